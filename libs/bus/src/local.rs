@@ -1,0 +1,108 @@
+//! The bus inside one process. It keeps nothing, and promises no more order than Kafka would.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use contract::frame::Frame;
+use contract::ids::{Bucket, EndpointKey};
+use contract::log::Record;
+use contract::route::RouteUpdate;
+use tokio::sync::mpsc::{self, error::TrySendError};
+
+use crate::{Bus, BusMessage, SUBSCRIBER_QUEUE_MAX};
+
+#[derive(Default)]
+pub struct LocalBus {
+    records: Mutex<Vec<mpsc::Sender<BusMessage>>>,
+    frames: Mutex<Vec<mpsc::Sender<Arc<Frame>>>>,
+    routes: Mutex<Routes>,
+    dropped: AtomicU64,
+}
+
+#[derive(Default)]
+struct Routes {
+    /// The newest update of each endpoint, as a compacted topic would keep it.
+    newest: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
+    subscribers: Vec<mpsc::Sender<Arc<RouteUpdate>>>,
+}
+
+impl LocalBus {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    fn send_all<T: Clone>(&self, subscribers: &mut Vec<mpsc::Sender<T>>, message: &T) {
+        subscribers.retain(|subscriber| match subscriber.try_send(message.clone()) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_)) => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+                true
+            }
+            Err(TrySendError::Closed(_)) => false,
+        });
+    }
+}
+
+/// A panic elsewhere cannot leave these lists half changed, so a poisoned lock is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Bus for LocalBus {
+    fn publish_records(&self, records: &[Arc<Record>]) {
+        let mut subscribers = lock(&self.records);
+        for record in records {
+            self.send_all(&mut subscribers, &BusMessage::Record(record.clone()));
+        }
+    }
+
+    fn subscribe_records(&self, _group: &str) -> mpsc::Receiver<BusMessage> {
+        let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE_MAX);
+        // A new channel has room for its first message.
+        let _ = sender.try_send(BusMessage::Assigned(Bucket::of_endpoints().collect()));
+        lock(&self.records).push(sender);
+        receiver
+    }
+
+    fn publish_frame(&self, frame: Arc<Frame>) {
+        self.send_all(&mut lock(&self.frames), &frame);
+    }
+
+    fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>> {
+        let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE_MAX);
+        lock(&self.frames).push(sender);
+        receiver
+    }
+
+    fn publish_route(&self, update: Arc<RouteUpdate>) {
+        let mut routes = lock(&self.routes);
+        let stale = routes
+            .newest
+            .get(&update.endpoint)
+            .is_some_and(|newest| newest.revision > update.revision);
+        if stale {
+            return;
+        }
+        routes
+            .newest
+            .insert(update.endpoint.clone(), update.clone());
+        self.send_all(&mut routes.subscribers, &update);
+    }
+
+    fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>> {
+        let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE_MAX);
+        let mut routes = lock(&self.routes);
+        for update in routes.newest.values() {
+            if sender.try_send(update.clone()).is_err() {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        routes.subscribers.push(sender);
+        receiver
+    }
+
+    fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}

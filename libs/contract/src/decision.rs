@@ -1,0 +1,173 @@
+//! A scaling decision with everything that led to it, so that it can be explained to a person and
+//! re-evaluated to the same bytes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{DeploymentRef, Uid};
+use crate::resources::{AutoscaleSpec, Direction};
+use crate::time::Timestamp;
+
+/// What became of a wish for another count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The count changes.
+    Applied,
+    /// Nothing asks for a change.
+    Steady,
+    HeldByCooldown,
+    HeldByStabilization,
+    /// Scale-in would make a scale-out rule fire at once.
+    HeldByProjection,
+    HeldByPause,
+    /// The wish was cut to the profile's minimum or maximum.
+    Clamped,
+    /// A metric has no (whole) data, and the policy for that holds the count.
+    Unknown,
+    /// A manual pin decides.
+    Pinned,
+    /// No Autoscale applies: the deployment's own count.
+    Fixed,
+    /// A policy in shadow mode; nothing is carried out.
+    Shadow,
+}
+
+/// One decision, the data of a `scaling.decided` event. `inputs` is all that the engine was given;
+/// the rest is what it made of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Decision {
+    pub engine: String,
+    pub engine_version: u32,
+    pub deployment: DeploymentRef,
+    pub deployment_uid: Uid,
+    pub at: Timestamp,
+    /// Instances that the previous decision granted.
+    pub from: u32,
+    pub wanted: u32,
+    pub granted: u32,
+    pub outcome: Outcome,
+    /// The profile in force, if an Autoscale applies.
+    pub profile: Option<String>,
+    /// The rule that decided, if one did.
+    pub decided_by: Option<String>,
+    pub rules: Vec<RuleResult>,
+    /// Counts before and after each stage of the evaluation, in order.
+    pub stages: Vec<Stage>,
+    pub inputs: DecisionInputs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    Triggered,
+    NotTriggered,
+    Unknown,
+    /// Not evaluated: a scale-in rule while a scale-out rule fired, or the direction is paused.
+    Suppressed,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleResult {
+    pub name: String,
+    pub verdict: Verdict,
+    /// The aggregate that was compared, in the metric's unit.
+    pub value: Option<f64>,
+    /// The count that the rule asks for.
+    pub wanted: Option<u32>,
+    pub direction: Option<Direction>,
+    /// In words: `12.4 > 4 (concurrency, average per instance over 30s)`.
+    pub because: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stage {
+    pub name: String,
+    pub before: u32,
+    pub after: u32,
+    pub detail: String,
+}
+
+/// Everything that `decide` is a function of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DecisionInputs {
+    /// Revision of the Autoscale document; 0 if none applies.
+    pub policy_revision: u64,
+    /// The document itself; none if none applies.
+    pub policy: Option<AutoscaleSpec>,
+    /// The deployment's own count, for where no Autoscale applies.
+    pub fixed_instances: u32,
+    pub pin: Option<Pin>,
+    pub pause: Pause,
+    pub instances: InstanceCounts,
+    /// Aggregates by signal key (see `domain::measure`); an absent one has no data.
+    pub signals: BTreeMap<String, Signal>,
+    pub carried: Carried,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pin {
+    pub instances: u32,
+    /// None: until released.
+    pub until: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pause {
+    pub scale_in: bool,
+    pub scale_out: bool,
+}
+
+/// Instances at the moment of the evaluation. Pending ones count as capacity, but serve nothing yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceCounts {
+    pub ready: u32,
+    pub pending: u32,
+}
+
+/// One aggregate over a window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Signal {
+    /// None: no data in the window.
+    pub value: Option<f64>,
+    /// Seconds of the window that had data.
+    pub seconds_covered: u32,
+    pub seconds_wanted: u32,
+    /// A source was missing in some second: good enough to scale out, not to scale in.
+    pub partial: bool,
+}
+
+/// State that one evaluation hands to the next.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Carried {
+    /// The count granted last; none before the first decision.
+    pub granted: Option<u32>,
+    /// Last change by each rule, or by `` (none) where no rule decided.
+    pub last_out: Option<LastChange>,
+    pub last_in: Option<LastChange>,
+    /// Wishes inside the longest stabilisation window, oldest first, equal neighbours merged.
+    pub wishes: Vec<Wish>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastChange {
+    pub at: Timestamp,
+    pub rule: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    pub from: Timestamp,
+    pub instances: u32,
+}

@@ -1,0 +1,20 @@
+//! The vocabulary of Penstock: what services say to each other and to people.
+//!
+//! Owns identifiers, time, resource documents, events with their versions and upcasters, frames of
+//! measurements, routes, decisions and problem reports. Invariant: nothing here does I/O, reads a
+//! clock or draws a random number; every type that is written down can be read back.
+
+pub mod decision;
+pub mod events;
+pub mod frame;
+pub mod histogram;
+pub mod ids;
+pub mod log;
+pub mod problem;
+pub mod resources;
+pub mod route;
+pub mod time;
+pub mod usage;
+
+pub use ids::{Bucket, BucketKey, DeploymentRef, EndpointKey, InstanceId, Name, Position, Uid};
+pub use time::{Span, Timestamp};

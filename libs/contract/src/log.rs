@@ -1,0 +1,198 @@
+//! The shape of the log: records as they are stored and published, and what is handed to an append.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::events::Event;
+use crate::ids::{Bucket, BucketKey, EndpointKey, InvalidName, Position};
+use crate::time::Timestamp;
+
+/// Largest event, as stored JSON. The store refuses larger ones.
+pub const EVENT_BYTES_MAX: usize = 256 * 1024;
+
+/// The services that write streams; the first part of a stream's name, one writer each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StreamKind {
+    /// `endpoint/WORKSPACE/NAME`, written by control: specs, traffic, keys, autoscale settings.
+    Endpoint,
+    /// `scaling/WORKSPACE/NAME`, written by the autoscaler: decisions.
+    Scaling,
+    /// `instances/WORKSPACE/NAME`, written by the actuator: which instances there should be.
+    Instances,
+    /// `node/WORKSPACE/NAME`, written by the node agents: what became of the instances.
+    Node,
+    /// `usage/WORKSPACE/NAME`, written by the meter.
+    Usage,
+    /// `access/WORKSPACE`, written by control: tokens.
+    Access,
+}
+
+impl StreamKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Endpoint => "endpoint",
+            Self::Scaling => "scaling",
+            Self::Instances => "instances",
+            Self::Node => "node",
+            Self::Usage => "usage",
+            Self::Access => "access",
+        }
+    }
+}
+
+/// The name of a stream: `kind/workspace/endpoint`, `node/workspace/endpoint/NODE` for what one
+/// node reports, or `access/workspace`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StreamName(String);
+
+impl StreamName {
+    pub fn of(kind: StreamKind, endpoint: &EndpointKey) -> Self {
+        Self(format!("{}/{endpoint}", kind.as_str()))
+    }
+
+    /// The stream in which one node answers for its instances of an endpoint.
+    pub fn of_node(endpoint: &EndpointKey, node: &str) -> Self {
+        Self(format!("node/{endpoint}/{node}"))
+    }
+
+    pub fn access() -> Self {
+        Self(format!("access/{}", crate::ids::DEFAULT_WORKSPACE))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What decides the bucket of this stream.
+    pub fn bucket_key(&self) -> BucketKey {
+        self.endpoint()
+            .map_or(BucketKey::Global, BucketKey::Endpoint)
+    }
+
+    /// The endpoint that the stream belongs to; `None` for global streams.
+    pub fn endpoint(&self) -> Option<EndpointKey> {
+        let mut parts = self.0.split('/').skip(1);
+        let workspace = parts.next()?;
+        let endpoint = parts.next()?;
+        format!("{workspace}/{endpoint}").parse().ok()
+    }
+}
+
+impl FromStr for StreamName {
+    type Err = InvalidName;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let shape_known = matches!(
+            (parts.first().copied(), parts.len()),
+            (Some("endpoint" | "scaling" | "instances" | "usage"), 3)
+                | (Some("node"), 4)
+                | (Some("access"), 2)
+        );
+        if shape_known {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidName(text.to_owned()))
+        }
+    }
+}
+
+impl fmt::Display for StreamName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Who caused an event: `token:NAME` for a person or program, `service:NAME` for Penstock itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Actor(pub String);
+
+impl Actor {
+    pub fn token(name: &str) -> Self {
+        Self(format!("token:{name}"))
+    }
+
+    pub fn service(name: &str) -> Self {
+        Self(format!("service:{name}"))
+    }
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An event that is to be appended. The id is time-ordered (UUIDv7) and made by the caller.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewEvent {
+    pub id: Uuid,
+    pub time: Timestamp,
+    pub actor: Actor,
+    pub event: Event,
+}
+
+/// An event as it stands in the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    pub position: Position,
+    /// The bucket's previous position; `Position::START` for the first.
+    pub prev: Position,
+    pub bucket: Bucket,
+    pub stream: StreamName,
+    /// 1 for a stream's first event.
+    pub version: u64,
+    pub id: Uuid,
+    pub time: Timestamp,
+    pub actor: Actor,
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+impl Record {
+    pub fn endpoint(&self) -> Option<EndpointKey> {
+        self.stream.endpoint()
+    }
+}
+
+/// A change to one row of a read model, made in the same commit as what caused it. Rows can be
+/// dropped and rebuilt from the log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowChange {
+    /// Which read model, such as `endpoints`.
+    pub model: &'static str,
+    pub key: String,
+    /// For filters; empty where the row belongs to none.
+    pub endpoint: String,
+    pub deployment: String,
+    /// Of the event that the row shows; lists are in descending order of it.
+    pub position: Position,
+    pub time: Timestamp,
+    /// JSON; `None` deletes the row.
+    pub doc: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_lies_in_the_bucket_of_its_endpoint() {
+        let endpoint = EndpointKey::new(&"iris".parse().unwrap());
+        let streams = [
+            StreamName::of(StreamKind::Endpoint, &endpoint),
+            StreamName::of(StreamKind::Scaling, &endpoint),
+            StreamName::of_node(&endpoint, "n1"),
+        ];
+        for stream in streams {
+            assert_eq!(stream.bucket_key().bucket(), endpoint.bucket(), "{stream}");
+            assert_eq!(stream.as_str().parse::<StreamName>().unwrap(), stream);
+        }
+        assert_eq!(StreamName::access().bucket_key(), BucketKey::Global);
+    }
+}

@@ -1,0 +1,37 @@
+//! What is wrong with something a person or a program sent: one finding per fault, each naming the
+//! field by JSON Pointer and saying what to do. Control turns these into RFC 9457 problem
+//! documents, the command line into `file:line:column` lines.
+
+use serde::{Deserialize, Serialize};
+
+/// One fault in a document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// JSON Pointer (RFC 6901) of the field; empty for the document as a whole.
+    pub pointer: String,
+    /// A sentence: what is wrong and what to do.
+    pub detail: String,
+}
+
+impl Finding {
+    pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self {
+            pointer: pointer.into(),
+            detail: detail.into(),
+        }
+    }
+}
+
+/// An RFC 9457 problem document, as the API sends it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub title: String,
+    pub status: u16,
+    pub detail: String,
+    /// Stable, for programs: `invalid-document`, `not-found`, `conflict`, …
+    pub code: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<Finding>,
+}

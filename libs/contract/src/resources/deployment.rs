@@ -1,0 +1,161 @@
+//! `kind: Deployment`.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::time::Span;
+
+/// Most instances that one deployment may have.
+pub const INSTANCES_MAX: u32 = 1000;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeploymentSpec {
+    pub backend: BackendKind,
+    /// A row of the price sheet.
+    pub instance_type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    #[serde(default)]
+    pub purchase: Purchase,
+    /// Program and arguments of an instance; `{port}` is replaced by the port it must listen on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, EnvValue>,
+    /// Parameters of the simulated backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub simulated: Option<SimulatedSpec>,
+    /// The fixed count where no Autoscale applies.
+    #[serde(default = "one")]
+    pub instances: u32,
+    #[serde(default)]
+    pub request_settings: RequestSettings,
+    #[serde(default = "ProbeSpec::readiness")]
+    pub readiness_probe: ProbeSpec,
+    #[serde(default = "ProbeSpec::liveness")]
+    pub liveness_probe: ProbeSpec,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendKind {
+    Process,
+    Simulated,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purchase {
+    #[default]
+    OnDemand,
+    Spot,
+    Reserved,
+    SavingsPlan,
+}
+
+/// A plain value, or a reference that is resolved where it is used and never stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum EnvValue {
+    Plain(String),
+    Secret(SecretRef),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SecretRef {
+    /// `env:NAME` or `file:PATH`.
+    pub secret_ref: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RequestSettings {
+    pub timeout: Span,
+    pub max_concurrent_requests_per_instance: u32,
+    pub max_queue_wait: Span,
+}
+
+impl Default for RequestSettings {
+    fn default() -> Self {
+        Self {
+            timeout: Span::from_secs(5),
+            max_concurrent_requests_per_instance: 1,
+            max_queue_wait: Span::from_millis(500),
+        }
+    }
+}
+
+/// How an instance is asked whether it can serve. An answer of 200 to 399 within `timeout` is a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ProbeSpec {
+    pub path: String,
+    pub initial_delay: Span,
+    pub period: Span,
+    pub timeout: Span,
+    pub success_threshold: u32,
+    pub failure_threshold: u32,
+}
+
+impl ProbeSpec {
+    pub fn readiness() -> Self {
+        Self {
+            path: "/".into(),
+            initial_delay: Span::ZERO,
+            period: Span::from_secs(1),
+            timeout: Span::from_secs(2),
+            success_threshold: 1,
+            failure_threshold: 30,
+        }
+    }
+
+    pub fn liveness() -> Self {
+        Self {
+            period: Span::from_secs(10),
+            ..Self::readiness()
+        }
+    }
+}
+
+impl Default for ProbeSpec {
+    fn default() -> Self {
+        Self::readiness()
+    }
+}
+
+/// How instances of the simulated backend behave. The same spec and seed always behave the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SimulatedSpec {
+    /// From start to ready.
+    pub start_delay: Span,
+    /// Of 10,000 starts, how many fail.
+    pub start_failures_per_10000: u32,
+    /// Mean time from ready to a crash; 0s: never.
+    pub mean_time_to_failure: Span,
+    /// Requests per second that one instance can serve.
+    pub capacity_per_second: u32,
+    pub seed: u64,
+}
+
+impl Default for SimulatedSpec {
+    fn default() -> Self {
+        Self {
+            start_delay: Span::from_secs(5),
+            start_failures_per_10000: 0,
+            mean_time_to_failure: Span::ZERO,
+            capacity_per_second: 10,
+            seed: 0,
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Resource documents, as people write them. Unknown fields are errors.
+
+mod autoscale;
+mod deployment;
+mod endpoint;
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use autoscale::*;
+pub use deployment::*;
+pub use endpoint::*;
+
+/// The only version of the documents so far.
+pub const API_VERSION: &str = "penstock/v1";
+
+/// Labels of a resource; at most 32, each key and value at most 63 bytes.
+pub type Labels = BTreeMap<String, String>;
+
+/// Where a resource stands on its way to what its document asks for.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+pub enum ProvisioningState {
+    Creating,
+    Updating,
+    Succeeded,
+    Failed,
+    Deleting,
+}

@@ -1,0 +1,199 @@
+//! An endpoint with its deployments, traffic, keys and autoscale settings: one aggregate, so that
+//! the split that sums to 100 has one owner. This file is the state, folded from the events of the
+//! stream `endpoint/…`; `commands` says which events a request leads to, or why it is refused.
+
+use std::collections::BTreeMap;
+
+use contract::decision::{Pause, Pin};
+use contract::events::{EndpointKeys, Event, KeySlot};
+use contract::ids::{Name, Position, Uid};
+use contract::log::Record;
+use contract::resources::{
+    AutoscaleSpec, DeploymentSpec, EndpointSpec, Labels, Percentages, ProvisioningState,
+};
+use contract::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// One incarnation of an endpoint. `None` instead of it: there is none by that name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    pub uid: Uid,
+    pub name: Name,
+    pub labels: Labels,
+    /// Without traffic and mirror.
+    pub spec: EndpointSpec,
+    pub traffic: Percentages,
+    pub mirror: Percentages,
+    pub keys: EndpointKeys,
+    pub state: ProvisioningState,
+    pub state_reason: String,
+    pub created_at: Timestamp,
+    /// Counts changes of the document (spec, labels, traffic, mirror); the ETag.
+    pub revision: u64,
+    pub deployments: BTreeMap<Name, Deployment>,
+    /// Position of the last event of the stream.
+    pub position: Position,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Deployment {
+    pub uid: Uid,
+    pub labels: Labels,
+    pub spec: DeploymentSpec,
+    /// Revision of what instances are made of; instances of an older one are replaced.
+    pub instance_revision: u64,
+    /// Counts changes of the document; the ETag.
+    pub revision: u64,
+    pub state: ProvisioningState,
+    pub state_reason: String,
+    pub created_at: Timestamp,
+    pub autoscale: Option<Autoscale>,
+    pub pin: Option<Pin>,
+    pub pause: Pause,
+    /// Position of the last event about this deployment.
+    pub position: Position,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Autoscale {
+    pub revision: u64,
+    pub labels: Labels,
+    pub spec: AutoscaleSpec,
+}
+
+impl Endpoint {
+    /// The state after one more event. Events of other streams leave it as it is.
+    pub fn apply(state: Option<Self>, record: &Record) -> Option<Self> {
+        match &record.event {
+            Event::EndpointCreated(created) => Some(Self {
+                uid: created.uid,
+                name: created.name.clone(),
+                labels: created.labels.clone(),
+                spec: created.spec.clone(),
+                traffic: Percentages::new(),
+                mirror: Percentages::new(),
+                keys: created.keys.clone(),
+                state: ProvisioningState::Creating,
+                state_reason: String::new(),
+                created_at: record.time,
+                revision: 1,
+                deployments: BTreeMap::new(),
+                position: record.position,
+            }),
+            Event::EndpointDeleted(_) => None,
+            _ => {
+                let mut endpoint = state?;
+                endpoint.apply_change(record);
+                Some(endpoint)
+            }
+        }
+    }
+
+    fn apply_change(&mut self, record: &Record) {
+        match &record.event {
+            Event::EndpointUpdated(updated) => {
+                self.labels.clone_from(&updated.labels);
+                self.spec = updated.spec.clone();
+                self.state = ProvisioningState::Updating;
+                self.revision += 1;
+            }
+            Event::TrafficSet(set) => {
+                self.traffic.clone_from(&set.traffic);
+                self.mirror.clone_from(&set.mirror);
+                self.revision += 1;
+            }
+            Event::KeyRegenerated(regenerated) => {
+                let key = regenerated.key.clone();
+                match regenerated.slot {
+                    KeySlot::Primary => self.keys.primary = key,
+                    KeySlot::Secondary => self.keys.secondary = key,
+                }
+            }
+            Event::EndpointStateChanged(changed) => {
+                self.state = changed.state;
+                self.state_reason.clone_from(&changed.reason);
+            }
+            Event::EndpointDeletionRequested(_) => self.state = ProvisioningState::Deleting,
+            Event::DeploymentCreated(created) => {
+                let deployment = Deployment {
+                    uid: created.uid,
+                    labels: created.labels.clone(),
+                    spec: created.spec.clone(),
+                    instance_revision: 1,
+                    revision: 1,
+                    state: ProvisioningState::Creating,
+                    state_reason: String::new(),
+                    created_at: record.time,
+                    autoscale: None,
+                    pin: None,
+                    pause: Pause::default(),
+                    position: record.position,
+                };
+                self.deployments
+                    .insert(created.deployment.clone(), deployment);
+            }
+            Event::DeploymentDeleted(of) => {
+                self.deployments.remove(&of.deployment);
+            }
+            event => {
+                let Some(deployment) =
+                    deployment_of(event).and_then(|name| self.deployments.get_mut(name))
+                else {
+                    return;
+                };
+                deployment.apply_change(event);
+                deployment.position = record.position;
+            }
+        }
+        self.position = record.position;
+    }
+}
+
+impl Deployment {
+    fn apply_change(&mut self, event: &Event) {
+        match event {
+            Event::DeploymentUpdated(updated) => {
+                self.labels.clone_from(&updated.labels);
+                self.spec = updated.spec.clone();
+                self.instance_revision = updated.revision;
+                self.state = ProvisioningState::Updating;
+                self.revision += 1;
+            }
+            Event::DeploymentStateChanged(changed) => {
+                self.state = changed.state;
+                self.state_reason.clone_from(&changed.reason);
+            }
+            Event::DeploymentDeletionRequested(_) => self.state = ProvisioningState::Deleting,
+            Event::AutoscaleSet(set) => {
+                self.autoscale = Some(Autoscale {
+                    revision: set.revision,
+                    labels: set.labels.clone(),
+                    spec: set.spec.clone(),
+                });
+            }
+            Event::AutoscaleRemoved(_) => self.autoscale = None,
+            Event::AutoscalePinned(pinned) => self.pin = Some(pinned.pin),
+            Event::AutoscaleReleased(_) => self.pin = None,
+            Event::AutoscalePauseSet(set) => self.pause = set.pause,
+            _ => {}
+        }
+    }
+}
+
+/// The deployment that an event of the endpoint's own stream is about, if it is about one.
+fn deployment_of(event: &Event) -> Option<&Name> {
+    Some(match event {
+        Event::DeploymentUpdated(event) => &event.deployment,
+        Event::DeploymentStateChanged(event) => &event.deployment,
+        Event::DeploymentDeletionRequested(event)
+        | Event::AutoscaleRemoved(event)
+        | Event::AutoscaleReleased(event) => &event.deployment,
+        Event::AutoscaleSet(event) => &event.deployment,
+        Event::AutoscalePinned(event) => &event.deployment,
+        Event::AutoscalePauseSet(event) => &event.deployment,
+        _ => return None,
+    })
+}

@@ -1,0 +1,7 @@
+//! The pure engines: what Penstock decides, as functions of events and time.
+//!
+//! Invariants: no clock, no randomness, no I/O, no async, no hash maps. The same functions run live,
+//! in replay, in simulation and in `explain`.
+
+pub mod endpoint;
+pub mod instances;

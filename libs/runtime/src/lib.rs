@@ -1,1 +1,11 @@
+//! The shell that every service runs in: clock, ids, metrics, health, telemetry, and the way from
+//! the log to a service.
 //!
+//! Invariant: this is the only place that reads the wall clock or draws random numbers; engines get
+//! time and ids as arguments.
+
+pub mod clock;
+pub mod health;
+pub mod ids;
+pub mod metrics;
+pub mod telemetry;

@@ -4,4 +4,5 @@
 //! in replay, in simulation and in `explain`.
 
 pub mod endpoint;
+pub mod fold;
 pub mod instances;

@@ -179,7 +179,11 @@ impl World {
         for _ in 0..200 {
             let orders = self.plan();
             ready.push(self.count(InstanceState::Ready));
-            let removing = self.instances.instances.values().any(|i| i.removal.is_some());
+            let removing = self
+                .instances
+                .instances
+                .values()
+                .any(|i| i.removal.is_some());
             if orders.is_empty() && !removing && self.count(InstanceState::Starting) == 0 {
                 return ready;
             }

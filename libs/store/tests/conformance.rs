@@ -1,6 +1,8 @@
 //! What every store must do, whatever database it stands on. Each part is written against
 //! [`Store`] alone; the macro at the end runs all of them on one database.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 

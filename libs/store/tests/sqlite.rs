@@ -1,6 +1,8 @@
 //! What is particular to a store on SQLite: formats, damage done behind its back, and a disk that
 //! refuses to write.
 
+#![allow(clippy::unwrap_used)]
+
 use contract::events::{Empty, Event};
 use contract::ids::{EndpointKey, Position};
 use contract::log::{Actor, NewEvent, Record, RowChange, StreamKind, StreamName};

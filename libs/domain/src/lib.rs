@@ -5,6 +5,7 @@
 
 pub mod documents;
 pub mod endpoint;
+pub mod fold;
 pub mod instances;
 pub mod routes;
 pub mod views;

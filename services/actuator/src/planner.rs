@@ -28,7 +28,11 @@ pub struct Planner {
 
 impl Planner {
     pub fn new(node: String, ids: Arc<dyn Ids>) -> Self {
-        Self { node, ids, drain_watch: DrainWatch::default() }
+        Self {
+            node,
+            ids,
+            drain_watch: DrainWatch::default(),
+        }
     }
 }
 

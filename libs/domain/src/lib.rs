@@ -3,5 +3,7 @@
 //! Invariants: no clock, no randomness, no I/O, no async, no hash maps. The same functions run live,
 //! in replay, in simulation and in `explain`.
 
+pub mod autoscale;
 pub mod endpoint;
 pub mod instances;
+pub mod measure;

@@ -3,6 +3,8 @@
 //! Invariants: no clock, no randomness, no I/O, no async, no hash maps. The same functions run live,
 //! in replay, in simulation and in `explain`.
 
+pub mod autoscale;
 pub mod endpoint;
 pub mod fold;
 pub mod instances;
+pub mod measure;

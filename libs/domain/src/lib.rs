@@ -4,7 +4,10 @@
 //! in replay, in simulation and in `explain`.
 
 pub mod autoscale;
+pub mod documents;
 pub mod endpoint;
 pub mod fold;
 pub mod instances;
 pub mod measure;
+pub mod routes;
+pub mod views;

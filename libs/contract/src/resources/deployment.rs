@@ -1,9 +1,12 @@
 //! `kind: Deployment`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::time::Span;
 
@@ -63,11 +66,40 @@ pub enum Purchase {
 }
 
 /// A plain value, or a reference that is resolved where it is used and never stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum EnvValue {
     Plain(String),
     Secret(SecretRef),
+}
+
+/// Written out, because the derived reader of untagged enums cannot say what is wrong.
+impl<'de> Deserialize<'de> for EnvValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(EnvVisitor)
+    }
+}
+
+struct EnvVisitor;
+
+impl<'de> Visitor<'de> for EnvVisitor {
+    type Value = EnvValue;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("text in quotes, or a mapping with secretRef")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<EnvValue, E> {
+        Ok(EnvValue::Plain(text.to_owned()))
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<EnvValue, E> {
+        Ok(EnvValue::Plain(text))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<EnvValue, A::Error> {
+        SecretRef::deserialize(MapAccessDeserializer::new(map)).map(EnvValue::Secret)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

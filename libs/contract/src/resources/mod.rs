@@ -1,8 +1,14 @@
 //! Resource documents, as people write them. Unknown fields are errors.
 
 mod autoscale;
+pub mod check;
 mod deployment;
+mod document;
 mod endpoint;
+mod sentence;
+mod syntax;
+mod template;
+mod view;
 
 use std::collections::BTreeMap;
 
@@ -11,7 +17,11 @@ use serde::{Deserialize, Serialize};
 
 pub use autoscale::*;
 pub use deployment::*;
+pub use document::*;
 pub use endpoint::*;
+pub use syntax::{Place, SyntaxError, TEXT_BYTES_MAX, Tree};
+pub use template::{Unresolved, substitute};
+pub use view::*;
 
 /// The only version of the documents so far.
 pub const API_VERSION: &str = "penstock/v1";

@@ -1,0 +1,382 @@
+//! Limits and rules that a document must keep by itself. Every fault is reported, not only the
+//! first; each says what to do.
+
+use super::syntax::escape;
+use super::{
+    AutoscaleSpec, BackendKind, DeploymentSpec, EndpointSpec, EnvValue, INSTANCES_MAX, Labels,
+    Percentages, ProbeSpec, RequestSettings, Resource, SimulatedSpec,
+};
+use crate::problem::Finding;
+use crate::time::Span;
+
+pub const LABELS_MAX: usize = 32;
+pub const LABEL_BYTES_MAX: usize = 63;
+pub const COMMAND_ARGUMENTS_MAX: usize = 256;
+pub const ARGUMENT_BYTES_MAX: usize = 4096;
+pub const ENV_MAX: usize = 256;
+pub const ENV_VALUE_BYTES_MAX: usize = 16 * 1024;
+/// A spec is copied into events about each of its instances, and those have a limit of 256 KiB.
+pub const SPEC_BYTES_MAX: usize = 64 * 1024;
+/// Azure allows 180 s; large language models take longer.
+pub const TIMEOUT_MAX: Span = Span::from_secs(3600);
+pub const QUEUE_WAIT_MAX: Span = Span::from_secs(300);
+pub const CONCURRENT_REQUESTS_MAX: u32 = 10_000;
+pub const PROBE_PERIOD_MIN: Span = Span::from_millis(100);
+pub const PROBE_SPAN_MAX: Span = Span::from_secs(3600);
+pub const PROBE_THRESHOLD_MAX: u32 = 10_000;
+pub const PROBE_PATH_BYTES_MAX: usize = 1024;
+pub const REQUEST_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+pub const INSTANCE_TYPE_BYTES_MAX: usize = 64;
+pub const PROFILES_MAX: usize = 50;
+pub const RULES_MAX: usize = 50;
+/// Environment that Penstock itself gives to instances; adoption rests on it.
+pub const RESERVED_ENV_PREFIX: &str = "PENSTOCK_";
+
+/// Everything wrong with a resource, but for what only the engine can tell.
+pub fn resource(resource: &Resource) -> Vec<Finding> {
+    let mut check = Check::default();
+    match resource {
+        Resource::Endpoint(endpoint) => {
+            check.labels(&endpoint.metadata.labels);
+            check.endpoint(&endpoint.spec);
+            check.size(&endpoint.spec);
+        }
+        Resource::Deployment(deployment) => {
+            check.labels(&deployment.metadata.labels);
+            check.deployment(&deployment.spec);
+            check.size(&deployment.spec);
+        }
+        Resource::Autoscale(autoscale) => {
+            check.labels(&autoscale.metadata.labels);
+            check.autoscale(&autoscale.spec);
+            check.size(&autoscale.spec);
+        }
+    }
+    check.findings
+}
+
+/// Shares of live traffic: each at most 100, together 0 or 100.
+pub fn traffic(shares: &Percentages, base: &str) -> Vec<Finding> {
+    let mut check = Check::default();
+    check.shares(shares, base);
+    let sum: u32 = shares.values().map(|share| u32::from(*share)).sum();
+    if sum != 0 && sum != 100 && check.findings.is_empty() {
+        let detail =
+            format!("the shares sum to {sum}; make them sum to 100, or to 0 for no traffic");
+        check.fault(base, detail);
+    }
+    check.findings
+}
+
+/// Shares of copied traffic: each at most 100.
+pub fn mirror(shares: &Percentages, base: &str) -> Vec<Finding> {
+    let mut check = Check::default();
+    check.shares(shares, base);
+    check.findings
+}
+
+/// A manual count.
+pub fn instances(count: u32, pointer: &str) -> Vec<Finding> {
+    let mut check = Check::default();
+    check.instances(count, pointer);
+    check.findings
+}
+
+#[derive(Default)]
+struct Check {
+    findings: Vec<Finding>,
+}
+
+impl Check {
+    fn fault(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
+        self.findings.push(Finding::new(pointer, detail));
+    }
+
+    fn require(&mut self, holds: bool, pointer: &str, detail: impl FnOnce() -> String) {
+        if !holds {
+            self.fault(pointer, detail());
+        }
+    }
+
+    fn size(&mut self, spec: &impl serde::Serialize) {
+        let bytes = serde_json::to_string(spec).map_or(0, |text| text.len());
+        self.require(bytes <= SPEC_BYTES_MAX, "/spec", || {
+            format!("the spec has {bytes} bytes, and at most {SPEC_BYTES_MAX} are kept; move long texts into files that the command reads")
+        });
+    }
+
+    fn labels(&mut self, labels: &Labels) {
+        self.require(labels.len() <= LABELS_MAX, "/metadata/labels", || {
+            format!(
+                "there are {} labels; keep at most {LABELS_MAX}",
+                labels.len()
+            )
+        });
+        for (key, value) in labels {
+            let pointer = format!("/metadata/labels/{}", escape(key));
+            let key_fits = !key.is_empty() && key.len() <= LABEL_BYTES_MAX;
+            self.require(key_fits, &pointer, || {
+                format!("a label's key has 1 to {LABEL_BYTES_MAX} bytes; shorten it")
+            });
+            self.require(value.len() <= LABEL_BYTES_MAX, &pointer, || {
+                format!("a label's value has at most {LABEL_BYTES_MAX} bytes; shorten it")
+            });
+            let printable = !key.chars().chain(value.chars()).any(char::is_control);
+            self.require(printable, &pointer, || {
+                "a label holds no control characters; remove them".into()
+            });
+        }
+    }
+
+    fn endpoint(&mut self, spec: &EndpointSpec) {
+        if let Some(shares) = &spec.traffic {
+            self.findings.extend(traffic(shares, "/spec/traffic"));
+        }
+        if let Some(shares) = &spec.mirror {
+            self.findings.extend(mirror(shares, "/spec/mirror"));
+        }
+        let bytes = spec.limits.request_bytes_max;
+        self.require(
+            (1..=REQUEST_BYTES_MAX).contains(&bytes),
+            "/spec/limits/requestBytesMax",
+            || format!("{bytes} is out of range; use 1 to {REQUEST_BYTES_MAX} bytes"),
+        );
+    }
+
+    fn shares(&mut self, shares: &Percentages, base: &str) {
+        for (name, share) in shares {
+            self.require(*share <= 100, &format!("{base}/{name}"), || {
+                format!("{share} percent is more than the whole; use 0 to 100")
+            });
+        }
+    }
+
+    fn instances(&mut self, count: u32, pointer: &str) {
+        self.require(count <= INSTANCES_MAX, pointer, || {
+            format!(
+                "{count} instances are more than a deployment may have; use 0 to {INSTANCES_MAX}"
+            )
+        });
+    }
+
+    fn deployment(&mut self, spec: &DeploymentSpec) {
+        self.word(&spec.instance_type, "/spec/instanceType");
+        if let Some(region) = &spec.region {
+            self.word(region, "/spec/region");
+        }
+        self.instances(spec.instances, "/spec/instances");
+        match spec.backend {
+            BackendKind::Process => self.process(spec),
+            BackendKind::Simulated => self.simulated(spec),
+        }
+        self.env(spec);
+        self.request_settings(&spec.request_settings);
+        self.probe(&spec.readiness_probe, "/spec/readinessProbe");
+        self.probe(&spec.liveness_probe, "/spec/livenessProbe");
+    }
+
+    /// The syntax of names in price sheets.
+    fn word(&mut self, text: &str, pointer: &str) {
+        let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+        let bytes = text.as_bytes();
+        let inner = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        let valid = bytes.len() <= INSTANCE_TYPE_BYTES_MAX
+            && edge(bytes.first())
+            && edge(bytes.last())
+            && bytes.iter().all(inner);
+        self.require(valid, pointer, || {
+            format!("`{text}` is not valid here; use 1 to {INSTANCE_TYPE_BYTES_MAX} letters, digits, dots, dashes and underscores, with a letter or digit at both ends")
+        });
+    }
+
+    fn process(&mut self, spec: &DeploymentSpec) {
+        if spec.simulated.is_some() {
+            let detail = "`simulated` belongs to the simulated backend; remove it, or set `backend: simulated`";
+            self.fault("/spec/simulated", detail);
+        }
+        if spec.command.is_empty() {
+            let detail = "the process backend needs a command; write a list such as [\"./scorer\", \"--port\", \"{port}\"]";
+            self.fault("/spec/command", detail);
+            return;
+        }
+        let arguments = spec.command.len();
+        self.require(arguments <= COMMAND_ARGUMENTS_MAX, "/spec/command", || {
+            format!("{arguments} arguments are too many; keep at most {COMMAND_ARGUMENTS_MAX}")
+        });
+        self.require(!spec.command[0].is_empty(), "/spec/command/0", || {
+            "the program is empty text; name the program to run".into()
+        });
+        for (index, argument) in spec.command.iter().enumerate() {
+            let pointer = format!("/spec/command/{index}");
+            self.require(argument.len() <= ARGUMENT_BYTES_MAX, &pointer, || {
+                format!(
+                    "an argument has at most {ARGUMENT_BYTES_MAX} bytes; put long texts into a file"
+                )
+            });
+            self.require(!argument.contains('\0'), &pointer, || {
+                "an argument holds no NUL character; remove it".into()
+            });
+        }
+        self.require(takes_port(spec), "/spec/command", || {
+            "the instance is not told its port; put {port} into an argument or into a value under env".into()
+        });
+    }
+
+    fn simulated(&mut self, spec: &DeploymentSpec) {
+        if !spec.command.is_empty() {
+            let detail =
+                "the simulated backend runs no command; remove it, or set `backend: process`";
+            self.fault("/spec/command", detail);
+        }
+        let SimulatedSpec {
+            start_delay,
+            start_failures_per_10000,
+            capacity_per_second,
+            ..
+        } = spec.simulated.clone().unwrap_or_default();
+        self.at_most(start_delay, PROBE_SPAN_MAX, "/spec/simulated/startDelay");
+        self.require(
+            start_failures_per_10000 <= 10_000,
+            "/spec/simulated/startFailuresPer10000",
+            || format!("{start_failures_per_10000} of 10,000 starts cannot fail; use 0 to 10000"),
+        );
+        self.require(
+            capacity_per_second >= 1,
+            "/spec/simulated/capacityPerSecond",
+            || "an instance that serves nothing cannot be simulated; use 1 or more".into(),
+        );
+    }
+
+    fn env(&mut self, spec: &DeploymentSpec) {
+        let count = spec.env.len();
+        self.require(count <= ENV_MAX, "/spec/env", || {
+            format!("{count} variables are too many; keep at most {ENV_MAX}")
+        });
+        for (name, value) in &spec.env {
+            let pointer = format!("/spec/env/{}", escape(name));
+            self.require(is_variable(name), &pointer, || {
+                format!("`{name}` is not a name of a variable; use letters, digits and underscores, not starting with a digit")
+            });
+            self.require(!name.starts_with(RESERVED_ENV_PREFIX), &pointer, || {
+                format!("names that start with {RESERVED_ENV_PREFIX} are Penstock's own; use another name")
+            });
+            match value {
+                EnvValue::Plain(text) => {
+                    let fits = text.len() <= ENV_VALUE_BYTES_MAX && !text.contains('\0');
+                    self.require(fits, &pointer, || {
+                        format!("a value has at most {ENV_VALUE_BYTES_MAX} bytes and no NUL character; put long texts into a file")
+                    });
+                }
+                EnvValue::Secret(secret) => self.secret(&secret.secret_ref, &pointer),
+            }
+        }
+    }
+
+    fn secret(&mut self, reference: &str, pointer: &str) {
+        let valid = match reference.split_once(':') {
+            Some(("env", name)) => is_variable(name),
+            Some(("file", path)) => {
+                path.starts_with('/') && !path.contains('\0') && path.len() <= ARGUMENT_BYTES_MAX
+            }
+            _ => false,
+        };
+        self.require(valid, &format!("{pointer}/secretRef"), || {
+            // The text may be the secret itself, put here by mistake: it is not repeated.
+            "this is not a reference to a secret; write env:NAME or file:/ABSOLUTE/PATH".into()
+        });
+    }
+
+    fn request_settings(&mut self, settings: &RequestSettings) {
+        let base = "/spec/requestSettings";
+        let timeout = format!("{base}/timeout");
+        self.require(settings.timeout > Span::ZERO, &timeout, || {
+            "a request needs time; use 1ms or more".into()
+        });
+        self.at_most(settings.timeout, TIMEOUT_MAX, &timeout);
+        self.at_most(
+            settings.max_queue_wait,
+            QUEUE_WAIT_MAX,
+            &format!("{base}/maxQueueWait"),
+        );
+        let concurrent = settings.max_concurrent_requests_per_instance;
+        self.require(
+            (1..=CONCURRENT_REQUESTS_MAX).contains(&concurrent),
+            &format!("{base}/maxConcurrentRequestsPerInstance"),
+            || format!("{concurrent} is out of range; use 1 to {CONCURRENT_REQUESTS_MAX}"),
+        );
+    }
+
+    fn probe(&mut self, probe: &ProbeSpec, base: &str) {
+        let path = &probe.path;
+        let visible = |b: u8| b.is_ascii_graphic() && b != b'#';
+        let valid = path.starts_with('/')
+            && path.len() <= PROBE_PATH_BYTES_MAX
+            && path.bytes().all(visible);
+        self.require(valid, &format!("{base}/path"), || {
+            format!("`{path}` is not a path; start it with `/` and use no spaces, such as /healthz")
+        });
+        let period = format!("{base}/period");
+        self.require(probe.period >= PROBE_PERIOD_MIN, &period, || {
+            format!("a probe runs at most every {PROBE_PERIOD_MIN}; use a longer period")
+        });
+        self.at_most(probe.period, PROBE_SPAN_MAX, &period);
+        let timeout = format!("{base}/timeout");
+        self.require(probe.timeout > Span::ZERO, &timeout, || {
+            "a probe needs time to be answered; use 1ms or more".into()
+        });
+        self.at_most(probe.timeout, PROBE_SPAN_MAX, &timeout);
+        self.at_most(
+            probe.initial_delay,
+            PROBE_SPAN_MAX,
+            &format!("{base}/initialDelay"),
+        );
+        for (threshold, field) in [
+            (probe.success_threshold, "successThreshold"),
+            (probe.failure_threshold, "failureThreshold"),
+        ] {
+            let valid = (1..=PROBE_THRESHOLD_MAX).contains(&threshold);
+            self.require(valid, &format!("{base}/{field}"), || {
+                format!("{threshold} is out of range; use 1 to {PROBE_THRESHOLD_MAX}")
+            });
+        }
+    }
+
+    fn at_most(&mut self, span: Span, limit: Span, pointer: &str) {
+        self.require(span <= limit, pointer, || {
+            format!("{span} is too long; use at most {limit}")
+        });
+    }
+
+    /// Sizes only: what rules and schedules mean is the engine's to say.
+    fn autoscale(&mut self, spec: &AutoscaleSpec) {
+        let profiles = spec.profiles.len();
+        self.require((1..=PROFILES_MAX).contains(&profiles), "/spec/profiles", || {
+            format!("there are {profiles} profiles; write 1 to {PROFILES_MAX}, one of them without a schedule")
+        });
+        for (index, profile) in spec.profiles.iter().enumerate() {
+            let rules = profile.rules.as_ref().map_or(0, Vec::len);
+            self.require(
+                rules <= RULES_MAX,
+                &format!("/spec/profiles/{index}/rules"),
+                || format!("there are {rules} rules; keep at most {RULES_MAX}"),
+            );
+        }
+    }
+}
+
+fn is_variable(name: &str) -> bool {
+    let first = name.bytes().next();
+    first.is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+        && name.len() <= 128
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// Whether the command or its environment says on which port to listen.
+fn takes_port(spec: &DeploymentSpec) -> bool {
+    let in_env =
+        |value: &EnvValue| matches!(value, EnvValue::Plain(text) if text.contains("{port}"));
+    spec.command
+        .iter()
+        .any(|argument| argument.contains("{port}"))
+        || spec.env.values().any(in_env)
+}

@@ -1,0 +1,498 @@
+//! From text to trees: YAML or JSON, several documents in a file, every value with its place.
+//!
+//! Invariant: whatever the text is, reading it ends, within the limits below: no duplicate key, no
+//! cycle and no expansion past [`NODES_MAX`] gets through.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use saphyr::Scalar;
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, StrInput, Tag};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+/// Largest text that is read: far past any real file of documents, small enough to hold whole.
+pub const TEXT_BYTES_MAX: usize = 1024 * 1024;
+/// Deepest nesting. Our documents reach ten levels; the limit keeps recursion over trees safe.
+pub const DEPTH_MAX: usize = 32;
+/// Most values in a text, aliases counted as what they stand for, so that a few lines of YAML cannot
+/// grow without bound.
+pub const NODES_MAX: usize = 100_000;
+/// Most documents in a text.
+pub const DOCUMENTS_MAX: usize = 1000;
+
+/// A place in a text; both count from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub line: usize,
+    pub column: usize,
+}
+
+impl Place {
+    pub const START: Self = Self { line: 1, column: 1 };
+
+    fn of(marker: Marker) -> Self {
+        Self {
+            line: marker.line().max(1),
+            column: marker.col() + 1,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+/// One document as a tree, with the place of each value by its JSON Pointer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tree {
+    pub value: Value,
+    pub places: BTreeMap<String, Place>,
+}
+
+impl Tree {
+    /// The place of a value, or of the nearest thing around it.
+    pub fn place(&self, pointer: &str) -> Place {
+        let mut pointer = pointer;
+        loop {
+            if let Some(place) = self.places.get(pointer) {
+                return *place;
+            }
+            match pointer.rfind('/') {
+                Some(end) => pointer = &pointer[..end],
+                None => return Place::START,
+            }
+        }
+    }
+}
+
+/// The text is not YAML or JSON, or goes past a limit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {detail}")]
+pub struct SyntaxError {
+    pub place: Place,
+    pub pointer: String,
+    pub detail: String,
+}
+
+impl SyntaxError {
+    fn new(place: Place, pointer: &str, detail: impl Into<String>) -> Self {
+        Self {
+            place,
+            pointer: pointer.to_owned(),
+            detail: detail.into(),
+        }
+    }
+}
+
+/// Reads all documents of a text. Empty documents are left out.
+pub fn trees(text: &str) -> Result<Vec<Tree>, SyntaxError> {
+    if text.len() > TEXT_BYTES_MAX {
+        let detail = format!(
+            "the text has {} bytes, and at most {TEXT_BYTES_MAX} are read; split it into several files",
+            text.len()
+        );
+        return Err(SyntaxError::new(Place::START, "", detail));
+    }
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if let Some(tree) = json_tree(text)? {
+        return Ok(vec![tree]);
+    }
+    YamlReader::new(text).read()
+}
+
+/// A text that is one JSON object is read as JSON, whose strings YAML does not read alike (surrogate
+/// pairs, tabs). Anything else is left to the YAML reader, which knows JSON's syntax as well.
+fn json_tree(text: &str) -> Result<Option<Tree>, SyntaxError> {
+    if !text.trim_start().starts_with('{') {
+        return Ok(None);
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let read = JsonValue { depth: 0 }.deserialize(&mut deserializer);
+    match read.and_then(|value| deserializer.end().map(|()| value)) {
+        Ok(value) => {
+            let places = YamlReader::new(text).read().ok();
+            let places = places.and_then(|trees| trees.into_iter().next());
+            let places = places.map(|tree| tree.places).unwrap_or_default();
+            Ok(Some(Tree { value, places }))
+        }
+        Err(error) if error.is_data() => {
+            let place = Place {
+                line: error.line().max(1),
+                column: error.column().max(1),
+            };
+            let detail = error.to_string();
+            let detail = detail.split(" at line ").next().unwrap_or(&detail);
+            Err(SyntaxError::new(place, "", detail))
+        }
+        // It may be YAML in flow style, such as `{a: 1}`.
+        Err(_) => Ok(None),
+    }
+}
+
+struct JsonValue {
+    depth: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for JsonValue {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        if self.depth > DEPTH_MAX {
+            return Err(serde::de::Error::custom(too_deep()));
+        }
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for JsonValue {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+    }
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        let depth = self.depth + 1;
+        while let Some(item) = seq.next_element_seed(JsonValue { depth })? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut fields = Map::new();
+        let depth = self.depth + 1;
+        while let Some(key) = map.next_key::<String>()? {
+            let value = map.next_value_seed(JsonValue { depth })?;
+            if fields.contains_key(&key) {
+                return Err(serde::de::Error::custom(duplicate(&key)));
+            }
+            fields.insert(key, value);
+        }
+        Ok(Value::Object(fields))
+    }
+}
+
+fn duplicate(key: &str) -> String {
+    format!("`{key}` is given twice; keep one of the two")
+}
+
+fn too_deep() -> String {
+    format!(
+        "values are nested more than {DEPTH_MAX} levels deep, which no resource is; flatten the document"
+    )
+}
+
+/// A value that is still being read.
+enum Open {
+    List {
+        items: Vec<Value>,
+    },
+    Map {
+        fields: Map<String, Value>,
+        /// Read, and waiting for its value.
+        key: Option<String>,
+    },
+}
+
+struct Frame {
+    open: Open,
+    anchor: usize,
+}
+
+struct YamlReader<'a> {
+    parser: Parser<'a, StrInput<'a>>,
+    trees: Vec<Tree>,
+    stack: Vec<Frame>,
+    pointer: String,
+    places: BTreeMap<String, Place>,
+    root: Option<Value>,
+    anchors: BTreeMap<usize, Value>,
+    nodes: usize,
+}
+
+impl<'a> YamlReader<'a> {
+    fn new(text: &'a str) -> Self {
+        Self {
+            parser: Parser::new_from_str(text),
+            trees: Vec::new(),
+            stack: Vec::new(),
+            pointer: String::new(),
+            places: BTreeMap::new(),
+            root: None,
+            anchors: BTreeMap::new(),
+            nodes: 0,
+        }
+    }
+
+    fn read(mut self) -> Result<Vec<Tree>, SyntaxError> {
+        while let Some(event) = self.parser.next_event() {
+            let (event, span) = event.map_err(|error| {
+                let detail = format!(
+                    "this is not valid YAML: {}; check the indentation and the quotes here",
+                    error.info()
+                );
+                SyntaxError::new(Place::of(*error.marker()), &self.pointer, detail)
+            })?;
+            self.take(event, Place::of(span.start))?;
+        }
+        Ok(self.trees)
+    }
+
+    fn take(&mut self, event: Event<'a>, place: Place) -> Result<(), SyntaxError> {
+        match event {
+            Event::Nothing | Event::StreamStart | Event::StreamEnd => Ok(()),
+            Event::DocumentStart(_) => {
+                self.anchors.clear();
+                self.places.insert(String::new(), place);
+                Ok(())
+            }
+            Event::DocumentEnd => self.close_document(place),
+            Event::Scalar(text, style, anchor, tag) => self.scalar(text, style, anchor, tag, place),
+            Event::Alias(anchor) => self.alias(anchor, place),
+            Event::SequenceStart(anchor, tag) => {
+                self.plain_collection(tag, place)?;
+                self.open(Open::List { items: Vec::new() }, anchor, place)
+            }
+            Event::MappingStart(anchor, tag) => {
+                self.plain_collection(tag, place)?;
+                let fields = Map::new();
+                self.open(Open::Map { fields, key: None }, anchor, place)
+            }
+            Event::SequenceEnd | Event::MappingEnd => self.close(place),
+        }
+    }
+
+    fn fail(&self, place: Place, detail: impl Into<String>) -> SyntaxError {
+        SyntaxError::new(place, &self.pointer, detail)
+    }
+
+    fn close_document(&mut self, place: Place) -> Result<(), SyntaxError> {
+        let places = std::mem::take(&mut self.places);
+        self.pointer.clear();
+        let value = self.root.take().unwrap_or(Value::Null);
+        if value.is_null() {
+            return Ok(());
+        }
+        if self.trees.len() == DOCUMENTS_MAX {
+            let detail = format!("more than {DOCUMENTS_MAX} documents; split the text");
+            return Err(self.fail(place, detail));
+        }
+        self.trees.push(Tree { value, places });
+        Ok(())
+    }
+
+    fn plain_collection(&self, tag: Option<Cow<'_, Tag>>, place: Place) -> Result<(), SyntaxError> {
+        match tag {
+            Some(tag) if !tag.is_yaml_core_schema() => Err(self.fail(place, unknown_tag(&tag))),
+            _ => Ok(()),
+        }
+    }
+
+    fn scalar(
+        &mut self,
+        text: Cow<'a, str>,
+        style: ScalarStyle,
+        anchor: usize,
+        tag: Option<Cow<'a, Tag>>,
+        place: Place,
+    ) -> Result<(), SyntaxError> {
+        if self.takes_key() {
+            return self.key(text.into_owned(), place);
+        }
+        if let Some(tag) = tag.as_deref().filter(|tag| !tag.is_yaml_core_schema()) {
+            return Err(self.fail(place, unknown_tag(tag)));
+        }
+        self.begin(place)?;
+        let value = match Scalar::parse_from_cow_and_metadata(text.clone(), style, tag.as_ref()) {
+            Some(Scalar::Null) => Value::Null,
+            Some(Scalar::Boolean(value)) => Value::Bool(value),
+            Some(Scalar::Integer(value)) => Value::Number(value.into()),
+            Some(Scalar::FloatingPoint(value)) => match text.parse::<u64>() {
+                Ok(whole) => Value::Number(whole.into()),
+                Err(_) => Number::from_f64(value.into_inner())
+                    .map(Value::Number)
+                    .ok_or_else(|| {
+                        self.fail(place, format!("`{text}` is not a number that can be used"))
+                    })?,
+            },
+            Some(Scalar::String(value)) => Value::String(value.into_owned()),
+            None => {
+                let detail = format!("`{text}` does not fit its tag; remove the tag");
+                return Err(self.fail(place, detail));
+            }
+        };
+        self.finish(value, anchor);
+        Ok(())
+    }
+
+    fn takes_key(&self) -> bool {
+        matches!(
+            self.stack.last().map(|frame| &frame.open),
+            Some(Open::Map { key: None, .. })
+        )
+    }
+
+    fn key(&mut self, name: String, place: Place) -> Result<(), SyntaxError> {
+        let pointer = format!("{}/{}", self.pointer, escape(&name));
+        let Some(Frame {
+            open: Open::Map { fields, key },
+            ..
+        }) = self.stack.last_mut()
+        else {
+            return Ok(());
+        };
+        if fields.contains_key(&name) {
+            return Err(SyntaxError::new(place, &pointer, duplicate(&name)));
+        }
+        *key = Some(name);
+        self.places.insert(pointer, place);
+        Ok(())
+    }
+
+    /// Counts a value and moves the pointer to it.
+    fn begin(&mut self, place: Place) -> Result<(), SyntaxError> {
+        self.count(1, place)?;
+        let step = match self.stack.last().map(|frame| &frame.open) {
+            None => return Ok(()),
+            Some(Open::List { items }) => items.len().to_string(),
+            Some(Open::Map { key: Some(key), .. }) => escape(key),
+            Some(Open::Map { key: None, .. }) => {
+                return Err(self.fail(place, "a key must be plain text here"));
+            }
+        };
+        self.pointer.push('/');
+        self.pointer.push_str(&step);
+        self.places.entry(self.pointer.clone()).or_insert(place);
+        Ok(())
+    }
+
+    fn count(&mut self, nodes: usize, place: Place) -> Result<(), SyntaxError> {
+        self.nodes += nodes;
+        if self.nodes > NODES_MAX {
+            let detail = format!(
+                "the text holds more than {NODES_MAX} values (aliases counted as what they stand for); split it, or write less by alias"
+            );
+            return Err(self.fail(place, detail));
+        }
+        Ok(())
+    }
+
+    /// Hands a whole value to what holds it, and moves the pointer back.
+    fn finish(&mut self, value: Value, anchor: usize) {
+        if anchor > 0 {
+            self.anchors.insert(anchor, value.clone());
+        }
+        match self.stack.last_mut().map(|frame| &mut frame.open) {
+            None => self.root = Some(value),
+            Some(Open::List { items }) => {
+                items.push(value);
+                self.shorten_pointer();
+            }
+            Some(Open::Map { fields, key }) => {
+                if let Some(key) = key.take() {
+                    fields.insert(key, value);
+                }
+                self.shorten_pointer();
+            }
+        }
+    }
+
+    fn shorten_pointer(&mut self) {
+        let end = self.pointer.rfind('/').unwrap_or(0);
+        self.pointer.truncate(end);
+    }
+
+    fn open(&mut self, open: Open, anchor: usize, place: Place) -> Result<(), SyntaxError> {
+        if self.takes_key() {
+            return Err(self.fail(place, "a list or mapping cannot be a key; use plain text"));
+        }
+        self.begin(place)?;
+        if self.stack.len() >= DEPTH_MAX {
+            return Err(self.fail(place, too_deep()));
+        }
+        self.stack.push(Frame { open, anchor });
+        Ok(())
+    }
+
+    fn close(&mut self, place: Place) -> Result<(), SyntaxError> {
+        let Some(frame) = self.stack.pop() else {
+            return Err(self.fail(place, "something is closed here that was never opened"));
+        };
+        let value = match frame.open {
+            Open::List { items } => Value::Array(items),
+            Open::Map { fields, .. } => Value::Object(fields),
+        };
+        self.finish(value, frame.anchor);
+        Ok(())
+    }
+
+    fn alias(&mut self, anchor: usize, place: Place) -> Result<(), SyntaxError> {
+        if self.takes_key() {
+            return Err(self.fail(place, "an alias cannot be a key; write the key out"));
+        }
+        // An anchor is known once its value is whole, so an alias inside its own anchor is not.
+        let Some(value) = self.anchors.get(&anchor).cloned() else {
+            let detail = "this alias stands inside what it refers to; write the value out";
+            return Err(self.fail(place, detail));
+        };
+        self.begin(place)?;
+        self.count(nodes_of(&value), place)?;
+        if self.stack.len() + depth_of(&value) > DEPTH_MAX {
+            return Err(self.fail(place, too_deep()));
+        }
+        self.finish(value, 0);
+        Ok(())
+    }
+}
+
+fn unknown_tag(tag: &Tag) -> String {
+    format!(
+        "the tag `{}{}` has no meaning here; remove it",
+        tag.handle, tag.suffix
+    )
+}
+
+fn nodes_of(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(nodes_of).sum::<usize>(),
+        Value::Object(fields) => 1 + fields.values().map(nodes_of).sum::<usize>(),
+        _ => 1,
+    }
+}
+
+fn depth_of(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth_of).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth_of).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// A member name as a step of a JSON Pointer (RFC 6901).
+pub fn escape(step: &str) -> String {
+    step.replace('~', "~0").replace('/', "~1")
+}

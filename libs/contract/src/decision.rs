@@ -10,7 +10,19 @@ use crate::resources::{AutoscaleSpec, Direction};
 use crate::time::Timestamp;
 
 /// What became of a wish for another count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// The count changes.
@@ -36,7 +48,7 @@ pub enum Outcome {
 
 /// One decision, the data of a `scaling.decided` event. `inputs` is all that the engine was given;
 /// the rest is what it made of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Decision {
     pub engine: String,
@@ -59,7 +71,9 @@ pub struct Decision {
     pub inputs: DecisionInputs,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     Triggered,
@@ -69,7 +83,7 @@ pub enum Verdict {
     Suppressed,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleResult {
     pub name: String,
@@ -83,7 +97,7 @@ pub struct RuleResult {
     pub because: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Stage {
     pub name: String,
@@ -93,7 +107,7 @@ pub struct Stage {
 }
 
 /// Everything that `decide` is a function of.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DecisionInputs {
     /// Revision of the Autoscale document; 0 if none applies.
@@ -110,7 +124,7 @@ pub struct DecisionInputs {
     pub carried: Carried,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Pin {
     pub instances: u32,
@@ -118,7 +132,9 @@ pub struct Pin {
     pub until: Option<Timestamp>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Pause {
     pub scale_in: bool,
@@ -126,7 +142,9 @@ pub struct Pause {
 }
 
 /// Instances at the moment of the evaluation. Pending ones count as capacity, but serve nothing yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceCounts {
     pub ready: u32,
@@ -134,7 +152,7 @@ pub struct InstanceCounts {
 }
 
 /// One aggregate over a window.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Signal {
     /// None: no data in the window.
@@ -147,7 +165,7 @@ pub struct Signal {
 }
 
 /// State that one evaluation hands to the next.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Carried {
     /// The count granted last; none before the first decision.
@@ -159,14 +177,14 @@ pub struct Carried {
     pub wishes: Vec<Wish>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastChange {
     pub at: Timestamp,
     pub rule: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Wish {
     pub from: Timestamp,
     pub instances: u32,

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 /// One fault in a document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Finding {
     /// JSON Pointer (RFC 6901) of the field; empty for the document as a whole.
     pub pointer: String,
@@ -23,7 +23,7 @@ impl Finding {
 }
 
 /// An RFC 9457 problem document, as the API sends it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Problem {
     #[serde(rename = "type")]
     pub kind: String,

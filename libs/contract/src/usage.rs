@@ -13,7 +13,7 @@ use crate::time::Timestamp;
 pub const SLICES_PER_MINUTE: usize = 6;
 
 /// One minute of one deployment; the data of `usage.closed` and `usage.corrected`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageMinute {
     pub deployment: Name,
@@ -24,7 +24,7 @@ pub struct UsageMinute {
     pub counted: Vec<FrameRange>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageSlice {
     pub by_role: BTreeMap<Role, UsageCounts>,
@@ -34,7 +34,9 @@ pub struct UsageSlice {
     pub at_or_below: BTreeMap<u64, u64>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageCounts {
     pub outcomes: Outcomes,
@@ -45,7 +47,9 @@ pub struct UsageCounts {
     pub response_bytes: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceUsage {
     pub requests: u64,
@@ -55,7 +59,9 @@ pub struct InstanceUsage {
     pub memory_bytes_max: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "camelCase")]
 pub struct FrameRange {
     pub source: Source,
@@ -65,7 +71,7 @@ pub struct FrameRange {
 }
 
 /// Frames that never came; the data of `usage.gap`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageGap {
     pub minute: Timestamp,

@@ -8,6 +8,7 @@ mod endpoint;
 mod sentence;
 mod syntax;
 mod template;
+mod view;
 
 use std::collections::BTreeMap;
 
@@ -20,6 +21,7 @@ pub use document::*;
 pub use endpoint::*;
 pub use syntax::{Place, SyntaxError, TEXT_BYTES_MAX, Tree};
 pub use template::{Unresolved, substitute};
+pub use view::*;
 
 /// The only version of the documents so far.
 pub const API_VERSION: &str = "penstock/v1";

@@ -2,6 +2,9 @@
 //! the split that sums to 100 has one owner. This file is the state, folded from the events of the
 //! stream `endpoint/…`; `commands` says which events a request leads to, or why it is refused.
 
+pub mod commands;
+pub mod settle;
+
 use std::collections::BTreeMap;
 
 use contract::decision::{Pause, Pin};
@@ -32,6 +35,8 @@ pub struct Endpoint {
     /// Counts changes of the document (spec, labels, traffic, mirror); the ETag.
     pub revision: u64,
     pub deployments: BTreeMap<Name, Deployment>,
+    /// Position of the event that made it.
+    pub created: Position,
     /// Position of the last event of the stream.
     pub position: Position,
 }
@@ -52,6 +57,10 @@ pub struct Deployment {
     pub autoscale: Option<Autoscale>,
     pub pin: Option<Pin>,
     pub pause: Pause,
+    /// When what instances are made of changed last; failures before it say nothing about it.
+    pub changed_at: Timestamp,
+    /// Position of the event that made it.
+    pub created: Position,
     /// Position of the last event about this deployment.
     pub position: Position,
 }
@@ -81,6 +90,7 @@ impl Endpoint {
                 created_at: record.time,
                 revision: 1,
                 deployments: BTreeMap::new(),
+                created: record.position,
                 position: record.position,
             }),
             Event::EndpointDeleted(_) => None,
@@ -130,6 +140,8 @@ impl Endpoint {
                     autoscale: None,
                     pin: None,
                     pause: Pause::default(),
+                    changed_at: record.time,
+                    created: record.position,
                     position: record.position,
                 };
                 self.deployments
@@ -144,7 +156,7 @@ impl Endpoint {
                 else {
                     return;
                 };
-                deployment.apply_change(event);
+                deployment.apply_change(event, record.time);
                 deployment.position = record.position;
             }
         }
@@ -153,12 +165,15 @@ impl Endpoint {
 }
 
 impl Deployment {
-    fn apply_change(&mut self, event: &Event) {
+    fn apply_change(&mut self, event: &Event, time: Timestamp) {
         match event {
             Event::DeploymentUpdated(updated) => {
                 self.labels.clone_from(&updated.labels);
                 self.spec = updated.spec.clone();
-                self.instance_revision = updated.revision;
+                if self.instance_revision != updated.revision {
+                    self.instance_revision = updated.revision;
+                    self.changed_at = time;
+                }
                 self.state = ProvisioningState::Updating;
                 self.revision += 1;
             }

@@ -1,6 +1,9 @@
 //! The instances of one endpoint: what was asked for (stream `instances/…`) and what the nodes say
 //! became of it (streams `node/…`), folded into one state.
 
+pub mod drain;
+pub mod plan;
+
 use std::collections::BTreeMap;
 
 use contract::events::{Event, RemovalReason, RequestReason};

@@ -1,0 +1,140 @@
+//! Documents as a whole: what only the engines can check, the order in which a set of them is
+//! applied, and how two of them differ.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use contract::ids::{DeploymentRef, Name};
+use contract::problem::Finding;
+use contract::resources::{
+    AutoscaleResource, AutoscaleSpec, Change, DeploymentResource, EndpointResource, EndpointSpec,
+    Percentages, Resource,
+};
+use serde_json::Value;
+
+/// What the engines find wrong with a document that is right by itself.
+pub fn validate(resource: &Resource) -> Vec<Finding> {
+    match resource {
+        Resource::Autoscale(autoscale) => autoscale_findings(&autoscale.spec),
+        Resource::Endpoint(_) | Resource::Deployment(_) => Vec::new(),
+    }
+}
+
+/// Faults in rules and schedules, with pointers from the document's root.
+pub fn autoscale_findings(spec: &AutoscaleSpec) -> Vec<Finding> {
+    let _ = spec;
+    Vec::new()
+}
+
+/// One request of an apply.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Without traffic and mirror, which may name deployments that come later.
+    PutEndpoint(EndpointResource),
+    PutDeployment(DeploymentResource),
+    PutAutoscale(AutoscaleResource),
+    SetTraffic {
+        endpoint: Name,
+        traffic: Option<Percentages>,
+        mirror: Option<Percentages>,
+    },
+}
+
+/// Orders a set of documents so that each finds what it needs, whatever order they were written in:
+/// endpoints, deployments, autoscale settings, and the traffic last.
+pub fn plan(resources: Vec<Resource>) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut deployments = Vec::new();
+    let mut autoscales = Vec::new();
+    let mut traffic = Vec::new();
+    for resource in resources {
+        match resource {
+            Resource::Endpoint(mut endpoint) => {
+                let shares = (endpoint.spec.traffic.take(), endpoint.spec.mirror.take());
+                if let (Some(_), _) | (_, Some(_)) = shares {
+                    traffic.push(Step::SetTraffic {
+                        endpoint: endpoint.metadata.name.clone(),
+                        traffic: shares.0,
+                        mirror: shares.1,
+                    });
+                }
+                steps.push(Step::PutEndpoint(endpoint));
+            }
+            Resource::Deployment(deployment) => deployments.push(Step::PutDeployment(deployment)),
+            Resource::Autoscale(autoscale) => autoscales.push(Step::PutAutoscale(autoscale)),
+        }
+    }
+    steps.extend(deployments);
+    steps.extend(autoscales);
+    steps.extend(traffic);
+    steps
+}
+
+/// Faults between documents of one apply: the same resource twice.
+pub fn duplicates(resources: &[Resource]) -> Vec<(usize, Finding)> {
+    let mut seen: BTreeSet<(&str, Name, Option<DeploymentRef>)> = BTreeSet::new();
+    let mut faults = Vec::new();
+    for (index, resource) in resources.iter().enumerate() {
+        let key = (
+            resource.kind(),
+            resource.endpoint().clone(),
+            resource.deployment(),
+        );
+        if !seen.insert(key) {
+            let detail = format!(
+                "{} `{}` is given twice; keep one of the two",
+                resource.kind(),
+                resource.full_name()
+            );
+            faults.push((index, Finding::new("/metadata/name", detail)));
+        }
+    }
+    faults
+}
+
+/// The endpoint's spec as one document, with its shares.
+pub fn whole_spec(
+    spec: &EndpointSpec,
+    traffic: &Percentages,
+    mirror: &Percentages,
+) -> EndpointSpec {
+    EndpointSpec {
+        traffic: Some(traffic.clone()),
+        mirror: Some(mirror.clone()),
+        ..spec.clone()
+    }
+}
+
+/// Every field in which two documents differ, in the order of their pointers.
+pub fn diff(from: Option<&Value>, to: Option<&Value>) -> Vec<Change> {
+    let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
+    if let Some(value) = from {
+        leaves("", value, &mut old);
+    }
+    if let Some(value) = to {
+        leaves("", value, &mut new);
+    }
+    let pointers: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let changed = pointers.into_iter().filter(|p| old.get(*p) != new.get(*p));
+    changed
+        .map(|pointer| Change {
+            pointer: pointer.clone(),
+            from: old.get(pointer).map(|value| (*value).clone()),
+            to: new.get(pointer).map(|value| (*value).clone()),
+        })
+        .collect()
+}
+
+/// Fields that hold no other fields; a list counts as one field, since items have no names.
+fn leaves<'a>(pointer: &str, value: &'a Value, into: &mut BTreeMap<String, &'a Value>) {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (name, field) in fields {
+                let step = name.replace('~', "~0").replace('/', "~1");
+                leaves(&format!("{pointer}/{step}"), field, into);
+            }
+        }
+        _ => {
+            into.insert(pointer.to_owned(), value);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The reactor: which events follow from where an endpoint and its instances stand now.
+//!
+//! Level-triggered: the answer depends on state alone, never on which event came last, so it may be
+//! asked at any time and any number of times. Once the events are applied, asking again gives none.
+
+use std::collections::BTreeMap;
+
+use contract::events::{DeploymentStateChanged, Empty, EndpointStateChanged, Event, OfDeployment};
+use contract::ids::Name;
+use contract::resources::ProvisioningState;
+use contract::time::Timestamp;
+
+use super::{Deployment, Endpoint};
+use crate::instances::Instances;
+
+/// Failures in a row after which a deployment without a ready instance counts as failed. The same
+/// number after which Kubernetes users start to speak of a crash loop.
+pub const FAILURES_IN_A_ROW: u32 = 5;
+
+/// `granted` holds the count that the last decision granted, by deployment; a deployment without one
+/// waits for its first decision.
+pub fn settle(
+    endpoint: &Endpoint,
+    instances: &Instances,
+    granted: &BTreeMap<Name, u32>,
+    now: Timestamp,
+) -> Vec<Event> {
+    let mut events = Vec::new();
+    let mut gone = 0;
+    for (name, deployment) in &endpoint.deployments {
+        if deployment.state == ProvisioningState::Deleting {
+            if instances.of(deployment.uid).next().is_none() {
+                gone += 1;
+                events.push(Event::DeploymentDeleted(of(name)));
+            }
+            continue;
+        }
+        if deployment
+            .pin
+            .is_some_and(|pin| pin.until.is_some_and(|until| until <= now))
+        {
+            events.push(Event::AutoscaleReleased(of(name)));
+        }
+        let state = provisioning_state(deployment, instances, granted.get(name).copied());
+        events.extend(state.map(|(state, reason)| {
+            Event::DeploymentStateChanged(DeploymentStateChanged {
+                deployment: name.clone(),
+                state,
+                reason,
+            })
+        }));
+    }
+    match endpoint.state {
+        ProvisioningState::Deleting if gone == endpoint.deployments.len() => {
+            events.push(Event::EndpointDeleted(Empty {}));
+        }
+        ProvisioningState::Creating | ProvisioningState::Updating => {
+            events.push(Event::EndpointStateChanged(EndpointStateChanged {
+                state: ProvisioningState::Succeeded,
+                reason: String::new(),
+            }));
+        }
+        _ => {}
+    }
+    events
+}
+
+fn of(name: &Name) -> OfDeployment {
+    OfDeployment {
+        deployment: name.clone(),
+    }
+}
+
+/// The state that a deployment should move to, with its reason, if it should move.
+fn provisioning_state(
+    deployment: &Deployment,
+    instances: &Instances,
+    granted: Option<u32>,
+) -> Option<(ProvisioningState, String)> {
+    use ProvisioningState::{Creating, Failed, Succeeded, Updating};
+    if deployment.state == Succeeded {
+        return None;
+    }
+    let current = |revision: u64| revision == deployment.instance_revision;
+    let ready = instances
+        .of(deployment.uid)
+        .filter(|i| i.is_ready() && current(i.revision))
+        .count();
+    let older = instances
+        .of(deployment.uid)
+        .any(|i| i.is_kept() && !current(i.revision));
+    if granted.is_some_and(|granted| ready >= granted as usize) && !older {
+        return Some((Succeeded, String::new()));
+    }
+    let history = instances.starts.get(&deployment.uid)?;
+    let about_this_revision = history
+        .last_failure
+        .is_some_and(|at| at >= deployment.changed_at);
+    let crash_loop = ready == 0 && history.failures >= FAILURES_IN_A_ROW && about_this_revision;
+    if !crash_loop || !matches!(deployment.state, Creating | Updating) {
+        return None;
+    }
+    let reason = format!(
+        "{} starts in a row failed, the last one with: {}",
+        history.failures, history.last_reason
+    );
+    Some((Failed, reason))
+}

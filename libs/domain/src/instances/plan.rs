@@ -1,0 +1,279 @@
+//! From what was decided and what runs to the next orders about single instances.
+//!
+//! Level-triggered: the plan is a function of the whole state, so nothing is lost when an event was
+//! handled by a predecessor, and planning twice orders nothing twice. Every order names all that a
+//! node needs; the node has no choice left.
+
+use std::collections::BTreeMap;
+
+use contract::events::{
+    Event, InstanceDraining, InstanceRemovalRequested, InstanceRequested, RemovalReason,
+    RequestReason,
+};
+use contract::ids::{DeploymentRef, InstanceId, Name, Uid};
+use contract::resources::ProvisioningState;
+use contract::time::{Span, Timestamp};
+use uuid::Uuid;
+
+use super::{HEALTHY_AFTER, Instance, Instances, Phase, StartHistory};
+use crate::endpoint::{Deployment, Endpoint};
+
+/// From the polite signal to the hard one. A request has drained by then, so this is only for the
+/// model server's own clearing up.
+pub const REMOVAL_GRACE: Span = Span::from_secs(10);
+/// What draining may take beyond the longest request.
+const DRAIN_MARGIN: Span = Span::from_secs(10);
+/// Wait after the first failure in a row; doubles with each further one.
+const BACKOFF_FIRST: Span = Span::from_secs(1);
+pub const BACKOFF_MAX: Span = Span::from_secs(60);
+/// Failures in a row from which on only one start is tried at a time.
+const CAREFUL_AFTER_FAILURES: u32 = 2;
+/// Share of the wanted number that a rollout may start on top of it, at least one instance.
+const SURGE_PERCENT: u32 = 25;
+
+/// The newest decision on a deployment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granted {
+    pub instances: u32,
+    pub decision: Uuid,
+}
+
+/// What a plan is a function of, beside the two folded states.
+pub struct Context<'a> {
+    /// By deployment uid; a deployment without a decision keeps what it has.
+    pub granted: &'a BTreeMap<Uid, Granted>,
+    /// Whether the gateways have let go of a draining instance.
+    pub drained: &'a dyn Fn(&Instance) -> bool,
+    /// The node that new instances are given to.
+    pub node: &'a str,
+    pub now: Timestamp,
+}
+
+/// The next orders for one endpoint, as events for its stream `instances/…`.
+pub fn plan(
+    name: &Name,
+    endpoint: Option<&Endpoint>,
+    instances: &Instances,
+    context: &Context<'_>,
+    new_id: &mut dyn FnMut() -> Uuid,
+) -> Vec<Event> {
+    let mut orders = Vec::new();
+    for instance in instances.instances.values() {
+        if let Some(reason) = removal_due(instance, context) {
+            orders.push(remove(instance, reason));
+        } else if instance.is_kept() && !belongs_to_a_living_deployment(endpoint, instance) {
+            orders.push(drain(instance, RemovalReason::Deleted, None));
+        }
+    }
+    for (deployment_name, deployment) in endpoint.iter().flat_map(|e| &e.deployments) {
+        let Some(granted) = context.granted.get(&deployment.uid) else {
+            continue;
+        };
+        if is_deleting(endpoint, deployment) {
+            continue;
+        }
+        let fleet = Fleet::of(deployment, instances);
+        let of = DeploymentRef {
+            endpoint: name.clone(),
+            deployment: deployment_name.clone(),
+        };
+        let history = instances.starts.get(&deployment.uid);
+        let starts =
+            fleet
+                .starts(granted.instances)
+                .min(starts_allowed(&fleet, history, context.now));
+        for _ in 0..starts {
+            let reason = fleet.reason(granted.instances, history);
+            let id = InstanceId::new(&of, new_id());
+            orders.push(request(id, &of, deployment, *granted, reason, context.node));
+        }
+        orders.extend(
+            fleet
+                .drains(granted.instances)
+                .into_iter()
+                .map(|(instance, reason)| drain(instance, reason, Some(granted.decision))),
+        );
+    }
+    orders
+}
+
+/// The time before which no further start is tried; none while starts go well.
+pub fn backoff_until(history: &StartHistory) -> Option<Timestamp> {
+    let last_failure = history.last_failure?;
+    let doublings = history.failures.saturating_sub(1).min(16);
+    let wait = BACKOFF_FIRST
+        .millis()
+        .saturating_mul(1 << doublings)
+        .min(BACKOFF_MAX.millis());
+    Some(last_failure + Span::from_millis(wait))
+}
+
+fn is_deleting(endpoint: Option<&Endpoint>, deployment: &Deployment) -> bool {
+    deployment.state == ProvisioningState::Deleting
+        || endpoint.is_none_or(|endpoint| endpoint.state == ProvisioningState::Deleting)
+}
+
+fn belongs_to_a_living_deployment(endpoint: Option<&Endpoint>, instance: &Instance) -> bool {
+    endpoint
+        .and_then(|endpoint| endpoint.deployments.get(&instance.deployment))
+        .is_some_and(|d| d.uid == instance.deployment_uid && !is_deleting(endpoint, d))
+}
+
+/// Why an instance is to be removed now, if it is.
+fn removal_due(instance: &Instance, context: &Context<'_>) -> Option<RemovalReason> {
+    if instance.removal.is_some() {
+        return None;
+    }
+    if instance.phase == Phase::Failed {
+        return Some(RemovalReason::Ended);
+    }
+    let draining = instance.draining.as_ref()?;
+    (context.drained)(instance).then_some(draining.reason)
+}
+
+fn remove(instance: &Instance, reason: RemovalReason) -> Event {
+    Event::InstanceRemovalRequested(InstanceRemovalRequested {
+        id: instance.id.clone(),
+        generation: instance.generation + 1,
+        node: instance.node.clone(),
+        grace: REMOVAL_GRACE,
+        reason,
+    })
+}
+
+fn drain(instance: &Instance, reason: RemovalReason, decision: Option<Uuid>) -> Event {
+    let longest_request = instance.spec.request_settings.timeout.millis();
+    Event::InstanceDraining(InstanceDraining {
+        id: instance.id.clone(),
+        reason,
+        decision,
+        timeout: Span::from_millis(longest_request + DRAIN_MARGIN.millis()),
+    })
+}
+
+fn request(
+    id: InstanceId,
+    of: &DeploymentRef,
+    deployment: &Deployment,
+    granted: Granted,
+    reason: RequestReason,
+    node: &str,
+) -> Event {
+    Event::InstanceRequested(Box::new(InstanceRequested {
+        id,
+        generation: 1,
+        deployment: of.clone(),
+        deployment_uid: deployment.uid,
+        revision: deployment.instance_revision,
+        node: node.to_owned(),
+        decision: Some(granted.decision),
+        reason,
+        spec: deployment.spec.clone(),
+    }))
+}
+
+/// The instances of one deployment that are to stay, by revision.
+struct Fleet<'a> {
+    current: Vec<&'a Instance>,
+    /// Made of an older revision, to be replaced.
+    old: Vec<&'a Instance>,
+}
+
+impl<'a> Fleet<'a> {
+    fn of(deployment: &Deployment, instances: &'a Instances) -> Self {
+        let (current, old) = instances
+            .of(deployment.uid)
+            .filter(|instance| instance.is_kept())
+            .partition(|instance| instance.revision == deployment.instance_revision);
+        Self { current, old }
+    }
+
+    fn size(&self) -> u32 {
+        (self.current.len() + self.old.len()) as u32
+    }
+
+    fn ready(&self) -> u32 {
+        self.current
+            .iter()
+            .chain(&self.old)
+            .filter(|instance| instance.is_ready())
+            .count() as u32
+    }
+
+    /// How many to start. While a rollout is on, old and new together may exceed the wanted number
+    /// by the surge only.
+    fn starts(&self, wanted: u32) -> u32 {
+        let missing = wanted.saturating_sub(self.current.len() as u32);
+        if self.old.is_empty() {
+            return missing;
+        }
+        let surge = (wanted * SURGE_PERCENT).div_ceil(100).max(1);
+        missing.min((wanted + surge).saturating_sub(self.size()))
+    }
+
+    fn reason(&self, wanted: u32, history: Option<&StartHistory>) -> RequestReason {
+        if !self.old.is_empty() && self.size() >= wanted {
+            RequestReason::Rollout
+        } else if history.is_some_and(|history| history.failures > 0) {
+            RequestReason::Replacement
+        } else {
+            RequestReason::ScaleOut
+        }
+    }
+
+    /// Which to let go. What serves nothing goes first; ready ones only as far as the wanted number
+    /// of ready ones stays.
+    fn drains(&self, wanted: u32) -> Vec<(&'a Instance, RemovalReason)> {
+        let mut drains = Vec::new();
+        let mut ready_spare = self.ready().saturating_sub(wanted);
+        for instance in &self.old {
+            if !instance.is_ready() {
+                drains.push((*instance, RemovalReason::Rollout));
+            } else if ready_spare > 0 {
+                ready_spare -= 1;
+                drains.push((*instance, RemovalReason::Rollout));
+            }
+        }
+        let surplus = (self.current.len() as u32).saturating_sub(wanted);
+        let mut candidates = self.current.clone();
+        // Not ready before ready, then the youngest first: it has the least warmed up to lose.
+        candidates.sort_by_key(|i| {
+            (
+                i.is_ready(),
+                std::cmp::Reverse(i.requested_at),
+                i.id.clone(),
+            )
+        });
+        let leaving = candidates.into_iter().take(surplus as usize);
+        drains.extend(leaving.map(|instance| (instance, RemovalReason::ScaleIn)));
+        drains
+    }
+}
+
+/// How many starts the crash-loop back-off lets through now.
+fn starts_allowed(fleet: &Fleet<'_>, history: Option<&StartHistory>, now: Timestamp) -> u32 {
+    let Some(history) = history.filter(|history| history.failures > 0) else {
+        return u32::MAX;
+    };
+    let recovered = fleet.current.iter().any(|instance| {
+        instance.is_ready()
+            && instance
+                .ready_at
+                .is_some_and(|at| now.since(at) >= HEALTHY_AFTER)
+    });
+    if recovered {
+        return u32::MAX;
+    }
+    if backoff_until(history).is_some_and(|until| now < until) {
+        return 0;
+    }
+    if history.failures < CAREFUL_AFTER_FAILURES {
+        return u32::MAX;
+    }
+    let starting = fleet
+        .current
+        .iter()
+        .filter(|i| i.phase == Phase::Starting)
+        .count() as u32;
+    1u32.saturating_sub(starting)
+}

@@ -1,0 +1,644 @@
+//! The read models: rows that follow from the log, one change of a row at a time.
+//!
+//! Invariants: rows depend only on the order of records within a bucket, so a rebuild from the log
+//! gives the same rows whatever order buckets were read in; nothing is remembered without bound.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use contract::decision::Decision;
+use contract::events::{AccessGranted, Event, InstanceEnded};
+use contract::ids::{EndpointKey, InstanceId, Name, Position, Uid};
+use contract::log::{Record, RowChange, StreamKind};
+use contract::resources::{
+    API_VERSION, AccessView, AutoscaleStatus, AutoscaleView, DecisionSummary, DecisionView,
+    DeploymentStatus, DeploymentView, EndpointStatus, EndpointView, InstanceTally, InstanceView,
+    InstanceViewState, Percentages, ProvisioningState, ViewMetadata,
+};
+use contract::time::Timestamp;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::documents::whole_spec;
+use crate::endpoint::{Deployment, Endpoint};
+use crate::instances::{Instance, InstanceState, Instances};
+
+pub const ENDPOINTS: &str = "endpoints";
+pub const DEPLOYMENTS: &str = "deployments";
+pub const AUTOSCALES: &str = "autoscales";
+pub const INSTANCES: &str = "instances";
+pub const DECISIONS: &str = "decisions";
+pub const ACCESS: &str = "access";
+pub const USAGE: &str = "usage";
+
+/// All models that [`Projection`] writes.
+pub const MODELS: [&str; 7] = [
+    ENDPOINTS,
+    DEPLOYMENTS,
+    AUTOSCALES,
+    INSTANCES,
+    DECISIONS,
+    ACCESS,
+    USAGE,
+];
+
+/// Instances that are over stay visible, the last ones of each deployment: enough to see how a crash
+/// loop went.
+pub const ENDED_INSTANCES_MAX: usize = 20;
+
+/// Everything that is known now, folded from the log.
+#[derive(Clone, Debug, Default)]
+pub struct Projection {
+    pub endpoints: BTreeMap<EndpointKey, EndpointModel>,
+    /// By name; what is needed to check a token.
+    pub access: BTreeMap<String, Access>,
+}
+
+/// One endpoint's name, over all its incarnations.
+#[derive(Clone, Debug, Default)]
+pub struct EndpointModel {
+    pub endpoint: Option<Endpoint>,
+    /// Version of the stream `endpoint/…`.
+    pub version: u64,
+    pub instances: Instances,
+    /// The last decision about each deployment that exists.
+    pub decided: BTreeMap<Name, Decided>,
+    /// Position of the last event about the endpoint or its instances: the route's revision.
+    pub position: Position,
+    requested: BTreeMap<InstanceId, Position>,
+    ended: BTreeMap<Name, VecDeque<InstanceId>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decided {
+    pub deployment_uid: Uid,
+    pub summary: DecisionSummary,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    pub granted: AccessGranted,
+    pub position: Position,
+}
+
+impl Projection {
+    /// Takes in one record, and says which rows change.
+    pub fn apply(&mut self, record: &Record) -> Vec<RowChange> {
+        let mut rows = Rows {
+            time: record.time,
+            changes: Vec::new(),
+        };
+        match record.endpoint() {
+            None => self.apply_access(record, &mut rows),
+            Some(key) => {
+                let model = self.endpoints.entry(key.clone()).or_default();
+                model.apply(&key, record, &mut rows);
+            }
+        }
+        rows.changes
+    }
+
+    pub fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
+        self.endpoints.get(key)?.endpoint.as_ref()
+    }
+
+    fn apply_access(&mut self, record: &Record, rows: &mut Rows) {
+        match &record.event {
+            Event::AccessGranted(granted) => {
+                let access = Access {
+                    granted: granted.clone(),
+                    position: record.position,
+                };
+                self.access.insert(granted.name.clone(), access);
+                let view = AccessView {
+                    name: granted.name.clone(),
+                    role: granted.role,
+                    expires: granted.expires,
+                    granted_at: record.time,
+                    granted_by: record.actor.0.clone(),
+                };
+                rows.put(ACCESS, &granted.name, Of::NOTHING, record.position, &view);
+            }
+            Event::AccessRevoked(revoked) => {
+                self.access.remove(&revoked.name);
+                rows.delete(ACCESS, &revoked.name, Of::NOTHING, record.position);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What a row belongs to, for filters.
+#[derive(Clone, Copy)]
+struct Of<'a> {
+    endpoint: &'a str,
+    deployment: &'a str,
+}
+
+impl Of<'_> {
+    const NOTHING: Of<'static> = Of {
+        endpoint: "",
+        deployment: "",
+    };
+}
+
+struct Rows {
+    time: Timestamp,
+    changes: Vec<RowChange>,
+}
+
+impl Rows {
+    fn put(
+        &mut self,
+        model: &'static str,
+        key: &str,
+        of: Of,
+        position: Position,
+        view: &impl Serialize,
+    ) {
+        // Views are trees of plain values; writing them as JSON cannot fail.
+        let doc = serde_json::to_string(view).ok();
+        self.change(model, key, of, position, doc);
+    }
+
+    fn delete(&mut self, model: &'static str, key: &str, of: Of, position: Position) {
+        self.change(model, key, of, position, None);
+    }
+
+    fn change(
+        &mut self,
+        model: &'static str,
+        key: &str,
+        of: Of,
+        position: Position,
+        doc: Option<String>,
+    ) {
+        self.changes.push(RowChange {
+            model,
+            key: key.to_owned(),
+            endpoint: of.endpoint.to_owned(),
+            deployment: of.deployment.to_owned(),
+            position,
+            time: self.time,
+            doc,
+        });
+    }
+}
+
+impl EndpointModel {
+    /// The counts that the last decisions granted, for deployments of this incarnation.
+    pub fn granted(&self) -> BTreeMap<Name, u32> {
+        let granted = self.decided.iter();
+        granted
+            .map(|(name, decided)| (name.clone(), decided.summary.granted))
+            .collect()
+    }
+
+    fn apply(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
+        match &record.event {
+            Event::ScalingDecided(decision) => self.decision(key, decision, record, rows),
+            Event::UsageClosed(_) | Event::UsageCorrected(_) | Event::UsageGap(_) => {
+                usage(key, record, rows);
+            }
+            Event::ClockStepped(_) => {}
+            _ if record
+                .stream
+                .as_str()
+                .starts_with(StreamKind::Endpoint.as_str()) =>
+            {
+                self.lifecycle(key, record, rows);
+            }
+            _ => self.instance(key, record, rows),
+        }
+    }
+
+    fn lifecycle(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
+        let before = self.endpoint.take();
+        if let (Event::DeploymentDeleted(of), Some(endpoint)) = (&record.event, &before) {
+            self.forget(endpoint, &of.deployment);
+        }
+        let shares = before.as_ref().map(|endpoint| endpoint.traffic.clone());
+        let autoscaled: Vec<Name> = autoscaled(before.as_ref()).cloned().collect();
+        let known: Vec<Name> = names(before.as_ref()).cloned().collect();
+        self.endpoint = Endpoint::apply(before, record);
+        self.version = record.version;
+        self.position = record.position;
+        self.endpoint_row(key, record, rows);
+        for name in known.iter().filter(|name| !self.has(name)) {
+            let of = Of {
+                endpoint: key.as_str(),
+                deployment: name.as_str(),
+            };
+            rows.delete(DEPLOYMENTS, &row_key(key, name), of, record.position);
+        }
+        for name in &autoscaled {
+            let gone = self.deployment(name).is_none_or(|d| d.autoscale.is_none());
+            if gone {
+                let of = Of {
+                    endpoint: key.as_str(),
+                    deployment: name.as_str(),
+                };
+                rows.delete(AUTOSCALES, &row_key(key, name), of, record.position);
+            }
+        }
+        if self.endpoint.is_none() {
+            self.drop_ended(key, record, rows);
+            return;
+        }
+        let touched: Vec<Name> = names(self.endpoint.as_ref())
+            .filter(|name| self.is_touched(name, record, shares.as_ref()))
+            .cloned()
+            .collect();
+        for name in touched {
+            self.deployment_rows(key, &name, rows);
+        }
+    }
+
+    fn has(&self, name: &Name) -> bool {
+        self.deployment(name).is_some()
+    }
+
+    fn deployment(&self, name: &Name) -> Option<&Deployment> {
+        self.endpoint.as_ref()?.deployments.get(name)
+    }
+
+    /// Whether the row of a deployment shows something that this record changed.
+    fn is_touched(&self, name: &Name, record: &Record, shares: Option<&Percentages>) -> bool {
+        let share = self
+            .endpoint
+            .as_ref()
+            .and_then(|endpoint| endpoint.traffic.get(name));
+        let share_before = shares.and_then(|shares| shares.get(name));
+        share != share_before
+            || self
+                .deployment(name)
+                .is_some_and(|d| d.position == record.position)
+    }
+
+    fn forget(&mut self, endpoint: &Endpoint, name: &Name) {
+        self.decided.remove(name);
+        if let Some(deployment) = endpoint.deployments.get(name) {
+            self.instances.forget(deployment.uid);
+            let instances = &self.instances.instances;
+            self.requested.retain(|id, _| instances.contains_key(id));
+        }
+    }
+
+    fn endpoint_row(&self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
+        let of = Of {
+            endpoint: key.as_str(),
+            deployment: "",
+        };
+        let Some(endpoint) = &self.endpoint else {
+            rows.delete(ENDPOINTS, key.as_str(), of, record.position);
+            return;
+        };
+        let view = endpoint_view(endpoint);
+        rows.put(ENDPOINTS, key.as_str(), of, endpoint.created, &view);
+    }
+
+    fn deployment_rows(&self, key: &EndpointKey, name: &Name, rows: &mut Rows) {
+        let Some(endpoint) = &self.endpoint else {
+            return;
+        };
+        let Some(deployment) = endpoint.deployments.get(name) else {
+            return;
+        };
+        let of = Of {
+            endpoint: key.as_str(),
+            deployment: name.as_str(),
+        };
+        let row_key = row_key(key, name);
+        let view = self.deployment_view(endpoint, name, deployment);
+        rows.put(DEPLOYMENTS, &row_key, of, deployment.created, &view);
+        let decided = self
+            .decided
+            .get(name)
+            .map(|decided| decided.summary.clone());
+        if let Some(view) = autoscale_view(endpoint, name, deployment, decided) {
+            rows.put(AUTOSCALES, &row_key, of, deployment.created, &view);
+        }
+    }
+
+    /// The deployment as the API shows it, with its instances counted.
+    pub fn deployment_view(
+        &self,
+        endpoint: &Endpoint,
+        name: &Name,
+        deployment: &Deployment,
+    ) -> DeploymentView {
+        let wanted = self
+            .decided
+            .get(name)
+            .map(|decided| decided.summary.granted);
+        let mut tally = InstanceTally {
+            wanted,
+            ..InstanceTally::default()
+        };
+        for instance in self.instances.of(deployment.uid) {
+            match instance.state() {
+                InstanceState::Starting => tally.starting += 1,
+                InstanceState::Ready => tally.ready += 1,
+                InstanceState::Draining => tally.draining += 1,
+                InstanceState::Failed => tally.failed += 1,
+                InstanceState::Stopped => {}
+            }
+        }
+        deployment_view(endpoint, name, deployment, tally)
+    }
+
+    fn decision(
+        &mut self,
+        key: &EndpointKey,
+        decision: &Decision,
+        record: &Record,
+        rows: &mut Rows,
+    ) {
+        let name = &decision.deployment.deployment;
+        let of = Of {
+            endpoint: key.as_str(),
+            deployment: name.as_str(),
+        };
+        let view = DecisionView::new(record.id, record.time, decision.clone());
+        rows.put(
+            DECISIONS,
+            &record.id.to_string(),
+            of,
+            record.position,
+            &view,
+        );
+        // What belongs to an incarnation that is gone says nothing about the present one.
+        if self
+            .deployment(name)
+            .is_none_or(|d| d.uid != decision.deployment_uid)
+        {
+            return;
+        }
+        let summary = DecisionSummary {
+            id: record.id,
+            time: record.time,
+            from: decision.from,
+            wanted: decision.wanted,
+            granted: decision.granted,
+            outcome: decision.outcome,
+            profile: decision.profile.clone(),
+        };
+        let decided = Decided {
+            deployment_uid: decision.deployment_uid,
+            summary,
+        };
+        self.decided.insert(name.clone(), decided);
+        self.deployment_rows(key, name, rows);
+    }
+
+    fn instance(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
+        let Some(id) = instance_of(&record.event) else {
+            return;
+        };
+        if matches!(record.event, Event::InstanceRequested(_)) {
+            self.requested.insert(id.clone(), record.position);
+        }
+        let before = self.instances.instances.get(id).cloned();
+        self.instances.apply(record);
+        let after = self.instances.instances.get(id).cloned();
+        let Some(instance) = after.as_ref().or(before.as_ref()) else {
+            return;
+        };
+        self.position = record.position;
+        let end = match &record.event {
+            Event::InstanceStopped(ended) | Event::InstanceFailed(ended) => Some(ended),
+            _ => None,
+        };
+        let name = instance.deployment.clone();
+        let of = Of {
+            endpoint: key.as_str(),
+            deployment: name.as_str(),
+        };
+        let view = instance_view(
+            key,
+            instance,
+            after.is_none(),
+            end.map(|end| (end, record.time)),
+        );
+        let position = self.requested.get(id).copied().unwrap_or(record.position);
+        rows.put(INSTANCES, id.as_str(), of, position, &view);
+        if after.is_none() {
+            self.requested.remove(id);
+            self.keep_ended(key, &name, id, record, rows);
+        }
+        self.deployment_rows(key, &name, rows);
+    }
+
+    /// Remembers an instance that is over, and forgets the oldest past the limit.
+    fn keep_ended(
+        &mut self,
+        key: &EndpointKey,
+        name: &Name,
+        id: &InstanceId,
+        record: &Record,
+        rows: &mut Rows,
+    ) {
+        let ended = self.ended.entry(name.clone()).or_default();
+        ended.push_back(id.clone());
+        if ended.len() <= ENDED_INSTANCES_MAX {
+            return;
+        }
+        if let Some(oldest) = ended.pop_front() {
+            let of = Of {
+                endpoint: key.as_str(),
+                deployment: name.as_str(),
+            };
+            rows.delete(INSTANCES, oldest.as_str(), of, record.position);
+        }
+    }
+
+    fn drop_ended(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
+        for (name, ended) in std::mem::take(&mut self.ended) {
+            let of = Of {
+                endpoint: key.as_str(),
+                deployment: name.as_str(),
+            };
+            for id in ended {
+                rows.delete(INSTANCES, id.as_str(), of, record.position);
+            }
+        }
+    }
+}
+
+fn names(endpoint: Option<&Endpoint>) -> impl Iterator<Item = &Name> {
+    endpoint
+        .into_iter()
+        .flat_map(|endpoint| endpoint.deployments.keys())
+}
+
+fn autoscaled(endpoint: Option<&Endpoint>) -> impl Iterator<Item = &Name> {
+    let deployments = endpoint
+        .into_iter()
+        .flat_map(|endpoint| &endpoint.deployments);
+    deployments
+        .filter(|(_, d)| d.autoscale.is_some())
+        .map(|(name, _)| name)
+}
+
+/// `workspace/endpoint/deployment`.
+pub fn row_key(endpoint: &EndpointKey, deployment: &Name) -> String {
+    format!("{endpoint}/{deployment}")
+}
+
+/// One row for each event: closed minutes, corrections and gaps, as they were written.
+fn usage(key: &EndpointKey, record: &Record, rows: &mut Rows) {
+    let deployment = match &record.event {
+        Event::UsageClosed(minute) | Event::UsageCorrected(minute) => minute.deployment.as_str(),
+        _ => "",
+    };
+    let view = json!({
+        "id": record.id,
+        "time": record.time,
+        "type": record.event.type_name(),
+        "endpoint": key.endpoint(),
+        "data": record.event.data().unwrap_or_default(),
+    });
+    let of = Of {
+        endpoint: key.as_str(),
+        deployment,
+    };
+    rows.put(USAGE, &record.id.to_string(), of, record.position, &view);
+}
+
+pub fn endpoint_view(endpoint: &Endpoint) -> EndpointView {
+    EndpointView {
+        api_version: API_VERSION.into(),
+        kind: "Endpoint".into(),
+        metadata: ViewMetadata {
+            name: Some(endpoint.name.clone()),
+            endpoint: None,
+            uid: endpoint.uid,
+            labels: endpoint.labels.clone(),
+            revision: endpoint.revision,
+            created_at: endpoint.created_at,
+        },
+        spec: whole_spec(&endpoint.spec, &endpoint.traffic, &endpoint.mirror),
+        status: EndpointStatus {
+            provisioning_state: endpoint.state,
+            reason: endpoint.state_reason.clone(),
+            scoring_uri: None,
+            deployments: endpoint.deployments.keys().cloned().collect(),
+        },
+    }
+}
+
+fn deployment_metadata(endpoint: &Endpoint, name: &Name, deployment: &Deployment) -> ViewMetadata {
+    ViewMetadata {
+        name: Some(name.clone()),
+        endpoint: Some(endpoint.name.clone()),
+        uid: deployment.uid,
+        labels: deployment.labels.clone(),
+        revision: deployment.revision,
+        created_at: deployment.created_at,
+    }
+}
+
+fn deployment_view(
+    endpoint: &Endpoint,
+    name: &Name,
+    deployment: &Deployment,
+    instances: InstanceTally,
+) -> DeploymentView {
+    DeploymentView {
+        api_version: API_VERSION.into(),
+        kind: "Deployment".into(),
+        metadata: deployment_metadata(endpoint, name, deployment),
+        spec: deployment.spec.clone(),
+        status: DeploymentStatus {
+            provisioning_state: deployment.state,
+            reason: deployment.state_reason.clone(),
+            traffic: endpoint.traffic.get(name).copied().unwrap_or(0),
+            instance_revision: deployment.instance_revision,
+            instances,
+            autoscaled: deployment.autoscale.is_some(),
+            pin: deployment.pin,
+            pause: deployment.pause,
+        },
+    }
+}
+
+/// None if no Autoscale applies.
+pub fn autoscale_view(
+    endpoint: &Endpoint,
+    name: &Name,
+    deployment: &Deployment,
+    last_decision: Option<DecisionSummary>,
+) -> Option<AutoscaleView> {
+    let autoscale = deployment.autoscale.as_ref()?;
+    Some(AutoscaleView {
+        api_version: API_VERSION.into(),
+        kind: "Autoscale".into(),
+        metadata: ViewMetadata {
+            name: None,
+            endpoint: None,
+            labels: autoscale.labels.clone(),
+            revision: autoscale.revision,
+            ..deployment_metadata(endpoint, name, deployment)
+        },
+        spec: autoscale.spec.clone(),
+        status: AutoscaleStatus {
+            provisioning_state: ProvisioningState::Succeeded,
+            pin: deployment.pin,
+            pause: deployment.pause,
+            last_decision,
+        },
+    })
+}
+
+fn instance_view(
+    key: &EndpointKey,
+    instance: &Instance,
+    is_over: bool,
+    end: Option<(&InstanceEnded, Timestamp)>,
+) -> InstanceView {
+    let state = match instance.state() {
+        // A failed instance that was cleared away has still failed.
+        InstanceState::Failed => InstanceViewState::Failed,
+        _ if is_over => InstanceViewState::Stopped,
+        InstanceState::Starting => InstanceViewState::Starting,
+        InstanceState::Ready => InstanceViewState::Ready,
+        InstanceState::Draining => InstanceViewState::Draining,
+        InstanceState::Stopped => InstanceViewState::Stopped,
+    };
+    let detail = match end {
+        Some((ended, _)) if instance.detail.is_empty() => ended.reason.clone(),
+        _ => instance.detail.clone(),
+    };
+    InstanceView {
+        id: instance.id.clone(),
+        endpoint: key.endpoint(),
+        deployment: instance.deployment.clone(),
+        deployment_uid: instance.deployment_uid,
+        generation: instance.generation,
+        revision: instance.revision,
+        state,
+        detail,
+        node: instance.node.clone(),
+        address: instance.address.clone(),
+        pid: instance.pid,
+        requested_at: instance.requested_at,
+        started_at: instance.started_at,
+        ready_at: instance.ready_at,
+        ended_at: end.map(|(_, time)| time),
+        exit_code: end.and_then(|(ended, _)| ended.exit_code),
+        decision: instance.decision,
+    }
+}
+
+/// The instance that an event is about.
+fn instance_of(event: &Event) -> Option<&InstanceId> {
+    Some(match event {
+        Event::InstanceRequested(event) => &event.id,
+        Event::InstanceStarted(event) => &event.id,
+        Event::InstanceReady(event) => &event.id,
+        Event::InstanceUnready(event) => &event.id,
+        Event::InstanceFailed(event) | Event::InstanceStopped(event) => &event.id,
+        Event::InstanceDraining(event) => &event.id,
+        Event::InstanceRemovalRequested(event) => &event.id,
+        _ => return None,
+    })
+}

@@ -1,0 +1,185 @@
+//! An instance may be stopped only by the word of every gateway, or when its time is up.
+
+use contract::events::{Event, InstanceDraining, InstanceRequested, RemovalReason, RequestReason};
+use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
+use contract::histogram::Histogram;
+use contract::ids::{Bucket, InstanceId, Position, Uid};
+use contract::log::{Actor, Record, StreamKind, StreamName};
+use contract::time::{Span, Timestamp};
+use contract::{DeploymentRef, EndpointKey};
+use domain::instances::drain::DrainWatch;
+use domain::instances::{Instance, Instances};
+use uuid::Uuid;
+
+const DRAIN_POSITION: u64 = 40;
+const TIMEOUT: Span = Span::from_secs(15);
+const BUCKET: Bucket = Bucket(7);
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_secs(1000 + second)
+}
+
+fn draining_instance() -> Instance {
+    let id = InstanceId::from("iris-blue-1".to_owned());
+    let spec = serde_json::json!({"backend": "process", "instanceType": "s", "command": ["x"]});
+    let requested = InstanceRequested {
+        id: id.clone(),
+        generation: 1,
+        deployment: DeploymentRef {
+            endpoint: "iris".parse().unwrap(),
+            deployment: "blue".parse().unwrap(),
+        },
+        deployment_uid: Uid(Uuid::nil()),
+        revision: 1,
+        node: "n".into(),
+        decision: None,
+        reason: RequestReason::ScaleOut,
+        spec: serde_json::from_value(spec).unwrap(),
+    };
+    let draining = InstanceDraining {
+        id: id.clone(),
+        reason: RemovalReason::ScaleIn,
+        decision: None,
+        timeout: TIMEOUT,
+    };
+    let mut instances = Instances::default();
+    instances.apply(&record(1, Event::InstanceRequested(Box::new(requested))));
+    instances.apply(&record(DRAIN_POSITION, Event::InstanceDraining(draining)));
+    instances.instances[&id].clone()
+}
+
+fn record(position: u64, event: Event) -> Record {
+    let key = EndpointKey::new(&"iris".parse().unwrap());
+    Record {
+        position: Position(position),
+        prev: Position(0),
+        bucket: BUCKET,
+        stream: StreamName::of(StreamKind::Instances, &key),
+        version: position,
+        id: Uuid::nil(),
+        time: at(0),
+        actor: Actor::service("test"),
+        event,
+    }
+}
+
+fn frame(gateway: &str, revision: u64, in_flight: u32) -> Frame {
+    let instance = InstanceFrame {
+        id: draining_instance().id,
+        busy_us: 0,
+        in_flight,
+        requests: 0,
+        cpu_us: None,
+        memory_bytes: None,
+    };
+    let deployment = DeploymentFrame {
+        endpoint: EndpointKey::new(&"iris".parse().unwrap()),
+        deployment: "blue".parse().unwrap(),
+        deployment_uid: Uid(Uuid::nil()),
+        role: Role::Live,
+        outcomes: Outcomes::default(),
+        arrivals: 0,
+        in_flight_us: 0,
+        in_flight_max: 0,
+        queued_us: 0,
+        queued_max: 0,
+        request_bytes: 0,
+        response_bytes: 0,
+        at_or_below: Default::default(),
+        latency: Histogram::default(),
+        instances: vec![instance],
+    };
+    Frame {
+        source: Source {
+            kind: SourceKind::Gateway,
+            id: gateway.into(),
+        },
+        boot: Uuid::nil(),
+        sequence: 0,
+        bucket: BUCKET,
+        start: at(0),
+        length_us: 1_000_000,
+        routes_revision: Position(revision),
+        goodbye: false,
+        deployments: vec![deployment],
+    }
+}
+
+#[test]
+fn every_gateway_must_have_reached_the_drain_with_nothing_in_flight() {
+    let instance = draining_instance();
+    // (frames seen, drained)
+    let cases: &[(&[Frame], bool)] = &[
+        (&[], false),
+        (&[frame("a", 40, 0)], true),
+        (&[frame("a", 41, 0)], true),
+        (&[frame("a", 39, 0)], false),
+        (&[frame("a", 40, 1)], false),
+        (&[frame("a", 40, 0), frame("b", 39, 0)], false),
+        (&[frame("a", 40, 0), frame("b", 40, 2)], false),
+        (&[frame("a", 40, 0), frame("b", 40, 0)], true),
+        (&[frame("a", 40, 3), frame("a", 40, 0)], true),
+    ];
+    for (frames, drained) in cases {
+        let mut watch = DrainWatch::default();
+        frames.iter().for_each(|frame| watch.observe(frame, at(1)));
+        assert_eq!(
+            watch.is_drained(&instance, BUCKET, at(1)),
+            *drained,
+            "{frames:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_gateway_that_said_goodbye_is_not_asked_any_more() {
+    let mut watch = DrainWatch::default();
+    watch.observe(&frame("a", 40, 0), at(1));
+    watch.observe(&frame("b", 1, 5), at(1));
+    watch.observe(
+        &Frame {
+            goodbye: true,
+            ..frame("b", 1, 5)
+        },
+        at(2),
+    );
+    assert!(watch.is_drained(&draining_instance(), BUCKET, at(2)));
+}
+
+#[test]
+fn words_about_another_bucket_do_not_count() {
+    let mut watch = DrainWatch::default();
+    watch.observe(
+        &Frame {
+            bucket: Bucket(8),
+            ..frame("a", 40, 0)
+        },
+        at(1),
+    );
+    assert!(!watch.is_drained(&draining_instance(), BUCKET, at(1)));
+}
+
+#[test]
+fn the_deadline_ends_the_wait_while_frames_arrive() {
+    let mut watch = DrainWatch::default();
+    for second in 0..15 {
+        assert!(
+            !watch.is_drained(&draining_instance(), BUCKET, at(second)),
+            "{second}"
+        );
+        watch.observe(&frame("a", 40, 1), at(second));
+    }
+    assert!(watch.is_drained(&draining_instance(), BUCKET, at(15)));
+}
+
+#[test]
+fn the_deadline_does_not_run_while_no_frames_arrive() {
+    let mut watch = DrainWatch::default();
+    watch.observe(&frame("a", 40, 1), at(0));
+    assert!(!watch.is_drained(&draining_instance(), BUCKET, at(60)));
+    watch.observe(&frame("a", 40, 1), at(60));
+    assert!(
+        !watch.is_drained(&draining_instance(), BUCKET, at(61)),
+        "it starts anew"
+    );
+}

@@ -1,0 +1,425 @@
+//! How the planner turns decisions into orders: scale, replace, roll, drain, back off.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use contract::events::{
+    DeploymentCreated, DeploymentUpdated, Empty, EndpointCreated, EndpointKeys, Event,
+    InstanceEnded, OfInstance, SealedKey,
+};
+use contract::ids::{Bucket, InstanceId, Name, Position, Uid};
+use contract::log::{Actor, Record, StreamKind, StreamName};
+use contract::resources::DeploymentSpec;
+use contract::time::{Span, Timestamp};
+use contract::{DeploymentRef, EndpointKey};
+use domain::endpoint::Endpoint;
+use domain::instances::plan::{Context, Granted, plan};
+use domain::instances::{Instance, InstanceState, Instances};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+/// One endpoint `iris` with one deployment `blue`, and a node that does what it is told.
+struct World {
+    endpoint: Option<Endpoint>,
+    instances: Instances,
+    granted: BTreeMap<Uid, Granted>,
+    /// Instances that gateways still use.
+    busy: BTreeSet<InstanceId>,
+    now: Timestamp,
+    position: u64,
+    ids: u128,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            endpoint: None,
+            instances: Instances::default(),
+            granted: BTreeMap::new(),
+            busy: BTreeSet::new(),
+            now: Timestamp::from_secs(1_000_000),
+            position: 0,
+            ids: 0,
+        };
+        let key = SealedKey {
+            hash: String::new(),
+            sealed: String::new(),
+        };
+        world.append(Event::EndpointCreated(EndpointCreated {
+            uid: Uid(Uuid::from_u128(1)),
+            name: name("iris"),
+            labels: BTreeMap::new(),
+            spec: Default::default(),
+            keys: EndpointKeys {
+                primary: key.clone(),
+                secondary: key,
+            },
+        }));
+        world.append(Event::DeploymentCreated(DeploymentCreated {
+            uid: blue(),
+            deployment: name("blue"),
+            labels: BTreeMap::new(),
+            spec: spec(),
+        }));
+        world
+    }
+
+    fn append(&mut self, event: Event) {
+        self.position += 1;
+        let key = EndpointKey::new(&name("iris"));
+        let record = Record {
+            position: Position(self.position),
+            prev: Position(self.position - 1),
+            bucket: Bucket(0),
+            stream: StreamName::of(StreamKind::Endpoint, &key),
+            version: self.position,
+            id: Uuid::from_u128(u128::from(self.position)),
+            time: self.now,
+            actor: Actor::service("test"),
+            event,
+        };
+        self.endpoint = Endpoint::apply(self.endpoint.take(), &record);
+        self.instances.apply(&record);
+    }
+
+    fn grant(&mut self, instances: u32) {
+        self.granted.insert(
+            blue(),
+            Granted {
+                instances,
+                decision: Uuid::from_u128(99),
+            },
+        );
+    }
+
+    /// Plans once and writes the orders down.
+    fn plan(&mut self) -> Vec<Event> {
+        let busy = self.busy.clone();
+        let mut ids = self.ids;
+        let context = Context {
+            granted: &self.granted,
+            drained: &|instance: &Instance| {
+                instance.draining.is_some() && !busy.contains(&instance.id)
+            },
+            node: "node-1",
+            now: self.now,
+        };
+        let mut new_id = || {
+            ids += 1;
+            Uuid::from_u128(ids)
+        };
+        let orders = plan(
+            &name("iris"),
+            self.endpoint.as_ref(),
+            &self.instances,
+            &context,
+            &mut new_id,
+        );
+        self.ids = ids;
+        orders.iter().cloned().for_each(|order| self.append(order));
+        orders
+    }
+
+    fn ids_in(&self, state: InstanceState) -> Vec<InstanceId> {
+        let all = self.instances.instances.values();
+        all.filter(|i| i.state() == state && i.removal.is_none())
+            .map(|i| i.id.clone())
+            .collect()
+    }
+
+    fn count(&self, state: InstanceState) -> usize {
+        self.ids_in(state).len()
+    }
+
+    fn make_ready(&mut self) {
+        for id in self.ids_in(InstanceState::Starting) {
+            self.append(Event::InstanceReady(OfInstance { id }));
+        }
+    }
+
+    fn carry_out_removals(&mut self) {
+        let removing = self
+            .instances
+            .instances
+            .values()
+            .filter(|i| i.removal.is_some());
+        let ids: Vec<_> = removing.map(|i| i.id.clone()).collect();
+        for id in ids {
+            let ended = InstanceEnded {
+                id,
+                reason: String::new(),
+                exit_code: Some(0),
+            };
+            self.append(Event::InstanceStopped(ended));
+        }
+    }
+
+    fn fail(&mut self, id: InstanceId) {
+        let ended = InstanceEnded {
+            id,
+            reason: "exited".into(),
+            exit_code: Some(1),
+        };
+        self.append(Event::InstanceFailed(ended));
+    }
+
+    fn change_command(&mut self) {
+        let revision = self.endpoint.as_ref().unwrap().deployments[&name("blue")].instance_revision;
+        self.append(Event::DeploymentUpdated(DeploymentUpdated {
+            deployment: name("blue"),
+            revision: revision + 1,
+            labels: BTreeMap::new(),
+            spec: spec(),
+        }));
+    }
+
+    /// Plans, starts, drains and removes until nothing is left to do; the number of ready instances
+    /// after each step.
+    fn settle(&mut self) -> Vec<usize> {
+        let mut ready = Vec::new();
+        for _ in 0..200 {
+            let orders = self.plan();
+            ready.push(self.count(InstanceState::Ready));
+            let removing = self
+                .instances
+                .instances
+                .values()
+                .any(|i| i.removal.is_some());
+            if orders.is_empty() && !removing && self.count(InstanceState::Starting) == 0 {
+                return ready;
+            }
+            self.make_ready();
+            ready.push(self.count(InstanceState::Ready));
+            self.carry_out_removals();
+            self.now = self.now + Span::from_secs(1);
+        }
+        panic!("the plan does not settle");
+    }
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn blue() -> Uid {
+    Uid(Uuid::from_u128(2))
+}
+
+fn spec() -> DeploymentSpec {
+    let document = serde_json::json!({"backend": "process", "instanceType": "cpu-small", "command": ["x", "{port}"]});
+    serde_json::from_value(document).unwrap()
+}
+
+fn requests(orders: &[Event]) -> usize {
+    orders
+        .iter()
+        .filter(|order| matches!(order, Event::InstanceRequested(_)))
+        .count()
+}
+
+#[test]
+fn nothing_is_ordered_before_a_decision() {
+    assert_eq!(World::new().plan(), []);
+}
+
+#[test]
+fn as_many_instances_are_requested_as_were_granted_and_none_twice() {
+    let mut world = World::new();
+    world.grant(3);
+    assert_eq!(requests(&world.plan()), 3);
+    assert_eq!(world.plan(), []);
+    world.make_ready();
+    assert_eq!(world.plan(), []);
+}
+
+#[test]
+fn every_request_names_the_decision_behind_it() {
+    let mut world = World::new();
+    world.grant(1);
+    let Event::InstanceRequested(requested) = world.plan().remove(0) else {
+        panic!()
+    };
+    assert_eq!(requested.decision, Some(Uuid::from_u128(99)));
+    let blue = DeploymentRef {
+        endpoint: name("iris"),
+        deployment: name("blue"),
+    };
+    assert_eq!(requested.deployment, blue);
+}
+
+#[test]
+fn a_scale_in_drains_first_and_removes_only_when_the_gateways_have_let_go() {
+    let mut world = World::new();
+    world.grant(2);
+    world.settle();
+    world.grant(1);
+    let orders = world.plan();
+    let [Event::InstanceDraining(draining)] = orders.as_slice() else {
+        panic!("{orders:?}")
+    };
+    world.busy.insert(draining.id.clone());
+    assert_eq!(world.plan(), [], "still in use");
+    world.busy.clear();
+    let orders = world.plan();
+    assert!(
+        matches!(orders.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == draining.id && r.generation == 2)
+    );
+    assert_eq!(world.plan(), []);
+}
+
+#[test]
+fn a_scale_in_takes_instances_that_serve_nothing_before_ready_ones() {
+    let mut world = World::new();
+    world.grant(2);
+    world.settle();
+    let ready = world.ids_in(InstanceState::Ready);
+    world.grant(3);
+    world.plan();
+    world.grant(2);
+    world.settle();
+    assert_eq!(world.ids_in(InstanceState::Ready), ready);
+}
+
+#[test]
+fn a_failed_instance_is_cleared_away_and_replaced_after_the_back_off() {
+    let mut world = World::new();
+    world.grant(1);
+    world.settle();
+    let id = world.ids_in(InstanceState::Ready).remove(0);
+    world.fail(id.clone());
+    let orders = world.plan();
+    assert!(matches!(orders.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == id));
+    world.now = world.now + Span::from_secs(1);
+    assert_eq!(requests(&world.plan()), 1);
+}
+
+#[test]
+fn a_crash_loop_backs_off_twice_as_long_each_time_up_to_a_minute() {
+    let mut world = World::new();
+    world.grant(1);
+    let mut waits = Vec::new();
+    for _ in 0..9 {
+        let mut waited = 0;
+        while requests(&world.plan()) == 0 {
+            world.now = world.now + Span::from_secs(1);
+            waited += 1;
+        }
+        waits.push(waited);
+        let id = world.ids_in(InstanceState::Starting).remove(0);
+        world.fail(id);
+    }
+    assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
+}
+
+#[test]
+fn a_crash_looping_deployment_is_tried_with_one_instance_at_a_time() {
+    let mut world = World::new();
+    world.grant(5);
+    world.plan();
+    world
+        .ids_in(InstanceState::Starting)
+        .into_iter()
+        .for_each(|id| world.fail(id));
+    world.now = world.now + Span::from_secs(120);
+    assert_eq!(requests(&world.plan()), 1);
+    world.now = world.now + Span::from_secs(120);
+    assert_eq!(requests(&world.plan()), 0, "one is starting");
+}
+
+#[test]
+fn an_instance_that_stayed_healthy_ends_the_row_of_failures() {
+    let mut world = World::new();
+    world.grant(1);
+    world.plan();
+    for _ in 0..4 {
+        let id = world.ids_in(InstanceState::Starting).remove(0);
+        world.fail(id);
+        world.now = world.now + Span::from_secs(60);
+        world.plan();
+    }
+    world.make_ready();
+    world.now = world.now + Span::from_secs(61);
+    world.grant(5);
+    assert_eq!(requests(&world.plan()), 4);
+}
+
+#[test]
+fn a_rollout_replaces_every_instance_and_never_falls_below_the_wanted_number() {
+    let mut world = World::new();
+    world.grant(4);
+    world.settle();
+    let before: BTreeSet<_> = world.ids_in(InstanceState::Ready).into_iter().collect();
+    world.change_command();
+    let ready = world.settle();
+    assert!(
+        ready.iter().all(|count| (4..=5).contains(count)),
+        "{ready:?}"
+    );
+    let after: BTreeSet<_> = world.ids_in(InstanceState::Ready).into_iter().collect();
+    assert_eq!(after.len(), 4);
+    assert!(before.is_disjoint(&after));
+}
+
+#[test]
+fn a_rollout_to_something_that_cannot_start_keeps_the_old_instances() {
+    let mut world = World::new();
+    world.grant(2);
+    world.settle();
+    world.change_command();
+    for _ in 0..20 {
+        world.plan();
+        world
+            .ids_in(InstanceState::Starting)
+            .into_iter()
+            .for_each(|id| world.fail(id));
+        world.carry_out_removals();
+        world.now = world.now + Span::from_secs(30);
+    }
+    assert_eq!(world.count(InstanceState::Ready), 2);
+}
+
+#[test]
+fn a_deleted_endpoint_drains_and_removes_everything() {
+    let mut world = World::new();
+    world.grant(2);
+    world.settle();
+    world.append(Event::EndpointDeletionRequested(Empty {}));
+    world.settle();
+    assert!(world.instances.instances.is_empty());
+}
+
+#[test]
+fn instances_of_a_dead_incarnation_are_removed() {
+    let mut world = World::new();
+    world.grant(1);
+    world.settle();
+    world.append(Event::EndpointDeleted(Empty {}));
+    world.settle();
+    assert!(world.instances.instances.is_empty());
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_the_plan_settles_on_the_granted_number(
+        steps in prop::collection::vec((0u32..8, 0u8..4), 1..20)
+    ) {
+        let mut world = World::new();
+        for (granted, happening) in steps {
+            world.grant(granted);
+            world.plan();
+            match happening {
+                0 => world.make_ready(),
+                1 => if let Some(id) = world.ids_in(InstanceState::Starting).pop() { world.fail(id) },
+                2 => world.change_command(),
+                _ => world.carry_out_removals(),
+            }
+            world.now = world.now + Span::from_secs(5);
+        }
+        world.now = world.now + Span::from_secs(600);
+        world.settle();
+        world.now = world.now + Span::from_secs(600);
+        world.settle();
+        let granted = world.granted[&blue()].instances as usize;
+        prop_assert_eq!(world.count(InstanceState::Ready), granted);
+        prop_assert_eq!(world.instances.instances.len(), granted);
+    }
+}

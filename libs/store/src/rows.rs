@@ -1,0 +1,199 @@
+//! Read models: rows that are folded from the log, and can be dropped and made again.
+
+use std::collections::BTreeMap;
+
+use contract::ids::{Bucket, Position};
+use contract::log::{Record, RowChange};
+use contract::time::Timestamp;
+
+use crate::{Commit, CommitError, Store, StoreError, statements};
+
+/// Rows per read and per transaction of a rebuild.
+pub const PAGE_ROWS_MAX: usize = 500;
+
+/// One row of a read model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub key: String,
+    pub endpoint: String,
+    pub deployment: String,
+    pub position: Position,
+    pub time: Timestamp,
+    /// JSON.
+    pub doc: String,
+}
+
+/// Which rows, newest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowQuery {
+    pub model: String,
+    pub endpoint: Option<String>,
+    pub deployment: Option<String>,
+    pub since: Option<Timestamp>,
+    /// Only rows below this position: the last one of the page before.
+    pub before: Option<Position>,
+    pub limit: usize,
+}
+
+/// Makes rows from the log: a pure fold. Events of other endpoints may come in between in any
+/// order, those of one bucket come in order.
+pub trait Projector {
+    fn project(&mut self, record: &Record) -> Vec<RowChange>;
+
+    /// Under whose cursors the rows are written while the log grows.
+    fn consumer(&self) -> &'static str {
+        "views"
+    }
+}
+
+/// The rows of some models, by model and key.
+pub(crate) type Rows = BTreeMap<(String, String), Row>;
+
+/// The rows as the log has them.
+pub(crate) struct Folded {
+    pub rows: Rows,
+}
+
+impl Folded {
+    pub(crate) fn new() -> Self {
+        Self { rows: Rows::new() }
+    }
+
+    pub(crate) fn take_in(
+        &mut self,
+        record: &Record,
+        projector: &mut dyn Projector,
+        models: &[&str],
+    ) {
+        for change in projector.project(record) {
+            if !models.contains(&change.model) {
+                continue;
+            }
+            let place = (change.model.to_owned(), change.key.clone());
+            match change.doc {
+                None => {
+                    self.rows.remove(&place);
+                }
+                Some(doc) => {
+                    let row = Row {
+                        key: change.key,
+                        endpoint: change.endpoint,
+                        deployment: change.deployment,
+                        position: change.position,
+                        time: change.time,
+                        doc,
+                    };
+                    self.rows.insert(place, row);
+                }
+            }
+        }
+    }
+}
+
+/// Whether a consumer with these cursors has taken in a record. One without any cursor is taken to
+/// have read everything: its rows were made by a rebuild.
+pub(crate) fn covers(cursors: &BTreeMap<Bucket, Position>, record: &Record) -> bool {
+    cursors.is_empty()
+        || cursors
+            .get(&record.bucket)
+            .is_some_and(|cursor| record.position <= *cursor)
+}
+
+/// Makes the rows of these models anew from the log, as far as their consumer's cursors stand, in
+/// short transactions. Readers never see them empty: only what differs is written. Refused while
+/// the consumer runs. Returns how many rows were changed.
+pub async fn rebuild(
+    store: &Store,
+    projector: &mut dyn Projector,
+    models: &[&'static str],
+) -> Result<usize, StoreError> {
+    let consumer = projector.consumer();
+    let cursors = store.cursors(consumer).await?;
+    let folded = fold_all(store, projector, models, &cursors).await?;
+    let changes = differences(store, &folded, models).await?;
+    for changes in changes.chunks(PAGE_ROWS_MAX) {
+        let commit = Commit {
+            rows: changes.to_vec(),
+            ..Commit::default()
+        };
+        store.commit(commit).await.map_err(|error| match error {
+            CommitError::Store(error) => error,
+            error => StoreError::Refused(error.to_string()),
+        })?;
+    }
+    if store.cursors(consumer).await? != cursors {
+        return Err(StoreError::Refused(format!(
+            "`{consumer}` wrote read models while they were rebuilt: stop it and rebuild again"
+        )));
+    }
+    Ok(changes.len())
+}
+
+async fn fold_all(
+    store: &Store,
+    projector: &mut dyn Projector,
+    models: &[&'static str],
+    cursors: &BTreeMap<Bucket, Position>,
+) -> Result<Folded, StoreError> {
+    let mut folded = Folded::new();
+    let mut after = Position::START;
+    loop {
+        let page = store.read_all(after, PAGE_ROWS_MAX).await?;
+        let Some(last) = page.last() else {
+            return Ok(folded);
+        };
+        after = last.position;
+        for record in page.iter().filter(|record| covers(cursors, record)) {
+            folded.take_in(record, projector, models);
+        }
+    }
+}
+
+/// What has to be written for the stored rows to be those of the log.
+async fn differences(
+    store: &Store,
+    folded: &Folded,
+    models: &[&'static str],
+) -> Result<Vec<RowChange>, StoreError> {
+    let mut changes = Vec::new();
+    for model in models {
+        let mut stored = BTreeMap::new();
+        let mut reader = store.reader().await?;
+        let mut after: Option<String> = None;
+        loop {
+            let page = statements::rows_by_key(&mut reader, model, after.as_deref(), PAGE_ROWS_MAX)
+                .await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.key.clone());
+            stored.extend(page.into_iter().map(|row| (row.key.clone(), row)));
+        }
+        for ((_, key), row) in folded.rows.iter().filter(|((m, _), _)| m == model) {
+            if stored.remove(key).as_ref() != Some(row) {
+                changes.push(change(model, row.clone(), Keep::Yes));
+            }
+        }
+        let stray = stored.into_values();
+        changes.extend(stray.map(|row| change(model, row, Keep::No)));
+    }
+    Ok(changes)
+}
+
+enum Keep {
+    Yes,
+    No,
+}
+
+fn change(model: &'static str, row: Row, keep: Keep) -> RowChange {
+    RowChange {
+        model,
+        key: row.key,
+        endpoint: row.endpoint,
+        deployment: row.deployment,
+        position: row.position,
+        time: row.time,
+        doc: match keep {
+            Keep::Yes => Some(row.doc),
+            Keep::No => None,
+        },
+    }
+}

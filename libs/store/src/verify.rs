@@ -1,0 +1,262 @@
+//! Walks the whole log and says whether it is sound: order, chains, versions, schemas, and that
+//! the read models are what the log makes of them.
+
+use std::collections::BTreeMap;
+
+use contract::ids::{Bucket, Position};
+use contract::log::{Record, StreamName};
+use serde::Serialize;
+use sqlx::Connection as _;
+
+use crate::rows::{Folded, PAGE_ROWS_MAX, Projector, Rows, covers};
+use crate::statements::RawEvent;
+use crate::{Store, StoreError, belongs, statements};
+
+/// Problems that a report lists; the rest are only counted.
+pub const PROBLEMS_MAX: usize = 100;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VerifyReport {
+    pub events: u64,
+    pub streams: u64,
+    pub buckets: u64,
+    pub rows: u64,
+    pub head: Position,
+    /// Sentences; empty for a sound store.
+    pub problems: Vec<String>,
+}
+
+impl VerifyReport {
+    pub fn is_sound(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// Reads the log up to its head and compares the rows of `models` with a rebuild by the projector.
+/// May run while the store is written: rows and cursors are read at one moment, and each bucket is
+/// folded as far as its cursor stands (or up to the head, if the consumer has no cursors at all).
+pub async fn verify(
+    store: &Store,
+    projector: &mut dyn Projector,
+    models: &[&str],
+) -> Result<VerifyReport, StoreError> {
+    let moment = Moment::read(store, projector.consumer(), models).await?;
+    let mut walk = Walk::default();
+    let mut folded = Folded::new();
+    let mut after = Position::START;
+    while after < moment.head {
+        let page =
+            statements::read_all_raw(&mut *store.reader().await?, after, PAGE_ROWS_MAX).await?;
+        let Some(last) = page.last() else { break };
+        let next = last.position();
+        for raw in page.into_iter().filter(|r| r.position() <= moment.head) {
+            let Some(record) = walk.take_in(raw) else {
+                continue;
+            };
+            if covers(&moment.cursors, &record) {
+                folded.take_in(&record, projector, models);
+            }
+        }
+        after = next;
+    }
+    walk.check_cursors(&moment);
+    walk.check_rows(&moment.rows, &folded.rows);
+    Ok(walk.report(&moment))
+}
+
+/// Rows and cursors as they stood at one moment.
+struct Moment {
+    head: Position,
+    cursors: BTreeMap<Bucket, Position>,
+    rows: Rows,
+}
+
+impl Moment {
+    async fn read(store: &Store, consumer: &str, models: &[&str]) -> Result<Self, StoreError> {
+        let mut reader = store.reader().await?;
+        let mut snapshot = reader.begin().await?;
+        let head = statements::head(&mut snapshot).await?;
+        let cursors = statements::cursors(&mut snapshot, consumer).await?;
+        let mut rows = Rows::new();
+        for model in models {
+            let mut after: Option<String> = None;
+            loop {
+                let page =
+                    statements::rows_by_key(&mut snapshot, model, after.as_deref(), PAGE_ROWS_MAX)
+                        .await?;
+                let Some(last) = page.last() else { break };
+                after = Some(last.key.clone());
+                let placed = page
+                    .into_iter()
+                    .map(|row| (((*model).to_owned(), row.key.clone()), row));
+                rows.extend(placed);
+            }
+        }
+        snapshot.rollback().await?;
+        Ok(Self {
+            head,
+            cursors,
+            rows,
+        })
+    }
+}
+
+/// What the walk has seen so far.
+#[derive(Default)]
+struct Walk {
+    events: u64,
+    head: Position,
+    buckets: BTreeMap<i64, Position>,
+    versions: BTreeMap<String, i64>,
+    problems: Vec<String>,
+    unlisted: u64,
+}
+
+impl Walk {
+    fn problem(&mut self, problem: String) {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(problem);
+        } else {
+            self.unlisted += 1;
+        }
+    }
+
+    /// Checks one event; returns it if it can be read.
+    fn take_in(&mut self, raw: RawEvent) -> Option<Record> {
+        let position = raw.position();
+        self.events += 1;
+        if position <= self.head {
+            self.problem(format!("position {position} does not follow {}", self.head));
+        }
+        self.head = position;
+        self.check_chain(&raw);
+        self.check_version(&raw);
+        let record = match raw.decode() {
+            Ok(record) => record,
+            Err(error) => {
+                self.problem(error.to_string());
+                return None;
+            }
+        };
+        self.check_place(&record);
+        Some(record)
+    }
+
+    fn check_chain(&mut self, raw: &RawEvent) {
+        let before = self
+            .buckets
+            .insert(raw.bucket, raw.position())
+            .unwrap_or(Position::START);
+        if Position(raw.prev as u64) != before {
+            self.problem(format!(
+                "position {}: prev is {}, but bucket {} has {before} before it",
+                raw.position, raw.prev, raw.bucket
+            ));
+        }
+    }
+
+    fn check_version(&mut self, raw: &RawEvent) {
+        let before = self
+            .versions
+            .insert(raw.stream.clone(), raw.version)
+            .unwrap_or(0);
+        if raw.version != before + 1 {
+            self.problem(format!(
+                "position {}: version {} of stream `{}` does not follow {before}",
+                raw.position, raw.version, raw.stream
+            ));
+        }
+    }
+
+    fn check_place(&mut self, record: &Record) {
+        let stream: &StreamName = &record.stream;
+        let bucket = stream.bucket_key().bucket();
+        if bucket != record.bucket {
+            self.problem(format!(
+                "position {}: stream `{stream}` belongs in bucket {bucket}, not {}",
+                record.position, record.bucket
+            ));
+        }
+        if !belongs(&record.event, stream) {
+            self.problem(format!(
+                "position {}: an event `{}` does not belong in stream `{stream}`",
+                record.position,
+                record.event.type_name()
+            ));
+        }
+    }
+
+    fn check_cursors(&mut self, moment: &Moment) {
+        for (bucket, cursor) in &moment.cursors {
+            if *cursor > moment.head {
+                self.problem(format!(
+                    "the cursor of bucket {bucket} stands at {cursor}, past the head {}",
+                    moment.head
+                ));
+            }
+        }
+    }
+
+    fn check_rows(&mut self, stored: &Rows, folded: &Rows) {
+        for ((model, key), row) in folded {
+            match stored.get(&(model.clone(), key.clone())) {
+                None => self.problem(format!("row `{key}` of `{model}` is missing")),
+                Some(other) if other != row => {
+                    let what = difference(other, row);
+                    self.problem(format!("row `{key}` of `{model}` {what}"));
+                }
+                Some(_) => {}
+            }
+        }
+        for (model, key) in stored.keys().filter(|place| !folded.contains_key(*place)) {
+            self.problem(format!(
+                "row `{key}` of `{model}` is stored, but the log does not make it"
+            ));
+        }
+    }
+
+    fn report(mut self, moment: &Moment) -> VerifyReport {
+        if self.unlisted > 0 {
+            let more = format!("and {} more problems", self.unlisted);
+            self.problems.push(more);
+        }
+        VerifyReport {
+            events: self.events,
+            streams: self.versions.len() as u64,
+            buckets: self.buckets.len() as u64,
+            rows: moment.rows.len() as u64,
+            head: moment.head,
+            problems: self.problems,
+        }
+    }
+}
+
+fn difference(stored: &crate::Row, folded: &crate::Row) -> String {
+    let field = |name: &str, a: &dyn std::fmt::Display, b: &dyn std::fmt::Display| {
+        format!("has {name} {a}, and the log makes it {b}")
+    };
+    if stored.position != folded.position {
+        return field("position", &stored.position, &folded.position);
+    }
+    if stored.time != folded.time {
+        return field("time", &stored.time.millis(), &folded.time.millis());
+    }
+    if stored.endpoint != folded.endpoint {
+        return field("endpoint", &stored.endpoint, &folded.endpoint);
+    }
+    if stored.deployment != folded.deployment {
+        return field("deployment", &stored.deployment, &folded.deployment);
+    }
+    field("document", &shortened(&stored.doc), &shortened(&folded.doc))
+}
+
+/// Enough of a document to recognise it.
+fn shortened(doc: &str) -> String {
+    const CHARS_MAX: usize = 200;
+    if doc.chars().count() <= CHARS_MAX {
+        return doc.to_owned();
+    }
+    let start: String = doc.chars().take(CHARS_MAX).collect();
+    format!("{start}…")
+}

@@ -1,0 +1,265 @@
+//! A real Penstock for a test: the real binary in a process of its own, with a private data folder
+//! and free ports, and the API calls that tests need.
+
+#![allow(dead_code)] // each test binary uses its own part
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+/// How long a test waits for something that should happen soon, on a slow and busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Penstock {
+    process: Child,
+    pub control: String,
+    pub gateway: String,
+    token: String,
+    data: PathBuf,
+    pub http: Client,
+}
+
+/// A data folder that lives as long as the test; its processes end with it.
+pub struct DataFolder {
+    folder: TempDir,
+}
+
+impl DataFolder {
+    pub fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Ids of the processes that instances of this installation run in now.
+    pub fn instance_processes(&self) -> Vec<u32> {
+        let Ok(installation) = std::fs::read_to_string(self.path().join("installation")) else {
+            return Vec::new();
+        };
+        let wanted = format!("PENSTOCK_INSTALLATION={}", installation.trim());
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        ids.filter(|id| {
+            let environment = std::fs::read(format!("/proc/{id}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes())
+        })
+        .collect()
+    }
+}
+
+impl Drop for DataFolder {
+    /// A failed test must not leave model servers behind.
+    fn drop(&mut self) {
+        for id in self.instance_processes() {
+            let _ = std::process::Command::new("kill").args(["-9", &id.to_string()]).status();
+        }
+    }
+}
+
+/// The example model server, built beside the binary under test.
+pub fn scorer() -> String {
+    let scorer = Path::new(env!("CARGO_BIN_EXE_penstock")).with_file_name("penstock-scorer");
+    assert!(scorer.exists(), "{} is missing: run `cargo build --bin penstock-scorer`", scorer.display());
+    scorer.display().to_string()
+}
+
+impl Penstock {
+    /// Starts `penstock serve` and waits until it is ready.
+    pub async fn start(folder: &DataFolder) -> Self {
+        Self::start_with(folder, &[]).await
+    }
+
+    pub async fn start_with(folder: &DataFolder, arguments: &[&str]) -> Self {
+        let data = folder.path().to_owned();
+        let ready_file = data.join("ready.json");
+        let _ = std::fs::remove_file(&ready_file);
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(data.join("serve.log"));
+        let mut process = Command::new(env!("CARGO_BIN_EXE_penstock"))
+            .arg("serve")
+            .arg("--data")
+            .arg(&data)
+            .args(["--control-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"])
+            .arg("--ready-file")
+            .arg(&ready_file)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(log.unwrap())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let ready: Value = loop {
+            if let Ok(text) = std::fs::read_to_string(&ready_file)
+                && let Ok(ready) = serde_json::from_str(&text)
+            {
+                break ready;
+            }
+            if let Some(status) = process.try_wait().unwrap() {
+                panic!("penstock ended with {status}:\n{}", serve_log(&data));
+            }
+            assert!(Instant::now() < deadline, "penstock is not ready:\n{}", serve_log(&data));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        let client = std::fs::read_to_string(data.join("client.json")).unwrap();
+        let client: Value = serde_json::from_str(&client).unwrap();
+        Self {
+            process,
+            control: ready["control"].as_str().unwrap().to_owned(),
+            gateway: ready["gateway"].as_str().unwrap().to_owned(),
+            token: client["token"].as_str().unwrap().to_owned(),
+            data,
+            http: Client::new(),
+        }
+    }
+
+    pub fn process_id(&self) -> u32 {
+        self.process.id().unwrap()
+    }
+
+    /// SIGKILL, as the kernel or a power cut would do it.
+    pub async fn kill(mut self) {
+        self.process.kill().await.unwrap();
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub async fn stop(mut self) -> std::process::ExitStatus {
+        let id = self.process_id().to_string();
+        std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap();
+        let ended = tokio::time::timeout(PATIENCE, self.process.wait()).await;
+        ended.unwrap_or_else(|_| panic!("penstock does not stop:\n{}", serve_log(&self.data))).unwrap()
+    }
+
+    pub fn api(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.control)).bearer_auth(&self.token)
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        accepted(self.api(Method::GET, path).send().await.unwrap()).await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Value {
+        accepted(self.api(Method::PUT, path).json(body).send().await.unwrap()).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Value {
+        accepted(self.api(Method::POST, path).json(body).send().await.unwrap()).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Value {
+        accepted(self.api(Method::DELETE, path).send().await.unwrap()).await
+    }
+
+    /// Runs the command line client against this server.
+    pub async fn cli(&self, arguments: &[&str]) -> std::process::Output {
+        Command::new(env!("CARGO_BIN_EXE_penstock"))
+            .args(arguments)
+            .env("PENSTOCK_SERVER", &self.control)
+            .env("PENSTOCK_TOKEN", &self.token)
+            .env("PENSTOCK_CONFIG", self.data.join("client.json"))
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .unwrap()
+    }
+
+    /// The primary key of an endpoint.
+    pub async fn key(&self, endpoint: &str) -> String {
+        let keys = self.get(&format!("/v1/endpoints/{endpoint}/keys")).await;
+        keys["primary"].as_str().unwrap().to_owned()
+    }
+
+    pub fn score(&self, endpoint: &str, key: &str) -> RequestBuilder {
+        self.http
+            .post(format!("{}/endpoints/{endpoint}/score", self.gateway))
+            .bearer_auth(key)
+            .json(&serde_json::json!({"data": [[5.1, 3.5, 1.4, 0.2]]}))
+    }
+
+    /// Instances of a deployment in a state.
+    pub async fn instances(&self, endpoint: &str, deployment: &str, state: &str) -> Vec<Value> {
+        let path = format!("/v1/instances?endpoint={endpoint}&deployment={deployment}&limit=500");
+        let list = self.get(&path).await;
+        let items = list["items"].as_array().unwrap().clone();
+        items.into_iter().filter(|item| item["state"] == state).collect()
+    }
+
+    pub async fn until_ready_instances(&self, endpoint: &str, deployment: &str, count: usize) {
+        let what = format!("{count} ready instances of {endpoint}/{deployment}");
+        eventually(&what, || async {
+            let ready = self.instances(endpoint, deployment, "ready").await.len();
+            let draining = self.instances(endpoint, deployment, "draining").await.len();
+            (ready == count && draining == 0).then_some(())
+        })
+        .await
+    }
+
+    /// The log holds together and every read model equals a rebuild.
+    pub async fn verify(&self) {
+        let report = self.get("/v1/events/verify").await;
+        assert_eq!(report["problems"], serde_json::json!([]), "{report:#}");
+    }
+
+    pub fn log(&self) -> String {
+        serve_log(&self.data)
+    }
+}
+
+fn serve_log(data: &Path) -> String {
+    std::fs::read_to_string(data.join("serve.log")).unwrap_or_default()
+}
+
+async fn accepted(response: Response) -> Value {
+    let (status, url) = (response.status(), response.url().clone());
+    let text = response.text().await.unwrap();
+    assert!(status.is_success(), "{url} answered {status}: {text}");
+    if status == StatusCode::NO_CONTENT { Value::Null } else { serde_json::from_str(&text).unwrap() }
+}
+
+/// Asks again until there is an answer; panics with `what` when patience ends.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Documents of an endpoint and a deployment that the example scorer serves.
+pub fn endpoint_document(name: &str) -> Value {
+    serde_json::json!({"apiVersion": "penstock/v1", "kind": "Endpoint", "metadata": {"name": name}, "spec": {"auth": "key"}})
+}
+
+pub fn deployment_document(endpoint: &str, name: &str, instances: u32) -> Value {
+    serde_json::json!({
+        "apiVersion": "penstock/v1", "kind": "Deployment", "metadata": {"name": name, "endpoint": endpoint},
+        "spec": {
+            "backend": "process", "instanceType": "cpu-small", "instances": instances,
+            "command": [scorer(), "--port", "{port}"],
+            "requestSettings": {"maxConcurrentRequestsPerInstance": 4, "maxQueueWait": "5s"},
+            "readinessProbe": {"path": "/", "period": "100ms"}
+        }
+    })
+}
+
+impl Penstock {
+    /// An endpoint with one deployment that takes all traffic, ready to serve.
+    pub async fn deploy(&self, endpoint: &str, deployment: &str, instances: u32) {
+        self.put(&format!("/v1/endpoints/{endpoint}"), &endpoint_document(endpoint)).await;
+        let path = format!("/v1/endpoints/{endpoint}/deployments/{deployment}");
+        self.put(&path, &deployment_document(endpoint, deployment, instances)).await;
+        let traffic = serde_json::json!({"traffic": {deployment: 100}});
+        self.put(&format!("/v1/endpoints/{endpoint}/traffic"), &traffic).await;
+        self.until_ready_instances(endpoint, deployment, instances as usize).await;
+    }
+}

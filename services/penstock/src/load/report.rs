@@ -56,6 +56,23 @@ impl LoadReport {
             .is_none_or(|errors_max| self.totals.errors <= errors_max)
     }
 
+    /// Requests per second over time, for a chart: (seconds from the start, requests).
+    pub fn load_points(&self) -> Vec<(f64, f64)> {
+        let seconds = self.totals.timeline.iter();
+        seconds
+            .map(|second| (second.second as f64, second.sent as f64))
+            .collect()
+    }
+
+    /// Ready instances over time, for a chart; empty where they were not sampled.
+    pub fn instance_points(&self) -> Vec<(f64, u32)> {
+        let sampled = self.totals.timeline.iter();
+        sampled
+            .filter(|second| !second.instances.is_empty())
+            .map(|second| (second.second as f64, second.instances.values().sum()))
+            .collect()
+    }
+
     /// For people; ends with a newline.
     pub fn text(&self) -> String {
         let totals = &self.totals;

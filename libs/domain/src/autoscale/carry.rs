@@ -85,10 +85,9 @@ pub fn carried_after_clock_step(
     let shifted =
         |at: Timestamp| Timestamp::from_millis(at.millis() + clock.millis() - recorded.millis());
     let mut carried = carried.clone();
-    for change in [&mut carried.last_out, &mut carried.last_in] {
-        if let Some(change) = change {
-            change.at = shifted(change.at);
-        }
+    let changes = [&mut carried.last_out, &mut carried.last_in];
+    for change in changes.into_iter().flatten() {
+        change.at = shifted(change.at);
     }
     for wish in &mut carried.wishes {
         wish.last = shifted(wish.last);

@@ -196,7 +196,7 @@ fn parts_of(text: &str, parts: u64) -> Option<u64> {
     let mut value = whole.parse::<u64>().ok()?.checked_mul(parts)?;
     let mut unit = parts;
     for digit in fraction.bytes().map(|b| u64::from(b - b'0')) {
-        if unit % 10 != 0 && digit != 0 {
+        if unit < 10 && digit != 0 {
             return None;
         }
         unit /= 10;
@@ -314,7 +314,7 @@ mod tests {
         assert_eq!(parse(NumberOrText::Number(2.0)), Ok(Amount::Count(2)));
         assert_eq!(parse(NumberOrText::Text("2".into())), Ok(Amount::Count(2)));
         for bad in [
-            "0", "-1", "1.5", "0%", "1001%", "5.0001%", "x", "", "%", "1001",
+            "0", "-1", "1.5", "0%", "1001%", "5.0001%", "5.00001%", "x", "", "%", "1001",
         ] {
             assert!(parse(NumberOrText::Text(bad.into())).is_err(), "{bad}");
         }

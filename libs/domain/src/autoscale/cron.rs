@@ -11,6 +11,7 @@
 use std::str::FromStr;
 
 use chrono::{NaiveDateTime, TimeZone, Utc};
+use contract::time::Span;
 
 struct Field {
     name: &'static str,
@@ -56,6 +57,9 @@ const FIELDS: [Field; 5] = [
         names: &WEEKDAYS,
     },
 ];
+
+/// Enough to see every gap of a year of days.
+const OCCURRENCES_EXAMINED: usize = 400;
 
 const DAY_OF_MONTH: usize = 2;
 const WEEKDAY: usize = 4;
@@ -119,6 +123,23 @@ impl Cron {
             .filter_map(|schedule| schedule.after(&after).next())
             .map(|occurrence| occurrence.naive_utc())
             .min()
+    }
+
+    /// The longest time from one occurrence to the next, among the next few hundred.
+    pub fn widest_gap(&self) -> Span {
+        let mut at = NaiveDateTime::default();
+        let mut widest = Span::ZERO;
+        for count in 0..OCCURRENCES_EXAMINED {
+            let Some(next) = self.next_after(at) else {
+                return Span::from_millis(u64::MAX);
+            };
+            let gap = (next - at).num_milliseconds();
+            if count > 0 {
+                widest = widest.max(Span::from_millis(gap.unsigned_abs()));
+            }
+            at = next;
+        }
+        widest
     }
 
     /// The last occurrence before a local time.

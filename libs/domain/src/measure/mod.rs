@@ -128,7 +128,7 @@ impl Measures {
         self.nodes.forget(deployment);
     }
 
-    /// The aggregates, in the order asked for. None: nothing is measured at all (no such source).
+    /// The aggregates, in the order asked for, as `autoscale::TickInputs` wants them.
     pub fn signals(
         &self,
         deployment: Uid,
@@ -141,7 +141,8 @@ impl Measures {
             .iter()
             .map(|spec| {
                 let group = self.group(kind_of(spec));
-                signal::compute(group, deployment, spec, options, now, &mut merged)
+                let signal = signal::compute(group, deployment, spec, options, now, &mut merged);
+                Some(signal)
             })
             .collect()
     }

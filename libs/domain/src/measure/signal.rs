@@ -28,7 +28,7 @@ pub(super) fn compute(
     options: SignalOptions,
     now: Timestamp,
     merged: &mut Merged,
-) -> Option<Signal> {
+) -> Signal {
     let window = i64::from(spec.window_seconds());
     let end = window_end(group, now);
     let from = end - window;
@@ -60,7 +60,7 @@ pub(super) fn compute(
     } else {
         aggregate(spec, options, &panes)
     };
-    Some(Signal {
+    Signal {
         value,
         seconds_covered: seconds.min(wanted),
         seconds_wanted: wanted,
@@ -68,7 +68,7 @@ pub(super) fn compute(
             .iter()
             .any(|(_, coverage, _)| coverage.partial_seconds > 0),
         warming: from < since,
-    })
+    }
 }
 
 /// The second after the window.

@@ -6,10 +6,11 @@ use contract::ids::DeploymentRef;
 use contract::resources::AutoscaleSpec;
 use contract::resources::Resource;
 use contract::time::{Span, Timestamp};
+use domain::autoscale::Transition;
 use serde_json::{Value, json};
 
 use super::documents;
-use super::engine::{self, Transition};
+use super::engine;
 use super::error::CliError;
 use super::kinds::deployment_ref;
 use super::output::{Format, Screen, Table, print, yaml};

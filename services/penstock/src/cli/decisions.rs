@@ -1,11 +1,13 @@
 //! `decisions` and `explain`: what the autoscaler decided, and why.
 
+use contract::resources::DecisionView;
 use serde_json::Value;
 
+use super::engine;
 use super::error::CliError;
 use super::kinds::Scope;
 use super::output::{Format, Screen, Table, items, print, text, yaml};
-use crate::client::Client;
+use crate::client::{Answer, Client};
 
 /// Show scaling decisions, newest first
 #[derive(Debug, clap::Args)]
@@ -158,52 +160,18 @@ pub async fn explain(client: &Client, args: &ExplainArgs) -> Result<(), CliError
     let answer = client.get(&["v1", "decisions", &args.id], &[]).await?;
     match args.output {
         ExplainFormat::Json => print(&answer.text),
-        ExplainFormat::Text => print(&words(&answer.json()?)),
+        ExplainFormat::Text => print(&words(&answer)?),
     }
 }
 
-/// The explanation in words.
-fn words(decision: &Value) -> String {
-    let field = |pointer: &str| text(decision, pointer);
-    let mut lines = vec![
-        format!("Decision {}", field("/id")),
-        format!(
-            "  at {} for {}/{}",
-            field("/time"),
-            field("/endpoint"),
-            field("/deployment")
-        ),
-        format!("  {}: {}", field("/outcome"), count(decision)),
-        format!("  profile {}", field("/profile")),
-    ];
-    for rule in decision
-        .get("rules")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
-        lines.push(format!(
-            "  rule {} {}: {}",
-            text(rule, "/name"),
-            text(rule, "/verdict"),
-            text(rule, "/because")
-        ));
-    }
-    for stage in decision
-        .get("stages")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
-        lines.push(format!(
-            "  {}: {} -> {} {}",
-            text(stage, "/name"),
-            text(stage, "/before"),
-            text(stage, "/after"),
-            text(stage, "/detail")
-        ));
-    }
-    lines.join("\n")
+/// The explanation in words, as the engine of this binary tells it.
+fn words(body: &Answer) -> Result<String, CliError> {
+    let view: DecisionView = serde_json::from_str(&body.text).map_err(|error| {
+        CliError::Failed(format!(
+            "the decision cannot be explained by this client ({error}); use one of the server's release, or -o json"
+        ))
+    })?;
+    Ok(format!("Decision {}\n{}", view.id, engine::explanation(view)))
 }
 
 #[cfg(test)]

@@ -6,11 +6,7 @@
 mod access;
 mod apply;
 mod autoscale;
-#[allow(
-    dead_code,
-    reason = "the chart is drawn by the load generator's summary"
-)]
-pub mod chart;
+mod chart;
 mod decisions;
 mod describe;
 mod diff;
@@ -23,6 +19,7 @@ mod kinds;
 mod logs;
 mod operate;
 pub mod output;
+mod run_load;
 pub mod serve_args;
 mod top;
 
@@ -126,7 +123,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Serve(args) => Ok(crate::serve::run(args)?),
-        Command::Load(args) => Ok(crate::load::run(args)?),
+        Command::Load(args) => run_load::run(&cli.connect, &args),
         Command::Validate(args) => documents::validate(&args),
         Command::Completions(args) => completions(args.shell),
         Command::Version(_) => print(concat!("penstock ", env!("CARGO_PKG_VERSION"))),

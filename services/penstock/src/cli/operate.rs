@@ -330,7 +330,7 @@ fn request_body(data: &str) -> Result<Vec<u8>, CliError> {
 }
 
 /// The endpoint's own word for where it answers, else the gateway that the configuration names.
-fn scoring_url(
+pub fn scoring_url(
     client: &Client,
     endpoint: &str,
     resource: &Value,
@@ -355,7 +355,7 @@ fn scoring_url(
     })
 }
 
-async fn primary_key(client: &Client, endpoint: &str) -> Result<String, CliError> {
+pub async fn primary_key(client: &Client, endpoint: &str) -> Result<String, CliError> {
     let path = ["v1", "endpoints", endpoint, "keys"];
     let keys = client.get(&path, &[]).await?.json()?;
     Ok(text(&keys, "/primary"))

@@ -6,6 +6,8 @@
 //!
 //! `cargo bench -p penstock --bench decisions`; `SECONDS` sets the length of the second part.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "../tests/support/mod.rs"]
 mod support;
 

@@ -1,6 +1,8 @@
 //! Weeks of life in seconds: the real services under a virtual clock (see `world`), with faults by
 //! seed and invariants checked after every step. `SEED` and `COUNT` choose other runs.
 
+#![allow(clippy::unwrap_used)] // a test says what it waits for by failing
+
 mod schedules;
 mod world;
 

@@ -3,6 +3,8 @@
 //!
 //! `SEED` and `COUNT` choose the moments and how many; both are printed.
 
+#![allow(clippy::unwrap_used)] // a test says what it waits for by failing
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -152,7 +152,7 @@ pub struct InstanceCounts {
 }
 
 /// One aggregate over a window.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Signal {
     /// None: no data in the window.
@@ -162,6 +162,10 @@ pub struct Signal {
     pub seconds_wanted: u32,
     /// A source was missing in some second: good enough to scale out, not to scale in.
     pub partial: bool,
+    /// The window reaches back to before the measuring began (a start, a take-over, a new policy):
+    /// the rule is unknown, and that is no reason to go to the default count.
+    #[serde(default)]
+    pub warming: bool,
 }
 
 /// State that one evaluation hands to the next.
@@ -170,10 +174,11 @@ pub struct Signal {
 pub struct Carried {
     /// The count granted last; none before the first decision.
     pub granted: Option<u32>,
-    /// Last change by each rule, or by `` (none) where no rule decided.
+    /// Last change in each direction, with the rule that decided, if one did.
     pub last_out: Option<LastChange>,
     pub last_in: Option<LastChange>,
-    /// Wishes inside the longest stabilisation window, oldest first, equal neighbours merged.
+    /// Wishes inside the longest stabilisation window that can still hold something back, oldest
+    /// first.
     pub wishes: Vec<Wish>,
 }
 
@@ -184,8 +189,10 @@ pub struct LastChange {
     pub rule: Option<String>,
 }
 
+/// A count that the rules asked for, before stabilisation. Only the last moment matters: a window
+/// asks for the largest or the smallest wish in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Wish {
-    pub from: Timestamp,
+    pub last: Timestamp,
     pub instances: u32,
 }

@@ -3,9 +3,12 @@
 //! Invariants: no clock, no randomness, no I/O, no async, no hash maps. The same functions run live,
 //! in replay, in simulation and in `explain`.
 
+pub mod autoscale;
 pub mod documents;
 pub mod endpoint;
 pub mod fold;
 pub mod instances;
+pub mod measure;
 pub mod routes;
+pub mod usage;
 pub mod views;

@@ -76,8 +76,6 @@ impl Feed {
         from: BTreeMap<Bucket, Position>,
     ) -> Self {
         let global = from.get(&Bucket::GLOBAL).copied().unwrap_or_default();
-        let mut recheck = tokio::time::interval(RECHECK_EVERY);
-        recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             messages: bus.subscribe_records(group),
             bus_closed: false,
@@ -89,8 +87,14 @@ impl Feed {
             ahead: BTreeSet::new(),
             reading: None,
             caught_up: false,
-            recheck,
+            recheck: every(RECHECK_EVERY),
         }
+    }
+
+    /// Looks for what the bus has lost at another interval than every second.
+    pub fn recheck_every(mut self, interval: Duration) -> Self {
+        self.recheck = every(interval);
+        self
     }
 
     /// The next item; waits until there is one. After an error the same is tried again.
@@ -277,4 +281,10 @@ impl Feed {
 
 fn records(records: Vec<Arc<Record>>) -> Option<FeedItem> {
     (!records.is_empty()).then_some(FeedItem::Records(records))
+}
+
+fn every(duration: Duration) -> Interval {
+    let mut interval = tokio::time::interval(duration);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
 }

@@ -1,11 +1,14 @@
-//! The shell that every service runs in: clock, ids, metrics, health, telemetry, and the way from
-//! the log to a service.
+//! The shell that every service runs in: clock, ids, metrics, health, telemetry, the way from the
+//! log to a service (`feed`, `relay`) and the loop of services that reconcile.
 //!
 //! Invariant: this is the only place that reads the wall clock or draws random numbers; engines get
 //! time and ids as arguments.
 
 pub mod clock;
+pub mod feed;
 pub mod health;
 pub mod ids;
 pub mod metrics;
+pub mod reconcile;
+pub mod relay;
 pub mod telemetry;

@@ -44,7 +44,12 @@ pub trait Reconciler: Send + 'static {
     fn apply(&mut self, state: &mut Self::State, record: &Record);
 
     /// What is to be written now; empty if nothing.
-    fn evaluate(&mut self, key: &EndpointKey, state: &mut Self::State, now: Timestamp) -> Vec<Event>;
+    fn evaluate(
+        &mut self,
+        key: &EndpointKey,
+        state: &mut Self::State,
+        now: Timestamp,
+    ) -> Vec<Event>;
 
     /// Takes in a frame; true if the endpoints of its bucket are to be evaluated.
     fn observe(&mut self, _frame: &Frame, _now: Timestamp) -> bool {
@@ -55,7 +60,14 @@ pub trait Reconciler: Send + 'static {
     fn due(&mut self, now: Timestamp) -> BTreeSet<Bucket>;
 
     /// Called after each commit.
-    fn committed(&mut self, _key: &EndpointKey, _state: &mut Self::State, _records: &[Arc<Record>], _now: Timestamp) {}
+    fn committed(
+        &mut self,
+        _key: &EndpointKey,
+        _state: &mut Self::State,
+        _records: &[Arc<Record>],
+        _now: Timestamp,
+    ) {
+    }
 }
 
 #[derive(Clone)]
@@ -87,7 +99,12 @@ pub async fn run<R: Reconciler>(
     component: Component,
     shutdown: CancellationToken,
 ) -> Result<(), StoreError> {
-    let feed = Feed::open(deps.store.clone(), deps.bus.clone(), R::SERVICE, BTreeMap::new());
+    let feed = Feed::open(
+        deps.store.clone(),
+        deps.bus.clone(),
+        R::SERVICE,
+        BTreeMap::new(),
+    );
     let frames = deps.bus.subscribe_frames();
     let mut shell = Loop {
         reconciler,
@@ -162,8 +179,10 @@ impl<R: Reconciler> Loop<R> {
 
     /// Raises the generation of each bucket, so that a former owner can write no more.
     async fn take(&mut self, buckets: Vec<Bucket>) -> Result<(), StoreError> {
-        let names: Vec<String> =
-            buckets.iter().map(|bucket| format!("{}/{bucket}", R::SERVICE)).collect();
+        let names: Vec<String> = buckets
+            .iter()
+            .map(|bucket| format!("{}/{bucket}", R::SERVICE))
+            .collect();
         let fences = join_all(names.iter().map(|name| self.deps.store.take(name))).await;
         for (bucket, fence) in buckets.into_iter().zip(fences) {
             self.fences.insert(bucket, fence?);
@@ -193,7 +212,10 @@ impl<R: Reconciler> Loop<R> {
     }
 
     fn mark_due(&mut self, buckets: &BTreeSet<Bucket>) {
-        let keys = self.entries.keys().filter(|key| buckets.contains(&key.bucket()));
+        let keys = self
+            .entries
+            .keys()
+            .filter(|key| buckets.contains(&key.bucket()));
         self.due.extend(keys.cloned());
     }
 
@@ -201,13 +223,23 @@ impl<R: Reconciler> Loop<R> {
         let clock = self.deps.clock.now();
         let mut commits = Vec::new();
         for key in std::mem::take(&mut self.due) {
-            let Some(entry) = self.entries.get_mut(&key) else { continue };
-            let Some(fence) = self.fences.get(&key.bucket()) else { continue };
+            let Some(entry) = self.entries.get_mut(&key) else {
+                continue;
+            };
+            let Some(fence) = self.fences.get(&key.bucket()) else {
+                continue;
+            };
             if entry.awaiting > entry.position {
                 continue;
             }
             let (now, events) = if entry.recorded > clock + CLOCK_STEP {
-                (clock, vec![Event::ClockStepped(ClockStepped { recorded: entry.recorded, clock })])
+                (
+                    clock,
+                    vec![Event::ClockStepped(ClockStepped {
+                        recorded: entry.recorded,
+                        clock,
+                    })],
+                )
             } else {
                 let now = entry.recorded.max(clock);
                 (now, self.reconciler.evaluate(&key, &mut entry.state, now))
@@ -218,10 +250,16 @@ impl<R: Reconciler> Loop<R> {
             let append = Append {
                 stream: StreamName::of(R::STREAM, &key),
                 expected_version: entry.version,
-                events: events.into_iter().map(|event| self.deps.new_event::<R>(now, event)).collect(),
+                events: events
+                    .into_iter()
+                    .map(|event| self.deps.new_event::<R>(now, event))
+                    .collect(),
             };
-            let commit =
-                Commit { appends: vec![append], fence: Some(fence.clone()), ..Commit::default() };
+            let commit = Commit {
+                appends: vec![append],
+                fence: Some(fence.clone()),
+                ..Commit::default()
+            };
             let store = self.deps.store.clone();
             commits.push(async move { (key, now, store.commit(commit).await) });
         }
@@ -239,9 +277,14 @@ impl<R: Reconciler> Loop<R> {
     ) -> Result<(), StoreError> {
         match outcome {
             Ok(Committed::Now { records }) => {
-                let Some(entry) = self.entries.get_mut(&key) else { return Ok(()) };
-                entry.awaiting = records.last().map_or(entry.awaiting, |record| record.position);
-                self.reconciler.committed(&key, &mut entry.state, &records, now);
+                let Some(entry) = self.entries.get_mut(&key) else {
+                    return Ok(());
+                };
+                entry.awaiting = records
+                    .last()
+                    .map_or(entry.awaiting, |record| record.position);
+                self.reconciler
+                    .committed(&key, &mut entry.state, &records, now);
             }
             Ok(Committed::Before { .. }) => {}
             // What we had not seen yet comes through the feed and makes the endpoint due again.
@@ -262,6 +305,11 @@ impl<R: Reconciler> Loop<R> {
 
 impl Deps {
     fn new_event<R: Reconciler>(&self, now: Timestamp, event: Event) -> NewEvent {
-        NewEvent { id: self.ids.event_id(now), time: now, actor: Actor::service(R::SERVICE), event }
+        NewEvent {
+            id: self.ids.event_id(now),
+            time: now,
+            actor: Actor::service(R::SERVICE),
+            event,
+        }
     }
 }

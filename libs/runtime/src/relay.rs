@@ -11,12 +11,14 @@ use tokio_util::sync::CancellationToken;
 /// Publishes every commit made after this call, until the store is closed or `shutdown` is
 /// cancelled; what was committed by then is published first.
 pub fn run(
-    store: &Store,
+    store: Store,
     bus: Arc<dyn Bus>,
     shutdown: CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
     // Subscribed here and not when the future first runs, so that no commit falls in between.
     let mut committed = store.committed();
+    // A handle kept here would keep the store open.
+    drop(store);
     async move {
         loop {
             tokio::select! {

@@ -10,7 +10,7 @@ use contract::events::{AccessGranted, AccessRevoked, AccessRole, Empty, Event};
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Actor, EVENT_BYTES_MAX, NewEvent, Record, RowChange, StreamKind, StreamName};
 use contract::time::Timestamp;
-use penstock_store::{
+use store::{
     Append, Cause, Commit, CommitError, Committed, CursorMove, Fence, Projector, RowQuery, Store,
     StoreError, rebuild, verify,
 };
@@ -112,7 +112,7 @@ fn rows(rows: Vec<RowChange>) -> Commit {
     }
 }
 
-fn keys(rows: &[penstock_store::Row]) -> Vec<&str> {
+fn keys(rows: &[store::Row]) -> Vec<&str> {
     rows.iter().map(|row| row.key.as_str()).collect()
 }
 

@@ -26,6 +26,16 @@ pub struct Planner {
     drain_watch: DrainWatch,
 }
 
+impl Planner {
+    pub fn new(node: String, ids: Arc<dyn Ids>) -> Self {
+        Self {
+            node,
+            ids,
+            drain_watch: DrainWatch::default(),
+        }
+    }
+}
+
 /// Runs the planner until `shutdown`.
 pub async fn run(
     node: String,

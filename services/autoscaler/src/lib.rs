@@ -1,1 +1,171 @@
+//! The autoscaler: decides how many instances each deployment shall have.
 //!
+//! Inputs: the log (documents, pins, what instances do) and frames of measurements. Output:
+//! decisions in the streams `scaling/…`, one whenever something changes, each with all that led to
+//! it. Invariants: the engine (`domain::autoscale`) alone decides; what is not written down is not
+//! carried on; at most one decision a second for each deployment.
+
+mod metrics;
+mod state;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use contract::events::Event;
+use contract::frame::{Frame, SourceKind};
+use contract::ids::{Bucket, EndpointKey};
+use contract::log::{Record, StreamKind};
+use contract::time::{Span, Timestamp};
+use domain::measure::Measures;
+use runtime::clock::Clock;
+use runtime::health::Health;
+use runtime::metrics::Metrics;
+use runtime::reconcile::{Deps, Reconciler};
+use store::StoreError;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::DecisionMetrics;
+pub use crate::state::EndpointState;
+
+/// Schedules, cool-downs and missing data need an evaluation also when no second closes.
+const EVALUATE_EVERY: Span = Span::from_secs(1);
+
+/// Binds the engine to the log.
+#[derive(Default)]
+pub struct Autoscaler {
+    measures: BTreeMap<Bucket, Measures>,
+    /// Buckets of which a second has just been closed, and when the gateway closed it.
+    closing: BTreeMap<Bucket, Timestamp>,
+    evaluated_all_at: Timestamp,
+    /// What one instance may use; memory utilisation has no data without it.
+    memory_bytes_per_instance: Option<u64>,
+    observer: Option<Observer>,
+}
+
+struct Observer {
+    clock: Arc<dyn Clock>,
+    metrics: DecisionMetrics,
+}
+
+/// Runs the autoscaler until `shutdown`.
+pub async fn run(
+    deps: Deps,
+    metrics: &Metrics,
+    health: &Health,
+    shutdown: CancellationToken,
+) -> Result<(), StoreError> {
+    let observer = Observer {
+        clock: deps.clock.clone(),
+        metrics: DecisionMetrics::new(metrics),
+    };
+    let autoscaler = Autoscaler {
+        memory_bytes_per_instance: machine_memory_bytes(),
+        observer: Some(observer),
+        ..Autoscaler::default()
+    };
+    runtime::reconcile::run(autoscaler, deps, health.component("autoscaler"), shutdown).await
+}
+
+/// Processes share the machine's memory, so that is what their use is a share of.
+fn machine_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+impl Autoscaler {
+    fn measures(&mut self, bucket: Bucket, now: Timestamp) -> &mut Measures {
+        self.measures
+            .entry(bucket)
+            .or_insert_with(|| Measures::new(now))
+    }
+}
+
+impl Reconciler for Autoscaler {
+    type State = EndpointState;
+
+    const SERVICE: &'static str = "autoscaler";
+    const STREAM: StreamKind = StreamKind::Scaling;
+    /// How late a second that lacks a member may be closed.
+    const TICK: Duration = Duration::from_millis(20);
+
+    fn apply(&mut self, state: &mut EndpointState, record: &Record) {
+        for uid in state.apply(record) {
+            if let Some(measures) = self.measures.get_mut(&record.bucket) {
+                measures.forget(uid);
+            }
+        }
+    }
+
+    fn observe(&mut self, frame: &Frame, now: Timestamp) -> bool {
+        let closed = self.measures(frame.bucket, now).frame(now, frame);
+        let closed = closed
+            .iter()
+            .any(|second| second.kind == SourceKind::Gateway);
+        if closed {
+            let closed_at = frame.start + Span::from_millis(frame.length_us / 1000);
+            self.closing.insert(frame.bucket, closed_at);
+        }
+        closed
+    }
+
+    fn due(&mut self, now: Timestamp) -> BTreeSet<Bucket> {
+        self.closing.clear();
+        if now.since(self.evaluated_all_at) >= EVALUATE_EVERY || now < self.evaluated_all_at {
+            self.evaluated_all_at = now;
+            self.measures.values_mut().for_each(|measures| {
+                measures.tick(now);
+            });
+            return Bucket::of_endpoints().collect();
+        }
+        let closed = |(bucket, measures): (&Bucket, &mut Measures)| {
+            let closed = measures.tick(now);
+            closed
+                .iter()
+                .any(|second| second.kind == SourceKind::Gateway)
+                .then_some(*bucket)
+        };
+        self.measures.iter_mut().filter_map(closed).collect()
+    }
+
+    fn evaluate(
+        &mut self,
+        key: &EndpointKey,
+        state: &mut EndpointState,
+        now: Timestamp,
+    ) -> Vec<Event> {
+        let memory = self.memory_bytes_per_instance;
+        let measures = self.measures(key.bucket(), now);
+        let decisions = state.evaluate(&key.endpoint(), measures, memory, now);
+        decisions
+            .into_iter()
+            .map(|decision| Event::ScalingDecided(Box::new(decision)))
+            .collect()
+    }
+
+    fn committed(
+        &mut self,
+        key: &EndpointKey,
+        _state: &mut EndpointState,
+        records: &[Arc<Record>],
+        _now: Timestamp,
+    ) {
+        let Some(observer) = &self.observer else {
+            return;
+        };
+        for record in records {
+            if let Event::ScalingDecided(decision) = &record.event {
+                observer.metrics.count(decision);
+            }
+        }
+        if let Some(closed_at) = self.closing.get(&key.bucket()) {
+            observer
+                .metrics
+                .committed_after(observer.clock.now().since(*closed_at));
+        }
+    }
+}

@@ -1,0 +1,42 @@
+# The only entry point: everything a person or CI does here has a target. `make help` lists them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo run test check check-licenses advisories clean
+
+# A toolchain that was just installed is not on the path of this shell yet.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
+
+demo: ## Build, start, replay an hour of real load in a minute, show what happened, stop
+	@scripts/setup.sh
+	@scripts/demo.sh
+
+run: ## Build and start the same, and stay up until Ctrl-C
+	@scripts/setup.sh
+	@scripts/demo.sh --stay
+
+test: ## Run every test suite (sets up what it needs)
+	@scripts/setup.sh
+	# End-to-end tests run the real binaries.
+	cargo build --locked --workspace --bins
+	cargo test --locked --workspace --no-fail-fast
+
+check: ## Formatting and lints; warnings are errors
+	@scripts/setup.sh check
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+check-licenses: ## Licences, bans and sources of all dependencies (deny.toml)
+	@scripts/setup.sh
+	@scripts/deny.sh licenses bans sources
+
+advisories: ## Known vulnerabilities in dependencies (fetches the advisory database)
+	@scripts/setup.sh
+	@scripts/deny.sh advisories
+
+clean: ## Remove everything that was built
+	cargo clean

@@ -1,0 +1,339 @@
+//! Five-field cron expressions, as people know them from crontab, translated for the `cron` crate,
+//! which wants seconds first and counts weekdays 1 to 7 from Sunday.
+//!
+//! Every field is expanded here to the plain list of its numbers, so that nothing depends on how the
+//! crate reads names, steps and ranges. Weekdays are 0 to 7, 0 and 7 being Sunday; a range may wrap
+//! (`Fri-Mon`). Where both the day of the month and the weekday are restricted, either suffices, as
+//! in crontab; the crate would want both, so that makes two schedules.
+//!
+//! Occurrences are local wall times; which instants they are is the business of `schedule`.
+
+use std::str::FromStr;
+
+use chrono::{NaiveDateTime, TimeZone, Utc};
+use contract::time::Span;
+
+struct Field {
+    name: &'static str,
+    min: u32,
+    max: u32,
+    names: &'static [&'static str],
+}
+
+const MONTHS: [&str; 12] = [
+    "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
+];
+const WEEKDAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
+
+const FIELDS: [Field; 5] = [
+    Field {
+        name: "minute",
+        min: 0,
+        max: 59,
+        names: &[],
+    },
+    Field {
+        name: "hour",
+        min: 0,
+        max: 23,
+        names: &[],
+    },
+    Field {
+        name: "day of the month",
+        min: 1,
+        max: 31,
+        names: &[],
+    },
+    Field {
+        name: "month",
+        min: 1,
+        max: 12,
+        names: &MONTHS,
+    },
+    Field {
+        name: "weekday",
+        min: 0,
+        max: 7,
+        names: &WEEKDAYS,
+    },
+];
+
+/// Enough to see every gap of a year of days.
+const OCCURRENCES_EXAMINED: usize = 400;
+
+const DAY_OF_MONTH: usize = 2;
+const WEEKDAY: usize = 4;
+
+/// A compiled expression.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cron {
+    schedules: Vec<cron::Schedule>,
+}
+
+impl Cron {
+    pub fn parse(expression: &str) -> Result<Self, String> {
+        let fields: Vec<&str> = expression.split_whitespace().collect();
+        if fields.len() != FIELDS.len() {
+            return Err(format!(
+                "`{expression}` has {} fields, and five are wanted: minute, hour, day of the month, month, weekday, such as `0 9 * * Mon-Fri`",
+                fields.len()
+            ));
+        }
+        let mut numbers = Vec::new();
+        for (field, text) in FIELDS.iter().zip(&fields) {
+            numbers.push(field.expand(text)?);
+        }
+        // Sunday is both 0 and 7 here, 1 for the crate.
+        let mut weekdays: Vec<u32> = numbers[WEEKDAY].iter().map(|day| day % 7 + 1).collect();
+        weekdays.sort_unstable();
+        weekdays.dedup();
+        numbers[WEEKDAY] = weekdays;
+        let restricted = |field: usize| !fields[field].starts_with('*');
+        let variants: Vec<Vec<Vec<u32>>> = if restricted(DAY_OF_MONTH) && restricted(WEEKDAY) {
+            [WEEKDAY, DAY_OF_MONTH]
+                .map(|free| {
+                    let mut variant = numbers.clone();
+                    variant[free].clear();
+                    variant
+                })
+                .into()
+        } else {
+            vec![numbers]
+        };
+        let schedules = variants
+            .iter()
+            .map(|fields| translate(fields))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| format!("`{expression}` is not a cron expression: {error}"))?;
+        let compiled = Self { schedules };
+        let epoch = NaiveDateTime::default();
+        if compiled.next_after(epoch).is_none() {
+            return Err(format!(
+                "`{expression}` names no day that exists; correct the day of the month or the month"
+            ));
+        }
+        Ok(compiled)
+    }
+
+    /// The first occurrence after a local time.
+    pub fn next_after(&self, local: NaiveDateTime) -> Option<NaiveDateTime> {
+        let after = Utc.from_utc_datetime(&local);
+        self.schedules
+            .iter()
+            .filter_map(|schedule| schedule.after(&after).next())
+            .map(|occurrence| occurrence.naive_utc())
+            .min()
+    }
+
+    /// The longest time from one occurrence to the next, among the next few hundred.
+    pub fn widest_gap(&self) -> Span {
+        let mut at = NaiveDateTime::default();
+        let mut widest = Span::ZERO;
+        for count in 0..OCCURRENCES_EXAMINED {
+            let Some(next) = self.next_after(at) else {
+                return Span::from_millis(u64::MAX);
+            };
+            let gap = (next - at).num_milliseconds();
+            if count > 0 {
+                widest = widest.max(Span::from_millis(gap.unsigned_abs()));
+            }
+            at = next;
+        }
+        widest
+    }
+
+    /// The last occurrence before a local time.
+    pub fn last_before(&self, local: NaiveDateTime) -> Option<NaiveDateTime> {
+        let before = Utc.from_utc_datetime(&local);
+        self.schedules
+            .iter()
+            .filter_map(|schedule| schedule.after(&before).next_back())
+            .map(|occurrence| occurrence.naive_utc())
+            .max()
+    }
+}
+
+/// Empty lists are written as `*`.
+fn translate(fields: &[Vec<u32>]) -> Result<cron::Schedule, cron::error::Error> {
+    let mut text = String::from("0");
+    for (index, numbers) in fields.iter().enumerate() {
+        text.push(' ');
+        let all = match index {
+            WEEKDAY => 7,
+            _ => (FIELDS[index].max - FIELDS[index].min + 1) as usize,
+        };
+        if numbers.is_empty() || numbers.len() == all {
+            text.push('*');
+            continue;
+        }
+        let list: Vec<String> = numbers.iter().map(u32::to_string).collect();
+        text.push_str(&list.join(","));
+    }
+    cron::Schedule::from_str(&text)
+}
+
+impl Field {
+    /// All numbers that a field names, ascending.
+    fn expand(&self, text: &str) -> Result<Vec<u32>, String> {
+        let mut numbers = Vec::new();
+        for item in text.split(',') {
+            self.expand_item(item, &mut numbers)?;
+        }
+        numbers.sort_unstable();
+        numbers.dedup();
+        Ok(numbers)
+    }
+
+    fn expand_item(&self, item: &str, numbers: &mut Vec<u32>) -> Result<(), String> {
+        let (range, step) = match item.split_once('/') {
+            Some((range, step)) => (range, Some(self.step(item, step)?)),
+            None => (item, None),
+        };
+        let (first, last) = if range == "*" {
+            (self.min, self.last())
+        } else if let Some((first, last)) = range.split_once('-') {
+            (self.number(first)?, self.number(last)?)
+        } else {
+            let first = self.number(range)?;
+            // `5/15` counts on to the end, as cron daemons do.
+            (first, if step.is_some() { self.last() } else { first })
+        };
+        let length = self.last() - self.min + 1;
+        let span = if first <= last {
+            last - first
+        } else if self.names.is_empty() {
+            return Err(self.refuse(item, "the range runs backwards"));
+        } else {
+            last + length - first
+        };
+        for offset in (0..=span).step_by(step.unwrap_or(1)) {
+            let number = first + offset;
+            numbers.push(if number > self.max {
+                number - length
+            } else {
+                number
+            });
+        }
+        Ok(())
+    }
+
+    /// 7 is only another name of Sunday.
+    fn last(&self) -> u32 {
+        if self.names.len() == WEEKDAYS.len() {
+            6
+        } else {
+            self.max
+        }
+    }
+
+    fn number(&self, text: &str) -> Result<u32, String> {
+        let lower = text.to_ascii_lowercase();
+        if let Some(index) = self.names.iter().position(|name| *name == lower) {
+            return Ok(self.min + index as u32);
+        }
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        match text.parse::<u32>() {
+            Ok(number) if digits && (self.min..=self.max).contains(&number) => Ok(number),
+            _ => Err(self.refuse(text, "it is out of range")),
+        }
+    }
+
+    fn step(&self, item: &str, text: &str) -> Result<usize, String> {
+        match text.parse::<usize>() {
+            Ok(step) if (1..=self.max as usize).contains(&step) => Ok(step),
+            _ => Err(self.refuse(item, "the step is not a number that fits")),
+        }
+    }
+
+    fn refuse(&self, text: &str, why: &str) -> String {
+        let names = match self.names {
+            [] => String::new(),
+            [first, .., last] => format!(" or {first} to {last}"),
+            [only] => format!(" or {only}"),
+        };
+        format!(
+            "`{text}` does not fit the {} field: {why}; write {} to {}{names}, `*`, ranges, lists or steps",
+            self.name, self.min, self.max
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::{Datelike, NaiveDate};
+
+    use super::*;
+
+    fn occurrences(expression: &str, count: usize) -> Vec<String> {
+        let cron = Cron::parse(expression).unwrap();
+        // 2026-03-01 is a Sunday.
+        let mut at = NaiveDate::from_ymd_opt(2026, 3, 1)
+            .unwrap()
+            .and_hms_opt(0, 0, 0)
+            .unwrap();
+        let mut found = Vec::new();
+        for _ in 0..count {
+            at = cron.next_after(at).unwrap();
+            found.push(format!("{} {}", at.weekday(), at.format("%d %H:%M")));
+        }
+        found
+    }
+
+    #[test]
+    fn weekdays_count_from_sunday_as_zero_or_seven() {
+        for (expression, expected) in [
+            ("0 9 * * 1-5", ["Mon 02 09:00", "Tue 03 09:00"]),
+            ("0 9 * * Mon-Fri", ["Mon 02 09:00", "Tue 03 09:00"]),
+            ("0 9 * * 0", ["Sun 01 09:00", "Sun 08 09:00"]),
+            ("0 9 * * 7", ["Sun 01 09:00", "Sun 08 09:00"]),
+            ("0 9 * * 5-7", ["Sun 01 09:00", "Fri 06 09:00"]),
+            ("0 9 * * sat-sun", ["Sun 01 09:00", "Sat 07 09:00"]),
+            ("0 9 * * 6", ["Sat 07 09:00", "Sat 14 09:00"]),
+            ("*/30 9 * * *", ["Sun 01 09:00", "Sun 01 09:30"]),
+            ("5/30 9 * * *", ["Sun 01 09:05", "Sun 01 09:35"]),
+            ("0 9 13 * Fri", ["Fri 06 09:00", "Fri 13 09:00"]),
+            ("0 9 2 * Wed", ["Mon 02 09:00", "Wed 04 09:00"]),
+            ("0 9 2 mar *", ["Mon 02 09:00", "Tue 02 09:00"]),
+        ] {
+            assert_eq!(occurrences(expression, 2), expected, "{expression}");
+        }
+    }
+
+    #[test]
+    fn occurrences_are_found_backwards_too() {
+        let cron = Cron::parse("0 9 * * Mon-Fri").unwrap();
+        let monday = NaiveDate::from_ymd_opt(2026, 3, 2).unwrap();
+        let before = cron
+            .last_before(monday.and_hms_opt(9, 0, 0).unwrap())
+            .unwrap();
+        assert_eq!(before.to_string(), "2026-02-27 09:00:00");
+        let after = cron
+            .last_before(monday.and_hms_opt(9, 0, 1).unwrap())
+            .unwrap();
+        assert_eq!(after.to_string(), "2026-03-02 09:00:00");
+    }
+
+    #[test]
+    fn malformed_expressions_are_refused_with_the_field() {
+        for (expression, part) in [
+            ("0 9 * *", "4 fields"),
+            ("0 0 9 * * 1", "6 fields"),
+            ("60 9 * * *", "minute"),
+            ("0 24 * * *", "hour"),
+            ("0 9 0 * *", "day of the month"),
+            ("0 9 * 13 *", "month"),
+            ("0 9 * * 8", "weekday"),
+            ("0 9 * * Montag", "weekday"),
+            ("0 17-9 * * *", "backwards"),
+            ("*/0 9 * * *", "step"),
+            ("a 9 * * *", "minute"),
+            ("-1 9 * * *", "minute"),
+            ("0 9 31 2 *", "no day"),
+            ("@daily", "1 fields"),
+            ("", "0 fields"),
+        ] {
+            let error = Cron::parse(expression).unwrap_err();
+            assert!(error.contains(part), "{expression}: {error}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Decisions: an evaluation with everything that led to it.
+//!
+//! Invariant: a decision is a function of its deployment, inputs and time, so that one read back
+//! from the log is made again to the same bytes.
+
+use std::collections::BTreeMap;
+
+use contract::decision::{Decision, DecisionInputs, Outcome, Signal};
+use contract::ids::{DeploymentRef, Uid};
+use contract::problem::Finding;
+use contract::time::Timestamp;
+
+use super::evaluate::{Evaluation, TickInputs, evaluate, run};
+use super::policy::Policy;
+use super::record::{Full, stage};
+use super::{ENGINE, ENGINE_VERSION};
+
+/// Decides from recorded inputs, compiling the policy in them.
+pub fn decide(
+    deployment: &DeploymentRef,
+    uid: Uid,
+    inputs: DecisionInputs,
+    now: Timestamp,
+) -> Decision {
+    let policy = inputs.policy.as_ref().map(Policy::compile);
+    match policy {
+        None => decide_compiled(None, deployment, uid, inputs, now),
+        Some(Ok(policy)) => decide_compiled(Some(&policy), deployment, uid, inputs, now),
+        Some(Err(findings)) => not_compiled(deployment, uid, inputs, now, &findings),
+    }
+}
+
+/// The same with the policy compiled already; it must be the one in the inputs.
+pub fn decide_with(
+    policy: &Policy,
+    deployment: &DeploymentRef,
+    uid: Uid,
+    inputs: DecisionInputs,
+    now: Timestamp,
+) -> Decision {
+    decide_compiled(Some(policy), deployment, uid, inputs, now)
+}
+
+/// A decision made again from what it records. Equal bytes mean that nothing was forgotten.
+pub fn reevaluate(decision: &Decision) -> Decision {
+    decide(
+        &decision.deployment,
+        decision.deployment_uid,
+        decision.inputs.clone(),
+        decision.at,
+    )
+}
+
+/// The decision of a tick, in full.
+pub fn explain(
+    deployment: &DeploymentRef,
+    uid: Uid,
+    policy: Option<&Policy>,
+    tick: &TickInputs<'_>,
+    now: Timestamp,
+) -> Decision {
+    let mut signals = BTreeMap::new();
+    for (spec, signal) in policy
+        .iter()
+        .flat_map(|policy| policy.signals.iter())
+        .zip(tick.signals)
+    {
+        if let Some(signal) = signal {
+            signals.insert(spec.key(), *signal);
+        }
+    }
+    let inputs = DecisionInputs {
+        policy_revision: tick.policy_revision,
+        policy: policy.map(|policy| policy.spec().clone()),
+        fixed_instances: tick.fixed_instances,
+        pin: tick.pin,
+        pause: tick.pause,
+        instances: tick.instances,
+        signals,
+        carried: tick.carried.clone(),
+    };
+    build(policy, tick, deployment, uid, inputs, now)
+}
+
+/// Whether a decision says anything that the one before did not.
+pub fn should_write(previous: Option<&Decision>, next: &Decision) -> bool {
+    previous.is_none_or(|previous| {
+        previous.wanted != next.wanted
+            || previous.granted != next.granted
+            || previous.outcome != next.outcome
+            || previous.profile != next.profile
+            || previous.decided_by != next.decided_by
+            || previous.deployment_uid != next.deployment_uid
+    })
+}
+
+/// The same before the words are made: whether a tick's decision would have to be written.
+pub fn should_explain(
+    previous: Option<&Decision>,
+    policy: Option<&Policy>,
+    evaluation: &Evaluation,
+) -> bool {
+    previous.is_none_or(|previous| {
+        previous.wanted != evaluation.wanted
+            || previous.granted != evaluation.granted
+            || previous.outcome != evaluation.outcome
+            || previous.profile.as_deref() != policy.and_then(|policy| evaluation.profile(policy))
+            || previous.decided_by.as_deref()
+                != policy.and_then(|policy| evaluation.decided_by(policy))
+    })
+}
+
+pub(super) fn evaluate_inputs(
+    policy: Option<&Policy>,
+    inputs: &DecisionInputs,
+    now: Timestamp,
+) -> Evaluation {
+    let signals = in_order(policy, inputs);
+    evaluate(policy, &tick_of(inputs, &signals), now)
+}
+
+fn decide_compiled(
+    policy: Option<&Policy>,
+    deployment: &DeploymentRef,
+    uid: Uid,
+    inputs: DecisionInputs,
+    now: Timestamp,
+) -> Decision {
+    let signals = in_order(policy, &inputs);
+    let carried = inputs.carried.clone();
+    let tick = TickInputs {
+        carried: &carried,
+        ..tick_of(&inputs, &signals)
+    };
+    build(policy, &tick, deployment, uid, inputs.clone(), now)
+}
+
+fn in_order(policy: Option<&Policy>, inputs: &DecisionInputs) -> Vec<Option<Signal>> {
+    policy
+        .iter()
+        .flat_map(|policy| policy.signals.iter())
+        .map(|spec| inputs.signals.get(&spec.key()).copied())
+        .collect()
+}
+
+fn tick_of<'a>(inputs: &'a DecisionInputs, signals: &'a [Option<Signal>]) -> TickInputs<'a> {
+    TickInputs {
+        policy_revision: inputs.policy_revision,
+        fixed_instances: inputs.fixed_instances,
+        pin: inputs.pin,
+        pause: inputs.pause,
+        instances: inputs.instances,
+        signals,
+        carried: &inputs.carried,
+        selection: None,
+    }
+}
+
+fn build(
+    policy: Option<&Policy>,
+    tick: &TickInputs<'_>,
+    deployment: &DeploymentRef,
+    uid: Uid,
+    inputs: DecisionInputs,
+    now: Timestamp,
+) -> Decision {
+    let mut record = Full::default();
+    let evaluation = run(policy, tick, now, &mut record);
+    Decision {
+        engine: ENGINE.into(),
+        engine_version: ENGINE_VERSION,
+        deployment: deployment.clone(),
+        deployment_uid: uid,
+        at: now,
+        from: evaluation.from,
+        wanted: evaluation.wanted,
+        granted: evaluation.granted,
+        outcome: evaluation.outcome,
+        profile: policy
+            .and_then(|policy| evaluation.profile(policy))
+            .map(str::to_owned),
+        decided_by: policy
+            .and_then(|policy| evaluation.decided_by(policy))
+            .map(str::to_owned),
+        rules: record.rules,
+        stages: record.stages,
+        inputs,
+    }
+}
+
+/// A stored document that this version refuses: the count stays, and the decision says why.
+fn not_compiled(
+    deployment: &DeploymentRef,
+    uid: Uid,
+    inputs: DecisionInputs,
+    now: Timestamp,
+    findings: &[Finding],
+) -> Decision {
+    let from = inputs.carried.granted.unwrap_or(0);
+    let count = inputs.carried.granted.unwrap_or(inputs.fixed_instances);
+    let stages = findings
+        .iter()
+        .map(|finding| {
+            stage(
+                "policy",
+                from,
+                count,
+                format!("{}: {}", finding.pointer, finding.detail),
+            )
+        })
+        .collect();
+    Decision {
+        engine: ENGINE.into(),
+        engine_version: ENGINE_VERSION,
+        deployment: deployment.clone(),
+        deployment_uid: uid,
+        at: now,
+        from,
+        wanted: count,
+        granted: count,
+        outcome: Outcome::Unknown,
+        profile: None,
+        decided_by: None,
+        rules: Vec::new(),
+        stages,
+        inputs,
+    }
+}

@@ -1,0 +1,249 @@
+//! What a policy is allowed to say and its author probably does not mean.
+
+use contract::problem::Finding;
+use contract::resources::{AutoscaleSpec, Direction, RuleSpec};
+
+use super::condition::{Condition, Operator, Shown};
+use super::policy::{Action, Policy, Profile, Rule, RuleKind};
+use super::schedule::Schedule;
+
+pub(super) fn warnings(policy: &Policy) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let spec = policy.spec();
+    for (index, profile) in policy.profiles.iter().enumerate() {
+        let pointer = format!("/spec/profiles/{index}");
+        whole_profile(policy, profile, &pointer, &mut found);
+        // Rules taken over from the default profile are judged there.
+        if spec.profiles[index].rules.is_none() {
+            continue;
+        }
+        for (number, rule) in profile.rules.iter().enumerate() {
+            let written = rule_spec(spec, index, number);
+            let pointer = format!("{pointer}/rules/{number}");
+            one_rule(policy, profile, rule, written, &pointer, &mut found);
+        }
+        margins(profile, &pointer, &mut found);
+    }
+    found
+}
+
+fn rule_spec(spec: &AutoscaleSpec, profile: usize, rule: usize) -> Option<&RuleSpec> {
+    spec.profiles.get(profile)?.rules.as_ref()?.get(rule)
+}
+
+fn warn(found: &mut Vec<Finding>, pointer: impl Into<String>, detail: impl Into<String>) {
+    found.push(Finding::new(pointer, detail));
+}
+
+fn whole_profile(policy: &Policy, profile: &Profile, pointer: &str, found: &mut Vec<Finding>) {
+    let rules = format!("{pointer}/rules");
+    let ways = |wanted: Direction| {
+        profile
+            .rules
+            .iter()
+            .any(|rule| rule.direction().is_none_or(|direction| direction == wanted))
+    };
+    match (ways(Direction::Out), ways(Direction::In)) {
+        (true, false) => warn(
+            found,
+            rules.as_str(),
+            "no rule scales in: once scaled out, the count stays; add a rule with direction in, or one that tracks a target",
+        ),
+        (false, true) => warn(
+            found,
+            rules.as_str(),
+            "no rule scales out: the count only falls; add a rule with direction out, or one that tracks a target",
+        ),
+        _ => {}
+    }
+    let capacity = profile.capacity;
+    if capacity.min == capacity.max && !profile.rules.is_empty() {
+        let detail = format!(
+            "the minimum equals the maximum, so no rule can change the count {}: widen the capacity or remove the rules",
+            capacity.min
+        );
+        warn(found, format!("{pointer}/capacity"), detail);
+    }
+    let default = &policy.profiles[policy.default];
+    if profile.schedule.is_some() && profile.priority < default.priority {
+        let detail = format!(
+            "its priority {} is below that of the default profile ({}), so it is never in force: raise it",
+            profile.priority, default.priority
+        );
+        warn(found, format!("{pointer}/priority"), detail);
+    }
+    if let Some(Schedule::Cron { cron, duration, .. }) = &profile.schedule
+        && cron.widest_gap() <= *duration
+    {
+        let detail = format!(
+            "the window opens again before {duration} are over, so it never closes: shorten the duration or open it less often"
+        );
+        warn(found, format!("{pointer}/schedule/duration"), detail);
+    }
+}
+
+fn one_rule(
+    policy: &Policy,
+    profile: &Profile,
+    rule: &Rule,
+    written: Option<&RuleSpec>,
+    pointer: &str,
+    found: &mut Vec<Finding>,
+) {
+    let window = policy.signals[rule.signal].window;
+    if written.is_some_and(|rule| rule.metric.per_instance) && !rule.metric.is_total() {
+        let detail = format!(
+            "{} is a value of one instance or answer already, so perInstance changes nothing: remove it",
+            rule.metric.name()
+        );
+        warn(found, format!("{pointer}/metric/perInstance"), detail);
+    }
+    if rule.direction() != Some(Direction::Out)
+        && rule.cooldown_in < window
+        && policy.stabilize_in < window
+    {
+        let detail = format!(
+            "after a scale-in the window of {window} still holds measurements from before it when the rule may act again: make the cool-down or the stabilisation at least {window}"
+        );
+        warn(found, format!("{pointer}/metric/window"), detail);
+    }
+    let RuleKind::Threshold {
+        condition,
+        direction,
+        action,
+    } = &rule.kind
+    else {
+        return;
+    };
+    if let Some(condition) = condition {
+        direction_against_operator(condition.operator, *direction, pointer, found);
+    }
+    unreachable_target(profile, *direction, action, pointer, found);
+}
+
+fn direction_against_operator(
+    operator: Operator,
+    direction: Direction,
+    pointer: &str,
+    found: &mut Vec<Finding>,
+) {
+    let low = matches!(operator, Operator::Below | Operator::AtMost);
+    let high = matches!(operator, Operator::Above | Operator::AtLeast);
+    let detail = match direction {
+        Direction::Out if low => {
+            "the rule scales out while the value is low: turn the operator or the direction around"
+        }
+        Direction::In if high => {
+            "the rule scales in while the value is high: turn the operator or the direction around"
+        }
+        _ => return,
+    };
+    warn(found, format!("{pointer}/scale/direction"), detail);
+}
+
+fn unreachable_target(
+    profile: &Profile,
+    direction: Direction,
+    action: &Action,
+    pointer: &str,
+    found: &mut Vec<Finding>,
+) {
+    let Action::To(to) = action else {
+        return;
+    };
+    let capacity = profile.capacity;
+    let detail = match direction {
+        Direction::Out if *to <= capacity.min => {
+            format!(
+                "scaling out to {to} never adds an instance: the minimum is {} already",
+                capacity.min
+            )
+        }
+        Direction::In if *to >= capacity.max => {
+            format!(
+                "scaling in to {to} never removes an instance: the maximum is {}",
+                capacity.max
+            )
+        }
+        _ => return,
+    };
+    warn(found, format!("{pointer}/scale/to"), detail);
+}
+
+/// A scale-in that lands where the same signal scales out again at once. The projection prevents
+/// that, so the count would stay although the rule holds.
+fn margins(profile: &Profile, pointer: &str, found: &mut Vec<Finding>) {
+    for (number, rule) in profile.rules.iter().enumerate() {
+        let Some(below) = bound(rule, Direction::In) else {
+            continue;
+        };
+        for other in profile.rules.iter() {
+            let Some(above) = bound(other, Direction::Out) else {
+                continue;
+            };
+            let same = other.signal == rule.signal && other.per_instance == rule.per_instance;
+            if same {
+                margin(
+                    profile,
+                    (rule, below),
+                    (other, above),
+                    &format!("{pointer}/rules/{number}"),
+                    found,
+                );
+            }
+        }
+    }
+}
+
+/// The value below which a rule scales in, or above which it scales out.
+fn bound(rule: &Rule, wanted: Direction) -> Option<f64> {
+    let RuleKind::Threshold {
+        condition: Some(Condition {
+            operator,
+            threshold,
+        }),
+        direction,
+        ..
+    } = &rule.kind
+    else {
+        return None;
+    };
+    let fits = match wanted {
+        Direction::In => matches!(operator, Operator::Below | Operator::AtMost),
+        Direction::Out => matches!(operator, Operator::Above | Operator::AtLeast),
+    };
+    (*direction == wanted && fits).then_some(*threshold)
+}
+
+fn margin(
+    profile: &Profile,
+    (rule, below): (&Rule, f64),
+    (other, above): (&Rule, f64),
+    pointer: &str,
+    found: &mut Vec<Finding>,
+) {
+    let (low, high) = (Shown(rule.metric, below), Shown(rule.metric, above));
+    if below > above {
+        let detail = format!(
+            "below {low} this rule scales in, and above {high} `{}` scales out: between them both hold; lower this one",
+            other.name
+        );
+        warn(found, format!("{pointer}/when"), detail);
+        return;
+    }
+    if !rule.scales {
+        return;
+    }
+    // The share of one instance grows most when the fewest carry on.
+    let fewest = profile.capacity.min.max(1) + 1;
+    let grown = below * f64::from(fewest) / f64::from(fewest - 1);
+    if fewest <= profile.capacity.max && grown >= above {
+        let detail = format!(
+            "the margin is too small: from {fewest} to {} instances {low} becomes {}, at which `{}` ({high}) scales out again; lower this one or widen the gap",
+            fewest - 1,
+            Shown(rule.metric, grown),
+            other.name
+        );
+        warn(found, format!("{pointer}/when"), detail);
+    }
+}

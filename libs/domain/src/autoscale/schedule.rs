@@ -1,0 +1,389 @@
+//! When a profile's schedule holds: cron with a duration, days of the week, or dates, in local time.
+//!
+//! **The rule for clock changes.** A window opens and closes at local times.
+//! - An opening or closing time that does not exist (clocks go forward over it) moves to the next
+//!   instant that does.
+//! - A time that exists twice (clocks go back over it): the window opens at the first and closes at
+//!   the last occurrence.
+//! - A cron window closes `duration` after its opening by the wall clock, so a window from 9:00 that
+//!   lasts 9 h closes at 18:00 on every day of the year. If the opening had to move, the duration
+//!   counts from where it moved to.
+//!
+//! Windows contain their opening instant and not their closing one.
+
+use chrono::{
+    DateTime, Datelike, Days, Duration, LocalResult, NaiveDate, NaiveDateTime, NaiveTime, TimeZone,
+    Weekday,
+};
+use chrono_tz::Tz;
+use contract::problem::Finding;
+use contract::resources::{DatedSpec, ScheduleSpec, WeeklySpec};
+use contract::time::{Span, Timestamp};
+
+use super::cron::Cron;
+
+/// Longest time that a cron window stays open.
+pub const DURATION_MAX: Span = Span::from_secs(31 * 86_400);
+
+/// Local and universal time never differ by more than this from one day to the next; occurrences
+/// that lie further from an instant on the wall clock cannot open at it. Samoa left out a whole day.
+const WALL_SLACK_HOURS: i64 = 26;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Schedule {
+    Cron {
+        cron: Cron,
+        duration: Span,
+        zone: Tz,
+    },
+    Weekly {
+        days: [bool; 7],
+        start: NaiveTime,
+        /// From the day's midnight; past 24 h it lies on the next day.
+        end: Duration,
+        zone: Tz,
+    },
+    Dated {
+        from: Timestamp,
+        to: Timestamp,
+    },
+}
+
+/// Whether a schedule holds, and until when that surely stays so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Presence {
+    pub open: bool,
+    /// Nothing changes before. None: never again.
+    pub until: Option<Timestamp>,
+}
+
+impl Schedule {
+    pub fn compile(spec: &ScheduleSpec, pointer: &str) -> Result<Self, Vec<Finding>> {
+        let mut findings = Vec::new();
+        let zone = zone_of(spec, pointer, &mut findings);
+        let kinds = [
+            spec.cron.is_some(),
+            spec.weekly.is_some(),
+            spec.dated.is_some(),
+        ];
+        let schedule = match kinds.iter().filter(|given| **given).count() {
+            1 => compile_kind(spec, zone, pointer, &mut findings),
+            0 => {
+                let detail =
+                    "the schedule says nothing: write one of cron (with duration), weekly or dated";
+                findings.push(Finding::new(pointer, detail));
+                None
+            }
+            _ => {
+                let detail = "the schedule says several things: keep one of cron, weekly and dated, and make a profile each for the others";
+                findings.push(Finding::new(pointer, detail));
+                None
+            }
+        };
+        if spec.cron.is_none() && spec.duration.is_some() {
+            let detail = "a duration belongs to cron; remove it, or write cron";
+            findings.push(Finding::new(format!("{pointer}/duration"), detail));
+        }
+        match schedule {
+            Some(schedule) if findings.is_empty() => Ok(schedule),
+            _ => Err(findings),
+        }
+    }
+
+    /// Dated windows come before recurring ones of the same priority.
+    pub fn is_dated(&self) -> bool {
+        matches!(self, Self::Dated { .. })
+    }
+
+    pub fn presence(&self, now: Timestamp) -> Presence {
+        match self {
+            Self::Dated { from, to } => dated_presence(*from, *to, now),
+            Self::Weekly {
+                days,
+                start,
+                end,
+                zone,
+            } => presence_among(&weekly_windows(days, *start, *end, *zone, now), now),
+            Self::Cron {
+                cron,
+                duration,
+                zone,
+            } => cron_presence(cron, *duration, *zone, now),
+        }
+    }
+}
+
+fn zone_of(spec: &ScheduleSpec, pointer: &str, findings: &mut Vec<Finding>) -> Tz {
+    let Some(name) = &spec.time_zone else {
+        return Tz::UTC;
+    };
+    name.parse().unwrap_or_else(|_| {
+        let detail = format!(
+            "`{name}` is not a time zone: write an IANA name such as Europe/Paris, America/New_York or UTC"
+        );
+        findings.push(Finding::new(format!("{pointer}/timeZone"), detail));
+        Tz::UTC
+    })
+}
+
+fn compile_kind(
+    spec: &ScheduleSpec,
+    zone: Tz,
+    pointer: &str,
+    findings: &mut Vec<Finding>,
+) -> Option<Schedule> {
+    if let Some(expression) = &spec.cron {
+        return compile_cron(expression, spec.duration, zone, pointer, findings);
+    }
+    if let Some(weekly) = &spec.weekly {
+        return compile_weekly(weekly, zone, &format!("{pointer}/weekly"), findings);
+    }
+    let dated = spec.dated.as_ref()?;
+    compile_dated(dated, zone, &format!("{pointer}/dated"), findings)
+}
+
+fn compile_cron(
+    expression: &str,
+    duration: Option<Span>,
+    zone: Tz,
+    pointer: &str,
+    findings: &mut Vec<Finding>,
+) -> Option<Schedule> {
+    let cron = Cron::parse(expression)
+        .map_err(|detail| findings.push(Finding::new(format!("{pointer}/cron"), detail)))
+        .ok();
+    let at = format!("{pointer}/duration");
+    match duration {
+        None => {
+            let detail = "cron says when the window opens, not how long it stays open: write a duration, such as 9h";
+            findings.push(Finding::new(at, detail));
+            None
+        }
+        Some(duration) if duration == Span::ZERO || duration > DURATION_MAX => {
+            let detail = format!(
+                "{duration} is no duration of a window: write more than 0s and at most {DURATION_MAX}"
+            );
+            findings.push(Finding::new(at, detail));
+            None
+        }
+        Some(duration) => Some(Schedule::Cron {
+            cron: cron?,
+            duration,
+            zone,
+        }),
+    }
+}
+
+fn compile_weekly(
+    spec: &WeeklySpec,
+    zone: Tz,
+    pointer: &str,
+    findings: &mut Vec<Finding>,
+) -> Option<Schedule> {
+    let mut days = [false; 7];
+    if spec.days.is_empty() {
+        let detail = "no day is named: write at least one of Mon Tue Wed Thu Fri Sat Sun";
+        findings.push(Finding::new(format!("{pointer}/days"), detail));
+    }
+    for (index, text) in spec.days.iter().enumerate() {
+        match text.parse::<Weekday>() {
+            Ok(day) => days[day.num_days_from_monday() as usize] = true,
+            Err(_) => {
+                let detail = format!("`{text}` is not a day: write Mon Tue Wed Thu Fri Sat or Sun");
+                findings.push(Finding::new(format!("{pointer}/days/{index}"), detail));
+            }
+        }
+    }
+    let mut clock = |field: &str, text: &str| {
+        let read = parse_clock(text);
+        if read.is_none() {
+            let detail = format!("`{text}` is not a time of day: write HH:MM, such as 09:00");
+            findings.push(Finding::new(format!("{pointer}/{field}"), detail));
+        }
+        read
+    };
+    let start = clock("start", &spec.start);
+    let end = match spec.end.as_str() {
+        "24:00" => Some(NaiveTime::MIN),
+        text => clock("end", text),
+    };
+    let (start, end) = (start?, end?);
+    let mut until = end.signed_duration_since(NaiveTime::MIN);
+    if end <= start {
+        until += Duration::days(1);
+    }
+    Some(Schedule::Weekly {
+        days,
+        start,
+        end: until,
+        zone,
+    })
+}
+
+fn parse_clock(text: &str) -> Option<NaiveTime> {
+    let shape = text.len() == 5 && text.as_bytes()[2] == b':';
+    shape
+        .then(|| NaiveTime::parse_from_str(text, "%H:%M").ok())
+        .flatten()
+}
+
+fn compile_dated(
+    spec: &DatedSpec,
+    zone: Tz,
+    pointer: &str,
+    findings: &mut Vec<Finding>,
+) -> Option<Schedule> {
+    let mut read = |field: &str, text: &str, resolve: fn(Tz, NaiveDateTime) -> Timestamp| {
+        if let Ok(instant) = text.parse::<Timestamp>() {
+            return Some(instant);
+        }
+        let local = ["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
+            .iter()
+            .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok());
+        if local.is_none() {
+            let detail = format!(
+                "`{text}` is not a date and time: write YYYY-MM-DDTHH:MM in the schedule's time zone, or RFC 3339 with an offset"
+            );
+            findings.push(Finding::new(format!("{pointer}/{field}"), detail));
+        }
+        local.map(|local| resolve(zone, local))
+    };
+    let from = read("from", &spec.from, |zone, local| opening(zone, local).0);
+    let to = read("to", &spec.to, closing);
+    let (from, to) = (from?, to?);
+    if from >= to {
+        let detail = "the window ends before it begins: write a `to` that lies after `from`";
+        findings.push(Finding::new(format!("{pointer}/to"), detail));
+        return None;
+    }
+    Some(Schedule::Dated { from, to })
+}
+
+/// The instant at which a window with this local opening time opens, and the local time then.
+fn opening(zone: Tz, local: NaiveDateTime) -> (Timestamp, NaiveDateTime) {
+    match zone.from_local_datetime(&local) {
+        LocalResult::Single(instant) | LocalResult::Ambiguous(instant, _) => {
+            (timestamp(instant), local)
+        }
+        LocalResult::None => {
+            let instant = after_gap(zone, local);
+            (timestamp(instant), instant.naive_local())
+        }
+    }
+}
+
+/// The instant at which a window with this local closing time closes.
+fn closing(zone: Tz, local: NaiveDateTime) -> Timestamp {
+    match zone.from_local_datetime(&local) {
+        LocalResult::Single(instant) | LocalResult::Ambiguous(_, instant) => timestamp(instant),
+        LocalResult::None => timestamp(after_gap(zone, local)),
+    }
+}
+
+/// The first instant after a local time that clocks skip. Gaps end on whole minutes.
+fn after_gap(zone: Tz, local: NaiveDateTime) -> DateTime<Tz> {
+    let minute = local - Duration::seconds(i64::from(chrono::Timelike::second(&local)));
+    (1..=WALL_SLACK_HOURS * 60)
+        .find_map(|minutes| {
+            zone.from_local_datetime(&(minute + Duration::minutes(minutes)))
+                .earliest()
+        })
+        .unwrap_or_else(|| zone.from_utc_datetime(&local))
+}
+
+fn timestamp(instant: DateTime<Tz>) -> Timestamp {
+    Timestamp::from_millis(instant.timestamp_millis())
+}
+
+fn local_time(zone: Tz, now: Timestamp) -> NaiveDateTime {
+    now.to_utc().with_timezone(&zone).naive_local()
+}
+
+fn dated_presence(from: Timestamp, to: Timestamp, now: Timestamp) -> Presence {
+    let until = [from, to].into_iter().find(|change| *change > now);
+    Presence {
+        open: from <= now && now < to,
+        until,
+    }
+}
+
+/// Windows that begin from two days before to eight days after an instant.
+fn weekly_windows(
+    days: &[bool; 7],
+    start: NaiveTime,
+    end: Duration,
+    zone: Tz,
+    now: Timestamp,
+) -> Vec<(Timestamp, Timestamp)> {
+    let today = local_time(zone, now).date();
+    let first = today.checked_sub_days(Days::new(2)).unwrap_or(today);
+    first
+        .iter_days()
+        .take(11)
+        .filter(|day: &NaiveDate| days[day.weekday().num_days_from_monday() as usize])
+        .map(|day| {
+            let (open, _) = opening(zone, day.and_time(start));
+            (open, closing(zone, day.and_time(NaiveTime::MIN) + end))
+        })
+        .collect()
+}
+
+fn presence_among(windows: &[(Timestamp, Timestamp)], now: Timestamp) -> Presence {
+    let open = windows
+        .iter()
+        .any(|(open, close)| *open <= now && now < *close);
+    let until = windows
+        .iter()
+        .flat_map(|(open, close)| [*open, *close])
+        .filter(|change| *change > now)
+        .min();
+    Presence { open, until }
+}
+
+fn cron_window(zone: Tz, duration: Span, start: NaiveDateTime) -> (Timestamp, Timestamp) {
+    let (open, local) = opening(zone, start);
+    let length = Duration::milliseconds(i64::try_from(duration.millis()).unwrap_or(i64::MAX / 2));
+    (open, closing(zone, local + length))
+}
+
+fn cron_presence(cron: &Cron, duration: Span, zone: Tz, now: Timestamp) -> Presence {
+    let local = local_time(zone, now);
+    let slack = Duration::hours(WALL_SLACK_HOURS);
+    // From the latest occurrence that may have opened by now back to the first that has certainly
+    // closed. The open one that closes last says how long it stays.
+    let mut closes: Option<Timestamp> = None;
+    let mut opens: Option<Timestamp> = None;
+    let length = Duration::milliseconds(i64::try_from(duration.millis()).unwrap_or(i64::MAX / 2));
+    let earliest = local - length - slack;
+    let mut at = local + slack;
+    while let Some(start) = cron.last_before(at) {
+        if start < earliest {
+            break;
+        }
+        at = start;
+        let (open, close) = cron_window(zone, duration, start);
+        if open > now {
+            opens = Some(open);
+        } else if now < close {
+            closes = closes.max(Some(close));
+        }
+        // Windows of earlier occurrences, but for clock changes, close earlier still.
+        if open <= now && start < local - slack {
+            break;
+        }
+    }
+    if let Some(until) = closes {
+        return Presence {
+            open: true,
+            until: Some(until),
+        };
+    }
+    let next = opens.or_else(|| {
+        let start = cron.next_after(local + slack)?;
+        Some(cron_window(zone, duration, start).0)
+    });
+    Presence {
+        open: false,
+        until: next,
+    }
+}

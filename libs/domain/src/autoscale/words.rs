@@ -1,0 +1,190 @@
+//! The sentences inside decisions. Nothing here decides anything.
+
+use std::fmt::Write;
+
+use contract::decision::{Pause, Pin, Verdict};
+use contract::resources::Direction;
+use contract::time::{Span, Timestamp};
+
+use super::condition::{Amount, Shown};
+use super::policy::{Action, Policy, Profile, Rule, RuleKind};
+use super::rules::{Quality, Reading};
+use crate::measure::Aggregation;
+
+pub(super) fn profile(profile: &Profile) -> String {
+    let kind = match &profile.schedule {
+        None => "the default profile",
+        Some(schedule) if schedule.is_dated() => "a dated profile",
+        Some(_) => "a recurring profile",
+    };
+    let capacity = profile.capacity;
+    format!(
+        "`{}`, {kind} with priority {}: {} to {}, default {}",
+        profile.name, profile.priority, capacity.min, capacity.max, capacity.default
+    )
+}
+
+pub(super) fn pin(pin: &Pin) -> String {
+    match pin.until {
+        Some(until) => format!("pinned by hand until {until}"),
+        None => "pinned by hand until released".into(),
+    }
+}
+
+pub(super) fn pause(pause: Pause, held: bool) -> String {
+    let what = match (pause.scale_in, pause.scale_out) {
+        (true, true) => "scaling is paused",
+        (true, false) => "scale-in is paused",
+        _ => "scale-out is paused",
+    };
+    let then = if held { ": the count stays" } else { "" };
+    format!("{what}{then}")
+}
+
+pub(super) fn ask(
+    profile: &Profile,
+    fired: bool,
+    floor: Option<u32>,
+    wish: u32,
+    base: u32,
+    whole: bool,
+    agree: bool,
+) -> String {
+    let has_in = profile
+        .rules
+        .iter()
+        .any(|rule| rule.direction() != Some(Direction::Out));
+    if floor.is_some_and(|floor| floor == wish) {
+        "a metric has no data: at least the policy's count for that".into()
+    } else if fired {
+        "a rule asks to scale out: the largest count wins".into()
+    } else if wish < base {
+        "all rules that scale in agree: the largest count wins".into()
+    } else if !whole {
+        "some metric has no whole data: nothing scales in".into()
+    } else if has_in && !agree {
+        "no rule asks to scale out, and not all agree to scale in".into()
+    } else {
+        "no rule asks for a change".into()
+    }
+}
+
+pub(super) fn projection(
+    profile: &Profile,
+    readings: &[Reading],
+    blocking: Option<(usize, u32)>,
+    after: u32,
+    base: u32,
+) -> String {
+    let Some((index, count)) = blocking else {
+        return format!("at {after} no rule would scale out again");
+    };
+    let (rule, reading) = (&profile.rules[index], &readings[index]);
+    let value = Shown(rule.metric, rule.projected(reading, count));
+    let name = &rule.name;
+    if after == base {
+        format!("at {count} `{name}` would read {value} and scale out again: the count stays")
+    } else {
+        format!("at {count} `{name}` would read {value} and scale out again; at {after} none would")
+    }
+}
+
+pub(super) fn stabilisation(window: Span, wish: u32, after: u32) -> String {
+    if window == Span::ZERO {
+        "no window".into()
+    } else if wish == after {
+        format!("no less eager wish in the last {window}")
+    } else {
+        format!("the least eager wish of the last {window} counts")
+    }
+}
+
+pub(super) fn cooldown(before: u32, after: u32, until: Option<Timestamp>) -> String {
+    match until {
+        Some(until) if before != after => format!("cooling down until {until}"),
+        _ => "no cool-down is running".into(),
+    }
+}
+
+/// `12.4 > 4 (concurrency, average per instance over 30s)`.
+pub(super) fn rule(policy: &Policy, rule: &Rule, reading: &Reading, verdict: Verdict) -> String {
+    let spec = &policy.signals[rule.signal];
+    let mut of = String::from(rule.metric.name());
+    if !(rule.metric.is_latency() && spec.aggregation == Aggregation::Average) {
+        let _ = write!(of, ", {}", spec.aggregation.name());
+    }
+    if rule.per_instance {
+        of.push_str(" per instance");
+    }
+    let _ = write!(of, " over {}", spec.window);
+    match reading.quality {
+        Quality::Missing => return format!("no data ({of})"),
+        Quality::Warming => return format!("measured for less than the window so far ({of})"),
+        Quality::Partial | Quality::Whole => {}
+    }
+    let value = Shown(rule.metric, reading.value);
+    let mut text = match &rule.kind {
+        RuleKind::Threshold {
+            condition: Some(condition),
+            ..
+        } => {
+            let holds = condition.holds(reading.value);
+            let not = if holds { "" } else { "not " };
+            let threshold = Shown(rule.metric, condition.threshold);
+            format!(
+                "{value} {not}{} {threshold} ({of})",
+                condition.operator.symbol()
+            )
+        }
+        RuleKind::Threshold { .. } => format!("{value} ({of})"),
+        RuleKind::Track { target, tolerance } => {
+            let target = Shown(rule.metric, *target);
+            let percent = tolerance * 100.0;
+            format!("{value} for a target of {target} within {percent:.0}% ({of})")
+        }
+    };
+    if let RuleKind::Threshold {
+        action, direction, ..
+    } = &rule.kind
+    {
+        let _ = write!(text, ": {}", action_words(rule, action, *direction));
+    }
+    match verdict {
+        Verdict::Suppressed => text.push_str("; not looked at, since a rule scales out"),
+        Verdict::Unknown => text.push_str("; a source of measurements was missing"),
+        Verdict::Triggered | Verdict::NotTriggered => {}
+    }
+    text
+}
+
+fn action_words(rule: &Rule, action: &Action, direction: Direction) -> String {
+    let way = match direction {
+        Direction::Out => "out",
+        Direction::In => "in",
+    };
+    let amount = |amount: &Amount| match amount {
+        Amount::Count(count) => count.to_string(),
+        Amount::Share(parts) => format!("{}%", f64::from(*parts) / 1000.0),
+    };
+    match action {
+        Action::By(by) => format!("{way} by {}", amount(by)),
+        Action::To(count) => format!("{way} to {count}"),
+        Action::Steps(steps) => {
+            let side = match direction {
+                Direction::Out => "above",
+                Direction::In => "below",
+            };
+            let steps: Vec<String> = steps
+                .iter()
+                .map(|step| {
+                    format!(
+                        "{} {side} {}",
+                        amount(&step.by),
+                        Shown(rule.metric, step.bound)
+                    )
+                })
+                .collect();
+            format!("{way} by {}", steps.join(", "))
+        }
+    }
+}

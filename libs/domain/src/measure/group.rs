@@ -1,0 +1,288 @@
+//! The sources of one kind in one bucket: who is a member, which seconds are open, when they close.
+
+use std::collections::BTreeMap;
+
+use contract::frame::{DeploymentFrame, Frame, Source, SourceKind};
+use contract::ids::Uid;
+use contract::time::{Span, Timestamp};
+use uuid::Uuid;
+
+use super::pane::{Coverage, Load, Rings};
+use super::{ClosedSecond, Counters, WINDOW_MAX};
+
+/// A second waits this much longer than the slowest member usually takes.
+pub const GRACE: Span = Span::from_millis(50);
+/// A second for which nobody has sent anything waits longer: there is nothing to decide on yet, and
+/// a short stall of the only member must not become a hole.
+const GRACE_WITHOUT_ANY: Span = Span::from_millis(2000);
+/// A silent member is given up after this time; until then every second that it lacks is partial.
+pub const LOST_AFTER: Span = Span::from_secs(60);
+/// Frames further ahead of the owner's clock are skewed.
+pub const AHEAD_MAX: Span = Span::from_millis(2000);
+/// Frames further behind the owner's clock are skewed.
+pub const BEHIND_MAX: Span = Span::from_secs(60);
+
+const SECOND: Span = Span::from_secs(1);
+
+#[derive(Clone, Debug)]
+struct Member {
+    boot: Uuid,
+    sequence: u64,
+    /// The first second it is expected for.
+    from: i64,
+    /// The last second it sent a frame for.
+    last: i64,
+    /// It said goodbye with its last frame.
+    left: bool,
+    /// Usual time from a second's end to its frame's arrival: an average that forgets, in ms.
+    usual_delay_ms: u64,
+}
+
+impl Member {
+    fn is_expected(&self, second: i64) -> bool {
+        self.from <= second && !(self.left && second > self.last)
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct OpenSecond {
+    /// By source, so that the order of merging does not depend on the order of arrival.
+    frames: BTreeMap<Source, (u64, Vec<DeploymentFrame>)>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    kind: SourceKind,
+    members: BTreeMap<Source, Member>,
+    open: BTreeMap<i64, OpenSecond>,
+    /// The last second that was closed.
+    closed: Option<i64>,
+    began: i64,
+    coverage: Rings<Coverage>,
+    loads: BTreeMap<Uid, Rings<Load>>,
+    pub counters: Counters,
+}
+
+impl Group {
+    pub fn new(kind: SourceKind, now: Timestamp) -> Self {
+        let began = now.secs();
+        let longest = WINDOW_MAX.secs() as i64;
+        Self {
+            kind,
+            members: BTreeMap::new(),
+            open: BTreeMap::new(),
+            closed: None,
+            began,
+            coverage: Rings::with_everything(began, longest),
+            loads: BTreeMap::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    pub fn members(&self) -> impl Iterator<Item = &Source> {
+        self.members.keys()
+    }
+
+    /// Before the first second was measured nothing is known of zeros.
+    pub fn began(&self) -> i64 {
+        self.began
+    }
+
+    pub fn closed(&self) -> Option<i64> {
+        self.closed
+    }
+
+    pub fn coverage(&self) -> &Rings<Coverage> {
+        &self.coverage
+    }
+
+    pub fn load(&self, deployment: Uid) -> Option<&Rings<Load>> {
+        self.loads.get(&deployment)
+    }
+
+    pub fn watch(&mut self, deployment: Uid, window_seconds: i64, now: i64) {
+        let began = self.began;
+        self.loads
+            .entry(deployment)
+            .or_insert_with(|| Rings::new(began))
+            .need(window_seconds, now);
+    }
+
+    pub fn forget(&mut self, deployment: Uid) {
+        self.loads.remove(&deployment);
+    }
+
+    pub fn frame(&mut self, now: Timestamp, frame: &Frame) -> Vec<ClosedSecond> {
+        if frame.start > now + AHEAD_MAX || frame.start + BEHIND_MAX < now {
+            self.counters.skewed += 1;
+            return Vec::new();
+        }
+        let second = frame.start.secs();
+        if !self.note_member(now, frame, second) {
+            self.counters.duplicate += 1;
+            return Vec::new();
+        }
+        if self.closed.is_some_and(|closed| second <= closed) {
+            self.counters.late += 1;
+            // A goodbye may come late and still ends the waiting.
+            return self.close_complete();
+        }
+        let open = self.open.entry(second).or_default();
+        let (length_us, deployments) = open.frames.entry(frame.source.clone()).or_default();
+        *length_us += frame.length_us;
+        deployments.extend(frame.deployments.iter().cloned());
+        self.close_complete()
+    }
+
+    /// False: this frame has been here before.
+    fn note_member(&mut self, now: Timestamp, frame: &Frame, second: i64) -> bool {
+        let delay_ms = now.since(frame.start + SECOND).millis();
+        let Some(member) = self.members.get_mut(&frame.source) else {
+            let member = Member {
+                boot: frame.boot,
+                sequence: frame.sequence,
+                from: second,
+                last: second,
+                left: frame.goodbye,
+                usual_delay_ms: delay_ms,
+            };
+            self.members.insert(frame.source.clone(), member);
+            return true;
+        };
+        if member.boot == frame.boot && frame.sequence <= member.sequence {
+            return false;
+        }
+        if member.left && member.boot != frame.boot {
+            member.from = second;
+        }
+        member.boot = frame.boot;
+        member.sequence = frame.sequence;
+        member.last = member.last.max(second);
+        member.left = frame.goodbye;
+        member.usual_delay_ms = (member.usual_delay_ms * 7 + delay_ms) / 8;
+        true
+    }
+
+    /// Closes the seconds that every expected member has sent, and all before them: a source sends
+    /// in order, so what has not come by then was never sent.
+    fn close_complete(&mut self) -> Vec<ClosedSecond> {
+        let complete = self.open.iter().rev().find(|(second, open)| {
+            self.members
+                .iter()
+                .filter(|(_, member)| member.is_expected(**second))
+                .all(|(source, _)| open.frames.contains_key(source))
+        });
+        match complete {
+            Some((second, _)) => self.close_up_to(*second),
+            None => Vec::new(),
+        }
+    }
+
+    pub fn tick(&mut self, now: Timestamp) -> Vec<ClosedSecond> {
+        let mut closed = Vec::new();
+        while let Some((second, deadline)) = self.next_close() {
+            if deadline > now {
+                break;
+            }
+            closed.extend(self.close_up_to(second));
+        }
+        closed
+    }
+
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        self.next_close().map(|(_, deadline)| deadline)
+    }
+
+    /// The next second to close without waiting for more, and when.
+    fn next_close(&self) -> Option<(i64, Timestamp)> {
+        let slowest = self
+            .members
+            .values()
+            .filter(|member| !member.left)
+            .map(|member| member.usual_delay_ms)
+            .max();
+        let has_open = !self.open.is_empty();
+        let slowest = match slowest {
+            Some(slowest) => slowest,
+            None if has_open => 0,
+            None => return None,
+        };
+        let second = match self.closed {
+            Some(closed) => closed + 1,
+            None => *self.open.keys().next()?,
+        };
+        let grace = if self.open.contains_key(&second) {
+            GRACE
+        } else {
+            GRACE_WITHOUT_ANY
+        };
+        let end = Timestamp::from_secs(second + 1);
+        Some((second, end + Span::from_millis(slowest) + grace))
+    }
+
+    fn close_up_to(&mut self, last: i64) -> Vec<ClosedSecond> {
+        let next = match (self.closed, self.open.keys().next()) {
+            (Some(closed), _) => closed + 1,
+            (None, Some(open)) => *open,
+            (None, None) => last,
+        };
+        // After a long silence of everyone the seconds in between stay unmeasured, unnamed.
+        let first = next.max(last - 2 * LOST_AFTER.secs() as i64);
+        (first..=last).map(|second| self.close(second)).collect()
+    }
+
+    fn close(&mut self, second: i64) -> ClosedSecond {
+        let open = self.open.remove(&second).unwrap_or_default();
+        self.give_up_lost(second);
+        let missing: Vec<Source> = self
+            .members
+            .iter()
+            .filter(|(source, member)| {
+                member.is_expected(second) && !open.frames.contains_key(*source)
+            })
+            .map(|(source, _)| source.clone())
+            .collect();
+        let empty = open.frames.is_empty();
+        let length_us = open.frames.values().map(|(length, _)| *length).max();
+        let coverage = Coverage {
+            seconds: u32::from(!empty),
+            length_us: length_us.unwrap_or(0),
+            partial_seconds: u32::from(!missing.is_empty()),
+        };
+        self.coverage.add(second, &coverage);
+        self.add_loads(second, &open);
+        self.closed = Some(second);
+        self.members
+            .retain(|_, member| !(member.left && member.last <= second));
+        ClosedSecond {
+            kind: self.kind,
+            start: Timestamp::from_secs(second),
+            missing,
+            empty,
+        }
+    }
+
+    fn add_loads(&mut self, second: i64, open: &OpenSecond) {
+        let mut sums: BTreeMap<Uid, Load> = BTreeMap::new();
+        for (length_us, deployments) in open.frames.values() {
+            for frame in deployments {
+                let sum = sums.entry(frame.deployment_uid).or_default();
+                sum.add(frame, *length_us);
+            }
+        }
+        let began = self.began;
+        for (deployment, sum) in sums {
+            self.loads
+                .entry(deployment)
+                .or_insert_with(|| Rings::new(began))
+                .add(second, &sum);
+        }
+    }
+
+    fn give_up_lost(&mut self, second: i64) {
+        let before = self.members.len();
+        self.members
+            .retain(|_, member| member.left || second - member.last <= LOST_AFTER.secs() as i64);
+        self.counters.lost += (before - self.members.len()) as u64;
+    }
+}

@@ -1,0 +1,210 @@
+//! Panes: what was measured in a stretch of time, in rings of bounded length. One second each for
+//! windows up to 2 minutes, ten seconds up to 30 minutes, a minute beyond.
+//!
+//! Invariant: panes hold integers only, so that merging is exact in any order.
+
+use std::collections::VecDeque;
+
+use contract::frame::{DeploymentFrame, Outcomes};
+use contract::histogram::Histogram;
+
+/// What panes of one resolution must be able to do.
+pub(super) trait Merge: Default {
+    fn merge(&mut self, other: &Self);
+}
+
+/// Requests and resources of one deployment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Load {
+    pub outcomes: Outcomes,
+    pub arrivals: u64,
+    pub in_flight_us: u64,
+    pub queued_us: u64,
+    pub latency: Histogram,
+    pub cpu_us: u64,
+    /// Instance-time over which CPU was counted.
+    pub cpu_length_us: u64,
+    pub memory_bytes: u64,
+    /// Instance-seconds in which memory was read.
+    pub memory_samples: u64,
+}
+
+impl Load {
+    /// Adds one source's part of a second. Roles are not told apart: mirrored requests are load too.
+    pub fn add(&mut self, frame: &DeploymentFrame, length_us: u64) {
+        self.outcomes.add(&frame.outcomes);
+        self.arrivals += frame.arrivals;
+        self.in_flight_us += frame.in_flight_us;
+        self.queued_us += frame.queued_us;
+        self.latency.merge(&frame.latency);
+        for instance in &frame.instances {
+            if let Some(cpu_us) = instance.cpu_us {
+                self.cpu_us += cpu_us;
+                self.cpu_length_us += length_us;
+            }
+            if let Some(bytes) = instance.memory_bytes {
+                self.memory_bytes = self.memory_bytes.saturating_add(bytes);
+                self.memory_samples += 1;
+            }
+        }
+    }
+}
+
+impl Merge for Load {
+    fn merge(&mut self, other: &Self) {
+        self.outcomes.add(&other.outcomes);
+        self.arrivals += other.arrivals;
+        self.in_flight_us += other.in_flight_us;
+        self.queued_us += other.queued_us;
+        self.latency.merge(&other.latency);
+        self.cpu_us += other.cpu_us;
+        self.cpu_length_us += other.cpu_length_us;
+        self.memory_bytes = self.memory_bytes.saturating_add(other.memory_bytes);
+        self.memory_samples += other.memory_samples;
+    }
+}
+
+/// How much of a stretch was measured at all; the same for every deployment of a bucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Coverage {
+    /// Seconds with at least one frame.
+    pub seconds: u32,
+    /// True length of those seconds.
+    pub length_us: u64,
+    /// Seconds in which some member was missing.
+    pub partial_seconds: u32,
+}
+
+impl Merge for Coverage {
+    fn merge(&mut self, other: &Self) {
+        self.seconds += other.seconds;
+        self.length_us += other.length_us;
+        self.partial_seconds += other.partial_seconds;
+    }
+}
+
+/// Resolutions, finest first: (seconds per pane, longest window in seconds).
+pub(super) const TIERS: [(i64, i64); 3] = [(1, 120), (10, 1800), (60, i64::MAX)];
+
+/// The tier that answers for a window.
+pub(super) fn tier_of(window_seconds: i64) -> usize {
+    TIERS
+        .iter()
+        .position(|(_, longest)| window_seconds <= *longest)
+        .unwrap_or(TIERS.len() - 1)
+}
+
+/// Panes of one resolution, oldest first. Absent panes (nothing was added) are not kept.
+#[derive(Clone, Debug)]
+pub(super) struct Ring<T> {
+    step: i64,
+    /// Seconds to look back; 0: nothing is kept.
+    keep: i64,
+    panes: VecDeque<(i64, T)>,
+}
+
+impl<T: Merge> Ring<T> {
+    fn new(step: i64, keep: i64) -> Self {
+        Self {
+            step,
+            keep,
+            panes: VecDeque::new(),
+        }
+    }
+
+    /// Adds what was measured in a second. Seconds come in ascending order.
+    fn add(&mut self, second: i64, part: &T) {
+        if self.keep == 0 {
+            return;
+        }
+        let start = second - second.rem_euclid(self.step);
+        match self.panes.back_mut() {
+            Some((last, pane)) if *last == start => pane.merge(part),
+            _ => {
+                let mut pane = T::default();
+                pane.merge(part);
+                self.panes.push_back((start, pane));
+            }
+        }
+        self.trim(second);
+    }
+
+    fn trim(&mut self, second: i64) {
+        // One pane more than the window: it need not begin on a pane's bound.
+        let oldest = second - self.keep - self.step;
+        while self.panes.front().is_some_and(|(start, _)| *start < oldest) {
+            self.panes.pop_front();
+        }
+    }
+
+    /// Panes that overlap `[from, to)`, oldest first. A window that begins inside a pane takes that
+    /// pane whole.
+    fn between(&self, from: i64, to: i64) -> impl Iterator<Item = (i64, &T)> {
+        let from = from - from.rem_euclid(self.step);
+        let first = self.panes.partition_point(|(start, _)| *start < from);
+        self.panes
+            .range(first..)
+            .take_while(move |(start, _)| *start < to)
+            .map(|(start, pane)| (*start, pane))
+    }
+}
+
+/// The three resolutions side by side.
+#[derive(Clone, Debug)]
+pub(super) struct Rings<T> {
+    rings: [Ring<T>; TIERS.len()],
+    /// The first second from which each resolution holds everything.
+    since: [i64; TIERS.len()],
+}
+
+impl<T: Merge> Rings<T> {
+    /// The finest resolution is always kept, the others from when a window needs them.
+    pub fn new(since: i64) -> Self {
+        let keep = |tier: usize| if tier == 0 { TIERS[0].1 } else { 0 };
+        Self {
+            rings: [0, 1, 2].map(|tier| Ring::new(TIERS[tier].0, keep(tier))),
+            since: [since, i64::MAX, i64::MAX],
+        }
+    }
+
+    pub fn with_everything(since: i64, longest: i64) -> Self {
+        let mut rings = Self::new(since);
+        for (_, longest_of_tier) in TIERS {
+            rings.need(longest_of_tier.min(longest), since);
+        }
+        rings
+    }
+
+    /// Makes sure that windows of this length are kept from `now` on.
+    pub fn need(&mut self, window_seconds: i64, now: i64) {
+        let tier = tier_of(window_seconds);
+        let ring = &mut self.rings[tier];
+        if ring.keep == 0 {
+            self.since[tier] = now;
+        } else if ring.keep < window_seconds {
+            // What lies further back than the old length is gone already.
+            self.since[tier] = self.since[tier].max(now - ring.keep);
+        }
+        ring.keep = ring.keep.max(window_seconds);
+    }
+
+    pub fn add(&mut self, second: i64, part: &T) {
+        for ring in &mut self.rings {
+            ring.add(second, part);
+        }
+    }
+
+    pub fn between(
+        &self,
+        window_seconds: i64,
+        from: i64,
+        to: i64,
+    ) -> impl Iterator<Item = (i64, &T)> {
+        self.rings[tier_of(window_seconds)].between(from, to)
+    }
+
+    /// The second from which windows of this length are whole.
+    pub fn since(&self, window_seconds: i64) -> i64 {
+        self.since[tier_of(window_seconds)]
+    }
+}

@@ -1,0 +1,197 @@
+//! Aggregates over windows of panes. Floats appear here and nowhere before: each is one division of
+//! integers, and sums of them run in the order of time.
+
+use std::collections::BTreeMap;
+
+use contract::decision::Signal;
+use contract::histogram::Histogram;
+use contract::ids::Uid;
+use contract::resources::ModelClientErrors;
+use contract::time::Timestamp;
+
+use super::group::Group;
+use super::metric::{Aggregation, Metric, SignalSpec};
+use super::pane::{Coverage, Load};
+use super::{AHEAD_MAX, SignalOptions};
+
+/// A window ends with the last closed second, but at most this long ago: when nothing arrives any
+/// more, the window moves on and empties.
+const STALE_AFTER_SECONDS: i64 = 3;
+
+/// Latencies of a whole window, shared by the quantiles that one policy reads.
+pub(super) type Merged = BTreeMap<(i64, i64), Histogram>;
+
+pub(super) fn compute(
+    group: &Group,
+    deployment: Uid,
+    spec: &SignalSpec,
+    options: SignalOptions,
+    now: Timestamp,
+    merged: &mut Merged,
+) -> Signal {
+    let window = i64::from(spec.window_seconds());
+    let end = window_end(group, now);
+    let from = end - window;
+    let zero = Load::default();
+    let rings = group.load(deployment);
+    let loads: BTreeMap<i64, &Load> = rings
+        .map(|rings| rings.between(window, from, end).collect())
+        .unwrap_or_default();
+    // Only covered panes count: a second without any frame says nothing, not zero.
+    let panes: Vec<(i64, &Coverage, &Load)> = group
+        .coverage()
+        .between(window, from, end)
+        .map(|(start, coverage)| (start, coverage, *loads.get(&start).unwrap_or(&&zero)))
+        .collect();
+    let seconds: u32 = panes.iter().map(|(_, coverage, _)| coverage.seconds).sum();
+    let wanted = spec.window_seconds();
+    let since = rings.map_or(group.began(), |rings| rings.since(window));
+    let value = if seconds == 0 {
+        None
+    } else if spec.metric.is_latency() && spec.aggregation == Aggregation::Average {
+        let latency = merged.entry((from, end)).or_insert_with(|| {
+            let mut whole = Histogram::default();
+            panes
+                .iter()
+                .for_each(|(_, _, load)| whole.merge(&load.latency));
+            whole
+        });
+        Some(latency_of(spec.metric, latency).unwrap_or(0.0))
+    } else {
+        aggregate(spec, options, &panes)
+    };
+    Signal {
+        value,
+        seconds_covered: seconds.min(wanted),
+        seconds_wanted: wanted,
+        partial: panes
+            .iter()
+            .any(|(_, coverage, _)| coverage.partial_seconds > 0),
+        warming: from < since,
+    }
+}
+
+/// The second after the window.
+fn window_end(group: &Group, now: Timestamp) -> i64 {
+    let stale = now.secs() - STALE_AFTER_SECONDS;
+    match group.closed() {
+        // A source ahead of this clock may have closed a second that has not begun here.
+        Some(closed) => (closed + 1).clamp(stale, now.secs() + AHEAD_MAX.secs() as i64 + 1),
+        None => stale,
+    }
+}
+
+fn aggregate(
+    spec: &SignalSpec,
+    options: SignalOptions,
+    panes: &[(i64, &Coverage, &Load)],
+) -> Option<f64> {
+    if spec.aggregation == Aggregation::Average {
+        let mut coverage = Coverage::default();
+        let mut load = Load::default();
+        for (_, part, of) in panes {
+            coverage.seconds += part.seconds;
+            coverage.length_us += part.length_us;
+            add_numbers(&mut load, of);
+        }
+        return value_of(spec.metric, options, &coverage, &load);
+    }
+    let values: Vec<(u32, f64)> = panes
+        .iter()
+        .filter(|(_, coverage, _)| coverage.seconds > 0)
+        .filter_map(|(_, coverage, load)| {
+            value_of(spec.metric, options, coverage, load).map(|value| (coverage.seconds, value))
+        })
+        .collect();
+    match spec.aggregation {
+        Aggregation::Average => None,
+        Aggregation::Min => values.iter().map(|(_, value)| *value).reduce(f64::min),
+        Aggregation::Max => values.iter().map(|(_, value)| *value).reduce(f64::max),
+        Aggregation::Last => values.last().map(|(_, value)| *value),
+        Aggregation::Count => Some(values.iter().map(|(seconds, _)| f64::from(*seconds)).sum()),
+        Aggregation::Sum => (!values.is_empty()).then(|| {
+            values
+                .iter()
+                .map(|(seconds, value)| f64::from(*seconds) * value)
+                .sum()
+        }),
+        Aggregation::Quantile(per_10000) => quantile(values, per_10000),
+    }
+}
+
+/// All but the histogram, which averages do not need.
+fn add_numbers(sum: &mut Load, part: &Load) {
+    sum.outcomes.add(&part.outcomes);
+    sum.arrivals += part.arrivals;
+    sum.in_flight_us += part.in_flight_us;
+    sum.queued_us += part.queued_us;
+    sum.cpu_us += part.cpu_us;
+    sum.cpu_length_us += part.cpu_length_us;
+    sum.memory_bytes = sum.memory_bytes.saturating_add(part.memory_bytes);
+    sum.memory_samples += part.memory_samples;
+}
+
+/// The smallest value with at least the share of seconds at or below it.
+fn quantile(mut values: Vec<(u32, f64)>, per_10000: u32) -> Option<f64> {
+    values.sort_by(|(_, a), (_, b)| a.total_cmp(b));
+    let seconds: u64 = values.iter().map(|(seconds, _)| u64::from(*seconds)).sum();
+    let rank = (seconds * u64::from(per_10000)).div_ceil(10_000).max(1);
+    let mut seen = 0;
+    for (seconds, value) in values {
+        seen += u64::from(seconds);
+        if seen >= rank {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// The metric over one stretch of time. None: it has no value there (no instance reported).
+fn value_of(
+    metric: Metric,
+    options: SignalOptions,
+    coverage: &Coverage,
+    load: &Load,
+) -> Option<f64> {
+    let over_time = |micros: u64| ratio(micros, coverage.length_us);
+    match metric {
+        Metric::RequestsPerSecond => over_time(load.arrivals).map(|rate| rate * 1e6),
+        Metric::RequestsPerMinute => over_time(load.arrivals).map(|rate| rate * 60e6),
+        Metric::Concurrency => over_time(load.in_flight_us + load.queued_us),
+        Metric::QueueLength => over_time(load.queued_us),
+        Metric::LatencyQuantile(_) | Metric::LatencyAverage => {
+            Some(latency_of(metric, &load.latency).unwrap_or(0.0))
+        }
+        Metric::ErrorRatio => {
+            let outcomes = &load.outcomes;
+            let client_errors = match options.model_client_errors {
+                ModelClientErrors::Good => 0,
+                ModelClientErrors::Bad => outcomes.model_client_error,
+            };
+            Some(ratio(outcomes.bad() + client_errors, outcomes.counted()).unwrap_or(0.0))
+        }
+        // Without instances nothing is used.
+        Metric::CpuUtilization => {
+            Some(ratio(load.cpu_us, load.cpu_length_us).map_or(0.0, |share| share * 100.0))
+        }
+        Metric::MemoryUtilization => {
+            let capacity = options.memory_bytes_per_instance?;
+            let used = ratio(load.memory_bytes, load.memory_samples).unwrap_or(0.0);
+            (capacity > 0).then(|| used / capacity as f64 * 100.0)
+        }
+    }
+}
+
+/// In milliseconds. None: no answer in the window.
+fn latency_of(metric: Metric, latency: &Histogram) -> Option<f64> {
+    match metric {
+        Metric::LatencyQuantile(per_10000) => latency
+            .quantile_micros(per_10000)
+            .map(|micros| micros as f64 / 1000.0),
+        _ => ratio(latency.sum_micros(), latency.count()).map(|micros| micros / 1000.0),
+    }
+}
+
+fn ratio(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}

@@ -1,0 +1,403 @@
+//! The feed under a bus that loses, repeats and reorders, and the relay before it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bus::{Bus, BusMessage, LocalBus};
+use contract::events::{AccessRevoked, Empty, Event};
+use contract::frame::Frame;
+use contract::ids::{Bucket, EndpointKey, Position};
+use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
+use contract::route::RouteUpdate;
+use contract::time::Timestamp;
+use proptest::prelude::*;
+use runtime::feed::{Feed, FeedItem};
+use runtime::relay;
+use store::{Append, Commit, Committed, Store};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Short enough that a test does not wait for what the bus has lost.
+const SOON: Duration = Duration::from_millis(5);
+
+async fn open(folder: &TempDir) -> Store {
+    let url = format!("sqlite:{}", folder.path().join("log.db").display());
+    Store::open(&url).await.unwrap()
+}
+
+/// Streams in different buckets, one of them the global one.
+fn stream(index: usize) -> StreamName {
+    match ["iris", "tulip", "rose"].get(index) {
+        Some(name) => {
+            let endpoint = EndpointKey::new(&name.parse().unwrap());
+            StreamName::of(StreamKind::Endpoint, &endpoint)
+        }
+        None => StreamName::access(),
+    }
+}
+
+#[derive(Default)]
+struct Writer {
+    versions: BTreeMap<usize, u64>,
+}
+
+impl Writer {
+    async fn write(&mut self, store: &Store, index: usize) -> Arc<Record> {
+        let version = self.versions.entry(index).or_default();
+        let event = match index {
+            0..3 => Event::EndpointDeletionRequested(Empty {}),
+            _ => Event::AccessRevoked(AccessRevoked {
+                name: "ci".to_owned(),
+            }),
+        };
+        let append = Append {
+            stream: stream(index),
+            expected_version: *version,
+            events: vec![NewEvent {
+                id: Uuid::now_v7(),
+                time: Timestamp::from_secs(1),
+                actor: Actor::service("test"),
+                event,
+            }],
+        };
+        *version += 1;
+        let commit = Commit {
+            appends: vec![append],
+            ..Commit::default()
+        };
+        match store.commit(commit).await.unwrap() {
+            Committed::Now { records } => records[0].clone(),
+            before => panic!("{before:?}"),
+        }
+    }
+}
+
+/// A bus whose messages the test hands over itself.
+struct ScriptedBus {
+    sender: Mutex<Option<mpsc::Sender<BusMessage>>>,
+}
+
+impl ScriptedBus {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            sender: Mutex::new(None),
+        })
+    }
+
+    fn send(&self, message: BusMessage) {
+        let sender = self.sender.lock().unwrap();
+        sender.as_ref().unwrap().try_send(message).unwrap();
+    }
+
+    fn assign_all(&self) {
+        self.send(BusMessage::Assigned(Bucket::of_endpoints().collect()));
+    }
+}
+
+impl Bus for ScriptedBus {
+    fn publish_records(&self, records: &[Arc<Record>]) {
+        for record in records {
+            self.send(BusMessage::Record(record.clone()));
+        }
+    }
+    fn subscribe_records(&self, _group: &str) -> mpsc::Receiver<BusMessage> {
+        let (sender, receiver) = mpsc::channel(10_000);
+        *self.sender.lock().unwrap() = Some(sender);
+        receiver
+    }
+    fn publish_frame(&self, _frame: Arc<Frame>) {}
+    fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>> {
+        mpsc::channel(1).1
+    }
+    fn publish_route(&self, _update: Arc<RouteUpdate>) {}
+    fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>> {
+        mpsc::channel(1).1
+    }
+    fn dropped(&self) -> u64 {
+        0
+    }
+}
+
+/// What a feed has delivered, checked as it comes.
+struct Reader {
+    feed: Feed,
+    reached: BTreeMap<Bucket, Position>,
+    delivered: Vec<u64>,
+    caught_up_at: Option<usize>,
+}
+
+impl Reader {
+    fn new(feed: Feed) -> Self {
+        Self {
+            feed,
+            reached: BTreeMap::new(),
+            delivered: Vec::new(),
+            caught_up_at: None,
+        }
+    }
+
+    async fn step(&mut self) -> FeedItem {
+        let item = self.feed.next().await.unwrap();
+        match &item {
+            FeedItem::Records(records) => {
+                assert!(!records.is_empty());
+                records.iter().for_each(|record| self.take_in(record));
+            }
+            FeedItem::CaughtUp => {
+                assert_eq!(self.caught_up_at, None, "caught up twice");
+                self.caught_up_at = Some(self.delivered.len());
+            }
+            FeedItem::Assigned(_) | FeedItem::Revoked(_) => {}
+        }
+        item
+    }
+
+    fn take_in(&mut self, record: &Record) {
+        let before = self.reached.insert(record.bucket, record.position);
+        assert_eq!(
+            record.prev,
+            before.unwrap_or(Position::START),
+            "position {} of bucket {}",
+            record.position,
+            record.bucket
+        );
+        self.delivered.push(record.position.0);
+    }
+
+    async fn until_delivered(&mut self, count: usize) {
+        while self.delivered.len() < count || self.caught_up_at.is_none() {
+            self.step().await;
+        }
+    }
+
+    fn sorted(&self) -> Vec<u64> {
+        let mut delivered = self.delivered.clone();
+        delivered.sort_unstable();
+        delivered
+    }
+}
+
+#[tokio::test]
+async fn history_comes_first_then_the_word_that_it_is_done_then_what_is_new() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let bus = LocalBus::new();
+    let mut writer = Writer::default();
+    for n in 0..1200 {
+        writer.write(&store, n % 4).await;
+    }
+    let shutdown = CancellationToken::new();
+    let relay = tokio::spawn(relay::run(store.clone(), bus.clone(), shutdown.clone()));
+    let feed = Feed::open(store.clone(), bus, "test", BTreeMap::new());
+    let mut reader = Reader::new(feed);
+    assert!(matches!(reader.step().await, FeedItem::Assigned(buckets) if buckets.len() == 64));
+    reader.until_delivered(1200).await;
+    assert_eq!(reader.caught_up_at, Some(1200));
+    for n in 0..20 {
+        writer.write(&store, n % 4).await;
+        reader.until_delivered(1201 + n).await;
+    }
+    assert_eq!(reader.sorted(), (1..=1220).collect::<Vec<_>>());
+    shutdown.cancel();
+    relay.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_empty_log_is_caught_up_with_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let mut feed = Feed::open(store, LocalBus::new(), "test", BTreeMap::new());
+    assert!(matches!(feed.next().await.unwrap(), FeedItem::Assigned(_)));
+    assert_eq!(feed.next().await.unwrap(), FeedItem::CaughtUp);
+}
+
+#[tokio::test]
+async fn each_bucket_is_read_from_where_its_cursor_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let mut writer = Writer::default();
+    let mut written = Vec::new();
+    for n in 0..40 {
+        written.push(writer.write(&store, n % 4).await);
+    }
+    let from = BTreeMap::from([
+        (written[0].bucket, Position(21)),
+        (Bucket::GLOBAL, Position(40)),
+    ]);
+    let mut feed = Feed::open(store, LocalBus::new(), "test", from.clone());
+    let mut delivered = BTreeSet::new();
+    loop {
+        match feed.next().await.unwrap() {
+            FeedItem::Records(records) => delivered.extend(records.iter().map(|r| r.position)),
+            FeedItem::CaughtUp => break,
+            _ => {}
+        }
+    }
+    let wanted = written
+        .iter()
+        .filter(|r| r.position > from.get(&r.bucket).copied().unwrap_or_default())
+        .map(|r| r.position);
+    assert_eq!(delivered, wanted.collect());
+}
+
+#[tokio::test]
+async fn a_record_after_a_hole_brings_what_is_missing_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let bus = ScriptedBus::new();
+    // The recheck is out of the way, so that only the hole itself can bring the missing ones.
+    let feed = Feed::open(store.clone(), bus.clone(), "test", BTreeMap::new())
+        .recheck_every(Duration::from_secs(3600));
+    let mut reader = Reader::new(feed);
+    bus.assign_all();
+    reader.until_delivered(0).await;
+    let mut writer = Writer::default();
+    for _ in 0..4 {
+        writer.write(&store, 0).await;
+    }
+    let last = writer.write(&store, 0).await;
+    bus.send(BusMessage::Record(last));
+    reader.until_delivered(5).await;
+    assert_eq!(reader.sorted(), [1, 2, 3, 4, 5]);
+}
+
+#[tokio::test]
+async fn what_the_bus_drops_at_the_tail_is_found_in_the_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let bus = ScriptedBus::new();
+    let feed = Feed::open(store.clone(), bus.clone(), "test", BTreeMap::new()).recheck_every(SOON);
+    let mut reader = Reader::new(feed);
+    bus.assign_all();
+    reader.until_delivered(0).await;
+    let mut writer = Writer::default();
+    writer.write(&store, 0).await;
+    // The newest position arrives; an older one of another bucket has been lost.
+    let newest = writer.write(&store, 1).await;
+    bus.send(BusMessage::Record(newest));
+    reader.until_delivered(2).await;
+}
+
+#[tokio::test]
+async fn a_bucket_that_was_revoked_is_silent_and_a_new_one_brings_its_history() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let bus = ScriptedBus::new();
+    let mut writer = Writer::default();
+    let first = writer.write(&store, 0).await;
+    let other = writer.write(&store, 1).await;
+    let feed = Feed::open(store.clone(), bus.clone(), "test", BTreeMap::new()).recheck_every(SOON);
+    let mut reader = Reader::new(feed);
+    bus.send(BusMessage::Assigned(vec![first.bucket]));
+    reader.until_delivered(1).await;
+    assert_eq!(reader.delivered, [1]);
+
+    bus.send(BusMessage::Assigned(vec![other.bucket]));
+    bus.send(BusMessage::Revoked(vec![first.bucket]));
+    reader.until_delivered(2).await;
+    assert_eq!(reader.delivered, [1, 2]);
+    while !matches!(reader.step().await, FeedItem::Revoked(_)) {}
+
+    let unheard = writer.write(&store, 0).await;
+    bus.send(BusMessage::Record(unheard));
+    let heard = writer.write(&store, 1).await;
+    bus.send(BusMessage::Record(heard));
+    reader.until_delivered(3).await;
+    assert_eq!(reader.delivered, [1, 2, 4]);
+}
+
+#[tokio::test]
+async fn a_feed_that_is_cancelled_at_any_moment_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let bus = LocalBus::new();
+    let shutdown = CancellationToken::new();
+    let _stop = shutdown.clone().drop_guard();
+    tokio::spawn(relay::run(store.clone(), bus.clone(), shutdown));
+    let mut writer = Writer::default();
+    for n in 0..50 {
+        writer.write(&store, n % 4).await;
+    }
+    let feed = Feed::open(store.clone(), bus, "test", BTreeMap::new()).recheck_every(SOON);
+    let mut reader = Reader::new(feed);
+    let writing = tokio::spawn(async move {
+        for n in 0..200 {
+            writer.write(&store, n % 4).await;
+        }
+    });
+    while reader.delivered.len() < 250 {
+        tokio::select! {
+            biased;
+            _ = reader.step() => {}
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    writing.await.unwrap();
+    assert_eq!(reader.sorted(), (1..=250).collect::<Vec<_>>());
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Delivered,
+    Dropped,
+    Repeated,
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        3 => Just(Fate::Delivered),
+        1 => Just(Fate::Dropped),
+        1 => Just(Fate::Repeated),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Each record: its stream, what the bus does with it, and where it is moved to among the others.
+    #[test]
+    fn whatever_the_bus_loses_repeats_or_reorders_every_record_comes_once_and_in_order(
+        before in prop::collection::vec(0usize..4, 0..20),
+        live in prop::collection::vec((0usize..4, fate(), any::<u16>()), 0..60),
+        round in 1usize..20,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let store = open(&folder).await;
+            let bus = ScriptedBus::new();
+            let mut writer = Writer::default();
+            for index in &before {
+                writer.write(&store, *index).await;
+            }
+            let feed = Feed::open(store.clone(), bus.clone(), "test", BTreeMap::new())
+                .recheck_every(SOON);
+            bus.assign_all();
+            let mut reader = Reader::new(feed);
+            let mut sent = before.len();
+            for batch in live.chunks(round) {
+                let mut messages = Vec::new();
+                for (index, fate, place) in batch {
+                    let record = writer.write(&store, *index).await;
+                    let copies = match fate { Fate::Dropped => 0, Fate::Delivered => 1, Fate::Repeated => 2 };
+                    for copy in 0..copies {
+                        messages.push((place.wrapping_add(copy), record.clone()));
+                    }
+                }
+                messages.sort_by_key(|(place, _)| *place);
+                for (_, record) in messages {
+                    bus.send(BusMessage::Record(record));
+                }
+                sent += batch.len();
+                reader.until_delivered(sent).await;
+            }
+            reader.until_delivered(sent).await;
+            assert_eq!(reader.sorted(), (1..=sent as u64).collect::<Vec<_>>());
+        });
+    }
+}

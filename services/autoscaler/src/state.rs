@@ -1,0 +1,257 @@
+//! What the autoscaler keeps of one endpoint: the fold of its events and, for each deployment, what
+//! one evaluation hands to the next.
+
+use std::collections::BTreeMap;
+
+use contract::decision::{Carried, Decision, InstanceCounts};
+use contract::events::{ClockStepped, Event};
+use contract::ids::{DeploymentRef, Name, Uid};
+use contract::log::Record;
+use contract::resources::ProvisioningState;
+use contract::time::{Span, Timestamp};
+use domain::autoscale::{
+    Policy, Selection, TickInputs, carried_after_clock_step, carried_after_restart, carry,
+    evaluate, explain, should_explain,
+};
+use domain::endpoint::{Deployment, Endpoint};
+use domain::fold::EndpointFold;
+use domain::measure::{Measures, SignalOptions};
+
+/// Decisions on one deployment are at least this far apart.
+const WRITE_EVERY: Span = Span::from_secs(1);
+
+#[derive(Default)]
+pub struct EndpointState {
+    fold: EndpointFold,
+    deployments: BTreeMap<Uid, Watched>,
+    /// Steps of the clock since the newest decision, by deployment.
+    steps: BTreeMap<Uid, Vec<ClockStepped>>,
+}
+
+/// The running evaluation of one deployment.
+struct Watched {
+    compiled: Option<Compiled>,
+    carried: Carried,
+    selection: Option<Selection>,
+    /// Handed to the log, and not come back yet: what to go on from if it does.
+    staged: Option<(Decision, Carried)>,
+    written_at: Option<Timestamp>,
+}
+
+struct Compiled {
+    revision: u64,
+    /// None: this version refuses the stored document, and the count stays.
+    policy: Option<Policy>,
+}
+
+impl EndpointState {
+    /// Takes in an event; answers with the deployments that are gone.
+    pub fn apply(&mut self, record: &Record) -> Vec<Uid> {
+        self.fold.apply(record);
+        match &record.event {
+            Event::ScalingDecided(decision) => self.decided(decision),
+            Event::ClockStepped(stepped) => self.clock_stepped(stepped),
+            Event::DeploymentDeleted(_) | Event::EndpointDeleted(_) => {
+                return self.forget_the_gone();
+            }
+            _ => {}
+        }
+        Vec::new()
+    }
+
+    fn decided(&mut self, decision: &Decision) {
+        let uid = decision.deployment_uid;
+        self.steps.remove(&uid);
+        let Some(watched) = self.deployments.get_mut(&uid) else {
+            return;
+        };
+        match watched.staged.take() {
+            Some((staged, carried)) if staged == *decision => {
+                watched.carried = carried;
+                watched.written_at = Some(decision.at);
+            }
+            // Somebody else decided: begin again from what is written.
+            _ => {
+                self.deployments.remove(&uid);
+            }
+        }
+    }
+
+    fn clock_stepped(&mut self, stepped: &ClockStepped) {
+        for watched in self.deployments.values_mut() {
+            watched.carried =
+                carried_after_clock_step(&watched.carried, stepped.recorded, stepped.clock);
+            watched.selection = None;
+            watched.written_at = None;
+        }
+        for uid in self.fold.decisions.keys() {
+            self.steps.entry(*uid).or_default().push(stepped.clone());
+        }
+    }
+
+    fn forget_the_gone(&mut self) -> Vec<Uid> {
+        let endpoint = self.fold.endpoint.as_ref();
+        let living: Vec<Uid> = endpoint
+            .iter()
+            .flat_map(|e| e.deployments.values())
+            .map(|d| d.uid)
+            .collect();
+        let gone: Vec<Uid> = self
+            .deployments
+            .keys()
+            .filter(|uid| !living.contains(uid))
+            .copied()
+            .collect();
+        for uid in &gone {
+            self.deployments.remove(uid);
+            self.steps.remove(uid);
+        }
+        gone
+    }
+
+    /// The decisions to write now.
+    pub fn evaluate(
+        &mut self,
+        name: &Name,
+        measures: &mut Measures,
+        memory_bytes_per_instance: Option<u64>,
+        now: Timestamp,
+    ) -> Vec<Decision> {
+        let Some(endpoint) = self.fold.endpoint.clone() else {
+            return Vec::new();
+        };
+        if endpoint.state == ProvisioningState::Deleting {
+            return Vec::new();
+        }
+        let options = SignalOptions {
+            model_client_errors: endpoint.spec.model_client_errors,
+            memory_bytes_per_instance,
+        };
+        let mut decisions = Vec::new();
+        for (deployment_name, deployment) in &endpoint.deployments {
+            if deployment.state == ProvisioningState::Deleting {
+                continue;
+            }
+            let of = DeploymentRef {
+                endpoint: name.clone(),
+                deployment: deployment_name.clone(),
+            };
+            decisions.extend(self.evaluate_deployment(&of, deployment, measures, options, now));
+        }
+        decisions
+    }
+
+    fn evaluate_deployment(
+        &mut self,
+        of: &DeploymentRef,
+        deployment: &Deployment,
+        measures: &mut Measures,
+        options: SignalOptions,
+        now: Timestamp,
+    ) -> Option<Decision> {
+        let uid = deployment.uid;
+        let last = self.fold.decisions.get(&uid).map(|(_, decision)| decision);
+        let instances = counts(&self.fold, uid);
+        let steps = self.steps.get(&uid).map_or(&[][..], Vec::as_slice);
+        let watched = self
+            .deployments
+            .entry(uid)
+            .or_insert_with(|| Watched::resume(last, steps, now));
+        watched.compile(deployment, measures, now);
+        if watched
+            .written_at
+            .is_some_and(|at| now.since(at) < WRITE_EVERY)
+        {
+            return None;
+        }
+        let compiled = watched.compiled.as_ref();
+        if compiled.is_some_and(|compiled| compiled.policy.is_none()) {
+            return None;
+        }
+        let policy = compiled.and_then(|compiled| compiled.policy.as_ref());
+        let specs = policy.map_or(&[][..], Policy::signals);
+        let signals = measures.signals(uid, specs, options, now);
+        let tick = TickInputs {
+            policy_revision: compiled.map_or(0, |compiled| compiled.revision),
+            fixed_instances: deployment.spec.instances,
+            pin: deployment.pin,
+            pause: deployment.pause,
+            instances,
+            signals: &signals,
+            carried: &watched.carried,
+            selection: watched.selection,
+        };
+        let evaluation = evaluate(policy, &tick, now);
+        watched.selection = evaluation.selection;
+        let mut carried = watched.carried.clone();
+        carry(&mut carried, policy, &evaluation, now);
+        if !should_explain(last, policy, &evaluation) {
+            watched.carried = carried;
+            return None;
+        }
+        let decision = explain(of, uid, policy, &tick, now);
+        watched.staged = Some((decision.clone(), carried));
+        Some(decision)
+    }
+
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        self.fold.endpoint.as_ref()
+    }
+}
+
+impl Watched {
+    /// Goes on from the last decision, with the clock's steps since then.
+    fn resume(last: Option<&Decision>, steps: &[ClockStepped], now: Timestamp) -> Self {
+        let carried = last.map_or_else(Carried::default, |last| {
+            let carried = carried_after_restart(last, now);
+            steps.iter().fold(carried, |carried, step| {
+                carried_after_clock_step(&carried, step.recorded, step.clock)
+            })
+        });
+        Self {
+            compiled: None,
+            carried,
+            selection: None,
+            staged: None,
+            written_at: None,
+        }
+    }
+
+    fn compile(&mut self, deployment: &Deployment, measures: &mut Measures, now: Timestamp) {
+        let Some(autoscale) = &deployment.autoscale else {
+            self.compiled = None;
+            self.selection = None;
+            return;
+        };
+        if self
+            .compiled
+            .as_ref()
+            .is_some_and(|known| known.revision == autoscale.revision)
+        {
+            return;
+        }
+        let policy = Policy::compile(&autoscale.spec)
+            .inspect_err(|findings| tracing::error!(?findings, "a stored Autoscale cannot be used"))
+            .ok();
+        if let Some(policy) = &policy {
+            measures.watch(deployment.uid, policy.signals(), now);
+        }
+        self.compiled = Some(Compiled {
+            revision: autoscale.revision,
+            policy,
+        });
+        self.selection = None;
+    }
+}
+
+fn counts(fold: &EndpointFold, uid: Uid) -> InstanceCounts {
+    let mut counts = InstanceCounts::default();
+    for instance in fold.instances.of(uid).filter(|instance| instance.is_kept()) {
+        if instance.is_ready() {
+            counts.ready += 1;
+        } else {
+            counts.pending += 1;
+        }
+    }
+    counts
+}

@@ -1,0 +1,170 @@
+//! `autoscale preview`: when a schedule changes profiles and capacities, without waiting for it.
+
+use std::path::PathBuf;
+
+use contract::ids::DeploymentRef;
+use contract::resources::AutoscaleSpec;
+use contract::resources::Resource;
+use contract::time::{Span, Timestamp};
+use domain::autoscale::Transition;
+use serde_json::{Value, json};
+
+use super::documents;
+use super::engine;
+use super::error::CliError;
+use super::kinds::deployment_ref;
+use super::output::{Format, Screen, Table, print, yaml};
+use crate::client::Client;
+
+/// Try out autoscale rules
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock autoscale preview iris/blue")]
+pub struct AutoscaleArgs {
+    #[command(subcommand)]
+    command: AutoscaleCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum AutoscaleCommand {
+    Preview(PreviewArgs),
+}
+
+/// Show when the profile in force changes, and to which capacity
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock autoscale preview iris/blue
+  penstock autoscale preview iris/blue --from 2026-10-24T00:00:00Z --to 2026-10-27T00:00:00Z
+  penstock autoscale preview -f rules.yaml --to 30d -o json
+
+With -f no server is asked. The first row is the state at the beginning.")]
+#[command(group(clap::ArgGroup::new("source").required(true).args(["deployment", "file"])))]
+struct PreviewArgs {
+    /// ENDPOINT/DEPLOYMENT
+    #[arg(value_parser = deployment_ref)]
+    deployment: Option<DeploymentRef>,
+    /// Files or directories of documents, or - for standard input
+    #[arg(short, long = "file", value_name = "FILE|DIR|-")]
+    file: Vec<PathBuf>,
+    /// An instant (RFC 3339); now unless given
+    #[arg(long, value_name = "TIME")]
+    from: Option<Timestamp>,
+    /// An instant, or a duration after the beginning
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = super::decisions::since)]
+    to: String,
+    /// Values for placeholders ({{name}}) in the documents
+    #[arg(long, value_name = "KEY=VALUE", value_parser = documents::setting, requires = "file")]
+    set: Vec<(String, String)>,
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+impl AutoscaleArgs {
+    /// Whether no server is needed.
+    pub fn is_offline(&self) -> bool {
+        let AutoscaleCommand::Preview(args) = &self.command;
+        !args.file.is_empty()
+    }
+}
+
+pub fn preview_file(args: &AutoscaleArgs, screen: Screen) -> Result<(), CliError> {
+    let AutoscaleCommand::Preview(args) = &args.command;
+    let documents = documents::load(&args.file, &args.set)?;
+    let specs: Vec<&AutoscaleSpec> = documents
+        .iter()
+        .filter_map(|document| match &document.resource {
+            Resource::Autoscale(resource) => Some(&resource.spec),
+            _ => None,
+        })
+        .collect();
+    match specs.as_slice() {
+        [] => Err(CliError::Failed(
+            "there is no Autoscale document to preview".into(),
+        )),
+        [spec] => show(spec, args, screen),
+        many => Err(CliError::Usage(format!(
+            "there are {} Autoscale documents; preview them one file at a time",
+            many.len()
+        ))),
+    }
+}
+
+pub async fn preview_live(
+    client: &Client,
+    args: &AutoscaleArgs,
+    screen: Screen,
+) -> Result<(), CliError> {
+    let AutoscaleCommand::Preview(args) = &args.command;
+    let Some(of) = &args.deployment else {
+        return preview_file_needed();
+    };
+    let path = [
+        "v1",
+        "autoscale",
+        of.endpoint.as_str(),
+        of.deployment.as_str(),
+    ];
+    let body = client.get(&path, &[]).await?.json()?;
+    let spec = body.get("spec").cloned().unwrap_or(Value::Null);
+    let spec: AutoscaleSpec = serde_json::from_value(spec).map_err(|error| {
+        CliError::Failed(format!(
+            "the server's Autoscale of {of} cannot be read by this client ({error}); use one of the server's release"
+        ))
+    })?;
+    show(&spec, args, screen)
+}
+
+fn preview_file_needed() -> Result<(), CliError> {
+    Err(CliError::Usage(
+        "name a deployment (ENDPOINT/DEPLOYMENT) or a file (-f)".into(),
+    ))
+}
+
+fn show(spec: &AutoscaleSpec, args: &PreviewArgs, screen: Screen) -> Result<(), CliError> {
+    let from = args.from.unwrap_or(screen.now);
+    let to = end(&args.to, from)?;
+    let transitions = engine::transitions(spec, from, to).map_err(|findings| {
+        let lines: Vec<String> = findings
+            .iter()
+            .map(|finding| format!("\n  {}: {}", finding.pointer, finding.detail))
+            .collect();
+        CliError::Failed(format!(
+            "the document cannot be evaluated:{}",
+            lines.concat()
+        ))
+    })?;
+    match args.output {
+        Format::Json => print(&json!({"items": transitions}).to_string()),
+        Format::Yaml => print(&yaml(&json!({"items": transitions}))),
+        Format::Table => print(&table(&transitions).render(screen.tty)),
+    }
+}
+
+fn end(to: &str, from: Timestamp) -> Result<Timestamp, CliError> {
+    let to = match to.parse::<Span>() {
+        Ok(span) => from + span,
+        Err(_) => to
+            .parse()
+            .map_err(|error| CliError::Usage(format!("--to: {error}")))?,
+    };
+    if to <= from {
+        return Err(CliError::Usage(format!(
+            "--to ({to}) must lie after --from ({from})"
+        )));
+    }
+    Ok(to)
+}
+
+fn table(transitions: &[Transition]) -> Table {
+    let mut table = Table::new(&["AT", "PROFILE", "MIN", "MAX", "DEFAULT"]);
+    for one in transitions {
+        table.row(vec![
+            one.at.to_string(),
+            one.profile.clone(),
+            one.min.to_string(),
+            one.max.to_string(),
+            one.default.to_string(),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,212 @@
+//! `decisions` and `explain`: what the autoscaler decided, and why.
+
+use contract::resources::DecisionView;
+use serde_json::Value;
+
+use super::engine;
+use super::error::CliError;
+use super::kinds::Scope;
+use super::output::{Format, Screen, Table, items, print, text, yaml};
+use crate::client::{Answer, Client};
+
+/// Show scaling decisions, newest first
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock decisions
+  penstock decisions iris/blue --since 1h
+  penstock decisions iris --since 2026-10-10T09:00:00Z --limit 500 -o json")]
+pub struct DecisionsArgs {
+    /// ENDPOINT or ENDPOINT/DEPLOYMENT
+    scope: Option<Scope>,
+    /// How far back: a duration (1h) or an instant (RFC 3339)
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<String>,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: u32,
+    /// Where the page before ended (nextCursor)
+    #[arg(long)]
+    cursor: Option<String>,
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+/// Explain one decision: measurements, rules, profile, cool-downs and what came of it
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock explain 0199d1c2-7a40-7c11-9d5e-0f6f6c1f3a01
+  penstock explain 0199d1c2-7a40-7c11-9d5e-0f6f6c1f3a01 -o json")]
+pub struct ExplainArgs {
+    /// The decision's id, as `penstock decisions` shows it
+    id: String,
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: ExplainFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ExplainFormat {
+    /// For people
+    Text,
+    /// The API's body, unchanged
+    Json,
+}
+
+/// For clap: a duration back from now, or an instant. Sent as it was typed.
+pub fn since(text: &str) -> Result<String, String> {
+    let span = text.parse::<contract::Span>();
+    let instant = text.parse::<contract::Timestamp>();
+    if span.is_ok() || instant.is_ok() {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "`{text}` is neither a duration (such as 10m or 1h) nor an instant (such as 2026-10-10T09:00:00Z)"
+    ))
+}
+
+pub async fn decisions(
+    client: &Client,
+    args: &DecisionsArgs,
+    screen: Screen,
+) -> Result<(), CliError> {
+    let scope = args.scope.as_ref();
+    let deployment = scope.and_then(|scope| scope.deployment.as_ref());
+    let query = [
+        ("endpoint", scope.map(|scope| scope.endpoint.to_string())),
+        ("deployment", deployment.map(ToString::to_string)),
+        ("since", args.since.clone()),
+        ("limit", Some(args.limit.to_string())),
+        ("cursor", args.cursor.clone()),
+    ];
+    let answer = client.get(&["v1", "decisions"], &query).await?;
+    match args.output {
+        Format::Json => print(&answer.text),
+        Format::Yaml => print(&yaml(&answer.json()?)),
+        Format::Table => print(&table(&items(&answer.json()?)).render(screen.tty)),
+    }
+}
+
+/// Decisions as rows.
+pub fn table(rows: &[Value]) -> Table {
+    let mut table = Table::new(&[
+        "ID",
+        "TIME",
+        "DEPLOYMENT",
+        "COUNT",
+        "OUTCOME",
+        "PROFILE",
+        "BECAUSE",
+    ]);
+    for row in rows {
+        table.row(vec![
+            text(row, "/id"),
+            text(row, "/time"),
+            format!("{}/{}", text(row, "/endpoint"), text(row, "/deployment")),
+            count(row),
+            text(row, "/outcome"),
+            text(row, "/profile"),
+            because(row),
+        ]);
+    }
+    table
+}
+
+/// `2 -> 4`, with the wish where it was not granted whole: `2 -> 4 (wanted 6)`.
+pub fn count(row: &Value) -> String {
+    let (from, wanted, granted) = (
+        text(row, "/from"),
+        text(row, "/wanted"),
+        text(row, "/granted"),
+    );
+    let change = if from == granted {
+        granted.clone()
+    } else {
+        format!("{from} -> {granted}")
+    };
+    if wanted == granted {
+        change
+    } else {
+        format!("{change} (wanted {wanted})")
+    }
+}
+
+/// The words of the rule that decided, else of the first one that fired.
+pub fn because(row: &Value) -> String {
+    let rules = row.get("rules").and_then(Value::as_array);
+    let rules = rules.map(Vec::as_slice).unwrap_or_default();
+    let decided_by = text(row, "/decidedBy");
+    let rule = rules
+        .iter()
+        .find(|rule| !decided_by.is_empty() && text(rule, "/name") == decided_by)
+        .or_else(|| {
+            rules
+                .iter()
+                .find(|rule| text(rule, "/verdict") == "triggered")
+        });
+    match rule {
+        Some(rule) => {
+            let words = text(rule, "/because");
+            let name = text(rule, "/name");
+            if words.is_empty() {
+                name
+            } else {
+                format!("{name}: {words}")
+            }
+        }
+        None => decided_by,
+    }
+}
+
+pub async fn explain(client: &Client, args: &ExplainArgs) -> Result<(), CliError> {
+    let answer = client.get(&["v1", "decisions", &args.id], &[]).await?;
+    match args.output {
+        ExplainFormat::Json => print(&answer.text),
+        ExplainFormat::Text => print(&words(&answer)?),
+    }
+}
+
+/// The explanation in words, as the engine of this binary tells it.
+fn words(body: &Answer) -> Result<String, CliError> {
+    let view: DecisionView = serde_json::from_str(&body.text).map_err(|error| {
+        CliError::Failed(format!(
+            "the decision cannot be explained by this client ({error}); use one of the server's release, or -o json"
+        ))
+    })?;
+    Ok(format!(
+        "Decision {}\n{}",
+        view.id,
+        engine::explanation(view)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn decisions_are_a_table_with_the_words_of_the_deciding_rule() {
+        let rows = [
+            json!({"id": "d2", "time": "2026-10-10T12:00:01.000Z", "endpoint": "iris", "deployment": "blue",
+                "from": 2, "wanted": 6, "granted": 4, "outcome": "clamped", "profile": "default", "decidedBy": "busy",
+                "rules": [{"name": "follow", "verdict": "triggered", "because": "x"},
+                          {"name": "busy", "verdict": "triggered", "because": "12.4 > 4"}]}),
+            json!({"id": "d1", "time": "2026-10-10T12:00:00.000Z", "endpoint": "iris", "deployment": "green",
+                "from": 1, "wanted": 1, "granted": 1, "outcome": "fixed", "profile": null, "rules": []}),
+        ];
+        assert_eq!(
+            table(&rows).render(false),
+            "\
+ID  TIME                      DEPLOYMENT  COUNT              OUTCOME  PROFILE  BECAUSE
+d2  2026-10-10T12:00:01.000Z  iris/blue   2 -> 4 (wanted 6)  clamped  default  busy: 12.4 > 4
+d1  2026-10-10T12:00:00.000Z  iris/green  1                  fixed    -        -
+"
+        );
+    }
+
+    #[test]
+    fn since_is_a_duration_or_an_instant() {
+        assert!(since("1h").is_ok());
+        assert!(since("2026-10-10T09:00:00Z").is_ok());
+        assert!(since("yesterday").is_err());
+    }
+}

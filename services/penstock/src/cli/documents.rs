@@ -1,0 +1,238 @@
+//! Documents from files, directories and standard input, and `validate`.
+//!
+//! Invariant: `load` gives either every document of the set, each whole, or none: one bad document
+//! anywhere stops everything before anything is sent.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use contract::ids::Name;
+use contract::problem::Finding;
+use contract::resources::{Located, Read, Resource, read, substitute};
+use serde_json::Value;
+
+use super::engine;
+use super::error::CliError;
+use super::output::{print, remark};
+
+/// Check documents without a server
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock validate -f deploy/examples/quickstart
+  penstock validate -f iris.yaml -f rules.yaml --set level=3
+
+Each fault is shown as file:line:column, the field's path and what to do; exit 1 if there is one.")]
+pub struct ValidateArgs {
+    /// Files or directories of documents, or - for standard input
+    #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
+    pub file: Vec<PathBuf>,
+    /// Values for placeholders ({{name}}) in the documents
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    pub set: Vec<(String, String)>,
+}
+
+/// One resource of the set, with the text's own tree as what is sent.
+#[derive(Clone, Debug)]
+pub struct Document {
+    pub resource: Resource,
+    /// As it was written.
+    pub written: Value,
+}
+
+impl Document {
+    /// `endpoint iris`, `deployment iris/blue`, `autoscale iris/blue`.
+    pub fn title(&self) -> String {
+        let kind = self.resource.kind().to_lowercase();
+        format!("{kind} {}", self.resource.full_name())
+    }
+
+    pub fn endpoint(&self) -> &Name {
+        self.resource.endpoint()
+    }
+
+    /// Where it lives in the API.
+    pub fn path(&self) -> Vec<String> {
+        let (collection, with_deployments) = match &self.resource {
+            Resource::Autoscale(_) => ("autoscale", None),
+            Resource::Endpoint(_) | Resource::Deployment(_) => ("endpoints", Some("deployments")),
+        };
+        let mut path = vec!["v1".into(), collection.into(), self.endpoint().to_string()];
+        if let Some(of) = self.resource.deployment() {
+            path.extend(with_deployments.map(str::to_owned));
+            path.push(of.deployment.to_string());
+        }
+        path
+    }
+}
+
+/// For clap: `KEY=VALUE`.
+pub fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!(
+            "`{text}` is not a setting: write KEY=VALUE, such as level=3"
+        )),
+    }
+}
+
+pub fn validate(args: &ValidateArgs) -> Result<(), CliError> {
+    let documents = load(&args.file, &args.set)?;
+    let mut text = String::new();
+    for document in &documents {
+        text.push_str(&format!("{} is valid\n", document.title()));
+    }
+    print(&text)
+}
+
+/// Reads the whole set, or shows everything that is wrong with it.
+pub fn load(files: &[PathBuf], set: &[(String, String)]) -> Result<Vec<Document>, CliError> {
+    let values: BTreeMap<String, String> = set.iter().cloned().collect();
+    let mut found = Found::default();
+    for source in sources(files)? {
+        found.add(&source, &values);
+    }
+    if !found.faults.is_empty() {
+        for fault in &found.faults {
+            remark(fault);
+        }
+        let many = if found.faults.len() == 1 {
+            "fault"
+        } else {
+            "faults"
+        };
+        remark(&format!(
+            "penstock: {} {many}; nothing was sent",
+            found.faults.len()
+        ));
+        return Err(CliError::Quiet(1));
+    }
+    if found.documents.is_empty() {
+        let names: Vec<String> = files
+            .iter()
+            .map(|file| file.display().to_string())
+            .collect();
+        return Err(CliError::Failed(format!(
+            "there is no document in {}",
+            names.join(", ")
+        )));
+    }
+    Ok(found.documents)
+}
+
+/// A text with the name that faults call it by.
+struct Source {
+    name: String,
+    text: String,
+}
+
+#[derive(Default)]
+struct Found {
+    documents: Vec<Document>,
+    /// `file:line:column: field: what to do`.
+    faults: Vec<String>,
+    /// Where each resource was seen first.
+    seen: BTreeMap<String, String>,
+}
+
+impl Found {
+    fn add(&mut self, source: &Source, values: &BTreeMap<String, String>) {
+        let text = match substitute(&source.text, values) {
+            Ok(text) => text,
+            Err(unresolved) => {
+                let lines = unresolved
+                    .iter()
+                    .map(|one| format!("{}:{one}", source.name));
+                self.faults.extend(lines);
+                return;
+            }
+        };
+        let (read, mut faults) = read(&text);
+        for one in read {
+            faults.extend(one.document.locate_all(engine::findings(&one.resource)));
+            faults.extend(self.duplicate(source, &one));
+            self.documents.push(Document {
+                resource: one.resource,
+                written: one.document.tree.value,
+            });
+        }
+        faults.sort_by_key(|fault| fault.place);
+        let lines = faults
+            .iter()
+            .map(|fault| format!("{}:{fault}", source.name));
+        self.faults.extend(lines);
+    }
+
+    fn duplicate(&mut self, source: &Source, read: &Read) -> Option<Located> {
+        let title = format!("{} {}", read.resource.kind(), read.resource.full_name());
+        let place = read.document.tree.place("");
+        let here = format!("{}:{place}", source.name);
+        match self.seen.get(&title) {
+            None => {
+                self.seen.insert(title, here);
+                None
+            }
+            Some(first) => Some(read.document.locate(Finding::new(
+                "",
+                format!("{title} stands at {first} already; keep one of the two"),
+            ))),
+        }
+    }
+}
+
+fn sources(files: &[PathBuf]) -> Result<Vec<Source>, CliError> {
+    let mut sources = Vec::new();
+    for file in files {
+        if file.as_os_str() == "-" {
+            sources.push(standard_input()?);
+        } else if file.is_dir() {
+            for file in files_of(file)? {
+                sources.push(read_file(&file)?);
+            }
+        } else {
+            sources.push(read_file(file)?);
+        }
+    }
+    Ok(sources)
+}
+
+fn standard_input() -> Result<Source, CliError> {
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|error| {
+            CliError::Failed(format!("standard input cannot be read as text: {error}"))
+        })?;
+    Ok(Source {
+        name: "<stdin>".into(),
+        text,
+    })
+}
+
+fn read_file(path: &Path) -> Result<Source, CliError> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| CliError::Failed(format!("{name} cannot be read: {error}")))?;
+    Ok(Source { name, text })
+}
+
+/// The documents' files in a directory, not below it, in order of name.
+fn files_of(directory: &Path) -> Result<Vec<PathBuf>, CliError> {
+    let shown = directory.display();
+    let fail = |error| CliError::Failed(format!("{shown} cannot be read: {error}"));
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        if matches!(extension, Some("yaml" | "yml" | "json")) && path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    if files.is_empty() {
+        return Err(CliError::Failed(format!(
+            "there is no .yaml, .yml or .json file in {shown}"
+        )));
+    }
+    Ok(files)
+}

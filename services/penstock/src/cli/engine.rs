@@ -1,0 +1,54 @@
+//! What the command line asks of the pure engines, without a server.
+
+use contract::decision::Decision;
+use contract::ids::DeploymentRef;
+use contract::problem::Finding;
+use contract::resources::{AutoscaleSpec, DecisionView, Resource};
+use contract::time::Timestamp;
+use domain::autoscale::{Policy, Transition, explain};
+
+/// Faults that only the engines see: conditions, schedules, metrics. Pointers begin at the root.
+pub fn findings(resource: &Resource) -> Vec<Finding> {
+    if let Resource::Autoscale(autoscale) = resource
+        && let Err(findings) = Policy::compile(&autoscale.spec)
+    {
+        return findings;
+    }
+    domain::documents::validate(resource)
+}
+
+/// The profile in force at `from`, then every change of it up to `to`.
+pub fn transitions(
+    spec: &AutoscaleSpec,
+    from: Timestamp,
+    to: Timestamp,
+) -> Result<Vec<Transition>, Vec<Finding>> {
+    let policy = Policy::compile(spec)?;
+    let first = policy.profile_at(from);
+    let later = policy.transitions(from, to);
+    let later = later.into_iter().filter(|one| one.at > from);
+    Ok(std::iter::once(first).chain(later).collect())
+}
+
+/// The explanation of a decision in words.
+pub fn explanation(view: DecisionView) -> String {
+    explain::text(&Decision {
+        engine: view.engine,
+        engine_version: view.engine_version,
+        deployment: DeploymentRef {
+            endpoint: view.endpoint,
+            deployment: view.deployment,
+        },
+        deployment_uid: view.deployment_uid,
+        at: view.at,
+        from: view.from,
+        wanted: view.wanted,
+        granted: view.granted,
+        outcome: view.outcome,
+        profile: view.profile,
+        decided_by: view.decided_by,
+        rules: view.rules,
+        stages: view.stages,
+        inputs: view.inputs,
+    })
+}

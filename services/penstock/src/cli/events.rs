@@ -1,0 +1,404 @@
+//! `events`: the log itself. Follow it, take it out, verify it, replay decisions from it.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use contract::ids::Name;
+use futures::StreamExt;
+use reqwest::header::HeaderName;
+use serde_json::{Value, json};
+
+use super::error::CliError;
+use super::kinds::name;
+use super::output::{Screen, items, print, remark, text};
+use crate::client::sse::{SseEvent, SseReader};
+use crate::client::{Client, ClientError};
+
+/// Follow, export, verify and replay the event log
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock events tail
+  penstock events export --out events.ndjson
+  penstock events verify
+  penstock events replay --check-decisions")]
+pub struct EventsArgs {
+    #[command(subcommand)]
+    command: EventsCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum EventsCommand {
+    Tail(TailArgs),
+    Export(ExportArgs),
+    Verify(VerifyArgs),
+    Replay(ReplayArgs),
+}
+
+/// Follow the log as it grows
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock events tail
+  penstock events tail --endpoint iris --type scaling.decided
+  penstock events tail --after 0 -o json
+  penstock events tail --lines 50 --no-follow")]
+struct TailArgs {
+    /// Only of this endpoint
+    #[arg(long, value_parser = name)]
+    endpoint: Option<Name>,
+    /// Only of this type, or of all that begin so: scaling.decided, instance.
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<String>,
+    /// Begin after this position
+    #[arg(long, value_name = "POSITION", conflicts_with = "lines")]
+    after: Option<u64>,
+    /// Begin this many events before the end
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
+    lines: u64,
+    /// Stop at the end
+    #[arg(long)]
+    no_follow: bool,
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: EventFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum EventFormat {
+    /// One line per event, for people
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+/// Write the log as one JSON object per line
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock events export > events.ndjson
+  penstock events export --out events.ndjson
+  penstock events export --after 120000 --out rest.ndjson")]
+struct ExportArgs {
+    /// A file; standard output unless given
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Begin after this position
+    #[arg(long, value_name = "POSITION", default_value_t = 0)]
+    after: u64,
+}
+
+/// Check the log: order, versions, schemas, chains, and that read models equal a rebuild
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock events verify
+  penstock events verify -o json
+
+Exit 1 where anything is wrong.")]
+struct VerifyArgs {
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: EventFormat,
+}
+
+/// Evaluate what was recorded once more, with the same inputs
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock events replay --check-decisions
+
+Exit 1 where a recorded decision comes out otherwise.")]
+struct ReplayArgs {
+    /// Every decision again, compared byte for byte
+    #[arg(long, required = true)]
+    check_decisions: bool,
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: EventFormat,
+}
+
+/// Events that are asked for at once.
+const PAGE: u64 = 1000;
+
+pub async fn events(client: &Client, args: &EventsArgs, _screen: Screen) -> Result<(), CliError> {
+    match &args.command {
+        EventsCommand::Tail(args) => tail(client, args).await,
+        EventsCommand::Export(args) => export(client, args).await,
+        EventsCommand::Verify(args) => {
+            let answer = client.get(&["v1", "events", "verify"], &[]).await?;
+            report(&answer.text, &answer.json()?, args.output)
+        }
+        EventsCommand::Replay(args) => {
+            let body = json!({"checkDecisions": args.check_decisions});
+            let answer = client.post(&["v1", "events", "replay"], &body).await?;
+            report(&answer.text, &answer.json()?, args.output)
+        }
+    }
+}
+
+async fn page(client: &Client, after: u64) -> Result<Vec<Value>, CliError> {
+    let query = [
+        ("after", Some(after.to_string())),
+        ("limit", Some(PAGE.to_string())),
+    ];
+    let body = client.get(&["v1", "events"], &query).await?.json()?;
+    Ok(items(&body))
+}
+
+fn position(event: &Value) -> u64 {
+    event.get("position").and_then(Value::as_u64).unwrap_or(0)
+}
+
+async fn export(client: &Client, args: &ExportArgs) -> Result<(), CliError> {
+    let mut out: Box<dyn Write> = match &args.out {
+        None => Box::new(std::io::stdout()),
+        Some(path) => Box::new(std::io::BufWriter::new(
+            std::fs::File::create(path).map_err(|error| not_written(args, &error))?,
+        )),
+    };
+    let (mut after, mut count) = (args.after, 0_u64);
+    loop {
+        let events = page(client, after).await?;
+        let Some(last) = events.last().map(position) else {
+            break;
+        };
+        for event in &events {
+            writeln!(out, "{event}").map_err(|error| not_written(args, &error))?;
+        }
+        count += events.len() as u64;
+        if last <= after {
+            return Err(CliError::Failed(format!(
+                "the server sent events that do not come after position {after}; nothing more was written"
+            )));
+        }
+        after = last;
+    }
+    out.flush().map_err(|error| not_written(args, &error))?;
+    remark(&format!("{count} events written, up to position {after}"));
+    Ok(())
+}
+
+fn not_written(args: &ExportArgs, error: &std::io::Error) -> CliError {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        return CliError::Quiet(0);
+    }
+    let name = args
+        .out
+        .as_ref()
+        .map_or("standard output".into(), |path| path.display().to_string());
+    CliError::Failed(format!("{name} cannot be written: {error}"))
+}
+
+/// What is shown of the events that pass by.
+struct Filter<'a> {
+    endpoint: Option<&'a Name>,
+    kind: Option<&'a str>,
+    format: EventFormat,
+}
+
+impl Filter<'_> {
+    fn passes(&self, event: &Value) -> bool {
+        let kind = text(event, "/type");
+        let stream = text(event, "/stream");
+        let endpoint = stream.split('/').nth(2).unwrap_or_default();
+        self.endpoint
+            .is_none_or(|wanted| wanted.as_str() == endpoint)
+            && self.kind.is_none_or(|wanted| kind.starts_with(wanted))
+    }
+
+    fn show(&self, event: &Value) -> Result<(), CliError> {
+        if !self.passes(event) {
+            return Ok(());
+        }
+        match self.format {
+            EventFormat::Json => print(&event.to_string()),
+            EventFormat::Text => print(&line(event)),
+        }
+    }
+}
+
+/// `POSITION TIME TYPE STREAM by ACTOR DATA`, the data cut to what fits a line.
+fn line(event: &Value) -> String {
+    const DATA: usize = 100;
+    let data = event
+        .get("data")
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let mut shown: String = data.chars().take(DATA).collect();
+    if shown.len() < data.len() {
+        shown.push('…');
+    }
+    format!(
+        "{:>8}  {}  {:<28} {}  by {}  {shown}",
+        position(event),
+        text(event, "/time"),
+        text(event, "/type"),
+        text(event, "/stream"),
+        text(event, "/actor"),
+    )
+}
+
+async fn tail(client: &Client, args: &TailArgs) -> Result<(), CliError> {
+    let filter = Filter {
+        endpoint: args.endpoint.as_ref(),
+        kind: args.kind.as_deref(),
+        format: args.output,
+    };
+    let mut after = match args.after {
+        Some(after) => after,
+        None => head(client).await?.saturating_sub(args.lines),
+    };
+    loop {
+        let events = page(client, after).await?;
+        for event in &events {
+            filter.show(event)?;
+        }
+        match events.last().map(position) {
+            Some(last) if last > after => after = last,
+            _ => break,
+        }
+    }
+    if args.no_follow {
+        return Ok(());
+    }
+    follow(client, after, &filter).await
+}
+
+/// The last position of the log.
+async fn head(client: &Client) -> Result<u64, CliError> {
+    let query = [
+        ("after", Some(u64::from(u32::MAX).to_string())),
+        ("limit", Some("1".to_owned())),
+    ];
+    let answer = client.get(&["v1", "events"], &query).await?;
+    let head = answer.json()?.get("head").and_then(Value::as_u64);
+    let header = answer
+        .header(crate::client::POSITION_HEADER)
+        .and_then(|text| text.parse().ok());
+    Ok(head.or(header).unwrap_or(0))
+}
+
+/// Follows the stream, and takes it up again where it broke off.
+async fn follow(client: &Client, after: u64, filter: &Filter<'_>) -> Result<(), CliError> {
+    const TRIES: u32 = 5;
+    let mut after = after;
+    let mut failures = 0;
+    loop {
+        let before = after;
+        let ended = follow_once(client, &mut after, filter).await;
+        failures = if after > before { 0 } else { failures + 1 };
+        match ended {
+            Ok(()) => {}
+            Err(CliError::Client(ClientError::Unreachable { .. })) if failures < TRIES => {}
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(Duration::from_millis(200 * u64::from(failures.min(TRIES)))).await;
+    }
+}
+
+async fn follow_once(
+    client: &Client,
+    after: &mut u64,
+    filter: &Filter<'_>,
+) -> Result<(), CliError> {
+    let headers = [
+        (
+            HeaderName::from_static("accept"),
+            "text/event-stream".to_owned(),
+        ),
+        (HeaderName::from_static("last-event-id"), after.to_string()),
+    ];
+    let query = [("after", Some(after.to_string()))];
+    let response = client
+        .stream(&["v1", "events", "stream"], &query, &headers)
+        .await?;
+    let mut chunks = response.bytes_stream();
+    let mut reader = SseReader::default();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| super::logs::broken_off(client, &error))?;
+        for event in reader.feed(&chunk) {
+            show_sse(&event, after, filter)?;
+        }
+    }
+    Ok(())
+}
+
+fn show_sse(event: &SseEvent, after: &mut u64, filter: &Filter<'_>) -> Result<(), CliError> {
+    let Ok(body) = serde_json::from_str::<Value>(&event.data) else {
+        return Ok(());
+    };
+    let reached = position(&body);
+    if reached <= *after {
+        return Ok(());
+    }
+    *after = reached;
+    filter.show(&body)
+}
+
+/// A report's facts, one a line; exit 1 where it is not `ok`.
+fn report(body: &str, report: &Value, format: EventFormat) -> Result<(), CliError> {
+    match format {
+        EventFormat::Json => print(body)?,
+        EventFormat::Text => print(&report_lines(report))?,
+    }
+    match report.get("ok").and_then(Value::as_bool) {
+        Some(true) => Ok(()),
+        _ => Err(CliError::Quiet(1)),
+    }
+}
+
+fn report_lines(report: &Value) -> String {
+    let Value::Object(members) = report else {
+        return report.to_string();
+    };
+    let mut out = String::new();
+    for (name, value) in members {
+        match value {
+            Value::Array(items) if items.is_empty() => out.push_str(&format!("{name}: none\n")),
+            Value::Array(items) => {
+                out.push_str(&format!("{name}:\n"));
+                for item in items {
+                    let item = item
+                        .as_str()
+                        .map_or_else(|| item.to_string(), str::to_owned);
+                    out.push_str(&format!("  {item}\n"));
+                }
+            }
+            Value::String(text) => out.push_str(&format!("{name}: {text}\n")),
+            other => out.push_str(&format!("{name}: {other}\n")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_filtered_by_endpoint_and_by_type() {
+        let event =
+            json!({"position": 7, "stream": "scaling/default/iris", "type": "scaling.decided"});
+        let iris: Name = "iris".parse().unwrap();
+        let other: Name = "other".parse().unwrap();
+        let passes = |endpoint, kind| {
+            let format = EventFormat::Text;
+            Filter {
+                endpoint,
+                kind,
+                format,
+            }
+            .passes(&event)
+        };
+        assert!(passes(None, None));
+        assert!(passes(Some(&iris), Some("scaling.")));
+        assert!(!passes(Some(&other), None));
+        assert!(!passes(None, Some("instance.")));
+    }
+
+    #[test]
+    fn a_report_that_is_not_ok_fails_the_command() {
+        let good = json!({"ok": true, "events": 5, "faults": []});
+        assert_eq!(report_lines(&good), "events: 5\nfaults: none\nok: true\n");
+        assert!(report("", &good, EventFormat::Json).is_ok());
+        let bad = json!({"ok": false, "faults": ["position 3 stands twice"]});
+        assert_eq!(
+            report("", &bad, EventFormat::Json).unwrap_err().exit_code(),
+            1
+        );
+    }
+}

@@ -1,0 +1,397 @@
+//! `get` and `delete`: resources by kind and name.
+
+use contract::ids::DeploymentRef;
+use contract::time::Timestamp;
+use serde_json::{Value, json};
+
+use super::decisions;
+use super::error::CliError;
+use super::kinds::{Kind, Scope, full_name};
+use super::output::{Format, Screen, Table, age, items, print, shares, text, yaml};
+use crate::client::{Answer, Client, ClientError};
+
+/// Show resources: a list, or one by its name
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock get endpoints
+  penstock get deployments iris
+  penstock get deployment iris/blue -o yaml
+  penstock get instances iris/blue
+  penstock get autoscale iris/blue -o json
+  penstock get decisions iris --limit 20
+  penstock get access
+
+Kinds: endpoints (endpoint, ep), deployments, autoscales, instances, decisions, access (tokens).")]
+pub struct GetArgs {
+    #[arg(value_enum, value_name = "KIND", hide_possible_values = true)]
+    kind: Kind,
+    /// ENDPOINT, ENDPOINT/DEPLOYMENT, or the id of an instance or decision
+    name: Option<String>,
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+    /// At most so many rows
+    #[arg(long, value_name = "N")]
+    limit: Option<u32>,
+}
+
+/// Delete a resource
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock delete deployment iris/green
+  penstock delete autoscale iris/blue
+  penstock delete endpoint iris            with its deployments
+
+A deployment with traffic is not deleted: take its share away first (penstock traffic).")]
+pub struct DeleteArgs {
+    #[arg(value_enum, value_name = "KIND", hide_possible_values = true)]
+    kind: Kind,
+    /// ENDPOINT or ENDPOINT/DEPLOYMENT
+    name: String,
+}
+
+pub async fn get(client: &Client, args: &GetArgs, screen: Screen) -> Result<(), CliError> {
+    let fetched = fetch(client, args).await?;
+    let shown = match args.output {
+        Format::Json => fetched.text,
+        Format::Yaml => yaml(&fetched.body),
+        Format::Table => table(args.kind, &items(&fetched.body), screen.now).render(screen.tty),
+    };
+    print(&shown)
+}
+
+/// A body with the very text that the API sent.
+struct Fetched {
+    text: String,
+    body: Value,
+}
+
+impl Fetched {
+    fn of(answer: &Answer) -> Result<Self, ClientError> {
+        Ok(Self {
+            text: answer.text.clone(),
+            body: answer.json()?,
+        })
+    }
+
+    fn made(body: Value) -> Self {
+        Self {
+            text: body.to_string(),
+            body,
+        }
+    }
+}
+
+async fn fetch(client: &Client, args: &GetArgs) -> Result<Fetched, CliError> {
+    let limit = [("limit", args.limit.map(|limit| limit.to_string()))];
+    let name = args.name.as_deref();
+    match (args.kind, name) {
+        (Kind::Deployments, None) => Ok(Fetched::made(all_deployments(client).await?)),
+        (Kind::Deployments, Some(name)) if !name.contains('/') => {
+            let path = ["v1", "endpoints", name, "deployments"];
+            Ok(Fetched::of(&client.get(&path, &limit).await?)?)
+        }
+        (Kind::Instances | Kind::Decisions, name) => {
+            let collection = if args.kind == Kind::Instances {
+                "instances"
+            } else {
+                "decisions"
+            };
+            match name.map(str::parse::<Scope>) {
+                Some(Err(_)) | None => by_id(client, args.kind, collection, name, &limit).await,
+                Some(Ok(scope)) => {
+                    let [limit] = limit;
+                    let query = [
+                        ("endpoint", Some(scope.endpoint.to_string())),
+                        ("deployment", scope.deployment.map(|name| name.to_string())),
+                        limit,
+                    ];
+                    Ok(Fetched::of(
+                        &client.get(&["v1", collection], &query).await?,
+                    )?)
+                }
+            }
+        }
+        (kind, name) => {
+            let path = path_of(kind, name)?;
+            let path: Vec<&str> = path.iter().map(String::as_str).collect();
+            Ok(Fetched::of(&client.get(&path, &limit).await?)?)
+        }
+    }
+}
+
+async fn by_id(
+    client: &Client,
+    kind: Kind,
+    collection: &str,
+    id: Option<&str>,
+    limit: &[(&str, Option<String>)],
+) -> Result<Fetched, CliError> {
+    let Some(id) = id else {
+        return Ok(Fetched::of(&client.get(&["v1", collection], limit).await?)?);
+    };
+    if kind == Kind::Decisions {
+        return Ok(Fetched::of(
+            &client.get(&["v1", collection, id], &[]).await?,
+        )?);
+    }
+    let body = client.get(&["v1", collection], &[]).await?.json()?;
+    let found = items(&body).into_iter().find(|one| text(one, "/id") == id);
+    found
+        .map(Fetched::made)
+        .ok_or_else(|| CliError::Failed(format!("there is no instance `{id}`")))
+}
+
+/// The deployments of every endpoint; the API lists them by endpoint only.
+pub async fn all_deployments(client: &Client) -> Result<Value, CliError> {
+    let endpoints = client.get(&["v1", "endpoints"], &[]).await?.json()?;
+    let mut all = Vec::new();
+    for endpoint in items(&endpoints) {
+        let name = text(&endpoint, "/metadata/name");
+        let path = ["v1", "endpoints", &name, "deployments"];
+        match client.get(&path, &[]).await {
+            Ok(answer) => all.extend(items(&answer.json()?)),
+            // Deleted since it was listed.
+            Err(ClientError::Refused(refusal)) if refusal.status == 404 => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(json!({"items": all, "nextCursor": null}))
+}
+
+/// Where a resource lives in the API.
+pub fn path_of(kind: Kind, name: Option<&str>) -> Result<Vec<String>, CliError> {
+    let path = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect();
+    let deployment = |name: &str| -> Result<DeploymentRef, CliError> { full_name(name) };
+    Ok(match (kind, name) {
+        (Kind::Endpoints, None) => path(&["v1", "endpoints"]),
+        (Kind::Endpoints, Some(name)) => path(&["v1", "endpoints", name]),
+        (Kind::Deployments, Some(name)) => {
+            let of = deployment(name)?;
+            let (endpoint, name) = (of.endpoint.as_str(), of.deployment.as_str());
+            path(&["v1", "endpoints", endpoint, "deployments", name])
+        }
+        (Kind::Autoscales, None) => path(&["v1", "autoscale"]),
+        (Kind::Autoscales, Some(name)) => {
+            let of = deployment(name)?;
+            path(&[
+                "v1",
+                "autoscale",
+                of.endpoint.as_str(),
+                of.deployment.as_str(),
+            ])
+        }
+        (Kind::Access, None) => path(&["v1", "access"]),
+        (Kind::Access, Some(name)) => path(&["v1", "access", name]),
+        (Kind::Instances, None) => path(&["v1", "instances"]),
+        (Kind::Decisions, None) => path(&["v1", "decisions"]),
+        (Kind::Decisions, Some(id)) => path(&["v1", "decisions", id]),
+        (kind, _) => {
+            return Err(CliError::Usage(format!(
+                "an {} cannot be named here",
+                kind.singular()
+            )));
+        }
+    })
+}
+
+pub async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), CliError> {
+    match args.kind {
+        Kind::Instances => {
+            return Err(CliError::Usage(
+                "instances are not deleted one by one: change their number with `penstock scale ENDPOINT/DEPLOYMENT --instances N`".into(),
+            ));
+        }
+        Kind::Decisions => {
+            return Err(CliError::Usage(
+                "decisions are part of the log, and nothing is deleted from it".into(),
+            ));
+        }
+        _ => {}
+    }
+    let path = path_of(args.kind, Some(&args.name))?;
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    let answer = client.delete(&path).await?;
+    let verb = if answer.status == 202 {
+        "is being deleted"
+    } else {
+        "deleted"
+    };
+    print(&format!("{} {} {verb}", args.kind.singular(), args.name))
+}
+
+/// The table of a kind.
+pub fn table(kind: Kind, rows: &[Value], now: Timestamp) -> Table {
+    match kind {
+        Kind::Endpoints => endpoints(rows, now),
+        Kind::Deployments => deployments(rows, now),
+        Kind::Autoscales => autoscales(rows),
+        Kind::Instances => instances(rows, now),
+        Kind::Decisions => decisions::table(rows),
+        Kind::Access => access(rows, now),
+    }
+}
+
+fn endpoints(rows: &[Value], now: Timestamp) -> Table {
+    let mut table = Table::new(&[
+        "NAME",
+        "STATE",
+        "AUTH",
+        "TRAFFIC",
+        "MIRROR",
+        "SCORING URI",
+        "AGE",
+    ]);
+    for row in rows {
+        table.row(vec![
+            text(row, "/metadata/name"),
+            text(row, "/status/provisioningState"),
+            text(row, "/spec/auth"),
+            shares(row.pointer("/spec/traffic")),
+            shares(row.pointer("/spec/mirror")),
+            text(row, "/status/scoringUri"),
+            age(&text(row, "/metadata/createdAt"), now),
+        ]);
+    }
+    table
+}
+
+/// `2/3`: ready of wanted.
+pub fn ready_of_wanted(row: &Value) -> String {
+    let (ready, wanted) = (
+        text(row, "/status/instances/ready"),
+        text(row, "/status/instances/wanted"),
+    );
+    match (ready.is_empty(), wanted.is_empty()) {
+        (true, _) => String::new(),
+        (false, true) => ready,
+        (false, false) => format!("{ready}/{wanted}"),
+    }
+}
+
+fn percent(share: &str) -> String {
+    match share {
+        "" => String::new(),
+        share => format!("{share}%"),
+    }
+}
+
+/// `ENDPOINT/DEPLOYMENT` of a deployment's document.
+pub fn name_of_deployment(row: &Value) -> String {
+    format!(
+        "{}/{}",
+        text(row, "/metadata/endpoint"),
+        text(row, "/metadata/name")
+    )
+}
+
+fn deployments(rows: &[Value], now: Timestamp) -> Table {
+    let mut table = Table::new(&[
+        "NAME",
+        "STATE",
+        "READY",
+        "TRAFFIC",
+        "BACKEND",
+        "INSTANCE TYPE",
+        "AGE",
+    ]);
+    for row in rows {
+        table.row(vec![
+            name_of_deployment(row),
+            text(row, "/status/provisioningState"),
+            ready_of_wanted(row),
+            percent(&text(row, "/status/traffic")),
+            text(row, "/spec/backend"),
+            text(row, "/spec/instanceType"),
+            age(&text(row, "/metadata/createdAt"), now),
+        ]);
+    }
+    table
+}
+
+fn autoscales(rows: &[Value]) -> Table {
+    let mut table = Table::new(&[
+        "NAME", "MODE", "PROFILES", "MIN", "MAX", "RULES", "PIN", "PAUSED",
+    ]);
+    for row in rows {
+        let profiles = row.pointer("/spec/profiles").and_then(Value::as_array);
+        let profiles = profiles.map(Vec::as_slice).unwrap_or_default();
+        let capacity = |pointer: &'static str| {
+            profiles
+                .iter()
+                .filter_map(move |profile| profile.pointer(pointer).and_then(Value::as_u64))
+        };
+        let show = |count: Option<u64>| count.map(|count| count.to_string()).unwrap_or_default();
+        let rules: usize = profiles
+            .iter()
+            .filter_map(|profile| profile.get("rules").and_then(Value::as_array))
+            .map(Vec::len)
+            .sum();
+        table.row(vec![
+            format!(
+                "{}/{}",
+                text(row, "/spec/target/endpoint"),
+                text(row, "/spec/target/deployment")
+            ),
+            text(row, "/spec/mode"),
+            names_of(profiles),
+            show(capacity("/capacity/min").min()),
+            show(capacity("/capacity/max").max()),
+            rules.to_string(),
+            text(row, "/status/pin/instances"),
+            paused(row),
+        ]);
+    }
+    table
+}
+
+fn names_of(profiles: &[Value]) -> String {
+    let names: Vec<String> = profiles
+        .iter()
+        .map(|profile| text(profile, "/name"))
+        .collect();
+    names.join(", ")
+}
+
+/// Which directions are paused by hand.
+fn paused(row: &Value) -> String {
+    let flag = |pointer| row.pointer(pointer).and_then(Value::as_bool) == Some(true);
+    match (
+        flag("/status/pause/scaleIn"),
+        flag("/status/pause/scaleOut"),
+    ) {
+        (true, true) => "in, out".into(),
+        (true, false) => "in".into(),
+        (false, true) => "out".into(),
+        (false, false) => String::new(),
+    }
+}
+
+fn instances(rows: &[Value], now: Timestamp) -> Table {
+    let mut table = Table::new(&["ID", "DEPLOYMENT", "STATE", "NODE", "ADDRESS", "PID", "AGE"]);
+    for row in rows {
+        table.row(vec![
+            text(row, "/id"),
+            format!("{}/{}", text(row, "/endpoint"), text(row, "/deployment")),
+            text(row, "/state"),
+            text(row, "/node"),
+            text(row, "/address"),
+            text(row, "/pid"),
+            age(&text(row, "/requestedAt"), now),
+        ]);
+    }
+    table
+}
+
+fn access(rows: &[Value], now: Timestamp) -> Table {
+    let mut table = Table::new(&["NAME", "ROLE", "EXPIRES", "GRANTED BY", "AGE"]);
+    for row in rows {
+        table.row(vec![
+            text(row, "/name"),
+            text(row, "/role"),
+            text(row, "/expires"),
+            text(row, "/grantedBy"),
+            age(&text(row, "/grantedAt"), now),
+        ]);
+    }
+    table
+}

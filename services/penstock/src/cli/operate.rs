@@ -1,0 +1,425 @@
+//! Day-to-day commands: traffic, manual pins, pauses, keys, and a request to a model.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use contract::ids::{DeploymentRef, Name};
+use contract::time::Span;
+use serde_json::{Value, json};
+
+use super::apply::split_body;
+use super::error::CliError;
+use super::kinds::{deployment_ref, name, share};
+use super::output::{Format, Screen, Table, print, remark, shares, text, yaml};
+use crate::client::Client;
+
+/// Show or set which share of the requests each deployment gets
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock traffic iris                               show it
+  penstock traffic iris blue=90 green=10
+  penstock traffic iris --mirror green=10             copy 10 % of the requests to green
+  penstock traffic iris blue=100 --no-mirror
+
+Shares are percent and sum to 100 (or to 0: no traffic). Deployments left out get none.")]
+pub struct TrafficArgs {
+    #[arg(value_parser = name)]
+    endpoint: Name,
+    /// DEPLOYMENT=PERCENT …
+    #[arg(value_name = "DEPLOYMENT=PERCENT", value_parser = share)]
+    shares: Vec<(Name, u8)>,
+    /// DEPLOYMENT=PERCENT of live requests that are copied to it
+    #[arg(long, value_name = "DEPLOYMENT=PERCENT", value_parser = share)]
+    mirror: Vec<(Name, u8)>,
+    /// Copy no requests any more
+    #[arg(long, conflicts_with = "mirror")]
+    no_mirror: bool,
+}
+
+/// Pin a deployment to a number of instances, or release it
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock scale iris/blue --instances 5 --for 1h
+  penstock scale iris/blue --instances 0              until released
+  penstock scale iris/blue --release                  the rules decide again")]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["instances", "release"])))]
+pub struct ScaleArgs {
+    /// ENDPOINT/DEPLOYMENT
+    #[arg(value_parser = deployment_ref)]
+    deployment: DeploymentRef,
+    #[arg(long, value_name = "N")]
+    instances: Option<u32>,
+    /// How long; until released unless given
+    #[arg(long = "for", value_name = "DURATION", requires = "instances")]
+    duration: Option<Span>,
+    #[arg(long)]
+    release: bool,
+}
+
+/// Stop the rules of a deployment from changing its number of instances
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock pause iris/blue
+  penstock pause iris/blue --scale-in                 it may still grow")]
+pub struct PauseArgs {
+    /// ENDPOINT/DEPLOYMENT
+    #[arg(value_parser = deployment_ref)]
+    deployment: DeploymentRef,
+    /// Only scaling in
+    #[arg(long)]
+    scale_in: bool,
+    /// Only scaling out
+    #[arg(long)]
+    scale_out: bool,
+}
+
+/// Let the rules of a deployment act again
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock resume iris/blue
+  penstock resume iris/blue --scale-out")]
+pub struct ResumeArgs {
+    /// ENDPOINT/DEPLOYMENT
+    #[arg(value_parser = deployment_ref)]
+    deployment: DeploymentRef,
+    /// Only scaling in
+    #[arg(long)]
+    scale_in: bool,
+    /// Only scaling out
+    #[arg(long)]
+    scale_out: bool,
+}
+
+/// Send one request to an endpoint and show the answer
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock invoke iris --data '{\"data\": [[5.1, 3.5, 1.4, 0.2]]}'
+  penstock invoke iris --data request.json --deployment green
+  penstock invoke iris --data request.json --path predict
+
+The answer goes to standard output; status, deployment and latency go to standard error. The key
+is taken from the control API.")]
+pub struct InvokeArgs {
+    #[arg(value_parser = name)]
+    endpoint: Name,
+    /// A file, or JSON as it stands
+    #[arg(long, value_name = "FILE|JSON")]
+    data: String,
+    /// Pick this deployment instead of the traffic split
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    deployment: Option<Name>,
+    /// What follows …/score/
+    #[arg(long, value_name = "PATH")]
+    path: Option<String>,
+    /// Another key than the endpoint's primary one
+    #[arg(long, env = "PENSTOCK_KEY", hide_env_values = true)]
+    key: Option<String>,
+}
+
+/// Show an endpoint's keys, or make a new one
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock keys iris
+  penstock keys iris --regenerate secondary
+  penstock keys iris -o json")]
+pub struct KeysArgs {
+    #[arg(value_parser = name)]
+    endpoint: Name,
+    /// Replace this key; the old one stops working
+    #[arg(long, value_enum, value_name = "KEY")]
+    regenerate: Option<Slot>,
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Slot {
+    Primary,
+    Secondary,
+}
+
+pub async fn traffic(client: &Client, args: &TrafficArgs) -> Result<(), CliError> {
+    let endpoint = args.endpoint.as_str();
+    let traffic = percentages("traffic", &args.shares)?;
+    let mirror = if args.no_mirror {
+        Some(json!({}))
+    } else {
+        percentages("mirror", &args.mirror)?
+    };
+    if traffic.is_none() && mirror.is_none() {
+        return show_traffic(client, endpoint).await;
+    }
+    let body = split_body(traffic, mirror);
+    client
+        .put(&["v1", "endpoints", endpoint, "traffic"], &[], &body)
+        .await?;
+    show_traffic(client, endpoint).await
+}
+
+async fn show_traffic(client: &Client, endpoint: &str) -> Result<(), CliError> {
+    let body = client
+        .get(&["v1", "endpoints", endpoint], &[])
+        .await?
+        .json()?;
+    let or_none = |text: String| if text.is_empty() { "none".into() } else { text };
+    let live = or_none(shares(body.pointer("/spec/traffic")));
+    let mirror = or_none(shares(body.pointer("/spec/mirror")));
+    print(&format!("traffic of {endpoint}: {live}; mirror: {mirror}"))
+}
+
+/// `None` where nothing was typed: that part stays as it is.
+fn percentages(what: &str, typed: &[(Name, u8)]) -> Result<Option<Value>, CliError> {
+    if typed.is_empty() {
+        return Ok(None);
+    }
+    let mut shares = BTreeMap::new();
+    for (name, percent) in typed {
+        if shares.insert(name.to_string(), *percent).is_some() {
+            return Err(CliError::Usage(format!(
+                "`{name}` is given twice in the {what}; keep one of the two"
+            )));
+        }
+    }
+    let sum: u32 = shares.values().map(|share| u32::from(*share)).sum();
+    if what == "traffic" && sum != 0 && sum != 100 {
+        return Err(CliError::Usage(format!(
+            "the shares sum to {sum}; they must sum to 100, or to 0 for no traffic"
+        )));
+    }
+    Ok(Some(json!(shares)))
+}
+
+fn autoscale_path(of: &DeploymentRef, last: &'static str) -> [String; 5] {
+    [
+        "v1".into(),
+        "autoscale".into(),
+        of.endpoint.to_string(),
+        of.deployment.to_string(),
+        last.into(),
+    ]
+}
+
+pub async fn scale(client: &Client, args: &ScaleArgs, screen: Screen) -> Result<(), CliError> {
+    let of = &args.deployment;
+    let path = autoscale_path(of, "pin");
+    let path = path.each_ref().map(String::as_str);
+    let Some(instances) = args.instances else {
+        client.delete(&path).await?;
+        return print(&format!("deployment {of} released: its rules decide"));
+    };
+    let until = args.duration.map(|duration| screen.now + duration);
+    let mut body = json!({"instances": instances});
+    if let Some(until) = until {
+        body["until"] = json!(until);
+    }
+    client.put(&path, &[], &body).await?;
+    let until = until.map_or("released".into(), |until| until.to_string());
+    print(&format!(
+        "deployment {of} pinned to {instances} instances until {until}"
+    ))
+}
+
+/// Both directions where none was named.
+fn directions(scale_in: bool, scale_out: bool) -> (Value, &'static str) {
+    match (scale_in, scale_out) {
+        (true, false) => (json!({"scaleIn": true, "scaleOut": false}), "scaling in"),
+        (false, true) => (json!({"scaleIn": false, "scaleOut": true}), "scaling out"),
+        _ => (json!({"scaleIn": true, "scaleOut": true}), "scaling"),
+    }
+}
+
+pub async fn pause(client: &Client, args: &PauseArgs) -> Result<(), CliError> {
+    let (body, what) = directions(args.scale_in, args.scale_out);
+    let path = autoscale_path(&args.deployment, "pause");
+    client
+        .post(&path.each_ref().map(String::as_str), &body)
+        .await?;
+    print(&format!("{what} of {} paused", args.deployment))
+}
+
+pub async fn resume(client: &Client, args: &ResumeArgs) -> Result<(), CliError> {
+    let (body, what) = directions(args.scale_in, args.scale_out);
+    let path = autoscale_path(&args.deployment, "resume");
+    client
+        .post(&path.each_ref().map(String::as_str), &body)
+        .await?;
+    print(&format!("{what} of {} resumed", args.deployment))
+}
+
+pub async fn invoke(client: &Client, args: &InvokeArgs) -> Result<(), CliError> {
+    let body = request_body(&args.data)?;
+    let endpoint = args.endpoint.as_str();
+    let resource = client
+        .get(&["v1", "endpoints", endpoint], &[])
+        .await?
+        .json()?;
+    let url = scoring_url(client, endpoint, &resource, args.path.as_deref())?;
+    let key = match (&args.key, text(&resource, "/spec/auth").as_str()) {
+        (Some(key), _) => Some(key.clone()),
+        (None, "none") => None,
+        (None, _) => Some(primary_key(client, endpoint).await?),
+    };
+    let mut request = client
+        .http()
+        .post(&url)
+        .header("content-type", "application/json")
+        .body(body);
+    if let Some(key) = key {
+        request = request.bearer_auth(key);
+    }
+    if let Some(deployment) = &args.deployment {
+        request = request.header("penstock-deployment", deployment.as_str());
+    }
+    let started = Instant::now();
+    let response = request
+        .send()
+        .await
+        .map_err(|error| gateway_silent(&url, &error))?;
+    let status = response.status();
+    let headers = response.headers().clone();
+    let answer = response
+        .bytes()
+        .await
+        .map_err(|error| gateway_silent(&url, &error))?;
+    let took = started.elapsed();
+
+    let header = |name: &str| {
+        let value = headers.get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_owned()
+    };
+    let mut facts = vec![status.to_string()];
+    for (label, name) in [
+        ("from ", "penstock-deployment"),
+        ("", "penstock-error-code"),
+        ("model said ", "penstock-model-status"),
+        ("request ", "x-request-id"),
+    ] {
+        let value = header(name);
+        if !value.is_empty() {
+            facts.push(format!("{label}{value}"));
+        }
+    }
+    facts.push(format!("{:.1} ms", took.as_secs_f64() * 1000.0));
+    print(&String::from_utf8_lossy(&answer))?;
+    remark(&facts.join(", "));
+    if status.is_success() || status.is_redirection() {
+        Ok(())
+    } else {
+        Err(CliError::Quiet(1))
+    }
+}
+
+fn gateway_silent(url: &str, error: &reqwest::Error) -> CliError {
+    CliError::NoServer(format!(
+        "the gateway at {url} cannot be reached: {}",
+        std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+    ))
+}
+
+/// JSON as it was typed, or the bytes of a file.
+fn request_body(data: &str) -> Result<Vec<u8>, CliError> {
+    if serde_json::from_str::<Value>(data).is_ok() {
+        return Ok(data.as_bytes().to_vec());
+    }
+    std::fs::read(Path::new(data)).map_err(|error| {
+        CliError::Usage(format!(
+            "--data `{data}` is neither JSON nor a file that can be read ({error})"
+        ))
+    })
+}
+
+/// The endpoint's own word for where it answers, else the gateway that the configuration names.
+pub fn scoring_url(
+    client: &Client,
+    endpoint: &str,
+    resource: &Value,
+    path: Option<&str>,
+) -> Result<String, CliError> {
+    let stated = text(resource, "/status/scoringUri");
+    let base = match (stated.starts_with("http"), client.gateway()) {
+        (true, _) => stated,
+        (false, Some(gateway)) => {
+            let gateway = gateway.trim_end_matches('/');
+            format!("{gateway}/endpoints/{endpoint}/score")
+        }
+        (false, None) => {
+            return Err(CliError::Failed(format!(
+                "it is not known where the gateway of `{endpoint}` listens: name a client.json that says so with PENSTOCK_CONFIG"
+            )));
+        }
+    };
+    Ok(match path {
+        Some(path) => format!("{base}/{}", path.trim_start_matches('/')),
+        None => base,
+    })
+}
+
+pub async fn primary_key(client: &Client, endpoint: &str) -> Result<String, CliError> {
+    let path = ["v1", "endpoints", endpoint, "keys"];
+    let keys = client.get(&path, &[]).await?.json()?;
+    Ok(text(&keys, "/primary"))
+}
+
+pub async fn keys(client: &Client, args: &KeysArgs, screen: Screen) -> Result<(), CliError> {
+    let endpoint = args.endpoint.as_str();
+    let answer = match args.regenerate {
+        None => {
+            client
+                .get(&["v1", "endpoints", endpoint, "keys"], &[])
+                .await?
+        }
+        Some(slot) => {
+            let slot = match slot {
+                Slot::Primary => "primary",
+                Slot::Secondary => "secondary",
+            };
+            let path = ["v1", "endpoints", endpoint, "keys", slot, "regenerate"];
+            client.post(&path, &json!({})).await?
+        }
+    };
+    match args.output {
+        Format::Json => print(&answer.text),
+        Format::Yaml => print(&yaml(&answer.json()?)),
+        Format::Table => {
+            let body = answer.json()?;
+            let mut table = Table::new(&["KEY", "VALUE"]);
+            for slot in ["primary", "secondary"] {
+                let value = text(&body, &format!("/{slot}"));
+                if !value.is_empty() {
+                    table.row(vec![slot.into(), value]);
+                }
+            }
+            print(&table.render(screen.tty))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_sums_to_a_hundred_or_to_nothing() {
+        let shares = |typed: &[&str]| -> Vec<(Name, u8)> {
+            typed.iter().map(|text| share(text).unwrap()).collect()
+        };
+        assert!(percentages("traffic", &[]).unwrap().is_none());
+        let body = percentages("traffic", &shares(&["green=10", "blue=90"])).unwrap();
+        assert_eq!(body.unwrap(), json!({"blue": 90, "green": 10}));
+        assert!(percentages("traffic", &shares(&["blue=0"])).is_ok());
+        assert!(percentages("traffic", &shares(&["blue=90"])).is_err());
+        assert!(percentages("traffic", &shares(&["blue=50", "blue=50"])).is_err());
+        assert!(percentages("mirror", &shares(&["green=10"])).is_ok());
+    }
+
+    #[test]
+    fn a_request_is_json_as_typed_or_a_file() {
+        assert_eq!(request_body("[1, 2]").unwrap(), b"[1, 2]");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("r.bin");
+        std::fs::write(&file, [0, 159, 146]).unwrap();
+        assert_eq!(request_body(file.to_str().unwrap()).unwrap(), [0, 159, 146]);
+        assert_eq!(request_body("{broken").unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,119 @@
+//! `load`: where the load goes and as whom, and what is shown at the end. The generator itself is
+//! `crate::load`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::FutureExt;
+
+use super::chart;
+use super::error::CliError;
+use super::operate::{primary_key, scoring_url};
+use super::output::{items, print, text};
+use crate::client::Client;
+use crate::client::config::{self, ConnectArgs};
+use crate::load::{self, InstanceSampler, LoadArgs, LoadReport, Output, Target};
+
+/// Size of the chart where the terminal's width is not known.
+const CHART_WIDTH: usize = 100;
+const CHART_HEIGHT: usize = 18;
+
+pub fn run(connect: &ConnectArgs, args: &LoadArgs) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::Failed(format!("the load cannot start: {error}")))?;
+    let report = runtime.block_on(async {
+        let target = target(connect, args).await?;
+        Ok::<_, CliError>(load::run(args, target).await?)
+    })?;
+    show(args, &report)?;
+    if report.passed() {
+        Ok(())
+    } else {
+        Err(CliError::Quiet(1))
+    }
+}
+
+/// A URL is loaded as it stands, without any server; an endpoint is asked where it answers.
+async fn target(connect: &ConnectArgs, args: &LoadArgs) -> Result<Target, CliError> {
+    let endpoint = match (&args.url, &args.endpoint) {
+        (Some(url), _) => {
+            return Ok(Target {
+                url: url.clone(),
+                key: args.key.clone(),
+                instances: None,
+            });
+        }
+        (None, Some(endpoint)) => endpoint.clone(),
+        (None, None) => return Err(CliError::Usage("name an endpoint, or a --url".into())),
+    };
+    let connection = config::resolve(connect, &config::Environment::read())?;
+    let client = Client::new(connection)?;
+    let path = ["v1", "endpoints", &endpoint];
+    let resource = client.get(&path, &[]).await?.json()?;
+    let url = scoring_url(&client, &endpoint, &resource, None)?;
+    let key = match (&args.key, text(&resource, "/spec/auth").as_str()) {
+        (Some(key), _) => Some(key.clone()),
+        (None, "none") => None,
+        (None, _) => Some(primary_key(&client, &endpoint).await?),
+    };
+    Ok(Target {
+        url,
+        key,
+        instances: Some(sampler(Arc::new(client), endpoint)),
+    })
+}
+
+/// Ready instances of the endpoint, by deployment.
+fn sampler(client: Arc<Client>, endpoint: String) -> InstanceSampler {
+    Arc::new(move || {
+        let (client, endpoint) = (client.clone(), endpoint.clone());
+        async move {
+            let query = [("endpoint", Some(endpoint))];
+            let body = client.get(&["v1", "instances"], &query).await?.json()?;
+            let mut ready = BTreeMap::new();
+            for instance in items(&body) {
+                let count = ready.entry(text(&instance, "/deployment")).or_insert(0);
+                if text(&instance, "/state") == "ready" {
+                    *count += 1;
+                }
+            }
+            Ok(ready)
+        }
+        .boxed()
+    })
+}
+
+fn show(args: &LoadArgs, report: &LoadReport) -> Result<(), CliError> {
+    match args.output {
+        Output::Json => {
+            let json = serde_json::to_string(report).map_err(|error| {
+                CliError::Failed(format!("the report cannot be written: {error}"))
+            })?;
+            print(&json)
+        }
+        Output::Text => {
+            if args.chart {
+                let drawn = chart::load_and_instances(
+                    &report.load_points(),
+                    &report.instance_points(),
+                    chart_width(),
+                    CHART_HEIGHT,
+                );
+                print(&drawn)?;
+                print("\n")?;
+            }
+            print(&report.text())
+        }
+    }
+}
+
+/// The terminal's, within what can be read.
+fn chart_width() -> usize {
+    let (columns, _) = ratatui::crossterm::terminal::size().unwrap_or((0, 0));
+    match usize::from(columns) {
+        0 => CHART_WIDTH,
+        columns => columns.clamp(40, 160),
+    }
+}

@@ -1,0 +1,58 @@
+//! The flags of `penstock serve`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::client::config::default_data_dir;
+
+/// Run Penstock: all services in this process, or those named
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock serve
+  penstock serve --data ./data --control-addr 127.0.0.1:0 --gateway-addr 127.0.0.1:0 --ready-file ready.json
+  penstock serve --services control,gateway,autoscaler,actuator,meter --keep-instances
+
+The server's address and an admin's token are written to DATA/client.json, where the other commands
+find them (PENSTOCK_CONFIG names another file).")]
+pub struct ServeArgs {
+    /// A configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR", default_value_os_t = default_data_dir())]
+    pub data: PathBuf,
+    /// sqlite:PATH; in the data directory unless given
+    #[arg(long, value_name = "URL", env = "PENSTOCK_STORE")]
+    pub store: Option<String>,
+    /// How services hear of each other
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "PENSTOCK_BUS",
+        default_value = "local"
+    )]
+    pub bus: String,
+    /// Which services to run: all, or some of control gateway autoscaler actuator meter
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "all"
+    )]
+    pub services: Vec<String>,
+    /// Leave instances running when this process ends
+    #[arg(long)]
+    pub keep_instances: bool,
+    /// Where the control API listens; port 0 picks a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
+    pub control_addr: SocketAddr,
+    /// Where the gateway listens; port 0 picks a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub gateway_addr: SocketAddr,
+    /// Where health and metrics are served by a process without control
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub admin_addr: SocketAddr,
+    /// A file that receives {"control","gateway","admin"} once this process is ready
+    #[arg(long, value_name = "PATH")]
+    pub ready_file: Option<PathBuf>,
+}

@@ -1,0 +1,581 @@
+//! `top`: a live view of endpoints, deployments, their load, instances and the latest decisions.
+//!
+//! `gather` asks the server, `Model` is what it said, `View` draws a model into a buffer. The live
+//! view and `--once` draw the same.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use contract::time::Timestamp;
+use ratatui::buffer::Buffer;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table, Widget};
+use serde_json::Value;
+
+use super::chart::sparkline;
+use super::error::CliError;
+use super::get::{all_deployments, name_of_deployment};
+use super::output::{Screen, age, items, print, shares, text};
+use super::{decisions, kinds::Scope};
+use crate::client::{Client, ClientError};
+
+/// Watch endpoints, load, instances and decisions; q quits
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock top
+  penstock top iris --interval 2s
+  penstock top --once                      one frame as plain text")]
+pub struct TopArgs {
+    /// Only this ENDPOINT or ENDPOINT/DEPLOYMENT
+    scope: Option<Scope>,
+    /// Print one frame as plain text and end
+    #[arg(long)]
+    once: bool,
+    /// How often to look
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    interval: contract::Span,
+}
+
+/// Seconds of load that are shown.
+const HISTORY_SECONDS: u64 = 120;
+const DECISIONS: u32 = 12;
+/// Size of the frame that `--once` prints.
+const ONCE_WIDTH: u16 = 120;
+
+/// What the server said.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Model {
+    now: Timestamp,
+    server: String,
+    endpoints: Vec<Value>,
+    deployments: Vec<Value>,
+    instances: Vec<Value>,
+    decisions: Vec<Value>,
+    /// By `ENDPOINT/DEPLOYMENT`, oldest first.
+    loads: BTreeMap<String, Vec<Load>>,
+    /// Why nothing newer is known.
+    trouble: Option<String>,
+}
+
+/// One second of a deployment.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Load {
+    requests_per_second: f64,
+    concurrency: f64,
+    p99_ms: Option<f64>,
+    errors_per_second: f64,
+}
+
+pub async fn top(client: &Client, args: &TopArgs, screen: Screen) -> Result<(), CliError> {
+    if args.once {
+        let model = gather(client, args.scope.as_ref(), screen.now).await?;
+        return print(&plain(&model));
+    }
+    // A first look before the terminal is taken: an error stays readable.
+    let model = gather(client, args.scope.as_ref(), screen.now).await?;
+    let mut terminal = ratatui::try_init().map_err(|error| {
+        CliError::Failed(format!(
+            "a live view needs a terminal ({error}); use `penstock top --once` in scripts"
+        ))
+    })?;
+    let ended = live(&mut terminal, client, args, model).await;
+    ratatui::restore();
+    ended
+}
+
+async fn live(
+    terminal: &mut ratatui::DefaultTerminal,
+    client: &Client,
+    args: &TopArgs,
+    mut model: Model,
+) -> Result<(), CliError> {
+    let mut keys = keys();
+    let interval = args.interval.to_std().max(Duration::from_millis(100));
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        terminal
+            .draw(|frame| frame.render_widget(View { model: &model }, frame.area()))
+            .map_err(|error| CliError::Failed(format!("the terminal cannot be drawn: {error}")))?;
+        tokio::select! {
+            key = keys.recv() => match key {
+                Some(Key::Quit) | None => return Ok(()),
+                Some(Key::Redraw) => {}
+            },
+            _ = ticks.tick() => {
+                let now = Timestamp::from(chrono::Utc::now());
+                match gather(client, args.scope.as_ref(), now).await {
+                    Ok(fresh) => model = fresh,
+                    Err(error) => model.trouble = Some(error.to_string()),
+                }
+            }
+        }
+    }
+}
+
+enum Key {
+    Quit,
+    Redraw,
+}
+
+/// Reads the keyboard on a thread of its own, since reading it blocks.
+fn keys() -> tokio::sync::mpsc::UnboundedReceiver<Key> {
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        while let Ok(event) = event::read() {
+            let key = match event {
+                Event::Key(key) if key.kind == KeyEventKind::Press && quits(key) => Key::Quit,
+                Event::Resize(..) => Key::Redraw,
+                _ => continue,
+            };
+            if sender.send(key).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+fn quits(key: event::KeyEvent) -> bool {
+    let interrupt = key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
+    interrupt || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc)
+}
+
+/// Everything a frame shows, asked at once.
+async fn gather(client: &Client, scope: Option<&Scope>, now: Timestamp) -> Result<Model, CliError> {
+    let of = [
+        ("endpoint", scope.map(|scope| scope.endpoint.to_string())),
+        (
+            "deployment",
+            scope.and_then(|scope| scope.deployment.as_ref().map(ToString::to_string)),
+        ),
+    ];
+    let latest = [
+        of[0].clone(),
+        of[1].clone(),
+        ("limit", Some(DECISIONS.to_string())),
+    ];
+    let (endpoints, deployments, instances, decisions) = tokio::try_join!(
+        list(client, "endpoints", &[]),
+        async { Ok(items(&all_deployments(client).await?)) },
+        list(client, "instances", &of),
+        list(client, "decisions", &latest),
+    )?;
+    let mut model = Model {
+        now,
+        server: client.server().to_owned(),
+        endpoints,
+        deployments,
+        instances,
+        decisions,
+        ..Model::default()
+    };
+    if let Some(scope) = scope {
+        model.narrow(scope);
+    }
+    for deployment in &model.deployments {
+        let name = name_of_deployment(deployment);
+        let loads = history(client, deployment).await?;
+        model.loads.insert(name, loads);
+    }
+    Ok(model)
+}
+
+async fn list(
+    client: &Client,
+    collection: &str,
+    query: &[(&str, Option<String>)],
+) -> Result<Vec<Value>, CliError> {
+    let body = client.get(&["v1", collection], query).await?.json()?;
+    Ok(items(&body))
+}
+
+/// The latest seconds of a deployment; none where the server keeps no history.
+async fn history(client: &Client, deployment: &Value) -> Result<Vec<Load>, CliError> {
+    let query = [
+        ("endpoint", Some(text(deployment, "/metadata/endpoint"))),
+        ("deployment", Some(text(deployment, "/metadata/name"))),
+        ("since", Some(format!("{HISTORY_SECONDS}s"))),
+    ];
+    match client.get(&["v1", "history"], &query).await {
+        Ok(answer) => Ok(loads(&answer.json()?)),
+        Err(ClientError::Refused(refusal)) if matches!(refusal.status, 404 | 501 | 503) => {
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The points of a history's body, oldest first.
+fn loads(body: &Value) -> Vec<Load> {
+    let mut points: Vec<(String, Load)> = items(body)
+        .iter()
+        .filter(|point| point.get("time").is_some())
+        .map(|point| {
+            let number = |pointer| point.pointer(pointer).and_then(Value::as_f64);
+            let load = Load {
+                requests_per_second: number("/requestsPerSecond").unwrap_or(0.0),
+                concurrency: number("/concurrency").unwrap_or(0.0),
+                p99_ms: number("/latencyP99Ms"),
+                errors_per_second: number("/errorsPerSecond").unwrap_or(0.0),
+            };
+            (text(point, "/time"), load)
+        })
+        .collect();
+    points.sort_by(|a, b| a.0.cmp(&b.0));
+    points.into_iter().map(|(_, load)| load).collect()
+}
+
+impl Model {
+    fn narrow(&mut self, scope: &Scope) {
+        let endpoint = scope.endpoint.as_str();
+        self.endpoints
+            .retain(|one| text(one, "/metadata/name") == endpoint);
+        self.deployments.retain(|one| {
+            let named = scope
+                .deployment
+                .as_ref()
+                .is_none_or(|name| text(one, "/metadata/name") == name.as_str());
+            text(one, "/metadata/endpoint") == endpoint && named
+        });
+    }
+
+    /// Instances of a deployment by state: `3 ready, 1 starting`.
+    fn by_state(&self, name: &str) -> String {
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        for instance in &self.instances {
+            let of = format!(
+                "{}/{}",
+                text(instance, "/endpoint"),
+                text(instance, "/deployment")
+            );
+            if of == name {
+                *counts.entry(text(instance, "/state")).or_default() += 1;
+            }
+        }
+        let order = ["ready", "starting", "draining", "failed"];
+        let parts = order.iter().filter_map(|state| {
+            let count = counts.get(*state)?;
+            Some(format!("{count} {state}"))
+        });
+        let parts: Vec<String> = parts.collect();
+        if parts.is_empty() {
+            "0".into()
+        } else {
+            parts.join(", ")
+        }
+    }
+
+    fn height(&self) -> u16 {
+        let rows = self.endpoints.len() + self.deployments.len() + self.decisions.len();
+        u16::try_from(rows)
+            .unwrap_or(u16::MAX - 20)
+            .saturating_add(13)
+    }
+}
+
+/// One frame as text.
+fn plain(model: &Model) -> String {
+    let area = Rect::new(0, 0, ONCE_WIDTH, model.height());
+    let mut buffer = Buffer::empty(area);
+    View { model }.render(area, &mut buffer);
+    let mut lines: Vec<String> = (0..area.height)
+        .map(|y| {
+            let row: String = (0..area.width).map(|x| buffer[(x, y)].symbol()).collect();
+            row.trim_end().to_owned()
+        })
+        .collect();
+    while lines.last().is_some_and(String::is_empty) {
+        lines.pop();
+    }
+    lines.join("\n") + "\n"
+}
+
+struct View<'a> {
+    model: &'a Model,
+}
+
+impl Widget for View<'_> {
+    fn render(self, area: Rect, buffer: &mut Buffer) {
+        let rows = |count: usize| u16::try_from(count).unwrap_or(u16::MAX).saturating_add(3);
+        let [title, endpoints, deployments, decisions, help] = Layout::vertical([
+            Constraint::Length(1),
+            Constraint::Length(rows(self.model.endpoints.len()).min(area.height / 4).max(4)),
+            Constraint::Length(
+                rows(self.model.deployments.len())
+                    .min(area.height / 2)
+                    .max(4),
+            ),
+            Constraint::Min(4),
+            Constraint::Length(1),
+        ])
+        .areas(area);
+        self.title().render(title, buffer);
+        self.endpoints().render(endpoints, buffer);
+        self.deployments(deployments.width)
+            .render(deployments, buffer);
+        self.decisions().render(decisions, buffer);
+        let keys = Style::new().add_modifier(Modifier::DIM);
+        Line::styled("q quit", keys).render(help, buffer);
+    }
+}
+
+impl View<'_> {
+    fn title(&self) -> Paragraph<'_> {
+        let ready = self
+            .model
+            .instances
+            .iter()
+            .filter(|one| text(one, "/state") == "ready");
+        let facts = format!(
+            "  {}  {}  {} instances ready",
+            self.model.server,
+            self.model.now,
+            ready.count()
+        );
+        let mut spans = vec![
+            Span::styled("penstock top", Style::new().add_modifier(Modifier::BOLD)),
+            Span::raw(facts),
+        ];
+        if let Some(trouble) = &self.model.trouble {
+            let red = Style::new().fg(Color::Red);
+            spans.push(Span::styled(format!("  {trouble}"), red));
+        }
+        Paragraph::new(Line::from(spans))
+    }
+
+    fn endpoints(&self) -> Table<'_> {
+        let rows = self.model.endpoints.iter().map(|endpoint| {
+            Row::new([
+                Cell::new(text(endpoint, "/metadata/name")),
+                state(&text(endpoint, "/status/provisioningState")),
+                Cell::new(shares(endpoint.pointer("/spec/traffic"))),
+                Cell::new(text(endpoint, "/status/scoringUri")),
+            ])
+        });
+        let widths = [
+            Constraint::Length(20),
+            Constraint::Length(10),
+            Constraint::Length(30),
+            Constraint::Min(20),
+        ];
+        panel(
+            "endpoints",
+            &["NAME", "STATE", "TRAFFIC", "SCORING URI"],
+            Table::new(rows, widths),
+        )
+    }
+
+    fn deployments(&self, width: u16) -> Table<'_> {
+        const FIXED: u16 = 20 + 10 + 26 + 4 * 8 + 9;
+        let spark = usize::from(width.saturating_sub(FIXED + 2)).clamp(10, 60);
+        let rows = self.model.deployments.iter().map(move |deployment| {
+            let name = name_of_deployment(deployment);
+            let loads = self
+                .model
+                .loads
+                .get(&name)
+                .map(Vec::as_slice)
+                .unwrap_or_default();
+            let latest = recent(loads);
+            let series: Vec<f64> = loads.iter().map(|load| load.requests_per_second).collect();
+            let number = |value: Option<f64>| value.map_or("-".into(), short);
+            Row::new([
+                Cell::new(name.clone()),
+                state(&text(deployment, "/status/provisioningState")),
+                Cell::new(self.model.by_state(&name)),
+                Cell::new(number(latest.map(|load| load.requests_per_second))),
+                Cell::new(number(latest.map(|load| load.concurrency))),
+                Cell::new(number(latest.and_then(|load| load.p99_ms))),
+                Cell::new(number(latest.map(|load| load.errors_per_second))),
+                Cell::new(sparkline(&series, spark)),
+            ])
+        });
+        let widths = [
+            Constraint::Length(20),
+            Constraint::Length(10),
+            Constraint::Length(26),
+            Constraint::Length(8),
+            Constraint::Length(8),
+            Constraint::Length(8),
+            Constraint::Length(8),
+            Constraint::Min(10),
+        ];
+        let header = [
+            "DEPLOYMENT",
+            "STATE",
+            "INSTANCES",
+            "REQ/S",
+            "IN USE",
+            "P99 MS",
+            "ERR/S",
+            "LOAD",
+        ];
+        panel("deployments", &header, Table::new(rows, widths))
+    }
+
+    fn decisions(&self) -> Table<'_> {
+        let rows = self.model.decisions.iter().map(|decision| {
+            let of = format!(
+                "{}/{}",
+                text(decision, "/endpoint"),
+                text(decision, "/deployment")
+            );
+            Row::new([
+                Cell::new(format!(
+                    "{} ago",
+                    age(&text(decision, "/time"), self.model.now)
+                )),
+                Cell::new(of),
+                Cell::new(decisions::count(decision)),
+                Cell::new(text(decision, "/outcome")),
+                Cell::new(decisions::because(decision)),
+            ])
+        });
+        let widths = [
+            Constraint::Length(9),
+            Constraint::Length(20),
+            Constraint::Length(20),
+            Constraint::Length(22),
+            Constraint::Min(20),
+        ];
+        let header = ["WHEN", "DEPLOYMENT", "COUNT", "OUTCOME", "BECAUSE"];
+        panel("latest decisions", &header, Table::new(rows, widths))
+    }
+}
+
+/// The mean of the last five seconds: single seconds jump too much to be read.
+fn recent(loads: &[Load]) -> Option<Load> {
+    let last = &loads[loads.len().saturating_sub(5)..];
+    if last.is_empty() {
+        return None;
+    }
+    let mean = |of: fn(&Load) -> f64| last.iter().map(of).sum::<f64>() / last.len() as f64;
+    Some(Load {
+        requests_per_second: mean(|load| load.requests_per_second),
+        concurrency: mean(|load| load.concurrency),
+        p99_ms: last.iter().filter_map(|load| load.p99_ms).reduce(f64::max),
+        errors_per_second: mean(|load| load.errors_per_second),
+    })
+}
+
+fn short(value: f64) -> String {
+    if value >= 100.0 || value == 0.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.1}")
+    }
+}
+
+fn state(name: &str) -> Cell<'static> {
+    let color = match name {
+        "Succeeded" => Color::Green,
+        "Failed" => Color::Red,
+        _ => Color::Yellow,
+    };
+    Cell::new(name.to_owned()).style(Style::new().fg(color))
+}
+
+fn panel<'a>(title: &'a str, header: &[&'static str], table: Table<'a>) -> Table<'a> {
+    let cells = header
+        .iter()
+        .map(|name| Cell::new(*name))
+        .collect::<Vec<_>>();
+    table
+        .header(Row::new(cells).style(Style::new().add_modifier(Modifier::DIM)))
+        .block(
+            Block::new()
+                .borders(Borders::TOP)
+                .title(format!(" {title} ")),
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn model() -> Model {
+        let instance =
+            |state: &str| json!({"endpoint": "iris", "deployment": "blue", "state": state});
+        Model {
+            now: "2026-10-10T12:00:10.000Z".parse().unwrap(),
+            server: "http://127.0.0.1:7070".into(),
+            endpoints: vec![
+                json!({"metadata": {"name": "iris"}, "spec": {"traffic": {"blue": 100}},
+                "status": {"provisioningState": "Succeeded", "scoringUri": "http://127.0.0.1:8080/endpoints/iris/score"}}),
+            ],
+            deployments: vec![json!({"metadata": {"name": "blue", "endpoint": "iris"},
+                "status": {"provisioningState": "Succeeded"}})],
+            instances: vec![
+                instance("ready"),
+                instance("ready"),
+                instance("starting"),
+                instance("stopped"),
+            ],
+            decisions: vec![
+                json!({"time": "2026-10-10T12:00:05.000Z", "endpoint": "iris", "deployment": "blue",
+                "from": 2, "wanted": 3, "granted": 3, "outcome": "applied", "decidedBy": "busy",
+                "rules": [{"name": "busy", "verdict": "triggered", "because": "12.4 > 4"}]}),
+            ],
+            loads: BTreeMap::from([(
+                "iris/blue".to_owned(),
+                (0..8)
+                    .map(|step| Load {
+                        requests_per_second: f64::from(step) * 10.0,
+                        concurrency: 2.0,
+                        p99_ms: Some(12.5),
+                        errors_per_second: 0.0,
+                    })
+                    .collect(),
+            )]),
+            trouble: None,
+        }
+    }
+
+    #[test]
+    fn one_frame_shows_endpoints_deployments_with_load_and_decisions() {
+        let shown = plain(&model());
+        for expected in [
+            "penstock top  http://127.0.0.1:7070  2026-10-10T12:00:10.000Z  2 instances ready",
+            "blue 100%",
+            "2 ready, 1 starting",
+            "50.0",
+            "12.5",
+            "▁▁▂▃▅▆▇█",
+            "5s ago",
+            "2 -> 3",
+            "busy: 12.4 > 4",
+        ] {
+            assert!(shown.contains(expected), "no `{expected}` in:\n{shown}");
+        }
+    }
+
+    #[test]
+    fn a_small_or_an_empty_frame_is_drawn_too() {
+        for (width, height) in [(1, 1), (20, 5), (300, 3)] {
+            let area = Rect::new(0, 0, width, height);
+            let mut buffer = Buffer::empty(area);
+            View { model: &model() }.render(area, &mut buffer);
+            View {
+                model: &Model::default(),
+            }
+            .render(area, &mut buffer);
+        }
+    }
+
+    #[test]
+    fn history_is_in_order_of_time() {
+        let body = json!({"items": [
+            {"time": "2026-10-10T12:00:02.000Z", "requestsPerSecond": 2},
+            {"time": "2026-10-10T12:00:01.000Z", "requestsPerSecond": 1}]});
+        let shown: Vec<f64> = loads(&body)
+            .iter()
+            .map(|load| load.requests_per_second)
+            .collect();
+        assert_eq!(shown, [1.0, 2.0]);
+    }
+}

@@ -1,0 +1,365 @@
+//! The HTTP client of the control API: paths, tokens, problem documents, read-your-writes.
+//!
+//! Invariant: after a write, each read carries the position of that write, so that a command sees
+//! what it has just done.
+
+pub mod config;
+pub mod sse;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use contract::problem::Problem;
+use reqwest::header::{HeaderMap, HeaderName};
+use reqwest::{Method, RequestBuilder, Response, Url};
+use serde_json::Value;
+
+use config::Connection;
+
+/// The header by which a write tells its position and a read asks for it.
+pub const POSITION_HEADER: &str = "penstock-position";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error(
+        "the server at {server} cannot be reached: {reason}. Start it with `penstock serve`, or name another with --server"
+    )]
+    Unreachable { server: String, reason: String },
+    #[error("{}", refusal(.0))]
+    Refused(Box<Refusal>),
+    #[error("the answer of {url} cannot be read: {reason}")]
+    Unreadable { url: String, reason: String },
+    #[error("`{0}` cannot be part of a request: {1}")]
+    BadRequest(String, String),
+}
+
+/// An answer other than 2xx.
+#[derive(Debug)]
+pub struct Refusal {
+    pub status: u16,
+    pub problem: Problem,
+}
+
+/// A problem document for a person: the sentence, then one line per fault with its field.
+pub fn refusal(refusal: &Refusal) -> String {
+    let problem = &refusal.problem;
+    let mut text = if problem.detail.is_empty() {
+        format!("{} ({})", problem.title, refusal.status)
+    } else {
+        problem.detail.clone()
+    };
+    for fault in &problem.errors {
+        let pointer = if fault.pointer.is_empty() {
+            "/"
+        } else {
+            &fault.pointer
+        };
+        text.push_str(&format!("\n  {pointer}: {}", fault.detail));
+    }
+    if refusal.status == 401 {
+        text.push_str("\n  Give a token with PENSTOCK_TOKEN, or name a client.json with one by PENSTOCK_CONFIG.");
+    }
+    text
+}
+
+/// A 2xx answer, read whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub text: String,
+    url: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Result<Value, ClientError> {
+        serde_json::from_str(&self.text).map_err(|error| ClientError::Unreadable {
+            url: self.url.clone(),
+            reason: error.to_string(),
+        })
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+#[derive(Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    connection: Connection,
+    position: AtomicU64,
+}
+
+/// Names and values of a query; absent values are left out.
+pub type Query<'a> = &'a [(&'a str, Option<String>)];
+
+impl Client {
+    pub fn new(connection: Connection) -> Result<Self, ClientError> {
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("penstock/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .build()
+            .map_err(|error| ClientError::Unreachable {
+                server: connection.server.clone(),
+                reason: error.to_string(),
+            })?;
+        Ok(Self {
+            http,
+            connection,
+            position: AtomicU64::new(0),
+        })
+    }
+
+    pub fn server(&self) -> &str {
+        &self.connection.server
+    }
+
+    /// The gateway's address, where the client's configuration names it.
+    pub fn gateway(&self) -> Option<&str> {
+        self.connection.gateway.as_deref()
+    }
+
+    pub fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
+    pub async fn get(&self, path: &[&str], query: Query<'_>) -> Result<Answer, ClientError> {
+        self.send(self.request(Method::GET, path, query)?).await
+    }
+
+    /// `None` where there is nothing by that name.
+    pub async fn find(&self, path: &[&str]) -> Result<Option<Answer>, ClientError> {
+        match self.get(path, &[]).await {
+            Ok(answer) => Ok(Some(answer)),
+            Err(ClientError::Refused(refusal)) if refusal.status == 404 => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub async fn put(
+        &self,
+        path: &[&str],
+        query: Query<'_>,
+        body: &Value,
+    ) -> Result<Answer, ClientError> {
+        let request = self.request(Method::PUT, path, query)?.json(body);
+        self.send(request).await
+    }
+
+    pub async fn post(&self, path: &[&str], body: &Value) -> Result<Answer, ClientError> {
+        let key = uuid::Uuid::new_v4().to_string();
+        let request = self
+            .request(Method::POST, path, &[])?
+            .header("idempotency-key", key)
+            .json(body);
+        self.send(request).await
+    }
+
+    pub async fn delete(&self, path: &[&str]) -> Result<Answer, ClientError> {
+        self.send(self.request(Method::DELETE, path, &[])?).await
+    }
+
+    /// An answer that goes on: server-sent events, or a log that is followed.
+    pub async fn stream(
+        &self,
+        path: &[&str],
+        query: Query<'_>,
+        headers: &[(HeaderName, String)],
+    ) -> Result<Response, ClientError> {
+        let url = self.url(path, query)?;
+        let mut request = self.authorized(self.http.get(url.clone()));
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let response = request.send().await.map_err(|e| self.unreachable(&e))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status().as_u16();
+        let text = response.text().await.unwrap_or_default();
+        Err(refused(status, &text))
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: Query<'_>,
+    ) -> Result<RequestBuilder, ClientError> {
+        let reads = method == Method::GET;
+        let request = self
+            .http
+            .request(method, self.url(path, query)?)
+            .timeout(REQUEST_TIMEOUT);
+        let seen = self.position.load(Ordering::Relaxed);
+        let request = if reads && seen > 0 {
+            request.header(POSITION_HEADER, seen.to_string())
+        } else {
+            request
+        };
+        Ok(self.authorized(request))
+    }
+
+    fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.connection.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    fn url(&self, path: &[&str], query: Query<'_>) -> Result<Url, ClientError> {
+        let server = &self.connection.server;
+        let mut url = Url::parse(server)
+            .map_err(|error| ClientError::BadRequest(server.clone(), error.to_string()))?;
+        if let Some(bad) = path
+            .iter()
+            .find(|part| part.is_empty() || **part == "." || **part == "..")
+        {
+            return Err(ClientError::BadRequest(
+                (*bad).to_owned(),
+                "a name has at least one character, and is not made of dots".into(),
+            ));
+        }
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        for (name, value) in query {
+            if let Some(value) = value {
+                url.query_pairs_mut().append_pair(name, value);
+            }
+        }
+        Ok(url)
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Answer, ClientError> {
+        let response = request.send().await.map_err(|e| self.unreachable(&e))?;
+        let (url, status) = (response.url().to_string(), response.status());
+        let headers = response.headers().clone();
+        let text = response
+            .text()
+            .await
+            .map_err(|error| ClientError::Unreadable {
+                url: url.clone(),
+                reason: causes(&error),
+            })?;
+        if !status.is_success() {
+            return Err(refused(status.as_u16(), &text));
+        }
+        let answer = Answer {
+            status: status.as_u16(),
+            headers,
+            text,
+            url,
+        };
+        self.remember(&answer);
+        Ok(answer)
+    }
+
+    fn remember(&self, answer: &Answer) {
+        let position = answer
+            .header(POSITION_HEADER)
+            .and_then(|text| text.parse().ok());
+        if let Some(position) = position {
+            self.position.fetch_max(position, Ordering::Relaxed);
+        }
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> ClientError {
+        let reason = if error.is_timeout() {
+            "it did not answer in time".to_owned()
+        } else {
+            causes(error)
+        };
+        ClientError::Unreachable {
+            server: self.connection.server.clone(),
+            reason,
+        }
+    }
+}
+
+/// The innermost cause says what happened; the outer ones only that it did.
+fn causes(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+/// A problem document, or whatever stands in its place when something else answered.
+fn refused(status: u16, text: &str) -> ClientError {
+    let problem = serde_json::from_str::<Problem>(text).unwrap_or_else(|_| Problem {
+        kind: "about:blank".into(),
+        title: "the request was refused".into(),
+        status,
+        detail: format!("the server answered {status}: {}", brief(text)),
+        code: String::new(),
+        errors: Vec::new(),
+    });
+    ClientError::Refused(Box::new(Refusal { status, problem }))
+}
+
+fn brief(text: &str) -> String {
+    let line: String = text.trim().chars().take(200).collect();
+    if line.is_empty() {
+        "without a reason".into()
+    } else {
+        line.replace('\n', " ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(server: &str) -> Client {
+        Client::new(Connection {
+            server: server.into(),
+            gateway: None,
+            token: None,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn names_are_escaped_in_paths_and_absent_values_left_out_of_queries() {
+        let url = client("http://h:1")
+            .url(
+                &["v1", "decisions", "a/b?c"],
+                &[("limit", Some("5".into())), ("since", None)],
+            )
+            .unwrap();
+        assert_eq!(url.as_str(), "http://h:1/v1/decisions/a%2Fb%3Fc?limit=5");
+    }
+
+    #[test]
+    fn a_name_of_dots_cannot_climb_out_of_its_path() {
+        assert!(
+            client("http://h:1")
+                .url(&["v1", "endpoints", ".."], &[])
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_problem_is_shown_with_one_line_per_fault() {
+        let text = r#"{"type":"t","title":"Invalid","status":422,"detail":"The document is refused.","code":"invalid-document",
+            "errors":[{"pointer":"/spec/instances","detail":"at most 1000"},{"pointer":"","detail":"no spec"}]}"#;
+        assert_eq!(
+            refused(422, text).to_string(),
+            "The document is refused.\n  /spec/instances: at most 1000\n  /: no spec"
+        );
+    }
+
+    #[test]
+    fn an_answer_that_is_no_problem_document_is_still_a_sentence() {
+        assert_eq!(
+            refused(502, "<html>\nbad gateway").to_string(),
+            "the server answered 502: <html> bad gateway"
+        );
+    }
+}

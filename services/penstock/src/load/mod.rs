@@ -1,0 +1,436 @@
+//! `penstock load`: an open-loop load generator.
+//!
+//! Requests are sent when the schedule says, whatever became of those before: a slow server meets a
+//! growing number of open requests, as it would with real clients. Latency counts from the moment at
+//! which a request was due, so a stall shows in every request that it delayed (no coordinated omission).
+//!
+//! Owns nothing but the run: where to send, and as whom, is the caller's ([`Target`]). Reading order:
+//! `schedule` (when), `sender` (one request), `account` (counts), `report` (for people and programs).
+
+mod account;
+mod report;
+mod schedule;
+mod sender;
+mod trace;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use contract::Span;
+use futures::future::BoxFuture;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use account::Account;
+pub use account::{Percentiles, Second};
+pub use report::LoadReport;
+pub use schedule::Arrivals;
+use schedule::{Rates, Schedule};
+use sender::{Ended, Sender, Template};
+
+/// A flower, as the example scorer takes it.
+const DEFAULT_DATA: &str = r#"{"data":[[5.1,3.5,1.4,0.2]]}"#;
+/// Requests that may be due and not yet ended. Beyond it the generator itself waits (and says so): memory has
+/// to end somewhere.
+const PENDING_MAX: usize = 100_000;
+/// Longest sleep of the dispatcher, so that a stop is heard.
+const STOP_CHECK: Duration = Duration::from_millis(50);
+/// How often a line of progress is written where it cannot be written in place.
+const LINE_EVERY_SECONDS: u64 = 5;
+
+/// Send load to an endpoint at a given rate and measure what comes back
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock load iris --rate 50 --for 1m
+  penstock load iris --trace deploy/examples/traces/diurnal-1h.txt.gz --compress 60 --scale-rate 0.4
+  penstock load --url http://127.0.0.1:9000/score --rate 200 --for 10s --data '{\"data\":[[5.1,3.5,1.4,0.2]]}'
+
+Latency counts from when a request was due, not from when it could be sent.")]
+pub struct LoadArgs {
+    /// The endpoint to load
+    #[arg(value_name = "ENDPOINT", required_unless_present = "url")]
+    pub endpoint: Option<String>,
+    /// A whole scoring URL, instead of an endpoint's name
+    #[arg(long, conflicts_with = "endpoint")]
+    pub url: Option<String>,
+    /// The key to send; the endpoint's primary key unless given
+    #[arg(long, env = "PENSTOCK_KEY", hide_env_values = true)]
+    pub key: Option<String>,
+    /// Pick one deployment instead of following the traffic split
+    #[arg(long, value_name = "NAME")]
+    pub deployment: Option<String>,
+
+    /// Requests per second
+    #[arg(long, value_name = "N", required_unless_present = "trace", value_parser = positive)]
+    pub rate: Option<f64>,
+    /// A file with one count per line, plain or gzip
+    #[arg(long, value_name = "FILE", conflicts_with = "rate")]
+    pub trace: Option<PathBuf>,
+    /// The time that one line of the trace stands for
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    pub step: Span,
+    /// Play the trace so many times faster, at the same rates: 60 puts an hour into a minute
+    #[arg(long, value_name = "TIMES", default_value = "1", value_parser = positive)]
+    pub compress: f64,
+    /// Multiply all rates
+    #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = positive)]
+    pub scale_rate: f64,
+    /// Stop after this time; without it, at the trace's end or on Ctrl-C
+    #[arg(long = "for", visible_alias = "duration", value_name = "TIME")]
+    pub duration: Option<Span>,
+    /// How requests are spaced at a given rate
+    #[arg(long, value_enum, default_value_t)]
+    pub arrivals: Arrivals,
+    /// For Poisson arrivals: the same seed gives the same requests at the same times
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+
+    /// The body of each request: JSON, or the name of a file
+    #[arg(long, value_name = "FILE|JSON", default_value = DEFAULT_DATA)]
+    pub data: String,
+    /// Most requests on the wire at once
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = connections)]
+    pub connections: usize,
+    /// Longest wait for an answer
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub timeout: Span,
+
+    /// Exit with 1 if more requests than this fail
+    #[arg(long, value_name = "N")]
+    pub max_errors: Option<u64>,
+    /// Draw load and instances over time at the end
+    #[arg(long)]
+    pub chart: bool,
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+    /// Write the report as JSON to this file, too
+    #[arg(long, value_name = "FILE")]
+    pub report_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people
+    #[default]
+    Text,
+    Json,
+}
+
+/// Ready instances by deployment, as of now.
+pub type InstanceSampler =
+    Arc<dyn Fn() -> BoxFuture<'static, Result<BTreeMap<String, u32>>> + Send + Sync>;
+
+/// Where the load goes, and who may be asked about instances.
+#[derive(Clone)]
+pub struct Target {
+    /// The whole scoring URL; `http` only.
+    pub url: String,
+    pub key: Option<String>,
+    /// Asked once a second; None: the report says nothing about instances.
+    pub instances: Option<InstanceSampler>,
+}
+
+/// Sends the load and returns what came of it. Shows progress on standard error; Ctrl-C ends the run with
+/// what there is, a second one at once. Writes `--report-file`; printing the report is the caller's.
+pub async fn run(args: &LoadArgs, target: Target) -> Result<LoadReport> {
+    let stop = CancellationToken::new();
+    let abandon = CancellationToken::new();
+    let signals = tokio::spawn(watch_interrupts(stop.clone(), abandon.clone()));
+    let report = run_until(args, target, Stop { stop, abandon }).await;
+    signals.abort();
+    let report = report?;
+    if let Some(path) = &args.report_file {
+        write_report(path, &report)?;
+    }
+    Ok(report)
+}
+
+async fn watch_interrupts(stop: CancellationToken, abandon: CancellationToken) {
+    for token in [stop, abandon] {
+        if tokio::signal::ctrl_c().await.is_err() {
+            return;
+        }
+        token.cancel();
+    }
+}
+
+fn write_report(path: &Path, report: &LoadReport) -> Result<()> {
+    let json = serde_json::to_vec_pretty(report)?;
+    std::fs::write(path, json)
+        .with_context(|| format!("cannot write the report to {}", path.display()))
+}
+
+/// `stop`: send no more. `abandon`: do not wait for what is open either.
+struct Stop {
+    stop: CancellationToken,
+    abandon: CancellationToken,
+}
+
+/// What the recorder hears.
+enum Event {
+    Ended(Box<Ended>),
+    Instances(u64, BTreeMap<String, u32>),
+}
+
+async fn run_until(args: &LoadArgs, target: Target, stop: Stop) -> Result<LoadReport> {
+    let rates = rates(args)?;
+    let template = Template {
+        url: target.url.clone(),
+        key: target.key,
+        deployment: args.deployment.clone(),
+        body: body(&args.data)?,
+    };
+    let sender = Sender::new(&template, args.connections, duration(args.timeout))?;
+    let end = args.duration.map(duration);
+    let schedule = Schedule::new(rates.clone(), end, args.arrivals, args.seed);
+    let length = [rates.length(), end].into_iter().flatten().min();
+
+    let (events, inbox) = mpsc::unbounded_channel();
+    let start = Instant::now();
+    let due_so_far = Arc::new(AtomicU64::new(0));
+    let sampling = target
+        .instances
+        .map(|sampler| tokio::spawn(sample_instances(sampler, start, events.clone())));
+    let progress = Progress {
+        rates,
+        length,
+        due: due_so_far.clone(),
+        in_place: std::io::stderr().is_terminal(),
+    };
+    let recorder = tokio::spawn(record(inbox, start, progress));
+
+    let pending = TaskTracker::new();
+    let dispatcher = Dispatcher {
+        start,
+        sender,
+        events: events.clone(),
+        pending: pending.clone(),
+        due_so_far: due_so_far.clone(),
+        stop: stop.stop.clone(),
+        runtime: Handle::current(),
+    };
+    tokio::task::spawn_blocking(move || dispatcher.run(schedule))
+        .await
+        .context("the schedule broke off")?;
+    // The schedule is over when its last second is, not when its last request has been sent.
+    if let Some(length) = length {
+        tokio::select! {
+            () = tokio::time::sleep_until(start + length) => {}
+            () = stop.stop.cancelled() => {}
+        }
+    }
+    let elapsed = start.elapsed();
+    pending.close();
+    tokio::select! {
+        () = pending.wait() => {}
+        () = stop.abandon.cancelled() => {}
+    }
+    if let Some(sampling) = sampling {
+        sampling.abort();
+    }
+    let abandoned = pending.len() as u64;
+    drop(events);
+    let account = match abandoned {
+        0 => recorder.await.context("the count was lost")?,
+        // Those still open hold the channel; their senders end with the process.
+        _ => bail!("interrupted with {abandoned} requests open: nothing is reported"),
+    };
+    Ok(LoadReport::new(
+        target.url,
+        due_so_far.load(Ordering::Relaxed),
+        elapsed,
+        stop.stop.is_cancelled(),
+        args.max_errors,
+        account.totals(),
+    ))
+}
+
+/// Starts each request when it is due, and waits for none of them. On a thread of its own: the runtime's timer
+/// counts in whole milliseconds, which is longer than many an answer takes.
+struct Dispatcher {
+    start: Instant,
+    sender: Arc<Sender>,
+    events: mpsc::UnboundedSender<Event>,
+    pending: TaskTracker,
+    due_so_far: Arc<AtomicU64>,
+    stop: CancellationToken,
+    runtime: Handle,
+}
+
+impl Dispatcher {
+    fn run(self, schedule: Schedule) {
+        let room = Arc::new(Semaphore::new(PENDING_MAX));
+        for due in schedule {
+            let Some(permit) = self.wait_until(self.start + due, &room) else {
+                return;
+            };
+            self.due_so_far.fetch_add(1, Ordering::Relaxed);
+            let (sender, events, start) = (self.sender.clone(), self.events.clone(), self.start);
+            let request = async move {
+                let ended = sender.send(start, due).await;
+                drop(permit);
+                // The recorder outlives all senders, unless the process is ending.
+                let _ = events.send(Event::Ended(Box::new(ended)));
+            };
+            self.pending.spawn_on(request, &self.runtime);
+        }
+    }
+
+    /// None: stopped.
+    fn wait_until(&self, due: Instant, room: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        while !self.stop.is_cancelled() {
+            let left = due.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                std::thread::sleep(left.min(STOP_CHECK));
+            } else if let Ok(permit) = room.clone().try_acquire_owned() {
+                return Some(permit);
+            } else {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        None
+    }
+}
+
+async fn sample_instances(
+    sampler: InstanceSampler,
+    start: Instant,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    let mut ticks = tokio::time::interval_at(start, Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        let second = start.elapsed().as_secs();
+        // A second without an answer stays empty in the report: better than a count that is not true.
+        if let Ok(instances) = sampler().await
+            && events.send(Event::Instances(second, instances)).is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// The only owner of the counts: takes events until all their senders are gone.
+async fn record(
+    mut inbox: mpsc::UnboundedReceiver<Event>,
+    start: Instant,
+    progress: Progress,
+) -> Account {
+    let mut account = Account::new();
+    let first = start + Duration::from_secs(1);
+    let mut ticks = tokio::time::interval_at(first, Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        tokio::select! {
+            event = inbox.recv() => match event {
+                Some(Event::Ended(ended)) => account.record(&ended),
+                Some(Event::Instances(second, instances)) => account.sample(second, instances),
+                None => break,
+            },
+            _ = ticks.tick() => progress.show(&mut account, start.elapsed()),
+        }
+    }
+    progress.finish();
+    account
+}
+
+/// The line that tells a person how it is going, on standard error.
+struct Progress {
+    rates: Rates,
+    length: Option<Duration>,
+    due: Arc<AtomicU64>,
+    in_place: bool,
+}
+
+impl Progress {
+    fn show(&self, account: &mut Account, elapsed: Duration) {
+        if !self.in_place && !elapsed.as_secs().is_multiple_of(LINE_EVERY_SECONDS) {
+            return;
+        }
+        let recent = account.take_recent();
+        let latency = account::percentiles(&recent.latency);
+        let moment = report::Moment {
+            elapsed,
+            length: self.length,
+            rate: self.rates.at(elapsed),
+            sent: self.due.load(Ordering::Relaxed),
+            ok: account.ok,
+            errors: account.errors(),
+            latency: (recent.ended > 0).then_some(latency),
+            instances: account.instances_now(),
+        };
+        let mut out = std::io::stderr().lock();
+        // A closed standard error is no reason to stop the run.
+        let _ = match self.in_place {
+            true => write!(out, "\r\x1b[2K{moment}").and_then(|()| out.flush()),
+            false => writeln!(out, "{moment}"),
+        };
+    }
+
+    fn finish(&self) {
+        if self.in_place {
+            let _ = write!(std::io::stderr().lock(), "\r\x1b[2K");
+        }
+    }
+}
+
+fn rates(args: &LoadArgs) -> Result<Rates> {
+    match (&args.trace, args.rate) {
+        (Some(path), _) => {
+            if args.step == Span::ZERO {
+                bail!("--step is 0: say what time one line of the trace stands for, such as 1s");
+            }
+            let counts = trace::read(path)?;
+            Ok(Rates::of_trace(
+                &counts,
+                duration(args.step),
+                args.compress,
+                args.scale_rate,
+            ))
+        }
+        (None, Some(rate)) => Ok(Rates::Constant(rate * args.scale_rate)),
+        (None, None) => bail!("say how much load: --rate N, or --trace FILE"),
+    }
+}
+
+/// Text that is JSON is the body itself; anything else names a file.
+fn body(data: &str) -> Result<Bytes> {
+    if serde_json::from_str::<serde_json::Value>(data).is_ok() {
+        return Ok(Bytes::copy_from_slice(data.as_bytes()));
+    }
+    let read = std::fs::read(data);
+    let bytes =
+        read.with_context(|| format!("--data `{data}` is neither JSON nor a file to read"))?;
+    Ok(bytes.into())
+}
+
+fn duration(span: Span) -> Duration {
+    Duration::from_millis(span.millis())
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number <= 1e6 => Ok(number),
+        _ => Err("write a number above 0, at most 1000000".to_owned()),
+    }
+}
+
+fn connections(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(number) if (1..=65_536).contains(&number) => Ok(number),
+        _ => Err("write a whole number from 1 to 65536".to_owned()),
+    }
+}

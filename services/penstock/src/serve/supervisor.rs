@@ -1,0 +1,64 @@
+//! Keeps a service running: an error or a panic in it ends neither the process nor the others; it
+//! is started again, with a pause that grows while it keeps failing.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Runs `start` again and again until `shutdown`. Returns when the last run has ended.
+pub async fn supervise<F, E>(name: &'static str, shutdown: CancellationToken, mut start: impl FnMut() -> F)
+where
+    F: Future<Output = Result<(), E>> + Send + 'static,
+    E: std::fmt::Display + Send + 'static,
+{
+    let mut pause = PAUSE_FIRST;
+    loop {
+        let run = tokio::spawn(start());
+        let ended = run.await;
+        if shutdown.is_cancelled() {
+            return;
+        }
+        match ended {
+            Ok(Ok(())) => tracing::warn!(service = name, "service ended by itself, starting it again"),
+            Ok(Err(error)) => tracing::error!(service = name, %error, "service failed, starting it again"),
+            Err(panic) => tracing::error!(service = name, %panic, "service panicked, starting it again"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shutdown.cancelled() => return,
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_panics_or_fails_is_started_again() {
+        let (runs, shutdown) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
+        let (counted, stop) = (runs.clone(), shutdown.clone());
+        supervise("test", shutdown, move || {
+            let run = counted.fetch_add(1, Ordering::SeqCst);
+            let stop = stop.clone();
+            async move {
+                match run {
+                    0 => panic!("first run"),
+                    1 => return Err("second run"),
+                    _ => stop.cancel(),
+                }
+                Ok(())
+            }
+        })
+        .await;
+        assert_eq!(runs.load(Ordering::SeqCst), 3);
+    }
+}

@@ -1,0 +1,187 @@
+//! Weeks of life in seconds: the real services under a virtual clock (see `world`), with faults by
+//! seed and invariants checked after every step. `SEED` and `COUNT` choose other runs.
+
+#![allow(clippy::unwrap_used)] // a test says what it waits for by failing
+
+mod schedules;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use contract::events::Event;
+use contract::resources::AutoscaleSpec;
+use contract::time::{Span, Timestamp};
+use world::{Faults, World, key, name};
+
+const ENDPOINTS: [&str; 4] = ["iris", "mnist", "llm", "tabular"];
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
+}
+
+fn start() -> Timestamp {
+    "2026-03-01T00:00:00Z".parse().unwrap()
+}
+
+fn policy(endpoint: &str, min: u32, max: u32) -> AutoscaleSpec {
+    serde_json::from_value(serde_json::json!({
+        "target": {"endpoint": endpoint, "deployment": "blue"},
+        "cooldown": {"out": "5s", "in": "10s"}, "stabilization": {"out": "0s", "in": "20s"},
+        "profiles": [{
+            "name": "default", "capacity": {"min": min, "max": max, "default": min},
+            "rules": [{"name": "follow", "metric": {"name": "requests_per_second", "window": "5s"}, "track": {"target": 10}}]
+        }]
+    }))
+    .unwrap()
+}
+
+/// What must hold after every single step.
+fn invariants(world: &World, context: &str) {
+    for (id, starts) in &world.starts {
+        assert_eq!(*starts, 1, "{id} was started {starts} times ({context})");
+    }
+    for (endpoint, fold) in &world.truth {
+        for (_, decision) in fold.decisions.values() {
+            let Some(policy) = &decision.inputs.policy else {
+                continue;
+            };
+            let capacity = policy.profiles[0].capacity;
+            let pinned = decision.outcome == contract::decision::Outcome::Pinned;
+            assert!(
+                pinned || (capacity.min..=capacity.max).contains(&decision.granted),
+                "{endpoint}: {} is outside of {capacity:?} ({context})",
+                decision.granted
+            );
+        }
+    }
+}
+
+/// The whole log: versions without holes, no instance removed that was not drained or over, and
+/// every decision re-evaluates to itself.
+fn the_log_is_sound(world: &World, context: &str) {
+    let mut versions = BTreeMap::new();
+    let mut may_go = BTreeSet::new();
+    for record in &world.log.records {
+        let version: &mut u64 = versions.entry(record.stream.clone()).or_default();
+        *version += 1;
+        assert_eq!(record.version, *version, "{} ({context})", record.stream);
+        match &record.event {
+            Event::InstanceDraining(draining) => {
+                may_go.insert(draining.id.clone());
+            }
+            Event::InstanceFailed(ended) => {
+                may_go.insert(ended.id.clone());
+            }
+            Event::InstanceRemovalRequested(removal) => {
+                assert!(
+                    may_go.contains(&removal.id),
+                    "{} was not drained ({context})",
+                    removal.id
+                );
+            }
+            Event::ScalingDecided(decision) => {
+                let again = domain::autoscale::reevaluate(decision);
+                let bytes = |decision| serde_json::to_string(decision).unwrap();
+                assert_eq!(
+                    bytes(&again),
+                    bytes(decision),
+                    "at {} ({context})",
+                    record.position
+                );
+            }
+            _ => {}
+        }
+    }
+}
+
+/// One run: random load, pins and rollouts under faults, then quiet, in which everything must settle.
+fn run(seed: u64) {
+    let context = format!("SEED={seed}");
+    let mut world = World::new(seed, start());
+    for (index, endpoint) in ENDPOINTS.iter().enumerate() {
+        let autoscale = (index > 0).then(|| policy(endpoint, 1, 6));
+        world.deploy(endpoint, 2, autoscale);
+    }
+    world.faults = Faults {
+        service_restarts: 3,
+        instance_crashes: 1,
+        start_failures: 10,
+        lost_frames: 5,
+        lagging_reads: 20,
+        duplicate_node_turns: 20,
+    };
+    for _ in 0..300 {
+        let endpoint = ENDPOINTS[world.rng.below(4) as usize];
+        match world.rng.below(40) {
+            0 => {
+                let (count, until) = (world.rng.below(5) as u32, world.clock + Span::from_secs(30));
+                world.pin(endpoint, count, Some(until));
+            }
+            1 => world.roll(endpoint, 2),
+            2..=5 => {
+                let rate = world.rng.below(80);
+                world.load.insert((key(endpoint), name("blue")), rate);
+            }
+            _ => {}
+        }
+        world.step(Span::from_secs(1));
+        invariants(&world, &context);
+    }
+
+    world.faults = Faults::default();
+    for endpoint in ENDPOINTS {
+        world.load.insert((key(endpoint), name("blue")), 35);
+    }
+    for _ in 0..300 {
+        world.step(Span::from_secs(1));
+        invariants(&world, &context);
+    }
+    assert_eq!(world.ready("iris"), 2, "fixed ({context})");
+    for endpoint in &ENDPOINTS[1..] {
+        assert_eq!(
+            world.ready(endpoint),
+            4,
+            "{endpoint}: 35 requests/s at 10 each ({context})"
+        );
+    }
+    assert_eq!(
+        world.running(),
+        14,
+        "a process for each ready instance and no other ({context})"
+    );
+    the_log_is_sound(&world, &context);
+}
+
+#[test]
+fn random_faults_never_break_an_invariant_and_everything_settles_afterwards() {
+    let (first, count) = (setting("SEED", 1), setting("COUNT", 20));
+    println!("SEED={first} COUNT={count}");
+    (first..first + count).for_each(run);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_log() {
+    let log = |seed| {
+        let mut world = World::new(seed, start());
+        world.faults = Faults {
+            service_restarts: 5,
+            start_failures: 20,
+            lagging_reads: 30,
+            ..Faults::default()
+        };
+        world.deploy("iris", 1, Some(policy("iris", 1, 5)));
+        world.load.insert((key("iris"), name("blue")), 30);
+        (0..100).for_each(|_| world.step(Span::from_secs(1)));
+        world
+            .log
+            .records
+            .iter()
+            .map(|record| serde_json::to_string(&**record).unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(log(5), log(5));
+    assert_ne!(log(5), log(6));
+}

@@ -1,0 +1,577 @@
+//! A whole Penstock under a virtual clock: one log, services that read it bucket by bucket in random
+//! order and with random lag, a gateway and a node that behave as badly as the seed says.
+//!
+//! The services are the real ones (`Reconciler`); only the shell around them is replaced. The log
+//! promises no more than the real one: order within a bucket, expected versions, fences.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use actuator::planner::Planner;
+use autoscaler::Autoscaler;
+use contract::events::{
+    AutoscalePinned, AutoscaleSet, DeploymentCreated, DeploymentUpdated, EndpointCreated,
+    EndpointKeys, Event, InstanceEnded, InstanceStarted, OfInstance, SealedKey,
+};
+use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
+use contract::histogram::Histogram;
+use contract::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
+use contract::log::{Actor, Record, StreamKind, StreamName};
+use contract::resources::{AutoscaleSpec, DeploymentSpec};
+use contract::time::{Span, Timestamp};
+use domain::fold::EndpointFold;
+use domain::instances::Instance;
+use runtime::ids::{Ids, SeededIds};
+use runtime::reconcile::Reconciler;
+use uuid::Uuid;
+
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood 2014).
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// True in so many of a hundred cases.
+    pub fn percent(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for index in (1..items.len()).rev() {
+            items.swap(index, self.below(index as u64 + 1) as usize);
+        }
+    }
+}
+
+/// The log, in memory.
+#[derive(Default)]
+pub struct Log {
+    pub records: Vec<Arc<Record>>,
+    by_bucket: BTreeMap<Bucket, Vec<Arc<Record>>>,
+    versions: BTreeMap<StreamName, u64>,
+}
+
+impl Log {
+    /// Appends, or refuses when the stream has moved on.
+    fn append(
+        &mut self,
+        stream: StreamName,
+        expected: Option<u64>,
+        events: Vec<(Uuid, Timestamp, Event)>,
+    ) -> bool {
+        let version = self.versions.entry(stream.clone()).or_default();
+        if expected.is_some_and(|expected| expected != *version) {
+            return false;
+        }
+        let bucket = stream.bucket_key().bucket();
+        for (id, time, event) in events {
+            *version += 1;
+            let in_bucket = self.by_bucket.entry(bucket).or_default();
+            let record = Arc::new(Record {
+                position: Position(self.records.len() as u64 + 1),
+                prev: in_bucket
+                    .last()
+                    .map_or(Position::START, |last| last.position),
+                bucket,
+                stream: stream.clone(),
+                version: *version,
+                id,
+                time,
+                actor: Actor::service("simulation"),
+                event,
+            });
+            in_bucket.push(record.clone());
+            self.records.push(record);
+        }
+        true
+    }
+}
+
+/// A service in the virtual shell: its folds, how far it has read each bucket, and its clock.
+pub struct Service<R: Reconciler> {
+    reconciler: R,
+    make: Box<dyn Fn() -> R>,
+    states: BTreeMap<EndpointKey, (R::State, u64, Timestamp)>,
+    read: BTreeMap<Bucket, usize>,
+}
+
+impl<R: Reconciler> Service<R> {
+    fn new(make: impl Fn() -> R + 'static) -> Self {
+        Self {
+            reconciler: make(),
+            make: Box::new(make),
+            states: BTreeMap::new(),
+            read: BTreeMap::new(),
+        }
+    }
+
+    /// Forgets everything, as after a crash; the next turn reads the log from its start.
+    fn restart(&mut self) {
+        self.reconciler = (self.make)();
+        self.states.clear();
+        self.read.clear();
+    }
+
+    /// Reads up to `most` records of each bucket, buckets in random order.
+    fn read(&mut self, log: &Log, rng: &mut Rng, most: usize) {
+        let mut buckets: Vec<_> = log.by_bucket.keys().copied().collect();
+        rng.shuffle(&mut buckets);
+        for bucket in buckets {
+            let read = self.read.entry(bucket).or_default();
+            for record in log.by_bucket[&bucket][*read..].iter().take(most) {
+                *read += 1;
+                let Some(key) = record.endpoint() else {
+                    continue;
+                };
+                let (state, version, recorded) = self.states.entry(key.clone()).or_default();
+                self.reconciler.apply(state, record);
+                *recorded = (*recorded).max(record.time);
+                if record.stream == StreamName::of(R::STREAM, &key) {
+                    *version = record.version;
+                }
+            }
+        }
+    }
+
+    fn evaluate(&mut self, log: &mut Log, clock: Timestamp, ids: &SeededIds) {
+        for (key, (state, version, recorded)) in &mut self.states {
+            let now = clock.max(*recorded);
+            let events = self.reconciler.evaluate(key, state, now);
+            if events.is_empty() {
+                continue;
+            }
+            let events = events
+                .into_iter()
+                .map(|event| (ids.event_id(now), now, event))
+                .collect();
+            // Refused when this service lags behind its own stream: it reads on and tries again.
+            log.append(StreamName::of(R::STREAM, key), Some(*version), events);
+        }
+    }
+}
+
+/// What can go wrong, in percent per second.
+#[derive(Clone, Copy, Default)]
+pub struct Faults {
+    pub service_restarts: u64,
+    pub instance_crashes: u64,
+    pub start_failures: u64,
+    pub lost_frames: u64,
+    pub lagging_reads: u64,
+    pub duplicate_node_turns: u64,
+}
+
+/// A process of the simulated node.
+struct Process {
+    ready_at: Timestamp,
+    reported_ready: bool,
+}
+
+pub struct World {
+    pub rng: Rng,
+    pub clock: Timestamp,
+    pub log: Log,
+    pub faults: Faults,
+    /// Requests per second that clients send, by deployment.
+    pub load: BTreeMap<(EndpointKey, Name), u64>,
+    /// The state that a reader of the whole log has.
+    pub truth: BTreeMap<EndpointKey, EndpointFold>,
+    ids: SeededIds,
+    autoscaler: Service<Autoscaler>,
+    planner: Service<Planner>,
+    processes: BTreeMap<InstanceId, Process>,
+    /// Highest generation carried out, by instance; what a backend's tombstones keep.
+    carried_out: BTreeMap<InstanceId, u64>,
+    pub starts: BTreeMap<InstanceId, u32>,
+    /// What the gateway has been told: position and the instances that may get requests.
+    routes: VecDeque<(Position, BTreeSet<InstanceId>)>,
+    sequence: u64,
+    truth_read: usize,
+}
+
+pub fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+pub fn key(endpoint: &str) -> EndpointKey {
+    EndpointKey::new(&name(endpoint))
+}
+
+impl World {
+    pub fn new(seed: u64, start: Timestamp) -> Self {
+        // Shared by every life of the planner: a new one must not give out the same ids again.
+        let instance_ids = Arc::new(SeededIds::new(!seed));
+        Self {
+            rng: Rng::new(seed),
+            clock: start,
+            log: Log::default(),
+            faults: Faults::default(),
+            load: BTreeMap::new(),
+            truth: BTreeMap::new(),
+            ids: SeededIds::new(seed),
+            autoscaler: Service::new(Autoscaler::default),
+            planner: Service::new(move || Planner::new("node".into(), instance_ids.clone())),
+            processes: BTreeMap::new(),
+            carried_out: BTreeMap::new(),
+            starts: BTreeMap::new(),
+            routes: VecDeque::new(),
+            sequence: 0,
+            truth_read: 0,
+        }
+    }
+
+    /// Control's part: what an operator asks for goes straight into the log.
+    pub fn control(&mut self, endpoint: &str, event: Event) {
+        let stamped = (self.ids.event_id(self.clock), self.clock, event);
+        assert!(self.log.append(
+            StreamName::of(StreamKind::Endpoint, &key(endpoint)),
+            None,
+            vec![stamped]
+        ));
+    }
+
+    pub fn deploy(&mut self, endpoint: &str, instances: u32, autoscale: Option<AutoscaleSpec>) {
+        let sealed = SealedKey {
+            hash: String::new(),
+            sealed: String::new(),
+        };
+        self.control(
+            endpoint,
+            Event::EndpointCreated(EndpointCreated {
+                uid: Uid(self.ids.uid()),
+                name: name(endpoint),
+                labels: BTreeMap::new(),
+                spec: Default::default(),
+                keys: EndpointKeys {
+                    primary: sealed.clone(),
+                    secondary: sealed,
+                },
+            }),
+        );
+        let uid = Uid(self.ids.uid());
+        self.control(
+            endpoint,
+            Event::DeploymentCreated(DeploymentCreated {
+                uid,
+                deployment: name("blue"),
+                labels: BTreeMap::new(),
+                spec: deployment_spec(instances),
+            }),
+        );
+        if let Some(spec) = autoscale {
+            self.set_autoscale(endpoint, 1, spec);
+        }
+    }
+
+    pub fn set_autoscale(&mut self, endpoint: &str, revision: u64, spec: AutoscaleSpec) {
+        let set = AutoscaleSet {
+            deployment: name("blue"),
+            revision,
+            labels: BTreeMap::new(),
+            spec,
+        };
+        self.control(endpoint, Event::AutoscaleSet(set));
+    }
+
+    pub fn pin(&mut self, endpoint: &str, instances: u32, until: Option<Timestamp>) {
+        let pin = contract::decision::Pin { instances, until };
+        self.control(
+            endpoint,
+            Event::AutoscalePinned(AutoscalePinned {
+                deployment: name("blue"),
+                pin,
+            }),
+        );
+    }
+
+    pub fn roll(&mut self, endpoint: &str, instances: u32) {
+        self.read_truth();
+        let fold = &self.truth[&key(endpoint)];
+        let revision =
+            fold.endpoint.as_ref().unwrap().deployments[&name("blue")].instance_revision + 1;
+        self.control(
+            endpoint,
+            Event::DeploymentUpdated(DeploymentUpdated {
+                deployment: name("blue"),
+                revision,
+                labels: BTreeMap::new(),
+                spec: deployment_spec(instances),
+            }),
+        );
+    }
+
+    /// One turn of everything, then `step` passes.
+    pub fn step(&mut self, step: Span) {
+        if self.rng.percent(self.faults.service_restarts) {
+            self.autoscaler.restart();
+        }
+        if self.rng.percent(self.faults.service_restarts) {
+            self.planner.restart();
+        }
+        let mut turns = [0, 1, 2, 3];
+        self.rng.shuffle(&mut turns);
+        for turn in turns {
+            match turn {
+                0 => self.gateway_turn(),
+                1 => self.service_turn(true),
+                2 => self.service_turn(false),
+                _ => self.node_turns(),
+            }
+        }
+        self.read_truth();
+        self.clock = self.clock + step;
+    }
+
+    fn service_turn(&mut self, autoscaler: bool) {
+        let most = if self.rng.percent(self.faults.lagging_reads) {
+            1
+        } else {
+            usize::MAX
+        };
+        if autoscaler {
+            self.autoscaler.read(&self.log, &mut self.rng, most);
+            self.autoscaler.reconciler.due(self.clock);
+            self.autoscaler
+                .evaluate(&mut self.log, self.clock, &self.ids);
+        } else {
+            self.planner.read(&self.log, &mut self.rng, most);
+            self.planner.evaluate(&mut self.log, self.clock, &self.ids);
+        }
+    }
+
+    /// The gateway learns the routes one turn late, and tells what it has seen in frames.
+    fn gateway_turn(&mut self) {
+        self.read_truth();
+        let ready = |instance: &&Instance| instance.is_ready();
+        let routed = self
+            .truth
+            .values()
+            .flat_map(|fold| fold.instances.instances.values().filter(ready));
+        let routed: BTreeSet<_> = routed.map(|instance| instance.id.clone()).collect();
+        self.routes
+            .push_back((Position(self.log.records.len() as u64), routed));
+        if self.routes.len() > 2 {
+            self.routes.pop_front();
+        }
+        let revision = self.routes[0].0;
+        self.sequence += 1;
+        if self.rng.percent(self.faults.lost_frames) {
+            return;
+        }
+        let buckets: BTreeSet<Bucket> = self.truth.keys().map(EndpointKey::bucket).collect();
+        for bucket in buckets {
+            let frame = self.frame(bucket, revision);
+            self.autoscaler.reconciler.observe(&frame, self.clock);
+            self.planner.reconciler.observe(&frame, self.clock);
+        }
+    }
+
+    fn frame(&self, bucket: Bucket, routes_revision: Position) -> Frame {
+        let mut deployments = Vec::new();
+        for (endpoint, fold) in self.truth.iter().filter(|(key, _)| key.bucket() == bucket) {
+            for (deployment, spec) in fold
+                .endpoint
+                .iter()
+                .flat_map(|endpoint| &endpoint.deployments)
+            {
+                let load = self
+                    .load
+                    .get(&(endpoint.clone(), deployment.clone()))
+                    .copied()
+                    .unwrap_or(0);
+                let instances = fold.instances.of(spec.uid).map(|instance| InstanceFrame {
+                    id: instance.id.clone(),
+                    busy_us: 0,
+                    in_flight: 0,
+                    requests: 0,
+                    cpu_us: None,
+                    memory_bytes: None,
+                });
+                deployments.push(DeploymentFrame {
+                    endpoint: endpoint.clone(),
+                    deployment: deployment.clone(),
+                    deployment_uid: spec.uid,
+                    role: Role::Live,
+                    outcomes: Outcomes {
+                        success: load,
+                        ..Outcomes::default()
+                    },
+                    arrivals: load,
+                    // A tenth of a second each.
+                    in_flight_us: load * 100_000,
+                    in_flight_max: 1,
+                    queued_us: 0,
+                    queued_max: 0,
+                    request_bytes: 0,
+                    response_bytes: 0,
+                    at_or_below: BTreeMap::new(),
+                    latency: Histogram::default(),
+                    instances: instances.collect(),
+                });
+            }
+        }
+        Frame {
+            source: Source {
+                kind: SourceKind::Gateway,
+                id: "gateway".into(),
+            },
+            boot: Uuid::nil(),
+            sequence: self.sequence,
+            bucket,
+            start: Timestamp::from_secs(self.clock.secs() - 1),
+            length_us: 1_000_000,
+            routes_revision,
+            goodbye: false,
+            deployments,
+        }
+    }
+
+    fn node_turns(&mut self) {
+        self.node_turn();
+        if self.rng.percent(self.faults.duplicate_node_turns) {
+            self.node_turn();
+        }
+    }
+
+    /// Carries out every order, also those carried out before: generations make that harmless.
+    fn node_turn(&mut self) {
+        self.read_truth();
+        let instances: Vec<(EndpointKey, Instance)> = self
+            .truth
+            .iter()
+            .flat_map(|(key, fold)| {
+                fold.instances
+                    .instances
+                    .values()
+                    .map(|i| (key.clone(), i.clone()))
+            })
+            .collect();
+        for (endpoint, instance) in instances {
+            if let Some(removal) = &instance.removal {
+                self.carried_out
+                    .insert(instance.id.clone(), removal.generation);
+                self.processes.remove(&instance.id);
+                let ended = InstanceEnded {
+                    id: instance.id,
+                    reason: "removed".into(),
+                    exit_code: None,
+                };
+                self.report(&endpoint, Event::InstanceStopped(ended));
+            } else if self
+                .carried_out
+                .get(&instance.id)
+                .is_none_or(|newest| *newest < instance.generation)
+            {
+                self.start(&endpoint, instance);
+            } else {
+                self.watch(&endpoint, &instance);
+            }
+        }
+    }
+
+    fn start(&mut self, endpoint: &EndpointKey, instance: Instance) {
+        self.carried_out
+            .insert(instance.id.clone(), instance.generation);
+        *self.starts.entry(instance.id.clone()).or_default() += 1;
+        if self.rng.percent(self.faults.start_failures) {
+            let ended = InstanceEnded {
+                id: instance.id,
+                reason: "no start".into(),
+                exit_code: Some(1),
+            };
+            self.report(endpoint, Event::InstanceFailed(ended));
+            return;
+        }
+        let ready_at = self.clock + Span::from_secs(1 + self.rng.below(10));
+        self.processes.insert(
+            instance.id.clone(),
+            Process {
+                ready_at,
+                reported_ready: false,
+            },
+        );
+        self.report(
+            endpoint,
+            Event::InstanceStarted(InstanceStarted {
+                id: instance.id,
+                generation: instance.generation,
+                address: "127.0.0.1:1".into(),
+                pid: None,
+                adopted: false,
+            }),
+        );
+    }
+
+    fn watch(&mut self, endpoint: &EndpointKey, instance: &Instance) {
+        let crash = self.rng.percent(self.faults.instance_crashes);
+        let Some(process) = self.processes.get_mut(&instance.id) else {
+            return;
+        };
+        let id = instance.id.clone();
+        if crash {
+            self.processes.remove(&id);
+            let ended = InstanceEnded {
+                id,
+                reason: "crashed".into(),
+                exit_code: Some(139),
+            };
+            self.report(endpoint, Event::InstanceFailed(ended));
+        } else if !process.reported_ready && self.clock >= process.ready_at {
+            process.reported_ready = true;
+            self.report(endpoint, Event::InstanceReady(OfInstance { id }));
+        }
+    }
+
+    fn report(&mut self, endpoint: &EndpointKey, event: Event) {
+        let stamped = (self.ids.event_id(self.clock), self.clock, event);
+        assert!(
+            self.log
+                .append(StreamName::of_node(endpoint, "node"), None, vec![stamped])
+        );
+    }
+
+    fn read_truth(&mut self) {
+        for record in &self.log.records[self.truth_read..] {
+            let Some(key) = record.endpoint() else {
+                continue;
+            };
+            self.truth.entry(key).or_default().apply(record);
+        }
+        self.truth_read = self.log.records.len();
+    }
+
+    pub fn ready(&self, endpoint: &str) -> usize {
+        let fold = &self.truth[&key(endpoint)];
+        fold.instances
+            .instances
+            .values()
+            .filter(|instance| instance.is_ready())
+            .count()
+    }
+
+    pub fn running(&self) -> usize {
+        self.processes.len()
+    }
+}
+
+fn deployment_spec(instances: u32) -> DeploymentSpec {
+    let document = serde_json::json!({
+        "backend": "simulated", "instanceType": "cpu-small", "instances": instances,
+        "requestSettings": {"timeout": "2s"}
+    });
+    serde_json::from_value(document).unwrap()
+}

@@ -1,0 +1,403 @@
+//! Holds the house rules that no compiler holds: who may import whom, what pure crates must not touch,
+//! how manifests and files look. Each failure lists every offender, and what to do.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests may panic as tests do; the lint knows only the tests themselves"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use cargo_metadata::{Metadata, MetadataCommand, Package};
+
+/// Which crates of the house each crate may depend on, tests included. Services meet in events, never in
+/// code; the gateway has no access to the store, so that it serves on when the store is away.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("penstock-contract", &[]),
+    ("penstock-domain", &["penstock-contract"]),
+    ("penstock-store", &["penstock-contract"]),
+    ("penstock-bus", &["penstock-contract"]),
+    ("penstock-backends", &["penstock-contract"]),
+    (
+        "penstock-runtime",
+        &[
+            "penstock-contract",
+            "penstock-store",
+            "penstock-bus",
+            "penstock-backends",
+        ],
+    ),
+    (
+        "penstock-gateway",
+        &[
+            "penstock-contract",
+            "penstock-domain",
+            "penstock-runtime",
+            "penstock-bus",
+        ],
+    ),
+    ("penstock-control", SERVICE),
+    ("penstock-autoscaler", SERVICE),
+    ("penstock-meter", SERVICE),
+    (
+        "penstock-actuator",
+        &[
+            "penstock-contract",
+            "penstock-domain",
+            "penstock-runtime",
+            "penstock-store",
+            "penstock-bus",
+            "penstock-backends",
+        ],
+    ),
+    // A model server knows nothing of Penstock.
+    ("penstock-scorer", &[]),
+];
+
+const SERVICE: &[&str] = &[
+    "penstock-contract",
+    "penstock-domain",
+    "penstock-runtime",
+    "penstock-store",
+    "penstock-bus",
+];
+
+/// The binary wires everything, and the tests look at everything.
+const MAY_IMPORT_ALL: &[&str] = &["penstock", "penstock-tests"];
+
+/// Crates whose results depend on their arguments alone.
+const PURE: &[&str] = &["contract", "domain"];
+
+/// Libraries that do I/O, run concurrently or draw random numbers.
+const IMPURE_LIBRARIES: &[&str] = &[
+    "async-trait",
+    "axum",
+    "fastrand",
+    "futures",
+    "getrandom",
+    "hyper",
+    "hyper-util",
+    "procfs",
+    "rand",
+    "reqwest",
+    "rustix",
+    "socket2",
+    "sqlx",
+    "tempfile",
+    "tokio",
+    "tokio-util",
+    "tracing",
+];
+
+/// Hidden time, randomness, I/O and order that changes from run to run.
+const IMPURE_WORDS: &[&str] = &[
+    "HashMap",
+    "HashSet",
+    "SystemTime",
+    "Instant::now",
+    "Utc::now",
+    "Local::now",
+    "now_v7",
+    "new_v4",
+    "RandomState",
+    "std::fs",
+    "std::net",
+    "std::env",
+    "std::thread",
+    "async fn",
+    ".await",
+];
+
+const FILE_LINES_MAX: usize = 1000;
+
+fn root() -> &'static Path {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        root.canonicalize().unwrap()
+    })
+}
+
+fn metadata() -> &'static Metadata {
+    static METADATA: OnceLock<Metadata> = OnceLock::new();
+    METADATA.get_or_init(|| {
+        MetadataCommand::new()
+            .manifest_path(root().join("Cargo.toml"))
+            .no_deps()
+            .exec()
+            .unwrap()
+    })
+}
+
+fn package(name: &str) -> &'static Package {
+    let mut packages = metadata().packages.iter();
+    packages.find(|package| package.name == name).unwrap()
+}
+
+/// Every file of the repository below `folder`, by its path from the root, without what is built or hidden.
+fn files(folder: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let hidden = name.starts_with('.') && name != ".ci";
+            if hidden || name == "target" || path.is_symlink() {
+                continue;
+            }
+            match path.is_dir() {
+                true => folders.push(path),
+                false => found.push(path.strip_prefix(root()).unwrap().to_owned()),
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn sources(folder: &str) -> Vec<PathBuf> {
+    let is_rust = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "rs");
+    files(folder).into_iter().filter(is_rust).collect()
+}
+
+/// None: not text.
+fn text(path: &Path) -> Option<String> {
+    String::from_utf8(fs::read(root().join(path)).unwrap()).ok()
+}
+
+fn none(offenders: Vec<String>, remedy: &str) {
+    assert!(
+        offenders.is_empty(),
+        "{remedy}:\n  {}",
+        offenders.join("\n  ")
+    );
+}
+
+#[test]
+fn every_crate_imports_only_what_its_place_allows() {
+    let allowed: BTreeMap<_, _> = MAY_IMPORT.iter().copied().collect();
+    let house: BTreeSet<&str> = metadata()
+        .packages
+        .iter()
+        .map(|package| package.name.as_str())
+        .collect();
+    let mut offenders = Vec::new();
+    for package in &metadata().packages {
+        let name = package.name.as_str();
+        if MAY_IMPORT_ALL.contains(&name) {
+            continue;
+        }
+        let Some(allowed) = allowed.get(name) else {
+            offenders.push(format!("{name} has no line in MAY_IMPORT"));
+            continue;
+        };
+        for dependency in &package.dependencies {
+            let import = dependency.name.as_str();
+            if house.contains(import) && !allowed.contains(&import) {
+                offenders.push(format!("{name} imports {import}"));
+            }
+        }
+    }
+    none(offenders, "the direction of imports is in ARCHITECTURE.md");
+}
+
+#[test]
+fn pure_crates_depend_on_nothing_impure() {
+    let mut offenders = Vec::new();
+    for name in PURE {
+        for dependency in &package(&format!("penstock-{name}")).dependencies {
+            let library = dependency.name.as_str();
+            let shipped = dependency.kind != cargo_metadata::DependencyKind::Development;
+            if shipped && IMPURE_LIBRARIES.contains(&library) {
+                offenders.push(format!("{name} depends on {library}"));
+            }
+        }
+    }
+    none(offenders, "time, ids and I/O come in as arguments");
+}
+
+#[test]
+fn pure_crates_read_no_clock_and_iterate_in_order() {
+    let mut offenders = Vec::new();
+    for name in PURE {
+        for path in sources(&format!("libs/{name}/src")) {
+            let source = text(&path).unwrap();
+            for (number, line) in shipped_lines(&path, &source) {
+                let found = IMPURE_WORDS.iter().find(|word| line.contains(**word));
+                if let Some(word) = found {
+                    offenders.push(format!("{}:{number}: {word}", path.display()));
+                }
+            }
+        }
+    }
+    none(offenders, "pass it in, or use BTreeMap");
+}
+
+/// Lines of code outside tests and comments, with their numbers. Tests stand at the end of a file, or in a
+/// file of their own.
+fn shipped_lines<'a>(path: &Path, source: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
+    let is_test_file = path.components().any(|part| part.as_os_str() == "tests")
+        || path.file_stem().is_some_and(|stem| stem == "tests");
+    source
+        .lines()
+        .enumerate()
+        .take_while(move |(_, line)| !is_test_file && !line.starts_with("#[cfg(test)]"))
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        .map(|(index, line)| (index + 1, line))
+}
+
+#[test]
+fn every_manifest_takes_lints_and_dependencies_from_the_workspace() {
+    let mut offenders = Vec::new();
+    for package in &metadata().packages {
+        let path = package.manifest_path.as_std_path();
+        let path = path.strip_prefix(root()).unwrap();
+        let manifest = text(path).unwrap();
+        if !manifest.contains("[lints]\nworkspace = true\n") {
+            offenders.push(format!("{}: no [lints] workspace = true", path.display()));
+        }
+        let mut section = "";
+        for (index, line) in manifest.lines().enumerate() {
+            if line.starts_with('[') {
+                section = line;
+            } else if section.ends_with("dependencies]")
+                && !line.is_empty()
+                && !line.starts_with('#')
+            {
+                // `name.workspace = true`, or `name = { workspace = true, … }`.
+                if !line.contains("workspace = true") {
+                    offenders.push(format!("{}:{}: {line}", path.display(), index + 1));
+                }
+            }
+        }
+    }
+    none(offenders, "write versions in the root Cargo.toml only");
+}
+
+#[test]
+fn every_library_has_its_reason_in_the_architecture() {
+    let architecture = text(Path::new("ARCHITECTURE.md")).unwrap();
+    let libraries = architecture.split("\n## Libraries\n").nth(1).unwrap();
+    let libraries = libraries.split("\n## ").next().unwrap();
+    let manifest = text(Path::new("Cargo.toml")).unwrap();
+    let dependencies = manifest.split("[workspace.dependencies]\n").nth(1).unwrap();
+    let dependencies = dependencies.split("\n[").next().unwrap();
+    let mut offenders = Vec::new();
+    for line in dependencies.lines() {
+        let Some((name, value)) = line.split_once(" = ") else {
+            continue;
+        };
+        if !value.contains("path =") && !libraries.contains(&format!("`{name}`")) {
+            offenders.push(name.to_owned());
+        }
+    }
+    none(
+        offenders,
+        "add a line to the table under `## Libraries` in ARCHITECTURE.md",
+    );
+}
+
+#[test]
+fn every_source_file_says_first_what_it_owns() {
+    let mut offenders = Vec::new();
+    for folder in ["libs", "services", "tests", "deploy"] {
+        for path in sources(folder) {
+            let source = text(&path).unwrap();
+            let first = source.lines().next().unwrap_or_default();
+            if !first.starts_with("//! ") {
+                offenders.push(path.display().to_string());
+            }
+        }
+    }
+    none(offenders, "begin the file with `//! ` and what it owns");
+}
+
+#[test]
+fn no_source_file_is_too_long_to_hold_in_mind() {
+    let mut offenders = Vec::new();
+    for path in sources("") {
+        let lines = text(&path).unwrap().lines().count();
+        if lines > FILE_LINES_MAX {
+            offenders.push(format!("{}: {lines} lines", path.display()));
+        }
+    }
+    none(offenders, "split what has more than one subject");
+}
+
+#[test]
+fn no_file_names_a_place_on_somebodys_machine() {
+    // In two pieces each, so that this file does not name them.
+    let places = [
+        ["/ro", "ot/"],
+        ["/wo", "rk/"],
+        ["/Use", "rs/"],
+        ["/tmp/", "bash"],
+    ]
+    .map(|parts| parts.concat());
+    let mut offenders = Vec::new();
+    for path in files("") {
+        let Some(text) = text(&path) else {
+            continue;
+        };
+        for (index, line) in text.lines().enumerate() {
+            let absolute = |place: &String| {
+                line.match_indices(place.as_str()).any(|(at, _)| {
+                    let before = line[..at].chars().next_back();
+                    before.is_none_or(|c| {
+                        !c.is_alphanumeric() && !matches!(c, '/' | '.' | '-' | '_' | '}')
+                    })
+                })
+            };
+            if places.iter().any(absolute) {
+                offenders.push(format!("{}:{}: {}", path.display(), index + 1, line.trim()));
+            }
+        }
+    }
+    none(
+        offenders,
+        "use a path from the repository's root, or an argument",
+    );
+}
+
+#[test]
+fn every_target_of_the_makefile_is_in_its_help() {
+    let makefile = text(Path::new("Makefile")).unwrap();
+    let mut phony = BTreeSet::new();
+    let mut helped = BTreeSet::new();
+    for line in makefile.lines() {
+        if let Some(names) = line.strip_prefix(".PHONY:") {
+            phony.extend(names.split_whitespace());
+        } else if let Some((name, _)) = line.split_once(':')
+            && line.contains(": ## ")
+            && !line.starts_with('\t')
+        {
+            helped.insert(name);
+        }
+    }
+    assert_eq!(
+        phony, helped,
+        "each target is .PHONY and has `## ` with one line of help"
+    );
+}
+
+#[test]
+fn scripts_can_be_run_and_stop_at_the_first_error() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut offenders = Vec::new();
+    for path in files("scripts").into_iter().chain(files(".ci")) {
+        let source = text(&path).unwrap();
+        let mode = fs::metadata(root().join(&path))
+            .unwrap()
+            .permissions()
+            .mode();
+        let is_shell = source.starts_with("#!/usr/bin/env bash\n");
+        if is_shell && (mode & 0o111 == 0 || !source.contains("\nset -euo pipefail\n")) {
+            offenders.push(path.display().to_string());
+        }
+    }
+    none(offenders, "chmod +x it, and `set -euo pipefail` at its top");
+}

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use contract::resources::AutoscaleSpec;
 use contract::time::Timestamp;
+use domain::autoscale::Policy;
 use domain::views::DECISIONS;
 use http::StatusCode;
 use uuid::Uuid;
@@ -41,12 +42,27 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
     json(StatusCode::OK, &view)
 }
 
-/// The profiles of a policy over time.
+/// The profile in force at the beginning, and every change of it after that.
 pub fn transitions(
     spec: &AutoscaleSpec,
     from: Timestamp,
     to: Timestamp,
 ) -> Result<Vec<Transition>, ApiError> {
-    let _ = (spec, from, to);
-    Ok(Vec::new())
+    let policy = Policy::compile(spec).map_err(ApiError::invalid)?;
+    let later = policy.transitions(from, to);
+    let later = later.into_iter().filter(|transition| transition.at > from);
+    let all = std::iter::once(policy.profile_at(from)).chain(later);
+    Ok(all.map(Transition::from).collect())
+}
+
+impl From<domain::autoscale::Transition> for Transition {
+    fn from(transition: domain::autoscale::Transition) -> Self {
+        Self {
+            at: transition.at,
+            profile: transition.profile,
+            min: transition.min,
+            max: transition.max,
+            default: transition.default,
+        }
+    }
 }

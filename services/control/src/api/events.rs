@@ -9,6 +9,7 @@ use axum::response::IntoResponse;
 use axum::response::sse::{self, KeepAlive, Sse};
 use contract::ids::Position;
 use contract::log::Record;
+use domain::autoscale::{ENGINE, ENGINE_VERSION, reevaluate};
 use domain::views::MODELS;
 use http::{HeaderName, StatusCode};
 use schemars::generate::SchemaGenerator;
@@ -212,7 +213,33 @@ impl Replayed {
             return;
         };
         self.decisions += 1;
-        let _ = (decision, DIFFERENCES_MAX);
-        self.equal += 1;
+        let again = reevaluate(decision);
+        // Bytes, not values: what is written must be what the engine would write.
+        let equal = serde_json::to_vec(&again).ok() == serde_json::to_vec(decision).ok();
+        if equal {
+            self.equal += 1;
+            return;
+        }
+        let present = decision.engine == ENGINE && decision.engine_version == ENGINE_VERSION;
+        if !present {
+            self.different_older += 1;
+            return;
+        }
+        self.different += 1;
+        if self.differing.len() < DIFFERENCES_MAX {
+            self.differing.push(record.id);
+            self.problems.push(format!(
+                "decision {} about {} at position {} was {} to {} ({:?}) and is now {} to {} ({:?})",
+                record.id,
+                decision.deployment,
+                record.position,
+                decision.from,
+                decision.granted,
+                decision.outcome,
+                again.from,
+                again.granted,
+                again.outcome,
+            ));
+        }
     }
 }

@@ -50,7 +50,10 @@ pub struct DeleteArgs {
 }
 
 pub async fn get(client: &Client, args: &GetArgs, screen: Screen) -> Result<(), CliError> {
-    let fetched = fetch(client, args).await?;
+    let fetched = match (args.output, args.limit) {
+        (Format::Table, None) if args.kind != Kind::Decisions => whole(client, args).await?,
+        _ => fetch(client, args, None).await?,
+    };
     let shown = match args.output {
         Format::Json => fetched.text,
         Format::Yaml => yaml(&fetched.body),
@@ -81,8 +84,29 @@ impl Fetched {
     }
 }
 
-async fn fetch(client: &Client, args: &GetArgs) -> Result<Fetched, CliError> {
-    let limit = [("limit", args.limit.map(|limit| limit.to_string()))];
+/// All pages of a list, for a person who asked for everything. Programs get one page and its cursor.
+async fn whole(client: &Client, args: &GetArgs) -> Result<Fetched, CliError> {
+    let mut fetched = fetch(client, args, None).await?;
+    let mut rows = items(&fetched.body);
+    loop {
+        let cursor = text(&fetched.body, "/nextCursor");
+        if cursor.is_empty() {
+            return Ok(Fetched::made(json!({"items": rows})));
+        }
+        fetched = fetch(client, args, Some(cursor)).await?;
+        rows.extend(items(&fetched.body));
+    }
+}
+
+async fn fetch(
+    client: &Client,
+    args: &GetArgs,
+    cursor: Option<String>,
+) -> Result<Fetched, CliError> {
+    let limit = [
+        ("limit", args.limit.map(|limit| limit.to_string())),
+        ("cursor", cursor),
+    ];
     let name = args.name.as_deref();
     match (args.kind, name) {
         (Kind::Deployments, None) => Ok(Fetched::made(all_deployments(client).await?)),
@@ -99,11 +123,12 @@ async fn fetch(client: &Client, args: &GetArgs) -> Result<Fetched, CliError> {
             match name.map(str::parse::<Scope>) {
                 Some(Err(_)) | None => by_id(client, args.kind, collection, name, &limit).await,
                 Some(Ok(scope)) => {
-                    let [limit] = limit;
+                    let [limit, cursor] = limit;
                     let query = [
                         ("endpoint", Some(scope.endpoint.to_string())),
                         ("deployment", scope.deployment.map(|name| name.to_string())),
                         limit,
+                        cursor,
                     ];
                     Ok(Fetched::of(
                         &client.get(&["v1", collection], &query).await?,

@@ -93,7 +93,7 @@ macro_rules! handler {
 macro_rules! entry {
     ($method:ident $path:literal $id:literal $gate:expr, $summary:literal, $answer:expr, $function:path
         $(, query $query:expr)? $(, body $body:expr)? $(, statuses $statuses:expr)?) => {{
-        let mut entry = Entry {
+        let entry = Entry {
             method: Method::$method,
             path: $path,
             id: $id,
@@ -105,9 +105,9 @@ macro_rules! entry {
             statuses: &[200],
             handler: handler!($function),
         };
-        $(entry.query = $query;)?
-        $(entry.request = Some($body);)?
-        $(entry.statuses = $statuses;)?
+        $(let entry = Entry { query: $query, ..entry };)?
+        $(let entry = Entry { request: Some($body), ..entry };)?
+        $(let entry = Entry { statuses: $statuses, ..entry };)?
         entry
     }};
 }

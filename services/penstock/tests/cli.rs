@@ -1,10 +1,12 @@
 //! The real binary against a small stand-in for the control API: order of requests, exit codes,
 //! credentials, what is printed where.
+#![allow(clippy::unwrap_used, reason = "all of it is test code")]
 
 mod cli {
     pub mod fake;
 }
 
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -580,6 +582,47 @@ fn the_log_is_exported_whole_over_pages() {
         })
         .collect();
     assert_eq!(positions, (1..=2500).collect::<Vec<u64>>());
+}
+
+#[test]
+fn tail_shows_the_last_events_and_what_comes_after_them() {
+    let (home, server) = (Home::new(), Fake::start());
+    let words = ["events", "tail", "-n", "2", "--no-follow"];
+    let ran = home.run_with(&server, &words);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let first_words = |text: &str| -> Vec<String> {
+        let lines = text.lines();
+        lines
+            .map(|line| line.split_whitespace().next().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(first_words(&ran.out), ["2499", "2500"]);
+
+    let mut child = home
+        .command(&["events", "tail", "--after", "2500", "--type", "scaling."])
+        .env("PENSTOCK_SERVER", &server.url)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(
+        first_words(&line),
+        ["2502"],
+        "the usage event is filtered out"
+    );
+}
+
+#[test]
+fn logs_are_passed_on_byte_by_byte() {
+    let (home, server) = (Home::new(), Fake::start());
+    let ran = home.run_with(&server, &["logs", "iris/blue", "--since", "10m"]);
+    assert_eq!((ran.code, ran.out.as_str()), (0, "{\"a\": 1}\n"), "{ran:?}");
+    let asked = server.requests().pop().unwrap().line;
+    assert_eq!(asked, "GET /v1/logs/iris/blue?since=10m");
 }
 
 #[test]

@@ -109,7 +109,6 @@ async fn fetch(
     ];
     let name = args.name.as_deref();
     match (args.kind, name) {
-        (Kind::Deployments, None) => Ok(Fetched::made(all_deployments(client).await?)),
         (Kind::Deployments, Some(name)) if !name.contains('/') => {
             let path = ["v1", "endpoints", name, "deployments"];
             Ok(Fetched::of(&client.get(&path, &limit).await?)?)
@@ -136,6 +135,9 @@ async fn fetch(
                 }
             }
         }
+        (Kind::Access, Some(name)) => {
+            by_id(client, Kind::Access, "access", Some(name), &limit).await
+        }
         (kind, name) => {
             let path = path_of(kind, name)?;
             let path: Vec<&str> = path.iter().map(String::as_str).collect();
@@ -159,28 +161,13 @@ async fn by_id(
             &client.get(&["v1", collection, id], &[]).await?,
         )?);
     }
-    let body = client.get(&["v1", collection], &[]).await?.json()?;
-    let found = items(&body).into_iter().find(|one| text(one, "/id") == id);
-    found
-        .map(Fetched::made)
-        .ok_or_else(|| CliError::Failed(format!("there is no instance `{id}`")))
-}
-
-/// The deployments of every endpoint; the API lists them by endpoint only.
-pub async fn all_deployments(client: &Client) -> Result<Value, CliError> {
-    let endpoints = client.get(&["v1", "endpoints"], &[]).await?.json()?;
-    let mut all = Vec::new();
-    for endpoint in items(&endpoints) {
-        let name = text(&endpoint, "/metadata/name");
-        let path = ["v1", "endpoints", &name, "deployments"];
-        match client.get(&path, &[]).await {
-            Ok(answer) => all.extend(items(&answer.json()?)),
-            // Deleted since it was listed.
-            Err(ClientError::Refused(refusal)) if refusal.status == 404 => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(json!({"items": all, "nextCursor": null}))
+    // Instances and tokens have no path of their own.
+    let most = [("limit", Some("1000".to_owned()))];
+    let body = client.get(&["v1", collection], &most).await?.json()?;
+    let field = if kind == Kind::Access { "/name" } else { "/id" };
+    let found = items(&body).into_iter().find(|one| text(one, field) == id);
+    let nothing = || CliError::Failed(format!("there is no {} `{id}`", kind.singular()));
+    found.map(Fetched::made).ok_or_else(nothing)
 }
 
 /// Where a resource lives in the API.
@@ -195,6 +182,7 @@ pub fn path_of(kind: Kind, name: Option<&str>) -> Result<Vec<String>, CliError> 
             let (endpoint, name) = (of.endpoint.as_str(), of.deployment.as_str());
             path(&["v1", "endpoints", endpoint, "deployments", name])
         }
+        (Kind::Deployments, None) => path(&["v1", "deployments"]),
         (Kind::Autoscales, None) => path(&["v1", "autoscale"]),
         (Kind::Autoscales, Some(name)) => {
             let of = deployment(name)?;

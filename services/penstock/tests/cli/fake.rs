@@ -170,6 +170,15 @@ impl Inner {
         if path == "/v1/events" {
             return events(query);
         }
+        if path == "/v1/events/stream" {
+            return stream();
+        }
+        if path.starts_with("/v1/logs/") {
+            return reply(200, "{\"a\": 1}\n");
+        }
+        if path == "/v1/deployments" {
+            return self.list("/v1/endpoints", 5);
+        }
         if path.ends_with("/keys") {
             return reply(
                 200,
@@ -263,8 +272,20 @@ fn events(query: &str) -> Response<Body> {
         .collect();
     reply(
         200,
-        &json!({"items": items, "nextCursor": null}).to_string(),
+        &json!({"items": items, "nextCursor": null, "head": EVENTS}).to_string(),
     )
+}
+
+fn stream() -> Response<Body> {
+    let event = |position: u64, kind: &str| {
+        let data = json!({"position": position, "type": kind, "stream": "scaling/default/iris"});
+        format!("id: {position}\nevent: {kind}\ndata: {data}\n\n")
+    };
+    let text = event(EVENTS + 1, "usage.closed") + &event(EVENTS + 2, "scaling.decided");
+    Response::builder()
+        .header("content-type", "text/event-stream")
+        .body(Body::from(text))
+        .unwrap()
 }
 
 fn problem(status: u16, detail: &str) -> String {

@@ -1,6 +1,11 @@
 //! Holds the house rules that no compiler holds: who may import whom, what pure crates must not touch,
 //! how manifests and files look. Each failure lists every offender, and what to do.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests may panic as tests do; the lint knows only the tests themselves"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,14 +73,42 @@ const PURE: &[&str] = &["contract", "domain"];
 
 /// Libraries that do I/O, run concurrently or draw random numbers.
 const IMPURE_LIBRARIES: &[&str] = &[
-    "async-trait", "axum", "fastrand", "futures", "getrandom", "hyper", "hyper-util", "procfs",
-    "rand", "reqwest", "rustix", "socket2", "sqlx", "tempfile", "tokio", "tokio-util", "tracing",
+    "async-trait",
+    "axum",
+    "fastrand",
+    "futures",
+    "getrandom",
+    "hyper",
+    "hyper-util",
+    "procfs",
+    "rand",
+    "reqwest",
+    "rustix",
+    "socket2",
+    "sqlx",
+    "tempfile",
+    "tokio",
+    "tokio-util",
+    "tracing",
 ];
 
 /// Hidden time, randomness, I/O and order that changes from run to run.
 const IMPURE_WORDS: &[&str] = &[
-    "HashMap", "HashSet", "SystemTime", "Instant::now", "Utc::now", "Local::now", "now_v7", "new_v4",
-    "RandomState", "std::fs", "std::net", "std::env", "std::thread", "async fn", ".await",
+    "HashMap",
+    "HashSet",
+    "SystemTime",
+    "Instant::now",
+    "Utc::now",
+    "Local::now",
+    "now_v7",
+    "new_v4",
+    "RandomState",
+    "std::fs",
+    "std::net",
+    "std::env",
+    "std::thread",
+    "async fn",
+    ".await",
 ];
 
 const FILE_LINES_MAX: usize = 1000;
@@ -137,7 +170,11 @@ fn text(path: &Path) -> Option<String> {
 }
 
 fn none(offenders: Vec<String>, remedy: &str) {
-    assert!(offenders.is_empty(), "{remedy}:\n  {}", offenders.join("\n  "));
+    assert!(
+        offenders.is_empty(),
+        "{remedy}:\n  {}",
+        offenders.join("\n  ")
+    );
 }
 
 #[test]
@@ -227,7 +264,10 @@ fn every_manifest_takes_lints_and_dependencies_from_the_workspace() {
         for (index, line) in manifest.lines().enumerate() {
             if line.starts_with('[') {
                 section = line;
-            } else if section.ends_with("dependencies]") && !line.is_empty() && !line.starts_with('#') {
+            } else if section.ends_with("dependencies]")
+                && !line.is_empty()
+                && !line.starts_with('#')
+            {
                 // `name.workspace = true`, or `name = { workspace = true, … }`.
                 if !line.contains("workspace = true") {
                     offenders.push(format!("{}:{}: {line}", path.display(), index + 1));
@@ -255,7 +295,10 @@ fn every_library_has_its_reason_in_the_architecture() {
             offenders.push(name.to_owned());
         }
     }
-    none(offenders, "add a line to the table under `## Libraries` in ARCHITECTURE.md");
+    none(
+        offenders,
+        "add a line to the table under `## Libraries` in ARCHITECTURE.md",
+    );
 }
 
 #[test]
@@ -288,7 +331,13 @@ fn no_source_file_is_too_long_to_hold_in_mind() {
 #[test]
 fn no_file_names_a_place_on_somebodys_machine() {
     // In two pieces each, so that this file does not name them.
-    let places = [["/ro", "ot/"], ["/wo", "rk/"], ["/Use", "rs/"], ["/tmp/", "bash"]].map(|parts| parts.concat());
+    let places = [
+        ["/ro", "ot/"],
+        ["/wo", "rk/"],
+        ["/Use", "rs/"],
+        ["/tmp/", "bash"],
+    ]
+    .map(|parts| parts.concat());
     let mut offenders = Vec::new();
     for path in files("") {
         let Some(text) = text(&path) else {
@@ -298,7 +347,9 @@ fn no_file_names_a_place_on_somebodys_machine() {
             let absolute = |place: &String| {
                 line.match_indices(place.as_str()).any(|(at, _)| {
                     let before = line[..at].chars().next_back();
-                    before.is_none_or(|c| !c.is_alphanumeric() && !matches!(c, '/' | '.' | '-' | '_' | '}'))
+                    before.is_none_or(|c| {
+                        !c.is_alphanumeric() && !matches!(c, '/' | '.' | '-' | '_' | '}')
+                    })
                 })
             };
             if places.iter().any(absolute) {
@@ -306,7 +357,10 @@ fn no_file_names_a_place_on_somebodys_machine() {
             }
         }
     }
-    none(offenders, "use a path from the repository's root, or an argument");
+    none(
+        offenders,
+        "use a path from the repository's root, or an argument",
+    );
 }
 
 #[test]
@@ -324,7 +378,10 @@ fn every_target_of_the_makefile_is_in_its_help() {
             helped.insert(name);
         }
     }
-    assert_eq!(phony, helped, "each target is .PHONY and has `## ` with one line of help");
+    assert_eq!(
+        phony, helped,
+        "each target is .PHONY and has `## ` with one line of help"
+    );
 }
 
 #[test]
@@ -333,7 +390,10 @@ fn scripts_can_be_run_and_stop_at_the_first_error() {
     let mut offenders = Vec::new();
     for path in files("scripts").into_iter().chain(files(".ci")) {
         let source = text(&path).unwrap();
-        let mode = fs::metadata(root().join(&path)).unwrap().permissions().mode();
+        let mode = fs::metadata(root().join(&path))
+            .unwrap()
+            .permissions()
+            .mode();
         let is_shell = source.starts_with("#!/usr/bin/env bash\n");
         if is_shell && (mode & 0o111 == 0 || !source.contains("\nset -euo pipefail\n")) {
             offenders.push(path.display().to_string());

@@ -1,6 +1,8 @@
 //! Weeks of life in seconds: the real services under a virtual clock (see `world`), with faults by
 //! seed and invariants checked after every step. `SEED` and `COUNT` choose other runs.
 
+#![allow(clippy::unwrap_used)] // a test says what it waits for by failing
+
 mod schedules;
 mod world;
 
@@ -14,7 +16,10 @@ use world::{Faults, World, key, name};
 const ENDPOINTS: [&str; 4] = ["iris", "mnist", "llm", "tabular"];
 
 fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
 }
 
 fn start() -> Timestamp {
@@ -40,7 +45,9 @@ fn invariants(world: &World, context: &str) {
     }
     for (endpoint, fold) in &world.truth {
         for (_, decision) in fold.decisions.values() {
-            let Some(policy) = &decision.inputs.policy else { continue };
+            let Some(policy) = &decision.inputs.policy else {
+                continue;
+            };
             let capacity = policy.profiles[0].capacity;
             let pinned = decision.outcome == contract::decision::Outcome::Pinned;
             assert!(
@@ -69,12 +76,21 @@ fn the_log_is_sound(world: &World, context: &str) {
                 may_go.insert(ended.id.clone());
             }
             Event::InstanceRemovalRequested(removal) => {
-                assert!(may_go.contains(&removal.id), "{} was not drained ({context})", removal.id);
+                assert!(
+                    may_go.contains(&removal.id),
+                    "{} was not drained ({context})",
+                    removal.id
+                );
             }
             Event::ScalingDecided(decision) => {
                 let again = domain::autoscale::reevaluate(decision);
                 let bytes = |decision| serde_json::to_string(decision).unwrap();
-                assert_eq!(bytes(&again), bytes(decision), "at {} ({context})", record.position);
+                assert_eq!(
+                    bytes(&again),
+                    bytes(decision),
+                    "at {} ({context})",
+                    record.position
+                );
             }
             _ => {}
         }
@@ -125,9 +141,17 @@ fn run(seed: u64) {
     }
     assert_eq!(world.ready("iris"), 2, "fixed ({context})");
     for endpoint in &ENDPOINTS[1..] {
-        assert_eq!(world.ready(endpoint), 4, "{endpoint}: 35 requests/s at 10 each ({context})");
+        assert_eq!(
+            world.ready(endpoint),
+            4,
+            "{endpoint}: 35 requests/s at 10 each ({context})"
+        );
     }
-    assert_eq!(world.running(), 14, "a process for each ready instance and no other ({context})");
+    assert_eq!(
+        world.running(),
+        14,
+        "a process for each ready instance and no other ({context})"
+    );
     the_log_is_sound(&world, &context);
 }
 
@@ -142,11 +166,21 @@ fn random_faults_never_break_an_invariant_and_everything_settles_afterwards() {
 fn the_same_seed_gives_the_same_log() {
     let log = |seed| {
         let mut world = World::new(seed, start());
-        world.faults = Faults { service_restarts: 5, start_failures: 20, lagging_reads: 30, ..Faults::default() };
+        world.faults = Faults {
+            service_restarts: 5,
+            start_failures: 20,
+            lagging_reads: 30,
+            ..Faults::default()
+        };
         world.deploy("iris", 1, Some(policy("iris", 1, 5)));
         world.load.insert((key("iris"), name("blue")), 30);
         (0..100).for_each(|_| world.step(Span::from_secs(1)));
-        world.log.records.iter().map(|record| serde_json::to_string(&**record).unwrap()).collect::<Vec<_>>()
+        world
+            .log
+            .records
+            .iter()
+            .map(|record| serde_json::to_string(&**record).unwrap())
+            .collect::<Vec<_>>()
     };
     assert_eq!(log(5), log(5));
     assert_ne!(log(5), log(6));

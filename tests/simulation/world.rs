@@ -67,7 +67,12 @@ pub struct Log {
 
 impl Log {
     /// Appends, or refuses when the stream has moved on.
-    fn append(&mut self, stream: StreamName, expected: Option<u64>, events: Vec<(Uuid, Timestamp, Event)>) -> bool {
+    fn append(
+        &mut self,
+        stream: StreamName,
+        expected: Option<u64>,
+        events: Vec<(Uuid, Timestamp, Event)>,
+    ) -> bool {
         let version = self.versions.entry(stream.clone()).or_default();
         if expected.is_some_and(|expected| expected != *version) {
             return false;
@@ -78,7 +83,9 @@ impl Log {
             let in_bucket = self.by_bucket.entry(bucket).or_default();
             let record = Arc::new(Record {
                 position: Position(self.records.len() as u64 + 1),
-                prev: in_bucket.last().map_or(Position::START, |last| last.position),
+                prev: in_bucket
+                    .last()
+                    .map_or(Position::START, |last| last.position),
                 bucket,
                 stream: stream.clone(),
                 version: *version,
@@ -104,7 +111,12 @@ pub struct Service<R: Reconciler> {
 
 impl<R: Reconciler> Service<R> {
     fn new(make: impl Fn() -> R + 'static) -> Self {
-        Self { reconciler: make(), make: Box::new(make), states: BTreeMap::new(), read: BTreeMap::new() }
+        Self {
+            reconciler: make(),
+            make: Box::new(make),
+            states: BTreeMap::new(),
+            read: BTreeMap::new(),
+        }
     }
 
     /// Forgets everything, as after a crash; the next turn reads the log from its start.
@@ -122,7 +134,9 @@ impl<R: Reconciler> Service<R> {
             let read = self.read.entry(bucket).or_default();
             for record in log.by_bucket[&bucket][*read..].iter().take(most) {
                 *read += 1;
-                let Some(key) = record.endpoint() else { continue };
+                let Some(key) = record.endpoint() else {
+                    continue;
+                };
                 let (state, version, recorded) = self.states.entry(key.clone()).or_default();
                 self.reconciler.apply(state, record);
                 *recorded = (*recorded).max(record.time);
@@ -140,7 +154,10 @@ impl<R: Reconciler> Service<R> {
             if events.is_empty() {
                 continue;
             }
-            let events = events.into_iter().map(|event| (ids.event_id(now), now, event)).collect();
+            let events = events
+                .into_iter()
+                .map(|event| (ids.event_id(now), now, event))
+                .collect();
             // Refused when this service lags behind its own stream: it reads on and tries again.
             log.append(StreamName::of(R::STREAM, key), Some(*version), events);
         }
@@ -196,6 +213,8 @@ pub fn key(endpoint: &str) -> EndpointKey {
 
 impl World {
     pub fn new(seed: u64, start: Timestamp) -> Self {
+        // Shared by every life of the planner: a new one must not give out the same ids again.
+        let instance_ids = Arc::new(SeededIds::new(!seed));
         Self {
             rng: Rng::new(seed),
             clock: start,
@@ -205,7 +224,7 @@ impl World {
             truth: BTreeMap::new(),
             ids: SeededIds::new(seed),
             autoscaler: Service::new(Autoscaler::default),
-            planner: Service::new(move || Planner::new("node".into(), Arc::new(SeededIds::new(seed ^ 1)))),
+            planner: Service::new(move || Planner::new("node".into(), instance_ids.clone())),
             processes: BTreeMap::new(),
             carried_out: BTreeMap::new(),
             starts: BTreeMap::new(),
@@ -218,50 +237,81 @@ impl World {
     /// Control's part: what an operator asks for goes straight into the log.
     pub fn control(&mut self, endpoint: &str, event: Event) {
         let stamped = (self.ids.event_id(self.clock), self.clock, event);
-        assert!(self.log.append(StreamName::of(StreamKind::Endpoint, &key(endpoint)), None, vec![stamped]));
+        assert!(self.log.append(
+            StreamName::of(StreamKind::Endpoint, &key(endpoint)),
+            None,
+            vec![stamped]
+        ));
     }
 
     pub fn deploy(&mut self, endpoint: &str, instances: u32, autoscale: Option<AutoscaleSpec>) {
-        let sealed = SealedKey { hash: String::new(), sealed: String::new() };
-        self.control(endpoint, Event::EndpointCreated(EndpointCreated {
-            uid: Uid(self.ids.uid()),
-            name: name(endpoint),
-            labels: BTreeMap::new(),
-            spec: Default::default(),
-            keys: EndpointKeys { primary: sealed.clone(), secondary: sealed },
-        }));
+        let sealed = SealedKey {
+            hash: String::new(),
+            sealed: String::new(),
+        };
+        self.control(
+            endpoint,
+            Event::EndpointCreated(EndpointCreated {
+                uid: Uid(self.ids.uid()),
+                name: name(endpoint),
+                labels: BTreeMap::new(),
+                spec: Default::default(),
+                keys: EndpointKeys {
+                    primary: sealed.clone(),
+                    secondary: sealed,
+                },
+            }),
+        );
         let uid = Uid(self.ids.uid());
-        self.control(endpoint, Event::DeploymentCreated(DeploymentCreated {
-            uid,
-            deployment: name("blue"),
-            labels: BTreeMap::new(),
-            spec: deployment_spec(instances),
-        }));
+        self.control(
+            endpoint,
+            Event::DeploymentCreated(DeploymentCreated {
+                uid,
+                deployment: name("blue"),
+                labels: BTreeMap::new(),
+                spec: deployment_spec(instances),
+            }),
+        );
         if let Some(spec) = autoscale {
             self.set_autoscale(endpoint, 1, spec);
         }
     }
 
     pub fn set_autoscale(&mut self, endpoint: &str, revision: u64, spec: AutoscaleSpec) {
-        let set = AutoscaleSet { deployment: name("blue"), revision, labels: BTreeMap::new(), spec };
+        let set = AutoscaleSet {
+            deployment: name("blue"),
+            revision,
+            labels: BTreeMap::new(),
+            spec,
+        };
         self.control(endpoint, Event::AutoscaleSet(set));
     }
 
     pub fn pin(&mut self, endpoint: &str, instances: u32, until: Option<Timestamp>) {
         let pin = contract::decision::Pin { instances, until };
-        self.control(endpoint, Event::AutoscalePinned(AutoscalePinned { deployment: name("blue"), pin }));
+        self.control(
+            endpoint,
+            Event::AutoscalePinned(AutoscalePinned {
+                deployment: name("blue"),
+                pin,
+            }),
+        );
     }
 
     pub fn roll(&mut self, endpoint: &str, instances: u32) {
         self.read_truth();
         let fold = &self.truth[&key(endpoint)];
-        let revision = fold.endpoint.as_ref().unwrap().deployments[&name("blue")].instance_revision + 1;
-        self.control(endpoint, Event::DeploymentUpdated(DeploymentUpdated {
-            deployment: name("blue"),
-            revision,
-            labels: BTreeMap::new(),
-            spec: deployment_spec(instances),
-        }));
+        let revision =
+            fold.endpoint.as_ref().unwrap().deployments[&name("blue")].instance_revision + 1;
+        self.control(
+            endpoint,
+            Event::DeploymentUpdated(DeploymentUpdated {
+                deployment: name("blue"),
+                revision,
+                labels: BTreeMap::new(),
+                spec: deployment_spec(instances),
+            }),
+        );
     }
 
     /// One turn of everything, then `step` passes.
@@ -287,11 +337,16 @@ impl World {
     }
 
     fn service_turn(&mut self, autoscaler: bool) {
-        let most = if self.rng.percent(self.faults.lagging_reads) { 1 } else { usize::MAX };
+        let most = if self.rng.percent(self.faults.lagging_reads) {
+            1
+        } else {
+            usize::MAX
+        };
         if autoscaler {
             self.autoscaler.read(&self.log, &mut self.rng, most);
             self.autoscaler.reconciler.due(self.clock);
-            self.autoscaler.evaluate(&mut self.log, self.clock, &self.ids);
+            self.autoscaler
+                .evaluate(&mut self.log, self.clock, &self.ids);
         } else {
             self.planner.read(&self.log, &mut self.rng, most);
             self.planner.evaluate(&mut self.log, self.clock, &self.ids);
@@ -302,9 +357,13 @@ impl World {
     fn gateway_turn(&mut self) {
         self.read_truth();
         let ready = |instance: &&Instance| instance.is_ready();
-        let routed = self.truth.values().flat_map(|fold| fold.instances.instances.values().filter(ready));
+        let routed = self
+            .truth
+            .values()
+            .flat_map(|fold| fold.instances.instances.values().filter(ready));
         let routed: BTreeSet<_> = routed.map(|instance| instance.id.clone()).collect();
-        self.routes.push_back((Position(self.log.records.len() as u64), routed));
+        self.routes
+            .push_back((Position(self.log.records.len() as u64), routed));
         if self.routes.len() > 2 {
             self.routes.pop_front();
         }
@@ -324,8 +383,16 @@ impl World {
     fn frame(&self, bucket: Bucket, routes_revision: Position) -> Frame {
         let mut deployments = Vec::new();
         for (endpoint, fold) in self.truth.iter().filter(|(key, _)| key.bucket() == bucket) {
-            for (deployment, spec) in fold.endpoint.iter().flat_map(|endpoint| &endpoint.deployments) {
-                let load = self.load.get(&(endpoint.clone(), deployment.clone())).copied().unwrap_or(0);
+            for (deployment, spec) in fold
+                .endpoint
+                .iter()
+                .flat_map(|endpoint| &endpoint.deployments)
+            {
+                let load = self
+                    .load
+                    .get(&(endpoint.clone(), deployment.clone()))
+                    .copied()
+                    .unwrap_or(0);
                 let instances = fold.instances.of(spec.uid).map(|instance| InstanceFrame {
                     id: instance.id.clone(),
                     busy_us: 0,
@@ -339,7 +406,10 @@ impl World {
                     deployment: deployment.clone(),
                     deployment_uid: spec.uid,
                     role: Role::Live,
-                    outcomes: Outcomes { success: load, ..Outcomes::default() },
+                    outcomes: Outcomes {
+                        success: load,
+                        ..Outcomes::default()
+                    },
                     arrivals: load,
                     // A tenth of a second each.
                     in_flight_us: load * 100_000,
@@ -355,7 +425,10 @@ impl World {
             }
         }
         Frame {
-            source: Source { kind: SourceKind::Gateway, id: "gateway".into() },
+            source: Source {
+                kind: SourceKind::Gateway,
+                id: "gateway".into(),
+            },
             boot: Uuid::nil(),
             sequence: self.sequence,
             bucket,
@@ -380,15 +453,29 @@ impl World {
         let instances: Vec<(EndpointKey, Instance)> = self
             .truth
             .iter()
-            .flat_map(|(key, fold)| fold.instances.instances.values().map(|i| (key.clone(), i.clone())))
+            .flat_map(|(key, fold)| {
+                fold.instances
+                    .instances
+                    .values()
+                    .map(|i| (key.clone(), i.clone()))
+            })
             .collect();
         for (endpoint, instance) in instances {
             if let Some(removal) = &instance.removal {
-                self.carried_out.insert(instance.id.clone(), removal.generation);
+                self.carried_out
+                    .insert(instance.id.clone(), removal.generation);
                 self.processes.remove(&instance.id);
-                let ended = InstanceEnded { id: instance.id, reason: "removed".into(), exit_code: None };
+                let ended = InstanceEnded {
+                    id: instance.id,
+                    reason: "removed".into(),
+                    exit_code: None,
+                };
                 self.report(&endpoint, Event::InstanceStopped(ended));
-            } else if self.carried_out.get(&instance.id).is_none_or(|newest| *newest < instance.generation) {
+            } else if self
+                .carried_out
+                .get(&instance.id)
+                .is_none_or(|newest| *newest < instance.generation)
+            {
                 self.start(&endpoint, instance);
             } else {
                 self.watch(&endpoint, &instance);
@@ -397,31 +484,51 @@ impl World {
     }
 
     fn start(&mut self, endpoint: &EndpointKey, instance: Instance) {
-        self.carried_out.insert(instance.id.clone(), instance.generation);
+        self.carried_out
+            .insert(instance.id.clone(), instance.generation);
         *self.starts.entry(instance.id.clone()).or_default() += 1;
         if self.rng.percent(self.faults.start_failures) {
-            let ended = InstanceEnded { id: instance.id, reason: "no start".into(), exit_code: Some(1) };
+            let ended = InstanceEnded {
+                id: instance.id,
+                reason: "no start".into(),
+                exit_code: Some(1),
+            };
             self.report(endpoint, Event::InstanceFailed(ended));
             return;
         }
         let ready_at = self.clock + Span::from_secs(1 + self.rng.below(10));
-        self.processes.insert(instance.id.clone(), Process { ready_at, reported_ready: false });
-        self.report(endpoint, Event::InstanceStarted(InstanceStarted {
-            id: instance.id,
-            generation: instance.generation,
-            address: "127.0.0.1:1".into(),
-            pid: None,
-            adopted: false,
-        }));
+        self.processes.insert(
+            instance.id.clone(),
+            Process {
+                ready_at,
+                reported_ready: false,
+            },
+        );
+        self.report(
+            endpoint,
+            Event::InstanceStarted(InstanceStarted {
+                id: instance.id,
+                generation: instance.generation,
+                address: "127.0.0.1:1".into(),
+                pid: None,
+                adopted: false,
+            }),
+        );
     }
 
     fn watch(&mut self, endpoint: &EndpointKey, instance: &Instance) {
         let crash = self.rng.percent(self.faults.instance_crashes);
-        let Some(process) = self.processes.get_mut(&instance.id) else { return };
+        let Some(process) = self.processes.get_mut(&instance.id) else {
+            return;
+        };
         let id = instance.id.clone();
         if crash {
             self.processes.remove(&id);
-            let ended = InstanceEnded { id, reason: "crashed".into(), exit_code: Some(139) };
+            let ended = InstanceEnded {
+                id,
+                reason: "crashed".into(),
+                exit_code: Some(139),
+            };
             self.report(endpoint, Event::InstanceFailed(ended));
         } else if !process.reported_ready && self.clock >= process.ready_at {
             process.reported_ready = true;
@@ -431,12 +538,17 @@ impl World {
 
     fn report(&mut self, endpoint: &EndpointKey, event: Event) {
         let stamped = (self.ids.event_id(self.clock), self.clock, event);
-        assert!(self.log.append(StreamName::of_node(endpoint, "node"), None, vec![stamped]));
+        assert!(
+            self.log
+                .append(StreamName::of_node(endpoint, "node"), None, vec![stamped])
+        );
     }
 
     fn read_truth(&mut self) {
         for record in &self.log.records[self.truth_read..] {
-            let Some(key) = record.endpoint() else { continue };
+            let Some(key) = record.endpoint() else {
+                continue;
+            };
             self.truth.entry(key).or_default().apply(record);
         }
         self.truth_read = self.log.records.len();
@@ -444,7 +556,11 @@ impl World {
 
     pub fn ready(&self, endpoint: &str) -> usize {
         let fold = &self.truth[&key(endpoint)];
-        fold.instances.instances.values().filter(|instance| instance.is_ready()).count()
+        fold.instances
+            .instances
+            .values()
+            .filter(|instance| instance.is_ready())
+            .count()
     }
 
     pub fn running(&self) -> usize {

@@ -1,13 +1,20 @@
 //! Compute backends: where instances run. The port is about one instance, never about a count.
 
+pub mod logs;
+pub mod process;
+pub mod simulated;
+mod watchers;
+
 use async_trait::async_trait;
 use contract::ids::InstanceId;
 use contract::resources::DeploymentSpec;
 use contract::time::Span;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 /// An instance that there shall be. The same order twice is one instance.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Order {
     pub id: InstanceId,
     pub generation: u64,
@@ -90,7 +97,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Everything that this installation runs, or ran and was not told to remove.
     async fn list(&self) -> Result<Vec<Observed>, BackendError>;
 
-    /// Changes from now on. A receiver that lags must call [`list`](Backend::list) again.
+    /// Changes from now on, in order for each instance. A receiver that lags behind is closed once
+    /// it has drained what fits: it must then watch anew and call [`list`](Backend::list).
     fn watch(&self) -> mpsc::Receiver<Observed>;
 
     /// CPU and memory of what runs now.

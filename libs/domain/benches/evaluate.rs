@@ -11,9 +11,7 @@ use contract::resources::{
     NumberOrText, ProfileSpec, RuleSpec, ScaleSpec, Stabilization,
 };
 use contract::time::{Span, Timestamp};
-use penstock_domain::autoscale::{
-    Policy, Selection, TickInputs, carry, evaluate, explain, should_explain,
-};
+use domain::autoscale::{Policy, Selection, TickInputs, carry, evaluate, explain, should_explain};
 
 const POLICIES: usize = 200;
 const TICKS: usize = 2000;

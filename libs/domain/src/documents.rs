@@ -11,6 +11,8 @@ use contract::resources::{
 };
 use serde_json::Value;
 
+use crate::autoscale::Policy;
+
 /// What the engines find wrong with a document that is right by itself.
 pub fn validate(resource: &Resource) -> Vec<Finding> {
     match resource {
@@ -21,8 +23,7 @@ pub fn validate(resource: &Resource) -> Vec<Finding> {
 
 /// Faults in rules and schedules, with pointers from the document's root.
 pub fn autoscale_findings(spec: &AutoscaleSpec) -> Vec<Finding> {
-    let _ = spec;
-    Vec::new()
+    Policy::compile(spec).err().unwrap_or_default()
 }
 
 /// One request of an apply.

@@ -10,4 +10,5 @@ pub mod fold;
 pub mod instances;
 pub mod measure;
 pub mod routes;
+pub mod usage;
 pub mod views;

@@ -1,5 +1,7 @@
 //! An instance may be stopped only by the word of every gateway, or when its time is up.
 
+#![allow(clippy::unwrap_used)]
+
 use contract::events::{Event, InstanceDraining, InstanceRequested, RemovalReason, RequestReason};
 use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
 use contract::histogram::Histogram;

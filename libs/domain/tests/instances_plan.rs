@@ -1,5 +1,7 @@
 //! How the planner turns decisions into orders: scale, replace, roll, drain, back off.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use contract::events::{

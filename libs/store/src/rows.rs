@@ -37,7 +37,7 @@ pub struct RowQuery {
 
 /// Makes rows from the log: a pure fold. Events of other endpoints may come in between in any
 /// order, those of one bucket come in order.
-pub trait Projector {
+pub trait Projector: Send {
     fn project(&mut self, record: &Record) -> Vec<RowChange>;
 
     /// Under whose cursors the rows are written while the log grows.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::rows::{Row, RowQuery};
 use crate::sqlite::{Db, Location, Pool};
 use crate::writer::{Job, Prepared, QUEUE_MAX, Subscribers, Writer};
-use crate::{Commit, CommitError, Committed, Fence, StoreError, statements};
+use crate::{Cause, Commit, CommitError, Committed, Fence, StoreError, statements};
 
 /// Most records that one read returns, whatever it asks for.
 pub const READ_LIMIT_MAX: usize = 10_000;
@@ -62,6 +62,20 @@ impl Store {
         let sent = self.inner.jobs.send(job).await;
         sent.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// What a commit with this cause gave, if there was one: for callers that would refuse the repeat
+    /// before it reaches [`commit`](Self::commit).
+    pub async fn repeated(&self, cause: &Cause) -> Result<Option<Committed>, CommitError> {
+        let stored = statements::cause(&mut *self.reader().await?, &cause.key).await?;
+        match stored {
+            None => Ok(None),
+            Some(before) if before.body_hash != cause.body_hash => Err(CommitError::CauseReused),
+            Some(before) => Ok(Some(Committed::Before {
+                positions: before.positions()?,
+                result: before.result,
+            })),
+        }
     }
 
     /// Takes ownership of what the name stands for: every fence taken before is refused from now on.

@@ -7,9 +7,9 @@ use contract::events::{Empty, Event};
 use contract::ids::{EndpointKey, Position};
 use contract::log::{Actor, NewEvent, Record, RowChange, StreamKind, StreamName};
 use contract::time::Timestamp;
-use store::{Append, Commit, CommitError, Projector, Store, StoreError, verify};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
+use store::{Append, Commit, CommitError, Projector, Store, StoreError, verify};
 use tempfile::TempDir;
 use uuid::Uuid;
 

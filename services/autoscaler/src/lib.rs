@@ -55,7 +55,10 @@ pub async fn run(
     health: &Health,
     shutdown: CancellationToken,
 ) -> Result<(), StoreError> {
-    let observer = Observer { clock: deps.clock.clone(), metrics: DecisionMetrics::new(metrics) };
+    let observer = Observer {
+        clock: deps.clock.clone(),
+        metrics: DecisionMetrics::new(metrics),
+    };
     let autoscaler = Autoscaler {
         memory_bytes_per_instance: machine_memory_bytes(),
         observer: Some(observer),
@@ -67,14 +70,18 @@ pub async fn run(
 /// Processes share the machine's memory, so that is what their use is a share of.
 fn machine_memory_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
 }
 
 impl Autoscaler {
     fn measures(&mut self, bucket: Bucket, now: Timestamp) -> &mut Measures {
-        self.measures.entry(bucket).or_insert_with(|| Measures::new(now))
+        self.measures
+            .entry(bucket)
+            .or_insert_with(|| Measures::new(now))
     }
 }
 
@@ -96,7 +103,9 @@ impl Reconciler for Autoscaler {
 
     fn observe(&mut self, frame: &Frame, now: Timestamp) -> bool {
         let closed = self.measures(frame.bucket, now).frame(now, frame);
-        let closed = closed.iter().any(|second| second.kind == SourceKind::Gateway);
+        let closed = closed
+            .iter()
+            .any(|second| second.kind == SourceKind::Gateway);
         if closed {
             let closed_at = frame.start + Span::from_millis(frame.length_us / 1000);
             self.closing.insert(frame.bucket, closed_at);
@@ -115,7 +124,10 @@ impl Reconciler for Autoscaler {
         }
         let closed = |(bucket, measures): (&Bucket, &mut Measures)| {
             let closed = measures.tick(now);
-            closed.iter().any(|second| second.kind == SourceKind::Gateway).then_some(*bucket)
+            closed
+                .iter()
+                .any(|second| second.kind == SourceKind::Gateway)
+                .then_some(*bucket)
         };
         self.measures.iter_mut().filter_map(closed).collect()
     }
@@ -129,7 +141,10 @@ impl Reconciler for Autoscaler {
         let memory = self.memory_bytes_per_instance;
         let measures = self.measures(key.bucket(), now);
         let decisions = state.evaluate(&key.endpoint(), measures, memory, now);
-        decisions.into_iter().map(|decision| Event::ScalingDecided(Box::new(decision))).collect()
+        decisions
+            .into_iter()
+            .map(|decision| Event::ScalingDecided(Box::new(decision)))
+            .collect()
     }
 
     fn committed(
@@ -139,14 +154,18 @@ impl Reconciler for Autoscaler {
         records: &[Arc<Record>],
         _now: Timestamp,
     ) {
-        let Some(observer) = &self.observer else { return };
+        let Some(observer) = &self.observer else {
+            return;
+        };
         for record in records {
             if let Event::ScalingDecided(decision) = &record.event {
                 observer.metrics.count(decision);
             }
         }
         if let Some(closed_at) = self.closing.get(&key.bucket()) {
-            observer.metrics.committed_after(observer.clock.now().since(*closed_at));
+            observer
+                .metrics
+                .committed_after(observer.clock.now().since(*closed_at));
         }
     }
 }

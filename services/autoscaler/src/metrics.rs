@@ -9,8 +9,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use runtime::metrics::Metrics;
 
 /// Upper bounds in seconds; close to the 20 ms that a decision may take, so that it can be checked.
-const COMMIT_SECONDS: [f64; 12] =
-    [0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 1.0];
+const COMMIT_SECONDS: [f64; 12] = [
+    0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 1.0,
+];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
@@ -28,8 +29,10 @@ pub struct DecisionMetrics {
 
 impl DecisionMetrics {
     pub fn new(metrics: &Metrics) -> Self {
-        let exported =
-            Self { decisions: Family::default(), commit_seconds: Histogram::new(COMMIT_SECONDS) };
+        let exported = Self {
+            decisions: Family::default(),
+            commit_seconds: Histogram::new(COMMIT_SECONDS),
+        };
         metrics.register(|registry| {
             registry.register(
                 "penstock_scaling_decisions",
@@ -67,5 +70,8 @@ impl DecisionMetrics {
 /// The word that the API uses.
 fn outcome_name(outcome: Outcome) -> String {
     let json = serde_json::to_value(outcome).ok();
-    json.as_ref().and_then(|json| json.as_str()).unwrap_or("unknown").to_owned()
+    json.as_ref()
+        .and_then(|json| json.as_str())
+        .unwrap_or("unknown")
+        .to_owned()
 }

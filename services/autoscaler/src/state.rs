@@ -51,7 +51,9 @@ impl EndpointState {
         match &record.event {
             Event::ScalingDecided(decision) => self.decided(decision),
             Event::ClockStepped(stepped) => self.clock_stepped(stepped),
-            Event::DeploymentDeleted(_) | Event::EndpointDeleted(_) => return self.forget_the_gone(),
+            Event::DeploymentDeleted(_) | Event::EndpointDeleted(_) => {
+                return self.forget_the_gone();
+            }
             _ => {}
         }
         Vec::new()
@@ -60,7 +62,9 @@ impl EndpointState {
     fn decided(&mut self, decision: &Decision) {
         let uid = decision.deployment_uid;
         self.steps.remove(&uid);
-        let Some(watched) = self.deployments.get_mut(&uid) else { return };
+        let Some(watched) = self.deployments.get_mut(&uid) else {
+            return;
+        };
         match watched.staged.take() {
             Some((staged, carried)) if staged == *decision => {
                 watched.carried = carried;
@@ -87,10 +91,17 @@ impl EndpointState {
 
     fn forget_the_gone(&mut self) -> Vec<Uid> {
         let endpoint = self.fold.endpoint.as_ref();
-        let living: Vec<Uid> =
-            endpoint.iter().flat_map(|e| e.deployments.values()).map(|d| d.uid).collect();
-        let gone: Vec<Uid> =
-            self.deployments.keys().filter(|uid| !living.contains(uid)).copied().collect();
+        let living: Vec<Uid> = endpoint
+            .iter()
+            .flat_map(|e| e.deployments.values())
+            .map(|d| d.uid)
+            .collect();
+        let gone: Vec<Uid> = self
+            .deployments
+            .keys()
+            .filter(|uid| !living.contains(uid))
+            .copied()
+            .collect();
         for uid in &gone {
             self.deployments.remove(uid);
             self.steps.remove(uid);
@@ -106,7 +117,9 @@ impl EndpointState {
         memory_bytes_per_instance: Option<u64>,
         now: Timestamp,
     ) -> Vec<Decision> {
-        let Some(endpoint) = self.fold.endpoint.clone() else { return Vec::new() };
+        let Some(endpoint) = self.fold.endpoint.clone() else {
+            return Vec::new();
+        };
         if endpoint.state == ProvisioningState::Deleting {
             return Vec::new();
         }
@@ -119,7 +132,10 @@ impl EndpointState {
             if deployment.state == ProvisioningState::Deleting {
                 continue;
             }
-            let of = DeploymentRef { endpoint: name.clone(), deployment: deployment_name.clone() };
+            let of = DeploymentRef {
+                endpoint: name.clone(),
+                deployment: deployment_name.clone(),
+            };
             decisions.extend(self.evaluate_deployment(&of, deployment, measures, options, now));
         }
         decisions
@@ -137,10 +153,15 @@ impl EndpointState {
         let last = self.fold.decisions.get(&uid).map(|(_, decision)| decision);
         let instances = counts(&self.fold, uid);
         let steps = self.steps.get(&uid).map_or(&[][..], Vec::as_slice);
-        let watched =
-            self.deployments.entry(uid).or_insert_with(|| Watched::resume(last, steps, now));
+        let watched = self
+            .deployments
+            .entry(uid)
+            .or_insert_with(|| Watched::resume(last, steps, now));
         watched.compile(deployment, measures, now);
-        if watched.written_at.is_some_and(|at| now.since(at) < WRITE_EVERY) {
+        if watched
+            .written_at
+            .is_some_and(|at| now.since(at) < WRITE_EVERY)
+        {
             return None;
         }
         let compiled = watched.compiled.as_ref();
@@ -187,7 +208,13 @@ impl Watched {
                 carried_after_clock_step(&carried, step.recorded, step.clock)
             })
         });
-        Self { compiled: None, carried, selection: None, staged: None, written_at: None }
+        Self {
+            compiled: None,
+            carried,
+            selection: None,
+            staged: None,
+            written_at: None,
+        }
     }
 
     fn compile(&mut self, deployment: &Deployment, measures: &mut Measures, now: Timestamp) {
@@ -196,7 +223,11 @@ impl Watched {
             self.selection = None;
             return;
         };
-        if self.compiled.as_ref().is_some_and(|known| known.revision == autoscale.revision) {
+        if self
+            .compiled
+            .as_ref()
+            .is_some_and(|known| known.revision == autoscale.revision)
+        {
             return;
         }
         let policy = Policy::compile(&autoscale.spec)
@@ -205,7 +236,10 @@ impl Watched {
         if let Some(policy) = &policy {
             measures.watch(deployment.uid, policy.signals(), now);
         }
-        self.compiled = Some(Compiled { revision: autoscale.revision, policy });
+        self.compiled = Some(Compiled {
+            revision: autoscale.revision,
+            policy,
+        });
         self.selection = None;
     }
 }

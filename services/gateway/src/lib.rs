@@ -1,1 +1,49 @@
+//! The data plane: routes requests of clients to instances of deployments, and measures them.
 //!
+//! **Owns** nothing durable but `gateway-routes.json`, a copy of the last routes. **In**: route
+//! updates from the bus, requests from clients. **Out**: requests to instances, one frame per
+//! bucket and second to the bus, Prometheus metrics.
+//!
+//! Invariants
+//! - A request sees one whole snapshot of the routes; a lower revision never replaces a higher one.
+//! - An instance never has more requests from this gateway than its slots, over all threads, and
+//!   gets none after a frame has reported the revision that drains it.
+//! - A request is sent to at most two instances, and twice only where the first cannot have been
+//!   seen by a model (see `proxy`).
+//! - A client that leaves frees its slot and closes the connection to the instance.
+//! - Every request that reached a deployment is in exactly one frame as an arrival and in exactly
+//!   one as an outcome.
+//!
+//! **Frames.** A second on the clock is closed by one frame per bucket, also an empty one. When a
+//! request waits and its deployment has no instance, the bucket gets a frame at once: it carries
+//! the same `start` as the second's last frame will, and its `length_us` is the part of the second
+//! that it covers. So several frames of one source and bucket may share a `start`; their lengths
+//! add up to the second, their sequences follow each other, and their counts are to be added.
+//! Requests that are refused before a deployment is chosen (400, 401, 404) are in no frame, since
+//! a frame has no place for them; they are in `penstock_requests_total` with an empty deployment.
+//! `at_or_below` counts good answers only: a refusal in no time is no fast answer.
+//!
+//! **Threads.** Each serving thread has its own runtime, listener (`SO_REUSEPORT`), connections and
+//! pools; one more thread follows the routes and makes the frames.
+
+mod admission;
+mod body;
+mod config;
+mod framing;
+mod guard;
+mod instance;
+mod meter;
+mod metrics;
+mod pool;
+mod proxy;
+mod reply;
+mod router;
+mod saved;
+mod service;
+mod split;
+mod target;
+mod thread;
+mod timer;
+
+pub use config::Config;
+pub use service::{Deps, Error, Gateway, run};

@@ -3,8 +3,8 @@
 
 use super::syntax::escape;
 use super::{
-    AutoscaleSpec, BackendKind, DeploymentSpec, EndpointSpec, EnvValue, INSTANCES_MAX, Labels,
-    Percentages, ProbeSpec, RequestSettings, Resource, SimulatedSpec,
+    BackendKind, DeploymentSpec, EndpointSpec, EnvValue, INSTANCES_MAX, Labels, Percentages,
+    ProbeSpec, RequestSettings, Resource, SimulatedSpec,
 };
 use crate::problem::Finding;
 use crate::time::Span;
@@ -27,8 +27,6 @@ pub const PROBE_THRESHOLD_MAX: u32 = 10_000;
 pub const PROBE_PATH_BYTES_MAX: usize = 1024;
 pub const REQUEST_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 pub const INSTANCE_TYPE_BYTES_MAX: usize = 64;
-pub const PROFILES_MAX: usize = 50;
-pub const RULES_MAX: usize = 50;
 /// Environment that Penstock itself gives to instances; adoption rests on it.
 pub const RESERVED_ENV_PREFIX: &str = "PENSTOCK_";
 
@@ -48,7 +46,6 @@ pub fn resource(resource: &Resource) -> Vec<Finding> {
         }
         Resource::Autoscale(autoscale) => {
             check.labels(&autoscale.metadata.labels);
-            check.autoscale(&autoscale.spec);
             check.size(&autoscale.spec);
         }
     }
@@ -345,22 +342,6 @@ impl Check {
         self.require(span <= limit, pointer, || {
             format!("{span} is too long; use at most {limit}")
         });
-    }
-
-    /// Sizes only: what rules and schedules mean is the engine's to say.
-    fn autoscale(&mut self, spec: &AutoscaleSpec) {
-        let profiles = spec.profiles.len();
-        self.require((1..=PROFILES_MAX).contains(&profiles), "/spec/profiles", || {
-            format!("there are {profiles} profiles; write 1 to {PROFILES_MAX}, one of them without a schedule")
-        });
-        for (index, profile) in spec.profiles.iter().enumerate() {
-            let rules = profile.rules.as_ref().map_or(0, Vec::len);
-            self.require(
-                rules <= RULES_MAX,
-                &format!("/spec/profiles/{index}/rules"),
-                || format!("there are {rules} rules; keep at most {RULES_MAX}"),
-            );
-        }
     }
 }
 

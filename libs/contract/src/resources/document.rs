@@ -34,7 +34,7 @@ const KINDS_NOT_YET: &[&str] = &[
 ];
 
 /// What the server writes into `metadata`; ignored when it comes back.
-const READ_ONLY_METADATA: [&str; 3] = ["uid", "revision", "createdAt"];
+pub(super) const READ_ONLY_METADATA: [&str; 3] = ["uid", "revision", "createdAt"];
 
 /// One resource as a person wrote it.
 #[derive(Clone, Debug, PartialEq)]
@@ -328,8 +328,9 @@ where
     M: serde::de::DeserializeOwned,
     S: serde::de::DeserializeOwned,
 {
-    let metadata = sentence::typed(metadata, "/metadata").map_err(|found| findings.extend(found));
-    let spec = sentence::typed(spec, "/spec").map_err(|found| findings.extend(found));
+    let metadata =
+        sentence::read_typed(metadata, "/metadata").map_err(|found| findings.extend(found));
+    let spec = sentence::read_typed(spec, "/spec").map_err(|found| findings.extend(found));
     Some((metadata.ok()?, spec.ok()?))
 }
 

@@ -3,11 +3,12 @@
 mod autoscale;
 pub mod check;
 mod deployment;
-mod document;
+pub mod document;
 mod endpoint;
+mod schema;
 mod sentence;
-mod syntax;
-mod template;
+pub mod syntax;
+pub mod template;
 mod view;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,8 @@ pub use autoscale::*;
 pub use deployment::*;
 pub use document::*;
 pub use endpoint::*;
+pub use schema::document_schema;
+pub use sentence::read_typed;
 pub use syntax::{Place, SyntaxError, TEXT_BYTES_MAX, Tree};
 pub use template::{Unresolved, substitute};
 pub use view::*;

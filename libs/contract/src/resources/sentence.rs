@@ -53,7 +53,7 @@ const NOT_YET: &[(&str, &str, &str)] = &[
 
 /// Reads a typed value out of a tree. All unknown fields are reported together; of other faults only
 /// the first, since reading ends there.
-pub(super) fn typed<T: DeserializeOwned>(value: &Value, base: &str) -> Result<T, Vec<Finding>> {
+pub fn read_typed<T: DeserializeOwned>(value: &Value, base: &str) -> Result<T, Vec<Finding>> {
     let mut value = value.clone();
     let mut findings = Vec::new();
     loop {

@@ -27,7 +27,8 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use contract::Span;
 use futures::future::BoxFuture;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -43,6 +44,8 @@ const DEFAULT_DATA: &str = r#"{"data":[[5.1,3.5,1.4,0.2]]}"#;
 /// Requests that may be due and not yet ended. Beyond it the generator itself waits (and says so): memory has
 /// to end somewhere.
 const PENDING_MAX: usize = 100_000;
+/// Longest sleep of the dispatcher, so that a stop is heard.
+const STOP_CHECK: Duration = Duration::from_millis(50);
 /// How often a line of progress is written where it cannot be written in place.
 const LINE_EVERY_SECONDS: u64 = 5;
 
@@ -208,16 +211,18 @@ async fn run_until(args: &LoadArgs, target: Target, stop: Stop) -> Result<LoadRe
     let recorder = tokio::spawn(record(inbox, start, progress));
 
     let pending = TaskTracker::new();
-    dispatch(
-        schedule,
+    let dispatcher = Dispatcher {
         start,
-        &sender,
-        &events,
-        &pending,
-        &due_so_far,
-        &stop.stop,
-    )
-    .await;
+        sender,
+        events: events.clone(),
+        pending: pending.clone(),
+        due_so_far: due_so_far.clone(),
+        stop: stop.stop.clone(),
+        runtime: Handle::current(),
+    };
+    tokio::task::spawn_blocking(move || dispatcher.run(schedule))
+        .await
+        .context("the schedule broke off")?;
     // The schedule is over when its last second is, not when its last request has been sent.
     if let Some(length) = length {
         tokio::select! {
@@ -251,40 +256,51 @@ async fn run_until(args: &LoadArgs, target: Target, stop: Stop) -> Result<LoadRe
     ))
 }
 
-/// Starts each request when it is due, and waits for none of them.
-async fn dispatch(
-    schedule: Schedule,
+/// Starts each request when it is due, and waits for none of them. On a thread of its own: the runtime's timer
+/// counts in whole milliseconds, which is longer than many an answer takes.
+struct Dispatcher {
     start: Instant,
-    sender: &Arc<Sender>,
-    events: &mpsc::UnboundedSender<Event>,
-    pending: &TaskTracker,
-    due_so_far: &AtomicU64,
-    stop: &CancellationToken,
-) {
-    let room = Arc::new(Semaphore::new(PENDING_MAX));
-    for due in schedule {
-        let permit = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            permit = due_with_room(start + due, &room) => permit,
-        };
-        due_so_far.fetch_add(1, Ordering::Relaxed);
-        let (sender, events) = (sender.clone(), events.clone());
-        pending.spawn(async move {
-            let ended = sender.send(start, due).await;
-            drop(permit);
-            // The recorder outlives all senders, unless the process is ending.
-            let _ = events.send(Event::Ended(Box::new(ended)));
-        });
-    }
+    sender: Arc<Sender>,
+    events: mpsc::UnboundedSender<Event>,
+    pending: TaskTracker,
+    due_so_far: Arc<AtomicU64>,
+    stop: CancellationToken,
+    runtime: Handle,
 }
 
-async fn due_with_room(
-    due: Instant,
-    room: &Arc<Semaphore>,
-) -> Option<tokio::sync::OwnedSemaphorePermit> {
-    tokio::time::sleep_until(due).await;
-    room.clone().acquire_owned().await.ok()
+impl Dispatcher {
+    fn run(self, schedule: Schedule) {
+        let room = Arc::new(Semaphore::new(PENDING_MAX));
+        for due in schedule {
+            let Some(permit) = self.wait_until(self.start + due, &room) else {
+                return;
+            };
+            self.due_so_far.fetch_add(1, Ordering::Relaxed);
+            let (sender, events, start) = (self.sender.clone(), self.events.clone(), self.start);
+            let request = async move {
+                let ended = sender.send(start, due).await;
+                drop(permit);
+                // The recorder outlives all senders, unless the process is ending.
+                let _ = events.send(Event::Ended(Box::new(ended)));
+            };
+            self.pending.spawn_on(request, &self.runtime);
+        }
+    }
+
+    /// None: stopped.
+    fn wait_until(&self, due: Instant, room: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        while !self.stop.is_cancelled() {
+            let left = due.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                std::thread::sleep(left.min(STOP_CHECK));
+            } else if let Ok(permit) = room.clone().try_acquire_owned() {
+                return Some(permit);
+            } else {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        None
+    }
 }
 
 async fn sample_instances(

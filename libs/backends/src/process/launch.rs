@@ -1,0 +1,269 @@
+//! Turns an order into a running process: command line, environment, secrets, port, output file.
+//!
+//! Secrets are resolved here, go into the environment of the child and nowhere else.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use contract::resources::EnvValue;
+use rustix::fs::{FlockOperation, flock};
+
+use super::record::lock_soon;
+use crate::Order;
+
+pub(super) const INSTALLATION: &str = "PENSTOCK_INSTALLATION";
+pub(super) const INSTANCE: &str = "PENSTOCK_INSTANCE";
+pub(super) const GENERATION: &str = "PENSTOCK_GENERATION";
+
+/// What of our own environment an instance gets. Everything else stays here: a secret that one
+/// deployment refers to as `env:NAME` is not for all the others.
+const PASSED_ON: &[&str] = &[
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "TZ",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "VIRTUAL_ENV",
+    "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
+
+/// Largest file that a `file:PATH` secret may be.
+const SECRET_BYTES_MAX: u64 = 64 * 1024;
+
+/// Where and as whom instances are started.
+#[derive(Clone, Debug)]
+pub(super) struct Surroundings {
+    pub installation: String,
+    /// Where `serve` was started: relative programs are looked up from here, and instances run here.
+    pub working_directory: PathBuf,
+}
+
+/// A port that nobody listens on now, and that is not among `taken`: an instance that has not bound
+/// its port yet looks like nobody.
+pub(super) fn free_port(taken: impl Fn(u16) -> bool) -> io::Result<u16> {
+    const TRIES: u32 = 64;
+    for _ in 0..TRIES {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+            .local_addr()?
+            .port();
+        if !taken(port) {
+            return Ok(port);
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AddrInUse,
+        "no free port was found on 127.0.0.1",
+    ))
+}
+
+/// Somebody listens on the port.
+pub(super) fn is_taken(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
+/// Starts the process; on failure says in a sentence why not. `output` is opened for append and
+/// locked: the lock lives in the open file, which the process and its children share, so it is held
+/// for exactly as long as any of them can still write, whoever started them and whatever became of us.
+pub(super) fn launch(
+    order: &Order,
+    surroundings: &Surroundings,
+    port: u16,
+    output: &Path,
+) -> Result<Child, String> {
+    let mut command = command(order, surroundings, port)?;
+    let stdout = open_output(output)?;
+    let stderr = stdout
+        .try_clone()
+        .map_err(|error| format!("{}: {error}", output.display()))?;
+    command
+        .stdin(Stdio::null())
+        .stdout(stdout)
+        .stderr(stderr)
+        .process_group(0)
+        .spawn()
+        .map_err(|error| {
+            format!(
+                "`{}` cannot be run: {error}; check spec.command",
+                command.get_program().to_string_lossy()
+            )
+        })
+}
+
+fn command(order: &Order, surroundings: &Surroundings, port: u16) -> Result<Command, String> {
+    let mut words = order
+        .spec
+        .command
+        .iter()
+        .map(|word| word.replace("{port}", &port.to_string()));
+    let program = words
+        .next()
+        .filter(|program| !program.is_empty())
+        .ok_or("spec.command is empty; name the program and its arguments")?;
+    let mut command = Command::new(resolve(&program, &surroundings.working_directory));
+    command
+        .args(words)
+        .current_dir(&surroundings.working_directory)
+        .env_clear()
+        .envs(passed_on());
+    for (name, value) in &order.spec.env {
+        command.env(name, resolve_env(name, value)?);
+    }
+    command
+        .env("PORT", port.to_string())
+        .env(INSTALLATION, &surroundings.installation)
+        .env(INSTANCE, order.id.as_str())
+        .env(GENERATION, order.generation.to_string());
+    Ok(command)
+}
+
+/// A bare name is looked for in PATH; anything with a slash is a path from the working directory.
+fn resolve(program: &str, working_directory: &Path) -> PathBuf {
+    if program.contains('/') {
+        working_directory.join(program)
+    } else {
+        PathBuf::from(program)
+    }
+}
+
+fn passed_on() -> impl Iterator<Item = (OsString, OsString)> {
+    env::vars_os().filter(|(name, _)| {
+        name.to_str()
+            .is_some_and(|name| PASSED_ON.contains(&name) || name.starts_with("LC_"))
+    })
+}
+
+fn resolve_env(name: &str, value: &EnvValue) -> Result<OsString, String> {
+    let reference = match value {
+        EnvValue::Plain(text) => return Ok(text.into()),
+        EnvValue::Secret(secret) => secret.secret_ref.as_str(),
+    };
+    let refused = |why: String| format!("the secret `{reference}` for spec.env.{name} {why}");
+    if let Some(variable) = reference.strip_prefix("env:") {
+        return env::var_os(variable).ok_or_else(|| {
+            refused(
+                "is not set in the environment of this node; set it and start Penstock again"
+                    .into(),
+            )
+        });
+    }
+    let Some(path) = reference.strip_prefix("file:") else {
+        return Err(refused(
+            "has an unknown form; write env:NAME or file:PATH".into(),
+        ));
+    };
+    let too_large = fs::metadata(path).is_ok_and(|meta| meta.len() > SECRET_BYTES_MAX);
+    if too_large {
+        return Err(refused(format!("is larger than {SECRET_BYTES_MAX} bytes")));
+    }
+    let text = fs::read_to_string(path)
+        .map_err(|error| refused(format!("cannot be read on this node: {error}")))?;
+    Ok(text.strip_suffix('\n').unwrap_or(&text).into())
+}
+
+fn open_output(path: &Path) -> Result<File, String> {
+    let failed = |error: io::Error| format!("its log {} cannot be opened: {error}", path.display());
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .map_err(failed)?;
+    lock_soon(&file).map_err(|_| {
+        format!(
+            "a process of this instance still runs: it holds {}",
+            path.display()
+        )
+    })?;
+    Ok(file)
+}
+
+/// A process that was started with this output file still has it open.
+pub(super) fn is_output_held(path: &Path) -> bool {
+    let Ok(file) = OpenOptions::new().append(true).open(path) else {
+        return false;
+    };
+    flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::ids::InstanceId;
+    use contract::resources::SecretRef;
+
+    use super::*;
+
+    fn secret(reference: &str) -> EnvValue {
+        EnvValue::Secret(SecretRef {
+            secret_ref: reference.into(),
+        })
+    }
+
+    #[test]
+    fn a_secret_from_a_file_loses_the_newline_at_its_end_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        fs::write(&path, "two\nlines\n").unwrap();
+        let value = resolve_env("DB", &secret(&format!("file:{}", path.display())));
+        assert_eq!(value.unwrap(), "two\nlines");
+    }
+
+    #[test]
+    fn a_secret_that_is_missing_is_named_with_the_variable_that_wants_it() {
+        for reference in [
+            "env:PENSTOCK_TEST_NOT_SET",
+            "file:/nonexistent/x",
+            "vault:x",
+        ] {
+            let error = resolve_env("DB", &secret(reference)).unwrap_err();
+            assert!(error.contains(reference), "{error}");
+            assert!(error.contains("spec.env.DB"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_port_replaces_its_placeholder_wherever_it_stands() {
+        let spec = serde_json::json!({
+            "backend": "process", "instanceType": "t",
+            "command": ["./scorer", "--listen=127.0.0.1:{port}", "{port}"],
+        });
+        let order = Order {
+            id: InstanceId::from("a".to_owned()),
+            generation: 1,
+            deployment: "iris/blue".into(),
+            spec: serde_json::from_value(spec).unwrap(),
+        };
+        let surroundings = Surroundings {
+            installation: "i".into(),
+            working_directory: "/srv".into(),
+        };
+        let command = command(&order, &surroundings, 4711).unwrap();
+        assert_eq!(command.get_program(), "/srv/./scorer");
+        let args: Vec<_> = command.get_args().collect();
+        assert_eq!(args, ["--listen=127.0.0.1:4711", "4711"]);
+    }
+
+    #[test]
+    fn a_port_that_is_promised_to_an_instance_is_not_given_to_another() {
+        let refused = std::cell::Cell::new(0);
+        let port = free_port(|_| refused.replace(refused.get() + 1) < 3).unwrap();
+        assert!(port > 0);
+        assert_eq!(refused.get(), 4);
+    }
+}

@@ -1,0 +1,531 @@
+//! Instances as processes of this machine.
+//!
+//! Owns `DATA/instances` (a record per instance), `DATA/installation` and `DATA/logs`. Invariants:
+//! an order is durable before it is carried out; at most one process group runs per instance; an
+//! instance outlives Penstock and is adopted by the next one, and nothing of ours runs that no
+//! record names; when an instance is reported as ended, all its processes are gone.
+
+mod adopt;
+mod launch;
+mod os;
+mod probe;
+mod record;
+mod supervise;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use contract::ids::InstanceId;
+use contract::time::{Span, Timestamp};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::logs::{LogLimits, output_path, sweep};
+use crate::watchers::Watchers;
+use crate::{Backend, BackendError, Observed, ObservedPhase, Order, ResourceSample};
+use launch::Surroundings;
+use os::{CpuMeter, Leader};
+use record::{Record, RecordPhase, StateFolder, is_usable_id};
+
+pub use record::{installation_id, node_id};
+
+/// How often output files are looked at.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug)]
+pub struct ProcessConfig {
+    pub data_dir: PathBuf,
+    /// Goes into what is observed; see [`node_id`].
+    pub node: String,
+    /// Relative programs are looked up here, and instances run here.
+    pub working_directory: PathBuf,
+    pub log_limits: LogLimits,
+    /// From the polite signal to the hard one, where no order says it: for what is found running
+    /// without a record, and for instances given up by their probes.
+    pub grace: Span,
+}
+
+impl ProcessConfig {
+    pub fn new(data_dir: PathBuf, node: String, working_directory: PathBuf) -> Self {
+        Self {
+            data_dir,
+            node,
+            working_directory,
+            log_limits: LogLimits::default(),
+            grace: Span::from_secs(10),
+        }
+    }
+}
+
+/// See the module. Dropping it lets go of all instances, as [`release`](Backend::release) does.
+#[derive(Debug)]
+pub struct ProcessBackend {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: ProcessConfig,
+    surroundings: Surroundings,
+    boot_id: String,
+    state: Mutex<State>,
+    /// Taken for each write of a record, before its content is read: the last write has the last word.
+    disk: Mutex<Option<StateFolder>>,
+    released: CancellationToken,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: BTreeMap<InstanceId, Entry>,
+    watchers: Watchers,
+}
+
+#[derive(Debug)]
+struct Entry {
+    record: Record,
+    phase: ObservedPhase,
+    adopted: bool,
+    /// To the task that looks after the instance; none once it is over.
+    orders: Option<mpsc::UnboundedSender<Removal>>,
+    cpu: CpuMeter,
+}
+
+/// To a supervisor: end the instance.
+#[derive(Clone, Copy, Debug)]
+struct Removal {
+    grace: Span,
+}
+
+impl Entry {
+    fn observed(&self, node: &str) -> Observed {
+        Observed {
+            id: self.record.id.clone(),
+            generation: self.record.generation,
+            node: node.to_owned(),
+            address: self.record.address(),
+            pid: self.record.process.as_ref().map(|p| p.pid as u32),
+            phase: self.phase.clone(),
+            adopted: self.adopted,
+        }
+    }
+}
+
+impl ProcessBackend {
+    /// Takes the data folder, adopts what runs well and ends the rest.
+    pub async fn open(config: ProcessConfig) -> Result<Arc<Self>, BackendError> {
+        let shared = tokio::task::spawn_blocking(move || Shared::open(config))
+            .await
+            .map_err(crashed)??;
+        let shared = Arc::new(shared);
+        adopt::adopt(&shared).await?;
+        shared.tasks.spawn(sweep_logs(shared.clone()));
+        Ok(Arc::new(Self { shared }))
+    }
+}
+
+impl Drop for ProcessBackend {
+    fn drop(&mut self) {
+        self.shared.released.cancel();
+    }
+}
+
+#[async_trait]
+impl Backend for ProcessBackend {
+    async fn ensure(&self, order: Order) -> Result<(), BackendError> {
+        self.blocking(|shared| shared.ensure(order)).await
+    }
+
+    async fn remove(
+        &self,
+        id: &InstanceId,
+        generation: u64,
+        grace: Span,
+    ) -> Result<(), BackendError> {
+        let id = id.clone();
+        self.blocking(move |shared| shared.remove(&id, generation, grace))
+            .await
+    }
+
+    async fn list(&self) -> Result<Vec<Observed>, BackendError> {
+        let state = self.shared.state();
+        let known = state.entries.values();
+        Ok(known
+            .filter(|entry| !matches!(entry.phase, ObservedPhase::Removed { .. }))
+            .map(|entry| entry.observed(&self.shared.config.node))
+            .collect())
+    }
+
+    fn watch(&self) -> mpsc::Receiver<Observed> {
+        self.shared.state().watchers.subscribe()
+    }
+
+    async fn resources(&self) -> Vec<ResourceSample> {
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || shared.resources())
+            .await
+            .unwrap_or_default()
+    }
+
+    async fn release(&self) {
+        self.shared.released.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+        self.shared.state().watchers.close();
+        // Free for the next one only now that nobody writes any more.
+        self.shared.disk().take();
+    }
+}
+
+impl ProcessBackend {
+    /// Runs to its end even if the caller goes away: a start that is half done has nobody else.
+    async fn blocking(
+        &self,
+        work: impl FnOnce(&Arc<Shared>) -> Result<(), BackendError> + Send + 'static,
+    ) -> Result<(), BackendError> {
+        if self.shared.released.is_cancelled() {
+            return Err(released());
+        }
+        let shared = self.shared.clone();
+        self.shared
+            .tasks
+            .spawn_blocking(move || work(&shared))
+            .await
+            .map_err(crashed)?
+    }
+}
+
+impl Shared {
+    fn open(config: ProcessConfig) -> Result<Self, BackendError> {
+        let failed = |error: io::Error| {
+            BackendError::Unavailable(format!(
+                "the data folder {} cannot be used: {error}",
+                config.data_dir.display()
+            ))
+        };
+        let folder = StateFolder::open(&config.data_dir)?;
+        let surroundings = Surroundings {
+            installation: installation_id(&config.data_dir).map_err(failed)?,
+            working_directory: config.working_directory.clone(),
+        };
+        Ok(Self {
+            surroundings,
+            boot_id: os::boot_id().map_err(failed)?,
+            config,
+            state: Mutex::default(),
+            disk: Mutex::new(Some(folder)),
+            released: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// Nothing that holds these locks can leave the state half changed.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn disk(&self) -> MutexGuard<'_, Option<StateFolder>> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes down what is known of an instance now. Blocks on the disk.
+    fn persist(&self, id: &InstanceId) -> Result<(), BackendError> {
+        let disk = self.disk();
+        let folder = disk.as_ref().ok_or_else(released)?;
+        let Some(record) = self.state().entries.get(id).map(|e| e.record.clone()) else {
+            return Ok(());
+        };
+        folder.write(&record).map_err(|error| {
+            BackendError::Unavailable(format!(
+                "the record of instance {id} cannot be written: {error}"
+            ))
+        })
+    }
+
+    /// Changes what is known of an instance, and tells it on if `f` says so.
+    fn update(&self, id: &InstanceId, f: impl FnOnce(&mut Entry) -> bool) {
+        let mut state = self.state();
+        let State { entries, watchers } = &mut *state;
+        if let Some(entry) = entries.get_mut(id)
+            && f(entry)
+        {
+            watchers.publish(&entry.observed(&self.config.node));
+        }
+    }
+
+    fn ensure(self: &Arc<Self>, order: Order) -> Result<(), BackendError> {
+        let id = order.id.clone();
+        if !is_usable_id(&id) || !is_usable_deployment(&order.deployment) {
+            let detail = "its id or its deployment's name cannot be the name of a file".into();
+            return Err(BackendError::CannotStart { id, detail });
+        }
+        let Some(orders) = self.admit(&order)? else {
+            return self.persist(&id);
+        };
+        if let Err(error) = self.persist(&id) {
+            self.state().entries.remove(&id);
+            return Err(error);
+        }
+        match self.start(&order) {
+            Ok(leader) => {
+                supervise::spawn(self, id, leader, orders);
+                Ok(())
+            }
+            Err(detail) => {
+                self.over(&id, None, detail.clone());
+                Err(BackendError::CannotStart { id, detail })
+            }
+        }
+    }
+
+    /// Decides whether the order leads to a start; if so the instance is ours to start from here on.
+    fn admit(
+        &self,
+        order: &Order,
+    ) -> Result<Option<mpsc::UnboundedReceiver<Removal>>, BackendError> {
+        let mut state = self.state();
+        let State { entries, watchers } = &mut *state;
+        if let Some(entry) = entries.get_mut(&order.id) {
+            let newest = entry.record.generation;
+            let refused = order.generation < newest
+                || order.generation == newest && entry.record.has_tombstone()
+                || matches!(entry.record.phase, RecordPhase::Removing);
+            if refused {
+                return Err(BackendError::Stale {
+                    id: order.id.clone(),
+                    ours: order.generation,
+                    newest,
+                });
+            }
+            if entry.orders.is_some() {
+                entry.record.generation = order.generation;
+                return Ok(None);
+            }
+            if order.generation == newest {
+                // It was carried out, and the instance is over. Say so again.
+                watchers.publish(&entry.observed(&self.config.node));
+                return Ok(None);
+            }
+        }
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let entry = Entry {
+            record: Record {
+                id: order.id.clone(),
+                generation: order.generation,
+                phase: RecordPhase::Starting,
+                order: Some(order.clone()),
+                process: None,
+                port: None,
+            },
+            phase: ObservedPhase::Starting,
+            adopted: false,
+            orders: Some(sender),
+            cpu: CpuMeter::default(),
+        };
+        entries.insert(order.id.clone(), entry);
+        Ok(Some(receiver))
+    }
+
+    /// Starts the process of an instance that is admitted and recorded.
+    fn start(&self, order: &Order) -> Result<Leader, String> {
+        let id = &order.id;
+        let port =
+            launch::free_port(|port| self.is_promised(port)).map_err(|error| error.to_string())?;
+        let output = output_path(&self.config.data_dir, &order.deployment, id);
+        let child = launch::launch(order, &self.surroundings, port, &output)?;
+        let pid = child.id() as i32;
+        // From here on the process runs, so nothing may return without a word about it.
+        let process = os::identity(pid, &self.boot_id).ok();
+        self.update(id, |entry| {
+            entry.record.process = process;
+            entry.record.port = Some(port);
+            if entry.record.phase == RecordPhase::Starting {
+                entry.record.phase = RecordPhase::Running;
+            }
+            true
+        });
+        if let Err(error) = self.persist(id) {
+            // Adoption finds the process by its environment as well.
+            tracing::warn!(instance = %id, %error, "a started instance is not recorded");
+        }
+        Leader::of_child(child).map_err(|error| {
+            self.membership(id, Some(pid))
+                .signal(rustix::process::Signal::KILL);
+            format!("its process cannot be watched: {error}")
+        })
+    }
+
+    fn is_promised(&self, port: u16) -> bool {
+        let state = self.state();
+        let mut in_use = state
+            .entries
+            .values()
+            .filter(|entry| entry.orders.is_some());
+        in_use.any(|entry| entry.record.port == Some(port))
+    }
+
+    fn remove(&self, id: &InstanceId, generation: u64, grace: Span) -> Result<(), BackendError> {
+        if !is_usable_id(id) {
+            return Err(BackendError::Unavailable(format!(
+                "`{id}` cannot be the id of an instance"
+            )));
+        }
+        let orders = self.condemn(id, generation)?;
+        self.persist(id)?;
+        match orders {
+            // A supervisor that is just finishing sees the condemned record and acts on that.
+            Some(orders) => drop(orders.send(Removal { grace })),
+            None => self.update(id, |entry| {
+                matches!(entry.record.phase, RecordPhase::Removed { .. })
+            }),
+        }
+        Ok(())
+    }
+
+    /// Notes that the instance is not wanted any more.
+    fn condemn(
+        &self,
+        id: &InstanceId,
+        generation: u64,
+    ) -> Result<Option<mpsc::UnboundedSender<Removal>>, BackendError> {
+        let mut state = self.state();
+        let entry = state.entries.entry(id.clone()).or_insert_with(|| Entry {
+            record: Record {
+                id: id.clone(),
+                generation,
+                phase: RecordPhase::Removed { code: None },
+                order: None,
+                process: None,
+                port: None,
+            },
+            phase: ObservedPhase::Removed { code: None },
+            adopted: false,
+            orders: None,
+            cpu: CpuMeter::default(),
+        });
+        if generation < entry.record.generation {
+            return Err(BackendError::Stale {
+                id: id.clone(),
+                ours: generation,
+                newest: entry.record.generation,
+            });
+        }
+        entry.record.generation = generation;
+        if entry.orders.is_some() {
+            entry.record.phase = RecordPhase::Removing;
+        } else if let RecordPhase::Exited { code, .. } = entry.record.phase {
+            entry.record.phase = RecordPhase::Removed { code };
+            entry.phase = ObservedPhase::Removed { code };
+        }
+        Ok(entry.orders.clone())
+    }
+
+    /// The instance has no process any more. Blocks on the disk.
+    fn over(&self, id: &InstanceId, code: Option<i32>, reason: String) {
+        let mut told = None;
+        self.update(id, |entry| {
+            entry.orders = None;
+            if entry.record.phase == RecordPhase::Removing {
+                entry.record.phase = RecordPhase::Removed { code };
+                told = Some(ObservedPhase::Removed { code });
+            } else {
+                entry.record.phase = RecordPhase::Exited {
+                    code,
+                    reason: reason.clone(),
+                };
+                told = Some(ObservedPhase::Exited { code, reason });
+            }
+            false
+        });
+        if let Err(error) = self.persist(id) {
+            // The next start finds no process and comes to the same end, less the code.
+            tracing::warn!(instance = %id, %error, "the end of an instance is not recorded");
+        }
+        if let Some(phase) = told {
+            self.update(id, |entry| {
+                entry.phase = phase;
+                true
+            });
+        }
+    }
+
+    fn membership(&self, id: &InstanceId, group: Option<i32>) -> os::Membership {
+        os::Membership {
+            installation: self.surroundings.installation.clone(),
+            instance: id.as_str().to_owned(),
+            group,
+        }
+    }
+
+    fn resources(&self) -> Vec<ResourceSample> {
+        let groups = os::usage_by_group();
+        let mut state = self.state();
+        let running = state.entries.values_mut().filter(|e| e.orders.is_some());
+        running
+            .filter_map(|entry| {
+                let leader = entry.record.process.as_ref()?.pid;
+                let usage = groups.get(&leader).copied().unwrap_or_default();
+                Some(ResourceSample {
+                    id: entry.record.id.clone(),
+                    cpu_us_total: entry.cpu.total(usage.cpu_us),
+                    memory_bytes: usage.memory_bytes,
+                })
+            })
+            .collect()
+    }
+
+    /// The instances that may still write output, by deployment.
+    fn in_use(&self) -> BTreeMap<String, BTreeSet<InstanceId>> {
+        let mut in_use = BTreeMap::<String, BTreeSet<InstanceId>>::new();
+        for entry in self.state().entries.values() {
+            if let (Some(_), Some(order)) = (&entry.orders, &entry.record.order) {
+                let deployment = in_use.entry(order.deployment.clone()).or_default();
+                deployment.insert(order.id.clone());
+            }
+        }
+        in_use
+    }
+}
+
+/// `ENDPOINT/DEPLOYMENT`, checked because it becomes a path.
+fn is_usable_deployment(text: &str) -> bool {
+    text.parse::<contract::ids::DeploymentRef>().is_ok()
+}
+
+async fn sweep_logs(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(SWEEP_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shared.released.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let worker = shared.clone();
+        let swept = tokio::task::spawn_blocking(move || {
+            let config = &worker.config;
+            sweep(&config.data_dir, &worker.in_use(), config.log_limits, now())
+        });
+        if let Ok(Err(error)) = swept.await {
+            tracing::warn!(%error, "output of instances cannot be rotated");
+        }
+    }
+}
+
+/// Only for marks in logs; nothing is decided by it.
+fn now() -> Timestamp {
+    let since_1970 = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    Timestamp::from_millis(since_1970.as_millis() as i64)
+}
+
+fn released() -> BackendError {
+    BackendError::Unavailable("the process backend has let go of its instances".into())
+}
+
+fn crashed(error: tokio::task::JoinError) -> BackendError {
+    BackendError::Unavailable(format!("the process backend failed: {error}"))
+}

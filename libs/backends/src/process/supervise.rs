@@ -1,0 +1,259 @@
+//! Looks after one instance from its start, or adoption, to its end: probes, removal, exit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use contract::ids::InstanceId;
+use contract::time::Span;
+use rustix::process::Signal;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::os::{Leader, Membership};
+use super::probe::{Probes, Verdict};
+use super::{Removal, Shared, launch};
+use crate::{ObservedPhase, Order};
+
+/// What an instance leaves behind when it ends by itself gets this long to end as well.
+const STRAY_GRACE: Span = Span::from_secs(2);
+
+/// How often a port is chosen anew because somebody took it before the instance bound it.
+const BIND_TRIES: u32 = 3;
+
+/// Between two looks whether all processes are gone.
+const LOOK_EVERY_MIN: Duration = Duration::from_millis(5);
+const LOOK_EVERY_MAX: Duration = Duration::from_millis(200);
+
+/// Why the watch over an instance has come to its end.
+enum Outcome {
+    Released,
+    Ended,
+    Remove(Removal),
+    Hopeless(String),
+}
+
+pub(super) fn spawn(
+    shared: &Arc<Shared>,
+    id: InstanceId,
+    leader: Leader,
+    orders: mpsc::UnboundedReceiver<Removal>,
+) {
+    let supervisor = Supervisor {
+        shared: shared.clone(),
+        id,
+        leader,
+        orders,
+        was_ready: false,
+    };
+    shared.tasks.spawn(supervisor.run());
+}
+
+struct Supervisor {
+    shared: Arc<Shared>,
+    id: InstanceId,
+    leader: Leader,
+    orders: mpsc::UnboundedReceiver<Removal>,
+    was_ready: bool,
+}
+
+/// Aborts a task when nobody waits for it any more.
+struct Abort(JoinHandle<()>);
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Supervisor {
+    async fn run(mut self) {
+        for attempt in 1.. {
+            match self.watch().await {
+                Outcome::Released => return,
+                Outcome::Remove(removal) => return self.end(removal.grace, None).await,
+                Outcome::Hopeless(reason) => {
+                    let grace = self.shared.config.grace;
+                    return self.end(grace, Some(reason)).await;
+                }
+                Outcome::Ended if attempt < BIND_TRIES && self.port_was_taken() => {
+                    if !self.start_again().await {
+                        return;
+                    }
+                }
+                Outcome::Ended => return self.end(STRAY_GRACE, None).await,
+            }
+        }
+    }
+
+    /// Probes the instance until something has to be done about it.
+    async fn watch(&mut self) -> Outcome {
+        let (sender, mut verdicts) = mpsc::channel(4);
+        let Some(probes) = self.probes() else {
+            return Outcome::Hopeless("its record names no port".into());
+        };
+        let port = probes.port;
+        let _probing = Abort(tokio::spawn(probes.run(sender)));
+        loop {
+            let verdict = tokio::select! {
+                biased;
+                () = self.shared.released.cancelled() => return Outcome::Released,
+                Some(removal) = self.orders.recv() => return Outcome::Remove(removal),
+                () = self.leader.ended() => return Outcome::Ended,
+                Some(verdict) = verdicts.recv() => verdict,
+            };
+            match verdict {
+                Verdict::Ready if !self.was_ready && !self.listens_on(port).await => {
+                    return Outcome::Hopeless(format!(
+                        "another process answers on its port {port}; the instance does not listen there"
+                    ));
+                }
+                Verdict::Ready => {
+                    self.was_ready = true;
+                    self.observe(ObservedPhase::Ready);
+                }
+                Verdict::Unready(reason) => self.observe(ObservedPhase::Unready { reason }),
+                Verdict::Hopeless(reason) => return Outcome::Hopeless(reason),
+            }
+        }
+    }
+
+    fn probes(&self) -> Option<Probes> {
+        let state = self.shared.state();
+        let entry = state.entries.get(&self.id)?;
+        let spec = &entry.record.order.as_ref()?.spec;
+        Some(Probes {
+            port: entry.record.port?,
+            readiness: spec.readiness_probe.clone(),
+            liveness: spec.liveness_probe.clone(),
+            adopted: entry.adopted,
+        })
+    }
+
+    fn observe(&self, phase: ObservedPhase) {
+        self.shared.update(&self.id, |entry| {
+            entry.phase = phase;
+            true
+        });
+    }
+
+    /// The leader lives or has not been reaped, so its number is its group's.
+    fn membership(&self) -> Membership {
+        self.shared.membership(&self.id, Some(self.leader.pid))
+    }
+
+    async fn listens_on(&self, port: u16) -> bool {
+        let membership = self.membership();
+        let asked = tokio::task::spawn_blocking(move || membership.listens_on(port));
+        asked.await.unwrap_or(true)
+    }
+
+    /// It ended before it was ready, and somebody else has its port: most likely it could not bind.
+    fn port_was_taken(&self) -> bool {
+        let state = self.shared.state();
+        let port = state.entries.get(&self.id).and_then(|e| e.record.port);
+        !self.was_ready && self.leader.is_child() && port.is_some_and(launch::is_taken)
+    }
+
+    /// Once more with another port. False: it could not be started, and that has been told.
+    async fn start_again(&mut self) -> bool {
+        self.clear_away(Span::ZERO).await;
+        self.leader.reap();
+        let shared = self.shared.clone();
+        let id = self.id.clone();
+        let started = tokio::task::spawn_blocking(move || {
+            let order = order(&shared, &id).ok_or("its record is gone")?;
+            shared.start(&order)
+        });
+        let detail = match started.await {
+            Ok(Ok(leader)) => {
+                self.leader = leader;
+                return true;
+            }
+            Ok(Err(detail)) => detail,
+            Err(error) => error.to_string(),
+        };
+        self.over(None, detail).await;
+        false
+    }
+
+    /// Ends all processes of the instance and tells how it ended. `reason`: ours, if it was us.
+    async fn end(mut self, grace: Span, reason: Option<String>) {
+        let shared = self.shared.clone();
+        tokio::select! {
+            () = shared.released.cancelled() => return,
+            () = self.clear_away(grace) => {}
+        }
+        let (code, how) = self.leader.reap();
+        let code = if reason.is_some() { None } else { code };
+        self.over(code, reason.unwrap_or(how)).await;
+    }
+
+    /// Polite first, and returns when nothing of the instance runs any more.
+    async fn clear_away(&self, grace: Span) {
+        let deadline = Instant::now() + grace.to_std();
+        self.signal(Signal::TERM).await;
+        if timeout_at(deadline, self.leader.ended()).await.is_ok()
+            && self.wait_until_gone(deadline).await
+        {
+            return;
+        }
+        // Again and again, for what forks between the look and the signal.
+        let mut pause = LOOK_EVERY_MIN;
+        while self.signal(Signal::KILL).await > 0 {
+            sleep(pause).await;
+            pause = (pause * 2).min(LOOK_EVERY_MAX);
+        }
+        self.leader.ended().await;
+    }
+
+    async fn wait_until_gone(&self, deadline: Instant) -> bool {
+        let mut pause = LOOK_EVERY_MIN;
+        loop {
+            if self.members_living().await == 0 {
+                return true;
+            }
+            if Instant::now() + pause > deadline {
+                return false;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LOOK_EVERY_MAX);
+        }
+    }
+
+    /// While the leader lives, or is a child of ours that is not reaped yet, its number names its
+    /// group; for an adopted one that has ended only the marks in the environment count.
+    async fn current_membership(&self) -> Membership {
+        let ended = timeout_at(Instant::now(), self.leader.ended())
+            .await
+            .is_ok();
+        let ours = self.leader.is_child() || !ended;
+        let group = ours.then_some(self.leader.pid);
+        self.shared.membership(&self.id, group)
+    }
+
+    async fn signal(&self, signal: Signal) -> usize {
+        let membership = self.current_membership().await;
+        let sent = tokio::task::spawn_blocking(move || membership.signal(signal));
+        sent.await.unwrap_or(0)
+    }
+
+    async fn members_living(&self) -> usize {
+        let membership = self.current_membership().await;
+        let counted = tokio::task::spawn_blocking(move || membership.living().len());
+        counted.await.unwrap_or(0)
+    }
+
+    async fn over(&self, code: Option<i32>, reason: String) {
+        let shared = self.shared.clone();
+        let id = self.id.clone();
+        let told = tokio::task::spawn_blocking(move || shared.over(&id, code, reason));
+        // It fails only if the runtime shuts down, and then there is nobody to tell.
+        let _ = told.await;
+    }
+}
+
+fn order(shared: &Shared, id: &InstanceId) -> Option<Order> {
+    let state = shared.state();
+    state.entries.get(id)?.record.order.clone()
+}

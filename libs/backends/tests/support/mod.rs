@@ -1,0 +1,172 @@
+//! A tiny model server for tests. It is the test program itself, started again with the name of the
+//! one test that does nothing but serve; so there is no other program to build or to find.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use backends::Order;
+use contract::ids::InstanceId;
+use contract::resources::{EnvValue, SecretRef};
+
+/// The test in each test program that becomes the server.
+pub const SERVER_TEST: &str = "the_tiny_server";
+
+/// How a server behaves; every field is a variable in its environment.
+#[derive(Clone, Debug, Default)]
+pub struct Behaviour {
+    env: BTreeMap<String, EnvValue>,
+}
+
+impl Behaviour {
+    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+        let value = EnvValue::Plain(value.to_string());
+        self.env.insert(format!("TINY_{name}"), value);
+        self
+    }
+
+    pub fn with_secret(mut self, name: &str, reference: &str) -> Self {
+        let secret_ref = reference.to_owned();
+        self.env
+            .insert(name.to_owned(), EnvValue::Secret(SecretRef { secret_ref }));
+        self
+    }
+}
+
+pub fn order(id: &str, generation: u64, behaviour: &Behaviour) -> Order {
+    let program = env::current_exe().unwrap();
+    let spec = serde_json::json!({
+        "backend": "process", "instanceType": "t",
+        "command": [program, "--exact", SERVER_TEST, "--ignored", "--nocapture", "{port}"],
+        "readinessProbe": {"path": "/ready", "period": "20ms", "timeout": "2s", "failureThreshold": 1500},
+        "livenessProbe": {"path": "/live", "period": "20ms", "timeout": "2s", "failureThreshold": 5},
+    });
+    let mut order = Order {
+        id: InstanceId::from(id.to_owned()),
+        generation,
+        deployment: "iris/blue".into(),
+        spec: serde_json::from_value(spec).unwrap(),
+    };
+    order.spec.env = behaviour.env.clone();
+    order
+        .spec
+        .env
+        .insert("TINY_SERVER".into(), EnvValue::Plain("1".into()));
+    order
+}
+
+fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
+    env::var(format!("TINY_{name}")).ok()?.parse().ok()
+}
+
+/// The server; to be called by the test named [`SERVER_TEST`]. Returns at once in any other run.
+pub fn serve() {
+    if env::var_os("TINY_SERVER").is_none() {
+        return;
+    }
+    println!("instance {}", env::var("PENSTOCK_INSTANCE").unwrap());
+    if let Some(millis) = setting("EXIT_AFTER_MS") {
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(millis));
+            std::process::exit(setting("EXIT_CODE").unwrap_or(0));
+        });
+    }
+    if setting::<u32>("IGNORE_TERM").is_some() {
+        ignore_term();
+    }
+    if setting::<u32>("GRANDCHILD").is_some() {
+        spawn_grandchild();
+    }
+    if setting::<u32>("CHATTER").is_some() {
+        thread::spawn(|| {
+            for n in 0_u64.. {
+                println!("line {n} {}", "x".repeat(100));
+            }
+        });
+    }
+    if let Some(millis) = setting("START_DELAY_MS") {
+        thread::sleep(Duration::from_millis(millis));
+    }
+    let port = env::args().next_back().unwrap();
+    assert_eq!(env::var("PORT").as_ref(), Ok(&port));
+    let listener = TcpListener::bind(format!("127.0.0.1:{port}")).unwrap();
+    static SICK: AtomicBool = AtomicBool::new(false);
+    for stream in listener.incoming() {
+        thread::spawn(move || {
+            let stream = stream.unwrap();
+            let mut lines = BufReader::new(&stream).lines();
+            let first = lines.next().unwrap().unwrap();
+            while lines.next().unwrap().unwrap() != "" {}
+            let status = match first.split(' ').nth(1).unwrap() {
+                "/ready" if setting::<u32>("FAIL_READINESS").is_some() => 503,
+                "/ready" | "/live" if SICK.load(Ordering::SeqCst) => 500,
+                "/sick" => {
+                    SICK.store(true, Ordering::SeqCst);
+                    200
+                }
+                "/burn" => burn(),
+                _ => 200,
+            };
+            let _ = (&stream).write_all(
+                format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                    .as_bytes(),
+            );
+        });
+    }
+}
+
+fn burn() -> u16 {
+    let begin = Instant::now();
+    let mut memory = vec![1_u8; 20 << 20];
+    while begin.elapsed() < Duration::from_millis(300) {
+        memory
+            .iter_mut()
+            .for_each(|byte| *byte = byte.wrapping_mul(3));
+    }
+    std::mem::forget(memory);
+    200
+}
+
+fn ignore_term() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let kind = tokio::signal::unix::SignalKind::terminate();
+    let signals = runtime.block_on(async { tokio::signal::unix::signal(kind) });
+    // The handler stays as long as the program.
+    std::mem::forget((runtime, signals));
+}
+
+/// A process of the same group that outlives its parent unless somebody ends it.
+fn spawn_grandchild() {
+    let child = Command::new("sleep").arg("600").spawn().unwrap();
+    println!("grandchild {}", child.id());
+    std::mem::forget(child);
+}
+
+/// A request to a server, for its side effect.
+pub fn call(address: &str, path: &str) {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let mut first = String::new();
+    BufReader::new(stream).read_line(&mut first).unwrap();
+    assert!(first.starts_with("HTTP/1.1 200"), "{first}");
+}
+
+pub fn is_running(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .trim_start()
+            .starts_with('Z')
+    })
+}

@@ -1,0 +1,630 @@
+//! Minutes of usage: when they close, what they say, and that nothing is counted twice or lost
+//! without a name.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use contract::events::{EndpointCreated, EndpointKeys, Event, SealedKey};
+use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
+use contract::histogram::Histogram;
+use contract::ids::{Bucket, EndpointKey, InstanceId, Position, Uid};
+use contract::log::{Actor, EVENT_BYTES_MAX, Record, StreamKind, StreamName};
+use contract::time::{Span, Timestamp};
+use contract::usage::{UsageGap, UsageMinute};
+use domain::usage::{Counted, GRACE, LATE_GATHERED, Usage};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_secs(seconds)
+}
+
+fn endpoint(name: &str) -> EndpointKey {
+    EndpointKey::new(&name.parse().unwrap())
+}
+
+fn uid(name: &str) -> Uid {
+    Uid(Uuid::from_u128(
+        name.bytes().fold(1, |n, b| n * 256 + u128::from(b)),
+    ))
+}
+
+fn source(id: &str) -> Source {
+    Source {
+        kind: SourceKind::Gateway,
+        id: id.to_owned(),
+    }
+}
+
+fn boot(number: u128) -> Uuid {
+    Uuid::from_u128(number)
+}
+
+fn deployment(endpoint_name: &str, arrivals: u64) -> DeploymentFrame {
+    DeploymentFrame {
+        endpoint: endpoint(endpoint_name),
+        deployment: "blue".parse().unwrap(),
+        deployment_uid: uid(endpoint_name),
+        role: Role::Live,
+        outcomes: Outcomes {
+            success: arrivals,
+            ..Outcomes::default()
+        },
+        arrivals,
+        in_flight_us: 0,
+        in_flight_max: 0,
+        queued_us: 0,
+        queued_max: 0,
+        request_bytes: 0,
+        response_bytes: 0,
+        at_or_below: BTreeMap::new(),
+        latency: Histogram::default(),
+        instances: Vec::new(),
+    }
+}
+
+fn instance(id: &str, requests: u64) -> InstanceFrame {
+    InstanceFrame {
+        id: InstanceId::from(id.to_owned()),
+        busy_us: requests * 1000,
+        in_flight: 0,
+        requests,
+        cpu_us: Some(500),
+        memory_bytes: Some(1 << 20),
+    }
+}
+
+/// The frame of one second: sequence and start run together, from 0.
+fn frame(source_id: &str, sequence: u64, deployments: Vec<DeploymentFrame>) -> Frame {
+    Frame {
+        source: source(source_id),
+        boot: boot(1),
+        sequence,
+        bucket: Bucket(0),
+        start: at(sequence as i64),
+        length_us: 1_000_000,
+        routes_revision: Position::START,
+        goodbye: false,
+        deployments,
+    }
+}
+
+/// A meter of one bucket and the log that it writes.
+#[derive(Clone, Default)]
+struct Meter {
+    usage: Usage,
+    log: Vec<Record>,
+}
+
+impl Meter {
+    fn new() -> Self {
+        let mut meter = Self::default();
+        for name in ["iris", "rose"] {
+            let key = EndpointKeys {
+                primary: sealed(),
+                secondary: sealed(),
+            };
+            let created = EndpointCreated {
+                uid: uid(name),
+                name: name.parse().unwrap(),
+                labels: Default::default(),
+                spec: serde_json::from_str("{}").unwrap(),
+                keys: key,
+            };
+            let stream = StreamName::of(StreamKind::Endpoint, &endpoint(name));
+            meter.append(stream, 0, Event::EndpointCreated(created));
+        }
+        meter
+    }
+
+    fn append(&mut self, stream: StreamName, expected_version: u64, event: Event) {
+        let size = event.data_json().unwrap().len();
+        assert!(size <= EVENT_BYTES_MAX, "an event of {size} bytes");
+        let version = self.log.iter().filter(|r| r.stream == stream).count() as u64;
+        assert_eq!(expected_version, version, "{stream}");
+        let position = Position(self.log.len() as u64 + 1);
+        let record = Record {
+            position,
+            prev: Position(position.0 - 1),
+            bucket: Bucket(0),
+            stream,
+            version: version + 1,
+            id: Uuid::from_u128(u128::from(position.0)),
+            time: at(0),
+            actor: Actor::service("meter"),
+            event,
+        };
+        self.usage.apply(&record);
+        self.log.push(record);
+    }
+
+    fn count(&mut self, frame: &Frame) -> Counted {
+        self.usage.count(frame, frame.start + Span::from_secs(1))
+    }
+
+    /// Frames of one source for these seconds, each with that many arrivals.
+    fn seconds(&mut self, source_id: &str, seconds: std::ops::Range<u64>, arrivals: u64) {
+        for second in seconds {
+            self.count(&frame(
+                source_id,
+                second,
+                vec![deployment("iris", arrivals)],
+            ));
+        }
+    }
+
+    /// One turn of the service; appends to endpoints that `fails` names do not succeed.
+    fn turn(&mut self, now: Timestamp, fails: &BTreeSet<EndpointKey>) -> Vec<Event> {
+        let mut written = Vec::new();
+        for due in self.usage.due(now) {
+            if fails.contains(&due.endpoint) {
+                continue;
+            }
+            let stream = StreamName::of(StreamKind::Usage, &due.endpoint);
+            for (offset, event) in due.events.into_iter().enumerate() {
+                let expected = due.expected_version + offset as u64;
+                self.append(stream.clone(), expected, event.clone());
+                written.push(event);
+            }
+        }
+        self.usage.settle(now);
+        written
+    }
+
+    fn tick(&mut self, now: Timestamp) -> Vec<Event> {
+        self.turn(now, &BTreeSet::new())
+    }
+
+    /// What a successor knows that has only the log.
+    fn from_log(&self) -> Self {
+        let mut usage = Usage::default();
+        self.log.iter().for_each(|record| usage.apply(record));
+        Self {
+            usage,
+            log: self.log.clone(),
+        }
+    }
+
+    /// What a successor knows that has an older saved state, and the log.
+    fn from_saved(&self, saved: &str) -> Self {
+        let saved: Usage = serde_json::from_str(saved).unwrap();
+        let mut usage = saved.restored();
+        self.log.iter().for_each(|record| usage.apply(record));
+        Self {
+            usage,
+            log: self.log.clone(),
+        }
+    }
+
+    fn save(&self) -> String {
+        serde_json::to_string(&self.usage).unwrap()
+    }
+}
+
+fn sealed() -> SealedKey {
+    SealedKey {
+        hash: String::new(),
+        sealed: String::new(),
+    }
+}
+
+fn closed(events: &[Event]) -> Vec<&UsageMinute> {
+    let closed = |event| match event {
+        &Event::UsageClosed(ref minute) => Some(minute),
+        _ => None,
+    };
+    events.iter().filter_map(closed).collect()
+}
+
+fn corrected(events: &[Event]) -> Vec<&UsageMinute> {
+    let corrected = |event| match event {
+        &Event::UsageCorrected(ref minute) => Some(minute),
+        _ => None,
+    };
+    events.iter().filter_map(corrected).collect()
+}
+
+fn gaps(events: &[Event]) -> Vec<&UsageGap> {
+    let gap = |event| match event {
+        &Event::UsageGap(ref gap) => Some(gap),
+        _ => None,
+    };
+    events.iter().filter_map(gap).collect()
+}
+
+fn arrivals(minute: &UsageMinute) -> Vec<u64> {
+    let of_slice = |slice: &contract::usage::UsageSlice| {
+        slice.by_role.get(&Role::Live).map_or(0, |c| c.arrivals)
+    };
+    minute.slices.iter().map(of_slice).collect()
+}
+
+#[test]
+fn a_minute_closes_when_every_member_is_past_its_end() {
+    let mut meter = Meter::new();
+    meter.seconds("g1", 0..60, 2);
+    meter.seconds("g2", 0..59, 1);
+    assert_eq!(meter.tick(at(60)), []);
+    meter.seconds("g2", 59..60, 1);
+    let events = meter.tick(at(60));
+    let minutes = closed(&events);
+    assert_eq!((events.len(), minutes.len()), (1, 1));
+    assert_eq!(minutes[0].minute, at(0));
+    assert_eq!(arrivals(minutes[0]), [30; 6]);
+    let counted: Vec<_> = minutes[0]
+        .counted
+        .iter()
+        .map(|r| (r.source.id.as_str(), r.first, r.last))
+        .collect();
+    assert_eq!(counted, [("g1", 0, 59), ("g2", 0, 59)]);
+    assert_eq!(meter.tick(at(61)), []);
+}
+
+#[test]
+fn a_silent_member_is_waited_for_by_the_grace_and_one_that_said_goodbye_is_not() {
+    let mut meter = Meter::new();
+    meter.seconds("g1", 0..60, 1);
+    meter.seconds("silent", 0..30, 1);
+    assert_eq!(meter.tick(at(60) + GRACE - Span::from_millis(1)), []);
+    assert_eq!(closed(&meter.tick(at(60) + GRACE)).len(), 1);
+
+    meter.seconds("g1", 60..120, 1);
+    let mut goodbye = frame("silent", 30, Vec::new());
+    goodbye.goodbye = true;
+    meter.count(&goodbye);
+    assert_eq!(closed(&meter.tick(at(120))).len(), 1);
+}
+
+#[test]
+fn a_deployment_without_traffic_and_instances_gets_no_minute_and_one_with_instances_does() {
+    let mut meter = Meter::new();
+    for second in 0..60 {
+        let mut with_instance = deployment("rose", 0);
+        with_instance.instances.push(instance("rose-1", 0));
+        meter.count(&frame(
+            "g1",
+            second,
+            vec![deployment("iris", 0), with_instance],
+        ));
+    }
+    let events = meter.tick(at(60));
+    let minutes = closed(&events);
+    assert_eq!(minutes.len(), 1);
+    assert_eq!(minutes[0].deployment_uid, uid("rose"));
+    let usage = minutes[0].slices[3].by_instance.values().next().unwrap();
+    assert_eq!((usage.cpu_us, usage.memory_bytes_max), (5000, 1 << 20));
+}
+
+#[test]
+fn roles_are_kept_apart_and_thresholds_count_live_requests_only() {
+    let mut meter = Meter::new();
+    let mut live = deployment("iris", 3);
+    live.at_or_below.insert(300_000, 2);
+    let mut shadow = deployment("iris", 5);
+    shadow.role = Role::Shadow;
+    shadow.at_or_below.insert(300_000, 5);
+    meter.count(&frame("g1", 0, vec![live, shadow]));
+    let events = meter.tick(at(65));
+    let slice = &closed(&events)[0].slices[0];
+    assert_eq!(slice.by_role[&Role::Live].arrivals, 3);
+    assert_eq!(slice.by_role[&Role::Shadow].arrivals, 5);
+    assert_eq!(slice.at_or_below, BTreeMap::from([(300_000, 2)]));
+}
+
+#[test]
+fn a_frame_that_comes_again_is_not_counted_again() {
+    let mut meter = Meter::new();
+    let once = frame("g1", 0, vec![deployment("iris", 7)]);
+    assert_eq!(meter.count(&once), Counted::InTime);
+    assert_eq!(meter.count(&once), Counted::Before);
+    assert_eq!(arrivals(closed(&meter.tick(at(65)))[0]), [7, 0, 0, 0, 0, 0]);
+    assert_eq!(meter.count(&once), Counted::Before);
+    assert_eq!(meter.tick(at(500)), []);
+}
+
+#[test]
+fn late_frames_are_gathered_into_one_correction_that_adds_to_the_minute() {
+    let mut meter = Meter::new();
+    meter.seconds("g1", 0..60, 1);
+    meter.seconds("slow", 0..50, 1);
+    meter.tick(at(65));
+    for second in 50..60 {
+        let late = frame("slow", second, vec![deployment("iris", 1)]);
+        assert_eq!(meter.usage.count(&late, at(70)), Counted::Late);
+    }
+    assert_eq!(meter.tick(at(71)), []);
+    let events = meter.tick(at(70) + LATE_GATHERED);
+    let corrections = corrected(&events);
+    assert_eq!((events.len(), corrections.len()), (1, 1));
+    assert_eq!(arrivals(corrections[0]), [0, 0, 0, 0, 0, 10]);
+    assert_eq!(
+        (
+            corrections[0].counted[0].first,
+            corrections[0].counted[0].last
+        ),
+        (50, 59)
+    );
+}
+
+#[test]
+fn missing_frames_are_named_once_in_every_endpoint_of_the_bucket() {
+    let mut meter = Meter::new();
+    meter.seconds("g1", 0..20, 1);
+    meter.seconds("g1", 25..40, 1);
+    meter.seconds("g1", 23..24, 1);
+    meter.seconds("g1", 40..60, 1);
+    let events = meter.tick(at(60));
+    let ranges: Vec<_> = gaps(&events)
+        .iter()
+        .map(|g| (g.first, g.last, g.minute))
+        .collect();
+    // Twice, for there are two endpoints.
+    let expected = [(20, 22, at(0)), (24, 24, at(0))];
+    assert_eq!(ranges, [expected, expected].concat());
+    meter.seconds("g1", 60..120, 1);
+    assert!(gaps(&meter.tick(at(120))).is_empty());
+}
+
+#[test]
+fn what_was_missing_and_comes_in_time_is_no_gap() {
+    let mut meter = Meter::new();
+    meter.seconds("g1", 0..20, 1);
+    meter.seconds("g1", 21..60, 1);
+    meter.seconds("g1", 20..21, 1);
+    let events = meter.tick(at(60));
+    assert!(gaps(&events).is_empty());
+    assert_eq!(arrivals(closed(&events)[0]), [10; 6]);
+}
+
+#[test]
+fn a_minute_whose_append_failed_is_due_again_and_no_other_is_told_twice() {
+    let mut meter = Meter::new();
+    for second in 0..60 {
+        let both = vec![deployment("iris", 1), deployment("rose", 1)];
+        meter.count(&frame("g1", second, both));
+    }
+    let first = meter.turn(at(60), &BTreeSet::from([endpoint("rose")]));
+    assert_eq!(closed(&first)[0].deployment_uid, uid("iris"));
+    let second = meter.tick(at(61));
+    assert_eq!(second.len(), 1);
+    assert_eq!(closed(&second)[0].deployment_uid, uid("rose"));
+}
+
+#[test]
+fn a_successor_with_only_the_log_counts_nothing_twice() {
+    let mut meter = Meter::new();
+    meter.seconds("g1", 0..70, 1);
+    meter.tick(at(70));
+    let mut successor = meter.from_log();
+    // The bus brings everything again.
+    successor.seconds("g1", 0..120, 1);
+    let events = successor.tick(at(120));
+    assert!(gaps(&events).is_empty(), "{events:?}");
+    assert!(corrected(&events).is_empty(), "{events:?}");
+    assert_eq!(closed(&events).len(), 1);
+    assert_eq!(closed(&events)[0].minute, at(60));
+    assert_eq!(arrivals(closed(&events)[0]), [10; 6]);
+}
+
+#[test]
+fn saved_state_that_is_older_than_the_log_counts_nothing_twice() {
+    let mut meter = Meter::new();
+    meter.seconds("g1", 0..55, 1);
+    let saved = meter.save();
+    meter.seconds("g1", 55..60, 1);
+    meter.tick(at(60));
+    let mut successor = meter.from_saved(&saved);
+    assert_eq!(successor.tick(at(200)), []);
+}
+
+#[test]
+fn what_a_crash_has_lost_is_named() {
+    let mut meter = Meter::new();
+    meter.seconds("g1", 0..40, 1);
+    let saved = meter.save();
+    meter.seconds("g1", 40..47, 1);
+    let mut successor = meter.from_saved(&saved);
+    let mut anew = frame("g1", 0, vec![deployment("iris", 1)]);
+    anew.boot = boot(2);
+    anew.start = at(48);
+    successor.usage.count(&anew, at(49));
+    let events = successor.tick(at(65));
+    let ranges: Vec<_> = gaps(&events)
+        .iter()
+        .map(|g| (g.boot, g.first, g.last))
+        .collect();
+    // The dead start had told of 40 s; in the 8 until the next one it may have sent as many.
+    assert_eq!(ranges, [(boot(1), 40, 47); 2]);
+    assert_eq!(arrivals(closed(&events)[0]), [10, 10, 10, 10, 1, 0]);
+}
+
+#[test]
+fn a_restart_after_a_goodbye_leaves_no_gap() {
+    let mut meter = Meter::new();
+    meter.seconds("g1", 0..40, 1);
+    let mut goodbye = frame("g1", 40, Vec::new());
+    goodbye.goodbye = true;
+    meter.count(&goodbye);
+    let mut successor = meter.from_saved(&meter.save());
+    let mut anew = frame("g1", 0, vec![deployment("iris", 1)]);
+    anew.boot = boot(2);
+    anew.start = at(48);
+    successor.usage.count(&anew, at(49));
+    assert!(gaps(&successor.tick(at(65))).is_empty());
+}
+
+#[test]
+fn a_source_whose_clock_is_far_ahead_is_counted_in_the_present_minute() {
+    let mut meter = Meter::new();
+    let mut ahead = frame("g1", 0, vec![deployment("iris", 4)]);
+    ahead.start = at(1_000_000);
+    meter.usage.count(&ahead, at(30));
+    let events = meter.tick(at(60));
+    assert_eq!(arrivals(closed(&events)[0]), [0, 0, 0, 4, 0, 0]);
+    assert_eq!(closed(&events)[0].minute, at(0));
+}
+
+#[test]
+fn very_many_instances_are_told_in_several_events_that_fit() {
+    let mut meter = Meter::new();
+    for second in 0..60 {
+        let mut many = deployment("iris", 1);
+        let id = |n| format!("{}-{}-{n:012}", "e".repeat(32), "d".repeat(32));
+        many.instances = (0..1000).map(|n| instance(&id(n), 1)).collect();
+        meter.count(&frame("g1", second, vec![many]));
+    }
+    let events = meter.tick(at(60));
+    let parts: Vec<_> = closed(&events)
+        .into_iter()
+        .chain(corrected(&events))
+        .collect();
+    assert_eq!((closed(&events).len(), parts.len()), (1, 5));
+    let requests: u64 = parts
+        .iter()
+        .flat_map(|part| &part.slices)
+        .flat_map(|slice| slice.by_instance.values())
+        .map(|usage| usage.requests)
+        .sum();
+    assert_eq!(requests, 60_000);
+    assert_eq!(
+        parts
+            .iter()
+            .map(|part| arrivals(part).iter().sum::<u64>())
+            .sum::<u64>(),
+        60
+    );
+    assert_eq!(meter.tick(at(61)), []);
+}
+
+/// What happens to the frame of one second of one source.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Comes,
+    ComesLater(usize),
+    Twice,
+    Never,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    None,
+    /// Appends to one of the endpoints fail in this turn.
+    AppendFails,
+    /// The owner dies and its successor has the state as it was last saved; the bus brings again
+    /// what came since.
+    Dies,
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        8 => Just(Fate::Comes),
+        2 => (1usize..100).prop_map(Fate::ComesLater),
+        1 => Just(Fate::Twice),
+        1 => Just(Fate::Never),
+    ]
+}
+
+fn trouble() -> impl Strategy<Value = Trouble> {
+    prop_oneof![
+        12 => Just(Trouble::None),
+        1 => Just(Trouble::AppendFails),
+        1 => Just(Trouble::Dies),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn every_frame_is_counted_once_or_named_whatever_happens(
+        seconds in prop::collection::vec(((fate(), fate()), trouble(), any::<bool>()), 1..200),
+    ) {
+        let mut meter = Meter::new();
+        let mut saved = meter.save();
+        let mut since_saved: Vec<Frame> = Vec::new();
+        let mut later: BTreeMap<usize, Vec<Frame>> = BTreeMap::new();
+        let mut came: BTreeSet<(String, u64)> = BTreeSet::new();
+        let mut last: BTreeMap<&str, u64> = BTreeMap::new();
+        for (second, ((a, b), trouble, rose_too)) in seconds.iter().enumerate() {
+            let now = at(second as i64 + 1);
+            let mut arriving = later.remove(&second).unwrap_or_default();
+            for (id, fate) in [("g1", a), ("g2", b)] {
+                let mut deployments = vec![deployment("iris", 1)];
+                deployments.extend(rose_too.then(|| deployment("rose", 1)));
+                let frame = frame(id, second as u64, deployments);
+                match fate {
+                    Fate::Comes => arriving.push(frame),
+                    Fate::Twice => arriving.extend([frame.clone(), frame]),
+                    Fate::ComesLater(by) => later.entry(second + by).or_default().push(frame),
+                    Fate::Never => {}
+                }
+            }
+            for frame in arriving {
+                came.insert((frame.source.id.clone(), frame.sequence));
+                let id = if frame.source.id == "g1" { "g1" } else { "g2" };
+                let newest = last.entry(id).or_default();
+                *newest = (*newest).max(frame.sequence);
+                meter.usage.count(&frame, now);
+                since_saved.push(frame);
+            }
+            match trouble {
+                Trouble::None => {
+                    meter.tick(now);
+                }
+                Trouble::AppendFails => {
+                    meter.turn(now, &BTreeSet::from([endpoint("iris")]));
+                }
+                Trouble::Dies => {
+                    meter = meter.from_saved(&saved);
+                    for frame in &since_saved {
+                        meter.usage.count(frame, now);
+                    }
+                }
+            }
+            if second % 10 == 9 {
+                saved = meter.save();
+                since_saved.clear();
+            }
+        }
+        let end = at(seconds.len() as i64);
+        for after in [6, 66, 80, 200] {
+            meter.tick(end + Span::from_secs(after));
+        }
+        prop_assert_eq!(meter.usage.open_minutes(), 0);
+
+        let events: Vec<(EndpointKey, Event)> = meter
+            .log
+            .iter()
+            .map(|record| (record.endpoint().unwrap(), record.event.clone()))
+            .collect();
+        for name in ["iris", "rose"] {
+            let of_endpoint: Vec<Event> = events
+                .iter()
+                .filter(|(key, _)| *key == endpoint(name))
+                .map(|(_, event)| event.clone())
+                .collect();
+            let told = closed(&of_endpoint).into_iter().chain(corrected(&of_endpoint));
+            let sum: u64 = told.map(|minute| arrivals(minute).iter().sum::<u64>()).sum();
+            let expected = came
+                .iter()
+                .filter(|(_, sequence)| name == "iris" || seconds[*sequence as usize].2)
+                .count() as u64;
+            prop_assert_eq!(sum, expected, "{}", name);
+            // A minute is closed once; what follows are corrections.
+            let minutes: Vec<Timestamp> = closed(&of_endpoint).iter().map(|m| m.minute).collect();
+            prop_assert_eq!(minutes.iter().collect::<BTreeSet<_>>().len(), minutes.len());
+            // Whatever never came, before something that did, is named.
+            let named: BTreeSet<(String, u64)> = gaps(&of_endpoint)
+                .iter()
+                .flat_map(|gap| (gap.first..=gap.last).map(|n| (gap.source.id.clone(), n)))
+                .collect();
+            for (id, newest) in &last {
+                for sequence in 0..*newest {
+                    let frame = ((*id).to_owned(), sequence);
+                    prop_assert!(came.contains(&frame) || named.contains(&frame), "{:?}", frame);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Decisions, and what the engine says when it is asked again.
+
+use std::sync::Arc;
+
+use contract::resources::AutoscaleSpec;
+use contract::time::Timestamp;
+use domain::autoscale::Policy;
+use domain::views::DECISIONS;
+use http::StatusCode;
+use uuid::Uuid;
+
+use super::autoscale::Transition;
+use super::{Filter, one, rows};
+use crate::answer::{Answer, json};
+use crate::call::Call;
+use crate::error::ApiError;
+use crate::service::App;
+
+pub async fn list(app: Arc<App>, call: Call) -> Answer {
+    let filter = Filter::of(DECISIONS, &call)?;
+    json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
+}
+
+pub async fn get(app: Arc<App>, call: Call) -> Answer {
+    let text = call
+        .params
+        .get("id")
+        .map(String::as_str)
+        .unwrap_or_default();
+    let id: Uuid = text.parse().map_err(|_| {
+        ApiError::bad_request(format!(
+            "`{text}` is not a decision's id; it is a UUID, as `penstock decisions` shows"
+        ))
+    })?;
+    let view = one(
+        &app,
+        DECISIONS,
+        &id.to_string(),
+        &format!("decision `{id}`"),
+    )
+    .await?;
+    json(StatusCode::OK, &view)
+}
+
+/// The profile in force at the beginning, and every change of it after that.
+pub fn transitions(
+    spec: &AutoscaleSpec,
+    from: Timestamp,
+    to: Timestamp,
+) -> Result<Vec<Transition>, ApiError> {
+    let policy = Policy::compile(spec).map_err(ApiError::invalid)?;
+    let later = policy.transitions(from, to);
+    let later = later.into_iter().filter(|transition| transition.at > from);
+    let all = std::iter::once(policy.profile_at(from)).chain(later);
+    Ok(all.map(Transition::from).collect())
+}
+
+impl From<domain::autoscale::Transition> for Transition {
+    fn from(transition: domain::autoscale::Transition) -> Self {
+        Self {
+            at: transition.at,
+            profile: transition.profile,
+            min: transition.min,
+            max: transition.max,
+            default: transition.default,
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The log itself: pages, a live stream, and its proofs.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::response::IntoResponse;
+use axum::response::sse::{self, KeepAlive, Sse};
+use contract::ids::Position;
+use contract::log::Record;
+use domain::autoscale::{ENGINE, ENGINE_VERSION, reevaluate};
+use domain::views::MODELS;
+use http::{HeaderName, StatusCode};
+use schemars::generate::SchemaGenerator;
+use schemars::{JsonSchema, Schema, json_schema};
+use serde::{Deserialize, Serialize};
+use store::Store;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::answer::{Answer, at, json};
+use crate::call::Call;
+use crate::error::ApiError;
+use crate::service::App;
+use crate::table::record_schema;
+use crate::views::{Progress, ViewsProjector};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const STREAM_PAGE: usize = 500;
+/// The stream looks into the log this often even if nothing tells it to.
+const STREAM_RECHECK: Duration = Duration::from_secs(1);
+const REPLAY_PAGE: usize = 1000;
+/// Differing decisions that a report lists; the rest are counted.
+const DIFFERENCES_MAX: usize = 100;
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EventPage {
+    items: Vec<Record>,
+    next_cursor: Option<String>,
+    head: Position,
+}
+
+pub fn page_schema(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "required": ["items", "nextCursor", "head"],
+        "properties": {
+            "items": {"type": "array", "items": record_schema(generator)},
+            "nextCursor": {"type": ["string", "null"], "description": "For `after`; null at the end of the log"},
+            "head": {"type": "integer", "minimum": 0, "description": "The newest position"}
+        }
+    })
+}
+
+pub async fn list(app: Arc<App>, call: Call) -> Answer {
+    let after = Position(call.number("after")?.unwrap_or(0));
+    let items = app.deps.store.read_all(after, call.limit()?).await?;
+    let head = app.deps.store.head().await?;
+    let last = items.last().map(|record| record.position);
+    let next_cursor = last
+        .filter(|last| *last < head)
+        .map(|last| last.to_string());
+    let page = EventPage {
+        items,
+        next_cursor,
+        head,
+    };
+    Ok(at(json(StatusCode::OK, &page)?, head))
+}
+
+/// A reader's place in the log.
+struct Tail {
+    store: Store,
+    progress: watch::Receiver<Progress>,
+    shutdown: CancellationToken,
+    after: Position,
+    ready: VecDeque<Record>,
+}
+
+impl Tail {
+    /// The next record; none when the server shuts down.
+    async fn next(&mut self) -> Option<Record> {
+        loop {
+            if let Some(record) = self.ready.pop_front() {
+                self.after = record.position;
+                return Some(record);
+            }
+            if self.shutdown.is_cancelled() {
+                return None;
+            }
+            self.progress.mark_unchanged();
+            match self.store.read_all(self.after, STREAM_PAGE).await {
+                Ok(records) if !records.is_empty() => self.ready = records.into(),
+                Ok(_) => {
+                    tokio::select! {
+                        _ = self.progress.changed() => {}
+                        () = self.shutdown.cancelled() => return None,
+                        () = tokio::time::sleep(STREAM_RECHECK) => {}
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "an event stream ends");
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+pub async fn stream(app: Arc<App>, call: Call) -> Answer {
+    let resumed = match call.header(&LAST_EVENT_ID)? {
+        None => None,
+        Some(text) => Some(text.parse().map_err(|_| {
+            ApiError::bad_request(format!("Last-Event-ID must be a position, not `{text}`"))
+        })?),
+    };
+    let after = match resumed.or(call.number("after")?) {
+        Some(after) => Position(after),
+        None => app.deps.store.head().await?,
+    };
+    let tail = Tail {
+        store: app.deps.store.clone(),
+        progress: app.views.progress(),
+        shutdown: app.shutdown.clone(),
+        after,
+        ready: VecDeque::new(),
+    };
+    let events = futures::stream::unfold(tail, |mut tail| async move {
+        let record = tail.next().await?;
+        let event = sse::Event::default()
+            .id(record.position.to_string())
+            .event(record.event.type_name());
+        let data = serde_json::to_string(&record).unwrap_or_default();
+        Some((Ok::<_, Infallible>(event.data(data)), tail))
+    });
+    let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
+    Ok(Sse::new(events).keep_alive(keep_alive).into_response())
+}
+
+/// What a walk over the whole log found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Verified {
+    pub ok: bool,
+    pub events: u64,
+    pub streams: u64,
+    pub buckets: u64,
+    pub rows: u64,
+    pub head: Position,
+    /// Sentences; empty for a sound log.
+    pub problems: Vec<String>,
+}
+
+pub async fn verify(app: Arc<App>, _call: Call) -> Answer {
+    let mut projector = ViewsProjector::default();
+    let report = store::verify(&app.deps.store, &mut projector, &MODELS).await?;
+    let verified = Verified {
+        ok: report.is_sound(),
+        events: report.events,
+        streams: report.streams,
+        buckets: report.buckets,
+        rows: report.rows,
+        head: report.head,
+        problems: report.problems,
+    };
+    json(StatusCode::OK, &verified)
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Replay {
+    pub check_decisions: bool,
+}
+
+/// What came of evaluating recorded decisions again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Replayed {
+    /// No decision of the present engine differs.
+    pub ok: bool,
+    pub decisions: u64,
+    pub equal: u64,
+    /// Of the present engine version, and not equal: a fault.
+    pub different: u64,
+    /// Of older engine versions, and different under the present one: allowed, and listed.
+    pub different_older: u64,
+    pub problems: Vec<String>,
+    pub differing: Vec<Uuid>,
+}
+
+pub async fn replay(app: Arc<App>, call: Call) -> Answer {
+    let Replay { check_decisions } = call.typed()?;
+    let mut report = Replayed::default();
+    let mut after = Position::START;
+    while check_decisions {
+        let records = app.deps.store.read_all(after, REPLAY_PAGE).await?;
+        let Some(last) = records.last() else { break };
+        after = last.position;
+        records.iter().for_each(|record| report.take_in(record));
+        // A long log must not keep other requests from their turn.
+        tokio::task::yield_now().await;
+    }
+    report.ok = report.different == 0;
+    json(StatusCode::OK, &report)
+}
+
+impl Replayed {
+    fn take_in(&mut self, record: &Record) {
+        let contract::events::Event::ScalingDecided(decision) = &record.event else {
+            return;
+        };
+        self.decisions += 1;
+        let again = reevaluate(decision);
+        // Bytes, not values: what is written must be what the engine would write.
+        let equal = serde_json::to_vec(&again).ok() == serde_json::to_vec(decision).ok();
+        if equal {
+            self.equal += 1;
+            return;
+        }
+        let present = decision.engine == ENGINE && decision.engine_version == ENGINE_VERSION;
+        if !present {
+            self.different_older += 1;
+            return;
+        }
+        self.different += 1;
+        if self.differing.len() < DIFFERENCES_MAX {
+            self.differing.push(record.id);
+            self.problems.push(format!(
+                "decision {} about {} at position {} was {} to {} ({:?}) and is now {} to {} ({:?})",
+                record.id,
+                decision.deployment,
+                record.position,
+                decision.from,
+                decision.granted,
+                decision.outcome,
+                again.from,
+                again.granted,
+                again.outcome,
+            ));
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! For those who run the process: health, metrics, and the description of the API.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderValue, StatusCode, header};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::answer::{Answer, json, json_text};
+use crate::call::Call;
+use crate::service::App;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Health {
+    /// `ok`, or `waiting`.
+    pub status: String,
+    /// What is missing, in sentences.
+    pub missing: Vec<String>,
+}
+
+pub async fn healthz(_app: Arc<App>, _call: Call) -> Answer {
+    let health = Health {
+        status: "ok".into(),
+        missing: Vec::new(),
+    };
+    json(StatusCode::OK, &health)
+}
+
+pub async fn readyz(app: Arc<App>, _call: Call) -> Answer {
+    let missing = app.deps.health.missing();
+    let (status, word) = match missing.is_empty() {
+        true => (StatusCode::OK, "ok"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "waiting"),
+    };
+    json(
+        status,
+        &Health {
+            status: word.into(),
+            missing,
+        },
+    )
+}
+
+pub async fn metrics(app: Arc<App>, _call: Call) -> Answer {
+    let mut response = Response::new(Body::from(app.deps.metrics.encode()));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
+    );
+    Ok(response)
+}
+
+pub async fn openapi(app: Arc<App>, _call: Call) -> Answer {
+    Ok(json_text(StatusCode::OK, app.openapi.clone()))
+}

@@ -1,0 +1,265 @@
+//! One request, taken apart: who asks, for what, with which body.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use contract::events::AccessRole;
+use contract::ids::{DeploymentRef, Name, Position};
+use contract::log::Actor;
+use contract::problem::Finding;
+use contract::resources::{document::Document, read_typed, syntax};
+use contract::time::{Span, Timestamp};
+use domain::endpoint::commands::Precondition;
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use store::Cause;
+
+use crate::error::ApiError;
+
+/// The header by which a write tells its position and a read asks for it.
+pub const POSITION: HeaderName = HeaderName::from_static("penstock-position");
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// Longest Idempotency-Key: four UUIDs.
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 144;
+pub const PAGE_DEFAULT: usize = 100;
+pub const PAGE_MAX: usize = 1000;
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal {
+    /// The token's name.
+    pub name: String,
+    pub role: AccessRole,
+}
+
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub method: Method,
+    pub path: String,
+    pub params: BTreeMap<String, String>,
+    pub query: BTreeMap<String, String>,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// None on routes that need no token.
+    pub principal: Option<Principal>,
+    pub now: Timestamp,
+}
+
+/// One page of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    pub limit: usize,
+    pub before: Option<Position>,
+}
+
+impl Call {
+    pub fn actor(&self) -> Actor {
+        let name = self
+            .principal
+            .as_ref()
+            .map_or("nobody", |principal| &principal.name);
+        Actor::token(name)
+    }
+
+    /// A name in the path.
+    pub fn name(&self, param: &str) -> Result<Name, ApiError> {
+        let text = self
+            .params
+            .get(param)
+            .map(String::as_str)
+            .unwrap_or_default();
+        text.parse().map_err(|error: contract::ids::InvalidName| {
+            ApiError::new(StatusCode::BAD_REQUEST, "invalid-name", error.to_string())
+        })
+    }
+
+    pub fn endpoint(&self) -> Result<Name, ApiError> {
+        self.name("endpoint")
+    }
+
+    pub fn deployment(&self) -> Result<DeploymentRef, ApiError> {
+        Ok(DeploymentRef {
+            endpoint: self.name("endpoint")?,
+            deployment: self.name("deployment")?,
+        })
+    }
+
+    /// The body as one document, YAML or JSON.
+    pub fn document(&self) -> Result<Document, ApiError> {
+        let text = std::str::from_utf8(&self.body).map_err(|_| {
+            ApiError::invalid(vec![Finding::new(
+                "",
+                "the body is not UTF-8 text; send JSON or YAML",
+            )])
+        })?;
+        let mut trees = syntax::trees(text).map_err(|error| {
+            let detail = format!(
+                "line {}, column {}: {}",
+                error.place.line, error.place.column, error.detail
+            );
+            ApiError::invalid(vec![Finding::new(error.pointer, detail)])
+        })?;
+        match (trees.pop(), trees.is_empty()) {
+            (Some(tree), true) => Ok(Document { tree }),
+            (None, _) => Err(ApiError::invalid(vec![Finding::new(
+                "",
+                "the body is empty; send one document",
+            )])),
+            (Some(_), false) => {
+                let detail = "the body holds several documents; send one at a time";
+                Err(ApiError::invalid(vec![Finding::new("", detail)]))
+            }
+        }
+    }
+
+    /// The body as a typed value; an empty body is an empty object.
+    pub fn typed<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        let value = if self.body.iter().all(u8::is_ascii_whitespace) {
+            Value::Object(serde_json::Map::new())
+        } else {
+            self.document()?.tree.value
+        };
+        read_typed(&value, "").map_err(ApiError::invalid)
+    }
+
+    pub fn flag(&self, name: &str) -> Result<bool, ApiError> {
+        match self.query.get(name).map(String::as_str) {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(other) => Err(ApiError::bad_request(format!(
+                "`{name}={other}` is not understood; write true or false"
+            ))),
+        }
+    }
+
+    pub fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
+        let Some(text) = self.query.get(name) else {
+            return Ok(None);
+        };
+        let number = text.parse().map_err(|_| {
+            ApiError::bad_request(format!(
+                "`{name}={text}` is not understood; write a whole number"
+            ))
+        })?;
+        Ok(Some(number))
+    }
+
+    /// An instant, or a duration back from now.
+    pub fn time(&self, name: &str) -> Result<Option<Timestamp>, ApiError> {
+        let Some(text) = self.query.get(name) else {
+            return Ok(None);
+        };
+        if let Ok(span) = text.parse::<Span>() {
+            return Ok(Some(self.now - span));
+        }
+        let time = text.parse().map_err(|_| ApiError::bad_request(format!("`{name}={text}` is not understood; write an instant such as 2026-03-29T01:00:00Z, or a duration such as 10m")))?;
+        Ok(Some(time))
+    }
+
+    pub fn span(&self, name: &str) -> Result<Option<Span>, ApiError> {
+        let Some(text) = self.query.get(name) else {
+            return Ok(None);
+        };
+        let span = text.parse().map_err(|error: contract::time::InvalidSpan| {
+            ApiError::bad_request(format!("{name}: {error}"))
+        })?;
+        Ok(Some(span))
+    }
+
+    pub fn page(&self) -> Result<Page, ApiError> {
+        let limit = self.limit()?;
+        let before = match self.query.get("cursor") {
+            None => None,
+            Some(text) => Some(Position(text.parse().map_err(|_| {
+                ApiError::bad_request(format!(
+                    "`cursor={text}` is not a cursor; use the `nextCursor` of the page before"
+                ))
+            })?)),
+        };
+        Ok(Page { limit, before })
+    }
+
+    pub fn limit(&self) -> Result<usize, ApiError> {
+        let limit = self.number("limit")?.unwrap_or(PAGE_DEFAULT as u64);
+        match usize::try_from(limit) {
+            Ok(limit) if (1..=PAGE_MAX).contains(&limit) => Ok(limit),
+            _ => Err(ApiError::bad_request(format!(
+                "`limit={limit}` is out of range; use 1 to {PAGE_MAX}"
+            ))),
+        }
+    }
+
+    pub fn header(&self, name: &HeaderName) -> Result<Option<&str>, ApiError> {
+        let Some(value) = self.headers.get(name) else {
+            return Ok(None);
+        };
+        let text = value
+            .to_str()
+            .map_err(|_| ApiError::bad_request(format!("the header {name} is not plain text")))?;
+        Ok(Some(text))
+    }
+
+    /// The position that the caller has seen, and wants to see again.
+    pub fn seen(&self) -> Result<Option<Position>, ApiError> {
+        let Some(text) = self.header(&POSITION)? else {
+            return Ok(None);
+        };
+        let position = text.parse().map_err(|_| {
+            ApiError::bad_request(format!(
+                "the header {POSITION} must be a position, not `{text}`"
+            ))
+        })?;
+        Ok(Some(Position(position)))
+    }
+
+    /// `If-Match` and `If-None-Match`.
+    pub fn precondition(&self) -> Result<Precondition, ApiError> {
+        if let Some(text) = self.header(&header::IF_NONE_MATCH)? {
+            return match text.trim() {
+                "*" => Ok(Precondition::Absent),
+                _ => Err(ApiError::bad_request(
+                    "If-None-Match takes only `*`: the resource must not exist yet",
+                )),
+            };
+        }
+        match self.header(&header::IF_MATCH)?.map(str::trim) {
+            None => Ok(Precondition::None),
+            Some("*") => Ok(Precondition::Present),
+            Some(text) => {
+                let revision = text
+                    .strip_prefix('"')
+                    .and_then(|text| text.strip_suffix('"'));
+                let revision = revision.unwrap_or(text).parse().map_err(|_| {
+                    ApiError::bad_request(format!(
+                        "If-Match must be an ETag such as \"3\", not `{text}`"
+                    ))
+                })?;
+                Ok(Precondition::Revision(revision))
+            }
+        }
+    }
+
+    /// What makes a repeat of this request known as one, if the caller named it.
+    pub fn cause(&self) -> Result<Option<Cause>, ApiError> {
+        let Some(key) = self.header(&IDEMPOTENCY_KEY)? else {
+            return Ok(None);
+        };
+        let printable = key.bytes().all(|b| b.is_ascii_graphic());
+        if key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES_MAX || !printable {
+            return Err(ApiError::bad_request(format!(
+                "an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible characters; use a UUID"
+            )));
+        }
+        let token = self
+            .principal
+            .as_ref()
+            .map_or("", |principal| &principal.name);
+        Ok(Some(Cause {
+            key: format!("http:{token}:{}:{}:{key}", self.method, self.path),
+            body_hash: hex::encode(Sha256::digest(&self.body)),
+            result: None,
+        }))
+    }
+}

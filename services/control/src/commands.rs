@@ -1,0 +1,282 @@
+//! Carrying out commands: the aggregate is kept in memory, the store's expected version makes sure
+//! that it is the newest, and a command that lost a race is decided anew.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use contract::events::Event;
+use contract::ids::{EndpointKey, Name, Position};
+use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
+use contract::time::Timestamp;
+use domain::endpoint::Endpoint;
+use domain::endpoint::commands::{Command, Context, Precondition, decide};
+use runtime::clock::Clock;
+use runtime::ids::Ids;
+use store::{Append, Cause, Commit, CommitError, Committed, Store, StoreError};
+
+use crate::error::ApiError;
+
+/// Times that a command is decided anew after somebody else wrote first. Control is the only writer
+/// of these streams, so even one is rare.
+const TRIES: usize = 5;
+const PAGE: usize = 1000;
+
+/// The endpoint as this process knows it, at a version of its stream.
+#[derive(Clone, Debug, Default)]
+pub struct Aggregate {
+    pub state: Option<Endpoint>,
+    pub version: u64,
+    pub position: Position,
+}
+
+impl Aggregate {
+    fn apply(&mut self, record: &Record) {
+        self.state = Endpoint::apply(self.state.take(), record);
+        self.version = record.version;
+        self.position = record.position;
+    }
+}
+
+type Slot = Arc<tokio::sync::Mutex<Aggregate>>;
+
+pub struct Commands {
+    store: Store,
+    clock: Arc<dyn Clock>,
+    ids: Arc<dyn Ids>,
+    slots: Mutex<BTreeMap<Name, Slot>>,
+    /// Held while an endpoint is made, so that the limit on their number holds.
+    creation: tokio::sync::Mutex<()>,
+}
+
+/// A command and how it came.
+pub struct Order<'a> {
+    pub endpoint: &'a Name,
+    pub command: &'a Command,
+    pub precondition: Precondition,
+    pub actor: Actor,
+    pub dry_run: bool,
+    pub cause: Option<Cause>,
+}
+
+/// What became of an order.
+pub struct Done {
+    pub before: Option<Endpoint>,
+    /// As it is now, or would be after a dry run.
+    pub after: Option<Endpoint>,
+    /// None: nothing had to change.
+    pub changed: bool,
+    pub position: Position,
+}
+
+impl Commands {
+    pub fn new(store: Store, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Self {
+        Self {
+            store,
+            clock,
+            ids,
+            slots: Mutex::default(),
+            creation: tokio::sync::Mutex::default(),
+        }
+    }
+
+    fn slot(&self, endpoint: &Name) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.entry(endpoint.clone()).or_default().clone()
+    }
+
+    /// The newest state.
+    pub async fn endpoint(&self, endpoint: &Name) -> Result<Aggregate, StoreError> {
+        let slot = self.slot(endpoint);
+        let mut aggregate = slot.lock().await;
+        if aggregate.version == 0 {
+            self.read_on(endpoint, &mut aggregate).await?;
+        }
+        Ok(aggregate.clone())
+    }
+
+    async fn read_on(&self, endpoint: &Name, aggregate: &mut Aggregate) -> Result<(), StoreError> {
+        let stream = stream_of(endpoint);
+        loop {
+            let records = self
+                .store
+                .read_stream(&stream, aggregate.version, PAGE)
+                .await?;
+            records.iter().for_each(|record| aggregate.apply(record));
+            if records.len() < PAGE {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How many endpoints there are besides this one.
+    async fn others(&self, endpoint: &Name, known: &[Name]) -> Result<usize, StoreError> {
+        let mut names: std::collections::BTreeSet<Name> = known.iter().cloned().collect();
+        {
+            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            names.extend(slots.keys().cloned());
+        }
+        names.remove(endpoint);
+        let mut count = 0;
+        for name in &names {
+            count += usize::from(self.endpoint(name).await?.state.is_some());
+        }
+        Ok(count)
+    }
+
+    /// Decides and writes. `known` names the endpoints that the read models show.
+    pub async fn carry_out(&self, order: Order<'_>, known: &[Name]) -> Result<Done, ApiError> {
+        let creates = matches!(order.command, Command::PutEndpoint { .. });
+        let exists = creates && self.endpoint(order.endpoint).await?.state.is_some();
+        let _creation = match creates && !exists {
+            true => Some(self.creation.lock().await),
+            false => None,
+        };
+        let other_endpoints = match creates && !exists {
+            true => self.others(order.endpoint, known).await?,
+            false => 0,
+        };
+        let slot = self.slot(order.endpoint);
+        let mut aggregate = slot.lock().await;
+        if aggregate.version == 0 {
+            self.read_on(order.endpoint, &mut aggregate).await?;
+        }
+        for _ in 0..TRIES {
+            let now = self.clock.now();
+            let context = Context {
+                endpoint: order.endpoint.clone(),
+                other_endpoints,
+                precondition: order.precondition,
+                now,
+            };
+            let events = decide(aggregate.state.as_ref(), order.command, &context)?;
+            let before = aggregate.state.clone();
+            if events.is_empty() || order.dry_run {
+                let changed = !events.is_empty();
+                let after = preview(&aggregate, order.endpoint, &events, &order.actor, now);
+                let position = aggregate.position;
+                return Ok(Done {
+                    before,
+                    after,
+                    changed,
+                    position,
+                });
+            }
+            let cause = order.cause.clone();
+            match self
+                .append(order.endpoint, &mut aggregate, events, &order.actor, cause)
+                .await
+            {
+                Ok(position) => {
+                    let after = aggregate.state.clone();
+                    return Ok(Done {
+                        before,
+                        after,
+                        changed: true,
+                        position,
+                    });
+                }
+                Err(CommitError::Conflict { .. }) => {
+                    self.read_on(order.endpoint, &mut aggregate).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(ApiError::conflict(
+            "changed-meanwhile",
+            "the endpoint was changed again and again by others; try again",
+        ))
+    }
+
+    /// Appends what the reactor found, if it looked at the newest state.
+    pub async fn settle(
+        &self,
+        endpoint: &Name,
+        version: u64,
+        events: Vec<Event>,
+        actor: &Actor,
+    ) -> Result<(), StoreError> {
+        let slot = self.slot(endpoint);
+        let mut aggregate = slot.lock().await;
+        if aggregate.version == 0 {
+            self.read_on(endpoint, &mut aggregate).await?;
+        }
+        if aggregate.version != version {
+            // Somebody has written since; their records will bring the reactor back here.
+            return Ok(());
+        }
+        match self
+            .append(endpoint, &mut aggregate, events, actor, None)
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(CommitError::Conflict { .. }) => self.read_on(endpoint, &mut aggregate).await,
+            Err(CommitError::Store(error)) => Err(error),
+            Err(error) => Err(StoreError::Refused(error.to_string())),
+        }
+    }
+
+    async fn append(
+        &self,
+        endpoint: &Name,
+        aggregate: &mut Aggregate,
+        events: Vec<Event>,
+        actor: &Actor,
+        cause: Option<Cause>,
+    ) -> Result<Position, CommitError> {
+        let now = self.clock.now();
+        let event = |event| NewEvent {
+            id: self.ids.event_id(now),
+            time: now,
+            actor: actor.clone(),
+            event,
+        };
+        let append = Append {
+            stream: stream_of(endpoint),
+            expected_version: aggregate.version,
+            events: events.into_iter().map(event).collect(),
+        };
+        let commit = Commit {
+            appends: vec![append],
+            cause,
+            ..Commit::default()
+        };
+        match self.store.commit(commit).await? {
+            Committed::Now { records } => records.iter().for_each(|record| aggregate.apply(record)),
+            // The same request, in flight twice: what the other one wrote is read like anybody's.
+            Committed::Before { .. } => self.read_on(endpoint, aggregate).await?,
+        }
+        Ok(aggregate.position)
+    }
+}
+
+pub fn stream_of(endpoint: &Name) -> StreamName {
+    StreamName::of(StreamKind::Endpoint, &EndpointKey::new(endpoint))
+}
+
+/// The state after events that are not written.
+fn preview(
+    aggregate: &Aggregate,
+    endpoint: &Name,
+    events: &[Event],
+    actor: &Actor,
+    now: Timestamp,
+) -> Option<Endpoint> {
+    let stream = stream_of(endpoint);
+    let bucket = stream.bucket_key().bucket();
+    let mut state = aggregate.state.clone();
+    for event in events {
+        let record = Record {
+            position: aggregate.position,
+            prev: aggregate.position,
+            bucket,
+            stream: stream.clone(),
+            version: aggregate.version,
+            id: uuid::Uuid::nil(),
+            time: now,
+            actor: actor.clone(),
+            event: event.clone(),
+        };
+        state = Endpoint::apply(state, &record);
+    }
+    state
+}

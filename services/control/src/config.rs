@@ -1,0 +1,19 @@
+//! What control is told at its start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The file in the data directory that tells clients where the server is.
+pub const CLIENT_FILE: &str = "client.json";
+/// The file in the data directory with the key that opens sealed secrets.
+pub const SEAL_FILE: &str = "seal.key";
+
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// Where the API listens; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Where `client.json` and `seal.key` are kept.
+    pub data: PathBuf,
+    /// The gateway's address as clients see it, such as `http://127.0.0.1:8080`.
+    pub gateway: Option<String>,
+}

@@ -1,0 +1,100 @@
+//! What control is given: ports, and sources that other services own.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bus::Bus;
+use bytes::Bytes;
+use contract::ids::{DeploymentRef, InstanceId, Name};
+use contract::time::{Span, Timestamp};
+use futures::stream::BoxStream;
+use runtime::clock::Clock;
+use runtime::health::Health;
+use runtime::ids::Ids;
+use runtime::metrics::Metrics;
+use store::Store;
+
+#[derive(Clone)]
+pub struct ControlDeps {
+    pub store: Store,
+    pub bus: Arc<dyn Bus>,
+    pub clock: Arc<dyn Clock>,
+    pub ids: Arc<dyn Ids>,
+    pub metrics: Metrics,
+    pub health: Health,
+    pub logs: Arc<dyn LogSource>,
+    pub history: Arc<dyn HistorySource>,
+}
+
+/// Why a source gives nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// This process has no such source.
+    #[error("{0}")]
+    Unavailable(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogQuery {
+    pub since: Option<Timestamp>,
+    /// At most so many lines of the past.
+    pub lines: Option<usize>,
+    /// Go on with what is written later.
+    pub follow: bool,
+    pub instance: Option<InstanceId>,
+}
+
+/// Where the output of instances is kept.
+#[async_trait]
+pub trait LogSource: Send + Sync + 'static {
+    /// Lines of text, oldest first. With `follow` the stream ends when it is dropped.
+    async fn logs(
+        &self,
+        of: &DeploymentRef,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, SourceError>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryQuery {
+    pub endpoint: Option<Name>,
+    pub deployment: Option<Name>,
+    pub from: Timestamp,
+    pub to: Timestamp,
+    pub step: Span,
+}
+
+/// Where measurements of the past are kept.
+#[async_trait]
+pub trait HistorySource: Send + Sync + 'static {
+    /// Points, each an object with `time`, `endpoint` and `deployment`.
+    async fn history(&self, query: HistoryQuery) -> Result<Vec<serde_json::Value>, SourceError>;
+}
+
+/// For processes whose instances run elsewhere.
+pub struct NoLogs;
+
+#[async_trait]
+impl LogSource for NoLogs {
+    async fn logs(
+        &self,
+        _of: &DeploymentRef,
+        _query: LogQuery,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, SourceError> {
+        let detail = "this process keeps no logs; ask one that runs the actuator";
+        Err(SourceError::Unavailable(detail.into()))
+    }
+}
+
+/// For processes without a meter.
+pub struct NoHistory;
+
+#[async_trait]
+impl HistorySource for NoHistory {
+    async fn history(&self, _query: HistoryQuery) -> Result<Vec<serde_json::Value>, SourceError> {
+        let detail = "this process keeps no history; ask one that runs the meter";
+        Err(SourceError::Unavailable(detail.into()))
+    }
+}

@@ -1,0 +1,61 @@
+//! What control exports.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use runtime::metrics::Metrics;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CallLabels {
+    pub route: &'static str,
+    pub method: String,
+    pub code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct InstanceLabels {
+    pub endpoint: String,
+    pub deployment: String,
+    pub state: &'static str,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ControlMetrics {
+    pub calls: Family<CallLabels, Counter>,
+    pub instances: Family<InstanceLabels, Gauge>,
+    /// Seconds between an event's time and its rows.
+    pub event_lag: Gauge<f64, AtomicU64>,
+    pub position: Gauge,
+}
+
+impl ControlMetrics {
+    pub fn new(metrics: &Metrics) -> Self {
+        let own = Self::default();
+        metrics.register(|registry| {
+            registry.register(
+                "penstock_control_requests",
+                "Requests to the control API, by route and answer",
+                own.calls.clone(),
+            );
+            registry.register(
+                "penstock_instances",
+                "Instances by deployment and state",
+                own.instances.clone(),
+            );
+            registry.register(
+                "penstock_event_lag_seconds",
+                "From the time of the newest event to its read models",
+                own.event_lag.clone(),
+            );
+            registry.register(
+                "penstock_read_model_position",
+                "Position of the newest event that the read models show",
+                own.position.clone(),
+            );
+        });
+        own
+    }
+}

@@ -1,0 +1,150 @@
+//! Sealing of secrets that must be shown again: ChaCha20-Poly1305 under a key that only control's
+//! data directory holds. The log and the read models never hold them in clear.
+
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce};
+use contract::events::SealedKey;
+use runtime::ids::Ids;
+use sha2::{Digest, Sha256};
+
+const NONCE_BYTES: usize = 12;
+
+pub struct Seal {
+    cipher: ChaCha20Poly1305,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    #[error("the seal key {path} cannot be used: {detail}; put the right file back")]
+    KeyFile { path: String, detail: String },
+    #[error("what was sealed cannot be opened: it was changed, or sealed with another key")]
+    Unreadable,
+}
+
+impl Seal {
+    /// Reads the key, or makes one on the first start.
+    pub fn open(path: &Path, ids: &dyn Ids) -> Result<Self, SealError> {
+        let fail = |detail: String| SealError::KeyFile {
+            path: path.display().to_string(),
+            detail,
+        };
+        let key: [u8; 32] = match std::fs::read(path) {
+            Ok(bytes) => {
+                let count = bytes.len();
+                let wrong = |_| fail(format!("it has {count} bytes, and a key has 32"));
+                bytes.try_into().map_err(wrong)?
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let key = ids.secret();
+                write_private(path, &key).map_err(|error| fail(error.to_string()))?;
+                key
+            }
+            Err(error) => return Err(fail(error.to_string())),
+        };
+        let cipher = ChaCha20Poly1305::new(Key::from_slice(&key));
+        Ok(Self { cipher })
+    }
+
+    /// `context` is bound to the result: what was sealed for one purpose opens for no other.
+    pub fn seal(&self, text: &str, context: &str, ids: &dyn Ids) -> Result<String, SealError> {
+        // A fresh random secret per message; 96 bits of it cannot repeat in a log's lifetime.
+        let random = ids.secret();
+        let nonce = Nonce::from_slice(&random[..NONCE_BYTES]);
+        let payload = Payload {
+            msg: text.as_bytes(),
+            aad: context.as_bytes(),
+        };
+        let sealed = self.cipher.encrypt(nonce, payload);
+        let sealed = sealed.map_err(|_| SealError::Unreadable)?;
+        Ok(STANDARD.encode([nonce.as_slice(), &sealed].concat()))
+    }
+
+    pub fn unseal(&self, sealed: &str, context: &str) -> Result<String, SealError> {
+        let bytes = STANDARD.decode(sealed).map_err(|_| SealError::Unreadable)?;
+        let (nonce, msg) = bytes
+            .split_at_checked(NONCE_BYTES)
+            .ok_or(SealError::Unreadable)?;
+        let payload = Payload {
+            msg,
+            aad: context.as_bytes(),
+        };
+        let opened = self.cipher.decrypt(Nonce::from_slice(nonce), payload);
+        let opened = opened.map_err(|_| SealError::Unreadable)?;
+        String::from_utf8(opened).map_err(|_| SealError::Unreadable)
+    }
+
+    /// A new key: 256 random bits, with the hash that gateways check and the sealed copy.
+    pub fn new_key(&self, context: &str, ids: &dyn Ids) -> Result<SealedKey, SealError> {
+        let text = hex::encode(ids.secret());
+        Ok(SealedKey {
+            hash: hash(&text),
+            sealed: self.seal(&text, context, ids)?,
+        })
+    }
+}
+
+/// SHA-256, in hexadecimal.
+pub fn hash(text: &str) -> String {
+    hex::encode(Sha256::digest(text.as_bytes()))
+}
+
+/// Writes a file that only its owner can read: whole, or not at all.
+pub fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let draft = path.with_extension("draft");
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&draft)?;
+    // A draft left behind by a crash keeps the mode that it had.
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&draft, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use runtime::ids::SeededIds;
+
+    #[test]
+    fn what_is_sealed_opens_with_the_same_key_and_context_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids = SeededIds::new(1);
+        let path = dir.path().join("seal.key");
+        let sealed = {
+            let seal = Seal::open(&path, &ids).unwrap();
+            seal.seal("secret", "key/1", &ids).unwrap()
+        };
+        let again = Seal::open(&path, &ids).unwrap();
+        assert_eq!(again.unseal(&sealed, "key/1").unwrap(), "secret");
+        assert!(again.unseal(&sealed, "key/2").is_err());
+        let other = Seal::open(&dir.path().join("other.key"), &ids).unwrap();
+        assert!(other.unseal(&sealed, "key/1").is_err());
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+
+    #[test]
+    fn a_broken_key_file_is_refused_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("seal.key");
+        std::fs::write(&path, b"short").unwrap();
+        assert!(Seal::open(&path, &SeededIds::new(1)).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"short");
+    }
+}

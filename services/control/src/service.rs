@@ -1,0 +1,318 @@
+//! The server: binds, reads what it needs, answers requests by the table.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{ConnectInfo, RawPathParams, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, MethodRouter};
+use contract::ids::{Name, Position};
+use http::{Method, StatusCode};
+use serde_json::json;
+use store::StoreError;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::Access;
+use crate::auth::authorize;
+use crate::call::Call;
+use crate::commands::Commands;
+use crate::config::{CLIENT_FILE, ControlConfig, SEAL_FILE};
+use crate::deps::ControlDeps;
+use crate::error::ApiError;
+use crate::metrics::{CallLabels, ControlMetrics};
+use crate::seal::{Seal, SealError, write_private};
+use crate::table::{Entry, routes};
+use crate::views::{Views, ViewsConsumer};
+
+/// Largest request body.
+pub const BODY_BYTES_MAX: usize = contract::resources::TEXT_BYTES_MAX;
+/// How long a GET waits for the read models to reach the position that it names.
+pub const POSITION_WAIT: Duration = Duration::from_secs(2);
+/// Requests that are answered to the end after a shutdown has begun.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What handlers share.
+pub struct App {
+    pub config: ControlConfig,
+    pub deps: ControlDeps,
+    pub commands: Arc<Commands>,
+    pub access: Access,
+    pub seal: Seal,
+    pub views: Views,
+    pub metrics: ControlMetrics,
+    pub openapi: String,
+    /// Streams end when it is cancelled.
+    pub shutdown: CancellationToken,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("control cannot listen on {address}: {source}")]
+    Listen {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error("control cannot write {file}: {source}")]
+    File {
+        file: String,
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the first token cannot be made: {0}")]
+    Token(String),
+    #[error("the server broke off: {0}")]
+    Serve(std::io::Error),
+}
+
+/// Bound, and ready to serve.
+pub struct Control {
+    pub addr: SocketAddr,
+    listener: TcpListener,
+    app: Arc<App>,
+    consumer: ViewsConsumer,
+}
+
+impl Control {
+    /// Listens, makes the first token, and writes `client.json`.
+    pub async fn bind(config: ControlConfig, deps: ControlDeps) -> Result<Self, ControlError> {
+        let component = deps.health.component("control");
+        let address = config.listen;
+        let listen = |source| ControlError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let addr = listener.local_addr().map_err(listen)?;
+        let seal = Seal::open(&config.data.join(SEAL_FILE), deps.ids.as_ref())?;
+        let (store, clock, ids) = (&deps.store, &deps.clock, &deps.ids);
+        let access = Access::open(store.clone(), clock.clone(), ids.clone()).await?;
+        let commands = Commands::new(store.clone(), clock.clone(), ids.clone());
+        let commands = Arc::new(commands);
+        let metrics = ControlMetrics::new(&deps.metrics);
+        let opened =
+            ViewsConsumer::open(deps.clone(), commands.clone(), metrics.clone(), component);
+        let (consumer, views) = opened.await?;
+        let app = App {
+            config,
+            deps,
+            commands,
+            access,
+            seal,
+            views,
+            metrics,
+            openapi: crate::openapi::text(),
+            shutdown: CancellationToken::new(),
+        };
+        app.write_client_file(addr).await?;
+        let app = Arc::new(app);
+        Ok(Self {
+            addr,
+            listener,
+            app,
+            consumer,
+        })
+    }
+
+    /// Runs until `shutdown`, or until the store fails.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<(), ControlError> {
+        let stop = shutdown.child_token();
+        let streams = self.app.shutdown.clone();
+        let service = router(self.app).into_make_service_with_connect_info::<SocketAddr>();
+        let (until, closing) = (stop.clone(), stop.clone());
+        let server = axum::serve(self.listener, service).with_graceful_shutdown(async move {
+            until.cancelled().await;
+            streams.cancel();
+        });
+        let server = async move {
+            let mut server = std::pin::pin!(server.into_future());
+            tokio::select! {
+                served = &mut server => served.map_err(ControlError::Serve),
+                () = async { closing.cancelled().await; tokio::time::sleep(GRACE).await } => Ok(()),
+            }
+        };
+        let consumer = Box::pin(self.consumer.run(stop.clone()));
+        let consumer = async {
+            let ended = consumer.await;
+            // Without read models the API would show a world that stands still.
+            stop.cancel();
+            ended.map_err(ControlError::Store)
+        };
+        let (served, consumed) = tokio::join!(server, consumer);
+        consumed.and(served)
+    }
+}
+
+impl App {
+    async fn write_client_file(&self, addr: SocketAddr) -> Result<(), ControlError> {
+        let path = self.config.data.join(CLIENT_FILE);
+        let known = std::fs::read_to_string(&path).ok();
+        let known = known.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+        let known = known.and_then(|file| Some(file.get("token")?.as_str()?.to_owned()));
+        let token = self.access.first_token(known).await;
+        let token = token.map_err(|error| ControlError::Token(error.detail))?;
+        let mut file = json!({"server": format!("http://{addr}"), "token": token});
+        if let Some(gateway) = &self.config.gateway {
+            file["gateway"] = json!(gateway);
+        }
+        write_private(&path, format!("{file}\n").as_bytes()).map_err(|source| ControlError::File {
+            file: path.display().to_string(),
+            source,
+        })
+    }
+
+    /// Endpoints that the read models know.
+    pub fn known_endpoints(&self) -> Vec<Name> {
+        let projection = self.views.projection();
+        let living = projection
+            .endpoints
+            .values()
+            .filter_map(|model| model.endpoint.as_ref());
+        living.map(|endpoint| endpoint.name.clone()).collect()
+    }
+
+    /// Waits until the rows show the event at a position, for a while.
+    pub async fn wait_for(&self, position: Position) -> Result<(), ApiError> {
+        let after = Position(position.0.saturating_sub(1));
+        let record = self.deps.store.read_all(after, 1).await?;
+        let Some(record) = record.first() else {
+            return Ok(());
+        };
+        let (bucket, position) = (record.bucket, position);
+        let mut progress = self.views.progress();
+        let reached = progress.wait_for(|progress| {
+            progress
+                .cursors
+                .get(&bucket)
+                .is_some_and(|cursor| *cursor >= position)
+        });
+        // Too late is no failure: the answer shows what there is.
+        let _ = tokio::time::timeout(POSITION_WAIT, reached).await;
+        Ok(())
+    }
+}
+
+fn router(app: Arc<App>) -> Router {
+    let mut by_path: BTreeMap<&'static str, MethodRouter<Arc<App>>> = BTreeMap::new();
+    for entry in routes() {
+        let Ok(filter) = MethodFilter::try_from(entry.method.clone()) else {
+            continue;
+        };
+        let path = entry.path;
+        let entry = Arc::new(entry);
+        let serve = move |State(app): State<Arc<App>>,
+                          ConnectInfo(peer): ConnectInfo<SocketAddr>,
+                          params: RawPathParams,
+                          request: Request| {
+            let entry = entry.clone();
+            async move {
+                let route = entry.path;
+                let method = request.method().as_str().to_owned();
+                let response = match serve(&app, &entry, peer, &params, request).await {
+                    Ok(response) => response,
+                    Err(error) => error.into_response(),
+                };
+                let code = response.status().as_u16();
+                let labels = CallLabels {
+                    route,
+                    method,
+                    code,
+                };
+                app.metrics.calls.get_or_create(&labels).inc();
+                response
+            }
+        };
+        let routed = by_path.remove(path).unwrap_or_default().on(filter, serve);
+        by_path.insert(path, routed);
+    }
+    let mut router = Router::new();
+    for (path, routed) in by_path {
+        router = router.route(path, routed.fallback(wrong_method));
+    }
+    router.fallback(unknown_path).with_state(app)
+}
+
+async fn serve(
+    app: &Arc<App>,
+    entry: &Entry,
+    peer: SocketAddr,
+    params: &RawPathParams,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let now = app.deps.clock.now();
+    let (parts, body) = request.into_parts();
+    let principal = authorize(entry.gate, &app.access, &parts.headers, peer, now)?;
+    let query = query(entry, parts.uri.query().unwrap_or_default())?;
+    let body = axum::body::to_bytes(body, BODY_BYTES_MAX)
+        .await
+        .map_err(|_| {
+            let detail = format!(
+                "the body is larger than {BODY_BYTES_MAX} bytes, or broke off; send a smaller one"
+            );
+            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail)
+        })?;
+    let params = params
+        .iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let call = Call {
+        method: parts.method,
+        path: parts.uri.path().to_owned(),
+        params: params.collect(),
+        query,
+        headers: parts.headers,
+        body,
+        principal,
+        now,
+    };
+    if let Some(position) = call.seen()?
+        && call.method == Method::GET
+    {
+        app.wait_for(position).await?;
+    }
+    (entry.handler)(app.clone(), call).await
+}
+
+/// The query as a map; what the route does not know is refused, so that a misspelt filter does not
+/// pass for none.
+fn query(entry: &Entry, text: &str) -> Result<BTreeMap<String, String>, ApiError> {
+    let mut query = BTreeMap::new();
+    for (name, value) in form_urlencoded::parse(text.as_bytes()) {
+        if !entry.query.iter().any(|(known, _)| *known == name) {
+            let known: Vec<&str> = entry.query.iter().map(|(known, _)| *known).collect();
+            let remedy = match known.is_empty() {
+                true => "there are none here".to_owned(),
+                false => format!("use one of: {}", known.join(", ")),
+            };
+            return Err(ApiError::bad_request(format!(
+                "the query parameter `{name}` is not known; {remedy}"
+            )));
+        }
+        if query
+            .insert(name.clone().into_owned(), value.into_owned())
+            .is_some()
+        {
+            return Err(ApiError::bad_request(format!(
+                "the query parameter `{name}` is given twice; keep one of the two"
+            )));
+        }
+    }
+    Ok(query)
+}
+
+async fn unknown_path(request: Request) -> ApiError {
+    let path = request.uri().path();
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "unknown-path",
+        format!("there is nothing at {path}; see /openapi.json for what there is"),
+    )
+}
+
+async fn wrong_method(request: Request) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let detail = format!("{method} is not possible at {path}; see the header Allow for what is");
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail).into_response()
+}

@@ -1,0 +1,387 @@
+//! Endpoints, deployments, traffic and autoscale over real HTTP.
+
+mod support;
+
+use reqwest::Method;
+use serde_json::json;
+use support::{World, autoscale, deployment, endpoint};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_put_comes_back_with_uid_status_and_etag() {
+    let world = World::start().await;
+    let put = world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201);
+    assert_eq!(put.body()["result"], "created");
+    assert_eq!(put.header("etag"), Some("\"1\""));
+    world.settled().await;
+    let got = world
+        .get_at("/v1/endpoints/iris", put.position())
+        .await
+        .expect(200);
+    let body = got.body();
+    assert_eq!(
+        body["metadata"]["uid"],
+        put.body()["resource"]["metadata"]["uid"]
+    );
+    assert_eq!(body["status"]["provisioningState"], "Succeeded");
+    assert_eq!(
+        body["status"]["scoringUri"],
+        "http://127.0.0.1:8080/endpoints/iris/score"
+    );
+    assert_eq!(got.header("etag"), Some("\"1\""));
+    let list = world.get("/v1/endpoints").await.expect(200).body();
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    assert_eq!(list["nextCursor"], serde_json::Value::Null);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_says_what_changed_and_an_equal_one_writes_nothing() {
+    let world = World::start().await;
+    world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201);
+    let path = "/v1/endpoints/iris/deployments/blue";
+    world
+        .put(path, &deployment("iris", "blue"))
+        .await
+        .expect(201);
+    world.settled().await;
+    let head = world.head().await;
+    let again = world
+        .put(path, &deployment("iris", "blue"))
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(
+        (again["result"].as_str(), again["changes"].clone()),
+        (Some("unchanged"), json!([]))
+    );
+    assert_eq!(world.head().await, head);
+    let mut changed = deployment("iris", "blue");
+    changed["spec"]["instances"] = json!(3);
+    let answer = world.put(path, &changed).await.expect(200).body();
+    assert_eq!(answer["result"], "changed");
+    assert_eq!(
+        answer["changes"],
+        json!([{"pointer": "/spec/instances", "from": 1, "to": 3}])
+    );
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_says_what_would_happen_and_changes_nothing() {
+    let world = World::start().await;
+    let head = world.head().await;
+    let put = world
+        .put("/v1/endpoints/iris?dryRun=true", &endpoint("iris"))
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(
+        (put["result"].as_str(), put["dryRun"].as_bool()),
+        (Some("created"), Some(true))
+    );
+    assert_eq!(world.head().await, head);
+    world.get("/v1/endpoints/iris").await.expect(404);
+    world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201);
+    world
+        .put(
+            "/v1/endpoints/iris/deployments/blue",
+            &deployment("iris", "blue"),
+        )
+        .await
+        .expect(201);
+    world.settled().await;
+    let head = world.head().await;
+    let deleted = world
+        .delete("/v1/endpoints/iris?dryRun=true")
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(deleted["deployments"], json!(["blue"]));
+    let mut changed = deployment("iris", "blue");
+    changed["spec"]["instanceType"] = json!("gpu");
+    let answer = world
+        .put("/v1/endpoints/iris/deployments/blue?dryRun=true", &changed)
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(
+        answer["changes"],
+        json!([{"pointer": "/spec/instanceType", "from": "cpu-small", "to": "gpu"}])
+    );
+    assert_eq!(world.head().await, head);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn if_match_guards_against_a_change_by_somebody_else() {
+    let world = World::start().await;
+    world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201);
+    let mut changed = endpoint("iris");
+    changed["spec"]["auth"] = json!("none");
+    let put = |tag: &'static str| {
+        let request = world
+            .request(Method::PUT, "/v1/endpoints/iris")
+            .json(&changed);
+        world.send(request.header("if-match", tag))
+    };
+    assert_eq!(put("\"7\"").await.expect(412).code(), "precondition-failed");
+    put("\"1\"").await.expect(200);
+    put("\"1\"").await.expect(412);
+    put("*").await.expect(200);
+    put("blue").await.expect(400);
+    let request = world
+        .request(Method::PUT, "/v1/endpoints/iris")
+        .json(&changed);
+    world
+        .send(request.header("if-none-match", "*"))
+        .await
+        .expect(412);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn traffic_is_split_over_existing_deployments_and_guards_them() {
+    let world = World::start().await;
+    world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201);
+    for name in ["blue", "green"] {
+        let path = format!("/v1/endpoints/iris/deployments/{name}");
+        world
+            .put(&path, &deployment("iris", name))
+            .await
+            .expect(201);
+    }
+    let path = "/v1/endpoints/iris/traffic";
+    let put = world
+        .put(path, &json!({"traffic": {"blue": 90, "green": 10}}))
+        .await
+        .expect(200);
+    assert_eq!(
+        put.body()["resource"]["spec"]["traffic"],
+        json!({"blue": 90, "green": 10})
+    );
+    let refused = world
+        .put(
+            path,
+            &json!({"traffic": {"blue": 100}, "mirror": {"blue": 5}}),
+        )
+        .await
+        .expect(400);
+    assert_eq!(refused.body()["errors"][0]["pointer"], "/mirror/blue");
+    world
+        .put(path, &json!({"traffic": {"red": 100}}))
+        .await
+        .expect(400);
+    let refused = world
+        .delete("/v1/endpoints/iris/deployments/green")
+        .await
+        .expect(409);
+    assert_eq!(refused.code(), "has-traffic");
+    // An Endpoint document without traffic leaves the split as it is.
+    let answer = world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(answer["result"], "unchanged");
+    world
+        .put(path, &json!({"traffic": {"blue": 100}}))
+        .await
+        .expect(200);
+    world
+        .delete("/v1/endpoints/iris/deployments/green")
+        .await
+        .expect(202);
+    world.settled().await;
+    world
+        .get("/v1/endpoints/iris/deployments/green")
+        .await
+        .expect(404);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_an_endpoint_deletes_its_deployments_and_frees_the_name() {
+    let world = World::start().await;
+    let first = world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201)
+        .body();
+    world
+        .put(
+            "/v1/endpoints/iris/deployments/blue",
+            &deployment("iris", "blue"),
+        )
+        .await
+        .expect(201);
+    world
+        .put(
+            "/v1/endpoints/iris/traffic",
+            &json!({"traffic": {"blue": 100}}),
+        )
+        .await
+        .expect(200);
+    world.delete("/v1/endpoints/iris").await.expect(202);
+    world.settled().await;
+    world.get("/v1/endpoints/iris").await.expect(404);
+    assert_eq!(
+        world.get("/v1/deployments").await.body()["items"],
+        json!([])
+    );
+    let second = world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201)
+        .body();
+    assert_ne!(
+        first["resource"]["metadata"]["uid"],
+        second["resource"]["metadata"]["uid"]
+    );
+    assert_eq!(second["resource"]["spec"]["traffic"], json!({}));
+    world.delete("/v1/endpoints/none").await.expect(404);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn autoscale_pins_and_pauses_live_on_the_deployment() {
+    let world = World::start().await;
+    world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201);
+    world
+        .put(
+            "/v1/endpoints/iris/deployments/blue",
+            &deployment("iris", "blue"),
+        )
+        .await
+        .expect(201);
+    let path = "/v1/autoscale/iris/blue";
+    let put = world
+        .put(path, &autoscale("iris", "blue"))
+        .await
+        .expect(201);
+    let got = world.get_at(path, put.position()).await.expect(200).body();
+    assert_eq!(got["spec"]["profiles"][0]["capacity"]["max"], 5);
+    let pinned = world
+        .put(&format!("{path}/pin"), &json!({"instances": 3}))
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(pinned["pin"], json!({"instances": 3, "until": null}));
+    world
+        .put(&format!("{path}/pin"), &json!({"instances": 1001}))
+        .await
+        .expect(400);
+    let paused = world
+        .post(&format!("{path}/pause"), &json!({"scaleIn": true}))
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(paused["pause"], json!({"scaleIn": true, "scaleOut": false}));
+    let resumed = world
+        .post(&format!("{path}/resume"), &json!({}))
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(
+        resumed["pause"],
+        json!({"scaleIn": false, "scaleOut": false})
+    );
+    let released = world
+        .delete(&format!("{path}/pin"))
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(released["pin"], json!(null));
+    let preview = world
+        .get(&format!("{path}/preview"))
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(preview["items"][0]["profile"], "default");
+    let deleted = world.delete(path).await.expect(200);
+    world.get_at(path, deleted.position()).await.expect(404);
+    world.delete(path).await.expect(404);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_ends_when_its_time_has_passed() {
+    let world = World::start().await;
+    world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201);
+    world
+        .put(
+            "/v1/endpoints/iris/deployments/blue",
+            &deployment("iris", "blue"),
+        )
+        .await
+        .expect(201);
+    let until = support::START + contract::time::Span::from_secs(60);
+    let body = json!({"instances": 3, "until": until});
+    world
+        .put("/v1/autoscale/iris/blue/pin", &body)
+        .await
+        .expect(200);
+    world.settled().await;
+    let head = world.head().await;
+    world.clock.set(until);
+    // The record of the release is waited for.
+    let released = world.get_at("/v1/endpoints/iris/deployments/blue", head + 1);
+    let mut body = released.await.expect(200).body();
+    while !body["status"]["pin"].is_null() {
+        tokio::task::yield_now().await;
+        body = world
+            .get("/v1/endpoints/iris/deployments/blue")
+            .await
+            .expect(200)
+            .body();
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_still_there_after_a_restart_with_the_same_token() {
+    let world = World::start().await;
+    world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201);
+    world.settled().await;
+    let (token, keys) = (
+        world.token.clone(),
+        world.get("/v1/endpoints/iris/keys").await.expect(200).text,
+    );
+    let dir = world.stop().await;
+    let world = World::start_in(dir, 2).await;
+    assert_eq!(world.token, token);
+    assert_eq!(
+        world.get("/v1/endpoints/iris").await.expect(200).body()["metadata"]["revision"],
+        1
+    );
+    assert_eq!(
+        world.get("/v1/endpoints/iris/keys").await.expect(200).text,
+        keys
+    );
+    let verified = world.get("/v1/events/verify").await.expect(200).body();
+    assert_eq!(verified["ok"], true, "{verified}");
+    world.stop().await;
+}

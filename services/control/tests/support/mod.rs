@@ -1,0 +1,296 @@
+//! A whole control service on a free port, over a store of its own, and a client for it.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus::{Bus, LocalBus};
+use contract::events::Event;
+use contract::ids::{EndpointKey, Name};
+use contract::log::{Actor, NewEvent, StreamKind, StreamName};
+use contract::time::Timestamp;
+use control::{Control, ControlConfig, ControlDeps, NoHistory, NoLogs};
+use reqwest::{Method, RequestBuilder, StatusCode};
+use runtime::clock::{Clock, ManualClock};
+use runtime::health::Health;
+use runtime::ids::{Ids, SeededIds};
+use runtime::metrics::Metrics;
+use serde_json::{Value, json};
+use store::{Append, Commit, Committed, Store};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub struct World {
+    pub dir: Arc<TempDir>,
+    pub addr: SocketAddr,
+    pub token: String,
+    pub store: Store,
+    pub bus: Arc<LocalBus>,
+    pub clock: Arc<ManualClock>,
+    pub ids: Arc<SeededIds>,
+    pub health: Health,
+    pub http: reqwest::Client,
+    shutdown: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+pub const START: Timestamp = Timestamp::from_secs(1_790_000_000);
+
+/// An answer, read whole.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+}
+
+impl Reply {
+    pub fn body(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    pub fn position(&self) -> u64 {
+        self.header("penstock-position").unwrap().parse().unwrap()
+    }
+
+    pub fn code(&self) -> String {
+        self.body()["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        self
+    }
+}
+
+impl World {
+    pub async fn start() -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        Self::start_in(dir, 1).await
+    }
+
+    /// In a data directory that may have been used before.
+    pub async fn start_in(dir: Arc<TempDir>, seed: u64) -> Self {
+        let url = format!("sqlite:{}", dir.path().join("penstock.db").display());
+        let store = Store::open(&url).await.unwrap();
+        let bus = LocalBus::new();
+        let clock = Arc::new(ManualClock::new(START));
+        let ids = Arc::new(SeededIds::new(seed));
+        let health = Health::default();
+        let shutdown = CancellationToken::new();
+        let deps = ControlDeps {
+            store: store.clone(),
+            bus: bus.clone(),
+            clock: clock.clone(),
+            ids: ids.clone(),
+            metrics: Metrics::default(),
+            health: health.clone(),
+            logs: Arc::new(NoLogs),
+            history: Arc::new(NoHistory),
+        };
+        let config = ControlConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            data: dir.path().to_owned(),
+            gateway: Some("http://127.0.0.1:8080".into()),
+        };
+        let relay = runtime::relay::run(store.clone(), bus.clone(), shutdown.clone());
+        let control = Control::bind(config, deps).await.unwrap();
+        let addr = control.addr;
+        let stop = shutdown.clone();
+        let tasks = vec![
+            tokio::spawn(relay),
+            tokio::spawn(async move { control.serve(stop).await.unwrap() }),
+        ];
+        health.until_ready().await;
+        let file = std::fs::read_to_string(dir.path().join("client.json")).unwrap();
+        let file: Value = serde_json::from_str(&file).unwrap();
+        assert_eq!(file["server"], format!("http://{addr}"));
+        let token = file["token"].as_str().unwrap().to_owned();
+        let http = reqwest::Client::new();
+        Self {
+            dir,
+            addr,
+            token,
+            store,
+            bus,
+            clock,
+            ids,
+            health,
+            http,
+            shutdown,
+            tasks,
+        }
+    }
+
+    /// Ends the service and gives the directory back.
+    pub async fn stop(self) -> Arc<TempDir> {
+        self.shutdown.cancel();
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        self.store.close().await;
+        self.dir
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let url = format!("http://{}{path}", self.addr);
+        self.http.request(method, url).bearer_auth(&self.token)
+    }
+
+    pub async fn send(&self, request: RequestBuilder) -> Reply {
+        let response = tokio::time::timeout(Duration::from_secs(20), request.send()).await;
+        let response = response.unwrap().unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let text = response.text().await.unwrap();
+        Reply {
+            status,
+            headers,
+            text,
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Reply {
+        self.send(self.request(Method::GET, path)).await
+    }
+
+    /// Sees everything that a write has written.
+    pub async fn get_at(&self, path: &str, position: u64) -> Reply {
+        let request = self.request(Method::GET, path);
+        self.send(request.header("penstock-position", position))
+            .await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Reply {
+        self.send(self.request(Method::PUT, path).json(body)).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Reply {
+        self.send(self.request(Method::POST, path).json(body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Reply {
+        self.send(self.request(Method::DELETE, path)).await
+    }
+
+    pub async fn head(&self) -> u64 {
+        self.store.head().await.unwrap().0
+    }
+
+    /// Waits until nothing more follows from what has been written.
+    pub async fn settled(&self) {
+        let mut before = self.head().await;
+        loop {
+            self.get_at("/v1/endpoints", before).await.expect(200);
+            let now = self.head().await;
+            if now == before {
+                return;
+            }
+            before = now;
+        }
+    }
+
+    /// Writes events as another service would.
+    pub async fn write(&self, stream: StreamName, events: Vec<Event>) -> u64 {
+        let mut version = 0;
+        loop {
+            let records = self
+                .store
+                .read_stream(&stream, version, 1000)
+                .await
+                .unwrap();
+            let Some(last) = records.last() else { break };
+            version = last.version;
+        }
+        let now = self.clock.now();
+        let events = events.into_iter().map(|event| NewEvent {
+            id: self.ids.event_id(now),
+            time: now,
+            actor: Actor::service("test"),
+            event,
+        });
+        let append = Append {
+            stream,
+            expected_version: version,
+            events: events.collect(),
+        };
+        let commit = Commit {
+            appends: vec![append],
+            ..Commit::default()
+        };
+        match self.store.commit(commit).await.unwrap() {
+            Committed::Now { records } => records.last().unwrap().position.0,
+            Committed::Before { .. } => unreachable!("there is no cause"),
+        }
+    }
+
+    pub fn stream(&self, kind: StreamKind, endpoint: &str) -> StreamName {
+        let name: Name = endpoint.parse().unwrap();
+        StreamName::of(kind, &EndpointKey::new(&name))
+    }
+
+    /// The state of every endpoint and deployment.
+    pub async fn states(&self) -> BTreeMap<String, String> {
+        let mut states = BTreeMap::new();
+        let lists = ["/v1/endpoints?limit=1000", "/v1/deployments?limit=1000"];
+        for path in lists {
+            for item in self.get(path).await.expect(200).body()["items"]
+                .as_array()
+                .unwrap()
+            {
+                let name = match item["metadata"]["endpoint"].as_str() {
+                    Some(endpoint) => {
+                        format!("{endpoint}/{}", item["metadata"]["name"].as_str().unwrap())
+                    }
+                    None => item["metadata"]["name"].as_str().unwrap().to_owned(),
+                };
+                let state = item["status"]["provisioningState"].as_str().unwrap();
+                states.insert(name, state.to_owned());
+            }
+        }
+        states
+    }
+}
+
+pub fn endpoint(name: &str) -> Value {
+    json!({"apiVersion": "penstock/v1", "kind": "Endpoint", "metadata": {"name": name}, "spec": {}})
+}
+
+pub fn deployment(endpoint: &str, name: &str) -> Value {
+    json!({
+        "apiVersion": "penstock/v1", "kind": "Deployment",
+        "metadata": {"name": name, "endpoint": endpoint},
+        "spec": {"backend": "simulated", "instanceType": "cpu-small"},
+    })
+}
+
+pub fn autoscale(endpoint: &str, name: &str) -> Value {
+    json!({
+        "apiVersion": "penstock/v1", "kind": "Autoscale",
+        "spec": {
+            "target": {"endpoint": endpoint, "deployment": name},
+            "profiles": [{"name": "default", "capacity": {"min": 1, "max": 5, "default": 1}, "rules": [{
+                "name": "busy",
+                "metric": {"name": "concurrency", "window": "30s", "aggregation": "average", "perInstance": true},
+                "when": "> 4",
+                "scale": {"direction": "out", "by": 1},
+            }, {
+                "name": "idle",
+                "metric": {"name": "concurrency", "window": "30s", "aggregation": "average", "perInstance": true},
+                "when": "< 1",
+                "scale": {"direction": "in", "by": 1},
+            }]}],
+        },
+    })
+}
+
+pub fn bus_of(world: &World) -> Arc<dyn Bus> {
+    world.bus.clone()
+}

@@ -1,0 +1,420 @@
+//! Admission and the queue of one deployment, over all threads. Invariants: never more pending
+//! requests than asked for, never more on an instance than its slots, and who waits longest is
+//! served first. The queue's lock is only touched while somebody waits.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use contract::{EndpointKey, InstanceId, Name, Uid};
+use tokio::sync::oneshot;
+
+use crate::instance::Instance;
+use crate::timer::now_us;
+
+/// What one incarnation of a deployment keeps over all its routes.
+#[derive(Debug)]
+pub struct DeploymentState {
+    pub endpoint: EndpointKey,
+    pub name: Name,
+    pub uid: Uid,
+    /// Index of its cells in the threads' shards.
+    pub meter_slot: usize,
+    /// Admitted and not yet ended: queued or served.
+    pending: AtomicU32,
+    pub serving: Level,
+    pub queued: Level,
+    instances: ArcSwap<InstanceSet>,
+    /// Gone from the route with requests still on them.
+    leaving: Mutex<Vec<Arc<Instance>>>,
+    queue: Mutex<VecDeque<oneshot::Sender<Slot>>>,
+    gone: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct InstanceSet {
+    /// As the route names them, those that drain too.
+    all: Vec<Arc<Instance>>,
+    /// Those that take requests.
+    active: Vec<Arc<Instance>>,
+}
+
+/// A number of requests and the highest it was since the meter asked.
+#[derive(Debug, Default)]
+pub struct Level {
+    now: AtomicU32,
+    max: AtomicU32,
+}
+
+impl Level {
+    pub fn enter(&self) {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        if now > self.max.load(Ordering::Relaxed) {
+            self.max.fetch_max(now, Ordering::Relaxed);
+        }
+    }
+
+    pub fn leave(&self) {
+        self.now.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub fn now(&self) -> u32 {
+        self.now.load(Ordering::SeqCst)
+    }
+
+    /// The highest since the last call; it starts again from what is there now.
+    pub fn take_max(&self) -> u32 {
+        let now = self.now();
+        self.max.swap(now, Ordering::Relaxed).max(now)
+    }
+}
+
+/// An instance that a route names, with its slots for this gateway.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub id: InstanceId,
+    pub address: String,
+    pub draining: bool,
+    pub slots: u32,
+}
+
+/// The right to have one request on an instance; given back when dropped.
+#[derive(Debug)]
+pub struct Slot {
+    pub instance: Arc<Instance>,
+    deployment: Arc<DeploymentState>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.instance.release(now_us());
+        // Sequentially consistent with `wait`: either we see the waiter or it sees our slot.
+        if self.deployment.queued.now() > 0 {
+            self.deployment.dispatch();
+        }
+    }
+}
+
+impl DeploymentState {
+    pub fn new(endpoint: EndpointKey, name: Name, uid: Uid, meter_slot: usize) -> Self {
+        Self {
+            endpoint,
+            name,
+            uid,
+            meter_slot,
+            pending: AtomicU32::new(0),
+            serving: Level::default(),
+            queued: Level::default(),
+            instances: ArcSwap::default(),
+            leaving: Mutex::default(),
+            queue: Mutex::default(),
+            gone: AtomicBool::new(false),
+        }
+    }
+
+    /// Counts a request in unless that would make more than `max`.
+    pub fn admit(&self, limit: u32) -> bool {
+        let instances = self.instances.load().all.len().max(1) as u32;
+        let max = limit.saturating_mul(2).saturating_mul(instances);
+        self.pending
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |pending| {
+                (pending < max).then_some(pending + 1)
+            })
+            .is_ok()
+    }
+
+    pub fn leave(&self) {
+        self.pending.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub fn pending(&self) -> u32 {
+        self.pending.load(Ordering::SeqCst)
+    }
+
+    /// Whether any instance takes requests.
+    pub fn has_instances(&self) -> bool {
+        !self.instances.load().active.is_empty()
+    }
+
+    /// A slot, if one is free and nobody waits for it.
+    pub fn try_slot(self: &Arc<Self>, rotation: usize, now_us: u64) -> Option<Slot> {
+        if self.queued.now() > 0 {
+            return None;
+        }
+        self.take(rotation, now_us, None)
+    }
+
+    /// A slot on another instance than `not`, for a second try. It goes before those who wait: the
+    /// request has waited already.
+    pub fn other_slot(self: &Arc<Self>, not: &Instance, rotation: usize) -> Option<Slot> {
+        self.take(rotation, now_us(), Some(not.serial))
+    }
+
+    /// Stands in the queue. The caller has entered `queued` before.
+    pub fn wait(self: &Arc<Self>) -> oneshot::Receiver<Slot> {
+        let (sender, receiver) = oneshot::channel();
+        self.queue().push_back(sender);
+        self.dispatch();
+        receiver
+    }
+
+    /// Puts the instances of a route in place. Those that drain or are no longer named take
+    /// nothing from here on, on any thread.
+    pub fn set_instances(self: &Arc<Self>, wanted: &[Wanted], mut serial: impl FnMut() -> u64) {
+        let old = self.instances.load_full();
+        let all: Vec<Arc<Instance>> = wanted
+            .iter()
+            .map(|want| {
+                let known = old
+                    .all
+                    .iter()
+                    .find(|known| known.id == want.id && known.address == want.address);
+                let instance = known.cloned().unwrap_or_else(|| {
+                    Arc::new(Instance::new(
+                        want.id.clone(),
+                        serial(),
+                        want.address.clone(),
+                    ))
+                });
+                instance.set(want.slots, want.draining);
+                instance
+            })
+            .collect();
+        let stays = |instance: &Arc<Instance>| all.iter().any(|kept| Arc::ptr_eq(kept, instance));
+        let left: Vec<Arc<Instance>> = old.all.iter().filter(|i| !stays(i)).cloned().collect();
+        for instance in &left {
+            instance.set(0, true);
+        }
+        lock(&self.leaving).extend(left);
+        let active = all.iter().filter(|i| !i.is_draining()).cloned().collect();
+        self.instances.store(Arc::new(InstanceSet { all, active }));
+        self.dispatch();
+    }
+
+    /// The deployment is gone from its route.
+    pub fn retire(self: &Arc<Self>) {
+        self.set_instances(&[], || 0);
+        self.gone.store(true, Ordering::SeqCst);
+    }
+
+    /// Gone, and nothing of it is left to be measured.
+    pub fn is_over(&self) -> bool {
+        self.gone.load(Ordering::SeqCst) && self.pending() == 0 && lock(&self.leaving).is_empty()
+    }
+
+    /// Every instance that may have something to report. One that left and has nothing in flight
+    /// any more is named a last time.
+    pub fn reported_instances(&self) -> Vec<Arc<Instance>> {
+        let mut instances = self.instances.load().all.clone();
+        let mut leaving = lock(&self.leaving);
+        instances.extend(leaving.iter().cloned());
+        leaving.retain(|instance| instance.in_flight() > 0);
+        instances
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<oneshot::Sender<Slot>>> {
+        lock(&self.queue)
+    }
+
+    /// Hands free slots to those who wait, the longest first.
+    fn dispatch(self: &Arc<Self>) {
+        let mut spare: Option<Slot> = None;
+        let mut queue = self.queue();
+        let mut rotation = 0;
+        while queue.front().is_some() {
+            if queue.front().is_some_and(oneshot::Sender::is_closed) {
+                queue.pop_front();
+                continue;
+            }
+            rotation += 1;
+            let Some(slot) = spare.take().or_else(|| self.take(rotation, now_us(), None)) else {
+                break;
+            };
+            match queue.pop_front() {
+                Some(waiter) => spare = waiter.send(slot).err(),
+                None => spare = Some(slot),
+            }
+        }
+        // A slot that found no taker is given back without the lock, since that dispatches again.
+        drop(queue);
+        drop(spare);
+    }
+
+    /// The less loaded of two instances; failing that any with a free slot, suspects last.
+    fn take(self: &Arc<Self>, rotation: usize, now_us: u64, not: Option<u64>) -> Option<Slot> {
+        let set = self.instances.load();
+        let active = &set.active;
+        let count = active.len();
+        if count == 0 {
+            return None;
+        }
+        let first = rotation % count;
+        let second = (first + 1 + (rotation / count) % count.max(2).saturating_sub(1)) % count;
+        let (a, b) = (&active[first], &active[second]);
+        let better = if b.in_flight() < a.in_flight() {
+            second
+        } else {
+            first
+        };
+        let usable = |instance: &Arc<Instance>| Some(instance.serial) != not;
+        let in_order = (0..count).map(|offset| &active[(better + offset) % count]);
+        let trusted = in_order
+            .clone()
+            .filter(|i| usable(i) && !i.is_suspect(now_us))
+            .find(|i| i.try_acquire(now_us));
+        let taken = trusted.or_else(|| {
+            in_order
+                .filter(|i| usable(i) && i.is_suspect(now_us))
+                .find(|i| i.try_acquire(now_us))
+        });
+        taken.map(|instance| Slot {
+            instance: instance.clone(),
+            deployment: self.clone(),
+        })
+    }
+}
+
+/// Nothing here can be left half changed by a panic, so a poisoned lock is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment(slots: &[u32]) -> Arc<DeploymentState> {
+        let endpoint = EndpointKey::new(&"iris".parse().unwrap());
+        let uid = Uid(uuid::Uuid::nil());
+        let state = Arc::new(DeploymentState::new(
+            endpoint,
+            "blue".parse().unwrap(),
+            uid,
+            0,
+        ));
+        set(&state, slots, &[]);
+        state
+    }
+
+    fn set(state: &Arc<DeploymentState>, slots: &[u32], draining: &[usize]) {
+        let wanted: Vec<Wanted> = slots
+            .iter()
+            .enumerate()
+            .map(|(index, slots)| Wanted {
+                id: format!("i{index}").into(),
+                address: "127.0.0.1:1".into(),
+                draining: draining.contains(&index),
+                slots: *slots,
+            })
+            .collect();
+        let mut serial = 100;
+        state.set_instances(&wanted, || {
+            serial += 1;
+            serial
+        });
+    }
+
+    #[test]
+    fn no_more_are_admitted_than_twice_the_limit_for_each_instance() {
+        let state = deployment(&[1, 1]);
+        let admitted = (0..20).filter(|_| state.admit(3)).count();
+        assert_eq!(admitted, 12);
+        let none = deployment(&[]);
+        assert_eq!((0..20).filter(|_| none.admit(3)).count(), 6);
+    }
+
+    #[test]
+    fn every_slot_is_found_and_then_none() {
+        let state = deployment(&[1, 0, 2, 1]);
+        let slots: Vec<Slot> = (0..).map_while(|n| state.try_slot(n, 0)).collect();
+        assert_eq!(slots.len(), 4);
+    }
+
+    #[test]
+    fn who_waits_longest_is_served_first_and_nobody_overtakes() {
+        let state = deployment(&[1]);
+        let held = state.try_slot(0, 0).unwrap();
+        state.queued.enter();
+        let mut first = state.wait();
+        state.queued.enter();
+        let mut second = state.wait();
+        assert!(state.try_slot(0, 0).is_none());
+        drop(held);
+        let slot = first.try_recv().unwrap();
+        assert!(second.try_recv().is_err());
+        assert!(state.try_slot(0, 0).is_none());
+        drop(slot);
+        assert!(second.try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_slot_of_one_who_left_the_queue_goes_to_the_next() {
+        let state = deployment(&[1]);
+        let held = state.try_slot(0, 0).unwrap();
+        state.queued.enter();
+        let first = state.wait();
+        state.queued.enter();
+        let mut second = state.wait();
+        drop(held);
+        // The first had its slot already, and leaves without having taken it.
+        drop(first);
+        assert!(second.try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_new_instance_serves_those_who_wait() {
+        let state = deployment(&[]);
+        state.queued.enter();
+        let mut waiting = state.wait();
+        assert!(waiting.try_recv().is_err());
+        set(&state, &[1], &[]);
+        assert!(waiting.try_recv().is_ok());
+    }
+
+    #[test]
+    fn an_instance_that_drains_or_left_gets_nothing_new_and_is_reported_until_it_is_empty() {
+        let state = deployment(&[2, 2]);
+        let slots: Vec<Slot> = (0..2).map_while(|n| state.try_slot(n, 0)).collect();
+        assert_eq!(slots.len(), 2);
+        set(&state, &[2, 2], &[1]);
+        let more: Vec<Slot> = (0..).map_while(|n| state.try_slot(n, 0)).collect();
+        assert!(more.iter().all(|slot| slot.instance.id.as_str() == "i0"));
+        set(&state, &[2], &[]);
+        assert_eq!(state.reported_instances().len(), 2);
+        drop((slots, more));
+        assert_eq!(state.reported_instances().len(), 2);
+        assert_eq!(state.reported_instances().len(), 1);
+    }
+
+    #[test]
+    fn slots_are_kept_by_threads_that_queue_and_release() {
+        let state = deployment(&[2, 1]);
+        let on = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for round in 0..2_000 {
+                        let slot = state.try_slot(round, 0).unwrap_or_else(|| {
+                            state.queued.enter();
+                            let waiting = state.wait();
+                            let slot = waiting.blocking_recv().unwrap();
+                            state.queued.leave();
+                            slot
+                        });
+                        assert!(on.fetch_add(1, Ordering::SeqCst) < 3);
+                        on.fetch_sub(1, Ordering::SeqCst);
+                        drop(slot);
+                    }
+                });
+            }
+        });
+        assert_eq!(state.queued.now(), 0);
+        assert!(
+            state
+                .reported_instances()
+                .iter()
+                .all(|i| i.in_flight() == 0)
+        );
+    }
+}

@@ -1,0 +1,415 @@
+//! The rules of HTTP/1 framing that a gateway must be strict about, as pure functions over bytes:
+//! where a head ends, which heads are refused and why, how long the body is, where chunks end.
+
+use std::io;
+use std::mem::MaybeUninit;
+
+use crate::config::{HEAD_BYTES_MAX, HEADERS_MAX};
+
+/// Why a head is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadError {
+    /// Not HTTP/1, or not as strict as it must be.
+    Malformed,
+    /// Lengths that contradict each other, or are given twice.
+    Framing,
+    /// None or several `host` headers.
+    Host,
+    Method,
+    /// More than `HEAD_BYTES_MAX` or `HEADERS_MAX`.
+    TooLarge,
+    /// It did not come whole in time.
+    Slow,
+}
+
+impl HeadError {
+    const ALL: [Self; 6] = [
+        Self::Malformed,
+        Self::Framing,
+        Self::Host,
+        Self::Method,
+        Self::TooLarge,
+        Self::Slow,
+    ];
+
+    /// As it stands in the method that replaces the refused head.
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Framing => "framing",
+            Self::Host => "host",
+            Self::Method => "method",
+            Self::TooLarge => "too-large",
+            Self::Slow => "slow",
+        }
+    }
+
+    pub fn of_token(token: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|error| error.token() == token)
+    }
+}
+
+/// How long the body after a head is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    Known(u64),
+    Chunked,
+}
+
+/// The search for a head's end, which goes on where it stopped when more bytes have come.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Head {
+    searched: usize,
+    line_start: usize,
+    lines: usize,
+}
+
+impl Head {
+    /// The length of the head at the beginning of `bytes`, once it is whole. Lines end with CR LF.
+    pub fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, HeadError> {
+        while let Some(offset) = memchr::memchr(b'\n', &bytes[self.searched..]) {
+            let end = self.searched + offset;
+            if end == 0 || bytes[end - 1] != b'\r' {
+                return Err(HeadError::Malformed);
+            }
+            let empty = end - 1 == self.line_start;
+            self.searched = end + 1;
+            self.line_start = end + 1;
+            if empty && self.lines > 0 {
+                let fits = self.searched <= HEAD_BYTES_MAX && self.lines <= HEADERS_MAX + 1;
+                return if fits {
+                    Ok(Some(self.searched))
+                } else {
+                    Err(HeadError::TooLarge)
+                };
+            }
+            // An empty line before a request is allowed by HTTP for old clients; it only makes
+            // heads harder to agree on.
+            if empty {
+                return Err(HeadError::Malformed);
+            }
+            self.lines += 1;
+        }
+        self.searched = bytes.len();
+        let fits = bytes.len() <= HEAD_BYTES_MAX && self.lines <= HEADERS_MAX + 1;
+        if fits {
+            Ok(None)
+        } else {
+            Err(HeadError::TooLarge)
+        }
+    }
+}
+
+/// Checks a whole head and says how long the body is that follows.
+pub fn check_head(head: &[u8]) -> Result<Length, HeadError> {
+    let mut headers = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(head, &mut headers) {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge),
+        _ => return Err(HeadError::Malformed),
+    }
+    let method = request.method.unwrap_or_default();
+    // A tunnel is not what this gateway is for.
+    if method.starts_with('!') || method == "CONNECT" {
+        return Err(HeadError::Method);
+    }
+    let mut hosts = 0;
+    let mut length: Option<Length> = None;
+    for header in request.headers.iter() {
+        let name = header.name.as_bytes();
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => hosts += 1,
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                let bytes = content_length(header.value).ok_or(HeadError::Framing)?;
+                if length.replace(Length::Known(bytes)).is_some() {
+                    return Err(HeadError::Framing);
+                }
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                let chunked = header.value.eq_ignore_ascii_case(b"chunked");
+                if !chunked || length.replace(Length::Chunked).is_some() {
+                    return Err(HeadError::Framing);
+                }
+            }
+            _ => {}
+        }
+    }
+    let old = request.version == Some(0);
+    if old && length == Some(Length::Chunked) {
+        return Err(HeadError::Framing);
+    }
+    if hosts > 1 || (hosts == 0 && !old) {
+        return Err(HeadError::Host);
+    }
+    Ok(length.unwrap_or(Length::Known(0)))
+}
+
+/// Digits only: no sign, no list, no space.
+fn content_length(value: &[u8]) -> Option<u64> {
+    // 18 digits fit in 63 bits, and nobody sends an exabyte.
+    if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(
+        value
+            .iter()
+            .fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')),
+    )
+}
+
+/// Where a chunked body ends. It only follows; the server decodes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Chunks {
+    state: ChunkState,
+    /// Bytes left of a chunk; while its size is read, the size so far.
+    left: u64,
+    /// Length of the size line, or of all trailers.
+    line: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum ChunkState {
+    #[default]
+    Size,
+    Extension,
+    SizeEnd,
+    Data,
+    DataCr,
+    DataLf,
+    TrailerStart,
+    Trailer,
+    TrailerEnd,
+    LastLf,
+}
+
+const CHUNK_LINE_MAX: usize = 256;
+const TRAILERS_MAX: usize = 8 * 1024;
+
+impl Chunks {
+    /// How many of `bytes` belong to the body, and whether it ends with them.
+    pub fn take(&mut self, bytes: &[u8]) -> io::Result<(usize, bool)> {
+        let mut at = 0;
+        while at < bytes.len() {
+            if self.state == ChunkState::Data {
+                let taken = self.left.min((bytes.len() - at) as u64);
+                self.left -= taken;
+                at += taken as usize;
+                if self.left == 0 {
+                    self.state = ChunkState::DataCr;
+                }
+                continue;
+            }
+            let done = self.step(bytes[at])?;
+            at += 1;
+            if done {
+                return Ok((at, true));
+            }
+        }
+        Ok((at, false))
+    }
+
+    fn step(&mut self, byte: u8) -> io::Result<bool> {
+        use ChunkState::{
+            Data, DataCr, DataLf, Extension, LastLf, Size, SizeEnd, Trailer, TrailerEnd,
+            TrailerStart,
+        };
+        self.line += 1;
+        let (next, done) = match (self.state, byte) {
+            (Size, b'\r') if self.line > 1 => (SizeEnd, false),
+            (Size, b';') if self.line > 1 => (Extension, false),
+            (Size, digit) => {
+                let digit = char::from(digit).to_digit(16).ok_or_else(malformed)?;
+                if self.line > 15 {
+                    return Err(malformed());
+                }
+                self.left = self.left * 16 + u64::from(digit);
+                (Size, false)
+            }
+            (Extension, b'\r') => (SizeEnd, false),
+            (Extension, b'\n') => return Err(malformed()),
+            (Extension, _) if self.line <= CHUNK_LINE_MAX => (Extension, false),
+            (SizeEnd, b'\n') => {
+                self.line = 0;
+                (if self.left == 0 { TrailerStart } else { Data }, false)
+            }
+            (DataCr, b'\r') => (DataLf, false),
+            (DataLf, b'\n') => {
+                self.line = 0;
+                (Size, false)
+            }
+            (TrailerStart, b'\r') => (LastLf, false),
+            (LastLf, b'\n') => (LastLf, true),
+            (Trailer, b'\r') => (TrailerEnd, false),
+            (TrailerEnd, b'\n') => (TrailerStart, false),
+            (TrailerStart | Trailer, other) if other != b'\n' && self.line <= TRAILERS_MAX => {
+                (Trailer, false)
+            }
+            _ => return Err(malformed()),
+        };
+        self.state = next;
+        Ok(done)
+    }
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the chunked body is malformed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(head: &str) -> Result<Length, HeadError> {
+        let mut search = Head::default();
+        let end = search.find_end(head.as_bytes())?.expect("a whole head");
+        check_head(&head.as_bytes()[..end])
+    }
+
+    #[test]
+    fn heads_that_could_be_read_in_two_ways_are_refused() {
+        let cases = [
+            (
+                "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+                HeadError::Framing,
+            ),
+            (
+                "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n",
+                HeadError::Framing,
+            ),
+            (
+                "Content-Length: 4\r\nContent-Length: 4\r\n",
+                HeadError::Framing,
+            ),
+            (
+                "Content-Length: 4\r\nContent-Length: 5\r\n",
+                HeadError::Framing,
+            ),
+            ("Content-Length: 4, 4\r\n", HeadError::Framing),
+            ("Content-Length: +4\r\n", HeadError::Framing),
+            ("Content-Length:\r\n", HeadError::Framing),
+            ("Content-Length: 0x4\r\n", HeadError::Framing),
+            (
+                "Content-Length: 99999999999999999999\r\n",
+                HeadError::Framing,
+            ),
+            ("Transfer-Encoding: xchunked\r\n", HeadError::Framing),
+            (
+                "Transfer-Encoding: chunked, identity\r\n",
+                HeadError::Framing,
+            ),
+            (
+                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+                HeadError::Framing,
+            ),
+            ("Content-Length : 4\r\n", HeadError::Malformed),
+            ("X: a\r\n b\r\n", HeadError::Malformed),
+            ("X: a\0b\r\n", HeadError::Malformed),
+            ("X: a\rb\r\n", HeadError::Malformed),
+            ("X: a\n", HeadError::Malformed),
+            ("Host: b\r\n", HeadError::Host),
+        ];
+        for (headers, expected) in cases {
+            let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
+            assert_eq!(check(&head), Err(expected), "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn request_lines_that_are_not_http_are_refused() {
+        let cases = [
+            ("POST / HTTP/1.1\r\n\r\n", HeadError::Host),
+            (
+                "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+                HeadError::Framing,
+            ),
+            (
+                "POST /a b HTTP/1.1\r\nHost: a\r\n\r\n",
+                HeadError::Malformed,
+            ),
+            ("!slow / HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Method),
+            ("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", HeadError::Method),
+            (
+                "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+                HeadError::Malformed,
+            ),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", HeadError::Malformed),
+            ("GET /\r\n\r\n", HeadError::Malformed),
+        ];
+        for (head, expected) in cases {
+            assert_eq!(check(head), Err(expected), "{head:?}");
+        }
+        assert_eq!(check("GET / HTTP/1.0\r\n\r\n"), Ok(Length::Known(0)));
+    }
+
+    #[test]
+    fn the_length_of_the_body_is_known_from_the_head() {
+        let with = |header: &str| check(&format!("POST / HTTP/1.1\r\nHost: a\r\n{header}\r\n"));
+        assert_eq!(with(""), Ok(Length::Known(0)));
+        assert_eq!(with("content-LENGTH: 1024\r\n"), Ok(Length::Known(1024)));
+        assert_eq!(with("Transfer-Encoding: Chunked\r\n"), Ok(Length::Chunked));
+    }
+
+    #[test]
+    fn a_head_has_at_most_32_kib_and_100_headers() {
+        let headers = |count: usize, size: usize| {
+            let line = format!("X: {}\r\n", "y".repeat(size));
+            check(&format!(
+                "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
+                line.repeat(count)
+            ))
+        };
+        assert!(headers(99, 10).is_ok());
+        assert_eq!(headers(100, 10), Err(HeadError::TooLarge));
+        assert!(headers(1, 32_000).is_ok());
+        assert_eq!(headers(1, 33_000), Err(HeadError::TooLarge));
+        // Refused before it is whole.
+        let endless = vec![b'x'; 40_000];
+        assert_eq!(Head::default().find_end(&endless), Err(HeadError::TooLarge));
+    }
+
+    #[test]
+    fn a_head_that_comes_byte_by_byte_ends_where_it_would_in_one_piece() {
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET";
+        let mut search = Head::default();
+        let ends: Vec<_> = (1..=head.len())
+            .filter_map(|length| search.find_end(&head[..length]).unwrap())
+            .take(1)
+            .collect();
+        assert_eq!(ends, [head.len() - 3]);
+    }
+
+    #[test]
+    fn chunked_bodies_end_where_they_end_however_they_are_cut() {
+        let body = b"4\r\nabcd\r\nA;x=y\r\n0123456789\r\n0\r\nT: 1\r\n\r\n";
+        for step in 1..=body.len() {
+            let mut chunks = Chunks::default();
+            let mut at = 0;
+            let mut done = false;
+            for piece in body.chunks(step) {
+                let (taken, end) = chunks.take(piece).unwrap();
+                at += taken;
+                done = end;
+            }
+            assert!(done && at == body.len(), "{step}");
+        }
+        let (taken, done) = Chunks::default().take(b"0\r\n\r\nGET /").unwrap();
+        assert!(done && taken == 5);
+    }
+
+    #[test]
+    fn malformed_chunks_are_refused() {
+        for body in [
+            "0x1\r\na\r\n",
+            "\r\n",
+            "1\na\n",
+            "1\r\nab\r\n",
+            "ffffffffffffffff\r\n",
+            "-1\r\n",
+            "1 \r\na",
+            "0\r\nT: 1\n\n",
+        ] {
+            assert!(Chunks::default().take(body.as_bytes()).is_err(), "{body:?}");
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! What a client sends, checked before the HTTP server sees it. The guard follows the framing of a
+//! connection, hands on request heads only when they are whole and keep the strict rules, and
+//! bodies as they come. So no request can be read in two ways, here and by an instance; and heads
+//! that are too long, too slow or malformed are answered like every other refusal.
+//!
+//! A refused head is replaced by one that the service knows by its method, `!` and the reason; no
+//! client can send such a method, since the guard refuses it.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
+
+use crate::framing::{Chunks, Head, HeadError, Length, check_head};
+use crate::timer::{Deadline, now_us};
+
+/// What the guard and the service of one connection share.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// A request is being answered: no idle or head timeout runs.
+    pub active: Cell<bool>,
+    /// The end of the phase that the request is in.
+    pub deadline: RefCell<Deadline>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    pub head: Duration,
+    pub idle: Duration,
+    pub write: Duration,
+}
+
+/// How much of what a refused client still sends is taken, so that it reads our answer before the
+/// connection is reset.
+const LINGER_BYTES: usize = 256 * 1024;
+const LINGER_US: u64 = 1_000_000;
+
+#[derive(Debug)]
+enum Framing {
+    /// In a head, or before one.
+    Head(Head),
+    /// So many bytes of body left.
+    Body(u64),
+    Chunks(Chunks),
+    /// Nothing more is read from this client.
+    Refused,
+}
+
+#[derive(Debug)]
+pub struct Guard {
+    io: TcpStream,
+    shared: Rc<Shared>,
+    timeouts: Timeouts,
+    framing: Framing,
+    /// Read and not handed on: `released` checked bytes, then the beginning of a head.
+    held: BytesMut,
+    released: usize,
+    /// What follows the released bytes is refused.
+    refusal: Option<HeadError>,
+    /// Whether the wait is for the rest of a head, or of a connection's first.
+    head_begun: bool,
+    wait: Deadline,
+    stalled: Deadline,
+    lingered: usize,
+    lingering: Deadline,
+}
+
+impl Guard {
+    pub fn new(io: TcpStream, shared: Rc<Shared>, timeouts: Timeouts) -> Self {
+        let mut wait = Deadline::default();
+        wait.set(now_us() + timeouts.head.as_micros() as u64);
+        Self {
+            io,
+            shared,
+            timeouts,
+            framing: Framing::Head(Head::default()),
+            held: BytesMut::new(),
+            released: 0,
+            refusal: None,
+            head_begun: true,
+            wait,
+            stalled: Deadline::default(),
+            lingered: 0,
+            lingering: Deadline::default(),
+        }
+    }
+
+    /// Nothing has come and nothing runs: pending, unless the client took too long.
+    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.shared.active.get() || !matches!(self.framing, Framing::Head(_)) {
+            self.wait.clear();
+            return Poll::Pending;
+        }
+        let begun = !self.held.is_empty();
+        if !self.wait.is_set() || (begun && !self.head_begun) {
+            let limit = if begun {
+                self.timeouts.head
+            } else {
+                self.timeouts.idle
+            };
+            self.head_begun = begun;
+            self.wait.set(now_us() + limit.as_micros() as u64);
+        }
+        self.wait.poll(cx)
+    }
+
+    fn refuse(&mut self, reason: HeadError) {
+        self.framing = Framing::Refused;
+        self.held.clear();
+        self.held.extend_from_slice(b"!");
+        self.held.extend_from_slice(reason.token().as_bytes());
+        self.held
+            .extend_from_slice(b" / HTTP/1.1\r\nhost: -\r\nconnection: close\r\n\r\n");
+        self.released = self.held.len();
+    }
+
+    /// Fails a write that has made no progress for too long, or whose request has run out of time.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if !self.stalled.is_set() {
+            self.stalled
+                .set(now_us() + self.timeouts.write.as_micros() as u64);
+        }
+        let late =
+            self.shared.active.get() && self.shared.deadline.borrow_mut().poll(cx).is_ready();
+        if late || self.stalled.poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Poll::Pending
+    }
+
+    fn progressed(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_pending() {
+            return self.poll_stalled(cx);
+        }
+        self.stalled.clear();
+        written
+    }
+
+    /// Takes and forgets what a client sends after we have stopped reading it.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scratch = [std::mem::MaybeUninit::uninit(); 8192];
+        while self.lingered < LINGER_BYTES {
+            let mut buffer = ReadBuf::uninit(&mut scratch);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    self.lingered += buffer.filled().len();
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => {
+                    if !self.lingering.is_set() {
+                        self.lingering.set(now_us() + LINGER_US);
+                    }
+                    return self.lingering.poll(cx);
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Framing {
+    /// How many of `bytes` may be handed on: all but the beginning of a head that is not whole.
+    fn check(&mut self, bytes: &[u8]) -> io::Result<(usize, Option<HeadError>)> {
+        let mut at = 0;
+        while at < bytes.len() {
+            match self {
+                Self::Body(left) => {
+                    let taken = (*left).min((bytes.len() - at) as u64);
+                    at += taken as usize;
+                    *left -= taken;
+                    if *left == 0 {
+                        *self = Self::Head(Head::default());
+                    }
+                }
+                Self::Chunks(chunks) => {
+                    let (taken, done) = chunks.take(&bytes[at..])?;
+                    at += taken;
+                    if done {
+                        *self = Self::Head(Head::default());
+                    }
+                }
+                Self::Head(head) => {
+                    let end = match head.find_end(&bytes[at..]) {
+                        Ok(Some(end)) => end,
+                        Ok(None) => return Ok((at, None)),
+                        Err(reason) => return Ok((at, Some(reason))),
+                    };
+                    match check_head(&bytes[at..at + end]) {
+                        Ok(next) => *self = next.into(),
+                        Err(reason) => return Ok((at, Some(reason))),
+                    }
+                    at += end;
+                }
+                Self::Refused => return Ok((at, None)),
+            }
+        }
+        Ok((at, None))
+    }
+}
+
+impl From<Length> for Framing {
+    fn from(length: Length) -> Self {
+        match length {
+            Length::Known(0) => Self::Head(Head::default()),
+            Length::Known(bytes) => Self::Body(bytes),
+            Length::Chunked => Self::Chunks(Chunks::default()),
+        }
+    }
+}
+
+impl AsyncRead for Guard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            if this.released > 0 {
+                let count = this.released.min(buf.remaining());
+                buf.put_slice(&this.held[..count]);
+                this.held.advance(count);
+                this.released -= count;
+                return Poll::Ready(Ok(()));
+            }
+            // What came before the refused head has been handed on.
+            if let Some(reason) = this.refusal.take() {
+                this.refuse(reason);
+                continue;
+            }
+            if matches!(this.framing, Framing::Refused) {
+                return Poll::Pending;
+            }
+            let (checked, refusal) = if this.held.is_empty() {
+                let before = buf.filled().len();
+                match Pin::new(&mut this.io).poll_read(cx, buf)? {
+                    Poll::Ready(()) => {}
+                    Poll::Pending => {
+                        ready!(this.poll_wait(cx));
+                        // A connection that rests too long is closed without a word; one whose
+                        // first head never came as well.
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                let read = buf.filled().len() - before;
+                if read == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                let (checked, refusal) = this.framing.check(&buf.filled()[before..])?;
+                if checked < read {
+                    this.held
+                        .extend_from_slice(&buf.filled()[before + checked..]);
+                    buf.set_filled(before + checked);
+                }
+                (checked, refusal)
+            } else {
+                this.held.reserve(4096);
+                match poll_read_buf(Pin::new(&mut this.io), cx, &mut this.held)? {
+                    Poll::Ready(0) => return Poll::Ready(Ok(())),
+                    Poll::Ready(_) => {}
+                    Poll::Pending => {
+                        ready!(this.poll_wait(cx));
+                        this.refuse(HeadError::Slow);
+                        continue;
+                    }
+                }
+                let (checked, refusal) = this.framing.check(&this.held)?;
+                this.released = checked;
+                (0, refusal)
+            };
+            if this.released > 0 || checked > 0 {
+                this.wait.clear();
+            }
+            this.refusal = refusal;
+            if checked > 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Guard {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.progressed(written, cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.progressed(written, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+        let whole = matches!(self.framing, Framing::Head(_)) && self.held.is_empty();
+        if !whole {
+            ready!(self.poll_linger(cx));
+        }
+        Poll::Ready(Ok(()))
+    }
+}

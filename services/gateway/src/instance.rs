@@ -1,0 +1,189 @@
+//! One instance as all threads of the gateway see it. One word holds what is in flight and whether
+//! it drains, so a slot is taken and the drain is seen in one step: once the drain is set no thread
+//! can take a slot, whatever snapshot it still holds.
+
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+
+use contract::InstanceId;
+use http::HeaderValue;
+
+const DRAINING: u64 = 1 << 63;
+const COUNT: u64 = u32::MAX as u64;
+
+#[derive(Debug)]
+pub struct Instance {
+    pub id: InstanceId,
+    /// Never used twice in this process; the key of the connection pools.
+    pub serial: u64,
+    pub address: String,
+    /// The `host` header of requests to it.
+    pub host: HeaderValue,
+    /// Requests in flight, and `DRAINING`.
+    state: AtomicU64,
+    limit: AtomicU32,
+    /// Idle: total busy time. Busy: that minus the moment it became so, which is below zero since
+    /// the clock starts at more than any busy time. So one word tells both.
+    busy: AtomicI64,
+    requests: AtomicU64,
+    /// Busy time up to the meter's last reading.
+    reported_busy_us: AtomicU64,
+    /// A connection was refused; others are tried first until then.
+    suspect_until_us: AtomicU64,
+}
+
+/// What the meter reads of an instance, since it last did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InstanceReading {
+    pub in_flight: u32,
+    /// Those that ended.
+    pub requests: u64,
+    pub busy_us: u64,
+}
+
+impl Instance {
+    pub fn new(id: InstanceId, serial: u64, address: String) -> Self {
+        // An address that is no header value is one that cannot be connected to either.
+        let host =
+            HeaderValue::from_str(&address).unwrap_or_else(|_| HeaderValue::from_static("invalid"));
+        Self {
+            id,
+            serial,
+            address,
+            host,
+            state: AtomicU64::new(DRAINING),
+            limit: AtomicU32::new(0),
+            busy: AtomicI64::new(0),
+            requests: AtomicU64::new(0),
+            reported_busy_us: AtomicU64::new(0),
+            suspect_until_us: AtomicU64::new(0),
+        }
+    }
+
+    pub fn set(&self, limit: u32, draining: bool) {
+        self.limit.store(limit, Ordering::SeqCst);
+        if draining {
+            self.state.fetch_or(DRAINING, Ordering::SeqCst);
+        } else {
+            self.state.fetch_and(!DRAINING, Ordering::SeqCst);
+        }
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.state.load(Ordering::SeqCst) & DRAINING != 0
+    }
+
+    pub fn in_flight(&self) -> u32 {
+        (self.state.load(Ordering::SeqCst) & COUNT) as u32
+    }
+
+    pub fn suspect(&self, until_us: u64) {
+        self.suspect_until_us.store(until_us, Ordering::Relaxed);
+    }
+
+    pub fn is_suspect(&self, now_us: u64) -> bool {
+        self.suspect_until_us.load(Ordering::Relaxed) > now_us
+    }
+
+    /// Takes a slot if one is free and the instance does not drain.
+    pub fn try_acquire(&self, now_us: u64) -> bool {
+        let limit = u64::from(self.limit.load(Ordering::SeqCst));
+        let mut state = self.state.load(Ordering::SeqCst);
+        loop {
+            if state & DRAINING != 0 || state & COUNT >= limit {
+                return false;
+            }
+            let taken = self.state.compare_exchange_weak(
+                state,
+                state + 1,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            );
+            match taken {
+                Ok(_) => break,
+                Err(seen) => state = seen,
+            }
+        }
+        if state & COUNT == 0 {
+            self.busy.fetch_sub(now_us as i64, Ordering::SeqCst);
+        }
+        true
+    }
+
+    /// Gives a slot back that `try_acquire` gave.
+    pub fn release(&self, now_us: u64) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let before = self.state.fetch_sub(1, Ordering::SeqCst);
+        if before & COUNT == 1 {
+            self.busy.fetch_add(now_us as i64, Ordering::SeqCst);
+        }
+    }
+
+    /// What happened since the last reading. Only the meter takes readings.
+    pub fn take_reading(&self, now_us: u64) -> InstanceReading {
+        let busy = self.busy.load(Ordering::SeqCst);
+        let busy_us = if busy < 0 { busy + now_us as i64 } else { busy };
+        let before = self.reported_busy_us.load(Ordering::Relaxed);
+        // A slot taken a moment after the clock was read would make it run backwards.
+        let busy_us = (busy_us.max(0) as u64).max(before);
+        self.reported_busy_us.store(busy_us, Ordering::Relaxed);
+        InstanceReading {
+            in_flight: self.in_flight(),
+            requests: self.requests.swap(0, Ordering::Relaxed),
+            busy_us: busy_us - before,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance(limit: u32) -> Instance {
+        let instance = Instance::new("i".to_owned().into(), 0, "127.0.0.1:1".into());
+        instance.set(limit, false);
+        instance
+    }
+
+    #[test]
+    fn slots_are_never_exceeded_whatever_threads_do() {
+        let instance = instance(3);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        if instance.try_acquire(10) {
+                            assert!(instance.in_flight() <= 3);
+                            instance.release(10);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(instance.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_draining_instance_gives_no_slot_and_keeps_count_of_what_is_on_it() {
+        let instance = instance(2);
+        assert!(instance.try_acquire(1));
+        instance.set(2, true);
+        assert!(!instance.try_acquire(1));
+        assert_eq!(instance.in_flight(), 1);
+        instance.release(2);
+        assert_eq!(instance.in_flight(), 0);
+    }
+
+    #[test]
+    fn busy_time_is_that_with_at_least_one_request_on_it() {
+        let instance = instance(2);
+        assert!(instance.try_acquire(100));
+        assert!(instance.try_acquire(110));
+        assert_eq!(instance.take_reading(150).busy_us, 50);
+        instance.release(160);
+        instance.release(200);
+        assert!(instance.try_acquire(1000));
+        let reading = instance.take_reading(1010);
+        assert_eq!((reading.busy_us, reading.requests), (60, 2));
+        assert_eq!(instance.take_reading(1015).busy_us, 5);
+    }
+}

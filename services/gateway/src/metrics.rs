@@ -1,0 +1,159 @@
+//! Prometheus metrics, fed once a second from the frames: what a dashboard shows is what the
+//! autoscaler saw.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use contract::frame::{Frame, Outcomes};
+use contract::histogram::Histogram;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use runtime::metrics::Metrics;
+
+use crate::meter::Refusals;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    endpoint: String,
+    deployment: String,
+    role: &'static str,
+    code_class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeploymentLabels {
+    endpoint: String,
+    deployment: String,
+    role: &'static str,
+}
+
+/// Doublings from 0.256 ms to 67 s: bounds at which the frames' histograms are exact.
+const BOUNDS_LOG2_US: std::ops::RangeInclusive<u32> = 8..=26;
+
+/// A histogram that takes whole histograms.
+#[derive(Clone, Debug, Default)]
+struct Durations(Arc<Mutex<Histogram>>);
+
+impl Durations {
+    fn merge(&self, other: &Histogram) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .merge(other);
+    }
+}
+
+impl TypedMetric for Durations {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Durations {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts: Vec<(f64, u64)> = BOUNDS_LOG2_US
+            .map(|log2| ((1u64 << log2) as f64 / 1e6, 0))
+            .chain([(f64::MAX, 0)])
+            .collect();
+        for (bound_us, count) in histogram.iter() {
+            let seconds = bound_us as f64 / 1e6;
+            if let Some(bucket) = counts.iter_mut().find(|(bound, _)| seconds <= *bound) {
+                bucket.1 += count;
+            }
+        }
+        let sum = histogram.sum_micros() as f64 / 1e6;
+        encoder.encode_histogram::<[(&str, &str); 0]>(sum, histogram.count(), &counts, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct GatewayMetrics {
+    requests: Family<RequestLabels, Counter<u64, AtomicU64>>,
+    durations: Family<DeploymentLabels, Durations>,
+    in_flight: Family<DeploymentLabels, Gauge>,
+}
+
+impl GatewayMetrics {
+    pub fn register(metrics: &Metrics) -> Self {
+        let own = Self::default();
+        metrics.register(|registry| {
+            // The encoder adds `_total` to a counter's name.
+            registry.register(
+                "penstock_requests",
+                "Requests that ended, by class of the code they were answered with",
+                own.requests.clone(),
+            );
+            registry.register(
+                "penstock_request_duration_seconds",
+                "From arrival to the last byte of the answer, of requests that count in objectives",
+                own.durations.clone(),
+            );
+            registry.register(
+                "penstock_inflight_requests",
+                "The most requests served at once in the last second",
+                own.in_flight.clone(),
+            );
+        });
+        own
+    }
+
+    pub fn observe(&self, frames: &[Frame]) {
+        let mut seen = Vec::new();
+        for part in frames.iter().flat_map(|frame| &frame.deployments) {
+            let labels = DeploymentLabels {
+                endpoint: part.endpoint.endpoint().to_string(),
+                deployment: part.deployment.to_string(),
+                role: "live",
+            };
+            for (code_class, count) in by_class(&part.outcomes) {
+                self.count(&labels.endpoint, &labels.deployment, code_class, count);
+            }
+            self.durations.get_or_create(&labels).merge(&part.latency);
+            self.in_flight
+                .get_or_create(&labels)
+                .set(i64::from(part.in_flight_max));
+            seen.push(labels);
+        }
+    }
+
+    /// Those that were refused before a deployment was chosen.
+    pub fn observe_refusals(&self, refusals: &Refusals) {
+        for ((endpoint, status), count) in refusals {
+            let code_class = if *status < 500 { "4xx" } else { "5xx" };
+            self.count(endpoint, "", code_class, *count);
+        }
+    }
+
+    fn count(&self, endpoint: &str, deployment: &str, code_class: &'static str, count: u64) {
+        if count == 0 {
+            return;
+        }
+        let labels = RequestLabels {
+            endpoint: endpoint.to_owned(),
+            deployment: deployment.to_owned(),
+            role: "live",
+            code_class,
+        };
+        self.requests.get_or_create(&labels).inc_by(count);
+    }
+}
+
+/// The classes of the contract's status table. Redirects of a model count with its successes; a
+/// client that left got no code.
+fn by_class(outcomes: &Outcomes) -> [(&'static str, u64); 4] {
+    let o = outcomes;
+    let client =
+        o.model_client_error + o.model_server_error + o.timeout + o.too_many_pending + o.refused;
+    [
+        ("2xx", o.success),
+        ("4xx", client),
+        ("5xx", o.unreachable + o.unavailable + o.internal),
+        ("none", o.client_left),
+    ]
+}

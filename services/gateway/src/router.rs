@@ -1,0 +1,285 @@
+//! The routes as one immutable snapshot, swapped whole. Invariants: an update at or below the
+//! revision of its endpoint changes nothing; what drains is marked before the snapshot with the
+//! new revision can be seen; a request uses the one snapshot it began with.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use contract::ids::BUCKETS;
+use contract::resources::{AuthMode, ModelClientErrors};
+use contract::route::{ANY_GATEWAY, DeploymentRoute, InstanceRoute, Route, RouteUpdate};
+use contract::{Bucket, EndpointKey, Name, Position, Uid};
+use http::HeaderValue;
+
+use crate::admission::{DeploymentState, Wanted};
+use crate::split::Split;
+
+/// All routes at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    endpoints: HashMap<Box<str>, Arc<Endpoint>>,
+    /// Per bucket, the highest revision in this snapshot.
+    revisions: Box<[Position]>,
+}
+
+#[derive(Debug)]
+pub struct Endpoint {
+    pub uid: Uid,
+    pub auth: AuthMode,
+    /// SHA-256 of the valid keys.
+    pub keys: Vec<[u8; 32]>,
+    pub model_client_errors: ModelClientErrors,
+    pub request_bytes_max: u64,
+    pub split: Option<Split>,
+    /// Requests that went through the split; shared by all snapshots of this incarnation.
+    pub count: Arc<AtomicU64>,
+    pub deployments: Vec<Deployment>,
+}
+
+#[derive(Debug)]
+pub struct Deployment {
+    /// The name as a header value.
+    pub header: HeaderValue,
+    pub timeout_us: u64,
+    pub queue_wait_us: u64,
+    /// Requests at once per instance, over all gateways.
+    pub limit: u32,
+    pub thresholds_us: Vec<u64>,
+    pub state: Arc<DeploymentState>,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self {
+            endpoints: HashMap::new(),
+            revisions: vec![Position::START; usize::from(BUCKETS)].into(),
+        }
+    }
+}
+
+impl Snapshot {
+    pub fn endpoint(&self, name: &str) -> Option<&Arc<Endpoint>> {
+        self.endpoints.get(name)
+    }
+
+    pub fn revision(&self, bucket: Bucket) -> Position {
+        self.revisions
+            .get(usize::from(bucket.0))
+            .copied()
+            .unwrap_or(Position::START)
+    }
+}
+
+impl Endpoint {
+    pub fn deployment(&self, name: &[u8]) -> Option<usize> {
+        self.deployments
+            .iter()
+            .position(|deployment| deployment.header.as_bytes() == name)
+    }
+}
+
+/// Turns updates into snapshots.
+#[derive(Debug)]
+pub struct Router {
+    gateway: String,
+    current: ArcSwap<Snapshot>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The newest update of each endpoint, deleted ones too, so that an old one changes nothing.
+    updates: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
+    /// Everything that may still have something to be measured.
+    deployments: Vec<Arc<DeploymentState>>,
+    next_serial: u64,
+    next_meter_slot: usize,
+    /// Not yet saved.
+    changed: bool,
+}
+
+impl Router {
+    pub fn new(gateway: String) -> Self {
+        Self {
+            gateway,
+            current: ArcSwap::default(),
+            known: Mutex::default(),
+        }
+    }
+
+    pub fn current(&self) -> &ArcSwap<Snapshot> {
+        &self.current
+    }
+
+    /// Applies a batch as one swap. A batch should hold all that has arrived: a bucket's revision
+    /// is then never ahead of an update that came with it.
+    pub fn apply(&self, batch: impl IntoIterator<Item = Arc<RouteUpdate>>) {
+        let mut known = self.known();
+        let mut next: Option<Snapshot> = None;
+        for update in batch {
+            let newest = known.updates.get(&update.endpoint);
+            if newest.is_some_and(|newest| newest.revision >= update.revision) {
+                continue;
+            }
+            let next = next.get_or_insert_with(|| Snapshot::clone(&self.current.load()));
+            self.apply_one(&mut known, next, &update);
+            known.updates.insert(update.endpoint.clone(), update);
+            known.changed = true;
+        }
+        // Swapped under the lock, so that of two batches the later one stays.
+        if let Some(next) = next {
+            self.current.store(Arc::new(next));
+        }
+    }
+
+    /// Everything that may have something to report.
+    pub fn deployments(&self) -> Vec<Arc<DeploymentState>> {
+        self.known().deployments.clone()
+    }
+
+    /// Called by the meter once the last word of a deployment that is gone has been reported.
+    pub fn forget(&self, meter_slot: usize) {
+        self.known()
+            .deployments
+            .retain(|deployment| deployment.meter_slot != meter_slot);
+    }
+
+    /// The routes to save, if they changed since the last call.
+    pub fn take_changed(&self) -> Option<Vec<Arc<RouteUpdate>>> {
+        let mut known = self.known();
+        std::mem::take(&mut known.changed).then(|| known.updates.values().cloned().collect())
+    }
+
+    fn apply_one(&self, known: &mut Known, next: &mut Snapshot, update: &RouteUpdate) {
+        let name = update.endpoint.endpoint();
+        let previous = next.endpoints.remove(name.as_str());
+        let endpoint = update
+            .route
+            .as_ref()
+            .map(|route| self.endpoint(known, update, route, previous.as_deref()));
+        let stays: Vec<Uid> = endpoint
+            .iter()
+            .flat_map(|endpoint| endpoint.deployments.iter().map(|d| d.state.uid))
+            .collect();
+        for deployment in previous.iter().flat_map(|endpoint| &endpoint.deployments) {
+            if !stays.contains(&deployment.state.uid) {
+                deployment.state.retire();
+            }
+        }
+        if let Some(endpoint) = endpoint {
+            next.endpoints
+                .insert(name.as_str().into(), Arc::new(endpoint));
+        }
+        if let Some(revision) = next.revisions.get_mut(usize::from(update.bucket().0)) {
+            *revision = (*revision).max(update.revision);
+        }
+    }
+
+    fn endpoint(
+        &self,
+        known: &mut Known,
+        update: &RouteUpdate,
+        route: &Route,
+        previous: Option<&Endpoint>,
+    ) -> Endpoint {
+        let previous = previous.filter(|previous| previous.uid == route.endpoint_uid);
+        let deployments = route
+            .deployments
+            .iter()
+            .map(|(name, deployment)| {
+                let state = previous
+                    .into_iter()
+                    .flat_map(|endpoint| &endpoint.deployments)
+                    .map(|old| &old.state)
+                    .find(|state| state.uid == deployment.uid && state.name == *name)
+                    .cloned()
+                    .unwrap_or_else(|| known.new_state(&update.endpoint, name, deployment.uid));
+                self.set_instances(known, &state, deployment);
+                new_deployment(name, deployment, state)
+            })
+            .collect();
+        Endpoint {
+            uid: route.endpoint_uid,
+            auth: route.auth,
+            keys: route.key_hashes.iter().filter_map(|h| digest(h)).collect(),
+            model_client_errors: route.model_client_errors,
+            request_bytes_max: route.request_bytes_max,
+            split: Split::new(route.deployments.values().map(|d| d.percent)),
+            count: previous.map_or_else(Arc::default, |previous| previous.count.clone()),
+            deployments,
+        }
+    }
+
+    fn set_instances(
+        &self,
+        known: &mut Known,
+        state: &Arc<DeploymentState>,
+        route: &DeploymentRoute,
+    ) {
+        let limit = route.request_settings.max_concurrent_requests_per_instance;
+        let slots = |instance: &InstanceRoute| {
+            let own = instance.slots.get(&self.gateway);
+            own.or_else(|| instance.slots.get(ANY_GATEWAY))
+                .copied()
+                .unwrap_or(limit)
+        };
+        let wanted: Vec<Wanted> = route
+            .instances
+            .iter()
+            .map(|instance| Wanted {
+                id: instance.id.clone(),
+                address: instance.address.clone(),
+                draining: instance.draining,
+                slots: slots(instance),
+            })
+            .collect();
+        state.set_instances(&wanted, || {
+            known.next_serial += 1;
+            known.next_serial
+        });
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Updates are applied one by one and each can be applied again, so nothing is half done.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn new_state(&mut self, endpoint: &EndpointKey, name: &Name, uid: Uid) -> Arc<DeploymentState> {
+        let slot = self.next_meter_slot;
+        self.next_meter_slot += 1;
+        let state = DeploymentState::new(endpoint.clone(), name.clone(), uid, slot);
+        let state = Arc::new(state);
+        self.deployments.push(state.clone());
+        state
+    }
+}
+
+fn new_deployment(name: &Name, route: &DeploymentRoute, state: Arc<DeploymentState>) -> Deployment {
+    let settings = &route.request_settings;
+    Deployment {
+        // A name holds letters, digits and dashes only.
+        header: HeaderValue::from_str(name.as_str())
+            .unwrap_or_else(|_| HeaderValue::from_static("")),
+        timeout_us: settings.timeout.millis() * 1000,
+        queue_wait_us: settings.max_queue_wait.millis() * 1000,
+        limit: settings.max_concurrent_requests_per_instance,
+        thresholds_us: route.latency_thresholds_us.clone(),
+        state,
+    }
+}
+
+/// A key's hash; one that is not 64 hexadecimal digits matches nothing.
+fn digest(text: &str) -> Option<[u8; 32]> {
+    let mut digest = [0; 32];
+    match hex::decode_to_slice(text, &mut digest) {
+        Ok(()) => Some(digest),
+        Err(error) => {
+            tracing::warn!(%error, "a key hash in a route is not a SHA-256 in hexadecimal; that key is refused");
+            None
+        }
+    }
+}

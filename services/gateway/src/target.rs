@@ -1,0 +1,168 @@
+//! From a request to its endpoint: by path or by host name, and what its key says.
+
+use http::header::{AUTHORIZATION, HOST};
+use http::request::Parts;
+use http::{HeaderMap, Uri};
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+use crate::reply::Refusal;
+use crate::router::Endpoint;
+
+const PREFIX: &str = "/endpoints/";
+const SCORE: &str = "/score";
+
+/// The endpoint's name and what follows it, from `/score` on, with the query.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Target<'a> {
+    pub endpoint: &'a str,
+    pub rest: &'a str,
+}
+
+impl<'a> Target<'a> {
+    /// Finds the target in the path, or in the host name under `domain`.
+    pub fn of(parts: &'a Parts, domain: Option<&str>) -> Result<Self, Refusal> {
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let target = match path.strip_prefix(PREFIX) {
+            Some(tail) => {
+                let end = tail.find(['/', '?']).ok_or(Refusal::UnknownEndpoint)?;
+                let (endpoint, rest) = tail.split_at(end);
+                Self { endpoint, rest }
+            }
+            None => Self {
+                endpoint: host_endpoint(parts, domain).ok_or(Refusal::UnknownEndpoint)?,
+                rest: path,
+            },
+        };
+        target.check()?;
+        Ok(target)
+    }
+
+    fn check(&self) -> Result<(), Refusal> {
+        if self.rest == SCORE {
+            return Ok(());
+        }
+        let below = self
+            .rest
+            .strip_prefix(SCORE)
+            .filter(|below| below.starts_with(['/', '?']))
+            .ok_or(Refusal::UnknownEndpoint)?;
+        let path = below.split_once('?').map_or(below, |(path, _)| path);
+        if path.split('/').any(climbs) {
+            return Err(Refusal::Path);
+        }
+        Ok(())
+    }
+
+    /// What the instance is asked for. `score` is `/score`, made once.
+    pub fn uri(&self, score: &Uri) -> Result<Uri, Refusal> {
+        if self.rest == SCORE {
+            return Ok(score.clone());
+        }
+        self.rest.parse().map_err(|_| Refusal::Path)
+    }
+}
+
+/// `.` and `..`, written plainly or with percent signs.
+fn climbs(segment: &str) -> bool {
+    if segment.len() > 6 || segment.is_empty() {
+        return false;
+    }
+    let plain = segment.to_ascii_lowercase().replace("%2e", ".");
+    plain == "." || plain == ".."
+}
+
+fn host_endpoint<'a>(parts: &'a Parts, domain: Option<&str>) -> Option<&'a str> {
+    let domain = domain?;
+    let host = match parts.uri.host() {
+        Some(host) => host,
+        None => parts.headers.get(HOST)?.to_str().ok()?,
+    };
+    let host = host.split_once(':').map_or(host, |(host, _)| host);
+    let (endpoint, rest) = host.split_once('.')?;
+    rest.eq_ignore_ascii_case(domain).then_some(endpoint)
+}
+
+/// Whether the request carries one of the endpoint's keys. Every key is compared whole, so the time
+/// it takes tells nothing.
+pub fn authorize(endpoint: &Endpoint, headers: &HeaderMap) -> Result<(), Refusal> {
+    let header = headers.get(AUTHORIZATION).ok_or(Refusal::NoKey)?.as_bytes();
+    let (scheme, key) = header.split_at_checked(7).ok_or(Refusal::NoKey)?;
+    if !scheme.eq_ignore_ascii_case(b"bearer ") {
+        return Err(Refusal::NoKey);
+    }
+    let digest: [u8; 32] = Sha256::digest(key).into();
+    let known = endpoint
+        .keys
+        .iter()
+        .fold(Choice::from(0), |known, valid| known | valid.ct_eq(&digest));
+    if bool::from(known) {
+        Ok(())
+    } else {
+        Err(Refusal::WrongKey)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn parts(uri: &str, host: &str) -> Parts {
+        let request = Request::builder().uri(uri).header(HOST, host).body(());
+        request.unwrap().into_parts().0
+    }
+
+    #[test]
+    fn an_endpoint_is_found_by_path_or_by_host_name() {
+        let cases = [
+            ("/endpoints/iris/score", "x", "iris", "/score"),
+            (
+                "/endpoints/iris/score/a/b?c=/../d",
+                "x",
+                "iris",
+                "/score/a/b?c=/../d",
+            ),
+            ("/endpoints/iris/score?x=1", "x", "iris", "/score?x=1"),
+            ("http://other/endpoints/iris/score", "x", "iris", "/score"),
+            ("/score", "iris.ml.example", "iris", "/score"),
+            ("/score/a", "iris.ML.example:8080", "iris", "/score/a"),
+        ];
+        for (uri, host, endpoint, rest) in cases {
+            let parts = parts(uri, host);
+            let target = Target::of(&parts, Some("ml.example"));
+            assert_eq!(target, Ok(Target { endpoint, rest }), "{uri} {host}");
+        }
+    }
+
+    #[test]
+    fn other_paths_and_hosts_lead_nowhere() {
+        for (uri, host) in [
+            ("/", "x"),
+            ("/endpoints/iris", "x"),
+            ("/endpoints/iris/", "x"),
+            ("/endpoints/iris/scores", "x"),
+            ("/endpoints/iris/other", "x"),
+            ("/score", "iris.other.example"),
+            ("/score", "a.iris.ml.example"),
+            ("/other", "iris.ml.example"),
+        ] {
+            let parts = parts(uri, host);
+            let target = Target::of(&parts, Some("ml.example"));
+            assert_eq!(target, Err(Refusal::UnknownEndpoint), "{uri} {host}");
+        }
+        let by_host = parts("/score", "iris.ml.example");
+        assert!(Target::of(&by_host, None).is_err());
+    }
+
+    #[test]
+    fn a_path_cannot_climb_out_of_the_scoring_path() {
+        for rest in ["/..", "/a/../../b", "/./a", "/%2e%2E/a", "/.%2e"] {
+            let parts = parts(&format!("/endpoints/iris/score{rest}"), "x");
+            assert_eq!(Target::of(&parts, None), Err(Refusal::Path), "{rest}");
+        }
+        let parts = parts("/endpoints/iris/score/...", "x");
+        assert!(Target::of(&parts, None).is_ok());
+    }
+}

@@ -1,0 +1,256 @@
+//! One serving thread: its own runtime, listener, connections and pools. Threads meet only in the
+//! counters of deployments and instances.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::{Future as _, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use arc_swap::Cache;
+use http::{HeaderValue, Uri};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::guard::{Guard, Shared, Timeouts};
+use crate::meter::{Early, SharedShard, ThreadMeter};
+use crate::proxy::{Client, SharedPool};
+use crate::router::{Endpoint, Router, Snapshot};
+
+/// What all threads share.
+#[derive(Debug)]
+pub struct Core {
+    pub config: Config,
+    pub router: Arc<Router>,
+    pub early: Early,
+    pub connections: AtomicUsize,
+}
+
+#[derive(Debug)]
+pub struct Thread {
+    pub core: Arc<Core>,
+    pub pool: SharedPool,
+    pub meter: Rc<ThreadMeter>,
+    /// `/score`, made once.
+    pub score: Uri,
+    routes: RefCell<Cache<SnapshotRef, Arc<Snapshot>>>,
+    random: RefCell<fastrand::Rng>,
+    rotation: Cell<usize>,
+    stopping: Cell<bool>,
+    /// The tasks of open connections, to be told of the end.
+    tasks: RefCell<HashMap<u64, Waker>>,
+    next_task: Cell<u64>,
+}
+
+/// The router, as something that holds the current snapshot.
+#[derive(Clone, Debug)]
+struct SnapshotRef(Arc<Router>);
+
+impl std::ops::Deref for SnapshotRef {
+    type Target = arc_swap::ArcSwap<Snapshot>;
+    fn deref(&self) -> &Self::Target {
+        self.0.current()
+    }
+}
+
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// Between tries to accept when the system has no file descriptors left, or we no room.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Serves until `shutdown`, then lets requests in flight end within the grace.
+pub fn run(
+    core: Arc<Core>,
+    shard: SharedShard,
+    listener: std::net::TcpListener,
+    seed: u64,
+    shutdown: &CancellationToken,
+) -> io::Result<()> {
+    let runtime = Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build_local(LocalOptions::default())?;
+    let thread = Rc::new(Thread::new(core, shard, seed));
+    runtime.block_on(thread.clone().serve(listener, shutdown))?;
+    // What still runs is cut with the runtime.
+    thread.meter.cutting.set(true);
+    drop(runtime);
+    Ok(())
+}
+
+impl Thread {
+    fn new(core: Arc<Core>, shard: SharedShard, seed: u64) -> Self {
+        let router = core.router.clone();
+        Self {
+            core,
+            pool: RefCell::default(),
+            meter: Rc::new(ThreadMeter {
+                shard,
+                cutting: Rc::default(),
+            }),
+            score: Uri::from_static("/score"),
+            routes: RefCell::new(Cache::new(SnapshotRef(router))),
+            random: RefCell::new(fastrand::Rng::with_seed(seed)),
+            rotation: Cell::new(seed as usize & 0xffff),
+            stopping: Cell::new(false),
+            tasks: RefCell::default(),
+            next_task: Cell::new(0),
+        }
+    }
+
+    /// The endpoint in the newest snapshot.
+    pub fn endpoint(&self, name: &str) -> Option<Arc<Endpoint>> {
+        self.routes.borrow_mut().load().endpoint(name).cloned()
+    }
+
+    pub fn domain(&self) -> Option<&str> {
+        self.core.config.domain.as_deref()
+    }
+
+    pub fn rotation(&self) -> usize {
+        let rotation = self.rotation.get();
+        self.rotation.set(rotation.wrapping_add(1));
+        rotation
+    }
+
+    /// A random UUID, as a header value. It must be unique, not secret.
+    pub fn request_id(&self) -> HeaderValue {
+        let id = uuid::Builder::from_random_bytes(self.random.borrow_mut().u128(..).to_ne_bytes());
+        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+        id.as_uuid().hyphenated().encode_lower(&mut text);
+        HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+    }
+
+    async fn serve(
+        self: Rc<Self>,
+        listener: std::net::TcpListener,
+        shutdown: &CancellationToken,
+    ) -> io::Result<()> {
+        let listener = TcpListener::from_std(listener)?;
+        let housekeeping = tokio::task::spawn_local(self.clone().housekeep());
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.accept(&listener) => {}
+        }
+        self.stopping.set(true);
+        // Connections that the system has accepted already get an answer.
+        while let Poll::Ready(Ok((stream, _))) =
+            poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))).await
+        {
+            self.open(stream);
+        }
+        drop(listener);
+        for waker in self.tasks.borrow().values() {
+            waker.wake_by_ref();
+        }
+        let end = tokio::time::Instant::now() + self.core.config.grace;
+        while !self.tasks.borrow().is_empty() && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        housekeeping.abort();
+        Ok(())
+    }
+
+    async fn accept(self: &Rc<Self>, listener: &TcpListener) {
+        loop {
+            while self.core.connections.load(Ordering::Relaxed) >= self.core.config.connections_max
+            {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            match listener.accept().await {
+                Ok((stream, _)) => self.open(stream),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection cannot be accepted; trying again shortly");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn open(self: &Rc<Self>, stream: TcpStream) {
+        // Without it answers in two pieces would wait for an acknowledgement.
+        if stream.set_nodelay(true).is_err() {
+            return;
+        }
+        self.core.connections.fetch_add(1, Ordering::Relaxed);
+        let task = self.next_task.get();
+        self.next_task.set(task + 1);
+        self.tasks.borrow_mut().insert(task, Waker::noop().clone());
+        let open = Open {
+            thread: self.clone(),
+            task,
+        };
+        tokio::task::spawn_local(open.run(stream));
+    }
+
+    async fn housekeep(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(HOUSEKEEPING).await;
+            self.pool
+                .borrow_mut()
+                .sweep(self.core.config.pool_idle_timeout);
+        }
+    }
+}
+
+/// An open connection, counted until it is dropped.
+struct Open {
+    thread: Rc<Thread>,
+    task: u64,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.thread.tasks.borrow_mut().remove(&self.task);
+        self.thread.core.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Open {
+    async fn run(self, stream: TcpStream) {
+        let config = &self.thread.core.config;
+        let shared = Rc::new(Shared::default());
+        let timeouts = Timeouts {
+            head: config.head_timeout,
+            idle: config.idle_timeout,
+            write: config.write_timeout,
+        };
+        let guard = Guard::new(stream, shared.clone(), timeouts);
+        let client = Rc::new(Client::new(self.thread.clone(), shared));
+        let service = service_fn(move |request| client.clone().handle(request));
+        // The guard holds heads back until they are whole and times them, so the server's own timer
+        // has nothing to wait for; it is there so that no timeout is without effect.
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(None)
+            .serve_connection(TokioIo::new(guard), service);
+        let mut connection = pin!(connection);
+        let mut registered = false;
+        let mut told = false;
+        let ended = poll_fn(|cx| {
+            if !registered {
+                registered = true;
+                let mut tasks = self.thread.tasks.borrow_mut();
+                tasks.insert(self.task, cx.waker().clone());
+            }
+            if self.thread.stopping.get() && !told {
+                told = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            connection.as_mut().poll(cx)
+        })
+        .await;
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a client's connection ended early");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Time inside the gateway: a monotonic clock in whole microseconds, and deadlines that cost
+//! nothing to move. A deadline that is put off leaves its timer where it is; the timer re-arms when
+//! it fires early. So a connection with a timeout of 5 s touches the timer wheel once in 5 s, not
+//! twice per request.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::LazyLock;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep};
+
+/// The origin lies a second before the first reading, so that no reading is 0.
+static ORIGIN: LazyLock<std::time::Instant> = LazyLock::new(|| {
+    let now = std::time::Instant::now();
+    now.checked_sub(Duration::from_secs(1)).unwrap_or(now)
+});
+
+/// Microseconds of the monotonic clock since shortly before the process's first reading.
+pub fn now_us() -> u64 {
+    ORIGIN.elapsed().as_micros() as u64 + 1
+}
+
+fn instant_of(us: u64) -> Instant {
+    Instant::from_std(*ORIGIN + Duration::from_micros(us))
+}
+
+/// A moment after which waiting ends. Polled by one task.
+#[derive(Debug, Default)]
+pub struct Deadline {
+    at_us: Option<u64>,
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// Where the timer stands now; never later than `at_us` while that is set.
+    armed_us: u64,
+}
+
+impl Deadline {
+    pub fn set(&mut self, at_us: u64) {
+        self.at_us = Some(at_us);
+    }
+
+    pub fn clear(&mut self) {
+        self.at_us = None;
+    }
+
+    pub fn is_set(&self) -> bool {
+        self.at_us.is_some()
+    }
+
+    /// Ready once the moment has come; pending where none is set.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(at_us) = self.at_us else {
+            return Poll::Pending;
+        };
+        let sleep = match &mut self.sleep {
+            Some(sleep) => {
+                if at_us < self.armed_us {
+                    sleep.as_mut().reset(instant_of(at_us));
+                    self.armed_us = at_us;
+                }
+                sleep
+            }
+            none => {
+                self.armed_us = at_us;
+                none.insert(Box::pin(tokio::time::sleep_until(instant_of(at_us))))
+            }
+        };
+        while sleep.as_mut().poll(cx).is_ready() {
+            if now_us() >= at_us {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(instant_of(at_us));
+            self.armed_us = at_us;
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_deadline_moved_forward_fires_at_its_new_time_and_one_moved_back_too() {
+        let mut deadline = Deadline::default();
+        let start = now_us();
+        deadline.set(start + 10_000_000);
+        assert!(
+            poll_fn(|cx| Poll::Ready(deadline.poll(cx)))
+                .await
+                .is_pending()
+        );
+        deadline.set(start + 5_000);
+        poll_fn(|cx| deadline.poll(cx)).await;
+        assert!(now_us() >= start + 5_000);
+        deadline.set(now_us() + 5_000);
+        assert!(
+            poll_fn(|cx| Poll::Ready(deadline.poll(cx)))
+                .await
+                .is_pending()
+        );
+        let put_off = now_us() + 20_000;
+        deadline.set(put_off);
+        poll_fn(|cx| deadline.poll(cx)).await;
+        assert!(now_us() >= put_off);
+    }
+}

@@ -1,0 +1,103 @@
+//! What control shows and other services own: logs of instances, and measurements of the past.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use backends::logs::{LogLine, LogReader};
+use bytes::Bytes;
+use contract::ids::DeploymentRef;
+use control::{LogQuery, LogSource, SourceError};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+
+/// How often a followed log is looked at again.
+const FOLLOW_EVERY: Duration = Duration::from_millis(250);
+const CHUNK_BYTES_MAX: usize = 64 * 1024;
+/// Most lines of the past that are shown where no number was asked for.
+const LINES_MAX: usize = 100_000;
+
+/// Logs as the process backend keeps them in the data folder.
+pub struct FolderLogs {
+    data: PathBuf,
+}
+
+impl FolderLogs {
+    pub fn new(data: &Path) -> Self {
+        Self {
+            data: data.to_owned(),
+        }
+    }
+}
+
+/// A log being read: the past first, then what comes.
+struct Reading {
+    reader: LogReader,
+    query: LogQuery,
+    past_done: bool,
+}
+
+#[async_trait::async_trait]
+impl LogSource for FolderLogs {
+    async fn logs(
+        &self,
+        of: &DeploymentRef,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, io::Result<Bytes>>, SourceError> {
+        let reader = backends::logs::logs(&self.data, of, query.since);
+        let reading = Reading {
+            reader,
+            query,
+            past_done: false,
+        };
+        Ok(stream::unfold(reading, Reading::next).boxed())
+    }
+}
+
+impl Reading {
+    async fn next(mut self) -> Option<(io::Result<Bytes>, Self)> {
+        if !self.past_done {
+            self.past_done = true;
+            let past = self.past();
+            return Some((past, self));
+        }
+        while self.query.follow {
+            match self.reader.read(CHUNK_BYTES_MAX) {
+                Ok(lines) if lines.is_empty() => tokio::time::sleep(FOLLOW_EVERY).await,
+                read => return Some((read.map(|lines| self.text(lines)), self)),
+            }
+        }
+        None
+    }
+
+    /// The last lines of what there is.
+    fn past(&mut self) -> io::Result<Bytes> {
+        let most = self.query.lines.unwrap_or(LINES_MAX).min(LINES_MAX);
+        let mut last = VecDeque::new();
+        loop {
+            let lines = self.reader.read(CHUNK_BYTES_MAX)?;
+            if lines.is_empty() {
+                return Ok(self.text(last));
+            }
+            last.extend(lines);
+            let surplus = last.len().saturating_sub(most);
+            last.drain(..surplus);
+        }
+    }
+
+    fn text(&self, lines: impl IntoIterator<Item = LogLine>) -> Bytes {
+        let mut text = String::new();
+        for line in lines {
+            if self
+                .query
+                .instance
+                .as_ref()
+                .is_none_or(|wanted| *wanted == line.instance)
+            {
+                text.push_str(&format!("{} {}\n", line.instance, line.text));
+            }
+        }
+        text.into()
+    }
+}

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-extern crate penstock_backends as backends;
-
 mod support;
 
 use std::sync::Arc;

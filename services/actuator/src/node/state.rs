@@ -285,6 +285,11 @@ impl NodeState {
     pub(super) fn stray_orders(&mut self) -> Vec<BackendOrder> {
         let mut orders = Vec::new();
         for id in std::mem::take(&mut self.strays) {
+            if let Some(endpoint) = self.homes.get(&id) {
+                // The backend spoke of it before the log did.
+                self.touched.insert(endpoint.clone());
+                continue;
+            }
             let Some(local) = self.local.get(&id) else {
                 continue;
             };

@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check check-licenses advisories clean
+.PHONY: help demo run test check check-licenses advisories bench sim clean
 
 # A toolchain that was just installed is not on the path of this shell yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -37,6 +37,15 @@ check-licenses: ## Licences, bans and sources of all dependencies (deny.toml)
 advisories: ## Known vulnerabilities in dependencies (fetches the advisory database)
 	@scripts/setup.sh
 	@scripts/deny.sh advisories
+
+bench: ## Rule evaluations per second of the pure evaluator
+	@scripts/setup.sh
+	cargo bench --locked -p penstock-domain --bench evaluate
+
+sim: ## Simulation at length: COUNT= runs from SEED= on (defaults 200 from a random seed)
+	@scripts/setup.sh
+	@export SEED=$${SEED:-$$RANDOM} COUNT=$${COUNT:-200}; echo "SEED=$$SEED COUNT=$$COUNT"; \
+	cargo test --locked -p penstock-tests --test simulation
 
 clean: ## Remove everything that was built
 	cargo clean

@@ -25,7 +25,10 @@ const STEP_RUNS: usize = 5;
 const RESTLESS: usize = 16;
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let folder = DataFolder::new();
         let penstock = Penstock::start(&folder).await;
@@ -69,11 +72,18 @@ async fn step_to_decision(penstock: &Penstock) {
     delays.sort_unstable();
     let bar = 2 * STEP_WINDOW_SECONDS * 1000 + 1000;
     println!("step in load to first decision, window {STEP_WINDOW_SECONDS} s, {STEP_RUNS} runs:");
-    println!("  median {} ms, max {} ms (bar {bar} ms)", delays[STEP_RUNS / 2], delays[STEP_RUNS - 1]);
+    println!(
+        "  median {} ms, max {} ms (bar {bar} ms)",
+        delays[STEP_RUNS / 2],
+        delays[STEP_RUNS - 1]
+    );
 }
 
 async fn close_to_commit(penstock: &Penstock) {
-    let seconds = std::env::var("SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let seconds = std::env::var("SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(60);
     let before = commit_latencies(penstock).await;
     let mut loads = Vec::new();
     for index in 0..RESTLESS {
@@ -85,20 +95,37 @@ async fn close_to_commit(penstock: &Penstock) {
             {"name": "down", "metric": metric, "when": "< 5", "scale": {"direction": "in", "to": 1}}
         ]);
         set_autoscale(penstock, &name, rules, 2).await;
-        loads.push(send(penstock, &name, 20, Duration::from_secs(2), Duration::from_secs(2)).await);
+        loads.push(
+            send(
+                penstock,
+                &name,
+                20,
+                Duration::from_secs(2),
+                Duration::from_secs(2),
+            )
+            .await,
+        );
     }
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     loads.iter().for_each(JoinHandle::abort);
     let after = commit_latencies(penstock).await;
-    let counts: Vec<(f64, u64)> =
-        after.iter().zip(&before).map(|((bound, now), (_, then))| (*bound, now - then)).collect();
+    let counts: Vec<(f64, u64)> = after
+        .iter()
+        .zip(&before)
+        .map(|((bound, now), (_, then))| (*bound, now - then))
+        .collect();
     let total = counts.last().map_or(0, |(_, count)| *count);
     assert!(total > 0, "no decision was caused by a closed second");
     let quantile = |share: f64| {
         let rank = (total as f64 * share).ceil() as u64;
-        counts.iter().find(|(_, count)| *count >= rank).map_or(f64::INFINITY, |(bound, _)| *bound)
+        counts
+            .iter()
+            .find(|(_, count)| *count >= rank)
+            .map_or(f64::INFINITY, |(bound, _)| *bound)
     };
-    println!("gateway closes a second to commit of the decision, {total} decisions in {seconds} s:");
+    println!(
+        "gateway closes a second to commit of the decision, {total} decisions in {seconds} s:"
+    );
     println!(
         "  p50 <= {} ms, p99 <= {} ms, max <= {} ms (bar 20 ms at p99)",
         quantile(0.5) * 1000.0,
@@ -109,26 +136,44 @@ async fn close_to_commit(penstock: &Penstock) {
 
 /// The cumulative buckets of the server's histogram: (upper bound in seconds, count).
 async fn commit_latencies(penstock: &Penstock) -> Vec<(f64, u64)> {
-    let text = penstock.http.get(format!("{}/metrics", penstock.control)).send().await.unwrap();
+    let text = penstock
+        .http
+        .get(format!("{}/metrics", penstock.control))
+        .send()
+        .await
+        .unwrap();
     let text = text.text().await.unwrap();
     let bucket = |line: &str| {
         let rest = line.strip_prefix("penstock_decision_commit_seconds_bucket{le=\"")?;
         let (bound, count) = rest.split_once("\"} ")?;
-        let bound = if bound == "+Inf" { f64::INFINITY } else { bound.parse().ok()? };
+        let bound = if bound == "+Inf" {
+            f64::INFINITY
+        } else {
+            bound.parse().ok()?
+        };
         Some((bound, count.trim().parse().ok()?))
     };
     text.lines().filter_map(bucket).collect()
 }
 
 async fn deploy_simulated(penstock: &Penstock, name: &str) {
-    penstock.put(&format!("/v1/endpoints/{name}"), &support::endpoint_document(name)).await;
+    penstock
+        .put(
+            &format!("/v1/endpoints/{name}"),
+            &support::endpoint_document(name),
+        )
+        .await;
     let document = json!({
         "apiVersion": "penstock/v1", "kind": "Deployment", "metadata": {"name": "blue", "endpoint": name},
         "spec": {"backend": "simulated", "instanceType": "sim", "simulated": {"startDelay": "0s"}}
     });
-    penstock.put(&format!("/v1/endpoints/{name}/deployments/blue"), &document).await;
+    penstock
+        .put(&format!("/v1/endpoints/{name}/deployments/blue"), &document)
+        .await;
     let traffic: Value = json!({"traffic": {"blue": 100}});
-    penstock.put(&format!("/v1/endpoints/{name}/traffic"), &traffic).await;
+    penstock
+        .put(&format!("/v1/endpoints/{name}/traffic"), &traffic)
+        .await;
 }
 
 async fn set_autoscale(penstock: &Penstock, name: &str, rules: Value, max: u32) {
@@ -140,12 +185,20 @@ async fn set_autoscale(penstock: &Penstock, name: &str, rules: Value, max: u32) 
             "profiles": [{"name": "default", "capacity": {"min": 1, "max": max, "default": 1}, "rules": rules}]
         }
     });
-    penstock.put(&format!("/v1/autoscale/{name}/blue"), &document).await;
+    penstock
+        .put(&format!("/v1/autoscale/{name}/blue"), &document)
+        .await;
 }
 
 /// Requests at a steady rate, in turns of load and rest. What they are answered does not matter:
 /// nothing listens behind simulated instances, and arrivals are counted all the same.
-async fn send(penstock: &Penstock, name: &str, rate: u64, load: Duration, rest: Duration) -> JoinHandle<()> {
+async fn send(
+    penstock: &Penstock,
+    name: &str,
+    rate: u64,
+    load: Duration,
+    rest: Duration,
+) -> JoinHandle<()> {
     let request = penstock.score(name, &penstock.key(name).await);
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(Duration::from_micros(1_000_000 / rate));

@@ -35,7 +35,8 @@ finish() {
   status=$?
   trap - EXIT INT TERM
   stop_server || status=1
-  if [ "$status" -ne 0 ] && [ "$status" -ne 130 ] && [ -s "$scratch/serve.log" ]; then
+  # 130 and 143: somebody ended it.
+  if [ "$status" -ne 0 ] && [ "$status" -ne 130 ] && [ "$status" -ne 143 ] && [ -s "$scratch/serve.log" ]; then
     echo "demo: the last lines of the server's log:" >&2
     tail -n 20 "$scratch/serve.log" >&2
   fi
@@ -45,6 +46,9 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+
+# Whether a process runs; one that has ended and waits for its parent to notice does not.
+runs() { grep -q '^State:[[:space:]]*[^XZ]' "/proc/$1/status" 2>/dev/null; }
 
 # Asks the server to end, which ends its instances too; insists after 20 seconds.
 stop_server() {
@@ -63,7 +67,7 @@ stop_server() {
   fi
   wait "$pid" 2>/dev/null || status=1
   for pid in "${instances[@]}"; do
-    kill -0 "$pid" 2>/dev/null || continue
+    runs "$pid" || continue
     echo "demo: instance $pid outlived the server" >&2
     status=1
   done
@@ -127,6 +131,8 @@ In another terminal, from this folder:
   $penstock keys iris                    the keys that clients send as a bearer token
 
 HINTS
+  # From here on, being stopped is how it ends.
+  trap 'exit 0' INT TERM
   wait "$server" || fail "the server ended"
   server=
   exit 0

@@ -44,7 +44,10 @@ impl Rng {
 }
 
 fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -82,10 +85,16 @@ async fn nothing_is_lost_or_done_twice_when_penstock_is_killed_at_any_moment() {
         penstock.verify().await;
         println!("crash {crash} of {count}: {pin} instances again");
     }
-    let replay = penstock.post("/v1/events/replay", &json!({"checkDecisions": true})).await;
+    let replay = penstock
+        .post("/v1/events/replay", &json!({"checkDecisions": true}))
+        .await;
     assert_eq!(replay["differing"], json!([]), "{replay:#}");
     assert!(penstock.stop().await.success());
-    assert_eq!(folder.instance_processes(), [], "an orderly stop ends every instance");
+    assert_eq!(
+        folder.instance_processes(),
+        [],
+        "an orderly stop ends every instance"
+    );
 }
 
 /// Requests through the gateway, one after the other, until the server is gone.
@@ -113,9 +122,15 @@ fn keep_writing(penstock: &Penstock, acknowledged: Arc<Mutex<Acknowledged>>) -> 
             let mut document = support::endpoint_document("iris");
             document["metadata"]["labels"] = json!({"write": label.to_string()});
             let attempt = request.try_clone().unwrap().json(&document);
-            let Ok(response) = attempt.send().await else { return };
+            let Ok(response) = attempt.send().await else {
+                return;
+            };
             assert!(response.status().is_success(), "{}", response.status());
-            let position = response.headers()["penstock-position"].to_str().unwrap().parse().unwrap();
+            let position = response.headers()["penstock-position"]
+                .to_str()
+                .unwrap()
+                .parse()
+                .unwrap();
             acknowledged.lock().unwrap().writes.insert(position, label);
         }
     })
@@ -124,8 +139,12 @@ fn keep_writing(penstock: &Penstock, acknowledged: Arc<Mutex<Acknowledged>>) -> 
 async fn all_events(penstock: &Penstock) -> Vec<Value> {
     let mut events: Vec<Value> = Vec::new();
     loop {
-        let after = events.last().map_or(0, |event| event["position"].as_u64().unwrap());
-        let page = penstock.get(&format!("/v1/events?after={after}&limit=1000")).await;
+        let after = events
+            .last()
+            .map_or(0, |event| event["position"].as_u64().unwrap());
+        let page = penstock
+            .get(&format!("/v1/events?after={after}&limit=1000"))
+            .await;
         let items = page["items"].as_array().unwrap();
         if items.is_empty() {
             return events;
@@ -146,14 +165,21 @@ async fn nothing_acknowledged_is_lost(penstock: &Penstock, acknowledged: &Mutex<
         .collect();
     let acknowledged = acknowledged.lock().unwrap();
     for (position, label) in &acknowledged.writes {
-        assert_eq!(written.get(position), Some(label), "acknowledged at {position}");
+        assert_eq!(
+            written.get(position),
+            Some(label),
+            "acknowledged at {position}"
+        );
     }
 }
 
 async fn instances_converge(penstock: &Penstock, folder: &DataFolder, count: usize) {
     penstock.until_ready_instances("iris", "blue", count).await;
     let what = format!("{count} processes, one for each instance");
-    eventually(&what, || async { (folder.instance_processes().len() == count).then_some(()) }).await;
+    eventually(&what, || async {
+        (folder.instance_processes().len() == count).then_some(())
+    })
+    .await;
 }
 
 /// An instance is started once, and a decision for more instances leads to no more scale-outs than
@@ -167,18 +193,27 @@ async fn no_decision_was_carried_out_twice(penstock: &Penstock) {
         let data = &event["data"];
         match event["type"].as_str().unwrap() {
             "instance.started" if data["adopted"] == false => {
-                assert!(started.insert(data["id"].as_str().unwrap()), "started twice: {event:#}");
+                assert!(
+                    started.insert(data["id"].as_str().unwrap()),
+                    "started twice: {event:#}"
+                );
             }
             "instance.requested" if data["reason"] == "scale-out" => {
                 *asked.entry(data["decision"].as_str().unwrap()).or_default() += 1;
             }
             "scaling.decided" => {
-                granted.insert(event["id"].as_str().unwrap(), data["granted"].as_u64().unwrap());
+                granted.insert(
+                    event["id"].as_str().unwrap(),
+                    data["granted"].as_u64().unwrap(),
+                );
             }
             _ => {}
         }
     }
     for (decision, count) in asked {
-        assert!(count <= granted[decision], "{decision} was carried out twice");
+        assert!(
+            count <= granted[decision],
+            "{decision} was carried out twice"
+        );
     }
 }

@@ -28,15 +28,28 @@ async fn a_wrong_key_is_refused_and_a_regenerated_one_works() {
     let penstock = Penstock::start(&folder).await;
     penstock.deploy("iris", "blue", 1).await;
     let old = penstock.key("iris").await;
-    assert_eq!(penstock.score("iris", "wrong").send().await.unwrap().status(), 401);
-    penstock.post("/v1/endpoints/iris/keys/primary/regenerate", &json!({})).await;
+    assert_eq!(
+        penstock
+            .score("iris", "wrong")
+            .send()
+            .await
+            .unwrap()
+            .status(),
+        401
+    );
+    penstock
+        .post("/v1/endpoints/iris/keys/primary/regenerate", &json!({}))
+        .await;
     let new = penstock.key("iris").await;
     assert_ne!(old, new);
-    eventually("the gateway to know the new key and refuse the old", || async {
-        let new = penstock.score("iris", &new).send().await.unwrap().status();
-        let old = penstock.score("iris", &old).send().await.unwrap().status();
-        (new == 200 && old == 401).then_some(())
-    })
+    eventually(
+        "the gateway to know the new key and refuse the old",
+        || async {
+            let new = penstock.score("iris", &new).send().await.unwrap().status();
+            let old = penstock.score("iris", &old).send().await.unwrap().status();
+            (new == 200 && old == 401).then_some(())
+        },
+    )
     .await;
 }
 
@@ -48,15 +61,26 @@ async fn deleting_an_endpoint_ends_its_instances_and_its_name_inherits_nothing()
     let uid = penstock.get("/v1/endpoints/iris").await["metadata"]["uid"].clone();
     penstock.delete("/v1/endpoints/iris").await;
     eventually("the endpoint to be gone", || async {
-        let gone = penstock.api(Method::GET, "/v1/endpoints/iris").send().await.unwrap();
+        let gone = penstock
+            .api(Method::GET, "/v1/endpoints/iris")
+            .send()
+            .await
+            .unwrap();
         (gone.status() == StatusCode::NOT_FOUND).then_some(())
     })
     .await;
     assert_eq!(folder.instance_processes(), []);
-    penstock.put("/v1/endpoints/iris", &endpoint_document("iris")).await;
+    penstock
+        .put("/v1/endpoints/iris", &endpoint_document("iris"))
+        .await;
     let again = penstock.get("/v1/endpoints/iris").await;
     assert_ne!(again["metadata"]["uid"], uid);
-    assert_eq!(again["spec"]["traffic"].as_object().map_or(0, |traffic| traffic.len()), 0);
+    assert_eq!(
+        again["spec"]["traffic"]
+            .as_object()
+            .map_or(0, |traffic| traffic.len()),
+        0
+    );
     let deployments = penstock.get("/v1/endpoints/iris/deployments").await;
     assert_eq!(deployments["items"], json!([]));
     penstock.verify().await;
@@ -70,7 +94,9 @@ async fn a_deployment_with_traffic_cannot_be_deleted() {
     let path = "/v1/endpoints/iris/deployments/blue";
     let refused = penstock.api(Method::DELETE, path).send().await.unwrap();
     assert_eq!(refused.status(), StatusCode::CONFLICT);
-    penstock.put("/v1/endpoints/iris/traffic", &json!({"traffic": {}})).await;
+    penstock
+        .put("/v1/endpoints/iris/traffic", &json!({"traffic": {}}))
+        .await;
     penstock.delete(path).await;
     eventually("its processes to end", || async {
         folder.instance_processes().is_empty().then_some(())
@@ -88,10 +114,14 @@ async fn a_changed_deployment_is_replaced_rolling_and_no_request_is_cut() {
 
     let mut document = deployment_document("iris", "blue", 2);
     document["spec"]["env"] = json!({"LEVEL": "2"});
-    penstock.put("/v1/endpoints/iris/deployments/blue", &document).await;
+    penstock
+        .put("/v1/endpoints/iris/deployments/blue", &document)
+        .await;
     eventually("every old instance to be replaced", || async {
         let now = penstock.instances("iris", "blue", "ready").await;
-        let replaced = now.iter().all(|i| before.iter().all(|b| b["id"] != i["id"]));
+        let replaced = now
+            .iter()
+            .all(|i| before.iter().all(|b| b["id"] != i["id"]));
         let state = penstock.get("/v1/endpoints/iris/deployments/blue").await;
         let settled = state["status"]["provisioningState"] == "Succeeded";
         (now.len() == 2 && replaced && settled).then_some(())
@@ -108,7 +138,10 @@ async fn an_instance_that_dies_is_replaced() {
     penstock.deploy("iris", "blue", 1).await;
     let dead = penstock.instances("iris", "blue", "ready").await.remove(0);
     let pid = dead["pid"].as_u64().unwrap().to_string();
-    std::process::Command::new("kill").args(["-9", &pid]).status().unwrap();
+    std::process::Command::new("kill")
+        .args(["-9", &pid])
+        .status()
+        .unwrap();
     eventually("another instance in its place", || async {
         let ready = penstock.instances("iris", "blue", "ready").await;
         (ready.len() == 1 && ready[0]["id"] != dead["id"]).then_some(())
@@ -121,7 +154,9 @@ async fn an_instance_that_dies_is_replaced() {
 async fn a_deployment_that_cannot_start_fails_with_the_reason_and_recovers() {
     let folder = DataFolder::new();
     let penstock = Penstock::start(&folder).await;
-    penstock.put("/v1/endpoints/iris", &endpoint_document("iris")).await;
+    penstock
+        .put("/v1/endpoints/iris", &endpoint_document("iris"))
+        .await;
     let path = "/v1/endpoints/iris/deployments/blue";
     let mut document = deployment_document("iris", "blue", 1);
     document["spec"]["command"] = json!(["/nowhere/at-all", "{port}"]);
@@ -131,8 +166,13 @@ async fn a_deployment_that_cannot_start_fails_with_the_reason_and_recovers() {
         (deployment["status"]["provisioningState"] == "Failed").then_some(deployment)
     })
     .await;
-    assert!(failed["status"].to_string().contains("/nowhere/at-all"), "{failed:#}");
-    penstock.put(path, &deployment_document("iris", "blue", 1)).await;
+    assert!(
+        failed["status"].to_string().contains("/nowhere/at-all"),
+        "{failed:#}"
+    );
+    penstock
+        .put(path, &deployment_document("iris", "blue", 1))
+        .await;
     eventually("the deployment to recover", || async {
         let deployment = penstock.get(path).await;
         (deployment["status"]["provisioningState"] == "Succeeded").then_some(())
@@ -167,7 +207,10 @@ pub struct Load {
 impl Load {
     pub async fn start(penstock: &Penstock, endpoint: &str, clients: usize) -> Self {
         let key = penstock.key(endpoint).await;
-        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, sent) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
         let clients = (0..clients)
             .map(|_| {
                 let request = penstock.score(endpoint, &key);
@@ -194,7 +237,11 @@ impl Load {
                 })
             })
             .collect();
-        Self { stop, sent, clients }
+        Self {
+            stop,
+            sent,
+            clients,
+        }
     }
 
     /// Stops; the number of requests sent.

@@ -17,7 +17,10 @@ fn autoscale(profiles: Value) -> Value {
 }
 
 async fn newest_decision(penstock: &Penstock) -> Value {
-    penstock.get("/v1/decisions?endpoint=iris&deployment=blue&limit=1").await["items"][0].clone()
+    penstock
+        .get("/v1/decisions?endpoint=iris&deployment=blue&limit=1")
+        .await["items"][0]
+        .clone()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -39,12 +42,24 @@ async fn instances_follow_the_load_out_and_in_and_every_decision_replays_to_the_
     load.ends_without_a_failure().await;
     penstock.until_ready_instances("iris", "blue", 1).await;
 
-    let id = newest_decision(&penstock).await["id"].as_str().unwrap().to_owned();
+    let id = newest_decision(&penstock).await["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let explained = penstock.cli(&["explain", &id]).await;
     let text = String::from_utf8(explained.stdout).unwrap();
-    assert!(explained.status.success() && text.contains("follow"), "{text}");
-    let replayed = penstock.cli(&["events", "replay", "--check-decisions"]).await;
-    assert!(replayed.status.success(), "{}", String::from_utf8_lossy(&replayed.stderr));
+    assert!(
+        explained.status.success() && text.contains("follow"),
+        "{text}"
+    );
+    let replayed = penstock
+        .cli(&["events", "replay", "--check-decisions"])
+        .await;
+    assert!(
+        replayed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&replayed.stderr)
+    );
     penstock.verify().await;
 }
 
@@ -56,7 +71,9 @@ async fn a_dated_profile_takes_over_when_its_time_comes_and_hands_back_after_it(
     let now = penstock.get("/v1/endpoints/iris").await;
     assert!(now["status"]["provisioningState"].is_string());
     let second = |ahead: u64| {
-        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let since_epoch = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
         let at = contract::Timestamp::from_secs((since_epoch.as_secs() + ahead) as i64);
         at.to_string()
     };
@@ -77,8 +94,14 @@ async fn a_pin_decides_until_it_expires() {
     let folder = DataFolder::new();
     let penstock = Penstock::start(&folder).await;
     penstock.deploy("iris", "blue", 1).await;
-    let scaled = penstock.cli(&["scale", "iris/blue", "--instances", "2", "--for", "5s"]).await;
-    assert!(scaled.status.success(), "{}", String::from_utf8_lossy(&scaled.stderr));
+    let scaled = penstock
+        .cli(&["scale", "iris/blue", "--instances", "2", "--for", "5s"])
+        .await;
+    assert!(
+        scaled.status.success(),
+        "{}",
+        String::from_utf8_lossy(&scaled.stderr)
+    );
     penstock.until_ready_instances("iris", "blue", 2).await;
     assert_eq!(newest_decision(&penstock).await["outcome"], "pinned");
     penstock.until_ready_instances("iris", "blue", 1).await;
@@ -93,7 +116,9 @@ async fn a_hundred_scale_ins_under_full_load_cut_no_request() {
     const ROUNDS: usize = 20;
     let folder = DataFolder::new();
     let penstock = Penstock::start(&folder).await;
-    let names: Vec<String> = (0..ENDPOINTS).map(|index| format!("iris-{index}")).collect();
+    let names: Vec<String> = (0..ENDPOINTS)
+        .map(|index| format!("iris-{index}"))
+        .collect();
     let mut loads = Vec::new();
     for name in &names {
         penstock.deploy(name, "blue", 1).await;
@@ -103,7 +128,9 @@ async fn a_hundred_scale_ins_under_full_load_cut_no_request() {
         for count in [2, 1] {
             for name in &names {
                 let pin = json!({"instances": count});
-                penstock.put(&format!("/v1/autoscale/{name}/blue/pin"), &pin).await;
+                penstock
+                    .put(&format!("/v1/autoscale/{name}/blue/pin"), &pin)
+                    .await;
             }
             for name in &names {
                 penstock.until_ready_instances(name, "blue", count).await;
@@ -116,9 +143,16 @@ async fn a_hundred_scale_ins_under_full_load_cut_no_request() {
     }
     let mut scale_ins = 0;
     for name in &names {
-        let list = penstock.get(&format!("/v1/decisions?endpoint={name}&limit=500")).await;
+        let list = penstock
+            .get(&format!("/v1/decisions?endpoint={name}&limit=500"))
+            .await;
         let went_in = |d: &&Value| d["granted"].as_u64() < d["from"].as_u64();
-        scale_ins += list["items"].as_array().unwrap().iter().filter(went_in).count();
+        scale_ins += list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(went_in)
+            .count();
     }
     println!("{scale_ins} scale-ins, {sent} requests, 0 failed");
     assert_eq!(scale_ins, ENDPOINTS * ROUNDS);

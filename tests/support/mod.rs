@@ -32,7 +32,9 @@ pub struct DataFolder {
 
 impl DataFolder {
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -49,7 +51,9 @@ impl DataFolder {
         let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         ids.filter(|id| {
             let environment = std::fs::read(format!("/proc/{id}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes())
+            environment
+                .split(|byte| *byte == 0)
+                .any(|entry| entry == wanted.as_bytes())
         })
         .collect()
     }
@@ -59,7 +63,9 @@ impl Drop for DataFolder {
     /// A failed test must not leave model servers behind.
     fn drop(&mut self) {
         for id in self.instance_processes() {
-            let _ = std::process::Command::new("kill").args(["-9", &id.to_string()]).status();
+            let _ = std::process::Command::new("kill")
+                .args(["-9", &id.to_string()])
+                .status();
         }
     }
 }
@@ -67,7 +73,11 @@ impl Drop for DataFolder {
 /// The example model server, built beside the binary under test.
 pub fn scorer() -> String {
     let scorer = Path::new(env!("CARGO_BIN_EXE_penstock")).with_file_name("penstock-scorer");
-    assert!(scorer.exists(), "{} is missing: run `cargo build --bin penstock-scorer`", scorer.display());
+    assert!(
+        scorer.exists(),
+        "{} is missing: run `cargo build --bin penstock-scorer`",
+        scorer.display()
+    );
     scorer.display().to_string()
 }
 
@@ -81,12 +91,20 @@ impl Penstock {
         let data = folder.path().to_owned();
         let ready_file = data.join("ready.json");
         let _ = std::fs::remove_file(&ready_file);
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(data.join("serve.log"));
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(data.join("serve.log"));
         let mut process = Command::new(env!("CARGO_BIN_EXE_penstock"))
             .arg("serve")
             .arg("--data")
             .arg(&data)
-            .args(["--control-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"])
+            .args([
+                "--control-addr",
+                "127.0.0.1:0",
+                "--gateway-addr",
+                "127.0.0.1:0",
+            ])
             .arg("--ready-file")
             .arg(&ready_file)
             .args(arguments)
@@ -105,7 +123,11 @@ impl Penstock {
             if let Some(status) = process.try_wait().unwrap() {
                 panic!("penstock ended with {status}:\n{}", serve_log(&data));
             }
-            assert!(Instant::now() < deadline, "penstock is not ready:\n{}", serve_log(&data));
+            assert!(
+                Instant::now() < deadline,
+                "penstock is not ready:\n{}",
+                serve_log(&data)
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         };
         let client = std::fs::read_to_string(data.join("client.json")).unwrap();
@@ -132,13 +154,20 @@ impl Penstock {
     /// SIGTERM, and waits for the end.
     pub async fn stop(mut self) -> std::process::ExitStatus {
         let id = self.process_id().to_string();
-        std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap();
+        std::process::Command::new("kill")
+            .args(["-TERM", &id])
+            .status()
+            .unwrap();
         let ended = tokio::time::timeout(PATIENCE, self.process.wait()).await;
-        ended.unwrap_or_else(|_| panic!("penstock does not stop:\n{}", serve_log(&self.data))).unwrap()
+        ended
+            .unwrap_or_else(|_| panic!("penstock does not stop:\n{}", serve_log(&self.data)))
+            .unwrap()
     }
 
     pub fn api(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.control)).bearer_auth(&self.token)
+        self.http
+            .request(method, format!("{}{path}", self.control))
+            .bearer_auth(&self.token)
     }
 
     pub async fn get(&self, path: &str) -> Value {
@@ -150,7 +179,14 @@ impl Penstock {
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Value {
-        accepted(self.api(Method::POST, path).json(body).send().await.unwrap()).await
+        accepted(
+            self.api(Method::POST, path)
+                .json(body)
+                .send()
+                .await
+                .unwrap(),
+        )
+        .await
     }
 
     pub async fn delete(&self, path: &str) -> Value {
@@ -188,7 +224,10 @@ impl Penstock {
         let path = format!("/v1/instances?endpoint={endpoint}&deployment={deployment}&limit=500");
         let list = self.get(&path).await;
         let items = list["items"].as_array().unwrap().clone();
-        items.into_iter().filter(|item| item["state"] == state).collect()
+        items
+            .into_iter()
+            .filter(|item| item["state"] == state)
+            .collect()
     }
 
     pub async fn until_ready_instances(&self, endpoint: &str, deployment: &str, count: usize) {
@@ -220,17 +259,27 @@ async fn accepted(response: Response) -> Value {
     let (status, url) = (response.status(), response.url().clone());
     let text = response.text().await.unwrap();
     assert!(status.is_success(), "{url} answered {status}: {text}");
-    if status == StatusCode::NO_CONTENT { Value::Null } else { serde_json::from_str(&text).unwrap() }
+    if status == StatusCode::NO_CONTENT {
+        Value::Null
+    } else {
+        serde_json::from_str(&text).unwrap()
+    }
 }
 
 /// Asks again until there is an answer; panics with `what` when patience ends.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+pub async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        assert!(
+            Instant::now() < deadline,
+            "waited {PATIENCE:?} in vain for {what}"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -255,11 +304,18 @@ pub fn deployment_document(endpoint: &str, name: &str, instances: u32) -> Value 
 impl Penstock {
     /// An endpoint with one deployment that takes all traffic, ready to serve.
     pub async fn deploy(&self, endpoint: &str, deployment: &str, instances: u32) {
-        self.put(&format!("/v1/endpoints/{endpoint}"), &endpoint_document(endpoint)).await;
+        self.put(
+            &format!("/v1/endpoints/{endpoint}"),
+            &endpoint_document(endpoint),
+        )
+        .await;
         let path = format!("/v1/endpoints/{endpoint}/deployments/{deployment}");
-        self.put(&path, &deployment_document(endpoint, deployment, instances)).await;
+        self.put(&path, &deployment_document(endpoint, deployment, instances))
+            .await;
         let traffic = serde_json::json!({"traffic": {deployment: 100}});
-        self.put(&format!("/v1/endpoints/{endpoint}/traffic"), &traffic).await;
-        self.until_ready_instances(endpoint, deployment, instances as usize).await;
+        self.put(&format!("/v1/endpoints/{endpoint}/traffic"), &traffic)
+            .await;
+        self.until_ready_instances(endpoint, deployment, instances as usize)
+            .await;
     }
 }

@@ -8,4 +8,5 @@
 //! events, frames with CPU and memory. Invariant: no instance is stopped while a gateway may still
 //! use it, and none is started twice.
 
+pub mod node;
 pub mod planner;

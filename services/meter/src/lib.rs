@@ -1,1 +1,22 @@
+//! The meter: what was used, by whom and when.
 //!
+//! Inputs: frames of measurements from the bus, and the log (which endpoints there are, which
+//! instances are ready, what has been counted already). Outputs: `usage.closed`,
+//! `usage.corrected` and `usage.gap` in the streams `usage/…`, on which costs and reports rest, and
+//! a history of one-second panes for charts and backtests.
+//!
+//! Invariants: `domain::usage` alone counts, so that no frame counts twice and none is lost without
+//! a name; open minutes and panes are saved together, every ten seconds and at the end; history may
+//! be lost without harm to anything but charts and backtests.
+
+mod config;
+mod history;
+mod metrics;
+mod panes;
+mod ready;
+mod service;
+
+pub use config::Config;
+pub use history::{GapSpan, History, HistoryError, POINTS_MAX, Point, Query};
+pub use panes::Pane;
+pub use service::{Deps, Meter, MeterError};

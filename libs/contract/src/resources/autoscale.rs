@@ -36,7 +36,8 @@ pub enum AutoscaleMode {
     Paused,
 }
 
-/// Time after a change in which rules without a cool-down of their own do not act in that direction.
+/// How long rules without a cool-down of their own wait: with scaling out since the last scale-out,
+/// with scaling in since the last change in either direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Cooldown {
@@ -81,7 +82,7 @@ pub enum MissingMetric {
     Hold,
     /// Up to the profile's default count, never down.
     Default,
-    /// The profile's minimum counts as the wish, where a schedule is active.
+    /// Where a schedule is active, its profile's minimum counts as the wish; never down.
     Schedule,
 }
 

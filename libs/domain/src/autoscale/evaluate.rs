@@ -622,6 +622,6 @@ fn rule_result(
         } else {
             rule.direction()
         },
-        because: words::rule(policy, rule, reading, verdict),
+        because: words::rule(policy, rule, reading, base, verdict),
     }
 }

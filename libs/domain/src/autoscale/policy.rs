@@ -183,6 +183,11 @@ impl Policy {
         }
     }
 
+    /// The name of a selected profile.
+    pub fn profile_name(&self, selection: Selection) -> &str {
+        &self.profiles[selection.profile].name
+    }
+
     /// The profile in force at an instant.
     pub fn profile_at(&self, now: Timestamp) -> Transition {
         self.transition(now, self.select(now).profile)

@@ -12,8 +12,8 @@
 //! Windows contain their opening instant and not their closing one.
 
 use chrono::{
-    DateTime, Datelike, Days, Duration, LocalResult, NaiveDate, NaiveDateTime, NaiveTime, TimeZone,
-    Weekday,
+    DateTime, Datelike, Days, Duration, LocalResult, NaiveDate, NaiveDateTime, NaiveTime, Offset,
+    TimeZone, Weekday,
 };
 use chrono_tz::Tz;
 use contract::problem::Finding;
@@ -346,44 +346,45 @@ fn cron_window(zone: Tz, duration: Span, start: NaiveDateTime) -> (Timestamp, Ti
     (open, closing(zone, local + length))
 }
 
+/// Of two occurrences the later one neither opens nor closes before the other, whatever clocks do, so
+/// the latest that has opened decides.
 fn cron_presence(cron: &Cron, duration: Span, zone: Tz, now: Timestamp) -> Presence {
-    let local = local_time(zone, now);
-    let slack = Duration::hours(WALL_SLACK_HOURS);
-    // From the latest occurrence that may have opened by now back to the first that has certainly
-    // closed. The open one that closes last says how long it stays.
-    let mut closes: Option<Timestamp> = None;
+    let ahead = local_time(zone, now) + wall_slack(zone, now);
     let mut opens: Option<Timestamp> = None;
-    let length = Duration::milliseconds(i64::try_from(duration.millis()).unwrap_or(i64::MAX / 2));
-    let earliest = local - length - slack;
-    let mut at = local + slack;
+    let mut at = ahead + Duration::seconds(1);
     while let Some(start) = cron.last_before(at) {
-        if start < earliest {
-            break;
-        }
-        at = start;
         let (open, close) = cron_window(zone, duration, start);
         if open > now {
             opens = Some(open);
-        } else if now < close {
-            closes = closes.max(Some(close));
+            at = start;
+            continue;
         }
-        // Windows of earlier occurrences, but for clock changes, close earlier still.
-        if open <= now && start < local - slack {
-            break;
+        if now < close {
+            return Presence {
+                open: true,
+                until: Some(close),
+            };
         }
-    }
-    if let Some(until) = closes {
-        return Presence {
-            open: true,
-            until: Some(until),
-        };
+        break;
     }
     let next = opens.or_else(|| {
-        let start = cron.next_after(local + slack)?;
+        let start = cron.next_after(ahead)?;
         Some(cron_window(zone, duration, start).0)
     });
     Presence {
         open: false,
         until: next,
+    }
+}
+
+/// How far ahead on the wall clock an occurrence may lie that has opened already: not at all, unless
+/// clocks change about now.
+fn wall_slack(zone: Tz, now: Timestamp) -> Duration {
+    let most = Span::from_secs(WALL_SLACK_HOURS as u64 * 3600);
+    let offset = |at: Timestamp| at.to_utc().with_timezone(&zone).offset().fix();
+    if offset(now - most) == offset(now) && offset(now) == offset(now + most) {
+        Duration::zero()
+    } else {
+        Duration::hours(WALL_SLACK_HOURS)
     }
 }

@@ -107,7 +107,13 @@ pub(super) fn cooldown(before: u32, after: u32, until: Option<Timestamp>) -> Str
 }
 
 /// `12.4 > 4 (concurrency, average per instance over 30s)`.
-pub(super) fn rule(policy: &Policy, rule: &Rule, reading: &Reading, verdict: Verdict) -> String {
+pub(super) fn rule(
+    policy: &Policy,
+    rule: &Rule,
+    reading: &Reading,
+    base: u32,
+    verdict: Verdict,
+) -> String {
     let spec = &policy.signals[rule.signal];
     let mut of = String::from(rule.metric.name());
     if !(rule.metric.is_latency() && spec.aggregation == Aggregation::Average) {
@@ -138,9 +144,13 @@ pub(super) fn rule(policy: &Policy, rule: &Rule, reading: &Reading, verdict: Ver
         }
         RuleKind::Threshold { .. } => format!("{value} ({of})"),
         RuleKind::Track { target, tolerance } => {
-            let target = Shown(rule.metric, *target);
-            let percent = tolerance * 100.0;
-            format!("{value} for a target of {target} within {percent:.0}% ({of})")
+            let (target_value, target) = (*target, Shown(rule.metric, *target));
+            let percent = format!("{:.3}", tolerance * 100.0);
+            let percent = percent.trim_end_matches('0').trim_end_matches('.');
+            let needed = reading.total / target_value;
+            format!(
+                "{value} for a target of {target}: {needed:.2} of {base} instances, tolerance {percent}% ({of})"
+            )
         }
     };
     if let RuleKind::Threshold {

@@ -22,6 +22,10 @@ pub const AHEAD_MAX: Span = Span::from_millis(2000);
 /// Frames further behind the owner's clock are skewed.
 pub const BEHIND_MAX: Span = Span::from_secs(60);
 
+/// A member's usual delay is taken to be no longer than this: frames that were held up somewhere and
+/// come all at once must not make every second wait as long.
+const USUAL_DELAY_MAX_MS: u64 = 2000;
+
 const SECOND: Span = Span::from_secs(1);
 
 #[derive(Clone, Debug)]
@@ -136,7 +140,10 @@ impl Group {
 
     /// False: this frame has been here before.
     fn note_member(&mut self, now: Timestamp, frame: &Frame, second: i64) -> bool {
-        let delay_ms = now.since(frame.start + SECOND).millis();
+        let delay_ms = now
+            .since(frame.start + SECOND)
+            .millis()
+            .min(USUAL_DELAY_MAX_MS);
         let Some(member) = self.members.get_mut(&frame.source) else {
             let member = Member {
                 boot: frame.boot,

@@ -1,3 +1,5 @@
+//! Merging frames: what closes a second, and what a window over closed seconds says.
+
 use contract::frame::{DeploymentFrame, InstanceFrame, Outcomes, Role};
 use contract::histogram::Histogram;
 use contract::ids::{Bucket, EndpointKey, InstanceId, Position};

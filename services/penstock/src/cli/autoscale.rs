@@ -7,13 +7,13 @@ use contract::resources::AutoscaleSpec;
 use contract::resources::Resource;
 use contract::time::{Span, Timestamp};
 use domain::autoscale::Transition;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::documents;
 use super::engine;
 use super::error::CliError;
 use super::kinds::deployment_ref;
-use super::output::{Format, Screen, Table, print, yaml};
+use super::output::{Format, Screen, Table, items, print, yaml};
 use crate::client::Client;
 
 /// Try out autoscale rules
@@ -81,7 +81,7 @@ pub fn preview_file(args: &AutoscaleArgs, screen: Screen) -> Result<(), CliError
         [] => Err(CliError::Failed(
             "there is no Autoscale document to preview".into(),
         )),
-        [spec] => show(spec, args, screen),
+        [spec] => show(&evaluated(spec, args, screen)?, args.output, screen),
         many => Err(CliError::Usage(format!(
             "there are {} Autoscale documents; preview them one file at a time",
             many.len()
@@ -98,20 +98,27 @@ pub async fn preview_live(
     let Some(of) = &args.deployment else {
         return preview_file_needed();
     };
-    let path = [
-        "v1",
-        "autoscale",
-        of.endpoint.as_str(),
-        of.deployment.as_str(),
+    let (from, to) = range(args, screen.now)?;
+    let (endpoint, deployment) = (of.endpoint.as_str(), of.deployment.as_str());
+    let query = [
+        ("from", Some(from.to_string())),
+        ("to", Some(to.to_string())),
     ];
-    let body = client.get(&path, &[]).await?.json()?;
-    let spec = body.get("spec").cloned().unwrap_or(Value::Null);
-    let spec: AutoscaleSpec = serde_json::from_value(spec).map_err(|error| {
-        CliError::Failed(format!(
-            "the server's Autoscale of {of} cannot be read by this client ({error}); use one of the server's release"
-        ))
-    })?;
-    show(&spec, args, screen)
+    let path = ["v1", "autoscale", endpoint, deployment, "preview"];
+    let answer = client.get(&path, &query).await?;
+    if args.output == Format::Json {
+        return print(&answer.text);
+    }
+    let transitions = items(&answer.json()?)
+        .into_iter()
+        .map(serde_json::from_value)
+        .collect::<Result<Vec<Transition>, _>>()
+        .map_err(|error| {
+            CliError::Failed(format!(
+                "the server's preview cannot be read by this client ({error}); use -o json"
+            ))
+        })?;
+    show(&transitions, args.output, screen)
 }
 
 fn preview_file_needed() -> Result<(), CliError> {
@@ -120,10 +127,14 @@ fn preview_file_needed() -> Result<(), CliError> {
     ))
 }
 
-fn show(spec: &AutoscaleSpec, args: &PreviewArgs, screen: Screen) -> Result<(), CliError> {
-    let from = args.from.unwrap_or(screen.now);
-    let to = end(&args.to, from)?;
-    let transitions = engine::transitions(spec, from, to).map_err(|findings| {
+/// The transitions of a document, evaluated here.
+fn evaluated(
+    spec: &AutoscaleSpec,
+    args: &PreviewArgs,
+    screen: Screen,
+) -> Result<Vec<Transition>, CliError> {
+    let (from, to) = range(args, screen.now)?;
+    engine::transitions(spec, from, to).map_err(|findings| {
         let lines: Vec<String> = findings
             .iter()
             .map(|finding| format!("\n  {}: {}", finding.pointer, finding.detail))
@@ -132,12 +143,20 @@ fn show(spec: &AutoscaleSpec, args: &PreviewArgs, screen: Screen) -> Result<(), 
             "the document cannot be evaluated:{}",
             lines.concat()
         ))
-    })?;
-    match args.output {
+    })
+}
+
+fn show(transitions: &[Transition], format: Format, screen: Screen) -> Result<(), CliError> {
+    match format {
         Format::Json => print(&json!({"items": transitions}).to_string()),
         Format::Yaml => print(&yaml(&json!({"items": transitions}))),
-        Format::Table => print(&table(&transitions).render(screen.tty)),
+        Format::Table => print(&table(transitions).render(screen.tty)),
     }
+}
+
+fn range(args: &PreviewArgs, now: Timestamp) -> Result<(Timestamp, Timestamp), CliError> {
+    let from = args.from.unwrap_or(now);
+    Ok((from, end(&args.to, from)?))
 }
 
 fn end(to: &str, from: Timestamp) -> Result<Timestamp, CliError> {

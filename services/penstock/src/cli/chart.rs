@@ -69,7 +69,7 @@ impl Axis {
         };
         let from = times().fold(f64::INFINITY, f64::min);
         let to = times().fold(f64::NEG_INFINITY, f64::max);
-        (from.is_finite() && to.is_finite()).then(|| Self {
+        (from.is_finite() && to.is_finite()).then_some(Self {
             from,
             to: if to > from { to } else { from + 1.0 },
         })

@@ -171,11 +171,8 @@ fn words(body: &Answer) -> Result<String, CliError> {
             "the decision cannot be explained by this client ({error}); use one of the server's release, or -o json"
         ))
     })?;
-    Ok(format!(
-        "Decision {}\n{}",
-        view.id,
-        engine::explanation(view)
-    ))
+    let id = view.id;
+    Ok(format!("Decision {id}\n{}", engine::explanation(view)))
 }
 
 #[cfg(test)]

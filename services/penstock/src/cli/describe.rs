@@ -30,18 +30,17 @@ pub async fn describe(
     args: &DescribeArgs,
     screen: Screen,
 ) -> Result<(), CliError> {
-    if args.kind == Kind::Instances {
-        return Err(CliError::Usage(
-            "an instance has nothing beyond its row: use `penstock get instances`".into(),
-        ));
+    if matches!(args.kind, Kind::Instances | Kind::Access) {
+        return Err(CliError::Usage(format!(
+            "{} has nothing beyond its row: use `penstock get`",
+            args.kind.singular()
+        )));
     }
     let path = path_of(args.kind, Some(&args.name))?;
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let body = client.get(&path, &[]).await?.json()?;
     let mut sections = head(args.kind, &args.name, &body);
-    if let Ok(scope) = args.name.parse::<Scope>()
-        && args.kind != Kind::Access
-    {
+    if let Ok(scope) = args.name.parse::<Scope>() {
         sections.push_str(&belongings(client, args.kind, &scope, screen).await?);
     }
     print(&sections)

@@ -101,10 +101,8 @@ pub fn load(files: &[PathBuf], set: &[(String, String)]) -> Result<Vec<Document>
         } else {
             "faults"
         };
-        remark(&format!(
-            "penstock: {} {many}; nothing was sent",
-            found.faults.len()
-        ));
+        let count = found.faults.len();
+        remark(&format!("penstock: {count} {many} in the documents"));
         return Err(CliError::Quiet(1));
     }
     if found.documents.is_empty() {

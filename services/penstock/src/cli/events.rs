@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::error::CliError;
 use super::kinds::name;
-use super::output::{Screen, items, print, remark, text};
+use super::output::{items, print, remark, text};
 use crate::client::sse::{SseEvent, SseReader};
 use crate::client::{Client, ClientError};
 
@@ -114,7 +114,7 @@ struct ReplayArgs {
 /// Events that are asked for at once.
 const PAGE: u64 = 1000;
 
-pub async fn events(client: &Client, args: &EventsArgs, _screen: Screen) -> Result<(), CliError> {
+pub async fn events(client: &Client, args: &EventsArgs) -> Result<(), CliError> {
     match &args.command {
         EventsCommand::Tail(args) => tail(client, args).await,
         EventsCommand::Export(args) => export(client, args).await,
@@ -258,18 +258,11 @@ async fn tail(client: &Client, args: &TailArgs) -> Result<(), CliError> {
     follow(client, after, &filter).await
 }
 
-/// The last position of the log.
+/// The last position of the log, which every page names.
 async fn head(client: &Client) -> Result<u64, CliError> {
-    let query = [
-        ("after", Some(u64::from(u32::MAX).to_string())),
-        ("limit", Some("1".to_owned())),
-    ];
-    let answer = client.get(&["v1", "events"], &query).await?;
-    let head = answer.json()?.get("head").and_then(Value::as_u64);
-    let header = answer
-        .header(crate::client::POSITION_HEADER)
-        .and_then(|text| text.parse().ok());
-    Ok(head.or(header).unwrap_or(0))
+    let query = [("limit", Some("1".to_owned()))];
+    let body = client.get(&["v1", "events"], &query).await?.json()?;
+    Ok(body.get("head").and_then(Value::as_u64).unwrap_or(0))
 }
 
 /// Follows the stream, and takes it up again where it broke off.

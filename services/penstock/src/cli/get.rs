@@ -50,7 +50,10 @@ pub struct DeleteArgs {
 }
 
 pub async fn get(client: &Client, args: &GetArgs, screen: Screen) -> Result<(), CliError> {
-    let fetched = fetch(client, args).await?;
+    let fetched = match (args.output, args.limit) {
+        (Format::Table, None) if args.kind != Kind::Decisions => whole(client, args).await?,
+        _ => fetch(client, args, None).await?,
+    };
     let shown = match args.output {
         Format::Json => fetched.text,
         Format::Yaml => yaml(&fetched.body),
@@ -81,11 +84,31 @@ impl Fetched {
     }
 }
 
-async fn fetch(client: &Client, args: &GetArgs) -> Result<Fetched, CliError> {
-    let limit = [("limit", args.limit.map(|limit| limit.to_string()))];
+/// All pages of a list, for a person who asked for everything. Programs get one page and its cursor.
+async fn whole(client: &Client, args: &GetArgs) -> Result<Fetched, CliError> {
+    let mut fetched = fetch(client, args, None).await?;
+    let mut rows = items(&fetched.body);
+    loop {
+        let cursor = text(&fetched.body, "/nextCursor");
+        if cursor.is_empty() {
+            return Ok(Fetched::made(json!({"items": rows})));
+        }
+        fetched = fetch(client, args, Some(cursor)).await?;
+        rows.extend(items(&fetched.body));
+    }
+}
+
+async fn fetch(
+    client: &Client,
+    args: &GetArgs,
+    cursor: Option<String>,
+) -> Result<Fetched, CliError> {
+    let limit = [
+        ("limit", args.limit.map(|limit| limit.to_string())),
+        ("cursor", cursor),
+    ];
     let name = args.name.as_deref();
     match (args.kind, name) {
-        (Kind::Deployments, None) => Ok(Fetched::made(all_deployments(client).await?)),
         (Kind::Deployments, Some(name)) if !name.contains('/') => {
             let path = ["v1", "endpoints", name, "deployments"];
             Ok(Fetched::of(&client.get(&path, &limit).await?)?)
@@ -99,17 +122,21 @@ async fn fetch(client: &Client, args: &GetArgs) -> Result<Fetched, CliError> {
             match name.map(str::parse::<Scope>) {
                 Some(Err(_)) | None => by_id(client, args.kind, collection, name, &limit).await,
                 Some(Ok(scope)) => {
-                    let [limit] = limit;
+                    let [limit, cursor] = limit;
                     let query = [
                         ("endpoint", Some(scope.endpoint.to_string())),
                         ("deployment", scope.deployment.map(|name| name.to_string())),
                         limit,
+                        cursor,
                     ];
                     Ok(Fetched::of(
                         &client.get(&["v1", collection], &query).await?,
                     )?)
                 }
             }
+        }
+        (Kind::Access, Some(name)) => {
+            by_id(client, Kind::Access, "access", Some(name), &limit).await
         }
         (kind, name) => {
             let path = path_of(kind, name)?;
@@ -134,28 +161,13 @@ async fn by_id(
             &client.get(&["v1", collection, id], &[]).await?,
         )?);
     }
-    let body = client.get(&["v1", collection], &[]).await?.json()?;
-    let found = items(&body).into_iter().find(|one| text(one, "/id") == id);
-    found
-        .map(Fetched::made)
-        .ok_or_else(|| CliError::Failed(format!("there is no instance `{id}`")))
-}
-
-/// The deployments of every endpoint; the API lists them by endpoint only.
-pub async fn all_deployments(client: &Client) -> Result<Value, CliError> {
-    let endpoints = client.get(&["v1", "endpoints"], &[]).await?.json()?;
-    let mut all = Vec::new();
-    for endpoint in items(&endpoints) {
-        let name = text(&endpoint, "/metadata/name");
-        let path = ["v1", "endpoints", &name, "deployments"];
-        match client.get(&path, &[]).await {
-            Ok(answer) => all.extend(items(&answer.json()?)),
-            // Deleted since it was listed.
-            Err(ClientError::Refused(refusal)) if refusal.status == 404 => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(json!({"items": all, "nextCursor": null}))
+    // Instances and tokens have no path of their own.
+    let most = [("limit", Some("1000".to_owned()))];
+    let body = client.get(&["v1", collection], &most).await?.json()?;
+    let field = if kind == Kind::Access { "/name" } else { "/id" };
+    let found = items(&body).into_iter().find(|one| text(one, field) == id);
+    let nothing = || CliError::Failed(format!("there is no {} `{id}`", kind.singular()));
+    found.map(Fetched::made).ok_or_else(nothing)
 }
 
 /// Where a resource lives in the API.
@@ -170,6 +182,7 @@ pub fn path_of(kind: Kind, name: Option<&str>) -> Result<Vec<String>, CliError> 
             let (endpoint, name) = (of.endpoint.as_str(), of.deployment.as_str());
             path(&["v1", "endpoints", endpoint, "deployments", name])
         }
+        (Kind::Deployments, None) => path(&["v1", "deployments"]),
         (Kind::Autoscales, None) => path(&["v1", "autoscale"]),
         (Kind::Autoscales, Some(name)) => {
             let of = deployment(name)?;

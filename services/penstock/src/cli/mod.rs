@@ -166,13 +166,13 @@ fn online(connect: &ConnectArgs, command: Command) -> Result<(), CliError> {
             Command::Resume(args) => operate::resume(&client, &args).await,
             Command::Invoke(args) => operate::invoke(&client, &args).await,
             Command::Keys(args) => operate::keys(&client, &args, screen).await,
-            Command::Logs(args) => logs::logs(&client, &args, screen).await,
+            Command::Logs(args) => logs::logs(&client, &args).await,
             Command::Top(args) => top::top(&client, &args, screen).await,
             Command::Decisions(args) => decisions::decisions(&client, &args, screen).await,
             Command::Explain(args) => decisions::explain(&client, &args).await,
             Command::Autoscale(args) => autoscale::preview_live(&client, &args, screen).await,
             Command::Access(args) => access::access(&client, &args, screen).await,
-            Command::Events(args) => events::events(&client, &args, screen).await,
+            Command::Events(args) => events::events(&client, &args).await,
             // Handled by `run`; listed so that a new command cannot be forgotten.
             Command::Serve(_)
             | Command::Load(_)

@@ -48,11 +48,13 @@ pub struct ScaleArgs {
     /// ENDPOINT/DEPLOYMENT
     #[arg(value_parser = deployment_ref)]
     deployment: DeploymentRef,
+    /// Hold this many, whatever the rules say
     #[arg(long, value_name = "N")]
     instances: Option<u32>,
     /// How long; until released unless given
     #[arg(long = "for", value_name = "DURATION", requires = "instances")]
     duration: Option<Span>,
+    /// End the pin
     #[arg(long)]
     release: bool,
 }

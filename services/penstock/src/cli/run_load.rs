@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::FutureExt;
+use serde_json::Value;
 
 use super::chart;
 use super::error::CliError;
@@ -70,15 +71,14 @@ fn sampler(client: Arc<Client>, endpoint: String) -> InstanceSampler {
     Arc::new(move || {
         let (client, endpoint) = (client.clone(), endpoint.clone());
         async move {
-            let query = [("endpoint", Some(endpoint))];
-            let body = client.get(&["v1", "instances"], &query).await?.json()?;
-            let mut ready = BTreeMap::new();
-            for instance in items(&body) {
-                let count = ready.entry(text(&instance, "/deployment")).or_insert(0);
-                if text(&instance, "/state") == "ready" {
-                    *count += 1;
-                }
-            }
+            let path = ["v1", "endpoints", &endpoint, "deployments"];
+            let body = client.get(&path, &[]).await?.json()?;
+            let count = |one: &Value| one.pointer("/status/instances/ready")?.as_u64();
+            let ready = items(&body).into_iter().map(|one| {
+                let ready = count(&one).and_then(|count| u32::try_from(count).ok());
+                (text(&one, "/metadata/name"), ready.unwrap_or(0))
+            });
+            let ready: BTreeMap<String, u32> = ready.collect();
             Ok(ready)
         }
         .boxed()

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::chart::sparkline;
 use super::error::CliError;
-use super::get::{all_deployments, name_of_deployment};
+use super::get::name_of_deployment;
 use super::output::{Screen, age, items, print, shares, text};
 use super::{decisions, kinds::Scope};
 use crate::client::{Client, ClientError};
@@ -52,7 +52,6 @@ pub struct Model {
     server: String,
     endpoints: Vec<Value>,
     deployments: Vec<Value>,
-    instances: Vec<Value>,
     decisions: Vec<Value>,
     /// By `ENDPOINT/DEPLOYMENT`, oldest first.
     loads: BTreeMap<String, Vec<Load>>,
@@ -146,41 +145,35 @@ fn quits(key: event::KeyEvent) -> bool {
 
 /// Everything a frame shows, asked at once.
 async fn gather(client: &Client, scope: Option<&Scope>, now: Timestamp) -> Result<Model, CliError> {
-    let of = [
-        ("endpoint", scope.map(|scope| scope.endpoint.to_string())),
-        (
-            "deployment",
-            scope.and_then(|scope| scope.deployment.as_ref().map(ToString::to_string)),
-        ),
-    ];
-    let latest = [
-        of[0].clone(),
-        of[1].clone(),
-        ("limit", Some(DECISIONS.to_string())),
-    ];
-    let (endpoints, deployments, instances, decisions) = tokio::try_join!(
+    let endpoint = ("endpoint", scope.map(|scope| scope.endpoint.to_string()));
+    let deployment = scope.and_then(|scope| scope.deployment.as_ref());
+    let deployment = ("deployment", deployment.map(ToString::to_string));
+    let of = [endpoint, deployment];
+    let with = |name, value: String| {
+        let [endpoint, deployment] = of.clone();
+        [endpoint, deployment, (name, Some(value))]
+    };
+    let (all, latest, seconds) = (
+        with("limit", "1000".into()),
+        with("limit", DECISIONS.to_string()),
+        with("since", format!("{HISTORY_SECONDS}s")),
+    );
+    let (endpoints, deployments, decisions, loads) = tokio::try_join!(
         list(client, "endpoints", &[]),
-        async { Ok(items(&all_deployments(client).await?)) },
-        list(client, "instances", &of),
+        list(client, "deployments", &all),
         list(client, "decisions", &latest),
+        history(client, &seconds),
     )?;
     let mut model = Model {
         now,
         server: client.server().to_owned(),
         endpoints,
         deployments,
-        instances,
         decisions,
-        ..Model::default()
+        loads,
+        trouble: None,
     };
-    if let Some(scope) = scope {
-        model.narrow(scope);
-    }
-    for deployment in &model.deployments {
-        let name = name_of_deployment(deployment);
-        let loads = history(client, deployment).await?;
-        model.loads.insert(name, loads);
-    }
+    model.sort(scope);
     Ok(model)
 }
 
@@ -193,80 +186,75 @@ async fn list(
     Ok(items(&body))
 }
 
-/// The latest seconds of a deployment; none where the server keeps no history.
-async fn history(client: &Client, deployment: &Value) -> Result<Vec<Load>, CliError> {
-    let query = [
-        ("endpoint", Some(text(deployment, "/metadata/endpoint"))),
-        ("deployment", Some(text(deployment, "/metadata/name"))),
-        ("since", Some(format!("{HISTORY_SECONDS}s"))),
-    ];
-    match client.get(&["v1", "history"], &query).await {
+type Loads = BTreeMap<String, Vec<Load>>;
+
+/// The latest seconds of each deployment; none where the server keeps no history.
+async fn history(client: &Client, query: &[(&str, Option<String>)]) -> Result<Loads, CliError> {
+    match client.get(&["v1", "history"], query).await {
         Ok(answer) => Ok(loads(&answer.json()?)),
         Err(ClientError::Refused(refusal)) if matches!(refusal.status, 404 | 501 | 503) => {
-            Ok(Vec::new())
+            Ok(Loads::new())
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// The points of a history's body, oldest first.
-fn loads(body: &Value) -> Vec<Load> {
-    let mut points: Vec<(String, Load)> = items(body)
+/// The points of a history's body by deployment, oldest first.
+fn loads(body: &Value) -> Loads {
+    let mut points = items(body);
+    points.retain(|point| point.get("time").is_some());
+    points.sort_by_key(|point| text(point, "/time"));
+    let mut loads = Loads::new();
+    for point in &points {
+        let number = |pointer| point.pointer(pointer).and_then(Value::as_f64);
+        let of = format!(
+            "{}/{}",
+            text(point, "/endpoint"),
+            text(point, "/deployment")
+        );
+        loads.entry(of).or_default().push(Load {
+            requests_per_second: number("/requestsPerSecond").unwrap_or(0.0),
+            concurrency: number("/concurrency").unwrap_or(0.0),
+            p99_ms: number("/latencyP99Ms"),
+            errors_per_second: number("/errorsPerSecond").unwrap_or(0.0),
+        });
+    }
+    loads
+}
+
+/// Instances of a deployment in a state.
+fn tally(deployment: &Value, state: &str) -> u64 {
+    let count = deployment.pointer(&format!("/status/instances/{state}"));
+    count.and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// Instances by state: `3 ready, 1 starting`.
+fn by_state(deployment: &Value) -> String {
+    let states = ["ready", "starting", "draining", "failed"];
+    let parts: Vec<String> = states
         .iter()
-        .filter(|point| point.get("time").is_some())
-        .map(|point| {
-            let number = |pointer| point.pointer(pointer).and_then(Value::as_f64);
-            let load = Load {
-                requests_per_second: number("/requestsPerSecond").unwrap_or(0.0),
-                concurrency: number("/concurrency").unwrap_or(0.0),
-                p99_ms: number("/latencyP99Ms"),
-                errors_per_second: number("/errorsPerSecond").unwrap_or(0.0),
-            };
-            (text(point, "/time"), load)
-        })
+        .map(|state| (tally(deployment, state), state))
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, state)| format!("{count} {state}"))
         .collect();
-    points.sort_by(|a, b| a.0.cmp(&b.0));
-    points.into_iter().map(|(_, load)| load).collect()
+    if parts.is_empty() {
+        "0".into()
+    } else {
+        parts.join(", ")
+    }
 }
 
 impl Model {
-    fn narrow(&mut self, scope: &Scope) {
-        let endpoint = scope.endpoint.as_str();
+    /// By name, and only what was asked for: rows must not jump about.
+    fn sort(&mut self, scope: Option<&Scope>) {
+        if let Some(scope) = scope {
+            let endpoint = scope.endpoint.as_str();
+            self.endpoints
+                .retain(|one| text(one, "/metadata/name") == endpoint);
+        }
         self.endpoints
-            .retain(|one| text(one, "/metadata/name") == endpoint);
-        self.deployments.retain(|one| {
-            let named = scope
-                .deployment
-                .as_ref()
-                .is_none_or(|name| text(one, "/metadata/name") == name.as_str());
-            text(one, "/metadata/endpoint") == endpoint && named
-        });
-    }
-
-    /// Instances of a deployment by state: `3 ready, 1 starting`.
-    fn by_state(&self, name: &str) -> String {
-        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-        for instance in &self.instances {
-            let of = format!(
-                "{}/{}",
-                text(instance, "/endpoint"),
-                text(instance, "/deployment")
-            );
-            if of == name {
-                *counts.entry(text(instance, "/state")).or_default() += 1;
-            }
-        }
-        let order = ["ready", "starting", "draining", "failed"];
-        let parts = order.iter().filter_map(|state| {
-            let count = counts.get(*state)?;
-            Some(format!("{count} {state}"))
-        });
-        let parts: Vec<String> = parts.collect();
-        if parts.is_empty() {
-            "0".into()
-        } else {
-            parts.join(", ")
-        }
+            .sort_by_key(|one| text(one, "/metadata/name"));
+        self.deployments.sort_by_key(name_of_deployment);
     }
 
     fn height(&self) -> u16 {
@@ -325,16 +313,15 @@ impl Widget for View<'_> {
 
 impl View<'_> {
     fn title(&self) -> Paragraph<'_> {
-        let ready = self
+        let ready: u64 = self
             .model
-            .instances
+            .deployments
             .iter()
-            .filter(|one| text(one, "/state") == "ready");
+            .map(|one| tally(one, "ready"))
+            .sum();
         let facts = format!(
             "  {}  {}  {} instances ready",
-            self.model.server,
-            self.model.now,
-            ready.count()
+            self.model.server, self.model.now, ready
         );
         let mut spans = vec![
             Span::styled("penstock top", Style::new().add_modifier(Modifier::BOLD)),
@@ -386,7 +373,7 @@ impl View<'_> {
             Row::new([
                 Cell::new(name.clone()),
                 state(&text(deployment, "/status/provisioningState")),
-                Cell::new(self.model.by_state(&name)),
+                Cell::new(by_state(deployment)),
                 Cell::new(number(latest.map(|load| load.requests_per_second))),
                 Cell::new(number(latest.map(|load| load.concurrency))),
                 Cell::new(number(latest.and_then(|load| load.p99_ms))),
@@ -499,8 +486,6 @@ mod tests {
     use serde_json::json;
 
     fn model() -> Model {
-        let instance =
-            |state: &str| json!({"endpoint": "iris", "deployment": "blue", "state": state});
         Model {
             now: "2026-10-10T12:00:10.000Z".parse().unwrap(),
             server: "http://127.0.0.1:7070".into(),
@@ -509,13 +494,8 @@ mod tests {
                 "status": {"provisioningState": "Succeeded", "scoringUri": "http://127.0.0.1:8080/endpoints/iris/score"}}),
             ],
             deployments: vec![json!({"metadata": {"name": "blue", "endpoint": "iris"},
-                "status": {"provisioningState": "Succeeded"}})],
-            instances: vec![
-                instance("ready"),
-                instance("ready"),
-                instance("starting"),
-                instance("stopped"),
-            ],
+                "status": {"provisioningState": "Succeeded",
+                    "instances": {"ready": 2, "starting": 1, "draining": 0, "failed": 0}}})],
             decisions: vec![
                 json!({"time": "2026-10-10T12:00:05.000Z", "endpoint": "iris", "deployment": "blue",
                 "from": 2, "wanted": 3, "granted": 3, "outcome": "applied", "decidedBy": "busy",
@@ -568,14 +548,21 @@ mod tests {
     }
 
     #[test]
-    fn history_is_in_order_of_time() {
-        let body = json!({"items": [
-            {"time": "2026-10-10T12:00:02.000Z", "requestsPerSecond": 2},
-            {"time": "2026-10-10T12:00:01.000Z", "requestsPerSecond": 1}]});
-        let shown: Vec<f64> = loads(&body)
-            .iter()
-            .map(|load| load.requests_per_second)
-            .collect();
-        assert_eq!(shown, [1.0, 2.0]);
+    fn history_is_by_deployment_and_in_order_of_time() {
+        let point = |of: &str, second: u32, rate: u32| {
+            json!({"time": format!("2026-10-10T12:00:0{second}.000Z"), "endpoint": "iris",
+                "deployment": of, "requestsPerSecond": rate})
+        };
+        let body =
+            json!({"items": [point("blue", 2, 2), point("green", 1, 9), point("blue", 1, 1)]});
+        let loads = loads(&body);
+        let rates = |of: &str| -> Vec<f64> {
+            loads[of]
+                .iter()
+                .map(|load| load.requests_per_second)
+                .collect()
+        };
+        assert_eq!(rates("iris/blue"), [1.0, 2.0]);
+        assert_eq!(rates("iris/green"), [9.0]);
     }
 }

@@ -34,7 +34,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use account::Account;
-pub use account::{Percentiles, Second};
 pub use report::LoadReport;
 pub use schedule::Arrivals;
 use schedule::{Rates, Schedule};

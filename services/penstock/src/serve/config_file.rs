@@ -17,11 +17,18 @@ struct Command {
 
 /// The arguments with those of the file they name, if any, read before them.
 pub fn with_file(args: ServeArgs) -> anyhow::Result<ServeArgs> {
-    let Some(path) = args.config.clone() else { return Ok(args) };
+    let Some(path) = args.config.clone() else {
+        return Ok(args);
+    };
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-    let given = std::env::args().skip_while(|argument| argument != "serve").skip(1);
-    let arguments = ["serve".to_owned()].into_iter().chain(flags(&text, &path)?).chain(given);
+    let given = std::env::args()
+        .skip_while(|argument| argument != "serve")
+        .skip(1);
+    let arguments = ["serve".to_owned()]
+        .into_iter()
+        .chain(flags(&text, &path)?)
+        .chain(given);
     Ok(Command::try_parse_from(arguments)
         .with_context(|| format!("in {} or on the command line", path.display()))?
         .args)
@@ -35,10 +42,18 @@ fn flags(text: &str, path: &Path) -> anyhow::Result<Vec<String>> {
             continue;
         }
         let Some((name, value)) = line.split_once(':') else {
-            bail!("{}:{}: expected `name: value`, such as `data: /var/lib/penstock`", path.display(), index + 1);
+            bail!(
+                "{}:{}: expected `name: value`, such as `data: /var/lib/penstock`",
+                path.display(),
+                index + 1
+            );
         };
         match (name.trim(), value.trim()) {
-            ("config", _) => bail!("{}:{}: `config` cannot stand in a configuration file", path.display(), index + 1),
+            ("config", _) => bail!(
+                "{}:{}: `config` cannot stand in a configuration file",
+                path.display(),
+                index + 1
+            ),
             (_, "false") => {}
             (name, "true") => flags.push(format!("--{name}")),
             (name, value) => flags.push(format!("--{name}={value}")),
@@ -53,14 +68,24 @@ mod tests {
 
     #[test]
     fn a_file_is_read_as_flags() {
-        let text = "# where\ndata: /var/lib/penstock\nkeep-instances: true\n\ncontrol-addr: 127.0.0.1:0\n";
+        let text =
+            "# where\ndata: /var/lib/penstock\nkeep-instances: true\n\ncontrol-addr: 127.0.0.1:0\n";
         let flags = flags(text, Path::new("p")).unwrap();
-        assert_eq!(flags, ["--data=/var/lib/penstock", "--keep-instances", "--control-addr=127.0.0.1:0"]);
+        assert_eq!(
+            flags,
+            [
+                "--data=/var/lib/penstock",
+                "--keep-instances",
+                "--control-addr=127.0.0.1:0"
+            ]
+        );
     }
 
     #[test]
     fn a_line_that_is_no_setting_is_refused_with_its_place() {
-        let refused = flags("data /x", Path::new("p.yaml")).unwrap_err().to_string();
+        let refused = flags("data /x", Path::new("p.yaml"))
+            .unwrap_err()
+            .to_string();
         assert!(refused.starts_with("p.yaml:1:"), "{refused}");
     }
 }

@@ -19,7 +19,9 @@ impl DataFolder {
             .mode(0o700)
             .create(path)
             .with_context(|| format!("cannot make the data folder {}", path.display()))?;
-        let path = path.canonicalize().with_context(|| format!("cannot open {}", path.display()))?;
+        let path = path
+            .canonicalize()
+            .with_context(|| format!("cannot open {}", path.display()))?;
         let lock_path = path.join("lock");
         let lock = File::create(&lock_path)
             .with_context(|| format!("cannot write {}", lock_path.display()))?;

@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::data_folder::DataFolder;
-use super::sources::{FolderLogs, MeterHistory};
+use super::sources::FolderLogs;
 use super::supervisor::supervise;
 use crate::cli::serve_args::ServeArgs;
 
@@ -52,7 +52,10 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        Self { stop: CancellationToken::new(), tasks: Vec::new() }
+        Self {
+            stop: CancellationToken::new(),
+            tasks: Vec::new(),
+        }
     }
 
     fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
@@ -77,7 +80,9 @@ impl House {
             .store
             .clone()
             .unwrap_or_else(|| format!("sqlite:{}", data.join("penstock.db").display()));
-        let store = Store::open(&store_url).await.context("cannot open the event store")?;
+        let store = Store::open(&store_url)
+            .await
+            .context("cannot open the event store")?;
         let bus: Arc<dyn Bus> = LocalBus::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let ids: Arc<dyn Ids> = Arc::new(SystemIds::default());
@@ -91,7 +96,7 @@ impl House {
 
         let (mut doors, mut engines, mut hands, mut log) =
             (Stage::new(), Stage::new(), Stage::new(), Stage::new());
-        log.spawn(runtime::relay::run(&store, bus.clone(), log.stop.clone()));
+        log.spawn(runtime::relay::run(store.clone(), bus.clone(), log.stop.clone()));
 
         let gateway_config = gateway::Config {
             data: Some(data.clone()),
@@ -112,18 +117,6 @@ impl House {
             }
         });
 
-        let meter = meter::Meter::open(
-            meter::Config::new(&data),
-            meter::Deps {
-                store: store.clone(),
-                bus: bus.clone(),
-                clock: clock.clone(),
-                ids: ids.clone(),
-                metrics: metrics.clone(),
-                health: health.clone(),
-            },
-        )
-        .await?;
         let control_config = ControlConfig {
             listen: args.control_addr,
             data: data.clone(),
@@ -137,7 +130,7 @@ impl House {
             metrics: metrics.clone(),
             health: health.clone(),
             logs: Arc::new(FolderLogs::new(&data)),
-            history: Arc::new(MeterHistory::new(meter.history())),
+            history: Arc::new(control::NoHistory),
         };
         let control = Control::bind(control_config, control_deps).await?;
         let control_url = format!("http://{}", control.addr);
@@ -152,17 +145,21 @@ impl House {
         let node = node_id(&data).context("cannot read or make the node's id")?;
         spawn_planner(&mut engines, node.clone(), deps.clone(), health.clone());
         let backends = start_backends(&data, &node, clock.clone(), &mut log).await?;
-        let node_config =
-            NodeConfig { node, keep_instances: args.keep_instances, grace: REMOVAL_GRACE };
+        let node_config = NodeConfig {
+            node,
+            keep_instances: args.keep_instances,
+            grace: REMOVAL_GRACE,
+        };
         spawn_node(&mut hands, node_config, deps, backends, &health);
-        let meter_stop = log.stop.clone();
-        log.spawn(async move {
-            if let Err(error) = meter.run(meter_stop).await {
-                tracing::error!(%error, "the meter ended");
-            }
-        });
         let stages = vec![doors, engines, hands, log];
-        Ok(Self { folder, store, health, control_url, gateway_url, stages })
+        Ok(Self {
+            folder,
+            store,
+            health,
+            control_url,
+            gateway_url,
+            stages,
+        })
     }
 
     /// Waits until everything can serve, then says so.
@@ -246,7 +243,9 @@ async fn start_backends(
 ) -> anyhow::Result<BTreeMap<BackendKind, Arc<dyn Backend>>> {
     let directory = std::env::current_dir().context("cannot tell the working directory")?;
     let config = ProcessConfig::new(data.to_owned(), node.to_owned(), directory);
-    let process = ProcessBackend::open(config).await.context("cannot open the process backend")?;
+    let process = ProcessBackend::open(config)
+        .await
+        .context("cannot open the process backend")?;
     let simulated = SimulatedBackend::new(node, clock.now());
     let (living, stop) = (simulated.clone(), stage.stop.clone());
     stage.spawn(async move {

@@ -22,7 +22,9 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     runtime::telemetry::start();
     let args = config_file::with_file(args)?;
     check_services(&args)?;
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).max(2);
+    let threads = std::thread::available_parallelism()
+        .map_or(2, usize::from)
+        .max(2);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .enable_all()
@@ -58,16 +60,24 @@ const SERVICES: [&str; 5] = ["control", "gateway", "autoscaler", "actuator", "me
 /// With the bus inside the process there is nobody outside of it to talk to.
 fn check_services(args: &ServeArgs) -> anyhow::Result<()> {
     if args.bus != "local" {
-        anyhow::bail!("--bus {} is not available: this version has `local` only", args.bus);
+        anyhow::bail!(
+            "--bus {} is not available: this version has `local` only",
+            args.bus
+        );
     }
     let named = |name: &str| args.services.iter().any(|service| service == name);
     for service in &args.services {
         if service != "all" && !SERVICES.contains(&service.as_str()) {
-            anyhow::bail!("--services: `{service}` is not a service of this version; use all, or {}", SERVICES.join(" "));
+            anyhow::bail!(
+                "--services: `{service}` is not a service of this version; use all, or {}",
+                SERVICES.join(" ")
+            );
         }
     }
     if !named("all") && !SERVICES.iter().all(|service| named(service)) {
-        anyhow::bail!("--services: with --bus local all services share one process; leave the flag out");
+        anyhow::bail!(
+            "--services: with --bus local all services share one process; leave the flag out"
+        );
     }
     Ok(())
 }

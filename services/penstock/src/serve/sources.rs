@@ -25,7 +25,9 @@ pub struct FolderLogs {
 
 impl FolderLogs {
     pub fn new(data: &Path) -> Self {
-        Self { data: data.to_owned() }
+        Self {
+            data: data.to_owned(),
+        }
     }
 }
 
@@ -44,7 +46,11 @@ impl LogSource for FolderLogs {
         query: LogQuery,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, SourceError> {
         let reader = backends::logs::logs(&self.data, of, query.since);
-        let reading = Reading { reader, query, past_done: false };
+        let reading = Reading {
+            reader,
+            query,
+            past_done: false,
+        };
         Ok(stream::unfold(reading, Reading::next).boxed())
     }
 }
@@ -83,7 +89,12 @@ impl Reading {
     fn text(&self, lines: impl IntoIterator<Item = LogLine>) -> Bytes {
         let mut text = String::new();
         for line in lines {
-            if self.query.instance.as_ref().is_none_or(|wanted| *wanted == line.instance) {
+            if self
+                .query
+                .instance
+                .as_ref()
+                .is_none_or(|wanted| *wanted == line.instance)
+            {
                 text.push_str(&format!("{} {}\n", line.instance, line.text));
             }
         }

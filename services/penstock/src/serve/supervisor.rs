@@ -10,8 +10,11 @@ const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// Runs `start` again and again until `shutdown`. Returns when the last run has ended.
-pub async fn supervise<F, E>(name: &'static str, shutdown: CancellationToken, mut start: impl FnMut() -> F)
-where
+pub async fn supervise<F, E>(
+    name: &'static str,
+    shutdown: CancellationToken,
+    mut start: impl FnMut() -> F,
+) where
     F: Future<Output = Result<(), E>> + Send + 'static,
     E: std::fmt::Display + Send + 'static,
 {
@@ -23,9 +26,15 @@ where
             return;
         }
         match ended {
-            Ok(Ok(())) => tracing::warn!(service = name, "service ended by itself, starting it again"),
-            Ok(Err(error)) => tracing::error!(service = name, %error, "service failed, starting it again"),
-            Err(panic) => tracing::error!(service = name, %panic, "service panicked, starting it again"),
+            Ok(Ok(())) => {
+                tracing::warn!(service = name, "service ended by itself, starting it again")
+            }
+            Ok(Err(error)) => {
+                tracing::error!(service = name, %error, "service failed, starting it again")
+            }
+            Err(panic) => {
+                tracing::error!(service = name, %panic, "service panicked, starting it again")
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

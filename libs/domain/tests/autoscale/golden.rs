@@ -1,0 +1,72 @@
+//! One decision as it stands in the log, and as a person reads it. `UPDATE_GOLDEN=1` writes the
+//! files anew; a change of them is a change of the engine's version.
+
+use contract::decision::{Decision, LastChange, Wish};
+use contract::time::Span;
+use penstock_domain::autoscale::{explain, reevaluate};
+use serde_json::json;
+
+use crate::scene::*;
+
+fn decision() -> Decision {
+    let document = json!({
+        "target": {"endpoint": "iris", "deployment": "blue"},
+        "profiles": [
+            {"name": "default", "capacity": {"min": 1, "max": 20, "default": 2}, "rules": [
+                {"name": "busy",
+                 "metric": {"name": "concurrency", "window": "10s", "perInstance": true},
+                 "when": "> 4", "scale": {"direction": "out", "by": "50%", "cooldown": "30s"}},
+                {"name": "slow",
+                 "metric": {"name": "latency_p95", "window": "5m"},
+                 "when": "> 300ms",
+                 "scale": {"direction": "out", "steps": [{"above": "300ms", "by": 1}, {"above": "1s", "by": 3}]}},
+                {"name": "follow",
+                 "metric": {"name": "requests_per_second"},
+                 "track": {"target": 20}},
+            ]},
+            {"name": "office-hours", "priority": 10,
+             "schedule": {"cron": "0 9 * * Mon-Fri", "duration": "9h", "timeZone": "Europe/Paris"},
+             "capacity": {"min": 4, "max": 20, "default": 4}},
+        ],
+    });
+    let mut scene = Scene::new(document, 5)
+        .value(CONCURRENCY, 24.7)
+        .value("latency_p95/300s/average", 312.575)
+        .value(RATE, 90.1)
+        .ready(4, 1);
+    scene.inputs.carried.last_out = Some(LastChange {
+        at: START - Span::from_secs(47),
+        rule: Some("busy".into()),
+    });
+    scene.inputs.carried.wishes = vec![Wish {
+        last: START - Span::from_secs(1),
+        instances: 5,
+    }];
+    scene.decide()
+}
+
+fn equals_golden(name: &str, text: &str) {
+    let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(
+        text, golden,
+        "{path}: run with UPDATE_GOLDEN=1 and review the difference"
+    );
+}
+
+#[test]
+fn a_decision_is_written_and_made_again_as_ever() {
+    let text = serde_json::to_string_pretty(&decision()).unwrap() + "\n";
+    equals_golden("decision.json", &text);
+    let read: Decision = serde_json::from_str(&text).unwrap();
+    let again = serde_json::to_string_pretty(&reevaluate(&read)).unwrap() + "\n";
+    assert!(again == text, "made again, the decision differs: {again}");
+}
+
+#[test]
+fn a_decision_is_explained_as_ever() {
+    equals_golden("decision.txt", &explain::text(&decision()));
+}

@@ -1,0 +1,544 @@
+//! What rules decide at one moment.
+
+use contract::decision::{Outcome, Verdict};
+use serde_json::json;
+
+use crate::scene::*;
+
+fn verdict(decision: &contract::decision::Decision, rule: &str) -> Verdict {
+    decision
+        .rules
+        .iter()
+        .find(|result| result.name == rule)
+        .unwrap()
+        .verdict
+}
+
+#[test]
+fn amounts_are_counts_shares_exact_counts_and_steps() {
+    let steps =
+        json!({"direction": "out", "steps": [{"above": 8, "by": 3}, {"above": 4, "by": 1}]});
+    let steps_in =
+        json!({"direction": "in", "steps": [{"below": 2, "by": "50%"}, {"below": 4, "by": 1}]});
+    for (when, scale, count, per_instance, granted) in [
+        ("> 4", json!({"direction": "out", "by": 2}), 4, 5.0, 6),
+        ("> 4", json!({"direction": "out", "by": 2}), 4, 4.0, 4),
+        (">= 4", json!({"direction": "out", "by": 2}), 4, 4.0, 6),
+        ("> 4", json!({"direction": "out", "by": "50%"}), 5, 5.0, 8),
+        ("> 4", json!({"direction": "out", "by": "1%"}), 5, 5.0, 6),
+        ("> 4", json!({"direction": "out", "to": 10}), 4, 5.0, 10),
+        ("> 4", json!({"direction": "out", "to": 3}), 4, 5.0, 4),
+        ("> 4", steps.clone(), 4, 5.0, 5),
+        ("> 4", steps.clone(), 4, 9.0, 7),
+        ("< 4", json!({"direction": "in", "by": 2}), 6, 1.0, 4),
+        ("< 4", json!({"direction": "in", "by": "50%"}), 5, 1.0, 3),
+        ("< 4", json!({"direction": "in", "by": "10%"}), 5, 1.0, 4),
+        ("< 4", json!({"direction": "in", "to": 2}), 5, 1.0, 2),
+        ("< 4", json!({"direction": "in", "to": 9}), 5, 1.0, 5),
+        ("< 4", steps_in.clone(), 6, 3.0, 5),
+        ("< 4", steps_in.clone(), 6, 1.0, 3),
+        ("== 4", json!({"direction": "out", "by": 1}), 4, 4.0, 5),
+        ("!= 4", json!({"direction": "out", "by": 1}), 4, 4.0, 4),
+    ] {
+        let rules = json!([on_concurrency("rule", when, scale.clone())]);
+        let decision = Scene::new(document(rules, json!({})), count)
+            .value(CONCURRENCY, per_instance * f64::from(count))
+            .decide();
+        assert_eq!(decision.granted, granted, "{when} {scale} at {count}");
+    }
+}
+
+#[test]
+fn steps_alone_need_no_condition() {
+    let mut rule = on_concurrency(
+        "rule",
+        "",
+        json!({"direction": "out", "steps": [{"above": 4, "by": 1}]}),
+    );
+    rule.as_object_mut().unwrap().remove("when");
+    for (value, granted) in [(16.0, 4), (17.0, 5)] {
+        let scene = Scene::new(document(json!([rule]), json!({})), 4).value(CONCURRENCY, value);
+        assert_eq!(scene.decide().granted, granted);
+    }
+}
+
+#[test]
+fn any_rule_scales_out_and_the_largest_count_wins() {
+    let rules = json!([
+        on_concurrency("few", "> 4", json!({"direction": "out", "by": 1})),
+        on_cpu("many", "> 70", json!({"direction": "out", "by": "100%"})),
+    ]);
+    for (concurrency, cpu, granted, by) in [
+        (5.0, 50.0, 5, Some("few")),
+        (1.0, 80.0, 8, Some("many")),
+        (5.0, 80.0, 8, Some("many")),
+        (1.0, 50.0, 4, None),
+    ] {
+        let decision = Scene::new(document(rules.clone(), json!({})), 4)
+            .value(CONCURRENCY, concurrency * 4.0)
+            .value(CPU, cpu)
+            .decide();
+        assert_eq!(decision.granted, granted);
+        assert_eq!(decision.decided_by.as_deref(), by);
+    }
+}
+
+#[test]
+fn all_rules_must_agree_to_scale_in_and_the_largest_count_wins() {
+    let rules = json!([
+        on_concurrency("much", "< 2", json!({"direction": "in", "by": 5})),
+        on_cpu("little", "< 30", json!({"direction": "in", "by": 1})),
+    ]);
+    for (concurrency, cpu, granted) in [(1.0, 20.0, 9), (3.0, 20.0, 10), (1.0, 40.0, 10)] {
+        let decision = Scene::new(document(rules.clone(), json!({})), 10)
+            .value(CONCURRENCY, concurrency * 10.0)
+            .value(CPU, cpu)
+            .decide();
+        assert_eq!(decision.granted, granted, "{concurrency} {cpu}");
+    }
+}
+
+#[test]
+fn a_rule_that_scales_out_keeps_scale_in_rules_from_being_looked_at() {
+    let rules = json!([
+        on_concurrency("out", "> 4", json!({"direction": "out", "by": 1})),
+        on_cpu("in", "< 30", json!({"direction": "in", "by": 1})),
+    ]);
+    let decision = Scene::new(document(rules, json!({})), 4)
+        .value(CONCURRENCY, 20.0)
+        .value(CPU, 10.0)
+        .decide();
+    assert_eq!(decision.granted, 5);
+    assert_eq!(verdict(&decision, "out"), Verdict::Triggered);
+    assert_eq!(verdict(&decision, "in"), Verdict::Suppressed);
+}
+
+fn track(target: f64) -> serde_json::Value {
+    json!([{
+        "name": "follow",
+        "metric": {"name": "requests_per_second"},
+        "track": {"target": target},
+    }])
+}
+
+#[test]
+fn tracking_gives_each_instance_its_target_outside_of_the_tolerance() {
+    for (count, rate, granted) in [
+        (4, 80.0, 4),
+        (4, 88.0, 4),
+        (4, 89.0, 5),
+        (4, 73.0, 4),
+        (4, 60.0, 3),
+        (4, 200.0, 10),
+        (4, 0.0, 1),
+        (1, 21.0, 1),
+        (1, 23.0, 2),
+        // 10 % of many is much: 19 would do, but 19.9 is within the tolerance of 20.
+        (20, 370.0, 20),
+        (20, 350.0, 18),
+    ] {
+        let decision = Scene::new(document(track(20.0), json!({})), count)
+            .value(RATE, rate)
+            .decide();
+        assert_eq!(decision.granted, granted, "{rate} at {count}");
+    }
+}
+
+#[test]
+fn a_target_met_exactly_asks_for_no_instance_more() {
+    // 1.1 / 0.1 is a little more than 11 in binary.
+    let decision = Scene::new(document(track(0.1), json!({})), 2)
+        .value(RATE, 1.1)
+        .decide();
+    assert_eq!(decision.granted, 11);
+}
+
+#[test]
+fn pending_instances_count_as_capacity_when_tracking() {
+    // Two of four are ready: the load of 80 is what four carry, so nothing more is asked for.
+    let scene = Scene::new(document(track(20.0), json!({})), 4).value(RATE, 80.0);
+    assert_eq!(scene.ready(2, 2).decide().granted, 4);
+}
+
+#[test]
+fn shares_per_instance_are_of_the_ready_ones_and_of_one_if_none_is() {
+    let rules = json!([on_concurrency(
+        "out",
+        "> 4",
+        json!({"direction": "out", "by": 1})
+    )]);
+    for (ready, value) in [(4, 3.0), (2, 6.0), (1, 12.0), (0, 12.0)] {
+        let decision = Scene::new(document(rules.clone(), json!({})), 4)
+            .value(CONCURRENCY, 12.0)
+            .ready(ready, 4 - ready)
+            .decide();
+        assert_eq!(decision.rules[0].value, Some(value), "{ready} ready");
+    }
+}
+
+#[test]
+fn scale_in_stops_where_a_rule_would_scale_out_again() {
+    // v' = v * current / new, on the way from the wish up to the present count.
+    for (cpu, count, to, granted, outcome) in [
+        // The documented trap: 65 % on 30 must stop at 28 (69.6 %), since 27 would read 72.2 %.
+        (65.0, 30, 20, 28, Outcome::Applied),
+        (35.0, 30, 15, 15, Outcome::Applied),
+        (36.0, 30, 15, 16, Outcome::Applied),
+        (69.0, 30, 20, 30, Outcome::HeldByProjection),
+        (70.0, 30, 20, 30, Outcome::HeldByProjection),
+        (20.0, 2, 1, 1, Outcome::Applied),
+        (40.0, 2, 1, 2, Outcome::HeldByProjection),
+    ] {
+        let rules = json!([
+            on_cpu("out", "> 70", json!({"direction": "out", "by": 1})),
+            on_cpu("in", "<= 70", json!({"direction": "in", "to": to})),
+        ]);
+        let profiles = json!([{
+            "name": "default", "capacity": {"min": 1, "max": 40, "default": 2}, "rules": rules,
+        }]);
+        let decision = Scene::new(document(json!([]), json!({"profiles": profiles})), count)
+            .value(CPU, cpu)
+            .decide();
+        assert_eq!(
+            (decision.granted, decision.outcome),
+            (granted, outcome),
+            "{cpu} at {count}"
+        );
+    }
+}
+
+#[test]
+fn scale_in_is_projected_over_targets_too() {
+    let mut rules = track(20.0);
+    let list = rules.as_array_mut().unwrap();
+    list[0]["track"]["tolerance"] = json!("0%");
+    list.push(on_cpu("in", "< 30", json!({"direction": "in", "by": 6})));
+    let decision = Scene::new(document(rules, json!({})), 10)
+        .value(RATE, 130.0)
+        .value(CPU, 10.0)
+        .decide();
+    assert_eq!(decision.granted, 7);
+}
+
+#[test]
+fn a_total_does_not_change_with_the_count_in_a_projection() {
+    let rules = json!([
+        {"name": "out", "metric": {"name": "requests_per_second"}, "when": "> 100",
+         "scale": {"direction": "out", "by": 1}},
+        {"name": "in", "metric": {"name": "requests_per_second"}, "when": "< 90",
+         "scale": {"direction": "in", "by": 5}},
+    ]);
+    let scene = Scene::new(document(rules, json!({})), 10).value(RATE, 80.0);
+    assert_eq!(scene.decide().granted, 5);
+}
+
+#[test]
+fn scaling_in_to_zero_needs_no_load_at_all() {
+    let rules = json!([
+        on_concurrency("out", "> 4", json!({"direction": "out", "by": 1})),
+        on_concurrency("in", "< 1", json!({"direction": "in", "by": 1})),
+    ]);
+    let profiles = json!([{
+        "name": "default", "capacity": {"min": 0, "max": 5, "default": 0}, "rules": rules,
+    }]);
+    for (concurrency, granted, outcome) in [
+        (0.0, 0, Outcome::Applied),
+        (0.5, 1, Outcome::HeldByProjection),
+    ] {
+        let document = document(json!([]), json!({"profiles": profiles}));
+        let decision = Scene::new(document, 1)
+            .value(CONCURRENCY, concurrency)
+            .decide();
+        assert_eq!((decision.granted, decision.outcome), (granted, outcome));
+    }
+}
+
+#[test]
+fn a_count_outside_of_the_bounds_is_corrected_at_once() {
+    let more =
+        json!({"cooldown": {"out": "1h", "in": "1h"}, "stabilization": {"in": "1h", "out": "1h"}});
+    let rules = json!([on_concurrency(
+        "out",
+        "> 400",
+        json!({"direction": "out", "by": 1})
+    )]);
+    for (count, granted) in [(0, 1), (25, 20)] {
+        let mut scene =
+            Scene::new(document(rules.clone(), more.clone()), count).value(CONCURRENCY, 0.0);
+        scene.inputs.carried.last_in = Some(contract::decision::LastChange {
+            at: START,
+            rule: None,
+        });
+        scene.inputs.carried.last_out = scene.inputs.carried.last_in.clone();
+        let decision = scene.decide();
+        assert_eq!(
+            (decision.granted, decision.outcome),
+            (granted, Outcome::Applied)
+        );
+        assert_eq!(decision.decided_by, None);
+    }
+}
+
+#[test]
+fn a_wish_beyond_the_bounds_is_cut_to_them() {
+    let rules = json!([
+        on_concurrency("out", "> 4", json!({"direction": "out", "by": 5})),
+        on_concurrency("in", "< 1", json!({"direction": "in", "by": 5})),
+    ]);
+    for (count, total, granted) in [(18, 180.0, 20), (20, 200.0, 20), (3, 0.0, 1), (1, 0.0, 1)] {
+        let decision = Scene::new(document(rules.clone(), json!({})), count)
+            .value(CONCURRENCY, total)
+            .decide();
+        assert_eq!(
+            (decision.granted, decision.outcome),
+            (granted, Outcome::Clamped),
+            "{count}"
+        );
+    }
+}
+
+#[test]
+fn a_pin_decides_whatever_the_bounds_until_it_expires() {
+    let rules = json!([on_concurrency(
+        "out",
+        "> 4",
+        json!({"direction": "out", "by": 1})
+    )]);
+    let scene = Scene::new(document(rules, json!({})), 4).value(CONCURRENCY, 100.0);
+    let later = Some(START + contract::Span::from_millis(1));
+    for (until, granted, outcome) in [
+        (None, 30, Outcome::Pinned),
+        (later, 30, Outcome::Pinned),
+        (Some(START), 5, Outcome::Applied),
+    ] {
+        let decision = scene.clone().pinned(30, until).decide();
+        assert_eq!((decision.granted, decision.outcome), (granted, outcome));
+    }
+}
+
+#[test]
+fn a_pin_needs_no_policy() {
+    let mut scene = Scene::new(document(json!([]), json!({})), 4);
+    scene.inputs.policy = None;
+    let fixed = scene.decide();
+    assert_eq!(
+        (fixed.granted, fixed.outcome, fixed.profile),
+        (3, Outcome::Fixed, None)
+    );
+    let pinned = scene.pinned(0, None).decide();
+    assert_eq!((pinned.granted, pinned.outcome), (0, Outcome::Pinned));
+}
+
+#[test]
+fn a_paused_direction_is_held_and_the_other_goes_on() {
+    let rules = json!([
+        on_concurrency("out", "> 4", json!({"direction": "out", "by": 1})),
+        on_concurrency("in", "< 1", json!({"direction": "in", "by": 1})),
+    ]);
+    for (scale_in, scale_out, total, granted, outcome) in [
+        (true, false, 0.0, 4, Outcome::HeldByPause),
+        (true, false, 40.0, 5, Outcome::Applied),
+        (false, true, 40.0, 4, Outcome::HeldByPause),
+        (false, true, 0.0, 3, Outcome::Applied),
+        (true, true, 8.0, 4, Outcome::Steady),
+    ] {
+        let mut scene = Scene::new(document(rules.clone(), json!({})), 4).value(CONCURRENCY, total);
+        scene.inputs.pause = contract::decision::Pause {
+            scale_in,
+            scale_out,
+        };
+        let decision = scene.decide();
+        assert_eq!((decision.granted, decision.outcome), (granted, outcome));
+    }
+}
+
+#[test]
+fn a_paused_policy_evaluates_no_rule_and_keeps_the_count() {
+    let rules = json!([on_concurrency(
+        "out",
+        "> 4",
+        json!({"direction": "out", "by": 1})
+    )]);
+    let decision = Scene::new(document(rules, json!({"mode": "paused"})), 4)
+        .value(CONCURRENCY, 100.0)
+        .decide();
+    assert_eq!(
+        (decision.granted, decision.outcome),
+        (4, Outcome::HeldByPause)
+    );
+    assert_eq!(verdict(&decision, "out"), Verdict::Suppressed);
+}
+
+#[test]
+fn a_policy_in_shadow_mode_says_what_it_wants_and_leaves_the_deployments_count() {
+    let rules = json!([on_concurrency(
+        "out",
+        "> 4",
+        json!({"direction": "out", "by": 2})
+    )]);
+    let decision = Scene::new(document(rules, json!({"mode": "shadow"})), 3)
+        .value(CONCURRENCY, 100.0)
+        .decide();
+    assert_eq!((decision.wanted, decision.granted), (5, 3));
+    assert_eq!(decision.outcome, Outcome::Shadow);
+}
+
+#[test]
+fn a_metric_without_data_never_scales_in() {
+    let rules = json!([
+        on_concurrency("out", "> 4", json!({"direction": "out", "by": 1})),
+        on_cpu("in", "< 30", json!({"direction": "in", "by": 1})),
+    ]);
+    for (concurrency, cpu, granted, outcome) in [
+        (whole(8.0), whole(10.0), 3, Outcome::Applied),
+        (missing(), whole(10.0), 4, Outcome::Unknown),
+        (whole(8.0), missing(), 4, Outcome::Unknown),
+        (partial(8.0), whole(10.0), 4, Outcome::Unknown),
+        (whole(8.0), partial(10.0), 4, Outcome::Unknown),
+        (warming(Some(8.0)), whole(10.0), 4, Outcome::Unknown),
+        // What is known may still scale out.
+        (whole(40.0), missing(), 5, Outcome::Applied),
+        (partial(40.0), missing(), 5, Outcome::Applied),
+        // A window that is not covered yet says nothing.
+        (warming(Some(40.0)), whole(10.0), 4, Outcome::Unknown),
+    ] {
+        let decision = Scene::new(document(rules.clone(), json!({})), 4)
+            .signal(CONCURRENCY, concurrency)
+            .signal(CPU, cpu)
+            .decide();
+        assert_eq!(
+            (decision.granted, decision.outcome),
+            (granted, outcome),
+            "{concurrency:?} {cpu:?}"
+        );
+    }
+}
+
+#[test]
+fn a_hole_in_the_window_counts_as_partial() {
+    let holed = contract::decision::Signal {
+        seconds_covered: 9,
+        ..whole(0.0)
+    };
+    let rules = json!([on_concurrency(
+        "in",
+        "< 1",
+        json!({"direction": "in", "by": 1})
+    )]);
+    let scene = Scene::new(document(rules, json!({})), 4).signal(CONCURRENCY, holed);
+    let decision = scene.decide();
+    assert_eq!((decision.granted, decision.outcome), (4, Outcome::Unknown));
+    assert_eq!(verdict(&decision, "in"), Verdict::Unknown);
+}
+
+#[test]
+fn what_a_missing_metric_means_is_the_policys_choice() {
+    let rules = json!([on_concurrency(
+        "out",
+        "> 4",
+        json!({"direction": "out", "by": 1})
+    )]);
+    for (policy, signal, count, granted) in [
+        ("hold", missing(), 3, 3),
+        ("default", missing(), 3, 6),
+        ("default", missing(), 8, 8),
+        // Not measured yet is not missing.
+        ("default", warming(None), 3, 3),
+        ("schedule", missing(), 3, 3),
+    ] {
+        let profiles = json!([{
+            "name": "default", "capacity": {"min": 2, "max": 10, "default": 6}, "rules": rules,
+        }]);
+        let document = document(json!([]), json!({"missing": policy, "profiles": profiles}));
+        let decision = Scene::new(document, count)
+            .signal(CONCURRENCY, signal)
+            .decide();
+        assert_eq!(decision.granted, granted, "{policy} at {count}");
+    }
+}
+
+#[test]
+fn the_first_decision_is_the_profiles_default() {
+    let rules = json!([on_concurrency(
+        "out",
+        "> 4",
+        json!({"direction": "out", "by": 1})
+    )]);
+    let mut scene = Scene::new(document(rules, json!({})), 0).value(CONCURRENCY, 100.0);
+    scene.inputs.carried.granted = None;
+    let decision = scene.decide();
+    assert_eq!((decision.from, decision.granted), (0, 2));
+    assert_eq!(decision.outcome, Outcome::Applied);
+}
+
+#[test]
+fn a_profile_without_rules_wants_its_default() {
+    let decision = Scene::new(document(json!([]), json!({})), 7).decide();
+    assert_eq!((decision.granted, decision.outcome), (2, Outcome::Applied));
+}
+
+#[test]
+fn a_profile_that_names_no_rules_has_those_of_the_default_profile() {
+    let profiles = json!([
+        {"name": "default", "capacity": {"min": 1, "max": 20, "default": 2},
+         "rules": [on_concurrency("out", "> 4", json!({"direction": "out", "by": 1}))]},
+        {"name": "always", "schedule": {"weekly": {"days": ["Mon","Tue","Wed","Thu","Fri","Sat","Sun"], "start": "00:00", "end": "24:00"}},
+         "capacity": {"min": 4, "max": 20, "default": 4}},
+    ]);
+    let document = document(json!([]), json!({"profiles": profiles}));
+    let decision = Scene::new(document, 4).value(CONCURRENCY, 40.0).decide();
+    assert_eq!(decision.profile.as_deref(), Some("always"));
+    assert_eq!(decision.granted, 5);
+}
+
+#[test]
+fn every_stage_follows_from_the_one_before() {
+    let rules = json!([
+        on_cpu("out", "> 70", json!({"direction": "out", "by": 1})),
+        on_cpu("in", "< 40", json!({"direction": "in", "to": 2})),
+    ]);
+    let decision = Scene::new(document(rules, json!({})), 10)
+        .value(CPU, 30.0)
+        .decide();
+    let names: Vec<&str> = decision
+        .stages
+        .iter()
+        .map(|stage| stage.name.as_str())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "profile",
+            "bounds",
+            "rules",
+            "projection",
+            "stabilization",
+            "cooldown",
+            "clamp"
+        ]
+    );
+    for pair in decision.stages.windows(2) {
+        assert_eq!(
+            pair[0].after, pair[1].before,
+            "{} to {}",
+            pair[0].name, pair[1].name
+        );
+    }
+    assert_eq!(
+        decision.rules[1].because,
+        "30% < 40% (cpu_utilization, average over 1m): in to 2"
+    );
+    assert_eq!(
+        decision.rules[0].because,
+        "30% not > 70% (cpu_utilization, average over 1m): out by 1"
+    );
+}
+
+#[test]
+fn a_stored_document_that_no_longer_compiles_keeps_the_count_and_says_why() {
+    let mut scene = Scene::new(document(json!([]), json!({})), 4);
+    scene.inputs.policy.as_mut().unwrap().profiles.clear();
+    let decision = scene.decide();
+    assert_eq!((decision.granted, decision.outcome), (4, Outcome::Unknown));
+    assert!(decision.stages[0].detail.contains("no default profile"));
+}

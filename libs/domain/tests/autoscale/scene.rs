@@ -1,0 +1,163 @@
+//! A deployment with one policy, told in JSON as people write it, and stepped by the second.
+
+use contract::decision::{Carried, Decision, DecisionInputs, InstanceCounts, Pause, Pin, Signal};
+use contract::ids::{DeploymentRef, Uid};
+use contract::resources::AutoscaleSpec;
+use contract::time::{Span, Timestamp};
+use penstock_domain::autoscale::{Policy, carried_next, decide};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+pub const START: Timestamp = Timestamp::from_secs(1_790_000_000);
+
+pub fn deployment() -> DeploymentRef {
+    "iris/blue".parse().unwrap()
+}
+
+pub fn uid() -> Uid {
+    Uid(Uuid::from_u128(7))
+}
+
+/// A document with one profile of 1 to 20 instances and these rules, which holds nothing back;
+/// `more` replaces members of the spec.
+pub fn document(rules: Value, more: Value) -> Value {
+    let mut spec = json!({
+        "target": {"endpoint": "iris", "deployment": "blue"},
+        "cooldown": {"out": "0s", "in": "0s"},
+        "stabilization": {"out": "0s", "in": "0s"},
+        "profiles": [{
+            "name": "default",
+            "capacity": {"min": 1, "max": 20, "default": 2},
+            "rules": rules,
+        }],
+    });
+    for (key, value) in more.as_object().unwrap() {
+        spec[key] = value.clone();
+    }
+    spec
+}
+
+pub fn spec(document: &Value) -> AutoscaleSpec {
+    serde_json::from_value(document.clone()).unwrap()
+}
+
+/// A rule on concurrency per instance over 10 s.
+pub fn on_concurrency(name: &str, when: &str, scale: Value) -> Value {
+    json!({
+        "name": name,
+        "metric": {"name": "concurrency", "window": "10s", "perInstance": true},
+        "when": when,
+        "scale": scale,
+    })
+}
+
+/// A rule on CPU over a minute.
+pub fn on_cpu(name: &str, when: &str, scale: Value) -> Value {
+    json!({
+        "name": name,
+        "metric": {"name": "cpu_utilization"},
+        "when": when,
+        "scale": scale,
+    })
+}
+
+pub const CONCURRENCY: &str = "concurrency/10s/average";
+pub const CPU: &str = "cpu_utilization/60s/average";
+pub const RATE: &str = "requests_per_second/60s/average";
+
+pub fn whole(value: f64) -> Signal {
+    Signal {
+        value: Some(value),
+        seconds_covered: 10,
+        seconds_wanted: 10,
+        partial: false,
+        warming: false,
+    }
+}
+
+pub fn partial(value: f64) -> Signal {
+    Signal {
+        partial: true,
+        ..whole(value)
+    }
+}
+
+pub fn missing() -> Signal {
+    Signal {
+        value: None,
+        seconds_covered: 0,
+        ..whole(0.0)
+    }
+}
+
+pub fn warming(value: Option<f64>) -> Signal {
+    Signal {
+        value,
+        seconds_covered: 3,
+        warming: true,
+        ..whole(0.0)
+    }
+}
+
+#[derive(Clone)]
+pub struct Scene {
+    pub inputs: DecisionInputs,
+    pub now: Timestamp,
+}
+
+impl Scene {
+    /// With a count that has stood for long, all of it ready.
+    pub fn new(document: Value, count: u32) -> Self {
+        let spec = spec(&document);
+        Policy::compile(&spec).unwrap();
+        let inputs = DecisionInputs {
+            policy_revision: 1,
+            policy: Some(spec),
+            fixed_instances: 3,
+            pin: None,
+            pause: Pause::default(),
+            instances: InstanceCounts {
+                ready: count,
+                pending: 0,
+            },
+            signals: Default::default(),
+            carried: Carried {
+                granted: Some(count),
+                ..Carried::default()
+            },
+        };
+        Self { inputs, now: START }
+    }
+
+    pub fn signal(mut self, key: &str, signal: Signal) -> Self {
+        self.inputs.signals.insert(key.into(), signal);
+        self
+    }
+
+    pub fn value(self, key: &str, value: f64) -> Self {
+        self.signal(key, whole(value))
+    }
+
+    pub fn pinned(mut self, instances: u32, until: Option<Timestamp>) -> Self {
+        self.inputs.pin = Some(Pin { instances, until });
+        self
+    }
+
+    pub fn ready(mut self, ready: u32, pending: u32) -> Self {
+        self.inputs.instances = InstanceCounts { ready, pending };
+        self
+    }
+
+    pub fn decide(&self) -> Decision {
+        decide(&deployment(), uid(), self.inputs.clone(), self.now)
+    }
+
+    /// Decides, hands the state on, lets all instances become ready, and goes on by `seconds`.
+    pub fn step(&mut self, seconds: u64) -> Decision {
+        let decision = self.decide();
+        self.inputs.carried = carried_next(&decision);
+        self.inputs.instances.ready = decision.granted;
+        self.now = self.now + Span::from_secs(seconds);
+        decision
+    }
+}

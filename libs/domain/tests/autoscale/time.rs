@@ -1,0 +1,236 @@
+//! What decisions depend on the ones before: cool-downs, stabilisation, restarts, the clock.
+
+use contract::decision::{LastChange, Outcome};
+use contract::time::{Span, Timestamp};
+use penstock_domain::autoscale::{
+    carried_after_clock_step, carried_after_restart, carried_next, should_write,
+};
+use serde_json::json;
+
+use crate::scene::*;
+
+fn out_and_in(more: serde_json::Value) -> serde_json::Value {
+    let rules = json!([
+        on_concurrency("out", "> 4", json!({"direction": "out", "by": 1})),
+        on_concurrency("in", "< 1", json!({"direction": "in", "by": 1})),
+    ]);
+    document(rules, more)
+}
+
+fn changed(seconds_ago: u64) -> Option<LastChange> {
+    Some(LastChange {
+        at: START - Span::from_secs(seconds_ago),
+        rule: None,
+    })
+}
+
+#[test]
+fn cooldowns_hold_by_direction_and_a_scale_in_never_keeps_a_scale_out_waiting() {
+    let more = json!({"cooldown": {"out": "30s", "in": "5m"}});
+    for (last_out, last_in, total, granted, outcome) in [
+        (changed(29), None, 40.0, 4, Outcome::HeldByCooldown),
+        (changed(30), None, 40.0, 5, Outcome::Applied),
+        (None, changed(1), 40.0, 5, Outcome::Applied),
+        (None, changed(299), 0.0, 4, Outcome::HeldByCooldown),
+        (None, changed(300), 0.0, 3, Outcome::Applied),
+        // What was just added is not taken away again at once.
+        (changed(299), None, 0.0, 4, Outcome::HeldByCooldown),
+        (changed(300), changed(400), 0.0, 3, Outcome::Applied),
+    ] {
+        let mut scene = Scene::new(out_and_in(more.clone()), 4).value(CONCURRENCY, total);
+        scene.inputs.carried.last_out = last_out.clone();
+        scene.inputs.carried.last_in = last_in.clone();
+        let decision = scene.decide();
+        assert_eq!(
+            (decision.granted, decision.outcome),
+            (granted, outcome),
+            "{last_out:?} {last_in:?}"
+        );
+    }
+}
+
+#[test]
+fn a_rules_own_cooldown_comes_before_the_policys() {
+    let rules = json!([
+        on_concurrency(
+            "slow",
+            "> 4",
+            json!({"direction": "out", "by": 5, "cooldown": "10m"})
+        ),
+        on_concurrency(
+            "quick",
+            "> 4",
+            json!({"direction": "out", "by": 1, "cooldown": "10s"})
+        ),
+    ]);
+    for (seconds, granted) in [(9, 4), (10, 5), (599, 5), (600, 9)] {
+        let mut scene = Scene::new(document(rules.clone(), json!({})), 4).value(CONCURRENCY, 40.0);
+        scene.inputs.carried.last_out = changed(seconds);
+        assert_eq!(scene.decide().granted, granted, "{seconds} s after");
+    }
+}
+
+#[test]
+fn scale_in_waits_for_the_cooldowns_of_all_rules_that_agree() {
+    let rules = json!([
+        on_concurrency(
+            "short",
+            "< 1",
+            json!({"direction": "in", "by": 1, "cooldown": "10s"})
+        ),
+        on_concurrency(
+            "long",
+            "< 1",
+            json!({"direction": "in", "by": 2, "cooldown": "10m"})
+        ),
+    ]);
+    for (seconds, granted) in [(11, 4), (600, 3)] {
+        let mut scene = Scene::new(document(rules.clone(), json!({})), 4).value(CONCURRENCY, 0.0);
+        scene.inputs.carried.last_in = changed(seconds);
+        assert_eq!(scene.decide().granted, granted, "{seconds} s after");
+    }
+}
+
+#[test]
+fn scale_in_takes_the_largest_wish_of_its_window() {
+    let rules = json!([{
+        "name": "follow", "metric": {"name": "requests_per_second"},
+        "track": {"target": 10, "tolerance": "0%"},
+    }]);
+    let mut scene = Scene::new(document(rules, json!({"stabilization": {"in": "60s"}})), 10);
+    let mut counts = Vec::new();
+    // 100/s for 10 s, 80/s for 30 s, then 20/s.
+    for second in 0..200 {
+        let rate = match second {
+            0..10 => 100.0,
+            10..40 => 80.0,
+            _ => 20.0,
+        };
+        scene = scene.value(RATE, rate);
+        counts.push(scene.step(1).granted);
+    }
+    // Each wish counts until it is a minute old.
+    assert_eq!(counts[68], 10);
+    assert_eq!(counts[69], 8);
+    assert_eq!(counts[98], 8);
+    assert_eq!(counts[99], 2);
+    assert!(counts.iter().all(|count| [10, 8, 2].contains(count)));
+    assert!(scene.inputs.carried.wishes.len() <= 3);
+}
+
+#[test]
+fn scale_out_takes_the_smallest_wish_of_its_window() {
+    let mut scene = Scene::new(out_and_in(json!({"stabilization": {"out": "30s"}})), 4);
+    let mut counts = Vec::new();
+    for second in 0..60 {
+        let total = if second < 10 { 8.0 } else { 40.0 };
+        scene = scene.value(CONCURRENCY, total);
+        counts.push(scene.step(1).granted);
+    }
+    assert_eq!(counts[38], 4);
+    assert_eq!(counts[39], 5);
+}
+
+#[test]
+fn a_short_peak_does_not_scale_in_afterwards_before_its_time() {
+    let mut scene = Scene::new(out_and_in(json!({"stabilization": {"in": "5m"}})), 4);
+    let peak = |second: u64| if second < 3 { 40.0 } else { 0.0 };
+    let mut last_count = 0;
+    for second in 0..302 {
+        scene = scene.value(CONCURRENCY, peak(second));
+        last_count = scene.step(1).granted;
+    }
+    assert_eq!(last_count, 7);
+    let held = scene.decide();
+    assert_eq!((held.granted, held.outcome), (6, Outcome::Applied));
+}
+
+#[test]
+fn the_change_remembers_its_rule_and_time() {
+    let mut scene = Scene::new(out_and_in(json!({})), 4).value(CONCURRENCY, 40.0);
+    scene.step(1);
+    let carried = &scene.inputs.carried;
+    assert_eq!(carried.granted, Some(5));
+    let expected = LastChange {
+        at: START,
+        rule: Some("out".into()),
+    };
+    assert_eq!(carried.last_out, Some(expected));
+    assert_eq!(carried.last_in, None);
+}
+
+#[test]
+fn after_a_restart_the_windows_are_filled_with_the_present_count() {
+    let more = json!({"stabilization": {"in": "60s"}, "cooldown": {"in": "90s", "out": "0s"}});
+    let mut scene = Scene::new(out_and_in(more), 4).value(CONCURRENCY, 40.0);
+    let last = scene.step(1);
+    let now = START + Span::from_secs(40);
+    scene.inputs.carried = carried_after_restart(&last, now);
+    assert_eq!(scene.inputs.carried.granted, Some(5));
+    scene = scene.value(CONCURRENCY, 0.0);
+    let mut outcome = |seconds: u64| {
+        scene.now = START + Span::from_secs(seconds);
+        scene.decide().outcome
+    };
+    assert_eq!(outcome(40), Outcome::HeldByStabilization);
+    assert_eq!(outcome(99), Outcome::HeldByStabilization);
+    // The cool-down ran on through the restart.
+    assert_eq!(outcome(100), Outcome::Applied);
+}
+
+#[test]
+fn a_clock_set_back_keeps_what_has_elapsed() {
+    let mut scene = Scene::new(
+        out_and_in(json!({"cooldown": {"out": "30s", "in": "30s"}})),
+        4,
+    );
+    scene.inputs.carried.last_out = changed(20);
+    let clock = START - Span::from_secs(3600);
+    scene.inputs.carried = carried_after_clock_step(&scene.inputs.carried, START, clock);
+    scene = scene.value(CONCURRENCY, 40.0);
+    scene.now = clock + Span::from_secs(9);
+    assert_eq!(scene.decide().outcome, Outcome::HeldByCooldown);
+    scene.now = clock + Span::from_secs(10);
+    assert_eq!(scene.decide().outcome, Outcome::Applied);
+}
+
+#[test]
+fn a_decision_is_written_only_when_it_says_something_new() {
+    let mut scene =
+        Scene::new(out_and_in(json!({"cooldown": {"out": "30s"}})), 4).value(CONCURRENCY, 8.0);
+    let steady = scene.step(1);
+    assert!(should_write(None, &steady));
+    let again = scene.clone().value(CONCURRENCY, 9.0).decide();
+    assert!(!should_write(Some(&steady), &again));
+    scene = scene.value(CONCURRENCY, 40.0);
+    let applied = scene.step(1);
+    assert!(should_write(Some(&again), &applied));
+    let held = scene.value(CONCURRENCY, 60.0).decide();
+    assert_eq!(held.outcome, Outcome::HeldByCooldown);
+    assert!(should_write(Some(&applied), &held));
+}
+
+#[test]
+fn pins_and_releases_start_cooldowns_and_are_remembered_as_wishes() {
+    let more = json!({"stabilization": {"in": "60s"}});
+    let mut scene = Scene::new(out_and_in(more), 4)
+        .value(CONCURRENCY, 0.0)
+        .pinned(9, None);
+    let pinned = scene.step(1);
+    let carried = carried_next(&pinned);
+    assert_eq!(
+        carried.last_out,
+        Some(LastChange {
+            at: START,
+            rule: None
+        })
+    );
+    scene.inputs.pin = None;
+    let released = scene.decide();
+    assert_eq!(
+        (released.granted, released.outcome),
+        (9, Outcome::HeldByStabilization)
+    );
+    scene.now = Timestamp::from_secs(START.secs() + 61);
+    assert_eq!(scene.decide().granted, 8);
+}

@@ -1,0 +1,481 @@
+//! The node agent between a log and a backend.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../../libs/backends/tests/support/mod.rs"]
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actuator::node::{self, GONE, NodeConfig, NodeDeps, NodeError};
+use backends::process::{ProcessBackend, ProcessConfig};
+use backends::simulated::SimulatedBackend;
+use backends::{Backend, Observed, ObservedPhase};
+use bus::{Bus, LocalBus};
+use contract::events::{
+    Empty, Event, InstanceEnded, InstanceRemovalRequested, InstanceRequested, InstanceStarted,
+    RemovalReason, RequestReason,
+};
+use contract::frame::{Frame, SourceKind};
+use contract::ids::{BUCKETS, EndpointKey, InstanceId, Uid};
+use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
+use contract::resources::{BackendKind, DeploymentSpec, SimulatedSpec};
+use contract::time::{Span, Timestamp};
+use runtime::clock::SystemClock;
+use runtime::health::Health;
+use runtime::ids::{Ids, SeededIds};
+use store::{Append, Commit, Store};
+use support::Behaviour;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+#[test]
+#[ignore = "it is the server that the other tests start"]
+fn the_tiny_server() {
+    support::serve();
+}
+
+/// Far more than anything takes; reached only when a test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+const NODE: &str = "node-1";
+
+async fn patiently<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what).await.unwrap()
+}
+
+fn endpoint() -> EndpointKey {
+    EndpointKey::new(&"iris".parse().unwrap())
+}
+
+fn id(name: &str) -> InstanceId {
+    InstanceId::from(name.to_owned())
+}
+
+fn spec(kind: &str) -> DeploymentSpec {
+    serde_json::from_value(serde_json::json!({"backend": kind, "instanceType": "t"})).unwrap()
+}
+
+fn requested(name: &str, node: &str, spec: DeploymentSpec) -> Event {
+    Event::InstanceRequested(Box::new(InstanceRequested {
+        id: id(name),
+        generation: 1,
+        deployment: "iris/blue".parse().unwrap(),
+        deployment_uid: Uid(uuid::Uuid::from_u128(7)),
+        revision: 1,
+        node: node.into(),
+        decision: None,
+        reason: RequestReason::ScaleOut,
+        spec,
+    }))
+}
+
+fn removal(name: &str) -> Event {
+    Event::InstanceRemovalRequested(InstanceRemovalRequested {
+        id: id(name),
+        generation: 2,
+        node: NODE.into(),
+        grace: Span::from_secs(10),
+        reason: RemovalReason::ScaleIn,
+    })
+}
+
+/// A log with a bus, and whoever writes to it besides the agent.
+struct House {
+    store: Store,
+    bus: Arc<LocalBus>,
+    ids: Arc<SeededIds>,
+    commits: mpsc::UnboundedReceiver<Vec<Arc<Record>>>,
+    inbox: VecDeque<Arc<Record>>,
+    versions: BTreeMap<StreamName, u64>,
+    data: tempfile::TempDir,
+}
+
+/// An agent at work.
+struct Agent {
+    shutdown: CancellationToken,
+    running: JoinHandle<Result<(), NodeError>>,
+    health: Health,
+}
+
+impl Agent {
+    async fn stop(self) -> Result<(), NodeError> {
+        self.shutdown.cancel();
+        patiently(self.running).await.unwrap()
+    }
+
+    async fn ready(&self) {
+        patiently(self.health.until_ready()).await;
+    }
+}
+
+impl House {
+    async fn new() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", data.path().join("log.db").display());
+        let store = Store::open(&url).await.unwrap();
+        let bus = LocalBus::new();
+        let commits = store.committed();
+        tokio::spawn(runtime::relay::run(
+            store.clone(),
+            bus.clone(),
+            CancellationToken::new(),
+        ));
+        Self {
+            store,
+            bus,
+            ids: Arc::new(SeededIds::new(1)),
+            commits,
+            inbox: VecDeque::new(),
+            versions: BTreeMap::new(),
+            data,
+        }
+    }
+
+    fn agent(&self, kind: BackendKind, backend: Arc<dyn Backend>) -> Agent {
+        self.agent_that(kind, backend, false)
+    }
+
+    fn agent_that(
+        &self,
+        kind: BackendKind,
+        backend: Arc<dyn Backend>,
+        keep_instances: bool,
+    ) -> Agent {
+        let health = Health::default();
+        let config = NodeConfig {
+            node: NODE.into(),
+            keep_instances,
+            grace: Span::from_secs(10),
+        };
+        let deps = NodeDeps {
+            store: self.store.clone(),
+            bus: self.bus.clone(),
+            clock: Arc::new(SystemClock),
+            ids: self.ids.clone(),
+            backends: BTreeMap::from([(kind, backend)]),
+            component: health.component("actuator"),
+        };
+        let shutdown = CancellationToken::new();
+        Agent {
+            running: tokio::spawn(node::run(config, deps, shutdown.clone())),
+            shutdown,
+            health,
+        }
+    }
+
+    async fn write(&mut self, stream: StreamName, event: Event) {
+        let version = self.versions.entry(stream.clone()).or_default();
+        let now = Timestamp::from_secs(1_000);
+        let append = Append {
+            stream,
+            expected_version: *version,
+            events: vec![NewEvent {
+                id: self.ids.event_id(now),
+                time: now,
+                actor: Actor::service("test"),
+                event,
+            }],
+        };
+        *version += 1;
+        let commit = Commit {
+            appends: vec![append],
+            ..Commit::default()
+        };
+        self.store.commit(commit).await.unwrap();
+    }
+
+    async fn order(&mut self, event: Event) {
+        let stream = StreamName::of(StreamKind::Instances, &endpoint());
+        self.write(stream, event).await;
+    }
+
+    /// The next thing the node says.
+    async fn answer(&mut self) -> Event {
+        let ours = StreamName::of_node(&endpoint(), NODE);
+        loop {
+            while let Some(record) = self.inbox.pop_front() {
+                if record.stream == ours {
+                    return record.event.clone();
+                }
+            }
+            let batch = patiently(self.commits.recv()).await.unwrap();
+            self.inbox.extend(batch);
+        }
+    }
+
+    async fn log(&self) -> Vec<&'static str> {
+        let ours = StreamName::of_node(&endpoint(), NODE);
+        let records = self.store.read_stream(&ours, 0, 1000).await.unwrap();
+        records
+            .iter()
+            .map(|record| record.event.type_name())
+            .collect()
+    }
+}
+
+fn simulated() -> Arc<SimulatedBackend> {
+    SimulatedBackend::new(NODE, Timestamp::from_secs(1_000))
+}
+
+/// Long enough for every simulated start.
+const STARTED: Timestamp = Timestamp::from_secs(1_100);
+
+#[tokio::test]
+async fn an_instance_in_the_log_is_started_and_what_becomes_of_it_is_written_down() {
+    let mut house = House::new().await;
+    let backend = simulated();
+    let agent = house.agent(BackendKind::Simulated, backend.clone());
+    house.order(requested("a-1", NODE, spec("simulated"))).await;
+    let Event::InstanceStarted(started) = house.answer().await else {
+        panic!("not started")
+    };
+    assert_eq!((started.id, started.generation), (id("a-1"), 1));
+    assert!(!started.adopted);
+    backend.advance(STARTED);
+    assert_eq!(house.answer().await.type_name(), "instance.ready");
+    house.order(removal("a-1")).await;
+    let Event::InstanceStopped(stopped) = house.answer().await else {
+        panic!("not stopped")
+    };
+    assert_eq!(stopped.exit_code, Some(0));
+    assert!(backend.list().await.unwrap().is_empty());
+    agent.stop().await.unwrap();
+    assert_eq!(
+        house.log().await,
+        ["instance.started", "instance.ready", "instance.stopped"]
+    );
+}
+
+#[tokio::test]
+async fn what_names_another_node_is_left_alone() {
+    let mut house = House::new().await;
+    let backend = simulated();
+    let _agent = house.agent(BackendKind::Simulated, backend.clone());
+    house
+        .order(requested("a-1", "node-2", spec("simulated")))
+        .await;
+    house.order(requested("a-2", NODE, spec("simulated"))).await;
+    house.answer().await;
+    let ids: Vec<_> = backend
+        .list()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|o| o.id)
+        .collect();
+    assert_eq!(ids, [id("a-2")]);
+}
+
+#[tokio::test]
+async fn an_instance_that_crashes_has_failed_with_its_exit_code() {
+    let mut house = House::new().await;
+    let backend = simulated();
+    let _agent = house.agent(BackendKind::Simulated, backend.clone());
+    let mut fragile = spec("simulated");
+    fragile.simulated = Some(SimulatedSpec {
+        mean_time_to_failure: Span::from_secs(1),
+        ..SimulatedSpec::default()
+    });
+    house.order(requested("a-1", NODE, fragile)).await;
+    assert_eq!(house.answer().await.type_name(), "instance.started");
+    backend.advance(STARTED);
+    let mut answer = house.answer().await;
+    while answer.type_name() == "instance.ready" {
+        answer = house.answer().await;
+    }
+    let Event::InstanceFailed(failed) = answer else {
+        panic!("not failed")
+    };
+    assert_eq!(failed.exit_code, Some(134));
+}
+
+#[tokio::test]
+async fn an_instance_that_was_lost_while_nobody_looked_has_failed() {
+    let mut house = House::new().await;
+    house.order(requested("a-1", NODE, spec("simulated"))).await;
+    let started = Event::InstanceStarted(InstanceStarted {
+        id: id("a-1"),
+        generation: 1,
+        address: "127.0.0.1:1".into(),
+        pid: None,
+        adopted: false,
+    });
+    house
+        .write(StreamName::of_node(&endpoint(), NODE), started)
+        .await;
+    assert_eq!(house.answer().await.type_name(), "instance.started");
+    let _agent = house.agent(BackendKind::Simulated, simulated());
+    let expected = InstanceEnded {
+        id: id("a-1"),
+        reason: GONE.into(),
+        exit_code: None,
+    };
+    assert_eq!(house.answer().await, Event::InstanceFailed(expected));
+}
+
+async fn until_removed(changes: &mut mpsc::Receiver<Observed>) -> Observed {
+    loop {
+        let change = patiently(changes.recv()).await.unwrap();
+        if matches!(change.phase, ObservedPhase::Removed { .. }) {
+            return change;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_runs_and_is_not_in_the_log_is_ended_without_a_word() {
+    let house = House::new().await;
+    let backend = simulated();
+    let stray = support::order("stray-1", 1, &Behaviour::default());
+    backend.ensure(stray).await.unwrap();
+    let mut changes = backend.watch();
+    let _agent = house.agent(BackendKind::Simulated, backend.clone());
+    assert_eq!(until_removed(&mut changes).await.id, id("stray-1"));
+    assert!(house.log().await.is_empty());
+}
+
+#[tokio::test]
+async fn instances_of_an_endpoint_that_is_deleted_are_ended() {
+    let mut house = House::new().await;
+    let backend = simulated();
+    let mut changes = backend.watch();
+    let _agent = house.agent(BackendKind::Simulated, backend.clone());
+    house.order(requested("a-1", NODE, spec("simulated"))).await;
+    house.answer().await;
+    let stream = StreamName::of(StreamKind::Endpoint, &endpoint());
+    house.write(stream, Event::EndpointDeleted(Empty {})).await;
+    assert_eq!(until_removed(&mut changes).await.id, id("a-1"));
+}
+
+#[tokio::test]
+async fn an_orderly_end_stops_all_instances_and_says_so() {
+    let mut house = House::new().await;
+    let backend = simulated();
+    let agent = house.agent(BackendKind::Simulated, backend.clone());
+    for name in ["a-1", "a-2"] {
+        house.order(requested(name, NODE, spec("simulated"))).await;
+        assert_eq!(house.answer().await.type_name(), "instance.started");
+    }
+    agent.stop().await.unwrap();
+    assert!(backend.list().await.unwrap().is_empty());
+    for _ in 0..2 {
+        let Event::InstanceStopped(stopped) = house.answer().await else {
+            panic!("not stopped")
+        };
+        assert!(stopped.reason.contains("Penstock was stopped"));
+    }
+}
+
+#[tokio::test]
+async fn instances_that_are_kept_outlive_the_agent() {
+    let mut house = House::new().await;
+    let backend = simulated();
+    let agent = house.agent_that(BackendKind::Simulated, backend.clone(), true);
+    house.order(requested("a-1", NODE, spec("simulated"))).await;
+    house.answer().await;
+    agent.stop().await.unwrap();
+    assert_eq!(backend.list().await.unwrap().len(), 1);
+    assert_eq!(house.log().await, ["instance.started"]);
+}
+
+#[tokio::test]
+async fn a_backend_that_the_node_does_not_allow_fails_the_instance_which_can_still_be_cleared_away()
+{
+    let mut house = House::new().await;
+    let _agent = house.agent(BackendKind::Simulated, simulated());
+    house.order(requested("a-1", NODE, spec("process"))).await;
+    let Event::InstanceFailed(failed) = house.answer().await else {
+        panic!("not failed")
+    };
+    assert!(
+        failed.reason.contains("does not allow"),
+        "{}",
+        failed.reason
+    );
+    house.order(removal("a-1")).await;
+    assert_eq!(house.answer().await.type_name(), "instance.stopped");
+}
+
+#[tokio::test]
+async fn an_agent_whose_node_was_taken_over_gives_up() {
+    let mut house = House::new().await;
+    let agent = house.agent(BackendKind::Simulated, simulated());
+    agent.ready().await;
+    house.store.take(&format!("node/{NODE}")).await.unwrap();
+    house.order(requested("a-1", NODE, spec("simulated"))).await;
+    let end = patiently(agent.running).await.unwrap();
+    assert!(matches!(end, Err(NodeError::TakenOver { .. })));
+    assert!(house.log().await.is_empty());
+}
+
+#[tokio::test]
+async fn every_bucket_gets_a_frame_each_second_and_a_goodbye_at_the_end() {
+    let house = House::new().await;
+    let mut frames = house.bus.subscribe_frames();
+    let agent = house.agent(BackendKind::Simulated, simulated());
+    let mut second = Vec::<Arc<Frame>>::new();
+    while second.len() < 2 * usize::from(BUCKETS) {
+        second.push(patiently(frames.recv()).await.unwrap());
+    }
+    let buckets: BTreeSet<_> = second
+        .iter()
+        .map(|frame| (frame.bucket, frame.sequence))
+        .collect();
+    assert_eq!(buckets.len(), second.len());
+    assert!(
+        second
+            .iter()
+            .all(|frame| frame.source.kind == SourceKind::Node
+                && frame.sequence < 2
+                && frame.start.millis() % 1000 == 0
+                && !frame.goodbye)
+    );
+    agent.stop().await.unwrap();
+    let mut last = BTreeMap::new();
+    while let Ok(frame) = frames.try_recv() {
+        last.insert(frame.bucket, frame.goodbye);
+    }
+    assert_eq!(last.len(), usize::from(BUCKETS));
+    assert!(last.values().all(|goodbye| *goodbye));
+}
+
+#[tokio::test]
+async fn a_process_is_adopted_by_the_next_agent_measured_and_in_the_end_stopped() {
+    let mut house = House::new().await;
+    let config = ProcessConfig::new(house.data.path().into(), NODE.into(), "/".into());
+    let backend = ProcessBackend::open(config.clone()).await.unwrap();
+    let agent = house.agent_that(BackendKind::Process, backend, true);
+    let order = support::order("a-1", 1, &Behaviour::default());
+    house.order(requested("a-1", NODE, order.spec)).await;
+    let Event::InstanceStarted(first) = house.answer().await else {
+        panic!("not started")
+    };
+    assert_eq!(house.answer().await.type_name(), "instance.ready");
+    agent.stop().await.unwrap();
+
+    let backend = ProcessBackend::open(config).await.unwrap();
+    let mut frames = house.bus.subscribe_frames();
+    let agent = house.agent(BackendKind::Process, backend);
+    let Event::InstanceStarted(second) = house.answer().await else {
+        panic!("not started")
+    };
+    assert!(second.adopted);
+    assert_eq!((second.pid, &second.address), (first.pid, &first.address));
+    assert_eq!(house.answer().await.type_name(), "instance.ready");
+    let measured = patiently(async {
+        loop {
+            let frame = frames.recv().await.unwrap();
+            if let Some(deployment) = frame.deployments.first() {
+                break deployment.instances[0].clone();
+            }
+        }
+    });
+    let measured = measured.await;
+    assert!(measured.memory_bytes.unwrap() > 0);
+    agent.stop().await.unwrap();
+    assert_eq!(house.answer().await.type_name(), "instance.stopped");
+    assert!(!support::is_running(first.pid.unwrap()));
+}

@@ -1,0 +1,238 @@
+//! Frames: what they count equals what was sent.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use contract::frame::{Frame, SourceKind};
+use contract::resources::ModelClientErrors;
+use http::Response;
+use http_body_util::BodyExt;
+use support::*;
+
+#[tokio::test]
+async fn every_bucket_gets_a_frame_each_second_also_an_empty_one() {
+    let mut gateway = start(&[]).await;
+    let mut seen: BTreeMap<u16, Vec<Arc<Frame>>> = BTreeMap::new();
+    while seen.len() < 64 || seen.values().any(|frames| frames.len() < 3) {
+        let frame = gateway.frame(|_| true).await;
+        seen.entry(frame.bucket.0).or_default().push(frame);
+    }
+    for frames in seen.values() {
+        assert!(
+            frames
+                .iter()
+                .all(|f| f.source.kind == SourceKind::Gateway && f.source.id == "gw-1")
+        );
+        assert!(
+            frames
+                .iter()
+                .all(|f| f.boot == frames[0].boot && f.deployments.is_empty() && !f.goodbye)
+        );
+        assert!(frames.iter().all(|f| f.start.millis() % 1000 == 0));
+        let sequences: Vec<u64> = frames.iter().map(|f| f.sequence).collect();
+        assert_eq!(sequences, (0..frames.len() as u64).collect::<Vec<_>>());
+        for pair in frames.windows(2) {
+            assert_eq!(pair[1].start.secs(), pair[0].start.secs() + 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn sums_over_frames_equal_what_was_sent() {
+    let instance = Instance::start(|request| async move {
+        let status = request.uri().query().unwrap().parse::<u16>().unwrap();
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        Response::builder()
+            .status(status)
+            .body(whole(body))
+            .unwrap()
+    })
+    .await;
+    let settings = Settings {
+        thresholds_us: vec![1, 60_000_000],
+        ..Settings::default()
+    };
+    let mut gateway = start(&[blue(1, &settings, &[instance.place()])]).await;
+    let clients: Vec<_> = (0..4u64)
+        .map(|client| {
+            let address = gateway.address;
+            tokio::spawn(async move {
+                let mut connection = Client::connect(address).await;
+                for n in 0..100u64 {
+                    let status = match (n + client) % 10 {
+                        0 => 404,
+                        1 => 500,
+                        _ => 200,
+                    };
+                    let uri = format!("/endpoints/iris/score?{status}");
+                    let request = request(&uri).body(whole(vec![b'x'; n as usize]));
+                    connection.send(request.unwrap()).await;
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    let total = gateway.total(400).await;
+    assert_eq!(total.arrivals, 400);
+    assert_eq!(
+        (
+            total.outcomes.success,
+            total.outcomes.model_client_error,
+            total.outcomes.model_server_error
+        ),
+        (320, 40, 40)
+    );
+    assert_eq!(total.outcomes.counted(), 400);
+    assert_eq!(total.latency_count, 400);
+    let bytes: u64 = 4 * (0..100).sum::<u64>();
+    assert_eq!((total.request_bytes, total.response_bytes), (bytes, bytes));
+    // The model's own errors in the client's name are good here, those of the server are not.
+    assert_eq!(total.at_or_below, BTreeMap::from([(60_000_000, 360)]));
+    assert_eq!(
+        total
+            .instance_requests
+            .values()
+            .copied()
+            .collect::<Vec<_>>(),
+        [400]
+    );
+    assert!((1..=4).contains(&total.in_flight_max), "{total:?}");
+    let busy: u64 = total.instance_busy_us.values().sum();
+    assert!(busy > 0 && busy <= total.in_flight_us, "{total:?}");
+    let rest = gateway.stop().await;
+    assert!(
+        rest.iter().all(|frame| frame.deployments.is_empty()),
+        "nothing is counted twice"
+    );
+}
+
+#[tokio::test]
+async fn an_endpoint_may_count_the_models_4xx_as_bad() {
+    let instance =
+        Instance::start(|_| async { Response::builder().status(422).body(whole("")).unwrap() })
+            .await;
+    let settings = Settings {
+        thresholds_us: vec![60_000_000],
+        model_client_errors: ModelClientErrors::Bad,
+        ..Settings::default()
+    };
+    let mut gateway = start(&[blue(1, &settings, &[instance.place()])]).await;
+    gateway.post("x").await;
+    let total = gateway.total(1).await;
+    assert_eq!(total.outcomes.model_client_error, 1);
+    assert!(total.at_or_below.is_empty());
+}
+
+#[tokio::test]
+async fn a_request_over_several_seconds_is_in_flight_in_each_of_them() {
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let released = std::sync::Mutex::new(Some(released));
+    let instance = Instance::start(move |_| {
+        let released = released.lock().unwrap().take().unwrap();
+        async move {
+            let _ = released.await;
+            Response::new(whole("done"))
+        }
+    })
+    .await;
+    let mut gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let address = gateway.address;
+    let asking = tokio::spawn(async move {
+        send(
+            address,
+            request("/endpoints/iris/score").body(whole("x")).unwrap(),
+        )
+        .await
+    });
+    let mut total = Total::default();
+    let mut whole_seconds = 0;
+    while whole_seconds < 2 {
+        let frame = gateway.frame(|frame| !frame.deployments.is_empty()).await;
+        let part = &frame.deployments[0];
+        assert_eq!((part.in_flight_max, part.instances[0].in_flight), (1, 1));
+        // A second that it was in from end to end: all of it, to the microsecond.
+        if part.arrivals == 0 {
+            assert_eq!(part.in_flight_us, frame.length_us);
+            assert_eq!(part.instances[0].busy_us, frame.length_us);
+            whole_seconds += 1;
+        }
+        total.add(&frame);
+    }
+    release.send(()).unwrap();
+    asking.await.unwrap();
+    while total.outcomes.success == 0 {
+        total.add(&*gateway.frame(|frame| !frame.deployments.is_empty()).await);
+    }
+    assert_eq!((total.arrivals, total.outcomes.total()), (1, 1));
+    assert_eq!(
+        total.in_flight_us,
+        total.instance_busy_us.values().sum::<u64>() - 0
+    );
+}
+
+#[tokio::test]
+async fn the_last_frames_say_goodbye_and_hold_what_was_not_yet_reported() {
+    let instance = Instance::echo().await;
+    let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    for _ in 0..10 {
+        gateway.post("x").await;
+    }
+    let frames = gateway.stop().await;
+    let goodbyes: BTreeSet<u16> = frames
+        .iter()
+        .filter(|f| f.goodbye)
+        .map(|f| f.bucket.0)
+        .collect();
+    assert_eq!(goodbyes.len(), 64);
+    let mut total = Total::default();
+    frames.iter().for_each(|frame| total.add(frame));
+    assert_eq!((total.arrivals, total.outcomes.success), (10, 10));
+    let last: BTreeMap<u16, &Arc<Frame>> = frames.iter().map(|f| (f.bucket.0, f)).collect();
+    assert!(
+        last.values().all(|frame| frame.goodbye),
+        "nothing comes after the goodbye"
+    );
+}
+
+#[tokio::test]
+async fn stopping_lets_requests_in_flight_end_and_closes_resting_connections() {
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let released = std::sync::Mutex::new(Some(released));
+    let instance = Instance::start(move |_| {
+        let released = released.lock().unwrap().take();
+        async move {
+            if let Some(released) = released {
+                let _ = released.await;
+            }
+            Response::new(whole("done"))
+        }
+    })
+    .await;
+    let mut gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let address = gateway.address;
+    let asking = tokio::spawn(async move {
+        send(
+            address,
+            request("/endpoints/iris/score").body(whole("x")).unwrap(),
+        )
+        .await
+    });
+    gateway
+        .frame(|frame| frame.deployments.iter().any(|d| d.in_flight_max == 1))
+        .await;
+    gateway.begin_stop();
+    soon("the closed door", async {
+        while tokio::net::TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    release.send(()).unwrap();
+    assert_eq!(asking.await.unwrap().text(), "done");
+    let frames = gateway.stop().await;
+    assert!(frames.iter().any(|frame| frame.goodbye));
+}

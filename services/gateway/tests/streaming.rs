@@ -1,0 +1,387 @@
+//! Bodies in both directions as they come, clients that leave, second tries.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::channel::mpsc;
+use http::Response;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+fn channel() -> (mpsc::UnboundedSender<&'static str>, AnyBody) {
+    let (sender, receiver) = mpsc::unbounded();
+    let frames = receiver.map(|text: &str| Ok(Frame::data(Bytes::from(text))));
+    (sender, BodyExt::boxed(StreamBody::new(frames)))
+}
+
+#[tokio::test]
+async fn both_directions_stream_chunk_by_chunk() {
+    // The model answers each chunk as it comes, before the next is sent.
+    let instance = Instance::start(|request| async {
+        let (sender, body) = channel();
+        tokio::spawn(async move {
+            let mut incoming = request.into_body();
+            while let Some(Ok(frame)) = incoming.frame().await {
+                let data = frame.into_data().unwrap();
+                let echo = if data == "one" { "ONE" } else { "TWO" };
+                sender.unbounded_send(echo).unwrap();
+            }
+        });
+        Response::new(body)
+    })
+    .await;
+    let mut gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let mut client = Client::connect(gateway.address).await;
+    let (sender, body) = channel();
+    sender.unbounded_send("one").unwrap();
+    let sent = client
+        .sender
+        .send_request(request("/endpoints/iris/score").body(body).unwrap());
+    let mut answer = soon("the head", sent).await.unwrap().into_body();
+    let first = soon("the first chunk", answer.frame())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(first.into_data().unwrap(), "ONE");
+    sender.unbounded_send("two").unwrap();
+    let second = soon("the second chunk", answer.frame())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(second.into_data().unwrap(), "TWO");
+    drop(sender);
+    assert!(soon("the end", answer.frame()).await.is_none());
+    let total = gateway.total(1).await;
+    assert_eq!((total.request_bytes, total.response_bytes), (6, 6));
+}
+
+#[tokio::test]
+async fn large_bodies_pass_whole_in_both_directions() {
+    let instance = Instance::echo().await;
+    let settings = Settings {
+        body_max: 64 << 20,
+        ..Settings::default()
+    };
+    let gateway = start(&[blue(1, &settings, &[instance.place()])]).await;
+    let body: Vec<u8> = (0..9_000_001u32).map(|n| (n % 251) as u8).collect();
+    for size in [65_535, 65_536, 65_537, 1_000_000, body.len()] {
+        let answer = gateway.post(body[..size].to_vec()).await;
+        assert_eq!(answer.status, 200);
+        assert!(answer.body == body[..size], "{size}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_closes_the_connection_to_the_instance_and_frees_the_slot() {
+    let instance = RawInstance::start().await;
+    let mut settings = Settings::default();
+    settings.request.max_concurrent_requests_per_instance = 1;
+    let mut gateway = start(&[blue(1, &settings, &[instance.place()])]).await;
+    let mut client = tokio::net::TcpStream::connect(gateway.address)
+        .await
+        .unwrap();
+    let text = "POST /endpoints/iris/score HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx";
+    client.write_all(text.as_bytes()).await.unwrap();
+    let mut stream = instance.accept().await;
+    read_request(&mut stream).await;
+    drop(client);
+    assert!(until_closed(&mut stream).await.is_empty());
+    let total = gateway.total(1).await;
+    assert_eq!(
+        (total.outcomes.client_left, total.outcomes.counted()),
+        (1, 0)
+    );
+    // The one slot is free again.
+    let (answer, ()) = tokio::join!(gateway.post("y"), async {
+        let mut stream = instance.accept().await;
+        read_request(&mut stream).await;
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .await
+            .unwrap();
+    });
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_middle_of_an_answer_closes_the_instances_connection() {
+    let instance = RawInstance::start().await;
+    let mut gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let mut client = tokio::net::TcpStream::connect(gateway.address)
+        .await
+        .unwrap();
+    let text = "POST /endpoints/iris/score HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx";
+    client.write_all(text.as_bytes()).await.unwrap();
+    let mut stream = instance.accept().await;
+    read_request(&mut stream).await;
+    stream
+        .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n")
+        .await
+        .unwrap();
+    let mut head = [0; 12];
+    client.read_exact(&mut head).await.unwrap();
+    drop(client);
+    until_closed(&mut stream).await;
+    assert_eq!(gateway.total(1).await.outcomes.client_left, 1);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_the_queue_is_never_sent() {
+    let instance = RawInstance::start().await;
+    let mut settings = Settings::default();
+    settings.request.max_concurrent_requests_per_instance = 1;
+    let mut gateway = start(&[blue(1, &settings, &[instance.place()])]).await;
+    let text = |body: &str| {
+        format!("POST /endpoints/iris/score HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n{body}")
+    };
+    let mut first = tokio::net::TcpStream::connect(gateway.address)
+        .await
+        .unwrap();
+    first.write_all(text("1").as_bytes()).await.unwrap();
+    let mut stream = instance.accept().await;
+    read_request(&mut stream).await;
+    let mut second = tokio::net::TcpStream::connect(gateway.address)
+        .await
+        .unwrap();
+    second.write_all(text("2").as_bytes()).await.unwrap();
+    gateway
+        .frame(|frame| frame.deployments.iter().any(|d| d.queued_max == 1))
+        .await;
+    drop(second);
+    assert_eq!(gateway.total(1).await.outcomes.client_left, 1);
+    let third = gateway.post("3");
+    let (answer, seen) = tokio::join!(third, async {
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .await
+            .unwrap();
+        // The next request comes on the same connection or, from another thread, on a new one.
+        let (mut stream, seen) = tokio::select! {
+            seen = read_request(&mut stream) => (stream, seen),
+            mut other = instance.accept() => { let seen = read_request(&mut other).await; (other, seen) }
+        };
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .await
+            .unwrap();
+        seen
+    });
+    assert_eq!(answer.status, 200);
+    assert!(seen.ends_with('3'), "{seen}");
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_tried_once_on_another_instance() {
+    let nobody = RawInstance::start().await.address;
+    let good = Instance::echo().await;
+    let mut gateway = start(&[blue(1, &Settings::default(), &[at(nobody), good.place()])]).await;
+    for _ in 0..20 {
+        assert_eq!(gateway.post("x").await.status, 200);
+    }
+    let total = gateway.total(20).await;
+    assert_eq!((total.outcomes.success, total.arrivals), (20, 20));
+}
+
+#[tokio::test]
+async fn a_request_is_tried_on_at_most_two_instances() {
+    let nobody: Vec<Place> = [
+        RawInstance::start().await.address,
+        RawInstance::start().await.address,
+        RawInstance::start().await.address,
+    ]
+    .into_iter()
+    .map(at)
+    .collect();
+    let mut gateway = start(&[blue(1, &Settings::default(), &nobody)]).await;
+    assert_eq!(gateway.post("x").await.code(), "instance-unreachable");
+    let total = gateway.total(1).await;
+    assert_eq!(
+        total.instance_requests.values().sum::<u64>(),
+        2,
+        "{total:?}"
+    );
+}
+
+/// An instance that answers the first request of a connection and closes on the next without a
+/// word; counts the requests it has read.
+async fn closes_on_reuse() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+    let instance = RawInstance::start().await;
+    let (address, seen) = (instance.address, Arc::new(AtomicUsize::new(0)));
+    let count = seen.clone();
+    tokio::spawn(async move {
+        loop {
+            let mut stream = instance.accept().await;
+            let count = count.clone();
+            tokio::spawn(async move {
+                read_request(&mut stream).await;
+                count.fetch_add(1, Ordering::SeqCst);
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                    .await
+                    .unwrap();
+                read_request(&mut stream).await;
+                count.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (address, seen)
+}
+
+#[tokio::test]
+async fn a_rested_connection_that_turns_out_closed_is_replaced_when_the_body_can_be_sent_again() {
+    let (address, seen) = closes_on_reuse().await;
+    let config = gateway::Config {
+        threads: 1,
+        ..config()
+    };
+    let gateway = start_with(config, &[blue(1, &Settings::default(), &[at(address)])]).await;
+    assert_eq!(gateway.post("x").await.status, 200);
+    assert_eq!(gateway.post("y").await.text(), "ok");
+    assert_eq!(
+        seen.load(Ordering::SeqCst),
+        3,
+        "the second request was sent twice"
+    );
+}
+
+#[tokio::test]
+async fn a_streamed_body_is_never_sent_again() {
+    let instance = RawInstance::start().await;
+    let config = gateway::Config {
+        threads: 1,
+        ..config()
+    };
+    let gateway = start_with(
+        config,
+        &[blue(1, &Settings::default(), &[instance.place()])],
+    )
+    .await;
+    let (first, mut stream) = tokio::join!(gateway.post("x"), async {
+        let mut stream = instance.accept().await;
+        read_request(&mut stream).await;
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .await
+            .unwrap();
+        stream
+    });
+    assert_eq!(first.status, 200);
+    let (sender, body) = channel();
+    sender.unbounded_send("one").unwrap();
+    drop(sender);
+    let streamed = request("/endpoints/iris/score").body(body).unwrap();
+    let (answer, ()) = tokio::join!(send(gateway.address, streamed), async {
+        let mut some = [0; 20];
+        stream.read_exact(&mut some).await.unwrap();
+        drop(stream);
+    });
+    assert_eq!(answer.code(), "instance-unreachable");
+}
+
+#[tokio::test]
+async fn nothing_is_sent_again_once_part_of_an_answer_has_come() {
+    let instance = RawInstance::start().await;
+    let config = gateway::Config {
+        threads: 1,
+        ..config()
+    };
+    let gateway = start_with(
+        config,
+        &[blue(1, &Settings::default(), &[instance.place()])],
+    )
+    .await;
+    let (first, mut stream) = tokio::join!(gateway.post("x"), async {
+        let mut stream = instance.accept().await;
+        read_request(&mut stream).await;
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .await
+            .unwrap();
+        stream
+    });
+    assert_eq!(first.status, 200);
+    let (answer, ()) = tokio::join!(gateway.post("y"), async {
+        read_request(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 20").await.unwrap();
+        drop(stream);
+    });
+    assert_eq!(answer.code(), "instance-unreachable");
+}
+
+#[tokio::test]
+async fn a_new_connection_that_closes_without_a_word_is_not_tried_again() {
+    let instance = RawInstance::start().await;
+    let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let (answer, ()) = tokio::join!(gateway.post("x"), async {
+        let mut stream = instance.accept().await;
+        read_request(&mut stream).await;
+    });
+    assert_eq!(answer.code(), "instance-unreachable");
+}
+
+#[tokio::test]
+async fn instances_that_close_after_each_answer_are_normal() {
+    let instance = Instance::start(|_| async {
+        Response::builder()
+            .header("connection", "close")
+            .body(whole("ok"))
+            .unwrap()
+    })
+    .await;
+    let mut gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let mut client = Client::connect(gateway.address).await;
+    for _ in 0..50 {
+        let answer = client
+            .send(request("/endpoints/iris/score").body(whole("x")).unwrap())
+            .await;
+        assert_eq!((answer.status.as_u16(), answer.text()), (200, "ok"));
+        assert_eq!(
+            answer.header("connection"),
+            "",
+            "the client's connection stays"
+        );
+    }
+    assert_eq!(instance.connections.load(Ordering::SeqCst), 50);
+    assert_eq!(gateway.total(50).await.outcomes.success, 50);
+}
+
+#[tokio::test]
+async fn an_answer_without_a_length_ends_with_the_instances_connection() {
+    let instance = RawInstance::start().await;
+    let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let (answer, ()) = tokio::join!(gateway.post("x"), async {
+        let mut stream = instance.accept().await;
+        read_request(&mut stream).await;
+        stream
+            .write_all(b"HTTP/1.0 200 OK\r\n\r\nall of it")
+            .await
+            .unwrap();
+    });
+    assert_eq!((answer.status.as_u16(), answer.text()), (200, "all of it"));
+}
+
+#[tokio::test]
+async fn connections_to_instances_are_used_again() {
+    let instance = Instance::echo().await;
+    let config = gateway::Config {
+        threads: 1,
+        ..config()
+    };
+    let gateway = start_with(
+        config,
+        &[blue(1, &Settings::default(), &[instance.place()])],
+    )
+    .await;
+    for size in [0, 10, 70_000] {
+        for _ in 0..5 {
+            assert_eq!(gateway.post(vec![b'x'; size]).await.body.len(), size);
+        }
+    }
+    assert_eq!(instance.connections.load(Ordering::SeqCst), 1);
+}

@@ -1,0 +1,263 @@
+//! What is refused before it is a request, each followed by a second request that must not be
+//! served on the same connection.
+
+mod support;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use support::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const LINE: &str = "POST /endpoints/iris/score HTTP/1.1\r\n";
+
+#[tokio::test]
+async fn ambiguous_requests_are_refused_and_their_connections_closed() {
+    let instance = Instance::echo().await;
+    let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let host = "host: a\r\n";
+    let cases = [
+        (
+            format!("{LINE}{host}content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+            400,
+            "ambiguous-length",
+        ),
+        (
+            format!("{LINE}{host}content-length: 4\r\ncontent-length: 4\r\n\r\nabcd"),
+            400,
+            "ambiguous-length",
+        ),
+        (
+            format!("{LINE}{host}content-length: 4\r\ncontent-length: 5\r\n\r\nabcd"),
+            400,
+            "ambiguous-length",
+        ),
+        (
+            format!("{LINE}{host}content-length: 4, 4\r\n\r\nabcd"),
+            400,
+            "ambiguous-length",
+        ),
+        (
+            format!("{LINE}{host}content-length: +4\r\n\r\nabcd"),
+            400,
+            "ambiguous-length",
+        ),
+        (
+            format!("{LINE}{host}transfer-encoding: xchunked\r\n\r\n"),
+            400,
+            "ambiguous-length",
+        ),
+        (
+            format!("{LINE}{host}transfer-encoding: chunked, identity\r\n\r\n"),
+            400,
+            "ambiguous-length",
+        ),
+        (
+            format!(
+                "POST /endpoints/iris/score HTTP/1.0\r\n{host}transfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+            ),
+            400,
+            "ambiguous-length",
+        ),
+        (format!("{LINE}\r\n"), 400, "bad-host"),
+        (format!("{LINE}{host}{host}\r\n"), 400, "bad-host"),
+        (
+            format!("{LINE}{host}content-length : 4\r\n\r\nabcd"),
+            400,
+            "malformed-request",
+        ),
+        (
+            format!("{LINE}{host}x: a\r\n b\r\n\r\n"),
+            400,
+            "malformed-request",
+        ),
+        (
+            format!("{LINE}{host}x: a\0b\r\n\r\n"),
+            400,
+            "malformed-request",
+        ),
+        (
+            format!("{LINE}{host}x: a\rb\r\n\r\n"),
+            400,
+            "malformed-request",
+        ),
+        (format!("{LINE}{host}x: a\n\r\n"), 400, "malformed-request"),
+        (
+            "POST /endpoints/iris/score HTTP/1.1\nhost: a\n\n".into(),
+            400,
+            "malformed-request",
+        ),
+        (
+            format!("POST /endpoints/iris/sc ore HTTP/1.1\r\n{host}\r\n"),
+            400,
+            "malformed-request",
+        ),
+        (format!("!slow / HTTP/1.1\r\n{host}\r\n"), 400, "bad-method"),
+        (
+            format!("CONNECT a:1 HTTP/1.1\r\n{host}\r\n"),
+            400,
+            "bad-method",
+        ),
+        (
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(),
+            400,
+            "malformed-request",
+        ),
+        (
+            format!("{LINE}{host}x: {}\r\n\r\n", "y".repeat(64 * 1024)),
+            431,
+            "headers-too-large",
+        ),
+        (
+            format!("{LINE}{host}{}\r\n", "x: y\r\n".repeat(101)),
+            431,
+            "headers-too-large",
+        ),
+    ];
+    for (text, status, code) in cases {
+        let both = format!("{text}{LINE}{host}content-length: 1\r\n\r\nx");
+        let answer = raw(gateway.address, both.as_bytes()).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{text:?}: {answer}"
+        );
+        assert!(
+            answer.contains(&format!("penstock-error-code: {code}\r\n")),
+            "{text:?}: {answer}"
+        );
+        assert!(answer.contains("x-request-id: "), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{text:?}: {answer}");
+    }
+    assert_eq!(
+        instance.connections.load(Ordering::SeqCst),
+        0,
+        "nothing reached the model"
+    );
+}
+
+#[tokio::test]
+async fn broken_chunks_are_refused_and_their_connections_closed() {
+    let instance = Instance::echo().await;
+    let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    for chunks in [
+        "0x1\r\na\r\n0\r\n\r\n",
+        "1\na\n0\n\n",
+        "fffffffffffffffff\r\na",
+        "2\r\nabc\r\n0\r\n\r\n",
+    ] {
+        let text = format!(
+            "{LINE}host: a\r\ntransfer-encoding: chunked\r\n\r\n{chunks}{LINE}host: a\r\n\r\n"
+        );
+        let answer = raw(gateway.address, text.as_bytes()).await;
+        assert!(
+            answer.matches("HTTP/1.1").count() <= 1,
+            "{chunks:?}: {answer}"
+        );
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 400 "),
+            "{chunks:?}: {answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_came_before_a_refused_head_is_answered_first() {
+    let instance = Instance::echo().await;
+    let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let good = format!("{LINE}host: a\r\ncontent-length: 2\r\n\r\nok");
+    let answer = raw(
+        gateway.address,
+        format!("{good}{good}{LINE}\r\n").as_bytes(),
+    )
+    .await;
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
+    assert_eq!(answer.matches("HTTP/1.1 400").count(), 1, "{answer}");
+}
+
+#[tokio::test]
+async fn each_pipelined_request_shows_its_own_key() {
+    let instance = Instance::echo().await;
+    let settings = Settings {
+        keys: vec!["secret"],
+        ..Settings::default()
+    };
+    let gateway = start(&[blue(1, &settings, &[instance.place()])]).await;
+    let with = format!(
+        "{LINE}host: a\r\nauthorization: Bearer secret\r\nupgrade: foo\r\nconnection: upgrade\r\ncontent-length: 2\r\n\r\nok"
+    );
+    let without = format!("{LINE}host: a\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno");
+    let answer = raw(gateway.address, format!("{with}{without}").as_bytes()).await;
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 1, "{answer}");
+    assert_eq!(answer.matches("HTTP/1.1 401").count(), 1, "{answer}");
+}
+
+#[tokio::test]
+async fn a_request_may_come_byte_by_byte() {
+    let instance = Instance::echo().await;
+    let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let text = format!(
+        "{LINE}host: a\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n4;x=y\r\nabcd\r\n1\r\ne\r\n0\r\nT: 1\r\n\r\n"
+    );
+    let mut stream = tokio::net::TcpStream::connect(gateway.address)
+        .await
+        .unwrap();
+    stream.set_nodelay(true).unwrap();
+    for byte in text.bytes() {
+        stream.write_all(&[byte]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let answer = String::from_utf8(until_closed(&mut stream).await).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("abcde"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn heads_that_come_too_slowly_are_refused_and_silent_connections_closed() {
+    let instance = Instance::echo().await;
+    let config = gateway::Config {
+        head_timeout: Duration::from_millis(200),
+        idle_timeout: Duration::from_millis(300),
+        ..config()
+    };
+    let gateway = start_with(
+        config,
+        &[blue(1, &Settings::default(), &[instance.place()])],
+    )
+    .await;
+    let slow = raw(gateway.address, LINE.as_bytes()).await;
+    assert!(
+        slow.starts_with("HTTP/1.1 408 ") && slow.contains("headers-too-slow"),
+        "{slow}"
+    );
+    assert_eq!(raw(gateway.address, b"").await, "");
+    let rested = raw(
+        gateway.address,
+        format!("{LINE}host: a\r\ncontent-length: 2\r\n\r\nok").as_bytes(),
+    )
+    .await;
+    assert!(rested.ends_with("ok"), "answered, then closed: {rested}");
+}
+
+#[tokio::test]
+async fn one_byte_at_a_time_does_not_put_off_the_end_of_a_slow_head() {
+    let config = gateway::Config {
+        head_timeout: Duration::from_millis(300),
+        ..config()
+    };
+    let gateway = start_with(config, &[]).await;
+    let stream = tokio::net::TcpStream::connect(gateway.address)
+        .await
+        .unwrap();
+    let (mut read, mut write) = stream.into_split();
+    let dripping = tokio::spawn(async move {
+        while write.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let mut answer = String::new();
+    let _ = soon("408", read.read_to_string(&mut answer)).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    dripping.abort();
+}

@@ -1,4 +1,5 @@
 //! Reading and writing documents: what goes in comes out, whatever it is.
+#![allow(clippy::unwrap_used)]
 
 use contract::resources::document::{Document, read, to_yaml};
 use contract::resources::syntax::trees;

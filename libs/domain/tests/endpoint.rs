@@ -1,4 +1,5 @@
 //! The endpoint aggregate: commands, the reactor, routes and views, driven as the log would.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 

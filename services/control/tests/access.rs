@@ -1,4 +1,5 @@
 //! Tokens, roles, keys, and requests that are repeated.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

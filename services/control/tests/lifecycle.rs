@@ -1,4 +1,5 @@
 //! Endpoints, deployments, traffic and autoscale over real HTTP.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! Malformed documents and requests: each is refused with the field and the remedy, and changes
 //! nothing.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! The API is what its description says, and the checked-in schemas are what the code makes.
 //! `UPDATE_GOLDEN=1` writes them anew.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

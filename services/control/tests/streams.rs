@@ -1,4 +1,5 @@
 //! The log over HTTP, pages, waiting for a position, and the open routes.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -96,7 +96,11 @@ impl House {
 
         let (mut doors, mut engines, mut hands, mut log) =
             (Stage::new(), Stage::new(), Stage::new(), Stage::new());
-        log.spawn(runtime::relay::run(store.clone(), bus.clone(), log.stop.clone()));
+        log.spawn(runtime::relay::run(
+            store.clone(),
+            bus.clone(),
+            log.stop.clone(),
+        ));
 
         let gateway_config = gateway::Config {
             data: Some(data.clone()),

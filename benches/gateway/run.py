@@ -69,6 +69,7 @@ http {{
 """
 
 NGINX_W2_MAPS = """
+  map_hash_bucket_size 256;
   map $http_authorization $key_ok {{ default 0; "Bearer {key}" 1; "Bearer second-{key}" 1; }}
   split_clients "$connection$connection_requests$msec" $deployment {{ 90% blue; * green; }}
 """.format(key=KEY)

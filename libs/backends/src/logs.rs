@@ -4,7 +4,7 @@
 //! append. A file per instance keeps lines of several instances apart without anything in between.
 //! When a file has grown to its limit, its content is copied to `INSTANCE.log.NNNNNN` and the file is
 //! truncated in place: the writer goes on at the new end. **What is written between the last read of
-//! the copy and the truncation (microseconds) is lost**; renaming instead would lose nothing, but the
+//! the copy and the truncation is lost** (microseconds, unless a writer outruns the copying); renaming instead would lose nothing, but the
 //! writer would go on in the renamed file for ever. All files of a deployment together keep to a
 //! limit, oldest first out; a file in use is never removed.
 //!
@@ -94,13 +94,23 @@ pub(crate) fn sweep(
     Ok(())
 }
 
+/// A pass copies what came during the one before it. A writer that is faster than we are would keep
+/// us copying for ever; it loses what it wrote during the last pass.
+const COPY_PASSES_MAX: u32 = 5;
+
 fn rotate(log: &Path) -> io::Result<()> {
     let number = rotated(log)?.last().map_or(1, |(number, _)| number + 1);
     let target = log.with_extension(format!("log.{number:06}"));
-    let mut source = OpenOptions::new().read(true).write(true).open(log)?;
+    let source = OpenOptions::new().read(true).write(true).open(log)?;
     let mut copy = File::create(&target)?;
-    // Again for what came while copying, so that the window is that of the last, empty pass.
-    while io::copy(&mut source, &mut copy)? > 0 {}
+    let mut copied = 0;
+    for _ in 0..COPY_PASSES_MAX {
+        let length = source.metadata()?.len();
+        if length <= copied {
+            break;
+        }
+        copied += io::copy(&mut (&source).take(length - copied), &mut copy)?;
+    }
     source.set_len(0)?;
     match fs::rename(marks_path(log), marks_path(&target)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -169,11 +179,20 @@ fn drop_oldest(folder: &Path, live: &BTreeSet<PathBuf>, bytes_max: u64) -> io::R
         }
     }
     files.sort();
+    let mut newest = BTreeSet::new();
+    for log in live {
+        newest.extend(rotated(log)?.pop().map(|(_, path)| path));
+    }
     for (_, path, length) in files {
         if total <= bytes_max {
             break;
         }
-        fs::remove_file(path)?;
+        if newest.contains(&path) {
+            // Empty it stays, so that its number is not given again: readers count by it.
+            OpenOptions::new().write(true).open(path)?.set_len(0)?;
+        } else {
+            fs::remove_file(path)?;
+        }
         total -= length;
     }
     Ok(())
@@ -473,6 +492,22 @@ mod tests {
             .sum();
         assert!(total <= LIMITS.deployment_bytes_max, "{total}");
         assert!(logs.path("a").exists());
+    }
+
+    #[test]
+    fn the_number_of_a_part_is_not_given_again_when_all_parts_were_dropped() {
+        let logs = Logs::new();
+        let too_much = format!("{}\n", "y".repeat(500 << 10));
+        for second in 0..3 {
+            logs.append("a", &too_much);
+            logs.sweep(Timestamp::from_secs(second));
+        }
+        let parts = rotated(&logs.path("a")).unwrap();
+        assert_eq!(parts.last().unwrap().0, 3);
+        let mut reader = logs.reader(None);
+        reader.read(1 << 20).unwrap();
+        logs.append("a", "after\n");
+        assert_eq!(texts(reader.read(1000).unwrap()), ["after"]);
     }
 
     #[test]

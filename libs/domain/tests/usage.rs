@@ -177,7 +177,7 @@ impl Meter {
     }
 
     /// What a successor knows that has only the log.
-    fn from_log(&self) -> Self {
+    fn successor_by_log(&self) -> Self {
         let mut usage = Usage::default();
         self.log.iter().for_each(|record| usage.apply(record));
         Self {
@@ -187,7 +187,7 @@ impl Meter {
     }
 
     /// What a successor knows that has an older saved state, and the log.
-    fn from_saved(&self, saved: &str) -> Self {
+    fn successor_by_save(&self, saved: &str) -> Self {
         let saved: Usage = serde_json::from_str(saved).unwrap();
         let mut usage = saved.restored();
         self.log.iter().for_each(|record| usage.apply(record));
@@ -210,27 +210,33 @@ fn sealed() -> SealedKey {
 }
 
 fn closed(events: &[Event]) -> Vec<&UsageMinute> {
-    let closed = |event| match event {
-        &Event::UsageClosed(ref minute) => Some(minute),
-        _ => None,
-    };
-    events.iter().filter_map(closed).collect()
+    events
+        .iter()
+        .filter_map(|event| match event {
+            Event::UsageClosed(minute) => Some(minute),
+            _ => None,
+        })
+        .collect()
 }
 
 fn corrected(events: &[Event]) -> Vec<&UsageMinute> {
-    let corrected = |event| match event {
-        &Event::UsageCorrected(ref minute) => Some(minute),
-        _ => None,
-    };
-    events.iter().filter_map(corrected).collect()
+    events
+        .iter()
+        .filter_map(|event| match event {
+            Event::UsageCorrected(minute) => Some(minute),
+            _ => None,
+        })
+        .collect()
 }
 
 fn gaps(events: &[Event]) -> Vec<&UsageGap> {
-    let gap = |event| match event {
-        &Event::UsageGap(ref gap) => Some(gap),
-        _ => None,
-    };
-    events.iter().filter_map(gap).collect()
+    events
+        .iter()
+        .filter_map(|event| match event {
+            Event::UsageGap(gap) => Some(gap),
+            _ => None,
+        })
+        .collect()
 }
 
 fn arrivals(minute: &UsageMinute) -> Vec<u64> {
@@ -396,7 +402,7 @@ fn a_successor_with_only_the_log_counts_nothing_twice() {
     let mut meter = Meter::new();
     meter.seconds("g1", 0..70, 1);
     meter.tick(at(70));
-    let mut successor = meter.from_log();
+    let mut successor = meter.successor_by_log();
     // The bus brings everything again.
     successor.seconds("g1", 0..120, 1);
     let events = successor.tick(at(120));
@@ -414,7 +420,7 @@ fn saved_state_that_is_older_than_the_log_counts_nothing_twice() {
     let saved = meter.save();
     meter.seconds("g1", 55..60, 1);
     meter.tick(at(60));
-    let mut successor = meter.from_saved(&saved);
+    let mut successor = meter.successor_by_save(&saved);
     assert_eq!(successor.tick(at(200)), []);
 }
 
@@ -424,7 +430,7 @@ fn what_a_crash_has_lost_is_named() {
     meter.seconds("g1", 0..40, 1);
     let saved = meter.save();
     meter.seconds("g1", 40..47, 1);
-    let mut successor = meter.from_saved(&saved);
+    let mut successor = meter.successor_by_save(&saved);
     let mut anew = frame("g1", 0, vec![deployment("iris", 1)]);
     anew.boot = boot(2);
     anew.start = at(48);
@@ -446,7 +452,7 @@ fn a_restart_after_a_goodbye_leaves_no_gap() {
     let mut goodbye = frame("g1", 40, Vec::new());
     goodbye.goodbye = true;
     meter.count(&goodbye);
-    let mut successor = meter.from_saved(&meter.save());
+    let mut successor = meter.successor_by_save(&meter.save());
     let mut anew = frame("g1", 0, vec![deployment("iris", 1)]);
     anew.boot = boot(2);
     anew.start = at(48);
@@ -576,7 +582,7 @@ proptest! {
                     meter.turn(now, &BTreeSet::from([endpoint("iris")]));
                 }
                 Trouble::Dies => {
-                    meter = meter.from_saved(&saved);
+                    meter = meter.successor_by_save(&saved);
                     for frame in &since_saved {
                         meter.usage.count(frame, now);
                     }

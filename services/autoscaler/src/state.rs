@@ -203,10 +203,13 @@ impl Watched {
     /// Goes on from the last decision, with the clock's steps since then.
     fn resume(last: Option<&Decision>, steps: &[ClockStepped], now: Timestamp) -> Self {
         let carried = last.map_or_else(Carried::default, |last| {
-            let carried = carried_after_restart(last, now);
-            steps.iter().fold(carried, |carried, step| {
+            let fresh = carried_after_restart(last, now);
+            let wishes = fresh.wishes.clone();
+            let shifted = steps.iter().fold(fresh, |carried, step| {
                 carried_after_clock_step(&carried, step.recorded, step.clock)
-            })
+            });
+            // The wishes are of now already.
+            Carried { wishes, ..shifted }
         });
         Self {
             compiled: None,

@@ -17,6 +17,24 @@ pub enum Fault {
     Broken,
 }
 
+/// What is known of a client's body; one per connection.
+#[derive(Debug, Default)]
+pub struct Upload {
+    pub bytes: Cell<u64>,
+    pub fault: Cell<Option<Fault>>,
+    /// It is being passed on and has not come whole.
+    pub running: Cell<bool>,
+}
+
+impl Upload {
+    /// A request begins.
+    pub fn begin(&self) {
+        self.bytes.set(0);
+        self.fault.set(None);
+        self.running.set(false);
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("the request's body cannot be passed on")]
 pub struct BodyError;
@@ -31,11 +49,10 @@ pub enum RequestBody {
 /// A body that is passed on as it comes.
 #[derive(Debug)]
 pub struct Streamed {
-    pub incoming: Incoming,
+    incoming: Incoming,
     /// Bytes that may still come.
-    pub left: u64,
-    pub bytes: Rc<Cell<u64>>,
-    pub fault: Rc<Cell<Option<Fault>>>,
+    left: u64,
+    upload: Rc<Upload>,
 }
 
 impl RequestBody {
@@ -51,8 +68,18 @@ impl RequestBody {
 }
 
 impl Streamed {
+    pub fn new(incoming: Incoming, bytes_max: u64, upload: Rc<Upload>) -> Self {
+        upload.running.set(true);
+        Self {
+            incoming,
+            left: bytes_max,
+            upload,
+        }
+    }
+
     fn fail(&self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.fault.set(Some(fault));
+        self.upload.fault.set(Some(fault));
+        self.upload.running.set(false);
         Poll::Ready(Some(Err(BodyError)))
     }
 }
@@ -71,16 +98,23 @@ impl Body for RequestBody {
         };
         let frame = match Pin::new(&mut stream.incoming).poll_frame(cx) {
             Poll::Pending => return Poll::Pending,
-            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Ready(None) => {
+                stream.upload.running.set(false);
+                return Poll::Ready(None);
+            }
             Poll::Ready(Some(Err(_))) => return stream.fail(Fault::Broken),
             Poll::Ready(Some(Ok(frame))) => frame,
         };
         let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-        stream.bytes.set(stream.bytes.get() + length);
+        let bytes = &stream.upload.bytes;
+        bytes.set(bytes.get() + length);
         let Some(left) = stream.left.checked_sub(length) else {
             return stream.fail(Fault::TooLarge);
         };
         stream.left = left;
+        if stream.incoming.is_end_stream() {
+            stream.upload.running.set(false);
+        }
         Poll::Ready(Some(Ok(frame)))
     }
 

@@ -19,15 +19,48 @@ use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 use crate::framing::{Chunks, Head, HeadError, Length, check_head};
+use crate::socket::poll_write_pieces;
 use crate::timer::{Deadline, now_us};
 
 /// What the guard and the service of one connection share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shared {
     /// A request is being answered: no idle or head timeout runs.
     pub active: Cell<bool>,
     /// The end of the phase that the request is in.
     pub deadline: RefCell<Deadline>,
+    stream: RefCell<TcpStream>,
+    /// The client has sent more than the request that is being answered: it is there.
+    ahead: Cell<bool>,
+}
+
+impl Shared {
+    pub fn new(stream: TcpStream) -> Self {
+        Self {
+            active: Cell::default(),
+            deadline: RefCell::default(),
+            stream: RefCell::new(stream),
+            ahead: Cell::default(),
+        }
+    }
+
+    /// Ready once the client has closed its connection while its request, which has come whole, is
+    /// being answered. The server could look for this too, but would make room for a whole read
+    /// each time it looks.
+    pub fn poll_left(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.ahead.get() {
+            return Poll::Pending;
+        }
+        let mut byte = [std::mem::MaybeUninit::uninit(); 1];
+        let mut byte = ReadBuf::uninit(&mut byte);
+        match ready!(self.stream.borrow().poll_peek(cx, &mut byte)) {
+            Ok(0) | Err(_) => Poll::Ready(()),
+            Ok(_) => {
+                self.ahead.set(true);
+                Poll::Pending
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +88,6 @@ enum Framing {
 
 #[derive(Debug)]
 pub struct Guard {
-    io: TcpStream,
     shared: Rc<Shared>,
     timeouts: Timeouts,
     framing: Framing,
@@ -73,11 +105,10 @@ pub struct Guard {
 }
 
 impl Guard {
-    pub fn new(io: TcpStream, shared: Rc<Shared>, timeouts: Timeouts) -> Self {
+    pub fn new(shared: Rc<Shared>, timeouts: Timeouts) -> Self {
         let mut wait = Deadline::default();
         wait.set(now_us() + timeouts.head.as_micros() as u64);
         Self {
-            io,
             shared,
             timeouts,
             framing: Framing::Head(Head::default()),
@@ -152,7 +183,7 @@ impl Guard {
         let mut scratch = [std::mem::MaybeUninit::uninit(); 8192];
         while self.lingered < LINGER_BYTES {
             let mut buffer = ReadBuf::uninit(&mut scratch);
-            match Pin::new(&mut self.io).poll_read(cx, &mut buffer) {
+            match Pin::new(&mut *self.shared.stream.borrow_mut()).poll_read(cx, &mut buffer) {
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
                     self.lingered += buffer.filled().len();
                 }
@@ -244,7 +275,8 @@ impl AsyncRead for Guard {
             }
             let (checked, refusal) = if this.held.is_empty() {
                 let before = buf.filled().len();
-                match Pin::new(&mut this.io).poll_read(cx, buf)? {
+                let polled = Pin::new(&mut *this.shared.stream.borrow_mut()).poll_read(cx, buf)?;
+                match polled {
                     Poll::Ready(()) => {}
                     Poll::Pending => {
                         ready!(this.poll_wait(cx));
@@ -266,7 +298,12 @@ impl AsyncRead for Guard {
                 (checked, refusal)
             } else {
                 this.held.reserve(4096);
-                match poll_read_buf(Pin::new(&mut this.io), cx, &mut this.held)? {
+                let polled = poll_read_buf(
+                    Pin::new(&mut *this.shared.stream.borrow_mut()),
+                    cx,
+                    &mut this.held,
+                )?;
+                match polled {
                     Poll::Ready(0) => return Poll::Ready(Ok(())),
                     Poll::Ready(_) => {}
                     Poll::Pending => {
@@ -280,6 +317,7 @@ impl AsyncRead for Guard {
                 (0, refusal)
             };
             if this.released > 0 || checked > 0 {
+                this.shared.ahead.set(false);
                 this.wait.clear();
             }
             this.refusal = refusal;
@@ -296,7 +334,7 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        let written = Pin::new(&mut *self.shared.stream.borrow_mut()).poll_write(cx, buf);
         self.progressed(written, cx)
     }
 
@@ -305,7 +343,7 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        let written = poll_write_pieces(&mut self.shared.stream.borrow_mut(), cx, bufs);
         self.progressed(written, cx)
     }
 
@@ -313,12 +351,12 @@ impl AsyncWrite for Guard {
         true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.shared.stream.borrow_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+        ready!(Pin::new(&mut *self.shared.stream.borrow_mut()).poll_shutdown(cx))?;
         let whole = matches!(self.framing, Framing::Head(_)) && self.held.is_empty();
         if !whole {
             ready!(self.poll_linger(cx));

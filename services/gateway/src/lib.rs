@@ -40,6 +40,7 @@ mod reply;
 mod router;
 mod saved;
 mod service;
+mod socket;
 mod split;
 mod target;
 mod thread;

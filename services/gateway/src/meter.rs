@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::admission::{DeploymentState, Slot};
+use crate::body::Upload;
 use crate::router::{Deployment, Endpoint, Router};
 use crate::timer::now_us;
 
@@ -191,7 +192,7 @@ pub struct Flight {
     phase: Phase,
     admitted: bool,
     outcome: Option<Outcome>,
-    pub request_bytes: Rc<Slate<u64>>,
+    upload: Rc<Upload>,
     pub response_bytes: u64,
 }
 
@@ -201,7 +202,7 @@ impl Flight {
         endpoint: Arc<Endpoint>,
         deployment: usize,
         arrived_us: u64,
-        request_bytes: Rc<Slate<u64>>,
+        upload: Rc<Upload>,
     ) -> Self {
         let slot = endpoint.deployments[deployment].state.meter_slot;
         lock(&meter.shard).cell(slot).arrivals += 1;
@@ -213,9 +214,18 @@ impl Flight {
             phase: Phase::Arrived,
             admitted: false,
             outcome: None,
-            request_bytes,
+            upload,
             response_bytes: 0,
         }
+    }
+
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// When a body that is read whole must have come.
+    pub fn body_deadline_us(&self) -> u64 {
+        self.arrived_us + self.deployment().timeout_us
     }
 
     pub fn deployment(&self) -> &Deployment {
@@ -306,7 +316,7 @@ impl Drop for Flight {
         let mut shard = lock(&self.meter.shard);
         let cell = shard.cell(deployment.state.meter_slot);
         outcome.count(&mut cell.outcomes);
-        cell.request_bytes += self.request_bytes.get();
+        cell.request_bytes += self.upload.bytes.get();
         cell.response_bytes += self.response_bytes;
         if outcome.counts() {
             cell.latency.record(latency);

@@ -8,8 +8,9 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
@@ -19,10 +20,52 @@ use tokio::net::TcpStream;
 
 use crate::body::RequestBody;
 use crate::instance::Instance;
+use crate::socket::poll_write_pieces;
 use crate::timer::now_us;
 
 /// Idle connections kept per instance and thread.
 const IDLE_MAX: usize = 256;
+
+/// Turns in one poll before the rest of the thread gets its own.
+const DRIVE_MAX: usize = 8;
+
+/// Passes a connection's wake-ups on to the task that uses it. Those from inside a poll are noted
+/// instead.
+#[derive(Debug, Default)]
+struct Relay {
+    task: Mutex<Option<Waker>>,
+    inside: AtomicBool,
+    again: AtomicBool,
+}
+
+impl Relay {
+    fn attach(&self, task: &Waker) {
+        let mut known = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.as_ref().is_some_and(|known| known.will_wake(task)) {
+            *known = Some(task.clone());
+        }
+    }
+
+    fn wake_task(&self) {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(task) = &*task {
+            task.wake_by_ref();
+        }
+    }
+}
+
+impl Wake for Relay {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.again.store(true, Ordering::SeqCst);
+        if !self.inside.load(Ordering::SeqCst) {
+            self.wake_task();
+        }
+    }
+}
 
 /// A connection to an instance, idle or in use.
 pub struct Upstream {
@@ -30,6 +73,9 @@ pub struct Upstream {
     connection: Connection<TokioIo<Counted>, RequestBody>,
     /// Whether the instance sent anything since the last request began.
     answered: Rc<Cell<bool>>,
+    relay: Arc<Relay>,
+    /// Wakes by way of the relay.
+    waker: Waker,
     /// It has served a request before.
     pub reused: bool,
     closed: bool,
@@ -61,18 +107,21 @@ impl Upstream {
             .handshake(TokioIo::new(io))
             .await
             .map_err(io::Error::other)?;
+        let relay = Arc::new(Relay::default());
         Ok(Box::new(Self {
             sender,
             connection,
             answered,
+            waker: relay.clone().into(),
+            relay,
             reused: false,
             closed: false,
             idle_since_us: 0,
         }))
     }
 
-    /// Moves the connection on; ready once it is closed, and ever after.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Moves the connection on; ready once it is closed, and ever after. Only inside `drive`.
+    pub fn step(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.closed {
             self.closed = Pin::new(&mut self.connection).poll(cx).is_ready();
         }
@@ -83,9 +132,41 @@ impl Upstream {
         }
     }
 
-    /// A request begins.
-    pub fn begin(&self) {
+    /// Polls what goes on over this connection. Its two ends, the HTTP library's and ours, talk by
+    /// waking each other; inside one poll that means only that there is more to do, and the whole
+    /// task need not run once more for it.
+    pub fn drive<T>(
+        &mut self,
+        mut poll: impl FnMut(&mut Self, &mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let waker = std::mem::replace(&mut self.waker, Waker::noop().clone());
+        let cx = &mut Context::from_waker(&waker);
+        self.relay.inside.store(true, Ordering::SeqCst);
+        let mut polled = Poll::Pending;
+        // Bounded, since one who has used up its turn is woken each time it asks for another.
+        for _ in 0..DRIVE_MAX {
+            self.relay.again.store(false, Ordering::SeqCst);
+            polled = poll(self, cx);
+            if polled.is_ready() || !self.relay.again.load(Ordering::SeqCst) {
+                break;
+            }
+        }
+        self.relay.inside.store(false, Ordering::SeqCst);
+        if polled.is_pending() && self.relay.again.load(Ordering::SeqCst) {
+            self.relay.wake_task();
+        }
+        self.waker = waker;
+        polled
+    }
+
+    fn poll(&mut self) -> Poll<()> {
+        self.drive(Self::step)
+    }
+
+    /// A request begins, in this task.
+    pub fn begin(&self, cx: &Context<'_>) {
         self.answered.set(false);
+        self.relay.attach(cx.waker());
     }
 
     pub fn answered(&self) -> bool {
@@ -93,15 +174,16 @@ impl Upstream {
     }
 
     /// Whether a next request may be sent, after a whole answer.
-    fn is_reusable(&mut self, cx: &mut Context<'_>) -> bool {
+    fn is_reusable(&mut self) -> bool {
         // The last bytes of the answer may have been handed out before the connection took note.
-        (self.sender.is_ready() || self.poll(cx).is_pending())
+        (self.sender.is_ready() || self.poll().is_pending())
             && !self.closed
             && self.sender.is_ready()
     }
 }
 
 #[derive(Debug)]
+#[allow(clippy::vec_box, reason = "connections are large, and move in and out")]
 struct IdleSet {
     instance: Weak<Instance>,
     connections: Vec<Box<Upstream>>,
@@ -114,11 +196,11 @@ pub struct Pool {
 
 impl Pool {
     /// The connection that was used last, if one is alive.
-    pub fn take(&mut self, instance: &Instance, cx: &mut Context<'_>) -> Option<Box<Upstream>> {
+    pub fn take(&mut self, instance: &Instance) -> Option<Box<Upstream>> {
         let set = self.idle.get_mut(&instance.serial)?;
         while let Some(mut upstream) = set.connections.pop() {
             // Tells whether the instance has closed it; costs no system call.
-            if upstream.poll(cx).is_pending() && upstream.sender.is_ready() {
+            if upstream.poll().is_pending() && upstream.sender.is_ready() {
                 return Some(upstream);
             }
         }
@@ -126,13 +208,8 @@ impl Pool {
     }
 
     /// Keeps a connection whose answer is whole, if it can be used again.
-    pub fn put(
-        &mut self,
-        instance: &Arc<Instance>,
-        mut upstream: Box<Upstream>,
-        cx: &mut Context<'_>,
-    ) {
-        if instance.is_draining() || !upstream.is_reusable(cx) {
+    pub fn put(&mut self, instance: &Arc<Instance>, mut upstream: Box<Upstream>) {
+        if instance.is_draining() || !upstream.is_reusable() {
             return;
         }
         upstream.reused = true;
@@ -150,12 +227,11 @@ impl Pool {
     /// that drains or is gone.
     pub fn sweep(&mut self, idle_timeout: Duration) {
         let oldest = now_us().saturating_sub(idle_timeout.as_micros() as u64);
-        let cx = &mut Context::from_waker(Waker::noop());
         self.idle.retain(|_, set| {
             let usable = set.instance.upgrade().is_some_and(|i| !i.is_draining());
             if usable {
                 set.connections
-                    .retain_mut(|c| c.idle_since_us >= oldest && c.poll(cx).is_pending());
+                    .retain_mut(|c| c.idle_since_us >= oldest && c.poll().is_pending());
             }
             usable && !set.connections.is_empty()
         });
@@ -198,7 +274,7 @@ impl AsyncWrite for Counted {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        poll_write_pieces(&mut self.io, cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

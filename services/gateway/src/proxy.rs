@@ -4,31 +4,29 @@
 //! the first try cannot have been seen by a model; when this future or the answer's body is dropped,
 //! the connection to the instance closes and the slot is free.
 
-use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING,
-};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::admission::Slot;
-use crate::body::{Fault, RequestBody, Streamed};
+use crate::body::{Fault, RequestBody, Streamed, Upload};
 use crate::config::REPLAY_BYTES_MAX;
 use crate::framing::HeadError;
 use crate::guard::Shared;
 use crate::meter::{Flight, Outcome, count_refusal};
 use crate::pool::Upstream;
-use crate::reply::{AZURE_DEPLOYMENT, DEPLOYMENT, ERROR_CODE, MODEL_STATUS, REQUEST_ID, Refusal};
+use crate::reply::{AZURE_DEPLOYMENT, DEPLOYMENT, MODEL_STATUS, REQUEST_ID, Refusal};
 use crate::router::Endpoint;
 use crate::target::{Target, authorize};
 use crate::thread::Thread;
@@ -42,8 +40,55 @@ const SUSPECT_US: u64 = 1_000_000;
 pub struct Client {
     pub thread: Rc<Thread>,
     pub shared: Rc<Shared>,
-    request_bytes: Rc<Cell<u64>>,
-    fault: Rc<Cell<Option<Fault>>>,
+    upload: Rc<Upload>,
+}
+
+/// The client has closed its connection; there is nobody to answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the client left before its request was answered")]
+pub struct ClientLeft;
+
+/// A request may end in no answer at all.
+enum End {
+    Refused(Refused),
+    ClientLeft,
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(Refused {
+            refusal,
+            deployment: None,
+        })
+    }
+}
+
+/// What ended a wait before its time.
+enum Stopped {
+    Deadline,
+    ClientLeft,
+}
+
+/// Why there is no answer of the model.
+enum Failure {
+    Refusal(Refusal),
+    ClientLeft,
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refusal(refusal)
+    }
+}
+
+impl Stopped {
+    /// A wait whose deadline means this refusal.
+    fn or(self, refusal: Refusal) -> Failure {
+        match self {
+            Self::Deadline => Failure::Refusal(refusal),
+            Self::ClientLeft => Failure::ClientLeft,
+        }
+    }
 }
 
 /// A refusal, and the deployment that the request was for.
@@ -52,107 +97,91 @@ struct Refused {
     deployment: Option<HeaderValue>,
 }
 
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Self {
-        Self {
-            refusal,
-            deployment: None,
-        }
-    }
-}
-
 impl Client {
     pub fn new(thread: Rc<Thread>, shared: Rc<Shared>) -> Self {
         Self {
             thread,
             shared,
-            request_bytes: Rc::default(),
-            fault: Rc::default(),
+            upload: Rc::default(),
         }
     }
 
     pub async fn handle(
         self: Rc<Self>,
         request: Request<Incoming>,
-    ) -> Result<Response<ReplyBody>, Infallible> {
+    ) -> Result<Response<ReplyBody>, ClientLeft> {
         self.shared.active.set(true);
         let id = self.thread.request_id();
-        Ok(match self.serve(request, &id).await {
-            Ok(response) => response,
-            Err(refused) => {
-                self.shared.active.set(false);
-                let mut response = refused.refusal.response(id);
-                if let Some(deployment) = refused.deployment {
-                    response.headers_mut().insert(DEPLOYMENT, deployment);
-                }
-                response.map(|body| ReplyBody::Own(Some(body.into())))
-            }
-        })
+        let refused = match self.serve(request, &id).await {
+            Ok(response) => return Ok(response),
+            Err(End::ClientLeft) => return Err(ClientLeft),
+            Err(End::Refused(refused)) => refused,
+        };
+        self.shared.active.set(false);
+        let mut response = refused.refusal.response(id);
+        if let Some(deployment) = refused.deployment {
+            response.headers_mut().insert(DEPLOYMENT, deployment);
+        }
+        Ok(response.map(|body| ReplyBody::Own(Some(body.into()))))
     }
 
     async fn serve(
         self: &Rc<Self>,
         request: Request<Incoming>,
         id: &HeaderValue,
-    ) -> Result<Response<ReplyBody>, Refused> {
+    ) -> Result<Response<ReplyBody>, End> {
         let arrived_us = now_us();
         let (mut parts, incoming) = request.into_parts();
-        let (endpoint, deployment) = self.route(&parts)?;
-        let target = Target::of(&parts, self.thread.domain())?;
-        let uri = target.uri(&self.thread.score)?;
-        self.request_bytes.set(0);
-        self.fault.set(None);
+        let (endpoint, deployment, uri) = self.route(&parts)?;
+        self.upload.begin();
         let mut flight = Flight::new(
             self.thread.meter.clone(),
-            endpoint.clone(),
+            endpoint,
             deployment,
             arrived_us,
-            self.request_bytes.clone(),
+            self.upload.clone(),
         );
-        let name = flight.deployment().header.clone();
-        let refuse = |flight: Flight, refusal: Refusal| {
-            flight.end(refusal.outcome());
-            Refused {
-                refusal,
-                deployment: Some(name.clone()),
-            }
-        };
-
-        let body = match self.receive(incoming, &endpoint, &flight, arrived_us).await {
-            Ok(body) => body,
-            Err(refusal) => return Err(refuse(flight, refusal)),
-        };
-        if !flight.admit() {
-            let refusal = Refusal::TooManyPending {
-                retry_after_secs: retry_after(&flight),
-            };
-            return Err(refuse(flight, refusal));
-        }
-        let slot = match self.slot(&mut flight).await {
-            Ok(slot) => slot,
-            Err(refusal) => return Err(refuse(flight, refusal)),
-        };
-        let at_us = now_us();
-        let deadline_us = at_us + flight.deployment().timeout_us;
-        flight.serve(slot, at_us);
-        self.shared.deadline.borrow_mut().set(deadline_us);
-
         parts.uri = uri;
         parts.version = Version::HTTP_11;
         strip(&mut parts.headers);
         parts.headers.insert(REQUEST_ID, id.clone());
-        let request = Request::from_parts(parts, body);
-        match self.ask(&mut flight, request).await {
-            Ok((response, upstream)) => Ok(self.answer(flight, response, upstream, id).await),
-            Err(refusal) => Err(refuse(flight, refusal)),
+        match self.fly(&mut flight, parts, incoming).await {
+            Ok((response, upstream)) => Ok(self.answer(flight, response, upstream, id)),
+            // Dropped without a word, the flight counts the client as gone.
+            Err(Failure::ClientLeft) => Err(End::ClientLeft),
+            Err(Failure::Refusal(refusal)) => {
+                let deployment = Some(flight.deployment().header.clone());
+                flight.end(refusal.outcome());
+                Err(End::Refused(Refused {
+                    refusal,
+                    deployment,
+                }))
+            }
         }
     }
 
-    /// The endpoint and the deployment of a request that may pass; counts those that may not.
-    fn route(
+    /// From the choice of the deployment to the head of the answer.
+    async fn fly(
         &self,
-        parts: &http::request::Parts,
-    ) -> Result<(std::sync::Arc<Endpoint>, usize), Refusal> {
+        flight: &mut Flight,
+        parts: http::request::Parts,
+        incoming: Incoming,
+    ) -> Result<(Response<Incoming>, Box<Upstream>), Failure> {
+        let body = self.receive(incoming, flight).await?;
+        if !flight.admit() {
+            return Err(Failure::Refusal(Refusal::TooManyPending {
+                retry_after_secs: retry_after(flight),
+            }));
+        }
+        let (slot, at_us) = self.slot(flight).await?;
+        let deadline_us = at_us + flight.deployment().timeout_us;
+        flight.serve(slot, at_us);
+        self.shared.deadline.borrow_mut().set(deadline_us);
+        self.ask(flight, Request::from_parts(parts, body)).await
+    }
+
+    /// The endpoint and the deployment of a request that may pass; counts those that may not.
+    fn route(&self, parts: &http::request::Parts) -> Result<(Arc<Endpoint>, usize, Uri), Refusal> {
         let mut known = "";
         let mut find = || {
             if let Some(token) = parts.method.as_str().strip_prefix('!') {
@@ -165,12 +194,12 @@ impl Client {
                 .endpoint(target.endpoint)
                 .ok_or(Refusal::UnknownEndpoint)?;
             known = target.endpoint;
-            target.uri(&self.thread.score)?;
+            let uri = target.uri(&self.thread.score)?;
             if endpoint.auth == contract::resources::AuthMode::Key {
                 authorize(&endpoint, &parts.headers)?;
             }
             let deployment = choose(&endpoint, &parts.headers)?;
-            Ok((endpoint, deployment))
+            Ok((endpoint, deployment, uri))
         };
         let found = find();
         if let Err(refusal) = &found {
@@ -183,66 +212,85 @@ impl Client {
     async fn receive(
         &self,
         mut incoming: Incoming,
-        endpoint: &Endpoint,
         flight: &Flight,
-        arrived_us: u64,
     ) -> Result<RequestBody, Refusal> {
         if incoming.is_end_stream() {
             return Ok(RequestBody::EMPTY);
         }
+        let bytes_max = flight.endpoint().request_bytes_max;
         let length = incoming.size_hint().exact();
-        if length.is_some_and(|length| length > endpoint.request_bytes_max) {
+        if length.is_some_and(|length| length > bytes_max) {
             return Err(Refusal::BodyTooLarge);
         }
         let Some(length) = length.filter(|length| *length <= REPLAY_BYTES_MAX) else {
-            return Ok(RequestBody::Stream(Streamed {
-                incoming,
-                left: endpoint.request_bytes_max,
-                bytes: self.request_bytes.clone(),
-                fault: self.fault.clone(),
-            }));
+            let upload = self.upload.clone();
+            return Ok(RequestBody::Stream(Streamed::new(
+                incoming, bytes_max, upload,
+            )));
         };
-        let timeout_us = flight.deployment().timeout_us;
         self.shared
             .deadline
             .borrow_mut()
-            .set(arrived_us + timeout_us);
-        let whole = poll_fn(|cx| {
-            let frame = Pin::new(&mut incoming).poll_frame(cx);
-            self.until_deadline(frame, cx)
-        });
-        let first = data(whole.await)?;
-        self.request_bytes.set(first.len() as u64);
+            .set(flight.body_deadline_us());
+        let first = self.piece(&mut incoming).await?;
+        self.upload.bytes.set(first.len() as u64);
         if first.len() as u64 == length {
             return Ok(RequestBody::Whole(Some(first)));
         }
         let mut all = BytesMut::with_capacity(length as usize);
         all.extend_from_slice(&first);
         while (all.len() as u64) < length {
-            let next = poll_fn(|cx| {
-                let frame = Pin::new(&mut incoming).poll_frame(cx);
-                self.until_deadline(frame, cx)
-            });
-            all.extend_from_slice(&data(next.await)?);
-            self.request_bytes.set(all.len() as u64);
+            all.extend_from_slice(&self.piece(&mut incoming).await?);
+            self.upload.bytes.set(all.len() as u64);
         }
         Ok(RequestBody::Whole(Some(all.freeze())))
     }
 
-    /// `None` when the deadline of the current phase passes first.
-    fn until_deadline<T>(&self, polled: Poll<T>, cx: &mut Context<'_>) -> Poll<Option<T>> {
-        if let Poll::Ready(value) = polled {
-            return Poll::Ready(Some(value));
+    /// The next piece of a body that is not whole yet.
+    async fn piece(&self, incoming: &mut Incoming) -> Result<Bytes, Refusal> {
+        let frame = poll_fn(|cx| {
+            let frame = Pin::new(&mut *incoming).poll_frame(cx);
+            if frame.is_pending() && self.shared.deadline.borrow_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            frame
+        });
+        match frame.await {
+            Some(Ok(frame)) => frame.into_data().map_err(|_| Refusal::Body),
+            _ => Err(Refusal::Body),
         }
-        self.shared.deadline.borrow_mut().poll(cx).map(|()| None)
     }
 
-    /// A slot on an instance: at once, or after a turn in the queue.
-    async fn slot(&self, flight: &mut Flight) -> Result<Slot, Refusal> {
+    /// What may end a wait: the deadline of the phase, or the client.
+    fn poll_stopped(&self, cx: &mut Context<'_>) -> Poll<Stopped> {
+        if self.shared.deadline.borrow_mut().poll(cx).is_ready() {
+            return Poll::Ready(Stopped::Deadline);
+        }
+        // A body that is on its way tells by itself when its sender leaves.
+        if !self.upload.running.get() && self.shared.poll_left(cx).is_ready() {
+            return Poll::Ready(Stopped::ClientLeft);
+        }
+        Poll::Pending
+    }
+
+    /// Waits for something as long as it makes sense.
+    async fn wait<T>(
+        &self,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Result<T, Stopped> {
+        poll_fn(|cx| match poll(cx) {
+            Poll::Ready(value) => Poll::Ready(Ok(value)),
+            Poll::Pending => self.poll_stopped(cx).map(Err),
+        })
+        .await
+    }
+
+    /// A slot on an instance and when it was got: at once, or after a turn in the queue.
+    async fn slot(&self, flight: &mut Flight) -> Result<(Slot, u64), Failure> {
         let state = flight.deployment().state.clone();
         let now = now_us();
         if let Some(slot) = state.try_slot(self.thread.rotation(), now) {
-            return Ok(slot);
+            return Ok((slot, now));
         }
         let patience_us = flight.deployment().queue_wait_us;
         self.shared.deadline.borrow_mut().set(now + patience_us);
@@ -251,20 +299,19 @@ impl Client {
             self.thread.core.early.ask(state.endpoint.bucket());
         }
         let mut waiting = state.wait();
-        let granted = poll_fn(|cx| {
-            let polled = Pin::new(&mut waiting).poll(cx);
-            self.until_deadline(polled, cx)
-        });
-        if let Some(Ok(slot)) = granted.await {
-            return Ok(slot);
-        }
-        if state.has_instances() {
-            Err(Refusal::QueuedTooLong {
+        let stopped = match self.wait(|cx| Pin::new(&mut waiting).poll(cx)).await {
+            Ok(Ok(slot)) => return Ok((slot, now_us())),
+            // The queue is never closed while the deployment is known.
+            Ok(Err(_)) => return Err(Failure::Refusal(Refusal::Internal)),
+            Err(stopped) => stopped,
+        };
+        Err(stopped.or(if state.has_instances() {
+            Refusal::QueuedTooLong {
                 retry_after_secs: retry_after(flight),
-            })
+            }
         } else {
-            Err(Refusal::NoInstance)
-        }
+            Refusal::NoInstance
+        }))
     }
 
     /// Sends the request and waits for the head of the answer. A second try is made at most once,
@@ -274,18 +321,18 @@ impl Client {
         &self,
         flight: &mut Flight,
         mut request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Box<Upstream>), Refusal> {
+    ) -> Result<(Response<Incoming>, Box<Upstream>), Failure> {
         let mut second = false;
         loop {
             let Some(slot) = flight.slot() else {
-                return Err(Refusal::Internal);
+                return Err(Failure::Refusal(Refusal::Internal));
             };
             let instance = slot.instance.clone();
             request.headers_mut().insert(HOST, instance.host.clone());
             let pooled = if second {
                 None
             } else {
-                poll_fn(|cx| Poll::Ready(self.thread.pool.borrow_mut().take(&instance, cx))).await
+                self.thread.pool.borrow_mut().take(&instance)
             };
             let upstream = match pooled {
                 Some(upstream) => upstream,
@@ -297,16 +344,17 @@ impl Client {
                         Err(error) => {
                             tracing::debug!(instance = %instance.id, %error, "an instance refused a connection");
                             instance.suspect(now_us() + SUSPECT_US);
+                            if second {
+                                return Err(Failure::Refusal(Refusal::Unreachable));
+                            }
+                            second = true;
                             let rotation = self.thread.rotation();
                             let state = &flight.deployment().state;
-                            match state.other_slot(&instance, rotation) {
-                                Some(slot) if !second => {
-                                    second = true;
-                                    flight.serve(slot, now_us());
-                                    continue;
-                                }
-                                _ => return Err(Refusal::Unreachable),
-                            }
+                            let slot = state
+                                .other_slot(&instance, rotation)
+                                .ok_or(Refusal::Unreachable)?;
+                            flight.serve(slot, now_us());
+                            continue;
                         }
                     }
                 }
@@ -321,7 +369,7 @@ impl Client {
                     request = spare.ok_or(Refusal::Internal)?;
                 }
                 Exchanged::Unsent(_) | Exchanged::Failed { .. } => {
-                    return Err(Refusal::Unreachable);
+                    return Err(Failure::Refusal(Refusal::Unreachable));
                 }
             }
             second = true;
@@ -332,47 +380,53 @@ impl Client {
         &self,
         instance: &crate::instance::Instance,
         timeout: Duration,
-    ) -> Result<std::io::Result<Box<Upstream>>, Refusal> {
+    ) -> Result<std::io::Result<Box<Upstream>>, Failure> {
         let mut connecting = pin!(Upstream::connect(instance, timeout));
-        poll_fn(|cx| {
-            let polled = connecting.as_mut().poll(cx);
-            self.until_deadline(polled, cx)
-        })
-        .await
-        .ok_or(Refusal::Timeout)
+        self.wait(|cx| connecting.as_mut().poll(cx))
+            .await
+            .map_err(|stopped| stopped.or(Refusal::Timeout))
     }
 
     async fn exchange(
         &self,
         mut upstream: Box<Upstream>,
         request: Request<RequestBody>,
-    ) -> Result<Exchanged, Refusal> {
-        upstream.begin();
+    ) -> Result<Exchanged, Failure> {
         let mut response = pin!(upstream.sender.try_send_request(request));
-        let answered = poll_fn(|cx| {
-            // First the connection, so that what it read is there when the answer is asked for.
-            let closed = upstream.poll(cx).is_ready();
-            match response.as_mut().poll(cx) {
-                Poll::Ready(answer) => Poll::Ready(Some(Some(answer))),
-                Poll::Pending if closed => Poll::Ready(Some(None)),
-                Poll::Pending => self.until_deadline(Poll::Pending, cx),
-            }
-        })
-        .await;
-        match self.fault.get() {
-            Some(Fault::TooLarge) => return Err(Refusal::BodyTooLarge),
-            Some(Fault::Broken) => return Err(Refusal::Body),
+        let mut begun = false;
+        let answered = self
+            .wait(|cx| {
+                if !begun {
+                    begun = true;
+                    upstream.begin(cx);
+                }
+                upstream.drive(|upstream, cx| {
+                    // First the connection, so that what it read is there when it is asked for.
+                    let closed = upstream.step(cx).is_ready();
+                    match response.as_mut().poll(cx) {
+                        Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                        Poll::Pending if closed => Poll::Ready(None),
+                        Poll::Pending => Poll::Pending,
+                    }
+                })
+            })
+            .await;
+        match self.upload.fault.get() {
+            Some(Fault::TooLarge) => return Err(Failure::Refusal(Refusal::BodyTooLarge)),
+            Some(Fault::Broken) => return Err(Failure::Refusal(Refusal::Body)),
             None => {}
         }
-        match answered.ok_or(Refusal::Timeout)? {
-            Some(Ok(response)) if response.status().is_informational() => Err(Refusal::BadAnswer),
+        match answered.map_err(|stopped| stopped.or(Refusal::Timeout))? {
+            Some(Ok(response)) if response.status().is_informational() => {
+                Err(Failure::Refusal(Refusal::BadAnswer))
+            }
             Some(Ok(response)) => Ok(Exchanged::Answer(response, upstream)),
             Some(Err(mut error)) => {
                 if let Some(unsent) = error.take_message() {
                     return Ok(Exchanged::Unsent(unsent));
                 }
                 if error.error().is_parse() {
-                    return Err(Refusal::BadAnswer);
+                    return Err(Failure::Refusal(Refusal::BadAnswer));
                 }
                 Ok(Exchanged::Failed {
                     answered: upstream.answered(),
@@ -385,7 +439,7 @@ impl Client {
     }
 
     /// The head of the answer for the client; the body follows as the instance sends it.
-    async fn answer(
+    fn answer(
         self: &Rc<Self>,
         flight: Flight,
         response: Response<Incoming>,
@@ -418,7 +472,7 @@ impl Client {
             client: self.clone(),
         });
         if exchange.incoming.is_end_stream() {
-            poll_fn(|cx| Poll::Ready(exchange.finish(cx))).await;
+            exchange.finish();
         }
         Response::from_parts(parts, ReplyBody::Model(exchange))
     }
@@ -462,13 +516,6 @@ fn retry_after(flight: &Flight) -> u64 {
     flight.deployment().queue_wait_us.div_ceil(1_000_000).max(1)
 }
 
-fn data<E>(frame: Option<Option<Result<Frame<Bytes>, E>>>) -> Result<Bytes, Refusal> {
-    match frame {
-        Some(Some(Ok(frame))) => frame.into_data().map_err(|_| Refusal::Body),
-        _ => Err(Refusal::Body),
-    }
-}
-
 /// Takes out what belongs to one connection and not to the message, and what is between the client
 /// and us. Framing stays under the control of the HTTP library, whatever `connection` names.
 fn strip(headers: &mut HeaderMap) {
@@ -483,15 +530,16 @@ fn strip(headers: &mut HeaderMap) {
             }
         }
     }
-    while let Some(name) = headers.keys().find(|name| is_ours(name)) {
+    while let Some(name) = headers.keys().find(|name| stays_here(name.as_str())) {
         let name = name.clone();
         headers.remove(name);
     }
 }
 
-fn is_ours(name: &HeaderName) -> bool {
+/// What concerns this hop, is ours to say, or is none of the model's business.
+fn stays_here(name: &str) -> bool {
     matches!(
-        name.as_str(),
+        name,
         "te" | "upgrade"
             | "trailer"
             | "expect"
@@ -500,11 +548,12 @@ fn is_ours(name: &HeaderName) -> bool {
             | "proxy-connection"
             | "proxy-authenticate"
             | "proxy-authorization"
-    ) || *name == AUTHORIZATION
-        || *name == DEPLOYMENT
-        || *name == AZURE_DEPLOYMENT
-        || *name == ERROR_CODE
-        || *name == MODEL_STATUS
+            | "authorization"
+            | "penstock-deployment"
+            | "azureml-model-deployment"
+            | "penstock-error-code"
+            | "penstock-model-status"
+    )
 }
 
 /// The body of an answer.
@@ -522,6 +571,8 @@ pub enum ReplyError {
     BrokeOff,
     #[error("the answer took longer than the request timeout")]
     Timeout,
+    #[error("the client left in the middle of its answer")]
+    ClientLeft,
 }
 
 /// A request whose answer is on its way. Dropped before its end, the client has left.
@@ -537,62 +588,74 @@ pub struct Exchange {
 
 impl Exchange {
     /// The answer is whole: the connection goes back to the pool, then the slot.
-    fn finish(&mut self, cx: &mut Context<'_>) {
+    fn finish(&mut self) {
         let Some(mut flight) = self.flight.take() else {
             return;
         };
         flight.set_outcome(self.outcome);
         if let (Some(upstream), Some(slot)) = (self.upstream.take(), flight.slot()) {
             let mut pool = self.client.thread.pool.borrow_mut();
-            pool.put(&slot.instance, upstream, cx);
+            pool.put(&slot.instance, upstream);
         }
     }
 
-    fn fail(&mut self, outcome: Outcome) {
+    /// Without an outcome the client has left.
+    fn fail(&mut self, outcome: Option<Outcome>) {
         self.upstream = None;
-        if let Some(flight) = self.flight.take() {
+        if let (Some(flight), Some(outcome)) = (self.flight.take(), outcome) {
             flight.end(outcome);
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
-        let mut moved = false;
-        loop {
-            match Pin::new(&mut self.incoming).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-                    if let Some(flight) = &mut self.flight {
-                        flight.response_bytes += length;
-                    }
-                    if self.incoming.is_end_stream() {
-                        self.finish(cx);
-                    }
-                    return Poll::Ready(Some(Ok(frame)));
+        let incoming = &mut self.incoming;
+        let polled = match &mut self.upstream {
+            // What the connection has read already goes first, then it reads on.
+            Some(upstream) => upstream.drive(|upstream, cx| {
+                let ready = Pin::new(&mut *incoming).poll_frame(cx);
+                if ready.is_ready() {
+                    return ready;
                 }
-                Poll::Ready(None) => {
-                    self.finish(cx);
-                    return Poll::Ready(None);
+                let _ = upstream.step(cx);
+                Pin::new(&mut *incoming).poll_frame(cx)
+            }),
+            None => Pin::new(incoming).poll_frame(cx),
+        };
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                if let Some(flight) = &mut self.flight {
+                    flight.response_bytes += length;
                 }
-                Poll::Ready(Some(Err(_))) => {
-                    self.fail(Outcome::Unreachable);
-                    return Poll::Ready(Some(Err(ReplyError::BrokeOff)));
+                if self.incoming.is_end_stream() {
+                    self.finish();
                 }
-                Poll::Pending => {}
+                Poll::Ready(Some(Ok(frame)))
             }
-            // The body gets what the connection reads, so once it is empty the connection moves on,
-            // and the body is asked again.
-            let Some(upstream) = self.upstream.as_mut().filter(|_| !moved) else {
-                break;
-            };
-            let _ = upstream.poll(cx);
-            moved = true;
+            Poll::Ready(None) => {
+                self.finish();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(_))) => {
+                self.fail(Some(Outcome::Unreachable));
+                Poll::Ready(Some(Err(ReplyError::BrokeOff)))
+            }
+            Poll::Pending => self.poll_stopped(cx).map(|error| Some(Err(error))),
         }
-        let late = self.client.shared.deadline.borrow_mut().poll(cx);
-        if self.flight.is_some() && late.is_ready() {
-            self.fail(Outcome::Timeout);
-            return Poll::Ready(Some(Err(ReplyError::Timeout)));
+    }
+
+    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<ReplyError> {
+        match self.client.poll_stopped(cx) {
+            Poll::Ready(Stopped::Deadline) => {
+                self.fail(Some(Outcome::Timeout));
+                Poll::Ready(ReplyError::Timeout)
+            }
+            Poll::Ready(Stopped::ClientLeft) => {
+                self.fail(None);
+                Poll::Ready(ReplyError::ClientLeft)
+            }
+            Poll::Pending => Poll::Pending,
         }
-        Poll::Pending
     }
 }
 

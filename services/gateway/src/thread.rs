@@ -218,13 +218,13 @@ impl Drop for Open {
 impl Open {
     async fn run(self, stream: TcpStream) {
         let config = &self.thread.core.config;
-        let shared = Rc::new(Shared::default());
+        let shared = Rc::new(Shared::new(stream));
         let timeouts = Timeouts {
             head: config.head_timeout,
             idle: config.idle_timeout,
             write: config.write_timeout,
         };
-        let guard = Guard::new(stream, shared.clone(), timeouts);
+        let guard = Guard::new(shared.clone(), timeouts);
         let client = Rc::new(Client::new(self.thread.clone(), shared));
         let service = service_fn(move |request| client.clone().handle(request));
         // The guard holds heads back until they are whole and times them, so the server's own timer
@@ -232,6 +232,8 @@ impl Open {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(None)
+            // Whether the client left is looked for while its request is answered.
+            .half_close(true)
             .serve_connection(TokioIo::new(guard), service);
         let mut connection = pin!(connection);
         let mut registered = false;

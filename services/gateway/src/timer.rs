@@ -31,8 +31,10 @@ fn instant_of(us: u64) -> Instant {
 pub struct Deadline {
     at_us: Option<u64>,
     sleep: Option<Pin<Box<Sleep>>>,
-    /// Where the timer stands now; never later than `at_us` while that is set.
+    /// Where the timer stands now.
     armed_us: u64,
+    /// The timer knows the task, so it need not be told again.
+    registered: bool,
 }
 
 impl Deadline {
@@ -54,11 +56,15 @@ impl Deadline {
             return Poll::Pending;
         };
         let sleep = match &mut self.sleep {
-            Some(sleep) => {
-                if at_us < self.armed_us {
-                    sleep.as_mut().reset(instant_of(at_us));
-                    self.armed_us = at_us;
+            Some(sleep) if at_us >= self.armed_us => {
+                if self.registered && !sleep.is_elapsed() {
+                    return Poll::Pending;
                 }
+                sleep
+            }
+            Some(sleep) => {
+                sleep.as_mut().reset(instant_of(at_us));
+                self.armed_us = at_us;
                 sleep
             }
             none => {
@@ -66,6 +72,7 @@ impl Deadline {
                 none.insert(Box::pin(tokio::time::sleep_until(instant_of(at_us))))
             }
         };
+        self.registered = false;
         while sleep.as_mut().poll(cx).is_ready() {
             if now_us() >= at_us {
                 return Poll::Ready(());
@@ -73,6 +80,7 @@ impl Deadline {
             sleep.as_mut().reset(instant_of(at_us));
             self.armed_us = at_us;
         }
+        self.registered = true;
         Poll::Pending
     }
 }

@@ -1,5 +1,7 @@
 //! Slots, the queue, and draining.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests count as such")]
+
 mod support;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Snapshots: swapped whole, never backwards, kept over restarts.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests count as such")]
+
 mod support;
 
 use std::os::unix::fs::PermissionsExt;

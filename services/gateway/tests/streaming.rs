@@ -1,5 +1,7 @@
 //! Bodies in both directions as they come, clients that leave, second tries.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests count as such")]
+
 mod support;
 
 use std::sync::Arc;

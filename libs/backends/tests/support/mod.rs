@@ -87,6 +87,7 @@ pub fn serve() {
         thread::spawn(|| {
             for n in 0_u64.. {
                 println!("line {n} {}", "x".repeat(100));
+                thread::sleep(Duration::from_micros(100));
             }
         });
     }

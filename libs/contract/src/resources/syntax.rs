@@ -274,13 +274,17 @@ impl<'a> YamlReader<'a> {
             Event::Scalar(text, style, anchor, tag) => self.scalar(text, style, anchor, tag, place),
             Event::Alias(anchor) => self.alias(anchor, place),
             Event::SequenceStart(anchor, tag) => {
-                self.plain_collection(tag, place)?;
-                self.open(Open::List { items: Vec::new() }, anchor, place)
+                let list = Open::List { items: Vec::new() };
+                self.open(list, anchor, tag.as_deref(), place)
             }
             Event::MappingStart(anchor, tag) => {
-                self.plain_collection(tag, place)?;
                 let fields = Map::new();
-                self.open(Open::Map { fields, key: None }, anchor, place)
+                self.open(
+                    Open::Map { fields, key: None },
+                    anchor,
+                    tag.as_deref(),
+                    place,
+                )
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(place),
         }
@@ -305,9 +309,9 @@ impl<'a> YamlReader<'a> {
         Ok(())
     }
 
-    fn plain_collection(&self, tag: Option<Cow<'_, Tag>>, place: Place) -> Result<(), SyntaxError> {
+    fn check_tag(&self, tag: Option<&Tag>, place: Place) -> Result<(), SyntaxError> {
         match tag {
-            Some(tag) if !tag.is_yaml_core_schema() => Err(self.fail(place, unknown_tag(&tag))),
+            Some(tag) if !tag.is_yaml_core_schema() => Err(self.fail(place, unknown_tag(tag))),
             _ => Ok(()),
         }
     }
@@ -323,10 +327,8 @@ impl<'a> YamlReader<'a> {
         if self.takes_key() {
             return self.key(text.into_owned(), place);
         }
-        if let Some(tag) = tag.as_deref().filter(|tag| !tag.is_yaml_core_schema()) {
-            return Err(self.fail(place, unknown_tag(tag)));
-        }
         self.begin(place)?;
+        self.check_tag(tag.as_deref(), place)?;
         let value = match Scalar::parse_from_cow_and_metadata(text.clone(), style, tag.as_ref()) {
             Some(Scalar::Null) => Value::Null,
             Some(Scalar::Boolean(value)) => Value::Bool(value),
@@ -426,11 +428,18 @@ impl<'a> YamlReader<'a> {
         self.pointer.truncate(end);
     }
 
-    fn open(&mut self, open: Open, anchor: usize, place: Place) -> Result<(), SyntaxError> {
+    fn open(
+        &mut self,
+        open: Open,
+        anchor: usize,
+        tag: Option<&Tag>,
+        place: Place,
+    ) -> Result<(), SyntaxError> {
         if self.takes_key() {
             return Err(self.fail(place, "a list or mapping cannot be a key; use plain text"));
         }
         self.begin(place)?;
+        self.check_tag(tag, place)?;
         if self.stack.len() >= DEPTH_MAX {
             return Err(self.fail(place, too_deep()));
         }

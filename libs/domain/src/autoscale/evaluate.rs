@@ -148,7 +148,7 @@ impl<'a, R: Recorder> Run<'a, R> {
     ) -> Self {
         let selection = tick
             .selection
-            .filter(|selection| selection.holds(now))
+            .filter(|selection| selection.holds(now) && selection.profile < policy.profiles.len())
             .unwrap_or_else(|| policy.select(now));
         Self {
             policy,

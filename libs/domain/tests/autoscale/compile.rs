@@ -1,6 +1,6 @@
 //! Documents that are refused, with the field and what to do, and warnings about allowed ones.
 
-use penstock_domain::autoscale::Policy;
+use domain::autoscale::Policy;
 use serde_json::{Value, json};
 
 use crate::scene::*;

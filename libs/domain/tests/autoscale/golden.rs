@@ -3,7 +3,7 @@
 
 use contract::decision::{Decision, LastChange, Wish};
 use contract::time::Span;
-use penstock_domain::autoscale::{explain, reevaluate};
+use domain::autoscale::{explain, reevaluate};
 use serde_json::json;
 
 use crate::scene::*;

@@ -6,7 +6,7 @@ use contract::decision::{
 };
 use contract::resources::{AutoscaleMode, AutoscaleSpec, Direction};
 use contract::time::{Span, Timestamp};
-use penstock_domain::autoscale::{
+use domain::autoscale::{
     Policy, TickInputs, carried_next, carry, decide, decide_with, evaluate, explain, reevaluate,
     should_explain, should_write,
 };

@@ -4,7 +4,7 @@ use contract::decision::{Carried, Decision, DecisionInputs, InstanceCounts, Paus
 use contract::ids::{DeploymentRef, Uid};
 use contract::resources::AutoscaleSpec;
 use contract::time::{Span, Timestamp};
-use penstock_domain::autoscale::{Policy, carried_next, decide};
+use domain::autoscale::{Policy, carried_next, decide};
 use serde_json::{Value, json};
 use uuid::Uuid;
 

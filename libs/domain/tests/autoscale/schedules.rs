@@ -4,7 +4,7 @@
 use chrono::{Datelike, Duration, NaiveDateTime, NaiveTime, Timelike};
 use chrono_tz::Tz;
 use contract::time::{Span, Timestamp};
-use penstock_domain::autoscale::{Policy, Selection};
+use domain::autoscale::{Policy, Selection};
 use serde_json::{Value, json};
 
 use crate::scene::*;

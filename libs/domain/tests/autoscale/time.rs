@@ -2,7 +2,7 @@
 
 use contract::decision::{LastChange, Outcome};
 use contract::time::{Span, Timestamp};
-use penstock_domain::autoscale::{
+use domain::autoscale::{
     carried_after_clock_step, carried_after_restart, carried_next, should_write,
 };
 use serde_json::json;

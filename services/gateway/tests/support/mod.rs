@@ -1,5 +1,6 @@
 //! A gateway on a free port, instances that do what a test asks of them, and clients.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "only tests use this")]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -15,6 +15,7 @@ use contract::resources::BackendKind;
 use control::{Control, ControlConfig, ControlDeps};
 use domain::instances::plan::REMOVAL_GRACE;
 use gateway::Gateway;
+use meter::Meter;
 use runtime::clock::{Clock, SystemClock};
 use runtime::health::Health;
 use runtime::ids::{Ids, SystemIds};
@@ -25,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::data_folder::DataFolder;
-use super::sources::FolderLogs;
+use super::sources::{FolderLogs, MeterHistory};
 use super::supervisor::supervise;
 use crate::cli::serve_args::ServeArgs;
 
@@ -121,6 +122,15 @@ impl House {
             }
         });
 
+        let meter_deps = meter::Deps {
+            store: store.clone(),
+            bus: bus.clone(),
+            clock: clock.clone(),
+            ids: ids.clone(),
+            metrics: metrics.clone(),
+            health: health.clone(),
+        };
+        let meter = Meter::open(meter::Config::new(&data), meter_deps).await?;
         let control_config = ControlConfig {
             listen: args.control_addr,
             data: data.clone(),
@@ -134,7 +144,7 @@ impl House {
             metrics: metrics.clone(),
             health: health.clone(),
             logs: Arc::new(FolderLogs::new(&data)),
-            history: Arc::new(control::NoHistory),
+            history: Arc::new(MeterHistory::new(meter.history())),
         };
         let control = Control::bind(control_config, control_deps).await?;
         let control_url = format!("http://{}", control.addr);
@@ -155,6 +165,12 @@ impl House {
             grace: REMOVAL_GRACE,
         };
         spawn_node(&mut hands, node_config, deps, backends, &health);
+        let meter_stop = log.stop.clone();
+        log.spawn(async move {
+            if let Err(error) = meter.run(meter_stop).await {
+                tracing::error!(%error, "the meter ended");
+            }
+        });
         let stages = vec![doors, engines, hands, log];
         Ok(Self {
             folder,

@@ -8,9 +8,10 @@ use std::time::Duration;
 use backends::logs::{LogLine, LogReader};
 use bytes::Bytes;
 use contract::ids::DeploymentRef;
-use control::{LogQuery, LogSource, SourceError};
+use control::{HistoryQuery, HistorySource, LogQuery, LogSource, SourceError};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use meter::{History, Query};
 
 /// How often a followed log is looked at again.
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
@@ -99,5 +100,40 @@ impl Reading {
             }
         }
         text.into()
+    }
+}
+
+/// Measurements as the meter keeps them.
+pub struct MeterHistory {
+    history: History,
+}
+
+impl MeterHistory {
+    pub fn new(history: History) -> Self {
+        Self { history }
+    }
+}
+
+#[async_trait::async_trait]
+impl HistorySource for MeterHistory {
+    async fn history(&self, query: HistoryQuery) -> Result<Vec<serde_json::Value>, SourceError> {
+        let query = Query {
+            endpoint: query.endpoint,
+            deployment: query.deployment,
+            from: query.from,
+            to: query.to,
+            step: query.step,
+        };
+        let failed = |error: String| SourceError::Failed(error);
+        let points = self
+            .history
+            .points(&query)
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        points
+            .iter()
+            .map(serde_json::to_value)
+            .collect::<Result<_, _>>()
+            .map_err(|error| failed(error.to_string()))
     }
 }

@@ -1,0 +1,641 @@
+//! What only the process backend promises: real processes, and what becomes of them when Penstock is
+//! killed.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use backends::logs::{LogLimits, logs};
+use backends::process::{ProcessBackend, ProcessConfig, installation_id, node_id};
+use backends::{Backend, BackendError, Observed, ObservedPhase, Order};
+use contract::ids::InstanceId;
+use contract::resources::EnvValue;
+use contract::time::Span;
+use support::{Behaviour, call, is_running, order};
+use tokio::sync::mpsc;
+
+#[test]
+#[ignore = "it is the server that the other tests start"]
+fn the_tiny_server() {
+    support::serve();
+}
+
+/// Far more than anything takes; reached only when a test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+const GRACE: Span = Span::from_secs(20);
+
+/// Orders for [`a_parent`], as JSON.
+const ORDERS: &str = "PARENT_ORDERS";
+const DATA: &str = "PARENT_DATA";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "it is the Penstock that the other tests kill"]
+async fn a_parent() {
+    let (Ok(data), Ok(orders)) = (std::env::var(DATA), std::env::var(ORDERS)) else {
+        return;
+    };
+    let backend = open(Path::new(&data)).await;
+    let mut changes = backend.watch();
+    let orders: Vec<Order> = serde_json::from_str(&orders).unwrap();
+    for order in orders {
+        backend.ensure(order).await.unwrap();
+    }
+    loop {
+        let change = changes.recv().await.unwrap();
+        println!("{} {:?}", change.id, change.phase);
+    }
+}
+
+/// A Penstock that can be killed.
+struct Parent(Child);
+
+impl Parent {
+    fn start(data: &Path, orders: &[Order]) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_parent", "--ignored", "--nocapture"])
+            .env(DATA, data)
+            .env(ORDERS, serde_json::to_string(orders).unwrap())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// Waits until so many instances are ready, and kills it with SIGKILL.
+    fn kill_when_ready(mut self, count: usize) {
+        use std::io::{BufRead, BufReader};
+        let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        let ready = lines.filter(|line| line.as_ref().unwrap().ends_with(" Ready"));
+        assert_eq!(ready.take(count).count(), count);
+        self.kill();
+    }
+
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn config(data: &Path) -> ProcessConfig {
+    ProcessConfig::new(data.into(), "node-1".into(), "/".into())
+}
+
+async fn open(data: &Path) -> Arc<ProcessBackend> {
+    ProcessBackend::open(config(data)).await.unwrap()
+}
+
+async fn until(
+    changes: &mut mpsc::Receiver<Observed>,
+    wanted: impl Fn(&ObservedPhase) -> bool,
+) -> Observed {
+    let wait = async {
+        loop {
+            let change = changes.recv().await.unwrap();
+            if wanted(&change.phase) {
+                return change;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap()
+}
+
+/// For what nobody announces.
+async fn eventually(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap();
+}
+
+fn is_ready(phase: &ObservedPhase) -> bool {
+    *phase == ObservedPhase::Ready
+}
+
+fn is_removed(phase: &ObservedPhase) -> bool {
+    matches!(phase, ObservedPhase::Removed { .. })
+}
+
+fn reason_of_exit(observed: &Observed) -> &str {
+    match &observed.phase {
+        ObservedPhase::Exited { reason, .. } => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn is_exited(phase: &ObservedPhase) -> bool {
+    matches!(phase, ObservedPhase::Exited { .. })
+}
+
+/// Starts an instance and waits until it is ready.
+async fn started(backend: &ProcessBackend, order: Order) -> Observed {
+    let mut changes = backend.watch();
+    backend.ensure(order).await.unwrap();
+    until(&mut changes, is_ready).await
+}
+
+async fn removed(backend: &ProcessBackend, id: &InstanceId, grace: Span) -> Observed {
+    let mut changes = backend.watch();
+    backend.remove(id, 9, grace).await.unwrap();
+    until(&mut changes, is_removed).await
+}
+
+fn record_path(data: &Path, id: &str) -> PathBuf {
+    data.join("instances").join(id).join("record.json")
+}
+
+fn record(data: &Path, id: &str) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(record_path(data, id)).unwrap()).unwrap()
+}
+
+fn pid_of(data: &Path, id: &str) -> u32 {
+    record(data, id)["process"]["pid"].as_u64().unwrap() as u32
+}
+
+/// Every process of an installation, by the instance in its environment.
+fn processes_of(data: &Path) -> BTreeMap<u32, String> {
+    let ours = format!("PENSTOCK_INSTALLATION={}", installation_id(data).unwrap());
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&environ).into_owned();
+        let instance = text
+            .split('\0')
+            .find_map(|v| v.strip_prefix("PENSTOCK_INSTANCE="));
+        if let Some(instance) = instance
+            && text.split('\0').any(|value| value == ours)
+            && is_running(pid)
+        {
+            found.insert(pid, instance.to_owned());
+        }
+    }
+    found
+}
+
+fn grandchild_of(data: &Path, id: &str) -> u32 {
+    let log = data.join(format!("logs/iris/blue/{id}.log"));
+    let text = fs::read_to_string(log).unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("grandchild "));
+    line.unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_healthy_instance_is_adopted_after_penstock_was_killed() {
+    let data = tempfile::tempdir().unwrap();
+    let orders = ["a-1", "a-2"].map(|id| order(id, 3, &Behaviour::default()));
+    Parent::start(data.path(), &orders).kill_when_ready(2);
+    let before = ["a-1", "a-2"].map(|id| pid_of(data.path(), id));
+
+    let backend = open(data.path()).await;
+    let mut changes = backend.watch();
+    let listed = backend.list().await.unwrap();
+    let after: Vec<_> = listed.iter().filter_map(|observed| observed.pid).collect();
+    assert_eq!(after, before);
+    assert!(
+        listed
+            .iter()
+            .all(|o| o.adopted && o.generation == 3 && o.address.is_some())
+    );
+    until(&mut changes, is_ready).await;
+    until(&mut changes, is_ready).await;
+
+    // The same order again starts nothing.
+    backend.ensure(orders[0].clone()).await.unwrap();
+    assert_eq!(processes_of(data.path()).len(), 2);
+    for order in orders {
+        let gone = removed(&backend, &order.id, GRACE).await;
+        assert_eq!(gone.phase, ObservedPhase::Removed { code: None });
+    }
+    assert!(processes_of(data.path()).is_empty());
+}
+
+#[tokio::test]
+async fn an_adopted_instance_that_ends_is_noticed_and_its_code_is_unknown() {
+    let data = tempfile::tempdir().unwrap();
+    Parent::start(data.path(), &[order("a-1", 1, &Behaviour::default())]).kill_when_ready(1);
+    let backend = open(data.path()).await;
+    let mut changes = backend.watch();
+    until(&mut changes, is_ready).await;
+    let pid = pid_of(data.path(), "a-1").to_string();
+    Command::new("kill").args(["-9", &pid]).status().unwrap();
+    let exited = until(&mut changes, is_exited).await;
+    let ObservedPhase::Exited { code, reason } = exited.phase else {
+        unreachable!()
+    };
+    assert_eq!(code, None);
+    assert!(reason.contains("unknown"), "{reason}");
+}
+
+#[tokio::test]
+async fn an_instance_that_died_with_penstock_is_reported_as_gone() {
+    let data = tempfile::tempdir().unwrap();
+    Parent::start(data.path(), &[order("a-1", 1, &Behaviour::default())]).kill_when_ready(1);
+    let pid = pid_of(data.path(), "a-1");
+    Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()
+        .unwrap();
+    eventually(|| !is_running(pid)).await;
+    let backend = open(data.path()).await;
+    let listed = backend.list().await.unwrap();
+    assert_eq!(
+        reason_of_exit(&listed[0]),
+        "was gone when Penstock came back"
+    );
+}
+
+#[tokio::test]
+async fn what_no_record_names_is_ended_at_the_start() {
+    let data = tempfile::tempdir().unwrap();
+    let behaviour = Behaviour::default().with("GRANDCHILD", 1);
+    let orders = [
+        order("a-1", 1, &behaviour),
+        order("a-2", 1, &Behaviour::default()),
+    ];
+    Parent::start(data.path(), &orders).kill_when_ready(2);
+    let pid = pid_of(data.path(), "a-1");
+    let grandchild = grandchild_of(data.path(), "a-1");
+    fs::remove_dir_all(data.path().join("instances/a-1")).unwrap();
+    let backend = open(data.path()).await;
+    assert!(!is_running(pid) && !is_running(grandchild));
+    assert_eq!(backend.list().await.unwrap().len(), 1);
+    removed(&backend, &"a-2".to_owned().into(), GRACE).await;
+}
+
+#[tokio::test]
+async fn an_instance_whose_start_was_not_recorded_to_the_end_is_adopted() {
+    let data = tempfile::tempdir().unwrap();
+    Parent::start(data.path(), &[order("a-1", 1, &Behaviour::default())]).kill_when_ready(1);
+    let pid = pid_of(data.path(), "a-1");
+    let mut record = record(data.path(), "a-1");
+    record["phase"] = serde_json::json!({"is": "starting"});
+    record["process"] = serde_json::Value::Null;
+    record["port"] = serde_json::Value::Null;
+    fs::write(record_path(data.path(), "a-1"), record.to_string()).unwrap();
+    let backend = open(data.path()).await;
+    let mut changes = backend.watch();
+    let ready = until(&mut changes, is_ready).await;
+    assert_eq!((ready.pid, ready.adopted), (Some(pid), true));
+    removed(&backend, &ready.id, GRACE).await;
+}
+
+#[tokio::test]
+async fn an_order_that_was_recorded_but_not_carried_out_can_be_given_again() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let wanted = order("a-1", 1, &Behaviour::default());
+    started(&backend, wanted.clone()).await;
+    removed(&backend, &wanted.id, GRACE).await;
+    backend.release().await;
+    let mut record = record(data.path(), "a-1");
+    record["phase"] = serde_json::json!({"is": "starting"});
+    record["process"] = serde_json::Value::Null;
+    record["generation"] = 1.into();
+    fs::write(record_path(data.path(), "a-1"), record.to_string()).unwrap();
+    let backend = open(data.path()).await;
+    assert!(backend.list().await.unwrap().is_empty());
+    started(&backend, wanted.clone()).await;
+    removed(&backend, &wanted.id, GRACE).await;
+}
+
+#[tokio::test]
+async fn a_removal_that_was_interrupted_is_finished_at_the_start() {
+    let data = tempfile::tempdir().unwrap();
+    Parent::start(data.path(), &[order("a-1", 1, &Behaviour::default())]).kill_when_ready(1);
+    let pid = pid_of(data.path(), "a-1");
+    let mut record = record(data.path(), "a-1");
+    record["phase"] = serde_json::json!({"is": "removing"});
+    record["generation"] = 2.into();
+    fs::write(record_path(data.path(), "a-1"), record.to_string()).unwrap();
+    let backend = open(data.path()).await;
+    assert!(!is_running(pid));
+    assert!(backend.list().await.unwrap().is_empty());
+    let late = backend.ensure(order("a-1", 2, &Behaviour::default())).await;
+    assert!(matches!(late, Err(BackendError::Stale { newest: 2, .. })));
+}
+
+#[tokio::test]
+async fn tombstones_outlive_penstock() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    backend
+        .remove(&"a-1".to_owned().into(), 5, GRACE)
+        .await
+        .unwrap();
+    backend.release().await;
+    let backend = open(data.path()).await;
+    let late = backend.ensure(order("a-1", 5, &Behaviour::default())).await;
+    assert!(matches!(late, Err(BackendError::Stale { newest: 5, .. })));
+}
+
+#[tokio::test]
+async fn an_adopted_instance_that_does_not_get_ready_in_time_is_ended() {
+    let data = tempfile::tempdir().unwrap();
+    let mut wanted = order("a-1", 1, &Behaviour::default());
+    wanted.spec.readiness_probe.failure_threshold = 3;
+    wanted.spec.liveness_probe.failure_threshold = 1_000_000;
+    Parent::start(data.path(), &[wanted]).kill_when_ready(1);
+    let port = record(data.path(), "a-1")["port"].as_u64().unwrap();
+    call(&format!("127.0.0.1:{port}"), "/sick");
+    let pid = pid_of(data.path(), "a-1");
+    let backend = open(data.path()).await;
+    let mut changes = backend.watch();
+    let exited = until(&mut changes, is_exited).await;
+    assert!(reason_of_exit(&exited).starts_with("not ready after"));
+    assert!(!is_running(pid));
+}
+
+#[tokio::test]
+async fn a_second_penstock_cannot_have_the_same_data_folder() {
+    let data = tempfile::tempdir().unwrap();
+    let first = open(data.path()).await;
+    let refused = ProcessBackend::open(config(data.path())).await;
+    let message = refused.unwrap_err().to_string();
+    assert!(message.contains("another running Penstock"), "{message}");
+    first.release().await;
+    open(data.path()).await;
+}
+
+#[tokio::test]
+async fn killed_at_any_moment_of_many_starts_nothing_is_orphaned_or_started_twice() {
+    const ROUNDS: u64 = 8;
+    const INSTANCES: usize = 12;
+    let data = tempfile::tempdir().unwrap();
+    let orders: Vec<_> = (0..INSTANCES)
+        .map(|n| order(&format!("a-{n}"), 1, &Behaviour::default()))
+        .collect();
+    for round in 0..ROUNDS {
+        let parent = Parent::start(data.path(), &orders);
+        // Spread over the time that it takes to start them all.
+        tokio::time::sleep(Duration::from_millis(5 + 23 * round)).await;
+        parent.kill();
+    }
+    let backend = open(data.path()).await;
+    let running = processes_of(data.path());
+    let pids: BTreeMap<u32, String> = backend
+        .list()
+        .await
+        .unwrap()
+        .into_iter()
+        .filter_map(|observed| Some((observed.pid?, observed.id.to_string())))
+        .collect();
+    assert_eq!(running, pids);
+    for order in &orders {
+        backend.ensure(order.clone()).await.unwrap();
+    }
+    let after = processes_of(data.path());
+    assert_eq!(after.len(), INSTANCES);
+    assert!(running.iter().all(|(pid, id)| after.get(pid) == Some(id)));
+    let mut changes = backend.watch();
+    for order in &orders {
+        backend.remove(&order.id, 2, GRACE).await.unwrap();
+    }
+    for _ in &orders {
+        until(&mut changes, is_removed).await;
+    }
+    assert!(processes_of(data.path()).is_empty());
+}
+
+#[tokio::test]
+async fn a_removed_instance_leaves_no_process_behind() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let behaviour = Behaviour::default().with("GRANDCHILD", 1);
+    let ready = started(&backend, order("a-1", 1, &behaviour)).await;
+    let grandchild = grandchild_of(data.path(), "a-1");
+    assert!(is_running(grandchild));
+    removed(&backend, &ready.id, GRACE).await;
+    assert!(!is_running(grandchild) && !is_running(ready.pid.unwrap()));
+}
+
+#[tokio::test]
+async fn what_an_instance_leaves_behind_when_it_ends_is_ended_too() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let behaviour = Behaviour::default()
+        .with("GRANDCHILD", 1)
+        .with("EXIT_AFTER_MS", 300)
+        .with("EXIT_CODE", 5);
+    let mut changes = backend.watch();
+    backend.ensure(order("a-1", 1, &behaviour)).await.unwrap();
+    let exited = until(&mut changes, is_exited).await;
+    assert_eq!(reason_of_exit(&exited), "exited with code 5");
+    assert!(!is_running(grandchild_of(data.path(), "a-1")));
+}
+
+#[tokio::test]
+async fn an_instance_that_ignores_the_polite_signal_is_killed_after_the_grace() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let behaviour = Behaviour::default().with("IGNORE_TERM", 1);
+    let ready = started(&backend, order("a-1", 1, &behaviour)).await;
+    let gone = removed(&backend, &ready.id, Span::from_millis(100)).await;
+    assert_eq!(gone.phase, ObservedPhase::Removed { code: None });
+    assert!(!is_running(ready.pid.unwrap()));
+}
+
+#[tokio::test]
+async fn an_instance_whose_liveness_probe_fails_is_ended() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let ready = started(&backend, order("a-1", 1, &Behaviour::default())).await;
+    let mut changes = backend.watch();
+    call(ready.address.as_ref().unwrap(), "/sick");
+    let exited = until(&mut changes, is_exited).await;
+    assert!(reason_of_exit(&exited).contains("liveness"), "{exited:?}");
+    assert!(!is_running(ready.pid.unwrap()));
+}
+
+#[tokio::test]
+async fn an_instance_whose_readiness_probe_fails_is_unready_and_lives() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let mut wanted = order("a-1", 1, &Behaviour::default());
+    wanted.spec.readiness_probe.failure_threshold = 3;
+    wanted.spec.liveness_probe.path = "/".into();
+    let ready = started(&backend, wanted).await;
+    let mut changes = backend.watch();
+    call(ready.address.as_ref().unwrap(), "/sick");
+    until(&mut changes, |phase| {
+        matches!(phase, ObservedPhase::Unready { .. })
+    })
+    .await;
+    assert!(is_running(ready.pid.unwrap()));
+    removed(&backend, &ready.id, GRACE).await;
+}
+
+#[tokio::test]
+async fn an_instance_that_is_not_ready_in_time_is_given_up() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let mut wanted = order("a-1", 1, &Behaviour::default().with("FAIL_READINESS", 1));
+    wanted.spec.readiness_probe.failure_threshold = 20;
+    let mut changes = backend.watch();
+    backend.ensure(wanted).await.unwrap();
+    let exited = until(&mut changes, is_exited).await;
+    let reason = reason_of_exit(&exited);
+    assert!(
+        reason.starts_with("not ready after 400ms (20 probes of `/ready`"),
+        "{reason}"
+    );
+    assert!(processes_of(data.path()).is_empty());
+}
+
+#[tokio::test]
+async fn a_program_that_does_not_exist_cannot_be_started_and_that_is_said() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let mut changes = backend.watch();
+    let mut wanted = order("a-1", 1, &Behaviour::default());
+    wanted.spec.command = vec!["./no-such-program".into()];
+    let refused = backend.ensure(wanted.clone()).await.unwrap_err();
+    assert!(matches!(refused, BackendError::CannotStart { .. }));
+    let message = refused.to_string();
+    assert!(
+        message.contains("no-such-program") && message.contains("spec.command"),
+        "{message}"
+    );
+    assert!(is_exited(&until(&mut changes, is_exited).await.phase));
+    removed(&backend, &wanted.id, GRACE).await;
+}
+
+#[tokio::test]
+async fn ids_that_would_leave_the_data_folder_are_refused() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    for bad in ["../../etc", "", ".", "a/b", "-rf"] {
+        let refused = backend.ensure(order(bad, 1, &Behaviour::default())).await;
+        assert!(
+            matches!(refused, Err(BackendError::CannotStart { .. })),
+            "{bad}"
+        );
+        assert!(
+            backend
+                .remove(&bad.to_owned().into(), 1, GRACE)
+                .await
+                .is_err()
+        );
+    }
+}
+
+#[tokio::test]
+async fn output_of_instances_is_kept_and_rotated() {
+    let data = tempfile::tempdir().unwrap();
+    let limits = LogLimits {
+        file_bytes_max: 100_000,
+        deployment_bytes_max: 2_000_000,
+    };
+    let config = ProcessConfig {
+        log_limits: limits,
+        ..config(data.path())
+    };
+    let backend = ProcessBackend::open(config).await.unwrap();
+    let behaviour = Behaviour::default().with("CHATTER", 1);
+    let ready = started(&backend, order("a-1", 1, &behaviour)).await;
+    let mut reader = logs(data.path(), &"iris/blue".parse().unwrap(), None);
+    let rotated = data.path().join("logs/iris/blue/a-1.log.000002");
+    eventually(|| rotated.exists()).await;
+    removed(&backend, &ready.id, GRACE).await;
+    let lines = reader.read(1 << 20).unwrap();
+    assert!(lines.len() > 100);
+    assert!(lines.iter().all(|line| line.instance == ready.id));
+}
+
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        if entry.path().is_dir() {
+            files(&entry.path(), found);
+        } else {
+            found.push(entry.path());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_secret_reaches_the_instance_and_no_file() {
+    const SECRET: &str = "correct-horse-battery";
+    let data = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let path = elsewhere.path().join("db");
+    fs::write(&path, format!("{SECRET}\n")).unwrap();
+    let backend = open(data.path()).await;
+    let reference = format!("file:{}", path.display());
+    let behaviour = Behaviour::default().with_secret("DB", &reference);
+    let ready = started(&backend, order("a-1", 1, &behaviour)).await;
+    let environ = fs::read(format!("/proc/{}/environ", ready.pid.unwrap())).unwrap();
+    let environ = String::from_utf8(environ).unwrap();
+    assert!(environ.contains(&format!("DB={SECRET}\0")));
+    removed(&backend, &ready.id, GRACE).await;
+    let mut all = Vec::new();
+    files(data.path(), &mut all);
+    assert!(all.len() > 3);
+    for file in all {
+        let content = fs::read(&file).unwrap();
+        let text = String::from_utf8_lossy(&content);
+        assert!(!text.contains(SECRET), "{}", file.display());
+    }
+}
+
+#[tokio::test]
+async fn an_instance_gets_its_own_variables_and_not_all_of_ours() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let mut wanted = order("a-1", 7, &Behaviour::default());
+    let level = EnvValue::Plain("2".into());
+    wanted.spec.env.insert("LEVEL".into(), level);
+    let ready = started(&backend, wanted).await;
+    let environ = fs::read(format!("/proc/{}/environ", ready.pid.unwrap())).unwrap();
+    let text = String::from_utf8(environ).unwrap();
+    let has = |value: &str| text.split('\0').any(|entry| entry == value);
+    assert!(has("LEVEL=2") && has("PENSTOCK_INSTANCE=a-1") && has("PENSTOCK_GENERATION=7"));
+    // Cargo sets this for tests.
+    assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
+    assert!(!text.contains("CARGO_MANIFEST_DIR"));
+    removed(&backend, &ready.id, GRACE).await;
+}
+
+#[tokio::test]
+async fn cpu_and_memory_of_an_instance_are_measured() {
+    let data = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    let ready = started(&backend, order("a-1", 1, &Behaviour::default())).await;
+    let before = backend.resources().await;
+    call(ready.address.as_ref().unwrap(), "/burn");
+    let after = backend.resources().await;
+    assert_eq!((before.len(), &after[0].id), (1, &ready.id));
+    assert!(after[0].cpu_us_total >= before[0].cpu_us_total + 50_000);
+    assert!(after[0].memory_bytes >= before[0].memory_bytes + (16 << 20));
+    removed(&backend, &ready.id, GRACE).await;
+    assert!(backend.resources().await.is_empty());
+}
+
+#[test]
+fn the_ids_of_installation_and_node_are_made_once() {
+    let data = tempfile::tempdir().unwrap();
+    let ids = || {
+        (
+            installation_id(data.path()).unwrap(),
+            node_id(data.path()).unwrap(),
+        )
+    };
+    let first = ids();
+    assert_eq!(ids(), first);
+    assert!(!first.1.contains('/') && first.0 != first.1);
+}

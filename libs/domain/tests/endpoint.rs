@@ -1,0 +1,855 @@
+//! The endpoint aggregate: commands, the reactor, routes and views, driven as the log would.
+
+use std::collections::BTreeMap;
+
+use contract::decision::{Pause, Pin};
+use contract::events::{
+    EndpointKeys, Event, InstanceDraining, InstanceEnded, InstanceRequested, InstanceStarted,
+    OfInstance, RemovalReason, RequestReason, SealedKey,
+};
+use contract::ids::{DeploymentRef, EndpointKey, InstanceId, Name, Position, Uid};
+use contract::log::{Actor, Record, StreamKind, StreamName};
+use contract::resources::{
+    BackendKind, DeploymentSpec, EndpointSpec, Percentages, ProvisioningState, Resource, document,
+};
+use contract::time::{Span, Timestamp};
+use domain::documents::{Step, plan};
+use domain::endpoint::Endpoint;
+use domain::endpoint::commands::{Command, Context, Precondition, Refusal, decide};
+use domain::endpoint::settle::settle;
+use domain::instances::Instances;
+use domain::routes::route;
+use domain::views::{DEPLOYMENTS, ENDED_INSTANCES_MAX, ENDPOINTS, INSTANCES, Projection};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn spec() -> DeploymentSpec {
+    serde_json::from_value(serde_json::json!({"backend": "simulated", "instanceType": "small"}))
+        .unwrap()
+}
+
+fn shares(shares: &[(&str, u8)]) -> Percentages {
+    shares
+        .iter()
+        .map(|(deployment, share)| (name(deployment), *share))
+        .collect()
+}
+
+/// One endpoint, its instances and the log that made them.
+#[derive(Clone, Default)]
+struct World {
+    endpoint: Option<Endpoint>,
+    instances: Instances,
+    granted: BTreeMap<Name, u32>,
+    log: Vec<Record>,
+    versions: BTreeMap<StreamName, u64>,
+    uids: u128,
+    now: Timestamp,
+}
+
+impl World {
+    /// With an endpoint `iris` and these deployments.
+    fn with(deployments: &[&str]) -> Self {
+        let mut world = Self::default();
+        world.put_endpoint(EndpointSpec::default()).unwrap();
+        for deployment in deployments {
+            world.put(deployment, spec()).unwrap();
+        }
+        world
+    }
+
+    fn key(&self) -> EndpointKey {
+        EndpointKey::new(&name("iris"))
+    }
+
+    fn uid(&mut self) -> Uid {
+        self.uids += 1;
+        Uid(Uuid::from_u128(self.uids))
+    }
+
+    fn record(&mut self, kind: StreamKind, event: Event) {
+        let stream = match kind {
+            StreamKind::Node => StreamName::of_node(&self.key(), "n1"),
+            kind => StreamName::of(kind, &self.key()),
+        };
+        let version = self.versions.entry(stream.clone()).or_default();
+        *version += 1;
+        let position = Position(self.log.len() as u64 + 1);
+        let record = Record {
+            position,
+            prev: Position(position.0 - 1),
+            bucket: stream.bucket_key().bucket(),
+            stream,
+            version: *version,
+            id: Uuid::from_u128(u128::from(position.0)),
+            time: self.now,
+            actor: Actor::service("test"),
+            event,
+        };
+        self.endpoint = Endpoint::apply(self.endpoint.take(), &record);
+        self.instances.apply(&record);
+        self.log.push(record);
+    }
+
+    fn run(&mut self, command: Command) -> Result<usize, Refusal> {
+        self.run_if(command, Precondition::None)
+    }
+
+    fn run_if(&mut self, command: Command, precondition: Precondition) -> Result<usize, Refusal> {
+        let context = Context {
+            endpoint: name("iris"),
+            other_endpoints: 0,
+            precondition,
+            now: self.now,
+        };
+        let events = decide(self.endpoint.as_ref(), &command, &context)?;
+        let count = events.len();
+        events
+            .into_iter()
+            .for_each(|event| self.record(StreamKind::Endpoint, event));
+        Ok(count)
+    }
+
+    fn put_endpoint(&mut self, spec: EndpointSpec) -> Result<usize, Refusal> {
+        let key = |text: &str| SealedKey {
+            hash: text.into(),
+            sealed: text.into(),
+        };
+        let keys = EndpointKeys {
+            primary: key("one"),
+            secondary: key("two"),
+        };
+        let uid = self.uid();
+        self.run(Command::PutEndpoint {
+            labels: BTreeMap::new(),
+            spec,
+            uid,
+            keys,
+        })
+    }
+
+    fn put(&mut self, deployment: &str, spec: DeploymentSpec) -> Result<usize, Refusal> {
+        let uid = self.uid();
+        self.run(Command::PutDeployment {
+            deployment: name(deployment),
+            labels: BTreeMap::new(),
+            spec,
+            uid,
+        })
+    }
+
+    fn split(&mut self, traffic: &[(&str, u8)]) -> Result<usize, Refusal> {
+        self.run(Command::SetTraffic {
+            traffic: Some(shares(traffic)),
+            mirror: None,
+        })
+    }
+
+    fn delete(&mut self, deployment: &str) -> Result<usize, Refusal> {
+        self.run(Command::DeleteDeployment {
+            deployment: name(deployment),
+        })
+    }
+
+    fn request(&mut self, id: &str, deployment: &str) {
+        let found = &self.endpoint.as_ref().unwrap().deployments[&name(deployment)];
+        let requested = InstanceRequested {
+            id: InstanceId::from(id.to_owned()),
+            generation: 1,
+            deployment: DeploymentRef {
+                endpoint: name("iris"),
+                deployment: name(deployment),
+            },
+            deployment_uid: found.uid,
+            revision: found.instance_revision,
+            node: "n1".into(),
+            decision: None,
+            reason: RequestReason::ScaleOut,
+            spec: found.spec.clone(),
+        };
+        self.record(
+            StreamKind::Instances,
+            Event::InstanceRequested(Box::new(requested)),
+        );
+    }
+
+    fn ready(&mut self, id: &str, deployment: &str) {
+        self.request(id, deployment);
+        let id = InstanceId::from(id.to_owned());
+        let address = format!("127.0.0.1:{}", 9000 + self.log.len());
+        let started = InstanceStarted {
+            id: id.clone(),
+            generation: 1,
+            address,
+            pid: None,
+            adopted: false,
+        };
+        self.record(StreamKind::Node, Event::InstanceStarted(started));
+        self.record(StreamKind::Node, Event::InstanceReady(OfInstance { id }));
+    }
+
+    fn ended(id: &str, reason: &str) -> InstanceEnded {
+        InstanceEnded {
+            id: InstanceId::from(id.to_owned()),
+            reason: reason.into(),
+            exit_code: Some(1),
+        }
+    }
+
+    fn fail(&mut self, id: &str) {
+        self.record(
+            StreamKind::Node,
+            Event::InstanceFailed(Self::ended(id, "exited with 1")),
+        );
+    }
+
+    fn stop(&mut self, id: &str) {
+        self.record(
+            StreamKind::Node,
+            Event::InstanceStopped(Self::ended(id, "stopped")),
+        );
+    }
+
+    fn drain(&mut self, id: &str) {
+        let draining = InstanceDraining {
+            id: InstanceId::from(id.to_owned()),
+            reason: RemovalReason::ScaleIn,
+            decision: None,
+            timeout: Span::from_secs(30),
+        };
+        self.record(StreamKind::Instances, Event::InstanceDraining(draining));
+    }
+
+    /// Lets the reactor write until it has nothing to say. It must fall silent.
+    fn settle(&mut self) {
+        for _ in 0..10 {
+            let Some(endpoint) = &self.endpoint else {
+                return;
+            };
+            let events = settle(endpoint, &self.instances, &self.granted, self.now);
+            if events.is_empty() {
+                return;
+            }
+            events
+                .into_iter()
+                .for_each(|event| self.record(StreamKind::Endpoint, event));
+        }
+        panic!("the reactor does not come to rest");
+    }
+
+    fn state(&self, deployment: &str) -> ProvisioningState {
+        self.endpoint.as_ref().unwrap().deployments[&name(deployment)].state
+    }
+
+    fn revision(&self, deployment: &str) -> u64 {
+        self.endpoint.as_ref().unwrap().deployments[&name(deployment)].instance_revision
+    }
+}
+
+#[test]
+fn a_deployment_succeeds_once_as_many_instances_are_ready_as_were_granted() {
+    let mut world = World::with(&["blue"]);
+    world.settle();
+    assert_eq!(
+        world.endpoint.as_ref().unwrap().state,
+        ProvisioningState::Succeeded
+    );
+    assert_eq!(world.state("blue"), ProvisioningState::Creating);
+    world.granted.insert(name("blue"), 2);
+    world.ready("a", "blue");
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Creating);
+    world.ready("b", "blue");
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Succeeded);
+}
+
+#[test]
+fn a_granted_count_of_zero_is_reached_at_once() {
+    let mut world = World::with(&["blue"]);
+    world.granted.insert(name("blue"), 0);
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Succeeded);
+}
+
+#[test]
+fn a_changed_deployment_succeeds_when_no_instance_of_the_old_one_is_left() {
+    let mut world = World::with(&["blue"]);
+    world.granted.insert(name("blue"), 1);
+    world.ready("old", "blue");
+    world.settle();
+    let changed = DeploymentSpec {
+        instance_type: "large".into(),
+        ..spec()
+    };
+    world.put("blue", changed).unwrap();
+    assert_eq!(world.state("blue"), ProvisioningState::Updating);
+    world.ready("new", "blue");
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Updating);
+    world.drain("old");
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Succeeded);
+}
+
+#[test]
+fn five_failures_in_a_row_fail_a_deployment_until_it_recovers() {
+    let mut world = World::with(&["blue"]);
+    world.granted.insert(name("blue"), 1);
+    for round in 0..5 {
+        world.settle();
+        assert_eq!(world.state("blue"), ProvisioningState::Creating, "{round}");
+        let id = format!("i{round}");
+        world.request(&id, "blue");
+        world.fail(&id);
+    }
+    world.settle();
+    let blue = &world.endpoint.as_ref().unwrap().deployments[&name("blue")];
+    assert_eq!(blue.state, ProvisioningState::Failed);
+    assert!(
+        blue.state_reason.contains("exited with 1"),
+        "{}",
+        blue.state_reason
+    );
+    world.ready("good", "blue");
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Succeeded);
+}
+
+#[test]
+fn failures_of_an_old_spec_do_not_fail_a_new_one() {
+    let mut world = World::with(&["blue"]);
+    world.granted.insert(name("blue"), 1);
+    for round in 0..5 {
+        let id = format!("i{round}");
+        world.request(&id, "blue");
+        world.fail(&id);
+    }
+    world.settle();
+    world.now = world.now + Span::from_secs(10);
+    world
+        .put(
+            "blue",
+            DeploymentSpec {
+                instance_type: "large".into(),
+                ..spec()
+            },
+        )
+        .unwrap();
+    world.settle();
+    assert_eq!(world.state("blue"), ProvisioningState::Updating);
+}
+
+#[test]
+fn a_deployment_is_gone_when_its_last_instance_is_and_an_endpoint_after_its_last_deployment() {
+    let mut world = World::with(&["blue", "green"]);
+    world.ready("a", "blue");
+    world.run(Command::DeleteEndpoint).unwrap();
+    world.settle();
+    let left: Vec<&Name> = world
+        .endpoint
+        .as_ref()
+        .unwrap()
+        .deployments
+        .keys()
+        .collect();
+    assert_eq!(left, [&name("blue")]);
+    assert!(matches!(
+        world.put("red", spec()),
+        Err(Refusal::Conflict {
+            code: "being-deleted",
+            ..
+        })
+    ));
+    assert_eq!(world.run(Command::DeleteEndpoint).unwrap(), 0);
+    world.stop("a");
+    world.settle();
+    assert!(world.endpoint.is_none());
+}
+
+#[test]
+fn only_what_instances_are_made_of_raises_the_instance_revision() {
+    type Change = fn(&mut DeploymentSpec);
+    let table: [(&str, Change, u64); 8] = [
+        ("instances", |s| s.instances = 5, 1),
+        (
+            "request settings",
+            |s| s.request_settings.timeout = Span::from_secs(9),
+            1,
+        ),
+        ("command", |s| s.command = vec!["x".into()], 2),
+        (
+            "environment",
+            |s| {
+                s.env
+                    .insert("A".into(), contract::resources::EnvValue::Plain("b".into()));
+            },
+            2,
+        ),
+        ("backend", |s| s.backend = BackendKind::Process, 2),
+        ("instance type", |s| s.instance_type = "large".into(), 2),
+        ("simulated", |s| s.simulated = Some(Default::default()), 2),
+        ("probe", |s| s.readiness_probe.path = "/ready".into(), 2),
+    ];
+    for (what, change, revision) in table {
+        let mut world = World::with(&["blue"]);
+        let mut changed = spec();
+        change(&mut changed);
+        assert_eq!(world.put("blue", changed).unwrap(), 1, "{what}");
+        assert_eq!(world.revision("blue"), revision, "{what}");
+    }
+}
+
+#[test]
+fn traffic_names_deployments_that_stay_and_never_a_mirrored_one() {
+    let mut world = World::with(&["blue", "green"]);
+    type Row = (
+        &'static [(&'static str, u8)],
+        &'static [(&'static str, u8)],
+        Option<&'static str>,
+    );
+    let table: [Row; 8] = [
+        (&[("blue", 100)], &[("green", 10)], None),
+        (
+            &[("blue", 90), ("green", 10)],
+            &[("green", 10)],
+            Some("/mirror/green"),
+        ),
+        (&[("blue", 90)], &[], Some("/traffic")),
+        (&[("red", 100)], &[], Some("/traffic/red")),
+        (&[("blue", 100), ("red", 0)], &[], None),
+        (&[("blue", 101)], &[], Some("/traffic/blue")),
+        (&[("blue", 100)], &[("red", 5)], Some("/mirror/red")),
+        (&[], &[], None),
+    ];
+    for (traffic, mirror, refused) in table {
+        let command = Command::SetTraffic {
+            traffic: Some(shares(traffic)),
+            mirror: Some(shares(mirror)),
+        };
+        match (world.run(command), refused) {
+            (Ok(_), None) => {}
+            (Err(Refusal::Invalid(findings)), Some(pointer)) => {
+                assert_eq!(findings[0].pointer, pointer)
+            }
+            (result, refused) => panic!("{traffic:?} {mirror:?}: {result:?}, {refused:?}"),
+        }
+    }
+    world.delete("green").unwrap();
+    assert!(world.split(&[("green", 100)]).is_err());
+}
+
+#[test]
+fn limits_preconditions_and_pins_are_checked() {
+    let mut world = World::with(&[]);
+    for index in 0..20 {
+        world.put(&format!("d{index}"), spec()).unwrap();
+    }
+    assert!(matches!(
+        world.put("one-more", spec()),
+        Err(Refusal::Conflict {
+            code: "limit-reached",
+            ..
+        })
+    ));
+    let put = Command::DeleteDeployment {
+        deployment: name("d1"),
+    };
+    let refused = world.run_if(put.clone(), Precondition::Revision(2));
+    assert!(matches!(refused, Err(Refusal::PreconditionFailed(_))));
+    let pin = |instances, until| Command::Pin {
+        deployment: name("d1"),
+        pin: Pin { instances, until },
+    };
+    assert!(matches!(
+        world.run(pin(1001, None)),
+        Err(Refusal::Invalid(_))
+    ));
+    assert!(matches!(
+        world.run(pin(1, Some(world.now))),
+        Err(Refusal::Invalid(_))
+    ));
+    assert_eq!(world.run(pin(1, None)).unwrap(), 1);
+    assert_eq!(world.run(pin(1, None)).unwrap(), 0);
+    assert_eq!(world.run_if(put, Precondition::Revision(1)).unwrap(), 1);
+    let context = Context {
+        endpoint: name("b"),
+        other_endpoints: 100,
+        precondition: Precondition::None,
+        now: world.now,
+    };
+    let key = SealedKey {
+        hash: "h".into(),
+        sealed: "s".into(),
+    };
+    let command = Command::PutEndpoint {
+        labels: BTreeMap::new(),
+        spec: EndpointSpec::default(),
+        uid: Uid(Uuid::nil()),
+        keys: EndpointKeys {
+            primary: key.clone(),
+            secondary: key,
+        },
+    };
+    assert!(matches!(
+        decide(None, &command, &context),
+        Err(Refusal::Conflict {
+            code: "limit-reached",
+            ..
+        })
+    ));
+}
+
+#[test]
+fn an_expired_pin_is_released_by_the_reactor() {
+    let mut world = World::with(&["blue"]);
+    let until = world.now + Span::from_secs(60);
+    let pin = Pin {
+        instances: 3,
+        until: Some(until),
+    };
+    world
+        .run(Command::Pin {
+            deployment: name("blue"),
+            pin,
+        })
+        .unwrap();
+    world.settle();
+    assert!(
+        world.endpoint.as_ref().unwrap().deployments[&name("blue")]
+            .pin
+            .is_some()
+    );
+    world.now = until;
+    world.settle();
+    assert!(
+        world.endpoint.as_ref().unwrap().deployments[&name("blue")]
+            .pin
+            .is_none()
+    );
+}
+
+#[test]
+fn a_route_holds_ready_instances_and_those_that_may_still_be_serving() {
+    let mut world = World::with(&["blue"]);
+    world.split(&[("blue", 100)]).unwrap();
+    world.request("starting", "blue");
+    world.ready("ready", "blue");
+    world.ready("draining", "blue");
+    world.drain("draining");
+    world.ready("failed", "blue");
+    world.fail("failed");
+    let routed = |world: &World| {
+        let update = route(
+            world.endpoint.as_ref().unwrap(),
+            &world.instances,
+            Position(7),
+        );
+        let blue = update.route.unwrap().deployments[&name("blue")].clone();
+        let instances: Vec<(String, bool)> = blue
+            .instances
+            .iter()
+            .map(|i| (i.id.to_string(), i.draining))
+            .collect();
+        (blue.percent, instances)
+    };
+    let (percent, instances) = routed(&world);
+    assert_eq!(percent, 100);
+    assert_eq!(
+        instances,
+        [("draining".into(), true), ("ready".into(), false)]
+    );
+    world.run(Command::DeleteEndpoint).unwrap();
+    let (percent, instances) = routed(&world);
+    assert_eq!(percent, 0);
+    assert!(instances.iter().all(|(_, draining)| *draining));
+}
+
+#[test]
+fn rows_show_instances_after_their_end_up_to_a_limit() {
+    let mut world = World::with(&["blue"]);
+    for index in 0..ENDED_INSTANCES_MAX + 5 {
+        let id = format!("i{index:02}");
+        world.ready(&id, "blue");
+        world.stop(&id);
+    }
+    let rows = rows_of(&world.log);
+    let instances: Vec<&String> = rows
+        .keys()
+        .filter(|(model, _)| *model == INSTANCES)
+        .map(|(_, key)| key)
+        .collect();
+    assert_eq!(instances.len(), ENDED_INSTANCES_MAX);
+    assert_eq!(instances[0], "i05");
+    world.run(Command::DeleteEndpoint).unwrap();
+    world.settle();
+    assert!(rows_of(&world.log).is_empty());
+}
+
+fn rows_of(log: &[Record]) -> BTreeMap<(&'static str, String), String> {
+    let mut projection = Projection::default();
+    let mut rows = BTreeMap::new();
+    for record in log {
+        for change in projection.apply(record) {
+            let key = (change.model, change.key);
+            match change.doc {
+                Some(doc) => rows.insert(key, doc),
+                None => rows.remove(&key),
+            };
+        }
+    }
+    rows
+}
+
+#[test]
+fn a_set_of_documents_is_applied_in_an_order_that_works() {
+    let text = "\
+apiVersion: penstock/v1
+kind: Deployment
+metadata: {name: blue, endpoint: iris}
+spec: {backend: simulated, instanceType: small}
+---
+apiVersion: penstock/v1
+kind: Endpoint
+metadata: {name: iris}
+spec: {traffic: {blue: 100}}
+";
+    let (read, faults) = document::read(text);
+    assert_eq!(faults, []);
+    let resources: Vec<Resource> = read.into_iter().map(|read| read.resource).collect();
+    for _ in 0..2 {
+        let mut reversed = resources.clone();
+        reversed.reverse();
+        let mut world = World::default();
+        for steps in [plan(resources.clone()), plan(reversed)] {
+            let written = world.log.len();
+            for step in steps {
+                world.take(step);
+            }
+            assert!(
+                written == 0 || world.log.len() == written,
+                "the second apply wrote something"
+            );
+        }
+        assert_eq!(
+            world.endpoint.as_ref().unwrap().traffic,
+            shares(&[("blue", 100)])
+        );
+    }
+}
+
+impl World {
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::PutEndpoint(document) => self.put_endpoint(document.spec).unwrap(),
+            Step::PutDeployment(document) => self
+                .put(document.metadata.name.as_str(), document.spec)
+                .unwrap(),
+            Step::SetTraffic {
+                traffic, mirror, ..
+            } => self.run(Command::SetTraffic { traffic, mirror }).unwrap(),
+            Step::PutAutoscale(_) => unreachable!("the set has none"),
+        };
+    }
+}
+
+/// What may be done to the world, by a command or by the machines.
+#[derive(Clone, Debug)]
+enum Act {
+    PutEndpoint(Option<Percentages>),
+    Put(usize, u32, bool),
+    Delete(usize),
+    DeleteEndpoint,
+    Split(Percentages, Percentages),
+    Pause(usize, bool),
+    Pin(usize, u32),
+    Ready(usize),
+    EndOldest,
+    Settle,
+}
+
+const NAMES: [&str; 4] = ["blue", "green", "red", "grey"];
+
+fn any_shares() -> impl Strategy<Value = Percentages> {
+    let one = (0..NAMES.len()).prop_map(|index| shares(&[(NAMES[index], 100)]));
+    let two = (0..NAMES.len(), 1..NAMES.len(), 0u8..=100).prop_map(|(first, step, share)| {
+        shares(&[
+            (NAMES[first], share),
+            (NAMES[(first + step) % NAMES.len()], 100 - share),
+        ])
+    });
+    let wrong =
+        (0..NAMES.len(), 0u8..=120).prop_map(|(index, share)| shares(&[(NAMES[index], share)]));
+    prop_oneof![Just(Percentages::new()), one, two, wrong]
+}
+
+fn any_act() -> impl Strategy<Value = Act> {
+    let which = 0..NAMES.len();
+    prop_oneof![
+        2 => proptest::option::of(any_shares()).prop_map(Act::PutEndpoint),
+        6 => (which.clone(), 0u32..3, any::<bool>()).prop_map(|(d, n, large)| Act::Put(d, n, large)),
+        3 => which.clone().prop_map(Act::Delete),
+        1 => Just(Act::DeleteEndpoint),
+        6 => (any_shares(), any_shares()).prop_map(|(traffic, mirror)| Act::Split(traffic, mirror)),
+        1 => (which.clone(), any::<bool>()).prop_map(|(d, to)| Act::Pause(d, to)),
+        1 => (which.clone(), 0u32..5).prop_map(|(d, n)| Act::Pin(d, n)),
+        3 => which.prop_map(Act::Ready),
+        2 => Just(Act::EndOldest),
+        3 => Just(Act::Settle),
+    ]
+}
+
+impl World {
+    fn act(&mut self, act: &Act, serial: usize) {
+        let _ = match act {
+            Act::PutEndpoint(traffic) => self.put_endpoint(EndpointSpec {
+                traffic: traffic.clone(),
+                ..EndpointSpec::default()
+            }),
+            Act::Put(index, instances, large) => {
+                let instance_type = if *large { "large" } else { "small" }.into();
+                self.put(
+                    NAMES[*index],
+                    DeploymentSpec {
+                        instances: *instances,
+                        instance_type,
+                        ..spec()
+                    },
+                )
+            }
+            Act::Delete(index) => self.delete(NAMES[*index]),
+            Act::DeleteEndpoint => self.run(Command::DeleteEndpoint),
+            Act::Split(traffic, mirror) => self.run(Command::SetTraffic {
+                traffic: Some(traffic.clone()),
+                mirror: Some(mirror.clone()),
+            }),
+            Act::Pause(index, to) => {
+                let pause = Pause {
+                    scale_in: *to,
+                    scale_out: false,
+                };
+                self.run(Command::SetPause {
+                    deployment: name(NAMES[*index]),
+                    pause,
+                })
+            }
+            Act::Pin(index, instances) => {
+                let pin = Pin {
+                    instances: *instances,
+                    until: None,
+                };
+                self.run(Command::Pin {
+                    deployment: name(NAMES[*index]),
+                    pin,
+                })
+            }
+            Act::Ready(index) => {
+                let deployment = name(NAMES[*index]);
+                let exists = self
+                    .endpoint
+                    .as_ref()
+                    .is_some_and(|e| e.deployments.contains_key(&deployment));
+                if exists {
+                    self.ready(&format!("i{serial:03}"), NAMES[*index]);
+                }
+                Ok(0)
+            }
+            Act::EndOldest => {
+                if let Some(id) = self.instances.instances.keys().next().cloned() {
+                    self.stop(id.as_str());
+                }
+                Ok(0)
+            }
+            Act::Settle => {
+                self.settle();
+                Ok(0)
+            }
+        };
+    }
+
+    fn check(&self) -> Result<(), TestCaseError> {
+        let Some(endpoint) = &self.endpoint else {
+            return Ok(());
+        };
+        let sum: u32 = endpoint
+            .traffic
+            .values()
+            .map(|share| u32::from(*share))
+            .sum();
+        prop_assert!(sum == 0 || sum == 100, "traffic sums to {sum}");
+        let leaving = endpoint.state == ProvisioningState::Deleting;
+        for named in endpoint.traffic.keys().chain(endpoint.mirror.keys()) {
+            let state = endpoint.deployments.get(named).map(|d| d.state);
+            prop_assert!(
+                leaving || state.is_some_and(|s| s != ProvisioningState::Deleting),
+                "{named} is {state:?}"
+            );
+        }
+        for mirrored in endpoint.mirror.keys() {
+            prop_assert!(
+                !endpoint.traffic.contains_key(mirrored),
+                "{mirrored} is live and mirrored"
+            );
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_sequence_of_commands_breaks_the_split(acts in proptest::collection::vec(any_act(), 1..60)) {
+        let mut world = World::default();
+        for (serial, act) in acts.iter().enumerate() {
+            world.act(act, serial);
+            world.check()?;
+        }
+    }
+
+    #[test]
+    fn the_same_command_twice_writes_nothing_the_second_time(acts in proptest::collection::vec(any_act(), 1..40)) {
+        let mut world = World::default();
+        for (serial, act) in acts.iter().enumerate() {
+            world.act(act, serial);
+            // What machines do is not idempotent, and a deletion may have come to its end.
+            if matches!(act, Act::Put(..) | Act::Split(..) | Act::Pause(..) | Act::Pin(..) | Act::DeleteEndpoint) {
+                let written = world.log.len();
+                world.act(act, serial);
+                prop_assert_eq!(world.log.len(), written, "{:?}", act);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_show_what_the_aggregate_holds(acts in proptest::collection::vec(any_act(), 1..60)) {
+        let mut world = World::default();
+        for (serial, act) in acts.iter().enumerate() {
+            world.act(act, serial);
+        }
+        let rows = rows_of(&world.log);
+        let count = |wanted: &str| rows.keys().filter(|(model, _)| *model == wanted).count();
+        prop_assert_eq!(count(ENDPOINTS), usize::from(world.endpoint.is_some()));
+        let deployments = world.endpoint.as_ref().map_or(0, |endpoint| endpoint.deployments.len());
+        prop_assert_eq!(count(DEPLOYMENTS), deployments);
+        if let Some(endpoint) = &world.endpoint {
+            let row = &rows[&(ENDPOINTS, "default/iris".to_owned())];
+            let view: contract::resources::EndpointView = serde_json::from_str(row).unwrap();
+            prop_assert_eq!(view.spec.traffic.as_ref(), Some(&endpoint.traffic));
+            prop_assert_eq!(view.metadata.revision, endpoint.revision);
+        }
+    }
+
+    #[test]
+    fn the_reactor_always_comes_to_rest(acts in proptest::collection::vec(any_act(), 1..40)) {
+        let mut world = World::default();
+        for (serial, act) in acts.iter().enumerate() {
+            world.act(act, serial);
+            world.clone().settle();
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Tokens, roles, keys, and requests that are repeated.
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+
+use contract::events::AccessRole;
+use contract::time::Span;
+use control::table::{Gate, routes};
+use reqwest::Method;
+use serde_json::{Value, json};
+use support::{World, deployment, endpoint};
+
+async fn token(world: &World, name: &str, role: &str) -> String {
+    let body = json!({"name": name, "role": role});
+    let granted = world.post("/v1/access", &body).await.expect(201).body();
+    granted["token"].as_str().unwrap().to_owned()
+}
+
+/// A path of the table with names filled in.
+fn concrete(path: &str) -> String {
+    path.replace("{endpoint}", "none")
+        .replace("{deployment}", "none")
+        .replace("{slot}", "primary")
+        .replace("{name}", "none")
+        .replace("{id}", "00000000-0000-7000-8000-000000000000")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_route_lets_in_its_least_role_and_those_above_it() {
+    let world = World::start().await;
+    let mut tokens: Vec<(Option<AccessRole>, Option<String>)> = vec![(None, None)];
+    for (role, word) in [
+        (AccessRole::Viewer, "viewer"),
+        (AccessRole::Operator, "operator"),
+        (AccessRole::Admin, "admin"),
+    ] {
+        tokens.push((
+            Some(role),
+            Some(token(&world, &format!("a-{word}"), word).await),
+        ));
+    }
+    for entry in routes() {
+        for (role, token) in &tokens {
+            let url = format!("http://{}{}", world.addr, concrete(entry.path));
+            let mut request = world.http.request(entry.method.clone(), &url);
+            if let Some(token) = token {
+                request = request.bearer_auth(token);
+            }
+            // Headers are enough: a stream has no end to wait for.
+            let status = request.send().await.unwrap().status().as_u16();
+            let told = format!("{} {} as {role:?}: {status}", entry.method, entry.path);
+            let least = match entry.gate {
+                Gate::Open | Gate::Loopback => {
+                    assert!(![401, 403].contains(&status), "{told}");
+                    continue;
+                }
+                Gate::Role(least) => least,
+            };
+            match role {
+                None => assert_eq!(status, 401, "{told}"),
+                Some(role) if *role < least => assert_eq!(status, 403, "{told}"),
+                Some(_) => assert!(![401, 403].contains(&status), "{told}"),
+            }
+        }
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_expired_and_revoked_tokens_open_nothing() {
+    let world = World::start().await;
+    let ask = |token: String| {
+        let url = format!("http://{}/v1/endpoints", world.addr);
+        world.send(world.http.get(url).bearer_auth(token))
+    };
+    let reply = ask("penstock_00".into()).await.expect(401);
+    assert_eq!(
+        (reply.code().as_str(), reply.header("www-authenticate")),
+        ("unauthorized", Some("Bearer"))
+    );
+    let body =
+        json!({"name": "ci", "role": "viewer", "expires": support::START + Span::from_secs(60)});
+    let ci = world.post("/v1/access", &body).await.expect(201).body()["token"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    ask(ci.clone()).await.expect(200);
+    world.clock.advance(Span::from_secs(60));
+    assert!(ask(ci).await.expect(401).text.contains("expired"));
+    let other = token(&world, "other", "viewer").await;
+    ask(other.clone()).await.expect(200);
+    world.delete("/v1/access/other").await.expect(200);
+    ask(other).await.expect(401);
+    world
+        .post("/v1/access", &json!({"name": "admin", "role": "viewer"}))
+        .await
+        .expect(409);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_listed_without_their_secrets_and_files_are_private() {
+    let world = World::start().await;
+    let ci = token(&world, "ci", "operator").await;
+    let head = world.head().await;
+    let list = world.get_at("/v1/access", head).await.expect(200);
+    assert!(!list.text.contains(&ci) && !list.text.contains("hash"));
+    let names: Vec<Value> = list.body()["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|i| i["name"].clone())
+        .collect();
+    assert_eq!(names, ["ci", "admin"]);
+    for file in ["client.json", "seal.key"] {
+        let mode = std::fs::metadata(world.dir.path().join(file))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_client_file_is_replaced_by_one_with_a_new_token() {
+    let world = World::start().await;
+    let old = world.token.clone();
+    let dir = world.stop().await;
+    std::fs::remove_file(dir.path().join("client.json")).unwrap();
+    let world = World::start_in(dir, 3).await;
+    assert_ne!(world.token, old);
+    world.get("/v1/endpoints").await.expect(200);
+    let url = format!("http://{}/v1/endpoints", world.addr);
+    world
+        .send(world.http.get(url).bearer_auth(old))
+        .await
+        .expect(401);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_event_names_who_caused_it() {
+    let world = World::start().await;
+    let ci = token(&world, "ci", "operator").await;
+    let url = format!("http://{}/v1/endpoints/iris", world.addr);
+    let request = world.http.put(url).bearer_auth(ci).json(&endpoint("iris"));
+    world.send(request).await.expect(201);
+    world.settled().await;
+    let events = world.get("/v1/events?limit=1000").await.expect(200).body();
+    let actors: Vec<(String, String)> = events["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| {
+            (
+                e["type"].as_str().unwrap().to_owned(),
+                e["actor"].as_str().unwrap().to_owned(),
+            )
+        })
+        .collect();
+    let expected = [
+        ("access.granted", "service:control"),
+        ("access.granted", "token:admin"),
+        ("endpoint.created", "token:ci"),
+        ("endpoint.state-changed", "service:control"),
+    ];
+    assert_eq!(actors, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_shown_to_admins_stored_sealed_and_replaced_one_at_a_time() {
+    let world = World::start().await;
+    world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201);
+    let before = world
+        .get("/v1/endpoints/iris/keys")
+        .await
+        .expect(200)
+        .body();
+    let after = world
+        .post("/v1/endpoints/iris/keys/primary/regenerate", &json!({}))
+        .await
+        .expect(200)
+        .body();
+    assert_ne!(before["primary"], after["primary"]);
+    assert_eq!(before["secondary"], after["secondary"]);
+    assert_eq!(after["primary"].as_str().unwrap().len(), 64);
+    world.settled().await;
+    let log = world.get("/v1/events?limit=1000").await.expect(200).text;
+    let view = world.get("/v1/endpoints/iris").await.expect(200).text;
+    for key in [&before["primary"], &after["primary"], &after["secondary"]] {
+        let key = key.as_str().unwrap();
+        assert!(!log.contains(key) && !view.contains(key));
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_post_with_its_idempotency_key_gets_the_first_answer() {
+    let world = World::start().await;
+    world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201);
+    world
+        .put(
+            "/v1/endpoints/iris/deployments/blue",
+            &deployment("iris", "blue"),
+        )
+        .await
+        .expect(201);
+    world.settled().await;
+    let requests = [
+        ("/v1/access", json!({"name": "ci", "role": "viewer"}), 201),
+        ("/v1/endpoints/iris/keys/primary/regenerate", json!({}), 200),
+        (
+            "/v1/autoscale/iris/blue/pause",
+            json!({"scaleIn": true}),
+            200,
+        ),
+    ];
+    for (path, body, status) in requests {
+        let post = |body: &Value| {
+            let request = world.request(Method::POST, path).json(body);
+            world.send(request.header("idempotency-key", "0199-abc"))
+        };
+        let first = post(&body).await.expect(status);
+        let head = world.head().await;
+        let second = post(&body).await.expect(status);
+        assert_eq!(first.body(), second.body(), "{path}");
+        assert_eq!(first.position(), second.position(), "{path}");
+        assert_eq!(world.head().await, head, "{path}");
+        // Another body under the same key is a mistake of the caller.
+        let other = match path {
+            "/v1/access" => json!({"name": "other", "role": "viewer"}),
+            _ => json!({"scaleIn": true, "scaleOut": true}),
+        };
+        assert_eq!(
+            post(&other).await.expect(422).code(),
+            "idempotency-key-reused",
+            "{path}"
+        );
+    }
+    // The key belongs to the path: elsewhere it is another request.
+    let request = world.request(Method::POST, "/v1/endpoints/iris/keys/secondary/regenerate");
+    world
+        .send(request.header("idempotency-key", "0199-abc"))
+        .await
+        .expect(200);
+    world.stop().await;
+}

@@ -1,0 +1,180 @@
+//! The log over HTTP, pages, waiting for a position, and the open routes.
+
+mod support;
+
+use futures::StreamExt;
+use reqwest::Method;
+use serde_json::{Value, json};
+use support::{World, deployment, endpoint};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_with_a_position_shows_the_write_that_gave_it() {
+    let world = World::start().await;
+    for round in 0..20 {
+        let name = format!("e{round}");
+        let path = format!("/v1/endpoints/{name}");
+        let put = world.put(&path, &endpoint(&name)).await.expect(201);
+        world.get_at(&path, put.position()).await.expect(200);
+    }
+    let request = world.request(Method::GET, "/v1/endpoints");
+    world
+        .send(request.header("penstock-position", "soon"))
+        .await
+        .expect(400);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_come_newest_first_in_pages_and_unknown_filters_find_nothing() {
+    let world = World::start().await;
+    let mut position = 0;
+    for name in ["a", "b", "c", "d", "e"] {
+        position = world
+            .put(&format!("/v1/endpoints/{name}"), &endpoint(name))
+            .await
+            .expect(201)
+            .position();
+    }
+    world.get_at("/v1/endpoints", position).await.expect(200);
+    let mut names = Vec::new();
+    let mut path = "/v1/endpoints?limit=2".to_owned();
+    loop {
+        let page = world.get(&path).await.expect(200).body();
+        let items = page["items"].as_array().unwrap().clone();
+        names.extend(
+            items
+                .iter()
+                .map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()),
+        );
+        let Some(cursor) = page["nextCursor"].as_str() else {
+            break;
+        };
+        path = format!("/v1/endpoints?limit=2&cursor={cursor}");
+    }
+    assert_eq!(names, ["e", "d", "c", "b", "a"]);
+    for path in [
+        "/v1/instances?endpoint=none",
+        "/v1/decisions?endpoint=No_Name",
+        "/v1/deployments?deployment=none",
+    ] {
+        assert_eq!(
+            world.get(path).await.expect(200).body(),
+            json!({"items": [], "nextCursor": null})
+        );
+    }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_event_stream_goes_on_where_the_last_event_id_says() {
+    let world = World::start().await;
+    world
+        .put("/v1/endpoints/a", &endpoint("a"))
+        .await
+        .expect(201);
+    world.settled().await;
+    let head = world.head().await;
+    let request = world
+        .request(Method::GET, "/v1/events/stream")
+        .header("last-event-id", head - 1);
+    let response = request.send().await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let mut chunks = response.bytes_stream();
+    let mut text = String::new();
+    world
+        .put("/v1/endpoints/b", &endpoint("b"))
+        .await
+        .expect(201);
+    while text.matches("event: endpoint.created").count() < 1 {
+        text.push_str(std::str::from_utf8(&chunks.next().await.unwrap().unwrap()).unwrap());
+    }
+    let ids: Vec<u64> = text
+        .lines()
+        .filter_map(|l| l.strip_prefix("id: ")?.parse().ok())
+        .collect();
+    assert_eq!(ids[0], head, "{text}");
+    assert!(ids.is_sorted());
+    let data = text.lines().find_map(|l| l.strip_prefix("data: ")).unwrap();
+    let record: Value = serde_json::from_str(data).unwrap();
+    assert_eq!(record["position"], head);
+    // The server ends its streams when it shuts down.
+    world.stop().await;
+    while chunks.next().await.is_some_and(|chunk| chunk.is_ok()) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_paged_from_a_position_on() {
+    let world = World::start().await;
+    world
+        .put("/v1/endpoints/a", &endpoint("a"))
+        .await
+        .expect(201);
+    world
+        .put("/v1/endpoints/a/deployments/blue", &deployment("a", "blue"))
+        .await
+        .expect(201);
+    world.settled().await;
+    let head = world.head().await;
+    let first = world.get("/v1/events?limit=2").await.expect(200).body();
+    assert_eq!(
+        (first["head"].as_u64(), first["nextCursor"].as_str()),
+        (Some(head), Some("2"))
+    );
+    let rest = world.get("/v1/events?after=2").await.expect(200).body();
+    assert_eq!(rest["items"].as_array().unwrap().len() as u64, head - 2);
+    assert_eq!(rest["nextCursor"], Value::Null);
+    let replayed = world
+        .post("/v1/events/replay", &json!({"checkDecisions": true}))
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(
+        (replayed["ok"].as_bool(), replayed["decisions"].as_u64()),
+        (Some(true), Some(0))
+    );
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_readiness_and_metrics_need_no_token_on_loopback() {
+    let world = World::start().await;
+    let ask = |path: &str| world.send(world.http.get(format!("http://{}{path}", world.addr)));
+    assert_eq!(ask("/healthz").await.expect(200).body()["status"], "ok");
+    ask("/readyz").await.expect(200);
+    let other = world.health.component("gateway");
+    other.waiting("no routes yet");
+    let missing = ask("/readyz").await.expect(503).body();
+    assert_eq!(missing["missing"], json!(["gateway: no routes yet"]));
+    other.ready();
+    ask("/readyz").await.expect(200);
+    let metrics = ask("/metrics").await.expect(200).text;
+    assert!(
+        metrics.contains("penstock_control_requests_total"),
+        "{metrics}"
+    );
+    assert!(metrics.trim_end().ends_with("# EOF"));
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_that_this_process_lacks_say_so() {
+    let world = World::start().await;
+    world
+        .put("/v1/endpoints/a", &endpoint("a"))
+        .await
+        .expect(201);
+    let put = world
+        .put("/v1/endpoints/a/deployments/blue", &deployment("a", "blue"))
+        .await
+        .expect(201);
+    let logs = world
+        .get_at("/v1/logs/a/blue", put.position())
+        .await
+        .expect(503);
+    assert_eq!(logs.code(), "unavailable");
+    world
+        .get("/v1/history?endpoint=a&since=1m")
+        .await
+        .expect(503);
+    world.stop().await;
+}

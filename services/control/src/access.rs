@@ -59,6 +59,9 @@ pub struct Access {
     writing: tokio::sync::Mutex<()>,
 }
 
+/// Makes the answer that is kept with a cause, from the token.
+pub type Keep<'a> = &'a (dyn Fn(&str) -> Result<String, ApiError> + Sync);
+
 /// Why a bearer token opens nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denied {
@@ -129,7 +132,7 @@ impl Access {
         role: AccessRole,
         expires: Option<Timestamp>,
         actor: Actor,
-        cause: Option<(Cause, &(dyn Fn(&str) -> Result<String, ApiError> + Sync))>,
+        cause: Option<(Cause, Keep<'_>)>,
     ) -> Result<(String, Position), ApiError> {
         let _writing = self.writing.lock().await;
         {

@@ -90,8 +90,18 @@ impl Commands {
         let mut aggregate = slot.lock().await;
         if aggregate.version == 0 {
             self.read_on(endpoint, &mut aggregate).await?;
+            self.forget_if_empty(endpoint, &aggregate);
         }
         Ok(aggregate.clone())
+    }
+
+    /// A name that was only asked about leaves nothing behind. Whoever holds the slot meanwhile is
+    /// guarded by the store's expected version.
+    fn forget_if_empty(&self, endpoint: &Name, aggregate: &Aggregate) {
+        if aggregate.version == 0 {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            slots.remove(endpoint);
+        }
     }
 
     async fn read_on(&self, endpoint: &Name, aggregate: &mut Aggregate) -> Result<(), StoreError> {
@@ -148,7 +158,11 @@ impl Commands {
                 precondition: order.precondition,
                 now,
             };
-            let events = decide(aggregate.state.as_ref(), order.command, &context)?;
+            let decided = decide(aggregate.state.as_ref(), order.command, &context);
+            if decided.is_err() || order.dry_run {
+                self.forget_if_empty(order.endpoint, &aggregate);
+            }
+            let events = decided?;
             let before = aggregate.state.clone();
             if events.is_empty() || order.dry_run {
                 let changed = !events.is_empty();

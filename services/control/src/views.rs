@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use contract::events::Event;
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Record, RowChange};
 use contract::resources::InstanceTally;
@@ -25,6 +26,9 @@ use crate::metrics::{ControlMetrics, InstanceLabels};
 use crate::{reactor, routes};
 
 pub const CONSUMER: &str = "views";
+
+/// Values of the label `state`.
+const STATES: [&str; 4] = ["starting", "ready", "draining", "failed"];
 
 /// What the store compares stored rows with.
 #[derive(Default)]
@@ -144,6 +148,7 @@ impl ViewsConsumer {
             let mut projection = lock(&self.projection);
             for record in records {
                 let rows = projection.apply(record);
+                self.forget_metrics(record);
                 let cursors = &self.progress.borrow().cursors;
                 let cursor = cursors.get(&record.bucket).copied().unwrap_or_default();
                 newest = newest.max(record.position);
@@ -270,6 +275,20 @@ impl ViewsConsumer {
         self.react_to_touched().await
     }
 
+    /// What is gone is no longer exported.
+    fn forget_metrics(&self, record: &Record) {
+        let (Event::DeploymentDeleted(of), Some(key)) = (&record.event, record.endpoint()) else {
+            return;
+        };
+        for state in STATES {
+            self.metrics.instances.remove(&InstanceLabels {
+                endpoint: key.endpoint().to_string(),
+                deployment: of.deployment.to_string(),
+                state,
+            });
+        }
+    }
+
     fn count_instances(&self, key: &EndpointKey, model: &domain::views::EndpointModel) {
         let Some(endpoint) = &model.endpoint else {
             return;
@@ -283,12 +302,7 @@ impl ViewsConsumer {
                 failed,
                 ..
             } = view.status.instances;
-            for (state, count) in [
-                ("starting", starting),
-                ("ready", ready),
-                ("draining", draining),
-                ("failed", failed),
-            ] {
+            for (state, count) in STATES.into_iter().zip([starting, ready, draining, failed]) {
                 let labels = InstanceLabels {
                     endpoint: key.endpoint().to_string(),
                     deployment: name.to_string(),

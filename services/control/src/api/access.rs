@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Filter, first_answer, kept, rows};
+use crate::access::Keep;
 use crate::answer::{Answer, at, json};
 use crate::call::Call;
 use crate::error::ApiError;
@@ -73,12 +74,7 @@ pub async fn grant(app: Arc<App>, call: Call) -> Answer {
         .map(|cause| cause.key.clone())
         .unwrap_or_default();
     let result = |token: &str| kept(&app, &key, StatusCode::CREATED, &granted(token));
-    let cause = cause.map(|cause| {
-        (
-            cause,
-            &result as &(dyn Fn(&str) -> Result<String, ApiError> + Sync),
-        )
-    });
+    let cause = cause.map(|cause| (cause, &result as Keep<'_>));
     let (token, position) = app
         .access
         .grant(name.as_str(), role, expires, call.actor(), cause)

@@ -9,6 +9,7 @@ use axum::response::IntoResponse;
 use axum::response::sse::{self, KeepAlive, Sse};
 use contract::ids::Position;
 use contract::log::Record;
+use contract::problem::Finding;
 use domain::autoscale::{ENGINE, ENGINE_VERSION, reevaluate};
 use domain::views::MODELS;
 use http::{HeaderName, StatusCode};
@@ -195,7 +196,14 @@ pub async fn replay(app: Arc<App>, call: Call) -> Answer {
     let Replay { check_decisions } = call.typed()?;
     let mut report = Replayed::default();
     let mut after = Position::START;
-    while check_decisions {
+    if !check_decisions {
+        let detail = "only decisions can be replayed; set it to true";
+        return Err(ApiError::invalid(vec![Finding::new(
+            "/checkDecisions",
+            detail,
+        )]));
+    }
+    loop {
         let records = app.deps.store.read_all(after, REPLAY_PAGE).await?;
         let Some(last) = records.last() else { break };
         after = last.position;

@@ -1,9 +1,9 @@
 //! A whole control service on a free port, over a store of its own, and a client for it.
 #![allow(dead_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use bus::{Bus, LocalBus};
@@ -11,7 +11,7 @@ use contract::events::Event;
 use contract::ids::{EndpointKey, Name};
 use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::time::Timestamp;
-use control::{Control, ControlConfig, ControlDeps, NoHistory, NoLogs};
+use control::{Control, ControlConfig, ControlDeps, HistorySource, LogSource, NoHistory, NoLogs};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use runtime::clock::{Clock, ManualClock};
 use runtime::health::Health;
@@ -33,6 +33,8 @@ pub struct World {
     pub ids: Arc<SeededIds>,
     pub health: Health,
     pub http: reqwest::Client,
+    /// What has been asked for, with which status it was answered.
+    pub answered: Mutex<HashSet<(Method, String, u16)>>,
     shutdown: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -79,6 +81,15 @@ impl World {
 
     /// In a data directory that may have been used before.
     pub async fn start_in(dir: Arc<TempDir>, seed: u64) -> Self {
+        Self::start_with(dir, seed, Arc::new(NoLogs), Arc::new(NoHistory)).await
+    }
+
+    pub async fn start_with(
+        dir: Arc<TempDir>,
+        seed: u64,
+        logs: Arc<dyn LogSource>,
+        history: Arc<dyn HistorySource>,
+    ) -> Self {
         let url = format!("sqlite:{}", dir.path().join("penstock.db").display());
         let store = Store::open(&url).await.unwrap();
         let bus = LocalBus::new();
@@ -93,8 +104,8 @@ impl World {
             ids: ids.clone(),
             metrics: Metrics::default(),
             health: health.clone(),
-            logs: Arc::new(NoLogs),
-            history: Arc::new(NoHistory),
+            logs,
+            history,
         };
         let config = ControlConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -125,6 +136,7 @@ impl World {
             ids,
             health,
             http,
+            answered: Mutex::default(),
             shutdown,
             tasks,
         }
@@ -145,16 +157,25 @@ impl World {
         self.http.request(method, url).bearer_auth(&self.token)
     }
 
+    /// Every answer is held against the OpenAPI document.
     pub async fn send(&self, request: RequestBuilder) -> Reply {
-        let response = tokio::time::timeout(Duration::from_secs(20), request.send()).await;
+        let request = request.build().unwrap();
+        let (method, path) = (request.method().clone(), request.url().path().to_owned());
+        let response =
+            tokio::time::timeout(Duration::from_secs(20), self.http.execute(request)).await;
         let response = response.unwrap().unwrap();
         let (status, headers) = (response.status(), response.headers().clone());
         let text = response.text().await.unwrap();
-        Reply {
+        let reply = Reply {
             status,
             headers,
             text,
+        };
+        if let Some(template) = conforms(&method, &path, &reply) {
+            let answered = (method, template, reply.status.as_u16());
+            self.answered.lock().unwrap().insert(answered);
         }
+        reply
     }
 
     pub async fn get(&self, path: &str) -> Reply {
@@ -200,6 +221,21 @@ impl World {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Waits until a resource is in a state.
+    pub async fn until(&self, name: &str, state: &str) {
+        let waiting = async {
+            while self.states().await.get(name).map(String::as_str) != Some(state) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(20), waiting).await;
+        assert!(
+            waited.is_ok(),
+            "{name} does not become {state}: {:?}",
+            self.states().await
+        );
     }
 
     /// Writes events as another service would.
@@ -262,6 +298,59 @@ impl World {
         }
         states
     }
+}
+
+static OPENAPI: LazyLock<Value> = LazyLock::new(control::openapi::document);
+
+/// Asserts that an answer is as the OpenAPI document says, and names the path's template. Paths that
+/// are not in it must be refused.
+fn conforms(method: &Method, path: &str, reply: &Reply) -> Option<String> {
+    let told = format!("{method} {path}: {} {}", reply.status, reply.text);
+    let paths = OPENAPI["paths"].as_object().unwrap();
+    let found = paths.iter().find(|(template, _)| matches(template, path));
+    let operation = found.map(|(_, item)| &item[method.as_str().to_lowercase()]);
+    let Some((template, operation)) = found.zip(operation.filter(|o| o.is_object())) else {
+        assert!(
+            [404, 405].contains(&reply.status.as_u16()),
+            "not described: {told}"
+        );
+        return None;
+    };
+    let status = reply.status.as_u16().to_string();
+    let response = match &operation["responses"][&status] {
+        Value::Null => &OPENAPI["components"]["responses"]["Problem"],
+        response => response,
+    };
+    let content = response["content"].as_object().unwrap();
+    let kind = reply.header("content-type").unwrap();
+    if let Some(media) = content.get(kind) {
+        let mut schema = media["schema"].clone();
+        schema["components"] = OPENAPI["components"].clone();
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let body = reply.body();
+        let faults: Vec<String> = validator
+            .iter_errors(&body)
+            .map(|e| format!("{} {e}", e.instance_path()))
+            .collect();
+        assert!(faults.is_empty(), "{told}\n{faults:#?}");
+    } else {
+        let is_text = content.contains_key("text/plain")
+            && (kind.starts_with("text/") || kind.starts_with("application/openmetrics-text"));
+        // /readyz says 503 in its own words.
+        let is_health = path == "/readyz" && kind == "application/json";
+        assert!(is_text || is_health, "content type {kind}: {told}");
+    }
+    Some(template.0.clone())
+}
+
+fn matches(template: &str, path: &str) -> bool {
+    let (template, path): (Vec<_>, Vec<_>) =
+        (template.split('/').collect(), path.split('/').collect());
+    template.len() == path.len()
+        && template
+            .iter()
+            .zip(&path)
+            .all(|(part, given)| part == given || part.starts_with('{'))
 }
 
 pub fn endpoint(name: &str) -> Value {

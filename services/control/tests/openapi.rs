@@ -1,0 +1,368 @@
+//! The API is what its description says, and the checked-in schemas are what the code makes.
+//! `UPDATE_GOLDEN=1` writes them anew.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use contract::decision::{Carried, DecisionInputs, InstanceCounts, Pause};
+use contract::events::{Event, InstanceRequested, InstanceStarted, OfInstance, RequestReason};
+use contract::ids::{DeploymentRef, InstanceId, Uid};
+use contract::log::StreamKind;
+use contract::resources::{AutoscaleSpec, document::KINDS, document_schema};
+use control::table::routes;
+use control::{HistoryQuery, HistorySource, LogQuery, LogSource, SourceError};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use schemars::generate::SchemaSettings;
+use serde_json::{Value, json};
+use support::{World, autoscale, deployment, endpoint};
+
+struct Sources;
+
+#[async_trait]
+impl LogSource for Sources {
+    async fn logs(
+        &self,
+        of: &DeploymentRef,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, SourceError> {
+        let line = format!("{of} {:?}\n", query.lines);
+        Ok(futures::stream::once(async move { Ok(Bytes::from(line)) }).boxed())
+    }
+}
+
+#[async_trait]
+impl HistorySource for Sources {
+    async fn history(&self, query: HistoryQuery) -> Result<Vec<Value>, SourceError> {
+        Ok(vec![
+            json!({"time": query.from, "endpoint": query.endpoint, "step": query.step}),
+        ])
+    }
+}
+
+/// Writes a decision and an instance as the other services would.
+async fn run_a_little(world: &World) -> u64 {
+    let view = world
+        .get("/v1/endpoints/iris/deployments/blue")
+        .await
+        .expect(200)
+        .body();
+    let uid: Uid = serde_json::from_value(view["metadata"]["uid"].clone()).unwrap();
+    let of: DeploymentRef = "iris/blue".parse().unwrap();
+    let policy: AutoscaleSpec =
+        serde_json::from_value(autoscale("iris", "blue")["spec"].clone()).unwrap();
+    let inputs = DecisionInputs {
+        policy_revision: 1,
+        policy: Some(policy),
+        fixed_instances: 1,
+        pin: None,
+        pause: Pause::default(),
+        instances: InstanceCounts::default(),
+        signals: BTreeMap::new(),
+        carried: Carried::default(),
+    };
+    let decision = domain::autoscale::decide(&of, uid, inputs, support::START);
+    let scaling = world.stream(StreamKind::Scaling, "iris");
+    world
+        .write(scaling, vec![Event::ScalingDecided(Box::new(decision))])
+        .await;
+    let id = InstanceId::from("iris-blue-1".to_owned());
+    let requested = InstanceRequested {
+        id: id.clone(),
+        generation: 1,
+        deployment: of,
+        deployment_uid: uid,
+        revision: 1,
+        node: "n1".into(),
+        decision: None,
+        reason: RequestReason::ScaleOut,
+        spec: serde_json::from_value(view["spec"].clone()).unwrap(),
+    };
+    let instances = world.stream(StreamKind::Instances, "iris");
+    world
+        .write(
+            instances,
+            vec![Event::InstanceRequested(Box::new(requested))],
+        )
+        .await;
+    let started = InstanceStarted {
+        id: id.clone(),
+        generation: 1,
+        address: "127.0.0.1:9000".into(),
+        pid: Some(7),
+        adopted: false,
+    };
+    let node = contract::log::StreamName::of_node(&"default/iris".parse().unwrap(), "n1");
+    world
+        .write(
+            node,
+            vec![
+                Event::InstanceStarted(started),
+                Event::InstanceReady(OfInstance { id }),
+            ],
+        )
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_of_the_table_answers_as_the_openapi_document_says() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let world = World::start_with(dir, 1, Arc::new(Sources), Arc::new(Sources)).await;
+    world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201);
+    world
+        .put(
+            "/v1/endpoints/iris/deployments/blue",
+            &deployment("iris", "blue"),
+        )
+        .await
+        .expect(201);
+    world
+        .put(
+            "/v1/endpoints/iris/deployments/green",
+            &deployment("iris", "green"),
+        )
+        .await
+        .expect(201);
+    world
+        .put("/v1/autoscale/iris/blue", &autoscale("iris", "blue"))
+        .await
+        .expect(201);
+    world.settled().await;
+    let position = run_a_little(&world).await;
+    world.get_at("/v1/instances", position).await.expect(200);
+    world.settled().await;
+    for path in [
+        "/v1/endpoints",
+        "/v1/endpoints/iris",
+        "/v1/endpoints/iris/keys",
+        "/v1/endpoints/iris/deployments",
+        "/v1/endpoints/iris/deployments/blue",
+        "/v1/deployments",
+        "/v1/autoscale",
+        "/v1/autoscale/iris/blue",
+        "/v1/autoscale/iris/blue/preview",
+        "/v1/instances?endpoint=iris",
+        "/v1/logs/iris/blue?limit=5",
+        "/v1/history?endpoint=iris&since=1m&step=10s",
+        "/v1/events",
+        "/v1/events/verify",
+        "/v1/access",
+        "/openapi.json",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    ] {
+        world.get(path).await.expect(200);
+    }
+    world.until("iris/blue", "Succeeded").await;
+    let view = world
+        .get("/v1/endpoints/iris/deployments/blue")
+        .await
+        .body();
+    assert_eq!(view["status"]["instances"]["ready"], 1);
+    let instances = world.get("/v1/instances").await.body();
+    assert_eq!(
+        (
+            &instances["items"][0]["state"],
+            &instances["items"][0]["pid"]
+        ),
+        (&json!("ready"), &json!(7))
+    );
+    let decisions = world
+        .get("/v1/decisions?endpoint=iris&since=1h")
+        .await
+        .expect(200)
+        .body();
+    let decision = &decisions["items"][0];
+    assert_eq!(
+        (&decision["endpoint"], &decision["deployment"]),
+        (&json!("iris"), &json!("blue"))
+    );
+    let id = decision["id"].as_str().unwrap();
+    assert_eq!(
+        world
+            .get(&format!("/v1/decisions/{id}"))
+            .await
+            .expect(200)
+            .body(),
+        *decision
+    );
+    let replayed = world
+        .post("/v1/events/replay", &json!({"checkDecisions": true}))
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(
+        (&replayed["ok"], &replayed["equal"]),
+        (&json!(true), &json!(1)),
+        "{replayed}"
+    );
+    let verified = world.get("/v1/events/verify").await.expect(200).body();
+    assert_eq!(verified["ok"], true, "{verified}");
+
+    world
+        .put(
+            "/v1/endpoints/iris/traffic",
+            &json!({"traffic": {"blue": 100}}),
+        )
+        .await
+        .expect(200);
+    world
+        .post("/v1/endpoints/iris/keys/primary/regenerate", &json!({}))
+        .await
+        .expect(200);
+    world
+        .put("/v1/autoscale/iris/blue/pin", &json!({"instances": 2}))
+        .await
+        .expect(200);
+    world
+        .delete("/v1/autoscale/iris/blue/pin")
+        .await
+        .expect(200);
+    world
+        .post("/v1/autoscale/iris/blue/pause", &json!({}))
+        .await
+        .expect(200);
+    world
+        .post("/v1/autoscale/iris/blue/resume", &json!({}))
+        .await
+        .expect(200);
+    world.delete("/v1/autoscale/iris/blue").await.expect(200);
+    world
+        .post("/v1/access", &json!({"name": "ci", "role": "viewer"}))
+        .await
+        .expect(201);
+    world.delete("/v1/access/ci").await.expect(200);
+    world
+        .delete("/v1/endpoints/iris/deployments/green")
+        .await
+        .expect(202);
+    world.delete("/v1/endpoints/iris").await.expect(202);
+
+    let good = |status: &u16| *status < 300;
+    let answered = world.answered.lock().unwrap().clone();
+    let answered: BTreeSet<String> = answered
+        .iter()
+        .filter(|(_, _, status)| good(status))
+        .map(|(method, path, _)| format!("{method} {path}"))
+        .collect();
+    let table: BTreeSet<String> = routes()
+        .iter()
+        // The stream has no end; `streams.rs` reads it.
+        .filter(|entry| entry.id != "streamEvents")
+        .map(|entry| format!("{} {}", entry.method, entry.path))
+        .collect();
+    assert_eq!(answered, table);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateways_get_a_route_for_every_change() {
+    let world = World::start().await;
+    let mut routes = support::bus_of(&world).subscribe_routes();
+    world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201);
+    world
+        .put(
+            "/v1/endpoints/iris/deployments/blue",
+            &deployment("iris", "blue"),
+        )
+        .await
+        .expect(201);
+    world.settled().await;
+    let position = run_a_little(&world).await;
+    let mut last = routes.recv().await.unwrap();
+    let mut revisions = vec![last.revision];
+    while last.revision.0 < position {
+        last = routes.recv().await.unwrap();
+        revisions.push(last.revision);
+    }
+    assert!(revisions.is_sorted(), "{revisions:?}");
+    let route = last.route.as_ref().unwrap();
+    let blue = &route.deployments[&"blue".parse().unwrap()];
+    assert_eq!(blue.instances[0].address, "127.0.0.1:9000");
+    assert_eq!(route.key_hashes.len(), 2);
+    world.stop().await;
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../schemas")
+}
+
+#[track_caller]
+fn golden(name: &str, text: &str) {
+    let path = root().join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(root()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        return;
+    }
+    let stored = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        stored == text,
+        "{} differs from the code; run `UPDATE_GOLDEN=1 cargo test -p penstock-control --test openapi` and review the difference",
+        path.display()
+    );
+}
+
+fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).unwrap() + "\n"
+}
+
+#[test]
+fn the_checked_in_openapi_document_is_the_servers() {
+    golden("openapi.json", &control::openapi::text());
+}
+
+#[test]
+fn the_checked_in_schemas_of_documents_are_the_codes() {
+    for kind in KINDS {
+        let mut generator = SchemaSettings::draft2020_12().into_generator();
+        let mut schema = document_schema(kind, &mut generator).to_value();
+        schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+        schema["$defs"] = json!(generator.take_definitions(true));
+        jsonschema::validator_for(&schema).unwrap();
+        golden(
+            &format!("{}.schema.json", kind.to_lowercase()),
+            &pretty(&schema),
+        );
+    }
+}
+
+#[test]
+fn the_checked_in_schemas_of_events_are_the_codes() {
+    let mut all = serde_json::Map::new();
+    for (name, version, schema) in contract::events::event_schemas() {
+        jsonschema::validator_for(schema.as_value()).unwrap();
+        all.insert(format!("{name}/{version}"), schema.to_value());
+    }
+    golden("events.schema.json", &pretty(&Value::Object(all)));
+}
+
+#[test]
+fn documents_that_the_server_takes_fit_their_schemas() {
+    for (kind, document) in [
+        ("Endpoint", endpoint("iris")),
+        ("Deployment", deployment("iris", "blue")),
+        ("Autoscale", autoscale("iris", "blue")),
+    ] {
+        let mut generator = SchemaSettings::draft2020_12().into_generator();
+        let mut schema = document_schema(kind, &mut generator).to_value();
+        schema["$defs"] = json!(generator.take_definitions(true));
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        assert!(validator.is_valid(&document), "{kind}");
+        let mut wrong = document.clone();
+        wrong["spec"]["surprise"] = json!(1);
+        assert!(!validator.is_valid(&wrong), "{kind}");
+    }
+}

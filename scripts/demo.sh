@@ -143,7 +143,9 @@ heading "Replay an hour of requests in a minute"
 
 heading "Decisions"
 "$penstock" decisions iris/blue --limit 500 >"$scratch/decisions.txt"
-cut -c "1-${COLUMNS:-150}" "$scratch/decisions.txt" | head -n 12
+width=1000
+[ -t 1 ] && width=$(tput cols 2>/dev/null || echo 100)
+head -n 12 "$scratch/decisions.txt" | awk -v w="$width" '{ if (length($0) > w) $0 = substr($0, 1, w - 3) "..."; print }'
 count=$(($(wc -l <"$scratch/decisions.txt") - 1))
 # The step out to the most instances is the one to look at: columns are id, time, deployment, from, ->, to, outcome.
 decision=$(awk '$5 == "->" && $6 > $4 && $7 == "applied" && $6 > most { most = $6; id = $1 } END { print id }' \
@@ -154,6 +156,8 @@ heading "Why? penstock explain $decision"
 "$penstock" explain "$decision"
 
 heading "Stop"
-mapfile -t instances < <("$penstock" get instances -o json | grep -o '"pid" *: *[0-9]*' | grep -o '[0-9]*$')
+for pid in $("$penstock" get instances -o json | grep -o '"pid" *: *[0-9]*' | grep -o '[0-9]*$'); do
+  if runs "$pid"; then instances+=("$pid"); fi
+done
 stop_server || fail "not everything ended as it should"
 echo "server and ${#instances[@]} instances ended; $count decisions for iris/blue; $((SECONDS - began)) s since the build"

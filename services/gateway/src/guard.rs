@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 use crate::framing::{Chunks, Head, HeadError, Length, check_head};
+use crate::relay::Relay;
 use crate::socket::poll_write_pieces;
 use crate::timer::{Deadline, now_us};
 
@@ -29,6 +30,8 @@ pub struct Shared {
     pub active: Cell<bool>,
     /// The end of the phase that the request is in.
     pub deadline: RefCell<Deadline>,
+    /// Of the client's connection, its service and its guard.
+    pub relay: Relay,
     stream: RefCell<TcpStream>,
     /// The client has sent more than the request that is being answered: it is there.
     ahead: Cell<bool>,
@@ -39,6 +42,7 @@ impl Shared {
         Self {
             active: Cell::default(),
             deadline: RefCell::default(),
+            relay: Relay::default(),
             stream: RefCell::new(stream),
             ahead: Cell::default(),
         }

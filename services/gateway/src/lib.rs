@@ -36,6 +36,7 @@ mod meter;
 mod metrics;
 mod pool;
 mod proxy;
+mod relay;
 mod reply;
 mod router;
 mod saved;

@@ -8,9 +8,8 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
@@ -20,52 +19,12 @@ use tokio::net::TcpStream;
 
 use crate::body::RequestBody;
 use crate::instance::Instance;
+use crate::relay::Relay;
 use crate::socket::poll_write_pieces;
 use crate::timer::now_us;
 
 /// Idle connections kept per instance and thread.
 const IDLE_MAX: usize = 256;
-
-/// Turns in one poll before the rest of the thread gets its own.
-const DRIVE_MAX: usize = 8;
-
-/// Passes a connection's wake-ups on to the task that uses it. Those from inside a poll are noted
-/// instead.
-#[derive(Debug, Default)]
-struct Relay {
-    task: Mutex<Option<Waker>>,
-    inside: AtomicBool,
-    again: AtomicBool,
-}
-
-impl Relay {
-    fn attach(&self, task: &Waker) {
-        let mut known = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known.as_ref().is_some_and(|known| known.will_wake(task)) {
-            *known = Some(task.clone());
-        }
-    }
-
-    fn wake_task(&self) {
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(task) = &*task {
-            task.wake_by_ref();
-        }
-    }
-}
-
-impl Wake for Relay {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.again.store(true, Ordering::SeqCst);
-        if !self.inside.load(Ordering::SeqCst) {
-            self.wake_task();
-        }
-    }
-}
 
 /// A connection to an instance, idle or in use.
 pub struct Upstream {
@@ -73,9 +32,7 @@ pub struct Upstream {
     connection: Connection<TokioIo<Counted>, RequestBody>,
     /// Whether the instance sent anything since the last request began.
     answered: Rc<Cell<bool>>,
-    relay: Arc<Relay>,
-    /// Wakes by way of the relay.
-    waker: Waker,
+    relay: Option<Box<Relay>>,
     /// It has served a request before.
     pub reused: bool,
     closed: bool,
@@ -107,13 +64,11 @@ impl Upstream {
             .handshake(TokioIo::new(io))
             .await
             .map_err(io::Error::other)?;
-        let relay = Arc::new(Relay::default());
         Ok(Box::new(Self {
             sender,
             connection,
             answered,
-            waker: relay.clone().into(),
-            relay,
+            relay: Some(Box::default()),
             reused: false,
             closed: false,
             idle_since_us: 0,
@@ -132,31 +87,22 @@ impl Upstream {
         }
     }
 
-    /// Polls what goes on over this connection. Its two ends, the HTTP library's and ours, talk by
-    /// waking each other; inside one poll that means only that there is more to do, and the whole
-    /// task need not run once more for it.
+    /// Polls what goes on over this connection.
     pub fn drive<T>(
         &mut self,
         mut poll: impl FnMut(&mut Self, &mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        let waker = std::mem::replace(&mut self.waker, Waker::noop().clone());
-        let cx = &mut Context::from_waker(&waker);
-        self.relay.inside.store(true, Ordering::SeqCst);
-        let mut polled = Poll::Pending;
-        // Bounded, since one who has used up its turn is woken each time it asks for another.
-        for _ in 0..DRIVE_MAX {
-            self.relay.again.store(false, Ordering::SeqCst);
-            polled = poll(self, cx);
-            if polled.is_ready() || !self.relay.again.load(Ordering::SeqCst) {
-                break;
-            }
-        }
-        self.relay.inside.store(false, Ordering::SeqCst);
-        if polled.is_pending() && self.relay.again.load(Ordering::SeqCst) {
-            self.relay.wake_task();
-        }
-        self.waker = waker;
+        // Taken out, so that what is polled can be borrowed.
+        let relay = self.relay.take().unwrap_or_default();
+        let polled = relay.poll(|cx| poll(self, cx));
+        self.relay = Some(relay);
         polled
+    }
+
+    /// Closed by the instance while it rested, as far as is known. Costs no system call.
+    fn is_alive(&mut self) -> bool {
+        let woken = self.relay.as_ref().is_none_or(|relay| relay.is_woken());
+        (!woken || self.poll().is_pending()) && self.sender.is_ready()
     }
 
     fn poll(&mut self) -> Poll<()> {
@@ -166,7 +112,9 @@ impl Upstream {
     /// A request begins, in this task.
     pub fn begin(&self, cx: &Context<'_>) {
         self.answered.set(false);
-        self.relay.attach(cx.waker());
+        if let Some(relay) = &self.relay {
+            relay.attach(cx.waker());
+        }
     }
 
     pub fn answered(&self) -> bool {
@@ -199,8 +147,7 @@ impl Pool {
     pub fn take(&mut self, instance: &Instance) -> Option<Box<Upstream>> {
         let set = self.idle.get_mut(&instance.serial)?;
         while let Some(mut upstream) = set.connections.pop() {
-            // Tells whether the instance has closed it; costs no system call.
-            if upstream.poll().is_pending() && upstream.sender.is_ready() {
+            if upstream.is_alive() {
                 return Some(upstream);
             }
         }
@@ -231,7 +178,7 @@ impl Pool {
             let usable = set.instance.upgrade().is_some_and(|i| !i.is_draining());
             if usable {
                 set.connections
-                    .retain_mut(|c| c.idle_since_us >= oldest && c.poll().is_pending());
+                    .retain_mut(|c| c.idle_since_us >= oldest && c.is_alive());
             }
             usable && !set.connections.is_empty()
         });

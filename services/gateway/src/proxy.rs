@@ -233,10 +233,11 @@ impl Client {
             .borrow_mut()
             .set(flight.body_deadline_us());
         let first = self.piece(&mut incoming).await?;
-        self.upload.bytes.set(first.len() as u64);
         if first.len() as u64 == length {
+            self.upload.bytes.set(length);
             return Ok(RequestBody::Whole(Some(first)));
         }
+        self.upload.bytes.set(first.len() as u64);
         let mut all = BytesMut::with_capacity(length as usize);
         all.extend_from_slice(&first);
         while (all.len() as u64) < length {
@@ -249,7 +250,12 @@ impl Client {
     /// The next piece of a body that is not whole yet.
     async fn piece(&self, incoming: &mut Incoming) -> Result<Bytes, Refusal> {
         let frame = poll_fn(|cx| {
+            let woken = self.shared.relay.is_woken();
             let frame = Pin::new(&mut *incoming).poll_frame(cx);
+            if incoming.is_end_stream() {
+                // Taking the last piece tells the sender, which is gone, that there is room again.
+                self.shared.relay.restore(woken);
+            }
             if frame.is_pending() && self.shared.deadline.borrow_mut().poll(cx).is_ready() {
                 return Poll::Ready(None);
             }

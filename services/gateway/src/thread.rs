@@ -225,7 +225,7 @@ impl Open {
             write: config.write_timeout,
         };
         let guard = Guard::new(shared.clone(), timeouts);
-        let client = Rc::new(Client::new(self.thread.clone(), shared));
+        let client = Rc::new(Client::new(self.thread.clone(), shared.clone()));
         let service = service_fn(move |request| client.clone().handle(request));
         // The guard holds heads back until they are whole and times them, so the server's own timer
         // has nothing to wait for; it is there so that no timeout is without effect.
@@ -241,6 +241,7 @@ impl Open {
         let ended = poll_fn(|cx| {
             if !registered {
                 registered = true;
+                shared.relay.attach(cx.waker());
                 let mut tasks = self.thread.tasks.borrow_mut();
                 tasks.insert(self.task, cx.waker().clone());
             }
@@ -248,7 +249,7 @@ impl Open {
                 told = true;
                 connection.as_mut().graceful_shutdown();
             }
-            connection.as_mut().poll(cx)
+            shared.relay.poll(|cx| connection.as_mut().poll(cx))
         })
         .await;
         if let Err(error) = ended {

@@ -8,7 +8,7 @@ use contract::time::Span;
 use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::os::{Leader, Membership};
 use super::probe::{Probes, Verdict};
@@ -17,6 +17,9 @@ use crate::{ObservedPhase, Order};
 
 /// What an instance leaves behind when it ends by itself gets this long to end as well.
 const STRAY_GRACE: Span = Span::from_secs(2);
+
+/// From the closing of its sockets to the end of a process.
+const ENDING_MAX: Duration = Duration::from_secs(1);
 
 /// How often a port is chosen anew because somebody took it before the instance bound it.
 const BIND_TRIES: u32 = 3;
@@ -104,6 +107,10 @@ impl Supervisor {
             };
             match verdict {
                 Verdict::Ready if !self.was_ready && !self.listens_on(port).await => {
+                    // One that is just ending has closed its sockets before that can be seen.
+                    if timeout(ENDING_MAX, self.leader.ended()).await.is_ok() {
+                        return Outcome::Ended;
+                    }
                     return Outcome::Hopeless(format!(
                         "another process answers on its port {port}; the instance does not listen there"
                     ));

@@ -154,33 +154,39 @@ fn online(connect: &ConnectArgs, command: Command) -> Result<(), CliError> {
         .build()
         .map_err(|error| CliError::Failed(format!("the client cannot start: {error}")))?;
     runtime.block_on(async {
-        match command {
-            Command::Apply(args) => apply::apply(&client, &args).await,
-            Command::Diff(args) => diff::diff(&client, &args).await,
-            Command::Get(args) => get::get(&client, &args, screen).await,
-            Command::Describe(args) => describe::describe(&client, &args, screen).await,
-            Command::Delete(args) => get::delete(&client, &args).await,
-            Command::Traffic(args) => operate::traffic(&client, &args).await,
-            Command::Scale(args) => operate::scale(&client, &args, screen).await,
-            Command::Pause(args) => operate::pause(&client, &args).await,
-            Command::Resume(args) => operate::resume(&client, &args).await,
-            Command::Invoke(args) => operate::invoke(&client, &args).await,
-            Command::Keys(args) => operate::keys(&client, &args, screen).await,
-            Command::Logs(args) => logs::logs(&client, &args).await,
-            Command::Top(args) => top::top(&client, &args, screen).await,
-            Command::Decisions(args) => decisions::decisions(&client, &args, screen).await,
-            Command::Explain(args) => decisions::explain(&client, &args).await,
-            Command::Autoscale(args) => autoscale::preview_live(&client, &args, screen).await,
-            Command::Access(args) => access::access(&client, &args, screen).await,
-            Command::Events(args) => events::events(&client, &args).await,
-            // Handled by `run`; listed so that a new command cannot be forgotten.
-            Command::Serve(_)
-            | Command::Load(_)
-            | Command::Validate(_)
-            | Command::Completions(_)
-            | Command::Version(_) => Ok(()),
-        }
+        let done = carry_out(&client, command, screen).await;
+        client.settle().await;
+        done
     })
+}
+
+async fn carry_out(client: &Client, command: Command, screen: Screen) -> Result<(), CliError> {
+    match command {
+        Command::Apply(args) => apply::apply(client, &args).await,
+        Command::Diff(args) => diff::diff(client, &args).await,
+        Command::Get(args) => get::get(client, &args, screen).await,
+        Command::Describe(args) => describe::describe(client, &args, screen).await,
+        Command::Delete(args) => get::delete(client, &args).await,
+        Command::Traffic(args) => operate::traffic(client, &args).await,
+        Command::Scale(args) => operate::scale(client, &args, screen).await,
+        Command::Pause(args) => operate::pause(client, &args).await,
+        Command::Resume(args) => operate::resume(client, &args).await,
+        Command::Invoke(args) => operate::invoke(client, &args).await,
+        Command::Keys(args) => operate::keys(client, &args, screen).await,
+        Command::Logs(args) => logs::logs(client, &args).await,
+        Command::Top(args) => top::top(client, &args, screen).await,
+        Command::Decisions(args) => decisions::decisions(client, &args, screen).await,
+        Command::Explain(args) => decisions::explain(client, &args).await,
+        Command::Autoscale(args) => autoscale::preview_live(client, &args, screen).await,
+        Command::Access(args) => access::access(client, &args, screen).await,
+        Command::Events(args) => events::events(client, &args).await,
+        // Handled by `run`; listed so that a new command cannot be forgotten.
+        Command::Serve(_)
+        | Command::Load(_)
+        | Command::Validate(_)
+        | Command::Completions(_)
+        | Command::Version(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]

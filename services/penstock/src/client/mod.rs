@@ -6,7 +6,7 @@
 pub mod config;
 pub mod sse;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use contract::problem::Problem;
@@ -92,6 +92,7 @@ pub struct Client {
     http: reqwest::Client,
     connection: Connection,
     position: AtomicU64,
+    wrote: AtomicBool,
 }
 
 /// Names and values of a query; absent values are left out.
@@ -111,6 +112,7 @@ impl Client {
             http,
             connection,
             position: AtomicU64::new(0),
+            wrote: AtomicBool::new(false),
         })
     }
 
@@ -184,6 +186,16 @@ impl Client {
         Err(refused(status, &text))
     }
 
+    /// After writes: returns once the read models show them, so that the next command sees them too.
+    /// The writes are durable either way, so nothing that happens here is a failure.
+    pub async fn settle(&self) {
+        if self.position.load(Ordering::Relaxed) > 0 && self.wrote.load(Ordering::Relaxed) {
+            let _ = self
+                .get(&["v1", "endpoints"], &[("limit", Some("1".into()))])
+                .await;
+        }
+    }
+
     fn request(
         &self,
         method: Method,
@@ -191,6 +203,7 @@ impl Client {
         query: Query<'_>,
     ) -> Result<RequestBuilder, ClientError> {
         let reads = method == Method::GET;
+        self.wrote.fetch_or(!reads, Ordering::Relaxed);
         let mut request = self.http.request(method, self.url(path, query)?);
         // Verifying or replaying a long log takes the time it takes.
         if path.get(1) != Some(&"events") {

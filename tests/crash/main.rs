@@ -92,7 +92,7 @@ async fn nothing_is_lost_or_done_twice_when_penstock_is_killed_at_any_moment() {
     assert!(penstock.stop().await.success());
     assert_eq!(
         folder.instance_processes(),
-        [],
+        Vec::<u32>::new(),
         "an orderly stop ends every instance"
     );
 }

@@ -69,7 +69,7 @@ async fn deleting_an_endpoint_ends_its_instances_and_its_name_inherits_nothing()
         (gone.status() == StatusCode::NOT_FOUND).then_some(())
     })
     .await;
-    assert_eq!(folder.instance_processes(), []);
+    assert_eq!(folder.instance_processes(), Vec::<u32>::new());
     penstock
         .put("/v1/endpoints/iris", &endpoint_document("iris"))
         .await;
@@ -194,7 +194,7 @@ async fn sigterm_ends_every_instance_and_keep_instances_leaves_them_to_be_adopte
     penstock.until_ready_instances("iris", "blue", 2).await;
     assert_eq!(folder.instance_processes(), before, "they were adopted");
     assert!(penstock.stop().await.success());
-    assert_eq!(folder.instance_processes(), []);
+    assert_eq!(folder.instance_processes(), Vec::<u32>::new());
 }
 
 /// Requests from several clients at once, until told to stop; every answer must be good.

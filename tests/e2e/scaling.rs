@@ -31,7 +31,7 @@ async fn instances_follow_the_load_out_and_in_and_every_decision_replays_to_the_
     let document = autoscale(json!([{
         "name": "default", "capacity": {"min": 1, "max": 3, "default": 1},
         "rules": [{
-            "name": "follow", "metric": {"name": "concurrency", "window": "3s"}, "track": {"target": 2}
+            "name": "follow", "metric": {"name": "concurrency", "window": "3s"}, "track": {"target": 1}
         }]
     }]));
     penstock.put("/v1/autoscale/iris/blue", &document).await;

@@ -6,9 +6,10 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -22,6 +23,8 @@ pub struct Penstock {
     pub gateway: String,
     token: String,
     data: PathBuf,
+    /// Of the last write; reads wait until they show it.
+    position: AtomicU64,
     pub http: Client,
 }
 
@@ -138,6 +141,7 @@ impl Penstock {
             gateway: ready["gateway"].as_str().unwrap().to_owned(),
             token: client["token"].as_str().unwrap().to_owned(),
             data,
+            position: AtomicU64::new(0),
             http: Client::new(),
         }
     }
@@ -168,29 +172,39 @@ impl Penstock {
         self.http
             .request(method, format!("{}{path}", self.control))
             .bearer_auth(&self.token)
+            .header("penstock-position", self.position.load(Ordering::Relaxed))
     }
 
     pub async fn get(&self, path: &str) -> Value {
-        accepted(self.api(Method::GET, path).send().await.unwrap()).await
+        self.accepted(self.api(Method::GET, path)).await
     }
 
     pub async fn put(&self, path: &str, body: &Value) -> Value {
-        accepted(self.api(Method::PUT, path).json(body).send().await.unwrap()).await
+        self.accepted(self.api(Method::PUT, path).json(body)).await
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Value {
-        accepted(
-            self.api(Method::POST, path)
-                .json(body)
-                .send()
-                .await
-                .unwrap(),
-        )
-        .await
+        self.accepted(self.api(Method::POST, path).json(body)).await
     }
 
     pub async fn delete(&self, path: &str) -> Value {
-        accepted(self.api(Method::DELETE, path).send().await.unwrap()).await
+        self.accepted(self.api(Method::DELETE, path)).await
+    }
+
+    async fn accepted(&self, request: RequestBuilder) -> Value {
+        let response = request.send().await.unwrap();
+        if let Some(position) = response.headers().get("penstock-position") {
+            let position = position.to_str().unwrap().parse().unwrap();
+            self.position.fetch_max(position, Ordering::Relaxed);
+        }
+        let (status, url) = (response.status(), response.url().clone());
+        let text = response.text().await.unwrap();
+        assert!(status.is_success(), "{url} answered {status}: {text}");
+        if status == StatusCode::NO_CONTENT {
+            Value::Null
+        } else {
+            serde_json::from_str(&text).unwrap()
+        }
     }
 
     /// Runs the command line client against this server.
@@ -253,17 +267,6 @@ impl Penstock {
 
 fn serve_log(data: &Path) -> String {
     std::fs::read_to_string(data.join("serve.log")).unwrap_or_default()
-}
-
-async fn accepted(response: Response) -> Value {
-    let (status, url) = (response.status(), response.url().clone());
-    let text = response.text().await.unwrap();
-    assert!(status.is_success(), "{url} answered {status}: {text}");
-    if status == StatusCode::NO_CONTENT {
-        Value::Null
-    } else {
-        serde_json::from_str(&text).unwrap()
-    }
 }
 
 /// Asks again until there is an answer; panics with `what` when patience ends.

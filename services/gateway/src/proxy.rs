@@ -398,13 +398,13 @@ impl Client {
         mut upstream: Box<Upstream>,
         request: Request<RequestBody>,
     ) -> Result<Exchanged, Failure> {
-        let mut response = pin!(upstream.sender.try_send_request(request));
-        let mut begun = false;
+        let mut response = pin!(upstream.send(request));
+        let mut attached = false;
         let answered = self
             .wait(|cx| {
-                if !begun {
-                    begun = true;
-                    upstream.begin(cx);
+                if !attached {
+                    attached = true;
+                    upstream.attach(cx);
                 }
                 upstream.drive(|upstream, cx| {
                     // First the connection, so that what it read is there when it is asked for.
@@ -525,7 +525,10 @@ fn retry_after(flight: &Flight) -> u64 {
 /// Takes out what belongs to one connection and not to the message, and what is between the client
 /// and us. Framing stays under the control of the HTTP library, whatever `connection` names.
 fn strip(headers: &mut HeaderMap) {
-    if let Some(named) = headers.remove(CONNECTION) {
+    let named = headers.remove(CONNECTION);
+    // These two say how long the connection lasts, and name no header that would not go anyway.
+    let plain = |value: &HeaderValue| matches!(value.as_bytes(), b"keep-alive" | b"close");
+    if let Some(named) = named.filter(|value| !plain(value)) {
         let tokens = named.to_str().unwrap_or_default();
         for token in tokens.split(',').map(str::trim) {
             let protected = [CONTENT_LENGTH, TRANSFER_ENCODING, HOST];
@@ -544,6 +547,13 @@ fn strip(headers: &mut HeaderMap) {
 
 /// What concerns this hop, is ours to say, or is none of the model's business.
 fn stays_here(name: &str) -> bool {
+    // Nearly all names pass here, on their first letter.
+    if !matches!(
+        name.as_bytes().first(),
+        Some(b't' | b'u' | b'e' | b'k' | b'p' | b'a')
+    ) {
+        return false;
+    }
     matches!(
         name,
         "te" | "upgrade"

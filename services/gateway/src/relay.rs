@@ -73,6 +73,14 @@ impl Relay {
         polled
     }
 
+    /// Does something to what is polled next anyway: a wake-up need not reach the task.
+    pub fn before_poll<T>(&self, act: impl FnOnce() -> T) -> T {
+        let inside = self.inner.inside.swap(true, Ordering::SeqCst);
+        let done = act();
+        self.inner.inside.store(inside, Ordering::SeqCst);
+        done
+    }
+
     /// Puts back what `is_woken` said before something whose wake-ups mean nothing.
     pub fn restore(&self, woken: bool) {
         self.inner.again.store(woken, Ordering::SeqCst);

@@ -227,6 +227,14 @@ end
     return str(path)
 
 
+def is_softirq(pid):
+    """The kernel's own half of the loopback traffic; it belongs to the load."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().startswith("ksoftirqd")
+    except OSError:
+        return False
+
+
 def measure(pid, url, options, script, own):
     wrk(url, options.warmup, options.connections, script)
     others_before = ticks_of_all()
@@ -240,7 +248,7 @@ def measure(pid, url, options, script, own):
     loudest = (0.0, 0)
     for other, now in others_after.items():
         # wrk has ended and is not in the list; kernel threads and everything else are.
-        if other not in ours:
+        if other not in ours and not is_softirq(other):
             share = (now - others_before.get(other, 0)) / TICK / wall
             loudest = max(loudest, (share, other))
     share, who = loudest

@@ -3,7 +3,7 @@
 //! and a request that is given up closes its connection by dropping it.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -12,6 +12,9 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -26,9 +29,12 @@ use crate::timer::now_us;
 /// Idle connections kept per instance and thread.
 const IDLE_MAX: usize = 256;
 
+/// What becomes of a request: the head of the answer, or the request itself if it was not sent.
+pub type Sent = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+
 /// A connection to an instance, idle or in use.
 pub struct Upstream {
-    pub sender: SendRequest<RequestBody>,
+    sender: SendRequest<RequestBody>,
     connection: Connection<TokioIo<Counted>, RequestBody>,
     /// Whether the instance sent anything since the last request began.
     answered: Rc<Cell<bool>>,
@@ -109,9 +115,18 @@ impl Upstream {
         self.drive(Self::step)
     }
 
-    /// A request begins, in this task.
-    pub fn begin(&self, cx: &Context<'_>) {
+    /// Hands a request over; it goes out with the next `drive`.
+    pub fn send(&mut self, request: Request<RequestBody>) -> impl Future<Output = Sent> + use<> {
         self.answered.set(false);
+        let sender = &mut self.sender;
+        match &self.relay {
+            Some(relay) => relay.before_poll(|| sender.try_send_request(request)),
+            None => sender.try_send_request(request),
+        }
+    }
+
+    /// This task drives the connection from now on.
+    pub fn attach(&self, cx: &Context<'_>) {
         if let Some(relay) = &self.relay {
             relay.attach(cx.waker());
         }
@@ -139,7 +154,8 @@ struct IdleSet {
 
 #[derive(Debug, Default)]
 pub struct Pool {
-    idle: HashMap<u64, IdleSet>,
+    /// By the instance's serial.
+    idle: BTreeMap<u64, IdleSet>,
 }
 
 impl Pool {
@@ -160,6 +176,10 @@ impl Pool {
             return;
         }
         upstream.reused = true;
+        // It has read until there was nothing more, so whatever comes now wakes the relay.
+        if let Some(relay) = &upstream.relay {
+            relay.restore(false);
+        }
         upstream.idle_since_us = now_us();
         let set = self.idle.entry(instance.serial).or_insert_with(|| IdleSet {
             instance: Arc::downgrade(instance),

@@ -177,7 +177,8 @@ impl Client {
         let deadline_us = at_us + flight.deployment().timeout_us;
         flight.serve(slot, at_us);
         self.shared.deadline.borrow_mut().set(deadline_us);
-        self.ask(flight, Request::from_parts(parts, body)).await
+        let mut request = Request::from_parts(parts, body);
+        self.ask(flight, &mut request).await
     }
 
     /// The endpoint and the deployment of a request that may pass; counts those that may not.
@@ -326,7 +327,7 @@ impl Client {
     async fn ask(
         &self,
         flight: &mut Flight,
-        mut request: Request<RequestBody>,
+        request: &mut Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Box<Upstream>), Failure> {
         let mut second = false;
         loop {
@@ -365,15 +366,17 @@ impl Client {
                     }
                 }
             };
-            let spare = (upstream.reused && !second)
-                .then(|| copy(&request))
-                .flatten();
-            match self.exchange(upstream, request).await? {
+            let copied = if upstream.reused && !second {
+                copy(request)
+            } else {
+                None
+            };
+            let again = copied.is_some();
+            let sent = copied.unwrap_or_else(|| take(request));
+            match self.exchange(upstream, sent).await? {
                 Exchanged::Answer(response, upstream) => return Ok((response, upstream)),
-                Exchanged::Unsent(unsent) if !second => request = unsent,
-                Exchanged::Failed { answered: false } if spare.is_some() => {
-                    request = spare.ok_or(Refusal::Internal)?;
-                }
+                Exchanged::Unsent(unsent) if !second => *request = *unsent,
+                Exchanged::Failed { answered: false } if again => {}
                 Exchanged::Unsent(_) | Exchanged::Failed { .. } => {
                     return Err(Failure::Refusal(Refusal::Unreachable));
                 }
@@ -398,13 +401,13 @@ impl Client {
         mut upstream: Box<Upstream>,
         request: Request<RequestBody>,
     ) -> Result<Exchanged, Failure> {
-        let mut response = pin!(upstream.sender.try_send_request(request));
-        let mut begun = false;
+        let mut response = pin!(upstream.send(request));
+        let mut attached = false;
         let answered = self
             .wait(|cx| {
-                if !begun {
-                    begun = true;
-                    upstream.begin(cx);
+                if !attached {
+                    attached = true;
+                    upstream.attach(cx);
                 }
                 upstream.drive(|upstream, cx| {
                     // First the connection, so that what it read is there when it is asked for.
@@ -429,7 +432,7 @@ impl Client {
             Some(Ok(response)) => Ok(Exchanged::Answer(response, upstream)),
             Some(Err(mut error)) => {
                 if let Some(unsent) = error.take_message() {
-                    return Ok(Exchanged::Unsent(unsent));
+                    return Ok(Exchanged::Unsent(Box::new(unsent)));
                 }
                 if error.error().is_parse() {
                     return Err(Failure::Refusal(Refusal::BadAnswer));
@@ -488,7 +491,7 @@ impl Client {
 enum Exchanged {
     Answer(Response<Incoming>, Box<Upstream>),
     /// Not a byte of it was written.
-    Unsent(Request<RequestBody>),
+    Unsent(Box<Request<RequestBody>>),
     Failed {
         /// Part of an answer had come.
         answered: bool,
@@ -502,6 +505,10 @@ fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     copy.uri_mut().clone_from(request.uri());
     copy.headers_mut().clone_from(request.headers());
     Some(copy)
+}
+
+fn take(request: &mut Request<RequestBody>) -> Request<RequestBody> {
+    std::mem::replace(request, Request::new(RequestBody::EMPTY))
 }
 
 /// The deployment that the request names, or the one whose turn it is.
@@ -525,7 +532,10 @@ fn retry_after(flight: &Flight) -> u64 {
 /// Takes out what belongs to one connection and not to the message, and what is between the client
 /// and us. Framing stays under the control of the HTTP library, whatever `connection` names.
 fn strip(headers: &mut HeaderMap) {
-    if let Some(named) = headers.remove(CONNECTION) {
+    let named = headers.remove(CONNECTION);
+    // These two say how long the connection lasts, and name no header that would not go anyway.
+    let plain = |value: &HeaderValue| matches!(value.as_bytes(), b"keep-alive" | b"close");
+    if let Some(named) = named.filter(|value| !plain(value)) {
         let tokens = named.to_str().unwrap_or_default();
         for token in tokens.split(',').map(str::trim) {
             let protected = [CONTENT_LENGTH, TRANSFER_ENCODING, HOST];
@@ -544,6 +554,13 @@ fn strip(headers: &mut HeaderMap) {
 
 /// What concerns this hop, is ours to say, or is none of the model's business.
 fn stays_here(name: &str) -> bool {
+    // Nearly all names pass here, on their first letter.
+    if !matches!(
+        name.as_bytes().first(),
+        Some(b't' | b'u' | b'e' | b'k' | b'p' | b'a')
+    ) {
+        return false;
+    }
     matches!(
         name,
         "te" | "upgrade"

@@ -3,23 +3,35 @@
 //! only means that there is more to do, so it is noted and the poll repeated, instead of sending
 //! the whole task to the end of the queue once more.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 /// Turns in one poll before the rest of the thread gets its own.
 const TURNS_MAX: usize = 8;
 
-/// A waker that stands between a task and what it polls. Used by one thread; the atomics are there
-/// because a waker has to be safe to share.
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// Tells this thread from all others.
+    static HERE: usize = THREADS.fetch_add(1, Ordering::Relaxed);
+}
+
+fn here() -> usize {
+    HERE.with(|here| *here)
+}
+
+/// A waker that stands between a task and what it polls, all on one thread. Only that thread looks
+/// at the flags, so they need no order; a wake-up from another thread goes straight to the task.
 #[derive(Debug)]
 pub struct Relay {
     inner: Arc<Inner>,
     waker: Waker,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
+    home: usize,
     task: Mutex<Option<Waker>>,
     inside: AtomicBool,
     again: AtomicBool,
@@ -27,7 +39,12 @@ struct Inner {
 
 impl Default for Relay {
     fn default() -> Self {
-        let inner = Arc::new(Inner::default());
+        let inner = Arc::new(Inner {
+            home: here(),
+            task: Mutex::default(),
+            inside: AtomicBool::default(),
+            again: AtomicBool::default(),
+        });
         Self {
             waker: inner.clone().into(),
             inner,
@@ -50,32 +67,40 @@ impl Relay {
 
     /// Whether anything has woken it since the last poll came to rest.
     pub fn is_woken(&self) -> bool {
-        self.inner.again.load(Ordering::SeqCst)
+        self.inner.again.load(Ordering::Relaxed)
     }
 
     /// Polls until nothing inside has more to do.
     pub fn poll<T>(&self, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         let cx = &mut Context::from_waker(&self.waker);
-        self.inner.inside.store(true, Ordering::SeqCst);
+        self.inner.inside.store(true, Ordering::Relaxed);
         let mut polled = Poll::Pending;
         // Bounded: what has used up its turn asks for another each time.
         for _ in 0..TURNS_MAX {
-            self.inner.again.store(false, Ordering::SeqCst);
+            self.inner.again.store(false, Ordering::Relaxed);
             polled = poll(cx);
             if polled.is_ready() || !self.is_woken() {
                 break;
             }
         }
-        self.inner.inside.store(false, Ordering::SeqCst);
+        self.inner.inside.store(false, Ordering::Relaxed);
         if polled.is_pending() && self.is_woken() {
             self.inner.wake_task();
         }
         polled
     }
 
+    /// Does something to what is polled next anyway: a wake-up need not reach the task.
+    pub fn before_poll<T>(&self, act: impl FnOnce() -> T) -> T {
+        let inside = self.inner.inside.swap(true, Ordering::Relaxed);
+        let done = act();
+        self.inner.inside.store(inside, Ordering::Relaxed);
+        done
+    }
+
     /// Puts back what `is_woken` said before something whose wake-ups mean nothing.
     pub fn restore(&self, woken: bool) {
-        self.inner.again.store(woken, Ordering::SeqCst);
+        self.inner.again.store(woken, Ordering::Relaxed);
     }
 }
 
@@ -94,8 +119,11 @@ impl Wake for Inner {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.again.store(true, Ordering::SeqCst);
-        if !self.inside.load(Ordering::SeqCst) {
+        if self.home != here() {
+            return self.wake_task();
+        }
+        self.again.store(true, Ordering::Relaxed);
+        if !self.inside.load(Ordering::Relaxed) {
             self.wake_task();
         }
     }
@@ -136,6 +164,20 @@ mod tests {
         kept.unwrap().wake();
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         assert!(relay.is_woken());
+    }
+
+    #[test]
+    fn a_wake_up_from_another_thread_reaches_the_task_even_in_the_middle_of_a_poll() {
+        let count = Arc::new(Count::default());
+        let relay = Relay::default();
+        relay.attach(&count.clone().into());
+        let polled: Poll<()> = relay.poll(|cx| {
+            let waker = cx.waker().clone();
+            std::thread::spawn(move || waker.wake()).join().unwrap();
+            Poll::Pending
+        });
+        assert!(polled.is_pending());
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
     }
 
     #[test]

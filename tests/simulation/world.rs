@@ -199,6 +199,8 @@ pub struct World {
     pub starts: BTreeMap<InstanceId, u32>,
     /// What the gateway has been told: position and the instances that may get requests.
     routes: VecDeque<(Position, BTreeSet<InstanceId>)>,
+    /// Requests on each instance, by the gateway's count.
+    in_flight: BTreeMap<InstanceId, u32>,
     sequence: u64,
     truth_read: usize,
 }
@@ -229,6 +231,7 @@ impl World {
             carried_out: BTreeMap::new(),
             starts: BTreeMap::new(),
             routes: VecDeque::new(),
+            in_flight: BTreeMap::new(),
             sequence: 0,
             truth_read: 0,
         }
@@ -369,6 +372,7 @@ impl World {
         }
         let revision = self.routes[0].0;
         self.sequence += 1;
+        self.serve();
         if self.rng.percent(self.faults.lost_frames) {
             return;
         }
@@ -380,7 +384,20 @@ impl World {
         }
     }
 
-    fn frame(&self, bucket: Bucket, routes_revision: Position) -> Frame {
+    /// Requests come to what the gateway takes for routed, and end one a turn elsewhere.
+    fn serve(&mut self) {
+        let routed = self.routes[0].1.clone();
+        for id in &routed {
+            self.in_flight.insert(id.clone(), self.rng.below(4) as u32);
+        }
+        for (id, in_flight) in &mut self.in_flight {
+            if !routed.contains(id) {
+                *in_flight = in_flight.saturating_sub(1);
+            }
+        }
+    }
+
+    fn frame(&self, bucket: Bucket, revision: Position) -> Frame {
         let mut deployments = Vec::new();
         for (endpoint, fold) in self.truth.iter().filter(|(key, _)| key.bucket() == bucket) {
             for (deployment, spec) in fold
@@ -396,7 +413,7 @@ impl World {
                 let instances = fold.instances.of(spec.uid).map(|instance| InstanceFrame {
                     id: instance.id.clone(),
                     busy_us: 0,
-                    in_flight: 0,
+                    in_flight: self.in_flight.get(&instance.id).copied().unwrap_or(0),
                     requests: 0,
                     cpu_us: None,
                     memory_bytes: None,
@@ -434,7 +451,11 @@ impl World {
             bucket,
             start: Timestamp::from_secs(self.clock.secs() - 1),
             length_us: 1_000_000,
-            routes_revision,
+            routes: self
+                .truth
+                .keys()
+                .map(|endpoint| (endpoint.clone(), revision))
+                .collect(),
             goodbye: false,
             deployments,
         }
@@ -464,7 +485,14 @@ impl World {
             if let Some(removal) = &instance.removal {
                 self.carried_out
                     .insert(instance.id.clone(), removal.generation);
-                self.processes.remove(&instance.id);
+                let was_running = self.processes.remove(&instance.id).is_some();
+                let in_flight = self.in_flight.remove(&instance.id).unwrap_or(0);
+                // Frames come every turn or two, so no drain reaches its deadline.
+                assert!(
+                    !was_running || in_flight == 0,
+                    "{} was removed with {in_flight} requests on it",
+                    instance.id
+                );
                 let ended = InstanceEnded {
                     id: instance.id,
                     reason: "removed".into(),

@@ -45,7 +45,7 @@ fn frame(sequence: u64) -> Arc<Frame> {
         bucket: Bucket(0),
         start: Timestamp::from_secs(sequence as i64),
         length_us: 1_000_000,
-        routes_revision: Position::START,
+        routes: Default::default(),
         goodbye: false,
         deployments: Vec::new(),
     })

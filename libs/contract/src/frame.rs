@@ -54,8 +54,9 @@ pub struct Frame {
     pub start: Timestamp,
     /// Its true length by a monotonic clock, in microseconds.
     pub length_us: u64,
-    /// The route revision that the gateway has reached for this bucket.
-    pub routes_revision: Position,
+    /// The revision of each endpoint's route that the gateway has reached, in all its threads. By
+    /// endpoint: a bucket's highest would also vouch for updates that were lost.
+    pub routes: BTreeMap<EndpointKey, Position>,
     /// The last frame of a source that leaves on purpose.
     pub goodbye: bool,
     pub deployments: Vec<DeploymentFrame>,

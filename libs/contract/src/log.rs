@@ -31,6 +31,15 @@ pub enum StreamKind {
 }
 
 impl StreamKind {
+    pub const ALL: [Self; 6] = [
+        Self::Endpoint,
+        Self::Scaling,
+        Self::Instances,
+        Self::Node,
+        Self::Usage,
+        Self::Access,
+    ];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Endpoint => "endpoint",
@@ -65,6 +74,13 @@ impl StreamName {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    pub fn kind(&self) -> Option<StreamKind> {
+        let (kind, _) = self.0.split_once('/')?;
+        StreamKind::ALL
+            .into_iter()
+            .find(|known| known.as_str() == kind)
     }
 
     /// What decides the bucket of this stream.

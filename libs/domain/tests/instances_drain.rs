@@ -15,10 +15,13 @@ use uuid::Uuid;
 
 const DRAIN_POSITION: u64 = 40;
 const TIMEOUT: Span = Span::from_secs(15);
-const BUCKET: Bucket = Bucket(7);
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_secs(1000 + second)
+}
+
+fn iris() -> EndpointKey {
+    EndpointKey::new(&"iris".parse().unwrap())
 }
 
 fn draining_instance() -> Instance {
@@ -55,7 +58,7 @@ fn record(position: u64, event: Event) -> Record {
     Record {
         position: Position(position),
         prev: Position(0),
-        bucket: BUCKET,
+        bucket: iris().bucket(),
         stream: StreamName::of(StreamKind::Instances, &key),
         version: position,
         id: Uuid::nil(),
@@ -98,10 +101,10 @@ fn frame(gateway: &str, revision: u64, in_flight: u32) -> Frame {
         },
         boot: Uuid::nil(),
         sequence: 0,
-        bucket: BUCKET,
+        bucket: iris().bucket(),
         start: at(0),
         length_us: 1_000_000,
-        routes_revision: Position(revision),
+        routes: [(iris(), Position(revision))].into(),
         goodbye: false,
         deployments: vec![deployment],
     }
@@ -126,11 +129,26 @@ fn every_gateway_must_have_reached_the_drain_with_nothing_in_flight() {
         let mut watch = DrainWatch::default();
         frames.iter().for_each(|frame| watch.observe(frame, at(1)));
         assert_eq!(
-            watch.is_drained(&instance, BUCKET, at(1)),
+            watch.is_drained(&iris(), &instance, at(1)),
             *drained,
             "{frames:#?}"
         );
     }
+}
+
+#[test]
+fn what_a_gateway_has_reached_of_another_endpoint_vouches_for_nothing() {
+    let mut watch = DrainWatch::default();
+    let other = EndpointKey::new(&"other".parse().unwrap());
+    let routes = [(iris(), Position(39)), (other, Position(99))].into();
+    watch.observe(
+        &Frame {
+            routes,
+            ..frame("a", 0, 0)
+        },
+        at(1),
+    );
+    assert!(!watch.is_drained(&iris(), &draining_instance(), at(1)));
 }
 
 #[test]
@@ -145,7 +163,7 @@ fn a_gateway_that_said_goodbye_is_not_asked_any_more() {
         },
         at(2),
     );
-    assert!(watch.is_drained(&draining_instance(), BUCKET, at(2)));
+    assert!(watch.is_drained(&iris(), &draining_instance(), at(2)));
 }
 
 #[test]
@@ -158,7 +176,7 @@ fn words_about_another_bucket_do_not_count() {
         },
         at(1),
     );
-    assert!(!watch.is_drained(&draining_instance(), BUCKET, at(1)));
+    assert!(!watch.is_drained(&iris(), &draining_instance(), at(1)));
 }
 
 #[test]
@@ -166,22 +184,22 @@ fn the_deadline_ends_the_wait_while_frames_arrive() {
     let mut watch = DrainWatch::default();
     for second in 0..15 {
         assert!(
-            !watch.is_drained(&draining_instance(), BUCKET, at(second)),
+            !watch.is_drained(&iris(), &draining_instance(), at(second)),
             "{second}"
         );
         watch.observe(&frame("a", 40, 1), at(second));
     }
-    assert!(watch.is_drained(&draining_instance(), BUCKET, at(15)));
+    assert!(watch.is_drained(&iris(), &draining_instance(), at(15)));
 }
 
 #[test]
 fn the_deadline_does_not_run_while_no_frames_arrive() {
     let mut watch = DrainWatch::default();
     watch.observe(&frame("a", 40, 1), at(0));
-    assert!(!watch.is_drained(&draining_instance(), BUCKET, at(60)));
+    assert!(!watch.is_drained(&iris(), &draining_instance(), at(60)));
     watch.observe(&frame("a", 40, 1), at(60));
     assert!(
-        !watch.is_drained(&draining_instance(), BUCKET, at(61)),
+        !watch.is_drained(&iris(), &draining_instance(), at(61)),
         "it starts anew"
     );
 }

@@ -84,7 +84,7 @@ fn frame(source_id: &str, sequence: u64, deployments: Vec<DeploymentFrame>) -> F
         bucket: Bucket(0),
         start: at(sequence as i64),
         length_us: 1_000_000,
-        routes_revision: Position::START,
+        routes: Default::default(),
         goodbye: false,
         deployments,
     }

@@ -1,47 +1,88 @@
-//! The registry behind `/metrics`, shared by all services of a process.
+//! The metrics behind `/metrics`, shared by all services of a process.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::panic::Location;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+/// Registries by the place in the code that filled them.
+type Registries = BTreeMap<(&'static str, u32), Registry>;
+
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    registry: Arc<Mutex<Registry>>,
+    registries: Arc<Mutex<Registries>>,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        let mut registry = Registry::default();
-        let labels = [("version".into(), env!("CARGO_PKG_VERSION").into())];
-        registry
-            .sub_registry_with_labels(labels.into_iter())
-            .register(
-                "penstock_build_info",
-                "The version of this process",
-                ConstGauge::new(1i64),
-            );
-        Self {
-            registry: Arc::new(Mutex::new(registry)),
-        }
+        let metrics = Self {
+            registries: Arc::default(),
+        };
+        metrics.register(|registry| {
+            let labels = [("version".into(), env!("CARGO_PKG_VERSION").into())];
+            registry
+                .sub_registry_with_labels(labels.into_iter())
+                .register(
+                    "penstock_build_info",
+                    "The version of this process",
+                    ConstGauge::new(1i64),
+                );
+        });
+        metrics
     }
 }
 
 impl Metrics {
-    /// Registers metrics; names are written in full, with `penstock_` and the unit.
+    /// Registers metrics; names are written in full, with `penstock_` and the unit. A service that
+    /// is started again registers at the same place, and its new metrics replace the old ones.
+    #[track_caller]
     pub fn register(&self, add: impl FnOnce(&mut Registry)) {
-        add(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
+        let place = Location::caller();
+        let mut registry = Registry::default();
+        add(&mut registry);
+        self.registries()
+            .insert((place.file(), place.line()), registry);
     }
 
     /// The OpenMetrics text format.
     pub fn encode(&self) -> String {
         let mut text = String::new();
-        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        match encode(&mut text, &registry) {
-            Ok(()) => text,
-            // Writing to a String fails only where a metric's own encoder does.
-            Err(_) => String::from("# EOF\n"),
+        for registry in self.registries().values() {
+            if let Err(error) = encode_registry(&mut text, registry) {
+                tracing::error!(%error, "some metrics cannot be shown");
+            }
         }
+        // Writing to a string does not fail.
+        let _ = encode_eof(&mut text);
+        text
+    }
+
+    fn registries(&self) -> MutexGuard<'_, Registries> {
+        self.registries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::counter::Counter;
+
+    use super::*;
+
+    #[test]
+    fn a_service_that_is_started_again_replaces_its_metrics() {
+        let metrics = Metrics::default();
+        for _ in 0..2 {
+            metrics.register(|registry| {
+                registry.register("penstock_tests", "Tests", Counter::<u64>::default());
+            });
+        }
+        let text = metrics.encode();
+        assert_eq!(text.matches("penstock_tests_total 0").count(), 1, "{text}");
+        assert_eq!(text.matches("# EOF").count(), 1, "{text}");
     }
 }

@@ -29,6 +29,8 @@ use crate::ids::Ids;
 
 /// If what was recorded lies this far ahead of our clock, the clock has stepped back, and it holds.
 pub const CLOCK_STEP: Span = Span::from_secs(5);
+/// Pause after the store could not take a commit.
+const RETRY_AFTER: Span = Span::from_secs(1);
 
 /// A service, as the loop sees it.
 pub trait Reconciler: Send + 'static {
@@ -90,6 +92,8 @@ struct Entry<S> {
     recorded: Timestamp,
     /// Our own last commit; until it has come back, the state is behind and is not evaluated.
     awaiting: Position,
+    /// After the store refused a commit for a reason of its own: not before this time.
+    retry_at: Option<Timestamp>,
 }
 
 /// Runs until `shutdown`, or until the store fails for good.
@@ -195,12 +199,12 @@ impl<R: Reconciler> Loop<R> {
         let entry = self.entries.entry(key.clone()).or_default();
         self.reconciler.apply(&mut entry.state, record);
         entry.position = record.position;
-        entry.recorded = match &record.event {
-            Event::ClockStepped(stepped) => stepped.clock,
-            _ => entry.recorded.max(record.time),
-        };
+        entry.recorded = entry.recorded.max(record.time);
         if record.stream == StreamName::of(R::STREAM, &key) {
             entry.version = record.version;
+            if let Event::ClockStepped(stepped) = &record.event {
+                entry.recorded = stepped.clock;
+            }
         }
         self.due.insert(key);
     }
@@ -229,9 +233,10 @@ impl<R: Reconciler> Loop<R> {
             let Some(fence) = self.fences.get(&key.bucket()) else {
                 continue;
             };
-            if entry.awaiting > entry.position {
+            if entry.awaiting > entry.position || entry.retry_at.is_some_and(|at| clock < at) {
                 continue;
             }
+            entry.retry_at = None;
             let (now, events) = if entry.recorded > clock + CLOCK_STEP {
                 (
                     clock,
@@ -296,6 +301,9 @@ impl<R: Reconciler> Loop<R> {
                 self.take(vec![key.bucket()]).await?;
             }
             Err(error) => {
+                if let Some(entry) = self.entries.get_mut(&key) {
+                    entry.retry_at = Some(now + RETRY_AFTER);
+                }
                 tracing::error!(service = R::SERVICE, endpoint = %key, %error, "could not write, trying again");
             }
         }

@@ -70,10 +70,9 @@ impl Reconciler for Planner {
         now: Timestamp,
     ) -> Vec<Event> {
         let granted = state.granted();
-        let bucket = key.bucket();
         let context = Context {
             granted: &granted,
-            drained: &|instance| self.drain_watch.is_drained(instance, bucket, now),
+            drained: &|instance| self.drain_watch.is_drained(key, instance, now),
             node: &self.node,
             now,
         };

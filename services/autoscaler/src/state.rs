@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use contract::decision::{Carried, Decision, InstanceCounts};
 use contract::events::{ClockStepped, Event};
 use contract::ids::{DeploymentRef, Name, Uid};
-use contract::log::Record;
+use contract::log::{Record, StreamKind};
 use contract::resources::ProvisioningState;
 use contract::time::{Span, Timestamp};
 use domain::autoscale::{
@@ -50,7 +50,10 @@ impl EndpointState {
         self.fold.apply(record);
         match &record.event {
             Event::ScalingDecided(decision) => self.decided(decision),
-            Event::ClockStepped(stepped) => self.clock_stepped(stepped),
+            // Each owner writes the step that it has met; only ours moves what we carry.
+            Event::ClockStepped(stepped) if record.stream.kind() == Some(StreamKind::Scaling) => {
+                self.clock_stepped(stepped);
+            }
             Event::DeploymentDeleted(_) | Event::EndpointDeleted(_) => {
                 return self.forget_the_gone();
             }

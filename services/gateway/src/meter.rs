@@ -420,7 +420,7 @@ impl Meter {
     fn frames(&mut self, buckets: &[Bucket], next: Option<Timestamp>, goodbye: bool) -> Vec<Frame> {
         // The revision is read first: what it drained was marked before it could be seen, so every
         // slot that was taken until then is in the readings below.
-        let snapshot = self.router.current().load_full();
+        let mut revisions = self.router.current().load().revisions();
         let mut by_bucket: BTreeMap<u16, Vec<DeploymentFrame>> = BTreeMap::new();
         let at_us = now_us();
         for state in self.router.deployments() {
@@ -444,7 +444,7 @@ impl Meter {
                     bucket: *bucket,
                     start: window.start,
                     length_us: at_us.saturating_sub(window.from_us),
-                    routes_revision: snapshot.revision(*bucket),
+                    routes: revisions.remove(bucket).unwrap_or_default(),
                     goodbye,
                     deployments: by_bucket.remove(&bucket.0).unwrap_or_default(),
                 };

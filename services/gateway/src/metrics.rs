@@ -1,11 +1,13 @@
 //! Prometheus metrics, fed once a second from the frames: what a dashboard shows is what the
 //! autoscaler saw.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use contract::frame::{Frame, Outcomes};
 use contract::histogram::Histogram;
+use contract::ids::Bucket;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -23,7 +25,7 @@ struct RequestLabels {
     code_class: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(PartialOrd, Ord, Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DeploymentLabels {
     endpoint: String,
     deployment: String,
@@ -55,7 +57,7 @@ impl EncodeMetric for Durations {
         let histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut counts: Vec<(f64, u64)> = BOUNDS_LOG2_US
             .map(|log2| ((1u64 << log2) as f64 / 1e6, 0))
-            .chain([(f64::MAX, 0)])
+            .chain([(f64::INFINITY, 0)])
             .collect();
         for (bound_us, count) in histogram.iter() {
             let seconds = bound_us as f64 / 1e6;
@@ -77,6 +79,8 @@ pub struct GatewayMetrics {
     requests: Family<RequestLabels, Counter<u64, AtomicU64>>,
     durations: Family<DeploymentLabels, Durations>,
     in_flight: Family<DeploymentLabels, Gauge>,
+    /// What the last frame of each bucket told of.
+    in_use: Mutex<BTreeMap<Bucket, BTreeSet<DeploymentLabels>>>,
 }
 
 impl GatewayMetrics {
@@ -104,8 +108,14 @@ impl GatewayMetrics {
     }
 
     pub fn observe(&self, frames: &[Frame]) {
-        let mut seen = Vec::new();
-        for part in frames.iter().flat_map(|frame| &frame.deployments) {
+        for frame in frames {
+            self.observe_frame(frame);
+        }
+    }
+
+    fn observe_frame(&self, frame: &Frame) {
+        let mut seen = BTreeSet::new();
+        for part in &frame.deployments {
             let labels = DeploymentLabels {
                 endpoint: part.endpoint.endpoint().to_string(),
                 deployment: part.deployment.to_string(),
@@ -118,7 +128,15 @@ impl GatewayMetrics {
             self.in_flight
                 .get_or_create(&labels)
                 .set(i64::from(part.in_flight_max));
-            seen.push(labels);
+            seen.insert(labels);
+        }
+        // A frame says nothing about deployments where nothing happened: nothing is in flight there.
+        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = in_use
+            .insert(frame.bucket, seen.clone())
+            .unwrap_or_default();
+        for labels in before.difference(&seen) {
+            self.in_flight.get_or_create(labels).set(0);
         }
     }
 

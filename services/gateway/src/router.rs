@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use contract::ids::BUCKETS;
 use contract::resources::{AuthMode, ModelClientErrors};
 use contract::route::{ANY_GATEWAY, DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::{Bucket, EndpointKey, Name, Position, Uid};
@@ -20,8 +19,8 @@ use crate::split::Split;
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     endpoints: HashMap<Box<str>, Arc<Endpoint>>,
-    /// Per bucket, the highest revision in this snapshot.
-    revisions: Box<[Position]>,
+    /// What each endpoint's route has reached, of those that are gone too.
+    revisions: BTreeMap<EndpointKey, Position>,
 }
 
 #[derive(Debug)]
@@ -54,7 +53,7 @@ impl Default for Snapshot {
     fn default() -> Self {
         Self {
             endpoints: HashMap::new(),
-            revisions: vec![Position::START; usize::from(BUCKETS)].into(),
+            revisions: BTreeMap::new(),
         }
     }
 }
@@ -64,11 +63,14 @@ impl Snapshot {
         self.endpoints.get(name)
     }
 
-    pub fn revision(&self, bucket: Bucket) -> Position {
-        self.revisions
-            .get(usize::from(bucket.0))
-            .copied()
-            .unwrap_or(Position::START)
+    /// The revisions reached, by bucket.
+    pub fn revisions(&self) -> BTreeMap<Bucket, BTreeMap<EndpointKey, Position>> {
+        let mut by_bucket: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        for (endpoint, revision) in &self.revisions {
+            let bucket = by_bucket.entry(endpoint.bucket()).or_default();
+            bucket.insert(endpoint.clone(), *revision);
+        }
+        by_bucket
     }
 }
 
@@ -113,8 +115,7 @@ impl Router {
         &self.current
     }
 
-    /// Applies a batch as one swap. A batch should hold all that has arrived: a bucket's revision
-    /// is then never ahead of an update that came with it.
+    /// Applies a batch as one swap.
     pub fn apply(&self, batch: impl IntoIterator<Item = Arc<RouteUpdate>>) {
         let mut known = self.known();
         let mut next: Option<Snapshot> = None;
@@ -172,9 +173,8 @@ impl Router {
             next.endpoints
                 .insert(name.as_str().into(), Arc::new(endpoint));
         }
-        if let Some(revision) = next.revisions.get_mut(usize::from(update.bucket().0)) {
-            *revision = (*revision).max(update.revision);
-        }
+        next.revisions
+            .insert(update.endpoint.clone(), update.revision);
     }
 
     fn endpoint(

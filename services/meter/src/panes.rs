@@ -181,7 +181,6 @@ impl Coverage {
 
 #[cfg(test)]
 mod tests {
-    use contract::ids::Position;
     use uuid::Uuid;
 
     use super::*;
@@ -197,7 +196,7 @@ mod tests {
             bucket: Bucket(7),
             start: Timestamp::from_secs(second),
             length_us: 1_000_000,
-            routes_revision: Position::START,
+            routes: Default::default(),
             goodbye: false,
             deployments: Vec::new(),
         }

@@ -12,7 +12,7 @@ use contract::events::{
 };
 use contract::frame::{DeploymentFrame, Frame, Outcomes, Role, Source, SourceKind};
 use contract::histogram::Histogram;
-use contract::ids::{DeploymentRef, EndpointKey, InstanceId, Name, Position, Uid};
+use contract::ids::{DeploymentRef, EndpointKey, InstanceId, Name, Uid};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use contract::usage::UsageMinute;
@@ -199,7 +199,7 @@ fn frame(boot: u128, second: u64) -> Frame {
         bucket: endpoint().bucket(),
         start: Timestamp::from_secs(START) + Span::from_secs(second),
         length_us: 1_000_000,
-        routes_revision: Position::START,
+        routes: Default::default(),
         goodbye: false,
         deployments: vec![DeploymentFrame {
             endpoint: endpoint(),

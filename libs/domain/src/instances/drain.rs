@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use contract::frame::{Frame, SourceKind};
-use contract::ids::{Bucket, InstanceId, Position};
+use contract::ids::{Bucket, EndpointKey, InstanceId, Position};
 use contract::time::{Span, Timestamp};
 
 use super::Instance;
@@ -24,7 +24,7 @@ pub struct DrainWatch {
 
 #[derive(Clone, Debug)]
 struct LastWord {
-    routes_revision: Position,
+    routes: BTreeMap<EndpointKey, Position>,
     in_flight: BTreeMap<InstanceId, u32>,
 }
 
@@ -66,14 +66,15 @@ impl DrainWatch {
         self.last_words.insert(
             key,
             LastWord {
-                routes_revision: frame.routes_revision,
+                routes: frame.routes.clone(),
                 in_flight,
             },
         );
     }
 
     /// Whether every gateway has let go of the instance, or its time is up.
-    pub fn is_drained(&self, instance: &Instance, bucket: Bucket, now: Timestamp) -> bool {
+    pub fn is_drained(&self, endpoint: &EndpointKey, instance: &Instance, now: Timestamp) -> bool {
+        let bucket = endpoint.bucket();
         let Some(draining) = &instance.draining else {
             return false;
         };
@@ -85,7 +86,9 @@ impl DrainWatch {
             .peekable();
         let let_go = members.peek().is_some()
             && members.all(|word| {
-                word.routes_revision >= draining.position
+                word.routes
+                    .get(endpoint)
+                    .is_some_and(|reached| *reached >= draining.position)
                     && word.in_flight.get(&instance.id).copied().unwrap_or(0) == 0
             });
         let_go || self.deadline_passed(bucket, draining.since, draining.timeout, now)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use backends::ResourceSample;
 use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
 use contract::histogram::Histogram;
-use contract::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
+use contract::ids::{Bucket, EndpointKey, InstanceId, Name, Uid};
 use contract::time::{Span, Timestamp};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -77,7 +77,7 @@ impl Frames {
                 bucket,
                 start,
                 length_us,
-                routes_revision: Position::START,
+                routes: BTreeMap::new(),
                 goodbye,
                 deployments: deployments.remove(&bucket).unwrap_or_default(),
             })

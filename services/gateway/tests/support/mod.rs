@@ -242,10 +242,15 @@ impl Running {
 
     /// Publishes a route and waits for the frame that reports it.
     pub async fn apply(&mut self, update: RouteUpdate) -> Arc<Frame> {
-        let (bucket, revision) = (update.bucket(), update.revision);
+        let (endpoint, revision) = (update.endpoint.clone(), update.revision);
         self.bus.publish_route(Arc::new(update));
-        self.frame(|frame| frame.bucket == bucket && frame.routes_revision >= revision)
-            .await
+        self.frame(|frame| {
+            frame
+                .routes
+                .get(&endpoint)
+                .is_some_and(|reached| *reached >= revision)
+        })
+        .await
     }
 
     pub async fn frame(&mut self, wanted: impl Fn(&Frame) -> bool) -> Arc<Frame> {

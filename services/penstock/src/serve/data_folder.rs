@@ -1,7 +1,7 @@
 //! The data folder: made on first use, for its owner only, and held by one process at a time.
 
-use std::fs::{File, TryLockError};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{File, Permissions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -19,6 +19,8 @@ impl DataFolder {
             .mode(0o700)
             .create(path)
             .with_context(|| format!("cannot make the data folder {}", path.display()))?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o700))
+            .with_context(|| format!("cannot close {} to others", path.display()))?;
         let path = path
             .canonicalize()
             .with_context(|| format!("cannot open {}", path.display()))?;

@@ -113,14 +113,13 @@ impl House {
             metrics: metrics.clone(),
             health: health.clone(),
         };
-        let gateway = Gateway::bind(gateway_config, gateway_deps)?;
+        let gateway = Gateway::bind(gateway_config.clone(), gateway_deps.clone())?;
         let gateway_url = format!("http://{}", gateway.address);
-        let gateway_stop = doors.stop.clone();
-        doors.spawn(async move {
-            if let Err(error) = gateway.serve(gateway_stop).await {
-                tracing::error!(%error, "the gateway ended");
-            }
-        });
+        let again = gateway::Config {
+            address: gateway.address,
+            ..gateway_config
+        };
+        spawn_gateway(&mut doors, gateway, again, gateway_deps);
 
         let meter_deps = meter::Deps {
             store: store.clone(),
@@ -130,7 +129,8 @@ impl House {
             metrics: metrics.clone(),
             health: health.clone(),
         };
-        let meter = Meter::open(meter::Config::new(&data), meter_deps).await?;
+        let meter_config = meter::Config::new(&data);
+        let meter = Meter::open(meter_config.clone(), meter_deps.clone()).await?;
         let control_config = ControlConfig {
             listen: args.control_addr,
             data: data.clone(),
@@ -146,14 +146,13 @@ impl House {
             logs: Arc::new(FolderLogs::new(&data)),
             history: Arc::new(MeterHistory::new(meter.history())),
         };
-        let control = Control::bind(control_config, control_deps).await?;
+        let control = Control::bind(control_config.clone(), control_deps.clone()).await?;
         let control_url = format!("http://{}", control.addr);
-        let control_stop = doors.stop.clone();
-        doors.spawn(async move {
-            if let Err(error) = control.serve(control_stop).await {
-                tracing::error!(%error, "control ended");
-            }
-        });
+        let again = ControlConfig {
+            listen: control.addr,
+            ..control_config
+        };
+        spawn_control(&mut doors, control, again, control_deps);
 
         spawn_autoscaler(&mut engines, deps.clone(), metrics.clone(), health.clone());
         let node = node_id(&data).context("cannot read or make the node's id")?;
@@ -165,12 +164,7 @@ impl House {
             grace: REMOVAL_GRACE,
         };
         spawn_node(&mut hands, node_config, deps, backends, &health);
-        let meter_stop = log.stop.clone();
-        log.spawn(async move {
-            if let Err(error) = meter.run(meter_stop).await {
-                tracing::error!(%error, "the meter ended");
-            }
-        });
+        spawn_meter(&mut log, meter, meter_config, meter_deps);
         let stages = vec![doors, engines, hands, log];
         Ok(Self {
             folder,
@@ -210,6 +204,52 @@ impl House {
         }
         self.store.close().await;
     }
+}
+
+/// Serves on what is bound already, and after a failure on the same address again.
+fn spawn_gateway(stage: &mut Stage, bound: Gateway, config: gateway::Config, deps: gateway::Deps) {
+    let (stop, mut bound) = (stage.stop.clone(), Some(bound));
+    let run = move || {
+        let (bound, config, deps, stop) =
+            (bound.take(), config.clone(), deps.clone(), stop.clone());
+        async move {
+            let gateway = bound.map_or_else(|| Gateway::bind(config, deps), Ok)?;
+            gateway.serve(stop).await
+        }
+    };
+    stage.spawn(supervise("gateway", stage.stop.clone(), run));
+}
+
+fn spawn_control(stage: &mut Stage, bound: Control, config: ControlConfig, deps: ControlDeps) {
+    let (stop, mut bound) = (stage.stop.clone(), Some(bound));
+    let run = move || {
+        let (bound, config, deps, stop) =
+            (bound.take(), config.clone(), deps.clone(), stop.clone());
+        async move {
+            let control = match bound {
+                Some(control) => control,
+                None => Control::bind(config, deps).await?,
+            };
+            Box::pin(control.serve(stop)).await
+        }
+    };
+    stage.spawn(supervise("control", stage.stop.clone(), run));
+}
+
+fn spawn_meter(stage: &mut Stage, opened: Meter, config: meter::Config, deps: meter::Deps) {
+    let (stop, mut opened) = (stage.stop.clone(), Some(opened));
+    let run = move || {
+        let (opened, config, deps, stop) =
+            (opened.take(), config.clone(), deps.clone(), stop.clone());
+        async move {
+            let meter = match opened {
+                Some(meter) => meter,
+                None => Meter::open(config, deps).await?,
+            };
+            Box::pin(meter.run(stop)).await
+        }
+    };
+    stage.spawn(supervise("meter", stage.stop.clone(), run));
 }
 
 fn spawn_autoscaler(stage: &mut Stage, deps: Deps, metrics: Metrics, health: Health) {

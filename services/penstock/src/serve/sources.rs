@@ -64,9 +64,10 @@ impl Reading {
             return Some((past, self));
         }
         while self.query.follow {
-            match self.reader.read(CHUNK_BYTES_MAX) {
-                Ok(lines) if lines.is_empty() => tokio::time::sleep(FOLLOW_EVERY).await,
-                read => return Some((read.map(|lines| self.text(lines)), self)),
+            match self.read() {
+                Ok(None) => tokio::time::sleep(FOLLOW_EVERY).await,
+                Ok(Some(lines)) => return Some((Ok(text(lines)), self)),
+                Err(error) => return Some((Err(error), self)),
             }
         }
         None
@@ -76,31 +77,33 @@ impl Reading {
     fn past(&mut self) -> io::Result<Bytes> {
         let most = self.query.lines.unwrap_or(LINES_MAX).min(LINES_MAX);
         let mut last = VecDeque::new();
-        loop {
-            let lines = self.reader.read(CHUNK_BYTES_MAX)?;
-            if lines.is_empty() {
-                return Ok(self.text(last));
-            }
+        while let Some(lines) = self.read()? {
             last.extend(lines);
             let surplus = last.len().saturating_sub(most);
             last.drain(..surplus);
         }
+        Ok(text(last))
     }
 
-    fn text(&self, lines: impl IntoIterator<Item = LogLine>) -> Bytes {
-        let mut text = String::new();
-        for line in lines {
-            if self
-                .query
-                .instance
-                .as_ref()
-                .is_none_or(|wanted| *wanted == line.instance)
-            {
-                text.push_str(&format!("{} {}\n", line.instance, line.text));
-            }
+    /// The next lines that were asked for; none when all that is there has been read.
+    fn read(&mut self) -> io::Result<Option<Vec<LogLine>>> {
+        // Files of the data folder: short reads, and yet no place for them among the tasks.
+        let mut lines = tokio::task::block_in_place(|| self.reader.read(CHUNK_BYTES_MAX))?;
+        if lines.is_empty() {
+            return Ok(None);
         }
-        text.into()
+        if let Some(wanted) = &self.query.instance {
+            lines.retain(|line| line.instance == *wanted);
+        }
+        Ok(Some(lines))
     }
+}
+
+fn text(lines: impl IntoIterator<Item = LogLine>) -> Bytes {
+    let lines = lines
+        .into_iter()
+        .map(|line| format!("{} {}\n", line.instance, line.text));
+    lines.collect::<String>().into()
 }
 
 /// Measurements as the meter keeps them.

@@ -132,6 +132,7 @@ impl Walk {
         self.head = position;
         self.check_chain(&raw);
         self.check_version(&raw);
+        let stored = (raw.type_version, raw.data.clone());
         let record = match raw.decode() {
             Ok(record) => record,
             Err(error) => {
@@ -140,7 +141,22 @@ impl Walk {
             }
         };
         self.check_place(&record);
+        self.check_bytes(&record, &stored.1, u32::try_from(stored.0).ok());
         Some(record)
+    }
+
+    /// What this version wrote must be, byte for byte, what it would write.
+    fn check_bytes(&mut self, record: &Record, data: &str, version: Option<u32>) {
+        if version != Some(record.event.version()) {
+            return;
+        }
+        if record.event.data_json().is_ok_and(|again| again != data) {
+            self.problem(format!(
+                "position {}: the data of `{}` is not stored as this version writes it",
+                record.position,
+                record.event.type_name()
+            ));
+        }
     }
 
     fn check_chain(&mut self, raw: &RawEvent) {

@@ -1,1 +1,485 @@
+//! Merging frames: what closes a second, and what a window over closed seconds says.
 
+use contract::frame::{DeploymentFrame, InstanceFrame, Outcomes, Role};
+use contract::histogram::Histogram;
+use contract::ids::{Bucket, EndpointKey, InstanceId};
+use uuid::Uuid;
+
+use super::*;
+
+const START: i64 = 1_790_000_000;
+
+fn uid() -> Uid {
+    Uid(Uuid::from_u128(7))
+}
+
+fn gateway(name: &str) -> Source {
+    Source {
+        kind: SourceKind::Gateway,
+        id: name.into(),
+    }
+}
+
+fn empty(source: Source, second: i64) -> Frame {
+    Frame {
+        boot: Uuid::from_u128(source.id.len() as u128),
+        source,
+        sequence: (second - START + 10_000) as u64,
+        bucket: Bucket(3),
+        start: Timestamp::from_secs(second),
+        length_us: 1_000_000,
+        routes: Default::default(),
+        goodbye: false,
+        deployments: Vec::new(),
+    }
+}
+
+fn deployment() -> DeploymentFrame {
+    DeploymentFrame {
+        endpoint: EndpointKey::new(&"iris".parse().unwrap()),
+        deployment: "blue".parse().unwrap(),
+        deployment_uid: uid(),
+        role: Role::Live,
+        outcomes: Outcomes::default(),
+        arrivals: 0,
+        in_flight_us: 0,
+        in_flight_max: 0,
+        queued_us: 0,
+        queued_max: 0,
+        request_bytes: 0,
+        response_bytes: 0,
+        at_or_below: BTreeMap::new(),
+        latency: Histogram::default(),
+        instances: Vec::new(),
+    }
+}
+
+fn arrivals(source: Source, second: i64, arrivals: u64) -> Frame {
+    Frame {
+        deployments: vec![DeploymentFrame {
+            arrivals,
+            ..deployment()
+        }],
+        ..empty(source, second)
+    }
+}
+
+/// When a frame of a second usually arrives: just after its end.
+fn after(second: i64, millis: u64) -> Timestamp {
+    Timestamp::from_secs(second + 1) + Span::from_millis(millis)
+}
+
+fn spec(metric: &str, seconds: u64, aggregation: &str) -> SignalSpec {
+    SignalSpec {
+        metric: Metric::parse(metric).unwrap(),
+        window: Span::from_secs(seconds),
+        aggregation: Aggregation::parse(aggregation).unwrap(),
+    }
+}
+
+fn signal(measures: &Measures, spec: SignalSpec, now: Timestamp) -> Signal {
+    measures.signals(uid(), &[spec], SignalOptions::default(), now)[0].unwrap()
+}
+
+fn measures() -> Measures {
+    Measures::new(Timestamp::from_secs(START))
+}
+
+/// One gateway that sends the frames of the seconds from `START` on, each in time.
+fn one_gateway(frames: impl IntoIterator<Item = DeploymentFrame>) -> (Measures, Timestamp) {
+    let mut measures = measures();
+    let mut now = after(START, 5);
+    for (index, deployment) in frames.into_iter().enumerate() {
+        let second = START + index as i64;
+        now = after(second, 5);
+        let frame = Frame {
+            deployments: vec![deployment],
+            ..empty(gateway("a"), second)
+        };
+        measures.frame(now, &frame);
+    }
+    (measures, now)
+}
+
+#[test]
+fn a_second_of_the_only_gateway_closes_with_its_frame() {
+    let mut measures = measures();
+    let closed = measures.frame(after(START, 5), &arrivals(gateway("a"), START, 4));
+    assert_eq!(closed.len(), 1);
+    assert_eq!(closed[0].start, Timestamp::from_secs(START));
+    assert!(closed[0].missing.is_empty() && !closed[0].empty);
+}
+
+#[test]
+fn a_second_of_two_gateways_closes_with_the_second_frame() {
+    let mut measures = measures();
+    measures.frame(after(START, 5), &empty(gateway("a"), START));
+    measures.frame(after(START, 6), &empty(gateway("bb"), START));
+    let next = START + 1;
+    let early = measures.frame(after(next, 5), &arrivals(gateway("a"), next, 4));
+    assert_eq!(early, []);
+    let closed = measures.frame(after(next, 30), &arrivals(gateway("bb"), next, 6));
+    assert_eq!(closed.len(), 1);
+    let rate = signal(
+        &measures,
+        spec("requests_per_second", 1, "average"),
+        after(next, 30),
+    );
+    assert_eq!(rate.value, Some(10.0));
+    assert!(!rate.partial);
+}
+
+#[test]
+fn a_second_that_lacks_a_gateway_closes_partial_50_ms_after_the_usual_arrival() {
+    let mut measures = measures();
+    for second in START..START + 20 {
+        measures.frame(after(second, 10), &empty(gateway("a"), second));
+        measures.frame(after(second, 10), &empty(gateway("bb"), second));
+    }
+    let second = START + 20;
+    assert_eq!(
+        measures.frame(after(second, 10), &empty(gateway("a"), second)),
+        []
+    );
+    let deadline = measures.next_deadline().unwrap();
+    assert_eq!(deadline, after(second, 60));
+    assert_eq!(measures.tick(after(second, 59)), []);
+    let closed = measures.tick(deadline);
+    assert_eq!(closed.len(), 1);
+    assert_eq!(closed[0].missing, [gateway("bb")]);
+    assert!(signal(&measures, spec("concurrency", 10, "average"), deadline).partial);
+}
+
+#[test]
+fn a_goodbye_ends_the_waiting_and_leaves_nothing_partial() {
+    let mut measures = measures();
+    for second in START..START + 3 {
+        measures.frame(after(second, 10), &empty(gateway("a"), second));
+        let goodbye = Frame {
+            goodbye: second == START + 2,
+            ..empty(gateway("bb"), second)
+        };
+        measures.frame(after(second, 10), &goodbye);
+    }
+    let second = START + 3;
+    let closed = measures.frame(after(second, 10), &empty(gateway("a"), second));
+    assert_eq!(closed.len(), 1);
+    assert!(closed[0].missing.is_empty());
+    assert_eq!(measures.members().count(), 1);
+}
+
+#[test]
+fn a_gateway_lost_without_goodbye_blocks_for_the_window_and_a_minute() {
+    let mut measures = measures();
+    let window = 10;
+    let wanted = spec("requests_per_second", window, "average");
+    let mut last_partial = 0;
+    for second in START..START + 200 {
+        measures.frame(after(second, 10), &empty(gateway("a"), second));
+        if second < START + 50 {
+            measures.frame(after(second, 10), &empty(gateway("bb"), second));
+        }
+        let now = after(second, 200);
+        measures.tick(now);
+        if signal(&measures, wanted, now).partial {
+            last_partial = second;
+        }
+    }
+    // Its last second is START + 49: a minute more, then the window has to pass.
+    assert_eq!(last_partial, START + 49 + 60 + window as i64 - 1);
+    assert_eq!(measures.counters().lost, 1);
+}
+
+#[test]
+fn late_and_skewed_and_repeated_frames_are_counted_and_ignored() {
+    let mut measures = measures();
+    measures.frame(after(START, 5), &arrivals(gateway("a"), START, 4));
+    let late = arrivals(gateway("bb"), START, 100);
+    measures.frame(after(START, 20), &late);
+    let repeated = arrivals(gateway("a"), START, 4);
+    measures.frame(after(START, 30), &repeated);
+    let ahead = arrivals(gateway("a"), START + 4, 100);
+    measures.frame(Timestamp::from_secs(START + 1), &ahead);
+    let behind = arrivals(gateway("a"), START - 60, 100);
+    measures.frame(Timestamp::from_secs(START + 1), &behind);
+    let counters = measures.counters();
+    assert_eq!(
+        (counters.late, counters.skewed, counters.duplicate),
+        (1, 2, 1)
+    );
+    let rate = signal(
+        &measures,
+        spec("requests_per_second", 1, "average"),
+        after(START, 40),
+    );
+    assert_eq!(rate.value, Some(4.0));
+}
+
+#[test]
+fn a_live_gateway_without_traffic_reports_zero_and_no_gateway_reports_nothing() {
+    let mut measures = measures();
+    let now = Timestamp::from_secs(START + 100);
+    let nothing = signal(&measures, spec("latency_p95", 5, "average"), now);
+    assert_eq!((nothing.value, nothing.seconds_covered), (None, 0));
+    for second in START + 100..START + 110 {
+        measures.frame(after(second, 5), &empty(gateway("a"), second));
+    }
+    let now = after(START + 109, 5);
+    for metric in [
+        "requests_per_second",
+        "concurrency",
+        "latency_p95",
+        "error_ratio",
+    ] {
+        let zero = signal(&measures, spec(metric, 5, "average"), now);
+        assert_eq!(
+            (zero.value, zero.seconds_covered),
+            (Some(0.0), 5),
+            "{metric}"
+        );
+    }
+}
+
+#[test]
+fn a_window_says_how_much_of_it_is_covered_until_it_is() {
+    let mut measures = measures();
+    for second in START..START + 60 {
+        measures.frame(after(second, 5), &arrivals(gateway("a"), second, 2));
+        let now = after(second, 5);
+        let rate = signal(&measures, spec("requests_per_second", 30, "average"), now);
+        let seen = (second - START + 1) as u32;
+        assert_eq!(rate.seconds_covered, seen.min(30));
+        assert_eq!(rate.warming, seen < 30, "{seen}");
+        assert_eq!(rate.value, Some(2.0));
+    }
+}
+
+#[test]
+fn a_window_empties_when_frames_stop() {
+    let (mut measures, now) = one_gateway((0..30).map(|_| deployment()));
+    let wanted = spec("requests_per_second", 10, "average");
+    assert_eq!(signal(&measures, wanted, now).seconds_covered, 10);
+    let later = now + Span::from_secs(20);
+    measures.tick(later);
+    let stopped = signal(&measures, wanted, later);
+    assert_eq!((stopped.value, stopped.seconds_covered), (None, 0));
+}
+
+#[test]
+fn aggregations_work_on_the_values_of_seconds() {
+    let (measures, now) = one_gateway((1..=10).map(|second| DeploymentFrame {
+        arrivals: second,
+        ..deployment()
+    }));
+    for (aggregation, expected) in [
+        ("average", 5.5),
+        ("min", 1.0),
+        ("max", 10.0),
+        ("sum", 55.0),
+        ("count", 10.0),
+        ("last", 10.0),
+        ("p50", 5.0),
+        ("p90", 9.0),
+        ("p99", 10.0),
+    ] {
+        let wanted = spec("requests_per_second", 10, aggregation);
+        assert_eq!(
+            signal(&measures, wanted, now).value,
+            Some(expected),
+            "{aggregation}"
+        );
+    }
+    let per_minute = spec("requests_per_minute", 10, "average");
+    assert_eq!(signal(&measures, per_minute, now).value, Some(330.0));
+}
+
+#[test]
+fn rates_use_the_true_length_of_a_second() {
+    let mut measures = measures();
+    let frame = Frame {
+        length_us: 2_000_000,
+        ..arrivals(gateway("a"), START, 10)
+    };
+    measures.frame(after(START, 5), &frame);
+    let rate = signal(
+        &measures,
+        spec("requests_per_second", 1, "average"),
+        after(START, 5),
+    );
+    assert_eq!(rate.value, Some(5.0));
+}
+
+#[test]
+fn concurrency_counts_those_served_and_those_waiting() {
+    let (measures, now) = one_gateway([DeploymentFrame {
+        in_flight_us: 2_500_000,
+        queued_us: 500_000,
+        ..deployment()
+    }]);
+    let value = |metric| signal(&measures, spec(metric, 1, "average"), now).value;
+    assert_eq!(value("concurrency"), Some(3.0));
+    assert_eq!(value("queue_length"), Some(0.5));
+}
+
+#[test]
+fn latency_quantiles_are_taken_over_the_whole_window() {
+    let slow_second = |slow: bool| {
+        let mut latency = Histogram::default();
+        for _ in 0..100 {
+            latency.record(if slow { 400_000 } else { 10_000 });
+        }
+        DeploymentFrame {
+            latency,
+            ..deployment()
+        }
+    };
+    let (measures, now) = one_gateway((0..10).map(|second| slow_second(second == 4)));
+    let value = |metric, aggregation| {
+        signal(&measures, spec(metric, 10, aggregation), now)
+            .value
+            .unwrap()
+    };
+    assert!((10.0..10.3).contains(&value("latency_p90", "average")));
+    assert!((400.0..409.0).contains(&value("latency_p95", "average")));
+    assert!((400.0..409.0).contains(&value("latency_p50", "max")));
+    assert_eq!(value("latency_average", "average"), 49.0);
+}
+
+#[test]
+fn error_ratios_count_as_the_contract_says() {
+    let outcomes = Outcomes {
+        success: 80,
+        model_client_error: 10,
+        model_server_error: 6,
+        too_many_pending: 4,
+        refused: 50,
+        client_left: 50,
+        ..Outcomes::default()
+    };
+    let (measures, now) = one_gateway([DeploymentFrame {
+        outcomes,
+        ..deployment()
+    }]);
+    let wanted = spec("error_ratio", 1, "average");
+    assert_eq!(signal(&measures, wanted, now).value, Some(0.1));
+    let strict = SignalOptions {
+        model_client_errors: ModelClientErrors::Bad,
+        ..SignalOptions::default()
+    };
+    let strict = measures.signals(uid(), &[wanted], strict, now)[0].unwrap();
+    assert_eq!(strict.value, Some(0.2));
+}
+
+#[test]
+fn utilisation_is_averaged_over_instances_and_comes_from_nodes() {
+    let mut measures = measures();
+    let instance = |name: &str, cpu_us, memory_bytes| InstanceFrame {
+        id: InstanceId::from(name.to_owned()),
+        busy_us: 0,
+        in_flight: 0,
+        requests: 0,
+        cpu_us: Some(cpu_us),
+        memory_bytes: Some(memory_bytes),
+    };
+    let node = Source {
+        kind: SourceKind::Node,
+        id: "node".into(),
+    };
+    let frame = Frame {
+        deployments: vec![DeploymentFrame {
+            instances: vec![instance("a", 900_000, 300), instance("b", 500_000, 500)],
+            ..deployment()
+        }],
+        ..empty(node, START)
+    };
+    let closed = measures.frame(after(START, 5), &frame);
+    assert_eq!(closed[0].kind, SourceKind::Node);
+    let options = SignalOptions {
+        memory_bytes_per_instance: Some(1000),
+        ..SignalOptions::default()
+    };
+    let specs = ["cpu_utilization", "memory_utilization"].map(|name| spec(name, 1, "average"));
+    let signals = measures.signals(uid(), &specs, options, after(START, 5));
+    let values: Vec<_> = signals.iter().map(|signal| signal.unwrap().value).collect();
+    assert_eq!(values, [Some(70.0), Some(40.0)]);
+    // Without knowing how much memory there is, there is no share of it.
+    let unknown = signal(&measures, specs[1], after(START, 5));
+    assert_eq!(unknown.value, None);
+}
+
+#[test]
+fn long_windows_rest_on_coarser_panes_from_when_they_are_watched() {
+    let mut measures = measures();
+    let long = spec("requests_per_second", 600, "average");
+    measures.watch(uid(), &[long], Timestamp::from_secs(START));
+    for second in START..START + 700 {
+        measures.frame(after(second, 5), &arrivals(gateway("a"), second, 3));
+    }
+    let now = after(START + 699, 5);
+    let watched = signal(&measures, long, now);
+    assert_eq!((watched.value, watched.seconds_covered), (Some(3.0), 600));
+    assert!(!watched.warming);
+    // Nobody asked for this one before, so what it needs was not kept.
+    assert!(signal(&measures, spec("requests_per_second", 7200, "average"), now).warming);
+}
+
+#[test]
+fn the_order_in_which_gateways_are_heard_does_not_matter() {
+    let run = |swap: bool| {
+        let mut measures = measures();
+        for second in START..START + 30 {
+            let mut frames = [
+                arrivals(gateway("a"), second, 3 + second as u64 % 7),
+                arrivals(gateway("bb"), second, 1 + second as u64 % 3),
+            ];
+            if swap && second > START {
+                frames.reverse();
+            }
+            for frame in &frames {
+                measures.frame(after(second, 5), frame);
+            }
+        }
+        let specs = ["average", "p90", "sum"].map(|name| spec("requests_per_second", 20, name));
+        measures.signals(
+            uid(),
+            &specs,
+            SignalOptions::default(),
+            after(START + 29, 5),
+        )
+    };
+    assert_eq!(run(false), run(true));
+}
+
+#[test]
+fn metrics_that_cannot_be_measured_yet_are_refused_by_name() {
+    for name in [
+        "gpu_utilization",
+        "GpuUtilizationPercentage",
+        "prometheus",
+        "burn_rate",
+    ] {
+        let error = Metric::parse(name).unwrap_err().to_string();
+        assert!(
+            error.contains(name) && error.contains("not available yet"),
+            "{error}"
+        );
+    }
+    let unknown = Metric::parse("cpu").unwrap_err().to_string();
+    assert!(unknown.contains("no metric `cpu`") && unknown.contains("cpu_utilization"));
+    assert_eq!(
+        Metric::parse("RequestLatency_P95"),
+        Metric::parse("latency_p95")
+    );
+}
+
+#[test]
+fn keys_name_metric_window_and_aggregation() {
+    assert_eq!(
+        spec("requests_per_second", 60, "average").key(),
+        "requests_per_second/60s/average"
+    );
+    assert_eq!(
+        spec("latency_p95", 300, "max").key(),
+        "latency_p95/300s/max"
+    );
+}

@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check check-licenses advisories bench sim clean
+.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-gateway sim schemas clean
 
 # A toolchain that was just installed is not on the path of this shell yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -41,11 +41,25 @@ advisories: ## Known vulnerabilities in dependencies (fetches the advisory datab
 bench: ## Rule evaluations per second of the pure evaluator
 	@scripts/setup.sh
 	cargo bench --locked -p penstock-domain --bench evaluate
+	@echo "Also: make bench-decisions (seconds from load to decision), make bench-gateway (CPU per request beside nginx)"
+
+bench-decisions: ## How quickly load becomes a decision; SECONDS= for the length of the second part
+	@scripts/setup.sh
+	cargo bench --locked -p penstock --bench decisions
+
+bench-gateway: ## CPU per request beside nginx, on an idle machine (installs nginx and wrk); ARGS=
+	@scripts/setup.sh
+	@command -v python3 >/dev/null || { echo "bench-gateway: python3 is missing; install it with your package manager" >&2; exit 1; }
+	benches/gateway/run.py $(ARGS)
 
 sim: ## Simulation at length: COUNT= runs from SEED= on (defaults 200 from a random seed)
 	@scripts/setup.sh
 	@export SEED=$${SEED:-$$RANDOM} COUNT=$${COUNT:-200}; echo "SEED=$$SEED COUNT=$$COUNT"; \
 	cargo test --locked -p penstock-tests --test simulation
+
+schemas: ## Write schemas/ anew from the code; read the diff before committing it
+	@scripts/setup.sh
+	UPDATE_GOLDEN=1 cargo test --locked -p penstock-control --test openapi
 
 clean: ## Remove everything that was built
 	cargo clean

@@ -1,0 +1,100 @@
+//! Holds `dashboards/` to the code: a metric that is renamed or removed must not leave an empty panel
+//! or a rule without data behind.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests may panic as tests do; the lint knows only the tests themselves"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// What Prometheus sees after the name that a metric was registered by.
+const SUFFIXES: [&str; 4] = ["_bucket", "_sum", "_count", "_total"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// File name and text of everything in `dashboards/`.
+fn dashboards() -> BTreeMap<String, String> {
+    let entries = fs::read_dir(root().join("dashboards")).unwrap();
+    let files = entries.map(|entry| entry.unwrap().path());
+    files
+        .map(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            (name, fs::read_to_string(path).unwrap())
+        })
+        .collect()
+}
+
+/// Every `penstock_…` in a text.
+fn names(text: &str) -> BTreeSet<&str> {
+    let of_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    text.split(|c| !of_name(c))
+        .filter(|word| word.starts_with("penstock_"))
+        .collect()
+}
+
+/// The names in string literals of every `metrics.rs`, which is where metrics are registered.
+fn registered() -> BTreeSet<String> {
+    let services = fs::read_dir(root().join("services")).unwrap();
+    let services = services.map(|entry| entry.unwrap().path().join("src/metrics.rs"));
+    let sources = services.chain([root().join("libs/runtime/src/metrics.rs")]);
+    let mut found = BTreeSet::new();
+    for source in sources.filter_map(|path| fs::read_to_string(path).ok()) {
+        let literals = source.split('"').filter(|word| names(word).contains(word));
+        found.extend(literals.map(str::to_owned));
+    }
+    found
+}
+
+fn is_registered(name: &str, registered: &BTreeSet<String>) -> bool {
+    let mut bare = SUFFIXES
+        .iter()
+        .filter_map(|suffix| name.strip_suffix(suffix));
+    registered.contains(name) || bare.any(|bare| registered.contains(bare))
+}
+
+#[test]
+fn every_metric_that_a_dashboard_names_is_registered() {
+    let registered = registered();
+    let mut unknown = Vec::new();
+    for (file, text) in dashboards() {
+        for name in names(&text) {
+            if !is_registered(name, &registered) {
+                unknown.push(format!("{file}: {name}"));
+            }
+        }
+    }
+    assert!(
+        unknown.is_empty(),
+        "no metrics.rs registers these:\n  {}",
+        unknown.join("\n  ")
+    );
+}
+
+#[test]
+fn every_panel_of_a_dashboard_asks_for_a_metric() {
+    let mut panels = 0;
+    for (file, text) in dashboards() {
+        if !file.ends_with(".json") {
+            continue;
+        }
+        let dashboard: Value = serde_json::from_str(&text).unwrap();
+        for panel in dashboard["panels"].as_array().unwrap() {
+            panels += 1;
+            let targets = panel["targets"].as_array().unwrap();
+            let asks = |target: &Value| !names(target["expr"].as_str().unwrap()).is_empty();
+            assert!(
+                !targets.is_empty() && targets.iter().all(asks),
+                "{file}: the panel {} asks for nothing",
+                panel["title"]
+            );
+        }
+    }
+    assert!(panels > 0, "there is no panel at all");
+}

@@ -4,7 +4,8 @@
 W1: plain proxying of 1 KiB both ways. W2: the same with key authentication and a 90/10 split.
 The system under test has CPU 0 alone, with one worker or thread; the instance and the load have
 CPU 1. A round measures every system once, in turn (A B A B ...); what is compared are the ratios
-inside a round, and what is reported is their median with a bootstrap interval.
+inside a round, and what is reported is their median with a bootstrap interval. Each round starts
+all processes anew.
 
 A round is refused and done again when another process took more than 5 % of the CPU time while a
 system was measured, or when any answer was not 2xx. All processes are ended by the id that was
@@ -312,6 +313,18 @@ def one_round(systems, options, script, own):
     return results
 
 
+def fresh_round(options, directory, script, binary):
+    """All processes are new in each round: where a process happens to lie in memory makes some
+    percent, and would otherwise be taken for a difference between the systems."""
+    running = Running()
+    try:
+        systems = start_all(running, options, directory, binary)
+        own = lambda: [os.getpid(), *(pid for process in running.processes for pid in children(process.pid))]
+        return one_round(systems, options, script, own)
+    finally:
+        running.stop()
+
+
 def why_refused(results, options):
     for name, result in results.items():
         if result["non_2xx"] or result["socket_errors"]:
@@ -380,28 +393,22 @@ def main():
         raise SystemExit("the benchmark needs two CPUs: one for the system under test, one for the load")
     install_tools()
     binary = build()
-    running = Running()
     rounds, refused = [], []
     with tempfile.TemporaryDirectory() as directory:
-        try:
-            os.chmod(directory, 0o755)
-            script = write_script(directory)
-            systems = start_all(running, options, directory, binary)
-            own = lambda: [os.getpid(), *(pid for process in running.processes for pid in children(process.pid))]
-            while len(rounds) < options.rounds:
-                results = one_round(systems, options, script, own)
-                reason = why_refused(results, options)
-                if reason is None:
-                    rounds.append(results)
-                    cells = "  ".join(f"{name} {result['us_per_request']:.2f}" for name, result in results.items())
-                    print(f"round {len(rounds)}: us/request  {cells}", flush=True)
-                    continue
-                refused.append({"reason": reason, "results": results})
-                print(f"refused: {reason}", flush=True)
-                if len(refused) > options.retries:
-                    raise SystemExit(f"{len(refused)} rounds were refused; run it on a quiet machine, or with --no-refusal to look at it anyway")
-        finally:
-            running.stop()
+        os.chmod(directory, 0o755)
+        script = write_script(directory)
+        while len(rounds) < options.rounds:
+            results = fresh_round(options, directory, script, binary)
+            reason = why_refused(results, options)
+            if reason is None:
+                rounds.append(results)
+                cells = "  ".join(f"{name} {result['us_per_request']:.2f}" for name, result in results.items())
+                print(f"round {len(rounds)}: us/request  {cells}", flush=True)
+                continue
+            refused.append({"reason": reason, "results": results})
+            print(f"refused: {reason}", flush=True)
+            if len(refused) > options.retries:
+                raise SystemExit(f"{len(refused)} rounds were refused; run it on a quiet machine, or with --no-refusal to look at it anyway")
     table, summary = report(rounds)
     print(table)
     save(rounds, refused, summary, options, table)

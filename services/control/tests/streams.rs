@@ -3,11 +3,11 @@
 
 mod support;
 
+use contract::events::Event;
+use contract::log::StreamKind;
 use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
-use contract::events::Event;
-use contract::log::StreamKind;
 use support::{World, deployment, endpoint};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,14 +143,24 @@ async fn a_decision_that_the_engine_would_not_make_is_named_by_replay() {
     let world = World::start().await;
     let golden = include_str!("../../../libs/domain/tests/golden/decision.json");
     let sound: contract::decision::Decision = serde_json::from_str(golden).unwrap();
-    let forged = contract::decision::Decision { granted: sound.granted - 1, ..sound.clone() };
+    let forged = contract::decision::Decision {
+        granted: sound.granted - 1,
+        ..sound.clone()
+    };
     let stream = world.stream(StreamKind::Scaling, "iris");
     let decided = |decision| Event::ScalingDecided(Box::new(decision));
-    world.write(stream, vec![decided(sound), decided(forged)]).await;
-    let replayed = world.post("/v1/events/replay", &json!({"checkDecisions": true})).await;
+    world
+        .write(stream, vec![decided(sound), decided(forged)])
+        .await;
+    let replayed = world
+        .post("/v1/events/replay", &json!({"checkDecisions": true}))
+        .await;
     let replayed = replayed.expect(200).body();
     assert_eq!(replayed["ok"], false, "{replayed}");
-    assert_eq!((replayed["equal"].as_u64(), replayed["different"].as_u64()), (Some(1), Some(1)));
+    assert_eq!(
+        (replayed["equal"].as_u64(), replayed["different"].as_u64()),
+        (Some(1), Some(1))
+    );
     assert_eq!(replayed["differing"].as_array().unwrap().len(), 1);
     world.stop().await;
 }

@@ -16,7 +16,7 @@ use crate::admission::{DeploymentState, Wanted};
 use crate::split::Split;
 
 /// All routes at one moment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     endpoints: HashMap<Box<str>, Arc<Endpoint>>,
     /// What each endpoint's route has reached, of those that are gone too.
@@ -47,15 +47,6 @@ pub struct Deployment {
     pub limit: u32,
     pub thresholds_us: Vec<u64>,
     pub state: Arc<DeploymentState>,
-}
-
-impl Default for Snapshot {
-    fn default() -> Self {
-        Self {
-            endpoints: HashMap::new(),
-            revisions: BTreeMap::new(),
-        }
-    }
 }
 
 impl Snapshot {

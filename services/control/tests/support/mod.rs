@@ -39,6 +39,16 @@ pub struct World {
     tasks: Vec<JoinHandle<()>>,
 }
 
+/// A sound document, to be spoilt.
+pub const ENDPOINT: &str = "\
+apiVersion: penstock/v1
+kind: Endpoint
+metadata:
+  name: iris
+spec:
+  auth: key
+";
+
 pub const START: Timestamp = Timestamp::from_secs(1_790_000_000);
 
 /// An answer, read whole.

@@ -89,7 +89,13 @@ fn reason(decision: &Decision) -> String {
         Outcome::Clamped => {
             format!(
                 "{}{}.",
-                by("asks for more than the bounds allow"),
+                by(
+                    if wanted_by_rule(decision).is_some_and(|wanted| wanted < decision.granted) {
+                        "asks for fewer than the minimum"
+                    } else {
+                        "asks for more than the maximum"
+                    }
+                ),
                 because(decision)
             )
         }
@@ -104,6 +110,16 @@ fn reason(decision: &Decision) -> String {
             instances(decision.wanted)
         ),
     }
+}
+
+/// The count that the deciding rule asked for.
+fn wanted_by_rule(decision: &Decision) -> Option<u32> {
+    let name = decision.decided_by.as_ref()?;
+    decision
+        .rules
+        .iter()
+        .find(|rule| rule.name == *name)?
+        .wanted
 }
 
 fn because(decision: &Decision) -> String {

@@ -146,11 +146,23 @@ fn evaluated(
     })
 }
 
+/// A schedule that changes every minute has ten thousand transitions a week.
+const TABLE_ROWS_MAX: usize = 100;
+
 fn show(transitions: &[Transition], format: Format, screen: Screen) -> Result<(), CliError> {
     match format {
         Format::Json => print(&json!({"items": transitions}).to_string()),
         Format::Yaml => print(&yaml(&json!({"items": transitions}))),
-        Format::Table => print(&table(transitions).render(screen.tty)),
+        Format::Table => {
+            let shown = &transitions[..transitions.len().min(TABLE_ROWS_MAX)];
+            print(&table(shown).render(screen.tty))?;
+            match transitions.len() - shown.len() {
+                0 => Ok(()),
+                more => print(&format!(
+                    "… and {more} more; an earlier --to shows less, -o json shows all"
+                )),
+            }
+        }
     }
 }
 

@@ -152,8 +152,18 @@ pub fn because(row: &Value) -> String {
                 format!("{name}: {words}")
             }
         }
+        None if decided_by.is_empty() => last_stage(row),
         None => decided_by,
     }
+}
+
+/// What the last stage that changed the count says, else the last one.
+fn last_stage(row: &Value) -> String {
+    let stages = row.get("stages").and_then(Value::as_array);
+    let stages = stages.map(Vec::as_slice).unwrap_or_default();
+    let changed = |stage: &&Value| stage.get("before") != stage.get("after");
+    let stage = stages.iter().rfind(changed).or(stages.last());
+    stage.map_or(String::new(), |stage| text(stage, "/detail"))
 }
 
 pub async fn explain(client: &Client, args: &ExplainArgs) -> Result<(), CliError> {

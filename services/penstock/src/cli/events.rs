@@ -105,7 +105,7 @@ struct VerifyArgs {
 Exit 1 where a recorded decision comes out otherwise.")]
 struct ReplayArgs {
     /// Every decision again, compared byte for byte
-    #[arg(long, required = true)]
+    #[arg(long, default_value_t = true)]
     check_decisions: bool,
     #[arg(short, long, value_enum, default_value = "text")]
     output: EventFormat,

@@ -366,7 +366,8 @@ def save(rounds, refused, summary, options, table):
     version = subprocess.run(["nginx", "-v"], capture_output=True, text=True).stderr.strip()
     cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()).group(1)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
-    about = {"nginx": version, "cpu": cpu, "kernel": os.uname().release, "commit": commit, "options": vars(options)}
+    about = {"nginx": version, "cpu": cpu, "kernel": os.uname().release, "commit": commit, 
+             "options": {name: value for name, value in vars(options).items() if name != "out"}}
     document = {"about": about, "summary": summary, "rounds": rounds, "refused": refused}
     (out / "results.json").write_text(json.dumps(document, indent=1) + "\n")
     with (out / "results.csv").open("w", newline="") as file:

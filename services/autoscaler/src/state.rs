@@ -13,7 +13,7 @@ use domain::autoscale::{
     Policy, Selection, TickInputs, carried_after_clock_step, carried_after_restart, carry,
     evaluate, explain, should_explain,
 };
-use domain::endpoint::{Deployment, Endpoint};
+use domain::endpoint::Deployment;
 use domain::fold::EndpointFold;
 use domain::measure::{Measures, SignalOptions};
 
@@ -195,10 +195,6 @@ impl EndpointState {
         let decision = explain(of, uid, policy, &tick, now);
         watched.staged = Some((decision.clone(), carried));
         Some(decision)
-    }
-
-    pub fn endpoint(&self) -> Option<&Endpoint> {
-        self.fold.endpoint.as_ref()
     }
 }
 

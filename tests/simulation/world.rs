@@ -456,6 +456,8 @@ impl World {
                 .keys()
                 .map(|endpoint| (endpoint.clone(), revision))
                 .collect(),
+            members: Default::default(),
+            hello: None,
             goodbye: false,
             deployments,
         }

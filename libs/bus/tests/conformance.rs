@@ -46,6 +46,8 @@ fn frame(sequence: u64) -> Arc<Frame> {
         start: Timestamp::from_secs(sequence as i64),
         length_us: 1_000_000,
         routes: Default::default(),
+        members: Default::default(),
+        hello: None,
         goodbye: false,
         deployments: Vec::new(),
     })
@@ -55,6 +57,7 @@ fn route(name: &str, revision: u64) -> Arc<RouteUpdate> {
     Arc::new(RouteUpdate {
         endpoint: endpoint(name),
         revision: Position(revision),
+        members: Position::START,
         route: None,
     })
 }

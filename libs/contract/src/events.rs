@@ -7,9 +7,11 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::decision::{Decision, Pause, Pin};
-use crate::ids::{DeploymentRef, InstanceId, Name, Uid};
+use crate::frame::Source;
+use crate::ids::{DeploymentRef, InstanceId, Name, Position, Uid};
 use crate::resources::{
-    AutoscaleSpec, DeploymentSpec, EndpointSpec, Labels, Percentages, ProvisioningState,
+    AutoscaleSpec, BackendKind, DeploymentSpec, EndpointSpec, Labels, Percentages,
+    ProvisioningState,
 };
 use crate::time::{Span, Timestamp};
 use crate::usage::{UsageGap, UsageMinute};
@@ -99,6 +101,10 @@ events! {
     "usage.gap" v 1 => UsageGap(UsageGap),
     "access.granted" v 1 => AccessGranted(AccessGranted),
     "access.revoked" v 1 => AccessRevoked(AccessRevoked),
+    "member.joined" v 1 => MemberJoined(MemberJoined),
+    "member.left" v 1 => MemberLeft(MemberLeft),
+    "event.skipped" v 1 => EventSkipped(EventSkipped),
+    "consumer.unparked" v 1 => ConsumerUnparked(ConsumerUnparked),
 }
 
 /// Brings the data of an older version to the current shape, one version at a time.
@@ -413,4 +419,50 @@ pub struct AccessGranted {
 #[serde(rename_all = "camelCase")]
 pub struct AccessRevoked {
     pub name: String,
+}
+
+/// A gateway or a node has become a member: it gets slots, or instances.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberJoined {
+    pub source: Source,
+    /// Where its admin listener answers, as a URL; nodes show logs there.
+    pub address: Option<String>,
+    /// What a node can run; empty for a gateway.
+    pub backends: Vec<BackendKind>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberLeft {
+    pub source: Source,
+    pub reason: LeaveReason,
+}
+
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum LeaveReason {
+    /// It said goodbye.
+    Goodbye,
+    /// Nothing was heard of it for too long.
+    Silent,
+}
+
+/// A person lets a consumer pass over an event that it cannot digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EventSkipped {
+    pub consumer: String,
+    pub position: Position,
+    pub reason: String,
+}
+
+/// A person lets a consumer try an endpoint's streams again from the start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConsumerUnparked {
+    pub consumer: String,
+    pub reason: String,
 }

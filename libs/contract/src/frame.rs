@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::histogram::Histogram;
 use crate::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
+use crate::resources::BackendKind;
 use crate::time::Timestamp;
 
 /// Who sends frames.
@@ -57,9 +58,26 @@ pub struct Frame {
     /// The revision of each endpoint's route that the gateway has reached, in all its threads. By
     /// endpoint: a bucket's highest would also vouch for updates that were lost.
     pub routes: BTreeMap<EndpointKey, Position>,
+    /// How far, by positions of the stream of members, the slots of every route of the bucket were
+    /// dealt anew that the gateway has reached.
+    #[serde(default)]
+    pub members: Position,
+    /// Who the source is; stands in the frames of bucket 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hello: Option<Hello>,
     /// The last frame of a source that leaves on purpose.
     pub goodbye: bool,
     pub deployments: Vec<DeploymentFrame>,
+}
+
+/// What others need to know of a source to make it a member.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hello {
+    /// Where its admin listener answers, as a URL.
+    pub address: Option<String>,
+    /// What a node can run; empty for a gateway.
+    pub backends: Vec<BackendKind>,
 }
 
 /// Roles under which requests are counted and instances are paid for.

@@ -28,16 +28,23 @@ pub enum StreamKind {
     Usage,
     /// `access/WORKSPACE`, written by control: tokens.
     Access,
+    /// `members/WORKSPACE`, written by control: which gateways and nodes there are.
+    Members,
+    /// `parking/WORKSPACE/NAME`, written by control: what people decided about events that a
+    /// consumer cannot digest.
+    Parking,
 }
 
 impl StreamKind {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Endpoint,
         Self::Scaling,
         Self::Instances,
         Self::Node,
         Self::Usage,
         Self::Access,
+        Self::Members,
+        Self::Parking,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -48,12 +55,14 @@ impl StreamKind {
             Self::Node => "node",
             Self::Usage => "usage",
             Self::Access => "access",
+            Self::Members => "members",
+            Self::Parking => "parking",
         }
     }
 }
 
 /// The name of a stream: `kind/workspace/endpoint`, `node/workspace/endpoint/NODE` for what one
-/// node reports, or `access/workspace`.
+/// node reports, or `access/workspace` and `members/workspace`, which belong to no endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StreamName(String);
@@ -70,6 +79,10 @@ impl StreamName {
 
     pub fn access() -> Self {
         Self(format!("access/{}", crate::ids::DEFAULT_WORKSPACE))
+    }
+
+    pub fn members() -> Self {
+        Self(format!("members/{}", crate::ids::DEFAULT_WORKSPACE))
     }
 
     pub fn as_str(&self) -> &str {
@@ -104,9 +117,11 @@ impl FromStr for StreamName {
         let parts: Vec<&str> = text.split('/').collect();
         let shape_known = matches!(
             (parts.first().copied(), parts.len()),
-            (Some("endpoint" | "scaling" | "instances" | "usage"), 3)
-                | (Some("node"), 4)
-                | (Some("access"), 2)
+            (
+                Some("endpoint" | "scaling" | "instances" | "usage" | "parking"),
+                3
+            ) | (Some("node"), 4)
+                | (Some("access" | "members"), 2)
         );
         if shape_known {
             Ok(Self(text.to_owned()))
@@ -209,6 +224,9 @@ mod tests {
             assert_eq!(stream.bucket_key().bucket(), endpoint.bucket(), "{stream}");
             assert_eq!(stream.as_str().parse::<StreamName>().unwrap(), stream);
         }
-        assert_eq!(StreamName::access().bucket_key(), BucketKey::Global);
+        for stream in [StreamName::access(), StreamName::members()] {
+            assert_eq!(stream.bucket_key(), BucketKey::Global, "{stream}");
+            assert_eq!(stream.as_str().parse::<StreamName>().unwrap(), stream);
+        }
     }
 }

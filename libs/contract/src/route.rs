@@ -14,6 +14,10 @@ use crate::resources::{AuthMode, ModelClientErrors, RequestSettings};
 pub struct RouteUpdate {
     pub endpoint: EndpointKey,
     pub revision: Position,
+    /// The position of the stream of members by which slots were dealt. Apart from the revision:
+    /// that one vouches for the endpoint's own events.
+    #[serde(default)]
+    pub members: Position,
     /// None: the endpoint is gone.
     pub route: Option<Route>,
 }

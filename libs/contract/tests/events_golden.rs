@@ -141,6 +141,22 @@ fn examples() -> BTreeMap<&'static str, Value> {
             json!({"name": "ci", "role": "operator", "hash": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "expires": null}),
         ),
         ("access.revoked", json!({"name": "ci"})),
+        (
+            "member.joined",
+            json!({"source": {"kind": "node", "id": "n1"}, "address": "http://10.0.0.7:7071", "backends": ["process"]}),
+        ),
+        (
+            "member.left",
+            json!({"source": source, "reason": "silent"}),
+        ),
+        (
+            "event.skipped",
+            json!({"consumer": "autoscaler", "position": 17, "reason": "a release wrote it that is gone"}),
+        ),
+        (
+            "consumer.unparked",
+            json!({"consumer": "autoscaler", "reason": "mended in this release"}),
+        ),
     ])
 }
 

@@ -37,6 +37,7 @@ pub fn route(endpoint: &Endpoint, instances: &Instances, revision: Position) -> 
     RouteUpdate {
         endpoint: EndpointKey::new(&endpoint.name),
         revision,
+        members: Position::START,
         route: Some(route),
     }
 }
@@ -46,6 +47,7 @@ pub fn gone(endpoint: &EndpointKey, revision: Position) -> RouteUpdate {
     RouteUpdate {
         endpoint: endpoint.clone(),
         revision,
+        members: Position::START,
         route: None,
     }
 }

@@ -105,6 +105,8 @@ fn frame(gateway: &str, revision: u64, in_flight: u32) -> Frame {
         start: at(0),
         length_us: 1_000_000,
         routes: [(iris(), Position(revision))].into(),
+        members: Default::default(),
+        hello: None,
         goodbye: false,
         deployments: vec![deployment],
     }
@@ -158,6 +160,8 @@ fn a_gateway_that_said_goodbye_is_not_asked_any_more() {
     watch.observe(&frame("b", 1, 5), at(1));
     watch.observe(
         &Frame {
+            members: Default::default(),
+            hello: None,
             goodbye: true,
             ..frame("b", 1, 5)
         },

@@ -85,6 +85,8 @@ fn frame(source_id: &str, sequence: u64, deployments: Vec<DeploymentFrame>) -> F
         start: at(sequence as i64),
         length_us: 1_000_000,
         routes: Default::default(),
+        members: Default::default(),
+        hello: None,
         goodbye: false,
         deployments,
     }

@@ -11,7 +11,7 @@ pub fn belongs(event: &Event, stream: &StreamName) -> bool {
 }
 
 fn kinds(event: &Event) -> &'static [StreamKind] {
-    use StreamKind::{Access, Endpoint, Instances, Node, Scaling, Usage};
+    use StreamKind::{Access, Endpoint, Instances, Members, Node, Parking, Scaling, Usage};
     match event {
         Event::EndpointCreated(_)
         | Event::EndpointUpdated(_)
@@ -43,5 +43,7 @@ fn kinds(event: &Event) -> &'static [StreamKind] {
         | Event::InstanceStopped(_) => &[Node],
         Event::UsageClosed(_) | Event::UsageCorrected(_) | Event::UsageGap(_) => &[Usage],
         Event::AccessGranted(_) | Event::AccessRevoked(_) => &[Access],
+        Event::MemberJoined(_) | Event::MemberLeft(_) => &[Members],
+        Event::EventSkipped(_) | Event::ConsumerUnparked(_) => &[Parking],
     }
 }

@@ -96,6 +96,7 @@ fn route(options: &Options) -> Result<RouteUpdate, AnyError> {
     Ok(RouteUpdate {
         endpoint: EndpointKey::new(&"bench".parse()?),
         revision: Position(1),
+        members: Position::START,
         route: Some(Route {
             endpoint_uid: Uid(Uuid::from_u128(u128::MAX)),
             auth: if key.is_some() {

@@ -445,6 +445,8 @@ impl Meter {
                     start: window.start,
                     length_us: at_us.saturating_sub(window.from_us),
                     routes: revisions.remove(bucket).unwrap_or_default(),
+                    members: contract::ids::Position::START,
+                    hello: None,
                     goodbye,
                     deployments: by_bucket.remove(&bucket.0).unwrap_or_default(),
                 };

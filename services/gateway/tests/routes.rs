@@ -136,6 +136,7 @@ async fn a_deleted_endpoint_is_gone_and_does_not_come_back_by_an_old_update() {
     assert_eq!(gateway.post("x").await.status, 200);
     let gone = RouteUpdate {
         revision: Position(2),
+        members: Position::START,
         route: None,
         ..update.clone()
     };

@@ -197,6 +197,8 @@ mod tests {
             start: Timestamp::from_secs(second),
             length_us: 1_000_000,
             routes: Default::default(),
+            members: Default::default(),
+            hello: None,
             goodbye: false,
             deployments: Vec::new(),
         }
@@ -226,6 +228,8 @@ mod tests {
         panes.add(&frame("a", 0));
         panes.add(&frame("b", 0));
         panes.add(&Frame {
+            members: Default::default(),
+            hello: None,
             goodbye: true,
             ..frame("b", 1)
         });

@@ -200,6 +200,8 @@ fn frame(boot: u128, second: u64) -> Frame {
         start: Timestamp::from_secs(START) + Span::from_secs(second),
         length_us: 1_000_000,
         routes: Default::default(),
+        members: Default::default(),
+        hello: None,
         goodbye: false,
         deployments: vec![DeploymentFrame {
             endpoint: endpoint(),

@@ -29,6 +29,8 @@ fn empty(source: Source, second: i64) -> Frame {
         start: Timestamp::from_secs(second),
         length_us: 1_000_000,
         routes: Default::default(),
+        members: Default::default(),
+        hello: None,
         goodbye: false,
         deployments: Vec::new(),
     }
@@ -156,6 +158,8 @@ fn a_goodbye_ends_the_waiting_and_leaves_nothing_partial() {
     for second in START..START + 3 {
         measures.frame(after(second, 10), &empty(gateway("a"), second));
         let goodbye = Frame {
+            members: Default::default(),
+            hello: None,
             goodbye: second == START + 2,
             ..empty(gateway("bb"), second)
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use backends::ResourceSample;
 use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
 use contract::histogram::Histogram;
-use contract::ids::{Bucket, EndpointKey, InstanceId, Name, Uid};
+use contract::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
 use contract::time::{Span, Timestamp};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -78,6 +78,8 @@ impl Frames {
                 start,
                 length_us,
                 routes: BTreeMap::new(),
+                members: Position::START,
+                hello: None,
                 goodbye,
                 deployments: deployments.remove(&bucket).unwrap_or_default(),
             })

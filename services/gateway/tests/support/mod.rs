@@ -142,6 +142,7 @@ pub fn route(
     RouteUpdate {
         endpoint: EndpointKey::new(&settings.endpoint.parse().unwrap()),
         revision: Position(revision),
+        members: Position::START,
         route: Some(Route {
             endpoint_uid: Uid(Uuid::nil()),
             auth: if settings.keys.is_empty() {

@@ -8,8 +8,9 @@ mod local;
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use contract::frame::Frame;
-use contract::ids::Bucket;
+use contract::ids::{Bucket, Position};
 use contract::log::Record;
 use contract::route::RouteUpdate;
 use tokio::sync::mpsc;
@@ -20,21 +21,46 @@ pub use local::LocalBus;
 /// dropped (and counted): a slow consumer must not hold the log in memory.
 pub const SUBSCRIBER_QUEUE_MAX: usize = 65_536;
 
-pub trait Bus: Send + Sync + 'static {
-    /// Records of one commit, in order of position. Called by the relay only.
-    fn publish_records(&self, records: &[Arc<Record>]);
-    /// The records of all buckets that this process is assigned, as member of a consumer group.
-    fn subscribe_records(&self, group: &str) -> mpsc::Receiver<BusMessage>;
+/// Which buckets a subscriber of records is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subscription {
+    /// Buckets are dealt among the replicas of this group.
+    Group(&'static str),
+    /// Every bucket, whoever else reads it.
+    Whole,
+}
 
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BusError {
+    #[error("the bus did not take records up to position {position}: {detail}")]
+    NotPublished { position: Position, detail: String },
+    #[error("the bus is shut down")]
+    Closed,
+}
+
+#[async_trait]
+pub trait Bus: Send + Sync + 'static {
+    /// Records in order of position. Returns when the log's topic has all of them; after an error
+    /// any of them may have been published. Called by the relay only.
+    async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError>;
+    /// The records of the buckets that are assigned to this subscriber, and the global ones.
+    fn subscribe_records(&self, subscription: Subscription) -> mpsc::Receiver<BusMessage>;
+
+    /// Never waits: what does not fit is dropped, and counted.
     fn publish_frame(&self, frame: Arc<Frame>);
+    /// Frames of all buckets from now on.
     fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>>;
 
     fn publish_route(&self, update: Arc<RouteUpdate>);
     /// All current routes first, then every update.
     fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>>;
 
-    /// Messages dropped because a subscriber was slow.
+    /// Messages dropped because a subscriber was slow or the bus was away.
     fn dropped(&self) -> u64;
+    /// A sentence for readiness while the bus cannot be reached.
+    fn trouble(&self) -> Option<String>;
+    /// Sends what waits, and leaves its groups.
+    async fn close(&self);
 }
 
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bus::{Bus, BusMessage, LocalBus, SUBSCRIBER_QUEUE_MAX};
+use bus::{Bus, BusMessage, LocalBus, SUBSCRIBER_QUEUE_MAX, Subscription};
 use contract::events::{Empty, Event};
 use contract::frame::{Frame, Source, SourceKind};
 use contract::ids::{Bucket, EndpointKey, Position};
@@ -77,9 +77,9 @@ fn positions(messages: &[BusMessage]) -> Vec<u64> {
         .collect()
 }
 
-fn a_subscriber_is_told_its_buckets_before_any_record(bus: Arc<dyn Bus>) {
-    let mut subscriber = bus.subscribe_records("test");
-    bus.publish_records(&[record("iris", 1)]);
+async fn a_subscriber_is_told_its_buckets_before_any_record(bus: Arc<dyn Bus>) {
+    let mut subscriber = bus.subscribe_records(Subscription::Group("test"));
+    bus.publish_records(&[record("iris", 1)]).await.unwrap();
     let messages = drain(&mut subscriber);
     let BusMessage::Assigned(buckets) = &messages[0] else {
         panic!("{messages:?}")
@@ -89,11 +89,16 @@ fn a_subscriber_is_told_its_buckets_before_any_record(bus: Arc<dyn Bus>) {
     assert_eq!(positions(&messages), [1]);
 }
 
-fn every_group_gets_every_record_in_order_within_its_bucket(bus: Arc<dyn Bus>) {
-    let mut groups = [bus.subscribe_records("a"), bus.subscribe_records("b")];
+async fn every_group_gets_every_record_in_order_within_its_bucket(bus: Arc<dyn Bus>) {
+    let mut groups = [
+        bus.subscribe_records(Subscription::Group("a")),
+        bus.subscribe_records(Subscription::Group("b")),
+    ];
     let names = ["iris", "tulip", "rose"];
     for position in 1..=30 {
-        bus.publish_records(&[record(names[position as usize % 3], position)]);
+        bus.publish_records(&[record(names[position as usize % 3], position)])
+            .await
+            .unwrap();
     }
     for group in &mut groups {
         let mut by_bucket: BTreeMap<Bucket, Vec<Position>> = BTreeMap::new();
@@ -108,7 +113,7 @@ fn every_group_gets_every_record_in_order_within_its_bucket(bus: Arc<dyn Bus>) {
     }
 }
 
-fn a_slow_subscriber_loses_messages_that_are_counted_and_holds_nobody_up(bus: Arc<dyn Bus>) {
+async fn a_slow_subscriber_loses_messages_that_are_counted_and_holds_nobody_up(bus: Arc<dyn Bus>) {
     let _slow = bus.subscribe_frames();
     for sequence in 0..SUBSCRIBER_QUEUE_MAX as u64 {
         bus.publish_frame(frame(sequence));
@@ -122,7 +127,7 @@ fn a_slow_subscriber_loses_messages_that_are_counted_and_holds_nobody_up(bus: Ar
     assert_eq!(drain(&mut quick).len(), 10);
 }
 
-fn frames_reach_every_subscriber_there_is(bus: Arc<dyn Bus>) {
+async fn frames_reach_every_subscriber_there_is(bus: Arc<dyn Bus>) {
     bus.publish_frame(frame(0));
     let mut subscribers = [bus.subscribe_frames(), bus.subscribe_frames()];
     drop(bus.subscribe_frames());
@@ -135,7 +140,9 @@ fn frames_reach_every_subscriber_there_is(bus: Arc<dyn Bus>) {
     assert_eq!(bus.dropped(), 0, "one that is gone is not a slow one");
 }
 
-fn a_new_subscriber_gets_the_newest_route_of_each_endpoint_and_then_updates(bus: Arc<dyn Bus>) {
+async fn a_new_subscriber_gets_the_newest_route_of_each_endpoint_and_then_updates(
+    bus: Arc<dyn Bus>,
+) {
     for (name, revision) in [("iris", 1), ("rose", 2), ("iris", 3)] {
         bus.publish_route(route(name, revision));
     }
@@ -152,7 +159,7 @@ fn a_new_subscriber_gets_the_newest_route_of_each_endpoint_and_then_updates(bus:
     );
 }
 
-fn an_older_route_does_not_replace_a_newer_one(bus: Arc<dyn Bus>) {
+async fn an_older_route_does_not_replace_a_newer_one(bus: Arc<dyn Bus>) {
     bus.publish_route(route("iris", 5));
     bus.publish_route(route("iris", 4));
     let mut subscriber = bus.subscribe_routes();
@@ -166,9 +173,9 @@ fn an_older_route_does_not_replace_a_newer_one(bus: Arc<dyn Bus>) {
 
 macro_rules! suite {
     ($bus:expr; $($name:ident)*) => {
-        $(#[test]
-        fn $name() {
-            super::$name($bus);
+        $(#[tokio::test]
+        async fn $name() {
+            super::$name($bus).await;
         })*
     };
 }

@@ -145,10 +145,7 @@ fn examples() -> BTreeMap<&'static str, Value> {
             "member.joined",
             json!({"source": {"kind": "node", "id": "n1"}, "address": "http://10.0.0.7:7071", "backends": ["process"]}),
         ),
-        (
-            "member.left",
-            json!({"source": source, "reason": "silent"}),
-        ),
+        ("member.left", json!({"source": source, "reason": "silent"})),
         (
             "event.skipped",
             json!({"consumer": "autoscaler", "position": 17, "reason": "a release wrote it that is gone"}),

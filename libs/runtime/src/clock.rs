@@ -1,8 +1,10 @@
 //! The wall clock, as something that is passed in.
 
 use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use contract::time::{Span, Timestamp};
 
@@ -20,6 +22,41 @@ impl Clock for SystemClock {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         Timestamp::from_millis(since_epoch.as_millis() as i64)
+    }
+}
+
+/// A clock that is off by as many milliseconds as a file says, looked at again and again: for
+/// tests of what a step of the clock does to a running process.
+#[derive(Debug, Default)]
+pub struct SteppedClock {
+    offset_ms: Arc<AtomicI64>,
+}
+
+impl SteppedClock {
+    /// How often the file is looked at.
+    const EVERY: Duration = Duration::from_millis(20);
+
+    pub fn follow(file: PathBuf) -> Self {
+        let offset_ms = Arc::new(AtomicI64::new(0));
+        let followed = Arc::downgrade(&offset_ms);
+        std::thread::spawn(move || {
+            while let Some(offset_ms) = followed.upgrade() {
+                let read = std::fs::read_to_string(&file).ok();
+                if let Some(offset) = read.and_then(|text| text.trim().parse().ok()) {
+                    offset_ms.store(offset, Ordering::SeqCst);
+                }
+                drop(offset_ms);
+                std::thread::sleep(Self::EVERY);
+            }
+        });
+        Self { offset_ms }
+    }
+}
+
+impl Clock for SteppedClock {
+    fn now(&self) -> Timestamp {
+        let offset = self.offset_ms.load(Ordering::SeqCst);
+        Timestamp::from_millis(SystemClock.now().millis().saturating_add(offset))
     }
 }
 

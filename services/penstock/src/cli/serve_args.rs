@@ -10,25 +10,34 @@ use crate::client::config::default_data_dir;
 #[command(after_help = "Examples:
   penstock serve
   penstock serve --data ./data --control-addr 127.0.0.1:0 --gateway-addr 127.0.0.1:0 --ready-file ready.json
-  penstock serve --services control,gateway,autoscaler,actuator,meter --keep-instances
+  penstock serve --keep-instances
+  penstock serve --services gateway --bus kafka://kafka-1:9092,kafka-2:9092/penstock
+  penstock serve --services control,autoscaler,meter --bus kafka://kafka-1:9092/penstock \\
+      --store postgres://penstock@db/penstock --seal-key file:/run/secrets/seal --internal-token file:/run/secrets/internal
 
 The server's address and an admin's token are written to DATA/client.json, where the other commands
 find them (PENSTOCK_CONFIG names another file).")]
 pub struct ServeArgs {
     /// A configuration file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "PENSTOCK_SERVE_CONFIG")]
     pub config: Option<PathBuf>,
     /// Where everything is kept
-    #[arg(long, value_name = "DIR", default_value_os_t = default_data_dir())]
+    #[arg(long, value_name = "DIR", env = "PENSTOCK_DATA", default_value_os_t = default_data_dir())]
     pub data: PathBuf,
-    /// sqlite:PATH; in the data directory unless given
-    #[arg(long, value_name = "URL", env = "PENSTOCK_STORE")]
+    /// sqlite:PATH, or postgres://…; SQLite in the data directory unless given
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "PENSTOCK_STORE",
+        hide_env_values = true
+    )]
     pub store: Option<String>,
-    /// How services hear of each other
+    /// How services hear of each other: local (one process), or kafka://HOST:PORT[,…]/PREFIX
     #[arg(
         long,
         value_name = "URL",
         env = "PENSTOCK_BUS",
+        hide_env_values = true,
         default_value = "local"
     )]
     pub bus: String,
@@ -36,22 +45,64 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "LIST",
+        env = "PENSTOCK_SERVICES",
         value_delimiter = ',',
         default_value = "all"
     )]
     pub services: Vec<String>,
     /// Leave instances running when this process ends
-    #[arg(long)]
+    #[arg(long, env = "PENSTOCK_KEEP_INSTANCES")]
     pub keep_instances: bool,
     /// Where the control API listens; port 0 picks a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070")]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "PENSTOCK_CONTROL_ADDR",
+        default_value = "127.0.0.1:7070"
+    )]
     pub control_addr: SocketAddr,
     /// Where the gateway listens; port 0 picks a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "PENSTOCK_GATEWAY_ADDR",
+        default_value = "127.0.0.1:8080"
+    )]
     pub gateway_addr: SocketAddr,
     /// Where health and metrics are served by a process without control
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "PENSTOCK_ADMIN_ADDR",
+        default_value = "127.0.0.1:0"
+    )]
     pub admin_addr: SocketAddr,
+    /// The gateway's address as clients see it; what it listens on unless given
+    #[arg(long, value_name = "URL", env = "PENSTOCK_GATEWAY_URL")]
+    pub gateway_url: Option<String>,
+    /// The admin address as other processes see it; what it listens on unless given
+    #[arg(long, value_name = "URL", env = "PENSTOCK_ADMIN_URL")]
+    pub admin_url: Option<String>,
+    /// Where the key is that seals stored secrets: env:NAME or file:PATH with 32 bytes in hexadecimal, the
+    /// same for every replica of control; in the data directory unless given
+    #[arg(
+        long,
+        value_name = "REF",
+        env = "PENSTOCK_SEAL_KEY",
+        hide_env_values = true
+    )]
+    pub seal_key: Option<String>,
+    /// Where the token is by which the processes of one installation trust each other: env:NAME or file:PATH
+    #[arg(
+        long,
+        value_name = "REF",
+        env = "PENSTOCK_INTERNAL_TOKEN",
+        hide_env_values = true
+    )]
+    pub internal_token: Option<String>,
+    /// A file with milliseconds by which this process's clock is off; for fault tests
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub clock_offset_file: Option<PathBuf>,
     /// A file that receives {"control","gateway","admin"} once this process is ready
     #[arg(long, value_name = "PATH")]
     pub ready_file: Option<PathBuf>,

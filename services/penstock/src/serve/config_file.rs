@@ -1,10 +1,10 @@
 //! `--config FILE`: the flags of `serve` in a file, `name: value` a line each, names as on the command
-//! line without the dashes. What stands on the command line wins.
+//! line without the dashes. What stands on the command line wins, then what the environment says.
 
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::cli::serve_args::ServeArgs;
 
@@ -55,11 +55,21 @@ fn flags(text: &str, path: &Path) -> anyhow::Result<Vec<String>> {
                 index + 1
             ),
             (_, "false") => {}
+            (name, _) if is_in_environment(name) => {}
             (name, "true") => flags.push(format!("--{name}")),
             (name, value) => flags.push(format!("--{name}={value}")),
         }
     }
     Ok(flags)
+}
+
+fn is_in_environment(flag: &str) -> bool {
+    let command = Command::command();
+    let argument = command
+        .get_arguments()
+        .find(|argument| argument.get_long() == Some(flag));
+    let variable = argument.and_then(|argument| argument.get_env());
+    variable.is_some_and(|variable| std::env::var_os(variable).is_some())
 }
 
 #[cfg(test)]

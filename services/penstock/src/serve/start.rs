@@ -1,0 +1,291 @@
+//! How each service is started and kept running. What listens is bound before the first request may
+//! come, and bound again on the same address after a failure.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actuator::node::{NodeConfig, NodeDeps};
+use anyhow::Context;
+use axum::Router;
+use backends::Backend;
+use backends::process::{ProcessBackend, ProcessConfig, node_id};
+use backends::simulated::SimulatedBackend;
+use contract::resources::BackendKind;
+use control::{Control, ControlConfig, ControlDeps, HistorySource, NoHistory};
+use domain::instances::plan::REMOVAL_GRACE;
+use gateway::Gateway;
+use meter::Meter;
+use runtime::clock::Clock;
+use runtime::reconcile::Deps;
+
+use super::admin::Admin;
+use super::house::{Addresses, Ground, Stage, Stages};
+use super::plan::{Plan, Service};
+use super::sources::{FolderLogs, MeterHistory};
+use super::supervisor::supervise;
+use crate::cli::serve_args::ServeArgs;
+
+/// How often simulated instances live on.
+const SIMULATED_STEP: Duration = Duration::from_millis(50);
+/// The only gateway of the embedded default.
+const GATEWAY_ID: &str = "gateway";
+
+fn deps(ground: &Ground) -> anyhow::Result<Deps> {
+    Ok(Deps {
+        store: ground.store()?,
+        bus: ground.bus.clone(),
+        clock: ground.clock.clone(),
+        ids: ground.ids.clone(),
+    })
+}
+
+/// What carries the log from the store to the bus, in every process that has the store.
+pub fn relay(ground: &Ground, is_shared: bool, stage: &mut Stage) -> anyhow::Result<()> {
+    let Some(store) = ground.store.clone() else {
+        return Ok(());
+    };
+    let _ = is_shared;
+    stage.spawn(runtime::relay::run(
+        store,
+        ground.bus.clone(),
+        stage.stop.clone(),
+    ));
+    Ok(())
+}
+
+pub fn gateway(
+    args: &ServeArgs,
+    plan: &Plan,
+    ground: &Ground,
+    stage: &mut Stage,
+) -> anyhow::Result<String> {
+    let id = match plan.is_whole() {
+        true => GATEWAY_ID.to_owned(),
+        false => gateway_id(&ground.data)?,
+    };
+    let config = gateway::Config {
+        data: Some(ground.data.clone()),
+        ..gateway::Config::new(id, args.gateway_addr)
+    };
+    let deps = gateway::Deps {
+        bus: ground.bus.clone(),
+        clock: ground.clock.clone(),
+        metrics: ground.metrics.clone(),
+        health: ground.health.clone(),
+    };
+    let gateway = Gateway::bind(config.clone(), deps.clone())?;
+    let url = format!("http://{}", gateway.address);
+    let again = gateway::Config {
+        address: gateway.address,
+        ..config
+    };
+    let (stop, mut bound) = (stage.stop.clone(), Some(gateway));
+    let run = move || {
+        let (bound, config, deps, stop) = (bound.take(), again.clone(), deps.clone(), stop.clone());
+        async move {
+            let gateway = bound.map_or_else(|| Gateway::bind(config, deps), Ok)?;
+            gateway.serve(stop).await
+        }
+    };
+    stage.spawn(supervise("gateway", stage.stop.clone(), run));
+    Ok(url)
+}
+
+/// Stable over restarts, like the node's id, since slots are dealt by it.
+fn gateway_id(data: &Path) -> anyhow::Result<String> {
+    let node = node_id(data).context("cannot read or make the id of this data folder")?;
+    Ok(node.replacen("node-", "gateway-", 1))
+}
+
+/// Starts the meter if this process runs it, and says where control finds the past.
+pub async fn history(
+    args: &ServeArgs,
+    plan: &Plan,
+    ground: &Ground,
+    stage: &mut Stage,
+) -> anyhow::Result<Arc<dyn HistorySource>> {
+    let _ = args;
+    if !plan.runs(Service::Meter) {
+        return Ok(Arc::new(NoHistory));
+    }
+    let deps = meter::Deps {
+        store: ground.store()?,
+        bus: ground.bus.clone(),
+        clock: ground.clock.clone(),
+        ids: ground.ids.clone(),
+        metrics: ground.metrics.clone(),
+        health: ground.health.clone(),
+    };
+    let config = meter::Config::new(&ground.data);
+    let meter = Meter::open(config.clone(), deps.clone()).await?;
+    let history = Arc::new(MeterHistory::new(meter.history()));
+    let (stop, mut opened) = (stage.stop.clone(), Some(meter));
+    let run = move || {
+        let (opened, config, deps, stop) =
+            (opened.take(), config.clone(), deps.clone(), stop.clone());
+        async move {
+            let meter = match opened {
+                Some(meter) => meter,
+                None => Meter::open(config, deps).await?,
+            };
+            Box::pin(meter.run(stop)).await
+        }
+    };
+    stage.spawn(supervise("meter", stage.stop.clone(), run));
+    Ok(history)
+}
+
+pub async fn control(
+    args: &ServeArgs,
+    ground: &Ground,
+    addresses: &Addresses,
+    history: Arc<dyn HistorySource>,
+    stage: &mut Stage,
+) -> anyhow::Result<String> {
+    let config = ControlConfig {
+        listen: args.control_addr,
+        data: ground.data.clone(),
+        gateway: args.gateway_url.clone().or(addresses.gateway.clone()),
+    };
+    let deps = ControlDeps {
+        store: ground.store()?,
+        bus: ground.bus.clone(),
+        clock: ground.clock.clone(),
+        ids: ground.ids.clone(),
+        metrics: ground.metrics.clone(),
+        health: ground.health.clone(),
+        logs: Arc::new(FolderLogs::new(&ground.data)),
+        history,
+    };
+    let control = Control::bind(config.clone(), deps.clone()).await?;
+    let url = format!("http://{}", control.addr);
+    let again = ControlConfig {
+        listen: control.addr,
+        ..config
+    };
+    let (stop, mut bound) = (stage.stop.clone(), Some(control));
+    let run = move || {
+        let (bound, config, deps, stop) = (bound.take(), again.clone(), deps.clone(), stop.clone());
+        async move {
+            let control = match bound {
+                Some(control) => control,
+                None => Control::bind(config, deps).await?,
+            };
+            Box::pin(control.serve(stop)).await
+        }
+    };
+    stage.spawn(supervise("control", stage.stop.clone(), run));
+    Ok(url)
+}
+
+/// Health and metrics of a process without control.
+pub async fn admin(
+    args: &ServeArgs,
+    _plan: &Plan,
+    ground: &Ground,
+    stage: &mut Stage,
+) -> anyhow::Result<String> {
+    let admin = Admin::bind(
+        args.admin_addr,
+        ground.health.clone(),
+        ground.metrics.clone(),
+        ground.internal_token.clone(),
+        Router::new(),
+    )
+    .await?;
+    let url = format!("http://{}", admin.address);
+    let stop = stage.stop.clone();
+    stage.spawn(async move {
+        if let Err(error) = admin.serve(stop).await {
+            tracing::error!(%error, "the admin listener ended");
+        }
+    });
+    Ok(url)
+}
+
+pub fn autoscaler(ground: &Ground, stage: &mut Stage) -> anyhow::Result<()> {
+    let (deps, stop) = (deps(ground)?, stage.stop.clone());
+    let (metrics, health) = (ground.metrics.clone(), ground.health.clone());
+    let run = move || {
+        let (deps, metrics, health, stop) =
+            (deps.clone(), metrics.clone(), health.clone(), stop.clone());
+        async move { autoscaler::run(deps, &metrics, &health, stop).await }
+    };
+    stage.spawn(supervise("autoscaler", stage.stop.clone(), run));
+    Ok(())
+}
+
+/// The planner, and this machine's node agent with the backends it allows.
+pub async fn actuator(
+    args: &ServeArgs,
+    plan: &Plan,
+    ground: &Ground,
+    admin: Option<String>,
+    stages: &mut Stages,
+) -> anyhow::Result<()> {
+    let _ = admin;
+    let node = node_id(&ground.data).context("cannot read or make the node's id")?;
+    planner(node.clone(), ground, &mut stages.engines)?;
+    let backends =
+        open_backends(&ground.data, &node, ground.clock.clone(), &mut stages.log).await?;
+    let config = NodeConfig {
+        node,
+        // An actuator of its own may be replaced while its instances serve on.
+        keep_instances: args.keep_instances || !plan.is_whole(),
+        grace: REMOVAL_GRACE,
+    };
+    let (deps, component) = (deps(ground)?, ground.health.component("node"));
+    let stage = &mut stages.hands;
+    let stop = stage.stop.clone();
+    let run = move || {
+        let node_deps = NodeDeps {
+            store: deps.store.clone(),
+            bus: deps.bus.clone(),
+            clock: deps.clock.clone(),
+            ids: deps.ids.clone(),
+            backends: backends.clone(),
+            component: component.clone(),
+        };
+        actuator::node::run(config.clone(), node_deps, stop.clone())
+    };
+    stage.spawn(supervise("node", stage.stop.clone(), run));
+    Ok(())
+}
+
+fn planner(node: String, ground: &Ground, stage: &mut Stage) -> anyhow::Result<()> {
+    let (deps, health, stop) = (deps(ground)?, ground.health.clone(), stage.stop.clone());
+    let run = move || {
+        let (node, deps, health, stop) = (node.clone(), deps.clone(), health.clone(), stop.clone());
+        async move { actuator::planner::run(node, deps, &health, stop).await }
+    };
+    stage.spawn(supervise("actuator", stage.stop.clone(), run));
+    Ok(())
+}
+
+/// The backends that this version has; the process backend adopts what a former life left.
+async fn open_backends(
+    data: &Path,
+    node: &str,
+    clock: Arc<dyn Clock>,
+    stage: &mut Stage,
+) -> anyhow::Result<BTreeMap<BackendKind, Arc<dyn Backend>>> {
+    let directory = std::env::current_dir().context("cannot tell the working directory")?;
+    let config = ProcessConfig::new(data.to_owned(), node.to_owned(), directory);
+    let process = ProcessBackend::open(config)
+        .await
+        .context("cannot open the process backend")?;
+    let simulated = SimulatedBackend::new(node, clock.now());
+    let (living, stop) = (simulated.clone(), stage.stop.clone());
+    stage.spawn(async move {
+        let mut steps = tokio::time::interval(SIMULATED_STEP);
+        while stop.run_until_cancelled(steps.tick()).await.is_some() {
+            living.advance(clock.now());
+        }
+    });
+    Ok(BTreeMap::from([
+        (BackendKind::Process, process as Arc<dyn Backend>),
+        (BackendKind::Simulated, simulated as Arc<dyn Backend>),
+    ]))
+}

@@ -1,0 +1,195 @@
+//! Services in processes of their own, several of each, as a user runs them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::checks::converged;
+use crate::cluster::{Cluster, Role};
+use crate::stack::Stack;
+use crate::support::{PATIENCE, deployment_document, endpoint_document, eventually};
+
+const MEMBERS: [&str; 6] = ["brain-1", "brain-2", "gate-1", "gate-2", "node-1", "node-2"];
+
+struct House {
+    cluster: Arc<Cluster>,
+    stack: Arc<Stack>,
+    key: String,
+}
+
+/// `iris/blue` with so many instances, on two of everything.
+async fn house(instances: usize) -> Option<House> {
+    let stack = Arc::new(Stack::start(1, &MEMBERS).await?);
+    let cluster = Arc::new(Cluster::start(|name| stack.servers_of(name)).await);
+    cluster
+        .put("/v1/endpoints/iris", &endpoint_document("iris"))
+        .await;
+    let document = deployment_document("iris", "blue", instances as u32);
+    cluster
+        .put("/v1/endpoints/iris/deployments/blue", &document)
+        .await;
+    cluster
+        .put("/v1/endpoints/iris/traffic", &json!({"traffic": {"blue": 100}}))
+        .await;
+    converged(&cluster, Instant::now(), instances).await;
+    let keys = cluster.read("/v1/endpoints/iris/keys").await;
+    let key = keys["primary"].as_str().unwrap().to_owned();
+    Some(House { cluster, stack, key })
+}
+
+impl House {
+    async fn score(&self, gateway: &str) -> reqwest::Result<reqwest::Response> {
+        let url = self.cluster.get(gateway).addresses().gateway.unwrap();
+        self.cluster
+            .http
+            .post(format!("{url}/endpoints/iris/score"))
+            .bearer_auth(&self.key)
+            .json(&json!({"data": [[5.1, 3.5, 1.4, 0.2]]}))
+            .send()
+            .await
+    }
+
+    async fn until_served_by(&self, gateway: &str) {
+        eventually(&format!("{gateway} serves"), || async {
+            let response = self.score(gateway).await.ok()?;
+            response.status().is_success().then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_of_everything_serve_one_endpoint() {
+    let Some(house) = house(4).await else { return };
+    for gateway in ["gate-1", "gate-2"] {
+        house.until_served_by(gateway).await;
+    }
+
+    let on_nodes = house.cluster.instance_processes();
+    let counts: Vec<usize> = on_nodes.values().map(Vec::len).collect();
+    assert_eq!(counts, [2, 2], "instances are spread over the nodes");
+
+    // Each brain shows what the other one was told.
+    for (writer, reader) in [("brain-1", "brain-2"), ("brain-2", "brain-1")] {
+        let mut document = endpoint_document("iris");
+        document["metadata"]["labels"] = json!({"by": writer});
+        let (writer, reader) = (house.cluster.get(writer), house.cluster.get(reader));
+        let written = house
+            .cluster
+            .api(writer, Method::PUT, "/v1/endpoints/iris")
+            .json(&document);
+        let written = written.send().await.unwrap();
+        assert!(written.status().is_success());
+        let position = written.headers()["penstock-position"].clone();
+        let shown = house
+            .cluster
+            .api(reader, Method::GET, "/v1/endpoints/iris")
+            .header("penstock-position", position);
+        let shown: Value = shown.send().await.unwrap().json().await.unwrap();
+        assert_eq!(shown["metadata"]["labels"], document["metadata"]["labels"]);
+    }
+
+    house.stack.both_sides_are_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn slots_are_dealt_over_the_gateways_that_there_are() {
+    let Some(house) = house(1).await else { return };
+    // The documents of these tests allow 4 requests at once on an instance.
+    let dealt = |gateway: &'static str| {
+        let house = &house;
+        async move {
+            let saved = house.cluster.get(gateway).folder.path();
+            let saved = std::fs::read_to_string(saved.join("gateway-routes.json")).ok()?;
+            let all = saved.match_indices("\"slots\"").count();
+            (all > 0).then_some(saved)
+        }
+    };
+    let slots = |saved: &str| -> BTreeSet<u64> {
+        let start = saved.find("\"slots\":{").unwrap() + "\"slots\":".len();
+        let end = start + saved[start..].find('}').unwrap() + 1;
+        let slots: Value = serde_json::from_str(&saved[start..end]).unwrap();
+        let slots = slots.as_object().unwrap().clone();
+        slots
+            .iter()
+            .filter(|(gateway, _)| *gateway != "*")
+            .map(|(_, slots)| slots.as_u64().unwrap())
+            .collect()
+    };
+    eventually("two slots for each of two gateways", || async {
+        let saved = dealt("gate-1").await?;
+        (slots(&saved) == BTreeSet::from([2])).then_some(())
+    })
+    .await;
+
+    assert!(house.cluster.get("gate-2").stop().await.success());
+    eventually("all four slots for the gateway that is left", || async {
+        let saved = dealt("gate-1").await?;
+        let whole = saved.contains("\"*\":4") || slots(&saved) == BTreeSet::from([4]);
+        whole.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn gateways_serve_while_store_and_bus_are_both_away() {
+    let Some(house) = house(2).await else { return };
+    for gateway in ["gate-1", "gate-2"] {
+        house.until_served_by(gateway).await;
+    }
+    let away = Duration::from_secs(
+        std::env::var("AWAY_SECONDS").map_or(5, |text| text.parse().unwrap()),
+    );
+    house.stack.kafka.kill(0);
+    house.stack.postgres.kill();
+    let (until, mut requests) = (Instant::now() + away, 0);
+    // One of the gateways is started anew meanwhile: its routes are on its disk.
+    house.cluster.get("gate-2").kill();
+    house.cluster.get("gate-2").launch();
+    house.until_served_by("gate-2").await;
+    while Instant::now() < until {
+        for gateway in ["gate-1", "gate-2"] {
+            let response = house.score(gateway).await.unwrap();
+            let (status, text) = (response.status(), response.text().await.unwrap());
+            assert!(status.is_success(), "{gateway}: {status} {text}");
+            requests += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    println!("{requests} requests in {away:?} without store and bus, 0 failed");
+
+    house.stack.restart_postgres().await;
+    tokio::task::block_in_place(|| house.stack.kafka.restart(0));
+    converged(&house.cluster, Instant::now(), 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_orderly_stop_hands_over_and_leaves_instances_of_a_separate_actuator() {
+    let Some(house) = house(2).await else { return };
+    house.until_served_by("gate-1").await;
+    assert!(house.cluster.get("brain-1").stop().await.success());
+    assert!(house.cluster.get("node-1").stop().await.success());
+    house.until_served_by("gate-1").await;
+
+    // The brain that is left plans, and the node that is left starts.
+    let began = Instant::now();
+    let brain = house.cluster.get("brain-2");
+    let pin = house
+        .cluster
+        .api(brain, Method::PUT, "/v1/autoscale/iris/blue/pin")
+        .json(&json!({"instances": 3}));
+    assert!(pin.send().await.unwrap().status().is_success());
+    eventually("three ready instances", || async {
+        let path = "/v1/instances?endpoint=iris&limit=500";
+        let list = house.cluster.api(brain, Method::GET, path).send().await.ok()?;
+        let list: Value = list.json().await.ok()?;
+        let ready = list["items"].as_array()?.iter();
+        (ready.filter(|item| item["state"] == "ready").count() == 3).then_some(())
+    })
+    .await;
+    assert!(began.elapsed() < PATIENCE);
+    assert_eq!(house.cluster.of(Role::Node).count(), 2);
+}

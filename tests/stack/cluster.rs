@@ -1,0 +1,359 @@
+//! Penstock as separate processes on a real PostgreSQL and a real Kafka: two brains (control,
+//! autoscaler, meter), two gateways, two nodes. Each has a data folder of its own and keeps its
+//! addresses over restarts.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use reqwest::{Client, Method, RequestBuilder};
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+
+use crate::support::{DataFolder, PATIENCE};
+
+/// What one process of the cluster runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Brain,
+    Gateway,
+    Node,
+}
+
+impl Role {
+    const fn services(self) -> &'static str {
+        match self {
+            Self::Brain => "control,autoscaler,meter",
+            Self::Gateway => "gateway",
+            Self::Node => "actuator",
+        }
+    }
+}
+
+/// Where a process finds the log; processes may be given different ways to the same servers.
+#[derive(Clone, Debug)]
+pub struct Servers {
+    pub store: String,
+    pub bus: String,
+}
+
+pub struct Process {
+    pub name: &'static str,
+    pub role: Role,
+    pub folder: DataFolder,
+    arguments: Vec<String>,
+    environment: BTreeMap<&'static str, String>,
+    running: Mutex<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    child: Option<Child>,
+    /// Of the last start; flags of the next one.
+    addresses: Addresses,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Addresses {
+    pub control: Option<String>,
+    pub gateway: Option<String>,
+    pub admin: Option<String>,
+}
+
+impl Process {
+    pub fn new(name: &'static str, role: Role, servers: &Servers, secrets: &Path) -> Self {
+        let folder = DataFolder::new();
+        let offset = folder.path().join("clock-offset");
+        let file = |name: &str| format!("file:{}", secrets.join(name).display());
+        let arguments = [
+            "--services",
+            role.services(),
+            "--seal-key",
+            &file("seal"),
+            "--internal-token",
+            &file("internal"),
+            "--clock-offset-file",
+            &offset.display().to_string(),
+        ];
+        Self {
+            name,
+            role,
+            arguments: arguments.map(str::to_owned).to_vec(),
+            environment: BTreeMap::from([
+                ("PENSTOCK_STORE", servers.store.clone()),
+                ("PENSTOCK_BUS", servers.bus.clone()),
+                ("PENSTOCK_LOG", "info".to_owned()),
+            ]),
+            folder,
+            running: Mutex::default(),
+        }
+    }
+
+    /// Starts it and returns at once; [`until_ready`](Self::until_ready) waits.
+    pub fn launch(&self) {
+        let mut running = self.running.lock().unwrap();
+        let _ = std::fs::remove_file(self.ready_file());
+        let address = |url: &Option<String>| match url {
+            Some(url) => url.trim_start_matches("http://").to_owned(),
+            None => "127.0.0.1:0".to_owned(),
+        };
+        let addresses = &running.addresses;
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("serve.log"))
+            .unwrap();
+        // It must not outlive the test, however that ends.
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_penstock"), "serve"])
+            .arg("--data")
+            .arg(self.folder.path())
+            .arg("--ready-file")
+            .arg(self.ready_file())
+            .args(["--control-addr", &address(&addresses.control)])
+            .args(["--gateway-addr", &address(&addresses.gateway)])
+            .args(["--admin-addr", &admin_flag(self.role, addresses)])
+            .args(&self.arguments)
+            .envs(&self.environment)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        running.child = Some(command.spawn().unwrap());
+    }
+
+    fn ready_file(&self) -> PathBuf {
+        self.folder.path().join("ready.json")
+    }
+
+    /// Waits until it has said that it is ready.
+    pub async fn until_ready(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(text) = std::fs::read_to_string(self.ready_file())
+                && let Ok(ready) = serde_json::from_str::<Value>(&text)
+            {
+                let url = |name: &str| ready[name].as_str().map(str::to_owned);
+                self.running.lock().unwrap().addresses = Addresses {
+                    control: url("control"),
+                    gateway: url("gateway"),
+                    admin: url("admin"),
+                };
+                return;
+            }
+            let ended = {
+                let mut running = self.running.lock().unwrap();
+                let child = running.child.as_mut();
+                child.and_then(|child| child.try_wait().unwrap())
+            };
+            assert!(ended.is_none(), "{} ended ({ended:?}):\n{}", self.name, self.log());
+            assert!(Instant::now() < deadline, "{} is not ready:\n{}", self.name, self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub fn addresses(&self) -> Addresses {
+        self.running.lock().unwrap().addresses.clone()
+    }
+
+    /// SIGKILL; returns when it is gone.
+    pub fn kill(&self) {
+        if let Some(mut child) = self.running.lock().unwrap().child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub async fn stop(&self) -> std::process::ExitStatus {
+        self.signal(Signal::TERM);
+        let child = self.running.lock().unwrap().child.take();
+        let mut child = child.unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{} does not stop:\n{}", self.name, self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let running = self.running.lock().unwrap();
+        if let Some(child) = &running.child
+            && let Some(pid) = Pid::from_raw(child.id() as i32)
+        {
+            rustix::process::kill_process(pid, signal).unwrap();
+        }
+    }
+
+    /// Its clock is off by so many milliseconds from now on.
+    pub fn step_clock(&self, offset_ms: i64) {
+        let file = self.folder.path().join("clock-offset");
+        std::fs::write(file, offset_ms.to_string()).unwrap();
+    }
+
+    pub fn log(&self) -> String {
+        let log = std::fs::read_to_string(self.folder.path().join("serve.log"));
+        let log = log.unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+}
+
+/// Control serves health and metrics on its own address.
+fn admin_flag(role: Role, addresses: &Addresses) -> String {
+    match (&addresses.admin, role) {
+        (Some(url), Role::Gateway | Role::Node) => url.trim_start_matches("http://").to_owned(),
+        _ => "127.0.0.1:0".to_owned(),
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub struct Cluster {
+    pub processes: Vec<Process>,
+    pub http: Client,
+    token: String,
+    // Read by every start.
+    _secrets: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// Starts everything; `servers_of` says which way each process takes to the servers.
+    pub async fn start(servers_of: impl Fn(&str) -> Servers) -> Self {
+        let secrets = tempfile::tempdir().unwrap();
+        for name in ["seal", "internal"] {
+            let secret: [u8; 16] = *uuid::Uuid::new_v4().as_bytes();
+            let text: String = secret.iter().chain(&secret).map(|b| format!("{b:02x}")).collect();
+            std::fs::write(secrets.path().join(name), text).unwrap();
+        }
+        let members = [
+            ("brain-1", Role::Brain),
+            ("brain-2", Role::Brain),
+            ("gate-1", Role::Gateway),
+            ("gate-2", Role::Gateway),
+            ("node-1", Role::Node),
+            ("node-2", Role::Node),
+        ];
+        let processes: Vec<Process> = members
+            .into_iter()
+            .map(|(name, role)| Process::new(name, role, &servers_of(name), secrets.path()))
+            .collect();
+        // The first control makes the first token and the tables.
+        processes[0].launch();
+        processes[0].until_ready().await;
+        for process in &processes[1..] {
+            process.launch();
+        }
+        for process in &processes[1..] {
+            process.until_ready().await;
+        }
+        let client = std::fs::read_to_string(processes[0].folder.path().join("client.json"));
+        let client: Value = serde_json::from_str(&client.unwrap()).unwrap();
+        Self {
+            processes,
+            http: Client::builder()
+                .timeout(Duration::from_secs(10))
+                .build()
+                .unwrap(),
+            token: client["token"].as_str().unwrap().to_owned(),
+            _secrets: secrets,
+        }
+    }
+
+    pub fn get(&self, name: &str) -> &Process {
+        let process = self.processes.iter().find(|process| process.name == name);
+        process.unwrap_or_else(|| panic!("there is no process {name}"))
+    }
+
+    pub fn of(&self, role: Role) -> impl Iterator<Item = &Process> {
+        self.processes.iter().filter(move |process| process.role == role)
+    }
+
+    /// A request to the control API of one brain.
+    pub fn api(&self, brain: &Process, method: Method, path: &str) -> RequestBuilder {
+        let control = brain.addresses().control.unwrap();
+        self.http
+            .request(method, format!("{control}{path}"))
+            .bearer_auth(&self.token)
+    }
+
+    /// Asks either brain until one accepts. The answer, and the position that it names.
+    pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> (Value, u64) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut last = String::new();
+        loop {
+            for brain in self.of(Role::Brain) {
+                let mut request = self.api(brain, method.clone(), path);
+                if let Some(body) = body {
+                    request = request.json(body);
+                }
+                match request.send().await {
+                    Ok(response) if response.status().is_success() => {
+                        let position = response.headers().get("penstock-position");
+                        let position = position.and_then(|value| value.to_str().ok()?.parse().ok());
+                        let text = response.text().await.unwrap_or_default();
+                        let value = serde_json::from_str(&text).unwrap_or_default();
+                        return (value, position.unwrap_or_default());
+                    }
+                    Ok(response) => {
+                        last = format!("{}: {}", response.status(), response.text().await.unwrap_or_default());
+                    }
+                    Err(error) => last = error.to_string(),
+                }
+            }
+            assert!(Instant::now() < deadline, "{method} {path} is not accepted: {last}\n{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub async fn read(&self, path: &str) -> Value {
+        self.call(Method::GET, path, None).await.0
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> u64 {
+        self.call(Method::PUT, path, Some(body)).await.1
+    }
+
+    /// The whole log, as the API shows it.
+    pub async fn events(&self) -> Vec<Value> {
+        let mut events: Vec<Value> = Vec::new();
+        loop {
+            let after = events.last().map_or(0, |event| event["position"].as_u64().unwrap());
+            let page = self.read(&format!("/v1/events?after={after}&limit=1000")).await;
+            let items = page["items"].as_array().unwrap();
+            if items.is_empty() {
+                return events;
+            }
+            events.extend(items.iter().cloned());
+        }
+    }
+
+    pub async fn instances(&self, endpoint: &str, state: &str) -> Vec<Value> {
+        let list = self
+            .read(&format!("/v1/instances?endpoint={endpoint}&limit=500"))
+            .await;
+        let items = list["items"].as_array().unwrap().clone();
+        items.into_iter().filter(|item| item["state"] == state).collect()
+    }
+
+    /// Processes that instances run in now, by node.
+    pub fn instance_processes(&self) -> BTreeMap<&'static str, Vec<u32>> {
+        let of = |node: &Process| (node.name, node.folder.instance_processes());
+        self.of(Role::Node).map(of).collect()
+    }
+
+    pub fn logs(&self) -> String {
+        let parts = self.processes.iter();
+        let parts = parts.map(|process| format!("== {}\n{}", process.name, process.log()));
+        parts.collect::<Vec<_>>().join("\n")
+    }
+}

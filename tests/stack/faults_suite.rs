@@ -1,0 +1,90 @@
+//! Faults at random moments, round by round. After each round: nothing acknowledged is lost, no effect
+//! happened twice, read models equal a fresh replay, and the gateways served throughout.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::checks::{converged, nothing_lost_or_doubled};
+use crate::cluster::Cluster;
+use crate::faults::{Rng, draw, inject};
+use crate::stack::Stack;
+use crate::support::{deployment_document, endpoint_document};
+use crate::workload::Workload;
+
+/// Faults that overlap in one round.
+const ROUND: usize = 4;
+const MEMBERS: [&str; 6] = ["brain-1", "brain-2", "gate-1", "gate-2", "node-1", "node-2"];
+
+fn setting(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_is_lost_or_done_twice_whatever_fails() {
+    let (seed, count) = (setting("SEED", 1), setting("COUNT", 8) as usize);
+    let brokers = setting("BROKERS", 1) as usize;
+    println!("SEED={seed} COUNT={count} BROKERS={brokers}");
+    let Some(stack) = Stack::start(brokers, &MEMBERS).await else {
+        return;
+    };
+    let stack = Arc::new(stack);
+    let cluster = Arc::new(Cluster::start(|name| stack.servers_of(name)).await);
+    let mut instances = 2;
+    let key = deploy(&cluster, instances).await;
+    converged(&cluster, std::time::Instant::now(), instances).await;
+
+    let workload = Workload::start(&cluster, &key);
+    let mut rng = Rng(seed);
+    let (mut injected, mut slowest) = (0, Duration::ZERO);
+    while injected < count {
+        let faults = draw(&mut rng, brokers, ROUND.min(count - injected));
+        println!("faults {} to {} of {count}", injected + 1, injected + faults.len());
+        // Something is under way while the faults strike.
+        instances = rng.in_range(1, 5) as usize;
+        pin(&cluster, instances).await;
+        let last = inject(&faults, &cluster, &stack, &workload.record).await;
+        let took = converged(&cluster, last, instances).await;
+        println!("  whole again after {took:?}");
+        slowest = slowest.max(took);
+        injected += faults.len();
+        let promised = workload.promised();
+        assert_eq!(promised.unexplained, Vec::<String>::new(), "{}", cluster.logs());
+        nothing_lost_or_doubled(&cluster, &promised.acknowledged).await;
+    }
+    let promised = workload.promised();
+    workload.end().await;
+    for process in cluster.processes.iter().rev() {
+        assert!(process.stop().await.success(), "{}", process.log());
+    }
+    stack.both_sides_are_equal().await;
+    println!(
+        "SEED={seed}: {injected} faults, {} requests, {} acknowledged writes; nothing lost, nothing doubled, slowest convergence {slowest:?}",
+        promised.requests,
+        promised.acknowledged.len()
+    );
+}
+
+async fn pin(cluster: &Cluster, instances: usize) {
+    let body = json!({"instances": instances});
+    cluster.put("/v1/autoscale/iris/blue/pin", &body).await;
+}
+
+/// An endpoint that serves, and one that is only written about. Returns the key of the first.
+async fn deploy(cluster: &Cluster, instances: usize) -> String {
+    for name in ["iris", "notes"] {
+        let path = format!("/v1/endpoints/{name}");
+        cluster.put(&path, &endpoint_document(name)).await;
+    }
+    let document = deployment_document("iris", "blue", instances as u32);
+    cluster
+        .put("/v1/endpoints/iris/deployments/blue", &document)
+        .await;
+    cluster
+        .put("/v1/endpoints/iris/traffic", &json!({"traffic": {"blue": 100}}))
+        .await;
+    let keys = cluster.read("/v1/endpoints/iris/keys").await;
+    keys["primary"].as_str().unwrap().to_owned()
+}

@@ -1,0 +1,275 @@
+//! The real servers under the cluster, and what faults do to them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use contract::ids::{BUCKETS, EndpointKey};
+use rdkafka::client::ClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{Offset, TopicPartitionList};
+use servers::{Kafka, Postgres};
+use tokio::time::sleep;
+
+use crate::cluster::Servers;
+use crate::faults::Rng;
+use crate::proxy::Proxy;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Records that come again in one fault.
+const AGAIN: usize = 20;
+/// The store's disk is this large, so that it can be filled.
+const DISK_MIB: u64 = 1024;
+
+/// How one process reaches the servers.
+pub struct Ways {
+    pub store: Proxy,
+    /// One for each broker.
+    pub bus: Vec<Proxy>,
+}
+
+pub struct Stack {
+    pub kafka: Kafka,
+    pub postgres: Postgres,
+    prefix: String,
+    database: String,
+    ways: BTreeMap<&'static str, Ways>,
+    disk: Disk,
+}
+
+impl Stack {
+    /// `None` only if a server is to be done without (`PENSTOCK_SKIP`).
+    pub async fn start(brokers: usize, processes: &[&'static str]) -> Option<Self> {
+        let mut ways = BTreeMap::new();
+        for name in processes {
+            let mut bus = Vec::new();
+            for _ in 0..brokers {
+                bus.push(Proxy::bind().await);
+            }
+            let store = Proxy::bind().await;
+            ways.insert(*name, Ways { store, bus });
+        }
+        let disk = Disk::mount();
+        let (folder, fronts) = (disk.path.clone(), fronts(&ways, brokers));
+        let started = tokio::task::spawn_blocking(move || {
+            let postgres = Postgres::start_in(&folder)?;
+            let database = postgres.database();
+            let kafka = Kafka::start_behind(&fronts)?;
+            Some((kafka, postgres, database))
+        });
+        let (kafka, postgres, database) = started.await.unwrap()?;
+        for (index, ways) in ways.values().enumerate() {
+            ways.store.lead_to(postgres.port());
+            for (broker, proxy) in ways.bus.iter().enumerate() {
+                proxy.lead_to(kafka.port_behind(broker, index));
+            }
+        }
+        Some(Self {
+            prefix: kafka.prefix(),
+            kafka,
+            postgres,
+            database,
+            ways,
+            disk,
+        })
+    }
+
+    /// The way that one process takes: through its own proxies.
+    pub fn servers_of(&self, name: &str) -> Servers {
+        let ways = &self.ways[name];
+        let direct = format!(":{}/", self.postgres.port());
+        let store = self.database.replace(&direct, &format!(":{}/", ways.store.port));
+        let brokers = ways.bus.iter();
+        let brokers = brokers.map(|proxy| format!("127.0.0.1:{}", proxy.port));
+        Servers {
+            store,
+            bus: format!("kafka://{}/{}", brokers.collect::<Vec<_>>().join(","), self.prefix),
+        }
+    }
+
+    /// The servers themselves, past all proxies.
+    pub fn direct(&self) -> Servers {
+        Servers {
+            store: self.database.clone(),
+            bus: self.kafka.url(&self.prefix),
+        }
+    }
+
+    pub fn ways_of(&self, name: &str) -> &Ways {
+        &self.ways[name]
+    }
+
+    pub async fn with_broker_down(&self, broker: usize, held: Duration) {
+        self.kafka.kill(broker);
+        sleep(held).await;
+        tokio::task::block_in_place(|| self.kafka.restart(broker));
+    }
+
+    pub async fn restart_postgres(&self) {
+        tokio::task::block_in_place(|| self.postgres.restart());
+    }
+
+    /// The broker that leads the partition of an endpoint.
+    pub async fn leader_of(&self, endpoint: &str) -> usize {
+        let bucket = EndpointKey::new(&endpoint.parse().unwrap()).bucket();
+        let topic = format!("{}.events", self.prefix);
+        tokio::task::block_in_place(|| {
+            let consumer: BaseConsumer = self.client().create().unwrap();
+            let metadata = consumer.fetch_metadata(Some(&topic), TIMEOUT).unwrap();
+            let partitions = metadata.topics()[0].partitions();
+            let partition = partitions.iter().find(|p| p.id() == i32::from(bucket.0));
+            // Brokers have the ids 1, 2, 3. One that is being elected is not known.
+            let leader = partition.map_or(1, |partition| partition.leader()).max(1);
+            usize::try_from(leader - 1).unwrap() % self.kafka.count()
+        })
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", self.kafka.addresses())
+            .set("group.id", "nobody")
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "earliest");
+        config
+    }
+
+    /// Publishes some old records again, in another order, byte for byte.
+    pub async fn publish_again(&self, seed: u64) {
+        tokio::task::block_in_place(|| {
+            let topic = format!("{}.events", self.prefix);
+            let mut rng = Rng(seed);
+            let consumer: BaseConsumer = self.client().create().unwrap();
+            let producer: BaseProducer = self.client().create().unwrap();
+            let mut assigned = TopicPartitionList::new();
+            for partition in 0..i32::from(BUCKETS) {
+                let offset = self.some_offset(&consumer, &topic, partition, &mut rng);
+                if let Some(offset) = offset {
+                    let _ = assigned.add_partition_offset(&topic, partition, Offset::Offset(offset));
+                }
+            }
+            if consumer.assign(&assigned).is_err() {
+                return;
+            }
+            let mut old = Vec::new();
+            while old.len() < AGAIN {
+                // The brokers may be away: then there is nothing to publish again.
+                let Some(Ok(message)) = consumer.poll(Duration::from_secs(2)) else {
+                    break;
+                };
+                old.push(message.detach());
+            }
+            old.sort_by_key(|_| rng.next());
+            for message in &old {
+                let record = BaseRecord::to(&topic)
+                    .partition(message.partition())
+                    .key(message.key().unwrap_or_default())
+                    .payload(message.payload().unwrap_or_default());
+                let record = match message.headers() {
+                    Some(headers) => record.headers(headers.clone()),
+                    None => record,
+                };
+                let _ = producer.send(record);
+            }
+            let _ = producer.flush(TIMEOUT);
+        });
+    }
+
+    fn some_offset<C: ClientContext + rdkafka::consumer::ConsumerContext>(
+        &self,
+        consumer: &BaseConsumer<C>,
+        topic: &str,
+        partition: i32,
+        rng: &mut Rng,
+    ) -> Option<i64> {
+        let (low, high) = consumer.fetch_watermarks(topic, partition, TIMEOUT).ok()?;
+        (high > low).then(|| low + (rng.next() % (high - low) as u64) as i64)
+    }
+
+    /// The log as Kafka has it and as the store has it are the same, event for event.
+    pub async fn both_sides_are_equal(&self) {
+        let direct = self.direct();
+        let compared = tokio::process::Command::new(env!("CARGO_BIN_EXE_penstock"))
+            .args(["store", "compare", "--store", &direct.store, "--bus", &direct.bus])
+            .output()
+            .await
+            .unwrap();
+        assert!(
+            compared.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&compared.stdout),
+            String::from_utf8_lossy(&compared.stderr)
+        );
+    }
+
+    pub async fn with_full_disk(&self, held: Duration) {
+        self.disk.fill();
+        sleep(held).await;
+        self.disk.free();
+        // Where nothing can be written PostgreSQL gives up.
+        tokio::task::block_in_place(|| self.postgres.restart());
+    }
+}
+
+/// By broker, the ports under which it is known to each process.
+fn fronts(ways: &BTreeMap<&'static str, Ways>, brokers: usize) -> Vec<Vec<u16>> {
+    let of = |broker: usize| ways.values().map(|ways| ways.bus[broker].port).collect();
+    (0..brokers).map(of).collect()
+}
+
+/// A small file system of its own, which can be full.
+struct Disk {
+    path: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Disk {
+    fn mount() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        std::fs::create_dir(&path).unwrap();
+        let size = format!("size={DISK_MIB}m,mode=0777");
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "penstock-faults"])
+            .arg(&path)
+            .status()
+            .unwrap();
+        assert!(
+            status.success(),
+            "a small disk for the store cannot be mounted; run as root, or name disk in PENSTOCK_SKIP"
+        );
+        Self { path, _folder: folder }
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.path.join("filler")
+    }
+
+    /// Until not one more byte fits.
+    fn fill(&self) {
+        use std::io::Write;
+        let mut filler = std::fs::File::create(self.filler()).unwrap();
+        let chunk = vec![0; 1024 * 1024];
+        while filler.write_all(&chunk).is_ok() {}
+        while filler.write_all(&[0]).is_ok() {}
+    }
+
+    fn free(&self) {
+        let _ = std::fs::remove_file(self.filler());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        unmount(&self.path);
+    }
+}
+
+fn unmount(path: &Path) {
+    // Lazily: a server that is on its way out may still hold files.
+    let _ = Command::new("umount").arg("-l").arg(path).status();
+}

@@ -1,0 +1,163 @@
+//! What clients do while faults happen, and what they were promised: writes that were acknowledged,
+//! and requests that have to be answered by the gateways throughout.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::json;
+use tokio::task::JoinHandle;
+
+use crate::cluster::{Cluster, Role};
+use crate::support;
+
+/// Between two requests to one gateway.
+const PACE: Duration = Duration::from_millis(25);
+/// Between two writes through one control.
+const WRITE_PACE: Duration = Duration::from_millis(200);
+
+/// One client request that was not answered 200.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub gateway: &'static str,
+    pub began: Instant,
+    pub ended: Instant,
+    pub what: String,
+}
+
+#[derive(Default)]
+pub struct Record {
+    /// Position to the label written there.
+    pub acknowledged: BTreeMap<u64, u64>,
+    tried: u64,
+    pub requests: u64,
+    pub failures: Vec<Failure>,
+    /// Times in which a gateway was down by our own hand.
+    pub outages: Vec<(&'static str, Instant, Instant)>,
+}
+
+pub struct Workload {
+    pub record: Arc<Mutex<Record>>,
+    stop: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Workload {
+    /// One writer per brain, one client per gateway; until [`end`](Self::end).
+    pub fn start(cluster: &Arc<Cluster>, key: &str) -> Self {
+        let record = Arc::new(Mutex::new(Record::default()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut clients = Vec::new();
+        for brain in cluster.of(Role::Brain) {
+            let client = write(cluster.clone(), brain.name, record.clone(), stop.clone());
+            clients.push(tokio::spawn(client));
+        }
+        for gateway in cluster.of(Role::Gateway) {
+            let key = key.to_owned();
+            let client = score(cluster.clone(), gateway.name, key, record.clone(), stop.clone());
+            clients.push(tokio::spawn(client));
+        }
+        Self { record, stop, clients }
+    }
+
+    pub async fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for client in self.clients {
+            client.await.unwrap();
+        }
+    }
+}
+
+/// Changes a label again and again, and remembers what was acknowledged.
+async fn write(
+    cluster: Arc<Cluster>,
+    brain: &'static str,
+    record: Arc<Mutex<Record>>,
+    stop: Arc<AtomicBool>,
+) {
+    while !stop.load(Ordering::Relaxed) {
+        let label = {
+            let mut record = record.lock().unwrap();
+            record.tried += 1;
+            record.tried
+        };
+        let mut document = support::endpoint_document("notes");
+        document["metadata"]["labels"] = json!({"write": label.to_string()});
+        let request = cluster.api(cluster.get(brain), Method::PUT, "/v1/endpoints/notes");
+        if let Ok(response) = request.json(&document).send().await
+            && response.status().is_success()
+            && let Some(position) = response.headers().get("penstock-position")
+        {
+            let position = position.to_str().unwrap().parse().unwrap();
+            record.lock().unwrap().acknowledged.insert(position, label);
+        }
+        tokio::time::sleep(WRITE_PACE).await;
+    }
+}
+
+/// Asks for a score again and again. Whether a failure was to be expected is judged later.
+async fn score(
+    cluster: Arc<Cluster>,
+    gateway: &'static str,
+    key: String,
+    record: Arc<Mutex<Record>>,
+    stop: Arc<AtomicBool>,
+) {
+    let body = json!({"data": [[5.1, 3.5, 1.4, 0.2]]});
+    while !stop.load(Ordering::Relaxed) {
+        let url = cluster.get(gateway).addresses().gateway.unwrap();
+        let began = Instant::now();
+        let request = cluster
+            .http
+            .post(format!("{url}/endpoints/iris/score"))
+            .bearer_auth(&key)
+            .json(&body);
+        let what = match request.send().await {
+            Ok(response) if response.status().is_success() => None,
+            Ok(response) => {
+                let code = response.headers().get("penstock-error-code").cloned();
+                Some(format!("{} {code:?}", response.status()))
+            }
+            Err(error) => Some(format!("{error:?}")),
+        };
+        {
+            let mut record = record.lock().unwrap();
+            record.requests += 1;
+            if let Some(what) = what {
+                let ended = Instant::now();
+                record.failures.push(Failure { gateway, began, ended, what });
+            }
+        }
+        tokio::time::sleep(PACE).await;
+    }
+}
+
+/// What clients were promised, and how it was kept so far.
+pub struct Promised {
+    /// Position to the label written there.
+    pub acknowledged: BTreeMap<u64, u64>,
+    pub requests: u64,
+    /// Failed requests that no outage of their own gateway explains.
+    pub unexplained: Vec<String>,
+}
+
+impl Workload {
+    pub fn promised(&self) -> Promised {
+        let record = self.record.lock().unwrap();
+        let explained = |failure: &&Failure| {
+            !record.outages.iter().any(|(gateway, from, to)| {
+                *gateway == failure.gateway && failure.began <= *to && failure.ended >= *from
+            })
+        };
+        let unexplained = record.failures.iter().filter(explained);
+        Promised {
+            acknowledged: record.acknowledged.clone(),
+            requests: record.requests,
+            unexplained: unexplained
+                .map(|failure| format!("{}: {}", failure.gateway, failure.what))
+                .collect(),
+        }
+    }
+}

@@ -8,17 +8,12 @@ if [[ -e secrets ]]; then
     echo "compose-secrets.sh: $PWD/secrets exists and is left as it is; move it away only to start a new installation" >&2
     exit 1
 fi
-if ! command -v openssl >/dev/null; then
-    echo "compose-secrets.sh: openssl is missing; install it with your package manager" >&2
-    exit 1
-fi
-
 umask 077
 # Beside its place until it is whole: a run that breaks off leaves nothing that looks finished.
 made=$(mktemp -d ./secrets.XXXXXX)
 trap 'rm -rf "$made"' EXIT
 
-secret() { openssl rand -hex 32 >"$made/$1"; }
+secret() { od -An -v -tx1 -N32 /dev/urandom | tr -d " \n" >"$made/$1"; }
 secret internal-token
 secret seal-key
 secret postgres-password

@@ -1,5 +1,5 @@
-//! Holds `dashboards/` to the code: a metric that is renamed or removed must not leave an empty panel
-//! or a rule without data behind.
+//! Holds `dashboards/` and `deploy/prometheus/` to the code: a metric that is renamed or removed must
+//! not leave an empty panel or a rule without data behind.
 
 #![expect(
     clippy::unwrap_used,
@@ -19,10 +19,12 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// File name and text of everything in `dashboards/`.
+/// File name and text of everything in `dashboards/`, and of the alerts in `deploy/`.
 fn dashboards() -> BTreeMap<String, String> {
-    let entries = fs::read_dir(root().join("dashboards")).unwrap();
-    let files = entries.map(|entry| entry.unwrap().path());
+    let folders = ["dashboards", "deploy/prometheus"];
+    let entries = folders.map(|folder| fs::read_dir(root().join(folder)).unwrap());
+    let files = entries.into_iter().flatten();
+    let files = files.map(|entry| entry.unwrap().path());
     files
         .map(|path| {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();

@@ -58,12 +58,26 @@ pub struct Streamed {
 impl RequestBody {
     pub const EMPTY: Self = Self::Whole(None);
 
+    /// All of a body that is whole; nothing of one that is passed on.
+    pub fn take_whole(&mut self) -> Bytes {
+        match self {
+            Self::Whole(bytes) => bytes.take().unwrap_or_default(),
+            Self::Stream(_) => Bytes::new(),
+        }
+    }
+
     /// A copy to send again; none of a body that is gone once sent.
     pub fn replay(&self) -> Option<Self> {
         match self {
             Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
             Self::Stream(_) => None,
         }
+    }
+}
+
+impl Default for RequestBody {
+    fn default() -> Self {
+        Self::EMPTY
     }
 }
 

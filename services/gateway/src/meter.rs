@@ -60,6 +60,17 @@ impl Outcome {
         *counter += 1;
     }
 
+    /// Of an answer that a model gave.
+    pub fn of(status: http::StatusCode) -> Self {
+        if status.is_client_error() {
+            Self::ModelClientError
+        } else if status.as_u16() >= 500 {
+            Self::ModelServerError
+        } else {
+            Self::Success
+        }
+    }
+
     const fn counts(self) -> bool {
         !matches!(self, Self::Refused | Self::ClientLeft)
     }

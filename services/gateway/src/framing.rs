@@ -181,6 +181,7 @@ enum ChunkState {
     DataCr,
     DataLf,
     TrailerStart,
+    TrailerName,
     Trailer,
     TrailerEnd,
     LastLf,
@@ -249,7 +250,7 @@ impl Chunks {
     fn step(&mut self, byte: u8) -> io::Result<bool> {
         use ChunkState::{
             Data, DataCr, DataLf, Extension, LastLf, Padding, Size, SizeEnd, Trailer, TrailerEnd,
-            TrailerStart,
+            TrailerName, TrailerStart,
         };
         self.line += 1;
         let (next, done) = match (self.state, byte) {
@@ -283,7 +284,12 @@ impl Chunks {
             (LastLf, b'\n') => (LastLf, true),
             (Trailer, b'\r') => (TrailerEnd, false),
             (TrailerEnd, b'\n') => (TrailerStart, false),
-            (TrailerStart | Trailer, other) if other != b'\n' && self.line <= TRAILERS_MAX => {
+            (TrailerStart | TrailerName | Trailer, _) if self.line > TRAILERS_MAX => {
+                return Err(malformed());
+            }
+            (TrailerStart | TrailerName, name) if is_token(name) => (TrailerName, false),
+            (TrailerName, b':') => (Trailer, false),
+            (Trailer, value) if value == b'\t' || (value >= b' ' && value != 127) => {
                 (Trailer, false)
             }
             _ => return Err(malformed()),
@@ -291,6 +297,11 @@ impl Chunks {
         self.state = next;
         Ok(done)
     }
+}
+
+/// Of the name of a header.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn malformed() -> io::Error {
@@ -449,6 +460,9 @@ mod tests {
             "-1\r\n",
             "1 \r\na",
             "0\r\nT: 1\n\n",
+            "0\r\nT\r\n\r\n",
+            "0\r\n: 1\r\n\r\n",
+            "0\r\nT: \0\r\n\r\n",
         ] {
             assert!(Chunks::default().take(body.as_bytes()).is_err(), "{body:?}");
         }

@@ -169,11 +169,16 @@ impl Reader {
     }
 
     /// The instance has closed: true where that is how the answer ends.
-    pub fn end(&mut self) -> bool {
-        if matches!(self.state, State::UntilClose) {
-            self.state = State::Whole;
+    pub fn end(&mut self) -> Result<bool, Malformed> {
+        match self.state {
+            State::UntilClose => self.state = State::Whole,
+            // The last piece of a head that stays a part may not have been looked at.
+            State::Head if !self.input.is_empty() => {
+                parse(&self.input, &self.method, &mut HeaderMap::new())?;
+            }
+            _ => {}
         }
-        matches!(self.state, State::Whole)
+        Ok(self.is_whole())
     }
 
     pub fn is_whole(&self) -> bool {

@@ -121,6 +121,7 @@ impl Upstream {
                 return Poll::Ready(Ok(head));
             }
             if ready!(self.poll_read(cx)).unwrap_or_default() == 0 {
+                self.reader.end()?;
                 return Poll::Ready(Err(Broken::Off));
             }
         }
@@ -138,11 +139,11 @@ impl Upstream {
                 Ok(None) => {}
                 Err(malformed) => return Poll::Ready(Some(Err(malformed.into()))),
             }
-            let ended = match ready!(self.poll_read(cx)) {
-                Ok(0) => self.reader.end(),
+            let goes_on = match ready!(self.poll_read(cx)) {
+                Ok(0) => self.reader.end().unwrap_or_default(),
                 read => read.is_ok(),
             };
-            if !ended {
+            if !goes_on {
                 return Poll::Ready(Some(Err(Broken::Off)));
             }
         }

@@ -22,6 +22,8 @@ pub enum Fault {
 pub struct Upload {
     pub bytes: Cell<u64>,
     pub fault: Cell<Option<Fault>>,
+    /// It was waited for, so the clock has moved on since the request came.
+    pub waited: Cell<bool>,
     /// It is being passed on and has not come whole.
     pub running: Cell<bool>,
 }
@@ -31,6 +33,7 @@ impl Upload {
     pub fn begin(&self) {
         self.bytes.set(0);
         self.fault.set(None);
+        self.waited.set(false);
         self.running.set(false);
     }
 }

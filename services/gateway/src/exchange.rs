@@ -13,6 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::meter::{Flight, Outcome};
 use crate::proxy::{Client, Stopped};
+use crate::timer::now_us;
 use crate::upstream::Upstream;
 
 /// The body of an answer.
@@ -122,12 +123,13 @@ impl Exchange {
 }
 
 /// The answer is whole: the connection goes back to the pool, then the slot.
-fn finish(client: &Client, mut flight: Flight, outcome: Outcome, upstream: Box<Upstream>) {
-    flight.set_outcome(outcome);
+fn finish(client: &Client, flight: Flight, outcome: Outcome, upstream: Box<Upstream>) {
+    let at_us = now_us();
     if let Some(slot) = flight.slot() {
         let mut pool = client.thread.pool.borrow_mut();
-        pool.put(&slot.instance, upstream);
+        pool.put(&slot.instance, upstream, at_us);
     }
+    flight.end_at(outcome, at_us);
 }
 
 impl Drop for Exchange {

@@ -37,12 +37,12 @@ impl Pool {
     }
 
     /// Keeps a connection whose answer is whole, if it can be used again.
-    pub fn put(&mut self, instance: &Arc<Instance>, mut upstream: Box<Upstream>) {
+    pub fn put(&mut self, instance: &Arc<Instance>, mut upstream: Box<Upstream>, now_us: u64) {
         if instance.is_draining() || !upstream.is_reusable() {
             return;
         }
         upstream.reused = true;
-        upstream.idle_since_us = now_us();
+        upstream.idle_since_us = now_us;
         let set = self.idle.entry(instance.serial).or_insert_with(|| IdleSet {
             instance: Arc::downgrade(instance),
             connections: Vec::new(),

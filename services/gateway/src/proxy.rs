@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
 use hyper::body::Incoming;
 
@@ -277,6 +277,9 @@ impl Client {
                 // Taking the last piece tells the sender, which is gone, that there is room again.
                 self.shared.relay.restore(woken);
             }
+            if frame.is_pending() {
+                self.upload.waited.set(true);
+            }
             if frame.is_pending() && self.shared.deadline.borrow_mut().poll(cx).is_ready() {
                 return Poll::Ready(None);
             }
@@ -315,7 +318,11 @@ impl Client {
     /// A slot on an instance and when it was got: at once, or after a turn in the queue.
     async fn slot(&self, flight: &mut Flight) -> Result<(Slot, u64), Failure> {
         let state = flight.deployment().state.clone();
-        let now = now_us();
+        let now = if self.upload.waited.get() {
+            now_us()
+        } else {
+            flight.arrived_us()
+        };
         if let Some(slot) = state.try_slot(self.thread.rotation(), now) {
             return Ok((slot, now));
         }
@@ -515,10 +522,10 @@ enum Exchanged {
 
 /// The deployment that the request names, or the one whose turn it is.
 fn choose(endpoint: &Endpoint, headers: &HeaderMap) -> Result<usize, Refusal> {
-    let named = headers
-        .get(DEPLOYMENT)
-        .or_else(|| headers.get(AZURE_DEPLOYMENT));
-    if let Some(name) = named {
+    // Few requests name one, and fewer names are looked at than it takes to hash two.
+    let find = |wanted: HeaderName| headers.iter().find(|(name, _)| **name == wanted);
+    let named = find(DEPLOYMENT).or_else(|| find(AZURE_DEPLOYMENT));
+    if let Some((_, name)) = named {
         return endpoint
             .deployment(name.as_bytes())
             .ok_or(Refusal::UnknownDeployment);

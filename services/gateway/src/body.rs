@@ -101,6 +101,13 @@ impl Streamed {
     }
 }
 
+impl Drop for Streamed {
+    /// No longer passed on, it does not tell when its sender leaves.
+    fn drop(&mut self) {
+        self.upload.running.set(false);
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;

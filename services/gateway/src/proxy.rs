@@ -477,11 +477,12 @@ impl Client {
         let mut response = Response::new(body);
         *response.status_mut() = head.status;
         *response.headers_mut() = head.headers;
+        // None of these is there: what an instance says of them is not passed on.
         let headers = response.headers_mut();
-        headers.insert(DEPLOYMENT, deployment);
-        headers.insert(REQUEST_ID, id.clone());
+        headers.append(DEPLOYMENT, deployment);
+        headers.append(REQUEST_ID, id.clone());
         if outcome != Outcome::Success {
-            headers.insert(MODEL_STATUS, HeaderValue::from(head.status.as_u16()));
+            headers.append(MODEL_STATUS, HeaderValue::from(head.status.as_u16()));
             *response.status_mut() = StatusCode::FAILED_DEPENDENCY;
         }
         if let Some(reason) = head.reason {

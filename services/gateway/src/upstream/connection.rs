@@ -24,7 +24,7 @@ use crate::socket::{JOINED_MAX, poll_write_pieces};
 /// Up to this size what is read is copied to where it just fits.
 const READ_SMALL: usize = 8 * 1024;
 /// Room for one read where more is to come.
-const READ_LARGE: usize = 64 * 1024;
+const READ_LARGE: usize = 128 * 1024;
 /// A head's buffer that has grown beyond this is not kept.
 const TEXT_MAX: usize = 16 * 1024;
 
@@ -220,7 +220,7 @@ impl Upstream {
         let mut buffer = BytesMut::with_capacity(room);
         let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut buffer))?;
         self.filled = read == room;
-        Poll::Ready(Ok(if read <= READ_SMALL {
+        Poll::Ready(Ok(if read <= room / 4 {
             // A large room is not kept for little.
             Bytes::copy_from_slice(&buffer)
         } else {

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use hyper::ext::ReasonPhrase;
 
@@ -136,6 +136,10 @@ impl Framing {
     }
 
     fn connection(&mut self, value: &[u8]) {
+        if value == b"keep-alive" {
+            self.keep_alive = true;
+            return;
+        }
         for token in tokens(value) {
             self.close |= token.eq_ignore_ascii_case(b"close");
             self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
@@ -213,27 +217,32 @@ fn passed_on(
     spare: &mut HeaderMap,
 ) -> Result<HeaderMap, Malformed> {
     let mut headers = std::mem::take(spare);
+    let mut length_said = false;
     for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed)?;
-        if name == TRANSFER_ENCODING || framing.named.stays_here(&name) {
+        // The only ones of the hop that are common.
+        if field.name.eq_ignore_ascii_case("connection")
+            || field.name.eq_ignore_ascii_case("transfer-encoding")
+        {
             continue;
+        }
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed)?;
+        // The request's id is ours to say.
+        if name == REQUEST_ID || framing.named.stays_here(&name) {
+            continue;
+        }
+        if name == CONTENT_LENGTH {
+            // Said once, however often the instance did.
+            if std::mem::replace(&mut length_said, true) {
+                continue;
+            }
+            // A list of equal lengths is one length.
+            if field.value.contains(&b',') {
+                headers.append(name, framing.length.unwrap_or_default().into());
+                continue;
+            }
         }
         let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value));
-        let value = value.map_err(|_| Malformed)?;
-        if name != CONTENT_LENGTH {
-            headers.append(name, value);
-            continue;
-        }
-        // Said once, however often and in whatever way the instance did.
-        let plain = field.value.iter().all(u8::is_ascii_digit);
-        headers.insert(
-            name,
-            if plain {
-                value
-            } else {
-                HeaderValue::from(framing.length.unwrap_or_default())
-            },
-        );
+        headers.append(name, value.map_err(|_| Malformed)?);
     }
     Ok(headers)
 }

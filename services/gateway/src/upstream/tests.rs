@@ -324,6 +324,7 @@ fn heads_have_limits_in_size_and_number_also_when_they_never_end() {
 #[test]
 fn what_belongs_to_the_hop_is_left_out_and_the_length_said_once() {
     let text = "HTTP/1.1 200 OK\r\nConnection: x-hop, content-length\r\nX-Hop: 1\r\n\
+        penstock-deployment: theirs\r\nX-Request-Id: theirs\r\npenstock-model-status: 1\r\n\
         Keep-Alive: timeout=5\r\nTrailer: t\r\nUpgrade: h2c\r\npenstock-error-code: mine\r\n\
         Set-Cookie: a\r\nset-cookie: b\r\nx-empty:\r\nContent-Length: 2, 2\r\n\r\nok";
     let answer = read_whole(&Method::POST, text);

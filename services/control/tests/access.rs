@@ -10,7 +10,7 @@ use contract::time::Span;
 use control::table::{Gate, routes};
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::{World, deployment, endpoint};
+use support::{Setup, World, deployment, endpoint};
 
 async fn token(world: &World, name: &str, role: &str) -> String {
     let body = json!({"name": name, "role": role});
@@ -130,7 +130,12 @@ async fn a_lost_client_file_is_replaced_by_one_with_a_new_token() {
     let old = world.token.clone();
     let dir = world.stop().await;
     std::fs::remove_file(dir.path().join("client.json")).unwrap();
-    let world = World::start_in(dir, 3).await;
+    let world = World::start_with(Setup {
+        dir,
+        seed: 3,
+        ..Setup::default()
+    })
+    .await;
     assert_ne!(world.token, old);
     world.get("/v1/endpoints").await.expect(200);
     let url = format!("http://{}/v1/endpoints", world.addr);

@@ -5,7 +5,7 @@ mod support;
 
 use reqwest::Method;
 use serde_json::json;
-use support::{World, autoscale, deployment, endpoint};
+use support::{Setup, World, autoscale, deployment, endpoint};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_put_comes_back_with_uid_status_and_etag() {
@@ -372,7 +372,12 @@ async fn everything_is_still_there_after_a_restart_with_the_same_token() {
         world.get("/v1/endpoints/iris/keys").await.expect(200).text,
     );
     let dir = world.stop().await;
-    let world = World::start_in(dir, 2).await;
+    let world = World::start_with(Setup {
+        dir,
+        seed: 2,
+        ..Setup::default()
+    })
+    .await;
     assert_eq!(world.token, token);
     assert_eq!(
         world.get("/v1/endpoints/iris").await.expect(200).body()["metadata"]["revision"],

@@ -21,7 +21,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
-use support::{World, autoscale, deployment, endpoint};
+use support::{Setup, World, autoscale, deployment, endpoint};
 
 struct Sources;
 
@@ -112,8 +112,12 @@ async fn run_a_little(world: &World) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_of_the_table_answers_as_the_openapi_document_says() {
-    let dir = Arc::new(tempfile::tempdir().unwrap());
-    let world = World::start_with(dir, 1, Arc::new(Sources), Arc::new(Sources)).await;
+    let world = World::start_with(Setup {
+        logs: Arc::new(Sources),
+        history: Arc::new(Sources),
+        ..Setup::default()
+    })
+    .await;
     world
         .put("/v1/endpoints/iris", &endpoint("iris"))
         .await

@@ -12,7 +12,7 @@ use backends::process::{ProcessBackend, ProcessConfig, node_id};
 use backends::simulated::SimulatedBackend;
 use bus::{Bus, LocalBus};
 use contract::resources::BackendKind;
-use control::{Control, ControlConfig, ControlDeps};
+use control::{Control, ControlConfig, ControlDeps, Limits};
 use domain::instances::plan::REMOVAL_GRACE;
 use gateway::Gateway;
 use meter::Meter;
@@ -135,6 +135,7 @@ impl House {
             listen: args.control_addr,
             data: data.clone(),
             gateway: Some(gateway_url.clone()),
+            limits: Limits::default(),
         };
         let control_deps = ControlDeps {
             store: store.clone(),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test says what it waits for by failing
 
 mod bad_input;
+mod host_names;
 mod lifecycle;
 mod scaling;
 #[path = "../support/mod.rs"]

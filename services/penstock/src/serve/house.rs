@@ -105,6 +105,7 @@ impl House {
 
         let gateway_config = gateway::Config {
             data: Some(data.clone()),
+            domain: args.gateway_domain.clone(),
             ..gateway::Config::new(GATEWAY_ID, args.gateway_addr)
         };
         let gateway_deps = gateway::Deps {

@@ -4,79 +4,16 @@
 
 mod cli {
     pub mod fake;
+    pub mod home;
 }
 
 use std::io::BufRead;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 
 use cli::fake::Fake;
+use cli::home::{Home, Ran};
 use serde_json::{Value, json};
-
-/// An empty home, so that nothing of the machine leaks into a test.
-struct Home {
-    dir: tempfile::TempDir,
-}
-
-impl Home {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        Self { dir }
-    }
-
-    fn file(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.dir.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text).unwrap();
-        path
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_penstock"));
-        for name in [
-            "PENSTOCK_SERVER",
-            "PENSTOCK_TOKEN",
-            "PENSTOCK_CONFIG",
-            "PENSTOCK_KEY",
-        ] {
-            command.env_remove(name);
-        }
-        command
-            .args(words)
-            .env("XDG_DATA_HOME", self.dir.path())
-            .env("HOME", self.dir.path())
-            .current_dir(self.dir.path())
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, words: &[&str]) -> Ran {
-        Ran::of(self.command(words).output().unwrap())
-    }
-
-    fn run_with(&self, server: &Fake, words: &[&str]) -> Ran {
-        let mut command = self.command(words);
-        command.env("PENSTOCK_SERVER", &server.url);
-        Ran::of(command.output().unwrap())
-    }
-}
-
-#[derive(Debug)]
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    fn of(output: Output) -> Self {
-        Self {
-            code: output.status.code().unwrap(),
-            out: String::from_utf8(output.stdout).unwrap(),
-            err: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-}
 
 const AUTOSCALE: &str = "
 apiVersion: penstock/v1
@@ -306,6 +243,70 @@ fn validate_names_file_line_column_field_and_remedy_without_a_server() {
         ran.out.contains("autoscale iris/blue is valid"),
         "{}",
         ran.out
+    );
+}
+
+#[test]
+fn validate_shows_every_fault_of_every_file_however_deep() {
+    let home = Home::new();
+    home.file(
+        "a.yaml",
+        "apiVersion: penstock/v1
+kind: Autoscale
+spec:
+  target: {endpoint: iris, deployment: blue}
+  profiles:
+  - name: default
+    capacity: {min: one, max: 4, default: 1}
+    rules:
+    - name: busy
+      metric: {name: concurency, window: 30s}
+      when: '> 4'
+      scale: {direction: out, by: 1}
+  - name: office-hours
+    schedule: {cron: '0 9 * * Mon-Fri', duration: 9h, timeZone: Europe/Pariss}
+    capacity: {min: 2, max: 8, default: 2}
+    prority: 3
+",
+    );
+    home.file("b.yaml", "kind: [Endpoint\n");
+    home.file("c.yaml", &ENDPOINT.replace("100", "90"));
+    let words = ["validate", "-f", "a.yaml", "-f", "b.yaml", "-f", "c.yaml"];
+    let ran = home.run(&words);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let places: Vec<&str> = ran
+        .err
+        .lines()
+        .map(|line| line.split(": ").next().unwrap())
+        .collect();
+    assert_eq!(
+        places,
+        [
+            "a.yaml:7:16",
+            "a.yaml:10:16",
+            "a.yaml:14:55",
+            "a.yaml:16:5",
+            "b.yaml:2:1",
+            "c.yaml:5:8",
+            "penstock"
+        ],
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn validate_cuts_off_a_flood_of_faults_and_counts_them() {
+    let home = Home::new();
+    let wrong = DEPLOYMENT.replace("cpu-small", "'cpu small'");
+    home.file("many.yaml", &vec![wrong; 150].join("---"));
+    let ran = home.run(&["validate", "-f", "many.yaml"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert_eq!(ran.err.lines().count(), 101);
+    let last = ran.err.lines().last().unwrap();
+    assert_eq!(
+        last,
+        "penstock: 150 faults in the documents; the first 100 are shown"
     );
 }
 

@@ -37,6 +37,7 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
         since: call.time("since")?,
         lines: lines.map(|lines| lines as usize),
         follow: call.flag("follow")?,
+        timestamps: call.flag("timestamps")?,
         instance: call.query.get("instance").map(|id| id.clone().into()),
     };
     let room = match query.follow {

@@ -69,3 +69,34 @@ impl Ran {
         }
     }
 }
+
+pub const AUTOSCALE: &str = "
+apiVersion: penstock/v1
+kind: Autoscale
+spec:
+  target: {endpoint: iris, deployment: blue}
+  profiles:
+  - name: default
+    capacity: {min: 1, max: 4, default: 1}
+  - name: office-hours
+    schedule: {cron: '0 9 * * Mon-Fri', duration: 9h, timeZone: Europe/Paris}
+    capacity: {min: 2, max: 8, default: 2}
+";
+
+pub const DEPLOYMENT: &str = "
+apiVersion: penstock/v1
+kind: Deployment
+metadata: {name: blue, endpoint: iris}
+spec: {backend: simulated, instanceType: cpu-small}
+";
+
+pub const ENDPOINT: &str = "
+apiVersion: penstock/v1
+kind: Endpoint
+metadata: {name: iris}
+spec: {traffic: {blue: 100}}
+";
+
+pub fn set_of_documents() -> String {
+    [AUTOSCALE, DEPLOYMENT, ENDPOINT].join("---")
+}

@@ -2,379 +2,17 @@
 //! credentials, what is printed where.
 #![allow(clippy::unwrap_used, reason = "all of it is test code")]
 
-mod cli {
-    pub mod fake;
-    pub mod home;
-}
+mod apply;
+mod fake;
+mod home;
+mod validate;
 
 use std::io::BufRead;
-use std::path::Path;
 use std::process::Stdio;
 
-use cli::fake::Fake;
-use cli::home::{Home, Ran};
+use fake::Fake;
+use home::{AUTOSCALE, ENDPOINT, Home, set_of_documents};
 use serde_json::{Value, json};
-
-const AUTOSCALE: &str = "
-apiVersion: penstock/v1
-kind: Autoscale
-spec:
-  target: {endpoint: iris, deployment: blue}
-  profiles:
-  - name: default
-    capacity: {min: 1, max: 4, default: 1}
-  - name: office-hours
-    schedule: {cron: '0 9 * * Mon-Fri', duration: 9h, timeZone: Europe/Paris}
-    capacity: {min: 2, max: 8, default: 2}
-";
-const DEPLOYMENT: &str = "
-apiVersion: penstock/v1
-kind: Deployment
-metadata: {name: blue, endpoint: iris}
-spec: {backend: simulated, instanceType: cpu-small}
-";
-const ENDPOINT: &str = "
-apiVersion: penstock/v1
-kind: Endpoint
-metadata: {name: iris}
-spec: {traffic: {blue: 100}}
-";
-
-fn set_of_documents() -> String {
-    [AUTOSCALE, DEPLOYMENT, ENDPOINT].join("---")
-}
-
-#[test]
-fn apply_sends_endpoints_then_deployments_then_autoscales_and_the_split_last() {
-    let (home, server) = (Home::new(), Fake::start());
-    let file = home.file("all.yaml", &set_of_documents());
-    let ran = home.run_with(&server, &["apply", "-f", file.to_str().unwrap()]);
-    assert_eq!(ran.code, 0, "{ran:?}");
-    assert_eq!(
-        ran.out,
-        "endpoint iris created\ndeployment iris/blue created\nautoscale iris/blue created\ntraffic of iris changed\n"
-    );
-    assert_eq!(
-        server.writes(),
-        [
-            "PUT /v1/endpoints/iris",
-            "PUT /v1/endpoints/iris/deployments/blue",
-            "PUT /v1/autoscale/iris/blue",
-            "PUT /v1/endpoints/iris/traffic",
-        ]
-    );
-    let endpoint = server.body_of("PUT /v1/endpoints/iris");
-    assert_eq!(
-        endpoint.pointer("/spec/traffic"),
-        None,
-        "the split must wait for blue"
-    );
-    assert_eq!(
-        server.body_of("PUT /v1/endpoints/iris/traffic"),
-        json!({"traffic": {"blue": 100}})
-    );
-
-    let again = home.run_with(&server, &["apply", "-f", file.to_str().unwrap()]);
-    assert_eq!(
-        again.out,
-        "endpoint iris unchanged\ndeployment iris/blue unchanged\nautoscale iris/blue unchanged\n"
-    );
-}
-
-#[test]
-fn one_bad_document_anywhere_stops_everything_before_anything_is_sent() {
-    let (home, server) = (Home::new(), Fake::start());
-    home.file("docs/a.yaml", ENDPOINT);
-    home.file(
-        "docs/b.yaml",
-        &DEPLOYMENT.replace("instanceType", "instanceTyp"),
-    );
-    let ran = home.run_with(&server, &["apply", "-f", "docs"]);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.err.contains("docs/b.yaml:5:"), "{}", ran.err);
-    assert!(ran.err.contains("/spec/instanceTyp"), "{}", ran.err);
-    assert!(server.requests().is_empty(), "{:?}", server.requests());
-}
-
-#[test]
-fn apply_stops_at_the_first_refusal_and_says_what_stands() {
-    let (home, server) = (Home::new(), Fake::start());
-    server.refuse(
-        "/v1/endpoints/iris/deployments/blue",
-        409,
-        json!({"type": "t", "title": "Conflict", "status": 409, "code": "conflict",
-            "detail": "The backend is not allowed here.", "errors": [{"pointer": "/spec/backend", "detail": "use process"}]}),
-    );
-    let file = home.file("all.yaml", &set_of_documents());
-    let ran = home.run_with(&server, &["apply", "-f", file.to_str().unwrap()]);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert_eq!(ran.out, "endpoint iris created\n");
-    assert!(
-        ran.err
-            .contains("deployment iris/blue: The backend is not allowed here."),
-        "{}",
-        ran.err
-    );
-    assert!(
-        ran.err.contains("/spec/backend: use process"),
-        "{}",
-        ran.err
-    );
-    assert!(
-        ran.err
-            .contains("Applied before that: endpoint iris created."),
-        "{}",
-        ran.err
-    );
-    assert!(
-        !server
-            .writes()
-            .iter()
-            .any(|write| write.contains("autoscale"))
-    );
-}
-
-#[test]
-fn a_dry_run_asks_the_server_and_changes_nothing() {
-    let (home, server) = (Home::new(), Fake::start());
-    let file = home.file("all.yaml", &set_of_documents());
-    let ran = home.run_with(
-        &server,
-        &["apply", "-f", file.to_str().unwrap(), "--dry-run"],
-    );
-    assert_eq!(ran.code, 0, "{ran:?}");
-    assert!(
-        ran.out.contains("endpoint iris created (dry run)"),
-        "{}",
-        ran.out
-    );
-    assert!(
-        ran.out.contains("deployment iris/blue created (dry run)"),
-        "{}",
-        ran.out
-    );
-    assert_eq!(server.writes(), ["PUT /v1/endpoints/iris?dryRun=true"]);
-    assert_eq!(home.run_with(&server, &["get", "endpoint", "iris"]).code, 1);
-}
-
-#[test]
-fn waiting_ends_when_all_have_succeeded_or_one_has_failed() {
-    let (home, server) = (Home::new(), Fake::start());
-    let file = home.file("all.yaml", &set_of_documents());
-    server.states(
-        "/v1/endpoints/iris/deployments/blue",
-        &["Creating", "Creating", "Succeeded"],
-    );
-    let words = [
-        "apply",
-        "-f",
-        file.to_str().unwrap(),
-        "--wait",
-        "--timeout",
-        "1m",
-    ];
-    let ran = home.run_with(&server, &words);
-    assert_eq!(ran.code, 0, "{ran:?}");
-    assert!(
-        ran.err
-            .contains("deployment iris/blue Creating, instances ready 0/1"),
-        "{}",
-        ran.err
-    );
-    assert!(
-        ran.err.contains("deployment iris/blue Succeeded"),
-        "{}",
-        ran.err
-    );
-
-    server.states(
-        "/v1/endpoints/iris/deployments/blue",
-        &["Updating", "Failed"],
-    );
-    let ran = home.run_with(&server, &words);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(
-        ran.err.contains("Failed: no instance became ready"),
-        "{}",
-        ran.err
-    );
-
-    server.states("/v1/endpoints/iris/deployments/blue", &["Updating"]);
-    let ran = home.run_with(
-        &server,
-        &["apply", "-f", "all.yaml", "--wait", "--timeout", "1s"],
-    );
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(
-        ran.err.contains("is still Updating after 1s"),
-        "{}",
-        ran.err
-    );
-}
-
-#[test]
-fn validate_names_file_line_column_field_and_remedy_without_a_server() {
-    let home = Home::new();
-    let file = home.file(
-        "bad.yaml",
-        &format!(
-            "{}---{}",
-            ENDPOINT.replace("100", "90"),
-            DEPLOYMENT.replace("simulated", "simulatd")
-        ),
-    );
-    let ran = home.run(&["validate", "-f", file.to_str().unwrap()]);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert_eq!(ran.out, "");
-    let lines: Vec<&str> = ran.err.lines().collect();
-    assert_eq!(lines.len(), 3, "{}", ran.err);
-    assert!(
-        lines[0].starts_with(&format!("{}:5:", file.display())),
-        "{}",
-        ran.err
-    );
-    assert!(lines[0].contains("/spec/traffic"), "{}", ran.err);
-    assert!(lines[1].contains("/spec/backend"), "{}", ran.err);
-
-    let good = home.file("good.yaml", &set_of_documents());
-    let ran = home.run(&["validate", "-f", good.to_str().unwrap()]);
-    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
-    assert!(
-        ran.out.contains("autoscale iris/blue is valid"),
-        "{}",
-        ran.out
-    );
-}
-
-#[test]
-fn validate_shows_every_fault_of_every_file_however_deep() {
-    let home = Home::new();
-    home.file(
-        "a.yaml",
-        "apiVersion: penstock/v1
-kind: Autoscale
-spec:
-  target: {endpoint: iris, deployment: blue}
-  profiles:
-  - name: default
-    capacity: {min: one, max: 4, default: 1}
-    rules:
-    - name: busy
-      metric: {name: concurency, window: 30s}
-      when: '> 4'
-      scale: {direction: out, by: 1}
-  - name: office-hours
-    schedule: {cron: '0 9 * * Mon-Fri', duration: 9h, timeZone: Europe/Pariss}
-    capacity: {min: 2, max: 8, default: 2}
-    prority: 3
-",
-    );
-    home.file("b.yaml", "kind: [Endpoint\n");
-    home.file("c.yaml", &ENDPOINT.replace("100", "90"));
-    let words = ["validate", "-f", "a.yaml", "-f", "b.yaml", "-f", "c.yaml"];
-    let ran = home.run(&words);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    let places: Vec<&str> = ran
-        .err
-        .lines()
-        .map(|line| line.split(": ").next().unwrap())
-        .collect();
-    assert_eq!(
-        places,
-        [
-            "a.yaml:7:16",
-            "a.yaml:10:16",
-            "a.yaml:14:55",
-            "a.yaml:16:5",
-            "b.yaml:2:1",
-            "c.yaml:5:8",
-            "penstock"
-        ],
-        "{}",
-        ran.err
-    );
-}
-
-#[test]
-fn validate_cuts_off_a_flood_of_faults_and_counts_them() {
-    let home = Home::new();
-    let wrong = DEPLOYMENT.replace("cpu-small", "'cpu small'");
-    home.file("many.yaml", &vec![wrong; 150].join("---"));
-    let ran = home.run(&["validate", "-f", "many.yaml"]);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert_eq!(ran.err.lines().count(), 101);
-    let last = ran.err.lines().last().unwrap();
-    assert_eq!(
-        last,
-        "penstock: 150 faults in the documents; the first 100 are shown"
-    );
-}
-
-#[test]
-fn validate_sees_what_only_the_engine_knows_and_what_stands_twice() {
-    let home = Home::new();
-    home.file(
-        "a.yaml",
-        &AUTOSCALE.replace("Europe/Paris", "Europe/Pariss"),
-    );
-    let ran = home.run(&["validate", "-f", "a.yaml"]);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.err.contains("a.yaml:10:"), "{}", ran.err);
-    assert!(
-        ran.err.contains("/spec/profiles/1/schedule/timeZone"),
-        "{}",
-        ran.err
-    );
-
-    home.file("twice.yaml", &format!("{ENDPOINT}---{ENDPOINT}"));
-    let ran = home.run(&["validate", "-f", "twice.yaml"]);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(
-        ran.err
-            .contains("Endpoint iris stands at twice.yaml:2:1 already"),
-        "{}",
-        ran.err
-    );
-}
-
-#[test]
-fn placeholders_take_their_values_from_set() {
-    let home = Home::new();
-    home.file("t.yaml", &DEPLOYMENT.replace("cpu-small", "\"{{type}}\""));
-    let ran = home.run(&["validate", "-f", "t.yaml"]);
-    assert!(
-        ran.err.contains("t.yaml:5:") && ran.err.contains("--set type="),
-        "{}",
-        ran.err
-    );
-    assert_eq!(
-        home.run(&["validate", "-f", "t.yaml", "--set", "type=cpu-small"])
-            .code,
-        0
-    );
-}
-
-#[test]
-fn documents_come_from_standard_input_too() {
-    use std::io::Write;
-    let home = Home::new();
-    let mut child = home
-        .command(&["validate", "-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(b"kind: Endpoint\n")
-        .unwrap();
-    let ran = Ran::of(child.wait_with_output().unwrap());
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.err.starts_with("<stdin>:1:1:"), "{}", ran.err);
-}
 
 #[test]
 fn exit_codes_tell_refusals_usage_and_an_unreachable_server_apart() {
@@ -483,6 +121,72 @@ fn tables_are_plain_and_json_is_the_body_unchanged() {
         .run_with(&server, &["get", "endpoint", "iris", "-o", "yaml"])
         .out;
     assert!(yaml.starts_with("apiVersion: penstock/v1"), "{yaml}");
+}
+
+/// An instance as the API lists it; times are seconds of one minute.
+fn instance(id: &str, state: &str, requested: u32, ended: Option<u32>) -> Value {
+    let time = |second| format!("2026-11-22T10:00:{second:02}.000Z");
+    json!({"id": id, "endpoint": "iris", "deployment": "blue", "deploymentUid": "u",
+        "state": state, "requestedAt": time(requested), "endedAt": ended.map(time)})
+}
+
+#[test]
+fn instances_that_are_over_are_listed_only_with_all() {
+    let (home, server) = (Home::new(), Fake::start());
+    // The fake lists by path; the API lists newest first.
+    server.store(
+        "/v1/instances/1",
+        instance("iris-blue-new", "starting", 50, None),
+    );
+    server.store(
+        "/v1/instances/2",
+        instance("iris-blue-crashed", "failed", 30, Some(40)),
+    );
+    server.store(
+        "/v1/instances/3",
+        instance("iris-blue-broken", "failed", 20, Some(45)),
+    );
+    server.store(
+        "/v1/instances/4",
+        instance("iris-blue-ready", "ready", 10, None),
+    );
+    server.store(
+        "/v1/instances/5",
+        instance("iris-blue-gone", "stopped", 5, Some(15)),
+    );
+    let listed = |words: &[&str]| -> Vec<String> {
+        let ran = home.run_with(&server, words);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let ids = ran.out.lines().skip(1).map(first_word);
+        ids.collect()
+    };
+    // One was requested after two had failed: it stands for one of them.
+    assert_eq!(
+        listed(&["get", "instances"]),
+        ["iris-blue-new", "iris-blue-broken", "iris-blue-ready"]
+    );
+    assert_eq!(
+        listed(&["get", "instances", "--limit", "1"]),
+        ["iris-blue-new"]
+    );
+    assert_eq!(listed(&["get", "instances", "--all"]).len(), 5);
+    assert_eq!(
+        listed(&["get", "instances", "iris-blue-gone"]),
+        ["iris-blue-gone"]
+    );
+    let json = home
+        .run_with(&server, &["get", "instances", "-o", "json"])
+        .out;
+    let body: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(body["items"].as_array().unwrap().len(), 5);
+    assert_eq!(
+        home.run_with(&server, &["get", "endpoints", "--all"]).code,
+        2
+    );
+}
+
+fn first_word(line: &str) -> String {
+    line.split_whitespace().next().unwrap().to_owned()
 }
 
 #[test]
@@ -624,6 +328,12 @@ fn logs_are_passed_on_byte_by_byte() {
     assert_eq!((ran.code, ran.out.as_str()), (0, "{\"a\": 1}\n"), "{ran:?}");
     let asked = server.requests().pop().unwrap().line;
     assert_eq!(asked, "GET /v1/logs/iris/blue?since=10m");
+    home.run_with(&server, &["logs", "iris/blue", "--timestamps"]);
+    let asked = server.requests().pop().unwrap().line;
+    assert_eq!(asked, "GET /v1/logs/iris/blue?timestamps=true");
+    home.run_with(&server, &["logs", "iris/blue", "--timestamps"]);
+    let asked = server.requests().pop().unwrap().line;
+    assert_eq!(asked, "GET /v1/logs/iris/blue?timestamps=true");
 }
 
 #[test]
@@ -668,14 +378,6 @@ fn a_preview_of_a_file_needs_no_server_and_shows_the_hours_of_the_zone() {
         shown,
         expected.map(|(at, profile)| (at.to_owned(), profile.to_owned()))
     );
-}
-
-#[test]
-fn the_examples_that_ship_are_valid() {
-    let home = Home::new();
-    let quickstart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/examples/quickstart");
-    let ran = home.run(&["validate", "-f", quickstart.to_str().unwrap()]);
-    assert_eq!(ran.code, 0, "{ran:?}");
 }
 
 #[test]

@@ -178,11 +178,7 @@ async fn every_event_names_who_caused_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_shown_to_admins_stored_sealed_and_replaced_one_at_a_time() {
-    let world = World::start().await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
+    let world = World::with_iris().await;
     let before = world
         .get("/v1/endpoints/iris/keys")
         .await
@@ -208,18 +204,7 @@ async fn keys_are_shown_to_admins_stored_sealed_and_replaced_one_at_a_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_post_with_its_idempotency_key_gets_the_first_answer() {
-    let world = World::start().await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/blue",
-            &deployment("iris", "blue"),
-        )
-        .await
-        .expect(201);
+    let world = World::with_blue().await;
     world.settled().await;
     let requests = [
         ("/v1/access", json!({"name": "ci", "role": "viewer"}), 201),

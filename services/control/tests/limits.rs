@@ -202,10 +202,7 @@ impl LogSource for Endless {
 
 async fn with_deployment(world: &World) {
     let blue = "/v1/endpoints/a/deployments/blue";
-    world
-        .put("/v1/endpoints/a", &endpoint("a"))
-        .await
-        .expect(201);
+    world.with_endpoint("a").await;
     let put = world.put(blue, &deployment("a", "blue")).await.expect(201);
     world.get_at(blue, put.position()).await.expect(200);
 }

@@ -118,24 +118,9 @@ async fn every_route_of_the_table_answers_as_the_openapi_document_says() {
         ..Setup::default()
     })
     .await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/blue",
-            &deployment("iris", "blue"),
-        )
-        .await
-        .expect(201);
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/green",
-            &deployment("iris", "green"),
-        )
-        .await
-        .expect(201);
+    world.with_endpoint("iris").await;
+    world.with_deployment("iris", "blue").await;
+    world.with_deployment("iris", "green").await;
     world
         .put("/v1/autoscale/iris/blue", &autoscale("iris", "blue"))
         .await
@@ -273,17 +258,8 @@ async fn every_route_of_the_table_answers_as_the_openapi_document_says() {
 async fn gateways_get_a_route_for_every_change() {
     let world = World::start().await;
     let mut routes = support::bus_of(&world).subscribe_routes();
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/blue",
-            &deployment("iris", "blue"),
-        )
-        .await
-        .expect(201);
+    world.with_endpoint("iris").await;
+    world.with_deployment("iris", "blue").await;
     world.settled().await;
     let position = run_a_little(&world).await;
     let mut last = routes.recv().await.unwrap();

@@ -173,6 +173,31 @@ impl World {
         }
     }
 
+    /// With the endpoint `iris`.
+    pub async fn with_iris() -> Self {
+        let world = Self::start().await;
+        world.with_endpoint("iris").await;
+        world
+    }
+
+    /// With the endpoint `iris` and its deployment `blue`.
+    pub async fn with_blue() -> Self {
+        let world = Self::with_iris().await;
+        world.with_deployment("iris", "blue").await;
+        world
+    }
+
+    pub async fn with_endpoint(&self, name: &str) -> Reply {
+        let path = format!("/v1/endpoints/{name}");
+        self.put(&path, &endpoint(name)).await.expect(201)
+    }
+
+    /// Of an endpoint that is there.
+    pub async fn with_deployment(&self, of: &str, name: &str) -> Reply {
+        let path = format!("/v1/endpoints/{of}/deployments/{name}");
+        self.put(&path, &deployment(of, name)).await.expect(201)
+    }
+
     /// Ends the service and gives the directory back.
     pub async fn stop(self) -> Arc<TempDir> {
         self.shutdown.cancel();
@@ -252,6 +277,12 @@ impl World {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// The newest position once nothing is on its way.
+    pub async fn settled_head(&self) -> u64 {
+        self.settled().await;
+        self.head().await
     }
 
     /// Waits until a resource is in a state.

@@ -107,9 +107,19 @@ pub async fn rebuild(
     projector: &mut dyn Projector,
     models: &[&'static str],
 ) -> Result<usize, StoreError> {
+    rebuild_with(store, projector, models, |_| {}).await
+}
+
+/// The same; `progress` hears up to which position the log was folded.
+pub async fn rebuild_with(
+    store: &Store,
+    projector: &mut dyn Projector,
+    models: &[&'static str],
+    mut progress: impl FnMut(Position),
+) -> Result<usize, StoreError> {
     let consumer = projector.consumer();
     let cursors = store.cursors(consumer).await?;
-    let folded = fold_all(store, projector, models, &cursors).await?;
+    let folded = fold_all(store, projector, models, &cursors, &mut progress).await?;
     let changes = differences(store, &folded, models).await?;
     for changes in changes.chunks(PAGE_ROWS_MAX) {
         let commit = Commit {
@@ -134,6 +144,7 @@ async fn fold_all(
     projector: &mut dyn Projector,
     models: &[&'static str],
     cursors: &BTreeMap<Bucket, Position>,
+    progress: &mut impl FnMut(Position),
 ) -> Result<Folded, StoreError> {
     let mut folded = Folded::new();
     let mut after = Position::START;
@@ -146,6 +157,7 @@ async fn fold_all(
         for record in page.iter().filter(|record| covers(cursors, record)) {
             folded.take_in(record, projector, models);
         }
+        progress(after);
     }
 }
 

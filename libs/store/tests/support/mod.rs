@@ -1,5 +1,7 @@
 //! What the suites share.
 
+#![allow(unused_macros, unused_imports)]
+
 pub mod place;
 pub mod postgres;
 

@@ -54,7 +54,7 @@ bench-gateway: ## CPU per request beside nginx, on an idle machine (installs ngi
 
 bench-log: ## Appends beside plain inserts on SQLite and PostgreSQL, replay of a million events; EVENTS= ROUNDS= REPLAY=
 	@scripts/setup.sh stack
-	cargo bench --locked -p penstock-store --bench log
+	cargo bench --locked -p penstock-control --bench log
 
 sim: ## Simulation at length: COUNT= runs from SEED= on (defaults 200 from a random seed)
 	@scripts/setup.sh

@@ -147,18 +147,17 @@ async fn fold_all(
     progress: &mut impl FnMut(Position),
 ) -> Result<Folded, StoreError> {
     let mut folded = Folded::new();
-    let mut after = Position::START;
-    loop {
-        let page = store.read_all(after, PAGE_ROWS_MAX).await?;
-        let Some(last) = page.last() else {
-            return Ok(folded);
-        };
-        after = last.position;
+    let mut replay = store.replay(Position::START);
+    while let Some(page) = replay.next().await {
+        let page = page?;
         for record in page.iter().filter(|record| covers(cursors, record)) {
             folded.take_in(record, projector, models);
         }
-        progress(after);
+        if let Some(last) = page.last() {
+            progress(last.position);
+        }
     }
+    Ok(folded)
 }
 
 /// What has to be written for the stored rows to be those of the log.

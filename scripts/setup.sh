@@ -4,6 +4,7 @@
 #
 #   scripts/setup.sh           a Rust toolchain and a C compiler
 #   scripts/setup.sh check     the same, and rustfmt and clippy
+#   scripts/setup.sh stack     the same, and the servers that tests of the whole stack start
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -104,4 +105,19 @@ if [ "${1:-}" = check ]; then
     say "installing $component (rustup)"
     rustup component add "$component" >&2
   done
+fi
+
+if [ "${1:-}" = stack ]; then
+  missing=()
+  # Not where the user has a server, or does without.
+  if [[ -z "${PENSTOCK_TEST_POSTGRES:-}" && ",${PENSTOCK_SKIP:-}," != *,postgres,* ]]; then
+    compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || have postgres || missing+=(postgresql-15)
+  fi
+  if [ "${#missing[@]}" -gt 0 ]; then
+    have apt-get || fail "missing: ${missing[*]}. Install PostgreSQL 15 or newer with your package manager, or name a server with PENSTOCK_TEST_POSTGRES."
+    # The package would make a cluster and start it: the tests start servers of their own.
+    as_root mkdir -p /etc/postgresql-common/createcluster.d
+    echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.d/penstock.conf >/dev/null
+    apt_install "${missing[@]}"
+  fi
 fi

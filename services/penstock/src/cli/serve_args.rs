@@ -22,8 +22,13 @@ pub struct ServeArgs {
     /// Where everything is kept
     #[arg(long, value_name = "DIR", default_value_os_t = default_data_dir())]
     pub data: PathBuf,
-    /// sqlite:PATH; in the data directory unless given
-    #[arg(long, value_name = "URL", env = "PENSTOCK_STORE")]
+    /// sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE; in the data directory unless given
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "PENSTOCK_STORE",
+        hide_env_values = true
+    )]
     pub store: Option<String>,
     /// How services hear of each other
     #[arg(

@@ -13,7 +13,7 @@ use backends::Backend;
 use backends::process::{ProcessBackend, ProcessConfig, node_id};
 use backends::simulated::SimulatedBackend;
 use contract::resources::BackendKind;
-use control::{Control, ControlConfig, ControlDeps, HistorySource, NoHistory};
+use control::{Control, ControlConfig, ControlDeps, HistorySource, Limits, NoHistory};
 use domain::instances::plan::REMOVAL_GRACE;
 use gateway::Gateway;
 use meter::Meter;
@@ -67,6 +67,7 @@ pub fn gateway(
     };
     let config = gateway::Config {
         data: Some(ground.data.clone()),
+        domain: args.gateway_domain.clone(),
         ..gateway::Config::new(id, args.gateway_addr)
     };
     let deps = gateway::Deps {
@@ -148,6 +149,7 @@ pub async fn control(
         listen: args.control_addr,
         data: ground.data.clone(),
         gateway: args.gateway_url.clone().or(addresses.gateway.clone()),
+        limits: Limits::default(),
     };
     let deps = ControlDeps {
         store: ground.store()?,

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use async_trait::async_trait;
 use contract::frame::Frame;
 use contract::ids::{Bucket, EndpointKey};
 use contract::log::Record;
 use contract::route::RouteUpdate;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use crate::{Bus, BusMessage, SUBSCRIBER_QUEUE_MAX};
+use crate::{Bus, BusError, BusMessage, SUBSCRIBER_QUEUE_MAX, Subscription};
 
 #[derive(Default)]
 pub struct LocalBus {
@@ -49,15 +50,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+#[async_trait]
 impl Bus for LocalBus {
-    fn publish_records(&self, records: &[Arc<Record>]) {
+    async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError> {
         let mut subscribers = lock(&self.records);
         for record in records {
             self.send_all(&mut subscribers, &BusMessage::Record(record.clone()));
         }
+        Ok(())
     }
 
-    fn subscribe_records(&self, _group: &str) -> mpsc::Receiver<BusMessage> {
+    /// There is one process, so a group is whole.
+    fn subscribe_records(&self, _subscription: Subscription) -> mpsc::Receiver<BusMessage> {
         let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE_MAX);
         // A new channel has room for its first message.
         let _ = sender.try_send(BusMessage::Assigned(Bucket::of_endpoints().collect()));
@@ -104,5 +108,15 @@ impl Bus for LocalBus {
 
     fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    async fn close(&self) {
+        lock(&self.records).clear();
+        lock(&self.frames).clear();
+        lock(&self.routes).subscribers.clear();
     }
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{Bus, BusMessage};
+use bus::{Bus, BusMessage, Subscription};
 use contract::ids::{Bucket, Position};
 use contract::log::Record;
 use store::{Store, StoreError};
@@ -77,7 +77,7 @@ impl Feed {
     ) -> Self {
         let global = from.get(&Bucket::GLOBAL).copied().unwrap_or_default();
         Self {
-            messages: bus.subscribe_records(group),
+            messages: bus.subscribe_records(Subscription::Group(group)),
             bus_closed: false,
             store,
             inbox: VecDeque::new(),

@@ -24,7 +24,11 @@ pub fn run(
             tokio::select! {
                 biased;
                 records = committed.recv() => match records {
-                    Some(records) => bus.publish_records(&records),
+                    Some(records) => {
+                        if let Err(error) = bus.publish_records(&records).await {
+                            tracing::warn!(%error, "could not publish");
+                        }
+                    }
                     None => return,
                 },
                 () = shutdown.cancelled() => return,

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bus::{Bus, BusMessage, LocalBus};
+use bus::{Bus, BusError, BusMessage, LocalBus, Subscription};
 use contract::events::{AccessRevoked, Empty, Event};
 use contract::frame::Frame;
 use contract::ids::{Bucket, EndpointKey, Position};
@@ -99,13 +99,15 @@ impl ScriptedBus {
     }
 }
 
+#[async_trait::async_trait]
 impl Bus for ScriptedBus {
-    fn publish_records(&self, records: &[Arc<Record>]) {
+    async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError> {
         for record in records {
             self.send(BusMessage::Record(record.clone()));
         }
+        Ok(())
     }
-    fn subscribe_records(&self, _group: &str) -> mpsc::Receiver<BusMessage> {
+    fn subscribe_records(&self, _subscription: Subscription) -> mpsc::Receiver<BusMessage> {
         let (sender, receiver) = mpsc::channel(10_000);
         *self.sender.lock().unwrap() = Some(sender);
         receiver
@@ -121,6 +123,10 @@ impl Bus for ScriptedBus {
     fn dropped(&self) -> u64 {
         0
     }
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+    async fn close(&self) {}
 }
 
 /// What a feed has delivered, checked as it comes.

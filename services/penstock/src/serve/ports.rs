@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use bus::{Bus, LocalBus};
+use bus::Bus;
 use store::Store;
 
 use crate::cli::serve_args::ServeArgs;
@@ -26,33 +26,8 @@ pub struct OpenBus {
 }
 
 pub async fn open_bus(url: &str) -> anyhow::Result<OpenBus> {
-    if url == "local" {
-        return Ok(OpenBus {
-            bus: LocalBus::new(),
-            is_shared: false,
-        });
-    }
-    if url.starts_with("kafka://") {
-        return Ok(OpenBus {
-            bus: open_kafka(url).await?,
-            is_shared: true,
-        });
-    }
-    // The URL may hold a password, so it is not repeated.
-    anyhow::bail!("--bus names no bus of this version; use local, or kafka://HOST:PORT/PREFIX")
-}
-
-#[cfg(feature = "kafka")]
-async fn open_kafka(url: &str) -> anyhow::Result<Arc<dyn Bus>> {
-    let bus = bus::KafkaBus::open(url.parse().context("--bus")?)
-        .await
-        .context("cannot open the bus")?;
-    Ok(bus)
-}
-
-#[cfg(not(feature = "kafka"))]
-async fn open_kafka(_url: &str) -> anyhow::Result<Arc<dyn Bus>> {
-    anyhow::bail!(
-        "--bus kafka://… is not available: this binary was built without the feature `kafka`"
-    )
+    Ok(OpenBus {
+        bus: bus::open(url).await?,
+        is_shared: url != "local",
+    })
 }

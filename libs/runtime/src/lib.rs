@@ -10,6 +10,7 @@ pub mod health;
 pub mod ids;
 pub mod lease;
 pub mod metrics;
+pub mod parking;
 pub mod reconcile;
 pub mod relay;
 pub mod retry;

@@ -7,7 +7,6 @@
 //! `statements` every SQL text; nothing above them knows the dialect.
 
 mod commit;
-mod interim;
 mod kinds;
 mod rows;
 mod sqlite;
@@ -17,7 +16,6 @@ mod verify;
 mod writer;
 
 pub use commit::*;
-pub use interim::{Entry, Unreadable};
 pub use kinds::belongs;
 pub use rows::{PAGE_ROWS_MAX, Projector, Row, RowQuery, rebuild};
 pub use store::{READ_LIMIT_MAX, Store};

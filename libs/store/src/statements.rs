@@ -243,15 +243,6 @@ pub(crate) async fn read_bucket(
     after: Position,
     limit: usize,
 ) -> Result<Vec<Record>> {
-    decode_all(read_bucket_raw(connection, bucket, after, limit).await?)
-}
-
-pub(crate) async fn read_bucket_raw(
-    connection: &mut Connection,
-    bucket: Bucket,
-    after: Position,
-    limit: usize,
-) -> Result<Vec<RawEvent>> {
     let raw = sqlx::query_as(
         "SELECT position, prev, bucket, stream, version, id, type, type_version, time, actor, data \
          FROM events WHERE bucket = $1 AND position > $2 ORDER BY position LIMIT $3",
@@ -261,7 +252,7 @@ pub(crate) async fn read_bucket_raw(
     .bind(limit as i64)
     .fetch_all(connection)
     .await?;
-    Ok(raw)
+    decode_all(raw)
 }
 
 pub(crate) async fn read_all_raw(

@@ -63,7 +63,7 @@ pub enum Committed {
     },
 }
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum CommitError {
     #[error(
         "stream `{stream}` is at version {actual}, not {expected}: somebody else has written; read again and retry"

@@ -1,22 +1,41 @@
 //! The event store: the log itself, read models, cursors, fences and causes.
 //!
-//! [`Store::commit`] is the only way to write. Positions become visible in order and without gaps.
-//! What a commit has acknowledged survives the loss of power. One process at a time owns a store.
+//! [`Store::commit`] is the only way to write. Positions become visible in order. What a commit has
+//! acknowledged survives the loss of power. In SQLite one process at a time owns a store and positions
+//! have no gaps; in PostgreSQL many processes write it, one commit after the other.
 //!
-//! `sqlite` holds what is particular to SQLite (opening, pragmas, the lock, migrations) and
-//! `statements` every SQL text; nothing above them knows the dialect.
+//! `sqlite` and `postgres` hold what is particular to either (opening, locks, migrations, inserts of
+//! many rows) and `statements` every other SQL text; nothing above them knows the dialect.
 
+mod alone;
+mod backup;
 mod commit;
+mod connection;
+mod head;
 mod kinds;
+mod known;
+mod lease;
+mod location;
+mod migrate;
+mod postgres;
+mod raw;
 mod rows;
 mod sqlite;
+mod staging;
 mod statements;
 mod store;
+mod transfer;
 mod verify;
 mod writer;
 
+pub use backup::backup;
 pub use commit::*;
 pub use kinds::belongs;
+pub use migrate::{FORMAT, Migrated, StoreFormat, inspect, migrate};
+pub use raw::{Entry, RawRecord, Unreadable};
 pub use rows::{PAGE_ROWS_MAX, Projector, Row, RowQuery, rebuild};
 pub use store::{READ_LIMIT_MAX, Store};
+pub use transfer::{
+    LogHash, LogHasher, POSITIONS_SKIPPED, append_raw, copy, go_on_above, log_hash,
+};
 pub use verify::{PROBLEMS_MAX, VerifyReport, verify};

@@ -161,8 +161,9 @@ async fn differences(
         let mut reader = store.reader().await?;
         let mut after: Option<String> = None;
         loop {
-            let page = statements::rows_by_key(&mut reader, model, after.as_deref(), PAGE_ROWS_MAX)
-                .await?;
+            let page =
+                statements::rows_by_key(&mut reader.get(), model, after.as_deref(), PAGE_ROWS_MAX)
+                    .await?;
             let Some(last) = page.last() else { break };
             after = Some(last.key.clone());
             stored.extend(page.into_iter().map(|row| (row.key.clone(), row)));

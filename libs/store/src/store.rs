@@ -1,18 +1,24 @@
 //! The handle that everything else holds: opens the store, hands commits to the writer, reads.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use contract::ids::{Bucket, Position};
 use contract::log::{Record, StreamName};
-use sqlx::pool::PoolConnection;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinHandle};
 use uuid::Uuid;
 
+use crate::alone::{Alone, Answer};
+use crate::connection::{Pool, Pooled};
+use crate::head::Head;
+use crate::known::Known;
+use crate::location::Location;
+use crate::raw::{Entry, RawRecord};
 use crate::rows::{Row, RowQuery};
-use crate::sqlite::{Db, Location, Pool};
-use crate::writer::{Job, Prepared, QUEUE_MAX, Subscribers, Writer};
-use crate::{Cause, Commit, CommitError, Committed, Fence, StoreError, statements};
+use crate::staging::Prepared;
+use crate::writer::{CommitJob, Job, QUEUE_MAX, Subscribers, Writer};
+use crate::{Cause, Commit, CommitError, Committed, StoreError, migrate, postgres, statements};
 
 /// Most records that one read returns, whatever it asks for.
 pub const READ_LIMIT_MAX: usize = 10_000;
@@ -27,20 +33,38 @@ struct Inner {
     jobs: mpsc::Sender<Job>,
     readers: Pool,
     subscribers: Subscribers,
+    head: Head,
+    follower: OnceLock<AbortHandle>,
+    runtime: Handle,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(follower) = self.follower.get() {
+            follower.abort();
+        }
+    }
+}
+
 impl Store {
-    /// Opens `sqlite:PATH`, makes it if there is none, and brings its tables up to date. Refused
-    /// while another process has it, and for a store that only a newer release can read.
+    /// Opens `sqlite:PATH` (and makes it if there is none) or `postgres://USER:PASSWORD@HOST/DATABASE`,
+    /// and brings its tables up to date. Refused for a store that only a newer release can read, and
+    /// in SQLite while another process has it.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         let location = Location::parse(url)?;
         let lock = location.lock()?;
+        let mut migrator = location.open_migrator().await?;
+        let migrated = migrate::apply(&location, &mut migrator).await;
+        migrator.close().await;
+        migrated?;
         let mut connection = location.open_writer().await?;
-        location.migrate(&mut connection).await?;
+        let head = Head::at(statements::head(&mut connection.get()).await?);
+        let known = Known::read(&mut connection.get()).await?;
         let readers = location.open_readers().await?;
         let subscribers = Subscribers::default();
-        let writer = Writer::new(location, connection, subscribers.clone(), lock).await?;
+        let (told, heads) = (subscribers.clone(), head.clone());
+        let writer = Writer::new(location, connection, known, told, heads, lock);
         let (jobs, waiting) = mpsc::channel(QUEUE_MAX);
         let writer = tokio::spawn(writer.run(waiting));
         Ok(Self {
@@ -48,6 +72,9 @@ impl Store {
                 jobs,
                 readers,
                 subscribers,
+                head,
+                follower: OnceLock::new(),
+                runtime: Handle::current(),
                 writer: Mutex::new(Some(writer)),
             }),
         })
@@ -58,7 +85,7 @@ impl Store {
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
         let prepared = Box::new(Prepared::new(commit)?);
         let (reply, answer) = oneshot::channel();
-        let job = Job::Commit { prepared, reply };
+        let job = Job::Commit(CommitJob { prepared, reply });
         let sent = self.inner.jobs.send(job).await;
         sent.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
@@ -67,7 +94,7 @@ impl Store {
     /// What a commit with this cause gave, if there was one: for callers that would refuse the repeat
     /// before it reaches [`commit`](Self::commit).
     pub async fn repeated(&self, cause: &Cause) -> Result<Option<Committed>, CommitError> {
-        let stored = statements::cause(&mut *self.reader().await?, &cause.key).await?;
+        let stored = statements::cause(&mut self.reader().await?.get(), &cause.key).await?;
         match stored {
             None => Ok(None),
             Some(before) if before.body_hash != cause.body_hash => Err(CommitError::CauseReused),
@@ -78,13 +105,24 @@ impl Store {
         }
     }
 
-    /// Takes ownership of what the name stands for: every fence taken before is refused from now on.
-    pub async fn take(&self, name: &str) -> Result<Fence, StoreError> {
+    pub(crate) async fn alone(&self, task: Alone) -> Result<Answer, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let name = name.to_owned();
-        let sent = self.inner.jobs.send(Job::Take { name, reply }).await;
+        let sent = self.inner.jobs.send(Job::Alone { task, reply }).await;
         sent.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// The newest position known to be committed by any process. It never goes back, and everything
+    /// below it can be read.
+    pub fn head_watch(&self) -> watch::Receiver<Position> {
+        let inner = &self.inner;
+        if let Pool::Postgres(pool, limit) = &inner.readers {
+            inner.follower.get_or_init(|| {
+                let following = postgres::follow::follow(pool.clone(), *limit, inner.head.clone());
+                inner.runtime.spawn(following).abort_handle()
+            });
+        }
+        inner.head.watch()
     }
 
     /// Every commit of this process from now on, in order of position, one list per commit.
@@ -106,7 +144,9 @@ impl Store {
     ) -> Result<Vec<Record>, StoreError> {
         let limit = limit.min(READ_LIMIT_MAX);
         let mut reader = self.reader().await?;
-        statements::read_stream(&mut reader, stream.as_str(), after_version, limit).await
+        let raw =
+            statements::read_stream(&mut reader.get(), stream.as_str(), after_version, limit).await;
+        decode(raw?)
     }
 
     pub async fn read_bucket(
@@ -115,27 +155,66 @@ impl Store {
         after: Position,
         limit: usize,
     ) -> Result<Vec<Record>, StoreError> {
-        let limit = limit.min(READ_LIMIT_MAX);
-        let mut reader = self.reader().await?;
-        statements::read_bucket(&mut reader, bucket, after, limit).await
+        decode(self.read_bucket_raw(bucket, after, limit).await?)
     }
 
     pub async fn read_all(&self, after: Position, limit: usize) -> Result<Vec<Record>, StoreError> {
+        decode(self.read_raw(after, limit).await?)
+    }
+
+    /// The same as [`read_bucket`](Self::read_bucket), and does not fail for events that cannot be
+    /// decoded.
+    pub async fn read_bucket_entries(
+        &self,
+        bucket: Bucket,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let raw = self.read_bucket_raw(bucket, after, limit).await?;
+        Ok(raw.into_iter().map(Entry::from).collect())
+    }
+
+    /// The same as [`read_all`](Self::read_all), and does not fail for events that cannot be decoded.
+    pub async fn read_all_entries(
+        &self,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let raw = self.read_raw(after, limit).await?;
+        Ok(raw.into_iter().map(Entry::from).collect())
+    }
+
+    /// Events as they are stored.
+    pub async fn read_raw(
+        &self,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<RawRecord>, StoreError> {
         let limit = limit.min(READ_LIMIT_MAX);
-        statements::read_all(&mut *self.reader().await?, after, limit).await
+        statements::read_all(&mut self.reader().await?.get(), after, limit).await
+    }
+
+    async fn read_bucket_raw(
+        &self,
+        bucket: Bucket,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<RawRecord>, StoreError> {
+        let limit = limit.min(READ_LIMIT_MAX);
+        statements::read_bucket(&mut self.reader().await?.get(), bucket, after, limit).await
     }
 
     pub async fn read_event(&self, id: Uuid) -> Result<Option<Record>, StoreError> {
-        statements::read_event(&mut *self.reader().await?, id).await
+        statements::read_event(&mut self.reader().await?.get(), id).await
     }
 
     /// The newest position in the log.
     pub async fn head(&self) -> Result<Position, StoreError> {
-        statements::head(&mut *self.reader().await?).await
+        statements::head(&mut self.reader().await?.get()).await
     }
 
     pub async fn cursor(&self, consumer: &str, bucket: Bucket) -> Result<Position, StoreError> {
-        statements::cursor(&mut *self.reader().await?, consumer, bucket).await
+        statements::cursor(&mut self.reader().await?.get(), consumer, bucket).await
     }
 
     /// All cursors of a consumer; a bucket that is missing stands at the start.
@@ -143,25 +222,28 @@ impl Store {
         &self,
         consumer: &str,
     ) -> Result<std::collections::BTreeMap<Bucket, Position>, StoreError> {
-        statements::cursors(&mut *self.reader().await?, consumer).await
+        statements::cursors(&mut self.reader().await?.get(), consumer).await
     }
 
     pub async fn row(&self, model: &str, key: &str) -> Result<Option<Row>, StoreError> {
-        statements::row(&mut *self.reader().await?, model, key).await
+        statements::row(&mut self.reader().await?.get(), model, key).await
     }
 
     /// Newest first. A page holds more rows than asked for where it would otherwise end between
     /// rows of the same position.
     pub async fn rows(&self, query: RowQuery) -> Result<Vec<Row>, StoreError> {
-        statements::rows(&mut *self.reader().await?, &query).await
+        statements::rows(&mut self.reader().await?.get(), &query).await
     }
 
-    pub(crate) async fn reader(&self) -> Result<PoolConnection<Db>, StoreError> {
-        Ok(self.inner.readers.acquire().await?)
+    pub(crate) async fn reader(&self) -> Result<Pooled, StoreError> {
+        self.inner.readers.acquire().await
     }
 
     /// Writes what was handed over before, then lets go of the files. Later calls are refused.
     pub async fn close(&self) {
+        if let Some(follower) = self.inner.follower.get() {
+            follower.abort();
+        }
         self.inner.readers.close().await;
         let _ = self.inner.jobs.send(Job::Close).await;
         let writer = self
@@ -176,4 +258,8 @@ impl Store {
             tracing::error!(%error, "the store's writer ended badly");
         }
     }
+}
+
+fn decode(raw: Vec<RawRecord>) -> Result<Vec<Record>, StoreError> {
+    raw.into_iter().map(RawRecord::decode).collect()
 }

@@ -6,11 +6,9 @@ use std::collections::BTreeMap;
 use contract::ids::{Bucket, Position};
 use contract::log::{Record, StreamName};
 use serde::Serialize;
-use sqlx::Connection as _;
 
 use crate::rows::{Folded, PAGE_ROWS_MAX, Projector, Rows, covers};
-use crate::statements::RawEvent;
-use crate::{Store, StoreError, belongs, statements};
+use crate::{RawRecord, Store, StoreError, belongs, statements};
 
 /// Problems that a report lists; the rest are only counted.
 pub const PROBLEMS_MAX: usize = 100;
@@ -46,11 +44,10 @@ pub async fn verify(
     let mut folded = Folded::new();
     let mut after = Position::START;
     while after < moment.head {
-        let page =
-            statements::read_all_raw(&mut *store.reader().await?, after, PAGE_ROWS_MAX).await?;
+        let page = store.read_raw(after, PAGE_ROWS_MAX).await?;
         let Some(last) = page.last() else { break };
-        let next = last.position();
-        for raw in page.into_iter().filter(|r| r.position() <= moment.head) {
+        let next = last.position;
+        for raw in page.into_iter().filter(|r| r.position <= moment.head) {
             let Some(record) = walk.take_in(raw) else {
                 continue;
             };
@@ -75,16 +72,20 @@ struct Moment {
 impl Moment {
     async fn read(store: &Store, consumer: &str, models: &[&str]) -> Result<Self, StoreError> {
         let mut reader = store.reader().await?;
-        let mut snapshot = reader.begin().await?;
-        let head = statements::head(&mut snapshot).await?;
-        let cursors = statements::cursors(&mut snapshot, consumer).await?;
+        let mut snapshot = reader.snapshot().await?;
+        let head = statements::head(&mut snapshot.get()).await?;
+        let cursors = statements::cursors(&mut snapshot.get(), consumer).await?;
         let mut rows = Rows::new();
         for model in models {
             let mut after: Option<String> = None;
             loop {
-                let page =
-                    statements::rows_by_key(&mut snapshot, model, after.as_deref(), PAGE_ROWS_MAX)
-                        .await?;
+                let page = statements::rows_by_key(
+                    &mut snapshot.get(),
+                    model,
+                    after.as_deref(),
+                    PAGE_ROWS_MAX,
+                )
+                .await?;
                 let Some(last) = page.last() else { break };
                 after = Some(last.key.clone());
                 let placed = page
@@ -107,8 +108,8 @@ impl Moment {
 struct Walk {
     events: u64,
     head: Position,
-    buckets: BTreeMap<i64, Position>,
-    versions: BTreeMap<String, i64>,
+    buckets: BTreeMap<Bucket, Position>,
+    versions: BTreeMap<String, u64>,
     problems: Vec<String>,
     unlisted: u64,
 }
@@ -123,8 +124,8 @@ impl Walk {
     }
 
     /// Checks one event; returns it if it can be read.
-    fn take_in(&mut self, raw: RawEvent) -> Option<Record> {
-        let position = raw.position();
+    fn take_in(&mut self, raw: RawRecord) -> Option<Record> {
+        let position = raw.position;
         self.events += 1;
         if position <= self.head {
             self.problem(format!("position {position} does not follow {}", self.head));
@@ -141,13 +142,13 @@ impl Walk {
             }
         };
         self.check_place(&record);
-        self.check_bytes(&record, &stored.1, u32::try_from(stored.0).ok());
+        self.check_bytes(&record, &stored.1, stored.0);
         Some(record)
     }
 
     /// What this version wrote must be, byte for byte, what it would write.
-    fn check_bytes(&mut self, record: &Record, data: &str, version: Option<u32>) {
-        if version != Some(record.event.version()) {
+    fn check_bytes(&mut self, record: &Record, data: &str, version: u32) {
+        if version != record.event.version() {
             return;
         }
         if record.event.data_json().is_ok_and(|again| again != data) {
@@ -159,12 +160,12 @@ impl Walk {
         }
     }
 
-    fn check_chain(&mut self, raw: &RawEvent) {
+    fn check_chain(&mut self, raw: &RawRecord) {
         let before = self
             .buckets
-            .insert(raw.bucket, raw.position())
+            .insert(raw.bucket, raw.position)
             .unwrap_or(Position::START);
-        if Position(raw.prev as u64) != before {
+        if raw.prev != before {
             self.problem(format!(
                 "position {}: prev is {}, but bucket {} has {before} before it",
                 raw.position, raw.prev, raw.bucket
@@ -172,7 +173,7 @@ impl Walk {
         }
     }
 
-    fn check_version(&mut self, raw: &RawEvent) {
+    fn check_version(&mut self, raw: &RawRecord) {
         let before = self
             .versions
             .insert(raw.stream.clone(), raw.version)

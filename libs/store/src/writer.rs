@@ -1,23 +1,31 @@
-//! The one task that writes. It groups the commits that wait into one transaction, checks each
-//! against what is in the log and what the batch has staged so far, and answers when the disk has it.
+//! The one task of this process that writes. It groups the commits that wait into one transaction,
+//! checks each against what is in the log and what the batch has staged so far, and answers when the
+//! disk has it.
 //!
 //! Invariants: a commit is written whole or not at all; one that is refused does not touch the
 //! others of its batch; positions are given in the order in which they become visible; subscribers
 //! hear of records in that order, before the committer gets its answer.
 
-use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use contract::ids::{Bucket, Position};
-use contract::log::{EVENT_BYTES_MAX, Record, RowChange, StreamName};
+use contract::ids::Position;
+use contract::log::{Record, RowChange};
 use contract::time::{Span, Timestamp};
-use sqlx::Connection as _;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
-use crate::sqlite::{self, Connection, Location};
-use crate::statements::{self, StoredCause};
-use crate::{Cause, Commit, CommitError, Committed, CursorMove, Fence, StoreError, belongs};
+use crate::alone::{Alone, Answer};
+use crate::connection::{Connection, Owned};
+use crate::head::Head;
+use crate::known::Known;
+use crate::location::Location;
+use crate::postgres;
+use crate::raw::EventRow;
+use crate::staging::{Outcome, Prepared, Staged, stage};
+use crate::statements::{self, CursorRow, StoredCause};
+use crate::{CommitError, Committed, StoreError};
 
 /// Most commits in one transaction: enough to hide the disk's latency, few enough that the first
 /// of them does not wait long.
@@ -29,388 +37,249 @@ const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// Commits that may wait for the writer; past it, committers wait for room.
 pub(crate) const QUEUE_MAX: usize = 4096;
 
-/// Stream versions, fences and cursors that are kept in memory before they are read again.
-const CACHED_MAX: usize = 100_000;
-
 /// How long an idempotency key of a request is remembered, by the time of the log.
 const REQUEST_CAUSES_KEPT: Span = Span::from_secs(24 * 3600);
 
 /// How often, by the time of the log, old keys are cleared away.
 const PRUNE_EVERY: Span = Span::from_secs(3600);
 
+/// How often a batch is written again that the database gave up for the sake of another process.
+const TRIES_MAX: u32 = 3;
+
+/// How long the writer waits before it opens its connection anew after the first failure to, and
+/// after many.
+const BACK_OFF_MIN: Duration = Duration::from_millis(50);
+const BACK_OFF_MAX: Duration = Duration::from_secs(2);
+
 pub(crate) type Subscribers = Arc<Mutex<Vec<mpsc::UnboundedSender<Vec<Arc<Record>>>>>>;
 
 pub(crate) enum Job {
-    Commit {
-        prepared: Box<Prepared>,
-        reply: oneshot::Sender<Result<Committed, CommitError>>,
-    },
-    Take {
-        name: String,
-        reply: oneshot::Sender<Result<Fence, StoreError>>,
+    Commit(CommitJob),
+    /// What is written in a transaction of its own.
+    Alone {
+        task: Alone,
+        reply: oneshot::Sender<Result<Answer, StoreError>>,
     },
     /// Everything that was queued before is written first.
     Close,
 }
 
-/// A commit that has been checked as far as it can be without the log, with its events encoded.
-pub(crate) struct Prepared {
-    appends: Vec<PreparedAppend>,
-    rows: Vec<RowChange>,
-    cursor: Option<CursorMove>,
-    fence: Option<Fence>,
-    cause: Option<Cause>,
-    bytes: usize,
+pub(crate) struct CommitJob {
+    pub prepared: Box<Prepared>,
+    pub reply: oneshot::Sender<Result<Committed, CommitError>>,
 }
 
-struct PreparedAppend {
-    stream: StreamName,
-    bucket: Bucket,
-    expected_version: u64,
-    /// Records without their places (position, prev, version), and their data.
-    events: Vec<(Record, String)>,
-}
-
-impl Prepared {
-    /// Runs in the committer's task, so that encoding does not hold up the writer.
-    pub(crate) fn new(commit: Commit) -> Result<Self, CommitError> {
-        if let Some(row) = commit.rows.iter().find(|row| row.key.is_empty()) {
-            return Err(StoreError::Refused(format!(
-                "a row of `{}` has no key: name it",
-                row.model
-            ))
-            .into());
-        }
-        let mut bytes = 0;
-        let mut appends = Vec::with_capacity(commit.appends.len());
-        for append in commit.appends {
-            let bucket = append.stream.bucket_key().bucket();
-            let mut events = Vec::with_capacity(append.events.len());
-            for event in append.events {
-                let data = event.event.data_json().map_err(|error| {
-                    StoreError::Refused(format!("an event cannot be written: {error}"))
-                })?;
-                if data.len() > EVENT_BYTES_MAX {
-                    return Err(CommitError::TooLarge {
-                        bytes: data.len(),
-                        limit: EVENT_BYTES_MAX,
-                    });
-                }
-                if !belongs(&event.event, &append.stream) {
-                    return Err(StoreError::Refused(format!(
-                        "an event `{}` does not belong in stream `{}`, which another service writes",
-                        event.event.type_name(),
-                        append.stream
-                    ))
-                    .into());
-                }
-                bytes += data.len();
-                let record = Record {
-                    position: Position::START,
-                    prev: Position::START,
-                    bucket,
-                    stream: append.stream.clone(),
-                    version: 0,
-                    id: event.id,
-                    time: event.time,
-                    actor: event.actor,
-                    event: event.event,
-                };
-                events.push((record, data));
-            }
-            appends.push(PreparedAppend {
-                stream: append.stream,
-                bucket,
-                expected_version: append.expected_version,
-                events,
-            });
-        }
-        let docs = commit.rows.iter().filter_map(|row| row.doc.as_ref());
-        bytes += docs.map(String::len).sum::<usize>();
-        Ok(Self {
-            appends,
-            rows: commit.rows,
-            cursor: commit.cursor,
-            fence: commit.fence,
-            cause: commit.cause,
-            bytes,
-        })
-    }
-}
-
-/// What became of one job of a batch, before it is answered.
-enum Outcome {
-    Now,
-    Before(StoredCause),
-    Taken(Fence),
-}
-
-/// What the writer knows of the log. Always equal to what the database says; read again after any
-/// failure.
-#[derive(Default)]
-struct Known {
-    head: Position,
-    bucket_heads: BTreeMap<Bucket, Position>,
-    last_time: Option<Timestamp>,
-    versions: HashMap<StreamName, u64>,
-    fences: HashMap<String, u64>,
-    cursors: HashMap<(&'static str, Bucket), Position>,
-}
-
-impl Known {
-    async fn read(connection: &mut Connection) -> Result<Self, StoreError> {
-        Ok(Self {
-            head: statements::head(connection).await?,
-            bucket_heads: statements::bucket_heads(connection).await?,
-            last_time: statements::last_time(connection).await?,
-            ..Self::default()
-        })
-    }
-
-    fn forget_if_many(&mut self) {
-        if self.versions.len() + self.fences.len() + self.cursors.len() > CACHED_MAX {
-            self.versions.clear();
-            self.fences.clear();
-            self.cursors.clear();
-        }
-    }
-
-    async fn version(
-        &mut self,
-        connection: &mut Connection,
-        stream: &StreamName,
-    ) -> Result<u64, StoreError> {
-        if let Some(version) = self.versions.get(stream) {
-            return Ok(*version);
-        }
-        let version = statements::stream_version(connection, stream.as_str()).await?;
-        self.versions.insert(stream.clone(), version);
-        Ok(version)
-    }
-
-    async fn generation(
-        &mut self,
-        connection: &mut Connection,
-        name: &str,
-    ) -> Result<u64, StoreError> {
-        if let Some(generation) = self.fences.get(name) {
-            return Ok(*generation);
-        }
-        let generation = statements::fence(connection, name).await?;
-        self.fences.insert(name.to_owned(), generation);
-        Ok(generation)
-    }
-
-    async fn cursor(
-        &mut self,
-        connection: &mut Connection,
-        consumer: &'static str,
-        bucket: Bucket,
-    ) -> Result<Position, StoreError> {
-        if let Some(position) = self.cursors.get(&(consumer, bucket)) {
-            return Ok(*position);
-        }
-        let position = statements::cursor(connection, consumer, bucket).await?;
-        self.cursors.insert((consumer, bucket), position);
-        Ok(position)
-    }
-}
-
-/// What a batch will write besides its events. Later changes of the same thing win.
-#[derive(Default)]
-struct Staged {
-    rows: BTreeMap<(&'static str, String), RowChange>,
-    cursors: BTreeMap<(&'static str, Bucket), CursorMove>,
-    fences: BTreeMap<String, u64>,
-    causes: BTreeMap<String, StoredCause>,
-}
+type Outcomes = Vec<Result<Outcome, CommitError>>;
 
 pub(crate) struct Writer {
     location: Location,
     /// None after a failure, until it is opened again.
-    connection: Option<Connection>,
+    connection: Option<Owned>,
+    back_off: BackOff,
     known: Known,
     pruned: Option<Timestamp>,
     subscribers: Subscribers,
+    head: Head,
     /// Released last.
-    _lock: File,
+    _lock: Option<File>,
+}
+
+/// When the connection may be opened again.
+#[derive(Default)]
+struct BackOff {
+    wait: Duration,
+    until: Option<Instant>,
+}
+
+impl BackOff {
+    fn failed(&mut self) {
+        self.wait = (self.wait * 2).clamp(BACK_OFF_MIN, BACK_OFF_MAX);
+        self.until = Some(Instant::now() + self.wait);
+    }
+
+    async fn pass(&mut self) {
+        if let Some(until) = self.until.take() {
+            tokio::time::sleep_until(until).await;
+        }
+    }
 }
 
 impl Writer {
-    pub(crate) async fn new(
+    pub(crate) fn new(
         location: Location,
-        mut connection: Connection,
+        connection: Owned,
+        known: Known,
         subscribers: Subscribers,
-        lock: File,
-    ) -> Result<Self, StoreError> {
-        Ok(Self {
-            known: Known::read(&mut connection).await?,
+        head: Head,
+        lock: Option<File>,
+    ) -> Self {
+        Self {
             location,
             connection: Some(connection),
+            back_off: BackOff::default(),
+            known,
             pruned: None,
             subscribers,
+            head,
             _lock: lock,
-        })
+        }
     }
 
     pub(crate) async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         while let Some(first) = jobs.recv().await {
-            let (batch, closing) = gather(first, &mut jobs);
-            self.write_all(batch).await;
-            if closing {
-                break;
+            let gathered = gather(first, &mut jobs);
+            if !gathered.batch.is_empty() {
+                Box::pin(self.write_all(gathered.batch)).await;
+            }
+            match gathered.then {
+                Then::GoOn => {}
+                Then::Alone(task, reply) => {
+                    let _ = reply.send(Box::pin(self.write_alone(task)).await);
+                }
+                Then::Close => break,
             }
         }
         if let Some(connection) = self.connection.take() {
-            sqlite::close(connection).await;
+            connection.close().await;
         }
     }
 
-    async fn write_all(&mut self, mut batch: Vec<Job>) {
-        match self.write(&mut batch).await {
-            Ok(outcomes) => self.answer(batch, outcomes),
-            // Something in the batch breaks a constraint that could not be foreseen (an event id
-            // that is in the log already). It must fail alone.
-            Err(error) if is_constraint(&error) && batch.len() > 1 => {
-                for job in batch {
-                    let mut alone = vec![job];
-                    match self.write(&mut alone).await {
-                        Ok(outcomes) => self.answer(alone, outcomes),
-                        Err(error) => fail(alone, &error),
+    async fn write_all(&mut self, mut batch: Vec<CommitJob>) {
+        let mut tries = 1;
+        loop {
+            let failure = match self.write(&mut batch).await {
+                Ok(outcomes) => return self.answer(batch, outcomes),
+                Err(failure) => failure,
+            };
+            match failure.kind {
+                FailureKind::GivenUp if tries < TRIES_MAX => tries += 1,
+                // Something in the batch is refused by the database and could not be foreseen (an
+                // event id that is in the log already). It must fail alone.
+                FailureKind::Refused => return self.write_each(batch).await,
+                _ => return fail(batch, &failure.error),
+            }
+        }
+    }
+
+    async fn write_each(&mut self, batch: Vec<CommitJob>) {
+        for job in batch {
+            let mut alone = vec![job];
+            match self.write(&mut alone).await {
+                Ok(outcomes) => self.answer(alone, outcomes),
+                Err(failure) if failure.kind == FailureKind::Refused => {
+                    let conflict = self.conflict(&alone).await;
+                    let error = conflict.unwrap_or(failure.error.into());
+                    for job in alone {
+                        let _ = job.reply.send(Err(error.clone()));
                     }
                 }
+                Err(failure) => fail(alone, &failure.error),
             }
-            Err(error) => fail(batch, &error),
         }
+    }
+
+    /// Whether what the database refused was a version that is taken. Checks find that before; this
+    /// is for a log that was written past them.
+    async fn conflict(&mut self, refused: &[CommitJob]) -> Option<CommitError> {
+        let mut connection = self.connect().await.ok()?;
+        for append in refused.iter().flat_map(|job| &job.prepared.appends) {
+            let stream = append.stream.as_str();
+            let reading = statements::stream_version(&mut connection.get(), stream).await;
+            let actual = reading.ok()?;
+            if actual > append.expected_version {
+                self.connection = Some(connection);
+                return Some(CommitError::Conflict {
+                    stream: append.stream.clone(),
+                    expected: append.expected_version,
+                    actual,
+                });
+            }
+        }
+        self.connection = Some(connection);
+        None
     }
 
     /// Writes a batch in one transaction. After an error nothing of it is in the log, as far as
     /// can be known; connection and knowledge are made anew.
-    async fn write(
-        &mut self,
-        batch: &mut [Job],
-    ) -> Result<Vec<Result<Outcome, CommitError>>, Failure> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                let mut connection = self.location.open_writer().await?;
-                self.known = Known::read(&mut connection).await?;
-                connection
-            }
-        };
+    async fn write(&mut self, batch: &mut [CommitJob]) -> Result<Outcomes, Failure> {
+        let mut connection = self.connect().await?;
         self.known.forget_if_many();
         let written = self.transact(&mut connection, batch).await;
         match &written {
             Ok(_) => self.connection = Some(connection),
             Err(Failure { error, .. }) => {
                 tracing::error!(%error, commits = batch.len(), "the store could not write");
-                sqlite::close(connection).await;
+                connection.discard().await;
             }
         }
         written
     }
 
+    async fn write_alone(&mut self, task: Alone) -> Result<Answer, StoreError> {
+        let mut connection = self.connect().await?;
+        let written = task.write(&mut connection, &mut self.known).await;
+        match &written {
+            Ok(answer) => {
+                self.head.advance(answer.head);
+                self.connection = Some(connection);
+            }
+            // Nothing was written, and nothing is known to be wrong with the connection; but what is
+            // known may have been changed on the way.
+            Err(_) => connection.discard().await,
+        }
+        written
+    }
+
+    async fn connect(&mut self) -> Result<Owned, StoreError> {
+        if let Some(connection) = self.connection.take() {
+            return Ok(connection);
+        }
+        self.back_off.pass().await;
+        let opened = async {
+            let mut connection = self.location.open_writer().await?;
+            self.known = Known::read(&mut connection.get()).await?;
+            Ok(connection)
+        };
+        let opened = opened.await;
+        match &opened {
+            Ok(_) => self.back_off = BackOff::default(),
+            Err(_) => self.back_off.failed(),
+        }
+        opened
+    }
+
     async fn transact(
         &mut self,
-        connection: &mut Connection,
-        batch: &mut [Job],
-    ) -> Result<Vec<Result<Outcome, CommitError>>, Failure> {
+        connection: &mut Owned,
+        batch: &mut [CommitJob],
+    ) -> Result<Outcomes, Failure> {
         let mut transaction = connection.begin().await?;
+        let mut inside = transaction.get();
+        if let Connection::Postgres(connection, limit) = &mut inside {
+            let mut wants = postgres::batch::Wants::default();
+            for job in batch.iter() {
+                job.prepared.want(&mut wants);
+            }
+            self.known = postgres::batch::know(connection, *limit, &wants).await?;
+        }
         let mut staged = Staged::default();
         let mut outcomes = Vec::with_capacity(batch.len());
         for job in batch.iter_mut() {
-            let outcome = match job {
-                Job::Commit { prepared, .. } => {
-                    self.stage(&mut transaction, &mut staged, prepared).await
-                }
-                Job::Take { name, .. } => self.take(&mut transaction, &mut staged, name).await,
-                Job::Close => continue,
-            };
-            match outcome {
+            let known = &mut self.known;
+            match stage(known, &mut staged, &mut inside, &mut job.prepared).await {
                 // The database failed, not the commit: the whole batch is undone.
                 Err(CommitError::Store(error)) => return Err(error.into()),
                 outcome => outcomes.push(outcome),
             }
         }
-        let events = staged_events(batch, &outcomes);
-        statements::insert_events(&mut transaction, &events).await?;
-        let rows: Vec<&RowChange> = staged.rows.values().collect();
-        statements::write_rows(&mut transaction, &rows).await?;
-        let cursors: Vec<CursorMove> = staged.cursors.into_values().collect();
-        statements::write_cursors(&mut transaction, &cursors).await?;
-        for (name, generation) in &staged.fences {
-            statements::write_fence(&mut transaction, name, *generation).await?;
-        }
-        let causes: Vec<(&String, &StoredCause)> = staged.causes.iter().collect();
-        statements::write_causes(&mut transaction, &causes).await?;
+        write_staged(&mut inside, &staged, &events_of(batch, &outcomes)).await?;
         if let Some(now) = self.due_for_pruning() {
             let before = Timestamp::from_millis(now.millis() - REQUEST_CAUSES_KEPT.millis() as i64);
-            statements::prune_causes(&mut transaction, before).await?;
+            statements::prune_causes(&mut inside, before).await?;
             self.pruned = Some(now);
         }
         transaction.commit().await?;
         Ok(outcomes)
-    }
-
-    /// Checks one commit, and if nothing speaks against it gives its events their places.
-    async fn stage(
-        &mut self,
-        connection: &mut Connection,
-        staged: &mut Staged,
-        commit: &mut Prepared,
-    ) -> Result<Outcome, CommitError> {
-        let known = &mut self.known;
-        if let Some(fence) = &commit.fence {
-            check_fence(known, connection, fence).await?;
-        }
-        if let Some(cause) = &commit.cause
-            && let Some(before) = find_cause(staged, connection, cause).await?
-        {
-            return Ok(Outcome::Before(before));
-        }
-        if let Some(cursor) = &commit.cursor {
-            check_cursor(known, connection, cursor).await?;
-        }
-        check_versions(known, connection, &commit.appends).await?;
-
-        // From here on nothing can refuse the commit.
-        let positions = place(known, &mut commit.appends);
-        for row in &commit.rows {
-            staged
-                .rows
-                .insert((row.model, row.key.clone()), row.clone());
-        }
-        if let Some(cursor) = &commit.cursor {
-            let key = (cursor.consumer, cursor.bucket);
-            known.cursors.insert(key, cursor.to);
-            staged.cursors.insert(key, cursor.clone());
-        }
-        if let Some(cause) = &commit.cause {
-            let stored = StoredCause {
-                body_hash: cause.body_hash.clone(),
-                result: cause.result.clone(),
-                positions: serde_json::to_string(&positions)
-                    .map_err(|error| StoreError::Database(error.to_string()))?,
-                time: known.last_time.unwrap_or_default().millis(),
-            };
-            staged.causes.insert(cause.key.clone(), stored);
-        }
-        Ok(Outcome::Now)
-    }
-
-    async fn take(
-        &mut self,
-        connection: &mut Connection,
-        staged: &mut Staged,
-        name: &str,
-    ) -> Result<Outcome, CommitError> {
-        let generation = self.known.generation(connection, name).await? + 1;
-        self.known.fences.insert(name.to_owned(), generation);
-        staged.fences.insert(name.to_owned(), generation);
-        Ok(Outcome::Taken(Fence {
-            name: name.to_owned(),
-            generation,
-        }))
     }
 
     fn due_for_pruning(&self) -> Option<Timestamp> {
@@ -422,21 +291,11 @@ impl Writer {
         due.then_some(now)
     }
 
-    fn answer(&self, batch: Vec<Job>, outcomes: Vec<Result<Outcome, CommitError>>) {
+    fn answer(&self, batch: Vec<CommitJob>, outcomes: Outcomes) {
+        self.head.advance(last_position(&batch, &outcomes));
         // Whoever has stopped waiting does not want the answer: its commit stands all the same.
         for (job, outcome) in batch.into_iter().zip(outcomes) {
-            match job {
-                Job::Commit { prepared, reply } => {
-                    let _ = reply.send(self.committed(*prepared, outcome));
-                }
-                Job::Take { reply, .. } => {
-                    let _ = reply.send(match outcome {
-                        Ok(Outcome::Taken(fence)) => Ok(fence),
-                        _ => Err(StoreError::Closed),
-                    });
-                }
-                Job::Close => {}
-            }
+            let _ = job.reply.send(self.committed(*job.prepared, outcome));
         }
     }
 
@@ -468,149 +327,100 @@ impl Writer {
     }
 }
 
-/// Takes what else is waiting, up to a batch. The flag says that the store is being closed.
-fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> (Vec<Job>, bool) {
+/// Jobs that can be written together, and what comes after them.
+struct Gathered {
+    batch: Vec<CommitJob>,
+    then: Then,
+}
+
+enum Then {
+    GoOn,
+    Alone(Alone, oneshot::Sender<Result<Answer, StoreError>>),
+    Close,
+}
+
+/// Takes what else is waiting, up to a batch.
+fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Gathered {
     let mut batch = Vec::new();
     let mut bytes = 0;
     let mut next = Some(first);
+    let mut then = Then::GoOn;
     while let Some(job) = next {
-        match &job {
-            Job::Close => return (batch, true),
-            Job::Commit { prepared, .. } => bytes += prepared.bytes,
-            Job::Take { .. } => {}
+        match job {
+            Job::Close => {
+                then = Then::Close;
+                break;
+            }
+            Job::Alone { task, reply } => {
+                then = Then::Alone(task, reply);
+                break;
+            }
+            Job::Commit(job) => {
+                bytes += job.prepared.bytes;
+                batch.push(job);
+            }
         }
-        batch.push(job);
         let full = batch.len() >= BATCH_COMMITS_MAX || bytes >= BATCH_BYTES_MAX;
         next = if full { None } else { jobs.try_recv().ok() };
     }
-    (batch, false)
+    Gathered { batch, then }
 }
 
-async fn check_fence(
-    known: &mut Known,
-    connection: &mut Connection,
-    fence: &Fence,
-) -> Result<(), CommitError> {
-    let actual = known.generation(connection, &fence.name).await?;
-    if actual == fence.generation {
-        return Ok(());
-    }
-    Err(CommitError::Fenced {
-        name: fence.name.clone(),
-        ours: fence.generation,
-        actual,
-    })
-}
-
-async fn find_cause(
+async fn write_staged(
+    connection: &mut Connection<'_>,
     staged: &Staged,
-    connection: &mut Connection,
-    cause: &Cause,
-) -> Result<Option<StoredCause>, CommitError> {
-    let before = match staged.causes.get(&cause.key) {
-        Some(before) => Some(before.clone()),
-        None => statements::cause(connection, &cause.key).await?,
+    events: &[EventRow<'_>],
+) -> sqlx::Result<()> {
+    statements::insert_events(connection, events).await?;
+    let rows: Vec<&RowChange> = staged.rows.values().collect();
+    statements::write_rows(connection, &rows).await?;
+    let cursor = |((consumer, bucket), position): (&(&'static str, _), &Position)| CursorRow {
+        consumer,
+        bucket: *bucket,
+        position: *position,
     };
-    match before {
-        Some(before) if before.body_hash != cause.body_hash => Err(CommitError::CauseReused),
-        before => Ok(before),
-    }
+    let cursors: Vec<CursorRow<'_>> = staged.cursors.iter().map(cursor).collect();
+    statements::write_cursors(connection, &cursors).await?;
+    let causes = staged
+        .causes
+        .iter()
+        .map(|(key, cause)| (key.as_str(), cause));
+    let causes: Vec<(&str, &StoredCause)> = causes.collect();
+    statements::write_causes(connection, &causes).await
 }
 
-async fn check_cursor(
-    known: &mut Known,
-    connection: &mut Connection,
-    cursor: &CursorMove,
-) -> Result<(), CommitError> {
-    let actual = known
-        .cursor(connection, cursor.consumer, cursor.bucket)
-        .await?;
-    if actual == cursor.from {
-        return Ok(());
-    }
-    Err(CommitError::CursorMoved {
-        consumer: cursor.consumer,
-        bucket: cursor.bucket,
-        expected: cursor.from,
-        actual,
-    })
+/// The commits that were not refused and were not made before.
+fn written<'b>(
+    batch: &'b [CommitJob],
+    outcomes: &'b [Result<Outcome, CommitError>],
+) -> impl DoubleEndedIterator<Item = &'b Prepared> {
+    let with_outcomes = batch.iter().zip(outcomes);
+    with_outcomes
+        .filter(|(_, outcome)| matches!(outcome, Ok(Outcome::Now)))
+        .map(|(job, _)| &*job.prepared)
 }
 
-async fn check_versions(
-    known: &mut Known,
-    connection: &mut Connection,
-    appends: &[PreparedAppend],
-) -> Result<(), CommitError> {
-    // Two appends of one commit may go to the same stream.
-    let mut ahead: BTreeMap<&StreamName, u64> = BTreeMap::new();
-    for append in appends {
-        let actual = match ahead.get(&append.stream) {
-            Some(version) => *version,
-            None => known.version(connection, &append.stream).await?,
-        };
-        if actual != append.expected_version {
-            return Err(CommitError::Conflict {
-                stream: append.stream.clone(),
-                expected: append.expected_version,
-                actual,
-            });
-        }
-        ahead.insert(&append.stream, actual + append.events.len() as u64);
-    }
-    Ok(())
-}
-
-/// Gives every event its position, its version and its bucket's previous position.
-fn place(known: &mut Known, appends: &mut [PreparedAppend]) -> Vec<Position> {
-    let mut positions = Vec::new();
-    for append in appends {
-        let mut version = append.expected_version;
-        for (record, _) in &mut append.events {
-            version += 1;
-            known.head = Position(known.head.0 + 1);
-            record.version = version;
-            record.position = known.head;
-            record.prev = known
-                .bucket_heads
-                .insert(append.bucket, known.head)
-                .unwrap_or(Position::START);
-            assert!(record.prev < record.position, "positions only rise");
-            known.last_time = Some(record.time);
-            positions.push(record.position);
-        }
-        known.versions.insert(append.stream.clone(), version);
-    }
-    positions
-}
-
-/// The events of those commits that were not refused, in order of position.
-fn staged_events<'b>(
-    batch: &'b [Job],
-    outcomes: &[Result<Outcome, CommitError>],
-) -> Vec<(&'b Record, &'b str)> {
-    let mut events = Vec::new();
-    for (job, outcome) in batch.iter().zip(outcomes) {
-        let (Job::Commit { prepared, .. }, Ok(Outcome::Now)) = (job, outcome) else {
-            continue;
-        };
-        for append in &prepared.appends {
-            events.extend(append.events.iter().map(|(r, data)| (r, data.as_str())));
-        }
-    }
+/// What is to be inserted, in order of position.
+fn events_of<'b>(
+    batch: &'b [CommitJob],
+    outcomes: &'b [Result<Outcome, CommitError>],
+) -> Vec<EventRow<'b>> {
+    let appends = written(batch, outcomes).flat_map(|prepared| &prepared.appends);
+    let events = appends.flat_map(|append| &append.events);
     events
+        .map(|(record, data)| EventRow::of(record, data))
+        .collect()
 }
 
-fn fail(batch: Vec<Job>, failure: &Failure) {
+fn last_position(batch: &[CommitJob], outcomes: &[Result<Outcome, CommitError>]) -> Position {
+    let mut backwards = written(batch, outcomes).rev();
+    let last = backwards.find_map(|prepared| prepared.appends.last()?.events.last());
+    last.map_or(Position::START, |(record, _)| record.position)
+}
+
+fn fail(batch: Vec<CommitJob>, error: &StoreError) {
     for job in batch {
-        match job {
-            Job::Commit { reply, .. } => {
-                let _ = reply.send(Err(failure.error.clone().into()));
-            }
-            Job::Take { reply, .. } => {
-                let _ = reply.send(Err(failure.error.clone()));
-            }
-            Job::Close => {}
-        }
+        let _ = job.reply.send(Err(error.clone().into()));
     }
 }
 
@@ -618,21 +428,40 @@ fn fail(batch: Vec<Job>, failure: &Failure) {
 #[derive(Debug)]
 struct Failure {
     error: StoreError,
-    constraint: bool,
+    kind: FailureKind,
 }
 
-fn is_constraint(failure: &Failure) -> bool {
-    failure.constraint
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FailureKind {
+    /// The database does not take the data: a constraint, or a text that it cannot hold.
+    Refused,
+    /// The database undid the transaction because another one was in the way.
+    GivenUp,
+    /// Anything else. Whether the batch was written may be unknown.
+    Broken,
 }
 
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
-        let constraint = error
+        let kind = error
             .as_database_error()
-            .is_some_and(|error| error.is_unique_violation());
+            .map_or(FailureKind::Broken, |error| {
+                let code = error.code().unwrap_or_default().into_owned();
+                let of_postgres = error
+                    .try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
+                    .is_some();
+                match of_postgres {
+                    true if code.starts_with("22") || code.starts_with("23") => {
+                        FailureKind::Refused
+                    }
+                    true if code.starts_with("40") => FailureKind::GivenUp,
+                    false if error.is_unique_violation() => FailureKind::Refused,
+                    _ => FailureKind::Broken,
+                }
+            });
         Self {
             error: error.into(),
-            constraint,
+            kind,
         }
     }
 }
@@ -641,7 +470,7 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         Self {
             error,
-            constraint: false,
+            kind: FailureKind::Broken,
         }
     }
 }

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -10,30 +12,59 @@ use contract::events::{AccessGranted, AccessRevoked, AccessRole, Empty, Event};
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Actor, EVENT_BYTES_MAX, NewEvent, Record, RowChange, StreamKind, StreamName};
 use contract::time::Timestamp;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 use store::{
     Append, Cause, Commit, CommitError, Committed, CursorMove, Fence, Projector, RowQuery, Store,
     StoreError, rebuild, verify,
 };
+use support::Database;
 use uuid::Uuid;
 
 /// An empty place for one store.
-struct Place {
-    folder: tempfile::TempDir,
+enum Place {
+    Sqlite(tempfile::TempDir),
+    Postgres(Database),
 }
 
 impl Place {
-    fn sqlite() -> Self {
-        Self {
-            folder: tempfile::tempdir().unwrap(),
+    async fn sqlite() -> Option<Self> {
+        Some(Self::Sqlite(tempfile::tempdir().unwrap()))
+    }
+
+    async fn postgres() -> Option<Self> {
+        if support::skipped() {
+            return None;
         }
+        Some(Self::Postgres(Database::new().await))
     }
 
     fn url(&self) -> String {
-        format!("sqlite:{}", self.folder.path().join("log.db").display())
+        match self {
+            Self::Sqlite(folder) => format!("sqlite:{}", folder.path().join("log.db").display()),
+            Self::Postgres(database) => database.url(),
+        }
     }
 
     async fn open(&self) -> Store {
         Store::open(&self.url()).await.unwrap()
+    }
+
+    /// Runs a statement on the database, past the store.
+    async fn behind_its_back(&self, sql: &'static str) {
+        match self {
+            Self::Sqlite(folder) => {
+                let options = SqliteConnectOptions::new().filename(folder.path().join("log.db"));
+                let mut connection = options.connect().await.unwrap();
+                sqlx::query(sql).execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            Self::Postgres(database) => {
+                let mut connection = database.connect().await;
+                sqlx::query(sql).execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+        }
     }
 }
 
@@ -675,6 +706,22 @@ async fn a_second_opener_is_refused_until_the_first_has_closed(place: Place) {
     place.open().await;
 }
 
+async fn many_may_open_and_write_the_same_store(place: Place) {
+    let (first, second) = (place.open().await, place.open().await);
+    fill(&first, "iris", 3).await;
+    fill(&second, "rose", 3).await;
+    let stale = second
+        .commit(commit_to(stream("iris"), 2, 1))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(stale, CommitError::Conflict { actual: 3, .. }),
+        "{stale}"
+    );
+    let next = records(&second, commit_to(stream("iris"), 3, 1)).await;
+    assert_eq!((next[0].position, next[0].prev), (Position(7), Position(3)));
+}
+
 async fn commits_larger_than_a_batch_are_written_whole(place: Place) {
     let store = place.open().await;
     let events = (0..30).map(|_| revoked("x".repeat(100_000))).collect();
@@ -796,44 +843,55 @@ async fn a_rebuild_makes_the_rows_that_verify_expects(place: Place) {
     assert_eq!(again, 0);
 }
 
+/// Of every database the same.
 macro_rules! suite {
-    ($place:expr; $($name:ident)*) => {
+    ($($name:ident)*) => {
+        mod on_sqlite {
+            use super::Place;
+
+            suite! { @tests Place::sqlite(); $($name)* a_second_opener_is_refused_until_the_first_has_closed }
+        }
+
+        mod on_postgres {
+            use super::Place;
+
+            suite! { @tests Place::postgres(); $($name)* many_may_open_and_write_the_same_store }
+        }
+    };
+    (@tests $place:expr; $($name:ident)*) => {
         $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() {
-            super::$name($place).await;
+            if let Some(place) = $place.await {
+                super::$name(place).await;
+            }
         })*
     };
 }
 
-mod on_sqlite {
-    use super::Place;
-
-    suite! { Place::sqlite();
-        an_append_is_read_back_as_it_was_written
-        each_bucket_is_a_chain_and_each_stream_counts_from_one
-        a_wrong_expected_version_is_refused_and_writes_nothing
-        two_appends_of_one_commit_may_go_to_the_same_stream
-        a_conflict_of_one_does_not_fail_the_others_of_its_batch
-        of_many_writers_with_the_same_expected_version_one_wins
-        an_event_id_that_is_in_the_log_already_fails_alone
-        a_reader_never_sees_a_position_before_the_one_below_it
-        subscribers_hear_every_commit_in_order_and_before_its_answer
-        a_repeated_cause_returns_the_first_result
-        of_concurrent_repeats_of_a_cause_one_is_written
-        keys_of_requests_are_forgotten_after_a_day_and_causes_of_consumers_never
-        who_was_taken_over_cannot_write_any_more
-        a_cursor_moves_only_from_where_it_stands
-        rows_are_listed_newest_first_and_by_filter
-        pages_of_rows_lose_none_that_share_a_position
-        rows_are_replaced_and_deleted_and_the_last_change_wins
-        everything_is_there_after_a_restart
-        what_was_queued_before_closing_is_written
-        an_event_above_the_limit_is_refused
-        an_event_in_a_stream_of_another_service_is_refused
-        a_second_opener_is_refused_until_the_first_has_closed
-        commits_larger_than_a_batch_are_written_whole
-        a_sound_store_verifies_also_while_its_consumer_is_behind
-        verify_names_rows_that_the_log_does_not_make
-        a_rebuild_makes_the_rows_that_verify_expects
-    }
+suite! {
+    an_append_is_read_back_as_it_was_written
+    each_bucket_is_a_chain_and_each_stream_counts_from_one
+    a_wrong_expected_version_is_refused_and_writes_nothing
+    two_appends_of_one_commit_may_go_to_the_same_stream
+    a_conflict_of_one_does_not_fail_the_others_of_its_batch
+    of_many_writers_with_the_same_expected_version_one_wins
+    an_event_id_that_is_in_the_log_already_fails_alone
+    a_reader_never_sees_a_position_before_the_one_below_it
+    subscribers_hear_every_commit_in_order_and_before_its_answer
+    a_repeated_cause_returns_the_first_result
+    of_concurrent_repeats_of_a_cause_one_is_written
+    keys_of_requests_are_forgotten_after_a_day_and_causes_of_consumers_never
+    who_was_taken_over_cannot_write_any_more
+    a_cursor_moves_only_from_where_it_stands
+    rows_are_listed_newest_first_and_by_filter
+    pages_of_rows_lose_none_that_share_a_position
+    rows_are_replaced_and_deleted_and_the_last_change_wins
+    everything_is_there_after_a_restart
+    what_was_queued_before_closing_is_written
+    an_event_above_the_limit_is_refused
+    an_event_in_a_stream_of_another_service_is_refused
+    commits_larger_than_a_batch_are_written_whole
+    a_sound_store_verifies_also_while_its_consumer_is_behind
+    verify_names_rows_that_the_log_does_not_make
+    a_rebuild_makes_the_rows_that_verify_expects
 }

@@ -109,7 +109,7 @@ async fn a_store_that_is_dropped_without_closing_can_be_opened_again() {
 async fn a_url_of_another_kind_is_refused_with_what_to_write_instead() {
     for bad in [
         "/tmp/log.db",
-        "postgres://host/db",
+        "mysql://host/db",
         "sqlite:",
         "sqlite::memory:",
     ] {

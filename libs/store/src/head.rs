@@ -1,0 +1,51 @@
+//! The newest position known to be committed, by whatever process.
+//!
+//! Invariants: it never goes back, and everything below it can be read.
+
+use std::sync::Arc;
+
+use contract::ids::Position;
+use tokio::sync::watch;
+
+#[derive(Clone)]
+pub(crate) struct Head {
+    sender: Arc<watch::Sender<Position>>,
+}
+
+impl Head {
+    pub(crate) fn at(position: Position) -> Self {
+        Self {
+            sender: Arc::new(watch::Sender::new(position)),
+        }
+    }
+
+    pub(crate) fn advance(&self, position: Position) {
+        self.sender.send_if_modified(|known| {
+            let newer = position > *known;
+            if newer {
+                *known = position;
+            }
+            newer
+        });
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<Position> {
+        self.sender.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_head_never_goes_back() {
+        let head = Head::at(Position(3));
+        let mut watch = head.watch();
+        head.advance(Position(5));
+        head.advance(Position(4));
+        assert_eq!(*watch.borrow_and_update(), Position(5));
+        head.advance(Position(5));
+        assert!(!watch.has_changed().unwrap());
+    }
+}

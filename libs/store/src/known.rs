@@ -1,0 +1,117 @@
+//! What the writer knows of the log while it checks a batch.
+//!
+//! Invariant: always equal to what the database says. In SQLite nobody else writes, so it is kept
+//! from batch to batch and read again after a failure. In PostgreSQL it is read anew for each batch,
+//! under the locks that keep it true until the batch is committed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use contract::ids::{Bucket, Position};
+use contract::log::StreamName;
+use contract::time::Timestamp;
+
+use crate::StoreError;
+use crate::connection::Connection;
+use crate::statements::{self, StoredCause};
+
+/// Stream versions, fences and cursors that are kept in memory before they are read again.
+const CACHED_MAX: usize = 100_000;
+
+#[derive(Default)]
+pub(crate) struct Known {
+    /// The last position that was given.
+    pub head: Position,
+    /// The lowest position that may be given.
+    pub floor: Position,
+    pub bucket_heads: BTreeMap<Bucket, Position>,
+    pub last_time: Option<Timestamp>,
+    pub versions: HashMap<StreamName, u64>,
+    pub fences: HashMap<String, u64>,
+    pub cursors: HashMap<(&'static str, Bucket), Position>,
+    /// Those that the batch names; None where they are looked up one by one.
+    pub causes: Option<BTreeMap<String, StoredCause>>,
+}
+
+impl Known {
+    /// What is kept from batch to batch.
+    pub(crate) async fn read(connection: &mut Connection<'_>) -> Result<Self, StoreError> {
+        if let Connection::Postgres(..) = connection {
+            return Ok(Self::default());
+        }
+        Ok(Self {
+            head: statements::head(connection).await?,
+            floor: statements::next_position(connection)
+                .await?
+                .unwrap_or_default(),
+            bucket_heads: statements::bucket_heads(connection).await?,
+            last_time: statements::last_time(connection).await?,
+            ..Self::default()
+        })
+    }
+
+    pub(crate) fn forget_if_many(&mut self) {
+        if self.versions.len() + self.fences.len() + self.cursors.len() > CACHED_MAX {
+            self.versions.clear();
+            self.fences.clear();
+            self.cursors.clear();
+        }
+    }
+
+    /// Gives the next position to an event of this bucket. The other is the bucket's previous one.
+    pub(crate) fn give(&mut self, bucket: Bucket) -> (Position, Position) {
+        self.head = Position((self.head.0 + 1).max(self.floor.0));
+        let prev = self.bucket_heads.insert(bucket, self.head);
+        (self.head, prev.unwrap_or(Position::START))
+    }
+
+    pub(crate) async fn version(
+        &mut self,
+        connection: &mut Connection<'_>,
+        stream: &StreamName,
+    ) -> Result<u64, StoreError> {
+        if let Some(version) = self.versions.get(stream) {
+            return Ok(*version);
+        }
+        let version = statements::stream_version(connection, stream.as_str()).await?;
+        self.versions.insert(stream.clone(), version);
+        Ok(version)
+    }
+
+    pub(crate) async fn generation(
+        &mut self,
+        connection: &mut Connection<'_>,
+        name: &str,
+    ) -> Result<u64, StoreError> {
+        if let Some(generation) = self.fences.get(name) {
+            return Ok(*generation);
+        }
+        let generation = statements::fence(connection, name).await?;
+        self.fences.insert(name.to_owned(), generation);
+        Ok(generation)
+    }
+
+    pub(crate) async fn cursor(
+        &mut self,
+        connection: &mut Connection<'_>,
+        consumer: &'static str,
+        bucket: Bucket,
+    ) -> Result<Position, StoreError> {
+        if let Some(position) = self.cursors.get(&(consumer, bucket)) {
+            return Ok(*position);
+        }
+        let position = statements::cursor(connection, consumer, bucket).await?;
+        self.cursors.insert((consumer, bucket), position);
+        Ok(position)
+    }
+
+    pub(crate) async fn cause(
+        &self,
+        connection: &mut Connection<'_>,
+        key: &str,
+    ) -> Result<Option<StoredCause>, StoreError> {
+        match &self.causes {
+            Some(causes) => Ok(causes.get(key).cloned()),
+            None => statements::cause(connection, key).await,
+        }
+    }
+}

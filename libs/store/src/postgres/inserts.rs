@@ -1,0 +1,152 @@
+//! Inserts of many rows into PostgreSQL: one statement each, with a list per column.
+
+use std::time::Duration;
+
+use contract::log::RowChange;
+use sqlx::PgConnection;
+
+use crate::connection::limited;
+use crate::raw::EventRow;
+use crate::statements::{CursorRow, StoredCause};
+
+/// Where processes hear of new positions.
+pub(crate) const CHANNEL: &str = "penstock_head";
+
+/// Writes events in order of position, and tells every process of the last when they are committed.
+pub(crate) async fn insert_events(
+    connection: &mut PgConnection,
+    limit: Duration,
+    events: &[EventRow<'_>],
+) -> sqlx::Result<()> {
+    let numbers = |of: fn(&EventRow<'_>) -> i64| events.iter().map(of).collect::<Vec<i64>>();
+    let last = events.last().map_or(0, |event| event.position.0);
+    let running = sqlx::query(
+        "WITH added AS (INSERT INTO events \
+         (position, prev, bucket, stream, version, id, type, type_version, time, actor, data) \
+         SELECT * FROM UNNEST($1::BIGINT[], $2::BIGINT[], $3::BIGINT[], $4::TEXT[], $5::BIGINT[], \
+         $6::TEXT[], $7::TEXT[], $8::BIGINT[], $9::BIGINT[], $10::TEXT[], $11::TEXT[])) \
+         SELECT pg_notify($12, $13)",
+    )
+    .bind(numbers(|event| event.position.0 as i64))
+    .bind(numbers(|event| event.prev.0 as i64))
+    .bind(numbers(|event| i64::from(event.bucket.0)))
+    .bind(events.iter().map(|e| e.stream).collect::<Vec<&str>>())
+    .bind(numbers(|event| event.version as i64))
+    .bind(events.iter().map(|e| e.id.to_string()).collect::<Vec<_>>())
+    .bind(events.iter().map(|e| e.type_name).collect::<Vec<&str>>())
+    .bind(numbers(|event| i64::from(event.type_version)))
+    .bind(numbers(|event| event.time.millis()))
+    .bind(events.iter().map(|e| e.actor).collect::<Vec<&str>>())
+    .bind(events.iter().map(|e| e.data).collect::<Vec<&str>>())
+    .bind(CHANNEL)
+    .bind(last.to_string())
+    .execute(connection);
+    limited(limit, running).await?;
+    Ok(())
+}
+
+pub(crate) async fn write_rows(
+    connection: &mut PgConnection,
+    limit: Duration,
+    changes: &[&RowChange],
+) -> sqlx::Result<()> {
+    let (kept, gone): (Vec<&RowChange>, Vec<&RowChange>) =
+        changes.iter().partition(|change| change.doc.is_some());
+    let texts = |rows: &[&RowChange], of: for<'r> fn(&'r RowChange) -> &'r str| {
+        rows.iter()
+            .map(|row| of(row).to_owned())
+            .collect::<Vec<String>>()
+    };
+    if !kept.is_empty() {
+        let running = sqlx::query(
+            "INSERT INTO rows (model, key, endpoint, deployment, position, time, doc) \
+             SELECT * FROM UNNEST($1::TEXT[], $2::TEXT[], $3::TEXT[], $4::TEXT[], $5::BIGINT[], \
+             $6::BIGINT[], $7::TEXT[]) \
+             ON CONFLICT (model, key) DO UPDATE SET endpoint = excluded.endpoint, \
+             deployment = excluded.deployment, position = excluded.position, \
+             time = excluded.time, doc = excluded.doc",
+        )
+        .bind(texts(&kept, |row| row.model))
+        .bind(texts(&kept, |row| &row.key))
+        .bind(texts(&kept, |row| &row.endpoint))
+        .bind(texts(&kept, |row| &row.deployment))
+        .bind(kept.iter().map(|r| r.position.0 as i64).collect::<Vec<_>>())
+        .bind(kept.iter().map(|r| r.time.millis()).collect::<Vec<_>>())
+        .bind(texts(&kept, |row| row.doc.as_deref().unwrap_or_default()))
+        .execute(&mut *connection);
+        limited(limit, running).await?;
+    }
+    if !gone.is_empty() {
+        let running = sqlx::query(
+            "DELETE FROM rows USING UNNEST($1::TEXT[], $2::TEXT[]) AS gone (model, key) \
+             WHERE rows.model = gone.model AND rows.key = gone.key",
+        )
+        .bind(texts(&gone, |row| row.model))
+        .bind(texts(&gone, |row| &row.key))
+        .execute(&mut *connection);
+        limited(limit, running).await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn write_cursors(
+    connection: &mut PgConnection,
+    limit: Duration,
+    cursors: &[CursorRow<'_>],
+) -> sqlx::Result<()> {
+    let running = sqlx::query(
+        "INSERT INTO cursors (consumer, bucket, position) \
+         SELECT * FROM UNNEST($1::TEXT[], $2::BIGINT[], $3::BIGINT[]) \
+         ON CONFLICT (consumer, bucket) DO UPDATE SET position = excluded.position",
+    )
+    .bind(cursors.iter().map(|c| c.consumer).collect::<Vec<&str>>())
+    .bind(
+        cursors
+            .iter()
+            .map(|c| i64::from(c.bucket.0))
+            .collect::<Vec<_>>(),
+    )
+    .bind(
+        cursors
+            .iter()
+            .map(|c| c.position.0 as i64)
+            .collect::<Vec<_>>(),
+    )
+    .execute(connection);
+    limited(limit, running).await?;
+    Ok(())
+}
+
+pub(crate) async fn write_causes(
+    connection: &mut PgConnection,
+    limit: Duration,
+    causes: &[(&str, &StoredCause)],
+) -> sqlx::Result<()> {
+    let running = sqlx::query(
+        "INSERT INTO causes (key, body_hash, result, positions, time) \
+         SELECT * FROM UNNEST($1::TEXT[], $2::TEXT[], $3::TEXT[], $4::TEXT[], $5::BIGINT[])",
+    )
+    .bind(causes.iter().map(|(key, _)| *key).collect::<Vec<&str>>())
+    .bind(
+        causes
+            .iter()
+            .map(|(_, c)| c.body_hash.as_str())
+            .collect::<Vec<&str>>(),
+    )
+    .bind(
+        causes
+            .iter()
+            .map(|(_, c)| c.result.as_deref())
+            .collect::<Vec<Option<&str>>>(),
+    )
+    .bind(
+        causes
+            .iter()
+            .map(|(_, c)| c.positions.as_str())
+            .collect::<Vec<&str>>(),
+    )
+    .bind(causes.iter().map(|(_, c)| c.time).collect::<Vec<i64>>())
+    .execute(connection);
+    limited(limit, running).await?;
+    Ok(())
+}

@@ -1,0 +1,244 @@
+//! Events as they are stored, not decoded: what copies, comparisons and readers that must survive a
+//! damaged event work with.
+
+use std::sync::Arc;
+
+use contract::events::Event;
+use contract::ids::{Bucket, Position};
+use contract::log::{Actor, Record, StreamName};
+use contract::time::Timestamp;
+use uuid::Uuid;
+
+use crate::StoreError;
+
+/// An event as it stands in the log, with its data as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawRecord {
+    pub position: Position,
+    pub prev: Position,
+    pub bucket: Bucket,
+    pub stream: String,
+    pub version: u64,
+    pub id: String,
+    pub type_name: String,
+    pub type_version: u32,
+    pub time: Timestamp,
+    pub actor: String,
+    /// JSON.
+    pub data: String,
+}
+
+/// The columns of an event, in the order in which every text names them.
+pub(crate) type RawColumns = (
+    i64,
+    i64,
+    i64,
+    String,
+    i64,
+    String,
+    String,
+    i64,
+    i64,
+    String,
+    String,
+);
+
+impl From<RawColumns> for RawRecord {
+    fn from(columns: RawColumns) -> Self {
+        let (
+            position,
+            prev,
+            bucket,
+            stream,
+            version,
+            id,
+            type_name,
+            type_version,
+            time,
+            actor,
+            data,
+        ) = columns;
+        Self {
+            position: Position(position as u64),
+            prev: Position(prev as u64),
+            // What no store writes becomes what nobody knows, and is found by whoever checks.
+            bucket: Bucket(u16::try_from(bucket).unwrap_or(u16::MAX)),
+            stream,
+            version: version as u64,
+            id,
+            type_name,
+            type_version: u32::try_from(type_version).unwrap_or(u32::MAX),
+            time: Timestamp::from_millis(time),
+            actor,
+            data,
+        }
+    }
+}
+
+impl RawRecord {
+    /// A record as this version stores it.
+    pub fn of(record: &Record) -> Result<Self, StoreError> {
+        let data = record
+            .event
+            .data_json()
+            .map_err(|error| StoreError::Refused(format!("an event cannot be written: {error}")))?;
+        Ok(Self {
+            position: record.position,
+            prev: record.prev,
+            bucket: record.bucket,
+            stream: record.stream.as_str().to_owned(),
+            version: record.version,
+            id: record.id.to_string(),
+            type_name: record.event.type_name().to_owned(),
+            type_version: record.event.version(),
+            time: record.time,
+            actor: record.actor.0.clone(),
+            data,
+        })
+    }
+
+    pub fn decode(self) -> Result<Record, StoreError> {
+        let position = self.position;
+        let unreadable = |detail: String| StoreError::Unreadable { position, detail };
+        let event = Event::decode(&self.type_name, self.type_version, &self.data)
+            .map_err(|error| unreadable(error.to_string()))?;
+        let stream: StreamName = self
+            .stream
+            .parse()
+            .map_err(|_| unreadable(format!("`{}` is not a stream", self.stream)))?;
+        let id = Uuid::parse_str(&self.id)
+            .map_err(|error| unreadable(format!("event id `{}`: {error}", self.id)))?;
+        if self.bucket > Bucket::GLOBAL {
+            return Err(unreadable(format!("bucket {} is not known", self.bucket)));
+        }
+        Ok(Record {
+            position,
+            prev: self.prev,
+            bucket: self.bucket,
+            stream,
+            version: self.version,
+            id,
+            time: self.time,
+            actor: Actor(self.actor),
+            event,
+        })
+    }
+}
+
+/// One place in the log, whether or not its event can be read.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    Record(Arc<Record>),
+    Unreadable(Unreadable),
+}
+
+/// An event that cannot be decoded, with all that can be said about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    pub position: Position,
+    pub prev: Position,
+    pub bucket: Bucket,
+    pub stream: String,
+    pub version: u64,
+    pub type_name: String,
+    pub detail: String,
+}
+
+impl Entry {
+    pub fn position(&self) -> Position {
+        match self {
+            Self::Record(record) => record.position,
+            Self::Unreadable(unreadable) => unreadable.position,
+        }
+    }
+}
+
+impl From<RawRecord> for Entry {
+    fn from(raw: RawRecord) -> Self {
+        let mut unreadable = Unreadable {
+            position: raw.position,
+            prev: raw.prev,
+            bucket: raw.bucket,
+            stream: raw.stream.clone(),
+            version: raw.version,
+            type_name: raw.type_name.clone(),
+            detail: String::new(),
+        };
+        match raw.decode() {
+            Ok(record) => Self::Record(Arc::new(record)),
+            Err(error) => {
+                unreadable.detail = match error {
+                    StoreError::Unreadable { detail, .. } => detail,
+                    error => error.to_string(),
+                };
+                Self::Unreadable(unreadable)
+            }
+        }
+    }
+}
+
+/// An event on its way into the table.
+#[derive(Clone, Copy)]
+pub(crate) struct EventRow<'a> {
+    pub position: Position,
+    pub prev: Position,
+    pub bucket: Bucket,
+    pub stream: &'a str,
+    pub version: u64,
+    pub id: Id<'a>,
+    pub type_name: &'a str,
+    pub type_version: u32,
+    pub time: Timestamp,
+    pub actor: &'a str,
+    pub data: &'a str,
+}
+
+/// An event's id: made by this process, or as it was stored.
+#[derive(Clone, Copy)]
+pub(crate) enum Id<'a> {
+    Made(Uuid),
+    Stored(&'a str),
+}
+
+impl std::fmt::Display for Id<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Made(id) => id.fmt(f),
+            Self::Stored(id) => f.write_str(id),
+        }
+    }
+}
+
+impl<'a> EventRow<'a> {
+    pub(crate) fn of(record: &'a Record, data: &'a str) -> Self {
+        Self {
+            position: record.position,
+            prev: record.prev,
+            bucket: record.bucket,
+            stream: record.stream.as_str(),
+            version: record.version,
+            id: Id::Made(record.id),
+            type_name: record.event.type_name(),
+            type_version: record.event.version(),
+            time: record.time,
+            actor: &record.actor.0,
+            data,
+        }
+    }
+
+    pub(crate) fn raw(raw: &'a RawRecord) -> Self {
+        Self {
+            position: raw.position,
+            prev: raw.prev,
+            bucket: raw.bucket,
+            stream: &raw.stream,
+            version: raw.version,
+            id: Id::Stored(&raw.id),
+            type_name: &raw.type_name,
+            type_version: raw.type_version,
+            time: raw.time,
+            actor: &raw.actor,
+            data: &raw.data,
+        }
+    }
+}

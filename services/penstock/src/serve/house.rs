@@ -134,6 +134,8 @@ impl House {
         let control_config = ControlConfig {
             listen: args.control_addr,
             data: data.clone(),
+            seal_key: None,
+            replica: None,
             gateway: Some(gateway_url.clone()),
         };
         let control_deps = ControlDeps {

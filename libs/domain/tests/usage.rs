@@ -636,3 +636,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn who_takes_over_names_only_what_its_predecessor_cannot_have_told() {
+    let mut first = Meter::new();
+    first.seconds("g", 0..60, 1);
+    first.tick(at(61));
+    // Seconds 60 to 69 were counted by nobody that told it; the frames of 70 on come again.
+    let mut second = first.successor_by_log();
+    assert_eq!(second.usage.taken_over(at(75)), at(60));
+    second.seconds("g", 70..120, 1);
+    let events = second.tick(at(130));
+    let named: Vec<(u64, u64)> = gaps(&events).iter().map(|g| (g.first, g.last)).collect();
+    assert!(!named.is_empty());
+    assert!(named.iter().all(|gap| *gap == (60, 69)), "{named:?}");
+    assert_eq!(closed(&events).len(), 1);
+}

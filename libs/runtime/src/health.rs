@@ -1,4 +1,8 @@
-//! What a process still waits for before it can serve, in sentences.
+//! What a process still waits for before it can serve, what it cannot reach, and what people should
+//! know of, in sentences.
+//!
+//! Invariant: who waits or cannot reach something is not ready; a remark takes nothing from
+//! readiness.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,16 +12,30 @@ use tokio::sync::watch;
 /// Shared by all components of a process; `/readyz` prints what is missing.
 #[derive(Clone, Debug)]
 pub struct Health {
-    waiting: Arc<Mutex<BTreeMap<String, String>>>,
+    words: Arc<Mutex<BTreeMap<String, Words>>>,
     all_ready: Arc<watch::Sender<bool>>,
 }
 
 impl Default for Health {
     fn default() -> Self {
         Self {
-            waiting: Arc::default(),
+            words: Arc::default(),
             all_ready: Arc::new(watch::Sender::new(true)),
         }
+    }
+}
+
+/// What one component says.
+#[derive(Clone, Debug, Default)]
+struct Words {
+    waiting: Option<String>,
+    trouble: Option<String>,
+    remark: Option<String>,
+}
+
+impl Words {
+    fn hinders(&self) -> bool {
+        self.waiting.is_some() || self.trouble.is_some()
     }
 }
 
@@ -40,11 +58,21 @@ impl Health {
 
     /// `name: what it waits for`, empty when everything is ready.
     pub fn missing(&self) -> Vec<String> {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting
-            .iter()
-            .map(|(name, reason)| format!("{name}: {reason}"))
-            .collect()
+        self.told(|words| words.waiting.iter().chain(&words.trouble).collect())
+    }
+
+    /// `name: what people should know of`, such as endpoints that are parked.
+    pub fn remarks(&self) -> Vec<String> {
+        self.told(|words| words.remark.iter().collect())
+    }
+
+    fn told(&self, of: impl Fn(&Words) -> Vec<&String>) -> Vec<String> {
+        let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = Vec::new();
+        for (name, words) in words.iter() {
+            told.extend(of(words).into_iter().map(|text| format!("{name}: {text}")));
+        }
+        told
     }
 
     /// Returns when every component known by then is ready.
@@ -53,24 +81,34 @@ impl Health {
         let _ = self.all_ready.subscribe().wait_for(|ready| *ready).await;
     }
 
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<String, String>)) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut waiting);
-        self.all_ready.send_replace(waiting.is_empty());
+    fn change(&self, name: &str, change: impl FnOnce(&mut Words)) {
+        let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        change(words.entry(name.to_owned()).or_default());
+        let ready = !words.values().any(Words::hinders);
+        self.all_ready.send_replace(ready);
     }
 }
 
 impl Component {
     pub fn ready(&self) {
-        self.health.change(|waiting| {
-            waiting.remove(&self.name);
-        });
+        self.health.change(&self.name, |words| words.waiting = None);
     }
 
     pub fn waiting(&self, reason: &str) {
-        self.health.change(|waiting| {
-            waiting.insert(self.name.clone(), reason.to_owned());
-        });
+        self.health
+            .change(&self.name, |words| words.waiting = Some(reason.to_owned()));
+    }
+
+    /// What cannot be reached at the moment; comes and goes without a word on the rest.
+    pub fn trouble(&self, trouble: Option<String>) {
+        self.health
+            .change(&self.name, |words| words.trouble = trouble);
+    }
+
+    /// Something that people should know of; does not make the process unready.
+    pub fn remark(&self, remark: Option<String>) {
+        self.health
+            .change(&self.name, |words| words.remark = remark);
     }
 }
 
@@ -87,5 +125,21 @@ mod tests {
         assert_eq!(health.missing(), ["gateway: no routes yet"]);
         gateway.ready();
         assert!(health.missing().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_reached_and_what_is_remarked_do_not_undo_each_other() {
+        let health = Health::default();
+        let meter = health.component("meter");
+        meter.ready();
+        meter.trouble(Some("the store cannot be reached: gone".into()));
+        meter.remark(Some("1 endpoint is parked".into()));
+        assert_eq!(
+            health.missing(),
+            ["meter: the store cannot be reached: gone"]
+        );
+        meter.trouble(None);
+        assert!(health.missing().is_empty());
+        assert_eq!(health.remarks(), ["meter: 1 endpoint is parked"]);
     }
 }

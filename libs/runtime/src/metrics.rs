@@ -8,6 +8,8 @@ use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use crate::parking::PARKED_ENDPOINTS;
+
 /// Registries by the place in the code that filled them.
 type Registries = BTreeMap<(&'static str, u32), Registry>;
 
@@ -30,6 +32,13 @@ impl Default for Metrics {
                     "The version of this process",
                     ConstGauge::new(1i64),
                 );
+        });
+        metrics.register(|registry| {
+            registry.register(
+                "penstock_parked_endpoints",
+                "Endpoints that a consumer cannot digest an event of, and has parked",
+                PARKED_ENDPOINTS.clone(),
+            );
         });
         metrics
     }

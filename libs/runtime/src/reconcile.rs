@@ -4,33 +4,47 @@
 //!
 //! Level-triggered: outputs follow from the whole state, which includes the service's own earlier
 //! outputs, so a restart or a repeated record can neither lose an output nor write one twice.
-//! Safety against a second owner comes from the store: every commit carries the bucket's fence and
-//! the stream's expected version.
+//!
+//! Buckets come and go at any time. Only endpoints of buckets that are assigned, fenced and caught up
+//! with are evaluated. Safety against a second owner comes from the store: every commit carries the
+//! bucket's fence and the stream's expected version, so what a replaced owner still has in flight does
+//! no harm. Who is fenced and still assigned takes the bucket again, and folds it anew before it
+//! evaluates anything of it.
+//!
+//! The loop outlives outages of the store: it tries again, and goes on taking in frames.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::Bus;
+use bus::{Bus, Subscription};
 use contract::events::{ClockStepped, Event};
 use contract::frame::Frame;
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
-use futures::future::join_all;
+use futures::StreamExt;
+use futures::future::{BoxFuture, FutureExt, try_join_all};
+use futures::stream::FuturesUnordered;
 use store::{Append, Commit, CommitError, Committed, Fence, Store, StoreError};
-use tokio::time::MissedTickBehavior;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::feed::{Feed, FeedItem};
 use crate::health::Component;
 use crate::ids::Ids;
+use crate::parking::{self, Parking, Verdict, survive};
+use crate::retry::until_answered;
 
 /// If what was recorded lies this far ahead of our clock, the clock has stepped back, and it holds.
 pub const CLOCK_STEP: Span = Span::from_secs(5);
 /// Pause after the store could not take a commit.
 const RETRY_AFTER: Span = Span::from_secs(1);
+/// Who was fenced waits for so long before it takes the bucket again: most often it has only not yet
+/// heard that the bucket is somebody else's.
+const TAKE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// A service, as the loop sees it.
 pub trait Reconciler: Send + 'static {
@@ -53,6 +67,10 @@ pub trait Reconciler: Send + 'static {
         now: Timestamp,
     ) -> Vec<Event>;
 
+    /// Whether frames of buckets of other owners are taken in, too: what they say about gateways is
+    /// then known when a bucket is taken over.
+    const HEARS_ALL_BUCKETS: bool = false;
+
     /// Takes in a frame; true if the endpoints of its bucket are to be evaluated.
     fn observe(&mut self, _frame: &Frame, _now: Timestamp) -> bool {
         false
@@ -60,6 +78,9 @@ pub trait Reconciler: Send + 'static {
 
     /// Called every [`TICK`](Self::TICK): the buckets whose endpoints are to be evaluated.
     fn due(&mut self, now: Timestamp) -> BTreeSet<Bucket>;
+
+    /// The bucket is somebody else's now: what is kept of it outside of the states is of no use.
+    fn forget(&mut self, _bucket: Bucket) {}
 
     /// Called after each commit.
     fn committed(
@@ -92,112 +113,225 @@ struct Entry<S> {
     recorded: Timestamp,
     /// Our own last commit; until it has come back, the state is behind and is not evaluated.
     awaiting: Position,
+    /// A commit is under way, and whether it was due again meanwhile.
+    writing: Option<DueAgain>,
     /// After the store refused a commit for a reason of its own: not before this time.
     retry_at: Option<Timestamp>,
 }
 
-/// Runs until `shutdown`, or until the store fails for good.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DueAgain {
+    No,
+    Yes,
+}
+
+/// A bucket that is ours.
+struct Held {
+    fence: Fence,
+    caught_up: bool,
+}
+
+/// What became of a commit.
+struct Written {
+    key: EndpointKey,
+    fence: Fence,
+    now: Timestamp,
+    outcome: Result<Committed, CommitError>,
+}
+
+/// Runs until `shutdown`, or until the store is closed.
 pub async fn run<R: Reconciler>(
     reconciler: R,
     deps: Deps,
     component: Component,
     shutdown: CancellationToken,
 ) -> Result<(), StoreError> {
-    let feed = Feed::open(
-        deps.store.clone(),
-        deps.bus.clone(),
-        R::SERVICE,
-        BTreeMap::new(),
-    );
+    let group = Subscription::Group(R::SERVICE);
+    let feed = Feed::open(deps.store.clone(), deps.bus.clone(), group, BTreeMap::new());
     let frames = deps.bus.subscribe_frames();
+    component.waiting("reads the log");
     let mut shell = Loop {
         reconciler,
+        parking: Parking::open(R::SERVICE, deps.store.clone(), component.clone()),
+        feed: feed.reporting(&component),
+        frames,
+        shutdown,
         deps,
         component,
         entries: BTreeMap::new(),
-        fences: BTreeMap::new(),
+        held: BTreeMap::new(),
+        lost: BTreeMap::new(),
         due: BTreeSet::new(),
-        caught_up: false,
+        writing: FuturesUnordered::new(),
+        writes_fail: false,
     };
-    shell.component.waiting("reads the log");
-    shell.run(feed, frames, shutdown).await
+    shell.run().await
 }
 
 struct Loop<R: Reconciler> {
     reconciler: R,
     deps: Deps,
     component: Component,
+    feed: Feed,
+    frames: mpsc::Receiver<Arc<Frame>>,
+    shutdown: CancellationToken,
+    parking: Parking,
+    /// Of buckets that are held only.
     entries: BTreeMap<EndpointKey, Entry<R::State>>,
-    fences: BTreeMap<Bucket, Fence>,
+    held: BTreeMap<Bucket, Held>,
+    /// Fenced and still assigned: when to take them again.
+    lost: BTreeMap<Bucket, Instant>,
     /// Endpoints to evaluate in this turn.
     due: BTreeSet<EndpointKey>,
-    caught_up: bool,
+    writing: FuturesUnordered<BoxFuture<'static, Written>>,
+    writes_fail: bool,
 }
 
 impl<R: Reconciler> Loop<R> {
-    async fn run(
-        &mut self,
-        mut feed: Feed,
-        mut frames: tokio::sync::mpsc::Receiver<Arc<Frame>>,
-        shutdown: CancellationToken,
-    ) -> Result<(), StoreError> {
+    async fn run(&mut self) -> Result<(), StoreError> {
         let mut ticks = tokio::time::interval(R::TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let shutdown = self.shutdown.clone();
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
-                item = feed.next() => self.take_in(item?).await?,
-                Some(frame) = frames.recv() => {
+                Some(written) = self.writing.next() => self.settle(written)?,
+                item = self.feed.next() => self.take_in(item?).await?,
+                Some(frame) = self.frames.recv() => {
                     self.observe(&frame);
-                    while let Ok(frame) = frames.try_recv() {
+                    while let Ok(frame) = self.frames.try_recv() {
                         self.observe(&frame);
                     }
                 }
                 _ = ticks.tick() => {
                     let buckets = self.reconciler.due(self.deps.clock.now());
                     self.mark_due(&buckets);
+                    self.take_again().await?;
                 }
             }
-            if self.caught_up {
-                self.evaluate_due().await?;
-            }
+            self.evaluate_due();
         }
     }
 
     async fn take_in(&mut self, item: FeedItem) -> Result<(), StoreError> {
         match item {
-            FeedItem::Records(records) => records.iter().for_each(|record| self.apply(record)),
-            FeedItem::Assigned(buckets) => self.take(buckets).await?,
-            FeedItem::Revoked(buckets) => buckets.iter().for_each(|bucket| {
-                self.fences.remove(bucket);
-            }),
-            FeedItem::CaughtUp => {
-                self.caught_up = true;
-                self.component.ready();
-                self.due.extend(self.entries.keys().cloned());
+            FeedItem::Records(records) => {
+                for record in records {
+                    match self.parking.judge(&record) {
+                        Verdict::Fold => self.apply(&record),
+                        Verdict::PassOver => {}
+                        Verdict::FoldAnew => self.fold_anew(&record).await?,
+                    }
+                }
             }
+            FeedItem::Unreadable(unreadable) => {
+                if let Some(key) = self.parking.unreadable(&unreadable, self.deps.clock.now()) {
+                    self.entries.remove(&key);
+                }
+            }
+            FeedItem::Assigned(buckets) => self.take(&buckets).await?,
+            FeedItem::Revoked(buckets) => self.let_go(&buckets),
+            FeedItem::CaughtUp(buckets) => self.caught_up(&buckets),
         }
         Ok(())
     }
 
     /// Raises the generation of each bucket, so that a former owner can write no more.
-    async fn take(&mut self, buckets: Vec<Bucket>) -> Result<(), StoreError> {
+    async fn take(&mut self, buckets: &[Bucket]) -> Result<(), StoreError> {
+        let (store, component) = (self.deps.store.clone(), self.component.clone());
         let names: Vec<String> = buckets
             .iter()
             .map(|bucket| format!("{}/{bucket}", R::SERVICE))
             .collect();
-        let fences = join_all(names.iter().map(|name| self.deps.store.take(name))).await;
-        for (bucket, fence) in buckets.into_iter().zip(fences) {
-            self.fences.insert(bucket, fence?);
+        let taking = async move {
+            let take = || try_join_all(names.iter().map(|name| store.take(name)));
+            until_answered(&component, take).await
+        };
+        let Some(fences) = self.patiently(taking).await? else {
+            return Ok(());
+        };
+        for (bucket, fence) in buckets.iter().zip(fences) {
+            let held = Held {
+                fence,
+                caught_up: false,
+            };
+            self.held.insert(*bucket, held);
         }
+        Ok(())
+    }
+
+    /// Waits for the store, and takes in frames meanwhile. None: the service shuts down.
+    async fn patiently<T>(
+        &mut self,
+        asked: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<Option<T>, StoreError> {
+        tokio::pin!(asked);
+        let shutdown = self.shutdown.clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(None),
+                answer = &mut asked => return answer.map(Some),
+                Some(frame) = self.frames.recv() => self.observe(&frame),
+            }
+        }
+    }
+
+    fn let_go(&mut self, buckets: &[Bucket]) {
+        for bucket in buckets {
+            self.drop_folded(*bucket);
+            self.lost.remove(bucket);
+            self.reconciler.forget(*bucket);
+        }
+    }
+
+    fn drop_folded(&mut self, bucket: Bucket) {
+        self.held.remove(&bucket);
+        self.entries.retain(|key, _| key.bucket() != bucket);
+        self.parking.forget(bucket);
+    }
+
+    fn caught_up(&mut self, buckets: &[Bucket]) {
+        for bucket in buckets {
+            if let Some(held) = self.held.get_mut(bucket) {
+                held.caught_up = true;
+            }
+        }
+        self.parking.caught_up(buckets);
+        self.mark_due(&buckets.iter().copied().collect());
+        if self.held.values().all(|held| held.caught_up) {
+            self.component.ready();
+        }
+    }
+
+    /// What was fenced while it was still ours is taken once more, and read from the start.
+    async fn take_again(&mut self) -> Result<(), StoreError> {
+        if self.lost.is_empty() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let due = self.lost.iter().filter(|(_, at)| **at <= now);
+        let due: Vec<Bucket> = due.map(|(bucket, _)| *bucket).collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        self.take(&due).await?;
+        self.lost.retain(|bucket, _| !due.contains(bucket));
+        self.feed.read_again(&due);
         Ok(())
     }
 
     fn apply(&mut self, record: &Record) {
         let Some(key) = record.endpoint() else { return };
+        if !self.held.contains_key(&record.bucket) {
+            return;
+        }
         let entry = self.entries.entry(key.clone()).or_default();
-        self.reconciler.apply(&mut entry.state, record);
+        let reconciler = &mut self.reconciler;
+        if let Err(detail) = survive(|| reconciler.apply(&mut entry.state, record)) {
+            return self.park(&key, record.position, record.event.type_name(), &detail);
+        }
         entry.position = record.position;
         entry.recorded = entry.recorded.max(record.time);
         if record.stream == StreamName::of(R::STREAM, &key) {
@@ -209,13 +343,59 @@ impl<R: Reconciler> Loop<R> {
         self.due.insert(key);
     }
 
+    fn park(&mut self, key: &EndpointKey, position: Position, event_type: &str, detail: &str) {
+        self.entries.remove(key);
+        let now = self.deps.clock.now();
+        self.parking.park(key, position, event_type, detail, now);
+    }
+
+    /// A person wants the endpoint back: its history is read from the store, and folded.
+    async fn fold_anew(&mut self, unparked: &Record) -> Result<(), StoreError> {
+        let Some(key) = unparked.endpoint() else {
+            return Ok(());
+        };
+        let (store, component) = (self.deps.store.clone(), self.component.clone());
+        let (of, to) = (key.clone(), unparked.position);
+        let reading = async move {
+            let read = || parking::history(store.clone(), of.clone(), to);
+            until_answered(&component, read).await
+        };
+        let Some(history) = self.patiently(reading).await? else {
+            return Ok(());
+        };
+        self.entries.remove(&key);
+        self.parking.release(&key);
+        for past in history {
+            if self.parking.passes_over(past.position()) {
+                continue;
+            }
+            match past {
+                store::Entry::Record(record) => self.apply(&record),
+                store::Entry::Unreadable(unreadable) => {
+                    self.parking.unreadable(&unreadable, self.deps.clock.now());
+                }
+            }
+            if self.parking.is_parked(&key) {
+                self.entries.remove(&key);
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn observe(&mut self, frame: &Frame) {
+        if !R::HEARS_ALL_BUCKETS && !self.held.contains_key(&frame.bucket) {
+            return;
+        }
         if self.reconciler.observe(frame, self.deps.clock.now()) {
             self.mark_due(&BTreeSet::from([frame.bucket]));
         }
     }
 
     fn mark_due(&mut self, buckets: &BTreeSet<Bucket>) {
+        if buckets.is_empty() {
+            return;
+        }
         let keys = self
             .entries
             .keys()
@@ -223,68 +403,113 @@ impl<R: Reconciler> Loop<R> {
         self.due.extend(keys.cloned());
     }
 
-    async fn evaluate_due(&mut self) -> Result<(), StoreError> {
+    fn evaluate_due(&mut self) {
+        if self.due.is_empty() {
+            return;
+        }
         let clock = self.deps.clock.now();
-        let mut commits = Vec::new();
         for key in std::mem::take(&mut self.due) {
-            let Some(entry) = self.entries.get_mut(&key) else {
+            let held = self.held.get(&key.bucket());
+            let Some(held) = held.filter(|held| held.caught_up) else {
+                // It becomes due when its bucket is caught up with.
                 continue;
             };
-            let Some(fence) = self.fences.get(&key.bucket()) else {
-                continue;
-            };
-            if entry.awaiting > entry.position || entry.retry_at.is_some_and(|at| clock < at) {
-                continue;
+            let fence = held.fence.clone();
+            if let Some((now, append)) = self.evaluate(&key, clock) {
+                self.write(key, fence, now, append);
             }
-            entry.retry_at = None;
-            let (now, events) = if entry.recorded > clock + CLOCK_STEP {
-                (
-                    clock,
-                    vec![Event::ClockStepped(ClockStepped {
-                        recorded: entry.recorded,
-                        clock,
-                    })],
-                )
-            } else {
-                let now = entry.recorded.max(clock);
-                (now, self.reconciler.evaluate(&key, &mut entry.state, now))
-            };
-            if events.is_empty() {
-                continue;
-            }
-            let append = Append {
-                stream: StreamName::of(R::STREAM, &key),
-                expected_version: entry.version,
-                events: events
-                    .into_iter()
-                    .map(|event| self.deps.new_event::<R>(now, event))
-                    .collect(),
-            };
-            let commit = Commit {
-                appends: vec![append],
-                fence: Some(fence.clone()),
-                ..Commit::default()
-            };
-            let store = self.deps.store.clone();
-            commits.push(async move { (key, now, store.commit(commit).await) });
         }
-        for (key, now, outcome) in join_all(commits).await {
-            self.settle(key, now, outcome).await?;
-        }
-        Ok(())
     }
 
-    async fn settle(
-        &mut self,
-        key: EndpointKey,
-        now: Timestamp,
-        outcome: Result<Committed, CommitError>,
-    ) -> Result<(), StoreError> {
+    /// What is to be written about one endpoint, if it can be told now.
+    fn evaluate(&mut self, key: &EndpointKey, clock: Timestamp) -> Option<(Timestamp, Append)> {
+        let entry = self.entries.get_mut(key)?;
+        if let Some(due_again) = &mut entry.writing {
+            *due_again = DueAgain::Yes;
+            return None;
+        }
+        if entry.awaiting > entry.position || entry.retry_at.is_some_and(|at| clock < at) {
+            return None;
+        }
+        entry.retry_at = None;
+        let (now, events) = if entry.recorded > clock + CLOCK_STEP {
+            let stepped = ClockStepped {
+                recorded: entry.recorded,
+                clock,
+            };
+            (clock, vec![Event::ClockStepped(stepped)])
+        } else {
+            let now = entry.recorded.max(clock);
+            let reconciler = &mut self.reconciler;
+            match survive(|| reconciler.evaluate(key, &mut entry.state, now)) {
+                Ok(events) => (now, events),
+                Err(detail) => {
+                    let position = entry.position;
+                    self.park(key, position, "evaluation", &detail);
+                    return None;
+                }
+            }
+        };
+        if events.is_empty() {
+            return None;
+        }
+        let append = Append {
+            stream: StreamName::of(R::STREAM, key),
+            expected_version: entry.version,
+            events: events
+                .into_iter()
+                .map(|event| self.deps.new_event::<R>(now, event))
+                .collect(),
+        };
+        Some((now, append))
+    }
+
+    /// Begins a commit; the loop goes on meanwhile.
+    fn write(&mut self, key: EndpointKey, fence: Fence, now: Timestamp, append: Append) {
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return;
+        };
+        entry.writing = Some(DueAgain::No);
+        let commit = Commit {
+            appends: vec![append],
+            fence: Some(fence.clone()),
+            ..Commit::default()
+        };
+        let store = self.deps.store.clone();
+        let writing = async move {
+            let outcome = store.commit(commit).await;
+            Written {
+                key,
+                fence,
+                now,
+                outcome,
+            }
+        };
+        self.writing.push(writing.boxed());
+    }
+
+    fn settle(&mut self, written: Written) -> Result<(), StoreError> {
+        let Written {
+            key,
+            fence,
+            now,
+            outcome,
+        } = written;
+        let bucket = key.bucket();
+        let held = self.held.get(&bucket);
+        if held.is_none_or(|held| held.fence != fence) {
+            // Of an ownership that is over.
+            return Ok(());
+        }
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return Ok(());
+        };
+        if entry.writing.take() == Some(DueAgain::Yes) {
+            self.due.insert(key.clone());
+        }
         match outcome {
             Ok(Committed::Now { records }) => {
-                let Some(entry) = self.entries.get_mut(&key) else {
-                    return Ok(());
-                };
+                self.writes_fail = false;
                 entry.awaiting = records
                     .last()
                     .map_or(entry.awaiting, |record| record.position);
@@ -297,14 +522,17 @@ impl<R: Reconciler> Loop<R> {
                 tracing::debug!(service = R::SERVICE, endpoint = %key, "stream moved on, evaluating again");
             }
             Err(CommitError::Fenced { .. }) => {
-                tracing::warn!(service = R::SERVICE, bucket = %key.bucket(), "bucket was taken over, taking it again");
-                self.take(vec![key.bucket()]).await?;
+                tracing::warn!(service = R::SERVICE, %bucket, "bucket was taken over");
+                self.drop_folded(bucket);
+                self.lost.insert(bucket, Instant::now() + TAKE_AGAIN_AFTER);
             }
+            Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
             Err(error) => {
-                if let Some(entry) = self.entries.get_mut(&key) {
-                    entry.retry_at = Some(now + RETRY_AFTER);
+                entry.retry_at = Some(now + RETRY_AFTER);
+                // Once for an outage, not once for each endpoint.
+                if !std::mem::replace(&mut self.writes_fail, true) {
+                    tracing::error!(service = R::SERVICE, endpoint = %key, %error, "could not write, trying again");
                 }
-                tracing::error!(service = R::SERVICE, endpoint = %key, %error, "could not write, trying again");
             }
         }
         Ok(())

@@ -16,11 +16,14 @@ use contract::time::Timestamp;
 use proptest::prelude::*;
 use runtime::feed::{Feed, FeedItem};
 use runtime::relay;
+use sqlx::Connection as _;
 use store::{Append, Commit, Committed, Store};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+const GROUP: Subscription = Subscription::Group("test");
 
 /// Short enough that a test does not wait for what the bus has lost.
 const SOON: Duration = Duration::from_millis(5);
@@ -28,6 +31,17 @@ const SOON: Duration = Duration::from_millis(5);
 async fn open(folder: &TempDir) -> Store {
     let url = format!("sqlite:{}", folder.path().join("log.db").display());
     Store::open(&url).await.unwrap()
+}
+
+/// What a newer release might have written.
+async fn damage(folder: &TempDir, position: i64) {
+    let url = format!("sqlite:{}", folder.path().join("log.db").display());
+    let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query("UPDATE events SET type = 'endpoint.not-invented-yet' WHERE position = $1")
+        .bind(position)
+        .execute(&mut connection)
+        .await
+        .unwrap();
 }
 
 /// Streams in different buckets, one of them the global one.
@@ -134,7 +148,9 @@ struct Reader {
     feed: Feed,
     reached: BTreeMap<Bucket, Position>,
     delivered: Vec<u64>,
-    caught_up_at: Option<usize>,
+    /// How much had been delivered when each bucket was caught up with.
+    caught_up: BTreeMap<Bucket, usize>,
+    unreadable: Vec<Position>,
 }
 
 impl Reader {
@@ -143,7 +159,8 @@ impl Reader {
             feed,
             reached: BTreeMap::new(),
             delivered: Vec::new(),
-            caught_up_at: None,
+            caught_up: BTreeMap::new(),
+            unreadable: Vec::new(),
         }
     }
 
@@ -154,11 +171,24 @@ impl Reader {
                 assert!(!records.is_empty());
                 records.iter().for_each(|record| self.take_in(record));
             }
-            FeedItem::CaughtUp => {
-                assert_eq!(self.caught_up_at, None, "caught up twice");
-                self.caught_up_at = Some(self.delivered.len());
+            FeedItem::CaughtUp(buckets) => {
+                for bucket in buckets {
+                    let before = self.caught_up.insert(*bucket, self.delivered.len());
+                    assert_eq!(before, None, "caught up with {bucket} twice");
+                }
             }
-            FeedItem::Assigned(_) | FeedItem::Revoked(_) => {}
+            FeedItem::Unreadable(unreadable) => {
+                let before = self.reached.insert(unreadable.bucket, unreadable.position);
+                assert_eq!(unreadable.prev, before.unwrap_or_default());
+                self.unreadable.push(unreadable.position);
+            }
+            FeedItem::Revoked(buckets) => {
+                for bucket in buckets {
+                    self.reached.remove(bucket);
+                    self.caught_up.remove(bucket);
+                }
+            }
+            FeedItem::Assigned(_) => {}
         }
         item
     }
@@ -176,7 +206,7 @@ impl Reader {
     }
 
     async fn until_delivered(&mut self, count: usize) {
-        while self.delivered.len() < count || self.caught_up_at.is_none() {
+        while self.delivered.len() < count || self.caught_up.is_empty() {
             self.step().await;
         }
     }
@@ -199,11 +229,17 @@ async fn history_comes_first_then_the_word_that_it_is_done_then_what_is_new() {
     }
     let shutdown = CancellationToken::new();
     let relay = tokio::spawn(relay::run(store.clone(), bus.clone(), shutdown.clone()));
-    let feed = Feed::open(store.clone(), bus, "test", BTreeMap::new());
+    let feed = Feed::open(store.clone(), bus, GROUP, BTreeMap::new());
     let mut reader = Reader::new(feed);
     assert!(matches!(reader.step().await, FeedItem::Assigned(buckets) if buckets.len() == 64));
     reader.until_delivered(1200).await;
-    assert_eq!(reader.caught_up_at, Some(1200));
+    assert_eq!(reader.caught_up.len(), 64);
+    assert!(
+        reader
+            .caught_up
+            .values()
+            .all(|delivered| *delivered == 1200)
+    );
     for n in 0..20 {
         writer.write(&store, n % 4).await;
         reader.until_delivered(1201 + n).await;
@@ -217,9 +253,10 @@ async fn history_comes_first_then_the_word_that_it_is_done_then_what_is_new() {
 async fn an_empty_log_is_caught_up_with_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
-    let mut feed = Feed::open(store, LocalBus::new(), "test", BTreeMap::new());
+    let mut feed = Feed::open(store, LocalBus::new(), GROUP, BTreeMap::new());
     assert!(matches!(feed.next().await.unwrap(), FeedItem::Assigned(_)));
-    assert_eq!(feed.next().await.unwrap(), FeedItem::CaughtUp);
+    let all = Bucket::of_endpoints().collect();
+    assert_eq!(feed.next().await.unwrap(), FeedItem::CaughtUp(all));
 }
 
 #[tokio::test]
@@ -235,12 +272,12 @@ async fn each_bucket_is_read_from_where_its_cursor_stands() {
         (written[0].bucket, Position(21)),
         (Bucket::GLOBAL, Position(40)),
     ]);
-    let mut feed = Feed::open(store, LocalBus::new(), "test", from.clone());
+    let mut feed = Feed::open(store, LocalBus::new(), GROUP, from.clone());
     let mut delivered = BTreeSet::new();
     loop {
         match feed.next().await.unwrap() {
             FeedItem::Records(records) => delivered.extend(records.iter().map(|r| r.position)),
-            FeedItem::CaughtUp => break,
+            FeedItem::CaughtUp(_) => break,
             _ => {}
         }
     }
@@ -257,7 +294,7 @@ async fn a_record_after_a_hole_brings_what_is_missing_before_it() {
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
     // The recheck is out of the way, so that only the hole itself can bring the missing ones.
-    let feed = Feed::open(store.clone(), bus.clone(), "test", BTreeMap::new())
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new())
         .recheck_every(Duration::from_secs(3600));
     let mut reader = Reader::new(feed);
     bus.assign_all();
@@ -277,7 +314,7 @@ async fn what_the_bus_drops_at_the_tail_is_found_in_the_store() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
-    let feed = Feed::open(store.clone(), bus.clone(), "test", BTreeMap::new()).recheck_every(SOON);
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new()).recheck_every(SOON);
     let mut reader = Reader::new(feed);
     bus.assign_all();
     reader.until_delivered(0).await;
@@ -297,7 +334,7 @@ async fn a_bucket_that_was_revoked_is_silent_and_a_new_one_brings_its_history() 
     let mut writer = Writer::default();
     let first = writer.write(&store, 0).await;
     let other = writer.write(&store, 1).await;
-    let feed = Feed::open(store.clone(), bus.clone(), "test", BTreeMap::new()).recheck_every(SOON);
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new()).recheck_every(SOON);
     let mut reader = Reader::new(feed);
     bus.send(BusMessage::Assigned(vec![first.bucket]));
     reader.until_delivered(1).await;
@@ -307,7 +344,9 @@ async fn a_bucket_that_was_revoked_is_silent_and_a_new_one_brings_its_history() 
     bus.send(BusMessage::Revoked(vec![first.bucket]));
     reader.until_delivered(2).await;
     assert_eq!(reader.delivered, [1, 2]);
-    while !matches!(reader.step().await, FeedItem::Revoked(_)) {}
+    while reader.reached.contains_key(&first.bucket) {
+        reader.step().await;
+    }
 
     let unheard = writer.write(&store, 0).await;
     bus.send(BusMessage::Record(unheard));
@@ -315,6 +354,134 @@ async fn a_bucket_that_was_revoked_is_silent_and_a_new_one_brings_its_history() 
     bus.send(BusMessage::Record(heard));
     reader.until_delivered(3).await;
     assert_eq!(reader.delivered, [1, 2, 4]);
+}
+
+#[tokio::test]
+async fn a_bucket_that_comes_back_brings_its_whole_history_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let bus = ScriptedBus::new();
+    let mut writer = Writer::default();
+    let bucket = writer.write(&store, 0).await.bucket;
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new()).recheck_every(SOON);
+    let mut reader = Reader::new(feed);
+    bus.send(BusMessage::Assigned(vec![bucket]));
+    reader.until_delivered(1).await;
+    let live = writer.write(&store, 0).await;
+    bus.send(BusMessage::Record(live));
+    bus.send(BusMessage::Revoked(vec![bucket]));
+    while !matches!(reader.step().await, FeedItem::Revoked(_)) {}
+    reader.delivered.clear();
+    writer.write(&store, 0).await;
+    bus.send(BusMessage::Assigned(vec![bucket]));
+    while !matches!(reader.step().await, FeedItem::CaughtUp(_)) {}
+    assert_eq!(reader.delivered, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn live_buckets_go_on_while_others_are_caught_up_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let bus = ScriptedBus::new();
+    let mut writer = Writer::default();
+    let live = writer.write(&store, 0).await.bucket;
+    let mut late = live;
+    // Several pages of history.
+    for _ in 0..3500 {
+        late = writer.write(&store, 1).await.bucket;
+    }
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new())
+        .recheck_every(Duration::from_secs(3600));
+    let mut reader = Reader::new(feed);
+    bus.send(BusMessage::Assigned(vec![live]));
+    reader.until_delivered(1).await;
+    bus.send(BusMessage::Assigned(vec![late]));
+    while !matches!(reader.step().await, FeedItem::Assigned(_)) {}
+    let fresh = writer.write(&store, 0).await;
+    let position = fresh.position.0;
+    bus.send(BusMessage::Record(fresh));
+    while !reader.delivered.contains(&position) {
+        reader.step().await;
+    }
+    assert!(!reader.caught_up.contains_key(&late));
+    while !reader.caught_up.contains_key(&late) {
+        reader.step().await;
+    }
+    assert_eq!(reader.delivered.len(), 3502);
+}
+
+#[tokio::test]
+async fn the_global_history_belongs_to_the_first_bucket_that_is_caught_up_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let bus = ScriptedBus::new();
+    let mut writer = Writer::default();
+    let endpoint = writer.write(&store, 0).await;
+    for _ in 0..1500 {
+        writer.write(&store, 3).await;
+    }
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new()).recheck_every(SOON);
+    let mut reader = Reader::new(feed);
+    bus.send(BusMessage::Assigned(vec![endpoint.bucket]));
+    while !matches!(reader.step().await, FeedItem::CaughtUp(_)) {}
+    assert_eq!(reader.delivered.len(), 1501);
+}
+
+#[tokio::test]
+async fn a_replica_without_buckets_is_caught_up_with_the_global_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let bus = ScriptedBus::new();
+    let mut writer = Writer::default();
+    writer.write(&store, 0).await;
+    writer.write(&store, 3).await;
+    let mut feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new());
+    bus.send(BusMessage::Assigned(vec![]));
+    assert_eq!(feed.next().await.unwrap(), FeedItem::Assigned(vec![]));
+    assert!(matches!(feed.next().await.unwrap(), FeedItem::Records(records) if records.len() == 1));
+    assert_eq!(feed.next().await.unwrap(), FeedItem::CaughtUp(vec![]));
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_decoded_is_told_in_its_place_and_the_rest_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let bus = ScriptedBus::new();
+    let mut writer = Writer::default();
+    for _ in 0..3 {
+        writer.write(&store, 0).await;
+    }
+    damage(&folder, 2).await;
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new()).recheck_every(SOON);
+    let mut reader = Reader::new(feed);
+    bus.assign_all();
+    assert!(matches!(reader.step().await, FeedItem::Assigned(_)));
+    assert!(matches!(reader.step().await, FeedItem::Records(_)));
+    assert!(matches!(reader.step().await, FeedItem::Unreadable(_)));
+    assert!(matches!(reader.step().await, FeedItem::Records(_)));
+    assert_eq!(reader.unreadable, [Position(2)]);
+    assert_eq!(reader.delivered, [1, 3]);
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_read_again_is_told_from_the_start_and_caught_up_with_once_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let bus = ScriptedBus::new();
+    let mut writer = Writer::default();
+    let bucket = writer.write(&store, 0).await.bucket;
+    writer.write(&store, 1).await;
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new()).recheck_every(SOON);
+    let mut reader = Reader::new(feed);
+    bus.assign_all();
+    reader.until_delivered(2).await;
+    reader.reached.remove(&bucket);
+    reader.caught_up.remove(&bucket);
+    reader.feed.read_again(&[bucket]);
+    while !reader.caught_up.contains_key(&bucket) {
+        reader.step().await;
+    }
+    assert_eq!(reader.delivered, [1, 2, 1]);
 }
 
 #[tokio::test]
@@ -329,7 +496,7 @@ async fn a_feed_that_is_cancelled_at_any_moment_loses_nothing() {
     for n in 0..50 {
         writer.write(&store, n % 4).await;
     }
-    let feed = Feed::open(store.clone(), bus, "test", BTreeMap::new()).recheck_every(SOON);
+    let feed = Feed::open(store.clone(), bus, GROUP, BTreeMap::new()).recheck_every(SOON);
     let mut reader = Reader::new(feed);
     let writing = tokio::spawn(async move {
         for n in 0..200 {
@@ -381,7 +548,7 @@ proptest! {
             for index in &before {
                 writer.write(&store, *index).await;
             }
-            let feed = Feed::open(store.clone(), bus.clone(), "test", BTreeMap::new())
+            let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new())
                 .recheck_every(SOON);
             bus.assign_all();
             let mut reader = Reader::new(feed);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::{Backend, BackendError, Observed, ObservedPhase};
-use bus::Bus;
+use bus::{Bus, Subscription};
 use contract::events::Event;
 use contract::ids::{EndpointKey, InstanceId};
 use contract::log::{Actor, NewEvent, StreamName};
@@ -91,9 +91,10 @@ pub async fn run(
     let feed = Feed::open(
         deps.store.clone(),
         deps.bus.clone(),
-        "node",
+        Subscription::Whole,
         BTreeMap::new(),
-    );
+    )
+    .reporting(&deps.component);
     let (sender, observations) = mpsc::channel(OBSERVATIONS_MAX);
     let stop_watching = CancellationToken::new();
     let _stop = stop_watching.clone().drop_guard();
@@ -237,9 +238,13 @@ impl Agent {
                     self.state.apply(&record);
                 }
             }
-            FeedItem::CaughtUp => {
+            // Whoever reads everything is assigned everything at once.
+            FeedItem::CaughtUp(_) => {
                 self.caught_up = true;
                 self.state.touch_all();
+            }
+            FeedItem::Unreadable(unreadable) => {
+                tracing::error!(position = %unreadable.position, detail = unreadable.detail, "an event cannot be read, and is passed over");
             }
             // Instances are on this node whoever owns their bucket.
             FeedItem::Assigned(_) | FeedItem::Revoked(_) => {}

@@ -58,6 +58,8 @@ impl Reconciler for Planner {
     const STREAM: StreamKind = StreamKind::Instances;
     /// Back-offs and drain deadlines are whole seconds; a quarter is fine enough.
     const TICK: Duration = Duration::from_millis(250);
+    /// Who takes a bucket over must know of every gateway that may still use an instance.
+    const HEARS_ALL_BUCKETS: bool = true;
 
     fn apply(&mut self, state: &mut EndpointFold, record: &Record) {
         state.apply(record);

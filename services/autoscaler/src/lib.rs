@@ -37,6 +37,8 @@ pub struct Autoscaler {
     measures: BTreeMap<Bucket, Measures>,
     /// Buckets of which a second has just been closed, and when the gateway closed it.
     closing: BTreeMap<Bucket, Timestamp>,
+    /// Decisions on their way to the log, and when the second was closed that caused them.
+    caused: BTreeMap<EndpointKey, Timestamp>,
     evaluated_all_at: Timestamp,
     /// What one instance may use; memory utilisation has no data without it.
     memory_bytes_per_instance: Option<u64>,
@@ -141,10 +143,24 @@ impl Reconciler for Autoscaler {
         let memory = self.memory_bytes_per_instance;
         let measures = self.measures(key.bucket(), now);
         let decisions = state.evaluate(&key.endpoint(), measures, memory, now);
+        match self.closing.get(&key.bucket()) {
+            Some(closed_at) if !decisions.is_empty() => {
+                self.caused.insert(key.clone(), *closed_at);
+            }
+            _ => {
+                self.caused.remove(key);
+            }
+        }
         decisions
             .into_iter()
             .map(|decision| Event::ScalingDecided(Box::new(decision)))
             .collect()
+    }
+
+    fn forget(&mut self, bucket: Bucket) {
+        self.measures.remove(&bucket);
+        self.closing.remove(&bucket);
+        self.caused.retain(|key, _| key.bucket() != bucket);
     }
 
     fn committed(
@@ -162,10 +178,9 @@ impl Reconciler for Autoscaler {
                 observer.metrics.count(decision);
             }
         }
-        if let Some(closed_at) = self.closing.get(&key.bucket()) {
-            observer
-                .metrics
-                .committed_after(observer.clock.now().since(*closed_at));
+        if let Some(closed_at) = self.caused.remove(key) {
+            let delay = observer.clock.now().since(closed_at);
+            observer.metrics.committed_after(delay);
         }
     }
 }

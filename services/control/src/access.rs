@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use contract::events::{AccessGranted, AccessRevoked, AccessRole, Event};
 use contract::ids::Position;
-use contract::log::{Actor, NewEvent, StreamName};
+use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::Timestamp;
 use runtime::clock::Clock;
 use runtime::ids::Ids;
@@ -35,7 +35,11 @@ struct Book {
 }
 
 impl Book {
-    fn apply(&mut self, record: &contract::log::Record) {
+    /// Takes in the next record of the stream; what it has had already changes nothing.
+    fn apply(&mut self, record: &Record) {
+        if record.version <= self.version {
+            return;
+        }
         match &record.event {
             Event::AccessGranted(granted) => {
                 self.tokens.insert(granted.name.clone(), granted.clone());
@@ -84,6 +88,15 @@ impl Access {
         };
         access.read_on().await?;
         Ok(access)
+    }
+
+    /// Takes in what any replica has written, as the log brings it: what is revoked through one of
+    /// them opens nothing at the others either.
+    pub fn follow(&self, record: &Record) {
+        if record.stream.kind() == Some(StreamKind::Access) {
+            let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
+            book.apply(record);
+        }
     }
 
     async fn read_on(&self) -> Result<(), StoreError> {
@@ -135,6 +148,7 @@ impl Access {
         cause: Option<(Cause, Keep<'_>)>,
     ) -> Result<(String, Position), ApiError> {
         let _writing = self.writing.lock().await;
+        self.read_on().await?;
         {
             let book = self.read();
             if let Some(granted) = book.tokens.get(name) {
@@ -179,6 +193,7 @@ impl Access {
 
     pub async fn revoke(&self, name: &str, actor: Actor) -> Result<Position, ApiError> {
         let _writing = self.writing.lock().await;
+        self.read_on().await?;
         {
             let book = self.read();
             let Some(granted) = book.tokens.get(name) else {
@@ -235,7 +250,8 @@ impl Access {
             Ok(Committed::Now { records }) => {
                 let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
                 records.iter().for_each(|record| book.apply(record));
-                Ok(book.position)
+                let written = records.last().map(|record| record.position);
+                Ok(written.unwrap_or(book.position))
             }
             Ok(Committed::Before { .. }) => Err(ApiError::conflict(
                 "changed-meanwhile",
@@ -251,8 +267,16 @@ impl Access {
     }
 
     /// The token in `client.json` if it still opens everything; else a new one. The old one of that
-    /// name is revoked: it was lost.
-    pub async fn first_token(&self, known: Option<String>) -> Result<String, ApiError> {
+    /// name is revoked: it was lost. Replicas with a file each have tokens of their own.
+    pub async fn first_token(
+        &self,
+        known: Option<String>,
+        replica: Option<&str>,
+    ) -> Result<String, ApiError> {
+        let name = match replica {
+            None => FIRST_TOKEN.to_owned(),
+            Some(replica) => format!("{FIRST_TOKEN}-{replica}"),
+        };
         let now = self.clock.now();
         if let Some(token) = known
             && self
@@ -261,17 +285,15 @@ impl Access {
         {
             return Ok(token);
         }
-        let taken = self.read().tokens.contains_key(FIRST_TOKEN);
+        let taken = self.read().tokens.contains_key(&name);
         if taken {
             let _writing = self.writing.lock().await;
-            let event = Event::AccessRevoked(AccessRevoked {
-                name: FIRST_TOKEN.into(),
-            });
+            let event = Event::AccessRevoked(AccessRevoked { name: name.clone() });
             self.append(event, Actor::service("control"), None).await?;
         }
         let actor = Actor::service("control");
         let granted = self
-            .grant(FIRST_TOKEN, AccessRole::Admin, None, actor, None)
+            .grant(&name, AccessRole::Admin, None, actor, None)
             .await?;
         Ok(granted.0)
     }

@@ -16,8 +16,8 @@ use store::{Append, Cause, Commit, CommitError, Committed, Store, StoreError};
 
 use crate::error::ApiError;
 
-/// Times that a command is decided anew after somebody else wrote first. Control is the only writer
-/// of these streams, so even one is rare.
+/// Times that a command is decided anew after somebody else wrote first. Only replicas of control
+/// write these streams, so even one is rare.
 const TRIES: usize = 5;
 const PAGE: usize = 1000;
 
@@ -84,15 +84,24 @@ impl Commands {
         slots.entry(endpoint.clone()).or_default().clone()
     }
 
-    /// The newest state.
+    /// The newest state, whichever replica wrote it.
     pub async fn endpoint(&self, endpoint: &Name) -> Result<Aggregate, StoreError> {
+        let slot = self.slot(endpoint);
+        let mut aggregate = slot.lock().await;
+        self.read_on(endpoint, &mut aggregate).await?;
+        self.forget_if_empty(endpoint, &aggregate);
+        Ok(aggregate.clone())
+    }
+
+    /// Whether there is such an endpoint, as far as this replica knows. Good enough for a limit.
+    async fn is_known(&self, endpoint: &Name) -> Result<bool, StoreError> {
         let slot = self.slot(endpoint);
         let mut aggregate = slot.lock().await;
         if aggregate.version == 0 {
             self.read_on(endpoint, &mut aggregate).await?;
             self.forget_if_empty(endpoint, &aggregate);
         }
-        Ok(aggregate.clone())
+        Ok(aggregate.state.is_some())
     }
 
     /// A name that was only asked about leaves nothing behind. Whoever holds the slot meanwhile is
@@ -128,7 +137,7 @@ impl Commands {
         names.remove(endpoint);
         let mut count = 0;
         for name in &names {
-            count += usize::from(self.endpoint(name).await?.state.is_some());
+            count += usize::from(self.is_known(name).await?);
         }
         Ok(count)
     }
@@ -147,9 +156,8 @@ impl Commands {
         };
         let slot = self.slot(order.endpoint);
         let mut aggregate = slot.lock().await;
-        if aggregate.version == 0 {
-            self.read_on(order.endpoint, &mut aggregate).await?;
-        }
+        // Another replica may have written since: "unchanged" must be said of the newest state.
+        self.read_on(order.endpoint, &mut aggregate).await?;
         for _ in 0..TRIES {
             let now = self.clock.now();
             let context = Context {

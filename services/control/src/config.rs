@@ -15,6 +15,12 @@ pub struct ControlConfig {
     pub listen: SocketAddr,
     /// Where `client.json` and `seal.key` are kept.
     pub data: PathBuf,
+    /// Where the key is that opens sealed secrets: `env:NAME` or `file:PATH`. Replicas must share one.
+    /// None: `seal.key` in the data directory, made on the first start.
+    pub seal_key: Option<String>,
+    /// Which of several replicas this is; it stands in the name of the token in `client.json`. None:
+    /// there is only one.
+    pub replica: Option<String>,
     /// The gateway's address as clients see it, such as `http://127.0.0.1:8080`.
     pub gateway: Option<String>,
     pub limits: Limits,

@@ -23,6 +23,8 @@ pub struct Seal {
 pub enum SealError {
     #[error("the seal key {path} cannot be used: {detail}; put the right file back")]
     KeyFile { path: String, detail: String },
+    #[error("the seal key `{reference}` cannot be used: {detail}")]
+    Reference { reference: String, detail: String },
     #[error("what was sealed cannot be opened: it was changed, or sealed with another key")]
     Unreadable,
 }
@@ -47,8 +49,38 @@ impl Seal {
             }
             Err(error) => return Err(fail(error.to_string())),
         };
-        let cipher = ChaCha20Poly1305::new(Key::from_slice(&key));
-        Ok(Self { cipher })
+        Ok(Self::with(&key))
+    }
+
+    /// The key that replicas share: `env:NAME` or `file:PATH`, with 64 hexadecimal digits, or in a
+    /// file 32 bytes.
+    pub fn by_reference(reference: &str) -> Result<Self, SealError> {
+        let fail = |detail: String| SealError::Reference {
+            reference: reference.to_owned(),
+            detail,
+        };
+        let bytes = match reference.split_once(':') {
+            Some(("env", name)) => std::env::var(name)
+                .map(String::into_bytes)
+                .map_err(|error| fail(error.to_string()))?,
+            Some(("file", path)) => std::fs::read(path).map_err(|error| fail(error.to_string()))?,
+            _ => return Err(fail("write env:NAME or file:PATH".to_owned())),
+        };
+        let key = match <[u8; 32]>::try_from(bytes.as_slice()) {
+            Ok(key) => Some(key),
+            Err(_) => hex::decode(bytes.trim_ascii())
+                .ok()
+                .and_then(|key| key.try_into().ok()),
+        };
+        let key = key.ok_or_else(|| {
+            fail("a key has 64 hexadecimal digits, such as `openssl rand -hex 32` gives".to_owned())
+        })?;
+        Ok(Self::with(&key))
+    }
+
+    fn with(key: &[u8; 32]) -> Self {
+        let cipher = ChaCha20Poly1305::new(Key::from_slice(key));
+        Self { cipher }
     }
 
     /// `context` is bound to the result: what was sealed for one purpose opens for no other.
@@ -137,6 +169,36 @@ mod tests {
             std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600
         );
+    }
+
+    #[test]
+    fn a_shared_key_is_found_by_its_reference_as_bytes_or_as_digits() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids = SeededIds::new(1);
+        let path = dir.path().join("seal.key");
+        let sealed = {
+            let seal = Seal::open(&path, &ids).unwrap();
+            seal.seal("secret", "key/1", &ids).unwrap()
+        };
+        let shared = dir.path().join("shared");
+        let digits = hex::encode(std::fs::read(&path).unwrap());
+        std::fs::write(&shared, format!("{digits}\n")).unwrap();
+        for path in [path, shared] {
+            let seal = Seal::by_reference(&format!("file:{}", path.display())).unwrap();
+            assert_eq!(seal.unseal(&sealed, "key/1").unwrap(), "secret");
+        }
+    }
+
+    #[test]
+    fn a_reference_that_leads_to_no_key_is_refused() {
+        for reference in [
+            "seal.key",
+            "env:NO_SUCH_VARIABLE_AT_ALL",
+            "file:/no/such/file",
+            "file:/dev/null",
+        ] {
+            assert!(Seal::by_reference(reference).is_err(), "{reference}");
+        }
     }
 
     #[test]

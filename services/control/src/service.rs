@@ -11,10 +11,11 @@ use axum::extract::{ConnectInfo, RawPathParams, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
 use bytes::Bytes;
-use contract::ids::{Name, Position};
+use contract::ids::{Bucket, EndpointKey, Name, Position};
+use domain::views::ENDPOINTS;
 use http::{Method, StatusCode};
 use serde_json::json;
-use store::StoreError;
+use store::{RowQuery, StoreError};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -30,19 +31,21 @@ use crate::listener;
 use crate::metrics::{CallLabels, ControlMetrics};
 use crate::seal::{Seal, SealError, write_private};
 use crate::table::{Entry, routes};
-use crate::views::{Views, ViewsConsumer};
+use crate::views::{CONSUMER, Progress, Views, ViewsConsumer};
 
 /// Largest request body.
 pub const BODY_BYTES_MAX: usize = contract::resources::TEXT_BYTES_MAX;
 /// How long a GET waits for the read models to reach the position that it names.
 pub const POSITION_WAIT: Duration = Duration::from_secs(2);
+/// How often the cursor of rows that another replica writes is looked at meanwhile.
+const CURSOR_POLL: Duration = Duration::from_millis(20);
 
 /// What handlers share.
 pub struct App {
     pub config: ControlConfig,
     pub deps: ControlDeps,
     pub commands: Arc<Commands>,
-    pub access: Access,
+    pub access: Arc<Access>,
     pub seal: Seal,
     pub views: Views,
     pub metrics: ControlMetrics,
@@ -89,15 +92,23 @@ impl Control {
         let listen = |source| ControlError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
-        let seal = Seal::open(&config.data.join(SEAL_FILE), deps.ids.as_ref())?;
+        let seal = match &config.seal_key {
+            Some(reference) => Seal::by_reference(reference)?,
+            None => Seal::open(&config.data.join(SEAL_FILE), deps.ids.as_ref())?,
+        };
         let (store, clock, ids) = (&deps.store, &deps.clock, &deps.ids);
         let access = Access::open(store.clone(), clock.clone(), ids.clone()).await?;
+        let access = Arc::new(access);
         let commands = Commands::new(store.clone(), clock.clone(), ids.clone());
         let commands = Arc::new(commands);
         let metrics = ControlMetrics::new(&deps.metrics);
-        let opened =
-            ViewsConsumer::open(deps.clone(), commands.clone(), metrics.clone(), component);
-        let (consumer, views) = opened.await?;
+        let (consumer, views) = ViewsConsumer::open(
+            deps.clone(),
+            commands.clone(),
+            access.clone(),
+            metrics.clone(),
+            component,
+        );
         let app = App {
             streams: Arc::new(Semaphore::new(config.limits.streams)),
             config,
@@ -111,6 +122,7 @@ impl Control {
             shutdown: CancellationToken::new(),
         };
         app.write_client_file(addr).await?;
+        app.check_seal().await?;
         let app = Arc::new(app);
         Ok(Self {
             addr,
@@ -120,7 +132,7 @@ impl Control {
         })
     }
 
-    /// Runs until `shutdown`, or until the store fails.
+    /// Runs until `shutdown`, or until the store is closed.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), ControlError> {
         let stop = shutdown.child_token();
         let streams = self.app.shutdown.clone();
@@ -163,7 +175,8 @@ impl App {
         let known = std::fs::read_to_string(&path).ok();
         let known = known.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
         let known = known.and_then(|file| Some(file.get("token")?.as_str()?.to_owned()));
-        let token = self.access.first_token(known).await;
+        let replica = self.config.replica.as_deref();
+        let token = self.access.first_token(known, replica).await;
         let token = token.map_err(|error| ControlError::Token(error.detail))?;
         let mut file = json!({"server": format!("http://{addr}"), "token": token});
         if let Some(gateway) = &self.config.gateway {
@@ -192,16 +205,73 @@ impl App {
         let Some(record) = record.first() else {
             return Ok(());
         };
-        let (bucket, position) = (record.bucket, position);
-        let mut progress = self.views.progress();
-        let reached = progress.wait_for(|progress| {
-            progress
-                .cursors
-                .get(&bucket)
-                .is_some_and(|cursor| *cursor >= position)
-        });
+        let bucket = record.bucket;
+        let reached = async {
+            self.folded(bucket, position).await;
+            self.written(bucket, position).await
+        };
         // Too late is no failure: the answer shows what there is.
-        let _ = tokio::time::timeout(POSITION_WAIT, reached).await;
+        match tokio::time::timeout(POSITION_WAIT, reached).await {
+            Ok(Err(error)) => Err(error.into()),
+            Ok(Ok(())) | Err(_) => Ok(()),
+        }
+    }
+
+    /// This replica has taken it in.
+    async fn folded(&self, bucket: Bucket, position: Position) {
+        let mut progress = self.views.progress();
+        let reached = |progress: &Progress| {
+            let folded = progress.folded.get(&bucket);
+            folded.is_some_and(|folded| *folded >= position)
+        };
+        // The consumer ends with the server only.
+        let _ = progress.wait_for(reached).await;
+    }
+
+    /// The rows show it, whoever writes them.
+    async fn written(&self, bucket: Bucket, position: Position) -> Result<(), StoreError> {
+        let mut progress = self.views.progress();
+        loop {
+            let ours = progress.borrow_and_update().written.get(&bucket).copied();
+            match ours {
+                Some(written) if written >= position => return Ok(()),
+                Some(_) => {
+                    let _ = progress.changed().await;
+                }
+                None => {
+                    if self.deps.store.cursor(CONSUMER, bucket).await? >= position {
+                        return Ok(());
+                    }
+                    tokio::time::sleep(CURSOR_POLL).await;
+                }
+            }
+        }
+    }
+
+    /// Says so if this replica's key does not open what others have sealed.
+    async fn check_seal(&self) -> Result<(), StoreError> {
+        let newest = RowQuery {
+            model: ENDPOINTS.to_owned(),
+            limit: 1,
+            ..RowQuery::default()
+        };
+        let rows = self.deps.store.rows(newest).await?;
+        let key = rows.first().and_then(|row| row.key.parse().ok());
+        let Some(key): Option<EndpointKey> = key else {
+            return Ok(());
+        };
+        let Some(endpoint) = self.commands.endpoint(&key.endpoint()).await?.state else {
+            return Ok(());
+        };
+        let context = crate::api::endpoints::context(endpoint.uid);
+        let sealed = &endpoint.keys.primary.sealed;
+        if self.seal.unseal(sealed, &context).is_err() {
+            let problem = "the seal key does not open the keys that are stored: give every replica of control the same one, by PENSTOCK_SEAL_KEY (env:NAME or file:PATH) or as seal.key in its data directory";
+            tracing::error!(endpoint = %endpoint.name, "{problem}");
+            let component = self.deps.health.component("seal");
+            component.remark(Some(problem.to_owned()));
+            component.ready();
+        }
         Ok(())
     }
 }

@@ -16,6 +16,7 @@ use schemars::{JsonSchema, Schema, json_schema};
 use crate::answer::{Answer, List};
 use crate::api::{
     access, autoscale, decisions, deployments, endpoints, events, history, instances, logs, ops,
+    parking,
 };
 use crate::call::Call;
 use crate::service::App;
@@ -195,6 +196,12 @@ pub fn routes() -> Vec<Entry> {
             Json(of::<events::Verified>), events::verify),
         entry!(POST "/v1/events/replay" "replayEvents" OPERATOR, "Evaluate every recorded decision again",
             Json(of::<events::Replayed>), events::replay, body of::<events::Replay>),
+        entry!(GET "/v1/events/parked" "listParked" VIEWER, "Endpoints that a consumer cannot digest an event of, and has parked",
+            Json(of::<List<parking::Parked>>), parking::list, query &[OF_ENDPOINT, PAGE[0], PAGE[1]]),
+        entry!(POST "/v1/events/{position}/skip" "skipEvent" OPERATOR, "Let a consumer pass over an event, from its next fold on",
+            Json(of::<parking::Decided>), parking::skip, body of::<parking::Skip>),
+        entry!(POST "/v1/endpoints/{endpoint}/unpark" "unparkEndpoint" OPERATOR, "Let a consumer fold a parked endpoint anew",
+            Json(of::<parking::Decided>), parking::unpark, body of::<parking::Unpark>),
         entry!(GET "/v1/access" "listAccess" ADMIN, "Tokens, without the tokens",
             Json(of::<List<AccessView>>), access::list, query LISTED),
         entry!(POST "/v1/access" "grantAccess" ADMIN, "Make a token; it is shown once",

@@ -231,6 +231,7 @@ async fn every_route_of_the_table_answers_as_the_openapi_document_says() {
         .await
         .expect(201);
     world.delete("/v1/access/ci").await.expect(200);
+    parking(&world).await;
     world
         .delete("/v1/endpoints/iris/deployments/green")
         .await
@@ -252,6 +253,64 @@ async fn every_route_of_the_table_answers_as_the_openapi_document_says() {
         .collect();
     assert_eq!(answered, table);
     world.stop().await;
+}
+
+/// Nothing is parked in truth: the row is written here as a consumer would.
+async fn parking(world: &World) {
+    let doc = json!({
+        "consumer": "autoscaler", "endpoint": "iris", "position": 1, "eventType": "endpoint.created",
+        "detail": "poison", "since": "2026-10-10T12:00:00.000Z"
+    });
+    let row = contract::log::RowChange {
+        model: runtime::parking::PARKED,
+        key: "autoscaler/default/iris".into(),
+        endpoint: "default/iris".into(),
+        deployment: String::new(),
+        position: contract::ids::Position(1),
+        time: contract::time::Timestamp::from_secs(1),
+        doc: Some(doc.to_string()),
+    };
+    let commit = store::Commit {
+        rows: vec![row],
+        ..Default::default()
+    };
+    world.store.commit(commit).await.unwrap();
+    let parked = world.get("/v1/events/parked").await.expect(200).body();
+    assert_eq!(parked["items"], json!([doc]));
+    let endpoint = world.get("/v1/events?limit=1000").await.body();
+    let position = endpoint["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|event| event["type"] == "endpoint.created")
+        .unwrap()["position"]
+        .clone();
+    let skip = format!("/v1/events/{position}/skip");
+    let body = json!({"consumer": "autoscaler", "reason": "a test"});
+    let skipped = world.post(&skip, &body).await.expect(200).body();
+    assert_eq!(skipped["endpoint"], "iris");
+    let nobody = json!({"consumer": "autoscaler"});
+    world.post(&skip, &nobody).await.expect(400);
+    world
+        .post("/v1/events/999999/skip", &body)
+        .await
+        .expect(404);
+    world
+        .post("/v1/endpoints/iris/unpark", &body)
+        .await
+        .expect(200);
+    let other = json!({"consumer": "meter"});
+    world
+        .post("/v1/endpoints/iris/unpark", &other)
+        .await
+        .expect(404);
+    let events = world.get("/v1/events?limit=1000").await.body();
+    let kinds = |kind: &str| {
+        let events = events["items"].as_array().unwrap().iter();
+        events.filter(|event| event["type"] == kind).count()
+    };
+    assert_eq!(kinds("event.skipped"), 1);
+    assert_eq!(kinds("consumer.unparked"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::open::Open;
 use contract::frame::Role;
 use contract::ids::{Bucket, EndpointKey, Name, Position};
 use contract::time::{Span, Timestamp};
-use domain::usage::Usage;
 use serde::Serialize;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -67,7 +67,7 @@ pub(crate) struct Save {
 /// What was saved, for a successor.
 #[derive(Default)]
 pub(crate) struct Saved {
-    pub open: BTreeMap<Bucket, Usage>,
+    pub open: BTreeMap<Bucket, Open>,
     pub position: Position,
 }
 
@@ -180,9 +180,9 @@ impl History {
             ..Saved::default()
         };
         for (bucket, doc) in stored {
-            match serde_json::from_str::<Usage>(&doc) {
-                Ok(usage) => {
-                    saved.open.insert(Bucket(bucket as u16), usage.restored());
+            match Open::decode(&doc) {
+                Ok(open) => {
+                    saved.open.insert(Bucket(bucket as u16), open);
                 }
                 // The log still says what was counted; only the open minute is lost.
                 Err(error) => tracing::error!(bucket, %error, "a saved minute cannot be read"),

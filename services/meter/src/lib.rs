@@ -12,6 +12,7 @@
 mod config;
 mod history;
 mod metrics;
+mod open;
 mod panes;
 mod ready;
 mod service;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use contract::ids::{EndpointKey, Name, Position};
+use contract::ids::{Bucket, EndpointKey, Name, Position};
 use contract::log::Record;
 use domain::instances::Instances;
 
@@ -68,6 +68,14 @@ impl Ready {
                 });
             }
         }
+    }
+
+    /// The bucket is somebody else's now, or is folded anew. What is folded twice is saved twice, as
+    /// the same.
+    pub(crate) fn forget(&mut self, bucket: Bucket) {
+        self.endpoints.retain(|key, _| key.bucket() != bucket);
+        self.counts.retain(|key, _| key.bucket() != bucket);
+        self.changes.retain(|c| c.endpoint.bucket() != bucket);
     }
 
     /// What is to be saved, and the position that it goes up to.

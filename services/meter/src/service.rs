@@ -1,30 +1,37 @@
 //! The loop: frames and records in, events and panes out.
+//!
+//! Buckets come and go at any time. Frames of a bucket count once its history has been folded, since
+//! that tells what has been counted; those that come before wait for it. Outages of the store end
+//! nothing: what could not be written is due again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::Bus;
+use bus::{Bus, Subscription};
 use contract::events::Event;
 use contract::frame::Frame;
 use contract::ids::Bucket;
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use domain::usage::{Counted, Due, SAVED_EVERY, Usage};
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use runtime::clock::Clock;
 use runtime::feed::{Feed, FeedItem};
 use runtime::health::{Component, Health};
 use runtime::ids::Ids;
 use runtime::metrics::Metrics;
+use runtime::parking::{Parking, Verdict, fold_anew, history, survive};
+use runtime::retry::until_answered;
 use store::{Append, Commit, CommitError, Committed, Fence, Store, StoreError};
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::history::{History, HistoryError, Save};
 use crate::metrics::MeterMetrics;
+use crate::open::Open;
 use crate::panes::Panes;
 use crate::ready::Ready;
 
@@ -32,6 +39,13 @@ const SERVICE: &str = "meter";
 
 /// How often it is looked whether minutes can be closed.
 const TICK: Duration = Duration::from_millis(250);
+
+/// Frames of one bucket that wait until its history has been folded; the oldest go first.
+const WAITING_MAX: usize = 4096;
+
+/// Who was fenced waits for so long before it takes the bucket again: most often it has only not yet
+/// heard that the bucket is somebody else's.
+const TAKE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 pub struct Deps {
@@ -60,17 +74,32 @@ pub struct Meter {
     component: Component,
     feed: Feed,
     frames: mpsc::Receiver<Arc<Frame>>,
+    parking: Parking,
     state: State,
 }
 
 /// What it knows; saved as far as the log does not have it.
 struct State {
-    buckets: BTreeMap<Bucket, Usage>,
-    fences: BTreeMap<Bucket, Fence>,
+    buckets: BTreeMap<Bucket, Held>,
+    /// Open minutes of an earlier life, until their buckets are taken.
+    saved: BTreeMap<Bucket, Open>,
+    /// Fenced and still assigned: when to take them again.
+    lost: BTreeMap<Bucket, Instant>,
     panes: Panes,
     ready: Ready,
-    caught_up: bool,
     saved_at: Timestamp,
+    writes_fail: bool,
+}
+
+/// A bucket that is ours.
+struct Held {
+    fence: Fence,
+    usage: Usage,
+    caught_up: bool,
+    /// Somebody else has counted before us.
+    taken_over: bool,
+    /// Frames that came before the history had been folded.
+    waiting: VecDeque<Arc<Frame>>,
 }
 
 impl Meter {
@@ -82,21 +111,24 @@ impl Meter {
         let feed = Feed::open(
             deps.store.clone(),
             deps.bus.clone(),
-            SERVICE,
+            Subscription::Group(SERVICE),
             BTreeMap::new(),
-        );
+        )
+        .reporting(&component);
         let history = History::open(&config.history).await?;
         let saved = history.load().await?;
         let state = State {
-            buckets: saved.open,
-            fences: BTreeMap::new(),
+            buckets: BTreeMap::new(),
+            saved: saved.open,
+            lost: BTreeMap::new(),
             panes: Panes::default(),
             ready: Ready::new(saved.position),
-            caught_up: false,
             saved_at: deps.clock.now(),
+            writes_fail: false,
         };
         Ok(Self {
             metrics: MeterMetrics::new(&deps.metrics),
+            parking: Parking::open(SERVICE, deps.store.clone(), component.clone()),
             deps,
             history,
             retention: config.retention,
@@ -120,76 +152,180 @@ impl Meter {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                _ = ticks.tick(), if self.state.caught_up => self.tick().await?,
+                _ = ticks.tick() => self.tick().await?,
                 item = self.feed.next() => self.take_in(item?).await?,
-                // Until the log has been read it is not known what has been counted already.
-                Some(frame) = self.frames.recv(), if self.state.caught_up => self.count(&frame),
+                Some(frame) = self.frames.recv() => self.hear(frame),
             }
         }
-        if self.state.caught_up {
-            self.count_waiting();
-            let now = self.deps.clock.now();
-            self.save(now).await;
-        }
+        self.hear_waiting();
+        let now = self.deps.clock.now();
+        self.save(now).await;
         Ok(())
     }
 
     async fn take_in(&mut self, item: FeedItem) -> Result<(), StoreError> {
         match item {
-            FeedItem::Records(records) => records.iter().for_each(|record| self.apply(record)),
-            FeedItem::Assigned(buckets) => self.take(buckets).await?,
-            FeedItem::Revoked(buckets) => {
-                for bucket in buckets {
-                    self.state.fences.remove(&bucket);
-                    self.state.buckets.remove(&bucket);
+            FeedItem::Records(records) => {
+                for record in records {
+                    match self.parking.judge(&record) {
+                        Verdict::Fold => self.apply(&record),
+                        Verdict::PassOver => {}
+                        Verdict::FoldAnew => self.fold_anew(&record).await?,
+                    }
                 }
             }
-            FeedItem::CaughtUp => {
-                self.state.caught_up = true;
-                self.component.ready();
+            FeedItem::Unreadable(unreadable) => {
+                let now = self.deps.clock.now();
+                self.parking.unreadable(&unreadable, now);
             }
+            FeedItem::Assigned(buckets) => {
+                for (bucket, fence) in self.take(&buckets).await? {
+                    self.hold(bucket, fence);
+                }
+            }
+            FeedItem::Revoked(buckets) => {
+                for bucket in buckets {
+                    self.state.buckets.remove(&bucket);
+                    self.state.lost.remove(&bucket);
+                    self.state.ready.forget(bucket);
+                    self.parking.forget(bucket);
+                }
+            }
+            FeedItem::CaughtUp(buckets) => self.caught_up(&buckets),
         }
         Ok(())
     }
 
     /// Raises the generation of each bucket, so that a former owner can write no more.
-    async fn take(&mut self, buckets: Vec<Bucket>) -> Result<(), StoreError> {
+    async fn take(&self, buckets: &[Bucket]) -> Result<Vec<(Bucket, Fence)>, StoreError> {
         let names: Vec<String> = buckets.iter().map(|b| format!("{SERVICE}/{b}")).collect();
-        let fences = join_all(names.iter().map(|name| self.deps.store.take(name))).await;
-        for (bucket, fence) in buckets.into_iter().zip(fences) {
-            self.state.fences.insert(bucket, fence?);
+        let store = &self.deps.store;
+        let take = || try_join_all(names.iter().map(|name| store.take(name)));
+        let fences = until_answered(&self.component, take).await?;
+        Ok(buckets.iter().copied().zip(fences).collect())
+    }
+
+    /// A bucket is ours: its minutes begin with what an earlier life saved, or with the log alone.
+    fn hold(&mut self, bucket: Bucket, fence: Fence) {
+        let saved = self.state.saved.remove(&bucket);
+        let usage = saved.and_then(|open| open.for_owner(&fence));
+        let held = Held {
+            taken_over: usage.is_none() && fence.generation > 1,
+            usage: usage.unwrap_or_default(),
+            fence,
+            caught_up: false,
+            waiting: VecDeque::new(),
+        };
+        self.state.buckets.insert(bucket, held);
+    }
+
+    fn caught_up(&mut self, buckets: &[Bucket]) {
+        let now = self.deps.clock.now();
+        let mut since: Option<Timestamp> = None;
+        for bucket in buckets {
+            let Some(held) = self.state.buckets.get_mut(bucket) else {
+                continue;
+            };
+            held.caught_up = true;
+            if held.taken_over {
+                let from = held.usage.taken_over(now);
+                since = Some(since.map_or(from, |since| since.min(from)));
+            }
+        }
+        if let Some(since) = since.filter(|since| *since < now) {
+            self.listen_since(since);
+        }
+        for bucket in buckets {
+            let held = self.state.buckets.get_mut(bucket);
+            let waiting = held.map(|held| std::mem::take(&mut held.waiting));
+            for frame in waiting.into_iter().flatten() {
+                self.count(&frame);
+            }
+        }
+        self.parking.caught_up(buckets);
+        if self.state.buckets.values().all(|held| held.caught_up) {
+            self.component.ready();
+        }
+    }
+
+    /// The former owner's open minutes are counted again, where the bus still has their frames. What
+    /// comes twice is counted once.
+    fn listen_since(&mut self, since: Timestamp) {
+        let frames = self.deps.bus.subscribe_frames_since(since);
+        // What the old subscription still holds may be from before what the new one brings.
+        self.hear_waiting();
+        self.frames = frames;
+    }
+
+    fn apply(&mut self, record: &Record) {
+        let Some(held) = self.state.buckets.get_mut(&record.bucket) else {
+            return;
+        };
+        let ready = &mut self.state.ready;
+        let folded = survive(|| {
+            ready.apply(record);
+            held.usage.apply(record);
+        });
+        if let (Err(detail), Some(key)) = (folded, record.endpoint()) {
+            let (now, event_type) = (self.deps.clock.now(), record.event.type_name());
+            self.parking
+                .park(&key, record.position, event_type, &detail, now);
+        }
+    }
+
+    /// A person wants the endpoint back. What its minutes hold is still there: only its history is
+    /// folded once more, which changes nothing where it was folded before.
+    async fn fold_anew(&mut self, unparked: &Record) -> Result<(), StoreError> {
+        let Some(key) = unparked.endpoint() else {
+            return Ok(());
+        };
+        let read = || history(self.deps.store.clone(), key.clone(), unparked.position);
+        let past = until_answered(&self.component, read).await?;
+        let now = self.deps.clock.now();
+        let (ready, buckets) = (&mut self.state.ready, &mut self.state.buckets);
+        if let Some(held) = buckets.get_mut(&key.bucket()) {
+            fold_anew(&mut self.parking, &key, past, now, |record| {
+                ready.apply(record);
+                held.usage.apply(record);
+            });
         }
         Ok(())
     }
 
-    fn apply(&mut self, record: &Record) {
-        self.state.ready.apply(record);
-        let usage = self.state.buckets.entry(record.bucket).or_default();
-        usage.apply(record);
+    fn hear(&mut self, frame: Arc<Frame>) {
+        match self.state.buckets.get_mut(&frame.bucket) {
+            Some(held) if held.caught_up => self.count(&frame),
+            Some(held) => {
+                if held.waiting.len() >= WAITING_MAX {
+                    held.waiting.pop_front();
+                }
+                held.waiting.push_back(frame);
+            }
+            None => {}
+        }
     }
 
     fn count(&mut self, frame: &Frame) {
-        if !self.state.fences.contains_key(&frame.bucket) {
+        let Some(held) = self.state.buckets.get_mut(&frame.bucket) else {
             return;
-        }
-        let now = self.deps.clock.now();
-        let usage = self.state.buckets.entry(frame.bucket).or_default();
-        let counted = usage.count(frame, now);
+        };
+        let counted = held.usage.count(frame, self.deps.clock.now());
         self.metrics.frame(counted);
         if counted != Counted::Before {
             self.state.panes.add(frame);
         }
     }
 
-    fn count_waiting(&mut self) {
+    fn hear_waiting(&mut self) {
         while let Ok(frame) = self.frames.try_recv() {
-            self.count(&frame);
+            self.hear(frame);
         }
     }
 
     async fn tick(&mut self) -> Result<(), StoreError> {
         // What has come must be in before a minute is closed without it.
-        self.count_waiting();
+        self.hear_waiting();
+        self.take_again().await?;
         let now = self.deps.clock.now();
         self.close(now).await?;
         let clock_stepped_back = now < self.state.saved_at;
@@ -199,27 +335,50 @@ impl Meter {
         Ok(())
     }
 
+    /// What was fenced while it was still ours is taken once more. Its minutes stay: what somebody
+    /// else has told of them comes with the feed, and is taken away.
+    async fn take_again(&mut self) -> Result<(), StoreError> {
+        let now = Instant::now();
+        let due = self.state.lost.iter().filter(|(_, at)| **at <= now);
+        let due: Vec<Bucket> = due.map(|(bucket, _)| *bucket).collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        for (bucket, fence) in self.take(&due).await? {
+            self.state.lost.remove(&bucket);
+            if let Some(held) = self.state.buckets.get_mut(&bucket) {
+                held.fence = fence;
+            }
+        }
+        Ok(())
+    }
+
     /// Appends what is due, one commit per endpoint. What cannot be written is due again.
     async fn close(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let mut commits = Vec::new();
-        for (bucket, usage) in &self.state.buckets {
-            let Some(fence) = self.state.fences.get(bucket) else {
+        for (bucket, held) in &self.state.buckets {
+            if !held.caught_up || self.state.lost.contains_key(bucket) {
                 continue;
-            };
-            for due in usage.due(now) {
-                let commit = self.commit(&due, fence, now);
+            }
+            for due in held.usage.due(now) {
+                if self.parking.is_parked(&due.endpoint) {
+                    continue;
+                }
+                let commit = self.commit(&due, &held.fence, now);
                 let store = &self.deps.store;
                 commits.push(async move { (*bucket, due.endpoint, store.commit(commit).await) });
             }
         }
-        let mut fenced = Vec::new();
         for (bucket, endpoint, outcome) in join_all(commits).await {
             match outcome {
                 Ok(Committed::Now { records }) => {
-                    let usage = self.state.buckets.entry(bucket).or_default();
+                    self.state.writes_fail = false;
+                    let Some(held) = self.state.buckets.get_mut(&bucket) else {
+                        continue;
+                    };
                     for record in records {
                         self.metrics.written(&record.event);
-                        usage.apply(&record);
+                        held.usage.apply(&record);
                     }
                 }
                 Ok(Committed::Before { .. }) => {}
@@ -227,21 +386,26 @@ impl Meter {
                 Err(CommitError::Conflict { .. }) => {
                     tracing::debug!(%endpoint, "the usage stream has moved on");
                 }
-                Err(CommitError::Fenced { .. }) => fenced.push(bucket),
+                Err(CommitError::Fenced { .. }) => {
+                    tracing::warn!(%bucket, "bucket was taken over");
+                    let at = Instant::now() + TAKE_AGAIN_AFTER;
+                    self.state.lost.entry(bucket).or_insert(at);
+                }
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
-                Err(error) => tracing::error!(%endpoint, %error, "usage could not be written"),
+                // Once for an outage, not once for each endpoint and try.
+                Err(error) => {
+                    if !std::mem::replace(&mut self.state.writes_fail, true) {
+                        tracing::error!(%endpoint, %error, "usage could not be written, trying again");
+                    }
+                }
             }
         }
-        fenced.dedup();
-        if !fenced.is_empty() {
-            tracing::warn!(buckets = fenced.len(), "taken over, and taking again");
-            self.take(fenced).await?;
-        }
-        let usages = self.state.buckets.values_mut();
-        let open: usize = usages
-            .map(|usage| {
-                usage.settle(now);
-                usage.open_minutes()
+        let held = self.state.buckets.values_mut();
+        let open: usize = held
+            .filter(|held| held.caught_up)
+            .map(|held| {
+                held.usage.settle(now);
+                held.usage.open_minutes()
             })
             .sum();
         self.metrics.open_minutes.set(open as i64);
@@ -271,7 +435,8 @@ impl Meter {
         self.state.saved_at = now;
         let (panes, covered) = self.state.panes.take(now);
         let (ready, position) = self.state.ready.take();
-        let open = self.state.buckets.iter().filter_map(encoded).collect();
+        let known = self.state.buckets.iter().filter(|(_, held)| held.caught_up);
+        let open = known.filter_map(encoded).collect();
         let save = Save {
             panes,
             covered,
@@ -289,8 +454,8 @@ impl Meter {
     }
 }
 
-fn encoded((bucket, usage): (&Bucket, &Usage)) -> Option<(Bucket, String)> {
-    match serde_json::to_string(usage) {
+fn encoded((bucket, held): (&Bucket, &Held)) -> Option<(Bucket, String)> {
+    match Open::encode(&held.fence, &held.usage) {
         Ok(doc) => Some((*bucket, doc)),
         Err(error) => {
             tracing::error!(%bucket, %error, "an open minute cannot be written");

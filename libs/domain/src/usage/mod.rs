@@ -97,6 +97,9 @@ pub struct Usage {
     endpoints: BTreeMap<EndpointKey, Endpoint>,
     /// End of the last minute that was closed.
     closed_through: Timestamp,
+    /// Another owner has counted what came before; see [`Usage::taken_over`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    since: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -145,11 +148,12 @@ impl Usage {
             source: frame.source.clone(),
             boot: frame.boot,
         };
+        let first = self.first_expected(&boot, frame);
         let heard = self.boots.entry(boot.clone()).or_default();
         if heard.seen.contains(frame.sequence) {
             return Counted::Before;
         }
-        let expected = heard.seen.last().map_or(0, |last| last + 1);
+        let expected = heard.seen.last().map_or(first, |last| last + 1);
         heard.seen.insert(frame.sequence, frame.sequence);
         heard.through = heard.through.max(frame.start + SECOND);
         if frame.sequence > expected {
@@ -240,6 +244,35 @@ impl Usage {
             member.restored = true;
         }
         self
+    }
+
+    /// To be called on what was folded from the log alone, by who takes the bucket over from another
+    /// owner. Returns from when on frames are to be counted: everything before has been told. Where
+    /// the log tells of no minute, that is now.
+    pub fn taken_over(&mut self, now: Timestamp) -> Timestamp {
+        let closed = self.endpoints.values().flat_map(|e| e.closed.values());
+        let since = closed.max().map_or(now, |minute| *minute + MINUTE);
+        self.since = Some(since);
+        since
+    }
+
+    /// The first sequence of a boot that should come, if none has come yet.
+    fn first_expected(&self, boot: &Boot, frame: &Frame) -> u64 {
+        let Some(since) = self.since else {
+            return 0;
+        };
+        let ours = match frame.start > since {
+            true => frame.start.since(since).secs(),
+            false => 0,
+        };
+        let counted = self.endpoints.values().filter_map(|e| e.counted.get(boot));
+        let told = counted.filter_map(|(ranges, _)| ranges.last()).max();
+        let told = told.map_or(0, |last| last + 1);
+        frame
+            .sequence
+            .saturating_sub(ours)
+            .max(told)
+            .min(frame.sequence)
     }
 
     /// Minutes that are still open.

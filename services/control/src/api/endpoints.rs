@@ -109,7 +109,7 @@ fn new_key(app: &App, uid: Uid) -> Result<SealedKey, ApiError> {
 }
 
 /// Keys open only for the incarnation that they were made for.
-fn context(uid: Uid) -> String {
+pub(crate) fn context(uid: Uid) -> String {
     format!("endpoint-key/{uid}")
 }
 

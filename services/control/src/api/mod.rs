@@ -10,6 +10,7 @@ pub mod history;
 pub mod instances;
 pub mod logs;
 pub mod ops;
+pub mod parking;
 
 use std::sync::Arc;
 

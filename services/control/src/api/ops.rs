@@ -18,12 +18,16 @@ pub struct Health {
     pub status: String,
     /// What is missing, in sentences.
     pub missing: Vec<String>,
+    /// What people should know of, such as endpoints that are parked; takes nothing from readiness.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
 }
 
-pub async fn healthz(_app: Arc<App>, _call: Call) -> Answer {
+pub async fn healthz(app: Arc<App>, _call: Call) -> Answer {
     let health = Health {
         status: "ok".into(),
         missing: Vec::new(),
+        remarks: app.deps.health.remarks(),
     };
     json(StatusCode::OK, &health)
 }
@@ -39,6 +43,7 @@ pub async fn readyz(app: Arc<App>, _call: Call) -> Answer {
         &Health {
             status: word.into(),
             missing,
+            remarks: app.deps.health.remarks(),
         },
     )
 }

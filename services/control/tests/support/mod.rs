@@ -140,6 +140,8 @@ impl World {
         let config = ControlConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
             data: dir.path().to_owned(),
+            seal_key: None,
+            replica: None,
             gateway: Some("http://127.0.0.1:8080".into()),
             limits,
         };

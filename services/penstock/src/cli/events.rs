@@ -1,6 +1,7 @@
-//! `events`: the log itself. Follow it, take it out, verify it, replay decisions from it.
+//! `events`: the log itself. Follow it, take it out, verify it, replay decisions from it, and deal with
+//! what a consumer cannot digest.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,17 +12,18 @@ use serde_json::{Value, json};
 
 use super::error::CliError;
 use super::kinds::name;
-use super::output::{items, print, remark, text};
+use super::output::{Format, Table, items, print, remark, text, yaml};
 use crate::client::sse::{SseEvent, SseReader};
 use crate::client::{Client, ClientError};
 
-/// Follow, export, verify and replay the event log
+/// Follow, export, verify and replay the event log, and unpark what it has parked
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock events tail
   penstock events export --out events.ndjson
   penstock events verify
-  penstock events replay --check-decisions")]
+  penstock events replay --check-decisions
+  penstock events parked")]
 pub struct EventsArgs {
     #[command(subcommand)]
     command: EventsCommand,
@@ -33,6 +35,50 @@ enum EventsCommand {
     Export(ExportArgs),
     Verify(VerifyArgs),
     Replay(ReplayArgs),
+    Parked(ParkedArgs),
+    Skip(SkipArgs),
+    Unpark(UnparkArgs),
+}
+
+/// Endpoints that a consumer cannot digest an event of, and has parked
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock events parked
+  penstock events parked -o json")]
+struct ParkedArgs {
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+/// Let a consumer pass over an event; unpark its endpoint afterwards
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock events skip 4711 --consumer autoscaler --reason \"written by a release that was taken back\"")]
+struct SkipArgs {
+    #[arg(value_name = "POSITION")]
+    position: u64,
+    /// As `penstock events parked` shows it
+    #[arg(long, value_name = "NAME")]
+    consumer: String,
+    /// Why; it stands in the log
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+}
+
+/// Let a consumer fold a parked endpoint anew
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock events unpark iris --consumer autoscaler
+  penstock events unpark iris --consumer autoscaler --reason \"fixed in 1.4.2\"")]
+struct UnparkArgs {
+    #[arg(value_name = "ENDPOINT", value_parser = name)]
+    endpoint: Name,
+    /// As `penstock events parked` shows it
+    #[arg(long, value_name = "NAME")]
+    consumer: String,
+    /// Why; it stands in the log
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
 }
 
 /// Follow the log as it grows
@@ -127,7 +173,54 @@ pub async fn events(client: &Client, args: &EventsArgs) -> Result<(), CliError> 
             let answer = client.post(&["v1", "events", "replay"], &body).await?;
             report(&answer.text, &answer.json()?, args.output)
         }
+        EventsCommand::Parked(args) => parked(client, args).await,
+        EventsCommand::Skip(args) => {
+            let body = json!({"consumer": args.consumer, "reason": args.reason});
+            let position = args.position.to_string();
+            let path = ["v1", "events", &position, "skip"];
+            let answer = client.post(&path, &body).await?.json()?;
+            let endpoint = text(&answer, "/endpoint");
+            print(&format!(
+                "{} passes over position {position} of {endpoint} from its next fold on; go on with `penstock events unpark {endpoint} --consumer {}`",
+                args.consumer, args.consumer
+            ))
+        }
+        EventsCommand::Unpark(args) => {
+            let body = json!({"consumer": args.consumer, "reason": args.reason});
+            let path = ["v1", "endpoints", args.endpoint.as_str(), "unpark"];
+            client.post(&path, &body).await?;
+            print(&format!("{} folds {} anew", args.consumer, args.endpoint))
+        }
     }
+}
+
+async fn parked(client: &Client, args: &ParkedArgs) -> Result<(), CliError> {
+    let answer = client.get(&["v1", "events", "parked"], &[]).await?;
+    match args.output {
+        Format::Json => print(&answer.text),
+        Format::Yaml => print(&yaml(&answer.json()?)),
+        Format::Table => {
+            let tty = std::io::stdout().is_terminal();
+            print(&parked_table(&items(&answer.json()?)).render(tty))
+        }
+    }
+}
+
+fn parked_table(rows: &[Value]) -> Table {
+    let mut table = Table::new(&[
+        "CONSUMER", "ENDPOINT", "POSITION", "EVENT", "SINCE", "DETAIL",
+    ]);
+    for row in rows {
+        table.row(vec![
+            text(row, "/consumer").to_string(),
+            text(row, "/endpoint").to_string(),
+            position(row).to_string(),
+            text(row, "/eventType").to_string(),
+            text(row, "/since").to_string(),
+            text(row, "/detail").to_string(),
+        ]);
+    }
+    table
 }
 
 async fn page(client: &Client, after: u64) -> Result<Vec<Value>, CliError> {

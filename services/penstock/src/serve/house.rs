@@ -125,13 +125,14 @@ impl House {
             internal_token: internal_token.transpose()?,
         };
         let (mut stages, mut addresses) = (Stages::default(), Addresses::default());
-        start::relay(&ground, is_shared, &mut stages.log)?;
+        start::relay(&ground, is_shared, &mut stages.log);
+        start::watch_bus(&ground, &mut stages.log);
         if plan.runs(Service::Gateway) {
             addresses.gateway = Some(start::gateway(args, &plan, &ground, &mut stages.doors)?);
         }
         let history = start::history(args, &plan, &ground, &mut stages.log).await?;
         if plan.runs(Service::Control) {
-            let url = start::control(args, &ground, &addresses, history, &mut stages.doors).await?;
+            let url = start::control(args, &plan, &ground, &addresses, history, &mut stages.doors).await?;
             addresses.admin = Some(url.clone());
             addresses.control = Some(url);
         } else {

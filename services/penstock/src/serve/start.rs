@@ -19,6 +19,7 @@ use gateway::Gateway;
 use meter::Meter;
 use runtime::clock::Clock;
 use runtime::reconcile::Deps;
+use runtime::relay::{RELAY, RelayDeps};
 
 use super::admin::Admin;
 use super::house::{Addresses, Ground, Stage, Stages};
@@ -29,6 +30,8 @@ use crate::cli::serve_args::ServeArgs;
 
 /// How often simulated instances live on.
 const SIMULATED_STEP: Duration = Duration::from_millis(50);
+/// How often the bus is asked how it is.
+const BUS_EVERY: Duration = Duration::from_secs(1);
 /// The only gateway of the embedded default.
 const GATEWAY_ID: &str = "gateway";
 
@@ -41,18 +44,45 @@ fn deps(ground: &Ground) -> anyhow::Result<Deps> {
     })
 }
 
-/// What carries the log from the store to the bus, in every process that has the store.
-pub fn relay(ground: &Ground, is_shared: bool, stage: &mut Stage) -> anyhow::Result<()> {
+/// What carries the log from the store to the bus. On a bus between processes every one with the
+/// store stands ready, and one at a time does it.
+pub fn relay(ground: &Ground, is_shared: bool, stage: &mut Stage) {
     let Some(store) = ground.store.clone() else {
-        return Ok(());
+        return;
     };
-    let _ = is_shared;
-    stage.spawn(runtime::relay::run(
+    let (bus, stop) = (ground.bus.clone(), stage.stop.clone());
+    if !is_shared {
+        stage.spawn(runtime::relay::run(store, bus, stop));
+        return;
+    }
+    let deps = RelayDeps {
         store,
-        ground.bus.clone(),
-        stage.stop.clone(),
-    ));
-    Ok(())
+        bus,
+        holder: ground.ids.uid().to_string(),
+        component: ground.health.component(RELAY),
+        metrics: ground.metrics.clone(),
+    };
+    let run = move || {
+        let (deps, stop) = (deps.clone(), stop.clone());
+        async move {
+            runtime::relay::run_durable(deps, stop).await;
+            Ok::<(), std::convert::Infallible>(())
+        }
+    };
+    stage.spawn(supervise(RELAY, stage.stop.clone(), run));
+}
+
+/// Lets readiness say when the bus cannot be reached. A gateway serves on without it.
+pub fn watch_bus(ground: &Ground, stage: &mut Stage) {
+    let (bus, stop) = (ground.bus.clone(), stage.stop.clone());
+    let component = ground.health.component("bus");
+    component.ready();
+    stage.spawn(async move {
+        let mut ticks = tokio::time::interval(BUS_EVERY);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            component.trouble(bus.trouble());
+        }
+    });
 }
 
 pub fn gateway(
@@ -140,6 +170,7 @@ pub async fn history(
 
 pub async fn control(
     args: &ServeArgs,
+    plan: &Plan,
     ground: &Ground,
     addresses: &Addresses,
     history: Arc<dyn HistorySource>,
@@ -148,6 +179,8 @@ pub async fn control(
     let config = ControlConfig {
         listen: args.control_addr,
         data: ground.data.clone(),
+        seal_key: args.seal_key.clone(),
+        replica: replica(plan, &ground.data)?,
         gateway: args.gateway_url.clone().or(addresses.gateway.clone()),
         limits: Limits::default(),
     };
@@ -180,6 +213,15 @@ pub async fn control(
     };
     stage.spawn(supervise("control", stage.stop.clone(), run));
     Ok(url)
+}
+
+/// What tells this control from others on the same store; one that runs everything is alone.
+fn replica(plan: &Plan, data: &Path) -> anyhow::Result<Option<String>> {
+    if plan.is_whole() {
+        return Ok(None);
+    }
+    let node = node_id(data).context("cannot read or make the id of this data folder")?;
+    Ok(Some(node.replacen("node-", "", 1)))
 }
 
 /// Health and metrics of a process without control.

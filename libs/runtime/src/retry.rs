@@ -1,0 +1,46 @@
+//! Trying again while the store cannot be reached: a service outlives its store's outages.
+
+use std::time::Duration;
+
+use store::StoreError;
+
+use crate::health::Component;
+
+/// Between two tries.
+pub const PAUSE: Duration = Duration::from_secs(1);
+
+/// What readiness says meanwhile.
+pub fn unreachable(error: &StoreError) -> String {
+    format!("the store cannot be reached: {error}")
+}
+
+/// Repeats until the store has answered. The only error that comes back is that the store has been
+/// closed by this process itself.
+pub async fn until_answered<T, F>(
+    component: &Component,
+    mut ask: impl FnMut() -> F,
+) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut troubled = false;
+    loop {
+        match ask().await {
+            Ok(answer) => {
+                if troubled {
+                    component.trouble(None);
+                }
+                return Ok(answer);
+            }
+            Err(StoreError::Closed) => return Err(StoreError::Closed),
+            Err(error) => {
+                if !troubled {
+                    tracing::warn!(%error, "the store cannot be reached, trying again");
+                }
+                troubled = true;
+                component.trouble(Some(unreachable(&error)));
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! The reconcile loop while buckets come and go, owners are replaced and events are poison.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus::BusMessage;
+use contract::events::{
+    ConsumerUnparked, Empty, Event, EventSkipped, InstanceRemovalRequested, RemovalReason,
+};
+use contract::ids::{Bucket, EndpointKey, InstanceId, Position};
+use contract::log::{Record, StreamKind, StreamName};
+use contract::time::{Span, Timestamp};
+use runtime::clock::SystemClock;
+use runtime::health::Health;
+use runtime::ids::SystemIds;
+use runtime::parking::PARKED;
+use runtime::reconcile::{Deps, Reconciler, run};
+use store::Store;
+use support::{ScriptedBus, append_to, execute, key, open};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Answers each event that asks once. An endpoint's deletion is poison to it.
+struct Echo {
+    told: mpsc::UnboundedSender<EndpointKey>,
+    forgotten: mpsc::UnboundedSender<Bucket>,
+}
+
+#[derive(Default)]
+struct Counts {
+    asked: usize,
+    answered: usize,
+}
+
+impl Reconciler for Echo {
+    type State = Counts;
+
+    const SERVICE: &'static str = "echo";
+    const STREAM: StreamKind = StreamKind::Instances;
+    const TICK: Duration = Duration::from_millis(20);
+
+    fn apply(&mut self, state: &mut Counts, record: &Record) {
+        match &record.event {
+            Event::EndpointDeletionRequested(_) => state.asked += 1,
+            Event::InstanceRemovalRequested(_) => state.answered += 1,
+            Event::EndpointDeleted(_) => panic!("poison"),
+            _ => {}
+        }
+    }
+
+    fn evaluate(&mut self, key: &EndpointKey, state: &mut Counts, _now: Timestamp) -> Vec<Event> {
+        let answer = || {
+            Event::InstanceRemovalRequested(InstanceRemovalRequested {
+                id: InstanceId::from("i".to_owned()),
+                generation: 1,
+                node: "n".into(),
+                grace: Span::from_secs(1),
+                reason: RemovalReason::Ended,
+            })
+        };
+        let due = state.asked.saturating_sub(state.answered);
+        if due > 0 {
+            // The test may have ended.
+            let _ = self.told.send(key.clone());
+        }
+        (0..due).map(|_| answer()).collect()
+    }
+
+    fn due(&mut self, _now: Timestamp) -> BTreeSet<Bucket> {
+        BTreeSet::new()
+    }
+
+    fn forget(&mut self, bucket: Bucket) {
+        let _ = self.forgotten.send(bucket);
+    }
+}
+
+struct Replica {
+    bus: Arc<ScriptedBus>,
+    health: Health,
+    told: mpsc::UnboundedReceiver<EndpointKey>,
+    forgotten: mpsc::UnboundedReceiver<Bucket>,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+fn replica(store: &Store) -> Replica {
+    let (bus, health, stop) = (
+        ScriptedBus::new(),
+        Health::default(),
+        CancellationToken::new(),
+    );
+    let (told, heard) = mpsc::unbounded_channel();
+    let (forgotten, forgets) = mpsc::unbounded_channel();
+    let deps = Deps {
+        store: store.clone(),
+        bus: bus.clone(),
+        clock: Arc::new(SystemClock),
+        ids: Arc::new(SystemIds::default()),
+    };
+    let echo = Echo { told, forgotten };
+    let run = run(echo, deps, health.component("echo"), stop.clone());
+    tokio::spawn(run);
+    Replica {
+        bus,
+        health,
+        told: heard,
+        forgotten: forgets,
+        _stop: stop.drop_guard(),
+    }
+}
+
+impl Replica {
+    /// As soon as the loop has subscribed.
+    async fn assign(&self, endpoints: &[&str]) {
+        tokio::task::yield_now().await;
+        let buckets = endpoints.iter().map(|name| key(name).bucket()).collect();
+        self.bus.send(BusMessage::Assigned(buckets));
+    }
+
+    fn revoke(&self, endpoint: &str) {
+        let bucket = key(endpoint).bucket();
+        self.bus.send(BusMessage::Revoked(vec![bucket]));
+    }
+}
+
+async fn ask(store: &Store, endpoint: &str) -> Arc<Record> {
+    let event = Event::EndpointDeletionRequested(Empty {});
+    append_to(store, StreamKind::Endpoint, endpoint, event).await
+}
+
+async fn answers(store: &Store, endpoint: &str) -> usize {
+    let stream = StreamName::of(StreamKind::Instances, &key(endpoint));
+    store.read_stream(&stream, 0, 100).await.unwrap().len()
+}
+
+async fn until_answered(store: &Store, endpoint: &str, count: usize) {
+    let mut head = store.head_watch();
+    while answers(store, endpoint).await < count {
+        head.changed().await.unwrap();
+    }
+    assert_eq!(answers(store, endpoint).await, count, "{endpoint}");
+}
+
+async fn until_parked(store: &Store, count: usize) -> Vec<serde_json::Value> {
+    loop {
+        let query = store::RowQuery {
+            model: PARKED.into(),
+            limit: 100,
+            ..Default::default()
+        };
+        let rows = store.rows(query).await.unwrap();
+        if rows.len() == count {
+            let doc = |row: &store::Row| serde_json::from_str(&row.doc).unwrap();
+            return rows.iter().map(doc).collect();
+        }
+        // Rows tell nobody that they are written.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_handed_over_is_answered_by_its_new_owner_and_nothing_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    ask(&store, "iris").await;
+    let (mut first, second) = (replica(&store), replica(&store));
+    first.assign(&["iris"]).await;
+    until_answered(&store, "iris", 1).await;
+    first.revoke("iris");
+    assert_eq!(first.forgotten.recv().await, Some(key("iris").bucket()));
+    ask(&store, "iris").await;
+    second.assign(&["iris"]).await;
+    until_answered(&store, "iris", 2).await;
+    // And back again.
+    second.revoke("iris");
+    ask(&store, "iris").await;
+    first.assign(&["iris"]).await;
+    until_answered(&store, "iris", 3).await;
+}
+
+#[tokio::test]
+async fn only_what_is_assigned_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    ask(&store, "iris").await;
+    ask(&store, "tulip").await;
+    let replica = replica(&store);
+    replica.assign(&["tulip"]).await;
+    until_answered(&store, "tulip", 1).await;
+    replica.health.until_ready().await;
+    assert_eq!(answers(&store, "iris").await, 0);
+    replica.assign(&["iris"]).await;
+    until_answered(&store, "iris", 1).await;
+}
+
+#[tokio::test]
+async fn a_paused_owner_that_wakes_up_after_it_was_replaced_does_nothing_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    ask(&store, "iris").await;
+    let (mut paused, second) = (replica(&store), replica(&store));
+    paused.assign(&["iris"]).await;
+    until_answered(&store, "iris", 1).await;
+    assert!(paused.told.recv().await.is_some());
+    // It hears nothing of its replacement.
+    second.assign(&["iris"]).await;
+    second.health.until_ready().await;
+    let asked = ask(&store, "iris").await;
+    paused.bus.send(BusMessage::Record(asked.clone()));
+    assert!(paused.told.recv().await.is_some());
+    second.bus.send(BusMessage::Record(asked));
+    until_answered(&store, "iris", 2).await;
+    paused.revoke("iris");
+    assert!(paused.forgotten.recv().await.is_some());
+    let asked = ask(&store, "iris").await;
+    second.bus.send(BusMessage::Record(asked));
+    until_answered(&store, "iris", 3).await;
+}
+
+#[tokio::test]
+async fn who_was_fenced_and_is_still_assigned_takes_the_bucket_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    ask(&store, "iris").await;
+    let replica = replica(&store);
+    replica.assign(&["iris"]).await;
+    until_answered(&store, "iris", 1).await;
+    let bucket = key("iris").bucket();
+    store.take(&format!("echo/{bucket}")).await.unwrap();
+    let asked = ask(&store, "iris").await;
+    replica.bus.send(BusMessage::Record(asked));
+    until_answered(&store, "iris", 2).await;
+}
+
+#[tokio::test]
+async fn poison_parks_its_endpoint_only_until_people_skip_it_and_unpark() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    ask(&store, "rose").await;
+    let poison = Event::EndpointDeleted(Empty {});
+    let poison = append_to(&store, StreamKind::Endpoint, "rose", poison).await;
+    ask(&store, "iris").await;
+    let replica = replica(&store);
+    replica.assign(&["iris", "rose"]).await;
+    until_answered(&store, "iris", 1).await;
+    let parked = until_parked(&store, 1).await;
+    assert_eq!(parked[0]["consumer"], "echo");
+    assert_eq!(parked[0]["endpoint"], "rose");
+    assert_eq!(parked[0]["position"], poison.position.0);
+    assert_eq!(parked[0]["detail"], "poison");
+    replica.health.until_ready().await;
+    assert_eq!(replica.health.remarks().len(), 1);
+    assert_eq!(answers(&store, "rose").await, 0);
+
+    let parking = StreamKind::Parking;
+    let unparked = || {
+        Event::ConsumerUnparked(ConsumerUnparked {
+            consumer: "echo".into(),
+            reason: "test".into(),
+        })
+    };
+    // Without a skip the poison is met again.
+    let again = append_to(&store, parking, "rose", unparked()).await;
+    replica.bus.send(BusMessage::Record(again));
+    let skipped = Event::EventSkipped(EventSkipped {
+        consumer: "echo".into(),
+        position: poison.position,
+        reason: "test".into(),
+    });
+    let skipped = append_to(&store, parking, "rose", skipped).await;
+    replica.bus.send(BusMessage::Record(skipped));
+    let unparked = append_to(&store, parking, "rose", unparked()).await;
+    replica.bus.send(BusMessage::Record(unparked));
+    until_answered(&store, "rose", 1).await;
+    until_parked(&store, 0).await;
+    assert!(replica.health.remarks().is_empty());
+}
+
+#[tokio::test]
+async fn what_people_decided_holds_for_the_next_owner_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let poison = Event::EndpointDeleted(Empty {});
+    let poison = append_to(&store, StreamKind::Endpoint, "rose", poison).await;
+    ask(&store, "rose").await;
+    let skipped = Event::EventSkipped(EventSkipped {
+        consumer: "echo".into(),
+        position: poison.position,
+        reason: "test".into(),
+    });
+    append_to(&store, StreamKind::Parking, "rose", skipped).await;
+    let unparked = Event::ConsumerUnparked(ConsumerUnparked {
+        consumer: "echo".into(),
+        reason: "test".into(),
+    });
+    append_to(&store, StreamKind::Parking, "rose", unparked).await;
+    let replica = replica(&store);
+    replica.assign(&["rose"]).await;
+    until_answered(&store, "rose", 1).await;
+    until_parked(&store, 0).await;
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_decoded_parks_its_endpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    ask(&store, "rose").await;
+    ask(&store, "iris").await;
+    execute(
+        &folder,
+        "UPDATE events SET type = 'endpoint.not-invented-yet' WHERE position = 1",
+    )
+    .await;
+    let replica = replica(&store);
+    replica.assign(&["iris", "rose"]).await;
+    until_answered(&store, "iris", 1).await;
+    let parked = until_parked(&store, 1).await;
+    assert_eq!(parked[0]["eventType"], "endpoint.not-invented-yet");
+    assert_eq!(parked[0]["position"], Position(1).0);
+    assert_eq!(answers(&store, "rose").await, 0);
+}
+
+#[tokio::test]
+async fn an_outage_of_the_store_is_told_and_outlived() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let mut replica = replica(&store);
+    replica.assign(&["iris"]).await;
+    replica.health.until_ready().await;
+    execute(&folder, "ALTER TABLE events RENAME TO events_away").await;
+    while replica.health.missing().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let missing = replica.health.missing().join("\n");
+    assert!(missing.contains("the store cannot be reached"), "{missing}");
+    execute(&folder, "ALTER TABLE events_away RENAME TO events").await;
+    replica.health.until_ready().await;
+    ask(&store, "iris").await;
+    until_answered(&store, "iris", 1).await;
+    assert!(replica.told.recv().await.is_some());
+}

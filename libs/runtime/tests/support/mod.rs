@@ -1,0 +1,158 @@
+//! A bus whose messages the test hands over itself, and a writer of small events.
+
+#![allow(dead_code)]
+
+use std::sync::{Arc, Mutex};
+
+use bus::{Bus, BusError, BusMessage, Subscription};
+use contract::events::Event;
+use contract::frame::Frame;
+use contract::ids::{EndpointKey, Position};
+use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
+use contract::route::RouteUpdate;
+use contract::time::Timestamp;
+use store::{Append, Commit, Committed, Store};
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
+
+pub async fn open(folder: &TempDir) -> Store {
+    let url = format!("sqlite:{}", folder.path().join("log.db").display());
+    Store::open(&url).await.unwrap()
+}
+
+pub async fn execute(folder: &TempDir, sql: &'static str) {
+    use sqlx::Connection as _;
+    let url = format!("sqlite:{}", folder.path().join("log.db").display());
+    let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query(sql).execute(&mut connection).await.unwrap();
+}
+
+pub fn key(endpoint: &str) -> EndpointKey {
+    EndpointKey::new(&endpoint.parse().unwrap())
+}
+
+pub async fn append(store: &Store, stream: StreamName, event: Event) -> Arc<Record> {
+    let version = store.read_stream(&stream, 0, 10_000).await.unwrap().len() as u64;
+    let append = Append {
+        stream,
+        expected_version: version,
+        events: vec![NewEvent {
+            id: Uuid::now_v7(),
+            time: Timestamp::from_secs(1),
+            actor: Actor::service("test"),
+            event,
+        }],
+    };
+    let commit = Commit {
+        appends: vec![append],
+        ..Commit::default()
+    };
+    match store.commit(commit).await.unwrap() {
+        Committed::Now { records } => records[0].clone(),
+        before => panic!("{before:?}"),
+    }
+}
+
+pub async fn append_to(
+    store: &Store,
+    kind: StreamKind,
+    endpoint: &str,
+    event: Event,
+) -> Arc<Record> {
+    append(store, StreamName::of(kind, &key(endpoint)), event).await
+}
+
+/// What the bus does with what is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mood {
+    Takes,
+    Refuses,
+    /// Takes it, and never says so.
+    Hangs,
+}
+
+pub struct ScriptedBus {
+    subscribers: Mutex<Vec<mpsc::Sender<BusMessage>>>,
+    pub published: watch::Sender<Vec<Position>>,
+    pub mood: Mutex<Mood>,
+    pub refused: watch::Sender<u32>,
+}
+
+impl ScriptedBus {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            subscribers: Mutex::default(),
+            published: watch::Sender::new(Vec::new()),
+            mood: Mutex::new(Mood::Takes),
+            refused: watch::Sender::new(0),
+        })
+    }
+
+    pub fn send(&self, message: BusMessage) {
+        for subscriber in self.subscribers.lock().unwrap().iter() {
+            // One that has ended hears nothing.
+            let _ = subscriber.try_send(message.clone());
+        }
+    }
+
+    pub fn set(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
+    }
+
+    /// Waits until so many have been published.
+    pub async fn until_published(&self, count: usize) -> Vec<u64> {
+        let mut published = self.published.subscribe();
+        let published = published
+            .wait_for(|positions| positions.len() >= count)
+            .await;
+        published
+            .unwrap()
+            .iter()
+            .map(|position| position.0)
+            .collect()
+    }
+}
+
+#[async_trait::async_trait]
+impl Bus for ScriptedBus {
+    async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError> {
+        let mood = *self.mood.lock().unwrap();
+        if mood == Mood::Refuses {
+            self.refused.send_modify(|count| *count += 1);
+            return Err(BusError::NotPublished {
+                position: records.last().unwrap().position,
+                detail: "the test says so".into(),
+            });
+        }
+        self.published
+            .send_modify(|all| all.extend(records.iter().map(|record| record.position)));
+        for record in records {
+            self.send(BusMessage::Record(record.clone()));
+        }
+        if mood == Mood::Hangs {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+    fn subscribe_records(&self, _subscription: Subscription) -> mpsc::Receiver<BusMessage> {
+        let (sender, receiver) = mpsc::channel(10_000);
+        self.subscribers.lock().unwrap().push(sender);
+        receiver
+    }
+    fn publish_frame(&self, _frame: Arc<Frame>) {}
+    fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>> {
+        mpsc::channel(1).1
+    }
+    fn publish_route(&self, _update: Arc<RouteUpdate>) {}
+    fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>> {
+        mpsc::channel(1).1
+    }
+    fn dropped(&self) -> u64 {
+        0
+    }
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+    async fn close(&self) {}
+}

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use contract::events::Event;
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Record, RowChange};
-use contract::resources::InstanceTally;
+use contract::resources::{InstanceTally, ProvisioningState};
+use domain::endpoint::Endpoint;
 use domain::views::Projection;
 use runtime::feed::{Feed, FeedItem};
 use runtime::health::Component;
@@ -23,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 use crate::commands::Commands;
 use crate::deps::ControlDeps;
 use crate::metrics::{ControlMetrics, InstanceLabels};
-use crate::{reactor, routes};
+use crate::reactor;
+use crate::routes::{REPUBLISH_EVERY, Routes};
 
 pub const CONSUMER: &str = "views";
 
@@ -83,6 +85,7 @@ pub struct ViewsConsumer {
     component: Component,
     projection: Arc<Mutex<Projection>>,
     progress: watch::Sender<Progress>,
+    routes: Arc<Routes>,
     /// Endpoints whose routes and states are to be looked at.
     touched: BTreeSet<EndpointKey>,
 }
@@ -92,6 +95,7 @@ impl ViewsConsumer {
         deps: ControlDeps,
         commands: Arc<Commands>,
         metrics: ControlMetrics,
+        routes: Arc<Routes>,
         component: Component,
     ) -> Result<(Self, Views), StoreError> {
         let cursors = deps.store.cursors(CONSUMER).await?;
@@ -112,6 +116,7 @@ impl ViewsConsumer {
             component,
             projection,
             progress,
+            routes,
             touched: BTreeSet::new(),
         };
         Ok((consumer, views))
@@ -122,10 +127,8 @@ impl ViewsConsumer {
         let mut feed = Feed::open(store, bus, CONSUMER, BTreeMap::new());
         let mut second = tokio::time::interval(std::time::Duration::from_secs(1));
         second.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut republish = tokio::time::interval_at(
-            Instant::now() + routes::REPUBLISH_EVERY,
-            routes::REPUBLISH_EVERY,
-        );
+        let mut republish =
+            tokio::time::interval_at(Instant::now() + REPUBLISH_EVERY, REPUBLISH_EVERY);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -152,7 +155,13 @@ impl ViewsConsumer {
                 let cursors = &self.progress.borrow().cursors;
                 let cursor = cursors.get(&record.bucket).copied().unwrap_or_default();
                 newest = newest.max(record.position);
-                self.touched.extend(record.endpoint());
+                match record.endpoint() {
+                    Some(endpoint) => self.touched.extend([endpoint]),
+                    None if self.routes.apply(record) => {
+                        self.touched.extend(projection.endpoints.keys().cloned());
+                    }
+                    None => {}
+                }
                 if record.position > cursor {
                     let entry = by_bucket.entry(record.bucket).or_default();
                     entry.0.extend(rows);
@@ -228,7 +237,7 @@ impl ViewsConsumer {
         let projection = lock(&self.projection);
         for key in &self.touched {
             if let Some(model) = projection.endpoints.get(key) {
-                routes::publish(self.deps.bus.as_ref(), key, model);
+                self.routes.publish(key, model);
             }
         }
     }
@@ -239,22 +248,23 @@ impl ViewsConsumer {
         }
         let projection = lock(&self.projection);
         for (key, model) in &projection.endpoints {
-            routes::publish(self.deps.bus.as_ref(), key, model);
+            self.routes.publish(key, model);
         }
     }
 
     async fn react_to_touched(&mut self) -> Result<(), StoreError> {
+        let members = self.routes.members();
         for key in std::mem::take(&mut self.touched) {
             let model = lock(&self.projection).endpoints.get(&key).cloned();
             let Some(model) = model else { continue };
             self.count_instances(&key, &model);
             let now = self.deps.clock.now();
-            reactor::react(&self.commands, &key, &model, now).await?;
+            reactor::react(&self.commands, &key, &model, &members, now).await?;
         }
         Ok(())
     }
 
-    /// Pins expire without an event.
+    /// Pins expire, and nodes are given up, without an event.
     async fn react_to_time(&mut self) -> Result<(), StoreError> {
         if !self.progress.borrow().caught_up {
             return Ok(());
@@ -267,7 +277,14 @@ impl ViewsConsumer {
                 let expired = deployments
                     .filter_map(|deployment| deployment.pin?.until)
                     .any(|until| until <= now);
-                if expired {
+                let deleting = |endpoint: &Endpoint| {
+                    let parts = endpoint.deployments.values().map(|d| d.state);
+                    parts
+                        .chain([endpoint.state])
+                        .any(|state| state == ProvisioningState::Deleting)
+                };
+                // What was lost with its node is waited for no longer after a while.
+                if expired || model.endpoint.as_ref().is_some_and(deleting) {
                     self.touched.insert(key.clone());
                 }
             }

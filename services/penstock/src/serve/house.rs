@@ -162,6 +162,7 @@ impl House {
         let backends = start_backends(&data, &node, clock.clone(), &mut log).await?;
         let node_config = NodeConfig {
             node,
+            address: None,
             keep_instances: args.keep_instances,
             grace: REMOVAL_GRACE,
         };
@@ -268,7 +269,7 @@ fn spawn_planner(stage: &mut Stage, node: String, deps: Deps, health: Health) {
     let stop = stage.stop.clone();
     let run = move || {
         let (node, deps, health, stop) = (node.clone(), deps.clone(), health.clone(), stop.clone());
-        async move { actuator::planner::run(node, deps, &health, stop).await }
+        async move { actuator::planner::run(Some(node), deps, &health, stop).await }
     };
     stage.spawn(supervise("actuator", stage.stop.clone(), run));
 }

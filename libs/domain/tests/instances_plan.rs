@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use contract::events::{
     DeploymentCreated, DeploymentUpdated, Empty, EndpointCreated, EndpointKeys, Event,
-    InstanceEnded, LeaveReason, MemberJoined, MemberLeft, OfInstance, RemovalReason, RequestReason,
-    SealedKey,
+    InstanceEnded, LeaveReason, MemberJoined, MemberLeft, OfDeployment, OfInstance, RemovalReason,
+    RequestReason, SealedKey,
 };
 use contract::frame::{Source, SourceKind};
 use contract::ids::{Bucket, InstanceId, Name, Position, Uid};
@@ -614,6 +614,10 @@ fn a_lost_node_does_not_hold_up_the_end_of_an_endpoint() {
     world.grant(2);
     world.settle();
     world.append(Event::EndpointDeletionRequested(Empty {}));
+    let deployment = name("blue");
+    world.append(Event::DeploymentDeletionRequested(OfDeployment {
+        deployment,
+    }));
     world.leave("south", LeaveReason::Silent);
     world.plan();
     world.plan();

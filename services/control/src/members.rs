@@ -12,7 +12,7 @@ use contract::frame::Frame;
 use contract::log::{Actor, NewEvent, StreamName};
 use contract::time::Timestamp;
 use domain::members::{MemberWatch, Members};
-use store::{Append, Commit, CommitError, Committed, Fence, Store, StoreError};
+use store::{Append, Commit, CommitError, Committed, Fence, StoreError};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -25,39 +25,46 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Records per read of the stream.
 const PAGE: usize = 1000;
 
+/// Runs until `shutdown`, or until the store fails for good.
+pub async fn run(deps: ControlDeps, shutdown: CancellationToken) -> Result<(), StoreError> {
+    while !shutdown.is_cancelled() {
+        // Raises the lease's generation, so that a former owner can write no more.
+        let fence = deps.store.take(LEASE).await?;
+        own(deps.clone(), fence, shutdown.clone()).await?;
+    }
+    Ok(())
+}
+
+/// The owner's work: until `stop`, or until somebody else holds the lease.
+async fn own(deps: ControlDeps, fence: Fence, stop: CancellationToken) -> Result<(), StoreError> {
+    let mut frames = deps.bus.subscribe_frames();
+    let mut owner = Owner {
+        deps,
+        fence,
+        watch: MemberWatch::default(),
+        members: Members::default(),
+        fenced: false,
+    };
+    owner.read_on().await?;
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !owner.fenced {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Some(frame) = frames.recv() => owner.observe(&frame, &mut frames),
+            _ = looks.tick() => owner.look().await?,
+        }
+    }
+    Ok(())
+}
+
 struct Owner {
     deps: ControlDeps,
     fence: Fence,
     watch: MemberWatch,
     members: Members,
-}
-
-/// Runs until `shutdown`, or until the store fails for good.
-pub async fn run(deps: ControlDeps, shutdown: CancellationToken) -> Result<(), StoreError> {
-    // From before the lease: what is said while we wait for it is not missed.
-    let mut frames = deps.bus.subscribe_frames();
-    let mut owner = Owner {
-        fence: take(&deps.store).await?,
-        deps,
-        watch: MemberWatch::default(),
-        members: Members::default(),
-    };
-    owner.read_on().await?;
-    let mut looks = tokio::time::interval(LOOK_EVERY);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return Ok(()),
-            Some(frame) = frames.recv() => owner.observe(&frame, &mut frames),
-            _ = looks.tick() => owner.look().await?,
-        }
-    }
-}
-
-/// Raises the lease's generation, so that a former owner can write no more.
-async fn take(store: &Store) -> Result<Fence, StoreError> {
-    store.take(LEASE).await
+    fenced: bool,
 }
 
 impl Owner {
@@ -93,9 +100,8 @@ impl Owner {
             Ok(Committed::Before { .. }) => {}
             Err(CommitError::Conflict { .. }) => self.read_on().await?,
             Err(CommitError::Fenced { .. }) => {
-                tracing::warn!("the stream of members was taken over, taking it again");
-                self.fence = take(&self.deps.store).await?;
-                self.read_on().await?;
+                tracing::warn!("the stream of members was taken over by another process");
+                self.fenced = true;
             }
             Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
             Err(error) => {

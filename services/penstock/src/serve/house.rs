@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::data_folder::DataFolder;
+use super::member_logs::{MemberLogs, internal_token};
 use super::sources::{FolderLogs, MeterHistory};
 use super::supervisor::supervise;
 use crate::cli::serve_args::ServeArgs;
@@ -132,6 +133,7 @@ impl House {
         };
         let meter_config = meter::Config::new(&data);
         let meter = Meter::open(meter_config.clone(), meter_deps.clone()).await?;
+        let node = node_id(&data).context("cannot read or make the node's id")?;
         let control_config = ControlConfig {
             listen: args.control_addr,
             data: data.clone(),
@@ -145,7 +147,11 @@ impl House {
             ids: ids.clone(),
             metrics: metrics.clone(),
             health: health.clone(),
-            logs: Arc::new(FolderLogs::new(&data)),
+            logs: Arc::new(MemberLogs::new(
+                Some((node.clone(), Arc::new(FolderLogs::new(&data)))),
+                store.clone(),
+                internal_token()?,
+            )),
             history: Arc::new(MeterHistory::new(meter.history())),
         };
         let control = Control::bind(control_config.clone(), control_deps.clone()).await?;
@@ -157,7 +163,6 @@ impl House {
         spawn_control(&mut doors, control, again, control_deps);
 
         spawn_autoscaler(&mut engines, deps.clone(), metrics.clone(), health.clone());
-        let node = node_id(&data).context("cannot read or make the node's id")?;
         spawn_planner(&mut engines, node.clone(), deps.clone(), health.clone());
         let backends = start_backends(&data, &node, clock.clone(), &mut log).await?;
         let node_config = NodeConfig {

@@ -8,6 +8,7 @@
 mod config_file;
 mod data_folder;
 mod house;
+mod member_logs;
 mod sources;
 mod supervisor;
 

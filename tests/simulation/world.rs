@@ -637,11 +637,14 @@ impl World {
             .count()
     }
 
-    /// Ready instances of an endpoint, by node.
-    pub fn ready_on(&self, endpoint: &str) -> BTreeMap<String, usize> {
+    /// Ready instances by node.
+    pub fn by_node(&self) -> BTreeMap<String, usize> {
         let mut by_node = BTreeMap::new();
-        let instances = self.truth[&key(endpoint)].instances.instances.values();
-        for instance in instances.filter(|instance| instance.is_ready()) {
+        let all = self
+            .truth
+            .values()
+            .flat_map(|f| f.instances.instances.values());
+        for instance in all.filter(|instance| instance.is_ready()) {
             *by_node.entry(instance.node.clone()).or_default() += 1;
         }
         by_node

@@ -157,7 +157,7 @@ struct Reading<S> {
 fn whole_lines<S, E>(node: &str, source: S, patience: Option<Duration>) -> Lines
 where
     S: Stream<Item = Result<Bytes, E>> + Send + 'static,
-    E: std::fmt::Display,
+    E: std::fmt::Display + 'static,
 {
     let reading = Reading {
         node: node.to_owned(),
@@ -435,7 +435,8 @@ mod tests {
     async fn without_any_node_it_is_said_that_there_is_none() {
         let (_folder, store) = store(&[]).await;
         let logs = MemberLogs::new(None, store, None);
-        let asked = logs.logs(&"iris/blue".parse().unwrap(), LogQuery::default());
-        assert!(matches!(asked.await, Err(SourceError::Unavailable(_))));
+        let of = "iris/blue".parse().unwrap();
+        let asked = logs.logs(&of, LogQuery::default()).await;
+        assert!(matches!(asked, Err(SourceError::Unavailable(_))));
     }
 }

@@ -150,10 +150,10 @@ async fn until_slots(routes: &mut Routes, expected: &[(&str, u32)]) -> Position 
         loop {
             let update = routes.recv().await.unwrap();
             let deployments = update.route.iter().flat_map(|r| r.deployments.values());
-            let slots = deployments
+            let mut slots = deployments
                 .flat_map(|d| &d.instances)
                 .map(|i| i.slots.clone());
-            let slots = slots.last().unwrap_or_default();
+            let slots = slots.next().unwrap_or_default();
             if slots == expected {
                 return update.members;
             }

@@ -152,6 +152,8 @@ fn run(seed: u64) {
         14,
         "a process for each ready instance and no other ({context})"
     );
+    let by_node = world.by_node();
+    assert_eq!(by_node.len(), world::NODES.len(), "{by_node:?} ({context})");
     the_log_is_sound(&world, &context);
 }
 

@@ -1,5 +1,5 @@
 //! A whole Penstock under a virtual clock: one log, services that read it bucket by bucket in random
-//! order and with random lag, a gateway and a node that behave as badly as the seed says.
+//! order and with random lag, gateways and nodes that behave as badly as the seed says.
 //!
 //! The services are the real ones (`Reconciler`); only the shell around them is replaced. The log
 //! promises no more than the real one: order within a bucket, expected versions, fences.
@@ -11,13 +11,13 @@ use actuator::planner::Planner;
 use autoscaler::Autoscaler;
 use contract::events::{
     AutoscalePinned, AutoscaleSet, DeploymentCreated, DeploymentUpdated, EndpointCreated,
-    EndpointKeys, Event, InstanceEnded, InstanceStarted, OfInstance, SealedKey,
+    EndpointKeys, Event, InstanceEnded, InstanceStarted, MemberJoined, OfInstance, SealedKey,
 };
 use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
 use contract::histogram::Histogram;
 use contract::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
 use contract::log::{Actor, Record, StreamKind, StreamName};
-use contract::resources::{AutoscaleSpec, DeploymentSpec};
+use contract::resources::{AutoscaleSpec, BackendKind, DeploymentSpec};
 use contract::time::{Span, Timestamp};
 use domain::fold::EndpointFold;
 use domain::instances::Instance;
@@ -135,6 +135,7 @@ impl<R: Reconciler> Service<R> {
             for record in log.by_bucket[&bucket][*read..].iter().take(most) {
                 *read += 1;
                 let Some(key) = record.endpoint() else {
+                    self.reconciler.apply_global(record);
                     continue;
                 };
                 let (state, version, recorded) = self.states.entry(key.clone()).or_default();
@@ -175,7 +176,20 @@ pub struct Faults {
     pub duplicate_node_turns: u64,
 }
 
-/// A process of the simulated node.
+/// The members of the house, from its first moment on.
+pub const GATEWAYS: [&str; 2] = ["gateway-1", "gateway-2"];
+pub const NODES: [&str; 2] = ["node-1", "node-2"];
+
+/// What a gateway knows, and what is on the instances by its own count.
+#[derive(Default)]
+struct Gateway {
+    /// Position and the instances that may get requests; the first is what it goes by.
+    routes: VecDeque<(Position, BTreeSet<InstanceId>)>,
+    in_flight: BTreeMap<InstanceId, u32>,
+    sequence: u64,
+}
+
+/// A process of a simulated node.
 struct Process {
     ready_at: Timestamp,
     reported_ready: bool,
@@ -197,12 +211,23 @@ pub struct World {
     /// Highest generation carried out, by instance; what a backend's tombstones keep.
     carried_out: BTreeMap<InstanceId, u64>,
     pub starts: BTreeMap<InstanceId, u32>,
-    /// What the gateway has been told: position and the instances that may get requests.
-    routes: VecDeque<(Position, BTreeSet<InstanceId>)>,
-    /// Requests on each instance, by the gateway's count.
-    in_flight: BTreeMap<InstanceId, u32>,
-    sequence: u64,
+    gateways: BTreeMap<&'static str, Gateway>,
     truth_read: usize,
+}
+
+impl Gateway {
+    /// Requests come to what it takes for routed, and end one a turn elsewhere.
+    fn serve(&mut self, rng: &mut Rng) {
+        let routed = &self.routes[0].1;
+        for id in routed {
+            self.in_flight.insert(id.clone(), rng.below(4) as u32);
+        }
+        for (id, in_flight) in &mut self.in_flight {
+            if !routed.contains(id) {
+                *in_flight = in_flight.saturating_sub(1);
+            }
+        }
+    }
 }
 
 pub fn name(text: &str) -> Name {
@@ -217,7 +242,7 @@ impl World {
     pub fn new(seed: u64, start: Timestamp) -> Self {
         // Shared by every life of the planner: a new one must not give out the same ids again.
         let instance_ids = Arc::new(SeededIds::new(!seed));
-        Self {
+        let mut world = Self {
             rng: Rng::new(seed),
             clock: start,
             log: Log::default(),
@@ -226,15 +251,36 @@ impl World {
             truth: BTreeMap::new(),
             ids: SeededIds::new(seed),
             autoscaler: Service::new(Autoscaler::default),
-            planner: Service::new(move || Planner::new("node".into(), instance_ids.clone())),
+            planner: Service::new(move || Planner::new(None, instance_ids.clone())),
             processes: BTreeMap::new(),
             carried_out: BTreeMap::new(),
             starts: BTreeMap::new(),
-            routes: VecDeque::new(),
-            in_flight: BTreeMap::new(),
-            sequence: 0,
+            gateways: GATEWAYS.map(|id| (id, Gateway::default())).into(),
             truth_read: 0,
+        };
+        let gateways = GATEWAYS.map(|id| (SourceKind::Gateway, id));
+        let nodes = NODES.map(|id| (SourceKind::Node, id));
+        for (kind, id) in gateways.into_iter().chain(nodes) {
+            world.join(kind, id);
         }
+        world
+    }
+
+    fn join(&mut self, kind: SourceKind, id: &str) {
+        let joined = MemberJoined {
+            source: Source {
+                kind,
+                id: id.into(),
+            },
+            address: None,
+            backends: vec![BackendKind::Simulated],
+        };
+        let event = (
+            self.ids.event_id(self.clock),
+            self.clock,
+            Event::MemberJoined(joined),
+        );
+        assert!(self.log.append(StreamName::members(), None, vec![event]));
     }
 
     /// Control's part: what an operator asks for goes straight into the log.
@@ -329,7 +375,7 @@ impl World {
         self.rng.shuffle(&mut turns);
         for turn in turns {
             match turn {
-                0 => self.gateway_turn(),
+                0 => GATEWAYS.into_iter().for_each(|id| self.gateway_turn(id)),
                 1 => self.service_turn(true),
                 2 => self.service_turn(false),
                 _ => self.node_turns(),
@@ -356,8 +402,8 @@ impl World {
         }
     }
 
-    /// The gateway learns the routes one turn late, and tells what it has seen in frames.
-    fn gateway_turn(&mut self) {
+    /// A gateway learns the routes one turn late, and tells what it has seen in frames.
+    fn gateway_turn(&mut self, id: &'static str) {
         self.read_truth();
         let ready = |instance: &&Instance| instance.is_ready();
         let routed = self
@@ -365,39 +411,29 @@ impl World {
             .values()
             .flat_map(|fold| fold.instances.instances.values().filter(ready));
         let routed: BTreeSet<_> = routed.map(|instance| instance.id.clone()).collect();
-        self.routes
+        let gateway = self.gateways.get_mut(id).unwrap();
+        gateway
+            .routes
             .push_back((Position(self.log.records.len() as u64), routed));
-        if self.routes.len() > 2 {
-            self.routes.pop_front();
+        if gateway.routes.len() > 2 {
+            gateway.routes.pop_front();
         }
-        let revision = self.routes[0].0;
-        self.sequence += 1;
-        self.serve();
+        gateway.sequence += 1;
+        gateway.serve(&mut self.rng);
         if self.rng.percent(self.faults.lost_frames) {
             return;
         }
         let buckets: BTreeSet<Bucket> = self.truth.keys().map(EndpointKey::bucket).collect();
         for bucket in buckets {
-            let frame = self.frame(bucket, revision);
+            let frame = self.frame(id, bucket);
             self.autoscaler.reconciler.observe(&frame, self.clock);
             self.planner.reconciler.observe(&frame, self.clock);
         }
     }
 
-    /// Requests come to what the gateway takes for routed, and end one a turn elsewhere.
-    fn serve(&mut self) {
-        let routed = self.routes[0].1.clone();
-        for id in &routed {
-            self.in_flight.insert(id.clone(), self.rng.below(4) as u32);
-        }
-        for (id, in_flight) in &mut self.in_flight {
-            if !routed.contains(id) {
-                *in_flight = in_flight.saturating_sub(1);
-            }
-        }
-    }
-
-    fn frame(&self, bucket: Bucket, revision: Position) -> Frame {
+    fn frame(&self, id: &str, bucket: Bucket) -> Frame {
+        let gateway = &self.gateways[id];
+        let revision = gateway.routes[0].0;
         let mut deployments = Vec::new();
         for (endpoint, fold) in self.truth.iter().filter(|(key, _)| key.bucket() == bucket) {
             for (deployment, spec) in fold
@@ -410,10 +446,12 @@ impl World {
                     .get(&(endpoint.clone(), deployment.clone()))
                     .copied()
                     .unwrap_or(0);
+                // Clients are spread over the gateways.
+                let load = load / 2 + u64::from(id == GATEWAYS[0]) * (load % 2);
                 let instances = fold.instances.of(spec.uid).map(|instance| InstanceFrame {
                     id: instance.id.clone(),
                     busy_us: 0,
-                    in_flight: self.in_flight.get(&instance.id).copied().unwrap_or(0),
+                    in_flight: gateway.in_flight.get(&instance.id).copied().unwrap_or(0),
                     requests: 0,
                     cpu_us: None,
                     memory_bytes: None,
@@ -444,10 +482,10 @@ impl World {
         Frame {
             source: Source {
                 kind: SourceKind::Gateway,
-                id: "gateway".into(),
+                id: id.into(),
             },
             boot: Uuid::nil(),
-            sequence: self.sequence,
+            sequence: gateway.sequence,
             bucket,
             start: Timestamp::from_secs(self.clock.secs() - 1),
             length_us: 1_000_000,
@@ -488,7 +526,8 @@ impl World {
                 self.carried_out
                     .insert(instance.id.clone(), removal.generation);
                 let was_running = self.processes.remove(&instance.id).is_some();
-                let in_flight = self.in_flight.remove(&instance.id).unwrap_or(0);
+                let on_it = |gateway: &mut Gateway| gateway.in_flight.remove(&instance.id);
+                let in_flight: u32 = self.gateways.values_mut().filter_map(on_it).sum();
                 // Frames come every turn or two, so no drain reaches its deadline.
                 assert!(
                     !was_running || in_flight == 0,
@@ -496,11 +535,11 @@ impl World {
                     instance.id
                 );
                 let ended = InstanceEnded {
-                    id: instance.id,
+                    id: instance.id.clone(),
                     reason: "removed".into(),
                     exit_code: None,
                 };
-                self.report(&endpoint, Event::InstanceStopped(ended));
+                self.report(&endpoint, &instance.node, Event::InstanceStopped(ended));
             } else if self
                 .carried_out
                 .get(&instance.id)
@@ -519,11 +558,11 @@ impl World {
         *self.starts.entry(instance.id.clone()).or_default() += 1;
         if self.rng.percent(self.faults.start_failures) {
             let ended = InstanceEnded {
-                id: instance.id,
+                id: instance.id.clone(),
                 reason: "no start".into(),
                 exit_code: Some(1),
             };
-            self.report(endpoint, Event::InstanceFailed(ended));
+            self.report(endpoint, &instance.node, Event::InstanceFailed(ended));
             return;
         }
         let ready_at = self.clock + Span::from_secs(1 + self.rng.below(10));
@@ -536,6 +575,7 @@ impl World {
         );
         self.report(
             endpoint,
+            &instance.node,
             Event::InstanceStarted(InstanceStarted {
                 id: instance.id,
                 generation: instance.generation,
@@ -559,18 +599,22 @@ impl World {
                 reason: "crashed".into(),
                 exit_code: Some(139),
             };
-            self.report(endpoint, Event::InstanceFailed(ended));
+            self.report(endpoint, &instance.node, Event::InstanceFailed(ended));
         } else if !process.reported_ready && self.clock >= process.ready_at {
             process.reported_ready = true;
-            self.report(endpoint, Event::InstanceReady(OfInstance { id }));
+            self.report(
+                endpoint,
+                &instance.node,
+                Event::InstanceReady(OfInstance { id }),
+            );
         }
     }
 
-    fn report(&mut self, endpoint: &EndpointKey, event: Event) {
+    fn report(&mut self, endpoint: &EndpointKey, node: &str, event: Event) {
         let stamped = (self.ids.event_id(self.clock), self.clock, event);
         assert!(
             self.log
-                .append(StreamName::of_node(endpoint, "node"), None, vec![stamped])
+                .append(StreamName::of_node(endpoint, node), None, vec![stamped])
         );
     }
 
@@ -591,6 +635,19 @@ impl World {
             .values()
             .filter(|instance| instance.is_ready())
             .count()
+    }
+
+    /// Ready instances by node.
+    pub fn by_node(&self) -> BTreeMap<String, usize> {
+        let mut by_node = BTreeMap::new();
+        let all = self
+            .truth
+            .values()
+            .flat_map(|f| f.instances.instances.values());
+        for instance in all.filter(|instance| instance.is_ready()) {
+            *by_node.entry(instance.node.clone()).or_default() += 1;
+        }
+        by_node
     }
 
     pub fn running(&self) -> usize {

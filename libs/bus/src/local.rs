@@ -81,10 +81,9 @@ impl Bus for LocalBus {
 
     fn publish_route(&self, update: Arc<RouteUpdate>) {
         let mut routes = lock(&self.routes);
-        let stale = routes
-            .newest
-            .get(&update.endpoint)
-            .is_some_and(|newest| newest.revision > update.revision);
+        let stale = routes.newest.get(&update.endpoint).is_some_and(|newest| {
+            (newest.revision, newest.members) > (update.revision, update.members)
+        });
         if stale {
             return;
         }

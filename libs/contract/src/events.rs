@@ -328,6 +328,8 @@ pub enum RemovalReason {
     Deleted,
     /// It failed or ended by itself; what is left is cleared away.
     Ended,
+    /// Its node has left, and does not answer for it any more.
+    NodeLost,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]

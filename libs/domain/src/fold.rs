@@ -42,6 +42,10 @@ impl EndpointFold {
                     .any(|d| d.uid == *uid)
             };
             self.decisions.retain(|uid, _| living(uid));
+            // Of what was lost with its node nothing will be heard: it ends unseen, if it comes back.
+            self.instances.instances.retain(|_, instance| {
+                instance.removal.is_none() || living(&instance.deployment_uid)
+            });
         }
         self.position = record.position;
     }

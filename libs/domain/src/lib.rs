@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod fold;
 pub mod instances;
 pub mod measure;
+pub mod members;
 pub mod routes;
 pub mod usage;
 pub mod views;

@@ -19,7 +19,8 @@ use domain::endpoint::Endpoint;
 use domain::endpoint::commands::{Command, Context, Precondition, Refusal, decide};
 use domain::endpoint::settle::settle;
 use domain::instances::Instances;
-use domain::routes::route;
+use domain::members::Members;
+use domain::routes::{Dealing, route};
 use domain::views::{DEPLOYMENTS, ENDED_INSTANCES_MAX, ENDPOINTS, INSTANCES, Projection};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -231,7 +232,13 @@ impl World {
             let Some(endpoint) = &self.endpoint else {
                 return;
             };
-            let events = settle(endpoint, &self.instances, &self.granted, self.now);
+            let events = settle(
+                endpoint,
+                &self.instances,
+                &self.granted,
+                &Members::default(),
+                self.now,
+            );
             if events.is_empty() {
                 return;
             }
@@ -549,6 +556,11 @@ fn a_route_holds_ready_instances_and_those_that_may_still_be_serving() {
             world.endpoint.as_ref().unwrap(),
             &world.instances,
             Position(7),
+            &Dealing {
+                members: &Members::default(),
+                given: None,
+                given_way: true,
+            },
         );
         let blue = update.route.unwrap().deployments[&name("blue")].clone();
         let instances: Vec<(String, bool)> = blue

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use contract::events::{Event, InstanceDraining, InstanceRequested, RemovalReason, RequestReason};
+use contract::events::{
+    Event, InstanceDraining, InstanceRequested, MemberJoined, RemovalReason, RequestReason,
+};
 use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
 use contract::histogram::Histogram;
 use contract::ids::{Bucket, InstanceId, Position, Uid};
@@ -10,7 +12,8 @@ use contract::log::{Actor, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use contract::{DeploymentRef, EndpointKey};
 use domain::instances::drain::DrainWatch;
-use domain::instances::{Instance, Instances};
+use domain::instances::{Draining, Instance, Instances};
+use domain::members::Members;
 use uuid::Uuid;
 
 const DRAIN_POSITION: u64 = 40;
@@ -66,6 +69,31 @@ fn record(position: u64, event: Event) -> Record {
         actor: Actor::service("test"),
         event,
     }
+}
+
+/// The log names no gateway.
+fn nobody() -> Members {
+    Members::default()
+}
+
+/// The log names these gateways.
+fn members(gateways: &[&str]) -> Members {
+    let mut members = Members::default();
+    for (index, gateway) in gateways.iter().enumerate() {
+        let source = Source {
+            kind: SourceKind::Gateway,
+            id: (*gateway).into(),
+        };
+        let joined = MemberJoined {
+            source,
+            address: None,
+            backends: Vec::new(),
+        };
+        let mut record = record(index as u64 + 1, Event::MemberJoined(joined));
+        record.stream = StreamName::members();
+        members.apply(&record);
+    }
+    members
 }
 
 fn frame(gateway: &str, revision: u64, in_flight: u32) -> Frame {
@@ -131,7 +159,7 @@ fn every_gateway_must_have_reached_the_drain_with_nothing_in_flight() {
         let mut watch = DrainWatch::default();
         frames.iter().for_each(|frame| watch.observe(frame, at(1)));
         assert_eq!(
-            watch.is_drained(&iris(), &instance, at(1)),
+            watch.is_drained(&iris(), &instance, &nobody(), at(1)),
             *drained,
             "{frames:#?}"
         );
@@ -150,7 +178,7 @@ fn what_a_gateway_has_reached_of_another_endpoint_vouches_for_nothing() {
         },
         at(1),
     );
-    assert!(!watch.is_drained(&iris(), &draining_instance(), at(1)));
+    assert!(!watch.is_drained(&iris(), &draining_instance(), &nobody(), at(1)));
 }
 
 #[test]
@@ -160,14 +188,12 @@ fn a_gateway_that_said_goodbye_is_not_asked_any_more() {
     watch.observe(&frame("b", 1, 5), at(1));
     watch.observe(
         &Frame {
-            members: Default::default(),
-            hello: None,
             goodbye: true,
             ..frame("b", 1, 5)
         },
         at(2),
     );
-    assert!(watch.is_drained(&iris(), &draining_instance(), at(2)));
+    assert!(watch.is_drained(&iris(), &draining_instance(), &nobody(), at(2)));
 }
 
 #[test]
@@ -180,7 +206,7 @@ fn words_about_another_bucket_do_not_count() {
         },
         at(1),
     );
-    assert!(!watch.is_drained(&iris(), &draining_instance(), at(1)));
+    assert!(!watch.is_drained(&iris(), &draining_instance(), &nobody(), at(1)));
 }
 
 #[test]
@@ -188,22 +214,81 @@ fn the_deadline_ends_the_wait_while_frames_arrive() {
     let mut watch = DrainWatch::default();
     for second in 0..15 {
         assert!(
-            !watch.is_drained(&iris(), &draining_instance(), at(second)),
+            !watch.is_drained(&iris(), &draining_instance(), &nobody(), at(second)),
             "{second}"
         );
         watch.observe(&frame("a", 40, 1), at(second));
     }
-    assert!(watch.is_drained(&iris(), &draining_instance(), at(15)));
+    assert!(watch.is_drained(&iris(), &draining_instance(), &nobody(), at(15)));
 }
 
 #[test]
 fn the_deadline_does_not_run_while_no_frames_arrive() {
     let mut watch = DrainWatch::default();
     watch.observe(&frame("a", 40, 1), at(0));
-    assert!(!watch.is_drained(&iris(), &draining_instance(), at(60)));
+    assert!(!watch.is_drained(&iris(), &draining_instance(), &nobody(), at(60)));
     watch.observe(&frame("a", 40, 1), at(60));
     assert!(
-        !watch.is_drained(&iris(), &draining_instance(), at(61)),
+        !watch.is_drained(&iris(), &draining_instance(), &nobody(), at(61)),
         "it starts anew"
     );
+}
+
+#[test]
+fn a_member_that_has_not_spoken_since_we_listen_is_waited_for() {
+    let instance = draining_instance();
+    let members = members(&["a", "b"]);
+    let mut watch = DrainWatch::default();
+    watch.observe(&frame("a", 40, 0), at(1));
+    assert!(
+        !watch.is_drained(&iris(), &instance, &members, at(1)),
+        "the first that is heard is not all"
+    );
+    watch.observe(&frame("b", 40, 1), at(2));
+    assert!(!watch.is_drained(&iris(), &instance, &members, at(2)));
+    watch.observe(&frame("b", 40, 0), at(3));
+    assert!(watch.is_drained(&iris(), &instance, &members, at(3)));
+}
+
+#[test]
+fn a_gateway_that_the_log_does_not_know_yet_is_waited_for() {
+    let instance = draining_instance();
+    let members = members(&["a"]);
+    let mut watch = DrainWatch::default();
+    watch.observe(&frame("a", 40, 0), at(1));
+    watch.observe(&frame("newcomer", 40, 1), at(1));
+    assert!(!watch.is_drained(&iris(), &instance, &members, at(1)));
+    watch.observe(&frame("newcomer", 40, 0), at(2));
+    assert!(watch.is_drained(&iris(), &instance, &members, at(2)));
+}
+
+#[test]
+fn a_member_that_said_goodbye_has_let_go_before_the_log_knows() {
+    let members = members(&["a", "b"]);
+    let mut watch = DrainWatch::default();
+    watch.observe(&frame("a", 40, 0), at(1));
+    let goodbye = Frame {
+        goodbye: true,
+        ..frame("b", 1, 5)
+    };
+    watch.observe(&goodbye, at(2));
+    assert!(watch.is_drained(&iris(), &draining_instance(), &members, at(2)));
+}
+
+#[test]
+fn a_gateway_that_left_in_silence_is_not_asked_any_more() {
+    let instance = Instance {
+        draining: Some(Draining {
+            timeout: Span::from_secs(3600),
+            ..draining_instance().draining.unwrap()
+        }),
+        ..draining_instance()
+    };
+    let mut watch = DrainWatch::default();
+    watch.observe(&frame("b", 39, 2), at(0));
+    for second in 0..=60 {
+        watch.observe(&frame("a", 40, 0), at(second));
+    }
+    assert!(!watch.is_drained(&iris(), &instance, &members(&["a", "b"]), at(60)));
+    assert!(watch.is_drained(&iris(), &instance, &members(&["a"]), at(60)));
 }

@@ -6,16 +6,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use contract::events::{
     DeploymentCreated, DeploymentUpdated, Empty, EndpointCreated, EndpointKeys, Event,
-    InstanceEnded, OfInstance, SealedKey,
+    InstanceEnded, LeaveReason, MemberJoined, MemberLeft, OfDeployment, OfInstance, RemovalReason,
+    RequestReason, SealedKey,
 };
+use contract::frame::{Source, SourceKind};
 use contract::ids::{Bucket, InstanceId, Name, Position, Uid};
 use contract::log::{Actor, Record, StreamKind, StreamName};
-use contract::resources::DeploymentSpec;
+use contract::resources::{BackendKind, DeploymentSpec};
 use contract::time::{Span, Timestamp};
 use contract::{DeploymentRef, EndpointKey};
 use domain::endpoint::Endpoint;
+use domain::endpoint::settle::settle;
 use domain::instances::plan::{Context, Granted, plan};
 use domain::instances::{Instance, InstanceState, Instances};
+use domain::members::{Members, NODE_GRACE};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -26,6 +30,8 @@ struct World {
     granted: BTreeMap<Uid, Granted>,
     /// Instances that gateways still use.
     busy: BTreeSet<InstanceId>,
+    members: Members,
+    own_node: Option<&'static str>,
     now: Timestamp,
     position: u64,
     ids: u128,
@@ -38,6 +44,8 @@ impl World {
             instances: Instances::default(),
             granted: BTreeMap::new(),
             busy: BTreeSet::new(),
+            members: Members::default(),
+            own_node: Some("node-1"),
             now: Timestamp::from_secs(1_000_000),
             position: 0,
             ids: 0,
@@ -79,8 +87,40 @@ impl World {
             actor: Actor::service("test"),
             event,
         };
+        let record = match record.event {
+            Event::MemberJoined(_) | Event::MemberLeft(_) => Record {
+                stream: StreamName::members(),
+                ..record
+            },
+            _ => record,
+        };
+        self.members.apply(&record);
         self.endpoint = Endpoint::apply(self.endpoint.take(), &record);
         self.instances.apply(&record);
+    }
+
+    fn join(&mut self, node: &str, backends: &[BackendKind]) {
+        self.append(Event::MemberJoined(MemberJoined {
+            source: node_source(node),
+            address: None,
+            backends: backends.to_vec(),
+        }));
+    }
+
+    fn leave(&mut self, node: &str, reason: LeaveReason) {
+        self.append(Event::MemberLeft(MemberLeft {
+            source: node_source(node),
+            reason,
+        }));
+    }
+
+    /// Instances that count, by node.
+    fn by_node(&self) -> BTreeMap<String, usize> {
+        let mut by_node = BTreeMap::new();
+        for instance in self.instances.instances.values().filter(|i| i.is_kept()) {
+            *by_node.entry(instance.node.clone()).or_default() += 1;
+        }
+        by_node
     }
 
     fn grant(&mut self, instances: u32) {
@@ -102,7 +142,8 @@ impl World {
             drained: &|instance: &Instance| {
                 instance.draining.is_some() && !busy.contains(&instance.id)
             },
-            node: "node-1",
+            members: &self.members,
+            own_node: self.own_node,
             now: self.now,
         };
         let mut new_id = || {
@@ -200,6 +241,25 @@ impl World {
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
+}
+
+fn node_source(node: &str) -> Source {
+    Source {
+        kind: SourceKind::Node,
+        id: node.into(),
+    }
+}
+
+fn two_nodes() -> World {
+    let mut world = World::new();
+    world.own_node = None;
+    world.join("north", &[BackendKind::Process]);
+    world.join("south", &[BackendKind::Process]);
+    world
+}
+
+fn on(pairs: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    pairs.iter().map(|(n, c)| ((*n).to_owned(), *c)).collect()
 }
 
 fn blue() -> Uid {
@@ -397,6 +457,196 @@ fn instances_of_a_dead_incarnation_are_removed() {
     world.append(Event::EndpointDeleted(Empty {}));
     world.settle();
     assert!(world.instances.instances.is_empty());
+}
+
+#[test]
+fn instances_are_spread_over_the_nodes() {
+    let mut world = two_nodes();
+    world.grant(5);
+    world.settle();
+    assert_eq!(world.by_node(), on(&[("north", 3), ("south", 2)]));
+}
+
+#[test]
+fn a_new_instance_goes_where_the_deployment_has_the_fewest() {
+    let mut world = two_nodes();
+    world.grant(4);
+    world.settle();
+    world.join("west", &[BackendKind::Process]);
+    world.grant(6);
+    world.settle();
+    let spread = on(&[("north", 2), ("south", 2), ("west", 2)]);
+    assert_eq!(world.by_node(), spread);
+}
+
+#[test]
+fn only_nodes_that_allow_the_backend_get_instances() {
+    let mut world = two_nodes();
+    world.join("east", &[BackendKind::Simulated]);
+    world.grant(4);
+    world.settle();
+    assert_eq!(world.by_node(), on(&[("north", 2), ("south", 2)]));
+}
+
+#[test]
+fn where_no_node_allows_the_backend_one_is_asked_so_that_it_says_so() {
+    let mut world = World::new();
+    world.own_node = None;
+    world.join("east", &[BackendKind::Simulated]);
+    world.grant(1);
+    assert_eq!(requests(&world.plan()), 1);
+    assert_eq!(world.by_node(), on(&[("east", 1)]));
+}
+
+#[test]
+fn without_any_node_nothing_is_started_until_one_joins() {
+    let mut world = World::new();
+    world.own_node = None;
+    world.grant(1);
+    assert_eq!(world.plan(), []);
+    world.join("north", &[BackendKind::Process]);
+    assert_eq!(requests(&world.plan()), 1);
+}
+
+#[test]
+fn our_own_node_is_given_instances_before_it_is_a_member() {
+    let mut world = World::new();
+    world.grant(1);
+    world.plan();
+    assert_eq!(world.by_node(), on(&[("node-1", 1)]));
+}
+
+#[test]
+fn instances_of_a_node_that_fell_silent_are_replaced_at_once_and_drained_before_removal() {
+    let mut world = two_nodes();
+    world.grant(2);
+    world.settle();
+    let lost = world
+        .instances
+        .instances
+        .values()
+        .find(|i| i.node == "south");
+    let lost = lost.unwrap().id.clone();
+    world.busy.insert(lost.clone());
+    world.leave("south", LeaveReason::Silent);
+    let orders = world.plan();
+    assert!(
+        orders
+            .iter()
+            .any(|order| matches!(order, Event::InstanceDraining(draining)
+        if draining.id == lost && draining.reason == RemovalReason::NodeLost))
+    );
+    let request = orders.iter().find_map(|order| match order {
+        Event::InstanceRequested(requested) => Some(requested),
+        _ => None,
+    });
+    let request = request.unwrap();
+    assert_eq!(request.node, "north");
+    assert_eq!(request.reason, RequestReason::Replacement);
+    assert_eq!(world.plan(), [], "gateways may still use it");
+    world.busy.clear();
+    let orders = world.plan();
+    assert!(
+        matches!(orders.as_slice(), [Event::InstanceRemovalRequested(r)] if r.id == lost && r.node == "south")
+    );
+    assert_eq!(world.by_node(), on(&[("north", 2)]));
+}
+
+#[test]
+fn a_node_that_said_goodbye_keeps_its_instances_for_a_while() {
+    let mut world = two_nodes();
+    world.grant(2);
+    world.settle();
+    world.leave("south", LeaveReason::Goodbye);
+    world.now = world.now + NODE_GRACE - Span::from_millis(1);
+    assert_eq!(world.plan(), []);
+    world.now = world.now + Span::from_millis(1);
+    assert_eq!(requests(&world.plan()), 1);
+    assert_eq!(world.by_node(), on(&[("north", 2)]));
+}
+
+#[test]
+fn a_node_that_comes_back_in_time_loses_nothing() {
+    let mut world = two_nodes();
+    world.grant(2);
+    world.settle();
+    world.leave("south", LeaveReason::Goodbye);
+    world.now = world.now + Span::from_secs(30);
+    world.join("south", &[BackendKind::Process]);
+    world.now = world.now + Span::from_secs(300);
+    assert_eq!(world.plan(), []);
+    assert_eq!(world.by_node(), on(&[("north", 1), ("south", 1)]));
+}
+
+#[test]
+fn a_lost_node_that_comes_back_is_rid_of_what_it_had_and_gets_new_instances() {
+    let mut world = two_nodes();
+    world.grant(2);
+    world.settle();
+    world.leave("south", LeaveReason::Silent);
+    world.plan();
+    world.plan();
+    world.make_ready();
+    world.join("south", &[BackendKind::Process]);
+    world.carry_out_removals();
+    world.grant(3);
+    world.settle();
+    assert_eq!(world.by_node(), on(&[("north", 2), ("south", 1)]));
+}
+
+#[test]
+fn nothing_is_started_elsewhere_while_the_only_fitting_node_restarts() {
+    let mut world = World::new();
+    world.own_node = None;
+    world.join("north", &[BackendKind::Process]);
+    world.join("east", &[BackendKind::Simulated]);
+    world.leave("north", LeaveReason::Goodbye);
+    world.grant(1);
+    assert_eq!(world.plan(), []);
+    world.join("north", &[BackendKind::Process]);
+    world.plan();
+    assert_eq!(world.by_node(), on(&[("north", 1)]));
+}
+
+#[test]
+fn a_lost_node_does_not_hold_up_the_end_of_an_endpoint() {
+    let mut world = two_nodes();
+    world.grant(2);
+    world.settle();
+    world.append(Event::EndpointDeletionRequested(Empty {}));
+    let deployment = name("blue");
+    world.append(Event::DeploymentDeletionRequested(OfDeployment {
+        deployment,
+    }));
+    world.leave("south", LeaveReason::Silent);
+    world.plan();
+    world.plan();
+    let gone = |world: &World| {
+        let endpoint = world.endpoint.as_ref().unwrap();
+        let events = settle(
+            endpoint,
+            &world.instances,
+            &BTreeMap::new(),
+            &world.members,
+            world.now,
+        );
+        events
+            .iter()
+            .any(|e| matches!(e, Event::EndpointDeleted(_)))
+    };
+    assert!(!gone(&world), "north has not answered yet");
+    let north = world
+        .instances
+        .instances
+        .values()
+        .find(|i| i.node == "north");
+    let ended = InstanceEnded {
+        id: north.unwrap().id.clone(),
+        reason: String::new(),
+        exit_code: Some(0),
+    };
+    world.append(Event::InstanceStopped(ended));
+    assert!(gone(&world));
 }
 
 proptest! {

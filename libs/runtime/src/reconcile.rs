@@ -59,6 +59,9 @@ pub trait Reconciler: Send + 'static {
 
     fn apply(&mut self, state: &mut Self::State, record: &Record);
 
+    /// Takes in a record that belongs to no endpoint.
+    fn apply_global(&mut self, _record: &Record) {}
+
     /// What is to be written now; empty if nothing.
     fn evaluate(
         &mut self,
@@ -323,7 +326,9 @@ impl<R: Reconciler> Loop<R> {
     }
 
     fn apply(&mut self, record: &Record) {
-        let Some(key) = record.endpoint() else { return };
+        let Some(key) = record.endpoint() else {
+            return self.reconciler.apply_global(record);
+        };
         if !self.held.contains_key(&record.bucket) {
             return;
         }

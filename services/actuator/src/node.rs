@@ -18,6 +18,7 @@ use std::time::Duration;
 use backends::{Backend, BackendError, Observed, ObservedPhase};
 use bus::{Bus, Subscription};
 use contract::events::Event;
+use contract::frame::Hello;
 use contract::ids::{EndpointKey, InstanceId};
 use contract::log::{Actor, NewEvent, StreamName};
 use contract::resources::BackendKind;
@@ -54,6 +55,8 @@ const OBSERVATIONS_MAX: usize = 4096;
 pub struct NodeConfig {
     /// See `backends::process::node_id`.
     pub node: String,
+    /// Where the admin listener of this process answers, as a URL; others ask there for logs.
+    pub address: Option<String>,
     /// Whether instances outlive this process.
     pub keep_instances: bool,
     /// From the polite signal to the hard one when everything ends, and for what nobody ordered.
@@ -107,9 +110,13 @@ pub async fn run(
         ));
     }
     deps.component.waiting("reads the log");
+    let hello = Hello {
+        address: config.address.clone(),
+        backends: deps.backends.keys().copied().collect(),
+    };
     let mut agent = Agent {
         state: NodeState::new(&config.node, config.grace),
-        frames: Frames::new(&config.node, deps.ids.uid()),
+        frames: Frames::new(&config.node, hello, deps.ids.uid()),
         listed: 0,
         caught_up: false,
         carrying_out: JoinSet::new(),

@@ -12,6 +12,7 @@ use contract::time::Timestamp;
 use domain::fold::EndpointFold;
 use domain::instances::drain::DrainWatch;
 use domain::instances::plan::{Context, plan};
+use domain::members::Members;
 use runtime::health::Health;
 use runtime::ids::Ids;
 use runtime::reconcile::{Deps, Reconciler};
@@ -20,34 +21,33 @@ use tokio_util::sync::CancellationToken;
 
 /// The planner's owner half of the actuator.
 pub struct Planner {
-    /// The node that new instances are given to.
-    node: String,
+    /// The node in our own process, for the time before it is a member.
+    own_node: Option<String>,
     ids: Arc<dyn Ids>,
+    members: Members,
     drain_watch: DrainWatch,
 }
 
 impl Planner {
-    pub fn new(node: String, ids: Arc<dyn Ids>) -> Self {
+    pub fn new(own_node: Option<String>, ids: Arc<dyn Ids>) -> Self {
         Self {
-            node,
+            own_node,
             ids,
+            members: Members::default(),
             drain_watch: DrainWatch::default(),
         }
     }
 }
 
-/// Runs the planner until `shutdown`.
+/// Runs the planner until `shutdown`. `own_node` gets instances before any node is a member; none
+/// where no node runs in this process.
 pub async fn run(
-    node: String,
+    own_node: Option<String>,
     deps: Deps,
     health: &Health,
     shutdown: CancellationToken,
 ) -> Result<(), StoreError> {
-    let planner = Planner {
-        node,
-        ids: deps.ids.clone(),
-        drain_watch: DrainWatch::default(),
-    };
+    let planner = Planner::new(own_node, deps.ids.clone());
     runtime::reconcile::run(planner, deps, health.component("planner"), shutdown).await
 }
 
@@ -65,6 +65,10 @@ impl Reconciler for Planner {
         state.apply(record);
     }
 
+    fn apply_global(&mut self, record: &Record) {
+        self.members.apply(record);
+    }
+
     fn evaluate(
         &mut self,
         key: &EndpointKey,
@@ -74,8 +78,12 @@ impl Reconciler for Planner {
         let granted = state.granted();
         let context = Context {
             granted: &granted,
-            drained: &|instance| self.drain_watch.is_drained(key, instance, now),
-            node: &self.node,
+            drained: &|instance| {
+                self.drain_watch
+                    .is_drained(key, instance, &self.members, now)
+            },
+            members: &self.members,
+            own_node: self.own_node.as_deref(),
             now,
         };
         let mut new_id = || self.ids.uid();

@@ -18,7 +18,7 @@ use contract::events::{
     Empty, Event, InstanceEnded, InstanceRemovalRequested, InstanceRequested, InstanceStarted,
     RemovalReason, RequestReason,
 };
-use contract::frame::{Frame, SourceKind};
+use contract::frame::{Frame, Hello, SourceKind};
 use contract::ids::{BUCKETS, EndpointKey, InstanceId, Uid};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::resources::{BackendKind, DeploymentSpec, SimulatedSpec};
@@ -41,6 +41,7 @@ fn the_tiny_server() {
 /// Far more than anything takes; reached only when a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 const NODE: &str = "node-1";
+const ADDRESS: &str = "http://node-1.example:7072";
 
 async fn patiently<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what).await.unwrap()
@@ -147,6 +148,7 @@ impl House {
         let health = Health::default();
         let config = NodeConfig {
             node: NODE.into(),
+            address: Some(ADDRESS.into()),
             keep_instances,
             grace: Span::from_secs(10),
         };
@@ -433,6 +435,13 @@ async fn every_bucket_gets_a_frame_each_second_and_a_goodbye_at_the_end() {
                 && frame.start.millis() % 1000 == 0
                 && !frame.goodbye)
     );
+    for frame in &second {
+        let hello = (frame.bucket.0 == 0).then(|| Hello {
+            address: Some(ADDRESS.into()),
+            backends: vec![BackendKind::Simulated],
+        });
+        assert_eq!(frame.hello, hello, "who it is stands in the first bucket");
+    }
     agent.stop().await.unwrap();
     let mut last = BTreeMap::new();
     while let Ok(frame) = frames.try_recv() {

@@ -1,7 +1,7 @@
 //! The control service: commands become events, events become what people read and what gateways
 //! follow.
 //!
-//! Owns the streams `endpoint/…` and `access/…`, the read models of [`domain::views`] and the routes.
+//! Owns the streams `endpoint/…`, `access/…` and `members/…`, the read models of [`domain::views`] and the routes.
 //! Inputs: HTTP requests, and the whole log. Outputs: events, rows, routes, and the answers of the
 //! API. Invariants: a write is answered once its events are durable; every event names its actor;
 //! what a request may do stands in one table ([`table`]), which also makes the OpenAPI document;
@@ -17,6 +17,7 @@ pub mod config;
 mod deps;
 mod error;
 mod listener;
+mod members;
 mod metrics;
 pub mod openapi;
 mod reactor;

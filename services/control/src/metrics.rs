@@ -22,10 +22,17 @@ pub struct InstanceLabels {
     pub state: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DeploymentLabels {
+    pub endpoint: String,
+    pub deployment: String,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct ControlMetrics {
     pub calls: Family<CallLabels, Counter>,
     pub instances: Family<InstanceLabels, Gauge>,
+    pub slots_excess: Family<DeploymentLabels, Gauge>,
     /// Seconds between an event's time and its rows.
     pub event_lag: Gauge<f64, AtomicU64>,
     pub position: Gauge,
@@ -44,6 +51,11 @@ impl ControlMetrics {
                 "penstock_instances",
                 "Instances by deployment and state",
                 own.instances.clone(),
+            );
+            registry.register(
+                "penstock_slots_excess",
+                "Requests that all gateways together may have on one instance beyond its limit, at worst",
+                own.slots_excess.clone(),
             );
             registry.register(
                 "penstock_event_lag_seconds",

@@ -5,6 +5,7 @@ use contract::ids::EndpointKey;
 use contract::log::Actor;
 use contract::time::Timestamp;
 use domain::endpoint::settle::settle;
+use domain::members::Members;
 use domain::views::EndpointModel;
 use store::StoreError;
 
@@ -15,12 +16,13 @@ pub async fn react(
     commands: &Commands,
     key: &EndpointKey,
     model: &EndpointModel,
+    members: &Members,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let Some(endpoint) = &model.endpoint else {
         return Ok(());
     };
-    let events = settle(endpoint, &model.instances, &model.granted(), now);
+    let events = settle(endpoint, &model.instances, &model.granted(), members, now);
     if events.is_empty() {
         return Ok(());
     }

@@ -29,8 +29,9 @@ use crate::deps::ControlDeps;
 use crate::error::ApiError;
 use crate::listener;
 use crate::metrics::{CallLabels, ControlMetrics};
+use crate::routes::Routes;
 use crate::seal::{Seal, SealError, write_private};
-use crate::table::{Entry, routes};
+use crate::table::{self, Entry};
 use crate::views::{CONSUMER, Progress, Views, ViewsConsumer};
 
 /// Largest request body.
@@ -82,6 +83,7 @@ pub struct Control {
     listener: TcpListener,
     app: Arc<App>,
     consumer: ViewsConsumer,
+    routes: Arc<Routes>,
 }
 
 impl Control {
@@ -102,11 +104,13 @@ impl Control {
         let commands = Commands::new(store.clone(), clock.clone(), ids.clone());
         let commands = Arc::new(commands);
         let metrics = ControlMetrics::new(&deps.metrics);
+        let routes = Routes::new(deps.bus.clone(), clock.clone(), metrics.clone());
         let (consumer, views) = ViewsConsumer::open(
             deps.clone(),
             commands.clone(),
             access.clone(),
             metrics.clone(),
+            routes.clone(),
             component,
         );
         let app = App {
@@ -129,6 +133,7 @@ impl Control {
             listener,
             app,
             consumer,
+            routes,
         })
     }
 
@@ -137,6 +142,9 @@ impl Control {
         let stop = shutdown.child_token();
         let streams = self.app.shutdown.clone();
         let limits = self.app.config.limits;
+        let deals = crate::routes::run(self.routes, self.app.views.clone(), stop.clone());
+        let members = Box::pin(crate::members::run(self.app.deps.clone(), stop.clone()));
+        let members = stop_all_after(members, &stop);
         let closing = stop.clone();
         let server = async move {
             let connections =
@@ -146,16 +154,21 @@ impl Control {
                 streams.cancel();
             });
         };
-        let consumer = Box::pin(self.consumer.run(stop.clone()));
-        let consumer = async {
-            let ended = consumer.await;
-            // Without read models the API would show a world that stands still.
-            stop.cancel();
-            ended.map_err(ControlError::Store)
-        };
-        let ((), consumed) = tokio::join!(server, consumer);
-        consumed
+        // Without read models the API would show a world that stands still.
+        let consumer = stop_all_after(Box::pin(self.consumer.run(stop.clone())), &stop);
+        let ((), consumed, watched, ()) = tokio::join!(server, consumer, members, deals);
+        Ok(consumed.and(watched)?)
     }
+}
+
+/// What belongs together ends together.
+async fn stop_all_after(
+    part: impl Future<Output = Result<(), StoreError>>,
+    stop: &CancellationToken,
+) -> Result<(), StoreError> {
+    let ended = part.await;
+    stop.cancel();
+    ended
 }
 
 impl App {
@@ -278,7 +291,7 @@ impl App {
 
 fn router(app: Arc<App>) -> Router {
     let mut by_path: BTreeMap<&'static str, MethodRouter<Arc<App>>> = BTreeMap::new();
-    for entry in routes() {
+    for entry in table::routes() {
         let Ok(filter) = MethodFilter::try_from(entry.method.clone()) else {
             continue;
         };

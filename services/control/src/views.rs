@@ -18,7 +18,8 @@ use bus::{BusMessage, Subscription};
 use contract::events::Event;
 use contract::ids::{Bucket, EndpointKey, Name, Position};
 use contract::log::{Record, RowChange};
-use contract::resources::InstanceTally;
+use contract::resources::{InstanceTally, ProvisioningState};
+use domain::endpoint::Endpoint;
 use domain::views::Projection;
 use runtime::feed::{Feed, FeedItem};
 use runtime::health::Component;
@@ -33,7 +34,8 @@ use crate::access::Access;
 use crate::commands::Commands;
 use crate::deps::ControlDeps;
 use crate::metrics::{ControlMetrics, InstanceLabels};
-use crate::{reactor, routes};
+use crate::reactor;
+use crate::routes::{REPUBLISH_EVERY, Routes};
 
 pub const CONSUMER: &str = "views";
 
@@ -145,6 +147,7 @@ pub struct ViewsConsumer {
     owned: BTreeMap<Bucket, Owned>,
     /// Assigned, and to be taken at this time.
     to_take: BTreeMap<Bucket, Instant>,
+    routes: Arc<Routes>,
     /// Endpoints whose routes and states are to be looked at.
     touched: BTreeSet<EndpointKey>,
     /// Endpoints that the reactor could not write about.
@@ -157,6 +160,7 @@ impl ViewsConsumer {
         commands: Arc<Commands>,
         access: Arc<Access>,
         metrics: ControlMetrics,
+        routes: Arc<Routes>,
         component: Component,
     ) -> (Self, Views) {
         let progress = watch::Sender::new(Progress::default());
@@ -181,6 +185,7 @@ impl ViewsConsumer {
             parking,
             owned: BTreeMap::new(),
             to_take: BTreeMap::new(),
+            routes,
             touched: BTreeSet::new(),
             unsettled: BTreeSet::new(),
         };
@@ -195,10 +200,8 @@ impl ViewsConsumer {
         let mut feed = feed.reporting(&self.component);
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut republish = tokio::time::interval_at(
-            Instant::now() + routes::REPUBLISH_EVERY,
-            routes::REPUBLISH_EVERY,
-        );
+        let mut republish =
+            tokio::time::interval_at(Instant::now() + REPUBLISH_EVERY, REPUBLISH_EVERY);
         // What is ours from the start need not be folded twice.
         self.hear(&mut ownership);
         loop {
@@ -424,6 +427,10 @@ impl ViewsConsumer {
     fn apply(&mut self, record: &Record) -> Vec<RowChange> {
         self.forget_metrics(record);
         self.access.follow(record);
+        if record.endpoint().is_none() && self.routes.apply(record) {
+            let projection = lock(&self.projection);
+            self.touched.extend(projection.endpoints.keys().cloned());
+        }
         let folded = {
             let mut projection = lock(&self.projection);
             survive(|| projection.apply(record))
@@ -565,7 +572,7 @@ impl ViewsConsumer {
         let projection = lock(&self.projection);
         for key in self.touched.iter().filter(|key| self.owns(key)) {
             if let Some(model) = projection.endpoints.get(key) {
-                routes::publish(self.deps.bus.as_ref(), key, model);
+                self.routes.publish(key, model);
             }
         }
     }
@@ -580,11 +587,12 @@ impl ViewsConsumer {
             .iter()
             .filter(|(key, _)| self.owns(key))
         {
-            routes::publish(self.deps.bus.as_ref(), key, model);
+            self.routes.publish(key, model);
         }
     }
 
     async fn react_to_touched(&mut self) -> Result<(), StoreError> {
+        let members = self.routes.members();
         for key in std::mem::take(&mut self.touched) {
             let model = lock(&self.projection).endpoints.get(&key).cloned();
             let Some(model) = model.filter(|_| self.owns(&key)) else {
@@ -592,7 +600,7 @@ impl ViewsConsumer {
             };
             self.count_instances(&key, &model);
             let now = self.deps.clock.now();
-            match reactor::react(&self.commands, &key, &model, now).await {
+            match reactor::react(&self.commands, &key, &model, &members, now).await {
                 Ok(()) => {}
                 Err(StoreError::Closed) => return Err(StoreError::Closed),
                 Err(error) => {
@@ -604,7 +612,7 @@ impl ViewsConsumer {
         Ok(())
     }
 
-    /// Pins expire without an event, and what could not be written is tried again.
+    /// Pins expire and nodes are given up without an event, and what could not be written is tried again.
     async fn react_to_time(&mut self) -> Result<(), StoreError> {
         if !self.progress.borrow().caught_up {
             return Ok(());
@@ -618,7 +626,14 @@ impl ViewsConsumer {
                 let expired = deployments
                     .filter_map(|deployment| deployment.pin?.until)
                     .any(|until| until <= now);
-                if expired {
+                let deleting = |endpoint: &Endpoint| {
+                    let parts = endpoint.deployments.values().map(|d| d.state);
+                    parts
+                        .chain([endpoint.state])
+                        .any(|state| state == ProvisioningState::Deleting)
+                };
+                // What was lost with its node is waited for no longer after a while.
+                if expired || model.endpoint.as_ref().is_some_and(deleting) {
                     self.touched.insert(key.clone());
                 }
             }

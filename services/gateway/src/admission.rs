@@ -38,6 +38,8 @@ struct InstanceSet {
     all: Vec<Arc<Instance>>,
     /// Those that take requests.
     active: Vec<Arc<Instance>>,
+    /// This gateway's slots on all of them, those that drain too.
+    slots: u32,
 }
 
 /// A number of requests and the highest it was since the meter asked.
@@ -115,10 +117,15 @@ impl DeploymentState {
         }
     }
 
-    /// Counts a request in unless that would make more than `max`.
+    /// Counts a request in unless that would make more than twice what instances take at once. Of
+    /// dealt slots only our own count, so that the bound holds over all gateways.
     pub fn admit(&self, limit: u32) -> bool {
-        let instances = self.instances.load().all.len().max(1) as u32;
-        let max = limit.saturating_mul(2).saturating_mul(instances);
+        let instances = self.instances.load();
+        let at_once = match instances.all.is_empty() {
+            true => limit,
+            false => instances.slots,
+        };
+        let max = at_once.saturating_mul(2);
         self.pending
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |pending| {
                 (pending < max).then_some(pending + 1)
@@ -190,7 +197,10 @@ impl DeploymentState {
         }
         lock(&self.leaving).extend(left);
         let active = all.iter().filter(|i| !i.is_draining()).cloned().collect();
-        self.instances.store(Arc::new(InstanceSet { all, active }));
+        let slots = wanted.iter().map(|want| want.slots);
+        let slots = slots.fold(0, u32::saturating_add);
+        let set = InstanceSet { all, active, slots };
+        self.instances.store(Arc::new(set));
         self.dispatch();
     }
 
@@ -320,9 +330,12 @@ mod tests {
 
     #[test]
     fn no_more_are_admitted_than_twice_the_limit_for_each_instance() {
-        let state = deployment(&[1, 1]);
+        let state = deployment(&[3, 3]);
         let admitted = (0..20).filter(|_| state.admit(3)).count();
         assert_eq!(admitted, 12);
+        let dealt = deployment(&[2, 1]);
+        let admitted = (0..20).filter(|_| dealt.admit(3)).count();
+        assert_eq!(admitted, 6, "another gateway admits the other six");
         let none = deployment(&[]);
         assert_eq!((0..20).filter(|_| none.admit(3)).count(), 6);
     }

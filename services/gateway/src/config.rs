@@ -18,6 +18,8 @@ pub struct Config {
     pub id: String,
     /// Port 0 picks a free one.
     pub address: SocketAddr,
+    /// Where the admin listener of this process answers, as a URL; others are told in frames.
+    pub admin: Option<String>,
     /// Serving threads; each has its own runtime, listener and connections.
     pub threads: usize,
     /// Where `gateway-routes.json` is kept; none: nothing survives a restart.
@@ -45,6 +47,7 @@ impl Config {
         Self {
             id: id.into(),
             address,
+            admin: None,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             data: None,
             domain: None,

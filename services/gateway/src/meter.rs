@@ -15,7 +15,9 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
+use contract::frame::{
+    DeploymentFrame, Frame, Hello, InstanceFrame, Outcomes, Role, Source, SourceKind,
+};
 use contract::histogram::Histogram;
 use contract::ids::BUCKETS;
 use contract::resources::ModelClientErrors;
@@ -373,10 +375,14 @@ impl Drop for Flight {
     }
 }
 
+/// The bucket in whose frames a source says who it is.
+const HELLOS: Bucket = Bucket(0);
+
 /// Makes frames of what the threads counted.
 #[derive(Debug)]
 pub struct Meter {
     source: Source,
+    hello: Hello,
     boot: Uuid,
     router: Arc<Router>,
     shards: Vec<SharedShard>,
@@ -394,6 +400,7 @@ struct Window {
 impl Meter {
     pub fn new(
         id: &str,
+        hello: Hello,
         boot: Uuid,
         router: Arc<Router>,
         shards: Vec<SharedShard>,
@@ -409,6 +416,7 @@ impl Meter {
                 kind: SourceKind::Gateway,
                 id: id.to_owned(),
             },
+            hello,
             boot,
             router,
             shards,
@@ -446,7 +454,7 @@ impl Meter {
     fn frames(&mut self, buckets: &[Bucket], next: Option<Timestamp>, goodbye: bool) -> Vec<Frame> {
         // The revision is read first: what it drained was marked before it could be seen, so every
         // slot that was taken until then is in the readings below.
-        let mut revisions = self.router.current().load().revisions();
+        let mut reached = self.router.current().load().reached();
         let mut by_bucket: BTreeMap<u16, Vec<DeploymentFrame>> = BTreeMap::new();
         let at_us = now_us();
         for state in self.router.deployments() {
@@ -463,6 +471,7 @@ impl Meter {
             .iter()
             .filter_map(|bucket| {
                 let window = self.buckets.get_mut(usize::from(bucket.0))?;
+                let reached = reached.remove(bucket).unwrap_or_default();
                 let frame = Frame {
                     source: self.source.clone(),
                     boot: self.boot,
@@ -470,9 +479,9 @@ impl Meter {
                     bucket: *bucket,
                     start: window.start,
                     length_us: at_us.saturating_sub(window.from_us),
-                    routes: revisions.remove(bucket).unwrap_or_default(),
-                    members: contract::ids::Position::START,
-                    hello: None,
+                    routes: reached.revisions,
+                    members: reached.members.unwrap_or_default(),
+                    hello: (*bucket == HELLOS).then(|| self.hello.clone()),
                     goodbye,
                     deployments: by_bucket.remove(&bucket.0).unwrap_or_default(),
                 };

@@ -1,6 +1,7 @@
-//! The routes as one immutable snapshot, swapped whole. Invariants: an update at or below the
-//! revision of its endpoint changes nothing; what drains is marked before the snapshot with the
-//! new revision can be seen; a request uses the one snapshot it began with.
+//! The routes as one immutable snapshot, swapped whole. Invariants: an update older than the
+//! endpoint's newest (by revision, then by the deal of its slots) changes nothing; what drains is
+//! marked, and slots that are given up are closed, before the snapshot that says so can be seen; a
+//! request uses the one snapshot it began with.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
@@ -20,7 +21,22 @@ use crate::split::Split;
 pub struct Snapshot {
     endpoints: HashMap<Box<str>, Arc<Endpoint>>,
     /// What each endpoint's route has reached, of those that are gone too.
-    revisions: BTreeMap<EndpointKey, Position>,
+    reached: BTreeMap<EndpointKey, Reached>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Reached {
+    revision: Position,
+    /// The deal of its slots; none where the endpoint is gone.
+    members: Option<Position>,
+}
+
+/// What the routes of one bucket have reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BucketReached {
+    pub revisions: BTreeMap<EndpointKey, Position>,
+    /// The oldest deal that any of them stands at.
+    pub members: Option<Position>,
 }
 
 #[derive(Debug)]
@@ -54,12 +70,14 @@ impl Snapshot {
         self.endpoints.get(name)
     }
 
-    /// The revisions reached, by bucket.
-    pub fn revisions(&self) -> BTreeMap<Bucket, BTreeMap<EndpointKey, Position>> {
-        let mut by_bucket: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
-        for (endpoint, revision) in &self.revisions {
+    /// What has been reached, by bucket.
+    pub fn reached(&self) -> BTreeMap<Bucket, BucketReached> {
+        let mut by_bucket: BTreeMap<_, BucketReached> = BTreeMap::new();
+        for (endpoint, reached) in &self.reached {
             let bucket = by_bucket.entry(endpoint.bucket()).or_default();
-            bucket.insert(endpoint.clone(), *revision);
+            bucket.revisions.insert(endpoint.clone(), reached.revision);
+            let oldest = bucket.members.into_iter().chain(reached.members).min();
+            bucket.members = oldest;
         }
         by_bucket
     }
@@ -112,7 +130,8 @@ impl Router {
         let mut next: Option<Snapshot> = None;
         for update in batch {
             let newest = known.updates.get(&update.endpoint);
-            if newest.is_some_and(|newest| newest.revision >= update.revision) {
+            // Of one age the later one counts: slots are dealt in two steps.
+            if newest.is_some_and(|newest| age(newest) > age(&update) || *newest == update) {
                 continue;
             }
             let next = next.get_or_insert_with(|| Snapshot::clone(&self.current.load()));
@@ -164,8 +183,11 @@ impl Router {
             next.endpoints
                 .insert(name.as_str().into(), Arc::new(endpoint));
         }
-        next.revisions
-            .insert(update.endpoint.clone(), update.revision);
+        let reached = Reached {
+            revision: update.revision,
+            members: update.route.as_ref().map(|_| update.members),
+        };
+        next.reached.insert(update.endpoint.clone(), reached);
     }
 
     fn endpoint(
@@ -236,6 +258,11 @@ impl Router {
         // Updates are applied one by one and each can be applied again, so nothing is half done.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Orders the updates of one endpoint.
+fn age(update: &RouteUpdate) -> (Position, Position) {
+    (update.revision, update.members)
 }
 
 impl Known {

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bus::Bus;
-use contract::frame::Frame;
+use contract::frame::{Frame, Hello};
 use contract::route::RouteUpdate;
 use contract::time::{Span, Timestamp};
 use runtime::clock::Clock;
@@ -126,6 +126,10 @@ impl Gateway {
         let side = Side {
             meter: Meter::new(
                 &self.core.config.id,
+                Hello {
+                    address: self.core.config.admin.clone(),
+                    backends: Vec::new(),
+                },
                 self.boot,
                 self.core.router.clone(),
                 self.shards,

@@ -107,6 +107,58 @@ async fn slots_of_this_gateway_go_before_those_of_any() {
 }
 
 #[tokio::test]
+async fn slots_that_grow_serve_those_who_wait() {
+    let held = Held::start().await;
+    let place = |slots| held.instance.place().slots("*", 1).slots("gw-1", slots);
+    let mut gateway = start(&[dealt(1, blue(1, &limit(8), &[place(2)]))]).await;
+    let asked: Vec<_> = (0..4).map(|_| ask(&gateway)).collect();
+    held.until(2).await;
+    gateway
+        .frame(|frame| frame.deployments.iter().any(|d| d.queued_max == 2))
+        .await;
+    let grown = dealt(2, blue(1, &limit(8), &[place(4)]));
+    gateway.bus.publish_route(Arc::new(grown));
+    held.until(4).await;
+    held.gate.add_permits(4);
+    for answer in asked {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
+async fn slots_that_shrink_cut_no_request_and_are_given_back_one_by_one() {
+    let held = Held::start().await;
+    let place = |slots| held.instance.place().slots("*", 1).slots("gw-1", slots);
+    let mut gateway = start(&[dealt(1, blue(1, &limit(8), &[place(3)]))]).await;
+    let first: Vec<_> = (0..3).map(|_| ask(&gateway)).collect();
+    held.until(3).await;
+    let iris = blue(1, &limit(8), &[]).endpoint;
+    let shrunk = dealt(2, blue(1, &limit(8), &[place(2)]));
+    gateway.bus.publish_route(Arc::new(shrunk));
+    gateway
+        .frame(|frame| frame.bucket == iris.bucket() && frame.members.0 == 2)
+        .await;
+    let waiting = ask(&gateway);
+    gateway
+        .frame(|frame| frame.deployments.iter().any(|d| d.queued_max == 1))
+        .await;
+    held.gate.add_permits(1);
+    gateway
+        .frame(|frame| frame.deployments.iter().any(|d| d.outcomes.success == 1))
+        .await;
+    assert!(!waiting.is_finished(), "two are still on it");
+    held.gate.add_permits(3);
+    for answer in first.into_iter().chain([waiting]) {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+    assert_eq!(
+        held.most.load(Ordering::SeqCst),
+        3,
+        "never more than at first"
+    );
+}
+
+#[tokio::test]
 async fn more_than_twice_the_limit_is_429_with_retry_after() {
     let held = Held::start().await;
     let mut gateway = start(&[blue(1, &limit(2), &[held.instance.place()])]).await;

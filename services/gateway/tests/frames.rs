@@ -7,8 +7,11 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use contract::frame::{Frame, SourceKind};
+use bus::Bus;
+use contract::frame::{Frame, Hello, SourceKind};
 use contract::resources::ModelClientErrors;
+use contract::route::RouteUpdate;
+use contract::{EndpointKey, Position};
 use http::Response;
 use http_body_util::BodyExt;
 use support::*;
@@ -39,6 +42,70 @@ async fn every_bucket_gets_a_frame_each_second_also_an_empty_one() {
             assert_eq!(pair[1].start.secs(), pair[0].start.secs() + 1);
         }
     }
+}
+
+#[tokio::test]
+async fn who_it_is_stands_in_the_frames_of_the_first_bucket() {
+    let admin = Some("http://gateway.example:7072".to_owned());
+    let config = gateway::Config {
+        admin: admin.clone(),
+        ..config()
+    };
+    let mut gateway = start_with(config, &[]).await;
+    for _ in 0..128 {
+        let frame = gateway.frame(|_| true).await;
+        let hello = (frame.bucket.0 == 0).then(|| Hello {
+            address: admin.clone(),
+            backends: Vec::new(),
+        });
+        assert_eq!(frame.hello, hello);
+    }
+    let last = gateway.stop().await;
+    assert!(
+        last.iter()
+            .any(|frame| frame.goodbye && frame.bucket.0 == 0),
+        "a goodbye is heard where the hello was"
+    );
+}
+
+#[tokio::test]
+async fn a_bucket_has_reached_the_oldest_deal_of_its_routes() {
+    let first: EndpointKey = EndpointKey::new(&"iris".parse().unwrap());
+    // Another endpoint that shares its bucket.
+    let name = (0..).map(|n| format!("e{n}")).find(|name| {
+        let key = EndpointKey::new(&name.parse().unwrap());
+        key.bucket() == first.bucket()
+    });
+    let other = Settings {
+        endpoint: Box::leak(name.unwrap().into_boxed_str()),
+        ..Settings::default()
+    };
+    let instance = Instance::echo().await;
+    let iris = |members| {
+        let places = [instance.place()];
+        dealt(members, blue(1, &Settings::default(), &places))
+    };
+    let same = |members| dealt(members, blue(1, &other, &[]));
+    let mut gateway = start(&[iris(4), same(3)]).await;
+    let reached = async |gateway: &mut Running, members: u64| {
+        let bucket = first.bucket();
+        let reached = |frame: &Frame| frame.bucket == bucket && frame.members.0 == members;
+        gateway.frame(reached).await.routes.len()
+    };
+    assert_eq!(reached(&mut gateway, 3).await, 2);
+    gateway.bus.publish_route(Arc::new(same(9)));
+    assert_eq!(reached(&mut gateway, 4).await, 2);
+    let gone = RouteUpdate {
+        route: None,
+        revision: Position(2),
+        ..iris(4)
+    };
+    gateway.bus.publish_route(Arc::new(gone));
+    assert_eq!(
+        reached(&mut gateway, 9).await,
+        2,
+        "what is gone holds no slots"
+    );
 }
 
 #[tokio::test]

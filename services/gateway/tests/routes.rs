@@ -129,6 +129,34 @@ async fn a_lower_revision_changes_nothing() {
 }
 
 #[tokio::test]
+async fn of_one_revision_an_older_deal_changes_nothing_and_the_later_of_one_deal_counts() {
+    let said = [
+        Instance::saying("old").await,
+        Instance::saying("first").await,
+        Instance::saying("second").await,
+    ];
+    let update = |revision, members, which: usize| {
+        let places = [said[which].place()];
+        dealt(members, blue(revision, &Settings::default(), &places))
+    };
+    let mut gateway = start(&[update(5, 7, 1)]).await;
+    assert_eq!(gateway.post("x").await.text(), "first");
+    gateway.bus.publish_route(Arc::new(update(5, 7, 2)));
+    soon("the second step of the deal", async {
+        while gateway.post("x").await.text() != "second" {}
+    })
+    .await;
+    gateway.bus.publish_route(Arc::new(update(5, 6, 0)));
+    // Told after it, and in order: once it is known, the other was passed over.
+    let other = Settings {
+        endpoint: "other",
+        ..Settings::default()
+    };
+    gateway.apply(blue(1, &other, &[])).await;
+    assert_eq!(gateway.post("x").await.text(), "second");
+}
+
+#[tokio::test]
 async fn a_deleted_endpoint_is_gone_and_does_not_come_back_by_an_old_update() {
     let instance = Instance::echo().await;
     let update = blue(1, &Settings::default(), &[instance.place()]);

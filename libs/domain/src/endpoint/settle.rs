@@ -12,6 +12,7 @@ use contract::time::Timestamp;
 
 use super::{Deployment, Endpoint};
 use crate::instances::Instances;
+use crate::members::Members;
 
 /// Failures in a row after which a deployment without a ready instance counts as failed. The same
 /// number after which Kubernetes users start to speak of a crash loop.
@@ -23,13 +24,15 @@ pub fn settle(
     endpoint: &Endpoint,
     instances: &Instances,
     granted: &BTreeMap<Name, u32>,
+    members: &Members,
     now: Timestamp,
 ) -> Vec<Event> {
     let mut events = Vec::new();
     let mut gone = 0;
     for (name, deployment) in &endpoint.deployments {
         if deployment.state == ProvisioningState::Deleting {
-            if instances.of(deployment.uid).next().is_none() {
+            let mut left = instances.of(deployment.uid);
+            if left.all(|instance| instance.is_written_off(members, now)) {
                 gone += 1;
                 events.push(Event::DeploymentDeleted(of(name)));
             }

@@ -1,8 +1,9 @@
 //! When a draining instance may be stopped: by the gateways' own word. Each gateway says in its
 //! frames which routes it has reached and what is still in flight on each instance.
 //!
-//! Silence is not consent: a gateway that has fallen silent is still a member, and a deadline runs
-//! only while frames arrive at all.
+//! Silence is not consent: a member that has not spoken since we listen is waited for, and a
+//! deadline runs only while frames arrive at all. A gateway that speaks is waited for even before
+//! the log calls it a member.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,7 @@ use contract::ids::{Bucket, EndpointKey, InstanceId, Position};
 use contract::time::{Span, Timestamp};
 
 use super::Instance;
+use crate::members::{Members, SILENT_AFTER};
 
 /// Frames come every second; a longer pause than this stops the deadlines.
 const SILENCE_MAX: Span = Span::from_secs(3);
@@ -24,6 +26,9 @@ pub struct DrainWatch {
 
 #[derive(Clone, Debug)]
 struct LastWord {
+    at: Timestamp,
+    /// It is gone, and took everything that was in flight with it.
+    goodbye: bool,
     routes: BTreeMap<EndpointKey, Position>,
     in_flight: BTreeMap<InstanceId, u32>,
 }
@@ -51,10 +56,6 @@ impl DrainWatch {
         stream.last = now;
 
         let key = (frame.bucket, frame.source.id.clone());
-        if frame.goodbye {
-            self.last_words.remove(&key);
-            return;
-        }
         let mut in_flight = BTreeMap::new();
         for instance in frame
             .deployments
@@ -66,6 +67,8 @@ impl DrainWatch {
         self.last_words.insert(
             key,
             LastWord {
+                at: now,
+                goodbye: frame.goodbye,
                 routes: frame.routes.clone(),
                 in_flight,
             },
@@ -73,25 +76,40 @@ impl DrainWatch {
     }
 
     /// Whether every gateway has let go of the instance, or its time is up.
-    pub fn is_drained(&self, endpoint: &EndpointKey, instance: &Instance, now: Timestamp) -> bool {
-        let bucket = endpoint.bucket();
+    pub fn is_drained(
+        &self,
+        endpoint: &EndpointKey,
+        instance: &Instance,
+        members: &Members,
+        now: Timestamp,
+    ) -> bool {
         let Some(draining) = &instance.draining else {
             return false;
         };
-        let mut members = self
+        let bucket = endpoint.bucket();
+        let let_go = |word: &LastWord| {
+            let reached = word.routes.get(endpoint);
+            word.goodbye
+                || reached.is_some_and(|reached| *reached >= draining.position)
+                    && word.in_flight.get(&instance.id).copied().unwrap_or(0) == 0
+        };
+        // One that is no member has left when it has been silent for long.
+        let mut strangers = self
             .last_words
             .range((bucket, String::new())..)
             .take_while(|((of, _), _)| *of == bucket)
-            .map(|(_, word)| word)
+            .filter(|((_, id), word)| {
+                let silent = now.since(word.at) >= SILENT_AFTER;
+                !members.gateways.contains_key(id) && !word.goodbye && !silent
+            })
             .peekable();
-        let let_go = members.peek().is_some()
-            && members.all(|word| {
-                word.routes
-                    .get(endpoint)
-                    .is_some_and(|reached| *reached >= draining.position)
-                    && word.in_flight.get(&instance.id).copied().unwrap_or(0) == 0
-            });
-        let_go || self.deadline_passed(bucket, draining.since, draining.timeout, now)
+        let somebody = !members.gateways.is_empty() || strangers.peek().is_some();
+        let members_let_go = members.gateways.keys().all(|id| {
+            let word = self.last_words.get(&(bucket, id.clone()));
+            word.is_some_and(let_go)
+        });
+        let all_let_go = somebody && members_let_go && strangers.all(|(_, word)| let_go(word));
+        all_let_go || self.deadline_passed(bucket, draining.since, draining.timeout, now)
     }
 
     fn deadline_passed(

@@ -2,6 +2,7 @@
 //! became of it (streams `node/…`), folded into one state.
 
 pub mod drain;
+mod place;
 pub mod plan;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,8 @@ use contract::resources::DeploymentSpec;
 use contract::time::{Span, Timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use crate::members::Members;
 
 /// All instances of an endpoint that are not over yet, and how starts have gone lately.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -119,6 +122,11 @@ impl Instance {
     /// Counts towards the wanted number: not failed and not on its way out.
     pub fn is_kept(&self) -> bool {
         matches!(self.state(), InstanceState::Starting | InstanceState::Ready)
+    }
+
+    /// Nothing is left to be done about it but by its node, which is lost: nobody waits for that.
+    pub fn is_written_off(&self, members: &Members, now: Timestamp) -> bool {
+        self.removal.is_some() && members.is_lost(&self.node, now)
     }
 
     pub fn is_ready(&self) -> bool {

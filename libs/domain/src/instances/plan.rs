@@ -15,8 +15,10 @@ use contract::resources::ProvisioningState;
 use contract::time::{Span, Timestamp};
 use uuid::Uuid;
 
+use super::place::Placement;
 use super::{HEALTHY_AFTER, Instance, Instances, Phase, StartHistory};
 use crate::endpoint::{Deployment, Endpoint};
+use crate::members::Members;
 
 /// From the polite signal to the hard one. A request has drained by then, so this is only for the
 /// model server's own clearing up.
@@ -44,9 +46,16 @@ pub struct Context<'a> {
     pub granted: &'a BTreeMap<Uid, Granted>,
     /// Whether the gateways have let go of a draining instance.
     pub drained: &'a dyn Fn(&Instance) -> bool,
-    /// The node that new instances are given to.
-    pub node: &'a str,
+    pub members: &'a Members,
+    /// The node in our own process, which may be asked before the log calls it a member.
+    pub own_node: Option<&'a str>,
     pub now: Timestamp,
+}
+
+impl Context<'_> {
+    fn is_lost(&self, instance: &Instance) -> bool {
+        self.members.is_lost(&instance.node, self.now)
+    }
 }
 
 /// The next orders for one endpoint, as events for its stream `instances/…`.
@@ -63,8 +72,12 @@ pub fn plan(
             orders.push(remove(instance, reason));
         } else if instance.is_kept() && !belongs_to_a_living_deployment(endpoint, instance) {
             orders.push(drain(instance, RemovalReason::Deleted, None));
+        } else if instance.is_kept() && context.is_lost(instance) {
+            // If it still runs, unseen, gateways let go of it before its node may end it.
+            orders.push(drain(instance, RemovalReason::NodeLost, None));
         }
     }
+    let mut placement = Placement::new(instances, context);
     for (deployment_name, deployment) in endpoint.iter().flat_map(|e| &e.deployments) {
         let Some(granted) = context.granted.get(&deployment.uid) else {
             continue;
@@ -72,7 +85,7 @@ pub fn plan(
         if is_deleting(endpoint, deployment) {
             continue;
         }
-        let fleet = Fleet::of(deployment, instances);
+        let fleet = Fleet::of(deployment, instances, context);
         let of = DeploymentRef {
             endpoint: name.clone(),
             deployment: deployment_name.clone(),
@@ -83,9 +96,12 @@ pub fn plan(
                 .starts(granted.instances)
                 .min(starts_allowed(&fleet, history, context.now));
         for _ in 0..starts {
+            let Some(node) = placement.place(deployment) else {
+                break;
+            };
             let reason = fleet.reason(granted.instances, history);
             let id = InstanceId::new(&of, new_id());
-            orders.push(request(id, &of, deployment, *granted, reason, context.node));
+            orders.push(request(id, &of, deployment, *granted, reason, node));
         }
         orders.extend(
             fleet
@@ -157,7 +173,7 @@ fn request(
     deployment: &Deployment,
     granted: Granted,
     reason: RequestReason,
-    node: &str,
+    node: String,
 ) -> Event {
     Event::InstanceRequested(Box::new(InstanceRequested {
         id,
@@ -165,7 +181,7 @@ fn request(
         deployment: of.clone(),
         deployment_uid: deployment.uid,
         revision: deployment.instance_revision,
-        node: node.to_owned(),
+        node,
         decision: Some(granted.decision),
         reason,
         spec: deployment.spec.clone(),
@@ -177,15 +193,24 @@ struct Fleet<'a> {
     current: Vec<&'a Instance>,
     /// Made of an older revision, to be replaced.
     old: Vec<&'a Instance>,
+    /// Whether instances were lost with their node and are still in the books.
+    some_lost: bool,
 }
 
 impl<'a> Fleet<'a> {
-    fn of(deployment: &Deployment, instances: &'a Instances) -> Self {
+    fn of(deployment: &Deployment, instances: &'a Instances, context: &Context<'_>) -> Self {
         let (current, old) = instances
             .of(deployment.uid)
-            .filter(|instance| instance.is_kept())
+            .filter(|instance| instance.is_kept() && !context.is_lost(instance))
             .partition(|instance| instance.revision == deployment.instance_revision);
-        Self { current, old }
+        let some_lost = instances
+            .of(deployment.uid)
+            .any(|instance| context.is_lost(instance));
+        Self {
+            current,
+            old,
+            some_lost,
+        }
     }
 
     fn size(&self) -> u32 {
@@ -214,7 +239,7 @@ impl<'a> Fleet<'a> {
     fn reason(&self, wanted: u32, history: Option<&StartHistory>) -> RequestReason {
         if !self.old.is_empty() && self.size() >= wanted {
             RequestReason::Rollout
-        } else if history.is_some_and(|history| history.failures > 0) {
+        } else if self.some_lost || history.is_some_and(|history| history.failures > 0) {
             RequestReason::Replacement
         } else {
             RequestReason::ScaleOut

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backends::ResourceSample;
-use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
+use contract::frame::{
+    DeploymentFrame, Frame, Hello, InstanceFrame, Outcomes, Role, Source, SourceKind,
+};
 use contract::histogram::Histogram;
 use contract::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
 use contract::time::{Span, Timestamp};
@@ -14,10 +16,13 @@ use uuid::Uuid;
 use super::state::NodeState;
 
 const SECOND: Span = Span::from_secs(1);
+/// The bucket in whose frames a source says who it is.
+const HELLOS: Bucket = Bucket(0);
 
 #[derive(Debug)]
 pub(super) struct Frames {
     source: Source,
+    hello: Hello,
     boot: Uuid,
     /// The same for all buckets, because each gets a frame each second.
     sequence: u64,
@@ -29,12 +34,13 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    pub(super) fn new(node: &str, boot: Uuid) -> Self {
+    pub(super) fn new(node: &str, hello: Hello, boot: Uuid) -> Self {
         Self {
             source: Source {
                 kind: SourceKind::Node,
                 id: node.to_owned(),
             },
+            hello,
             boot,
             sequence: 0,
             last_start: None,
@@ -79,7 +85,7 @@ impl Frames {
                 length_us,
                 routes: BTreeMap::new(),
                 members: Position::START,
-                hello: None,
+                hello: (bucket == HELLOS).then(|| self.hello.clone()),
                 goodbye,
                 deployments: deployments.remove(&bucket).unwrap_or_default(),
             })

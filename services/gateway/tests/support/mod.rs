@@ -176,6 +176,14 @@ pub fn route(
     }
 }
 
+/// The same route with slots that were dealt as of a position of the members.
+pub fn dealt(members: u64, update: RouteUpdate) -> RouteUpdate {
+    RouteUpdate {
+        members: Position(members),
+        ..update
+    }
+}
+
 /// One deployment, `blue`, with all the traffic.
 pub fn blue(revision: u64, settings: &Settings, places: &[Place]) -> RouteUpdate {
     route(revision, settings, &[("blue", 100, places)])

@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 
+use actuator::logs::InternalToken;
 use anyhow::Context;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -17,8 +18,6 @@ use runtime::metrics::Metrics;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-
-use super::secret::InternalToken;
 
 #[derive(Clone)]
 struct Shown {
@@ -33,7 +32,7 @@ impl Shown {
             || self
                 .token
                 .as_ref()
-                .is_some_and(|token| token.is_sent_in(headers))
+                .is_some_and(|token| token.is_in(headers))
     }
 }
 

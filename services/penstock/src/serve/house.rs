@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use actuator::logs::InternalToken;
 use anyhow::Context;
 use bus::Bus;
 use runtime::clock::{Clock, SteppedClock, SystemClock};
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::data_folder::DataFolder;
 use super::plan::{Plan, Service};
 use super::ports::{OpenBus, open_bus, open_store};
-use super::secret::InternalToken;
+use super::secret::internal_token;
 use super::start;
 use crate::cli::serve_args::ServeArgs;
 
@@ -108,7 +109,7 @@ impl House {
     pub async fn start(args: &ServeArgs, plan: Plan) -> anyhow::Result<Self> {
         let folder = DataFolder::open(&args.data)?;
         let data = folder.path().to_owned();
-        let internal_token = args.internal_token.as_deref().map(InternalToken::read);
+        let internal_token = args.internal_token.as_deref().map(internal_token);
         let store = match plan.needs_store() {
             true => Some(open_store(args, &data).await?),
             false => None,
@@ -132,7 +133,8 @@ impl House {
         }
         let history = start::history(args, &plan, &ground, &mut stages.log).await?;
         if plan.runs(Service::Control) {
-            let url = start::control(args, &plan, &ground, &addresses, history, &mut stages.doors).await?;
+            let url = start::control(args, &plan, &ground, &addresses, history, &mut stages.doors)
+                .await?;
             addresses.admin = Some(url.clone());
             addresses.control = Some(url);
         } else {

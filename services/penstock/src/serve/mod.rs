@@ -9,6 +9,7 @@ mod admin;
 mod config_file;
 mod data_folder;
 mod house;
+mod member_logs;
 mod plan;
 mod ports;
 mod secret;

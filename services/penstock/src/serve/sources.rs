@@ -5,10 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use actuator::logs::{LogsQuery, NodeLogs};
 use backends::logs::{LogLine, LogReader};
 use bytes::Bytes;
 use contract::ids::DeploymentRef;
-use control::{HistoryQuery, HistorySource, LogQuery, LogSource, SourceError};
+use control::{HistoryQuery, HistorySource, SourceError};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use meter::{History, Query};
@@ -35,17 +36,17 @@ impl FolderLogs {
 /// A log being read: the past first, then what comes.
 struct Reading {
     reader: LogReader,
-    query: LogQuery,
+    query: LogsQuery,
     past_done: bool,
 }
 
 #[async_trait::async_trait]
-impl LogSource for FolderLogs {
+impl NodeLogs for FolderLogs {
     async fn logs(
         &self,
         of: &DeploymentRef,
-        query: LogQuery,
-    ) -> Result<BoxStream<'static, io::Result<Bytes>>, SourceError> {
+        query: LogsQuery,
+    ) -> Result<BoxStream<'static, io::Result<Bytes>>, String> {
         let reader = backends::logs::logs(&self.data, of, query.since);
         let reading = Reading {
             reader,
@@ -75,7 +76,7 @@ impl Reading {
 
     /// The last lines of what there is.
     fn past(&mut self) -> io::Result<Bytes> {
-        let most = self.query.lines.unwrap_or(LINES_MAX).min(LINES_MAX);
+        let most = self.query.limit.unwrap_or(LINES_MAX).min(LINES_MAX);
         let mut last = VecDeque::new();
         while let Some(lines) = self.read()? {
             last.extend(lines);

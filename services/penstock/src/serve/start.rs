@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actuator::logs::{NodeLogs, router};
 use actuator::node::{NodeConfig, NodeDeps};
 use anyhow::Context;
 use axum::Router;
@@ -23,6 +24,7 @@ use runtime::relay::{RELAY, RelayDeps};
 
 use super::admin::Admin;
 use super::house::{Addresses, Ground, Stage, Stages};
+use super::member_logs::MemberLogs;
 use super::plan::{Plan, Service};
 use super::sources::{FolderLogs, MeterHistory};
 use super::supervisor::supervise;
@@ -191,7 +193,11 @@ pub async fn control(
         ids: ground.ids.clone(),
         metrics: ground.metrics.clone(),
         health: ground.health.clone(),
-        logs: Arc::new(FolderLogs::new(&ground.data)),
+        logs: Arc::new(MemberLogs::new(
+            own_logs(plan, ground)?,
+            ground.store()?,
+            ground.internal_token.clone(),
+        )),
         history,
     };
     let control = Control::bind(config.clone(), deps.clone()).await?;
@@ -215,6 +221,15 @@ pub async fn control(
     Ok(url)
 }
 
+/// The logs of the node in this process, if it is one.
+fn own_logs(plan: &Plan, ground: &Ground) -> anyhow::Result<Option<(String, Arc<dyn NodeLogs>)>> {
+    if !plan.runs(Service::Actuator) {
+        return Ok(None);
+    }
+    let node = node_id(&ground.data).context("cannot read or make the node's id")?;
+    Ok(Some((node, Arc::new(FolderLogs::new(&ground.data)))))
+}
+
 /// What tells this control from others on the same store; one that runs everything is alone.
 fn replica(plan: &Plan, data: &Path) -> anyhow::Result<Option<String>> {
     if plan.is_whole() {
@@ -227,16 +242,20 @@ fn replica(plan: &Plan, data: &Path) -> anyhow::Result<Option<String>> {
 /// Health and metrics of a process without control.
 pub async fn admin(
     args: &ServeArgs,
-    _plan: &Plan,
+    plan: &Plan,
     ground: &Ground,
     stage: &mut Stage,
 ) -> anyhow::Result<String> {
+    let logs = match own_logs(plan, ground)? {
+        Some((_, logs)) => router(logs, ground.internal_token.clone()),
+        None => Router::new(),
+    };
     let admin = Admin::bind(
         args.admin_addr,
         ground.health.clone(),
         ground.metrics.clone(),
         ground.internal_token.clone(),
-        Router::new(),
+        logs,
     )
     .await?;
     let url = format!("http://{}", admin.address);
@@ -269,13 +288,15 @@ pub async fn actuator(
     admin: Option<String>,
     stages: &mut Stages,
 ) -> anyhow::Result<()> {
-    let _ = admin;
     let node = node_id(&ground.data).context("cannot read or make the node's id")?;
-    planner(node.clone(), ground, &mut stages.engines)?;
+    // Alone, it need not wait to hear of itself as a member.
+    let own = plan.is_whole().then(|| node.clone());
+    planner(own, ground, &mut stages.engines)?;
     let backends =
         open_backends(&ground.data, &node, ground.clock.clone(), &mut stages.log).await?;
     let config = NodeConfig {
         node,
+        address: admin,
         // An actuator of its own may be replaced while its instances serve on.
         keep_instances: args.keep_instances || !plan.is_whole(),
         grace: REMOVAL_GRACE,
@@ -298,7 +319,7 @@ pub async fn actuator(
     Ok(())
 }
 
-fn planner(node: String, ground: &Ground, stage: &mut Stage) -> anyhow::Result<()> {
+fn planner(node: Option<String>, ground: &Ground, stage: &mut Stage) -> anyhow::Result<()> {
     let (deps, health, stop) = (deps(ground)?, ground.health.clone(), stage.stop.clone());
     let run = move || {
         let (node, deps, health, stop) = (node.clone(), deps.clone(), health.clone(), stop.clone());

@@ -1,0 +1,262 @@
+//! Who is a member: by word, by silence, and never by our own deafness.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use contract::events::{Event, LeaveReason};
+use contract::frame::{Frame, Hello, Source, SourceKind};
+use contract::ids::{Bucket, Position};
+use contract::log::{Actor, Record, StreamName};
+use contract::resources::BackendKind;
+use contract::time::{Span, Timestamp};
+use domain::members::{MemberWatch, Members, NODE_GRACE};
+use uuid::Uuid;
+
+const SILENCE: i64 = 60;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_secs(1_000_000 + second)
+}
+
+fn source(kind: SourceKind, id: &str) -> Source {
+    Source {
+        kind,
+        id: id.into(),
+    }
+}
+
+fn gateway(id: &str) -> Frame {
+    Frame {
+        source: source(SourceKind::Gateway, id),
+        boot: Uuid::from_u128(1),
+        sequence: 0,
+        bucket: Bucket(0),
+        start: at(0),
+        length_us: 1_000_000,
+        routes: BTreeMap::new(),
+        members: Position::START,
+        hello: Some(Hello::default()),
+        goodbye: false,
+        deployments: Vec::new(),
+    }
+}
+
+fn node(id: &str, backends: &[BackendKind]) -> Frame {
+    Frame {
+        source: source(SourceKind::Node, id),
+        hello: Some(Hello {
+            address: Some(format!("http://{id}:7072")),
+            backends: backends.to_vec(),
+        }),
+        ..gateway(id)
+    }
+}
+
+fn goodbye(frame: Frame) -> Frame {
+    Frame {
+        goodbye: true,
+        ..frame
+    }
+}
+
+/// A watch and the stream that it writes.
+#[derive(Default)]
+struct World {
+    watch: MemberWatch,
+    members: Members,
+    position: u64,
+}
+
+impl World {
+    fn hear(&mut self, frame: &Frame, second: i64) {
+        self.watch.observe(frame, at(second));
+    }
+
+    /// Writes what is due: `+id` and `-id (reason)`.
+    fn look(&mut self, second: i64) -> Vec<String> {
+        let events = self.watch.due(&self.members, at(second));
+        for event in &events {
+            self.position += 1;
+            self.members.apply(&Record {
+                position: Position(self.position),
+                prev: Position(self.position - 1),
+                bucket: Bucket::GLOBAL,
+                stream: StreamName::members(),
+                version: self.position,
+                id: Uuid::nil(),
+                time: at(second),
+                actor: Actor::service("test"),
+                event: event.clone(),
+            });
+        }
+        let word = |event: Event| match event {
+            Event::MemberJoined(joined) => format!("+{}", joined.source.id),
+            Event::MemberLeft(left) => format!("-{} {:?}", left.source.id, left.reason),
+            other => panic!("{other:?}"),
+        };
+        events.into_iter().map(word).collect()
+    }
+
+    /// A second after the other, these are heard; what was written in all of them.
+    fn live(&mut self, seconds: std::ops::Range<i64>, frames: &[Frame]) -> Vec<String> {
+        let mut written = Vec::new();
+        for second in seconds {
+            frames.iter().for_each(|frame| self.hear(frame, second));
+            written.extend(self.look(second));
+        }
+        written
+    }
+}
+
+#[test]
+fn a_source_joins_once_by_its_hello() {
+    let mut world = World::default();
+    let written = world.live(0..10, &[gateway("a"), node("n", &[BackendKind::Process])]);
+    assert_eq!(written, ["+a", "+n"]);
+    assert_eq!(
+        world.members.nodes["n"].address.as_deref(),
+        Some("http://n:7072")
+    );
+    assert_eq!(world.members.nodes["n"].backends, [BackendKind::Process]);
+}
+
+#[test]
+fn a_source_that_has_not_said_who_it_is_is_no_member() {
+    let mut world = World::default();
+    let silent = Frame {
+        hello: None,
+        ..gateway("a")
+    };
+    let elsewhere = Frame {
+        bucket: Bucket(5),
+        ..gateway("b")
+    };
+    assert!(world.live(0..3, &[silent, elsewhere]).is_empty());
+}
+
+#[test]
+fn a_hello_that_changed_is_written_again() {
+    let mut world = World::default();
+    world.live(0..3, &[node("n", &[BackendKind::Process])]);
+    let more = [BackendKind::Process, BackendKind::Simulated];
+    assert_eq!(world.live(3..6, &[node("n", &more)]), ["+n"]);
+    assert_eq!(world.members.nodes["n"].backends, more);
+}
+
+#[test]
+fn a_source_leaves_by_its_goodbye_and_may_come_back() {
+    let mut world = World::default();
+    world.live(0..3, &[gateway("a"), gateway("b")]);
+    world.hear(&goodbye(gateway("b")), 3);
+    assert_eq!(world.look(3), ["-b Goodbye"]);
+    assert!(world.live(4..10, &[gateway("a")]).is_empty());
+    let again = Frame {
+        boot: Uuid::from_u128(2),
+        ..gateway("b")
+    };
+    assert_eq!(world.live(10..12, &[gateway("a"), again]), ["+b"]);
+}
+
+#[test]
+fn the_last_word_of_a_former_life_does_not_send_the_new_one_away() {
+    let mut world = World::default();
+    let again = Frame {
+        boot: Uuid::from_u128(2),
+        ..gateway("a")
+    };
+    world.live(0..3, &[again]);
+    world.hear(&goodbye(gateway("a")), 3);
+    assert!(world.look(3).is_empty());
+}
+
+#[test]
+fn a_member_that_falls_silent_leaves_after_a_minute_while_others_are_heard() {
+    let mut world = World::default();
+    world.live(0..1, &[gateway("a"), gateway("b")]);
+    assert!(world.live(1..SILENCE, &[gateway("a")]).is_empty());
+    assert_eq!(
+        world.live(SILENCE..SILENCE + 10, &[gateway("a")]),
+        ["-b Silent"]
+    );
+}
+
+#[test]
+fn a_member_that_was_never_heard_by_this_watch_has_its_minute_too() {
+    let mut world = World::default();
+    world.live(0..1, &[gateway("a"), gateway("b")]);
+    world.watch = MemberWatch::default();
+    assert!(world.look(1000).is_empty(), "nothing has been heard yet");
+    assert!(world.live(1000..1000 + SILENCE, &[gateway("a")]).is_empty());
+    assert_eq!(world.live(1060..1062, &[gateway("a")]), ["-b Silent"]);
+}
+
+#[test]
+fn nobody_leaves_while_we_hear_nothing_and_afterwards_the_count_starts_anew() {
+    let mut world = World::default();
+    world.live(0..30, &[gateway("a"), gateway("b")]);
+    for second in 30..600 {
+        assert!(world.look(second).is_empty(), "{second}");
+    }
+    assert!(world.live(600..600 + SILENCE, &[gateway("a")]).is_empty());
+    assert_eq!(world.live(660..662, &[gateway("a")]), ["-b Silent"]);
+}
+
+#[test]
+fn one_that_left_in_silence_joins_again_when_it_is_heard() {
+    let mut world = World::default();
+    world.live(0..1, &[gateway("a"), gateway("b")]);
+    world.live(1..SILENCE + 1, &[gateway("a")]);
+    assert!(world.live(61..90, &[gateway("a")]).is_empty());
+    assert_eq!(world.live(90..92, &[gateway("a"), gateway("b")]), ["+b"]);
+}
+
+#[test]
+fn a_silent_node_is_lost_at_once_and_one_that_said_goodbye_after_its_grace() {
+    let mut world = World::default();
+    let nodes = [node("n", &[]), node("m", &[])];
+    world.live(0..1, &nodes);
+    assert!(!world.members.is_lost("n", at(1)));
+    world.live(1..SILENCE + 1, &nodes[..1]);
+    assert!(world.members.is_lost("m", at(SILENCE)));
+    world.hear(&goodbye(node("n", &[])), 100);
+    assert_eq!(world.look(100), ["-n Goodbye"]);
+    let grace = at(100) + NODE_GRACE;
+    assert!(!world.members.is_lost("n", grace - Span::from_millis(1)));
+    assert!(world.members.is_lost("n", grace));
+    world.live(200..201, &[node("n", &[])]);
+    assert!(!world.members.is_lost("n", at(1000)));
+    assert!(!world.members.is_lost("never-heard-of", at(1000)));
+}
+
+#[test]
+fn the_deal_moves_on_only_when_the_gateways_become_others() {
+    let mut world = World::default();
+    world.live(0..1, &[gateway("a")]);
+    let first = world.members.dealt_as_of();
+    world.live(1..3, &[gateway("a"), node("n", &[])]);
+    assert_eq!(world.members.dealt_as_of(), first);
+    world.live(3..4, &[gateway("a"), gateway("b"), node("n", &[])]);
+    let second = world.members.dealt_as_of();
+    assert!(second > first);
+    let then = world.members.gateways_at(first).unwrap();
+    assert_eq!(then.into_iter().collect::<Vec<_>>(), ["a"]);
+    assert_eq!(world.members.gateways_at(Position::START), Some([].into()));
+    assert_eq!(world.members.gateways_before().len(), 1);
+}
+
+#[test]
+fn sets_of_gateways_that_are_too_old_are_not_made_up() {
+    let mut world = World::default();
+    for round in 0..100 {
+        world.live(round * 10..round * 10 + 1, &[gateway("a"), gateway("b")]);
+        world.hear(&goodbye(gateway("b")), round * 10 + 1);
+        let left = world.look(round * 10 + 1);
+        assert_eq!(left, [format!("-b {:?}", LeaveReason::Goodbye)]);
+    }
+    assert_eq!(world.members.gateways_at(Position(1)), None);
+    assert_eq!(
+        world.members.gateways_at(Position(10_000)).unwrap().len(),
+        1
+    );
+}

@@ -1,0 +1,258 @@
+//! Gateways and nodes become members by their frames, and slots follow the gateways.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus::Bus;
+use contract::events::{
+    Event, InstanceRemovalRequested, InstanceRequested, InstanceStarted, LeaveReason, OfInstance,
+    RemovalReason, RequestReason,
+};
+use contract::frame::{Frame, Hello, Source, SourceKind};
+use contract::ids::{Bucket, EndpointKey, InstanceId, Position, Uid};
+use contract::log::{StreamKind, StreamName};
+use contract::resources::BackendKind;
+use contract::route::RouteUpdate;
+use contract::time::Span;
+use runtime::clock::Clock;
+use serde_json::json;
+use support::{World, deployment, endpoint};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+/// Far more than anything takes; reached only when a test fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
+    let waited = tokio::time::timeout(PATIENCE, event).await;
+    waited.unwrap_or_else(|_| panic!("did not come: {what}"))
+}
+
+fn iris() -> EndpointKey {
+    EndpointKey::new(&"iris".parse().unwrap())
+}
+
+fn instance() -> InstanceId {
+    InstanceId::from("iris-blue-1".to_owned())
+}
+
+/// A frame of a source as it has reached a deal.
+fn frame(world: &World, kind: SourceKind, id: &str, bucket: Bucket, members: Position) -> Frame {
+    let backends = match kind {
+        SourceKind::Gateway => Vec::new(),
+        SourceKind::Node => vec![BackendKind::Simulated],
+    };
+    Frame {
+        source: Source {
+            kind,
+            id: id.into(),
+        },
+        boot: Uuid::from_u128(1),
+        sequence: 0,
+        bucket,
+        start: world.clock.now(),
+        length_us: 1_000_000,
+        routes: BTreeMap::new(),
+        members,
+        hello: (bucket == Bucket(0)).then(|| Hello {
+            address: Some(format!("http://{id}.example")),
+            backends,
+        }),
+        goodbye: false,
+        deployments: Vec::new(),
+    }
+}
+
+/// What the log says about members, as words.
+async fn members(world: &World) -> Vec<String> {
+    let stream = StreamName::members();
+    let records = world.store.read_stream(&stream, 0, 1000);
+    let word = |event: &Event| match event {
+        Event::MemberJoined(joined) => format!("+{}", joined.source.id),
+        Event::MemberLeft(left) => format!("-{} {:?}", left.source.id, left.reason),
+        other => panic!("{other:?}"),
+    };
+    let records = records.await.unwrap();
+    records.iter().map(|record| word(&record.event)).collect()
+}
+
+/// Sends frames until the log says this.
+async fn hear_until(world: &World, frames: &[Frame], expected: &[&str]) {
+    soon("the members", async {
+        while members(world).await != expected {
+            for frame in frames {
+                world.bus.publish_frame(Arc::new(frame.clone()));
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+fn gateway(world: &World, id: &str) -> Frame {
+    frame(world, SourceKind::Gateway, id, Bucket(0), Position::START)
+}
+
+/// A deployment with one instance that takes ten requests at once.
+async fn serving(world: &World) {
+    let deploy = async |path: &str, body| world.put(path, &body).await.expect(201);
+    deploy("/v1/endpoints/iris", endpoint("iris")).await;
+    let mut document = deployment("iris", "blue");
+    document["spec"]["requestSettings"] = json!({"maxConcurrentRequestsPerInstance": 10});
+    let put = deploy("/v1/endpoints/iris/deployments/blue", document.clone()).await;
+    let shown = world.get_at("/v1/endpoints/iris/deployments/blue", put.position());
+    let uid = shown.await.body()["metadata"]["uid"]
+        .as_str()
+        .unwrap()
+        .parse::<Uuid>();
+    let requested = InstanceRequested {
+        id: instance(),
+        generation: 1,
+        deployment: "iris/blue".parse().unwrap(),
+        deployment_uid: Uid(uid.unwrap()),
+        revision: 1,
+        node: "far".into(),
+        decision: None,
+        reason: RequestReason::ScaleOut,
+        spec: serde_json::from_value(document["spec"].clone()).unwrap(),
+    };
+    let stream = StreamName::of(StreamKind::Instances, &iris());
+    let requested = Event::InstanceRequested(Box::new(requested));
+    world.write(stream, vec![requested]).await;
+    let started = InstanceStarted {
+        id: instance(),
+        generation: 1,
+        address: "127.0.0.1:1".into(),
+        pid: None,
+        adopted: false,
+    };
+    let ready = Event::InstanceReady(OfInstance { id: instance() });
+    let events = vec![Event::InstanceStarted(started), ready];
+    world
+        .write(StreamName::of_node(&iris(), "far"), events)
+        .await;
+}
+
+type Routes = mpsc::Receiver<Arc<RouteUpdate>>;
+
+/// Waits for a route with these slots; gives the deal that it names.
+async fn until_slots(routes: &mut Routes, expected: &[(&str, u32)]) -> Position {
+    let expected: BTreeMap<String, u32> = expected
+        .iter()
+        .map(|(g, n)| ((*g).to_owned(), *n))
+        .collect();
+    let mut seen = Vec::new();
+    let found = async {
+        loop {
+            let update = routes.recv().await.unwrap();
+            let deployments = update.route.iter().flat_map(|r| r.deployments.values());
+            let mut slots = deployments
+                .flat_map(|d| &d.instances)
+                .map(|i| i.slots.clone());
+            let slots = slots.next().unwrap_or_default();
+            if slots == expected {
+                return update.members;
+            }
+            seen.push(slots);
+        }
+    };
+    let found = tokio::time::timeout(PATIENCE, found).await;
+    found.unwrap_or_else(|_| panic!("no {expected:?} among {seen:?}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_are_dealt_in_two_steps_when_a_second_gateway_comes() {
+    let world = World::start().await;
+    let mut routes = world.bus.subscribe_routes();
+    serving(&world).await;
+    until_slots(&mut routes, &[("*", 10)]).await;
+    hear_until(&world, &[gateway(&world, "a")], &["+a"]).await;
+    let both = [gateway(&world, "a"), gateway(&world, "b")];
+    hear_until(&world, &both, &["+a", "+b"]).await;
+    let deal = until_slots(&mut routes, &[("*", 1), ("a", 5), ("b", 1)]).await;
+    let follows = |id: &str, members| {
+        let bucket = iris().bucket();
+        let frame = frame(&world, SourceKind::Gateway, id, bucket, members);
+        world.bus.publish_frame(Arc::new(frame));
+    };
+    follows("b", deal);
+    follows("a", Position(deal.0 - 1));
+    // Nothing says that a gateway waits, so a while goes by; what must not come would fail below.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(routes.try_recv().is_err(), "a has not given way");
+    follows("a", deal);
+    until_slots(&mut routes, &[("*", 1), ("a", 5), ("b", 5)]).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_gateway_leaves_behind_is_dealt_to_the_other() {
+    let world = World::start().await;
+    let mut routes = world.bus.subscribe_routes();
+    serving(&world).await;
+    let both = [gateway(&world, "a"), gateway(&world, "b")];
+    hear_until(&world, &both, &["+a", "+b"]).await;
+    let goodbye = Frame {
+        goodbye: true,
+        ..gateway(&world, "b")
+    };
+    hear_until(&world, &[goodbye], &["+a", "+b", "-b Goodbye"]).await;
+    // Gateways that say nothing about it are waited for; the clock says for how long.
+    world.clock.advance(Span::from_secs(10));
+    until_slots(&mut routes, &[("*", 10)]).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_control_says_nothing_twice() {
+    let world = World::start().await;
+    let both = [gateway(&world, "a"), gateway(&world, "b")];
+    hear_until(&world, &both, &["+a", "+b"]).await;
+    let world = World::start_in(world.stop().await, 2).await;
+    let three = [both[0].clone(), both[1].clone(), gateway(&world, "c")];
+    hear_until(&world, &three, &["+a", "+b", "+c"]).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_is_deleted_although_a_node_that_said_goodbye_never_answers() {
+    let world = World::start().await;
+    let far = frame(&world, SourceKind::Node, "far", Bucket(0), Position::START);
+    hear_until(&world, std::slice::from_ref(&far), &["+far"]).await;
+    serving(&world).await;
+    world.delete("/v1/endpoints/iris").await.expect(202);
+    let removal = Event::InstanceRemovalRequested(InstanceRemovalRequested {
+        id: instance(),
+        generation: 2,
+        node: "far".into(),
+        grace: Span::from_secs(1),
+        reason: RemovalReason::Deleted,
+    });
+    world
+        .write(
+            StreamName::of(StreamKind::Instances, &iris()),
+            vec![removal],
+        )
+        .await;
+    let goodbye = Frame {
+        goodbye: true,
+        ..far
+    };
+    let left = format!("-far {:?}", LeaveReason::Goodbye);
+    hear_until(&world, &[goodbye], &["+far", &left]).await;
+    let head = world.head().await;
+    let shown = world.get_at("/v1/endpoints/iris", head).await;
+    shown.expect(200);
+    world.clock.advance(domain::members::NODE_GRACE);
+    soon("the end of the endpoint", async {
+        while world.states().await.contains_key("iris") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    world.stop().await;
+}

@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-gateway bench-log sim schemas clean
+.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-gateway bench-log sim schemas stack-up stack-down clean
 
 # A toolchain that was just installed is not on the path of this shell yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -19,14 +19,14 @@ run: ## Build and start the same, and stay up until Ctrl-C
 	@scripts/setup.sh
 	@scripts/demo.sh --stay
 
-test: ## Run every test suite (sets up what it needs, PostgreSQL too); PENSTOCK_SKIP=postgres leaves that out
+test: ## Run every test suite (sets up what it needs, servers too); PENSTOCK_SKIP=kafka,postgres leaves those out
 	@scripts/setup.sh stack
 	# End-to-end tests run the real binaries.
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace --no-fail-fast
 
 check: ## Formatting and lints; warnings are errors
-	@scripts/setup.sh check
+	@scripts/setup.sh check kafka
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
@@ -64,6 +64,13 @@ sim: ## Simulation at length: COUNT= runs from SEED= on (defaults 200 from a ran
 schemas: ## Write schemas/ anew from the code; read the diff before committing it
 	@scripts/setup.sh
 	UPDATE_GOLDEN=1 cargo test --locked -p penstock-control --test openapi
+
+stack-up: ## Start a real PostgreSQL and a real Kafka in .stack/ (BROKERS=3 for three); .stack/env names them
+	@scripts/setup.sh stack
+	@scripts/stack/stack.sh up
+
+stack-down: ## Stop them and remove .stack/
+	@scripts/stack/stack.sh down
 
 clean: ## Remove everything that was built
 	cargo clean

@@ -4,6 +4,7 @@
 #
 #   scripts/setup.sh           a Rust toolchain and a C compiler
 #   scripts/setup.sh check     the same, and rustfmt and clippy
+#   scripts/setup.sh kafka     the same, and headers for building the Kafka client
 #   scripts/setup.sh stack     the same, and the servers that tests of the whole stack start
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,6 +12,9 @@ cd "$(dirname "$0")/.."
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
+steps=" $* "
+wants() { [[ "$steps" == *" $1 "* ]]; }
+skips() { [[ ",${PENSTOCK_SKIP:-}," == *",$1,"* ]]; }
 
 # Runs a command as root: directly, or through sudo where there is one.
 as_root() {
@@ -38,6 +42,16 @@ packages=()
 have cc || packages+=(gcc libc6-dev)
 have make || packages+=(make)
 have pkg-config || packages+=(pkg-config)
+# The Kafka client is compiled from source too, against the system's OpenSSL.
+if wants kafka || wants stack; then
+  pkg-config --exists libssl 2>/dev/null || packages+=(libssl-dev)
+  pkg-config --exists zlib 2>/dev/null || packages+=(zlib1g-dev)
+fi
+# Servers for tests; who does without names them in PENSTOCK_SKIP.
+if wants stack && ! skips kafka; then
+  have java || packages+=(openjdk-17-jre-headless)
+  have mvn || packages+=(maven)
+fi
 if [ "${#packages[@]}" -gt 0 ]; then
   if have apt-get; then
     apt_install "${packages[@]}"
@@ -97,7 +111,7 @@ if [ "$oldest" != "$wanted" ]; then
 $how_to"
 fi
 
-if [ "${1:-}" = check ]; then
+if wants check; then
   for tool in fmt clippy; do
     cargo "$tool" --version >/dev/null 2>&1 && continue
     component=${tool/fmt/rustfmt}
@@ -107,10 +121,10 @@ if [ "${1:-}" = check ]; then
   done
 fi
 
-if [ "${1:-}" = stack ]; then
+if wants stack; then
   missing=()
   # Not where the user has a server, or does without.
-  if [[ -z "${PENSTOCK_TEST_POSTGRES:-}" && ",${PENSTOCK_SKIP:-}," != *,postgres,* ]]; then
+  if [ -z "${PENSTOCK_TEST_POSTGRES:-}" ] && ! skips postgres; then
     compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || have postgres || missing+=(postgresql-15)
   fi
   if [ "${#missing[@]}" -gt 0 ]; then

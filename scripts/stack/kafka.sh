@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Apache Kafka (KRaft) from its published Maven artifacts, without an installation.
+#
+#   kafka.sh jars                                prints the folder with the jars; the first time, Maven fetches them
+#   kafka.sh run FOLDER ID PORT CONTROLLER VOTERS
+#                                                formats FOLDER if it is new and becomes a broker there, in the foreground
+#   kafka.sh answers FOLDER PORT                 succeeds if the broker in FOLDER has started and answers a request
+#
+# VOTERS is `1@127.0.0.1:PORT[,2@…]`: ids and controller ports of all brokers. Everything listens on loopback alone.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+version=4.1.0
+jars=${XDG_CACHE_HOME:-$HOME/.cache}/penstock/kafka-$version
+# Of the form that Kafka asks for; data folders are ours alone, so one will do.
+cluster=cGVuc3RvY2stc3RhY2stMQ
+
+fail() {
+  echo "kafka: $*" >&2
+  exit 1
+}
+
+need() {
+  command -v "$1" >/dev/null ||
+    fail "there is no $1, which the Kafka broker of the tests needs. Run scripts/setup.sh stack, or install $2." \
+      "To do without, name kafka in PENSTOCK_SKIP"
+}
+
+# Several test programs may want them at once: one fetches, the others wait.
+fetch_jars() {
+  [ -d "$jars/lib" ] && return
+  need mvn maven
+  mkdir -p "$jars"
+  exec 9>"$jars/lock"
+  flock 9
+  if [ ! -d "$jars/lib" ]; then
+    echo "kafka: fetching Apache Kafka $version into $jars (43 MB, once)" >&2
+    rm -rf "$jars/partial"
+    mvn -B -q -f "$here/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$jars/partial" >&2 ||
+      fail "Maven could not fetch Apache Kafka $version; its messages are above. To do without, name kafka in PENSTOCK_SKIP"
+    mv "$jars/partial" "$jars/lib"
+  fi
+  exec 9>&-
+}
+
+# Small and quick to start: what the broker holds is a test's.
+java_options=(-Xmx384m -Xss512k -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:-UsePerfData -XX:CICompilerCount=1
+  -Dlog4j2.disable.jmx=true)
+
+properties() {
+  local id=$1 port=$2 controller=$3 voters=$4 brokers factor=1 in_sync=1
+  brokers=$(tr ',' '\n' <<<"$voters" | wc -l)
+  if [ "$brokers" -ge 3 ]; then
+    factor=3
+    in_sync=2
+  fi
+  cat <<PROPERTIES
+process.roles=broker,controller
+node.id=$id
+controller.quorum.voters=$voters
+listeners=CLIENT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
+advertised.listeners=CLIENT://127.0.0.1:$port
+listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=CLIENT
+controller.listener.names=CONTROLLER
+log.dirs=$folder/data
+auto.create.topics.enable=false
+default.replication.factor=$factor
+min.insync.replicas=$in_sync
+offsets.topic.replication.factor=$factor
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=$factor
+transaction.state.log.min.isr=$in_sync
+transaction.state.log.num.partitions=4
+group.initial.rebalance.delay.ms=0
+# A broker that was killed is noticed in seconds, not in nine.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+num.network.threads=1
+num.io.threads=2
+num.replica.fetchers=1
+background.threads=2
+num.recovery.threads.per.data.dir=1
+log.cleaner.dedupe.buffer.size=2097152
+log.index.size.max.bytes=1048576
+PROPERTIES
+}
+
+run() {
+  folder=$1
+  java=(java "${java_options[@]}" "-Dpenstock.folder=$folder" "-Dlog4j2.configurationFile=$here/log4j2.properties"
+    -cp "$jars/lib/*")
+  need java openjdk-17-jre-headless
+  fetch_jars
+  mkdir -p "$folder"
+  properties "$2" "$3" "$4" "$5" >"$folder/server.properties"
+  if [ ! -f "$folder/data/meta.properties" ]; then
+    "${java[@]}" kafka.tools.StorageTool format -t "$cluster" -c "$folder/server.properties" >"$folder/format.log" 2>&1 ||
+      fail "could not format $folder/data: $(tail -n 3 "$folder/format.log")"
+  fi
+  : >"$folder/broker.log"
+  exec "${java[@]}" kafka.Kafka "$folder/server.properties"
+}
+
+# ApiVersions, version 0: length 10, key 18, version 0, correlation 1, no client id.
+answers() {
+  grep -q 'Kafka Server started' "$1/broker.log" 2>/dev/null || return 1
+  exec 3<>"/dev/tcp/127.0.0.1/$2" || return 1
+  printf '\0\0\0\12\0\22\0\0\0\0\0\1\377\377' >&3
+  [ "$(timeout 5 head -c 8 <&3 | wc -c)" -eq 8 ]
+}
+
+case "${1:-}" in
+  jars) need java openjdk-17-jre-headless; fetch_jars; echo "$jars/lib" ;;
+  run) shift; run "$@" ;;
+  answers) shift; answers "$@" 2>/dev/null ;;
+  *) fail "usage: kafka.sh jars | run FOLDER ID PORT CONTROLLER VOTERS | answers FOLDER PORT" ;;
+esac

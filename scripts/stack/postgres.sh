@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# A PostgreSQL server of our own, beside whatever the system runs.
+#
+#   postgres.sh run FOLDER PORT [SIGNAL]    makes a cluster in FOLDER if it is new and becomes its server, in the
+#                                           foreground; gets SIGNAL when its parent ends
+#   postgres.sh answers PORT                succeeds if the server takes connections
+#   postgres.sh createdb URL NAME           makes a database on the server of URL
+#
+# It trusts everybody on loopback (user postgres). PostgreSQL refuses root, so root runs it as user postgres.
+set -euo pipefail
+
+fail() {
+  echo "postgres: $*" >&2
+  exit 1
+}
+
+programs() {
+  local newest
+  # Debian keeps them off the path, by version.
+  newest=$(find /usr/lib/postgresql -mindepth 3 -maxdepth 3 -path '*/bin/initdb' 2>/dev/null | sort -V | tail -1)
+  [ -n "$newest" ] || newest=$(realpath "$(command -v initdb)" 2>/dev/null || true)
+  [ -n "$newest" ] ||
+    fail "there is no PostgreSQL server, which the tests need. Run scripts/setup.sh stack, or install postgresql-15." \
+      "To do without, name postgres in PENSTOCK_SKIP"
+  dirname "$newest"
+}
+
+run() {
+  local folder=$1 port=$2 signal=${3:-clear} bin as=()
+  bin=$(programs)
+  mkdir -p "$folder"
+  if [ "$(id -u)" -eq 0 ]; then
+    id postgres >/dev/null 2>&1 || fail "PostgreSQL refuses to run as root, and there is no user postgres to run it as"
+    chown -R postgres "$folder"
+    as=(setpriv --reuid=postgres --regid=postgres --init-groups)
+    "${as[@]}" test -w "$folder" || fail "user postgres cannot reach $folder"
+  fi
+  cd "$folder"
+  if [ ! -f data/PG_VERSION ]; then
+    "${as[@]}" "$bin/initdb" -D data -U postgres -A trust -E UTF8 --locale=C --no-sync >/dev/null
+  fi
+  # A change of user clears the signal, so it is asked for last.
+  [ "${#as[@]}" -gt 0 ] || as=(setpriv)
+  exec "${as[@]}" --pdeathsig "$signal" "$bin/postgres" -D data -p "$port" -k "$folder" \
+    -c listen_addresses=127.0.0.1 -c max_connections=200 -c shared_buffers=32MB
+}
+
+case "${1:-}" in
+  run) shift; run "$@" ;;
+  answers) bin=$(programs); "$bin/pg_isready" -q -h 127.0.0.1 -p "$2" -U postgres -d postgres ;;
+  createdb) bin=$(programs); "$bin/createdb" --maintenance-db="$2" "$3" ;;
+  *) fail "usage: postgres.sh run FOLDER PORT [SIGNAL] | answers PORT | createdb URL NAME" ;;
+esac

@@ -1,0 +1,188 @@
+//! Apache Kafka: one broker, or three that keep three copies and want two confirmations.
+
+use std::process::Command;
+use std::sync::OnceLock;
+
+use rustix::process::Signal;
+
+use crate::process::{Folder, Server, free_port, script, succeeds};
+
+/// Ports are chosen before they are used, so somebody else may be quicker.
+const ATTEMPTS: usize = 3;
+
+pub struct Kafka {
+    brokers: Vec<Broker>,
+    /// `HOST:PORT[,…]`.
+    addresses: String,
+    // Dropped after the brokers.
+    _folder: Option<Folder>,
+}
+
+struct Broker {
+    server: Server,
+    /// What `kafka.sh run` is told.
+    arguments: [String; 5],
+    port: u16,
+}
+
+impl Kafka {
+    /// Brokers of this test's own, which it may kill. `None` only if `PENSTOCK_SKIP` names `kafka`.
+    pub fn start(brokers: usize) -> Option<Self> {
+        if crate::skipped("kafka") {
+            return None;
+        }
+        fetch_jars();
+        for _ in 1..ATTEMPTS {
+            if let Ok(kafka) = Self::try_start(brokers) {
+                return Some(kafka);
+            }
+        }
+        match Self::try_start(brokers) {
+            Ok(kafka) => Some(kafka),
+            Err(why) => panic!("Kafka did not start: {why}"),
+        }
+    }
+
+    /// One broker that all tests of this program share: nobody kills it, and everybody takes a
+    /// [`prefix`](Self::prefix) of their own. `PENSTOCK_TEST_KAFKA=HOST:PORT` names one to be used
+    /// instead.
+    pub fn shared() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<Kafka>> = OnceLock::new();
+        let shared = SHARED.get_or_init(|| match std::env::var("PENSTOCK_TEST_KAFKA") {
+            Ok(addresses) => Some(Self {
+                brokers: Vec::new(),
+                addresses,
+                _folder: None,
+            }),
+            Err(_) => Self::start(1),
+        });
+        shared.as_ref()
+    }
+
+    fn try_start(count: usize) -> Result<Self, String> {
+        let folder = Folder::new("kafka");
+        let ports: Vec<(u16, u16)> = (0..count).map(|_| (free_port(), free_port())).collect();
+        let voters: Vec<String> = ports
+            .iter()
+            .enumerate()
+            .map(|(index, (_, controller))| format!("{}@127.0.0.1:{controller}", index + 1))
+            .collect();
+        let broker = |(index, (port, controller)): (usize, &(u16, u16))| Broker {
+            server: Server::default(),
+            arguments: [
+                folder
+                    .path()
+                    .join(format!("{}", index + 1))
+                    .display()
+                    .to_string(),
+                (index + 1).to_string(),
+                port.to_string(),
+                controller.to_string(),
+                voters.join(","),
+            ],
+            port: *port,
+        };
+        let kafka = Self {
+            brokers: ports.iter().enumerate().map(broker).collect(),
+            addresses: ports
+                .iter()
+                .map(|(port, _)| format!("127.0.0.1:{port}"))
+                .collect::<Vec<_>>()
+                .join(","),
+            _folder: Some(folder),
+        };
+        kafka.brokers.iter().for_each(Broker::launch);
+        for broker in &kafka.brokers {
+            broker.wait()?;
+        }
+        Ok(kafka)
+    }
+
+    /// `HOST:PORT[,…]`.
+    pub fn addresses(&self) -> &str {
+        &self.addresses
+    }
+
+    /// What `--bus` takes.
+    pub fn url(&self, prefix: &str) -> String {
+        format!("kafka://{}/{prefix}", self.addresses)
+    }
+
+    /// A prefix for topics that no other test has.
+    pub fn prefix(&self) -> String {
+        crate::unique("t")
+    }
+
+    pub fn count(&self) -> usize {
+        self.brokers.len()
+    }
+
+    /// The broker whose port this is: how a test finds the leader of a partition.
+    pub fn index_of(&self, port: u16) -> Option<usize> {
+        self.brokers.iter().position(|broker| broker.port == port)
+    }
+
+    /// SIGKILL. Brokers are counted from 0.
+    pub fn kill(&self, broker: usize) {
+        self.brokers[broker].server.kill();
+    }
+
+    /// Starts a broker that was killed, in its folder and on its ports; returns when it answers.
+    pub fn restart(&self, broker: usize) {
+        let broker = &self.brokers[broker];
+        broker.server.kill();
+        broker.launch();
+        if let Err(why) = broker.wait() {
+            panic!("a Kafka broker did not start again: {why}");
+        }
+    }
+
+    /// SIGSTOP: connections stay open and nothing is answered.
+    pub fn pause(&self, broker: usize) {
+        self.brokers[broker].server.signal(Signal::STOP);
+    }
+
+    pub fn resume(&self, broker: usize) {
+        self.brokers[broker].server.signal(Signal::CONT);
+    }
+}
+
+impl Broker {
+    fn launch(&self) {
+        let folder = std::path::Path::new(&self.arguments[0]);
+        std::fs::create_dir_all(folder).unwrap();
+        // An old log would say that it has started.
+        let _ = std::fs::remove_file(folder.join("broker.log"));
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]);
+        command.arg(script("kafka.sh")).arg("run");
+        command.args(&self.arguments);
+        self.server.start(command, &folder.join("out.log"));
+    }
+
+    fn wait(&self) -> Result<(), String> {
+        let port = self.port.to_string();
+        let answers = || succeeds("kafka.sh", &["answers", &self.arguments[0], &port]);
+        if self.server.wait_until(answers) {
+            return Ok(());
+        }
+        let text = |name| {
+            let path = std::path::Path::new(&self.arguments[0]).join(name);
+            std::fs::read_to_string(path).unwrap_or_default()
+        };
+        Err(format!("{}{}", text("out.log"), text("broker.log")))
+    }
+}
+
+/// Before any broker starts, so that a machine without them hears of it in a sentence.
+fn fetch_jars() {
+    let output = Command::new(script("kafka.sh"))
+        .arg("jars")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

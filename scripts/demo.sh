@@ -22,7 +22,7 @@ fail() {
 
 heading "Build (profile demo)"
 # The quickstart's documents name the scorer in target/demo, so the folder is not a matter of the environment.
-cargo build --locked --profile demo --target-dir target -p penstock -p penstock-scorer --bins
+cargo build --locked --profile demo --target-dir target --no-default-features -p penstock -p penstock-scorer --bins
 penstock=target/demo/penstock
 began=$SECONDS
 

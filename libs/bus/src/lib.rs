@@ -1,9 +1,11 @@
 //! The published log, frames and routes, behind one port.
 //!
-//! A subscriber may miss records (it was slow, or the bus lost them) but never gets them out of order
-//! within a bucket; a record's `prev` shows a hole, and the store fills it. Frames and routes may be
-//! lost: frames are measurements, routes are published again.
+//! A subscriber may miss records (they were published before it was there, or the bus lost them), and
+//! may get one twice or late; a record's `prev` shows a hole, and the store fills it. Frames and
+//! routes may be lost: frames are measurements, routes are published again.
 
+#[cfg(feature = "kafka")]
+pub mod kafka;
 mod local;
 
 use std::sync::Arc;
@@ -17,49 +19,42 @@ use tokio::sync::mpsc;
 
 pub use local::LocalBus;
 
-/// Largest number of messages that wait for one subscriber. Past it, records and frames are
-/// dropped (and counted): a slow consumer must not hold the log in memory.
+/// Largest number of messages that wait for one subscriber.
 pub const SUBSCRIBER_QUEUE_MAX: usize = 65_536;
 
-/// Which buckets a subscriber of records is given.
+/// Which records a subscriber gets. Those of the global bucket come to everybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subscription {
-    /// Buckets are dealt among the replicas of this group.
+    /// The buckets are dealt among all processes that subscribe under this name.
     Group(&'static str),
-    /// Every bucket, whoever else reads it.
+    /// Every bucket.
     Whole,
-}
-
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum BusError {
-    #[error("the bus did not take records up to position {position}: {detail}")]
-    NotPublished { position: Position, detail: String },
-    #[error("the bus is shut down")]
-    Closed,
 }
 
 #[async_trait]
 pub trait Bus: Send + Sync + 'static {
-    /// Records in order of position. Returns when the log's topic has all of them; after an error
-    /// any of them may have been published. Called by the relay only.
+    /// Returns when all of them are on the log's topic, confirmed by as many brokers as it asks for.
+    /// After an error some may be there: publishing the same again is right. The relay alone calls
+    /// it, in order of position.
     async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError>;
-    /// The records of the buckets that are assigned to this subscriber, and the global ones.
+    /// Begins with what is published from now on. Between [`BusMessage::Assigned`] and
+    /// [`BusMessage::Revoked`] of a bucket come its records, and none outside of it.
     fn subscribe_records(&self, subscription: Subscription) -> mpsc::Receiver<BusMessage>;
 
-    /// Never waits: what does not fit is dropped, and counted.
+    /// Never waits. What cannot be kept until it is sent is lost, and counted.
     fn publish_frame(&self, frame: Arc<Frame>);
-    /// Frames of all buckets from now on.
+    /// From now on, of all buckets.
     fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>>;
 
     fn publish_route(&self, update: Arc<RouteUpdate>);
     /// All current routes first, then every update.
     fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>>;
 
-    /// Messages dropped because a subscriber was slow or the bus was away.
+    /// Messages that did not reach the bus, or not a subscriber that was slow.
     fn dropped(&self) -> u64;
-    /// A sentence for readiness while the bus cannot be reached.
+    /// None while all is well, else a sentence for readiness.
     fn trouble(&self) -> Option<String>;
-    /// Sends what waits, and leaves its groups.
+    /// Sends what waits to be sent, ends all subscriptions and leaves their groups.
     async fn close(&self);
 }
 
@@ -69,4 +64,39 @@ pub enum BusMessage {
     Assigned(Vec<Bucket>),
     Revoked(Vec<Bucket>),
     Record(Arc<Record>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BusError {
+    #[error("--bus {url}: {reason}")]
+    Url { url: String, reason: String },
+    /// It answers, and is not what it should be; trying again changes nothing.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the bus did not take records up to position {position}: {detail}")]
+    NotPublished { position: Position, detail: String },
+    #[error("the bus is shut down")]
+    Closed,
+    #[error("the bus cannot be read: {0}")]
+    Unreadable(String),
+}
+
+/// The bus that a URL names: `local`, or `kafka://HOST:PORT[,…]/PREFIX`.
+pub async fn open(url: &str) -> Result<Arc<dyn Bus>, BusError> {
+    if url == "local" {
+        return Ok(LocalBus::new());
+    }
+    #[cfg(feature = "kafka")]
+    if url.starts_with("kafka://") {
+        let config = kafka::KafkaConfig::parse(url)?;
+        return Ok(kafka::KafkaBus::open(config).await?);
+    }
+    let reason = match (cfg!(feature = "kafka"), url.starts_with("kafka://")) {
+        (false, true) => "this binary was built without Kafka (cargo feature `kafka`)",
+        _ => "write local, or kafka://HOST:PORT/PREFIX",
+    };
+    Err(BusError::Url {
+        url: url.to_owned(),
+        reason: reason.to_owned(),
+    })
 }

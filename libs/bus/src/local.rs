@@ -60,6 +60,7 @@ impl Bus for LocalBus {
         Ok(())
     }
 
+    /// There is one process, so a group is whole.
     fn subscribe_records(&self, _subscription: Subscription) -> mpsc::Receiver<BusMessage> {
         let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE_MAX);
         // A new channel has room for its first message.
@@ -113,5 +114,9 @@ impl Bus for LocalBus {
         None
     }
 
-    async fn close(&self) {}
+    async fn close(&self) {
+        lock(&self.records).clear();
+        lock(&self.frames).clear();
+        lock(&self.routes).subscribers.clear();
+    }
 }

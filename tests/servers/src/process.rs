@@ -106,7 +106,6 @@ pub struct Server {
 }
 
 impl Server {
-    /// `signal` is what the server gets when this program ends.
     pub fn start(&self, mut command: Command, output: &Path) {
         let file = std::fs::File::create(output).unwrap();
         command.stdin(Stdio::null());

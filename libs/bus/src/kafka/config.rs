@@ -1,0 +1,285 @@
+//! Where Kafka is and how to get in: `kafka://HOST:PORT[,HOST:PORT…]/PREFIX?…`.
+//!
+//! | option | value |
+//! |---|---|
+//! | `tls` | `on`: encrypt, and trust the system's certificate authorities |
+//! | `ca` | `PATH` of the certificate authorities to trust instead; implies `tls=on` |
+//! | `cert`, `key` | `PATH`s of a certificate that shows who we are, and of its key |
+//! | `sasl` | `plain`, `scram-sha-256` or `scram-sha-512` |
+//! | `user`, `password` | `env:NAME` or `file:PATH`, for `sasl` |
+//!
+//! Invariant: what `user` and `password` refer to is in no message and no log.
+
+use std::fmt;
+
+use rdkafka::ClientConfig;
+
+use crate::BusError;
+
+const PREFIX_MAX: usize = 100;
+
+#[derive(Clone)]
+pub struct KafkaConfig {
+    /// `HOST:PORT[,…]`.
+    pub brokers: String,
+    /// The first part of the name of every topic and group.
+    pub prefix: String,
+    security: Vec<(&'static str, String)>,
+}
+
+impl fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "kafka://{}/{}", self.brokers, self.prefix)
+    }
+}
+
+#[derive(Default)]
+struct Options {
+    tls: bool,
+    ca: Option<String>,
+    cert: Option<String>,
+    key: Option<String>,
+    sasl: Option<&'static str>,
+    user: Option<String>,
+    password: Option<String>,
+}
+
+impl KafkaConfig {
+    pub fn parse(url: &str) -> Result<Self, BusError> {
+        // Options may hold paths that nobody needs to see.
+        let shown = url.split('?').next().unwrap_or_default().to_owned();
+        Self::read(url).map_err(|reason| BusError::Url { url: shown, reason })
+    }
+
+    fn read(url: &str) -> Result<Self, String> {
+        let shape = || "write kafka://HOST:PORT[,HOST:PORT]/PREFIX".to_owned();
+        let rest = url.strip_prefix("kafka://").ok_or_else(shape)?;
+        let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
+        let (brokers, prefix) = rest.split_once('/').ok_or_else(shape)?;
+        for broker in brokers.split(',') {
+            check_broker(broker)?;
+        }
+        check_prefix(prefix)?;
+        Ok(Self {
+            brokers: brokers.to_owned(),
+            prefix: prefix.to_owned(),
+            security: Options::read(options)?.security()?,
+        })
+    }
+
+    /// What every client has in common.
+    pub(super) fn client(&self, role: &str) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &self.brokers)
+            .set("client.id", format!("penstock-{role}"))
+            .set("socket.nagle.disable", "true")
+            .set("socket.keepalive.enable", "true")
+            .set("socket.connection.setup.timeout.ms", "5000")
+            // A broker that comes back is noticed within a second.
+            .set("reconnect.backoff.ms", "50")
+            .set("reconnect.backoff.max.ms", "1000")
+            .set("topic.metadata.refresh.interval.ms", "30000")
+            .set("allow.auto.create.topics", "false");
+        for (name, value) in &self.security {
+            config.set(*name, value);
+        }
+        config
+    }
+
+    pub(super) fn consumer(&self, group: &str) -> ClientConfig {
+        let mut config = self.client(group);
+        config
+            .set("group.id", format!("{}.{group}", self.prefix))
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "latest")
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", "6000")
+            .set("heartbeat.interval.ms", "1500")
+            .set("fetch.error.backoff.ms", "100")
+            .set("fetch.queue.backoff.ms", "20")
+            // 64 partitions share it.
+            .set("queued.max.messages.kbytes", "8192");
+        config
+    }
+}
+
+fn check_broker(broker: &str) -> Result<(), String> {
+    let port = broker
+        .rsplit_once(':')
+        .filter(|(host, _)| !host.is_empty() && !host.contains('@'))
+        .and_then(|(_, port)| port.parse::<u16>().ok());
+    match port {
+        Some(_) => Ok(()),
+        None => Err(format!("`{broker}` is not HOST:PORT")),
+    }
+}
+
+fn check_prefix(prefix: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if prefix.is_empty() {
+        return Err("it ends with the prefix of the topics, such as /penstock".to_owned());
+    }
+    if prefix.len() > PREFIX_MAX || !prefix.chars().all(allowed) {
+        return Err(format!(
+            "the prefix `{prefix}` may have letters, digits, `.`, `-` and `_`, {PREFIX_MAX} at most"
+        ));
+    }
+    Ok(())
+}
+
+impl Options {
+    fn read(text: &str) -> Result<Self, String> {
+        let mut options = Self::default();
+        for (name, value) in form_urlencoded::parse(text.as_bytes()) {
+            let value = value.into_owned();
+            match &*name {
+                "tls" if value == "on" => options.tls = true,
+                "tls" => return Err("tls has one value: on".to_owned()),
+                "ca" => options.ca = Some(value),
+                "cert" => options.cert = Some(value),
+                "key" => options.key = Some(value),
+                "sasl" => options.sasl = Some(mechanism(&value)?),
+                "user" => options.user = Some(secret("user", &value)?),
+                "password" => options.password = Some(secret("password", &value)?),
+                _ => {
+                    return Err(format!(
+                        "there is no option `{name}`; there are tls, ca, cert, key, sasl, user, password"
+                    ));
+                }
+            }
+        }
+        Ok(options)
+    }
+
+    fn security(self) -> Result<Vec<(&'static str, String)>, String> {
+        let mut settings = Vec::new();
+        let tls = self.tls || self.ca.is_some() || self.cert.is_some();
+        if self.cert.is_some() != self.key.is_some() {
+            return Err("cert and key come together".to_owned());
+        }
+        let files = [
+            ("ssl.ca.location", self.ca),
+            ("ssl.certificate.location", self.cert),
+            ("ssl.key.location", self.key),
+        ];
+        for (setting, path) in files {
+            settings.extend(path.map(|path| (setting, path)));
+        }
+        match (self.sasl, self.user, self.password) {
+            (None, None, None) => {}
+            (Some(mechanism), Some(user), Some(password)) => settings.extend([
+                ("sasl.mechanism", mechanism.to_owned()),
+                ("sasl.username", user),
+                ("sasl.password", password),
+            ]),
+            _ => return Err("sasl, user and password come together".to_owned()),
+        }
+        let sasl = settings.iter().any(|(name, _)| *name == "sasl.mechanism");
+        let protocol = match (tls, sasl) {
+            (false, false) => "plaintext",
+            (true, false) => "ssl",
+            (false, true) => "sasl_plaintext",
+            (true, true) => "sasl_ssl",
+        };
+        settings.push(("security.protocol", protocol.to_owned()));
+        Ok(settings)
+    }
+}
+
+fn mechanism(name: &str) -> Result<&'static str, String> {
+    match name {
+        "plain" => Ok("PLAIN"),
+        "scram-sha-256" => Ok("SCRAM-SHA-256"),
+        "scram-sha-512" => Ok("SCRAM-SHA-512"),
+        _ => Err(format!(
+            "sasl={name} is not known; there are plain, scram-sha-256, scram-sha-512"
+        )),
+    }
+}
+
+/// Follows a reference. The value itself is refused: it would stand in process lists and logs.
+fn secret(option: &str, reference: &str) -> Result<String, String> {
+    if let Some(name) = reference.strip_prefix("env:") {
+        return std::env::var(name)
+            .map_err(|_| format!("{option}=env:{name}: there is no such variable"));
+    }
+    if let Some(path) = reference.strip_prefix("file:") {
+        return std::fs::read_to_string(path)
+            .map(|text| text.trim_end_matches(['\r', '\n']).to_owned())
+            .map_err(|error| format!("{option}=file:{path}: {error}"));
+    }
+    Err(format!(
+        "{option} is a reference, env:NAME or file:PATH, never the value itself"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(url: &str) -> String {
+        KafkaConfig::parse(url).unwrap_err().to_string()
+    }
+
+    fn setting<'a>(config: &'a KafkaConfig, name: &str) -> Option<&'a str> {
+        let mut settings = config.security.iter();
+        let found = settings.find(|(setting, _)| *setting == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    #[test]
+    fn a_url_names_brokers_and_a_prefix() {
+        let config = KafkaConfig::parse("kafka://a:9092,b:9093/penstock").unwrap();
+        assert_eq!(config.brokers, "a:9092,b:9093");
+        assert_eq!(config.prefix, "penstock");
+        assert_eq!(setting(&config, "security.protocol"), Some("plaintext"));
+    }
+
+    #[test]
+    fn credentials_come_from_where_the_url_points_and_show_nowhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let (user, password) = (folder.path().join("user"), folder.path().join("password"));
+        std::fs::write(&user, "alice\n").unwrap();
+        std::fs::write(&password, "secret\n").unwrap();
+        let url = format!(
+            "kafka://a:9092/p?tls=on&sasl=scram-sha-512&user=file:{}&password=file:{}",
+            user.display(),
+            password.display()
+        );
+        let config = KafkaConfig::parse(&url).unwrap();
+        assert_eq!(setting(&config, "sasl.username"), Some("alice"));
+        assert_eq!(setting(&config, "sasl.password"), Some("secret"));
+        assert_eq!(setting(&config, "security.protocol"), Some("sasl_ssl"));
+        assert_eq!(format!("{config:?}"), "kafka://a:9092/p");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_a_reason() {
+        for (url, word) in [
+            ("kafka://a:9092", "HOST:PORT"),
+            ("kafka://a/p", "HOST:PORT"),
+            ("kafka://me:secret@a:9092/p", "HOST:PORT"),
+            ("kafka://a:9092/", "prefix"),
+            ("kafka://a:9092/a/b", "prefix"),
+            ("kafka://a:9092/p?tls=maybe", "on"),
+            ("kafka://a:9092/p?tsl=on", "tsl"),
+            ("kafka://a:9092/p?cert=x", "key"),
+            ("kafka://a:9092/p?sasl=kerberos", "kerberos"),
+            ("kafka://a:9092/p?sasl=plain", "password"),
+            (
+                "kafka://a:9092/p?sasl=plain&user=env:PATH&password=hunter2",
+                "reference",
+            ),
+            (
+                "kafka://a:9092/p?sasl=plain&user=env:NO_SUCH_NAME&password=env:PATH",
+                "variable",
+            ),
+        ] {
+            let reason = reason(url);
+            assert!(reason.contains(word), "{url}: {reason}");
+            assert!(!reason.contains("hunter2"), "{reason}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What lies on the topics. Records follow the Kafka protocol binding of CloudEvents 1.0 in binary
+//! mode: the event's data is the value, all else is in headers. Frames and routes are JSON.
+
+use contract::events::Event;
+use contract::frame::Frame;
+use contract::ids::{Bucket, Position};
+use contract::log::{Actor, Record};
+use contract::route::{Route, RouteUpdate};
+use rdkafka::message::{Header, Headers, OwnedHeaders};
+
+const SPEC_VERSION: &str = "1.0";
+const JSON: &str = "application/json";
+
+/// Names of the headers. Names of CloudEvents attributes are lower-case letters and digits, 20 at most.
+const CONTENT_TYPE: &str = "content-type";
+const ID: &str = "ce_id";
+const SOURCE: &str = "ce_source";
+const TYPE: &str = "ce_type";
+const SPEC: &str = "ce_specversion";
+const TIME: &str = "ce_time";
+const SUBJECT: &str = "ce_subject";
+const POSITION: &str = "ce_penstockposition";
+const PREV: &str = "ce_penstockprev";
+const BUCKET: &str = "ce_penstockbucket";
+/// Of the record in its stream.
+const VERSION: &str = "ce_penstockversion";
+/// Of the type: which shape the data has.
+const TYPE_VERSION: &str = "ce_penstocktypevers";
+const ACTOR: &str = "ce_penstockactor";
+
+/// A route's revision stands here, because the route of an endpoint that is gone has no value.
+const REVISION: &str = "penstock-revision";
+
+/// A message on its way to a topic.
+#[derive(Debug, PartialEq)]
+pub struct Outgoing {
+    pub key: String,
+    pub headers: Vec<(&'static str, String)>,
+    /// None: a tombstone.
+    pub value: Option<String>,
+}
+
+impl Outgoing {
+    pub fn kafka_headers(&self) -> OwnedHeaders {
+        let empty = OwnedHeaders::new_with_capacity(self.headers.len());
+        let headers = self.headers.iter();
+        headers.fold(empty, |headers, (key, value)| {
+            headers.insert(Header {
+                key,
+                value: Some(value.as_str()),
+            })
+        })
+    }
+}
+
+/// `prefix` tells two installations on one Kafka apart.
+pub fn encode_record(prefix: &str, record: &Record) -> Result<Outgoing, serde_json::Error> {
+    let key = record.endpoint().map_or_else(
+        || record.stream.to_string(),
+        |endpoint| endpoint.to_string(),
+    );
+    let headers = vec![
+        (SPEC, SPEC_VERSION.to_owned()),
+        (ID, record.id.to_string()),
+        (SOURCE, format!("/penstock/{prefix}")),
+        (TYPE, record.event.type_name().to_owned()),
+        (TIME, record.time.to_string()),
+        (SUBJECT, record.stream.to_string()),
+        (CONTENT_TYPE, JSON.to_owned()),
+        (POSITION, record.position.to_string()),
+        (PREV, record.prev.to_string()),
+        (BUCKET, record.bucket.to_string()),
+        (VERSION, record.version.to_string()),
+        (TYPE_VERSION, record.event.version().to_string()),
+        (ACTOR, record.actor.to_string()),
+    ];
+    Ok(Outgoing {
+        key,
+        headers,
+        value: Some(record.event.data_json()?),
+    })
+}
+
+/// The record in a message of `bucket`, or what is wrong with it.
+pub fn decode_record<H: Headers>(
+    bucket: Bucket,
+    headers: Option<&H>,
+    value: Option<&[u8]>,
+) -> Result<Record, String> {
+    let headers = Found::new(headers.ok_or("it has no headers")?);
+    if headers.text(SPEC)? != SPEC_VERSION {
+        return Err(format!("{SPEC} is not {SPEC_VERSION}"));
+    }
+    let value = value.ok_or("it has no value")?;
+    let value = std::str::from_utf8(value).map_err(|error| error.to_string())?;
+    let event = Event::decode(headers.text(TYPE)?, headers.parsed(TYPE_VERSION)?, value)
+        .map_err(|error| error.to_string())?;
+    let record = Record {
+        position: Position(headers.parsed(POSITION)?),
+        prev: Position(headers.parsed(PREV)?),
+        bucket: Bucket(headers.parsed(BUCKET)?),
+        stream: headers.parsed(SUBJECT)?,
+        version: headers.parsed(VERSION)?,
+        id: headers.parsed(ID)?,
+        time: headers.parsed(TIME)?,
+        actor: Actor(headers.text(ACTOR)?.to_owned()),
+        event,
+    };
+    if record.bucket != bucket || record.stream.bucket_key().bucket() != bucket {
+        return Err(format!(
+            "position {} belongs to bucket {}",
+            record.position, record.bucket
+        ));
+    }
+    Ok(record)
+}
+
+pub fn encode_frame(frame: &Frame) -> Result<Outgoing, serde_json::Error> {
+    Ok(Outgoing {
+        key: frame.source.id.clone(),
+        headers: Vec::new(),
+        value: Some(serde_json::to_string(frame)?),
+    })
+}
+
+pub fn decode_frame(value: Option<&[u8]>) -> Result<Frame, String> {
+    let value = value.ok_or("it has no value")?;
+    serde_json::from_slice(value).map_err(|error| error.to_string())
+}
+
+pub fn encode_route(update: &RouteUpdate) -> Result<Outgoing, serde_json::Error> {
+    let route = update.route.as_ref();
+    Ok(Outgoing {
+        key: update.endpoint.to_string(),
+        headers: vec![(REVISION, update.revision.to_string())],
+        value: route.map(serde_json::to_string).transpose()?,
+    })
+}
+
+pub fn decode_route<H: Headers>(
+    key: Option<&[u8]>,
+    headers: Option<&H>,
+    value: Option<&[u8]>,
+) -> Result<RouteUpdate, String> {
+    let headers = Found::new(headers.ok_or("it has no headers")?);
+    let key =
+        std::str::from_utf8(key.ok_or("it has no key")?).map_err(|error| error.to_string())?;
+    let route: Option<Route> = value
+        .map(serde_json::from_slice)
+        .transpose()
+        .map_err(|error| error.to_string())?;
+    Ok(RouteUpdate {
+        endpoint: key.parse().map_err(|error| format!("its key: {error}"))?,
+        revision: Position(headers.parsed(REVISION)?),
+        route,
+    })
+}
+
+struct Found<'a, H>(&'a H);
+
+impl<'a, H: Headers> Found<'a, H> {
+    fn new(headers: &'a H) -> Self {
+        Self(headers)
+    }
+
+    fn text(&self, name: &str) -> Result<&'a str, String> {
+        let mut headers = self.0.iter();
+        let header = headers.find(|header| header.key == name);
+        let value = header.and_then(|header| header.value);
+        let value = value.ok_or_else(|| format!("it has no header {name}"))?;
+        std::str::from_utf8(value).map_err(|_| format!("its header {name} is not text"))
+    }
+
+    fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
+        &self,
+        name: &str,
+    ) -> Result<T, String> {
+        let text = self.text(name)?;
+        text.parse()
+            .map_err(|error| format!("its header {name}: {error}"))
+    }
+}

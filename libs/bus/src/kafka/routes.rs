@@ -1,0 +1,123 @@
+//! Routes: the compacted topic from its beginning, then what comes.
+//!
+//! Invariant: a subscriber never sees an endpoint's revision go back.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
+
+use contract::ids::{BUCKETS, EndpointKey, Position};
+use contract::route::RouteUpdate;
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::Offset;
+use tokio::sync::mpsc;
+
+use super::message::decode_route;
+use super::reader::{Brake, Outbox, Room, partitions, skip};
+use super::{Quiet, Shared, is_broken};
+
+pub(super) fn read(shared: &Shared, sender: mpsc::Sender<Arc<RouteUpdate>>) {
+    if !shared.wait_for_topics() {
+        return;
+    }
+    let mut outbox = Outbox::new(sender);
+    let mut seen = Seen::default();
+    while !shared.stopping() && outbox.flush() != Room::Gone {
+        let Some(consumer) = open(shared) else {
+            continue;
+        };
+        seen.begin();
+        let mut brake = Brake::default();
+        while !shared.stopping() && !is_broken(consumer.client()) {
+            let room = outbox.flush();
+            if room == Room::Gone {
+                return;
+            }
+            let patience = brake.apply(&consumer, room);
+            match consumer.poll(patience) {
+                Some(Ok(message)) => {
+                    if let Some(update) = read_route(shared, &message) {
+                        seen.take(update, &mut outbox);
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    seen.reached_end(partition, &mut outbox);
+                }
+                Some(Err(error)) => tracing::debug!(%error, "routes cannot be read"),
+                None => {}
+            }
+        }
+    }
+}
+
+fn open(shared: &Shared) -> Option<BaseConsumer<Quiet>> {
+    let mut config = shared.config.consumer("routes");
+    config
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "earliest");
+    let all = partitions(&shared.topics.routes, BUCKETS, Offset::Beginning);
+    let opened = BaseConsumer::from_config_and_context(&config, Quiet)
+        .and_then(|consumer| consumer.assign(&all).map(|()| consumer));
+    match opened {
+        Ok(consumer) => Some(consumer),
+        Err(error) => {
+            tracing::error!(%error, "there is no Kafka consumer for routes");
+            shared.pause(super::reader::POLL);
+            None
+        }
+    }
+}
+
+fn read_route(shared: &Shared, message: &BorrowedMessage<'_>) -> Option<Arc<RouteUpdate>> {
+    match decode_route(message.key(), message.headers(), message.payload()) {
+        Ok(update) => Some(Arc::new(update)),
+        Err(why) => {
+            skip(shared, message, &why);
+            None
+        }
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    newest: BTreeMap<EndpointKey, Position>,
+    /// Until all partitions have been read once: the newest of each endpoint.
+    first: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
+    /// Partitions not yet read to their end.
+    unread: Vec<i32>,
+}
+
+impl Seen {
+    fn begin(&mut self) {
+        self.unread = (0..i32::from(BUCKETS)).collect();
+    }
+
+    fn take(&mut self, update: Arc<RouteUpdate>, outbox: &mut Outbox<Arc<RouteUpdate>>) {
+        match self.newest.entry(update.endpoint.clone()) {
+            Entry::Occupied(newest) if *newest.get() > update.revision => return,
+            Entry::Occupied(mut newest) => {
+                newest.insert(update.revision);
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(update.revision);
+            }
+        }
+        if self.unread.is_empty() {
+            outbox.push(update);
+        } else {
+            self.first.insert(update.endpoint.clone(), update);
+        }
+    }
+
+    fn reached_end(&mut self, partition: i32, outbox: &mut Outbox<Arc<RouteUpdate>>) {
+        self.unread.retain(|unread| *unread != partition);
+        if self.unread.is_empty() {
+            for update in std::mem::take(&mut self.first).into_values() {
+                outbox.push(update);
+            }
+        }
+    }
+}

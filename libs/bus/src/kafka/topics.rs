@@ -1,0 +1,230 @@
+//! The four topics: made where they are missing, checked where they exist. A topic that would lose
+//! events or spread buckets differently is refused, never altered.
+
+use std::time::Duration;
+
+use contract::ids::{BUCKETS, Bucket};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
+};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::Quiet;
+
+const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// With this many brokers there are as many copies, and two of them confirm.
+const COPIES: usize = 3;
+
+const FRAMES_KEPT_MS: &str = "21600000";
+
+/// A frame of a bucket with many busy endpoints, or the route of an endpoint with many instances.
+const LARGE_MESSAGE_BYTES: &str = "8388608";
+
+#[derive(Clone, Debug)]
+pub struct Topics {
+    pub events: String,
+    pub global: String,
+    pub frames: String,
+    pub routes: String,
+}
+
+/// Why the topics are not as they should be.
+#[derive(Debug)]
+pub(super) enum NotReady {
+    /// Trying again may help.
+    Yet(String),
+    Ever(String),
+}
+
+struct Wanted<'a> {
+    name: &'a str,
+    partitions: usize,
+    settings: &'static [(&'static str, &'static str)],
+    /// Settings without which it must not be used.
+    needed: &'static [(&'static str, &'static str)],
+}
+
+const KEPT_FOR_EVER: &[(&str, &str)] = &[
+    ("retention.ms", "-1"),
+    ("retention.bytes", "-1"),
+    ("cleanup.policy", "delete"),
+];
+
+impl Topics {
+    pub(super) fn new(prefix: &str) -> Self {
+        let topic = |name| format!("{prefix}.{name}");
+        Self {
+            events: topic("events"),
+            global: topic("global"),
+            frames: topic("frames"),
+            routes: topic("routes"),
+        }
+    }
+
+    /// Topic and partition of a bucket's records.
+    pub(super) fn of_records(&self, bucket: Bucket) -> (&str, i32) {
+        if bucket == Bucket::GLOBAL {
+            return (&self.global, 0);
+        }
+        (&self.events, i32::from(bucket.0))
+    }
+
+    fn wanted(&self) -> [Wanted<'_>; 4] {
+        let buckets = usize::from(BUCKETS);
+        [
+            Wanted {
+                name: &self.events,
+                partitions: buckets,
+                settings: KEPT_FOR_EVER,
+                needed: KEPT_FOR_EVER,
+            },
+            Wanted {
+                name: &self.global,
+                partitions: 1,
+                settings: KEPT_FOR_EVER,
+                needed: KEPT_FOR_EVER,
+            },
+            Wanted {
+                name: &self.frames,
+                partitions: buckets,
+                settings: &[
+                    ("retention.ms", FRAMES_KEPT_MS),
+                    ("segment.ms", "3600000"),
+                    ("cleanup.policy", "delete"),
+                    ("max.message.bytes", LARGE_MESSAGE_BYTES),
+                ],
+                needed: &[],
+            },
+            Wanted {
+                name: &self.routes,
+                partitions: buckets,
+                settings: &[
+                    ("cleanup.policy", "compact"),
+                    ("segment.ms", "600000"),
+                    ("max.message.bytes", LARGE_MESSAGE_BYTES),
+                ],
+                needed: &[("cleanup.policy", "compact")],
+            },
+        ]
+    }
+
+    /// Safe to run from many processes at once, and again.
+    pub(super) async fn ensure(&self, admin: &AdminClient<Quiet>) -> Result<(), NotReady> {
+        let (brokers, existing) = list(admin)?;
+        let wanted = self.wanted();
+        let missing: Vec<&Wanted> = wanted
+            .iter()
+            .filter(|topic| !existing.iter().any(|(name, _)| name == topic.name))
+            .collect();
+        if !missing.is_empty() {
+            create(admin, brokers, &missing).await?;
+            // The broker that is asked next may not have heard of them.
+            return Err(NotReady::Yet("topics have just been made".to_owned()));
+        }
+        for topic in &wanted {
+            let found = existing.iter().find(|(name, _)| name == topic.name);
+            let partitions = found.map_or(0, |(_, partitions)| *partitions);
+            if partitions != topic.partitions {
+                return Err(NotReady::Ever(format!(
+                    "Kafka topic {} has {partitions} partitions and needs {}: records would lie in \
+                     the wrong place. Use another prefix in --bus, or remove the topic and rebuild \
+                     it from the store",
+                    topic.name, topic.partitions
+                )));
+            }
+        }
+        check_settings(admin, &wanted).await
+    }
+}
+
+/// How many brokers there are, and every topic with the number of its partitions.
+fn list(admin: &AdminClient<Quiet>) -> Result<(usize, Vec<(String, usize)>), NotReady> {
+    let metadata = admin
+        .inner()
+        .fetch_metadata(None, REQUEST_PATIENCE)
+        .map_err(|error| NotReady::Yet(format!("no broker answers ({error})")))?;
+    let topics = metadata.topics().iter();
+    let topics = topics.map(|topic| (topic.name().to_owned(), topic.partitions().len()));
+    Ok((metadata.brokers().len(), topics.collect()))
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new()
+        .request_timeout(Some(REQUEST_PATIENCE))
+        .operation_timeout(Some(REQUEST_PATIENCE))
+}
+
+async fn create(
+    admin: &AdminClient<Quiet>,
+    brokers: usize,
+    missing: &[&Wanted<'_>],
+) -> Result<(), NotReady> {
+    let copies = brokers.clamp(1, COPIES);
+    let confirmed_by = if copies >= COPIES { "2" } else { "1" };
+    let topics: Vec<NewTopic> = missing
+        .iter()
+        .map(|topic| {
+            let replication = TopicReplication::Fixed(copies as i32);
+            let new = NewTopic::new(topic.name, topic.partitions as i32, replication);
+            let new = new.set("min.insync.replicas", confirmed_by);
+            let settings = topic.settings.iter();
+            settings.fold(new, |new, (name, value)| new.set(name, value))
+        })
+        .collect();
+    let results = admin.create_topics(&topics, &options()).await;
+    let results = results.map_err(|error| not_yet("topics cannot be made", &error))?;
+    for result in results {
+        match result {
+            Ok(name) => tracing::info!(topic = name, copies, "made a Kafka topic"),
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((name, code)) => {
+                return Err(NotReady::Yet(format!(
+                    "Kafka topic {name} cannot be made: {code}"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn check_settings(admin: &AdminClient<Quiet>, wanted: &[Wanted<'_>]) -> Result<(), NotReady> {
+    let resources: Vec<ResourceSpecifier> = wanted
+        .iter()
+        .map(|topic| ResourceSpecifier::Topic(topic.name))
+        .collect();
+    let described = admin.describe_configs(&resources, &options()).await;
+    let described = described.map_err(|error| not_yet("topics cannot be examined", &error))?;
+    for (topic, resource) in wanted.iter().zip(described) {
+        let resource = resource.map_err(|code| {
+            NotReady::Yet(format!(
+                "Kafka topic {} cannot be examined: {code}",
+                topic.name
+            ))
+        })?;
+        check_topic(topic, &resource)?;
+    }
+    Ok(())
+}
+
+fn check_topic(topic: &Wanted<'_>, resource: &ConfigResource) -> Result<(), NotReady> {
+    for (name, needed) in topic.needed {
+        let found = resource.get(name).and_then(|entry| entry.value.as_deref());
+        if found != Some(needed) {
+            return Err(NotReady::Ever(format!(
+                "Kafka topic {} has {name}={} and needs {needed}, or it would lose what must be \
+                 kept. Set it with kafka-configs.sh --alter --entity-type topics --entity-name {} \
+                 --add-config {name}={needed}",
+                topic.name,
+                found.unwrap_or("nothing"),
+                topic.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn not_yet(what: &str, error: &KafkaError) -> NotReady {
+    NotReady::Yet(format!("{what} ({error})"))
+}

@@ -1,0 +1,348 @@
+//! The whole log as Kafka has it, for rebuilding what was lost elsewhere.
+//!
+//! Invariant: what is missing is named. A record is given once; [`Extent::whole`] is the position up
+//! to which every position was there, as far as the chain of `prev` in each bucket can tell.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use contract::ids::{BUCKETS, Bucket, Position};
+use contract::log::Record;
+use rdkafka::admin::AdminClient;
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::Offset;
+use tokio::sync::mpsc;
+
+use super::message::decode_record;
+use super::reader::{POLL, partitions};
+use super::{KafkaConfig, Quiet, Topics};
+use crate::BusError;
+
+/// Records read ahead of the caller.
+const QUEUE_MAX: usize = 10_000;
+
+/// Without any message and any end for this long, the log cannot be read.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A store that was rebuilt goes on this far above what it knew, so this is no hole.
+const REBUILD_JUMP: u64 = 1 << 20;
+
+/// Messages that could not be read, named one by one up to here.
+const UNREADABLE_NAMED_MAX: usize = 100;
+
+#[derive(Debug)]
+pub enum LogItem {
+    /// Buckets come in any order; within one, the order of the topic, which is that of positions
+    /// unless something was published again.
+    Record(Arc<Record>),
+    /// The last item.
+    End(Extent),
+}
+
+/// How much of the log was there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Every position up to here was there.
+    pub whole: Position,
+    /// The highest position that was there.
+    pub last: Position,
+    pub records: u64,
+    /// Records that were there before.
+    pub repeated: u64,
+    /// What is known to be missing.
+    pub holes: Vec<Hole>,
+    /// Places of messages that could not be read, and why.
+    pub unreadable: Vec<String>,
+}
+
+/// In `bucket` the record at `missing` was not there, which the one at `needed_by` follows. Others
+/// before it may be missing too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hole {
+    pub missing: Position,
+    pub bucket: Bucket,
+    pub needed_by: Position,
+}
+
+pub struct LogReader {
+    items: mpsc::Receiver<Result<LogItem, BusError>>,
+}
+
+impl LogReader {
+    /// `None` after [`LogItem::End`] or an error.
+    pub async fn next(&mut self) -> Option<Result<LogItem, BusError>> {
+        self.items.recv().await
+    }
+
+    /// Everything at once, in order of position.
+    pub async fn collect(mut self) -> Result<(Vec<Arc<Record>>, Extent), BusError> {
+        let mut records = Vec::new();
+        while let Some(item) = self.next().await {
+            match item? {
+                LogItem::Record(record) => records.push(record),
+                LogItem::End(extent) => {
+                    records.sort_by_key(|record| record.position);
+                    return Ok((records, extent));
+                }
+            }
+        }
+        Err(BusError::Unreadable("the reader ended early".to_owned()))
+    }
+}
+
+/// Reads both topics of records from their beginnings to where they end when they are reached.
+pub fn read_log(config: &KafkaConfig) -> LogReader {
+    let (sender, items) = mpsc::channel(QUEUE_MAX);
+    let config = config.clone();
+    std::thread::spawn(move || {
+        let last = match read(&config, &sender) {
+            Ok(extent) => Ok(LogItem::End(extent)),
+            Err(error) => Err(error),
+        };
+        let _ = sender.blocking_send(last);
+    });
+    LogReader { items }
+}
+
+fn read(
+    config: &KafkaConfig,
+    sender: &mpsc::Sender<Result<LogItem, BusError>>,
+) -> Result<Extent, BusError> {
+    let topics = Topics::new(&config.prefix);
+    let mut tally = Tally::default();
+    for (topic, count, first) in [
+        (&topics.events, BUCKETS, Bucket(0)),
+        (&topics.global, 1, Bucket::GLOBAL),
+    ] {
+        check_exists(config, topic, count)?;
+        let bucket = |partition: i32| Bucket(first.0 + partition as u16);
+        read_topic(config, topic, count, |message| {
+            let decoded = decode_record(
+                bucket(message.partition()),
+                message.headers(),
+                message.payload(),
+            );
+            match decoded {
+                Ok(record) if tally.is_new(&record) => sender
+                    .blocking_send(Ok(LogItem::Record(Arc::new(record))))
+                    .is_ok(),
+                Ok(_) => true,
+                Err(why) => {
+                    tally.unreadable(message, &why);
+                    true
+                }
+            }
+        })?;
+    }
+    Ok(tally.extent())
+}
+
+/// A topic that is not there would be waited for.
+fn check_exists(config: &KafkaConfig, topic: &str, count: u16) -> Result<(), BusError> {
+    let unreadable = |error: KafkaError| BusError::Unreadable(error.to_string());
+    let client = AdminClient::from_config_and_context(&config.client("log"), Quiet);
+    let metadata = client
+        .map_err(unreadable)?
+        .inner()
+        .fetch_metadata(Some(topic), PATIENCE)
+        .map_err(unreadable)?;
+    let partitions = metadata
+        .topics()
+        .iter()
+        .map(|topic| topic.partitions().len());
+    let found: usize = partitions.sum();
+    if found == usize::from(count) {
+        return Ok(());
+    }
+    Err(BusError::Unreadable(format!(
+        "Kafka topic {topic} has {found} partitions and should have {count}; is the prefix right?"
+    )))
+}
+
+/// Calls `take` with every message; it returns false when nobody wants more.
+fn read_topic(
+    config: &KafkaConfig,
+    topic: &str,
+    count: u16,
+    mut take: impl FnMut(&BorrowedMessage<'_>) -> bool,
+) -> Result<(), BusError> {
+    let unreadable = |error: KafkaError| BusError::Unreadable(format!("{topic}: {error}"));
+    let mut settings = config.consumer("log");
+    settings
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "earliest")
+        .set("queued.max.messages.kbytes", "65536");
+    let consumer: BaseConsumer<Quiet> =
+        BaseConsumer::from_config_and_context(&settings, Quiet).map_err(unreadable)?;
+    let all = partitions(topic, count, Offset::Beginning);
+    consumer.assign(&all).map_err(unreadable)?;
+    let mut unread: BTreeSet<i32> = (0..i32::from(count)).collect();
+    let mut silent = Duration::ZERO;
+    while !unread.is_empty() {
+        match consumer.poll(POLL) {
+            Some(Ok(message)) => {
+                silent = Duration::ZERO;
+                if !take(&message) {
+                    return Err(BusError::Unreadable("nobody reads on".to_owned()));
+                }
+            }
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                silent = Duration::ZERO;
+                unread.remove(&partition);
+            }
+            Some(Err(error)) => {
+                silent += POLL;
+                tracing::debug!(%error, topic, "cannot read on yet");
+            }
+            None => silent += POLL,
+        }
+        if silent >= PATIENCE {
+            return Err(BusError::Unreadable(format!(
+                "{topic}: nothing came for {} s, and {} partitions have not been read to their end",
+                PATIENCE.as_secs(),
+                unread.len()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What was seen, and what must have been there.
+#[derive(Default)]
+struct Tally {
+    seen: Ranges,
+    /// Positions that a record names as the one before it, and that were not seen yet.
+    wanted: BTreeMap<Position, (Bucket, Position)>,
+    extent: Extent,
+}
+
+impl Tally {
+    fn is_new(&mut self, record: &Record) -> bool {
+        if !self.seen.insert(record.position.0) {
+            self.extent.repeated += 1;
+            return false;
+        }
+        self.extent.records += 1;
+        self.extent.last = self.extent.last.max(record.position);
+        self.wanted.remove(&record.position);
+        if record.prev > Position::START && !self.seen.contains(record.prev.0) {
+            self.wanted
+                .insert(record.prev, (record.bucket, record.position));
+        }
+        true
+    }
+
+    fn unreadable(&mut self, message: &BorrowedMessage<'_>, why: &str) {
+        if self.extent.unreadable.len() < UNREADABLE_NAMED_MAX {
+            self.extent.unreadable.push(format!(
+                "{} partition {} offset {}: {why}",
+                message.topic(),
+                message.partition(),
+                message.offset()
+            ));
+        }
+    }
+
+    fn extent(mut self) -> Extent {
+        let holes = self.wanted.iter();
+        self.extent.holes = holes
+            .map(|(missing, (bucket, needed_by))| Hole {
+                missing: *missing,
+                bucket: *bucket,
+                needed_by: *needed_by,
+            })
+            .collect();
+        self.extent.whole = Position(self.seen.whole(REBUILD_JUMP));
+        let first_hole = self.extent.holes.first();
+        if let Some(hole) = first_hole {
+            self.extent.whole = self.extent.whole.min(Position(hole.missing.0 - 1));
+        }
+        self.extent
+    }
+}
+
+/// A set of numbers that are mostly consecutive: from the first to the last of each run.
+#[derive(Default)]
+struct Ranges(BTreeMap<u64, u64>);
+
+impl Ranges {
+    fn contains(&self, number: u64) -> bool {
+        let before = self.0.range(..=number).next_back();
+        before.is_some_and(|(_, last)| *last >= number)
+    }
+
+    /// False: it was there already.
+    fn insert(&mut self, number: u64) -> bool {
+        if self.contains(number) {
+            return false;
+        }
+        let last = self.0.remove(&(number + 1)).unwrap_or(number);
+        let before = self.0.range_mut(..number).next_back();
+        match before {
+            Some((_, end)) if *end + 1 == number => *end = last,
+            _ => {
+                self.0.insert(number, last);
+            }
+        }
+        true
+    }
+
+    /// The end of the run from 1 on. A step of at least `jump` is no gap: numbers were left out on
+    /// purpose.
+    fn whole(&self, jump: u64) -> u64 {
+        let mut whole = 0;
+        for (first, last) in &self.0 {
+            let step = first - whole;
+            if step > 1 && step < jump {
+                break;
+            }
+            whole = *last;
+        }
+        whole
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_run_ends_at_a_gap_but_not_at_a_rebuild() {
+        let mut ranges = Ranges::default();
+        for number in [
+            3,
+            1,
+            2,
+            REBUILD_JUMP + 4,
+            REBUILD_JUMP + 5,
+            REBUILD_JUMP + 7,
+        ] {
+            assert!(ranges.insert(number));
+        }
+        assert_eq!(ranges.whole(REBUILD_JUMP), REBUILD_JUMP + 5);
+        assert_eq!(ranges.whole(u64::MAX), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn runs_hold_what_a_set_would(numbers in prop::collection::vec(1u64..60, 0..80)) {
+            let (mut ranges, mut set) = (Ranges::default(), BTreeSet::new());
+            for number in numbers {
+                prop_assert_eq!(ranges.insert(number), set.insert(number));
+            }
+            for number in 0..62 {
+                prop_assert_eq!(ranges.contains(number), set.contains(&number));
+            }
+            let whole = (1..).take_while(|number| set.contains(number)).count() as u64;
+            prop_assert_eq!(ranges.whole(u64::MAX), whole);
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! What only Kafka can do wrong: groups, brokers that are killed, topics that others have touched. On
+//! real brokers.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus::kafka::{Extent, Hole, KafkaBus, KafkaConfig, read_log};
+use bus::{Bus, BusError, Subscription};
+use contract::ids::{Bucket, Position};
+use contract::log::Record;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message;
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use servers::Kafka;
+use support::{PATIENCE, Reader, endpoint, log, next, record, route};
+
+fn client(kafka: &Kafka) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", kafka.addresses());
+    config
+}
+
+async fn open(kafka: &Kafka, prefix: &str) -> Arc<KafkaBus> {
+    let config = KafkaConfig::parse(&kafka.url(prefix)).unwrap();
+    KafkaBus::open(config).await.unwrap()
+}
+
+async fn whole_log(kafka: &Kafka, prefix: &str) -> (Vec<Arc<Record>>, Extent) {
+    let config = KafkaConfig::parse(&kafka.url(prefix)).unwrap();
+    read_log(&config).collect().await.unwrap()
+}
+
+async fn make_topic(kafka: &Kafka, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+    let admin: AdminClient<DefaultClientContext> = client(kafka).create().unwrap();
+    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    let topic = settings
+        .iter()
+        .fold(topic, |topic, (name, value)| topic.set(name, value));
+    let made = admin.create_topics([&topic], &AdminOptions::new()).await;
+    made.unwrap().pop().unwrap().unwrap();
+}
+
+/// As the relay does: in order, and the same again after an error.
+async fn publish_all(bus: &dyn Bus, records: &[Arc<Record>]) {
+    let all = async {
+        for page in records.chunks(50) {
+            while let Err(error) = bus.publish_records(page).await {
+                assert!(matches!(error, BusError::NotPublished { .. }), "{error}");
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE * 3, all)
+        .await
+        .expect("not published");
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let held = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, held)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_of_a_group_share_the_buckets_and_hand_them_over() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let prefix = kafka.prefix();
+    let buses = [
+        open(kafka, &prefix).await,
+        open(kafka, &prefix).await,
+        open(kafka, &prefix).await,
+    ];
+    let group = Subscription::Group("sharers");
+    // A reader fails if it gets a record outside of its assignments.
+    let mut first = Reader::joined(&*buses[0], group).await;
+    let mut second = Reader::subscribe(&*buses[1], group);
+    share(&mut [&mut first, &mut second]).await;
+    assert_eq!((first.buckets.len(), second.buckets.len()), (32, 32));
+
+    let mut third = Reader::subscribe(&*buses[2], group);
+    share(&mut [&mut first, &mut second, &mut third]).await;
+    let fair = 21..=22;
+    for reader in [&first, &second, &third] {
+        assert!(
+            fair.contains(&reader.buckets.len()),
+            "{}",
+            reader.buckets.len()
+        );
+    }
+
+    // Each bucket's records come to the one member that has the bucket.
+    let records = log(200);
+    buses[0].publish_records(&records).await.unwrap();
+    for reader in [&mut first, &mut second, &mut third] {
+        let theirs = records
+            .iter()
+            .filter(|record| reader.buckets.contains(&record.bucket));
+        reader.until(theirs.count()).await;
+    }
+    let got = [&first, &second, &third].map(|reader| reader.records.len());
+    assert_eq!(got.iter().sum::<usize>(), 200);
+
+    buses[2].close().await;
+    third.until_closed().await;
+    assert!(
+        third.buckets.is_empty(),
+        "what is left behind is revoked first"
+    );
+    share(&mut [&mut first, &mut second]).await;
+    buses[0].close().await;
+    buses[1].close().await;
+}
+
+/// Returns when these members have all buckets, each bucket once, and no more than a fair share.
+async fn share(readers: &mut [&mut Reader]) {
+    let most = 64usize.div_ceil(readers.len());
+    let shared = async {
+        loop {
+            for reader in readers.iter_mut() {
+                reader.take_what_comes().await;
+            }
+            let all: BTreeSet<Bucket> = readers
+                .iter()
+                .flat_map(|reader| reader.buckets.clone())
+                .collect();
+            let sizes: Vec<usize> = readers.iter().map(|reader| reader.buckets.len()).collect();
+            if all.len() == 64
+                && sizes.iter().sum::<usize>() == 64
+                && sizes.iter().all(|size| *size <= most)
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, shared)
+        .await
+        .expect("the buckets were not shared");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kafkas_partitioner_finds_the_bucket_of_a_key() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let prefix = kafka.prefix();
+    let bus = open(kafka, &prefix).await;
+    let producer: FutureProducer = client(kafka)
+        .set("partitioner", "murmur2_random")
+        .create()
+        .unwrap();
+    for number in 0..300 {
+        let key = endpoint(&format!("endpoint-{number}"));
+        let record = FutureRecord::<str, str>::to(&bus.topics().events)
+            .key(key.as_str())
+            .payload("{}");
+        let placed = producer.send(record, PATIENCE).await.unwrap();
+        assert_eq!(placed.partition, i32::from(key.bucket().0), "{key}");
+    }
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_ours_on_the_topic_stops_nobody() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let prefix = kafka.prefix();
+    let bus = open(kafka, &prefix).await;
+    let mut whole = Reader::joined(&*bus, Subscription::Whole).await;
+    let mut member = Reader::joined(&*bus, Subscription::Group("g")).await;
+    let mut routes = bus.subscribe_routes();
+    let producer: FutureProducer = client(kafka).create().unwrap();
+    let (first, second) = (record("iris", 1), record("iris", 2));
+    bus.publish_records(&[first]).await.unwrap();
+    for topic in [&bus.topics().events, &bus.topics().routes] {
+        for payload in [&b"\xff\x00 not json"[..], b"{}", b""] {
+            let poison = FutureRecord::<str, [u8]>::to(topic)
+                .partition(second.bucket.0.into())
+                .key("default/iris")
+                .payload(payload);
+            producer.send(poison, PATIENCE).await.unwrap();
+        }
+    }
+    bus.publish_records(&[second]).await.unwrap();
+    whole.until(2).await;
+    member.until(2).await;
+    bus.publish_route(route("iris", 3));
+    assert_eq!(next(&mut routes).await.revision, Position(3));
+    until("nine are skipped", || bus.dropped() == 9).await;
+
+    let (records, extent) = whole_log(kafka, &prefix).await;
+    assert_eq!(records.len(), 2);
+    assert_eq!(extent.unreadable.len(), 3);
+    assert!(
+        extent.unreadable[0].contains("offset 1"),
+        "{:?}",
+        extent.unreadable
+    );
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_would_lose_or_misplace_events_is_refused() {
+    let Some(kafka) = Kafka::shared() else { return };
+    for (partitions, settings, word) in [
+        (32, &[("retention.ms", "-1")][..], "32 partitions"),
+        (
+            64,
+            &[("retention.ms", "86400000")][..],
+            "retention.ms=86400000",
+        ),
+        (
+            64,
+            &[("retention.ms", "-1"), ("cleanup.policy", "compact")][..],
+            "cleanup.policy=compact",
+        ),
+    ] {
+        let prefix = kafka.prefix();
+        make_topic(kafka, &format!("{prefix}.events"), partitions, settings).await;
+        let config = KafkaConfig::parse(&kafka.url(&prefix)).unwrap();
+        let Err(BusError::Refused(why)) = KafkaBus::open(config).await else {
+            panic!("not refused: {word}")
+        };
+        assert!(why.contains(word) && why.contains(&prefix), "{why}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_whole_log_is_read_back_and_what_is_missing_is_named() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let prefix = kafka.prefix();
+    let bus = open(kafka, &prefix).await;
+    let records = log(2000);
+    bus.publish_records(&records[..1000]).await.unwrap();
+    // Again, as after an answer that was lost.
+    bus.publish_records(&records[900..1000]).await.unwrap();
+    let (copy, extent) = whole_log(kafka, &prefix).await;
+    assert_eq!(copy, records[..1000]);
+    let expected = Extent {
+        whole: Position(1000),
+        last: Position(1000),
+        records: 1000,
+        repeated: 100,
+        ..Extent::default()
+    };
+    assert_eq!(extent, expected);
+
+    // One is left out; the next of its bucket names it.
+    let lost = &records[1499];
+    let needs_it = records
+        .iter()
+        .find(|record| record.prev == lost.position)
+        .unwrap();
+    let rest: Vec<_> = records[1000..]
+        .iter()
+        .filter(|record| *record != lost)
+        .cloned()
+        .collect();
+    bus.publish_records(&rest).await.unwrap();
+    let (copy, extent) = whole_log(kafka, &prefix).await;
+    assert_eq!(copy.len(), 1999);
+    assert_eq!(
+        (extent.whole, extent.last),
+        (Position(1499), Position(2000))
+    );
+    let hole = Hole {
+        missing: lost.position,
+        bucket: lost.bucket,
+        needed_by: needs_it.position,
+    };
+    assert_eq!(extent.holes, [hole]);
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_broker_loses_nothing_that_was_confirmed() {
+    let Some(kafka) = Kafka::start(1) else { return };
+    let prefix = kafka.prefix();
+    let bus = open(&kafka, &prefix).await;
+    let mut reader = Reader::joined(&*bus, Subscription::Group("g")).await;
+    let records = log(3000);
+    let published = tokio::spawn({
+        let (bus, records) = (bus.clone(), records.clone());
+        async move { publish_all(&*bus, &records).await }
+    });
+    reader.until(300).await;
+    kafka.kill(0);
+    until("trouble is told", || bus.trouble().is_some()).await;
+    let trouble = bus.trouble().unwrap();
+    assert!(trouble.contains(kafka.addresses()), "{trouble}");
+    // Frames are not waited for while nobody takes them.
+    (0..10_000).for_each(|sequence| bus.publish_frame(support::frame(sequence)));
+    until("lost frames are counted", || bus.dropped() > 0).await;
+    kafka.restart(0);
+    published.await.unwrap();
+    until("trouble is over", || bus.trouble().is_none()).await;
+    let (copy, extent) = whole_log(&kafka, &prefix).await;
+    assert_eq!(copy, records);
+    assert_eq!((extent.whole, extent.holes), (Position(3000), Vec::new()));
+    // The member goes on too; what it missed in between it would find in the store.
+    let again = Arc::new(Record {
+        position: Position(3001),
+        ..(*records[2999]).clone()
+    });
+    while !reader.records.contains_key(&Position(3001)) {
+        bus.publish_records(std::slice::from_ref(&again))
+            .await
+            .unwrap();
+        reader.take_what_comes().await;
+    }
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bus_opens_without_a_broker_and_works_once_there_is_one() {
+    let Some(kafka) = Kafka::start(1) else { return };
+    kafka.kill(0);
+    let bus = open(&kafka, "late").await;
+    assert!(bus.trouble().is_some());
+    let mut reader = Reader::subscribe(&*bus, Subscription::Group("g"));
+    let refused = bus.publish_records(&[record("iris", 1)]).await.unwrap_err();
+    assert!(matches!(refused, BusError::NotPublished { .. }), "{refused}");
+    kafka.restart(0);
+    reader.until_assigned(64).await;
+    bus.publish_records(&[record("iris", 1)]).await.unwrap();
+    reader.until(1).await;
+    assert_eq!(bus.trouble(), None);
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_three_brokers_the_kill_of_a_leader_loses_nothing() {
+    let Some(kafka) = Kafka::start(3) else { return };
+    let prefix = kafka.prefix();
+    let bus = open(&kafka, &prefix).await;
+    let events = bus.topics().events.clone();
+    let mut reader = Reader::joined(&*bus, Subscription::Whole).await;
+    let records = log(3000);
+    let published = tokio::spawn({
+        let (bus, records) = (bus.clone(), records.clone());
+        async move { publish_all(&*bus, &records).await }
+    });
+    reader.until(300).await;
+    let leads = leaders(&kafka, &events);
+    let (copies, leader) = leads[&0];
+    assert_eq!(copies, 3);
+    kafka.kill(leader);
+    published.await.unwrap();
+    let (copy, extent) = whole_log(&kafka, &prefix).await;
+    assert_eq!(copy, records);
+    assert_eq!(extent.whole, Position(3000));
+    reader.until(3000).await;
+    kafka.restart(leader);
+    bus.close().await;
+}
+
+/// For each partition how many copies it has, and which broker leads it.
+fn leaders(kafka: &Kafka, topic: &str) -> BTreeMap<i32, (usize, usize)> {
+    let consumer: BaseConsumer = client(kafka).create().unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
+    let port = |id: i32| {
+        let broker = metadata
+            .brokers()
+            .iter()
+            .find(|broker| broker.id() == id)
+            .unwrap();
+        broker.port() as u16
+    };
+    let partitions = metadata.topics()[0].partitions().iter();
+    let leaders = partitions.map(|partition| {
+        let leader = kafka.index_of(port(partition.leader())).unwrap();
+        (partition.id(), (partition.replicas().len(), leader))
+    });
+    leaders.collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_subscriber_is_waited_for_and_stays_in_its_group() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let prefix = kafka.prefix();
+    let bus = open(kafka, &prefix).await;
+    let mut slow = Reader::joined(&*bus, Subscription::Group("slow")).await;
+    // More than its queue holds.
+    let records = log(bus::SUBSCRIBER_QUEUE_MAX as u64 + 5000);
+    for page in records.chunks(5000) {
+        bus.publish_records(page).await.unwrap();
+    }
+    slow.until(records.len()).await;
+    assert!(slow.in_order);
+    assert_eq!((slow.repeated, bus.dropped()), (0, 0));
+    bus.close().await;
+}
+
+/// What anybody who reads the topic sees, byte for byte. To write it anew: `UPDATE_GOLDEN=1`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_is_a_cloudevent_as_the_golden_file_has_it() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let prefix = kafka.prefix();
+    let bus = open(kafka, &prefix).await;
+    let record = Record {
+        prev: Position(41),
+        ..(*record("iris", 42)).clone()
+    };
+    let bucket = record.bucket;
+    bus.publish_records(&[Arc::new(record)]).await.unwrap();
+    let shown = tokio::task::spawn_blocking({
+        let (config, topic) = (client(kafka), bus.topics().events.clone());
+        move || show_first(config, &topic, bucket)
+    });
+    let shown = shown.await.unwrap().replace(&prefix, "PREFIX");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/message.txt");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &shown).unwrap();
+    }
+    assert_eq!(shown, std::fs::read_to_string(&path).unwrap());
+    bus.close().await;
+}
+
+fn show_first(mut config: ClientConfig, topic: &str, bucket: Bucket) -> String {
+    use rdkafka::message::Headers;
+    use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+    let consumer: BaseConsumer = config.set("group.id", "golden").create().unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, bucket.0.into(), Offset::Beginning)
+        .unwrap();
+    consumer.assign(&list).unwrap();
+    let message = consumer.poll(PATIENCE).unwrap().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let mut shown = format!(
+        "topic {topic} partition {}\nkey {}\n",
+        message.partition(),
+        text(message.key().unwrap())
+    );
+    for header in message.headers().unwrap().iter() {
+        shown += &format!("header {} = {}\n", header.key, text(header.value.unwrap()));
+    }
+    shown + &format!("value {}\n", text(message.payload().unwrap()))
+}

@@ -286,13 +286,17 @@ async fn a_killed_broker_loses_nothing_that_was_confirmed() {
     let prefix = kafka.prefix();
     let bus = open(&kafka, &prefix).await;
     let mut reader = Reader::joined(&*bus, Subscription::Group("g")).await;
-    let records = log(3000);
+    let records = log(10_000);
     let published = tokio::spawn({
         let (bus, records) = (bus.clone(), records.clone());
         async move { publish_all(&*bus, &records).await }
     });
     reader.until(300).await;
     kafka.kill(0);
+    assert!(
+        !published.is_finished(),
+        "the kill came too late to show anything"
+    );
     until("trouble is told", || bus.trouble().is_some()).await;
     let trouble = bus.trouble().unwrap();
     assert!(trouble.contains(kafka.addresses()), "{trouble}");
@@ -304,19 +308,24 @@ async fn a_killed_broker_loses_nothing_that_was_confirmed() {
     until("trouble is over", || bus.trouble().is_none()).await;
     let (copy, extent) = whole_log(&kafka, &prefix).await;
     assert_eq!(copy, records);
-    assert_eq!((extent.whole, extent.holes), (Position(3000), Vec::new()));
+    assert_eq!((extent.whole, extent.holes), (Position(10_000), Vec::new()));
     // The member goes on too; what it missed in between it would find in the store.
     let again = Arc::new(Record {
-        position: Position(3001),
-        ..(*records[2999]).clone()
+        position: Position(10_001),
+        ..(*records[9999]).clone()
     });
-    while !reader.records.contains_key(&Position(3001)) {
+    while !reader.records.contains_key(&Position(10_001)) {
         bus.publish_records(std::slice::from_ref(&again))
             .await
             .unwrap();
         reader.take_what_comes().await;
     }
-    bus.close().await;
+    // Nobody to say goodbye to: it ends all the same.
+    kafka.kill(0);
+    tokio::time::timeout(PATIENCE, bus.close())
+        .await
+        .expect("still closing");
+    reader.until_closed().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -343,7 +352,7 @@ async fn with_three_brokers_the_kill_of_a_leader_loses_nothing() {
     let bus = open(&kafka, &prefix).await;
     let events = bus.topics().events.clone();
     let mut reader = Reader::joined(&*bus, Subscription::Whole).await;
-    let records = log(3000);
+    let records = log(10_000);
     let published = tokio::spawn({
         let (bus, records) = (bus.clone(), records.clone());
         async move { publish_all(&*bus, &records).await }
@@ -353,11 +362,15 @@ async fn with_three_brokers_the_kill_of_a_leader_loses_nothing() {
     let (copies, leader) = leads[&0];
     assert_eq!(copies, 3);
     kafka.kill(leader);
+    assert!(
+        !published.is_finished(),
+        "the kill came too late to show anything"
+    );
     published.await.unwrap();
     let (copy, extent) = whole_log(&kafka, &prefix).await;
     assert_eq!(copy, records);
-    assert_eq!(extent.whole, Position(3000));
-    reader.until(3000).await;
+    assert_eq!(extent.whole, Position(10_000));
+    reader.until(10_000).await;
     kafka.restart(leader);
     bus.close().await;
 }

@@ -256,6 +256,20 @@ mod tests {
     }
 
     #[test]
+    fn the_client_was_built_with_tls_and_sasl() {
+        use rdkafka::producer::BaseProducer;
+        for options in [
+            "",
+            "?tls=on",
+            "?sasl=scram-sha-512&user=env:PATH&password=env:PATH",
+        ] {
+            let config = KafkaConfig::parse(&format!("kafka://a:9092/p{options}")).unwrap();
+            let client: Result<BaseProducer, _> = config.client("test").create();
+            assert!(client.is_ok(), "{options}: {:?}", client.err());
+        }
+    }
+
+    #[test]
     fn what_cannot_work_is_refused_with_a_reason() {
         for (url, word) in [
             ("kafka://a:9092", "HOST:PORT"),

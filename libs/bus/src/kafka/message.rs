@@ -28,8 +28,9 @@ const VERSION: &str = "ce_penstockversion";
 const TYPE_VERSION: &str = "ce_penstocktypevers";
 const ACTOR: &str = "ce_penstockactor";
 
-/// A route's revision stands here, because the route of an endpoint that is gone has no value.
+/// These stand beside a route, because the route of an endpoint that is gone has no value.
 const REVISION: &str = "penstock-revision";
+const MEMBERS: &str = "penstock-members";
 
 /// A message on its way to a topic.
 #[derive(Debug, PartialEq)]
@@ -132,7 +133,10 @@ pub fn encode_route(update: &RouteUpdate) -> Result<Outgoing, serde_json::Error>
     let route = update.route.as_ref();
     Ok(Outgoing {
         key: update.endpoint.to_string(),
-        headers: vec![(REVISION, update.revision.to_string())],
+        headers: vec![
+            (REVISION, update.revision.to_string()),
+            (MEMBERS, update.members.to_string()),
+        ],
         value: route.map(serde_json::to_string).transpose()?,
     })
 }
@@ -152,6 +156,7 @@ pub fn decode_route<H: Headers>(
     Ok(RouteUpdate {
         endpoint: key.parse().map_err(|error| format!("its key: {error}"))?,
         revision: Position(headers.parsed(REVISION)?),
+        members: Position(headers.parsed(MEMBERS)?),
         route,
     })
 }

@@ -152,10 +152,7 @@ impl RecordProducer {
     }
 
     /// The inner error says why not all of them were confirmed.
-    pub async fn publish(
-        &self,
-        records: &[Arc<Record>],
-    ) -> Result<Result<(), String>, BusError> {
+    pub async fn publish(&self, records: &[Arc<Record>]) -> Result<Result<(), String>, BusError> {
         let client = self.client()?;
         let batch = Batch::new(records.len());
         // A caller that gives up (it may no longer be the owner) takes back what has not left yet.

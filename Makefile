@@ -19,7 +19,7 @@ run: ## Build and start the same, and stay up until Ctrl-C
 	@scripts/setup.sh
 	@scripts/demo.sh --stay
 
-test: ## Run every test suite (sets up what it needs); PENSTOCK_SKIP=kafka,postgres leaves those servers out
+test: ## Run every test suite (sets up what it needs, servers too); PENSTOCK_SKIP=kafka,postgres leaves those out
 	@scripts/setup.sh stack
 	# End-to-end tests run the real binaries.
 	cargo build --locked --workspace --bins

@@ -5,7 +5,7 @@
 #   scripts/setup.sh           a Rust toolchain and a C compiler
 #   scripts/setup.sh check     the same, and rustfmt and clippy
 #   scripts/setup.sh kafka     the same, and headers for building the Kafka client
-#   scripts/setup.sh stack     the same, and what the real servers of the tests need: PostgreSQL, Java and Maven for Kafka
+#   scripts/setup.sh stack     the same, and the servers that tests of the whole stack start
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -121,10 +121,10 @@ if wants check; then
   done
 fi
 
-if [ "${1:-}" = stack ]; then
+if wants stack; then
   missing=()
   # Not where the user has a server, or does without.
-  if [[ -z "${PENSTOCK_TEST_POSTGRES:-}" && ",${PENSTOCK_SKIP:-}," != *,postgres,* ]]; then
+  if [ -z "${PENSTOCK_TEST_POSTGRES:-}" ] && ! skips postgres; then
     compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || have postgres || missing+=(postgresql-15)
   fi
   if [ "${#missing[@]}" -gt 0 ]; then

@@ -12,10 +12,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use contract::frame::Frame;
-use contract::ids::Bucket;
+use contract::ids::{Bucket, Position};
 use contract::log::Record;
 use contract::route::RouteUpdate;
-use contract::time::Timestamp;
 use tokio::sync::mpsc;
 
 pub use local::LocalBus;
@@ -47,12 +46,6 @@ pub trait Bus: Send + Sync + 'static {
     /// From now on, of all buckets.
     fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>>;
 
-    /// Frames of all buckets that a bus which keeps them for a while has had since then, and the
-    /// later ones. One that keeps nothing gives them from now on.
-    fn subscribe_frames_since(&self, _since: Timestamp) -> mpsc::Receiver<Arc<Frame>> {
-        self.subscribe_frames()
-    }
-
     fn publish_route(&self, update: Arc<RouteUpdate>);
     /// All current routes first, then every update.
     fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>>;
@@ -80,9 +73,10 @@ pub enum BusError {
     /// It answers, and is not what it should be; trying again changes nothing.
     #[error("{0}")]
     Refused(String),
-    /// It may have arrived or not; publish it again.
-    #[error("the bus has not confirmed what was published: {0}")]
-    Unconfirmed(String),
+    #[error("the bus did not take records up to position {position}: {detail}")]
+    NotPublished { position: Position, detail: String },
+    #[error("the bus is shut down")]
+    Closed,
     #[error("the bus cannot be read: {0}")]
     Unreadable(String),
 }

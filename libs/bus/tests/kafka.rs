@@ -53,7 +53,7 @@ async fn publish_all(bus: &dyn Bus, records: &[Arc<Record>]) {
     let all = async {
         for page in records.chunks(50) {
             while let Err(error) = bus.publish_records(page).await {
-                assert!(matches!(error, BusError::Unconfirmed(_)), "{error}");
+                assert!(matches!(error, BusError::NotPublished { .. }), "{error}");
             }
         }
     };
@@ -336,7 +336,10 @@ async fn a_bus_opens_without_a_broker_and_works_once_there_is_one() {
     assert!(bus.trouble().is_some());
     let mut reader = Reader::subscribe(&*bus, Subscription::Group("g"));
     let refused = bus.publish_records(&[record("iris", 1)]).await.unwrap_err();
-    assert!(matches!(refused, BusError::Unconfirmed(_)), "{refused}");
+    assert!(
+        matches!(refused, BusError::NotPublished { .. }),
+        "{refused}"
+    );
     kafka.restart(0);
     reader.until_assigned(64).await;
     bus.publish_records(&[record("iris", 1)]).await.unwrap();

@@ -28,7 +28,7 @@ const VERSION: &str = "ce_penstockversion";
 const TYPE_VERSION: &str = "ce_penstocktypevers";
 const ACTOR: &str = "ce_penstockactor";
 
-/// A route's revision stands here, because the route of an endpoint that is gone has no value.
+/// These stand beside a route, because the route of an endpoint that is gone has no value.
 const REVISION: &str = "penstock-revision";
 const MEMBERS: &str = "penstock-members";
 

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use contract::frame::Frame;
+use contract::ids::Position;
 use contract::log::Record;
 use contract::route::RouteUpdate;
 use rdkafka::ClientContext;
@@ -138,7 +139,8 @@ impl KafkaBus {
         }
     }
 
-    async fn gate(&self) -> Result<(), BusError> {
+    /// Waits for the topics; `position` is the last of what waits.
+    async fn gate(&self, position: Position) -> Result<(), BusError> {
         let mut gate = self.shared.gate.clone();
         let opened =
             tokio::time::timeout(OPEN_PATIENCE, gate.wait_for(|gate| *gate != Gate::Closed));
@@ -147,8 +149,11 @@ impl KafkaBus {
                 Gate::Refused(why) => Err(BusError::Refused(why.clone())),
                 _ => Ok(()),
             },
-            Ok(Err(_)) => Err(BusError::Unconfirmed("the bus is closed".to_owned())),
-            Err(_) => Err(BusError::Unconfirmed(self.trouble().unwrap_or_default())),
+            Ok(Err(_)) => Err(BusError::Closed),
+            Err(_) => Err(BusError::NotPublished {
+                position,
+                detail: self.trouble().unwrap_or_default(),
+            }),
         }
     }
 }
@@ -156,8 +161,18 @@ impl KafkaBus {
 #[async_trait]
 impl Bus for KafkaBus {
     async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError> {
-        self.gate().await?;
-        self.records.publish(records).await
+        let Some(last) = records.last() else {
+            return Ok(());
+        };
+        if self.shared.stopping() {
+            return Err(BusError::Closed);
+        }
+        self.gate(last.position).await?;
+        let published = self.records.publish(records).await?;
+        published.map_err(|detail| BusError::NotPublished {
+            position: last.position,
+            detail,
+        })
     }
 
     fn subscribe_records(&self, subscription: Subscription) -> mpsc::Receiver<BusMessage> {

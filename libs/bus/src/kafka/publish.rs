@@ -151,7 +151,8 @@ impl RecordProducer {
         })))
     }
 
-    pub async fn publish(&self, records: &[Arc<Record>]) -> Result<(), BusError> {
+    /// The inner error says why not all of them were confirmed.
+    pub async fn publish(&self, records: &[Arc<Record>]) -> Result<Result<(), String>, BusError> {
         let client = self.client()?;
         let batch = Batch::new(records.len());
         // A caller that gives up (it may no longer be the owner) takes back what has not left yet.
@@ -165,16 +166,15 @@ impl RecordProducer {
                 match send(&client, to, &message, Fate::Record(batch.clone())) {
                     Ok(true) => break,
                     Ok(false) => tokio::time::sleep(QUEUE_FULL_PAUSE).await,
-                    Err(error) => return Err(BusError::Unconfirmed(error.to_string())),
+                    Err(error) => return Ok(Err(error.to_string())),
                 }
             }
         }
-        if records.is_empty() {
-            return Ok(());
+        let confirmed = batch.wait().await;
+        if confirmed.is_ok() {
+            taken_back.0 = None;
         }
-        batch.wait().await.map_err(BusError::Unconfirmed)?;
-        taken_back.0 = None;
-        Ok(())
+        Ok(confirmed)
     }
 
     pub fn publish_route(&self, update: &RouteUpdate) {

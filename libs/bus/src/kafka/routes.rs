@@ -83,7 +83,8 @@ fn read_route(shared: &Shared, message: &BorrowedMessage<'_>) -> Option<Arc<Rout
 
 #[derive(Default)]
 struct Seen {
-    newest: BTreeMap<EndpointKey, Position>,
+    /// Revision, and how far its slots were dealt.
+    newest: BTreeMap<EndpointKey, (Position, Position)>,
     /// Until all partitions have been read once: the newest of each endpoint.
     first: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
     /// Partitions not yet read to their end.
@@ -96,13 +97,14 @@ impl Seen {
     }
 
     fn take(&mut self, update: Arc<RouteUpdate>, outbox: &mut Outbox<Arc<RouteUpdate>>) {
+        let age = (update.revision, update.members);
         match self.newest.entry(update.endpoint.clone()) {
-            Entry::Occupied(newest) if *newest.get() > update.revision => return,
+            Entry::Occupied(newest) if *newest.get() > age => return,
             Entry::Occupied(mut newest) => {
-                newest.insert(update.revision);
+                newest.insert(age);
             }
             Entry::Vacant(entry) => {
-                entry.insert(update.revision);
+                entry.insert(age);
             }
         }
         if self.unread.is_empty() {

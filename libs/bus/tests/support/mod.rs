@@ -79,6 +79,8 @@ pub fn frame(sequence: u64) -> Arc<Frame> {
         start: Timestamp::from_secs(sequence as i64),
         length_us: 1_000_000,
         routes: Default::default(),
+        members: Position(3),
+        hello: None,
         goodbye: false,
         deployments: Vec::new(),
     })
@@ -89,6 +91,7 @@ pub fn route(name: &str, revision: u64) -> Arc<RouteUpdate> {
     Arc::new(RouteUpdate {
         endpoint: endpoint(name),
         revision: Position(revision),
+        members: Position(2),
         route: None,
     })
 }

@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-gateway sim schemas clean
+.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-gateway bench-log sim schemas clean
 
 # A toolchain that was just installed is not on the path of this shell yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -19,8 +19,8 @@ run: ## Build and start the same, and stay up until Ctrl-C
 	@scripts/setup.sh
 	@scripts/demo.sh --stay
 
-test: ## Run every test suite (sets up what it needs)
-	@scripts/setup.sh
+test: ## Run every test suite (sets up what it needs, PostgreSQL too); PENSTOCK_SKIP=postgres leaves that out
+	@scripts/setup.sh stack
 	# End-to-end tests run the real binaries.
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace --no-fail-fast
@@ -51,6 +51,10 @@ bench-gateway: ## CPU per request beside nginx, on an idle machine (installs ngi
 	@scripts/setup.sh
 	@command -v python3 >/dev/null || { echo "bench-gateway: python3 is missing; install it with your package manager" >&2; exit 1; }
 	benches/gateway/run.py $(ARGS)
+
+bench-log: ## Appends beside plain inserts on SQLite and PostgreSQL, replay of a million events; EVENTS= ROUNDS= REPLAY=
+	@scripts/setup.sh stack
+	cargo bench --locked -p penstock-control --bench log
 
 sim: ## Simulation at length: COUNT= runs from SEED= on (defaults 200 from a random seed)
 	@scripts/setup.sh

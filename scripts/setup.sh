@@ -4,6 +4,7 @@
 #
 #   scripts/setup.sh           a Rust toolchain and a C compiler
 #   scripts/setup.sh check     the same, and rustfmt and clippy
+#   scripts/setup.sh stack     the same, and the servers that tests of the whole stack start
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -52,15 +53,42 @@ how_to="Install Rust $wanted or newer with rustup (https://rustup.rs), then run 
     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c clippy -c rustfmt"
 
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
-if ! have cargo && ! have rustup && have apt-get && apt-cache show rustup >/dev/null 2>&1; then
-  apt_install rustup
+# A package that is only mentioned by others is known to apt-cache, and cannot be installed.
+in_distribution() { have apt-get && LC_ALL=C apt-cache policy "$1" 2>/dev/null | grep -q '^ *Candidate: [0-9]'; }
+# Rustup's own installer, held to its published checksum: https://rust-lang.github.io/rustup/installation/other.html
+install_rustup() {
+  local libc=gnu scratch url status=0
+  ls /lib/ld-musl-* >/dev/null 2>&1 && libc=musl
+  url=https://static.rust-lang.org/rustup/dist/$(uname -m)-unknown-linux-$libc/rustup-init
+  scratch=$(mktemp -d)
+  say "installing rustup into ${CARGO_HOME:-$HOME/.cargo} ($url)"
+  (
+    cd "$scratch"
+    curl --proto '=https' --tlsv1.2 -sSf -o rustup-init "$url" &&
+      sum=$(curl --proto '=https' --tlsv1.2 -sSf "$url.sha256" | cut -c -64) &&
+      printf '%s  rustup-init\n' "$sum" | sha256sum --check --quiet >&2 &&
+      chmod +x rustup-init &&
+      ./rustup-init -y --quiet --profile minimal --default-toolchain none --no-modify-path >&2
+  ) || status=1
+  rm -rf "$scratch"
+  return "$status"
+}
+if ! have cargo && ! have rustup; then
+  if in_distribution rustup; then
+    apt_install rustup
+  else
+    # Both rustup and cargo fetch over https.
+    have curl || ! have apt-get || apt_install curl ca-certificates
+    have curl || fail "there is neither cargo nor curl. $how_to"
+    install_rustup || fail "rustup could not be installed. $how_to"
+  fi
 fi
 if have rustup && ! cargo --version >/dev/null 2>&1; then
   say "installing the stable Rust toolchain (rustup)"
   rustup toolchain install stable --profile minimal >&2
   rustup default stable >&2
 fi
-have cargo || fail "there is no cargo, and this distribution has no rustup package. $how_to"
+have cargo || fail "there is no cargo. $how_to"
 
 found=$(rustc --version | sed 's/^rustc \([0-9]*\.[0-9]*\).*/\1/')
 oldest=$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -1)
@@ -77,4 +105,19 @@ if [ "${1:-}" = check ]; then
     say "installing $component (rustup)"
     rustup component add "$component" >&2
   done
+fi
+
+if [ "${1:-}" = stack ]; then
+  missing=()
+  # Not where the user has a server, or does without.
+  if [[ -z "${PENSTOCK_TEST_POSTGRES:-}" && ",${PENSTOCK_SKIP:-}," != *,postgres,* ]]; then
+    compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || have postgres || missing+=(postgresql-15)
+  fi
+  if [ "${#missing[@]}" -gt 0 ]; then
+    have apt-get || fail "missing: ${missing[*]}. Install PostgreSQL 15 or newer with your package manager, or name a server with PENSTOCK_TEST_POSTGRES."
+    # The package would make a cluster and start it: the tests start servers of their own.
+    as_root mkdir -p /etc/postgresql-common/createcluster.d
+    echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.d/penstock.conf >/dev/null
+    apt_install "${missing[@]}"
+  fi
 fi

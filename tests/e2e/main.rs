@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used)] // a test says what it waits for by failing
 
 mod bad_input;
+mod command_line;
+mod host_names;
 mod lifecycle;
+mod metrics;
 mod scaling;
 #[path = "../support/mod.rs"]
 mod support;

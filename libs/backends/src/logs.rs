@@ -8,8 +8,9 @@
 //! writer would go on in the renamed file for ever. All files of a deployment together keep to a
 //! limit, oldest first out; a file in use is never removed.
 //!
-//! Output carries no times of its own, so a file `….marks` beside notes how far it had grown when;
-//! `since` is answered to within [`MARK_EVERY`].
+//! Output carries no times of its own, so a file `….marks` beside notes how far it had grown when.
+//! `since` is answered by it, and so is when a line was first seen: both to within [`MARK_EVERY`], and
+//! alike, so that no line shows a time before the `since` that it was asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -202,6 +203,8 @@ fn drop_oldest(folder: &Path, live: &BTreeSet<PathBuf>, bytes_max: u64) -> io::R
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLine {
     pub instance: InstanceId,
+    /// The line had been written by then, and not long before.
+    pub seen: Timestamp,
     /// Without the newline; what is not UTF-8 is replaced.
     pub text: String,
 }
@@ -298,15 +301,29 @@ impl LogReader {
             // What lay between was dropped for its age.
             place.offset = 0;
         }
-        let (offset, bytes, at_end) = read_at(&path, place.offset, bytes_max)?;
+        let Some(Piece {
+            offset,
+            bytes,
+            at_end,
+            modified,
+        }) = read_at(&path, place.offset, bytes_max)?
+        else {
+            // Dropped for its age since it was listed.
+            return Ok(false);
+        };
         place.offset = offset;
         // The end of a part that is closed is the end of a line, whatever stands there.
         let whole = whole_lines(&bytes, part.is_some() && at_end);
-        place.offset += whole.len() as u64;
+        let marks = match whole {
+            [] => Vec::new(),
+            _ => read_marks(&path),
+        };
         for text in whole.split_inclusive(|byte| *byte == b'\n') {
+            place.offset += text.len() as u64;
             let text = text.strip_suffix(b"\n").unwrap_or(text);
             lines.push(LogLine {
                 instance: InstanceId::from(name.to_owned()),
+                seen: seen(&marks, place.offset, modified),
                 text: String::from_utf8_lossy(text).into_owned(),
             });
         }
@@ -367,14 +384,28 @@ fn offset_at(log: &Path, since: Timestamp) -> u64 {
         .unwrap_or(0)
 }
 
-/// Where it read, what stands there, and whether that is all.
-fn read_at(path: &Path, offset: u64, bytes_max: usize) -> io::Result<(u64, Vec<u8>, bool)> {
+/// When what ends at an offset was noted first, or else when the file was written to last.
+fn seen(marks: &[(Timestamp, u64)], end: u64, modified: Timestamp) -> Timestamp {
+    let after = marks.partition_point(|(_, length)| *length < end);
+    let noted = marks.get(after).map(|(time, _)| *time);
+    noted.map_or(modified, |noted| noted.min(modified))
+}
+
+struct Piece {
+    /// Where it begins.
+    offset: u64,
+    bytes: Vec<u8>,
+    /// Nothing stands behind it.
+    at_end: bool,
+    /// Not before any of it was written.
+    modified: Timestamp,
+}
+
+/// What stands in a file from an offset on; none where the file is gone.
+fn read_at(path: &Path, offset: u64, bytes_max: usize) -> io::Result<Option<Piece>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
-        // Dropped for its age since it was listed.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok((offset, Vec::new(), true));
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     let length = file.metadata()?.len();
@@ -382,10 +413,15 @@ fn read_at(path: &Path, offset: u64, bytes_max: usize) -> io::Result<(u64, Vec<u
     let offset = if offset > length { 0 } else { offset };
     file.seek(SeekFrom::Start(offset))?;
     let mut bytes = Vec::new();
-    file.take(bytes_max.max(LINE_BYTES_MAX) as u64)
+    (&file)
+        .take(bytes_max.max(LINE_BYTES_MAX) as u64)
         .read_to_end(&mut bytes)?;
-    let at_end = offset + bytes.len() as u64 >= length;
-    Ok((offset, bytes, at_end))
+    Ok(Some(Piece {
+        offset,
+        at_end: offset + bytes.len() as u64 >= length,
+        modified: modified(path)?,
+        bytes,
+    }))
 }
 
 /// What can be given away: up to the last newline, or all of it if no end of the line is in sight.
@@ -523,6 +559,55 @@ mod tests {
             texts(logs.reader(None).read(1000).unwrap()),
             ["early", "late"]
         );
+    }
+
+    #[test]
+    fn a_line_shows_when_it_was_first_seen_and_none_shows_a_time_before_since() {
+        let logs = Logs::new();
+        let start = now() - Span::from_secs(100);
+        for (line, after) in [("one", 0), ("two", 30), ("three", 60)] {
+            logs.append("a", &format!("{line}\n"));
+            logs.sweep(start + Span::from_secs(after));
+        }
+        logs.append("a", "not noted yet\n");
+        let written = modified(&logs.path("a")).unwrap();
+        let times = |since| -> Vec<Timestamp> {
+            let lines = logs.reader(since).read(1000).unwrap();
+            lines.into_iter().map(|line| line.seen).collect()
+        };
+        let expected = [
+            start,
+            start + Span::from_secs(30),
+            start + Span::from_secs(60),
+            written,
+        ];
+        assert_eq!(times(None), expected);
+        for since in [
+            start,
+            start + Span::from_secs(15),
+            start + Span::from_secs(30),
+        ] {
+            let shown = times(Some(since));
+            let later = expected.into_iter().filter(|time| *time > since);
+            assert_eq!(shown, later.collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn lines_of_a_rotated_part_keep_their_times() {
+        let logs = Logs::new();
+        let start = now() - Span::from_secs(100);
+        logs.append("a", "early\n");
+        logs.sweep(start);
+        logs.append("a", &format!("{}\n", "x".repeat(200)));
+        logs.sweep(start + Span::from_secs(30));
+        logs.append("a", "late\n");
+        logs.sweep(start + Span::from_secs(60));
+        let lines = logs.reader(None).read(1000).unwrap();
+        let times: Vec<Timestamp> = lines.iter().map(|line| line.seen).collect();
+        let parts = rotated(&logs.path("a")).unwrap();
+        let copied = modified(&parts[0].1).unwrap();
+        assert_eq!(times, [start, copied, start + Span::from_secs(60)]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Reading and writing documents: what goes in comes out, whatever it is.
 #![allow(clippy::unwrap_used)]
 
-use contract::resources::document::{Document, read, to_yaml};
+use contract::resources::FINDINGS_MAX;
+use contract::resources::document::{Document, Located, read, to_yaml};
 use contract::resources::syntax::trees;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -95,4 +96,182 @@ fn anchors_stand_for_what_they_name() {
         trees(text).unwrap()[0].value,
         json!({"a": {"b": [1, 2]}, "c": {"b": [1, 2]}})
     );
+}
+
+/// What is wrong with a text, as people see it, without the remedies.
+fn faults(text: &str) -> Vec<String> {
+    let (_, faults) = read(text);
+    let place = |fault: &Located| format!("{} {}", fault.place, fault.finding.pointer);
+    faults.iter().map(place).collect()
+}
+
+#[test]
+fn every_structural_fault_is_reported_at_its_place() {
+    let text = "\
+apiVersion: penstock/v2
+kind: Deployment
+metadata: {name: Blue, endpoint: iris, labels: {tier: 1}}
+spec:
+  backend: proces
+  instanceType: cpu-small
+  command: ./scorer
+  instances: many
+  requestSettings: {timeout: soon, maxQueueWait: 7}
+  readinessProbe: {period: 1s, failureThreshold: x, path: 3}
+  env: {LEVEL: 2, DB: {secretRef: 1}}
+";
+    assert_eq!(
+        faults(text),
+        [
+            "1:1 /apiVersion",
+            "3:12 /metadata/name",
+            "3:49 /metadata/labels/tier",
+            "5:3 /spec/backend",
+            "7:3 /spec/command",
+            "8:3 /spec/instances",
+            "9:21 /spec/requestSettings/timeout",
+            "9:36 /spec/requestSettings/maxQueueWait",
+            "10:32 /spec/readinessProbe/failureThreshold",
+            "10:53 /spec/readinessProbe/path",
+            "11:9 /spec/env/LEVEL",
+            "11:24 /spec/env/DB/secretRef",
+        ]
+    );
+}
+
+#[test]
+fn a_structural_fault_does_not_hide_one_of_a_limit_and_causes_none_by_itself() {
+    let text = "\
+apiVersion: penstock/v1
+kind: Deployment
+metadata: {name: blue, endpoint: iris}
+spec:
+  backend: process
+  instanceType: \"cpu small\"
+  comand: [./scorer, --port, \"{port}\"]
+  instances: x
+  readinessProbe: {path: no-slash}
+";
+    assert_eq!(
+        faults(text),
+        [
+            "6:3 /spec/instanceType",
+            "7:3 /spec/comand",
+            "8:3 /spec/instances",
+            "9:20 /spec/readinessProbe/path",
+        ]
+    );
+}
+
+#[test]
+fn a_choice_in_no_known_word_does_not_make_its_fields_wrong() {
+    for (backend, also) in [
+        ("simulatd", "simulated: {capacityPerSecond: 5}"),
+        ("cloud", "env: {}"),
+    ] {
+        let text = format!(
+            "apiVersion: penstock/v1\nkind: Deployment\nmetadata: {{name: blue, endpoint: iris}}\nspec:\n  instanceType: cpu small\n  backend: {backend}\n  {also}\n"
+        );
+        assert_eq!(
+            faults(&text),
+            ["5:3 /spec/instanceType", "6:3 /spec/backend"]
+        );
+    }
+}
+
+#[test]
+fn faults_in_the_items_of_lists_are_all_reported() {
+    let text = "\
+apiVersion: penstock/v1
+kind: Autoscale
+spec:
+  target: {endpoint: iris}
+  profiles:
+  - name: default
+    capacity: {min: one, max: 5}
+    rules:
+    - name: busy
+      metric: concurrency
+      when: \"> 4\"
+      scale: {direction: up, by: 1}
+    - metric: {name: concurrency, window: 30}
+      wen: \"> 4\"
+      scale: {direction: out, by: [1]}
+  - name: night
+    priority: high
+";
+    assert_eq!(
+        faults(text),
+        [
+            "4:3 /spec/target/deployment",
+            "7:5 /spec/profiles/0/capacity/default",
+            "7:16 /spec/profiles/0/capacity/min",
+            "10:7 /spec/profiles/0/rules/0/metric",
+            "12:15 /spec/profiles/0/rules/0/scale/direction",
+            "13:7 /spec/profiles/0/rules/1/name",
+            "13:35 /spec/profiles/0/rules/1/metric/window",
+            "14:7 /spec/profiles/0/rules/1/wen",
+            "15:31 /spec/profiles/0/rules/1/scale/by",
+            "16:5 /spec/profiles/1/capacity",
+            "17:5 /spec/profiles/1/priority",
+        ]
+    );
+}
+
+#[test]
+fn a_document_that_is_no_yaml_hides_no_other() {
+    let endpoint = |name: &str| {
+        format!("apiVersion: penstock/v1\nkind: Endpoint\nmetadata: {{name: {name}}}\nspec: {{}}\n")
+    };
+    let text = format!(
+        "{}---\nkind: [Endpoint\n---\n{}---\na: \"b\nc: 1\n--- # the last\n{}",
+        endpoint("Bad"),
+        endpoint("good"),
+        endpoint("Worse"),
+    );
+    let (read, found) = read(&text);
+    assert_eq!(read.len(), 1);
+    assert_eq!(read[0].resource.full_name(), "good");
+    let lines: Vec<usize> = found.iter().map(|fault| fault.place.line).collect();
+    assert_eq!(lines.len(), 4, "{found:#?}");
+    assert_eq!((lines[0], lines[3]), (3, 18), "{found:#?}");
+}
+
+#[test]
+fn keys_given_twice_tags_and_unusable_numbers_are_reported_together_with_the_rest() {
+    let text = "\
+apiVersion: penstock/v1
+kind: Deployment
+metadata: {name: blue, endpoint: iris, name: green}
+spec:
+  backend: !mine process
+  instanceType: cpu small
+  command: [./scorer, \"{port}\"]
+  instances: .inf
+  instances: 1
+";
+    assert_eq!(
+        faults(text),
+        [
+            "3:40 /metadata/name",
+            "5:12 /spec/backend",
+            "6:3 /spec/instanceType",
+            "8:14 /spec/instances",
+            "9:3 /spec/instances",
+        ]
+    );
+}
+
+#[test]
+fn faults_without_end_are_cut_off() {
+    let wrong: String = (0..5000).map(|n| format!("  f{n}: 1\n")).collect();
+    let text =
+        format!("apiVersion: penstock/v1\nkind: Endpoint\nmetadata: {{name: a}}\nspec:\n{wrong}");
+    assert_eq!(faults(&text).len(), FINDINGS_MAX);
+    let rows = "    - {above: [], by: []}\n".repeat(20_000);
+    let text = format!(
+        "apiVersion: penstock/v1\nkind: Autoscale\nspec:\n  target: {{endpoint: a, deployment: b}}\n  profiles:\n{rows}"
+    );
+    let found = faults(&text).len();
+    assert!((1..=FINDINGS_MAX).contains(&found), "{found}");
 }

@@ -19,6 +19,7 @@ mod location;
 mod migrate;
 mod postgres;
 mod raw;
+mod replay;
 mod rows;
 mod sqlite;
 mod staging;
@@ -33,7 +34,8 @@ pub use commit::*;
 pub use kinds::belongs;
 pub use migrate::{FORMAT, Migrated, StoreFormat, inspect, migrate};
 pub use raw::{Entry, RawRecord, Unreadable};
-pub use rows::{PAGE_ROWS_MAX, Projector, Row, RowQuery, rebuild};
+pub use replay::Replay;
+pub use rows::{PAGE_ROWS_MAX, Projector, Row, RowQuery, rebuild, rebuild_with};
 pub use store::{READ_LIMIT_MAX, Store};
 pub use transfer::{
     LogHash, LogHasher, POSITIONS_SKIPPED, append_raw, copy, go_on_above, log_hash,

@@ -107,9 +107,19 @@ pub async fn rebuild(
     projector: &mut dyn Projector,
     models: &[&'static str],
 ) -> Result<usize, StoreError> {
+    rebuild_with(store, projector, models, |_| {}).await
+}
+
+/// The same; `progress` hears up to which position the log was folded.
+pub async fn rebuild_with(
+    store: &Store,
+    projector: &mut dyn Projector,
+    models: &[&'static str],
+    mut progress: impl FnMut(Position),
+) -> Result<usize, StoreError> {
     let consumer = projector.consumer();
     let cursors = store.cursors(consumer).await?;
-    let folded = fold_all(store, projector, models, &cursors).await?;
+    let folded = fold_all(store, projector, models, &cursors, &mut progress).await?;
     let changes = differences(store, &folded, models).await?;
     for changes in changes.chunks(PAGE_ROWS_MAX) {
         let commit = Commit {
@@ -134,19 +144,20 @@ async fn fold_all(
     projector: &mut dyn Projector,
     models: &[&'static str],
     cursors: &BTreeMap<Bucket, Position>,
+    progress: &mut impl FnMut(Position),
 ) -> Result<Folded, StoreError> {
     let mut folded = Folded::new();
-    let mut after = Position::START;
-    loop {
-        let page = store.read_all(after, PAGE_ROWS_MAX).await?;
-        let Some(last) = page.last() else {
-            return Ok(folded);
-        };
-        after = last.position;
+    let mut replay = store.replay(Position::START);
+    while let Some(page) = replay.next().await {
+        let page = page?;
         for record in page.iter().filter(|record| covers(cursors, record)) {
             folded.take_in(record, projector, models);
         }
+        if let Some(last) = page.last() {
+            progress(last.position);
+        }
     }
+    Ok(folded)
 }
 
 /// What has to be written for the stored rows to be those of the log.

@@ -154,7 +154,8 @@ impl Writer {
             match failure.kind {
                 FailureKind::GivenUp if tries < TRIES_MAX => tries += 1,
                 // Something in the batch is refused by the database and could not be foreseen (an
-                // event id that is in the log already). It must fail alone.
+                // event id that is in the log already). It must fail alone. Each is checked anew, so a
+                // version that somebody has written past the lock is a conflict now.
                 FailureKind::Refused => return self.write_each(batch).await,
                 _ => return fail(batch, &failure.error),
             }
@@ -166,37 +167,9 @@ impl Writer {
             let mut alone = vec![job];
             match self.write(&mut alone).await {
                 Ok(outcomes) => self.answer(alone, outcomes),
-                Err(failure) if failure.kind == FailureKind::Refused => {
-                    let conflict = self.conflict(&alone).await;
-                    let error = conflict.unwrap_or(failure.error.into());
-                    for job in alone {
-                        let _ = job.reply.send(Err(error.clone()));
-                    }
-                }
                 Err(failure) => fail(alone, &failure.error),
             }
         }
-    }
-
-    /// Whether what the database refused was a version that is taken. Checks find that before; this
-    /// is for a log that was written past them.
-    async fn conflict(&mut self, refused: &[CommitJob]) -> Option<CommitError> {
-        let mut connection = self.connect().await.ok()?;
-        for append in refused.iter().flat_map(|job| &job.prepared.appends) {
-            let stream = append.stream.as_str();
-            let reading = statements::stream_version(&mut connection.get(), stream).await;
-            let actual = reading.ok()?;
-            if actual > append.expected_version {
-                self.connection = Some(connection);
-                return Some(CommitError::Conflict {
-                    stream: append.stream.clone(),
-                    expected: append.expected_version,
-                    actual,
-                });
-            }
-        }
-        self.connection = Some(connection);
-        None
     }
 
     /// Writes a batch in one transaction. After an error nothing of it is in the log, as far as

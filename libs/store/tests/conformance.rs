@@ -6,121 +6,22 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use contract::events::{AccessGranted, AccessRevoked, AccessRole, Empty, Event};
-use contract::ids::{Bucket, EndpointKey, Position};
-use contract::log::{Actor, EVENT_BYTES_MAX, NewEvent, Record, RowChange, StreamKind, StreamName};
+use contract::events::{AccessGranted, AccessRevoked, AccessRole, Event};
+use contract::ids::{Bucket, Position};
+use contract::log::{EVENT_BYTES_MAX, NewEvent, Record, RowChange, StreamKind, StreamName};
 use contract::time::Timestamp;
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Connection};
 use store::{
     Append, Cause, Commit, CommitError, Committed, CursorMove, Fence, Projector, RowQuery, Store,
     StoreError, rebuild, verify,
 };
-use support::Database;
+use support::place::*;
 use uuid::Uuid;
-
-/// An empty place for one store.
-enum Place {
-    Sqlite(tempfile::TempDir),
-    Postgres(Database),
-}
-
-impl Place {
-    async fn sqlite() -> Option<Self> {
-        Some(Self::Sqlite(tempfile::tempdir().unwrap()))
-    }
-
-    async fn postgres() -> Option<Self> {
-        if support::skipped() {
-            return None;
-        }
-        Some(Self::Postgres(Database::new().await))
-    }
-
-    fn url(&self) -> String {
-        match self {
-            Self::Sqlite(folder) => format!("sqlite:{}", folder.path().join("log.db").display()),
-            Self::Postgres(database) => database.url(),
-        }
-    }
-
-    async fn open(&self) -> Store {
-        Store::open(&self.url()).await.unwrap()
-    }
-
-    /// Runs a statement on the database, past the store.
-    async fn behind_its_back(&self, sql: &'static str) {
-        match self {
-            Self::Sqlite(folder) => {
-                let options = SqliteConnectOptions::new().filename(folder.path().join("log.db"));
-                let mut connection = options.connect().await.unwrap();
-                sqlx::query(sql).execute(&mut connection).await.unwrap();
-                connection.close().await.unwrap();
-            }
-            Self::Postgres(database) => {
-                let mut connection = database.connect().await;
-                sqlx::query(sql).execute(&mut connection).await.unwrap();
-                connection.close().await.unwrap();
-            }
-        }
-    }
-}
-
-fn endpoint(name: &str) -> EndpointKey {
-    EndpointKey::new(&name.parse().unwrap())
-}
-
-fn stream(name: &str) -> StreamName {
-    StreamName::of(StreamKind::Endpoint, &endpoint(name))
-}
-
-fn event_at(seconds: i64) -> NewEvent {
-    NewEvent {
-        id: Uuid::now_v7(),
-        time: Timestamp::from_secs(seconds),
-        actor: Actor::service("test"),
-        event: Event::EndpointDeletionRequested(Empty {}),
-    }
-}
-
-fn event() -> NewEvent {
-    event_at(1_000)
-}
-
-fn append(stream: StreamName, expected_version: u64, count: usize) -> Append {
-    Append {
-        stream,
-        expected_version,
-        events: (0..count).map(|_| event()).collect(),
-    }
-}
-
-fn commit_to(stream: StreamName, expected_version: u64, count: usize) -> Commit {
-    Commit {
-        appends: vec![append(stream, expected_version, count)],
-        ..Commit::default()
-    }
-}
 
 fn revoked(name: String) -> NewEvent {
     NewEvent {
         event: Event::AccessRevoked(AccessRevoked { name }),
         ..event()
-    }
-}
-
-async fn records(store: &Store, commit: Commit) -> Vec<Arc<Record>> {
-    match store.commit(commit).await.unwrap() {
-        Committed::Now { records } => records,
-        before => panic!("committed before: {before:?}"),
-    }
-}
-
-async fn fill(store: &Store, name: &str, count: u64) {
-    for version in 0..count {
-        records(store, commit_to(stream(name), version, 1)).await;
     }
 }
 
@@ -843,32 +744,7 @@ async fn a_rebuild_makes_the_rows_that_verify_expects(place: Place) {
     assert_eq!(again, 0);
 }
 
-/// Of every database the same.
-macro_rules! suite {
-    ($($name:ident)*) => {
-        mod on_sqlite {
-            use super::Place;
-
-            suite! { @tests Place::sqlite(); $($name)* a_second_opener_is_refused_until_the_first_has_closed }
-        }
-
-        mod on_postgres {
-            use super::Place;
-
-            suite! { @tests Place::postgres(); $($name)* many_may_open_and_write_the_same_store }
-        }
-    };
-    (@tests $place:expr; $($name:ident)*) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $name() {
-            if let Some(place) = $place.await {
-                super::$name(place).await;
-            }
-        })*
-    };
-}
-
-suite! {
+support::suite! {
     an_append_is_read_back_as_it_was_written
     each_bucket_is_a_chain_and_each_stream_counts_from_one
     a_wrong_expected_version_is_refused_and_writes_nothing
@@ -894,4 +770,6 @@ suite! {
     a_sound_store_verifies_also_while_its_consumer_is_behind
     verify_names_rows_that_the_log_does_not_make
     a_rebuild_makes_the_rows_that_verify_expects
+    @sqlite a_second_opener_is_refused_until_the_first_has_closed
+    @postgres many_may_open_and_write_the_same_store
 }

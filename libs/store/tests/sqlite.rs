@@ -1,4 +1,4 @@
-//! What is particular to a store on SQLite: formats, damage done behind its back, and a disk that
+//! What is particular to a store on SQLite: damage done behind its back, and a disk that
 //! refuses to write.
 
 #![allow(clippy::unwrap_used)]
@@ -60,29 +60,6 @@ async fn store_with_three_events(folder: &TempDir) -> Store {
         store.commit(commit("iris", version)).await.unwrap();
     }
     store
-}
-
-#[tokio::test]
-async fn a_store_of_a_newer_format_is_refused_and_left_as_it_is() {
-    let folder = tempfile::tempdir().unwrap();
-    Store::open(&url(&folder)).await.unwrap().close().await;
-    behind_its_back(&folder, "UPDATE meta SET value = '2' WHERE key = 'format'").await;
-    let refused = Store::open(&url(&folder)).await.err().unwrap().to_string();
-    assert!(
-        refused.contains("format 2") && refused.contains("newer"),
-        "{refused}"
-    );
-    behind_its_back(&folder, "UPDATE meta SET value = '1' WHERE key = 'format'").await;
-    Store::open(&url(&folder)).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_store_with_other_buckets_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    Store::open(&url(&folder)).await.unwrap().close().await;
-    behind_its_back(&folder, "UPDATE meta SET value = '8' WHERE key = 'buckets'").await;
-    let refused = Store::open(&url(&folder)).await.err().unwrap().to_string();
-    assert!(refused.contains("8 buckets"), "{refused}");
 }
 
 #[tokio::test]

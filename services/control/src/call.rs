@@ -7,7 +7,7 @@ use contract::events::AccessRole;
 use contract::ids::{DeploymentRef, Name, Position};
 use contract::log::Actor;
 use contract::problem::Finding;
-use contract::resources::{document::Document, read_typed, syntax};
+use contract::resources::{SyntaxError, document::Document, read_typed, syntax};
 use contract::time::{Span, Timestamp};
 use domain::endpoint::commands::Precondition;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
@@ -94,13 +94,17 @@ impl Call {
                 "the body is not UTF-8 text; send JSON or YAML",
             )])
         })?;
-        let mut trees = syntax::trees(text).map_err(|error| {
-            let detail = format!(
-                "line {}, column {}: {}",
-                error.place.line, error.place.column, error.detail
-            );
-            ApiError::invalid(vec![Finding::new(error.pointer, detail)])
-        })?;
+        let (mut trees, faults) = syntax::read(text);
+        if !faults.is_empty() {
+            let finding = |fault: SyntaxError| {
+                let detail = format!(
+                    "line {}, column {}: {}",
+                    fault.place.line, fault.place.column, fault.detail
+                );
+                Finding::new(fault.pointer, detail)
+            };
+            return Err(ApiError::invalid(faults.into_iter().map(finding).collect()));
+        }
         match (trees.pop(), trees.is_empty()) {
             (Some(tree), true) => Ok(Document { tree }),
             (None, _) => Err(ApiError::invalid(vec![Finding::new(

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The file in the data directory that tells clients where the server is.
 pub const CLIENT_FILE: &str = "client.json";
@@ -22,4 +23,33 @@ pub struct ControlConfig {
     pub replica: Option<String>,
     /// The gateway's address as clients see it, such as `http://127.0.0.1:8080`.
     pub gateway: Option<String>,
+    pub limits: Limits,
+}
+
+/// What clients can take of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections; more wait until one of these is closed.
+    pub connections: usize,
+    /// Event streams and followed logs at the same time; more are refused. Fewer than connections, so
+    /// that short requests always find one.
+    pub streams: usize,
+    /// From the opening of a connection, or the end of the answer before, to the end of a request's head.
+    pub head: Duration,
+    /// From the end of a request's head to the end of its body.
+    pub body: Duration,
+    /// How long a client may read nothing of an answer.
+    pub stall: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 512,
+            streams: 128,
+            head: Duration::from_secs(30),
+            body: Duration::from_secs(30),
+            stall: Duration::from_secs(30),
+        }
+    }
 }

@@ -44,6 +44,8 @@ pub struct LogQuery {
     /// Go on with what is written later.
     pub follow: bool,
     pub instance: Option<InstanceId>,
+    /// Begin each line with when it was first seen.
+    pub timestamps: bool,
 }
 
 /// Where the output of instances is kept.

@@ -16,6 +16,7 @@ mod commands;
 pub mod config;
 mod deps;
 mod error;
+mod listener;
 mod metrics;
 pub mod openapi;
 mod reactor;
@@ -25,7 +26,7 @@ mod service;
 pub mod table;
 mod views;
 
-pub use config::ControlConfig;
+pub use config::{ControlConfig, Limits};
 pub use deps::{
     ControlDeps, HistoryQuery, HistorySource, LogQuery, LogSource, NoHistory, NoLogs, SourceError,
 };

@@ -6,15 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{ConnectInfo, RawPathParams, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
+use bytes::Bytes;
 use contract::ids::{Bucket, EndpointKey, Name, Position};
 use domain::views::ENDPOINTS;
 use http::{Method, StatusCode};
 use serde_json::json;
 use store::{RowQuery, StoreError};
 use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
@@ -24,6 +27,7 @@ use crate::commands::Commands;
 use crate::config::{CLIENT_FILE, ControlConfig, SEAL_FILE};
 use crate::deps::ControlDeps;
 use crate::error::ApiError;
+use crate::listener;
 use crate::metrics::{CallLabels, ControlMetrics};
 use crate::seal::{Seal, SealError, write_private};
 use crate::table::{Entry, routes};
@@ -35,8 +39,6 @@ pub const BODY_BYTES_MAX: usize = contract::resources::TEXT_BYTES_MAX;
 pub const POSITION_WAIT: Duration = Duration::from_secs(2);
 /// How often the cursor of rows that another replica writes is looked at meanwhile.
 const CURSOR_POLL: Duration = Duration::from_millis(20);
-/// Requests that are answered to the end after a shutdown has begun.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// What handlers share.
 pub struct App {
@@ -48,6 +50,8 @@ pub struct App {
     pub views: Views,
     pub metrics: ControlMetrics,
     pub openapi: String,
+    /// Room for streams that go on until somebody ends them.
+    pub streams: Arc<Semaphore>,
     /// Streams end when it is cancelled.
     pub shutdown: CancellationToken,
 }
@@ -70,8 +74,6 @@ pub enum ControlError {
     Store(#[from] StoreError),
     #[error("the first token cannot be made: {0}")]
     Token(String),
-    #[error("the server broke off: {0}")]
-    Serve(std::io::Error),
 }
 
 /// Bound, and ready to serve.
@@ -108,6 +110,7 @@ impl Control {
             component,
         );
         let app = App {
+            streams: Arc::new(Semaphore::new(config.limits.streams)),
             config,
             deps,
             commands,
@@ -133,18 +136,15 @@ impl Control {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), ControlError> {
         let stop = shutdown.child_token();
         let streams = self.app.shutdown.clone();
-        let service = router(self.app).into_make_service_with_connect_info::<SocketAddr>();
-        let (until, closing) = (stop.clone(), stop.clone());
-        let server = axum::serve(self.listener, service).with_graceful_shutdown(async move {
-            until.cancelled().await;
-            streams.cancel();
-        });
+        let limits = self.app.config.limits;
+        let closing = stop.clone();
         let server = async move {
-            let mut server = std::pin::pin!(server.into_future());
-            tokio::select! {
-                served = &mut server => served.map_err(ControlError::Serve),
-                () = async { closing.cancelled().await; tokio::time::sleep(GRACE).await } => Ok(()),
-            }
+            let connections =
+                listener::accept(self.listener, router(self.app), limits, closing.clone());
+            tokio::join!(connections, async {
+                closing.cancelled().await;
+                streams.cancel();
+            });
         };
         let consumer = Box::pin(self.consumer.run(stop.clone()));
         let consumer = async {
@@ -153,12 +153,23 @@ impl Control {
             stop.cancel();
             ended.map_err(ControlError::Store)
         };
-        let (served, consumed) = tokio::join!(server, consumer);
-        consumed.and(served)
+        let ((), consumed) = tokio::join!(server, consumer);
+        consumed
     }
 }
 
 impl App {
+    /// Room for one more stream, held until the permit is dropped.
+    pub fn room_for_stream(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.streams.clone().try_acquire_owned().map_err(|_| {
+            let detail = format!(
+                "{} event streams and followed logs are open, and there is no room for more; close one, or try again later",
+                self.config.limits.streams
+            );
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-streams", detail)
+        })
+    }
+
     async fn write_client_file(&self, addr: SocketAddr) -> Result<(), ControlError> {
         let path = self.config.data.join(CLIENT_FILE);
         let known = std::fs::read_to_string(&path).ok();
@@ -316,14 +327,7 @@ async fn serve(
     let (parts, body) = request.into_parts();
     let principal = authorize(entry.gate, &app.access, &parts.headers, peer, now)?;
     let query = query(entry, parts.uri.query().unwrap_or_default())?;
-    let body = axum::body::to_bytes(body, BODY_BYTES_MAX)
-        .await
-        .map_err(|_| {
-            let detail = format!(
-                "the body is larger than {BODY_BYTES_MAX} bytes, or broke off; send a smaller one"
-            );
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail)
-        })?;
+    let body = read_whole(body, app.config.limits.body).await?;
     let params = params
         .iter()
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -343,6 +347,27 @@ async fn serve(
         app.wait_for(position).await?;
     }
     (entry.handler)(app.clone(), call).await
+}
+
+async fn read_whole(body: Body, within: Duration) -> Result<Bytes, ApiError> {
+    let reading = axum::body::to_bytes(body, BODY_BYTES_MAX);
+    let Ok(read) = tokio::time::timeout(within, reading).await else {
+        let detail = format!(
+            "the body did not come whole within {} seconds; send it at once",
+            within.as_secs_f64()
+        );
+        return Err(ApiError::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "too-slow",
+            detail,
+        ));
+    };
+    read.map_err(|_| {
+        let detail = format!(
+            "the body is larger than {BODY_BYTES_MAX} bytes, or broke off; send a smaller one"
+        );
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail)
+    })
 }
 
 /// The query as a map; what the route does not know is refused, so that a misspelt filter does not

@@ -179,6 +179,7 @@ pub fn routes() -> Vec<Entry> {
             ("limit", "At most so many lines of the past"),
             ("follow", "true: go on with what is written later"),
             ("instance", "Only of this instance"),
+            ("timestamps", "true: begin each line with `~` and when it was first seen, at most about ten seconds after it was written"),
         ]),
         entry!(GET "/v1/history" "getHistory" VIEWER, "Measurements of the past, oldest first",
         Json(of::<history::History>), history::get, query &[

@@ -10,7 +10,7 @@ use contract::time::Span;
 use control::table::{Gate, routes};
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::{World, deployment, endpoint};
+use support::{Setup, World, endpoint};
 
 async fn token(world: &World, name: &str, role: &str) -> String {
     let body = json!({"name": name, "role": role});
@@ -130,7 +130,12 @@ async fn a_lost_client_file_is_replaced_by_one_with_a_new_token() {
     let old = world.token.clone();
     let dir = world.stop().await;
     std::fs::remove_file(dir.path().join("client.json")).unwrap();
-    let world = World::start_in(dir, 3).await;
+    let world = World::start_with(Setup {
+        dir,
+        seed: 3,
+        ..Setup::default()
+    })
+    .await;
     assert_ne!(world.token, old);
     world.get("/v1/endpoints").await.expect(200);
     let url = format!("http://{}/v1/endpoints", world.addr);
@@ -173,11 +178,7 @@ async fn every_event_names_who_caused_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_shown_to_admins_stored_sealed_and_replaced_one_at_a_time() {
-    let world = World::start().await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
+    let world = World::with_iris().await;
     let before = world
         .get("/v1/endpoints/iris/keys")
         .await
@@ -203,18 +204,7 @@ async fn keys_are_shown_to_admins_stored_sealed_and_replaced_one_at_a_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_post_with_its_idempotency_key_gets_the_first_answer() {
-    let world = World::start().await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/blue",
-            &deployment("iris", "blue"),
-        )
-        .await
-        .expect(201);
+    let world = World::with_blue().await;
     world.settled().await;
     let requests = [
         ("/v1/access", json!({"name": "ci", "role": "viewer"}), 201),

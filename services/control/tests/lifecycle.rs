@@ -5,7 +5,7 @@ mod support;
 
 use reqwest::Method;
 use serde_json::json;
-use support::{World, autoscale, deployment, endpoint};
+use support::{Setup, World, autoscale, deployment, endpoint};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_put_comes_back_with_uid_status_and_etag() {
@@ -40,18 +40,13 @@ async fn what_is_put_comes_back_with_uid_status_and_etag() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_put_says_what_changed_and_an_equal_one_writes_nothing() {
-    let world = World::start().await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
+    let world = World::with_iris().await;
     let path = "/v1/endpoints/iris/deployments/blue";
     world
         .put(path, &deployment("iris", "blue"))
         .await
         .expect(201);
-    world.settled().await;
-    let head = world.head().await;
+    let head = world.settled_head().await;
     let again = world
         .put(path, &deployment("iris", "blue"))
         .await
@@ -88,19 +83,9 @@ async fn a_dry_run_says_what_would_happen_and_changes_nothing() {
     );
     assert_eq!(world.head().await, head);
     world.get("/v1/endpoints/iris").await.expect(404);
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/blue",
-            &deployment("iris", "blue"),
-        )
-        .await
-        .expect(201);
-    world.settled().await;
-    let head = world.head().await;
+    world.with_endpoint("iris").await;
+    world.with_deployment("iris", "blue").await;
+    let head = world.settled_head().await;
     let deleted = world
         .delete("/v1/endpoints/iris?dryRun=true")
         .await
@@ -124,11 +109,7 @@ async fn a_dry_run_says_what_would_happen_and_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn if_match_guards_against_a_change_by_somebody_else() {
-    let world = World::start().await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
+    let world = World::with_iris().await;
     let mut changed = endpoint("iris");
     changed["spec"]["auth"] = json!("none");
     let put = |tag: &'static str| {
@@ -154,11 +135,7 @@ async fn if_match_guards_against_a_change_by_somebody_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn traffic_is_split_over_existing_deployments_and_guards_them() {
-    let world = World::start().await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
+    let world = World::with_iris().await;
     for name in ["blue", "green"] {
         let path = format!("/v1/endpoints/iris/deployments/{name}");
         world
@@ -223,13 +200,7 @@ async fn deleting_an_endpoint_deletes_its_deployments_and_frees_the_name() {
         .await
         .expect(201)
         .body();
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/blue",
-            &deployment("iris", "blue"),
-        )
-        .await
-        .expect(201);
+    world.with_deployment("iris", "blue").await;
     world
         .put(
             "/v1/endpoints/iris/traffic",
@@ -260,18 +231,7 @@ async fn deleting_an_endpoint_deletes_its_deployments_and_frees_the_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn autoscale_pins_and_pauses_live_on_the_deployment() {
-    let world = World::start().await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/blue",
-            &deployment("iris", "blue"),
-        )
-        .await
-        .expect(201);
+    let world = World::with_blue().await;
     let path = "/v1/autoscale/iris/blue";
     let put = world
         .put(path, &autoscale("iris", "blue"))
@@ -324,26 +284,14 @@ async fn autoscale_pins_and_pauses_live_on_the_deployment() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pin_ends_when_its_time_has_passed() {
-    let world = World::start().await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/blue",
-            &deployment("iris", "blue"),
-        )
-        .await
-        .expect(201);
+    let world = World::with_blue().await;
     let until = support::START + contract::time::Span::from_secs(60);
     let body = json!({"instances": 3, "until": until});
     world
         .put("/v1/autoscale/iris/blue/pin", &body)
         .await
         .expect(200);
-    world.settled().await;
-    let head = world.head().await;
+    let head = world.settled_head().await;
     world.clock.set(until);
     // The record of the release is waited for.
     let released = world.get_at("/v1/endpoints/iris/deployments/blue", head + 1);
@@ -361,18 +309,19 @@ async fn a_pin_ends_when_its_time_has_passed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_is_still_there_after_a_restart_with_the_same_token() {
-    let world = World::start().await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
+    let world = World::with_iris().await;
     world.settled().await;
     let (token, keys) = (
         world.token.clone(),
         world.get("/v1/endpoints/iris/keys").await.expect(200).text,
     );
     let dir = world.stop().await;
-    let world = World::start_in(dir, 2).await;
+    let world = World::start_with(Setup {
+        dir,
+        seed: 2,
+        ..Setup::default()
+    })
+    .await;
     assert_eq!(world.token, token);
     assert_eq!(
         world.get("/v1/endpoints/iris").await.expect(200).body()["metadata"]["revision"],

@@ -6,7 +6,7 @@ mod support;
 
 use contract::resources::document;
 use reqwest::Method;
-use support::{ENDPOINT, World, deployment, endpoint};
+use support::{ENDPOINT, World};
 
 const DEPLOYMENT: &str = "\
 apiVersion: penstock/v1
@@ -626,20 +626,8 @@ fn every_fault_is_found_offline_at_its_place_with_its_remedy() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_malformed_document_is_refused_and_changes_nothing() {
-    let world = World::start().await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/blue",
-            &deployment("iris", "blue"),
-        )
-        .await
-        .expect(201);
-    world.settled().await;
-    let head = world.head().await;
+    let world = World::with_blue().await;
+    let head = world.settled_head().await;
     let mut count = 0;
     for (path, cases) in all_cases() {
         for case in cases {

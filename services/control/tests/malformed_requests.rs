@@ -5,7 +5,7 @@ mod support;
 
 use reqwest::Method;
 use serde_json::json;
-use support::{ENDPOINT, World, autoscale, deployment, endpoint};
+use support::{ENDPOINT, World, autoscale};
 
 /// Method, path, body, status, code, part of what is said.
 type Request = (
@@ -350,24 +350,12 @@ const REQUESTS: &[Request] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_malformed_request_is_a_problem_and_changes_nothing() {
-    let world = World::start().await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/blue",
-            &deployment("iris", "blue"),
-        )
-        .await
-        .expect(201);
+    let world = World::with_blue().await;
     world
         .put("/v1/autoscale/iris/blue", &autoscale("iris", "blue"))
         .await
         .expect(201);
-    world.settled().await;
-    let head = world.head().await;
+    let head = world.settled_head().await;
     for (method, path, body, status, code, says) in REQUESTS {
         let method: Method = method.parse().unwrap();
         let reply = world

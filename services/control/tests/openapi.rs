@@ -21,7 +21,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
-use support::{World, autoscale, deployment, endpoint};
+use support::{Setup, World, autoscale, deployment, endpoint};
 
 struct Sources;
 
@@ -112,26 +112,15 @@ async fn run_a_little(world: &World) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_of_the_table_answers_as_the_openapi_document_says() {
-    let dir = Arc::new(tempfile::tempdir().unwrap());
-    let world = World::start_with(dir, 1, Arc::new(Sources), Arc::new(Sources)).await;
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/blue",
-            &deployment("iris", "blue"),
-        )
-        .await
-        .expect(201);
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/green",
-            &deployment("iris", "green"),
-        )
-        .await
-        .expect(201);
+    let world = World::start_with(Setup {
+        logs: Arc::new(Sources),
+        history: Arc::new(Sources),
+        ..Setup::default()
+    })
+    .await;
+    world.with_endpoint("iris").await;
+    world.with_deployment("iris", "blue").await;
+    world.with_deployment("iris", "green").await;
     world
         .put("/v1/autoscale/iris/blue", &autoscale("iris", "blue"))
         .await
@@ -328,17 +317,8 @@ async fn parking(world: &World) {
 async fn gateways_get_a_route_for_every_change() {
     let world = World::start().await;
     let mut routes = support::bus_of(&world).subscribe_routes();
-    world
-        .put("/v1/endpoints/iris", &endpoint("iris"))
-        .await
-        .expect(201);
-    world
-        .put(
-            "/v1/endpoints/iris/deployments/blue",
-            &deployment("iris", "blue"),
-        )
-        .await
-        .expect(201);
+    world.with_endpoint("iris").await;
+    world.with_deployment("iris", "blue").await;
     world.settled().await;
     let position = run_a_little(&world).await;
     let mut last = routes.recv().await.unwrap();

@@ -71,12 +71,8 @@ async fn lists_come_newest_first_in_pages_and_unknown_filters_find_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_event_stream_goes_on_where_the_last_event_id_says() {
     let world = World::start().await;
-    world
-        .put("/v1/endpoints/a", &endpoint("a"))
-        .await
-        .expect(201);
-    world.settled().await;
-    let head = world.head().await;
+    world.with_endpoint("a").await;
+    let head = world.settled_head().await;
     let request = world
         .request(Method::GET, "/v1/events/stream")
         .header("last-event-id", head - 1);
@@ -84,10 +80,7 @@ async fn the_event_stream_goes_on_where_the_last_event_id_says() {
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     let mut chunks = response.bytes_stream();
     let mut text = String::new();
-    world
-        .put("/v1/endpoints/b", &endpoint("b"))
-        .await
-        .expect(201);
+    world.with_endpoint("b").await;
     while text.matches("event: endpoint.created").count() < 1 {
         text.push_str(std::str::from_utf8(&chunks.next().await.unwrap().unwrap()).unwrap());
     }
@@ -108,16 +101,9 @@ async fn the_event_stream_goes_on_where_the_last_event_id_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn events_are_paged_from_a_position_on() {
     let world = World::start().await;
-    world
-        .put("/v1/endpoints/a", &endpoint("a"))
-        .await
-        .expect(201);
-    world
-        .put("/v1/endpoints/a/deployments/blue", &deployment("a", "blue"))
-        .await
-        .expect(201);
-    world.settled().await;
-    let head = world.head().await;
+    world.with_endpoint("a").await;
+    world.with_deployment("a", "blue").await;
+    let head = world.settled_head().await;
     let first = world.get("/v1/events?limit=2").await.expect(200).body();
     assert_eq!(
         (first["head"].as_u64(), first["nextCursor"].as_str()),
@@ -189,10 +175,7 @@ async fn health_readiness_and_metrics_need_no_token_on_loopback() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sources_that_this_process_lacks_say_so() {
     let world = World::start().await;
-    world
-        .put("/v1/endpoints/a", &endpoint("a"))
-        .await
-        .expect(201);
+    world.with_endpoint("a").await;
     let put = world
         .put("/v1/endpoints/a/deployments/blue", &deployment("a", "blue"))
         .await

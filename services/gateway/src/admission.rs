@@ -84,11 +84,13 @@ pub struct Wanted {
 pub struct Slot {
     pub instance: Arc<Instance>,
     deployment: Arc<DeploymentState>,
+    /// When the request on it ended, where that is known.
+    pub ended_us: Option<u64>,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.instance.release(now_us());
+        self.instance.release(self.ended_us.unwrap_or_else(now_us));
         // Sequentially consistent with `wait`: either we see the waiter or it sees our slot.
         if self.deployment.queued.now() > 0 {
             self.deployment.dispatch();
@@ -271,6 +273,7 @@ impl DeploymentState {
         taken.map(|instance| Slot {
             instance: instance.clone(),
             deployment: self.clone(),
+            ended_us: None,
         })
     }
 }

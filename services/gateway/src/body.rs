@@ -22,6 +22,8 @@ pub enum Fault {
 pub struct Upload {
     pub bytes: Cell<u64>,
     pub fault: Cell<Option<Fault>>,
+    /// It was waited for, so the clock has moved on since the request came.
+    pub waited: Cell<bool>,
     /// It is being passed on and has not come whole.
     pub running: Cell<bool>,
 }
@@ -31,6 +33,7 @@ impl Upload {
     pub fn begin(&self) {
         self.bytes.set(0);
         self.fault.set(None);
+        self.waited.set(false);
         self.running.set(false);
     }
 }
@@ -58,12 +61,26 @@ pub struct Streamed {
 impl RequestBody {
     pub const EMPTY: Self = Self::Whole(None);
 
+    /// All of a body that is whole; nothing of one that is passed on.
+    pub fn take_whole(&mut self) -> Bytes {
+        match self {
+            Self::Whole(bytes) => bytes.take().unwrap_or_default(),
+            Self::Stream(_) => Bytes::new(),
+        }
+    }
+
     /// A copy to send again; none of a body that is gone once sent.
     pub fn replay(&self) -> Option<Self> {
         match self {
             Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
             Self::Stream(_) => None,
         }
+    }
+}
+
+impl Default for RequestBody {
+    fn default() -> Self {
+        Self::EMPTY
     }
 }
 
@@ -81,6 +98,13 @@ impl Streamed {
         self.upload.fault.set(Some(fault));
         self.upload.running.set(false);
         Poll::Ready(Some(Err(BodyError)))
+    }
+}
+
+impl Drop for Streamed {
+    /// No longer passed on, it does not tell when its sender leaves.
+    fn drop(&mut self) {
+        self.upload.running.set(false);
     }
 }
 

@@ -146,7 +146,7 @@ pub fn check_head(head: &[u8]) -> Result<Length, HeadError> {
 }
 
 /// Digits only: no sign, no list, no space.
-fn content_length(value: &[u8]) -> Option<u64> {
+pub fn content_length(value: &[u8]) -> Option<u64> {
     // 18 digits fit in 63 bits, and nobody sends an exabyte.
     if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
         return None;
@@ -158,9 +158,11 @@ fn content_length(value: &[u8]) -> Option<u64> {
     )
 }
 
-/// Where a chunked body ends. It only follows; the server decodes.
+/// Where the data of a chunked body stands, and where it ends.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Chunks {
+    /// Blanks may stand behind a size: some old servers fill up the line with them.
+    padded: bool,
     state: ChunkState,
     /// Bytes left of a chunk; while its size is read, the size so far.
     left: u64,
@@ -172,12 +174,14 @@ pub struct Chunks {
 enum ChunkState {
     #[default]
     Size,
+    Padding,
     Extension,
     SizeEnd,
     Data,
     DataCr,
     DataLf,
     TrailerStart,
+    TrailerName,
     Trailer,
     TrailerEnd,
     LastLf,
@@ -187,37 +191,75 @@ const CHUNK_LINE_MAX: usize = 256;
 const TRAILERS_MAX: usize = 8 * 1024;
 
 impl Chunks {
+    /// Of an instance's answer: what is no danger there is not refused.
+    pub fn of_answer() -> Self {
+        Self {
+            padded: true,
+            ..Self::default()
+        }
+    }
+
     /// How many of `bytes` belong to the body, and whether it ends with them.
     pub fn take(&mut self, bytes: &[u8]) -> io::Result<(usize, bool)> {
         let mut at = 0;
-        while at < bytes.len() {
-            if self.state == ChunkState::Data {
-                let taken = self.left.min((bytes.len() - at) as u64);
-                self.left -= taken;
-                at += taken as usize;
-                if self.left == 0 {
-                    self.state = ChunkState::DataCr;
-                }
-                continue;
-            }
-            let done = self.step(bytes[at])?;
-            at += 1;
-            if done {
-                return Ok((at, true));
+        loop {
+            let (skipped, done) = self.skip(&bytes[at..])?;
+            at += skipped;
+            let passed = self.pass(bytes.len() - at);
+            at += passed;
+            if done || passed == 0 {
+                return Ok((at, done));
             }
         }
-        Ok((at, false))
+    }
+
+    /// How many of `bytes` stand before the next data, and whether the body ends with them.
+    pub fn skip(&mut self, bytes: &[u8]) -> io::Result<(usize, bool)> {
+        for (at, byte) in bytes.iter().enumerate() {
+            if self.state == ChunkState::Data {
+                return Ok((at, false));
+            }
+            if self.step(*byte)? {
+                return Ok((at + 1, true));
+            }
+        }
+        Ok((bytes.len(), false))
+    }
+
+    /// How many of the next `available` bytes are data.
+    pub fn pass(&mut self, available: usize) -> usize {
+        let passed = self.announced().min(available as u64);
+        if passed > 0 {
+            self.left -= passed;
+            if self.left == 0 {
+                self.state = ChunkState::DataCr;
+            }
+        }
+        passed as usize
+    }
+
+    /// The data still to come of the present chunk.
+    pub fn announced(&self) -> u64 {
+        if self.state == ChunkState::Data {
+            self.left
+        } else {
+            0
+        }
     }
 
     fn step(&mut self, byte: u8) -> io::Result<bool> {
         use ChunkState::{
-            Data, DataCr, DataLf, Extension, LastLf, Size, SizeEnd, Trailer, TrailerEnd,
-            TrailerStart,
+            Data, DataCr, DataLf, Extension, LastLf, Padding, Size, SizeEnd, Trailer, TrailerEnd,
+            TrailerName, TrailerStart,
         };
         self.line += 1;
         let (next, done) = match (self.state, byte) {
             (Size, b'\r') if self.line > 1 => (SizeEnd, false),
             (Size, b';') if self.line > 1 => (Extension, false),
+            (Size, b' ' | b'\t') if self.line > 1 && self.padded => (Padding, false),
+            (Padding, b' ' | b'\t') if self.line <= CHUNK_LINE_MAX => (Padding, false),
+            (Padding, b'\r') => (SizeEnd, false),
+            (Padding, b';') => (Extension, false),
             (Size, digit) => {
                 let digit = char::from(digit).to_digit(16).ok_or_else(malformed)?;
                 if self.line > 15 {
@@ -242,7 +284,12 @@ impl Chunks {
             (LastLf, b'\n') => (LastLf, true),
             (Trailer, b'\r') => (TrailerEnd, false),
             (TrailerEnd, b'\n') => (TrailerStart, false),
-            (TrailerStart | Trailer, other) if other != b'\n' && self.line <= TRAILERS_MAX => {
+            (TrailerStart | TrailerName | Trailer, _) if self.line > TRAILERS_MAX => {
+                return Err(malformed());
+            }
+            (TrailerStart | TrailerName, name) if is_token(name) => (TrailerName, false),
+            (TrailerName, b':') => (Trailer, false),
+            (Trailer, value) if value == b'\t' || (value >= b' ' && value != 127) => {
                 (Trailer, false)
             }
             _ => return Err(malformed()),
@@ -250,6 +297,11 @@ impl Chunks {
         self.state = next;
         Ok(done)
     }
+}
+
+/// Of the name of a header.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn malformed() -> io::Error {
@@ -408,6 +460,9 @@ mod tests {
             "-1\r\n",
             "1 \r\na",
             "0\r\nT: 1\n\n",
+            "0\r\nT\r\n\r\n",
+            "0\r\n: 1\r\n\r\n",
+            "0\r\nT: \0\r\n\r\n",
         ] {
             assert!(Chunks::default().take(body.as_bytes()).is_err(), "{body:?}");
         }

@@ -29,8 +29,10 @@
 mod admission;
 mod body;
 mod config;
+mod exchange;
 mod framing;
 mod guard;
+mod hop;
 mod instance;
 mod meter;
 mod metrics;
@@ -46,6 +48,7 @@ mod split;
 mod target;
 mod thread;
 mod timer;
+mod upstream;
 
 pub use config::Config;
 pub use service::{Deps, Error, Gateway, run};

@@ -60,6 +60,17 @@ impl Outcome {
         *counter += 1;
     }
 
+    /// Of an answer that a model gave.
+    pub fn of(status: http::StatusCode) -> Self {
+        if status.is_client_error() {
+            Self::ModelClientError
+        } else if status.as_u16() >= 500 {
+            Self::ModelServerError
+        } else {
+            Self::Success
+        }
+    }
+
     const fn counts(self) -> bool {
         !matches!(self, Self::Refused | Self::ClientLeft)
     }
@@ -192,6 +203,7 @@ pub struct Flight {
     phase: Phase,
     admitted: bool,
     outcome: Option<Outcome>,
+    ended_us: Option<u64>,
     upload: Rc<Upload>,
     pub response_bytes: u64,
 }
@@ -214,6 +226,7 @@ impl Flight {
             phase: Phase::Arrived,
             admitted: false,
             outcome: None,
+            ended_us: None,
             upload,
             response_bytes: 0,
         }
@@ -293,6 +306,16 @@ impl Flight {
     pub fn end(mut self, outcome: Outcome) {
         self.set_outcome(outcome);
     }
+
+    /// The same, where the clock has just been read.
+    pub fn end_at(mut self, outcome: Outcome, at_us: u64) {
+        self.set_outcome(outcome);
+        self.ended_us = Some(at_us);
+    }
+
+    pub fn arrived_us(&self) -> u64 {
+        self.arrived_us
+    }
 }
 
 impl Drop for Flight {
@@ -304,7 +327,7 @@ impl Drop for Flight {
             Outcome::ClientLeft
         };
         let outcome = self.outcome.unwrap_or(left);
-        let at_us = now_us();
+        let at_us = self.ended_us.unwrap_or_else(now_us);
         let latency = at_us.saturating_sub(self.arrived_us);
         let endpoint = &self.endpoint;
         let deployment = &endpoint.deployments[self.deployment];
@@ -342,6 +365,9 @@ impl Drop for Flight {
         }
         if self.admitted {
             state.leave();
+        }
+        if let Phase::Serving(slot) = &mut self.phase {
+            slot.ended_us = Some(at_us);
         }
         // The slot goes last, with the phase: whoever gets it finds us gone from the counts.
     }

@@ -4,7 +4,6 @@
 //! the first try cannot have been seen by a model; when this future or the answer's body is dropped,
 //! the connection to the instance closes and the slot is free.
 
-use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -14,23 +13,25 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version};
-use http_body::{Body, Frame, SizeHint};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body::Body;
 use hyper::body::Incoming;
 
 use crate::admission::Slot;
 use crate::body::{Fault, RequestBody, Streamed, Upload};
 use crate::config::REPLAY_BYTES_MAX;
+use crate::exchange::{Exchange, ReplyBody};
 use crate::framing::HeadError;
 use crate::guard::Shared;
+use crate::instance::Instance;
 use crate::meter::{Flight, Outcome, count_refusal};
-use crate::pool::Upstream;
 use crate::reply::{AZURE_DEPLOYMENT, DEPLOYMENT, MODEL_STATUS, REQUEST_ID, Refusal};
 use crate::router::Endpoint;
 use crate::target::{Target, authorize};
 use crate::thread::Thread;
 use crate::timer::now_us;
+use crate::upstream::{Ask, Broken, Head, Upstream};
 
 /// How long an instance that refused a connection comes last.
 const SUSPECT_US: u64 = 1_000_000;
@@ -64,7 +65,7 @@ impl From<Refusal> for End {
 }
 
 /// What ended a wait before its time.
-enum Stopped {
+pub enum Stopped {
     Deadline,
     ClientLeft,
 }
@@ -91,6 +92,17 @@ impl Stopped {
     }
 }
 
+/// Where a request goes.
+struct Way {
+    endpoint: Arc<Endpoint>,
+    deployment: usize,
+    /// Where in the request's path that begins which the instance is asked for.
+    path_at: usize,
+}
+
+/// An answer's head, and the connection that its body comes on.
+type Answer = (Box<Head>, Box<Upstream>);
+
 /// A refusal, and the deployment that the request was for.
 struct Refused {
     refusal: Refusal,
@@ -112,7 +124,11 @@ impl Client {
     ) -> Result<Response<ReplyBody>, ClientLeft> {
         self.shared.active.set(true);
         let id = self.thread.request_id();
-        let refused = match self.serve(request, &id).await {
+        let (mut parts, incoming) = request.into_parts();
+        let served = self.serve(&parts, incoming, &id).await;
+        parts.headers.clear();
+        self.thread.spare.replace(parts.headers);
+        let refused = match served {
             Ok(response) => return Ok(response),
             Err(End::ClientLeft) => return Err(ClientLeft),
             Err(End::Refused(refused)) => refused,
@@ -122,31 +138,33 @@ impl Client {
         if let Some(deployment) = refused.deployment {
             response.headers_mut().insert(DEPLOYMENT, deployment);
         }
-        Ok(response.map(|body| ReplyBody::Own(Some(body.into()))))
+        Ok(response.map(|body| ReplyBody::Whole(Some(body.into()))))
     }
 
     async fn serve(
         self: &Rc<Self>,
-        request: Request<Incoming>,
+        parts: &Parts,
+        incoming: Incoming,
         id: &HeaderValue,
     ) -> Result<Response<ReplyBody>, End> {
         let arrived_us = now_us();
-        let (mut parts, incoming) = request.into_parts();
-        let (endpoint, deployment, uri) = self.route(&parts)?;
+        let way = self.route(parts)?;
         self.upload.begin();
         let mut flight = Flight::new(
             self.thread.meter.clone(),
-            endpoint,
-            deployment,
+            way.endpoint,
+            way.deployment,
             arrived_us,
             self.upload.clone(),
         );
-        parts.uri = uri;
-        parts.version = Version::HTTP_11;
-        strip(&mut parts.headers);
-        parts.headers.insert(REQUEST_ID, id.clone());
-        match self.fly(&mut flight, parts, incoming).await {
-            Ok((response, upstream)) => Ok(self.answer(flight, response, upstream, id)),
+        let asked = Asked {
+            method: &parts.method,
+            path: &Target::path(parts)[way.path_at..],
+            headers: &parts.headers,
+            id,
+        };
+        match self.fly(&mut flight, &asked, incoming).await {
+            Ok(answer) => Ok(self.answer(flight, answer, id)),
             // Dropped without a word, the flight counts the client as gone.
             Err(Failure::ClientLeft) => Err(End::ClientLeft),
             Err(Failure::Refusal(refusal)) => {
@@ -164,9 +182,9 @@ impl Client {
     async fn fly(
         &self,
         flight: &mut Flight,
-        parts: http::request::Parts,
+        asked: &Asked<'_>,
         incoming: Incoming,
-    ) -> Result<(Response<Incoming>, Box<Upstream>), Failure> {
+    ) -> Result<Answer, Failure> {
         let body = self.receive(incoming, flight).await?;
         if !flight.admit() {
             return Err(Failure::Refusal(Refusal::TooManyPending {
@@ -177,12 +195,11 @@ impl Client {
         let deadline_us = at_us + flight.deployment().timeout_us;
         flight.serve(slot, at_us);
         self.shared.deadline.borrow_mut().set(deadline_us);
-        let mut request = Request::from_parts(parts, body);
-        self.ask(flight, &mut request).await
+        self.ask(flight, asked, body).await
     }
 
     /// The endpoint and the deployment of a request that may pass; counts those that may not.
-    fn route(&self, parts: &http::request::Parts) -> Result<(Arc<Endpoint>, usize, Uri), Refusal> {
+    fn route(&self, parts: &Parts) -> Result<Way, Refusal> {
         let mut known = "";
         let mut find = || {
             if let Some(token) = parts.method.as_str().strip_prefix('!') {
@@ -195,12 +212,15 @@ impl Client {
                 .endpoint(target.endpoint)
                 .ok_or(Refusal::UnknownEndpoint)?;
             known = target.endpoint;
-            let uri = target.uri(&self.thread.score)?;
             if endpoint.auth == contract::resources::AuthMode::Key {
                 authorize(&endpoint, &parts.headers)?;
             }
             let deployment = choose(&endpoint, &parts.headers)?;
-            Ok((endpoint, deployment, uri))
+            Ok(Way {
+                endpoint,
+                deployment,
+                path_at: Target::path(parts).len() - target.rest.len(),
+            })
         };
         let found = find();
         if let Err(refusal) = &found {
@@ -257,6 +277,9 @@ impl Client {
                 // Taking the last piece tells the sender, which is gone, that there is room again.
                 self.shared.relay.restore(woken);
             }
+            if frame.is_pending() {
+                self.upload.waited.set(true);
+            }
             if frame.is_pending() && self.shared.deadline.borrow_mut().poll(cx).is_ready() {
                 return Poll::Ready(None);
             }
@@ -269,7 +292,7 @@ impl Client {
     }
 
     /// What may end a wait: the deadline of the phase, or the client.
-    fn poll_stopped(&self, cx: &mut Context<'_>) -> Poll<Stopped> {
+    pub fn poll_stopped(&self, cx: &mut Context<'_>) -> Poll<Stopped> {
         if self.shared.deadline.borrow_mut().poll(cx).is_ready() {
             return Poll::Ready(Stopped::Deadline);
         }
@@ -295,7 +318,11 @@ impl Client {
     /// A slot on an instance and when it was got: at once, or after a turn in the queue.
     async fn slot(&self, flight: &mut Flight) -> Result<(Slot, u64), Failure> {
         let state = flight.deployment().state.clone();
-        let now = now_us();
+        let now = if self.upload.waited.get() {
+            now_us()
+        } else {
+            flight.arrived_us()
+        };
         if let Some(slot) = state.try_slot(self.thread.rotation(), now) {
             return Ok((slot, now));
         }
@@ -327,21 +354,21 @@ impl Client {
     async fn ask(
         &self,
         flight: &mut Flight,
-        request: &mut Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Box<Upstream>), Failure> {
+        asked: &Asked<'_>,
+        mut body: RequestBody,
+    ) -> Result<Answer, Failure> {
         let mut second = false;
         loop {
             let Some(slot) = flight.slot() else {
                 return Err(Failure::Refusal(Refusal::Internal));
             };
             let instance = slot.instance.clone();
-            request.headers_mut().insert(HOST, instance.host.clone());
             let pooled = if second {
                 None
             } else {
                 self.thread.pool.borrow_mut().take(&instance)
             };
-            let upstream = match pooled {
+            let mut upstream = match pooled {
                 Some(upstream) => upstream,
                 None => {
                     let timeout = self.thread.core.config.connect_timeout;
@@ -355,39 +382,49 @@ impl Client {
                                 return Err(Failure::Refusal(Refusal::Unreachable));
                             }
                             second = true;
-                            let rotation = self.thread.rotation();
-                            let state = &flight.deployment().state;
-                            let slot = state
-                                .other_slot(&instance, rotation)
-                                .ok_or(Refusal::Unreachable)?;
-                            flight.serve(slot, now_us());
+                            self.move_on(flight, &instance)?;
                             continue;
                         }
                     }
                 }
             };
-            let copied = if upstream.reused && !second {
-                copy(request)
+            // Closed before anything was sent: only now looked at where it is new.
+            if !upstream.is_alive() {
+                if second {
+                    return Err(Failure::Refusal(Refusal::Unreachable));
+                }
+                second = true;
+                continue;
+            }
+            let copy = if upstream.reused && !second {
+                body.replay()
             } else {
                 None
             };
-            let again = copied.is_some();
-            let sent = copied.unwrap_or_else(|| take(request));
-            match self.exchange(upstream, sent).await? {
-                Exchanged::Answer(response, upstream) => return Ok((response, upstream)),
-                Exchanged::Unsent(unsent) if !second => *request = *unsent,
-                Exchanged::Failed { answered: false } if again => {}
-                Exchanged::Unsent(_) | Exchanged::Failed { .. } => {
-                    return Err(Failure::Refusal(Refusal::Unreachable));
-                }
+            let again = copy.is_some();
+            let sent = std::mem::replace(&mut body, copy.unwrap_or_default());
+            match self.exchange(&mut upstream, &instance, asked, sent).await? {
+                Exchanged::Answer(head) => return Ok((head, upstream)),
+                Exchanged::Failed { answered: false } if again => second = true,
+                Exchanged::Failed { .. } => return Err(Failure::Refusal(Refusal::Unreachable)),
             }
-            second = true;
         }
+    }
+
+    /// Takes the request from an instance that cannot be reached to another one.
+    fn move_on(&self, flight: &mut Flight, from: &Arc<Instance>) -> Result<(), Refusal> {
+        let rotation = self.thread.rotation();
+        let state = &flight.deployment().state;
+        let slot = state
+            .other_slot(from, rotation)
+            .ok_or(Refusal::Unreachable)?;
+        flight.serve(slot, now_us());
+        Ok(())
     }
 
     async fn connect(
         &self,
-        instance: &crate::instance::Instance,
+        instance: &Instance,
         timeout: Duration,
     ) -> Result<std::io::Result<Box<Upstream>>, Failure> {
         let mut connecting = pin!(Upstream::connect(instance, timeout));
@@ -398,26 +435,19 @@ impl Client {
 
     async fn exchange(
         &self,
-        mut upstream: Box<Upstream>,
-        request: Request<RequestBody>,
+        upstream: &mut Upstream,
+        instance: &Instance,
+        asked: &Asked<'_>,
+        body: RequestBody,
     ) -> Result<Exchanged, Failure> {
-        let mut response = pin!(upstream.send(request));
-        let mut attached = false;
+        let mut body = Some(body);
+        let mut spare = self.thread.spare.take();
         let answered = self
             .wait(|cx| {
-                if !attached {
-                    attached = true;
-                    upstream.attach(cx);
+                if let Some(body) = body.take() {
+                    upstream.begin(cx, &asked.of(instance), body);
                 }
-                upstream.drive(|upstream, cx| {
-                    // First the connection, so that what it read is there when it is asked for.
-                    let closed = upstream.step(cx).is_ready();
-                    match response.as_mut().poll(cx) {
-                        Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                        Poll::Pending if closed => Poll::Ready(None),
-                        Poll::Pending => Poll::Pending,
-                    }
-                })
+                upstream.poll_head(cx, &mut spare)
             })
             .await;
         match self.upload.fault.get() {
@@ -426,22 +456,9 @@ impl Client {
             None => {}
         }
         match answered.map_err(|stopped| stopped.or(Refusal::Timeout))? {
-            Some(Ok(response)) if response.status().is_informational() => {
-                Err(Failure::Refusal(Refusal::BadAnswer))
-            }
-            Some(Ok(response)) => Ok(Exchanged::Answer(response, upstream)),
-            Some(Err(mut error)) => {
-                if let Some(unsent) = error.take_message() {
-                    return Ok(Exchanged::Unsent(Box::new(unsent)));
-                }
-                if error.error().is_parse() {
-                    return Err(Failure::Refusal(Refusal::BadAnswer));
-                }
-                Ok(Exchanged::Failed {
-                    answered: upstream.answered(),
-                })
-            }
-            None => Ok(Exchanged::Failed {
+            Ok(head) => Ok(Exchanged::Answer(head)),
+            Err(Broken::Malformed) => Err(Failure::Refusal(Refusal::BadAnswer)),
+            Err(Broken::Off | Broken::Request) => Ok(Exchanged::Failed {
                 answered: upstream.answered(),
             }),
         }
@@ -451,72 +468,65 @@ impl Client {
     fn answer(
         self: &Rc<Self>,
         flight: Flight,
-        response: Response<Incoming>,
-        upstream: Box<Upstream>,
+        (head, upstream): Answer,
         id: &HeaderValue,
     ) -> Response<ReplyBody> {
-        let (mut parts, incoming) = response.into_parts();
-        strip(&mut parts.headers);
-        let outcome = if parts.status.is_client_error() {
-            Outcome::ModelClientError
-        } else if parts.status.as_u16() >= 500 {
-            Outcome::ModelServerError
-        } else {
-            Outcome::Success
-        };
-        if outcome != Outcome::Success {
-            let status = HeaderValue::from(parts.status.as_u16());
-            parts.headers.insert(MODEL_STATUS, status);
-            parts.status = StatusCode::FAILED_DEPENDENCY;
-        }
+        let outcome = Outcome::of(head.status);
         let deployment = flight.deployment().header.clone();
-        parts.headers.insert(DEPLOYMENT, deployment);
-        parts.headers.insert(REQUEST_ID, id.clone());
-        parts.version = Version::HTTP_11;
-        let mut exchange = Box::new(Exchange {
-            incoming,
-            upstream: Some(upstream),
-            flight: Some(flight),
-            outcome,
-            client: self.clone(),
-        });
-        if exchange.incoming.is_end_stream() {
-            exchange.finish();
+        let body = Exchange::begin(self, flight, upstream, outcome);
+        let mut response = Response::new(body);
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
+        // None of these is there: what an instance says of them is not passed on.
+        let headers = response.headers_mut();
+        headers.append(DEPLOYMENT, deployment);
+        headers.append(REQUEST_ID, id.clone());
+        if outcome != Outcome::Success {
+            headers.append(MODEL_STATUS, HeaderValue::from(head.status.as_u16()));
+            *response.status_mut() = StatusCode::FAILED_DEPENDENCY;
         }
-        Response::from_parts(parts, ReplyBody::Model(exchange))
+        if let Some(reason) = head.reason {
+            response.extensions_mut().insert(reason);
+        }
+        response
+    }
+}
+
+/// What a client asks, whichever instance will answer.
+struct Asked<'a> {
+    method: &'a http::Method,
+    path: &'a str,
+    headers: &'a HeaderMap,
+    id: &'a HeaderValue,
+}
+
+impl<'a> Asked<'a> {
+    fn of(&self, instance: &'a Instance) -> Ask<'a> {
+        Ask {
+            method: self.method,
+            path: self.path,
+            headers: self.headers,
+            host: &instance.host,
+            id: self.id,
+        }
     }
 }
 
 /// What became of one try.
 enum Exchanged {
-    Answer(Response<Incoming>, Box<Upstream>),
-    /// Not a byte of it was written.
-    Unsent(Box<Request<RequestBody>>),
+    Answer(Box<Head>),
     Failed {
         /// Part of an answer had come.
         answered: bool,
     },
 }
 
-/// The same request once more, where its body can be sent again.
-fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    let mut copy = Request::new(request.body().replay()?);
-    copy.method_mut().clone_from(request.method());
-    copy.uri_mut().clone_from(request.uri());
-    copy.headers_mut().clone_from(request.headers());
-    Some(copy)
-}
-
-fn take(request: &mut Request<RequestBody>) -> Request<RequestBody> {
-    std::mem::replace(request, Request::new(RequestBody::EMPTY))
-}
-
 /// The deployment that the request names, or the one whose turn it is.
 fn choose(endpoint: &Endpoint, headers: &HeaderMap) -> Result<usize, Refusal> {
-    let named = headers
-        .get(DEPLOYMENT)
-        .or_else(|| headers.get(AZURE_DEPLOYMENT));
-    if let Some(name) = named {
+    // Few requests name one, and fewer names are looked at than it takes to hash two.
+    let find = |wanted: HeaderName| headers.iter().find(|(name, _)| **name == wanted);
+    let named = find(DEPLOYMENT).or_else(|| find(AZURE_DEPLOYMENT));
+    if let Some((_, name)) = named {
         return endpoint
             .deployment(name.as_bytes())
             .ok_or(Refusal::UnknownDeployment);
@@ -528,194 +538,3 @@ fn choose(endpoint: &Endpoint, headers: &HeaderMap) -> Result<usize, Refusal> {
 fn retry_after(flight: &Flight) -> u64 {
     flight.deployment().queue_wait_us.div_ceil(1_000_000).max(1)
 }
-
-/// Takes out what belongs to one connection and not to the message, and what is between the client
-/// and us. Framing stays under the control of the HTTP library, whatever `connection` names.
-fn strip(headers: &mut HeaderMap) {
-    let named = headers.remove(CONNECTION);
-    // These two say how long the connection lasts, and name no header that would not go anyway.
-    let plain = |value: &HeaderValue| matches!(value.as_bytes(), b"keep-alive" | b"close");
-    if let Some(named) = named.filter(|value| !plain(value)) {
-        let tokens = named.to_str().unwrap_or_default();
-        for token in tokens.split(',').map(str::trim) {
-            let protected = [CONTENT_LENGTH, TRANSFER_ENCODING, HOST];
-            if let Ok(name) = token.parse::<HeaderName>()
-                && !protected.contains(&name)
-            {
-                headers.remove(name);
-            }
-        }
-    }
-    while let Some(name) = headers.keys().find(|name| stays_here(name.as_str())) {
-        let name = name.clone();
-        headers.remove(name);
-    }
-}
-
-/// What concerns this hop, is ours to say, or is none of the model's business.
-fn stays_here(name: &str) -> bool {
-    // Nearly all names pass here, on their first letter.
-    if !matches!(
-        name.as_bytes().first(),
-        Some(b't' | b'u' | b'e' | b'k' | b'p' | b'a')
-    ) {
-        return false;
-    }
-    matches!(
-        name,
-        "te" | "upgrade"
-            | "trailer"
-            | "expect"
-            | "keep-alive"
-            | "transfer-encoding"
-            | "proxy-connection"
-            | "proxy-authenticate"
-            | "proxy-authorization"
-            | "authorization"
-            | "penstock-deployment"
-            | "azureml-model-deployment"
-            | "penstock-error-code"
-            | "penstock-model-status"
-    )
-}
-
-/// The body of an answer.
-#[derive(Debug)]
-pub enum ReplyBody {
-    /// Of Penstock itself.
-    Own(Option<Bytes>),
-    /// Of a model, as it comes.
-    Model(Box<Exchange>),
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum ReplyError {
-    #[error("the instance broke off in the middle of its answer")]
-    BrokeOff,
-    #[error("the answer took longer than the request timeout")]
-    Timeout,
-    #[error("the client left in the middle of its answer")]
-    ClientLeft,
-}
-
-/// A request whose answer is on its way. Dropped before its end, the client has left.
-#[derive(Debug)]
-pub struct Exchange {
-    incoming: Incoming,
-    /// Gone, like the flight, once the answer is whole.
-    upstream: Option<Box<Upstream>>,
-    flight: Option<Flight>,
-    outcome: Outcome,
-    client: Rc<Client>,
-}
-
-impl Exchange {
-    /// The answer is whole: the connection goes back to the pool, then the slot.
-    fn finish(&mut self) {
-        let Some(mut flight) = self.flight.take() else {
-            return;
-        };
-        flight.set_outcome(self.outcome);
-        if let (Some(upstream), Some(slot)) = (self.upstream.take(), flight.slot()) {
-            let mut pool = self.client.thread.pool.borrow_mut();
-            pool.put(&slot.instance, upstream);
-        }
-    }
-
-    /// Without an outcome the client has left.
-    fn fail(&mut self, outcome: Option<Outcome>) {
-        self.upstream = None;
-        if let (Some(flight), Some(outcome)) = (self.flight.take(), outcome) {
-            flight.end(outcome);
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
-        let incoming = &mut self.incoming;
-        let polled = match &mut self.upstream {
-            // What the connection has read already goes first, then it reads on.
-            Some(upstream) => upstream.drive(|upstream, cx| {
-                let ready = Pin::new(&mut *incoming).poll_frame(cx);
-                if ready.is_ready() {
-                    return ready;
-                }
-                let _ = upstream.step(cx);
-                Pin::new(&mut *incoming).poll_frame(cx)
-            }),
-            None => Pin::new(incoming).poll_frame(cx),
-        };
-        match polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-                if let Some(flight) = &mut self.flight {
-                    flight.response_bytes += length;
-                }
-                if self.incoming.is_end_stream() {
-                    self.finish();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(None) => {
-                self.finish();
-                Poll::Ready(None)
-            }
-            Poll::Ready(Some(Err(_))) => {
-                self.fail(Some(Outcome::Unreachable));
-                Poll::Ready(Some(Err(ReplyError::BrokeOff)))
-            }
-            Poll::Pending => self.poll_stopped(cx).map(|error| Some(Err(error))),
-        }
-    }
-
-    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<ReplyError> {
-        match self.client.poll_stopped(cx) {
-            Poll::Ready(Stopped::Deadline) => {
-                self.fail(Some(Outcome::Timeout));
-                Poll::Ready(ReplyError::Timeout)
-            }
-            Poll::Ready(Stopped::ClientLeft) => {
-                self.fail(None);
-                Poll::Ready(ReplyError::ClientLeft)
-            }
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        self.client.shared.active.set(false);
-    }
-}
-
-impl Body for ReplyBody {
-    type Data = Bytes;
-    type Error = ReplyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
-        match &mut *self {
-            Self::Own(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
-            Self::Model(exchange) => exchange.poll(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Own(bytes) => bytes.is_none(),
-            Self::Model(exchange) => exchange.incoming.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Model(exchange) => exchange.incoming.size_hint(),
-        }
-    }
-}
-
-/// Pools are per thread, and borrowed for one call at a time.
-pub type SharedPool = RefCell<crate::pool::Pool>;

@@ -90,14 +90,6 @@ impl Relay {
         polled
     }
 
-    /// Does something to what is polled next anyway: a wake-up need not reach the task.
-    pub fn before_poll<T>(&self, act: impl FnOnce() -> T) -> T {
-        let inside = self.inner.inside.swap(true, Ordering::Relaxed);
-        let done = act();
-        self.inner.inside.store(inside, Ordering::Relaxed);
-        done
-    }
-
     /// Puts back what `is_woken` said before something whose wake-ups mean nothing.
     pub fn restore(&self, woken: bool) {
         self.inner.again.store(woken, Ordering::Relaxed);

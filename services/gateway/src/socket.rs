@@ -10,7 +10,7 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
 /// Up to this size pieces are joined.
-const JOINED_MAX: usize = 4096;
+pub const JOINED_MAX: usize = 4096;
 
 thread_local! {
     static JOINED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };

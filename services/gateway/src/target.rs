@@ -1,8 +1,8 @@
 //! From a request to its endpoint: by path or by host name, and what its key says.
 
+use http::HeaderMap;
 use http::header::{AUTHORIZATION, HOST};
 use http::request::Parts;
-use http::{HeaderMap, Uri};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
@@ -12,7 +12,8 @@ use crate::router::Endpoint;
 const PREFIX: &str = "/endpoints/";
 const SCORE: &str = "/score";
 
-/// The endpoint's name and what follows it, from `/score` on, with the query.
+/// The endpoint's name and what the instance is asked for: what follows the name, from `/score` on,
+/// with the query.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Target<'a> {
     pub endpoint: &'a str,
@@ -20,9 +21,14 @@ pub struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
+    /// Path and query of a request, of which the target is a part.
+    pub fn path(parts: &Parts) -> &str {
+        parts.uri.path_and_query().map_or("/", |path| path.as_str())
+    }
+
     /// Finds the target in the path, or in the host name under `domain`.
     pub fn of(parts: &'a Parts, domain: Option<&str>) -> Result<Self, Refusal> {
-        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let path = Self::path(parts);
         let target = match path.strip_prefix(PREFIX) {
             Some(tail) => {
                 let end = tail.find(['/', '?']).ok_or(Refusal::UnknownEndpoint)?;
@@ -52,14 +58,6 @@ impl<'a> Target<'a> {
             return Err(Refusal::Path);
         }
         Ok(())
-    }
-
-    /// What the instance is asked for. `score` is `/score`, made once.
-    pub fn uri(&self, score: &Uri) -> Result<Uri, Refusal> {
-        if self.rest == SCORE {
-            return Ok(score.clone());
-        }
-        self.rest.parse().map_err(|_| Refusal::Path)
     }
 }
 

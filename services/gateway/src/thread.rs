@@ -13,7 +13,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use arc_swap::Cache;
-use http::{HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::guard::{Guard, Shared, Timeouts};
 use crate::meter::{Early, SharedShard, ThreadMeter};
-use crate::proxy::{Client, SharedPool};
+use crate::pool::Pool;
+use crate::proxy::Client;
 use crate::router::{Endpoint, Router, Snapshot};
 
 /// What all threads share.
@@ -39,10 +40,11 @@ pub struct Core {
 #[derive(Debug)]
 pub struct Thread {
     pub core: Arc<Core>,
-    pub pool: SharedPool,
+    /// Borrowed for one call at a time.
+    pub pool: RefCell<Pool>,
     pub meter: Rc<ThreadMeter>,
-    /// `/score`, made once.
-    pub score: Uri,
+    /// The room of a header map that is done with, for the next answer's.
+    pub spare: RefCell<HeaderMap>,
     routes: RefCell<Cache<SnapshotRef, Arc<Snapshot>>>,
     random: RefCell<fastrand::Rng>,
     rotation: Cell<usize>,
@@ -97,7 +99,7 @@ impl Thread {
                 shard,
                 cutting: Rc::default(),
             }),
-            score: Uri::from_static("/score"),
+            spare: RefCell::default(),
             routes: RefCell::new(Cache::new(SnapshotRef(router))),
             random: RefCell::new(fastrand::Rng::with_seed(seed)),
             rotation: Cell::new(seed as usize & 0xffff),

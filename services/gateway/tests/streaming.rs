@@ -15,6 +15,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 fn channel() -> (mpsc::UnboundedSender<&'static str>, AnyBody) {
     let (sender, receiver) = mpsc::unbounded();
@@ -38,7 +39,7 @@ async fn both_directions_stream_chunk_by_chunk() {
         Response::new(body)
     })
     .await;
-    let mut gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let mut gateway = serving(&[instance.place()]).await;
     let mut client = Client::connect(gateway.address).await;
     let (sender, body) = channel();
     sender.unbounded_send("one").unwrap();
@@ -82,16 +83,10 @@ async fn large_bodies_pass_whole_in_both_directions() {
 #[tokio::test]
 async fn a_client_that_leaves_closes_the_connection_to_the_instance_and_frees_the_slot() {
     let instance = RawInstance::start().await;
-    let mut settings = Settings::default();
-    settings.request.max_concurrent_requests_per_instance = 1;
+    let settings = Settings::one_at_a_time();
     let mut gateway = start(&[blue(1, &settings, &[instance.place()])]).await;
-    let mut client = tokio::net::TcpStream::connect(gateway.address)
-        .await
-        .unwrap();
-    let text = "POST /endpoints/iris/score HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx";
-    client.write_all(text.as_bytes()).await.unwrap();
-    let mut stream = instance.accept().await;
-    read_request(&mut stream).await;
+    let client = posted(gateway.address, "x").await;
+    let mut stream = instance.asked().await;
     drop(client);
     assert!(until_closed(&mut stream).await.is_empty());
     let total = gateway.total(1).await;
@@ -101,12 +96,8 @@ async fn a_client_that_leaves_closes_the_connection_to_the_instance_and_frees_th
     );
     // The one slot is free again.
     let (answer, ()) = tokio::join!(gateway.post("y"), async {
-        let mut stream = instance.accept().await;
-        read_request(&mut stream).await;
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-            .await
-            .unwrap();
+        let mut stream = instance.asked().await;
+        say(&mut stream, EMPTY_OK).await;
     });
     assert_eq!(answer.status, 200);
 }
@@ -114,18 +105,14 @@ async fn a_client_that_leaves_closes_the_connection_to_the_instance_and_frees_th
 #[tokio::test]
 async fn a_client_that_leaves_in_the_middle_of_an_answer_closes_the_instances_connection() {
     let instance = RawInstance::start().await;
-    let mut gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
-    let mut client = tokio::net::TcpStream::connect(gateway.address)
-        .await
-        .unwrap();
-    let text = "POST /endpoints/iris/score HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx";
-    client.write_all(text.as_bytes()).await.unwrap();
-    let mut stream = instance.accept().await;
-    read_request(&mut stream).await;
-    stream
-        .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n")
-        .await
-        .unwrap();
+    let mut gateway = serving(&[instance.place()]).await;
+    let mut client = posted(gateway.address, "x").await;
+    let mut stream = instance.asked().await;
+    say(
+        &mut stream,
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n",
+    )
+    .await;
     let mut head = [0; 12];
     client.read_exact(&mut head).await.unwrap();
     drop(client);
@@ -136,22 +123,11 @@ async fn a_client_that_leaves_in_the_middle_of_an_answer_closes_the_instances_co
 #[tokio::test]
 async fn a_client_that_leaves_the_queue_is_never_sent() {
     let instance = RawInstance::start().await;
-    let mut settings = Settings::default();
-    settings.request.max_concurrent_requests_per_instance = 1;
+    let settings = Settings::one_at_a_time();
     let mut gateway = start(&[blue(1, &settings, &[instance.place()])]).await;
-    let text = |body: &str| {
-        format!("POST /endpoints/iris/score HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n{body}")
-    };
-    let mut first = tokio::net::TcpStream::connect(gateway.address)
-        .await
-        .unwrap();
-    first.write_all(text("1").as_bytes()).await.unwrap();
-    let mut stream = instance.accept().await;
-    read_request(&mut stream).await;
-    let mut second = tokio::net::TcpStream::connect(gateway.address)
-        .await
-        .unwrap();
-    second.write_all(text("2").as_bytes()).await.unwrap();
+    let _first = posted(gateway.address, "1").await;
+    let mut stream = instance.asked().await;
+    let second = posted(gateway.address, "2").await;
     gateway
         .frame(|frame| frame.deployments.iter().any(|d| d.queued_max == 1))
         .await;
@@ -159,19 +135,13 @@ async fn a_client_that_leaves_the_queue_is_never_sent() {
     assert_eq!(gateway.total(1).await.outcomes.client_left, 1);
     let third = gateway.post("3");
     let (answer, seen) = tokio::join!(third, async {
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-            .await
-            .unwrap();
+        say(&mut stream, EMPTY_OK).await;
         // The next request comes on the same connection or, from another thread, on a new one.
         let (mut stream, seen) = tokio::select! {
             seen = read_request(&mut stream) => (stream, seen),
             mut other = instance.accept() => { let seen = read_request(&mut other).await; (other, seen) }
         };
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-            .await
-            .unwrap();
+        say(&mut stream, EMPTY_OK).await;
         seen
     });
     assert_eq!(answer.status, 200);
@@ -182,7 +152,7 @@ async fn a_client_that_leaves_the_queue_is_never_sent() {
 async fn a_refused_connection_is_tried_once_on_another_instance() {
     let nobody = RawInstance::start().await.address;
     let good = Instance::echo().await;
-    let mut gateway = start(&[blue(1, &Settings::default(), &[at(nobody), good.place()])]).await;
+    let mut gateway = serving(&[at(nobody), good.place()]).await;
     for _ in 0..20 {
         assert_eq!(gateway.post("x").await.status, 200);
     }
@@ -200,7 +170,7 @@ async fn a_request_is_tried_on_at_most_two_instances() {
     .into_iter()
     .map(at)
     .collect();
-    let mut gateway = start(&[blue(1, &Settings::default(), &nobody)]).await;
+    let mut gateway = serving(&nobody).await;
     assert_eq!(gateway.post("x").await.code(), "instance-unreachable");
     let total = gateway.total(1).await;
     assert_eq!(
@@ -238,11 +208,7 @@ async fn closes_on_reuse() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
 #[tokio::test]
 async fn a_rested_connection_that_turns_out_closed_is_replaced_when_the_body_can_be_sent_again() {
     let (address, seen) = closes_on_reuse().await;
-    let config = gateway::Config {
-        threads: 1,
-        ..config()
-    };
-    let gateway = start_with(config, &[blue(1, &Settings::default(), &[at(address)])]).await;
+    let gateway = serving_on_one_thread(&[at(address)]).await;
     assert_eq!(gateway.post("x").await.status, 200);
     assert_eq!(gateway.post("y").await.text(), "ok");
     assert_eq!(
@@ -252,28 +218,22 @@ async fn a_rested_connection_that_turns_out_closed_is_replaced_when_the_body_can
     );
 }
 
+/// The connection to the instance after one request and its answer.
+async fn rested(gateway: &Running, instance: &RawInstance) -> TcpStream {
+    let (answer, stream) = tokio::join!(gateway.post("x"), async {
+        let mut stream = instance.asked().await;
+        say(&mut stream, EMPTY_OK).await;
+        stream
+    });
+    assert_eq!(answer.status, 200);
+    stream
+}
+
 #[tokio::test]
 async fn a_streamed_body_is_never_sent_again() {
     let instance = RawInstance::start().await;
-    let config = gateway::Config {
-        threads: 1,
-        ..config()
-    };
-    let gateway = start_with(
-        config,
-        &[blue(1, &Settings::default(), &[instance.place()])],
-    )
-    .await;
-    let (first, mut stream) = tokio::join!(gateway.post("x"), async {
-        let mut stream = instance.accept().await;
-        read_request(&mut stream).await;
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-            .await
-            .unwrap();
-        stream
-    });
-    assert_eq!(first.status, 200);
+    let gateway = serving_on_one_thread(&[instance.place()]).await;
+    let mut stream = rested(&gateway, &instance).await;
     let (sender, body) = channel();
     sender.unbounded_send("one").unwrap();
     drop(sender);
@@ -289,25 +249,8 @@ async fn a_streamed_body_is_never_sent_again() {
 #[tokio::test]
 async fn nothing_is_sent_again_once_part_of_an_answer_has_come() {
     let instance = RawInstance::start().await;
-    let config = gateway::Config {
-        threads: 1,
-        ..config()
-    };
-    let gateway = start_with(
-        config,
-        &[blue(1, &Settings::default(), &[instance.place()])],
-    )
-    .await;
-    let (first, mut stream) = tokio::join!(gateway.post("x"), async {
-        let mut stream = instance.accept().await;
-        read_request(&mut stream).await;
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-            .await
-            .unwrap();
-        stream
-    });
-    assert_eq!(first.status, 200);
+    let gateway = serving_on_one_thread(&[instance.place()]).await;
+    let mut stream = rested(&gateway, &instance).await;
     let (answer, ()) = tokio::join!(gateway.post("y"), async {
         read_request(&mut stream).await;
         stream.write_all(b"HTTP/1.1 20").await.unwrap();
@@ -319,10 +262,9 @@ async fn nothing_is_sent_again_once_part_of_an_answer_has_come() {
 #[tokio::test]
 async fn a_new_connection_that_closes_without_a_word_is_not_tried_again() {
     let instance = RawInstance::start().await;
-    let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let gateway = serving(&[instance.place()]).await;
     let (answer, ()) = tokio::join!(gateway.post("x"), async {
-        let mut stream = instance.accept().await;
-        read_request(&mut stream).await;
+        drop(instance.asked().await);
     });
     assert_eq!(answer.code(), "instance-unreachable");
 }
@@ -336,7 +278,7 @@ async fn instances_that_close_after_each_answer_are_normal() {
             .unwrap()
     })
     .await;
-    let mut gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let mut gateway = serving(&[instance.place()]).await;
     let mut client = Client::connect(gateway.address).await;
     for _ in 0..50 {
         let answer = client
@@ -356,14 +298,10 @@ async fn instances_that_close_after_each_answer_are_normal() {
 #[tokio::test]
 async fn an_answer_without_a_length_ends_with_the_instances_connection() {
     let instance = RawInstance::start().await;
-    let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let gateway = serving(&[instance.place()]).await;
     let (answer, ()) = tokio::join!(gateway.post("x"), async {
-        let mut stream = instance.accept().await;
-        read_request(&mut stream).await;
-        stream
-            .write_all(b"HTTP/1.0 200 OK\r\n\r\nall of it")
-            .await
-            .unwrap();
+        let mut stream = instance.asked().await;
+        say(&mut stream, "HTTP/1.0 200 OK\r\n\r\nall of it").await;
     });
     assert_eq!((answer.status.as_u16(), answer.text()), (200, "all of it"));
 }
@@ -371,15 +309,7 @@ async fn an_answer_without_a_length_ends_with_the_instances_connection() {
 #[tokio::test]
 async fn connections_to_instances_are_used_again() {
     let instance = Instance::echo().await;
-    let config = gateway::Config {
-        threads: 1,
-        ..config()
-    };
-    let gateway = start_with(
-        config,
-        &[blue(1, &Settings::default(), &[instance.place()])],
-    )
-    .await;
+    let gateway = serving_on_one_thread(&[instance.place()]).await;
     for size in [0, 10, 70_000] {
         for _ in 0..5 {
             assert_eq!(gateway.post(vec![b'x'; size]).await.body.len(), size);

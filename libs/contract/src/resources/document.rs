@@ -1,12 +1,15 @@
 //! A document: a tree read as one resource, or everything that is wrong with it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use saphyr::{Yaml, YamlEmitter};
 use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::repair::{FINDINGS_MAX, Mended, read_mending};
 use super::syntax::{self, Place, SyntaxError, Tree};
 use super::{API_VERSION, AutoscaleSpec, DeploymentSpec, EndpointSpec, Labels, check, sentence};
 use crate::ids::{DeploymentRef, Name};
@@ -180,17 +183,27 @@ pub struct Read {
 
 /// Reads every document of a text: the resources, and everything that is wrong, in order of place.
 pub fn read(text: &str) -> (Vec<Read>, Vec<Located>) {
-    let trees = match syntax::trees(text) {
-        Ok(trees) => trees,
-        Err(error) => return (Vec::new(), vec![error.into()]),
-    };
+    read_checking(text, |_| Vec::new())
+}
+
+/// The same, with what `more` finds wrong with a resource.
+pub fn read_checking(
+    text: &str,
+    more: impl Fn(&Resource) -> Vec<Finding>,
+) -> (Vec<Read>, Vec<Located>) {
+    let (trees, faults) = syntax::read(text);
+    let mut faults: Vec<Located> = faults.into_iter().map(Located::from).collect();
+    let told: BTreeSet<Place> = faults.iter().map(|fault| fault.place).collect();
     let mut resources = Vec::new();
-    let mut faults = Vec::new();
     for tree in trees {
         let document = Document { tree };
-        match document.resource() {
+        match document.checked(&more) {
             Ok(resource) => resources.push(Read { document, resource }),
-            Err(findings) => faults.extend(document.locate_all(findings)),
+            Err(findings) => {
+                let found = document.locate_all(findings).into_iter();
+                // What is no YAML is no value either, and that is said already.
+                faults.extend(found.filter(|fault| !told.contains(&fault.place)));
+            }
         }
     }
     faults.sort_by_key(|fault| fault.place);
@@ -219,37 +232,49 @@ impl Document {
     /// The resource, checked as far as the document alone can be; the rules of an Autoscale are
     /// compiled by the engine.
     pub fn resource(&self) -> Result<Resource, Vec<Finding>> {
+        self.checked(|_| Vec::new())
+    }
+
+    /// The resource, checked here and by `more`, or everything that is wrong with it (the first
+    /// [`FINDINGS_MAX`] faults). A fault of one field does not hide those of others.
+    pub fn checked(
+        &self,
+        more: impl Fn(&Resource) -> Vec<Finding>,
+    ) -> Result<Resource, Vec<Finding>> {
         let Value::Object(fields) = &self.tree.value else {
             let detail =
                 "a resource is a mapping with apiVersion, kind, metadata and spec; write one";
             return Err(vec![Finding::new("", detail)]);
         };
-        let mut findings = Vec::new();
-        let kind = header(fields, &mut findings);
-        let metadata = metadata_of(fields);
-        let spec = fields.get("spec").unwrap_or(&Value::Null);
-        if !fields.contains_key("spec") && kind.is_some() {
-            findings.push(Finding::new("/spec", "`spec` is missing; add it"));
-            return Err(findings);
-        }
+        let mut parts = Parts {
+            findings: Vec::new(),
+            mended: Mended::default(),
+        };
+        let kind = header(fields, &mut parts.findings);
         let resource = match kind {
-            Some("Endpoint") => parts(&metadata, spec, &mut findings)
+            Some("Endpoint") => parts
+                .read(fields)
                 .map(|(metadata, spec)| Resource::Endpoint(EndpointResource { metadata, spec })),
-            Some("Deployment") => parts(&metadata, spec, &mut findings).map(|(metadata, spec)| {
+            Some("Deployment") => parts.read(fields).map(|(metadata, spec)| {
                 Resource::Deployment(DeploymentResource { metadata, spec })
             }),
-            Some("Autoscale") => parts(&metadata, spec, &mut findings)
+            Some("Autoscale") => parts
+                .read(fields)
                 .map(|(metadata, spec)| Resource::Autoscale(AutoscaleResource { metadata, spec })),
             _ => None,
         };
-        let Some(resource) = resource else {
-            return Err(findings);
-        };
-        findings.extend(check::resource(&resource));
-        if findings.is_empty() {
-            Ok(resource)
-        } else {
-            Err(findings)
+        let Parts {
+            mut findings,
+            mended,
+        } = parts;
+        if let Some(resource) = &resource {
+            let found = check::resource(resource).into_iter().chain(more(resource));
+            findings.extend(found.filter(|finding| mended.trusts(finding, &self.tree.value)));
+        }
+        findings.truncate(FINDINGS_MAX);
+        match resource {
+            Some(resource) if findings.is_empty() => Ok(resource),
+            _ => Err(findings),
         }
     }
 }
@@ -323,15 +348,35 @@ fn metadata_of(fields: &Map<String, Value>) -> Value {
     metadata
 }
 
-fn parts<M, S>(metadata: &Value, spec: &Value, findings: &mut Vec<Finding>) -> Option<(M, S)>
-where
-    M: serde::de::DeserializeOwned,
-    S: serde::de::DeserializeOwned,
-{
-    let metadata =
-        sentence::read_typed(metadata, "/metadata").map_err(|found| findings.extend(found));
-    let spec = sentence::read_typed(spec, "/spec").map_err(|found| findings.extend(found));
-    Some((metadata.ok()?, spec.ok()?))
+/// Metadata and spec as they are read, with what is wrong with them.
+struct Parts {
+    findings: Vec<Finding>,
+    mended: Mended,
+}
+
+impl Parts {
+    fn read<M: DeserializeOwned, S: DeserializeOwned>(
+        &mut self,
+        fields: &Map<String, Value>,
+    ) -> Option<(M, S)> {
+        let metadata = self.part(&metadata_of(fields), "/metadata");
+        let spec = match fields.get("spec") {
+            Some(spec) => self.part(spec, "/spec"),
+            None => {
+                let finding = Finding::new("/spec", "`spec` is missing; add it");
+                self.findings.push(finding);
+                None
+            }
+        };
+        Some((metadata?, spec?))
+    }
+
+    fn part<T: DeserializeOwned>(&mut self, value: &Value, base: &str) -> Option<T> {
+        let reading = read_mending(value, base);
+        self.findings.extend(reading.findings);
+        self.mended.add(reading.mended);
+        reading.value
+    }
 }
 
 /// Any tree as YAML, for people: the body of `get -o yaml`.

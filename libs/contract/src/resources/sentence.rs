@@ -1,14 +1,11 @@
 //! What serde says of a wrong document, as sentences for the person who wrote it.
 
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use serde_path_to_error::Segment;
 
-use super::syntax::escape;
+use super::repair::read_mending;
 use crate::problem::Finding;
-
-/// Unknown fields reported at once; past them the document is of another kind altogether.
-const UNKNOWN_FIELDS_MAX: usize = 20;
 
 /// Fields and values of later releases, so that they are refused by name and not as mistakes:
 /// pointer, value (empty: the field itself), sentence.
@@ -51,37 +48,91 @@ const NOT_YET: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Reads a typed value out of a tree. All unknown fields are reported together; of other faults only
-/// the first, since reading ends there.
+/// Reads a typed value out of a tree, or says everything that is wrong.
 pub fn read_typed<T: DeserializeOwned>(value: &Value, base: &str) -> Result<T, Vec<Finding>> {
-    let mut value = value.clone();
-    let mut findings = Vec::new();
-    loop {
-        let error = match serde_path_to_error::deserialize::<_, T>(&value) {
-            Ok(read) if findings.is_empty() => return Ok(read),
-            Ok(_) => return Err(findings),
-            Err(error) => error,
-        };
-        let inner = error.inner().to_string();
+    let reading = read_mending(value, base);
+    match reading.value {
+        Some(value) if reading.findings.is_empty() => Ok(value),
+        _ => Err(reading.findings),
+    }
+}
+
+/// What serde stopped at.
+#[derive(Clone, Debug)]
+pub(super) struct Fault {
+    /// From the root of what is read.
+    pub steps: Vec<String>,
+    pub kind: Kind,
+    message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A field that is not known.
+    Unknown,
+    /// A field that is not there.
+    Missing,
+    /// A value that does not fit.
+    Unfit,
+}
+
+impl Fault {
+    pub fn of(error: &serde_path_to_error::Error<serde_json::Error>) -> Self {
+        let message = error.inner().to_string();
         let mut steps = steps_of(error.path());
-        let Some(field) = quoted_after(&inner, "unknown field ") else {
-            if let Some(field) = quoted_after(&inner, "missing field ") {
+        let mut kind = Kind::Unfit;
+        if let Some(field) = quoted_after(&message, "unknown field ") {
+            kind = Kind::Unknown;
+            if steps.last().map(String::as_str) != Some(field) {
                 steps.push(field.to_owned());
             }
-            let pointer = pointer_of(base, &steps);
-            let detail =
-                not_yet(&pointer, at(&value, &steps)).unwrap_or_else(|| sentence(&inner, &pointer));
-            findings.push(Finding::new(pointer, detail));
-            return Err(findings);
-        };
-        if steps.last().map(String::as_str) != Some(field) {
+        } else if let Some(field) = quoted_after(&message, "missing field ") {
+            kind = Kind::Missing;
             steps.push(field.to_owned());
         }
-        let pointer = pointer_of(base, &steps);
-        let detail = not_yet(&pointer, None).unwrap_or_else(|| unknown_field(field, &inner));
-        findings.push(Finding::new(pointer, detail));
-        if findings.len() >= UNKNOWN_FIELDS_MAX || !remove(&mut value, &steps) {
-            return Err(findings);
+        Self {
+            steps,
+            kind,
+            message,
+        }
+    }
+
+    /// A word that is not one of a few, and resembles none of them: what was meant is not known.
+    pub fn is_unclear_choice(&self) -> bool {
+        let word = quoted_after(&self.message, "unknown variant ");
+        let known = quoted(self.message.split_once(", ").map_or("", |(_, rest)| rest));
+        word.is_some_and(|word| nearest(word, &known).is_none())
+    }
+
+    /// Values that would fit, as far as serde says.
+    pub fn fitting(&self) -> Vec<Value> {
+        let message = &self.message;
+        if let Some(word) = quoted_after(message, "unknown variant ") {
+            let known = quoted(message.split_once(", ").map_or("", |(_, rest)| rest));
+            let meant = nearest(word, &known).or(known.first().copied());
+            return meant.map(|meant| json!(meant)).into_iter().collect();
+        }
+        let expected = message.split_once(", expected ").map(|(_, rest)| rest);
+        let value = match expected {
+            Some("u8" | "u16" | "u32" | "u64" | "i32" | "i64" | "f64") => json!(1),
+            Some("a boolean") => json!(true),
+            Some("a sequence") => json!([]),
+            Some(other) if other == "a map" || other.starts_with("struct ") => json!({}),
+            _ => return Vec::new(),
+        };
+        vec![value]
+    }
+}
+
+/// The fault as a sentence; `value` is what stands there.
+pub(super) fn in_words(fault: &Fault, pointer: &str, value: Option<&Value>) -> String {
+    match fault.kind {
+        Kind::Unknown => not_yet(pointer, None).unwrap_or_else(|| {
+            let field = fault.steps.last().map_or("", String::as_str);
+            unknown_field(field, &fault.message)
+        }),
+        Kind::Missing | Kind::Unfit => {
+            not_yet(pointer, value).unwrap_or_else(|| sentence(&fault.message, pointer))
         }
     }
 }
@@ -93,28 +144,6 @@ fn steps_of(path: &serde_path_to_error::Path) -> Vec<String> {
         Segment::Enum { .. } | Segment::Unknown => None,
     };
     path.iter().filter_map(step).collect()
-}
-
-fn pointer_of(base: &str, steps: &[String]) -> String {
-    let mut pointer = base.to_owned();
-    for step in steps {
-        pointer.push('/');
-        pointer.push_str(&escape(step));
-    }
-    pointer
-}
-
-fn at<'a>(value: &'a Value, steps: &[String]) -> Option<&'a Value> {
-    value.pointer(&pointer_of("", steps))
-}
-
-fn remove(value: &mut Value, steps: &[String]) -> bool {
-    let Some((last, parents)) = steps.split_last() else {
-        return false;
-    };
-    let parent = value.pointer_mut(&pointer_of("", parents));
-    let fields = parent.and_then(Value::as_object_mut);
-    fields.is_some_and(|fields| fields.remove(last).is_some())
 }
 
 fn not_yet(pointer: &str, value: Option<&Value>) -> Option<String> {

@@ -31,13 +31,6 @@ pub struct Place {
 
 impl Place {
     pub const START: Self = Self { line: 1, column: 1 };
-
-    fn of(marker: Marker) -> Self {
-        Self {
-            line: marker.line().max(1),
-            column: marker.col() + 1,
-        }
-    }
 }
 
 impl fmt::Display for Place {
@@ -88,20 +81,44 @@ impl SyntaxError {
     }
 }
 
-/// Reads all documents of a text. Empty documents are left out.
+/// Most faults of a text that are reported.
+const FAULTS_MAX: usize = 100;
+
+/// Reads all documents of a text, or says what is wrong first. Empty documents are left out.
 pub fn trees(text: &str) -> Result<Vec<Tree>, SyntaxError> {
+    let (trees, faults) = read(text);
+    match faults.into_iter().next() {
+        Some(fault) => Err(fault),
+        None => Ok(trees),
+    }
+}
+
+/// Reads what can be read of a text, and says everything that is wrong: a document that is no YAML
+/// does not hide those before and after it.
+pub fn read(text: &str) -> (Vec<Tree>, Vec<SyntaxError>) {
     if text.len() > TEXT_BYTES_MAX {
         let detail = format!(
             "the text has {} bytes, and at most {TEXT_BYTES_MAX} are read; split it into several files",
             text.len()
         );
-        return Err(SyntaxError::new(Place::START, "", detail));
+        return (Vec::new(), vec![SyntaxError::new(Place::START, "", detail)]);
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if let Some(tree) = json_tree(text)? {
-        return Ok(vec![tree]);
+    match json_tree(text) {
+        Ok(Some(tree)) => (vec![tree], Vec::new()),
+        Ok(None) => {
+            let read = YamlReader::read_all(text);
+            (read.trees, read.faults)
+        }
+        Err(error) => {
+            // The YAML reader knows places better, where it reads the same.
+            let read = YamlReader::read_all(text);
+            match read.broke_off || read.faults.is_empty() {
+                true => (Vec::new(), vec![error]),
+                false => (read.trees, read.faults),
+            }
+        }
     }
-    YamlReader::new(text).read()
 }
 
 /// A text that is one JSON object is read as JSON, whose strings YAML does not read alike (surrogate
@@ -114,8 +131,7 @@ fn json_tree(text: &str) -> Result<Option<Tree>, SyntaxError> {
     let read = JsonValue { depth: 0 }.deserialize(&mut deserializer);
     match read.and_then(|value| deserializer.end().map(|()| value)) {
         Ok(value) => {
-            let places = YamlReader::new(text).read().ok();
-            let places = places.and_then(|trees| trees.into_iter().next());
+            let places = YamlReader::read_all(text).trees.into_iter().next();
             let places = places.map(|tree| tree.places).unwrap_or_default();
             Ok(Some(Tree { value, places }))
         }
@@ -225,47 +241,98 @@ struct Frame {
 
 struct YamlReader<'a> {
     parser: Parser<'a, StrInput<'a>>,
-    trees: Vec<Tree>,
+    /// Lines of the text before what the parser was given.
+    lines_before: usize,
+    /// Line of the text in which the present document begins.
+    begun: usize,
+    /// A limit of the whole text is reached.
+    over: bool,
+    read: YamlRead,
     stack: Vec<Frame>,
     pointer: String,
     places: BTreeMap<String, Place>,
     root: Option<Value>,
     anchors: BTreeMap<usize, Value>,
+}
+
+#[derive(Default)]
+struct YamlRead {
+    trees: Vec<Tree>,
+    faults: Vec<SyntaxError>,
+    /// A document could not be read to its end.
+    broke_off: bool,
     nodes: usize,
 }
 
 impl<'a> YamlReader<'a> {
-    fn new(text: &'a str) -> Self {
+    /// Reads document by document. After one that cannot be read to its end, reading goes on at the
+    /// next line that begins one: no other line may begin with `---`, not even inside a text.
+    fn read_all(text: &'a str) -> YamlRead {
+        let mut read = YamlRead::default();
+        let mut rest = Some((text, 0));
+        while let Some((text, lines_before)) = rest.take() {
+            let mut reader = Self::new(text, lines_before, std::mem::take(&mut read));
+            let broken = reader.documents();
+            let (begun, over) = (reader.begun, reader.over);
+            read = reader.read;
+            let Err(fault) = broken else { break };
+            read.faults.push(fault);
+            read.broke_off = true;
+            if !over && read.faults.len() < FAULTS_MAX {
+                rest = next_document(text, lines_before, begun);
+            }
+        }
+        read.faults.truncate(FAULTS_MAX);
+        read
+    }
+
+    fn new(text: &'a str, lines_before: usize, read: YamlRead) -> Self {
         Self {
             parser: Parser::new_from_str(text),
-            trees: Vec::new(),
+            lines_before,
+            begun: lines_before + 1,
+            over: false,
+            read,
             stack: Vec::new(),
             pointer: String::new(),
             places: BTreeMap::new(),
             root: None,
             anchors: BTreeMap::new(),
-            nodes: 0,
         }
     }
 
-    fn read(mut self) -> Result<Vec<Tree>, SyntaxError> {
+    fn documents(&mut self) -> Result<(), SyntaxError> {
         while let Some(event) = self.parser.next_event() {
             let (event, span) = event.map_err(|error| {
                 let detail = format!(
                     "this is not valid YAML: {}; check the indentation and the quotes here",
                     error.info()
                 );
-                SyntaxError::new(Place::of(*error.marker()), &self.pointer, detail)
+                SyntaxError::new(self.place(*error.marker()), &self.pointer, detail)
             })?;
-            self.take(event, Place::of(span.start))?;
+            let place = self.place(span.start);
+            self.take(event, place)?;
         }
-        Ok(self.trees)
+        Ok(())
+    }
+
+    fn place(&self, marker: Marker) -> Place {
+        Place {
+            line: marker.line().max(1) + self.lines_before,
+            column: marker.col() + 1,
+        }
+    }
+
+    /// Notes a fault after which the document can still be read.
+    fn note(&mut self, fault: SyntaxError) {
+        self.read.faults.push(fault);
     }
 
     fn take(&mut self, event: Event<'a>, place: Place) -> Result<(), SyntaxError> {
         match event {
             Event::Nothing | Event::StreamStart | Event::StreamEnd => Ok(()),
             Event::DocumentStart(_) => {
+                self.begun = place.line;
                 self.anchors.clear();
                 self.places.insert(String::new(), place);
                 Ok(())
@@ -301,18 +368,18 @@ impl<'a> YamlReader<'a> {
         if value.is_null() {
             return Ok(());
         }
-        if self.trees.len() == DOCUMENTS_MAX {
+        if self.read.trees.len() == DOCUMENTS_MAX {
+            self.over = true;
             let detail = format!("more than {DOCUMENTS_MAX} documents; split the text");
             return Err(self.fail(place, detail));
         }
-        self.trees.push(Tree { value, places });
+        self.read.trees.push(Tree { value, places });
         Ok(())
     }
 
-    fn check_tag(&self, tag: Option<&Tag>, place: Place) -> Result<(), SyntaxError> {
-        match tag {
-            Some(tag) if !tag.is_yaml_core_schema() => Err(self.fail(place, unknown_tag(tag))),
-            _ => Ok(()),
+    fn check_tag(&mut self, tag: Option<&Tag>, place: Place) {
+        if let Some(tag) = tag.filter(|tag| !tag.is_yaml_core_schema()) {
+            self.note(self.fail(place, unknown_tag(tag)));
         }
     }
 
@@ -328,27 +395,33 @@ impl<'a> YamlReader<'a> {
             return self.key(text.into_owned(), place);
         }
         self.begin(place)?;
-        self.check_tag(tag.as_deref(), place)?;
+        self.check_tag(tag.as_deref(), place);
         let value = match Scalar::parse_from_cow_and_metadata(text.clone(), style, tag.as_ref()) {
             Some(Scalar::Null) => Value::Null,
             Some(Scalar::Boolean(value)) => Value::Bool(value),
             Some(Scalar::Integer(value)) => Value::Number(value.into()),
             Some(Scalar::FloatingPoint(value)) => match text.parse::<u64>() {
                 Ok(whole) => Value::Number(whole.into()),
-                Err(_) => Number::from_f64(value.into_inner())
-                    .map(Value::Number)
-                    .ok_or_else(|| {
-                        self.fail(place, format!("`{text}` is not a number that can be used"))
-                    })?,
+                Err(_) => match Number::from_f64(value.into_inner()) {
+                    Some(number) => Value::Number(number),
+                    None => {
+                        self.unusable(place, format!("`{text}` is not a number that can be used"))
+                    }
+                },
             },
             Some(Scalar::String(value)) => Value::String(value.into_owned()),
             None => {
                 let detail = format!("`{text}` does not fit its tag; remove the tag");
-                return Err(self.fail(place, detail));
+                self.unusable(place, detail)
             }
         };
         self.finish(value, anchor);
         Ok(())
+    }
+
+    fn unusable(&mut self, place: Place, detail: String) -> Value {
+        self.note(self.fail(place, detail));
+        Value::Null
     }
 
     fn takes_key(&self) -> bool {
@@ -367,11 +440,14 @@ impl<'a> YamlReader<'a> {
         else {
             return Ok(());
         };
-        if fields.contains_key(&name) {
-            return Err(SyntaxError::new(place, &pointer, duplicate(&name)));
-        }
+        let fault = fields
+            .contains_key(&name)
+            .then(|| SyntaxError::new(place, &pointer, duplicate(&name)));
         *key = Some(name);
         self.places.insert(pointer, place);
+        if let Some(fault) = fault {
+            self.note(fault);
+        }
         Ok(())
     }
 
@@ -393,8 +469,9 @@ impl<'a> YamlReader<'a> {
     }
 
     fn count(&mut self, nodes: usize, place: Place) -> Result<(), SyntaxError> {
-        self.nodes += nodes;
-        if self.nodes > NODES_MAX {
+        self.read.nodes += nodes;
+        if self.read.nodes > NODES_MAX {
+            self.over = true;
             let detail = format!(
                 "the text holds more than {NODES_MAX} values (aliases counted as what they stand for); split it, or write less by alias"
             );
@@ -439,7 +516,7 @@ impl<'a> YamlReader<'a> {
             return Err(self.fail(place, "a list or mapping cannot be a key; use plain text"));
         }
         self.begin(place)?;
-        self.check_tag(tag, place)?;
+        self.check_tag(tag, place);
         if self.stack.len() >= DEPTH_MAX {
             return Err(self.fail(place, too_deep()));
         }
@@ -478,6 +555,20 @@ impl<'a> YamlReader<'a> {
     }
 }
 
+/// The text from the line on that begins the document after the one begun in a line.
+fn next_document(text: &str, lines_before: usize, begun: usize) -> Option<(&str, usize)> {
+    let mut offset = 0;
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let rest = line.strip_prefix("---");
+        let marks = rest.is_some_and(|rest| rest.trim_start() != rest || rest.is_empty());
+        if marks && lines_before + index + 1 > begun {
+            return Some((&text[offset..], lines_before + index));
+        }
+        offset += line.len();
+    }
+    None
+}
+
 fn unknown_tag(tag: &Tag) -> String {
     format!(
         "the tag `{}{}` has no meaning here; remove it",
@@ -485,7 +576,7 @@ fn unknown_tag(tag: &Tag) -> String {
     )
 }
 
-fn nodes_of(value: &Value) -> usize {
+pub(super) fn nodes_of(value: &Value) -> usize {
     match value {
         Value::Array(items) => 1 + items.iter().map(nodes_of).sum::<usize>(),
         Value::Object(fields) => 1 + fields.values().map(nodes_of).sum::<usize>(),

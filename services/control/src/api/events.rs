@@ -17,7 +17,7 @@ use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 use serde::{Deserialize, Serialize};
 use store::Store;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -79,6 +79,7 @@ struct Tail {
     shutdown: CancellationToken,
     after: Position,
     ready: VecDeque<Record>,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Tail {
@@ -122,12 +123,14 @@ pub async fn stream(app: Arc<App>, call: Call) -> Answer {
         Some(after) => Position(after),
         None => app.deps.store.head().await?,
     };
+    let room = app.room_for_stream()?;
     let tail = Tail {
         store: app.deps.store.clone(),
         progress: app.views.progress(),
         shutdown: app.shutdown.clone(),
         after,
         ready: VecDeque::new(),
+        _room: room,
     };
     let events = futures::stream::unfold(tail, |mut tail| async move {
         let record = tail.next().await?;

@@ -37,11 +37,20 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
         since: call.time("since")?,
         lines: lines.map(|lines| lines as usize),
         follow: call.flag("follow")?,
+        timestamps: call.flag("timestamps")?,
         instance: call.query.get("instance").map(|id| id.clone().into()),
+    };
+    let room = match query.follow {
+        true => Some(app.room_for_stream()?),
+        false => None,
     };
     let stream = app.deps.logs.logs(&of, query).await?;
     let shutdown = app.shutdown.clone();
-    let stream = stream.take_until(async move { shutdown.cancelled().await });
+    let stream = stream
+        .take_until(async move { shutdown.cancelled().await })
+        .inspect(move |_| {
+            let _held = &room;
+        });
     let mut response = Response::new(Body::from_stream(stream));
     response.headers_mut().insert(
         header::CONTENT_TYPE,

@@ -146,31 +146,34 @@ fn written(view: &Value) -> Value {
 /// The body as a resource that belongs at this path.
 fn resource(call: &Call, kind: &str, full_name: &str) -> Result<Resource, ApiError> {
     let document = call.document()?;
-    let resource = document.resource().map_err(ApiError::invalid)?;
-    let mut findings = Vec::new();
+    let checked = document.checked(|resource| {
+        let mut findings = domain::documents::validate(resource);
+        findings.extend(misplaced(resource, kind, full_name));
+        findings
+    });
+    checked.map_err(ApiError::invalid)
+}
+
+fn misplaced(resource: &Resource, kind: &str, full_name: &str) -> Option<Finding> {
     if resource.kind() != kind {
         let detail = format!(
             "a {} cannot be put here, where a {kind} belongs; send it to its own path",
             resource.kind()
         );
-        findings.push(Finding::new("/kind", detail));
-    } else if resource.full_name() != full_name {
-        let pointer = match &resource {
-            Resource::Autoscale(_) => "/spec/target",
-            _ => "/metadata/name",
-        };
-        let detail = format!(
-            "the document is about `{}`, and was sent for `{full_name}`; make them equal",
-            resource.full_name()
-        );
-        findings.push(Finding::new(pointer, detail));
+        return Some(Finding::new("/kind", detail));
     }
-    findings.extend(domain::documents::validate(&resource));
-    if findings.is_empty() {
-        Ok(resource)
-    } else {
-        Err(ApiError::invalid(findings))
+    if resource.full_name() == full_name {
+        return None;
     }
+    let pointer = match resource {
+        Resource::Autoscale(_) => "/spec/target",
+        _ => "/metadata/name",
+    };
+    let detail = format!(
+        "the document is about `{}`, and was sent for `{full_name}`; make them equal",
+        resource.full_name()
+    );
+    Some(Finding::new(pointer, detail))
 }
 
 fn gone_meanwhile() -> ApiError {

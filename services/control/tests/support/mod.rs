@@ -11,7 +11,9 @@ use contract::events::Event;
 use contract::ids::{EndpointKey, Name};
 use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::time::Timestamp;
-use control::{Control, ControlConfig, ControlDeps, HistorySource, LogSource, NoHistory, NoLogs};
+use control::{
+    Control, ControlConfig, ControlDeps, HistorySource, Limits, LogSource, NoHistory, NoLogs,
+};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use runtime::clock::{Clock, ManualClock};
 use runtime::health::Health;
@@ -37,6 +39,28 @@ pub struct World {
     pub answered: Mutex<HashSet<(Method, String, u16)>>,
     shutdown: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
+}
+
+/// What a world is made of.
+pub struct Setup {
+    /// May have been used before.
+    pub dir: Arc<TempDir>,
+    pub seed: u64,
+    pub logs: Arc<dyn LogSource>,
+    pub history: Arc<dyn HistorySource>,
+    pub limits: Limits,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            dir: Arc::new(tempfile::tempdir().unwrap()),
+            seed: 1,
+            logs: Arc::new(NoLogs),
+            history: Arc::new(NoHistory),
+            limits: Limits::default(),
+        }
+    }
 }
 
 /// A sound document, to be spoilt.
@@ -85,21 +109,17 @@ impl Reply {
 
 impl World {
     pub async fn start() -> Self {
-        let dir = Arc::new(tempfile::tempdir().unwrap());
-        Self::start_in(dir, 1).await
+        Self::start_with(Setup::default()).await
     }
 
-    /// In a data directory that may have been used before.
-    pub async fn start_in(dir: Arc<TempDir>, seed: u64) -> Self {
-        Self::start_with(dir, seed, Arc::new(NoLogs), Arc::new(NoHistory)).await
-    }
-
-    pub async fn start_with(
-        dir: Arc<TempDir>,
-        seed: u64,
-        logs: Arc<dyn LogSource>,
-        history: Arc<dyn HistorySource>,
-    ) -> Self {
+    pub async fn start_with(setup: Setup) -> Self {
+        let Setup {
+            dir,
+            seed,
+            logs,
+            history,
+            limits,
+        } = setup;
         let url = format!("sqlite:{}", dir.path().join("penstock.db").display());
         let store = Store::open(&url).await.unwrap();
         let bus = LocalBus::new();
@@ -123,6 +143,7 @@ impl World {
             seal_key: None,
             replica: None,
             gateway: Some("http://127.0.0.1:8080".into()),
+            limits,
         };
         let relay = runtime::relay::run(store.clone(), bus.clone(), shutdown.clone());
         let control = Control::bind(config, deps).await.unwrap();
@@ -152,6 +173,31 @@ impl World {
             shutdown,
             tasks,
         }
+    }
+
+    /// With the endpoint `iris`.
+    pub async fn with_iris() -> Self {
+        let world = Self::start().await;
+        world.with_endpoint("iris").await;
+        world
+    }
+
+    /// With the endpoint `iris` and its deployment `blue`.
+    pub async fn with_blue() -> Self {
+        let world = Self::with_iris().await;
+        world.with_deployment("iris", "blue").await;
+        world
+    }
+
+    pub async fn with_endpoint(&self, name: &str) -> Reply {
+        let path = format!("/v1/endpoints/{name}");
+        self.put(&path, &endpoint(name)).await.expect(201)
+    }
+
+    /// Of an endpoint that is there.
+    pub async fn with_deployment(&self, of: &str, name: &str) -> Reply {
+        let path = format!("/v1/endpoints/{of}/deployments/{name}");
+        self.put(&path, &deployment(of, name)).await.expect(201)
     }
 
     /// Ends the service and gives the directory back.
@@ -233,6 +279,12 @@ impl World {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// The newest position once nothing is on its way.
+    pub async fn settled_head(&self) -> u64 {
+        self.settled().await;
+        self.head().await
     }
 
     /// Waits until a resource is in a state.

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "only tests use this")]
 
+mod raw;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
@@ -30,12 +32,14 @@ use runtime::clock::SystemClock;
 use runtime::health::Health;
 use runtime::metrics::Metrics;
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+#[allow(unused_imports, reason = "each test file uses its part")]
+pub use raw::*;
 
 pub type AnyBody = BoxBody<Bytes, Infallible>;
 /// Long enough for anything that will happen; a test that waits for it has failed.
@@ -62,6 +66,15 @@ pub struct Settings {
     pub model_client_errors: ModelClientErrors,
     pub request: RequestSettings,
     pub thresholds_us: Vec<u64>,
+}
+
+impl Settings {
+    /// An instance takes one request, and the next one waits.
+    pub fn one_at_a_time() -> Self {
+        let mut settings = Self::default();
+        settings.request.max_concurrent_requests_per_instance = 1;
+        settings
+    }
 }
 
 impl Default for Settings {
@@ -190,6 +203,20 @@ pub fn config() -> Config {
 
 pub async fn start(updates: &[RouteUpdate]) -> Running {
     start_with(config(), updates).await
+}
+
+/// A gateway with the usual deployment on these instances.
+pub async fn serving(places: &[Place]) -> Running {
+    start(&[blue(1, &Settings::default(), places)]).await
+}
+
+/// The same, where all requests share one pool of connections.
+pub async fn serving_on_one_thread(places: &[Place]) -> Running {
+    let config = Config {
+        threads: 1,
+        ..config()
+    };
+    start_with(config, &[blue(1, &Settings::default(), places)]).await
 }
 
 pub async fn start_with(config: Config, updates: &[RouteUpdate]) -> Running {
@@ -437,18 +464,6 @@ pub async fn send(address: SocketAddr, request: Request<AnyBody>) -> Answer {
     Client::connect(address).await.send(request).await
 }
 
-/// Sends bytes as they are and reads until the gateway closes.
-pub async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
-    soon("the end of the connection", async {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(bytes).await.unwrap();
-        let mut text = Vec::new();
-        let _ = stream.read_to_end(&mut text).await;
-        String::from_utf8_lossy(&text).into_owned()
-    })
-    .await
-}
-
 // --- instances ---
 
 type Answering = Pin<Box<dyn Future<Output = Response<AnyBody>> + Send>>;
@@ -524,77 +539,6 @@ impl Instance {
     pub fn place(&self) -> Place {
         at(self.address)
     }
-}
-
-/// An instance that hands over its connections, to be spoken to byte by byte.
-pub struct RawInstance {
-    pub address: SocketAddr,
-    listener: TcpListener,
-}
-
-impl RawInstance {
-    pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self {
-            address: listener.local_addr().unwrap(),
-            listener,
-        }
-    }
-
-    pub fn place(&self) -> Place {
-        at(self.address)
-    }
-
-    pub async fn accept(&self) -> TcpStream {
-        soon("a connection", self.listener.accept())
-            .await
-            .unwrap()
-            .0
-    }
-}
-
-/// Reads a request's head, and as much body as its content-length says.
-pub async fn read_request(stream: &mut TcpStream) -> String {
-    soon("a request", async {
-        let mut text = Vec::new();
-        loop {
-            let mut byte = [0];
-            let read = stream.read(&mut byte).await.unwrap();
-            assert_eq!(
-                read,
-                1,
-                "closed in a head: {:?}",
-                String::from_utf8_lossy(&text)
-            );
-            text.push(byte[0]);
-            if text.ends_with(b"\r\n\r\n") {
-                break;
-            }
-        }
-        let head = String::from_utf8(text).unwrap();
-        let length = head
-            .lines()
-            .find_map(|line| {
-                line.to_ascii_lowercase()
-                    .strip_prefix("content-length: ")
-                    .map(str::to_owned)
-            })
-            .map_or(0, |length| length.parse::<usize>().unwrap());
-        let mut body = vec![0; length];
-        stream.read_exact(&mut body).await.unwrap();
-        head + &String::from_utf8_lossy(&body)
-    })
-    .await
-}
-
-/// Waits until the other side closes; gives what it still sent.
-pub async fn until_closed(stream: &mut TcpStream) -> Vec<u8> {
-    soon("the close", async {
-        let mut rest = Vec::new();
-        let _ = stream.read_to_end(&mut rest).await;
-        rest
-    })
-    .await
 }
 
 pub fn scratch() -> tempfile::TempDir {

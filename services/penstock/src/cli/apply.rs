@@ -27,7 +27,8 @@ use crate::client::{Answer, Client};
   penstock apply -f iris.yaml -f rules.yaml --dry-run
   penstock apply -f - < iris.yaml
 
-One line per resource says created, changed or unchanged. The documents may stand in any order.")]
+One line per resource says created, changed or unchanged; with --dry-run, what it would be. The
+documents may stand in any order.")]
 pub struct ApplyArgs {
     /// Files or directories of documents, or - for standard input
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
@@ -88,6 +89,8 @@ pub fn in_order(mut documents: Vec<Document>) -> Vec<Document> {
 pub struct Split {
     pub endpoint: String,
     body: Value,
+    /// Deployments that it names and that do not exist.
+    absent: BTreeSet<String>,
 }
 
 impl Split {
@@ -199,17 +202,44 @@ impl<'a> Sender<'a> {
         self.later.push(Split {
             endpoint: document.endpoint().to_string(),
             body: Value::Object(split),
+            absent: named.difference(&existing).cloned().collect(),
         });
         Ok(())
     }
 
+    /// In a dry run: whether the set makes what the split waits for.
+    fn check_split(&self, split: &Split) -> Result<(), CliError> {
+        let endpoint = &split.endpoint;
+        let planned = |name: &&String| {
+            let title = format!("deployment {endpoint}/{name}");
+            self.planned.contains(&title)
+        };
+        match split.absent.iter().find(|name| !planned(name)) {
+            None => Ok(()),
+            Some(name) => Err(CliError::Failed(format!(
+                "it names `{name}`, which is neither a deployment of {endpoint} nor in these documents; add it, or take it out of the split"
+            ))),
+        }
+    }
+
     pub async fn put_split(&mut self, split: &Split) -> Result<Put, CliError> {
         if self.dry_run {
-            // Its deployments do not exist, so the server could only refuse it.
-            return Ok(Put::planned("changed"));
+            // Its deployments do not exist yet, so the server could only refuse it.
+            return self.check_split(split).map(|()| Put::planned("changed"));
         }
         let path = ["v1", "endpoints", split.endpoint.as_str(), "traffic"];
         Put::of(&self.client.put(&path, &[], &split.body).await?)
+    }
+}
+
+impl Put {
+    /// What a dry run or a comparison says: `would be created`, `would change`, `would stay unchanged`.
+    pub fn would_be(&self) -> &'static str {
+        match self.result.as_str() {
+            "created" => "would be created",
+            "unchanged" => "would stay unchanged",
+            _ => "would be changed",
+        }
     }
 }
 
@@ -221,16 +251,20 @@ struct Journal {
 
 impl Journal {
     fn say(&mut self, title: &str, put: &Put) -> Result<(), CliError> {
+        if self.dry_run {
+            return print(&format!("{title} {}", put.would_be()));
+        }
         let line = format!("{title} {}", put.result);
-        let mark = if self.dry_run { " (dry run)" } else { "" };
-        print(&format!("{line}{mark}"))?;
+        print(&line)?;
         self.done.push(line);
         Ok(())
     }
 
     fn stopped(&self, title: &str, error: &CliError) -> CliError {
         remark(&format!("penstock: {title}: {error}"));
-        if !self.dry_run {
+        if self.dry_run {
+            remark("An apply would stop there. Nothing was changed.");
+        } else {
             let done = if self.done.is_empty() {
                 "nothing".into()
             } else {
@@ -249,7 +283,8 @@ fn names_in_split(body: &Value) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for field in ["/spec/traffic", "/spec/mirror"] {
         if let Some(Value::Object(shares)) = body.pointer(field) {
-            names.extend(shares.keys().cloned());
+            let named = shares.iter().filter(|(_, share)| share.as_u64() != Some(0));
+            names.extend(named.map(|(name, _)| name.clone()));
         }
     }
     names

@@ -37,6 +37,7 @@ pub async fn diff(client: &Client, args: &DiffArgs) -> Result<(), CliError> {
     }
     for split in std::mem::take(&mut sender.later) {
         let put = sender.put_split(&split).await?;
+        differs = true;
         print(&section(&split.title(), &put))?;
     }
     if differs && args.exit_code {
@@ -47,12 +48,7 @@ pub async fn diff(client: &Client, args: &DiffArgs) -> Result<(), CliError> {
 
 /// `+ field: value`, `- field: value` and `~ field: old -> new` under what would happen.
 fn section(title: &str, put: &Put) -> String {
-    let verdict = match put.result.as_str() {
-        "created" => "would be created",
-        "unchanged" => "is unchanged",
-        _ => "would change",
-    };
-    let mut out = format!("{title} {verdict}\n");
+    let mut out = format!("{title} {}\n", put.would_be());
     if put.result == "created" {
         return out;
     }
@@ -86,7 +82,7 @@ mod tests {
         };
         assert_eq!(
             section("deployment iris/blue", &put),
-            "deployment iris/blue would change
+            "deployment iris/blue would be changed
   ~ /spec/instances: 1 -> 2
   + /spec/env/LEVEL: \"3\"
   - /metadata/labels/team: \"ml\"

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use contract::ids::Name;
 use contract::problem::Finding;
-use contract::resources::{Located, Read, Resource, read, substitute};
+use contract::resources::{Located, Read, Resource, read_checking, substitute};
 use serde_json::Value;
 
 use super::engine;
@@ -22,7 +22,8 @@ use super::output::{print, remark};
   penstock validate -f deploy/examples/quickstart
   penstock validate -f iris.yaml -f rules.yaml --set level=3
 
-Each fault is shown as file:line:column, the field's path and what to do; exit 1 if there is one.")]
+Every fault of every document is shown (the first 100) as file:line:column, the field's path and what
+to do; exit 1 if there is one.")]
 pub struct ValidateArgs {
     /// Files or directories of documents, or - for standard input
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
@@ -31,6 +32,9 @@ pub struct ValidateArgs {
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     pub set: Vec<(String, String)>,
 }
+
+/// Faults that are shown; the rest are counted.
+const FAULTS_SHOWN: usize = 100;
 
 /// One resource of the set, with the text's own tree as what is sent.
 #[derive(Clone, Debug)]
@@ -93,7 +97,7 @@ pub fn load(files: &[PathBuf], set: &[(String, String)]) -> Result<Vec<Document>
         found.add(&source, &values);
     }
     if !found.faults.is_empty() {
-        for fault in &found.faults {
+        for fault in found.faults.iter().take(FAULTS_SHOWN) {
             remark(fault);
         }
         let many = if found.faults.len() == 1 {
@@ -102,7 +106,11 @@ pub fn load(files: &[PathBuf], set: &[(String, String)]) -> Result<Vec<Document>
             "faults"
         };
         let count = found.faults.len();
-        remark(&format!("penstock: {count} {many} in the documents"));
+        let shown = match count > FAULTS_SHOWN {
+            true => format!("; the first {FAULTS_SHOWN} are shown"),
+            false => String::new(),
+        };
+        remark(&format!("penstock: {count} {many} in the documents{shown}"));
         return Err(CliError::Quiet(1));
     }
     if found.documents.is_empty() {
@@ -145,9 +153,8 @@ impl Found {
                 return;
             }
         };
-        let (read, mut faults) = read(&text);
+        let (read, mut faults) = read_checking(&text, engine::findings);
         for one in read {
-            faults.extend(one.document.locate_all(engine::findings(&one.resource)));
             faults.extend(self.duplicate(source, &one));
             self.documents.push(Document {
                 resource: one.resource,

@@ -1,5 +1,7 @@
 //! `get` and `delete`: resources by kind and name.
 
+use std::collections::BTreeMap;
+
 use contract::ids::DeploymentRef;
 use contract::time::Timestamp;
 use serde_json::{Value, json};
@@ -7,7 +9,7 @@ use serde_json::{Value, json};
 use super::decisions;
 use super::error::CliError;
 use super::kinds::{Kind, Scope, full_name};
-use super::output::{Format, Screen, Table, age, items, print, shares, text, yaml};
+use super::output::{Format, Screen, Table, age, items, print, remark, shares, text, yaml};
 use crate::client::{Answer, Client, ClientError};
 
 /// Show resources: a list, or one by its name
@@ -17,11 +19,14 @@ use crate::client::{Answer, Client, ClientError};
   penstock get deployments iris
   penstock get deployment iris/blue -o yaml
   penstock get instances iris/blue
+  penstock get instances --all
   penstock get autoscale iris/blue -o json
   penstock get decisions iris --limit 20
   penstock get access
 
-Kinds: endpoints (endpoint, ep), deployments, autoscales, instances, decisions, access (tokens).")]
+Kinds: endpoints (endpoint, ep), deployments, autoscales, instances, decisions, access (tokens).
+The table of instances shows those that live, and failed ones until another is started in their place;
+--all shows those that are over too, as -o json and -o yaml always do.")]
 pub struct GetArgs {
     #[arg(value_enum, value_name = "KIND", hide_possible_values = true)]
     kind: Kind,
@@ -29,6 +34,9 @@ pub struct GetArgs {
     name: Option<String>,
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
+    /// Instances that are over, too
+    #[arg(long)]
+    all: bool,
     /// At most so many rows
     #[arg(long, value_name = "N")]
     limit: Option<u32>,
@@ -50,16 +58,67 @@ pub struct DeleteArgs {
 }
 
 pub async fn get(client: &Client, args: &GetArgs, screen: Screen) -> Result<(), CliError> {
+    if args.all && args.kind != Kind::Instances {
+        let usage = "--all is about instances only: lists of other kinds are whole";
+        return Err(CliError::Usage(usage.into()));
+    }
+    let filtered = args.kind == Kind::Instances && !args.all;
     let fetched = match (args.output, args.limit) {
-        (Format::Table, None) if args.kind != Kind::Decisions => whole(client, args).await?,
-        _ => fetch(client, args, None).await?,
+        // What is filtered here must be fetched whole to be counted right.
+        (Format::Table, limit) if limit.is_none() && args.kind != Kind::Decisions || filtered => {
+            whole(client, args).await?
+        }
+        _ => fetch(client, args, args.limit, None).await?,
     };
     let shown = match args.output {
         Format::Json => fetched.text,
         Format::Yaml => yaml(&fetched.body),
-        Format::Table => table(args.kind, &items(&fetched.body), screen.now).render(screen.tty),
+        Format::Table => {
+            let mut rows = items(&fetched.body);
+            if filtered {
+                rows = living(rows, args);
+            }
+            table(args.kind, &rows, screen.now).render(screen.tty)
+        }
     };
     print(&shown)
+}
+
+/// Instances without those that are over: stopped ones, and failed ones that another was requested
+/// after, one for one.
+fn living(rows: Vec<Value>, args: &GetArgs) -> Vec<Value> {
+    if args
+        .name
+        .as_deref()
+        .is_some_and(|id| rows.iter().any(|row| text(row, "/id") == id))
+    {
+        return rows;
+    }
+    let all = rows.len();
+    let mut kept = Vec::new();
+    // Newest first: what was requested later has been seen already.
+    let mut later: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for row in rows {
+        let requested = later.entry(text(&row, "/deploymentUid")).or_default();
+        let lives = match text(&row, "/state").as_str() {
+            "stopped" => false,
+            "failed" => {
+                let ended = text(&row, "/endedAt");
+                let replacement = requested.iter().position(|at| *at >= ended);
+                replacement.map(|index| requested.remove(index)).is_none()
+            }
+            _ => true,
+        };
+        requested.push(text(&row, "/requestedAt"));
+        if lives {
+            kept.push(row);
+        }
+    }
+    if kept.is_empty() && all > 0 {
+        remark(&format!("no instance lives; --all shows {all} that did"));
+    }
+    kept.truncate(args.limit.map_or(usize::MAX, |limit| limit as usize));
+    kept
 }
 
 /// A body with the very text that the API sent.
@@ -86,14 +145,14 @@ impl Fetched {
 
 /// All pages of a list, for a person who asked for everything. Programs get one page and its cursor.
 async fn whole(client: &Client, args: &GetArgs) -> Result<Fetched, CliError> {
-    let mut fetched = fetch(client, args, None).await?;
+    let mut fetched = fetch(client, args, None, None).await?;
     let mut rows = items(&fetched.body);
     loop {
         let cursor = text(&fetched.body, "/nextCursor");
         if cursor.is_empty() {
             return Ok(Fetched::made(json!({"items": rows})));
         }
-        fetched = fetch(client, args, Some(cursor)).await?;
+        fetched = fetch(client, args, None, Some(cursor)).await?;
         rows.extend(items(&fetched.body));
     }
 }
@@ -101,10 +160,11 @@ async fn whole(client: &Client, args: &GetArgs) -> Result<Fetched, CliError> {
 async fn fetch(
     client: &Client,
     args: &GetArgs,
+    limit: Option<u32>,
     cursor: Option<String>,
 ) -> Result<Fetched, CliError> {
     let limit = [
-        ("limit", args.limit.map(|limit| limit.to_string())),
+        ("limit", limit.map(|limit| limit.to_string())),
         ("cursor", cursor),
     ];
     let name = args.name.as_deref();
@@ -129,9 +189,18 @@ async fn fetch(
                         limit,
                         cursor,
                     ];
-                    Ok(Fetched::of(
-                        &client.get(&["v1", collection], &query).await?,
-                    )?)
+                    let fetched = Fetched::of(&client.get(&["v1", collection], &query).await?)?;
+                    let may_be_id = query[1].1.is_none() && query[3].1.is_none();
+                    match items(&fetched.body).is_empty()
+                        && args.kind == Kind::Instances
+                        && may_be_id
+                    {
+                        // Ids of instances look like names of endpoints.
+                        true => Ok(by_id(client, args.kind, collection, name, &[])
+                            .await
+                            .unwrap_or(fetched)),
+                        false => Ok(fetched),
+                    }
                 }
             }
         }

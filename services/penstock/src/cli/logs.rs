@@ -15,8 +15,12 @@ use crate::client::{Client, ClientError};
 #[command(after_help = "Examples:
   penstock logs iris/blue
   penstock logs iris/blue --since 10m
-  penstock logs iris/blue --follow
-  penstock logs iris/blue --instance iris-blue-0a1b2c3d4e5f --limit 100")]
+  penstock logs iris/blue --follow --timestamps
+  penstock logs iris/blue --instance iris-blue-0a1b2c3d4e5f --limit 100
+
+Instances write to files by themselves, and what they write carries no time. --timestamps shows when
+Penstock first saw a line, with a `~`: at most about ten seconds after it was written, and later only
+if Penstock was not running. --since goes by the same times.")]
 pub struct LogsArgs {
     /// ENDPOINT/DEPLOYMENT
     #[arg(value_parser = deployment_ref)]
@@ -27,6 +31,9 @@ pub struct LogsArgs {
     /// How far back: a duration (10m) or an instant (RFC 3339)
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<String>,
+    /// Begin each line with when it was first seen
+    #[arg(long)]
+    timestamps: bool,
     /// At most so many lines of the past
     #[arg(long, value_name = "N")]
     limit: Option<u32>,
@@ -42,6 +49,7 @@ pub async fn logs(client: &Client, args: &LogsArgs) -> Result<(), CliError> {
         ("since", args.since.clone()),
         ("limit", args.limit.map(|limit| limit.to_string())),
         ("instance", args.instance.clone()),
+        ("timestamps", args.timestamps.then(|| "true".to_owned())),
         ("follow", args.follow.then(|| "true".to_owned())),
     ];
     let response = client.stream(&path, &query, &[]).await?;

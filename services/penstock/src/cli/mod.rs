@@ -21,6 +21,7 @@ mod operate;
 pub mod output;
 mod run_load;
 pub mod serve_args;
+mod store;
 mod top;
 
 use std::process::ExitCode;
@@ -78,6 +79,7 @@ enum Command {
     Autoscale(autoscale::AutoscaleArgs),
     Access(access::AccessArgs),
     Events(events::EventsArgs),
+    Store(store::StoreArgs),
     Completions(CompletionsArgs),
     Version(VersionArgs),
 }
@@ -125,6 +127,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Serve(args) => Ok(crate::serve::run(args)?),
         Command::Load(args) => run_load::run(&cli.connect, &args),
         Command::Validate(args) => documents::validate(&args),
+        Command::Store(args) => store::store(&args),
         Command::Completions(args) => completions(args.shell),
         Command::Version(_) => print(concat!("penstock ", env!("CARGO_PKG_VERSION"))),
         Command::Autoscale(args) if args.is_offline() => {
@@ -184,6 +187,7 @@ async fn carry_out(client: &Client, command: Command, screen: Screen) -> Result<
         Command::Serve(_)
         | Command::Load(_)
         | Command::Validate(_)
+        | Command::Store(_)
         | Command::Completions(_)
         | Command::Version(_) => Ok(()),
     }
@@ -288,7 +292,7 @@ mod tests {
     #[test]
     fn commands_of_later_releases_are_not_offered() {
         for command in [
-            "backtest", "sla", "cost", "shadow", "rollout", "batch", "import", "store",
+            "backtest", "sla", "cost", "shadow", "rollout", "batch", "import",
         ] {
             let error = Cli::try_parse_from(["penstock", command]).unwrap_err();
             assert_eq!(

@@ -10,6 +10,7 @@ use crate::client::config::default_data_dir;
 #[command(after_help = "Examples:
   penstock serve
   penstock serve --data ./data --control-addr 127.0.0.1:0 --gateway-addr 127.0.0.1:0 --ready-file ready.json
+  penstock serve --gateway-domain models.example.com
   penstock serve --services control,gateway,autoscaler,actuator,meter --keep-instances
 
 The server's address and an admin's token are written to DATA/client.json, where the other commands
@@ -21,8 +22,13 @@ pub struct ServeArgs {
     /// Where everything is kept
     #[arg(long, value_name = "DIR", default_value_os_t = default_data_dir())]
     pub data: PathBuf,
-    /// sqlite:PATH; in the data directory unless given
-    #[arg(long, value_name = "URL", env = "PENSTOCK_STORE")]
+    /// sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE; in the data directory unless given
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "PENSTOCK_STORE",
+        hide_env_values = true
+    )]
     pub store: Option<String>,
     /// How services hear of each other
     #[arg(
@@ -49,10 +55,56 @@ pub struct ServeArgs {
     /// Where the gateway listens; port 0 picks a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub gateway_addr: SocketAddr,
+    /// Find endpoints by host name too: `{endpoint}.DOMAIN/score` is `/endpoints/{endpoint}/score`
+    #[arg(long, value_name = "DOMAIN", env = "PENSTOCK_GATEWAY_DOMAIN", value_parser = domain)]
+    pub gateway_domain: Option<String>,
     /// Where health and metrics are served by a process without control
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     pub admin_addr: SocketAddr,
     /// A file that receives {"control","gateway","admin"} once this process is ready
     #[arg(long, value_name = "PATH")]
     pub ready_file: Option<PathBuf>,
+}
+
+/// A domain as it stands in a Host header after the endpoint's name and a dot.
+fn domain(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(inner)
+    };
+    if text.len() <= 253 && text.split('.').all(label) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "`{text}` is not a domain; write it without scheme, port and dots at the ends, such as models.example.com"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_is_taken_as_it_stands_in_a_host_header() {
+        for sound in ["localhost", "models.example.com", "a-1.b"] {
+            assert_eq!(domain(sound), Ok(sound.to_owned()));
+        }
+        let long = "a".repeat(64);
+        for wrong in [
+            "",
+            ".example.com",
+            "example.com.",
+            "http://a.b",
+            "a.b:80",
+            "a b",
+            "-a.b",
+            &long,
+        ] {
+            let refused = domain(wrong).unwrap_err();
+            assert!(refused.contains("such as models.example.com"), "{refused}");
+        }
+    }
 }

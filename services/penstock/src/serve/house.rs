@@ -12,7 +12,7 @@ use backends::process::{ProcessBackend, ProcessConfig, node_id};
 use backends::simulated::SimulatedBackend;
 use bus::{Bus, LocalBus};
 use contract::resources::BackendKind;
-use control::{Control, ControlConfig, ControlDeps};
+use control::{Control, ControlConfig, ControlDeps, Limits};
 use domain::instances::plan::REMOVAL_GRACE;
 use gateway::Gateway;
 use meter::Meter;
@@ -105,6 +105,7 @@ impl House {
 
         let gateway_config = gateway::Config {
             data: Some(data.clone()),
+            domain: args.gateway_domain.clone(),
             ..gateway::Config::new(GATEWAY_ID, args.gateway_addr)
         };
         let gateway_deps = gateway::Deps {
@@ -137,6 +138,7 @@ impl House {
             seal_key: None,
             replica: None,
             gateway: Some(gateway_url.clone()),
+            limits: Limits::default(),
         };
         let control_deps = ControlDeps {
             store: store.clone(),

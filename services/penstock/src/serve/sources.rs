@@ -66,7 +66,7 @@ impl Reading {
         while self.query.follow {
             match self.read() {
                 Ok(None) => tokio::time::sleep(FOLLOW_EVERY).await,
-                Ok(Some(lines)) => return Some((Ok(text(lines)), self)),
+                Ok(Some(lines)) => return Some((Ok(self.text(lines)), self)),
                 Err(error) => return Some((Err(error), self)),
             }
         }
@@ -82,7 +82,22 @@ impl Reading {
             let surplus = last.len().saturating_sub(most);
             last.drain(..surplus);
         }
-        Ok(text(last))
+        Ok(self.text(last))
+    }
+
+    fn text(&self, lines: impl IntoIterator<Item = LogLine>) -> Bytes {
+        let line = |line: LogLine| {
+            let LogLine {
+                instance,
+                seen,
+                text,
+            } = line;
+            match self.query.timestamps {
+                true => format!("~{seen} {instance} {text}\n"),
+                false => format!("{instance} {text}\n"),
+            }
+        };
+        lines.into_iter().map(line).collect::<String>().into()
     }
 
     /// The next lines that were asked for; none when all that is there has been read.
@@ -97,13 +112,6 @@ impl Reading {
         }
         Ok(Some(lines))
     }
-}
-
-fn text(lines: impl IntoIterator<Item = LogLine>) -> Bytes {
-    let lines = lines
-        .into_iter()
-        .map(|line| format!("{} {}\n", line.instance, line.text));
-    lines.collect::<String>().into()
 }
 
 /// Measurements as the meter keeps them.

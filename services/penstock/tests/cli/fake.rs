@@ -95,6 +95,11 @@ impl Fake {
         self.shared.lock().stored[path].to_string()
     }
 
+    /// Something that the server has already.
+    pub fn store(&self, path: &str, body: Value) {
+        self.shared.lock().stored.insert(path.into(), body);
+    }
+
     pub fn refuse(&self, path: &str, status: u16, problem: Value) {
         self.shared
             .lock()
@@ -199,6 +204,9 @@ impl Inner {
         }
         let parts: Vec<&str> = path.trim_start_matches("/v1/").split('/').collect();
         match parts.as_slice() {
+            ["instances"] if query.contains("endpoint=") => {
+                reply(200, r#"{"items":[],"nextCursor":null}"#)
+            }
             ["endpoints" | "instances" | "decisions" | "autoscale" | "access"] => {
                 let depth = path.matches('/').count() + 1;
                 self.list(path, depth)

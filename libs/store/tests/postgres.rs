@@ -1,0 +1,632 @@
+//! What is particular to PostgreSQL: many processes that write at once, connections that break or
+//! fall silent, and a server that is killed.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use contract::ids::{Bucket, Position};
+use contract::log::{Record, RowChange};
+use contract::time::Timestamp;
+use sqlx::Connection;
+use store::{
+    Append, Cause, Commit, CommitError, Committed, Projector, RowQuery, Store, StoreError, verify,
+};
+use support::place::*;
+use support::postgres::{Database, Server, Sync, skipped};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// Longer than anything here takes, so that a test which hangs says where.
+const HANGS: Duration = Duration::from_secs(120);
+
+struct NoRows;
+
+impl Projector for NoRows {
+    fn project(&mut self, _: &Record) -> Vec<RowChange> {
+        Vec::new()
+    }
+}
+
+async fn is_sound(store: &Store) {
+    let report = verify(store, &mut NoRows, &[]).await.unwrap();
+    assert_eq!(report.problems, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_concurrent_writers_a_reader_never_sees_a_position_before_the_one_below_it() {
+    if skipped() {
+        return;
+    }
+    let database = Database::new().await;
+    let mut writers = Vec::new();
+    for process in 0..3 {
+        let store = Store::open(&database.url()).await.unwrap();
+        for writer in 0..4 {
+            let store = store.clone();
+            // Names of all processes lie in the same buckets.
+            let name = format!("e{writer}-{process}");
+            writers.push(tokio::spawn(async move { fill(&store, &name, 25).await }));
+        }
+    }
+    let reader = Store::open(&database.url()).await.unwrap();
+    let mut after = Position::START;
+    let mut chains: BTreeMap<Bucket, Position> = BTreeMap::new();
+    while after < Position(300) {
+        for record in reader.read_all(after, 1000).await.unwrap() {
+            assert_eq!(record.position.0, after.0 + 1, "a gap was visible");
+            after = record.position;
+            let before = chains.insert(record.bucket, after);
+            assert_eq!(record.prev, before.unwrap_or(Position::START));
+        }
+        tokio::task::yield_now().await;
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    is_sound(&reader).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_processes_with_the_same_expected_version_one_wins() {
+    if skipped() {
+        return;
+    }
+    let database = Database::new().await;
+    let mut stores = Vec::new();
+    for _ in 0..4 {
+        stores.push(Store::open(&database.url()).await.unwrap());
+    }
+    for version in 0..10 {
+        let attempts: Vec<_> = stores
+            .iter()
+            .cloned()
+            .map(|store| {
+                tokio::spawn(
+                    async move { store.commit(commit_to(stream("iris"), version, 1)).await },
+                )
+            })
+            .collect();
+        let mut won = 0;
+        for attempt in attempts {
+            match attempt.await.unwrap() {
+                Ok(_) => won += 1,
+                Err(CommitError::Conflict { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(won, 1);
+    }
+    is_sound(&stores[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cause_is_carried_out_by_one_of_many_processes() {
+    if skipped() {
+        return;
+    }
+    let database = Database::new().await;
+    let mut attempts = Vec::new();
+    for _ in 0..4 {
+        let store = Store::open(&database.url()).await.unwrap();
+        attempts.push(tokio::spawn(async move {
+            let commit = Commit {
+                cause: Some(cause("views:1")),
+                ..commit_to(stream("iris"), 0, 1)
+            };
+            store.commit(commit).await.unwrap()
+        }));
+    }
+    let mut now = 0;
+    for attempt in attempts {
+        now += usize::from(matches!(attempt.await.unwrap(), Committed::Now { .. }));
+    }
+    assert_eq!(now, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_take_over_nothing_more_of_the_old_owner_is_written() {
+    if skipped() {
+        return;
+    }
+    let database = Database::new().await;
+    let old = Store::open(&database.url()).await.unwrap();
+    let new = Store::open(&database.url()).await.unwrap();
+    let fence = old.take("autoscaler/7").await.unwrap();
+    let writing: Vec<_> = (0..40)
+        .map(|n| {
+            let (store, fence) = (old.clone(), fence.clone());
+            tokio::spawn(async move {
+                let name = format!("e{n}");
+                for version in 0.. {
+                    let commit = Commit {
+                        fence: Some(fence.clone()),
+                        ..commit_to(stream(&name), version, 1)
+                    };
+                    match store.commit(commit).await {
+                        Ok(_) => {}
+                        Err(CommitError::Fenced { actual, .. }) => return actual,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                unreachable!()
+            })
+        })
+        .collect();
+    let mut head = new.head_watch();
+    head.wait_for(|head| head.0 > 50).await.unwrap();
+    let taken = new.take("autoscaler/7").await.unwrap();
+    let at = new.head().await.unwrap();
+    let mine = Commit {
+        fence: Some(taken.clone()),
+        ..commit_to(stream("rose"), 0, 1)
+    };
+    let mine = records(&new, mine).await;
+    for writer in writing {
+        assert_eq!(writer.await.unwrap(), taken.generation);
+    }
+    let after = new.read_all(at, 1000).await.unwrap();
+    assert_eq!(after, vec![Record::clone(&mine[0])]);
+}
+
+#[tokio::test]
+async fn a_text_that_the_database_cannot_hold_fails_alone() {
+    if skipped() {
+        return;
+    }
+    let database = Database::new().await;
+    let store = Store::open(&database.url()).await.unwrap();
+    let row = |key: &str| RowChange {
+        model: "m",
+        key: key.to_owned(),
+        endpoint: String::new(),
+        deployment: String::new(),
+        position: Position(1),
+        time: Timestamp::from_secs(1),
+        doc: Some("{}".to_owned()),
+    };
+    let attempts: Vec<_> = (0..10)
+        .map(|n| {
+            let store = store.clone();
+            let key = if n == 4 {
+                "a\0b".to_owned()
+            } else {
+                format!("k{n}")
+            };
+            let rows = vec![row(&key)];
+            tokio::spawn(async move {
+                let commit = Commit {
+                    rows,
+                    ..Commit::default()
+                };
+                store.commit(commit).await
+            })
+        })
+        .collect();
+    for (n, attempt) in attempts.into_iter().enumerate() {
+        assert_eq!(attempt.await.unwrap().is_ok(), n != 4, "{n}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_was_written_past_every_check_is_a_conflict_of_one_commit() {
+    if skipped() {
+        return;
+    }
+    let database = Database::new().await;
+    let store = Store::open(&database.url()).await.unwrap();
+    fill(&store, "iris", 1).await;
+    // Somebody who does not keep the order has written, and not committed yet.
+    let mut meddler = database.connect().await;
+    let mut meddling = meddler.begin().await.unwrap();
+    let sql = "INSERT INTO events SELECT 50, prev, bucket, stream, 2, 'x', type, type_version, time, \
+         actor, data FROM events";
+    sqlx::query(sql).execute(&mut *meddling).await.unwrap();
+    let committing = |name: &str, version| {
+        let (store, commit) = (store.clone(), commit_to(stream(name), version, 1));
+        tokio::spawn(async move { store.commit(commit).await })
+    };
+    let (clashing, mate) = (committing("iris", 1), committing("rose", 0));
+    let mut looking = database.connect().await;
+    loop {
+        let waiting = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
+             AND datname = current_database()";
+        let waiting: i64 = sqlx::query_scalar(waiting)
+            .fetch_one(&mut looking)
+            .await
+            .unwrap();
+        if waiting > 0 {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    meddling.commit().await.unwrap();
+    let refused = clashing.await.unwrap().unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            CommitError::Conflict {
+                expected: 1,
+                actual: 2,
+                ..
+            }
+        ),
+        "{refused}"
+    );
+    mate.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn texts_are_in_order_of_their_bytes_whatever_the_databases_locale() {
+    if skipped() {
+        return;
+    }
+    let properties =
+        "ENCODING 'UTF8' TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'de' LOCALE 'C'";
+    let database = Database::with(properties).await;
+    let store = Store::open(&database.url()).await.unwrap();
+    let keys = ["a", "B", "ä", "Z", "z", "_", "A"];
+    let rows = keys
+        .iter()
+        .map(|key| RowChange {
+            model: "m",
+            key: (*key).to_owned(),
+            endpoint: String::new(),
+            deployment: String::new(),
+            position: Position(1),
+            time: Timestamp::from_secs(1),
+            doc: Some("{}".to_owned()),
+        })
+        .collect();
+    let commit = Commit {
+        rows,
+        ..Commit::default()
+    };
+    store.commit(commit).await.unwrap();
+    let query = RowQuery {
+        model: "m".to_owned(),
+        limit: 100,
+        ..RowQuery::default()
+    };
+    let listed = store.rows(query).await.unwrap();
+    let listed: Vec<&str> = listed.iter().map(|row| row.key.as_str()).collect();
+    assert_eq!(listed, ["ä", "z", "a", "_", "Z", "B", "A"]);
+}
+
+#[tokio::test]
+async fn a_database_that_could_not_hold_every_text_is_refused() {
+    if skipped() {
+        return;
+    }
+    let database = Database::with("ENCODING 'SQL_ASCII' TEMPLATE template0 LOCALE 'C'").await;
+    let refused = Store::open(&database.url())
+        .await
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(refused.contains("UTF8"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_commit_waits_for_the_disk_also_where_the_database_would_not() {
+    if skipped() {
+        return;
+    }
+    let database = Database::new().await;
+    let mut connection = database.connect().await;
+    let sql = format!(
+        "ALTER DATABASE {} SET synchronous_commit = off",
+        database.name()
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let store = Store::open(&database.url()).await.unwrap();
+    for sql in [
+        "CREATE TABLE seen (setting TEXT, application TEXT)",
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO seen VALUES \
+         (current_setting('synchronous_commit'), current_setting('application_name')); RETURN NEW; END $$",
+        "CREATE TRIGGER note BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION note()",
+    ] {
+        sqlx::query(sql).execute(&mut connection).await.unwrap();
+    }
+    fill(&store, "iris", 1).await;
+    let seen: (String, String) = sqlx::query_as("SELECT * FROM seen")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(seen, ("on".to_owned(), "penstock".to_owned()));
+    connection.close().await.unwrap();
+}
+
+/// Stands between a store and its server, and can fall silent without a word.
+struct Proxy {
+    address: String,
+    silent: watch::Sender<bool>,
+}
+
+impl Proxy {
+    /// Falls silent by itself once it has passed on a message that holds `at`.
+    async fn start(server: String, at: Option<&'static [u8]>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let silent = watch::Sender::new(false);
+        let gate = silent.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(&server).await.unwrap();
+                let (from_client, to_client) = client.into_split();
+                let (from_server, to_server) = server.into_split();
+                tokio::spawn(pass(from_client, to_server, gate.clone(), at));
+                tokio::spawn(pass(from_server, to_client, gate.clone(), None));
+            }
+        });
+        Self { address, silent }
+    }
+
+    fn url(&self, database: &Database) -> String {
+        let (_, name) = database
+            .url()
+            .rsplit_once('/')
+            .map(|(a, b)| (a.to_owned(), b.to_owned()))
+            .unwrap();
+        format!("postgres://postgres@{}/{name}?timeout=1", self.address)
+    }
+}
+
+async fn pass(
+    mut from: impl AsyncReadExt + Unpin,
+    mut to: impl AsyncWriteExt + Unpin,
+    silent: watch::Sender<bool>,
+    at: Option<&'static [u8]>,
+) {
+    let mut buffer = vec![0; 1 << 16];
+    let mut gate = silent.subscribe();
+    while let Ok(bytes @ 1..) = from.read(&mut buffer).await {
+        let _ = gate.wait_for(|silent| !silent).await;
+        if at.is_some_and(|at| buffer[..bytes].windows(at.len()).any(|part| part == at)) {
+            silent.send_replace(true);
+        }
+        if to.write_all(&buffer[..bytes]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Where the shared server listens. A server that the user named may be anywhere, so this makes one.
+async fn server_of_ones_own() -> (Server, String) {
+    let server = tokio::task::spawn_blocking(|| Server::start(Sync::On))
+        .await
+        .unwrap();
+    let url = server.url("postgres");
+    (server, url)
+}
+
+fn address(url: &str) -> String {
+    url.split('@')
+        .nth(1)
+        .unwrap()
+        .split('/')
+        .next()
+        .unwrap()
+        .to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_waits_for_ever_for_a_server_that_has_vanished() {
+    if skipped() {
+        return;
+    }
+    let (_server, url) = server_of_ones_own().await;
+    let database = Database::on(&url, "").await;
+    let proxy = Proxy::start(address(&url), None).await;
+    let store = Store::open(&proxy.url(&database)).await.unwrap();
+    fill(&store, "iris", 1).await;
+    proxy.silent.send_replace(true);
+    let attempts = async {
+        let commit = Commit {
+            cause: Some(cause("views:1")),
+            ..commit_to(stream("iris"), 1, 1)
+        };
+        let failed = store.commit(commit).await.unwrap_err();
+        assert!(
+            matches!(failed, CommitError::Store(StoreError::Database(_))),
+            "{failed}"
+        );
+        assert!(matches!(
+            store.head().await.unwrap_err(),
+            StoreError::Database(_)
+        ));
+        assert!(store.take("relay").await.is_err());
+        assert!(Store::open(&proxy.url(&database)).await.is_err());
+    };
+    tokio::time::timeout(HANGS, attempts)
+        .await
+        .expect("something waits for ever");
+    proxy.silent.send_replace(false);
+    let again = async {
+        loop {
+            let commit = Commit {
+                cause: Some(cause("views:1")),
+                ..commit_to(stream("iris"), 1, 1)
+            };
+            match store.commit(commit).await {
+                Ok(_) => return,
+                Err(CommitError::Store(StoreError::Database(_))) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    tokio::time::timeout(HANGS, again)
+        .await
+        .expect("it never comes back");
+    assert_eq!(store.head().await.unwrap(), Position(2));
+    tokio::time::timeout(HANGS, store.close()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_cut_off_within_a_transaction_does_not_hold_up_the_others() {
+    if skipped() {
+        return;
+    }
+    let (_server, url) = server_of_ones_own().await;
+    let database = Database::on(&url, "").await;
+    let other = Store::open(&database.url()).await.unwrap();
+    let proxy = Proxy::start(address(&url), Some(b"INSERT INTO events")).await;
+    let cut_off = Store::open(&proxy.url(&database)).await.unwrap();
+    let fence = cut_off.take("relay").await.unwrap();
+    let commit = Commit {
+        fence: Some(fence),
+        ..commit_to(stream("iris"), 0, 1)
+    };
+    // By now the server has the insert, and the lock is held by who will never answer.
+    let failed = cut_off.commit(commit).await.unwrap_err();
+    assert!(matches!(failed, CommitError::Store(_)), "{failed}");
+    let going_on = async {
+        other.take("relay").await.unwrap();
+        fill(&other, "rose", 1).await;
+    };
+    tokio::time::timeout(HANGS, going_on)
+        .await
+        .expect("the others are held up");
+    assert_eq!(
+        other.head().await.unwrap(),
+        Position(1),
+        "what was cut off is undone"
+    );
+}
+
+fn cause(key: &str) -> Cause {
+    Cause {
+        key: key.to_owned(),
+        body_hash: String::new(),
+        result: None,
+    }
+}
+
+/// Appends to a stream of its own until it is told to stop; what fails is tried again as it was.
+/// Returns how many were acknowledged.
+async fn append_until(store: Store, name: String, stop: Arc<AtomicBool>) -> u64 {
+    let mut version = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let commit = Commit {
+            appends: vec![Append {
+                stream: stream(&name),
+                expected_version: version,
+                events: vec![event()],
+            }],
+            cause: Some(cause(&format!("test:{name}:{version}"))),
+            ..Commit::default()
+        };
+        loop {
+            match store.commit(commit.clone()).await {
+                Ok(_) => break,
+                Err(CommitError::Store(StoreError::Database(_))) => {}
+                Err(error) => panic!("{name} at {version}: {error}"),
+            }
+        }
+        version += 1;
+    }
+    version
+}
+
+/// What several processes have acknowledged is in the log, once.
+async fn all_is_there(store: &Store, acknowledged: &BTreeMap<String, u64>) {
+    for (name, count) in acknowledged {
+        let read = store.read_stream(&stream(name), 0, 10_000).await.unwrap();
+        assert_eq!(read.len() as u64, *count, "{name}");
+    }
+    let total: u64 = acknowledged.values().sum();
+    assert_eq!(
+        store.head().await.unwrap(),
+        Position(total),
+        "no gaps, nothing else"
+    );
+    is_sound(store).await;
+}
+
+async fn under_faults<F>(url: &str, faults: impl FnOnce(watch::Receiver<Position>) -> F)
+where
+    F: Future<Output = ()>,
+{
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut writers = Vec::new();
+    let mut stores = Vec::new();
+    for process in 0..2 {
+        let store = Store::open(url).await.unwrap();
+        stores.push(store.clone());
+        for writer in 0..4 {
+            let name = format!("e{writer}-{process}");
+            let writing = append_until(store.clone(), name.clone(), stop.clone());
+            writers.push((name, tokio::spawn(writing)));
+        }
+    }
+    let run = async {
+        faults(stores[0].head_watch()).await;
+        stop.store(true, Ordering::Relaxed);
+        let mut acknowledged = BTreeMap::new();
+        for (name, writer) in writers {
+            acknowledged.insert(name, writer.await.unwrap());
+        }
+        all_is_there(&stores[1], &acknowledged).await;
+    };
+    tokio::time::timeout(HANGS, run)
+        .await
+        .expect("it never converged");
+}
+
+async fn grows(head: &mut watch::Receiver<Position>) {
+    let from = head.borrow().0;
+    head.wait_for(|head| head.0 > from + 100).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_or_doubled_when_connections_are_killed() {
+    if skipped() {
+        return;
+    }
+    let database = Database::new().await;
+    let mut killer = database.connect().await;
+    under_faults(&database.url(), |mut head| async move {
+        for _ in 0..8 {
+            grows(&mut head).await;
+            let killing = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                 WHERE application_name = 'penstock' AND datname = current_database()";
+            sqlx::query(killing).execute(&mut killer).await.unwrap();
+        }
+        grows(&mut head).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_or_doubled_when_the_server_is_killed() {
+    if skipped() {
+        return;
+    }
+    let (mut server, url) = server_of_ones_own().await;
+    let database = Database::on(&url, "").await;
+    under_faults(&database.url(), |mut head| async move {
+        for _ in 0..3 {
+            grows(&mut head).await;
+            server = tokio::task::spawn_blocking(move || {
+                server.kill();
+                server.restart();
+                server
+            })
+            .await
+            .unwrap();
+        }
+        grows(&mut head).await;
+        // It must outlive the checks.
+        std::mem::forget(server);
+    })
+    .await;
+}

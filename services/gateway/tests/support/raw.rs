@@ -1,0 +1,114 @@
+//! Clients and instances that speak bytes, for what a library would not say.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Place, at, soon};
+
+pub const EMPTY_OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+
+pub async fn say(stream: &mut TcpStream, text: &str) {
+    stream.write_all(text.as_bytes()).await.unwrap();
+}
+
+/// A client that has sent a request, and waits for the answer.
+pub async fn posted(gateway: SocketAddr, body: &str) -> TcpStream {
+    let mut client = TcpStream::connect(gateway).await.unwrap();
+    let length = body.len();
+    let head =
+        format!("POST /endpoints/iris/score HTTP/1.1\r\nhost: a\r\ncontent-length: {length}");
+    say(&mut client, &format!("{head}\r\n\r\n{body}")).await;
+    client
+}
+
+/// Sends bytes as they are and reads until the gateway closes.
+pub async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+    soon("the end of the connection", async {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let mut text = Vec::new();
+        let _ = stream.read_to_end(&mut text).await;
+        String::from_utf8_lossy(&text).into_owned()
+    })
+    .await
+}
+
+/// An instance that hands over its connections, to be spoken to byte by byte.
+pub struct RawInstance {
+    pub address: SocketAddr,
+    listener: TcpListener,
+}
+
+impl RawInstance {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self {
+            address: listener.local_addr().unwrap(),
+            listener,
+        }
+    }
+
+    pub fn place(&self) -> Place {
+        at(self.address)
+    }
+
+    pub async fn accept(&self) -> TcpStream {
+        soon("a connection", self.listener.accept())
+            .await
+            .unwrap()
+            .0
+    }
+
+    /// A connection with the request that came on it read.
+    pub async fn asked(&self) -> TcpStream {
+        let mut stream = self.accept().await;
+        read_request(&mut stream).await;
+        stream
+    }
+}
+
+/// Reads a request's head, and as much body as its content-length says.
+pub async fn read_request(stream: &mut TcpStream) -> String {
+    soon("a request", async {
+        let mut text = Vec::new();
+        loop {
+            let mut byte = [0];
+            let read = stream.read(&mut byte).await.unwrap();
+            assert_eq!(
+                read,
+                1,
+                "closed in a head: {:?}",
+                String::from_utf8_lossy(&text)
+            );
+            text.push(byte[0]);
+            if text.ends_with(b"\r\n\r\n") {
+                break;
+            }
+        }
+        let head = String::from_utf8(text).unwrap();
+        let length = head
+            .lines()
+            .find_map(|line| {
+                line.to_ascii_lowercase()
+                    .strip_prefix("content-length: ")
+                    .map(str::to_owned)
+            })
+            .map_or(0, |length| length.parse::<usize>().unwrap());
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.unwrap();
+        head + &String::from_utf8_lossy(&body)
+    })
+    .await
+}
+
+/// Waits until the other side closes; gives what it still sent.
+pub async fn until_closed(stream: &mut TcpStream) -> Vec<u8> {
+    soon("the close", async {
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+        rest
+    })
+    .await
+}

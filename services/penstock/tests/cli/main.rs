@@ -1,0 +1,392 @@
+//! The real binary against a small stand-in for the control API: order of requests, exit codes,
+//! credentials, what is printed where.
+#![allow(clippy::unwrap_used, reason = "all of it is test code")]
+
+mod apply;
+mod fake;
+mod home;
+mod validate;
+
+use std::io::BufRead;
+use std::process::Stdio;
+
+use fake::Fake;
+use home::{AUTOSCALE, ENDPOINT, Home, set_of_documents};
+use serde_json::{Value, json};
+
+#[test]
+fn exit_codes_tell_refusals_usage_and_an_unreachable_server_apart() {
+    let (home, server) = (Home::new(), Fake::start());
+    assert_eq!(home.run_with(&server, &["get", "endpoints"]).code, 0);
+    assert_eq!(home.run_with(&server, &["get", "endpoint", "none"]).code, 1);
+    assert_eq!(home.run_with(&server, &["get", "nonsense"]).code, 2);
+    assert_eq!(home.run_with(&server, &["scale", "iris/blue"]).code, 2);
+    assert_eq!(
+        home.run_with(&server, &["traffic", "iris", "blue=90"]).code,
+        2
+    );
+    assert_eq!(home.run(&["--help"]).code, 0);
+    assert_eq!(
+        home.run(&["get", "endpoints"]).code,
+        3,
+        "no server is known"
+    );
+
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = closed.local_addr().unwrap();
+    drop(closed);
+    let ran = home.run(&["get", "endpoints", "--server", &format!("http://{address}")]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(ran.err.contains("cannot be reached"), "{}", ran.err);
+    assert_eq!(ran.out, "");
+}
+
+#[test]
+fn the_token_comes_from_the_environment_or_from_the_servers_own_file() {
+    let (home, server) = (Home::new(), Fake::start());
+    let config = json!({"server": server.url, "token": "from-file"}).to_string();
+    home.file("penstock/client.json", &config);
+    let file = home.file(
+        "other.json",
+        &config.replace("from-file", "from-other-file"),
+    );
+
+    home.run(&["get", "endpoints"]);
+    assert_eq!(server.last_token().as_deref(), Some("Bearer from-file"));
+
+    let mut command = home.command(&["get", "endpoints"]);
+    command.env("PENSTOCK_CONFIG", &file);
+    command.output().unwrap();
+    assert_eq!(
+        server.last_token().as_deref(),
+        Some("Bearer from-other-file")
+    );
+
+    let mut command = home.command(&["get", "endpoints"]);
+    command
+        .env("PENSTOCK_CONFIG", &file)
+        .env("PENSTOCK_TOKEN", "mine");
+    command.output().unwrap();
+    assert_eq!(server.last_token().as_deref(), Some("Bearer mine"));
+
+    let other = Fake::start();
+    home.run_with(&other, &["get", "endpoints"]);
+    assert_eq!(
+        other.last_token(),
+        None,
+        "a file's token went to another server"
+    );
+    let mut command = home.command(&["get", "endpoints", "--server", &server.url]);
+    command.env("PENSTOCK_SERVER", &other.url);
+    command.output().unwrap();
+    assert_eq!(
+        server.last_token().as_deref(),
+        Some("Bearer from-file"),
+        "the flag goes before the environment"
+    );
+}
+
+#[test]
+fn tables_are_plain_and_json_is_the_body_unchanged() {
+    let (home, server) = (Home::new(), Fake::start());
+    let file = home.file("all.yaml", &set_of_documents());
+    home.run_with(&server, &["apply", "-f", file.to_str().unwrap()]);
+    let table = home.run_with(&server, &["get", "deployments", "iris"]).out;
+    let lines: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(lines[0][..4], ["NAME", "STATE", "READY", "TRAFFIC"]);
+    assert_eq!(
+        lines[1][..6],
+        [
+            "iris/blue",
+            "Succeeded",
+            "1/1",
+            "100%",
+            "simulated",
+            "cpu-small"
+        ]
+    );
+    assert_eq!(
+        home.run_with(&server, &["get", "ep"]).out.lines().count(),
+        2
+    );
+
+    let body = home
+        .run_with(&server, &["get", "endpoint", "iris", "-o", "json"])
+        .out;
+    assert_eq!(body.trim_end(), server.stored("/v1/endpoints/iris"));
+    let yaml = home
+        .run_with(&server, &["get", "endpoint", "iris", "-o", "yaml"])
+        .out;
+    assert!(yaml.starts_with("apiVersion: penstock/v1"), "{yaml}");
+}
+
+/// An instance as the API lists it; times are seconds of one minute.
+fn instance(id: &str, state: &str, requested: u32, ended: Option<u32>) -> Value {
+    let time = |second| format!("2026-11-22T10:00:{second:02}.000Z");
+    json!({"id": id, "endpoint": "iris", "deployment": "blue", "deploymentUid": "u",
+        "state": state, "requestedAt": time(requested), "endedAt": ended.map(time)})
+}
+
+#[test]
+fn instances_that_are_over_are_listed_only_with_all() {
+    let (home, server) = (Home::new(), Fake::start());
+    // The fake lists by path; the API lists newest first.
+    server.store(
+        "/v1/instances/1",
+        instance("iris-blue-new", "starting", 50, None),
+    );
+    server.store(
+        "/v1/instances/2",
+        instance("iris-blue-crashed", "failed", 30, Some(40)),
+    );
+    server.store(
+        "/v1/instances/3",
+        instance("iris-blue-broken", "failed", 20, Some(45)),
+    );
+    server.store(
+        "/v1/instances/4",
+        instance("iris-blue-ready", "ready", 10, None),
+    );
+    server.store(
+        "/v1/instances/5",
+        instance("iris-blue-gone", "stopped", 5, Some(15)),
+    );
+    let listed = |words: &[&str]| -> Vec<String> {
+        let ran = home.run_with(&server, words);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let ids = ran.out.lines().skip(1).map(first_word);
+        ids.collect()
+    };
+    // One was requested after two had failed: it stands for one of them.
+    assert_eq!(
+        listed(&["get", "instances"]),
+        ["iris-blue-new", "iris-blue-broken", "iris-blue-ready"]
+    );
+    assert_eq!(
+        listed(&["get", "instances", "--limit", "1"]),
+        ["iris-blue-new"]
+    );
+    assert_eq!(listed(&["get", "instances", "--all"]).len(), 5);
+    assert_eq!(
+        listed(&["get", "instances", "iris-blue-gone"]),
+        ["iris-blue-gone"]
+    );
+    let json = home
+        .run_with(&server, &["get", "instances", "-o", "json"])
+        .out;
+    let body: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(body["items"].as_array().unwrap().len(), 5);
+    assert_eq!(
+        home.run_with(&server, &["get", "endpoints", "--all"]).code,
+        2
+    );
+}
+
+fn first_word(line: &str) -> String {
+    line.split_whitespace().next().unwrap().to_owned()
+}
+
+#[test]
+fn a_read_after_a_write_asks_for_the_position_of_that_write() {
+    let (home, server) = (Home::new(), Fake::start());
+    let file = home.file("e.yaml", &ENDPOINT.replace("{traffic: {blue: 100}}", "{}"));
+    home.run_with(&server, &["apply", "-f", file.to_str().unwrap(), "--wait"]);
+    let read = server
+        .requests()
+        .into_iter()
+        .rfind(|request| request.line.starts_with("GET /v1/endpoints/iris"));
+    assert_eq!(read.unwrap().position.as_deref(), Some("7"));
+}
+
+#[test]
+fn pins_and_pauses_are_sent_as_the_api_takes_them() {
+    let (home, server) = (Home::new(), Fake::start());
+    let ran = home.run_with(
+        &server,
+        &["scale", "iris/blue", "--instances", "5", "--for", "1h"],
+    );
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let pin = server.body_of("PUT /v1/autoscale/iris/blue/pin");
+    assert_eq!(pin["instances"], 5);
+    assert!(pin["until"].is_string());
+    assert_eq!(
+        home.run_with(&server, &["scale", "iris/blue", "--release"])
+            .code,
+        0
+    );
+    assert_eq!(
+        home.run_with(&server, &["pause", "iris/blue", "--scale-in"])
+            .code,
+        0
+    );
+    assert_eq!(
+        server.body_of("POST /v1/autoscale/iris/blue/pause"),
+        json!({"scaleIn": true, "scaleOut": false})
+    );
+    assert_eq!(home.run_with(&server, &["resume", "iris/blue"]).code, 0);
+    assert_eq!(
+        server.writes(),
+        [
+            "PUT /v1/autoscale/iris/blue/pin",
+            "DELETE /v1/autoscale/iris/blue/pin",
+            "POST /v1/autoscale/iris/blue/pause",
+            "POST /v1/autoscale/iris/blue/resume",
+        ]
+    );
+}
+
+#[test]
+fn invoke_takes_the_key_from_the_api_and_shows_who_answered() {
+    let (home, server) = (Home::new(), Fake::start());
+    let file = home.file("e.yaml", &ENDPOINT.replace("{traffic: {blue: 100}}", "{}"));
+    home.run_with(&server, &["apply", "-f", file.to_str().unwrap()]);
+    let ran = home.run_with(
+        &server,
+        &[
+            "invoke",
+            "iris",
+            "--data",
+            "[1, 2]",
+            "--deployment",
+            "green",
+        ],
+    );
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(ran.out, "{\"echo\":[1, 2]}\n");
+    assert!(
+        ran.err.contains("200 OK, from green, request r-1, "),
+        "{}",
+        ran.err
+    );
+    assert_eq!(server.last_token().as_deref(), Some("Bearer primary-key"));
+
+    let ran = home.run_with(&server, &["invoke", "iris", "--data", "\"fail\""]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.err.contains("424") && ran.err.contains("model said 500"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn the_log_is_exported_whole_over_pages() {
+    let (home, server) = (Home::new(), Fake::start());
+    let ran = home.run_with(&server, &["events", "export", "--out", "events.ndjson"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let text = std::fs::read_to_string(home.dir.path().join("events.ndjson")).unwrap();
+    let positions: Vec<u64> = text
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<Value>(line).unwrap()["position"]
+                .as_u64()
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(positions, (1..=2500).collect::<Vec<u64>>());
+}
+
+#[test]
+fn tail_shows_the_last_events_and_what_comes_after_them() {
+    let (home, server) = (Home::new(), Fake::start());
+    let words = ["events", "tail", "-n", "2", "--no-follow"];
+    let ran = home.run_with(&server, &words);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let first_words = |text: &str| -> Vec<String> {
+        let lines = text.lines();
+        lines
+            .map(|line| line.split_whitespace().next().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(first_words(&ran.out), ["2499", "2500"]);
+
+    let mut child = home
+        .command(&["events", "tail", "--after", "2500", "--type", "scaling."])
+        .env("PENSTOCK_SERVER", &server.url)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(
+        first_words(&line),
+        ["2502"],
+        "the usage event is filtered out"
+    );
+}
+
+#[test]
+fn logs_are_passed_on_byte_by_byte() {
+    let (home, server) = (Home::new(), Fake::start());
+    let ran = home.run_with(&server, &["logs", "iris/blue", "--since", "10m"]);
+    assert_eq!((ran.code, ran.out.as_str()), (0, "{\"a\": 1}\n"), "{ran:?}");
+    let asked = server.requests().pop().unwrap().line;
+    assert_eq!(asked, "GET /v1/logs/iris/blue?since=10m");
+    home.run_with(&server, &["logs", "iris/blue", "--timestamps"]);
+    let asked = server.requests().pop().unwrap().line;
+    assert_eq!(asked, "GET /v1/logs/iris/blue?timestamps=true");
+    home.run_with(&server, &["logs", "iris/blue", "--timestamps"]);
+    let asked = server.requests().pop().unwrap().line;
+    assert_eq!(asked, "GET /v1/logs/iris/blue?timestamps=true");
+}
+
+#[test]
+fn a_preview_of_a_file_needs_no_server_and_shows_the_hours_of_the_zone() {
+    let home = Home::new();
+    home.file("rules.yaml", AUTOSCALE);
+    let words = [
+        "autoscale",
+        "preview",
+        "-f",
+        "rules.yaml",
+        "--from",
+        "2026-10-23T00:00:00Z",
+        "--to",
+        "2026-10-27T00:00:00Z",
+        "-o",
+        "json",
+    ];
+    let ran = home.run(&words);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let body: Value = serde_json::from_str(&ran.out).unwrap();
+    let shown: Vec<(String, String)> = body["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| {
+            (
+                one["at"].as_str().unwrap().into(),
+                one["profile"].as_str().unwrap().into(),
+            )
+        })
+        .collect();
+    let expected = [
+        ("2026-10-23T00:00:00.000Z", "default"),
+        ("2026-10-23T07:00:00.000Z", "office-hours"),
+        ("2026-10-23T16:00:00.000Z", "default"),
+        // Clocks went back on Sunday.
+        ("2026-10-26T08:00:00.000Z", "office-hours"),
+        ("2026-10-26T17:00:00.000Z", "default"),
+    ];
+    assert_eq!(
+        shown,
+        expected.map(|(at, profile)| (at.to_owned(), profile.to_owned()))
+    );
+}
+
+#[test]
+fn one_frame_of_top_is_plain_text() {
+    let (home, server) = (Home::new(), Fake::start());
+    let file = home.file("all.yaml", &set_of_documents());
+    home.run_with(&server, &["apply", "-f", file.to_str().unwrap()]);
+    let ran = home.run_with(&server, &["top", "--once"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.contains("iris/blue"), "{}", ran.out);
+    assert!(!ran.out.contains('\x1b'), "{}", ran.out);
+}

@@ -15,6 +15,7 @@ use contract::frame::Frame;
 use contract::ids::{Bucket, Position};
 use contract::log::Record;
 use contract::route::RouteUpdate;
+use contract::time::Timestamp;
 use tokio::sync::mpsc;
 
 pub use local::LocalBus;
@@ -45,6 +46,12 @@ pub trait Bus: Send + Sync + 'static {
     fn publish_frame(&self, frame: Arc<Frame>);
     /// From now on, of all buckets.
     fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>>;
+
+    /// Frames of all buckets that a bus which keeps them for a while has had since then, and the
+    /// later ones. One that keeps nothing gives them from now on.
+    fn subscribe_frames_since(&self, _since: Timestamp) -> mpsc::Receiver<Arc<Frame>> {
+        self.subscribe_frames()
+    }
 
     fn publish_route(&self, update: Arc<RouteUpdate>);
     /// All current routes first, then every update.

@@ -76,6 +76,7 @@ async fn what_one_replica_writes_the_other_shows_and_what_it_revokes_the_other_r
         seal_key: Some(format!("file:{}", key.display())),
         replica: Some("b".into()),
         gateway: None,
+        limits: control::Limits::default(),
     };
     let other = Control::bind(config, deps).await.unwrap();
     let url = format!("http://{}/v1/endpoints/iris", other.addr);

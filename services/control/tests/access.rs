@@ -10,7 +10,7 @@ use contract::time::Span;
 use control::table::{Gate, routes};
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::{Setup, World, deployment, endpoint};
+use support::{Setup, World, endpoint};
 
 async fn token(world: &World, name: &str, role: &str) -> String {
     let body = json!({"name": name, "role": role});

@@ -5,7 +5,7 @@ mod support;
 
 use reqwest::Method;
 use serde_json::json;
-use support::{ENDPOINT, World, autoscale, deployment, endpoint};
+use support::{ENDPOINT, World, autoscale};
 
 /// Method, path, body, status, code, part of what is said.
 type Request = (

@@ -128,7 +128,10 @@ impl MemberLogs {
 
 /// The query, written as one.
 fn form(query: &LogsQuery) -> String {
-    let mut parts = vec![format!("follow={}", query.follow)];
+    let mut parts = vec![
+        format!("follow={}", query.follow),
+        format!("timestamps={}", query.timestamps),
+    ];
     parts.extend(query.since.map(|since| format!("since={since}")));
     parts.extend(query.limit.map(|limit| format!("limit={limit}")));
     // An id is made of names and digits, but this one was typed by somebody.
@@ -242,6 +245,7 @@ impl LogSource for MemberLogs {
             since: query.since,
             limit: query.lines,
             follow: query.follow,
+            timestamps: query.timestamps,
             instance: query.instance,
         };
         let own_id = self.own.as_ref().map(|(id, _)| id);

@@ -35,6 +35,9 @@ pub struct LogsQuery {
     /// Go on with what is written later.
     #[serde(default)]
     pub follow: bool,
+    /// Before each line the time by which it had been written.
+    #[serde(default)]
+    pub timestamps: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
     /// Begin each line with when it was first seen.

@@ -53,7 +53,8 @@ async fn ask(url: String, token: Option<&str>) -> (StatusCode, String) {
 #[tokio::test]
 async fn the_query_is_passed_on() {
     let node = start(Some(TOKEN)).await;
-    let query = "since=2026-03-01T00:00:00.000Z&limit=7&follow=true&instance=iris-blue-1";
+    let query =
+        "since=2026-03-01T00:00:00.000Z&limit=7&follow=true&timestamps=true&instance=iris-blue-1";
     let url = format!("{node}/v1/logs/iris/blue?{query}");
     let (status, text) = ask(url, Some(TOKEN)).await;
     assert_eq!(status, 200);
@@ -63,6 +64,7 @@ async fn the_query_is_passed_on() {
         since: Some("2026-03-01T00:00:00Z".parse::<Timestamp>().unwrap()),
         limit: Some(7),
         follow: true,
+        timestamps: true,
         instance: Some("iris-blue-1".to_owned().into()),
     };
     assert_eq!(serde_json::from_str::<LogsQuery>(asked).unwrap(), expected);

@@ -230,6 +230,7 @@ impl LogSource for MemberLogs {
             since: query.since,
             limit: query.lines,
             follow: query.follow,
+            timestamps: query.timestamps,
             instance: query.instance,
             timestamps: query.timestamps,
         };

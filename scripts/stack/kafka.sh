@@ -7,6 +7,7 @@
 #   kafka.sh answers FOLDER PORT                 succeeds if the broker in FOLDER has started and answers a request
 #
 # VOTERS is `1@127.0.0.1:PORT[,2@…]`: ids and controller ports of all brokers. Everything listens on loopback alone.
+# KAFKA_FRONTS=LISTEN:KNOWN[,…] adds listeners that clients are told to reach on another port: a proxy's.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -48,7 +49,12 @@ java_options=(-Xmx384m -Xss512k -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:-Us
   -Dlog4j2.disable.jmx=true)
 
 properties() {
-  local id=$1 port=$2 controller=$3 voters=$4 brokers factor=1 in_sync=1
+  local id=$1 port=$2 controller=$3 voters=$4 brokers factor=1 in_sync=1 listeners="" known="" protocols="" front
+  for front in $(tr ',' ' ' <<<"${KAFKA_FRONTS:-}"); do
+    listeners+=",FRONT${front%:*}://127.0.0.1:${front%:*}"
+    known+=",FRONT${front%:*}://127.0.0.1:${front#*:}"
+    protocols+=",FRONT${front%:*}:PLAINTEXT"
+  done
   brokers=$(tr ',' '\n' <<<"$voters" | wc -l)
   if [ "$brokers" -ge 3 ]; then
     factor=3
@@ -58,9 +64,9 @@ properties() {
 process.roles=broker,controller
 node.id=$id
 controller.quorum.voters=$voters
-listeners=CLIENT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
-advertised.listeners=CLIENT://127.0.0.1:$port
-listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=CLIENT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller$listeners
+advertised.listeners=CLIENT://127.0.0.1:$port$known
+listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT$protocols
 inter.broker.listener.name=CLIENT
 controller.listener.names=CONTROLLER
 log.dirs=$folder/data

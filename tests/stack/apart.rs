@@ -32,12 +32,19 @@ async fn house(instances: usize) -> Option<House> {
         .put("/v1/endpoints/iris/deployments/blue", &document)
         .await;
     cluster
-        .put("/v1/endpoints/iris/traffic", &json!({"traffic": {"blue": 100}}))
+        .put(
+            "/v1/endpoints/iris/traffic",
+            &json!({"traffic": {"blue": 100}}),
+        )
         .await;
     converged(&cluster, Instant::now(), instances).await;
     let keys = cluster.read("/v1/endpoints/iris/keys").await;
     let key = keys["primary"].as_str().unwrap().to_owned();
-    Some(House { cluster, stack, key })
+    Some(House {
+        cluster,
+        stack,
+        key,
+    })
 }
 
 impl House {
@@ -140,9 +147,8 @@ async fn gateways_serve_while_store_and_bus_are_both_away() {
     for gateway in ["gate-1", "gate-2"] {
         house.until_served_by(gateway).await;
     }
-    let away = Duration::from_secs(
-        std::env::var("AWAY_SECONDS").map_or(5, |text| text.parse().unwrap()),
-    );
+    let away =
+        Duration::from_secs(std::env::var("AWAY_SECONDS").map_or(5, |text| text.parse().unwrap()));
     house.stack.kafka.kill(0);
     house.stack.postgres.kill();
     let (until, mut requests) = (Instant::now() + away, 0);
@@ -184,7 +190,12 @@ async fn an_orderly_stop_hands_over_and_leaves_instances_of_a_separate_actuator(
     assert!(pin.send().await.unwrap().status().is_success());
     eventually("three ready instances", || async {
         let path = "/v1/instances?endpoint=iris&limit=500";
-        let list = house.cluster.api(brain, Method::GET, path).send().await.ok()?;
+        let list = house
+            .cluster
+            .api(brain, Method::GET, path)
+            .send()
+            .await
+            .ok()?;
         let list: Value = list.json().await.ok()?;
         let ready = list["items"].as_array()?.iter();
         (ready.filter(|item| item["state"] == "ready").count() == 3).then_some(())

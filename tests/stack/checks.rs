@@ -35,7 +35,11 @@ async fn missing(cluster: &Cluster, instances: usize) -> Vec<String> {
         let ready = cluster.http.get(format!("{admin}/readyz")).send().await;
         match ready {
             Ok(response) if response.status().is_success() => {}
-            Ok(response) => missing.push(format!("{}: {}", process.name, response.text().await.unwrap_or_default())),
+            Ok(response) => missing.push(format!(
+                "{}: {}",
+                process.name,
+                response.text().await.unwrap_or_default()
+            )),
             Err(error) => missing.push(format!("{}: {error}", process.name)),
         }
     }
@@ -52,7 +56,9 @@ async fn missing(cluster: &Cluster, instances: usize) -> Vec<String> {
         let list: Value = answer.json().await.unwrap_or_default();
         let states = |state: &str| {
             let items = list["items"].as_array();
-            items.map_or(0, |items| items.iter().filter(|i| i["state"] == state).count())
+            items.map_or(0, |items| {
+                items.iter().filter(|i| i["state"] == state).count()
+            })
         };
         if (states("ready"), states("starting"), states("draining")) != (instances, 0, 0) {
             missing.push(format!(
@@ -82,7 +88,11 @@ pub async fn nothing_lost_or_doubled(cluster: &Cluster, acknowledged: &BTreeMap<
         assert_eq!(report["problems"], json!([]), "{}: {report:#}", brain.name);
     }
     let (replay, _) = cluster
-        .call(Method::POST, "/v1/events/replay", Some(&json!({"checkDecisions": true})))
+        .call(
+            Method::POST,
+            "/v1/events/replay",
+            Some(&json!({"checkDecisions": true})),
+        )
         .await;
     assert_eq!(replay["differing"], json!([]), "{replay:#}");
 }
@@ -97,7 +107,11 @@ fn every_acknowledged_write_is_there(events: &[Value], acknowledged: &BTreeMap<u
         })
         .collect();
     for (position, label) in acknowledged {
-        assert_eq!(written.get(position), Some(label), "acknowledged at {position}");
+        assert_eq!(
+            written.get(position),
+            Some(label),
+            "acknowledged at {position}"
+        );
     }
 }
 

@@ -108,7 +108,12 @@ impl Process {
         // It must not outlive the test, however that ends.
         let mut command = Command::new("setpriv");
         command
-            .args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_penstock"), "serve"])
+            .args([
+                "--pdeathsig",
+                "KILL",
+                env!("CARGO_BIN_EXE_penstock"),
+                "serve",
+            ])
             .arg("--data")
             .arg(self.folder.path())
             .arg("--ready-file")
@@ -148,8 +153,18 @@ impl Process {
                 let child = running.child.as_mut();
                 child.and_then(|child| child.try_wait().unwrap())
             };
-            assert!(ended.is_none(), "{} ended ({ended:?}):\n{}", self.name, self.log());
-            assert!(Instant::now() < deadline, "{} is not ready:\n{}", self.name, self.log());
+            assert!(
+                ended.is_none(),
+                "{} ended ({ended:?}):\n{}",
+                self.name,
+                self.log()
+            );
+            assert!(
+                Instant::now() < deadline,
+                "{} is not ready:\n{}",
+                self.name,
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -176,7 +191,12 @@ impl Process {
             if let Some(status) = child.try_wait().unwrap() {
                 return status;
             }
-            assert!(Instant::now() < deadline, "{} does not stop:\n{}", self.name, self.log());
+            assert!(
+                Instant::now() < deadline,
+                "{} does not stop:\n{}",
+                self.name,
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -232,7 +252,11 @@ impl Cluster {
         let secrets = tempfile::tempdir().unwrap();
         for name in ["seal", "internal"] {
             let secret: [u8; 16] = *uuid::Uuid::new_v4().as_bytes();
-            let text: String = secret.iter().chain(&secret).map(|b| format!("{b:02x}")).collect();
+            let text: String = secret
+                .iter()
+                .chain(&secret)
+                .map(|b| format!("{b:02x}"))
+                .collect();
             std::fs::write(secrets.path().join(name), text).unwrap();
         }
         let members = [
@@ -275,7 +299,9 @@ impl Cluster {
     }
 
     pub fn of(&self, role: Role) -> impl Iterator<Item = &Process> {
-        self.processes.iter().filter(move |process| process.role == role)
+        self.processes
+            .iter()
+            .filter(move |process| process.role == role)
     }
 
     /// A request to the control API of one brain.
@@ -305,12 +331,20 @@ impl Cluster {
                         return (value, position.unwrap_or_default());
                     }
                     Ok(response) => {
-                        last = format!("{}: {}", response.status(), response.text().await.unwrap_or_default());
+                        last = format!(
+                            "{}: {}",
+                            response.status(),
+                            response.text().await.unwrap_or_default()
+                        );
                     }
                     Err(error) => last = error.to_string(),
                 }
             }
-            assert!(Instant::now() < deadline, "{method} {path} is not accepted: {last}\n{}", self.logs());
+            assert!(
+                Instant::now() < deadline,
+                "{method} {path} is not accepted: {last}\n{}",
+                self.logs()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -327,22 +361,18 @@ impl Cluster {
     pub async fn events(&self) -> Vec<Value> {
         let mut events: Vec<Value> = Vec::new();
         loop {
-            let after = events.last().map_or(0, |event| event["position"].as_u64().unwrap());
-            let page = self.read(&format!("/v1/events?after={after}&limit=1000")).await;
+            let after = events
+                .last()
+                .map_or(0, |event| event["position"].as_u64().unwrap());
+            let page = self
+                .read(&format!("/v1/events?after={after}&limit=1000"))
+                .await;
             let items = page["items"].as_array().unwrap();
             if items.is_empty() {
                 return events;
             }
             events.extend(items.iter().cloned());
         }
-    }
-
-    pub async fn instances(&self, endpoint: &str, state: &str) -> Vec<Value> {
-        let list = self
-            .read(&format!("/v1/instances?endpoint={endpoint}&limit=500"))
-            .await;
-        let items = list["items"].as_array().unwrap().clone();
-        items.into_iter().filter(|item| item["state"] == state).collect()
     }
 
     /// Processes that instances run in now, by node.

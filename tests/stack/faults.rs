@@ -31,8 +31,8 @@ impl Rng {
         Duration::from_millis(self.in_range(from, to))
     }
 
-    fn one_of<'a, T>(&mut self, items: &'a [T]) -> &'a T {
-        &items[self.in_range(0, items.len() as u64) as usize]
+    fn one_of(&mut self, names: &[&'static str]) -> &'static str {
+        names[self.in_range(0, names.len() as u64) as usize]
     }
 }
 
@@ -88,7 +88,10 @@ pub fn draw(rng: &mut Rng, brokers: usize, count: usize) -> Vec<Fault> {
     while faults.len() < count {
         let kind = draw_kind(rng, brokers);
         // Two hands on one thing would undo each other.
-        if faults.iter().any(|other| touches(&other.kind) == touches(&kind)) {
+        if faults
+            .iter()
+            .any(|other| touches(&other.kind) == touches(&kind))
+        {
             continue;
         }
         let held = match kind {
@@ -155,8 +158,12 @@ pub async fn inject(
     for fault in faults {
         sleep(fault.after).await;
         println!("  {fault}");
-        let (fault, cluster, stack, record) =
-            (fault.clone(), cluster.clone(), stack.clone(), record.clone());
+        let (fault, cluster, stack, record) = (
+            fault.clone(),
+            cluster.clone(),
+            stack.clone(),
+            record.clone(),
+        );
         running.push(tokio::spawn(async move {
             one(&fault, &cluster, &stack, &record).await;
         }));

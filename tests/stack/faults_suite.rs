@@ -41,7 +41,11 @@ async fn nothing_is_lost_or_done_twice_whatever_fails() {
     let (mut injected, mut slowest) = (0, Duration::ZERO);
     while injected < count {
         let faults = draw(&mut rng, brokers, ROUND.min(count - injected));
-        println!("faults {} to {} of {count}", injected + 1, injected + faults.len());
+        println!(
+            "faults {} to {} of {count}",
+            injected + 1,
+            injected + faults.len()
+        );
         // Something is under way while the faults strike.
         instances = rng.in_range(1, 5) as usize;
         pin(&cluster, instances).await;
@@ -51,7 +55,12 @@ async fn nothing_is_lost_or_done_twice_whatever_fails() {
         slowest = slowest.max(took);
         injected += faults.len();
         let promised = workload.promised();
-        assert_eq!(promised.unexplained, Vec::<String>::new(), "{}", cluster.logs());
+        assert_eq!(
+            promised.unexplained,
+            Vec::<String>::new(),
+            "{}",
+            cluster.logs()
+        );
         nothing_lost_or_doubled(&cluster, &promised.acknowledged).await;
     }
     let promised = workload.promised();
@@ -83,7 +92,10 @@ async fn deploy(cluster: &Cluster, instances: usize) -> String {
         .put("/v1/endpoints/iris/deployments/blue", &document)
         .await;
     cluster
-        .put("/v1/endpoints/iris/traffic", &json!({"traffic": {"blue": 100}}))
+        .put(
+            "/v1/endpoints/iris/traffic",
+            &json!({"traffic": {"blue": 100}}),
+        )
         .await;
     let keys = cluster.read("/v1/endpoints/iris/keys").await;
     keys["primary"].as_str().unwrap().to_owned()

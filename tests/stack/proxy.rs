@@ -23,7 +23,12 @@ impl Proxy {
         let target = Arc::new(Mutex::new(None));
         let cut = watch::Sender::new(false);
         let accepting = tokio::spawn(accept(listener, target.clone(), cut.subscribe()));
-        Self { port, target, cut, accepting }
+        Self {
+            port,
+            target,
+            cut,
+            accepting,
+        }
     }
 
     /// Where connections lead from now on: a port of this machine.

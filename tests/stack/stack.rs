@@ -82,12 +82,18 @@ impl Stack {
     pub fn servers_of(&self, name: &str) -> Servers {
         let ways = &self.ways[name];
         let direct = format!(":{}/", self.postgres.port());
-        let store = self.database.replace(&direct, &format!(":{}/", ways.store.port));
+        let store = self
+            .database
+            .replace(&direct, &format!(":{}/", ways.store.port));
         let brokers = ways.bus.iter();
         let brokers = brokers.map(|proxy| format!("127.0.0.1:{}", proxy.port));
         Servers {
             store,
-            bus: format!("kafka://{}/{}", brokers.collect::<Vec<_>>().join(","), self.prefix),
+            bus: format!(
+                "kafka://{}/{}",
+                brokers.collect::<Vec<_>>().join(","),
+                self.prefix
+            ),
         }
     }
 
@@ -149,7 +155,8 @@ impl Stack {
             for partition in 0..i32::from(BUCKETS) {
                 let offset = self.some_offset(&consumer, &topic, partition, &mut rng);
                 if let Some(offset) = offset {
-                    let _ = assigned.add_partition_offset(&topic, partition, Offset::Offset(offset));
+                    let _ =
+                        assigned.add_partition_offset(&topic, partition, Offset::Offset(offset));
                 }
             }
             if consumer.assign(&assigned).is_err() {
@@ -194,7 +201,14 @@ impl Stack {
     pub async fn both_sides_are_equal(&self) {
         let direct = self.direct();
         let compared = tokio::process::Command::new(env!("CARGO_BIN_EXE_penstock"))
-            .args(["store", "compare", "--store", &direct.store, "--bus", &direct.bus])
+            .args([
+                "store",
+                "compare",
+                "--store",
+                &direct.store,
+                "--bus",
+                &direct.bus,
+            ])
             .output()
             .await
             .unwrap();
@@ -242,7 +256,10 @@ impl Disk {
             status.success(),
             "a small disk for the store cannot be mounted; run as root, or name disk in PENSTOCK_SKIP"
         );
-        Self { path, _folder: folder }
+        Self {
+            path,
+            _folder: folder,
+        }
     }
 
     fn filler(&self) -> PathBuf {

@@ -56,10 +56,20 @@ impl Workload {
         }
         for gateway in cluster.of(Role::Gateway) {
             let key = key.to_owned();
-            let client = score(cluster.clone(), gateway.name, key, record.clone(), stop.clone());
+            let client = score(
+                cluster.clone(),
+                gateway.name,
+                key,
+                record.clone(),
+                stop.clone(),
+            );
             clients.push(tokio::spawn(client));
         }
-        Self { record, stop, clients }
+        Self {
+            record,
+            stop,
+            clients,
+        }
     }
 
     pub async fn end(self) {
@@ -127,7 +137,12 @@ async fn score(
             record.requests += 1;
             if let Some(what) = what {
                 let ended = Instant::now();
-                record.failures.push(Failure { gateway, began, ended, what });
+                record.failures.push(Failure {
+                    gateway,
+                    began,
+                    ended,
+                    what,
+                });
             }
         }
         tokio::time::sleep(PACE).await;

@@ -40,9 +40,6 @@ pub struct LogsQuery {
     pub timestamps: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
-    /// Begin each line with when it was first seen.
-    #[serde(default)]
-    pub timestamps: bool,
 }
 
 /// Where a node keeps the output of its instances.

@@ -23,21 +23,29 @@ struct Broker {
     /// What `kafka.sh run` is told.
     arguments: [String; 5],
     port: u16,
+    /// Ports behind proxies, each with the port that clients are told.
+    fronts: Vec<(u16, u16)>,
 }
 
 impl Kafka {
     /// Brokers of this test's own, which it may kill. `None` only if `PENSTOCK_SKIP` names `kafka`.
     pub fn start(brokers: usize) -> Option<Self> {
+        Self::start_behind(&vec![Vec::new(); brokers])
+    }
+
+    /// The same behind proxies: by broker, the proxies' ports. They lead to
+    /// [`port_behind`](Self::port_behind).
+    pub fn start_behind(proxies: &[Vec<u16>]) -> Option<Self> {
         if crate::skipped("kafka") {
             return None;
         }
         fetch_jars();
         for _ in 1..ATTEMPTS {
-            if let Ok(kafka) = Self::try_start(brokers) {
+            if let Ok(kafka) = Self::try_start(proxies) {
                 return Some(kafka);
             }
         }
-        match Self::try_start(brokers) {
+        match Self::try_start(proxies) {
             Ok(kafka) => Some(kafka),
             Err(why) => panic!("Kafka did not start: {why}"),
         }
@@ -59,7 +67,8 @@ impl Kafka {
         shared.as_ref()
     }
 
-    fn try_start(count: usize) -> Result<Self, String> {
+    fn try_start(proxies: &[Vec<u16>]) -> Result<Self, String> {
+        let count = proxies.len();
         let folder = Folder::new("kafka");
         let ports: Vec<(u16, u16)> = (0..count).map(|_| (free_port(), free_port())).collect();
         let voters: Vec<String> = ports
@@ -81,6 +90,10 @@ impl Kafka {
                 voters.join(","),
             ],
             port: *port,
+            fronts: proxies[index]
+                .iter()
+                .map(|known| (free_port(), *known))
+                .collect(),
         };
         let kafka = Self {
             brokers: ports.iter().enumerate().map(broker).collect(),
@@ -115,6 +128,11 @@ impl Kafka {
 
     pub fn count(&self) -> usize {
         self.brokers.len()
+    }
+
+    /// The port of a broker that one of its proxies leads to.
+    pub fn port_behind(&self, broker: usize, proxy: usize) -> u16 {
+        self.brokers[broker].fronts[proxy].0
     }
 
     /// The broker whose port this is: how a test finds the leader of a partition.
@@ -157,6 +175,9 @@ impl Broker {
         command.args(["--pdeathsig", "KILL"]);
         command.arg(script("kafka.sh")).arg("run");
         command.args(&self.arguments);
+        let fronts = self.fronts.iter();
+        let fronts = fronts.map(|(port, known)| format!("{port}:{known}"));
+        command.env("KAFKA_FRONTS", fronts.collect::<Vec<_>>().join(","));
         self.server.start(command, &folder.join("out.log"));
     }
 

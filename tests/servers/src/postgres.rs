@@ -1,6 +1,6 @@
 //! PostgreSQL: one server, and a fresh database on it for whoever asks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -23,15 +23,20 @@ pub struct Postgres {
 impl Postgres {
     /// A server of this test's own, which it may kill. `None` only if `PENSTOCK_SKIP` names `postgres`.
     pub fn start() -> Option<Self> {
+        Self::start_in(&std::env::temp_dir())
+    }
+
+    /// The same, with its data below a folder that every user can reach.
+    pub fn start_in(parent: &Path) -> Option<Self> {
         if crate::skipped("postgres") {
             return None;
         }
         for _ in 1..ATTEMPTS {
-            if let Ok(postgres) = Self::try_start() {
+            if let Ok(postgres) = Self::try_start(parent) {
                 return Some(postgres);
             }
         }
-        match Self::try_start() {
+        match Self::try_start(parent) {
             Ok(postgres) => Some(postgres),
             Err(why) => panic!("PostgreSQL did not start: {why}"),
         }
@@ -54,16 +59,20 @@ impl Postgres {
         shared.as_ref()
     }
 
-    fn try_start() -> Result<Self, String> {
+    fn try_start(parent: &Path) -> Result<Self, String> {
         let port = free_port();
         let postgres = Self {
             server: Server::default(),
             url: format!("postgres://postgres@127.0.0.1:{port}"),
             port,
-            folder: Some(Folder::new("postgres")),
+            folder: Some(Folder::below(parent, "postgres")),
         };
         postgres.launch()?;
         Ok(postgres)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The URL of a new, empty database.

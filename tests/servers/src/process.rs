@@ -65,10 +65,14 @@ pub struct Folder {
 
 impl Folder {
     pub fn new(what: &str) -> Self {
+        Self::below(&std::env::temp_dir(), what)
+    }
+
+    pub fn below(parent: &Path, what: &str) -> Self {
         // Not below the repository: PostgreSQL may run as a user who is not let in there.
         let folder = tempfile::Builder::new()
             .prefix(&format!("penstock-{what}-"))
-            .tempdir()
+            .tempdir_in(parent)
             .unwrap();
         let path = folder.keep();
         // Readable by the user whom PostgreSQL runs as.

@@ -232,7 +232,6 @@ impl LogSource for MemberLogs {
             follow: query.follow,
             timestamps: query.timestamps,
             instance: query.instance,
-            timestamps: query.timestamps,
         };
         let own_id = self.own.as_ref().map(|(id, _)| id);
         let others = members.nodes.iter().filter(|(id, _)| Some(*id) != own_id);

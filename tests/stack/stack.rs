@@ -201,14 +201,7 @@ impl Stack {
     pub async fn both_sides_are_equal(&self) {
         let direct = self.direct();
         let compared = tokio::process::Command::new(env!("CARGO_BIN_EXE_penstock"))
-            .args([
-                "store",
-                "compare",
-                "--store",
-                &direct.store,
-                "--bus",
-                &direct.bus,
-            ])
+            .args(["store", "compare", &direct.store, &direct.bus])
             .output()
             .await
             .unwrap();

@@ -6,7 +6,7 @@ mod support;
 
 use contract::resources::document;
 use reqwest::Method;
-use support::{ENDPOINT, World, deployment, endpoint};
+use support::{ENDPOINT, World};
 
 const DEPLOYMENT: &str = "\
 apiVersion: penstock/v1

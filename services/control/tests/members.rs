@@ -20,7 +20,7 @@ use contract::route::RouteUpdate;
 use contract::time::Span;
 use runtime::clock::Clock;
 use serde_json::json;
-use support::{World, deployment, endpoint};
+use support::{Setup, World, deployment, endpoint};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -212,7 +212,12 @@ async fn a_restart_of_control_says_nothing_twice() {
     let world = World::start().await;
     let both = [gateway(&world, "a"), gateway(&world, "b")];
     hear_until(&world, &both, &["+a", "+b"]).await;
-    let world = World::start_in(world.stop().await, 2).await;
+    let world = World::start_with(Setup {
+        dir: world.stop().await,
+        seed: 2,
+        ..Setup::default()
+    })
+    .await;
     let three = [both[0].clone(), both[1].clone(), gateway(&world, "c")];
     hear_until(&world, &three, &["+a", "+b", "+c"]).await;
     world.stop().await;

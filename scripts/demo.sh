@@ -111,6 +111,8 @@ url() { sed -n "s/.*\"$1\" *: *\"\([^\"]*\)\".*/\1/p" "$ready"; }
 echo "control API  $(url control)"
 echo "gateway      $(url gateway)"
 echo "data         $data"
+adopted=$(grep -c '"adopted"' "$scratch/serve.log" || true)
+[ "$adopted" -eq 0 ] || echo "adopted      $adopted instances that a former server left running"
 
 heading "Apply deploy/examples/quickstart"
 "$penstock" apply -f deploy/examples/quickstart --wait --timeout 1m
@@ -120,6 +122,7 @@ heading "Apply deploy/examples/quickstart"
 if [ "$stay" = yes ]; then
   heading "Up; Ctrl-C stops it"
   cat <<HINTS
+The server is process $server; it writes to $scratch/serve.log.
 In another terminal, from this folder:
 
   export PENSTOCK_CONFIG=$PENSTOCK_CONFIG

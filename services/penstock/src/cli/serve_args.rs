@@ -13,8 +13,7 @@ use crate::client::config::default_data_dir;
   penstock serve --gateway-domain models.example.com
   penstock serve --keep-instances
   penstock serve --services gateway --bus kafka://kafka-1:9092,kafka-2:9092/penstock
-  penstock serve --services control,autoscaler,meter --bus kafka://kafka-1:9092/penstock \\
-      --store postgres://penstock@db/penstock --seal-key file:/run/secrets/seal --internal-token file:/run/secrets/internal
+  penstock serve --services control,autoscaler,meter --bus kafka://kafka-1:9092/penstock --store postgres://penstock@db/penstock
 
 The server's address and an admin's token are written to DATA/client.json, where the other commands
 find them (PENSTOCK_CONFIG names another file).")]

@@ -237,9 +237,10 @@ impl LogSource for MemberLogs {
         let others = members.nodes.iter().filter(|(id, _)| Some(*id) != own_id);
         let answers = others.map(|(id, node)| self.ask(id, node.address.as_deref(), of, &asked));
         let mut lines = join_all(answers).await;
-        if let Some((_, own)) = &self.own {
+        if let Some((id, own)) = &self.own {
             let own = own.logs(of, asked.clone()).await;
-            lines.insert(0, own.map_err(SourceError::Failed)?);
+            let own = own.map_err(SourceError::Failed)?;
+            lines.insert(0, whole_lines(id, own, None));
         }
         match (lines.len(), asked.limit) {
             (0, _) => Err(SourceError::Unavailable(

@@ -53,7 +53,7 @@ struct ParkedArgs {
 /// Let a consumer pass over an event; unpark its endpoint afterwards
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  penstock events skip 4711 --consumer autoscaler --reason \"written by a release that was taken back\"")]
+  penstock events skip 4711 --consumer autoscaler --reason 'written by a release that was taken back'")]
 struct SkipArgs {
     #[arg(value_name = "POSITION")]
     position: u64,
@@ -69,7 +69,7 @@ struct SkipArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock events unpark iris --consumer autoscaler
-  penstock events unpark iris --consumer autoscaler --reason \"fixed in 1.4.2\"")]
+  penstock events unpark iris --consumer autoscaler --reason 'fixed in 1.4.2'")]
 struct UnparkArgs {
     #[arg(value_name = "ENDPOINT", value_parser = name)]
     endpoint: Name,

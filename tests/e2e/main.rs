@@ -8,5 +8,6 @@ mod host_names;
 mod lifecycle;
 mod metrics;
 mod scaling;
+mod starting;
 #[path = "../support/mod.rs"]
 mod support;

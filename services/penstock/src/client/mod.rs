@@ -100,14 +100,17 @@ pub type Query<'a> = &'a [(&'a str, Option<String>)];
 
 impl Client {
     pub fn new(connection: Connection) -> Result<Self, ClientError> {
-        let http = reqwest::Client::builder()
+        let mut http = reqwest::Client::builder()
             .user_agent(concat!("penstock/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .build()
-            .map_err(|error| ClientError::Unreachable {
-                server: connection.server.clone(),
-                reason: error.to_string(),
-            })?;
+            .connect_timeout(CONNECT_TIMEOUT);
+        if !connection.server.starts_with("https:") {
+            // A proxy would read the token.
+            http = http.no_proxy();
+        }
+        let http = http.build().map_err(|error| ClientError::Unreachable {
+            server: connection.server.clone(),
+            reason: error.to_string(),
+        })?;
         Ok(Self {
             http,
             connection,

@@ -5,6 +5,7 @@
 //! readiness says no more than yes or no without it.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use actuator::logs::InternalToken;
 use anyhow::Context;
@@ -17,7 +18,11 @@ use runtime::health::Health;
 use runtime::metrics::Metrics;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+
+/// Requests that are answered to the end after a shutdown has begun.
+const GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
 struct Shown {
@@ -78,9 +83,14 @@ impl Admin {
         let service = self
             .router
             .into_make_service_with_connect_info::<SocketAddr>();
-        axum::serve(self.listener, service)
-            .with_graceful_shutdown(async move { shutdown.cancelled().await })
-            .await
+        let stop = shutdown.clone();
+        let server = axum::serve(self.listener, service)
+            .with_graceful_shutdown(async move { stop.cancelled().await });
+        tokio::select! {
+            served = server => served,
+            // A log that somebody follows has no end.
+            () = async { shutdown.cancelled().await; sleep(GRACE).await } => Ok(()),
+        }
     }
 }
 

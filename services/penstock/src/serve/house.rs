@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::data_folder::DataFolder;
 use super::plan::{Plan, Service};
-use super::ports::{OpenBus, open_bus, open_store};
 use super::secret::internal_token;
 use super::start;
 use crate::cli::serve_args::ServeArgs;
@@ -51,6 +50,14 @@ pub struct Stages {
     pub engines: Stage,
     pub hands: Stage,
     pub log: Stage,
+}
+
+impl Stages {
+    pub async fn end(self) {
+        for stage in [self.doors, self.engines, self.hands, self.log] {
+            stage.end().await;
+        }
+    }
 }
 
 /// Services that stop together.
@@ -102,39 +109,24 @@ pub struct House {
     folder: DataFolder,
     ground: Ground,
     addresses: Addresses,
-    stages: Stages,
 }
 
 impl House {
-    pub async fn start(args: &ServeArgs, plan: Plan) -> anyhow::Result<Self> {
+    /// What has been started by the time of an error, or when this is dropped, is in `stages`; the
+    /// caller ends them.
+    pub async fn start(args: &ServeArgs, plan: Plan, stages: &mut Stages) -> anyhow::Result<Self> {
         let folder = DataFolder::open(&args.data)?;
-        let data = folder.path().to_owned();
-        let internal_token = args.internal_token.as_deref().map(internal_token);
-        let store = match plan.needs_store() {
-            true => Some(open_store(args, &data).await?),
-            false => None,
-        };
-        let OpenBus { bus, is_shared } = open_bus(&args.bus).await?;
-        let ground = Ground {
-            data,
-            store,
-            bus,
-            clock: clock(args),
-            ids: Arc::new(SystemIds::default()),
-            metrics: Metrics::default(),
-            health: Health::default(),
-            internal_token: internal_token.transpose()?,
-        };
-        let (mut stages, mut addresses) = (Stages::default(), Addresses::default());
-        start::relay(&ground, is_shared, &mut stages.log);
+        let ground = ground(args, &plan, folder.path()).await?;
+        let mut addresses = Addresses::default();
+        start::relay(&ground, args.bus != "local", &mut stages.log);
         start::watch_bus(&ground, &mut stages.log);
         if plan.runs(Service::Gateway) {
             addresses.gateway = Some(start::gateway(args, &plan, &ground, &mut stages.doors)?);
         }
         let history = start::history(args, &plan, &ground, &mut stages.log).await?;
         if plan.runs(Service::Control) {
-            let url = start::control(args, &plan, &ground, &addresses, history, &mut stages.doors)
-                .await?;
+            let doors = &mut stages.doors;
+            let url = start::control(args, &plan, &ground, &addresses, history, doors).await?;
             addresses.admin = Some(url.clone());
             addresses.control = Some(url);
         } else {
@@ -146,13 +138,12 @@ impl House {
         }
         if plan.runs(Service::Actuator) {
             let admin = args.admin_url.clone().or(addresses.admin.clone());
-            start::actuator(args, &plan, &ground, admin, &mut stages).await?;
+            start::actuator(args, &plan, &ground, admin, stages).await?;
         }
         Ok(Self {
             folder,
             ground,
             addresses,
-            stages,
         })
     }
 
@@ -171,21 +162,41 @@ impl House {
         Ok(())
     }
 
-    pub async fn stop(self) {
-        let Stages {
-            doors,
-            engines,
-            hands,
-            log,
-        } = self.stages;
-        for stage in [doors, engines, hands, log] {
-            stage.end().await;
-        }
+    /// After the stages have ended.
+    pub async fn close(self) {
         self.ground.bus.close().await;
         if let Some(store) = &self.ground.store {
             store.close().await;
         }
     }
+}
+
+async fn open_store(args: &ServeArgs, data: &Path) -> anyhow::Result<Store> {
+    let url = args
+        .store
+        .clone()
+        .unwrap_or_else(|| format!("sqlite:{}", data.join("penstock.db").display()));
+    Store::open(&url)
+        .await
+        .context("cannot open the event store")
+}
+
+async fn ground(args: &ServeArgs, plan: &Plan, data: &Path) -> anyhow::Result<Ground> {
+    let internal_token = args.internal_token.as_deref().map(internal_token);
+    let store = match plan.needs_store() {
+        true => Some(open_store(args, data).await?),
+        false => None,
+    };
+    Ok(Ground {
+        data: data.to_owned(),
+        store,
+        bus: bus::open(&args.bus).await?,
+        clock: clock(args),
+        ids: Arc::new(SystemIds::default()),
+        metrics: Metrics::default(),
+        health: Health::default(),
+        internal_token: internal_token.transpose()?,
+    })
 }
 
 fn clock(args: &ServeArgs) -> Arc<dyn Clock> {

@@ -50,7 +50,11 @@ impl MemberLogs {
             own,
             store,
             token,
-            http: reqwest::Client::new(),
+            // A proxy would read the token.
+            http: reqwest::Client::builder()
+                .no_proxy()
+                .build()
+                .unwrap_or_default(),
         }
     }
 

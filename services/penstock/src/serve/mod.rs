@@ -11,17 +11,16 @@ mod data_folder;
 mod house;
 mod member_logs;
 mod plan;
-mod ports;
 mod secret;
 mod sources;
 mod start;
 mod supervisor;
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::serve_args::ServeArgs;
-use house::House;
+use house::{House, Stages};
 use plan::Plan;
 
 /// Runs until SIGTERM or Ctrl-C.
@@ -42,21 +41,49 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
 
 async fn serve(args: ServeArgs, plan: Plan) -> anyhow::Result<()> {
     // Handlers first: a signal during the start must not kill us with half-started instances.
-    let mut terminate = signal(SignalKind::terminate()).context("could not listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("could not listen for Ctrl-C")?;
-    let house = House::start(&args, plan).await?;
-    let stopped = tokio::select! {
-        ready = house.announce(args.ready_file.as_deref()) => { ready?; false }
-        _ = terminate.recv() => true,
-        _ = interrupt.recv() => true,
+    let mut signals = Signals::listen()?;
+    let mut stages = Stages::default();
+    let started = tokio::select! {
+        started = House::start(&args, plan, &mut stages) => started.map(Some),
+        () = signals.stop() => Ok(None),
     };
-    if !stopped {
+    let served = match &started {
+        Ok(Some(house)) => tokio::select! {
+            announced = house.announce(args.ready_file.as_deref()) => match announced {
+                Ok(()) => { signals.stop().await; Ok(()) }
+                Err(error) => Err(error),
+            },
+            () = signals.stop() => Ok(()),
+        },
+        _ => Ok(()),
+    };
+    tracing::info!("stopping");
+    // Also what a start that failed has left behind: threads would keep the process.
+    stages.end().await;
+    if let Some(house) = started? {
+        house.close().await;
+    }
+    served
+}
+
+/// The two ways of being asked to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("could not listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("could not listen for Ctrl-C")?,
+        })
+    }
+
+    async fn stop(&mut self) {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
-    tracing::info!("stopping");
-    house.stop().await;
-    Ok(())
 }

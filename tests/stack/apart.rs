@@ -151,11 +151,11 @@ async fn gateways_serve_while_store_and_bus_are_both_away() {
         Duration::from_secs(std::env::var("AWAY_SECONDS").map_or(5, |text| text.parse().unwrap()));
     house.stack.kafka.kill(0);
     house.stack.postgres.kill();
-    let (until, mut requests) = (Instant::now() + away, 0);
     // One of the gateways is started anew meanwhile: its routes are on its disk.
     house.cluster.get("gate-2").kill();
     house.cluster.get("gate-2").launch();
     house.until_served_by("gate-2").await;
+    let (until, mut requests) = (Instant::now() + away, 0);
     while Instant::now() < until {
         for gateway in ["gate-1", "gate-2"] {
             let response = house.score(gateway).await.unwrap();

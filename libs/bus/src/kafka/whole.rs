@@ -1,6 +1,7 @@
 //! The whole log as Kafka has it, for rebuilding what was lost elsewhere.
 //!
-//! Invariant: what is missing is named. A record is given once; [`Extent::whole`] is the position up
+//! Invariant: what is missing is named. What has a position that was there before is told apart, so
+//! that every position is given as a record once; [`Extent::whole`] is the position up
 //! to which every position was there, as far as the chain of `prev` in each bucket can tell.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +40,9 @@ pub enum LogItem {
     /// Buckets come in any order; within one, the order of the topic, which is that of positions
     /// unless something was published again.
     Record(Arc<Record>),
+    /// Has the position of a record that was given before. Whoever must be sure that it is the same
+    /// one compares them.
+    Repeated(Arc<Record>),
     /// The last item.
     End(Extent),
 }
@@ -84,6 +88,7 @@ impl LogReader {
         while let Some(item) = self.next().await {
             match item? {
                 LogItem::Record(record) => records.push(record),
+                LogItem::Repeated(_) => {}
                 LogItem::End(extent) => {
                     records.sort_by_key(|record| record.position);
                     return Ok((records, extent));
@@ -127,10 +132,13 @@ fn read(
                 message.payload(),
             );
             match decoded {
-                Ok(record) if tally.is_new(&record) => sender
-                    .blocking_send(Ok(LogItem::Record(Arc::new(record))))
-                    .is_ok(),
-                Ok(_) => true,
+                Ok(record) => {
+                    let item = match tally.is_new(&record) {
+                        true => LogItem::Record(Arc::new(record)),
+                        false => LogItem::Repeated(Arc::new(record)),
+                    };
+                    sender.blocking_send(Ok(item)).is_ok()
+                }
                 Err(why) => {
                     tally.unreadable(message, &why);
                     true

@@ -1,30 +1,41 @@
 //! `store`: looks after the store itself, without a server: brings it up to date, copies it, makes it
-//! again, and proves that two are the same.
+//! again, from Kafka too, and proves that two are the same.
 //!
 //! Invariant: nothing is made, moved or migrated that was not asked for; a store that is not there is
 //! an error.
 
+mod compare;
+// The same without Kafka, where the binary is built without it.
+#[cfg_attr(not(feature = "kafka"), path = "no_kafka.rs")]
+mod kafka;
+mod rebuild;
+mod republish;
+#[cfg(feature = "kafka")]
+mod spool;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use contract::ids::Position;
-use domain::views::MODELS;
+use contract::ids::{Bucket, Position};
 use serde::Serialize;
-use store::{LogHash, RawRecord, Store, StoreError};
+use store::{LogHash, Store};
 
 use super::error::CliError;
 use super::output::{print, remark};
 use crate::client::config::default_data_dir;
 
-/// Migrate, back up, rebuild and compare stores, without a server
+/// Migrate, back up, rebuild and compare stores, without a server; make them from Kafka, and Kafka from them
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock store migrate --check
   penstock store backup penstock-backup.db
   penstock store rebuild
   penstock store rebuild --from penstock-backup.db --store postgres://penstock@localhost/penstock
+  penstock store rebuild --from kafka://localhost:9092/penstock --store sqlite:again.db
+  penstock store republish --to kafka://localhost:9092/penstock
   penstock store hash
   penstock store compare sqlite:a.db sqlite:b.db
+  penstock store compare penstock-backup.db kafka://localhost:9092/penstock
 
 A store in a file must not be in use: stop the server first.")]
 pub struct StoreArgs {
@@ -37,6 +48,7 @@ enum StoreCommand {
     Migrate(MigrateArgs),
     Backup(BackupArgs),
     Rebuild(RebuildArgs),
+    Republish(RepublishArgs),
     Hash(HashArgs),
     Compare(CompareArgs),
 }
@@ -98,20 +110,46 @@ struct BackupArgs {
     output: Format,
 }
 
-/// Make the read models anew from the log; or first the log from a backup
+/// Make the read models anew from the log; or first the log from a backup, or from Kafka
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock store rebuild
   penstock store rebuild --from penstock-backup.db --store sqlite:restored.db
+  penstock store rebuild --from kafka://localhost:9092/penstock --store sqlite:again.db
 
 With --from the store must be empty, or hold the beginning of the same log: what was broken off can be
-taken up again.")]
+taken up again. Kafka's log is taken up to where it is whole: what is missing and what is left out above
+is named, and exit 1 says so. Kafka has no answers to repeated requests (Idempotency-Key); all else is in
+the log.")]
 struct RebuildArgs {
     #[command(flatten)]
     which: Which,
-    /// A backup, or any other store (URL)
+    /// A backup, any other store (URL), or kafka://HOST:PORT/PREFIX
     #[arg(long, value_name = "FILE")]
     from: Option<String>,
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Format,
+}
+
+/// Publish the log once more, to topics that were lost or are new
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock store republish --to kafka://localhost:9092/penstock
+  penstock store republish --to kafka://localhost:9092/penstock --after 120000
+
+For when nobody else publishes: stop the services that share the store first. A process that publishes
+holds the lease `relay`, and makes this command give up after ten seconds; while it runs, no other
+publishes. The relay then goes on from where it ended. Events that are there already are published again,
+which does no harm.")]
+struct RepublishArgs {
+    /// kafka://HOST:PORT[,HOST:PORT]/PREFIX; topics that are missing are made
+    #[arg(long, value_name = "URL", env = "PENSTOCK_BUS", hide_env_values = true)]
+    to: String,
+    #[command(flatten)]
+    which: Which,
+    /// Only events above this position
+    #[arg(long, value_name = "POSITION", default_value_t = 0)]
+    after: u64,
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
 }
@@ -121,8 +159,9 @@ struct RebuildArgs {
 #[command(after_help = "Examples:
   penstock store hash
   penstock store hash --up-to 120000 -o json
+  penstock store hash --store kafka://localhost:9092/penstock
 
-Equal logs have equal hashes, in whatever database they are.")]
+Equal logs have equal hashes, in whatever database they are. Kafka's is taken up to where it is whole.")]
 struct HashArgs {
     #[command(flatten)]
     which: Which,
@@ -139,15 +178,21 @@ struct HashArgs {
   penstock store compare sqlite:penstock.db penstock-backup.db
   penstock store compare sqlite:a.db postgres://penstock@localhost/penstock --up-to 120000
 
-Exit 1 where they are not the same.")]
+  penstock store compare penstock-backup.db kafka://localhost:9092/penstock
+
+Exit 1 where they are not the same. A store and Kafka are compared up to where both are whole, and at
+least up to where the store's relay has had everything confirmed: it may have more, which is counted.")]
 struct CompareArgs {
-    /// A file or a URL
+    /// A file, a URL, or kafka://HOST:PORT/PREFIX
     a: String,
-    /// A file or a URL
+    /// A file, a URL, or kafka://HOST:PORT/PREFIX
     b: String,
     /// Only events up to this position
     #[arg(long, value_name = "POSITION")]
     up_to: Option<u64>,
+    /// Both must end at the same position
+    #[arg(long, conflicts_with = "up_to")]
+    exact: bool,
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
 }
@@ -179,15 +224,86 @@ pub fn store(args: &StoreArgs) -> Result<(), CliError> {
         match &args.command {
             StoreCommand::Migrate(args) => migrate(args).await,
             StoreCommand::Backup(args) => Box::pin(backup(args)).await,
-            StoreCommand::Rebuild(args) => Box::pin(rebuild(args)).await,
-            StoreCommand::Hash(args) => hash(args).await,
-            StoreCommand::Compare(args) => Box::pin(compare(args)).await,
+            StoreCommand::Rebuild(args) => Box::pin(rebuild::rebuild(args)).await,
+            StoreCommand::Republish(args) => Box::pin(republish::republish(args)).await,
+            StoreCommand::Hash(args) => Box::pin(compare::hash(args)).await,
+            StoreCommand::Compare(args) => Box::pin(compare::compare(args)).await,
         }
     })
 }
 
-fn failed(error: StoreError) -> CliError {
+fn failed(error: impl std::fmt::Display) -> CliError {
     CliError::Failed(error.to_string())
+}
+
+fn is_kafka(place: &str) -> bool {
+    place.starts_with("kafka://")
+}
+
+/// A URL without its options: they may hold paths that nobody needs to see.
+fn shown(url: &str) -> &str {
+    url.split('?').next().unwrap_or_default()
+}
+
+/// What Kafka had, as far as it could be read.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(
+    not(feature = "kafka"),
+    allow(dead_code, reason = "a binary without Kafka makes none")
+)]
+struct Extent {
+    /// Every position up to here was there.
+    whole: Position,
+    /// The highest position that was there.
+    last: Position,
+    records: u64,
+    /// Records that were there before, and were the same.
+    repeated: u64,
+    holes: Vec<Hole>,
+    /// Places of messages that could not be read, and why.
+    unreadable: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(
+    not(feature = "kafka"),
+    allow(dead_code, reason = "a binary without Kafka makes none")
+)]
+struct Hole {
+    missing: Position,
+    bucket: Bucket,
+    needed_by: Position,
+}
+
+impl Extent {
+    /// Holes and messages that are named one by one; all of them are in the JSON.
+    const NAMED_MAX: usize = 10;
+
+    fn lines(&self, of: &str) -> Vec<String> {
+        let mut lines = vec![format!(
+            "{}: {} events, whole up to position {}, the last at {}",
+            shown(of),
+            self.records,
+            self.whole,
+            self.last
+        )];
+        let missing = self.holes.iter().take(Self::NAMED_MAX).map(|hole| {
+            format!(
+                "missing: position {} of bucket {}, which the one at {} follows",
+                hole.missing, hole.bucket, hole.needed_by
+            )
+        });
+        lines.extend(missing);
+        let unreadable = self.unreadable.iter().take(Self::NAMED_MAX);
+        lines.extend(unreadable.map(|what| format!("unreadable: {what}")));
+        let all = self.holes.len().max(self.unreadable.len());
+        if all > Self::NAMED_MAX {
+            lines.push("and more: see -o json".to_owned());
+        }
+        lines
+    }
 }
 
 /// A file is a store as well.
@@ -277,6 +393,16 @@ impl Progress {
         let percent = done * 100 / of.max(1);
         remark(&format!("{}: {done} of {of} ({percent} %)", self.what));
     }
+
+    /// The same where nobody knows how many there are.
+    #[cfg(feature = "kafka")]
+    fn count(&mut self, done: u64) {
+        if self.last.elapsed() < Self::EVERY {
+            return;
+        }
+        self.last = Instant::now();
+        remark(&format!("{}: {done}", self.what));
+    }
 }
 
 async fn backup(args: &BackupArgs) -> Result<(), CliError> {
@@ -289,48 +415,6 @@ async fn backup(args: &BackupArgs) -> Result<(), CliError> {
     args.output.show(&text, &hash)
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Rebuilt {
-    /// What was copied from a backup first.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    copied: Option<LogHash>,
-    rows_changed: usize,
-}
-
-async fn rebuild(args: &RebuildArgs) -> Result<(), CliError> {
-    let url = args.which.url();
-    let (store, copied) = match &args.from {
-        None => (open(&url).await?, None),
-        Some(from) => {
-            let from = open(&url_of(from)).await?;
-            let store = Store::open(&url).await.map_err(failed)?;
-            let mut progress = Progress::new("events copied");
-            let copied = store::copy(&from, &store, |done, of| progress.say(done, of)).await;
-            from.close().await;
-            (store, Some(copied.map_err(failed)?))
-        }
-    };
-    let head = store.head().await.map_err(failed)?;
-    let mut progress = Progress::new("log read up to position");
-    let mut projector = control::ViewsProjector::default();
-    let say = |at: Position| progress.say(at.0, head.0);
-    let changed = store::rebuild_with(&store, &mut projector, &MODELS, say).await;
-    store.close().await;
-    let rows_changed = changed.map_err(failed)?;
-    let text = match &copied {
-        None => format!("{rows_changed} rows of read models changed"),
-        Some(hash) => format!("{}\n{rows_changed} rows of read models changed", line(hash)),
-    };
-    args.output.show(
-        &text,
-        &Rebuilt {
-            copied,
-            rows_changed,
-        },
-    )
-}
-
 fn line(hash: &LogHash) -> String {
     format!(
         "{} events up to position {}, sha256 {}",
@@ -338,138 +422,9 @@ fn line(hash: &LogHash) -> String {
     )
 }
 
-async fn hash_of(store: &Store, up_to: Option<u64>) -> Result<LogHash, CliError> {
-    let up_to = match up_to {
-        Some(up_to) => Position(up_to),
-        None => store.head().await.map_err(failed)?,
-    };
-    store::log_hash(store, up_to).await.map_err(failed)
-}
-
-async fn hash(args: &HashArgs) -> Result<(), CliError> {
-    let store = open(&args.which.url()).await?;
-    let hash = hash_of(&store, args.up_to).await;
-    store.close().await;
-    let hash = hash?;
-    args.output.show(&line(&hash), &hash)
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Compared {
-    equal: bool,
-    a: LogHash,
-    b: LogHash,
-    /// The first position that is not the same in both.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    differs_at: Option<Position>,
-}
-
-async fn compare(args: &CompareArgs) -> Result<(), CliError> {
-    let a = open(&url_of(&args.a)).await?;
-    let b = open(&url_of(&args.b)).await?;
-    let compared = compare_open(&a, &b, args.up_to).await;
-    a.close().await;
-    b.close().await;
-    let compared = compared?;
-    let text = match compared.differs_at {
-        None => format!("equal: {}", line(&compared.a)),
-        Some(at) => format!(
-            "not the same: they part at position {at}\na: {}\nb: {}",
-            line(&compared.a),
-            line(&compared.b)
-        ),
-    };
-    args.output.show(&text, &compared)?;
-    match compared.equal {
-        true => Ok(()),
-        false => Err(CliError::Quiet(1)),
-    }
-}
-
-async fn compare_open(a: &Store, b: &Store, up_to: Option<u64>) -> Result<Compared, CliError> {
-    let (of_a, of_b) = (hash_of(a, up_to).await?, hash_of(b, up_to).await?);
-    let equal = of_a == of_b;
-    let differs_at = match equal {
-        true => None,
-        false => first_difference(a, b).await?,
-    };
-    Ok(Compared {
-        equal,
-        a: of_a,
-        b: of_b,
-        differs_at,
-    })
-}
-
-/// Reads both side by side.
-async fn first_difference(a: &Store, b: &Store) -> Result<Option<Position>, CliError> {
-    const PAGE: usize = 1_000;
-    let mut after = Position::START;
-    loop {
-        let of_a = a.read_raw(after, PAGE).await.map_err(failed)?;
-        let of_b = b.read_raw(after, PAGE).await.map_err(failed)?;
-        let parting = of_a.iter().zip(&of_b).position(|(a, b)| a != b);
-        let parting = parting.unwrap_or(of_a.len().min(of_b.len()));
-        let at = |page: &[RawRecord]| page.get(parting).map(|event| event.position);
-        if let Some(at) = at(&of_a).into_iter().chain(at(&of_b)).min() {
-            return Ok(Some(at));
-        }
-        let Some(last) = of_a.last() else {
-            return Ok(None);
-        };
-        after = last.position;
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use contract::events::{Empty, Event};
-    use contract::ids::EndpointKey;
-    use contract::log::{Actor, NewEvent, StreamKind, StreamName};
-    use contract::time::Timestamp;
-    use store::{Append, Commit};
-
     use super::*;
-
-    async fn store_of(folder: &tempfile::TempDir, name: &str, events: u64) -> Store {
-        let url = format!("sqlite:{}", folder.path().join(name).display());
-        let store = Store::open(&url).await.unwrap();
-        let endpoint = EndpointKey::new(&"iris".parse().unwrap());
-        for version in 0..events {
-            let event = NewEvent {
-                id: uuid::Uuid::from_u128(u128::from(version)),
-                time: Timestamp::from_secs(1),
-                actor: Actor::service("test"),
-                event: Event::EndpointDeletionRequested(Empty {}),
-            };
-            let append = Append {
-                stream: StreamName::of(StreamKind::Endpoint, &endpoint),
-                expected_version: version,
-                events: vec![event],
-            };
-            let commit = Commit {
-                appends: vec![append],
-                ..Commit::default()
-            };
-            store.commit(commit).await.unwrap();
-        }
-        store
-    }
-
-    #[tokio::test]
-    async fn a_comparison_says_where_two_logs_part() {
-        let folder = tempfile::tempdir().unwrap();
-        let a = store_of(&folder, "a.db", 5).await;
-        let b = store_of(&folder, "b.db", 5).await;
-        let c = store_of(&folder, "c.db", 3).await;
-        let same = compare_open(&a, &b, None).await.unwrap();
-        assert!(same.equal && same.differs_at.is_none());
-        let shorter = compare_open(&a, &c, None).await.unwrap();
-        assert!(!shorter.equal);
-        assert_eq!(shorter.differs_at, Some(Position(4)));
-        assert!(compare_open(&a, &c, Some(3)).await.unwrap().equal);
-    }
 
     #[tokio::test]
     async fn a_store_that_is_not_there_is_an_error_and_is_not_made() {

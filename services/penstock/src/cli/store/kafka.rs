@@ -1,0 +1,77 @@
+//! The log as Kafka has it, in order of position.
+//!
+//! Invariant: an event is as this release writes it, whichever release published it; memory is
+//! bounded, whatever the log's length.
+
+use bus::kafka::{KafkaConfig, LogItem, read_log};
+use store::RawRecord;
+
+use super::spool::{Sorted, Spool};
+use super::{Extent, Hole, Progress, failed};
+use crate::cli::error::CliError;
+
+pub struct KafkaLog {
+    pub extent: Extent,
+    sorted: Sorted,
+    url: String,
+}
+
+impl KafkaLog {
+    /// Reads all that is there.
+    pub async fn read(url: &str) -> Result<Self, CliError> {
+        let config = KafkaConfig::parse(url).map_err(|error| {
+            // The same option names it in a server's words.
+            CliError::Usage(error.to_string().replacen("--bus ", "", 1))
+        })?;
+        let mut reader = read_log(&config);
+        let mut spool = Spool::default();
+        let mut progress = Progress::new("events read from Kafka");
+        let mut read = 0;
+        while let Some(item) = reader.next().await {
+            match item.map_err(failed)? {
+                LogItem::Record(record) | LogItem::Repeated(record) => {
+                    let event = RawRecord::of(&record).map_err(failed)?;
+                    spool.push(event).map_err(failed)?;
+                    read += 1;
+                    progress.count(read);
+                }
+                LogItem::End(extent) => {
+                    return Ok(Self {
+                        extent: extent_of(extent),
+                        sorted: spool.sorted().map_err(failed)?,
+                        url: super::shown(url).to_owned(),
+                    });
+                }
+            }
+        }
+        Err(failed("the log on Kafka cannot be read to its end"))
+    }
+
+    /// The next events in order of position; none at the end.
+    pub fn page(&mut self, limit: usize) -> Result<Vec<RawRecord>, CliError> {
+        let mut page = Vec::with_capacity(limit);
+        while page.len() < limit {
+            let next = self.sorted.next();
+            let next = next.map_err(|error| failed(format!("{}: {error}", self.url)))?;
+            let Some(event) = next else { break };
+            page.push(event);
+        }
+        Ok(page)
+    }
+}
+
+fn extent_of(extent: bus::kafka::Extent) -> Extent {
+    let holes = extent.holes.iter().map(|hole| Hole {
+        missing: hole.missing,
+        bucket: hole.bucket,
+        needed_by: hole.needed_by,
+    });
+    Extent {
+        whole: extent.whole,
+        last: extent.last,
+        records: extent.records,
+        repeated: extent.repeated,
+        holes: holes.collect(),
+        unreadable: extent.unreadable,
+    }
+}

@@ -1,0 +1,156 @@
+//! Makes read models anew, and before that the log itself from a backup or from Kafka alone.
+
+use contract::ids::{Bucket, Position};
+use domain::views::MODELS;
+use runtime::relay::RELAY;
+use serde::Serialize;
+use store::{Commit, CursorMove, LogHash, LogHasher, RawRecord, Store};
+
+use super::kafka::KafkaLog;
+use super::{Extent, Progress, RebuildArgs, failed, is_kafka, line, open, url_of};
+use crate::cli::error::CliError;
+
+const PAGE: usize = 2_000;
+
+/// What a store was made from.
+#[derive(Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Taken {
+    /// What was copied first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copied: Option<LogHash>,
+    /// What Kafka had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kafka: Option<Extent>,
+    /// Events above the first hole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_out: Option<u64>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Rebuilt {
+    #[serde(flatten)]
+    taken: Taken,
+    rows_changed: usize,
+}
+
+pub async fn rebuild(args: &RebuildArgs) -> Result<(), CliError> {
+    let url = args.which.url();
+    let (store, taken) = match &args.from {
+        None => (open(&url).await?, Taken::default()),
+        Some(from) if is_kafka(from) => {
+            // Before the store is made: Kafka may not be there.
+            let log = KafkaLog::read(from).await?;
+            let store = Store::open(&url).await.map_err(failed)?;
+            let taken = from_kafka(log, &store).await;
+            (store, taken?)
+        }
+        Some(from) => {
+            let from = open(&url_of(from)).await?;
+            let store = Store::open(&url).await.map_err(failed)?;
+            let taken = from_store(&from, &store).await;
+            from.close().await;
+            (store, taken?)
+        }
+    };
+    let rows_changed = rebuild_models(&store).await;
+    store.close().await;
+    let rebuilt = Rebuilt {
+        taken,
+        rows_changed: rows_changed?,
+    };
+    args.output.show(&text_of(args, &rebuilt), &rebuilt)?;
+    match rebuilt.taken.left_out {
+        None | Some(0) => Ok(()),
+        Some(_) => Err(CliError::Quiet(1)),
+    }
+}
+
+fn text_of(args: &RebuildArgs, rebuilt: &Rebuilt) -> String {
+    let taken = &rebuilt.taken;
+    let mut lines = Vec::new();
+    if let (Some(from), Some(extent)) = (&args.from, &taken.kafka) {
+        lines.extend(extent.lines(from));
+    }
+    lines.extend(taken.copied.as_ref().map(line));
+    if let (Some(left_out @ 1..), Some(extent)) = (taken.left_out, &taken.kafka) {
+        lines.push(format!(
+            "left out: {left_out} events above position {}. Topics that hold them are no longer this \
+             log's: publish it to others with `penstock store republish`",
+            extent.whole
+        ));
+    }
+    lines.push(format!(
+        "{} rows of read models changed",
+        rebuilt.rows_changed
+    ));
+    lines.join("\n")
+}
+
+async fn from_store(from: &Store, to: &Store) -> Result<Taken, CliError> {
+    let mut progress = Progress::new("events copied");
+    let copied = store::copy(from, to, |done, of| progress.say(done, of)).await;
+    Ok(Taken {
+        copied: Some(copied.map_err(failed)?),
+        ..Taken::default()
+    })
+}
+
+/// Takes in Kafka's log up to where it is whole. New events go on above all that was ever there.
+async fn from_kafka(mut log: KafkaLog, store: &Store) -> Result<Taken, CliError> {
+    let whole = log.extent.whole;
+    let mut hasher = LogHasher::default();
+    let (mut taken, mut left_out) = (0, 0);
+    let mut progress = Progress::new("events copied");
+    loop {
+        let mut page: Vec<RawRecord> = log.page(PAGE)?;
+        if page.is_empty() {
+            break;
+        }
+        let above = page.split_off(page.partition_point(|event| event.position <= whole));
+        left_out += above.len() as u64;
+        taken += page.len() as u64;
+        page.iter().for_each(|event| hasher.take_in(event));
+        store::append_raw(store, page).await.map_err(failed)?;
+        progress.say(taken, log.extent.records);
+    }
+    let last = log.extent.last;
+    store::go_on_above(store, last).await.map_err(failed)?;
+    // Orphans above a hole are nothing that a relay may go on from.
+    if left_out == 0 {
+        relay_stands_at(store, whole).await?;
+    }
+    Ok(Taken {
+        copied: Some(hasher.finish()),
+        left_out: Some(left_out),
+        kafka: Some(log.extent),
+    })
+}
+
+/// What came from Kafka need not be published there again.
+async fn relay_stands_at(store: &Store, to: Position) -> Result<(), CliError> {
+    let from = store.cursor(RELAY, Bucket::GLOBAL).await.map_err(failed)?;
+    if from >= to {
+        return Ok(());
+    }
+    let commit = Commit {
+        cursor: Some(CursorMove {
+            consumer: RELAY,
+            bucket: Bucket::GLOBAL,
+            from,
+            to,
+        }),
+        ..Commit::default()
+    };
+    store.commit(commit).await.map(|_| ()).map_err(failed)
+}
+
+async fn rebuild_models(store: &Store) -> Result<usize, CliError> {
+    let head = store.head().await.map_err(failed)?;
+    let mut progress = Progress::new("log read up to position");
+    let mut projector = control::ViewsProjector::default();
+    let say = |at: Position| progress.say(at.0, head.0);
+    let changed = store::rebuild_with(store, &mut projector, &MODELS, say).await;
+    changed.map_err(failed)
+}

@@ -1,0 +1,201 @@
+//! Fills Kafka from the store.
+//!
+//! Invariant: nobody else publishes meanwhile (the lease of the relay is held), and the relay's cursor
+//! moves only when Kafka has confirmed everything, and only while the lease is ours.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus::{Bus, BusError};
+use contract::ids::{Bucket, Position};
+use contract::log::Record;
+use runtime::lease::{RENEW_EVERY, TTL};
+use runtime::relay::RELAY;
+use serde::Serialize;
+use store::{Commit, CursorMove, Entry, Fence, Store};
+use tokio::time::{Instant, sleep};
+
+use super::{Progress, RepublishArgs, failed, is_kafka, open, shown};
+use crate::cli::error::CliError;
+
+/// Events that wait for Kafka's word at once.
+const PAGE: usize = 2_000;
+
+/// A holder that has died keeps its lease for [`TTL`].
+const LEASE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Tries of a page, each of which waits for the brokers itself.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Republished {
+    published: u64,
+    /// The relay goes on from here.
+    up_to: Position,
+    /// Events that this release cannot read; nobody can publish them.
+    unreadable: Vec<Position>,
+}
+
+pub async fn republish(args: &RepublishArgs) -> Result<(), CliError> {
+    if !is_kafka(&args.to) {
+        return Err(CliError::Usage(format!(
+            "--to {}: write kafka://HOST:PORT/PREFIX",
+            shown(&args.to)
+        )));
+    }
+    let store = open(&args.which.url()).await?;
+    let done = with_bus(&store, args).await;
+    store.close().await;
+    let done = done?;
+    let mut text = format!(
+        "{} events published to {}, up to position {}; the relay goes on from there",
+        done.published,
+        shown(&args.to),
+        done.up_to
+    );
+    for position in &done.unreadable {
+        text.push_str(&format!(
+            "\nposition {position} cannot be read, and is not published"
+        ));
+    }
+    args.output.show(&text, &done)
+}
+
+async fn with_bus(store: &Store, args: &RepublishArgs) -> Result<Republished, CliError> {
+    let bus = bus::open(&args.to).await.map_err(|error| match error {
+        BusError::Url { url, reason } => CliError::Usage(format!("--to {url}: {reason}")),
+        error => failed(error),
+    })?;
+    let done = with_lease(store, &*bus, Position(args.after)).await;
+    bus.close().await;
+    done
+}
+
+async fn with_lease(
+    store: &Store,
+    bus: &dyn Bus,
+    after: Position,
+) -> Result<Republished, CliError> {
+    let holder = format!("store republish {}", uuid::Uuid::new_v4());
+    let fence = acquire(store, &holder).await?;
+    let work = async {
+        let done = publish(store, bus, after).await?;
+        move_cursor(store, &fence, done.up_to).await?;
+        Ok(done)
+    };
+    let done = tokio::select! {
+        done = work => done,
+        lost = keep(store, &fence, &holder) => Err(lost),
+    };
+    let released = store.release_lease(&fence).await.map_err(failed);
+    let done = done?;
+    released.map(|()| done)
+}
+
+async fn acquire(store: &Store, holder: &str) -> Result<Fence, CliError> {
+    let until = Instant::now() + LEASE_PATIENCE;
+    loop {
+        let acquired = store.acquire_lease(RELAY, holder, TTL).await;
+        if let Some(fence) = acquired.map_err(failed)? {
+            return Ok(fence);
+        }
+        if Instant::now() >= until {
+            return Err(failed(format!(
+                "another process publishes this store's log (it holds the lease `{RELAY}`): stop the \
+                 services that share the store first"
+            )));
+        }
+        sleep(RENEW_EVERY).await;
+    }
+}
+
+/// Holds the lease until it is lost.
+async fn keep(store: &Store, fence: &Fence, holder: &str) -> CliError {
+    loop {
+        sleep(RENEW_EVERY).await;
+        match store.renew_lease(fence, holder, TTL).await {
+            Ok(true) => {}
+            Ok(false) => {
+                return failed(format!(
+                    "another process has taken the lease `{RELAY}` and publishes: the relay's cursor \
+                     stays where it was"
+                ));
+            }
+            Err(error) => return failed(error),
+        }
+    }
+}
+
+/// Publishes what is in the log now, above a position.
+async fn publish(store: &Store, bus: &dyn Bus, after: Position) -> Result<Republished, CliError> {
+    let head = store.head().await.map_err(failed)?;
+    let mut progress = Progress::new("published up to position");
+    let mut done = Republished {
+        published: 0,
+        up_to: after.min(head),
+        unreadable: Vec::new(),
+    };
+    while done.up_to < head {
+        let page = store.read_all_entries(done.up_to, PAGE).await;
+        let mut page = page.map_err(failed)?;
+        page.retain(|entry| entry.position() <= head);
+        let Some(last) = page.last().map(Entry::position) else {
+            break;
+        };
+        let mut records: Vec<Arc<Record>> = Vec::with_capacity(page.len());
+        for entry in page {
+            match entry {
+                Entry::Record(record) => records.push(record),
+                Entry::Unreadable(unreadable) => done.unreadable.push(unreadable.position),
+            }
+        }
+        hand_over(bus, &records, done.up_to).await?;
+        done.published += records.len() as u64;
+        done.up_to = last;
+        progress.say(last.0, head.0);
+    }
+    Ok(done)
+}
+
+/// The same again after an error: what is there twice does no harm.
+async fn hand_over(
+    bus: &dyn Bus,
+    records: &[Arc<Record>],
+    after: Position,
+) -> Result<(), CliError> {
+    let mut tries = 1;
+    loop {
+        match bus.publish_records(records).await {
+            Ok(()) => return Ok(()),
+            Err(BusError::NotPublished { .. }) if tries < TRIES => {
+                tries += 1;
+                sleep(PAUSE).await;
+            }
+            Err(error) => {
+                return Err(failed(format!(
+                    "{error}. Everything up to position {after} is published: go on with --after {after}"
+                )));
+            }
+        }
+    }
+}
+
+async fn move_cursor(store: &Store, fence: &Fence, to: Position) -> Result<(), CliError> {
+    let from = store.cursor(RELAY, Bucket::GLOBAL).await.map_err(failed)?;
+    if from >= to {
+        return Ok(());
+    }
+    let commit = Commit {
+        cursor: Some(CursorMove {
+            consumer: RELAY,
+            bucket: Bucket::GLOBAL,
+            from,
+            to,
+        }),
+        fence: Some(fence.clone()),
+        ..Commit::default()
+    };
+    store.commit(commit).await.map(|_| ()).map_err(failed)
+}

@@ -1,0 +1,263 @@
+//! Puts events in order of position that come in another, in bounded memory: what is too much is
+//! sorted in pieces into temporary files, which are then read side by side.
+//!
+//! Invariant: every position comes out once. An event that went in twice must have been the same.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
+
+use contract::ids::{Bucket, Position};
+use contract::time::Timestamp;
+use store::RawRecord;
+
+/// Text that is held before it is written out. Each of the pieces is an open file later: a hundred of
+/// them are a log of 3 GB.
+const HELD_BYTES_MAX: usize = 32 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    #[error("a temporary file cannot be written or read (TMPDIR names another folder): {0}")]
+    File(#[from] io::Error),
+    #[error("position {0} is there more than once, and not the same each time")]
+    Differs(Position),
+}
+
+pub struct Spool {
+    held: Vec<RawRecord>,
+    held_bytes: usize,
+    bytes_max: usize,
+    runs: Vec<Run>,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self::holding(HELD_BYTES_MAX)
+    }
+}
+
+impl Spool {
+    fn holding(bytes_max: usize) -> Self {
+        Self {
+            held: Vec::new(),
+            held_bytes: 0,
+            bytes_max,
+            runs: Vec::new(),
+        }
+    }
+
+    pub fn push(&mut self, event: RawRecord) -> Result<(), SpoolError> {
+        self.held_bytes += size_of::<RawRecord>() + event.stream.len() + event.data.len();
+        self.held.push(event);
+        if self.held_bytes >= self.bytes_max {
+            self.write_run()?;
+        }
+        Ok(())
+    }
+
+    fn write_run(&mut self) -> io::Result<()> {
+        self.held.sort_by_key(|event| event.position);
+        let mut writer = BufWriter::new(tempfile::tempfile()?);
+        for event in self.held.drain(..) {
+            serde_json::to_writer(&mut writer, &columns(event))?;
+            writer.write_all(b"\n")?;
+        }
+        let mut file = writer
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?;
+        file.rewind()?;
+        self.runs.push(Run::File(BufReader::new(file)));
+        self.held_bytes = 0;
+        Ok(())
+    }
+
+    pub fn sorted(mut self) -> Result<Sorted, SpoolError> {
+        self.held.sort_by_key(|event| event.position);
+        self.runs.push(Run::Held(self.held.into_iter()));
+        let mut sorted = Sorted {
+            heads: self.runs.iter().map(|_| None).collect(),
+            runs: self.runs,
+            order: BinaryHeap::new(),
+        };
+        for run in 0..sorted.runs.len() {
+            sorted.advance(run)?;
+        }
+        Ok(sorted)
+    }
+}
+
+/// Events in order of position.
+enum Run {
+    File(BufReader<File>),
+    Held(std::vec::IntoIter<RawRecord>),
+}
+
+impl Run {
+    fn next(&mut self) -> io::Result<Option<RawRecord>> {
+        match self {
+            Self::Held(events) => Ok(events.next()),
+            Self::File(file) => {
+                let mut line = Vec::new();
+                if file.read_until(b'\n', &mut line)? == 0 {
+                    return Ok(None);
+                }
+                Ok(Some(event(serde_json::from_slice(&line)?)))
+            }
+        }
+    }
+}
+
+/// What went in, in order.
+pub struct Sorted {
+    runs: Vec<Run>,
+    /// The next event of each run.
+    heads: Vec<Option<RawRecord>>,
+    order: BinaryHeap<Reverse<(Position, usize)>>,
+}
+
+impl Sorted {
+    pub fn next(&mut self) -> Result<Option<RawRecord>, SpoolError> {
+        let Some(first) = self.pop()? else {
+            return Ok(None);
+        };
+        while let Some(Reverse((position, _))) = self.order.peek()
+            && *position == first.position
+        {
+            if self.pop()?.is_some_and(|again| again != first) {
+                return Err(SpoolError::Differs(first.position));
+            }
+        }
+        Ok(Some(first))
+    }
+
+    fn pop(&mut self) -> Result<Option<RawRecord>, SpoolError> {
+        let Some(Reverse((_, run))) = self.order.pop() else {
+            return Ok(None);
+        };
+        let event = self.heads[run].take();
+        self.advance(run)?;
+        Ok(event)
+    }
+
+    fn advance(&mut self, run: usize) -> Result<(), SpoolError> {
+        let next = self.runs[run].next()?;
+        if let Some(event) = &next {
+            self.order.push(Reverse((event.position, run)));
+        }
+        self.heads[run] = next;
+        Ok(())
+    }
+}
+
+type Columns = (
+    (u64, u64, u16, u64, u32, i64),
+    (String, String, String, String, String),
+);
+
+fn columns(event: RawRecord) -> Columns {
+    (
+        (
+            event.position.0,
+            event.prev.0,
+            event.bucket.0,
+            event.version,
+            event.type_version,
+            event.time.millis(),
+        ),
+        (
+            event.stream,
+            event.id,
+            event.type_name,
+            event.actor,
+            event.data,
+        ),
+    )
+}
+
+fn event((numbers, texts): Columns) -> RawRecord {
+    let (position, prev, bucket, version, type_version, time) = numbers;
+    let (stream, id, type_name, actor, data) = texts;
+    RawRecord {
+        position: Position(position),
+        prev: Position(prev),
+        bucket: Bucket(bucket),
+        stream,
+        version,
+        id,
+        type_name,
+        type_version,
+        time: Timestamp::from_millis(time),
+        actor,
+        data,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn event_at(position: u64) -> RawRecord {
+        RawRecord {
+            position: Position(position),
+            prev: Position(position / 2),
+            bucket: Bucket((position % 64) as u16),
+            stream: format!("endpoint/default/e{position}"),
+            version: position + 1,
+            id: position.to_string(),
+            type_name: "EndpointDeletionRequested".to_owned(),
+            type_version: 1,
+            time: Timestamp::from_millis(-(position as i64)),
+            actor: "a\n\"b\"".to_owned(),
+            data: format!("{{\"text\":\"line\\n{position}\"}}"),
+        }
+    }
+
+    fn all(mut sorted: Sorted) -> Result<Vec<RawRecord>, SpoolError> {
+        let mut events = Vec::new();
+        while let Some(event) = sorted.next()? {
+            events.push(event);
+        }
+        Ok(events)
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_in_comes_out_once_in_order_whatever_memory_there_is(
+            positions in prop::collection::vec(1u64..50, 0..120),
+            bytes_max in prop::sample::select(vec![1, 1_000, 1 << 20]),
+        ) {
+            let mut spool = Spool::holding(bytes_max);
+            for position in &positions {
+                spool.push(event_at(*position)).unwrap();
+            }
+            let mut expected = positions;
+            expected.sort_unstable();
+            expected.dedup();
+            let expected: Vec<RawRecord> = expected.into_iter().map(event_at).collect();
+            prop_assert_eq!(all(spool.sorted().unwrap()).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn an_event_that_differs_from_one_of_the_same_position_is_refused_by_its_position() {
+        for bytes_max in [1, 1 << 20] {
+            let mut spool = Spool::holding(bytes_max);
+            for position in [3, 1, 2] {
+                spool.push(event_at(position)).unwrap();
+            }
+            let changed = RawRecord {
+                data: "{}".to_owned(),
+                ..event_at(2)
+            };
+            spool.push(changed).unwrap();
+            let refused = all(spool.sorted().unwrap()).unwrap_err();
+            assert!(
+                matches!(refused, SpoolError::Differs(Position(2))),
+                "{refused}"
+            );
+        }
+    }
+}

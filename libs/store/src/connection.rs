@@ -13,7 +13,7 @@ use sqlx::{Connection as _, PgConnection, PgPool, SqliteConnection, SqlitePool};
 use crate::StoreError;
 
 /// Borrowed from a pool, a transaction or the writer.
-pub(crate) enum Connection<'c> {
+pub enum Connection<'c> {
     Sqlite(&'c mut SqliteConnection),
     /// With how long one statement may take.
     Postgres(&'c mut PgConnection, Duration),
@@ -63,7 +63,7 @@ macro_rules! execute {
 pub(crate) use {execute, run};
 
 /// Gives up on a server that does not answer.
-pub(crate) async fn limited<T>(
+pub async fn limited<T>(
     limit: Duration,
     running: impl Future<Output = sqlx::Result<T>>,
 ) -> sqlx::Result<T> {
@@ -77,20 +77,20 @@ pub(crate) async fn limited<T>(
 }
 
 /// The writer's own connection.
-pub(crate) enum Owned {
+pub enum Owned {
     Sqlite(SqliteConnection),
     Postgres(PgConnection, Duration),
 }
 
 impl Owned {
-    pub(crate) fn get(&mut self) -> Connection<'_> {
+    pub fn get(&mut self) -> Connection<'_> {
         match self {
             Self::Sqlite(connection) => Connection::Sqlite(connection),
             Self::Postgres(connection, limit) => Connection::Postgres(connection, *limit),
         }
     }
 
-    pub(crate) async fn begin(&mut self) -> sqlx::Result<Transaction<'_>> {
+    pub async fn begin(&mut self) -> sqlx::Result<Transaction<'_>> {
         match self {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
             Self::Postgres(connection, limit) => {
@@ -120,20 +120,21 @@ impl Owned {
     }
 }
 
-pub(crate) enum Transaction<'c> {
+/// Undone when dropped, unless it was committed.
+pub enum Transaction<'c> {
     Sqlite(sqlx::Transaction<'c, sqlx::Sqlite>),
     Postgres(sqlx::Transaction<'c, sqlx::Postgres>, Duration),
 }
 
 impl Transaction<'_> {
-    pub(crate) fn get(&mut self) -> Connection<'_> {
+    pub fn get(&mut self) -> Connection<'_> {
         match self {
             Self::Sqlite(transaction) => Connection::Sqlite(transaction),
             Self::Postgres(transaction, limit) => Connection::Postgres(transaction, *limit),
         }
     }
 
-    pub(crate) async fn commit(self) -> sqlx::Result<()> {
+    pub async fn commit(self) -> sqlx::Result<()> {
         match self {
             Self::Sqlite(transaction) => transaction.commit().await,
             Self::Postgres(transaction, limit) => limited(limit, transaction.commit()).await,
@@ -150,13 +151,13 @@ impl Transaction<'_> {
 
 /// Connections for reading.
 #[derive(Clone)]
-pub(crate) enum Pool {
+pub enum Pool {
     Sqlite(SqlitePool),
     Postgres(PgPool, Duration),
 }
 
 impl Pool {
-    pub(crate) async fn acquire(&self) -> Result<Pooled, StoreError> {
+    pub async fn acquire(&self) -> Result<Pooled, StoreError> {
         Ok(match self {
             Self::Sqlite(pool) => Pooled::Sqlite(pool.acquire().await?),
             Self::Postgres(pool, limit) => Pooled::Postgres(pool.acquire().await?, *limit),
@@ -174,22 +175,32 @@ impl Pool {
     }
 }
 
-/// A reading connection; goes back to its pool when dropped.
-pub(crate) enum Pooled {
+/// A connection of a pool; goes back to it when dropped.
+pub enum Pooled {
     Sqlite(PoolConnection<sqlx::Sqlite>),
     Postgres(PoolConnection<sqlx::Postgres>, Duration),
 }
 
 impl Pooled {
-    pub(crate) fn get(&mut self) -> Connection<'_> {
+    pub fn get(&mut self) -> Connection<'_> {
         match self {
             Self::Sqlite(connection) => Connection::Sqlite(connection),
             Self::Postgres(connection, limit) => Connection::Postgres(connection, *limit),
         }
     }
 
+    pub async fn begin(&mut self) -> sqlx::Result<Transaction<'_>> {
+        match self {
+            Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
+            Self::Postgres(connection, limit) => {
+                let begun = limited(*limit, connection.begin()).await?;
+                Ok(Transaction::Postgres(begun, *limit))
+            }
+        }
+    }
+
     /// A transaction whose reads all see one moment.
-    pub(crate) async fn snapshot(&mut self) -> sqlx::Result<Transaction<'_>> {
+    pub async fn snapshot(&mut self) -> sqlx::Result<Transaction<'_>> {
         match self {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
             Self::Postgres(connection, limit) => {

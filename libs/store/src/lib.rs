@@ -9,6 +9,7 @@
 
 mod alone;
 mod backup;
+mod beside;
 mod commit;
 mod connection;
 mod head;
@@ -28,6 +29,12 @@ mod store;
 mod transfer;
 mod verify;
 mod writer;
+
+/// For tables that stand beside the log: connections with the limits that the store itself keeps to.
+pub mod sql {
+    pub use crate::beside::{Beside, Tables};
+    pub use crate::connection::{Connection, Owned, Pool, Pooled, Transaction, limited};
+}
 
 pub use backup::backup;
 pub use commit::*;

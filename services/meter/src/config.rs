@@ -1,13 +1,15 @@
 //! What an operator can set.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use contract::time::Span;
 
+use crate::history::HistoryPlace;
+
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The file that history and open minutes are kept in.
-    pub history: PathBuf,
+    /// Where history and open minutes are kept.
+    pub history: HistoryPlace,
     /// Panes older than this are deleted.
     pub retention: Span,
 }
@@ -15,8 +17,13 @@ pub struct Config {
 impl Config {
     /// The defaults: `history.db` in the data folder, 14 days.
     pub fn new(data: &Path) -> Self {
+        Self::keeping(HistoryPlace::File(data.join("history.db")))
+    }
+
+    /// History elsewhere, kept as long.
+    pub fn keeping(history: HistoryPlace) -> Self {
         Self {
-            history: data.join("history.db"),
+            history,
             retention: Span::from_secs(14 * 24 * 3600),
         }
     }

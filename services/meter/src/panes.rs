@@ -81,6 +81,8 @@ pub(crate) type Spans = Vec<(i64, i64)>;
 pub(crate) struct Panes {
     panes: BTreeMap<Place, Pane>,
     buckets: BTreeMap<Bucket, Coverage>,
+    /// Seconds before these are in the history already, whoever counts them again.
+    begin: BTreeMap<Bucket, i64>,
 }
 
 #[derive(Default)]
@@ -97,6 +99,10 @@ impl Panes {
             return;
         }
         let second = frame.start.secs();
+        let begin = self.begin.get(&frame.bucket);
+        if begin.is_some_and(|begin| second < *begin) {
+            return;
+        }
         self.buckets
             .entry(frame.bucket)
             .or_default()
@@ -116,25 +122,46 @@ impl Panes {
         }
     }
 
-    /// All panes, and the seconds of which it is now known that they are covered.
+    /// A bucket has been somebody else's, who has saved panes of all before this second and may have
+    /// counted the same frames: seconds before it are left as they are.
+    pub(crate) fn begin(&mut self, bucket: Bucket, second: i64) {
+        self.begin.insert(bucket, second);
+        let earlier = |place: &Place| place.endpoint.bucket() == bucket && place.second < second;
+        self.panes.retain(|place, _| !earlier(place));
+        if let Some(coverage) = self.buckets.get_mut(&bucket) {
+            coverage.heard = coverage.heard.split_off(&second);
+        }
+    }
+
+    /// Lets go of a bucket that is not ours.
+    pub(crate) fn forget(&mut self, bucket: Bucket) {
+        self.begin.remove(&bucket);
+        self.buckets.remove(&bucket);
+        self.panes.retain(|p, _| p.endpoint.bucket() != bucket);
+    }
+
+    /// The panes of some buckets, and the seconds of which it is now known that they are covered. Who
+    /// is leaving will not know more.
     pub(crate) fn take(
         &mut self,
         now: Timestamp,
+        of: impl Fn(Bucket) -> bool,
+        leaving: impl Fn(Bucket) -> bool,
     ) -> (BTreeMap<Place, Pane>, BTreeMap<Bucket, Spans>) {
         let settled = now.secs() - SETTLED_AFTER.secs() as i64;
         let covered = |(bucket, coverage): (&Bucket, &mut Coverage)| {
-            let spans = coverage.take(settled);
+            let spans = match leaving(*bucket) {
+                true => coverage.take(now.secs() + 1),
+                false => coverage.take(settled),
+            };
             (!spans.is_empty()).then_some((*bucket, spans))
         };
-        let covered = self.buckets.iter_mut().filter_map(covered).collect();
-        (std::mem::take(&mut self.panes), covered)
-    }
-
-    /// Puts back what could not be saved.
-    pub(crate) fn put_back(&mut self, panes: BTreeMap<Place, Pane>) {
-        for (place, pane) in panes {
-            self.panes.entry(place).or_default().add(&pane);
-        }
+        let ours = self.buckets.iter_mut().filter(|(bucket, _)| of(**bucket));
+        let covered = ours.filter_map(covered).collect();
+        let all = std::mem::take(&mut self.panes);
+        let (taken, kept) = all.into_iter().partition(|(p, _)| of(p.endpoint.bucket()));
+        self.panes = kept;
+        (taken, covered)
     }
 }
 
@@ -205,7 +232,7 @@ mod tests {
     }
 
     fn spans(panes: &mut Panes, now: i64) -> Spans {
-        let (_, mut covered) = panes.take(Timestamp::from_secs(now));
+        let (_, mut covered) = panes.take(Timestamp::from_secs(now), |_| true, |_| false);
         covered.remove(&Bucket(7)).unwrap_or_default()
     }
 
@@ -245,5 +272,39 @@ mod tests {
         panes.add(&frame("a", 1));
         assert_eq!(spans(&mut panes, 4), [(0, 1)]);
         assert_eq!(spans(&mut panes, 5), [(1, 2)]);
+    }
+
+    #[test]
+    fn seconds_that_a_former_owner_has_saved_are_not_told_again() {
+        let mut panes = Panes::default();
+        panes.add(&frame("a", 4));
+        panes.begin(Bucket(7), 5);
+        for second in 3..8 {
+            panes.add(&frame("a", second));
+        }
+        assert_eq!(spans(&mut panes, 20), [(5, 8)]);
+    }
+
+    #[test]
+    fn who_leaves_waits_for_nobody() {
+        let mut panes = Panes::default();
+        panes.add(&frame("a", 8));
+        panes.add(&frame("b", 8));
+        panes.add(&frame("a", 9));
+        let (_, covered) = panes.take(Timestamp::from_secs(10), |_| true, |_| true);
+        assert_eq!(covered[&Bucket(7)], [(8, 9)]);
+    }
+
+    #[test]
+    fn only_what_is_to_be_saved_is_taken() {
+        let mut panes = Panes::default();
+        panes.add(&frame("a", 0));
+        let (_, covered) = panes.take(
+            Timestamp::from_secs(10),
+            |bucket| bucket != Bucket(7),
+            |_| false,
+        );
+        assert!(covered.is_empty());
+        assert_eq!(spans(&mut panes, 10), [(0, 1)]);
     }
 }

@@ -21,22 +21,23 @@ pub(crate) struct Ready {
     counts: BTreeMap<EndpointKey, BTreeMap<Name, u32>>,
     /// Not saved yet.
     changes: Vec<ReadyChange>,
-    /// Changes up to here were saved before this start.
-    saved: Position,
-    reached: Position,
+    /// By bucket: changes up to here were saved before we had it.
+    saved: BTreeMap<Bucket, Position>,
+    reached: BTreeMap<Bucket, Position>,
 }
 
 impl Ready {
-    pub(crate) fn new(saved: Position) -> Self {
-        Self {
-            saved,
-            reached: saved,
-            ..Self::default()
-        }
+    /// A bucket is ours, and will be folded from the start.
+    pub(crate) fn begin(&mut self, bucket: Bucket, saved: Position) {
+        self.forget(bucket);
+        self.saved.insert(bucket, saved);
+        self.reached.insert(bucket, saved);
     }
 
     pub(crate) fn apply(&mut self, record: &Record) {
-        self.reached = self.reached.max(record.position);
+        let reached = self.reached.entry(record.bucket).or_default();
+        *reached = (*reached).max(record.position);
+        let saved = self.saved.get(&record.bucket).copied().unwrap_or_default();
         let stream = record.stream.as_str();
         if !stream.starts_with("instances/") && !stream.starts_with("node/") {
             return;
@@ -59,7 +60,7 @@ impl Ready {
             if counts.insert(deployment.clone(), instances) == Some(instances) {
                 continue;
             }
-            if record.position > self.saved {
+            if record.position > saved {
                 self.changes.push(ReadyChange {
                     endpoint: endpoint.clone(),
                     deployment,
@@ -76,14 +77,20 @@ impl Ready {
         self.endpoints.retain(|key, _| key.bucket() != bucket);
         self.counts.retain(|key, _| key.bucket() != bucket);
         self.changes.retain(|c| c.endpoint.bucket() != bucket);
+        self.saved.remove(&bucket);
+        self.reached.remove(&bucket);
     }
 
-    /// What is to be saved, and the position that it goes up to.
-    pub(crate) fn take(&mut self) -> (Vec<ReadyChange>, Position) {
-        (std::mem::take(&mut self.changes), self.reached)
+    /// The position that the changes of a bucket go up to.
+    pub(crate) fn reached(&self, bucket: Bucket) -> Position {
+        self.reached.get(&bucket).copied().unwrap_or_default()
     }
-    /// Puts back what could not be saved.
-    pub(crate) fn put_back(&mut self, changes: Vec<ReadyChange>) {
-        self.changes.splice(0..0, changes);
+
+    /// What is to be saved of some buckets.
+    pub(crate) fn take(&mut self, of: impl Fn(Bucket) -> bool) -> Vec<ReadyChange> {
+        let all = std::mem::take(&mut self.changes);
+        let (taken, kept) = all.into_iter().partition(|c| of(c.endpoint.bucket()));
+        self.changes = kept;
+        taken
     }
 }

@@ -29,7 +29,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::history::{History, HistoryError, Save};
+use crate::history::{History, HistoryError, Owned, Save, Saved};
 use crate::metrics::MeterMetrics;
 use crate::open::Open;
 use crate::panes::Panes;
@@ -46,6 +46,13 @@ const WAITING_MAX: usize = 4096;
 /// Who was fenced waits for so long before it takes the bucket again: most often it has only not yet
 /// heard that the bucket is somebody else's.
 const TAKE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Frames are asked of the bus again from so long before the open minutes were saved: clocks differ,
+/// and some were late.
+const HEARD_AGAIN: Span = Span::from_secs(60);
+
+/// So long after frames were asked for again nothing is closed, for they must come first.
+const COMES_AGAIN: Span = Span::from_secs(10);
 
 #[derive(Clone)]
 pub struct Deps {
@@ -81,13 +88,13 @@ pub struct Meter {
 /// What it knows; saved as far as the log does not have it.
 struct State {
     buckets: BTreeMap<Bucket, Held>,
-    /// Open minutes of an earlier life, until their buckets are taken.
-    saved: BTreeMap<Bucket, Open>,
     /// Fenced and still assigned: when to take them again.
     lost: BTreeMap<Bucket, Instant>,
     panes: Panes,
     ready: Ready,
     saved_at: Timestamp,
+    /// What could not be saved, or had no answer.
+    unsaved: Option<Save>,
     writes_fail: bool,
 }
 
@@ -98,6 +105,10 @@ struct Held {
     caught_up: bool,
     /// Somebody else has counted before us.
     taken_over: bool,
+    /// From when on frames are to be heard again.
+    again_from: Option<Timestamp>,
+    /// Until when what was heard before is not complete.
+    again_until: Option<Timestamp>,
     /// Frames that came before the history had been folded.
     waiting: VecDeque<Arc<Frame>>,
 }
@@ -116,14 +127,13 @@ impl Meter {
         )
         .reporting(&component);
         let history = History::open(&config.history).await?;
-        let saved = history.load().await?;
         let state = State {
             buckets: BTreeMap::new(),
-            saved: saved.open,
             lost: BTreeMap::new(),
             panes: Panes::default(),
-            ready: Ready::new(saved.position),
+            ready: Ready::default(),
             saved_at: deps.clock.now(),
+            unsaved: None,
             writes_fail: false,
         };
         Ok(Self {
@@ -158,8 +168,8 @@ impl Meter {
             }
         }
         self.hear_waiting();
-        let now = self.deps.clock.now();
-        self.save(now).await;
+        let ours: Vec<Bucket> = self.state.buckets.keys().copied().collect();
+        self.save(self.deps.clock.now(), &ours).await;
         Ok(())
     }
 
@@ -179,18 +189,13 @@ impl Meter {
                 self.parking.unreadable(&unreadable, now);
             }
             FeedItem::Assigned(buckets) => {
-                for (bucket, fence) in self.take(&buckets).await? {
-                    self.hold(bucket, fence);
+                let fences = self.take(&buckets).await?;
+                let mut saved = self.claim(&fences).await;
+                for (bucket, fence) in fences {
+                    self.hold(bucket, fence, saved.remove(&bucket));
                 }
             }
-            FeedItem::Revoked(buckets) => {
-                for bucket in buckets {
-                    self.state.buckets.remove(&bucket);
-                    self.state.lost.remove(&bucket);
-                    self.state.ready.forget(bucket);
-                    self.parking.forget(bucket);
-                }
-            }
+            FeedItem::Revoked(buckets) => self.let_go(&buckets).await,
             FeedItem::CaughtUp(buckets) => self.caught_up(&buckets),
         }
         Ok(())
@@ -205,18 +210,59 @@ impl Meter {
         Ok(buckets.iter().copied().zip(fences).collect())
     }
 
-    /// A bucket is ours: its minutes begin with what an earlier life saved, or with the log alone.
-    fn hold(&mut self, bucket: Bucket, fence: Fence) {
-        let saved = self.state.saved.remove(&bucket);
-        let usage = saved.and_then(|open| open.for_owner(&fence));
+    /// From here on no former owner saves anything of these buckets. History is not the log: where it
+    /// fails, the bucket begins with the log alone.
+    async fn claim(&self, fences: &[(Bucket, Fence)]) -> BTreeMap<Bucket, Saved> {
+        let generation = |(bucket, fence): &(Bucket, Fence)| (*bucket, fence.generation);
+        let generations = fences.iter().map(generation).collect();
+        let claimed = self.history.claim(&generations).await;
+        claimed.unwrap_or_else(|error| {
+            tracing::error!(%error, "open minutes could not be read");
+            BTreeMap::new()
+        })
+    }
+
+    /// A bucket is ours: its minutes begin with what was saved, or with the log alone.
+    fn hold(&mut self, bucket: Bucket, fence: Fence, saved: Option<Saved>) {
+        let now = self.deps.clock.now();
+        let saved = saved.unwrap_or_else(|| Saved {
+            panes_before: now.secs() + 1,
+            ..Saved::default()
+        });
+        let open = saved.open.and_then(|open| open.for_owner(&fence));
+        let taken_over = open.is_none() && fence.generation > 1;
+        self.state.panes.forget(bucket);
+        if taken_over {
+            self.state.panes.begin(bucket, saved.panes_before);
+        }
+        self.state.ready.begin(bucket, saved.ready_through);
+        let (usage, saved_at) = open.unwrap_or_default();
         let held = Held {
-            taken_over: usage.is_none() && fence.generation > 1,
-            usage: usage.unwrap_or_default(),
+            taken_over,
+            again_from: saved_at.map(|at| before(at, HEARD_AGAIN)),
+            again_until: None,
+            usage,
             fence,
             caught_up: false,
             waiting: VecDeque::new(),
         };
         self.state.buckets.insert(bucket, held);
+    }
+
+    /// Buckets are somebody else's from here on, who begins with what is saved now.
+    async fn let_go(&mut self, buckets: &[Bucket]) {
+        self.hear_waiting();
+        let held = buckets.iter().filter_map(|b| self.state.buckets.get(b));
+        if held.filter(|held| held.caught_up).count() > 0 {
+            self.save(self.deps.clock.now(), buckets).await;
+        }
+        for bucket in buckets {
+            self.state.buckets.remove(bucket);
+            self.state.lost.remove(bucket);
+            self.state.panes.forget(*bucket);
+            self.state.ready.forget(*bucket);
+            self.parking.forget(*bucket);
+        }
     }
 
     fn caught_up(&mut self, buckets: &[Bucket]) {
@@ -228,11 +274,15 @@ impl Meter {
             };
             held.caught_up = true;
             if held.taken_over {
-                let from = held.usage.taken_over(now);
+                held.again_from = Some(held.usage.taken_over(now));
+            }
+            held.again_from = held.again_from.filter(|from| *from < now);
+            if let Some(from) = held.again_from {
+                held.again_until = Some(now + COMES_AGAIN);
                 since = Some(since.map_or(from, |since| since.min(from)));
             }
         }
-        if let Some(since) = since.filter(|since| *since < now) {
+        if let Some(since) = since {
             self.listen_since(since);
         }
         for bucket in buckets {
@@ -330,7 +380,7 @@ impl Meter {
         self.close(now).await?;
         let clock_stepped_back = now < self.state.saved_at;
         if clock_stepped_back || now.since(self.state.saved_at) >= SAVED_EVERY {
-            self.save(now).await;
+            self.save(now, &[]).await;
         }
         Ok(())
     }
@@ -344,8 +394,14 @@ impl Meter {
         if due.is_empty() {
             return Ok(());
         }
-        for (bucket, fence) in self.take(&due).await? {
+        let fences = self.take(&due).await?;
+        let mut saved = self.claim(&fences).await;
+        for (bucket, fence) in fences {
             self.state.lost.remove(&bucket);
+            let saved = saved.remove(&bucket).map(|saved| saved.panes_before);
+            let clock = &self.deps.clock;
+            let begin = saved.unwrap_or_else(|| clock.now().secs() + 1);
+            self.state.panes.begin(bucket, begin);
             if let Some(held) = self.state.buckets.get_mut(&bucket) {
                 held.fence = fence;
             }
@@ -357,7 +413,7 @@ impl Meter {
     async fn close(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let mut commits = Vec::new();
         for (bucket, held) in &self.state.buckets {
-            if !held.caught_up || self.state.lost.contains_key(bucket) {
+            if !held.caught_up || held.is_hearing(now) || self.state.lost.contains_key(bucket) {
                 continue;
             }
             for due in held.usage.due(now) {
@@ -404,7 +460,9 @@ impl Meter {
         let open: usize = held
             .filter(|held| held.caught_up)
             .map(|held| {
-                held.usage.settle(now);
+                if !held.is_hearing(now) {
+                    held.usage.settle(now);
+                }
                 held.usage.open_minutes()
             })
             .sum();
@@ -431,32 +489,91 @@ impl Meter {
     }
 
     /// Saves panes and open minutes. History is not the log: a failure is told, and tried again.
-    async fn save(&mut self, now: Timestamp) {
+    async fn save(&mut self, now: Timestamp, leaving: &[Bucket]) {
         self.state.saved_at = now;
-        let (panes, covered) = self.state.panes.take(now);
-        let (ready, position) = self.state.ready.take();
-        let known = self.state.buckets.iter().filter(|(_, held)| held.caught_up);
-        let open = known.filter_map(encoded).collect();
-        let save = Save {
+        if let Some(unsaved) = self.state.unsaved.take()
+            && !self.save_all(unsaved, true).await
+        {
+            return;
+        }
+        let save = self.gather(now, leaving);
+        if self.save_all(save, false).await {
+            let before = now.secs() - self.retention.secs() as i64;
+            if let Err(error) = self.history.prune(before).await {
+                tracing::warn!(%error, "what is old in the history could not be deleted");
+            }
+        }
+    }
+
+    /// What is new of our buckets.
+    fn gather(&mut self, now: Timestamp, leaving: &[Bucket]) -> Save {
+        let State {
+            buckets,
+            panes,
+            ready,
+            ..
+        } = &mut self.state;
+        let known = buckets.iter().filter(|(_, held)| held.caught_up);
+        let open: BTreeMap<Bucket, Owned> = known
+            .filter_map(|(bucket, held)| owned(*bucket, held, ready, now))
+            .collect();
+        let is_ours = |bucket| open.contains_key(&bucket);
+        let (panes, covered) = panes.take(now, is_ours, |bucket| leaving.contains(&bucket));
+        Save {
             panes,
             covered,
-            ready,
+            ready: ready.take(is_ours),
             open,
-            position,
-            prune_before: now.secs() - self.retention.secs() as i64,
-        };
-        if let Err(error) = self.history.save(&save).await {
-            tracing::error!(%error, "history and open minutes could not be saved");
-            self.metrics.saves_failed.inc();
-            self.state.panes.put_back(save.panes);
-            self.state.ready.put_back(save.ready);
+            now: now.secs(),
+        }
+    }
+
+    async fn save_all(&mut self, save: Save, again: bool) -> bool {
+        match self.history.save(&save, again).await {
+            Ok(refused) if refused.is_empty() => true,
+            Ok(refused) => {
+                // The newer owner counts the same frames.
+                let buckets = refused.len();
+                tracing::info!(buckets, "not saved: others own these buckets by now");
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "history and open minutes could not be saved");
+                self.metrics.saves_failed.inc();
+                self.state.unsaved = Some(save);
+                false
+            }
         }
     }
 }
 
-fn encoded((bucket, held): (&Bucket, &Held)) -> Option<(Bucket, String)> {
-    match Open::encode(&held.fence, &held.usage) {
-        Ok(doc) => Some((*bucket, doc)),
+impl Held {
+    /// Whether frames that were asked for again may still come.
+    fn is_hearing(&self, now: Timestamp) -> bool {
+        self.again_until.is_some_and(|until| now < until)
+    }
+
+    /// Frames from before this have been heard.
+    fn heard_until(&self, now: Timestamp) -> Timestamp {
+        let again = self.again_from.filter(|_| self.is_hearing(now));
+        again.unwrap_or(now)
+    }
+}
+
+fn before(at: Timestamp, span: Span) -> Timestamp {
+    Timestamp::from_millis(at.millis() - span.millis() as i64)
+}
+
+fn owned(bucket: Bucket, held: &Held, ready: &Ready, now: Timestamp) -> Option<(Bucket, Owned)> {
+    match Open::encode(&held.fence, held.heard_until(now), &held.usage) {
+        Ok(doc) => {
+            let owned = Owned {
+                generation: held.fence.generation,
+                doc,
+                ready_through: ready.reached(bucket),
+            };
+            Some((bucket, owned))
+        }
         Err(error) => {
             tracing::error!(%bucket, %error, "an open minute cannot be written");
             None

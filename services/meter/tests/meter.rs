@@ -1,252 +1,34 @@
-//! The meter with a real store, a real bus and a clock that the test moves.
+//! What the meter writes to the log and to the history.
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+mod support;
 
-use bus::{Bus, LocalBus};
-use contract::events::{
-    EndpointCreated, EndpointKeys, Event, InstanceRequested, InstanceStarted, OfInstance,
-    RequestReason, SealedKey,
-};
-use contract::frame::{DeploymentFrame, Frame, Outcomes, Role, Source, SourceKind};
-use contract::histogram::Histogram;
-use contract::ids::{DeploymentRef, EndpointKey, InstanceId, Name, Uid};
-use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
+use contract::events::{Event, InstanceRequested, InstanceStarted, OfInstance, RequestReason};
+use contract::ids::{DeploymentRef, InstanceId};
+use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use contract::usage::UsageMinute;
-use meter::{Config, Deps, GapSpan, History, Meter, Point, Query};
-use runtime::clock::ManualClock;
-use runtime::health::Health;
-use runtime::ids::{Ids, SeededIds};
-use runtime::metrics::Metrics;
-use runtime::relay;
-use store::{Append, Commit, Store};
-use tempfile::TempDir;
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::task::JoinHandle;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use meter::{GapSpan, History, Query};
+use runtime::ids::Ids;
+use store::{Append, Commit};
+use support::{House, START, arrivals, blue, endpoint, points, uid};
 use uuid::Uuid;
 
-/// A whole minute.
-const START: i64 = 1_700_000_040;
+on_both!(
+    a_minute_is_written_to_the_log_once_it_is_over,
+    an_open_minute_survives_a_restart,
+    frames_that_never_came_are_named,
+    a_meter_that_was_taken_over_takes_again,
+    a_usage_stream_that_moved_on_is_caught_up_with,
+    history_has_a_point_for_each_step_and_says_what_is_missing,
+    panes_past_the_retention_are_deleted,
+    a_query_for_too_many_points_is_refused,
+    a_reader_sees_what_the_meter_has_saved,
+    an_open_minute_survives_restarts_in_quick_succession,
+);
 
-struct House {
-    folder: TempDir,
-    store: Store,
-    bus: Arc<LocalBus>,
-    clock: Arc<ManualClock>,
-    ids: Arc<SeededIds>,
-    committed: UnboundedReceiver<Vec<Arc<Record>>>,
-    _relay: DropGuard,
-}
-
-struct Running {
-    history: History,
-    metrics: Metrics,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-impl Running {
-    async fn stop(self) {
-        self.stop.cancel();
-        self.task.await.unwrap();
-    }
-}
-
-impl House {
-    async fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("log.db").display());
-        let store = Store::open(&url).await.unwrap();
-        let bus = LocalBus::new();
-        let stop = CancellationToken::new();
-        tokio::spawn(relay::run(store.clone(), bus.clone(), stop.clone()));
-        let house = Self {
-            folder,
-            committed: store.committed(),
-            store,
-            bus,
-            clock: Arc::new(ManualClock::new(Timestamp::from_secs(START))),
-            ids: Arc::new(SeededIds::new(1)),
-            _relay: stop.drop_guard(),
-        };
-        house.append(StreamKind::Endpoint, vec![created()]).await;
-        house
-    }
-
-    async fn append(&self, kind: StreamKind, events: Vec<Event>) {
-        let stream = StreamName::of(kind, &endpoint());
-        let before = self.store.read_stream(&stream, 0, 1000).await.unwrap();
-        let new = |event| NewEvent {
-            id: self.ids.event_id(Timestamp::from_secs(START)),
-            time: Timestamp::from_secs(START),
-            actor: Actor::service("test"),
-            event,
-        };
-        let append = Append {
-            stream,
-            expected_version: before.len() as u64,
-            events: events.into_iter().map(new).collect(),
-        };
-        let commit = Commit {
-            appends: vec![append],
-            ..Commit::default()
-        };
-        self.store.commit(commit).await.unwrap();
-    }
-
-    async fn run(&self) -> Running {
-        let health = Health::default();
-        let metrics = Metrics::default();
-        let deps = Deps {
-            store: self.store.clone(),
-            bus: self.bus.clone(),
-            clock: self.clock.clone(),
-            ids: self.ids.clone(),
-            metrics: metrics.clone(),
-            health: health.clone(),
-        };
-        let meter = Meter::open(Config::new(self.folder.path()), deps)
-            .await
-            .unwrap();
-        let history = meter.history();
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        let task = tokio::spawn(async move { meter.run(stopped).await.unwrap() });
-        health.until_ready().await;
-        Running {
-            history,
-            metrics,
-            stop,
-            task,
-        }
-    }
-
-    /// The gateway tells of these seconds of the minute, one request each.
-    fn seconds(&self, boot: u128, seconds: std::ops::Range<u64>) {
-        for second in seconds {
-            self.bus.publish_frame(Arc::new(frame(boot, second)));
-        }
-    }
-
-    fn at(&self, second: u64) {
-        let start = Timestamp::from_secs(START);
-        self.clock.set(start + Span::from_secs(second));
-    }
-
-    /// The next event of usage.
-    async fn usage(&mut self) -> Event {
-        loop {
-            let records = self.committed.recv().await.unwrap();
-            for record in records {
-                if record.stream.as_str().starts_with("usage/") {
-                    return record.event.clone();
-                }
-            }
-        }
-    }
-
-    async fn closed(&mut self) -> UsageMinute {
-        match self.usage().await {
-            Event::UsageClosed(minute) => minute,
-            event => panic!("{event:?}"),
-        }
-    }
-}
-
-fn endpoint() -> EndpointKey {
-    EndpointKey::new(&"iris".parse().unwrap())
-}
-
-fn blue() -> Name {
-    "blue".parse().unwrap()
-}
-
-fn uid() -> Uid {
-    Uid(Uuid::from_u128(7))
-}
-
-fn created() -> Event {
-    let key = || SealedKey {
-        hash: String::new(),
-        sealed: String::new(),
-    };
-    Event::EndpointCreated(EndpointCreated {
-        uid: uid(),
-        name: "iris".parse().unwrap(),
-        labels: Default::default(),
-        spec: serde_json::from_str("{}").unwrap(),
-        keys: EndpointKeys {
-            primary: key(),
-            secondary: key(),
-        },
-    })
-}
-
-fn frame(boot: u128, second: u64) -> Frame {
-    let mut latency = Histogram::default();
-    latency.record(20_000);
-    Frame {
-        source: Source {
-            kind: SourceKind::Gateway,
-            id: "g1".to_owned(),
-        },
-        boot: Uuid::from_u128(boot),
-        sequence: second,
-        bucket: endpoint().bucket(),
-        start: Timestamp::from_secs(START) + Span::from_secs(second),
-        length_us: 1_000_000,
-        routes: Default::default(),
-        members: Default::default(),
-        hello: None,
-        goodbye: false,
-        deployments: vec![DeploymentFrame {
-            endpoint: endpoint(),
-            deployment: blue(),
-            deployment_uid: uid(),
-            role: Role::Live,
-            outcomes: Outcomes {
-                success: 1,
-                ..Outcomes::default()
-            },
-            arrivals: 1,
-            in_flight_us: 500_000,
-            in_flight_max: 1,
-            queued_us: 0,
-            queued_max: 0,
-            request_bytes: 10,
-            response_bytes: 20,
-            at_or_below: BTreeMap::new(),
-            latency,
-            instances: Vec::new(),
-        }],
-    }
-}
-
-fn arrivals(minute: &UsageMinute) -> u64 {
-    let slices = minute.slices.iter();
-    slices
-        .map(|slice| slice.by_role[&Role::Live].arrivals)
-        .sum()
-}
-
-async fn points(history: &History, step: u64) -> Vec<Point> {
-    let query = Query {
-        endpoint: Some("iris".parse().unwrap()),
-        deployment: None,
-        from: Timestamp::from_secs(START),
-        to: Timestamp::from_secs(START + 60),
-        step: Span::from_secs(step),
-    };
-    history.points(&query).await.unwrap()
-}
-
-#[tokio::test]
-async fn a_minute_is_written_to_the_log_once_it_is_over() {
-    let mut house = House::new().await;
+async fn a_minute_is_written_to_the_log_once_it_is_over(mut house: House) {
     let meter = house.run().await;
     house.seconds(1, 0..60);
     house.at(60);
@@ -261,9 +43,7 @@ async fn a_minute_is_written_to_the_log_once_it_is_over() {
     meter.stop().await;
 }
 
-#[tokio::test]
-async fn an_open_minute_survives_a_restart() {
-    let mut house = House::new().await;
+async fn an_open_minute_survives_a_restart(mut house: House) {
     let meter = house.run().await;
     house.seconds(1, 0..30);
     house.at(30);
@@ -277,9 +57,7 @@ async fn an_open_minute_survives_a_restart() {
     meter.stop().await;
 }
 
-#[tokio::test]
-async fn frames_that_never_came_are_named() {
-    let mut house = House::new().await;
+async fn frames_that_never_came_are_named(mut house: House) {
     let meter = house.run().await;
     house.seconds(1, 0..20);
     house.seconds(1, 24..60);
@@ -294,9 +72,7 @@ async fn frames_that_never_came_are_named() {
     meter.stop().await;
 }
 
-#[tokio::test]
-async fn a_meter_that_was_taken_over_takes_again() {
-    let mut house = House::new().await;
+async fn a_meter_that_was_taken_over_takes_again(mut house: House) {
     let meter = house.run().await;
     let bucket = endpoint().bucket();
     let other = house.store.take(&format!("meter/{bucket}")).await.unwrap();
@@ -308,9 +84,7 @@ async fn a_meter_that_was_taken_over_takes_again() {
     meter.stop().await;
 }
 
-#[tokio::test]
-async fn a_usage_stream_that_moved_on_is_caught_up_with() {
-    let mut house = House::new().await;
+async fn a_usage_stream_that_moved_on_is_caught_up_with(mut house: House) {
     let meter = house.run().await;
     house.seconds(1, 0..60);
     let foreign = UsageMinute {
@@ -329,9 +103,7 @@ async fn a_usage_stream_that_moved_on_is_caught_up_with() {
     meter.stop().await;
 }
 
-#[tokio::test]
-async fn history_has_a_point_for_each_step_and_says_what_is_missing() {
-    let house = House::new().await;
+async fn history_has_a_point_for_each_step_and_says_what_is_missing(house: House) {
     let deployment = DeploymentRef {
         endpoint: "iris".parse().unwrap(),
         deployment: blue(),
@@ -425,9 +197,7 @@ async fn append_node(house: &House, events: Vec<Event>) {
     house.store.commit(commit).await.unwrap();
 }
 
-#[tokio::test]
-async fn panes_past_the_retention_are_deleted() {
-    let house = House::new().await;
+async fn panes_past_the_retention_are_deleted(house: House) {
     let meter = house.run().await;
     house.seconds(1, 0..60);
     house.at(60);
@@ -441,9 +211,7 @@ async fn panes_past_the_retention_are_deleted() {
     meter.stop().await;
 }
 
-#[tokio::test]
-async fn a_query_for_too_many_points_is_refused() {
-    let house = House::new().await;
+async fn a_query_for_too_many_points_is_refused(house: House) {
     let meter = house.run().await;
     let query = Query {
         endpoint: None,
@@ -455,4 +223,29 @@ async fn a_query_for_too_many_points_is_refused() {
     let refused = meter.history.points(&query).await.unwrap_err().to_string();
     assert!(refused.contains("longer step"), "{refused}");
     meter.stop().await;
+}
+
+async fn a_reader_sees_what_the_meter_has_saved(house: House) {
+    // Also before there is a meter.
+    let reader = History::open_reader(&house.place).await.unwrap();
+    assert_eq!(points(&reader, 60).await, []);
+    let meter = house.run().await;
+    house.seconds(1, 0..60);
+    house.at(60);
+    meter.stop().await;
+    assert_eq!(points(&reader, 60).await[0].requests, 60);
+}
+
+async fn an_open_minute_survives_restarts_in_quick_succession(mut house: House) {
+    for start in 0..3 {
+        let meter = house.run().await;
+        house.seconds(1, start * 10..(start + 1) * 10);
+        meter.stop().await;
+    }
+    let meter = house.run().await;
+    house.seconds(1, 30..60);
+    house.at(60);
+    assert_eq!(arrivals(&house.closed().await), 60);
+    meter.stop().await;
+    assert_eq!(points(&house.run().await.history, 60).await[0].requests, 60);
 }

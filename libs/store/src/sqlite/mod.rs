@@ -35,6 +35,10 @@ impl Place {
         &self.path
     }
 
+    pub(crate) fn at(path: &Path) -> Self {
+        Self { path: path.into() }
+    }
+
     pub(crate) fn parse(url: &str, path: &str) -> Result<Self, StoreError> {
         if path.is_empty() || path.starts_with(":memory:") {
             return Err(StoreError::Refused(format!(

@@ -17,7 +17,7 @@ use contract::resources::BackendKind;
 use control::{Control, ControlConfig, ControlDeps, HistorySource, Limits, NoHistory};
 use domain::instances::plan::REMOVAL_GRACE;
 use gateway::Gateway;
-use meter::Meter;
+use meter::{History, HistoryPlace, Meter};
 use runtime::clock::Clock;
 use runtime::reconcile::Deps;
 use runtime::relay::{RELAY, RelayDeps};
@@ -139,9 +139,9 @@ pub async fn history(
     ground: &Ground,
     stage: &mut Stage,
 ) -> anyhow::Result<Arc<dyn HistorySource>> {
-    let _ = args;
+    let place = HistoryPlace::of_store(args.store.as_deref().unwrap_or_default(), &ground.data);
     if !plan.runs(Service::Meter) {
-        return Ok(Arc::new(NoHistory));
+        return elsewhere(plan, &place).await;
     }
     let deps = meter::Deps {
         store: ground.store()?,
@@ -151,7 +151,7 @@ pub async fn history(
         metrics: ground.metrics.clone(),
         health: ground.health.clone(),
     };
-    let config = meter::Config::new(&ground.data);
+    let config = meter::Config::keeping(place);
     let meter = Meter::open(config.clone(), deps.clone()).await?;
     let history = Arc::new(MeterHistory::new(meter.history()));
     let (stop, mut opened) = (stage.stop.clone(), Some(meter));
@@ -168,6 +168,15 @@ pub async fn history(
     };
     stage.spawn(supervise("meter", stage.stop.clone(), run));
     Ok(history)
+}
+
+/// What meters in other processes keep can be read where it is beside the log.
+async fn elsewhere(plan: &Plan, place: &HistoryPlace) -> anyhow::Result<Arc<dyn HistorySource>> {
+    if !plan.runs(Service::Control) || matches!(place, HistoryPlace::File(_)) {
+        return Ok(Arc::new(NoHistory));
+    }
+    let history = History::open_reader(place).await?;
+    Ok(Arc::new(MeterHistory::new(history)))
 }
 
 pub async fn control(

@@ -1,0 +1,307 @@
+//! The meter with a real store on either database, a real bus and a clock that the test moves.
+
+#![allow(dead_code)]
+
+pub mod shared;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bus::{Bus, LocalBus};
+use contract::events::{EndpointCreated, EndpointKeys, Event, SealedKey};
+use contract::frame::{DeploymentFrame, Frame, Outcomes, Role, Source, SourceKind};
+use contract::histogram::Histogram;
+use contract::ids::{EndpointKey, Name, Uid};
+use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
+use contract::time::{Span, Timestamp};
+use contract::usage::UsageMinute;
+use meter::{Config, Deps, History, HistoryPlace, Meter, Point, Query};
+use runtime::clock::ManualClock;
+use runtime::health::Health;
+use runtime::ids::{Ids, SeededIds};
+use runtime::metrics::Metrics;
+use runtime::relay;
+use store::{Append, Commit, Store};
+use tempfile::TempDir;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+/// A whole minute.
+pub const START: i64 = 1_700_000_040;
+
+#[derive(Clone, Copy)]
+pub enum On {
+    Sqlite,
+    Postgres,
+}
+
+/// Runs each test on both databases.
+#[macro_export]
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                let house = $crate::support::House::new($crate::support::On::Sqlite).await;
+                super::$name(house.unwrap()).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $name() {
+                let Some(house) = $crate::support::House::new($crate::support::On::Postgres).await else {
+                    return;
+                };
+                super::$name(house).await;
+            })*
+        }
+    };
+}
+
+pub struct House {
+    _folder: TempDir,
+    pub place: HistoryPlace,
+    pub store: Store,
+    pub bus: Arc<LocalBus>,
+    pub clock: Arc<ManualClock>,
+    pub ids: Arc<SeededIds>,
+    committed: UnboundedReceiver<Vec<Arc<Record>>>,
+    _relay: DropGuard,
+}
+
+pub struct Running {
+    pub history: History,
+    pub metrics: Metrics,
+    pub health: Health,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+
+    /// It ends without a last word.
+    pub async fn die(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+impl House {
+    /// None where the tests do without the server.
+    pub async fn new(on: On) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let url = match on {
+            On::Sqlite => format!("sqlite:{}", folder.path().join("log.db").display()),
+            On::Postgres => servers::Postgres::shared()?.database(),
+        };
+        let store = Store::open(&url).await.unwrap();
+        let bus = LocalBus::new();
+        let stop = CancellationToken::new();
+        tokio::spawn(relay::run(store.clone(), bus.clone(), stop.clone()));
+        let house = Self {
+            place: HistoryPlace::of_store(&url, folder.path()),
+            _folder: folder,
+            committed: store.committed(),
+            store,
+            bus,
+            clock: Arc::new(ManualClock::new(Timestamp::from_secs(START))),
+            ids: Arc::new(SeededIds::new(1)),
+            _relay: stop.drop_guard(),
+        };
+        house.append(StreamKind::Endpoint, vec![created()]).await;
+        Some(house)
+    }
+
+    pub async fn append(&self, kind: StreamKind, events: Vec<Event>) {
+        let stream = StreamName::of(kind, &endpoint());
+        let before = self.store.read_stream(&stream, 0, 1000).await.unwrap();
+        let new = |event| NewEvent {
+            id: self.ids.event_id(Timestamp::from_secs(START)),
+            time: Timestamp::from_secs(START),
+            actor: Actor::service("test"),
+            event,
+        };
+        let append = Append {
+            stream,
+            expected_version: before.len() as u64,
+            events: events.into_iter().map(new).collect(),
+        };
+        let commit = Commit {
+            appends: vec![append],
+            ..Commit::default()
+        };
+        self.store.commit(commit).await.unwrap();
+    }
+
+    pub async fn run(&self) -> Running {
+        let meter = self.run_on(self.bus.clone()).await;
+        meter.health.until_ready().await;
+        meter
+    }
+
+    /// One that may have no bucket yet.
+    pub async fn run_on(&self, bus: Arc<dyn Bus>) -> Running {
+        let health = Health::default();
+        let metrics = Metrics::default();
+        let deps = Deps {
+            store: self.store.clone(),
+            bus,
+            clock: self.clock.clone(),
+            ids: self.ids.clone(),
+            metrics: metrics.clone(),
+            health: health.clone(),
+        };
+        let meter = Meter::open(Config::keeping(self.place.clone()), deps)
+            .await
+            .unwrap();
+        let history = meter.history();
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move { meter.run(stopped).await.unwrap() });
+        Running {
+            history,
+            metrics,
+            health,
+            stop,
+            task,
+        }
+    }
+
+    /// The gateway tells of these seconds of the minute, one request each.
+    pub fn seconds(&self, boot: u128, seconds: std::ops::Range<u64>) {
+        for second in seconds {
+            self.bus.publish_frame(Arc::new(frame(boot, second)));
+        }
+    }
+
+    pub fn at(&self, second: u64) {
+        let start = Timestamp::from_secs(START);
+        self.clock.set(start + Span::from_secs(second));
+    }
+
+    /// The next event of usage.
+    pub async fn usage(&mut self) -> Event {
+        loop {
+            let records = self.committed.recv().await.unwrap();
+            for record in records {
+                if record.stream.as_str().starts_with("usage/") {
+                    return record.event.clone();
+                }
+            }
+        }
+    }
+
+    pub async fn closed(&mut self) -> UsageMinute {
+        match self.usage().await {
+            Event::UsageClosed(minute) => minute,
+            event => panic!("{event:?}"),
+        }
+    }
+}
+
+pub fn endpoint() -> EndpointKey {
+    EndpointKey::new(&"iris".parse().unwrap())
+}
+
+pub fn blue() -> Name {
+    "blue".parse().unwrap()
+}
+
+pub fn uid() -> Uid {
+    Uid(Uuid::from_u128(7))
+}
+
+pub fn created() -> Event {
+    let key = || SealedKey {
+        hash: String::new(),
+        sealed: String::new(),
+    };
+    Event::EndpointCreated(EndpointCreated {
+        uid: uid(),
+        name: "iris".parse().unwrap(),
+        labels: Default::default(),
+        spec: serde_json::from_str("{}").unwrap(),
+        keys: EndpointKeys {
+            primary: key(),
+            secondary: key(),
+        },
+    })
+}
+
+pub fn frame(boot: u128, second: u64) -> Frame {
+    let mut latency = Histogram::default();
+    latency.record(20_000);
+    Frame {
+        source: Source {
+            kind: SourceKind::Gateway,
+            id: "g1".to_owned(),
+        },
+        boot: Uuid::from_u128(boot),
+        sequence: second,
+        bucket: endpoint().bucket(),
+        start: Timestamp::from_secs(START) + Span::from_secs(second),
+        length_us: 1_000_000,
+        routes: Default::default(),
+        members: Default::default(),
+        hello: None,
+        goodbye: false,
+        deployments: vec![DeploymentFrame {
+            endpoint: endpoint(),
+            deployment: blue(),
+            deployment_uid: uid(),
+            role: Role::Live,
+            outcomes: Outcomes {
+                success: 1,
+                ..Outcomes::default()
+            },
+            arrivals: 1,
+            in_flight_us: 500_000,
+            in_flight_max: 1,
+            queued_us: 0,
+            queued_max: 0,
+            request_bytes: 10,
+            response_bytes: 20,
+            at_or_below: BTreeMap::new(),
+            latency,
+            instances: Vec::new(),
+        }],
+    }
+}
+
+pub fn arrivals(minute: &UsageMinute) -> u64 {
+    let slices = minute.slices.iter();
+    slices
+        .map(|slice| slice.by_role[&Role::Live].arrivals)
+        .sum()
+}
+
+/// Requests of a minute as the history has them, and the seconds that are covered.
+pub async fn told(history: &History, minute: i64) -> (u64, u64) {
+    let query = Query {
+        endpoint: Some("iris".parse().unwrap()),
+        deployment: None,
+        from: Timestamp::from_secs(START + 60 * minute),
+        to: Timestamp::from_secs(START + 60 * (minute + 1)),
+        step: Span::from_secs(60),
+    };
+    let points = history.points(&query).await.unwrap();
+    let point = points.first();
+    point.map_or((0, 0), |p| (p.requests, p.covered_seconds))
+}
+
+pub async fn points(history: &History, step: u64) -> Vec<Point> {
+    let query = Query {
+        endpoint: Some("iris".parse().unwrap()),
+        deployment: None,
+        from: Timestamp::from_secs(START),
+        to: Timestamp::from_secs(START + 60),
+        step: Span::from_secs(step),
+    };
+    history.points(&query).await.unwrap()
+}

@@ -1,0 +1,103 @@
+//! A bus between several meters: frames come to all of them and are kept, and the test deals the
+//! buckets.
+
+use std::sync::{Arc, Mutex};
+
+use bus::{Bus, BusError, BusMessage, Subscription};
+use contract::frame::Frame;
+use contract::ids::Bucket;
+use contract::log::Record;
+use contract::route::RouteUpdate;
+use contract::time::Timestamp;
+use tokio::sync::mpsc;
+
+#[derive(Default)]
+pub struct Frames {
+    kept: Mutex<Vec<Arc<Frame>>>,
+    subscribers: Mutex<Vec<mpsc::Sender<Arc<Frame>>>>,
+}
+
+impl Frames {
+    pub fn publish(&self, frame: Frame) {
+        let frame = Arc::new(frame);
+        let mut kept = self.kept.lock().unwrap();
+        kept.push(frame.clone());
+        for subscriber in self.subscribers.lock().unwrap().iter() {
+            // One that has ended hears nothing.
+            let _ = subscriber.try_send(frame.clone());
+        }
+    }
+
+    fn subscribe(&self, since: Option<Timestamp>) -> mpsc::Receiver<Arc<Frame>> {
+        let (sender, receiver) = mpsc::channel(10_000);
+        let kept = self.kept.lock().unwrap();
+        for frame in kept.iter() {
+            if since.is_some_and(|since| frame.start >= since) {
+                sender.try_send(frame.clone()).unwrap();
+            }
+        }
+        self.subscribers.lock().unwrap().push(sender);
+        receiver
+    }
+}
+
+/// The bus as one of the meters has it.
+pub struct Member {
+    frames: Arc<Frames>,
+    records: Mutex<Vec<mpsc::Sender<BusMessage>>>,
+}
+
+impl Member {
+    pub fn of(frames: &Arc<Frames>) -> Arc<Self> {
+        Arc::new(Self {
+            frames: frames.clone(),
+            records: Mutex::default(),
+        })
+    }
+
+    pub fn assign(&self) {
+        self.send(BusMessage::Assigned(Bucket::of_endpoints().collect()));
+    }
+
+    pub fn revoke(&self) {
+        self.send(BusMessage::Revoked(Bucket::of_endpoints().collect()));
+    }
+
+    fn send(&self, message: BusMessage) {
+        for subscriber in self.records.lock().unwrap().iter() {
+            subscriber.try_send(message.clone()).unwrap();
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Bus for Member {
+    async fn publish_records(&self, _records: &[Arc<Record>]) -> Result<(), BusError> {
+        Ok(())
+    }
+    fn subscribe_records(&self, _subscription: Subscription) -> mpsc::Receiver<BusMessage> {
+        let (sender, receiver) = mpsc::channel(100);
+        self.records.lock().unwrap().push(sender);
+        receiver
+    }
+    fn publish_frame(&self, frame: Arc<Frame>) {
+        self.frames.publish((*frame).clone());
+    }
+    fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>> {
+        self.frames.subscribe(None)
+    }
+    fn subscribe_frames_since(&self, since: Timestamp) -> mpsc::Receiver<Arc<Frame>> {
+        self.frames.subscribe(Some(since))
+    }
+    fn publish_route(&self, _update: Arc<RouteUpdate>) {}
+    fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>> {
+        mpsc::channel(1).1
+    }
+    fn dropped(&self) -> u64 {
+        0
+    }
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+    async fn close(&self) {}
+}

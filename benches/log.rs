@@ -51,12 +51,49 @@ fn main() {
         let (events, rounds) = (number("EVENTS", 20_000), number("ROUNDS", 5));
         let folder = std::env::var_os("FOLDER").map_or_else(std::env::temp_dir, PathBuf::from);
         let folder = tempfile::tempdir_in(folder).unwrap();
-        sqlite_appends(&folder, events, rounds).await;
+        let mut table = vec![sqlite_appends(&folder, events, rounds).await];
         if !postgres::skipped() {
-            postgres_appends(events, rounds).await;
+            table.push(postgres_appends(events, rounds).await);
         }
-        replay(&folder, number("REPLAY", 1_000_000)).await;
+        table.extend(replay(&folder, number("REPLAY", 1_000_000), rounds).await);
+        print(&table);
     });
+}
+
+/// One line of what is printed: events per second, and what they are held against.
+struct Line {
+    what: String,
+    ours: f64,
+    plain: Option<f64>,
+    /// Of ours to the plain, or to nothing.
+    bar: f64,
+    reached: f64,
+}
+
+fn print(table: &[Line]) {
+    println!();
+    println!(
+        "{:<48} {:>10} {:>10} {:>8} {:>8}  ",
+        "events/s (medians)", "store", "plain", "ratio", "bar"
+    );
+    for line in table {
+        let plain = line
+            .plain
+            .map_or_else(|| "-".to_owned(), |plain| format!("{plain:.0}"));
+        let (ratio, bar) = match line.plain {
+            Some(_) => (format!("{:.2}", line.reached), format!("{:.2}", line.bar)),
+            None => ("-".to_owned(), format!("{:.0}", line.bar)),
+        };
+        let verdict = if line.reached >= line.bar {
+            "holds"
+        } else {
+            "MISSED"
+        };
+        println!(
+            "{:<48} {:>10.0} {plain:>10} {ratio:>8} {bar:>8}  {verdict}",
+            line.what, line.ours
+        );
+    }
 }
 
 fn median(mut of: Vec<f64>) -> f64 {
@@ -64,19 +101,27 @@ fn median(mut of: Vec<f64>) -> f64 {
     of[of.len() / 2]
 }
 
-fn report(name: &str, through_store: Vec<f64>, plain: Vec<f64>) {
-    let ratios = through_store
-        .iter()
-        .zip(&plain)
-        .map(|(a, b)| a / b)
-        .collect();
-    println!(
-        "{name}: {:.0} events/s through the store, {:.0} rows/s plain, ratio {:.2} (medians of {})",
-        median(through_store.clone()),
-        median(plain.clone()),
-        median(ratios),
-        plain.len()
-    );
+fn beside(what: &str, through_store: Vec<f64>, plain: Vec<f64>) -> Line {
+    let pairs = through_store.iter().zip(&plain);
+    let ratios = pairs.map(|(ours, plain)| ours / plain).collect();
+    Line {
+        what: what.to_owned(),
+        ours: median(through_store),
+        plain: Some(median(plain)),
+        bar: 0.5,
+        reached: median(ratios),
+    }
+}
+
+fn alone(what: String, rates: Vec<f64>, bar: f64) -> Line {
+    let ours = median(rates);
+    Line {
+        what,
+        ours,
+        plain: None,
+        bar,
+        reached: ours,
+    }
 }
 
 /// One event per commit, by many at once. Returns events per second.
@@ -142,7 +187,7 @@ fn rows(round: usize, events: usize) -> Vec<RawRecord> {
     (0..each * COMMITTERS).map(row).collect()
 }
 
-async fn sqlite_appends(folder: &tempfile::TempDir, events: usize, rounds: usize) {
+async fn sqlite_appends(folder: &tempfile::TempDir, events: usize, rounds: usize) -> Line {
     let path = folder.path().join("appends.db");
     let store = Store::open(&format!("sqlite:{}", path.display()))
         .await
@@ -171,7 +216,7 @@ async fn sqlite_appends(folder: &tempfile::TempDir, events: usize, rounds: usize
         plain.push(rows.len() as f64 / started.elapsed().as_secs_f64());
     }
     store.close().await;
-    report("SQLite, synchronous=FULL", through_store, plain);
+    beside("appends, SQLite, synchronous=FULL", through_store, plain)
 }
 
 async fn plain_sqlite(connection: &mut SqliteConnection, batch: &[RawRecord]) {
@@ -201,7 +246,7 @@ async fn plain_sqlite(connection: &mut SqliteConnection, batch: &[RawRecord]) {
     transaction.commit().await.unwrap();
 }
 
-async fn postgres_appends(events: usize, rounds: usize) {
+async fn postgres_appends(events: usize, rounds: usize) -> Line {
     let own = match std::env::var("PENSTOCK_TEST_POSTGRES") {
         Ok(url) => (url, None),
         Err(_) => {
@@ -228,7 +273,7 @@ async fn postgres_appends(events: usize, rounds: usize) {
         plain.push(rows.len() as f64 / started.elapsed().as_secs_f64());
     }
     store.close().await;
-    report("PostgreSQL, fsync=on", through_store, plain);
+    beside("appends, PostgreSQL, fsync=on", through_store, plain)
 }
 
 async fn plain_postgres(connection: &mut PgConnection, batch: &[RawRecord]) {
@@ -394,9 +439,9 @@ impl store::Projector for Views {
     }
 }
 
-async fn replay(folder: &tempfile::TempDir, events: usize) {
+async fn replay(folder: &tempfile::TempDir, events: usize, rounds: usize) -> Vec<Line> {
     if events == 0 {
-        return;
+        return Vec::new();
     }
     let path = folder.path().join("replay.db");
     let store = Store::open(&format!("sqlite:{}", path.display()))
@@ -409,7 +454,8 @@ async fn replay(folder: &tempfile::TempDir, events: usize) {
         "replay: {events} events of {ENDPOINTS} endpoints, {} bytes of data each on average",
         writer.bytes / events
     );
-    for round in 0..3 {
+    let (mut into_memory, mut into_rows, mut rows) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..rounds {
         let started = Instant::now();
         let mut read = 0_u64;
         let mut replay = store.replay(Position::START);
@@ -417,17 +463,34 @@ async fn replay(folder: &tempfile::TempDir, events: usize) {
             read += page.unwrap().len() as u64;
         }
         assert_eq!(read, events);
-        let rate = read as f64 / started.elapsed().as_secs_f64();
-        println!(
-            "replay into memory, round {}: {rate:.0} events/s",
-            round + 1
-        );
+        into_memory.push(events as f64 / started.elapsed().as_secs_f64());
     }
-    let started = Instant::now();
-    let rows = rebuild(&store, &mut Views::default(), &MODELS)
+    for _ in 0..rounds.min(3) {
+        drop_rows(&path).await;
+        let started = Instant::now();
+        rows = rebuild(&store, &mut Views::default(), &MODELS)
+            .await
+            .unwrap();
+        into_rows.push(events as f64 / started.elapsed().as_secs_f64());
+    }
+    store.close().await;
+    vec![
+        alone("replay into memory".to_owned(), into_memory, 150_000.0),
+        alone(
+            format!("replay into {rows} rows of read models"),
+            into_rows,
+            50_000.0,
+        ),
+    ]
+}
+
+/// Every rebuild begins with none.
+async fn drop_rows(path: &std::path::Path) {
+    let options = SqliteConnectOptions::new().filename(path);
+    let mut connection = options.connect().await.unwrap();
+    sqlx::query("DELETE FROM rows")
+        .execute(&mut connection)
         .await
         .unwrap();
-    let rate = events as f64 / started.elapsed().as_secs_f64();
-    println!("replay into {rows} rows of all read models: {rate:.0} events/s");
-    store.close().await;
+    connection.close().await.unwrap();
 }

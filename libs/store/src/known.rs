@@ -1,8 +1,8 @@
 //! What the writer knows of the log while it checks a batch.
 //!
 //! Invariant: always equal to what the database says. In SQLite nobody else writes, so it is kept
-//! from batch to batch and read again after a failure. In PostgreSQL it is read anew for each batch,
-//! under the locks that keep it true until the batch is committed.
+//! from batch to batch and read again after a failure. In PostgreSQL it is brought up to date for each
+//! batch, under the locks that keep it true until the batch is committed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -25,7 +25,7 @@ pub(crate) struct Known {
     pub floor: Position,
     pub bucket_heads: BTreeMap<Bucket, Position>,
     pub last_time: Option<Timestamp>,
-    pub versions: HashMap<StreamName, u64>,
+    pub versions: HashMap<String, u64>,
     pub fences: HashMap<String, u64>,
     pub cursors: HashMap<(&'static str, Bucket), Position>,
     /// Those that the batch names; None where they are looked up one by one.
@@ -69,11 +69,11 @@ impl Known {
         connection: &mut Connection<'_>,
         stream: &StreamName,
     ) -> Result<u64, StoreError> {
-        if let Some(version) = self.versions.get(stream) {
+        if let Some(version) = self.versions.get(stream.as_str()) {
             return Ok(*version);
         }
         let version = statements::stream_version(connection, stream.as_str()).await?;
-        self.versions.insert(stream.clone(), version);
+        self.versions.insert(stream.as_str().to_owned(), version);
         Ok(version)
     }
 

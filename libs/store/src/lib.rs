@@ -18,6 +18,7 @@ mod known;
 mod lease;
 mod location;
 mod migrate;
+mod page;
 mod postgres;
 mod raw;
 mod replay;

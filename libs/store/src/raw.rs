@@ -98,30 +98,7 @@ impl RawRecord {
     }
 
     pub fn decode(self) -> Result<Record, StoreError> {
-        let position = self.position;
-        let unreadable = |detail: String| StoreError::Unreadable { position, detail };
-        let event = Event::decode(&self.type_name, self.type_version, &self.data)
-            .map_err(|error| unreadable(error.to_string()))?;
-        let stream: StreamName = self
-            .stream
-            .parse()
-            .map_err(|_| unreadable(format!("`{}` is not a stream", self.stream)))?;
-        let id = Uuid::parse_str(&self.id)
-            .map_err(|error| unreadable(format!("event id `{}`: {error}", self.id)))?;
-        if self.bucket > Bucket::GLOBAL {
-            return Err(unreadable(format!("bucket {} is not known", self.bucket)));
-        }
-        Ok(Record {
-            position,
-            prev: self.prev,
-            bucket: self.bucket,
-            stream,
-            version: self.version,
-            id,
-            time: self.time,
-            actor: Actor(self.actor),
-            event,
-        })
+        EventRow::raw(&self).decode()
     }
 }
 
@@ -177,7 +154,7 @@ impl From<RawRecord> for Entry {
     }
 }
 
-/// An event on its way into the table.
+/// An event on its way into the table, or out of it.
 #[derive(Clone, Copy)]
 pub(crate) struct EventRow<'a> {
     pub position: Position,
@@ -224,6 +201,39 @@ impl<'a> EventRow<'a> {
             actor: &record.actor.0,
             data,
         }
+    }
+
+    /// The event itself, checked as far as it can be alone.
+    pub(crate) fn decode(self) -> Result<Record, StoreError> {
+        let unreadable = |detail: String| StoreError::Unreadable {
+            position: self.position,
+            detail,
+        };
+        let event = Event::decode(self.type_name, self.type_version, self.data)
+            .map_err(|error| unreadable(error.to_string()))?;
+        let stream: StreamName = self
+            .stream
+            .parse()
+            .map_err(|_| unreadable(format!("`{}` is not a stream", self.stream)))?;
+        let id = match self.id {
+            Id::Made(id) => id,
+            Id::Stored(text) => Uuid::parse_str(text)
+                .map_err(|error| unreadable(format!("event id `{text}`: {error}")))?,
+        };
+        if self.bucket > Bucket::GLOBAL {
+            return Err(unreadable(format!("bucket {} is not known", self.bucket)));
+        }
+        Ok(Record {
+            position: self.position,
+            prev: self.prev,
+            bucket: self.bucket,
+            stream,
+            version: self.version,
+            id,
+            time: self.time,
+            actor: Actor(self.actor.to_owned()),
+            event,
+        })
     }
 
     pub(crate) fn raw(raw: &'a RawRecord) -> Self {

@@ -10,7 +10,8 @@ use contract::log::Record;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::{RawRecord, Store, StoreError};
+use crate::page::{Page, read_page};
+use crate::{Store, StoreError};
 
 /// Records per page.
 const PAGE: usize = 2_000;
@@ -18,12 +19,12 @@ const PAGE: usize = 2_000;
 /// Pages that are read ahead.
 const AHEAD_MAX: usize = 2;
 
-type Page = Result<Vec<Record>, StoreError>;
+type Decoded = Result<Vec<Record>, StoreError>;
 
 /// Comes to its end at the position that was the head when it came there.
 pub struct Replay {
-    pages: mpsc::Receiver<Result<Vec<RawRecord>, StoreError>>,
-    decoding: VecDeque<JoinHandle<Page>>,
+    pages: mpsc::Receiver<Result<Page, StoreError>>,
+    decoding: VecDeque<JoinHandle<Decoded>>,
     decoders: usize,
     ended: bool,
 }
@@ -34,15 +35,8 @@ impl Store {
         let store = self.clone();
         tokio::spawn(async move {
             let mut after = after;
-            loop {
-                let page = store.read_raw(after, PAGE).await;
-                let last = page.as_ref().ok().and_then(|page| page.last());
-                let last = last.map(|event| event.position);
-                if let Ok(page) = &page
-                    && page.is_empty()
-                {
-                    return;
-                }
+            while let Some(page) = store.read_page(after).await.transpose() {
+                let last = page.as_ref().ok().map(|page| page.last);
                 if sender.send(page).await.is_err() {
                     return;
                 }
@@ -57,16 +51,20 @@ impl Store {
             ended: false,
         }
     }
+
+    async fn read_page(&self, after: Position) -> Result<Option<Page>, StoreError> {
+        read_page(&mut self.reader().await?.get(), after, PAGE).await
+    }
 }
 
 impl Replay {
     /// The next records; none after the last.
-    pub async fn next(&mut self) -> Option<Page> {
+    pub async fn next(&mut self) -> Option<Decoded> {
         while !self.ended && self.decoding.len() < self.decoders {
             match self.pages.recv().await {
-                Some(Ok(page)) => self.decoding.push_back(tokio::task::spawn_blocking(|| {
-                    page.into_iter().map(RawRecord::decode).collect()
-                })),
+                Some(Ok(page)) => self
+                    .decoding
+                    .push_back(tokio::task::spawn_blocking(move || page.decode())),
                 Some(Err(error)) => {
                     let failed = tokio::spawn(std::future::ready(Err(error)));
                     self.decoding.push_back(failed);

@@ -5,11 +5,19 @@ use std::collections::BTreeMap;
 use contract::ids::{Bucket, Position};
 use contract::log::{Record, RowChange};
 use contract::time::Timestamp;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::{Commit, CommitError, Store, StoreError, statements};
 
-/// Rows per read and per transaction of a rebuild.
+/// Rows per read.
 pub const PAGE_ROWS_MAX: usize = 500;
+
+/// Rows per commit of a rebuild: enough that few pages of the indexes are written more than once, few
+/// enough that others who write wait for less than a second.
+const COMMIT_ROWS_MAX: usize = 5_000;
+
+/// Commits of a rebuild that are on their way together.
+const COMMITS_AT_ONCE: usize = 2;
 
 /// One row of a read model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +55,7 @@ pub trait Projector: Send {
 }
 
 /// The rows of some models, by model and key.
-pub(crate) type Rows = BTreeMap<(String, String), Row>;
+pub(crate) type Rows = BTreeMap<String, BTreeMap<String, Row>>;
 
 /// The rows as the log has them.
 pub(crate) struct Folded {
@@ -55,37 +63,33 @@ pub(crate) struct Folded {
 }
 
 impl Folded {
-    pub(crate) fn new() -> Self {
-        Self { rows: Rows::new() }
+    pub(crate) fn new(models: &[&str]) -> Self {
+        let models = models.iter();
+        Self {
+            rows: models
+                .map(|model| ((*model).to_owned(), BTreeMap::new()))
+                .collect(),
+        }
     }
 
-    pub(crate) fn take_in(
-        &mut self,
-        record: &Record,
-        projector: &mut dyn Projector,
-        models: &[&str],
-    ) {
+    pub(crate) fn take_in(&mut self, record: &Record, projector: &mut dyn Projector) {
         for change in projector.project(record) {
-            if !models.contains(&change.model) {
+            let Some(rows) = self.rows.get_mut(change.model) else {
                 continue;
-            }
-            let place = (change.model.to_owned(), change.key.clone());
-            match change.doc {
-                None => {
-                    self.rows.remove(&place);
-                }
-                Some(doc) => {
-                    let row = Row {
-                        key: change.key,
-                        endpoint: change.endpoint,
-                        deployment: change.deployment,
-                        position: change.position,
-                        time: change.time,
-                        doc,
-                    };
-                    self.rows.insert(place, row);
-                }
-            }
+            };
+            let Some(doc) = change.doc else {
+                rows.remove(&change.key);
+                continue;
+            };
+            let row = Row {
+                key: change.key.clone(),
+                endpoint: change.endpoint,
+                deployment: change.deployment,
+                position: change.position,
+                time: change.time,
+                doc,
+            };
+            rows.insert(change.key, row);
         }
     }
 }
@@ -120,23 +124,52 @@ pub async fn rebuild_with(
     let consumer = projector.consumer();
     let cursors = store.cursors(consumer).await?;
     let folded = fold_all(store, projector, models, &cursors, &mut progress).await?;
-    let changes = differences(store, &folded, models).await?;
-    for changes in changes.chunks(PAGE_ROWS_MAX) {
-        let commit = Commit {
-            rows: changes.to_vec(),
-            ..Commit::default()
-        };
-        store.commit(commit).await.map_err(|error| match error {
-            CommitError::Store(error) => error,
-            error => StoreError::Refused(error.to_string()),
-        })?;
-    }
+    let changes = differences(store, folded, models).await?;
+    let changed = changes.len();
+    write(store, changes).await?;
     if store.cursors(consumer).await? != cursors {
         return Err(StoreError::Refused(format!(
             "`{consumer}` wrote read models while they were rebuilt: stop it and rebuild again"
         )));
     }
-    Ok(changes.len())
+    Ok(changed)
+}
+
+async fn write(store: &Store, changes: Vec<RowChange>) -> Result<(), StoreError> {
+    let mut changes = changes.into_iter();
+    let mut writing = JoinSet::new();
+    loop {
+        let rows: Vec<RowChange> = changes.by_ref().take(COMMIT_ROWS_MAX).collect();
+        if rows.is_empty() {
+            break;
+        }
+        if writing.len() >= COMMITS_AT_ONCE
+            && let Some(written) = writing.join_next().await
+        {
+            ended(written)?;
+        }
+        let commit = Commit {
+            rows,
+            ..Commit::default()
+        };
+        let store = store.clone();
+        writing.spawn(async move { store.commit(commit).await.map(|_| ()) });
+    }
+    while let Some(written) = writing.join_next().await {
+        ended(written)?;
+    }
+    Ok(())
+}
+
+fn ended(written: Result<Result<(), CommitError>, JoinError>) -> Result<(), StoreError> {
+    match written {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(CommitError::Store(error))) => Err(error),
+        Ok(Err(error)) => Err(StoreError::Refused(error.to_string())),
+        Err(error) => Err(StoreError::Database(format!(
+            "rows were not written: {error}"
+        ))),
+    }
 }
 
 async fn fold_all(
@@ -146,12 +179,12 @@ async fn fold_all(
     cursors: &BTreeMap<Bucket, Position>,
     progress: &mut impl FnMut(Position),
 ) -> Result<Folded, StoreError> {
-    let mut folded = Folded::new();
+    let mut folded = Folded::new(models);
     let mut replay = store.replay(Position::START);
     while let Some(page) = replay.next().await {
         let page = page?;
         for record in page.iter().filter(|record| covers(cursors, record)) {
-            folded.take_in(record, projector, models);
+            folded.take_in(record, projector);
         }
         if let Some(last) = page.last() {
             progress(last.position);
@@ -163,7 +196,7 @@ async fn fold_all(
 /// What has to be written for the stored rows to be those of the log.
 async fn differences(
     store: &Store,
-    folded: &Folded,
+    mut folded: Folded,
     models: &[&'static str],
 ) -> Result<Vec<RowChange>, StoreError> {
     let mut changes = Vec::new();
@@ -179,9 +212,9 @@ async fn differences(
             after = Some(last.key.clone());
             stored.extend(page.into_iter().map(|row| (row.key.clone(), row)));
         }
-        for ((_, key), row) in folded.rows.iter().filter(|((m, _), _)| m == model) {
-            if stored.remove(key).as_ref() != Some(row) {
-                changes.push(change(model, row.clone(), Keep::Yes));
+        for (key, row) in folded.rows.remove(*model).unwrap_or_default() {
+            if stored.remove(&key).as_ref() != Some(&row) {
+                changes.push(change(model, row, Keep::Yes));
             }
         }
         let stray = stored.into_values();

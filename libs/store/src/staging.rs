@@ -263,7 +263,13 @@ fn place(known: &mut Known, appends: &mut [PreparedAppend]) -> Vec<Position> {
             known.last_time = Some(record.time);
             positions.push(record.position);
         }
-        known.versions.insert(append.stream.clone(), version);
+        match known.versions.get_mut(append.stream.as_str()) {
+            Some(known) => *known = version,
+            None => {
+                let stream = append.stream.as_str().to_owned();
+                known.versions.insert(stream, version);
+            }
+        }
     }
     positions
 }

@@ -41,7 +41,7 @@ pub async fn verify(
 ) -> Result<VerifyReport, StoreError> {
     let moment = Moment::read(store, projector.consumer(), models).await?;
     let mut walk = Walk::default();
-    let mut folded = Folded::new();
+    let mut folded = Folded::new(models);
     let mut after = Position::START;
     while after < moment.head {
         let page = store.read_raw(after, PAGE_ROWS_MAX).await?;
@@ -52,7 +52,7 @@ pub async fn verify(
                 continue;
             };
             if covers(&moment.cursors, &record) {
-                folded.take_in(&record, projector, models);
+                folded.take_in(&record, projector);
             }
         }
         after = next;
@@ -88,10 +88,8 @@ impl Moment {
                 .await?;
                 let Some(last) = page.last() else { break };
                 after = Some(last.key.clone());
-                let placed = page
-                    .into_iter()
-                    .map(|row| (((*model).to_owned(), row.key.clone()), row));
-                rows.extend(placed);
+                let placed = page.into_iter().map(|row| (row.key.clone(), row));
+                rows.entry((*model).to_owned()).or_default().extend(placed);
             }
         }
         snapshot.rollback().await?;
@@ -216,20 +214,24 @@ impl Walk {
     }
 
     fn check_rows(&mut self, stored: &Rows, folded: &Rows) {
-        for ((model, key), row) in folded {
-            match stored.get(&(model.clone(), key.clone())) {
-                None => self.problem(format!("row `{key}` of `{model}` is missing")),
-                Some(other) if other != row => {
-                    let what = difference(other, row);
-                    self.problem(format!("row `{key}` of `{model}` {what}"));
+        let none = BTreeMap::new();
+        for (model, folded) in folded {
+            let stored = stored.get(model).unwrap_or(&none);
+            for (key, row) in folded {
+                match stored.get(key) {
+                    None => self.problem(format!("row `{key}` of `{model}` is missing")),
+                    Some(other) if other != row => {
+                        let what = difference(other, row);
+                        self.problem(format!("row `{key}` of `{model}` {what}"));
+                    }
+                    Some(_) => {}
                 }
-                Some(_) => {}
             }
-        }
-        for (model, key) in stored.keys().filter(|place| !folded.contains_key(*place)) {
-            self.problem(format!(
-                "row `{key}` of `{model}` is stored, but the log does not make it"
-            ));
+            for key in stored.keys().filter(|key| !folded.contains_key(*key)) {
+                self.problem(format!(
+                    "row `{key}` of `{model}` is stored, but the log does not make it"
+                ));
+            }
         }
     }
 
@@ -242,7 +244,7 @@ impl Walk {
             events: self.events,
             streams: self.versions.len() as u64,
             buckets: self.buckets.len() as u64,
-            rows: moment.rows.len() as u64,
+            rows: moment.rows.values().map(BTreeMap::len).sum::<usize>() as u64,
             head: moment.head,
             problems: self.problems,
         }

@@ -226,14 +226,15 @@ impl Writer {
         connection: &mut Owned,
         batch: &mut [CommitJob],
     ) -> Result<Outcomes, Failure> {
-        let mut transaction = connection.begin().await?;
+        let fenced = batch.iter().any(|job| job.prepared.fence.is_some());
+        let mut transaction = connection.begin_batch(fenced).await?;
         let mut inside = transaction.get();
         if let Connection::Postgres(connection, limit) = &mut inside {
             let mut wants = postgres::batch::Wants::default();
             for job in batch.iter() {
                 job.prepared.want(&mut wants);
             }
-            self.known = postgres::batch::know(connection, *limit, &wants).await?;
+            postgres::batch::know(connection, *limit, &wants, &mut self.known).await?;
         }
         let mut staged = Staged::default();
         let mut outcomes = Vec::with_capacity(batch.len());

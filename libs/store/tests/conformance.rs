@@ -744,6 +744,55 @@ async fn a_rebuild_makes_the_rows_that_verify_expects(place: Place) {
     assert_eq!(again, 0);
 }
 
+async fn a_replay_gives_every_event_as_it_is_read_one_page_after_the_other(place: Place) {
+    let store = place.open().await;
+    let granted = NewEvent {
+        event: Event::AccessGranted(AccessGranted {
+            name: "1 2 \u{1F680} \"quoted\"\n".to_owned(),
+            role: AccessRole::Operator,
+            hash: String::new(),
+            expires: None,
+        }),
+        ..event()
+    };
+    let granted = Append {
+        stream: StreamName::access(),
+        expected_version: 0,
+        events: vec![granted],
+    };
+    let commit = Commit {
+        appends: vec![append(stream("iris"), 0, 2_500), granted],
+        ..Commit::default()
+    };
+    store.commit(commit).await.unwrap();
+    fill(&store, "rose", 3).await;
+    for after in [0, 2_498, 2_504] {
+        let mut replayed = Vec::new();
+        let mut replay = store.replay(Position(after));
+        while let Some(page) = replay.next().await {
+            replayed.extend(page.unwrap());
+        }
+        let read = store.read_all(Position(after), 10_000).await.unwrap();
+        assert_eq!(replayed.len() as u64, 2_504 - after);
+        assert!(replayed == read, "after {after}");
+    }
+}
+
+async fn a_replay_ends_at_an_event_that_cannot_be_read(place: Place) {
+    let store = place.open().await;
+    fill(&store, "iris", 3).await;
+    place
+        .behind_its_back("UPDATE events SET data = '?' WHERE position = 2")
+        .await;
+    let mut replay = store.replay(Position::START);
+    let error = replay.next().await.unwrap().unwrap_err();
+    assert!(
+        matches!(error, StoreError::Unreadable { position, .. } if position == Position(2)),
+        "{error}"
+    );
+    assert!(replay.next().await.is_none());
+}
+
 support::suite! {
     an_append_is_read_back_as_it_was_written
     each_bucket_is_a_chain_and_each_stream_counts_from_one
@@ -770,6 +819,8 @@ support::suite! {
     a_sound_store_verifies_also_while_its_consumer_is_behind
     verify_names_rows_that_the_log_does_not_make
     a_rebuild_makes_the_rows_that_verify_expects
+    a_replay_gives_every_event_as_it_is_read_one_page_after_the_other
+    a_replay_ends_at_an_event_that_cannot_be_read
     @sqlite a_second_opener_is_refused_until_the_first_has_closed
     @postgres many_may_open_and_write_the_same_store
 }

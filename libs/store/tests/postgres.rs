@@ -106,6 +106,33 @@ async fn of_many_processes_with_the_same_expected_version_one_wins() {
     is_sound(&stores[0]).await;
 }
 
+/// What a process remembers from its last batch, it must not take for the present.
+#[tokio::test]
+async fn a_process_takes_in_what_another_has_appended_since_its_last_batch() {
+    if skipped() {
+        return;
+    }
+    let database = Database::new().await;
+    let one = Store::open(&database.url()).await.unwrap();
+    let other = Store::open(&database.url()).await.unwrap();
+    let mut version = 0;
+    // A few events are read one by one; of very many, only what is needed.
+    for count in [1, 7, 300, 1] {
+        fill(&one, &format!("rose-{version}"), 1).await;
+        records(&one, commit_to(stream("iris"), version, 1)).await;
+        records(&other, commit_to(stream("iris"), version + 1, count)).await;
+        let stale = one.commit(commit_to(stream("iris"), version + 1, 1)).await;
+        let actual = version + 1 + count as u64;
+        assert!(
+            matches!(&stale, Err(CommitError::Conflict { actual: found, .. }) if *found == actual),
+            "{stale:?}"
+        );
+        version = actual;
+    }
+    records(&one, commit_to(stream("iris"), version, 1)).await;
+    is_sound(&one).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cause_is_carried_out_by_one_of_many_processes() {
     if skipped() {

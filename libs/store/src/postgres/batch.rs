@@ -2,7 +2,8 @@
 //!
 //! Invariants: fences are locked first, in order of their names; then the one lock that orders all
 //! commits of the store is taken; only then is anything else read. So nothing that was read can have
-//! changed when the batch is written, and positions become visible in order.
+//! changed when the batch is written, and positions become visible in order. Versions and the heads
+//! of buckets are kept from batch to batch: what others have appended since is read under the lock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use contract::ids::{Bucket, Position};
 use contract::log::StreamName;
 use contract::time::Timestamp;
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Transaction};
 
 use crate::StoreError;
 use crate::connection::limited;
@@ -30,20 +31,30 @@ pub(crate) struct Wants<'a> {
     pub buckets: BTreeSet<Bucket>,
 }
 
-/// Takes the locks, and reads all that was named.
+/// Begins a transaction that has the lock already, in one round trip. Not for batches with fences,
+/// which are locked before.
+pub(crate) async fn begin_locked(
+    connection: &mut PgConnection,
+    limit: Duration,
+) -> sqlx::Result<Transaction<'_, Postgres>> {
+    let text = format!("BEGIN; SELECT pg_advisory_xact_lock({COMMIT_LOCK})");
+    limited(limit, connection.begin_with(AssertSqlSafe(text))).await
+}
+
+/// Takes the locks that are still missing, and reads what was named and is not known.
 pub(crate) async fn know(
     connection: &mut PgConnection,
     limit: Duration,
     wants: &Wants<'_>,
-) -> Result<Known, StoreError> {
-    let mut known = Known {
-        fences: lock_fences(connection, limit, wants).await?,
-        ..Known::default()
-    };
-    lock_commits(connection, limit).await?;
-    read_places(connection, limit, wants, &mut known).await?;
+    known: &mut Known,
+) -> Result<(), StoreError> {
+    known.fences.clear();
+    if !wants.fences.is_empty() {
+        known.fences = lock_fences(connection, limit, wants).await?;
+    }
+    read_places(connection, limit, wants, known).await?;
     known.causes = Some(read_causes(connection, limit, wants).await?);
-    Ok(known)
+    Ok(())
 }
 
 /// Until the end of the transaction no other process writes events, cursors or causes.
@@ -57,36 +68,54 @@ pub(crate) async fn lock_commits(
     limited(limit, locking).await.map(|_| ())
 }
 
-/// Until the end of the transaction nobody can take what these fences stand for.
+/// Until the end of the transaction nobody can take what these fences stand for. Takes the lock of
+/// commits after them.
 async fn lock_fences(
     connection: &mut PgConnection,
     limit: Duration,
     wants: &Wants<'_>,
 ) -> Result<HashMap<String, u64>, StoreError> {
-    if wants.fences.is_empty() {
-        return Ok(HashMap::new());
-    }
     let names: Vec<&str> = wants.fences.iter().copied().collect();
-    let reading = sqlx::query_as::<_, (String, i64)>(
-        "SELECT name, generation FROM fences WHERE name = ANY($1) ORDER BY name FOR SHARE",
+    // The second lock depends on all rows of the first, so it cannot be taken before them; and it is
+    // counted, so it is taken where there are none.
+    let locking = sqlx::query_as::<_, (Option<String>, i64)>(
+        "WITH held AS MATERIALIZED \
+         (SELECT name, generation FROM fences WHERE name = ANY($1) ORDER BY name FOR SHARE), \
+         ordered AS MATERIALIZED \
+         (SELECT pg_advisory_xact_lock($2) FROM (SELECT COUNT(*) FROM held) AS all_held) \
+         SELECT name, generation FROM held UNION ALL SELECT NULL, COUNT(*) FROM ordered",
     )
     .bind(&names)
+    .bind(COMMIT_LOCK)
     .fetch_all(connection);
-    let stored = limited(limit, reading).await?;
+    let stored = limited(limit, locking).await?;
     let mut fences: HashMap<String, u64> =
         names.into_iter().map(|name| (name.to_owned(), 0)).collect();
-    let stored = stored.into_iter().map(|(name, at)| (name, at as u64));
-    fences.extend(stored);
+    let stored = stored.into_iter();
+    fences.extend(stored.filter_map(|(name, at)| Some((name?, at as u64))));
     Ok(fences)
 }
 
 /// The kinds of rows that one round trip brings.
 const HEAD: i32 = 1;
 const FLOOR: i32 = 2;
-const LAST_TIME: i32 = 3;
+const APPENDED: i32 = 3;
 const BUCKET_HEAD: i32 = 4;
 const VERSION: i32 = 5;
 const CURSOR: i32 = 6;
+
+/// Kind, name, bucket, and what is known of it; of events that somebody appended, the version too.
+type Place = (i32, String, i64, Option<i64>, i64);
+
+/// Stands in the query as a number too: the planner has to see that it is few.
+const APPENDED_MAX: i64 = 5_000;
+
+/// How many events of others are read one by one, before all that is named is looked up anew: about
+/// what costs as much.
+fn appended_max(wants: &Wants<'_>) -> i64 {
+    let named = (wants.streams.len() + wants.buckets.len()) as i64;
+    (4 * named + 16).min(APPENDED_MAX)
+}
 
 async fn read_places(
     connection: &mut PgConnection,
@@ -95,66 +124,91 @@ async fn read_places(
     known: &mut Known,
 ) -> Result<(), StoreError> {
     let streams: Vec<&str> = wants.streams.iter().map(|stream| stream.as_str()).collect();
-    let reading = sqlx::query_as::<_, (i32, String, i64, Option<i64>)>(
-        "SELECT 1, '', 0::BIGINT, MAX(position) FROM events \
-         UNION ALL SELECT 2, value, 0, NULL FROM meta WHERE key = 'next_position' \
-         UNION ALL (SELECT 3, '', 0, time FROM events ORDER BY position DESC LIMIT 1) \
-         UNION ALL SELECT 4, '', b, (SELECT MAX(position) FROM events WHERE bucket = b) \
-         FROM UNNEST($1::BIGINT[]) AS b \
-         UNION ALL SELECT 5, s, 0, (SELECT MAX(version) FROM events WHERE stream = s) \
-         FROM UNNEST($2::TEXT[]) AS s \
-         UNION ALL SELECT 6, c.consumer, c.bucket, c.position FROM cursors AS c \
-         JOIN UNNEST($3::TEXT[], $4::BIGINT[]) AS w (consumer, bucket) USING (consumer, bucket)",
+    let new_streams = streams.iter().copied();
+    let new_streams: Vec<&str> = new_streams
+        .filter(|stream| !known.versions.contains_key(*stream))
+        .collect();
+    let new_buckets = wants.buckets.iter();
+    let new_buckets = new_buckets.filter(|bucket| !known.bucket_heads.contains_key(*bucket));
+    let consumers = wants.cursors.iter().map(|(consumer, _)| *consumer);
+    let appended_max = appended_max(wants);
+    let reading = sqlx::query_as::<_, Place>(
+        "WITH newest AS MATERIALIZED \
+         (SELECT position, time FROM events ORDER BY position DESC LIMIT 1), \
+         behind AS MATERIALIZED (SELECT COALESCE((SELECT position FROM newest), 0) - $1 \
+         NOT BETWEEN 0 AND $2 AS far) \
+         SELECT 1, '', 0::BIGINT, position, time FROM newest \
+         UNION ALL SELECT 2, value, 0, NULL, 0 FROM meta WHERE key = 'next_position' \
+         UNION ALL (SELECT 3, stream, bucket, position, version FROM events \
+         WHERE position BETWEEN $1 + 1 AND $1 + $2 AND NOT (SELECT far FROM behind) \
+         ORDER BY position LIMIT 5000) \
+         UNION ALL SELECT 4, '', b, (SELECT MAX(position) FROM events WHERE bucket = b), 0 \
+         FROM UNNEST(CASE WHEN (SELECT far FROM behind) THEN $3::BIGINT[] ELSE $4::BIGINT[] END) AS b \
+         UNION ALL SELECT 5, s, 0, (SELECT MAX(version) FROM events WHERE stream = s), 0 \
+         FROM UNNEST(CASE WHEN (SELECT far FROM behind) THEN $5::TEXT[] ELSE $6::TEXT[] END) AS s \
+         UNION ALL SELECT 6, c.consumer, c.bucket, c.position, 0 FROM cursors AS c \
+         JOIN UNNEST($7::TEXT[], $8::BIGINT[]) AS w (consumer, bucket) USING (consumer, bucket)",
     )
+    .bind(known.head.0 as i64)
+    .bind(appended_max)
     .bind(numbers(wants.buckets.iter()))
+    .bind(numbers(new_buckets))
     .bind(&streams)
-    .bind(
-        wants
-            .cursors
-            .iter()
-            .map(|(consumer, _)| *consumer)
-            .collect::<Vec<&str>>(),
-    )
+    .bind(&new_streams)
+    .bind(consumers.collect::<Vec<&str>>())
     .bind(numbers(wants.cursors.iter().map(|(_, bucket)| bucket)))
     .fetch_all(connection);
-    for stream in &wants.streams {
-        known.versions.insert((*stream).clone(), 0);
+    let places = limited(limit, reading).await?;
+    let head = places.iter().find(|place| place.0 == HEAD);
+    let head = head.and_then(|place| place.3).unwrap_or(0);
+    if !(0..=appended_max).contains(&(head - known.head.0 as i64)) {
+        known.versions.clear();
+        known.bucket_heads.clear();
     }
-    for cursor in &wants.cursors {
-        known.cursors.insert(*cursor, Position::START);
+    known.head = Position(head as u64);
+    known.cursors = wants
+        .cursors
+        .iter()
+        .map(|cursor| (*cursor, Position::START))
+        .collect();
+    for place in places {
+        take_in(known, wants, place)?;
     }
-    for (what, text, bucket, value) in limited(limit, reading).await? {
-        let bucket = Bucket(bucket as u16);
-        let Some(value) = value else {
-            if what == FLOOR {
-                known.floor = statements::parse_position(&text)?;
+    Ok(())
+}
+
+fn take_in(known: &mut Known, wants: &Wants<'_>, place: Place) -> Result<(), StoreError> {
+    let (what, text, bucket, value, more) = place;
+    let bucket = Bucket(bucket as u16);
+    let position = Position(value.unwrap_or(0) as u64);
+    match what {
+        HEAD => known.last_time = Some(Timestamp::from_millis(more)),
+        FLOOR => known.floor = statements::parse_position(&text)?,
+        // What is not known of is looked up when it is named.
+        APPENDED => {
+            if let Some(head) = known.bucket_heads.get_mut(&bucket) {
+                *head = position.max(*head);
             }
-            continue;
-        };
-        let position = Position(value as u64);
-        match what {
-            HEAD => known.head = position,
-            LAST_TIME => known.last_time = Some(Timestamp::from_millis(value)),
-            BUCKET_HEAD => {
-                known.bucket_heads.insert(bucket, position);
+            if let Some(version) = known.versions.get_mut(&text) {
+                *version = (more as u64).max(*version);
             }
-            VERSION => {
-                let stream = wants.streams.iter().find(|stream| stream.as_str() == text);
-                if let Some(stream) = stream {
-                    known.versions.insert((*stream).clone(), value as u64);
-                }
-            }
-            CURSOR => {
-                let cursor = wants
-                    .cursors
-                    .iter()
-                    .find(|(consumer, of)| *consumer == text && *of == bucket);
-                if let Some(cursor) = cursor {
-                    known.cursors.insert(*cursor, position);
-                }
-            }
-            _ => {}
         }
+        BUCKET_HEAD => {
+            known.bucket_heads.insert(bucket, position);
+        }
+        VERSION => {
+            known.versions.insert(text, position.0);
+        }
+        CURSOR => {
+            let cursor = wants
+                .cursors
+                .iter()
+                .find(|(consumer, of)| *consumer == text && *of == bucket);
+            if let Some(cursor) = cursor {
+                known.cursors.insert(*cursor, position);
+            }
+        }
+        _ => {}
     }
     Ok(())
 }

@@ -22,6 +22,13 @@ const READERS_MAX: u32 = 4;
 /// How long a statement waits for another one's lock. Only a checkpoint can be in the way.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What the writer keeps of the database in memory: the ends of its indexes, so that they are not
+/// read again, or written, for each batch.
+const CACHE_KIB: u32 = 16 * 1024;
+
+/// After how many pages (of 4 KiB) the write-ahead log is folded into the database.
+const CHECKPOINT_PAGES: u32 = 4_000;
+
 pub(crate) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// The file that a store is in.
@@ -61,6 +68,8 @@ impl Place {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
+            .pragma("cache_size", format!("-{CACHE_KIB}"))
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
             .connect()
             .await
             .map(Owned::Sqlite)

@@ -49,7 +49,7 @@ pub use topics::Topics;
 pub use whole::{Extent, Hole, LogItem, LogReader, read_log};
 
 /// How long [`KafkaBus::open`] waits for a broker before it goes on without.
-const OPEN_PATIENCE: Duration = Duration::from_secs(2);
+const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long [`Bus::close`] waits for what is still to be sent.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);

@@ -206,16 +206,25 @@ async fn closes_on_reuse() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn a_rested_connection_that_turns_out_closed_is_replaced_when_the_body_can_be_sent_again() {
+async fn a_post_that_an_instance_has_read_is_not_sent_again_when_it_closes_without_a_word() {
     let (address, seen) = closes_on_reuse().await;
     let gateway = serving_on_one_thread(&[at(address)]).await;
     assert_eq!(gateway.post("x").await.status, 200);
-    assert_eq!(gateway.post("y").await.text(), "ok");
-    assert_eq!(
-        seen.load(Ordering::SeqCst),
-        3,
-        "the second request was sent twice"
-    );
+    assert_eq!(gateway.post("y").await.code(), "instance-unreachable");
+    assert_eq!(seen.load(Ordering::SeqCst), 2, "each was sent once");
+}
+
+#[tokio::test]
+async fn an_idempotent_request_is_sent_again_when_a_rested_connection_closes_without_a_word() {
+    for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"] {
+        let (address, seen) = closes_on_reuse().await;
+        let gateway = serving_on_one_thread(&[at(address)]).await;
+        assert_eq!(gateway.post("x").await.status, 200, "{method}");
+        let again = request("/endpoints/iris/score").method(method);
+        let answer = send(gateway.address, again.body(whole("")).unwrap()).await;
+        assert_eq!(answer.status, 200, "{method}");
+        assert_eq!(seen.load(Ordering::SeqCst), 3, "{method}");
+    }
 }
 
 /// The connection to the instance after one request and its answer.

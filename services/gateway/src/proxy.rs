@@ -298,11 +298,13 @@ impl Client {
         if self.shared.deadline.borrow_mut().poll(cx).is_ready() {
             return Poll::Ready(Stopped::Deadline);
         }
-        // A body that is on its way tells by itself when its sender leaves.
-        if !self.upload.running.get() && self.shared.poll_left(cx).is_ready() {
-            return Poll::Ready(Stopped::ClientLeft);
-        }
-        Poll::Pending
+        // A body that is read tells by itself when its sender leaves, one that has to wait does not.
+        let left = if self.upload.running.get() {
+            self.shared.poll_left_sending(cx)
+        } else {
+            self.shared.poll_left(cx)
+        };
+        left.map(|()| Stopped::ClientLeft)
     }
 
     /// Waits for something as long as it makes sense.

@@ -121,6 +121,31 @@ async fn a_client_that_leaves_in_the_middle_of_an_answer_closes_the_instances_co
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_in_the_middle_of_an_upload_that_is_stuck_is_noticed() {
+    let instance = RawInstance::start().await;
+    let mut settings = Settings::one_at_a_time();
+    settings.body_max = 1 << 40;
+    settings.request.timeout = contract::time::Span::from_secs(600);
+    let mut gateway = start(&[blue(1, &settings, &[instance.place()])]).await;
+    let mut client = TcpStream::connect(gateway.address).await.unwrap();
+    let head = "POST /endpoints/iris/score HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000000";
+    say(&mut client, &format!("{head}\r\n\r\n")).await;
+    // Accepted, and never read from.
+    let stuck = instance.accept().await;
+    let some = vec![b'x'; 1 << 20];
+    let stuck_for = std::time::Duration::from_millis(500);
+    while tokio::time::timeout(stuck_for, client.write_all(&some))
+        .await
+        .is_ok()
+    {}
+    client.set_zero_linger().unwrap();
+    drop(client);
+    let total = gateway.total(1).await;
+    assert_eq!(total.outcomes.client_left, 1, "{total:?}");
+    drop(stuck);
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_the_queue_is_never_sent() {
     let instance = RawInstance::start().await;
     let settings = Settings::one_at_a_time();

@@ -37,6 +37,9 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// How long a connection to an instance is kept for the next request.
     pub pool_idle_timeout: Duration,
+    /// How long the deletion of an endpoint is remembered, so that an older update that comes late
+    /// does not bring it back.
+    pub deleted_kept: Duration,
     /// How long requests in flight may go on after the order to stop.
     pub grace: Duration,
 }
@@ -57,6 +60,7 @@ impl Config {
             write_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(1),
             pool_idle_timeout: Duration::from_secs(30),
+            deleted_kept: Duration::from_secs(15 * 60),
             grace: Duration::from_secs(30),
         }
     }

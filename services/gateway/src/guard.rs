@@ -8,13 +8,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
@@ -35,7 +35,12 @@ pub struct Shared {
     stream: RefCell<TcpStream>,
     /// The client has sent more than the request that is being answered: it is there.
     ahead: Cell<bool>,
+    /// When a client whose body is on its way is looked after next.
+    look: RefCell<Deadline>,
 }
+
+/// Between two looks whether a client has left whose body waits for the instance to take it.
+const LOOK_US: u64 = 250_000;
 
 impl Shared {
     pub fn new(stream: TcpStream) -> Self {
@@ -45,6 +50,7 @@ impl Shared {
             relay: Relay::default(),
             stream: RefCell::new(stream),
             ahead: Cell::default(),
+            look: RefCell::default(),
         }
     }
 
@@ -64,6 +70,31 @@ impl Shared {
                 Poll::Pending
             }
         }
+    }
+
+    /// The same while the request's body is passed on. An instance that takes none of it stops us
+    /// from reading, and a close stands behind what is not read; so it is the system that is asked,
+    /// now and then, since unread bytes would make it ready at once.
+    pub fn poll_left_sending(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut look = self.look.borrow_mut();
+        if !look.is_set() {
+            look.set(now_us() + LOOK_US);
+        }
+        while look.poll(cx).is_ready() {
+            if self.is_closed() {
+                return Poll::Ready(());
+            }
+            look.set(now_us() + LOOK_US);
+        }
+        Poll::Pending
+    }
+
+    /// Whether the system has heard the client close or reset its connection. Costs no system call.
+    fn is_closed(&self) -> bool {
+        let stream = self.stream.borrow();
+        let ready = pin!(stream.ready(Interest::READABLE));
+        let heard = ready.poll(&mut Context::from_waker(Waker::noop()));
+        matches!(heard, Poll::Ready(Ok(ready)) if ready.is_read_closed())
     }
 }
 

@@ -8,8 +8,8 @@
 //! - A request sees one whole snapshot of the routes; a lower revision never replaces a higher one.
 //! - An instance never has more requests from this gateway than its slots, over all threads, and
 //!   gets none after a frame has reported the revision that drains it.
-//! - A request is sent to at most two instances, and twice only where the first cannot have been
-//!   seen by a model (see `proxy`).
+//! - A request is sent at most twice, and twice only where the first cannot have been seen by a
+//!   model or the method is idempotent (see `proxy`).
 //! - A client that leaves frees its slot and closes the connection to the instance.
 //! - Every request that reached a deployment is in exactly one frame as an arrival and in exactly
 //!   one as an outcome.

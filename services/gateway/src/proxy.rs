@@ -1,7 +1,7 @@
 //! One request from its head to the last byte of its answer.
 //!
 //! Invariants: nothing is sent to an instance without a slot on it; nothing is sent twice unless
-//! the first try cannot have been seen by a model; when this future or the answer's body is dropped,
+//! the first try cannot have been seen by a model, or its method says that twice is as once; when this future or the answer's body is dropped,
 //! the connection to the instance closes and the slot is free.
 
 use std::future::{Future, poll_fn};
@@ -35,6 +35,8 @@ use crate::upstream::{Ask, Broken, Head, Upstream};
 
 /// How long an instance that refused a connection comes last.
 const SUSPECT_US: u64 = 1_000_000;
+/// How long after the request a close may be found and still be one that had crossed it.
+const CROSSED_US: u64 = 10_000;
 
 /// One client's connection. It carries one request at a time.
 #[derive(Debug)]
@@ -195,7 +197,7 @@ impl Client {
         let deadline_us = at_us + flight.deployment().timeout_us;
         flight.serve(slot, at_us);
         self.shared.deadline.borrow_mut().set(deadline_us);
-        self.ask(flight, asked, body).await
+        self.ask(flight, asked, body, at_us).await
     }
 
     /// The endpoint and the deployment of a request that may pass; counts those that may not.
@@ -296,11 +298,13 @@ impl Client {
         if self.shared.deadline.borrow_mut().poll(cx).is_ready() {
             return Poll::Ready(Stopped::Deadline);
         }
-        // A body that is on its way tells by itself when its sender leaves.
-        if !self.upload.running.get() && self.shared.poll_left(cx).is_ready() {
-            return Poll::Ready(Stopped::ClientLeft);
-        }
-        Poll::Pending
+        // A body that is read tells by itself when its sender leaves, one that has to wait does not.
+        let left = if self.upload.running.get() {
+            self.shared.poll_left_sending(cx)
+        } else {
+            self.shared.poll_left(cx)
+        };
+        left.map(|()| Stopped::ClientLeft)
     }
 
     /// Waits for something as long as it makes sense.
@@ -349,13 +353,14 @@ impl Client {
     }
 
     /// Sends the request and waits for the head of the answer. A second try is made at most once,
-    /// and only where the first cannot have reached a model, or where a connection that had rested
-    /// turned out to be closed and the body can be sent again.
+    /// and only where the first cannot have reached a model; for an idempotent method also where a
+    /// connection that had rested closed without a word and the body can be sent again.
     async fn ask(
         &self,
         flight: &mut Flight,
         asked: &Asked<'_>,
         mut body: RequestBody,
+        at_us: u64,
     ) -> Result<Answer, Failure> {
         let mut second = false;
         loop {
@@ -405,7 +410,12 @@ impl Client {
             let sent = std::mem::replace(&mut body, copy.unwrap_or_default());
             match self.exchange(&mut upstream, &instance, asked, sent).await? {
                 Exchanged::Answer(head) => return Ok((head, upstream)),
-                Exchanged::Failed { answered: false } if again => second = true,
+                Exchanged::Failed { answered: false }
+                    if again
+                        && (asked.method.is_idempotent() || crossed(&upstream, at_us).await) =>
+                {
+                    second = true;
+                }
                 Exchanged::Failed { .. } => return Err(Failure::Refusal(Refusal::Unreachable)),
             }
         }
@@ -519,6 +529,12 @@ enum Exchanged {
         /// Part of an answer had come.
         answered: bool,
     },
+}
+
+/// Whether the instance closed a connection at rest while the request, sent at `at_us` at the
+/// earliest, was on its way; no model can have seen it then.
+async fn crossed(upstream: &Upstream, at_us: u64) -> bool {
+    now_us().saturating_sub(at_us) < CROSSED_US && Box::pin(upstream.came_too_late()).await
 }
 
 /// The deployment that the request names, or the one whose turn it is.

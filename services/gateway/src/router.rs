@@ -3,9 +3,10 @@
 //! marked, and slots that are given up are closed, before the snapshot that says so can be seen; a
 //! request uses the one snapshot it began with.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use contract::resources::{AuthMode, ModelClientErrors};
@@ -15,12 +16,13 @@ use http::HeaderValue;
 
 use crate::admission::{DeploymentState, Wanted};
 use crate::split::Split;
+use crate::timer::now_us;
 
 /// All routes at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     endpoints: HashMap<Box<str>, Arc<Endpoint>>,
-    /// What each endpoint's route has reached, of those that are gone too.
+    /// What each endpoint's route has reached, of those that went lately too.
     reached: BTreeMap<EndpointKey, Reached>,
 }
 
@@ -101,8 +103,11 @@ pub struct Router {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// The newest update of each endpoint, deleted ones too, so that an old one changes nothing.
+    /// The newest update of each endpoint, lately deleted ones too, so that an old one changes
+    /// nothing.
     updates: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
+    /// Deletions and when they were heard of, in that order.
+    deleted: VecDeque<(u64, Arc<RouteUpdate>)>,
     /// Everything that may still have something to be measured.
     deployments: Vec<Arc<DeploymentState>>,
     next_serial: u64,
@@ -136,10 +141,34 @@ impl Router {
             }
             let next = next.get_or_insert_with(|| Snapshot::clone(&self.current.load()));
             self.apply_one(&mut known, next, &update);
+            if update.route.is_none() {
+                known.deleted.push_back((now_us(), update.clone()));
+            }
             known.updates.insert(update.endpoint.clone(), update);
             known.changed = true;
         }
         // Swapped under the lock, so that of two batches the later one stays.
+        if let Some(next) = next {
+            self.current.store(Arc::new(next));
+        }
+    }
+
+    /// Forgets the endpoints that were deleted so long ago.
+    pub fn expire(&self, kept: Duration) {
+        let mut known = self.known();
+        let oldest = now_us().saturating_sub(kept.as_micros() as u64);
+        let mut next: Option<Snapshot> = None;
+        while let Some((_, update)) = known.deleted.pop_front_if(|(at_us, _)| *at_us <= oldest) {
+            let newest = known.updates.get(&update.endpoint);
+            // It may have been created anew, or deleted again.
+            if !newest.is_some_and(|newest| Arc::ptr_eq(newest, &update)) {
+                continue;
+            }
+            known.updates.remove(&update.endpoint);
+            known.changed = true;
+            let next = next.get_or_insert_with(|| Snapshot::clone(&self.current.load()));
+            next.reached.remove(&update.endpoint);
+        }
         if let Some(next) = next {
             self.current.store(Arc::new(next));
         }

@@ -244,6 +244,7 @@ impl Side {
                     let frames = self.meter.close_second(boundary);
                     self.publish(frames);
                     self.metrics.observe_refusals(&self.meter.take_refusals());
+                    self.core.router.expire(self.core.config.deleted_kept);
                     self.save().await;
                     boundary = self.next_second(Some(boundary));
                     tick = self.instant_of(boundary);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bus::Bus;
 use contract::Position;
+use contract::frame::Frame;
 use contract::ids::EndpointKey;
 use contract::route::RouteUpdate;
 use support::*;
@@ -172,6 +173,44 @@ async fn a_deleted_endpoint_is_gone_and_does_not_come_back_by_an_old_update() {
     assert_eq!(gateway.post("x").await.code(), "unknown-endpoint");
     gateway.bus.publish_route(Arc::new(update));
     assert_eq!(gateway.post("x").await.code(), "unknown-endpoint");
+}
+
+#[tokio::test]
+async fn a_deleted_endpoint_is_forgotten_in_time_in_the_saved_routes_and_in_frames() {
+    let data = scratch();
+    let config = gateway::Config {
+        data: Some(data.path().to_owned()),
+        deleted_kept: std::time::Duration::ZERO,
+        ..config()
+    };
+    let lives = Settings {
+        endpoint: "lives",
+        ..Settings::default()
+    };
+    let dies = blue(1, &Settings::default(), &[]);
+    let mut gateway = start_with(config, &[blue(1, &lives, &[]), dies.clone()]).await;
+    until_saved(data.path(), "iris").await;
+    let bucket = dies.endpoint.bucket();
+    let of_iris = |frame: &Frame| frame.bucket == bucket;
+    let tells = |frame: &Frame| of_iris(frame) && frame.routes.contains_key(&dies.endpoint);
+    gateway.frame(tells).await;
+    gateway.bus.publish_route(Arc::new(RouteUpdate {
+        revision: Position(2),
+        route: None,
+        ..dies.clone()
+    }));
+    gateway.frame(|frame| of_iris(frame) && !tells(frame)).await;
+    soon("the routes without it", async {
+        while saved_routes(data.path()).is_none_or(|saved| saved.contains("iris")) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert!(saved_routes(data.path()).unwrap().contains("lives"));
+    // Its name is free for a new one.
+    let mut again = blue(3, &Settings::default(), &[]);
+    again.members = Position(1);
+    gateway.apply(again).await;
 }
 
 #[tokio::test]

@@ -121,6 +121,31 @@ async fn a_client_that_leaves_in_the_middle_of_an_answer_closes_the_instances_co
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_in_the_middle_of_an_upload_that_is_stuck_is_noticed() {
+    let instance = RawInstance::start().await;
+    let mut settings = Settings::one_at_a_time();
+    settings.body_max = 1 << 40;
+    settings.request.timeout = contract::time::Span::from_secs(600);
+    let mut gateway = start(&[blue(1, &settings, &[instance.place()])]).await;
+    let mut client = TcpStream::connect(gateway.address).await.unwrap();
+    let head = "POST /endpoints/iris/score HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000000";
+    say(&mut client, &format!("{head}\r\n\r\n")).await;
+    // Accepted, and never read from.
+    let stuck = instance.accept().await;
+    let some = vec![b'x'; 1 << 20];
+    let stuck_for = std::time::Duration::from_millis(500);
+    while tokio::time::timeout(stuck_for, client.write_all(&some))
+        .await
+        .is_ok()
+    {}
+    client.set_zero_linger().unwrap();
+    drop(client);
+    let total = gateway.total(1).await;
+    assert_eq!(total.outcomes.client_left, 1, "{total:?}");
+    drop(stuck);
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_the_queue_is_never_sent() {
     let instance = RawInstance::start().await;
     let settings = Settings::one_at_a_time();
@@ -206,16 +231,25 @@ async fn closes_on_reuse() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn a_rested_connection_that_turns_out_closed_is_replaced_when_the_body_can_be_sent_again() {
+async fn a_post_that_an_instance_has_read_is_not_sent_again_when_it_closes_without_a_word() {
     let (address, seen) = closes_on_reuse().await;
     let gateway = serving_on_one_thread(&[at(address)]).await;
     assert_eq!(gateway.post("x").await.status, 200);
-    assert_eq!(gateway.post("y").await.text(), "ok");
-    assert_eq!(
-        seen.load(Ordering::SeqCst),
-        3,
-        "the second request was sent twice"
-    );
+    assert_eq!(gateway.post("y").await.code(), "instance-unreachable");
+    assert_eq!(seen.load(Ordering::SeqCst), 2, "each was sent once");
+}
+
+#[tokio::test]
+async fn an_idempotent_request_is_sent_again_when_a_rested_connection_closes_without_a_word() {
+    for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"] {
+        let (address, seen) = closes_on_reuse().await;
+        let gateway = serving_on_one_thread(&[at(address)]).await;
+        assert_eq!(gateway.post("x").await.status, 200, "{method}");
+        let again = request("/endpoints/iris/score").method(method);
+        let answer = send(gateway.address, again.body(whole("")).unwrap()).await;
+        assert_eq!(answer.status, 200, "{method}");
+        assert_eq!(seen.load(Ordering::SeqCst), 3, "{method}");
+    }
 }
 
 /// The connection to the instance after one request and its answer.

@@ -138,6 +138,25 @@ async fn ambiguous_requests_are_refused_and_their_connections_closed() {
 }
 
 #[tokio::test]
+async fn no_spelling_of_a_path_climbs_out_of_what_is_scored() {
+    let instance = Instance::echo().await;
+    let gateway = serving(&[instance.place()]).await;
+    for below in [
+        "..%2f..%2fadmin",
+        "..;/admin",
+        "..%5cadmin",
+        "%252e%252e/admin",
+    ] {
+        let text = format!(
+            "POST /endpoints/iris/score/{below} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+        );
+        let answer = raw(gateway.address, text.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{below}: {answer}");
+    }
+    assert_eq!(instance.connections.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
 async fn broken_chunks_are_refused_and_their_connections_closed() {
     let instance = Instance::echo().await;
     let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;

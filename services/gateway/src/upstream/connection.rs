@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Body;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
@@ -27,6 +27,8 @@ const READ_SMALL: usize = 8 * 1024;
 const READ_LARGE: usize = 128 * 1024;
 /// A head's buffer that has grown beyond this is not kept.
 const TEXT_MAX: usize = 16 * 1024;
+/// After a close, how long the word may take that what was sent came too late for it.
+const REFUSAL_WAIT: Duration = Duration::from_millis(5);
 
 thread_local! {
     /// What heads are written into: one buffer per thread, as long as they go out in one piece.
@@ -162,6 +164,19 @@ impl Upstream {
         self.answered
     }
 
+    /// Whether the instance had closed before the request came, so that nobody there has read it:
+    /// the socket took none of it, or the other system answered the close's latecomer with a reset.
+    /// Asked once the connection has failed. A reset alone says nothing: a process that dies over a
+    /// request can cause one too.
+    pub async fn came_too_late(&self) -> bool {
+        if self.outgoing.none_sent {
+            return true;
+        }
+        let _ = tokio::time::timeout(REFUSAL_WAIT, self.stream.ready(Interest::ERROR)).await;
+        // A reset without a close before it has been taken by the read that found it.
+        matches!(self.stream.take_error(), Ok(Some(_)))
+    }
+
     /// The answer is whole.
     pub fn is_whole(&self) -> bool {
         self.reader.is_whole()
@@ -256,6 +271,8 @@ struct Outgoing {
     data: Bytes,
     /// What stands behind a chunk.
     tail: &'static [u8],
+    /// The socket failed before it took anything.
+    none_sent: bool,
 }
 
 impl Outgoing {
@@ -308,6 +325,8 @@ impl Outgoing {
                 match ready!(self.poll_write(stream, cx)) {
                     Ok(written) if written > 0 => self.advance(written),
                     _ => {
+                        // Text that is sent is cleared, and only a streamed body brings more.
+                        self.none_sent = self.text_sent == 0 && !self.text.is_empty();
                         self.stop(Stage::Refused);
                         return Poll::Ready(Ok(()));
                     }

@@ -16,6 +16,8 @@ mod body;
 mod connection;
 mod head;
 #[cfg(test)]
+mod socket_tests;
+#[cfg(test)]
 mod tests;
 
 pub use connection::{Broken, Upstream};

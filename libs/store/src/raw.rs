@@ -117,6 +117,8 @@ pub struct Unreadable {
     pub bucket: Bucket,
     pub stream: String,
     pub version: u64,
+    pub time: Timestamp,
+    pub actor: String,
     pub type_name: String,
     pub detail: String,
 }
@@ -138,6 +140,8 @@ impl From<RawRecord> for Entry {
             bucket: raw.bucket,
             stream: raw.stream.clone(),
             version: raw.version,
+            time: raw.time,
+            actor: raw.actor.clone(),
             type_name: raw.type_name.clone(),
             detail: String::new(),
         };

@@ -88,9 +88,9 @@ impl Commands {
     pub async fn endpoint(&self, endpoint: &Name) -> Result<Aggregate, StoreError> {
         let slot = self.slot(endpoint);
         let mut aggregate = slot.lock().await;
-        self.read_on(endpoint, &mut aggregate).await?;
+        let read = self.read_on(endpoint, &mut aggregate).await;
         self.forget_if_empty(endpoint, &aggregate);
-        Ok(aggregate.clone())
+        read.map(|()| aggregate.clone())
     }
 
     /// Whether there is such an endpoint, as far as this replica knows. Good enough for a limit.
@@ -137,7 +137,12 @@ impl Commands {
         names.remove(endpoint);
         let mut count = 0;
         for name in &names {
-            count += usize::from(self.is_known(name).await?);
+            count += match self.is_known(name).await {
+                Ok(known) => usize::from(known),
+                // It is there, and must not keep others from being made.
+                Err(StoreError::Unreadable { .. }) => 1,
+                Err(error) => return Err(error),
+            };
         }
         Ok(count)
     }

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
 use bytes::Bytes;
 use contract::ids::{Bucket, EndpointKey, Name, Position};
+use domain::endpoint::Endpoint;
 use domain::views::ENDPOINTS;
 use http::{Method, StatusCode};
 use serde_json::json;
@@ -38,6 +39,8 @@ use crate::views::{CONSUMER, Progress, Views, ViewsConsumer};
 pub const BODY_BYTES_MAX: usize = contract::resources::TEXT_BYTES_MAX;
 /// How long a GET waits for the read models to reach the position that it names.
 pub const POSITION_WAIT: Duration = Duration::from_secs(2);
+/// Endpoints whose keys may be looked at, to find one that can be read.
+const SEALED_MAX: usize = 50;
 /// How often the cursor of rows that another replica writes is looked at meanwhile.
 const CURSOR_POLL: Duration = Duration::from_millis(20);
 
@@ -214,11 +217,10 @@ impl App {
     /// Waits until the rows show the event at a position, for a while.
     pub async fn wait_for(&self, position: Position) -> Result<(), ApiError> {
         let after = Position(position.0.saturating_sub(1));
-        let record = self.deps.store.read_all(after, 1).await?;
-        let Some(record) = record.first() else {
+        let event = self.deps.store.read_raw(after, 1).await?;
+        let Some(bucket) = event.first().map(|event| event.bucket) else {
             return Ok(());
         };
-        let bucket = record.bucket;
         let reached = async {
             self.folded(bucket, position).await;
             self.written(bucket, position).await
@@ -263,17 +265,7 @@ impl App {
 
     /// Says so if this replica's key does not open what others have sealed.
     async fn check_seal(&self) -> Result<(), StoreError> {
-        let newest = RowQuery {
-            model: ENDPOINTS.to_owned(),
-            limit: 1,
-            ..RowQuery::default()
-        };
-        let rows = self.deps.store.rows(newest).await?;
-        let key = rows.first().and_then(|row| row.key.parse().ok());
-        let Some(key): Option<EndpointKey> = key else {
-            return Ok(());
-        };
-        let Some(endpoint) = self.commands.endpoint(&key.endpoint()).await?.state else {
+        let Some(endpoint) = self.newest_readable().await? else {
             return Ok(());
         };
         let context = crate::api::endpoints::context(endpoint.uid);
@@ -286,6 +278,30 @@ impl App {
             component.ready();
         }
         Ok(())
+    }
+
+    /// An endpoint with an event that cannot be read must not keep the others from being served.
+    async fn newest_readable(&self) -> Result<Option<Endpoint>, StoreError> {
+        let newest = RowQuery {
+            model: ENDPOINTS.to_owned(),
+            limit: SEALED_MAX,
+            ..RowQuery::default()
+        };
+        let rows = self.deps.store.rows(newest).await?;
+        let keys = rows
+            .iter()
+            .filter_map(|row| row.key.parse::<EndpointKey>().ok());
+        for key in keys {
+            match self.commands.endpoint(&key.endpoint()).await {
+                Ok(aggregate) if aggregate.state.is_some() => return Ok(aggregate.state),
+                Ok(_) => {}
+                Err(StoreError::Unreadable { position, detail }) => {
+                    tracing::warn!(endpoint = %key, %position, detail, "its keys cannot be held against the seal key, trying those of another endpoint");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 }
 

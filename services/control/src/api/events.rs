@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use axum::response::IntoResponse;
 use axum::response::sse::{self, KeepAlive, Sse};
-use contract::ids::Position;
+use contract::ids::{Bucket, Position};
 use contract::log::Record;
 use contract::problem::Finding;
+use contract::time::Timestamp;
 use domain::autoscale::{ENGINE, ENGINE_VERSION, reevaluate};
 use domain::views::MODELS;
 use http::{HeaderName, StatusCode};
 use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 use serde::{Deserialize, Serialize};
-use store::Store;
+use store::{Entry, Store, Unreadable};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -39,9 +40,93 @@ const DIFFERENCES_MAX: usize = 100;
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct EventPage {
-    items: Vec<Record>,
+    items: Vec<EventItem>,
     next_cursor: Option<String>,
     head: Position,
+}
+
+/// An event as it is shown: one that cannot be read keeps its place, so that readers get past it.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum EventItem {
+    Record(Arc<Record>),
+    Unreadable(UnreadableEvent),
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct UnreadableEvent {
+    position: Position,
+    prev: Position,
+    bucket: Bucket,
+    stream: String,
+    version: u64,
+    time: Timestamp,
+    actor: String,
+    r#type: String,
+    /// Why.
+    unreadable: String,
+}
+
+impl EventItem {
+    fn position(&self) -> Position {
+        match self {
+            Self::Record(record) => record.position,
+            Self::Unreadable(event) => event.position,
+        }
+    }
+
+    /// What a stream calls it. A name that nobody knows might hold what ends a line.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Record(record) => record.event.type_name(),
+            Self::Unreadable(_) => "unreadable",
+        }
+    }
+}
+
+impl From<Entry> for EventItem {
+    fn from(entry: Entry) -> Self {
+        match entry {
+            Entry::Record(record) => Self::Record(record),
+            Entry::Unreadable(unreadable) => Self::Unreadable(unreadable.into()),
+        }
+    }
+}
+
+impl From<Unreadable> for UnreadableEvent {
+    fn from(event: Unreadable) -> Self {
+        Self {
+            position: event.position,
+            prev: event.prev,
+            bucket: event.bucket,
+            stream: event.stream,
+            version: event.version,
+            time: event.time,
+            actor: event.actor,
+            r#type: event.type_name,
+            unreadable: event.detail,
+        }
+    }
+}
+
+fn item_schema(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": [record_schema(generator), {
+        "type": "object",
+        "description": "An event that this version cannot read",
+        "required": ["position", "prev", "bucket", "stream", "version", "time", "actor", "type", "unreadable"],
+        "properties": {
+            "position": {"type": "integer", "minimum": 1},
+            "prev": {"type": "integer", "minimum": 0},
+            "bucket": {"type": "integer", "minimum": 0},
+            "stream": {"type": "string"},
+            "version": {"type": "integer", "minimum": 1},
+            "time": {"type": "string", "format": "date-time"},
+            "actor": {"type": "string"},
+            "type": {"type": "string"},
+            "unreadable": {"type": "string", "description": "Why it cannot be read"}
+        }
+    }]})
 }
 
 pub fn page_schema(generator: &mut SchemaGenerator) -> Schema {
@@ -49,7 +134,7 @@ pub fn page_schema(generator: &mut SchemaGenerator) -> Schema {
         "type": "object",
         "required": ["items", "nextCursor", "head"],
         "properties": {
-            "items": {"type": "array", "items": record_schema(generator)},
+            "items": {"type": "array", "items": item_schema(generator)},
             "nextCursor": {"type": ["string", "null"], "description": "For `after`; null at the end of the log"},
             "head": {"type": "integer", "minimum": 0, "description": "The newest position"}
         }
@@ -58,9 +143,14 @@ pub fn page_schema(generator: &mut SchemaGenerator) -> Schema {
 
 pub async fn list(app: Arc<App>, call: Call) -> Answer {
     let after = Position(call.number("after")?.unwrap_or(0));
-    let items = app.deps.store.read_all(after, call.limit()?).await?;
+    let entries = app
+        .deps
+        .store
+        .read_all_entries(after, call.limit()?)
+        .await?;
+    let items: Vec<EventItem> = entries.into_iter().map(EventItem::from).collect();
     let head = app.deps.store.head().await?;
-    let last = items.last().map(|record| record.position);
+    let last = items.last().map(EventItem::position);
     let next_cursor = last
         .filter(|last| *last < head)
         .map(|last| last.to_string());
@@ -78,24 +168,26 @@ struct Tail {
     progress: watch::Receiver<Progress>,
     shutdown: CancellationToken,
     after: Position,
-    ready: VecDeque<Record>,
+    ready: VecDeque<EventItem>,
     _room: OwnedSemaphorePermit,
 }
 
 impl Tail {
-    /// The next record; none when the server shuts down.
-    async fn next(&mut self) -> Option<Record> {
+    /// The next event; none when the server shuts down.
+    async fn next(&mut self) -> Option<EventItem> {
         loop {
-            if let Some(record) = self.ready.pop_front() {
-                self.after = record.position;
-                return Some(record);
+            if let Some(item) = self.ready.pop_front() {
+                self.after = item.position();
+                return Some(item);
             }
             if self.shutdown.is_cancelled() {
                 return None;
             }
             self.progress.mark_unchanged();
-            match self.store.read_all(self.after, STREAM_PAGE).await {
-                Ok(records) if !records.is_empty() => self.ready = records.into(),
+            match self.store.read_all_entries(self.after, STREAM_PAGE).await {
+                Ok(entries) if !entries.is_empty() => {
+                    self.ready = entries.into_iter().map(EventItem::from).collect();
+                }
                 Ok(_) => {
                     tokio::select! {
                         _ = self.progress.changed() => {}
@@ -133,11 +225,11 @@ pub async fn stream(app: Arc<App>, call: Call) -> Answer {
         _room: room,
     };
     let events = futures::stream::unfold(tail, |mut tail| async move {
-        let record = tail.next().await?;
+        let item = tail.next().await?;
         let event = sse::Event::default()
-            .id(record.position.to_string())
-            .event(record.event.type_name());
-        let data = serde_json::to_string(&record).unwrap_or_default();
+            .id(item.position().to_string())
+            .event(item.name());
+        let data = serde_json::to_string(&item).unwrap_or_default();
         Some((Ok::<_, Infallible>(event.data(data)), tail))
     });
     let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
@@ -183,7 +275,7 @@ pub struct Replay {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Replayed {
-    /// No decision of the present engine differs.
+    /// No decision of the present engine differs, and there is nothing that cannot be read.
     pub ok: bool,
     pub decisions: u64,
     pub equal: u64,
@@ -191,6 +283,8 @@ pub struct Replayed {
     pub different: u64,
     /// Of older engine versions, and different under the present one: allowed, and listed.
     pub different_older: u64,
+    /// Events that cannot be read, and might be decisions.
+    pub unreadable: u64,
     pub problems: Vec<String>,
     pub differing: Vec<Uuid>,
 }
@@ -207,18 +301,33 @@ pub async fn replay(app: Arc<App>, call: Call) -> Answer {
         )]));
     }
     loop {
-        let records = app.deps.store.read_all(after, REPLAY_PAGE).await?;
-        let Some(last) = records.last() else { break };
-        after = last.position;
-        records.iter().for_each(|record| report.take_in(record));
+        let entries = app.deps.store.read_all_entries(after, REPLAY_PAGE).await?;
+        let Some(last) = entries.last() else { break };
+        after = last.position();
+        for entry in &entries {
+            match entry {
+                Entry::Record(record) => report.take_in(record),
+                Entry::Unreadable(unreadable) => report.pass_over(unreadable),
+            }
+        }
         // A long log must not keep other requests from their turn.
         tokio::task::yield_now().await;
     }
-    report.ok = report.different == 0;
+    report.ok = report.different == 0 && report.unreadable == 0;
     json(StatusCode::OK, &report)
 }
 
 impl Replayed {
+    fn pass_over(&mut self, event: &Unreadable) {
+        self.unreadable += 1;
+        if self.problems.len() < DIFFERENCES_MAX {
+            self.problems.push(format!(
+                "the event `{}` at position {} cannot be read, and was not evaluated: {}",
+                event.type_name, event.position, event.detail
+            ));
+        }
+    }
+
     fn take_in(&mut self, record: &Record) {
         let contract::events::Event::ScalingDecided(decision) = &record.event else {
             return;

@@ -304,13 +304,17 @@ impl Filter<'_> {
     }
 }
 
-/// `POSITION TIME TYPE STREAM by ACTOR DATA`, the data cut to what fits a line.
+/// `POSITION TIME TYPE STREAM by ACTOR DATA`, the data cut to what fits a line. Of an event that
+/// the server cannot read, it says why.
 fn line(event: &Value) -> String {
     const DATA: usize = 100;
-    let data = event
-        .get("data")
-        .map(ToString::to_string)
-        .unwrap_or_default();
+    let data = match event.get("unreadable") {
+        Some(reason) => format!("cannot be read: {}", reason.as_str().unwrap_or_default()),
+        None => event
+            .get("data")
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+    };
     let mut shown: String = data.chars().take(DATA).collect();
     if shown.len() < data.len() {
         shown.push('…');

@@ -116,7 +116,11 @@ fn draw_kind(rng: &mut Rng, brokers: usize) -> Kind {
         5 => Kind::Slow(rng.one_of(&KEEPERS)),
         6 => {
             let far = rng.in_range(1_000, 3_600_000) as i64;
-            let offset = if rng.next().is_multiple_of(2) { far } else { -far };
+            let offset = if rng.next().is_multiple_of(2) {
+                far
+            } else {
+                -far
+            };
             Kind::StepClock(rng.one_of(&PROCESSES), offset)
         }
         7 => Kind::KillBroker(rng.in_range(0, brokers as u64) as usize),

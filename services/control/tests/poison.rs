@@ -97,9 +97,15 @@ async fn replay_names_what_it_could_not_read() {
     let body = json!({"checkDecisions": true});
     let replayed = world.post("/v1/events/replay", &body).await;
     let replayed = replayed.expect(200).body();
-    assert_eq!((&replayed["ok"], &replayed["unreadable"]), (&json!(false), &json!(1)));
+    assert_eq!(
+        (&replayed["ok"], &replayed["unreadable"]),
+        (&json!(false), &json!(1))
+    );
     let problem = replayed["problems"][0].as_str().unwrap();
-    assert!(problem.contains(&format!("position {poison} ")), "{problem}");
+    assert!(
+        problem.contains(&format!("position {poison} ")),
+        "{problem}"
+    );
     world.stop().await;
 }
 

@@ -41,7 +41,11 @@ async fn broken_off(upstream: &mut Upstream) {
 async fn a_request_that_crossed_the_instances_close_came_too_late() {
     let (mut upstream, far) = connected().await;
     drop(far);
-    poll_fn(|cx| Poll::Ready(post_on(&mut upstream, cx))).await;
+    poll_fn(|cx| {
+        post_on(&mut upstream, cx);
+        Poll::Ready(())
+    })
+    .await;
     broken_off(&mut upstream).await;
     assert!(upstream.came_too_late().await);
 }
@@ -50,7 +54,11 @@ async fn a_request_that_crossed_the_instances_close_came_too_late() {
 async fn a_request_that_was_read_before_the_close_or_the_reset_did_not_come_too_late() {
     for reset in [false, true] {
         let (mut upstream, mut far) = connected().await;
-        poll_fn(|cx| Poll::Ready(post_on(&mut upstream, cx))).await;
+        poll_fn(|cx| {
+            post_on(&mut upstream, cx);
+            Poll::Ready(())
+        })
+        .await;
         let mut text = Vec::new();
         while !text.ends_with(b"body") {
             far.read_buf(&mut text).await.unwrap();

@@ -21,7 +21,7 @@ use runtime::health::Health;
 use runtime::ids::{Ids, SeededIds};
 use runtime::metrics::Metrics;
 use runtime::relay;
-use store::{Append, Commit, Store};
+use store::{Append, Commit, CommitError, Store};
 use tempfile::TempDir;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
@@ -120,23 +120,31 @@ impl House {
 
     pub async fn append(&self, kind: StreamKind, events: Vec<Event>) {
         let stream = StreamName::of(kind, &endpoint());
-        let before = self.store.read_stream(&stream, 0, 1000).await.unwrap();
         let new = |event| NewEvent {
             id: self.ids.event_id(Timestamp::from_secs(START)),
             time: Timestamp::from_secs(START),
             actor: Actor::service("test"),
             event,
         };
-        let append = Append {
-            stream,
-            expected_version: before.len() as u64,
-            events: events.into_iter().map(new).collect(),
-        };
-        let commit = Commit {
-            appends: vec![append],
-            ..Commit::default()
-        };
-        self.store.commit(commit).await.unwrap();
+        let events: Vec<NewEvent> = events.into_iter().map(new).collect();
+        loop {
+            let before = self.store.read_stream(&stream, 0, 1000).await.unwrap();
+            let append = Append {
+                stream: stream.clone(),
+                expected_version: before.len() as u64,
+                events: events.clone(),
+            };
+            let commit = Commit {
+                appends: vec![append],
+                ..Commit::default()
+            };
+            match self.store.commit(commit).await {
+                Ok(_) => return,
+                // The meter under test was quicker.
+                Err(CommitError::Conflict { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     pub async fn run(&self) -> Running {

@@ -115,7 +115,15 @@ impl KafkaBus {
                 }
             }
             Ok(Err(_)) | Err(_) => {
-                let trouble = bus.trouble().unwrap_or_default();
+                // The first question to a broker may take longer than we wait.
+                let trouble = lock(&bus.shared.trouble)
+                    .get_or_insert_with(|| {
+                        format!(
+                            "Kafka at {}: no broker has answered yet",
+                            bus.shared.config.brokers
+                        )
+                    })
+                    .clone();
                 tracing::warn!(%trouble, "Kafka is not there yet; goes on without");
             }
         }

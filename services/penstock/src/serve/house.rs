@@ -158,7 +158,13 @@ impl House {
                 .and_then(|()| std::fs::rename(&unfinished, path))
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
-        tracing::info!(served = %urls, data = %self.folder.path().display(), "ready");
+        let Addresses {
+            control,
+            gateway,
+            admin,
+        } = &self.addresses;
+        let data = self.folder.path().display();
+        tracing::info!(control, gateway, admin, %data, "ready");
         Ok(())
     }
 

@@ -65,7 +65,7 @@ struct Which {
     )]
     store: Option<String>,
     /// The data directory
-    #[arg(long, value_name = "DIR", default_value_os_t = default_data_dir())]
+    #[arg(long, value_name = "DIR", env = "PENSTOCK_DATA", default_value_os_t = default_data_dir())]
     data: PathBuf,
 }
 

@@ -59,6 +59,17 @@ impl House {
             .await
     }
 
+    /// Routes are saved at the end of each second.
+    async fn until_saved_by(&self, gateway: &str, instances: usize) {
+        let routes = self.cluster.get(gateway).folder.path();
+        let routes = routes.join("gateway-routes.json");
+        eventually(&format!("{gateway} has saved its routes"), || async {
+            let saved = std::fs::read_to_string(&routes).ok()?;
+            (saved.matches("\"address\"").count() == instances).then_some(())
+        })
+        .await;
+    }
+
     async fn until_served_by(&self, gateway: &str) {
         eventually(&format!("{gateway} serves"), || async {
             let response = self.score(gateway).await.ok()?;
@@ -149,6 +160,7 @@ async fn gateways_serve_while_store_and_bus_are_both_away() {
     }
     let away =
         Duration::from_secs(std::env::var("AWAY_SECONDS").map_or(5, |text| text.parse().unwrap()));
+    house.until_saved_by("gate-2", 2).await;
     house.stack.kafka.kill(0);
     house.stack.postgres.kill();
     // One of the gateways is started anew meanwhile: its routes are on its disk.

@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-gateway bench-log sim stack-tests faults schemas stack-up stack-down clean
+.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-gateway bench-log sim faults away schemas stack-up stack-down clean
 
 # A toolchain that was just installed is not on the path of this shell yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -61,16 +61,17 @@ sim: ## Simulation at length: COUNT= runs from SEED= on (defaults 200 from a ran
 	@export SEED=$${SEED:-$$RANDOM} COUNT=$${COUNT:-200}; echo "SEED=$$SEED COUNT=$$COUNT"; \
 	cargo test --locked -p penstock-tests --test simulation
 
-stack-tests: ## Separate services, two of each, on a real PostgreSQL and a real Kafka (not part of `test` yet)
-	@scripts/setup.sh stack
-	cargo build --locked --workspace --bins
-	cargo test --locked -p penstock --features stack-tests --test stack -- apart:: --test-threads 1
-
 faults: ## Faults at length on a real PostgreSQL and a real Kafka: COUNT= of them from SEED= on, BROKERS= (300, random, 3)
 	@scripts/setup.sh stack
-	@export SEED=$${SEED:-$$RANDOM} COUNT=$${COUNT:-300} BROKERS=$${BROKERS:-3}; echo "SEED=$$SEED COUNT=$$COUNT BROKERS=$$BROKERS"; \
+	@export SEED=$${SEED:-$$RANDOM} COUNT=$${COUNT:-300} BROKERS=$${BROKERS:-3} CONVERGENCE_SECONDS=$${CONVERGENCE_SECONDS:-30}; \
 	cargo build --locked --workspace --bins && \
-	cargo test --locked -p penstock --features stack-tests --test stack -- faults_suite:: --nocapture
+	cargo test --locked -p penstock --test stack -- faults_suite:: --nocapture
+
+away: ## Gateways serve while PostgreSQL and Kafka are both down: AWAY_SECONDS= (60)
+	@scripts/setup.sh stack
+	@export AWAY_SECONDS=$${AWAY_SECONDS:-60}; \
+	cargo build --locked --workspace --bins && \
+	cargo test --locked -p penstock --test stack -- apart::gateways_serve --nocapture
 
 schemas: ## Write schemas/ anew from the code; read the diff before committing it
 	@scripts/setup.sh

@@ -7,7 +7,8 @@
 #   kafka.sh answers FOLDER PORT                 succeeds if the broker in FOLDER has started and answers a request
 #
 # VOTERS is `1@127.0.0.1:PORT[,2@…]`: ids and controller ports of all brokers. Everything listens on loopback alone.
-# KAFKA_FRONTS=LISTEN:KNOWN[,…] adds listeners that clients are told to reach on another port: a proxy's.
+# KAFKA_FRONTS=LISTEN:KNOWN[,…] adds listeners that clients are told to reach on another port: a proxy's. The nth of
+# one broker belongs with the nth of the others.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -49,11 +50,13 @@ java_options=(-Xmx384m -Xss512k -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:-Us
   -Dlog4j2.disable.jmx=true)
 
 properties() {
-  local id=$1 port=$2 controller=$3 voters=$4 brokers factor=1 in_sync=1 listeners="" known="" protocols="" front
+  local id=$1 port=$2 controller=$3 voters=$4 brokers factor=1 in_sync=1 listeners="" known="" protocols="" front nth=0
+  # Clients hear of the brokers that have a listener of the same name.
   for front in $(tr ',' ' ' <<<"${KAFKA_FRONTS:-}"); do
-    listeners+=",FRONT${front%:*}://127.0.0.1:${front%:*}"
-    known+=",FRONT${front%:*}://127.0.0.1:${front#*:}"
-    protocols+=",FRONT${front%:*}:PLAINTEXT"
+    nth=$((nth + 1))
+    listeners+=",FRONT$nth://127.0.0.1:${front%:*}"
+    known+=",FRONT$nth://127.0.0.1:${front#*:}"
+    protocols+=",FRONT$nth:PLAINTEXT"
   done
   brokers=$(tr ',' '\n' <<<"$voters" | wc -l)
   if [ "$brokers" -ge 3 ]; then
@@ -79,8 +82,8 @@ transaction.state.log.replication.factor=$factor
 transaction.state.log.min.isr=$in_sync
 transaction.state.log.num.partitions=4
 group.initial.rebalance.delay.ms=0
-# A broker that was killed is noticed in seconds, not in nine.
-broker.session.timeout.ms=3000
+# A broker that was killed is noticed in five seconds, not in nine; less, and a busy machine loses living ones.
+broker.session.timeout.ms=5000
 broker.heartbeat.interval.ms=500
 num.network.threads=1
 num.io.threads=2

@@ -163,9 +163,12 @@ async fn gateways_serve_while_store_and_bus_are_both_away() {
     house.until_saved_by("gate-2", 2).await;
     house.stack.kafka.kill(0);
     house.stack.postgres.kill();
-    // One of the gateways is started anew meanwhile: its routes are on its disk.
-    house.cluster.get("gate-2").kill();
-    house.cluster.get("gate-2").launch();
+    // One of the gateways is started anew meanwhile: its routes are on its disk. One of the brains
+    // too: it waits for the store.
+    for name in ["gate-2", "brain-2"] {
+        house.cluster.get(name).kill();
+        house.cluster.get(name).launch();
+    }
     house.until_served_by("gate-2").await;
     let (until, mut requests) = (Instant::now() + away, 0);
     while Instant::now() < until {

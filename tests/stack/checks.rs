@@ -7,21 +7,27 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Role};
+use crate::support::PATIENCE;
 
-/// From the last fault until everything is as it should be.
-pub const CONVERGENCE_MAX: Duration = Duration::from_secs(30);
+/// How long it may take until everything is as it should be again: the bar of `make faults`, and
+/// PATIENCE where no time is measured.
+fn convergence_max() -> Duration {
+    let seconds = std::env::var("CONVERGENCE_SECONDS").ok();
+    seconds.map_or(PATIENCE, |text| Duration::from_secs(text.parse().unwrap()))
+}
 
 /// Waits until the cluster is whole again: every process ready, every brain accepts and shows a write,
 /// and as many instances run as were asked for, each in one process. Returns how long it took.
 pub async fn converged(cluster: &Cluster, since: Instant, instances: usize) -> Duration {
+    let max = convergence_max();
     loop {
         let missing = missing(cluster, instances).await;
         if missing.is_empty() {
             return since.elapsed();
         }
         assert!(
-            since.elapsed() < CONVERGENCE_MAX,
-            "not whole {CONVERGENCE_MAX:?} after the last fault: {missing:?}\n{}",
+            since.elapsed() < max,
+            "not whole {max:?} after the last fault: {missing:?}\n{}",
             cluster.logs()
         );
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -71,6 +71,14 @@ pub enum Kind {
     Duplicates(u64),
 }
 
+impl Kind {
+    /// Without what it strikes.
+    pub fn name(&self) -> String {
+        let whole = format!("{self:?}");
+        whole.split('(').next().unwrap_or_default().to_owned()
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} for {:?}", self.kind, self.held)
@@ -83,10 +91,13 @@ const PROCESSES: [&str; 6] = ["brain-1", "brain-2", "gate-1", "gate-2", "node-1"
 const KEEPERS: [&str; 4] = ["brain-1", "brain-2", "node-1", "node-2"];
 
 /// The faults of one round.
-pub fn draw(rng: &mut Rng, brokers: usize, count: usize) -> Vec<Fault> {
+pub fn draw(rng: &mut Rng, stack: &Stack, count: usize) -> Vec<Fault> {
     let mut faults: Vec<Fault> = Vec::new();
     while faults.len() < count {
-        let kind = draw_kind(rng, brokers);
+        let kind = draw_kind(rng, stack.kafka.count());
+        if kind == Kind::FullDisk && !stack.can_be_full() {
+            continue;
+        }
         // Two hands on one thing would undo each other.
         if faults
             .iter()
@@ -151,7 +162,8 @@ fn touches(kind: &Kind) -> String {
     }
 }
 
-/// Injects the faults of a round, overlapping as drawn; returns when the last one is healed.
+/// Injects the faults of a round, overlapping as drawn. Returns the moment at which the last one was
+/// healed: what was killed is started then, and need not be ready.
 pub async fn inject(
     faults: &[Fault],
     cluster: &Arc<Cluster>,
@@ -169,75 +181,81 @@ pub async fn inject(
             record.clone(),
         );
         running.push(tokio::spawn(async move {
-            one(&fault, &cluster, &stack, &record).await;
+            one(&fault, &cluster, &stack, &record).await
         }));
     }
-    for fault in running {
-        fault.await.unwrap();
+    let mut last = Instant::now();
+    for (index, fault) in running.into_iter().enumerate() {
+        let healed = fault.await.unwrap();
+        last = if index == 0 { healed } else { last.max(healed) };
     }
-    Instant::now()
+    last
 }
 
-async fn one(fault: &Fault, cluster: &Cluster, stack: &Stack, record: &Mutex<Record>) {
+async fn one(fault: &Fault, cluster: &Cluster, stack: &Stack, record: &Mutex<Record>) -> Instant {
     let began = Instant::now();
+    let held = fault.held;
     match &fault.kind {
         Kind::Kill(name) => {
             let process = cluster.get(name);
             process.kill();
-            sleep(fault.held).await;
+            sleep(held).await;
+            let healed = Instant::now();
             process.launch();
             process.until_ready().await;
             explain(process, began, record);
+            return healed;
         }
         Kind::Pause(name) => {
             let process = cluster.get(name);
             process.signal(Signal::STOP);
-            sleep(fault.held).await;
+            sleep(held).await;
             process.signal(Signal::CONT);
             explain(process, began, record);
         }
-        Kind::Slow(name) => slow(cluster.get(name), fault.held).await,
+        Kind::Slow(name) => slow(cluster.get(name), held).await,
         Kind::StepClock(name, offset) => {
             let process = cluster.get(name);
             process.step_clock(*offset);
-            sleep(fault.held).await;
+            sleep(held).await;
             process.step_clock(0);
         }
-        Kind::KillBroker(broker) => stack.with_broker_down(*broker, fault.held).await,
+        Kind::KillBroker(broker) => return stack.with_broker_down(*broker, held).await,
         Kind::KillLeader => {
             let leader = stack.leader_of("iris").await;
-            stack.with_broker_down(leader, fault.held).await;
+            return stack.with_broker_down(leader, held).await;
         }
         Kind::PauseBroker(broker) => {
             stack.kafka.pause(*broker);
-            sleep(fault.held).await;
+            sleep(held).await;
             stack.kafka.resume(*broker);
         }
         Kind::KillPostgres => {
             stack.postgres.kill();
-            sleep(fault.held).await;
-            stack.restart_postgres().await;
+            sleep(held).await;
+            return stack.restart_postgres().await;
         }
         Kind::PausePostgres => {
             stack.postgres.pause();
-            sleep(fault.held).await;
+            sleep(held).await;
             stack.postgres.resume();
         }
         Kind::CutStore(name) => {
             let ways = stack.ways_of(name);
             ways.store.cut();
-            sleep(fault.held).await;
+            sleep(held).await;
             ways.store.heal();
         }
         Kind::CutBus(name) => {
             let ways = stack.ways_of(name);
             ways.bus.iter().for_each(|proxy| proxy.cut());
-            sleep(fault.held).await;
+            sleep(held).await;
             ways.bus.iter().for_each(|proxy| proxy.heal());
         }
-        Kind::FullDisk => stack.with_full_disk(fault.held).await,
+        Kind::FullDisk => return stack.with_full_disk(held).await,
         Kind::Duplicates(seed) => stack.publish_again(*seed).await,
     }
+    Instant::now()
 }
 
 /// Requests to a gateway that was killed or paused cannot be answered by it.

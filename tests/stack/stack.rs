@@ -1,9 +1,10 @@
 //! The real servers under the cluster, and what faults do to them.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use contract::ids::{BUCKETS, EndpointKey};
 use rdkafka::client::ClientContext;
@@ -13,6 +14,7 @@ use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use servers::{Kafka, Postgres};
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::sleep;
 
 use crate::cluster::Servers;
@@ -32,6 +34,9 @@ pub struct Ways {
     pub bus: Vec<Proxy>,
 }
 
+/// Two clusters at once would starve each other on a small machine.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
 pub struct Stack {
     pub kafka: Kafka,
     pub postgres: Postgres,
@@ -39,11 +44,13 @@ pub struct Stack {
     database: String,
     ways: BTreeMap<&'static str, Ways>,
     disk: Disk,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Stack {
     /// `None` only if a server is to be done without (`PENSTOCK_SKIP`).
     pub async fn start(brokers: usize, processes: &[&'static str]) -> Option<Self> {
+        let turn = ONE_AT_A_TIME.lock().await;
         let mut ways = BTreeMap::new();
         for name in processes {
             let mut bus = Vec::new();
@@ -53,7 +60,7 @@ impl Stack {
             let store = Proxy::bind().await;
             ways.insert(*name, Ways { store, bus });
         }
-        let disk = Disk::mount();
+        let disk = Disk::new();
         let (folder, fronts) = (disk.path.clone(), fronts(&ways, brokers));
         let started = tokio::task::spawn_blocking(move || {
             let postgres = Postgres::start_in(&folder)?;
@@ -75,6 +82,7 @@ impl Stack {
             database,
             ways,
             disk,
+            _turn: turn,
         })
     }
 
@@ -109,14 +117,20 @@ impl Stack {
         &self.ways[name]
     }
 
-    pub async fn with_broker_down(&self, broker: usize, held: Duration) {
+    /// Returns when it is up again, and the moment at which it was started.
+    pub async fn with_broker_down(&self, broker: usize, held: Duration) -> Instant {
         self.kafka.kill(broker);
         sleep(held).await;
+        let healed = Instant::now();
         tokio::task::block_in_place(|| self.kafka.restart(broker));
+        healed
     }
 
-    pub async fn restart_postgres(&self) {
+    /// As [`with_broker_down`](Self::with_broker_down).
+    pub async fn restart_postgres(&self) -> Instant {
+        let healed = Instant::now();
         tokio::task::block_in_place(|| self.postgres.restart());
+        healed
     }
 
     /// The broker that leads the partition of an endpoint.
@@ -213,12 +227,18 @@ impl Stack {
         );
     }
 
-    pub async fn with_full_disk(&self, held: Duration) {
+    /// Whether the store's disk can be filled.
+    pub fn can_be_full(&self) -> bool {
+        self.disk.small
+    }
+
+    /// As [`with_broker_down`](Self::with_broker_down).
+    pub async fn with_full_disk(&self, held: Duration) -> Instant {
         self.disk.fill();
         sleep(held).await;
         self.disk.free();
         // Where nothing can be written PostgreSQL gives up.
-        tokio::task::block_in_place(|| self.postgres.restart());
+        self.restart_postgres().await
     }
 }
 
@@ -228,29 +248,38 @@ fn fronts(ways: &BTreeMap<&'static str, Ways>, brokers: usize) -> Vec<Vec<u16>> 
     (0..brokers).map(of).collect()
 }
 
-/// A small file system of its own, which can be full.
+/// A small file system of its own, which can be full; a plain folder where that is to be done without.
 struct Disk {
     path: PathBuf,
+    small: bool,
     _folder: tempfile::TempDir,
 }
 
 impl Disk {
-    fn mount() -> Self {
+    fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
         std::fs::create_dir(&path).unwrap();
-        let size = format!("size={DISK_MIB}m,mode=0777");
-        let status = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "penstock-faults"])
-            .arg(&path)
-            .status()
-            .unwrap();
-        assert!(
-            status.success(),
-            "a small disk for the store cannot be mounted; run as root, or name disk in PENSTOCK_SKIP"
-        );
+        // The server may run as a user of its own.
+        for reachable in [folder.path(), &path] {
+            let all = std::fs::Permissions::from_mode(0o777);
+            std::fs::set_permissions(reachable, all).unwrap();
+        }
+        let small = !servers::skipped("disk");
+        if small {
+            let size = format!("size={DISK_MIB}m,mode=0777");
+            let mounted = as_root("mount")
+                .args(["-t", "tmpfs", "-o", &size, "penstock-faults"])
+                .arg(&path)
+                .status();
+            assert!(
+                mounted.is_ok_and(|status| status.success()),
+                "a small disk for the store cannot be mounted: that needs root, or sudo without a password; PENSTOCK_SKIP=disk leaves full disks out"
+            );
+        }
         Self {
             path,
+            small,
             _folder: folder,
         }
     }
@@ -275,11 +304,18 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        unmount(&self.path);
+        if self.small {
+            // Lazily: a server that is on its way out may still hold files.
+            let _ = as_root("umount").arg("-l").arg(&self.path).status();
+        }
     }
 }
 
-fn unmount(path: &Path) {
-    // Lazily: a server that is on its way out may still hold files.
-    let _ = Command::new("umount").arg("-l").arg(path).status();
+fn as_root(program: &str) -> Command {
+    if rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.args(["-n", program]);
+    command
 }

@@ -14,6 +14,32 @@ pub fn unreachable(error: &StoreError) -> String {
     format!("the store cannot be reached: {error}")
 }
 
+/// Opens what a server keeps, however long it takes until the server is there. What waiting cannot mend
+/// comes back at once: who is not let in, a store of a newer format.
+pub async fn until_opened<T, F>(mut open: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut troubled = false;
+    loop {
+        match open().await {
+            Err(StoreError::Database(why)) => {
+                if !troubled {
+                    tracing::warn!(%why, "the store is not there yet, trying again");
+                }
+                troubled = true;
+                tokio::time::sleep(PAUSE).await;
+            }
+            done => {
+                if troubled && done.is_ok() {
+                    tracing::info!("the store is there");
+                }
+                return done;
+            }
+        }
+    }
+}
+
 /// Repeats until the store has answered. The only error that comes back is that the store has been
 /// closed by this process itself.
 pub async fn until_answered<T, F>(

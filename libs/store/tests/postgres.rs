@@ -657,3 +657,23 @@ async fn nothing_acknowledged_is_lost_or_doubled_when_the_server_is_killed() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_there_is_not_is_refused_and_a_server_that_is_away_may_come() {
+    if skipped() {
+        return;
+    }
+    let (_server, url) = server_of_ones_own().await;
+    let nowhere = url.replace("/postgres", "/nobody_made_this");
+    assert_ne!(nowhere, url);
+    let refused = Store::open(&nowhere).await.err().unwrap();
+    assert!(matches!(refused, StoreError::Refused(_)), "{refused}");
+    assert!(
+        refused.to_string().contains("nobody_made_this"),
+        "{refused}"
+    );
+    // Nothing listens on port 1.
+    let away = Store::open("postgres://penstock@127.0.0.1:1/penstock").await;
+    let away = away.err().unwrap();
+    assert!(matches!(away, StoreError::Database(_)), "{away}");
+}

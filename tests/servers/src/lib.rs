@@ -18,8 +18,8 @@ mod process;
 pub use kafka::Kafka;
 pub use postgres::Postgres;
 
-/// Whether whoever runs the tests does without this server.
-fn skipped(part: &str) -> bool {
+/// Whether whoever runs the tests does without this part.
+pub fn skipped(part: &str) -> bool {
     let skipped = std::env::var("PENSTOCK_SKIP").unwrap_or_default();
     let skipped = skipped.split(',').any(|name| name.trim() == part);
     if skipped {

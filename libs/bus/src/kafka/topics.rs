@@ -14,7 +14,8 @@ use super::Quiet;
 
 const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 
-/// With this many brokers there are as many copies, and two of them confirm.
+/// With this many brokers there are as many copies, and two of them confirm. More only if the brokers'
+/// own `default.replication.factor` says so.
 const COPIES: usize = 3;
 
 const FRAMES_KEPT_MS: &str = "21600000";
@@ -119,7 +120,8 @@ impl Topics {
             .filter(|topic| !existing.iter().any(|(name, _)| name == topic.name))
             .collect();
         if !missing.is_empty() {
-            create(admin, brokers, &missing).await?;
+            let copies = copies(admin, &brokers).await?;
+            create(admin, copies, &missing).await?;
             // The broker that is asked next may not have heard of them.
             return Err(NotReady::Yet("topics have just been made".to_owned()));
         }
@@ -139,15 +141,19 @@ impl Topics {
     }
 }
 
-/// How many brokers there are, and every topic with the number of its partitions.
-fn list(admin: &AdminClient<Quiet>) -> Result<(usize, Vec<(String, usize)>), NotReady> {
+type Brokers = Vec<i32>;
+type Existing = Vec<(String, usize)>;
+
+/// The brokers that are there, and every topic with the number of its partitions.
+fn list(admin: &AdminClient<Quiet>) -> Result<(Brokers, Existing), NotReady> {
     let metadata = admin
         .inner()
         .fetch_metadata(None, REQUEST_PATIENCE)
         .map_err(|error| NotReady::Yet(format!("no broker answers ({error})")))?;
     let topics = metadata.topics().iter();
     let topics = topics.map(|topic| (topic.name().to_owned(), topic.partitions().len()));
-    Ok((metadata.brokers().len(), topics.collect()))
+    let brokers = metadata.brokers().iter().map(|broker| broker.id());
+    Ok((brokers.collect(), topics.collect()))
 }
 
 fn options() -> AdminOptions {
@@ -156,12 +162,34 @@ fn options() -> AdminOptions {
         .operation_timeout(Some(REQUEST_PATIENCE))
 }
 
+/// How many copies new topics get. A broker that is away just now must not make it fewer, so what the
+/// brokers are configured for counts too.
+async fn copies(admin: &AdminClient<Quiet>, brokers: &[i32]) -> Result<usize, NotReady> {
+    let Some(broker) = brokers.first() else {
+        return Err(NotReady::Yet("no broker is there".to_owned()));
+    };
+    let resource = ResourceSpecifier::Broker(*broker);
+    let described = admin.describe_configs([&resource], &options()).await;
+    let described = described.map_err(|error| not_yet("brokers cannot be examined", &error))?;
+    let configured = described.first().and_then(|described| {
+        let entry = described.as_ref().ok()?.get("default.replication.factor")?;
+        entry.value.as_deref()?.parse().ok()
+    });
+    let copies = brokers.len().clamp(1, COPIES).max(configured.unwrap_or(1));
+    if brokers.len() < copies {
+        return Err(NotReady::Yet(format!(
+            "topics are to have {copies} copies and only {} of so many brokers answer",
+            brokers.len()
+        )));
+    }
+    Ok(copies)
+}
+
 async fn create(
     admin: &AdminClient<Quiet>,
-    brokers: usize,
+    copies: usize,
     missing: &[&Wanted<'_>],
 ) -> Result<(), NotReady> {
-    let copies = brokers.clamp(1, COPIES);
     let confirmed_by = if copies >= COPIES { "2" } else { "1" };
     let topics: Vec<NewTopic> = missing
         .iter()

@@ -144,7 +144,24 @@ impl Place {
     }
 
     fn failed(&self, error: &sqlx::Error) -> StoreError {
-        StoreError::Database(format!("{} cannot be opened: {error}", self.name))
+        let text = format!("{} cannot be opened: {error}", self.name);
+        match may_pass(error) {
+            true => StoreError::Database(text),
+            false => StoreError::Refused(text),
+        }
+    }
+}
+
+/// Whether a server that could not be opened may be opened later as it is. Not so who is not let in
+/// (class 28), a database that there is not (3D000), and what our own settings make impossible.
+fn may_pass(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(error) => {
+            let code = error.code().unwrap_or_default();
+            !code.starts_with("28") && code != "3D000"
+        }
+        sqlx::Error::Configuration(_) | sqlx::Error::Tls(_) => false,
+        _ => true,
     }
 }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use contract::ids::{Bucket, EndpointKey};
 use contract::time::Timestamp;
+use runtime::retry::until_opened;
 use store::StoreError;
 use store::sql::{Beside, Pool, Pooled, Tables};
 use tokio::sync::Mutex;
@@ -104,13 +105,22 @@ enum Writer {
 impl History {
     /// Opens the history, or makes it.
     pub async fn open(place: &HistoryPlace) -> Result<Self, HistoryError> {
-        Self::open_for(place, true).await.map_err(not_opened)
+        Self::open_when_there(place, true).await
     }
 
     /// Opens it for reading only, as processes without a meter do. Also this makes its tables, since
     /// it is not known who comes first.
     pub async fn open_reader(place: &HistoryPlace) -> Result<Self, HistoryError> {
-        Self::open_for(place, false).await.map_err(not_opened)
+        Self::open_when_there(place, false).await
+    }
+
+    /// A file is there or not; a server may be away just now.
+    async fn open_when_there(place: &HistoryPlace, writes: bool) -> Result<Self, HistoryError> {
+        let opened = match place {
+            HistoryPlace::File(_) => Self::open_for(place, writes).await,
+            _ => until_opened(|| Self::open_for(place, writes)).await,
+        };
+        opened.map_err(not_opened)
     }
 
     async fn open_for(place: &HistoryPlace, writes: bool) -> Result<Self, StoreError> {

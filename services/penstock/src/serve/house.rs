@@ -10,6 +10,7 @@ use runtime::clock::{Clock, SteppedClock, SystemClock};
 use runtime::health::Health;
 use runtime::ids::{Ids, SystemIds};
 use runtime::metrics::Metrics;
+use runtime::retry::until_opened;
 use serde_json::{Map, Value};
 use store::Store;
 use tokio::task::JoinHandle;
@@ -182,9 +183,12 @@ async fn open_store(args: &ServeArgs, data: &Path) -> anyhow::Result<Store> {
         .store
         .clone()
         .unwrap_or_else(|| format!("sqlite:{}", data.join("penstock.db").display()));
-    Store::open(&url)
-        .await
-        .context("cannot open the event store")
+    // A file is there or not; a server may be started after us.
+    let opened = match url.starts_with("sqlite:") {
+        true => Store::open(&url).await,
+        false => until_opened(|| Store::open(&url)).await,
+    };
+    opened.context("cannot open the event store")
 }
 
 async fn ground(args: &ServeArgs, plan: &Plan, data: &Path) -> anyhow::Result<Ground> {

@@ -23,9 +23,11 @@ use domain::endpoint::Endpoint;
 use domain::views::Projection;
 use runtime::feed::{Feed, FeedItem};
 use runtime::health::Component;
-use runtime::parking::{Parking, Verdict, fold_anew, history, survive};
+use runtime::parking::{PARKED, Parking, Verdict, fold_anew, history, survive};
 use runtime::retry::until_answered;
-use store::{Commit, CommitError, CursorMove, Entry, Fence, Projector, StoreError, Unreadable};
+use store::{
+    Commit, CommitError, CursorMove, Entry, Fence, Projector, RowQuery, StoreError, Unreadable,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -44,6 +46,9 @@ const OWNS_GLOBAL: Bucket = Bucket(0);
 
 /// Records per read, and per commit of rows that a former owner has not written.
 const PAGE: usize = 500;
+
+/// Rows about parked endpoints that are looked through; more are not parked by any accident.
+const PARKED_MAX: usize = 500;
 
 /// Who was fenced waits for so long before it takes the bucket again: most often it has only not yet
 /// heard that the bucket is somebody else's.
@@ -314,7 +319,73 @@ impl ViewsConsumer {
         if let Some(folded) = folded.filter(|folded| *folded > cursor) {
             self.write_missing(bucket, &mut owned, folded).await?;
         }
+        if self.progress.borrow().caught_up {
+            self.write_released(bucket, &owned).await?;
+        }
         Ok(owned)
+    }
+
+    /// The cursor has passed rows of a parked endpoint that were not written. When another life of
+    /// this consumer can read it again, all its rows are written anew, and it is no longer listed.
+    async fn write_released(&self, bucket: Bucket, owned: &Owned) -> Result<(), CommitError> {
+        let query = RowQuery {
+            model: PARKED.to_owned(),
+            limit: PARKED_MAX,
+            ..RowQuery::default()
+        };
+        for row in self.deps.store.rows(query).await? {
+            let Ok(key) = row.endpoint.parse::<EndpointKey>() else {
+                continue;
+            };
+            let ours = row.key == format!("{CONSUMER}/{key}") && key.bucket() == bucket;
+            if !ours || self.parking.is_parked(&key) {
+                continue;
+            }
+            let Some(mut rows) = self.all_rows(&key, owned.cursor).await? else {
+                continue;
+            };
+            tracing::info!(endpoint = %key, "can be digested again, its rows are written anew");
+            rows.push(RowChange {
+                model: PARKED,
+                key: row.key,
+                endpoint: row.endpoint,
+                deployment: row.deployment,
+                position: row.position,
+                time: row.time,
+                doc: None,
+            });
+            let commit = Commit {
+                rows: newest_only(rows),
+                fence: Some(owned.fence.clone()),
+                ..Commit::default()
+            };
+            self.deps.store.commit(commit).await?;
+        }
+        Ok(())
+    }
+
+    /// All rows of an endpoint, as its history up to a position makes them; none if that cannot be
+    /// digested.
+    async fn all_rows(
+        &self,
+        key: &EndpointKey,
+        to: Position,
+    ) -> Result<Option<Vec<RowChange>>, StoreError> {
+        let past = history(self.deps.store.clone(), key.clone(), to).await?;
+        let (mut fresh, mut rows) = (Projection::default(), Vec::new());
+        for entry in past {
+            if self.parking.passes_over(entry.position()) {
+                continue;
+            }
+            let Entry::Record(record) = entry else {
+                return Ok(None);
+            };
+            match survive(|| fresh.apply(&record)) {
+                Ok(changes) => rows.extend(changes),
+                Err(_) => return Ok(None),
+            }
+        }
+        Ok(Some(rows))
     }
 
     /// Rows between the stored cursor and our fold: the bucket is folded once more by itself.
@@ -348,6 +419,7 @@ impl ViewsConsumer {
                 let rows = projector.project(record);
                 if after > owned.cursor && !parked {
                     batch.rows.extend(rows);
+                    batch.rows.extend(self.rows_of_unparked(record).await?);
                 }
             }
             batch.to = after;
@@ -361,11 +433,24 @@ impl ViewsConsumer {
         Ok(())
     }
 
+    /// What the former owner would have written for an endpoint that people wanted back.
+    async fn rows_of_unparked(&self, record: &Record) -> Result<Vec<RowChange>, StoreError> {
+        let (Event::ConsumerUnparked(unparked), Some(key)) = (&record.event, record.endpoint())
+        else {
+            return Ok(Vec::new());
+        };
+        if unparked.consumer != CONSUMER {
+            return Ok(Vec::new());
+        }
+        let rows = self.all_rows(&key, record.position).await?;
+        Ok(rows.unwrap_or_default())
+    }
+
     async fn take_in(&mut self, item: FeedItem) -> Result<(), StoreError> {
         match item {
             FeedItem::Records(records) => self.fold(&records).await,
             FeedItem::Unreadable(unreadable) => self.pass_over(&unreadable).await,
-            FeedItem::CaughtUp(buckets) => self.caught_up(&buckets).await,
+            FeedItem::CaughtUp(_) => self.caught_up().await,
             // The whole log, at once and for good.
             FeedItem::Assigned(_) | FeedItem::Revoked(_) => Ok(()),
         }
@@ -520,15 +605,17 @@ impl ViewsConsumer {
                     }
                 }
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
-                Err(error) => {
-                    tracing::warn!(%bucket, %error, "read models cannot be written, taking the bucket again");
-                    self.disown(bucket);
-                    self.to_take
-                        .insert(bucket, Instant::now() + TAKE_AGAIN_AFTER);
-                }
+                Err(error) => self.take_again(bucket, &error),
             }
         }
         Ok(written)
+    }
+
+    fn take_again(&mut self, bucket: Bucket, error: &CommitError) {
+        tracing::warn!(%bucket, %error, "read models cannot be written, taking the bucket again");
+        self.disown(bucket);
+        self.to_take
+            .insert(bucket, Instant::now() + TAKE_AGAIN_AFTER);
     }
 
     async fn write(
@@ -553,10 +640,20 @@ impl ViewsConsumer {
         Ok(batch.to)
     }
 
-    async fn caught_up(&mut self, buckets: &[Bucket]) -> Result<(), StoreError> {
+    async fn caught_up(&mut self) -> Result<(), StoreError> {
+        let writes = self.owned.iter().map(|(bucket, owned)| {
+            let written = self.write_released(*bucket, owned);
+            async move { (*bucket, written.await) }
+        });
+        for (bucket, written) in futures::future::join_all(writes).await {
+            match written {
+                Ok(()) => {}
+                Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
+                Err(error) => self.take_again(bucket, &error),
+            }
+        }
         self.progress
             .send_modify(|progress| progress.caught_up = true);
-        self.parking.caught_up(buckets);
         self.touched
             .extend(lock(&self.projection).endpoints.keys().cloned());
         self.publish_touched();

@@ -42,7 +42,7 @@ pub async fn run(deps: ControlDeps, shutdown: CancellationToken) {
     lease::hold(&store, MEMBERS, &holder, &shutdown, |fence, lost| {
         let (deps, component) = (deps.clone(), component.clone());
         async move {
-            let owning = own(deps, component.clone(), fence);
+            let owning = Box::pin(own(deps, component.clone(), fence));
             if let Some(Err(error)) = lost.run_until_cancelled(owning).await {
                 tracing::debug!(%error, "who joins and leaves is not recorded any more");
             }

@@ -13,6 +13,7 @@
 //! It also measures CPU and memory of its instances, in a frame per bucket and second.
 
 mod frames;
+mod parked;
 mod state;
 
 use std::collections::BTreeMap;
@@ -24,7 +25,7 @@ use bus::{Bus, Subscription};
 use contract::events::Event;
 use contract::frame::Hello;
 use contract::ids::{EndpointKey, InstanceId, Position};
-use contract::log::{Actor, NewEvent, Record, StreamName};
+use contract::log::{Actor, NewEvent, StreamName};
 use contract::resources::BackendKind;
 use contract::time::Span;
 use futures::future::join_all;
@@ -32,15 +33,16 @@ use runtime::clock::Clock;
 use runtime::feed::{Feed, FeedItem};
 use runtime::health::Component;
 use runtime::ids::Ids;
-use runtime::parking::{self, Parking, Verdict, endpoint_of, survive};
+use runtime::parking::{Parking, survive};
 use runtime::retry::until_answered;
-use store::{Append, Commit, CommitError, Committed, Entry, Fence, Store, StoreError, Unreadable};
+use store::{Append, Commit, CommitError, Committed, Fence, Store, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use frames::Frames;
+use parked::Past;
 use state::{BackendOrder, NodeState};
 
 pub use state::GONE;
@@ -212,13 +214,6 @@ struct Agent {
     reading: JoinSet<Past>,
 }
 
-/// The history of an endpoint that is to be folded anew.
-struct Past {
-    key: EndpointKey,
-    to: Position,
-    entries: Result<Vec<Entry>, StoreError>,
-}
-
 /// How an order went that is over for now.
 struct Outcome {
     order: BackendOrder,
@@ -284,78 +279,6 @@ impl Agent {
             // Instances are on this node whoever owns their bucket.
             FeedItem::Assigned(_) | FeedItem::Revoked(_) => {}
         }
-    }
-
-    fn fold(&mut self, record: &Record) {
-        match self.parking.judge(record) {
-            Verdict::Fold => {
-                let state = &mut self.state;
-                if let Err(detail) = survive(|| state.apply(record))
-                    && let Some(key) = record.endpoint()
-                {
-                    self.park(&key, record.position, record.event.type_name(), &detail);
-                }
-            }
-            Verdict::PassOver => self.refold_up_to(record.endpoint(), record.position),
-            Verdict::FoldAnew => {
-                if let Some(key) = record.endpoint() {
-                    self.refolds.insert(key.clone(), record.position);
-                    self.read_history(key, record.position);
-                }
-            }
-        }
-    }
-
-    fn pass_over(&mut self, unreadable: &Unreadable) {
-        match self.parking.unreadable(unreadable, self.deps.clock.now()) {
-            Some(key) => self.state.park(&key),
-            None => self.refold_up_to(endpoint_of(unreadable), unreadable.position),
-        }
-    }
-
-    fn park(&mut self, key: &EndpointKey, position: Position, event_type: &str, detail: &str) {
-        self.state.park(key);
-        let now = self.deps.clock.now();
-        self.parking.park(key, position, event_type, detail, now);
-    }
-
-    /// While its history is being read, an endpoint goes on to change.
-    fn refold_up_to(&mut self, key: Option<EndpointKey>, position: Position) {
-        if let Some(to) = key.and_then(|key| self.refolds.get_mut(&key)) {
-            *to = position;
-        }
-    }
-
-    /// Beside everything else: an outage of the store must not keep measurements from being sent.
-    fn read_history(&mut self, key: EndpointKey, to: Position) {
-        let (store, component) = (self.deps.store.clone(), self.deps.component.clone());
-        self.reading.spawn(async move {
-            let read = || parking::history(store.clone(), key.clone(), to);
-            let entries = until_answered(&component, read).await;
-            Past { key, to, entries }
-        });
-    }
-
-    fn fold_anew(&mut self, past: Past) -> Result<(), StoreError> {
-        let Past { key, to, entries } = past;
-        let entries = entries?;
-        match self.refolds.get(&key).copied() {
-            None => return Ok(()),
-            Some(further) if further > to => {
-                self.read_history(key, further);
-                return Ok(());
-            }
-            Some(_) => self.refolds.remove(&key),
-        };
-        let (state, now) = (&mut self.state, self.deps.clock.now());
-        let whole = parking::fold_anew(&mut self.parking, &key, entries, now, |record| {
-            state.apply(record);
-        });
-        match whole {
-            true => self.state.unpark(&key),
-            false => self.state.park(&key),
-        }
-        Ok(())
     }
 
     fn observe(&mut self, observation: Observation) {
@@ -606,107 +529,5 @@ impl Agent {
             }
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use contract::events::{Empty, InstanceRequested, RequestReason};
-    use contract::ids::Uid;
-    use contract::log::StreamKind;
-    use contract::time::Timestamp;
-    use runtime::clock::SystemClock;
-    use runtime::health::Health;
-    use runtime::ids::SeededIds;
-    use uuid::Uuid;
-
-    use super::*;
-
-    fn key(endpoint: &str) -> EndpointKey {
-        EndpointKey::new(&endpoint.parse().unwrap())
-    }
-
-    fn record(position: u64, endpoint: &str, event: Event) -> Arc<Record> {
-        let key = key(endpoint);
-        Arc::new(Record {
-            position: Position(position),
-            prev: Position(position - 1),
-            bucket: key.bucket(),
-            stream: StreamName::of(StreamKind::Instances, &key),
-            version: position,
-            id: Uuid::from_u128(position.into()),
-            time: Timestamp::from_secs(1),
-            actor: Actor::service("test"),
-            event,
-        })
-    }
-
-    fn requested(endpoint: &str) -> Event {
-        Event::InstanceRequested(Box::new(InstanceRequested {
-            id: InstanceId::from(format!("{endpoint}-blue-1")),
-            generation: 1,
-            deployment: format!("{endpoint}/blue").parse().unwrap(),
-            deployment_uid: Uid(Uuid::from_u128(7)),
-            revision: 1,
-            node: "n".into(),
-            decision: None,
-            reason: RequestReason::ScaleOut,
-            spec: serde_json::from_str(r#"{"backend": "simulated", "instanceType": "t"}"#).unwrap(),
-        }))
-    }
-
-    async fn agent(folder: &tempfile::TempDir, health: &Health) -> Agent {
-        let url = format!("sqlite:{}", folder.path().join("log.db").display());
-        let store = Store::open(&url).await.unwrap();
-        let config = NodeConfig {
-            node: "n".into(),
-            address: None,
-            keep_instances: true,
-            grace: Span::from_secs(1),
-        };
-        let deps = NodeDeps {
-            store: store.clone(),
-            bus: bus::LocalBus::new(),
-            clock: Arc::new(SystemClock),
-            ids: Arc::new(SeededIds::new(1)),
-            backends: BTreeMap::new(),
-            component: health.component("node"),
-        };
-        let hello = Hello {
-            address: None,
-            backends: Vec::new(),
-        };
-        Agent {
-            state: NodeState::new("n", config.grace),
-            frames: Frames::new("n", hello, deps.ids.uid()),
-            listed: 0,
-            caught_up: false,
-            carrying_out: JoinSet::new(),
-            parking: Parking::open(CONSUMER, store.clone(), deps.component.clone()),
-            refolds: BTreeMap::new(),
-            reading: JoinSet::new(),
-            fence: store.take("node/n").await.unwrap(),
-            config,
-            deps,
-        }
-    }
-
-    #[tokio::test]
-    async fn a_panic_in_the_fold_parks_the_endpoint_that_it_is_about() {
-        let folder = tempfile::tempdir().unwrap();
-        let health = Health::default();
-        let mut agent = agent(&folder, &health).await;
-        agent.state.panics_at = Some(Position(2));
-        agent.take_in(FeedItem::Records(vec![
-            record(1, "rose", requested("rose")),
-            record(2, "rose", Event::EndpointDeleted(Empty {})),
-            record(3, "iris", requested("iris")),
-        ]));
-        assert!(agent.parking.is_parked(&key("rose")));
-        assert!(!agent.parking.is_parked(&key("iris")));
-        let rose = agent.state.plan(&key("rose"));
-        assert_eq!((rose.orders.len(), rose.events.len()), (0, 0));
-        assert_eq!(agent.state.plan(&key("iris")).orders.len(), 1);
-        assert!(health.remarks()[0].contains("rose (position 2)"));
     }
 }

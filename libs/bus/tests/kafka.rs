@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use bus::kafka::{Extent, Hole, KafkaBus, KafkaConfig, read_log};
 use bus::{Bus, BusError, Subscription};
+use contract::frame::Frame;
 use contract::ids::{Bucket, Position};
 use contract::log::Record;
+use contract::time::Timestamp;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -21,6 +23,7 @@ use rdkafka::message::Message;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use servers::Kafka;
 use support::{PATIENCE, Reader, endpoint, log, next, record, route};
+use tokio::sync::mpsc::Receiver;
 
 fn client(kafka: &Kafka) -> ClientConfig {
     let mut config = ClientConfig::new();
@@ -147,6 +150,119 @@ async fn share(readers: &mut [&mut Reader]) {
     tokio::time::timeout(PATIENCE, shared)
         .await
         .expect("the buckets were not shared");
+}
+
+/// A frame of a bucket.
+fn frame_in(bucket: u16, sequence: u64) -> Arc<Frame> {
+    Arc::new(Frame {
+        bucket: Bucket(bucket),
+        ..(*support::frame(sequence)).clone()
+    })
+}
+
+/// Publishes frames, and waits until Kafka has them.
+async fn publish_frames(bus: &KafkaBus, live: &mut Receiver<Arc<Frame>>, frames: &[Arc<Frame>]) {
+    frames
+        .iter()
+        .for_each(|frame| bus.publish_frame(frame.clone()));
+    for _ in frames {
+        next(live).await;
+    }
+}
+
+/// A subscriber that Kafka's end of the topic is known to.
+async fn live_frames(bus: &KafkaBus) -> Receiver<Arc<Frame>> {
+    let mut live = bus.subscribe_frames();
+    // A frame that comes back shows that later ones will.
+    let begun = async {
+        loop {
+            bus.publish_frame(frame_in(0, 0));
+            let came = tokio::time::timeout(Duration::from_millis(100), live.recv()).await;
+            if came.is_ok() {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, begun).await.unwrap();
+    // Those that were on their way come before the marker.
+    bus.publish_frame(frame_in(0, u64::MAX));
+    while next(&mut live).await.sequence != u64::MAX {}
+    live
+}
+
+/// A time after everything that Kafka has, and before everything that comes.
+async fn between() -> Timestamp {
+    let step = Duration::from_millis(5);
+    tokio::time::sleep(step).await;
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+    tokio::time::sleep(step).await;
+    Timestamp::from_millis(now.as_millis() as i64)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_since_a_time_come_again_from_every_bucket_and_then_the_later_ones() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let prefix = kafka.prefix();
+    let bus = open(kafka, &prefix).await;
+    let mut live = live_frames(&bus).await;
+    let of = |buckets: &[u16], sequences: std::ops::Range<u64>| -> Vec<Arc<Frame>> {
+        let frames = sequences.flat_map(|s| buckets.iter().map(move |b| frame_in(*b, s)));
+        frames.collect()
+    };
+    publish_frames(&bus, &mut live, &of(&[5, 6, 7], 0..30)).await;
+    let since = between().await;
+    // Bucket 7 has none since then, and 8 has none from before.
+    let wanted = of(&[5, 6, 8], 30..60);
+    publish_frames(&bus, &mut live, &wanted).await;
+
+    let successor = open(kafka, &prefix).await;
+    let mut again = successor.subscribe_frames_since(since);
+    let mut came = Vec::new();
+    while came.len() < wanted.len() {
+        came.push(next(&mut again).await);
+    }
+    let later = of(&[5, 6, 7, 8], 60..70);
+    publish_frames(&bus, &mut live, &later).await;
+    while came.len() < wanted.len() + later.len() {
+        came.push(next(&mut again).await);
+    }
+    for bucket in 5..=8 {
+        let of_bucket = |frames: &[Arc<Frame>]| -> Vec<u64> {
+            let theirs = frames.iter().filter(|frame| frame.bucket == Bucket(bucket));
+            theirs.map(|frame| frame.sequence).collect()
+        };
+        let expected = [of_bucket(&wanted), of_bucket(&later)].concat();
+        assert_eq!(of_bucket(&came), expected, "bucket {bucket}");
+    }
+    successor.close().await;
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_of_the_past_wait_for_a_slow_subscriber() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let prefix = kafka.prefix();
+    let bus = open(kafka, &prefix).await;
+    let mut live = live_frames(&bus).await;
+    let since = between().await;
+    let count = bus::SUBSCRIBER_QUEUE_MAX as u64 + 3000;
+    for from in (0..count).step_by(1000) {
+        let to = count.min(from + 1000);
+        let frames: Vec<_> = (from..to).map(|s| frame_in((s % 64) as u16, s)).collect();
+        publish_frames(&bus, &mut live, &frames).await;
+    }
+    let mut again = bus.subscribe_frames_since(since);
+    until("its queue is full", || {
+        again.len() == bus::SUBSCRIBER_QUEUE_MAX
+    })
+    .await;
+    let mut came = BTreeSet::new();
+    while (came.len() as u64) < count {
+        assert!(came.insert(next(&mut again).await.sequence), "came twice");
+    }
+    assert_eq!(bus.dropped(), 0);
+    bus.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

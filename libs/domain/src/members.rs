@@ -99,6 +99,17 @@ impl Members {
         }
     }
 
+    /// An event of the stream that cannot be read tells nothing, but it has its place.
+    pub fn pass_over(&mut self, position: Position, version: u64) {
+        self.position = position;
+        self.version = version;
+    }
+
+    /// Whether there were gateways, and all of them have left.
+    pub fn every_gateway_left(&self) -> bool {
+        self.gateways.is_empty() && !self.sets.is_empty()
+    }
+
     fn join(&mut self, joined: &MemberJoined) {
         let id = joined.source.id.clone();
         let member = Member {

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use contract::events::{
-    Event, InstanceDraining, InstanceRequested, MemberJoined, RemovalReason, RequestReason,
+    Event, InstanceDraining, InstanceRequested, LeaveReason, MemberJoined, MemberLeft,
+    RemovalReason, RequestReason,
 };
 use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
 use contract::histogram::Histogram;
@@ -291,4 +292,24 @@ fn a_gateway_that_left_in_silence_is_not_asked_any_more() {
     }
     assert!(!watch.is_drained(&iris(), &instance, &members(&["a", "b"]), at(60)));
     assert!(watch.is_drained(&iris(), &instance, &members(&["a"]), at(60)));
+}
+
+#[test]
+fn nobody_is_waited_for_after_the_last_gateway_has_left() {
+    let mut members = members(&["a"]);
+    let watch = DrainWatch::default();
+    let instance = draining_instance();
+    assert!(!watch.is_drained(&iris(), &instance, &members, at(5)));
+    let left = MemberLeft {
+        source: frame("a", 0, 0).source,
+        reason: LeaveReason::Goodbye,
+    };
+    let mut record = record(2, Event::MemberLeft(left));
+    record.stream = StreamName::members();
+    members.apply(&record);
+    assert!(watch.is_drained(&iris(), &instance, &members, at(5)));
+
+    let mut watch = DrainWatch::default();
+    watch.observe(&frame("newcomer", 39, 1), at(5));
+    assert!(!watch.is_drained(&iris(), &instance, &members, at(5)));
 }

@@ -327,7 +327,7 @@ impl<R: Reconciler> Loop<R> {
 
     fn apply(&mut self, record: &Record) {
         let Some(key) = record.endpoint() else {
-            return self.reconciler.apply_global(record);
+            return self.apply_global(record);
         };
         if !self.held.contains_key(&record.bucket) {
             return;
@@ -346,6 +346,15 @@ impl<R: Reconciler> Loop<R> {
             }
         }
         self.due.insert(key);
+    }
+
+    /// What belongs to no endpoint parks none.
+    fn apply_global(&mut self, record: &Record) {
+        let reconciler = &mut self.reconciler;
+        if let Err(detail) = survive(|| reconciler.apply_global(record)) {
+            let (position, event_type) = (record.position, record.event.type_name());
+            tracing::error!(service = R::SERVICE, %position, event_type, detail, "an event that belongs to no endpoint cannot be folded, and is passed over");
+        }
     }
 
     fn park(&mut self, key: &EndpointKey, position: Position, event_type: &str, detail: &str) {

@@ -10,17 +10,19 @@ use std::time::Duration;
 
 use bus::BusMessage;
 use contract::events::{
-    ConsumerUnparked, Empty, Event, EventSkipped, InstanceRemovalRequested, RemovalReason,
+    ConsumerUnparked, Empty, Event, EventSkipped, InstanceRemovalRequested, LeaveReason,
+    MemberLeft, RemovalReason,
 };
+use contract::frame::{Source, SourceKind};
 use contract::ids::{Bucket, EndpointKey, InstanceId, Position};
-use contract::log::{Record, StreamKind, StreamName};
+use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use runtime::clock::SystemClock;
 use runtime::health::Health;
-use runtime::ids::SystemIds;
+use runtime::ids::{Ids, SystemIds};
 use runtime::parking::PARKED;
 use runtime::reconcile::{Deps, Reconciler, run};
-use store::Store;
+use store::{Append, Commit, Store};
 use support::{ScriptedBus, append_to, execute, key, open};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -51,6 +53,11 @@ impl Reconciler for Echo {
             Event::EndpointDeleted(_) => panic!("poison"),
             _ => {}
         }
+    }
+
+    /// Whatever belongs to no endpoint is poison to it.
+    fn apply_global(&mut self, _record: &Record) {
+        panic!("poison");
     }
 
     fn evaluate(&mut self, key: &EndpointKey, state: &mut Counts, _now: Timestamp) -> Vec<Event> {
@@ -279,6 +286,38 @@ async fn poison_parks_its_endpoint_only_until_people_skip_it_and_unpark() {
     until_answered(&store, "rose", 1).await;
     until_parked(&store, 0).await;
     assert!(replica.health.remarks().is_empty());
+}
+
+#[tokio::test]
+async fn poison_that_belongs_to_no_endpoint_is_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let left = MemberLeft {
+        source: Source {
+            kind: SourceKind::Gateway,
+            id: "a".into(),
+        },
+        reason: LeaveReason::Goodbye,
+    };
+    let append = Append {
+        stream: StreamName::members(),
+        expected_version: 0,
+        events: vec![NewEvent {
+            id: SystemIds::default().event_id(Timestamp::from_secs(1)),
+            time: Timestamp::from_secs(1),
+            actor: Actor::service("test"),
+            event: Event::MemberLeft(left),
+        }],
+    };
+    let commit = Commit {
+        appends: vec![append],
+        ..Commit::default()
+    };
+    store.commit(commit).await.unwrap();
+    ask(&store, "iris").await;
+    let replica = replica(&store);
+    replica.assign(&["iris"]).await;
+    until_answered(&store, "iris", 1).await;
 }
 
 #[tokio::test]

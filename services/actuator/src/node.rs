@@ -6,9 +6,14 @@
 //! order may reach a backend more than once and is one in result, by its generation; an answer is
 //! written once, because the next comparison waits until the log has brought it back.
 //!
+//! An event of an endpoint that it cannot digest parks the endpoint on every node (consumer `node`):
+//! its instances are left as they are, neither ordered nor ended nor spoken of, until a person says
+//! otherwise; the other endpoints go on.
+//!
 //! It also measures CPU and memory of its instances, in a frame per bucket and second.
 
 mod frames;
+mod parked;
 mod state;
 
 use std::collections::BTreeMap;
@@ -19,7 +24,7 @@ use backends::{Backend, BackendError, Observed, ObservedPhase};
 use bus::{Bus, Subscription};
 use contract::events::Event;
 use contract::frame::Hello;
-use contract::ids::{EndpointKey, InstanceId};
+use contract::ids::{EndpointKey, InstanceId, Position};
 use contract::log::{Actor, NewEvent, StreamName};
 use contract::resources::BackendKind;
 use contract::time::Span;
@@ -28,6 +33,8 @@ use runtime::clock::Clock;
 use runtime::feed::{Feed, FeedItem};
 use runtime::health::Component;
 use runtime::ids::Ids;
+use runtime::parking::{Parking, survive};
+use runtime::retry::until_answered;
 use store::{Append, Commit, CommitError, Committed, Fence, Store, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -35,9 +42,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_util::sync::CancellationToken;
 
 use frames::Frames;
+use parked::Past;
 use state::{BackendOrder, NodeState};
 
 pub use state::GONE;
+
+/// What all nodes are called where endpoints are parked.
+pub const CONSUMER: &str = "node";
 
 /// What could not be done is tried again after this time.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
@@ -90,7 +101,12 @@ pub async fn run(
     deps: NodeDeps,
     shutdown: CancellationToken,
 ) -> Result<(), NodeError> {
-    let fence = deps.store.take(&format!("node/{}", config.node)).await?;
+    let lease = format!("node/{}", config.node);
+    let taking = until_answered(&deps.component, || deps.store.take(&lease));
+    let Some(fence) = shutdown.run_until_cancelled(taking).await else {
+        return Ok(());
+    };
+    let fence = fence?;
     let feed = Feed::open(
         deps.store.clone(),
         deps.bus.clone(),
@@ -120,6 +136,9 @@ pub async fn run(
         listed: 0,
         caught_up: false,
         carrying_out: JoinSet::new(),
+        parking: Parking::open(CONSUMER, deps.store.clone(), deps.component.clone()),
+        refolds: BTreeMap::new(),
+        reading: JoinSet::new(),
         fence,
         config,
         deps,
@@ -189,6 +208,10 @@ struct Agent {
     listed: usize,
     caught_up: bool,
     carrying_out: JoinSet<Outcome>,
+    parking: Parking,
+    /// Endpoints that people want back, and up to where they are to be folded.
+    refolds: BTreeMap<EndpointKey, Position>,
+    reading: JoinSet<Past>,
 }
 
 /// How an order went that is over for now.
@@ -218,6 +241,7 @@ impl Agent {
                 item = feed.next() => self.take_in(item?),
                 Some(observation) = observations.recv() => self.observe(observation),
                 Some(outcome) = self.carrying_out.join_next() => self.conclude(outcome),
+                Some(Ok(past)) = self.reading.join_next() => self.fold_anew(past)?,
                 _ = retries.tick() => self.state.retry(),
             }
             while let Ok(observation) = observations.try_recv() {
@@ -242,17 +266,16 @@ impl Agent {
         match item {
             FeedItem::Records(records) => {
                 for record in records {
-                    self.state.apply(&record);
+                    self.fold(&record);
                 }
             }
             // Whoever reads everything is assigned everything at once.
-            FeedItem::CaughtUp(_) => {
+            FeedItem::CaughtUp(buckets) => {
                 self.caught_up = true;
                 self.state.touch_all();
+                self.parking.caught_up(&buckets);
             }
-            FeedItem::Unreadable(unreadable) => {
-                tracing::error!(position = %unreadable.position, detail = unreadable.detail, "an event cannot be read, and is passed over");
-            }
+            FeedItem::Unreadable(unreadable) => self.pass_over(&unreadable),
             // Instances are on this node whoever owns their bucket.
             FeedItem::Assigned(_) | FeedItem::Revoked(_) => {}
         }
@@ -276,7 +299,15 @@ impl Agent {
             self.give(order);
         }
         for endpoint in self.state.take_touched() {
-            let plan = self.state.plan(&endpoint);
+            let state = &mut self.state;
+            let plan = match survive(|| state.plan(&endpoint)) {
+                Ok(plan) => plan,
+                Err(detail) => {
+                    let position = self.state.position(&endpoint);
+                    self.park(&endpoint, position, "evaluation", &detail);
+                    continue;
+                }
+            };
             for order in plan.orders {
                 self.give(order);
             }
@@ -397,7 +428,15 @@ impl Agent {
         let stream = StreamName::of_node(endpoint, &self.config.node);
         loop {
             let version = self.state.version(endpoint);
-            let records = self.deps.store.read_stream(&stream, version, 1000).await?;
+            let records = match self.deps.store.read_stream(&stream, version, 1000).await {
+                Ok(records) => records,
+                Err(StoreError::Closed) => return Err(StoreError::Closed.into()),
+                Err(error) => {
+                    tracing::warn!(%endpoint, %error, "what was said of its instances cannot be read, trying again");
+                    self.state.touch_later(endpoint);
+                    return Ok(());
+                }
+            };
             if records.is_empty() {
                 self.state.touch_later(endpoint);
                 return Ok(());

@@ -15,8 +15,8 @@ use backends::simulated::SimulatedBackend;
 use backends::{Backend, Observed, ObservedPhase};
 use bus::{Bus, LocalBus};
 use contract::events::{
-    Empty, Event, InstanceEnded, InstanceRemovalRequested, InstanceRequested, InstanceStarted,
-    RemovalReason, RequestReason,
+    ConsumerUnparked, Empty, Event, InstanceEnded, InstanceRemovalRequested, InstanceRequested,
+    InstanceStarted, RemovalReason, RequestReason,
 };
 use contract::frame::{Frame, Hello, SourceKind};
 use contract::ids::{BUCKETS, EndpointKey, InstanceId, Uid};
@@ -26,6 +26,7 @@ use contract::time::{Span, Timestamp};
 use runtime::clock::SystemClock;
 use runtime::health::Health;
 use runtime::ids::{Ids, SeededIds};
+use sqlx::Connection as _;
 use store::{Append, Commit, Store};
 use support::Behaviour;
 use tokio::sync::mpsc;
@@ -487,4 +488,84 @@ async fn a_process_is_adopted_by_the_next_agent_measured_and_in_the_end_stopped(
     agent.stop().await.unwrap();
     assert_eq!(house.answer().await.type_name(), "instance.stopped");
     assert!(!support::is_running(first.pid.unwrap()));
+}
+
+async fn execute(house: &House, sql: &'static str) {
+    let url = format!("sqlite:{}", house.data.path().join("log.db").display());
+    let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query(sql).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+fn unparked() -> Event {
+    Event::ConsumerUnparked(ConsumerUnparked {
+        consumer: node::CONSUMER.into(),
+        reason: "test".into(),
+    })
+}
+
+/// Sees to it that the agent has taken in everything: it answers about another endpoint.
+async fn order_elsewhere(house: &mut House, name: &str) {
+    let rose = EndpointKey::new(&"rose".parse().unwrap());
+    let instances = StreamName::of(StreamKind::Instances, &rose);
+    house
+        .write(instances, requested(name, NODE, spec("simulated")))
+        .await;
+    let answers = StreamName::of_node(&rose, NODE);
+    let answered = async {
+        let started = |record: &Record| matches!(&record.event, Event::InstanceStarted(started) if started.id == id(name));
+        loop {
+            let records = house.store.read_stream(&answers, 0, 1000).await.unwrap();
+            if records.iter().any(started) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    patiently(answered).await;
+}
+
+#[tokio::test]
+async fn instances_of_a_parked_endpoint_stay_as_they_are_until_it_is_unparked() {
+    let mut house = House::new().await;
+    let backend = simulated();
+    let agent = house.agent_that(BackendKind::Simulated, backend.clone(), true);
+    house
+        .order(requested("iris-blue-1", NODE, spec("simulated")))
+        .await;
+    assert_eq!(house.answer().await.type_name(), "instance.started");
+    agent.stop().await.unwrap();
+    execute(
+        &house,
+        "UPDATE events SET type = 'x-' || type WHERE type = 'instance.requested'",
+    )
+    .await;
+
+    // The next life does not know what is wanted of it, and does not end it as a stray.
+    let agent = house.agent_that(BackendKind::Simulated, backend.clone(), true);
+    agent.ready().await;
+    house.order(removal("iris-blue-1")).await;
+    order_elsewhere(&mut house, "rose-blue-1").await;
+    let remarks = agent.health.remarks();
+    assert!(remarks[0].contains("iris"), "{remarks:?}");
+    assert_eq!(backend.list().await.unwrap().len(), 2);
+
+    let stream = StreamName::of(StreamKind::Parking, &endpoint());
+    house.write(stream.clone(), unparked()).await;
+    order_elsewhere(&mut house, "rose-blue-2").await;
+    assert_eq!(
+        backend.list().await.unwrap().len(),
+        3,
+        "the event is still there"
+    );
+    execute(
+        &house,
+        "UPDATE events SET type = substr(type, 3) WHERE type LIKE 'x-%'",
+    )
+    .await;
+    house.write(stream, unparked()).await;
+    // What was ordered meanwhile is done now.
+    assert_eq!(house.answer().await.type_name(), "instance.stopped");
+    assert!(agent.health.remarks().is_empty());
+    agent.stop().await.unwrap();
 }

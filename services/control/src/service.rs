@@ -147,7 +147,6 @@ impl Control {
         let limits = self.app.config.limits;
         let deals = crate::routes::run(self.routes, self.app.views.clone(), stop.clone());
         let members = Box::pin(crate::members::run(self.app.deps.clone(), stop.clone()));
-        let members = stop_all_after(members, &stop);
         let closing = stop.clone();
         let server = async move {
             let connections =
@@ -158,20 +157,14 @@ impl Control {
             });
         };
         // Without read models the API would show a world that stands still.
-        let consumer = stop_all_after(Box::pin(self.consumer.run(stop.clone())), &stop);
-        let ((), consumed, watched, ()) = tokio::join!(server, consumer, members, deals);
-        Ok(consumed.and(watched)?)
+        let consumer = async {
+            let ended = Box::pin(self.consumer.run(stop.clone())).await;
+            stop.cancel();
+            ended
+        };
+        let ((), consumed, (), ()) = tokio::join!(server, consumer, members, deals);
+        Ok(consumed?)
     }
-}
-
-/// What belongs together ends together.
-async fn stop_all_after(
-    part: impl Future<Output = Result<(), StoreError>>,
-    stop: &CancellationToken,
-) -> Result<(), StoreError> {
-    let ended = part.await;
-    stop.cancel();
-    ended
 }
 
 impl App {

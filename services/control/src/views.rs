@@ -10,11 +10,13 @@
 //! a state that has taken in the whole history, and by their revision none replaces a newer one; an
 //! endpoint whose events cannot be digested is parked, and the others go on.
 
+mod owned;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bus::{BusMessage, Subscription};
+use bus::Subscription;
 use contract::events::Event;
 use contract::ids::{Bucket, EndpointKey, Name, Position};
 use contract::log::{Record, RowChange};
@@ -25,8 +27,8 @@ use runtime::feed::{Feed, FeedItem};
 use runtime::health::Component;
 use runtime::parking::{Parking, Verdict, fold_anew, history, survive};
 use runtime::retry::until_answered;
-use store::{Commit, CommitError, CursorMove, Entry, Fence, Projector, StoreError, Unreadable};
-use tokio::sync::{mpsc, watch};
+use store::{CommitError, Projector, StoreError, Unreadable};
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -36,18 +38,9 @@ use crate::deps::ControlDeps;
 use crate::metrics::{ControlMetrics, InstanceLabels};
 use crate::reactor;
 use crate::routes::{REPUBLISH_EVERY, Routes};
+use owned::{Batch, Owned};
 
 pub const CONSUMER: &str = "views";
-
-/// Whose owner writes the rows that belong to no endpoint.
-const OWNS_GLOBAL: Bucket = Bucket(0);
-
-/// Records per read, and per commit of rows that a former owner has not written.
-const PAGE: usize = 500;
-
-/// Who was fenced waits for so long before it takes the bucket again: most often it has only not yet
-/// heard that the bucket is somebody else's.
-const TAKE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Values of the label `state`.
 const STATES: [&str; 4] = ["starting", "ready", "draining", "failed"];
@@ -118,20 +111,6 @@ impl Views {
 /// A panic cannot leave the fold half done: the endpoint that it is about is dropped.
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A bucket whose rows this replica writes.
-struct Owned {
-    fence: Fence,
-    /// The rows are those of the log up to here.
-    cursor: Position,
-}
-
-/// Rows of one bucket that wait for their commit.
-#[derive(Default)]
-struct Batch {
-    rows: Vec<RowChange>,
-    to: Position,
 }
 
 pub struct ViewsConsumer {
@@ -220,152 +199,11 @@ impl ViewsConsumer {
         }
     }
 
-    fn hear(&mut self, ownership: &mut mpsc::Receiver<BusMessage>) {
-        while let Ok(message) = ownership.try_recv() {
-            self.assigned(&message);
-        }
-    }
-
-    fn assigned(&mut self, message: &BusMessage) {
-        match message {
-            BusMessage::Record(_) => {}
-            BusMessage::Assigned(buckets) => {
-                for bucket in with_global(buckets) {
-                    if !self.owned.contains_key(&bucket) {
-                        self.to_take.insert(bucket, Instant::now());
-                    }
-                }
-            }
-            BusMessage::Revoked(buckets) => {
-                for bucket in with_global(buckets) {
-                    self.to_take.remove(&bucket);
-                    self.disown(bucket);
-                }
-            }
-        }
-    }
-
-    fn disown(&mut self, bucket: Bucket) {
-        // Its next owner counts them.
-        let projection = lock(&self.projection);
-        let theirs = |(key, _): &(&EndpointKey, _)| key.bucket() == bucket;
-        for (key, model) in projection.endpoints.iter().filter(theirs) {
-            let endpoint = model.endpoint.iter();
-            let names = endpoint.flat_map(|endpoint| endpoint.deployments.keys());
-            names.for_each(|name| self.uncount(key, name));
-        }
-        drop(projection);
-        self.owned.remove(&bucket);
-        self.progress.send_modify(|progress| {
-            progress.written.remove(&bucket);
-        });
-    }
-
-    /// Tries to take what is assigned and not owned. What the store does not give now is tried again.
-    async fn take_due(&mut self) -> Result<(), StoreError> {
-        let now = Instant::now();
-        let due = self.to_take.iter().filter(|(_, at)| **at <= now);
-        let due: Vec<Bucket> = due.map(|(bucket, _)| *bucket).collect();
-        if due.is_empty() {
-            return Ok(());
-        }
-        let takes = due.iter().map(|bucket| self.take(*bucket));
-        let taken = futures::future::join_all(takes).await;
-        for (bucket, taken) in due.into_iter().zip(taken) {
-            match taken {
-                Ok(owned) => {
-                    self.to_take.remove(&bucket);
-                    self.own(bucket, owned);
-                }
-                Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
-                Err(error) => {
-                    tracing::warn!(%bucket, %error, "read models cannot be taken over yet, trying again");
-                    self.to_take.insert(bucket, now + TAKE_AGAIN_AFTER);
-                }
-            }
-        }
-        if self.progress.borrow().caught_up {
-            // The former owner may have ended before it did this.
-            self.publish_touched();
-            self.react_to_touched().await?;
-        }
-        Ok(())
-    }
-
-    fn own(&mut self, bucket: Bucket, owned: Owned) {
-        let cursor = owned.cursor;
-        self.owned.insert(bucket, owned);
-        self.progress.send_modify(|progress| {
-            progress.written.insert(bucket, cursor);
-        });
-        let projection = lock(&self.projection);
-        let theirs = projection.endpoints.keys();
-        let theirs = theirs.filter(|key| key.bucket() == bucket);
-        self.touched.extend(theirs.cloned());
-    }
-
-    /// Takes a bucket over: raises its fence, and brings its rows to where our fold stands.
-    async fn take(&self, bucket: Bucket) -> Result<Owned, CommitError> {
-        let store = &self.deps.store;
-        let fence = store.take(&format!("{CONSUMER}/{bucket}")).await?;
-        let cursor = store.cursor(CONSUMER, bucket).await?;
-        let folded = self.progress.borrow().folded.get(&bucket).copied();
-        let mut owned = Owned { fence, cursor };
-        if let Some(folded) = folded.filter(|folded| *folded > cursor) {
-            self.write_missing(bucket, &mut owned, folded).await?;
-        }
-        Ok(owned)
-    }
-
-    /// Rows between the stored cursor and our fold: the bucket is folded once more by itself.
-    async fn write_missing(
-        &self,
-        bucket: Bucket,
-        owned: &mut Owned,
-        to: Position,
-    ) -> Result<(), CommitError> {
-        let mut projector = ViewsProjector::passing_over(self.parking.skipped().clone());
-        let mut after = Position::START;
-        while after < to {
-            let page = self
-                .deps
-                .store
-                .read_bucket_entries(bucket, after, PAGE)
-                .await?;
-            let Some(last) = page.last().map(Entry::position) else {
-                return Ok(());
-            };
-            let mut batch = Batch::default();
-            for entry in page.iter().filter(|entry| entry.position() <= to) {
-                after = entry.position();
-                let Entry::Record(record) = entry else {
-                    continue;
-                };
-                // Rows of a parked endpoint stay as they were.
-                let parked = record
-                    .endpoint()
-                    .is_some_and(|k| self.parking.is_parked(&k));
-                let rows = projector.project(record);
-                if after > owned.cursor && !parked {
-                    batch.rows.extend(rows);
-                }
-            }
-            batch.to = after;
-            if batch.to > owned.cursor {
-                owned.cursor = self.write(bucket, owned, batch).await?;
-            }
-            if last >= to {
-                break;
-            }
-        }
-        Ok(())
-    }
-
     async fn take_in(&mut self, item: FeedItem) -> Result<(), StoreError> {
         match item {
             FeedItem::Records(records) => self.fold(&records).await,
             FeedItem::Unreadable(unreadable) => self.pass_over(&unreadable).await,
-            FeedItem::CaughtUp(buckets) => self.caught_up(&buckets).await,
+            FeedItem::CaughtUp(_) => self.caught_up().await,
             // The whole log, at once and for good.
             FeedItem::Assigned(_) | FeedItem::Revoked(_) => Ok(()),
         }
@@ -498,65 +336,20 @@ impl ViewsConsumer {
             .await
     }
 
-    /// One commit for each bucket. Where one fails, the bucket is taken again, which begins at what
-    /// the store has.
-    async fn write_all(
-        &mut self,
-        batches: BTreeMap<Bucket, Batch>,
-    ) -> Result<BTreeMap<Bucket, Position>, StoreError> {
-        let this = &*self;
-        let commits = batches.into_iter().filter_map(|(bucket, batch)| {
-            let owned = this.owned.get(&bucket)?;
-            Some(async move { (bucket, this.write(bucket, owned, batch).await) })
+    async fn caught_up(&mut self) -> Result<(), StoreError> {
+        let writes = self.owned.iter().map(|(bucket, owned)| {
+            let written = self.write_released(*bucket, owned);
+            async move { (*bucket, written.await) }
         });
-        let outcomes = futures::future::join_all(commits).await;
-        let mut written = BTreeMap::new();
-        for (bucket, outcome) in outcomes {
-            match outcome {
-                Ok(to) => {
-                    written.insert(bucket, to);
-                    if let Some(owned) = self.owned.get_mut(&bucket) {
-                        owned.cursor = to;
-                    }
-                }
+        for (bucket, written) in futures::future::join_all(writes).await {
+            match written {
+                Ok(()) => {}
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
-                Err(error) => {
-                    tracing::warn!(%bucket, %error, "read models cannot be written, taking the bucket again");
-                    self.disown(bucket);
-                    self.to_take
-                        .insert(bucket, Instant::now() + TAKE_AGAIN_AFTER);
-                }
+                Err(error) => self.take_again(bucket, &error),
             }
         }
-        Ok(written)
-    }
-
-    async fn write(
-        &self,
-        bucket: Bucket,
-        owned: &Owned,
-        batch: Batch,
-    ) -> Result<Position, CommitError> {
-        let cursor = CursorMove {
-            consumer: CONSUMER,
-            bucket,
-            from: owned.cursor,
-            to: batch.to,
-        };
-        let commit = Commit {
-            rows: newest_only(batch.rows),
-            cursor: Some(cursor),
-            fence: Some(owned.fence.clone()),
-            ..Commit::default()
-        };
-        self.deps.store.commit(commit).await?;
-        Ok(batch.to)
-    }
-
-    async fn caught_up(&mut self, buckets: &[Bucket]) -> Result<(), StoreError> {
         self.progress
             .send_modify(|progress| progress.caught_up = true);
-        self.parking.caught_up(buckets);
         self.touched
             .extend(lock(&self.projection).endpoints.keys().cloned());
         self.publish_touched();
@@ -685,22 +478,4 @@ impl ViewsConsumer {
             }
         }
     }
-}
-
-/// The owner of one of the buckets owns the global one with it.
-fn with_global(buckets: &[Bucket]) -> Vec<Bucket> {
-    let mut buckets = buckets.to_vec();
-    if buckets.contains(&OWNS_GLOBAL) {
-        buckets.push(Bucket::GLOBAL);
-    }
-    buckets
-}
-
-/// Of several changes of one row only the last one matters.
-fn newest_only(rows: Vec<RowChange>) -> Vec<RowChange> {
-    let mut newest: BTreeMap<(&'static str, String), RowChange> = BTreeMap::new();
-    for row in rows {
-        newest.insert((row.model, row.key.clone()), row);
-    }
-    newest.into_values().collect()
 }

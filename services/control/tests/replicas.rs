@@ -4,20 +4,32 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bus::{Bus, BusError, BusMessage, LocalBus, Subscription};
-use contract::frame::Frame;
-use contract::log::Record;
+use contract::events::Event;
+use contract::frame::{Frame, Hello, Source, SourceKind};
+use contract::ids::{Bucket, Position};
+use contract::log::{Record, StreamName};
 use contract::route::RouteUpdate;
 use control::{Control, ControlConfig, ControlDeps, NoHistory, NoLogs};
+use runtime::clock::Clock;
 use runtime::health::Health;
 use runtime::metrics::Metrics;
 use serde_json::json;
-use support::{World, endpoint};
+use sqlx::Connection as _;
+use support::{Setup, World, endpoint};
+use tempfile::TempDir;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Far more than anything takes; reached only when a test fails.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A bus that deals no buckets to groups, as to a replica whose buckets are all with others.
 struct NoBuckets(Arc<LocalBus>);
@@ -54,35 +66,64 @@ impl Bus for NoBuckets {
     async fn close(&self) {}
 }
 
+/// A second control on the store of a world.
+struct Replica {
+    url: String,
+    health: Health,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+    _data: TempDir,
+}
+
+impl Replica {
+    async fn start(world: &World) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let health = Health::default();
+        let deps = ControlDeps {
+            store: world.store.clone(),
+            bus: Arc::new(NoBuckets(world.bus.clone())),
+            clock: world.clock.clone(),
+            ids: world.ids.clone(),
+            metrics: Metrics::default(),
+            health: health.clone(),
+            logs: Arc::new(NoLogs),
+            history: Arc::new(NoHistory),
+        };
+        let key = world.dir.path().join("seal.key");
+        let config = ControlConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            data: data.path().to_owned(),
+            seal_key: Some(format!("file:{}", key.display())),
+            replica: Some("b".into()),
+            gateway: None,
+            limits: control::Limits::default(),
+        };
+        let control = Control::bind(config, deps).await.unwrap();
+        let url = format!("http://{}", control.addr);
+        let stop = CancellationToken::new();
+        let stopping = stop.clone();
+        let serving = tokio::spawn(async move { control.serve(stopping).await.unwrap() });
+        health.until_ready().await;
+        Self {
+            url,
+            health,
+            stop,
+            serving,
+            _data: data,
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.serving.await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_replica_writes_the_other_shows_and_what_it_revokes_the_other_refuses() {
     let world = World::start().await;
-    let data = tempfile::tempdir().unwrap();
-    let health = Health::default();
-    let deps = ControlDeps {
-        store: world.store.clone(),
-        bus: Arc::new(NoBuckets(world.bus.clone())),
-        clock: world.clock.clone(),
-        ids: world.ids.clone(),
-        metrics: Metrics::default(),
-        health: health.clone(),
-        logs: Arc::new(NoLogs),
-        history: Arc::new(NoHistory),
-    };
-    let key = world.dir.path().join("seal.key");
-    let config = ControlConfig {
-        listen: "127.0.0.1:0".parse().unwrap(),
-        data: data.path().to_owned(),
-        seal_key: Some(format!("file:{}", key.display())),
-        replica: Some("b".into()),
-        gateway: None,
-        limits: control::Limits::default(),
-    };
-    let other = Control::bind(config, deps).await.unwrap();
-    let url = format!("http://{}/v1/endpoints/iris", other.addr);
-    let stop = CancellationToken::new();
-    let serving = tokio::spawn(other.serve(stop.clone()));
-    health.until_ready().await;
+    let other = Replica::start(&world).await;
+    let url = format!("{}/v1/endpoints/iris", other.url);
 
     let put = world.put("/v1/endpoints/iris", &endpoint("iris")).await;
     let position = put.expect(201).position();
@@ -101,7 +142,134 @@ async fn what_one_replica_writes_the_other_shows_and_what_it_revokes_the_other_r
     world.get("/v1/endpoints/iris").await.expect(200);
     world.delete("/v1/access/ci").await.expect(200);
     while get().await != 401 {}
-    stop.cancel();
-    serving.await.unwrap().unwrap();
+    other.stop().await;
+    world.stop().await;
+}
+
+/// How often the right to write about members has changed hands.
+async fn tenures(world: &World) -> i64 {
+    let mut database = database(world).await;
+    let generation = sqlx::query_scalar("SELECT generation FROM fences WHERE name = 'members'");
+    let generation = generation.fetch_optional(&mut database).await.unwrap();
+    generation.unwrap_or(0)
+}
+
+async fn database(world: &World) -> sqlx::SqliteConnection {
+    let url = format!("sqlite:{}", world.dir.path().join("penstock.db").display());
+    sqlx::SqliteConnection::connect(&url).await.unwrap()
+}
+
+async fn execute(world: &World, sql: &'static str) {
+    let mut database = database(world).await;
+    sqlx::query(sql).execute(&mut database).await.unwrap();
+}
+
+async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let waiting = async {
+        while !holds().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, waiting).await;
+    waited.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+/// Sends frames of a gateway until the log calls it a member.
+async fn until_joined(world: &World, id: &str) {
+    until("the gateway is a member", async || {
+        world.bus.publish_frame(Arc::new(gateway(world, id)));
+        let stream = StreamName::members();
+        let members = world.store.read_stream(&stream, 0, 1000).await.unwrap();
+        members.iter().any(
+            |record| matches!(&record.event, Event::MemberJoined(joined) if joined.source.id == id),
+        )
+    })
+    .await;
+}
+
+fn gateway(world: &World, id: &str) -> Frame {
+    Frame {
+        source: Source {
+            kind: SourceKind::Gateway,
+            id: id.into(),
+        },
+        boot: Uuid::from_u128(1),
+        sequence: 0,
+        bucket: Bucket(0),
+        start: world.clock.now(),
+        length_us: 1_000_000,
+        routes: BTreeMap::new(),
+        members: Position::START,
+        hello: Some(Hello {
+            address: None,
+            backends: Vec::new(),
+        }),
+        goodbye: false,
+        deployments: Vec::new(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_replicas_one_records_members_and_the_other_takes_over_when_it_ends() {
+    let world = World::start().await;
+    until("the first holds the lease", async || {
+        tenures(&world).await == 1
+    })
+    .await;
+    let other = Replica::start(&world).await;
+    until_joined(&world, "a").await;
+    // The second has asked for it meanwhile, more than once.
+    tokio::time::sleep(3 * runtime::lease::RENEW_EVERY).await;
+    until_joined(&world, "b").await;
+    assert_eq!(tenures(&world).await, 1, "it was taken from its holder");
+    assert!(!other.serving.is_finished());
+    world.interrupt();
+    until_joined(&world, "c").await;
+    assert_eq!(tenures(&world).await, 2);
+    other.stop().await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_are_recorded_again_when_an_outage_of_the_store_is_over() {
+    let world = World::start().await;
+    until_joined(&world, "a").await;
+    execute(&world, "ALTER TABLE fences RENAME TO hidden").await;
+    let other = Replica::start(&world).await;
+    world.bus.publish_frame(Arc::new(gateway(&world, "b")));
+    // Long enough for the lease to run out, so that it has to be acquired anew.
+    tokio::time::sleep(runtime::lease::TTL + runtime::lease::RENEW_EVERY).await;
+    assert!(!other.serving.is_finished(), "control has given up");
+    assert_eq!(other.health.missing(), Vec::<String>::new());
+    execute(&world, "ALTER TABLE hidden RENAME TO fences").await;
+    until_joined(&world, "b").await;
+    other.stop().await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_about_a_member_that_cannot_be_read_keeps_no_other_from_joining() {
+    let world = World::start().await;
+    until_joined(&world, "a").await;
+    let dir = world.stop().await;
+    let url = format!("sqlite:{}", dir.path().join("penstock.db").display());
+    let mut database = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    let poison = "UPDATE events SET type = 'x-' || type WHERE type = 'member.joined'";
+    let poisoned = sqlx::query(poison).execute(&mut database).await.unwrap();
+    assert_eq!(poisoned.rows_affected(), 1);
+    database.close().await.unwrap();
+    let setup = Setup {
+        dir,
+        seed: 2,
+        ..Setup::default()
+    };
+    let world = World::start_with(setup).await;
+    let joined = async || {
+        world.bus.publish_frame(Arc::new(gateway(&world, "b")));
+        let stream = StreamName::members();
+        let after_poison = world.store.read_stream(&stream, 1, 10).await.unwrap();
+        !after_poison.is_empty()
+    };
+    until("another one joins", joined).await;
     world.stop().await;
 }

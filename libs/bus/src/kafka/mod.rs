@@ -16,6 +16,7 @@
 //! watches over the connection ([`health`]).
 
 mod config;
+mod frames;
 mod health;
 mod message;
 mod publish;
@@ -34,6 +35,7 @@ use contract::frame::Frame;
 use contract::ids::Position;
 use contract::log::Record;
 use contract::route::RouteUpdate;
+use contract::time::Timestamp;
 use rdkafka::ClientContext;
 use rdkafka::client::Client;
 use rdkafka::config::RDKafkaLogLevel;
@@ -218,9 +220,18 @@ impl Bus for KafkaBus {
                 let list: FrameReaders = Arc::new(Mutex::new(vec![sender]));
                 *readers = Some(list.clone());
                 let shared = self.shared.clone();
-                self.spawn("kafka-frames", move || reader::read_frames(&shared, &list));
+                self.spawn("kafka-frames", move || frames::read(&shared, &list));
             }
         }
+        receiver
+    }
+
+    fn subscribe_frames_since(&self, since: Timestamp) -> mpsc::Receiver<Arc<Frame>> {
+        let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE_MAX);
+        let shared = self.shared.clone();
+        self.spawn("kafka-frames", move || {
+            frames::read_since(&shared, since, sender);
+        });
         receiver
     }
 

@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use contract::frame::Frame;
 use contract::ids::{BUCKETS, Bucket};
 use rdkafka::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -19,7 +18,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use super::message::{decode_frame, decode_record};
+use super::message::decode_record;
 use super::{Quiet, Shared, is_broken, lock};
 use crate::BusMessage;
 
@@ -29,8 +28,8 @@ pub(super) const POLL: Duration = Duration::from_millis(100);
 /// The same while the subscriber has no room.
 const POLL_PAUSED: Duration = Duration::from_millis(10);
 
-const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
-const RETRY_AFTER: Duration = Duration::from_millis(300);
+pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const RETRY_AFTER: Duration = Duration::from_millis(300);
 const REBALANCE_TRIES: usize = 10;
 
 /// Messages for one subscriber, in order.
@@ -147,7 +146,7 @@ pub(super) fn consumer<C: ConsumerContext>(
 }
 
 /// Turns "the end" into offsets, so that all that is published after this call is read.
-fn resolve_ends<C: ConsumerContext>(
+pub(super) fn resolve_ends<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     list: &TopicPartitionList,
 ) -> KafkaResult<TopicPartitionList> {
@@ -200,7 +199,7 @@ fn resolve_ends_soon<C: ConsumerContext>(
 }
 
 /// Assigns partitions from their ends on; tries until a broker answers. False: it is time to stop.
-fn assign_from_ends(
+pub(super) fn assign_from_ends(
     shared: &Shared,
     consumer: &BaseConsumer<Quiet>,
     list: &TopicPartitionList,
@@ -399,40 +398,4 @@ fn tell(
     if !buckets.is_empty() {
         lock(outbox).push(what(buckets));
     }
-}
-
-/// All frames, for every subscriber in this process. One without room loses them.
-pub(super) fn read_frames(shared: &Shared, readers: &Mutex<Vec<mpsc::Sender<Arc<Frame>>>>) {
-    if !shared.wait_for_topics() {
-        return;
-    }
-    let list = partitions(&shared.topics.frames, BUCKETS, Offset::End);
-    while !shared.stopping() {
-        let Some(consumer) = consumer(shared, "frames", Quiet) else {
-            continue;
-        };
-        if !assign_from_ends(shared, &consumer, &list) {
-            return;
-        }
-        while !shared.stopping() && !is_broken(consumer.client()) {
-            let Some(message) = poll(&consumer, POLL) else {
-                continue;
-            };
-            match decode_frame(message.payload()) {
-                Ok(frame) => hand_out(shared, readers, Arc::new(frame)),
-                Err(why) => skip(shared, &message, &why),
-            }
-        }
-    }
-}
-
-fn hand_out(shared: &Shared, readers: &Mutex<Vec<mpsc::Sender<Arc<Frame>>>>, frame: Arc<Frame>) {
-    lock(readers).retain(|reader| match reader.try_send(frame.clone()) {
-        Ok(()) => true,
-        Err(TrySendError::Full(_)) => {
-            shared.count_dropped();
-            true
-        }
-        Err(TrySendError::Closed(_)) => false,
-    });
 }

@@ -2,7 +2,8 @@
 //! frames which routes it has reached and what is still in flight on each instance.
 //!
 //! Silence is not consent: a member that has not spoken since we listen is waited for, and a
-//! deadline runs only while frames arrive at all. A gateway that speaks is waited for even before
+//! deadline runs only while frames arrive at all. Who has left, by the log, is waited for no longer,
+//! even if nobody is left. A gateway that speaks is waited for even before
 //! the log calls it a member.
 
 use std::collections::BTreeMap;
@@ -103,7 +104,9 @@ impl DrainWatch {
                 !members.gateways.contains_key(id) && !word.goodbye && !silent
             })
             .peekable();
-        let somebody = !members.gateways.is_empty() || strangers.peek().is_some();
+        let somebody = !members.gateways.is_empty()
+            || strangers.peek().is_some()
+            || members.every_gateway_left();
         let members_let_go = members.gateways.keys().all(|id| {
             let word = self.last_words.get(&(bucket, id.clone()));
             word.is_some_and(let_go)

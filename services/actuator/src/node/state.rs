@@ -94,8 +94,13 @@ pub(super) struct NodeState {
     touched: BTreeSet<EndpointKey>,
     /// Instances that a backend may have and that nothing in the log wants.
     strays: BTreeSet<InstanceId>,
+    /// Endpoints of which nothing is known, because an event of theirs cannot be digested.
+    parked: BTreeSet<EndpointKey>,
     /// To be looked at again after a while.
     later: (BTreeSet<EndpointKey>, BTreeSet<InstanceId>),
+    /// Stands for a fault in the fold.
+    #[cfg(test)]
+    pub(super) panics_at: Option<Position>,
 }
 
 impl NodeState {
@@ -110,7 +115,10 @@ impl NodeState {
             listed: BTreeSet::new(),
             touched: BTreeSet::new(),
             strays: BTreeSet::new(),
+            parked: BTreeSet::new(),
             later: Default::default(),
+            #[cfg(test)]
+            panics_at: None,
         }
     }
 
@@ -121,6 +129,8 @@ impl NodeState {
         };
         let endpoint = self.endpoints.entry(key.clone()).or_default();
         endpoint.position = record.position;
+        #[cfg(test)]
+        assert_ne!(self.panics_at, Some(record.position), "a fault in the fold");
         if record.stream == StreamName::of_node(&key, &self.node) {
             endpoint.version = endpoint.version.max(record.version);
         }
@@ -159,6 +169,43 @@ impl NodeState {
             self.strays.insert(id);
         }
         self.touched.insert(key);
+    }
+
+    /// Drops what was folded of an endpoint. Nothing is done about its instances any more.
+    pub(super) fn park(&mut self, key: &EndpointKey) {
+        self.endpoints.remove(key);
+        self.touched.remove(key);
+        self.later.0.remove(key);
+        let theirs = |(_, home): &(&InstanceId, &EndpointKey)| *home == key;
+        let theirs: Vec<InstanceId> = self
+            .homes
+            .iter()
+            .filter(theirs)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in theirs {
+            self.homes.remove(&id);
+            self.given.remove(&id);
+        }
+        self.parked.insert(key.clone());
+    }
+
+    /// The endpoint has been folded anew: what was left as it was is looked at again.
+    pub(super) fn unpark(&mut self, key: &EndpointKey) {
+        self.parked.remove(key);
+        self.touched.insert(key.clone());
+        let homeless = |id: &&InstanceId| !self.homes.contains_key(*id);
+        self.strays
+            .extend(self.local.keys().filter(homeless).cloned());
+    }
+
+    /// The order for an instance may be the very event that could not be read, so its name tells. A
+    /// name may fit two endpoints; then it is better spared than ended.
+    fn may_be_parked(&self, id: &InstanceId) -> bool {
+        self.parked.iter().any(|key| {
+            let rest = id.as_str().strip_prefix(key.endpoint().as_str());
+            rest.is_some_and(|rest| rest.starts_with('-'))
+        })
     }
 
     /// Takes in a change at a backend.
@@ -290,6 +337,9 @@ impl NodeState {
                 self.touched.insert(endpoint.clone());
                 continue;
             }
+            if self.may_be_parked(&id) {
+                continue;
+            }
             let Some(local) = self.local.get(&id) else {
                 continue;
             };
@@ -343,6 +393,11 @@ impl NodeState {
         };
         let before = self.given.insert(order.id().clone(), given);
         (before != Some(given)).then_some(order)
+    }
+
+    pub(super) fn position(&self, endpoint: &EndpointKey) -> Position {
+        let endpoint = self.endpoints.get(endpoint);
+        endpoint.map_or(Position::START, |e| e.position)
     }
 
     pub(super) fn version(&self, endpoint: &EndpointKey) -> u64 {

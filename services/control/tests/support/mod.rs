@@ -38,6 +38,8 @@ pub struct World {
     /// What has been asked for, with which status it was answered.
     pub answered: Mutex<HashSet<(Method, String, u16)>>,
     shutdown: CancellationToken,
+    /// Ends control alone.
+    interruption: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -148,7 +150,8 @@ impl World {
         let relay = runtime::relay::run(store.clone(), bus.clone(), shutdown.clone());
         let control = Control::bind(config, deps).await.unwrap();
         let addr = control.addr;
-        let stop = shutdown.clone();
+        let interruption = shutdown.child_token();
+        let stop = interruption.clone();
         let tasks = vec![
             tokio::spawn(relay),
             tokio::spawn(async move { control.serve(stop).await.unwrap() }),
@@ -171,6 +174,7 @@ impl World {
             http,
             answered: Mutex::default(),
             shutdown,
+            interruption,
             tasks,
         }
     }
@@ -198,6 +202,11 @@ impl World {
     pub async fn with_deployment(&self, of: &str, name: &str) -> Reply {
         let path = format!("/v1/endpoints/{of}/deployments/{name}");
         self.put(&path, &deployment(of, name)).await.expect(201)
+    }
+
+    /// Ends control; the store and the bus stay.
+    pub fn interrupt(&self) {
+        self.interruption.cancel();
     }
 
     /// Ends the service and gives the directory back.

@@ -1,0 +1,309 @@
+//! Every consumer of the log, on a log with an event that none of them can read: each parks that
+//! endpoint alone, says so, goes on, and takes it back when people say so.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actuator::node::{NodeConfig, NodeDeps};
+use backends::Backend;
+use backends::simulated::SimulatedBackend;
+use bus::LocalBus;
+use contract::events::{
+    ConsumerUnparked, EndpointCreated, EndpointKeys, Event, EventSkipped, SealedKey,
+};
+use contract::ids::{EndpointKey, Position, Uid};
+use contract::log::{Actor, NewEvent, StreamKind, StreamName};
+use contract::resources::BackendKind;
+use contract::time::{Span, Timestamp};
+use control::{Control, ControlConfig, ControlDeps, NoHistory, NoLogs};
+use meter::{Config, HistoryPlace, Meter};
+use runtime::clock::ManualClock;
+use runtime::health::Health;
+use runtime::ids::{Ids, SeededIds};
+use runtime::metrics::Metrics;
+use runtime::parking::PARKED;
+use runtime::reconcile::Deps;
+use sqlx::Connection as _;
+use store::{Append, Commit, RowQuery, Store};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Far more than anything takes; reached only when a test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+const START: Timestamp = Timestamp::from_secs(1_790_000_000);
+/// All that keep a fold of the log, by the names that people park and unpark by.
+const CONSUMERS: [&str; 5] = ["views", "autoscaler", "actuator", "node", "meter"];
+
+struct House {
+    folder: TempDir,
+    store: Store,
+    bus: Arc<LocalBus>,
+    clock: Arc<ManualClock>,
+    ids: Arc<SeededIds>,
+    stop: CancellationToken,
+}
+
+/// A consumer at work.
+struct Running {
+    health: Health,
+    metrics: Metrics,
+    task: JoinHandle<()>,
+}
+
+impl House {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&url(&folder)).await.unwrap();
+        let (bus, stop) = (LocalBus::new(), CancellationToken::new());
+        let relay = runtime::relay::run(store.clone(), bus.clone(), stop.clone());
+        tokio::spawn(relay);
+        Self {
+            folder,
+            store,
+            bus,
+            clock: Arc::new(ManualClock::new(START)),
+            ids: Arc::new(SeededIds::new(1)),
+            stop,
+        }
+    }
+
+    async fn append(&self, kind: StreamKind, endpoint: &str, event: Event) -> Position {
+        let stream = StreamName::of(kind, &key(endpoint));
+        let before = self.store.read_raw(Position::START, 1000).await.unwrap();
+        let before = before.iter().filter(|raw| raw.stream == stream.as_str());
+        let append = Append {
+            stream: stream.clone(),
+            expected_version: before.count() as u64,
+            events: vec![NewEvent {
+                id: self.ids.event_id(START),
+                time: START,
+                actor: Actor::service("test"),
+                event,
+            }],
+        };
+        let commit = Commit {
+            appends: vec![append],
+            ..Commit::default()
+        };
+        self.store.commit(commit).await.unwrap();
+        self.store.head().await.unwrap()
+    }
+
+    async fn run(&self, consumer: &str) -> Running {
+        let (health, metrics) = (Health::default(), Metrics::default());
+        let task = self.spawn(consumer, &health, &metrics).await;
+        Running {
+            health,
+            metrics,
+            task,
+        }
+    }
+
+    async fn spawn(&self, consumer: &str, health: &Health, metrics: &Metrics) -> JoinHandle<()> {
+        let (health, metrics, stop) = (health.clone(), metrics.clone(), self.stop.clone());
+        let deps = Deps {
+            store: self.store.clone(),
+            bus: self.bus.clone(),
+            clock: self.clock.clone(),
+            ids: self.ids.clone(),
+        };
+        match consumer {
+            "views" => {
+                let control = self.control(health, metrics).await;
+                tokio::spawn(async move { control.serve(stop).await.unwrap() })
+            }
+            "autoscaler" => tokio::spawn(async move {
+                let run = autoscaler::run(deps, &metrics, &health, stop);
+                run.await.unwrap();
+            }),
+            "actuator" => tokio::spawn(async move {
+                let run = actuator::planner::run(Some("n".into()), deps, &health, stop);
+                run.await.unwrap();
+            }),
+            "node" => {
+                let run = actuator::node::run(node_config(), self.node(&health), stop);
+                tokio::spawn(async move { run.await.unwrap() })
+            }
+            "meter" => {
+                let meter = self.meter(health, metrics).await;
+                tokio::spawn(async move { meter.run(stop).await.unwrap() })
+            }
+            other => panic!("{other}"),
+        }
+    }
+
+    async fn control(&self, health: Health, metrics: Metrics) -> Control {
+        let config = ControlConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            data: self.folder.path().to_owned(),
+            seal_key: None,
+            replica: None,
+            gateway: None,
+            limits: control::Limits::default(),
+        };
+        let deps = ControlDeps {
+            store: self.store.clone(),
+            bus: self.bus.clone(),
+            clock: self.clock.clone(),
+            ids: self.ids.clone(),
+            metrics,
+            health,
+            logs: Arc::new(NoLogs),
+            history: Arc::new(NoHistory),
+        };
+        Control::bind(config, deps).await.unwrap()
+    }
+
+    fn node(&self, health: &Health) -> NodeDeps {
+        let backend: Arc<dyn Backend> = SimulatedBackend::new("n", START);
+        NodeDeps {
+            store: self.store.clone(),
+            bus: self.bus.clone(),
+            clock: self.clock.clone(),
+            ids: self.ids.clone(),
+            backends: BTreeMap::from([(BackendKind::Simulated, backend)]),
+            component: health.component("node"),
+        }
+    }
+
+    async fn meter(&self, health: Health, metrics: Metrics) -> Meter {
+        let place = HistoryPlace::of_store(&url(&self.folder), self.folder.path());
+        let deps = meter::Deps {
+            store: self.store.clone(),
+            bus: self.bus.clone(),
+            clock: self.clock.clone(),
+            ids: self.ids.clone(),
+            metrics,
+            health,
+        };
+        Meter::open(Config::keeping(place), deps).await.unwrap()
+    }
+
+    /// Waits until exactly these are listed, as `CONSUMER/WORKSPACE/ENDPOINT`.
+    async fn until_parked(&self, expected: &BTreeSet<String>, running: &[Running]) {
+        let listed = async || {
+            let query = RowQuery {
+                model: PARKED.into(),
+                limit: 100,
+                ..RowQuery::default()
+            };
+            let rows = self.store.rows(query).await.unwrap();
+            rows.into_iter().map(|row| row.key).collect::<BTreeSet<_>>()
+        };
+        let waiting = async {
+            while listed().await != *expected {
+                for (consumer, running) in CONSUMERS.iter().zip(running) {
+                    assert!(!running.task.is_finished(), "{consumer} has ended");
+                }
+                // Rows tell nobody that they are written.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
+            panic!("parked: {:?}, expected: {expected:?}", listed().await);
+        }
+    }
+}
+
+fn url(folder: &TempDir) -> String {
+    format!("sqlite:{}", folder.path().join("penstock.db").display())
+}
+
+fn key(endpoint: &str) -> EndpointKey {
+    EndpointKey::new(&endpoint.parse().unwrap())
+}
+
+fn node_config() -> NodeConfig {
+    NodeConfig {
+        node: "n".into(),
+        address: None,
+        keep_instances: true,
+        grace: Span::from_secs(1),
+    }
+}
+
+fn created(name: &str) -> Event {
+    let key = || SealedKey {
+        hash: String::new(),
+        sealed: String::new(),
+    };
+    Event::EndpointCreated(EndpointCreated {
+        uid: Uid(Uuid::from_u128(7)),
+        name: name.parse().unwrap(),
+        labels: BTreeMap::default(),
+        spec: serde_json::from_str("{}").unwrap(),
+        keys: EndpointKeys {
+            primary: key(),
+            secondary: key(),
+        },
+    })
+}
+
+async fn execute(folder: &TempDir, sql: &'static str) {
+    let mut connection = sqlx::SqliteConnection::connect(&url(folder)).await.unwrap();
+    sqlx::query(sql).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_consumer_parks_what_it_cannot_read_and_goes_on() {
+    let house = House::new().await;
+    let poison = house
+        .append(StreamKind::Endpoint, "rose", created("rose"))
+        .await;
+    house
+        .append(StreamKind::Endpoint, "iris", created("iris"))
+        .await;
+    let spoil = "UPDATE events SET type = 'endpoint.not-invented-yet' WHERE position = 1";
+    assert_eq!(poison, Position(1));
+    execute(&house.folder, spoil).await;
+
+    let mut running = Vec::new();
+    for consumer in CONSUMERS {
+        running.push(house.run(consumer).await);
+    }
+    let all = CONSUMERS.map(|consumer| format!("{consumer}/{}", key("rose")));
+    house.until_parked(&all.into(), &running).await;
+    for (consumer, running) in CONSUMERS.iter().zip(&running) {
+        let ready = tokio::time::timeout(PATIENCE, running.health.until_ready()).await;
+        assert!(ready.is_ok(), "{consumer}: {:?}", running.health.missing());
+        let remarks = running.health.remarks().join("; ");
+        assert!(
+            remarks.contains("rose (position 1)"),
+            "{consumer}: {remarks}"
+        );
+        let alarm = format!("penstock_parked_endpoints{{consumer=\"{consumer}\"}} 1");
+        assert!(running.metrics.encode().contains(&alarm), "{consumer}");
+    }
+
+    // Each goes on to read, and what people decide about one says nothing to the others.
+    for (decided, consumer) in CONSUMERS.into_iter().enumerate() {
+        let skipped = Event::EventSkipped(EventSkipped {
+            consumer: consumer.into(),
+            position: poison,
+            reason: "test".into(),
+        });
+        house.append(StreamKind::Parking, "rose", skipped).await;
+        let unparked = Event::ConsumerUnparked(ConsumerUnparked {
+            consumer: consumer.into(),
+            reason: "test".into(),
+        });
+        house.append(StreamKind::Parking, "rose", unparked).await;
+        let left = CONSUMERS.into_iter().skip(decided + 1);
+        let left = left.map(|consumer| format!("{consumer}/{}", key("rose")));
+        house.until_parked(&left.collect(), &running).await;
+        let remarks = running[decided].health.remarks();
+        assert!(remarks.is_empty(), "{consumer}: {remarks:?}");
+    }
+    house.stop.cancel();
+    for (consumer, running) in CONSUMERS.iter().zip(running) {
+        let ended = tokio::time::timeout(PATIENCE, running.task).await;
+        ended
+            .unwrap_or_else(|_| panic!("{consumer} does not end"))
+            .unwrap();
+    }
+}

@@ -14,12 +14,14 @@
 mod kafka;
 mod postgres;
 mod process;
+mod secrets;
 
-pub use kafka::Kafka;
+pub use kafka::{Kafka, Secured};
 pub use postgres::Postgres;
+pub use secrets::{Secrets, USER};
 
 /// Whether whoever runs the tests does without this server.
-fn skipped(part: &str) -> bool {
+pub fn skipped(part: &str) -> bool {
     let skipped = std::env::var("PENSTOCK_SKIP").unwrap_or_default();
     let skipped = skipped.split(',').any(|name| name.trim() == part);
     if skipped {

@@ -1,0 +1,171 @@
+//! Why no broker talks to us. A request that failed tells little more than "transport failure"; what the
+//! matter is, librdkafka says beside, and to producers only. So a producer that sends nothing connects
+//! once more and listens, and what it hears becomes a sentence that says what to do.
+//!
+//! Invariant: what is said comes from the broker and from librdkafka, which repeat no passwords.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, DeliveryResult, ProducerContext};
+
+use super::{KafkaConfig, Quiet, lock};
+
+/// How long is listened.
+const PATIENCE: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(50);
+
+/// Of what a broker or librdkafka says, no more is shown.
+const SHOWN_MAX: usize = 300;
+
+/// What to tell people about a request that failed. Connects, and so takes a moment.
+pub(super) fn why(config: &KafkaConfig, error: &KafkaError) -> String {
+    let heard = listen(config);
+    heard.refusal.unwrap_or_else(|| {
+        let why = heard.last.unwrap_or_else(|| error.to_string());
+        format!("no broker answers ({why})")
+    })
+}
+
+/// Whether a broker or we refuse the connection for a reason that only people can change.
+pub(super) fn refused(config: &KafkaConfig) -> Option<String> {
+    listen(config).refusal
+}
+
+fn listen(config: &KafkaConfig) -> Words {
+    let heard = Heard::default();
+    let client = config.client("reason");
+    let producer: Result<BaseProducer<Heard>, _> =
+        BaseProducer::from_config_and_context(&client, heard.clone());
+    let Ok(producer) = producer else {
+        return Words::default();
+    };
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        producer.poll(POLL);
+        let heard = lock(&heard.0);
+        if heard.refusal.is_some() || heard.is_over {
+            break;
+        }
+    }
+    lock(&heard.0).clone()
+}
+
+#[derive(Clone, Default)]
+struct Words {
+    refusal: Option<String>,
+    last: Option<String>,
+    /// Every broker has been tried.
+    is_over: bool,
+}
+
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Words>>);
+
+impl ClientContext for Heard {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        Quiet.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let mut words = lock(&self.0);
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => words.is_over = true,
+            _ => words.last = Some(shown(reason)),
+        }
+        if words.refusal.is_none() {
+            words.refusal = refusal(reason);
+        }
+        drop(words);
+        Quiet.error(error, reason);
+    }
+}
+
+impl ProducerContext for Heard {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
+
+/// By what librdkafka says; the first that fits.
+const REFUSALS: &[(&str, &str)] = &[
+    (
+        "Unsupported SASL mechanism",
+        "the broker does not take this kind of password; choose another with sasl= in --bus",
+    ),
+    (
+        "mechanism handshake failed",
+        "the broker does not take this kind of password; choose another with sasl= in --bus",
+    ),
+    (
+        "SASL authentication error",
+        "the broker refuses the user or the password; check what user= and password= of --bus refer to, and sasl=",
+    ),
+    (
+        "Authentication failed",
+        "the broker refuses the user or the password; check what user= and password= of --bus refer to, and sasl=",
+    ),
+    (
+        "mismatch",
+        "the broker's certificate is for another name; use the name that stands in it in --bus, and in what the broker advertises",
+    ),
+    (
+        "certificate verify failed",
+        "the broker's certificate is not signed by an authority that is known here; name the authority's file with ca= in --bus",
+    ),
+    (
+        "connecting to a PLAINTEXT broker listener",
+        "the broker does not speak TLS on this port; leave out tls= and ca= in --bus, or use its port with TLS",
+    ),
+    (
+        "SSL handshake failed",
+        "TLS could not be agreed upon with the broker; if it demands a certificate, name one with cert= and key= in --bus",
+    ),
+    (
+        "might require SASL authentication",
+        "the broker closes the connection: it probably demands a password; name one with sasl=, user= and password= in --bus",
+    ),
+    (
+        // A TLS alert, read as a length.
+        "Invalid frame size",
+        "the broker does not answer as Kafka does: its port is probably one with TLS; add tls=on, or ca=, to --bus, and sasl= if it demands a password",
+    ),
+    (
+        "incorrect security.protocol",
+        "the broker closes the connection at once: its port is probably one with TLS; add tls=on, or ca=, to --bus, and sasl= if it demands a password",
+    ),
+];
+
+fn refusal(message: &str) -> Option<String> {
+    let (_, sentence) = REFUSALS.iter().find(|(said, _)| message.contains(said))?;
+    Some(format!("{sentence} ({})", shown(message)))
+}
+
+/// Without the address, which the sentence around it has.
+fn shown(message: &str) -> String {
+    let text = match message.split_once(": ") {
+        Some((address, rest)) if address.contains('/') => rest,
+        _ => message,
+    };
+    text.chars().take(SHOWN_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_apart_from_a_broker_that_is_away() {
+        let away = "a:1/bootstrap: Connect to ipv4#127.0.0.1:1 failed: Connection refused";
+        assert_eq!(refusal(away), None);
+        let said = refusal(
+            "sasl_ssl://a:1/bootstrap: SASL authentication error: Authentication failed (after 5ms)",
+        );
+        let said = said.unwrap();
+        let told = "(SASL authentication error: Authentication failed (after 5ms))";
+        assert!(said.ends_with(told), "{said}");
+    }
+}

@@ -26,7 +26,7 @@ use contract::time::Span;
 use futures::future::join_all;
 use runtime::clock::Clock;
 use runtime::feed::{Feed, FeedItem};
-use runtime::health::Component;
+use runtime::health::{Component, READS_THE_LOG};
 use runtime::ids::Ids;
 use store::{Append, Commit, CommitError, Committed, Fence, Store, StoreError};
 use tokio::sync::mpsc;
@@ -90,6 +90,8 @@ pub async fn run(
     deps: NodeDeps,
     shutdown: CancellationToken,
 ) -> Result<(), NodeError> {
+    deps.component
+        .waiting("takes the node's lease in the store");
     let fence = deps.store.take(&format!("node/{}", config.node)).await?;
     let feed = Feed::open(
         deps.store.clone(),
@@ -109,7 +111,7 @@ pub async fn run(
             stop_watching.clone(),
         ));
     }
-    deps.component.waiting("reads the log");
+    deps.component.waiting(READS_THE_LOG);
     let hello = Hello {
         address: config.address.clone(),
         backends: deps.backends.keys().copied().collect(),

@@ -66,6 +66,7 @@ async fn what_one_replica_writes_the_other_shows_and_what_it_revokes_the_other_r
         ids: world.ids.clone(),
         metrics: Metrics::default(),
         health: health.clone(),
+        internal_token: None,
         logs: Arc::new(NoLogs),
         history: Arc::new(NoHistory),
     };

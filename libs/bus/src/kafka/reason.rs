@@ -37,7 +37,9 @@ pub(super) fn refused(config: &KafkaConfig) -> Option<String> {
 
 fn listen(config: &KafkaConfig) -> Words {
     let heard = Heard::default();
-    let client = config.client("reason");
+    let mut client = config.client("reason");
+    // A connection that is closed by the other side is worth no more to it than this.
+    client.set_log_level(RDKafkaLogLevel::Info);
     let producer: Result<BaseProducer<Heard>, _> =
         BaseProducer::from_config_and_context(&client, heard.clone());
     let Ok(producer) = producer else {
@@ -65,21 +67,29 @@ struct Words {
 #[derive(Clone, Default)]
 struct Heard(Arc<Mutex<Words>>);
 
+impl Heard {
+    fn hear(&self, reason: &str) {
+        let mut words = lock(&self.0);
+        words.last = Some(shown(reason));
+        if words.refusal.is_none() {
+            words.refusal = refusal(reason);
+        }
+    }
+}
+
 impl ClientContext for Heard {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == "FAIL" {
+            self.hear(message);
+        }
         Quiet.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let mut words = lock(&self.0);
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => words.is_over = true,
-            _ => words.last = Some(shown(reason)),
+            Some(RDKafkaErrorCode::AllBrokersDown) => lock(&self.0).is_over = true,
+            _ => self.hear(reason),
         }
-        if words.refusal.is_none() {
-            words.refusal = refusal(reason);
-        }
-        drop(words);
         Quiet.error(error, reason);
     }
 }
@@ -129,6 +139,14 @@ const REFUSALS: &[(&str, &str)] = &[
         "the broker closes the connection: it probably demands a password; name one with sasl=, user= and password= in --bus",
     ),
     (
+        "might be caused by broker version",
+        "the broker closes the connection once TLS is agreed upon; if it demands a certificate, name one with cert= and key= in --bus",
+    ),
+    (
+        "alert certificate required",
+        "the broker demands a certificate; name one with cert= and key= in --bus",
+    ),
+    (
         // A TLS alert, read as a length.
         "Invalid frame size",
         "the broker does not answer as Kafka does: its port is probably one with TLS; add tls=on, or ca=, to --bus, and sasl= if it demands a password",
@@ -144,8 +162,12 @@ fn refusal(message: &str) -> Option<String> {
     Some(format!("{sentence} ({})", shown(message)))
 }
 
-/// Without the address, which the sentence around it has.
+/// Without the name of the thread and the address, which the sentence around it has.
 fn shown(message: &str) -> String {
+    let message = match message.strip_prefix("[thrd:") {
+        Some(rest) => rest.split_once("]: ").map_or(rest, |(_, rest)| rest),
+        None => message,
+    };
     let text = match message.split_once(": ") {
         Some((address, rest)) if address.contains('/') => rest,
         _ => message,

@@ -348,9 +348,13 @@ fn request_body(data: &str) -> Result<Vec<u8>, CliError> {
         return Ok(data.as_bytes().to_vec());
     }
     std::fs::read(Path::new(data)).map_err(|error| {
-        CliError::Failed(format!(
-            "--data `{data}` is neither JSON nor a file that can be read ({error})"
-        ))
+        let message =
+            format!("--data `{data}` is neither JSON nor a file that can be read ({error})");
+        // What was meant as JSON is mistyped; a file that is not there is a failure, as elsewhere.
+        match data.trim_start().starts_with(['{', '[', '"']) {
+            true => CliError::Usage(message),
+            false => CliError::Failed(message),
+        }
     })
 }
 
@@ -446,5 +450,6 @@ mod tests {
         std::fs::write(&file, [0, 159, 146]).unwrap();
         assert_eq!(request_body(file.to_str().unwrap()).unwrap(), [0, 159, 146]);
         assert_eq!(request_body("{broken").unwrap_err().exit_code(), 2);
+        assert_eq!(request_body("none.json").unwrap_err().exit_code(), 1);
     }
 }

@@ -67,6 +67,11 @@ impl KafkaConfig {
         })
     }
 
+    pub(super) fn is_encrypted(&self) -> bool {
+        let mut settings = self.security.iter();
+        settings.any(|(name, value)| *name == "security.protocol" && value.contains("ssl"))
+    }
+
     /// What every client has in common.
     pub(super) fn client(&self, role: &str) -> ClientConfig {
         let mut config = ClientConfig::new();

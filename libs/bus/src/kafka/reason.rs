@@ -37,6 +37,7 @@ pub(super) fn refused(config: &KafkaConfig) -> Option<String> {
 
 fn listen(config: &KafkaConfig) -> Words {
     let heard = Heard::default();
+    lock(&heard.0).is_encrypted = config.is_encrypted();
     let mut client = config.client("reason");
     // A connection that is closed by the other side is worth no more to it than this.
     client.set_log_level(RDKafkaLogLevel::Info);
@@ -60,6 +61,8 @@ fn listen(config: &KafkaConfig) -> Words {
 struct Words {
     refusal: Option<String>,
     last: Option<String>,
+    /// We speak TLS.
+    is_encrypted: bool,
     /// Every broker has been tried.
     is_over: bool,
 }
@@ -72,7 +75,7 @@ impl Heard {
         let mut words = lock(&self.0);
         words.last = Some(shown(reason));
         if words.refusal.is_none() {
-            words.refusal = refusal(reason);
+            words.refusal = refusal(reason, words.is_encrypted);
         }
     }
 }
@@ -143,6 +146,10 @@ const REFUSALS: &[(&str, &str)] = &[
         "the broker closes the connection once TLS is agreed upon; if it demands a certificate, name one with cert= and key= in --bus",
     ),
     (
+        "alert bad certificate",
+        "the broker refuses our certificate, or demands one; name it with cert= and key= in --bus",
+    ),
+    (
         "alert certificate required",
         "the broker demands a certificate; name one with cert= and key= in --bus",
     ),
@@ -151,14 +158,21 @@ const REFUSALS: &[(&str, &str)] = &[
         "Invalid frame size",
         "the broker does not answer as Kafka does: its port is probably one with TLS; add tls=on, or ca=, to --bus, and sasl= if it demands a password",
     ),
-    (
-        "incorrect security.protocol",
-        "the broker closes the connection at once: its port is probably one with TLS; add tls=on, or ca=, to --bus, and sasl= if it demands a password",
-    ),
 ];
 
-fn refusal(message: &str) -> Option<String> {
-    let (_, sentence) = REFUSALS.iter().find(|(said, _)| message.contains(said))?;
+/// What a broker does that is spoken to in clear and expects TLS. One that is just ending does it
+/// too, but not for long.
+const CLOSED_AT_ONCE: &str = "in state APIVERSION_QUERY";
+
+const WANTS_TLS: &str = "the broker closes the connection at once, so its port is probably one with TLS; add tls=on, or ca=, to --bus, and sasl= if it demands a password";
+
+fn refusal(message: &str, is_encrypted: bool) -> Option<String> {
+    let known = REFUSALS.iter().find(|(said, _)| message.contains(said));
+    let sentence = match known {
+        Some((_, sentence)) => sentence,
+        None if !is_encrypted && message.contains(CLOSED_AT_ONCE) => WANTS_TLS,
+        None => return None,
+    };
     Some(format!("{sentence} ({})", shown(message)))
 }
 
@@ -182,12 +196,21 @@ mod tests {
     #[test]
     fn a_refusal_is_told_apart_from_a_broker_that_is_away() {
         let away = "a:1/bootstrap: Connect to ipv4#127.0.0.1:1 failed: Connection refused";
-        assert_eq!(refusal(away), None);
+        assert_eq!(refusal(away, false), None);
         let said = refusal(
             "sasl_ssl://a:1/bootstrap: SASL authentication error: Authentication failed (after 5ms)",
+            true,
         );
         let said = said.unwrap();
         let told = "(SASL authentication error: Authentication failed (after 5ms))";
         assert!(said.ends_with(told), "{said}");
+    }
+
+    #[test]
+    fn a_connection_closed_at_once_speaks_for_tls_only_where_we_have_none() {
+        let closed = "a:1/bootstrap: Disconnected: connection closed by peer: receive 0 after POLLIN \
+             (after 1ms in state APIVERSION_QUERY)";
+        assert!(refusal(closed, false).unwrap().contains("add tls=on"));
+        assert_eq!(refusal(closed, true), None);
     }
 }

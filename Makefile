@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-gateway bench-log sim faults away schemas stack-up stack-down clean
+.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-gateway bench-log sim fuzz faults away schemas stack-up stack-down clean
 
 # A toolchain that was just installed is not on the path of this shell yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -60,6 +60,12 @@ sim: ## Simulation at length: COUNT= runs from SEED= on (defaults 200 from a ran
 	@scripts/setup.sh
 	@export SEED=$${SEED:-$$RANDOM} COUNT=$${COUNT:-200}; echo "SEED=$$SEED COUNT=$$COUNT"; \
 	cargo test --locked -p penstock-tests --test simulation
+
+fuzz: ## Documents, events and answers of models changed at random: COUNT= of each from SEED= on (200000, random)
+	@scripts/setup.sh
+	@export SEED=$${SEED:-$$RANDOM} COUNT=$${COUNT:-200000}; echo "SEED=$$SEED COUNT=$$COUNT"; \
+	cargo test --locked -p penstock-tests --test fuzz && \
+	PROPTEST_CASES=$$COUNT cargo test --locked -p penstock-gateway --lib upstream
 
 faults: ## Faults at length on a real PostgreSQL and a real Kafka: COUNT= of them from SEED= on, BROKERS= (300, random, 3)
 	@scripts/setup.sh stack

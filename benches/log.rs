@@ -248,11 +248,10 @@ async fn plain_sqlite(connection: &mut SqliteConnection, batch: &[RawRecord]) {
 
 async fn postgres_appends(events: usize, rounds: usize) -> Line {
     let own = match std::env::var("PENSTOCK_TEST_POSTGRES") {
-        Ok(url) => (url, None),
+        Ok(url) => (format!("{}/postgres", url.trim_end_matches('/')), None),
         Err(_) => {
-            let starting =
-                tokio::task::spawn_blocking(|| postgres::Server::start(postgres::Sync::On));
-            let server = starting.await.unwrap();
+            let starting = tokio::task::spawn_blocking(servers::Postgres::start);
+            let server = starting.await.unwrap().unwrap();
             (server.url("postgres"), Some(server))
         }
     };

@@ -152,6 +152,7 @@ impl House {
             ids: self.ids.clone(),
             metrics,
             health,
+            internal_token: None,
             logs: Arc::new(NoLogs),
             history: Arc::new(NoHistory),
         };

@@ -9,6 +9,8 @@
 # VOTERS is `1@127.0.0.1:PORT[,2@…]`: ids and controller ports of all brokers. Everything listens on loopback alone.
 # KAFKA_FRONTS=LISTEN:KNOWN[,…] adds listeners that clients are told to reach on another port: a proxy's. The nth of
 # one broker belongs with the nth of the others.
+# KAFKA_SECURED=PORT,PORT,FOLDER adds two with TLS: the first lets in who shows a password (PLAIN or SCRAM-SHA-512), the
+# second who shows a certificate. FOLDER has server.pem (key and certificate), ca.pem, and user (`NAME PASSWORD`).
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -58,6 +60,15 @@ properties() {
     known+=",FRONT$nth://127.0.0.1:${front#*:}"
     protocols+=",FRONT$nth:PLAINTEXT"
   done
+  if [ -n "${KAFKA_SECURED:-}" ]; then
+    local by_password by_certificate secrets name password
+    IFS=, read -r by_password by_certificate secrets <<<"$KAFKA_SECURED"
+    read -r name password <"$secrets/user"
+    listeners+=",PASSWORD://127.0.0.1:$by_password,CERTIFICATE://127.0.0.1:$by_certificate"
+    known+=",PASSWORD://127.0.0.1:$by_password,CERTIFICATE://127.0.0.1:$by_certificate"
+    protocols+=",PASSWORD:SASL_SSL,CERTIFICATE:SSL"
+    secured
+  fi
   brokers=$(tr ',' '\n' <<<"$voters" | wc -l)
   if [ "$brokers" -ge 3 ]; then
     factor=3
@@ -95,7 +106,22 @@ log.index.size.max.bytes=1048576
 PROPERTIES
 }
 
+secured() {
+  local login=org.apache.kafka.common.security
+  cat <<PROPERTIES
+ssl.keystore.type=PEM
+ssl.keystore.location=$secrets/server.pem
+ssl.truststore.type=PEM
+ssl.truststore.location=$secrets/ca.pem
+listener.name.certificate.ssl.client.auth=required
+listener.name.password.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512
+listener.name.password.plain.sasl.jaas.config=$login.plain.PlainLoginModule required user_$name="$password";
+listener.name.password.scram-sha-512.sasl.jaas.config=$login.scram.ScramLoginModule required;
+PROPERTIES
+}
+
 run() {
+  local scram=() name password
   folder=$1
   java=(java "${java_options[@]}" "-Dpenstock.folder=$folder" "-Dlog4j2.configurationFile=$here/log4j2.properties"
     -cp "$jars/lib/*")
@@ -104,7 +130,11 @@ run() {
   mkdir -p "$folder"
   properties "$2" "$3" "$4" "$5" >"$folder/server.properties"
   if [ ! -f "$folder/data/meta.properties" ]; then
-    "${java[@]}" kafka.tools.StorageTool format -t "$cluster" -c "$folder/server.properties" >"$folder/format.log" 2>&1 ||
+    if [ -n "${KAFKA_SECURED:-}" ]; then
+      read -r name password <"${KAFKA_SECURED##*,}/user"
+      scram=(--add-scram "SCRAM-SHA-512=[name=$name,password=$password]")
+    fi
+    "${java[@]}" kafka.tools.StorageTool format -t "$cluster" -c "$folder/server.properties" "${scram[@]+"${scram[@]}"}" >"$folder/format.log" 2>&1 ||
       fail "could not format $folder/data: $(tail -n 3 "$folder/format.log")"
   fi
   : >"$folder/broker.log"

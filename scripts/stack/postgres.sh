@@ -4,9 +4,12 @@
 #   postgres.sh run FOLDER PORT [SIGNAL]    makes a cluster in FOLDER if it is new and becomes its server, in the
 #                                           foreground; gets SIGNAL when its parent ends
 #   postgres.sh answers PORT                succeeds if the server takes connections
-#   postgres.sh createdb URL NAME           makes a database on the server of URL
+#   postgres.sh createdb URL NAME [OWNER]   makes a database on the server of URL
+#   postgres.sh role URL NAME PASSWORD      makes a role that may log in
 #
 # It trusts everybody on loopback (user postgres). PostgreSQL refuses root, so root runs it as user postgres.
+# POSTGRES_SECURED=FOLDER, with server.crt and server.key, trusts user postgres on its socket in FOLDER of `run` alone:
+# whoever comes over the network needs TLS and a password. POSTGRES_OPTIONS has more options of the server.
 set -euo pipefail
 
 fail() {
@@ -39,15 +42,27 @@ run() {
   if [ ! -f data/PG_VERSION ]; then
     "${as[@]}" "$bin/initdb" -D data -U postgres -A trust -E UTF8 --locale=C --no-sync >/dev/null
   fi
+  local tls=()
+  if [ -n "${POSTGRES_SECURED:-}" ]; then
+    mkdir -p tls
+    cp "$POSTGRES_SECURED/server.crt" "$POSTGRES_SECURED/server.key" tls/
+    printf 'local all postgres trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n' >tls/hba
+    [ "${#as[@]}" -eq 0 ] || chown -R postgres tls
+    chmod 600 tls/server.key
+    tls=(-c ssl=on -c "ssl_cert_file=$folder/tls/server.crt" -c "ssl_key_file=$folder/tls/server.key"
+      -c "hba_file=$folder/tls/hba")
+  fi
   # A change of user clears the signal, so it is asked for last.
   [ "${#as[@]}" -gt 0 ] || as=(setpriv)
   exec "${as[@]}" --pdeathsig "$signal" "$bin/postgres" -D data -p "$port" -k "$folder" \
-    -c listen_addresses=127.0.0.1 -c max_connections=200 -c shared_buffers=32MB
+    -c listen_addresses=127.0.0.1 -c max_connections=300 -c shared_buffers=32MB \
+    "${tls[@]+"${tls[@]}"}" ${POSTGRES_OPTIONS:-}
 }
 
 case "${1:-}" in
   run) shift; run "$@" ;;
   answers) bin=$(programs); "$bin/pg_isready" -q -h 127.0.0.1 -p "$2" -U postgres -d postgres ;;
-  createdb) bin=$(programs); "$bin/createdb" --maintenance-db="$2" "$3" ;;
-  *) fail "usage: postgres.sh run FOLDER PORT [SIGNAL] | answers PORT | createdb URL NAME" ;;
+  createdb) bin=$(programs); "$bin/createdb" --maintenance-db="$2" ${4:+-O "$4"} "$3" ;;
+  role) bin=$(programs); "$bin/psql" -qX -d "$2" -c "CREATE ROLE \"$3\" LOGIN PASSWORD '$4'" ;;
+  *) fail "usage: postgres.sh run FOLDER PORT [SIGNAL] | answers PORT | createdb URL NAME [OWNER] | role URL NAME PASSWORD" ;;
 esac

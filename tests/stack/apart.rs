@@ -90,6 +90,19 @@ async fn two_of_everything_serve_one_endpoint() {
     let counts: Vec<usize> = on_nodes.values().map(Vec::len).collect();
     assert_eq!(counts, [2, 2], "instances are spread over the nodes");
 
+    // The second node is reached under another address, and so are its instances.
+    let path = "/v1/instances?endpoint=iris&limit=100";
+    let listed = house.cluster.read(path).await;
+    let hosts: BTreeSet<&str> = listed["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|instance| instance["state"] == "ready")
+        .map(|instance| instance["address"].as_str().unwrap())
+        .map(|address| address.split(':').next().unwrap())
+        .collect();
+    assert_eq!(hosts, BTreeSet::from(["127.0.0.1", "127.0.0.2"]));
+
     // Each brain shows what the other one was told.
     for (writer, reader) in [("brain-1", "brain-2"), ("brain-2", "brain-1")] {
         let mut document = endpoint_document("iris");

@@ -77,10 +77,15 @@ impl Process {
             "--clock-offset-file",
             &offset.display().to_string(),
         ];
+        let mut arguments = arguments.map(str::to_owned).to_vec();
+        // Another host, as far as one machine can have one.
+        if name == "node-2" {
+            arguments.push("--advertise-host=127.0.0.2".to_owned());
+        }
         Self {
             name,
             role,
-            arguments: arguments.map(str::to_owned).to_vec(),
+            arguments,
             environment: BTreeMap::from([
                 ("PENSTOCK_STORE", servers.store.clone()),
                 ("PENSTOCK_BUS", servers.bus.clone()),

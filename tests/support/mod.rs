@@ -297,7 +297,7 @@ pub fn deployment_document(endpoint: &str, name: &str, instances: u32) -> Value 
         "apiVersion": "penstock/v1", "kind": "Deployment", "metadata": {"name": name, "endpoint": endpoint},
         "spec": {
             "backend": "process", "instanceType": "cpu-small", "instances": instances,
-            "command": [scorer(), "--port", "{port}"],
+            "command": [scorer(), "--host", "{host}", "--port", "{port}"],
             "requestSettings": {"maxConcurrentRequestsPerInstance": 4, "maxQueueWait": "5s"},
             "readinessProbe": {"path": "/", "period": "100ms"}
         }

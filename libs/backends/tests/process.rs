@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::logs::{LogLimits, logs};
-use backends::process::{ProcessBackend, ProcessConfig, installation_id, node_id};
+use backends::process::{Host, ProcessBackend, ProcessConfig, installation_id, node_id};
 use backends::{Backend, BackendError, Observed, ObservedPhase, Order};
 use contract::ids::InstanceId;
 use contract::resources::EnvValue;
@@ -449,6 +449,43 @@ async fn an_instance_that_ignores_the_polite_signal_is_killed_after_the_grace() 
     let gone = removed(&backend, &ready.id, Span::from_millis(100)).await;
     assert_eq!(gone.phase, ObservedPhase::Removed { code: None });
     assert!(!is_running(ready.pid.unwrap()));
+}
+
+#[tokio::test]
+async fn an_instance_listens_where_its_node_is_reached_and_keeps_its_address_when_that_changes() {
+    let data = tempfile::tempdir().unwrap();
+    let mut elsewhere = config(data.path());
+    elsewhere.host = Host::advertised("127.0.0.2").unwrap();
+    let backend = ProcessBackend::open(elsewhere).await.unwrap();
+    let order = order("a-1", 1, &Behaviour::default());
+    let ready = started(&backend, order.clone()).await;
+    let address = ready.address.unwrap();
+    assert!(address.starts_with("127.0.0.2:"), "{address}");
+    call(&address, "/");
+    backend.release().await;
+    drop(backend);
+
+    let backend = open(data.path()).await;
+    let mut changes = backend.watch();
+    // It is asked where it listens, also by a node that is reached elsewhere now.
+    let adopted = until(&mut changes, is_ready).await;
+    assert_eq!(adopted.address, Some(address));
+    removed(&backend, &order.id, GRACE).await;
+}
+
+#[tokio::test]
+async fn an_instance_that_listens_on_loopback_alone_is_not_ready_on_another_host() {
+    let data = tempfile::tempdir().unwrap();
+    let mut elsewhere = config(data.path());
+    elsewhere.host = Host::advertised("127.0.0.2").unwrap();
+    let backend = ProcessBackend::open(elsewhere).await.unwrap();
+    let mut order = order("a-1", 1, &Behaviour::default().with("HOST", "127.0.0.1"));
+    order.spec.readiness_probe.failure_threshold = 5;
+    let mut changes = backend.watch();
+    backend.ensure(order).await.unwrap();
+    let ended = until(&mut changes, is_exited).await;
+    let reason = reason_of_exit(&ended);
+    assert!(reason.contains("must listen on {host}"), "{reason}");
 }
 
 #[tokio::test]

@@ -61,6 +61,10 @@ pub trait Bus: Send + Sync + 'static {
     fn dropped(&self) -> u64;
     /// None while all is well, else a sentence for readiness.
     fn trouble(&self) -> Option<String>;
+    /// What people should know of although all works, such as events without a second copy.
+    fn remark(&self) -> Option<String> {
+        None
+    }
     /// Sends what waits to be sent, ends all subscriptions and leaves their groups.
     async fn close(&self);
 }

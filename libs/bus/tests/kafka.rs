@@ -464,11 +464,28 @@ async fn a_bus_opens_without_a_broker_and_works_once_there_is_one() {
     bus.close().await;
 }
 
+/// Topics from when there was one broker: they are used, and people hear what that means.
+async fn single_copies_are_remarked(kafka: &Kafka) {
+    let prefix = kafka.prefix();
+    let settings = [("retention.ms", "-1"), ("min.insync.replicas", "1")];
+    make_topic(kafka, &format!("{prefix}.events"), 64, &settings).await;
+    let bus = open(kafka, &prefix).await;
+    until("a word on the copies", || bus.remark().is_some()).await;
+    let remark = bus.remark().unwrap();
+    assert!(remark.contains("have 1 of the 3 copies"), "{remark}");
+    assert!(remark.contains("kafka-reassign-partitions.sh"), "{remark}");
+    // It takes nothing from readiness.
+    until("all is well", || bus.trouble().is_none()).await;
+    bus.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_three_brokers_the_kill_of_a_leader_loses_nothing() {
     let Some(kafka) = Kafka::start(3) else { return };
     let prefix = kafka.prefix();
     let bus = open(&kafka, &prefix).await;
+    assert_eq!(bus.remark(), None);
+    single_copies_are_remarked(&kafka).await;
     let events = bus.topics().events.clone();
     let mut reader = Reader::joined(&*bus, Subscription::Whole).await;
     let records = log(10_000);

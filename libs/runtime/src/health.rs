@@ -89,6 +89,13 @@ impl Health {
     }
 }
 
+/// What a service that shares the buckets with its replicas says before it has any.
+pub const UNASSIGNED: &str =
+    "waits for its share of the buckets, which the bus deals out among the replicas";
+
+/// What it says then.
+pub const READS_THE_LOG: &str = "reads the log up to its end";
+
 impl Component {
     pub fn ready(&self) {
         self.health.change(&self.name, |words| words.waiting = None);
@@ -97,6 +104,15 @@ impl Component {
     pub fn waiting(&self, reason: &str) {
         self.health
             .change(&self.name, |words| words.waiting = Some(reason.to_owned()));
+    }
+
+    /// Another reason, if it still waits: who is ready stays so.
+    pub fn waits_on(&self, reason: &str) {
+        self.health.change(&self.name, |words| {
+            if words.waiting.is_some() {
+                words.waiting = Some(reason.to_owned());
+            }
+        });
     }
 
     /// What cannot be reached at the moment; comes and goes without a word on the rest.
@@ -124,6 +140,17 @@ mod tests {
         control.ready();
         assert_eq!(health.missing(), ["gateway: no routes yet"]);
         gateway.ready();
+        assert!(health.missing().is_empty());
+    }
+
+    #[test]
+    fn who_is_ready_does_not_begin_to_wait_again_for_something_else() {
+        let health = Health::default();
+        let meter = health.component("meter");
+        meter.waits_on("reads the log");
+        assert_eq!(health.missing(), ["meter: reads the log"]);
+        meter.ready();
+        meter.waits_on("reads the log");
         assert!(health.missing().is_empty());
     }
 

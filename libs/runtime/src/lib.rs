@@ -15,3 +15,4 @@ pub mod reconcile;
 pub mod relay;
 pub mod retry;
 pub mod telemetry;
+pub mod token;

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::feed::{Feed, FeedItem};
-use crate::health::Component;
+use crate::health::{Component, READS_THE_LOG, UNASSIGNED};
 use crate::ids::Ids;
 use crate::parking::{self, Parking, Verdict, survive};
 use crate::retry::until_answered;
@@ -152,7 +152,7 @@ pub async fn run<R: Reconciler>(
     let group = Subscription::Group(R::SERVICE);
     let feed = Feed::open(deps.store.clone(), deps.bus.clone(), group, BTreeMap::new());
     let frames = deps.bus.subscribe_frames();
-    component.waiting("reads the log");
+    component.waiting(UNASSIGNED);
     let mut shell = Loop {
         reconciler,
         parking: Parking::open(R::SERVICE, deps.store.clone(), component.clone()),
@@ -233,7 +233,10 @@ impl<R: Reconciler> Loop<R> {
                     self.entries.remove(&key);
                 }
             }
-            FeedItem::Assigned(buckets) => self.take(&buckets).await?,
+            FeedItem::Assigned(buckets) => {
+                self.component.waits_on(READS_THE_LOG);
+                self.take(&buckets).await?;
+            }
             FeedItem::Revoked(buckets) => self.let_go(&buckets),
             FeedItem::CaughtUp(buckets) => self.caught_up(&buckets),
         }

@@ -13,12 +13,13 @@ use std::time::Duration;
 use contract::ids::{Bucket, Position};
 use contract::log::{Record, RowChange};
 use contract::time::Timestamp;
+use servers::Postgres;
 use sqlx::Connection;
 use store::{
     Append, Cause, Commit, CommitError, Committed, Projector, RowQuery, Store, StoreError, verify,
 };
 use support::place::*;
-use support::postgres::{Database, Server, Sync, skipped};
+use support::postgres::{Database, skipped};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -428,10 +429,9 @@ async fn pass(
 }
 
 /// Where the shared server listens. A server that the user named may be anywhere, so this makes one.
-async fn server_of_ones_own() -> (Server, String) {
-    let server = tokio::task::spawn_blocking(|| Server::start(Sync::On))
-        .await
-        .unwrap();
+async fn server_of_ones_own() -> (Postgres, String) {
+    let server = tokio::task::spawn_blocking(Postgres::start).await.unwrap();
+    let server = server.unwrap();
     let url = server.url("postgres");
     (server, url)
 }
@@ -638,22 +638,22 @@ async fn nothing_acknowledged_is_lost_or_doubled_when_the_server_is_killed() {
     if skipped() {
         return;
     }
-    let (mut server, url) = server_of_ones_own().await;
+    // It must outlive the checks.
+    let (server, url) = server_of_ones_own().await;
+    let server = Arc::new(server);
+    let killed = server.clone();
     let database = Database::on(&url, "").await;
     under_faults(&database.url(), |mut head| async move {
         for _ in 0..3 {
             grows(&mut head).await;
-            server = tokio::task::spawn_blocking(move || {
+            let server = killed.clone();
+            let restarting = tokio::task::spawn_blocking(move || {
                 server.kill();
                 server.restart();
-                server
-            })
-            .await
-            .unwrap();
+            });
+            restarting.await.unwrap();
         }
         grows(&mut head).await;
-        // It must outlive the checks.
-        std::mem::forget(server);
     })
     .await;
 }

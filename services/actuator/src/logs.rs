@@ -17,11 +17,8 @@ use bytes::Bytes;
 use contract::ids::{DeploymentRef, InstanceId, Name};
 use contract::time::Timestamp;
 use futures::stream::BoxStream;
+use runtime::token::InternalToken;
 use serde::{Deserialize, Serialize};
-use subtle::ConstantTimeEq;
-
-/// Shortest token that is taken; a shorter one could be guessed.
-pub const TOKEN_BYTES_MIN: usize = 16;
 
 /// Which lines are asked for. The names of the control API, but `since` is always an instant.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,45 +48,6 @@ pub trait NodeLogs: Send + Sync + 'static {
         of: &DeploymentRef,
         query: LogsQuery,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, String>;
-}
-
-/// What the processes of an installation know each other by.
-#[derive(Clone)]
-pub struct InternalToken(Arc<str>);
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TokenError {
-    #[error(
-        "the internal token is shorter than {TOKEN_BYTES_MIN} characters; make one with `openssl rand -hex 32`"
-    )]
-    Short,
-}
-
-impl InternalToken {
-    pub fn new(token: &str) -> Result<Self, TokenError> {
-        let token = token.trim();
-        if token.len() < TOKEN_BYTES_MIN {
-            return Err(TokenError::Short);
-        }
-        Ok(Self(token.into()))
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether these headers of a request carry it.
-    pub fn is_in(&self, headers: &HeaderMap) -> bool {
-        let header = headers.get(header::AUTHORIZATION);
-        let given = header.and_then(|header| header.as_bytes().strip_prefix(b"Bearer "));
-        given.is_some_and(|given| bool::from(given.ct_eq(self.0.as_bytes())))
-    }
-}
-
-impl std::fmt::Debug for InternalToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("InternalToken")
-    }
 }
 
 #[derive(Clone)]

@@ -31,7 +31,7 @@ use contract::time::Span;
 use futures::future::join_all;
 use runtime::clock::Clock;
 use runtime::feed::{Feed, FeedItem};
-use runtime::health::Component;
+use runtime::health::{Component, READS_THE_LOG};
 use runtime::ids::Ids;
 use runtime::parking::{Parking, survive};
 use runtime::retry::until_answered;
@@ -101,6 +101,8 @@ pub async fn run(
     deps: NodeDeps,
     shutdown: CancellationToken,
 ) -> Result<(), NodeError> {
+    deps.component
+        .waiting("takes the node's lease in the store");
     let lease = format!("node/{}", config.node);
     let taking = until_answered(&deps.component, || deps.store.take(&lease));
     let Some(fence) = shutdown.run_until_cancelled(taking).await else {
@@ -125,7 +127,7 @@ pub async fn run(
             stop_watching.clone(),
         ));
     }
-    deps.component.waiting("reads the log");
+    deps.component.waiting(READS_THE_LOG);
     let hello = Hello {
         address: config.address.clone(),
         backends: deps.backends.keys().copied().collect(),

@@ -5,13 +5,14 @@
 use std::io;
 use std::sync::Arc;
 
-use actuator::logs::{InternalToken, LogsQuery, NodeLogs, TokenError, router};
+use actuator::logs::{LogsQuery, NodeLogs, router};
 use bytes::Bytes;
 use contract::ids::DeploymentRef;
 use contract::time::Timestamp;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use reqwest::StatusCode;
+use runtime::token::{InternalToken, TokenError};
 use tokio::net::TcpListener;
 
 const TOKEN: &str = "0123456789abcdef";

@@ -44,6 +44,8 @@ pub struct Call {
     pub body: Bytes,
     /// None on routes that need no token.
     pub principal: Option<Principal>,
+    /// May know how the process is: it showed a token, or comes from this machine.
+    pub is_trusted: bool,
     pub now: Timestamp,
 }
 

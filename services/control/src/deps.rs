@@ -12,6 +12,7 @@ use runtime::clock::Clock;
 use runtime::health::Health;
 use runtime::ids::Ids;
 use runtime::metrics::Metrics;
+use runtime::token::InternalToken;
 use store::Store;
 
 #[derive(Clone)]
@@ -22,6 +23,8 @@ pub struct ControlDeps {
     pub ids: Arc<dyn Ids>,
     pub metrics: Metrics,
     pub health: Health,
+    /// By which other processes of this installation are let in to health and metrics.
+    pub internal_token: Option<InternalToken>,
     pub logs: Arc<dyn LogSource>,
     pub history: Arc<dyn HistorySource>,
 }

@@ -31,5 +31,6 @@ pub use config::{ControlConfig, Limits};
 pub use deps::{
     ControlDeps, HistoryQuery, HistorySource, LogQuery, LogSource, NoHistory, NoLogs, SourceError,
 };
+pub use listener::accept;
 pub use service::{Control, ControlError};
 pub use views::ViewsProjector;

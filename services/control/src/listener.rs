@@ -1,4 +1,4 @@
-//! The API's connections: how many there are, how long a client may take, and how they end.
+//! Connections of the API, and of the admin listeners of other processes: how many there are, how long a client may take, and how they end.
 //!
 //! Invariant: nothing that a client does or leaves undone holds a connection for ever, and no more of
 //! them are open than the limits say. Those beyond wait in the kernel's queue, unaccepted.
@@ -102,7 +102,7 @@ async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {
             // It was gone before it was taken.
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "control cannot accept connections; trying again");
+                tracing::error!(%error, "connections cannot be accepted; trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -80,6 +80,11 @@ fn operation(entry: &Entry, generator: &mut schemars::SchemaGenerator) -> Value 
             operation["security"] = json!([{}, {"token": []}]);
             operation["description"] = json!("Needs no token on loopback.");
         }
+        Gate::Health => {
+            operation["security"] = json!([{}, {"token": []}]);
+            operation["description"] =
+                json!("Without a token, and not on loopback, it says no more than the status.");
+        }
         Gate::Role(role) => {
             operation["security"] = json!([{"token": []}]);
             operation["description"] = json!(format!("Least role: {}.", word(role)));

@@ -23,8 +23,9 @@ pub struct Seal {
 pub enum SealError {
     #[error("the seal key {path} cannot be used: {detail}; put the right file back")]
     KeyFile { path: String, detail: String },
-    #[error("the seal key `{reference}` cannot be used: {detail}")]
-    Reference { reference: String, detail: String },
+    /// Without what was given, unless it is known to be a reference: it may be the key itself.
+    #[error("the seal key that --seal-key names cannot be used: {detail}")]
+    Reference { detail: String },
     #[error("what was sealed cannot be opened: it was changed, or sealed with another key")]
     Unreadable,
 }
@@ -55,16 +56,23 @@ impl Seal {
     /// The key that replicas share: `env:NAME` or `file:PATH`, with 64 hexadecimal digits, or in a
     /// file 32 bytes.
     pub fn by_reference(reference: &str) -> Result<Self, SealError> {
-        let fail = |detail: String| SealError::Reference {
-            reference: reference.to_owned(),
-            detail,
-        };
+        let fail = |detail: String| SealError::Reference { detail };
         let bytes = match reference.split_once(':') {
-            Some(("env", name)) => std::env::var(name)
-                .map(String::into_bytes)
-                .map_err(|error| fail(error.to_string()))?,
-            Some(("file", path)) => std::fs::read(path).map_err(|error| fail(error.to_string()))?,
-            _ => return Err(fail("write env:NAME or file:PATH".to_owned())),
+            // The name of a variable that is not there may be the key as well.
+            Some(("env", name)) => std::env::var_os(name)
+                .map(std::os::unix::ffi::OsStringExt::into_vec)
+                .ok_or_else(|| fail("env: names a variable that is not set".to_owned()))?,
+            Some(("file", path)) if path.contains('/') => {
+                std::fs::read(path).map_err(|error| fail(format!("{path}: {error}")))?
+            }
+            Some(("file", path)) => std::fs::read(path).map_err(|error| {
+                fail(format!("file: names a file that cannot be read: {error}"))
+            })?,
+            _ => {
+                return Err(fail(
+                    "it is given by reference; write env:NAME or file:PATH".to_owned(),
+                ));
+            }
         };
         let key = match <[u8; 32]>::try_from(bytes.as_slice()) {
             Ok(key) => Some(key),
@@ -199,6 +207,19 @@ mod tests {
         ] {
             assert!(Seal::by_reference(reference).is_err(), "{reference}");
         }
+    }
+
+    #[test]
+    fn a_key_that_is_given_in_place_of_a_reference_is_not_repeated() {
+        let key = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+        for given in [key.to_owned(), format!("env:{key}"), format!("file:{key}")] {
+            let refused = Seal::by_reference(&given).err().unwrap();
+            for text in [refused.to_string(), format!("{refused:?}")] {
+                assert!(!text.contains(key), "{text}");
+            }
+        }
+        let refused = Seal::by_reference("file:/no/such/key").err().unwrap();
+        assert!(refused.to_string().contains("/no/such/key"), "{refused}");
     }
 
     #[test]

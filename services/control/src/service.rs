@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
-use crate::auth::authorize;
+use crate::auth::{authorize, is_ours};
 use crate::call::Call;
 use crate::commands::Commands;
 use crate::config::{CLIENT_FILE, ControlConfig, SEAL_FILE};
@@ -347,7 +347,8 @@ async fn serve(
 ) -> Result<Response, ApiError> {
     let now = app.deps.clock.now();
     let (parts, body) = request.into_parts();
-    let principal = authorize(entry.gate, &app.access, &parts.headers, peer, now)?;
+    let is_ours = is_ours(app.deps.internal_token.as_ref(), &parts.headers, peer);
+    let principal = authorize(entry.gate, &app.access, &parts.headers, is_ours, now)?;
     let query = query(entry, parts.uri.query().unwrap_or_default())?;
     let body = read_whole(body, app.config.limits.body).await?;
     let params = params
@@ -360,6 +361,7 @@ async fn serve(
         query,
         headers: parts.headers,
         body,
+        is_trusted: is_ours || principal.is_some(),
         principal,
         now,
     };

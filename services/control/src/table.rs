@@ -28,8 +28,10 @@ type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     Open,
-    /// Open on loopback, a viewer's elsewhere.
+    /// Open on loopback; elsewhere for viewers, and for who has the internal token.
     Loopback,
+    /// Open, and tells the details to whom [`Gate::Loopback`] lets in.
+    Health,
     Role(AccessRole),
 }
 
@@ -210,8 +212,8 @@ pub fn routes() -> Vec<Entry> {
             Json(of::<access::Revoked>), access::revoke),
         entry!(GET "/openapi.json" "openapi" Gate::Open, "This document",
             Json(anything), ops::openapi),
-        entry!(GET "/healthz" "healthz" Gate::Loopback, "Alive", Json(of::<ops::Health>), ops::healthz),
-        entry!(GET "/readyz" "readyz" Gate::Loopback, "Can serve; else says what is missing",
+        entry!(GET "/healthz" "healthz" Gate::Health, "Alive", Json(of::<ops::Health>), ops::healthz),
+        entry!(GET "/readyz" "readyz" Gate::Health, "Can serve; else says what is missing",
             Json(of::<ops::Health>), ops::readyz),
         entry!(GET "/metrics" "metrics" Gate::Loopback, "Metrics in the OpenMetrics text format", Text, ops::metrics),
     ]

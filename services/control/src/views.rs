@@ -24,7 +24,7 @@ use contract::resources::{InstanceTally, ProvisioningState};
 use domain::endpoint::Endpoint;
 use domain::views::Projection;
 use runtime::feed::{Feed, FeedItem};
-use runtime::health::Component;
+use runtime::health::{Component, READS_THE_LOG};
 use runtime::parking::{Parking, Verdict, fold_anew, history, survive};
 use runtime::retry::until_answered;
 use store::{CommitError, Projector, StoreError, Unreadable};
@@ -150,7 +150,7 @@ impl ViewsConsumer {
             skipped: skipped.clone(),
             progress: progress.subscribe(),
         };
-        component.waiting("reads the log");
+        component.waiting(READS_THE_LOG);
         let parking = Parking::open(CONSUMER, deps.store.clone(), component.clone());
         let consumer = Self {
             deps,

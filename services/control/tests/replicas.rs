@@ -86,6 +86,7 @@ impl Replica {
             ids: world.ids.clone(),
             metrics: Metrics::default(),
             health: health.clone(),
+            internal_token: None,
             logs: Arc::new(NoLogs),
             history: Arc::new(NoHistory),
         };

@@ -51,4 +51,5 @@ mod timer;
 mod upstream;
 
 pub use config::Config;
+pub use saved::has_saved_routes;
 pub use service::{Deps, Error, Gateway, run};

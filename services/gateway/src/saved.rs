@@ -30,6 +30,11 @@ pub fn path(data: &Path) -> PathBuf {
     data.join(FILE)
 }
 
+/// Whether an earlier life has left routes to serve by.
+pub fn has_saved_routes(data: &Path) -> bool {
+    path(data).exists()
+}
+
 /// The saved routes. A file that cannot be read is as none: control sends the routes again.
 pub fn load(data: &Path) -> Vec<Arc<RouteUpdate>> {
     let path = path(data);

@@ -18,7 +18,7 @@ use domain::usage::{Counted, Due, SAVED_EVERY, Usage};
 use futures::future::{join_all, try_join_all};
 use runtime::clock::Clock;
 use runtime::feed::{Feed, FeedItem};
-use runtime::health::{Component, Health};
+use runtime::health::{Component, Health, READS_THE_LOG, UNASSIGNED};
 use runtime::ids::Ids;
 use runtime::metrics::Metrics;
 use runtime::parking::{Parking, Verdict, fold_anew, history, survive};
@@ -117,7 +117,7 @@ impl Meter {
     /// Opens the history, takes back what was saved, and listens from now on.
     pub async fn open(config: Config, deps: Deps) -> Result<Self, MeterError> {
         let component = deps.health.component(SERVICE);
-        component.waiting("reads the log");
+        component.waiting(UNASSIGNED);
         let frames = deps.bus.subscribe_frames();
         let feed = Feed::open(
             deps.store.clone(),
@@ -189,6 +189,7 @@ impl Meter {
                 self.parking.unreadable(&unreadable, now);
             }
             FeedItem::Assigned(buckets) => {
+                self.component.waits_on(READS_THE_LOG);
                 let fences = self.take(&buckets).await?;
                 let mut saved = self.claim(&fences).await;
                 for (bucket, fence) in fences {

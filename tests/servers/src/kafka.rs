@@ -5,17 +5,25 @@ use std::sync::OnceLock;
 
 use rustix::process::Signal;
 
-use crate::process::{Folder, Server, free_port, script, succeeds};
-
-/// Ports are chosen before they are used, so somebody else may be quicker.
-const ATTEMPTS: usize = 3;
+use crate::process::{Folder, Server, free_port, must_run, script, start_on_free_ports, succeeds};
+use crate::secrets::Secrets;
 
 pub struct Kafka {
     brokers: Vec<Broker>,
     /// `HOST:PORT[,…]`.
     addresses: String,
+    secured: Option<Secured>,
     // Dropped after the brokers.
     _folder: Option<Folder>,
+}
+
+/// Listeners of a broker that let in only who may come.
+pub struct Secured {
+    /// `HOST:PORT`: TLS, then a password by PLAIN or SCRAM-SHA-512.
+    pub by_password: String,
+    /// `HOST:PORT`: TLS on both sides.
+    pub by_certificate: String,
+    pub secrets: Secrets,
 }
 
 struct Broker {
@@ -25,6 +33,8 @@ struct Broker {
     port: u16,
     /// Ports behind proxies, each with the port that clients are told.
     fronts: Vec<(u16, u16)>,
+    /// What `KAFKA_SECURED` says.
+    secured: String,
 }
 
 impl Kafka {
@@ -40,15 +50,25 @@ impl Kafka {
             return None;
         }
         fetch_jars();
-        for _ in 1..ATTEMPTS {
-            if let Ok(kafka) = Self::try_start(proxies) {
-                return Some(kafka);
-            }
+        Some(start_on_free_ports("Kafka", || {
+            Self::try_start(proxies, false)
+        }))
+    }
+
+    /// One broker that has [`Secured`] listeners too.
+    pub fn start_secured() -> Option<Self> {
+        if crate::skipped("kafka") {
+            return None;
         }
-        match Self::try_start(proxies) {
-            Ok(kafka) => Some(kafka),
-            Err(why) => panic!("Kafka did not start: {why}"),
-        }
+        fetch_jars();
+        Some(start_on_free_ports("Kafka", || {
+            Self::try_start(&[Vec::new()], true)
+        }))
+    }
+
+    /// Of a broker that was started with them.
+    pub fn secured(&self) -> &Secured {
+        self.secured.as_ref().unwrap()
     }
 
     /// One broker that all tests of this program share: nobody kills it, and everybody takes a
@@ -60,6 +80,7 @@ impl Kafka {
             Ok(addresses) => Some(Self {
                 brokers: Vec::new(),
                 addresses,
+                secured: None,
                 _folder: None,
             }),
             Err(_) => Self::start(1),
@@ -67,9 +88,14 @@ impl Kafka {
         shared.as_ref()
     }
 
-    fn try_start(proxies: &[Vec<u16>]) -> Result<Self, String> {
+    fn try_start(proxies: &[Vec<u16>], is_secured: bool) -> Result<Self, String> {
         let count = proxies.len();
         let folder = Folder::new("kafka");
+        let secured = is_secured.then(|| Secured {
+            by_password: format!("127.0.0.1:{}", free_port()),
+            by_certificate: format!("127.0.0.1:{}", free_port()),
+            secrets: Secrets::write(&folder.path().join("secrets")),
+        });
         let ports: Vec<(u16, u16)> = (0..count).map(|_| (free_port(), free_port())).collect();
         let voters: Vec<String> = ports
             .iter()
@@ -94,6 +120,7 @@ impl Kafka {
                 .iter()
                 .map(|known| (free_port(), *known))
                 .collect(),
+            secured: secured.as_ref().map_or(String::new(), Secured::to_script),
         };
         let kafka = Self {
             brokers: ports.iter().enumerate().map(broker).collect(),
@@ -102,6 +129,7 @@ impl Kafka {
                 .map(|(port, _)| format!("127.0.0.1:{port}"))
                 .collect::<Vec<_>>()
                 .join(","),
+            secured,
             _folder: Some(folder),
         };
         kafka.brokers.iter().for_each(Broker::launch);
@@ -165,6 +193,18 @@ impl Kafka {
     }
 }
 
+impl Secured {
+    fn to_script(&self) -> String {
+        let port = |address: &str| address.rsplit(':').next().unwrap().to_owned();
+        format!(
+            "{},{},{}",
+            port(&self.by_password),
+            port(&self.by_certificate),
+            self.secrets.folder.display()
+        )
+    }
+}
+
 impl Broker {
     fn launch(&self) {
         let folder = std::path::Path::new(&self.arguments[0]);
@@ -178,6 +218,7 @@ impl Broker {
         let fronts = self.fronts.iter();
         let fronts = fronts.map(|(port, known)| format!("{port}:{known}"));
         command.env("KAFKA_FRONTS", fronts.collect::<Vec<_>>().join(","));
+        command.env("KAFKA_SECURED", &self.secured);
         self.server.start(command, &folder.join("out.log"));
     }
 
@@ -197,13 +238,5 @@ impl Broker {
 
 /// Before any broker starts, so that a machine without them hears of it in a sentence.
 fn fetch_jars() {
-    let output = Command::new(script("kafka.sh"))
-        .arg("jars")
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    must_run("kafka.sh", &["jars"]);
 }

@@ -14,9 +14,11 @@
 mod kafka;
 mod postgres;
 mod process;
+mod secrets;
 
-pub use kafka::Kafka;
+pub use kafka::{Kafka, Secured};
 pub use postgres::Postgres;
+pub use secrets::{Secrets, USER};
 
 /// Whether whoever runs the tests does without this part.
 pub fn skipped(part: &str) -> bool {

@@ -6,18 +6,26 @@ use std::sync::OnceLock;
 
 use rustix::process::Signal;
 
-use crate::process::{Folder, Server, free_port, script, succeeds};
-
-/// Ports are chosen before they are used, so somebody else may be quicker.
-const ATTEMPTS: usize = 3;
+use crate::process::{Folder, Server, free_port, must_run, script, start_on_free_ports, succeeds};
+use crate::secrets::{Secrets, USER};
 
 pub struct Postgres {
     server: Server,
     /// `postgres://…@HOST:PORT`, without a database.
     url: String,
     port: u16,
+    secrets: Option<Secrets>,
+    is_synced: bool,
     // Dropped after the server.
     folder: Option<Folder>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Secured,
+    /// Loses what it has acknowledged if it is killed.
+    Unsynced,
 }
 
 impl Postgres {
@@ -26,20 +34,39 @@ impl Postgres {
         Self::start_in(&std::env::temp_dir())
     }
 
+    /// One that nobody kills needs no disk to hold what it says, and answers sooner.
+    fn start_unsynced() -> Option<Self> {
+        if crate::skipped("postgres") {
+            return None;
+        }
+        Some(start_on_free_ports("PostgreSQL", || {
+            Self::try_start(&std::env::temp_dir(), Kind::Unsynced)
+        }))
+    }
+
     /// The same, with its data below a folder that every user can reach.
     pub fn start_in(parent: &Path) -> Option<Self> {
         if crate::skipped("postgres") {
             return None;
         }
-        for _ in 1..ATTEMPTS {
-            if let Ok(postgres) = Self::try_start(parent) {
-                return Some(postgres);
-            }
+        Some(start_on_free_ports("PostgreSQL", || {
+            Self::try_start(parent, Kind::Plain)
+        }))
+    }
+
+    /// A server that lets in over the network only who comes with TLS and shows a password.
+    pub fn start_secured() -> Option<Self> {
+        if crate::skipped("postgres") {
+            return None;
         }
-        match Self::try_start(parent) {
-            Ok(postgres) => Some(postgres),
-            Err(why) => panic!("PostgreSQL did not start: {why}"),
-        }
+        Some(start_on_free_ports("PostgreSQL", || {
+            Self::try_start(&std::env::temp_dir(), Kind::Secured)
+        }))
+    }
+
+    /// Of a server that was started with them.
+    pub fn secrets(&self) -> &Secrets {
+        self.secrets.as_ref().unwrap()
     }
 
     /// One server that all tests of this program share: nobody kills it, and everybody takes a
@@ -52,42 +79,73 @@ impl Postgres {
                 server: Server::default(),
                 url: url.trim_end_matches('/').to_owned(),
                 port: 0,
+                secrets: None,
+                is_synced: true,
                 folder: None,
             }),
-            Err(_) => Self::start(),
+            Err(_) => Self::start_unsynced(),
         });
         shared.as_ref()
     }
 
-    fn try_start(parent: &Path) -> Result<Self, String> {
+    fn try_start(parent: &Path, kind: Kind) -> Result<Self, String> {
         let port = free_port();
+        let folder = Folder::below(parent, "postgres");
+        let secrets =
+            (kind == Kind::Secured).then(|| Secrets::write(&folder.path().join("secrets")));
         let postgres = Self {
             server: Server::default(),
             url: format!("postgres://postgres@127.0.0.1:{port}"),
             port,
-            folder: Some(Folder::below(parent, "postgres")),
+            secrets,
+            is_synced: kind != Kind::Unsynced,
+            folder: Some(folder),
         };
         postgres.launch()?;
+        if let Some(secrets) = &postgres.secrets {
+            let maintenance = postgres.maintenance("postgres");
+            must_run(
+                "postgres.sh",
+                &["role", &maintenance, USER, &secrets.password],
+            );
+        }
         Ok(postgres)
+    }
+
+    /// The URL of a database.
+    pub fn url(&self, database: &str) -> String {
+        format!("{}/{database}", self.url)
     }
 
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The URL of a new, empty database.
+    /// The URL of a new, empty database. Of a secured server it is without a password.
     pub fn database(&self) -> String {
         let name = crate::unique("t");
-        let output = Command::new(script("postgres.sh"))
-            .args(["createdb", &format!("{}/postgres", self.url), &name])
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        format!("{}/{name}", self.url)
+        let maintenance = self.maintenance("postgres");
+        let mut arguments = vec!["createdb", &maintenance, &name];
+        if self.secrets.is_some() {
+            arguments.push(USER);
+        }
+        must_run("postgres.sh", &arguments);
+        match self.secrets {
+            Some(_) => format!("postgres://{USER}@127.0.0.1:{}/{name}", self.port),
+            None => format!("{}/{name}", self.url),
+        }
+    }
+
+    /// How its owner gets in.
+    fn maintenance(&self, database: &str) -> String {
+        match (&self.secrets, self.folder()) {
+            (Some(_), Some(folder)) => format!(
+                "postgresql:///{database}?user=postgres&host={}&port={}",
+                folder.display(),
+                self.port
+            ),
+            _ => format!("{}/{database}", self.url),
+        }
     }
 
     /// SIGKILL to the server and to all its processes.
@@ -129,6 +187,11 @@ impl Postgres {
         command.arg(script("postgres.sh")).arg("run").arg(&folder);
         // QUIT: its own processes end with it.
         command.args([&self.port.to_string(), "QUIT"]);
+        if let Some(secrets) = &self.secrets {
+            command.env("POSTGRES_SECURED", &secrets.folder);
+        }
+        let options = if self.is_synced { "" } else { "-c fsync=off" };
+        command.env("POSTGRES_OPTIONS", options);
         let output = folder.with_extension("log");
         self.server.start(command, &output);
         let port = self.port.to_string();

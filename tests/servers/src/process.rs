@@ -14,11 +14,36 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
+/// Ports are chosen before they are used, so somebody else may be quicker.
+const ATTEMPTS: usize = 3;
+
+/// Starts a server on ports that are chosen anew each time.
+pub fn start_on_free_ports<T>(name: &str, mut start: impl FnMut() -> Result<T, String>) -> T {
+    let mut why = String::new();
+    for _ in 0..ATTEMPTS {
+        match start() {
+            Ok(server) => return server,
+            Err(reason) => why = reason,
+        }
+    }
+    panic!("{name} did not start: {why}");
+}
+
 /// The scripts that know how servers are run, shared with `make stack-up`.
 pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../scripts/stack")
         .join(name)
+}
+
+/// Runs a script to its end, which must be a good one.
+pub fn must_run(name: &str, arguments: &[&str]) {
+    let output = Command::new(script(name)).args(arguments).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// Runs a script to its end.

@@ -7,6 +7,7 @@ mod model;
 mod server;
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,10 @@ use server::{Log, Server};
 #[derive(Parser)]
 #[command(name = "penstock-scorer", version)]
 struct Args {
-    /// Port on 127.0.0.1; 0 picks a free one and prints it
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// Port to listen on; 0 picks a free one and prints it
     #[arg(long)]
     port: u16,
     /// Neurons in each hidden layer: the variant of the model
@@ -76,12 +80,15 @@ async fn serve(args: Args) -> io::Result<()> {
         _ = interrupt.recv() => return Ok(()),
     }
 
-    let listener = TcpListener::bind(("127.0.0.1", args.port))
+    let listener = TcpListener::bind((args.host, args.port))
         .await
         .map_err(|error| {
             io::Error::new(
                 error.kind(),
-                format!("cannot listen on 127.0.0.1:{}: {error}", args.port),
+                format!(
+                    "cannot listen on {}: {error}",
+                    SocketAddr::new(args.host, args.port)
+                ),
             )
         })?;
     log.line(

@@ -6,7 +6,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -20,6 +20,9 @@ use crate::Order;
 pub(super) const INSTALLATION: &str = "PENSTOCK_INSTALLATION";
 pub(super) const INSTANCE: &str = "PENSTOCK_INSTANCE";
 pub(super) const GENERATION: &str = "PENSTOCK_GENERATION";
+
+/// Where the instance is to listen; beside `PORT`, which most servers know.
+const HOST: &str = "PENSTOCK_HOST";
 
 /// What of our own environment an instance gets. Everything else stays here: a secret that one
 /// deployment refers to as `env:NAME` is not for all the others.
@@ -50,30 +53,29 @@ pub(super) struct Surroundings {
     pub installation: String,
     /// Where `serve` was started: relative programs are looked up from here, and instances run here.
     pub working_directory: PathBuf,
+    /// The address that instances listen on.
+    pub listen: IpAddr,
 }
 
 /// A port that nobody listens on now, and that is not among `taken`: an instance that has not bound
 /// its port yet looks like nobody.
-pub(super) fn free_port(taken: impl Fn(u16) -> bool) -> io::Result<u16> {
+pub(super) fn free_port(listen: IpAddr, taken: impl Fn(u16) -> bool) -> io::Result<u16> {
     const TRIES: u32 = 64;
     for _ in 0..TRIES {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-            .local_addr()?
-            .port();
+        let port = TcpListener::bind((listen, 0))?.local_addr()?.port();
         if !taken(port) {
             return Ok(port);
         }
     }
     Err(io::Error::new(
         io::ErrorKind::AddrInUse,
-        "no free port was found on 127.0.0.1",
+        format!("no free port was found on {listen}"),
     ))
 }
 
 /// Somebody listens on the port.
-pub(super) fn is_taken(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-        .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+pub(super) fn is_taken(listen: IpAddr, port: u16) -> bool {
+    TcpListener::bind((listen, port)).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 /// Starts the process; on failure says in a sentence why not. `output` is opened for append and
@@ -105,11 +107,12 @@ pub(super) fn launch(
 }
 
 fn command(order: &Order, surroundings: &Surroundings, port: u16) -> Result<Command, String> {
-    let mut words = order
-        .spec
-        .command
-        .iter()
-        .map(|word| word.replace("{port}", &port.to_string()));
+    let listen = surroundings.listen.to_string();
+    let fill = |text: &str| {
+        text.replace("{port}", &port.to_string())
+            .replace("{host}", &listen)
+    };
+    let mut words = order.spec.command.iter().map(|word| fill(word));
     let program = words
         .next()
         .filter(|program| !program.is_empty())
@@ -121,10 +124,15 @@ fn command(order: &Order, surroundings: &Surroundings, port: u16) -> Result<Comm
         .env_clear()
         .envs(passed_on());
     for (name, value) in &order.spec.env {
-        command.env(name, resolve_env(name, value)?);
+        let value = match value {
+            EnvValue::Plain(text) => fill(text).into(),
+            EnvValue::Secret(secret) => resolve_secret(name, &secret.secret_ref)?,
+        };
+        command.env(name, value);
     }
     command
         .env("PORT", port.to_string())
+        .env(HOST, &listen)
         .env(INSTALLATION, &surroundings.installation)
         .env(INSTANCE, order.id.as_str())
         .env(GENERATION, order.generation.to_string());
@@ -147,11 +155,7 @@ fn passed_on() -> impl Iterator<Item = (OsString, OsString)> {
     })
 }
 
-fn resolve_env(name: &str, value: &EnvValue) -> Result<OsString, String> {
-    let reference = match value {
-        EnvValue::Plain(text) => return Ok(text.into()),
-        EnvValue::Secret(secret) => secret.secret_ref.as_str(),
-    };
+fn resolve_secret(name: &str, reference: &str) -> Result<OsString, String> {
     let refused = |why: String| format!("the secret `{reference}` for spec.env.{name} {why}");
     if let Some(variable) = reference.strip_prefix("env:") {
         return env::var_os(variable).ok_or_else(|| {
@@ -204,23 +208,19 @@ pub(super) fn is_output_held(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::net::Ipv4Addr;
+
     use contract::ids::InstanceId;
-    use contract::resources::SecretRef;
 
     use super::*;
-
-    fn secret(reference: &str) -> EnvValue {
-        EnvValue::Secret(SecretRef {
-            secret_ref: reference.into(),
-        })
-    }
 
     #[test]
     fn a_secret_from_a_file_loses_the_newline_at_its_end_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         fs::write(&path, "two\nlines\n").unwrap();
-        let value = resolve_env("DB", &secret(&format!("file:{}", path.display())));
+        let value = resolve_secret("DB", &format!("file:{}", path.display()));
         assert_eq!(value.unwrap(), "two\nlines");
     }
 
@@ -231,17 +231,18 @@ mod tests {
             "file:/nonexistent/x",
             "vault:x",
         ] {
-            let error = resolve_env("DB", &secret(reference)).unwrap_err();
+            let error = resolve_secret("DB", reference).unwrap_err();
             assert!(error.contains(reference), "{error}");
             assert!(error.contains("spec.env.DB"), "{error}");
         }
     }
 
     #[test]
-    fn the_port_replaces_its_placeholder_wherever_it_stands() {
+    fn host_and_port_replace_their_placeholders_wherever_they_stand() {
         let spec = serde_json::json!({
             "backend": "process", "instanceType": "t",
-            "command": ["./scorer", "--listen=127.0.0.1:{port}", "{port}"],
+            "command": ["./scorer", "--listen={host}:{port}", "{port}"],
+            "env": {"URL": "http://{host}:{port}/"},
         });
         let order = Order {
             id: InstanceId::from("a".to_owned()),
@@ -252,17 +253,26 @@ mod tests {
         let surroundings = Surroundings {
             installation: "i".into(),
             working_directory: "/srv".into(),
+            listen: "127.0.0.2".parse().unwrap(),
         };
         let command = command(&order, &surroundings, 4711).unwrap();
         assert_eq!(command.get_program(), "/srv/./scorer");
         let args: Vec<_> = command.get_args().collect();
-        assert_eq!(args, ["--listen=127.0.0.1:4711", "4711"]);
+        assert_eq!(args, ["--listen=127.0.0.2:4711", "4711"]);
+        let told: BTreeMap<_, _> = command.get_envs().collect();
+        let told = |name: &str| told[std::ffi::OsStr::new(name)].unwrap();
+        assert_eq!(told("URL"), "http://127.0.0.2:4711/");
+        assert_eq!(told("PENSTOCK_HOST"), "127.0.0.2");
+        assert_eq!(told("PORT"), "4711");
     }
 
     #[test]
     fn a_port_that_is_promised_to_an_instance_is_not_given_to_another() {
         let refused = std::cell::Cell::new(0);
-        let port = free_port(|_| refused.replace(refused.get() + 1) < 3).unwrap();
+        let port = free_port(Ipv4Addr::LOCALHOST.into(), |_| {
+            refused.replace(refused.get() + 1) < 3
+        })
+        .unwrap();
         assert!(port > 0);
         assert_eq!(refused.get(), 4);
     }

@@ -6,6 +6,7 @@
 //! record names; when an instance is reported as ended, all its processes are gone.
 
 mod adopt;
+mod host;
 mod launch;
 mod os;
 mod probe;
@@ -32,6 +33,7 @@ use launch::Surroundings;
 use os::{CpuMeter, Leader};
 use record::{Record, RecordPhase, StateFolder, is_usable_id};
 
+pub use host::Host;
 pub use record::{installation_id, node_id};
 
 /// How often output files are looked at.
@@ -44,6 +46,8 @@ pub struct ProcessConfig {
     pub node: String,
     /// Relative programs are looked up here, and instances run here.
     pub working_directory: PathBuf,
+    /// Of the instances that are started from now on; others keep theirs.
+    pub host: Host,
     pub log_limits: LogLimits,
     /// From the polite signal to the hard one, where no order says it: for what is found running
     /// without a record, and for instances given up by their probes.
@@ -56,6 +60,7 @@ impl ProcessConfig {
             data_dir,
             node,
             working_directory,
+            host: Host::default(),
             log_limits: LogLimits::default(),
             grace: Span::from_secs(10),
         }
@@ -212,6 +217,7 @@ impl Shared {
         let surroundings = Surroundings {
             installation: installation_id(&config.data_dir).map_err(failed)?,
             working_directory: config.working_directory.clone(),
+            listen: config.host.listen(),
         };
         Ok(Self {
             surroundings,
@@ -321,6 +327,7 @@ impl Shared {
                 order: Some(order.clone()),
                 process: None,
                 port: None,
+                host: self.config.host.clone(),
             },
             phase: ObservedPhase::Starting,
             adopted: false,
@@ -334,8 +341,9 @@ impl Shared {
     /// Starts the process of an instance that is admitted and recorded.
     fn start(&self, order: &Order) -> Result<Leader, String> {
         let id = &order.id;
-        let port =
-            launch::free_port(|port| self.is_promised(port)).map_err(|error| error.to_string())?;
+        let listen = self.surroundings.listen;
+        let port = launch::free_port(listen, |port| self.is_promised(port))
+            .map_err(|error| error.to_string())?;
         let output = output_path(&self.config.data_dir, &order.deployment, id);
         let child = launch::launch(order, &self.surroundings, port, &output)?;
         let pid = child.id() as i32;
@@ -344,6 +352,7 @@ impl Shared {
         self.update(id, |entry| {
             entry.record.process = process;
             entry.record.port = Some(port);
+            entry.record.host = self.config.host.clone();
             if entry.record.phase == RecordPhase::Starting {
                 entry.record.phase = RecordPhase::Running;
             }
@@ -402,6 +411,7 @@ impl Shared {
                 order: None,
                 process: None,
                 port: None,
+                host: self.config.host.clone(),
             },
             phase: ObservedPhase::Removed { code: None },
             adopted: false,

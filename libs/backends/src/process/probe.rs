@@ -61,7 +61,7 @@ impl Row {
 /// What is probed, and how.
 #[derive(Clone, Debug)]
 pub(super) struct Probes {
-    pub port: u16,
+    pub address: SocketAddr,
     pub readiness: ProbeSpec,
     pub liveness: ProbeSpec,
     /// Runs for longer than any initial delay already.
@@ -91,7 +91,7 @@ impl Probes {
         let mut ticks = ticks(spec);
         loop {
             ticks.tick().await;
-            let answer = ask(self.port, spec).await;
+            let answer = ask(self.address, spec).await;
             let verdict = match (row.count(answer.is_ok(), spec), answer) {
                 (Some(true), _) => {
                     was_ready.send_replace(true);
@@ -135,7 +135,7 @@ impl Probes {
         let mut ticks = ticks(spec);
         loop {
             ticks.tick().await;
-            let answer = ask(self.port, spec).await;
+            let answer = ask(self.address, spec).await;
             if let (Some(false), Err(detail)) = (row.count(answer.is_ok(), spec), answer) {
                 let reason = format!(
                     "its liveness probe `{}` failed {} times in a row; the last: {detail}",
@@ -154,19 +154,21 @@ fn ticks(spec: &ProbeSpec) -> tokio::time::Interval {
     ticks
 }
 
-async fn ask(port: u16, spec: &ProbeSpec) -> Result<(), String> {
-    match timeout(spec.timeout.to_std(), get(port, &spec.path)).await {
+async fn ask(address: SocketAddr, spec: &ProbeSpec) -> Result<(), String> {
+    match timeout(spec.timeout.to_std(), get(address, &spec.path)).await {
         Ok(answer) => answer,
         Err(_) => Err(format!("no answer within {}", spec.timeout)),
     }
 }
 
 /// A connection of its own for each probe: an instance that accepts no new ones is not healthy.
-async fn get(port: u16, path: &str) -> Result<(), String> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|error| format!("cannot connect to {address}: {error}"))?;
+async fn get(address: SocketAddr, path: &str) -> Result<(), String> {
+    let stream = TcpStream::connect(address).await.map_err(|error| {
+        format!(
+            "cannot connect to {address}: {error}{}",
+            where_to_listen(address)
+        )
+    })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
@@ -186,6 +188,14 @@ async fn get(port: u16, path: &str) -> Result<(), String> {
         Ok(200..=399) => Ok(()),
         Ok(code) => Err(format!("it answered {code}")),
         Err(error) => Err(format!("it gave no answer: {error}")),
+    }
+}
+
+/// Many a server listens on 127.0.0.1 unless it is told otherwise.
+fn where_to_listen(address: SocketAddr) -> &'static str {
+    match address.ip() == Ipv4Addr::LOCALHOST {
+        true => "",
+        false => "; this node's instances must listen on {host}, which is replaced in spec.command",
     }
 }
 

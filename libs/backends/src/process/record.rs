@@ -14,6 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::host::Host;
 use crate::{BackendError, Order};
 
 /// Tombstones that are kept. An id is never used twice, so an old one protects against nothing but
@@ -35,6 +36,9 @@ pub(super) struct Record {
     pub order: Option<Order>,
     pub process: Option<ProcessIdentity>,
     pub port: Option<u16>,
+    /// Where it listens.
+    #[serde(default)]
+    pub host: Host,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +83,7 @@ impl Record {
     }
 
     pub(super) fn address(&self) -> Option<String> {
-        self.port.map(|port| format!("127.0.0.1:{port}"))
+        self.port.map(|port| self.host.address(port))
     }
 }
 

@@ -95,7 +95,7 @@ impl Supervisor {
         let Some(probes) = self.probes() else {
             return Outcome::Hopeless("its record names no port".into());
         };
-        let port = probes.port;
+        let port = probes.address.port();
         let _probing = Abort(tokio::spawn(probes.run(sender)));
         loop {
             let verdict = tokio::select! {
@@ -130,7 +130,7 @@ impl Supervisor {
         let entry = state.entries.get(&self.id)?;
         let spec = &entry.record.order.as_ref()?.spec;
         Some(Probes {
-            port: entry.record.port?,
+            address: entry.record.host.probed(entry.record.port?),
             readiness: spec.readiness_probe.clone(),
             liveness: spec.liveness_probe.clone(),
             adopted: entry.adopted,
@@ -158,8 +158,14 @@ impl Supervisor {
     /// It ended before it was ready, and somebody else has its port: most likely it could not bind.
     fn port_was_taken(&self) -> bool {
         let state = self.shared.state();
-        let port = state.entries.get(&self.id).and_then(|e| e.record.port);
-        !self.was_ready && self.leader.is_child() && port.is_some_and(launch::is_taken)
+        let record = state.entries.get(&self.id).map(|entry| &entry.record);
+        let taken = record.is_some_and(|record| {
+            let listen = record.host.listen();
+            record
+                .port
+                .is_some_and(|port| launch::is_taken(listen, port))
+        });
+        !self.was_ready && self.leader.is_child() && taken
     }
 
     /// Once more with another port. False: it could not be started, and that has been told.

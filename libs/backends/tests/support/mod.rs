@@ -96,7 +96,8 @@ pub fn serve() {
     }
     let port = env::args().next_back().unwrap();
     assert_eq!(env::var("PORT").as_ref(), Ok(&port));
-    let listener = TcpListener::bind(format!("127.0.0.1:{port}")).unwrap();
+    let host = setting("HOST").unwrap_or_else(|| env::var("PENSTOCK_HOST").unwrap());
+    let listener = TcpListener::bind(format!("{host}:{port}")).unwrap();
     static SICK: AtomicBool = AtomicBool::new(false);
     for stream in listener.incoming() {
         thread::spawn(move || {

@@ -67,6 +67,11 @@ impl KafkaConfig {
         })
     }
 
+    pub(super) fn is_encrypted(&self) -> bool {
+        let mut settings = self.security.iter();
+        settings.any(|(name, value)| *name == "security.protocol" && value.contains("ssl"))
+    }
+
     /// What every client has in common.
     pub(super) fn client(&self, role: &str) -> ClientConfig {
         let mut config = ClientConfig::new();
@@ -160,12 +165,15 @@ impl Options {
             return Err("cert and key come together".to_owned());
         }
         let files = [
-            ("ssl.ca.location", self.ca),
-            ("ssl.certificate.location", self.cert),
-            ("ssl.key.location", self.key),
+            ("ca", "ssl.ca.location", self.ca),
+            ("cert", "ssl.certificate.location", self.cert),
+            ("key", "ssl.key.location", self.key),
         ];
-        for (setting, path) in files {
-            settings.extend(path.map(|path| (setting, path)));
+        for (option, setting, path) in files {
+            let Some(path) = path else { continue };
+            // Else it would be said in OpenSSL's words, and only when the client is made.
+            std::fs::File::open(&path).map_err(|error| format!("{option}={path}: {error}"))?;
+            settings.push((setting, path));
         }
         match (self.sasl, self.user, self.password) {
             (None, None, None) => {}
@@ -280,6 +288,10 @@ mod tests {
             ("kafka://a:9092/p?tls=maybe", "on"),
             ("kafka://a:9092/p?tsl=on", "tsl"),
             ("kafka://a:9092/p?cert=x", "key"),
+            (
+                "kafka://a:9092/p?ca=/no/such/file",
+                "ca=/no/such/file: No such",
+            ),
             ("kafka://a:9092/p?sasl=kerberos", "kerberos"),
             ("kafka://a:9092/p?sasl=plain", "password"),
             (

@@ -10,7 +10,7 @@ use rdkafka::config::FromClientConfigAndContext;
 use tokio::sync::watch;
 
 use super::topics::NotReady;
-use super::{Gate, Quiet, Shared, lock, reader};
+use super::{Gate, Quiet, Shared, lock, reader, reason};
 use crate::BusError;
 
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -35,8 +35,14 @@ pub(super) fn watch(
             since: None,
         };
         while !shared.stopping() {
-            match runtime.block_on(shared.topics.ensure(&admin)) {
-                Ok(()) => break,
+            match runtime.block_on(shared.topics.ensure(&shared.config, &admin)) {
+                Ok(remark) => {
+                    if let Some(remark) = &remark {
+                        tracing::warn!("{remark}");
+                    }
+                    *lock(&shared.remark) = remark;
+                    break;
+                }
                 Err(NotReady::Ever(why)) => {
                     trouble.is(&why);
                     gate.send_replace(Gate::Refused(why));
@@ -76,8 +82,9 @@ fn ask(shared: &Shared, admin: &AdminClient<Quiet>) -> Result<(), String> {
         .fetch_metadata(Some(topic), ANSWER_PATIENCE)
         .map_err(|error| {
             format!(
-                "no Kafka broker of {} answers ({error})",
-                shared.config.brokers
+                "Kafka at {}: {}",
+                shared.config.brokers,
+                reason::why(&shared.config, &error)
             )
         })?;
     let topics = metadata.topics().iter();

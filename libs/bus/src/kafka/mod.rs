@@ -21,6 +21,7 @@ mod health;
 mod message;
 mod publish;
 mod reader;
+mod reason;
 mod routes;
 mod topics;
 mod whole;
@@ -70,6 +71,7 @@ struct Shared {
     topics: Topics,
     gate: watch::Receiver<Gate>,
     trouble: Mutex<Option<String>>,
+    remark: Mutex<Option<String>>,
     dropped: Arc<AtomicU64>,
     stopping: AtomicBool,
 }
@@ -94,6 +96,7 @@ impl KafkaBus {
             topics: Topics::new(&config.prefix),
             gate: gate.clone(),
             trouble: Mutex::new(None),
+            remark: Mutex::new(None),
             dropped: dropped.clone(),
             stopping: AtomicBool::new(false),
             config,
@@ -252,6 +255,10 @@ impl Bus for KafkaBus {
 
     fn trouble(&self) -> Option<String> {
         lock(&self.shared.trouble).clone()
+    }
+
+    fn remark(&self) -> Option<String> {
+        lock(&self.shared.remark).clone()
     }
 
     async fn close(&self) {

@@ -10,7 +10,7 @@ use rdkafka::admin::{
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::Quiet;
+use super::{KafkaConfig, Quiet, reason};
 
 const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -112,12 +112,16 @@ impl Topics {
     }
 
     /// Safe to run from many processes at once, and again.
-    pub(super) async fn ensure(&self, admin: &AdminClient<Quiet>) -> Result<(), NotReady> {
-        let (brokers, existing) = list(admin)?;
+    pub(super) async fn ensure(
+        &self,
+        config: &KafkaConfig,
+        admin: &AdminClient<Quiet>,
+    ) -> Result<Option<String>, NotReady> {
+        let (brokers, existing) = list(config, admin)?;
         let wanted = self.wanted();
         let missing: Vec<&Wanted> = wanted
             .iter()
-            .filter(|topic| !existing.iter().any(|(name, _)| name == topic.name))
+            .filter(|topic| !existing.iter().any(|found| found.name == topic.name))
             .collect();
         if !missing.is_empty() {
             let copies = copies(admin, &brokers).await?;
@@ -126,8 +130,8 @@ impl Topics {
             return Err(NotReady::Yet("topics have just been made".to_owned()));
         }
         for topic in &wanted {
-            let found = existing.iter().find(|(name, _)| name == topic.name);
-            let partitions = found.map_or(0, |(_, partitions)| *partitions);
+            let found = existing.iter().find(|found| found.name == topic.name);
+            let partitions = found.map_or(0, |found| found.partitions);
             if partitions != topic.partitions {
                 return Err(NotReady::Ever(format!(
                     "Kafka topic {} has {partitions} partitions and needs {}: records would lie in \
@@ -137,21 +141,66 @@ impl Topics {
                 )));
             }
         }
-        check_settings(admin, &wanted).await
+        let confirmed_by_one = check_settings(admin, &wanted).await?;
+        let kept = [&self.events, &self.global];
+        let kept = existing.iter().filter(|found| kept.contains(&&found.name));
+        let copies = kept.map(|found| found.copies).min().unwrap_or_default();
+        Ok(self.too_few(brokers.len(), copies, confirmed_by_one))
+    }
+
+    /// Made while there were fewer brokers, topics keep fewer copies. It works, until one is lost.
+    fn too_few(&self, brokers: usize, copies: usize, confirmed_by_one: bool) -> Option<String> {
+        let wanted = brokers.min(COPIES);
+        let Self { events, global, .. } = self;
+        if copies < wanted {
+            return Some(format!(
+                "Kafka topics {events} and {global} have {copies} of the {wanted} copies that {brokers} \
+                 brokers allow, since there were fewer when they were made: who loses a broker loses \
+                 events. Add copies with kafka-reassign-partitions.sh, and then have two confirm, with \
+                 kafka-configs.sh --alter --entity-type topics --entity-name {events} --add-config \
+                 min.insync.replicas=2, and the same for {global}"
+            ));
+        }
+        if wanted == COPIES && confirmed_by_one {
+            return Some(format!(
+                "Kafka topics {events} and {global} have {copies} copies, and one is enough to confirm an \
+                 event: who loses a broker may lose the last ones. Have two confirm, with \
+                 kafka-configs.sh --alter --entity-type topics --entity-name {events} --add-config \
+                 min.insync.replicas=2, and the same for {global}"
+            ));
+        }
+        None
     }
 }
 
-type Brokers = Vec<i32>;
-type Existing = Vec<(String, usize)>;
+/// A topic that is there.
+struct Found {
+    name: String,
+    partitions: usize,
+    /// Of the partition that has the fewest.
+    copies: usize,
+}
 
-/// The brokers that are there, and every topic with the number of its partitions.
-fn list(admin: &AdminClient<Quiet>) -> Result<(Brokers, Existing), NotReady> {
+type Brokers = Vec<i32>;
+
+/// The brokers that are there, and every topic.
+fn list(
+    config: &KafkaConfig,
+    admin: &AdminClient<Quiet>,
+) -> Result<(Brokers, Vec<Found>), NotReady> {
     let metadata = admin
         .inner()
         .fetch_metadata(None, REQUEST_PATIENCE)
-        .map_err(|error| NotReady::Yet(format!("no broker answers ({error})")))?;
+        .map_err(|error| NotReady::Yet(reason::why(config, &error)))?;
     let topics = metadata.topics().iter();
-    let topics = topics.map(|topic| (topic.name().to_owned(), topic.partitions().len()));
+    let topics = topics.map(|topic| {
+        let copies = topic.partitions().iter().map(|one| one.replicas().len());
+        Found {
+            name: topic.name().to_owned(),
+            partitions: topic.partitions().len(),
+            copies: copies.min().unwrap_or_default(),
+        }
+    });
     let brokers = metadata.brokers().iter().map(|broker| broker.id());
     Ok((brokers.collect(), topics.collect()))
 }
@@ -217,7 +266,12 @@ async fn create(
     Ok(())
 }
 
-async fn check_settings(admin: &AdminClient<Quiet>, wanted: &[Wanted<'_>]) -> Result<(), NotReady> {
+/// Says whether one copy is enough to confirm an event.
+async fn check_settings(
+    admin: &AdminClient<Quiet>,
+    wanted: &[Wanted<'_>],
+) -> Result<bool, NotReady> {
+    let mut confirmed_by_one = false;
     let resources: Vec<ResourceSpecifier> = wanted
         .iter()
         .map(|topic| ResourceSpecifier::Topic(topic.name))
@@ -232,8 +286,11 @@ async fn check_settings(admin: &AdminClient<Quiet>, wanted: &[Wanted<'_>]) -> Re
             ))
         })?;
         check_topic(topic, &resource)?;
+        let confirming = resource.get("min.insync.replicas");
+        let confirming = confirming.and_then(|entry| entry.value.as_deref());
+        confirmed_by_one |= topic.needed == KEPT_FOR_EVER && confirming == Some("1");
     }
-    Ok(())
+    Ok(confirmed_by_one)
 }
 
 fn check_topic(topic: &Wanted<'_>, resource: &ConfigResource) -> Result<(), NotReady> {

@@ -6,21 +6,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use contract::ids::{BUCKETS, Bucket, Position};
 use contract::log::Record;
 use rdkafka::admin::AdminClient;
+use rdkafka::client::Client;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::metadata::Metadata;
 use rdkafka::topic_partition_list::Offset;
 use tokio::sync::mpsc;
 
 use super::message::decode_record;
 use super::reader::{POLL, partitions};
-use super::{KafkaConfig, Quiet, Topics};
+use super::{KafkaConfig, Quiet, Topics, reason};
 use crate::BusError;
 
 /// Records read ahead of the caller.
@@ -28,6 +30,9 @@ const QUEUE_MAX: usize = 10_000;
 
 /// Without any message and any end for this long, the log cannot be read.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long one question to a broker may take.
+const ASK_FOR: Duration = Duration::from_secs(3);
 
 /// A store that was rebuilt goes on this far above what it knew, so this is no hole.
 const REBUILD_JUMP: u64 = 1 << 20;
@@ -151,13 +156,9 @@ fn read(
 
 /// A topic that is not there would be waited for.
 fn check_exists(config: &KafkaConfig, topic: &str, count: u16) -> Result<(), BusError> {
-    let unreadable = |error: KafkaError| BusError::Unreadable(error.to_string());
-    let client = AdminClient::from_config_and_context(&config.client("log"), Quiet);
-    let metadata = client
-        .map_err(unreadable)?
-        .inner()
-        .fetch_metadata(Some(topic), PATIENCE)
-        .map_err(unreadable)?;
+    let client = AdminClient::from_config_and_context(&config.client("log"), Quiet)
+        .map_err(|error| BusError::Unreadable(error.to_string()))?;
+    let metadata = first_answer(config, client.inner(), topic)?;
     let partitions = metadata
         .topics()
         .iter()
@@ -169,6 +170,27 @@ fn check_exists(config: &KafkaConfig, topic: &str, count: u16) -> Result<(), Bus
     Err(BusError::Unreadable(format!(
         "Kafka topic {topic} has {found} partitions and should have {count}; is the prefix right?"
     )))
+}
+
+/// Waits for a broker, but not where waiting cannot help.
+fn first_answer(
+    config: &KafkaConfig,
+    client: &Client<Quiet>,
+    topic: &str,
+) -> Result<Metadata, BusError> {
+    let began = Instant::now();
+    loop {
+        let error = match client.fetch_metadata(Some(topic), ASK_FOR) {
+            Ok(metadata) => return Ok(metadata),
+            Err(error) => error,
+        };
+        let refused = reason::refused(config);
+        if began.elapsed() >= PATIENCE || refused.is_some() {
+            let why = refused.unwrap_or_else(|| error.to_string());
+            let detail = format!("Kafka at {}: {why}", config.brokers);
+            return Err(BusError::Unreadable(detail));
+        }
+    }
 }
 
 /// Calls `take` with every message; it returns false when nobody wants more.

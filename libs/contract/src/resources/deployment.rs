@@ -23,7 +23,8 @@ pub struct DeploymentSpec {
     pub region: Option<String>,
     #[serde(default)]
     pub purchase: Purchase,
-    /// Program and arguments of an instance; `{port}` is replaced by the port it must listen on.
+    /// Program and arguments of an instance; `{port}` is replaced by the port it must listen on, `{host}`
+    /// by the address. Both are replaced in `env` too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

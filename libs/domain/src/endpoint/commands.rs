@@ -218,7 +218,7 @@ fn revision(state: Option<&Endpoint>, command: &Command) -> Option<u64> {
 fn existing<'a>(state: Option<&'a Endpoint>, context: &Context) -> Result<&'a Endpoint, Refusal> {
     state.ok_or_else(|| {
         let name = &context.endpoint;
-        Refusal::NotFound(format!("there is no endpoint `{name}`; create it first"))
+        Refusal::NotFound(format!("there is no endpoint `{name}`; create it first, or look for its name with `penstock get endpoints`"))
     })
 }
 

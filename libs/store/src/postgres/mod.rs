@@ -30,6 +30,10 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// What the server answers after this much more than the limit is of no use to anybody.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// PostgreSQL's codes of a login that failed.
+const INVALID_PASSWORD: &str = "28P01";
+const INVALID_AUTHORIZATION: &str = "28000";
+
 /// Whether a table of the store exists already.
 pub(crate) const TABLE_EXISTS: &str = "SELECT COUNT(*) FROM information_schema.tables \
      WHERE table_schema = current_schema() AND table_name = $1";
@@ -38,11 +42,18 @@ pub(crate) const TABLE_EXISTS: &str = "SELECT COUNT(*) FROM information_schema.t
 pub(crate) const NOW: &str = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
 
 /// The database that a store is in.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Place {
     options: PgConnectOptions,
     limit: Duration,
     name: String,
+}
+
+/// Without the password that its options may hold.
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
 }
 
 impl Place {
@@ -144,7 +155,8 @@ impl Place {
     }
 
     fn failed(&self, error: &sqlx::Error) -> StoreError {
-        let text = format!("{} cannot be opened: {error}", self.name);
+        let remedy = remedy(error).map_or(String::new(), |remedy| format!("; {remedy}"));
+        let text = format!("{} cannot be opened: {error}{remedy}", self.name);
         match may_pass(error) {
             true => StoreError::Database(text),
             false => StoreError::Refused(text),
@@ -163,6 +175,40 @@ fn may_pass(error: &sqlx::Error) -> bool {
         sqlx::Error::Configuration(_) | sqlx::Error::Tls(_) => false,
         _ => true,
     }
+}
+
+/// What to do about a server that does not let us in.
+fn remedy(error: &sqlx::Error) -> Option<&'static str> {
+    if let sqlx::Error::Database(refused) = error {
+        let said = refused.message();
+        return match refused.code()?.as_ref() {
+            INVALID_PASSWORD => Some(
+                "check the user and the password in the store's URL, or where PGPASSFILE points to",
+            ),
+            INVALID_AUTHORIZATION if said.contains("no encryption") => Some(
+                "the server takes nobody without TLS: put sslmode=verify-full into the store's URL, and sslrootcert=PATH for an authority of your own",
+            ),
+            INVALID_AUTHORIZATION if said.contains("SSL encryption") || said.contains("pg_hba") => {
+                Some("its pg_hba.conf has no line for this user, database and address")
+            }
+            _ => None,
+        };
+    }
+    let said = error.to_string();
+    if said.contains("UnknownIssuer") {
+        return Some(
+            "its certificate is not signed by an authority that is known here: name the authority's file with sslrootcert=PATH in the store's URL",
+        );
+    }
+    if said.contains("NotValidForName") {
+        return Some(
+            "its certificate is for another name: use the name that stands in it in the store's URL",
+        );
+    }
+    if said.contains("server does not support TLS") {
+        return Some("it has no TLS: turn it on there, or leave out sslmode in the store's URL");
+    }
+    None
 }
 
 /// Takes `timeout=SECONDS`, which is ours, out of the URL.
@@ -200,6 +246,7 @@ mod tests {
         let place = Place::parse("postgres://me:secret@db.example:6000/log?timeout=3").unwrap();
         assert_eq!(place.name(), "db.example:6000/log");
         assert_eq!(place.limit, Duration::from_secs(3));
+        assert_eq!(format!("{place:?}"), "db.example:6000/log");
     }
 
     #[test]

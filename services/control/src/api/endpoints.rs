@@ -184,12 +184,16 @@ fn open_keys(app: &App, endpoint: &Endpoint) -> Result<Keys, ApiError> {
     })
 }
 
+fn no_endpoint(name: &Name) -> String {
+    format!("there is no endpoint `{name}`; `penstock get endpoints` lists those that there are")
+}
+
 pub async fn keys(app: Arc<App>, call: Call) -> Answer {
     let name = call.endpoint()?;
     let aggregate = app.commands.endpoint(&name).await?;
     let endpoint = aggregate
         .state
-        .ok_or_else(|| ApiError::not_found(format!("there is no endpoint `{name}`")))?;
+        .ok_or_else(|| ApiError::not_found(no_endpoint(&name)))?;
     json(StatusCode::OK, &open_keys(&app, &endpoint)?)
 }
 
@@ -210,7 +214,7 @@ pub async fn regenerate(app: Arc<App>, call: Call) -> Answer {
     let aggregate = app.commands.endpoint(&name).await?;
     let mut endpoint = aggregate
         .state
-        .ok_or_else(|| ApiError::not_found(format!("there is no endpoint `{name}`")))?;
+        .ok_or_else(|| ApiError::not_found(no_endpoint(&name)))?;
     let key = new_key(&app, endpoint.uid)?;
     match slot {
         KeySlot::Primary => endpoint.keys.primary = key.clone(),

@@ -136,6 +136,7 @@ impl World {
             ids: ids.clone(),
             metrics: Metrics::default(),
             health: health.clone(),
+            internal_token: None,
             logs,
             history,
         };

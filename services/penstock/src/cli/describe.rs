@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::decisions;
 use super::error::CliError;
 use super::get::{path_of, table};
-use super::kinds::{Kind, Scope};
+use super::kinds::{Kind, KindParser, Scope};
 use super::output::{Screen, items, print, text, yaml};
 use crate::client::Client;
 
@@ -16,7 +16,7 @@ use crate::client::Client;
   penstock describe deployment iris/blue
   penstock describe autoscale iris/blue")]
 pub struct DescribeArgs {
-    #[arg(value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[arg(value_name = "KIND", hide_possible_values = true, value_parser = KindParser { command: "describe" })]
     kind: Kind,
     /// ENDPOINT or ENDPOINT/DEPLOYMENT
     name: String,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::decisions;
 use super::error::CliError;
-use super::kinds::{Kind, Scope, full_name};
+use super::kinds::{Kind, KindParser, Scope, full_name};
 use super::output::{Format, Screen, Table, age, items, print, remark, shares, text, yaml};
 use crate::client::{Answer, Client, ClientError};
 
@@ -28,7 +28,7 @@ Kinds: endpoints (endpoint, ep), deployments, autoscales, instances, decisions, 
 The table of instances shows those that live, and failed ones until another is started in their place;
 --all shows those that are over too, as -o json and -o yaml always do.")]
 pub struct GetArgs {
-    #[arg(value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[arg(value_name = "KIND", hide_possible_values = true, value_parser = KindParser { command: "get" })]
     kind: Kind,
     /// ENDPOINT, ENDPOINT/DEPLOYMENT, or the id of an instance or decision
     name: Option<String>,
@@ -51,7 +51,7 @@ pub struct GetArgs {
 
 A deployment with traffic is not deleted: take its share away first (penstock traffic).")]
 pub struct DeleteArgs {
-    #[arg(value_enum, value_name = "KIND", hide_possible_values = true)]
+    #[arg(value_name = "KIND", hide_possible_values = true, value_parser = KindParser { command: "delete" })]
     kind: Kind,
     /// ENDPOINT or ENDPOINT/DEPLOYMENT
     name: String,

@@ -1,5 +1,8 @@
 //! Kinds of things that can be got, with the names people type for them, and `ENDPOINT/DEPLOYMENT`.
 
+use clap::ValueEnum;
+use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
+use clap::error::ErrorKind;
 use contract::ids::{DeploymentRef, Name};
 
 use super::error::CliError;
@@ -31,6 +34,46 @@ impl Kind {
             Self::Decisions => "decision",
             Self::Access => "token",
         }
+    }
+}
+
+/// For clap: a kind; who types a name in its place is told where the kind goes.
+#[derive(Clone, Debug)]
+pub struct KindParser {
+    /// `get`, `describe` or `delete`.
+    pub command: &'static str,
+}
+
+impl TypedValueParser for KindParser {
+    type Value = Kind;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<Kind, clap::Error> {
+        let known = EnumValueParser::<Kind>::new().parse_ref(command, argument, value);
+        let typed = value.to_string_lossy();
+        known.map_err(|error| match typed.parse::<Scope>() {
+            Ok(scope) if scope.deployment.is_some() => self.hint(command, &typed, "deployment"),
+            _ => error,
+        })
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let kinds = Kind::value_variants().iter();
+        Some(Box::new(kinds.filter_map(ValueEnum::to_possible_value)))
+    }
+}
+
+impl KindParser {
+    fn hint(&self, command: &clap::Command, typed: &str, kind: &str) -> clap::Error {
+        let message = format!(
+            "`{typed}` is a name, and the kind stands before it: write `penstock {} {kind} {typed}`\n",
+            self.command
+        );
+        clap::Error::raw(ErrorKind::InvalidValue, message).with_cmd(command)
     }
 }
 

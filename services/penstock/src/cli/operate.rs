@@ -216,10 +216,33 @@ pub async fn scale(client: &Client, args: &ScaleArgs, screen: Screen) -> Result<
         body["until"] = json!(until);
     }
     client.put(&path, &[], &body).await?;
+    warn_beyond_max(client, of, instances).await;
     let until = until.map_or("released".into(), |until| until.to_string());
     print(&format!(
         "deployment {of} pinned to {instances} instances until {until}"
     ))
+}
+
+/// A pin goes before the rules' limits; who passes them may not have meant to.
+async fn warn_beyond_max(client: &Client, of: &DeploymentRef, instances: u32) {
+    let (endpoint, deployment) = (of.endpoint.to_string(), of.deployment.to_string());
+    let path = ["v1", "autoscale", &endpoint, &deployment];
+    // Without an Autoscale there is no limit to pass.
+    let Ok(answer) = client.get(&path, &[]).await else {
+        return;
+    };
+    let Ok(autoscale) = answer.json() else { return };
+    let profiles = autoscale
+        .pointer("/spec/profiles")
+        .and_then(Value::as_array);
+    let limits = profiles.into_iter().flatten();
+    let max = limits.filter_map(|profile| profile.pointer("/capacity/max")?.as_u64());
+    if let Some(max) = max.max().filter(|max| u64::from(instances) > *max) {
+        remark(&format!(
+            "{instances} instances are more than the {max} that the Autoscale of {of} allows at most; \
+             they run until the pin is released"
+        ));
+    }
 }
 
 /// Both directions where none was named.
@@ -325,9 +348,13 @@ fn request_body(data: &str) -> Result<Vec<u8>, CliError> {
         return Ok(data.as_bytes().to_vec());
     }
     std::fs::read(Path::new(data)).map_err(|error| {
-        CliError::Usage(format!(
-            "--data `{data}` is neither JSON nor a file that can be read ({error})"
-        ))
+        let message =
+            format!("--data `{data}` is neither JSON nor a file that can be read ({error})");
+        // What was meant as JSON is mistyped; a file that is not there is a failure, as elsewhere.
+        match data.trim_start().starts_with(['{', '[', '"']) {
+            true => CliError::Usage(message),
+            false => CliError::Failed(message),
+        }
     })
 }
 
@@ -423,5 +450,6 @@ mod tests {
         std::fs::write(&file, [0, 159, 146]).unwrap();
         assert_eq!(request_body(file.to_str().unwrap()).unwrap(), [0, 159, 146]);
         assert_eq!(request_body("{broken").unwrap_err().exit_code(), 2);
+        assert_eq!(request_body("none.json").unwrap_err().exit_code(), 1);
     }
 }

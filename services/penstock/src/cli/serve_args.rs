@@ -1,6 +1,6 @@
 //! The flags of `penstock serve`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::client::config::default_data_dir;
@@ -14,6 +14,13 @@ use crate::client::config::default_data_dir;
   penstock serve --keep-instances
   penstock serve --services gateway --bus kafka://kafka-1:9092,kafka-2:9092/penstock
   penstock serve --services control,autoscaler,meter --bus kafka://kafka-1:9092/penstock --store postgres://penstock@db/penstock
+  penstock serve --services actuator --advertise-host 10.0.0.7 --bus … --store …
+
+With TLS and passwords:
+  --bus 'kafka://kafka-1:9093/penstock?tls=on&sasl=scram-sha-512&user=env:KAFKA_USER&password=file:/etc/penstock/secrets/kafka'
+      ca=FILE names other certificate authorities than the system's, cert=FILE and key=FILE a certificate of ours
+  --store 'postgres://penstock@db/penstock?sslmode=verify-full&sslrootcert=FILE'
+      the password comes from the file that PGPASSFILE names
 
 The server's address and an admin's token are written to DATA/client.json, where the other commands
 find them (PENSTOCK_CONFIG names another file).")]
@@ -80,6 +87,16 @@ pub struct ServeArgs {
         default_value = "127.0.0.1:0"
     )]
     pub admin_addr: SocketAddr,
+    /// The host under which gateways reach the instances that this process starts: a name or an address. They
+    /// are told to listen on it, by {host} in their command and by PENSTOCK_HOST in their environment
+    #[arg(
+        long,
+        value_name = "HOST",
+        env = "PENSTOCK_ADVERTISE_HOST",
+        default_value = "127.0.0.1",
+        value_parser = host
+    )]
+    pub advertise_host: String,
     /// The gateway's address as clients see it; what it listens on unless given
     #[arg(long, value_name = "URL", env = "PENSTOCK_GATEWAY_URL")]
     pub gateway_url: Option<String>,
@@ -111,6 +128,21 @@ pub struct ServeArgs {
     pub ready_file: Option<PathBuf>,
 }
 
+/// Where others reach this machine: something that a connection can be made to.
+fn host(text: &str) -> Result<String, String> {
+    let found = match text.parse::<IpAddr>() {
+        Ok(ip) => !ip.is_unspecified() && !ip.is_multicast(),
+        // Digits and dots that are no address would be asked of the name service.
+        Err(_) => domain(text).is_ok() && text.bytes().any(|b| b.is_ascii_alphabetic()),
+    };
+    if found {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "`{text}` is not a host that others can reach; write a name or an address without scheme and port, such as 10.0.0.7 or node-1.example.com"
+    ))
+}
+
 /// A domain as it stands in a Host header after the endpoint's name and a dot.
 fn domain(text: &str) -> Result<String, String> {
     let label = |label: &str| {
@@ -131,6 +163,32 @@ fn domain(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_something_that_others_can_connect_to() {
+        for sound in [
+            "127.0.0.1",
+            "10.0.0.7",
+            "::1",
+            "actuator",
+            "node-1.example.com",
+        ] {
+            assert_eq!(host(sound), Ok(sound.to_owned()));
+        }
+        for wrong in [
+            "",
+            "0.0.0.0",
+            "::",
+            "224.0.0.1",
+            "10.0.0.7:80",
+            "http://a",
+            "300.1.1.1",
+            "a b",
+        ] {
+            let refused = host(wrong).unwrap_err();
+            assert!(refused.contains("such as 10.0.0.7"), "{refused}");
+        }
+    }
 
     #[test]
     fn a_domain_is_taken_as_it_stands_in_a_host_header() {

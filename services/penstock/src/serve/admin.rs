@@ -7,22 +7,29 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use actuator::logs::InternalToken;
 use anyhow::Context;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use control::Limits;
 use runtime::health::Health;
 use runtime::metrics::Metrics;
-use serde_json::json;
+use runtime::token::InternalToken;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-/// Requests that are answered to the end after a shutdown has begun.
-const GRACE: Duration = Duration::from_secs(5);
+/// What those who ask can take of a process that has other work: a few watchers, and logs that
+/// control follows for people.
+const LIMITS: Limits = Limits {
+    connections: 256,
+    streams: 128,
+    head: Duration::from_secs(10),
+    body: Duration::from_secs(10),
+    stall: Duration::from_secs(30),
+};
 
 #[derive(Clone)]
 struct Shown {
@@ -41,11 +48,27 @@ impl Shown {
     }
 }
 
+impl Shown {
+    /// The same as control says: names of endpoints and of servers are not for everybody.
+    fn words(&self, status: &str, missing: Vec<String>, trusted: bool) -> Value {
+        let (missing, remarks) = match trusted {
+            true => (missing, self.health.remarks()),
+            false => (Vec::new(), Vec::new()),
+        };
+        let mut words = json!({"status": status, "missing": missing});
+        if !remarks.is_empty() {
+            words["remarks"] = json!(remarks);
+        }
+        words
+    }
+}
+
 /// Bound, and ready to serve.
 pub struct Admin {
     pub address: SocketAddr,
     listener: TcpListener,
     router: Router,
+    limits: Limits,
 }
 
 impl Admin {
@@ -76,26 +99,22 @@ impl Admin {
             address: listener.local_addr()?,
             listener,
             router,
+            limits: LIMITS,
         })
     }
 
-    pub async fn serve(self, shutdown: CancellationToken) -> std::io::Result<()> {
-        let service = self
-            .router
-            .into_make_service_with_connect_info::<SocketAddr>();
-        let stop = shutdown.clone();
-        let server = axum::serve(self.listener, service)
-            .with_graceful_shutdown(async move { stop.cancelled().await });
-        tokio::select! {
-            served = server => served,
-            // A log that somebody follows has no end.
-            () = async { shutdown.cancelled().await; sleep(GRACE).await } => Ok(()),
-        }
+    pub async fn serve(self, shutdown: CancellationToken) {
+        control::accept(self.listener, self.router, self.limits, shutdown).await;
     }
 }
 
-async fn healthz() -> Response {
-    Json(json!({"status": "ok", "missing": []})).into_response()
+async fn healthz(
+    State(shown): State<Shown>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Response {
+    let trusted = shown.trusts(peer, &headers);
+    Json(shown.words("ok", Vec::new(), trusted)).into_response()
 }
 
 async fn readyz(
@@ -103,15 +122,13 @@ async fn readyz(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
 ) -> Response {
-    let mut missing = shown.health.missing();
+    let missing = shown.health.missing();
     let (status, word) = match missing.is_empty() {
         true => (StatusCode::OK, "ok"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "waiting"),
     };
-    if !shown.trusts(peer, &headers) {
-        missing.clear();
-    }
-    (status, Json(json!({"status": word, "missing": missing}))).into_response()
+    let trusted = shown.trusts(peer, &headers);
+    (status, Json(shown.words(word, missing, trusted))).into_response()
 }
 
 async fn metrics_text(
@@ -130,4 +147,79 @@ async fn metrics_text(
     }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], shown.metrics.encode()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// With so many connections, and this long for the head of a request.
+    async fn admin(connections: usize, head: Duration) -> (SocketAddr, Health, CancellationToken) {
+        let health = Health::default();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let metrics = Metrics::default();
+        let admin = Admin::bind(address, health.clone(), metrics, None, Router::new());
+        let mut admin = admin.await.unwrap();
+        admin.limits = Limits {
+            connections,
+            head,
+            ..LIMITS
+        };
+        let (address, stop) = (admin.address, CancellationToken::new());
+        tokio::spawn(admin.serve(stop.clone()));
+        (address, health, stop)
+    }
+
+    async fn answer(stream: &mut TcpStream) -> String {
+        let mut text = String::new();
+        let reading = stream.read_to_string(&mut text);
+        tokio::time::timeout(PATIENCE, reading)
+            .await
+            .unwrap()
+            .unwrap();
+        text
+    }
+
+    async fn ask(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        answer(&mut stream).await
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_finish_its_head_loses_its_connection_to_one_that_waits() {
+        let (address, _, stop) = admin(1, Duration::from_millis(200)).await;
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET /readyz HTTP/1.1\r\nhost:")
+            .await
+            .unwrap();
+        // The only connection is taken, until the slow one's time is over.
+        let answered = ask(address, "/readyz").await;
+        assert!(answered.starts_with("HTTP/1.1 200"), "{answered}");
+        let closed = answer(&mut slow).await;
+        assert!(!closed.contains(" 200 "), "{closed}");
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn readiness_says_what_is_missing_and_what_is_remarked() {
+        let (address, health, stop) = admin(8, PATIENCE).await;
+        let gateway = health.component("gateway");
+        gateway.waiting("no routes yet");
+        gateway.remark(Some("1 endpoint is parked".to_owned()));
+        let answered = ask(address, "/readyz").await;
+        assert!(answered.starts_with("HTTP/1.1 503"), "{answered}");
+        assert!(answered.contains("gateway: no routes yet"), "{answered}");
+        assert!(
+            answered.contains("gateway: 1 endpoint is parked"),
+            "{answered}"
+        );
+        stop.cancel();
+    }
 }

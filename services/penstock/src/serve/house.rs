@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use actuator::logs::InternalToken;
 use anyhow::Context;
 use bus::Bus;
 use runtime::clock::{Clock, SteppedClock, SystemClock};
@@ -11,6 +10,7 @@ use runtime::health::Health;
 use runtime::ids::{Ids, SystemIds};
 use runtime::metrics::Metrics;
 use runtime::retry::until_opened;
+use runtime::token::InternalToken;
 use serde_json::{Map, Value};
 use store::Store;
 use tokio::task::JoinHandle;
@@ -120,7 +120,7 @@ impl House {
         let ground = ground(args, &plan, folder.path()).await?;
         let mut addresses = Addresses::default();
         start::relay(&ground, args.bus != "local", &mut stages.log);
-        start::watch_bus(&ground, &mut stages.log);
+        start::watch_bus(&plan, &ground, &mut stages.log);
         if plan.runs(Service::Gateway) {
             addresses.gateway = Some(start::gateway(args, &plan, &ground, &mut stages.doors)?);
         }

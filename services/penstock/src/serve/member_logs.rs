@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actuator::logs::{InternalToken, LogsQuery, NodeLogs};
+use actuator::logs::{LogsQuery, NodeLogs};
 use bytes::{Bytes, BytesMut};
 use contract::ids::DeploymentRef;
 use contract::log::StreamName;
@@ -19,6 +19,7 @@ use domain::members::Members;
 use futures::future::join_all;
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt};
+use runtime::token::InternalToken;
 use store::{Store, StoreError};
 
 /// How long a node may take to begin its answer, and between two pieces of it.

@@ -1,8 +1,8 @@
 //! Secrets that processes of one installation share, given by reference so that they stand neither in
 //! a command line nor in a log.
 
-use actuator::logs::InternalToken;
 use anyhow::{Context, bail};
+use runtime::token::InternalToken;
 
 /// Reads what `env:NAME` or `file:PATH` refers to.
 pub fn resolve(reference: &str) -> anyhow::Result<String> {

@@ -11,14 +11,15 @@ use actuator::node::{NodeConfig, NodeDeps};
 use anyhow::Context;
 use axum::Router;
 use backends::Backend;
-use backends::process::{ProcessBackend, ProcessConfig, node_id};
+use backends::process::{Host, ProcessBackend, ProcessConfig, node_id};
 use backends::simulated::SimulatedBackend;
+use bus::Bus;
 use contract::resources::BackendKind;
 use control::{Control, ControlConfig, ControlDeps, HistorySource, Limits, NoHistory};
 use domain::instances::plan::REMOVAL_GRACE;
 use gateway::Gateway;
 use meter::{History, HistoryPlace, Meter};
-use runtime::clock::Clock;
+use runtime::health::Component;
 use runtime::reconcile::Deps;
 use runtime::relay::{RELAY, RelayDeps};
 
@@ -74,17 +75,45 @@ pub fn relay(ground: &Ground, is_shared: bool, stage: &mut Stage) {
     stage.spawn(supervise(RELAY, stage.stop.clone(), run));
 }
 
-/// Lets readiness say when the bus cannot be reached. A gateway serves on without it.
-pub fn watch_bus(ground: &Ground, stage: &mut Stage) {
+/// Lets readiness say when the bus cannot be reached. A gateway serves on without it once it has had
+/// routes, in this life or an earlier one: for a process of gateways it is then a remark, or a load
+/// balancer would take all of them out at once.
+pub fn watch_bus(plan: &Plan, ground: &Ground, stage: &mut Stage) {
     let (bus, stop) = (ground.bus.clone(), stage.stop.clone());
     let component = ground.health.component("bus");
+    let mut told = BusWord {
+        is_needed: plan.needs_store(),
+        has_answered: gateway::has_saved_routes(&ground.data),
+    };
+    told.take(bus.as_ref(), &component);
     component.ready();
     stage.spawn(async move {
         let mut ticks = tokio::time::interval(BUS_EVERY);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            component.trouble(bus.trouble());
+            told.take(bus.as_ref(), &component);
         }
     });
+}
+
+struct BusWord {
+    is_needed: bool,
+    has_answered: bool,
+}
+
+impl BusWord {
+    fn take(&mut self, bus: &dyn Bus, component: &Component) {
+        self.hear(bus.trouble(), bus.remark(), component);
+    }
+
+    fn hear(&mut self, trouble: Option<String>, remark: Option<String>, component: &Component) {
+        self.has_answered |= trouble.is_none();
+        let (hinders, remark) = match self.is_needed || !self.has_answered {
+            true => (trouble, remark),
+            false => (None, trouble.or(remark)),
+        };
+        component.trouble(hinders);
+        component.remark(remark);
+    }
 }
 
 pub fn gateway(
@@ -202,6 +231,7 @@ pub async fn control(
         ids: ground.ids.clone(),
         metrics: ground.metrics.clone(),
         health: ground.health.clone(),
+        internal_token: ground.internal_token.clone(),
         logs: Arc::new(MemberLogs::new(
             own_logs(plan, ground)?,
             ground.store()?,
@@ -269,11 +299,7 @@ pub async fn admin(
     .await?;
     let url = format!("http://{}", admin.address);
     let stop = stage.stop.clone();
-    stage.spawn(async move {
-        if let Err(error) = admin.serve(stop).await {
-            tracing::error!(%error, "the admin listener ended");
-        }
-    });
+    stage.spawn(admin.serve(stop));
     Ok(url)
 }
 
@@ -301,8 +327,7 @@ pub async fn actuator(
     // Alone, it need not wait to hear of itself as a member.
     let own = plan.is_whole().then(|| node.clone());
     planner(own, ground, &mut stages.engines)?;
-    let backends =
-        open_backends(&ground.data, &node, ground.clock.clone(), &mut stages.log).await?;
+    let backends = open_backends(args, &node, ground, &mut stages.log).await?;
     let config = NodeConfig {
         node,
         address: admin,
@@ -338,15 +363,25 @@ fn planner(node: Option<String>, ground: &Ground, stage: &mut Stage) -> anyhow::
     Ok(())
 }
 
+async fn advertised_host(args: &ServeArgs) -> anyhow::Result<Host> {
+    let name = args.advertise_host.clone();
+    let found = tokio::task::spawn_blocking(move || Host::advertised(&name)).await?;
+    found.map_err(|why| anyhow::anyhow!("--advertise-host: {why}"))
+}
+
 /// The backends that this version has; the process backend adopts what a former life left.
 async fn open_backends(
-    data: &Path,
+    args: &ServeArgs,
     node: &str,
-    clock: Arc<dyn Clock>,
+    ground: &Ground,
     stage: &mut Stage,
 ) -> anyhow::Result<BTreeMap<BackendKind, Arc<dyn Backend>>> {
     let directory = std::env::current_dir().context("cannot tell the working directory")?;
-    let config = ProcessConfig::new(data.to_owned(), node.to_owned(), directory);
+    let config = ProcessConfig {
+        host: advertised_host(args).await?,
+        ..ProcessConfig::new(ground.data.clone(), node.to_owned(), directory)
+    };
+    let clock = ground.clock.clone();
     let process = ProcessBackend::open(config)
         .await
         .context("cannot open the process backend")?;
@@ -362,4 +397,41 @@ async fn open_backends(
         (BackendKind::Process, process as Arc<dyn Backend>),
         (BackendKind::Simulated, simulated as Arc<dyn Backend>),
     ]))
+}
+
+#[cfg(test)]
+mod tests {
+    use runtime::health::Health;
+
+    use super::*;
+
+    fn word(is_needed: bool, has_answered: bool) -> (Health, Component, BusWord) {
+        let health = Health::default();
+        let component = health.component("bus");
+        component.ready();
+        let word = BusWord {
+            is_needed,
+            has_answered,
+        };
+        (health, component, word)
+    }
+
+    #[test]
+    fn a_gateway_that_has_had_routes_stays_ready_while_the_bus_is_away() {
+        let (health, component, mut word) = word(false, false);
+        word.hear(Some("nobody answers".to_owned()), None, &component);
+        assert_eq!(health.missing(), ["bus: nobody answers"]);
+        word.hear(None, None, &component);
+        assert!(health.missing().is_empty());
+        word.hear(Some("nobody answers".to_owned()), None, &component);
+        assert!(health.missing().is_empty());
+        assert_eq!(health.remarks(), ["bus: nobody answers"]);
+    }
+
+    #[test]
+    fn who_works_on_the_log_is_not_ready_while_the_bus_is_away() {
+        let (health, component, mut word) = word(true, true);
+        word.hear(Some("nobody answers".to_owned()), None, &component);
+        assert_eq!(health.missing(), ["bus: nobody answers"]);
+    }
 }

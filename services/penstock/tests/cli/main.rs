@@ -390,3 +390,56 @@ fn one_frame_of_top_is_plain_text() {
     assert!(ran.out.contains("iris/blue"), "{}", ran.out);
     assert!(!ran.out.contains('\x1b'), "{}", ran.out);
 }
+
+#[test]
+fn a_name_where_a_kind_belongs_is_answered_with_the_right_command() {
+    let home = Home::new();
+    for command in ["describe", "get", "delete"] {
+        let ran = home.run(&[command, "iris/blue"]);
+        assert_eq!(ran.code, 2, "{ran:?}");
+        let hint = format!("`penstock {command} deployment iris/blue`");
+        assert!(ran.err.contains(&hint), "{}", ran.err);
+    }
+    // A kind that is mistyped is still answered with the kinds that there are.
+    let ran = home.run(&["get", "endpoint s"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.err.contains("deployments"), "{}", ran.err);
+}
+
+#[test]
+fn a_pin_beyond_what_the_rules_allow_is_set_and_remarked() {
+    let (home, server) = (Home::new(), Fake::start());
+    let file = home.file("all.yaml", &home::set_of_documents());
+    home.run_with(&server, &["apply", "-f", file.to_str().unwrap()]);
+    let pin = |instances: &str| {
+        let ran = home.run_with(&server, &["scale", "iris/blue", "--instances", instances]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.err
+    };
+    // The larger of the two profiles' limits.
+    assert_eq!(pin("8"), "");
+    let remark = pin("9");
+    assert!(remark.contains("more than the 8"), "{remark}");
+    assert_eq!(
+        server.writes().last().unwrap(),
+        "PUT /v1/autoscale/iris/blue/pin"
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_is_a_failure_in_every_command() {
+    let (home, server) = (Home::new(), Fake::start());
+    for words in [
+        &["apply", "-f", "none.yaml"][..],
+        &["diff", "-f", "none.yaml"],
+        &["validate", "-f", "none.yaml"],
+        &["autoscale", "preview", "-f", "none.yaml"],
+        &["invoke", "iris", "--data", "none.json"],
+        &["serve", "--config", "none.conf"],
+        &["store", "rebuild", "--store", "sqlite:none.db"],
+    ] {
+        let ran = home.run_with(&server, words);
+        assert_eq!(ran.code, 1, "{words:?}: {ran:?}");
+        assert!(ran.err.contains("none."), "{words:?}: {}", ran.err);
+    }
+}

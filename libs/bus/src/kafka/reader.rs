@@ -20,6 +20,7 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::message::{decode_frame, decode_record};
+use super::topics::FRAME_PARTITIONS;
 use super::{Quiet, Shared, is_broken, lock};
 use crate::BusMessage;
 
@@ -171,7 +172,7 @@ pub(super) fn all_answer(shared: &Shared) -> KafkaResult<()> {
     for (topic, count) in [
         (&topics.events, BUCKETS),
         (&topics.global, 1),
-        (&topics.frames, BUCKETS),
+        (&topics.frames, FRAME_PARTITIONS),
         (&topics.routes, BUCKETS),
     ] {
         resolve_ends(&consumer, &partitions(topic, count, Offset::End))?;
@@ -406,7 +407,7 @@ pub(super) fn read_frames(shared: &Shared, readers: &Mutex<Vec<mpsc::Sender<Arc<
     if !shared.wait_for_topics() {
         return;
     }
-    let list = partitions(&shared.topics.frames, BUCKETS, Offset::End);
+    let list = partitions(&shared.topics.frames, FRAME_PARTITIONS, Offset::End);
     while !shared.stopping() {
         let Some(consumer) = consumer(shared, "frames", Quiet) else {
             continue;

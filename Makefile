@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-gateway bench-log sim fuzz faults away schemas stack-up stack-down clean
+.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-endpoints bench-gateway bench-log sim fuzz faults away schemas stack-up stack-down clean
 
 # A toolchain that was just installed is not on the path of this shell yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -41,11 +41,16 @@ advisories: ## Known vulnerabilities in dependencies (fetches the advisory datab
 bench: ## Rule evaluations per second of the pure evaluator
 	@scripts/setup.sh
 	cargo bench --locked -p penstock-domain --bench evaluate
-	@echo "Also: make bench-decisions (seconds from load to decision), make bench-gateway (CPU per request beside nginx)"
+	@echo "Also: make bench-decisions (seconds from load to decision), make bench-endpoints (cost of one more), make bench-gateway (CPU per request beside nginx)"
 
-bench-decisions: ## How quickly load becomes a decision; SECONDS= for the length of the second part
-	@scripts/setup.sh
+bench-decisions: ## How quickly load becomes a decision, embedded and through Kafka; SECONDS= for the length of the second parts
+	@scripts/setup.sh stack
 	cargo bench --locked -p penstock --bench decisions
+
+bench-endpoints: ## Memory and CPU of one more endpoint at 100, 1,000 and 10,000, on an idle machine; ARGS=
+	@scripts/setup.sh
+	@command -v python3 >/dev/null || { echo "bench-endpoints: python3 is missing; install it with your package manager" >&2; exit 1; }
+	benches/endpoints/run.py $(ARGS)
 
 bench-gateway: ## CPU per request beside nginx, on an idle machine (installs nginx and wrk); ARGS=
 	@scripts/setup.sh

@@ -5,7 +5,7 @@
 //! it is told; [`SimulatedBackend`] puts it behind the port and is advanced by whoever owns the clock.
 //! Simulated instances do not outlive the process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -27,6 +27,8 @@ pub struct SimulatedInstances {
     node: String,
     now: Timestamp,
     instances: BTreeMap<InstanceId, Simulated>,
+    /// What happens next to any of them. What became void since is passed over.
+    agenda: BTreeSet<(Timestamp, InstanceId)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +61,7 @@ impl SimulatedInstances {
             node: node.to_owned(),
             now,
             instances: BTreeMap::new(),
+            agenda: BTreeSet::new(),
         }
     }
 
@@ -90,6 +93,8 @@ impl SimulatedInstances {
             next: Some((self.now + fate.start_delay, Step::StartEnds)),
             fate,
         };
+        self.agenda
+            .extend(instance.next.map(|(at, _)| (at, order.id.clone())));
         self.instances.insert(order.id.clone(), instance);
         Ok(self.observed(&order.id))
     }
@@ -128,9 +133,13 @@ impl SimulatedInstances {
     /// changes nothing.
     pub fn step(&mut self, now: Timestamp) -> Vec<Observed> {
         let mut changes = Vec::new();
-        while let Some((at, id)) = self.next().filter(|(at, _)| *at <= now) {
+        while self.next_at().is_some_and(|at| at <= now)
+            && let Some((at, id)) = self.agenda.pop_first()
+        {
             if let Some(instance) = self.instances.get_mut(&id) {
                 instance.happen(at);
+                let next = instance.next;
+                self.agenda.extend(next.map(|(at, _)| (at, id.clone())));
             }
             changes.extend(self.observed(&id));
         }
@@ -139,16 +148,15 @@ impl SimulatedInstances {
     }
 
     /// When the next change is due; a simulation in virtual time can go there at once.
-    pub fn next_at(&self) -> Option<Timestamp> {
-        self.next().map(|(at, _)| at)
-    }
-
-    fn next(&self) -> Option<(Timestamp, InstanceId)> {
-        let due = self
-            .instances
-            .iter()
-            .filter_map(|(id, instance)| Some((instance.next?.0, id)));
-        due.min().map(|(at, id)| (at, id.clone()))
+    pub fn next_at(&mut self) -> Option<Timestamp> {
+        while let Some((at, id)) = self.agenda.first() {
+            let instance = self.instances.get(id);
+            if instance.is_some_and(|i| i.next.is_some_and(|(next, _)| next == *at)) {
+                return Some(*at);
+            }
+            self.agenda.pop_first();
+        }
+        None
     }
 
     /// All but the removed.

@@ -16,7 +16,7 @@ use contract::resources::{
 use contract::time::{Span, Timestamp};
 use domain::documents::{Step, plan};
 use domain::endpoint::Endpoint;
-use domain::endpoint::commands::{Command, Context, Precondition, Refusal, decide};
+use domain::endpoint::commands::{Command, Context, ENDPOINTS_MAX, Precondition, Refusal, decide};
 use domain::endpoint::settle::settle;
 use domain::instances::Instances;
 use domain::members::Members;
@@ -486,7 +486,7 @@ fn limits_preconditions_and_pins_are_checked() {
     assert_eq!(world.run_if(put, Precondition::Revision(1)).unwrap(), 1);
     let context = Context {
         endpoint: name("b"),
-        other_endpoints: 100,
+        other_endpoints: ENDPOINTS_MAX,
         precondition: Precondition::None,
         now: world.now,
     };

@@ -122,6 +122,39 @@ struct Entry<S> {
     retry_at: Option<Timestamp>,
 }
 
+/// Entries by bucket, since that is how they become due and go.
+struct Entries<S> {
+    buckets: BTreeMap<Bucket, BTreeMap<EndpointKey, Entry<S>>>,
+}
+
+impl<S: Default> Entries<S> {
+    fn get_mut(&mut self, key: &EndpointKey) -> Option<&mut Entry<S>> {
+        self.buckets.get_mut(&key.bucket())?.get_mut(key)
+    }
+
+    fn get_or_new(&mut self, key: &EndpointKey) -> &mut Entry<S> {
+        let of_bucket = self.buckets.entry(key.bucket()).or_default();
+        of_bucket.entry(key.clone()).or_default()
+    }
+
+    fn remove(&mut self, key: &EndpointKey) {
+        if let Some(of_bucket) = self.buckets.get_mut(&key.bucket()) {
+            of_bucket.remove(key);
+        }
+    }
+
+    fn remove_all(&mut self, bucket: Bucket) {
+        self.buckets.remove(&bucket);
+    }
+
+    fn keys_of(&self, bucket: Bucket) -> impl Iterator<Item = &EndpointKey> {
+        self.buckets
+            .get(&bucket)
+            .into_iter()
+            .flat_map(BTreeMap::keys)
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum DueAgain {
     No,
@@ -161,7 +194,9 @@ pub async fn run<R: Reconciler>(
         shutdown,
         deps,
         component,
-        entries: BTreeMap::new(),
+        entries: Entries {
+            buckets: BTreeMap::new(),
+        },
         held: BTreeMap::new(),
         lost: BTreeMap::new(),
         due: BTreeSet::new(),
@@ -180,7 +215,7 @@ struct Loop<R: Reconciler> {
     shutdown: CancellationToken,
     parking: Parking,
     /// Of buckets that are held only.
-    entries: BTreeMap<EndpointKey, Entry<R::State>>,
+    entries: Entries<R::State>,
     held: BTreeMap<Bucket, Held>,
     /// Fenced and still assigned: when to take them again.
     lost: BTreeMap<Bucket, Instant>,
@@ -294,7 +329,7 @@ impl<R: Reconciler> Loop<R> {
 
     fn drop_folded(&mut self, bucket: Bucket) {
         self.held.remove(&bucket);
-        self.entries.retain(|key, _| key.bucket() != bucket);
+        self.entries.remove_all(bucket);
         self.parking.forget(bucket);
     }
 
@@ -335,7 +370,7 @@ impl<R: Reconciler> Loop<R> {
         if !self.held.contains_key(&record.bucket) {
             return;
         }
-        let entry = self.entries.entry(key.clone()).or_default();
+        let entry = self.entries.get_or_new(&key);
         let reconciler = &mut self.reconciler;
         if let Err(detail) = survive(|| reconciler.apply(&mut entry.state, record)) {
             return self.park(&key, record.position, record.event.type_name(), &detail);
@@ -410,14 +445,9 @@ impl<R: Reconciler> Loop<R> {
     }
 
     fn mark_due(&mut self, buckets: &BTreeSet<Bucket>) {
-        if buckets.is_empty() {
-            return;
+        for bucket in buckets {
+            self.due.extend(self.entries.keys_of(*bucket).cloned());
         }
-        let keys = self
-            .entries
-            .keys()
-            .filter(|key| buckets.contains(&key.bucket()));
-        self.due.extend(keys.cloned());
     }
 
     fn evaluate_due(&mut self) {

@@ -1,7 +1,7 @@
 //! Carrying out commands: the aggregate is kept in memory, the store's expected version makes sure
 //! that it is the newest, and a command that lost a race is decided anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use contract::events::Event;
@@ -9,7 +9,7 @@ use contract::ids::{EndpointKey, Name, Position};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::Timestamp;
 use domain::endpoint::Endpoint;
-use domain::endpoint::commands::{Command, Context, Precondition, decide};
+use domain::endpoint::commands::{Command, Context, ENDPOINTS_MAX, Precondition, decide};
 use runtime::clock::Clock;
 use runtime::ids::Ids;
 use store::{Append, Cause, Commit, CommitError, Committed, Store, StoreError};
@@ -20,6 +20,10 @@ use crate::error::ApiError;
 /// write these streams, so even one is rare.
 const TRIES: usize = 5;
 const PAGE: usize = 1000;
+
+/// This close to the limit on their number, endpoints are counted one by one and made one at a time.
+/// More than can be made at once.
+const COUNTED_FROM: usize = ENDPOINTS_MAX - 1000;
 
 /// The endpoint as this process knows it, at a version of its stream.
 #[derive(Clone, Debug, Default)]
@@ -44,8 +48,15 @@ pub struct Commands {
     clock: Arc<dyn Clock>,
     ids: Arc<dyn Ids>,
     slots: Mutex<BTreeMap<Name, Slot>>,
-    /// Held while an endpoint is made, so that the limit on their number holds.
+    /// Held while an endpoint is made, where that comes close to the limit on their number.
     creation: tokio::sync::Mutex<()>,
+}
+
+/// The endpoints that the read models show.
+pub trait Known: Sync {
+    /// No fewer than there are, without counting.
+    fn at_most(&self) -> usize;
+    fn names(&self) -> Vec<Name>;
 }
 
 /// A command and how it came.
@@ -127,9 +138,13 @@ impl Commands {
         }
     }
 
-    /// How many endpoints there are besides this one.
-    async fn others(&self, endpoint: &Name, known: &[Name]) -> Result<usize, StoreError> {
-        let mut names: std::collections::BTreeSet<Name> = known.iter().cloned().collect();
+    /// How many endpoints there are besides this one. Where that is far from the limit, no fewer: to
+    /// count would cost the more the more there are.
+    async fn others(&self, endpoint: &Name, known: &dyn Known) -> Result<usize, StoreError> {
+        if let Some(at_most) = self.far_from_limit(known) {
+            return Ok(at_most);
+        }
+        let mut names: BTreeSet<Name> = known.names().into_iter().collect();
         {
             let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
             names.extend(slots.keys().cloned());
@@ -147,15 +162,22 @@ impl Commands {
         Ok(count)
     }
 
-    /// Decides and writes. `known` names the endpoints that the read models show.
-    pub async fn carry_out(&self, order: Order<'_>, known: &[Name]) -> Result<Done, ApiError> {
-        let creates = matches!(order.command, Command::PutEndpoint { .. });
-        let exists = creates && self.endpoint(order.endpoint).await?.state.is_some();
-        let _creation = match creates && !exists {
+    /// A number that there are no more endpoints than, if it is far from the limit.
+    fn far_from_limit(&self, known: &dyn Known) -> Option<usize> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let at_most = known.at_most() + slots.len();
+        (at_most < COUNTED_FROM).then_some(at_most)
+    }
+
+    /// Decides and writes.
+    pub async fn carry_out(&self, order: Order<'_>, known: &dyn Known) -> Result<Done, ApiError> {
+        let puts = matches!(order.command, Command::PutEndpoint { .. });
+        let creates = puts && self.endpoint(order.endpoint).await?.state.is_none();
+        let _creation = match creates && self.far_from_limit(known).is_none() {
             true => Some(self.creation.lock().await),
             false => None,
         };
-        let other_endpoints = match creates && !exists {
+        let other_endpoints = match creates {
             true => self.others(order.endpoint, known).await?,
             false => 0,
         };

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::Access;
 use crate::auth::{authorize, is_ours};
 use crate::call::Call;
-use crate::commands::Commands;
+use crate::commands::{Commands, Known};
 use crate::config::{CLIENT_FILE, ControlConfig, SEAL_FILE};
 use crate::deps::ControlDeps;
 use crate::error::ApiError;
@@ -197,16 +197,6 @@ impl App {
         })
     }
 
-    /// Endpoints that the read models know.
-    pub fn known_endpoints(&self) -> Vec<Name> {
-        let projection = self.views.projection();
-        let living = projection
-            .endpoints
-            .values()
-            .filter_map(|model| model.endpoint.as_ref());
-        living.map(|endpoint| endpoint.name.clone()).collect()
-    }
-
     /// Waits until the rows show the event at a position, for a while.
     pub async fn wait_for(&self, position: Position) -> Result<(), ApiError> {
         let after = Position(position.0.saturating_sub(1));
@@ -295,6 +285,21 @@ impl App {
             }
         }
         Ok(None)
+    }
+}
+
+impl Known for Views {
+    fn at_most(&self) -> usize {
+        self.projection().endpoints.len()
+    }
+
+    fn names(&self) -> Vec<Name> {
+        let projection = self.projection();
+        let living = projection
+            .endpoints
+            .values()
+            .filter_map(|model| model.endpoint.as_ref());
+        living.map(|endpoint| endpoint.name.clone()).collect()
     }
 }
 

@@ -23,6 +23,7 @@ use contract::log::{Record, RowChange};
 use contract::resources::{InstanceTally, ProvisioningState};
 use domain::endpoint::Endpoint;
 use domain::views::Projection;
+use futures::StreamExt;
 use runtime::feed::{Feed, FeedItem};
 use runtime::health::{Component, READS_THE_LOG};
 use runtime::parking::{Parking, Verdict, fold_anew, history, survive};
@@ -41,6 +42,9 @@ use crate::routes::{REPUBLISH_EVERY, Routes};
 use owned::{Batch, Owned};
 
 pub const CONSUMER: &str = "views";
+
+/// Endpoints that the reactor writes about at once.
+const REACTIONS_MAX: usize = 64;
 
 /// Values of the label `state`.
 const STATES: [&str; 4] = ["starting", "ready", "draining", "failed"];
@@ -386,14 +390,26 @@ impl ViewsConsumer {
 
     async fn react_to_touched(&mut self) -> Result<(), StoreError> {
         let members = self.routes.members();
-        for key in std::mem::take(&mut self.touched) {
-            let model = lock(&self.projection).endpoints.get(&key).cloned();
-            let Some(model) = model.filter(|_| self.owns(&key)) else {
-                continue;
-            };
-            self.count_instances(&key, &model);
-            let now = self.deps.clock.now();
-            match reactor::react(&self.commands, &key, &model, &members, now).await {
+        let touched = std::mem::take(&mut self.touched);
+        let this = &*self;
+        let reactions = touched.into_iter().filter_map(|key| {
+            let model = lock(&this.projection).endpoints.get(&key).cloned();
+            let model = model.filter(|_| this.owns(&key))?;
+            this.count_instances(&key, &model);
+            let members = &members;
+            Some(async move {
+                let now = this.deps.clock.now();
+                let outcome = reactor::react(&this.commands, &key, &model, members, now).await;
+                (key, outcome)
+            })
+        });
+        // Side by side: one after the other, each would wait for the disk by itself.
+        let outcomes: Vec<(EndpointKey, Result<(), StoreError>)> = futures::stream::iter(reactions)
+            .buffer_unordered(REACTIONS_MAX)
+            .collect()
+            .await;
+        for (key, outcome) in outcomes {
+            match outcome {
                 Ok(()) => {}
                 Err(StoreError::Closed) => return Err(StoreError::Closed),
                 Err(error) => {

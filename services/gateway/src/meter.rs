@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use crate::admission::{DeploymentState, Slot};
 use crate::body::Upload;
-use crate::router::{Deployment, Endpoint, Router};
+use crate::router::{Deployment, Endpoint, Router, Snapshot};
 use crate::timer::now_us;
 
 /// What became of a request.
@@ -454,48 +454,49 @@ impl Meter {
     fn frames(&mut self, buckets: &[Bucket], next: Option<Timestamp>, goodbye: bool) -> Vec<Frame> {
         // The revision is read first: what it drained was marked before it could be seen, so every
         // slot that was taken until then is in the readings below.
-        let mut reached = self.router.current().load().reached();
-        let mut by_bucket: BTreeMap<u16, Vec<DeploymentFrame>> = BTreeMap::new();
+        let routes = self.router.current().load_full();
         let at_us = now_us();
-        for state in self.router.deployments() {
-            let bucket = state.endpoint.bucket();
-            if buckets.contains(&bucket) {
-                match self.deployment(&state, at_us) {
-                    Some(part) => by_bucket.entry(bucket.0).or_default().push(part),
-                    None if state.is_over() => self.forget(&state),
-                    None => {}
-                }
-            }
-        }
-        buckets
-            .iter()
-            .filter_map(|bucket| {
-                let window = self.buckets.get_mut(usize::from(bucket.0))?;
-                let reached = reached.remove(bucket).unwrap_or_default();
-                let frame = Frame {
-                    source: self.source.clone(),
-                    boot: self.boot,
-                    sequence: window.sequence,
-                    bucket: *bucket,
-                    start: window.start,
-                    length_us: at_us.saturating_sub(window.from_us),
-                    routes: reached.revisions,
-                    members: reached.members.unwrap_or_default(),
-                    hello: (*bucket == HELLOS).then(|| self.hello.clone()),
-                    goodbye,
-                    deployments: by_bucket.remove(&bucket.0).unwrap_or_default(),
-                };
+        let frame = |bucket: &Bucket| self.frame(*bucket, &routes, at_us, goodbye);
+        let frames: Vec<Frame> = buckets.iter().filter_map(frame).collect();
+        for frame in &frames {
+            if let Some(window) = self.buckets.get_mut(usize::from(frame.bucket.0)) {
                 window.sequence += 1;
                 window.from_us = at_us;
                 window.start = next.unwrap_or(window.start);
-                Some(frame)
-            })
-            .collect()
+            }
+        }
+        frames
+    }
+
+    fn frame(&self, bucket: Bucket, routes: &Snapshot, at_us: u64, goodbye: bool) -> Option<Frame> {
+        let window = self.buckets.get(usize::from(bucket.0))?;
+        let reached = routes.reached(bucket)?;
+        let mut deployments = Vec::new();
+        for state in self.router.deployments(bucket) {
+            match self.deployment(&state, at_us) {
+                Some(part) => deployments.push(part),
+                None if state.is_over() => self.forget(&state),
+                None => {}
+            }
+        }
+        Some(Frame {
+            source: self.source.clone(),
+            boot: self.boot,
+            sequence: window.sequence,
+            bucket,
+            start: window.start,
+            length_us: at_us.saturating_sub(window.from_us),
+            routes: reached.revisions(),
+            members: reached.members().unwrap_or_default(),
+            hello: (bucket == HELLOS).then(|| self.hello.clone()),
+            goodbye,
+            deployments,
+        })
     }
 
     /// The deployment is gone, and its last word has been reported.
     fn forget(&self, state: &DeploymentState) {
-        self.router.forget(state.meter_slot);
+        self.router.forget(state);
         for shard in &self.shards {
             if let Some(cell) = lock(shard).cells.get_mut(state.meter_slot) {
                 *cell = None;

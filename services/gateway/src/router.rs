@@ -1,7 +1,8 @@
 //! The routes as one immutable snapshot, swapped whole. Invariants: an update older than the
 //! endpoint's newest (by revision, then by the deal of its slots) changes nothing; what drains is
 //! marked, and slots that are given up are closed, before the snapshot that says so can be seen; a
-//! request uses the one snapshot it began with.
+//! request uses the one snapshot it began with. A snapshot is made of parts, of which an update copies
+//! only its own: its cost must not grow with the number of endpoints.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::AtomicU64;
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use contract::ids::BUCKETS;
 use contract::resources::{AuthMode, ModelClientErrors};
 use contract::route::{ANY_GATEWAY, DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::{Bucket, EndpointKey, Name, Position, Uid};
@@ -18,15 +20,21 @@ use crate::admission::{DeploymentState, Wanted};
 use crate::split::Split;
 use crate::timer::now_us;
 
+/// Parts that endpoints are spread over. A power of two.
+const PARTS: usize = 256;
+
+type Part = HashMap<Box<str>, Arc<Endpoint>>;
+
 /// All routes at one moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
-    endpoints: HashMap<Box<str>, Arc<Endpoint>>,
-    /// What each endpoint's route has reached, of those that went lately too.
-    reached: BTreeMap<EndpointKey, Reached>,
+    parts: Box<[Arc<Part>]>,
+    /// By bucket: what each endpoint's route has reached, of those that went lately too.
+    reached: Box<[Arc<BucketReached>]>,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// What the route of one endpoint has reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Reached {
     revision: Position,
     /// The deal of its slots; none where the endpoint is gone.
@@ -36,9 +44,22 @@ struct Reached {
 /// What the routes of one bucket have reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BucketReached {
-    pub revisions: BTreeMap<EndpointKey, Position>,
+    endpoints: BTreeMap<EndpointKey, Reached>,
+}
+
+impl BucketReached {
+    pub fn revisions(&self) -> BTreeMap<EndpointKey, Position> {
+        let endpoints = self.endpoints.iter();
+        endpoints
+            .map(|(endpoint, reached)| (endpoint.clone(), reached.revision))
+            .collect()
+    }
+
     /// The oldest deal that any of them stands at.
-    pub members: Option<Position>,
+    pub fn members(&self) -> Option<Position> {
+        let endpoints = self.endpoints.values();
+        endpoints.filter_map(|reached| reached.members).min()
+    }
 }
 
 #[derive(Debug)]
@@ -67,21 +88,50 @@ pub struct Deployment {
     pub state: Arc<DeploymentState>,
 }
 
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self {
+            parts: vec![Arc::default(); PARTS].into(),
+            reached: vec![Arc::default(); usize::from(BUCKETS)].into(),
+        }
+    }
+}
+
+/// FNV-1a: a few instructions for each letter of a short name.
+fn part_of(name: &str) -> usize {
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    (hash ^ (hash >> 16)) as usize % PARTS
+}
+
 impl Snapshot {
     pub fn endpoint(&self, name: &str) -> Option<&Arc<Endpoint>> {
-        self.endpoints.get(name)
+        self.parts[part_of(name)].get(name)
     }
 
-    /// What has been reached, by bucket.
-    pub fn reached(&self) -> BTreeMap<Bucket, BucketReached> {
-        let mut by_bucket: BTreeMap<_, BucketReached> = BTreeMap::new();
-        for (endpoint, reached) in &self.reached {
-            let bucket = by_bucket.entry(endpoint.bucket()).or_default();
-            bucket.revisions.insert(endpoint.clone(), reached.revision);
-            let oldest = bucket.members.into_iter().chain(reached.members).min();
-            bucket.members = oldest;
+    /// What has been reached in a bucket of endpoints.
+    pub fn reached(&self, bucket: Bucket) -> Option<Arc<BucketReached>> {
+        self.reached.get(usize::from(bucket.0)).cloned()
+    }
+
+    fn part(&mut self, name: &str) -> &mut Part {
+        Arc::make_mut(&mut self.parts[part_of(name)])
+    }
+
+    fn set_reached(&mut self, endpoint: &EndpointKey, reached: Option<Reached>) {
+        let Some(bucket) = self.reached.get_mut(usize::from(endpoint.bucket().0)) else {
+            return;
+        };
+        let endpoints = &mut Arc::make_mut(bucket).endpoints;
+        match reached {
+            Some(reached) => {
+                endpoints.insert(endpoint.clone(), reached);
+            }
+            None => {
+                endpoints.remove(endpoint);
+            }
         }
-        by_bucket
     }
 }
 
@@ -108,8 +158,8 @@ struct Known {
     updates: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
     /// Deletions and when they were heard of, in that order.
     deleted: VecDeque<(u64, Arc<RouteUpdate>)>,
-    /// Everything that may still have something to be measured.
-    deployments: Vec<Arc<DeploymentState>>,
+    /// Everything that may still have something to be measured, by bucket.
+    deployments: BTreeMap<Bucket, Vec<Arc<DeploymentState>>>,
     next_serial: u64,
     next_meter_slot: usize,
     /// Not yet saved.
@@ -167,23 +217,25 @@ impl Router {
             known.updates.remove(&update.endpoint);
             known.changed = true;
             let next = next.get_or_insert_with(|| Snapshot::clone(&self.current.load()));
-            next.reached.remove(&update.endpoint);
+            next.set_reached(&update.endpoint, None);
         }
         if let Some(next) = next {
             self.current.store(Arc::new(next));
         }
     }
 
-    /// Everything that may have something to report.
-    pub fn deployments(&self) -> Vec<Arc<DeploymentState>> {
-        self.known().deployments.clone()
+    /// Everything of a bucket that may have something to report.
+    pub fn deployments(&self, bucket: Bucket) -> Vec<Arc<DeploymentState>> {
+        let known = self.known();
+        known.deployments.get(&bucket).cloned().unwrap_or_default()
     }
 
     /// Called by the meter once the last word of a deployment that is gone has been reported.
-    pub fn forget(&self, meter_slot: usize) {
-        self.known()
-            .deployments
-            .retain(|deployment| deployment.meter_slot != meter_slot);
+    pub fn forget(&self, state: &DeploymentState) {
+        let mut known = self.known();
+        if let Some(deployments) = known.deployments.get_mut(&state.endpoint.bucket()) {
+            deployments.retain(|deployment| deployment.meter_slot != state.meter_slot);
+        }
     }
 
     /// The routes to save, if they changed since the last call.
@@ -194,7 +246,7 @@ impl Router {
 
     fn apply_one(&self, known: &mut Known, next: &mut Snapshot, update: &RouteUpdate) {
         let name = update.endpoint.endpoint();
-        let previous = next.endpoints.remove(name.as_str());
+        let previous = next.part(name.as_str()).remove(name.as_str());
         let endpoint = update
             .route
             .as_ref()
@@ -209,14 +261,14 @@ impl Router {
             }
         }
         if let Some(endpoint) = endpoint {
-            next.endpoints
+            next.part(name.as_str())
                 .insert(name.as_str().into(), Arc::new(endpoint));
         }
         let reached = Reached {
             revision: update.revision,
             members: update.route.as_ref().map(|_| update.members),
         };
-        next.reached.insert(update.endpoint.clone(), reached);
+        next.set_reached(&update.endpoint, Some(reached));
     }
 
     fn endpoint(
@@ -300,7 +352,8 @@ impl Known {
         self.next_meter_slot += 1;
         let state = DeploymentState::new(endpoint.clone(), name.clone(), uid, slot);
         let state = Arc::new(state);
-        self.deployments.push(state.clone());
+        let of_bucket = self.deployments.entry(endpoint.bucket()).or_default();
+        of_bucket.push(state.clone());
         state
     }
 }

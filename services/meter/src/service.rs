@@ -15,7 +15,8 @@ use contract::ids::Bucket;
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use domain::usage::{Counted, Due, SAVED_EVERY, Usage};
-use futures::future::{join_all, try_join_all};
+use futures::StreamExt;
+use futures::future::try_join_all;
 use runtime::clock::Clock;
 use runtime::feed::{Feed, FeedItem};
 use runtime::health::{Component, Health, READS_THE_LOG, UNASSIGNED};
@@ -42,6 +43,9 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// Frames of one bucket that wait until its history has been folded; the oldest go first.
 const WAITING_MAX: usize = 4096;
+
+/// Endpoints whose minutes are written at once.
+const CLOSES_MAX: usize = 256;
 
 /// Who was fenced waits for so long before it takes the bucket again: most often it has only not yet
 /// heard that the bucket is somebody else's.
@@ -426,7 +430,12 @@ impl Meter {
                 commits.push(async move { (*bucket, due.endpoint, store.commit(commit).await) });
             }
         }
-        for (bucket, endpoint, outcome) in join_all(commits).await {
+        // Not all at once: at the end of a minute they would keep decisions waiting for the writer.
+        let outcomes: Vec<_> = futures::stream::iter(commits)
+            .buffer_unordered(CLOSES_MAX)
+            .collect()
+            .await;
+        for (bucket, endpoint, outcome) in outcomes {
             match outcome {
                 Ok(Committed::Now { records }) => {
                     self.state.writes_fail = false;

@@ -97,9 +97,13 @@ async fn a_usage_stream_that_moved_on_is_caught_up_with(mut house: House) {
     house
         .append(StreamKind::Usage, vec![Event::UsageClosed(foreign)])
         .await;
-    house.closed().await;
+    let first = house.closed().await;
     house.at(60);
-    assert_eq!(arrivals(&house.closed().await), 60);
+    let second = house.closed().await;
+    // Where the meter was quicker, its own minute comes first.
+    let mut told = [arrivals(&first), arrivals(&second)];
+    told.sort_unstable();
+    assert_eq!(told, [0, 60]);
     meter.stop().await;
 }
 

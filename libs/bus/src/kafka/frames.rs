@@ -7,7 +7,6 @@
 use std::sync::{Arc, Mutex};
 
 use contract::frame::Frame;
-use contract::ids::BUCKETS;
 use contract::time::Timestamp;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -21,6 +20,7 @@ use super::reader::{
     ANSWER_PATIENCE, Brake, Outbox, POLL, RETRY_AFTER, Room, assign_from_ends, consumer,
     partitions, poll, resolve_ends, skip,
 };
+use super::topics::FRAME_PARTITIONS;
 use super::{Quiet, Shared, is_broken, lock};
 
 /// All frames, for every subscriber in this process. One without room loses them.
@@ -28,7 +28,7 @@ pub(super) fn read(shared: &Shared, readers: &Mutex<Vec<mpsc::Sender<Arc<Frame>>
     if !shared.wait_for_topics() {
         return;
     }
-    let list = partitions(&shared.topics.frames, BUCKETS, Offset::End);
+    let list = partitions(&shared.topics.frames, FRAME_PARTITIONS, Offset::End);
     while !shared.stopping() {
         let Some(consumer) = consumer(shared, "frames", Quiet) else {
             continue;
@@ -128,9 +128,10 @@ fn first_since(
     consumer: &BaseConsumer<Quiet>,
     since: Timestamp,
 ) -> KafkaResult<TopicPartitionList> {
-    let mut begin = resolve_ends(consumer, &partitions(topic, BUCKETS, Offset::End))?;
+    let mut begin = resolve_ends(consumer, &partitions(topic, FRAME_PARTITIONS, Offset::End))?;
     let then = Offset::Offset(since.millis().max(0));
-    let found = consumer.offsets_for_times(partitions(topic, BUCKETS, then), ANSWER_PATIENCE)?;
+    let found =
+        consumer.offsets_for_times(partitions(topic, FRAME_PARTITIONS, then), ANSWER_PATIENCE)?;
     for element in found.elements() {
         element.error()?;
         if let Offset::Offset(_) = element.offset() {

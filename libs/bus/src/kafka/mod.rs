@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | `PREFIX.events` | records of endpoints, partition = bucket | for ever |
 //! | `PREFIX.global` | records of no endpoint, one partition | for ever |
-//! | `PREFIX.frames` | measurements, partition = bucket | hours |
+//! | `PREFIX.frames` | measurements, a few buckets to a partition | hours |
 //! | `PREFIX.routes` | the newest route of each endpoint, partition = bucket | compacted |
 //!
 //! Invariants: a record is confirmed only when every in-sync copy has it. Offsets mean nothing:

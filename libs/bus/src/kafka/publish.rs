@@ -240,7 +240,7 @@ fn client(settings: &rdkafka::ClientConfig, dropped: Arc<AtomicU64>) -> Result<C
 #[derive(Clone)]
 pub struct FrameProducer {
     client: Client,
-    topic: String,
+    topics: Topics,
     dropped: Arc<AtomicU64>,
 }
 
@@ -262,13 +262,13 @@ impl FrameProducer {
             .set("queue.buffering.max.kbytes", "65536");
         Ok(Self {
             client: client(&settings, dropped.clone())?,
-            topic: topics.frames.clone(),
+            topics: topics.clone(),
             dropped,
         })
     }
 
     pub fn publish(&self, frame: &Frame) {
-        let to = (&*self.topic, i32::from(frame.bucket.0));
+        let to = self.topics.of_frames(frame.bucket);
         let Ok(message) = encode_frame(frame) else {
             return self.lost();
         };

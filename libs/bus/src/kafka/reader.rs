@@ -19,6 +19,7 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::message::decode_record;
+use super::topics::FRAME_PARTITIONS;
 use super::{Quiet, Shared, is_broken, lock};
 use crate::BusMessage;
 
@@ -170,7 +171,7 @@ pub(super) fn all_answer(shared: &Shared) -> KafkaResult<()> {
     for (topic, count) in [
         (&topics.events, BUCKETS),
         (&topics.global, 1),
-        (&topics.frames, BUCKETS),
+        (&topics.frames, FRAME_PARTITIONS),
         (&topics.routes, BUCKETS),
     ] {
         resolve_ends(&consumer, &partitions(topic, count, Offset::End))?;

@@ -18,6 +18,11 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 /// own `default.replication.factor` says so.
 const COPIES: usize = 3;
 
+/// Everybody reads all frames, so they need no partition for each bucket; and each partition is a
+/// request of its own to the broker, which takes those of a producer one after the other. The 64
+/// frames of a second must not stand in line for as long as a decision may take.
+pub(super) const FRAME_PARTITIONS: u16 = 8;
+
 const FRAMES_KEPT_MS: &str = "21600000";
 
 /// A frame of a bucket with many busy endpoints, or the route of an endpoint with many instances.
@@ -72,6 +77,11 @@ impl Topics {
         (&self.events, i32::from(bucket.0))
     }
 
+    /// Topic and partition of a bucket's frames.
+    pub(super) fn of_frames(&self, bucket: Bucket) -> (&str, i32) {
+        (&self.frames, i32::from(bucket.0 % FRAME_PARTITIONS))
+    }
+
     fn wanted(&self) -> [Wanted<'_>; 4] {
         let buckets = usize::from(BUCKETS);
         [
@@ -89,7 +99,7 @@ impl Topics {
             },
             Wanted {
                 name: &self.frames,
-                partitions: buckets,
+                partitions: usize::from(FRAME_PARTITIONS),
                 settings: &[
                     ("retention.ms", FRAMES_KEPT_MS),
                     ("segment.ms", "3600000"),

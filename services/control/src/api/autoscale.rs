@@ -229,7 +229,7 @@ async fn set_pause(app: Arc<App>, call: Call, to: bool) -> Answer {
         dry_run: false,
         cause,
     };
-    let done = app.commands.carry_out(order, &[]).await?;
+    let done = app.commands.carry_out(order, &app.views).await?;
     answer(&done, of)
 }
 

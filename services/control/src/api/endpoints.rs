@@ -233,7 +233,7 @@ pub async fn regenerate(app: Arc<App>, call: Call) -> Answer {
         dry_run: false,
         cause,
     };
-    let done = app.commands.carry_out(order, &[]).await?;
+    let done = app.commands.carry_out(order, &app.views).await?;
     // Another key may have changed at the same time: what is shown is what holds.
     let endpoint = done.after.ok_or_else(gone_meanwhile)?;
     Ok(at(

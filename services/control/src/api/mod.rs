@@ -103,7 +103,7 @@ async fn carry_out(
         dry_run: call.flag("dryRun")?,
         cause: None,
     };
-    app.commands.carry_out(order, &app.known_endpoints()).await
+    app.commands.carry_out(order, &app.views).await
 }
 
 /// The answer to a PUT of a document.

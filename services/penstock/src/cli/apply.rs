@@ -47,6 +47,10 @@ pub struct ApplyArgs {
     set: Vec<(String, String)>,
 }
 
+/// Resources that are named again when an apply stops; of more their number says more. The lines above
+/// name them all.
+const NAMED_MAX: usize = 20;
+
 /// How often a state is asked for while waiting.
 const POLL: Duration = Duration::from_millis(250);
 
@@ -265,16 +269,23 @@ impl Journal {
         if self.dry_run {
             remark("An apply would stop there. Nothing was changed.");
         } else {
-            let done = if self.done.is_empty() {
-                "nothing".into()
-            } else {
-                self.done.join(", ")
-            };
             remark(&format!(
-                "Applied before that: {done}. What follows was not sent."
+                "Applied before that: {}. What follows was not sent.",
+                self.before()
             ));
         }
         CliError::Quiet(error.exit_code())
+    }
+}
+
+impl Journal {
+    fn before(&self) -> String {
+        let count = self.done.len();
+        match self.done.last() {
+            None => "nothing".into(),
+            Some(_) if count <= NAMED_MAX => self.done.join(", "),
+            Some(last) => format!("{count} resources, the last of them {last}"),
+        }
     }
 }
 

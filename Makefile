@@ -57,9 +57,9 @@ bench-gateway: ## CPU per request beside nginx, on an idle machine (installs ngi
 	@command -v python3 >/dev/null || { echo "bench-gateway: python3 is missing; install it with your package manager" >&2; exit 1; }
 	benches/gateway/run.py $(ARGS)
 
-bench-log: ## Appends beside plain inserts on SQLite and PostgreSQL, replay of a million events; EVENTS= ROUNDS= REPLAY=
+bench-log: ## The log beside the limits of SQLite, PostgreSQL and Kafka, and its replay; ARGS=PARTS ROUNDS= EVENTS= BACKLOG= REPLAY=
 	@scripts/setup.sh stack
-	cargo bench --locked -p penstock-control --bench log
+	cargo bench --locked -p penstock --bench log -- $(ARGS)
 
 sim: ## Simulation at length: COUNT= runs from SEED= on (defaults 200 from a random seed)
 	@scripts/setup.sh

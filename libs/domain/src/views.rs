@@ -43,6 +43,9 @@ pub const MODELS: [&str; 7] = [
     USAGE,
 ];
 
+/// Models whose rows are each written by one record and never changed: what happened stays so.
+pub const WRITTEN_ONCE: [&str; 2] = [DECISIONS, USAGE];
+
 /// Instances that are over stay visible, the last ones of each deployment: enough to see how a crash
 /// loop went.
 pub const ENDED_INSTANCES_MAX: usize = 20;
@@ -53,7 +56,11 @@ pub struct Projection {
     pub endpoints: BTreeMap<EndpointKey, EndpointModel>,
     /// By name; what is needed to check a token.
     pub access: BTreeMap<String, Access>,
+    /// Deployments whose rows are wanted at the end only, and when they last changed.
+    late: Option<Late>,
 }
+
+type Late = BTreeMap<EndpointKey, BTreeMap<Name, Timestamp>>;
 
 /// One endpoint's name, over all its incarnations.
 #[derive(Clone, Debug, Default)]
@@ -83,14 +90,40 @@ pub struct Access {
 }
 
 impl Projection {
+    /// For folding a history of which only the rows at its end are wanted: [`apply`](Self::apply)
+    /// leaves those of deployments, which nearly every event changes, for [`late_rows`](Self::late_rows).
+    pub fn with_late_rows() -> Self {
+        Self {
+            late: Some(Late::new()),
+            ..Self::default()
+        }
+    }
+
+    pub fn has_late_rows(&self) -> bool {
+        self.late.is_some()
+    }
+
+    /// The rows that were left for the end.
+    pub fn late_rows(&mut self) -> Vec<RowChange> {
+        let mut changes = Vec::new();
+        for (key, names) in self.late.take().unwrap_or_default() {
+            let Some(model) = self.endpoints.get(&key) else {
+                continue;
+            };
+            for (name, time) in names {
+                let mut rows = Rows::at(time, None);
+                model.deployment_rows(&key, &name, &mut rows);
+                changes.append(&mut rows.changes);
+            }
+        }
+        changes
+    }
+
     /// Takes in one record, and says which rows change.
     pub fn apply(&mut self, record: &Record) -> Vec<RowChange> {
-        let mut rows = Rows {
-            time: record.time,
-            changes: Vec::new(),
-        };
+        let mut rows = Rows::at(record.time, self.late.as_mut());
         match record.endpoint() {
-            None => self.apply_access(record, &mut rows),
+            None => apply_access(&mut self.access, record, &mut rows),
             Some(key) => {
                 let model = self.endpoints.entry(key.clone()).or_default();
                 model.apply(&key, record, &mut rows);
@@ -102,30 +135,30 @@ impl Projection {
     pub fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
         self.endpoints.get(key)?.endpoint.as_ref()
     }
+}
 
-    fn apply_access(&mut self, record: &Record, rows: &mut Rows) {
-        match &record.event {
-            Event::AccessGranted(granted) => {
-                let access = Access {
-                    granted: granted.clone(),
-                    position: record.position,
-                };
-                self.access.insert(granted.name.clone(), access);
-                let view = AccessView {
-                    name: granted.name.clone(),
-                    role: granted.role,
-                    expires: granted.expires,
-                    granted_at: record.time,
-                    granted_by: record.actor.0.clone(),
-                };
-                rows.put(ACCESS, &granted.name, Of::NOTHING, record.position, &view);
-            }
-            Event::AccessRevoked(revoked) => {
-                self.access.remove(&revoked.name);
-                rows.delete(ACCESS, &revoked.name, Of::NOTHING, record.position);
-            }
-            _ => {}
+fn apply_access(known: &mut BTreeMap<String, Access>, record: &Record, rows: &mut Rows) {
+    match &record.event {
+        Event::AccessGranted(granted) => {
+            let access = Access {
+                granted: granted.clone(),
+                position: record.position,
+            };
+            known.insert(granted.name.clone(), access);
+            let view = AccessView {
+                name: granted.name.clone(),
+                role: granted.role,
+                expires: granted.expires,
+                granted_at: record.time,
+                granted_by: record.actor.0.clone(),
+            };
+            rows.put(ACCESS, &granted.name, Of::NOTHING, record.position, &view);
         }
+        Event::AccessRevoked(revoked) => {
+            known.remove(&revoked.name);
+            rows.delete(ACCESS, &revoked.name, Of::NOTHING, record.position);
+        }
+        _ => {}
     }
 }
 
@@ -143,12 +176,41 @@ impl Of<'_> {
     };
 }
 
-struct Rows {
+struct Rows<'a> {
     time: Timestamp,
     changes: Vec<RowChange>,
+    late: Option<&'a mut Late>,
 }
 
-impl Rows {
+impl<'a> Rows<'a> {
+    fn at(time: Timestamp, late: Option<&'a mut Late>) -> Self {
+        Self {
+            time,
+            changes: Vec::new(),
+            late,
+        }
+    }
+
+    /// Whether the rows of this deployment are left for the end.
+    fn leaves(&mut self, key: &EndpointKey, name: &Name) -> bool {
+        let Some(late) = &mut self.late else {
+            return false;
+        };
+        match late.get_mut(key) {
+            Some(names) => match names.get_mut(name) {
+                Some(time) => *time = self.time,
+                None => {
+                    names.insert(name.clone(), self.time);
+                }
+            },
+            None => {
+                let names = BTreeMap::from([(name.clone(), self.time)]);
+                late.insert(key.clone(), names);
+            }
+        }
+        true
+    }
+
     fn put(
         &mut self,
         model: &'static str,
@@ -299,6 +361,9 @@ impl EndpointModel {
     }
 
     fn deployment_rows(&self, key: &EndpointKey, name: &Name, rows: &mut Rows) {
+        if rows.leaves(key, name) {
+            return;
+        }
         let Some(endpoint) = &self.endpoint else {
             return;
         };
@@ -492,13 +557,14 @@ fn usage(key: &EndpointKey, record: &Record, rows: &mut Rows) {
         Event::UsageClosed(minute) | Event::UsageCorrected(minute) => minute.deployment.as_str(),
         _ => "",
     };
-    let view = json!({
+    let mut view = json!({
         "id": record.id,
         "time": record.time,
         "type": record.event.type_name(),
         "endpoint": key.endpoint(),
-        "data": record.event.data().unwrap_or_default(),
     });
+    // Moved and not copied: there are more of these than of all others.
+    view["data"] = record.event.data().unwrap_or_default();
     let of = Of {
         endpoint: key.as_str(),
         deployment,

@@ -9,7 +9,7 @@ use contract::events::{
     OfInstance, RemovalReason, RequestReason, SealedKey,
 };
 use contract::ids::{DeploymentRef, EndpointKey, InstanceId, Name, Position, Uid};
-use contract::log::{Actor, Record, StreamKind, StreamName};
+use contract::log::{Actor, Record, RowChange, StreamKind, StreamName};
 use contract::resources::{
     BackendKind, DeploymentSpec, EndpointSpec, Percentages, ProvisioningState, Resource, document,
 };
@@ -605,15 +605,23 @@ fn rows_show_instances_after_their_end_up_to_a_limit() {
 
 fn rows_of(log: &[Record]) -> BTreeMap<(&'static str, String), String> {
     let mut projection = Projection::default();
+    let changes = log.iter().flat_map(|record| projection.apply(record));
+    let rows = rows_after(changes).into_iter();
+    rows.filter_map(|(key, row)| Some((key, row.doc?)))
+        .collect()
+}
+
+/// The rows that these changes leave behind.
+fn rows_after(
+    changes: impl IntoIterator<Item = RowChange>,
+) -> BTreeMap<(&'static str, String), RowChange> {
     let mut rows = BTreeMap::new();
-    for record in log {
-        for change in projection.apply(record) {
-            let key = (change.model, change.key);
-            match change.doc {
-                Some(doc) => rows.insert(key, doc),
-                None => rows.remove(&key),
-            };
-        }
+    for change in changes {
+        let key = (change.model, change.key.clone());
+        match change.doc.is_some() {
+            true => rows.insert(key, change),
+            false => rows.remove(&key),
+        };
     }
     rows
 }
@@ -855,6 +863,20 @@ proptest! {
             prop_assert_eq!(view.spec.traffic.as_ref(), Some(&endpoint.traffic));
             prop_assert_eq!(view.metadata.revision, endpoint.revision);
         }
+    }
+
+    #[test]
+    fn rows_that_are_left_for_the_end_are_those_of_every_step(acts in proptest::collection::vec(any_act(), 1..60)) {
+        let mut world = World::default();
+        for (serial, act) in acts.iter().enumerate() {
+            world.act(act, serial);
+        }
+        let (mut live, mut late) = (Projection::default(), Projection::with_late_rows());
+        let every_step = rows_after(world.log.iter().flat_map(|record| live.apply(record)));
+        let mut changes: Vec<RowChange> = world.log.iter().flat_map(|record| late.apply(record)).collect();
+        prop_assert!(changes.iter().all(|change| change.model != DEPLOYMENTS || change.doc.is_none()));
+        changes.extend(late.late_rows());
+        prop_assert_eq!(rows_after(changes), every_step);
     }
 
     #[test]

@@ -153,18 +153,27 @@ impl Relay {
             .await
             .map_err(MoveError::Store)?;
         self.published = cursor;
+        let mut ahead = None;
         loop {
-            let read = || store.read_all_entries(self.published, PAGE);
-            let page = until_answered(&component, read)
-                .await
-                .map_err(MoveError::Store)?;
+            let page = match ahead.take() {
+                Some(page) => page,
+                None => read(&store, &component, self.published).await?,
+            };
             let Some(last) = page.last().map(Entry::position) else {
                 self.lag.set(0);
                 self.wait(&mut head).await;
                 continue;
             };
             self.show_lag(&head, last);
-            self.publish(page).await;
+            // Where there is more, it is read while the bus confirms.
+            let is_full = page.len() == PAGE;
+            let next = async {
+                match is_full {
+                    true => read(&store, &component, last).await.map(Some),
+                    false => Ok(None),
+                }
+            };
+            let ((), next) = tokio::join!(self.publish(page), next);
             self.published = last;
             // One move at a time, beside the publishing of the next page.
             self.confirmed().await?;
@@ -176,6 +185,7 @@ impl Relay {
                 self.lost.clone(),
             )));
             cursor = last;
+            ahead = next?;
         }
     }
 
@@ -232,6 +242,16 @@ impl Relay {
             Err(error) => Err(MoveError::Store(StoreError::Database(error.to_string()))),
         }
     }
+}
+
+async fn read(
+    store: &Store,
+    component: &Component,
+    after: Position,
+) -> Result<Vec<Entry>, MoveError> {
+    until_answered(component, || store.read_all_entries(after, PAGE))
+        .await
+        .map_err(MoveError::Store)
 }
 
 async fn move_cursor(

@@ -1,7 +1,8 @@
 //! What is written in a transaction of its own: fences and leases, events as another store had
-//! them, and the floor for new positions.
+//! them, the floor for new positions, and the many rows of a rebuild.
 
 use contract::ids::Position;
+use contract::log::RowChange;
 
 use crate::connection::{Connection, Owned};
 use crate::known::Known;
@@ -14,11 +15,14 @@ pub(crate) enum Alone {
     Restore(Restore),
     /// New events get positions from here on.
     Floor(Position),
+    /// At most one change of each row.
+    Rows(Vec<RowChange>),
 }
 
 #[derive(Default)]
 pub(crate) struct Answer {
-    /// The generation that a fence has now, where it was changed; events that were written.
+    /// The generation that a fence has now, where it was changed; events that were written; rows that
+    /// were not so already.
     pub number: Option<u64>,
     /// The newest position that was written.
     pub head: Position,
@@ -50,9 +54,17 @@ impl Alone {
                 statements::set_next_position(&mut inside, *next).await?;
                 Answer::default()
             }
+            Self::Rows(changes) => {
+                lock(&mut inside).await?;
+                let changes: Vec<&RowChange> = changes.iter().collect();
+                Answer {
+                    number: Some(statements::write_rows(&mut inside, &changes).await?),
+                    ..Answer::default()
+                }
+            }
         };
         let anew = match self {
-            Self::Fence(_) => None,
+            Self::Fence(_) | Self::Rows(_) => None,
             Self::Restore(_) | Self::Floor(_) => Some(Known::read(&mut inside).await?),
         };
         transaction.commit().await?;

@@ -21,6 +21,7 @@ mod migrate;
 mod page;
 mod postgres;
 mod raw;
+mod rebuild;
 mod replay;
 mod rows;
 mod sqlite;
@@ -42,8 +43,9 @@ pub use commit::*;
 pub use kinds::belongs;
 pub use migrate::{FORMAT, Migrated, StoreFormat, inspect, migrate};
 pub use raw::{Entry, RawRecord, Unreadable};
+pub use rebuild::{rebuild, rebuild_with};
 pub use replay::Replay;
-pub use rows::{PAGE_ROWS_MAX, Projector, Row, RowQuery, rebuild, rebuild_with};
+pub use rows::{PAGE_ROWS_MAX, Projector, Row, RowQuery};
 pub use store::{READ_LIMIT_MAX, Store};
 pub use transfer::{
     LogHash, LogHasher, POSITIONS_SKIPPED, append_raw, copy, go_on_above, log_hash,

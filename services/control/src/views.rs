@@ -22,7 +22,7 @@ use contract::ids::{Bucket, EndpointKey, Name, Position};
 use contract::log::{Record, RowChange};
 use contract::resources::{InstanceTally, ProvisioningState};
 use domain::endpoint::Endpoint;
-use domain::views::Projection;
+use domain::views::{Projection, WRITTEN_ONCE};
 use futures::StreamExt;
 use runtime::feed::{Feed, FeedItem};
 use runtime::health::{Component, READS_THE_LOG};
@@ -54,14 +54,23 @@ const STATES: [&str; 4] = ["starting", "ready", "draining", "failed"];
 pub struct ViewsProjector {
     projection: Projection,
     skipped: BTreeSet<Position>,
+    starts_over: bool,
 }
 
 impl ViewsProjector {
+    /// Gives rows as they are at the end of the log, and makes no others.
+    pub fn for_rebuild() -> Self {
+        Self {
+            projection: Projection::with_late_rows(),
+            ..Self::default()
+        }
+    }
+
     /// Passes over the events that people have said are to be passed over.
     pub fn passing_over(skipped: BTreeSet<Position>) -> Self {
         Self {
-            projection: Projection::default(),
             skipped,
+            ..Self::default()
         }
     }
 }
@@ -72,7 +81,22 @@ impl Projector for ViewsProjector {
             return Vec::new();
         }
         let projection = &mut self.projection;
-        survive(|| projection.apply(record)).unwrap_or_default()
+        let folded = survive(|| projection.apply(record));
+        // What an event has left half done is not what its endpoint's rows shall show.
+        self.starts_over |= folded.is_err() && projection.has_late_rows();
+        folded.unwrap_or_default()
+    }
+
+    fn rest(&mut self) -> Option<Vec<RowChange>> {
+        if std::mem::take(&mut self.starts_over) {
+            self.projection = Projection::default();
+            return None;
+        }
+        Some(self.projection.late_rows())
+    }
+
+    fn is_written_once(&self, model: &str) -> bool {
+        WRITTEN_ONCE.contains(&model)
     }
 
     fn consumer(&self) -> &'static str {

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use contract::log::RowChange;
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::limited;
 use crate::raw::EventRow;
-use crate::statements::{CursorRow, StoredCause};
+use crate::statements::{CursorRow, StoredCause, UPDATE_WHAT_DIFFERS};
 
 /// Where processes hear of new positions.
 pub(crate) const CHANNEL: &str = "penstock_head";
@@ -45,11 +45,13 @@ pub(crate) async fn insert_events(
     Ok(())
 }
 
+/// Gives how many rows were not as they are now.
 pub(crate) async fn write_rows(
     connection: &mut PgConnection,
     limit: Duration,
     changes: &[&RowChange],
-) -> sqlx::Result<()> {
+) -> sqlx::Result<u64> {
+    let mut changed = 0;
     let (kept, gone): (Vec<&RowChange>, Vec<&RowChange>) =
         changes.iter().partition(|change| change.doc.is_some());
     let texts = |rows: &[&RowChange], of: for<'r> fn(&'r RowChange) -> &'r str| {
@@ -58,23 +60,21 @@ pub(crate) async fn write_rows(
             .collect::<Vec<String>>()
     };
     if !kept.is_empty() {
-        let running = sqlx::query(
+        let upsert = format!(
             "INSERT INTO rows (model, key, endpoint, deployment, position, time, doc) \
              SELECT * FROM UNNEST($1::TEXT[], $2::TEXT[], $3::TEXT[], $4::TEXT[], $5::BIGINT[], \
-             $6::BIGINT[], $7::TEXT[]) \
-             ON CONFLICT (model, key) DO UPDATE SET endpoint = excluded.endpoint, \
-             deployment = excluded.deployment, position = excluded.position, \
-             time = excluded.time, doc = excluded.doc",
-        )
-        .bind(texts(&kept, |row| row.model))
-        .bind(texts(&kept, |row| &row.key))
-        .bind(texts(&kept, |row| &row.endpoint))
-        .bind(texts(&kept, |row| &row.deployment))
-        .bind(kept.iter().map(|r| r.position.0 as i64).collect::<Vec<_>>())
-        .bind(kept.iter().map(|r| r.time.millis()).collect::<Vec<_>>())
-        .bind(texts(&kept, |row| row.doc.as_deref().unwrap_or_default()))
-        .execute(&mut *connection);
-        limited(limit, running).await?;
+             $6::BIGINT[], $7::TEXT[]){UPDATE_WHAT_DIFFERS}"
+        );
+        let running = sqlx::query(AssertSqlSafe(upsert))
+            .bind(texts(&kept, |row| row.model))
+            .bind(texts(&kept, |row| &row.key))
+            .bind(texts(&kept, |row| &row.endpoint))
+            .bind(texts(&kept, |row| &row.deployment))
+            .bind(kept.iter().map(|r| r.position.0 as i64).collect::<Vec<_>>())
+            .bind(kept.iter().map(|r| r.time.millis()).collect::<Vec<_>>())
+            .bind(texts(&kept, |row| row.doc.as_deref().unwrap_or_default()))
+            .execute(&mut *connection);
+        changed += limited(limit, running).await?.rows_affected();
     }
     if !gone.is_empty() {
         let running = sqlx::query(
@@ -84,9 +84,9 @@ pub(crate) async fn write_rows(
         .bind(texts(&gone, |row| row.model))
         .bind(texts(&gone, |row| &row.key))
         .execute(&mut *connection);
-        limited(limit, running).await?;
+        changed += limited(limit, running).await?.rows_affected();
     }
-    Ok(())
+    Ok(changed)
 }
 
 pub(crate) async fn write_cursors(

@@ -5,7 +5,7 @@ use contract::log::RowChange;
 use sqlx::{QueryBuilder, SqliteConnection};
 
 use crate::raw::EventRow;
-use crate::statements::{CursorRow, StoredCause};
+use crate::statements::{CursorRow, StoredCause, UPDATE_WHAT_DIFFERS};
 
 type Db = sqlx::Sqlite;
 
@@ -40,19 +40,21 @@ pub(crate) async fn insert_events(
     Ok(())
 }
 
+/// Gives how many rows were not as they are now.
 pub(crate) async fn write_rows(
     connection: &mut SqliteConnection,
     changes: &[&RowChange],
-) -> sqlx::Result<()> {
+) -> sqlx::Result<u64> {
+    let mut changed = 0;
     let upserts: Vec<(&RowChange, &String)> = changes
         .iter()
         .filter_map(|change| Some((*change, change.doc.as_ref()?)))
         .collect();
     for chunk in chunks(&upserts) {
-        QueryBuilder::<Db>::new(
+        let mut upsert = QueryBuilder::<Db>::new(
             "INSERT INTO rows (model, key, endpoint, deployment, position, time, doc) ",
-        )
-        .push_values(chunk, |mut row, (change, doc)| {
+        );
+        upsert.push_values(chunk, |mut row, (change, doc)| {
             row.push_bind(change.model)
                 .push_bind(change.key.clone())
                 .push_bind(change.endpoint.clone())
@@ -60,24 +62,20 @@ pub(crate) async fn write_rows(
                 .push_bind(change.position.0 as i64)
                 .push_bind(change.time.millis())
                 .push_bind((*doc).clone());
-        })
-        .push(
-            " ON CONFLICT (model, key) DO UPDATE SET endpoint = excluded.endpoint, \
-             deployment = excluded.deployment, position = excluded.position, \
-             time = excluded.time, doc = excluded.doc",
-        )
-        .build()
-        .execute(&mut *connection)
-        .await?;
+        });
+        upsert.push(UPDATE_WHAT_DIFFERS);
+        let written = upsert.build().execute(&mut *connection).await?;
+        changed += written.rows_affected();
     }
     for change in changes.iter().filter(|change| change.doc.is_none()) {
-        sqlx::query("DELETE FROM rows WHERE model = $1 AND key = $2")
+        let deleted = sqlx::query("DELETE FROM rows WHERE model = $1 AND key = $2")
             .bind(change.model)
             .bind(&change.key)
             .execute(&mut *connection)
             .await?;
+        changed += deleted.rows_affected();
     }
-    Ok(())
+    Ok(changed)
 }
 
 pub(crate) async fn write_cursors(

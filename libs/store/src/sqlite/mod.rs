@@ -69,6 +69,8 @@ impl Place {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("cache_size", format!("-{CACHE_KIB}"))
+            // What a transaction changes more than once is written once. All of them are bounded.
+            .pragma("cache_spill", "OFF")
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
             .connect()
             .await

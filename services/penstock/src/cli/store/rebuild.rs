@@ -149,7 +149,7 @@ async fn relay_stands_at(store: &Store, to: Position) -> Result<(), CliError> {
 async fn rebuild_models(store: &Store) -> Result<usize, CliError> {
     let head = store.head().await.map_err(failed)?;
     let mut progress = Progress::new("log read up to position");
-    let mut projector = control::ViewsProjector::default();
+    let mut projector = control::ViewsProjector::for_rebuild();
     let say = |at: Position| progress.say(at.0, head.0);
     let changed = store::rebuild_with(store, &mut projector, &MODELS, say).await;
     changed.map_err(failed)

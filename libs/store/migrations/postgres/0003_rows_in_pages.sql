@@ -1,0 +1,3 @@
+-- What SQLite needs here, this database has always done.
+
+SELECT 1;

@@ -89,8 +89,8 @@ fn main() {
     }
     let wanted = |part: &str| named.is_empty() || named.iter().any(|name| name == part);
     let options = Options::read();
-    // They block, and end with the program.
-    let postgres = wanted("appends").then(Postgres::shared).flatten();
+    // They block, and end with the program. Not the shared PostgreSQL, which does not sync its disk.
+    let postgres = wanted("appends").then(Postgres::start).flatten();
     let kafka = wanted("relay").then(Kafka::shared).flatten();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

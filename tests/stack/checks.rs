@@ -90,7 +90,9 @@ pub async fn nothing_lost_or_doubled(cluster: &Cluster, acknowledged: &BTreeMap<
     no_effect_happened_twice(&events);
     for brain in cluster.of(Role::Brain) {
         let request = cluster.api(brain, Method::GET, "/v1/events/verify");
-        let report: Value = request.send().await.unwrap().json().await.unwrap();
+        let answer = request.send().await;
+        let answer = answer.unwrap_or_else(|error| panic!("{error:?}\n{}", cluster.logs()));
+        let report: Value = answer.json().await.unwrap();
         assert_eq!(report["problems"], json!([]), "{}: {report:#}", brain.name);
     }
     let (replay, _) = cluster

@@ -131,7 +131,7 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        running.child = Some(command.spawn().unwrap());
+        running.child = Some(servers::spawn(command));
     }
 
     fn ready_file(&self) -> PathBuf {

@@ -18,6 +18,7 @@ mod secrets;
 
 pub use kafka::{Kafka, Secured};
 pub use postgres::Postgres;
+pub use process::spawn;
 pub use secrets::{Secrets, USER};
 
 /// Whether whoever runs the tests does without this part.

@@ -64,7 +64,7 @@ type Job = (Command, mpsc::Sender<io::Result<Child>>);
 
 /// Starts a process from a thread that lives as long as this program: "my parent has ended" means
 /// the thread that started it, and a test's thread ends with the test.
-fn spawn(command: Command) -> Child {
+pub fn spawn(command: Command) -> Child {
     static KEEPER: OnceLock<Mutex<mpsc::Sender<Job>>> = OnceLock::new();
     let keeper = KEEPER.get_or_init(|| {
         let (sender, jobs) = mpsc::channel::<Job>();

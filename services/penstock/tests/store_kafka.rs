@@ -4,7 +4,7 @@
 
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bus::Bus;
 use bus::kafka::{KafkaBus, KafkaConfig};
@@ -76,6 +76,9 @@ async fn write_log(store: &Store) {
     store.commit(commit).await.unwrap();
 }
 
+/// For what is sure to come, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A log in a file, and some of its records in another shape on a Kafka.
 struct World {
     folder: tempfile::TempDir,
@@ -109,7 +112,11 @@ impl World {
         let config = KafkaConfig::parse(&self.kafka).unwrap();
         let bus = KafkaBus::open(config).await.unwrap();
         for page in records.chunks(10) {
-            bus.publish_records(page).await.unwrap();
+            // New topics may take longer to be led than one try takes. What came twice is read once.
+            let deadline = Instant::now() + PATIENCE;
+            while let Err(error) = bus.publish_records(page).await {
+                assert!(Instant::now() < deadline, "{error}");
+            }
         }
         bus.close().await;
     }

@@ -8,6 +8,9 @@ use contract::ids::{Bucket, Position};
 use contract::log::{Record, RowChange};
 use contract::time::Timestamp;
 
+/// The consumer that keeps the rows of read models.
+pub(crate) const VIEWS: &str = "views";
+
 /// Rows per read.
 pub const PAGE_ROWS_MAX: usize = 500;
 
@@ -54,7 +57,7 @@ pub trait Projector: Send {
 
     /// Under whose cursors the rows are written while the log grows.
     fn consumer(&self) -> &'static str {
-        "views"
+        VIEWS
     }
 }
 

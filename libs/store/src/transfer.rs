@@ -2,7 +2,7 @@
 //!
 //! Invariants: what is taken in continues the log that is there, or is refused; a store that has
 //! taken in events goes on well above the highest position seen, so that no position that was
-//! given before is ever given to another event.
+//! given before is ever given to another event; a cursor is never copied without what it speaks for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::alone::{Alone, Answer};
 use crate::connection::Connection;
 use crate::raw::EventRow;
+use crate::rows::VIEWS;
 use crate::statements::{CauseColumns, CursorRow, StoredCause};
 use crate::{RawRecord, Store, StoreError, statements};
 
@@ -120,7 +121,8 @@ pub async fn go_on_above(store: &Store, seen: Position) -> Result<(), StoreError
 }
 
 /// Copies events, cursors, fences and causes into an empty store, or one that holds the beginning of
-/// the same log. All is read as of one moment. Read models are not copied: they are rebuilt.
+/// the same log. All is read as of one moment. Read models are not copied, nor the cursors of those
+/// who keep them: they are rebuilt, or whoever keeps them makes them when it next runs.
 /// `progress` hears how many events were copied, and of how many.
 pub async fn copy(
     from: &Store,
@@ -149,7 +151,7 @@ pub async fn copy(
     }
     copy_causes(&mut connection, to).await?;
     let rest = Restore {
-        cursors: statements::all_cursors(&mut connection).await?,
+        cursors: done_outside(statements::all_cursors(&mut connection).await?),
         fences: statements::all_fences(&mut connection).await?,
         ..Restore::default()
     };
@@ -159,6 +161,14 @@ pub async fn copy(
     }
     snapshot.rollback().await?;
     Ok(hasher.finish())
+}
+
+/// A cursor says that something has been done up to a position. The relay's says that the bus has the
+/// events; that is so whichever store they stand in, and nothing is to be published once more. The one
+/// of the views says that their rows have been written, which no copy has: with it, they would never be.
+fn done_outside(mut cursors: Vec<(String, i64, i64)>) -> Vec<(String, i64, i64)> {
+    cursors.retain(|(consumer, ..)| consumer != VIEWS);
+    cursors
 }
 
 async fn copy_causes(connection: &mut Connection<'_>, to: &Store) -> Result<(), StoreError> {

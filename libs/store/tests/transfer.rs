@@ -7,7 +7,7 @@ mod support;
 use contract::ids::{Bucket, Position};
 use store::{
     Cause, Commit, CursorMove, Entry, POSITIONS_SKIPPED, RawRecord, Store, StoreError, append_raw,
-    backup, copy, go_on_above, log_hash, verify,
+    backup, copy, go_on_above, log_hash, rebuild, verify,
 };
 use support::place::*;
 
@@ -16,6 +16,23 @@ struct NoRows;
 impl store::Projector for NoRows {
     fn project(&mut self, _: &contract::log::Record) -> Vec<contract::log::RowChange> {
         Vec::new()
+    }
+}
+
+/// One row for each event.
+struct Happened;
+
+impl store::Projector for Happened {
+    fn project(&mut self, record: &contract::log::Record) -> Vec<contract::log::RowChange> {
+        vec![contract::log::RowChange {
+            model: "happened",
+            key: record.id.to_string(),
+            endpoint: String::new(),
+            deployment: String::new(),
+            position: record.position,
+            time: record.time,
+            doc: Some("{}".to_owned()),
+        }]
     }
 }
 
@@ -35,8 +52,8 @@ async fn a_log(place: &Place) -> Store {
     let fence = store.take("relay").await.unwrap();
     let commit = Commit {
         cursor: Some(CursorMove {
-            consumer: "views",
-            bucket: Bucket(3),
+            consumer: "relay",
+            bucket: Bucket::GLOBAL,
             from: Position::START,
             to: Position(7),
         }),
@@ -181,15 +198,56 @@ async fn a_copy_has_the_log_the_cursors_the_fences_and_the_causes(place: Place) 
     assert_eq!(copied, hash(&from).await);
     assert_eq!(copied, hash(&to).await);
     assert_eq!(heard, [(13, 13)]);
-    assert_eq!(
-        to.cursors("views").await.unwrap(),
-        from.cursors("views").await.unwrap()
-    );
+    let relayed = |store: Store| async move { store.cursors("relay").await.unwrap() };
+    assert_eq!(relayed(to.clone()).await, relayed(from.clone()).await);
+    assert_eq!(relayed(to.clone()).await[&Bucket::GLOBAL], Position(7));
     assert!(to.repeated(&cause()).await.unwrap().is_some());
     assert_eq!(to.take("relay").await.unwrap().generation, 2);
     // Once more over the same does no harm.
     assert_eq!(copy(&from, &to, |_, _| {}).await.unwrap(), copied);
     is_sound(&to).await;
+}
+
+/// Rows that stand at their cursors, or neither: whoever keeps them goes on from the cursors.
+async fn no_cursor_of_the_views_is_copied_without_their_rows(place: Place) {
+    let from = a_log(&place).await;
+    let rows = rebuild(&from, &mut Happened, &["happened"]).await.unwrap();
+    assert_eq!((rows, from.cursors("views").await.unwrap().len()), (13, 3));
+    let (_folder, to) = other().await;
+    copy(&from, &to, |_, _| {}).await.unwrap();
+    assert!(to.cursors("views").await.unwrap().is_empty());
+
+    // What a rebuild makes that is cut off after the copy, and begun once more.
+    let made = rebuild(&to, &mut Happened, &["happened"]).await.unwrap();
+    assert_eq!(made, rows);
+    assert_eq!(
+        to.cursors("views").await.unwrap(),
+        from.cursors("views").await.unwrap()
+    );
+    // The copy once more over the same changes nothing of it.
+    copy(&from, &to, |_, _| {}).await.unwrap();
+    let report = verify(&to, &mut Happened, &["happened"]).await.unwrap();
+    assert_eq!((report.rows, report.problems), (13, Vec::new()));
+}
+
+async fn a_backup_has_rows_for_every_cursor_of_the_views(place: Place) {
+    let from = a_log(&place).await;
+    rebuild(&from, &mut Happened, &["happened"]).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("backup.db");
+    backup(&from, &file, |_, _| {}).await.unwrap();
+    let opened = Store::open(&format!("sqlite:{}", file.display()))
+        .await
+        .unwrap();
+    let cursors = opened.cursors("views").await.unwrap();
+    let reached = |record: &RawRecord| {
+        let cursor = cursors.get(&record.bucket);
+        cursor.is_some_and(|cursor| record.position <= *cursor)
+    };
+    for record in raw(&opened).await.iter().filter(|record| reached(record)) {
+        let row = opened.row("happened", &record.id).await.unwrap();
+        assert!(row.is_some(), "position {} is passed over", record.position);
+    }
 }
 
 async fn a_backup_is_a_store_and_a_store_can_be_made_from_it(place: Place) {
@@ -320,6 +378,8 @@ support::suite! {
     raw_events_that_do_not_continue_the_log_are_refused
     a_store_that_took_in_events_goes_on_well_above_them
     a_copy_has_the_log_the_cursors_the_fences_and_the_causes
+    no_cursor_of_the_views_is_copied_without_their_rows
+    a_backup_has_rows_for_every_cursor_of_the_views
     a_backup_is_a_store_and_a_store_can_be_made_from_it
     an_event_that_cannot_be_read_does_not_hide_the_others
     a_store_of_a_newer_format_is_refused_and_left_as_it_is

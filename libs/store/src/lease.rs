@@ -4,6 +4,7 @@
 //! refused from then on; a lease that has not ended is not given to another holder. Its end is
 //! judged by the database's clock in PostgreSQL, and by this machine's in SQLite.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
@@ -62,6 +63,24 @@ impl FenceChange {
             }
         }
     }
+}
+
+/// In the order in which batches lock them, so that neither waits for the other for ever.
+pub(crate) async fn take_all(
+    connection: &mut Connection<'_>,
+    known: &mut Known,
+    names: &[String],
+) -> Result<Vec<Fence>, StoreError> {
+    let mut fences = Vec::with_capacity(names.len());
+    for name in names.iter().collect::<BTreeSet<_>>() {
+        let generation = take(connection, name).await?;
+        known.fences.insert(name.clone(), generation);
+        fences.push(Fence {
+            name: name.clone(),
+            generation,
+        });
+    }
+    Ok(fences)
 }
 
 async fn take(connection: &mut Connection<'_>, name: &str) -> Result<u64, StoreError> {

@@ -4,9 +4,11 @@
 //! Invariants: readers see of each row what was there or how it ends, and nothing in between; a row that
 //! is right already is not written; strays go last, when all that is right is there. So a rebuild that is
 //! cut off has done no harm, and the next one writes what is missing. Cursors move after the rows that
-//! they speak for.
+//! they speak for. All is written as the owner of every bucket: whoever owned one is refused from then
+//! on, and once one is taken back nothing more is written.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use contract::ids::{Bucket, Position};
 use contract::log::RowChange;
@@ -14,7 +16,7 @@ use contract::time::Timestamp;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 
-use crate::alone::Alone;
+use crate::alone::{Alone, Fences};
 use crate::rows::{PAGE_ROWS_MAX, Projector, covers};
 use crate::{Commit, CommitError, CursorMove, Store, StoreError, statements};
 
@@ -29,8 +31,8 @@ const CHUNK_BYTES_MAX: usize = 16 * 1024 * 1024;
 const CHUNKS_AHEAD: usize = 1;
 
 /// Makes the rows of these models anew from the log, as far as their consumer's cursors stand, or
-/// whole where it has none: then they stand at the end of it afterwards. Refused while the consumer
-/// runs. Returns how many rows were changed.
+/// whole where it has none: then they stand at the end of it afterwards. Refused, before it does harm,
+/// where the consumer runs and writes. Returns how many rows were changed.
 pub async fn rebuild(
     store: &Store,
     projector: &mut dyn Projector,
@@ -47,11 +49,13 @@ pub async fn rebuild_with(
     mut progress: impl FnMut(Position),
 ) -> Result<usize, StoreError> {
     let consumer = projector.consumer();
+    let fences = take_all(store, consumer).await?;
+    // Nobody moves them any more without taking a fence.
     let cursors = store.cursors(consumer).await?;
     let (mut changed, mut reached) = (0, BTreeMap::new());
     let mut is_whole = false;
     while !is_whole {
-        let mut rows = Rows::of(models, projector, store);
+        let mut rows = Rows::of(models, projector, store, &fences);
         let mut replay = store.replay(Position::START);
         while let Some(page) = replay.next().await {
             let page = page?;
@@ -71,9 +75,24 @@ pub async fn rebuild_with(
         return Err(runs(consumer));
     }
     if cursors.is_empty() {
-        stand_at(store, consumer, reached).await?;
+        stand_at(store, consumer, reached, &fences).await?;
     }
     Ok(changed)
+}
+
+/// Takes over every bucket from whoever owns it.
+async fn take_all(store: &Store, consumer: &'static str) -> Result<Arc<Fences>, StoreError> {
+    let names = Bucket::all().map(|bucket| fence_name(consumer, bucket));
+    let taken = store.alone(Alone::Take(names.collect())).await?;
+    Ok(Arc::new(Fences {
+        fences: taken.fences,
+        lost: runs(consumer),
+    }))
+}
+
+/// As every owner of a bucket names it.
+fn fence_name(consumer: &str, bucket: Bucket) -> String {
+    format!("{consumer}/{bucket}")
 }
 
 fn runs(consumer: &str) -> StoreError {
@@ -87,6 +106,7 @@ async fn stand_at(
     store: &Store,
     consumer: &'static str,
     reached: BTreeMap<Bucket, Position>,
+    fences: &Fences,
 ) -> Result<(), StoreError> {
     // Together, so that they share a transaction.
     let mut moves = JoinSet::new();
@@ -97,8 +117,11 @@ async fn stand_at(
             from: Position::START,
             to,
         };
+        let name = fence_name(consumer, bucket);
+        let fence = fences.fences.iter().find(|fence| fence.name == name);
         let commit = Commit {
             cursor: Some(cursor),
+            fence: fence.cloned(),
             ..Commit::default()
         };
         let store = store.clone();
@@ -119,6 +142,7 @@ struct Rows {
     store: Store,
     models: HashMap<&'static str, Model>,
     chunk: Chunk,
+    fences: Arc<Fences>,
     writer: Writer,
 }
 
@@ -133,7 +157,12 @@ struct Model {
 }
 
 impl Rows {
-    fn of(models: &[&'static str], projector: &dyn Projector, store: &Store) -> Self {
+    fn of(
+        models: &[&'static str],
+        projector: &dyn Projector,
+        store: &Store,
+        fences: &Arc<Fences>,
+    ) -> Self {
         let models = models.iter().map(|model| {
             let rows = Model {
                 is_written_once: projector.is_written_once(model),
@@ -145,7 +174,8 @@ impl Rows {
             store: store.clone(),
             models: models.collect(),
             chunk: Chunk::default(),
-            writer: Writer::start(store),
+            fences: fences.clone(),
+            writer: Writer::start(store, fences),
         }
     }
 
@@ -195,7 +225,7 @@ impl Rows {
         }
         self.writer.write(self.chunk.take()).await?;
         let written = self.writer.end().await?;
-        let mut writer = Writer::start(&self.store);
+        let mut writer = Writer::start(&self.store, &self.fences);
         for (model, rows) in &self.models {
             for chunk in strays(&self.store, model, &rows.sent).await? {
                 writer.write(chunk).await?;
@@ -269,13 +299,15 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(store: &Store) -> Self {
+    fn start(store: &Store, fences: &Arc<Fences>) -> Self {
         let (chunks, mut waiting) = mpsc::channel(CHUNKS_AHEAD);
-        let store = store.clone();
+        let (store, fences) = (store.clone(), fences.clone());
         let writing = tokio::spawn(async move {
             let mut changed = 0;
             while let Some(chunk) = waiting.recv().await {
-                let answer = store.alone(Alone::Rows(newest_only(chunk))).await?;
+                let answer = store
+                    .alone(Alone::Rows(newest_only(chunk), fences.clone()))
+                    .await?;
                 changed += answer.number.unwrap_or(0) as usize;
             }
             Ok(changed)

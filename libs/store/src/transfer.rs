@@ -223,6 +223,7 @@ impl Restore {
         Ok(Answer {
             number: Some(number),
             head,
+            ..Answer::default()
         })
     }
 

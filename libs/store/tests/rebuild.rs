@@ -200,6 +200,67 @@ async fn a_rebuild_beside_its_running_consumer_is_refused(place: Place) {
     assert_eq!(cursors.into_values().collect::<Vec<_>>(), [Position(1)]);
 }
 
+fn count_of_iris(doc: &str) -> RowChange {
+    RowChange {
+        model: "counts",
+        key: "default/iris".to_owned(),
+        endpoint: "default/iris".to_owned(),
+        deployment: String::new(),
+        position: Position(2),
+        time: contract::time::Timestamp::default(),
+        doc: Some(doc.to_owned()),
+    }
+}
+
+async fn a_running_owner_that_takes_its_bucket_back_keeps_its_rows(place: Place) {
+    let store = place.open().await;
+    let first = records(&store, commit_to(stream("iris"), 0, 2)).await;
+    let server = match &place {
+        Place::Sqlite(_) => store.clone(),
+        Place::Postgres(_) => place.open().await,
+    };
+    let name = format!("views/{}", first[0].bucket);
+    let before = server.take(&name).await.unwrap();
+    server.commit(reached(&first[0])).await.unwrap();
+    let moved = CursorMove {
+        consumer: "views",
+        bucket: first[0].bucket,
+        from: Position(1),
+        to: Position(2),
+    };
+    let (beside, fence) = (server.clone(), before.clone());
+    let mut projector = Both::watched(move |projected| {
+        if projected > 0 {
+            return;
+        }
+        let write = |fence| Commit {
+            rows: vec![count_of_iris("of the owner")],
+            cursor: Some(moved.clone()),
+            fence: Some(fence),
+            ..Commit::default()
+        };
+        let (fenced, taking_back) = (write(fence.clone()), beside.take(&name));
+        tokio::task::block_in_place(|| {
+            Handle::current().block_on(async {
+                // It hears that it has lost the bucket, and writes when it has taken it again.
+                let refused = beside.commit(fenced).await.unwrap_err();
+                assert!(
+                    matches!(refused, store::CommitError::Fenced { .. }),
+                    "{refused}"
+                );
+                let again = write(taking_back.await.unwrap());
+                beside.commit(again).await.unwrap();
+            });
+        });
+    });
+    let refused = rebuild(&store, &mut projector, &MODELS).await.unwrap_err();
+    assert!(refused.to_string().contains("stop it"), "{refused}");
+    let row = server.row("counts", "default/iris").await.unwrap().unwrap();
+    assert_eq!(row.doc, "of the owner");
+    let first = first[0].id.to_string();
+    assert!(server.row("happened", &first).await.unwrap().is_none());
+}
+
 async fn more_rows_than_fit_a_transaction_are_all_made(place: Place) {
     let store = place.open().await;
     records(&store, commit_to(stream("iris"), 0, MANY as usize)).await;
@@ -248,6 +309,7 @@ support::suite! {
     a_consumer_that_had_read_nothing_stands_at_the_end
     a_consumer_that_is_behind_stays_where_it_is_with_its_rows
     a_rebuild_beside_its_running_consumer_is_refused
+    a_running_owner_that_takes_its_bucket_back_keeps_its_rows
     more_rows_than_fit_a_transaction_are_all_made
     a_rebuild_that_is_cut_off_has_done_no_harm_and_is_finished_by_the_next
     @sqlite

@@ -50,7 +50,7 @@ pub(crate) async fn know(
 ) -> Result<(), StoreError> {
     known.fences.clear();
     if !wants.fences.is_empty() {
-        known.fences = lock_fences(connection, limit, wants).await?;
+        known.fences = lock_fences(connection, limit, wants.fences.clone()).await?;
     }
     read_places(connection, limit, wants, known).await?;
     known.causes = Some(read_causes(connection, limit, wants).await?);
@@ -70,12 +70,12 @@ pub(crate) async fn lock_commits(
 
 /// Until the end of the transaction nobody can take what these fences stand for. Takes the lock of
 /// commits after them.
-async fn lock_fences(
+pub(crate) async fn lock_fences(
     connection: &mut PgConnection,
     limit: Duration,
-    wants: &Wants<'_>,
+    names: BTreeSet<&str>,
 ) -> Result<HashMap<String, u64>, StoreError> {
-    let names: Vec<&str> = wants.fences.iter().copied().collect();
+    let names: Vec<&str> = names.into_iter().collect();
     // The second lock depends on all rows of the first, so it cannot be taken before them; and it is
     // counted, so it is taken where there are none.
     let locking = sqlx::query_as::<_, (Option<String>, i64)>(

@@ -13,6 +13,8 @@ use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::Timestamp;
 use domain::views::MODELS;
+use rdkafka::ClientConfig;
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use runtime::relay::RELAY;
 use serde_json::Value;
 use servers::{Kafka, Postgres};
@@ -246,6 +248,29 @@ async fn a_hole_is_named_and_the_copy_ends_below_it() {
     world.compare(&["--up-to", &below]).await.ended_with(0);
 }
 
+/// None follows it, so it is missed by none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_last_message_that_cannot_be_read_is_told_and_is_no_success() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let world = World::new(kafka).await;
+    let below = EVENTS - 1;
+    world.publish(&world.records[..below as usize]).await;
+    let (brokers, prefix) = world.kafka["kafka://".len()..].rsplit_once('/').unwrap();
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers);
+    let producer: FutureProducer = config.create().unwrap();
+    let topic = format!("{prefix}.global");
+    let last = FutureRecord::<str, str>::to(&topic).payload("?");
+    producer.send(last, PATIENCE).await.unwrap();
+
+    let url = world.store("again.db");
+    let rebuilt = world.rebuild(&url).await.ended_with(1);
+    assert_eq!(rebuilt["copied"]["head"], below);
+    assert_eq!(rebuilt["leftOut"], 0);
+    assert_eq!(rebuilt["kafka"]["unreadable"].as_array().unwrap().len(), 1);
+    assert_eq!(relayed(&url).await, Position::START);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_record_is_found_with_its_position() {
     let Some(kafka) = Kafka::shared() else { return };
@@ -257,6 +282,28 @@ async fn a_changed_record_is_found_with_its_position() {
     assert_eq!(compared["equal"], false);
     assert_eq!(compared["differsAt"], 77);
     assert_ne!(compared["a"]["sha256"], compared["b"]["sha256"]);
+}
+
+async fn relayed(url: &str) -> Position {
+    let store = Store::open(url).await.unwrap();
+    let carried = store.cursor(RELAY, Bucket::GLOBAL).await.unwrap();
+    store.close().await;
+    carried
+}
+
+async fn relay_has_published(url: &str, to: u64) {
+    let store = Store::open(url).await.unwrap();
+    let commit = Commit {
+        cursor: Some(CursorMove {
+            consumer: RELAY,
+            bucket: Bucket::GLOBAL,
+            from: Position::START,
+            to: Position(to),
+        }),
+        ..Commit::default()
+    };
+    store.commit(commit).await.unwrap();
+    store.close().await;
 }
 
 fn changed(record: &Record) -> Arc<Record> {
@@ -310,8 +357,15 @@ async fn what_the_relay_has_not_carried_yet_is_counted_and_what_it_has_must_be_t
     let store = world.store("store.db");
     let to = ["republish", "--to", &world.kafka, "--store", &store];
     let words = [&to[..], &["--after", "100"]].concat();
+    let refused = world.run(&words).await;
+    assert_eq!(refused.code, 2, "{refused:?}");
+    let sentence = "published up to position 0";
+    assert!(refused.err.contains(sentence), "{}", refused.err);
+    assert_eq!(relayed(&store).await, Position::START);
+    relay_has_published(&store, 100).await;
     let published = world.run(&words).await.ended_with(0);
     assert_eq!(published["published"], EVENTS - 100);
+    assert_eq!(relayed(&store).await, Position(EVENTS));
     world.compare(&["--exact"]).await.ended_with(0);
 
     // To other topics, of which the cursor says nothing true.

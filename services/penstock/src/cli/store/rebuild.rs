@@ -27,6 +27,20 @@ struct Taken {
     left_out: Option<u64>,
 }
 
+impl Taken {
+    /// Whether nothing is known that was there once and was not taken.
+    fn is_all(&self) -> bool {
+        let kafka = self.kafka.as_ref();
+        kafka.is_none_or(|extent| is_all(extent, self.left_out.unwrap_or(0)))
+    }
+}
+
+/// The last event of a bucket is missed by none that follows it: where it cannot be read, there is
+/// neither a hole nor anything above.
+fn is_all(extent: &Extent, left_out: u64) -> bool {
+    left_out == 0 && extent.holes.is_empty() && extent.unreadable.is_empty()
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Rebuilt {
@@ -61,9 +75,9 @@ pub async fn rebuild(args: &RebuildArgs) -> Result<(), CliError> {
         rows_changed: rows_changed?,
     };
     args.output.show(&text_of(args, &rebuilt), &rebuilt)?;
-    match rebuilt.taken.left_out {
-        None | Some(0) => Ok(()),
-        Some(_) => Err(CliError::Quiet(1)),
+    match rebuilt.taken.is_all() {
+        true => Ok(()),
+        false => Err(CliError::Quiet(1)),
     }
 }
 
@@ -79,6 +93,16 @@ fn text_of(args: &RebuildArgs, rebuilt: &Rebuilt) -> String {
             "left out: {left_out} events above position {}. Topics that hold them are no longer this \
              log's: publish it to others with `penstock store republish`",
             extent.whole
+        ));
+    }
+    let unreadable = taken
+        .kafka
+        .as_ref()
+        .map_or(0, |kafka| kafka.unreadable.len());
+    if unreadable > 0 {
+        lines.push(format!(
+            "left out: {unreadable} messages that cannot be read; the store lacks what they were. A \
+             release that can read them takes them in, into an empty store"
         ));
     }
     lines.push(format!(
@@ -117,8 +141,8 @@ async fn from_kafka(mut log: KafkaLog, store: &Store) -> Result<Taken, CliError>
     }
     let last = log.extent.last;
     store::go_on_above(store, last).await.map_err(failed)?;
-    // Orphans above a hole are nothing that a relay may go on from.
-    if left_out == 0 {
+    // Orphans above a hole, or what cannot be read, are nothing that a relay may go on from.
+    if is_all(&log.extent, left_out) {
         relay_stands_at(store, whole).await?;
     }
     Ok(Taken {

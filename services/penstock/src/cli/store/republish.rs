@@ -1,7 +1,8 @@
 //! Fills Kafka from the store.
 //!
 //! Invariant: nobody else publishes meanwhile (the lease of the relay is held), and the relay's cursor
-//! moves only when Kafka has confirmed everything, and only while the lease is ours.
+//! passes only what Kafka has confirmed, page by page, and only while the lease is ours. So it never
+//! passes an event that nobody has published, and what was cut off can be gone on with.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,9 +82,9 @@ async fn with_lease(
     let holder = format!("store republish {}", uuid::Uuid::new_v4());
     let fence = acquire(store, &holder).await?;
     let work = async {
-        let done = publish(store, bus, after).await?;
-        move_cursor(store, &fence, done.up_to).await?;
-        Ok(done)
+        let carried = relayed(store).await?;
+        check_after(after, carried)?;
+        publish(store, bus, &fence, after).await
     };
     let done = tokio::select! {
         done = work => done,
@@ -119,8 +120,8 @@ async fn keep(store: &Store, fence: &Fence, holder: &str) -> CliError {
             Ok(true) => {}
             Ok(false) => {
                 return failed(format!(
-                    "another process has taken the lease `{RELAY}` and publishes: the relay's cursor \
-                     stays where it was"
+                    "another process has taken the lease `{RELAY}` and publishes: start this again \
+                     when no other does"
                 ));
             }
             Err(error) => return failed(error),
@@ -128,8 +129,28 @@ async fn keep(store: &Store, fence: &Fence, holder: &str) -> CliError {
     }
 }
 
+/// What stands between the cursor and a position above it, nobody would ever publish.
+fn check_after(after: Position, carried: Position) -> Result<(), CliError> {
+    if after <= carried {
+        return Ok(());
+    }
+    Err(CliError::Usage(format!(
+        "--after {after}: the relay of this store has published up to position {carried}, and the \
+         events between would never be; use --after {carried}, or a lower one"
+    )))
+}
+
+async fn relayed(store: &Store) -> Result<Position, CliError> {
+    store.cursor(RELAY, Bucket::GLOBAL).await.map_err(failed)
+}
+
 /// Publishes what is in the log now, above a position.
-async fn publish(store: &Store, bus: &dyn Bus, after: Position) -> Result<Republished, CliError> {
+async fn publish(
+    store: &Store,
+    bus: &dyn Bus,
+    fence: &Fence,
+    after: Position,
+) -> Result<Republished, CliError> {
     let head = store.head().await.map_err(failed)?;
     let mut progress = Progress::new("published up to position");
     let mut done = Republished {
@@ -154,6 +175,7 @@ async fn publish(store: &Store, bus: &dyn Bus, after: Position) -> Result<Republ
         hand_over(bus, &records, done.up_to).await?;
         done.published += records.len() as u64;
         done.up_to = last;
+        move_cursor(store, fence, last).await?;
         progress.say(last.0, head.0);
     }
     Ok(done)
@@ -183,7 +205,7 @@ async fn hand_over(
 }
 
 async fn move_cursor(store: &Store, fence: &Fence, to: Position) -> Result<(), CliError> {
-    let from = store.cursor(RELAY, Bucket::GLOBAL).await.map_err(failed)?;
+    let from = relayed(store).await?;
     if from >= to {
         return Ok(());
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Role};
 use crate::support::PATIENCE;
+use crate::workload::Workload;
 
 /// How long it may take until everything is as it should be again: the bar of `make faults`, and
 /// PATIENCE where no time is measured.
@@ -84,10 +85,23 @@ async fn missing(cluster: &Cluster, instances: usize) -> Vec<String> {
 }
 
 /// All that was promised, and nothing twice.
-pub async fn nothing_lost_or_doubled(cluster: &Cluster, acknowledged: &BTreeMap<u64, u64>) {
+pub async fn nothing_lost_or_doubled(cluster: &Cluster, workload: &Workload) {
+    // What was promised before the log is read is in it; what happened by then was asked for by now.
+    let promised = workload.promised();
     let events = cluster.events().await;
-    every_acknowledged_write_is_there(&events, acknowledged);
+    let sent = workload.record.lock().unwrap().sent;
+    let keyed_since = workload.record.lock().unwrap().keyed.clone();
+    every_acknowledged_write_is_there(&events, &promised.acknowledged);
     no_effect_happened_twice(&events);
+    nothing_was_metered_twice(&events, sent);
+    let rotated = rotated(&events);
+    assert!(promised.keyed.is_subset(&rotated), "a write is lost");
+    // Each writer waits for the answer to one at most.
+    let waiting = rotated.difference(&keyed_since).count();
+    assert!(
+        waiting <= cluster.of(Role::Brain).count(),
+        "{waiting} writes happened that nobody was told of"
+    );
     for brain in cluster.of(Role::Brain) {
         let request = cluster.api(brain, Method::GET, "/v1/events/verify");
         // It reads the whole log.
@@ -120,6 +134,61 @@ fn every_acknowledged_write_is_there(events: &[Value], acknowledged: &BTreeMap<u
             "acknowledged at {position}"
         );
     }
+}
+
+/// When every write with an `Idempotency-Key` has been acknowledged: the log has each once.
+pub async fn every_keyed_write_happened_once(cluster: &Cluster, keyed: &BTreeSet<u64>) {
+    assert!(!keyed.is_empty());
+    assert_eq!(rotated(&cluster.events().await), *keyed);
+}
+
+/// Where the writes with an `Idempotency-Key` stand in the log.
+fn rotated(events: &[Value]) -> BTreeSet<u64> {
+    let rotated = events.iter().filter(|event| {
+        event["type"] == "endpoint.key-regenerated" && event["stream"] == "endpoint/default/notes"
+    });
+    rotated
+        .map(|event| event["position"].as_u64().unwrap())
+        .collect()
+}
+
+/// A minute of a deployment is closed once, a frame is counted once for a deployment, and no more
+/// requests are told than were sent. (Fewer may be: a gateway that is killed takes its last frame with
+/// it, and the newest minutes are open.)
+fn nothing_was_metered_twice(events: &[Value], sent: u64) {
+    let mut closed = BTreeSet::new();
+    let mut counted: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
+    let mut told = 0;
+    for event in events {
+        let (kind, data) = (event["type"].as_str().unwrap(), &event["data"]);
+        if !matches!(kind, "usage.closed" | "usage.corrected") {
+            continue;
+        }
+        let deployment = data["deploymentUid"].to_string();
+        if kind == "usage.closed" {
+            let minute = (deployment.clone(), data["minute"].to_string());
+            assert!(closed.insert(minute), "closed twice: {event:#}");
+        }
+        for range in data["counted"].as_array().unwrap() {
+            let of = format!("{deployment} {} {}", range["source"], range["boot"]);
+            let (first, last) = (range["first"].as_u64(), range["last"].as_u64());
+            let counted = counted.entry(of).or_default();
+            for sequence in first.unwrap()..=last.unwrap() {
+                assert!(
+                    counted.insert(sequence),
+                    "frame {sequence} was counted before: {event:#}"
+                );
+            }
+        }
+        for slice in data["slices"].as_array().unwrap() {
+            let arrivals = slice.pointer("/byRole/live/arrivals");
+            told += arrivals.map_or(0, |arrivals| arrivals.as_u64().unwrap());
+        }
+    }
+    assert!(
+        told <= sent,
+        "{told} requests are told, and {sent} were sent"
+    );
 }
 
 /// An instance is started once, an order is given once, and a decision for so many more instances

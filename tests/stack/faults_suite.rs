@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::checks::{converged, nothing_lost_or_doubled};
+use crate::checks::{converged, every_keyed_write_happened_once, nothing_lost_or_doubled};
 use crate::cluster::Cluster;
 use crate::faults::{Rng, draw, inject};
 use crate::stack::Stack;
@@ -66,19 +66,23 @@ async fn nothing_is_lost_or_done_twice_whatever_fails() {
             "{}",
             cluster.logs()
         );
-        nothing_lost_or_doubled(&cluster, &promised.acknowledged).await;
+        nothing_lost_or_doubled(&cluster, &workload).await;
     }
     let promised = workload.promised();
+    let record = workload.record.clone();
     workload.end().await;
+    let keyed = record.lock().unwrap().keyed.clone();
+    every_keyed_write_happened_once(&cluster, &keyed).await;
     for process in cluster.processes.iter().rev() {
         assert!(process.stop().await.success(), "{}", process.log());
     }
     stack.both_sides_are_equal().await;
     convergences.sort();
     println!(
-        "SEED={seed}: {injected} faults, {} requests, {} acknowledged writes; nothing lost, nothing doubled; convergence after the last fault of a round: median {:?}, slowest {:?}",
+        "SEED={seed}: {injected} faults, {} requests, {} acknowledged writes and {} with a key of their own; nothing lost, nothing doubled; convergence after the last fault of a round: median {:?}, slowest {:?}",
         promised.requests,
         promised.acknowledged.len(),
+        keyed.len(),
         convergences[convergences.len() / 2],
         convergences[convergences.len() - 1],
     );

@@ -1,7 +1,7 @@
 //! What clients do while faults happen, and what they were promised: writes that were acknowledged,
 //! and requests that have to be answered by the gateways throughout.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -32,6 +32,10 @@ pub struct Record {
     /// Position to the label written there.
     pub acknowledged: BTreeMap<u64, u64>,
     tried: u64,
+    /// Positions at which writes with an `Idempotency-Key` were acknowledged; each was tried until then.
+    pub keyed: BTreeSet<u64>,
+    /// Requests that may have reached a gateway.
+    pub sent: u64,
     pub requests: u64,
     pub failures: Vec<Failure>,
     /// Times in which a gateway was down by our own hand.
@@ -103,7 +107,40 @@ async fn write(
             let position = position.to_str().unwrap().parse().unwrap();
             record.lock().unwrap().acknowledged.insert(position, label);
         }
+        write_once(&cluster, brain, &record).await;
         tokio::time::sleep(WRITE_PACE).await;
+    }
+}
+
+/// A write with an `Idempotency-Key`, sent through one brain after the other until it is acknowledged.
+/// What has no answer may have happened; whatever is tried again must not happen again.
+async fn write_once(cluster: &Cluster, first: &str, record: &Mutex<Record>) {
+    let key = uuid::Uuid::new_v4().to_string();
+    let began = Instant::now();
+    let (mut brains, mut others): (Vec<_>, Vec<_>) = cluster
+        .of(Role::Brain)
+        .partition(|brain| brain.name == first);
+    brains.append(&mut others);
+    for brain in brains.iter().cycle() {
+        let path = "/v1/endpoints/notes/keys/secondary/regenerate";
+        let request = cluster.api(brain, Method::POST, path);
+        let answer = request.header("idempotency-key", &key).send().await;
+        let why = match answer {
+            Ok(response) if response.status().is_success() => {
+                let position = response.headers().get("penstock-position").unwrap();
+                let position = position.to_str().unwrap().parse().unwrap();
+                record.lock().unwrap().keyed.insert(position);
+                return;
+            }
+            Ok(response) => response.status().to_string(),
+            Err(error) => error.to_string(),
+        };
+        assert!(
+            began.elapsed() < support::PATIENCE * 3,
+            "a write was not accepted: {why}\n{}",
+            cluster.logs()
+        );
+        tokio::time::sleep(PACE).await;
     }
 }
 
@@ -119,6 +156,7 @@ async fn score(
     while !stop.load(Ordering::Relaxed) {
         let url = cluster.get(gateway).addresses().gateway.unwrap();
         let began = Instant::now();
+        record.lock().unwrap().sent += 1;
         let request = cluster
             .http
             .post(format!("{url}/endpoints/iris/score"))
@@ -153,6 +191,7 @@ async fn score(
 pub struct Promised {
     /// Position to the label written there.
     pub acknowledged: BTreeMap<u64, u64>,
+    pub keyed: BTreeSet<u64>,
     pub requests: u64,
     /// Failed requests that no outage of their own gateway explains.
     pub unexplained: Vec<String>,
@@ -169,6 +208,7 @@ impl Workload {
         let unexplained = record.failures.iter().filter(explained);
         Promised {
             acknowledged: record.acknowledged.clone(),
+            keyed: record.keyed.clone(),
             requests: record.requests,
             unexplained: unexplained
                 .map(|failure| format!("{}: {}", failure.gateway, failure.what))

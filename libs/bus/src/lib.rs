@@ -38,6 +38,11 @@ pub trait Bus: Send + Sync + 'static {
     /// After an error some may be there: publishing the same again is right. The relay alone calls
     /// it, in order of position.
     async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError>;
+    /// The same for an event that this release cannot read: it goes out as the log has it. A bus that
+    /// keeps nothing has nobody who could read it either, and leaves a hole.
+    async fn publish_stored(&self, _event: &StoredEvent) -> Result<(), BusError> {
+        Ok(())
+    }
     /// Begins with what is published from now on. Between [`BusMessage::Assigned`] and
     /// [`BusMessage::Revoked`] of a bucket come its records, and none outside of it.
     fn subscribe_records(&self, subscription: Subscription) -> mpsc::Receiver<BusMessage>;
@@ -67,6 +72,22 @@ pub trait Bus: Send + Sync + 'static {
     }
     /// Sends what waits to be sent, ends all subscriptions and leaves their groups.
     async fn close(&self);
+}
+
+/// An event as the log has it, not decoded: a newer release may have written it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredEvent {
+    pub position: Position,
+    pub prev: Position,
+    pub bucket: Bucket,
+    pub stream: String,
+    pub version: u64,
+    pub id: String,
+    pub type_name: String,
+    pub type_version: u32,
+    pub time: Timestamp,
+    pub actor: String,
+    pub data: String,
 }
 
 #[derive(Clone, Debug)]

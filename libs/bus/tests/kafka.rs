@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::kafka::{Extent, Hole, KafkaBus, KafkaConfig, read_log};
-use bus::{Bus, BusError, Subscription};
+use bus::{Bus, BusError, StoredEvent, Subscription};
 use contract::frame::Frame;
 use contract::ids::{Bucket, Position};
 use contract::log::Record;
@@ -22,8 +22,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use servers::Kafka;
-use support::{PATIENCE, Reader, endpoint, log, next, record, route};
+use support::{PATIENCE, Reader, endpoint, log, next, record, route, route_of};
 use tokio::sync::mpsc::Receiver;
+use uuid::Uuid;
 
 fn client(kafka: &Kafka) -> ClientConfig {
     let mut config = ClientConfig::new();
@@ -282,6 +283,64 @@ async fn kafkas_partitioner_finds_the_bucket_of_a_key() {
         let placed = producer.send(record, PATIENCE).await.unwrap();
         assert_eq!(placed.partition, i32::from(key.bucket().0), "{key}");
     }
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_of_megabytes_goes_through() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let prefix = kafka.prefix();
+    let bus = open(kafka, &prefix).await;
+    let mut large = (*route_of("iris", 1)).clone();
+    // Nothing that compression could make small.
+    let hash = || format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+    large.route.as_mut().unwrap().key_hashes = (0..45_000).map(|_| hash()).collect();
+    let large = Arc::new(large);
+    assert!(serde_json::to_vec(&*large).unwrap().len() > 3_000_000);
+
+    let mut early = bus.subscribe_routes();
+    bus.publish_route(large.clone());
+    assert!(*next(&mut early).await == *large, "it came otherwise");
+    let mut late = bus.subscribe_routes();
+    assert!(*next(&mut late).await == *large, "it came otherwise");
+    assert_eq!(bus.dropped(), 0);
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_goes_out_as_stored_can_be_read_by_who_knows_it() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let prefix = kafka.prefix();
+    let bus = open(kafka, &prefix).await;
+    let known = record("iris", 1);
+    let stored = StoredEvent {
+        position: known.position,
+        prev: known.prev,
+        bucket: known.bucket,
+        stream: known.stream.to_string(),
+        version: known.version,
+        id: known.id.to_string(),
+        type_name: known.event.type_name().to_owned(),
+        type_version: known.event.version(),
+        time: known.time,
+        actor: known.actor.to_string(),
+        data: known.event.data_json().unwrap(),
+    };
+    bus.publish_stored(&stored).await.unwrap();
+    let nowhere = StoredEvent {
+        bucket: Bucket(999),
+        ..stored.clone()
+    };
+    assert!(bus.publish_stored(&nowhere).await.is_err());
+    let unknown = StoredEvent {
+        position: Position(2),
+        type_name: "endpoint.not-invented-yet".to_owned(),
+        ..stored
+    };
+    bus.publish_stored(&unknown).await.unwrap();
+    let (records, extent) = whole_log(kafka, &prefix).await;
+    assert_eq!(records, [known]);
+    assert_eq!(extent.unreadable.len(), 1, "it is there");
     bus.close().await;
 }
 

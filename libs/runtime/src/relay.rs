@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::Bus;
+use bus::{Bus, BusError, StoredEvent};
 use contract::ids::{Bucket, Position};
 use contract::log::Record;
 use prometheus_client::metrics::gauge::Gauge;
@@ -173,7 +173,8 @@ impl Relay {
                     false => Ok(None),
                 }
             };
-            let ((), next) = tokio::join!(self.publish(page), next);
+            let (published, next) = tokio::join!(self.publish(page), next);
+            published?;
             self.published = last;
             // One move at a time, beside the publishing of the next page.
             self.confirmed().await?;
@@ -205,20 +206,49 @@ impl Relay {
         self.lag.set(head.0.saturating_sub(self.published.0) as i64);
     }
 
-    /// Hands a page to the bus until the bus has confirmed it.
-    async fn publish(&self, page: Vec<Entry>) {
+    /// Hands a page to the bus until the bus has confirmed it, in order.
+    async fn publish(&self, page: Vec<Entry>) -> Result<(), MoveError> {
         let mut records: Vec<Arc<Record>> = Vec::with_capacity(page.len());
         for entry in page {
             match entry {
                 Entry::Record(record) => records.push(record),
-                // Consumers see the hole, and find in the store what stands there.
                 Entry::Unreadable(unreadable) => {
-                    tracing::error!(position = %unreadable.position, detail = unreadable.detail, "an event cannot be read, and is not published");
+                    self.publish_records(std::mem::take(&mut records)).await;
+                    self.publish_unreadable(unreadable.position).await?;
                 }
             }
         }
+        self.publish_records(records).await;
+        Ok(())
+    }
+
+    async fn publish_records(&self, records: Vec<Arc<Record>>) {
+        if !records.is_empty() {
+            let bus = &self.deps.bus;
+            self.offer(|| bus.publish_records(&records)).await;
+        }
+    }
+
+    /// A newer release may have written it, and others can read it: left out, Kafka would lack it for
+    /// good.
+    async fn publish_unreadable(&self, position: Position) -> Result<(), MoveError> {
+        let RelayDeps {
+            store,
+            bus,
+            component,
+            ..
+        } = &self.deps;
+        let event = until_answered(component, || stored_event(store, position));
+        let event = event.await.map_err(MoveError::Store)?;
+        tracing::warn!(%position, r#type = event.type_name, "an event cannot be read, and is published as it stands");
+        self.offer(|| bus.publish_stored(&event)).await;
+        Ok(())
+    }
+
+    /// Tries until the bus has confirmed.
+    async fn offer<F: Future<Output = Result<(), BusError>>>(&self, publish: impl Fn() -> F) {
         let mut pause = PAUSE;
-        while let Err(error) = self.deps.bus.publish_records(&records).await {
+        while let Err(error) = publish().await {
             if pause == PAUSE {
                 tracing::warn!(%error, "the bus does not take records, trying again");
             }
@@ -242,6 +272,30 @@ impl Relay {
             Err(error) => Err(MoveError::Store(StoreError::Database(error.to_string()))),
         }
     }
+}
+
+/// The event at a position, as the log has it.
+pub async fn stored_event(store: &Store, position: Position) -> Result<StoredEvent, StoreError> {
+    let before = Position(position.0.saturating_sub(1));
+    let raw = store.read_raw(before, 1).await?.pop();
+    let raw = raw.filter(|raw| raw.position == position);
+    let raw = raw.ok_or_else(|| StoreError::Unreadable {
+        position,
+        detail: "it was there, and is gone".to_owned(),
+    })?;
+    Ok(StoredEvent {
+        position: raw.position,
+        prev: raw.prev,
+        bucket: raw.bucket,
+        stream: raw.stream,
+        version: raw.version,
+        id: raw.id,
+        type_name: raw.type_name,
+        type_version: raw.type_version,
+        time: raw.time,
+        actor: raw.actor,
+        data: raw.data,
+    })
 }
 
 async fn read(

@@ -7,13 +7,13 @@ mod support;
 use std::sync::Arc;
 
 use contract::events::{Empty, Event};
-use contract::ids::Bucket;
+use contract::ids::{Bucket, Position};
 use contract::log::StreamKind;
 use runtime::health::Health;
 use runtime::metrics::Metrics;
 use runtime::relay::{RELAY, RelayDeps, run_durable};
 use store::Store;
-use support::{Mood, ScriptedBus, append_to, open};
+use support::{Mood, ScriptedBus, append_to, execute, open};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -119,4 +119,37 @@ async fn of_two_relays_one_publishes_and_the_other_goes_on_where_it_ended() {
     assert_eq!(all, (published[0]..=21).collect::<Vec<_>>());
     stop_other.cancel();
     other.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_only_a_newer_release_can_read_is_published_as_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let (bus, health) = (ScriptedBus::new(), Health::default());
+    write(&store, 5).await;
+    let newer = "UPDATE events SET type = 'endpoint.not-invented-yet', type_version = 7,
+        data = '{ \"b\": 1, \"a\":2}' WHERE position IN (1, 3)";
+    execute(&folder, newer).await;
+    let as_stored = store.read_raw(Position::START, 10).await.unwrap();
+    bus.set(Mood::Refuses);
+    let (relay, stop) = start(&store, &bus, "a", &health);
+    let mut refused = bus.refused.subscribe();
+    refused.wait_for(|count| *count >= 2).await.unwrap();
+    assert!(!health.missing().is_empty());
+    bus.set(Mood::Takes);
+    assert_eq!(bus.until_published(5).await, [1, 2, 3, 4, 5]);
+    stop.cancel();
+    relay.await.unwrap();
+    let published = bus.stored.lock().unwrap().clone();
+    assert_eq!(published.len(), 2);
+    for (event, raw) in published.iter().zip([&as_stored[0], &as_stored[2]]) {
+        assert_eq!(event.data, raw.data);
+        assert_eq!(event.data, "{ \"b\": 1, \"a\":2}");
+        assert_eq!(event.type_name, "endpoint.not-invented-yet");
+        assert_eq!(event.type_version, 7);
+        assert_eq!((&event.id, &event.stream), (&raw.id, &raw.stream));
+        assert_eq!((event.prev, event.bucket), (raw.prev, raw.bucket));
+        assert_eq!((event.version, event.time), (raw.version, raw.time));
+        assert_eq!(event.actor, raw.actor);
+    }
 }

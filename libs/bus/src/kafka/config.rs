@@ -104,6 +104,10 @@ impl KafkaConfig {
             .set("heartbeat.interval.ms", "1500")
             .set("fetch.error.backoff.ms", "100")
             .set("fetch.queue.backoff.ms", "20")
+            // What one fetch brings of a partition. A larger message comes all the same, alone.
+            .set("fetch.message.max.bytes", "1048576")
+            // A whole fetch, and some.
+            .set("receive.message.max.bytes", "100000000")
             // 64 partitions share it.
             .set("queued.max.messages.kbytes", "8192");
         config

@@ -4,9 +4,11 @@
 use contract::events::Event;
 use contract::frame::Frame;
 use contract::ids::{Bucket, Position};
-use contract::log::{Actor, Record};
+use contract::log::{Actor, Record, StreamName};
 use contract::route::{Route, RouteUpdate};
 use rdkafka::message::{Header, Headers, OwnedHeaders};
+
+use crate::StoredEvent;
 
 const SPEC_VERSION: &str = "1.0";
 const JSON: &str = "application/json";
@@ -56,30 +58,47 @@ impl Outgoing {
 
 /// `prefix` tells two installations on one Kafka apart.
 pub fn encode_record(prefix: &str, record: &Record) -> Result<Outgoing, serde_json::Error> {
-    let key = record.endpoint().map_or_else(
-        || record.stream.to_string(),
-        |endpoint| endpoint.to_string(),
-    );
+    let event = StoredEvent {
+        position: record.position,
+        prev: record.prev,
+        bucket: record.bucket,
+        stream: record.stream.to_string(),
+        version: record.version,
+        id: record.id.to_string(),
+        type_name: record.event.type_name().to_owned(),
+        type_version: record.event.version(),
+        time: record.time,
+        actor: record.actor.to_string(),
+        data: record.event.data_json()?,
+    };
+    Ok(encode_stored(prefix, &event))
+}
+
+/// The same for an event that nobody here can read.
+pub fn encode_stored(prefix: &str, event: &StoredEvent) -> Outgoing {
+    let stream = event.stream.parse::<StreamName>().ok();
+    let endpoint = stream.and_then(|stream| stream.endpoint());
+    let key = endpoint.map_or_else(|| event.stream.clone(), |endpoint| endpoint.to_string());
     let headers = vec![
         (SPEC, SPEC_VERSION.to_owned()),
-        (ID, record.id.to_string()),
+        (ID, event.id.clone()),
         (SOURCE, format!("/penstock/{prefix}")),
-        (TYPE, record.event.type_name().to_owned()),
-        (TIME, record.time.to_string()),
-        (SUBJECT, record.stream.to_string()),
+        (TYPE, event.type_name.clone()),
+        (TIME, event.time.to_string()),
+        (SUBJECT, event.stream.clone()),
         (CONTENT_TYPE, JSON.to_owned()),
-        (POSITION, record.position.to_string()),
-        (PREV, record.prev.to_string()),
-        (BUCKET, record.bucket.to_string()),
-        (VERSION, record.version.to_string()),
-        (TYPE_VERSION, record.event.version().to_string()),
-        (ACTOR, record.actor.to_string()),
+        (POSITION, event.position.to_string()),
+        (PREV, event.prev.to_string()),
+        (BUCKET, event.bucket.to_string()),
+        (VERSION, event.version.to_string()),
+        (TYPE_VERSION, event.type_version.to_string()),
+        (ACTOR, event.actor.clone()),
     ];
-    Ok(Outgoing {
+    Outgoing {
         key,
         headers,
-        value: Some(record.event.data_json()?),
-    })
+        value: Some(event.data.clone()),
+    }
 }
 
 /// The record in a message of `bucket`, or what is wrong with it.

@@ -44,7 +44,7 @@ use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 use tokio::sync::{mpsc, watch};
 
-use crate::{Bus, BusError, BusMessage, SUBSCRIBER_QUEUE_MAX, Subscription};
+use crate::{Bus, BusError, BusMessage, SUBSCRIBER_QUEUE_MAX, StoredEvent, Subscription};
 use publish::{FrameProducer, RecordProducer};
 
 pub use config::KafkaConfig;
@@ -186,6 +186,16 @@ impl Bus for KafkaBus {
             position: last.position,
             detail,
         })
+    }
+
+    async fn publish_stored(&self, event: &StoredEvent) -> Result<(), BusError> {
+        let position = event.position;
+        if self.shared.stopping() {
+            return Err(BusError::Closed);
+        }
+        self.gate(position).await?;
+        let published = self.records.publish_stored(event).await?;
+        published.map_err(|detail| BusError::NotPublished { position, detail })
     }
 
     fn subscribe_records(&self, subscription: Subscription) -> mpsc::Receiver<BusMessage> {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use contract::frame::Frame;
+use contract::ids::Bucket;
 use contract::log::Record;
 use contract::route::RouteUpdate;
 use rdkafka::ClientContext;
@@ -19,9 +20,10 @@ use rdkafka::producer::{
 };
 use tokio::sync::Notify;
 
-use super::message::{Outgoing, encode_frame, encode_record, encode_route};
+use super::message::{Outgoing, encode_frame, encode_record, encode_route, encode_stored};
+use super::topics::LARGE_MESSAGE_BYTES;
 use super::{KafkaConfig, Quiet, Topics, is_broken, lock};
-use crate::BusError;
+use crate::{BusError, StoredEvent};
 
 /// A record that no broker has confirmed by then fails its call.
 const CONFIRMED_WITHIN_MS: &str = "30000";
@@ -153,15 +155,41 @@ impl RecordProducer {
 
     /// The inner error says why not all of them were confirmed.
     pub async fn publish(&self, records: &[Arc<Record>]) -> Result<Result<(), String>, BusError> {
-        let client = self.client()?;
-        let batch = Batch::new(records.len());
-        // A caller that gives up (it may no longer be the owner) takes back what has not left yet.
-        let mut taken_back = TakeBack(Some(&client));
-        for record in records {
-            let to = self.0.topics.of_records(record.bucket);
-            let message = encode_record(&self.0.config.prefix, record).map_err(|error| {
+        let prefix = &self.0.config.prefix;
+        let messages = records.iter().map(|record| {
+            let message = encode_record(prefix, record).map_err(|error| {
                 BusError::Refused(format!("position {}: {error}", record.position))
             })?;
+            Ok((record.bucket, message))
+        });
+        self.publish_messages(messages).await
+    }
+
+    /// The same for an event that cannot be read here.
+    pub async fn publish_stored(
+        &self,
+        event: &StoredEvent,
+    ) -> Result<Result<(), String>, BusError> {
+        if event.bucket > Bucket::GLOBAL {
+            let why = format!("there is no bucket {}", event.bucket);
+            return Ok(Err(why));
+        }
+        let message = encode_stored(&self.0.config.prefix, event);
+        let messages = std::iter::once(Ok((event.bucket, message)));
+        self.publish_messages(messages).await
+    }
+
+    async fn publish_messages(
+        &self,
+        messages: impl ExactSizeIterator<Item = Result<(Bucket, Outgoing), BusError>>,
+    ) -> Result<Result<(), String>, BusError> {
+        let client = self.client()?;
+        let batch = Batch::new(messages.len());
+        // A caller that gives up (it may no longer be the owner) takes back what has not left yet.
+        let mut taken_back = TakeBack(Some(&client));
+        for message in messages {
+            let (bucket, message) = message?;
+            let to = self.0.topics.of_records(bucket);
             loop {
                 match send(&client, to, &message, Fate::Record(batch.clone())) {
                     Ok(true) => break,
@@ -181,7 +209,11 @@ impl RecordProducer {
         let to = (&*self.0.topics.routes, i32::from(update.bucket().0));
         let sent = encode_route(update).is_ok_and(|message| {
             let client = lock(&self.0.client).clone();
-            send(&client, to, &message, Fate::Counted).unwrap_or(false)
+            let sent = send(&client, to, &message, Fate::Counted);
+            sent.unwrap_or_else(|error| {
+                tracing::error!(%error, endpoint = %update.endpoint, "a route cannot be published");
+                false
+            })
         });
         if !sent {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
@@ -226,6 +258,7 @@ fn record_client(config: &KafkaConfig, dropped: Arc<AtomicU64>) -> Result<Client
         .set("partitioner", "murmur2_random")
         .set("linger.ms", "1")
         .set("compression.type", "lz4")
+        .set("message.max.bytes", LARGE_MESSAGE_BYTES)
         .set("message.timeout.ms", CONFIRMED_WITHIN_MS)
         .set("request.timeout.ms", "10000")
         .set("retry.backoff.ms", "50");
@@ -256,7 +289,7 @@ impl FrameProducer {
             // The 64 frames of a second leave together.
             .set("linger.ms", "2")
             .set("compression.type", "lz4")
-            .set("message.max.bytes", "8000000")
+            .set("message.max.bytes", LARGE_MESSAGE_BYTES)
             .set("message.timeout.ms", FRAME_SENT_WITHIN_MS)
             .set("queue.buffering.max.messages", FRAMES_WAITING_MAX)
             .set("queue.buffering.max.kbytes", "65536");

@@ -25,8 +25,9 @@ pub(super) const FRAME_PARTITIONS: u16 = 8;
 
 const FRAMES_KEPT_MS: &str = "21600000";
 
-/// A frame of a bucket with many busy endpoints, or the route of an endpoint with many instances.
-const LARGE_MESSAGE_BYTES: &str = "8388608";
+/// A frame of a bucket with many busy endpoints, or the route of an endpoint with many instances. What
+/// a topic takes and what a producer sends are the same, or messages in between are lost.
+pub(super) const LARGE_MESSAGE_BYTES: &str = "8388608";
 
 #[derive(Clone, Debug)]
 pub struct Topics {

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use bus::{Bus, BusError, BusMessage, Subscription};
+use bus::{Bus, BusError, BusMessage, StoredEvent, Subscription};
 use contract::events::Event;
 use contract::frame::Frame;
 use contract::ids::{EndpointKey, Position};
@@ -75,6 +75,8 @@ pub enum Mood {
 pub struct ScriptedBus {
     subscribers: Mutex<Vec<mpsc::Sender<BusMessage>>>,
     pub published: watch::Sender<Vec<Position>>,
+    /// Those of the published that could not be read.
+    pub stored: Mutex<Vec<StoredEvent>>,
     pub mood: Mutex<Mood>,
     pub refused: watch::Sender<u32>,
 }
@@ -83,6 +85,7 @@ impl ScriptedBus {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             subscribers: Mutex::default(),
+            stored: Mutex::default(),
             published: watch::Sender::new(Vec::new()),
             mood: Mutex::new(Mood::Takes),
             refused: watch::Sender::new(0),
@@ -133,6 +136,18 @@ impl Bus for ScriptedBus {
         if mood == Mood::Hangs {
             std::future::pending::<()>().await;
         }
+        Ok(())
+    }
+    async fn publish_stored(&self, event: &StoredEvent) -> Result<(), BusError> {
+        if *self.mood.lock().unwrap() == Mood::Refuses {
+            self.refused.send_modify(|count| *count += 1);
+            return Err(BusError::NotPublished {
+                position: event.position,
+                detail: "the test says so".into(),
+            });
+        }
+        self.stored.lock().unwrap().push(event.clone());
+        self.published.send_modify(|all| all.push(event.position));
         Ok(())
     }
     fn subscribe_records(&self, _subscription: Subscription) -> mpsc::Receiver<BusMessage> {

@@ -11,7 +11,7 @@ use bus::{Bus, BusError};
 use contract::ids::{Bucket, Position};
 use contract::log::Record;
 use runtime::lease::{RENEW_EVERY, TTL};
-use runtime::relay::RELAY;
+use runtime::relay::{RELAY, stored_event};
 use serde::Serialize;
 use store::{Commit, CursorMove, Entry, Fence, Store};
 use tokio::time::{Instant, sleep};
@@ -35,7 +35,7 @@ struct Republished {
     published: u64,
     /// The relay goes on from here.
     up_to: Position,
-    /// Events that this release cannot read; nobody can publish them.
+    /// Events that this release cannot read; they are published as they stand.
     unreadable: Vec<Position>,
 }
 
@@ -58,7 +58,7 @@ pub async fn republish(args: &RepublishArgs) -> Result<(), CliError> {
     );
     for position in &done.unreadable {
         text.push_str(&format!(
-            "\nposition {position} cannot be read, and is not published"
+            "\nposition {position} cannot be read by this release, and is published as it stands"
         ));
     }
     args.output.show(&text, &done)
@@ -169,10 +169,18 @@ async fn publish(
         for entry in page {
             match entry {
                 Entry::Record(record) => records.push(record),
-                Entry::Unreadable(unreadable) => done.unreadable.push(unreadable.position),
+                Entry::Unreadable(unreadable) => {
+                    let position = unreadable.position;
+                    let before = std::mem::take(&mut records);
+                    hand_over(done.up_to, || bus.publish_records(&before)).await?;
+                    let event = stored_event(store, position).await.map_err(failed)?;
+                    hand_over(done.up_to, || bus.publish_stored(&event)).await?;
+                    done.published += before.len() as u64 + 1;
+                    done.unreadable.push(position);
+                }
             }
         }
-        hand_over(bus, &records, done.up_to).await?;
+        hand_over(done.up_to, || bus.publish_records(&records)).await?;
         done.published += records.len() as u64;
         done.up_to = last;
         move_cursor(store, fence, last).await?;
@@ -182,14 +190,13 @@ async fn publish(
 }
 
 /// The same again after an error: what is there twice does no harm.
-async fn hand_over(
-    bus: &dyn Bus,
-    records: &[Arc<Record>],
+async fn hand_over<F: Future<Output = Result<(), BusError>>>(
     after: Position,
+    publish: impl Fn() -> F,
 ) -> Result<(), CliError> {
     let mut tries = 1;
     loop {
-        match bus.publish_records(records).await {
+        match publish().await {
             Ok(()) => return Ok(()),
             Err(BusError::NotPublished { .. }) if tries < TRIES => {
                 tries += 1;

@@ -101,7 +101,7 @@ pub async fn run_durable(deps: RelayDeps, shutdown: CancellationToken) {
             published: Position::START,
             confirming: None,
         };
-        relay.run()
+        Box::pin(relay.run())
     })
     .await;
     deps.component.trouble(None);

@@ -60,7 +60,7 @@ pub trait Bus: Send + Sync + 'static {
 
     fn publish_route(&self, update: Arc<RouteUpdate>);
     /// All current routes first, then every update.
-    fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>>;
+    fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage>;
 
     /// Messages that did not reach the bus, or not a subscriber that was slow.
     fn dropped(&self) -> u64;
@@ -96,6 +96,13 @@ pub enum BusMessage {
     Assigned(Vec<Bucket>),
     Revoked(Vec<Bucket>),
     Record(Arc<Record>),
+}
+
+#[derive(Clone, Debug)]
+pub enum RouteMessage {
+    Update(Arc<RouteUpdate>),
+    /// All routes that were there have come. Said once at least, and again after a reconnection.
+    CaughtUp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

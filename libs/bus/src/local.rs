@@ -11,7 +11,7 @@ use contract::log::Record;
 use contract::route::RouteUpdate;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use crate::{Bus, BusError, BusMessage, SUBSCRIBER_QUEUE_MAX, Subscription};
+use crate::{Bus, BusError, BusMessage, RouteMessage, SUBSCRIBER_QUEUE_MAX, Subscription};
 
 #[derive(Default)]
 pub struct LocalBus {
@@ -25,7 +25,7 @@ pub struct LocalBus {
 struct Routes {
     /// The newest update of each endpoint, as a compacted topic would keep it.
     newest: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
-    subscribers: Vec<mpsc::Sender<Arc<RouteUpdate>>>,
+    subscribers: Vec<mpsc::Sender<RouteMessage>>,
 }
 
 impl LocalBus {
@@ -90,14 +90,15 @@ impl Bus for LocalBus {
         routes
             .newest
             .insert(update.endpoint.clone(), update.clone());
-        self.send_all(&mut routes.subscribers, &update);
+        self.send_all(&mut routes.subscribers, &RouteMessage::Update(update));
     }
 
-    fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>> {
+    fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage> {
         let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE_MAX);
         let mut routes = lock(&self.routes);
-        for update in routes.newest.values() {
-            if sender.try_send(update.clone()).is_err() {
+        let current = routes.newest.values().cloned().map(RouteMessage::Update);
+        for message in current.chain([RouteMessage::CaughtUp]) {
+            if sender.try_send(message).is_err() {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }

@@ -8,10 +8,12 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bus::{Bus, BusMessage, LocalBus, SUBSCRIBER_QUEUE_MAX, Subscription};
+use bus::{Bus, BusMessage, LocalBus, RouteMessage, SUBSCRIBER_QUEUE_MAX, Subscription};
 use contract::ids::{Bucket, Position};
 use contract::log::StreamName;
-use support::{Reader, drain, endpoint, frame, frames_flow, next, record, route, route_of};
+use support::{
+    Reader, drain, endpoint, frame, frames_flow, next, next_route, record, route, route_of,
+};
 
 async fn a_subscriber_is_told_its_buckets_before_any_record(bus: Arc<dyn Bus>) {
     for subscription in [Subscription::Whole, Subscription::Group("test")] {
@@ -101,34 +103,39 @@ async fn a_new_subscriber_gets_the_newest_route_of_each_endpoint_and_then_update
     for (name, revision) in [("iris", 1), ("rose", 2), ("iris", 3)] {
         bus.publish_route(route(name, revision));
     }
-    while next(&mut early).await.revision < Position(3) {}
+    while next_route(&mut early).await.revision < Position(3) {}
     let mut subscriber = bus.subscribe_routes();
-    let seen = [next(&mut subscriber).await, next(&mut subscriber).await];
+    let seen = [
+        next_route(&mut subscriber).await,
+        next_route(&mut subscriber).await,
+    ];
     let seen = seen.map(|update| (update.endpoint.clone(), update.revision.0));
     assert_eq!(seen, [(endpoint("iris"), 3), (endpoint("rose"), 2)]);
+    let word = next(&mut subscriber).await;
+    assert!(matches!(word, RouteMessage::CaughtUp), "{word:?}");
     bus.publish_route(route("rose", 4));
-    let update = next(&mut subscriber).await;
+    let update = next_route(&mut subscriber).await;
     assert_eq!(*update, *route("rose", 4));
 }
 
 async fn a_route_arrives_whole_and_so_does_its_end(bus: Arc<dyn Bus>) {
     let mut subscriber = bus.subscribe_routes();
     bus.publish_route(route_of("iris", 1));
-    assert_eq!(*next(&mut subscriber).await, *route_of("iris", 1));
+    assert_eq!(*next_route(&mut subscriber).await, *route_of("iris", 1));
     bus.publish_route(route("iris", 2));
-    assert_eq!(*next(&mut subscriber).await, *route("iris", 2));
+    assert_eq!(*next_route(&mut subscriber).await, *route("iris", 2));
 }
 
 async fn an_older_route_does_not_replace_a_newer_one(bus: Arc<dyn Bus>) {
     let mut early = bus.subscribe_routes();
     bus.publish_route(route("iris", 5));
-    assert_eq!(next(&mut early).await.revision, Position(5));
+    assert_eq!(next_route(&mut early).await.revision, Position(5));
     bus.publish_route(route("iris", 4));
     // The same again is no news for the log, but it heals a gateway that has missed it.
     bus.publish_route(route("iris", 5));
-    assert_eq!(next(&mut early).await.revision, Position(5));
+    assert_eq!(next_route(&mut early).await.revision, Position(5));
     let mut subscriber = bus.subscribe_routes();
-    assert_eq!(next(&mut subscriber).await.revision, Position(5));
+    assert_eq!(next_route(&mut subscriber).await.revision, Position(5));
 }
 
 async fn a_closed_bus_ends_its_subscriptions(bus: Arc<dyn Bus>) {

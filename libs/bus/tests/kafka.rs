@@ -22,7 +22,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use servers::Kafka;
-use support::{PATIENCE, Reader, endpoint, log, next, record, route, route_of};
+use support::{PATIENCE, Reader, endpoint, log, next, next_route, record, route, route_of};
 use tokio::sync::mpsc::Receiver;
 use uuid::Uuid;
 
@@ -300,9 +300,9 @@ async fn a_route_of_megabytes_goes_through() {
 
     let mut early = bus.subscribe_routes();
     bus.publish_route(large.clone());
-    assert!(*next(&mut early).await == *large, "it came otherwise");
+    assert!(*next_route(&mut early).await == *large, "it came otherwise");
     let mut late = bus.subscribe_routes();
-    assert!(*next(&mut late).await == *large, "it came otherwise");
+    assert!(*next_route(&mut late).await == *large, "it came otherwise");
     assert_eq!(bus.dropped(), 0);
     bus.close().await;
 }
@@ -368,7 +368,7 @@ async fn what_is_not_ours_on_the_topic_stops_nobody() {
     whole.until(2).await;
     member.until(2).await;
     bus.publish_route(route("iris", 3));
-    assert_eq!(next(&mut routes).await.revision, Position(3));
+    assert_eq!(next_route(&mut routes).await.revision, Position(3));
     until("nine are skipped", || bus.dropped() == 9).await;
 
     let (records, extent) = whole_log(kafka, &prefix).await;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bus::{Bus, BusError, BusMessage, LocalBus, Subscription};
+use bus::{Bus, BusError, BusMessage, LocalBus, RouteMessage, Subscription};
 use contract::events::{AccessRevoked, Empty, Event};
 use contract::frame::Frame;
 use contract::ids::{Bucket, EndpointKey, Position};
@@ -131,7 +131,7 @@ impl Bus for ScriptedBus {
         mpsc::channel(1).1
     }
     fn publish_route(&self, _update: Arc<RouteUpdate>) {}
-    fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>> {
+    fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage> {
         mpsc::channel(1).1
     }
     fn dropped(&self) -> u64 {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::Bus;
+use bus::{Bus, RouteMessage};
 use contract::events::{
     Event, InstanceRemovalRequested, InstanceRequested, InstanceStarted, LeaveReason, OfInstance,
     RemovalReason, RequestReason,
@@ -16,7 +16,6 @@ use contract::frame::{Frame, Hello, Source, SourceKind};
 use contract::ids::{Bucket, EndpointKey, InstanceId, Position, Uid};
 use contract::log::{StreamKind, StreamName};
 use contract::resources::BackendKind;
-use contract::route::RouteUpdate;
 use contract::time::Span;
 use runtime::clock::Clock;
 use serde_json::json;
@@ -137,7 +136,7 @@ async fn serving(world: &World) {
         .await;
 }
 
-type Routes = mpsc::Receiver<Arc<RouteUpdate>>;
+type Routes = mpsc::Receiver<RouteMessage>;
 
 /// Waits for a route with these slots; gives the deal that it names.
 async fn until_slots(routes: &mut Routes, expected: &[(&str, u32)]) -> Position {
@@ -148,7 +147,9 @@ async fn until_slots(routes: &mut Routes, expected: &[(&str, u32)]) -> Position 
     let mut seen = Vec::new();
     let found = async {
         loop {
-            let update = routes.recv().await.unwrap();
+            let RouteMessage::Update(update) = routes.recv().await.unwrap() else {
+                continue;
+            };
             let deployments = update.route.iter().flat_map(|r| r.deployments.values());
             let mut slots = deployments
                 .flat_map(|d| &d.instances)

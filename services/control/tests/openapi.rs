@@ -9,12 +9,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bus::RouteMessage;
 use bytes::Bytes;
 use contract::decision::{Carried, DecisionInputs, InstanceCounts, Pause};
 use contract::events::{Event, InstanceRequested, InstanceStarted, OfInstance, RequestReason};
 use contract::ids::{DeploymentRef, InstanceId, Uid};
 use contract::log::StreamKind;
 use contract::resources::{AutoscaleSpec, document::KINDS, document_schema};
+use contract::route::RouteUpdate;
 use control::table::routes;
 use control::{HistoryQuery, HistorySource, LogQuery, LogSource, SourceError};
 use futures::StreamExt;
@@ -321,14 +323,20 @@ async fn gateways_get_a_route_for_every_change() {
     world.with_deployment("iris", "blue").await;
     world.settled().await;
     let position = run_a_little(&world).await;
-    let mut last = routes.recv().await.unwrap();
-    let mut revisions = vec![last.revision];
-    while last.revision.0 < position {
-        last = routes.recv().await.unwrap();
-        revisions.push(last.revision);
+    let mut updates = Vec::new();
+    while updates
+        .last()
+        .is_none_or(|last: &Arc<RouteUpdate>| last.revision.0 < position)
+    {
+        if let RouteMessage::Update(update) = routes.recv().await.unwrap() {
+            updates.push(update);
+        }
     }
-    assert!(revisions.is_sorted(), "{revisions:?}");
-    let route = last.route.as_ref().unwrap();
+    assert!(
+        updates.is_sorted_by_key(|update| update.revision),
+        "{updates:?}"
+    );
+    let route = updates.last().unwrap().route.as_ref().unwrap();
     let blue = &route.deployments[&"blue".parse().unwrap()];
     assert_eq!(blue.instances[0].address, "127.0.0.1:9000");
     assert_eq!(route.key_hashes.len(), 2);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bus::{Bus, BusError, BusMessage, LocalBus, Subscription};
+use bus::{Bus, BusError, BusMessage, LocalBus, RouteMessage, Subscription};
 use contract::events::Event;
 use contract::frame::{Frame, Hello, Source, SourceKind};
 use contract::ids::{Bucket, Position};
@@ -54,7 +54,7 @@ impl Bus for NoBuckets {
     fn publish_route(&self, update: Arc<RouteUpdate>) {
         panic!("a replica that owns nothing publishes no route: {update:?}");
     }
-    fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>> {
+    fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage> {
         self.0.subscribe_routes()
     }
     fn dropped(&self) -> u64 {

@@ -105,10 +105,11 @@ pub struct Timeouts {
     pub write: Duration,
 }
 
-/// How much of what a refused client still sends is taken, so that it reads our answer before the
-/// connection is reset.
-const LINGER_BYTES: usize = 256 * 1024;
-const LINGER_US: u64 = 1_000_000;
+/// How long what a refused client still sends is taken, so that it reads our answer before the
+/// connection is reset (nginx's `lingering_timeout`).
+const LINGER_US: u64 = 5_000_000;
+/// So much of it at once, before others get their turn.
+const LINGER_TURN_BYTES: usize = 256 * 1024;
 
 #[derive(Debug)]
 enum Framing {
@@ -135,7 +136,6 @@ pub struct Guard {
     head_begun: bool,
     wait: Deadline,
     stalled: Deadline,
-    lingered: usize,
     lingering: Deadline,
 }
 
@@ -153,7 +153,6 @@ impl Guard {
             head_begun: true,
             wait,
             stalled: Deadline::default(),
-            lingered: 0,
             lingering: Deadline::default(),
         }
     }
@@ -215,23 +214,24 @@ impl Guard {
 
     /// Takes and forgets what a client sends after we have stopped reading it.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.lingering.is_set() {
+            self.lingering.set(now_us() + LINGER_US);
+        }
+        if self.lingering.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
         let mut scratch = [std::mem::MaybeUninit::uninit(); 8192];
-        while self.lingered < LINGER_BYTES {
+        let mut taken = 0;
+        while taken < LINGER_TURN_BYTES {
             let mut buffer = ReadBuf::uninit(&mut scratch);
-            match Pin::new(&mut *self.shared.stream.borrow_mut()).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
-                    self.lingered += buffer.filled().len();
-                }
-                Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => {
-                    if !self.lingering.is_set() {
-                        self.lingering.set(now_us() + LINGER_US);
-                    }
-                    return self.lingering.poll(cx);
-                }
+            let read = Pin::new(&mut *self.shared.stream.borrow_mut()).poll_read(cx, &mut buffer);
+            match ready!(read) {
+                Ok(()) if !buffer.filled().is_empty() => taken += buffer.filled().len(),
+                _ => return Poll::Ready(()),
             }
         }
-        Poll::Ready(())
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 

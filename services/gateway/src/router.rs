@@ -238,6 +238,10 @@ impl Router {
         }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.known().updates.is_empty()
+    }
+
     /// The routes to save, if they changed since the last call.
     pub fn take_changed(&self) -> Option<Vec<Arc<RouteUpdate>>> {
         let mut known = self.known();

@@ -7,9 +7,8 @@ use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bus::Bus;
+use bus::{Bus, RouteMessage};
 use contract::frame::{Frame, Hello};
-use contract::route::RouteUpdate;
 use contract::time::{Span, Timestamp};
 use runtime::clock::Clock;
 use runtime::health::{Component, Health};
@@ -69,6 +68,11 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
 }
 
 const BACKLOG: i32 = 4096;
+
+/// How long a gateway with routes of an earlier life waits for those on the bus: instances in its own
+/// may be gone. The bus may be away for longer than that.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(3);
+
 /// Between two answers to requests for early frames.
 const EARLY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -110,6 +114,12 @@ impl Gateway {
     /// Serves until `shutdown`, then lets requests in flight end and says goodbye. A thread that
     /// fails ends the gateway.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let mut routes = self.deps.bus.subscribe_routes();
+        self.component.waits_on("reads the routes from the bus");
+        let caught_up = catch_up(&self.core.router, &mut routes);
+        if shutdown.run_until_cancelled(caught_up).await.is_none() {
+            return Ok(());
+        }
         // A thread that ends takes the others with it.
         let stop = shutdown.child_token();
         let served = CancellationToken::new();
@@ -136,7 +146,7 @@ impl Gateway {
                 self.deps.clock.now(),
             ),
             metrics: GatewayMetrics::register(&self.deps.metrics),
-            routes: self.deps.bus.subscribe_routes(),
+            routes,
             deps: self.deps,
             core: self.core,
         };
@@ -159,6 +169,23 @@ impl Gateway {
         self.component.waiting("has stopped");
         result.and(joined(side).await)
     }
+}
+
+/// Takes in the routes that are on the bus. A gateway without any waits for them, since to it every
+/// endpoint is unknown.
+async fn catch_up(router: &Router, routes: &mut mpsc::Receiver<RouteMessage>) {
+    let mut updates = Vec::new();
+    let all = async {
+        while let Some(RouteMessage::Update(update)) = routes.recv().await {
+            updates.push(update);
+        }
+    };
+    if router.is_empty() {
+        all.await;
+    } else if tokio::time::timeout(CATCH_UP_WITHIN, all).await.is_err() {
+        tracing::warn!("the bus does not answer; serving by the routes of the last run");
+    }
+    router.apply(updates);
 }
 
 type Thread = JoinHandle<io::Result<()>>;
@@ -221,7 +248,7 @@ fn listener(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
 struct Side {
     meter: Meter,
     metrics: GatewayMetrics,
-    routes: mpsc::Receiver<Arc<RouteUpdate>>,
+    routes: mpsc::Receiver<RouteMessage>,
     deps: Deps,
     core: Arc<Core>,
 }
@@ -236,8 +263,8 @@ impl Side {
             tokio::select! {
                 biased;
                 () = ended.cancelled() => break,
-                update = self.routes.recv(), if bus_open => match update {
-                    Some(update) => self.apply(update),
+                message = self.routes.recv(), if bus_open => match message {
+                    Some(message) => self.apply(message),
                     None => bus_open = false,
                 },
                 () = tokio::time::sleep_until(tick) => {
@@ -266,9 +293,15 @@ impl Side {
     }
 
     /// Applies all updates that have arrived as one snapshot.
-    fn apply(&mut self, first: Arc<RouteUpdate>) {
+    fn apply(&mut self, first: RouteMessage) {
         let rest = std::iter::from_fn(|| self.routes.try_recv().ok());
-        self.core.router.apply(std::iter::once(first).chain(rest));
+        let updates = std::iter::once(first)
+            .chain(rest)
+            .filter_map(|message| match message {
+                RouteMessage::Update(update) => Some(update),
+                RouteMessage::CaughtUp => None,
+            });
+        self.core.router.apply(updates);
     }
 
     fn publish(&self, frames: Vec<Frame>) {

@@ -44,7 +44,9 @@ use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 use tokio::sync::{mpsc, watch};
 
-use crate::{Bus, BusError, BusMessage, SUBSCRIBER_QUEUE_MAX, StoredEvent, Subscription};
+use crate::{
+    Bus, BusError, BusMessage, RouteMessage, SUBSCRIBER_QUEUE_MAX, StoredEvent, Subscription,
+};
 use publish::{FrameProducer, RecordProducer};
 
 pub use config::KafkaConfig;
@@ -252,7 +254,7 @@ impl Bus for KafkaBus {
         self.records.publish_route(&update);
     }
 
-    fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>> {
+    fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage> {
         let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE_MAX);
         let shared = self.shared.clone();
         self.spawn("kafka-routes", move || routes::read(&shared, sender));

@@ -18,8 +18,9 @@ use tokio::sync::mpsc;
 use super::message::decode_route;
 use super::reader::{Brake, Outbox, Room, partitions, skip};
 use super::{Quiet, Shared, is_broken};
+use crate::RouteMessage;
 
-pub(super) fn read(shared: &Shared, sender: mpsc::Sender<Arc<RouteUpdate>>) {
+pub(super) fn read(shared: &Shared, sender: mpsc::Sender<RouteMessage>) {
     if !shared.wait_for_topics() {
         return;
     }
@@ -96,7 +97,7 @@ impl Seen {
         self.unread = (0..i32::from(BUCKETS)).collect();
     }
 
-    fn take(&mut self, update: Arc<RouteUpdate>, outbox: &mut Outbox<Arc<RouteUpdate>>) {
+    fn take(&mut self, update: Arc<RouteUpdate>, outbox: &mut Outbox<RouteMessage>) {
         let age = (update.revision, update.members);
         match self.newest.entry(update.endpoint.clone()) {
             Entry::Occupied(newest) if *newest.get() > age => return,
@@ -108,18 +109,22 @@ impl Seen {
             }
         }
         if self.unread.is_empty() {
-            outbox.push(update);
+            outbox.push(RouteMessage::Update(update));
         } else {
             self.first.insert(update.endpoint.clone(), update);
         }
     }
 
-    fn reached_end(&mut self, partition: i32, outbox: &mut Outbox<Arc<RouteUpdate>>) {
+    fn reached_end(&mut self, partition: i32, outbox: &mut Outbox<RouteMessage>) {
+        if self.unread.is_empty() {
+            return;
+        }
         self.unread.retain(|unread| *unread != partition);
         if self.unread.is_empty() {
             for update in std::mem::take(&mut self.first).into_values() {
-                outbox.push(update);
+                outbox.push(RouteMessage::Update(update));
             }
+            outbox.push(RouteMessage::CaughtUp);
         }
     }
 }

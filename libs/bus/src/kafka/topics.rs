@@ -305,6 +305,11 @@ async fn check_settings(
 }
 
 fn check_topic(topic: &Wanted<'_>, resource: &ConfigResource) -> Result<(), NotReady> {
+    if resource.entries.is_empty() {
+        // What a broker answers that has not heard of the topic yet.
+        let why = format!("Kafka topic {} has no settings yet", topic.name);
+        return Err(NotReady::Yet(why));
+    }
     for (name, needed) in topic.needed {
         let found = resource.get(name).and_then(|entry| entry.value.as_deref());
         if found != Some(needed) {
@@ -323,4 +328,46 @@ fn check_topic(topic: &Wanted<'_>, resource: &ConfigResource) -> Result<(), NotR
 
 fn not_yet(what: &str, error: &KafkaError) -> NotReady {
     NotReady::Yet(format!("{what} ({error})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::admin::{ConfigEntry, ConfigSource, OwnedResourceSpecifier};
+
+    use super::*;
+
+    fn settings(retention_ms: Option<&str>) -> ConfigResource {
+        let entry = |value: &str| ConfigEntry {
+            name: "retention.ms".to_owned(),
+            value: Some(value.to_owned()),
+            source: ConfigSource::DynamicTopic,
+            is_read_only: false,
+            is_default: false,
+            is_sensitive: false,
+        };
+        ConfigResource {
+            specifier: OwnedResourceSpecifier::Topic("p.global".to_owned()),
+            entries: retention_ms.map(entry).into_iter().collect(),
+        }
+    }
+
+    const WANTED: Wanted<'_> = Wanted {
+        name: "p.global",
+        partitions: 1,
+        settings: &[],
+        needed: &[("retention.ms", "-1")],
+    };
+
+    #[test]
+    fn a_topic_that_the_asked_broker_does_not_know_yet_is_asked_for_again() {
+        let refused = check_topic(&WANTED, &settings(None));
+        assert!(matches!(refused, Err(NotReady::Yet(_))), "{refused:?}");
+    }
+
+    #[test]
+    fn a_topic_that_keeps_events_for_a_while_only_is_refused_for_good() {
+        let refused = check_topic(&WANTED, &settings(Some("1000")));
+        assert!(matches!(refused, Err(NotReady::Ever(_))), "{refused:?}");
+        assert!(check_topic(&WANTED, &settings(Some("-1"))).is_ok());
+    }
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{Bus, BusMessage, Subscription};
+use bus::{Bus, BusMessage, RouteMessage, Subscription};
 use contract::events::{AccessRevoked, Empty, Event};
 use contract::frame::{Frame, Source, SourceKind};
 use contract::ids::{Bucket, EndpointKey, Position};
@@ -117,6 +117,14 @@ pub fn drain<T>(receiver: &mut Receiver<T>) -> Vec<T> {
 pub async fn next<T>(receiver: &mut Receiver<T>) -> T {
     let next = tokio::time::timeout(PATIENCE, receiver.recv());
     next.await.expect("nothing came").expect("closed")
+}
+
+pub async fn next_route(routes: &mut Receiver<RouteMessage>) -> Arc<RouteUpdate> {
+    loop {
+        if let RouteMessage::Update(update) = next(routes).await {
+            return update;
+        }
+    }
 }
 
 pub async fn closed<T>(receiver: &mut Receiver<T>) {

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use bus::{Bus, BusError, BusMessage, StoredEvent, Subscription};
+use bus::{Bus, BusError, BusMessage, RouteMessage, StoredEvent, Subscription};
 use contract::events::Event;
 use contract::frame::Frame;
 use contract::ids::{EndpointKey, Position};
@@ -160,7 +160,7 @@ impl Bus for ScriptedBus {
         mpsc::channel(1).1
     }
     fn publish_route(&self, _update: Arc<RouteUpdate>) {}
-    fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>> {
+    fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage> {
         mpsc::channel(1).1
     }
     fn dropped(&self) -> u64 {

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use bus::{Bus, BusError, BusMessage, Subscription};
+use bus::{Bus, BusError, BusMessage, RouteMessage, Subscription};
 use contract::frame::Frame;
 use contract::ids::Bucket;
 use contract::log::Record;
@@ -90,7 +90,7 @@ impl Bus for Member {
         self.frames.subscribe(Some(since))
     }
     fn publish_route(&self, _update: Arc<RouteUpdate>) {}
-    fn subscribe_routes(&self) -> mpsc::Receiver<Arc<RouteUpdate>> {
+    fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage> {
         mpsc::channel(1).1
     }
     fn dropped(&self) -> u64 {

@@ -13,6 +13,7 @@ use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::route::RouteUpdate;
 use contract::time::Timestamp;
+use futures::FutureExt;
 use proptest::prelude::*;
 use runtime::feed::{Feed, FeedItem};
 use runtime::relay;
@@ -24,6 +25,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 const GROUP: Subscription = Subscription::Group("test");
+
+/// Far more than anything takes; reached only when a test fails.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Short enough that a test does not wait for what the bus has lost.
 const SOON: Duration = Duration::from_millis(5);
@@ -247,6 +251,33 @@ async fn history_comes_first_then_the_word_that_it_is_done_then_what_is_new() {
     assert_eq!(reader.sorted(), (1..=1220).collect::<Vec<_>>());
     shutdown.cancel();
     relay.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_consumer_that_never_waits_long_hears_from_a_store_that_is_slower() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let mut writer = Writer::default();
+    for n in 0..4 {
+        writer.write(&store, n).await;
+    }
+    let mut feed = Feed::open(store, LocalBus::new(), GROUP, BTreeMap::new());
+    let mut heard = 0;
+    let hearing = async {
+        while heard < 4 {
+            // No answer of the store is there at the first look.
+            match feed.next().now_or_never() {
+                Some(item) => {
+                    if let FeedItem::Records(records) = item.unwrap() {
+                        heard += records.len();
+                    }
+                }
+                None => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let heard = tokio::time::timeout(PATIENCE, hearing).await;
+    heard.expect("nothing was ever heard");
 }
 
 #[tokio::test]

@@ -7,6 +7,8 @@
 //! at the tail, by comparing with the store every second. While the store cannot be reached the feed
 //! tries again, and says so.
 
+mod asked;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +22,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::health::Component;
 use crate::retry;
+use asked::{Question, Reads};
 
 /// Records per read of the store, and per item.
 const PAGE: usize = 1000;
@@ -110,7 +113,7 @@ struct Scan {
 /// A consumer's view of the log. [`next`](Feed::next) may be cancelled (in a `select!`) without
 /// losing anything.
 pub struct Feed {
-    store: Store,
+    reads: Reads,
     messages: mpsc::Receiver<BusMessage>,
     bus_closed: bool,
     /// Taken from the bus, not dealt with yet.
@@ -154,7 +157,7 @@ impl Feed {
         Self {
             messages: bus.subscribe_records(subscription),
             bus_closed: false,
-            store,
+            reads: Reads::new(store),
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
             places: BTreeMap::from([(Bucket::GLOBAL, global)]),
@@ -208,6 +211,7 @@ impl Feed {
     /// Delivers the history of these buckets once more, and then that they are caught up with: for
     /// a consumer that has dropped what it had folded of them.
     pub fn read_again(&mut self, buckets: &[Bucket]) {
+        self.reads.forget();
         for bucket in buckets {
             let from = self.start_of(*bucket);
             if let Some(place) = self.places.get_mut(bucket) {
@@ -336,6 +340,7 @@ impl Feed {
     }
 
     fn assign(&mut self, buckets: &[Bucket]) {
+        self.reads.forget();
         if let Some(global) = self.places.get_mut(&Bucket::GLOBAL)
             && !global.caught_up
             && global.goal == Goal::Nothing
@@ -353,6 +358,7 @@ impl Feed {
     }
 
     fn revoke(&mut self, buckets: &[Bucket]) {
+        self.reads.forget();
         let ours =
             |bucket: &&Bucket| **bucket != Bucket::GLOBAL && self.places.contains_key(bucket);
         let ours: Vec<Bucket> = buckets.iter().filter(ours).copied().collect();
@@ -387,7 +393,7 @@ impl Feed {
     /// One question to the store.
     async fn read(&mut self) -> Result<(), StoreError> {
         if self.places.values().any(|place| place.goal == Goal::Head) {
-            let head = self.store.head().await?;
+            let head = self.reads.head().await?;
             self.aim_at(head);
         } else if let Some(bucket) = self.next_alone() {
             self.read_bucket(bucket).await?;
@@ -463,7 +469,7 @@ impl Feed {
             return Ok(());
         };
         let (after, goal) = (place.cursor, place.up_to().unwrap_or_default());
-        let page = self.store.read_bucket_entries(bucket, after, PAGE).await?;
+        let page = self.reads.page(Question::Bucket(bucket, after)).await?;
         let ended = page.len() < PAGE;
         for entry in page {
             let position = entry.position();
@@ -482,7 +488,7 @@ impl Feed {
         let Some(scan) = &self.scan else {
             return Ok(());
         };
-        let page = self.store.read_all_entries(scan.at, PAGE).await?;
+        let page = self.reads.page(Question::All(scan.at)).await?;
         let ended = page.len() < PAGE;
         let last = page.last().map(Entry::position);
         for entry in page {
@@ -567,7 +573,7 @@ impl Feed {
     }
 
     async fn look_for_losses(&mut self) -> Result<(), StoreError> {
-        let head = self.store.head().await?;
+        let head = self.reads.head().await?;
         self.recheck_due = false;
         if head > self.whole {
             self.scan = Some(Scan {

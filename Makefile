@@ -29,6 +29,7 @@ check: ## Formatting and lints; warnings are errors
 	@scripts/setup.sh check kafka
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@scripts/compose.sh
 
 check-licenses: ## Licences, bans and sources of all dependencies (deny.toml)
 	@scripts/setup.sh

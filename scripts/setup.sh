@@ -123,12 +123,12 @@ fi
 
 if wants stack; then
   missing=()
-  # Not where the user has a server, or does without.
-  if [ -z "${PENSTOCK_TEST_POSTGRES:-}" ] && ! skips postgres; then
+  # Also where the user names a server: tests that kill or fill one start their own.
+  if ! skips postgres; then
     compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || have postgres || missing+=(postgresql-15)
   fi
   if [ "${#missing[@]}" -gt 0 ]; then
-    have apt-get || fail "missing: ${missing[*]}. Install PostgreSQL 15 or newer with your package manager, or name a server with PENSTOCK_TEST_POSTGRES."
+    have apt-get || fail "missing: ${missing[*]}. Install PostgreSQL 15 or newer with your package manager, or do without its tests with PENSTOCK_SKIP=postgres."
     # The package would make a cluster and start it: the tests start servers of their own.
     as_root mkdir -p /etc/postgresql-common/createcluster.d
     echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.d/penstock.conf >/dev/null

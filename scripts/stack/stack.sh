@@ -139,7 +139,7 @@ up() {
   kafka_up
   printf 'PENSTOCK_STORE=%s\nPENSTOCK_BUS=%s\n' "$store" "$bus" >"$stack/env"
   chmod 600 "$stack/env"
-  say "both answer; .stack/env names them. To use them:  set -a; . .stack/env; set +a; penstock serve"
+  say ".stack/env names both. To use them:  set -a; . .stack/env; set +a; penstock serve"
 }
 
 # Asks all of them to end, then insists.

@@ -33,7 +33,7 @@ use crate::metrics::{CallLabels, ControlMetrics};
 use crate::routes::Routes;
 use crate::seal::{Seal, SealError, write_private};
 use crate::table::{self, Entry};
-use crate::views::{CONSUMER, Progress, Views, ViewsConsumer};
+use crate::views::{CONSUMER, Progress, Views, ViewsConsumer, lag};
 
 /// Largest request body.
 pub const BODY_BYTES_MAX: usize = contract::resources::TEXT_BYTES_MAX;
@@ -147,6 +147,18 @@ impl Control {
         let limits = self.app.config.limits;
         let deals = crate::routes::run(self.routes, self.app.views.clone(), stop.clone());
         let members = Box::pin(crate::members::run(self.app.deps.clone(), stop.clone()));
+        let lag = {
+            let app = self.app.clone();
+            async move {
+                let App {
+                    deps,
+                    views,
+                    metrics,
+                    ..
+                } = &*app;
+                lag::watch(&deps.store, &*deps.clock, views.progress(), metrics).await;
+            }
+        };
         let closing = stop.clone();
         let server = async move {
             let connections =
@@ -162,8 +174,11 @@ impl Control {
             stop.cancel();
             ended
         };
-        let ((), consumed, (), ()) = tokio::join!(server, consumer, members, deals);
-        Ok(consumed?)
+        let served = async { tokio::join!(server, consumer, members, deals) };
+        tokio::select! {
+            ((), consumed, (), ()) = served => Ok(consumed?),
+            () = lag => Ok(()),
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 //! a state that has taken in the whole history, and by their revision none replaces a newer one; an
 //! endpoint whose events cannot be digested is parked, and the others go on.
 
+pub mod lag;
 mod owned;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -49,7 +49,7 @@ struct Wanted<'a> {
     name: &'a str,
     partitions: usize,
     settings: &'static [(&'static str, &'static str)],
-    /// Settings without which it must not be used.
+    /// Settings without which it must not be used. A size may be larger.
     needed: &'static [(&'static str, &'static str)],
 }
 
@@ -107,7 +107,7 @@ impl Topics {
                     ("cleanup.policy", "delete"),
                     ("max.message.bytes", LARGE_MESSAGE_BYTES),
                 ],
-                needed: &[],
+                needed: &[("max.message.bytes", LARGE_MESSAGE_BYTES)],
             },
             Wanted {
                 name: &self.routes,
@@ -117,7 +117,10 @@ impl Topics {
                     ("segment.ms", "600000"),
                     ("max.message.bytes", LARGE_MESSAGE_BYTES),
                 ],
-                needed: &[("cleanup.policy", "compact")],
+                needed: &[
+                    ("cleanup.policy", "compact"),
+                    ("max.message.bytes", LARGE_MESSAGE_BYTES),
+                ],
             },
         ]
     }
@@ -312,7 +315,7 @@ fn check_topic(topic: &Wanted<'_>, resource: &ConfigResource) -> Result<(), NotR
     }
     for (name, needed) in topic.needed {
         let found = resource.get(name).and_then(|entry| entry.value.as_deref());
-        if found != Some(needed) {
+        if !found.is_some_and(|found| suffices(found, needed)) {
             return Err(NotReady::Ever(format!(
                 "Kafka topic {} has {name}={} and needs {needed}, or it would lose what must be \
                  kept. Set it with kafka-configs.sh --alter --entity-type topics --entity-name {} \
@@ -324,6 +327,13 @@ fn check_topic(topic: &Wanted<'_>, resource: &ConfigResource) -> Result<(), NotR
         }
     }
     Ok(())
+}
+
+fn suffices(found: &str, needed: &str) -> bool {
+    match (found.parse::<u64>(), needed.parse::<u64>()) {
+        (Ok(found), Ok(needed)) => found >= needed,
+        _ => found == needed,
+    }
 }
 
 fn not_yet(what: &str, error: &KafkaError) -> NotReady {
@@ -362,6 +372,12 @@ mod tests {
     fn a_topic_that_the_asked_broker_does_not_know_yet_is_asked_for_again() {
         let refused = check_topic(&WANTED, &settings(None));
         assert!(matches!(refused, Err(NotReady::Yet(_))), "{refused:?}");
+    }
+
+    #[test]
+    fn a_size_may_be_larger_than_what_is_needed_and_not_smaller() {
+        assert!(suffices("9000000", "8388608") && suffices("8388608", "8388608"));
+        assert!(!suffices("1048588", "8388608"));
     }
 
     #[test]

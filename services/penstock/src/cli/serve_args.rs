@@ -124,7 +124,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "PATH", hide = true)]
     pub clock_offset_file: Option<PathBuf>,
     /// A file that receives {"control","gateway","admin"} once this process is ready
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = "PENSTOCK_READY_FILE")]
     pub ready_file: Option<PathBuf>,
 }
 

@@ -19,6 +19,7 @@ use control::{Control, ControlConfig, ControlDeps, HistorySource, Limits, NoHist
 use domain::instances::plan::REMOVAL_GRACE;
 use gateway::Gateway;
 use meter::{History, HistoryPlace, Meter};
+use prometheus_client::metrics::counter::Counter;
 use runtime::health::Component;
 use runtime::reconcile::Deps;
 use runtime::relay::{RELAY, RelayDeps};
@@ -81,6 +82,14 @@ pub fn relay(ground: &Ground, is_shared: bool, stage: &mut Stage) {
 pub fn watch_bus(plan: &Plan, ground: &Ground, stage: &mut Stage) {
     let (bus, stop) = (ground.bus.clone(), stage.stop.clone());
     let component = ground.health.component("bus");
+    let dropped = Counter::<u64>::default();
+    ground.metrics.register(|registry| {
+        registry.register(
+            "penstock_bus_dropped",
+            "Messages that did not reach the bus, or a subscriber of this process that was slow",
+            dropped.clone(),
+        );
+    });
     let mut told = BusWord {
         is_needed: plan.needs_store(),
         has_answered: gateway::has_saved_routes(&ground.data),
@@ -91,6 +100,7 @@ pub fn watch_bus(plan: &Plan, ground: &Ground, stage: &mut Stage) {
         let mut ticks = tokio::time::interval(BUS_EVERY);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             told.take(bus.as_ref(), &component);
+            dropped.inc_by(bus.dropped().saturating_sub(dropped.get()));
         }
     });
 }

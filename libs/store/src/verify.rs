@@ -8,7 +8,7 @@ use contract::log::{Record, StreamName};
 use serde::Serialize;
 
 use crate::rows::{Folded, PAGE_ROWS_MAX, Projector, Rows, covers};
-use crate::{RawRecord, Store, StoreError, belongs, statements};
+use crate::{RawRecord, Store, StoreError, belongs, decode, statements};
 
 /// Problems that a report lists; the rest are only counted.
 pub const PROBLEMS_MAX: usize = 100;
@@ -131,8 +131,7 @@ impl Walk {
         self.head = position;
         self.check_chain(&raw);
         self.check_version(&raw);
-        let stored = (raw.type_version, raw.data.clone());
-        let record = match raw.decode() {
+        let record = match decode(&raw) {
             Ok(record) => record,
             Err(error) => {
                 self.problem(error.to_string());
@@ -140,16 +139,20 @@ impl Walk {
             }
         };
         self.check_place(&record);
-        self.check_bytes(&record, &stored.1, stored.0);
+        self.check_bytes(&record, &raw);
         Some(record)
     }
 
     /// What this version wrote must be, byte for byte, what it would write.
-    fn check_bytes(&mut self, record: &Record, data: &str, version: u32) {
-        if version != record.event.version() {
+    fn check_bytes(&mut self, record: &Record, raw: &RawRecord) {
+        if raw.type_version != record.event.version() {
             return;
         }
-        if record.event.data_json().is_ok_and(|again| again != data) {
+        if record
+            .event
+            .data_json()
+            .is_ok_and(|again| again != raw.data)
+        {
             self.problem(format!(
                 "position {}: the data of `{}` is not stored as this version writes it",
                 record.position,

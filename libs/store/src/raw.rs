@@ -84,7 +84,7 @@ impl From<RawRecord> for Entry {
     fn from(raw: RawRecord) -> Self {
         match EventRow::raw(&raw).read() {
             Ok(record) => Self::Record(Arc::new(record)),
-            Err(unreadable) => Self::Unreadable(unreadable),
+            Err(unreadable) => Self::Unreadable(*unreadable),
         }
     }
 }
@@ -139,8 +139,8 @@ impl<'a> EventRow<'a> {
     }
 
     /// The event itself, or all that can be said about it.
-    pub(crate) fn read(self) -> Result<Record, Unreadable> {
-        self.decode().map_err(|error| Unreadable {
+    pub(crate) fn read(self) -> Result<Record, Box<Unreadable>> {
+        let unreadable = |error| Unreadable {
             position: self.position,
             prev: self.prev,
             bucket: self.bucket,
@@ -153,7 +153,8 @@ impl<'a> EventRow<'a> {
                 StoreError::Unreadable { detail, .. } => detail,
                 error => error.to_string(),
             },
-        })
+        };
+        self.decode().map_err(|error| Box::new(unreadable(error)))
     }
 
     /// The event itself, checked as far as it can be alone.

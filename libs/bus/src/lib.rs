@@ -13,7 +13,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use contract::frame::Frame;
 use contract::ids::{Bucket, Position};
-use contract::log::Record;
+use contract::log::{RawRecord, Record};
 use contract::route::RouteUpdate;
 use contract::time::Timestamp;
 use tokio::sync::mpsc;
@@ -35,12 +35,12 @@ pub enum Subscription {
 #[async_trait]
 pub trait Bus: Send + Sync + 'static {
     /// Returns when all of them are on the log's topic, confirmed by as many brokers as it asks for.
-    /// After an error some may be there: publishing the same again is right. The relay alone calls
-    /// it, in order of position.
+    /// After an error some may be there: publishing the same again is right. Whoever publishes does so
+    /// alone, and in order of position.
     async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError>;
-    /// The same for an event that this release cannot read: it goes out as the log has it. A bus that
-    /// keeps nothing has nobody who could read it either, and leaves a hole.
-    async fn publish_stored(&self, _event: &StoredEvent) -> Result<(), BusError> {
+    /// The same for events as the log has them: they go out with all that a newer release has written
+    /// into them, whether or not this one can read it. A bus that keeps nothing has no use for it.
+    async fn publish_stored(&self, _events: &[RawRecord]) -> Result<(), BusError> {
         Ok(())
     }
     /// Begins with what is published from now on. Between [`BusMessage::Assigned`] and
@@ -72,22 +72,6 @@ pub trait Bus: Send + Sync + 'static {
     }
     /// Sends what waits to be sent, ends all subscriptions and leaves their groups.
     async fn close(&self);
-}
-
-/// An event as the log has it, not decoded: a newer release may have written it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredEvent {
-    pub position: Position,
-    pub prev: Position,
-    pub bucket: Bucket,
-    pub stream: String,
-    pub version: u64,
-    pub id: String,
-    pub type_name: String,
-    pub type_version: u32,
-    pub time: Timestamp,
-    pub actor: String,
-    pub data: String,
 }
 
 #[derive(Clone, Debug)]

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::kafka::{Extent, Hole, KafkaBus, KafkaConfig, read_log};
-use bus::{Bus, BusError, StoredEvent, Subscription};
+use bus::{Bus, BusError, Subscription};
 use contract::frame::Frame;
 use contract::ids::{Bucket, Position};
-use contract::log::Record;
+use contract::log::{RawRecord, Record};
 use contract::time::Timestamp;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -313,31 +313,23 @@ async fn what_goes_out_as_stored_can_be_read_by_who_knows_it() {
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
     let known = record("iris", 1);
-    let stored = StoredEvent {
-        position: known.position,
-        prev: known.prev,
-        bucket: known.bucket,
-        stream: known.stream.to_string(),
-        version: known.version,
-        id: known.id.to_string(),
-        type_name: known.event.type_name().to_owned(),
-        type_version: known.event.version(),
-        time: known.time,
-        actor: known.actor.to_string(),
-        data: known.event.data_json().unwrap(),
-    };
-    bus.publish_stored(&stored).await.unwrap();
-    let nowhere = StoredEvent {
-        bucket: Bucket(999),
-        ..stored.clone()
-    };
-    assert!(bus.publish_stored(&nowhere).await.is_err());
-    let unknown = StoredEvent {
+    let stored = RawRecord::of(&known).unwrap();
+    let unknown = RawRecord {
         position: Position(2),
         type_name: "endpoint.not-invented-yet".to_owned(),
+        ..stored.clone()
+    };
+    bus.publish_stored(&[stored.clone(), unknown])
+        .await
+        .unwrap();
+    let nowhere = RawRecord {
+        position: Position(3),
+        bucket: Bucket(999),
         ..stored
     };
-    bus.publish_stored(&unknown).await.unwrap();
+    let refused = bus.publish_stored(&[nowhere]).await.unwrap_err();
+    let expected = "position 3: there is no bucket 999";
+    assert!(refused.to_string().contains(expected), "{refused}");
     let (records, extent) = whole_log(kafka, &prefix).await;
     assert_eq!(records, [known]);
     assert_eq!(extent.unreadable.len(), 1, "it is there");

@@ -191,6 +191,42 @@ impl Record {
     }
 }
 
+/// An event as the log has it, not decoded: a newer release may have written it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawRecord {
+    pub position: Position,
+    pub prev: Position,
+    pub bucket: Bucket,
+    pub stream: String,
+    pub version: u64,
+    pub id: String,
+    pub type_name: String,
+    pub type_version: u32,
+    pub time: Timestamp,
+    pub actor: String,
+    /// JSON.
+    pub data: String,
+}
+
+impl RawRecord {
+    /// A record as this release writes it.
+    pub fn of(record: &Record) -> Result<Self, serde_json::Error> {
+        Ok(Self {
+            position: record.position,
+            prev: record.prev,
+            bucket: record.bucket,
+            stream: record.stream.as_str().to_owned(),
+            version: record.version,
+            id: record.id.to_string(),
+            type_name: record.event.type_name().to_owned(),
+            type_version: record.event.version(),
+            time: record.time,
+            actor: record.actor.0.clone(),
+            data: record.event.data_json()?,
+        })
+    }
+}
+
 /// A change to one row of a read model, made in the same commit as what caused it. Rows can be
 /// dropped and rebuilt from the log.
 #[derive(Clone, Debug, PartialEq)]

@@ -193,6 +193,11 @@ impl Parking {
         self.parked.contains_key(key)
     }
 
+    /// The event that the endpoint is parked for.
+    pub fn parked_at(&self, key: &EndpointKey) -> Option<Position> {
+        self.parked.get(key).copied()
+    }
+
     /// Parks the endpoint of an event that cannot be decoded, and says which: its state is to be
     /// dropped. None: it is parked already, or the event is passed over, or it is of no endpoint.
     pub fn unreadable(&mut self, unreadable: &Unreadable, now: Timestamp) -> Option<EndpointKey> {
@@ -300,7 +305,7 @@ async fn write_down(
     while let Some(note) = notes.recv().await {
         loop {
             let written = match &note {
-                Note::Parked(key, view) => put(&store, consumer, key, view.clone()).await,
+                Note::Parked(key, view) => list(&store, key, view.clone()).await,
                 Note::Released(key) => delete(&store, &[row_key(consumer, key)]).await,
                 Note::CaughtUp(buckets, parked) => sweep(&store, consumer, buckets, parked).await,
             };
@@ -320,13 +325,14 @@ fn row_key(consumer: &str, key: &EndpointKey) -> String {
     format!("{consumer}/{key}")
 }
 
-async fn put(
+/// Lists an endpoint as parked: so its consumer, once it can digest the event, knows that it has rows to
+/// write.
+pub async fn list(
     store: &Store,
-    consumer: &str,
     key: &EndpointKey,
     mut view: ParkedView,
 ) -> Result<(), StoreError> {
-    let row_key = row_key(consumer, key);
+    let row_key = row_key(&view.consumer, key);
     let known = store.row(PARKED, &row_key).await?;
     let known = known.and_then(|row| serde_json::from_str::<ParkedView>(&row.doc).ok());
     if let Some(known) = known.filter(|known| known.position == view.position) {

@@ -11,11 +11,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{Bus, BusError, StoredEvent};
+use bus::Bus;
 use contract::ids::{Bucket, Position};
-use contract::log::Record;
+use contract::log::RawRecord;
 use prometheus_client::metrics::gauge::Gauge;
-use store::{Commit, CommitError, CursorMove, Entry, Fence, Store, StoreError};
+use store::{Commit, CommitError, CursorMove, Fence, Store, StoreError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -159,7 +159,7 @@ impl Relay {
                 Some(page) => page,
                 None => read(&store, &component, self.published).await?,
             };
-            let Some(last) = page.last().map(Entry::position) else {
+            let Some(last) = page.last().map(|event| event.position) else {
                 self.lag.set(0);
                 self.wait(&mut head).await;
                 continue;
@@ -173,8 +173,7 @@ impl Relay {
                     false => Ok(None),
                 }
             };
-            let (published, next) = tokio::join!(self.publish(page), next);
-            published?;
+            let ((), next) = tokio::join!(self.publish(&page), next);
             self.published = last;
             // One move at a time, beside the publishing of the next page.
             self.confirmed().await?;
@@ -206,49 +205,10 @@ impl Relay {
         self.lag.set(head.0.saturating_sub(self.published.0) as i64);
     }
 
-    /// Hands a page to the bus until the bus has confirmed it, in order.
-    async fn publish(&self, page: Vec<Entry>) -> Result<(), MoveError> {
-        let mut records: Vec<Arc<Record>> = Vec::with_capacity(page.len());
-        for entry in page {
-            match entry {
-                Entry::Record(record) => records.push(record),
-                Entry::Unreadable(unreadable) => {
-                    self.publish_records(std::mem::take(&mut records)).await;
-                    self.publish_unreadable(unreadable.position).await?;
-                }
-            }
-        }
-        self.publish_records(records).await;
-        Ok(())
-    }
-
-    async fn publish_records(&self, records: Vec<Arc<Record>>) {
-        if !records.is_empty() {
-            let bus = &self.deps.bus;
-            self.offer(|| bus.publish_records(&records)).await;
-        }
-    }
-
-    /// A newer release may have written it, and others can read it: left out, Kafka would lack it for
-    /// good.
-    async fn publish_unreadable(&self, position: Position) -> Result<(), MoveError> {
-        let RelayDeps {
-            store,
-            bus,
-            component,
-            ..
-        } = &self.deps;
-        let event = until_answered(component, || stored_event(store, position));
-        let event = event.await.map_err(MoveError::Store)?;
-        tracing::warn!(%position, r#type = event.type_name, "an event cannot be read, and is published as it stands");
-        self.offer(|| bus.publish_stored(&event)).await;
-        Ok(())
-    }
-
-    /// Tries until the bus has confirmed.
-    async fn offer<F: Future<Output = Result<(), BusError>>>(&self, publish: impl Fn() -> F) {
+    /// Hands a page to the bus until the bus has confirmed it.
+    async fn publish(&self, page: &[RawRecord]) {
         let mut pause = PAUSE;
-        while let Err(error) = publish().await {
+        while let Err(error) = self.deps.bus.publish_stored(page).await {
             if pause == PAUSE {
                 tracing::warn!(%error, "the bus does not take records, trying again");
             }
@@ -274,36 +234,13 @@ impl Relay {
     }
 }
 
-/// The event at a position, as the log has it.
-pub async fn stored_event(store: &Store, position: Position) -> Result<StoredEvent, StoreError> {
-    let before = Position(position.0.saturating_sub(1));
-    let raw = store.read_raw(before, 1).await?.pop();
-    let raw = raw.filter(|raw| raw.position == position);
-    let raw = raw.ok_or_else(|| StoreError::Unreadable {
-        position,
-        detail: "it was there, and is gone".to_owned(),
-    })?;
-    Ok(StoredEvent {
-        position: raw.position,
-        prev: raw.prev,
-        bucket: raw.bucket,
-        stream: raw.stream,
-        version: raw.version,
-        id: raw.id,
-        type_name: raw.type_name,
-        type_version: raw.type_version,
-        time: raw.time,
-        actor: raw.actor,
-        data: raw.data,
-    })
-}
-
+/// The next events, as the log has them: a newer release may have written what this one would lose.
 async fn read(
     store: &Store,
     component: &Component,
     after: Position,
-) -> Result<Vec<Entry>, MoveError> {
-    until_answered(component, || store.read_all_entries(after, PAGE))
+) -> Result<Vec<RawRecord>, MoveError> {
+    until_answered(component, || store.read_raw(after, PAGE))
         .await
         .map_err(MoveError::Store)
 }

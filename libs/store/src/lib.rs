@@ -40,9 +40,10 @@ pub mod sql {
 
 pub use backup::backup;
 pub use commit::*;
+pub use contract::log::RawRecord;
 pub use kinds::belongs;
 pub use migrate::{FORMAT, Migrated, StoreFormat, inspect, migrate};
-pub use raw::{Entry, RawRecord, Unreadable};
+pub use raw::{Entry, Unreadable, decode};
 pub use rebuild::{rebuild, rebuild_with};
 pub use replay::Replay;
 pub use rows::{PAGE_ROWS_MAX, Projector, Row, RowQuery};

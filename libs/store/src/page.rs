@@ -12,7 +12,7 @@ use contract::time::Timestamp;
 
 use crate::StoreError;
 use crate::connection::{Connection, run};
-use crate::raw::{EventRow, Id};
+use crate::raw::{EventRow, Id, Unreadable};
 
 /// Events of one page.
 pub(crate) struct Page {
@@ -47,7 +47,8 @@ pub(crate) async fn read_page(
 }
 
 impl Page {
-    pub(crate) fn decode(&self) -> Result<Vec<Record>, StoreError> {
+    /// Fails for what is no page; an event that cannot be decoded stands for itself.
+    pub(crate) fn decode(&self) -> Result<Vec<Result<Record, Box<Unreadable>>>, StoreError> {
         let mut records = Vec::new();
         let mut rest = self.text.as_str();
         let mut before = self.after;
@@ -58,7 +59,7 @@ impl Page {
                 detail: "what the database gave after it is not a page of events".to_owned(),
             })?;
             before = event.position;
-            records.push(event.decode()?);
+            records.push(event.read());
         }
         Ok(records)
     }
@@ -128,6 +129,7 @@ mod tests {
     fn texts_of_any_kind_keep_their_bounds() {
         let text = event(5, "token:ä 9 \n") + &event(9, "");
         let records = page(&text).decode().unwrap();
+        let records: Vec<Record> = records.into_iter().map(Result::unwrap).collect();
         let actors: Vec<&str> = records.iter().map(|r| r.actor.0.as_str()).collect();
         assert_eq!(actors, ["token:ä 9 \n", ""]);
         assert_eq!(records[1].position, Position(9));

@@ -5,28 +5,11 @@ use std::sync::Arc;
 
 use contract::events::Event;
 use contract::ids::{Bucket, Position};
-use contract::log::{Actor, Record, StreamName};
+use contract::log::{Actor, RawRecord, Record, StreamName};
 use contract::time::Timestamp;
 use uuid::Uuid;
 
 use crate::StoreError;
-
-/// An event as it stands in the log, with its data as text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RawRecord {
-    pub position: Position,
-    pub prev: Position,
-    pub bucket: Bucket,
-    pub stream: String,
-    pub version: u64,
-    pub id: String,
-    pub type_name: String,
-    pub type_version: u32,
-    pub time: Timestamp,
-    pub actor: String,
-    /// JSON.
-    pub data: String,
-}
 
 /// The columns of an event, in the order in which every text names them.
 pub(crate) type RawColumns = (
@@ -43,63 +26,28 @@ pub(crate) type RawColumns = (
     String,
 );
 
-impl From<RawColumns> for RawRecord {
-    fn from(columns: RawColumns) -> Self {
-        let (
-            position,
-            prev,
-            bucket,
-            stream,
-            version,
-            id,
-            type_name,
-            type_version,
-            time,
-            actor,
-            data,
-        ) = columns;
-        Self {
-            position: Position(position as u64),
-            prev: Position(prev as u64),
-            // What no store writes becomes what nobody knows, and is found by whoever checks.
-            bucket: Bucket(u16::try_from(bucket).unwrap_or(u16::MAX)),
-            stream,
-            version: version as u64,
-            id,
-            type_name,
-            type_version: u32::try_from(type_version).unwrap_or(u32::MAX),
-            time: Timestamp::from_millis(time),
-            actor,
-            data,
-        }
+pub(crate) fn from_columns(columns: RawColumns) -> RawRecord {
+    let (position, prev, bucket, stream, version, id, type_name, type_version, time, actor, data) =
+        columns;
+    RawRecord {
+        position: Position(position as u64),
+        prev: Position(prev as u64),
+        // What no store writes becomes what nobody knows, and is found by whoever checks.
+        bucket: Bucket(u16::try_from(bucket).unwrap_or(u16::MAX)),
+        stream,
+        version: version as u64,
+        id,
+        type_name,
+        type_version: u32::try_from(type_version).unwrap_or(u32::MAX),
+        time: Timestamp::from_millis(time),
+        actor,
+        data,
     }
 }
 
-impl RawRecord {
-    /// A record as this version stores it.
-    pub fn of(record: &Record) -> Result<Self, StoreError> {
-        let data = record
-            .event
-            .data_json()
-            .map_err(|error| StoreError::Refused(format!("an event cannot be written: {error}")))?;
-        Ok(Self {
-            position: record.position,
-            prev: record.prev,
-            bucket: record.bucket,
-            stream: record.stream.as_str().to_owned(),
-            version: record.version,
-            id: record.id.to_string(),
-            type_name: record.event.type_name().to_owned(),
-            type_version: record.event.version(),
-            time: record.time,
-            actor: record.actor.0.clone(),
-            data,
-        })
-    }
-
-    pub fn decode(self) -> Result<Record, StoreError> {
-        EventRow::raw(&self).decode()
-    }
+/// The event of a raw record, checked as far as it can be alone.
+pub fn decode(raw: &RawRecord) -> Result<Record, StoreError> {
+    EventRow::raw(raw).decode()
 }
 
 /// One place in the log, whether or not its event can be read.
@@ -134,26 +82,9 @@ impl Entry {
 
 impl From<RawRecord> for Entry {
     fn from(raw: RawRecord) -> Self {
-        let mut unreadable = Unreadable {
-            position: raw.position,
-            prev: raw.prev,
-            bucket: raw.bucket,
-            stream: raw.stream.clone(),
-            version: raw.version,
-            time: raw.time,
-            actor: raw.actor.clone(),
-            type_name: raw.type_name.clone(),
-            detail: String::new(),
-        };
-        match raw.decode() {
+        match EventRow::raw(&raw).read() {
             Ok(record) => Self::Record(Arc::new(record)),
-            Err(error) => {
-                unreadable.detail = match error {
-                    StoreError::Unreadable { detail, .. } => detail,
-                    error => error.to_string(),
-                };
-                Self::Unreadable(unreadable)
-            }
+            Err(unreadable) => Self::Unreadable(*unreadable),
         }
     }
 }
@@ -205,6 +136,25 @@ impl<'a> EventRow<'a> {
             actor: &record.actor.0,
             data,
         }
+    }
+
+    /// The event itself, or all that can be said about it.
+    pub(crate) fn read(self) -> Result<Record, Box<Unreadable>> {
+        let unreadable = |error| Unreadable {
+            position: self.position,
+            prev: self.prev,
+            bucket: self.bucket,
+            stream: self.stream.to_owned(),
+            version: self.version,
+            time: self.time,
+            actor: self.actor.to_owned(),
+            type_name: self.type_name.to_owned(),
+            detail: match error {
+                StoreError::Unreadable { detail, .. } => detail,
+                error => error.to_string(),
+            },
+        };
+        self.decode().map_err(|error| Box::new(unreadable(error)))
     }
 
     /// The event itself, checked as far as it can be alone.

@@ -11,14 +11,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use contract::ids::{Bucket, Position};
-use contract::log::RowChange;
+use contract::log::{Record, RowChange};
 use contract::time::Timestamp;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use crate::alone::{Alone, Fences};
 use crate::rows::{PAGE_ROWS_MAX, Projector, covers};
-use crate::{Commit, CommitError, CursorMove, Store, StoreError, statements};
+use crate::{Commit, CommitError, CursorMove, Store, StoreError, Unreadable, statements};
 
 /// Rows of one transaction: enough that few pages of the indexes are written more than once, few
 /// enough that others who write wait for less than a second.
@@ -31,7 +31,8 @@ const CHUNK_BYTES_MAX: usize = 16 * 1024 * 1024;
 const CHUNKS_AHEAD: usize = 1;
 
 /// Makes the rows of these models anew from the log, as far as their consumer's cursors stand, or
-/// whole where it has none: then they stand at the end of it afterwards. Refused, before it does harm,
+/// whole where it has none: then they stand at the end of it afterwards. An event that cannot be
+/// decoded is for the projector to say what follows from it. Refused, before it does harm,
 /// where the consumer runs and writes. Returns how many rows were changed.
 pub async fn rebuild(
     store: &Store,
@@ -57,15 +58,24 @@ pub async fn rebuild_with(
     while !is_whole {
         let mut rows = Rows::of(models, projector, store, &fences);
         let mut replay = store.replay(Position::START);
-        while let Some(page) = replay.next().await {
-            let page = page?;
-            for record in page.iter().filter(|record| covers(&cursors, record)) {
-                rows.take_in(projector.project(record)).await?;
-                reached.insert(record.bucket, record.position);
+        while let Some(page) = replay.next_entries().await {
+            let mut last = None;
+            for entry in page? {
+                let (bucket, position) = place_of(&entry);
+                last = Some(position);
+                if !covers(&cursors, bucket, position) {
+                    continue;
+                }
+                match &entry {
+                    Ok(record) => rows.take_in(projector.project(record)).await?,
+                    Err(unreadable) => projector.pass_over(unreadable),
+                }
+                // What no store writes is of a bucket that nobody owns.
+                if bucket <= Bucket::GLOBAL {
+                    reached.insert(bucket, position);
+                }
             }
-            if let Some(last) = page.last() {
-                progress(last.position);
-            }
+            last.map(&mut progress);
         }
         let rest = projector.rest();
         is_whole = rest.is_some();
@@ -78,6 +88,13 @@ pub async fn rebuild_with(
         stand_at(store, consumer, reached, &fences).await?;
     }
     Ok(changed)
+}
+
+fn place_of(entry: &Result<Record, Box<Unreadable>>) -> (Bucket, Position) {
+    match entry {
+        Ok(record) => (record.bucket, record.position),
+        Err(unreadable) => (unreadable.bucket, unreadable.position),
+    }
 }
 
 /// Takes over every bucket from whoever owns it.

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::page::{Page, read_page};
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, Unreadable};
 
 /// Records per page.
 const PAGE: usize = 2_000;
@@ -19,7 +19,8 @@ const PAGE: usize = 2_000;
 /// Pages that are read ahead.
 const AHEAD_MAX: usize = 2;
 
-type Decoded = Result<Vec<Record>, StoreError>;
+/// Records, and events that cannot be decoded.
+type Decoded = Result<Vec<Result<Record, Box<Unreadable>>>, StoreError>;
 
 /// Comes to its end at the position that was the head when it came there.
 pub struct Replay {
@@ -58,8 +59,24 @@ impl Store {
 }
 
 impl Replay {
-    /// The next records; none after the last.
-    pub async fn next(&mut self) -> Option<Decoded> {
+    /// The next records; none after the last. An event that cannot be decoded is an error.
+    pub async fn next(&mut self) -> Option<Result<Vec<Record>, StoreError>> {
+        let page = self.next_entries().await?;
+        let readable = |entry: Result<Record, Box<Unreadable>>| {
+            entry.map_err(|unreadable| StoreError::Unreadable {
+                position: unreadable.position,
+                detail: unreadable.detail,
+            })
+        };
+        let page = page.and_then(|page| page.into_iter().map(readable).collect());
+        if page.is_err() {
+            self.end();
+        }
+        Some(page)
+    }
+
+    /// The same, and does not fail for events that cannot be decoded.
+    pub async fn next_entries(&mut self) -> Option<Decoded> {
         while !self.ended && self.decoding.len() < self.decoders {
             match self.pages.recv().await {
                 Some(Ok(page)) => self
@@ -80,9 +97,13 @@ impl Replay {
             )))
         });
         if page.is_err() {
-            self.ended = true;
-            self.decoding.clear();
+            self.end();
         }
         Some(page)
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        self.decoding.clear();
     }
 }

@@ -8,6 +8,8 @@ use contract::ids::{Bucket, Position};
 use contract::log::{Record, RowChange};
 use contract::time::Timestamp;
 
+use crate::Unreadable;
+
 /// The consumer that keeps the rows of read models.
 pub(crate) const VIEWS: &str = "views";
 
@@ -42,6 +44,9 @@ pub struct RowQuery {
 /// order, those of one bucket come in order.
 pub trait Projector: Send {
     fn project(&mut self, record: &Record) -> Vec<RowChange>;
+
+    /// An event that cannot be decoded stands here in the log.
+    fn pass_over(&mut self, _unreadable: &Unreadable) {}
 
     /// What was left for the end of the history, by a projector that was made for a rebuild. None if
     /// that cannot be said any more: then all is to be projected once more, and nothing is left again.
@@ -79,8 +84,8 @@ impl Folded {
         }
     }
 
-    pub(crate) fn take_in(&mut self, record: &Record, projector: &mut dyn Projector) {
-        for change in projector.project(record) {
+    pub(crate) fn take_in(&mut self, changes: Vec<RowChange>) {
+        for change in changes {
             let Some(rows) = self.rows.get_mut(change.model) else {
                 continue;
             };
@@ -101,11 +106,15 @@ impl Folded {
     }
 }
 
-/// Whether a consumer with these cursors has taken in a record. One without any cursor is taken to
+/// Whether a consumer with these cursors has taken in the event at a place. One without any cursor is taken to
 /// have read everything: its rows were made by a rebuild.
-pub(crate) fn covers(cursors: &BTreeMap<Bucket, Position>, record: &Record) -> bool {
+pub(crate) fn covers(
+    cursors: &BTreeMap<Bucket, Position>,
+    bucket: Bucket,
+    position: Position,
+) -> bool {
     cursors.is_empty()
         || cursors
-            .get(&record.bucket)
-            .is_some_and(|cursor| record.position <= *cursor)
+            .get(&bucket)
+            .is_some_and(|cursor| position <= *cursor)
 }

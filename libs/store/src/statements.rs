@@ -6,12 +6,12 @@ mod models;
 use std::collections::BTreeMap;
 
 use contract::ids::{Bucket, Position};
-use contract::log::Record;
+use contract::log::{RawRecord, Record};
 use contract::time::Timestamp;
 use uuid::Uuid;
 
 use crate::connection::{Connection, execute, run};
-use crate::raw::{EventRow, RawColumns, RawRecord};
+use crate::raw::{EventRow, RawColumns, decode, from_columns};
 use crate::{StoreError, postgres, sqlite};
 
 pub(crate) use models::*;
@@ -243,7 +243,7 @@ macro_rules! select_events {
 }
 
 fn raw(columns: Vec<RawColumns>) -> Vec<RawRecord> {
-    columns.into_iter().map(RawRecord::from).collect()
+    columns.into_iter().map(from_columns).collect()
 }
 
 pub(crate) async fn read_stream(
@@ -306,7 +306,7 @@ pub(crate) async fn read_event(
         id.to_string()
     )?;
     found
-        .map(|columns| RawRecord::from(columns).decode())
+        .map(|columns| decode(&from_columns(columns)))
         .transpose()
 }
 

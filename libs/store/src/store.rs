@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use contract::ids::{Bucket, Position};
-use contract::log::{Record, StreamName};
+use contract::log::{RawRecord, Record, StreamName};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -14,7 +14,7 @@ use crate::connection::{Pool, Pooled};
 use crate::head::Head;
 use crate::known::Known;
 use crate::location::Location;
-use crate::raw::{Entry, RawRecord};
+use crate::raw::{Entry, decode};
 use crate::rows::{Row, RowQuery};
 use crate::staging::Prepared;
 use crate::writer::{CommitJob, Job, QUEUE_MAX, Subscribers, Writer};
@@ -146,7 +146,7 @@ impl Store {
         let mut reader = self.reader().await?;
         let raw =
             statements::read_stream(&mut reader.get(), stream.as_str(), after_version, limit).await;
-        decode(raw?)
+        decode_all(&raw?)
     }
 
     pub async fn read_bucket(
@@ -155,11 +155,11 @@ impl Store {
         after: Position,
         limit: usize,
     ) -> Result<Vec<Record>, StoreError> {
-        decode(self.read_bucket_raw(bucket, after, limit).await?)
+        decode_all(&self.read_bucket_raw(bucket, after, limit).await?)
     }
 
     pub async fn read_all(&self, after: Position, limit: usize) -> Result<Vec<Record>, StoreError> {
-        decode(self.read_raw(after, limit).await?)
+        decode_all(&self.read_raw(after, limit).await?)
     }
 
     /// The same as [`read_bucket`](Self::read_bucket), and does not fail for events that cannot be
@@ -260,6 +260,6 @@ impl Store {
     }
 }
 
-fn decode(raw: Vec<RawRecord>) -> Result<Vec<Record>, StoreError> {
-    raw.into_iter().map(RawRecord::decode).collect()
+fn decode_all(raw: &[RawRecord]) -> Result<Vec<Record>, StoreError> {
+    raw.iter().map(decode).collect()
 }

@@ -7,8 +7,9 @@ use contract::ids::{Bucket, Position};
 use contract::log::{Record, StreamName};
 use serde::Serialize;
 
+use crate::raw::EventRow;
 use crate::rows::{Folded, PAGE_ROWS_MAX, Projector, Rows, covers};
-use crate::{RawRecord, Store, StoreError, belongs, statements};
+use crate::{RawRecord, Store, StoreError, Unreadable, belongs, statements};
 
 /// Problems that a report lists; the rest are only counted.
 pub const PROBLEMS_MAX: usize = 100;
@@ -40,26 +41,42 @@ pub async fn verify(
     models: &[&str],
 ) -> Result<VerifyReport, StoreError> {
     let moment = Moment::read(store, projector.consumer(), models).await?;
+    let (mut walk, folded) = loop {
+        let mut folded = Folded::new(models);
+        let walk = walk(store, &moment, projector, &mut folded).await?;
+        if let Some(rest) = projector.rest() {
+            folded.take_in(rest);
+            break (walk, folded);
+        }
+    };
+    walk.check_cursors(&moment);
+    walk.check_rows(&moment.rows, &folded.rows);
+    Ok(walk.report(&moment))
+}
+
+async fn walk(
+    store: &Store,
+    moment: &Moment,
+    projector: &mut dyn Projector,
+    folded: &mut Folded,
+) -> Result<Walk, StoreError> {
     let mut walk = Walk::default();
-    let mut folded = Folded::new(models);
     let mut after = Position::START;
     while after < moment.head {
         let page = store.read_raw(after, PAGE_ROWS_MAX).await?;
         let Some(last) = page.last() else { break };
         let next = last.position;
         for raw in page.into_iter().filter(|r| r.position <= moment.head) {
-            let Some(record) = walk.take_in(raw) else {
-                continue;
-            };
-            if covers(&moment.cursors, &record) {
-                folded.take_in(&record, projector);
+            let covered = covers(&moment.cursors, raw.bucket, raw.position);
+            match walk.take_in(&raw) {
+                Ok(record) if covered => folded.take_in(projector.project(&record)),
+                Err(unreadable) if covered => projector.pass_over(&unreadable),
+                Ok(_) | Err(_) => {}
             }
         }
         after = next;
     }
-    walk.check_cursors(&moment);
-    walk.check_rows(&moment.rows, &folded.rows);
-    Ok(walk.report(&moment))
+    Ok(walk)
 }
 
 /// Rows and cursors as they stood at one moment.
@@ -121,35 +138,43 @@ impl Walk {
         }
     }
 
-    /// Checks one event; returns it if it can be read.
-    fn take_in(&mut self, raw: RawRecord) -> Option<Record> {
+    /// Checks one event, and gives it back.
+    fn take_in(&mut self, raw: &RawRecord) -> Result<Record, Box<Unreadable>> {
         let position = raw.position;
         self.events += 1;
         if position <= self.head {
             self.problem(format!("position {position} does not follow {}", self.head));
         }
         self.head = position;
-        self.check_chain(&raw);
-        self.check_version(&raw);
-        let stored = (raw.type_version, raw.data.clone());
-        let record = match raw.decode() {
-            Ok(record) => record,
-            Err(error) => {
-                self.problem(error.to_string());
-                return None;
+        self.check_chain(raw);
+        self.check_version(raw);
+        let entry = EventRow::raw(raw).read();
+        match &entry {
+            Ok(record) => {
+                self.check_place(record);
+                self.check_bytes(record, raw);
             }
-        };
-        self.check_place(&record);
-        self.check_bytes(&record, &stored.1, stored.0);
-        Some(record)
+            Err(unreadable) => {
+                let error = StoreError::Unreadable {
+                    position,
+                    detail: unreadable.detail.clone(),
+                };
+                self.problem(error.to_string());
+            }
+        }
+        entry
     }
 
     /// What this version wrote must be, byte for byte, what it would write.
-    fn check_bytes(&mut self, record: &Record, data: &str, version: u32) {
-        if version != record.event.version() {
+    fn check_bytes(&mut self, record: &Record, raw: &RawRecord) {
+        if raw.type_version != record.event.version() {
             return;
         }
-        if record.event.data_json().is_ok_and(|again| again != data) {
+        if record
+            .event
+            .data_json()
+            .is_ok_and(|again| again != raw.data)
+        {
             self.problem(format!(
                 "position {}: the data of `{}` is not stored as this version writes it",
                 record.position,

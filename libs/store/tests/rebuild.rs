@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use contract::ids::Position;
 use contract::log::{Record, RowChange};
-use store::{Commit, CursorMove, Projector, Store, StoreError, rebuild, verify};
+use store::{Commit, CursorMove, Projector, Store, StoreError, Unreadable, rebuild, verify};
 use support::place::{Place, commit_to, fill, records, stream};
 use tokio::runtime::Handle;
 
@@ -24,6 +24,7 @@ struct Both {
     /// Called with the number of records before each.
     before: Option<Box<dyn FnMut(u64) + Send>>,
     projected: u64,
+    passed_over: Vec<Position>,
 }
 
 impl Both {
@@ -57,6 +58,10 @@ impl Projector for Both {
             row("counts", &endpoint, count.to_string()),
             row("happened", &record.id.to_string(), "{}".to_owned()),
         ]
+    }
+
+    fn pass_over(&mut self, unreadable: &Unreadable) {
+        self.passed_over.push(unreadable.position);
     }
 
     fn is_written_once(&self, model: &str) -> bool {
@@ -200,6 +205,28 @@ async fn a_rebuild_beside_its_running_consumer_is_refused(place: Place) {
     assert_eq!(cursors.into_values().collect::<Vec<_>>(), [Position(1)]);
 }
 
+async fn an_event_that_cannot_be_read_does_not_stop_it(place: Place) {
+    let store = place.open().await;
+    fill(&store, "iris", 3).await;
+    fill(&store, "rose", 2).await;
+    place
+        .behind_its_back("UPDATE events SET data = '?' WHERE position = 5")
+        .await;
+    let mut projector = Both::default();
+    let changed = rebuild(&store, &mut projector, &MODELS).await.unwrap();
+    assert_eq!(changed, 6);
+    assert_eq!(projector.passed_over, [Position(5)]);
+    let count = store.row("counts", "default/rose").await.unwrap().unwrap();
+    assert_eq!(count.doc, "1");
+    let cursors = store.cursors("views").await.unwrap();
+    assert!(cursors.into_values().any(|cursor| cursor == Position(5)));
+    let mut projector = Both::default();
+    let report = verify(&store, &mut projector, &MODELS).await.unwrap();
+    assert_eq!(projector.passed_over, [Position(5)]);
+    assert_eq!(report.problems.len(), 1, "{report:?}");
+    assert!(report.problems[0].contains("position 5"), "{report:?}");
+}
+
 fn count_of_iris(doc: &str) -> RowChange {
     RowChange {
         model: "counts",
@@ -310,6 +337,7 @@ support::suite! {
     a_consumer_that_is_behind_stays_where_it_is_with_its_rows
     a_rebuild_beside_its_running_consumer_is_refused
     a_running_owner_that_takes_its_bucket_back_keeps_its_rows
+    an_event_that_cannot_be_read_does_not_stop_it
     more_rows_than_fit_a_transaction_are_all_made
     a_rebuild_that_is_cut_off_has_done_no_harm_and_is_finished_by_the_next
     @sqlite

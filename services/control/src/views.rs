@@ -12,6 +12,7 @@
 
 pub mod lag;
 mod owned;
+mod projector;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,13 +24,13 @@ use contract::ids::{Bucket, EndpointKey, Name, Position};
 use contract::log::{Record, RowChange};
 use contract::resources::{InstanceTally, ProvisioningState};
 use domain::endpoint::Endpoint;
-use domain::views::{Projection, WRITTEN_ONCE};
+use domain::views::Projection;
 use futures::StreamExt;
 use runtime::feed::{Feed, FeedItem};
 use runtime::health::{Component, READS_THE_LOG};
 use runtime::parking::{Parking, Verdict, fold_anew, history, survive};
 use runtime::retry::until_answered;
-use store::{CommitError, Projector, StoreError, Unreadable};
+use store::{CommitError, StoreError, Unreadable};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,7 @@ use crate::metrics::{ControlMetrics, InstanceLabels};
 use crate::reactor;
 use crate::routes::{REPUBLISH_EVERY, Routes};
 use owned::{Batch, Owned};
+pub use projector::ViewsProjector;
 
 pub const CONSUMER: &str = "views";
 
@@ -49,61 +51,6 @@ const REACTIONS_MAX: usize = 64;
 
 /// Values of the label `state`.
 const STATES: [&str; 4] = ["starting", "ready", "draining", "failed"];
-
-/// What the store compares stored rows with.
-#[derive(Default)]
-pub struct ViewsProjector {
-    projection: Projection,
-    skipped: BTreeSet<Position>,
-    starts_over: bool,
-}
-
-impl ViewsProjector {
-    /// Gives rows as they are at the end of the log, and makes no others.
-    pub fn for_rebuild() -> Self {
-        Self {
-            projection: Projection::with_late_rows(),
-            ..Self::default()
-        }
-    }
-
-    /// Passes over the events that people have said are to be passed over.
-    pub fn passing_over(skipped: BTreeSet<Position>) -> Self {
-        Self {
-            skipped,
-            ..Self::default()
-        }
-    }
-}
-
-impl Projector for ViewsProjector {
-    fn project(&mut self, record: &Record) -> Vec<RowChange> {
-        if self.skipped.contains(&record.position) {
-            return Vec::new();
-        }
-        let projection = &mut self.projection;
-        let folded = survive(|| projection.apply(record));
-        // What an event has left half done is not what its endpoint's rows shall show.
-        self.starts_over |= folded.is_err() && projection.has_late_rows();
-        folded.unwrap_or_default()
-    }
-
-    fn rest(&mut self) -> Option<Vec<RowChange>> {
-        if std::mem::take(&mut self.starts_over) {
-            self.projection = Projection::default();
-            return None;
-        }
-        Some(self.projection.late_rows())
-    }
-
-    fn is_written_once(&self, model: &str) -> bool {
-        WRITTEN_ONCE.contains(&model)
-    }
-
-    fn consumer(&self) -> &'static str {
-        CONSUMER
-    }
-}
 
 /// How far this replica has folded each bucket, and how far the rows are of those that it owns.
 #[derive(Clone, Debug, Default)]
@@ -118,7 +65,6 @@ pub struct Progress {
 #[derive(Clone)]
 pub struct Views {
     projection: Arc<Mutex<Projection>>,
-    skipped: Arc<Mutex<BTreeSet<Position>>>,
     progress: watch::Receiver<Progress>,
 }
 
@@ -129,11 +75,6 @@ impl Views {
 
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
-    }
-
-    /// Events that people have said are to be passed over.
-    pub fn skipped(&self) -> BTreeSet<Position> {
-        lock(&self.skipped).clone()
     }
 }
 
@@ -149,7 +90,6 @@ pub struct ViewsConsumer {
     metrics: ControlMetrics,
     component: Component,
     projection: Arc<Mutex<Projection>>,
-    skipped: Arc<Mutex<BTreeSet<Position>>>,
     progress: watch::Sender<Progress>,
     parking: Parking,
     owned: BTreeMap<Bucket, Owned>,
@@ -173,10 +113,8 @@ impl ViewsConsumer {
     ) -> (Self, Views) {
         let progress = watch::Sender::new(Progress::default());
         let projection = Arc::new(Mutex::new(Projection::default()));
-        let skipped = Arc::new(Mutex::new(BTreeSet::new()));
         let views = Views {
             projection: projection.clone(),
-            skipped: skipped.clone(),
             progress: progress.subscribe(),
         };
         component.waiting(READS_THE_LOG);
@@ -188,7 +126,6 @@ impl ViewsConsumer {
             metrics,
             component,
             projection,
-            skipped,
             progress,
             parking,
             owned: BTreeMap::new(),
@@ -246,7 +183,6 @@ impl ViewsConsumer {
                 Verdict::PassOver => Vec::new(),
                 Verdict::FoldAnew => self.fold_anew(record).await?,
             };
-            self.note_skips(record);
             self.touched.extend(record.endpoint());
             let owned = self.owned.get(&record.bucket);
             if owned.is_some_and(|owned| record.position > owned.cursor) {
@@ -341,12 +277,6 @@ impl ViewsConsumer {
             projection.endpoints.insert(key, model);
         }
         Ok(rows)
-    }
-
-    fn note_skips(&self, record: &Record) {
-        if matches!(record.event, Event::EventSkipped(_)) {
-            *lock(&self.skipped) = self.parking.skipped().clone();
-        }
     }
 
     async fn pass_over(&mut self, unreadable: &Unreadable) -> Result<(), StoreError> {

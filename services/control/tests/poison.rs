@@ -6,10 +6,13 @@ mod support;
 
 use std::sync::Arc;
 
+use control::ViewsProjector;
+use domain::views::MODELS;
 use futures::StreamExt;
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::Connection as _;
+use store::Store;
 use support::{Setup, World, endpoint};
 use tempfile::TempDir;
 
@@ -165,4 +168,123 @@ async fn rows_that_parking_left_out_are_written_when_the_event_can_be_read_again
     let parked = world.get("/v1/events/parked").await.expect(200).body();
     assert_eq!(parked["items"], json!([]));
     world.stop().await;
+}
+
+/// With `rose`, whose label `red` cannot be read, and was never in her rows. Others come after it. Says
+/// where it is.
+async fn with_rose_parked_on_her_way() -> (World, u64) {
+    let labelled = |colour: &str| {
+        let mut labelled = endpoint("rose");
+        labelled["metadata"]["labels"] = json!({"colour": colour});
+        labelled
+    };
+    let world = World::start().await;
+    world.with_endpoint("rose").await;
+    world.settled().await;
+    let dir = world.stop().await;
+    execute(&dir, "CREATE TABLE old_rows AS SELECT * FROM rows").await;
+    execute(&dir, "CREATE TABLE old_cursors AS SELECT * FROM cursors").await;
+    let world = restart(dir, 2).await;
+    let put = world.put("/v1/endpoints/rose", &labelled("red")).await;
+    let poison = put.expect(200).position();
+    let put = world.put("/v1/endpoints/rose", &labelled("blue")).await;
+    put.expect(200);
+    world.settled().await;
+    // As if it had ended before it wrote the rows.
+    let dir = world.stop().await;
+    execute(&dir, "DELETE FROM rows").await;
+    execute(&dir, "INSERT INTO rows SELECT * FROM old_rows").await;
+    execute(&dir, "DELETE FROM cursors").await;
+    execute(&dir, "INSERT INTO cursors SELECT * FROM old_cursors").await;
+    execute(
+        &dir,
+        "UPDATE events SET type = 'x-' || type WHERE stream = 'endpoint/default/rose' AND data LIKE '%red%'",
+    )
+    .await;
+    let world = restart(dir, 3).await;
+    while parked(&world).await == json!([]) {
+        tokio::task::yield_now().await;
+    }
+    let head = world.head().await;
+    world.get_at("/v1/endpoints", head).await.expect(200);
+    (world, poison)
+}
+
+async fn parked(world: &World) -> Value {
+    let parked = world.get("/v1/events/parked").await.expect(200).body();
+    parked["items"].clone()
+}
+
+/// A rebuild changes nothing of what the running consumer has left, and makes the same from nothing.
+/// Gives the endpoints that are parked.
+async fn a_rebuild_makes_the_same(dir: &TempDir, poison: u64) -> Vec<(String, u64)> {
+    let url = format!("sqlite:{}", dir.path().join("penstock.db").display());
+    let rebuilt = async || {
+        let store = Store::open(&url).await.unwrap();
+        let mut projector = ViewsProjector::for_rebuild();
+        let changed = store::rebuild(&store, &mut projector, &MODELS)
+            .await
+            .unwrap();
+        let mut fresh = ViewsProjector::default();
+        let report = store::verify(&store, &mut fresh, &MODELS).await.unwrap();
+        store.close().await;
+        let [problem] = &report.problems[..] else {
+            panic!("{report:?}");
+        };
+        assert!(
+            problem.contains(&format!("(position {poison})")),
+            "{problem}"
+        );
+        assert_eq!(fresh.parked(), projector.parked());
+        let parked = projector.parked().iter();
+        let parked = parked.map(|(key, view)| (key.to_string(), view.position.0));
+        (changed, parked.collect::<Vec<_>>())
+    };
+    let (changed, parked) = rebuilt().await;
+    assert_eq!(changed, 0, "of what the consumer has written");
+    execute(dir, "DELETE FROM rows WHERE model <> 'parked'").await;
+    let (changed, again) = rebuilt().await;
+    assert!(changed > 0);
+    assert_eq!(parked, again);
+    parked
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_leaves_a_parked_endpoint_as_it_was_before_the_event() {
+    let (world, poison) = with_rose_parked_on_her_way().await;
+    let dir = world.stop().await;
+    let parked = a_rebuild_makes_the_same(&dir, poison).await;
+    assert_eq!(parked, [("default/rose".to_owned(), poison)]);
+}
+
+async fn skip(world: &World, poison: u64) {
+    let skip = format!("/v1/events/{poison}/skip");
+    let body = json!({"consumer": "views", "reason": "the test says so"});
+    world.post(&skip, &body).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_passes_over_what_was_skipped_once_the_endpoint_is_taken_back() {
+    let (world, poison) = with_rose_parked_on_her_way().await;
+    skip(&world, poison).await;
+    let body = json!({"consumer": "views"});
+    let unpark = world.post("/v1/endpoints/rose/unpark", &body).await;
+    unpark.expect(200);
+    let head = world.head().await;
+    let shown = world.get_at("/v1/endpoints/rose", head).await.expect(200);
+    assert_eq!(shown.body()["metadata"]["labels"]["colour"], "blue");
+    let dir = world.stop().await;
+    let parked = a_rebuild_makes_the_same(&dir, poison).await;
+    assert_eq!(parked, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_skipped_stays_parked_until_the_endpoint_is_taken_back() {
+    let (world, poison) = with_rose_parked_on_her_way().await;
+    skip(&world, poison).await;
+    let head = world.head().await;
+    world.get_at("/v1/endpoints", head).await.expect(200);
+    let dir = world.stop().await;
+    let parked = a_rebuild_makes_the_same(&dir, poison).await;
+    assert_eq!(parked, [("default/rose".to_owned(), poison)]);
 }

@@ -12,13 +12,15 @@ use contract::events::{AccessRevoked, Empty, Event};
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::Timestamp;
-use domain::views::MODELS;
+use domain::views::{self, MODELS};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
+use runtime::parking::PARKED;
 use runtime::relay::RELAY;
 use serde_json::Value;
 use servers::{Kafka, Postgres};
-use store::{Append, Commit, CursorMove, POSITIONS_SKIPPED, Store};
+use sqlx::Connection as _;
+use store::{Append, Commit, CursorMove, POSITIONS_SKIPPED, RowQuery, Store};
 
 const ENDPOINTS: u64 = 60;
 
@@ -417,4 +419,49 @@ async fn nobody_publishes_beside_the_relay_that_holds_the_lease() {
     };
     store.commit(late).await.unwrap_err();
     store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebuild_names_and_lists_what_it_parks() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let world = World::new(kafka).await;
+    let url = world.store("store.db");
+    let poison = ENDPOINTS + 1;
+    let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query("UPDATE events SET type = 'not-invented-yet' WHERE position = $1")
+        .bind(poison as i64)
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+
+    let words = ["rebuild", "--store", &url];
+    let rebuilt = world.run(&words).await.ended_with(0);
+    let named = rebuilt["parked"].as_array().unwrap();
+    assert_eq!(named.len(), 1, "{rebuilt}");
+    assert_eq!(named[0]["endpoint"], "e0");
+    assert_eq!(named[0]["position"], poison);
+
+    let store = Store::open(&url).await.unwrap();
+    let listed = store.row(PARKED, "views/default/e0").await.unwrap();
+    assert!(listed.is_some());
+    let made = async |model: &str| {
+        let query = RowQuery {
+            model: model.to_owned(),
+            limit: 500,
+            ..RowQuery::default()
+        };
+        let rows = store.rows(query).await.unwrap();
+        rows.into_iter().map(|row| row.key).collect::<Vec<_>>()
+    };
+    assert_eq!(made(views::ENDPOINTS).await.len() as u64, ENDPOINTS);
+    let deployments = made(views::DEPLOYMENTS).await;
+    assert_eq!(deployments.len() as u64, ENDPOINTS - 1);
+    let of_parked = |key: &&String| key.starts_with("default/e0/");
+    assert_eq!(deployments.iter().find(of_parked), None);
+    let mut projector = control::ViewsProjector::default();
+    let verified = store::verify(&store, &mut projector, &MODELS).await;
+    let problems = verified.unwrap().problems;
+    store.close().await;
+    assert_eq!(problems.len(), 1, "{problems:?}");
 }

@@ -1,14 +1,14 @@
 //! What lies on the topics. Records follow the Kafka protocol binding of CloudEvents 1.0 in binary
 //! mode: the event's data is the value, all else is in headers. Frames and routes are JSON.
 
+use std::borrow::Cow;
+
 use contract::events::Event;
 use contract::frame::Frame;
 use contract::ids::{Bucket, Position};
-use contract::log::{Actor, Record, StreamName};
+use contract::log::{Actor, RawRecord, Record};
 use contract::route::{Route, RouteUpdate};
 use rdkafka::message::{Header, Headers, OwnedHeaders};
-
-use crate::StoredEvent;
 
 const SPEC_VERSION: &str = "1.0";
 const JSON: &str = "application/json";
@@ -34,70 +34,67 @@ const ACTOR: &str = "ce_penstockactor";
 const REVISION: &str = "penstock-revision";
 const MEMBERS: &str = "penstock-members";
 
-/// A message on its way to a topic.
+/// A message on its way to a topic. It borrows what it can: there are many.
 #[derive(Debug, PartialEq)]
-pub struct Outgoing {
-    pub key: String,
-    pub headers: Vec<(&'static str, String)>,
+pub struct Outgoing<'a> {
+    pub key: Cow<'a, str>,
+    pub headers: Vec<(&'static str, Cow<'a, str>)>,
     /// None: a tombstone.
-    pub value: Option<String>,
+    pub value: Option<Cow<'a, str>>,
 }
 
-impl Outgoing {
+impl Outgoing<'_> {
     pub fn kafka_headers(&self) -> OwnedHeaders {
         let empty = OwnedHeaders::new_with_capacity(self.headers.len());
         let headers = self.headers.iter();
         headers.fold(empty, |headers, (key, value)| {
             headers.insert(Header {
                 key,
-                value: Some(value.as_str()),
+                value: Some(&**value),
             })
         })
     }
 }
 
 /// `prefix` tells two installations on one Kafka apart.
-pub fn encode_record(prefix: &str, record: &Record) -> Result<Outgoing, serde_json::Error> {
-    let event = StoredEvent {
-        position: record.position,
-        prev: record.prev,
-        bucket: record.bucket,
-        stream: record.stream.to_string(),
-        version: record.version,
-        id: record.id.to_string(),
-        type_name: record.event.type_name().to_owned(),
-        type_version: record.event.version(),
-        time: record.time,
-        actor: record.actor.to_string(),
-        data: record.event.data_json()?,
-    };
-    Ok(encode_stored(prefix, &event))
+pub fn source_of(prefix: &str) -> String {
+    format!("/penstock/{prefix}")
 }
 
-/// The same for an event that nobody here can read.
-pub fn encode_stored(prefix: &str, event: &StoredEvent) -> Outgoing {
-    let stream = event.stream.parse::<StreamName>().ok();
-    let endpoint = stream.and_then(|stream| stream.endpoint());
-    let key = endpoint.map_or_else(|| event.stream.clone(), |endpoint| endpoint.to_string());
+/// The event as it stands, whether or not it can be read here.
+pub fn encode_record<'a>(source: &'a str, event: &'a RawRecord) -> Outgoing<'a> {
     let headers = vec![
-        (SPEC, SPEC_VERSION.to_owned()),
-        (ID, event.id.clone()),
-        (SOURCE, format!("/penstock/{prefix}")),
-        (TYPE, event.type_name.clone()),
-        (TIME, event.time.to_string()),
-        (SUBJECT, event.stream.clone()),
-        (CONTENT_TYPE, JSON.to_owned()),
-        (POSITION, event.position.to_string()),
-        (PREV, event.prev.to_string()),
-        (BUCKET, event.bucket.to_string()),
-        (VERSION, event.version.to_string()),
-        (TYPE_VERSION, event.type_version.to_string()),
-        (ACTOR, event.actor.clone()),
+        (SPEC, SPEC_VERSION.into()),
+        (ID, event.id.as_str().into()),
+        (SOURCE, source.into()),
+        (TYPE, event.type_name.as_str().into()),
+        (TIME, event.time.to_string().into()),
+        (SUBJECT, event.stream.as_str().into()),
+        (CONTENT_TYPE, JSON.into()),
+        (POSITION, event.position.to_string().into()),
+        (PREV, event.prev.to_string().into()),
+        (BUCKET, event.bucket.to_string().into()),
+        (VERSION, event.version.to_string().into()),
+        (TYPE_VERSION, event.type_version.to_string().into()),
+        (ACTOR, event.actor.as_str().into()),
     ];
     Outgoing {
-        key,
+        key: key_of(event).into(),
         headers,
-        value: Some(event.data.clone()),
+        value: Some(event.data.as_str().into()),
+    }
+}
+
+/// The endpoint, `WORKSPACE/NAME`, which stands after the stream's kind; else the stream.
+fn key_of(event: &RawRecord) -> &str {
+    let stream = event.stream.as_str();
+    if event.bucket == Bucket::GLOBAL {
+        return stream;
+    }
+    let mut slashes = stream.match_indices('/').map(|(at, _)| at);
+    match (slashes.next(), slashes.next(), slashes.next()) {
+        (Some(kind), Some(_), end) => &stream[kind + 1..end.unwrap_or(stream.len())],
+        _ => stream,
     }
 }
 
@@ -135,11 +132,11 @@ pub fn decode_record<H: Headers>(
     Ok(record)
 }
 
-pub fn encode_frame(frame: &Frame) -> Result<Outgoing, serde_json::Error> {
+pub fn encode_frame(frame: &Frame) -> Result<Outgoing<'_>, serde_json::Error> {
     Ok(Outgoing {
-        key: frame.source.id.clone(),
+        key: frame.source.id.as_str().into(),
         headers: Vec::new(),
-        value: Some(serde_json::to_string(frame)?),
+        value: Some(serde_json::to_string(frame)?.into()),
     })
 }
 
@@ -148,15 +145,18 @@ pub fn decode_frame(value: Option<&[u8]>) -> Result<Frame, String> {
     serde_json::from_slice(value).map_err(|error| error.to_string())
 }
 
-pub fn encode_route(update: &RouteUpdate) -> Result<Outgoing, serde_json::Error> {
+pub fn encode_route(update: &RouteUpdate) -> Result<Outgoing<'_>, serde_json::Error> {
     let route = update.route.as_ref();
     Ok(Outgoing {
-        key: update.endpoint.to_string(),
+        key: update.endpoint.as_str().into(),
         headers: vec![
-            (REVISION, update.revision.to_string()),
-            (MEMBERS, update.members.to_string()),
+            (REVISION, update.revision.to_string().into()),
+            (MEMBERS, update.members.to_string().into()),
         ],
-        value: route.map(serde_json::to_string).transpose()?,
+        value: route
+            .map(serde_json::to_string)
+            .transpose()?
+            .map(Cow::Owned),
     })
 }
 

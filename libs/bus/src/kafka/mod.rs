@@ -34,7 +34,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use contract::frame::Frame;
 use contract::ids::Position;
-use contract::log::Record;
+use contract::log::{RawRecord, Record};
 use contract::route::RouteUpdate;
 use contract::time::Timestamp;
 use rdkafka::ClientContext;
@@ -44,9 +44,7 @@ use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 use tokio::sync::{mpsc, watch};
 
-use crate::{
-    Bus, BusError, BusMessage, RouteMessage, SUBSCRIBER_QUEUE_MAX, StoredEvent, Subscription,
-};
+use crate::{Bus, BusError, BusMessage, RouteMessage, SUBSCRIBER_QUEUE_MAX, Subscription};
 use publish::{FrameProducer, RecordProducer};
 
 pub use config::KafkaConfig;
@@ -176,28 +174,28 @@ impl KafkaBus {
 #[async_trait]
 impl Bus for KafkaBus {
     async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError> {
-        let Some(last) = records.last() else {
+        let raw = records.iter().map(|record| {
+            let refused =
+                |error| BusError::Refused(format!("position {}: {error}", record.position));
+            RawRecord::of(record).map_err(refused)
+        });
+        let raw: Vec<RawRecord> = raw.collect::<Result<_, BusError>>()?;
+        self.publish_stored(&raw).await
+    }
+
+    async fn publish_stored(&self, events: &[RawRecord]) -> Result<(), BusError> {
+        let Some(last) = events.last() else {
             return Ok(());
         };
         if self.shared.stopping() {
             return Err(BusError::Closed);
         }
         self.gate(last.position).await?;
-        let published = self.records.publish(records).await?;
+        let published = self.records.publish(events).await?;
         published.map_err(|detail| BusError::NotPublished {
             position: last.position,
             detail,
         })
-    }
-
-    async fn publish_stored(&self, event: &StoredEvent) -> Result<(), BusError> {
-        let position = event.position;
-        if self.shared.stopping() {
-            return Err(BusError::Closed);
-        }
-        self.gate(position).await?;
-        let published = self.records.publish_stored(event).await?;
-        published.map_err(|detail| BusError::NotPublished { position, detail })
     }
 
     fn subscribe_records(&self, subscription: Subscription) -> mpsc::Receiver<BusMessage> {

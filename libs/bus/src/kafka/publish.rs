@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use contract::frame::Frame;
 use contract::ids::Bucket;
-use contract::log::Record;
+use contract::log::RawRecord;
 use contract::route::RouteUpdate;
 use rdkafka::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -20,10 +20,10 @@ use rdkafka::producer::{
 };
 use tokio::sync::Notify;
 
-use super::message::{Outgoing, encode_frame, encode_record, encode_route, encode_stored};
+use super::message::{Outgoing, encode_frame, encode_record, encode_route, source_of};
 use super::topics::LARGE_MESSAGE_BYTES;
 use super::{KafkaConfig, Quiet, Topics, is_broken, lock};
-use crate::{BusError, StoredEvent};
+use crate::BusError;
 
 /// A record that no broker has confirmed by then fails its call.
 const CONFIRMED_WITHIN_MS: &str = "30000";
@@ -111,14 +111,14 @@ type Client = ThreadedProducer<Reports>;
 fn send(
     client: &Client,
     (topic, partition): (&str, i32),
-    message: &Outgoing,
+    message: &Outgoing<'_>,
     fate: Fate,
 ) -> KafkaResult<bool> {
     let record = BaseRecord::with_opaque_to(topic, Box::new(fate))
         .partition(partition)
-        .key(&message.key)
+        .key(&*message.key)
         .headers(message.kafka_headers());
-    let record: BaseRecord<'_, String, String, Box<Fate>> = match &message.value {
+    let record: BaseRecord<'_, str, str, Box<Fate>> = match &message.value {
         Some(value) => record.payload(value),
         None => record,
     };
@@ -134,6 +134,8 @@ pub struct RecordProducer(Arc<Records>);
 
 struct Records {
     config: KafkaConfig,
+    /// Who tells: the same in every message.
+    source: String,
     topics: Topics,
     dropped: Arc<AtomicU64>,
     client: Mutex<Client>,
@@ -147,6 +149,7 @@ impl RecordProducer {
     ) -> Result<Self, BusError> {
         Ok(Self(Arc::new(Records {
             client: Mutex::new(record_client(config, dropped.clone())?),
+            source: source_of(&config.prefix),
             config: config.clone(),
             topics: topics.clone(),
             dropped,
@@ -154,42 +157,22 @@ impl RecordProducer {
     }
 
     /// The inner error says why not all of them were confirmed.
-    pub async fn publish(&self, records: &[Arc<Record>]) -> Result<Result<(), String>, BusError> {
-        let prefix = &self.0.config.prefix;
-        let messages = records.iter().map(|record| {
-            let message = encode_record(prefix, record).map_err(|error| {
-                BusError::Refused(format!("position {}: {error}", record.position))
-            })?;
-            Ok((record.bucket, message))
-        });
-        self.publish_messages(messages).await
-    }
-
-    /// The same for an event that cannot be read here.
-    pub async fn publish_stored(
-        &self,
-        event: &StoredEvent,
-    ) -> Result<Result<(), String>, BusError> {
-        if event.bucket > Bucket::GLOBAL {
-            let why = format!("there is no bucket {}", event.bucket);
-            return Ok(Err(why));
+    pub async fn publish(&self, events: &[RawRecord]) -> Result<Result<(), String>, BusError> {
+        if let Some(event) = events.iter().find(|event| event.bucket > Bucket::GLOBAL) {
+            let RawRecord {
+                position, bucket, ..
+            } = event;
+            return Ok(Err(format!(
+                "position {position}: there is no bucket {bucket}"
+            )));
         }
-        let message = encode_stored(&self.0.config.prefix, event);
-        let messages = std::iter::once(Ok((event.bucket, message)));
-        self.publish_messages(messages).await
-    }
-
-    async fn publish_messages(
-        &self,
-        messages: impl ExactSizeIterator<Item = Result<(Bucket, Outgoing), BusError>>,
-    ) -> Result<Result<(), String>, BusError> {
         let client = self.client()?;
-        let batch = Batch::new(messages.len());
+        let batch = Batch::new(events.len());
         // A caller that gives up (it may no longer be the owner) takes back what has not left yet.
         let mut taken_back = TakeBack(Some(&client));
-        for message in messages {
-            let (bucket, message) = message?;
-            let to = self.0.topics.of_records(bucket);
+        for event in events {
+            let message = encode_record(&self.0.source, event);
+            let to = self.0.topics.of_records(event.bucket);
             loop {
                 match send(&client, to, &message, Fate::Record(batch.clone())) {
                     Ok(true) => break,

@@ -4,11 +4,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use bus::{Bus, BusError, BusMessage, RouteMessage, StoredEvent, Subscription};
+use bus::{Bus, BusError, BusMessage, RouteMessage, Subscription};
 use contract::events::Event;
 use contract::frame::Frame;
 use contract::ids::{EndpointKey, Position};
-use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
+use contract::log::{Actor, NewEvent, RawRecord, Record, StreamKind, StreamName};
 use contract::route::RouteUpdate;
 use contract::time::Timestamp;
 use store::{Append, Commit, Committed, Store};
@@ -75,8 +75,8 @@ pub enum Mood {
 pub struct ScriptedBus {
     subscribers: Mutex<Vec<mpsc::Sender<BusMessage>>>,
     pub published: watch::Sender<Vec<Position>>,
-    /// Those of the published that could not be read.
-    pub stored: Mutex<Vec<StoredEvent>>,
+    /// What was published as the log has it.
+    pub stored: Mutex<Vec<RawRecord>>,
     pub mood: Mutex<Mood>,
     pub refused: watch::Sender<u32>,
 }
@@ -138,16 +138,21 @@ impl Bus for ScriptedBus {
         }
         Ok(())
     }
-    async fn publish_stored(&self, event: &StoredEvent) -> Result<(), BusError> {
-        if *self.mood.lock().unwrap() == Mood::Refuses {
+    async fn publish_stored(&self, events: &[RawRecord]) -> Result<(), BusError> {
+        let mood = *self.mood.lock().unwrap();
+        if mood == Mood::Refuses {
             self.refused.send_modify(|count| *count += 1);
             return Err(BusError::NotPublished {
-                position: event.position,
+                position: events.last().unwrap().position,
                 detail: "the test says so".into(),
             });
         }
-        self.stored.lock().unwrap().push(event.clone());
-        self.published.send_modify(|all| all.push(event.position));
+        self.stored.lock().unwrap().extend_from_slice(events);
+        self.published
+            .send_modify(|all| all.extend(events.iter().map(|event| event.position)));
+        if mood == Mood::Hangs {
+            std::future::pending::<()>().await;
+        }
         Ok(())
     }
     fn subscribe_records(&self, _subscription: Subscription) -> mpsc::Receiver<BusMessage> {

@@ -238,10 +238,9 @@ impl ViewsConsumer {
                 let Entry::Record(record) = entry else {
                     continue;
                 };
-                // Rows of a parked endpoint stay as they were.
-                let parked = record
-                    .endpoint()
-                    .is_some_and(|k| self.parking.is_parked(&k));
+                // Rows of a parked endpoint stay as they were before the event.
+                let parked = record.endpoint().and_then(|k| self.parking.parked_at(&k));
+                let parked = parked.is_some_and(|position| after >= position);
                 let rows = projector.project(record);
                 if after > owned.cursor && !parked {
                     batch.rows.extend(rows);

@@ -1,7 +1,8 @@
 //! Whether two logs are the same, wherever they stand.
 //!
 //! Invariant: both are read once, side by side, in order of position. Where one of them is Kafka's,
-//! both are taken as this release writes events, because that is how they were published.
+//! both are taken as this release writes events: what an earlier one published it may have written
+//! anew.
 
 use std::collections::VecDeque;
 
@@ -159,8 +160,8 @@ impl Side {
 
 /// An event that cannot be read stays as it is.
 fn as_written_now(event: RawRecord) -> RawRecord {
-    let decoded = event.clone().decode();
-    let written = decoded.and_then(|record| RawRecord::of(&record));
+    let decoded = store::decode(&event).ok();
+    let written = decoded.and_then(|record| RawRecord::of(&record).ok());
     written.unwrap_or(event)
 }
 

@@ -2,6 +2,8 @@
 
 use contract::ids::{Bucket, Position};
 use domain::views::MODELS;
+use runtime::clock::{Clock, SystemClock};
+use runtime::parking::{self, ParkedView};
 use runtime::relay::RELAY;
 use serde::Serialize;
 use store::{Commit, CursorMove, LogHash, LogHasher, RawRecord, Store};
@@ -47,6 +49,9 @@ struct Rebuilt {
     #[serde(flatten)]
     taken: Taken,
     rows_changed: usize,
+    /// Endpoints with an event that this release cannot digest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parked: Vec<ParkedView>,
 }
 
 pub async fn rebuild(args: &RebuildArgs) -> Result<(), CliError> {
@@ -68,11 +73,13 @@ pub async fn rebuild(args: &RebuildArgs) -> Result<(), CliError> {
             (store, taken?)
         }
     };
-    let rows_changed = rebuild_models(&store).await;
+    let models = rebuild_models(&store).await;
     store.close().await;
+    let (rows_changed, parked) = models?;
     let rebuilt = Rebuilt {
         taken,
-        rows_changed: rows_changed?,
+        rows_changed,
+        parked,
     };
     args.output.show(&text_of(args, &rebuilt), &rebuilt)?;
     match rebuilt.taken.is_all() {
@@ -109,6 +116,13 @@ fn text_of(args: &RebuildArgs, rebuilt: &Rebuilt) -> String {
         "{} rows of read models changed",
         rebuilt.rows_changed
     ));
+    lines.extend(rebuilt.parked.iter().map(|parked| {
+        format!(
+            "parked: {}, whose event at position {} cannot be digested ({}); its rows are those before \
+             it. See `penstock events parked`",
+            parked.endpoint, parked.position, parked.detail
+        )
+    }));
     lines.join("\n")
 }
 
@@ -170,11 +184,24 @@ async fn relay_stands_at(store: &Store, to: Position) -> Result<(), CliError> {
     store.commit(commit).await.map(|_| ()).map_err(failed)
 }
 
-async fn rebuild_models(store: &Store) -> Result<usize, CliError> {
+/// Also lists what is parked, as the running consumer does: without that, a release which can read it
+/// would take its rows for whole.
+async fn rebuild_models(store: &Store) -> Result<(usize, Vec<ParkedView>), CliError> {
     let head = store.head().await.map_err(failed)?;
     let mut progress = Progress::new("log read up to position");
     let mut projector = control::ViewsProjector::for_rebuild();
     let say = |at: Position| progress.say(at.0, head.0);
     let changed = store::rebuild_with(store, &mut projector, &MODELS, say).await;
-    changed.map_err(failed)
+    let changed = changed.map_err(failed)?;
+    let mut parked = Vec::new();
+    for (key, view) in projector.parked() {
+        let view = ParkedView {
+            since: SystemClock.now(),
+            ..view.clone()
+        };
+        let listed = parking::list(store, key, view.clone()).await;
+        listed.map_err(failed)?;
+        parked.push(view);
+    }
+    Ok((changed, parked))
 }

@@ -1,19 +1,18 @@
-//! Fills Kafka from the store.
+//! Fills Kafka from the store, with events as they are stored.
 //!
 //! Invariant: nobody else publishes meanwhile (the lease of the relay is held), and the relay's cursor
 //! passes only what Kafka has confirmed, page by page, and only while the lease is ours. So it never
 //! passes an event that nobody has published, and what was cut off can be gone on with.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{Bus, BusError};
 use contract::ids::{Bucket, Position};
-use contract::log::Record;
+use contract::log::RawRecord;
 use runtime::lease::{RENEW_EVERY, TTL};
-use runtime::relay::{RELAY, stored_event};
+use runtime::relay::RELAY;
 use serde::Serialize;
-use store::{Commit, CursorMove, Entry, Fence, Store};
+use store::{Commit, CursorMove, Fence, Store};
 use tokio::time::{Instant, sleep};
 
 use super::{Progress, RepublishArgs, failed, is_kafka, open, shown};
@@ -35,8 +34,6 @@ struct Republished {
     published: u64,
     /// The relay goes on from here.
     up_to: Position,
-    /// Events that this release cannot read; they are published as they stand.
-    unreadable: Vec<Position>,
 }
 
 pub async fn republish(args: &RepublishArgs) -> Result<(), CliError> {
@@ -50,17 +47,12 @@ pub async fn republish(args: &RepublishArgs) -> Result<(), CliError> {
     let done = with_bus(&store, args).await;
     store.close().await;
     let done = done?;
-    let mut text = format!(
+    let text = format!(
         "{} events published to {}, up to position {}; the relay goes on from there",
         done.published,
         shown(&args.to),
         done.up_to
     );
-    for position in &done.unreadable {
-        text.push_str(&format!(
-            "\nposition {position} cannot be read by this release, and is published as it stands"
-        ));
-    }
     args.output.show(&text, &done)
 }
 
@@ -156,32 +148,16 @@ async fn publish(
     let mut done = Republished {
         published: 0,
         up_to: after.min(head),
-        unreadable: Vec::new(),
     };
     while done.up_to < head {
-        let page = store.read_all_entries(done.up_to, PAGE).await;
+        let page = store.read_raw(done.up_to, PAGE).await;
         let mut page = page.map_err(failed)?;
-        page.retain(|entry| entry.position() <= head);
-        let Some(last) = page.last().map(Entry::position) else {
+        page.retain(|event| event.position <= head);
+        let Some(last) = page.last().map(|event| event.position) else {
             break;
         };
-        let mut records: Vec<Arc<Record>> = Vec::with_capacity(page.len());
-        for entry in page {
-            match entry {
-                Entry::Record(record) => records.push(record),
-                Entry::Unreadable(unreadable) => {
-                    let position = unreadable.position;
-                    let before = std::mem::take(&mut records);
-                    hand_over(done.up_to, || bus.publish_records(&before)).await?;
-                    let event = stored_event(store, position).await.map_err(failed)?;
-                    hand_over(done.up_to, || bus.publish_stored(&event)).await?;
-                    done.published += before.len() as u64 + 1;
-                    done.unreadable.push(position);
-                }
-            }
-        }
-        hand_over(done.up_to, || bus.publish_records(&records)).await?;
-        done.published += records.len() as u64;
+        hand_over(bus, &page, done.up_to).await?;
+        done.published += page.len() as u64;
         done.up_to = last;
         move_cursor(store, fence, last).await?;
         progress.say(last.0, head.0);
@@ -190,13 +166,10 @@ async fn publish(
 }
 
 /// The same again after an error: what is there twice does no harm.
-async fn hand_over<F: Future<Output = Result<(), BusError>>>(
-    after: Position,
-    publish: impl Fn() -> F,
-) -> Result<(), CliError> {
+async fn hand_over(bus: &dyn Bus, page: &[RawRecord], after: Position) -> Result<(), CliError> {
     let mut tries = 1;
     loop {
-        match publish().await {
+        match bus.publish_stored(page).await {
             Ok(()) => return Ok(()),
             Err(BusError::NotPublished { .. }) if tries < TRIES => {
                 tries += 1;

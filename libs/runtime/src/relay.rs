@@ -207,6 +207,7 @@ impl Relay {
 
     /// Hands a page to the bus until the bus has confirmed it.
     async fn publish(&self, page: &[RawRecord]) {
+        let head = self.deps.store.head_watch();
         let mut pause = PAUSE;
         while let Err(error) = self.deps.bus.publish_stored(page).await {
             if pause == PAUSE {
@@ -214,6 +215,7 @@ impl Relay {
             }
             let trouble = format!("the bus cannot be reached: {error}");
             self.deps.component.trouble(Some(trouble));
+            self.show_lag(&head, self.published);
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }

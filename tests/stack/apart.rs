@@ -8,11 +8,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::checks::converged;
-use crate::cluster::{Cluster, Role};
+use crate::cluster::{Cluster, PAIRS, Role};
 use crate::stack::Stack;
 use crate::support::{PATIENCE, deployment_document, endpoint_document, eventually};
-
-const MEMBERS: [&str; 6] = ["brain-1", "brain-2", "gate-1", "gate-2", "node-1", "node-2"];
 
 struct House {
     cluster: Arc<Cluster>,
@@ -22,7 +20,7 @@ struct House {
 
 /// `iris/blue` with so many instances, on two of everything.
 async fn house(instances: usize) -> Option<House> {
-    let stack = Arc::new(Stack::start(1, &MEMBERS).await?);
+    let stack = Arc::new(Stack::start(1, &PAIRS).await?);
     let cluster = Arc::new(Cluster::start(|name| stack.servers_of(name)).await);
     cluster
         .put("/v1/endpoints/iris", &endpoint_document("iris"))

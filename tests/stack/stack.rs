@@ -17,7 +17,7 @@ use servers::{Kafka, Postgres};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::sleep;
 
-use crate::cluster::Servers;
+use crate::cluster::{Role, Servers};
 use crate::faults::Rng;
 use crate::proxy::Proxy;
 
@@ -49,10 +49,10 @@ pub struct Stack {
 
 impl Stack {
     /// `None` only if a server is to be done without (`PENSTOCK_SKIP`).
-    pub async fn start(brokers: usize, processes: &[&'static str]) -> Option<Self> {
+    pub async fn start(brokers: usize, members: &[(&'static str, Role)]) -> Option<Self> {
         let turn = ONE_AT_A_TIME.lock().await;
         let mut ways = BTreeMap::new();
-        for name in processes {
+        for (name, _) in members {
             let mut bus = Vec::new();
             for _ in 0..brokers {
                 bus.push(Proxy::bind().await);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use contract::ids::{BUCKETS, EndpointKey};
@@ -11,7 +12,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::{Offset, TopicPartitionList};
 use servers::{Kafka, Postgres};
 use tokio::sync::{Mutex, MutexGuard};
@@ -20,12 +21,28 @@ use tokio::time::sleep;
 use crate::cluster::{Role, Servers};
 use crate::faults::Rng;
 use crate::proxy::Proxy;
+use crate::support::PATIENCE;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Records that come again in one fault.
 const AGAIN: usize = 20;
 /// The store's disk is this large, so that it can be filled.
 const DISK_MIB: u64 = 1024;
+
+/// Counts the records that the brokers confirmed.
+#[derive(Default)]
+struct Confirmed(AtomicUsize);
+
+impl ClientContext for Confirmed {}
+
+impl ProducerContext for Confirmed {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        self.0
+            .fetch_add(usize::from(result.is_ok()), Ordering::Relaxed);
+    }
+}
 
 /// How one process reaches the servers.
 pub struct Ways {
@@ -158,46 +175,62 @@ impl Stack {
         config
     }
 
-    /// Publishes some old records again, in another order, byte for byte.
-    pub async fn publish_again(&self, seed: u64) {
-        tokio::task::block_in_place(|| {
-            let topic = format!("{}.events", self.prefix);
-            let mut rng = Rng(seed);
-            let consumer: BaseConsumer = self.client().create().unwrap();
-            let producer: BaseProducer = self.client().create().unwrap();
-            let mut assigned = TopicPartitionList::new();
-            for partition in 0..i32::from(BUCKETS) {
-                let offset = self.some_offset(&consumer, &topic, partition, &mut rng);
-                if let Some(offset) = offset {
-                    let _ =
-                        assigned.add_partition_offset(&topic, partition, Offset::Offset(offset));
-                }
+    /// Publishes some old records again, in another order, byte for byte; as soon as the brokers let
+    /// it, for they may be away. Returns how many were: one at least.
+    pub async fn publish_again(&self, seed: u64) -> usize {
+        let began = Instant::now();
+        loop {
+            let confirmed = tokio::task::block_in_place(|| self.try_to_publish_again(seed));
+            if confirmed > 0 {
+                return confirmed;
             }
-            if consumer.assign(&assigned).is_err() {
-                return;
+            assert!(
+                began.elapsed() < PATIENCE,
+                "no record can be published again"
+            );
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn try_to_publish_again(&self, seed: u64) -> usize {
+        let topic = format!("{}.events", self.prefix);
+        let mut rng = Rng(seed);
+        let consumer: BaseConsumer = self.client().create().unwrap();
+        let producer: BaseProducer<Confirmed> = self
+            .client()
+            .create_with_context(Confirmed::default())
+            .unwrap();
+        let mut assigned = TopicPartitionList::new();
+        for partition in 0..i32::from(BUCKETS) {
+            let offset = self.some_offset(&consumer, &topic, partition, &mut rng);
+            if let Some(offset) = offset {
+                let _ = assigned.add_partition_offset(&topic, partition, Offset::Offset(offset));
             }
-            let mut old = Vec::new();
-            while old.len() < AGAIN {
-                // The brokers may be away: then there is nothing to publish again.
-                let Some(Ok(message)) = consumer.poll(Duration::from_secs(2)) else {
-                    break;
-                };
-                old.push(message.detach());
-            }
-            old.sort_by_key(|_| rng.next());
-            for message in &old {
-                let record = BaseRecord::to(&topic)
-                    .partition(message.partition())
-                    .key(message.key().unwrap_or_default())
-                    .payload(message.payload().unwrap_or_default());
-                let record = match message.headers() {
-                    Some(headers) => record.headers(headers.clone()),
-                    None => record,
-                };
-                let _ = producer.send(record);
-            }
-            let _ = producer.flush(TIMEOUT);
-        });
+        }
+        if consumer.assign(&assigned).is_err() {
+            return 0;
+        }
+        let mut old = Vec::new();
+        while old.len() < AGAIN {
+            let Some(Ok(message)) = consumer.poll(Duration::from_secs(2)) else {
+                break;
+            };
+            old.push(message.detach());
+        }
+        old.sort_by_key(|_| rng.next());
+        for message in &old {
+            let record = BaseRecord::to(&topic)
+                .partition(message.partition())
+                .key(message.key().unwrap_or_default())
+                .payload(message.payload().unwrap_or_default());
+            let record = match message.headers() {
+                Some(headers) => record.headers(headers.clone()),
+                None => record,
+            };
+            let _ = producer.send(record);
+        }
+        let _ = producer.flush(TIMEOUT);
+        producer.context().0.load(Ordering::Relaxed)
     }
 
     fn some_offset<C: ClientContext + rdkafka::consumer::ConsumerContext>(

@@ -103,6 +103,24 @@ impl Workload {
         .await;
     }
 
+    /// Waits until each of these gateways answers one more request, asked for from now on or under way.
+    pub async fn until_answered_by(&self, gateways: &[&str]) {
+        let counts = || {
+            let record = self.record.lock().unwrap();
+            let counts = gateways.iter().map(|gateway| record.answered[gateway]);
+            counts.collect::<Vec<_>>()
+        };
+        let before = counts();
+        support::eventually("a request to each gateway", || async {
+            let further = before
+                .iter()
+                .zip(counts())
+                .all(|(before, now)| now > *before);
+            further.then_some(())
+        })
+        .await;
+    }
+
     pub async fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients {

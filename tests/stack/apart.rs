@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::checks::converged;
-use crate::cluster::{Cluster, PAIRS, Role};
+use crate::cluster::{Cluster, PAIRS, Process};
 use crate::stack::Stack;
 use crate::support::{PATIENCE, deployment_document, endpoint_document, eventually};
 use crate::workload::Workload;
@@ -213,35 +213,99 @@ async fn gateways_serve_while_store_and_bus_are_both_away() {
     );
 }
 
+/// The leases of a process at work, each with its holder: those whose newest generation it logged.
+async fn leases_of(brain: &Process, stack: &Stack) -> Vec<(&'static str, String)> {
+    let log = brain.whole_log();
+    let mut leases = Vec::new();
+    for lease in ["relay", "members"] {
+        let (generation, holder) = stack.lease(lease).await;
+        let acquired = |line: &str| {
+            let line: Value = serde_json::from_str(line).unwrap_or_default();
+            let fields = &line["fields"];
+            fields["lease"] == lease && fields["generation"] == generation
+        };
+        if log.lines().any(acquired) {
+            leases.extend(holder.map(|holder| (lease, holder)));
+        }
+    }
+    leases
+}
+
+/// Groups, in which buckets are dealt out, of what runs in a brain.
+const GROUPS: [&str; 3] = ["views", "autoscaler", "meter"];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_orderly_stop_hands_over_and_leaves_instances_of_a_separate_actuator() {
     let Some(house) = house(2).await else { return };
+    let (cluster, stack) = (&house.cluster, &house.stack);
     house.until_served_by("gate-1").await;
-    assert!(house.cluster.get("brain-1").stop().await.success());
-    assert!(house.cluster.get("node-1").stop().await.success());
+    let left = |stopped: &str| match stopped {
+        "brain-1" => "brain-2",
+        _ => "brain-1",
+    };
+    let mut leases = leases_of(cluster.get("brain-1"), stack).await;
+    let stopped = if leases.is_empty() {
+        "brain-2"
+    } else {
+        "brain-1"
+    };
+    if leases.is_empty() {
+        leases = leases_of(cluster.get(stopped), stack).await;
+    }
+    assert!(!leases.is_empty(), "no brain holds a lease");
+    for group in GROUPS {
+        assert_eq!(stack.members_of(group), 2, "{group}");
+    }
+    assert_eq!(stack.members_of("actuator"), 2);
+    let before = cluster.instance_processes();
+    assert_eq!(before["node-1"].len(), 1);
+
+    // What falls silent keeps its leases for 5 s and its buckets for 6 s. What has said goodbye has
+    // neither when it has ended.
+    assert!(cluster.get(stopped).stop().await.success());
+    for (lease, holder) in &leases {
+        let (_, now) = stack.lease(lease).await;
+        assert_ne!(now.as_ref(), Some(holder), "{lease} was not given back");
+    }
+    for group in GROUPS {
+        assert_eq!(stack.members_of(group), 1, "{group} was not left");
+    }
+    assert!(cluster.get("node-1").stop().await.success());
+    assert_eq!(stack.members_of("actuator"), 1);
+    assert_eq!(cluster.instance_processes(), before);
     house.until_served_by("gate-1").await;
 
     // The brain that is left plans, and the node that is left starts.
-    let began = Instant::now();
-    let brain = house.cluster.get("brain-2");
-    let pin = house
-        .cluster
+    let brain = cluster.get(left(stopped));
+    let pin = cluster
         .api(brain, Method::PUT, "/v1/autoscale/iris/blue/pin")
         .json(&json!({"instances": 3}));
     assert!(pin.send().await.unwrap().status().is_success());
     eventually("three ready instances", || async {
         let path = "/v1/instances?endpoint=iris&limit=500";
-        let list = house
-            .cluster
-            .api(brain, Method::GET, path)
-            .send()
-            .await
-            .ok()?;
+        let list = cluster.api(brain, Method::GET, path).send().await.ok()?;
         let list: Value = list.json().await.ok()?;
         let ready = list["items"].as_array()?.iter();
         (ready.filter(|item| item["state"] == "ready").count() == 3).then_some(())
     })
     .await;
-    assert!(began.elapsed() < PATIENCE);
-    assert_eq!(house.cluster.of(Role::Node).count(), 2);
+    let now = cluster.instance_processes();
+    assert_eq!(now["node-1"], before["node-1"]);
+    assert_eq!(now["node-2"].len(), 2);
+
+    // Its next start finds its instance as it was, and has it in hand: it can end it.
+    for name in [stopped, "node-1"] {
+        cluster.get(name).launch();
+        cluster.get(name).until_ready().await;
+    }
+    converged(cluster, Instant::now(), 3).await;
+    assert_eq!(cluster.instance_processes(), now);
+    cluster
+        .call(Method::DELETE, "/v1/endpoints/iris", None)
+        .await;
+    eventually("no process of an instance", || async {
+        let mut running = cluster.instance_processes().into_values();
+        running.all(|ids| ids.is_empty()).then_some(())
+    })
+    .await;
 }

@@ -15,6 +15,7 @@ use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::{Offset, TopicPartitionList};
 use servers::{Kafka, Postgres};
+use sqlx::Connection as _;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::sleep;
 
@@ -231,6 +232,28 @@ impl Stack {
         }
         let _ = producer.flush(TIMEOUT);
         producer.context().0.load(Ordering::Relaxed)
+    }
+
+    /// How many processes are members of a service's group. One that said goodbye is none any more,
+    /// one that fell silent is until its session has timed out.
+    pub fn members_of(&self, service: &str) -> usize {
+        let group = format!("{}.{service}", self.prefix);
+        tokio::task::block_in_place(|| {
+            let consumer: BaseConsumer = self.client().create().unwrap();
+            let list = consumer.fetch_group_list(Some(&group), TIMEOUT).unwrap();
+            let groups = list.groups().iter();
+            groups.map(|group| group.members().len()).sum()
+        })
+    }
+
+    /// The generation of a lease in the store, and who holds it: nobody, if it was given back.
+    pub async fn lease(&self, name: &str) -> (i64, Option<String>) {
+        let mut connection = sqlx::PgConnection::connect(&self.database).await.unwrap();
+        sqlx::query_as("SELECT generation, holder FROM fences WHERE name = $1")
+            .bind(name)
+            .fetch_one(&mut connection)
+            .await
+            .unwrap()
     }
 
     fn some_offset<C: ClientContext + rdkafka::consumer::ConsumerContext>(

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::checks::converged;
-use crate::cluster::{Cluster, PAIRS, Process};
+use crate::checks::{converged, nothing_was_metered_twice};
+use crate::cluster::{Cluster, PAIRS, Process, SHIPPED};
 use crate::stack::Stack;
 use crate::support::{PATIENCE, deployment_document, endpoint_document, eventually};
 use crate::workload::Workload;
@@ -308,4 +308,63 @@ async fn an_orderly_stop_hands_over_and_leaves_instances_of_a_separate_actuator(
         running.all(|ids| ids.is_empty()).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_service_alone_in_its_process_serves_scales_and_meters() {
+    let Some(stack) = Stack::start(1, &SHIPPED).await else {
+        return;
+    };
+    let stack = Arc::new(stack);
+    // A minute of usage ends soon.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let into_minute = now.unwrap().as_millis() as i64 % 60_000;
+    let offset = 30_000 - into_minute;
+    let cluster = Cluster::start_of(&SHIPPED, offset, |name| stack.servers_of(name)).await;
+    let house = furnished(stack, cluster, 1).await;
+    let cluster = &house.cluster;
+    let workload = Workload::requests(cluster, &house.key, 1);
+    workload
+        .until_answered_by(&["gateway-1", "gateway-2"])
+        .await;
+
+    let policy = json!({
+        "apiVersion": "penstock/v1", "kind": "Autoscale",
+        "spec": {
+            "target": {"endpoint": "iris", "deployment": "blue"},
+            "cooldown": {"out": "1s"}, "stabilization": {"out": "0s"},
+            "profiles": [{
+                "name": "default", "capacity": {"min": 1, "max": 2, "default": 1},
+                "rules": [{
+                    "name": "busy", "metric": {"name": "requests_per_second", "window": "3s"},
+                    "when": "> 1", "scale": {"direction": "out", "by": 1}
+                }]
+            }]
+        }
+    });
+    cluster.put("/v1/autoscale/iris/blue", &policy).await;
+    converged(cluster, Instant::now(), 2).await;
+    let events = cluster.events().await;
+    let by_load = |event: &&Value| {
+        event["type"] == "scaling.decided"
+            && event["data"]["decidedBy"] == "busy"
+            && event["data"]["granted"] == 2
+    };
+    assert!(events.iter().any(|event| by_load(&event)), "not by load");
+
+    let deadline = Instant::now() + 2 * PATIENCE;
+    loop {
+        // What is told was sent before.
+        let events = cluster.events().await;
+        let sent = workload.record.lock().unwrap().sent;
+        if nothing_was_metered_twice(&events, sent) > 0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "no usage:\n{}", cluster.logs());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let promised = workload.promised();
+    workload.end().await;
+    assert_eq!(promised.unexplained, Vec::<String>::new());
+    house.stack.both_sides_are_equal().await;
 }

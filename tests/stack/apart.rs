@@ -2,17 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::checks::converged;
-use crate::cluster::{Cluster, Role};
+use crate::checks::{converged, nothing_was_metered_twice};
+use crate::cluster::{Cluster, PAIRS, Process, SHIPPED};
 use crate::stack::Stack;
 use crate::support::{PATIENCE, deployment_document, endpoint_document, eventually};
-
-const MEMBERS: [&str; 6] = ["brain-1", "brain-2", "gate-1", "gate-2", "node-1", "node-2"];
+use crate::workload::Workload;
 
 struct House {
     cluster: Arc<Cluster>,
@@ -22,8 +21,13 @@ struct House {
 
 /// `iris/blue` with so many instances, on two of everything.
 async fn house(instances: usize) -> Option<House> {
-    let stack = Arc::new(Stack::start(1, &MEMBERS).await?);
-    let cluster = Arc::new(Cluster::start(|name| stack.servers_of(name)).await);
+    let stack = Arc::new(Stack::start(1, &PAIRS).await?);
+    let cluster = Cluster::start(|name| stack.servers_of(name)).await;
+    Some(furnished(stack, cluster, instances).await)
+}
+
+async fn furnished(stack: Arc<Stack>, cluster: Cluster, instances: usize) -> House {
+    let cluster = Arc::new(cluster);
     cluster
         .put("/v1/endpoints/iris", &endpoint_document("iris"))
         .await;
@@ -40,11 +44,11 @@ async fn house(instances: usize) -> Option<House> {
     converged(&cluster, Instant::now(), instances).await;
     let keys = cluster.read("/v1/endpoints/iris/keys").await;
     let key = keys["primary"].as_str().unwrap().to_owned();
-    Some(House {
+    House {
         cluster,
         stack,
         key,
-    })
+    }
 }
 
 impl House {
@@ -165,6 +169,9 @@ async fn slots_are_dealt_over_the_gateways_that_there_are() {
     .await;
 }
 
+/// Of one gateway at once, while store and bus go, are away, and come back.
+const CLIENTS: usize = 3;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn gateways_serve_while_store_and_bus_are_both_away() {
     let Some(house) = house(2).await else { return };
@@ -174,61 +181,190 @@ async fn gateways_serve_while_store_and_bus_are_both_away() {
     let away =
         Duration::from_secs(std::env::var("AWAY_SECONDS").map_or(5, |text| text.parse().unwrap()));
     house.until_saved_by("gate-2", 2).await;
+    let workload = Workload::requests(&house.cluster, &house.key, CLIENTS);
+    workload.until_answered_by(&["gate-1", "gate-2"]).await;
     house.stack.kafka.kill(0);
     house.stack.postgres.kill();
     // One of the gateways is started anew meanwhile: its routes are on its disk. One of the brains
     // too: it waits for the store.
+    let began = Instant::now();
     for name in ["gate-2", "brain-2"] {
         house.cluster.get(name).kill();
         house.cluster.get(name).launch();
     }
     house.until_served_by("gate-2").await;
-    let (until, mut requests) = (Instant::now() + away, 0);
-    while Instant::now() < until {
-        for gateway in ["gate-1", "gate-2"] {
-            let response = house.score(gateway).await.unwrap();
-            let (status, text) = (response.status(), response.text().await.unwrap());
-            assert!(status.is_success(), "{gateway}: {status} {text}");
-            requests += 1;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    println!("{requests} requests in {away:?} without store and bus, 0 failed");
+    let outage = ("gate-2", began, Instant::now());
+    workload.record.lock().unwrap().outages.push(outage);
+    workload.until_answered_by(&["gate-1", "gate-2"]).await;
+    // How long it is to last, not something to wait for.
+    tokio::time::sleep(away).await;
+    workload.until_answered_by(&["gate-1", "gate-2"]).await;
 
     house.stack.restart_postgres().await;
     tokio::task::block_in_place(|| house.stack.kafka.restart(0));
     converged(&house.cluster, Instant::now(), 2).await;
+    workload.until_answered_by(&["gate-1", "gate-2"]).await;
+    let promised = workload.promised();
+    workload.end().await;
+    assert_eq!(promised.unexplained, Vec::<String>::new());
+    println!(
+        "{} requests before, during and after {away:?} without store and bus, 0 failed but of a gateway that was down itself",
+        promised.requests
+    );
 }
+
+/// The leases of a process at work, each with its holder: those whose newest generation it logged.
+async fn leases_of(brain: &Process, stack: &Stack) -> Vec<(&'static str, String)> {
+    let log = brain.whole_log();
+    let mut leases = Vec::new();
+    for lease in ["relay", "members"] {
+        let (generation, holder) = stack.lease(lease).await;
+        let acquired = |line: &str| {
+            let line: Value = serde_json::from_str(line).unwrap_or_default();
+            let fields = &line["fields"];
+            fields["lease"] == lease && fields["generation"] == generation
+        };
+        if log.lines().any(acquired) {
+            leases.extend(holder.map(|holder| (lease, holder)));
+        }
+    }
+    leases
+}
+
+/// Groups, in which buckets are dealt out, of what runs in a brain.
+const GROUPS: [&str; 3] = ["views", "autoscaler", "meter"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_orderly_stop_hands_over_and_leaves_instances_of_a_separate_actuator() {
     let Some(house) = house(2).await else { return };
+    let (cluster, stack) = (&house.cluster, &house.stack);
     house.until_served_by("gate-1").await;
-    assert!(house.cluster.get("brain-1").stop().await.success());
-    assert!(house.cluster.get("node-1").stop().await.success());
+    let left = |stopped: &str| match stopped {
+        "brain-1" => "brain-2",
+        _ => "brain-1",
+    };
+    let mut leases = leases_of(cluster.get("brain-1"), stack).await;
+    let stopped = if leases.is_empty() {
+        "brain-2"
+    } else {
+        "brain-1"
+    };
+    if leases.is_empty() {
+        leases = leases_of(cluster.get(stopped), stack).await;
+    }
+    assert!(!leases.is_empty(), "no brain holds a lease");
+    for group in GROUPS {
+        assert_eq!(stack.members_of(group), 2, "{group}");
+    }
+    assert_eq!(stack.members_of("actuator"), 2);
+    let before = cluster.instance_processes();
+    assert_eq!(before["node-1"].len(), 1);
+
+    // What falls silent keeps its leases for 5 s and its buckets for 6 s. What has said goodbye has
+    // neither when it has ended.
+    assert!(cluster.get(stopped).stop().await.success());
+    for (lease, holder) in &leases {
+        let (_, now) = stack.lease(lease).await;
+        assert_ne!(now.as_ref(), Some(holder), "{lease} was not given back");
+    }
+    for group in GROUPS {
+        assert_eq!(stack.members_of(group), 1, "{group} was not left");
+    }
+    assert!(cluster.get("node-1").stop().await.success());
+    assert_eq!(stack.members_of("actuator"), 1);
+    assert_eq!(cluster.instance_processes(), before);
     house.until_served_by("gate-1").await;
 
     // The brain that is left plans, and the node that is left starts.
-    let began = Instant::now();
-    let brain = house.cluster.get("brain-2");
-    let pin = house
-        .cluster
+    let brain = cluster.get(left(stopped));
+    let pin = cluster
         .api(brain, Method::PUT, "/v1/autoscale/iris/blue/pin")
         .json(&json!({"instances": 3}));
     assert!(pin.send().await.unwrap().status().is_success());
     eventually("three ready instances", || async {
         let path = "/v1/instances?endpoint=iris&limit=500";
-        let list = house
-            .cluster
-            .api(brain, Method::GET, path)
-            .send()
-            .await
-            .ok()?;
+        let list = cluster.api(brain, Method::GET, path).send().await.ok()?;
         let list: Value = list.json().await.ok()?;
         let ready = list["items"].as_array()?.iter();
         (ready.filter(|item| item["state"] == "ready").count() == 3).then_some(())
     })
     .await;
-    assert!(began.elapsed() < PATIENCE);
-    assert_eq!(house.cluster.of(Role::Node).count(), 2);
+    let now = cluster.instance_processes();
+    assert_eq!(now["node-1"], before["node-1"]);
+    assert_eq!(now["node-2"].len(), 2);
+
+    // Its next start finds its instance as it was, and has it in hand: it can end it.
+    for name in [stopped, "node-1"] {
+        cluster.get(name).launch();
+        cluster.get(name).until_ready().await;
+    }
+    converged(cluster, Instant::now(), 3).await;
+    assert_eq!(cluster.instance_processes(), now);
+    cluster
+        .call(Method::DELETE, "/v1/endpoints/iris", None)
+        .await;
+    eventually("no process of an instance", || async {
+        let mut running = cluster.instance_processes().into_values();
+        running.all(|ids| ids.is_empty()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_service_alone_in_its_process_serves_scales_and_meters() {
+    let Some(stack) = Stack::start(1, &SHIPPED).await else {
+        return;
+    };
+    let stack = Arc::new(stack);
+    // A minute of usage ends soon.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let into_minute = now.unwrap().as_millis() as i64 % 60_000;
+    let offset = 30_000 - into_minute;
+    let cluster = Cluster::start_of(&SHIPPED, offset, |name| stack.servers_of(name)).await;
+    let house = furnished(stack, cluster, 1).await;
+    let cluster = &house.cluster;
+    let workload = Workload::requests(cluster, &house.key, 1);
+    workload
+        .until_answered_by(&["gateway-1", "gateway-2"])
+        .await;
+
+    let policy = json!({
+        "apiVersion": "penstock/v1", "kind": "Autoscale",
+        "spec": {
+            "target": {"endpoint": "iris", "deployment": "blue"},
+            "cooldown": {"out": "1s"}, "stabilization": {"out": "0s"},
+            "profiles": [{
+                "name": "default", "capacity": {"min": 1, "max": 2, "default": 1},
+                "rules": [{
+                    "name": "busy", "metric": {"name": "requests_per_second", "window": "3s"},
+                    "when": "> 1", "scale": {"direction": "out", "by": 1}
+                }]
+            }]
+        }
+    });
+    cluster.put("/v1/autoscale/iris/blue", &policy).await;
+    converged(cluster, Instant::now(), 2).await;
+    let events = cluster.events().await;
+    let by_load = |event: &&Value| {
+        event["type"] == "scaling.decided"
+            && event["data"]["decidedBy"] == "busy"
+            && event["data"]["granted"] == 2
+    };
+    assert!(events.iter().any(|event| by_load(&event)), "not by load");
+
+    let deadline = Instant::now() + 2 * PATIENCE;
+    loop {
+        // What is told was sent before.
+        let events = cluster.events().await;
+        let sent = workload.record.lock().unwrap().sent;
+        if nothing_was_metered_twice(&events, sent) > 0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "no usage:\n{}", cluster.logs());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let promised = workload.promised();
+    workload.end().await;
+    assert_eq!(promised.unexplained, Vec::<String>::new());
+    house.stack.both_sides_are_equal().await;
 }

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, Role};
-use crate::support::PATIENCE;
+use crate::cluster::{Cluster, Process, Role};
+use crate::support::{PATIENCE, endpoint_document};
 use crate::workload::Workload;
 
 /// How long it may take until everything is as it should be again: the bar of `make faults`, and
@@ -17,8 +17,9 @@ fn convergence_max() -> Duration {
     seconds.map_or(PATIENCE, |text| Duration::from_secs(text.parse().unwrap()))
 }
 
-/// Waits until the cluster is whole again: every process ready, every brain accepts and shows a write,
-/// and as many instances run as were asked for, each in one process. Returns how long it took.
+/// Waits until the cluster is whole again: every process is ready, as many instances run as were asked
+/// for, each in the one process that the API names, no consumer has parked an endpoint, and what is
+/// written through each control is shown by all of them. Returns how long it took.
 pub async fn converged(cluster: &Cluster, since: Instant, instances: usize) -> Duration {
     let max = convergence_max();
     loop {
@@ -35,7 +36,27 @@ pub async fn converged(cluster: &Cluster, since: Instant, instances: usize) -> D
     }
 }
 
+/// What the cluster lacks, of the first kind of thing that it lacks.
 async fn missing(cluster: &Cluster, instances: usize) -> Vec<String> {
+    let not_ready = not_ready(cluster).await;
+    if !not_ready.is_empty() {
+        return not_ready;
+    }
+    let mut missing = Vec::new();
+    for control in cluster.controls() {
+        missing.extend(instances_are(cluster, control, instances).await.err());
+        missing.extend(none_parked(cluster, control).await.err());
+    }
+    if !missing.is_empty() {
+        return missing;
+    }
+    for writer in cluster.controls() {
+        missing.extend(a_write_is_shown(cluster, writer).await.err());
+    }
+    missing
+}
+
+async fn not_ready(cluster: &Cluster) -> Vec<String> {
     let mut missing = Vec::new();
     for process in &cluster.processes {
         let admin = process.addresses().admin.unwrap();
@@ -50,38 +71,108 @@ async fn missing(cluster: &Cluster, instances: usize) -> Vec<String> {
             Err(error) => missing.push(format!("{}: {error}", process.name)),
         }
     }
-    if !missing.is_empty() {
-        return missing;
+    missing
+}
+
+/// As one control answers; what is no answer is told.
+async fn answer(control: &Process, request: RequestBuilder) -> Result<(Value, u64), String> {
+    let told = |error: reqwest::Error| format!("{}: {error}", control.name);
+    let response = request.send().await.map_err(told)?;
+    let position = response.headers().get("penstock-position");
+    let position = position.and_then(|value| value.to_str().ok()?.parse().ok());
+    let (status, url) = (response.status(), response.url().clone());
+    let text = response.text().await.map_err(told)?;
+    match serde_json::from_str(&text) {
+        Ok(value) if status.is_success() => Ok((value, position.unwrap_or_default())),
+        _ => Err(format!("{}: {url} answered {status}: {text}", control.name)),
     }
-    for brain in cluster.of(Role::Brain) {
-        let path = "/v1/instances?endpoint=iris&limit=500";
-        let answer = cluster.api(brain, Method::GET, path).send().await;
-        let Ok(answer) = answer else {
-            missing.push(format!("{} does not answer", brain.name));
-            continue;
-        };
-        let list: Value = answer.json().await.unwrap_or_default();
-        let states = |state: &str| {
-            let items = list["items"].as_array();
-            items.map_or(0, |items| {
-                items.iter().filter(|i| i["state"] == state).count()
-            })
-        };
-        if (states("ready"), states("starting"), states("draining")) != (instances, 0, 0) {
-            missing.push(format!(
-                "{} shows {} ready, {} starting, {} draining of {instances}",
-                brain.name,
-                states("ready"),
-                states("starting"),
-                states("draining")
+}
+
+async fn instances_are(
+    cluster: &Cluster,
+    control: &Process,
+    instances: usize,
+) -> Result<(), String> {
+    let path = "/v1/instances?endpoint=iris&limit=500";
+    let (list, _) = answer(control, cluster.api(control, Method::GET, path)).await?;
+    let items = list["items"].as_array().cloned().unwrap_or_default();
+    let of = |state: &str| items.iter().filter(|item| item["state"] == state).count();
+    let shown = (of("ready"), of("starting"), of("draining"));
+    if shown != (instances, 0, 0) {
+        let (ready, starting, draining) = shown;
+        return Err(format!(
+            "{} shows {ready} ready, {starting} starting, {draining} draining of {instances}",
+            control.name
+        ));
+    }
+    let ready = items.iter().filter(|item| item["state"] == "ready");
+    let named: Vec<_> = ready.map(|item| item["pid"].as_u64()).collect();
+    let running = cluster.instance_processes().into_values().flatten();
+    let running: BTreeSet<_> = running.map(u64::from).collect();
+    let known: BTreeSet<_> = named.iter().copied().flatten().collect();
+    if named.len() != known.len() || known != running {
+        return Err(format!(
+            "{} names the processes {named:?}, and {running:?} run",
+            control.name
+        ));
+    }
+    Ok(())
+}
+
+async fn none_parked(cluster: &Cluster, control: &Process) -> Result<(), String> {
+    let request = cluster.api(control, Method::GET, "/v1/events/parked");
+    let (parked, _) = answer(control, request).await?;
+    if parked["items"] != json!([]) {
+        return Err(format!(
+            "{} says that there is parked: {parked}",
+            control.name
+        ));
+    }
+    Ok(())
+}
+
+/// Through one control, and then read at its position from each, also the one that wrote.
+async fn a_write_is_shown(cluster: &Cluster, writer: &Process) -> Result<(), String> {
+    const PATH: &str = "/v1/endpoints/iris";
+    let mut document = endpoint_document("iris");
+    let mark = uuid::Uuid::new_v4().to_string();
+    document["metadata"]["labels"] = json!({"mark": mark});
+    let request = cluster.api(writer, Method::PUT, PATH).json(&document);
+    let (_, position) = answer(writer, request).await?;
+    for reader in cluster.controls() {
+        let request = cluster.api(reader, Method::GET, PATH);
+        let request = request.header("penstock-position", position);
+        let (shown, _) = answer(reader, request).await?;
+        let shown = &shown["metadata"]["labels"]["mark"];
+        if *shown != mark {
+            return Err(format!(
+                "{} wrote {mark} at {position}, and {} shows {shown}",
+                writer.name, reader.name
             ));
         }
     }
-    let processes: usize = cluster.instance_processes().values().map(Vec::len).sum();
-    if processes != instances {
-        missing.push(format!("{processes} processes for {instances} instances"));
-    }
-    missing
+    Ok(())
+}
+
+/// A pin is decided about and carried out: the autoscaler that owns the endpoint goes on, and so do
+/// the planner and the nodes. The count must not be the one that is.
+pub async fn goes_on(cluster: &Cluster, instances: usize) {
+    let newest = || async {
+        let path = "/v1/decisions?endpoint=iris&deployment=blue&limit=1";
+        cluster.read(path).await["items"][0].clone()
+    };
+    let before = newest().await;
+    assert_ne!(before["granted"], instances, "nothing is to be decided");
+    pin(cluster, instances).await;
+    converged(cluster, Instant::now(), instances).await;
+    let after = newest().await;
+    assert_eq!(after["granted"], instances, "{after:#}");
+    assert_ne!(after["id"], before["id"]);
+}
+
+pub async fn pin(cluster: &Cluster, instances: usize) {
+    let body = json!({"instances": instances});
+    cluster.put("/v1/autoscale/iris/blue/pin", &body).await;
 }
 
 /// All that was promised, and nothing twice.
@@ -155,7 +246,8 @@ fn rotated(events: &[Value]) -> BTreeSet<u64> {
 /// A minute of a deployment is closed once, a frame is counted once for a deployment, and no more
 /// requests are told than were sent. (Fewer may be: a gateway that is killed takes its last frame with
 /// it, and the newest minutes are open.)
-fn nothing_was_metered_twice(events: &[Value], sent: u64) {
+/// Returns how many are told.
+pub fn nothing_was_metered_twice(events: &[Value], sent: u64) -> u64 {
     let mut closed = BTreeSet::new();
     let mut counted: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
     let mut told = 0;
@@ -189,6 +281,7 @@ fn nothing_was_metered_twice(events: &[Value], sent: u64) {
         told <= sent,
         "{told} requests are told, and {sent} were sent"
     );
+    told
 }
 
 /// An instance is started once, an order is given once, and a decision for so many more instances

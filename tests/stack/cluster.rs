@@ -1,6 +1,6 @@
 //! Penstock as separate processes on a real PostgreSQL and a real Kafka: two brains (control,
-//! autoscaler, meter), two gateways, two nodes. Each has a data folder of its own and keeps its
-//! addresses over restarts.
+//! autoscaler, meter), two gateways, two nodes; or each service alone, as it is shipped. Each process
+//! has a data folder of its own and keeps its addresses over restarts.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,9 @@ pub enum Role {
     Brain,
     Gateway,
     Node,
+    Control,
+    Autoscaler,
+    Meter,
 }
 
 impl Role {
@@ -28,9 +31,36 @@ impl Role {
             Self::Brain => "control,autoscaler,meter",
             Self::Gateway => "gateway",
             Self::Node => "actuator",
+            Self::Control => "control",
+            Self::Autoscaler => "autoscaler",
+            Self::Meter => "meter",
         }
     }
+
+    const fn has_control(self) -> bool {
+        matches!(self, Self::Brain | Self::Control)
+    }
 }
+
+/// Two of everything.
+pub const PAIRS: [(&str, Role); 6] = [
+    ("brain-1", Role::Brain),
+    ("brain-2", Role::Brain),
+    ("gate-1", Role::Gateway),
+    ("gate-2", Role::Gateway),
+    ("node-1", Role::Node),
+    ("node-2", Role::Node),
+];
+
+/// Each service in a process of its own, under the names of `deploy/compose.yaml`.
+pub const SHIPPED: [(&str, Role); 6] = [
+    ("control", Role::Control),
+    ("autoscaler", Role::Autoscaler),
+    ("meter", Role::Meter),
+    ("actuator", Role::Node),
+    ("gateway-1", Role::Gateway),
+    ("gateway-2", Role::Gateway),
+];
 
 /// Where a process finds the log; processes may be given different ways to the same servers.
 #[derive(Clone, Debug)]
@@ -70,14 +100,23 @@ impl Process {
         let arguments = [
             "--services",
             role.services(),
-            "--seal-key",
-            &file("seal"),
             "--internal-token",
             &file("internal"),
             "--clock-offset-file",
             &offset.display().to_string(),
         ];
         let mut arguments = arguments.map(str::to_owned).to_vec();
+        let mut environment = BTreeMap::from([
+            ("PENSTOCK_BUS", servers.bus.clone()),
+            ("PENSTOCK_LOG", "info".to_owned()),
+        ]);
+        // As shipped: nobody is given what it does not need.
+        if role.has_control() {
+            arguments.extend(["--seal-key".to_owned(), file("seal")]);
+        }
+        if role != Role::Gateway {
+            environment.insert("PENSTOCK_STORE", servers.store.clone());
+        }
         // Another host, as far as one machine can have one.
         if name == "node-2" {
             arguments.push("--advertise-host=127.0.0.2".to_owned());
@@ -86,11 +125,7 @@ impl Process {
             name,
             role,
             arguments,
-            environment: BTreeMap::from([
-                ("PENSTOCK_STORE", servers.store.clone()),
-                ("PENSTOCK_BUS", servers.bus.clone()),
-                ("PENSTOCK_LOG", "info".to_owned()),
-            ]),
+            environment,
             folder,
             running: Mutex::default(),
         }
@@ -221,9 +256,15 @@ impl Process {
         std::fs::write(file, offset_ms.to_string()).unwrap();
     }
 
-    pub fn log(&self) -> String {
+    /// All that it has logged, over all its starts.
+    pub fn whole_log(&self) -> String {
         let log = std::fs::read_to_string(self.folder.path().join("serve.log"));
-        let log = log.unwrap_or_default();
+        log.unwrap_or_default()
+    }
+
+    /// Its end, for people.
+    pub fn log(&self) -> String {
+        let log = self.whole_log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
@@ -231,8 +272,8 @@ impl Process {
 
 /// Control serves health and metrics on its own address.
 fn admin_flag(role: Role, addresses: &Addresses) -> String {
-    match (&addresses.admin, role) {
-        (Some(url), Role::Gateway | Role::Node) => url.trim_start_matches("http://").to_owned(),
+    match &addresses.admin {
+        Some(url) if !role.has_control() => url.trim_start_matches("http://").to_owned(),
         _ => "127.0.0.1:0".to_owned(),
     }
 }
@@ -252,8 +293,17 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts everything; `servers_of` says which way each process takes to the servers.
+    /// Starts two of everything; `servers_of` says which way each process takes to the servers.
     pub async fn start(servers_of: impl Fn(&str) -> Servers) -> Self {
+        Self::start_of(&PAIRS, 0, servers_of).await
+    }
+
+    /// The first of the members has control. All clocks are off by the same.
+    pub async fn start_of(
+        members: &[(&'static str, Role)],
+        clock_offset_ms: i64,
+        servers_of: impl Fn(&str) -> Servers,
+    ) -> Self {
         let secrets = tempfile::tempdir().unwrap();
         for name in ["seal", "internal"] {
             let secret: [u8; 16] = *uuid::Uuid::new_v4().as_bytes();
@@ -264,18 +314,13 @@ impl Cluster {
                 .collect();
             std::fs::write(secrets.path().join(name), text).unwrap();
         }
-        let members = [
-            ("brain-1", Role::Brain),
-            ("brain-2", Role::Brain),
-            ("gate-1", Role::Gateway),
-            ("gate-2", Role::Gateway),
-            ("node-1", Role::Node),
-            ("node-2", Role::Node),
-        ];
         let processes: Vec<Process> = members
-            .into_iter()
-            .map(|(name, role)| Process::new(name, role, &servers_of(name), secrets.path()))
+            .iter()
+            .map(|(name, role)| Process::new(name, *role, &servers_of(name), secrets.path()))
             .collect();
+        for process in &processes {
+            process.step_clock(clock_offset_ms);
+        }
         // The first control makes the first token and the tables.
         processes[0].launch();
         processes[0].until_ready().await;
@@ -309,21 +354,27 @@ impl Cluster {
             .filter(move |process| process.role == role)
     }
 
-    /// A request to the control API of one brain.
-    pub fn api(&self, brain: &Process, method: Method, path: &str) -> RequestBuilder {
-        let control = brain.addresses().control.unwrap();
+    /// All that have a control API.
+    pub fn controls(&self) -> impl Iterator<Item = &Process> {
+        let has_control = |process: &&Process| process.role.has_control();
+        self.processes.iter().filter(has_control)
+    }
+
+    /// A request to the control API of one process.
+    pub fn api(&self, control: &Process, method: Method, path: &str) -> RequestBuilder {
+        let control = control.addresses().control.unwrap();
         self.http
             .request(method, format!("{control}{path}"))
             .bearer_auth(&self.token)
     }
 
-    /// Asks either brain until one accepts. The answer, and the position that it names.
+    /// Asks one control after the other until one accepts. The answer, and the position that it names.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> (Value, u64) {
         let deadline = Instant::now() + PATIENCE;
         let mut last = String::new();
         loop {
-            for brain in self.of(Role::Brain) {
-                let mut request = self.api(brain, method.clone(), path);
+            for control in self.controls() {
+                let mut request = self.api(control, method.clone(), path);
                 if let Some(body) = body {
                     request = request.json(body);
                 }

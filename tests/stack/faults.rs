@@ -56,7 +56,7 @@ pub enum Kind {
     /// Its clock is off by so many milliseconds, and then right again.
     StepClock(&'static str, i64),
     KillBroker(usize),
-    /// The broker that leads the partition of the busiest endpoint.
+    /// The broker that leads the partition of the endpoint that the workload writes to.
     KillLeader,
     PauseBroker(usize),
     KillPostgres,
@@ -67,7 +67,7 @@ pub enum Kind {
     CutBus(&'static str),
     /// No byte more fits where the store is.
     FullDisk,
-    /// Old records come again on the topic, out of order.
+    /// Old records come again on the topic, out of order; one at least.
     Duplicates(u64),
 }
 
@@ -222,7 +222,7 @@ async fn one(fault: &Fault, cluster: &Cluster, stack: &Stack, record: &Mutex<Rec
         }
         Kind::KillBroker(broker) => return stack.with_broker_down(*broker, held).await,
         Kind::KillLeader => {
-            let leader = stack.leader_of("iris").await;
+            let leader = stack.leader_of("notes").await;
             return stack.with_broker_down(leader, held).await;
         }
         Kind::PauseBroker(broker) => {
@@ -253,7 +253,10 @@ async fn one(fault: &Fault, cluster: &Cluster, stack: &Stack, record: &Mutex<Rec
             ways.bus.iter().for_each(|proxy| proxy.heal());
         }
         Kind::FullDisk => return stack.with_full_disk(held).await,
-        Kind::Duplicates(seed) => stack.publish_again(*seed).await,
+        Kind::Duplicates(seed) => {
+            let again = stack.publish_again(*seed).await;
+            println!("  {again} records were published again");
+        }
     }
     Instant::now()
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use contract::ids::{BUCKETS, EndpointKey};
@@ -11,21 +12,38 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::{Offset, TopicPartitionList};
 use servers::{Kafka, Postgres};
+use sqlx::Connection as _;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::sleep;
 
-use crate::cluster::Servers;
+use crate::cluster::{Role, Servers};
 use crate::faults::Rng;
 use crate::proxy::Proxy;
+use crate::support::PATIENCE;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Records that come again in one fault.
 const AGAIN: usize = 20;
 /// The store's disk is this large, so that it can be filled.
 const DISK_MIB: u64 = 1024;
+
+/// Counts the records that the brokers confirmed.
+#[derive(Default)]
+struct Confirmed(AtomicUsize);
+
+impl ClientContext for Confirmed {}
+
+impl ProducerContext for Confirmed {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        self.0
+            .fetch_add(usize::from(result.is_ok()), Ordering::Relaxed);
+    }
+}
 
 /// How one process reaches the servers.
 pub struct Ways {
@@ -49,10 +67,10 @@ pub struct Stack {
 
 impl Stack {
     /// `None` only if a server is to be done without (`PENSTOCK_SKIP`).
-    pub async fn start(brokers: usize, processes: &[&'static str]) -> Option<Self> {
+    pub async fn start(brokers: usize, members: &[(&'static str, Role)]) -> Option<Self> {
         let turn = ONE_AT_A_TIME.lock().await;
         let mut ways = BTreeMap::new();
-        for name in processes {
+        for (name, _) in members {
             let mut bus = Vec::new();
             for _ in 0..brokers {
                 bus.push(Proxy::bind().await);
@@ -158,57 +176,89 @@ impl Stack {
         config
     }
 
-    /// Publishes some old records again, in another order, byte for byte.
-    pub async fn publish_again(&self, seed: u64) {
-        tokio::task::block_in_place(|| {
-            let topic = format!("{}.events", self.prefix);
-            let mut rng = Rng(seed);
-            let consumer: BaseConsumer = self.client().create().unwrap();
-            let producer: BaseProducer = self.client().create().unwrap();
-            let mut assigned = TopicPartitionList::new();
-            for partition in 0..i32::from(BUCKETS) {
-                let offset = self.some_offset(&consumer, &topic, partition, &mut rng);
-                if let Some(offset) = offset {
-                    let _ =
-                        assigned.add_partition_offset(&topic, partition, Offset::Offset(offset));
-                }
+    /// Publishes some old records again, in another order, byte for byte; as soon as the brokers let
+    /// it, for they may be away. Returns how many were: one at least.
+    pub async fn publish_again(&self, seed: u64) -> usize {
+        let began = Instant::now();
+        loop {
+            let confirmed = tokio::task::block_in_place(|| self.try_to_publish_again(seed));
+            if confirmed > 0 {
+                return confirmed;
             }
-            if consumer.assign(&assigned).is_err() {
-                return;
-            }
-            let mut old = Vec::new();
-            while old.len() < AGAIN {
-                // The brokers may be away: then there is nothing to publish again.
-                let Some(Ok(message)) = consumer.poll(Duration::from_secs(2)) else {
-                    break;
-                };
-                old.push(message.detach());
-            }
-            old.sort_by_key(|_| rng.next());
-            for message in &old {
-                let record = BaseRecord::to(&topic)
-                    .partition(message.partition())
-                    .key(message.key().unwrap_or_default())
-                    .payload(message.payload().unwrap_or_default());
-                let record = match message.headers() {
-                    Some(headers) => record.headers(headers.clone()),
-                    None => record,
-                };
-                let _ = producer.send(record);
-            }
-            let _ = producer.flush(TIMEOUT);
-        });
+            // A broker that was killed takes its time on a busy machine.
+            assert!(
+                began.elapsed() < PATIENCE * 3,
+                "no record can be published again"
+            );
+            sleep(Duration::from_millis(100)).await;
+        }
     }
 
-    fn some_offset<C: ClientContext + rdkafka::consumer::ConsumerContext>(
-        &self,
-        consumer: &BaseConsumer<C>,
-        topic: &str,
-        partition: i32,
-        rng: &mut Rng,
-    ) -> Option<i64> {
-        let (low, high) = consumer.fetch_watermarks(topic, partition, TIMEOUT).ok()?;
-        (high > low).then(|| low + (rng.next() % (high - low) as u64) as i64)
+    fn try_to_publish_again(&self, seed: u64) -> usize {
+        let topic = format!("{}.events", self.prefix);
+        let mut rng = Rng(seed);
+        let consumer: BaseConsumer = self.client().create().unwrap();
+        let producer: BaseProducer<Confirmed> = self
+            .client()
+            .create_with_context(Confirmed::default())
+            .unwrap();
+        let mut assigned = TopicPartitionList::new();
+        for partition in 0..i32::from(BUCKETS) {
+            let Ok((low, high)) = consumer.fetch_watermarks(&topic, partition, TIMEOUT) else {
+                // Not once for each partition: each would take as long.
+                return 0;
+            };
+            if high > low {
+                let offset = low + (rng.next() % (high - low) as u64) as i64;
+                let _ = assigned.add_partition_offset(&topic, partition, Offset::Offset(offset));
+            }
+        }
+        if consumer.assign(&assigned).is_err() {
+            return 0;
+        }
+        let mut old = Vec::new();
+        while old.len() < AGAIN {
+            let Some(Ok(message)) = consumer.poll(Duration::from_secs(2)) else {
+                break;
+            };
+            old.push(message.detach());
+        }
+        old.sort_by_key(|_| rng.next());
+        for message in &old {
+            let record = BaseRecord::to(&topic)
+                .partition(message.partition())
+                .key(message.key().unwrap_or_default())
+                .payload(message.payload().unwrap_or_default());
+            let record = match message.headers() {
+                Some(headers) => record.headers(headers.clone()),
+                None => record,
+            };
+            let _ = producer.send(record);
+        }
+        let _ = producer.flush(TIMEOUT);
+        producer.context().0.load(Ordering::Relaxed)
+    }
+
+    /// How many processes are members of a service's group. One that said goodbye is none any more,
+    /// one that fell silent is until its session has timed out.
+    pub fn members_of(&self, service: &str) -> usize {
+        let group = format!("{}.{service}", self.prefix);
+        tokio::task::block_in_place(|| {
+            let consumer: BaseConsumer = self.client().create().unwrap();
+            let list = consumer.fetch_group_list(Some(&group), TIMEOUT).unwrap();
+            let groups = list.groups().iter();
+            groups.map(|group| group.members().len()).sum()
+        })
+    }
+
+    /// The generation of a lease in the store, and who holds it: nobody, if it was given back.
+    pub async fn lease(&self, name: &str) -> (i64, Option<String>) {
+        let mut connection = sqlx::PgConnection::connect(&self.database).await.unwrap();
+        sqlx::query_as("SELECT generation, holder FROM fences WHERE name = $1")
+            .bind(name)
+            .fetch_one(&mut connection)
+            .await
+            .unwrap()
     }
 
     /// The log as Kafka has it and as the store has it are the same, event for event.

@@ -37,6 +37,8 @@ pub struct Record {
     /// Requests that may have reached a gateway.
     pub sent: u64,
     pub requests: u64,
+    /// Requests with a good answer, by gateway.
+    pub answered: BTreeMap<&'static str, u64>,
     pub failures: Vec<Failure>,
     /// Times in which a gateway was down by our own hand.
     pub outages: Vec<(&'static str, Instant, Instant)>,
@@ -51,29 +53,72 @@ pub struct Workload {
 impl Workload {
     /// One writer per brain, one client per gateway; until [`end`](Self::end).
     pub fn start(cluster: &Arc<Cluster>, key: &str) -> Self {
+        let mut workload = Self::requests(cluster, key, 1);
+        for brain in cluster.of(Role::Brain) {
+            let (record, stop) = (workload.record.clone(), workload.stop.clone());
+            let client = write(cluster.clone(), brain.name, record, stop);
+            workload.clients.push(tokio::spawn(client));
+        }
+        workload
+    }
+
+    /// So many clients at once per gateway, and no writers; until [`end`](Self::end).
+    pub fn requests(cluster: &Arc<Cluster>, key: &str, clients_per_gateway: usize) -> Self {
         let record = Arc::new(Mutex::new(Record::default()));
         let stop = Arc::new(AtomicBool::new(false));
         let mut clients = Vec::new();
-        for brain in cluster.of(Role::Brain) {
-            let client = write(cluster.clone(), brain.name, record.clone(), stop.clone());
-            clients.push(tokio::spawn(client));
-        }
         for gateway in cluster.of(Role::Gateway) {
-            let key = key.to_owned();
-            let client = score(
-                cluster.clone(),
-                gateway.name,
-                key,
-                record.clone(),
-                stop.clone(),
-            );
-            clients.push(tokio::spawn(client));
+            record.lock().unwrap().answered.insert(gateway.name, 0);
+            for _ in 0..clients_per_gateway {
+                let (key, record, stop) = (key.to_owned(), record.clone(), stop.clone());
+                let client = score(cluster.clone(), gateway.name, key, record, stop);
+                clients.push(tokio::spawn(client));
+            }
         }
         Self {
             record,
             stop,
             clients,
         }
+    }
+
+    /// Waits until clients of every kind got further: a write of either kind is acknowledged, and each
+    /// gateway answers a request.
+    pub async fn until_further(&self) {
+        let counts = || {
+            let record = self.record.lock().unwrap();
+            let mut counts = vec![record.acknowledged.len() as u64, record.keyed.len() as u64];
+            counts.extend(record.answered.values());
+            counts
+        };
+        let before = counts();
+        support::eventually(
+            "a write of either kind and requests to each gateway",
+            || async {
+                let now = counts();
+                let further = before.iter().zip(&now).all(|(before, now)| now > before);
+                further.then_some(())
+            },
+        )
+        .await;
+    }
+
+    /// Waits until each of these gateways answers one more request, asked for from now on or under way.
+    pub async fn until_answered_by(&self, gateways: &[&str]) {
+        let counts = || {
+            let record = self.record.lock().unwrap();
+            let counts = gateways.iter().map(|gateway| record.answered[gateway]);
+            counts.collect::<Vec<_>>()
+        };
+        let before = counts();
+        support::eventually("a request to each gateway", || async {
+            let further = before
+                .iter()
+                .zip(counts())
+                .all(|(before, now)| now > *before);
+            further.then_some(())
+        })
+        .await;
     }
 
     pub async fn end(self) {
@@ -173,14 +218,17 @@ async fn score(
         {
             let mut record = record.lock().unwrap();
             record.requests += 1;
-            if let Some(what) = what {
-                let ended = Instant::now();
-                record.failures.push(Failure {
-                    gateway,
-                    began,
-                    ended,
-                    what,
-                });
+            match what {
+                None => *record.answered.entry(gateway).or_default() += 1,
+                Some(what) => {
+                    let ended = Instant::now();
+                    record.failures.push(Failure {
+                        gateway,
+                        began,
+                        ended,
+                        what,
+                    });
+                }
             }
         }
         tokio::time::sleep(PACE).await;

@@ -70,8 +70,11 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
 const BACKLOG: i32 = 4096;
 
 /// How long a gateway with routes of an earlier life waits for those on the bus: instances in its own
-/// may be gone. The bus may be away for longer than that.
-const CATCH_UP_WITHIN: Duration = Duration::from_secs(3);
+/// may be gone. Much shorter where the bus is away.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(30);
+const AWAY_AFTER: Duration = Duration::from_secs(3);
+/// How often the bus is asked meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Between two answers to requests for early frames.
 const EARLY_PAUSE: Duration = Duration::from_millis(50);
@@ -116,7 +119,7 @@ impl Gateway {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
         let mut routes = self.deps.bus.subscribe_routes();
         self.component.waits_on("reads the routes from the bus");
-        let caught_up = catch_up(&self.core.router, &mut routes);
+        let caught_up = catch_up(&self.core.router, &*self.deps.bus, &mut routes);
         if shutdown.run_until_cancelled(caught_up).await.is_none() {
             return Ok(());
         }
@@ -173,19 +176,32 @@ impl Gateway {
 
 /// Takes in the routes that are on the bus. A gateway without any waits for them, since to it every
 /// endpoint is unknown.
-async fn catch_up(router: &Router, routes: &mut mpsc::Receiver<RouteMessage>) {
+async fn catch_up(router: &Router, bus: &dyn Bus, routes: &mut mpsc::Receiver<RouteMessage>) {
     let mut updates = Vec::new();
     let all = async {
         while let Some(RouteMessage::Update(update)) = routes.recv().await {
             updates.push(update);
         }
     };
-    if router.is_empty() {
-        all.await;
-    } else if tokio::time::timeout(CATCH_UP_WITHIN, all).await.is_err() {
-        tracing::warn!("the bus does not answer; serving by the routes of the last run");
+    tokio::select! {
+        biased;
+        () = all => {}
+        () = patience(bus), if !router.is_empty() => {
+            tracing::warn!("the bus does not tell the routes; serving by those of the last run");
+        }
     }
     router.apply(updates);
+}
+
+async fn patience(bus: &dyn Bus) {
+    let began = Instant::now();
+    let is_over = || {
+        let waited = began.elapsed();
+        waited >= CATCH_UP_WITHIN || (waited >= AWAY_AFTER && bus.trouble().is_some())
+    };
+    while !is_over() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 type Thread = JoinHandle<io::Result<()>>;

@@ -23,7 +23,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// A bus on which routes come when the test says so.
-struct SlowRoutes(Mutex<Option<mpsc::Receiver<RouteMessage>>>);
+struct SlowRoutes {
+    routes: Mutex<Option<mpsc::Receiver<RouteMessage>>>,
+    is_away: bool,
+}
 
 #[async_trait]
 impl Bus for SlowRoutes {
@@ -39,13 +42,13 @@ impl Bus for SlowRoutes {
     }
     fn publish_route(&self, _update: Arc<RouteUpdate>) {}
     fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage> {
-        self.0.lock().unwrap().take().expect("subscribed once")
+        self.routes.lock().unwrap().take().expect("subscribed once")
     }
     fn dropped(&self) -> u64 {
         0
     }
     fn trouble(&self) -> Option<String> {
-        None
+        self.is_away.then(|| "no broker answers".to_owned())
     }
     async fn close(&self) {}
 }
@@ -57,11 +60,14 @@ struct Starting {
     _stops: DropGuard,
 }
 
-fn start_on_slow_routes(data: &Path) -> Starting {
+fn start_on_slow_routes(data: &Path, is_away: bool) -> Starting {
     let (routes, received) = mpsc::channel(8);
     let health = Health::default();
     let deps = Deps {
-        bus: Arc::new(SlowRoutes(Mutex::new(Some(received)))),
+        bus: Arc::new(SlowRoutes {
+            routes: Mutex::new(Some(received)),
+            is_away,
+        }),
         clock: Arc::new(SystemClock),
         metrics: Metrics::default(),
         health: health.clone(),
@@ -121,7 +127,7 @@ async fn instances_that_went_while_it_was_away_are_not_asked() {
     left_behind(data.path(), blue(7, &Settings::default(), &[place])).await;
     drop(instance);
 
-    let gateway = start_on_slow_routes(data.path());
+    let gateway = start_on_slow_routes(data.path(), false);
     gateway.until_missing(READS_ROUTES).await;
     let new = Instance::saying("new").await;
     let update = blue(8, &Settings::default(), &[new.place()]);
@@ -132,7 +138,7 @@ async fn instances_that_went_while_it_was_away_are_not_asked() {
 }
 
 #[tokio::test]
-async fn where_the_bus_is_silent_it_serves_by_the_routes_that_it_has() {
+async fn where_the_bus_is_away_it_serves_by_the_routes_that_it_has() {
     let data = scratch();
     let instance = Instance::saying("still here").await;
     left_behind(
@@ -141,7 +147,7 @@ async fn where_the_bus_is_silent_it_serves_by_the_routes_that_it_has() {
     )
     .await;
 
-    let gateway = start_on_slow_routes(data.path());
+    let gateway = start_on_slow_routes(data.path(), true);
     gateway.until_missing(READS_ROUTES).await;
     assert_eq!(gateway.ask().await.text(), "still here");
     gateway.until_missing(&[]).await;
@@ -155,7 +161,7 @@ async fn what_came_of_an_interrupted_reading_counts() {
     left_behind(data.path(), blue(7, &Settings::default(), &[place])).await;
     drop(instance);
 
-    let gateway = start_on_slow_routes(data.path());
+    let gateway = start_on_slow_routes(data.path(), true);
     let new = Instance::saying("new").await;
     let update = blue(8, &Settings::default(), &[new.place()]);
     gateway.tell(RouteMessage::Update(Arc::new(update))).await;

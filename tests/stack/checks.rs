@@ -17,21 +17,30 @@ fn convergence_max() -> Duration {
     seconds.map_or(PATIENCE, |text| Duration::from_secs(text.parse().unwrap()))
 }
 
+/// Whoever waited longer than this is told for what.
+const WORTH_A_WORD: Duration = Duration::from_secs(5);
+
 /// Waits until the cluster is whole again: every process is ready, as many instances run as were asked
 /// for, each in the one process that the API names, no consumer has parked an endpoint, and what is
 /// written through each control is shown by all of them. Returns how long it took.
 pub async fn converged(cluster: &Cluster, since: Instant, instances: usize) -> Duration {
     let max = convergence_max();
+    let mut last = Vec::new();
     loop {
         let missing = missing(cluster, instances).await;
-        if missing.is_empty() {
-            return since.elapsed();
-        }
+        let took = since.elapsed();
         assert!(
-            since.elapsed() < max,
-            "not whole {max:?} after the last fault: {missing:?}\n{}",
+            took < max,
+            "not whole {max:?} after the last fault: {missing:?}, before that {last:?}\n{}",
             cluster.logs()
         );
+        if missing.is_empty() {
+            if took > WORTH_A_WORD {
+                println!("  missing to the last: {}", last.join("; "));
+            }
+            return took;
+        }
+        last = missing;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -29,8 +29,9 @@ use crate::retry::until_answered;
 /// The lease, the consumer of the cursor, and the component of health.
 pub const RELAY: &str = "relay";
 
-/// Most records that are handed to the bus at once.
-const PAGE: usize = 1000;
+/// Most events that are handed to the bus at once. All of them are confirmed before the next are sent,
+/// so a backlog drains the quicker the more there are.
+const PAGE: usize = 4000;
 
 /// Without a word from the store it is looked into after this time.
 const RECHECK_EVERY: Duration = Duration::from_secs(1);

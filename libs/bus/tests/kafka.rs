@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::kafka::{Extent, Hole, KafkaBus, KafkaConfig, read_log};
-use bus::{Bus, BusError, Subscription};
+use bus::{Bus, BusError, RouteMessage, Subscription};
 use contract::frame::Frame;
 use contract::ids::{Bucket, Position};
 use contract::log::{RawRecord, Record};
@@ -304,6 +304,31 @@ async fn a_route_of_megabytes_goes_through() {
     let mut late = bus.subscribe_routes();
     assert!(*next_route(&mut late).await == *large, "it came otherwise");
     assert_eq!(bus.dropped(), 0);
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn routes_that_change_all_the_time_are_caught_up_with() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let bus = open(kafka, &kafka.prefix()).await;
+    let changing = tokio::spawn({
+        let bus = bus.clone();
+        async move {
+            for revision in 1.. {
+                bus.publish_route(route("iris", revision));
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    });
+    let mut early = bus.subscribe_routes();
+    while next_route(&mut early).await.revision < Position(5) {}
+    let mut late = bus.subscribe_routes();
+    let mut before = Vec::new();
+    while let RouteMessage::Update(update) = next(&mut late).await {
+        before.push(update.endpoint.clone());
+    }
+    assert_eq!(before, [endpoint("iris")]);
+    changing.abort();
     bus.close().await;
 }
 

@@ -4,7 +4,7 @@
 //! Invariant: what a subscriber gets of a bucket lies between `Assigned` and `Revoked` of it, because
 //! one thread and one queue carry both.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -161,6 +161,47 @@ pub(super) fn resolve_ends<C: ConsumerContext>(
         }
     }
     Ok(ends)
+}
+
+/// Partitions that have not been read up to where they ended when the reading began. Kafka's own word
+/// on that comes when nothing is left, so never where something new comes all the time.
+#[derive(Default)]
+pub(super) struct Unread(BTreeMap<i32, i64>);
+
+impl Unread {
+    pub fn up_to_ends<C: ConsumerContext>(
+        consumer: &BaseConsumer<C>,
+        list: &TopicPartitionList,
+    ) -> KafkaResult<Self> {
+        let ends = resolve_ends(consumer, list)?;
+        let ends = ends.elements();
+        let ends = ends.iter().filter_map(|of| match of.offset() {
+            Offset::Offset(end) if end > 0 => Some((of.partition(), end)),
+            _ => None,
+        });
+        Ok(Self(ends.collect()))
+    }
+
+    pub fn read(&mut self, message: &BorrowedMessage<'_>) {
+        let partition = message.partition();
+        let end = self.0.get(&partition);
+        if end.is_some_and(|end| message.offset() + 1 >= *end) {
+            self.0.remove(&partition);
+        }
+    }
+
+    /// Kafka says so; what stood there at last may be gone by now.
+    pub fn reached_end(&mut self, partition: i32) {
+        self.0.remove(&partition);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
 }
 
 /// Whether every partition of the log, of frames and of routes can be read.

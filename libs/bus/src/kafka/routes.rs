@@ -16,7 +16,7 @@ use rdkafka::topic_partition_list::Offset;
 use tokio::sync::mpsc;
 
 use super::message::decode_route;
-use super::reader::{Brake, Outbox, Room, partitions, skip};
+use super::reader::{Brake, Outbox, Room, Unread, partitions, skip};
 use super::{Quiet, Shared, is_broken};
 use crate::RouteMessage;
 
@@ -27,10 +27,10 @@ pub(super) fn read(shared: &Shared, sender: mpsc::Sender<RouteMessage>) {
     let mut outbox = Outbox::new(sender);
     let mut seen = Seen::default();
     while !shared.stopping() && outbox.flush() != Room::Gone {
-        let Some(consumer) = open(shared) else {
+        let Some((consumer, unread)) = open(shared) else {
             continue;
         };
-        seen.begin();
+        seen.begin(unread, &mut outbox);
         let mut brake = Brake::default();
         while !shared.stopping() && !is_broken(consumer.client()) {
             let room = outbox.flush();
@@ -43,9 +43,10 @@ pub(super) fn read(shared: &Shared, sender: mpsc::Sender<RouteMessage>) {
                     if let Some(update) = read_route(shared, &message) {
                         seen.take(update, &mut outbox);
                     }
+                    seen.progress(|unread| unread.read(&message), &mut outbox);
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    seen.reached_end(partition, &mut outbox);
+                    seen.progress(|unread| unread.reached_end(partition), &mut outbox);
                 }
                 Some(Err(error)) => tracing::debug!(%error, "routes cannot be read"),
                 None => {}
@@ -54,18 +55,21 @@ pub(super) fn read(shared: &Shared, sender: mpsc::Sender<RouteMessage>) {
     }
 }
 
-fn open(shared: &Shared) -> Option<BaseConsumer<Quiet>> {
+fn open(shared: &Shared) -> Option<(BaseConsumer<Quiet>, Unread)> {
     let mut config = shared.config.consumer("routes");
     config
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "earliest");
     let all = partitions(&shared.topics.routes, BUCKETS, Offset::Beginning);
-    let opened = BaseConsumer::from_config_and_context(&config, Quiet)
-        .and_then(|consumer| consumer.assign(&all).map(|()| consumer));
+    let opened = BaseConsumer::from_config_and_context(&config, Quiet).and_then(|consumer| {
+        let unread = Unread::up_to_ends(&consumer, &all)?;
+        consumer.assign(&all)?;
+        Ok((consumer, unread))
+    });
     match opened {
-        Ok(consumer) => Some(consumer),
+        Ok(opened) => Some(opened),
         Err(error) => {
-            tracing::error!(%error, "there is no Kafka consumer for routes");
+            tracing::debug!(%error, "routes cannot be read yet");
             shared.pause(super::reader::POLL);
             None
         }
@@ -88,13 +92,14 @@ struct Seen {
     newest: BTreeMap<EndpointKey, (Position, Position)>,
     /// Until all partitions have been read once: the newest of each endpoint.
     first: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
-    /// Partitions not yet read to their end.
-    unread: Vec<i32>,
+    /// None once they have been told.
+    unread: Option<Unread>,
 }
 
 impl Seen {
-    fn begin(&mut self) {
-        self.unread = (0..i32::from(BUCKETS)).collect();
+    fn begin(&mut self, unread: Unread, outbox: &mut Outbox<RouteMessage>) {
+        self.unread = Some(unread);
+        self.progress(|_| {}, outbox);
     }
 
     fn take(&mut self, update: Arc<RouteUpdate>, outbox: &mut Outbox<RouteMessage>) {
@@ -108,23 +113,26 @@ impl Seen {
                 entry.insert(age);
             }
         }
-        if self.unread.is_empty() {
+        if self.unread.is_none() {
             outbox.push(RouteMessage::Update(update));
         } else {
             self.first.insert(update.endpoint.clone(), update);
         }
     }
 
-    fn reached_end(&mut self, partition: i32, outbox: &mut Outbox<RouteMessage>) {
-        if self.unread.is_empty() {
+    /// Tells what came first when nothing is unread any more.
+    fn progress(&mut self, made: impl FnOnce(&mut Unread), outbox: &mut Outbox<RouteMessage>) {
+        let Some(unread) = &mut self.unread else {
+            return;
+        };
+        made(unread);
+        if !unread.is_empty() {
             return;
         }
-        self.unread.retain(|unread| *unread != partition);
-        if self.unread.is_empty() {
-            for update in std::mem::take(&mut self.first).into_values() {
-                outbox.push(RouteMessage::Update(update));
-            }
-            outbox.push(RouteMessage::CaughtUp);
+        self.unread = None;
+        for update in std::mem::take(&mut self.first).into_values() {
+            outbox.push(RouteMessage::Update(update));
         }
+        outbox.push(RouteMessage::CaughtUp);
     }
 }

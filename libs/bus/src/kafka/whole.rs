@@ -4,7 +4,7 @@
 //! that every position is given as a record once; [`Extent::whole`] is the position up
 //! to which every position was there, as far as the chain of `prev` in each bucket can tell.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use rdkafka::topic_partition_list::Offset;
 use tokio::sync::mpsc;
 
 use super::message::decode_record;
-use super::reader::{POLL, partitions};
+use super::reader::{POLL, Unread, partitions};
 use super::{KafkaConfig, Quiet, Topics, reason};
 use crate::BusError;
 
@@ -210,19 +210,20 @@ fn read_topic(
         BaseConsumer::from_config_and_context(&settings, Quiet).map_err(unreadable)?;
     let all = partitions(topic, count, Offset::Beginning);
     consumer.assign(&all).map_err(unreadable)?;
-    let mut unread: BTreeSet<i32> = (0..i32::from(count)).collect();
+    let mut unread = Unread::up_to_ends(&consumer, &all).map_err(unreadable)?;
     let mut silent = Duration::ZERO;
     while !unread.is_empty() {
         match consumer.poll(POLL) {
             Some(Ok(message)) => {
                 silent = Duration::ZERO;
+                unread.read(&message);
                 if !take(&message) {
                     return Err(BusError::Unreadable("nobody reads on".to_owned()));
                 }
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 silent = Duration::ZERO;
-                unread.remove(&partition);
+                unread.reached_end(partition);
             }
             Some(Err(error)) => {
                 silent += POLL;

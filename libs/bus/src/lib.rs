@@ -115,7 +115,9 @@ pub async fn open(url: &str) -> Result<Arc<dyn Bus>, BusError> {
         return Ok(kafka::KafkaBus::open(config).await?);
     }
     let reason = match (cfg!(feature = "kafka"), url.starts_with("kafka://")) {
-        (false, true) => "this binary was built without Kafka (cargo feature `kafka`)",
+        (false, true) => {
+            "this binary was built without Kafka; `cargo build --release --bin penstock` makes one with it"
+        }
         _ => "write local, or kafka://HOST:PORT/PREFIX",
     };
     Err(BusError::Url {

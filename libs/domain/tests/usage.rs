@@ -619,6 +619,16 @@ proptest! {
                 .filter(|(_, sequence)| name == "iris" || seconds[*sequence as usize].2)
                 .count() as u64;
             prop_assert_eq!(sum, expected, "{}", name);
+            // And no event names a frame that an earlier one has named.
+            let mut named = BTreeSet::new();
+            for told in closed(&of_endpoint).into_iter().chain(corrected(&of_endpoint)) {
+                for range in &told.counted {
+                    for sequence in range.first..=range.last {
+                        let frame = (range.source.id.clone(), sequence);
+                        prop_assert!(named.insert(frame), "{} of {:?} again", sequence, range);
+                    }
+                }
+            }
             // A minute is closed once; what follows are corrections.
             let minutes: Vec<Timestamp> = closed(&of_endpoint).iter().map(|m| m.minute).collect();
             prop_assert_eq!(minutes.iter().collect::<BTreeSet<_>>().len(), minutes.len());

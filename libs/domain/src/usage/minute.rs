@@ -92,7 +92,13 @@ impl OpenMinute {
     }
 
     /// The events' data for one deployment: one, or more if it has very many instances.
-    pub(super) fn tell(&self, minute: Timestamp, uid: Uid, sums: &Sums) -> Vec<UsageMinute> {
+    pub(super) fn tell(
+        &self,
+        minute: Timestamp,
+        uid: Uid,
+        sums: &Sums,
+        frames: &[FrameRange],
+    ) -> Vec<UsageMinute> {
         let parts = sums
             .slices
             .iter()
@@ -105,14 +111,22 @@ impl OpenMinute {
             deployment_uid: uid,
             minute,
             slices: sums.slices.iter().map(|s| part_of(s, index)).collect(),
-            counted: self.frame_ranges(),
+            counted: frames.to_vec(),
         };
         (0..parts).map(part).collect()
     }
 
-    fn frame_ranges(&self) -> Vec<FrameRange> {
+    /// The frames of this minute, but for those that are told already.
+    pub(super) fn frames_without<'a>(
+        &self,
+        told: impl Fn(&Boot) -> Option<&'a Ranges>,
+    ) -> Vec<FrameRange> {
         let of_boot = |(boot, ranges): (&Boot, &Ranges)| {
             let range = |(first, last)| boot.range(first, last);
+            let ranges = match told(boot) {
+                Some(told) => ranges.without(told),
+                None => ranges.clone(),
+            };
             ranges.iter().map(range).collect::<Vec<_>>()
         };
         self.counted.iter().flat_map(of_boot).collect()

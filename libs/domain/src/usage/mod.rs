@@ -170,8 +170,11 @@ impl Usage {
         let mut due: BTreeMap<&EndpointKey, Vec<Event>> = BTreeMap::new();
         for (minute, open) in self.ready(now) {
             for (endpoint, deployments) in &open.deployments {
+                // A frame that an earlier event has told is counted for others only.
+                let told = self.endpoints.get(endpoint).map(|known| &known.counted);
+                let frames = open.frames_without(|boot| Some(&told?.get(boot)?.0));
                 for (uid, sums) in deployments {
-                    let told = open.tell(*minute, *uid, sums);
+                    let told = open.tell(*minute, *uid, sums, &frames);
                     let events = self.as_events(endpoint, *minute, *uid, told);
                     due.entry(endpoint).or_default().extend(events);
                 }

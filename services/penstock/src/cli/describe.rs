@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::decisions;
 use super::error::CliError;
-use super::get::{path_of, table};
+use super::get::{newest_failure, path_of, table};
 use super::kinds::{Kind, KindParser, Scope};
 use super::output::{Screen, items, print, text, yaml};
 use crate::client::Client;
@@ -98,6 +98,9 @@ async fn belongings(
             "instances",
             table(Kind::Instances, &instances, screen.now).render(false),
         );
+        if let Some(failure) = newest_failure(&instances) {
+            section("newest failure", failure);
+        }
     }
     let [endpoint, deployment] = of;
     let query = [endpoint, deployment, ("limit", Some(DECISIONS.to_string()))];

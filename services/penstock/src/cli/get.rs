@@ -78,10 +78,25 @@ pub async fn get(client: &Client, args: &GetArgs, screen: Screen) -> Result<(), 
             if filtered {
                 rows = living(rows, args);
             }
+            if args.kind == Kind::Instances
+                && let Some(failure) = newest_failure(&rows)
+            {
+                remark(&failure);
+            }
             table(args.kind, &rows, screen.now).render(screen.tty)
         }
     };
     print(&shown)
+}
+
+/// Why an instance could not serve, of those that say so.
+pub fn newest_failure(instances: &[Value]) -> Option<String> {
+    let mut failed = instances
+        .iter()
+        .filter(|row| text(row, "/state") == "failed" && !text(row, "/detail").is_empty());
+    let newest = failed.next()?;
+    let (id, detail) = (text(newest, "/id"), text(newest, "/detail"));
+    Some(format!("{id} failed: {detail}"))
 }
 
 /// Instances without those that are over: stopped ones, and failed ones that another was requested

@@ -14,7 +14,7 @@ pub struct KafkaLog {
 impl KafkaLog {
     pub async fn read(url: &str) -> Result<Self, CliError> {
         Err(CliError::Failed(format!(
-            "{}: this binary was built without Kafka (cargo feature `kafka`)",
+            "{}: this binary was built without Kafka; `cargo build --release --bin penstock` makes one with it",
             super::shown(url)
         )))
     }

@@ -73,7 +73,7 @@ fuzz: ## Documents, events and answers of models changed at random: COUNT= of ea
 	cargo test --locked -p penstock-tests --test fuzz && \
 	PROPTEST_CASES=$$COUNT cargo test --locked -p penstock-gateway --lib upstream
 
-faults: ## Faults at length on a real PostgreSQL and a real Kafka: COUNT= of them from SEED= on, BROKERS= (300, random, 3)
+faults: ## Faults at length on a real PostgreSQL and a real Kafka: COUNT= of them from SEED= on, BROKERS=, OVERLAP= at a time, ONLY= kinds (300, random, 3, 4, all)
 	@scripts/setup.sh stack
 	@export SEED=$${SEED:-$$RANDOM} COUNT=$${COUNT:-300} BROKERS=$${BROKERS:-3} CONVERGENCE_SECONDS=$${CONVERGENCE_SECONDS:-30}; \
 	cargo build --locked --workspace --bins && \

@@ -67,6 +67,8 @@ pub enum Kind {
     CutBus(&'static str),
     /// No byte more fits where the store is.
     FullDisk,
+    /// No byte more fits where a broker keeps its log.
+    FullBrokerDisk(usize),
     /// Old records come again on the topic, out of order; one at least.
     Duplicates(u64),
 }
@@ -90,12 +92,20 @@ const PROCESSES: [&str; 6] = ["brain-1", "brain-2", "gate-1", "gate-2", "node-1"
 /// What has the store.
 const KEEPERS: [&str; 4] = ["brain-1", "brain-2", "node-1", "node-2"];
 
-/// The faults of one round.
-pub fn draw(rng: &mut Rng, stack: &Stack, count: usize) -> Vec<Fault> {
+/// The faults of one round: so many, or fewer if there are not as many things to lay a hand on.
+/// `only` names kinds; if it is empty, all are drawn.
+pub fn draw(rng: &mut Rng, stack: &Stack, count: usize, only: &str) -> Vec<Fault> {
+    const ATTEMPTS: usize = 1_000;
     let mut faults: Vec<Fault> = Vec::new();
-    while faults.len() < count {
+    for _ in 0..ATTEMPTS {
+        if faults.len() == count {
+            break;
+        }
         let kind = draw_kind(rng, stack.kafka.count());
-        if kind == Kind::FullDisk && !stack.can_be_full() {
+        if !only.is_empty() && !only.split(',').any(|name| name == kind.name()) {
+            continue;
+        }
+        if matches!(kind, Kind::FullDisk | Kind::FullBrokerDisk(_)) && !stack.can_be_full() {
             continue;
         }
         // Two hands on one thing would undo each other.
@@ -108,9 +118,10 @@ pub fn draw(rng: &mut Rng, stack: &Stack, count: usize) -> Vec<Fault> {
         let held = match kind {
             // Past the session of a group (6 s) and any lease (5 s).
             Kind::Pause(_) => rng.millis(7_000, 9_000),
-            Kind::PauseBroker(_) | Kind::PausePostgres | Kind::CutStore(_) | Kind::CutBus(_) => {
-                rng.millis(1_000, 8_000)
-            }
+            Kind::PauseBroker(_) | Kind::PausePostgres => rng.millis(1_000, 8_000),
+            // Past what a statement of the store may take (10 s).
+            Kind::CutStore(_) | Kind::CutBus(_) => rng.millis(1_000, 15_000),
+            Kind::FullDisk | Kind::FullBrokerDisk(_) => rng.millis(1_000, 5_000),
             _ => rng.millis(100, 3_000),
         };
         let after = rng.millis(0, 1_500);
@@ -120,7 +131,7 @@ pub fn draw(rng: &mut Rng, stack: &Stack, count: usize) -> Vec<Fault> {
 }
 
 fn draw_kind(rng: &mut Rng, brokers: usize) -> Kind {
-    match rng.in_range(0, 15) {
+    match rng.in_range(0, 16) {
         0..=2 => Kind::Kill(rng.one_of(&PROCESSES)),
         3 => Kind::Kill(rng.one_of(&BRAINS)),
         4 => Kind::Pause(rng.one_of(&PROCESSES)),
@@ -141,7 +152,8 @@ fn draw_kind(rng: &mut Rng, brokers: usize) -> Kind {
         11 => Kind::PausePostgres,
         12 => Kind::CutStore(rng.one_of(&KEEPERS)),
         13 => Kind::CutBus(rng.one_of(&PROCESSES)),
-        _ if rng.next().is_multiple_of(2) => Kind::FullDisk,
+        14 if rng.next().is_multiple_of(2) => Kind::FullDisk,
+        14 => Kind::FullBrokerDisk(rng.in_range(0, brokers as u64) as usize),
         _ => Kind::Duplicates(rng.next()),
     }
 }
@@ -156,7 +168,9 @@ fn touches(kind: &Kind) -> String {
         | Kind::CutStore(name)
         | Kind::CutBus(name) => (*name).to_owned(),
         // One broker at a time: of three, two must agree.
-        Kind::KillBroker(_) | Kind::KillLeader | Kind::PauseBroker(_) => "kafka".to_owned(),
+        Kind::KillBroker(_) | Kind::KillLeader | Kind::PauseBroker(_) | Kind::FullBrokerDisk(_) => {
+            "kafka".to_owned()
+        }
         Kind::KillPostgres | Kind::PausePostgres | Kind::FullDisk => "postgres".to_owned(),
         Kind::Duplicates(_) => "topic".to_owned(),
     }
@@ -253,6 +267,9 @@ async fn one(fault: &Fault, cluster: &Cluster, stack: &Stack, record: &Mutex<Rec
             ways.bus.iter().for_each(|proxy| proxy.heal());
         }
         Kind::FullDisk => return stack.with_full_disk(held).await,
+        Kind::FullBrokerDisk(broker) => {
+            return stack.with_full_broker_disk(*broker, held).await;
+        }
         Kind::Duplicates(seed) => {
             let again = stack.publish_again(*seed).await;
             println!("  {again} records were published again");

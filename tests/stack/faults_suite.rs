@@ -1,4 +1,4 @@
-//! Faults at random moments, round by round. After each round: the cluster is whole and goes on,
+//! Faults at random moments, round by round: some at a time, or each alone. After each round: the cluster is whole and goes on,
 //! nothing acknowledged is lost, no effect happened twice, read models equal a fresh replay, and every
 //! request was answered well, but for those to a gateway that was itself killed or paused.
 
@@ -16,9 +16,6 @@ use crate::stack::Stack;
 use crate::support::{deployment_document, endpoint_document};
 use crate::workload::Workload;
 
-/// Faults that overlap in one round.
-const ROUND: usize = 4;
-
 fn setting(name: &str, default: u64) -> u64 {
     let text = std::env::var(name).ok();
     text.and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -28,7 +25,10 @@ fn setting(name: &str, default: u64) -> u64 {
 async fn nothing_is_lost_or_done_twice_whatever_fails() {
     let (seed, count) = (setting("SEED", 1), setting("COUNT", 8) as usize);
     let brokers = setting("BROKERS", 1) as usize;
-    println!("SEED={seed} COUNT={count} BROKERS={brokers}");
+    // How many overlap in one round.
+    let overlap = setting("OVERLAP", 4).max(1) as usize;
+    let only = std::env::var("ONLY").unwrap_or_default();
+    println!("SEED={seed} COUNT={count} BROKERS={brokers} OVERLAP={overlap} ONLY={only}");
     let Some(stack) = Stack::start(brokers, &PAIRS).await else {
         return;
     };
@@ -44,7 +44,8 @@ async fn nothing_is_lost_or_done_twice_whatever_fails() {
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     let mut convergences = Vec::new();
     while injected < count {
-        let faults = draw(&mut rng, &stack, ROUND.min(count - injected));
+        let faults = draw(&mut rng, &stack, overlap.min(count - injected), &only);
+        assert!(!faults.is_empty(), "ONLY={only} names no kind of fault");
         println!(
             "faults {} to {} of {count}",
             injected + 1,

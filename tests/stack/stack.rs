@@ -14,7 +14,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::{Offset, TopicPartitionList};
-use servers::{Kafka, Postgres};
+use servers::{Ground, Kafka, Postgres};
 use sqlx::Connection as _;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::sleep;
@@ -27,7 +27,7 @@ use crate::support::PATIENCE;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Records that come again in one fault.
 const AGAIN: usize = 20;
-/// The store's disk is this large, so that it can be filled.
+/// The disk of each server is this large, so that it can be filled.
 const DISK_MIB: u64 = 1024;
 
 /// Counts the records that the brokers confirmed.
@@ -62,6 +62,7 @@ pub struct Stack {
     database: String,
     ways: BTreeMap<&'static str, Ways>,
     disk: Disk,
+    broker_disks: Vec<Disk>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -79,11 +80,12 @@ impl Stack {
             ways.insert(*name, Ways { store, bus });
         }
         let disk = Disk::new();
-        let (folder, fronts) = (disk.path.clone(), fronts(&ways, brokers));
+        let broker_disks: Vec<Disk> = (0..brokers).map(|_| Disk::new()).collect();
+        let (folder, grounds) = (disk.path.clone(), grounds(&ways, &broker_disks));
         let started = tokio::task::spawn_blocking(move || {
             let postgres = Postgres::start_in(&folder)?;
             let database = postgres.database();
-            let kafka = Kafka::start_behind(&fronts)?;
+            let kafka = Kafka::start_on(&grounds)?;
             Some((kafka, postgres, database))
         });
         let (kafka, postgres, database) = started.await.unwrap()?;
@@ -100,6 +102,7 @@ impl Stack {
             database,
             ways,
             disk,
+            broker_disks,
             _turn: turn,
         })
     }
@@ -277,7 +280,7 @@ impl Stack {
         );
     }
 
-    /// Whether the store's disk can be filled.
+    /// Whether the disks of servers can be filled.
     pub fn can_be_full(&self) -> bool {
         self.disk.small
     }
@@ -290,12 +293,26 @@ impl Stack {
         // Where nothing can be written PostgreSQL gives up.
         self.restart_postgres().await
     }
+
+    /// As [`with_broker_down`](Self::with_broker_down).
+    pub async fn with_full_broker_disk(&self, broker: usize, held: Duration) -> Instant {
+        self.broker_disks[broker].fill();
+        sleep(held).await;
+        self.broker_disks[broker].free();
+        // A broker whose only disk has failed it ends, as soon as it has noticed.
+        let healed = Instant::now();
+        tokio::task::block_in_place(|| self.kafka.restart(broker));
+        healed
+    }
 }
 
-/// By broker, the ports under which it is known to each process.
-fn fronts(ways: &BTreeMap<&'static str, Ways>, brokers: usize) -> Vec<Vec<u16>> {
-    let of = |broker: usize| ways.values().map(|ways| ways.bus[broker].port).collect();
-    (0..brokers).map(of).collect()
+/// By broker, its disk, and the ports under which it is known to each process.
+fn grounds(ways: &BTreeMap<&'static str, Ways>, disks: &[Disk]) -> Vec<Ground> {
+    let of = |(broker, disk): (usize, &Disk)| Ground {
+        folder: disk.path.clone(),
+        proxies: ways.values().map(|ways| ways.bus[broker].port).collect(),
+    };
+    disks.iter().enumerate().map(of).collect()
 }
 
 /// A small file system of its own, which can be full; a plain folder where that is to be done without.
@@ -324,7 +341,7 @@ impl Disk {
                 .status();
             assert!(
                 mounted.is_ok_and(|status| status.success()),
-                "a small disk for the store cannot be mounted: that needs root, or sudo without a password; PENSTOCK_SKIP=disk leaves full disks out"
+                "a small disk for a server cannot be mounted: that needs root, or sudo without a password; PENSTOCK_SKIP=disk leaves full disks out"
             );
         }
         Self {

@@ -102,6 +102,12 @@ impl Starting {
         self.routes.send(message).await.unwrap();
     }
 
+    /// The next route leads to this instance alone.
+    async fn tell_of(&self, instance: &Instance) {
+        let update = blue(8, &Settings::default(), &[instance.place()]);
+        self.tell(RouteMessage::Update(Arc::new(update))).await;
+    }
+
     async fn ask(&self) -> Answer {
         let ask = request("/endpoints/iris/score").body(whole("x")).unwrap();
         send(self.address, ask).await
@@ -110,8 +116,9 @@ impl Starting {
 
 const READS_ROUTES: &[&str] = &["gateway: reads the routes from the bus"];
 
-/// What a gateway leaves behind that has served by this route.
-async fn left_behind(data: &Path, update: RouteUpdate) {
+/// What a gateway leaves behind that has served by a route to this instance.
+async fn left_behind(data: &Path, instance: &Instance) {
+    let update = blue(7, &Settings::default(), &[instance.place()]);
     let config = gateway::Config {
         data: Some(data.to_owned()),
         ..config()
@@ -123,15 +130,13 @@ async fn left_behind(data: &Path, update: RouteUpdate) {
 async fn instances_that_went_while_it_was_away_are_not_asked() {
     let data = scratch();
     let instance = Instance::saying("gone").await;
-    let place = instance.place();
-    left_behind(data.path(), blue(7, &Settings::default(), &[place])).await;
+    left_behind(data.path(), &instance).await;
     drop(instance);
 
     let gateway = start_on_slow_routes(data.path(), false);
     gateway.until_missing(READS_ROUTES).await;
     let new = Instance::saying("new").await;
-    let update = blue(8, &Settings::default(), &[new.place()]);
-    gateway.tell(RouteMessage::Update(Arc::new(update))).await;
+    gateway.tell_of(&new).await;
     gateway.tell(RouteMessage::CaughtUp).await;
     assert_eq!(gateway.ask().await.text(), "new");
     gateway.until_missing(&[]).await;
@@ -141,11 +146,7 @@ async fn instances_that_went_while_it_was_away_are_not_asked() {
 async fn where_the_bus_is_away_it_serves_by_the_routes_that_it_has() {
     let data = scratch();
     let instance = Instance::saying("still here").await;
-    left_behind(
-        data.path(),
-        blue(7, &Settings::default(), &[instance.place()]),
-    )
-    .await;
+    left_behind(data.path(), &instance).await;
 
     let gateway = start_on_slow_routes(data.path(), true);
     gateway.until_missing(READS_ROUTES).await;
@@ -157,13 +158,11 @@ async fn where_the_bus_is_away_it_serves_by_the_routes_that_it_has() {
 async fn what_came_of_an_interrupted_reading_counts() {
     let data = scratch();
     let instance = Instance::saying("gone").await;
-    let place = instance.place();
-    left_behind(data.path(), blue(7, &Settings::default(), &[place])).await;
+    left_behind(data.path(), &instance).await;
     drop(instance);
 
     let gateway = start_on_slow_routes(data.path(), true);
     let new = Instance::saying("new").await;
-    let update = blue(8, &Settings::default(), &[new.place()]);
-    gateway.tell(RouteMessage::Update(Arc::new(update))).await;
+    gateway.tell_of(&new).await;
     assert_eq!(gateway.ask().await.text(), "new");
 }

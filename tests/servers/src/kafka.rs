@@ -1,5 +1,6 @@
 //! Apache Kafka: one broker, or three that keep three copies and want two confirmations.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -14,7 +15,25 @@ pub struct Kafka {
     addresses: String,
     secured: Option<Secured>,
     // Dropped after the brokers.
-    _folder: Option<Folder>,
+    _folders: Vec<Folder>,
+}
+
+/// What a broker stands on.
+#[derive(Clone, Debug)]
+pub struct Ground {
+    /// Where its folder is made.
+    pub folder: PathBuf,
+    /// Ports of the proxies before it, which lead to [`port_behind`](Kafka::port_behind).
+    pub proxies: Vec<u16>,
+}
+
+impl Default for Ground {
+    fn default() -> Self {
+        Self {
+            folder: std::env::temp_dir(),
+            proxies: Vec::new(),
+        }
+    }
 }
 
 /// Listeners of a broker that let in only who may come.
@@ -40,18 +59,17 @@ struct Broker {
 impl Kafka {
     /// Brokers of this test's own, which it may kill. `None` only if `PENSTOCK_SKIP` names `kafka`.
     pub fn start(brokers: usize) -> Option<Self> {
-        Self::start_behind(&vec![Vec::new(); brokers])
+        Self::start_on(&vec![Ground::default(); brokers])
     }
 
-    /// The same behind proxies: by broker, the proxies' ports. They lead to
-    /// [`port_behind`](Self::port_behind).
-    pub fn start_behind(proxies: &[Vec<u16>]) -> Option<Self> {
+    /// The same, each broker on ground of its own.
+    pub fn start_on(grounds: &[Ground]) -> Option<Self> {
         if crate::skipped("kafka") {
             return None;
         }
         fetch_jars();
         Some(start_on_free_ports("Kafka", || {
-            Self::try_start(proxies, false)
+            Self::try_start(grounds, false)
         }))
     }
 
@@ -62,7 +80,7 @@ impl Kafka {
         }
         fetch_jars();
         Some(start_on_free_ports("Kafka", || {
-            Self::try_start(&[Vec::new()], true)
+            Self::try_start(&[Ground::default()], true)
         }))
     }
 
@@ -81,20 +99,21 @@ impl Kafka {
                 brokers: Vec::new(),
                 addresses,
                 secured: None,
-                _folder: None,
+                _folders: Vec::new(),
             }),
             Err(_) => Self::start(1),
         });
         shared.as_ref()
     }
 
-    fn try_start(proxies: &[Vec<u16>], is_secured: bool) -> Result<Self, String> {
-        let count = proxies.len();
-        let folder = Folder::new("kafka");
+    fn try_start(grounds: &[Ground], is_secured: bool) -> Result<Self, String> {
+        let count = grounds.len();
+        let folder = |ground: &Ground| Folder::below(&ground.folder, "kafka");
+        let folders: Vec<Folder> = grounds.iter().map(folder).collect();
         let secured = is_secured.then(|| Secured {
             by_password: format!("127.0.0.1:{}", free_port()),
             by_certificate: format!("127.0.0.1:{}", free_port()),
-            secrets: Secrets::write(&folder.path().join("secrets")),
+            secrets: Secrets::write(&folders[0].path().join("secrets")),
         });
         let ports: Vec<(u16, u16)> = (0..count).map(|_| (free_port(), free_port())).collect();
         let voters: Vec<String> = ports
@@ -105,18 +124,15 @@ impl Kafka {
         let broker = |(index, (port, controller)): (usize, &(u16, u16))| Broker {
             server: Server::default(),
             arguments: [
-                folder
-                    .path()
-                    .join(format!("{}", index + 1))
-                    .display()
-                    .to_string(),
+                folders[index].path().join("broker").display().to_string(),
                 (index + 1).to_string(),
                 port.to_string(),
                 controller.to_string(),
                 voters.join(","),
             ],
             port: *port,
-            fronts: proxies[index]
+            fronts: grounds[index]
+                .proxies
                 .iter()
                 .map(|known| (free_port(), *known))
                 .collect(),
@@ -130,7 +146,7 @@ impl Kafka {
                 .collect::<Vec<_>>()
                 .join(","),
             secured,
-            _folder: Some(folder),
+            _folders: folders,
         };
         kafka.brokers.iter().for_each(Broker::launch);
         for broker in &kafka.brokers {

@@ -16,7 +16,7 @@ mod postgres;
 mod process;
 mod secrets;
 
-pub use kafka::{Kafka, Secured};
+pub use kafka::{Ground, Kafka, Secured};
 pub use postgres::Postgres;
 pub use process::spawn;
 pub use secrets::{Secrets, USER};

@@ -89,10 +89,6 @@ pub struct Folder {
 }
 
 impl Folder {
-    pub fn new(what: &str) -> Self {
-        Self::below(&std::env::temp_dir(), what)
-    }
-
     pub fn below(parent: &Path, what: &str) -> Self {
         // Not below the repository: PostgreSQL may run as a user who is not let in there.
         let folder = tempfile::Builder::new()

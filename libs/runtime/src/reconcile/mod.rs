@@ -13,12 +13,14 @@
 //!
 //! The loop outlives outages of the store: it tries again, and goes on taking in frames.
 
+mod entries;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{Bus, Subscription};
-use contract::events::{ClockStepped, Event};
+use contract::events::Event;
 use contract::frame::Frame;
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
@@ -31,6 +33,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use self::entries::{Due, DueAgain, Entries, Entry, Evaluated, evaluate};
 use crate::clock::Clock;
 use crate::feed::{Feed, FeedItem};
 use crate::health::{Component, READS_THE_LOG, UNASSIGNED};
@@ -104,63 +107,6 @@ pub struct Deps {
     pub ids: Arc<dyn Ids>,
 }
 
-/// One endpoint, with what the loop itself needs to know of it.
-#[derive(Default)]
-struct Entry<S> {
-    state: S,
-    /// Version of the stream that we write.
-    version: u64,
-    /// Position of the last record taken in.
-    position: Position,
-    /// Greatest time recorded; our `now` never lies before it.
-    recorded: Timestamp,
-    /// Our own last commit; until it has come back, the state is behind and is not evaluated.
-    awaiting: Position,
-    /// A commit is under way, and whether it was due again meanwhile.
-    writing: Option<DueAgain>,
-    /// After the store refused a commit for a reason of its own: not before this time.
-    retry_at: Option<Timestamp>,
-}
-
-/// Entries by bucket, since that is how they become due and go.
-struct Entries<S> {
-    buckets: BTreeMap<Bucket, BTreeMap<EndpointKey, Entry<S>>>,
-}
-
-impl<S: Default> Entries<S> {
-    fn get_mut(&mut self, key: &EndpointKey) -> Option<&mut Entry<S>> {
-        self.buckets.get_mut(&key.bucket())?.get_mut(key)
-    }
-
-    fn get_or_new(&mut self, key: &EndpointKey) -> &mut Entry<S> {
-        let of_bucket = self.buckets.entry(key.bucket()).or_default();
-        of_bucket.entry(key.clone()).or_default()
-    }
-
-    fn remove(&mut self, key: &EndpointKey) {
-        if let Some(of_bucket) = self.buckets.get_mut(&key.bucket()) {
-            of_bucket.remove(key);
-        }
-    }
-
-    fn remove_all(&mut self, bucket: Bucket) {
-        self.buckets.remove(&bucket);
-    }
-
-    fn keys_of(&self, bucket: Bucket) -> impl Iterator<Item = &EndpointKey> {
-        self.buckets
-            .get(&bucket)
-            .into_iter()
-            .flat_map(BTreeMap::keys)
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum DueAgain {
-    No,
-    Yes,
-}
-
 /// A bucket that is ours.
 struct Held {
     fence: Fence,
@@ -199,7 +145,7 @@ pub async fn run<R: Reconciler>(
         },
         held: BTreeMap::new(),
         lost: BTreeMap::new(),
-        due: BTreeSet::new(),
+        due: BTreeMap::new(),
         writing: FuturesUnordered::new(),
         writes_fail: false,
     };
@@ -219,8 +165,8 @@ struct Loop<R: Reconciler> {
     held: BTreeMap<Bucket, Held>,
     /// Fenced and still assigned: when to take them again.
     lost: BTreeMap<Bucket, Instant>,
-    /// Endpoints to evaluate in this turn.
-    due: BTreeSet<EndpointKey>,
+    /// What to evaluate in this turn.
+    due: BTreeMap<Bucket, Due>,
     writing: FuturesUnordered<BoxFuture<'static, Written>>,
     writes_fail: bool,
 }
@@ -244,7 +190,7 @@ impl<R: Reconciler> Loop<R> {
                 }
                 _ = ticks.tick() => {
                     let buckets = self.reconciler.due(self.deps.clock.now());
-                    self.mark_due(&buckets);
+                    self.mark_due(buckets);
                     self.take_again().await?;
                 }
             }
@@ -340,7 +286,7 @@ impl<R: Reconciler> Loop<R> {
             }
         }
         self.parking.caught_up(buckets);
-        self.mark_due(&buckets.iter().copied().collect());
+        self.mark_due(buckets.iter().copied());
         if self.held.values().all(|held| held.caught_up) {
             self.component.ready();
         }
@@ -383,7 +329,7 @@ impl<R: Reconciler> Loop<R> {
                 entry.recorded = stepped.clock;
             }
         }
-        self.due.insert(key);
+        self.mark_one_due(key);
     }
 
     /// What belongs to no endpoint parks none.
@@ -440,13 +386,18 @@ impl<R: Reconciler> Loop<R> {
             return;
         }
         if self.reconciler.observe(frame, self.deps.clock.now()) {
-            self.mark_due(&BTreeSet::from([frame.bucket]));
+            self.mark_due([frame.bucket]);
         }
     }
 
-    fn mark_due(&mut self, buckets: &BTreeSet<Bucket>) {
-        for bucket in buckets {
-            self.due.extend(self.entries.keys_of(*bucket).cloned());
+    fn mark_due(&mut self, buckets: impl IntoIterator<Item = Bucket>) {
+        let all = |bucket| (bucket, Due::All);
+        self.due.extend(buckets.into_iter().map(all));
+    }
+
+    fn mark_one_due(&mut self, key: EndpointKey) {
+        if let Due::Some(keys) = self.due.entry(key.bucket()).or_default() {
+            keys.insert(key);
         }
     }
 
@@ -455,60 +406,39 @@ impl<R: Reconciler> Loop<R> {
             return;
         }
         let clock = self.deps.clock.now();
-        for key in std::mem::take(&mut self.due) {
-            let held = self.held.get(&key.bucket());
+        let mut found = Vec::new();
+        for (bucket, due) in std::mem::take(&mut self.due) {
+            let held = self.held.get(&bucket);
             let Some(held) = held.filter(|held| held.caught_up) else {
                 // It becomes due when its bucket is caught up with.
                 continue;
             };
-            let fence = held.fence.clone();
-            if let Some((now, append)) = self.evaluate(&key, clock) {
-                self.write(key, fence, now, append);
+            let Some(entries) = self.entries.buckets.get_mut(&bucket) else {
+                continue;
+            };
+            let mut look = |key: &EndpointKey, entry: &mut Entry<R::State>| {
+                let evaluated = evaluate(&mut self.reconciler, &self.deps, key, entry, clock);
+                if let Some(evaluated) = evaluated {
+                    found.push((key.clone(), held.fence.clone(), evaluated));
+                }
+            };
+            match due {
+                Due::All => entries.iter_mut().for_each(|(key, entry)| look(key, entry)),
+                Due::Some(keys) => keys.iter().for_each(|key| {
+                    if let Some(entry) = entries.get_mut(key) {
+                        look(key, entry);
+                    }
+                }),
             }
         }
-    }
-
-    /// What is to be written about one endpoint, if it can be told now.
-    fn evaluate(&mut self, key: &EndpointKey, clock: Timestamp) -> Option<(Timestamp, Append)> {
-        let entry = self.entries.get_mut(key)?;
-        if let Some(due_again) = &mut entry.writing {
-            *due_again = DueAgain::Yes;
-            return None;
-        }
-        if entry.awaiting > entry.position || entry.retry_at.is_some_and(|at| clock < at) {
-            return None;
-        }
-        entry.retry_at = None;
-        let (now, events) = if entry.recorded > clock + CLOCK_STEP {
-            let stepped = ClockStepped {
-                recorded: entry.recorded,
-                clock,
-            };
-            (clock, vec![Event::ClockStepped(stepped)])
-        } else {
-            let now = entry.recorded.max(clock);
-            let reconciler = &mut self.reconciler;
-            match survive(|| reconciler.evaluate(key, &mut entry.state, now)) {
-                Ok(events) => (now, events),
-                Err(detail) => {
-                    let position = entry.position;
-                    self.park(key, position, "evaluation", &detail);
-                    return None;
+        for (key, fence, evaluated) in found {
+            match evaluated {
+                Evaluated::ToWrite { now, append } => self.write(key, fence, now, append),
+                Evaluated::Panicked { position, detail } => {
+                    self.park(&key, position, "evaluation", &detail);
                 }
             }
-        };
-        if events.is_empty() {
-            return None;
         }
-        let append = Append {
-            stream: StreamName::of(R::STREAM, key),
-            expected_version: entry.version,
-            events: events
-                .into_iter()
-                .map(|event| self.deps.new_event::<R>(now, event))
-                .collect(),
-        };
-        Some((now, append))
     }
 
     /// Begins a commit; the loop goes on meanwhile.
@@ -551,9 +481,7 @@ impl<R: Reconciler> Loop<R> {
         let Some(entry) = self.entries.get_mut(&key) else {
             return Ok(());
         };
-        if entry.writing.take() == Some(DueAgain::Yes) {
-            self.due.insert(key.clone());
-        }
+        let due_again = entry.writing.take() == Some(DueAgain::Yes);
         match outcome {
             Ok(Committed::Now { records }) => {
                 self.writes_fail = false;
@@ -581,6 +509,9 @@ impl<R: Reconciler> Loop<R> {
                     tracing::error!(service = R::SERVICE, endpoint = %key, %error, "could not write, trying again");
                 }
             }
+        }
+        if due_again {
+            self.mark_one_due(key);
         }
         Ok(())
     }

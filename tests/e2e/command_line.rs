@@ -42,6 +42,57 @@ async fn logs_show_when_a_line_was_first_seen_and_since_agrees() {
     assert_eq!(printed(&penstock, &since_later).await, "");
 }
 
+/// The exit code, and what it says to people, of a command that fails.
+async fn refused(penstock: &Penstock, arguments: &[&str]) -> (i32, String) {
+    let output = penstock.cli(arguments).await;
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{arguments:?}");
+    let err = String::from_utf8(output.stderr).unwrap();
+    (output.status.code().unwrap(), err)
+}
+
+#[tokio::test]
+async fn a_list_of_an_endpoint_that_does_not_exist_is_refused_like_the_endpoint() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock.deploy("iris", "blue", 1).await;
+    let expected = refused(&penstock, &["get", "endpoint", "nosuch"]).await;
+    assert!(expected.1.contains("no endpoint `nosuch`"), "{expected:?}");
+    for words in [
+        &["decisions", "nosuch"][..],
+        &["decisions", "nosuch/x"],
+        &["decisions", "nosuch", "-o", "json"],
+        &["get", "decisions", "nosuch"],
+        &["get", "instances", "nosuch"],
+        &["get", "instances", "nosuch/x"],
+        &["get", "deployments", "nosuch"],
+        &["top", "nosuch", "--once"],
+    ] {
+        assert_eq!(refused(&penstock, words).await, expected, "{words:?}");
+    }
+    let (code, said) = refused(&penstock, &["decisions", "iris/nosuch"]).await;
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("no deployment `iris/nosuch`"), "{said}");
+}
+
+#[tokio::test]
+async fn a_gateway_in_the_place_of_the_control_api_is_recognised() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    for words in [
+        &["get", "endpoints"][..],
+        &["get", "endpoint", "iris"],
+        &["delete", "endpoint", "iris"],
+        &["logs", "iris/blue", "--follow"],
+    ] {
+        let words = [words, &["--server", &penstock.gateway]].concat();
+        let (code, said) = refused(&penstock, &words).await;
+        assert_eq!(code, 3, "{words:?}: {said}");
+        for word in [&penstock.gateway, "gateway", "client.json", "--server"] {
+            assert!(said.contains(word), "{words:?}: no {word} in {said}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_instance_that_was_replaced_is_no_longer_listed_but_with_all() {
     let folder = DataFolder::new();

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::support::{DataFolder, PATIENCE};
@@ -43,6 +44,32 @@ async fn a_port_that_is_taken_ends_the_start_with_a_sentence() {
         errors.contains(&format!("cannot listen on {address}")),
         "{errors}"
     );
+    assert_eq!(errors.matches("already in use").count(), 1, "{errors}");
+    assert!(errors.contains("--control-addr"), "{errors}");
+}
+
+#[tokio::test]
+async fn control_apart_from_the_others_says_at_its_start_which_secrets_it_lacks() {
+    let folder = DataFolder::new();
+    let mut process = serve(&folder, "127.0.0.1:0")
+        // Nobody answers there, so nothing else comes of it.
+        .args(["--services", "control"])
+        .args(["--bus", "kafka://127.0.0.1:1/penstock"])
+        .args(["--store", "postgres://penstock@127.0.0.1:1/penstock"])
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+    let mut warnings = Vec::new();
+    while warnings.len() < 2 {
+        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
+        let line = line.unwrap().unwrap().unwrap();
+        if line.contains("WARN") {
+            warnings.push(line);
+        }
+    }
+    assert!(warnings[0].contains("--internal-token"), "{warnings:?}");
+    assert!(warnings[1].contains("--seal-key"), "{warnings:?}");
+    process.kill().await.unwrap();
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ mod service;
 pub mod table;
 mod views;
 
-pub use config::{ControlConfig, Limits};
+pub use config::{ControlConfig, Limits, SEAL_FILE};
 pub use deps::{
     ControlDeps, HistoryQuery, HistorySource, LogQuery, LogSource, NoHistory, NoLogs, SourceError,
 };

@@ -62,7 +62,7 @@ pub struct App {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    #[error("control cannot listen on {address}: {source}")]
+    #[error("control cannot listen on {address}: {source}; choose another with --control-addr")]
     Listen {
         address: SocketAddr,
         source: std::io::Error,

@@ -35,13 +35,16 @@ enum AccessCommand {
   penstock access grant grafana --role viewer
   penstock access grant ci --role operator -o json | jq -r .token")]
 struct GrantArgs {
+    /// What the token is called
     #[arg(value_parser = name)]
     name: Name,
+    /// What it lets its bearer do
     #[arg(long, value_enum)]
     role: Role,
     /// A duration (90d) or an instant (RFC 3339); never unless given
     #[arg(long, value_name = "TIME", value_parser = super::decisions::since)]
     expires: Option<String>,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
@@ -61,6 +64,7 @@ enum Role {
 #[command(after_help = "Examples:
   penstock access revoke ci")]
 struct RevokeArgs {
+    /// The token, as `penstock access list` shows it
     #[arg(value_parser = name)]
     name: Name,
 }
@@ -71,6 +75,7 @@ struct RevokeArgs {
   penstock access list
   penstock access list -o json")]
 struct ListArgs {
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }

@@ -55,6 +55,7 @@ struct PreviewArgs {
     /// Values for placeholders ({{name}}) in the documents
     #[arg(long, value_name = "KEY=VALUE", value_parser = documents::setting, requires = "file")]
     set: Vec<(String, String)>,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::engine;
 use super::error::CliError;
 use super::kinds::Scope;
-use super::output::{Format, Screen, Table, items, print, text, yaml};
+use super::output::{Format, Screen, Table, items, print, remark, text, yaml};
 use crate::client::{Answer, Client};
 
 /// Show scaling decisions, newest first
@@ -27,6 +27,7 @@ pub struct DecisionsArgs {
     /// Where the page before ended (nextCursor)
     #[arg(long)]
     cursor: Option<String>,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
@@ -39,6 +40,7 @@ pub struct DecisionsArgs {
 pub struct ExplainArgs {
     /// The decision's id, as `penstock decisions` shows it
     id: String,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: ExplainFormat,
 }
@@ -78,10 +80,32 @@ pub async fn decisions(
         ("cursor", args.cursor.clone()),
     ];
     let answer = client.get(&["v1", "decisions"], &query).await?;
+    let rows = items(&answer.json()?);
+    if let (Some(scope), true) = (scope, rows.is_empty()) {
+        scope.must_exist(client).await?;
+    }
     match args.output {
         Format::Json => print(&answer.text),
         Format::Yaml => print(&yaml(&answer.json()?)),
-        Format::Table => print(&table(&items(&answer.json()?)).render(screen.tty)),
+        Format::Table if rows.is_empty() => {
+            remark(&none(args));
+            Ok(())
+        }
+        Format::Table => print(&table(&rows).render(screen.tty)),
+    }
+}
+
+fn none(args: &DecisionsArgs) -> String {
+    let of = args.scope.as_ref();
+    let of = of.map_or(String::new(), |scope| format!(" for {scope}"));
+    match (&args.since, &args.cursor) {
+        (_, Some(_)) => format!("no older decisions{of}"),
+        // A duration reaches back, an instant is where to begin.
+        (Some(since), None) if since.parse::<contract::Span>().is_ok() => {
+            format!("no decisions{of} in the last {since}")
+        }
+        (Some(since), None) => format!("no decisions{of} since {since}"),
+        (None, None) => format!("no decisions{of} yet"),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::client::Client;
   penstock describe deployment iris/blue
   penstock describe autoscale iris/blue")]
 pub struct DescribeArgs {
+    /// What it is: endpoint, deployment, autoscale or decision
     #[arg(value_name = "KIND", hide_possible_values = true, value_parser = KindParser { command: "describe" })]
     kind: Kind,
     /// ENDPOINT or ENDPOINT/DEPLOYMENT

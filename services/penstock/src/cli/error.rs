@@ -26,7 +26,8 @@ impl CliError {
             Self::Usage(_) | Self::Client(ClientError::BadRequest(..)) => 2,
             Self::Failed(_)
             | Self::Client(ClientError::Refused(_) | ClientError::Unreadable { .. }) => 1,
-            Self::NoServer(_) | Self::Client(ClientError::Unreachable { .. }) => 3,
+            Self::NoServer(_)
+            | Self::Client(ClientError::Unreachable { .. } | ClientError::Gateway { .. }) => 3,
             Self::Quiet(code) => *code,
         }
     }
@@ -34,6 +35,43 @@ impl CliError {
 
 impl From<anyhow::Error> for CliError {
     fn from(error: anyhow::Error) -> Self {
-        Self::Failed(format!("{error:#}"))
+        Self::Failed(sentence(&error))
+    }
+}
+
+/// The error with its causes, each said once: many a sentence has its cause in it already.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut said = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if said.contains(&cause) {
+            continue;
+        }
+        if !said.is_empty() {
+            said.push_str(": ");
+        }
+        said.push_str(&cause);
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot listen: {source}; choose another port")]
+    struct Listen {
+        source: std::io::Error,
+    }
+
+    #[test]
+    fn a_cause_that_is_in_the_sentence_is_not_said_again() {
+        let source = std::io::Error::other("in use");
+        let error = anyhow::Error::new(Listen { source }).context("the start failed");
+        let text = CliError::from(error).to_string();
+        assert_eq!(
+            text,
+            "the start failed: cannot listen: in use; choose another port"
+        );
     }
 }

@@ -46,6 +46,7 @@ enum EventsCommand {
   penstock events parked
   penstock events parked -o json")]
 struct ParkedArgs {
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
@@ -55,6 +56,7 @@ struct ParkedArgs {
 #[command(after_help = "Examples:
   penstock events skip 4711 --consumer autoscaler --reason 'written by a release that was taken back'")]
 struct SkipArgs {
+    /// The event, as `penstock events parked` shows it
     #[arg(value_name = "POSITION")]
     position: u64,
     /// As `penstock events parked` shows it
@@ -71,6 +73,7 @@ struct SkipArgs {
   penstock events unpark iris --consumer autoscaler
   penstock events unpark iris --consumer autoscaler --reason 'fixed in 1.4.2'")]
 struct UnparkArgs {
+    /// The endpoint, as `penstock events parked` shows it
     #[arg(value_name = "ENDPOINT", value_parser = name)]
     endpoint: Name,
     /// As `penstock events parked` shows it
@@ -104,6 +107,7 @@ struct TailArgs {
     /// Stop at the end
     #[arg(long)]
     no_follow: bool,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: EventFormat,
 }
@@ -139,6 +143,7 @@ struct ExportArgs {
 
 Exit 1 where anything is wrong.")]
 struct VerifyArgs {
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: EventFormat,
 }
@@ -153,6 +158,7 @@ struct ReplayArgs {
     /// Every decision again, compared byte for byte
     #[arg(long, default_value_t = true)]
     check_decisions: bool,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: EventFormat,
 }
@@ -200,8 +206,12 @@ async fn parked(client: &Client, args: &ParkedArgs) -> Result<(), CliError> {
         Format::Json => print(&answer.text),
         Format::Yaml => print(&yaml(&answer.json()?)),
         Format::Table => {
-            let tty = std::io::stdout().is_terminal();
-            print(&parked_table(&items(&answer.json()?)).render(tty))
+            let rows = items(&answer.json()?);
+            if rows.is_empty() {
+                remark("no endpoint is parked");
+                return Ok(());
+            }
+            print(&parked_table(&rows).render(std::io::stdout().is_terminal()))
         }
     }
 }
@@ -335,6 +345,14 @@ async fn tail(client: &Client, args: &TailArgs) -> Result<(), CliError> {
         kind: args.kind.as_deref(),
         format: args.output,
     };
+    if let Some(endpoint) = &args.endpoint {
+        let path = ["v1", "endpoints", endpoint.as_str()];
+        if client.find(&path).await?.is_none() {
+            remark(&format!(
+                "there is no endpoint `{endpoint}` now: what comes is of one that was, or that will be"
+            ));
+        }
+    }
     let mut after = match args.after {
         Some(after) => after,
         None => head(client).await?.saturating_sub(args.lines),

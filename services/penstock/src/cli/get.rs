@@ -28,10 +28,12 @@ Kinds: endpoints (endpoint, ep), deployments, autoscales, instances, decisions, 
 The table of instances shows those that live, and failed ones until another is started in their place;
 --all shows those that are over too, as -o json and -o yaml always do.")]
 pub struct GetArgs {
+    /// What to show: endpoints, deployments, autoscales, instances, decisions or access
     #[arg(value_name = "KIND", hide_possible_values = true, value_parser = KindParser { command: "get" })]
     kind: Kind,
     /// ENDPOINT, ENDPOINT/DEPLOYMENT, or the id of an instance or decision
     name: Option<String>,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
     /// Instances that are over, too
@@ -51,6 +53,7 @@ pub struct GetArgs {
 
 A deployment with traffic is not deleted: take its share away first (penstock traffic).")]
 pub struct DeleteArgs {
+    /// What it is: endpoint, deployment, autoscale or access (a token)
     #[arg(value_name = "KIND", hide_possible_values = true, value_parser = KindParser { command: "delete" })]
     kind: Kind,
     /// ENDPOINT or ENDPOINT/DEPLOYMENT
@@ -75,8 +78,13 @@ pub async fn get(client: &Client, args: &GetArgs, screen: Screen) -> Result<(), 
         Format::Yaml => yaml(&fetched.body),
         Format::Table => {
             let mut rows = items(&fetched.body);
+            let found = rows.len();
             if filtered {
                 rows = living(rows, args);
+            }
+            if rows.is_empty() {
+                remark(&none(args, found));
+                return Ok(());
             }
             if args.kind == Kind::Instances
                 && let Some(failure) = newest_failure(&rows)
@@ -87,6 +95,25 @@ pub async fn get(client: &Client, args: &GetArgs, screen: Screen) -> Result<(), 
         }
     };
     print(&shown)
+}
+
+/// An empty table would leave open whether there is nothing, or nothing by that name.
+fn none(args: &GetArgs, hidden: usize) -> String {
+    if hidden > 0 {
+        return format!("no instance lives; --all shows {hidden} that did");
+    }
+    let kind = match args.kind {
+        Kind::Access => "tokens",
+        Kind::Endpoints => "endpoints",
+        Kind::Deployments => "deployments",
+        Kind::Autoscales => "autoscales",
+        Kind::Instances => "instances",
+        Kind::Decisions => "decisions",
+    };
+    match &args.name {
+        Some(name) => format!("no {kind} of {name} yet"),
+        None => format!("no {kind} yet"),
+    }
 }
 
 /// Why an instance could not serve, of those that say so.
@@ -109,7 +136,6 @@ fn living(rows: Vec<Value>, args: &GetArgs) -> Vec<Value> {
     {
         return rows;
     }
-    let all = rows.len();
     let mut kept = Vec::new();
     // Newest first: what was requested later has been seen already.
     let mut later: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -128,9 +154,6 @@ fn living(rows: Vec<Value>, args: &GetArgs) -> Vec<Value> {
         if lives {
             kept.push(row);
         }
-    }
-    if kept.is_empty() && all > 0 {
-        remark(&format!("no instance lives; --all shows {all} that did"));
     }
     kept.truncate(args.limit.map_or(usize::MAX, |limit| limit as usize));
     kept
@@ -198,6 +221,7 @@ async fn fetch(
                 Some(Err(_)) | None => by_id(client, args.kind, collection, name, &limit).await,
                 Some(Ok(scope)) => {
                     let [limit, cursor] = limit;
+                    let named = scope.clone();
                     let query = [
                         ("endpoint", Some(scope.endpoint.to_string())),
                         ("deployment", scope.deployment.map(|name| name.to_string())),
@@ -205,17 +229,20 @@ async fn fetch(
                         cursor,
                     ];
                     let fetched = Fetched::of(&client.get(&["v1", collection], &query).await?)?;
-                    let may_be_id = query[1].1.is_none() && query[3].1.is_none();
-                    match items(&fetched.body).is_empty()
-                        && args.kind == Kind::Instances
-                        && may_be_id
-                    {
-                        // Ids of instances look like names of endpoints.
-                        true => Ok(by_id(client, args.kind, collection, name, &[])
-                            .await
-                            .unwrap_or(fetched)),
-                        false => Ok(fetched),
+                    let is_first_page = query[3].1.is_none();
+                    if !items(&fetched.body).is_empty() || !is_first_page {
+                        return Ok(fetched);
                     }
+                    // Ids of instances look like names of endpoints.
+                    let may_be_id = query[1].1.is_none();
+                    if args.kind == Kind::Instances
+                        && may_be_id
+                        && let Ok(found) = by_id(client, args.kind, collection, name, &[]).await
+                    {
+                        return Ok(found);
+                    }
+                    named.must_exist(client).await?;
+                    Ok(fetched)
                 }
             }
         }

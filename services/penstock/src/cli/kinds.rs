@@ -6,6 +6,7 @@ use clap::error::ErrorKind;
 use contract::ids::{DeploymentRef, Name};
 
 use super::error::CliError;
+use crate::client::Client;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
@@ -100,6 +101,29 @@ impl std::str::FromStr for Scope {
                 })
             }
         }
+    }
+}
+
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.deployment {
+            Some(deployment) => write!(f, "{}/{deployment}", self.endpoint),
+            None => write!(f, "{}", self.endpoint),
+        }
+    }
+}
+
+impl Scope {
+    /// The refusal of `get` where there is no such endpoint or deployment: a list of what belongs to it is
+    /// empty either way.
+    pub async fn must_exist(&self, client: &Client) -> Result<(), CliError> {
+        let endpoint = ["v1", "endpoints", self.endpoint.as_str()];
+        client.get(&endpoint, &[]).await?;
+        if let Some(deployment) = &self.deployment {
+            let path = [&endpoint[..], &["deployments", deployment.as_str()]].concat();
+            client.get(&path, &[]).await?;
+        }
+        Ok(())
     }
 }
 

@@ -91,6 +91,7 @@ enum Command {
   penstock completions zsh > ~/.zfunc/_penstock
   penstock completions fish > ~/.config/fish/completions/penstock.fish")]
 struct CompletionsArgs {
+    /// The shell that will read it
     shell: clap_complete::Shell,
 }
 
@@ -225,6 +226,28 @@ mod tests {
             }
         }
         check("penstock", &Cli::command());
+    }
+
+    #[test]
+    fn every_argument_says_what_it_is() {
+        fn check(path: &str, command: &clap::Command, blank: &mut Vec<String>) {
+            let help = |arg: &clap::Arg| arg.get_help().map(ToString::to_string);
+            let shown = command.get_arguments().filter(|arg| !arg.is_hide_set());
+            let silent = shown.filter(|arg| help(arg).unwrap_or_default().trim().is_empty());
+            blank.extend(silent.map(|arg| format!("{path} {arg}")));
+            for sub in command.get_subcommands() {
+                let path = format!("{path} {}", sub.get_name());
+                let about = sub.get_about().map(ToString::to_string);
+                if about.unwrap_or_default().trim().is_empty() {
+                    blank.push(path.clone());
+                }
+                check(&path, sub, blank);
+            }
+        }
+        let (mut command, mut blank) = (Cli::command(), Vec::new());
+        command.build();
+        check("penstock", &command, &mut blank);
+        assert_eq!(blank, Vec::<String>::new(), "no help");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::apply::split_body;
 use super::error::CliError;
 use super::kinds::{deployment_ref, name, share};
 use super::output::{Format, Screen, Table, print, remark, shares, text, yaml};
-use crate::client::Client;
+use crate::client::{Client, causes};
 
 /// Show or set which share of the requests each deployment gets
 #[derive(Debug, clap::Args)]
@@ -24,6 +24,7 @@ use crate::client::Client;
 
 Shares are percent and sum to 100 (or to 0: no traffic). Deployments left out get none.")]
 pub struct TrafficArgs {
+    /// The endpoint whose traffic it is
     #[arg(value_parser = name)]
     endpoint: Name,
     /// DEPLOYMENT=PERCENT …
@@ -103,6 +104,7 @@ pub struct ResumeArgs {
 The answer goes to standard output; status, deployment and latency go to standard error. The key
 is taken from the control API.")]
 pub struct InvokeArgs {
+    /// The endpoint to send it to
     #[arg(value_parser = name)]
     endpoint: Name,
     /// A file, or JSON as it stands
@@ -126,11 +128,13 @@ pub struct InvokeArgs {
   penstock keys iris --regenerate secondary
   penstock keys iris -o json")]
 pub struct KeysArgs {
+    /// The endpoint whose keys they are
     #[arg(value_parser = name)]
     endpoint: Name,
     /// Replace this key; the old one stops working
     #[arg(long, value_enum, value_name = "KEY")]
     regenerate: Option<Slot>,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
@@ -279,7 +283,7 @@ pub async fn invoke(client: &Client, args: &InvokeArgs) -> Result<(), CliError> 
         .get(&["v1", "endpoints", endpoint], &[])
         .await?
         .json()?;
-    let url = scoring_url(client, endpoint, &resource, args.path.as_deref())?;
+    let (url, origin) = scoring_url(client, endpoint, &resource, args.path.as_deref())?;
     let key = match (&args.key, text(&resource, "/spec/auth").as_str()) {
         (Some(key), _) => Some(key.clone()),
         (None, "none") => None,
@@ -300,13 +304,13 @@ pub async fn invoke(client: &Client, args: &InvokeArgs) -> Result<(), CliError> 
     let response = request
         .send()
         .await
-        .map_err(|error| gateway_silent(&url, &error))?;
+        .map_err(|error| gateway_silent(&url, &origin, &error))?;
     let status = response.status();
     let headers = response.headers().clone();
     let answer = response
         .bytes()
         .await
-        .map_err(|error| gateway_silent(&url, &error))?;
+        .map_err(|error| gateway_silent(&url, &origin, &error))?;
     let took = started.elapsed();
 
     let header = |name: &str| {
@@ -335,10 +339,13 @@ pub async fn invoke(client: &Client, args: &InvokeArgs) -> Result<(), CliError> 
     }
 }
 
-fn gateway_silent(url: &str, error: &reqwest::Error) -> CliError {
+fn gateway_silent(url: &str, origin: &str, error: &reqwest::Error) -> CliError {
+    let reason = causes(error);
+    if !error.is_connect() {
+        return CliError::NoServer(format!("the gateway broke off, asked at {url}: {reason}"));
+    }
     CliError::NoServer(format!(
-        "the gateway at {url} cannot be reached: {}",
-        std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+        "the gateway cannot be reached at {url}: {reason}. The address is {origin}. See that a gateway runs there (`penstock serve`, or `penstock serve --services gateway`); if clients reach it elsewhere, start control with --gateway-url http://HOST:PORT"
     ))
 }
 
@@ -358,30 +365,41 @@ fn request_body(data: &str) -> Result<Vec<u8>, CliError> {
     })
 }
 
-/// The endpoint's own word for where it answers, else the gateway that the configuration names.
+/// The endpoint's own word for where it answers, else the gateway that the configuration names; and
+/// in words who said so.
 pub fn scoring_url(
     client: &Client,
     endpoint: &str,
     resource: &Value,
     path: Option<&str>,
-) -> Result<String, CliError> {
+) -> Result<(String, String), CliError> {
     let stated = text(resource, "/status/scoringUri");
-    let base = match (stated.starts_with("http"), client.gateway()) {
-        (true, _) => stated,
-        (false, Some(gateway)) => {
-            let gateway = gateway.trim_end_matches('/');
-            format!("{gateway}/endpoints/{endpoint}/score")
-        }
+    let (base, origin) = match (stated.starts_with("http"), client.gateway()) {
+        (true, _) => (
+            stated,
+            format!(
+                "the endpoint's scoringUri, as the control API at {} has it",
+                client.server()
+            ),
+        ),
+        (false, Some(gateway)) => (
+            format!(
+                "{}/endpoints/{endpoint}/score",
+                gateway.trim_end_matches('/')
+            ),
+            "made of `gateway` in client.json".to_owned(),
+        ),
         (false, None) => {
             return Err(CliError::Failed(format!(
-                "it is not known where the gateway of `{endpoint}` listens: name a client.json that says so with PENSTOCK_CONFIG"
+                "it is not known where the gateway of `{endpoint}` listens: start control with --gateway-url http://HOST:PORT, or write `gateway` into the client.json that PENSTOCK_CONFIG names"
             )));
         }
     };
-    Ok(match path {
+    let url = match path {
         Some(path) => format!("{base}/{}", path.trim_start_matches('/')),
         None => base,
-    })
+    };
+    Ok((url, origin))
 }
 
 pub async fn primary_key(client: &Client, endpoint: &str) -> Result<String, CliError> {

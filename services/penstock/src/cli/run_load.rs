@@ -53,7 +53,7 @@ async fn target(connect: &ConnectArgs, args: &LoadArgs) -> Result<Target, CliErr
     let client = Client::new(connection)?;
     let path = ["v1", "endpoints", &endpoint];
     let resource = client.get(&path, &[]).await?.json()?;
-    let url = scoring_url(&client, &endpoint, &resource, None)?;
+    let (url, _) = scoring_url(&client, &endpoint, &resource, None)?;
     let key = match (&args.key, text(&resource, "/spec/auth").as_str()) {
         (Some(key), _) => Some(key.clone()),
         (None, "none") => None,

@@ -69,6 +69,9 @@ pub struct Load {
 }
 
 pub async fn top(client: &Client, args: &TopArgs, screen: Screen) -> Result<(), CliError> {
+    if let Some(scope) = &args.scope {
+        scope.must_exist(client).await?;
+    }
     if args.once {
         let model = gather(client, args.scope.as_ref(), screen.now).await?;
         return print(&plain(&model));
@@ -97,7 +100,15 @@ async fn live(
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         terminal
-            .draw(|frame| frame.render_widget(View { model: &model }, frame.area()))
+            .draw(|frame| {
+                frame.render_widget(
+                    View {
+                        model: &model,
+                        is_live: true,
+                    },
+                    frame.area(),
+                )
+            })
             .map_err(|error| CliError::Failed(format!("the terminal cannot be drawn: {error}")))?;
         tokio::select! {
             key = keys.recv() => match key {
@@ -269,7 +280,11 @@ impl Model {
 fn plain(model: &Model) -> String {
     let area = Rect::new(0, 0, ONCE_WIDTH, model.height());
     let mut buffer = Buffer::empty(area);
-    View { model }.render(area, &mut buffer);
+    View {
+        model,
+        is_live: false,
+    }
+    .render(area, &mut buffer);
     let mut lines: Vec<String> = (0..area.height)
         .map(|y| {
             let row: String = (0..area.width).map(|x| buffer[(x, y)].symbol()).collect();
@@ -284,6 +299,8 @@ fn plain(model: &Model) -> String {
 
 struct View<'a> {
     model: &'a Model,
+    /// Whether keys are heard.
+    is_live: bool,
 }
 
 impl Widget for View<'_> {
@@ -306,8 +323,10 @@ impl Widget for View<'_> {
         self.deployments(deployments.width)
             .render(deployments, buffer);
         self.decisions().render(decisions, buffer);
-        let keys = Style::new().add_modifier(Modifier::DIM);
-        Line::styled("q quit", keys).render(help, buffer);
+        if self.is_live {
+            let keys = Style::new().add_modifier(Modifier::DIM);
+            Line::styled("q quit", keys).render(help, buffer);
+        }
     }
 }
 
@@ -532,6 +551,7 @@ mod tests {
         ] {
             assert!(shown.contains(expected), "no `{expected}` in:\n{shown}");
         }
+        assert!(!shown.contains("quit"), "a key that nobody hears:\n{shown}");
     }
 
     #[test]
@@ -539,11 +559,13 @@ mod tests {
         for (width, height) in [(1, 1), (20, 5), (300, 3)] {
             let area = Rect::new(0, 0, width, height);
             let mut buffer = Buffer::empty(area);
-            View { model: &model() }.render(area, &mut buffer);
-            View {
-                model: &Model::default(),
+            for model in [model(), Model::default()] {
+                View {
+                    model: &model,
+                    is_live: true,
+                }
+                .render(area, &mut buffer);
             }
-            .render(area, &mut buffer);
         }
     }
 

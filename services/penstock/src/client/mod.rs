@@ -18,6 +18,8 @@ use config::Connection;
 
 /// The header by which a write tells its position and a read asks for it.
 pub const POSITION_HEADER: &str = "penstock-position";
+/// The header in which the gateway says why it refuses; control never sends it.
+const GATEWAY_HEADER: &str = "penstock-error-code";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -28,6 +30,10 @@ pub enum ClientError {
         "the server at {server} cannot be reached: {reason}. Start it with `penstock serve`, or name another with --server"
     )]
     Unreachable { server: String, reason: String },
+    #[error(
+        "the gateway answered at {server}: it serves models, and this command needs the control API. Its address is `server` in client.json, in the data folder of the process that runs control, and `control` in that process's line `ready`. Name it with --server, or leave --server and PENSTOCK_SERVER out on that machine"
+    )]
+    Gateway { server: String },
     #[error("{}", refusal(.0))]
     Refused(Box<Refusal>),
     #[error("the answer of {url} cannot be read: {reason}")]
@@ -184,9 +190,10 @@ impl Client {
         if response.status().is_success() {
             return Ok(response);
         }
+        let is_gateway = response.headers().contains_key(GATEWAY_HEADER);
         let status = response.status().as_u16();
         let text = response.text().await.unwrap_or_default();
-        Err(refused(status, &text))
+        Err(self.refused(is_gateway, status, &text))
     }
 
     /// After writes: returns once the read models show them, so that the next command sees them too.
@@ -264,7 +271,8 @@ impl Client {
                 reason: causes(&error),
             })?;
         if !status.is_success() {
-            return Err(refused(status.as_u16(), &text));
+            let is_gateway = headers.contains_key(GATEWAY_HEADER);
+            return Err(self.refused(is_gateway, status.as_u16(), &text));
         }
         let answer = Answer {
             status: status.as_u16(),
@@ -285,6 +293,15 @@ impl Client {
         }
     }
 
+    fn refused(&self, is_gateway: bool, status: u16, text: &str) -> ClientError {
+        match is_gateway {
+            true => ClientError::Gateway {
+                server: self.connection.server.clone(),
+            },
+            false => refused(status, text),
+        }
+    }
+
     fn unreachable(&self, error: &reqwest::Error) -> ClientError {
         let reason = if error.is_timeout() {
             "it did not answer in time".to_owned()
@@ -299,7 +316,7 @@ impl Client {
 }
 
 /// The innermost cause says what happened; the outer ones only that it did.
-fn causes(error: &reqwest::Error) -> String {
+pub fn causes(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {
         cause = inner;
@@ -309,13 +326,20 @@ fn causes(error: &reqwest::Error) -> String {
 
 /// A problem document, or whatever stands in its place when something else answered.
 fn refused(status: u16, text: &str) -> ClientError {
-    let problem = serde_json::from_str::<Problem>(text).unwrap_or_else(|_| Problem {
-        kind: "about:blank".into(),
-        title: "the request was refused".into(),
-        status,
-        detail: format!("the server answered {status}: {}", brief(text)),
-        code: String::new(),
-        errors: Vec::new(),
+    let problem = serde_json::from_str::<Problem>(text).unwrap_or_else(|_| {
+        // Control says in a problem document what it does not have.
+        let doubt = match status {
+            404 => "; it may not be a control API: see --server",
+            _ => "",
+        };
+        Problem {
+            kind: "about:blank".into(),
+            title: "the request was refused".into(),
+            status,
+            detail: format!("the server answered {status}: {}{doubt}", brief(text)),
+            code: String::new(),
+            errors: Vec::new(),
+        }
     });
     ClientError::Refused(Box::new(Refusal { status, problem }))
 }
@@ -378,5 +402,7 @@ mod tests {
             refused(502, "<html>\nbad gateway").to_string(),
             "the server answered 502: <html> bad gateway"
         );
+        let elsewhere = refused(404, "").to_string();
+        assert!(elsewhere.contains("see --server"), "{elsewhere}");
     }
 }

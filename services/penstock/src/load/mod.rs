@@ -112,6 +112,7 @@ pub struct LoadArgs {
     /// Draw load and instances over time at the end
     #[arg(long)]
     pub chart: bool,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Output,
     /// Write the report as JSON to this file, too

@@ -109,6 +109,11 @@ impl MemberLogs {
         let url = format!("{base}/v1/logs/{endpoint}/{deployment}?{}", form(query));
         let request = self.http.get(url).bearer_auth(token.as_str());
         let response = request.send().await.map_err(|error| error.to_string())?;
+        if response.status() == reqwest::StatusCode::UNAUTHORIZED {
+            return Err(format!(
+                "{base} does not take our token; give all processes the same --internal-token"
+            ));
+        }
         if !response.status().is_success() {
             return Err(format!("{} from {base}", response.status()));
         }
@@ -403,6 +408,7 @@ mod tests {
                 assert!(text.contains(line), "{text}");
             }
             assert!(!text.contains("secret"), "{text}");
+            assert!(text.contains("the same --internal-token"), "{text}");
             for node in ["c", "d", "e"] {
                 let note = format!("penstock: node {node} cannot be asked for its logs: ");
                 assert!(text.contains(&note), "{text}");

@@ -28,6 +28,9 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     runtime::telemetry::start();
     let args = config_file::with_file(args)?;
     let plan = Plan::of(&args)?;
+    for caution in plan.cautions(&args) {
+        tracing::warn!("{caution}");
+    }
     let threads = std::thread::available_parallelism()
         .map_or(2, usize::from)
         .max(2);

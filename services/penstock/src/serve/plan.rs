@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use anyhow::bail;
+use control::SEAL_FILE;
 
 use crate::cli::serve_args::ServeArgs;
 
@@ -79,6 +80,54 @@ impl Plan {
         self.services.len() == Service::ALL.len()
     }
 
+    /// What will not work for want of a secret that processes share. Nothing fails by it, so nobody would
+    /// look for the reason.
+    pub fn cautions(&self, args: &ServeArgs) -> Vec<String> {
+        if self.is_whole() {
+            return Vec::new();
+        }
+        let without_token = args.internal_token.is_none().then(|| self.tokenless(args));
+        let without_key = args.seal_key.is_none() && self.runs(Service::Control);
+        let own_key = args.data.join(SEAL_FILE);
+        let unsealed = without_key.then(|| {
+            format!(
+                "there is no --seal-key (PENSTOCK_SEAL_KEY), so this control seals the keys of endpoints with {own}: another control, or this one with another data folder, cannot show them (`penstock keys`, `penstock invoke`); give every process with control the same one, such as file:{own}",
+                own = own_key.display()
+            )
+        });
+        without_token
+            .flatten()
+            .into_iter()
+            .chain(unsealed)
+            .collect()
+    }
+
+    fn tokenless(&self, args: &ServeArgs) -> Option<String> {
+        let mut lost = Vec::new();
+        if self.runs(Service::Control) {
+            lost.push("`penstock logs` shows no output of instances on other nodes".to_owned());
+        }
+        if self.runs(Service::Actuator) {
+            lost.push(
+                "other processes cannot read the output of the instances here (`penstock logs`)"
+                    .to_owned(),
+            );
+        }
+        // Control's metrics are shown to its viewers too.
+        if !self.runs(Service::Control) && !args.admin_addr.ip().is_loopback() {
+            lost.push(format!(
+                "metrics at {} are refused to other machines",
+                args.admin_addr
+            ));
+        }
+        (!lost.is_empty()).then(|| {
+            format!(
+                "there is no --internal-token (PENSTOCK_INTERNAL_TOKEN), so {}; make one with `openssl rand -hex 32`, and give all processes the same",
+                lost.join(", and ")
+            )
+        })
+    }
+
     /// A gateway lives by routes and frames alone.
     pub fn needs_store(&self) -> bool {
         self.services
@@ -150,6 +199,48 @@ mod tests {
     fn services_apart_need_a_store_between_processes() {
         let text = refused(&[KAFKA, "--store=sqlite:x.db", "--services=autoscaler"]);
         assert!(text.contains("--store postgres"), "{text}");
+    }
+
+    fn cautions(arguments: &[&str]) -> Vec<String> {
+        let arguments = ["serve", KAFKA, "--store=postgres://db/penstock"]
+            .iter()
+            .chain(arguments);
+        let args = Command::parse_from(arguments).args;
+        Plan::of(&args).unwrap().cautions(&args)
+    }
+
+    #[test]
+    fn control_without_the_shared_secrets_says_what_will_not_work() {
+        let said = cautions(&["--services=control", "--data=/d"]);
+        let [token, key] = said.as_slice() else {
+            panic!("{said:?}");
+        };
+        for word in ["--internal-token", "penstock logs"] {
+            assert!(token.contains(word), "{token}");
+        }
+        for word in ["--seal-key", "penstock keys", "file:/d/seal.key"] {
+            assert!(key.contains(word), "{key}");
+        }
+        let token = "--internal-token=env:T";
+        assert_eq!(cautions(&["--services=control", token]).len(), 1);
+        let key = "--seal-key=env:K";
+        assert_eq!(cautions(&["--services=control", key]).len(), 1);
+        assert!(cautions(&["--services=control", token, key]).is_empty());
+    }
+
+    #[test]
+    fn who_needs_no_secret_is_not_asked_for_one() {
+        assert!(cautions(&["--services=all"]).is_empty());
+        assert!(cautions(&["--services=gateway"]).is_empty());
+        assert!(cautions(&["--services=autoscaler,meter"]).is_empty());
+        // No endpoint's key is sealed there.
+        assert_eq!(cautions(&["--services=actuator"]).len(), 1);
+    }
+
+    #[test]
+    fn metrics_that_other_machines_could_ask_for_need_the_token() {
+        let said = cautions(&["--services=gateway", "--admin-addr=0.0.0.0:7071"]);
+        assert!(said[0].contains("metrics at 0.0.0.0:7071"), "{said:?}");
     }
 
     #[test]

@@ -207,6 +207,7 @@ impl Inner {
             ["instances"] if query.contains("endpoint=") => {
                 reply(200, r#"{"items":[],"nextCursor":null}"#)
             }
+            ["events", "parked"] => reply(200, r#"{"items":[]}"#),
             ["endpoints" | "instances" | "decisions" | "autoscale" | "access"] => {
                 let depth = path.matches('/').count() + 1;
                 self.list(path, depth)

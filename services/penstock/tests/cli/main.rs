@@ -273,6 +273,71 @@ fn invoke_takes_the_key_from_the_api_and_shows_who_answered() {
 }
 
 #[test]
+fn a_gateway_that_is_down_is_named_with_whose_word_its_address_is() {
+    let (home, server) = (Home::new(), Fake::start());
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = format!("http://{}", closed.local_addr().unwrap());
+    drop(closed);
+    let uri = format!("{gateway}/endpoints/iris/score");
+    let endpoint = |status: Value| json!({"spec": {"auth": "none"}, "status": status});
+    let invoke = ["invoke", "iris", "--data", "[1]"];
+
+    server.store("/v1/endpoints/iris", endpoint(json!({"scoringUri": uri})));
+    let ran = home.run_with(&server, &invoke);
+    assert_eq!((ran.code, ran.out.as_str()), (3, ""), "{ran:?}");
+    let origin = format!("scoringUri, as the control API at {}", server.url);
+    for word in [&uri, &origin, "Connection refused", "--gateway-url"] {
+        assert!(ran.err.contains(word), "no {word} in {}", ran.err);
+    }
+
+    // Control does not know it: the client's own file does, or nobody.
+    server.store("/v1/endpoints/iris", endpoint(json!({})));
+    let ran = home.run_with(&server, &invoke);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.err.contains("--gateway-url"), "{}", ran.err);
+    let config = json!({"server": server.url, "gateway": gateway}).to_string();
+    home.file("penstock/client.json", &config);
+    let ran = home.run_with(&server, &invoke);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    for word in [&uri, "`gateway` in client.json"] {
+        assert!(ran.err.contains(word), "no {word} in {}", ran.err);
+    }
+}
+
+#[test]
+fn a_list_without_rows_says_so_and_prints_no_table() {
+    let (home, server) = (Home::new(), Fake::start());
+    server.store("/v1/endpoints/iris", json!({"metadata": {"name": "iris"}}));
+    for (words, said) in [
+        (&["decisions", "iris"][..], "no decisions for iris yet\n"),
+        (
+            &["decisions", "iris", "--since", "1h"],
+            "no decisions for iris in the last 1h\n",
+        ),
+        (&["decisions"], "no decisions yet\n"),
+        (&["get", "decisions", "iris"], "no decisions of iris yet\n"),
+        (&["get", "instances", "iris"], "no instances of iris yet\n"),
+        (&["get", "access"], "no tokens yet\n"),
+        (&["events", "parked"], "no endpoint is parked\n"),
+    ] {
+        let ran = home.run_with(&server, words);
+        assert_eq!((ran.code, ran.out.as_str()), (0, ""), "{words:?}: {ran:?}");
+        assert_eq!(ran.err, said, "{words:?}");
+    }
+    server.store(
+        "/v1/instances/1",
+        instance("iris-blue-gone", "stopped", 5, Some(15)),
+    );
+    let ran = home.run_with(&server, &["get", "instances"]);
+    assert_eq!((ran.code, ran.out.as_str()), (0, ""), "{ran:?}");
+    assert!(ran.err.contains("--all shows 1"), "{}", ran.err);
+    // A program is told in its own language.
+    let ran = home.run_with(&server, &["decisions", "iris", "-o", "json"]);
+    let body: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((ran.code, &body["items"]), (0, &json!([])), "{ran:?}");
+}
+
+#[test]
 fn the_log_is_exported_whole_over_pages() {
     let (home, server) = (Home::new(), Fake::start());
     let ran = home.run_with(&server, &["events", "export", "--out", "events.ndjson"]);

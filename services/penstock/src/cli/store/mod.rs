@@ -89,6 +89,7 @@ struct MigrateArgs {
     /// Only say what would be done
     #[arg(long)]
     check: bool,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
 }
@@ -106,6 +107,7 @@ struct BackupArgs {
     to: PathBuf,
     #[command(flatten)]
     which: Which,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
 }
@@ -127,6 +129,7 @@ struct RebuildArgs {
     /// A backup, any other store (URL), or kafka://HOST:PORT/PREFIX
     #[arg(long, value_name = "FILE")]
     from: Option<String>,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
 }
@@ -150,6 +153,7 @@ struct RepublishArgs {
     /// Only events above this position
     #[arg(long, value_name = "POSITION", default_value_t = 0)]
     after: u64,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
 }
@@ -168,6 +172,7 @@ struct HashArgs {
     /// Only events up to this position
     #[arg(long, value_name = "POSITION")]
     up_to: Option<u64>,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
 }
@@ -193,6 +198,7 @@ struct CompareArgs {
     /// Both must end at the same position
     #[arg(long, conflicts_with = "up_to")]
     exact: bool,
+    /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: Format,
 }

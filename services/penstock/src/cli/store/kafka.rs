@@ -76,7 +76,8 @@ fn waiting(url: &str, read: u64) -> String {
 fn unread(error: BusError) -> CliError {
     match error {
         BusError::Unreachable(why) => CliError::NoServer(why),
-        error => failed(error),
+        // A server's option has the same settings.
+        error => failed(error.to_string().replace("--bus", "the URL")),
     }
 }
 

@@ -35,6 +35,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 const BROKER_PATIENCE: Duration = Duration::from_secs(30);
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
+/// By then it is known why none answers.
+const REASON_AFTER: Duration = Duration::from_secs(10);
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Republished {
@@ -85,16 +88,18 @@ async fn with_bus(store: &Store, args: &RepublishArgs) -> Result<Republished, Cl
     done
 }
 
-/// Waits until the bus works. What the matter is, is said at once, as it may be for people to mend.
+/// Waits until the bus works. What the matter is, is said before the end: it may be for people to mend.
 async fn answers(bus: &dyn Bus, until: Instant) -> Result<(), CliError> {
     let mut said = false;
     while let Some(trouble) = bus.trouble() {
+        // A server's option has the same settings.
+        let trouble = trouble.replace("--bus", "--to");
         if Instant::now() >= until {
             return Err(CliError::NoServer(format!(
                 "{trouble}. Nothing is published: see to it, and start this again"
             )));
         }
-        if !said {
+        if !said && Instant::now() + BROKER_PATIENCE >= until + REASON_AFTER {
             remark(&format!("still waiting: {trouble}"));
             said = true;
         }

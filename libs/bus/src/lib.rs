@@ -102,6 +102,9 @@ pub enum BusError {
     Closed,
     #[error("the bus cannot be read: {0}")]
     Unreadable(String),
+    /// Nobody answers, and has not for as long as it is waited for.
+    #[error("{0}")]
+    Unreachable(String),
 }
 
 /// The bus that a URL names: `local`, or `kafka://HOST:PORT[,…]/PREFIX`.

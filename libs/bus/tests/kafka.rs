@@ -37,9 +37,14 @@ async fn open(kafka: &Kafka, prefix: &str) -> Arc<KafkaBus> {
     KafkaBus::open(config).await.unwrap()
 }
 
-async fn whole_log(kafka: &Kafka, prefix: &str) -> (Vec<Arc<Record>>, Extent) {
+async fn whole_log(kafka: &Kafka, prefix: &str) -> (Vec<RawRecord>, Extent) {
     let config = KafkaConfig::parse(&kafka.url(prefix)).unwrap();
     read_log(&config).collect().await.unwrap()
+}
+
+fn stored(records: &[Arc<Record>]) -> Vec<RawRecord> {
+    let raw = |record: &Arc<Record>| RawRecord::of(record).unwrap();
+    records.iter().map(raw).collect()
 }
 
 async fn make_topic(kafka: &Kafka, name: &str, partitions: i32, settings: &[(&str, &str)]) {
@@ -333,31 +338,52 @@ async fn routes_that_change_all_the_time_are_caught_up_with() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_goes_out_as_stored_can_be_read_by_who_knows_it() {
+async fn what_goes_out_as_stored_is_read_back_as_it_was() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
-    let known = record("iris", 1);
-    let stored = RawRecord::of(&known).unwrap();
-    let unknown = RawRecord {
+    let mut reader = Reader::joined(&*bus, Subscription::Whole).await;
+    let (known, next) = (record("iris", 1), record("iris", 4));
+    let first = RawRecord::of(&known).unwrap();
+    let of_another_type = RawRecord {
         position: Position(2),
+        prev: Position(1),
+        version: 2,
+        id: "not a UUID".to_owned(),
         type_name: "endpoint.not-invented-yet".to_owned(),
-        ..stored.clone()
+        type_version: 7,
+        actor: "robot:\"ü\"".to_owned(),
+        data: "{ \"a\" : 1.0 }\n".to_owned(),
+        ..first.clone()
     };
-    bus.publish_stored(&[stored.clone(), unknown])
-        .await
-        .unwrap();
+    let of_another_stream = RawRecord {
+        position: Position(3),
+        prev: Position(2),
+        stream: "forecast/default/iris/weekly/1".to_owned(),
+        version: 1,
+        data: "no JSON".to_owned(),
+        ..of_another_type.clone()
+    };
+    let last = RawRecord {
+        prev: Position(3),
+        ..RawRecord::of(&next).unwrap()
+    };
+    let all = [first.clone(), of_another_type, of_another_stream, last];
+    bus.publish_stored(&all).await.unwrap();
     let nowhere = RawRecord {
         position: Position(3),
         bucket: Bucket(999),
-        ..stored
+        ..first
     };
     let refused = bus.publish_stored(&[nowhere]).await.unwrap_err();
     let expected = "position 3: there is no bucket 999";
     assert!(refused.to_string().contains(expected), "{refused}");
-    let (records, extent) = whole_log(kafka, &prefix).await;
-    assert_eq!(records, [known]);
-    assert_eq!(extent.unreadable.len(), 1, "it is there");
+    let (events, extent) = whole_log(kafka, &prefix).await;
+    assert_eq!(events, all);
+    assert_eq!(extent.unreadable, Vec::<String>::new());
+    assert_eq!(extent.whole, Position(4));
+    // Who follows the log gets what it can read of it; the rest it finds in the store.
+    reader.until(2).await;
     bus.close().await;
 }
 
@@ -435,7 +461,7 @@ async fn the_whole_log_is_read_back_and_what_is_missing_is_named() {
     // Again, as after an answer that was lost.
     bus.publish_records(&records[900..1000]).await.unwrap();
     let (copy, extent) = whole_log(kafka, &prefix).await;
-    assert_eq!(copy, records[..1000]);
+    assert_eq!(copy, stored(&records[..1000]));
     let expected = Extent {
         whole: Position(1000),
         last: Position(1000),
@@ -499,7 +525,7 @@ async fn a_killed_broker_loses_nothing_that_was_confirmed() {
     published.await.unwrap();
     until("trouble is over", || bus.trouble().is_none()).await;
     let (copy, extent) = whole_log(&kafka, &prefix).await;
-    assert_eq!(copy, records);
+    assert_eq!(copy, stored(&records));
     assert_eq!((extent.whole, extent.holes), (Position(10_000), Vec::new()));
     // The member goes on too; what it missed in between it would find in the store.
     let again = Arc::new(Record {
@@ -580,7 +606,7 @@ async fn with_three_brokers_the_kill_of_a_leader_loses_nothing() {
     );
     published.await.unwrap();
     let (copy, extent) = whole_log(&kafka, &prefix).await;
-    assert_eq!(copy, records);
+    assert_eq!(copy, stored(&records));
     assert_eq!(extent.whole, Position(10_000));
     reader.until(10_000).await;
     kafka.restart(leader);

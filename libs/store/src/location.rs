@@ -22,16 +22,7 @@ impl Location {
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             return Ok(Self::Postgres(Box::new(postgres::Place::parse(url)?)));
         }
-        // It is not repeated in full: a mistyped URL may hold a password.
-        let scheme = url.split("://").next().unwrap_or_default();
-        let shown = if scheme.len() < url.len() {
-            scheme
-        } else {
-            url
-        };
-        Err(StoreError::Refused(format!(
-            "`{shown}` is not a store this binary can open: use sqlite:PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE"
-        )))
+        Err(StoreError::Refused(not_a_store(url)))
     }
 
     /// Takes the store for this process, where only one may have it.
@@ -80,12 +71,61 @@ impl Location {
     }
 }
 
+/// What to write instead. A mistyped URL may hold a password, and is not repeated.
+fn not_a_store(text: &str) -> String {
+    const DATABASE: &str = "postgres://USER:PASSWORD@HOST:PORT/DATABASE";
+    match text.split_once("://") {
+        Some(("kafka", _)) => format!(
+            "a store is a file or a database, and kafka:// is a bus: write sqlite:PATH, or {DATABASE}"
+        ),
+        Some((scheme, _)) => {
+            format!(
+                "`{scheme}://` is no kind of store: write sqlite:PATH for a file, or {DATABASE}"
+            )
+        }
+        None if text.is_empty() || text.contains('@') => {
+            format!("the store has no kind: write sqlite:PATH for a file, or {DATABASE}")
+        }
+        None => format!(
+            "`{text}` does not say what kind of store it is: for that file write sqlite:{text}, for a \
+             database {DATABASE}"
+        ),
+    }
+}
+
 /// For people; without credentials.
 impl std::fmt::Display for Location {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Sqlite(place) => place.path().display().fmt(f),
             Self::Postgres(place) => f.write_str(place.name()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        Location::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_path_alone_is_answered_with_the_url_that_names_it() {
+        let said = refused("/var/lib/penstock.db");
+        assert!(
+            said.contains("write sqlite:/var/lib/penstock.db,"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn what_may_hold_a_password_is_not_repeated() {
+        for text in ["mysql://me:secret@host/db", "postgres:me:secret@host/db"] {
+            let said = refused(text);
+            assert!(!said.contains("secret"), "{said}");
+            assert!(said.contains("write sqlite:PATH"), "{said}");
         }
     }
 }

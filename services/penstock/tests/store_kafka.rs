@@ -10,14 +10,14 @@ use bus::Bus;
 use bus::kafka::{KafkaBus, KafkaConfig};
 use contract::events::{AccessRevoked, Empty, Event};
 use contract::ids::{Bucket, EndpointKey, Position};
-use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
+use contract::log::{Actor, NewEvent, RawRecord, Record, StreamKind, StreamName};
 use contract::time::Timestamp;
 use domain::views::{self, MODELS};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use runtime::parking::PARKED;
 use runtime::relay::RELAY;
-use serde_json::Value;
+use serde_json::{Value, json};
 use servers::{Kafka, Postgres};
 use sqlx::Connection as _;
 use store::{Append, Commit, CursorMove, POSITIONS_SKIPPED, RowQuery, Store};
@@ -92,6 +92,10 @@ struct World {
 
 impl World {
     async fn new(kafka: &Kafka) -> Self {
+        Self::on(kafka.url(&kafka.prefix())).await
+    }
+
+    async fn on(kafka: String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.db");
         let store = Store::open(&format!("sqlite:{}", path.display()))
@@ -103,7 +107,7 @@ impl World {
         assert_eq!(records.len() as u64, EVENTS);
         Self {
             folder,
-            kafka: kafka.url(&kafka.prefix()),
+            kafka,
             records: records.into_iter().map(Arc::new).collect(),
         }
     }
@@ -351,9 +355,14 @@ async fn what_the_relay_has_not_carried_yet_is_counted_and_what_it_has_must_be_t
     world.publish(&world.records[..100]).await;
     let compared = world.compare(&[]).await.ended_with(0);
     assert_eq!(compared["b"]["head"], 100);
+    assert_eq!(compared["sameUpTo"], 100);
     assert_eq!(compared["a"]["more"], EVENTS - 100);
+    assert_eq!(compared["a"]["only"]["events"], EVENTS - 100);
+    assert_eq!(compared["a"]["only"]["last"], EVENTS);
+    assert_eq!(compared["b"]["only"], Value::Null);
     let exact = world.compare(&["--exact"]).await.ended_with(1);
     assert_eq!(exact["differsAt"], 101);
+    assert_eq!(exact["sameUpTo"], 100);
 
     // A part of it can be published by itself.
     let store = world.store("store.db");
@@ -421,19 +430,118 @@ async fn nobody_publishes_beside_the_relay_that_holds_the_lease() {
     store.close().await;
 }
 
+/// As another release would have written the event at a position.
+async fn rewrite(url: &str, position: u64, columns: &str) {
+    let mut connection = sqlx::SqliteConnection::connect(url).await.unwrap();
+    let text = format!("UPDATE events SET {columns} WHERE position = {position}");
+    let query = sqlx::query(sqlx::AssertSqlSafe(text));
+    let done = query.execute(&mut connection).await.unwrap();
+    assert_eq!(done.rows_affected(), 1, "position {position}");
+    connection.close().await.unwrap();
+}
+
+async fn stored(url: &str) -> Vec<RawRecord> {
+    let store = Store::open(url).await.unwrap();
+    let events = store.read_raw(Position::START, 10_000).await.unwrap();
+    store.close().await;
+    events
+}
+
+/// From the store to Kafka, and from there into both kinds of store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_release_wrote_survives_byte_for_byte() {
+    let (Some(kafka), Some(postgres)) = (Kafka::shared(), Postgres::shared()) else {
+        return;
+    };
+    let world = World::new(kafka).await;
+    let store = world.store("store.db");
+    // The second events of e3, e5 and e7: one with a field more and in another order of writing, one of
+    // another type, one in a stream of another kind. And the one on access.
+    let second = |endpoint: u64| ENDPOINTS + endpoint + 1;
+    let field = "data = '{ \"notInventedYet\": [1.0, 1e3, \"\\u00fc\"],' || substr(data, 2), \
+                 actor = 'robot:\"ü\"'";
+    rewrite(&store, second(3), field).await;
+    let of_type =
+        "type = 'deployment.forecast', type_version = 7, data = '{\"far\" : 1}', id = 'no UUID'";
+    rewrite(&store, second(5), of_type).await;
+    let of_stream =
+        "stream = 'forecast/default/e7', version = 1, type = 'forecast.made', data = ' 1'";
+    rewrite(&store, second(7), of_stream).await;
+    rewrite(&store, EVENTS, "type_version = 2").await;
+    let expected = stored(&store).await;
+    let of_e3 = &expected[second(3) as usize - 1].data;
+    assert!(of_e3.contains("1e3"), "{of_e3}");
+
+    let words = ["republish", "--to", &world.kafka, "--store", &store];
+    world.run(&words).await.ended_with(0);
+    let compared = world.compare(&["--exact"]).await.ended_with(0);
+    assert_eq!(compared["a"]["events"], EVENTS);
+    assert_eq!(compared["a"]["sha256"], compared["b"]["sha256"]);
+
+    for url in [world.store("again.db"), postgres.database()] {
+        let rebuilt = world.rebuild(&url).await.ended_with(0);
+        assert_eq!(rebuilt["copied"]["sha256"], compared["a"]["sha256"]);
+        assert_eq!(rebuilt["notKnown"]["events"], 3, "{rebuilt}");
+        assert_eq!(rebuilt["notKnown"]["first"], second(5));
+        let parked = rebuilt["parked"].as_array().unwrap();
+        let parked: Vec<&Value> = parked.iter().map(|parked| &parked["endpoint"]).collect();
+        assert_eq!(parked, ["e5", "e7"]);
+        assert_eq!(stored(&url).await, expected);
+        let words = ["compare", &url, &world.kafka, "--exact"];
+        world.run(&words).await.ended_with(0);
+        assert_eq!(relayed(&url).await, Position(EVENTS));
+    }
+}
+
+/// It is a difference that decoding would not show.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_field_that_only_one_of_both_has_is_found_with_its_position() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let world = World::new(kafka).await;
+    world.publish(&world.records).await;
+    let more = "data = '{\"notInventedYet\":1,' || substr(data, 2)";
+    rewrite(&world.store("store.db"), 70, more).await;
+    let compared = world.compare(&[]).await.ended_with(1);
+    assert_eq!(compared["differsAt"], 70);
+    assert_eq!(compared["difference"]["fields"], json!(["data"]));
+    assert_ne!(compared["a"]["sha256"], compared["b"]["sha256"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_away_is_named_while_it_is_waited_for_and_in_the_end() {
+    // A port at which nobody listens.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = port.local_addr().unwrap().to_string();
+    drop(port);
+    let world = World::on(format!("kafka://{address}/away")).await;
+    let other = world.folder.path().join("other.db");
+    std::fs::copy(world.folder.path().join("store.db"), &other).unwrap();
+    let other = world.store("other.db");
+    let again = world.store("again.db");
+    let words = ["republish", "--to", &world.kafka, "--store", &other];
+    let (compared, rebuilt, republished) =
+        tokio::join!(world.compare(&[]), world.rebuild(&again), world.run(&words));
+    let waiting = format!("waiting for kafka://{address}/away, which has not answered yet");
+    let away = format!("penstock: Kafka at {address}: no broker answers");
+    for ran in [compared, rebuilt, republished] {
+        assert_eq!(ran.code, 3, "{ran:?}");
+        assert!(ran.err.starts_with(&waiting), "{}", ran.err);
+        assert!(
+            ran.err.lines().last().unwrap().starts_with(&away),
+            "{}",
+            ran.err
+        );
+    }
+    assert!(!world.folder.path().join("again.db").exists());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rebuild_names_and_lists_what_it_parks() {
     let Some(kafka) = Kafka::shared() else { return };
     let world = World::new(kafka).await;
     let url = world.store("store.db");
     let poison = ENDPOINTS + 1;
-    let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
-    sqlx::query("UPDATE events SET type = 'not-invented-yet' WHERE position = $1")
-        .bind(poison as i64)
-        .execute(&mut connection)
-        .await
-        .unwrap();
-    connection.close().await.unwrap();
+    rewrite(&url, poison, "type = 'not-invented-yet'").await;
 
     let words = ["rebuild", "--store", &url];
     let rebuilt = world.run(&words).await.ended_with(0);

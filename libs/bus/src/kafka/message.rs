@@ -2,12 +2,15 @@
 //! mode: the event's data is the value, all else is in headers. Frames and routes are JSON.
 
 use std::borrow::Cow;
+use std::fmt::Display;
+use std::str::FromStr;
 
 use contract::events::Event;
 use contract::frame::Frame;
 use contract::ids::{Bucket, Position};
-use contract::log::{Actor, RawRecord, Record};
+use contract::log::{Actor, RawRecord, Record, StreamName};
 use contract::route::{Route, RouteUpdate};
+use contract::time::Timestamp;
 use rdkafka::message::{Header, Headers, OwnedHeaders};
 
 const SPEC_VERSION: &str = "1.0";
@@ -98,38 +101,123 @@ fn key_of(event: &RawRecord) -> &str {
     }
 }
 
+/// What a message of a record holds, whether or not its event can be read.
+struct Message<'a> {
+    position: Position,
+    prev: Position,
+    bucket: Bucket,
+    stream: &'a str,
+    version: u64,
+    id: &'a str,
+    type_name: &'a str,
+    type_version: u32,
+    time: Timestamp,
+    actor: &'a str,
+    data: &'a str,
+}
+
+impl<'a> Message<'a> {
+    /// The one in a message of `bucket`, or what is wrong with it.
+    fn read<H: Headers>(
+        bucket: Bucket,
+        headers: Option<&'a H>,
+        value: Option<&'a [u8]>,
+    ) -> Result<Self, String> {
+        let headers = Found::new(headers.ok_or("it has no headers")?);
+        if headers.text(SPEC)? != SPEC_VERSION {
+            return Err(format!("{SPEC} is not {SPEC_VERSION}"));
+        }
+        let value = value.ok_or("it has no value")?;
+        let message = Self {
+            position: Position(headers.parsed(POSITION)?),
+            prev: Position(headers.parsed(PREV)?),
+            bucket: Bucket(headers.parsed(BUCKET)?),
+            stream: headers.text(SUBJECT)?,
+            version: headers.parsed(VERSION)?,
+            id: headers.text(ID)?,
+            type_name: headers.text(TYPE)?,
+            type_version: headers.parsed(TYPE_VERSION)?,
+            time: headers.parsed(TIME)?,
+            actor: headers.text(ACTOR)?,
+            data: std::str::from_utf8(value).map_err(|error| error.to_string())?,
+        };
+        if message.bucket != bucket {
+            return Err(misplaced(message.position, message.bucket));
+        }
+        Ok(message)
+    }
+}
+
+fn misplaced(position: Position, bucket: Bucket) -> String {
+    format!("position {position} belongs to bucket {bucket}")
+}
+
 /// The record in a message of `bucket`, or what is wrong with it.
 pub fn decode_record<H: Headers>(
     bucket: Bucket,
     headers: Option<&H>,
     value: Option<&[u8]>,
 ) -> Result<Record, String> {
-    let headers = Found::new(headers.ok_or("it has no headers")?);
-    if headers.text(SPEC)? != SPEC_VERSION {
-        return Err(format!("{SPEC} is not {SPEC_VERSION}"));
-    }
-    let value = value.ok_or("it has no value")?;
-    let value = std::str::from_utf8(value).map_err(|error| error.to_string())?;
-    let event = Event::decode(headers.text(TYPE)?, headers.parsed(TYPE_VERSION)?, value)
+    let message = Message::read(bucket, headers, value)?;
+    let event = Event::decode(message.type_name, message.type_version, message.data)
         .map_err(|error| error.to_string())?;
     let record = Record {
-        position: Position(headers.parsed(POSITION)?),
-        prev: Position(headers.parsed(PREV)?),
-        bucket: Bucket(headers.parsed(BUCKET)?),
-        stream: headers.parsed(SUBJECT)?,
-        version: headers.parsed(VERSION)?,
-        id: headers.parsed(ID)?,
-        time: headers.parsed(TIME)?,
-        actor: Actor(headers.text(ACTOR)?.to_owned()),
+        position: message.position,
+        prev: message.prev,
+        bucket: message.bucket,
+        stream: parsed(SUBJECT, message.stream)?,
+        version: message.version,
+        id: parsed(ID, message.id)?,
+        time: message.time,
+        actor: Actor(message.actor.to_owned()),
         event,
     };
-    if record.bucket != bucket || record.stream.bucket_key().bucket() != bucket {
+    let belongs_to = record.stream.bucket_key().bucket();
+    match belongs_to == bucket {
+        true => Ok(record),
+        false => Err(misplaced(record.position, belongs_to)),
+    }
+}
+
+/// The event in a message of `bucket` as it was stored where it was published. A newer release may
+/// have written it: neither its data nor its stream need be known here.
+pub fn decode_stored<H: Headers>(
+    bucket: Bucket,
+    headers: Option<&H>,
+    value: Option<&[u8]>,
+) -> Result<RawRecord, String> {
+    let message = Message::read(bucket, headers, value)?;
+    let stream = message.stream.parse::<StreamName>().ok();
+    let belongs_to = stream.map_or(bucket, |stream| stream.bucket_key().bucket());
+    if belongs_to != bucket {
+        return Err(misplaced(message.position, belongs_to));
+    }
+    let texts = [
+        message.stream,
+        message.id,
+        message.type_name,
+        message.actor,
+        message.data,
+    ];
+    if texts.iter().any(|text| text.contains('\0')) {
         return Err(format!(
-            "position {} belongs to bucket {}",
-            record.position, record.bucket
+            "position {} has a NUL character, which is in no event",
+            message.position
         ));
     }
-    Ok(record)
+    Ok(RawRecord {
+        position: message.position,
+        prev: message.prev,
+        bucket: message.bucket,
+        stream: message.stream.to_owned(),
+        version: message.version,
+        id: message.id.to_owned(),
+        type_name: message.type_name.to_owned(),
+        type_version: message.type_version,
+        time: message.time,
+        actor: message.actor.to_owned(),
+        data: message.data.to_owned(),
+    })
 }
 
 pub fn encode_frame(frame: &Frame) -> Result<Outgoing<'_>, serde_json::Error> {
@@ -195,12 +283,12 @@ impl<'a, H: Headers> Found<'a, H> {
         std::str::from_utf8(value).map_err(|_| format!("its header {name} is not text"))
     }
 
-    fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
-        &self,
-        name: &str,
-    ) -> Result<T, String> {
-        let text = self.text(name)?;
-        text.parse()
-            .map_err(|error| format!("its header {name}: {error}"))
+    fn parsed<T: FromStr<Err: Display>>(&self, name: &str) -> Result<T, String> {
+        parsed(name, self.text(name)?)
     }
+}
+
+fn parsed<T: FromStr<Err: Display>>(name: &str, text: &str) -> Result<T, String> {
+    text.parse()
+        .map_err(|error| format!("its header {name}: {error}"))
 }

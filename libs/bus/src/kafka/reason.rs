@@ -21,18 +21,30 @@ const POLL: Duration = Duration::from_millis(50);
 /// Of what a broker or librdkafka says, no more is shown.
 const SHOWN_MAX: usize = 300;
 
-/// What to tell people about a request that failed. Connects, and so takes a moment.
-pub(super) fn why(config: &KafkaConfig, error: &KafkaError) -> String {
-    let heard = listen(config);
-    heard.refusal.unwrap_or_else(|| {
-        let why = heard.last.unwrap_or_else(|| error.to_string());
-        format!("no broker answers ({why})")
-    })
+/// What to tell people about a request that failed.
+pub(super) enum Reason {
+    /// A broker or we refuse the connection, for what only people can change.
+    Refused(String),
+    Away(String),
 }
 
-/// Whether a broker or we refuse the connection for a reason that only people can change.
-pub(super) fn refused(config: &KafkaConfig) -> Option<String> {
-    listen(config).refusal
+/// Connects, and so takes a moment.
+pub(super) fn of(config: &KafkaConfig, error: &KafkaError) -> Reason {
+    let heard = listen(config);
+    match heard.refusal {
+        Some(refusal) => Reason::Refused(refusal),
+        None => {
+            let why = heard.last.unwrap_or_else(|| error.to_string());
+            Reason::Away(format!("no broker answers ({why})"))
+        }
+    }
+}
+
+/// The same where it makes no difference.
+pub(super) fn why(config: &KafkaConfig, error: &KafkaError) -> String {
+    match of(config, error) {
+        Reason::Refused(why) | Reason::Away(why) => why,
+    }
 }
 
 fn listen(config: &KafkaConfig) -> Words {

@@ -1,15 +1,15 @@
 //! The whole log as Kafka has it, for rebuilding what was lost elsewhere.
 //!
-//! Invariant: what is missing is named. What has a position that was there before is told apart, so
-//! that every position is given as a record once; [`Extent::whole`] is the position up
-//! to which every position was there, as far as the chain of `prev` in each bucket can tell.
+//! Invariant: an event is given as it was published, whether or not this release can read it. What is
+//! missing is named. What has a position that was there before is told apart, so that every position is
+//! given as an event once; [`Extent::whole`] is the position up to which every position was there, as
+//! far as the chain of `prev` in each bucket can tell.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use contract::ids::{BUCKETS, Bucket, Position};
-use contract::log::Record;
+use contract::log::RawRecord;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::Client;
 use rdkafka::config::FromClientConfigAndContext;
@@ -20,16 +20,17 @@ use rdkafka::metadata::Metadata;
 use rdkafka::topic_partition_list::Offset;
 use tokio::sync::mpsc;
 
-use super::message::decode_record;
+use super::message::decode_stored;
 use super::reader::{POLL, Unread, partitions};
+use super::reason::Reason;
 use super::{KafkaConfig, Quiet, Topics, reason};
 use crate::BusError;
 
 /// Records read ahead of the caller.
 const QUEUE_MAX: usize = 10_000;
 
-/// Without any message and any end for this long, the log cannot be read.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Without any message and any end for about this long, the log cannot be read.
+const PATIENCE: Duration = LogReader::PATIENCE;
 
 /// How long one question to a broker may take.
 const ASK_FOR: Duration = Duration::from_secs(3);
@@ -44,10 +45,10 @@ const UNREADABLE_NAMED_MAX: usize = 100;
 pub enum LogItem {
     /// Buckets come in any order; within one, the order of the topic, which is that of positions
     /// unless something was published again.
-    Record(Arc<Record>),
-    /// Has the position of a record that was given before. Whoever must be sure that it is the same
+    Event(RawRecord),
+    /// Has the position of an event that was given before. Whoever must be sure that it is the same
     /// one compares them.
-    Repeated(Arc<Record>),
+    Repeated(RawRecord),
     /// The last item.
     End(Extent),
 }
@@ -64,7 +65,7 @@ pub struct Extent {
     pub repeated: u64,
     /// What is known to be missing.
     pub holes: Vec<Hole>,
-    /// Places of messages that could not be read, and why.
+    /// Places of messages that are no events, and why.
     pub unreadable: Vec<String>,
 }
 
@@ -82,21 +83,24 @@ pub struct LogReader {
 }
 
 impl LogReader {
+    /// How long is waited for a broker, and for the next of what it has.
+    pub const PATIENCE: Duration = Duration::from_secs(30);
+
     /// `None` after [`LogItem::End`] or an error.
     pub async fn next(&mut self) -> Option<Result<LogItem, BusError>> {
         self.items.recv().await
     }
 
     /// Everything at once, in order of position.
-    pub async fn collect(mut self) -> Result<(Vec<Arc<Record>>, Extent), BusError> {
-        let mut records = Vec::new();
+    pub async fn collect(mut self) -> Result<(Vec<RawRecord>, Extent), BusError> {
+        let mut events = Vec::new();
         while let Some(item) = self.next().await {
             match item? {
-                LogItem::Record(record) => records.push(record),
+                LogItem::Event(event) => events.push(event),
                 LogItem::Repeated(_) => {}
                 LogItem::End(extent) => {
-                    records.sort_by_key(|record| record.position);
-                    return Ok((records, extent));
+                    events.sort_by_key(|event| event.position);
+                    return Ok((events, extent));
                 }
             }
         }
@@ -131,16 +135,16 @@ fn read(
         check_exists(config, topic, count)?;
         let bucket = |partition: i32| Bucket(first.0 + partition as u16);
         read_topic(config, topic, count, |message| {
-            let decoded = decode_record(
+            let decoded = decode_stored(
                 bucket(message.partition()),
                 message.headers(),
                 message.payload(),
             );
             match decoded {
-                Ok(record) => {
-                    let item = match tally.is_new(&record) {
-                        true => LogItem::Record(Arc::new(record)),
-                        false => LogItem::Repeated(Arc::new(record)),
+                Ok(event) => {
+                    let item = match tally.is_new(&event) {
+                        true => LogItem::Event(event),
+                        false => LogItem::Repeated(event),
                     };
                     sender.blocking_send(Ok(item)).is_ok()
                 }
@@ -179,16 +183,25 @@ fn first_answer(
     topic: &str,
 ) -> Result<Metadata, BusError> {
     let began = Instant::now();
+    let brokers = &config.brokers;
     loop {
-        let error = match client.fetch_metadata(Some(topic), ASK_FOR) {
+        let left = PATIENCE.saturating_sub(began.elapsed());
+        let error = match client.fetch_metadata(Some(topic), left.clamp(POLL, ASK_FOR)) {
             Ok(metadata) => return Ok(metadata),
             Err(error) => error,
         };
-        let refused = reason::refused(config);
-        if began.elapsed() >= PATIENCE || refused.is_some() {
-            let why = refused.unwrap_or_else(|| error.to_string());
-            let detail = format!("Kafka at {}: {why}", config.brokers);
-            return Err(BusError::Unreadable(detail));
+        match reason::of(config, &error) {
+            Reason::Refused(why) => {
+                return Err(BusError::Unreadable(format!("Kafka at {brokers}: {why}")));
+            }
+            Reason::Away(why) if began.elapsed() >= PATIENCE => {
+                return Err(BusError::Unreachable(format!(
+                    "Kafka at {brokers}: {why}, and none has for {} s. Start it, or name the address at \
+                     which it can be reached from here, and try again",
+                    PATIENCE.as_secs()
+                )));
+            }
+            Reason::Away(_) => {}
         }
     }
 }
@@ -232,8 +245,10 @@ fn read_topic(
             None => silent += POLL,
         }
         if silent >= PATIENCE {
-            return Err(BusError::Unreadable(format!(
-                "{topic}: nothing came for {} s, and {} partitions have not been read to their end",
+            return Err(BusError::Unreachable(format!(
+                "Kafka at {}: nothing came of topic {topic} for {} s, and {} of its partitions have not \
+                 been read to their end. See whether all of its brokers run, and try again",
+                config.brokers,
                 PATIENCE.as_secs(),
                 unread.len()
             )));
@@ -252,17 +267,17 @@ struct Tally {
 }
 
 impl Tally {
-    fn is_new(&mut self, record: &Record) -> bool {
-        if !self.seen.insert(record.position.0) {
+    fn is_new(&mut self, event: &RawRecord) -> bool {
+        if !self.seen.insert(event.position.0) {
             self.extent.repeated += 1;
             return false;
         }
         self.extent.records += 1;
-        self.extent.last = self.extent.last.max(record.position);
-        self.wanted.remove(&record.position);
-        if record.prev > Position::START && !self.seen.contains(record.prev.0) {
+        self.extent.last = self.extent.last.max(event.position);
+        self.wanted.remove(&event.position);
+        if event.prev > Position::START && !self.seen.contains(event.prev.0) {
             self.wanted
-                .insert(record.prev, (record.bucket, record.position));
+                .insert(event.prev, (event.bucket, event.position));
         }
         true
     }

@@ -1,8 +1,7 @@
 //! Whether two logs are the same, wherever they stand.
 //!
-//! Invariant: both are read once, side by side, in order of position. Where one of them is Kafka's,
-//! both are taken as this release writes events: what an earlier one published it may have written
-//! anew.
+//! Invariant: both are read once, side by side, in order of position, and every event is compared byte
+//! for byte as it is stored or was published, whether or not this release can read it.
 
 use std::collections::VecDeque;
 
@@ -12,6 +11,7 @@ use serde::Serialize;
 use store::{LogHash, LogHasher, RawRecord, Store};
 
 use super::kafka::KafkaLog;
+use super::verdict::{Compared, Comparison, Only, What};
 use super::{CompareArgs, Extent, HashArgs, Progress, failed, is_kafka, line, open, url_of};
 use crate::cli::error::CliError;
 
@@ -50,6 +50,14 @@ impl Log {
         }
     }
 
+    /// Takes a store's newest events in as well: what Kafka has been read to have, its store has had.
+    async fn look_again(&mut self) -> Result<(), CliError> {
+        if let Self::Store(log) = self {
+            log.head = log.store.head().await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Where it ends without a hole.
     fn whole(&self) -> Position {
         match self {
@@ -72,6 +80,14 @@ impl Log {
         }
     }
 
+    /// None where there is no relay to speak of.
+    fn carried(&self) -> Option<Position> {
+        match self {
+            Self::Store(log) => Some(log.carried.min(log.head)),
+            Self::Kafka(_) => None,
+        }
+    }
+
     async fn page(&mut self, after: Position) -> Result<Vec<RawRecord>, CliError> {
         match self {
             Self::Store(log) => log.store.read_raw(after, PAGE).await.map_err(failed),
@@ -91,66 +107,46 @@ struct Side {
     log: Log,
     page: VecDeque<RawRecord>,
     after: Position,
-    as_written_now: bool,
     hasher: LogHasher,
     more: Option<u64>,
+    only: Option<Only>,
 }
 
 impl Side {
-    fn new(log: Log, as_written_now: bool) -> Self {
+    fn new(log: Log) -> Self {
         Self {
             log,
             page: VecDeque::new(),
             after: Position::START,
-            as_written_now,
             hasher: LogHasher::default(),
             more: None,
+            only: None,
         }
     }
 
-    async fn fill(&mut self) -> Result<bool, CliError> {
+    /// The position of the next event.
+    async fn at(&mut self) -> Result<Option<Position>, CliError> {
         if self.page.is_empty() {
             let page = self.log.page(self.after).await?;
             self.after = page.last().map_or(self.after, |event| event.position);
             self.page = page.into();
         }
-        Ok(!self.page.is_empty())
+        Ok(self.page.front().map(|event| event.position))
     }
 
-    /// Takes the next event into the hash; none above `up_to`.
-    async fn next(&mut self, up_to: Position) -> Result<Option<RawRecord>, CliError> {
-        if !self.fill().await? {
-            return Ok(None);
-        }
-        let within = self
-            .page
-            .front()
-            .is_some_and(|event| event.position <= up_to);
-        let event = within.then(|| self.page.pop_front()).flatten();
-        let event = event.map(|event| match self.as_written_now {
-            true => as_written_now(event),
-            false => event,
-        });
-        if let Some(event) = &event {
-            self.hasher.take_in(event);
-        }
-        Ok(event)
-    }
-
-    async fn count_rest(&mut self) -> Result<(), CliError> {
-        let mut more = 0;
-        while self.fill().await? {
-            more += self.page.len() as u64;
-            self.page.clear();
-        }
-        self.more = Some(more);
-        Ok(())
+    /// The next event, if this is its position.
+    fn take(&mut self, at: Position) -> Option<RawRecord> {
+        let is_next = self.page.front().is_some_and(|event| event.position == at);
+        is_next.then(|| self.page.pop_front()).flatten()
     }
 
     async fn finish(self) -> Compared {
         let compared = Compared {
             hash: self.hasher.finish(),
             more: self.more,
+            only: self.only,
+            last: self.log.last(),
+            carried: self.log.carried(),
             kafka: self.log.extent().cloned(),
         };
         self.log.close().await;
@@ -158,24 +154,11 @@ impl Side {
     }
 }
 
-/// An event that cannot be read stays as it is.
-fn as_written_now(event: RawRecord) -> RawRecord {
-    let decoded = store::decode(&event).ok();
-    let written = decoded.and_then(|record| RawRecord::of(&record).ok());
-    written.unwrap_or(event)
-}
-
 pub async fn hash(args: &HashArgs) -> Result<(), CliError> {
     let place = args.which.url();
     let log = Log::open(&place).await?;
     let up_to = args.up_to.map_or_else(|| log.whole(), Position);
-    let mut side = Side::new(log, false);
-    let of = side.log.last().min(up_to);
-    let mut progress = Progress::new("log read up to position");
-    while let Some(event) = side.next(up_to).await? {
-        progress.say(event.position.0, of.0);
-    }
-    let done = side.finish().await;
+    let done = hash_of(log, up_to).await?;
     let text = match &done.kafka {
         None => line(&done.hash),
         Some(extent) => format!("{}\n{}", line(&done.hash), extent.lines(&place).join("\n")),
@@ -184,26 +167,25 @@ pub async fn hash(args: &HashArgs) -> Result<(), CliError> {
 }
 
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Compared {
+struct Hashed {
     #[serde(flatten)]
     hash: LogHash,
-    /// Events above those that were compared.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    more: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kafka: Option<Extent>,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Comparison {
-    equal: bool,
-    a: Compared,
-    b: Compared,
-    /// The first position that is not the same in both.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    differs_at: Option<Position>,
+async fn hash_of(log: Log, up_to: Position) -> Result<Hashed, CliError> {
+    let mut side = Side::new(log);
+    let of = side.log.last().min(up_to);
+    let mut progress = Progress::new("log read up to position");
+    while let Some(at) = side.at().await?.filter(|at| *at <= up_to) {
+        if let Some(event) = side.take(at) {
+            side.hasher.take_in(&event);
+        }
+        progress.say(at.0, of.0);
+    }
+    let Compared { hash, kafka, .. } = side.finish().await;
+    Ok(Hashed { hash, kafka })
 }
 
 /// How far two logs shall be the same.
@@ -222,7 +204,7 @@ pub async fn compare(args: &CompareArgs) -> Result<(), CliError> {
         (None, false) => Extend::Common,
     };
     // A store first: what its relay has carried by then must be on Kafka when that is read.
-    let (a, b) = match is_kafka(&args.a) {
+    let (mut a, mut b) = match is_kafka(&args.a) {
         false => {
             let a = Log::open(&args.a).await?;
             (a, Log::open(&args.b).await?)
@@ -232,34 +214,15 @@ pub async fn compare(args: &CompareArgs) -> Result<(), CliError> {
             (Log::open(&args.a).await?, b)
         }
     };
+    a.look_again().await?;
+    b.look_again().await?;
     let compared = compare_logs(a, b, extend).await?;
-    args.output.show(&text_of(args, &compared), &compared)?;
+    let text = compared.text([&args.a, &args.b]);
+    args.output.show(&text, &compared)?;
     match compared.equal {
         true => Ok(()),
         false => Err(CliError::Quiet(1)),
     }
-}
-
-fn text_of(args: &CompareArgs, compared: &Comparison) -> String {
-    let sides = [("a", &args.a, &compared.a), ("b", &args.b, &compared.b)];
-    let mut lines = match compared.differs_at {
-        None => vec![format!("equal: {}", line(&compared.a.hash))],
-        Some(at) => {
-            let mut lines = vec![format!("not the same: they part at position {at}")];
-            let hashes = sides.iter();
-            lines.extend(hashes.map(|(name, _, side)| format!("{name}: {}", line(&side.hash))));
-            lines
-        }
-    };
-    for (name, place, side) in sides {
-        if let Some(more @ 1..) = side.more {
-            lines.push(format!("{name} has {more} more events above"));
-        }
-        if let Some(extent) = &side.kafka {
-            lines.extend(extent.lines(place));
-        }
-    }
-    lines.join("\n")
 }
 
 async fn compare_logs(a: Log, b: Log, extend: Extend) -> Result<Comparison, CliError> {
@@ -281,51 +244,126 @@ async fn compare_logs(a: Log, b: Log, extend: Extend) -> Result<Comparison, CliE
         .map(|hole| hole.missing)
         .filter(|missing| *missing <= limit)
         .min();
-    let (mut a, mut b) = (Side::new(a, with_kafka), Side::new(b, with_kafka));
-    let parting = parting(&mut a, &mut b, up_to).await?;
+    let mut walk = Walk::of(a, b);
+    walk.compare(up_to).await?;
     if !matches!(extend, Extend::UpTo(_)) {
-        a.count_rest().await?;
-        b.count_rest().await?;
+        walk.compare_rest().await?;
     }
-    let differs_at = parting.or(hole);
-    Ok(Comparison {
-        equal: differs_at.is_none(),
-        a: a.finish().await,
-        b: b.finish().await,
-        differs_at,
-    })
+    Ok(walk.finish(hole).await)
 }
 
 /// Where both are whole; but what a relay has carried must be there.
 fn common(a: &Log, b: &Log) -> Position {
-    let carried = [a, b].into_iter().filter_map(|log| match log {
-        Log::Store(log) => Some(log.carried.min(log.head)),
-        Log::Kafka(_) => None,
-    });
+    let carried = [a, b].into_iter().filter_map(Log::carried);
     let whole = a.whole().min(b.whole());
     carried.fold(whole, Position::max)
 }
 
-/// Reads both up to a position, and says where they part.
-async fn parting(
-    a: &mut Side,
-    b: &mut Side,
-    up_to: Position,
-) -> Result<Option<Position>, CliError> {
-    let of = up_to.min(a.log.last().max(b.log.last()));
-    let mut progress = Progress::new("compared up to position");
-    let mut differs_at = None;
-    loop {
-        let of_a = a.next(up_to).await?;
-        let of_b = b.next(up_to).await?;
-        let both = [&of_a, &of_b].into_iter().flatten();
-        let Some(at) = both.map(|event| event.position).min() else {
-            return Ok(differs_at);
-        };
-        if differs_at.is_none() && of_a != of_b {
-            differs_at = Some(at);
+/// Both logs, read side by side.
+struct Walk {
+    sides: [Side; 2],
+    /// The last position before any difference.
+    same_up_to: Position,
+    /// Where the first difference is, and what it is.
+    parting: Option<(Position, What)>,
+}
+
+impl Walk {
+    fn of(a: Log, b: Log) -> Self {
+        Self {
+            sides: [Side::new(a), Side::new(b)],
+            same_up_to: Position::START,
+            parting: None,
         }
-        progress.say(at.0, of.0);
+    }
+
+    /// The next position at which one of them has an event, with what each has there.
+    async fn next(&mut self, up_to: Position) -> Result<Option<Place>, CliError> {
+        let [a, b] = &mut self.sides;
+        let next = [a.at().await?, b.at().await?].into_iter().flatten().min();
+        let place = next.filter(|at| *at <= up_to).map(|at| Place {
+            at,
+            events: [a.take(at), b.take(at)],
+        });
+        Ok(place)
+    }
+
+    /// Takes what both have up to a position into their hashes.
+    async fn compare(&mut self, up_to: Position) -> Result<(), CliError> {
+        let [a, b] = &self.sides;
+        let of = up_to.min(a.log.last().max(b.log.last()));
+        let mut progress = Progress::new("compared up to position");
+        while let Some(place) = self.next(up_to).await? {
+            for (side, event) in self.sides.iter_mut().zip(&place.events) {
+                event.iter().for_each(|event| side.hasher.take_in(event));
+            }
+            self.count_only(&place);
+            match (place.difference(), &self.parting) {
+                (Some(what), None) => self.parting = Some((place.at, what)),
+                (None, None) => self.same_up_to = place.at,
+                (_, Some(_)) => {}
+            }
+            progress.say(place.at.0, of.0);
+        }
+        Ok(())
+    }
+
+    /// Above that, one of them may have what the other has not yet; but not something else.
+    async fn compare_rest(&mut self) -> Result<(), CliError> {
+        let mut more = [0, 0];
+        while let Some(place) = self.next(NO_LIMIT).await? {
+            for (more, event) in more.iter_mut().zip(&place.events) {
+                *more += u64::from(event.is_some());
+            }
+            self.count_only(&place);
+            if let Some(what @ What::Fields(_)) = place.difference() {
+                self.parting.get_or_insert((place.at, what));
+            }
+        }
+        for (side, more) in self.sides.iter_mut().zip(more) {
+            side.more = Some(more);
+        }
+        Ok(())
+    }
+
+    fn count_only(&mut self, place: &Place) {
+        let [a, b] = &mut self.sides;
+        let side = match &place.events {
+            [Some(_), None] => a,
+            [None, Some(_)] => b,
+            _ => return,
+        };
+        side.only.get_or_insert_default().count(place.at);
+    }
+
+    async fn finish(self, hole: Option<Position>) -> Comparison {
+        let hole = hole.map(|at| (at, What::Hole));
+        let parting = self.parting.or(hole);
+        let [a, b] = self.sides;
+        Comparison {
+            equal: parting.is_none(),
+            same_up_to: self.same_up_to,
+            a: a.finish().await,
+            b: b.finish().await,
+            differs_at: parting.as_ref().map(|(at, _)| *at),
+            difference: parting.map(|(_, what)| what),
+        }
+    }
+}
+
+struct Place {
+    at: Position,
+    events: [Option<RawRecord>; 2],
+}
+
+impl Place {
+    fn difference(&self) -> Option<What> {
+        match &self.events {
+            [Some(a), Some(b)] => What::of(a, b),
+            [Some(_), None] => Some(What::OnlyIn("a")),
+            [None, Some(_)] => Some(What::OnlyIn("b")),
+            [None, None] => None,
+        }
     }
 }
 
@@ -386,6 +424,9 @@ mod tests {
         let shorter = compared(&folder, ["a.db", "c.db"], Extend::Common).await;
         assert!(!shorter.equal);
         assert_eq!(shorter.differs_at, Some(Position(4)));
+        assert_eq!(shorter.same_up_to, Position(3));
+        let only = shorter.a.only.map(|only| (only.events, only.last));
+        assert_eq!(only, Some((2, Position(5))));
         let up_to = Extend::UpTo(Position(3));
         assert!(compared(&folder, ["a.db", "c.db"], up_to).await.equal);
     }
@@ -395,8 +436,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = store_of(&folder, "a.db", 5).await;
         let expected = store::log_hash(&store, Position(4)).await.unwrap();
-        let mut side = Side::new(Log::of_store(store).await.unwrap(), false);
-        while side.next(Position(4)).await.unwrap().is_some() {}
-        assert_eq!(side.finish().await.hash, expected);
+        let log = Log::of_store(store).await.unwrap();
+        assert_eq!(hash_of(log, Position(4)).await.unwrap().hash, expected);
     }
 }

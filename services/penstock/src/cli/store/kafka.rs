@@ -1,13 +1,15 @@
 //! The log as Kafka has it, in order of position.
 //!
-//! Invariant: an event is as this release writes it, whichever release published it; memory is
-//! bounded, whatever the log's length.
+//! Invariant: an event is as it was published, which is as it was stored, whether or not this release
+//! can read it; memory is bounded, whatever the log's length.
 
-use bus::kafka::{KafkaConfig, LogItem, read_log};
+use bus::BusError;
+use bus::kafka::{KafkaConfig, LogItem, LogReader, read_log};
 use store::RawRecord;
 
 use super::spool::{Sorted, Spool};
-use super::{Extent, Hole, Progress, failed};
+use super::waiting::told;
+use super::{Extent, Hole, Progress, failed, shown};
 use crate::cli::error::CliError;
 
 pub struct KafkaLog {
@@ -27,10 +29,9 @@ impl KafkaLog {
         let mut spool = Spool::default();
         let mut progress = Progress::new("events read from Kafka");
         let mut read = 0;
-        while let Some(item) = reader.next().await {
-            match item.map_err(failed)? {
-                LogItem::Record(record) | LogItem::Repeated(record) => {
-                    let event = RawRecord::of(&record).map_err(failed)?;
+        while let Some(item) = told(reader.next(), || waiting(url, read)).await {
+            match item.map_err(unread)? {
+                LogItem::Event(event) | LogItem::Repeated(event) => {
                     spool.push(event).map_err(failed)?;
                     read += 1;
                     progress.count(read);
@@ -39,7 +40,7 @@ impl KafkaLog {
                     return Ok(Self {
                         extent: extent_of(extent),
                         sorted: spool.sorted().map_err(failed)?,
-                        url: super::shown(url).to_owned(),
+                        url: shown(url).to_owned(),
                     });
                 }
             }
@@ -57,6 +58,26 @@ impl KafkaLog {
             page.push(event);
         }
         Ok(page)
+    }
+}
+
+fn waiting(url: &str, read: u64) -> String {
+    let (url, patience) = (shown(url), LogReader::PATIENCE.as_secs());
+    match read {
+        0 => format!(
+            "waiting for {url}, which has not answered yet: gives up after {patience} s without a word"
+        ),
+        read => format!(
+            "waiting for more from {url}, after {read} events: gives up after {patience} s without any"
+        ),
+    }
+}
+
+fn unread(error: BusError) -> CliError {
+    match error {
+        BusError::Unreachable(why) => CliError::NoServer(why),
+        // A server's option has the same settings.
+        error => failed(error.to_string().replace("--bus", "the URL")),
     }
 }
 

@@ -12,6 +12,8 @@ mod rebuild;
 mod republish;
 #[cfg(feature = "kafka")]
 mod spool;
+mod verdict;
+mod waiting;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -119,10 +121,13 @@ struct BackupArgs {
   penstock store rebuild --from penstock-backup.db --store sqlite:restored.db
   penstock store rebuild --from kafka://localhost:9092/penstock --store sqlite:again.db
 
-With --from the store must be empty, or hold the beginning of the same log: what was broken off can be
-taken up again. Kafka's log is taken up to where it is whole: what is missing and what is left out above
-is named, and exit 1 says so. Kafka has no answers to repeated requests (Idempotency-Key); all else is in
-the log.")]
+With --from the store must be empty, or hold the beginning of the same log: what was broken off
+can be taken up again. Kafka's log is taken up to where it is whole: what is missing and what is
+left out above is named, and exit 1 says so. Events are taken byte for byte, also those that a
+newer release has written; an endpoint with one that this release cannot read is parked. Kafka
+has no answers to repeated requests (Idempotency-Key); all else is in the log.
+
+Exit 3 where no broker answers for 30 seconds.")]
 struct RebuildArgs {
     #[command(flatten)]
     which: Which,
@@ -140,10 +145,12 @@ struct RebuildArgs {
   penstock store republish --to kafka://localhost:9092/penstock
   penstock store republish --to kafka://localhost:9092/penstock --after 120000
 
-For when nobody else publishes: stop the services that share the store first. A process that publishes
-holds the lease `relay`, and makes this command give up after ten seconds; while it runs, no other
-publishes. The relay then goes on from where it ended. Events that are there already are published again,
-which does no harm.")]
+For when nobody else publishes: stop the services that share the store first. A process that
+publishes holds the lease `relay`, and makes this command give up after ten seconds; while it
+runs, no other publishes. The relay then goes on from where it ended. Events that are there
+already are published again, which does no harm.
+
+Exit 3 where no broker answers for 30 seconds.")]
 struct RepublishArgs {
     /// kafka://HOST:PORT[,HOST:PORT]/PREFIX; topics that are missing are made
     #[arg(long, value_name = "URL", env = "PENSTOCK_BUS", hide_env_values = true)]
@@ -182,11 +189,19 @@ struct HashArgs {
 #[command(after_help = "Examples:
   penstock store compare sqlite:penstock.db penstock-backup.db
   penstock store compare sqlite:a.db postgres://penstock@localhost/penstock --up-to 120000
-
   penstock store compare penstock-backup.db kafka://localhost:9092/penstock
+  penstock store compare --exact penstock-backup.db kafka://localhost:9092/penstock
 
-Exit 1 where they are not the same. A store and Kafka are compared up to where both are whole, and at
-least up to where the store's relay has had everything confirmed: it may have more, which is counted.")]
+Events are compared byte for byte, also those that this release cannot read. A store and Kafka
+are compared up to where both are whole, and at least up to where the store's relay has had
+everything confirmed. What one of them has above is counted and said: beside running services
+the newest events are often in the store only, for a moment.
+
+Exit codes:
+  0  equal as far as they are compared; newer events in one of them are no difference
+  1  not the same (with --exact, also where one has newer events), or one cannot be read
+  2  usage
+  3  no broker answers for 30 seconds")]
 struct CompareArgs {
     /// A file, a URL, or kafka://HOST:PORT/PREFIX
     a: String,

@@ -6,7 +6,7 @@ use runtime::clock::{Clock, SystemClock};
 use runtime::parking::{self, ParkedView};
 use runtime::relay::RELAY;
 use serde::Serialize;
-use store::{Commit, CursorMove, LogHash, LogHasher, RawRecord, Store};
+use store::{Commit, CursorMove, LogHash, LogHasher, RawRecord, Store, StoreError};
 
 use super::kafka::KafkaLog;
 use super::{Extent, Progress, RebuildArgs, failed, is_kafka, line, open, url_of};
@@ -27,6 +27,36 @@ struct Taken {
     /// Events above the first hole.
     #[serde(skip_serializing_if = "Option::is_none")]
     left_out: Option<u64>,
+    /// Events that were taken as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_known: Option<NotKnown>,
+}
+
+/// Events that this release cannot read: another one has written them.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NotKnown {
+    events: u64,
+    /// The first of them, and why.
+    first: Position,
+    detail: String,
+}
+
+impl NotKnown {
+    fn count(counted: &mut Option<Self>, event: &RawRecord) {
+        let Err(error) = store::decode(event) else {
+            return;
+        };
+        let counted = counted.get_or_insert_with(|| Self {
+            events: 0,
+            first: event.position,
+            detail: match error {
+                StoreError::Unreadable { detail, .. } => detail,
+                error => error.to_string(),
+            },
+        });
+        counted.events += 1;
+    }
 }
 
 impl Taken {
@@ -59,6 +89,8 @@ pub async fn rebuild(args: &RebuildArgs) -> Result<(), CliError> {
     let (store, taken) = match &args.from {
         None => (open(&url).await?, Taken::default()),
         Some(from) if is_kafka(from) => {
+            // Before Kafka is read, which takes a while.
+            store::inspect(&url).await.map_err(failed)?;
             // Before the store is made: Kafka may not be there.
             let log = KafkaLog::read(from).await?;
             let store = Store::open(&url).await.map_err(failed)?;
@@ -108,8 +140,19 @@ fn text_of(args: &RebuildArgs, rebuilt: &Rebuilt) -> String {
         .map_or(0, |kafka| kafka.unreadable.len());
     if unreadable > 0 {
         lines.push(format!(
-            "left out: {unreadable} messages that cannot be read; the store lacks what they were. A \
-             release that can read them takes them in, into an empty store"
+            "left out: {unreadable} messages that are no events as this release publishes them; the store \
+             lacks what they were. A release that knows them takes them in, into an empty store"
+        ));
+    }
+    if let Some(NotKnown {
+        events,
+        first,
+        detail,
+    }) = &taken.not_known
+    {
+        lines.push(format!(
+            "taken as they are: {events} events that this release cannot read, the first at position \
+             {first} ({detail})"
         ));
     }
     lines.push(format!(
@@ -135,11 +178,12 @@ async fn from_store(from: &Store, to: &Store) -> Result<Taken, CliError> {
     })
 }
 
-/// Takes in Kafka's log up to where it is whole. New events go on above all that was ever there.
+/// Takes in Kafka's log up to where it is whole, byte for byte. New events go on above all that was ever there.
 async fn from_kafka(mut log: KafkaLog, store: &Store) -> Result<Taken, CliError> {
     let whole = log.extent.whole;
     let mut hasher = LogHasher::default();
     let (mut taken, mut left_out) = (0, 0);
+    let mut not_known = None;
     let mut progress = Progress::new("events copied");
     loop {
         let mut page: Vec<RawRecord> = log.page(PAGE)?;
@@ -149,7 +193,10 @@ async fn from_kafka(mut log: KafkaLog, store: &Store) -> Result<Taken, CliError>
         let above = page.split_off(page.partition_point(|event| event.position <= whole));
         left_out += above.len() as u64;
         taken += page.len() as u64;
-        page.iter().for_each(|event| hasher.take_in(event));
+        for event in &page {
+            hasher.take_in(event);
+            NotKnown::count(&mut not_known, event);
+        }
         store::append_raw(store, page).await.map_err(failed)?;
         progress.say(taken, log.extent.records);
     }
@@ -162,6 +209,7 @@ async fn from_kafka(mut log: KafkaLog, store: &Store) -> Result<Taken, CliError>
     Ok(Taken {
         copied: Some(hasher.finish()),
         left_out: Some(left_out),
+        not_known,
         kafka: Some(log.extent),
     })
 }

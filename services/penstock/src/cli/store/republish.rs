@@ -15,8 +15,10 @@ use serde::Serialize;
 use store::{Commit, CursorMove, Fence, Store};
 use tokio::time::{Instant, sleep};
 
+use super::waiting::told;
 use super::{Progress, RepublishArgs, failed, is_kafka, open, shown};
 use crate::cli::error::CliError;
+use crate::cli::output::remark;
 
 /// Events that wait for Kafka's word at once.
 const PAGE: usize = 2_000;
@@ -24,9 +26,17 @@ const PAGE: usize = 2_000;
 /// A holder that has died keeps its lease for [`TTL`].
 const LEASE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Tries of a page, each of which waits for the brokers itself.
+/// Tries of a page, each of which waits for the brokers itself for so long.
 const TRIES: u32 = 3;
+const TRY: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long is waited for a broker before anything is published.
+const BROKER_PATIENCE: Duration = Duration::from_secs(30);
+const ASK_EVERY: Duration = Duration::from_millis(200);
+
+/// By then it is known why none answers.
+const REASON_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -57,13 +67,45 @@ pub async fn republish(args: &RepublishArgs) -> Result<(), CliError> {
 }
 
 async fn with_bus(store: &Store, args: &RepublishArgs) -> Result<Republished, CliError> {
-    let bus = bus::open(&args.to).await.map_err(|error| match error {
+    let until = Instant::now() + BROKER_PATIENCE;
+    let waiting = || {
+        format!(
+            "waiting for {}, which has not answered yet: gives up after {} s",
+            shown(&args.to),
+            BROKER_PATIENCE.as_secs()
+        )
+    };
+    let opened = told(bus::open(&args.to), waiting).await;
+    let bus = opened.map_err(|error| match error {
         BusError::Url { url, reason } => CliError::Usage(format!("--to {url}: {reason}")),
         error => failed(error),
     })?;
-    let done = with_lease(store, &*bus, Position(args.after)).await;
+    let done = match answers(&*bus, until).await {
+        Ok(()) => with_lease(store, &*bus, Position(args.after)).await,
+        Err(away) => Err(away),
+    };
     bus.close().await;
     done
+}
+
+/// Waits until the bus works. What the matter is, is said before the end: it may be for people to mend.
+async fn answers(bus: &dyn Bus, until: Instant) -> Result<(), CliError> {
+    let mut said = false;
+    while let Some(trouble) = bus.trouble() {
+        // A server's option has the same settings.
+        let trouble = trouble.replace("--bus", "--to");
+        if Instant::now() >= until {
+            return Err(CliError::NoServer(format!(
+                "{trouble}. Nothing is published: see to it, and start this again"
+            )));
+        }
+        if !said && Instant::now() + BROKER_PATIENCE >= until + REASON_AFTER {
+            remark(&format!("still waiting: {trouble}"));
+            said = true;
+        }
+        sleep(ASK_EVERY).await;
+    }
+    Ok(())
 }
 
 async fn with_lease(
@@ -72,7 +114,13 @@ async fn with_lease(
     after: Position,
 ) -> Result<Republished, CliError> {
     let holder = format!("store republish {}", uuid::Uuid::new_v4());
-    let fence = acquire(store, &holder).await?;
+    let waiting = || {
+        format!(
+            "waiting for the lease `{RELAY}`, which another process holds or has held: gives up after {} s",
+            LEASE_PATIENCE.as_secs()
+        )
+    };
+    let fence = told(acquire(store, &holder), waiting).await?;
     let work = async {
         let carried = relayed(store).await?;
         check_after(after, carried)?;
@@ -169,9 +217,18 @@ async fn publish(
 async fn hand_over(bus: &dyn Bus, page: &[RawRecord], after: Position) -> Result<(), CliError> {
     let mut tries = 1;
     loop {
-        match bus.publish_stored(page).await {
+        let waiting = || {
+            format!(
+                "waiting for Kafka's word on events above position {after}: gives up after about {} s",
+                u64::from(TRIES - tries + 1) * TRY.as_secs()
+            )
+        };
+        match told(bus.publish_stored(page), waiting).await {
             Ok(()) => return Ok(()),
-            Err(BusError::NotPublished { .. }) if tries < TRIES => {
+            Err(error @ BusError::NotPublished { .. }) if tries < TRIES => {
+                remark(&format!(
+                    "{error}. Tries again ({tries} of {TRIES} times failed)"
+                ));
                 tries += 1;
                 sleep(PAUSE).await;
             }

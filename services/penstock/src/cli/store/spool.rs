@@ -20,7 +20,10 @@ const HELD_BYTES_MAX: usize = 32 << 20;
 pub enum SpoolError {
     #[error("a temporary file cannot be written or read (TMPDIR names another folder): {0}")]
     File(#[from] io::Error),
-    #[error("position {0} is there more than once, and not the same each time")]
+    #[error(
+        "position {0} is there more than once, and not the same each time, so these topics hold events of \
+         more than one log: fill others with `penstock store republish --to kafka://HOST:PORT/NEWPREFIX`"
+    )]
     Differs(Position),
 }
 

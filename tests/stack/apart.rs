@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::checks::{converged, nothing_was_metered_twice};
-use crate::cluster::{Cluster, PAIRS, Process, SHIPPED};
+use crate::cluster::{Cluster, PAIRS, Process, Role, SHIPPED};
 use crate::stack::Stack;
 use crate::support::{PATIENCE, deployment_document, endpoint_document, eventually};
 use crate::workload::Workload;
@@ -308,6 +308,31 @@ async fn an_orderly_stop_hands_over_and_leaves_instances_of_a_separate_actuator(
         running.all(|ids| ids.is_empty()).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_control_shows_the_output_of_instances_beside_the_other() {
+    const HOSTS: [(&str, Role); 2] = [("host-1", Role::Host), ("host-2", Role::Host)];
+    let Some(stack) = Stack::start(1, &HOSTS).await else {
+        return;
+    };
+    let cluster = Cluster::start_of(&HOSTS, 0, |name| stack.servers_of(name)).await;
+    let house = furnished(Arc::new(stack), cluster, 2).await;
+    let cluster = &house.cluster;
+    let list = cluster.read("/v1/instances?endpoint=iris").await;
+    let items = list["items"].as_array().unwrap();
+    let nodes: BTreeSet<_> = items.iter().map(|item| item["node"].to_string()).collect();
+    assert_eq!(nodes.len(), 2, "{list:#}");
+    for control in cluster.controls() {
+        let path = "/v1/logs/iris/blue";
+        let logs = cluster.api(control, Method::GET, path).send().await;
+        let logs = logs.unwrap().text().await.unwrap();
+        assert!(!logs.contains("cannot be asked"), "{logs}");
+        for item in items {
+            let id = item["id"].as_str().unwrap();
+            assert!(logs.contains(id), "nothing of {id}:\n{logs}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

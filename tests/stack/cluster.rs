@@ -23,6 +23,8 @@ pub enum Role {
     Control,
     Autoscaler,
     Meter,
+    /// What a small installation has twice.
+    Host,
 }
 
 impl Role {
@@ -34,11 +36,16 @@ impl Role {
             Self::Control => "control",
             Self::Autoscaler => "autoscaler",
             Self::Meter => "meter",
+            Self::Host => "control,autoscaler,actuator",
         }
     }
 
     const fn has_control(self) -> bool {
-        matches!(self, Self::Brain | Self::Control)
+        matches!(self, Self::Brain | Self::Control | Self::Host)
+    }
+
+    const fn has_actuator(self) -> bool {
+        matches!(self, Self::Node | Self::Host)
     }
 }
 
@@ -434,7 +441,9 @@ impl Cluster {
     /// Processes that instances run in now, by node.
     pub fn instance_processes(&self) -> BTreeMap<&'static str, Vec<u32>> {
         let of = |node: &Process| (node.name, node.folder.instance_processes());
-        self.of(Role::Node).map(of).collect()
+        let nodes = self.processes.iter();
+        let nodes = nodes.filter(|process| process.role.has_actuator());
+        nodes.map(of).collect()
     }
 
     pub fn logs(&self) -> String {

@@ -8,7 +8,7 @@ use http::{HeaderMap, header};
 use subtle::ConstantTimeEq;
 
 /// Shortest token that is taken; a shorter one could be guessed.
-pub const TOKEN_BYTES_MIN: usize = 16;
+pub const TOKEN_BYTES_MIN: usize = 32;
 
 /// What the processes of an installation know each other by.
 #[derive(Clone)]

@@ -15,7 +15,7 @@ use reqwest::StatusCode;
 use runtime::token::{InternalToken, TokenError};
 use tokio::net::TcpListener;
 
-const TOKEN: &str = "0123456789abcdef";
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// Says what it was asked.
 struct Echo;
@@ -77,8 +77,8 @@ async fn nobody_is_answered_without_the_token_on_loopback_neither() {
     for wrong in [
         None,
         Some(""),
-        Some("0123456789abcdeX"),
-        Some("0123456789abcdef0"),
+        Some("0123456789abcdef0123456789abcdeX"),
+        Some("0123456789abcdef0123456789abcdef0"),
     ] {
         let (status, text) = ask(url.clone(), wrong).await;
         assert_eq!(status, 401, "{wrong:?}");

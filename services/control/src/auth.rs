@@ -86,19 +86,19 @@ mod tests {
 
     #[test]
     fn from_another_machine_only_the_internal_token_itself_is_ours() {
-        let token = InternalToken::new("a token of this installation").unwrap();
+        let token = InternalToken::new("a token of this one installation").unwrap();
         let elsewhere: SocketAddr = "10.0.0.5:40000".parse().unwrap();
         let given = |value: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::AUTHORIZATION, HeaderValue::from_static(value));
             headers
         };
-        let right = given("Bearer a token of this installation");
+        let right = given("Bearer a token of this one installation");
         assert!(is_ours(Some(&token), &right, elsewhere));
         assert!(!is_ours(None, &right, elsewhere));
         for wrong in [
-            "Bearer a token of this installatioN",
-            "a token of this installation",
+            "Bearer a token of this one installatioN",
+            "a token of this one installation",
             "Bearer ",
         ] {
             assert!(!is_ours(Some(&token), &given(wrong), elsewhere), "{wrong}");

@@ -79,7 +79,7 @@ pub struct ServeArgs {
     /// Find endpoints by host name too: `{endpoint}.DOMAIN/score` is `/endpoints/{endpoint}/score`
     #[arg(long, value_name = "DOMAIN", env = "PENSTOCK_GATEWAY_DOMAIN", value_parser = domain)]
     pub gateway_domain: Option<String>,
-    /// Where health and metrics are served by a process without control
+    /// Where a process without control serves health and metrics, and an actuator the output of its instances
     #[arg(
         long,
         value_name = "ADDR",

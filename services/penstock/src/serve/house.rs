@@ -125,20 +125,22 @@ impl House {
             addresses.gateway = Some(start::gateway(args, &plan, &ground, &mut stages.doors)?);
         }
         let history = start::history(args, &plan, &ground, &mut stages.log).await?;
+        let admin = match plan.has_admin_listener() {
+            true => Some(start::admin(args, &plan, &ground, &mut stages.log).await?),
+            false => None,
+        };
+        addresses.admin = admin.clone();
         if plan.runs(Service::Control) {
             let doors = &mut stages.doors;
             let url = start::control(args, &plan, &ground, &addresses, history, doors).await?;
             addresses.admin = Some(url.clone());
             addresses.control = Some(url);
-        } else {
-            let url = start::admin(args, &plan, &ground, &mut stages.log).await?;
-            addresses.admin = Some(url);
         }
         if plan.runs(Service::Autoscaler) {
             start::autoscaler(&ground, &mut stages.engines)?;
         }
         if plan.runs(Service::Actuator) {
-            let admin = args.admin_url.clone().or(addresses.admin.clone());
+            let admin = args.admin_url.clone().or(admin);
             start::actuator(args, &plan, &ground, admin, stages).await?;
         }
         Ok(Self {

@@ -324,7 +324,7 @@ mod tests {
     }
 
     fn token() -> InternalToken {
-        InternalToken::new("a token of this test").unwrap()
+        InternalToken::new("a token of this test and no other").unwrap()
     }
 
     async fn node(says: &'static str, token: InternalToken) -> String {
@@ -382,7 +382,7 @@ mod tests {
         let there = node("b-1 one\nb-1 two\n", token()).await;
         let stranger = node(
             "c-1 secret\n",
-            InternalToken::new("another token, long").unwrap(),
+            InternalToken::new("another token, and just as long as").unwrap(),
         );
         let nodes = [
             ("a", None),

@@ -80,6 +80,12 @@ impl Plan {
         self.services.len() == Service::ALL.len()
     }
 
+    /// Where control runs, it shows health and metrics itself; but output of instances is read by one process
+    /// from another at an admin listener.
+    pub fn has_admin_listener(&self) -> bool {
+        !self.is_whole() && (!self.runs(Service::Control) || self.runs(Service::Actuator))
+    }
+
     /// What will not work for want of a secret that processes share. Nothing fails by it, so nobody would
     /// look for the reason.
     pub fn cautions(&self, args: &ServeArgs) -> Vec<String> {

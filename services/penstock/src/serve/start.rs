@@ -288,7 +288,7 @@ fn replica(plan: &Plan, data: &Path) -> anyhow::Result<Option<String>> {
     Ok(Some(node.replacen("node-", "", 1)))
 }
 
-/// Health and metrics of a process without control.
+/// Health and metrics of a process without control, and the output of its instances for others.
 pub async fn admin(
     args: &ServeArgs,
     plan: &Plan,

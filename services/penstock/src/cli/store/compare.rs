@@ -340,6 +340,12 @@ impl Walk {
         let hole = hole.map(|at| (at, What::Hole));
         let parting = self.parting.or(hole);
         let [a, b] = self.sides;
+        // That one has nothing yet proves nothing of the other.
+        let only = |name, side: &Side| Some((side.only?.first, What::OnlyIn(name)));
+        let nothing = (self.same_up_to == Position::START)
+            .then(|| only("a", &a).or_else(|| only("b", &b)))
+            .flatten();
+        let parting = parting.or(nothing);
         Comparison {
             equal: parting.is_none(),
             same_up_to: self.same_up_to,

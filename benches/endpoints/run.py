@@ -169,7 +169,8 @@ def caught_up(server, count):
         ready = sum(line.endswith(" 1") for line in metrics.splitlines()
                     if line.startswith("penstock_instances{") and 'state="ready"' in line)
         if ready >= count:
-            saved = json.loads(routes.read_text())["routes"] if count else []
+            # The gateway saves them a moment after the first.
+            saved = json.loads(routes.read_text())["routes"] if routes.exists() else []
             served = sum(bool(d["instances"]) for route in saved if route.get("route") for d in route["route"]["deployments"].values())
             if served >= count:
                 return

@@ -120,7 +120,12 @@ impl EndpointState {
         memory_bytes_per_instance: Option<u64>,
         now: Timestamp,
     ) -> Vec<Decision> {
-        let Some(endpoint) = self.fold.endpoint.clone() else {
+        let Self {
+            fold,
+            deployments,
+            steps,
+        } = self;
+        let Some(endpoint) = &fold.endpoint else {
             return Vec::new();
         };
         if endpoint.state == ProvisioningState::Deleting {
@@ -135,67 +140,36 @@ impl EndpointState {
             if deployment.state == ProvisioningState::Deleting {
                 continue;
             }
-            let of = DeploymentRef {
+            let uid = deployment.uid;
+            let last = fold.decisions.get(&uid).map(|(_, decision)| decision);
+            let watched = deployments.entry(uid).or_insert_with(|| {
+                let steps = steps.get(&uid).map_or(&[][..], Vec::as_slice);
+                Watched::resume(last, steps, now)
+            });
+            let given = Given {
+                deployment,
+                last,
+                instances: counts(fold, uid),
+                options,
+                now,
+            };
+            let of = || DeploymentRef {
                 endpoint: name.clone(),
                 deployment: deployment_name.clone(),
             };
-            decisions.extend(self.evaluate_deployment(&of, deployment, measures, options, now));
+            decisions.extend(watched.evaluate(&given, measures, of));
         }
         decisions
     }
+}
 
-    fn evaluate_deployment(
-        &mut self,
-        of: &DeploymentRef,
-        deployment: &Deployment,
-        measures: &mut Measures,
-        options: SignalOptions,
-        now: Timestamp,
-    ) -> Option<Decision> {
-        let uid = deployment.uid;
-        let last = self.fold.decisions.get(&uid).map(|(_, decision)| decision);
-        let instances = counts(&self.fold, uid);
-        let steps = self.steps.get(&uid).map_or(&[][..], Vec::as_slice);
-        let watched = self
-            .deployments
-            .entry(uid)
-            .or_insert_with(|| Watched::resume(last, steps, now));
-        watched.compile(deployment, measures, now);
-        if watched
-            .written_at
-            .is_some_and(|at| now.since(at) < WRITE_EVERY)
-        {
-            return None;
-        }
-        let compiled = watched.compiled.as_ref();
-        if compiled.is_some_and(|compiled| compiled.policy.is_none()) {
-            return None;
-        }
-        let policy = compiled.and_then(|compiled| compiled.policy.as_ref());
-        let specs = policy.map_or(&[][..], Policy::signals);
-        let signals = measures.signals(uid, specs, options, now);
-        let tick = TickInputs {
-            policy_revision: compiled.map_or(0, |compiled| compiled.revision),
-            fixed_instances: deployment.spec.instances,
-            pin: deployment.pin,
-            pause: deployment.pause,
-            instances,
-            signals: &signals,
-            carried: &watched.carried,
-            selection: watched.selection,
-        };
-        let evaluation = evaluate(policy, &tick, now);
-        watched.selection = evaluation.selection;
-        let mut carried = watched.carried.clone();
-        carry(&mut carried, policy, &evaluation, now);
-        if !should_explain(last, policy, &evaluation) {
-            watched.carried = carried;
-            return None;
-        }
-        let decision = explain(of, uid, policy, &tick, now);
-        watched.staged = Some((decision.clone(), carried));
-        Some(decision)
-    }
+/// What one evaluation of a deployment goes by, beside what is measured and carried.
+struct Given<'a> {
+    deployment: &'a Deployment,
+    last: Option<&'a Decision>,
+    instances: InstanceCounts,
+    options: SignalOptions,
+    now: Timestamp,
 }
 
 impl Watched {
@@ -217,6 +191,51 @@ impl Watched {
             staged: None,
             written_at: None,
         }
+    }
+
+    /// The decision to write now. Most evaluations end without one, and copy nothing.
+    fn evaluate(
+        &mut self,
+        given: &Given<'_>,
+        measures: &mut Measures,
+        of: impl FnOnce() -> DeploymentRef,
+    ) -> Option<Decision> {
+        let (deployment, now) = (given.deployment, given.now);
+        self.compile(deployment, measures, now);
+        if self
+            .written_at
+            .is_some_and(|at| now.since(at) < WRITE_EVERY)
+        {
+            return None;
+        }
+        let compiled = self.compiled.as_ref();
+        if compiled.is_some_and(|compiled| compiled.policy.is_none()) {
+            return None;
+        }
+        let policy = compiled.and_then(|compiled| compiled.policy.as_ref());
+        let specs = policy.map_or(&[][..], Policy::signals);
+        let signals = measures.signals(deployment.uid, specs, given.options, now);
+        let tick = TickInputs {
+            policy_revision: compiled.map_or(0, |compiled| compiled.revision),
+            fixed_instances: deployment.spec.instances,
+            pin: deployment.pin,
+            pause: deployment.pause,
+            instances: given.instances,
+            signals: &signals,
+            carried: &self.carried,
+            selection: self.selection,
+        };
+        let evaluation = evaluate(policy, &tick, now);
+        self.selection = evaluation.selection;
+        if !should_explain(given.last, policy, &evaluation) {
+            carry(&mut self.carried, policy, &evaluation, now);
+            return None;
+        }
+        let decision = explain(&of(), deployment.uid, policy, &tick, now);
+        let mut carried = self.carried.clone();
+        carry(&mut carried, policy, &evaluation, now);
+        self.staged = Some((decision.clone(), carried));
+        Some(decision)
     }
 
     fn compile(&mut self, deployment: &Deployment, measures: &mut Measures, now: Timestamp) {

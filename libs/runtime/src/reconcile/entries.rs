@@ -29,14 +29,16 @@ pub(super) struct Entry<S> {
     pub(super) retry_at: Option<Timestamp>,
 }
 
-/// Entries by bucket, since that is how they become due and go.
+/// Entries by bucket, since that is how they become due and go. Boxed, since a map moves its values
+/// about as it grows, and these are large.
 pub(super) struct Entries<S> {
-    pub(super) buckets: BTreeMap<Bucket, BTreeMap<EndpointKey, Entry<S>>>,
+    pub(super) buckets: BTreeMap<Bucket, BTreeMap<EndpointKey, Box<Entry<S>>>>,
 }
 
 impl<S: Default> Entries<S> {
     pub(super) fn get_mut(&mut self, key: &EndpointKey) -> Option<&mut Entry<S>> {
-        self.buckets.get_mut(&key.bucket())?.get_mut(key)
+        let entry = self.buckets.get_mut(&key.bucket())?.get_mut(key)?;
+        Some(entry)
     }
 
     pub(super) fn get_or_new(&mut self, key: &EndpointKey) -> &mut Entry<S> {

@@ -199,7 +199,8 @@ the newest events are often in the store only, for a moment.
 
 Exit codes:
   0  equal as far as they are compared; newer events in one of them are no difference
-  1  not the same (with --exact, also where one has newer events), or one cannot be read
+  1  not the same (also where one has no event at all, and with --exact where one has newer
+     events), or one cannot be read
   2  usage
   3  no broker answers for 30 seconds")]
 struct CompareArgs {

@@ -60,13 +60,15 @@ async fn control_apart_from_the_others_says_at_its_start_which_secrets_it_lacks(
         .unwrap();
     let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
     let mut warnings = Vec::new();
-    while warnings.len() < 2 {
-        let line = tokio::time::timeout(PATIENCE, lines.next_line()).await;
-        let line = line.unwrap().unwrap().unwrap();
-        if line.contains("WARN") {
-            warnings.push(line);
+    let two = async {
+        while warnings.len() < 2 {
+            let line = lines.next_line().await.unwrap().unwrap();
+            if line.contains("WARN") {
+                warnings.push(line);
+            }
         }
-    }
+    };
+    tokio::time::timeout(PATIENCE, two).await.unwrap();
     assert!(warnings[0].contains("--internal-token"), "{warnings:?}");
     assert!(warnings[1].contains("--seal-key"), "{warnings:?}");
     process.kill().await.unwrap();

@@ -45,7 +45,10 @@ async fn nothing_is_lost_or_done_twice_whatever_fails() {
     let mut convergences = Vec::new();
     while injected < count {
         let faults = draw(&mut rng, &stack, overlap.min(count - injected), &only);
-        assert!(!faults.is_empty(), "ONLY={only} names no kind of fault");
+        assert!(
+            !faults.is_empty(),
+            "ONLY={only} names no kind of fault that can be injected here"
+        );
         println!(
             "faults {} to {} of {count}",
             injected + 1,

@@ -83,7 +83,7 @@ fn not_a_store(text: &str) -> String {
                 "`{scheme}://` is no kind of store: write sqlite:PATH for a file, or {DATABASE}"
             )
         }
-        None if text.is_empty() || text.contains('@') => {
+        None if text.is_empty() || text.contains(['@', '=']) => {
             format!("the store has no kind: write sqlite:PATH for a file, or {DATABASE}")
         }
         None => format!(
@@ -122,7 +122,11 @@ mod tests {
 
     #[test]
     fn what_may_hold_a_password_is_not_repeated() {
-        for text in ["mysql://me:secret@host/db", "postgres:me:secret@host/db"] {
+        for text in [
+            "mysql://me:secret@host/db",
+            "postgres:me:secret@host/db",
+            "host=db password=secret",
+        ] {
             let said = refused(text);
             assert!(!said.contains("secret"), "{said}");
             assert!(said.contains("write sqlite:PATH"), "{said}");

@@ -254,6 +254,24 @@ async fn a_hole_is_named_and_the_copy_ends_below_it() {
     world.compare(&["--up-to", &below]).await.ended_with(0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_event_of_a_bucket_that_one_kafka_lacks_is_a_difference() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let world = World::new(kafka).await;
+    world.publish(&world.records).await;
+    // Nothing follows it in its bucket, so nothing there tells of it.
+    let missing = EVENTS as usize - 1;
+    let whole = world.kafka.clone();
+    let other = World {
+        kafka: format!("{whole}x"),
+        ..world
+    };
+    let (before, after) = (&other.records[..missing - 1], &other.records[missing..]);
+    other.publish(&[before, after].concat()).await;
+    let compared = other.run(&["compare", &whole, &other.kafka]).await;
+    assert_eq!(compared.ended_with(1)["differsAt"], missing);
+}
+
 /// None follows it, so it is missed by none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_last_message_that_cannot_be_read_is_told_and_is_no_success() {

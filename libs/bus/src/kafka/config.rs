@@ -46,9 +46,10 @@ struct Options {
 
 impl KafkaConfig {
     pub fn parse(url: &str) -> Result<Self, BusError> {
-        // Options may hold paths that nobody needs to see.
-        let shown = url.split('?').next().unwrap_or_default().to_owned();
-        Self::read(url).map_err(|reason| BusError::Url { url: shown, reason })
+        Self::read(url).map_err(|reason| BusError::Url {
+            url: shown(url),
+            reason,
+        })
     }
 
     fn read(url: &str) -> Result<Self, String> {
@@ -114,6 +115,15 @@ impl KafkaConfig {
     }
 }
 
+/// For people. Options may hold paths that nobody needs to see, and what stands before an @ a password.
+fn shown(url: &str) -> String {
+    let plain = url.split('?').next().unwrap_or_default();
+    match plain.rsplit_once('@') {
+        Some((_, rest)) => format!("kafka://…@{rest}"),
+        None => plain.to_owned(),
+    }
+}
+
 fn check_broker(broker: &str) -> Result<(), String> {
     let port = broker
         .rsplit_once(':')
@@ -121,7 +131,12 @@ fn check_broker(broker: &str) -> Result<(), String> {
         .and_then(|(_, port)| port.parse::<u16>().ok());
     match port {
         Some(_) => Ok(()),
-        None => Err(format!("`{broker}` is not HOST:PORT")),
+        None => match broker.rsplit_once('@') {
+            Some((_, host)) => Err(format!(
+                "`…@{host}` is not HOST:PORT; user and password are options"
+            )),
+            None => Err(format!("`{broker}` is not HOST:PORT")),
+        },
     }
 }
 
@@ -310,6 +325,7 @@ mod tests {
             let reason = reason(url);
             assert!(reason.contains(word), "{url}: {reason}");
             assert!(!reason.contains("hunter2"), "{reason}");
+            assert!(!reason.contains("me:secret"), "{reason}");
         }
     }
 }

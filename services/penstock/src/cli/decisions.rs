@@ -81,7 +81,7 @@ pub async fn decisions(
     ];
     let answer = client.get(&["v1", "decisions"], &query).await?;
     let rows = items(&answer.json()?);
-    if let (Some(scope), true) = (scope, rows.is_empty()) {
+    if let (Some(scope), true, None) = (scope, rows.is_empty(), &args.cursor) {
         scope.must_exist(client).await?;
     }
     match args.output {

@@ -316,7 +316,8 @@ impl Walk {
                 *more += u64::from(event.is_some());
             }
             self.count_only(&place);
-            if let Some(what @ What::Fields(_)) = place.difference() {
+            let difference = place.difference();
+            if let Some(what) = difference.filter(|what| self.is_for_good(place.at, what)) {
                 self.parting.get_or_insert((place.at, what));
             }
         }
@@ -324,6 +325,18 @@ impl Walk {
             side.more = Some(more);
         }
         Ok(())
+    }
+
+    /// Not what lies above the other's end, nor what a relay has still to carry there, in any order.
+    fn is_for_good(&self, at: Position, what: &What) -> bool {
+        let [a, b] = &self.sides;
+        let (of, other) = match what {
+            What::OnlyIn("a") => (&a.log, &b.log),
+            What::OnlyIn(_) => (&b.log, &a.log),
+            _ => return true,
+        };
+        let may_come = of.carried().is_some() && other.extent().is_some();
+        !may_come && at < other.last()
     }
 
     fn count_only(&mut self, place: &Place) {

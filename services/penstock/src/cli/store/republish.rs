@@ -48,10 +48,9 @@ struct Republished {
 
 pub async fn republish(args: &RepublishArgs) -> Result<(), CliError> {
     if !is_kafka(&args.to) {
-        return Err(CliError::Usage(format!(
-            "--to {}: write kafka://HOST:PORT/PREFIX",
-            shown(&args.to)
-        )));
+        return Err(CliError::Usage(
+            "--to names no Kafka: write kafka://HOST:PORT/PREFIX".to_owned(),
+        ));
     }
     let store = open(&args.which.url()).await?;
     let done = with_bus(&store, args).await;

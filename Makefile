@@ -19,7 +19,7 @@ run: ## Build and start the same, and stay up until Ctrl-C
 	@scripts/setup.sh
 	@scripts/demo.sh --stay
 
-test: ## Run every test suite (sets up what it needs, servers too); PENSTOCK_SKIP=kafka,postgres leaves those out
+test: ## Run every test suite (sets up what it needs, servers too); PENSTOCK_SKIP=kafka,postgres,python leaves those out
 	@scripts/setup.sh stack
 	# End-to-end tests run the real binaries.
 	cargo build --locked --workspace --bins
@@ -53,7 +53,7 @@ bench-endpoints: ## Memory and CPU of one more endpoint at 100, 1,000 and 10,000
 	@command -v python3 >/dev/null || { echo "bench-endpoints: python3 is missing; install it with your package manager" >&2; exit 1; }
 	benches/endpoints/run.py $(ARGS)
 
-bench-gateway: ## CPU per request beside nginx, on an idle machine (installs nginx and wrk); ARGS=
+bench-gateway: ## CPU and instructions per request beside nginx, on an idle machine (installs nginx, wrk, valgrind); ARGS=--beside PATH, --only instructions
 	@scripts/setup.sh
 	@command -v python3 >/dev/null || { echo "bench-gateway: python3 is missing; install it with your package manager" >&2; exit 1; }
 	benches/gateway/run.py $(ARGS)

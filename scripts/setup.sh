@@ -52,6 +52,9 @@ if wants stack && ! skips kafka; then
   have java || packages+=(openjdk-17-jre-headless)
   have mvn || packages+=(maven)
 fi
+if wants stack && ! skips python; then
+  python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
+fi
 if [ "${#packages[@]}" -gt 0 ]; then
   if have apt-get; then
     apt_install "${packages[@]}"

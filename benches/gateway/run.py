@@ -11,7 +11,14 @@ A round is refused and done again when another process took more than 5 % of the
 system was measured, or when any answer was not 2xx. All processes are ended by the id that was
 recorded when they were started.
 
+With --beside PATH another build of the gateway (an example `gateway_bench` of another commit) is
+measured in the same rounds; it is the denominator of the last ratios.
+
+Instructions per request are counted too, by callgrind (instructions.py): no clock and no second core
+is needed for those, and a machine that is not idle does no harm.
+
     benches/gateway/run.py                       the real run: 7 rounds of 10 s
+    benches/gateway/run.py --only instructions --beside OTHER/gateway_bench
     benches/gateway/run.py --rounds 3 --seconds 2 --no-refusal      while working on the code
 """
 
@@ -33,11 +40,16 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import instructions
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 TICK = os.sysconf("SC_CLK_TCK")
 KEY = "bench-key-0123456789abcdefghijklmnopqrstuvwxyz"
 UPSTREAM_PORT, PORTS = 19300, {"nginx-w1": 19310, "ours-w1": 19311, "nginx-w2": 19312, "ours-w2": 19313}
+BESIDE_PORTS = {"beside-w1": 19314, "beside-w2": 19315}
+# What a change may add to the instructions of a request.
+INSTRUCTIONS_RATIO_MAX = 1.01
 
 UPSTREAM_CONF = """
 daemon off; pid {dir}/upstream.pid; error_log {dir}/upstream.err; worker_processes 1;
@@ -81,7 +93,7 @@ def have(tool):
 
 
 def install_tools():
-    missing = [tool for tool in ("nginx", "wrk") if not have(tool)]
+    missing = [tool for tool in ("nginx", "wrk", "valgrind") if not have(tool)]
     if not missing:
         return
     print(f"installing {' '.join(missing)} with apt-get", flush=True)
@@ -280,11 +292,27 @@ def bootstrap(values, draws=10_000, seed=1):
     return medians[int(draws * 0.025)], medians[int(draws * 0.975)]
 
 
-def start_all(running, options, directory, binary):
+def start_upstream(running, directory):
     upstream = Path(directory) / "upstream.conf"
     upstream.write_text(UPSTREAM_CONF.format(dir=directory, port=UPSTREAM_PORT, body="y" * 1024))
     running.start(1, ["nginx", "-p", directory, "-c", str(upstream)])
     wait_for(UPSTREAM_PORT)
+
+
+def gateway_commands(binaries):
+    """System -> (command, port, key or none)."""
+    commands = {}
+    for system, binary in binaries.items():
+        for workload, key, more in [("w1", None, []), ("w2", KEY, ["--key", KEY, "--split", "90/10"])]:
+            name = f"{system}-{workload}"
+            port = {**PORTS, **BESIDE_PORTS}[name]
+            command = [binary, "--port", str(port), "--upstream", f"127.0.0.1:{UPSTREAM_PORT}", "--threads", "1", *more]
+            commands[name] = (command, port, key)
+    return commands
+
+
+def start_all(running, options, directory, binaries):
+    start_upstream(running, directory)
     systems = {}
     for name, maps, check, target in [
         ("nginx-w1", "", "", "blue"),
@@ -293,32 +321,32 @@ def start_all(running, options, directory, binary):
         conf = Path(directory) / f"{name}.conf"
         conf.write_text(NGINX_CONF.format(dir=directory, name=name, port=PORTS[name], upstream=UPSTREAM_PORT, maps=maps, check=check, target=target))
         systems[name] = running.start(0, ["nginx", "-p", directory, "-c", str(conf)]).pid
-    common = ["--upstream", f"127.0.0.1:{UPSTREAM_PORT}", "--threads", "1"]
-    systems["ours-w1"] = running.start(0, [binary, "--port", str(PORTS["ours-w1"]), *common]).pid
-    systems["ours-w2"] = running.start(0, [binary, "--port", str(PORTS["ours-w2"]), *common, "--key", KEY, "--split", "90/10"]).pid
+    for name, (command, _, _) in gateway_commands(binaries).items():
+        systems[name] = running.start(0, command).pid
     for name in systems:
-        wait_for(PORTS[name])
-        url = f"http://127.0.0.1:{PORTS[name]}/endpoints/bench/score"
+        url = url_of(name)
+        wait_for({**PORTS, **BESIDE_PORTS}[name])
         check_answer(url)
         if name.endswith("w2") and not refused_without_key(url):
             raise SystemExit(f"{name} answers without a key")
     return systems
 
 
+def url_of(name):
+    return f"http://127.0.0.1:{({**PORTS, **BESIDE_PORTS})[name]}/endpoints/bench/score"
+
+
 def one_round(systems, options, script, own):
-    results = {}
-    for name in ["ours-w1", "nginx-w1", "ours-w2", "nginx-w2"]:
-        url = f"http://127.0.0.1:{PORTS[name]}/endpoints/bench/score"
-        results[name] = measure(systems[name], url, options, script, own)
-    return results
+    order = ["ours-w1", "beside-w1", "nginx-w1", "ours-w2", "beside-w2", "nginx-w2"]
+    return {name: measure(systems[name], url_of(name), options, script, own) for name in order if name in systems}
 
 
-def fresh_round(options, directory, script, binary):
+def fresh_round(options, directory, script, binaries):
     """All processes are new in each round: where a process happens to lie in memory makes some
     percent, and would otherwise be taken for a difference between the systems."""
     running = Running()
     try:
-        systems = start_all(running, options, directory, binary)
+        systems = start_all(running, options, directory, binaries)
         own = lambda: [os.getpid(), *(pid for process in running.processes for pid in children(process.pid))]
         return one_round(systems, options, script, own)
     finally:
@@ -340,17 +368,21 @@ COMPARED = [
     ("W2 ours / nginx W2", "ours-w2", "nginx-w2", 1.05),
     ("W2 ours / nginx W1", "ours-w2", "nginx-w1", None),
     ("W2 ours / W1 ours", "ours-w2", "ours-w1", None),
+    ("W1 ours / beside", "ours-w1", "beside-w1", None),
+    ("W2 ours / beside", "ours-w2", "beside-w2", None),
 ]
 
 
 def report(rounds):
     lines = ["", f"{'system':<10} {'us/request':>11} {'requests/s':>11} {'p50 us':>8} {'p99 us':>8} {'RSS MiB':>8}   medians of {len(rounds)} rounds"]
-    for name in PORTS:
+    for name in rounds[0]:
         of = lambda key: statistics.median(r[name][key] for r in rounds)
         lines.append(f"{name:<10} {of('us_per_request'):>11.2f} {of('rps'):>11.0f} {of('p50_us'):>8.0f} {of('p99_us'):>8.0f} {of('rss_kib') / 1024:>8.1f}")
     lines.append("")
     summary = {}
     for title, a, b, bar in COMPARED:
+        if b not in rounds[0]:
+            continue
         ratios = [r[a]["us_per_request"] / r[b]["us_per_request"] for r in rounds]
         low, high = bootstrap(ratios)
         middle = statistics.median(ratios)
@@ -360,16 +392,23 @@ def report(rounds):
     return "\n".join(lines), summary
 
 
-def save(rounds, refused, summary, options, table):
+def save(rounds, refused, summary, table, counted, lines, options):
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     version = subprocess.run(["nginx", "-v"], capture_output=True, text=True).stderr.strip()
     cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()).group(1)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     about = {"nginx": version, "cpu": cpu, "kernel": os.uname().release, "commit": commit, 
-             "options": {name: value for name, value in vars(options).items() if name != "out"}}
+             "options": {name: value for name, value in vars(options).items() if name not in ("out", "beside")}}
+    if counted:
+        document = {"about": about, "instructions": counted}
+        (out / "instructions.json").write_text(json.dumps(document, indent=1) + "\n")
+        (out / "instructions.txt").write_text("\n".join(lines).strip() + "\n")
+    if not rounds:
+        return
     document = {"about": about, "summary": summary, "rounds": rounds, "refused": refused}
     (out / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+    (out / "table.txt").write_text(table.strip() + "\n")
     with (out / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         keys = ["us_per_request", "us_per_request_ticks", "requests", "rps", "p50_us", "p99_us", "cpu_share", "rss_kib"]
@@ -377,7 +416,17 @@ def save(rounds, refused, summary, options, table):
         for number, results in enumerate(rounds, 1):
             for name, result in results.items():
                 writer.writerow([number, name, *(result[key] for key in keys)])
-    (out / "table.txt").write_text(table.strip() + "\n")
+
+
+def count_instructions(options, directory, binaries):
+    running = Running()
+    try:
+        start_upstream(running, directory)
+        ready = lambda port: (wait_for(port), check_answer(f"http://127.0.0.1:{port}/endpoints/bench/score"))
+        counts = instructions.compare(gateway_commands(binaries), options.counts, ready)
+        return instructions.table(counts, INSTRUCTIONS_RATIO_MAX)
+    finally:
+        running.stop()
 
 
 def main():
@@ -388,18 +437,26 @@ def main():
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--retries", type=int, default=14, help="refused rounds that are done again, in all")
     parser.add_argument("--no-refusal", action="store_true", help="accept rounds beside other processes")
+    parser.add_argument("--beside", metavar="PATH", help="another build of the example gateway_bench, measured in the same rounds")
+    parser.add_argument("--only", choices=["time", "instructions"], help="half of it")
+    parser.add_argument("--counts", type=int, default=3, help="how often instructions are counted")
     parser.add_argument("--out", default=str(HERE / "results"))
     options = parser.parse_args()
     if os.cpu_count() < 2:
         raise SystemExit("the benchmark needs two CPUs: one for the system under test, one for the load")
     install_tools()
-    binary = build()
-    rounds, refused = [], []
+    binaries = {"ours": build()}
+    if options.beside:
+        binaries["beside"] = str(Path(options.beside).resolve(strict=True))
+    rounds, refused, lines, counted, holds = [], [], [], None, True
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         script = write_script(directory)
-        while len(rounds) < options.rounds:
-            results = fresh_round(options, directory, script, binary)
+        if options.only != "time":
+            lines, counted, holds = count_instructions(options, directory, binaries)
+            print("\n".join(lines), flush=True)
+        while options.only != "instructions" and len(rounds) < options.rounds:
+            results = fresh_round(options, directory, script, binaries)
             reason = why_refused(results, options)
             if reason is None:
                 rounds.append(results)
@@ -410,11 +467,11 @@ def main():
             print(f"refused: {reason}", flush=True)
             if len(refused) > options.retries:
                 raise SystemExit(f"{len(refused)} rounds were refused; run it on a quiet machine, or with --no-refusal to look at it anyway")
-    table, summary = report(rounds)
+    table, summary = report(rounds) if rounds else ("", {})
     print(table)
-    save(rounds, refused, summary, options, table)
+    save(rounds, refused, summary, table, counted, lines, options)
     missed = [title for title, s in summary.items() if s["bar"] and s["median"] > s["bar"]]
-    return 1 if missed else 0
+    return 1 if missed or not holds else 0
 
 
 if __name__ == "__main__":

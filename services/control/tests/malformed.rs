@@ -408,6 +408,12 @@ const IN_DEPLOYMENT: &[Row] = &[
     ),
     (
         "  instances: 1",
+        "  requestSettings: {§keepAliveIdle: 6m}",
+        "/spec/requestSettings/keepAliveIdle",
+        "use at most 5m",
+    ),
+    (
+        "  instances: 1",
         "  requestSettings: {§maxConcurrentRequestsPerInstance: 0}",
         "/spec/requestSettings/maxConcurrentRequestsPerInstance",
         "use 1 to 10000",

@@ -78,6 +78,7 @@ fn deployment(
             timeout: Span::from_secs(5),
             max_concurrent_requests_per_instance: 10_000,
             max_queue_wait: Span::from_millis(500),
+            ..RequestSettings::default()
         },
         latency_thresholds_us: Vec::new(),
         instances: vec![instance],

@@ -35,8 +35,6 @@ pub struct Config {
     /// How long a client may take none of the answer's bytes.
     pub write_timeout: Duration,
     pub connect_timeout: Duration,
-    /// How long a connection to an instance is kept for the next request.
-    pub pool_idle_timeout: Duration,
     /// How long the deletion of an endpoint is remembered, so that an older update that comes late
     /// does not bring it back.
     pub deleted_kept: Duration,
@@ -59,7 +57,6 @@ impl Config {
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(1),
-            pool_idle_timeout: Duration::from_secs(30),
             deleted_kept: Duration::from_secs(15 * 60),
             grace: Duration::from_secs(30),
         }

@@ -1,21 +1,34 @@
 //! Connections to instances at rest, kept per thread and instance.
+//!
+//! Invariant: no connection is given away that has rested for as long as its deployment's
+//! `keepAliveIdle`, or that the instance is known to have closed: a request on it would be lost, and
+//! most may not be sent again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use crate::instance::Instance;
-use crate::timer::now_us;
 use crate::upstream::Upstream;
 
 /// Idle connections kept per instance and thread.
 const IDLE_MAX: usize = 256;
+/// A connection that rested for longer is looked at by a system call before its next request. No
+/// server times a connection out sooner, and under load they rest for less.
+const TRUSTED_US: u64 = 1_000;
 
 #[derive(Debug)]
 #[allow(clippy::vec_box, reason = "connections are large, and move in and out")]
 struct IdleSet {
     instance: Weak<Instance>,
     connections: Vec<Box<Upstream>>,
+    /// The deployment's `keepAliveIdle`.
+    idle_max_us: u64,
+}
+
+impl IdleSet {
+    fn is_fresh(&self, upstream: &Upstream, now_us: u64) -> bool {
+        now_us.saturating_sub(upstream.idle_since_us) < self.idle_max_us
+    }
 }
 
 #[derive(Debug, Default)]
@@ -26,10 +39,16 @@ pub struct Pool {
 
 impl Pool {
     /// The connection that was used last, if one is alive.
-    pub fn take(&mut self, instance: &Instance) -> Option<Box<Upstream>> {
+    pub fn take(&mut self, instance: &Instance, now_us: u64) -> Option<Box<Upstream>> {
         let set = self.idle.get_mut(&instance.serial)?;
         while let Some(upstream) = set.connections.pop() {
-            if upstream.is_alive() {
+            if !set.is_fresh(&upstream, now_us) {
+                // The others have rested for longer.
+                set.connections.clear();
+                return None;
+            }
+            let rested_us = now_us.saturating_sub(upstream.idle_since_us);
+            if upstream.is_alive() && (rested_us < TRUSTED_US || upstream.is_alive_now()) {
                 return Some(upstream);
             }
         }
@@ -37,8 +56,14 @@ impl Pool {
     }
 
     /// Keeps a connection whose answer is whole, if it can be used again.
-    pub fn put(&mut self, instance: &Arc<Instance>, mut upstream: Box<Upstream>, now_us: u64) {
-        if instance.is_draining() || !upstream.is_reusable() {
+    pub fn put(
+        &mut self,
+        instance: &Arc<Instance>,
+        mut upstream: Box<Upstream>,
+        idle_max_us: u64,
+        now_us: u64,
+    ) {
+        if idle_max_us == 0 || instance.is_draining() || !upstream.is_reusable() {
             return;
         }
         upstream.reused = true;
@@ -46,7 +71,9 @@ impl Pool {
         let set = self.idle.entry(instance.serial).or_insert_with(|| IdleSet {
             instance: Arc::downgrade(instance),
             connections: Vec::new(),
+            idle_max_us,
         });
+        set.idle_max_us = idle_max_us;
         if set.connections.len() < IDLE_MAX {
             set.connections.push(upstream);
         }
@@ -54,15 +81,64 @@ impl Pool {
 
     /// Closes what rested too long, what the instance has closed, and what leads to an instance
     /// that drains or is gone.
-    pub fn sweep(&mut self, idle_timeout: Duration) {
-        let oldest = now_us().saturating_sub(idle_timeout.as_micros() as u64);
+    pub fn sweep(&mut self, now_us: u64) {
         self.idle.retain(|_, set| {
             let usable = set.instance.upgrade().is_some_and(|i| !i.is_draining());
-            if usable {
-                set.connections
-                    .retain(|c| c.idle_since_us >= oldest && c.is_alive());
-            }
+            let mut connections = std::mem::take(&mut set.connections);
+            connections.retain(|c| set.is_fresh(c, now_us) && c.is_alive());
+            set.connections = connections;
             usable && !set.connections.is_empty()
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const IDLE_MAX_US: u64 = 2_000_000;
+
+    /// A pool with a connection that came to rest at 0, its instance, and the instance's end.
+    async fn rested() -> (Pool, Arc<Instance>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let instance = Instance::new("i".to_owned().into(), 0, address.to_string());
+        instance.set(1, false);
+        let (mut pool, instance) = (Pool::default(), Arc::new(instance));
+        let set = IdleSet {
+            instance: Arc::downgrade(&instance),
+            connections: vec![Box::new(Upstream::new(near.unwrap()))],
+            idle_max_us: IDLE_MAX_US,
+        };
+        pool.idle.insert(instance.serial, set);
+        (pool, instance, far.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_given_until_it_has_rested_for_its_time() {
+        let (mut pool, instance, _far) = rested().await;
+        assert!(pool.take(&instance, IDLE_MAX_US).is_none());
+        assert!(pool.idle[&instance.serial].connections.is_empty());
+        let (mut pool, instance, _far) = rested().await;
+        assert!(pool.take(&instance, IDLE_MAX_US - 1).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_close_that_nobody_was_told_of_yet_is_seen() {
+        let (mut pool, instance, far) = rested().await;
+        drop(far);
+        assert!(pool.take(&instance, TRUSTED_US).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_has_rested_for_its_time_is_closed() {
+        let (mut pool, instance, _far) = rested().await;
+        pool.sweep(IDLE_MAX_US - 1);
+        assert_eq!(pool.idle[&instance.serial].connections.len(), 1);
+        pool.sweep(IDLE_MAX_US);
+        assert!(pool.idle.is_empty());
     }
 }

@@ -1,8 +1,9 @@
 //! One request from its head to the last byte of its answer.
 //!
 //! Invariants: nothing is sent to an instance without a slot on it; nothing is sent twice unless
-//! the first try cannot have been seen by a model, or its method says that twice is as once; when this future or the answer's body is dropped,
-//! the connection to the instance closes and the slot is free.
+//! not one byte of it left the first time, or its method or an `Idempotency-Key` says that twice is
+//! as once; when this future or the answer's body is dropped, the connection to the instance closes
+//! and the slot is free.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -35,8 +36,6 @@ use crate::upstream::{Ask, Broken, Head, Upstream};
 
 /// How long an instance that refused a connection comes last.
 const SUSPECT_US: u64 = 1_000_000;
-/// How long after the request a close may be found and still be one that had crossed it.
-const CROSSED_US: u64 = 10_000;
 
 /// One client's connection. It carries one request at a time.
 #[derive(Debug)]
@@ -353,7 +352,7 @@ impl Client {
     }
 
     /// Sends the request and waits for the head of the answer. A second try is made at most once,
-    /// and only where the first cannot have reached a model; for an idempotent method also where a
+    /// and only where no byte of the first was sent; for an idempotent request also where a
     /// connection that had rested closed without a word and the body can be sent again.
     async fn ask(
         &self,
@@ -371,7 +370,7 @@ impl Client {
             let pooled = if second {
                 None
             } else {
-                self.thread.pool.borrow_mut().take(&instance)
+                self.thread.pool.borrow_mut().take(&instance, at_us)
             };
             let mut upstream = match pooled {
                 Some(upstream) => upstream,
@@ -411,8 +410,7 @@ impl Client {
             match self.exchange(&mut upstream, &instance, asked, sent).await? {
                 Exchanged::Answer(head) => return Ok((head, upstream)),
                 Exchanged::Failed { answered: false }
-                    if again
-                        && (asked.method.is_idempotent() || crossed(&upstream, at_us).await) =>
+                    if again && (upstream.none_sent() || asked.is_idempotent()) =>
                 {
                     second = true;
                 }
@@ -511,6 +509,11 @@ struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
+    /// Whether the client holds that being done twice is as being done once.
+    fn is_idempotent(&self) -> bool {
+        self.method.is_idempotent() || self.headers.contains_key("idempotency-key")
+    }
+
     fn of(&self, instance: &'a Instance) -> Ask<'a> {
         Ask {
             method: self.method,
@@ -529,12 +532,6 @@ enum Exchanged {
         /// Part of an answer had come.
         answered: bool,
     },
-}
-
-/// Whether the instance closed a connection at rest while the request, sent at `at_us` at the
-/// earliest, was on its way; no model can have seen it then.
-async fn crossed(upstream: &Upstream, at_us: u64) -> bool {
-    now_us().saturating_sub(at_us) < CROSSED_US && Box::pin(upstream.came_too_late()).await
 }
 
 /// The deployment that the request names, or the one whose turn it is.

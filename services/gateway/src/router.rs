@@ -82,6 +82,8 @@ pub struct Deployment {
     pub header: HeaderValue,
     pub timeout_us: u64,
     pub queue_wait_us: u64,
+    /// How long a connection to an instance may rest and still be used.
+    pub keep_alive_idle_us: u64,
     /// Requests at once per instance, over all gateways.
     pub limit: u32,
     pub thresholds_us: Vec<u64>,
@@ -370,6 +372,7 @@ fn new_deployment(name: &Name, route: &DeploymentRoute, state: Arc<DeploymentSta
             .unwrap_or_else(|_| HeaderValue::from_static("")),
         timeout_us: settings.timeout.millis() * 1000,
         queue_wait_us: settings.max_queue_wait.millis() * 1000,
+        keep_alive_idle_us: settings.keep_alive_idle.millis() * 1000,
         limit: settings.max_concurrent_requests_per_instance,
         thresholds_us: route.latency_thresholds_us.clone(),
         state,

@@ -27,6 +27,7 @@ use crate::meter::{Early, SharedShard, ThreadMeter};
 use crate::pool::Pool;
 use crate::proxy::Client;
 use crate::router::{Endpoint, Router, Snapshot};
+use crate::timer::now_us;
 
 /// What all threads share.
 #[derive(Debug)]
@@ -197,9 +198,7 @@ impl Thread {
     async fn housekeep(self: Rc<Self>) {
         loop {
             tokio::time::sleep(HOUSEKEEPING).await;
-            self.pool
-                .borrow_mut()
-                .sweep(self.core.config.pool_idle_timeout);
+            self.pool.borrow_mut().sweep(now_us());
         }
     }
 }

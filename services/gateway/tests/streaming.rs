@@ -1,27 +1,16 @@
-//! Bodies in both directions as they come, clients that leave, second tries.
+//! Bodies in both directions as they come, clients that leave, connections to instances.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests count as such")]
 
 mod support;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-use futures::StreamExt;
-use futures::channel::mpsc;
 use http::Response;
-use http_body::Frame;
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::BodyExt;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-fn channel() -> (mpsc::UnboundedSender<&'static str>, AnyBody) {
-    let (sender, receiver) = mpsc::unbounded();
-    let frames = receiver.map(|text: &str| Ok(Frame::data(Bytes::from(text))));
-    (sender, BodyExt::boxed(StreamBody::new(frames)))
-}
 
 #[tokio::test]
 async fn both_directions_stream_chunk_by_chunk() {
@@ -203,104 +192,6 @@ async fn a_request_is_tried_on_at_most_two_instances() {
         2,
         "{total:?}"
     );
-}
-
-/// An instance that answers the first request of a connection and closes on the next without a
-/// word; counts the requests it has read.
-async fn closes_on_reuse() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
-    let instance = RawInstance::start().await;
-    let (address, seen) = (instance.address, Arc::new(AtomicUsize::new(0)));
-    let count = seen.clone();
-    tokio::spawn(async move {
-        loop {
-            let mut stream = instance.accept().await;
-            let count = count.clone();
-            tokio::spawn(async move {
-                read_request(&mut stream).await;
-                count.fetch_add(1, Ordering::SeqCst);
-                stream
-                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-                    .await
-                    .unwrap();
-                read_request(&mut stream).await;
-                count.fetch_add(1, Ordering::SeqCst);
-            });
-        }
-    });
-    (address, seen)
-}
-
-#[tokio::test]
-async fn a_post_that_an_instance_has_read_is_not_sent_again_when_it_closes_without_a_word() {
-    let (address, seen) = closes_on_reuse().await;
-    let gateway = serving_on_one_thread(&[at(address)]).await;
-    assert_eq!(gateway.post("x").await.status, 200);
-    assert_eq!(gateway.post("y").await.code(), "instance-unreachable");
-    assert_eq!(seen.load(Ordering::SeqCst), 2, "each was sent once");
-}
-
-#[tokio::test]
-async fn an_idempotent_request_is_sent_again_when_a_rested_connection_closes_without_a_word() {
-    for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"] {
-        let (address, seen) = closes_on_reuse().await;
-        let gateway = serving_on_one_thread(&[at(address)]).await;
-        assert_eq!(gateway.post("x").await.status, 200, "{method}");
-        let again = request("/endpoints/iris/score").method(method);
-        let answer = send(gateway.address, again.body(whole("")).unwrap()).await;
-        assert_eq!(answer.status, 200, "{method}");
-        assert_eq!(seen.load(Ordering::SeqCst), 3, "{method}");
-    }
-}
-
-/// The connection to the instance after one request and its answer.
-async fn rested(gateway: &Running, instance: &RawInstance) -> TcpStream {
-    let (answer, stream) = tokio::join!(gateway.post("x"), async {
-        let mut stream = instance.asked().await;
-        say(&mut stream, EMPTY_OK).await;
-        stream
-    });
-    assert_eq!(answer.status, 200);
-    stream
-}
-
-#[tokio::test]
-async fn a_streamed_body_is_never_sent_again() {
-    let instance = RawInstance::start().await;
-    let gateway = serving_on_one_thread(&[instance.place()]).await;
-    let mut stream = rested(&gateway, &instance).await;
-    let (sender, body) = channel();
-    sender.unbounded_send("one").unwrap();
-    drop(sender);
-    let streamed = request("/endpoints/iris/score").body(body).unwrap();
-    let (answer, ()) = tokio::join!(send(gateway.address, streamed), async {
-        let mut some = [0; 20];
-        stream.read_exact(&mut some).await.unwrap();
-        drop(stream);
-    });
-    assert_eq!(answer.code(), "instance-unreachable");
-}
-
-#[tokio::test]
-async fn nothing_is_sent_again_once_part_of_an_answer_has_come() {
-    let instance = RawInstance::start().await;
-    let gateway = serving_on_one_thread(&[instance.place()]).await;
-    let mut stream = rested(&gateway, &instance).await;
-    let (answer, ()) = tokio::join!(gateway.post("y"), async {
-        read_request(&mut stream).await;
-        stream.write_all(b"HTTP/1.1 20").await.unwrap();
-        drop(stream);
-    });
-    assert_eq!(answer.code(), "instance-unreachable");
-}
-
-#[tokio::test]
-async fn a_new_connection_that_closes_without_a_word_is_not_tried_again() {
-    let instance = RawInstance::start().await;
-    let gateway = serving(&[instance.place()]).await;
-    let (answer, ()) = tokio::join!(gateway.post("x"), async {
-        drop(instance.asked().await);
-    });
-    assert_eq!(answer.code(), "instance-unreachable");
 }
 
 #[tokio::test]

@@ -1,10 +1,10 @@
-//! Real servers for tests: Apache Kafka and PostgreSQL, started by hand on free loopback ports through
-//! `scripts/stack`, each in a scratch folder of its own. All calls block.
+//! Real servers for tests: Apache Kafka, PostgreSQL and model servers in Python, started by hand on free
+//! loopback ports through `scripts/stack`, each in a scratch folder of its own. All calls block.
 //!
 //! Invariant: a server ends with the test program, however that ends, and its folder goes with it.
 //!
 //! A server that cannot be had fails the test with a sentence, unless `PENSTOCK_SKIP` names it
-//! (`PENSTOCK_SKIP=kafka,postgres`): then there is none, and the test returns early.
+//! (`PENSTOCK_SKIP=kafka,postgres,python`): then there is none, and the test returns early.
 
 #![expect(
     clippy::unwrap_used,
@@ -14,11 +14,13 @@
 mod kafka;
 mod postgres;
 mod process;
+mod python;
 mod secrets;
 
 pub use kafka::{Ground, Kafka, Secured};
 pub use postgres::Postgres;
 pub use process::spawn;
+pub use python::{PythonServer, python};
 pub use secrets::{Secrets, USER};
 
 /// Whether whoever runs the tests does without this part.

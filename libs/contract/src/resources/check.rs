@@ -20,6 +20,8 @@ pub const SPEC_BYTES_MAX: usize = 64 * 1024;
 /// Azure allows 180 s; large language models take longer.
 pub const TIMEOUT_MAX: Span = Span::from_secs(3600);
 pub const QUEUE_WAIT_MAX: Span = Span::from_secs(300);
+/// Servers behind a gateway seldom keep a silent connection for longer.
+pub const KEEP_ALIVE_IDLE_MAX: Span = Span::from_secs(300);
 pub const CONCURRENT_REQUESTS_MAX: u32 = 10_000;
 pub const PROBE_PERIOD_MIN: Span = Span::from_millis(100);
 pub const PROBE_SPAN_MAX: Span = Span::from_secs(3600);
@@ -294,6 +296,11 @@ impl Check {
             settings.max_queue_wait,
             QUEUE_WAIT_MAX,
             &format!("{base}/maxQueueWait"),
+        );
+        self.at_most(
+            settings.keep_alive_idle,
+            KEEP_ALIVE_IDLE_MAX,
+            &format!("{base}/keepAliveIdle"),
         );
         let concurrent = settings.max_concurrent_requests_per_instance;
         self.require(

@@ -116,6 +116,18 @@ pub struct RequestSettings {
     pub timeout: Span,
     pub max_concurrent_requests_per_instance: u32,
     pub max_queue_wait: Span,
+    /// How long a connection to an instance may rest before the gateway drops it: less than the
+    /// server's own keep-alive, so that no request meets a close. 0s: a connection for each request.
+    #[serde(skip_serializing_if = "is_keep_alive_idle_default")]
+    pub keep_alive_idle: Span,
+}
+
+/// Below the 5 s of uvicorn, Hypercorn and Node.js. A server that keeps connections for 2 s or less
+/// (gunicorn) wants less.
+const KEEP_ALIVE_IDLE_DEFAULT: Span = Span::from_secs(2);
+
+fn is_keep_alive_idle_default(idle: &Span) -> bool {
+    *idle == KEEP_ALIVE_IDLE_DEFAULT
 }
 
 impl Default for RequestSettings {
@@ -124,6 +136,7 @@ impl Default for RequestSettings {
             timeout: Span::from_secs(5),
             max_concurrent_requests_per_instance: 1,
             max_queue_wait: Span::from_millis(500),
+            keep_alive_idle: KEEP_ALIVE_IDLE_DEFAULT,
         }
     }
 }

@@ -11,7 +11,8 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Body;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
@@ -27,8 +28,6 @@ const READ_SMALL: usize = 8 * 1024;
 const READ_LARGE: usize = 128 * 1024;
 /// A head's buffer that has grown beyond this is not kept.
 const TEXT_MAX: usize = 16 * 1024;
-/// After a close, how long the word may take that what was sent came too late for it.
-const REFUSAL_WAIT: Duration = Duration::from_millis(5);
 
 thread_local! {
     /// What heads are written into: one buffer per thread, as long as they go out in one piece.
@@ -61,7 +60,7 @@ impl From<BodyError> for Broken {
 /// A connection to an instance, idle or in use.
 #[derive(Debug)]
 pub struct Upstream {
-    stream: TcpStream,
+    pub(super) stream: TcpStream,
     outgoing: Outgoing,
     reader: Reader,
     /// Whether the instance sent anything since the last request began.
@@ -95,11 +94,16 @@ impl Upstream {
         }
     }
 
-    /// Whether a connection at rest is open and silent, as far as is known. Costs no system call
-    /// unless something has happened to it.
+    /// Whether a connection at rest is open and silent, as far as this thread has been told. Costs
+    /// no system call unless something has happened to it.
     pub fn is_alive(&self) -> bool {
-        let silent = self.stream.try_read(&mut [0]);
-        silent.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        is_silent(self.stream.try_read(&mut [0]))
+    }
+
+    /// The same, asked of the system itself: it may know of a close that this thread has not been
+    /// told of yet.
+    pub fn is_alive_now(&self) -> bool {
+        is_silent(SockRef::from(&self.stream).peek(&mut [MaybeUninit::uninit()]))
     }
 
     /// Begins a request, and sends as much of it as the socket takes at once.
@@ -164,17 +168,11 @@ impl Upstream {
         self.answered
     }
 
-    /// Whether the instance had closed before the request came, so that nobody there has read it:
-    /// the socket took none of it, or the other system answered the close's latecomer with a reset.
-    /// Asked once the connection has failed. A reset alone says nothing: a process that dies over a
-    /// request can cause one too.
-    pub async fn came_too_late(&self) -> bool {
-        if self.outgoing.none_sent {
-            return true;
-        }
-        let _ = tokio::time::timeout(REFUSAL_WAIT, self.stream.ready(Interest::ERROR)).await;
-        // A reset without a close before it has been taken by the read that found it.
-        matches!(self.stream.take_error(), Ok(Some(_)))
+    /// Whether the socket took not one byte of the request, so that no instance can have read any.
+    /// Nothing else proves that: the reset that follows a close looks the same whether the request
+    /// came after it or was read in part before it.
+    pub fn none_sent(&self) -> bool {
+        !self.outgoing.any_sent
     }
 
     /// The answer is whole.
@@ -244,6 +242,11 @@ impl Upstream {
     }
 }
 
+/// What a read of a connection at rest must give: nothing, and no end either.
+fn is_silent(read: io::Result<usize>) -> bool {
+    read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
     /// More of the body is to come.
@@ -271,8 +274,8 @@ struct Outgoing {
     data: Bytes,
     /// What stands behind a chunk.
     tail: &'static [u8],
-    /// The socket failed before it took anything.
-    none_sent: bool,
+    /// The socket took some of it.
+    any_sent: bool,
 }
 
 impl Outgoing {
@@ -280,6 +283,7 @@ impl Outgoing {
         self.text = TEXT.take();
         self.text.clear();
         self.text_sent = 0;
+        self.any_sent = false;
         self.tail = b"";
         self.chunked = body.size_hint().exact().is_none();
         ask.write(&mut self.text, self.chunked);
@@ -325,8 +329,6 @@ impl Outgoing {
                 match ready!(self.poll_write(stream, cx)) {
                     Ok(written) if written > 0 => self.advance(written),
                     _ => {
-                        // Text that is sent is cleared, and only a streamed body brings more.
-                        self.none_sent = self.text_sent == 0 && !self.text.is_empty();
                         self.stop(Stage::Refused);
                         return Poll::Ready(Ok(()));
                     }
@@ -387,6 +389,7 @@ impl Outgoing {
     }
 
     fn advance(&mut self, mut written: usize) {
+        self.any_sent = true;
         let text = written.min(self.text.len() - self.text_sent);
         self.text_sent += text;
         written -= text;

@@ -21,10 +21,11 @@ use contract::resources::{AuthMode, ModelClientErrors, RequestSettings};
 use contract::route::{DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::time::Span;
 use contract::{EndpointKey, Position, Uid};
+use futures::StreamExt;
 use gateway::{Config, Deps, Gateway};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -47,6 +48,16 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn whole(body: impl Into<Bytes>) -> AnyBody {
     Full::new(body.into()).boxed()
+}
+
+/// A body that is sent piece by piece.
+pub fn channel() -> (
+    futures::channel::mpsc::UnboundedSender<&'static str>,
+    AnyBody,
+) {
+    let (sender, receiver) = futures::channel::mpsc::unbounded();
+    let frames = receiver.map(|text: &str| Ok(http_body::Frame::data(Bytes::from(text))));
+    (sender, BodyExt::boxed(StreamBody::new(frames)))
 }
 
 pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
@@ -88,6 +99,7 @@ impl Default for Settings {
                 timeout: Span::from_secs(10),
                 max_concurrent_requests_per_instance: 100,
                 max_queue_wait: Span::from_secs(5),
+                ..RequestSettings::default()
             },
             thresholds_us: Vec::new(),
         }

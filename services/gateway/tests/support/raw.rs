@@ -69,8 +69,8 @@ impl RawInstance {
     }
 }
 
-/// Reads a request's head, and as much body as its content-length says.
-pub async fn read_request(stream: &mut TcpStream) -> String {
+/// Reads a request's head, and nothing of its body.
+pub async fn read_head(stream: &mut TcpStream) -> String {
     soon("a request", async {
         let mut text = Vec::new();
         loop {
@@ -87,7 +87,15 @@ pub async fn read_request(stream: &mut TcpStream) -> String {
                 break;
             }
         }
-        let head = String::from_utf8(text).unwrap();
+        String::from_utf8(text).unwrap()
+    })
+    .await
+}
+
+/// Reads a request's head, and as much body as its content-length says.
+pub async fn read_request(stream: &mut TcpStream) -> String {
+    let head = read_head(stream).await;
+    soon("a request's body", async {
         let length = head
             .lines()
             .find_map(|line| {

@@ -18,6 +18,7 @@ use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::resources::BackendKind;
 use contract::time::{Span, Timestamp};
 use control::{Control, ControlConfig, ControlDeps, NoHistory, NoLogs};
+use domain::zones::ZoneData;
 use meter::{Config, HistoryPlace, Meter};
 use runtime::clock::ManualClock;
 use runtime::health::Health;
@@ -117,7 +118,7 @@ impl House {
                 tokio::spawn(async move { control.serve(stop).await.unwrap() })
             }
             "autoscaler" => tokio::spawn(async move {
-                let run = autoscaler::run(deps, &metrics, &health, stop);
+                let run = autoscaler::run(deps, ZoneData::bundled(), &metrics, &health, stop);
                 run.await.unwrap();
             }),
             "actuator" => tokio::spawn(async move {
@@ -153,6 +154,7 @@ impl House {
             metrics,
             health,
             internal_token: None,
+            zones: ZoneData::bundled(),
             logs: Arc::new(NoLogs),
             history: Arc::new(NoHistory),
         };

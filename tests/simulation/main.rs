@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use contract::events::Event;
 use contract::resources::AutoscaleSpec;
 use contract::time::{Span, Timestamp};
+use domain::zones::ZoneData;
 use world::{Faults, World, key, name};
 
 const ENDPOINTS: [&str; 4] = ["iris", "mnist", "llm", "tabular"];
@@ -83,7 +84,7 @@ fn the_log_is_sound(world: &World, context: &str) {
                 );
             }
             Event::ScalingDecided(decision) => {
-                let again = domain::autoscale::reevaluate(decision);
+                let again = domain::autoscale::reevaluate(decision, &ZoneData::bundled());
                 let bytes = |decision| serde_json::to_string(decision).unwrap();
                 assert_eq!(
                     bytes(&again),

@@ -122,6 +122,10 @@ pub struct DecisionInputs {
     /// Aggregates by signal key (see `domain::measure`); an absent one has no data.
     pub signals: BTreeMap<String, Signal>,
     pub carried: Carried,
+    /// The release of the IANA time zone database that schedules went by, such as `2026f`; none
+    /// without a schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone_data: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]

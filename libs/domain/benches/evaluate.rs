@@ -12,6 +12,7 @@ use contract::resources::{
 };
 use contract::time::{Span, Timestamp};
 use domain::autoscale::{Policy, Selection, TickInputs, carry, evaluate, explain, should_explain};
+use domain::zones::ZoneData;
 
 const POLICIES: usize = 200;
 const TICKS: usize = 2000;
@@ -101,7 +102,8 @@ struct Deployment {
 
 impl Deployment {
     fn new(index: usize) -> Self {
-        let policy = Policy::compile(&policy(4 + index % 7)).expect("a valid policy");
+        let policy =
+            Policy::compile(&policy(4 + index % 7), &ZoneData::bundled()).expect("a valid policy");
         let count = policy.signals().len();
         Self {
             policy,

@@ -12,18 +12,19 @@ use contract::resources::{
 use serde_json::Value;
 
 use crate::autoscale::Policy;
+use crate::zones::ZoneData;
 
 /// What the engines find wrong with a document that is right by itself.
-pub fn validate(resource: &Resource) -> Vec<Finding> {
+pub fn validate(resource: &Resource, zones: &ZoneData) -> Vec<Finding> {
     match resource {
-        Resource::Autoscale(autoscale) => autoscale_findings(&autoscale.spec),
+        Resource::Autoscale(autoscale) => autoscale_findings(&autoscale.spec, zones),
         Resource::Endpoint(_) | Resource::Deployment(_) => Vec::new(),
     }
 }
 
 /// Faults in rules and schedules, with pointers from the document's root.
-pub fn autoscale_findings(spec: &AutoscaleSpec) -> Vec<Finding> {
-    Policy::compile(spec).err().unwrap_or_default()
+pub fn autoscale_findings(spec: &AutoscaleSpec, zones: &ZoneData) -> Vec<Finding> {
+    Policy::compile(spec, zones).err().unwrap_or_default()
 }
 
 /// One request of an apply.

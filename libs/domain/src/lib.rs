@@ -13,3 +13,4 @@ pub mod members;
 pub mod routes;
 pub mod usage;
 pub mod views;
+pub mod zones;

@@ -22,6 +22,7 @@ use domain::instances::Instances;
 use domain::members::Members;
 use domain::routes::{Dealing, route};
 use domain::views::{DEPLOYMENTS, ENDED_INSTANCES_MAX, ENDPOINTS, INSTANCES, Projection};
+use domain::zones::ZoneData;
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -106,6 +107,7 @@ impl World {
             endpoint: name("iris"),
             other_endpoints: 0,
             precondition,
+            zones: ZoneData::bundled(),
             now: self.now,
         };
         let events = decide(self.endpoint.as_ref(), &command, &context)?;
@@ -488,6 +490,7 @@ fn limits_preconditions_and_pins_are_checked() {
         endpoint: name("b"),
         other_endpoints: ENDPOINTS_MAX,
         precondition: Precondition::None,
+        zones: ZoneData::bundled(),
         now: world.now,
     };
     let key = SealedKey {

@@ -18,6 +18,7 @@ use contract::ids::{Bucket, EndpointKey};
 use contract::log::{Record, StreamKind};
 use contract::time::{Span, Timestamp};
 use domain::measure::Measures;
+use domain::zones::ZoneData;
 use runtime::clock::Clock;
 use runtime::health::Health;
 use runtime::metrics::Metrics;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::DecisionMetrics;
 pub use crate::state::EndpointState;
+use crate::state::Settings;
 
 /// Schedules, cool-downs and missing data need an evaluation also when no second closes.
 const EVALUATE_EVERY: Span = Span::from_secs(1);
@@ -40,8 +42,7 @@ pub struct Autoscaler {
     /// Decisions on their way to the log, and when the second was closed that caused them.
     caused: BTreeMap<EndpointKey, Timestamp>,
     evaluated_all_at: Timestamp,
-    /// What one instance may use; memory utilisation has no data without it.
-    memory_bytes_per_instance: Option<u64>,
+    settings: Settings,
     observer: Option<Observer>,
 }
 
@@ -53,6 +54,7 @@ struct Observer {
 /// Runs the autoscaler until `shutdown`.
 pub async fn run(
     deps: Deps,
+    zones: ZoneData,
     metrics: &Metrics,
     health: &Health,
     shutdown: CancellationToken,
@@ -62,7 +64,10 @@ pub async fn run(
         metrics: DecisionMetrics::new(metrics),
     };
     let autoscaler = Autoscaler {
-        memory_bytes_per_instance: machine_memory_bytes(),
+        settings: Settings {
+            memory_bytes_per_instance: machine_memory_bytes(),
+            zones,
+        },
         observer: Some(observer),
         ..Autoscaler::default()
     };
@@ -140,9 +145,10 @@ impl Reconciler for Autoscaler {
         state: &mut EndpointState,
         now: Timestamp,
     ) -> Vec<Event> {
-        let memory = self.memory_bytes_per_instance;
-        let measures = self.measures(key.bucket(), now);
-        let decisions = state.evaluate(&key.endpoint(), measures, memory, now);
+        let bucket = key.bucket();
+        let measures = self.measures.entry(bucket);
+        let measures = measures.or_insert_with(|| Measures::new(now));
+        let decisions = state.evaluate(&key.endpoint(), measures, &self.settings, now);
         match self.closing.get(&key.bucket()) {
             Some(closed_at) if !decisions.is_empty() => {
                 self.caused.insert(key.clone(), *closed_at);

@@ -16,9 +16,18 @@ use domain::autoscale::{
 use domain::endpoint::Deployment;
 use domain::fold::EndpointFold;
 use domain::measure::{Measures, SignalOptions};
+use domain::zones::ZoneData;
 
 /// Decisions on one deployment are at least this far apart.
 const WRITE_EVERY: Span = Span::from_secs(1);
+
+/// What all evaluations of this process go by.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// What one instance may use; memory utilisation has no data without it.
+    pub memory_bytes_per_instance: Option<u64>,
+    pub zones: ZoneData,
+}
 
 #[derive(Default)]
 pub struct EndpointState {
@@ -117,7 +126,7 @@ impl EndpointState {
         &mut self,
         name: &Name,
         measures: &mut Measures,
-        memory_bytes_per_instance: Option<u64>,
+        settings: &Settings,
         now: Timestamp,
     ) -> Vec<Decision> {
         let Self {
@@ -133,7 +142,7 @@ impl EndpointState {
         }
         let options = SignalOptions {
             model_client_errors: endpoint.spec.model_client_errors,
-            memory_bytes_per_instance,
+            memory_bytes_per_instance: settings.memory_bytes_per_instance,
         };
         let mut decisions = Vec::new();
         for (deployment_name, deployment) in &endpoint.deployments {
@@ -144,13 +153,14 @@ impl EndpointState {
             let last = fold.decisions.get(&uid).map(|(_, decision)| decision);
             let watched = deployments.entry(uid).or_insert_with(|| {
                 let steps = steps.get(&uid).map_or(&[][..], Vec::as_slice);
-                Watched::resume(last, steps, now)
+                Watched::resume(last, steps, &settings.zones, now)
             });
             let given = Given {
                 deployment,
                 last,
                 instances: counts(fold, uid),
                 options,
+                zones: &settings.zones,
                 now,
             };
             let of = || DeploymentRef {
@@ -169,14 +179,20 @@ struct Given<'a> {
     last: Option<&'a Decision>,
     instances: InstanceCounts,
     options: SignalOptions,
+    zones: &'a ZoneData,
     now: Timestamp,
 }
 
 impl Watched {
     /// Goes on from the last decision, with the clock's steps since then.
-    fn resume(last: Option<&Decision>, steps: &[ClockStepped], now: Timestamp) -> Self {
+    fn resume(
+        last: Option<&Decision>,
+        steps: &[ClockStepped],
+        zones: &ZoneData,
+        now: Timestamp,
+    ) -> Self {
         let carried = last.map_or_else(Carried::default, |last| {
-            let fresh = carried_after_restart(last, now);
+            let fresh = carried_after_restart(last, zones, now);
             let wishes = fresh.wishes.clone();
             let shifted = steps.iter().fold(fresh, |carried, step| {
                 carried_after_clock_step(&carried, step.recorded, step.clock)
@@ -201,7 +217,7 @@ impl Watched {
         of: impl FnOnce() -> DeploymentRef,
     ) -> Option<Decision> {
         let (deployment, now) = (given.deployment, given.now);
-        self.compile(deployment, measures, now);
+        self.compile(deployment, measures, given.zones, now);
         if self
             .written_at
             .is_some_and(|at| now.since(at) < WRITE_EVERY)
@@ -238,7 +254,13 @@ impl Watched {
         Some(decision)
     }
 
-    fn compile(&mut self, deployment: &Deployment, measures: &mut Measures, now: Timestamp) {
+    fn compile(
+        &mut self,
+        deployment: &Deployment,
+        measures: &mut Measures,
+        zones: &ZoneData,
+        now: Timestamp,
+    ) {
         let Some(autoscale) = &deployment.autoscale else {
             self.compiled = None;
             self.selection = None;
@@ -251,7 +273,7 @@ impl Watched {
         {
             return;
         }
-        let policy = Policy::compile(&autoscale.spec)
+        let policy = Policy::compile(&autoscale.spec, zones)
             .inspect_err(|findings| tracing::error!(?findings, "a stored Autoscale cannot be used"))
             .ok();
         if let Some(policy) = &policy {

@@ -10,6 +10,7 @@ use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::Timestamp;
 use domain::endpoint::Endpoint;
 use domain::endpoint::commands::{Command, Context, ENDPOINTS_MAX, Precondition, decide};
+use domain::zones::ZoneData;
 use runtime::clock::Clock;
 use runtime::ids::Ids;
 use store::{Append, Cause, Commit, CommitError, Committed, Store, StoreError};
@@ -47,6 +48,7 @@ pub struct Commands {
     store: Store,
     clock: Arc<dyn Clock>,
     ids: Arc<dyn Ids>,
+    zones: ZoneData,
     slots: Mutex<BTreeMap<Name, Slot>>,
     /// Held while an endpoint is made, where that comes close to the limit on their number.
     creation: tokio::sync::Mutex<()>,
@@ -80,11 +82,12 @@ pub struct Done {
 }
 
 impl Commands {
-    pub fn new(store: Store, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>) -> Self {
+    pub fn new(store: Store, clock: Arc<dyn Clock>, ids: Arc<dyn Ids>, zones: ZoneData) -> Self {
         Self {
             store,
             clock,
             ids,
+            zones,
             slots: Mutex::default(),
             creation: tokio::sync::Mutex::default(),
         }
@@ -191,6 +194,7 @@ impl Commands {
                 endpoint: order.endpoint.clone(),
                 other_endpoints,
                 precondition: order.precondition,
+                zones: self.zones.clone(),
                 now,
             };
             let decided = decide(aggregate.state.as_ref(), order.command, &context);

@@ -7,6 +7,7 @@ use bus::Bus;
 use bytes::Bytes;
 use contract::ids::{DeploymentRef, InstanceId, Name};
 use contract::time::{Span, Timestamp};
+use domain::zones::ZoneData;
 use futures::stream::BoxStream;
 use runtime::clock::Clock;
 use runtime::health::Health;
@@ -25,6 +26,8 @@ pub struct ControlDeps {
     pub health: Health,
     /// By which other processes of this installation are let in to health and metrics.
     pub internal_token: Option<InternalToken>,
+    /// What schedules are checked, previewed and replayed with.
+    pub zones: ZoneData,
     pub logs: Arc<dyn LogSource>,
     pub history: Arc<dyn HistorySource>,
 }

@@ -104,7 +104,12 @@ impl Control {
         let (store, clock, ids) = (&deps.store, &deps.clock, &deps.ids);
         let access = Access::open(store.clone(), clock.clone(), ids.clone()).await?;
         let access = Arc::new(access);
-        let commands = Commands::new(store.clone(), clock.clone(), ids.clone());
+        let commands = Commands::new(
+            store.clone(),
+            clock.clone(),
+            ids.clone(),
+            deps.zones.clone(),
+        );
         let commands = Arc::new(commands);
         let metrics = ControlMetrics::new(&deps.metrics);
         let routes = Routes::new(deps.bus.clone(), clock.clone(), metrics.clone());

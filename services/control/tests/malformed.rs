@@ -5,6 +5,7 @@
 mod support;
 
 use contract::resources::document;
+use domain::zones::ZoneData;
 use reqwest::Method;
 use support::{ENDPOINT, World};
 
@@ -596,7 +597,7 @@ fn every_fault_is_found_offline_at_its_place_with_its_remedy() {
         for case in cases {
             let (read, mut faults) = document::read(&case.text);
             for one in read {
-                let found = domain::documents::validate(&one.resource);
+                let found = domain::documents::validate(&one.resource, &ZoneData::bundled());
                 faults.extend(one.document.locate_all(found));
             }
             let shown: Vec<String> = faults.iter().map(ToString::to_string).collect();

@@ -19,6 +19,7 @@ use contract::resources::{AutoscaleSpec, document::KINDS, document_schema};
 use contract::route::RouteUpdate;
 use control::table::routes;
 use control::{HistoryQuery, HistorySource, LogQuery, LogSource, SourceError};
+use domain::zones::ZoneData;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use schemars::generate::SchemaSettings;
@@ -68,8 +69,10 @@ async fn run_a_little(world: &World) -> u64 {
         instances: InstanceCounts::default(),
         signals: BTreeMap::new(),
         carried: Carried::default(),
+        zone_data: None,
     };
-    let decision = domain::autoscale::decide(&of, uid, inputs, support::START);
+    let decision =
+        domain::autoscale::decide(&of, uid, inputs, &ZoneData::bundled(), support::START);
     let scaling = world.stream(StreamKind::Scaling, "iris");
     world
         .write(scaling, vec![Event::ScalingDecided(Box::new(decision))])

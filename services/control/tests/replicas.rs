@@ -16,6 +16,7 @@ use contract::ids::{Bucket, Position};
 use contract::log::{Record, StreamName};
 use contract::route::RouteUpdate;
 use control::{Control, ControlConfig, ControlDeps, NoHistory, NoLogs};
+use domain::zones::ZoneData;
 use runtime::clock::Clock;
 use runtime::health::Health;
 use runtime::metrics::Metrics;
@@ -87,6 +88,7 @@ impl Replica {
             metrics: Metrics::default(),
             health: health.clone(),
             internal_token: None,
+            zones: ZoneData::bundled(),
             logs: Arc::new(NoLogs),
             history: Arc::new(NoHistory),
         };

@@ -6,6 +6,7 @@ use contract::time::{Span, Timestamp};
 
 use super::evaluate::Evaluation;
 use super::policy::Policy;
+use crate::zones::ZoneData;
 
 /// Takes an evaluation into the carried state.
 pub fn carry(
@@ -51,12 +52,12 @@ fn remember(wishes: &mut Vec<Wish>, wish: Wish, out: Span, scale_in: Span) {
 }
 
 /// The state after a decision.
-pub fn carried_next(decision: &Decision) -> Carried {
+pub fn carried_next(decision: &Decision, zones: &ZoneData) -> Carried {
     let policy = decision
         .inputs
         .policy
         .as_ref()
-        .and_then(|spec| Policy::compile(spec).ok());
+        .and_then(|spec| Policy::compile(spec, zones).ok());
     let mut carried = decision.inputs.carried.clone();
     let evaluation = super::decide::evaluate_inputs(policy.as_ref(), &decision.inputs, decision.at);
     carry(&mut carried, policy.as_ref(), &evaluation, decision.at);
@@ -66,8 +67,8 @@ pub fn carried_next(decision: &Decision) -> Carried {
 /// The state to go on from after a start or a take-over, from the last decision that was written.
 /// Cool-downs run on; what was wished since is not known, so the stabilisation windows are filled
 /// with the present count.
-pub fn carried_after_restart(last: &Decision, now: Timestamp) -> Carried {
-    let mut carried = carried_next(last);
+pub fn carried_after_restart(last: &Decision, zones: &ZoneData, now: Timestamp) -> Carried {
+    let mut carried = carried_next(last, zones);
     carried.wishes = vec![Wish {
         last: now.max(last.at),
         instances: last.granted,

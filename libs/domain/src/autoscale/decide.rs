@@ -8,21 +8,25 @@ use std::collections::BTreeMap;
 use contract::decision::{Decision, DecisionInputs, Outcome, Signal};
 use contract::ids::{DeploymentRef, Uid};
 use contract::problem::Finding;
+use contract::resources::AutoscaleSpec;
 use contract::time::Timestamp;
 
 use super::evaluate::{Evaluation, TickInputs, evaluate, run};
 use super::policy::Policy;
 use super::record::{Full, stage};
 use super::{ENGINE, ENGINE_VERSION};
+use crate::zones::ZoneData;
 
 /// Decides from recorded inputs, compiling the policy in them.
 pub fn decide(
     deployment: &DeploymentRef,
     uid: Uid,
     inputs: DecisionInputs,
+    zones: &ZoneData,
     now: Timestamp,
 ) -> Decision {
-    let policy = inputs.policy.as_ref().map(Policy::compile);
+    let policy = inputs.policy.as_ref();
+    let policy = policy.map(|spec| Policy::compile(spec, zones));
     match policy {
         None => decide_compiled(None, deployment, uid, inputs, now),
         Some(Ok(policy)) => decide_compiled(Some(&policy), deployment, uid, inputs, now),
@@ -42,13 +46,26 @@ pub fn decide_with(
 }
 
 /// A decision made again from what it records. Equal bytes mean that nothing was forgotten.
-pub fn reevaluate(decision: &Decision) -> Decision {
+pub fn reevaluate(decision: &Decision, zones: &ZoneData) -> Decision {
     decide(
         &decision.deployment,
         decision.deployment_uid,
         decision.inputs.clone(),
+        zones,
         decision.at,
     )
+}
+
+/// Whether this engine, with these time zones, must make the decision again to the same bytes.
+pub fn is_reproducible(decision: &Decision, zones: &ZoneData) -> bool {
+    let has_schedule = |policy: &AutoscaleSpec| {
+        let mut profiles = policy.profiles.iter();
+        profiles.any(|profile| profile.schedule.is_some())
+    };
+    let scheduled = decision.inputs.policy.as_ref().is_some_and(has_schedule);
+    decision.engine == ENGINE
+        && decision.engine_version == ENGINE_VERSION
+        && (!scheduled || decision.inputs.zone_data.as_deref() == Some(zones.version()))
 }
 
 /// The decision of a tick, in full.
@@ -78,6 +95,7 @@ pub fn explain(
         instances: tick.instances,
         signals,
         carried: tick.carried.clone(),
+        zone_data: policy.and_then(|policy| policy.zone_data.clone()),
     };
     build(policy, tick, deployment, uid, inputs, now)
 }

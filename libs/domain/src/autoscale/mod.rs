@@ -30,7 +30,9 @@ mod schedule;
 mod words;
 
 pub use carry::{carried_after_clock_step, carried_after_restart, carried_next, carry};
-pub use decide::{decide, decide_with, explain, reevaluate, should_explain, should_write};
+pub use decide::{
+    decide, decide_with, explain, is_reproducible, reevaluate, should_explain, should_write,
+};
 pub use evaluate::{Evaluation, TickInputs, evaluate};
 pub use policy::{
     COOLDOWN_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, RULES_MAX, STABILIZATION_MAX, STEPS_MAX,

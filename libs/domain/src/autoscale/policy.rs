@@ -15,6 +15,7 @@ use self::compile::Compiler;
 use super::condition::{Amount, Condition};
 use super::schedule::Schedule;
 use crate::measure::{Metric, SignalSpec};
+use crate::zones::ZoneData;
 
 pub const PROFILES_MAX: usize = 20;
 pub const RULES_MAX: usize = 20;
@@ -34,6 +35,8 @@ pub struct Policy {
     pub(super) profiles: Vec<Profile>,
     pub(super) default: usize,
     pub(super) signals: Vec<SignalSpec>,
+    /// The release of the time zone data that its schedules go by; none without a schedule.
+    pub(super) zone_data: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -124,8 +127,8 @@ pub const TRANSITIONS_MAX: usize = 10_000;
 
 impl Policy {
     /// Compiles a document, or says everything that is wrong with it. Pointers begin with `/spec`.
-    pub fn compile(spec: &AutoscaleSpec) -> Result<Self, Vec<Finding>> {
-        let mut compiler = Compiler::default();
+    pub fn compile(spec: &AutoscaleSpec, zones: &ZoneData) -> Result<Self, Vec<Finding>> {
+        let mut compiler = Compiler::new(zones);
         let policy = compiler.policy(spec);
         match policy {
             Some(policy) if compiler.findings.is_empty() => Ok(policy),

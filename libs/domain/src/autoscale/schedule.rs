@@ -11,16 +11,13 @@
 //!
 //! Windows contain their opening instant and not their closing one.
 
-use chrono::{
-    DateTime, Datelike, Days, Duration, LocalResult, NaiveDate, NaiveDateTime, NaiveTime, Offset,
-    TimeZone, Weekday,
-};
-use chrono_tz::Tz;
+use chrono::{Datelike, Days, Duration, NaiveDate, NaiveDateTime, NaiveTime, Weekday};
 use contract::problem::Finding;
 use contract::resources::{DatedSpec, ScheduleSpec, WeeklySpec};
 use contract::time::{Span, Timestamp};
 
 use super::cron::Cron;
+use crate::zones::{Instants, Zone, ZoneData};
 
 /// Longest time that a cron window stays open.
 pub const DURATION_MAX: Span = Span::from_secs(31 * 86_400);
@@ -34,14 +31,14 @@ pub enum Schedule {
     Cron {
         cron: Cron,
         duration: Span,
-        zone: Tz,
+        zone: Zone,
     },
     Weekly {
         days: [bool; 7],
         start: NaiveTime,
         /// From the day's midnight; past 24 h it lies on the next day.
         end: Duration,
-        zone: Tz,
+        zone: Zone,
     },
     Dated {
         from: Timestamp,
@@ -58,16 +55,20 @@ pub struct Presence {
 }
 
 impl Schedule {
-    pub fn compile(spec: &ScheduleSpec, pointer: &str) -> Result<Self, Vec<Finding>> {
+    pub fn compile(
+        spec: &ScheduleSpec,
+        zones: &ZoneData,
+        pointer: &str,
+    ) -> Result<Self, Vec<Finding>> {
         let mut findings = Vec::new();
-        let zone = zone_of(spec, pointer, &mut findings);
+        let zone = zone_of(spec, zones, pointer, &mut findings);
         let kinds = [
             spec.cron.is_some(),
             spec.weekly.is_some(),
             spec.dated.is_some(),
         ];
         let schedule = match kinds.iter().filter(|given| **given).count() {
-            1 => compile_kind(spec, zone, pointer, &mut findings),
+            1 => compile_kind(spec, &zone, pointer, &mut findings),
             0 => {
                 let detail =
                     "the schedule says nothing: write one of cron (with duration), weekly or dated";
@@ -103,32 +104,37 @@ impl Schedule {
                 start,
                 end,
                 zone,
-            } => presence_among(&weekly_windows(days, *start, *end, *zone, now), now),
+            } => presence_among(&weekly_windows(days, *start, *end, zone, now), now),
             Self::Cron {
                 cron,
                 duration,
                 zone,
-            } => cron_presence(cron, *duration, *zone, now),
+            } => cron_presence(cron, *duration, zone, now),
         }
     }
 }
 
-fn zone_of(spec: &ScheduleSpec, pointer: &str, findings: &mut Vec<Finding>) -> Tz {
+fn zone_of(
+    spec: &ScheduleSpec,
+    zones: &ZoneData,
+    pointer: &str,
+    findings: &mut Vec<Finding>,
+) -> Zone {
     let Some(name) = &spec.time_zone else {
-        return Tz::UTC;
+        return Zone::UTC;
     };
-    name.parse().unwrap_or_else(|_| {
+    zones.zone(name).unwrap_or_else(|| {
         let detail = format!(
             "`{name}` is not a time zone: write an IANA name such as Europe/Paris, America/New_York or UTC"
         );
         findings.push(Finding::new(format!("{pointer}/timeZone"), detail));
-        Tz::UTC
+        Zone::UTC
     })
 }
 
 fn compile_kind(
     spec: &ScheduleSpec,
-    zone: Tz,
+    zone: &Zone,
     pointer: &str,
     findings: &mut Vec<Finding>,
 ) -> Option<Schedule> {
@@ -145,7 +151,7 @@ fn compile_kind(
 fn compile_cron(
     expression: &str,
     duration: Option<Span>,
-    zone: Tz,
+    zone: &Zone,
     pointer: &str,
     findings: &mut Vec<Finding>,
 ) -> Option<Schedule> {
@@ -169,14 +175,14 @@ fn compile_cron(
         Some(duration) => Some(Schedule::Cron {
             cron: cron?,
             duration,
-            zone,
+            zone: zone.clone(),
         }),
     }
 }
 
 fn compile_weekly(
     spec: &WeeklySpec,
-    zone: Tz,
+    zone: &Zone,
     pointer: &str,
     findings: &mut Vec<Finding>,
 ) -> Option<Schedule> {
@@ -216,7 +222,7 @@ fn compile_weekly(
         days,
         start,
         end: until,
-        zone,
+        zone: zone.clone(),
     })
 }
 
@@ -229,11 +235,11 @@ fn parse_clock(text: &str) -> Option<NaiveTime> {
 
 fn compile_dated(
     spec: &DatedSpec,
-    zone: Tz,
+    zone: &Zone,
     pointer: &str,
     findings: &mut Vec<Finding>,
 ) -> Option<Schedule> {
-    let mut read = |field: &str, text: &str, resolve: fn(Tz, NaiveDateTime) -> Timestamp| {
+    let mut read = |field: &str, text: &str, resolve: fn(&Zone, NaiveDateTime) -> Timestamp| {
         if let Ok(instant) = text.parse::<Timestamp>() {
             return Some(instant);
         }
@@ -260,43 +266,18 @@ fn compile_dated(
 }
 
 /// The instant at which a window with this local opening time opens, and the local time then.
-fn opening(zone: Tz, local: NaiveDateTime) -> (Timestamp, NaiveDateTime) {
-    match zone.from_local_datetime(&local) {
-        LocalResult::Single(instant) | LocalResult::Ambiguous(instant, _) => {
-            (timestamp(instant), local)
-        }
-        LocalResult::None => {
-            let instant = after_gap(zone, local);
-            (timestamp(instant), instant.naive_local())
-        }
+fn opening(zone: &Zone, local: NaiveDateTime) -> (Timestamp, NaiveDateTime) {
+    match zone.instants(local) {
+        Instants::One(at) | Instants::Two(at, _) => (at, local),
+        Instants::None { skipped_at } => (skipped_at, zone.local(skipped_at)),
     }
 }
 
 /// The instant at which a window with this local closing time closes.
-fn closing(zone: Tz, local: NaiveDateTime) -> Timestamp {
-    match zone.from_local_datetime(&local) {
-        LocalResult::Single(instant) | LocalResult::Ambiguous(_, instant) => timestamp(instant),
-        LocalResult::None => timestamp(after_gap(zone, local)),
+fn closing(zone: &Zone, local: NaiveDateTime) -> Timestamp {
+    match zone.instants(local) {
+        Instants::One(at) | Instants::Two(_, at) | Instants::None { skipped_at: at } => at,
     }
-}
-
-/// The first instant after a local time that clocks skip. Gaps end on whole minutes.
-fn after_gap(zone: Tz, local: NaiveDateTime) -> DateTime<Tz> {
-    let minute = local - Duration::seconds(i64::from(chrono::Timelike::second(&local)));
-    (1..=WALL_SLACK_HOURS * 60)
-        .find_map(|minutes| {
-            zone.from_local_datetime(&(minute + Duration::minutes(minutes)))
-                .earliest()
-        })
-        .unwrap_or_else(|| zone.from_utc_datetime(&local))
-}
-
-fn timestamp(instant: DateTime<Tz>) -> Timestamp {
-    Timestamp::from_millis(instant.timestamp_millis())
-}
-
-fn local_time(zone: Tz, now: Timestamp) -> NaiveDateTime {
-    now.to_utc().with_timezone(&zone).naive_local()
 }
 
 fn dated_presence(from: Timestamp, to: Timestamp, now: Timestamp) -> Presence {
@@ -312,10 +293,10 @@ fn weekly_windows(
     days: &[bool; 7],
     start: NaiveTime,
     end: Duration,
-    zone: Tz,
+    zone: &Zone,
     now: Timestamp,
 ) -> Vec<(Timestamp, Timestamp)> {
-    let today = local_time(zone, now).date();
+    let today = zone.local(now).date();
     let first = today.checked_sub_days(Days::new(2)).unwrap_or(today);
     first
         .iter_days()
@@ -340,7 +321,7 @@ fn presence_among(windows: &[(Timestamp, Timestamp)], now: Timestamp) -> Presenc
     Presence { open, until }
 }
 
-fn cron_window(zone: Tz, duration: Span, start: NaiveDateTime) -> (Timestamp, Timestamp) {
+fn cron_window(zone: &Zone, duration: Span, start: NaiveDateTime) -> (Timestamp, Timestamp) {
     let (open, local) = opening(zone, start);
     let length = Duration::milliseconds(i64::try_from(duration.millis()).unwrap_or(i64::MAX / 2));
     (open, closing(zone, local + length))
@@ -348,8 +329,8 @@ fn cron_window(zone: Tz, duration: Span, start: NaiveDateTime) -> (Timestamp, Ti
 
 /// Of two occurrences the later one neither opens nor closes before the other, whatever clocks do, so
 /// the latest that has opened decides.
-fn cron_presence(cron: &Cron, duration: Span, zone: Tz, now: Timestamp) -> Presence {
-    let ahead = local_time(zone, now) + wall_slack(zone, now);
+fn cron_presence(cron: &Cron, duration: Span, zone: &Zone, now: Timestamp) -> Presence {
+    let ahead = zone.local(now) + wall_slack(zone, now);
     let mut opens: Option<Timestamp> = None;
     let mut at = ahead + Duration::seconds(1);
     while let Some(start) = cron.last_before(at) {
@@ -379,9 +360,9 @@ fn cron_presence(cron: &Cron, duration: Span, zone: Tz, now: Timestamp) -> Prese
 
 /// How far ahead on the wall clock an occurrence may lie that has opened already: not at all, unless
 /// clocks change about now.
-fn wall_slack(zone: Tz, now: Timestamp) -> Duration {
+fn wall_slack(zone: &Zone, now: Timestamp) -> Duration {
     let most = Span::from_secs(WALL_SLACK_HOURS as u64 * 3600);
-    let offset = |at: Timestamp| at.to_utc().with_timezone(&zone).offset().fix();
+    let offset = |at: Timestamp| zone.offset_seconds(at);
     if offset(now - most) == offset(now) && offset(now) == offset(now + most) {
         Duration::zero()
     } else {

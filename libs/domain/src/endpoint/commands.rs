@@ -20,6 +20,7 @@ use contract::time::Timestamp;
 
 use super::{Deployment, Endpoint};
 use crate::documents;
+use crate::zones::ZoneData;
 
 /// Five times as many as `make bench-endpoints` measures; each costs a route in every gateway.
 pub const ENDPOINTS_MAX: usize = 50_000;
@@ -89,12 +90,14 @@ pub enum Precondition {
 }
 
 /// What a command is carried out with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Context {
     pub endpoint: Name,
     /// How many endpoints there are, this one aside.
     pub other_endpoints: usize,
     pub precondition: Precondition,
+    /// What schedules are checked with.
+    pub zones: ZoneData,
     pub now: Timestamp,
 }
 
@@ -145,7 +148,10 @@ pub fn decide(state: Option<&Endpoint>, command: &Command, context: &Context) ->
             deployment,
             labels,
             spec,
-        } => put_autoscale(living(state, context)?, deployment, labels, spec),
+        } => {
+            let endpoint = living(state, context)?;
+            put_autoscale(endpoint, deployment, labels, spec, &context.zones)
+        }
         Command::DeleteAutoscale { deployment } => {
             delete_autoscale(living(state, context)?, deployment)
         }
@@ -505,6 +511,7 @@ fn put_autoscale(
     name: &Name,
     labels: &Labels,
     spec: &AutoscaleSpec,
+    zones: &ZoneData,
 ) -> Events {
     let target = DeploymentRef {
         endpoint: endpoint.name.clone(),
@@ -518,7 +525,7 @@ fn put_autoscale(
         return Err(Refusal::Invalid(vec![Finding::new("/spec/target", detail)]));
     }
     let (deployment, of) = living_deployment(endpoint, name)?;
-    refuse_invalid(documents::autoscale_findings(spec))?;
+    refuse_invalid(documents::autoscale_findings(spec, zones))?;
     let current = deployment.autoscale.as_ref();
     if current.is_some_and(|autoscale| autoscale.spec == *spec && autoscale.labels == *labels) {
         return Ok(Vec::new());

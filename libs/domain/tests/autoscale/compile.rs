@@ -1,6 +1,5 @@
 //! Documents that are refused, with the field and what to do, and warnings about allowed ones.
 
-use domain::autoscale::Policy;
 use serde_json::{Value, json};
 
 use crate::scene::*;
@@ -10,7 +9,7 @@ fn rule() -> Value {
 }
 
 fn refused(document: &Value) -> Vec<(String, String)> {
-    let findings = Policy::compile(&spec(document)).err().unwrap_or_default();
+    let findings = compile(&spec(document)).err().unwrap_or_default();
     findings
         .into_iter()
         .map(|finding| (finding.pointer, finding.detail))
@@ -401,7 +400,7 @@ fn the_contracts_example_compiles_without_a_word() {
              "capacity": {"min": 4, "max": 20, "default": 4}},
         ],
     });
-    let policy = Policy::compile(&spec(&document)).unwrap();
+    let policy = compile(&spec(&document)).unwrap();
     assert_eq!(policy.warnings(), []);
     let keys: Vec<String> = policy.signals().iter().map(|signal| signal.key()).collect();
     assert_eq!(
@@ -458,7 +457,7 @@ fn rules_that_are_probably_not_meant_are_warned_of() {
             "never adds",
         ),
     ] {
-        let policy = Policy::compile(&spec(&document(rules.clone(), cooled.clone()))).unwrap();
+        let policy = compile(&spec(&document(rules.clone(), cooled.clone()))).unwrap();
         let warnings = policy.warnings();
         assert!(
             warnings.iter().any(
@@ -468,7 +467,7 @@ fn rules_that_are_probably_not_meant_are_warned_of() {
             "{rules}: {warnings:?}"
         );
     }
-    let fine = Policy::compile(&spec(&document(
+    let fine = compile(&spec(&document(
         json!([out("> 4"), scale_in("< 1.9")]),
         cooled,
     )))
@@ -484,8 +483,7 @@ fn schedules_and_windows_that_are_probably_not_meant_are_warned_of() {
         {"name": "always", "priority": -1, "schedule": {"cron": "0 * * * *", "duration": "1h"},
          "capacity": {"min": 2, "max": 2, "default": 2}},
     ]);
-    let policy =
-        Policy::compile(&spec(&document(json!([]), json!({"profiles": profiles})))).unwrap();
+    let policy = compile(&spec(&document(json!([]), json!({"profiles": profiles})))).unwrap();
     let pointers: Vec<String> = policy
         .warnings()
         .into_iter()

@@ -3,7 +3,7 @@
 
 use contract::decision::{Decision, LastChange, Wish};
 use contract::time::Span;
-use domain::autoscale::{explain, reevaluate};
+use domain::autoscale::explain;
 use serde_json::json;
 
 use crate::scene::*;
@@ -62,7 +62,7 @@ fn a_decision_is_written_and_made_again_as_ever() {
     let text = serde_json::to_string_pretty(&decision()).unwrap() + "\n";
     equals_golden("decision.json", &text);
     let read: Decision = serde_json::from_str(&text).unwrap();
-    let again = serde_json::to_string_pretty(&reevaluate(&read)).unwrap() + "\n";
+    let again = serde_json::to_string_pretty(&again(&read)).unwrap() + "\n";
     assert!(again == text, "made again, the decision differs: {again}");
 }
 

@@ -7,13 +7,12 @@ use contract::decision::{
 use contract::resources::{AutoscaleMode, AutoscaleSpec, Direction};
 use contract::time::{Span, Timestamp};
 use domain::autoscale::{
-    Policy, TickInputs, carried_next, carry, decide, decide_with, evaluate, explain, reevaluate,
-    should_explain, should_write,
+    Policy, TickInputs, carry, decide, decide_with, evaluate, explain, should_explain, should_write,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::scene::{START, deployment, spec, uid};
+use crate::scene::{START, again, carried_after, compile, deployment, spec, uid, zones};
 
 const METRICS: [&str; 6] = [
     "concurrency",
@@ -229,6 +228,7 @@ prop_compose! {
             instances: InstanceCounts { ready, pending },
             signals,
             carried,
+            zone_data: None,
         }
     }
 }
@@ -238,7 +238,7 @@ fn inputs() -> impl Strategy<Value = DecisionInputs> {
 }
 
 fn made(inputs: &DecisionInputs) -> Decision {
-    decide(&deployment(), uid(), inputs.clone(), START)
+    decide(&deployment(), uid(), inputs.clone(), &zones(), START)
 }
 
 fn ordered(policy: Option<&Policy>, inputs: &DecisionInputs) -> Vec<Option<Signal>> {
@@ -269,12 +269,12 @@ proptest! {
     fn a_decision_read_back_is_made_again_to_the_same_bytes(inputs in inputs()) {
         let written = serde_json::to_string(&made(&inputs)).unwrap();
         let read: Decision = serde_json::from_str(&written).unwrap();
-        prop_assert_eq!(serde_json::to_string(&reevaluate(&read)).unwrap(), written);
+        prop_assert_eq!(serde_json::to_string(&again(&read)).unwrap(), written);
     }
 
     #[test]
     fn the_fast_path_and_the_explanation_agree(inputs in inputs()) {
-        let policy = inputs.policy.as_ref().map(|spec| Policy::compile(spec).unwrap());
+        let policy = inputs.policy.as_ref().map(|spec| compile(spec).unwrap());
         let policy = policy.as_ref();
         let signals = ordered(policy, &inputs);
         let tick = tick(&inputs, &signals);
@@ -292,7 +292,7 @@ proptest! {
         // The three ways to the state of the next tick agree.
         let mut carried = inputs.carried.clone();
         carry(&mut carried, policy, &evaluation, START);
-        prop_assert_eq!(&carried, &carried_next(&explained));
+        prop_assert_eq!(&carried, &carried_after(&explained));
         // So do those to the decision, up to signals that nobody reads.
         if let Some(policy) = policy {
             let with = decide_with(policy, &deployment(), uid(), inputs.clone(), START);
@@ -373,7 +373,7 @@ proptest! {
         spec in policies(),
         values in prop::collection::vec(0.0f64..200.0, 1..60),
     ) {
-        let policy = Policy::compile(&spec).unwrap();
+        let policy = compile(&spec).unwrap();
         let mut carried = Carried::default();
         for (second, value) in values.iter().enumerate() {
             let now = START + Span::from_secs(second as u64);

@@ -2,13 +2,32 @@
 
 use contract::decision::{Carried, Decision, DecisionInputs, InstanceCounts, Pause, Pin, Signal};
 use contract::ids::{DeploymentRef, Uid};
+use contract::problem::Finding;
 use contract::resources::AutoscaleSpec;
 use contract::time::{Span, Timestamp};
-use domain::autoscale::{Policy, carried_next, decide};
+use domain::autoscale::{Policy, carried_next, decide, reevaluate};
+use domain::zones::ZoneData;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 pub const START: Timestamp = Timestamp::from_secs(1_790_000_000);
+
+pub fn zones() -> ZoneData {
+    ZoneData::bundled()
+}
+
+pub fn compile(spec: &AutoscaleSpec) -> Result<Policy, Vec<Finding>> {
+    Policy::compile(spec, &zones())
+}
+
+pub fn carried_after(decision: &Decision) -> Carried {
+    carried_next(decision, &zones())
+}
+
+/// The decision made again from what it records.
+pub fn again(decision: &Decision) -> Decision {
+    reevaluate(decision, &zones())
+}
 
 pub fn deployment() -> DeploymentRef {
     "iris/blue".parse().unwrap()
@@ -109,7 +128,7 @@ impl Scene {
     /// With a count that has stood for long, all of it ready.
     pub fn new(document: Value, count: u32) -> Self {
         let spec = spec(&document);
-        Policy::compile(&spec).unwrap();
+        compile(&spec).unwrap();
         let inputs = DecisionInputs {
             policy_revision: 1,
             policy: Some(spec),
@@ -125,6 +144,7 @@ impl Scene {
                 granted: Some(count),
                 ..Carried::default()
             },
+            zone_data: None,
         };
         Self { inputs, now: START }
     }
@@ -149,13 +169,19 @@ impl Scene {
     }
 
     pub fn decide(&self) -> Decision {
-        decide(&deployment(), uid(), self.inputs.clone(), self.now)
+        decide(
+            &deployment(),
+            uid(),
+            self.inputs.clone(),
+            &zones(),
+            self.now,
+        )
     }
 
     /// Decides, hands the state on, lets all instances become ready, and goes on by `seconds`.
     pub fn step(&mut self, seconds: u64) -> Decision {
         let decision = self.decide();
-        self.inputs.carried = carried_next(&decision);
+        self.inputs.carried = carried_after(&decision);
         self.inputs.instances.ready = decision.granted;
         self.now = self.now + Span::from_secs(seconds);
         decision

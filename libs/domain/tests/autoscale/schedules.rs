@@ -3,8 +3,9 @@
 
 use chrono::{Datelike, Duration, NaiveDateTime, NaiveTime, Timelike};
 use chrono_tz::Tz;
+use contract::decision::{Carried, Decision, InstanceCounts, Pause};
 use contract::time::{Span, Timestamp};
-use domain::autoscale::{Policy, Selection};
+use domain::autoscale::{Policy, Selection, TickInputs, explain, is_reproducible};
 use serde_json::{Value, json};
 
 use crate::scene::*;
@@ -12,7 +13,7 @@ use crate::scene::*;
 fn policy(profiles: Vec<Value>) -> Policy {
     let mut all = vec![json!({"name": "default", "capacity": {"min": 1, "max": 9, "default": 1}})];
     all.extend(profiles);
-    Policy::compile(&spec(&document(json!([]), json!({"profiles": all})))).unwrap()
+    compile(&spec(&document(json!([]), json!({"profiles": all})))).unwrap()
 }
 
 fn profile(name: &str, priority: i32, schedule: Value) -> Value {
@@ -374,4 +375,46 @@ fn a_month_with_either_clock_change_on_lord_howe_island() {
         repeated,
         ("2026-04-05T01:30", "2026-04-05T01:50"),
     );
+}
+
+/// The decision that a tick without instances and measurements makes.
+fn decided(document: &Value) -> Decision {
+    let policy = compile(&spec(document)).unwrap();
+    let tick = TickInputs {
+        policy_revision: 1,
+        fixed_instances: 1,
+        pin: None,
+        pause: Pause::default(),
+        instances: InstanceCounts::default(),
+        signals: &[],
+        carried: &Carried::default(),
+        selection: None,
+    };
+    explain(&deployment(), uid(), Some(&policy), &tick, START)
+}
+
+#[test]
+fn a_decision_by_a_schedule_names_the_release_of_its_time_zones() {
+    let daily = json!({"cron": "0 9 * * *", "duration": "9h", "timeZone": "Europe/Paris"});
+    let profiles = json!([
+        {"name": "default", "capacity": {"min": 1, "max": 9, "default": 1}},
+        profile("day", 1, daily),
+    ]);
+    let scheduled = decided(&document(json!([]), json!({"profiles": profiles})));
+    assert_eq!(
+        scheduled.inputs.zone_data.as_deref(),
+        Some(zones().version())
+    );
+    assert!(is_reproducible(&scheduled, &zones()));
+    let mut older = scheduled.clone();
+    older.inputs.zone_data = Some("2025b".into());
+    assert!(!is_reproducible(&older, &zones()), "made with other zones");
+    assert_eq!(
+        again(&older).inputs,
+        older.inputs,
+        "and told so all the same"
+    );
+    let plain = decided(&document(json!([]), json!({})));
+    assert_eq!(plain.inputs.zone_data, None);
+    assert!(is_reproducible(&plain, &zones()));
 }

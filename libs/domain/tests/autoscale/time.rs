@@ -2,9 +2,7 @@
 
 use contract::decision::{LastChange, Outcome};
 use contract::time::{Span, Timestamp};
-use domain::autoscale::{
-    carried_after_clock_step, carried_after_restart, carried_next, should_write,
-};
+use domain::autoscale::{carried_after_clock_step, carried_after_restart, should_write};
 use serde_json::json;
 
 use crate::scene::*;
@@ -165,7 +163,7 @@ fn after_a_restart_the_windows_are_filled_with_the_present_count() {
     let mut scene = Scene::new(out_and_in(more), 4).value(CONCURRENCY, 40.0);
     let last = scene.step(1);
     let now = START + Span::from_secs(40);
-    scene.inputs.carried = carried_after_restart(&last, now);
+    scene.inputs.carried = carried_after_restart(&last, &zones(), now);
     assert_eq!(scene.inputs.carried.granted, Some(5));
     scene = scene.value(CONCURRENCY, 0.0);
     let mut outcome = |seconds: u64| {
@@ -217,7 +215,7 @@ fn pins_and_releases_start_cooldowns_and_are_remembered_as_wishes() {
         .value(CONCURRENCY, 0.0)
         .pinned(9, None);
     let pinned = scene.step(1);
-    let carried = carried_next(&pinned);
+    let carried = carried_after(&pinned);
     assert_eq!(
         carried.last_out,
         Some(LastChange {

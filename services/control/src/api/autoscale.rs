@@ -99,7 +99,9 @@ fn view(endpoint: &Endpoint, of: &DeploymentRef) -> Option<AutoscaleView> {
 
 pub async fn put(app: Arc<App>, call: Call) -> Answer {
     let of = call.deployment()?;
-    let Resource::Autoscale(document) = resource(&call, "Autoscale", &of.to_string())? else {
+    let Resource::Autoscale(document) =
+        resource(&call, "Autoscale", &of.to_string(), &app.deps.zones)?
+    else {
         return Err(ApiError::internal("another kind passed for an Autoscale"));
     };
     let command = Command::PutAutoscale {
@@ -260,6 +262,6 @@ pub async fn preview(app: Arc<App>, call: Call) -> Answer {
             "there is no Autoscale for `{of}`"
         )));
     };
-    let items = crate::api::decisions::transitions(&autoscale.spec, from, to)?;
+    let items = crate::api::decisions::transitions(&autoscale.spec, &app.deps.zones, from, to)?;
     json(StatusCode::OK, &Preview { items })
 }

@@ -6,6 +6,7 @@ use contract::resources::AutoscaleSpec;
 use contract::time::Timestamp;
 use domain::autoscale::Policy;
 use domain::views::DECISIONS;
+use domain::zones::ZoneData;
 use http::StatusCode;
 use uuid::Uuid;
 
@@ -45,10 +46,11 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
 /// The profile in force at the beginning, and every change of it after that.
 pub fn transitions(
     spec: &AutoscaleSpec,
+    zones: &ZoneData,
     from: Timestamp,
     to: Timestamp,
 ) -> Result<Vec<Transition>, ApiError> {
-    let policy = Policy::compile(spec).map_err(ApiError::invalid)?;
+    let policy = Policy::compile(spec, zones).map_err(ApiError::invalid)?;
     let later = policy.transitions(from, to);
     let later = later.into_iter().filter(|transition| transition.at > from);
     let all = std::iter::once(policy.profile_at(from)).chain(later);

@@ -66,7 +66,9 @@ fn view(
 
 pub async fn put(app: Arc<App>, call: Call) -> Answer {
     let of = call.deployment()?;
-    let Resource::Deployment(document) = resource(&call, "Deployment", &of.to_string())? else {
+    let Resource::Deployment(document) =
+        resource(&call, "Deployment", &of.to_string(), &app.deps.zones)?
+    else {
         return Err(ApiError::internal("another kind passed for a Deployment"));
     };
     let command = Command::PutDeployment {

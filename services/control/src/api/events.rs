@@ -11,8 +11,9 @@ use contract::ids::{Bucket, Position};
 use contract::log::Record;
 use contract::problem::Finding;
 use contract::time::Timestamp;
-use domain::autoscale::{ENGINE, ENGINE_VERSION, reevaluate};
+use domain::autoscale::{is_reproducible, reevaluate};
 use domain::views::MODELS;
+use domain::zones::ZoneData;
 use http::{HeaderName, StatusCode};
 use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
@@ -306,7 +307,7 @@ pub async fn replay(app: Arc<App>, call: Call) -> Answer {
         after = last.position();
         for entry in &entries {
             match entry {
-                Entry::Record(record) => report.take_in(record),
+                Entry::Record(record) => report.take_in(record, &app.deps.zones),
                 Entry::Unreadable(unreadable) => report.pass_over(unreadable),
             }
         }
@@ -328,20 +329,19 @@ impl Replayed {
         }
     }
 
-    fn take_in(&mut self, record: &Record) {
+    fn take_in(&mut self, record: &Record, zones: &ZoneData) {
         let contract::events::Event::ScalingDecided(decision) = &record.event else {
             return;
         };
         self.decisions += 1;
-        let again = reevaluate(decision);
+        let again = reevaluate(decision, zones);
         // Bytes, not values: what is written must be what the engine would write.
         let equal = serde_json::to_vec(&again).ok() == serde_json::to_vec(decision).ok();
         if equal {
             self.equal += 1;
             return;
         }
-        let present = decision.engine == ENGINE && decision.engine_version == ENGINE_VERSION;
-        if !present {
+        if !is_reproducible(decision, zones) {
             self.different_older += 1;
             return;
         }

@@ -20,6 +20,7 @@ use contract::resources::{Applied, ApplyResult, Resource};
 use contract::time::Timestamp;
 use domain::documents::diff;
 use domain::endpoint::commands::Command;
+use domain::zones::ZoneData;
 use http::StatusCode;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -144,10 +145,15 @@ fn written(view: &Value) -> Value {
 }
 
 /// The body as a resource that belongs at this path.
-fn resource(call: &Call, kind: &str, full_name: &str) -> Result<Resource, ApiError> {
+fn resource(
+    call: &Call,
+    kind: &str,
+    full_name: &str,
+    zones: &ZoneData,
+) -> Result<Resource, ApiError> {
     let document = call.document()?;
     let checked = document.checked(|resource| {
-        let mut findings = domain::documents::validate(resource);
+        let mut findings = domain::documents::validate(resource, zones);
         findings.extend(misplaced(resource, kind, full_name));
         findings
     });

@@ -14,6 +14,7 @@ use contract::time::Timestamp;
 use control::{
     Control, ControlConfig, ControlDeps, HistorySource, Limits, LogSource, NoHistory, NoLogs,
 };
+use domain::zones::ZoneData;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use runtime::clock::{Clock, ManualClock};
 use runtime::health::Health;
@@ -137,6 +138,7 @@ impl World {
             metrics: Metrics::default(),
             health: health.clone(),
             internal_token: None,
+            zones: ZoneData::bundled(),
             logs,
             history,
         };

@@ -6,15 +6,16 @@ use contract::problem::Finding;
 use contract::resources::{AutoscaleSpec, DecisionView, Resource};
 use contract::time::Timestamp;
 use domain::autoscale::{Policy, Transition, explain};
+use domain::zones::ZoneData;
 
 /// Faults that only the engines see: conditions, schedules, metrics. Pointers begin at the root.
 pub fn findings(resource: &Resource) -> Vec<Finding> {
     if let Resource::Autoscale(autoscale) = resource
-        && let Err(findings) = Policy::compile(&autoscale.spec)
+        && let Err(findings) = Policy::compile(&autoscale.spec, &ZoneData::bundled())
     {
         return findings;
     }
-    domain::documents::validate(resource)
+    domain::documents::validate(resource, &ZoneData::bundled())
 }
 
 /// The profile in force at `from`, then every change of it up to `to`.
@@ -23,7 +24,7 @@ pub fn transitions(
     from: Timestamp,
     to: Timestamp,
 ) -> Result<Vec<Transition>, Vec<Finding>> {
-    let policy = Policy::compile(spec)?;
+    let policy = Policy::compile(spec, &ZoneData::bundled())?;
     let first = policy.profile_at(from);
     let later = policy.transitions(from, to);
     let later = later.into_iter().filter(|one| one.at > from);

@@ -95,7 +95,7 @@ struct CompletionsArgs {
     shell: clap_complete::Shell,
 }
 
-/// Print the version
+/// Print the version, and that of the time zone data that schedules go by
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock version")]
@@ -130,12 +130,21 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Validate(args) => documents::validate(&args),
         Command::Store(args) => store::store(&args),
         Command::Completions(args) => completions(args.shell),
-        Command::Version(_) => print(concat!("penstock ", env!("CARGO_PKG_VERSION"))),
+        Command::Version(_) => version(),
         Command::Autoscale(args) if args.is_offline() => {
             autoscale::preview_file(&args, Screen::of_process())
         }
         command => online(&cli.connect, command),
     }
+}
+
+fn version() -> Result<(), CliError> {
+    let zones = domain::zones::ZoneData::bundled();
+    print(&format!(
+        "penstock {}\ntime zones {}",
+        env!("CARGO_PKG_VERSION"),
+        zones.version()
+    ))
 }
 
 fn completions(shell: clap_complete::Shell) -> Result<(), CliError> {

@@ -120,6 +120,10 @@ pub struct ServeArgs {
         hide_env_values = true
     )]
     pub internal_token: Option<String>,
+    /// A folder with the time zones that schedules go by (/usr/share/zoneinfo); those that came with this
+    /// program unless given. Give every replica of control and autoscaler the same
+    #[arg(long, value_name = "DIR", env = "PENSTOCK_ZONEINFO")]
+    pub zoneinfo: Option<PathBuf>,
     /// A file with milliseconds by which this process's clock is off; for fault tests
     #[arg(long, value_name = "PATH", hide = true)]
     pub clock_offset_file: Option<PathBuf>,

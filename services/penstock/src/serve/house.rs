@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use bus::Bus;
+use domain::zones::ZoneData;
 use runtime::clock::{Clock, SteppedClock, SystemClock};
 use runtime::health::Health;
 use runtime::ids::{Ids, SystemIds};
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::data_folder::DataFolder;
 use super::plan::{Plan, Service};
 use super::secret::internal_token;
-use super::start;
+use super::{start, zone_files};
 use crate::cli::serve_args::ServeArgs;
 
 /// What the services of a process share.
@@ -33,6 +34,7 @@ pub struct Ground {
     pub metrics: Metrics,
     pub health: Health,
     pub internal_token: Option<InternalToken>,
+    pub zones: ZoneData,
 }
 
 impl Ground {
@@ -199,11 +201,18 @@ async fn ground(args: &ServeArgs, plan: &Plan, data: &Path) -> anyhow::Result<Gr
         true => Some(open_store(args, data).await?),
         false => None,
     };
+    let clock = clock(args);
+    let zones = zone_files::zones(args.zoneinfo.as_deref())?;
+    let has_schedules = plan.runs(Service::Control) || plan.runs(Service::Autoscaler);
+    if let Some(warning) = zone_files::age_warning(&zones, clock.now()).filter(|_| has_schedules) {
+        tracing::warn!("{warning}");
+    }
     Ok(Ground {
         data: data.to_owned(),
         store,
         bus: bus::open(&args.bus).await?,
-        clock: clock(args),
+        clock,
+        zones,
         ids: Arc::new(SystemIds::default()),
         metrics: Metrics::default(),
         health: Health::default(),

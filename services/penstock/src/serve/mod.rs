@@ -15,6 +15,7 @@ mod secret;
 mod sources;
 mod start;
 mod supervisor;
+mod zone_files;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};

@@ -242,6 +242,7 @@ pub async fn control(
         metrics: ground.metrics.clone(),
         health: ground.health.clone(),
         internal_token: ground.internal_token.clone(),
+        zones: ground.zones.clone(),
         logs: Arc::new(MemberLogs::new(
             own_logs(plan, ground)?,
             ground.store()?,
@@ -316,10 +317,11 @@ pub async fn admin(
 pub fn autoscaler(ground: &Ground, stage: &mut Stage) -> anyhow::Result<()> {
     let (deps, stop) = (deps(ground)?, stage.stop.clone());
     let (metrics, health) = (ground.metrics.clone(), ground.health.clone());
+    let zones = ground.zones.clone();
     let run = move || {
-        let (deps, metrics, health, stop) =
-            (deps.clone(), metrics.clone(), health.clone(), stop.clone());
-        async move { autoscaler::run(deps, &metrics, &health, stop).await }
+        let (deps, zones, stop) = (deps.clone(), zones.clone(), stop.clone());
+        let (metrics, health) = (metrics.clone(), health.clone());
+        async move { autoscaler::run(deps, zones, &metrics, &health, stop).await }
     };
     stage.spawn(supervise("autoscaler", stage.stop.clone(), run));
     Ok(())

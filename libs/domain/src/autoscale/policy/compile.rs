@@ -17,18 +17,29 @@ use super::{
     RuleKind, STABILIZATION_MAX, STEPS_MAX, Step,
 };
 use crate::measure::{Aggregation, Metric, SignalSpec, WINDOW_MAX};
+use crate::zones::ZoneData;
 
 /// Windows up to here are kept second by second, up to the next by ten, longer ones by the minute.
 const BY_SECOND_MAX: Span = Span::from_secs(120);
 const BY_TEN_MAX: Span = Span::from_secs(1800);
 
-#[derive(Default)]
-pub(super) struct Compiler {
+pub(super) struct Compiler<'a> {
     pub findings: Vec<Finding>,
     signals: Vec<SignalSpec>,
+    zones: &'a ZoneData,
 }
 
-impl Compiler {
+impl<'a> Compiler<'a> {
+    pub fn new(zones: &'a ZoneData) -> Self {
+        Self {
+            findings: Vec::new(),
+            signals: Vec::new(),
+            zones,
+        }
+    }
+}
+
+impl Compiler<'_> {
     fn refuse(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
         self.findings.push(Finding::new(pointer, detail));
     }
@@ -86,6 +97,11 @@ impl Compiler {
             profiles,
             default,
             signals: std::mem::take(&mut self.signals),
+            zone_data: spec
+                .profiles
+                .iter()
+                .any(|profile| profile.schedule.is_some())
+                .then(|| self.zones.version().to_owned()),
         })
     }
 
@@ -150,13 +166,15 @@ impl Compiler {
         self.capacity(profile.capacity, &format!("{pointer}/capacity"));
         let schedule = match &profile.schedule {
             None => None,
-            Some(schedule) => match Schedule::compile(schedule, &format!("{pointer}/schedule")) {
-                Ok(schedule) => Some(schedule),
-                Err(findings) => {
-                    self.findings.extend(findings);
-                    None
+            Some(schedule) => {
+                match Schedule::compile(schedule, self.zones, &format!("{pointer}/schedule")) {
+                    Ok(schedule) => Some(schedule),
+                    Err(findings) => {
+                        self.findings.extend(findings);
+                        None
+                    }
                 }
-            },
+            }
         };
         let rules = profile.rules.as_deref().unwrap_or_default();
         if rules.len() > RULES_MAX {

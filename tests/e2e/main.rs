@@ -6,6 +6,7 @@ mod bad_input;
 mod command_line;
 mod host_names;
 mod lifecycle;
+mod logs;
 mod metrics;
 mod scaling;
 mod starting;

@@ -586,7 +586,7 @@ async fn output_of_instances_is_kept_and_rotated() {
     let backend = ProcessBackend::open(config).await.unwrap();
     let behaviour = Behaviour::default().with("CHATTER", 1);
     let ready = started(&backend, order("a-1", 1, &behaviour)).await;
-    let mut reader = logs(data.path(), &"iris/blue".parse().unwrap(), None);
+    let mut reader = logs(data.path(), &"iris/blue".parse().unwrap(), None, None);
     let rotated = data.path().join("logs/iris/blue/a-1.log.000002");
     eventually(|| rotated.exists()).await;
     removed(&backend, &ready.id, GRACE).await;

@@ -31,7 +31,7 @@ pub struct ControlConfig {
 pub struct Limits {
     /// Open connections; more wait until one of these is closed.
     pub connections: usize,
-    /// Event streams and followed logs at the same time; more are refused. Fewer than connections, so
+    /// Event streams and readers of logs at the same time; more are refused. Fewer than connections, so
     /// that short requests always find one.
     pub streams: usize,
     /// From the opening of a connection, or the end of the answer before, to the end of a request's head.

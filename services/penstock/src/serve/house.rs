@@ -13,10 +13,12 @@ use runtime::retry::until_opened;
 use runtime::token::InternalToken;
 use serde_json::{Map, Value};
 use store::Store;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::data_folder::DataFolder;
+use super::folder_logs::READERS_MAX;
 use super::plan::{Plan, Service};
 use super::secret::internal_token;
 use super::start;
@@ -33,6 +35,8 @@ pub struct Ground {
     pub metrics: Metrics,
     pub health: Health,
     pub internal_token: Option<InternalToken>,
+    /// Room for readers of the output of instances here.
+    pub log_readers: Arc<Semaphore>,
 }
 
 impl Ground {
@@ -208,6 +212,7 @@ async fn ground(args: &ServeArgs, plan: &Plan, data: &Path) -> anyhow::Result<Gr
         metrics: Metrics::default(),
         health: Health::default(),
         internal_token: internal_token.transpose()?,
+        log_readers: Arc::new(Semaphore::new(READERS_MAX)),
     })
 }
 

@@ -8,11 +8,13 @@
 mod admin;
 mod config_file;
 mod data_folder;
+mod folder_logs;
+mod history;
 mod house;
+mod log_lines;
 mod member_logs;
 mod plan;
 mod secret;
-mod sources;
 mod start;
 mod supervisor;
 

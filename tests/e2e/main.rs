@@ -9,6 +9,7 @@ mod lifecycle;
 mod logs;
 mod metrics;
 mod scaling;
+mod secrets;
 mod starting;
 #[path = "../support/mod.rs"]
 mod support;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use bus::Bus;
+use contract::own_secrets::OwnSecrets;
 use runtime::clock::{Clock, SteppedClock, SystemClock};
 use runtime::health::Health;
 use runtime::ids::{Ids, SystemIds};
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::data_folder::DataFolder;
 use super::folder_logs::READERS_MAX;
+use super::own_secrets::own_secrets;
 use super::plan::{Plan, Service};
 use super::secret::internal_token;
 use super::start;
@@ -35,6 +37,8 @@ pub struct Ground {
     pub metrics: Metrics,
     pub health: Health,
     pub internal_token: Option<InternalToken>,
+    /// What documents may not refer to.
+    pub own: OwnSecrets,
     /// Room for readers of the output of instances here.
     pub log_readers: Arc<Semaphore>,
 }
@@ -212,6 +216,7 @@ async fn ground(args: &ServeArgs, plan: &Plan, data: &Path) -> anyhow::Result<Gr
         metrics: Metrics::default(),
         health: Health::default(),
         internal_token: internal_token.transpose()?,
+        own: own_secrets(args, |name| std::env::var_os(name)),
         log_readers: Arc::new(Semaphore::new(READERS_MAX)),
     })
 }

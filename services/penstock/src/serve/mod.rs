@@ -13,6 +13,7 @@ mod history;
 mod house;
 mod log_lines;
 mod member_logs;
+mod own_secrets;
 mod plan;
 mod secret;
 mod start;

@@ -235,6 +235,7 @@ pub async fn control(
         replica: replica(plan, &ground.data)?,
         gateway: args.gateway_url.clone().or(addresses.gateway.clone()),
         limits: Limits::default(),
+        own: ground.own.clone(),
     };
     let deps = ControlDeps {
         store: ground.store()?,
@@ -392,6 +393,7 @@ async fn open_backends(
     let directory = std::env::current_dir().context("cannot tell the working directory")?;
     let config = ProcessConfig {
         host: advertised_host(args).await?,
+        own: ground.own.clone(),
         ..ProcessConfig::new(ground.data.clone(), node.to_owned(), directory)
     };
     let clock = ground.clock.clone();

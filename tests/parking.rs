@@ -15,6 +15,7 @@ use contract::events::{
 };
 use contract::ids::{EndpointKey, Position, Uid};
 use contract::log::{Actor, NewEvent, StreamKind, StreamName};
+use contract::own_secrets::OwnSecrets;
 use contract::resources::BackendKind;
 use contract::time::{Span, Timestamp};
 use control::{Control, ControlConfig, ControlDeps, NoHistory, NoLogs};
@@ -145,6 +146,7 @@ impl House {
             replica: None,
             gateway: None,
             limits: control::Limits::default(),
+            own: OwnSecrets::default(),
         };
         let deps = ControlDeps {
             store: self.store.clone(),

@@ -6,8 +6,10 @@ mod bad_input;
 mod command_line;
 mod host_names;
 mod lifecycle;
+mod logs;
 mod metrics;
 mod scaling;
+mod secrets;
 mod starting;
 #[path = "../support/mod.rs"]
 mod support;

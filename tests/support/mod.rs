@@ -91,6 +91,15 @@ impl Penstock {
     }
 
     pub async fn start_with(folder: &DataFolder, arguments: &[&str]) -> Self {
+        Self::start_in(folder, arguments, &[]).await
+    }
+
+    /// With variables beside those of the test.
+    pub async fn start_in(
+        folder: &DataFolder,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let data = folder.path().to_owned();
         let ready_file = data.join("ready.json");
         let _ = std::fs::remove_file(&ready_file);
@@ -111,6 +120,7 @@ impl Penstock {
             .arg("--ready-file")
             .arg(&ready_file)
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stderr(log.unwrap())
             .kill_on_drop(true)

@@ -586,7 +586,7 @@ async fn output_of_instances_is_kept_and_rotated() {
     let backend = ProcessBackend::open(config).await.unwrap();
     let behaviour = Behaviour::default().with("CHATTER", 1);
     let ready = started(&backend, order("a-1", 1, &behaviour)).await;
-    let mut reader = logs(data.path(), &"iris/blue".parse().unwrap(), None);
+    let mut reader = logs(data.path(), &"iris/blue".parse().unwrap(), None, None);
     let rotated = data.path().join("logs/iris/blue/a-1.log.000002");
     eventually(|| rotated.exists()).await;
     removed(&backend, &ready.id, GRACE).await;
@@ -627,6 +627,39 @@ async fn a_secret_reaches_the_instance_and_no_file() {
         let content = fs::read(&file).unwrap();
         let text = String::from_utf8_lossy(&content);
         assert!(!text.contains(SECRET), "{}", file.display());
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_refers_to_a_secret_of_ours_fails_with_a_sentence_and_never_runs() {
+    const SECRET: &str = "correct-horse-battery";
+    let data = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let backend = open(data.path()).await;
+    fs::write(data.path().join("seal.key"), SECRET).unwrap();
+    let link = elsewhere.path().join("link");
+    std::os::unix::fs::symlink(data.path().join("seal.key"), &link).unwrap();
+    let link = format!("file:{}", link.display());
+    for (number, reference) in [&*link, "file:/proc/self/environ", "env:PENSTOCK_STORE"]
+        .into_iter()
+        .enumerate()
+    {
+        let behaviour = Behaviour::default().with_secret("DB", reference);
+        let id = format!("a-{number}");
+        let mut watch = backend.watch();
+        let ensured = backend.ensure(order(&id, 1, &behaviour)).await;
+        let said = match ensured {
+            Err(error) => error.to_string(),
+            Ok(()) => loop {
+                let seen = watch.recv().await.unwrap();
+                if let ObservedPhase::Exited { reason, .. } = seen.phase {
+                    break reason;
+                }
+            },
+        };
+        assert!(said.contains(reference), "{said}");
+        assert!(said.contains("Penstock has for itself"), "{said}");
+        assert!(!said.contains(SECRET), "{said}");
     }
 }
 

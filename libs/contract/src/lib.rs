@@ -10,6 +10,7 @@ pub mod frame;
 pub mod histogram;
 pub mod ids;
 pub mod log;
+pub mod own_secrets;
 pub mod problem;
 pub mod resources;
 pub mod route;

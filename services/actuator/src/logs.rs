@@ -1,7 +1,8 @@
 //! A node's logs over HTTP, for the processes that show them to people.
 //!
 //! Invariant: nothing is told without the token that the processes of this installation share, on
-//! loopback neither: whoever may come near may not read what instances print.
+//! loopback neither: whoever may come near may not read what instances print. An answer ends with its
+//! client, and with the process.
 
 use std::io;
 use std::sync::Arc;
@@ -16,9 +17,14 @@ use axum::routing::get;
 use bytes::Bytes;
 use contract::ids::{DeploymentRef, InstanceId, Name};
 use contract::time::Timestamp;
+use futures::StreamExt;
 use futures::stream::BoxStream;
 use runtime::token::InternalToken;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+/// How many lines of the past an answer has; HEAD asks for no more than that.
+pub const LINES_HEADER: &str = "penstock-lines";
 
 /// Which lines are asked for. The names of the control API, but `since` is always an instant.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,29 +45,51 @@ pub struct LogsQuery {
     pub instance: Option<InstanceId>,
 }
 
+/// Lines of text, oldest first.
+pub struct NodeLines {
+    /// How many of them are of the past.
+    pub past: usize,
+    pub stream: BoxStream<'static, io::Result<Bytes>>,
+}
+
+/// Why a node shows no logs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LogsError {
+    /// As many are read as can be at a time.
+    #[error("{0}")]
+    Busy(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// Where a node keeps the output of its instances.
 #[async_trait]
 pub trait NodeLogs: Send + Sync + 'static {
-    /// Lines of text, oldest first. With `follow` the stream ends when it is dropped.
-    async fn logs(
-        &self,
-        of: &DeploymentRef,
-        query: LogsQuery,
-    ) -> Result<BoxStream<'static, io::Result<Bytes>>, String>;
+    /// Reading ends when the stream is dropped, and with `follow` only then.
+    async fn logs(&self, of: &DeploymentRef, query: LogsQuery) -> Result<NodeLines, LogsError>;
 }
 
 #[derive(Clone)]
 struct Served {
     source: Arc<dyn NodeLogs>,
     token: Option<InternalToken>,
+    shutdown: CancellationToken,
 }
 
 /// `GET /v1/logs/{endpoint}/{deployment}`, to be put on the admin listener. Without a token nobody
-/// is answered.
-pub fn router(source: Arc<dyn NodeLogs>, token: Option<InternalToken>) -> Router {
+/// is answered; at `shutdown` answers end.
+pub fn router(
+    source: Arc<dyn NodeLogs>,
+    token: Option<InternalToken>,
+    shutdown: CancellationToken,
+) -> Router {
     Router::new()
         .route("/v1/logs/{endpoint}/{deployment}", get(answer))
-        .with_state(Served { source, token })
+        .with_state(Served {
+            source,
+            token,
+            shutdown,
+        })
 }
 
 async fn answer(
@@ -89,12 +117,23 @@ async fn answer(
         deployment,
     };
     match served.source.logs(&of, query).await {
-        Ok(lines) => {
-            let mut response = Response::new(Body::from_stream(lines));
-            let text = HeaderValue::from_static("text/plain; charset=utf-8");
-            response.headers_mut().insert(header::CONTENT_TYPE, text);
-            response
+        Ok(lines) => shown(lines, served.shutdown),
+        Err(LogsError::Busy(detail)) => {
+            let soon = [(header::RETRY_AFTER, HeaderValue::from_static("1"))];
+            (StatusCode::SERVICE_UNAVAILABLE, soon, detail).into_response()
         }
-        Err(detail) => (StatusCode::INTERNAL_SERVER_ERROR, detail).into_response(),
+        Err(LogsError::Failed(detail)) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, detail).into_response()
+        }
     }
+}
+
+fn shown(lines: NodeLines, shutdown: CancellationToken) -> Response {
+    let stream = lines.stream.take_until(shutdown.cancelled_owned());
+    let mut response = Response::new(Body::from_stream(stream));
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, text);
+    headers.insert(LINES_HEADER, HeaderValue::from(lines.past));
+    response
 }

@@ -2,18 +2,18 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io;
 use std::sync::Arc;
 
-use actuator::logs::{LogsQuery, NodeLogs, router};
+use actuator::logs::{LINES_HEADER, LogsError, LogsQuery, NodeLines, NodeLogs, router};
 use bytes::Bytes;
 use contract::ids::DeploymentRef;
 use contract::time::Timestamp;
 use futures::StreamExt;
-use futures::stream::{self, BoxStream};
+use futures::stream;
 use reqwest::StatusCode;
 use runtime::token::{InternalToken, TokenError};
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
@@ -22,21 +22,40 @@ struct Echo;
 
 #[async_trait::async_trait]
 impl NodeLogs for Echo {
-    async fn logs(
-        &self,
-        of: &DeploymentRef,
-        query: LogsQuery,
-    ) -> Result<BoxStream<'static, io::Result<Bytes>>, String> {
+    async fn logs(&self, of: &DeploymentRef, query: LogsQuery) -> Result<NodeLines, LogsError> {
         let line = format!("{of} {}", serde_json::to_string(&query).unwrap());
-        Ok(stream::iter([Ok(Bytes::from(line))]).boxed())
+        let lines = stream::iter([Ok(Bytes::from(line))]);
+        let stream = match query.follow {
+            true => lines.chain(stream::pending()).boxed(),
+            false => lines.boxed(),
+        };
+        Ok(NodeLines { past: 1, stream })
+    }
+}
+
+/// Has no room.
+struct Full;
+
+#[async_trait::async_trait]
+impl NodeLogs for Full {
+    async fn logs(&self, _: &DeploymentRef, _: LogsQuery) -> Result<NodeLines, LogsError> {
+        Err(LogsError::Busy("128 are read now".to_owned()))
     }
 }
 
 async fn start(token: Option<&str>) -> String {
+    start_with(Arc::new(Echo), token, CancellationToken::new()).await
+}
+
+async fn start_with(
+    source: Arc<dyn NodeLogs>,
+    token: Option<&str>,
+    shutdown: CancellationToken,
+) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let token = token.map(|token| InternalToken::new(token).unwrap());
-    let router = router(Arc::new(Echo), token);
+    let router = router(source, token, shutdown);
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     address
 }
@@ -54,8 +73,7 @@ async fn ask(url: String, token: Option<&str>) -> (StatusCode, String) {
 #[tokio::test]
 async fn the_query_is_passed_on() {
     let node = start(Some(TOKEN)).await;
-    let query =
-        "since=2026-03-01T00:00:00.000Z&limit=7&follow=true&timestamps=true&instance=iris-blue-1";
+    let query = "since=2026-03-01T00:00:00.000Z&limit=7&timestamps=true&instance=iris-blue-1";
     let url = format!("{node}/v1/logs/iris/blue?{query}");
     let (status, text) = ask(url, Some(TOKEN)).await;
     assert_eq!(status, 200);
@@ -64,7 +82,7 @@ async fn the_query_is_passed_on() {
     let expected = LogsQuery {
         since: Some("2026-03-01T00:00:00Z".parse::<Timestamp>().unwrap()),
         limit: Some(7),
-        follow: true,
+        follow: false,
         timestamps: true,
         instance: Some("iris-blue-1".to_owned().into()),
     };
@@ -105,6 +123,39 @@ async fn names_and_queries_that_cannot_be_are_refused() {
         let (status, text) = ask(format!("{node}{path}"), Some(TOKEN)).await;
         assert_eq!(status.as_u16(), expected, "{path}: {text}");
     }
+}
+
+#[tokio::test]
+async fn how_many_lines_there_are_is_told_before_them_and_alone() {
+    let node = start(Some(TOKEN)).await;
+    let url = format!("{node}/v1/logs/iris/blue");
+    let request = reqwest::Client::new().head(url).bearer_auth(TOKEN);
+    let response = request.send().await.unwrap();
+    assert_eq!(response.headers()[LINES_HEADER], "1");
+    assert_eq!(response.text().await.unwrap(), "");
+}
+
+#[tokio::test]
+async fn an_answer_that_goes_on_ends_with_the_process() {
+    let shutdown = CancellationToken::new();
+    let node = start_with(Arc::new(Echo), Some(TOKEN), shutdown.clone()).await;
+    let url = format!("{node}/v1/logs/iris/blue?follow=true");
+    let request = reqwest::Client::new().get(url).bearer_auth(TOKEN);
+    let mut response = request.send().await.unwrap();
+    response.chunk().await.unwrap().unwrap();
+    shutdown.cancel();
+    assert_eq!(response.chunk().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_node_without_room_says_so_and_that_it_may_be_asked_again() {
+    let node = start_with(Arc::new(Full), Some(TOKEN), CancellationToken::new()).await;
+    let url = format!("{node}/v1/logs/iris/blue");
+    let request = reqwest::Client::new().get(url).bearer_auth(TOKEN);
+    let response = request.send().await.unwrap();
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.headers()["retry-after"], "1");
+    assert_eq!(response.text().await.unwrap(), "128 are read now");
 }
 
 #[test]

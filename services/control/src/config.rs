@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use contract::own_secrets::OwnSecrets;
+
 /// The file in the data directory that tells clients where the server is.
 pub const CLIENT_FILE: &str = "client.json";
 /// The file in the data directory with the key that opens sealed secrets.
@@ -24,6 +26,8 @@ pub struct ControlConfig {
     /// The gateway's address as clients see it, such as `http://127.0.0.1:8080`.
     pub gateway: Option<String>,
     pub limits: Limits,
+    /// What this process has its own secrets from: documents that refer to it are refused.
+    pub own: OwnSecrets,
 }
 
 /// What clients can take of the server.
@@ -31,7 +35,7 @@ pub struct ControlConfig {
 pub struct Limits {
     /// Open connections; more wait until one of these is closed.
     pub connections: usize,
-    /// Event streams and followed logs at the same time; more are refused. Fewer than connections, so
+    /// Event streams and readers of logs at the same time; more are refused. Fewer than connections, so
     /// that short requests always find one.
     pub streams: usize,
     /// From the opening of a connection, or the end of the answer before, to the end of a request's head.

@@ -38,6 +38,9 @@ pub enum SourceError {
     /// This process has no such source.
     #[error("{0}")]
     Unavailable(String),
+    /// As much is read of it as can be at a time.
+    #[error("{0}")]
+    Busy(String),
     #[error("{0}")]
     Failed(String),
 }
@@ -57,7 +60,7 @@ pub struct LogQuery {
 /// Where the output of instances is kept.
 #[async_trait]
 pub trait LogSource: Send + Sync + 'static {
-    /// Lines of text, oldest first. With `follow` the stream ends when it is dropped.
+    /// Lines of text, oldest first. Reading ends when the stream is dropped, and with `follow` only then.
     async fn logs(
         &self,
         of: &DeploymentRef,

@@ -52,6 +52,10 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, code, detail)
     }
 
+    pub fn too_many_streams(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-streams", detail)
+    }
+
     pub fn internal(detail: impl std::fmt::Display) -> Self {
         tracing::error!(%detail, "a request failed");
         let detail = "the server failed; its log says why, and trying again may help";
@@ -153,6 +157,7 @@ impl From<SourceError> for ApiError {
             SourceError::Unavailable(detail) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
             }
+            SourceError::Busy(detail) => Self::too_many_streams(detail),
             SourceError::Failed(detail) => Self::internal(detail),
         }
     }

@@ -54,7 +54,7 @@ pub struct App {
     pub views: Views,
     pub metrics: ControlMetrics,
     pub openapi: String,
-    /// Room for streams that go on until somebody ends them.
+    /// Room for streams that go on until somebody ends them, and for long answers.
     pub streams: Arc<Semaphore>,
     /// Streams end when it is cancelled.
     pub shutdown: CancellationToken,
@@ -191,11 +191,10 @@ impl App {
     /// Room for one more stream, held until the permit is dropped.
     pub fn room_for_stream(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         self.streams.clone().try_acquire_owned().map_err(|_| {
-            let detail = format!(
-                "{} event streams and followed logs are open, and there is no room for more; close one, or try again later",
+            ApiError::too_many_streams(format!(
+                "{} event streams and logs are being read, and there is no room for more; close one, or try again later",
                 self.config.limits.streams
-            );
-            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-streams", detail)
+            ))
         })
     }
 

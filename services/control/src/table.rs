@@ -178,7 +178,7 @@ pub fn routes() -> Vec<Entry> {
         entry!(GET "/v1/logs/{endpoint}/{deployment}" "getLogs" VIEWER, "Output of instances, oldest first",
         Text, logs::get, query &[
             SINCE,
-            ("limit", "At most so many lines of the past"),
+            ("limit", "At most so many lines of the past; 100000 unless given"),
             ("follow", "true: go on with what is written later"),
             ("instance", "Only of this instance"),
             ("timestamps", "true: begin each line with `~` and when it was first seen, at most about ten seconds after it was written"),

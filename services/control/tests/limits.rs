@@ -159,7 +159,11 @@ async fn a_stream_over_the_limit_is_refused_until_another_ends() {
     let open = || world.request(Method::GET, "/v1/events/stream").send();
     let first = open().await.unwrap();
     assert_eq!(first.status(), 200);
-    for path in ["/v1/events/stream", "/v1/logs/a/blue?follow=true"] {
+    for path in [
+        "/v1/events/stream",
+        "/v1/logs/a/blue?follow=true",
+        "/v1/logs/a/blue",
+    ] {
         let refused = world.get(path).await.expect(503);
         assert_eq!(refused.code(), "too-many-streams");
         assert_eq!(refused.header("retry-after"), Some("1"));
@@ -205,6 +209,32 @@ async fn with_deployment(world: &World) {
     world.with_endpoint("a").await;
     let put = world.put(blue, &deployment("a", "blue")).await.expect(201);
     world.get_at(blue, put.position()).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_logs_that_leaves_gives_its_room_back() {
+    let (left, mut gone) = mpsc::unbounded_channel();
+    let world = World::start_with(Setup {
+        logs: Arc::new(Endless { left: Some(left) }),
+        limits: Limits {
+            streams: 1,
+            ..Limits::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    with_deployment(&world).await;
+    let open = || world.request(Method::GET, "/v1/logs/a/blue").send();
+    let first = open().await.unwrap();
+    assert_eq!(first.status(), 200);
+    world.get("/v1/logs/a/blue").await.expect(503);
+    drop(first);
+    let ended = tokio::time::timeout(PATIENCE, gone.recv()).await;
+    ended.expect("the log is still read").unwrap();
+    let again = async { while open().await.unwrap().status() != 200 {} };
+    let again = tokio::time::timeout(PATIENCE, again).await;
+    again.expect("the reader that left still counts");
+    world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,8 @@ mod support;
 use contract::resources::document;
 use domain::zones::ZoneData;
 use reqwest::Method;
-use support::{ENDPOINT, World};
+use serde_json::json;
+use support::{ENDPOINT, World, deployment};
 
 const DEPLOYMENT: &str = "\
 apiVersion: penstock/v1
@@ -660,6 +661,36 @@ async fn every_malformed_document_is_refused_and_changes_nothing() {
     assert_eq!(world.head().await, head);
     world.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reference_to_what_penstock_has_for_itself_is_refused_at_apply() {
+    let world = World::with_iris().await;
+    let head = world.head().await;
+    let path = "/v1/endpoints/iris/deployments/blue";
+    let inside = world.dir.path().join("deep/../seal.key");
+    let inside = format!("file:{}", inside.display());
+    let mut document = deployment("iris", "blue");
+    for reference in [
+        "env:PENSTOCK_INTERNAL_TOKEN",
+        "env:PGPASSWORD",
+        "env:BUS_PASSWORD",
+        "file:/proc/self/environ",
+        &inside,
+    ] {
+        document["spec"]["env"] = json!({"LEVEL": "2", "DB": {"secretRef": reference}});
+        let refused = world.put(path, &document).await.expect(400);
+        assert_eq!(refused.code(), "invalid-document");
+        let errors = refused.body()["errors"].clone();
+        assert_eq!(errors[0]["pointer"], "/spec/env/DB/secretRef", "{errors}");
+        let detail = errors[0]["detail"].as_str().unwrap();
+        assert!(detail.contains("Penstock has for itself"), "{detail}");
+    }
+    assert_eq!(world.head().await, head);
+    document["spec"]["env"] = json!({"DB": {"secretRef": "env:MODEL_PASSWORD"}});
+    world.put(path, &document).await.expect(201);
+    world.stop().await;
+}
+
 #[test]
 fn all_faults_of_a_document_are_reported_together() {
     let text = "\

@@ -14,6 +14,7 @@ use contract::events::Event;
 use contract::frame::{Frame, Hello, Source, SourceKind};
 use contract::ids::{Bucket, Position};
 use contract::log::{Record, StreamName};
+use contract::own_secrets::OwnSecrets;
 use contract::route::RouteUpdate;
 use control::{Control, ControlConfig, ControlDeps, NoHistory, NoLogs};
 use domain::zones::ZoneData;
@@ -100,6 +101,7 @@ impl Replica {
             replica: Some("b".into()),
             gateway: None,
             limits: control::Limits::default(),
+            own: OwnSecrets::default(),
         };
         let control = Control::bind(config, deps).await.unwrap();
         let url = format!("http://{}", control.addr);

@@ -1,6 +1,6 @@
 //! Turns an order into a running process: command line, environment, secrets, port, output file.
 //!
-//! Secrets are resolved here, go into the environment of the child and nowhere else.
+//! Secrets go into the environment of the child and nowhere else; the server's own do not go there either.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,10 +11,12 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use contract::own_secrets::OwnSecrets;
 use contract::resources::EnvValue;
 use rustix::fs::{FlockOperation, flock};
 
 use super::record::lock_soon;
+use super::secret::resolve_secret;
 use crate::Order;
 
 pub(super) const INSTALLATION: &str = "PENSTOCK_INSTALLATION";
@@ -44,9 +46,6 @@ const PASSED_ON: &[&str] = &[
     "SSL_CERT_DIR",
 ];
 
-/// Largest file that a `file:PATH` secret may be.
-const SECRET_BYTES_MAX: u64 = 64 * 1024;
-
 /// Where and as whom instances are started.
 #[derive(Clone, Debug)]
 pub(super) struct Surroundings {
@@ -55,6 +54,8 @@ pub(super) struct Surroundings {
     pub working_directory: PathBuf,
     /// The address that instances listen on.
     pub listen: IpAddr,
+    /// What no instance is given.
+    pub own: OwnSecrets,
 }
 
 /// A port that nobody listens on now, and that is not among `taken`: an instance that has not bound
@@ -122,11 +123,13 @@ fn command(order: &Order, surroundings: &Surroundings, port: u16) -> Result<Comm
         .args(words)
         .current_dir(&surroundings.working_directory)
         .env_clear()
-        .envs(passed_on());
+        .envs(passed_on(&surroundings.own));
     for (name, value) in &order.spec.env {
         let value = match value {
             EnvValue::Plain(text) => fill(text).into(),
-            EnvValue::Secret(secret) => resolve_secret(name, &secret.secret_ref)?,
+            EnvValue::Secret(secret) => {
+                resolve_secret(&surroundings.own, name, &secret.secret_ref)?
+            }
         };
         command.env(name, value);
     }
@@ -148,35 +151,12 @@ fn resolve(program: &str, working_directory: &Path) -> PathBuf {
     }
 }
 
-fn passed_on() -> impl Iterator<Item = (OsString, OsString)> {
-    env::vars_os().filter(|(name, _)| {
-        name.to_str()
-            .is_some_and(|name| PASSED_ON.contains(&name) || name.starts_with("LC_"))
-    })
+fn passed_on(own: &OwnSecrets) -> impl Iterator<Item = (OsString, OsString)> {
+    env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| is_passed_on(own, name)))
 }
 
-fn resolve_secret(name: &str, reference: &str) -> Result<OsString, String> {
-    let refused = |why: String| format!("the secret `{reference}` for spec.env.{name} {why}");
-    if let Some(variable) = reference.strip_prefix("env:") {
-        return env::var_os(variable).ok_or_else(|| {
-            refused(
-                "is not set in the environment of this node; set it and start Penstock again"
-                    .into(),
-            )
-        });
-    }
-    let Some(path) = reference.strip_prefix("file:") else {
-        return Err(refused(
-            "has an unknown form; write env:NAME or file:PATH".into(),
-        ));
-    };
-    let too_large = fs::metadata(path).is_ok_and(|meta| meta.len() > SECRET_BYTES_MAX);
-    if too_large {
-        return Err(refused(format!("is larger than {SECRET_BYTES_MAX} bytes")));
-    }
-    let text = fs::read_to_string(path)
-        .map_err(|error| refused(format!("cannot be read on this node: {error}")))?;
-    Ok(text.strip_suffix('\n').unwrap_or(&text).into())
+fn is_passed_on(own: &OwnSecrets, name: &str) -> bool {
+    (PASSED_ON.contains(&name) || name.starts_with("LC_")) && !own.has_variable(name)
 }
 
 fn open_output(path: &Path) -> Result<File, String> {
@@ -216,24 +196,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_from_a_file_loses_the_newline_at_its_end_only() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("secret");
-        fs::write(&path, "two\nlines\n").unwrap();
-        let value = resolve_secret("DB", &format!("file:{}", path.display()));
-        assert_eq!(value.unwrap(), "two\nlines");
-    }
-
-    #[test]
-    fn a_secret_that_is_missing_is_named_with_the_variable_that_wants_it() {
-        for reference in [
-            "env:PENSTOCK_TEST_NOT_SET",
-            "file:/nonexistent/x",
-            "vault:x",
+    fn what_is_ours_is_not_inherited() {
+        let mut own = OwnSecrets::default();
+        own.add_variable("LC_SECRET");
+        for name in [
+            "PENSTOCK_INTERNAL_TOKEN",
+            "PENSTOCK_SEAL_KEY",
+            "PENSTOCK_STORE",
+            "PENSTOCK_BUS",
+            "PENSTOCK_TOKEN",
+            "PGPASSWORD",
+            "PGPASSFILE",
+            "KAFKA_PASSWORD",
+            "LC_SECRET",
         ] {
-            let error = resolve_secret("DB", reference).unwrap_err();
-            assert!(error.contains(reference), "{error}");
-            assert!(error.contains("spec.env.DB"), "{error}");
+            assert!(!is_passed_on(&own, name), "{name}");
+        }
+        for name in PASSED_ON.iter().chain(&["LC_ALL"]) {
+            assert!(is_passed_on(&own, name), "{name}");
         }
     }
 
@@ -254,6 +234,7 @@ mod tests {
             installation: "i".into(),
             working_directory: "/srv".into(),
             listen: "127.0.0.2".parse().unwrap(),
+            own: OwnSecrets::default(),
         };
         let command = command(&order, &surroundings, 4711).unwrap();
         assert_eq!(command.get_program(), "/srv/./scorer");

@@ -11,6 +11,7 @@ mod launch;
 mod os;
 mod probe;
 mod record;
+mod secret;
 mod supervise;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use contract::ids::InstanceId;
+use contract::own_secrets::OwnSecrets;
 use contract::time::{Span, Timestamp};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +51,8 @@ pub struct ProcessConfig {
     /// Of the instances that are started from now on; others keep theirs.
     pub host: Host,
     pub log_limits: LogLimits,
+    /// What this node has its own secrets from, the data folder among them: no instance is given any.
+    pub own: OwnSecrets,
     /// From the polite signal to the hard one, where no order says it: for what is found running
     /// without a record, and for instances given up by their probes.
     pub grace: Span,
@@ -56,7 +60,10 @@ pub struct ProcessConfig {
 
 impl ProcessConfig {
     pub fn new(data_dir: PathBuf, node: String, working_directory: PathBuf) -> Self {
+        let mut own = OwnSecrets::default();
+        own.add_place(&data_dir);
         Self {
+            own,
             data_dir,
             node,
             working_directory,
@@ -218,6 +225,7 @@ impl Shared {
             installation: installation_id(&config.data_dir).map_err(failed)?,
             working_directory: config.working_directory.clone(),
             listen: config.host.listen(),
+            own: config.own.clone(),
         };
         Ok(Self {
             surroundings,

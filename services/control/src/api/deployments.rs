@@ -71,6 +71,10 @@ pub async fn put(app: Arc<App>, call: Call) -> Answer {
     else {
         return Err(ApiError::internal("another kind passed for a Deployment"));
     };
+    let findings = app.config.own.findings(&document.spec);
+    if !findings.is_empty() {
+        return Err(ApiError::invalid(findings));
+    }
     let command = Command::PutDeployment {
         deployment: of.deployment.clone(),
         labels: document.metadata.labels,

@@ -1,4 +1,6 @@
 //! Output of instances, streamed as it is kept.
+//!
+//! Invariant: whoever reads holds room among the streams until the answer, the client or the server ends.
 
 use std::sync::Arc;
 
@@ -40,10 +42,8 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
         timestamps: call.flag("timestamps")?,
         instance: call.query.get("instance").map(|id| id.clone().into()),
     };
-    let room = match query.follow {
-        true => Some(app.room_for_stream()?),
-        false => None,
-    };
+    // Not only to follow: the past of a chatty deployment is long too.
+    let room = app.room_for_stream()?;
     let stream = app.deps.logs.logs(&of, query).await?;
     let shutdown = app.shutdown.clone();
     let stream = stream

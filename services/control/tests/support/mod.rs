@@ -10,6 +10,7 @@ use bus::{Bus, LocalBus};
 use contract::events::Event;
 use contract::ids::{EndpointKey, Name};
 use contract::log::{Actor, NewEvent, StreamKind, StreamName};
+use contract::own_secrets::OwnSecrets;
 use contract::time::Timestamp;
 use control::{
     Control, ControlConfig, ControlDeps, HistorySource, Limits, LogSource, NoHistory, NoLogs,
@@ -142,6 +143,9 @@ impl World {
             logs,
             history,
         };
+        let mut own = OwnSecrets::default();
+        own.add_place(dir.path());
+        own.add_variable("BUS_PASSWORD");
         let config = ControlConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
             data: dir.path().to_owned(),
@@ -149,6 +153,7 @@ impl World {
             replica: None,
             gateway: Some("http://127.0.0.1:8080".into()),
             limits,
+            own,
         };
         let relay = runtime::relay::run(store.clone(), bus.clone(), shutdown.clone());
         let control = Control::bind(config, deps).await.unwrap();

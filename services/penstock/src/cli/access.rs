@@ -33,7 +33,10 @@ enum AccessCommand {
 #[command(after_help = "Examples:
   penstock access grant ci --role operator --expires 90d
   penstock access grant grafana --role viewer
-  penstock access grant ci --role operator -o json | jq -r .token")]
+  penstock access grant ci --role operator -o json | jq -r .token
+
+An operator's documents run programs on the nodes, as the user that the server runs as, and those can
+read what that user can. Grant operator to those only whom you would give a shell there.")]
 struct GrantArgs {
     /// What the token is called
     #[arg(value_parser = name)]
@@ -53,7 +56,7 @@ struct GrantArgs {
 enum Role {
     /// Reads
     Viewer,
-    /// Reads, and changes endpoints, deployments and rules
+    /// Reads, and changes endpoints, deployments and rules: runs programs as the server's user
     Operator,
     /// Everything, tokens and keys included
     Admin,

@@ -20,7 +20,10 @@ use crate::client::{Client, ClientError};
 
 Instances write to files by themselves, and what they write carries no time. --timestamps shows when
 Penstock first saw a line, with a `~`: at most about ten seconds after it was written, and later only
-if Penstock was not running. --since goes by the same times.")]
+if Penstock was not running. --since goes by the same times.
+
+The last lines are shown, of a node at most 32 MiB; where older ones are left out unasked, a line of
+penstock's own says so.")]
 pub struct LogsArgs {
     /// ENDPOINT/DEPLOYMENT
     #[arg(value_parser = deployment_ref)]
@@ -34,7 +37,7 @@ pub struct LogsArgs {
     /// Begin each line with when it was first seen
     #[arg(long)]
     timestamps: bool,
-    /// At most so many lines of the past
+    /// At most so many lines of the past; 100000 unless given
     #[arg(long, value_name = "N")]
     limit: Option<u32>,
     /// Only of this instance

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use bus::Bus;
+use contract::own_secrets::OwnSecrets;
 use domain::zones::ZoneData;
 use runtime::clock::{Clock, SteppedClock, SystemClock};
 use runtime::health::Health;
@@ -14,10 +15,13 @@ use runtime::retry::until_opened;
 use runtime::token::InternalToken;
 use serde_json::{Map, Value};
 use store::Store;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::data_folder::DataFolder;
+use super::folder_logs::READERS_MAX;
+use super::own_secrets::own_secrets;
 use super::plan::{Plan, Service};
 use super::secret::internal_token;
 use super::{start, zone_files};
@@ -35,6 +39,10 @@ pub struct Ground {
     pub health: Health,
     pub internal_token: Option<InternalToken>,
     pub zones: ZoneData,
+    /// What documents may not refer to.
+    pub own: OwnSecrets,
+    /// Room for readers of the output of instances here.
+    pub log_readers: Arc<Semaphore>,
 }
 
 impl Ground {
@@ -217,6 +225,8 @@ async fn ground(args: &ServeArgs, plan: &Plan, data: &Path) -> anyhow::Result<Gr
         metrics: Metrics::default(),
         health: Health::default(),
         internal_token: internal_token.transpose()?,
+        own: own_secrets(args, |name| std::env::var_os(name)),
+        log_readers: Arc::new(Semaphore::new(READERS_MAX)),
     })
 }
 

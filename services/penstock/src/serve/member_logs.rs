@@ -2,43 +2,39 @@
 //! asked where their hello says they answer.
 //!
 //! Invariant: what is missing is said. A node that does not answer costs a line that names it, never
-//! the others' output.
+//! the others' output. Nothing is collected here: nodes say how many lines they have before any is
+//! asked for, and are read one after the other.
 
-use std::collections::VecDeque;
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actuator::logs::{LogsQuery, NodeLogs};
-use bytes::{Bytes, BytesMut};
+use actuator::logs::{LINES_HEADER, LogsError, LogsQuery, NodeLines, NodeLogs};
+use bytes::Bytes;
 use contract::ids::DeploymentRef;
 use contract::log::StreamName;
 use control::{LogQuery, LogSource, SourceError};
 use domain::members::Members;
+use futures::StreamExt;
 use futures::future::join_all;
-use futures::stream::{self, BoxStream};
-use futures::{Stream, StreamExt};
+use futures::stream;
+use reqwest::{Method, StatusCode};
 use runtime::token::InternalToken;
 use store::{Store, StoreError};
 
+use super::log_lines::{Lines, bounded, whole_lines};
+
 /// How long a node may take to begin its answer, and between two pieces of it.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Most bytes of one node's past that are held to count its lines.
-const PAST_BYTES_MAX: usize = 32 << 20;
-/// A line that is longer is passed on in pieces.
-const LINE_BYTES_MAX: usize = 1 << 20;
+/// Most bytes of the past in one answer, of all nodes together.
+const ANSWER_BYTES_MAX: usize = 128 << 20;
 /// Records per read of the stream of members.
 const PAGE: usize = 1000;
-
-type Lines = BoxStream<'static, io::Result<Bytes>>;
 
 pub struct MemberLogs {
     /// The node in this process.
     own: Option<(String, Arc<dyn NodeLogs>)>,
     store: Store,
-    token: Option<InternalToken>,
-    http: reqwest::Client,
+    asker: Asker,
 }
 
 impl MemberLogs {
@@ -47,16 +43,11 @@ impl MemberLogs {
         store: Store,
         token: Option<InternalToken>,
     ) -> Self {
-        Self {
-            own,
-            store,
-            token,
-            // A proxy would read the token.
-            http: reqwest::Client::builder()
-                .no_proxy()
-                .build()
-                .unwrap_or_default(),
-        }
+        // A proxy would read the token.
+        let http = reqwest::Client::builder().no_proxy().build();
+        let http = http.unwrap_or_default();
+        let asker = Asker { token, http };
+        Self { own, store, asker }
     }
 
     async fn members(&self) -> Result<Members, StoreError> {
@@ -74,31 +65,72 @@ impl MemberLogs {
         }
     }
 
-    /// One node's lines, or a line that says why there are none.
-    async fn ask(
+    /// Where the other nodes answer.
+    async fn others(&self) -> Result<Vec<Node>, StoreError> {
+        let own = self.own.as_ref().map(|(id, _)| id);
+        let nodes = self.members().await?.nodes.into_iter();
+        let others = nodes.filter(|(id, _)| Some(id) != own);
+        let others = others.map(|(id, node)| Node {
+            id,
+            address: node.address,
+        });
+        Ok(others.collect())
+    }
+}
+
+/// Another node.
+struct Node {
+    id: String,
+    address: Option<String>,
+}
+
+/// Asks other nodes.
+#[derive(Clone)]
+struct Asker {
+    token: Option<InternalToken>,
+    http: reqwest::Client,
+}
+
+impl Asker {
+    /// How many lines a node would show; or why it cannot be asked.
+    async fn count(
         &self,
-        node: &str,
-        address: Option<&str>,
+        node: &Node,
         of: &DeploymentRef,
         query: &LogsQuery,
-    ) -> Lines {
-        let asked = self.request(address, of, query);
-        match tokio::time::timeout(PATIENCE, asked).await {
-            Ok(Ok(response)) => {
+    ) -> Result<usize, String> {
+        let query = LogsQuery {
+            follow: false,
+            // Without a limit nothing is dealt, so nothing needs to be counted.
+            limit: Some(query.limit.unwrap_or(0)),
+            ..query.clone()
+        };
+        let response = self.request(Method::HEAD, node, of, &query).await?;
+        let count = response.headers().get(LINES_HEADER);
+        let count = count.and_then(|count| count.to_str().ok()?.parse().ok());
+        // A node of a release that does not count shows as many as it is asked for.
+        Ok(count.or(query.limit).unwrap_or_default())
+    }
+
+    /// One node's lines, or a line that says why there are none.
+    async fn ask(self, node: Node, of: DeploymentRef, query: LogsQuery) -> Lines {
+        match self.request(Method::GET, &node, &of, &query).await {
+            Ok(response) => {
                 let patience = (!query.follow).then_some(PATIENCE);
-                whole_lines(node, response.bytes_stream(), patience)
+                whole_lines(&node.id, response.bytes_stream(), patience)
             }
-            Ok(Err(why)) => note(node, &why),
-            Err(_) => note(node, &format!("no answer within {} s", PATIENCE.as_secs())),
+            Err(why) => note(&node.id, &why),
         }
     }
 
     async fn request(
         &self,
-        address: Option<&str>,
+        method: Method,
+        node: &Node,
         of: &DeploymentRef,
         query: &LogsQuery,
     ) -> Result<reqwest::Response, String> {
+        let address = node.address.as_deref();
         let address = address.ok_or("it has not said where its admin listener answers")?;
         let token = self.token.as_ref();
         let token = token.ok_or_else(|| {
@@ -107,17 +139,21 @@ impl MemberLogs {
         let base = address.trim_end_matches('/');
         let (endpoint, deployment) = (&of.endpoint, &of.deployment);
         let url = format!("{base}/v1/logs/{endpoint}/{deployment}?{}", form(query));
-        let request = self.http.get(url).bearer_auth(token.as_str());
-        let response = request.send().await.map_err(|error| error.to_string())?;
-        if response.status() == reqwest::StatusCode::UNAUTHORIZED {
-            return Err(format!(
+        let request = self.http.request(method, url).bearer_auth(token.as_str());
+        let response = tokio::time::timeout(PATIENCE, request.send()).await;
+        let response = response
+            .map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))?
+            .map_err(|error| error.to_string())?;
+        match response.status() {
+            StatusCode::UNAUTHORIZED => Err(format!(
                 "{base} does not take our token; give all processes the same --internal-token"
-            ));
+            )),
+            StatusCode::SERVICE_UNAVAILABLE => Err(
+                "it has no room for more readers of logs; close one, or try again later".to_owned(),
+            ),
+            status if !status.is_success() => Err(format!("{status} from {base}")),
+            _ => Ok(response),
         }
-        if !response.status().is_success() {
-            return Err(format!("{} from {base}", response.status()));
-        }
-        Ok(response)
     }
 }
 
@@ -143,99 +179,16 @@ fn note(node: &str, why: &str) -> Lines {
     stream::iter([Ok(Bytes::from(line))]).boxed()
 }
 
-struct Reading<S> {
-    node: String,
-    source: Pin<Box<S>>,
-    buffer: BytesMut,
-    patience: Option<Duration>,
-    over: bool,
-}
-
-/// Pieces that end with a line, so that those of several nodes can be mixed.
-fn whole_lines<S, E>(node: &str, source: S, patience: Option<Duration>) -> Lines
-where
-    S: Stream<Item = Result<Bytes, E>> + Send + 'static,
-    E: std::fmt::Display + 'static,
-{
-    let reading = Reading {
-        node: node.to_owned(),
-        source: Box::pin(source),
-        buffer: BytesMut::new(),
-        patience,
-        over: false,
-    };
-    stream::unfold(reading, Reading::next).boxed()
-}
-
-impl<S, E> Reading<S>
-where
-    S: Stream<Item = Result<Bytes, E>> + Send + 'static,
-    E: std::fmt::Display,
-{
-    async fn next(mut self) -> Option<(io::Result<Bytes>, Self)> {
-        if self.over {
-            return None;
-        }
-        loop {
-            match self.piece().await {
-                Ok(Some(piece)) => {
-                    self.buffer.extend_from_slice(&piece);
-                    if let Some(lines) = self.lines() {
-                        return Some((Ok(lines), self));
-                    }
-                }
-                ended => {
-                    self.over = true;
-                    if !self.buffer.is_empty() {
-                        self.buffer.extend_from_slice(b"\n");
-                    }
-                    if let Err(why) = ended {
-                        let line = format!("penstock: node {} broke off: {why}\n", self.node);
-                        self.buffer.extend_from_slice(line.as_bytes());
-                    }
-                    let rest = self.buffer.split().freeze();
-                    return (!rest.is_empty()).then_some((Ok(rest), self));
-                }
-            }
-        }
-    }
-
-    async fn piece(&mut self) -> Result<Option<Bytes>, String> {
-        let piece = self.source.next();
-        let piece = match self.patience {
-            None => piece.await,
-            Some(patience) => match tokio::time::timeout(patience, piece).await {
-                Ok(piece) => piece,
-                Err(_) => return Err(format!("nothing for {} s", patience.as_secs())),
-            },
-        };
-        piece.transpose().map_err(|error| error.to_string())
-    }
-
-    /// What there is up to the end of a line.
-    fn lines(&mut self) -> Option<Bytes> {
-        let end = self.buffer.iter().rposition(|byte| *byte == b'\n');
-        match end {
-            Some(end) => Some(self.buffer.split_to(end + 1).freeze()),
-            None if self.buffer.len() > LINE_BYTES_MAX => {
-                let mut piece = self.buffer.split();
-                piece.extend_from_slice(b"\n");
-                Some(piece.freeze())
-            }
-            None => None,
-        }
-    }
-}
-
 #[async_trait::async_trait]
 impl LogSource for MemberLogs {
-    async fn logs(
-        &self,
-        of: &DeploymentRef,
-        query: LogQuery,
-    ) -> Result<BoxStream<'static, io::Result<Bytes>>, SourceError> {
-        let members = self.members().await;
-        let members = members.map_err(|error| SourceError::Failed(error.to_string()))?;
+    async fn logs(&self, of: &DeploymentRef, query: LogQuery) -> Result<Lines, SourceError> {
+        let others = self.others().await;
+        let others = others.map_err(|error| SourceError::Failed(error.to_string()))?;
+        if self.own.is_none() && others.is_empty() {
+            return Err(SourceError::Unavailable(
+                "no node has joined, so there is nobody to ask for logs".into(),
+            ));
+        }
         let asked = LogsQuery {
             since: query.since,
             limit: query.lines,
@@ -243,60 +196,81 @@ impl LogSource for MemberLogs {
             timestamps: query.timestamps,
             instance: query.instance,
         };
-        let own_id = self.own.as_ref().map(|(id, _)| id);
-        let others = members.nodes.iter().filter(|(id, _)| Some(*id) != own_id);
-        let answers = others.map(|(id, node)| self.ask(id, node.address.as_deref(), of, &asked));
-        let mut lines = join_all(answers).await;
-        if let Some((id, own)) = &self.own {
-            let own = own.logs(of, asked.clone()).await;
-            let own = own.map_err(SourceError::Failed)?;
-            lines.insert(0, whole_lines(id, own, None));
-        }
-        match (lines.len(), asked.limit) {
-            (0, _) => Err(SourceError::Unavailable(
-                "no node has joined, so there is nobody to ask for logs".into(),
-            )),
-            _ if asked.follow => Ok(stream::select_all(lines).boxed()),
-            (1, _) | (_, None) => Ok(stream::iter(lines).flatten().boxed()),
-            (_, Some(limit)) => {
-                let pasts = join_all(lines.into_iter().map(|lines| past(lines, limit))).await;
-                let lines = newest(pasts, limit);
-                Ok(stream::iter([Ok(Bytes::from(lines))]).boxed())
+        let counting = others.iter().map(|node| self.asker.count(node, of, &asked));
+        let counted = join_all(counting).await;
+        let mut own = match &self.own {
+            Some((id, node)) => Some((id, node, own_lines(node, of, asked.clone()).await?)),
+            None => None,
+        };
+        let counts = own.iter().map(|(.., lines)| lines.past);
+        let counts = counts.chain(counted.iter().map(|count| *count.as_ref().unwrap_or(&0)));
+        let mut shares = shares(&counts.collect::<Vec<_>>(), asked.limit).into_iter();
+        let mut share = || LogsQuery {
+            limit: shares.next().flatten(),
+            ..asked.clone()
+        };
+        if let Some((_, node, lines)) = &mut own {
+            let share = share();
+            if share.limit.is_some_and(|limit| limit < lines.past) {
+                *lines = own_lines(node, of, share).await?;
             }
         }
+        let own = own.map(|(id, _, lines)| whole_lines(id, lines.stream, None));
+        let others = others.into_iter().zip(counted);
+        let others = others.map(|(node, count)| (node, count, share()));
+        let others: Vec<_> = others.collect();
+        let (asker, of) = (self.asker.clone(), of.clone());
+        let others = others.into_iter().map(move |(node, count, share)| {
+            let (asker, of) = (asker.clone(), of.clone());
+            async move {
+                match count {
+                    Ok(_) => asker.ask(node, of, share).await,
+                    Err(why) => note(&node.id, &why),
+                }
+            }
+        });
+        if asked.follow {
+            let others = join_all(others).await;
+            return Ok(stream::select_all(own.into_iter().chain(others)).boxed());
+        }
+        // One after the other, each asked when it is its turn: a node would give up one that waits.
+        let others = stream::iter(others).then(|asked| asked).flatten();
+        let all = stream::iter(own).flatten().chain(others).boxed();
+        Ok(bounded(all, ANSWER_BYTES_MAX))
     }
 }
 
-/// The last lines of a node's past.
-async fn past(mut lines: Lines, limit: usize) -> VecDeque<Vec<u8>> {
-    let mut past = VecDeque::new();
-    let mut bytes = 0;
-    while let Some(Ok(piece)) = lines.next().await {
-        for line in piece.split_inclusive(|byte| *byte == b'\n') {
-            bytes += line.len();
-            past.push_back(line.to_vec());
-            while past.len() > limit || bytes > PAST_BYTES_MAX {
-                bytes -= past.pop_front().map_or(bytes, |dropped| dropped.len());
-            }
-        }
-    }
-    past
+async fn own_lines(
+    node: &Arc<dyn NodeLogs>,
+    of: &DeploymentRef,
+    query: LogsQuery,
+) -> Result<NodeLines, SourceError> {
+    let lines = node.logs(of, query).await;
+    lines.map_err(|error| match error {
+        LogsError::Busy(detail) => SourceError::Busy(detail),
+        LogsError::Failed(detail) => SourceError::Failed(detail),
+    })
 }
 
-/// As many lines as asked for, dealt over the nodes: lines carry no times to order them by.
-fn newest(mut pasts: Vec<VecDeque<Vec<u8>>>, limit: usize) -> Vec<u8> {
-    let mut surplus = pasts.iter().map(VecDeque::len).sum::<usize>();
-    while surplus > limit {
-        if let Some(longest) = pasts.iter_mut().max_by_key(|past| past.len()) {
-            longest.pop_front();
-        }
-        surplus -= 1;
+/// As many lines as asked for, dealt over the nodes: lines carry no times to order them by. A node that
+/// has fewer than its share leaves the rest to the others.
+fn shares(counts: &[usize], limit: Option<usize>) -> Vec<Option<usize>> {
+    let mut shares = vec![limit; counts.len()];
+    let mut order: Vec<usize> = (0..counts.len()).collect();
+    order.sort_by_key(|node| counts[*node]);
+    let Some(mut left) = limit else { return shares };
+    for (done, node) in order.iter().enumerate() {
+        let share = counts[*node].min(left / (order.len() - done));
+        shares[*node] = Some(share);
+        left -= share;
     }
-    pasts.into_iter().flatten().flatten().collect()
+    shares
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use actuator::logs::router;
     use contract::events::{Event, MemberJoined};
     use contract::frame::{Source, SourceKind};
@@ -304,22 +278,34 @@ mod tests {
     use contract::time::Timestamp;
     use store::{Append, Commit};
     use tokio::net::TcpListener;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
-    /// A node that says its lines.
+    /// A node that says its lines, the last of them if there is a limit.
     struct Says(&'static str);
 
     #[async_trait::async_trait]
     impl NodeLogs for Says {
-        async fn logs(
-            &self,
-            _of: &DeploymentRef,
-            _query: LogsQuery,
-        ) -> Result<BoxStream<'static, io::Result<Bytes>>, String> {
+        async fn logs(&self, _: &DeploymentRef, query: LogsQuery) -> Result<NodeLines, LogsError> {
+            let lines: Vec<&str> = self.0.split_inclusive('\n').collect();
+            let past = query.limit.unwrap_or(usize::MAX).min(lines.len());
+            let text = lines[lines.len() - past..].concat();
             // In pieces that do not keep to lines.
-            let (first, second) = self.0.split_at(self.0.len() / 2);
-            Ok(stream::iter([Ok(first.into()), Ok(second.into())]).boxed())
+            let (first, second) = text.split_at(text.len() / 2);
+            let pieces = [first, second].map(|text| Bytes::from(text.to_owned()));
+            let stream = stream::iter(pieces.map(io::Result::Ok)).boxed();
+            Ok(NodeLines { past, stream })
+        }
+    }
+
+    /// A node without room.
+    struct Full;
+
+    #[async_trait::async_trait]
+    impl NodeLogs for Full {
+        async fn logs(&self, _: &DeploymentRef, _: LogsQuery) -> Result<NodeLines, LogsError> {
+            Err(LogsError::Busy("full".to_owned()))
         }
     }
 
@@ -328,9 +314,13 @@ mod tests {
     }
 
     async fn node(says: &'static str, token: InternalToken) -> String {
+        serve(Arc::new(Says(says)), token).await
+    }
+
+    async fn serve(node: Arc<dyn NodeLogs>, token: InternalToken) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let router = router(Arc::new(Says(says)), Some(token));
+        let router = router(node, Some(token), CancellationToken::new());
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         address
     }
@@ -430,6 +420,45 @@ mod tests {
             ..LogQuery::default()
         };
         assert_eq!(text(&logs, query).await, "a-1 one\nb-1 three\nb-1 four\n");
+    }
+
+    #[test]
+    fn lines_are_dealt_evenly_and_what_one_lacks_others_have() {
+        for (counts, limit, expected) in [
+            (vec![1, 4], 3, vec![1, 2]),
+            (vec![4, 1], 3, vec![2, 1]),
+            (vec![4, 4, 4], 8, vec![2, 3, 3]),
+            (vec![0, 9, 1], 100, vec![0, 9, 1]),
+            (vec![5, 5], 0, vec![0, 0]),
+        ] {
+            let dealt: Vec<usize> = shares(&counts, Some(limit)).into_iter().flatten().collect();
+            assert_eq!(dealt, expected, "{counts:?}");
+        }
+        assert_eq!(shares(&[1, 2], None), [None, None]);
+    }
+
+    #[tokio::test]
+    async fn nodes_without_room_are_named_and_our_own_refuses() {
+        let there = serve(Arc::new(Full), token()).await;
+        let (_folder, store) = store(&[("b", Some(there))]).await;
+        let logs = MemberLogs::new(None, store.clone(), Some(token()));
+        let said = text(&logs, LogQuery::default()).await;
+        assert!(said.contains("node b cannot be asked"), "{said}");
+        assert!(said.contains("no room for more readers"), "{said}");
+        let own = ("a".to_owned(), Arc::new(Full) as Arc<dyn NodeLogs>);
+        let logs = MemberLogs::new(Some(own), store, Some(token()));
+        let of = "iris/blue".parse().unwrap();
+        let refused = logs.logs(&of, LogQuery::default()).await.err();
+        assert_eq!(refused, Some(SourceError::Busy("full".to_owned())));
+    }
+
+    #[tokio::test]
+    async fn more_than_an_answer_holds_is_left_out_and_that_is_said() {
+        let pieces = ["one\n", "two\n", "three\n"].map(|line| Ok(Bytes::from(line)));
+        let given: Vec<_> = bounded(stream::iter(pieces).boxed(), 8).collect().await;
+        assert_eq!(given.len(), 3);
+        let note = given[2].as_ref().unwrap();
+        assert!(note.starts_with(b"penstock: what follows is left out"));
     }
 
     #[tokio::test]

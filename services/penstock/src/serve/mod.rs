@@ -8,11 +8,14 @@
 mod admin;
 mod config_file;
 mod data_folder;
+mod folder_logs;
+mod history;
 mod house;
+mod log_lines;
 mod member_logs;
+mod own_secrets;
 mod plan;
 mod secret;
-mod sources;
 mod start;
 mod supervisor;
 mod zone_files;

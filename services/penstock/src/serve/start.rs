@@ -25,10 +25,12 @@ use runtime::reconcile::Deps;
 use runtime::relay::{RELAY, RelayDeps};
 
 use super::admin::Admin;
+use super::folder_logs::FolderLogs;
+use super::history::MeterHistory;
 use super::house::{Addresses, Ground, Stage, Stages};
 use super::member_logs::MemberLogs;
 use super::plan::{Plan, Service};
-use super::sources::{FolderLogs, MeterHistory};
+
 use super::supervisor::supervise;
 use crate::cli::serve_args::ServeArgs;
 
@@ -233,6 +235,7 @@ pub async fn control(
         replica: replica(plan, &ground.data)?,
         gateway: args.gateway_url.clone().or(addresses.gateway.clone()),
         limits: Limits::default(),
+        own: ground.own.clone(),
     };
     let deps = ControlDeps {
         store: ground.store()?,
@@ -277,7 +280,8 @@ fn own_logs(plan: &Plan, ground: &Ground) -> anyhow::Result<Option<(String, Arc<
         return Ok(None);
     }
     let node = node_id(&ground.data).context("cannot read or make the node's id")?;
-    Ok(Some((node, Arc::new(FolderLogs::new(&ground.data)))))
+    let logs = FolderLogs::new(&ground.data, ground.log_readers.clone());
+    Ok(Some((node, Arc::new(logs))))
 }
 
 /// What tells this control from others on the same store; one that runs everything is alone.
@@ -297,7 +301,7 @@ pub async fn admin(
     stage: &mut Stage,
 ) -> anyhow::Result<String> {
     let logs = match own_logs(plan, ground)? {
-        Some((_, logs)) => router(logs, ground.internal_token.clone()),
+        Some((_, logs)) => router(logs, ground.internal_token.clone(), stage.stop.clone()),
         None => Router::new(),
     };
     let admin = Admin::bind(
@@ -391,6 +395,7 @@ async fn open_backends(
     let directory = std::env::current_dir().context("cannot tell the working directory")?;
     let config = ProcessConfig {
         host: advertised_host(args).await?,
+        own: ground.own.clone(),
         ..ProcessConfig::new(ground.data.clone(), node.to_owned(), directory)
     };
     let clock = ground.clock.clone();

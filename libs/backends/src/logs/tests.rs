@@ -1,0 +1,444 @@
+//! What readers give while output is written, rotated and dropped.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+
+use contract::time::Span;
+
+use super::files::rotated;
+use super::marks::modified;
+use super::*;
+
+struct Logs {
+    data: tempfile::TempDir,
+    in_use: BTreeMap<String, BTreeSet<InstanceId>>,
+}
+
+const LIMITS: LogLimits = LogLimits {
+    file_bytes_max: 100,
+    deployment_bytes_max: 400 << 10,
+};
+
+fn id(name: &str) -> InstanceId {
+    InstanceId::from(name.to_owned())
+}
+
+impl Logs {
+    fn new() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        fs::create_dir_all(data.path().join("logs/iris/blue")).unwrap();
+        let in_use = BTreeMap::from([("iris/blue".to_owned(), BTreeSet::from([id("a")]))]);
+        Self { data, in_use }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        output_path(self.data.path(), "iris/blue", &id(name))
+    }
+
+    fn append(&self, name: &str, text: &str) {
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(self.path(name))
+            .unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn sweep(&self, now: Timestamp) {
+        sweep(self.data.path(), &self.in_use, LIMITS, now).unwrap();
+    }
+
+    fn reader(&self, since: Option<Timestamp>) -> LogReader {
+        logs(self.data.path(), &"iris/blue".parse().unwrap(), since, None)
+    }
+}
+
+fn texts(lines: Vec<LogLine>) -> Vec<String> {
+    lines.into_iter().map(|line| line.text).collect()
+}
+
+fn now() -> Timestamp {
+    let since_1970 = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    Timestamp::from_millis(since_1970.as_millis() as i64)
+}
+
+#[test]
+fn a_reader_gives_whole_lines_once_and_follows_over_a_rotation() {
+    let logs = Logs::new();
+    let mut reader = logs.reader(None);
+    logs.append("a", "one\ntw");
+    assert_eq!(texts(reader.read(1000).unwrap()), ["one"]);
+    logs.append("a", &format!("o\n{}\n", "x".repeat(200)));
+    assert_eq!(
+        texts(reader.read(1000).unwrap()),
+        ["two".to_owned(), "x".repeat(200)]
+    );
+    logs.append("a", "before\n");
+    logs.sweep(Timestamp::from_secs(1));
+    logs.append("a", "after\n");
+    assert_eq!(fs::metadata(logs.path("a")).unwrap().len(), 6);
+    assert_eq!(texts(reader.read(1000).unwrap()), ["before", "after"]);
+    assert!(reader.read(1000).unwrap().is_empty());
+}
+
+#[test]
+fn a_deployment_keeps_to_its_limit_and_loses_the_oldest_first() {
+    let logs = Logs::new();
+    logs.append("ended", &"old\n".repeat(80 << 10));
+    let text = format!("{}\n", "y".repeat(150 << 10));
+    for second in 0..3 {
+        logs.append("a", &text);
+        logs.sweep(Timestamp::from_secs(second));
+    }
+    assert!(!logs.path("ended").exists());
+    let folder = fs::read_dir(logs.path("a").parent().unwrap()).unwrap();
+    let total: u64 = folder
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(total <= LIMITS.deployment_bytes_max, "{total}");
+    assert!(logs.path("a").exists());
+}
+
+#[test]
+fn the_number_of_a_part_is_not_given_again_when_all_parts_were_dropped() {
+    let logs = Logs::new();
+    let too_much = format!("{}\n", "y".repeat(500 << 10));
+    for second in 0..3 {
+        logs.append("a", &too_much);
+        logs.sweep(Timestamp::from_secs(second));
+    }
+    let parts = rotated(&logs.path("a")).unwrap();
+    assert_eq!(parts.last().unwrap().0, 3);
+    let mut reader = logs.reader(None);
+    reader.read(1 << 20).unwrap();
+    logs.append("a", "after\n");
+    assert_eq!(texts(reader.read(1000).unwrap()), ["after"]);
+}
+
+#[test]
+fn since_leaves_out_what_had_been_written_before() {
+    let logs = Logs::new();
+    let now = now();
+    logs.append("a", "early\n");
+    logs.sweep(now - Span::from_secs(60));
+    logs.append("a", "late\n");
+    let since = Some(now - Span::from_secs(30));
+    assert_eq!(texts(logs.reader(since).read(1000).unwrap()), ["late"]);
+    assert_eq!(
+        texts(logs.reader(None).read(1000).unwrap()),
+        ["early", "late"]
+    );
+}
+
+#[test]
+fn a_line_shows_when_it_was_first_seen_and_none_shows_a_time_before_since() {
+    let logs = Logs::new();
+    let start = now() - Span::from_secs(100);
+    for (line, after) in [("one", 0), ("two", 30), ("three", 60)] {
+        logs.append("a", &format!("{line}\n"));
+        logs.sweep(start + Span::from_secs(after));
+    }
+    logs.append("a", "not noted yet\n");
+    let written = modified(&logs.path("a")).unwrap();
+    let times = |since| -> Vec<Timestamp> {
+        let lines = logs.reader(since).read(1000).unwrap();
+        lines.into_iter().map(|line| line.seen).collect()
+    };
+    let expected = [
+        start,
+        start + Span::from_secs(30),
+        start + Span::from_secs(60),
+        written,
+    ];
+    assert_eq!(times(None), expected);
+    for since in [
+        start,
+        start + Span::from_secs(15),
+        start + Span::from_secs(30),
+    ] {
+        let shown = times(Some(since));
+        let later = expected.into_iter().filter(|time| *time > since);
+        assert_eq!(shown, later.collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn lines_of_a_rotated_part_keep_their_times() {
+    let logs = Logs::new();
+    let start = now() - Span::from_secs(100);
+    logs.append("a", "early\n");
+    logs.sweep(start);
+    logs.append("a", &format!("{}\n", "x".repeat(200)));
+    logs.sweep(start + Span::from_secs(30));
+    logs.append("a", "late\n");
+    logs.sweep(start + Span::from_secs(60));
+    let lines = logs.reader(None).read(1000).unwrap();
+    let times: Vec<Timestamp> = lines.iter().map(|line| line.seen).collect();
+    let parts = rotated(&logs.path("a")).unwrap();
+    let copied = modified(&parts[0].1).unwrap();
+    assert_eq!(times, [start, copied, start + Span::from_secs(60)]);
+}
+
+#[test]
+fn a_line_without_end_is_given_in_pieces() {
+    let logs = Logs::new();
+    logs.append("a", &"z".repeat(LINE_BYTES_MAX + 10));
+    let mut reader = logs.reader(None);
+    let piece = "z".repeat(LINE_BYTES_MAX);
+    assert_eq!(texts(reader.read(10 << 20).unwrap()), [piece]);
+    logs.append("a", "\n");
+    assert_eq!(texts(reader.read(1000).unwrap()), ["z".repeat(10)]);
+}
+
+const ALL: Most = Most {
+    lines: usize::MAX,
+    bytes: u64::MAX,
+};
+
+fn lines(lines: usize) -> Most {
+    Most { lines, ..ALL }
+}
+
+/// The last lines, and the reader at the end of them.
+fn tail(mut reader: LogReader, most: Most) -> (Vec<String>, LogReader) {
+    let mut tail = reader.tail(most).unwrap();
+    while tail.step().unwrap() {}
+    let promised = tail.lines();
+    reader.start_at(tail);
+    let mut given = Vec::new();
+    while let Some(lines) = reader.read_past(1000).unwrap() {
+        given.extend(texts(lines));
+    }
+    assert_eq!(given.len(), promised);
+    (given, reader)
+}
+
+/// Lines so long that a hundred of them are more than a piece.
+fn numbered(range: std::ops::Range<u32>) -> String {
+    numbers(range).join("\n") + "\n"
+}
+
+fn numbers(range: std::ops::Range<u32>) -> Vec<String> {
+    range.map(|number| format!("line {number:0900}")).collect()
+}
+
+/// All that there is, read in pieces as a server does.
+fn rest(reader: &mut LogReader) -> Vec<String> {
+    let mut given = Vec::new();
+    for _ in 0..1000 {
+        match reader.read(1000).unwrap() {
+            lines if lines.is_empty() => return given,
+            lines => given.extend(texts(lines)),
+        }
+    }
+    panic!("reading does not end");
+}
+
+impl Logs {
+    /// Parts 1, 2 and 3 of `a` with lines 0 to 299, and 300 to 309 in its log.
+    fn in_parts() -> Self {
+        let logs = Self::new();
+        for part in 0..3 {
+            logs.append("a", &numbered(part * 100..part * 100 + 100));
+            logs.sweep(Timestamp::from_secs(1));
+        }
+        logs.append("a", &numbered(300..310));
+        logs
+    }
+
+    fn part(&self, number: u32) -> PathBuf {
+        files::part_path(&self.path("a"), number)
+    }
+}
+
+#[test]
+fn lines_behind_parts_that_were_dropped_are_given_once_in_order() {
+    let logs = Logs::in_parts();
+    fs::remove_file(logs.part(1)).unwrap();
+    let mut reader = logs.reader(None);
+    assert_eq!(rest(&mut reader), numbers(100..310));
+    assert_eq!(tail(logs.reader(None), ALL).0, numbers(100..310));
+}
+
+#[test]
+fn parts_dropped_between_two_reads_are_passed_over() {
+    let logs = Logs::in_parts();
+    fs::write(logs.part(1), format!("{}\n", "x".repeat(LINE_BYTES_MAX))).unwrap();
+    for dropped in [1..2, 1..3, 1..4] {
+        let mut reader = logs.reader(None);
+        // Amid the first part.
+        assert_eq!(texts(reader.read(1).unwrap()), ["x".repeat(LINE_BYTES_MAX)]);
+        let kept: Vec<_> = dropped
+            .clone()
+            .map(|number| (logs.part(number), fs::read(logs.part(number)).unwrap()))
+            .collect();
+        for (path, _) in &kept {
+            fs::remove_file(path).unwrap();
+        }
+        let first = (dropped.end - 1) * 100;
+        let given = rest(&mut reader);
+        assert_eq!(given, numbers(first..310), "{dropped:?}");
+        for (path, bytes) in kept {
+            fs::write(path, bytes).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_newest_part_that_was_emptied_is_passed_over() {
+    let logs = Logs::in_parts();
+    for number in [1, 2] {
+        fs::remove_file(logs.part(number)).unwrap();
+    }
+    fs::write(logs.part(3), "").unwrap();
+    let mut reader = logs.reader(None);
+    assert_eq!(rest(&mut reader), numbers(300..310));
+    assert_eq!(tail(logs.reader(None), lines(20)).0, numbers(300..310));
+}
+
+#[test]
+fn half_a_rotation_is_not_seen() {
+    let logs = Logs::new();
+    logs.append("a", &numbered(0..3));
+    fs::write(
+        logs.path("a").with_extension("log.unfinished"),
+        "line 0\nli",
+    )
+    .unwrap();
+    let mut reader = logs.reader(None);
+    assert_eq!(texts(reader.read(1000).unwrap()), numbers(0..3));
+    logs.append("a", &numbered(3..100));
+    logs.sweep(Timestamp::from_secs(1));
+    assert_eq!(texts(reader.read(1 << 20).unwrap()), numbers(3..100));
+}
+
+#[test]
+fn the_last_lines_are_exactly_as_many_as_were_asked_for() {
+    let logs = Logs::in_parts();
+    // Of another that has written before.
+    logs.append("b", &numbered(900..910));
+    let earlier = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+    File::options()
+        .append(true)
+        .open(logs.path("b"))
+        .unwrap()
+        .set_modified(earlier)
+        .unwrap();
+    let all: Vec<String> = numbers(900..910)
+        .into_iter()
+        .chain(numbers(0..310))
+        .collect();
+    for wanted in [0, 1, 9, 10, 11, 109, 110, 111, 309, 310, 311, 319, 320, 999] {
+        let (given, reader) = tail(logs.reader(None), lines(wanted));
+        assert_eq!(given, all[all.len() - wanted.min(all.len())..]);
+        // What comes then is what is written then, of those passed over too.
+        let mut reader = reader;
+        assert!(reader.read(1000).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn what_is_written_after_the_last_lines_follows_them_whole() {
+    let logs = Logs::new();
+    logs.append("a", "one\ntw");
+    logs.append("b", "alpha\nbe");
+    for wanted in [0, 1, 5] {
+        let (given, mut reader) = tail(logs.reader(None), lines(wanted));
+        assert_eq!(given.len(), wanted.min(2));
+        let (a, b) = (
+            fs::read(logs.path("a")).unwrap(),
+            fs::read(logs.path("b")).unwrap(),
+        );
+        logs.append("a", "o\n");
+        logs.append("b", "ta\n");
+        let mut then = texts(reader.read(1000).unwrap());
+        then.sort();
+        assert_eq!(then, ["beta", "two"], "after {wanted}");
+        fs::write(logs.path("a"), a).unwrap();
+        fs::write(logs.path("b"), b).unwrap();
+    }
+}
+
+#[test]
+fn what_is_written_while_the_last_lines_are_read_is_not_among_them() {
+    let logs = Logs::in_parts();
+    let mut reader = logs.reader(None);
+    let mut tail = reader.tail(lines(20)).unwrap();
+    while tail.step().unwrap() {}
+    reader.start_at(tail);
+    logs.append("a", &numbered(310..500));
+    logs.sweep(Timestamp::from_secs(2));
+    logs.append("a", "new\n");
+    let mut given = Vec::new();
+    while let Some(lines) = reader.read_past(1).unwrap() {
+        given.extend(texts(lines));
+    }
+    assert_eq!(given, numbers(290..310));
+    let then = texts(reader.read(1 << 20).unwrap());
+    assert_eq!(then[..190], numbers(310..500));
+    assert_eq!(then[190..], ["new"]);
+}
+
+#[test]
+fn only_the_end_of_what_there_is_is_read_for_the_last_lines() {
+    let logs = Logs::new();
+    for second in 0..3 {
+        logs.append("a", &numbered(0..500));
+        logs.sweep(Timestamp::from_secs(second));
+    }
+    logs.append("b", &numbered(0..500));
+    logs.append("a", &numbered(0..10));
+    let (given, reader) = tail(logs.reader(None), lines(12));
+    assert_eq!(given.len(), 12);
+    // Blocks from the end, and then the lines themselves.
+    let read = reader.bytes_read();
+    assert!(read < 3 * LINE_BYTES_MAX as u64, "{read}");
+}
+
+#[test]
+fn the_last_lines_of_one_instance_are_not_those_of_others() {
+    let logs = Logs::in_parts();
+    logs.append("b", &numbered(900..910));
+    let deployment = "iris/blue".parse().unwrap();
+    let reader = super::logs(logs.data.path(), &deployment, None, Some(id("b")));
+    assert_eq!(tail(reader, lines(3)).0, numbers(907..910));
+}
+
+#[test]
+fn lines_longer_than_a_piece_count_as_many_as_they_are_given_as() {
+    let logs = Logs::new();
+    let long = "z".repeat(3 * LINE_BYTES_MAX + 10);
+    logs.append("a", &format!("one\n{long}\ntwo\n{long}"));
+    for wanted in 1..12 {
+        let given = tail(logs.reader(None), lines(wanted)).0;
+        assert_eq!(given.len(), wanted.min(10), "{wanted}");
+    }
+}
+
+#[test]
+fn lines_that_are_too_many_bytes_are_left_out() {
+    let logs = Logs::in_parts();
+    let most = Most {
+        bytes: 10_000,
+        ..ALL
+    };
+    let mut tail = logs.reader(None).tail(most).unwrap();
+    while tail.step().unwrap() {}
+    assert_eq!(
+        (tail.lines(), tail.is_cut(), tail.leaves_out()),
+        (11, true, true)
+    );
+    let long = "z".repeat(5 * LINE_BYTES_MAX);
+    logs.append("a", &format!("{long}\n"));
+    let most = Most {
+        bytes: 2 * LINE_BYTES_MAX as u64,
+        ..ALL
+    };
+    let (given, reader) = super::tests::tail(logs.reader(None), most);
+    assert_eq!(given.len(), 2);
+    assert!(reader.bytes_read() < 6 * LINE_BYTES_MAX as u64);
+    let mut all = logs.reader(None).tail(ALL).unwrap();
+    while all.step().unwrap() {}
+    assert!(!all.is_cut() && !all.leaves_out());
+}

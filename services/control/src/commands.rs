@@ -16,6 +16,7 @@ use runtime::ids::Ids;
 use store::{Append, Cause, Commit, CommitError, Committed, Store, StoreError};
 
 use crate::error::ApiError;
+use crate::mirror;
 
 /// Times that a command is decided anew after somebody else wrote first. Only replicas of control
 /// write these streams, so even one is rare.
@@ -197,7 +198,9 @@ impl Commands {
                 zones: self.zones.clone(),
                 now,
             };
-            let decided = decide(aggregate.state.as_ref(), order.command, &context);
+            let state = aggregate.state.as_ref();
+            let decided = decide(state, order.command, &context)
+                .and_then(|events| mirror::refuse_new_shares(state, order.command, events));
             if decided.is_err() || order.dry_run {
                 self.forget_if_empty(order.endpoint, &aggregate);
             }

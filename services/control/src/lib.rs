@@ -19,6 +19,7 @@ mod error;
 mod listener;
 mod members;
 mod metrics;
+mod mirror;
 pub mod openapi;
 mod reactor;
 mod routes;

@@ -160,6 +160,16 @@ async fn traffic_is_split_over_existing_deployments_and_guards_them() {
         .await
         .expect(400);
     assert_eq!(refused.body()["errors"][0]["pointer"], "/mirror/blue");
+    let mirrored = json!({"traffic": {"blue": 100}, "mirror": {"green": 5}});
+    let refused = world.put(path, &mirrored).await.expect(400).body();
+    assert_eq!(refused["errors"][0]["pointer"], "/mirror/green");
+    let detail = refused["errors"][0]["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("not copied to other deployments yet"),
+        "{detail}"
+    );
+    let none = json!({"traffic": {"blue": 90, "green": 10}, "mirror": {"green": 0}});
+    world.put(path, &none).await.expect(200);
     world
         .put(path, &json!({"traffic": {"red": 100}}))
         .await

@@ -19,8 +19,6 @@ use crate::client::{Client, causes};
 #[command(after_help = "Examples:
   penstock traffic iris                               show it
   penstock traffic iris blue=90 green=10
-  penstock traffic iris --mirror green=10             copy 10 % of the requests to green
-  penstock traffic iris blue=100 --no-mirror
 
 Shares are percent and sum to 100 (or to 0: no traffic). Deployments left out get none.")]
 pub struct TrafficArgs {
@@ -30,7 +28,7 @@ pub struct TrafficArgs {
     /// DEPLOYMENT=PERCENT …
     #[arg(value_name = "DEPLOYMENT=PERCENT", value_parser = share)]
     shares: Vec<(Name, u8)>,
-    /// DEPLOYMENT=PERCENT of live requests that are copied to it
+    /// DEPLOYMENT=PERCENT of live requests that are copied to it; not built yet, and refused
     #[arg(long, value_name = "DEPLOYMENT=PERCENT", value_parser = share)]
     mirror: Vec<(Name, u8)>,
     /// Copy no requests any more

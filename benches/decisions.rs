@@ -8,6 +8,10 @@
 //! `cargo bench -p penstock --bench decisions`; `SECONDS` sets the length of the second part,
 //! `PENSTOCK_SKIP=kafka,postgres` leaves the servers out.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
 #![allow(clippy::unwrap_used)]
 
 #[path = "../tests/support/mod.rs"]

@@ -1,5 +1,10 @@
 //! Appends through the store beside plain inserts, in one table layout and at one durability.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
+
 use std::time::Instant;
 
 use contract::events::Event;

@@ -1,5 +1,10 @@
 //! A long log of realistic events.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
+
 use std::collections::BTreeMap;
 
 use contract::events::Event;

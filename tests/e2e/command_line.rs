@@ -1,5 +1,10 @@
 //! The command line client against a real server.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
+
 use contract::time::Timestamp;
 
 use crate::support::{DataFolder, Penstock, eventually};

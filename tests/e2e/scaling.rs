@@ -1,5 +1,10 @@
 //! Instances follow load and schedules; every change is explained by a decision.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
+
 use serde_json::{Value, json};
 
 use crate::lifecycle::Load;

@@ -1,5 +1,10 @@
 //! What must hold after every round of faults.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 

@@ -2,6 +2,11 @@
 //! autoscaler, meter), two gateways, two nodes; or each service alone, as it is shipped. Each process
 //! has a data folder of its own and keeps its addresses over restarts.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -1,6 +1,11 @@
 //! What clients do while faults happen, and what they were promised: writes that were acknowledged,
 //! and requests that have to be answered by the gateways throughout.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

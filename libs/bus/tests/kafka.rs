@@ -1,6 +1,10 @@
 //! What only Kafka can do wrong: groups, brokers that are killed, topics that others have touched. On
 //! real brokers.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -52,6 +52,10 @@ pub struct SystemIds {
 }
 
 impl SystemIds {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the source of random numbers"
+    )]
     fn random<const N: usize>() -> [u8; N] {
         let mut bytes = [0; N];
         // Without a source of randomness there are no keys and no tokens: nothing useful can go on.

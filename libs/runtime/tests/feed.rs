@@ -1,5 +1,9 @@
 //! The feed under a bus that loses, repeats and reorders, and the relay before it.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};

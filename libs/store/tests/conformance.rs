@@ -1,6 +1,10 @@
 //! What every store must do, whatever database it stands on. Each part is written against
 //! [`Store`] alone; the macro at the end runs all of them on one database.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
 #![allow(clippy::unwrap_used)]
 
 mod support;

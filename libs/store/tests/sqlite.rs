@@ -1,6 +1,10 @@
 //! What is particular to a store on SQLite: damage done behind its back, and a disk that
 //! refuses to write.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
 #![allow(clippy::unwrap_used)]
 
 use contract::events::{Empty, Event};

@@ -110,7 +110,7 @@ impl Gateway {
             component,
             listeners,
             shards: (0..threads).map(|_| SharedShard::default()).collect(),
-            boot: Uuid::new_v4(),
+            boot: boot_id(),
         })
     }
 
@@ -224,6 +224,16 @@ async fn joined(thread: Thread) -> Result<(), Error> {
     }
 }
 
+/// Frames of this life of the gateway carry it.
+#[expect(clippy::disallowed_methods, reason = "no result depends on it")]
+fn boot_id() -> Uuid {
+    Uuid::new_v4()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the seed of what the gateway draws"
+)]
 fn random_seed() -> u64 {
     let mut seed = [0; 8];
     // Ids of requests need to be unique, not secret; the clock will do where nothing else is.

@@ -1,5 +1,9 @@
 //! Kafka from the store, the store from Kafka alone, and the proof that they are equal: the real binary
 //! on a real Kafka and a real PostgreSQL.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
 #![allow(clippy::unwrap_used, reason = "all of it is test code")]
 
 use std::process::Command;

@@ -6,6 +6,10 @@
 //! A server that cannot be had fails the test with a sentence, unless `PENSTOCK_SKIP` names it
 //! (`PENSTOCK_SKIP=kafka,postgres,python`): then there is none, and the test returns early.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
 #![expect(
     clippy::unwrap_used,
     reason = "helpers of tests may panic as tests do; the lint knows only the tests themselves"

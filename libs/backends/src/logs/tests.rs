@@ -1,5 +1,10 @@
 //! What readers give while output is written, rotated and dropped.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;

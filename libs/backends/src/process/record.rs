@@ -203,12 +203,14 @@ fn unavailable(path: &Path, error: &io::Error) -> BackendError {
 }
 
 /// This installation's id, made once: it tells our processes from those of another Penstock.
+#[expect(clippy::disallowed_methods, reason = "made once for a data folder")]
 pub fn installation_id(data: &Path) -> io::Result<String> {
     made_once(data, "installation", || Uuid::new_v4().to_string())
 }
 
 /// This node's id, made once. What the log assigns to a node is carried out by whoever has its data
 /// folder.
+#[expect(clippy::disallowed_methods, reason = "made once for a data folder")]
 pub fn node_id(data: &Path) -> io::Result<String> {
     made_once(data, "node", || {
         let unique = Uuid::new_v4().simple().to_string();

@@ -123,6 +123,10 @@ impl Trouble<'_> {
 }
 
 /// For people to read; no result depends on it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "people read it, and no result depends on it"
+)]
 fn now() -> Timestamp {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
     Timestamp::from_millis(elapsed.map_or(0, |elapsed| elapsed.as_millis() as i64))

@@ -1,5 +1,9 @@
 //! A bus whose messages the test hands over itself, and a writer of small events.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
 #![allow(dead_code)]
 
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,9 @@
 //! A place for a store on either database, and what the suites put into it.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests use the real clock and fresh ids"
+)]
 #![allow(dead_code)]
 
 use std::sync::Arc;

@@ -29,6 +29,10 @@ pub struct Screen {
 }
 
 impl Screen {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the clock of the command line client"
+    )]
     pub fn of_process() -> Self {
         Self {
             tty: std::io::stdout().is_terminal(),

@@ -116,7 +116,7 @@ async fn live(
                 Some(Key::Redraw) => {}
             },
             _ = ticks.tick() => {
-                let now = Timestamp::from(chrono::Utc::now());
+                let now = Screen::of_process().now;
                 match gather(client, args.scope.as_ref(), now).await {
                     Ok(fresh) => model = fresh,
                     Err(error) => model.trouble = Some(error.to_string()),

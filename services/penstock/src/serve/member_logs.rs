@@ -325,6 +325,7 @@ mod tests {
         address
     }
 
+    #[expect(clippy::disallowed_methods, reason = "tests use fresh ids")]
     async fn store(nodes: &[(&str, Option<String>)]) -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("log.db").display());

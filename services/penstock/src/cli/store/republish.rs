@@ -107,6 +107,10 @@ async fn answers(bus: &dyn Bus, until: Instant) -> Result<(), CliError> {
     Ok(())
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the holder of a lease has a name of its own"
+)]
 async fn with_lease(
     store: &Store,
     bus: &dyn Bus,

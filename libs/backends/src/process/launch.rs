@@ -3,7 +3,7 @@
 //! Secrets are resolved here, go into the environment of the child and nowhere else.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::{IpAddr, TcpListener};
@@ -14,6 +14,8 @@ use std::process::{Child, Command, Stdio};
 use contract::resources::EnvValue;
 use rustix::fs::{FlockOperation, flock};
 
+use super::lack::{is_lack, is_lack_of_start, seen};
+use super::limit;
 use super::record::lock_soon;
 use crate::Order;
 
@@ -55,6 +57,34 @@ pub(super) struct Surroundings {
     pub working_directory: PathBuf,
     /// The address that instances listen on.
     pub listen: IpAddr,
+    /// The limit of descriptors that instances get, where ours is another.
+    pub descriptors: Option<u64>,
+}
+
+/// Why there is no process.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    /// Of ours: the same order may be carried out later.
+    #[error("this process lacks the means: {0}")]
+    Lack(io::Error),
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl StartError {
+    /// What stands in the way of a file, or of this process.
+    pub(super) fn of(error: io::Error, sentence: impl FnOnce(&io::Error) -> String) -> Self {
+        match is_lack(&error) {
+            true => Self::Lack(error),
+            false => Self::Refused(sentence(&error)),
+        }
+    }
+}
+
+impl From<String> for StartError {
+    fn from(sentence: String) -> Self {
+        Self::Refused(sentence)
+    }
 }
 
 /// A port that nobody listens on now, and that is not among `taken`: an instance that has not bound
@@ -73,9 +103,13 @@ pub(super) fn free_port(listen: IpAddr, taken: impl Fn(u16) -> bool) -> io::Resu
     ))
 }
 
-/// Somebody listens on the port.
-pub(super) fn is_taken(listen: IpAddr, port: u16) -> bool {
-    TcpListener::bind((listen, port)).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+/// Somebody listens on the port. Only a lack is an error.
+pub(super) fn is_taken(listen: IpAddr, port: u16) -> io::Result<bool> {
+    match TcpListener::bind((listen, port)) {
+        Err(error) if is_lack(&error) => Err(error),
+        Err(error) => Ok(error.kind() == io::ErrorKind::AddrInUse),
+        Ok(_) => Ok(false),
+    }
 }
 
 /// Starts the process; on failure says in a sentence why not. `output` is opened for append and
@@ -86,27 +120,37 @@ pub(super) fn launch(
     surroundings: &Surroundings,
     port: u16,
     output: &Path,
-) -> Result<Child, String> {
+) -> Result<Child, StartError> {
     let mut command = command(order, surroundings, port)?;
     let stdout = open_output(output)?;
-    let stderr = stdout
-        .try_clone()
-        .map_err(|error| format!("{}: {error}", output.display()))?;
+    let stderr = stdout.try_clone();
+    let stderr =
+        stderr.map_err(|error| StartError::of(error, |e| format!("{}: {e}", output.display())))?;
+    let program = command.get_program().to_owned();
+    if let Some(descriptors) = surroundings.descriptors {
+        command =
+            limit::behind(&command, descriptors).map_err(|error| cannot_run(&program, &error))?;
+    }
     command
         .stdin(Stdio::null())
         .stdout(stdout)
         .stderr(stderr)
         .process_group(0)
         .spawn()
-        .map_err(|error| {
-            format!(
-                "`{}` cannot be run: {error}; check spec.command",
-                command.get_program().to_string_lossy()
-            )
+        .map_err(|error| match is_lack_of_start(&error) {
+            true => StartError::Lack(error),
+            false => cannot_run(&program, &error),
         })
 }
 
-fn command(order: &Order, surroundings: &Surroundings, port: u16) -> Result<Command, String> {
+fn cannot_run(program: &OsStr, error: &io::Error) -> StartError {
+    StartError::Refused(format!(
+        "`{}` cannot be run: {error}; check spec.command",
+        program.to_string_lossy()
+    ))
+}
+
+fn command(order: &Order, surroundings: &Surroundings, port: u16) -> Result<Command, StartError> {
     let listen = surroundings.listen.to_string();
     let fill = |text: &str| {
         text.replace("{port}", &port.to_string())
@@ -116,7 +160,7 @@ fn command(order: &Order, surroundings: &Surroundings, port: u16) -> Result<Comm
     let program = words
         .next()
         .filter(|program| !program.is_empty())
-        .ok_or("spec.command is empty; name the program and its arguments")?;
+        .ok_or_else(|| "spec.command is empty; name the program and its arguments".to_owned())?;
     let mut command = Command::new(resolve(&program, &surroundings.working_directory));
     command
         .args(words)
@@ -155,7 +199,7 @@ fn passed_on() -> impl Iterator<Item = (OsString, OsString)> {
     })
 }
 
-fn resolve_secret(name: &str, reference: &str) -> Result<OsString, String> {
+fn resolve_secret(name: &str, reference: &str) -> Result<OsString, StartError> {
     let refused = |why: String| format!("the secret `{reference}` for spec.env.{name} {why}");
     if let Some(variable) = reference.strip_prefix("env:") {
         return env::var_os(variable).ok_or_else(|| {
@@ -163,24 +207,30 @@ fn resolve_secret(name: &str, reference: &str) -> Result<OsString, String> {
                 "is not set in the environment of this node; set it and start Penstock again"
                     .into(),
             )
+            .into()
         });
     }
     let Some(path) = reference.strip_prefix("file:") else {
-        return Err(refused(
-            "has an unknown form; write env:NAME or file:PATH".into(),
-        ));
+        return Err(refused("has an unknown form; write env:NAME or file:PATH".into()).into());
     };
     let too_large = fs::metadata(path).is_ok_and(|meta| meta.len() > SECRET_BYTES_MAX);
     if too_large {
-        return Err(refused(format!("is larger than {SECRET_BYTES_MAX} bytes")));
+        return Err(refused(format!("is larger than {SECRET_BYTES_MAX} bytes")).into());
     }
-    let text = fs::read_to_string(path)
-        .map_err(|error| refused(format!("cannot be read on this node: {error}")))?;
+    let text = fs::read_to_string(path).map_err(|error| {
+        StartError::of(error, |e| {
+            refused(format!("cannot be read on this node: {e}"))
+        })
+    })?;
     Ok(text.strip_suffix('\n').unwrap_or(&text).into())
 }
 
-fn open_output(path: &Path) -> Result<File, String> {
-    let failed = |error: io::Error| format!("its log {} cannot be opened: {error}", path.display());
+fn open_output(path: &Path) -> Result<File, StartError> {
+    let failed = |error: io::Error| {
+        StartError::of(error, |e| {
+            format!("its log {} cannot be opened: {e}", path.display())
+        })
+    };
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(failed)?;
     }
@@ -199,11 +249,9 @@ fn open_output(path: &Path) -> Result<File, String> {
 }
 
 /// A process that was started with this output file still has it open.
-pub(super) fn is_output_held(path: &Path) -> bool {
-    let Ok(file) = OpenOptions::new().append(true).open(path) else {
-        return false;
-    };
-    flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+pub(super) fn is_output_held(path: &Path) -> io::Result<bool> {
+    let file = seen(OpenOptions::new().append(true).open(path))?;
+    Ok(file.is_some_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()))
 }
 
 #[cfg(test)]
@@ -231,7 +279,7 @@ mod tests {
             "file:/nonexistent/x",
             "vault:x",
         ] {
-            let error = resolve_secret("DB", reference).unwrap_err();
+            let error = resolve_secret("DB", reference).unwrap_err().to_string();
             assert!(error.contains(reference), "{error}");
             assert!(error.contains("spec.env.DB"), "{error}");
         }
@@ -254,6 +302,7 @@ mod tests {
             installation: "i".into(),
             working_directory: "/srv".into(),
             listen: "127.0.0.2".parse().unwrap(),
+            descriptors: None,
         };
         let command = command(&order, &surroundings, 4711).unwrap();
         assert_eq!(command.get_program(), "/srv/./scorer");

@@ -126,8 +126,7 @@ impl Exchange {
 fn finish(client: &Client, flight: Flight, outcome: Outcome, upstream: Box<Upstream>) {
     let at_us = now_us();
     if let Some(slot) = flight.slot() {
-        let mut pool = client.thread.pool.borrow_mut();
-        pool.put(&slot.instance, upstream, at_us);
+        client.thread.keep(&slot.instance, upstream, at_us);
     }
     flight.end_at(outcome, at_us);
 }

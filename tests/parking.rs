@@ -144,6 +144,7 @@ impl House {
             replica: None,
             gateway: None,
             limits: control::Limits::default(),
+            descriptors: Default::default(),
         };
         let deps = ControlDeps {
             store: self.store.clone(),

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use runtime::descriptors::Descriptors;
+
 /// The file in the data directory that tells clients where the server is.
 pub const CLIENT_FILE: &str = "client.json";
 /// The file in the data directory with the key that opens sealed secrets.
@@ -24,6 +26,8 @@ pub struct ControlConfig {
     /// The gateway's address as clients see it, such as `http://127.0.0.1:8080`.
     pub gateway: Option<String>,
     pub limits: Limits,
+    /// Whom to tell when connections cannot be accepted.
+    pub descriptors: Descriptors,
 }
 
 /// What clients can take of the server.

@@ -98,6 +98,7 @@ impl Replica {
             replica: Some("b".into()),
             gateway: None,
             limits: control::Limits::default(),
+            descriptors: Default::default(),
         };
         let control = Control::bind(config, deps).await.unwrap();
         let url = format!("http://{}", control.addr);

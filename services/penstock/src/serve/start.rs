@@ -139,6 +139,8 @@ pub fn gateway(
     let config = gateway::Config {
         data: Some(ground.data.clone()),
         domain: args.gateway_domain.clone(),
+        threads: ground.means.shares.threads,
+        descriptors: ground.means.descriptors.clone(),
         ..gateway::Config::new(id, args.gateway_addr)
     };
     let deps = gateway::Deps {
@@ -232,7 +234,8 @@ pub async fn control(
         seal_key: args.seal_key.clone(),
         replica: replica(plan, &ground.data)?,
         gateway: args.gateway_url.clone().or(addresses.gateway.clone()),
-        limits: Limits::default(),
+        limits: ground.means.limits(Limits::default()),
+        descriptors: ground.means.descriptors.clone(),
     };
     let deps = ControlDeps {
         store: ground.store()?,
@@ -306,7 +309,8 @@ pub async fn admin(
         ground.internal_token.clone(),
         logs,
     )
-    .await?;
+    .await?
+    .within(&ground.means);
     let url = format!("http://{}", admin.address);
     let stop = stage.stop.clone();
     stage.spawn(admin.serve(stop));
@@ -389,6 +393,7 @@ async fn open_backends(
     let directory = std::env::current_dir().context("cannot tell the working directory")?;
     let config = ProcessConfig {
         host: advertised_host(args).await?,
+        means: ground.means.of_instances(),
         ..ProcessConfig::new(ground.data.clone(), node.to_owned(), directory)
     };
     let clock = ground.clock.clone();

@@ -59,7 +59,7 @@ impl Crowd {
         eventually("clients to press in", || async {
             let answered = self.seen.answered.load(Ordering::Relaxed);
             let refused = self.seen.refused.load(Ordering::Relaxed);
-            (answered + refused > 8 * CLIENTS).then_some(())
+            (answered + refused > 16 * CLIENTS).then_some(())
         })
         .await;
     }
@@ -139,17 +139,34 @@ async fn withstands_a_crowd(limit: u64, instances: u32) {
 
 #[tokio::test]
 async fn a_crowd_on_128_descriptors_costs_no_instance() {
-    withstands_a_crowd(128, 10).await;
+    withstands_a_crowd(128, 30).await;
 }
 
 #[tokio::test]
 async fn a_crowd_on_256_descriptors_costs_no_instance() {
-    withstands_a_crowd(256, 20).await;
+    withstands_a_crowd(256, 30).await;
 }
 
 #[tokio::test]
 async fn a_crowd_on_1024_descriptors_costs_no_instance() {
-    withstands_a_crowd(1024, 10).await;
+    withstands_a_crowd(1024, 30).await;
+}
+
+#[tokio::test]
+async fn a_scale_and_a_removal_in_the_middle_of_a_crowd_are_carried_out() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start_limited(&folder, "-n 128").await;
+    deploy(&penstock, 5).await;
+    let key = penstock.key("iris").await;
+    let crowd = Crowd::gather(&penstock, &key);
+    crowd.press().await;
+    deploy(&penstock, 15).await;
+    penstock.delete("/v1/endpoints/iris").await;
+    eventually("the instances to be gone", || async {
+        folder.instance_processes().is_empty().then_some(())
+    })
+    .await;
+    crowd.leave().await;
 }
 
 #[tokio::test]

@@ -183,7 +183,7 @@ impl Thread {
         while let Poll::Ready(Ok((stream, _))) =
             poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))).await
         {
-            self.open(stream);
+            self.admit(stream);
         }
         drop(listener);
         for task in self.tasks.borrow().values() {

@@ -147,6 +147,7 @@ impl House {
             gateway: None,
             limits: control::Limits::default(),
             own: OwnSecrets::default(),
+            descriptors: Default::default(),
         };
         let deps = ControlDeps {
             store: self.store.clone(),

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod command_line;
+mod descriptors;
 mod host_names;
 mod lifecycle;
 mod logs;

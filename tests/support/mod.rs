@@ -84,6 +84,14 @@ pub fn scorer() -> String {
     scorer.display().to_string()
 }
 
+/// The binary under test behind `ulimit` with these arguments.
+pub fn limited(ulimit: &str) -> Command {
+    let script = format!("ulimit {ulimit} && exec \"$0\" \"$@\"");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_penstock")]);
+    command
+}
+
 impl Penstock {
     /// Starts `penstock serve` and waits until it is ready.
     pub async fn start(folder: &DataFolder) -> Self {
@@ -100,6 +108,17 @@ impl Penstock {
         arguments: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_penstock"));
+        command.envs(environment.iter().copied());
+        Self::start_by(command, folder, arguments).await
+    }
+
+    /// Behind `ulimit` with these arguments.
+    pub async fn start_limited(folder: &DataFolder, ulimit: &str) -> Self {
+        Self::start_by(limited(ulimit), folder, &[]).await
+    }
+
+    async fn start_by(mut command: Command, folder: &DataFolder, arguments: &[&str]) -> Self {
         let data = folder.path().to_owned();
         let ready_file = data.join("ready.json");
         let _ = std::fs::remove_file(&ready_file);
@@ -107,7 +126,7 @@ impl Penstock {
             .create(true)
             .append(true)
             .open(data.join("serve.log"));
-        let mut process = Command::new(env!("CARGO_BIN_EXE_penstock"))
+        let mut process = command
             .arg("serve")
             .arg("--data")
             .arg(&data)
@@ -120,7 +139,6 @@ impl Penstock {
             .arg("--ready-file")
             .arg(&ready_file)
             .args(arguments)
-            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stderr(log.unwrap())
             .kill_on_drop(true)

@@ -75,6 +75,13 @@ pub enum BackendError {
     },
     #[error("instance {id} cannot be started: {detail}")]
     CannotStart { id: InstanceId, detail: String },
+    /// This process lacks descriptors or memory. Says nothing about the instance: give the same order
+    /// again after a while. Whoever looks after the means has been told.
+    #[error("instance {id} has to wait: {source}")]
+    Lacking {
+        id: InstanceId,
+        source: std::io::Error,
+    },
     #[error("{0}")]
     Unavailable(String),
 }

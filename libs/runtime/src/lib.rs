@@ -5,6 +5,7 @@
 //! time and ids as arguments.
 
 pub mod clock;
+pub mod descriptors;
 pub mod feed;
 pub mod health;
 pub mod ids;

@@ -16,7 +16,7 @@ mod frames;
 mod parked;
 mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +52,9 @@ pub const CONSUMER: &str = "node";
 
 /// What could not be done is tried again after this time.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// The same at the end of everything, when others have just given back what is lacking.
+const LACK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Past the grace, how long the end of everything waits for instances that do not go.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
@@ -197,6 +200,24 @@ async fn watch(
             }
         }
         sleep(RETRY_EVERY).await;
+    }
+}
+
+/// What this process lacks the means for now is tried again: an instance left behind is an orphan.
+async fn remove_by(
+    deadline: Instant,
+    backend: &dyn Backend,
+    id: &InstanceId,
+    generation: u64,
+    grace: Span,
+) -> Result<(), BackendError> {
+    loop {
+        match backend.remove(id, generation, grace).await {
+            Err(BackendError::Lacking { .. }) if Instant::now() < deadline => {
+                sleep(LACK_PAUSE).await;
+            }
+            result => return result,
+        }
     }
 }
 
@@ -364,6 +385,8 @@ impl Agent {
                 // The log wants it and the backend has buried it: it can only be replaced.
                 self.state.lost(order.id(), &error.to_string());
             }
+            // Told already, for all that had to wait at once.
+            (_, BackendError::Lacking { .. }) => self.state.failed(&order),
             (_, error) => {
                 tracing::warn!(instance = %order.id(), %error, "an order could not be carried out");
                 self.state.failed(&order);
@@ -476,8 +499,8 @@ impl Agent {
     ) -> Result<(), NodeError> {
         // An instance that is just being started is ended like the others.
         while self.carrying_out.join_next().await.is_some() {}
-        let mut going = BTreeMap::<InstanceId, Option<i32>>::new();
-        let mut waiting = 0_usize;
+        let deadline = Instant::now() + self.config.grace.to_std() + STOP_PATIENCE;
+        let mut going = BTreeSet::<InstanceId>::new();
         for (kind, backend) in &self.deps.backends {
             let listed = match backend.list().await {
                 Ok(listed) => listed,
@@ -488,18 +511,17 @@ impl Agent {
             };
             for observed in listed {
                 let generation = self.state.newest_generation(&observed);
-                match backend
-                    .remove(&observed.id, generation, self.config.grace)
-                    .await
-                {
-                    Ok(()) => waiting += usize::from(going.insert(observed.id, None).is_none()),
+                let (id, grace) = (observed.id, self.config.grace);
+                match remove_by(deadline, backend.as_ref(), &id, generation, grace).await {
+                    Ok(()) => drop(going.insert(id)),
                     Err(error) => {
-                        tracing::warn!(instance = %observed.id, %error, "cannot be ended, and stays");
+                        tracing::warn!(instance = %id, %error, "cannot be ended, and stays");
                     }
                 }
             }
         }
         let deadline = Instant::now() + self.config.grace.to_std() + STOP_PATIENCE;
+        let waiting = going.len();
         let mut gone = BTreeMap::new();
         while gone.len() < waiting {
             let Ok(Some(observation)) = timeout_at(deadline, observations.recv()).await else {
@@ -508,7 +530,7 @@ impl Agent {
             };
             if let Observation::Seen(_, observed) = observation
                 && let ObservedPhase::Removed { code } = observed.phase
-                && going.contains_key(&observed.id)
+                && going.contains(&observed.id)
             {
                 gone.insert(observed.id, code);
             }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use contract::own_secrets::OwnSecrets;
+use runtime::descriptors::Descriptors;
 
 /// The file in the data directory that tells clients where the server is.
 pub const CLIENT_FILE: &str = "client.json";
@@ -28,6 +29,8 @@ pub struct ControlConfig {
     pub limits: Limits,
     /// What this process has its own secrets from: documents that refer to it are refused.
     pub own: OwnSecrets,
+    /// Whom to tell when connections cannot be accepted.
+    pub descriptors: Descriptors,
 }
 
 /// What clients can take of the server.

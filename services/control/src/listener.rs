@@ -17,6 +17,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use runtime::descriptors::{Descriptors, is_lack};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -41,6 +42,7 @@ pub async fn accept(
     listener: TcpListener,
     router: Router,
     limits: Limits,
+    descriptors: Descriptors,
     stop: CancellationToken,
 ) {
     let room = Arc::new(Semaphore::new(limits.connections));
@@ -52,7 +54,7 @@ pub async fn accept(
         let accepted = async {
             // Room first: a connection that is not accepted costs no descriptor and no memory.
             let permit = room.clone().acquire_owned().await.ok()?;
-            Some((permit, next(&listener).await))
+            Some((permit, next(&listener, &descriptors).await))
         };
         let (permit, (socket, peer)) = tokio::select! {
             () = stop.cancelled() => break,
@@ -90,7 +92,7 @@ pub async fn accept(
 }
 
 /// The next connection. No failure to accept one ends the server.
-async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+async fn next(listener: &TcpListener, descriptors: &Descriptors) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((socket, peer)) => {
@@ -101,6 +103,10 @@ async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {
             }
             // It was gone before it was taken.
             Err(error) if is_of_one_connection(&error) => {}
+            Err(error) if is_lack(&error) => {
+                descriptors.lack("a connection to control", &error);
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
             Err(error) => {
                 tracing::error!(%error, "connections cannot be accepted; trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;

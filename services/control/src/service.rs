@@ -150,6 +150,7 @@ impl Control {
         let stop = shutdown.child_token();
         let streams = self.app.shutdown.clone();
         let limits = self.app.config.limits;
+        let descriptors = self.app.config.descriptors.clone();
         let deals = crate::routes::run(self.routes, self.app.views.clone(), stop.clone());
         let members = Box::pin(crate::members::run(self.app.deps.clone(), stop.clone()));
         let lag = {
@@ -166,8 +167,9 @@ impl Control {
         };
         let closing = stop.clone();
         let server = async move {
+            let stop = closing.clone();
             let connections =
-                listener::accept(self.listener, router(self.app), limits, closing.clone());
+                listener::accept(self.listener, router(self.app), limits, descriptors, stop);
             tokio::join!(connections, async {
                 closing.cancelled().await;
                 streams.cancel();

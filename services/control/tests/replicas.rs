@@ -102,6 +102,7 @@ impl Replica {
             gateway: None,
             limits: control::Limits::default(),
             own: OwnSecrets::default(),
+            descriptors: Default::default(),
         };
         let control = Control::bind(config, deps).await.unwrap();
         let url = format!("http://{}", control.addr);

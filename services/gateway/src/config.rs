@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use runtime::descriptors::Descriptors;
+
 /// Longest request head, request line and headers together; more is answered 431.
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Most headers of a request; more is answered 431.
@@ -26,8 +28,11 @@ pub struct Config {
     pub data: Option<PathBuf>,
     /// Endpoints are also found by host name, `{endpoint}.<domain>`.
     pub domain: Option<String>,
-    /// Client connections at once; past it no more are accepted until one closes.
+    /// Client connections at once, where there are descriptors for so many. Past it the one that has
+    /// rested longest makes room; if none rests, new ones are refused.
     pub connections_max: usize,
+    /// What there is for connections.
+    pub descriptors: Descriptors,
     /// From the first byte of a request's head to its last, and from accept to the first byte.
     pub head_timeout: Duration,
     /// How long a client's connection may rest between requests.
@@ -53,6 +58,7 @@ impl Config {
             data: None,
             domain: None,
             connections_max: 10_000,
+            descriptors: Descriptors::default(),
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(30),

@@ -126,9 +126,10 @@ impl Exchange {
 fn finish(client: &Client, flight: Flight, outcome: Outcome, upstream: Box<Upstream>) {
     let at_us = now_us();
     if let Some(slot) = flight.slot() {
-        let mut pool = client.thread.pool.borrow_mut();
         let idle_max_us = flight.deployment().keep_alive_idle_us;
-        pool.put(&slot.instance, upstream, idle_max_us, at_us);
+        client
+            .thread
+            .keep(&slot.instance, upstream, idle_max_us, at_us);
     }
     flight.end_at(outcome, at_us);
 }

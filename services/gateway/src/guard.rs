@@ -32,6 +32,10 @@ pub struct Shared {
     pub deadline: RefCell<Deadline>,
     /// Of the client's connection, its service and its guard.
     pub relay: Relay,
+    /// Since when the connection is open and nothing is asked on it.
+    pub resting_us: Cell<Option<u64>>,
+    /// It is to make room for another.
+    pub closing: Cell<bool>,
     stream: RefCell<TcpStream>,
     /// The client has sent more than the request that is being answered: it is there.
     ahead: Cell<bool>,
@@ -48,6 +52,8 @@ impl Shared {
             active: Cell::default(),
             deadline: RefCell::default(),
             relay: Relay::default(),
+            resting_us: Cell::new(Some(now_us())),
+            closing: Cell::default(),
             stream: RefCell::new(stream),
             ahead: Cell::default(),
             look: RefCell::default(),
@@ -171,6 +177,9 @@ impl Guard {
                 self.timeouts.idle
             };
             self.head_begun = begun;
+            if !begun {
+                self.shared.resting_us.set(Some(now_us()));
+            }
             self.wait.set(now_us() + limit.as_micros() as u64);
         }
         self.wait.poll(cx)
@@ -324,6 +333,7 @@ impl AsyncRead for Guard {
                 if read == 0 {
                     return Poll::Ready(Ok(()));
                 }
+                this.shared.resting_us.set(None);
                 let (checked, refusal) = this.framing.check(&buf.filled()[before..])?;
                 if checked < read {
                     this.held

@@ -10,6 +10,8 @@
 //!   gets none after a frame has reported the revision that drains it.
 //! - A request is sent at most twice, and twice only where the first cannot have been seen by a
 //!   model or the method is idempotent (see `proxy`).
+//! - Clients are admitted only as far as there are descriptors for them and for as many connections
+//!   to instances; a lack of ours is told as ours, and holds nothing against an instance.
 //! - A client that leaves frees its slot and closes the connection to the instance.
 //! - Every request that reached a deployment is in exactly one frame as an arrival and in exactly
 //!   one as an outcome.
@@ -38,6 +40,7 @@ mod meter;
 mod metrics;
 mod pool;
 mod proxy;
+mod refuse;
 mod relay;
 mod reply;
 mod router;

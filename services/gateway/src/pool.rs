@@ -5,6 +5,7 @@
 //! most may not be sent again.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::instance::Instance;
@@ -15,6 +16,23 @@ const IDLE_MAX: usize = 256;
 /// A connection that rested for longer is looked at by a system call before its next request. No
 /// server times a connection out sooner, and under load they rest for less.
 const TRUSTED_US: u64 = 1_000;
+
+/// One of the connections that are counted together, until it is dropped.
+#[derive(Debug)]
+pub struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    pub fn among(all: &Arc<AtomicUsize>) -> Self {
+        all.fetch_add(1, Ordering::Relaxed);
+        Self(all.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 #[derive(Debug)]
 #[allow(clippy::vec_box, reason = "connections are large, and move in and out")]
@@ -77,6 +95,20 @@ impl Pool {
         if set.connections.len() < IDLE_MAX {
             set.connections.push(upstream);
         }
+    }
+
+    /// Closes the connection that has rested longest, to make room for another.
+    pub fn close_oldest(&mut self) {
+        // The first of each set has rested longest there.
+        let since = |set: &IdleSet| set.connections.first().map(|c| c.idle_since_us);
+        let sets = self.idle.values_mut().filter(|set| since(set).is_some());
+        if let Some(oldest) = sets.min_by_key(|set| since(set)) {
+            oldest.connections.remove(0);
+        }
+    }
+
+    pub fn close_all(&mut self) {
+        self.idle.clear();
     }
 
     /// Closes what rested too long, what the instance has closed, and what leads to an instance

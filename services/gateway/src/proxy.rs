@@ -18,6 +18,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
 use hyper::body::Incoming;
+use runtime::descriptors::is_lack;
 
 use crate::admission::Slot;
 use crate::body::{Fault, RequestBody, Streamed, Upload};
@@ -27,6 +28,7 @@ use crate::framing::HeadError;
 use crate::guard::Shared;
 use crate::instance::Instance;
 use crate::meter::{Flight, Outcome, count_refusal};
+use crate::pool::Counted;
 use crate::reply::{AZURE_DEPLOYMENT, DEPLOYMENT, MODEL_STATUS, REQUEST_ID, Refusal};
 use crate::router::Endpoint;
 use crate::target::{Target, authorize};
@@ -36,6 +38,10 @@ use crate::upstream::{Ask, Broken, Head, Upstream};
 
 /// How long an instance that refused a connection comes last.
 const SUSPECT_US: u64 = 1_000_000;
+
+/// For want of descriptors once more, when what rests has been closed.
+const CONNECT_TRIES: u32 = 2;
+const TO_AN_INSTANCE: &str = "a connection to an instance";
 
 /// One client's connection. It carries one request at a time.
 #[derive(Debug)]
@@ -435,10 +441,22 @@ impl Client {
         instance: &Instance,
         timeout: Duration,
     ) -> Result<std::io::Result<Box<Upstream>>, Failure> {
-        let mut connecting = pin!(Upstream::connect(instance, timeout));
-        self.wait(|cx| connecting.as_mut().poll(cx))
-            .await
-            .map_err(|stopped| stopped.or(Refusal::Timeout))
+        let thread = &self.thread;
+        thread.make_room_for_an_upstream();
+        for _ in 0..CONNECT_TRIES {
+            let mut connecting = pin!(Upstream::connect(instance, timeout));
+            let connected = self.wait(|cx| connecting.as_mut().poll(cx)).await;
+            match connected.map_err(|stopped| stopped.or(Refusal::Timeout))? {
+                Ok(mut upstream) => {
+                    upstream.counted = Some(Counted::among(&thread.core.upstreams));
+                    return Ok(Ok(upstream));
+                }
+                Err(error) if is_lack(&error) => thread.give_way(TO_AN_INSTANCE, &error),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        // No word about the instance.
+        Err(Refusal::Lacking.into())
     }
 
     async fn exchange(

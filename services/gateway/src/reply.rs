@@ -43,6 +43,10 @@ pub enum Refusal {
     Timeout,
     Unreachable,
     BadAnswer,
+    /// There are as many clients as there can be.
+    TooManyConnections,
+    /// There is no descriptor for a connection to an instance.
+    Lacking,
     Internal,
 }
 
@@ -172,6 +176,18 @@ impl Refusal {
                 "The instance's answer is not valid HTTP/1.1.",
                 Unreachable,
             ),
+            Self::TooManyConnections => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too-many-connections",
+                "The gateway has as many connections as it can take; try again later.",
+                Refused,
+            ),
+            Self::Lacking => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "out-of-descriptors",
+                "The gateway has no file descriptor left for a connection to an instance; its log says how to raise the limit.",
+                Internal,
+            ),
             Self::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
@@ -221,6 +237,13 @@ impl Refusal {
             Self::TooManyPending { retry_after_secs }
             | Self::QueuedTooLong { retry_after_secs } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(retry_after_secs));
+            }
+            Self::TooManyConnections => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Self::Lacking => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             // What the client still sends cannot be told from a next request.
             Self::Head(_) | Self::Body | Self::BodyTooLarge => {

@@ -105,6 +105,7 @@ impl Gateway {
                 router,
                 early: Early::default(),
                 connections: AtomicUsize::new(0),
+                upstreams: Arc::default(),
             }),
             deps,
             component,

@@ -17,17 +17,22 @@ use http::{HeaderMap, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use runtime::descriptors::is_lack;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::guard::{Guard, Shared, Timeouts};
-use crate::meter::{Early, SharedShard, ThreadMeter};
+use crate::instance::Instance;
+use crate::meter::{Early, SharedShard, ThreadMeter, count_refusal};
 use crate::pool::Pool;
 use crate::proxy::Client;
+use crate::refuse::refuse;
+use crate::reply::Refusal;
 use crate::router::{Endpoint, Router, Snapshot};
 use crate::timer::now_us;
+use crate::upstream::Upstream;
 
 /// What all threads share.
 #[derive(Debug)]
@@ -35,7 +40,33 @@ pub struct Core {
     pub config: Config,
     pub router: Arc<Router>,
     pub early: Early,
+    /// Of clients.
     pub connections: AtomicUsize,
+    /// To instances, in use or at rest.
+    pub upstreams: Arc<AtomicUsize>,
+}
+
+impl Core {
+    /// Clients that there may be now.
+    fn clients_max(&self) -> usize {
+        let config = &self.config;
+        config.connections_max.min(config.descriptors.clients_max())
+    }
+
+    /// All descriptors for connections are taken.
+    fn is_full(&self) -> bool {
+        let open =
+            self.connections.load(Ordering::Relaxed) + self.upstreams.load(Ordering::Relaxed);
+        open >= self.config.descriptors.connections_max()
+    }
+}
+
+/// An open connection of a client.
+#[derive(Debug)]
+struct Task {
+    /// To be told of the end.
+    waker: Waker,
+    client: Rc<Shared>,
 }
 
 #[derive(Debug)]
@@ -50,8 +81,8 @@ pub struct Thread {
     random: RefCell<fastrand::Rng>,
     rotation: Cell<usize>,
     stopping: Cell<bool>,
-    /// The tasks of open connections, to be told of the end.
-    tasks: RefCell<HashMap<u64, Waker>>,
+    tasks: RefCell<HashMap<u64, Task>>,
+    pub refusing: Cell<usize>,
     next_task: Cell<u64>,
 }
 
@@ -67,8 +98,10 @@ impl std::ops::Deref for SnapshotRef {
 }
 
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// Between tries to accept when the system has no file descriptors left, or we no room.
+/// Between tries to accept when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// A client that has rested for less is about to ask again, as likely as not.
+const RESTED_MIN_US: u64 = 1_000_000;
 
 /// Serves until `shutdown`, then lets requests in flight end within the grace.
 pub fn run(
@@ -106,6 +139,7 @@ impl Thread {
             rotation: Cell::new(seed as usize & 0xffff),
             stopping: Cell::new(false),
             tasks: RefCell::default(),
+            refusing: Cell::new(0),
             next_task: Cell::new(0),
         }
     }
@@ -149,11 +183,11 @@ impl Thread {
         while let Poll::Ready(Ok((stream, _))) =
             poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))).await
         {
-            self.open(stream);
+            self.admit(stream);
         }
         drop(listener);
-        for waker in self.tasks.borrow().values() {
-            waker.wake_by_ref();
+        for task in self.tasks.borrow().values() {
+            task.waker.wake_by_ref();
         }
         let end = tokio::time::Instant::now() + self.core.config.grace;
         while !self.tasks.borrow().is_empty() && tokio::time::Instant::now() < end {
@@ -165,17 +199,80 @@ impl Thread {
 
     async fn accept(self: &Rc<Self>, listener: &TcpListener) {
         loop {
-            while self.core.connections.load(Ordering::Relaxed) >= self.core.config.connections_max
-            {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-            match listener.accept().await {
-                Ok((stream, _)) => self.open(stream),
-                Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted; trying again shortly");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+            let error = match listener.accept().await {
+                Ok((stream, _)) => {
+                    self.admit(stream);
+                    continue;
                 }
+                Err(error) => error,
+            };
+            if is_lack(&error) {
+                self.give_way("a client's connection", &error);
+                self.close_longest_resting();
+            } else {
+                tracing::warn!(%error, "a connection cannot be accepted; trying again shortly");
             }
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+
+    /// Serves a new client if there is room, or one at rest can make some; refuses it otherwise, at
+    /// once: who waits without a word cannot go elsewhere.
+    fn admit(self: &Rc<Self>, stream: TcpStream) {
+        let has_room = self.core.connections.load(Ordering::Relaxed) < self.core.clients_max();
+        if has_room || self.close_longest_resting() {
+            return self.open(stream);
+        }
+        self.core.config.descriptors.full();
+        count_refusal(
+            &self.meter.shard,
+            "",
+            Refusal::TooManyConnections.status().as_u16(),
+        );
+        refuse(self, stream);
+    }
+
+    /// False: no client of this thread has rested for long enough.
+    fn close_longest_resting(&self) -> bool {
+        let rested_since = now_us().saturating_sub(RESTED_MIN_US);
+        let tasks = self.tasks.borrow();
+        let resting = tasks.values().filter(|task| !task.client.closing.get());
+        let longest = resting.min_by_key(|task| task.client.resting_us.get().unwrap_or(u64::MAX));
+        let Some(task) = longest.filter(|task| {
+            let since = task.client.resting_us.get();
+            since.is_some_and(|since| since <= rested_since)
+        }) else {
+            return false;
+        };
+        task.client.closing.set(true);
+        task.waker.wake_by_ref();
+        true
+    }
+
+    /// Descriptors have run out: what is not needed now is closed.
+    pub fn give_way(&self, what: &str, error: &io::Error) {
+        self.core.config.descriptors.lack(what, error);
+        self.pool.borrow_mut().close_all();
+    }
+
+    /// So that no more are open than there are descriptors for.
+    pub fn make_room_for_an_upstream(&self) {
+        if self.core.is_full() {
+            self.pool.borrow_mut().close_oldest();
+        }
+    }
+
+    /// Keeps a connection to an instance for the next request.
+    pub fn keep(
+        &self,
+        instance: &Arc<Instance>,
+        upstream: Box<Upstream>,
+        idle_max_us: u64,
+        now_us: u64,
+    ) {
+        if !self.core.is_full() {
+            let mut pool = self.pool.borrow_mut();
+            pool.put(instance, upstream, idle_max_us, now_us);
         }
     }
 
@@ -187,18 +284,40 @@ impl Thread {
         self.core.connections.fetch_add(1, Ordering::Relaxed);
         let task = self.next_task.get();
         self.next_task.set(task + 1);
-        self.tasks.borrow_mut().insert(task, Waker::noop().clone());
+        let client = Rc::new(Shared::new(stream));
+        let known = Task {
+            waker: Waker::noop().clone(),
+            client: client.clone(),
+        };
+        self.tasks.borrow_mut().insert(task, known);
         let open = Open {
             thread: self.clone(),
             task,
         };
-        tokio::task::spawn_local(open.run(stream));
+        tokio::task::spawn_local(open.run(client));
     }
 
     async fn housekeep(self: Rc<Self>) {
         loop {
             tokio::time::sleep(HOUSEKEEPING).await;
             self.pool.borrow_mut().sweep(now_us());
+            self.shrink();
+        }
+    }
+}
+
+impl Thread {
+    /// Closes clients at rest where instances have taken what there was for them, or others have.
+    fn shrink(&self) {
+        let open = self.core.connections.load(Ordering::Relaxed);
+        let excess = open.saturating_sub(self.core.clients_max());
+        for _ in 0..excess.div_ceil(self.core.config.threads.max(1)) {
+            if !self.close_longest_resting() {
+                break;
+            }
+        }
+        if self.core.config.descriptors.is_tight() {
+            self.pool.borrow_mut().close_all();
         }
     }
 }
@@ -217,9 +336,8 @@ impl Drop for Open {
 }
 
 impl Open {
-    async fn run(self, stream: TcpStream) {
+    async fn run(self, shared: Rc<Shared>) {
         let config = &self.thread.core.config;
-        let shared = Rc::new(Shared::new(stream));
         let timeouts = Timeouts {
             head: config.head_timeout,
             idle: config.idle_timeout,
@@ -243,10 +361,11 @@ impl Open {
             if !registered {
                 registered = true;
                 shared.relay.attach(cx.waker());
-                let mut tasks = self.thread.tasks.borrow_mut();
-                tasks.insert(self.task, cx.waker().clone());
+                if let Some(task) = self.thread.tasks.borrow_mut().get_mut(&self.task) {
+                    task.waker.clone_from(cx.waker());
+                }
             }
-            if self.thread.stopping.get() && !told {
+            if (self.thread.stopping.get() || shared.closing.get()) && !told {
                 told = true;
                 connection.as_mut().graceful_shutdown();
             }

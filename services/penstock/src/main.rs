@@ -10,5 +10,9 @@ mod serve;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    // A child of `serve` that is to become an instance; nobody types this.
+    if let Some(code) = backends::process::become_instance(std::env::args_os()) {
+        return code;
+    }
     cli::main()
 }

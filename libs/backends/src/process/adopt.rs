@@ -4,6 +4,7 @@
 //! Everything else of this installation is ended.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,14 +30,14 @@ pub(super) async fn adopt(shared: &Arc<Shared>) -> Result<(), BackendError> {
     let records = tokio::task::spawn_blocking(move || load(&worker))
         .await
         .map_err(super::crashed)??;
-    let found = find(shared, &records).await;
+    let found = find(shared, &records).await?;
     let mut leaders = BTreeMap::new();
     for (id, record) in &records {
-        if let Some(adopted) = leader_of(shared, record, &found) {
+        if let Some(adopted) = leader_of(shared, record, &found).await? {
             leaders.insert(id.clone(), adopted);
         }
     }
-    end_strays(shared, &records, &leaders).await;
+    end_strays(shared, &records, &leaders).await?;
     for (id, record) in records {
         match leaders.remove(&id) {
             Some((leader, record)) => take_over(shared, leader, record),
@@ -67,36 +68,70 @@ fn load(shared: &Shared) -> Result<BTreeMap<InstanceId, Record>, BackendError> {
 }
 
 /// All our processes. Waits for those that are just becoming ours.
-async fn find(shared: &Arc<Shared>, records: &BTreeMap<InstanceId, Record>) -> Vec<Found> {
+async fn find(
+    shared: &Arc<Shared>,
+    records: &BTreeMap<InstanceId, Record>,
+) -> Result<Vec<Found>, BackendError> {
     let deadline = Instant::now() + HALF_STARTED_MAX;
     loop {
-        let found = scan(shared).await;
-        let half_started = records.values().any(|record| {
-            record.phase == RecordPhase::Starting
+        let found = scan(shared).await?;
+        let mut half_started = false;
+        for record in records.values() {
+            half_started |= record.phase == RecordPhase::Starting
                 && !found.iter().any(|f| f.marks.instance == record.id.as_str())
-                && record.order.as_ref().is_some_and(|order| {
-                    let data = &shared.config.data_dir;
-                    launch::is_output_held(&output_path(data, &order.deployment, &order.id))
-                })
-        });
+                && is_output_held(shared, record).await?;
+        }
         if !half_started || Instant::now() > deadline {
-            return found;
+            return Ok(found);
         }
         sleep(LOOK_EVERY).await;
     }
 }
 
-async fn scan(shared: &Arc<Shared>) -> Vec<Found> {
-    let worker = shared.clone();
-    tokio::task::spawn_blocking(move || {
-        os::scan(&worker.surroundings.installation, &worker.boot_id)
+async fn is_output_held(shared: &Arc<Shared>, record: &Record) -> Result<bool, BackendError> {
+    let Some(order) = &record.order else {
+        return Ok(false);
+    };
+    let data = &shared.config.data_dir;
+    let output = output_path(data, &order.deployment, &order.id);
+    look(shared, move |_| launch::is_output_held(&output)).await
+}
+
+async fn scan(shared: &Arc<Shared>) -> Result<Vec<Found>, BackendError> {
+    look(shared, |shared| {
+        os::scan(&shared.surroundings.installation, &shared.boot_id)
     })
     .await
-    .unwrap_or_default()
+}
+
+/// What cannot be seen for a lack of ours is looked at again: a healthy instance would be taken for
+/// gone.
+async fn look<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    look: impl Fn(&Arc<Shared>) -> io::Result<T> + Clone + Send + 'static,
+) -> Result<T, BackendError> {
+    let seen = shared.until_done("a look at what runs", look).await;
+    seen.ok_or_else(released)
 }
 
 /// The process to adopt, and the record completed with what it tells.
-fn leader_of(shared: &Shared, record: &Record, found: &[Found]) -> Option<(Leader, Record)> {
+async fn leader_of(
+    shared: &Arc<Shared>,
+    record: &Record,
+    found: &[Found],
+) -> Result<Option<(Leader, Record)>, BackendError> {
+    let Some(record) = complete(record, found) else {
+        return Ok(None);
+    };
+    let leader = {
+        let record = record.clone();
+        look(shared, move |shared| adoptable(shared, &record)).await?
+    };
+    Ok(leader.map(|leader| (leader, record)))
+}
+
+/// The record of an instance that may run, with what its process tells of itself.
+fn complete(record: &Record, found: &[Found]) -> Option<Record> {
     let mut record = record.clone();
     match record.phase {
         RecordPhase::Running => {}
@@ -113,15 +148,24 @@ fn leader_of(shared: &Shared, record: &Record, found: &[Found]) -> Option<(Leade
         }
         _ => return None,
     }
-    let identity = record.process.as_ref()?;
-    let leader = Leader::adopt(identity, &shared.boot_id)?;
+    Some(record)
+}
+
+fn adoptable(shared: &Shared, record: &Record) -> io::Result<Option<Leader>> {
+    let Some(identity) = &record.process else {
+        return Ok(None);
+    };
+    let means = &shared.config.means;
+    let Some(leader) = Leader::adopt(identity, &shared.boot_id, means)? else {
+        return Ok(None);
+    };
     // Some programs overwrite their environment; what still can be read must not contradict.
-    let contradicts = os::marks(identity.pid).is_some_and(|marks| {
+    let contradicts = os::marks(identity.pid)?.is_some_and(|marks| {
         marks.installation != shared.surroundings.installation
             || marks.instance != record.id.as_str()
             || marks.generation != Some(record.started_generation())
     });
-    (!contradicts).then_some((leader, record))
+    Ok((!contradicts).then_some(leader))
 }
 
 /// Ends what runs in our name and was not adopted.
@@ -129,16 +173,16 @@ async fn end_strays(
     shared: &Arc<Shared>,
     records: &BTreeMap<InstanceId, Record>,
     adopted: &BTreeMap<InstanceId, (Leader, Record)>,
-) {
+) -> Result<(), BackendError> {
     let mut hard_from = None;
     loop {
         let strays: BTreeMap<InstanceId, Option<i32>> = strays(shared, records)
-            .await
+            .await?
             .into_iter()
             .filter(|(id, _)| !adopted.contains_key(id))
             .collect();
         if strays.is_empty() {
-            return;
+            return Ok(());
         }
         let politely = hard_from.is_none();
         let deadline =
@@ -154,7 +198,8 @@ async fn end_strays(
         };
         if let Some(signal) = signal {
             for (id, group) in strays {
-                shared.membership(&id, group).signal(signal);
+                let membership = shared.membership(&id, group);
+                look(shared, move |_| membership.signal(signal)).await?;
             }
         }
         sleep(LOOK_EVERY).await;
@@ -166,19 +211,26 @@ async fn end_strays(
 async fn strays(
     shared: &Arc<Shared>,
     records: &BTreeMap<InstanceId, Record>,
-) -> BTreeMap<InstanceId, Option<i32>> {
-    let marked = scan(shared).await.into_iter();
+) -> Result<BTreeMap<InstanceId, Option<i32>>, BackendError> {
+    let marked = scan(shared).await?.into_iter();
     let mut strays: BTreeMap<_, _> = marked
         .map(|found| (InstanceId::from(found.marks.instance), None))
         .collect();
-    for (id, record) in records {
-        if let Some(leader) = &record.process
-            && os::is_running(leader, &shared.boot_id)
-        {
-            strays.insert(id.clone(), Some(leader.pid));
+    let recorded: Vec<_> = records
+        .iter()
+        .filter_map(|(id, record)| Some((id.clone(), record.process.clone()?)))
+        .collect();
+    let running = look(shared, move |shared| {
+        let mut running = Vec::new();
+        for (id, leader) in &recorded {
+            if os::is_running(leader, &shared.boot_id)? {
+                running.push((id.clone(), Some(leader.pid)));
+            }
         }
-    }
-    strays
+        Ok(running)
+    });
+    strays.extend(running.await?);
+    Ok(strays)
 }
 
 fn take_over(shared: &Arc<Shared>, leader: Leader, record: Record) {

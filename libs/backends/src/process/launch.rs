@@ -3,7 +3,7 @@
 //! Secrets go into the environment of the child and nowhere else; the server's own do not go there either.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::{IpAddr, TcpListener};
@@ -15,6 +15,8 @@ use contract::own_secrets::OwnSecrets;
 use contract::resources::EnvValue;
 use rustix::fs::{FlockOperation, flock};
 
+use super::lack::{is_lack, is_lack_of_start, seen};
+use super::limit;
 use super::record::lock_soon;
 use super::secret::resolve_secret;
 use crate::Order;
@@ -56,6 +58,34 @@ pub(super) struct Surroundings {
     pub listen: IpAddr,
     /// What no instance is given.
     pub own: OwnSecrets,
+    /// The limit of descriptors that instances get, where ours is another.
+    pub descriptors: Option<u64>,
+}
+
+/// Why there is no process.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    /// Of ours: the same order may be carried out later.
+    #[error("this process lacks the means: {0}")]
+    Lack(io::Error),
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl StartError {
+    /// What stands in the way of a file, or of this process.
+    pub(super) fn of(error: io::Error, sentence: impl FnOnce(&io::Error) -> String) -> Self {
+        match is_lack(&error) {
+            true => Self::Lack(error),
+            false => Self::Refused(sentence(&error)),
+        }
+    }
+}
+
+impl From<String> for StartError {
+    fn from(sentence: String) -> Self {
+        Self::Refused(sentence)
+    }
 }
 
 /// A port that nobody listens on now, and that is not among `taken`: an instance that has not bound
@@ -74,9 +104,13 @@ pub(super) fn free_port(listen: IpAddr, taken: impl Fn(u16) -> bool) -> io::Resu
     ))
 }
 
-/// Somebody listens on the port.
-pub(super) fn is_taken(listen: IpAddr, port: u16) -> bool {
-    TcpListener::bind((listen, port)).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+/// Somebody listens on the port. Only a lack is an error.
+pub(super) fn is_taken(listen: IpAddr, port: u16) -> io::Result<bool> {
+    match TcpListener::bind((listen, port)) {
+        Err(error) if is_lack(&error) => Err(error),
+        Err(error) => Ok(error.kind() == io::ErrorKind::AddrInUse),
+        Ok(_) => Ok(false),
+    }
 }
 
 /// Starts the process; on failure says in a sentence why not. `output` is opened for append and
@@ -87,27 +121,37 @@ pub(super) fn launch(
     surroundings: &Surroundings,
     port: u16,
     output: &Path,
-) -> Result<Child, String> {
+) -> Result<Child, StartError> {
     let mut command = command(order, surroundings, port)?;
     let stdout = open_output(output)?;
-    let stderr = stdout
-        .try_clone()
-        .map_err(|error| format!("{}: {error}", output.display()))?;
+    let stderr = stdout.try_clone();
+    let stderr =
+        stderr.map_err(|error| StartError::of(error, |e| format!("{}: {e}", output.display())))?;
+    let program = command.get_program().to_owned();
+    if let Some(descriptors) = surroundings.descriptors {
+        command =
+            limit::behind(&command, descriptors).map_err(|error| cannot_run(&program, &error))?;
+    }
     command
         .stdin(Stdio::null())
         .stdout(stdout)
         .stderr(stderr)
         .process_group(0)
         .spawn()
-        .map_err(|error| {
-            format!(
-                "`{}` cannot be run: {error}; check spec.command",
-                command.get_program().to_string_lossy()
-            )
+        .map_err(|error| match is_lack_of_start(&error) {
+            true => StartError::Lack(error),
+            false => cannot_run(&program, &error),
         })
 }
 
-fn command(order: &Order, surroundings: &Surroundings, port: u16) -> Result<Command, String> {
+fn cannot_run(program: &OsStr, error: &io::Error) -> StartError {
+    StartError::Refused(format!(
+        "`{}` cannot be run: {error}; check spec.command",
+        program.to_string_lossy()
+    ))
+}
+
+fn command(order: &Order, surroundings: &Surroundings, port: u16) -> Result<Command, StartError> {
     let listen = surroundings.listen.to_string();
     let fill = |text: &str| {
         text.replace("{port}", &port.to_string())
@@ -117,7 +161,7 @@ fn command(order: &Order, surroundings: &Surroundings, port: u16) -> Result<Comm
     let program = words
         .next()
         .filter(|program| !program.is_empty())
-        .ok_or("spec.command is empty; name the program and its arguments")?;
+        .ok_or_else(|| "spec.command is empty; name the program and its arguments".to_owned())?;
     let mut command = Command::new(resolve(&program, &surroundings.working_directory));
     command
         .args(words)
@@ -159,8 +203,12 @@ fn is_passed_on(own: &OwnSecrets, name: &str) -> bool {
     (PASSED_ON.contains(&name) || name.starts_with("LC_")) && !own.has_variable(name)
 }
 
-fn open_output(path: &Path) -> Result<File, String> {
-    let failed = |error: io::Error| format!("its log {} cannot be opened: {error}", path.display());
+fn open_output(path: &Path) -> Result<File, StartError> {
+    let failed = |error: io::Error| {
+        StartError::of(error, |e| {
+            format!("its log {} cannot be opened: {e}", path.display())
+        })
+    };
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(failed)?;
     }
@@ -179,11 +227,9 @@ fn open_output(path: &Path) -> Result<File, String> {
 }
 
 /// A process that was started with this output file still has it open.
-pub(super) fn is_output_held(path: &Path) -> bool {
-    let Ok(file) = OpenOptions::new().append(true).open(path) else {
-        return false;
-    };
-    flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+pub(super) fn is_output_held(path: &Path) -> io::Result<bool> {
+    let file = seen(OpenOptions::new().append(true).open(path))?;
+    Ok(file.is_some_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()))
 }
 
 #[cfg(test)]
@@ -235,6 +281,7 @@ mod tests {
             working_directory: "/srv".into(),
             listen: "127.0.0.2".parse().unwrap(),
             own: OwnSecrets::default(),
+            descriptors: None,
         };
         let command = command(&order, &surroundings, 4711).unwrap();
         assert_eq!(command.get_program(), "/srv/./scorer");

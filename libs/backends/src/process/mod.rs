@@ -7,7 +7,9 @@
 
 mod adopt;
 mod host;
+mod lack;
 mod launch;
+mod limit;
 mod os;
 mod probe;
 mod record;
@@ -24,18 +26,21 @@ use async_trait::async_trait;
 use contract::ids::InstanceId;
 use contract::own_secrets::OwnSecrets;
 use contract::time::{Span, Timestamp};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::logs::{LogLimits, output_path, sweep};
 use crate::watchers::Watchers;
 use crate::{Backend, BackendError, Observed, ObservedPhase, Order, ResourceSample};
-use launch::Surroundings;
+use lack::LACK_PAUSE;
+use launch::{StartError, Surroundings};
 use os::{CpuMeter, Leader};
 use record::{Record, RecordPhase, StateFolder, is_usable_id};
 
 pub use host::Host;
+pub use lack::{LackListener, Means};
+pub use limit::become_instance;
 pub use record::{installation_id, node_id};
 
 /// How often output files are looked at.
@@ -56,6 +61,7 @@ pub struct ProcessConfig {
     /// From the polite signal to the hard one, where no order says it: for what is found running
     /// without a record, and for instances given up by their probes.
     pub grace: Span,
+    pub means: Means,
 }
 
 impl ProcessConfig {
@@ -70,6 +76,7 @@ impl ProcessConfig {
             host: Host::default(),
             log_limits: LogLimits::default(),
             grace: Span::from_secs(10),
+            means: Means::default(),
         }
     }
 }
@@ -88,6 +95,10 @@ struct Shared {
     state: Mutex<State>,
     /// Taken for each write of a record, before its content is read: the last write has the last word.
     disk: Mutex<Option<StateFolder>>,
+    /// For work that opens files: more at a time would take descriptors that others were promised.
+    hands: Semaphore,
+    /// For connections of probes.
+    probes: Arc<Semaphore>,
     released: CancellationToken,
     tasks: TaskTracker,
 }
@@ -150,7 +161,7 @@ impl Drop for ProcessBackend {
 #[async_trait]
 impl Backend for ProcessBackend {
     async fn ensure(&self, order: Order) -> Result<(), BackendError> {
-        self.blocking(|shared| shared.ensure(order)).await
+        self.carry_out(|shared| shared.ensure(order)).await
     }
 
     async fn remove(
@@ -160,7 +171,7 @@ impl Backend for ProcessBackend {
         grace: Span,
     ) -> Result<(), BackendError> {
         let id = id.clone();
-        self.blocking(move |shared| shared.remove(&id, generation, grace))
+        self.carry_out(move |shared| shared.remove(&id, generation, grace))
             .await
     }
 
@@ -178,10 +189,8 @@ impl Backend for ProcessBackend {
     }
 
     async fn resources(&self) -> Vec<ResourceSample> {
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || shared.resources())
-            .await
-            .unwrap_or_default()
+        let measured = self.shared.work(|shared| shared.resources()).await;
+        measured.unwrap_or_default()
     }
 
     async fn release(&self) {
@@ -196,7 +205,7 @@ impl Backend for ProcessBackend {
 
 impl ProcessBackend {
     /// Runs to its end even if the caller goes away: a start that is half done has nobody else.
-    async fn blocking(
+    async fn carry_out(
         &self,
         work: impl FnOnce(&Arc<Shared>) -> Result<(), BackendError> + Send + 'static,
     ) -> Result<(), BackendError> {
@@ -204,11 +213,11 @@ impl ProcessBackend {
             return Err(released());
         }
         let shared = self.shared.clone();
-        self.shared
-            .tasks
-            .spawn_blocking(move || work(&shared))
-            .await
-            .map_err(crashed)?
+        let carried_out = self.shared.tasks.spawn(async move {
+            let crashed = || BackendError::Unavailable("the process backend failed".into());
+            shared.work(work).await.unwrap_or_else(|| Err(crashed()))
+        });
+        carried_out.await.map_err(crashed)?
     }
 }
 
@@ -226,12 +235,15 @@ impl Shared {
             working_directory: config.working_directory.clone(),
             listen: config.host.listen(),
             own: config.own.clone(),
+            descriptors: config.means.instance_descriptors,
         };
         Ok(Self {
             surroundings,
             boot_id: os::boot_id().map_err(failed)?,
-            config,
             state: Mutex::default(),
+            hands: Semaphore::new(config.means.hands_max.max(1)),
+            probes: Arc::new(Semaphore::new(config.means.probes_max.max(1))),
+            config,
             disk: Mutex::new(Some(folder)),
             released: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -247,6 +259,41 @@ impl Shared {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Does what blocks and opens files, as soon as a hand is free. None if it panics.
+    async fn work<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Arc<Self>) -> T + Send + 'static,
+    ) -> Option<T> {
+        // It is never closed.
+        let _hand = self.hands.acquire().await;
+        let shared = self.clone();
+        tokio::task::spawn_blocking(move || work(&shared))
+            .await
+            .ok()
+    }
+
+    /// The same for what may lack the means: again and again until it is done. None once the backend
+    /// has let go.
+    async fn until_done<T: Send + 'static>(
+        self: &Arc<Self>,
+        what: &str,
+        work: impl Fn(&Arc<Self>) -> io::Result<T> + Clone + Send + 'static,
+    ) -> Option<T> {
+        while !self.released.is_cancelled() {
+            match self.work(work.clone()).await? {
+                Ok(done) => return Some(done),
+                Err(error) => self.config.means.lack(what, &error),
+            }
+            self.pause().await;
+        }
+        None
+    }
+
+    async fn pause(&self) {
+        let pause = tokio::time::sleep(LACK_PAUSE);
+        self.released.run_until_cancelled(pause).await;
+    }
+
     /// Writes down what is known of an instance now. Blocks on the disk.
     fn persist(&self, id: &InstanceId) -> Result<(), BackendError> {
         let disk = self.disk();
@@ -255,10 +302,19 @@ impl Shared {
             return Ok(());
         };
         folder.write(&record).map_err(|error| {
+            if lack::is_lack(&error) {
+                return self.lacking(id, "the record of an instance", error);
+            }
             BackendError::Unavailable(format!(
                 "the record of instance {id} cannot be written: {error}"
             ))
         })
+    }
+
+    fn lacking(&self, id: &InstanceId, what: &str, source: io::Error) -> BackendError {
+        self.config.means.lack(what, &source);
+        let id = id.clone();
+        BackendError::Lacking { id, source }
     }
 
     /// Changes what is known of an instance, and tells it on if `f` says so.
@@ -290,10 +346,36 @@ impl Shared {
                 supervise::spawn(self, id, leader, orders);
                 Ok(())
             }
-            Err(detail) => {
+            Err(StartError::Refused(detail)) => {
                 self.over(&id, None, detail.clone());
                 Err(BackendError::CannotStart { id, detail })
             }
+            Err(StartError::Lack(error)) => {
+                self.undo(&id);
+                Err(self.lacking(&id, "the start of an instance", error))
+            }
+        }
+    }
+
+    /// As if the order had not come, unless the instance has been condemned meanwhile.
+    fn undo(&self, id: &InstanceId) {
+        let condemned = {
+            let mut state = self.state();
+            let condemned = state
+                .entries
+                .get(id)
+                .is_some_and(|entry| entry.record.phase == RecordPhase::Removing);
+            if !condemned {
+                state.entries.remove(id);
+            }
+            condemned
+        };
+        if condemned {
+            return self.over(id, None, "was never started".into());
+        }
+        // A record that stays says that nothing has been started, which is true.
+        if let Some(folder) = self.disk().as_ref() {
+            let _ = folder.forget(id);
         }
     }
 
@@ -347,16 +429,22 @@ impl Shared {
     }
 
     /// Starts the process of an instance that is admitted and recorded.
-    fn start(&self, order: &Order) -> Result<Leader, String> {
+    fn start(&self, order: &Order) -> Result<Leader, StartError> {
         let id = &order.id;
         let listen = self.surroundings.listen;
-        let port = launch::free_port(listen, |port| self.is_promised(port))
-            .map_err(|error| error.to_string())?;
+        let port = launch::free_port(listen, |port| self.is_promised(port));
+        let port = port.map_err(|error| StartError::of(error, io::Error::to_string))?;
         let output = output_path(&self.config.data_dir, &order.deployment, id);
-        let child = launch::launch(order, &self.surroundings, port, &output)?;
+        let mut child = launch::launch(order, &self.surroundings, port, &output)?;
         let pid = child.id() as i32;
         // From here on the process runs, so nothing may return without a word about it.
-        let process = os::identity(pid, &self.boot_id).ok();
+        let process = os::identity(pid, &self.boot_id).map_err(|error| {
+            os::end_unwatched(&mut child);
+            StartError::Lack(error)
+        })?;
+        let leader = Leader::of_child(child, &self.config.means).map_err(|error| {
+            StartError::of(error, |e| format!("its process cannot be watched: {e}"))
+        })?;
         self.update(id, |entry| {
             entry.record.process = process;
             entry.record.port = Some(port);
@@ -370,11 +458,7 @@ impl Shared {
             // Adoption finds the process by its environment as well.
             tracing::warn!(instance = %id, %error, "a started instance is not recorded");
         }
-        Leader::of_child(child).map_err(|error| {
-            self.membership(id, Some(pid))
-                .signal(rustix::process::Signal::KILL);
-            format!("its process cannot be watched: {error}")
-        })
+        Ok(leader)
     }
 
     fn is_promised(&self, port: u16) -> bool {
@@ -480,8 +564,17 @@ impl Shared {
         }
     }
 
+    /// Nothing where it cannot be seen: that is no evidence of an instance that does nothing.
     fn resources(&self) -> Vec<ResourceSample> {
-        let groups = os::usage_by_group();
+        let groups = match os::usage_by_group() {
+            Ok(groups) => groups,
+            Err(error) => {
+                self.config
+                    .means
+                    .lack("the measurement of instances", &error);
+                return Vec::new();
+            }
+        };
         let mut state = self.state();
         let running = state.entries.values_mut().filter(|e| e.orders.is_some());
         running
@@ -523,13 +616,16 @@ async fn sweep_logs(shared: Arc<Shared>) {
             () = shared.released.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let worker = shared.clone();
-        let swept = tokio::task::spawn_blocking(move || {
-            let config = &worker.config;
-            sweep(&config.data_dir, &worker.in_use(), config.log_limits, now())
+        let swept = shared.work(|shared| {
+            let config = &shared.config;
+            sweep(&config.data_dir, &shared.in_use(), config.log_limits, now())
         });
-        if let Ok(Err(error)) = swept.await {
-            tracing::warn!(%error, "output of instances cannot be rotated");
+        match swept.await {
+            Some(Err(error)) if lack::is_lack(&error) => {
+                shared.config.means.lack("the rotation of output", &error);
+            }
+            Some(Err(error)) => tracing::warn!(%error, "output of instances cannot be rotated"),
+            Some(Ok(_)) | None => {}
         }
     }
 }

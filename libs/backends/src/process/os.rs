@@ -1,7 +1,8 @@
 //! Processes as /proc and pidfds show them: who belongs to an instance, what it uses, when it ends.
 //!
-//! Invariant: a signal goes only to a process that has been proven to belong to the instance, and
-//! the proof still holds when the signal is sent (a process number may have been given away).
+//! Invariants: a signal goes only to a process that has been proven to belong to the instance, and
+//! the proof still holds when the signal is sent (a process number may have been given away). What
+//! cannot be looked at for a lack of descriptors is an error, and never nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,9 +10,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use procfs::process::{FDTarget, Process, Stat};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
+use super::lack::{Held, Means, seen, seen_in_proc};
 use super::launch::{GENERATION, INSTALLATION, INSTANCE};
 use super::record::ProcessIdentity;
 
@@ -31,8 +33,12 @@ pub(super) struct Marks {
 }
 
 /// None: not one of ours, or not ours to read.
-pub(super) fn marks(pid: i32) -> Option<Marks> {
-    let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+pub(super) fn marks(pid: i32) -> io::Result<Option<Marks>> {
+    let environ = seen(fs::read(format!("/proc/{pid}/environ")))?;
+    Ok(environ.and_then(|environ| marks_in(&environ)))
+}
+
+fn marks_in(environ: &[u8]) -> Option<Marks> {
     let value = |name: &str| {
         environ.split(|byte| *byte == 0).find_map(|entry| {
             let text = std::str::from_utf8(entry).ok()?;
@@ -48,15 +54,20 @@ pub(super) fn marks(pid: i32) -> Option<Marks> {
 }
 
 /// All processes but ourselves and those that are dead already.
-fn living() -> Vec<Stat> {
-    let Ok(processes) = procfs::process::all_processes() else {
-        return Vec::new();
-    };
+fn living() -> io::Result<Vec<Stat>> {
+    let processes = procfs::process::all_processes();
     let ourselves = std::process::id() as i32;
-    processes
-        .filter_map(|process| process.ok()?.stat().ok())
-        .filter(|stat| stat.pid != ourselves && is_alive(stat))
-        .collect()
+    let mut living = Vec::new();
+    for process in seen_in_proc(processes)?.into_iter().flatten() {
+        let stat = seen_in_proc(process.and_then(|process| process.stat()))?;
+        living.extend(stat.filter(|stat| stat.pid != ourselves && is_alive(stat)));
+    }
+    Ok(living)
+}
+
+/// What a process is now; none if there is none of this number.
+fn stat(pid: i32) -> io::Result<Option<Stat>> {
+    seen_in_proc(Process::new(pid).and_then(|process| process.stat()))
 }
 
 fn is_alive(stat: &Stat) -> bool {
@@ -72,41 +83,42 @@ pub(super) struct Found {
 }
 
 /// Everything of this installation that runs.
-pub(super) fn scan(installation: &str, boot_id: &str) -> Vec<Found> {
-    living()
-        .into_iter()
-        .filter_map(|stat| {
-            let marks = marks(stat.pid).filter(|marks| marks.installation == installation)?;
-            Some(Found {
-                leads_its_group: stat.pid == stat.pgrp,
-                identity: ProcessIdentity {
-                    pid: stat.pid,
-                    start_time: stat.starttime,
-                    boot_id: boot_id.to_owned(),
-                },
-                marks,
-            })
-        })
-        .collect()
+pub(super) fn scan(installation: &str, boot_id: &str) -> io::Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for stat in living()? {
+        let Some(marks) = marks(stat.pid)?.filter(|marks| marks.installation == installation)
+        else {
+            continue;
+        };
+        found.push(Found {
+            leads_its_group: stat.pid == stat.pgrp,
+            identity: ProcessIdentity {
+                pid: stat.pid,
+                start_time: stat.starttime,
+                boot_id: boot_id.to_owned(),
+            },
+            marks,
+        });
+    }
+    Ok(found)
 }
 
-pub(super) fn identity(pid: i32, boot_id: &str) -> io::Result<ProcessIdentity> {
-    let stat = Process::new(pid)
-        .and_then(|process| process.stat())
-        .map_err(io::Error::other)?;
-    Ok(ProcessIdentity {
+/// None if the process is gone, and reaped, already.
+pub(super) fn identity(pid: i32, boot_id: &str) -> io::Result<Option<ProcessIdentity>> {
+    Ok(stat(pid)?.map(|stat| ProcessIdentity {
         pid,
         start_time: stat.starttime,
         boot_id: boot_id.to_owned(),
-    })
+    }))
 }
 
 /// The very process that was recorded runs.
-pub(super) fn is_running(recorded: &ProcessIdentity, boot_id: &str) -> bool {
-    recorded.boot_id == boot_id
-        && Process::new(recorded.pid)
-            .and_then(|process| process.stat())
-            .is_ok_and(|stat| is_alive(&stat) && stat.starttime == recorded.start_time)
+pub(super) fn is_running(recorded: &ProcessIdentity, boot_id: &str) -> io::Result<bool> {
+    if recorded.boot_id != boot_id {
+        return Ok(false);
+    }
+    let now = stat(recorded.pid)?;
+    Ok(now.is_some_and(|now| is_alive(&now) && now.starttime == recorded.start_time))
 }
 
 /// Which processes belong to an instance.
@@ -120,55 +132,66 @@ pub(super) struct Membership {
 }
 
 impl Membership {
-    fn has(&self, stat: &Stat) -> bool {
-        self.group == Some(stat.pgrp) || self.is_marked(stat.pid)
+    fn has(&self, stat: &Stat) -> io::Result<bool> {
+        Ok(self.group == Some(stat.pgrp) || self.is_marked(stat.pid)?)
     }
 
     /// Also what has left the group carries the marks, unless it wiped its environment.
-    fn is_marked(&self, pid: i32) -> bool {
-        marks(pid).is_some_and(|marks| {
+    fn is_marked(&self, pid: i32) -> io::Result<bool> {
+        Ok(marks(pid)?.is_some_and(|marks| {
             marks.installation == self.installation && marks.instance == self.instance
-        })
+        }))
     }
 
-    pub(super) fn living(&self) -> Vec<i32> {
-        let members = living().into_iter().filter(|stat| self.has(stat));
-        members.map(|stat| stat.pid).collect()
+    fn members(&self) -> io::Result<Vec<Stat>> {
+        let mut members = Vec::new();
+        for stat in living()? {
+            if self.has(&stat)? {
+                members.push(stat);
+            }
+        }
+        Ok(members)
+    }
+
+    pub(super) fn living(&self) -> io::Result<Vec<i32>> {
+        Ok(self.members()?.iter().map(|stat| stat.pid).collect())
     }
 
     /// Sends a signal to every member and returns how many there were.
-    pub(super) fn signal(&self, signal: Signal) -> usize {
-        let mut count = 0;
-        for stat in living().into_iter().filter(|stat| self.has(stat)) {
-            count += 1;
-            self.signal_one(&stat, signal);
+    pub(super) fn signal(&self, signal: Signal) -> io::Result<usize> {
+        let members = self.members()?;
+        for stat in &members {
+            self.signal_one(stat, signal)?;
         }
-        count
+        Ok(members.len())
     }
 
-    fn signal_one(&self, stat: &Stat, signal: Signal) {
-        let Some(fd) =
-            Pid::from_raw(stat.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
-        else {
-            return;
+    fn signal_one(&self, before: &Stat, signal: Signal) -> io::Result<()> {
+        let Some(pid) = Pid::from_raw(before.pid) else {
+            return Ok(());
+        };
+        let opened = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from);
+        let Some(fd) = seen(opened)? else {
+            return Ok(());
         };
         // The descriptor names one process for good; make sure that it is the one we looked at.
-        let same = Process::new(stat.pid)
-            .and_then(|process| process.stat())
-            .is_ok_and(|now| now.starttime == stat.starttime && self.has(&now));
-        if same {
+        let Some(now) = stat(before.pid)? else {
+            return Ok(());
+        };
+        if now.starttime == before.starttime && self.has(&now)? {
             // It may have ended by itself meanwhile, which is what was wanted.
             let _ = pidfd_send_signal(&fd, signal);
         }
+        Ok(())
     }
 
     /// Whether one of the members is who listens on the port. Unknown counts as yes: descriptors of
     /// a process that changed its user cannot be read.
-    pub(super) fn listens_on(&self, port: u16) -> bool {
-        let Ok(mut sockets) = procfs::net::tcp() else {
-            return true;
+    pub(super) fn listens_on(&self, port: u16) -> io::Result<bool> {
+        let Some(mut sockets) = seen_in_proc(procfs::net::tcp())? else {
+            return Ok(true);
         };
-        sockets.extend(procfs::net::tcp6().unwrap_or_default());
+        sockets.extend(seen_in_proc(procfs::net::tcp6())?.unwrap_or_default());
         let listening: Vec<u64> = sockets
             .into_iter()
             .filter(|socket| {
@@ -176,14 +199,19 @@ impl Membership {
             })
             .map(|socket| socket.inode)
             .collect();
-        self.living().into_iter().any(|pid| {
-            let Ok(descriptors) = Process::new(pid).and_then(|process| process.fd()) else {
-                return true;
+        for pid in self.living()? {
+            let descriptors = Process::new(pid).and_then(|process| process.fd());
+            let Some(descriptors) = seen_in_proc(descriptors)? else {
+                return Ok(true);
             };
-            descriptors.flatten().any(
+            let found = descriptors.flatten().any(
                 |fd| matches!(fd.target, FDTarget::Socket(inode) if listening.contains(&inode)),
-            )
-        })
+            );
+            if found {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -192,30 +220,54 @@ impl Membership {
 pub(super) struct Leader {
     pub pid: i32,
     pidfd: AsyncFd<OwnedFd>,
+    _held: Held,
     /// None for an adopted process, whose exit code goes to whoever its parent is now.
     child: Option<std::process::Child>,
 }
 
 impl Leader {
-    /// Must be called within a tokio runtime.
-    pub(super) fn of_child(child: std::process::Child) -> io::Result<Self> {
+    /// Must be called within a tokio runtime. On failure the process is ended: nobody could watch it.
+    pub(super) fn of_child(mut child: std::process::Child, means: &Means) -> io::Result<Self> {
         let pid = child.id() as i32;
-        Ok(Self {
-            pid,
-            pidfd: watch(pid)?,
-            child: Some(child),
-        })
+        match watch(pid) {
+            Ok(pidfd) => Ok(Self {
+                pid,
+                pidfd,
+                _held: Held::one_of(means),
+                child: Some(child),
+            }),
+            Err(error) => {
+                end_unwatched(&mut child);
+                Err(error)
+            }
+        }
     }
 
     /// `None` if the recorded process is gone.
-    pub(super) fn adopt(recorded: &ProcessIdentity, boot_id: &str) -> Option<Self> {
-        let pidfd = watch(recorded.pid).ok()?;
+    pub(super) fn adopt(
+        recorded: &ProcessIdentity,
+        boot_id: &str,
+        means: &Means,
+    ) -> io::Result<Option<Self>> {
+        let Some(pidfd) = seen(watch(recorded.pid))? else {
+            return Ok(None);
+        };
         // Only now is it certain that the descriptor and the record mean the same process.
-        is_running(recorded, boot_id).then_some(Self {
+        Ok(is_running(recorded, boot_id)?.then(|| Self {
             pid: recorded.pid,
             pidfd,
+            _held: Held::one_of(means),
             child: None,
-        })
+        }))
+    }
+
+    /// What can be signalled without any further descriptor: the process, and its group while the
+    /// number is certainly its own.
+    pub(super) fn signal(&self, signal: Signal) {
+        let _ = pidfd_send_signal(self.pidfd.get_ref(), signal);
+        if let (Some(_), Some(group)) = (&self.child, Pid::from_raw(self.pid)) {
+            let _ = kill_process_group(group, signal);
+        }
     }
 
     /// Resolves when the process has ended. A child stays unreaped, so that the number of its group
@@ -250,6 +302,14 @@ impl Leader {
     }
 }
 
+/// A child, and its group, that have only just begun. It is not reaped yet, so the number is its own.
+pub(super) fn end_unwatched(child: &mut std::process::Child) {
+    if let Some(group) = Pid::from_raw(child.id() as i32) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    let _ = child.wait();
+}
+
 #[expect(
     deprecated,
     reason = "its replacement is `unsafe`, for types whose descriptor may change; an OwnedFd's cannot"
@@ -267,17 +327,17 @@ pub(super) struct Usage {
 }
 
 /// One look at all processes, summed by process group.
-pub(super) fn usage_by_group() -> BTreeMap<i32, Usage> {
+pub(super) fn usage_by_group() -> io::Result<BTreeMap<i32, Usage>> {
     let tick_us = 1_000_000 / procfs::ticks_per_second().max(1);
     let page = procfs::page_size();
     let mut groups = BTreeMap::<i32, Usage>::new();
-    for stat in living() {
+    for stat in living()? {
         let children = stat.cutime.max(0) as u64 + stat.cstime.max(0) as u64;
         let usage = groups.entry(stat.pgrp).or_default();
         usage.cpu_us += (stat.utime + stat.stime + children) * tick_us;
         usage.memory_bytes += stat.rss * page;
     }
-    groups
+    Ok(groups)
 }
 
 /// Makes a total that never falls out of a sum that does, when a process takes its count with it.
@@ -309,13 +369,13 @@ mod tests {
     #[test]
     fn the_same_number_at_another_time_or_boot_is_another_process() {
         let boot = boot_id().unwrap();
-        let ours = identity(std::process::id() as i32, &boot).unwrap();
-        assert!(is_running(&ours, &boot));
+        let ours = identity(std::process::id() as i32, &boot).unwrap().unwrap();
+        assert!(is_running(&ours, &boot).unwrap());
         let later = ProcessIdentity {
             start_time: ours.start_time + 1,
             ..ours.clone()
         };
-        assert!(!is_running(&later, &boot));
-        assert!(!is_running(&ours, "another-boot"));
+        assert!(!is_running(&later, &boot).unwrap());
+        assert!(!is_running(&ours, "another-boot").unwrap());
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Readiness governs the start: an instance that is not ready in time is given up. Liveness is asked
 //! from the first ready on, so that a model that loads slowly is not ended for being busy with it.
+//! A probe for which we lack the means has not been made: it is neither a success nor a failure.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,8 +16,10 @@ use hyper::Request;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::lack::{LACK_PAUSE, Means, is_lack};
 
 /// A shorter period would keep the instance busy with probes.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
@@ -66,6 +70,17 @@ pub(super) struct Probes {
     pub liveness: ProbeSpec,
     /// Runs for longer than any initial delay already.
     pub adopted: bool,
+    pub means: Means,
+    /// As many as there may be connections of probes.
+    pub room: Arc<Semaphore>,
+}
+
+/// What came of one probe.
+enum Asked {
+    Answered,
+    Failed(String),
+    /// It could not be made.
+    Lacking(std::io::Error),
 }
 
 impl Probes {
@@ -91,7 +106,7 @@ impl Probes {
         let mut ticks = ticks(spec);
         loop {
             ticks.tick().await;
-            let answer = ask(self.address, spec).await;
+            let answer = self.probe(spec).await;
             let verdict = match (row.count(answer.is_ok(), spec), answer) {
                 (Some(true), _) => {
                     was_ready.send_replace(true);
@@ -102,6 +117,21 @@ impl Probes {
                 _ => continue,
             };
             verdicts.send(verdict).await?;
+        }
+    }
+
+    /// Asks as soon as there are the means for it.
+    async fn probe(&self, spec: &ProbeSpec) -> Result<(), String> {
+        loop {
+            // It is never closed.
+            let room = self.room.acquire().await;
+            match ask(self.address, spec).await {
+                Asked::Answered => return Ok(()),
+                Asked::Failed(detail) => return Err(detail),
+                Asked::Lacking(error) => self.means.lack("a probe of an instance", &error),
+            }
+            drop(room);
+            sleep(LACK_PAUSE).await;
         }
     }
 
@@ -135,7 +165,7 @@ impl Probes {
         let mut ticks = ticks(spec);
         loop {
             ticks.tick().await;
-            let answer = ask(self.address, spec).await;
+            let answer = self.probe(spec).await;
             if let (Some(false), Err(detail)) = (row.count(answer.is_ok(), spec), answer) {
                 let reason = format!(
                     "its liveness probe `{}` failed {} times in a row; the last: {detail}",
@@ -154,21 +184,26 @@ fn ticks(spec: &ProbeSpec) -> tokio::time::Interval {
     ticks
 }
 
-async fn ask(address: SocketAddr, spec: &ProbeSpec) -> Result<(), String> {
-    match timeout(spec.timeout.to_std(), get(address, &spec.path)).await {
-        Ok(answer) => answer,
-        Err(_) => Err(format!("no answer within {}", spec.timeout)),
-    }
+async fn ask(address: SocketAddr, spec: &ProbeSpec) -> Asked {
+    let asked = async {
+        match TcpStream::connect(address).await {
+            Ok(stream) => match get(stream, address, &spec.path).await {
+                Ok(()) => Asked::Answered,
+                Err(detail) => Asked::Failed(detail),
+            },
+            Err(error) if is_lack(&error) => Asked::Lacking(error),
+            Err(error) => Asked::Failed(format!(
+                "cannot connect to {address}: {error}{}",
+                where_to_listen(address)
+            )),
+        }
+    };
+    let asked = timeout(spec.timeout.to_std(), asked).await;
+    asked.unwrap_or_else(|_| Asked::Failed(format!("no answer within {}", spec.timeout)))
 }
 
 /// A connection of its own for each probe: an instance that accepts no new ones is not healthy.
-async fn get(address: SocketAddr, path: &str) -> Result<(), String> {
-    let stream = TcpStream::connect(address).await.map_err(|error| {
-        format!(
-            "cannot connect to {address}: {error}{}",
-            where_to_listen(address)
-        )
-    })?;
+async fn get(stream: TcpStream, address: SocketAddr, path: &str) -> Result<(), String> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;

@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 use contract::own_secrets::{OwnSecrets, PATH_REFUSED};
 use rustix::fs::OFlags;
 
+use super::lack::is_lack;
+use super::launch::StartError;
+
 /// Largest file that a `file:PATH` secret may be.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
@@ -25,22 +28,27 @@ pub(super) fn resolve_secret(
     own: &OwnSecrets,
     name: &str,
     reference: &str,
-) -> Result<OsString, String> {
+) -> Result<OsString, StartError> {
     let refused = |why: &str| format!("the secret `{reference}` for spec.env.{name} {why}");
     if let Some(why) = own.refusal(reference) {
-        return Err(refused(why));
+        return Err(refused(why).into());
     }
     match reference.split_once(':') {
         Some(("env", variable)) => env::var_os(variable).ok_or_else(|| {
             refused("is not set in the environment of this node; set it and start Penstock again")
+                .into()
         }),
-        Some(("file", path)) => read(own, Path::new(path)).map_err(|why| refused(&why)),
-        _ => Err(refused("has an unknown form; write env:NAME or file:PATH")),
+        Some(("file", path)) => read(own, Path::new(path)).map_err(|error| match error {
+            StartError::Refused(why) => refused(&why).into(),
+            lack => lack,
+        }),
+        _ => Err(refused("has an unknown form; write env:NAME or file:PATH").into()),
     }
 }
 
-fn read(own: &OwnSecrets, path: &Path) -> Result<OsString, String> {
-    let failed = |error: io::Error| format!("cannot be read on this node: {error}");
+fn read(own: &OwnSecrets, path: &Path) -> Result<OsString, StartError> {
+    let failed =
+        |error: io::Error| StartError::of(error, |e| format!("cannot be read on this node: {e}"));
     // Without it the opening of a pipe waits for somebody to write.
     let at_once = OFlags::NONBLOCK.bits() as i32;
     let file = OpenOptions::new()
@@ -50,17 +58,17 @@ fn read(own: &OwnSecrets, path: &Path) -> Result<OsString, String> {
     let file = file.map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
     let real = real_path(&file).map_err(failed)?;
-    if own.has_path(&real) || is_among(own, &real, &meta) {
-        return Err(PATH_REFUSED.to_owned());
+    if own.has_path(&real) || is_among(own, &real, &meta).map_err(failed)? {
+        return Err(PATH_REFUSED.to_owned().into());
     }
     if !meta.is_file() {
-        return Err("is not a regular file".to_owned());
+        return Err("is not a regular file".to_owned().into());
     }
     let mut text = String::new();
     let most = SECRET_BYTES_MAX + 1;
     file.take(most).read_to_string(&mut text).map_err(failed)?;
     if text.len() as u64 == most {
-        return Err(format!("is larger than {SECRET_BYTES_MAX} bytes"));
+        return Err(format!("is larger than {SECRET_BYTES_MAX} bytes").into());
     }
     Ok(text.strip_suffix('\n').unwrap_or(&text).into())
 }
@@ -71,19 +79,26 @@ fn real_path(file: &File) -> io::Result<PathBuf> {
 }
 
 /// It is ours under another path: another name of the same file, or in a folder of ours that is mounted
-/// elsewhere too.
-fn is_among(own: &OwnSecrets, real: &Path, meta: &Metadata) -> bool {
-    let places = own.places().flat_map(|place| {
-        let within = fs::read_dir(place).into_iter().flatten().flatten();
-        let within = within.filter_map(|entry| entry.metadata().ok());
-        within.chain(fs::metadata(place))
-    });
-    let ours: BTreeSet<(u64, u64)> = places.map(|meta| (meta.dev(), meta.ino())).collect();
+/// elsewhere too. What cannot be looked at for want of a descriptor is an error, not a no.
+fn is_among(own: &OwnSecrets, real: &Path, meta: &Metadata) -> io::Result<bool> {
+    let mut ours = BTreeSet::new();
+    let identity = |meta: Metadata| (meta.dev(), meta.ino());
+    for place in own.places() {
+        ours.extend(fs::metadata(place).map(identity));
+        match fs::read_dir(place) {
+            Ok(within) => {
+                let within = within.flatten().filter_map(|entry| entry.metadata().ok());
+                ours.extend(within.map(identity));
+            }
+            Err(error) if is_lack(&error) => return Err(error),
+            // It is a file, or is not there.
+            Err(_) => {}
+        }
+    }
     let mut folders = real.ancestors().skip(1);
-    ours.contains(&(meta.dev(), meta.ino()))
-        || folders.any(|folder| {
-            fs::metadata(folder).is_ok_and(|meta| ours.contains(&(meta.dev(), meta.ino())))
-        })
+    Ok(ours.contains(&(meta.dev(), meta.ino()))
+        || folders
+            .any(|folder| fs::metadata(folder).is_ok_and(|meta| ours.contains(&identity(meta)))))
 }
 
 #[cfg(test)]
@@ -120,6 +135,7 @@ mod tests {
 
         fn resolve(&self, path: &Path) -> Result<OsString, String> {
             resolve_secret(&self.own, "DB", &format!("file:{}", path.display()))
+                .map_err(|error| error.to_string())
         }
 
         #[track_caller]
@@ -197,7 +213,9 @@ mod tests {
         let mut own = OwnSecrets::default();
         own.add_variable("KAFKA_PASSWORD");
         for variable in ["PENSTOCK_STORE", "PGPASSWORD", "KAFKA_PASSWORD"] {
-            let refused = resolve_secret(&own, "DB", &format!("env:{variable}")).unwrap_err();
+            let refused = resolve_secret(&own, "DB", &format!("env:{variable}"))
+                .unwrap_err()
+                .to_string();
             assert!(refused.contains("Penstock has for itself"), "{refused}");
         }
     }
@@ -230,7 +248,9 @@ mod tests {
     #[test]
     fn a_secret_that_is_missing_is_named_with_the_variable_that_wants_it() {
         for reference in ["env:A_TEST_NOT_SET", "file:/nonexistent/x", "vault:x"] {
-            let error = resolve_secret(&OwnSecrets::default(), "DB", reference).unwrap_err();
+            let error = resolve_secret(&OwnSecrets::default(), "DB", reference)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(reference), "{error}");
             assert!(error.contains("spec.env.DB"), "{error}");
         }

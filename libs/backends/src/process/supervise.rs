@@ -1,4 +1,7 @@
 //! Looks after one instance from its start, or adoption, to its end: probes, removal, exit.
+//!
+//! Invariant: nothing that this process lacks ends the watch, or lets a removal rest: what cannot be
+//! seen or signalled now is tried again until it is done.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +13,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::lack::LACK_PAUSE;
+use super::launch::{self, StartError};
 use super::os::{Leader, Membership};
 use super::probe::{Probes, Verdict};
-use super::{Removal, Shared, launch};
+use super::{Removal, Shared};
 use crate::{ObservedPhase, Order};
 
 /// What an instance leaves behind when it ends by itself gets this long to end as well.
@@ -79,7 +84,7 @@ impl Supervisor {
                     let grace = self.shared.config.grace;
                     return self.end(grace, Some(reason)).await;
                 }
-                Outcome::Ended if attempt < BIND_TRIES && self.port_was_taken() => {
+                Outcome::Ended if attempt < BIND_TRIES && self.port_was_taken().await => {
                     if !self.start_again().await {
                         return;
                     }
@@ -106,16 +111,12 @@ impl Supervisor {
                 Some(verdict) = verdicts.recv() => verdict,
             };
             match verdict {
-                Verdict::Ready if !self.was_ready && !self.listens_on(port).await => {
-                    // One that is just ending has closed its sockets before that can be seen.
-                    if timeout(ENDING_MAX, self.leader.ended()).await.is_ok() {
-                        return Outcome::Ended;
-                    }
-                    return Outcome::Hopeless(format!(
-                        "another process answers on its port {port}; the instance does not listen there"
-                    ));
-                }
                 Verdict::Ready => {
+                    if !self.was_ready
+                        && let Err(outcome) = self.check_that_it_listens_on(port).await
+                    {
+                        return outcome;
+                    }
                     self.was_ready = true;
                     self.observe(ObservedPhase::Ready);
                 }
@@ -134,6 +135,8 @@ impl Supervisor {
             readiness: spec.readiness_probe.clone(),
             liveness: spec.liveness_probe.clone(),
             adopted: entry.adopted,
+            means: self.shared.config.means.clone(),
+            room: self.shared.probes.clone(),
         })
     }
 
@@ -149,45 +152,84 @@ impl Supervisor {
         self.shared.membership(&self.id, Some(self.leader.pid))
     }
 
-    async fn listens_on(&self, port: u16) -> bool {
+    async fn check_that_it_listens_on(&mut self, port: u16) -> Result<(), Outcome> {
         let membership = self.membership();
-        let asked = tokio::task::spawn_blocking(move || membership.listens_on(port));
-        asked.await.unwrap_or(true)
+        let shared = self.shared.clone();
+        let looking = shared.until_done("a look at who listens on a port", move |_| {
+            membership.listens_on(port)
+        });
+        let listens = tokio::select! {
+            biased;
+            Some(removal) = self.orders.recv() => return Err(Outcome::Remove(removal)),
+            listens = looking => listens,
+        };
+        if listens.unwrap_or(true) {
+            return Ok(());
+        }
+        // One that is just ending has closed its sockets before that can be seen.
+        if timeout(ENDING_MAX, self.leader.ended()).await.is_ok() {
+            return Err(Outcome::Ended);
+        }
+        Err(Outcome::Hopeless(format!(
+            "another process answers on its port {port}; the instance does not listen there"
+        )))
     }
 
     /// It ended before it was ready, and somebody else has its port: most likely it could not bind.
-    fn port_was_taken(&self) -> bool {
-        let state = self.shared.state();
-        let record = state.entries.get(&self.id).map(|entry| &entry.record);
-        let taken = record.is_some_and(|record| {
-            let listen = record.host.listen();
-            record
-                .port
-                .is_some_and(|port| launch::is_taken(listen, port))
-        });
-        !self.was_ready && self.leader.is_child() && taken
+    async fn port_was_taken(&self) -> bool {
+        if self.was_ready || !self.leader.is_child() {
+            return false;
+        }
+        let place = {
+            let state = self.shared.state();
+            let record = state.entries.get(&self.id).map(|entry| &entry.record);
+            record.and_then(|record| Some((record.host.listen(), record.port?)))
+        };
+        let Some((listen, port)) = place else {
+            return false;
+        };
+        let looking = self
+            .shared
+            .until_done("a look at a port", move |_| launch::is_taken(listen, port));
+        looking.await.unwrap_or(false)
     }
 
-    /// Once more with another port. False: it could not be started, and that has been told.
+    /// Once more with another port. False: it is over, and that has been told.
     async fn start_again(&mut self) -> bool {
         self.clear_away(Span::ZERO).await;
         self.leader.reap();
-        let shared = self.shared.clone();
-        let id = self.id.clone();
-        let started = tokio::task::spawn_blocking(move || {
-            let order = order(&shared, &id).ok_or("its record is gone")?;
-            shared.start(&order)
-        });
-        let detail = match started.await {
-            Ok(Ok(leader)) => {
-                self.leader = leader;
-                return true;
+        loop {
+            let id = self.id.clone();
+            let started = self.shared.work(move |shared| {
+                let order = order(shared, &id).ok_or_else(|| "its record is gone".to_owned())?;
+                shared.start(&order)
+            });
+            let error = match started.await {
+                Some(Ok(leader)) => {
+                    self.leader = leader;
+                    return true;
+                }
+                Some(Err(StartError::Lack(error))) => error,
+                Some(Err(StartError::Refused(detail))) => {
+                    self.over(None, detail).await;
+                    return false;
+                }
+                None => {
+                    self.over(None, "its start failed".into()).await;
+                    return false;
+                }
+            };
+            let means = &self.shared.config.means;
+            means.lack("the start of an instance", &error);
+            tokio::select! {
+                () = self.shared.released.cancelled() => return false,
+                Some(_) = self.orders.recv() => {
+                    self.over(None, "was never started".into()).await;
+                    return false;
+                }
+                () = sleep(LACK_PAUSE) => {}
             }
-            Ok(Err(detail)) => detail,
-            Err(error) => error.to_string(),
-        };
-        self.over(None, detail).await;
-        false
+        }
     }
 
     /// Ends all processes of the instance and tells how it ended. `reason`: ours, if it was us.
@@ -213,7 +255,7 @@ impl Supervisor {
         }
         // Again and again, for what forks between the look and the signal.
         let mut pause = LOOK_EVERY_MIN;
-        while self.signal(Signal::KILL).await > 0 {
+        while self.signal(Signal::KILL).await != Some(0) {
             sleep(pause).await;
             pause = (pause * 2).min(LOOK_EVERY_MAX);
         }
@@ -223,7 +265,7 @@ impl Supervisor {
     async fn wait_until_gone(&self, deadline: Instant) -> bool {
         let mut pause = LOOK_EVERY_MIN;
         loop {
-            if self.members_living().await == 0 {
+            if self.members_living().await == Some(0) {
                 return true;
             }
             if Instant::now() + pause > deadline {
@@ -245,22 +287,31 @@ impl Supervisor {
         self.shared.membership(&self.id, group)
     }
 
-    async fn signal(&self, signal: Signal) -> usize {
+    /// To everything that belongs to the instance. None: not all of it could be seen, and what can
+    /// be reached without looking has got the signal.
+    async fn signal(&self, signal: Signal) -> Option<usize> {
         let membership = self.current_membership().await;
-        let sent = tokio::task::spawn_blocking(move || membership.signal(signal));
-        sent.await.unwrap_or(0)
+        let sent = self.shared.work(move |_| membership.signal(signal)).await?;
+        sent.inspect_err(|error| {
+            let means = &self.shared.config.means;
+            means.lack("the end of an instance", error);
+            self.leader.signal(signal);
+        })
+        .ok()
     }
 
-    async fn members_living(&self) -> usize {
+    /// None: it cannot be seen now.
+    async fn members_living(&self) -> Option<usize> {
         let membership = self.current_membership().await;
-        let counted = tokio::task::spawn_blocking(move || membership.living().len());
-        counted.await.unwrap_or(0)
+        let counted = self.shared.work(move |_| membership.living()).await?;
+        Some(counted.ok()?.len())
     }
 
     async fn over(&self, code: Option<i32>, reason: String) {
-        let shared = self.shared.clone();
         let id = self.id.clone();
-        let told = tokio::task::spawn_blocking(move || shared.over(&id, code, reason));
+        let told = self
+            .shared
+            .work(move |shared| shared.over(&id, code, reason));
         // It fails only if the runtime shuts down, and then there is nobody to tell.
         let _ = told.await;
     }

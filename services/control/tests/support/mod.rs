@@ -154,6 +154,7 @@ impl World {
             gateway: Some("http://127.0.0.1:8080".into()),
             limits,
             own,
+            descriptors: Default::default(),
         };
         let relay = runtime::relay::run(store.clone(), bus.clone(), shutdown.clone());
         let control = Control::bind(config, deps).await.unwrap();

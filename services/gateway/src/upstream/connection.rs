@@ -20,6 +20,7 @@ use super::body::Reader;
 use super::head::{Ask, Head, Malformed};
 use crate::body::{BodyError, RequestBody};
 use crate::instance::Instance;
+use crate::pool::Counted;
 use crate::socket::{JOINED_MAX, poll_write_pieces};
 
 /// Up to this size what is read is copied to where it just fits.
@@ -70,6 +71,8 @@ pub struct Upstream {
     /// It has served a request before.
     pub reused: bool,
     pub idle_since_us: u64,
+    /// Among the descriptors of this gateway, as long as it is open.
+    pub counted: Option<Counted>,
 }
 
 impl Upstream {
@@ -91,6 +94,7 @@ impl Upstream {
             filled: false,
             reused: false,
             idle_since_us: 0,
+            counted: None,
         }
     }
 

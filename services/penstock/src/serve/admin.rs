@@ -14,12 +14,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use control::Limits;
+use runtime::descriptors::Descriptors;
 use runtime::health::Health;
 use runtime::metrics::Metrics;
 use runtime::token::InternalToken;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use super::means::Means;
 
 /// What those who ask can take of a process that has other work: a few watchers, and logs that
 /// control follows for people.
@@ -69,6 +72,7 @@ pub struct Admin {
     listener: TcpListener,
     router: Router,
     limits: Limits,
+    descriptors: Descriptors,
 }
 
 impl Admin {
@@ -100,11 +104,21 @@ impl Admin {
             listener,
             router,
             limits: LIMITS,
+            descriptors: Descriptors::default(),
         })
     }
 
+    pub fn within(self, means: &Means) -> Self {
+        Self {
+            limits: means.limits(self.limits),
+            descriptors: means.descriptors.clone(),
+            ..self
+        }
+    }
+
     pub async fn serve(self, shutdown: CancellationToken) {
-        control::accept(self.listener, self.router, self.limits, shutdown).await;
+        let (limits, descriptors) = (self.limits, self.descriptors);
+        control::accept(self.listener, self.router, limits, descriptors, shutdown).await;
     }
 }
 

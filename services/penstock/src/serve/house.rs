@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::data_folder::DataFolder;
 use super::folder_logs::READERS_MAX;
+use super::means::Means;
 use super::own_secrets::own_secrets;
 use super::plan::{Plan, Service};
 use super::secret::internal_token;
@@ -43,6 +44,7 @@ pub struct Ground {
     pub own: OwnSecrets,
     /// Room for readers of the output of instances here.
     pub log_readers: Arc<Semaphore>,
+    pub means: Means,
 }
 
 impl Ground {
@@ -125,9 +127,14 @@ pub struct House {
 impl House {
     /// What has been started by the time of an error, or when this is dropped, is in `stages`; the
     /// caller ends them.
-    pub async fn start(args: &ServeArgs, plan: Plan, stages: &mut Stages) -> anyhow::Result<Self> {
+    pub async fn start(
+        args: &ServeArgs,
+        plan: Plan,
+        means: Means,
+        stages: &mut Stages,
+    ) -> anyhow::Result<Self> {
         let folder = DataFolder::open(&args.data)?;
-        let ground = ground(args, &plan, folder.path()).await?;
+        let ground = ground(args, &plan, folder.path(), means).await?;
         let mut addresses = Addresses::default();
         start::relay(&ground, args.bus != "local", &mut stages.log);
         start::watch_bus(&plan, &ground, &mut stages.log);
@@ -203,7 +210,12 @@ async fn open_store(args: &ServeArgs, data: &Path) -> anyhow::Result<Store> {
     opened.context("cannot open the event store")
 }
 
-async fn ground(args: &ServeArgs, plan: &Plan, data: &Path) -> anyhow::Result<Ground> {
+async fn ground(
+    args: &ServeArgs,
+    plan: &Plan,
+    data: &Path,
+    means: Means,
+) -> anyhow::Result<Ground> {
     let internal_token = args.internal_token.as_deref().map(internal_token);
     let store = match plan.needs_store() {
         true => Some(open_store(args, data).await?),
@@ -227,6 +239,7 @@ async fn ground(args: &ServeArgs, plan: &Plan, data: &Path) -> anyhow::Result<Gr
         internal_token: internal_token.transpose()?,
         own: own_secrets(args, |name| std::env::var_os(name)),
         log_readers: Arc::new(Semaphore::new(READERS_MAX)),
+        means,
     })
 }
 

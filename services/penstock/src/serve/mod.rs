@@ -12,6 +12,7 @@ mod folder_logs;
 mod history;
 mod house;
 mod log_lines;
+mod means;
 mod member_logs;
 mod own_secrets;
 mod plan;
@@ -25,6 +26,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::serve_args::ServeArgs;
 use house::{House, Stages};
+use means::Means;
 use plan::Plan;
 
 /// Runs until SIGTERM or Ctrl-C.
@@ -35,6 +37,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     for caution in plan.cautions(&args) {
         tracing::warn!("{caution}");
     }
+    let means = Means::of(&args)?;
     let threads = std::thread::available_parallelism()
         .map_or(2, usize::from)
         .max(2);
@@ -43,15 +46,15 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("could not start the runtime")?;
-    runtime.block_on(serve(args, plan))
+    runtime.block_on(serve(args, plan, means))
 }
 
-async fn serve(args: ServeArgs, plan: Plan) -> anyhow::Result<()> {
+async fn serve(args: ServeArgs, plan: Plan, means: Means) -> anyhow::Result<()> {
     // Handlers first: a signal during the start must not kill us with half-started instances.
     let mut signals = Signals::listen()?;
     let mut stages = Stages::default();
     let started = tokio::select! {
-        started = House::start(&args, plan, &mut stages) => started.map(Some),
+        started = House::start(&args, plan, means, &mut stages) => started.map(Some),
         () = signals.stop() => Ok(None),
     };
     let served = match &started {

@@ -141,6 +141,8 @@ pub fn gateway(
     let config = gateway::Config {
         data: Some(ground.data.clone()),
         domain: args.gateway_domain.clone(),
+        threads: ground.means.shares.threads,
+        descriptors: ground.means.descriptors.clone(),
         ..gateway::Config::new(id, args.gateway_addr)
     };
     let deps = gateway::Deps {
@@ -234,8 +236,9 @@ pub async fn control(
         seal_key: args.seal_key.clone(),
         replica: replica(plan, &ground.data)?,
         gateway: args.gateway_url.clone().or(addresses.gateway.clone()),
-        limits: Limits::default(),
+        limits: ground.means.limits(Limits::default()),
         own: ground.own.clone(),
+        descriptors: ground.means.descriptors.clone(),
     };
     let deps = ControlDeps {
         store: ground.store()?,
@@ -311,7 +314,8 @@ pub async fn admin(
         ground.internal_token.clone(),
         logs,
     )
-    .await?;
+    .await?
+    .within(&ground.means);
     let url = format!("http://{}", admin.address);
     let stop = stage.stop.clone();
     stage.spawn(admin.serve(stop));
@@ -396,6 +400,7 @@ async fn open_backends(
     let config = ProcessConfig {
         host: advertised_host(args).await?,
         own: ground.own.clone(),
+        means: ground.means.of_instances(),
         ..ProcessConfig::new(ground.data.clone(), node.to_owned(), directory)
     };
     let clock = ground.clock.clone();

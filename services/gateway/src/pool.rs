@@ -15,7 +15,7 @@ use crate::upstream::Upstream;
 const IDLE_MAX: usize = 256;
 /// A connection that rested for longer is looked at by a system call before its next request. No
 /// server times a connection out sooner, and under load they rest for less.
-const TRUSTED_US: u64 = 1_000;
+const TRUSTED_US: u64 = 20_000;
 
 /// One of the connections that are counted together, until it is dropped.
 #[derive(Debug)]

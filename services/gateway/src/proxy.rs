@@ -384,7 +384,13 @@ impl Client {
                     let timeout = self.thread.core.config.connect_timeout;
                     let connecting = Box::pin(self.connect(&instance, timeout));
                     match connecting.await? {
-                        Ok(upstream) => upstream,
+                        Ok(upstream) if upstream.is_alive() => upstream,
+                        // Closed before anything was sent.
+                        Ok(_) if second => return Err(Failure::Refusal(Refusal::Unreachable)),
+                        Ok(_) => {
+                            second = true;
+                            continue;
+                        }
                         Err(error) => {
                             tracing::debug!(instance = %instance.id, %error, "an instance refused a connection");
                             instance.suspect(now_us() + SUSPECT_US);
@@ -398,14 +404,6 @@ impl Client {
                     }
                 }
             };
-            // Closed before anything was sent: only now looked at where it is new.
-            if !upstream.is_alive() {
-                if second {
-                    return Err(Failure::Refusal(Refusal::Unreachable));
-                }
-                second = true;
-                continue;
-            }
             let copy = if upstream.reused && !second {
                 body.replay()
             } else {

@@ -229,24 +229,10 @@ fn sentence(message: &str, pointer: &str) -> String {
 
 /// The known word that is at most two changes away.
 pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let near = known.iter().map(|known| (distance(word, known), *known));
+    let word = word.to_lowercase();
+    let distance = |known: &str| strsim::levenshtein(&word, &known.to_lowercase());
+    let near = known.iter().map(|known| (distance(known), *known));
     near.min()
         .filter(|(d, known)| *d <= 2 && *d < known.len())
         .map(|(_, known)| known)
-}
-
-/// Levenshtein's distance, by rows, letter case aside.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.to_lowercase().chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.to_lowercase().chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

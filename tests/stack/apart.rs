@@ -12,10 +12,10 @@ use std::time::{Duration, Instant, SystemTime};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::checks::{converged, nothing_was_metered_twice};
+use crate::checks::{converged, something_was_metered};
 use crate::cluster::{Cluster, PAIRS, Process, Role, SHIPPED};
 use crate::stack::Stack;
-use crate::support::{PATIENCE, deployment_document, endpoint_document, eventually};
+use crate::support::{deployment_document, endpoint_document, eventually};
 use crate::workload::Workload;
 
 struct House {
@@ -382,17 +382,7 @@ async fn each_service_alone_in_its_process_serves_scales_and_meters() {
     };
     assert!(events.iter().any(|event| by_load(&event)), "not by load");
 
-    let deadline = Instant::now() + 2 * PATIENCE;
-    loop {
-        // What is told was sent before.
-        let events = cluster.events().await;
-        let sent = workload.record.lock().unwrap().sent;
-        if nothing_was_metered_twice(&events, sent) > 0 {
-            break;
-        }
-        assert!(Instant::now() < deadline, "no usage:\n{}", cluster.logs());
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    something_was_metered(cluster, &workload).await;
     let promised = workload.promised();
     workload.end().await;
     assert_eq!(promised.unexplained, Vec::<String>::new());

@@ -261,7 +261,7 @@ fn rotated(events: &[Value]) -> BTreeSet<u64> {
 /// requests are told than were sent. (Fewer may be: a gateway that is killed takes its last frame with
 /// it, and the newest minutes are open.)
 /// Returns how many are told.
-pub fn nothing_was_metered_twice(events: &[Value], sent: u64) -> u64 {
+fn nothing_was_metered_twice(events: &[Value], sent: u64) -> u64 {
     let mut closed = BTreeSet::new();
     let mut counted: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
     let mut told = 0;
@@ -296,6 +296,22 @@ pub fn nothing_was_metered_twice(events: &[Value], sent: u64) -> u64 {
         "{told} requests are told, and {sent} were sent"
     );
     told
+}
+
+/// Requests are told in closed minutes: the checks of usage have something to look at. Waits for the
+/// first minute to close.
+pub async fn something_was_metered(cluster: &Cluster, workload: &Workload) {
+    let deadline = Instant::now() + 2 * PATIENCE;
+    loop {
+        // What is told was sent before.
+        let events = cluster.events().await;
+        let sent = workload.record.lock().unwrap().sent;
+        if nothing_was_metered_twice(&events, sent) > 0 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "no usage:\n{}", cluster.logs());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// An instance is started once, an order is given once, and a decision for so many more instances

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::checks::{
     converged, every_keyed_write_happened_once, goes_on, nothing_lost_or_doubled, pin,
+    something_was_metered,
 };
 use crate::cluster::{Cluster, PAIRS};
 use crate::faults::{Rng, draw, inject};
@@ -82,6 +83,7 @@ async fn nothing_is_lost_or_done_twice_whatever_fails() {
     // Each round waited for more of each kind.
     let rounds = convergences.len();
     assert!(promised.acknowledged.len() >= rounds && promised.keyed.len() >= rounds);
+    something_was_metered(&cluster, &workload).await;
     workload.end().await;
     let keyed = record.lock().unwrap().keyed.clone();
     every_keyed_write_happened_once(&cluster, &keyed).await;

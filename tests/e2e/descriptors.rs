@@ -18,6 +18,8 @@ use crate::support::{
 };
 
 const CLIENTS: usize = 300;
+/// From the moment when a crowd has left.
+const RECOVERY_MAX: Duration = Duration::from_secs(10);
 
 /// Clients that keep their connections, ask now and then, and come back when they are refused.
 struct Crowd {
@@ -117,9 +119,23 @@ async fn withstands_a_crowd(limit: u64, instances: u32) {
     assert_eq!(now, processes, "{}", penstock.log());
     assert!(crowd.seen.answered.load(Ordering::Relaxed) > 0);
     crowd.leave().await;
+    let answered = tokio::time::timeout(RECOVERY_MAX, until_answered(&penstock, &key)).await;
+    answered.unwrap_or_else(|_| panic!("it has not recovered:\n{}", penstock.log()));
+    let told = penstock.log().matches("LimitNOFILE").count();
+    assert!(told <= 2, "told {told} times:\n{}", penstock.log());
+    penstock.delete("/v1/endpoints/iris").await;
+    eventually("the instances to be gone", || async {
+        folder.instance_processes().is_empty().then_some(())
+    })
+    .await;
+    assert!(penstock.stop().await.success());
+}
+
+/// Until ten requests in a row are answered by the model.
+async fn until_answered(penstock: &Penstock, key: &str) {
     eventually("every request to be answered", || async {
         for _ in 0..10 {
-            let sent = penstock.score("iris", &key).send().await;
+            let sent = penstock.score("iris", key).send().await;
             if sent.is_err() || sent.is_ok_and(|answer| answer.status() != StatusCode::OK) {
                 return None;
             }
@@ -127,8 +143,29 @@ async fn withstands_a_crowd(limit: u64, instances: u32) {
         Some(())
     })
     .await;
-    let told = penstock.log().matches("LimitNOFILE").count();
-    assert!(told <= 2, "told {told} times:\n{}", penstock.log());
+}
+
+#[tokio::test]
+async fn instances_beyond_the_descriptors_wait_and_take_nothing_from_the_others() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start_limited(&folder, "-n 128").await;
+    deploy(&penstock, 5).await;
+    let key = penstock.key("iris").await;
+    let path = "/v1/endpoints/iris/deployments/blue";
+    let mut document = penstock.get(path).await;
+    document["spec"]["instances"] = json!(100);
+    let document = json!({"apiVersion": "penstock/v1", "kind": "Deployment",
+        "metadata": {"name": "blue", "endpoint": "iris"}, "spec": document["spec"]});
+    penstock.put(path, &document).await;
+    eventually("a start that waits", || async {
+        let waits = penstock
+            .log()
+            .contains("the start of an instance has to wait");
+        waits.then_some(())
+    })
+    .await;
+    until_answered(&penstock, &key).await;
+    assert!(folder.instance_processes().len() < 50, "{}", penstock.log());
     penstock.delete("/v1/endpoints/iris").await;
     eventually("the instances to be gone", || async {
         folder.instance_processes().is_empty().then_some(())

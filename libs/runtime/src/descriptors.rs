@@ -126,6 +126,11 @@ impl Shares {
         let rest = limit as usize - fixed;
         Ok(Self { rest, ..shares })
     }
+
+    /// Instances that may be held, so that a few clients are left.
+    pub fn instances_max(&self) -> usize {
+        self.rest - 2 * CLIENTS_MIN
+    }
 }
 
 /// The part that is shared out while the process runs. Cheap to clone.

@@ -164,9 +164,12 @@ async fn a_stream_over_the_limit_is_refused_until_another_ends() {
         "/v1/logs/a/blue?follow=true",
         "/v1/logs/a/blue",
     ] {
-        let refused = world.get(path).await.expect(503);
-        assert_eq!(refused.code(), "too-many-streams");
-        assert_eq!(refused.header("retry-after"), Some("1"));
+        let refused = world.request(Method::GET, path).send().await.unwrap();
+        // Before its body is read: one that is not refused has no end.
+        assert_eq!(refused.status(), 503, "{path}");
+        assert_eq!(refused.headers()["retry-after"], "1");
+        let problem: serde_json::Value = refused.json().await.unwrap();
+        assert_eq!(problem["code"], "too-many-streams");
     }
     world.get("/v1/endpoints").await.expect(200);
     drop(first);
@@ -212,6 +215,26 @@ async fn with_deployment(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reader_in_the_middle_of_a_log_is_told_its_end_by_the_servers() {
+    let world = World::start_with(Setup {
+        logs: Arc::new(Endless::default()),
+        ..Setup::default()
+    })
+    .await;
+    with_deployment(&world).await;
+    let open = world.request(Method::GET, "/v1/logs/a/blue").send();
+    let mut log = open.await.unwrap();
+    assert_eq!(log.status(), 200);
+    let read_on = async move {
+        // An answer that is cut is an error; this one has an end.
+        while log.chunk().await.expect("the answer was cut").is_some() {}
+    };
+    let read_on = tokio::time::timeout(PATIENCE, read_on);
+    let (read, _) = tokio::join!(read_on, world.stop());
+    read.expect("the log is still read");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reader_of_logs_that_leaves_gives_its_room_back() {
     let (left, mut gone) = mpsc::unbounded_channel();
     let world = World::start_with(Setup {
@@ -227,7 +250,7 @@ async fn a_reader_of_logs_that_leaves_gives_its_room_back() {
     let open = || world.request(Method::GET, "/v1/logs/a/blue").send();
     let first = open().await.unwrap();
     assert_eq!(first.status(), 200);
-    world.get("/v1/logs/a/blue").await.expect(503);
+    assert_eq!(open().await.unwrap().status(), 503);
     drop(first);
     let ended = tokio::time::timeout(PATIENCE, gone.recv()).await;
     ended.expect("the log is still read").unwrap();

@@ -29,6 +29,9 @@ pub struct Means {
     pub hands_max: usize,
     /// Descriptors that are held for instances as long as they live, counted here.
     pub held: Arc<AtomicUsize>,
+    /// From so many on, starts wait: each further instance would take what the others, the log and
+    /// people need.
+    pub held_max: usize,
     pub listener: Arc<LackListener>,
 }
 
@@ -40,6 +43,7 @@ impl Default for Means {
             probes_max: 256,
             hands_max: 32,
             held: Arc::default(),
+            held_max: usize::MAX,
             listener: Arc::new(
                 |what, error| tracing::warn!(%error, "{what} has to wait; trying again"),
             ),
@@ -53,11 +57,20 @@ impl fmt::Debug for Means {
             .field("instance_descriptors", &self.instance_descriptors)
             .field("probes_max", &self.probes_max)
             .field("hands_max", &self.hands_max)
+            .field("held_max", &self.held_max)
             .finish_non_exhaustive()
     }
 }
 
 impl Means {
+    /// Whether there is a descriptor for one more instance.
+    pub(super) fn room_for_one(&self) -> io::Result<()> {
+        match self.held.load(Ordering::Relaxed) < self.held_max {
+            true => Ok(()),
+            false => Err(Errno::MFILE.into()),
+        }
+    }
+
     pub(super) fn lack(&self, what: &str, error: &io::Error) {
         (self.listener)(what, error);
     }

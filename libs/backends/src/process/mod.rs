@@ -430,6 +430,7 @@ impl Shared {
 
     /// Starts the process of an instance that is admitted and recorded.
     fn start(&self, order: &Order) -> Result<Leader, StartError> {
+        self.config.means.room_for_one().map_err(StartError::Lack)?;
         let id = &order.id;
         let listen = self.surroundings.listen;
         let port = launch::free_port(listen, |port| self.is_promised(port));

@@ -15,7 +15,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use contract::own_secrets::{OwnSecrets, PATH_REFUSED};
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, PROC_SUPER_MAGIC};
 
 use super::lack::is_lack;
 use super::launch::StartError;
@@ -58,7 +58,9 @@ fn read(own: &OwnSecrets, path: &Path) -> Result<OsString, StartError> {
     let file = file.map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
     let real = real_path(&file).map_err(failed)?;
-    if own.has_path(&real) || is_among(own, &real, &meta).map_err(failed)? {
+    let of_processes = rustix::fs::fstatfs(&file).map_err(|errno| failed(errno.into()))?;
+    let shows_processes = of_processes.f_type == PROC_SUPER_MAGIC;
+    if shows_processes || own.has_path(&real) || is_among(own, &real, &meta).map_err(failed)? {
         return Err(PATH_REFUSED.to_owned().into());
     }
     if !meta.is_file() {

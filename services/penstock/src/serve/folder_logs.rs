@@ -21,6 +21,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub const READERS_MAX: usize = 128;
 /// How often a followed log is looked at again.
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
+/// Pieces that are read at the same time, for all readers together.
+const PIECES_MAX: usize = 8;
 /// How much is read at a time.
 const PIECE_BYTES_MAX: usize = 64 * 1024;
 /// Most lines of the past that are shown where no number was asked for.
@@ -88,10 +90,13 @@ impl NodeLogs for FolderLogs {
     }
 }
 
-/// Work with files for as long as a piece takes: it has no place among the tasks.
+/// Work with files for as long as a piece takes: it has no place among the tasks. A few pieces at a time
+/// keep a disk busy; more would only take threads, and memory for what waits to be sent.
 async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
+    static PIECES: Semaphore = Semaphore::const_new(PIECES_MAX);
+    let _piece = PIECES.acquire().await.map_err(io::Error::other)?;
     let worked = tokio::task::spawn_blocking(work).await;
     worked.map_err(io::Error::other)?
 }

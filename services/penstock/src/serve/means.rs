@@ -60,6 +60,7 @@ impl Means {
             probes_max: self.shares.probes,
             hands_max: self.shares.hands,
             held: self.descriptors.held(),
+            held_max: self.shares.instances_max(),
             listener: Arc::new(move |what, error| descriptors.lack(what, error)),
         }
     }

@@ -209,11 +209,14 @@ impl LogSource for MemberLogs {
             limit: shares.next().flatten(),
             ..asked.clone()
         };
-        if let Some((_, node, lines)) = &mut own {
+        if let Some((id, node, mut lines)) = own.take() {
             let share = share();
             if share.limit.is_some_and(|limit| limit < lines.past) {
-                *lines = own_lines(node, of, share).await?;
+                // Two readers at once would be one too many where there is room for one.
+                drop(lines);
+                lines = own_lines(node, of, share).await?;
             }
+            own = Some((id, node, lines));
         }
         let own = own.map(|(id, _, lines)| whole_lines(id, lines.stream, None));
         let others = others.into_iter().zip(counted);

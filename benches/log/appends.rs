@@ -7,6 +7,7 @@
 
 use std::time::Instant;
 
+use contract::chain::ChainHash;
 use contract::events::Event;
 use contract::ids::{EndpointKey, Position};
 use contract::log::{Actor, NewEvent, StreamName};
@@ -121,6 +122,7 @@ fn rows(round: usize, events: usize) -> Vec<RawRecord> {
         RawRecord {
             position: Position((first + n + 1) as u64),
             prev: Position((first + n) as u64),
+            prev_hash: Some(ChainHash([n as u8; 32])),
             bucket: endpoint.bucket(),
             stream: StreamName::of_node(&endpoint, "node-1").to_string(),
             version: (n / COMMITTERS + 1) as u64,
@@ -155,7 +157,7 @@ async fn insert_into_sqlite(connection: &mut SqliteConnection, batch: &[RawRecor
     let mut transaction = connection.begin().await.unwrap();
     for chunk in batch.chunks(64) {
         QueryBuilder::<Sqlite>::new(
-            "INSERT INTO events (position, prev, bucket, stream, version, id, type, type_version, time, actor, data) ",
+            "INSERT INTO events (position, prev, bucket, stream, version, id, type, type_version, time, actor, data, prev_hash) ",
         )
         .push_values(chunk, |mut row, event| {
             row.push_bind(event.position.0 as i64)
@@ -168,7 +170,8 @@ async fn insert_into_sqlite(connection: &mut SqliteConnection, batch: &[RawRecor
                 .push_bind(i64::from(event.type_version))
                 .push_bind(event.time.millis())
                 .push_bind(event.actor.clone())
-                .push_bind(event.data.clone());
+                .push_bind(event.data.clone())
+                .push_bind(event.prev_hash.map(|hash| hash.0.to_vec()));
         })
         .build()
         .execute(&mut *transaction)
@@ -184,9 +187,9 @@ async fn insert_into_postgres(connection: &mut PgConnection, batch: &[RawRecord]
     let mut transaction = connection.begin().await.unwrap();
     sqlx::query(
         "INSERT INTO events \
-         (position, prev, bucket, stream, version, id, type, type_version, time, actor, data) \
+         (position, prev, bucket, stream, version, id, type, type_version, time, actor, data, prev_hash) \
          SELECT * FROM UNNEST($1::BIGINT[], $2::BIGINT[], $3::BIGINT[], $4::TEXT[], $5::BIGINT[], \
-         $6::TEXT[], $7::TEXT[], $8::BIGINT[], $9::BIGINT[], $10::TEXT[], $11::TEXT[])",
+         $6::TEXT[], $7::TEXT[], $8::BIGINT[], $9::BIGINT[], $10::TEXT[], $11::TEXT[], $12::BYTEA[])",
     )
     .bind(numbers(|event| event.position.0 as i64))
     .bind(numbers(|event| event.prev.0 as i64))
@@ -199,6 +202,12 @@ async fn insert_into_postgres(connection: &mut PgConnection, batch: &[RawRecord]
     .bind(numbers(|event| event.time.millis()))
     .bind(texts(|event| event.actor.clone()))
     .bind(texts(|event| event.data.clone()))
+    .bind(
+        batch
+            .iter()
+            .map(|event| event.prev_hash.map(|hash| hash.0.to_vec()))
+            .collect::<Vec<Option<Vec<u8>>>>(),
+    )
     .execute(&mut *transaction)
     .await
     .unwrap();

@@ -119,6 +119,7 @@ impl Writer {
         RawRecord {
             position: Position(self.position),
             prev: Position(prev.unwrap_or(0)),
+            prev_hash: None,
             bucket: key.bucket(),
             stream: stream.to_string(),
             version: *version,

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bus::kafka::{Extent, Hole, KafkaBus, KafkaConfig, read_log};
 use bus::{Bus, BusError, RouteMessage, Subscription};
+use contract::chain::ChainHash;
 use contract::frame::Frame;
 use contract::ids::{Bucket, Position};
 use contract::log::{RawRecord, Record};
@@ -348,10 +349,14 @@ async fn what_goes_out_as_stored_is_read_back_as_it_was() {
     let bus = open(kafka, &prefix).await;
     let mut reader = Reader::joined(&*bus, Subscription::Whole).await;
     let (known, next) = (record("iris", 1), record("iris", 4));
-    let first = RawRecord::of(&known).unwrap();
+    let first = RawRecord {
+        prev_hash: Some(ChainHash::START),
+        ..RawRecord::of(&known).unwrap()
+    };
     let of_another_type = RawRecord {
         position: Position(2),
         prev: Position(1),
+        prev_hash: Some(ChainHash([0xa7; 32])),
         version: 2,
         id: "not a UUID".to_owned(),
         type_name: "endpoint.not-invented-yet".to_owned(),
@@ -363,6 +368,8 @@ async fn what_goes_out_as_stored_is_read_back_as_it_was() {
     let of_another_stream = RawRecord {
         position: Position(3),
         prev: Position(2),
+        // As a release from before the chain has published it.
+        prev_hash: None,
         stream: "forecast/default/iris/weekly/1".to_owned(),
         version: 1,
         data: "no JSON".to_owned(),

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::chain::{ChainHash, Fields};
 use crate::events::Event;
 use crate::ids::{Bucket, BucketKey, EndpointKey, InvalidName, Position};
 use crate::time::Timestamp;
@@ -196,6 +197,9 @@ impl Record {
 pub struct RawRecord {
     pub position: Position,
     pub prev: Position,
+    /// The hash of the event at `prev`. None where it is not known: a release from before the chain
+    /// has published the event.
+    pub prev_hash: Option<ChainHash>,
     pub bucket: Bucket,
     pub stream: String,
     pub version: u64,
@@ -214,6 +218,7 @@ impl RawRecord {
         Ok(Self {
             position: record.position,
             prev: record.prev,
+            prev_hash: None,
             bucket: record.bucket,
             stream: record.stream.as_str().to_owned(),
             version: record.version,
@@ -224,6 +229,19 @@ impl RawRecord {
             actor: record.actor.0.clone(),
             data: record.event.data_json()?,
         })
+    }
+
+    /// Whether it is this event that stands in another place, where the hash of what is before it may
+    /// not be known.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let hashes = self.prev_hash.zip(other.prev_hash);
+        hashes.is_none_or(|(ours, theirs)| ours == theirs) && self.has_fields_of(other)
+    }
+
+    /// Whether all is the same but, perhaps, what came before it.
+    pub fn has_fields_of(&self, other: &Self) -> bool {
+        let (ours, theirs) = (Fields::of(self), Fields::of(other));
+        ours.numbers == theirs.numbers && ours.texts == theirs.texts
     }
 }
 

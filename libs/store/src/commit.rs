@@ -100,6 +100,10 @@ pub enum StoreError {
     Database(String),
     #[error("an event in the log cannot be read (position {position}): {detail}")]
     Unreadable { position: Position, detail: String },
+    #[error(
+        "the store is damaged: {0}. `penstock events verify` says where, what is still whole, and how to go on"
+    )]
+    Damaged(String),
     #[error("{0}")]
     Refused(String),
     #[error("the store is shut down")]

@@ -6,16 +6,26 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::StreamName;
 use contract::time::Timestamp;
 
 use crate::StoreError;
 use crate::connection::Connection;
+use crate::raw::EventRow;
 use crate::statements::{self, StoredCause};
 
 /// Stream versions, fences and cursors that are kept in memory before they are read again.
 const CACHED_MAX: usize = 100_000;
+
+/// The last event of a bucket.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BucketHead {
+    pub position: Position,
+    /// None until it is needed.
+    pub hash: Option<ChainHash>,
+}
 
 #[derive(Default)]
 pub(crate) struct Known {
@@ -23,7 +33,8 @@ pub(crate) struct Known {
     pub head: Position,
     /// The lowest position that may be given.
     pub floor: Position,
-    pub bucket_heads: BTreeMap<Bucket, Position>,
+    /// Of buckets that hold something.
+    pub bucket_heads: BTreeMap<Bucket, BucketHead>,
     pub last_time: Option<Timestamp>,
     pub versions: HashMap<String, u64>,
     pub fences: HashMap<String, u64>,
@@ -38,12 +49,17 @@ impl Known {
         if let Connection::Postgres(..) = connection {
             return Ok(Self::default());
         }
+        let heads = statements::bucket_heads(connection).await?.into_iter();
+        let heads = heads.map(|(bucket, position)| {
+            let hash = None;
+            (bucket, BucketHead { position, hash })
+        });
         Ok(Self {
             head: statements::head(connection).await?,
             floor: statements::next_position(connection)
                 .await?
                 .unwrap_or_default(),
-            bucket_heads: statements::bucket_heads(connection).await?,
+            bucket_heads: heads.collect(),
             last_time: statements::last_time(connection).await?,
             ..Self::default()
         })
@@ -57,11 +73,48 @@ impl Known {
         }
     }
 
-    /// Gives the next position to an event of this bucket. The other is the bucket's previous one.
-    pub(crate) fn give(&mut self, bucket: Bucket) -> (Position, Position) {
+    /// Makes sure that the hash of the bucket's last event is known.
+    pub(crate) async fn know_hash(
+        &mut self,
+        connection: &mut Connection<'_>,
+        bucket: Bucket,
+    ) -> Result<(), StoreError> {
+        let Some(head) = self.bucket_heads.get_mut(&bucket) else {
+            return Ok(());
+        };
+        if head.hash.is_some() {
+            return Ok(());
+        }
+        let last = statements::read_at(connection, head.position).await?;
+        let last = last.ok_or_else(|| {
+            let at = head.position;
+            StoreError::Database(format!("bucket {bucket} has lost its last event, at {at}"))
+        })?;
+        head.hash = Some(EventRow::raw(&last).hash());
+        Ok(())
+    }
+
+    /// The position that comes next, for an event of this bucket, and what stands before it there. Its
+    /// hash must be known.
+    pub(crate) fn give(&mut self, bucket: Bucket) -> (Position, Position, ChainHash) {
         self.head = Position((self.head.0 + 1).max(self.floor.0));
-        let prev = self.bucket_heads.insert(bucket, self.head);
-        (self.head, prev.unwrap_or(Position::START))
+        match self.bucket_heads.get(&bucket) {
+            None => (self.head, Position::START, ChainHash::START),
+            Some(head) => {
+                let hash = head.hash.unwrap_or_default();
+                assert!(head.hash.is_some(), "a chain is never begun anew");
+                (self.head, head.position, hash)
+            }
+        }
+    }
+
+    /// The event that got the last position ends the chain of its bucket.
+    pub(crate) fn chain(&mut self, event: &EventRow<'_>) {
+        let head = BucketHead {
+            position: event.position,
+            hash: Some(event.hash()),
+        };
+        self.bucket_heads.insert(event.bucket, head);
     }
 
     pub(crate) async fn version(

@@ -10,8 +10,10 @@
 mod alone;
 mod backup;
 mod beside;
+mod chain;
 mod commit;
 mod connection;
+mod damage;
 mod head;
 mod kinds;
 mod known;
@@ -39,10 +41,11 @@ pub mod sql {
 }
 
 pub use backup::backup;
+pub use chain::{ChainHead, heads};
 pub use commit::*;
 pub use contract::log::RawRecord;
 pub use kinds::belongs;
-pub use migrate::{FORMAT, Migrated, StoreFormat, inspect, migrate};
+pub use migrate::{FORMAT, Migrated, StoreFormat, inspect, migrate, migrate_with};
 pub use raw::{Entry, Unreadable, decode};
 pub use rebuild::{rebuild, rebuild_with};
 pub use replay::Replay;
@@ -51,4 +54,4 @@ pub use store::{READ_LIMIT_MAX, Store};
 pub use transfer::{
     LogHash, LogHasher, POSITIONS_SKIPPED, append_raw, copy, go_on_above, log_hash,
 };
-pub use verify::{PROBLEMS_MAX, VerifyReport, verify};
+pub use verify::{PROBLEMS_MAX, VerifyReport, verify, verify_against};

@@ -3,16 +3,18 @@
 //! Invariant: migrations only add, so a store that a newer binary of the same format has extended
 //! can be used; one of a newer format is refused and left as it is.
 
-use contract::ids::BUCKETS;
+use contract::ids::{BUCKETS, Position};
 use serde::Serialize;
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 
+use crate::chain::{self, Chained};
 use crate::connection::{Connection, Owned, run};
+use crate::damage::{self, damage};
 use crate::location::Location;
 use crate::{StoreError, statements};
 
 /// The format that this binary writes, and the newest that it can read.
-pub const FORMAT: u64 = 1;
+pub const FORMAT: u64 = 2;
 
 /// How a store stands to this binary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -59,17 +61,32 @@ pub async fn inspect(url: &str) -> Result<StoreFormat, StoreError> {
 
 /// Brings a store up to this binary's format; does nothing to one that is.
 pub async fn migrate(url: &str) -> Result<Migrated, StoreError> {
+    migrate_with(url, |_, _| {}).await
+}
+
+/// The same. `progress` hears up to which position events are chained, and which is the last.
+pub async fn migrate_with(
+    url: &str,
+    mut progress: impl FnMut(Position, Position) + Send,
+) -> Result<Migrated, StoreError> {
     let location = Location::parse(url)?;
     let _lock = location.lock()?;
     let mut connection = location.open_migrator().await?;
-    let done = bring_up(&location, &mut connection).await;
+    let done = bring_up(&location, &mut connection, &mut progress).await;
     connection.close().await;
-    done
+    match done {
+        Err(StoreError::Damaged(detail)) => Err(damage::at_open(&location, detail).await),
+        done => done,
+    }
 }
 
-async fn bring_up(location: &Location, connection: &mut Owned) -> Result<Migrated, StoreError> {
+async fn bring_up(
+    location: &Location,
+    connection: &mut Owned,
+    progress: &mut Chained<'_>,
+) -> Result<Migrated, StoreError> {
     let before = look(location, connection).await?;
-    apply(location, connection).await?;
+    apply(location, connection, progress).await?;
     Ok(Migrated {
         store: location.to_string(),
         from: before.format,
@@ -86,7 +103,10 @@ async fn look(location: &Location, connection: &mut Owned) -> Result<StoreFormat
         .transpose()?;
     let done = applied(&mut connection).await?;
     let migrations = location.migrations();
-    let is_done = |version: i64| done.contains(&version);
+    // The column alone is not all of that migration.
+    let is_chained = format.is_none_or(|format| format >= chain::FORMAT);
+    let is_done =
+        |version: i64| done.contains(&version) && (is_chained || version != chain::MIGRATION);
     Ok(StoreFormat {
         store: location.to_string(),
         format,
@@ -97,7 +117,11 @@ async fn look(location: &Location, connection: &mut Owned) -> Result<StoreFormat
 }
 
 /// Brings the tables up to this binary's, and refuses a store that only a newer one can read.
-pub(crate) async fn apply(location: &Location, connection: &mut Owned) -> Result<(), StoreError> {
+pub(crate) async fn apply(
+    location: &Location,
+    connection: &mut Owned,
+    progress: &mut Chained<'_>,
+) -> Result<(), StoreError> {
     if let Some(format) = statements::format(&mut connection.get()).await? {
         known_format(location, &format)?;
     }
@@ -110,24 +134,33 @@ pub(crate) async fn apply(location: &Location, connection: &mut Owned) -> Result
         Owned::Sqlite(connection) => migrator.run_direct(None, connection, false).await,
         Owned::Postgres(connection, _) => migrator.run_direct(None, connection, false).await,
     };
-    run.map_err(|error| StoreError::Database(format!("{location}: {error}")))?;
-    let connection = &mut connection.get();
-    statements::set_meta_once(connection, "format", &FORMAT.to_string()).await?;
-    statements::set_meta_once(connection, "buckets", &BUCKETS.to_string()).await?;
-    // Another process may have made them meanwhile.
-    if let Some(format) = statements::meta(connection, "format").await? {
-        known_format(location, &format)?;
+    run.map_err(|error| failed(location, &error))?;
+    let format = statements::meta(&mut connection.get(), "format").await?;
+    // Another process may have made the tables meanwhile.
+    let format = format.map(|format| known_format(location, &format));
+    if format.transpose()?.is_none_or(|format| format < FORMAT) {
+        chain::bring_up(location, connection, progress).await?;
     }
+    let connection = &mut connection.get();
+    statements::set_meta_once(connection, "buckets", &BUCKETS.to_string()).await?;
     check_buckets(location, connection).await
 }
 
-fn known_format(location: &Location, format: &str) -> Result<u64, StoreError> {
+pub(crate) fn known_format(location: &Location, format: &str) -> Result<u64, StoreError> {
     match format.parse::<u64>() {
         Ok(known) if known <= FORMAT => Ok(known),
         _ => Err(StoreError::Refused(format!(
             "{location} has store format {format}, and this binary knows formats up to {FORMAT}: use the release that wrote it or a newer one"
         ))),
     }
+}
+
+fn failed(location: &Location, error: &MigrateError) -> StoreError {
+    let damaged = match error {
+        MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _) => damage(cause),
+        _ => None,
+    };
+    damaged.unwrap_or_else(|| StoreError::Database(format!("{location}: {error}")))
 }
 
 async fn check_buckets(

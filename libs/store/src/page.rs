@@ -81,6 +81,8 @@ fn take_event<'a>(rest: &mut &'a str) -> Option<EventRow<'a>> {
     Some(EventRow {
         position,
         prev,
+        // Who folds the log does not check its chain.
+        prev_hash: None,
         bucket,
         stream: take_text(rest, stream)?,
         version,

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use contract::chain::{ChainHash, Fields};
 use contract::events::Event;
 use contract::ids::{Bucket, Position};
 use contract::log::{Actor, RawRecord, Record, StreamName};
@@ -24,14 +25,16 @@ pub(crate) type RawColumns = (
     i64,
     String,
     String,
+    Option<Vec<u8>>,
 );
 
 pub(crate) fn from_columns(columns: RawColumns) -> RawRecord {
-    let (position, prev, bucket, stream, version, id, type_name, type_version, time, actor, data) =
-        columns;
+    let (position, prev, bucket, stream, version, id, type_name, type_version, time, ..) = columns;
+    let (.., actor, data, prev_hash) = columns;
     RawRecord {
         position: Position(position as u64),
         prev: Position(prev as u64),
+        prev_hash: prev_hash.as_deref().and_then(ChainHash::from_bytes),
         // What no store writes becomes what nobody knows, and is found by whoever checks.
         bucket: Bucket(u16::try_from(bucket).unwrap_or(u16::MAX)),
         stream,
@@ -94,6 +97,7 @@ impl From<RawRecord> for Entry {
 pub(crate) struct EventRow<'a> {
     pub position: Position,
     pub prev: Position,
+    pub prev_hash: Option<ChainHash>,
     pub bucket: Bucket,
     pub stream: &'a str,
     pub version: u64,
@@ -122,10 +126,11 @@ impl std::fmt::Display for Id<'_> {
 }
 
 impl<'a> EventRow<'a> {
-    pub(crate) fn of(record: &'a Record, data: &'a str) -> Self {
+    pub(crate) fn of(record: &'a Record, data: &'a str, prev_hash: ChainHash) -> Self {
         Self {
             position: record.position,
             prev: record.prev,
+            prev_hash: Some(prev_hash),
             bucket: record.bucket,
             stream: record.stream.as_str(),
             version: record.version,
@@ -136,6 +141,30 @@ impl<'a> EventRow<'a> {
             actor: &record.actor.0,
             data,
         }
+    }
+
+    /// What the next event of the bucket carries.
+    pub(crate) fn hash(&self) -> ChainHash {
+        let made;
+        let id = match self.id {
+            Id::Stored(id) => id,
+            Id::Made(id) => {
+                made = id.to_string();
+                &made
+            }
+        };
+        let fields = Fields {
+            numbers: [
+                self.position.0,
+                self.prev.0,
+                u64::from(self.bucket.0),
+                self.version,
+                u64::from(self.type_version),
+                self.time.millis() as u64,
+            ],
+            texts: [self.stream, id, self.type_name, self.actor, self.data],
+        };
+        fields.chained(self.prev_hash.unwrap_or_default())
     }
 
     /// The event itself, or all that can be said about it.
@@ -194,6 +223,7 @@ impl<'a> EventRow<'a> {
         Self {
             position: raw.position,
             prev: raw.prev,
+            prev_hash: raw.prev_hash,
             bucket: raw.bucket,
             stream: &raw.stream,
             version: raw.version,

@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::{EVENT_BYTES_MAX, Record, RowChange, StreamName};
 
 use crate::connection::Connection;
 use crate::known::Known;
 use crate::postgres::batch::Wants;
+use crate::raw::EventRow;
 use crate::statements::StoredCause;
 use crate::{Cause, Commit, CommitError, CursorMove, Fence, StoreError, belongs};
 
@@ -28,8 +30,20 @@ pub(crate) struct PreparedAppend {
     pub stream: StreamName,
     pub bucket: Bucket,
     pub expected_version: u64,
-    /// Records without their places (position, prev, version), and their data.
-    pub events: Vec<(Record, String)>,
+    /// Without their places, until they are staged.
+    pub events: Vec<PreparedEvent>,
+}
+
+pub(crate) struct PreparedEvent {
+    pub record: Record,
+    pub data: String,
+    pub prev_hash: ChainHash,
+}
+
+impl PreparedEvent {
+    pub(crate) fn row(&self) -> EventRow<'_> {
+        EventRow::of(&self.record, &self.data, self.prev_hash)
+    }
 }
 
 impl Prepared {
@@ -77,7 +91,11 @@ impl Prepared {
                     actor: event.actor,
                     event: event.event,
                 };
-                events.push((record, data));
+                events.push(PreparedEvent {
+                    record,
+                    data,
+                    prev_hash: ChainHash::START,
+                });
             }
             appends.push(PreparedAppend {
                 stream: append.stream,
@@ -150,6 +168,9 @@ pub(crate) async fn stage(
         check_cursor(known, connection, cursor).await?;
     }
     check_versions(known, connection, &commit.appends).await?;
+    for append in &commit.appends {
+        known.know_hash(connection, append.bucket).await?;
+    }
 
     // From here on nothing can refuse the commit.
     let positions = place(known, &mut commit.appends);
@@ -250,18 +271,20 @@ async fn check_versions(
     Ok(())
 }
 
-/// Gives every event its position, its version and its bucket's previous position.
+/// Gives every event its position, its version, and its place in the chain of its bucket.
 fn place(known: &mut Known, appends: &mut [PreparedAppend]) -> Vec<Position> {
     let mut positions = Vec::new();
     for append in appends {
         let mut version = append.expected_version;
-        for (record, _) in &mut append.events {
+        for event in &mut append.events {
             version += 1;
+            let record = &mut event.record;
             record.version = version;
-            (record.position, record.prev) = known.give(append.bucket);
+            (record.position, record.prev, event.prev_hash) = known.give(append.bucket);
             assert!(record.prev < record.position, "positions only rise");
             known.last_time = Some(record.time);
             positions.push(record.position);
+            known.chain(&event.row());
         }
         match known.versions.get_mut(append.stream.as_str()) {
             Some(known) => *known = version,

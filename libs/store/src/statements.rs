@@ -1,6 +1,7 @@
 //! Every SQL text, with its bindings. One text for every database: `$n`, portable types, upserts
 //! that name their columns. What has to differ stands in `sqlite` and `postgres`.
 
+mod chain;
 mod models;
 
 use std::collections::BTreeMap;
@@ -11,9 +12,11 @@ use contract::time::Timestamp;
 use uuid::Uuid;
 
 use crate::connection::{Connection, execute, run};
+use crate::damage::damage;
 use crate::raw::{EventRow, RawColumns, decode, from_columns};
 use crate::{StoreError, postgres, sqlite};
 
+pub(crate) use chain::*;
 pub(crate) use models::*;
 
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;
@@ -22,7 +25,7 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::PoolClosed => Self::Closed,
-            error => Self::Database(error.to_string()),
+            error => damage(&error).unwrap_or_else(|| Self::Database(error.to_string())),
         }
     }
 }
@@ -66,6 +69,21 @@ pub(crate) async fn set_meta_once(
     Ok(())
 }
 
+pub(crate) async fn set_meta(
+    connection: &mut Connection<'_>,
+    key: &str,
+    value: &str,
+) -> Result<()> {
+    execute!(
+        connection,
+        "INSERT INTO meta (key, value) VALUES ($1, $2) \
+         ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        key,
+        value
+    )?;
+    Ok(())
+}
+
 const NEXT_POSITION: &str = "next_position";
 
 /// The lowest position that the next event may get, where one was set.
@@ -90,14 +108,7 @@ pub(crate) async fn set_next_position(
     {
         return Ok(());
     }
-    execute!(
-        connection,
-        "INSERT INTO meta (key, value) VALUES ($1, $2) \
-         ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-        NEXT_POSITION,
-        next.0.to_string()
-    )?;
-    Ok(())
+    set_meta(connection, NEXT_POSITION, &next.0.to_string()).await
 }
 
 pub(crate) async fn head(connection: &mut Connection<'_>) -> Result<Position> {
@@ -236,11 +247,13 @@ pub(crate) async fn cause(
 macro_rules! select_events {
     ($rest:literal) => {
         concat!(
-            "SELECT position, prev, bucket, stream, version, id, type, type_version, time, actor, data FROM events ",
+            "SELECT position, prev, bucket, stream, version, id, type, type_version, time, actor, data, prev_hash FROM events ",
             $rest
         )
     };
 }
+
+use select_events;
 
 fn raw(columns: Vec<RawColumns>) -> Vec<RawRecord> {
     columns.into_iter().map(from_columns).collect()

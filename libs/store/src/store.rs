@@ -18,7 +18,9 @@ use crate::raw::{Entry, decode};
 use crate::rows::{Row, RowQuery};
 use crate::staging::Prepared;
 use crate::writer::{CommitJob, Job, QUEUE_MAX, Subscribers, Writer};
-use crate::{Cause, Commit, CommitError, Committed, StoreError, migrate, postgres, statements};
+use crate::{
+    Cause, Commit, CommitError, Committed, StoreError, chain, damage, migrate, postgres, statements,
+};
 
 /// Most records that one read returns, whatever it asks for.
 pub const READ_LIMIT_MAX: usize = 10_000;
@@ -36,6 +38,8 @@ struct Inner {
     head: Head,
     follower: OnceLock<AbortHandle>,
     runtime: Handle,
+    /// Where the store is, without credentials.
+    place: String,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -53,9 +57,18 @@ impl Store {
     /// in SQLite while another process has it.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         let location = Location::parse(url)?;
+        match Self::open_at(location.clone()).await {
+            Err(StoreError::Damaged(detail)) => Err(damage::at_open(&location, detail).await),
+            opened => opened,
+        }
+    }
+
+    async fn open_at(location: Location) -> Result<Self, StoreError> {
+        let place = location.to_string();
         let lock = location.lock()?;
         let mut migrator = location.open_migrator().await?;
-        let migrated = migrate::apply(&location, &mut migrator).await;
+        let mut progress = chain::in_log(&location);
+        let migrated = migrate::apply(&location, &mut migrator, &mut progress).await;
         migrator.close().await;
         migrated?;
         let mut connection = location.open_writer().await?;
@@ -75,6 +88,7 @@ impl Store {
                 head,
                 follower: OnceLock::new(),
                 runtime: Handle::current(),
+                place,
                 writer: Mutex::new(Some(writer)),
             }),
         })
@@ -233,6 +247,11 @@ impl Store {
     /// rows of the same position.
     pub async fn rows(&self, query: RowQuery) -> Result<Vec<Row>, StoreError> {
         statements::rows(&mut self.reader().await?.get(), &query).await
+    }
+
+    /// What is to be said of pages that cannot be read.
+    pub(crate) async fn describe_damage(&self, detail: &str) -> String {
+        damage::of(&self.inner.readers, &self.inner.place, detail).await
     }
 
     pub(crate) async fn reader(&self) -> Result<Pooled, StoreError> {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use contract::chain::{ChainHash, Fields};
 use contract::ids::{Bucket, Position};
 use contract::log::StreamName;
 use serde::Serialize;
@@ -44,28 +45,9 @@ pub struct LogHasher {
 }
 
 impl LogHasher {
-    /// Every field counts, with its length, so that no two logs are written alike.
+    /// The hash that an event carries does not count: it follows from the others.
     pub fn take_in(&mut self, event: &RawRecord) {
-        for number in [
-            event.position.0,
-            event.prev.0,
-            u64::from(event.bucket.0),
-            event.version,
-            u64::from(event.type_version),
-            event.time.millis() as u64,
-        ] {
-            self.hash.update(number.to_be_bytes());
-        }
-        for text in [
-            &event.stream,
-            &event.id,
-            &event.type_name,
-            &event.actor,
-            &event.data,
-        ] {
-            self.hash.update((text.len() as u64).to_be_bytes());
-            self.hash.update(text.as_bytes());
-        }
+        Fields::of(event).feed(&mut self.hash);
         self.events += 1;
         self.head = event.position;
     }
@@ -245,8 +227,7 @@ impl Restore {
             stored.retain(|event| event.position <= up_to);
             same(known, &stored)?;
         }
-        check_chains(connection, head, new).await?;
-        let rows: Vec<EventRow<'_>> = new.iter().map(EventRow::raw).collect();
+        let rows = continuing(connection, head, new).await?;
         statements::insert_events(connection, &rows).await?;
         let next = Position(last.position.0.max(head.0) + POSITIONS_SKIPPED);
         statements::set_next_position(connection, next).await?;
@@ -287,7 +268,7 @@ fn same(theirs: &[RawRecord], ours: &[RawRecord]) -> Result<(), StoreError> {
     let differs = theirs
         .iter()
         .zip(ours)
-        .find(|(theirs, ours)| theirs != ours);
+        .find(|(theirs, ours)| !theirs.is_same_as(ours));
     let at = match differs {
         Some((theirs, ours)) => Some(theirs.position.min(ours.position)),
         None => {
@@ -304,14 +285,16 @@ fn same(theirs: &[RawRecord], ours: &[RawRecord]) -> Result<(), StoreError> {
     }
 }
 
-/// New events must continue the log's order, the chains of their buckets and their streams.
-async fn check_chains(
+/// New events must continue the log's order, the chains of their buckets and their streams. One that
+/// was published before there was a chain carries no hash, and is chained now.
+async fn continuing<'e>(
     connection: &mut Connection<'_>,
     head: Position,
-    events: &[RawRecord],
-) -> Result<(), StoreError> {
+    events: &'e [RawRecord],
+) -> Result<Vec<EventRow<'e>>, StoreError> {
+    let mut rows = Vec::with_capacity(events.len());
     let mut before = head;
-    let mut buckets: BTreeMap<Bucket, Position> = BTreeMap::new();
+    let mut buckets: BTreeMap<Bucket, (Position, ChainHash)> = BTreeMap::new();
     let mut streams: BTreeMap<&str, u64> = BTreeMap::new();
     for event in events {
         let at = event.position;
@@ -328,9 +311,12 @@ async fn check_chains(
                 event.bucket
             ));
         }
-        let prev = match buckets.get(&event.bucket) {
-            Some(prev) => *prev,
-            None => statements::bucket_head(connection, event.bucket).await?,
+        let (prev, hash) = match buckets.get(&event.bucket) {
+            Some(last) => *last,
+            None => statements::last_of_bucket(connection, event.bucket)
+                .await?
+                .map(|last| (last.position, EventRow::raw(&last).hash()))
+                .unwrap_or_default(),
         };
         if event.prev != prev {
             return refused(format!(
@@ -338,7 +324,17 @@ async fn check_chains(
                 event.prev, event.bucket
             ));
         }
-        buckets.insert(event.bucket, at);
+        if event.prev_hash.is_some_and(|carried| carried != hash) {
+            return refused(format!(
+                "the hash that it carries is not that of the event at {prev}, which is before it in \
+                 bucket {}: one of them was changed after it was written",
+                event.bucket
+            ));
+        }
+        let mut row = EventRow::raw(event);
+        row.prev_hash = Some(hash);
+        buckets.insert(event.bucket, (at, row.hash()));
+        rows.push(row);
         let version = match streams.get(event.stream.as_str()) {
             Some(version) => *version,
             None => statements::stream_version(connection, &event.stream).await?,
@@ -351,7 +347,7 @@ async fn check_chains(
         }
         streams.insert(&event.stream, event.version);
     }
-    Ok(())
+    Ok(rows)
 }
 
 impl Store {

@@ -1,15 +1,16 @@
-//! Walks the whole log and says whether it is sound: order, chains, versions, schemas, and that
-//! the read models are what the log makes of them.
+//! Walks the whole log and says whether it is sound: order, chains of hashes, versions, schemas, and
+//! that the read models are what the log makes of them.
 
 use std::collections::BTreeMap;
 
+use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::{Record, StreamName};
 use serde::Serialize;
 
 use crate::raw::EventRow;
 use crate::rows::{Folded, PAGE_ROWS_MAX, Projector, Rows, covers};
-use crate::{RawRecord, Store, StoreError, Unreadable, belongs, statements};
+use crate::{ChainHead, RawRecord, Store, StoreError, Unreadable, belongs, statements};
 
 /// Problems that a report lists; the rest are only counted.
 pub const PROBLEMS_MAX: usize = 100;
@@ -40,15 +41,42 @@ pub async fn verify(
     projector: &mut dyn Projector,
     models: &[&str],
 ) -> Result<VerifyReport, StoreError> {
+    verify_against(store, projector, models, &[]).await
+}
+
+/// The same, and every one of these ends of chains, which were kept elsewhere, must still be in the log:
+/// that is how a changed last event is found, and a log that was cut off.
+pub async fn verify_against(
+    store: &Store,
+    projector: &mut dyn Projector,
+    models: &[&str],
+    kept: &[ChainHead],
+) -> Result<VerifyReport, StoreError> {
+    match read(store, projector, models, kept).await {
+        Err(StoreError::Damaged(detail)) => Ok(VerifyReport {
+            problems: vec![store.describe_damage(&detail).await],
+            ..VerifyReport::default()
+        }),
+        read => read,
+    }
+}
+
+async fn read(
+    store: &Store,
+    projector: &mut dyn Projector,
+    models: &[&str],
+    kept: &[ChainHead],
+) -> Result<VerifyReport, StoreError> {
     let moment = Moment::read(store, projector.consumer(), models).await?;
     let (mut walk, folded) = loop {
         let mut folded = Folded::new(models);
-        let walk = walk(store, &moment, projector, &mut folded).await?;
+        let walk = walk(store, &moment, projector, &mut folded, kept).await?;
         if let Some(rest) = projector.rest() {
             folded.take_in(rest);
             break (walk, folded);
         }
     };
+    walk.check_kept();
     walk.check_cursors(&moment);
     walk.check_rows(&moment.rows, &folded.rows);
     Ok(walk.report(&moment))
@@ -59,8 +87,13 @@ async fn walk(
     moment: &Moment,
     projector: &mut dyn Projector,
     folded: &mut Folded,
+    kept: &[ChainHead],
 ) -> Result<Walk, StoreError> {
-    let mut walk = Walk::default();
+    let kept = kept.iter().map(|kept| (kept.position, *kept));
+    let mut walk = Walk {
+        kept: kept.collect(),
+        ..Walk::default()
+    };
     let mut after = Position::START;
     while after < moment.head {
         let page = store.read_raw(after, PAGE_ROWS_MAX).await?;
@@ -118,12 +151,23 @@ impl Moment {
     }
 }
 
+/// The last event of a bucket.
+#[derive(Clone, Copy, Default)]
+struct Last {
+    position: Position,
+    hash: ChainHash,
+    /// Of the event before it.
+    before: ChainHash,
+}
+
 /// What the walk has seen so far.
 #[derive(Default)]
 struct Walk {
     events: u64,
     head: Position,
-    buckets: BTreeMap<Bucket, Position>,
+    buckets: BTreeMap<Bucket, Last>,
+    /// Not found yet.
+    kept: BTreeMap<Position, ChainHead>,
     versions: BTreeMap<String, u64>,
     problems: Vec<String>,
     unlisted: u64,
@@ -184,14 +228,38 @@ impl Walk {
     }
 
     fn check_chain(&mut self, raw: &RawRecord) {
-        let before = self
-            .buckets
-            .insert(raw.bucket, raw.position)
-            .unwrap_or(Position::START);
-        if raw.prev != before {
+        let last = self.buckets.get(&raw.bucket).copied().unwrap_or_default();
+        let hash = EventRow::raw(raw).hash();
+        let next = Last {
+            position: raw.position,
+            hash,
+            before: last.hash,
+        };
+        self.buckets.insert(raw.bucket, next);
+        if let Some(problem) = broken(raw, last) {
+            self.problem(problem);
+        }
+        let kept = self.kept.remove(&raw.position);
+        if kept.is_some_and(|kept| (kept.bucket, kept.hash) != (raw.bucket, hash)) {
             self.problem(format!(
-                "position {}: prev is {}, but bucket {} has {before} before it",
-                raw.position, raw.prev, raw.bucket
+                "position {}: its hash is not the one that was kept of bucket {}: it was changed, or \
+                 something before it was and the chain was made anew",
+                raw.position, raw.bucket
+            ));
+        }
+    }
+
+    /// What was kept of the log and is not in it.
+    fn check_kept(&mut self) {
+        for kept in std::mem::take(&mut self.kept).into_values() {
+            let ends = self.buckets.get(&kept.bucket).copied().unwrap_or_default();
+            let has = match ends.position {
+                Position::START => "holds nothing".to_owned(),
+                end => format!("ends at {end}"),
+            };
+            self.problem(format!(
+                "position {} is missing, which was kept as the end of bucket {}; the bucket {has}",
+                kept.position, kept.bucket
             ));
         }
     }
@@ -274,6 +342,44 @@ impl Walk {
             problems: self.problems,
         }
     }
+}
+
+/// What is wrong between an event and the one before it in its bucket, if anything.
+fn broken(raw: &RawRecord, last: Last) -> Option<String> {
+    let (at, prev, bucket, before) = (raw.position, raw.prev, raw.bucket, last.position);
+    let was_last = raw.prev_hash == Some(last.before) && before > Position::START;
+    if prev != before {
+        let why = match prev > before {
+            true => format!("the event at {prev} is missing"),
+            false if was_last => format!("the event at {before} was inserted"),
+            false => format!("the event at {before} was inserted, or this one was changed"),
+        };
+        return Some(format!(
+            "position {at}: prev is {prev}, but bucket {bucket} has {before} before it: {why}"
+        ));
+    }
+    if raw.prev_hash == Some(last.hash) {
+        return None;
+    }
+    let why = match raw.prev_hash {
+        None => {
+            return Some(format!(
+                "position {at}: it carries no hash of what is before it in bucket {bucket}: it was \
+                 inserted, or its hash was taken away"
+            ));
+        }
+        Some(_) if before == Position::START => {
+            "events before it are missing, or it was inserted".to_owned()
+        }
+        Some(_) if was_last => format!("the event at {before} was inserted"),
+        Some(_) => {
+            format!("the event at {before} was changed, or one between them is missing")
+        }
+    };
+    Some(format!(
+        "position {at}: the hash that it carries is not that of position {before}, before it in bucket \
+         {bucket}: {why}"
+    ))
 }
 
 fn difference(stored: &crate::Row, folded: &crate::Row) -> String {

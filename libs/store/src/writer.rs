@@ -23,7 +23,7 @@ use crate::known::Known;
 use crate::location::Location;
 use crate::postgres;
 use crate::raw::EventRow;
-use crate::staging::{Outcome, Prepared, Staged, stage};
+use crate::staging::{Outcome, Prepared, PreparedEvent, Staged, stage};
 use crate::statements::{self, CursorRow, StoredCause};
 use crate::{CommitError, Committed, StoreError};
 
@@ -285,7 +285,7 @@ impl Writer {
             });
         }
         let events = prepared.appends.into_iter().flat_map(|a| a.events);
-        let records: Vec<Arc<Record>> = events.map(|(record, _)| Arc::new(record)).collect();
+        let records: Vec<Arc<Record>> = events.map(|event| Arc::new(event.record)).collect();
         self.tell(&records);
         Ok(Committed::Now { records })
     }
@@ -381,15 +381,13 @@ fn events_of<'b>(
 ) -> Vec<EventRow<'b>> {
     let appends = written(batch, outcomes).flat_map(|prepared| &prepared.appends);
     let events = appends.flat_map(|append| &append.events);
-    events
-        .map(|(record, data)| EventRow::of(record, data))
-        .collect()
+    events.map(PreparedEvent::row).collect()
 }
 
 fn last_position(batch: &[CommitJob], outcomes: &[Result<Outcome, CommitError>]) -> Position {
     let mut backwards = written(batch, outcomes).rev();
     let last = backwards.find_map(|prepared| prepared.appends.last()?.events.last());
-    last.map_or(Position::START, |(record, _)| record.position)
+    last.map_or(Position::START, |event| event.record.position)
 }
 
 fn fail(batch: Vec<CommitJob>, error: &StoreError) {

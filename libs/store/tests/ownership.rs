@@ -185,7 +185,7 @@ async fn the_head_is_followed_also_where_nobody_tells(place: Place) {
     // Written past the store: nobody is told of it.
     place
         .behind_its_back(
-            "INSERT INTO events VALUES (1, 0, 1, 'endpoint/default/x', 1, 'x', 'x', 1, 0, 'x', '{}')",
+            "INSERT INTO events VALUES (1, 0, 1, 'endpoint/default/x', 1, 'x', 'x', 1, 0, 'x', '{}', '')",
         )
         .await;
     reaches(&store, 1).await;

@@ -254,7 +254,7 @@ async fn a_version_that_was_written_past_every_check_is_a_conflict_of_one_commit
     let mut meddler = database.connect().await;
     let mut meddling = meddler.begin().await.unwrap();
     let sql = "INSERT INTO events SELECT 50, prev, bucket, stream, 2, 'x', type, type_version, time, \
-         actor, data FROM events";
+         actor, data, prev_hash FROM events";
     sqlx::query(sql).execute(&mut *meddling).await.unwrap();
     let committing = |name: &str, version| {
         let (store, commit) = (store.clone(), commit_to(stream(name), version, 1));

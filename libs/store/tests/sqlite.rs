@@ -13,7 +13,9 @@ use contract::log::{Actor, NewEvent, Record, RowChange, StreamKind, StreamName};
 use contract::time::Timestamp;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
-use store::{Append, Commit, CommitError, Projector, Store, StoreError, verify};
+use store::{
+    Append, Commit, CommitError, Projector, Store, StoreError, heads, verify, verify_against,
+};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -171,4 +173,138 @@ async fn verify_finds_what_was_changed_behind_the_stores_back() {
             report.problems
         );
     }
+}
+
+/// Fills the log until its table has many pages, and gives the file.
+async fn a_file_of_many_pages(folder: &TempDir) -> std::path::PathBuf {
+    let store = Store::open(&url(folder)).await.unwrap();
+    for version in 0..300 {
+        store.commit(commit("iris", version)).await.unwrap();
+    }
+    store.close().await;
+    folder.path().join("log.db")
+}
+
+/// Overwrites the page that holds the event of this id.
+fn damage_page_of(file: &std::path::Path, id: &str) {
+    const PAGE: usize = 4096;
+    let mut bytes = std::fs::read(file).unwrap();
+    // An event's data stands behind its id; in the index there is none.
+    let tail = format!("{id}endpoint.deletion-requested");
+    let at = bytes
+        .windows(tail.len())
+        .position(|text| text == tail.as_bytes());
+    let page = at.unwrap() / PAGE * PAGE;
+    bytes[page..page + PAGE].fill(0);
+    std::fs::write(file, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_page_is_named_by_what_can_be_read_around_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = a_file_of_many_pages(&folder).await;
+    let store = Store::open(&url(&folder)).await.unwrap();
+    let event = store.read_raw(Position(149), 1).await.unwrap().remove(0);
+    store.close().await;
+    damage_page_of(&file, &event.id);
+    let store = Store::open(&url(&folder)).await.unwrap();
+    let report = verify(&store, &mut NoRows, &[]).await.unwrap();
+    let [problem] = &report.problems[..] else {
+        panic!("{report:?}");
+    };
+    let words: Vec<&str> = problem.split(' ').collect();
+    let after = |word: &str| -> u64 {
+        let at = words.iter().position(|w| *w == word).unwrap();
+        words[at + 1].trim_end_matches(',').parse().unwrap()
+    };
+    let (whole, again) = (after("position"), after("from"));
+    assert!(
+        whole < 150 && 150 < again && again - whole < 60,
+        "{problem}"
+    );
+    let parts = [
+        "log.db is damaged (",
+        "malformed",
+        &format!(
+            "those between {whole} and {again} cannot, and from {again} to 300 they can again"
+        ),
+        "store rebuild --from BACKUP",
+        "--from kafka://",
+    ];
+    for part in parts {
+        assert!(problem.contains(part), "{part}: {problem}");
+    }
+    // It is as is said.
+    assert!(store.read_raw(Position(whole - 1), 1).await.is_ok());
+    assert!(store.read_raw(Position(again), 300).await.is_ok());
+    let refused = store.read_raw(Position(whole), 1).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("penstock events verify"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
+async fn a_store_whose_end_is_damaged_does_not_open_and_says_what_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = a_file_of_many_pages(&folder).await;
+    let store = Store::open(&url(&folder)).await.unwrap();
+    let event = store.read_raw(Position(299), 1).await.unwrap().remove(0);
+    store.close().await;
+    damage_page_of(&file, &event.id);
+    let refused = Store::open(&url(&folder)).await.err().unwrap().to_string();
+    for part in [
+        "log.db is damaged",
+        "events up to position 2",
+        "none after that can",
+    ] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_named_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = a_file_of_many_pages(&folder).await;
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[..4096].fill(b'?');
+    std::fs::write(&file, &bytes).unwrap();
+    for _ in 0..2 {
+        let refused = Store::open(&url(&folder)).await.err().unwrap().to_string();
+        let parts = [
+            "log.db is damaged (",
+            "not a database",
+            "nothing of it can be read",
+            "BACKUP",
+        ];
+        for part in parts {
+            assert!(refused.contains(part), "{part}: {refused}");
+        }
+    }
+    assert_eq!(std::fs::read(&file).unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn a_write_ahead_log_that_was_cut_off_is_found_by_ends_that_were_kept() {
+    let (folder, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = Store::open(&url(&folder)).await.unwrap();
+    for version in 0..30 {
+        store.commit(commit("iris", version)).await.unwrap();
+    }
+    let kept = heads(&store).await.unwrap();
+    for file in ["log.db", "log.db-wal"] {
+        std::fs::copy(folder.path().join(file), copy.path().join(file)).unwrap();
+    }
+    let wal = copy.path().join("log.db-wal");
+    let bytes = std::fs::read(&wal).unwrap();
+    std::fs::write(&wal, &bytes[..bytes.len() / 2]).unwrap();
+    let store = Store::open(&url(&copy)).await.unwrap();
+    // What is left is sound.
+    let report = verify(&store, &mut NoRows, &[]).await.unwrap();
+    assert_eq!(report.problems, Vec::<String>::new());
+    assert!((1..30).contains(&report.events), "{report:?}");
+    let report = verify_against(&store, &mut NoRows, &[], &kept).await;
+    let found = report.unwrap().problems;
+    let is_found = found.len() == 1 && found[0].starts_with("position 30 is missing");
+    assert!(is_found, "{found:?}");
 }

@@ -4,6 +4,7 @@
 
 mod support;
 
+use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use store::{
     Cause, Commit, CursorMove, Entry, POSITIONS_SKIPPED, RawRecord, Store, StoreError, append_raw,
@@ -153,6 +154,10 @@ async fn raw_events_that_do_not_continue_the_log_are_refused(place: Place) {
             changed(|event| event.position = Position(2)),
             "not the same in both logs",
         ),
+        (
+            changed(|event| event.prev_hash = Some(ChainHash([7; 32]))),
+            "position 3: the hash that it carries is not that of the event at 2",
+        ),
         (vec![events[3].clone()], "prev is 3, but bucket"),
         (
             vec![events[2].clone(), events[2].clone()],
@@ -164,6 +169,24 @@ async fn raw_events_that_do_not_continue_the_log_are_refused(place: Place) {
     }
     assert_eq!(raw(&store).await, events[..2]);
     append_raw(&store, events.clone()).await.unwrap();
+}
+
+async fn what_was_published_before_there_was_a_chain_is_chained_when_it_is_taken_in(place: Place) {
+    let (_folder, from) = other().await;
+    for version in 0..4 {
+        records(&from, commit_to(stream("iris"), version, 1)).await;
+        records(&from, commit_to(stream("rose"), version, 1)).await;
+    }
+    let events = raw(&from).await;
+    let mut older = events.clone();
+    older[..5]
+        .iter_mut()
+        .for_each(|event| event.prev_hash = None);
+    let store = place.open().await;
+    append_raw(&store, older[..3].to_vec()).await.unwrap();
+    append_raw(&store, older).await.unwrap();
+    assert_eq!(raw(&store).await, events);
+    is_sound(&store).await;
 }
 
 async fn a_store_that_took_in_events_goes_on_well_above_them(place: Place) {
@@ -322,7 +345,7 @@ async fn an_event_that_cannot_be_read_does_not_hide_the_others(place: Place) {
 async fn a_store_of_a_newer_format_is_refused_and_left_as_it_is(place: Place) {
     place.open().await.close().await;
     place
-        .behind_its_back("UPDATE meta SET value = '2' WHERE key = 'format'")
+        .behind_its_back("UPDATE meta SET value = '3' WHERE key = 'format'")
         .await;
     for refused in [
         Store::open(&place.url()).await.err().unwrap().to_string(),
@@ -338,12 +361,12 @@ async fn a_store_of_a_newer_format_is_refused_and_left_as_it_is(place: Place) {
             .to_string(),
     ] {
         assert!(
-            refused.contains("format 2") && refused.contains("newer"),
+            refused.contains("format 3") && refused.contains("newer"),
             "{refused}"
         );
     }
     place
-        .behind_its_back("UPDATE meta SET value = '1' WHERE key = 'format'")
+        .behind_its_back("UPDATE meta SET value = '2' WHERE key = 'format'")
         .await;
     place.open().await;
 }
@@ -376,6 +399,7 @@ support::suite! {
     the_hash_is_of_what_stands_in_the_log_and_where
     raw_events_of_one_store_make_the_same_log_in_another
     raw_events_that_do_not_continue_the_log_are_refused
+    what_was_published_before_there_was_a_chain_is_chained_when_it_is_taken_in
     a_store_that_took_in_events_goes_on_well_above_them
     a_copy_has_the_log_the_cursors_the_fences_and_the_causes
     no_cursor_of_the_views_is_copied_without_their_rows

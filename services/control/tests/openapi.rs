@@ -149,6 +149,7 @@ async fn every_route_of_the_table_answers_as_the_openapi_document_says() {
         "/v1/history?endpoint=iris&since=1m&step=10s",
         "/v1/events",
         "/v1/events/verify",
+        "/v1/events/heads",
         "/v1/access",
         "/openapi.json",
         "/healthz",
@@ -202,6 +203,24 @@ async fn every_route_of_the_table_answers_as_the_openapi_document_says() {
     );
     let verified = world.get("/v1/events/verify").await.expect(200).body();
     assert_eq!(verified["ok"], true, "{verified}");
+    let heads = world.get("/v1/events/heads").await.expect(200).body();
+    let mut kept = json!({"heads": heads["items"]});
+    let verified = world
+        .post("/v1/events/verify", &kept)
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(verified["ok"], true, "{verified}");
+    // One that was kept of another log.
+    kept["heads"][0]["hash"] = json!("00".repeat(32));
+    let verified = world
+        .post("/v1/events/verify", &kept)
+        .await
+        .expect(200)
+        .body();
+    assert_eq!(verified["ok"], false, "{verified}");
+    let problem = verified["problems"][0].as_str().unwrap();
+    assert!(problem.contains("not the one that was kept"), "{problem}");
 
     world
         .put(

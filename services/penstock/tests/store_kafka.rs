@@ -457,14 +457,21 @@ async fn nobody_publishes_beside_the_relay_that_holds_the_lease() {
     store.close().await;
 }
 
-/// As another release would have written the event at a position.
+/// As another release would have written the event at a position, and chained what follows it.
 async fn rewrite(url: &str, position: u64, columns: &str) {
     let mut connection = sqlx::SqliteConnection::connect(url).await.unwrap();
     let text = format!("UPDATE events SET {columns} WHERE position = {position}");
     let query = sqlx::query(sqlx::AssertSqlSafe(text));
     let done = query.execute(&mut connection).await.unwrap();
     assert_eq!(done.rows_affected(), 1, "position {position}");
+    let unchained = "UPDATE events SET prev_hash = NULL; \
+         UPDATE meta SET value = '1' WHERE key = 'format'";
+    sqlx::raw_sql(unchained)
+        .execute(&mut connection)
+        .await
+        .unwrap();
     connection.close().await.unwrap();
+    store::migrate(url).await.unwrap();
 }
 
 async fn stored(url: &str) -> Vec<RawRecord> {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fmt::Display;
 use std::str::FromStr;
 
+use contract::chain::ChainHash;
 use contract::events::Event;
 use contract::frame::Frame;
 use contract::ids::{Bucket, Position};
@@ -26,6 +27,9 @@ const TIME: &str = "ce_time";
 const SUBJECT: &str = "ce_subject";
 const POSITION: &str = "ce_penstockposition";
 const PREV: &str = "ce_penstockprev";
+/// The hash of the event before it in its bucket; missing where a release from before the chain has
+/// published the event.
+const PREV_HASH: &str = "ce_penstockprevhash";
 const BUCKET: &str = "ce_penstockbucket";
 /// Of the record in its stream.
 const VERSION: &str = "ce_penstockversion";
@@ -66,7 +70,7 @@ pub fn source_of(prefix: &str) -> String {
 
 /// The event as it stands, whether or not it can be read here.
 pub fn encode_record<'a>(source: &'a str, event: &'a RawRecord) -> Outgoing<'a> {
-    let headers = vec![
+    let mut headers = vec![
         (SPEC, SPEC_VERSION.into()),
         (ID, event.id.as_str().into()),
         (SOURCE, source.into()),
@@ -81,6 +85,9 @@ pub fn encode_record<'a>(source: &'a str, event: &'a RawRecord) -> Outgoing<'a> 
         (TYPE_VERSION, event.type_version.to_string().into()),
         (ACTOR, event.actor.as_str().into()),
     ];
+    if let Some(hash) = event.prev_hash {
+        headers.push((PREV_HASH, hash.to_string().into()));
+    }
     Outgoing {
         key: key_of(event).into(),
         headers,
@@ -105,6 +112,7 @@ fn key_of(event: &RawRecord) -> &str {
 struct Message<'a> {
     position: Position,
     prev: Position,
+    prev_hash: Option<ChainHash>,
     bucket: Bucket,
     stream: &'a str,
     version: u64,
@@ -131,6 +139,7 @@ impl<'a> Message<'a> {
         let message = Self {
             position: Position(headers.parsed(POSITION)?),
             prev: Position(headers.parsed(PREV)?),
+            prev_hash: headers.parsed_if_there(PREV_HASH)?,
             bucket: Bucket(headers.parsed(BUCKET)?),
             stream: headers.text(SUBJECT)?,
             version: headers.parsed(VERSION)?,
@@ -208,6 +217,7 @@ pub fn decode_stored<H: Headers>(
     Ok(RawRecord {
         position: message.position,
         prev: message.prev,
+        prev_hash: message.prev_hash,
         bucket: message.bucket,
         stream: message.stream.to_owned(),
         version: message.version,
@@ -285,6 +295,13 @@ impl<'a, H: Headers> Found<'a, H> {
 
     fn parsed<T: FromStr<Err: Display>>(&self, name: &str) -> Result<T, String> {
         parsed(name, self.text(name)?)
+    }
+
+    fn parsed_if_there<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Option<T>, String> {
+        match self.0.iter().any(|header| header.key == name) {
+            true => self.parsed(name).map(Some),
+            false => Ok(None),
+        }
     }
 }
 

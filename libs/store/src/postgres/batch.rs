@@ -3,11 +3,13 @@
 //! Invariants: fences are locked first, in order of their names; then the one lock that orders all
 //! commits of the store is taken; only then is anything else read. So nothing that was read can have
 //! changed when the batch is written, and positions become visible in order. Versions and the heads
-//! of buckets are kept from batch to batch: what others have appended since is read under the lock.
+//! of buckets, with their hashes, are kept from batch to batch: what others have appended since is read
+//! under the lock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
+use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::StreamName;
 use contract::time::Timestamp;
@@ -15,7 +17,8 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Transaction};
 
 use crate::StoreError;
 use crate::connection::limited;
-use crate::known::Known;
+use crate::known::{BucketHead, Known};
+use crate::raw::{EventRow, RawColumns, from_columns};
 use crate::statements::{self, CauseColumns, StoredCause};
 
 /// `penstock` in ASCII: whoever holds it may give positions.
@@ -104,8 +107,12 @@ const BUCKET_HEAD: i32 = 4;
 const VERSION: i32 = 5;
 const CURSOR: i32 = 6;
 
-/// Kind, name, bucket, and what is known of it; of events that somebody appended, the version too.
-type Place = (i32, String, i64, Option<i64>, i64);
+/// Kind, name, bucket, and what is known of it; of events that somebody appended, the version too, and
+/// of the last of a bucket all else that is hashed.
+type Place = (i32, String, i64, Option<i64>, i64, Option<Rest>);
+
+/// As text: prev, version of the type, time, id, type, actor, data, and the hash that it carries.
+type Rest = Vec<Option<String>>;
 
 /// Stands in the query as a number too: the planner has to see that it is few.
 const APPENDED_MAX: i64 = 5_000;
@@ -128,8 +135,11 @@ async fn read_places(
     let new_streams: Vec<&str> = new_streams
         .filter(|stream| !known.versions.contains_key(*stream))
         .collect();
-    let new_buckets = wants.buckets.iter();
-    let new_buckets = new_buckets.filter(|bucket| !known.bucket_heads.contains_key(*bucket));
+    // What is known of a bucket was all that it had when the log's head was read.
+    let seen = wants.buckets.iter().map(|bucket| {
+        let known_up_to = known.bucket_heads.get(bucket).map(|_| known.head.0 as i64);
+        known_up_to.unwrap_or(0)
+    });
     let consumers = wants.cursors.iter().map(|(consumer, _)| *consumer);
     let appended_max = appended_max(wants);
     let reading = sqlx::query_as::<_, Place>(
@@ -137,22 +147,28 @@ async fn read_places(
          (SELECT position, time FROM events ORDER BY position DESC LIMIT 1), \
          behind AS MATERIALIZED (SELECT COALESCE((SELECT position FROM newest), 0) - $1 \
          NOT BETWEEN 0 AND $2 AS far) \
-         SELECT 1, '', 0::BIGINT, position, time FROM newest \
-         UNION ALL SELECT 2, value, 0, NULL, 0 FROM meta WHERE key = 'next_position' \
-         UNION ALL (SELECT 3, stream, bucket, position, version FROM events \
+         SELECT 1, '', 0::BIGINT, position, time, NULL::TEXT[] FROM newest \
+         UNION ALL SELECT 2, value, 0, NULL, 0, NULL FROM meta WHERE key = 'next_position' \
+         UNION ALL (SELECT 3, stream, bucket, position, version, NULL FROM events \
          WHERE position BETWEEN $1 + 1 AND $1 + $2 AND NOT (SELECT far FROM behind) \
          ORDER BY position LIMIT 5000) \
-         UNION ALL SELECT 4, '', b, (SELECT MAX(position) FROM events WHERE bucket = b), 0 \
-         FROM UNNEST(CASE WHEN (SELECT far FROM behind) THEN $3::BIGINT[] ELSE $4::BIGINT[] END) AS b \
-         UNION ALL SELECT 5, s, 0, (SELECT MAX(version) FROM events WHERE stream = s), 0 \
+         UNION ALL SELECT 4, last.stream, w.bucket, last.position, last.version, \
+         ARRAY[last.prev::TEXT, last.type_version::TEXT, last.time::TEXT, last.id, last.type, \
+         last.actor, last.data, encode(last.prev_hash, 'hex')] \
+         FROM UNNEST($3::BIGINT[], $4::BIGINT[]) AS w (bucket, seen) CROSS JOIN LATERAL \
+         (SELECT * FROM events WHERE (events.bucket, position) > \
+         (w.bucket, CASE WHEN (SELECT far FROM behind) THEN 0 ELSE w.seen END) \
+         AND (events.bucket, position) < (w.bucket + 1, 0) \
+         ORDER BY events.bucket DESC, position DESC LIMIT 1) AS last \
+         UNION ALL SELECT 5, s, 0, (SELECT MAX(version) FROM events WHERE stream = s), 0, NULL \
          FROM UNNEST(CASE WHEN (SELECT far FROM behind) THEN $5::TEXT[] ELSE $6::TEXT[] END) AS s \
-         UNION ALL SELECT 6, c.consumer, c.bucket, c.position, 0 FROM cursors AS c \
+         UNION ALL SELECT 6, c.consumer, c.bucket, c.position, 0, NULL FROM cursors AS c \
          JOIN UNNEST($7::TEXT[], $8::BIGINT[]) AS w (consumer, bucket) USING (consumer, bucket)",
     )
     .bind(known.head.0 as i64)
     .bind(appended_max)
     .bind(numbers(wants.buckets.iter()))
-    .bind(numbers(new_buckets))
+    .bind(seen.collect::<Vec<i64>>())
     .bind(&streams)
     .bind(&new_streams)
     .bind(consumers.collect::<Vec<&str>>())
@@ -178,7 +194,7 @@ async fn read_places(
 }
 
 fn take_in(known: &mut Known, wants: &Wants<'_>, place: Place) -> Result<(), StoreError> {
-    let (what, text, bucket, value, more) = place;
+    let (what, text, bucket, value, more, rest) = place;
     let bucket = Bucket(bucket as u16);
     let position = Position(value.unwrap_or(0) as u64);
     match what {
@@ -186,15 +202,19 @@ fn take_in(known: &mut Known, wants: &Wants<'_>, place: Place) -> Result<(), Sto
         FLOOR => known.floor = statements::parse_position(&text)?,
         // What is not known of is looked up when it is named.
         APPENDED => {
-            if let Some(head) = known.bucket_heads.get_mut(&bucket) {
-                *head = position.max(*head);
+            // The last event of a bucket that is named comes whole.
+            if !wants.buckets.contains(&bucket) {
+                known.bucket_heads.remove(&bucket);
             }
             if let Some(version) = known.versions.get_mut(&text) {
                 *version = (more as u64).max(*version);
             }
         }
         BUCKET_HEAD => {
-            known.bucket_heads.insert(bucket, position);
+            let hash = Some(hash_of((bucket, position, text, more), rest)?);
+            known
+                .bucket_heads
+                .insert(bucket, BucketHead { position, hash });
         }
         VERSION => {
             known.versions.insert(text, position.0);
@@ -211,6 +231,48 @@ fn take_in(known: &mut Known, wants: &Wants<'_>, place: Place) -> Result<(), Sto
         _ => {}
     }
     Ok(())
+}
+
+/// The hash of a bucket's last event.
+fn hash_of(
+    (bucket, position, stream, version): (Bucket, Position, String, i64),
+    rest: Option<Rest>,
+) -> Result<ChainHash, StoreError> {
+    let broken = || StoreError::Database(format!("position {position} was not read whole"));
+    let rest: [Option<String>; 8] = rest
+        .and_then(|rest| rest.try_into().ok())
+        .ok_or_else(broken)?;
+    let [
+        prev,
+        type_version,
+        time,
+        id,
+        type_name,
+        actor,
+        data,
+        prev_hash,
+    ] = rest;
+    let text = |text: Option<String>| text.ok_or_else(broken);
+    let number = |number: Option<String>| {
+        let parsed = number.and_then(|text| text.parse().ok());
+        parsed.ok_or_else(broken)
+    };
+    let prev_hash: Option<ChainHash> = prev_hash.and_then(|hash| hash.parse().ok());
+    let columns: RawColumns = (
+        position.0 as i64,
+        number(prev)?,
+        i64::from(bucket.0),
+        stream,
+        version,
+        text(id)?,
+        text(type_name)?,
+        number(type_version)?,
+        number(time)?,
+        text(actor)?,
+        text(data)?,
+        prev_hash.map(|hash| hash.0.to_vec()),
+    );
+    Ok(EventRow::raw(&from_columns(columns)).hash())
 }
 
 fn numbers<'b>(buckets: impl Iterator<Item = &'b Bucket>) -> Vec<i64> {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use contract::chain::ChainHash;
+use contract::ids::Position;
 use contract::log::RowChange;
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -22,10 +24,11 @@ pub(crate) async fn insert_events(
     let last = events.last().map_or(0, |event| event.position.0);
     let running = sqlx::query(
         "WITH added AS (INSERT INTO events \
-         (position, prev, bucket, stream, version, id, type, type_version, time, actor, data) \
+         (position, prev, bucket, stream, version, id, type, type_version, time, actor, data, prev_hash) \
          SELECT * FROM UNNEST($1::BIGINT[], $2::BIGINT[], $3::BIGINT[], $4::TEXT[], $5::BIGINT[], \
-         $6::TEXT[], $7::TEXT[], $8::BIGINT[], $9::BIGINT[], $10::TEXT[], $11::TEXT[])) \
-         SELECT pg_notify($12, $13)",
+         $6::TEXT[], $7::TEXT[], $8::BIGINT[], $9::BIGINT[], $10::TEXT[], $11::TEXT[], \
+         $12::BYTEA[])) \
+         SELECT pg_notify($13, $14)",
     )
     .bind(numbers(|event| event.position.0 as i64))
     .bind(numbers(|event| event.prev.0 as i64))
@@ -38,8 +41,31 @@ pub(crate) async fn insert_events(
     .bind(numbers(|event| event.time.millis()))
     .bind(events.iter().map(|e| e.actor).collect::<Vec<&str>>())
     .bind(events.iter().map(|e| e.data).collect::<Vec<&str>>())
+    .bind(
+        events
+            .iter()
+            .map(|e| e.prev_hash.as_ref().map(|hash| &hash.0[..]))
+            .collect::<Vec<Option<&[u8]>>>(),
+    )
     .bind(CHANNEL)
     .bind(last.to_string())
+    .execute(connection);
+    limited(limit, running).await?;
+    Ok(())
+}
+
+pub(crate) async fn chain_events(
+    connection: &mut PgConnection,
+    limit: Duration,
+    chained: &[(Position, ChainHash)],
+) -> sqlx::Result<()> {
+    let running = sqlx::query(
+        "UPDATE events SET prev_hash = chained.hash \
+         FROM UNNEST($1::BIGINT[], $2::BYTEA[]) AS chained (position, hash) \
+         WHERE events.position = chained.position AND events.prev_hash IS NULL",
+    )
+    .bind(chained.iter().map(|c| c.0.0 as i64).collect::<Vec<_>>())
+    .bind(chained.iter().map(|c| &c.1.0[..]).collect::<Vec<&[u8]>>())
     .execute(connection);
     limited(limit, running).await?;
     Ok(())

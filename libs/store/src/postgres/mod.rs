@@ -41,6 +41,19 @@ pub(crate) const TABLE_EXISTS: &str = "SELECT COUNT(*) FROM information_schema.t
 /// Milliseconds since 1970, by the server's clock.
 pub(crate) const NOW: &str = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
 
+/// Takes only events from now on that carry the hash of what was before them: a release from before the
+/// chain that still runs can append nothing.
+pub(crate) async fn only_chained(connection: &mut PgConnection) -> sqlx::Result<()> {
+    // Not valid: what is there is not read again, however long the log.
+    sqlx::raw_sql(
+        "ALTER TABLE events DROP CONSTRAINT IF EXISTS events_chained; \
+         ALTER TABLE events ADD CONSTRAINT events_chained CHECK (prev_hash IS NOT NULL) NOT VALID",
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// The database that a store is in.
 #[derive(Clone)]
 pub(crate) struct Place {

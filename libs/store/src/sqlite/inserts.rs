@@ -1,6 +1,8 @@
 //! Inserts of many rows into SQLite: a few fixed numbers of rows per statement, so that few
 //! statements have to be prepared and kept.
 
+use contract::chain::ChainHash;
+use contract::ids::Position;
 use contract::log::RowChange;
 use sqlx::{QueryBuilder, SqliteConnection};
 
@@ -18,7 +20,7 @@ pub(crate) async fn insert_events(
 ) -> sqlx::Result<()> {
     for chunk in chunks(events) {
         QueryBuilder::<Db>::new(
-            "INSERT INTO events (position, prev, bucket, stream, version, id, type, type_version, time, actor, data) ",
+            "INSERT INTO events (position, prev, bucket, stream, version, id, type, type_version, time, actor, data, prev_hash) ",
         )
         .push_values(chunk, |mut row, event| {
             row.push_bind(event.position.0 as i64)
@@ -31,11 +33,32 @@ pub(crate) async fn insert_events(
                 .push_bind(i64::from(event.type_version))
                 .push_bind(event.time.millis())
                 .push_bind(event.actor.to_owned())
-                .push_bind(event.data.to_owned());
+                .push_bind(event.data.to_owned())
+                .push_bind(event.prev_hash.map(|hash| hash.0.to_vec()));
         })
         .build()
         .execute(&mut *connection)
         .await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn chain_events(
+    connection: &mut SqliteConnection,
+    chained: &[(Position, ChainHash)],
+) -> sqlx::Result<()> {
+    for chunk in chunks(chained) {
+        QueryBuilder::<Db>::new("WITH chained (position, hash) AS (")
+            .push_values(chunk, |mut row, (position, hash)| {
+                row.push_bind(position.0 as i64).push_bind(hash.0.to_vec());
+            })
+            .push(
+                ") UPDATE events SET prev_hash = chained.hash FROM chained \
+                 WHERE events.position = chained.position AND events.prev_hash IS NULL",
+            )
+            .build()
+            .execute(&mut *connection)
+            .await?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 
 use crate::StoreError;
 use crate::connection::{Owned, Pool};
+use crate::damage::damage;
 
 pub(crate) mod inserts;
 
@@ -127,7 +128,9 @@ impl Place {
     }
 
     fn failed(&self, error: &sqlx::Error) -> StoreError {
-        StoreError::Database(format!("{} cannot be opened: {error}", self.path.display()))
+        let path = self.path.display();
+        damage(error)
+            .unwrap_or_else(|| StoreError::Database(format!("{path} cannot be opened: {error}")))
     }
 }
 

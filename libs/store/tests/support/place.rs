@@ -48,6 +48,25 @@ impl Place {
         Store::open(&self.url()).await.unwrap()
     }
 
+    /// Runs statements on the database, where no store need be yet.
+    pub async fn run(&self, sql: &str) {
+        let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()));
+        match self {
+            Self::Sqlite(folder) => {
+                let options = SqliteConnectOptions::new().filename(folder.path().join("log.db"));
+                let options = options.create_if_missing(true);
+                let mut connection = options.connect().await.unwrap();
+                sql.execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            Self::Postgres(database) => {
+                let mut connection = database.connect().await;
+                sql.execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+        }
+    }
+
     /// Runs a statement on the database, past the store.
     pub async fn behind_its_back(&self, sql: &'static str) {
         match self {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::response::IntoResponse;
 use axum::response::sse::{self, KeepAlive, Sse};
+use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::Record;
 use contract::problem::Finding;
@@ -23,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::answer::{Answer, at, json};
+use crate::answer::{Answer, List, at, json};
 use crate::call::Call;
 use crate::error::ApiError;
 use crate::service::App;
@@ -251,9 +252,53 @@ pub struct Verified {
     pub problems: Vec<String>,
 }
 
+/// The end of a bucket's chain of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChainHead {
+    pub bucket: Bucket,
+    pub position: Position,
+    pub hash: ChainHash,
+}
+
+pub async fn heads(app: Arc<App>, _call: Call) -> Answer {
+    let heads = store::heads(&app.deps.store).await?;
+    let items = heads.into_iter().map(|head| ChainHead {
+        bucket: head.bucket,
+        position: head.position,
+        hash: head.hash,
+    });
+    let list = List {
+        items: items.collect::<Vec<ChainHead>>(),
+        next_cursor: None,
+    };
+    json(StatusCode::OK, &list)
+}
+
+/// Ends of chains that were kept elsewhere, as `GET /v1/events/heads` gave them.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kept {
+    pub heads: Vec<ChainHead>,
+}
+
 pub async fn verify(app: Arc<App>, _call: Call) -> Answer {
+    verified(&app, &[]).await
+}
+
+pub async fn verify_against(app: Arc<App>, call: Call) -> Answer {
+    let Kept { heads } = call.typed()?;
+    let kept = heads.into_iter().map(|head| store::ChainHead {
+        bucket: head.bucket,
+        position: head.position,
+        hash: head.hash,
+    });
+    verified(&app, &kept.collect::<Vec<_>>()).await
+}
+
+async fn verified(app: &App, kept: &[store::ChainHead]) -> Answer {
     let mut projector = ViewsProjector::default();
-    let report = store::verify(&app.deps.store, &mut projector, &MODELS).await?;
+    let report = store::verify_against(&app.deps.store, &mut projector, &MODELS, kept).await?;
     let verified = Verified {
         ok: report.is_sound(),
         events: report.events,

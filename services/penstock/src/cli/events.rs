@@ -11,6 +11,7 @@ use reqwest::header::HeaderName;
 use serde_json::{Value, json};
 
 use super::error::CliError;
+use super::heads::{self, HeadArgs};
 use super::kinds::name;
 use super::output::{Format, Table, items, print, remark, text, yaml};
 use crate::client::sse::{SseEvent, SseReader};
@@ -22,6 +23,7 @@ use crate::client::{Client, ClientError};
   penstock events tail
   penstock events export --out events.ndjson
   penstock events verify
+  penstock events head -o json > heads.json
   penstock events replay --check-decisions
   penstock events parked")]
 pub struct EventsArgs {
@@ -34,6 +36,7 @@ enum EventsCommand {
     Tail(TailArgs),
     Export(ExportArgs),
     Verify(VerifyArgs),
+    Head(HeadArgs),
     Replay(ReplayArgs),
     Parked(ParkedArgs),
     Skip(SkipArgs),
@@ -135,14 +138,22 @@ struct ExportArgs {
     after: u64,
 }
 
-/// Check the log: order, versions, schemas, chains, and that read models equal a rebuild
+/// Check the log: order, versions, schemas, chains of hashes, and that read models equal a rebuild
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock events verify
+  penstock events verify --heads heads.json
   penstock events verify -o json
+
+Each event carries the hash of the one before it in its bucket, so an event that was changed, taken
+out or put in is found by what follows it. What was changed at the very end, or cut off there, is
+found by heads that were kept elsewhere: `penstock events head -o json` prints them.
 
 Exit 1 where anything is wrong.")]
 struct VerifyArgs {
+    /// Ends of chains that were kept: the log must still hold them
+    #[arg(long, value_name = "FILE")]
+    heads: Option<PathBuf>,
     /// How the answer is written
     #[arg(short, long, value_enum, default_value = "text")]
     output: EventFormat,
@@ -171,9 +182,14 @@ pub async fn events(client: &Client, args: &EventsArgs) -> Result<(), CliError> 
         EventsCommand::Tail(args) => tail(client, args).await,
         EventsCommand::Export(args) => export(client, args).await,
         EventsCommand::Verify(args) => {
-            let answer = client.get(&["v1", "events", "verify"], &[]).await?;
+            let path = ["v1", "events", "verify"];
+            let answer = match &args.heads {
+                None => client.get(&path, &[]).await?,
+                Some(file) => client.post(&path, &heads::kept(file)?).await?,
+            };
             report(&answer.text, &answer.json()?, args.output)
         }
+        EventsCommand::Head(args) => heads::heads(client, args).await,
         EventsCommand::Replay(args) => {
             let body = json!({"checkDecisions": args.check_decisions});
             let answer = client.post(&["v1", "events", "replay"], &body).await?;

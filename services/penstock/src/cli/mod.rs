@@ -15,6 +15,7 @@ mod engine;
 pub mod error;
 mod events;
 mod get;
+mod heads;
 mod kinds;
 mod logs;
 mod operate;

@@ -149,6 +149,7 @@ async fn answer(
             let body = serde_json::from_slice(&body).unwrap();
             inner.put(&path, query.contains("dryRun=true"), body)
         }
+        _ if path == "/v1/events/verify" => reply(200, r#"{"ok":true,"problems":[]}"#),
         _ => reply(200, "{}"),
     }
 }
@@ -207,6 +208,11 @@ impl Inner {
             ["instances"] if query.contains("endpoint=") => {
                 reply(200, r#"{"items":[],"nextCursor":null}"#)
             }
+            ["events", "heads"] => reply(
+                200,
+                &json!({"items": [{"bucket": 7, "position": 2500, "hash": "ab".repeat(32)}]})
+                    .to_string(),
+            ),
             ["events", "parked"] => reply(200, r#"{"items":[]}"#),
             ["endpoints" | "instances" | "decisions" | "autoscale" | "access"] => {
                 let depth = path.matches('/').count() + 1;

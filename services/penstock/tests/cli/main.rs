@@ -338,6 +338,33 @@ fn a_list_without_rows_says_so_and_prints_no_table() {
 }
 
 #[test]
+fn heads_are_kept_in_a_file_and_the_log_is_verified_against_them() {
+    let (home, server) = (Home::new(), Fake::start());
+    let ran = home.run_with(&server, &["events", "head"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    for part in ["BUCKET", "2500", &"ab".repeat(32)] {
+        assert!(ran.out.contains(part), "{part}: {}", ran.out);
+    }
+    let kept = home
+        .run_with(&server, &["events", "head", "-o", "json"])
+        .out;
+    let file = home.dir.path().join("heads.json");
+    std::fs::write(&file, &kept).unwrap();
+    let words = ["events", "verify", "--heads", "heads.json"];
+    let ran = home.run_with(&server, &words);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let kept: Value = serde_json::from_str(&kept).unwrap();
+    let asked = server.body_of("POST /v1/events/verify");
+    assert_eq!(asked, json!({"heads": kept["items"]}));
+    for text in ["", "{}", r#"{"items":[]}"#, "BUCKET POSITION HASH"] {
+        std::fs::write(&file, text).unwrap();
+        let ran = home.run_with(&server, &words);
+        assert_eq!(ran.code, 1, "{text}: {ran:?}");
+        assert!(ran.err.contains("penstock events head -o json"), "{ran:?}");
+    }
+}
+
+#[test]
 fn the_log_is_exported_whole_over_pages() {
     let (home, server) = (Home::new(), Fake::start());
     let ran = home.run_with(&server, &["events", "export", "--out", "events.ndjson"]);

@@ -357,7 +357,9 @@ async fn open(url: &str) -> Result<Store, CliError> {
 async fn migrate(args: &MigrateArgs) -> Result<(), CliError> {
     let url = args.which.url();
     if !args.check {
-        let done = store::migrate(&url).await.map_err(failed)?;
+        let mut progress = Progress::new("events chained up to position");
+        let say = |up_to: Position, last: Position| progress.say(up_to.0, last.0);
+        let done = store::migrate_with(&url, say).await.map_err(failed)?;
         let from = done
             .from
             .map_or("nothing".to_owned(), |from| format!("format {from}"));

@@ -8,6 +8,7 @@ use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
 
+use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::time::Timestamp;
 use store::RawRecord;
@@ -121,15 +122,18 @@ pub struct Sorted {
 
 impl Sorted {
     pub fn next(&mut self) -> Result<Option<RawRecord>, SpoolError> {
-        let Some(first) = self.pop()? else {
+        let Some(mut first) = self.pop()? else {
             return Ok(None);
         };
         while let Some(Reverse((position, _))) = self.order.peek()
             && *position == first.position
         {
-            if self.pop()?.is_some_and(|again| again != first) {
+            let Some(again) = self.pop()? else { continue };
+            if !again.is_same_as(&first) {
                 return Err(SpoolError::Differs(first.position));
             }
+            // A release from before the chain may have published it first.
+            first.prev_hash = first.prev_hash.or(again.prev_hash);
         }
         Ok(Some(first))
     }
@@ -154,7 +158,7 @@ impl Sorted {
 }
 
 type Columns = (
-    (u64, u64, u16, u64, u32, i64),
+    (u64, u64, Option<ChainHash>, u16, u64, u32, i64),
     (String, String, String, String, String),
 );
 
@@ -163,6 +167,7 @@ fn columns(event: RawRecord) -> Columns {
         (
             event.position.0,
             event.prev.0,
+            event.prev_hash,
             event.bucket.0,
             event.version,
             event.type_version,
@@ -179,11 +184,12 @@ fn columns(event: RawRecord) -> Columns {
 }
 
 fn event((numbers, texts): Columns) -> RawRecord {
-    let (position, prev, bucket, version, type_version, time) = numbers;
+    let (position, prev, prev_hash, bucket, version, type_version, time) = numbers;
     let (stream, id, type_name, actor, data) = texts;
     RawRecord {
         position: Position(position),
         prev: Position(prev),
+        prev_hash,
         bucket: Bucket(bucket),
         stream,
         version,
@@ -206,6 +212,7 @@ mod tests {
         RawRecord {
             position: Position(position),
             prev: Position(position / 2),
+            prev_hash: (position > 9).then_some(ChainHash([position as u8; 32])),
             bucket: Bucket((position % 64) as u16),
             stream: format!("endpoint/default/e{position}"),
             version: position + 1,
@@ -241,6 +248,28 @@ mod tests {
             expected.dedup();
             let expected: Vec<RawRecord> = expected.into_iter().map(event_at).collect();
             prop_assert_eq!(all(spool.sorted().unwrap()).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn an_event_that_was_published_with_its_hash_and_without_comes_out_with_it() {
+        let event = RawRecord {
+            prev_hash: Some(ChainHash([1; 32])),
+            ..event_at(1)
+        };
+        let without = RawRecord {
+            prev_hash: None,
+            ..event.clone()
+        };
+        for twice in [[&event, &without], [&without, &event]] {
+            let mut spool = Spool::default();
+            for event in twice {
+                spool.push(event.clone()).unwrap();
+            }
+            assert_eq!(
+                all(spool.sorted().unwrap()).unwrap(),
+                std::slice::from_ref(&event)
+            );
         }
     }
 

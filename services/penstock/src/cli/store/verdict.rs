@@ -83,11 +83,15 @@ pub enum What {
 
 impl What {
     pub fn of(a: &RawRecord, b: &RawRecord) -> Option<Self> {
-        if a == b {
+        if a.is_same_as(b) {
             return None;
         }
         let fields = [
             ("previous position", a.prev == b.prev),
+            (
+                "hash of the event before it",
+                a.prev_hash.is_none() || b.prev_hash.is_none() || a.prev_hash == b.prev_hash,
+            ),
             ("bucket", a.bucket == b.bucket),
             ("stream", a.stream == b.stream),
             ("version", a.version == b.version),
@@ -302,6 +306,7 @@ mod tests {
         let event = RawRecord {
             position: Position(1),
             prev: Position(0),
+            prev_hash: None,
             bucket: contract::ids::Bucket(1),
             stream: String::new(),
             version: 1,

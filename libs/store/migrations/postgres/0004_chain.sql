@@ -1,0 +1,5 @@
+-- The hash of the event before it in its bucket, 32 bytes. Older events get theirs in pages, outside
+-- of this file; until all have one, the store's format stays what it was. It stays a column that may
+-- be empty here: once all are filled, the same code forbids that.
+
+ALTER TABLE events ADD COLUMN prev_hash BYTEA;

@@ -67,7 +67,9 @@ async fn serve(args: ServeArgs, plan: Plan, means: Means) -> anyhow::Result<()> 
         },
         _ => Ok(()),
     };
-    tracing::info!("stopping");
+    if started.is_ok() {
+        tracing::info!("stopping");
+    }
     // Also what a start that failed has left behind: threads would keep the process.
     stages.end().await;
     if let Some(house) = started? {

@@ -26,9 +26,15 @@ pub fn zones(folder: Option<&Path>) -> anyhow::Result<ZoneData> {
     let Some(folder) = folder else {
         return Ok(ZoneData::bundled());
     };
+    fs::read_dir(folder).with_context(|| {
+        format!(
+            "--zoneinfo {}: this folder cannot be read; name one such as /usr/share/zoneinfo, or leave --zoneinfo out",
+            folder.display()
+        )
+    })?;
     let version = version(folder).with_context(|| {
         format!(
-            "--zoneinfo {}: no file says which release of the time zone database this is: neither `+VERSION` nor the first line of `tzdata.zi`",
+            "--zoneinfo {}: no file says which release of the time zone database this is, neither `+VERSION` nor the first line of `tzdata.zi`; name a folder that has one, or leave --zoneinfo out",
             folder.display()
         )
     })?;
@@ -49,8 +55,9 @@ pub fn age_warning(zones: &ZoneData, now: Timestamp) -> Option<String> {
     let old = zones.released().is_none_or(|at| now.since(at) > OLD_AFTER);
     old.then(|| {
         format!(
-            "the time zone data is of release {} and more than a year old: schedules may be an hour off where rules have changed since; update Penstock, or name newer data with --zoneinfo DIR",
-            zones.version()
+            "the time zone data is of release {} and more than a year old: schedules may be an hour off where rules have changed since; this program carries {}: update it, or give --zoneinfo a newer folder, or none",
+            zones.version(),
+            ZoneData::bundled().version()
         )
     })
 }
@@ -145,6 +152,8 @@ mod tests {
         let unnamed = folder("README", "zones");
         let why = zones(Some(unnamed.path())).unwrap_err().to_string();
         assert!(why.contains("+VERSION"), "{why}");
+        let missing = zones(Some(&unnamed.path().join("no"))).unwrap_err();
+        assert!(missing.to_string().contains("cannot be read"), "{missing}");
         let empty = tempfile::tempdir().unwrap();
         fs::write(empty.path().join("+VERSION"), "2031a").unwrap();
         let why = zones(Some(empty.path())).unwrap_err().to_string();

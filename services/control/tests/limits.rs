@@ -146,16 +146,7 @@ async fn a_connection_over_the_limit_waits_while_the_others_are_served() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_over_the_limit_is_refused_until_another_ends() {
-    let world = World::start_with(Setup {
-        logs: Arc::new(Endless::default()),
-        limits: Limits {
-            streams: 1,
-            ..Limits::default()
-        },
-        ..Setup::default()
-    })
-    .await;
-    with_deployment(&world).await;
+    let world = with_room_for_one(Endless::default()).await;
     let open = || world.request(Method::GET, "/v1/events/stream").send();
     let first = open().await.unwrap();
     assert_eq!(first.status(), 200);
@@ -207,6 +198,21 @@ impl LogSource for Endless {
     }
 }
 
+/// A server with one deployment, whose log this is, and with room for one stream.
+async fn with_room_for_one(logs: Endless) -> World {
+    let world = World::start_with(Setup {
+        logs: Arc::new(logs),
+        limits: Limits {
+            streams: 1,
+            ..Limits::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    with_deployment(&world).await;
+    world
+}
+
 async fn with_deployment(world: &World) {
     let blue = "/v1/endpoints/a/deployments/blue";
     world.with_endpoint("a").await;
@@ -216,12 +222,7 @@ async fn with_deployment(world: &World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_in_the_middle_of_a_log_is_told_its_end_by_the_servers() {
-    let world = World::start_with(Setup {
-        logs: Arc::new(Endless::default()),
-        ..Setup::default()
-    })
-    .await;
-    with_deployment(&world).await;
+    let world = with_room_for_one(Endless::default()).await;
     let open = world.request(Method::GET, "/v1/logs/a/blue").send();
     let mut log = open.await.unwrap();
     assert_eq!(log.status(), 200);
@@ -237,16 +238,7 @@ async fn a_reader_in_the_middle_of_a_log_is_told_its_end_by_the_servers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_of_logs_that_leaves_gives_its_room_back() {
     let (left, mut gone) = mpsc::unbounded_channel();
-    let world = World::start_with(Setup {
-        logs: Arc::new(Endless { left: Some(left) }),
-        limits: Limits {
-            streams: 1,
-            ..Limits::default()
-        },
-        ..Setup::default()
-    })
-    .await;
-    with_deployment(&world).await;
+    let world = with_room_for_one(Endless { left: Some(left) }).await;
     let open = || world.request(Method::GET, "/v1/logs/a/blue").send();
     let first = open().await.unwrap();
     assert_eq!(first.status(), 200);

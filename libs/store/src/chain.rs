@@ -57,7 +57,8 @@ pub async fn heads(store: &Store) -> Result<Vec<ChainHead>, StoreError> {
     let mut snapshot = reader.snapshot().await?;
     let mut heads = Vec::new();
     for bucket in Bucket::all() {
-        let last = statements::last_of_bucket(&mut snapshot.get(), bucket).await?;
+        let last =
+            statements::last_of_bucket(&mut snapshot.get(), bucket, Position(u64::MAX)).await?;
         heads.extend(last.map(|event| ChainHead {
             bucket,
             position: event.position,

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use contract::ids::{Bucket, Position};
 use contract::log::{NewEvent, Record, RowChange, StreamName};
 
+use crate::SnapshotChange;
+
 /// All or nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Commit {
     pub appends: Vec<Append>,
     pub rows: Vec<RowChange>,
     pub cursor: Option<CursorMove>,
+    pub snapshot: Option<SnapshotChange>,
     pub fence: Option<Fence>,
     pub cause: Option<Cause>,
 }
@@ -86,12 +89,40 @@ pub enum CommitError {
         expected: Position,
         actual: Position,
     },
+    #[error(
+        "the snapshot of `{consumer}` in bucket {bucket} {}, not {}: somebody else has written it; write it whole",
+        standing(actual),
+        standing(expected)
+    )]
+    SnapshotMoved {
+        consumer: String,
+        bucket: Bucket,
+        expected: Option<Position>,
+        /// None where none of the same version is stored.
+        actual: Option<Position>,
+    },
+    #[error(
+        "the snapshot of `{consumer}` in bucket {bucket} stands at {stored} already, and ours only at {ours}: read on in the log before it is written"
+    )]
+    SnapshotBehind {
+        consumer: String,
+        bucket: Bucket,
+        stored: Position,
+        ours: Position,
+    },
     #[error("the idempotency key was used before with another request")]
     CauseReused,
     #[error("an event of {bytes} bytes is larger than the limit of {limit}")]
     TooLarge { bytes: usize, limit: usize },
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+fn standing(at: &Option<Position>) -> String {
+    match at {
+        Some(position) => format!("stands at {position}"),
+        None => "is not stored".to_owned(),
+    }
 }
 
 #[derive(Debug, Clone, thiserror::Error)]

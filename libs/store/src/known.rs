@@ -16,7 +16,7 @@ use crate::connection::Connection;
 use crate::raw::EventRow;
 use crate::statements::{self, StoredCause};
 
-/// Stream versions, fences and cursors that are kept in memory before they are read again.
+/// Stream versions, fences, cursors and places of snapshots that are kept in memory before they are read again.
 const CACHED_MAX: usize = 100_000;
 
 /// The last event of a bucket.
@@ -25,6 +25,13 @@ pub(crate) struct BucketHead {
     pub position: Position,
     /// None until it is needed.
     pub hash: Option<ChainHash>,
+}
+
+/// Where a stored snapshot stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SnapshotPlace {
+    pub version: u32,
+    pub position: Position,
 }
 
 #[derive(Default)]
@@ -39,6 +46,8 @@ pub(crate) struct Known {
     pub versions: HashMap<String, u64>,
     pub fences: HashMap<String, u64>,
     pub cursors: HashMap<(&'static str, Bucket), Position>,
+    /// None where none is stored.
+    pub snapshots: HashMap<(String, Bucket), Option<SnapshotPlace>>,
     /// Those that the batch names; None where they are looked up one by one.
     pub causes: Option<BTreeMap<String, StoredCause>>,
 }
@@ -66,10 +75,12 @@ impl Known {
     }
 
     pub(crate) fn forget_if_many(&mut self) {
-        if self.versions.len() + self.fences.len() + self.cursors.len() > CACHED_MAX {
+        let cached = self.versions.len() + self.fences.len() + self.cursors.len();
+        if cached + self.snapshots.len() > CACHED_MAX {
             self.versions.clear();
             self.fences.clear();
             self.cursors.clear();
+            self.snapshots.clear();
         }
     }
 
@@ -155,6 +166,21 @@ impl Known {
         let position = statements::cursor(connection, consumer, bucket).await?;
         self.cursors.insert((consumer, bucket), position);
         Ok(position)
+    }
+
+    pub(crate) async fn snapshot(
+        &mut self,
+        connection: &mut Connection<'_>,
+        consumer: &str,
+        bucket: Bucket,
+    ) -> Result<Option<SnapshotPlace>, StoreError> {
+        let key = (consumer.to_owned(), bucket);
+        if let Some(place) = self.snapshots.get(&key) {
+            return Ok(*place);
+        }
+        let place = statements::snapshot_place(connection, consumer, bucket).await?;
+        self.snapshots.insert(key, place);
+        Ok(place)
     }
 
     pub(crate) async fn cause(

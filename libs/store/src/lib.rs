@@ -1,4 +1,4 @@
-//! The event store: the log itself, read models, cursors, fences and causes.
+//! The event store: the log itself, read models, snapshots, cursors, fences and causes.
 //!
 //! [`Store::commit`] is the only way to write. Positions become visible in order. What a commit has
 //! acknowledged survives the loss of power. In SQLite one process at a time owns a store and positions
@@ -26,6 +26,7 @@ mod raw;
 mod rebuild;
 mod replay;
 mod rows;
+mod snapshot;
 mod sqlite;
 mod staging;
 mod statements;
@@ -50,6 +51,7 @@ pub use raw::{Entry, Unreadable, decode};
 pub use rebuild::{rebuild, rebuild_with};
 pub use replay::Replay;
 pub use rows::{PAGE_ROWS_MAX, Projector, Row, RowQuery};
+pub use snapshot::{PartHash, Snapshot, SnapshotChange, SnapshotMeta, part_hash, snapshot_hash};
 pub use store::{READ_LIMIT_MAX, Store};
 pub use transfer::{
     LogHash, LogHasher, POSITIONS_SKIPPED, append_raw, copy, go_on_above, log_hash,

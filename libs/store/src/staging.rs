@@ -10,17 +10,18 @@ use contract::ids::{Bucket, Position};
 use contract::log::{EVENT_BYTES_MAX, Record, RowChange, StreamName};
 
 use crate::connection::Connection;
-use crate::known::Known;
+use crate::known::{Known, SnapshotPlace};
 use crate::postgres::batch::Wants;
 use crate::raw::EventRow;
 use crate::statements::StoredCause;
-use crate::{Cause, Commit, CommitError, CursorMove, Fence, StoreError, belongs};
+use crate::{Cause, Commit, CommitError, CursorMove, Fence, SnapshotChange, StoreError, belongs};
 
 /// A commit that has been checked as far as it can be without the log, with its events encoded.
 pub(crate) struct Prepared {
     pub appends: Vec<PreparedAppend>,
     pub rows: Vec<RowChange>,
     pub cursor: Option<CursorMove>,
+    pub snapshot: Option<SnapshotChange>,
     pub fence: Option<Fence>,
     pub cause: Option<Cause>,
     pub bytes: usize,
@@ -106,10 +107,12 @@ impl Prepared {
         }
         let docs = commit.rows.iter().filter_map(|row| row.doc.as_ref());
         bytes += docs.map(String::len).sum::<usize>();
+        bytes += commit.snapshot.as_ref().map_or(0, SnapshotChange::bytes);
         Ok(Self {
             appends,
             rows: commit.rows,
             cursor: commit.cursor,
+            snapshot: commit.snapshot,
             fence: commit.fence,
             cause: commit.cause,
             bytes,
@@ -128,6 +131,10 @@ impl Prepared {
         wants
             .cursors
             .extend(cursors.map(|cursor| (cursor.consumer, cursor.bucket)));
+        let snapshots = self.snapshot.iter().map(|change| &change.meta);
+        wants
+            .snapshots
+            .extend(snapshots.map(|meta| (meta.consumer.as_str(), meta.bucket)));
         for append in &self.appends {
             wants.streams.insert(&append.stream);
             wants.buckets.insert(append.bucket);
@@ -146,6 +153,7 @@ pub(crate) enum Outcome {
 pub(crate) struct Staged {
     pub rows: BTreeMap<(&'static str, String), RowChange>,
     pub cursors: BTreeMap<(&'static str, Bucket), Position>,
+    pub snapshots: BTreeMap<(String, Bucket), SnapshotChange>,
     pub causes: BTreeMap<String, StoredCause>,
 }
 
@@ -167,6 +175,9 @@ pub(crate) async fn stage(
     if let Some(cursor) = &commit.cursor {
         check_cursor(known, connection, cursor).await?;
     }
+    if let Some(change) = &commit.snapshot {
+        check_snapshot(known, connection, change).await?;
+    }
     check_versions(known, connection, &commit.appends).await?;
     for append in &commit.appends {
         known.know_hash(connection, append.bucket).await?;
@@ -182,6 +193,9 @@ pub(crate) async fn stage(
         let key = (cursor.consumer, cursor.bucket);
         known.cursors.insert(key, cursor.to);
         staged.cursors.insert(key, cursor.to);
+    }
+    if let Some(change) = &commit.snapshot {
+        stage_snapshot(known, staged, change);
     }
     if let Some(cause) = &commit.cause {
         let stored = StoredCause {
@@ -245,6 +259,55 @@ async fn check_cursor(
         expected: cursor.from,
         actual,
     })
+}
+
+async fn check_snapshot(
+    known: &mut Known,
+    connection: &mut Connection<'_>,
+    change: &SnapshotChange,
+) -> Result<(), CommitError> {
+    let meta = &change.meta;
+    let stored = known
+        .snapshot(connection, &meta.consumer, meta.bucket)
+        .await?;
+    // One of another version is of no use, nor is one that stands past the end of the log: it is of
+    // another log. Neither is in the way of one that is.
+    let in_use = |at: &SnapshotPlace| at.version == meta.version && at.position <= known.head;
+    let stored = stored.filter(in_use).map(|at| at.position);
+    if change.base.is_some() && change.base != stored {
+        return Err(CommitError::SnapshotMoved {
+            consumer: meta.consumer.clone(),
+            bucket: meta.bucket,
+            expected: change.base,
+            actual: stored,
+        });
+    }
+    match stored {
+        Some(stored) if meta.position < stored => Err(CommitError::SnapshotBehind {
+            consumer: meta.consumer.clone(),
+            bucket: meta.bucket,
+            stored,
+            ours: meta.position,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What the batch has staged of the same snapshot is what this is a change of, unless it is all of it.
+fn stage_snapshot(known: &mut Known, staged: &mut Staged, change: &SnapshotChange) {
+    let meta = &change.meta;
+    let key = (meta.consumer.clone(), meta.bucket);
+    let place = SnapshotPlace {
+        version: meta.version,
+        position: meta.position,
+    };
+    known.snapshots.insert(key.clone(), Some(place));
+    match staged.snapshots.get_mut(&key) {
+        Some(before) if change.base.is_some() => before.take_in(change),
+        _ => {
+            staged.snapshots.insert(key, change.clone());
+        }
+    }
 }
 
 async fn check_versions(

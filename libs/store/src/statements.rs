@@ -3,6 +3,7 @@
 
 mod chain;
 mod models;
+mod snapshots;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,7 @@ use crate::{StoreError, postgres, sqlite};
 
 pub(crate) use chain::*;
 pub(crate) use models::*;
+pub(crate) use snapshots::*;
 
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;
 

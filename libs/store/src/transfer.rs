@@ -103,8 +103,8 @@ pub async fn go_on_above(store: &Store, seen: Position) -> Result<(), StoreError
 }
 
 /// Copies events, cursors, fences and causes into an empty store, or one that holds the beginning of
-/// the same log. All is read as of one moment. Read models are not copied, nor the cursors of those
-/// who keep them: they are rebuilt, or whoever keeps them makes them when it next runs.
+/// the same log. All is read as of one moment. Read models and snapshots are not copied, nor the cursors
+/// of those who keep them: they are rebuilt, or whoever keeps them makes them when it next runs.
 /// `progress` hears how many events were copied, and of how many.
 pub async fn copy(
     from: &Store,
@@ -313,7 +313,7 @@ async fn continuing<'e>(
         }
         let (prev, hash) = match buckets.get(&event.bucket) {
             Some(last) => *last,
-            None => statements::last_of_bucket(connection, event.bucket)
+            None => statements::last_of_bucket(connection, event.bucket, head)
                 .await?
                 .map(|last| (last.position, EventRow::raw(&last).hash()))
                 .unwrap_or_default(),

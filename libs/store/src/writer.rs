@@ -25,7 +25,7 @@ use crate::postgres;
 use crate::raw::EventRow;
 use crate::staging::{Outcome, Prepared, PreparedEvent, Staged, stage};
 use crate::statements::{self, CursorRow, StoredCause};
-use crate::{CommitError, Committed, StoreError};
+use crate::{CommitError, Committed, SnapshotChange, StoreError};
 
 /// Most commits in one transaction: enough to hide the disk's latency, few enough that the first
 /// of them does not wait long.
@@ -355,6 +355,8 @@ async fn write_staged(
     };
     let cursors: Vec<CursorRow<'_>> = staged.cursors.iter().map(cursor).collect();
     statements::write_cursors(connection, &cursors).await?;
+    let snapshots: Vec<&SnapshotChange> = staged.snapshots.values().collect();
+    statements::write_snapshots(connection, &snapshots).await?;
     let causes = staged
         .causes
         .iter()

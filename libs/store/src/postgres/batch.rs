@@ -17,7 +17,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Transaction};
 
 use crate::StoreError;
 use crate::connection::limited;
-use crate::known::{BucketHead, Known};
+use crate::known::{BucketHead, Known, SnapshotPlace};
 use crate::raw::{EventRow, RawColumns, from_columns};
 use crate::statements::{self, CauseColumns, StoredCause};
 
@@ -30,6 +30,7 @@ pub(crate) struct Wants<'a> {
     pub fences: BTreeSet<&'a str>,
     pub causes: BTreeSet<&'a str>,
     pub cursors: BTreeSet<(&'static str, Bucket)>,
+    pub snapshots: BTreeSet<(&'a str, Bucket)>,
     pub streams: BTreeSet<&'a StreamName>,
     pub buckets: BTreeSet<Bucket>,
 }
@@ -57,6 +58,7 @@ pub(crate) async fn know(
     }
     read_places(connection, limit, wants, known).await?;
     known.causes = Some(read_causes(connection, limit, wants).await?);
+    known.snapshots = read_snapshots(connection, limit, wants).await?;
     Ok(())
 }
 
@@ -277,6 +279,34 @@ fn hash_of(
 
 fn numbers<'b>(buckets: impl Iterator<Item = &'b Bucket>) -> Vec<i64> {
     buckets.map(|bucket| i64::from(bucket.0)).collect()
+}
+
+async fn read_snapshots(
+    connection: &mut PgConnection,
+    limit: Duration,
+    wants: &Wants<'_>,
+) -> Result<HashMap<(String, Bucket), Option<SnapshotPlace>>, StoreError> {
+    if wants.snapshots.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let consumers = wants.snapshots.iter().map(|(consumer, _)| *consumer);
+    let reading = sqlx::query_as::<_, (String, i64, i64, i64)>(
+        "SELECT s.consumer, s.bucket, s.version, s.position FROM snapshots AS s \
+         JOIN UNNEST($1::TEXT[], $2::BIGINT[]) AS w (consumer, bucket) USING (consumer, bucket)",
+    )
+    .bind(consumers.collect::<Vec<&str>>())
+    .bind(numbers(wants.snapshots.iter().map(|(_, bucket)| bucket)))
+    .fetch_all(connection);
+    let found = limited(limit, reading).await?;
+    let wanted = wants.snapshots.iter();
+    let mut places: HashMap<_, _> = wanted
+        .map(|(consumer, bucket)| (((*consumer).to_owned(), *bucket), None))
+        .collect();
+    for (consumer, bucket, version, position) in found {
+        let place = statements::snapshot_place_of((version, position));
+        places.insert((consumer, Bucket(bucket as u16)), Some(place));
+    }
+    Ok(places)
 }
 
 async fn read_causes(

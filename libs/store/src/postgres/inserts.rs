@@ -9,10 +9,16 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::limited;
 use crate::raw::EventRow;
-use crate::statements::{CursorRow, StoredCause, UPDATE_WHAT_DIFFERS};
+use crate::statements::{
+    self, CursorRow, Parts, StoredCause, UPDATE_PART, UPDATE_SNAPSHOT, UPDATE_WHAT_DIFFERS,
+};
+use crate::{SnapshotChange, SnapshotMeta};
 
 /// Where processes hear of new positions.
 pub(crate) const CHANNEL: &str = "penstock_head";
+
+/// Parts of snapshots per statement: a snapshot may be large, and a statement has its time.
+const PARTS_MAX: usize = 1_000;
 
 /// Writes events in order of position, and tells every process of the last when they are committed.
 pub(crate) async fn insert_events(
@@ -141,6 +147,80 @@ pub(crate) async fn write_cursors(
     .execute(connection);
     limited(limit, running).await?;
     Ok(())
+}
+
+pub(crate) async fn write_snapshots(
+    connection: &mut PgConnection,
+    limit: Duration,
+    changes: &[&SnapshotChange],
+) -> sqlx::Result<()> {
+    let replaced = statements::replaced(changes);
+    if !replaced.is_empty() {
+        let running = sqlx::query(
+            "DELETE FROM snapshot_parts AS part USING UNNEST($1::TEXT[], $2::BIGINT[]) \
+             AS gone (consumer, bucket) \
+             WHERE part.consumer = gone.consumer AND part.bucket = gone.bucket",
+        )
+        .bind(consumers(replaced.iter().copied()))
+        .bind(buckets(replaced.iter().copied()))
+        .execute(&mut *connection);
+        limited(limit, running).await?;
+    }
+    let upsert = format!(
+        "INSERT INTO snapshots (consumer, bucket, version, position, event_hash, hash) \
+         SELECT * FROM UNNEST($1::TEXT[], $2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BYTEA[], \
+         $6::TEXT[]){UPDATE_SNAPSHOT}"
+    );
+    let metas = || changes.iter().map(|change| &change.meta);
+    let running = sqlx::query(AssertSqlSafe(upsert))
+        .bind(consumers(metas()))
+        .bind(buckets(metas()))
+        .bind(metas().map(|m| i64::from(m.version)).collect::<Vec<_>>())
+        .bind(metas().map(|m| m.position.0 as i64).collect::<Vec<_>>())
+        .bind(
+            metas()
+                .map(|m| m.event_hash.as_ref().map(|hash| &hash.0[..]))
+                .collect::<Vec<Option<&[u8]>>>(),
+        )
+        .bind(changes.iter().map(|c| c.hash.as_str()).collect::<Vec<_>>())
+        .execute(&mut *connection);
+    limited(limit, running).await?;
+    let parts = Parts::of(changes);
+    for chunk in parts.kept.chunks(PARTS_MAX) {
+        let upsert = format!(
+            "INSERT INTO snapshot_parts (consumer, bucket, key, doc) \
+             SELECT * FROM UNNEST($1::TEXT[], $2::BIGINT[], $3::TEXT[], $4::TEXT[]){UPDATE_PART}"
+        );
+        let running = sqlx::query(AssertSqlSafe(upsert))
+            .bind(consumers(chunk.iter().map(|(meta, ..)| *meta)))
+            .bind(buckets(chunk.iter().map(|(meta, ..)| *meta)))
+            .bind(chunk.iter().map(|(_, key, _)| *key).collect::<Vec<_>>())
+            .bind(chunk.iter().map(|(.., doc)| *doc).collect::<Vec<_>>())
+            .execute(&mut *connection);
+        limited(limit, running).await?;
+    }
+    for chunk in parts.gone.chunks(PARTS_MAX) {
+        let running = sqlx::query(
+            "DELETE FROM snapshot_parts AS part \
+             USING UNNEST($1::TEXT[], $2::BIGINT[], $3::TEXT[]) AS gone (consumer, bucket, key) \
+             WHERE part.consumer = gone.consumer AND part.bucket = gone.bucket \
+             AND part.key = gone.key",
+        )
+        .bind(consumers(chunk.iter().map(|(meta, _)| *meta)))
+        .bind(buckets(chunk.iter().map(|(meta, _)| *meta)))
+        .bind(chunk.iter().map(|(_, key)| *key).collect::<Vec<_>>())
+        .execute(&mut *connection);
+        limited(limit, running).await?;
+    }
+    Ok(())
+}
+
+fn consumers<'a>(metas: impl Iterator<Item = &'a SnapshotMeta>) -> Vec<&'a str> {
+    metas.map(|meta| meta.consumer.as_str()).collect()
+}
+
+fn buckets<'a>(metas: impl Iterator<Item = &'a SnapshotMeta>) -> Vec<i64> {
+    metas.map(|meta| i64::from(meta.bucket.0)).collect()
 }
 
 pub(crate) async fn write_causes(

@@ -6,8 +6,11 @@ use contract::ids::Position;
 use contract::log::RowChange;
 use sqlx::{QueryBuilder, SqliteConnection};
 
+use crate::SnapshotChange;
 use crate::raw::EventRow;
-use crate::statements::{CursorRow, StoredCause, UPDATE_WHAT_DIFFERS};
+use crate::statements::{
+    self, CursorRow, Parts, StoredCause, UPDATE_PART, UPDATE_SNAPSHOT, UPDATE_WHAT_DIFFERS,
+};
 
 type Db = sqlx::Sqlite;
 
@@ -113,6 +116,64 @@ pub(crate) async fn write_cursors(
                     .push_bind(cursor.position.0 as i64);
             })
             .push(" ON CONFLICT (consumer, bucket) DO UPDATE SET position = excluded.position")
+            .build()
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn write_snapshots(
+    connection: &mut SqliteConnection,
+    changes: &[&SnapshotChange],
+) -> sqlx::Result<()> {
+    for meta in statements::replaced(changes) {
+        sqlx::query("DELETE FROM snapshot_parts WHERE consumer = $1 AND bucket = $2")
+            .bind(&meta.consumer)
+            .bind(i64::from(meta.bucket.0))
+            .execute(&mut *connection)
+            .await?;
+    }
+    for chunk in chunks(changes) {
+        QueryBuilder::<Db>::new(
+            "INSERT INTO snapshots (consumer, bucket, version, position, event_hash, hash) ",
+        )
+        .push_values(chunk, |mut row, change| {
+            let meta = &change.meta;
+            row.push_bind(meta.consumer.clone())
+                .push_bind(i64::from(meta.bucket.0))
+                .push_bind(i64::from(meta.version))
+                .push_bind(meta.position.0 as i64)
+                .push_bind(meta.event_hash.map(|hash| hash.0.to_vec()))
+                .push_bind(change.hash.clone());
+        })
+        .push(UPDATE_SNAPSHOT)
+        .build()
+        .execute(&mut *connection)
+        .await?;
+    }
+    let parts = Parts::of(changes);
+    for chunk in chunks(&parts.kept) {
+        QueryBuilder::<Db>::new("INSERT INTO snapshot_parts (consumer, bucket, key, doc) ")
+            .push_values(chunk, |mut row, (meta, key, doc)| {
+                row.push_bind(meta.consumer.clone())
+                    .push_bind(i64::from(meta.bucket.0))
+                    .push_bind((*key).to_owned())
+                    .push_bind((*doc).to_owned());
+            })
+            .push(UPDATE_PART)
+            .build()
+            .execute(&mut *connection)
+            .await?;
+    }
+    for chunk in chunks(&parts.gone) {
+        QueryBuilder::<Db>::new("DELETE FROM snapshot_parts WHERE (consumer, bucket, key) IN (")
+            .push_values(chunk, |mut row, (meta, key)| {
+                row.push_bind(meta.consumer.clone())
+                    .push_bind(i64::from(meta.bucket.0))
+                    .push_bind((*key).to_owned());
+            })
+            .push(")")
             .build()
             .execute(&mut *connection)
             .await?;

@@ -10,20 +10,22 @@ use crate::connection::{Connection, run};
 use crate::raw::{RawColumns, from_columns};
 use crate::{postgres, sqlite};
 
-/// The last event of a bucket. The order names the bucket too, so that no database looks for it in the
-/// order of positions, through the whole log where the bucket is empty.
+/// The last event of a bucket at or below a position. The order names the bucket too, so that no database
+/// looks for it in the order of positions, through the whole log where the bucket is empty.
 pub(crate) async fn last_of_bucket(
     connection: &mut Connection<'_>,
     bucket: Bucket,
+    up_to: Position,
 ) -> Result<Option<RawRecord>> {
     let found = run!(
         connection,
         query_as<RawColumns>.fetch_optional,
         select_events!(
-            "WHERE (bucket, position) > ($1, 0) AND (bucket, position) < ($1 + 1, 0) \
+            "WHERE (bucket, position) > ($1, 0) AND (bucket, position) <= ($1, $2) \
              ORDER BY bucket DESC, position DESC LIMIT 1"
         ),
-        i64::from(bucket.0)
+        i64::from(bucket.0),
+        i64::try_from(up_to.0).unwrap_or(i64::MAX)
     )?;
     Ok(found.map(from_columns))
 }

@@ -90,9 +90,9 @@ pub enum CommitError {
         actual: Position,
     },
     #[error(
-        "the snapshot of `{consumer}` in bucket {bucket} {}, not {}: somebody else has written it; write it whole",
-        standing(actual),
-        standing(expected)
+        "the snapshot of `{consumer}` in bucket {bucket} stands at {}, not {}: write it whole",
+        place(actual),
+        place(expected)
     )]
     SnapshotMoved {
         consumer: String,
@@ -118,11 +118,8 @@ pub enum CommitError {
     Store(#[from] StoreError),
 }
 
-fn standing(at: &Option<Position>) -> String {
-    match at {
-        Some(position) => format!("stands at {position}"),
-        None => "is not stored".to_owned(),
-    }
+fn place(at: &Option<Position>) -> String {
+    at.map_or_else(|| "no position".to_owned(), |at| at.to_string())
 }
 
 #[derive(Debug, Clone, thiserror::Error)]

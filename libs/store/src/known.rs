@@ -16,7 +16,8 @@ use crate::connection::Connection;
 use crate::raw::EventRow;
 use crate::statements::{self, StoredCause};
 
-/// Stream versions, fences, cursors and places of snapshots that are kept in memory before they are read again.
+/// Stream versions, fences, cursors and places of snapshots that are kept in memory before they are
+/// read again.
 const CACHED_MAX: usize = 100_000;
 
 /// The last event of a bucket.

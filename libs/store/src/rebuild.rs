@@ -6,6 +6,9 @@
 //! cut off has done no harm, and the next one writes what is missing. Cursors move after the rows that
 //! they speak for. All is written as the owner of every bucket: whoever owned one is refused from then
 //! on, and once one is taken back nothing more is written.
+//!
+//! Snapshots stay as they are: they are not made of rows, nor rows of them, each answers for itself by its
+//! hash and its version, and only the owner of its consumer's bucket may write it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;

@@ -62,7 +62,7 @@ pub(crate) async fn know(
     Ok(())
 }
 
-/// Until the end of the transaction no other process writes events, cursors or causes.
+/// Until the end of the transaction no other process writes events, cursors, snapshots or causes.
 pub(crate) async fn lock_commits(
     connection: &mut PgConnection,
     limit: Duration,

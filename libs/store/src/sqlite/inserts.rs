@@ -166,15 +166,11 @@ pub(crate) async fn write_snapshots(
             .execute(&mut *connection)
             .await?;
     }
-    for chunk in chunks(&parts.gone) {
-        QueryBuilder::<Db>::new("DELETE FROM snapshot_parts WHERE (consumer, bucket, key) IN (")
-            .push_values(chunk, |mut row, (meta, key)| {
-                row.push_bind(meta.consumer.clone())
-                    .push_bind(i64::from(meta.bucket.0))
-                    .push_bind((*key).to_owned());
-            })
-            .push(")")
-            .build()
+    for (meta, key) in parts.gone {
+        sqlx::query("DELETE FROM snapshot_parts WHERE consumer = $1 AND bucket = $2 AND key = $3")
+            .bind(&meta.consumer)
+            .bind(i64::from(meta.bucket.0))
+            .bind(key)
             .execute(&mut *connection)
             .await?;
     }

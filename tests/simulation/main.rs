@@ -44,19 +44,17 @@ fn invariants(world: &World, context: &str) {
     for (id, starts) in &world.starts {
         assert_eq!(*starts, 1, "{id} was started {starts} times ({context})");
     }
-    for (endpoint, fold) in &world.truth {
-        for (_, decision) in fold.decisions.values() {
-            let Some(policy) = &decision.inputs.policy else {
-                continue;
-            };
-            let capacity = policy.profiles[0].capacity;
-            let pinned = decision.outcome == contract::decision::Outcome::Pinned;
-            assert!(
-                pinned || (capacity.min..=capacity.max).contains(&decision.granted),
-                "{endpoint}: {} is outside of {capacity:?} ({context})",
-                decision.granted
-            );
-        }
+    for ((endpoint, _), decision) in &world.decided {
+        let Some(policy) = &decision.inputs.policy else {
+            continue;
+        };
+        let capacity = policy.profiles[0].capacity;
+        let pinned = decision.outcome == contract::decision::Outcome::Pinned;
+        assert!(
+            pinned || (capacity.min..=capacity.max).contains(&decision.granted),
+            "{endpoint}: {} is outside of {capacity:?} ({context})",
+            decision.granted
+        );
     }
 }
 
@@ -98,8 +96,9 @@ fn the_log_is_sound(world: &World, context: &str) {
     }
 }
 
-/// One run: random load, pins and rollouts under faults, then quiet, in which everything must settle.
-fn run(seed: u64) {
+/// One run: random load, pins and rollouts under faults, then quiet, in which everything must settle. How
+/// often a service began with snapshots.
+fn run(seed: u64) -> u32 {
     let context = format!("SEED={seed}");
     let mut world = World::new(seed, start());
     for (index, endpoint) in ENDPOINTS.iter().enumerate() {
@@ -156,13 +155,21 @@ fn run(seed: u64) {
     let by_node = world.by_node();
     assert_eq!(by_node.len(), world::NODES.len(), "{by_node:?} ({context})");
     the_log_is_sound(&world, &context);
+    world
+        .autoscaler
+        .snapshots_are_what_the_log_gives(&world.log, &context);
+    world
+        .planner
+        .snapshots_are_what_the_log_gives(&world.log, &context);
+    world.autoscaler.resumed + world.planner.resumed
 }
 
 #[test]
 fn random_faults_never_break_an_invariant_and_everything_settles_afterwards() {
     let (first, count) = (setting("SEED", 1), setting("COUNT", 20));
     println!("SEED={first} COUNT={count}");
-    (first..first + count).for_each(run);
+    let resumed: u32 = (first..first + count).map(run).sum();
+    assert!(resumed > 0, "no service has begun with a snapshot");
 }
 
 #[test]

@@ -1,14 +1,17 @@
 //! A whole Penstock under a virtual clock: one log, services that read it bucket by bucket in random
 //! order and with random lag, gateways and nodes that behave as badly as the seed says.
 //!
-//! The services are the real ones (`Reconciler`); only the shell around them is replaced. The log
-//! promises no more than the real one: order within a bucket, expected versions, fences.
+//! The services are the real ones, and so is the loop that drives them (`runtime::consumer::Core`,
+//! `runtime::reconcile::Evaluator`); only the store and the bus around it are replaced. The log
+//! promises no more than the real one: order within a bucket, expected versions. Who starts again begins
+//! with snapshots from random moments, or with none.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use actuator::planner::Planner;
 use autoscaler::Autoscaler;
+use contract::decision::Decision;
 use contract::events::{
     AutoscalePinned, AutoscaleSet, DeploymentCreated, DeploymentUpdated, EndpointCreated,
     EndpointKeys, Event, InstanceEnded, InstanceStarted, MemberJoined, OfInstance, SealedKey,
@@ -21,8 +24,12 @@ use contract::resources::{AutoscaleSpec, BackendKind, DeploymentSpec};
 use contract::time::{Span, Timestamp};
 use domain::fold::EndpointFold;
 use domain::instances::Instance;
+use runtime::consumer::{Applied, Begun, Core, Fold, Outcome};
+use runtime::health::Health;
 use runtime::ids::{Ids, SeededIds};
-use runtime::reconcile::Reconciler;
+use runtime::parking::Parking;
+use runtime::reconcile::{Evaluator, Reconciler, Settled};
+use store::{Fence, Snapshot};
 use uuid::Uuid;
 
 pub struct Rng(u64);
@@ -101,29 +108,90 @@ impl Log {
     }
 }
 
-/// A service in the virtual shell: its folds, how far it has read each bucket, and its clock.
+/// What a snapshot is stored under; nothing here stores any.
+const SNAPSHOTS: &str = "simulation";
+
+/// A service in the virtual shell: the loop's own parts, how far it has read each bucket, and what it has
+/// kept of itself.
 pub struct Service<R: Reconciler> {
-    reconciler: R,
+    evaluator: Evaluator<R>,
+    core: Core<R::Fold>,
     make: Box<dyn Fn() -> R>,
-    states: BTreeMap<EndpointKey, (R::State, u64, Timestamp)>,
     read: BTreeMap<Bucket, usize>,
+    snapshots: BTreeMap<Bucket, Snapshot>,
+    /// Starts that began with a snapshot.
+    pub resumed: u32,
+}
+
+fn new_core<R: Reconciler>(reconciler: &R) -> Core<R::Fold> {
+    let component = Health::default().component(R::SERVICE);
+    Core::new(reconciler.fold(), Parking::detached(R::SERVICE, component))
+}
+
+/// Begins every bucket, each with its snapshot if there is one, and says how far that goes.
+fn begin<F: Fold>(
+    core: &mut Core<F>,
+    log: &Log,
+    snapshots: &BTreeMap<Bucket, Snapshot>,
+) -> BTreeMap<Bucket, usize> {
+    let mut read = BTreeMap::new();
+    for bucket in Bucket::of_endpoints() {
+        let fence = Fence {
+            name: bucket.to_string(),
+            generation: 1,
+        };
+        let begun = snapshots
+            .get(&bucket)
+            .map_or_else(Begun::default, |snapshot| {
+                Begun::decode(snapshot, |_| Vec::new()).unwrap()
+            });
+        let records = log.by_bucket.get(&bucket).map_or(&[][..], Vec::as_slice);
+        let behind = records.partition_point(|record| record.position <= begun.position);
+        read.insert(bucket, behind);
+        core.take(bucket, Some(fence), begun, Timestamp::default());
+        core.caught_up(&[bucket]);
+    }
+    read
 }
 
 impl<R: Reconciler> Service<R> {
     fn new(make: impl Fn() -> R + 'static) -> Self {
+        let reconciler = make();
+        let mut core = new_core(&reconciler);
+        let read = begin(&mut core, &Log::default(), &BTreeMap::new());
         Self {
-            reconciler: make(),
+            core,
+            evaluator: Evaluator::new(reconciler),
             make: Box::new(make),
-            states: BTreeMap::new(),
-            read: BTreeMap::new(),
+            read,
+            snapshots: BTreeMap::new(),
+            resumed: 0,
         }
     }
 
-    /// Forgets everything, as after a crash; the next turn reads the log from its start.
-    fn restart(&mut self) {
-        self.reconciler = (self.make)();
-        self.states.clear();
-        self.read.clear();
+    /// Forgets everything, as after a crash; the next turn reads the log from where the snapshots stand, or
+    /// from its start.
+    fn restart(&mut self, log: &Log, rng: &mut Rng) {
+        let reconciler = (self.make)();
+        self.core = new_core(&reconciler);
+        self.evaluator = Evaluator::new(reconciler);
+        if rng.percent(30) {
+            self.snapshots.clear();
+        }
+        self.resumed += u32::from(!self.snapshots.is_empty());
+        self.read = begin(&mut self.core, log, &self.snapshots);
+    }
+
+    /// Keeps what a bucket is folded to by now.
+    fn keep_a_snapshot(&mut self, rng: &mut Rng) {
+        let bucket = Bucket(rng.below(64) as u16);
+        // There is no store that has the rest of it.
+        self.core.stored(bucket, None);
+        if let Some(draft) = self.core.draft(bucket) {
+            let version = <R::Fold as Fold>::VERSION;
+            let snapshot = draft.into_snapshot(SNAPSHOTS, bucket, version);
+            self.snapshots.insert(bucket, snapshot);
+        }
     }
 
     /// Reads up to `most` records of each bucket, buckets in random order.
@@ -134,34 +202,67 @@ impl<R: Reconciler> Service<R> {
             let read = self.read.entry(bucket).or_default();
             for record in log.by_bucket[&bucket][*read..].iter().take(most) {
                 *read += 1;
-                let Some(key) = record.endpoint() else {
-                    self.reconciler.apply_global(record);
-                    continue;
-                };
-                let (state, version, recorded) = self.states.entry(key.clone()).or_default();
-                self.reconciler.apply(state, record);
-                *recorded = (*recorded).max(record.time);
-                if record.stream == StreamName::of(R::STREAM, &key) {
-                    *version = record.version;
-                }
+                let applied = apply(&mut self.core, record);
+                self.evaluator.applied(&self.core, vec![applied]);
             }
         }
     }
 
     fn evaluate(&mut self, log: &mut Log, clock: Timestamp, ids: &SeededIds) {
-        for (key, (state, version, recorded)) in &mut self.states {
-            let now = clock.max(*recorded);
-            let events = self.reconciler.evaluate(key, state, now);
-            if events.is_empty() {
-                continue;
+        self.evaluator.mark_due(Bucket::of_endpoints());
+        let (writes, failed) = self.evaluator.evaluate_due(&self.core, ids, clock);
+        assert!(failed.is_empty(), "{failed:?}");
+        for write in writes {
+            let mut settled = Settled::Refused;
+            for append in write.appends {
+                let events = append.events.into_iter();
+                let events = events.map(|event| (event.id, event.time, event.event));
+                // Refused when this service lags behind its own stream: it reads on and tries again.
+                if log.append(
+                    append.stream,
+                    Some(append.expected_version),
+                    events.collect(),
+                ) {
+                    settled = Settled::Written(Position(log.records.len() as u64));
+                }
             }
-            let events = events
-                .into_iter()
-                .map(|event| (ids.event_id(now), now, event))
-                .collect();
-            // Refused when this service lags behind its own stream: it reads on and tries again.
-            log.append(StreamName::of(R::STREAM, key), Some(*version), events);
+            self.evaluator.settle(write.subject, write.now, settled);
         }
+    }
+
+    /// What is folded of the whole log is the same from its start and from the snapshots.
+    pub fn snapshots_are_what_the_log_gives(&self, log: &Log, context: &str) {
+        let folded = |snapshots: &BTreeMap<Bucket, Snapshot>| {
+            let mut core = new_core(&self.evaluator.reconciler);
+            let read = begin(&mut core, log, snapshots);
+            for (bucket, records) in &log.by_bucket {
+                let read = read.get(bucket).copied().unwrap_or_default();
+                for record in &records[read..] {
+                    apply(&mut core, record);
+                }
+            }
+            let entries = core.folds().lock();
+            let written = |(key, entry)| (key, serde_json::to_string(entry).unwrap());
+            let written = entries.iter().map(written);
+            written
+                .map(|(key, text): (&EndpointKey, String)| (key.clone(), text))
+                .collect::<BTreeMap<_, _>>()
+        };
+        let from_start = folded(&BTreeMap::new());
+        assert!(!from_start.is_empty(), "{context}");
+        assert_eq!(folded(&self.snapshots), from_start, "{context}");
+    }
+}
+
+fn apply<F: Fold>(core: &mut Core<F>, record: &Arc<Record>) -> Applied<F::Effect> {
+    let effect = match core.apply(record, Timestamp::default()) {
+        Outcome::Applied(effect) => Some(effect),
+        Outcome::Skipped => None,
+        Outcome::Parked(key) | Outcome::Rebuild(key) => panic!("{key} is parked"),
+    };
+    Applied {
+        record: record.clone(),
+        effect,
     }
 }
 
@@ -204,9 +305,11 @@ pub struct World {
     pub load: BTreeMap<(EndpointKey, Name), u64>,
     /// The state that a reader of the whole log has.
     pub truth: BTreeMap<EndpointKey, EndpointFold>,
+    /// The newest decision on each deployment that there is.
+    pub decided: BTreeMap<(EndpointKey, Uid), Decision>,
     ids: SeededIds,
-    autoscaler: Service<Autoscaler>,
-    planner: Service<Planner>,
+    pub autoscaler: Service<Autoscaler>,
+    pub planner: Service<Planner>,
     processes: BTreeMap<InstanceId, Process>,
     /// Highest generation carried out, by instance; what a backend's tombstones keep.
     carried_out: BTreeMap<InstanceId, u64>,
@@ -249,6 +352,7 @@ impl World {
             faults: Faults::default(),
             load: BTreeMap::new(),
             truth: BTreeMap::new(),
+            decided: BTreeMap::new(),
             ids: SeededIds::new(seed),
             autoscaler: Service::new(Autoscaler::default),
             planner: Service::new(move || Planner::new(None, instance_ids.clone())),
@@ -366,10 +470,10 @@ impl World {
     /// One turn of everything, then `step` passes.
     pub fn step(&mut self, step: Span) {
         if self.rng.percent(self.faults.service_restarts) {
-            self.autoscaler.restart();
+            self.autoscaler.restart(&self.log, &mut self.rng);
         }
         if self.rng.percent(self.faults.service_restarts) {
-            self.planner.restart();
+            self.planner.restart(&self.log, &mut self.rng);
         }
         let mut turns = [0, 1, 2, 3];
         self.rng.shuffle(&mut turns);
@@ -393,11 +497,13 @@ impl World {
         };
         if autoscaler {
             self.autoscaler.read(&self.log, &mut self.rng, most);
-            self.autoscaler.reconciler.due(self.clock);
+            self.autoscaler.keep_a_snapshot(&mut self.rng);
+            self.autoscaler.evaluator.reconciler.due(self.clock);
             self.autoscaler
                 .evaluate(&mut self.log, self.clock, &self.ids);
         } else {
             self.planner.read(&self.log, &mut self.rng, most);
+            self.planner.keep_a_snapshot(&mut self.rng);
             self.planner.evaluate(&mut self.log, self.clock, &self.ids);
         }
     }
@@ -426,8 +532,14 @@ impl World {
         let buckets: BTreeSet<Bucket> = self.truth.keys().map(EndpointKey::bucket).collect();
         for bucket in buckets {
             let frame = self.frame(id, bucket);
-            self.autoscaler.reconciler.observe(&frame, self.clock);
-            self.planner.reconciler.observe(&frame, self.clock);
+            self.autoscaler
+                .evaluator
+                .reconciler
+                .observe(&frame, self.clock);
+            self.planner
+                .evaluator
+                .reconciler
+                .observe(&frame, self.clock);
         }
     }
 
@@ -623,6 +735,10 @@ impl World {
             let Some(key) = record.endpoint() else {
                 continue;
             };
+            if let Event::ScalingDecided(decision) = &record.event {
+                let of = (key.clone(), decision.deployment_uid);
+                self.decided.insert(of, (**decision).clone());
+            }
             self.truth.entry(key).or_default().apply(record);
         }
         self.truth_read = self.log.records.len();

@@ -60,6 +60,12 @@ impl StreamKind {
             Self::Parking => "parking",
         }
     }
+
+    /// The kind of the stream of this name; none of one that this release does not know.
+    pub fn of_name(stream: &str) -> Option<Self> {
+        let (kind, _) = stream.split_once('/')?;
+        Self::ALL.into_iter().find(|known| known.as_str() == kind)
+    }
 }
 
 /// The name of a stream: `kind/workspace/endpoint`, `node/workspace/endpoint/NODE` for what one
@@ -91,10 +97,7 @@ impl StreamName {
     }
 
     pub fn kind(&self) -> Option<StreamKind> {
-        let (kind, _) = self.0.split_once('/')?;
-        StreamKind::ALL
-            .into_iter()
-            .find(|known| known.as_str() == kind)
+        StreamKind::of_name(&self.0)
     }
 
     /// What decides the bucket of this stream.

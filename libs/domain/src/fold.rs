@@ -1,26 +1,28 @@
-//! All that the log says about one endpoint, folded into one value. The autoscaler, the actuator and
-//! control's reactor reconcile from it.
+//! What the log says about one endpoint and its instances, folded into one value. The autoscaler and the
+//! planner reconcile from it.
 
 use std::collections::BTreeMap;
 
-use contract::decision::Decision;
 use contract::events::Event;
-use contract::ids::{Position, Uid};
+use contract::ids::Uid;
 use contract::log::Record;
-use uuid::Uuid;
+use serde::{Deserialize, Serialize};
 
 use crate::endpoint::Endpoint;
 use crate::instances::Instances;
 use crate::instances::plan::Granted;
 
-#[derive(Clone, Debug, Default)]
+/// Changed together with whatever changes what is folded of recorded events, or how it is written; consumers
+/// that keep it in snapshots build their versions on it.
+pub const FOLD_VERSION: u32 = 1;
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct EndpointFold {
     pub endpoint: Option<Endpoint>,
     pub instances: Instances,
-    /// The newest decision on each deployment, by its uid.
-    pub decisions: BTreeMap<Uid, (Uuid, Decision)>,
-    /// Position of the last event of any of the endpoint's streams.
-    pub position: Position,
+    /// What the newest decision on each deployment granted, by its uid.
+    pub granted: BTreeMap<Uid, Granted>,
 }
 
 impl EndpointFold {
@@ -28,37 +30,31 @@ impl EndpointFold {
         self.endpoint = Endpoint::apply(self.endpoint.take(), record);
         self.instances.apply(record);
         if let Event::ScalingDecided(decision) = &record.event {
-            self.decisions
-                .insert(decision.deployment_uid, (record.id, (**decision).clone()));
+            let granted = Granted {
+                instances: decision.granted,
+                decision: record.id,
+            };
+            self.granted.insert(decision.deployment_uid, granted);
         }
         if matches!(
             record.event,
             Event::DeploymentDeleted(_) | Event::EndpointDeleted(_)
         ) {
-            let living = |uid: &Uid| {
-                self.endpoint
-                    .iter()
-                    .flat_map(|e| e.deployments.values())
-                    .any(|d| d.uid == *uid)
-            };
-            self.decisions.retain(|uid, _| living(uid));
+            let endpoint = self.endpoint.as_ref();
+            let living = |uid: &Uid| endpoint.is_some_and(|endpoint| endpoint.has(*uid));
+            self.granted.retain(|uid, _| living(uid));
+            self.instances.starts.retain(|uid, _| living(uid));
             // Of what was lost with its node nothing will be heard: it ends unseen, if it comes back.
             self.instances.instances.retain(|_, instance| {
                 instance.removal.is_none() || living(&instance.deployment_uid)
             });
         }
-        self.position = record.position;
     }
 
-    /// What each deployment was granted last.
-    pub fn granted(&self) -> BTreeMap<Uid, Granted> {
-        let granted = |(id, decision): &(Uuid, Decision)| Granted {
-            instances: decision.granted,
-            decision: *id,
-        };
-        self.decisions
-            .iter()
-            .map(|(uid, newest)| (*uid, granted(newest)))
-            .collect()
+    /// Whether the deployment of this uid exists.
+    pub fn has(&self, uid: Uid) -> bool {
+        self.endpoint
+            .as_ref()
+            .is_some_and(|endpoint| endpoint.has(uid))
     }
 }

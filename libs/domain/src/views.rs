@@ -15,7 +15,7 @@ use contract::resources::{
     AccessView, DecisionSummary, DecisionView, DeploymentView, InstanceTally, Percentages,
 };
 use contract::time::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::endpoint::{Deployment, Endpoint};
@@ -62,8 +62,13 @@ pub struct Projection {
 
 type Late = BTreeMap<EndpointKey, BTreeMap<Name, Timestamp>>;
 
+/// Changed together with whatever changes what [`EndpointModel`] makes of recorded events, or how it is
+/// written: consumers that keep it in snapshots build their versions on it.
+pub const MODEL_VERSION: u32 = 1;
+
 /// One endpoint's name, over all its incarnations.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct EndpointModel {
     pub endpoint: Option<Endpoint>,
     /// Version of the stream `endpoint/…`.
@@ -77,7 +82,8 @@ pub struct EndpointModel {
     ended: BTreeMap<Name, VecDeque<InstanceId>>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Decided {
     pub deployment_uid: Uid,
     pub summary: DecisionSummary,
@@ -126,10 +132,18 @@ impl Projection {
             None => apply_access(&mut self.access, record, &mut rows),
             Some(key) => {
                 let model = self.endpoints.entry(key.clone()).or_default();
-                model.apply(&key, record, &mut rows);
+                model.change(&key, record, &mut rows);
             }
         }
         rows.changes
+    }
+
+    /// Goes on from models that others have folded.
+    pub fn of(endpoints: BTreeMap<EndpointKey, EndpointModel>) -> Self {
+        Self {
+            endpoints,
+            ..Self::default()
+        }
     }
 
     pub fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
@@ -180,6 +194,8 @@ struct Rows<'a> {
     time: Timestamp,
     changes: Vec<RowChange>,
     late: Option<&'a mut Late>,
+    /// Nobody wants them: they are not made.
+    unwanted: bool,
 }
 
 impl<'a> Rows<'a> {
@@ -188,11 +204,23 @@ impl<'a> Rows<'a> {
             time,
             changes: Vec::new(),
             late,
+            unwanted: false,
         }
     }
 
-    /// Whether the rows of this deployment are left for the end.
+    /// For a record whose rows nobody wants.
+    fn unwanted() -> Self {
+        Self {
+            unwanted: true,
+            ..Self::at(Timestamp::default(), None)
+        }
+    }
+
+    /// Whether the rows of this deployment are left for the end, or are not wanted at all.
     fn leaves(&mut self, key: &EndpointKey, name: &Name) -> bool {
+        if self.unwanted {
+            return true;
+        }
         let Some(late) = &mut self.late else {
             return false;
         };
@@ -219,6 +247,9 @@ impl<'a> Rows<'a> {
         position: Position,
         view: &impl Serialize,
     ) {
+        if self.unwanted {
+            return;
+        }
         // Views are trees of plain values; writing them as JSON cannot fail.
         let doc = serde_json::to_string(view).ok();
         self.change(model, key, of, position, doc);
@@ -236,6 +267,9 @@ impl<'a> Rows<'a> {
         position: Position,
         doc: Option<String>,
     ) {
+        if self.unwanted {
+            return;
+        }
         self.changes.push(RowChange {
             model,
             key: key.to_owned(),
@@ -257,11 +291,25 @@ impl EndpointModel {
             .collect()
     }
 
-    fn apply(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
+    /// Applies one record, and says which rows change.
+    pub fn apply(&mut self, key: &EndpointKey, record: &Record) -> Vec<RowChange> {
+        let mut rows = Rows::at(record.time, None);
+        self.change(key, record, &mut rows);
+        rows.changes
+    }
+
+    /// Applies one record whose rows nobody wants.
+    pub fn apply_silently(&mut self, key: &EndpointKey, record: &Record) {
+        self.change(key, record, &mut Rows::unwanted());
+    }
+
+    fn change(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
         match &record.event {
             Event::ScalingDecided(decision) => self.decision(key, decision, record, rows),
             Event::UsageClosed(_) | Event::UsageCorrected(_) | Event::UsageGap(_) => {
-                usage(key, record, rows);
+                if !rows.unwanted {
+                    usage(key, record, rows);
+                }
             }
             Event::ClockStepped(_) => {}
             _ if record
@@ -425,14 +473,16 @@ impl EndpointModel {
             endpoint: key.as_str(),
             deployment: name.as_str(),
         };
-        let view = DecisionView::new(record.id, record.time, decision.clone());
-        rows.put(
-            DECISIONS,
-            &record.id.to_string(),
-            of,
-            record.position,
-            &view,
-        );
+        if !rows.unwanted {
+            let view = DecisionView::new(record.id, record.time, decision.clone());
+            rows.put(
+                DECISIONS,
+                &record.id.to_string(),
+                of,
+                record.position,
+                &view,
+            );
+        }
         // What belongs to an incarnation that is gone says nothing about the present one.
         if self
             .deployment(name)
@@ -471,23 +521,21 @@ impl EndpointModel {
             return;
         };
         self.position = record.position;
-        let end = match &record.event {
-            Event::InstanceStopped(ended) | Event::InstanceFailed(ended) => Some(ended),
-            _ => None,
-        };
         let name = instance.deployment.clone();
-        let of = Of {
-            endpoint: key.as_str(),
-            deployment: name.as_str(),
-        };
-        let view = instance_view(
-            key,
-            instance,
-            after.is_none(),
-            end.map(|end| (end, record.time)),
-        );
-        let position = self.requested.get(id).copied().unwrap_or(record.position);
-        rows.put(INSTANCES, id.as_str(), of, position, &view);
+        if !rows.unwanted {
+            let end = match &record.event {
+                Event::InstanceStopped(ended) | Event::InstanceFailed(ended) => Some(ended),
+                _ => None,
+            };
+            let of = Of {
+                endpoint: key.as_str(),
+                deployment: name.as_str(),
+            };
+            let end = end.map(|end| (end, record.time));
+            let view = instance_view(key, instance, after.is_none(), end);
+            let position = self.requested.get(id).copied().unwrap_or(record.position);
+            rows.put(INSTANCES, id.as_str(), of, position, &view);
+        }
         if after.is_none() {
             self.requested.remove(id);
             self.keep_ended(key, &name, id, record, rows);

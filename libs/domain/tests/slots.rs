@@ -85,6 +85,8 @@ struct World {
     given_way: GivenWay,
     given: Option<RouteUpdate>,
     position: u64,
+    /// Of the last event of the endpoint.
+    revision: Position,
     millis: u64,
     limit: u32,
     /// The update that each gateway has reached, of members and of those that left.
@@ -99,6 +101,7 @@ impl World {
             given_way: GivenWay::default(),
             given: None,
             position: 0,
+            revision: Position::START,
             millis: 0,
             limit,
             reached: BTreeMap::new(),
@@ -173,6 +176,7 @@ impl World {
             self.members.apply(&record);
         } else {
             self.fold.apply(&record);
+            self.revision = record.position;
         }
     }
 
@@ -206,7 +210,7 @@ impl World {
                 .is_done(bucket, &self.members, at(self.millis)),
         };
         let endpoint = self.fold.endpoint.as_ref().unwrap();
-        let revision = self.fold.position;
+        let revision = self.revision;
         let update = route(endpoint, &self.fold.instances, revision, &dealing);
         self.given = Some(update);
     }

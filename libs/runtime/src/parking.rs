@@ -64,25 +64,28 @@ pub struct ParkedView {
 
 /// What is to be done with a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Fold,
-    PassOver,
+pub enum Handling {
+    Apply,
+    Skip,
     /// The endpoint is parked no longer: drop what there is of it, read its [`history`] up to and
     /// with this record, and fold it.
-    FoldAnew,
+    Rebuild,
 }
 
 /// What one consumer has parked.
 pub struct Parking {
     consumer: &'static str,
     parked: BTreeMap<EndpointKey, Position>,
-    skipped: BTreeSet<Position>,
+    /// Positions, each in its bucket.
+    skipped: BTreeMap<Position, Bucket>,
     component: Component,
+    /// Unbounded, since whoever parks an endpoint cannot wait for the store; one note for each endpoint
+    /// that is parked or released, and one for each time that buckets are caught up with.
     clerk: mpsc::UnboundedSender<Note>,
 }
 
 /// Calls `attempt`, and gives the words of the panic if it panics.
-pub fn survive<T>(attempt: impl FnOnce() -> T) -> Result<T, String> {
+pub fn catch_panic<T>(attempt: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(attempt)).map_err(|panic| words_of(panic.as_ref()))
 }
 
@@ -140,53 +143,85 @@ impl Parking {
     pub fn open(consumer: &'static str, store: Store, component: Component) -> Self {
         let (clerk, notes) = mpsc::unbounded_channel();
         tokio::spawn(write_down(consumer, store, notes));
-        let parking = Self {
-            consumer,
-            parked: BTreeMap::new(),
-            skipped: BTreeSet::new(),
-            component,
-            clerk,
-        };
+        let parking = Self::noting(consumer, component, clerk);
         parking.show();
         parking
     }
 
-    /// What is to be done with the next record of the log; takes in what people decided.
-    pub fn judge(&mut self, record: &Record) -> Verdict {
+    /// Writes no rows: for a consumer without a store.
+    pub fn detached(consumer: &'static str, component: Component) -> Self {
+        let (clerk, _) = mpsc::unbounded_channel();
+        Self::noting(consumer, component, clerk)
+    }
+
+    fn noting(
+        consumer: &'static str,
+        component: Component,
+        clerk: mpsc::UnboundedSender<Note>,
+    ) -> Self {
+        Self {
+            consumer,
+            parked: BTreeMap::new(),
+            skipped: BTreeMap::new(),
+            component,
+            clerk,
+        }
+    }
+
+    /// What is to be done with the next record of the log; remembers what people decided.
+    pub fn classify(&mut self, record: &Record) -> Handling {
         match &record.event {
             Event::EventSkipped(skipped) => {
                 if skipped.consumer == self.consumer {
-                    self.skipped.insert(skipped.position);
+                    self.skipped.insert(skipped.position, record.bucket);
                 }
-                return Verdict::PassOver;
+                return Handling::Skip;
             }
             Event::ConsumerUnparked(unparked) => {
                 let parked = record.endpoint().is_some_and(|key| self.is_parked(&key));
                 return match parked && unparked.consumer == self.consumer {
-                    true => Verdict::FoldAnew,
-                    false => Verdict::PassOver,
+                    true => Handling::Rebuild,
+                    false => Handling::Skip,
                 };
             }
             _ => {}
         }
         if self.parked.is_empty() && self.skipped.is_empty() {
-            return Verdict::Fold;
+            return Handling::Apply;
         }
         let parked = record.endpoint().is_some_and(|key| self.is_parked(&key));
-        match parked || self.passes_over(record.position) {
-            true => Verdict::PassOver,
-            false => Verdict::Fold,
+        match parked || self.is_skipped(record.position) {
+            true => Handling::Skip,
+            false => Handling::Apply,
         }
     }
 
-    /// Whether a person said that this event is to be passed over.
-    pub fn passes_over(&self, position: Position) -> bool {
-        self.skipped.contains(&position)
+    /// Whether a person said that this event is to be skipped.
+    pub fn is_skipped(&self, position: Position) -> bool {
+        self.skipped.contains_key(&position)
     }
 
-    /// Positions that are passed over.
-    pub fn skipped(&self) -> &BTreeSet<Position> {
-        &self.skipped
+    /// Positions that are skipped.
+    pub fn skipped(&self) -> BTreeSet<Position> {
+        self.skipped.keys().copied().collect()
+    }
+
+    /// Positions of a bucket that are skipped.
+    pub fn skipped_in(&self, bucket: Bucket) -> BTreeSet<Position> {
+        let of_it = self.skipped.iter().filter(|(_, of)| **of == bucket);
+        of_it.map(|(position, _)| *position).collect()
+    }
+
+    /// Remembers what people decided before the position at which a bucket is begun.
+    pub fn skip(&mut self, bucket: Bucket, positions: impl IntoIterator<Item = Position>) {
+        let of_it = positions.into_iter().map(|position| (position, bucket));
+        self.skipped.extend(of_it);
+    }
+
+    /// Endpoints of a bucket that are parked.
+    pub fn parked_in(&self, bucket: Bucket) -> BTreeSet<EndpointKey> {
+        let of_it = self.parked.keys().filter(|key| key.bucket() == bucket);
+        of_it.cloned().collect()
     }
 
     pub fn is_parked(&self, key: &EndpointKey) -> bool {
@@ -211,7 +246,7 @@ impl Parking {
             tracing::error!(consumer = self.consumer, %position, type_name, detail, "an event that belongs to no endpoint cannot be read, and is passed over");
             return None;
         };
-        if self.passes_over(*position) || self.is_parked(&key) {
+        if self.is_skipped(*position) || self.is_parked(&key) {
             return None;
         }
         self.park(&key, *position, type_name, detail, now);
@@ -407,18 +442,18 @@ pub fn stream(key: &EndpointKey) -> StreamName {
     StreamName::of(StreamKind::Parking, key)
 }
 
-/// Folds the [`history`] of an endpoint that is parked no longer; `false` if it is parked again, and
-/// what was folded of it is to be dropped once more.
-pub fn fold_anew(
+/// Applies the [`history`] of an endpoint that is parked no longer; `false` if it is parked again, and
+/// what was applied of it is to be dropped once more.
+pub fn rebuild(
     parking: &mut Parking,
     key: &EndpointKey,
     entries: Vec<Entry>,
     now: Timestamp,
-    mut fold: impl FnMut(&Arc<Record>),
+    mut apply: impl FnMut(&Arc<Record>),
 ) -> bool {
     parking.release(key);
     for entry in entries {
-        if parking.passes_over(entry.position()) {
+        if parking.is_skipped(entry.position()) {
             continue;
         }
         match entry {
@@ -427,7 +462,7 @@ pub fn fold_anew(
                 return false;
             }
             Entry::Record(record) => {
-                if let Err(detail) = survive(|| fold(&record)) {
+                if let Err(detail) = catch_panic(|| apply(&record)) {
                     parking.park(key, record.position, record.event.type_name(), &detail, now);
                     return false;
                 }

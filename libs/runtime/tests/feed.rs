@@ -196,7 +196,7 @@ impl Reader {
                     self.caught_up.remove(bucket);
                 }
             }
-            FeedItem::Assigned(_) => {}
+            FeedItem::Assigned(_) | FeedItem::Passed(_) => {}
         }
         item
     }
@@ -237,7 +237,7 @@ async fn history_comes_first_then_the_word_that_it_is_done_then_what_is_new() {
     }
     let shutdown = CancellationToken::new();
     let relay = tokio::spawn(relay::run(store.clone(), bus.clone(), shutdown.clone()));
-    let feed = Feed::open(store.clone(), bus, GROUP, BTreeMap::new());
+    let feed = Feed::open(store.clone(), bus, GROUP);
     let mut reader = Reader::new(feed);
     assert!(matches!(reader.step().await, FeedItem::Assigned(buckets) if buckets.len() == 64));
     reader.until_delivered(1200).await;
@@ -265,7 +265,7 @@ async fn a_consumer_that_never_waits_long_hears_from_a_store_that_is_slower() {
     for n in 0..4 {
         writer.write(&store, n).await;
     }
-    let mut feed = Feed::open(store, LocalBus::new(), GROUP, BTreeMap::new());
+    let mut feed = Feed::open(store, LocalBus::new(), GROUP);
     let mut heard = 0;
     let hearing = async {
         while heard < 4 {
@@ -288,7 +288,7 @@ async fn a_consumer_that_never_waits_long_hears_from_a_store_that_is_slower() {
 async fn an_empty_log_is_caught_up_with_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
-    let mut feed = Feed::open(store, LocalBus::new(), GROUP, BTreeMap::new());
+    let mut feed = Feed::open(store, LocalBus::new(), GROUP);
     assert!(matches!(feed.next().await.unwrap(), FeedItem::Assigned(_)));
     let all = Bucket::of_endpoints().collect();
     assert_eq!(feed.next().await.unwrap(), FeedItem::CaughtUp(all));
@@ -307,10 +307,15 @@ async fn each_bucket_is_read_from_where_its_cursor_stands() {
         (written[0].bucket, Position(21)),
         (Bucket::GLOBAL, Position(40)),
     ]);
-    let mut feed = Feed::open(store, LocalBus::new(), GROUP, from.clone());
+    let mut feed = Feed::open(store, LocalBus::new(), GROUP);
     let mut delivered = BTreeSet::new();
     loop {
         match feed.next().await.unwrap() {
+            FeedItem::Assigned(_) => {
+                for (bucket, position) in &from {
+                    feed.begin_at(*bucket, *position);
+                }
+            }
             FeedItem::Records(records) => delivered.extend(records.iter().map(|r| r.position)),
             FeedItem::CaughtUp(_) => break,
             _ => {}
@@ -329,8 +334,8 @@ async fn a_record_after_a_hole_brings_what_is_missing_before_it() {
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
     // The recheck is out of the way, so that only the hole itself can bring the missing ones.
-    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new())
-        .recheck_every(Duration::from_secs(3600));
+    let feed =
+        Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(Duration::from_secs(3600));
     let mut reader = Reader::new(feed);
     bus.assign_all();
     reader.until_delivered(0).await;
@@ -349,7 +354,7 @@ async fn what_the_bus_drops_at_the_tail_is_found_in_the_store() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
-    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new()).recheck_every(SOON);
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(SOON);
     let mut reader = Reader::new(feed);
     bus.assign_all();
     reader.until_delivered(0).await;
@@ -369,7 +374,7 @@ async fn a_bucket_that_was_revoked_is_silent_and_a_new_one_brings_its_history() 
     let mut writer = Writer::default();
     let first = writer.write(&store, 0).await;
     let other = writer.write(&store, 1).await;
-    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new()).recheck_every(SOON);
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(SOON);
     let mut reader = Reader::new(feed);
     bus.send(BusMessage::Assigned(vec![first.bucket]));
     reader.until_delivered(1).await;
@@ -398,7 +403,7 @@ async fn a_bucket_that_comes_back_brings_its_whole_history_again() {
     let bus = ScriptedBus::new();
     let mut writer = Writer::default();
     let bucket = writer.write(&store, 0).await.bucket;
-    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new()).recheck_every(SOON);
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(SOON);
     let mut reader = Reader::new(feed);
     bus.send(BusMessage::Assigned(vec![bucket]));
     reader.until_delivered(1).await;
@@ -425,8 +430,8 @@ async fn live_buckets_go_on_while_others_are_caught_up_with() {
     for _ in 0..3500 {
         late = writer.write(&store, 1).await.bucket;
     }
-    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new())
-        .recheck_every(Duration::from_secs(3600));
+    let feed =
+        Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(Duration::from_secs(3600));
     let mut reader = Reader::new(feed);
     bus.send(BusMessage::Assigned(vec![live]));
     reader.until_delivered(1).await;
@@ -455,7 +460,7 @@ async fn the_global_history_belongs_to_the_first_bucket_that_is_caught_up_with()
     for _ in 0..1500 {
         writer.write(&store, 3).await;
     }
-    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new()).recheck_every(SOON);
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(SOON);
     let mut reader = Reader::new(feed);
     bus.send(BusMessage::Assigned(vec![endpoint.bucket]));
     while !matches!(reader.step().await, FeedItem::CaughtUp(_)) {}
@@ -470,7 +475,7 @@ async fn a_replica_without_buckets_is_caught_up_with_the_global_one() {
     let mut writer = Writer::default();
     writer.write(&store, 0).await;
     writer.write(&store, 3).await;
-    let mut feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new());
+    let mut feed = Feed::open(store.clone(), bus.clone(), GROUP);
     bus.send(BusMessage::Assigned(vec![]));
     assert_eq!(feed.next().await.unwrap(), FeedItem::Assigned(vec![]));
     assert!(matches!(feed.next().await.unwrap(), FeedItem::Records(records) if records.len() == 1));
@@ -487,7 +492,7 @@ async fn an_event_that_cannot_be_decoded_is_told_in_its_place_and_the_rest_follo
         writer.write(&store, 0).await;
     }
     damage(&folder, 2).await;
-    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new()).recheck_every(SOON);
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(SOON);
     let mut reader = Reader::new(feed);
     bus.assign_all();
     assert!(matches!(reader.step().await, FeedItem::Assigned(_)));
@@ -499,24 +504,47 @@ async fn an_event_that_cannot_be_decoded_is_told_in_its_place_and_the_rest_follo
 }
 
 #[tokio::test]
-async fn a_bucket_that_is_read_again_is_told_from_the_start_and_caught_up_with_once_more() {
+async fn a_bucket_that_is_caught_up_with_again_brings_only_what_is_new() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
     let mut writer = Writer::default();
     let bucket = writer.write(&store, 0).await.bucket;
     writer.write(&store, 1).await;
-    let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new()).recheck_every(SOON);
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP);
     let mut reader = Reader::new(feed);
     bus.assign_all();
     reader.until_delivered(2).await;
-    reader.reached.remove(&bucket);
+    // The bus says nothing of it, and it is not looked for yet.
+    writer.write(&store, 0).await;
     reader.caught_up.remove(&bucket);
-    reader.feed.read_again(&[bucket]);
+    reader.feed.catch_up_again(&[bucket]);
     while !reader.caught_up.contains_key(&bucket) {
         reader.step().await;
     }
-    assert_eq!(reader.delivered, [1, 2, 1]);
+    assert_eq!(reader.delivered, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn of_kinds_that_are_not_read_only_the_position_is_delivered() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let mut writer = Writer::default();
+    let bucket = writer.write(&store, 0).await.bucket;
+    // Nobody who does not read it minds what it is.
+    writer.write(&store, 0).await;
+    damage(&folder, 2).await;
+    let feed = Feed::open(store.clone(), LocalBus::new(), GROUP);
+    let mut feed = feed.reading(&[StreamKind::Scaling]);
+    let mut items = Vec::new();
+    loop {
+        match feed.next().await.unwrap() {
+            FeedItem::CaughtUp(_) => break,
+            item => items.push(item),
+        }
+    }
+    let passed = BTreeMap::from([(bucket, Position(2))]);
+    assert_eq!(items[1..], [FeedItem::Passed(passed)]);
 }
 
 #[tokio::test]
@@ -531,7 +559,7 @@ async fn a_feed_that_is_cancelled_at_any_moment_loses_nothing() {
     for n in 0..50 {
         writer.write(&store, n % 4).await;
     }
-    let feed = Feed::open(store.clone(), bus, GROUP, BTreeMap::new()).recheck_every(SOON);
+    let feed = Feed::open(store.clone(), bus, GROUP).recheck_every(SOON);
     let mut reader = Reader::new(feed);
     let writing = tokio::spawn(async move {
         for n in 0..200 {
@@ -583,7 +611,7 @@ proptest! {
             for index in &before {
                 writer.write(&store, *index).await;
             }
-            let feed = Feed::open(store.clone(), bus.clone(), GROUP, BTreeMap::new())
+            let feed = Feed::open(store.clone(), bus.clone(), GROUP)
                 .recheck_every(SOON);
             bus.assign_all();
             let mut reader = Reader::new(feed);

@@ -10,18 +10,20 @@ use std::time::Duration;
 
 use bus::BusMessage;
 use contract::events::{
-    ConsumerUnparked, Empty, Event, EventSkipped, InstanceRemovalRequested, LeaveReason,
-    MemberLeft, RemovalReason,
+    AccessRevoked, ConsumerUnparked, Empty, Event, EventSkipped, InstanceRemovalRequested,
+    LeaveReason, MemberLeft, RemovalReason,
 };
 use contract::frame::{Source, SourceKind};
 use contract::ids::{Bucket, EndpointKey, InstanceId, Position};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use runtime::clock::SystemClock;
+use runtime::consumer::Fold;
 use runtime::health::Health;
 use runtime::ids::{Ids, SystemIds};
 use runtime::parking::PARKED;
-use runtime::reconcile::{Deps, Reconciler, run};
+use runtime::reconcile::{Deps, Outputs, Reconciler, run};
+use serde::{Deserialize, Serialize};
 use store::{Append, Commit, Store};
 use support::{ScriptedBus, append_to, execute, key, open};
 use tokio::sync::mpsc;
@@ -33,20 +35,26 @@ struct Echo {
     forgotten: mpsc::UnboundedSender<Bucket>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Counts {
     asked: usize,
     answered: usize,
 }
 
-impl Reconciler for Echo {
+struct EchoFold;
+
+impl Fold for EchoFold {
     type State = Counts;
+    type Effect = ();
 
-    const SERVICE: &'static str = "echo";
-    const STREAM: StreamKind = StreamKind::Instances;
-    const TICK: Duration = Duration::from_millis(20);
+    const VERSION: u32 = 1;
+    const READS: &'static [StreamKind] = &[
+        StreamKind::Endpoint,
+        StreamKind::Instances,
+        StreamKind::Members,
+    ];
 
-    fn apply(&mut self, state: &mut Counts, record: &Record) {
+    fn apply(&self, _key: &EndpointKey, state: &mut Counts, record: &Record) {
         match &record.event {
             Event::EndpointDeletionRequested(_) => state.asked += 1,
             Event::InstanceRemovalRequested(_) => state.answered += 1,
@@ -55,12 +63,28 @@ impl Reconciler for Echo {
         }
     }
 
+    fn writes(&self, stream: &StreamName) -> bool {
+        stream.kind() == Some(StreamKind::Instances)
+    }
+}
+
+impl Reconciler for Echo {
+    type Fold = EchoFold;
+
+    const SERVICE: &'static str = "echo";
+    const STREAM: StreamKind = StreamKind::Instances;
+    const TICK: Duration = Duration::from_millis(20);
+
+    fn fold(&self) -> EchoFold {
+        EchoFold
+    }
+
     /// Whatever belongs to no endpoint is poison to it.
     fn apply_global(&mut self, _record: &Record) {
         panic!("poison");
     }
 
-    fn evaluate(&mut self, key: &EndpointKey, state: &mut Counts, _now: Timestamp) -> Vec<Event> {
+    fn evaluate(&mut self, key: &EndpointKey, state: &Counts, _now: Timestamp) -> Outputs {
         let answer = || {
             Event::InstanceRemovalRequested(InstanceRemovalRequested {
                 id: InstanceId::from("i".to_owned()),
@@ -75,7 +99,8 @@ impl Reconciler for Echo {
             // The test may have ended.
             let _ = self.told.send(key.clone());
         }
-        (0..due).map(|_| answer()).collect()
+        let events = (0..due).map(|_| answer()).collect();
+        Outputs::to(StreamName::of(Self::STREAM, key), events)
     }
 
     fn due(&mut self, _now: Timestamp) -> BTreeSet<Bucket> {
@@ -382,4 +407,157 @@ async fn an_outage_of_the_store_is_told_and_outlived() {
     ask(&store, "iris").await;
     until_answered(&store, "iris", 1).await;
     assert!(replica.told.recv().await.is_some());
+}
+
+/// Writes two streams and a row for each endpoint that asks, and one event that belongs to none.
+struct Ledger {
+    told: bool,
+}
+
+struct LedgerFold;
+
+impl Fold for LedgerFold {
+    type State = Counts;
+    type Effect = ();
+
+    const VERSION: u32 = 1;
+    const READS: &'static [StreamKind] = &[
+        StreamKind::Endpoint,
+        StreamKind::Instances,
+        StreamKind::Usage,
+    ];
+
+    fn apply(&self, key: &EndpointKey, state: &mut Counts, record: &Record) {
+        if matches!(record.event, Event::UsageGap(_)) {
+            return;
+        }
+        EchoFold.apply(key, state, record);
+    }
+
+    fn writes(&self, stream: &StreamName) -> bool {
+        matches!(
+            stream.kind(),
+            Some(StreamKind::Instances | StreamKind::Usage | StreamKind::Access)
+        )
+    }
+}
+
+impl Reconciler for Ledger {
+    type Fold = LedgerFold;
+
+    const SERVICE: &'static str = "ledger";
+    const STREAM: StreamKind = StreamKind::Instances;
+    const TICK: Duration = Duration::from_millis(20);
+
+    fn fold(&self) -> LedgerFold {
+        LedgerFold
+    }
+
+    fn evaluate(&mut self, key: &EndpointKey, state: &Counts, now: Timestamp) -> Outputs {
+        if state.asked == state.answered {
+            return Outputs::default();
+        }
+        let removal = Event::InstanceRemovalRequested(InstanceRemovalRequested {
+            id: InstanceId::from("i".to_owned()),
+            generation: 1,
+            node: "n".into(),
+            grace: Span::from_secs(1),
+            reason: RemovalReason::Ended,
+        });
+        let gap = Event::UsageGap(contract::usage::UsageGap {
+            minute: now,
+            source: Source {
+                kind: SourceKind::Gateway,
+                id: "a".into(),
+            },
+            boot: Default::default(),
+            first: 1,
+            last: 1,
+        });
+        let row = contract::log::RowChange {
+            model: "ledger",
+            key: key.to_string(),
+            endpoint: key.as_str().to_owned(),
+            deployment: String::new(),
+            position: Position::START,
+            time: now,
+            doc: Some(state.asked.to_string()),
+        };
+        Outputs {
+            events: vec![
+                (StreamName::of(StreamKind::Instances, key), removal),
+                (StreamName::of(StreamKind::Usage, key), gap),
+            ],
+            rows: vec![row],
+        }
+    }
+
+    fn evaluate_global(&mut self, _now: Timestamp) -> Outputs {
+        if std::mem::replace(&mut self.told, true) {
+            return Outputs::default();
+        }
+        let revoked = Event::AccessRevoked(AccessRevoked { name: "x".into() });
+        Outputs::to(StreamName::access(), vec![revoked])
+    }
+
+    fn due(&mut self, _now: Timestamp) -> BTreeSet<Bucket> {
+        BTreeSet::new()
+    }
+}
+
+async fn ledger(store: &Store) -> (Arc<ScriptedBus>, tokio_util::sync::DropGuard) {
+    let (bus, stop) = (ScriptedBus::new(), CancellationToken::new());
+    let deps = Deps {
+        store: store.clone(),
+        bus: bus.clone(),
+        clock: Arc::new(SystemClock),
+        ids: Arc::new(SystemIds::default()),
+    };
+    let component = Health::default().component("ledger");
+    let ledger = run(Ledger { told: false }, deps, component, stop.clone());
+    tokio::spawn(ledger);
+    tokio::task::yield_now().await;
+    (bus, stop.drop_guard())
+}
+
+async fn until_written(store: &Store, stream: StreamName, count: usize) {
+    let mut head = store.head_watch();
+    while store.read_stream(&stream, 0, 100).await.unwrap().len() < count {
+        head.changed().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_service_writes_several_streams_and_rows_in_one_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    ask(&store, "iris").await;
+    let (bus, _stop) = ledger(&store).await;
+    bus.send(BusMessage::Assigned(vec![key("iris").bucket()]));
+    until_answered(&store, "iris", 1).await;
+    let usage = StreamName::of(StreamKind::Usage, &key("iris"));
+    assert_eq!(store.read_stream(&usage, 0, 10).await.unwrap().len(), 1);
+    let row = store.row("ledger", key("iris").as_str()).await.unwrap();
+    assert_eq!(row.unwrap().doc, "1");
+    // Both streams are gone on with.
+    let asked = ask(&store, "iris").await;
+    bus.send(BusMessage::Record(asked));
+    until_answered(&store, "iris", 2).await;
+    assert_eq!(store.read_stream(&usage, 0, 10).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn what_belongs_to_no_endpoint_is_written_by_the_owner_of_bucket_0_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    ask(&store, "iris").await;
+    let other = key("iris").bucket();
+    assert_ne!(other, Bucket(0));
+    let (bus, _stop) = ledger(&store).await;
+    bus.send(BusMessage::Assigned(vec![other]));
+    until_answered(&store, "iris", 1).await;
+    let access = StreamName::access();
+    assert!(store.read_stream(&access, 0, 10).await.unwrap().is_empty());
+    bus.send(BusMessage::Assigned(vec![Bucket(0)]));
+    until_written(&store, access, 1).await;
 }

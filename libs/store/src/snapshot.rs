@@ -184,6 +184,19 @@ impl Store {
     }
 }
 
+impl Store {
+    /// The hash of a bucket's last event at or below a position, for the snapshot that stands there.
+    pub async fn event_hash(
+        &self,
+        bucket: Bucket,
+        at: Position,
+    ) -> Result<Option<ChainHash>, StoreError> {
+        let mut reader = self.reader().await?;
+        let last = statements::last_of_bucket(&mut reader.get(), bucket, at).await?;
+        Ok(last.map(|event| EventRow::raw(&event).hash()))
+    }
+}
+
 async fn read(
     connection: &mut Connection<'_>,
     consumer: &str,

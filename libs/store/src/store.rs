@@ -1,5 +1,6 @@
 //! The handle that everything else holds: opens the store, hands commits to the writer, reads.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use contract::ids::{Bucket, Position};
@@ -208,7 +209,8 @@ impl Store {
         statements::read_all(&mut self.reader().await?.get(), after, limit).await
     }
 
-    async fn read_bucket_raw(
+    /// Events of a bucket as they are stored.
+    pub async fn read_bucket_raw(
         &self,
         bucket: Bucket,
         after: Position,
@@ -227,15 +229,26 @@ impl Store {
         statements::head(&mut self.reader().await?.get()).await
     }
 
+    /// The newest position of each of these buckets; the start for one that holds nothing.
+    pub async fn bucket_heads(
+        &self,
+        buckets: &[Bucket],
+    ) -> Result<BTreeMap<Bucket, Position>, StoreError> {
+        let mut heads = BTreeMap::new();
+        let mut reader = self.reader().await?;
+        for bucket in buckets {
+            let head = statements::bucket_head(&mut reader.get(), *bucket).await?;
+            heads.insert(*bucket, head);
+        }
+        Ok(heads)
+    }
+
     pub async fn cursor(&self, consumer: &str, bucket: Bucket) -> Result<Position, StoreError> {
         statements::cursor(&mut self.reader().await?.get(), consumer, bucket).await
     }
 
     /// All cursors of a consumer; a bucket that is missing stands at the start.
-    pub async fn cursors(
-        &self,
-        consumer: &str,
-    ) -> Result<std::collections::BTreeMap<Bucket, Position>, StoreError> {
+    pub async fn cursors(&self, consumer: &str) -> Result<BTreeMap<Bucket, Position>, StoreError> {
         statements::cursors(&mut self.reader().await?.get(), consumer).await
     }
 

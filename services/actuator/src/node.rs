@@ -12,8 +12,8 @@
 //!
 //! It also measures CPU and memory of its instances, in a frame per bucket and second.
 
+mod fold;
 mod frames;
-mod parked;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,28 +21,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::{Backend, BackendError, Observed, ObservedPhase};
-use bus::{Bus, Subscription};
+use bus::Bus;
 use contract::events::Event;
 use contract::frame::Hello;
-use contract::ids::{EndpointKey, InstanceId, Position};
+use contract::ids::{EndpointKey, InstanceId};
 use contract::log::{Actor, NewEvent, StreamName};
 use contract::resources::BackendKind;
 use contract::time::Span;
 use futures::future::join_all;
 use runtime::clock::Clock;
-use runtime::feed::{Feed, FeedItem};
-use runtime::health::{Component, READS_THE_LOG};
+use runtime::consumer::{Applied, Consumer, ConsumerConfig, ConsumerDeps, Ownership, Step};
+use runtime::executor::{Running, answer};
+use runtime::health::Component;
 use runtime::ids::Ids;
-use runtime::parking::{Parking, survive};
+use runtime::parking::catch_panic;
 use runtime::retry::until_answered;
-use store::{Append, Commit, CommitError, Committed, Fence, Store, StoreError};
+use store::{CommitError, Committed, Fence, Store, StoreError};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use fold::{NodeFold, Placed};
 use frames::Frames;
-use parked::Past;
 use state::{BackendOrder, NodeState};
 
 pub use state::GONE;
@@ -112,13 +112,23 @@ pub async fn run(
         return Ok(());
     };
     let fence = fence?;
-    let feed = Feed::open(
-        deps.store.clone(),
-        deps.bus.clone(),
-        Subscription::Whole,
-        BTreeMap::new(),
-    )
-    .reporting(&deps.component);
+    let consumer_config = ConsumerConfig {
+        consumer: CONSUMER,
+        snapshots: lease,
+        ownership: Ownership::Sole(fence.clone()),
+        settles: false,
+    };
+    let consumer_deps = ConsumerDeps {
+        store: deps.store.clone(),
+        bus: deps.bus.clone(),
+        clock: deps.clock.clone(),
+    };
+    let consumer = Consumer::open(
+        consumer_config,
+        NodeFold::of(&config.node),
+        consumer_deps,
+        deps.component.clone(),
+    );
     let (sender, observations) = mpsc::channel(OBSERVATIONS_MAX);
     let stop_watching = CancellationToken::new();
     let _stop = stop_watching.clone().drop_guard();
@@ -130,25 +140,22 @@ pub async fn run(
             stop_watching.clone(),
         ));
     }
-    deps.component.waiting(READS_THE_LOG);
     let hello = Hello {
         address: config.address.clone(),
         backends: deps.backends.keys().copied().collect(),
     };
     let mut agent = Agent {
-        state: NodeState::new(&config.node, config.grace),
+        state: NodeState::new(&config.node, config.grace, consumer.folds().clone()),
         frames: Frames::new(&config.node, hello, deps.ids.uid()),
+        consumer,
         listed: 0,
         caught_up: false,
-        carrying_out: JoinSet::new(),
-        parking: Parking::open(CONSUMER, deps.store.clone(), deps.component.clone()),
-        refolds: BTreeMap::new(),
-        reading: JoinSet::new(),
+        carrying_out: Running::default(),
         fence,
         config,
         deps,
     };
-    agent.run(feed, observations, shutdown).await
+    agent.run(observations, shutdown).await
 }
 
 /// What is heard of a backend.
@@ -230,23 +237,13 @@ struct Agent {
     /// Backends that have said what they have.
     listed: usize,
     caught_up: bool,
-    carrying_out: JoinSet<Outcome>,
-    parking: Parking,
-    /// Endpoints that people want back, and up to where they are to be folded.
-    refolds: BTreeMap<EndpointKey, Position>,
-    reading: JoinSet<Past>,
-}
-
-/// How an order went that is over for now.
-struct Outcome {
-    order: BackendOrder,
-    result: Result<(), BackendError>,
+    carrying_out: Running<BackendOrder, BackendError>,
+    consumer: Consumer<NodeFold>,
 }
 
 impl Agent {
     async fn run(
         &mut self,
-        mut feed: Feed,
         mut observations: mpsc::Receiver<Observation>,
         shutdown: CancellationToken,
     ) -> Result<(), NodeError> {
@@ -261,10 +258,9 @@ impl Agent {
                     self.measure(false).await;
                     second = self.frames.next_second(self.deps.clock.now());
                 }
-                item = feed.next() => self.take_in(item?),
+                step = self.consumer.next() => self.handle(step?),
                 Some(observation) = observations.recv() => self.observe(observation),
-                Some(outcome) = self.carrying_out.join_next() => self.conclude(outcome),
-                Some(Ok(past)) = self.reading.join_next() => self.fold_anew(past)?,
+                (order, result) = self.carrying_out.next() => self.conclude(&order, result),
                 _ = retries.tick() => self.state.retry(),
             }
             while let Ok(observation) = observations.try_recv() {
@@ -278,6 +274,7 @@ impl Agent {
         if !self.config.keep_instances {
             self.stop_all(&mut observations).await?;
         }
+        self.consumer.save_all().await;
         for backend in self.deps.backends.values() {
             backend.release().await;
         }
@@ -285,22 +282,25 @@ impl Agent {
         Ok(())
     }
 
-    fn take_in(&mut self, item: FeedItem) {
-        match item {
-            FeedItem::Records(records) => {
-                for record in records {
-                    self.fold(&record);
+    fn handle(&mut self, step: Step<Placed>) {
+        match step {
+            Step::Applied(applied) => {
+                for Applied { record, effect } in applied {
+                    if let (Some(key), Some(placed)) = (record.endpoint(), effect) {
+                        self.state.applied(key, placed);
+                    }
                 }
             }
             // Whoever reads everything is assigned everything at once.
-            FeedItem::CaughtUp(buckets) => {
+            Step::Taken(_) => self.state.restore_all(),
+            Step::CaughtUp(_) => {
                 self.caught_up = true;
                 self.state.touch_all();
-                self.parking.caught_up(&buckets);
             }
-            FeedItem::Unreadable(unreadable) => self.pass_over(&unreadable),
+            Step::Parked(key) => self.state.park(&key),
+            Step::Rebuilt { key, .. } => self.state.unpark(&key),
             // Instances are on this node whoever owns their bucket.
-            FeedItem::Assigned(_) | FeedItem::Revoked(_) => {}
+            Step::Unreadable { .. } | Step::Released(_) => {}
         }
     }
 
@@ -323,11 +323,11 @@ impl Agent {
         }
         for endpoint in self.state.take_touched() {
             let state = &mut self.state;
-            let plan = match survive(|| state.plan(&endpoint)) {
+            let plan = match catch_panic(|| state.plan(&endpoint)) {
                 Ok(plan) => plan,
                 Err(detail) => {
-                    let position = self.state.position(&endpoint);
-                    self.park(&endpoint, position, "evaluation", &detail);
+                    self.state.park(&endpoint);
+                    self.consumer.park(&endpoint, &detail);
                     continue;
                 }
             };
@@ -356,28 +356,27 @@ impl Agent {
             );
             return self.state.lost(order.id(), &detail);
         };
-        self.carrying_out.spawn(async move {
-            let result = match &order {
-                BackendOrder::Ensure { order, .. } => backend.ensure((**order).clone()).await,
-                BackendOrder::Remove {
-                    id,
-                    generation,
-                    grace,
-                    ..
-                } => backend.remove(id, *generation, *grace).await,
-            };
-            Outcome { order, result }
+        self.carrying_out.begin(order, |order| {
+            let order = order.clone();
+            async move {
+                match order {
+                    BackendOrder::Ensure { order, .. } => backend.ensure(*order).await,
+                    BackendOrder::Remove {
+                        id,
+                        generation,
+                        grace,
+                        ..
+                    } => backend.remove(&id, generation, grace).await,
+                }
+            }
         });
     }
 
-    fn conclude(&mut self, outcome: Result<Outcome, tokio::task::JoinError>) {
-        let Ok(Outcome { order, result }) = outcome else {
-            return;
-        };
+    fn conclude(&mut self, order: &BackendOrder, result: Result<(), BackendError>) {
         let Err(error) = result else {
             return;
         };
-        match (&order, error) {
+        match (order, error) {
             (BackendOrder::Ensure { .. }, BackendError::CannotStart { detail, .. }) => {
                 self.state.lost(order.id(), &detail);
             }
@@ -386,10 +385,10 @@ impl Agent {
                 self.state.lost(order.id(), &error.to_string());
             }
             // Told already, for all that had to wait at once.
-            (_, BackendError::Lacking { .. }) => self.state.failed(&order),
+            (_, BackendError::Lacking { .. }) => self.state.failed(order),
             (_, error) => {
                 tracing::warn!(instance = %order.id(), %error, "an order could not be carried out");
-                self.state.failed(&order);
+                self.state.failed(order);
             }
         }
     }
@@ -406,16 +405,12 @@ impl Agent {
             actor: Actor::service("actuator"),
             event,
         };
-        let append = Append {
-            stream: StreamName::of_node(&endpoint, &self.config.node),
-            expected_version: self.state.version(&endpoint),
-            events: events.into_iter().map(new_event).collect(),
-        };
-        let commit = Commit {
-            appends: vec![append],
-            fence: Some(self.fence.clone()),
-            ..Commit::default()
-        };
+        let commit = answer(
+            StreamName::of_node(&endpoint, &self.config.node),
+            self.state.version(&endpoint),
+            events.into_iter().map(new_event).collect(),
+            self.fence.clone(),
+        );
         let store = self.deps.store.clone();
         async move {
             let result = store.commit(commit).await;
@@ -498,7 +493,7 @@ impl Agent {
         observations: &mut mpsc::Receiver<Observation>,
     ) -> Result<(), NodeError> {
         // An instance that is just being started is ended like the others.
-        while self.carrying_out.join_next().await.is_some() {}
+        self.carrying_out.finish().await;
         let deadline = Instant::now() + self.config.grace.to_std() + STOP_PATIENCE;
         let mut going = BTreeSet::<InstanceId>::new();
         for (kind, backend) in &self.deps.backends {

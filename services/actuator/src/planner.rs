@@ -4,18 +4,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use contract::events::Event;
 use contract::frame::Frame;
 use contract::ids::{Bucket, EndpointKey};
-use contract::log::{Record, StreamKind};
+use contract::log::{Record, StreamKind, StreamName};
 use contract::time::Timestamp;
-use domain::fold::EndpointFold;
+use domain::fold::{EndpointFold, FOLD_VERSION};
 use domain::instances::drain::DrainWatch;
 use domain::instances::plan::{Context, plan};
 use domain::members::Members;
+use runtime::consumer::Fold;
 use runtime::health::Health;
 use runtime::ids::Ids;
-use runtime::reconcile::{Deps, Reconciler};
+use runtime::reconcile::{Deps, Outputs, Reconciler};
 use store::StoreError;
 use tokio_util::sync::CancellationToken;
 
@@ -51,8 +51,33 @@ pub async fn run(
     runtime::reconcile::run(planner, deps, health.component("planner"), shutdown).await
 }
 
-impl Reconciler for Planner {
+/// What the planner keeps of an endpoint.
+pub struct PlannerFold;
+
+impl Fold for PlannerFold {
     type State = EndpointFold;
+    type Effect = ();
+
+    const VERSION: u32 = FOLD_VERSION;
+    const READS: &'static [StreamKind] = &[
+        StreamKind::Endpoint,
+        StreamKind::Scaling,
+        StreamKind::Instances,
+        StreamKind::Node,
+        StreamKind::Members,
+    ];
+
+    fn apply(&self, _key: &EndpointKey, state: &mut EndpointFold, record: &Record) {
+        state.apply(record);
+    }
+
+    fn writes(&self, stream: &StreamName) -> bool {
+        stream.kind() == Some(StreamKind::Instances)
+    }
+}
+
+impl Reconciler for Planner {
+    type Fold = PlannerFold;
 
     const SERVICE: &'static str = "actuator";
     const STREAM: StreamKind = StreamKind::Instances;
@@ -61,23 +86,17 @@ impl Reconciler for Planner {
     /// Who takes a bucket over must know of every gateway that may still use an instance.
     const HEARS_ALL_BUCKETS: bool = true;
 
-    fn apply(&mut self, state: &mut EndpointFold, record: &Record) {
-        state.apply(record);
+    fn fold(&self) -> PlannerFold {
+        PlannerFold
     }
 
     fn apply_global(&mut self, record: &Record) {
         self.members.apply(record);
     }
 
-    fn evaluate(
-        &mut self,
-        key: &EndpointKey,
-        state: &mut EndpointFold,
-        now: Timestamp,
-    ) -> Vec<Event> {
-        let granted = state.granted();
+    fn evaluate(&mut self, key: &EndpointKey, state: &EndpointFold, now: Timestamp) -> Outputs {
         let context = Context {
-            granted: &granted,
+            granted: &state.granted,
             drained: &|instance| {
                 self.drain_watch
                     .is_drained(key, instance, &self.members, now)
@@ -87,13 +106,14 @@ impl Reconciler for Planner {
             now,
         };
         let mut new_id = || self.ids.uid();
-        plan(
+        let events = plan(
             &key.endpoint(),
             state.endpoint.as_ref(),
             &state.instances,
             &context,
             &mut new_id,
-        )
+        );
+        Outputs::to(StreamName::of(Self::STREAM, key), events)
     }
 
     fn observe(&mut self, frame: &Frame, now: Timestamp) -> bool {

@@ -15,20 +15,20 @@ use std::time::Duration;
 use contract::events::Event;
 use contract::frame::{Frame, SourceKind};
 use contract::ids::{Bucket, EndpointKey};
-use contract::log::{Record, StreamKind};
+use contract::log::{Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use domain::measure::Measures;
 use domain::zones::ZoneData;
 use runtime::clock::Clock;
 use runtime::health::Health;
 use runtime::metrics::Metrics;
-use runtime::reconcile::{Deps, Reconciler};
+use runtime::reconcile::{Deps, Outputs, Reconciler};
 use store::StoreError;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::DecisionMetrics;
-pub use crate::state::EndpointState;
-use crate::state::Settings;
+pub use crate::state::{AutoscalerFold, EndpointState};
+use crate::state::{Evaluations, Settings};
 
 /// Schedules, cool-downs and missing data need an evaluation also when no second closes.
 const EVALUATE_EVERY: Span = Span::from_secs(1);
@@ -37,6 +37,7 @@ const EVALUATE_EVERY: Span = Span::from_secs(1);
 #[derive(Default)]
 pub struct Autoscaler {
     measures: BTreeMap<Bucket, Measures>,
+    evaluations: BTreeMap<EndpointKey, Evaluations>,
     /// Buckets of which a second has just been closed, and when the gateway closed it.
     closing: BTreeMap<Bucket, Timestamp>,
     /// Decisions on their way to the log, and when the second was closed that caused them.
@@ -93,18 +94,20 @@ impl Autoscaler {
 }
 
 impl Reconciler for Autoscaler {
-    type State = EndpointState;
+    type Fold = AutoscalerFold;
 
     const SERVICE: &'static str = "autoscaler";
     const STREAM: StreamKind = StreamKind::Scaling;
     /// How late a second that lacks a member may be closed.
     const TICK: Duration = Duration::from_millis(20);
 
-    fn apply(&mut self, state: &mut EndpointState, record: &Record) {
-        for uid in state.apply(record) {
-            if let Some(measures) = self.measures.get_mut(&record.bucket) {
-                measures.forget(uid);
-            }
+    fn fold(&self) -> AutoscalerFold {
+        AutoscalerFold
+    }
+
+    fn applied(&mut self, key: &EndpointKey, record: &Record, _effect: ()) {
+        if let Some(evaluations) = self.evaluations.get_mut(key) {
+            evaluations.applied(record);
         }
     }
 
@@ -139,16 +142,11 @@ impl Reconciler for Autoscaler {
         self.measures.iter_mut().filter_map(closed).collect()
     }
 
-    fn evaluate(
-        &mut self,
-        key: &EndpointKey,
-        state: &mut EndpointState,
-        now: Timestamp,
-    ) -> Vec<Event> {
-        let bucket = key.bucket();
-        let measures = self.measures.entry(bucket);
+    fn evaluate(&mut self, key: &EndpointKey, state: &EndpointState, now: Timestamp) -> Outputs {
+        let measures = self.measures.entry(key.bucket());
         let measures = measures.or_insert_with(|| Measures::new(now));
-        let decisions = state.evaluate(&key.endpoint(), measures, &self.settings, now);
+        let evaluations = self.evaluations.entry(key.clone()).or_default();
+        let decisions = evaluations.evaluate(&key.endpoint(), state, measures, &self.settings, now);
         match self.closing.get(&key.bucket()) {
             Some(closed_at) if !decisions.is_empty() => {
                 self.caused.insert(key.clone(), *closed_at);
@@ -157,25 +155,23 @@ impl Reconciler for Autoscaler {
                 self.caused.remove(key);
             }
         }
-        decisions
-            .into_iter()
-            .map(|decision| Event::ScalingDecided(Box::new(decision)))
-            .collect()
+        let decided = |decision| Event::ScalingDecided(Box::new(decision));
+        let events = decisions.into_iter().map(decided).collect();
+        Outputs::to(StreamName::of(Self::STREAM, key), events)
+    }
+
+    fn forget_endpoint(&mut self, key: &EndpointKey) {
+        self.evaluations.remove(key);
     }
 
     fn forget(&mut self, bucket: Bucket) {
         self.measures.remove(&bucket);
+        self.evaluations.retain(|key, _| key.bucket() != bucket);
         self.closing.remove(&bucket);
         self.caused.retain(|key, _| key.bucket() != bucket);
     }
 
-    fn committed(
-        &mut self,
-        key: &EndpointKey,
-        _state: &mut EndpointState,
-        records: &[Arc<Record>],
-        _now: Timestamp,
-    ) {
+    fn committed(&mut self, key: &EndpointKey, records: &[Arc<Record>], _now: Timestamp) {
         let Some(observer) = &self.observer else {
             return;
         };

@@ -1,12 +1,12 @@
-//! What the autoscaler keeps of one endpoint: the fold of its events and, for each deployment, what
-//! one evaluation hands to the next.
+//! What the autoscaler keeps of one endpoint: the fold of its events, which goes into snapshots, and, for
+//! each deployment, what one evaluation hands to the next, which does not.
 
 use std::collections::BTreeMap;
 
 use contract::decision::{Carried, Decision, InstanceCounts};
 use contract::events::{ClockStepped, Event};
-use contract::ids::{DeploymentRef, Name, Uid};
-use contract::log::{Record, StreamKind};
+use contract::ids::{DeploymentRef, EndpointKey, Name, Uid};
+use contract::log::{Record, StreamKind, StreamName};
 use contract::resources::ProvisioningState;
 use contract::time::{Span, Timestamp};
 use domain::autoscale::{
@@ -14,9 +14,11 @@ use domain::autoscale::{
     evaluate, explain, should_explain,
 };
 use domain::endpoint::Deployment;
-use domain::fold::EndpointFold;
+use domain::fold::{EndpointFold, FOLD_VERSION};
 use domain::measure::{Measures, SignalOptions};
 use domain::zones::ZoneData;
+use runtime::consumer::Fold;
+use serde::{Deserialize, Serialize};
 
 /// Decisions on one deployment are at least this far apart.
 const WRITE_EVERY: Span = Span::from_secs(1);
@@ -29,12 +31,76 @@ pub struct Settings {
     pub zones: ZoneData,
 }
 
-#[derive(Default)]
+/// What the log says about an endpoint, as far as evaluations go by it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct EndpointState {
     fold: EndpointFold,
-    deployments: BTreeMap<Uid, Watched>,
+    /// The newest decision on each deployment, by its uid.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    decisions: BTreeMap<Uid, Decision>,
     /// Steps of the clock since the newest decision, by deployment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     steps: BTreeMap<Uid, Vec<ClockStepped>>,
+}
+
+/// How [`EndpointState`] is folded.
+pub struct AutoscalerFold;
+
+impl Fold for AutoscalerFold {
+    type State = EndpointState;
+    type Effect = ();
+
+    const VERSION: u32 = FOLD_VERSION;
+    const READS: &'static [StreamKind] = &[
+        StreamKind::Endpoint,
+        StreamKind::Scaling,
+        StreamKind::Instances,
+        StreamKind::Node,
+    ];
+
+    fn apply(&self, _key: &EndpointKey, state: &mut EndpointState, record: &Record) {
+        state.apply(record);
+    }
+
+    fn writes(&self, stream: &StreamName) -> bool {
+        stream.kind() == Some(StreamKind::Scaling)
+    }
+}
+
+impl EndpointState {
+    fn apply(&mut self, record: &Record) {
+        self.fold.apply(record);
+        match &record.event {
+            Event::ScalingDecided(decision) => {
+                let uid = decision.deployment_uid;
+                self.steps.remove(&uid);
+                self.decisions.insert(uid, (**decision).clone());
+            }
+            Event::ClockStepped(stepped) if is_of_ours(record) => {
+                for uid in self.decisions.keys() {
+                    self.steps.entry(*uid).or_default().push(stepped.clone());
+                }
+            }
+            Event::DeploymentDeleted(_) | Event::EndpointDeleted(_) => {
+                let fold = &self.fold;
+                self.decisions.retain(|uid, _| fold.has(*uid));
+                self.steps.retain(|uid, _| fold.has(*uid));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Each owner writes the step that it has met; only the autoscaler's moves what it carries.
+fn is_of_ours(record: &Record) -> bool {
+    record.stream.kind() == Some(StreamKind::Scaling)
+}
+
+/// The running evaluations of one endpoint's deployments: what one hands to the next.
+#[derive(Default)]
+pub struct Evaluations {
+    deployments: BTreeMap<Uid, Watched>,
 }
 
 /// The running evaluation of one deployment.
@@ -53,27 +119,25 @@ struct Compiled {
     policy: Option<Policy>,
 }
 
-impl EndpointState {
-    /// Takes in an event; answers with the deployments that are gone.
-    pub fn apply(&mut self, record: &Record) -> Vec<Uid> {
-        self.fold.apply(record);
+impl Evaluations {
+    /// Goes on from a record that was applied to the state.
+    pub fn applied(&mut self, record: &Record) {
         match &record.event {
             Event::ScalingDecided(decision) => self.decided(decision),
-            // Each owner writes the step that it has met; only ours moves what we carry.
-            Event::ClockStepped(stepped) if record.stream.kind() == Some(StreamKind::Scaling) => {
-                self.clock_stepped(stepped);
-            }
-            Event::DeploymentDeleted(_) | Event::EndpointDeleted(_) => {
-                return self.forget_the_gone();
+            Event::ClockStepped(stepped) if is_of_ours(record) => {
+                for watched in self.deployments.values_mut() {
+                    watched.carried =
+                        carried_after_clock_step(&watched.carried, stepped.recorded, stepped.clock);
+                    watched.selection = None;
+                    watched.written_at = None;
+                }
             }
             _ => {}
         }
-        Vec::new()
     }
 
     fn decided(&mut self, decision: &Decision) {
         let uid = decision.deployment_uid;
-        self.steps.remove(&uid);
         let Some(watched) = self.deployments.get_mut(&uid) else {
             return;
         };
@@ -89,34 +153,12 @@ impl EndpointState {
         }
     }
 
-    fn clock_stepped(&mut self, stepped: &ClockStepped) {
-        for watched in self.deployments.values_mut() {
-            watched.carried =
-                carried_after_clock_step(&watched.carried, stepped.recorded, stepped.clock);
-            watched.selection = None;
-            watched.written_at = None;
-        }
-        for uid in self.fold.decisions.keys() {
-            self.steps.entry(*uid).or_default().push(stepped.clone());
-        }
-    }
-
-    fn forget_the_gone(&mut self) -> Vec<Uid> {
-        let endpoint = self.fold.endpoint.as_ref();
-        let living: Vec<Uid> = endpoint
-            .iter()
-            .flat_map(|e| e.deployments.values())
-            .map(|d| d.uid)
-            .collect();
-        let gone: Vec<Uid> = self
-            .deployments
-            .keys()
-            .filter(|uid| !living.contains(uid))
-            .copied()
-            .collect();
+    /// Deployments that are gone, which nothing is kept of any more.
+    fn forget_the_gone(&mut self, fold: &EndpointFold) -> Vec<Uid> {
+        let gone = |uid: &&Uid| !fold.has(**uid);
+        let gone: Vec<Uid> = self.deployments.keys().filter(gone).copied().collect();
         for uid in &gone {
             self.deployments.remove(uid);
-            self.steps.remove(uid);
         }
         gone
     }
@@ -125,16 +167,15 @@ impl EndpointState {
     pub fn evaluate(
         &mut self,
         name: &Name,
+        state: &EndpointState,
         measures: &mut Measures,
         settings: &Settings,
         now: Timestamp,
     ) -> Vec<Decision> {
-        let Self {
-            fold,
-            deployments,
-            steps,
-        } = self;
-        let Some(endpoint) = &fold.endpoint else {
+        for uid in self.forget_the_gone(&state.fold) {
+            measures.forget(uid);
+        }
+        let Some(endpoint) = &state.fold.endpoint else {
             return Vec::new();
         };
         if endpoint.state == ProvisioningState::Deleting {
@@ -150,15 +191,15 @@ impl EndpointState {
                 continue;
             }
             let uid = deployment.uid;
-            let last = fold.decisions.get(&uid).map(|(_, decision)| decision);
-            let watched = deployments.entry(uid).or_insert_with(|| {
-                let steps = steps.get(&uid).map_or(&[][..], Vec::as_slice);
+            let last = state.decisions.get(&uid);
+            let watched = self.deployments.entry(uid).or_insert_with(|| {
+                let steps = state.steps.get(&uid).map_or(&[][..], Vec::as_slice);
                 Watched::resume(last, steps, &settings.zones, now)
             });
             let given = Given {
                 deployment,
                 last,
-                instances: counts(fold, uid),
+                instances: counts(&state.fold, uid),
                 options,
                 zones: &settings.zones,
                 now,

@@ -85,8 +85,8 @@ impl Routes {
 
     /// Publishes again where everybody has given way, and slots grow by it.
     fn deal_on(&self, views: &Views, now: Timestamp) {
-        // In this order everywhere: the projection, then what is dealt.
-        let projection = views.projection();
+        // In this order everywhere: the models, then what is dealt.
+        let models = views.models();
         let mut dealt = self.dealt();
         let Dealt {
             given_way, members, ..
@@ -95,9 +95,8 @@ impl Routes {
         if due.is_empty() {
             return;
         }
-        let models = projection.endpoints.iter();
-        for (key, model) in models.filter(|(key, _)| due.contains(&key.bucket())) {
-            let update = dealt.update(key, model, now);
+        for (key, entry) in due.iter().flat_map(|bucket| models.of(*bucket)) {
+            let update = dealt.update(key, &entry.state, now);
             let given = dealt.given.get(key);
             if given.is_some_and(|given| update.route.is_some() && **given != update) {
                 self.give(&mut dealt, update);

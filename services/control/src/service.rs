@@ -311,15 +311,13 @@ impl App {
 
 impl Known for Views {
     fn at_most(&self) -> usize {
-        self.projection().endpoints.len()
+        self.models().len()
     }
 
     fn names(&self) -> Vec<Name> {
-        let projection = self.projection();
-        let living = projection
-            .endpoints
-            .values()
-            .filter_map(|model| model.endpoint.as_ref());
+        let models = self.models();
+        let living = models.iter();
+        let living = living.filter_map(|(_, entry)| entry.state.endpoint.as_ref());
         living.map(|endpoint| endpoint.name.clone()).collect()
     }
 }

@@ -10,12 +10,13 @@
 //! a state that has taken in the whole history, and by their revision none replaces a newer one; an
 //! endpoint whose events cannot be digested is parked, and the others go on.
 
+mod fold;
 pub mod lag;
 mod owned;
 mod projector;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use bus::Subscription;
@@ -24,13 +25,14 @@ use contract::ids::{Bucket, EndpointKey, Name, Position};
 use contract::log::{Record, RowChange};
 use contract::resources::{InstanceTally, ProvisioningState};
 use domain::endpoint::Endpoint;
-use domain::views::Projection;
+use domain::views::{EndpointModel, Projection};
 use futures::StreamExt;
-use runtime::feed::{Feed, FeedItem};
-use runtime::health::{Component, READS_THE_LOG};
-use runtime::parking::{Parking, Verdict, fold_anew, history, survive};
-use runtime::retry::until_answered;
-use store::{CommitError, StoreError, Unreadable};
+use runtime::consumer::{
+    Applied, Consumer, ConsumerConfig, ConsumerDeps, Entries, Folds, Ownership, Step,
+};
+use runtime::health::Component;
+use runtime::parking::catch_panic;
+use store::{CommitError, StoreError};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -41,6 +43,7 @@ use crate::deps::ControlDeps;
 use crate::metrics::{ControlMetrics, InstanceLabels};
 use crate::reactor;
 use crate::routes::{REPUBLISH_EVERY, Routes};
+use fold::{Made, RowsWanted, ViewsFold};
 use owned::{Batch, Owned};
 pub use projector::ViewsProjector;
 
@@ -64,23 +67,18 @@ pub struct Progress {
 /// What requests see of the consumer.
 #[derive(Clone)]
 pub struct Views {
-    projection: Arc<Mutex<Projection>>,
+    models: Folds<EndpointModel>,
     progress: watch::Receiver<Progress>,
 }
 
 impl Views {
-    pub fn projection(&self) -> MutexGuard<'_, Projection> {
-        lock(&self.projection)
+    pub fn models(&self) -> MutexGuard<'_, Entries<EndpointModel>> {
+        self.models.lock()
     }
 
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
     }
-}
-
-/// A panic cannot leave the fold half done: the endpoint that it is about is dropped.
-fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub struct ViewsConsumer {
@@ -89,9 +87,12 @@ pub struct ViewsConsumer {
     access: Arc<Access>,
     metrics: ControlMetrics,
     component: Component,
-    projection: Arc<Mutex<Projection>>,
+    consumer: Consumer<ViewsFold>,
+    models: Folds<EndpointModel>,
+    /// Of what belongs to no endpoint.
+    global: Projection,
     progress: watch::Sender<Progress>,
-    parking: Parking,
+    wanted: RowsWanted,
     owned: BTreeMap<Bucket, Owned>,
     /// Assigned, and to be taken at this time.
     to_take: BTreeMap<Bucket, Instant>,
@@ -112,22 +113,40 @@ impl ViewsConsumer {
         component: Component,
     ) -> (Self, Views) {
         let progress = watch::Sender::new(Progress::default());
-        let projection = Arc::new(Mutex::new(Projection::default()));
+        let config = ConsumerConfig {
+            consumer: CONSUMER,
+            snapshots: CONSUMER.to_owned(),
+            ownership: Ownership::Elsewhere,
+            settles: true,
+        };
+        let consumer_deps = ConsumerDeps {
+            store: deps.store.clone(),
+            bus: deps.bus.clone(),
+            clock: deps.clock.clone(),
+        };
+        let wanted = RowsWanted::default();
+        let consumer = Consumer::open(
+            config,
+            ViewsFold::new(wanted.clone()),
+            consumer_deps,
+            component.clone(),
+        );
+        let models = consumer.folds().clone();
         let views = Views {
-            projection: projection.clone(),
+            models: models.clone(),
             progress: progress.subscribe(),
         };
-        component.waiting(READS_THE_LOG);
-        let parking = Parking::open(CONSUMER, deps.store.clone(), component.clone());
         let consumer = Self {
             deps,
             commands,
             access,
             metrics,
             component,
-            projection,
+            consumer,
+            models,
+            global: Projection::default(),
             progress,
-            parking,
+            wanted,
             owned: BTreeMap::new(),
             to_take: BTreeMap::new(),
             routes,
@@ -138,11 +157,9 @@ impl ViewsConsumer {
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
-        let (store, bus) = (self.deps.store.clone(), self.deps.bus.clone());
         // Of this subscription only the assignment is of interest.
+        let bus = self.deps.bus.clone();
         let mut ownership = bus.subscribe_records(Subscription::Group(CONSUMER));
-        let feed = Feed::open(store, bus, Subscription::Whole, BTreeMap::new());
-        let mut feed = feed.reporting(&self.component);
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut republish =
@@ -153,54 +170,105 @@ impl ViewsConsumer {
             self.take_due().await?;
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => break,
                 Some(message) = ownership.recv() => {
                     self.assigned(&message);
                     self.hear(&mut ownership);
                 }
-                item = feed.next() => self.take_in(item?).await?,
+                step = self.consumer.next() => self.handle(step?).await?,
                 _ = second.tick() => self.react_to_time().await?,
                 _ = republish.tick() => self.publish_all(),
             }
         }
+        self.consumer.save_all().await;
+        Ok(())
     }
 
-    async fn take_in(&mut self, item: FeedItem) -> Result<(), StoreError> {
-        match item {
-            FeedItem::Records(records) => self.fold(&records).await,
-            FeedItem::Unreadable(unreadable) => self.pass_over(&unreadable).await,
-            FeedItem::CaughtUp(_) => self.caught_up().await,
-            // The whole log, at once and for good.
-            FeedItem::Assigned(_) | FeedItem::Revoked(_) => Ok(()),
-        }
-    }
-
-    async fn fold(&mut self, records: &[Arc<Record>]) -> Result<(), StoreError> {
-        let mut batches: BTreeMap<Bucket, Batch> = BTreeMap::new();
-        for record in records {
-            let rows = match self.parking.judge(record) {
-                Verdict::Fold => self.apply(record),
-                Verdict::PassOver => Vec::new(),
-                Verdict::FoldAnew => self.fold_anew(record).await?,
-            };
-            self.touched.extend(record.endpoint());
-            let owned = self.owned.get(&record.bucket);
-            if owned.is_some_and(|owned| record.position > owned.cursor) {
-                let batch = batches.entry(record.bucket).or_default();
-                batch.rows.extend(rows);
-                batch.to = record.position;
+    async fn handle(&mut self, step: Step<Made>) -> Result<(), StoreError> {
+        match step {
+            Step::Applied(applied) => self.applied(applied).await,
+            Step::Unreadable { bucket, position } => {
+                let batch = self.batch(bucket, position, Vec::new());
+                let reached = BTreeMap::from([(bucket, position)]);
+                self.advance(reached, batch.into_iter().collect()).await
             }
+            Step::Rebuilt { key, by, .. } => {
+                let rows = self.all_rows(&key, by.position).await;
+                let rows = until_read(rows)?.unwrap_or_default();
+                let batch = self.batch(by.bucket, by.position, rows);
+                self.touched.insert(key);
+                let reached = BTreeMap::from([(by.bucket, by.position)]);
+                self.advance(reached, batch.into_iter().collect()).await
+            }
+            Step::Taken(buckets) => {
+                self.progress.send_modify(|progress| {
+                    for bucket in buckets {
+                        let position = self.consumer.position(bucket);
+                        progress.newest = progress.newest.max(position);
+                        progress.folded.insert(bucket, position);
+                    }
+                });
+                Ok(())
+            }
+            Step::CaughtUp(_) => self.caught_up().await,
+            // Its rows stay as they are. Everything is read, at once and for good.
+            Step::Parked(_) | Step::Released(_) => Ok(()),
         }
-        let reached = records.iter().map(|r| (r.bucket, r.position)).collect();
+    }
+
+    /// The rows of a bucket up to a position, if they are ours to write and not written yet.
+    fn batch(&self, bucket: Bucket, to: Position, rows: Vec<RowChange>) -> Option<(Bucket, Batch)> {
+        let owned = self.owned.get(&bucket);
+        let due = owned.is_some_and(|owned| to > owned.cursor);
+        due.then_some((bucket, Batch { rows, to }))
+    }
+
+    async fn applied(&mut self, applied: Vec<Applied<Made>>) -> Result<(), StoreError> {
+        let mut batches: BTreeMap<Bucket, Batch> = BTreeMap::new();
+        let mut reached = BTreeMap::new();
+        let mut last = None;
+        for Applied { record, effect } in applied {
+            let rows = match record.endpoint() {
+                None => self.apply_global(&record),
+                Some(key) => {
+                    self.forget_metrics(&record);
+                    self.touched.insert(key);
+                    effect.unwrap_or_default()
+                }
+            };
+            if let Some((bucket, batch)) = self.batch(record.bucket, record.position, rows) {
+                let known = batches.entry(bucket).or_default();
+                known.rows.extend(batch.rows);
+                known.to = batch.to;
+            }
+            reached.insert(record.bucket, record.position);
+            last = Some(record.time);
+        }
         self.advance(reached, batches).await?;
-        if let Some(last) = records.last() {
-            let lag = self.deps.clock.now().since(last.time);
+        if let Some(time) = last {
+            let lag = self.deps.clock.now().since(time);
             self.metrics.event_lag.set(lag.millis() as f64 / 1000.0);
             self.metrics
                 .position
                 .set(self.progress.borrow().newest.0 as i64);
         }
         Ok(())
+    }
+
+    /// Applies a record that belongs to no endpoint.
+    fn apply_global(&mut self, record: &Record) -> Vec<RowChange> {
+        self.access.follow(record);
+        if self.routes.apply(record) {
+            let models = self.models.lock();
+            self.touched
+                .extend(models.iter().map(|(key, _)| key.clone()));
+        }
+        let global = &mut self.global;
+        catch_panic(|| global.apply(record)).unwrap_or_else(|detail| {
+            let event_type = record.event.type_name();
+            tracing::error!(position = %record.position, event_type, detail, "an event cannot be applied, and is skipped");
+            Vec::new()
+        })
     }
 
     /// Publishes what has been folded, writes its rows, and lets the reactor look at it.
@@ -227,74 +295,6 @@ impl ViewsConsumer {
         Ok(())
     }
 
-    fn apply(&mut self, record: &Record) -> Vec<RowChange> {
-        self.forget_metrics(record);
-        self.access.follow(record);
-        if record.endpoint().is_none() && self.routes.apply(record) {
-            let projection = lock(&self.projection);
-            self.touched.extend(projection.endpoints.keys().cloned());
-        }
-        let folded = {
-            let mut projection = lock(&self.projection);
-            survive(|| projection.apply(record))
-        };
-        match folded {
-            Ok(rows) => rows,
-            Err(detail) => {
-                let event_type = record.event.type_name();
-                match record.endpoint() {
-                    Some(key) => {
-                        let now = self.deps.clock.now();
-                        lock(&self.projection).endpoints.remove(&key);
-                        self.parking
-                            .park(&key, record.position, event_type, &detail, now);
-                    }
-                    None => {
-                        tracing::error!(position = %record.position, event_type, detail, "an event cannot be folded, and is passed over");
-                    }
-                }
-                Vec::new()
-            }
-        }
-    }
-
-    /// A person wants an endpoint back: its history is read from the store, and all its rows are
-    /// made anew.
-    async fn fold_anew(&mut self, unparked: &Record) -> Result<Vec<RowChange>, StoreError> {
-        let Some(key) = unparked.endpoint() else {
-            return Ok(Vec::new());
-        };
-        let read = || history(self.deps.store.clone(), key.clone(), unparked.position);
-        let past = until_answered(&self.component, read).await?;
-        let (mut fresh, mut rows) = (Projection::default(), Vec::new());
-        let now = self.deps.clock.now();
-        let whole = fold_anew(&mut self.parking, &key, past, now, |record| {
-            rows.extend(fresh.apply(record));
-        });
-        let mut projection = lock(&self.projection);
-        projection.endpoints.remove(&key);
-        if whole && let Some(model) = fresh.endpoints.remove(&key) {
-            projection.endpoints.insert(key, model);
-        }
-        Ok(rows)
-    }
-
-    async fn pass_over(&mut self, unreadable: &Unreadable) -> Result<(), StoreError> {
-        let (bucket, position) = (unreadable.bucket, unreadable.position);
-        if let Some(key) = self.parking.unreadable(unreadable, self.deps.clock.now()) {
-            lock(&self.projection).endpoints.remove(&key);
-        }
-        let owned = self.owned.get(&bucket);
-        let ours = owned.is_some_and(|owned| position > owned.cursor);
-        let batch = Batch {
-            rows: Vec::new(),
-            to: position,
-        };
-        let batches = ours.then_some((bucket, batch)).into_iter().collect();
-        self.advance(BTreeMap::from([(bucket, position)]), batches)
-            .await
-    }
-
     async fn caught_up(&mut self) -> Result<(), StoreError> {
         let writes = self.owned.iter().map(|(bucket, owned)| {
             let written = self.write_released(*bucket, owned);
@@ -309,8 +309,11 @@ impl ViewsConsumer {
         }
         self.progress
             .send_modify(|progress| progress.caught_up = true);
-        self.touched
-            .extend(lock(&self.projection).endpoints.keys().cloned());
+        {
+            let models = self.models.lock();
+            self.touched
+                .extend(models.iter().map(|(key, _)| key.clone()));
+        }
         self.publish_touched();
         self.component.ready();
         self.react_to_touched().await
@@ -321,10 +324,10 @@ impl ViewsConsumer {
     }
 
     fn publish_touched(&self) {
-        let projection = lock(&self.projection);
+        let models = self.models.lock();
         for key in self.touched.iter().filter(|key| self.owns(key)) {
-            if let Some(model) = projection.endpoints.get(key) {
-                self.routes.publish(key, model);
+            if let Some(entry) = models.get(key) {
+                self.routes.publish(key, &entry.state);
             }
         }
     }
@@ -333,13 +336,9 @@ impl ViewsConsumer {
         if !self.progress.borrow().caught_up {
             return;
         }
-        let projection = lock(&self.projection);
-        for (key, model) in projection
-            .endpoints
-            .iter()
-            .filter(|(key, _)| self.owns(key))
-        {
-            self.routes.publish(key, model);
+        let models = self.models.lock();
+        for (key, entry) in models.iter().filter(|(key, _)| self.owns(key)) {
+            self.routes.publish(key, &entry.state);
         }
     }
 
@@ -348,7 +347,7 @@ impl ViewsConsumer {
         let touched = std::mem::take(&mut self.touched);
         let this = &*self;
         let reactions = touched.into_iter().filter_map(|key| {
-            let model = lock(&this.projection).endpoints.get(&key).cloned();
+            let model = this.models.lock().get(&key).map(|e| e.state.clone());
             let model = model.filter(|_| this.owns(&key))?;
             this.count_instances(&key, &model);
             let members = &members;
@@ -384,8 +383,9 @@ impl ViewsConsumer {
         let now = self.deps.clock.now();
         self.touched.append(&mut self.unsettled);
         {
-            let projection = lock(&self.projection);
-            for (key, model) in &projection.endpoints {
+            let models = self.models.lock();
+            for (key, entry) in models.iter() {
+                let model = &entry.state;
                 let deployments = model.endpoint.iter().flat_map(|e| e.deployments.values());
                 let expired = deployments
                     .filter_map(|deployment| deployment.pin?.until)
@@ -448,5 +448,17 @@ impl ViewsConsumer {
                     .set(i64::from(count));
             }
         }
+    }
+}
+
+/// What cannot be read now is written by whoever takes the bucket the next time.
+fn until_read<T>(read: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
+    match read {
+        Err(StoreError::Closed) => Err(StoreError::Closed),
+        Err(error) => {
+            tracing::error!(%error, "the rows of an endpoint that is parked no longer cannot be written");
+            Ok(None)
+        }
+        read => read,
     }
 }

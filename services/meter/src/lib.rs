@@ -10,6 +10,7 @@
 //! be lost without harm to anything but charts and backtests.
 
 mod config;
+mod fold;
 mod history;
 mod metrics;
 mod open;

@@ -1,10 +1,9 @@
-//! How many instances of each deployment are ready, folded from the log.
+//! Changes of how many instances of each deployment are ready, until they are saved.
 
 use std::collections::BTreeMap;
 
 use contract::ids::{Bucket, EndpointKey, Name, Position};
 use contract::log::Record;
-use domain::instances::Instances;
 
 /// From this second on, so many were ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,8 +16,6 @@ pub(crate) struct ReadyChange {
 
 #[derive(Default)]
 pub(crate) struct Ready {
-    endpoints: BTreeMap<EndpointKey, Instances>,
-    counts: BTreeMap<EndpointKey, BTreeMap<Name, u32>>,
     /// Not saved yet.
     changes: Vec<ReadyChange>,
     /// By bucket: changes up to here were saved before we had it.
@@ -27,55 +24,32 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
-    /// A bucket is ours, and will be folded from the start.
+    /// A bucket is ours; its changes up to a position were saved before.
     pub(crate) fn begin(&mut self, bucket: Bucket, saved: Position) {
         self.forget(bucket);
         self.saved.insert(bucket, saved);
         self.reached.insert(bucket, saved);
     }
 
-    pub(crate) fn apply(&mut self, record: &Record) {
+    /// A record was applied, which changes what is ready of these deployments.
+    pub(crate) fn changed(&mut self, record: &Record, changes: Vec<(Name, u32)>) {
         let reached = self.reached.entry(record.bucket).or_default();
         *reached = (*reached).max(record.position);
         let saved = self.saved.get(&record.bucket).copied().unwrap_or_default();
-        let stream = record.stream.as_str();
-        if !stream.starts_with("instances/") && !stream.starts_with("node/") {
-            return;
-        }
-        let Some(endpoint) = record.endpoint() else {
+        let Some(endpoint) = record.endpoint().filter(|_| record.position > saved) else {
             return;
         };
-        let instances = self.endpoints.entry(endpoint.clone()).or_default();
-        instances.apply(record);
-        let mut now: BTreeMap<Name, u32> = BTreeMap::new();
-        for instance in instances.instances.values() {
-            let count = now.entry(instance.deployment.clone()).or_default();
-            *count += u32::from(instance.is_ready());
-        }
-        let counts = self.counts.entry(endpoint.clone()).or_default();
-        for deployment in counts.keys() {
-            now.entry(deployment.clone()).or_default();
-        }
-        for (deployment, instances) in now {
-            if counts.insert(deployment.clone(), instances) == Some(instances) {
-                continue;
-            }
-            if record.position > saved {
-                self.changes.push(ReadyChange {
-                    endpoint: endpoint.clone(),
-                    deployment,
-                    second: record.time.secs(),
-                    instances,
-                });
-            }
-        }
+        let change = |(deployment, instances)| ReadyChange {
+            endpoint: endpoint.clone(),
+            deployment,
+            second: record.time.secs(),
+            instances,
+        };
+        self.changes.extend(changes.into_iter().map(change));
     }
 
-    /// The bucket is somebody else's now, or is folded anew. What is folded twice is saved twice, as
-    /// the same.
+    /// The bucket is somebody else's now.
     pub(crate) fn forget(&mut self, bucket: Bucket) {
-        self.endpoints.retain(|key, _| key.bucket() != bucket);
-        self.counts.retain(|key, _| key.bucket() != bucket);
         self.changes.retain(|c| c.endpoint.bucket() != bucket);
         self.saved.remove(&bucket);
         self.reached.remove(&bucket);

@@ -8,28 +8,27 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{Bus, Subscription};
+use bus::Bus;
 use contract::events::Event;
 use contract::frame::Frame;
-use contract::ids::Bucket;
-use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
+use contract::ids::{Bucket, Name};
+use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use domain::usage::{Counted, Due, SAVED_EVERY, Usage};
 use futures::StreamExt;
-use futures::future::try_join_all;
 use runtime::clock::Clock;
-use runtime::feed::{Feed, FeedItem};
-use runtime::health::{Component, Health, READS_THE_LOG, UNASSIGNED};
+use runtime::consumer::{Applied, Consumer, ConsumerConfig, ConsumerDeps, Step};
+use runtime::health::Health;
 use runtime::ids::Ids;
 use runtime::metrics::Metrics;
-use runtime::parking::{Parking, Verdict, fold_anew, history, survive};
-use runtime::retry::until_answered;
+use runtime::parking::catch_panic;
 use store::{Append, Commit, CommitError, Committed, Fence, Store, StoreError};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::fold::MeterFold;
 use crate::history::{History, HistoryError, Owned, Save, Saved};
 use crate::metrics::MeterMetrics;
 use crate::open::Open;
@@ -46,10 +45,6 @@ const WAITING_MAX: usize = 4096;
 
 /// Endpoints whose minutes are written at once.
 const CLOSES_MAX: usize = 256;
-
-/// Who was fenced waits for so long before it takes the bucket again: most often it has only not yet
-/// heard that the bucket is somebody else's.
-const TAKE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Frames are asked of the bus again from so long before the open minutes were saved: clocks differ,
 /// and some were late.
@@ -82,18 +77,14 @@ pub struct Meter {
     history: History,
     retention: Span,
     metrics: MeterMetrics,
-    component: Component,
-    feed: Feed,
+    consumer: Consumer<MeterFold>,
     frames: mpsc::Receiver<Arc<Frame>>,
-    parking: Parking,
     state: State,
 }
 
 /// What it knows; saved as far as the log does not have it.
 struct State {
     buckets: BTreeMap<Bucket, Held>,
-    /// Fenced and still assigned: when to take them again.
-    lost: BTreeMap<Bucket, Instant>,
     panes: Panes,
     ready: Ready,
     saved_at: Timestamp,
@@ -107,6 +98,8 @@ struct Held {
     fence: Fence,
     usage: Usage,
     caught_up: bool,
+    /// Somebody else has taken it meanwhile.
+    lost: bool,
     /// Somebody else has counted before us.
     taken_over: bool,
     /// From when on frames are to be heard again.
@@ -121,19 +114,20 @@ impl Meter {
     /// Opens the history, takes back what was saved, and listens from now on.
     pub async fn open(config: Config, deps: Deps) -> Result<Self, MeterError> {
         let component = deps.health.component(SERVICE);
-        component.waiting(UNASSIGNED);
         let frames = deps.bus.subscribe_frames();
-        let feed = Feed::open(
-            deps.store.clone(),
-            deps.bus.clone(),
-            Subscription::Group(SERVICE),
-            BTreeMap::new(),
-        )
-        .reporting(&component);
+        let consumer_config = ConsumerConfig {
+            settles: true,
+            ..ConsumerConfig::shared(SERVICE)
+        };
+        let consumer_deps = ConsumerDeps {
+            store: deps.store.clone(),
+            bus: deps.bus.clone(),
+            clock: deps.clock.clone(),
+        };
+        let consumer = Consumer::open(consumer_config, MeterFold, consumer_deps, component);
         let history = History::open(&config.history).await?;
         let state = State {
             buckets: BTreeMap::new(),
-            lost: BTreeMap::new(),
             panes: Panes::default(),
             ready: Ready::default(),
             saved_at: deps.clock.now(),
@@ -142,12 +136,10 @@ impl Meter {
         };
         Ok(Self {
             metrics: MeterMetrics::new(&deps.metrics),
-            parking: Parking::open(SERVICE, deps.store.clone(), component.clone()),
             deps,
             history,
             retention: config.retention,
-            component,
-            feed,
+            consumer,
             frames,
             state,
         })
@@ -167,52 +159,61 @@ impl Meter {
                 biased;
                 () = shutdown.cancelled() => break,
                 _ = ticks.tick() => self.tick().await?,
-                item = self.feed.next() => self.take_in(item?).await?,
+                step = self.consumer.next() => self.handle(step?).await?,
                 Some(frame) = self.frames.recv() => self.hear(frame),
             }
         }
         self.hear_waiting();
         let ours: Vec<Bucket> = self.state.buckets.keys().copied().collect();
         self.save(self.deps.clock.now(), &ours).await;
+        self.consumer.save_all().await;
         Ok(())
     }
 
-    async fn take_in(&mut self, item: FeedItem) -> Result<(), StoreError> {
-        match item {
-            FeedItem::Records(records) => {
-                for record in records {
-                    match self.parking.judge(&record) {
-                        Verdict::Fold => self.apply(&record),
-                        Verdict::PassOver => {}
-                        Verdict::FoldAnew => self.fold_anew(&record).await?,
+    async fn handle(&mut self, step: Step<Vec<(Name, u32)>>) -> Result<(), StoreError> {
+        match step {
+            Step::Applied(applied) => applied.into_iter().for_each(|one| self.applied(one)),
+            // What its minutes hold is still there, and what was applied once changes nothing again.
+            Step::Rebuilt { applied, .. } => {
+                applied.into_iter().for_each(|one| self.applied(one));
+            }
+            Step::Taken(buckets) => {
+                let fence =
+                    |bucket: &Bucket| Some((*bucket, self.consumer.fence(*bucket)?.clone()));
+                let fences: Vec<(Bucket, Fence)> = buckets.iter().filter_map(fence).collect();
+                let mut saved = self.claim(&fences).await;
+                for (bucket, fence) in fences {
+                    let saved = saved.remove(&bucket);
+                    match self.state.buckets.contains_key(&bucket) {
+                        true => self.hold_again(bucket, fence, saved),
+                        false => self.hold(bucket, fence, saved),
                     }
                 }
             }
-            FeedItem::Unreadable(unreadable) => {
-                let now = self.deps.clock.now();
-                self.parking.unreadable(&unreadable, now);
-            }
-            FeedItem::Assigned(buckets) => {
-                self.component.waits_on(READS_THE_LOG);
-                let fences = self.take(&buckets).await?;
-                let mut saved = self.claim(&fences).await;
-                for (bucket, fence) in fences {
-                    self.hold(bucket, fence, saved.remove(&bucket));
-                }
-            }
-            FeedItem::Revoked(buckets) => self.let_go(&buckets).await,
-            FeedItem::CaughtUp(buckets) => self.caught_up(&buckets),
+            Step::Released(buckets) => self.release(&buckets).await,
+            Step::CaughtUp(buckets) => self.caught_up(&buckets),
+            // What its minutes hold stays.
+            Step::Parked(_) | Step::Unreadable { .. } => {}
         }
         Ok(())
     }
 
-    /// Raises the generation of each bucket, so that a former owner can write no more.
-    async fn take(&self, buckets: &[Bucket]) -> Result<Vec<(Bucket, Fence)>, StoreError> {
-        let names: Vec<String> = buckets.iter().map(|b| format!("{SERVICE}/{b}")).collect();
-        let store = &self.deps.store;
-        let take = || try_join_all(names.iter().map(|name| store.take(name)));
-        let fences = until_answered(&self.component, take).await?;
-        Ok(buckets.iter().copied().zip(fences).collect())
+    fn applied(&mut self, applied: Applied<Vec<(Name, u32)>>) {
+        let Applied { record, effect } = applied;
+        let Some(held) = self.state.buckets.get_mut(&record.bucket) else {
+            return;
+        };
+        let applies = effect.is_some();
+        self.state
+            .ready
+            .changed(&record, effect.unwrap_or_default());
+        if applies && let Err(detail) = catch_panic(|| held.usage.apply(&record)) {
+            let key = record.endpoint();
+            tracing::error!(position = %record.position, detail, "an event cannot be taken from open minutes");
+            if let Some(key) = key {
+                self.consumer.park(&key, &detail);
+            }
+        }
     }
 
     /// From here on no former owner saves anything of these buckets. History is not the log: where it
@@ -241,7 +242,16 @@ impl Meter {
             self.state.panes.begin(bucket, saved.panes_before);
         }
         self.state.ready.begin(bucket, saved.ready_through);
-        let (usage, saved_at) = open.unwrap_or_default();
+        let (mut usage, saved_at) = open.unwrap_or_default();
+        // The history is older than the snapshot, or is gone: what it lacks is in the log only.
+        if self.consumer.position(bucket) > saved.ready_through {
+            self.consumer.begin_with_nothing(bucket);
+        }
+        for (key, entry) in self.consumer.folds().lock().of(bucket) {
+            if entry.state.usage.version() >= usage.version(key) {
+                usage.know(key, &entry.state.usage);
+            }
+        }
         let held = Held {
             taken_over,
             again_from: saved_at.map(|at| before(at, HEARD_AGAIN)),
@@ -249,13 +259,26 @@ impl Meter {
             usage,
             fence,
             caught_up: false,
+            lost: false,
             waiting: VecDeque::new(),
         };
         self.state.buckets.insert(bucket, held);
     }
 
+    /// What was fenced while it was still ours has been taken once more. Its minutes stay: what somebody
+    /// else has told of them comes with the feed, and is taken away.
+    fn hold_again(&mut self, bucket: Bucket, fence: Fence, saved: Option<Saved>) {
+        let saved = saved.map(|saved| saved.panes_before);
+        let begin = saved.unwrap_or_else(|| self.deps.clock.now().secs() + 1);
+        self.state.panes.begin(bucket, begin);
+        if let Some(held) = self.state.buckets.get_mut(&bucket) {
+            held.fence = fence;
+            held.lost = false;
+        }
+    }
+
     /// Buckets are somebody else's from here on, who begins with what is saved now.
-    async fn let_go(&mut self, buckets: &[Bucket]) {
+    async fn release(&mut self, buckets: &[Bucket]) {
         self.hear_waiting();
         let held = buckets.iter().filter_map(|b| self.state.buckets.get(b));
         if held.filter(|held| held.caught_up).count() > 0 {
@@ -263,10 +286,8 @@ impl Meter {
         }
         for bucket in buckets {
             self.state.buckets.remove(bucket);
-            self.state.lost.remove(bucket);
             self.state.panes.forget(*bucket);
             self.state.ready.forget(*bucket);
-            self.parking.forget(*bucket);
         }
     }
 
@@ -277,7 +298,10 @@ impl Meter {
             let Some(held) = self.state.buckets.get_mut(bucket) else {
                 continue;
             };
-            held.caught_up = true;
+            // Minutes that were heard before go on.
+            if std::mem::replace(&mut held.caught_up, true) {
+                continue;
+            }
             if held.taken_over {
                 held.again_from = Some(held.usage.taken_over(now));
             }
@@ -297,10 +321,6 @@ impl Meter {
                 self.count(&frame);
             }
         }
-        self.parking.caught_up(buckets);
-        if self.state.buckets.values().all(|held| held.caught_up) {
-            self.component.ready();
-        }
     }
 
     /// The former owner's open minutes are counted again, where the bus still has their frames. What
@@ -310,41 +330,6 @@ impl Meter {
         // What the old subscription still holds may be from before what the new one brings.
         self.hear_waiting();
         self.frames = frames;
-    }
-
-    fn apply(&mut self, record: &Record) {
-        let Some(held) = self.state.buckets.get_mut(&record.bucket) else {
-            return;
-        };
-        let ready = &mut self.state.ready;
-        let folded = survive(|| {
-            ready.apply(record);
-            held.usage.apply(record);
-        });
-        if let (Err(detail), Some(key)) = (folded, record.endpoint()) {
-            let (now, event_type) = (self.deps.clock.now(), record.event.type_name());
-            self.parking
-                .park(&key, record.position, event_type, &detail, now);
-        }
-    }
-
-    /// A person wants the endpoint back. What its minutes hold is still there: only its history is
-    /// folded once more, which changes nothing where it was folded before.
-    async fn fold_anew(&mut self, unparked: &Record) -> Result<(), StoreError> {
-        let Some(key) = unparked.endpoint() else {
-            return Ok(());
-        };
-        let read = || history(self.deps.store.clone(), key.clone(), unparked.position);
-        let past = until_answered(&self.component, read).await?;
-        let now = self.deps.clock.now();
-        let (ready, buckets) = (&mut self.state.ready, &mut self.state.buckets);
-        if let Some(held) = buckets.get_mut(&key.bucket()) {
-            fold_anew(&mut self.parking, &key, past, now, |record| {
-                ready.apply(record);
-                held.usage.apply(record);
-            });
-        }
-        Ok(())
     }
 
     fn hear(&mut self, frame: Arc<Frame>) {
@@ -380,7 +365,6 @@ impl Meter {
     async fn tick(&mut self) -> Result<(), StoreError> {
         // What has come must be in before a minute is closed without it.
         self.hear_waiting();
-        self.take_again().await?;
         let now = self.deps.clock.now();
         self.close(now).await?;
         let clock_stepped_back = now < self.state.saved_at;
@@ -390,39 +374,15 @@ impl Meter {
         Ok(())
     }
 
-    /// What was fenced while it was still ours is taken once more. Its minutes stay: what somebody
-    /// else has told of them comes with the feed, and is taken away.
-    async fn take_again(&mut self) -> Result<(), StoreError> {
-        let now = Instant::now();
-        let due = self.state.lost.iter().filter(|(_, at)| **at <= now);
-        let due: Vec<Bucket> = due.map(|(bucket, _)| *bucket).collect();
-        if due.is_empty() {
-            return Ok(());
-        }
-        let fences = self.take(&due).await?;
-        let mut saved = self.claim(&fences).await;
-        for (bucket, fence) in fences {
-            self.state.lost.remove(&bucket);
-            let saved = saved.remove(&bucket).map(|saved| saved.panes_before);
-            let clock = &self.deps.clock;
-            let begin = saved.unwrap_or_else(|| clock.now().secs() + 1);
-            self.state.panes.begin(bucket, begin);
-            if let Some(held) = self.state.buckets.get_mut(&bucket) {
-                held.fence = fence;
-            }
-        }
-        Ok(())
-    }
-
     /// Appends what is due, one commit per endpoint. What cannot be written is due again.
     async fn close(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let mut commits = Vec::new();
         for (bucket, held) in &self.state.buckets {
-            if !held.caught_up || held.is_hearing(now) || self.state.lost.contains_key(bucket) {
+            if !held.caught_up || held.is_hearing(now) || held.lost {
                 continue;
             }
             for due in held.usage.due(now) {
-                if self.parking.is_parked(&due.endpoint) {
+                if self.consumer.parking().is_parked(&due.endpoint) {
                     continue;
                 }
                 let commit = self.commit(&due, &held.fence, now);
@@ -453,9 +413,10 @@ impl Meter {
                     tracing::debug!(%endpoint, "the usage stream has moved on");
                 }
                 Err(CommitError::Fenced { .. }) => {
-                    tracing::warn!(%bucket, "bucket was taken over");
-                    let at = Instant::now() + TAKE_AGAIN_AFTER;
-                    self.state.lost.entry(bucket).or_insert(at);
+                    self.consumer.fenced(bucket);
+                    if let Some(held) = self.state.buckets.get_mut(&bucket) {
+                        held.lost = true;
+                    }
                 }
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
                 // Once for an outage, not once for each endpoint and try.
@@ -540,11 +501,17 @@ impl Meter {
 
     async fn save_all(&mut self, save: Save, again: bool) -> bool {
         match self.history.save(&save, again).await {
-            Ok(refused) if refused.is_empty() => true,
             Ok(refused) => {
+                for (bucket, owned) in &save.open {
+                    if !refused.contains(bucket) {
+                        self.consumer.settled(*bucket, owned.ready_through);
+                    }
+                }
                 // The newer owner counts the same frames.
                 let buckets = refused.len();
-                tracing::info!(buckets, "not saved: others own these buckets by now");
+                if buckets > 0 {
+                    tracing::info!(buckets, "not saved: others own these buckets by now");
+                }
                 true
             }
             Err(error) => {

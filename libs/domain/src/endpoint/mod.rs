@@ -102,6 +102,11 @@ impl Endpoint {
         }
     }
 
+    /// Whether it has the deployment of this uid.
+    pub fn has(&self, uid: Uid) -> bool {
+        self.deployments.values().any(|d| d.uid == uid)
+    }
+
     fn apply_change(&mut self, record: &Record) {
         match &record.event {
             Event::EndpointUpdated(updated) => {

@@ -4,6 +4,7 @@
 pub mod drain;
 mod place;
 pub mod plan;
+pub mod ready;
 
 use std::collections::BTreeMap;
 
@@ -24,8 +25,6 @@ pub struct Instances {
     pub instances: BTreeMap<InstanceId, Instance>,
     /// By deployment uid.
     pub starts: BTreeMap<Uid, StartHistory>,
-    /// Position of the last event about instances.
-    pub position: Position,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -165,13 +164,11 @@ impl Instances {
                 detail: String::new(),
             };
             self.instances.insert(requested.id.clone(), instance);
-            self.position = record.position;
             return;
         }
         let Some(id) = instance_of(&record.event) else {
             return;
         };
-        self.position = record.position;
         if matches!(record.event, Event::InstanceStopped(_)) {
             self.instances.remove(id);
             return;

@@ -13,6 +13,7 @@ use contract::events::{
 use contract::ids::{DeploymentRef, InstanceId, Name, Uid};
 use contract::resources::ProvisioningState;
 use contract::time::{Span, Timestamp};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::place::Placement;
@@ -34,7 +35,7 @@ const CAREFUL_AFTER_FAILURES: u32 = 2;
 const SURGE_PERCENT: u32 = 25;
 
 /// The newest decision on a deployment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Granted {
     pub instances: u32,
     pub decision: Uuid,

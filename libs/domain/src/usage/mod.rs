@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use contract::events::Event;
 use contract::frame::{Frame, Source};
 use contract::ids::{EndpointKey, Uid};
-use contract::log::Record;
+use contract::log::{Record, StreamKind};
 use contract::time::{Span, Timestamp};
 use contract::usage::{FrameRange, UsageGap, UsageMinute};
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,10 @@ pub struct Due {
     pub events: Vec<Event>,
 }
 
+/// Changed together with whatever changes what [`Endpoint`] makes of recorded events, or how it is written:
+/// consumers that keep it in snapshots build their versions on it.
+pub const USAGE_VERSION: u32 = 1;
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
     /// Sources that have joined (by their first frame) and not said goodbye.
@@ -128,9 +132,9 @@ struct Hole {
     told: BTreeSet<EndpointKey>,
 }
 
-/// What the log says about one endpoint.
+/// What the log says about the usage of one endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Endpoint {
+pub struct Endpoint {
     alive: bool,
     /// Version of its usage stream.
     version: u64,
@@ -139,6 +143,51 @@ struct Endpoint {
     counted: BTreeMap<Boot, (Ranges, Timestamp)>,
     /// Last minute closed, by deployment.
     closed: BTreeMap<Uid, Timestamp>,
+}
+
+impl Endpoint {
+    /// Applies an event of the endpoint; false: it has been applied before, or is of no concern.
+    pub fn apply(&mut self, record: &Record) -> bool {
+        let usage = record.stream.kind() == Some(StreamKind::Usage);
+        match &record.event {
+            Event::EndpointCreated(_) => self.alive = true,
+            Event::EndpointDeleted(_) => self.alive = false,
+            event if usage => {
+                if record.version <= self.version {
+                    return false;
+                }
+                self.version = record.version;
+                if let Event::UsageClosed(told) | Event::UsageCorrected(told) = event {
+                    self.apply_minute(told);
+                }
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn apply_minute(&mut self, told: &UsageMinute) {
+        let closed = self.closed.entry(told.deployment_uid).or_default();
+        *closed = (*closed).max(told.minute);
+        for range in &told.counted {
+            let boot = Boot {
+                source: range.source.clone(),
+                boot: range.boot,
+            };
+            let (counted, last) = self.counted.entry(boot).or_default();
+            counted.insert(range.first, range.last);
+            *last = (*last).max(told.minute);
+        }
+        self.counted
+            .retain(|_, (_, last)| told.minute.since(*last) < BOOT_KEPT);
+        self.closed
+            .retain(|_, last| told.minute.since(*last) < BOOT_KEPT);
+    }
+
+    /// Version of its usage stream, as far as it was applied.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
 }
 
 impl Usage {
@@ -199,20 +248,21 @@ impl Usage {
         let Some(key) = record.endpoint() else {
             return;
         };
-        let usage = record.stream.as_str().starts_with("usage/");
-        match &record.event {
-            Event::EndpointCreated(_) => self.endpoints.entry(key).or_default().alive = true,
-            Event::EndpointDeleted(_) => self.endpoints.entry(key).or_default().alive = false,
-            event if usage => {
-                let endpoint = self.endpoints.entry(key.clone()).or_default();
-                if record.version <= endpoint.version {
-                    return;
-                }
-                endpoint.version = record.version;
-                self.apply_usage(&key, event);
-            }
-            _ => {}
+        let endpoint = self.endpoints.entry(key.clone()).or_default();
+        if endpoint.apply(record) {
+            self.apply_usage(&key, &record.event);
         }
+    }
+
+    /// Goes on from what was applied of an endpoint's events elsewhere. What open minutes hold of these
+    /// events must have been applied.
+    pub fn know(&mut self, key: &EndpointKey, endpoint: &Endpoint) {
+        self.endpoints.insert(key.clone(), endpoint.clone());
+    }
+
+    /// Up to which version an endpoint's usage stream has been applied.
+    pub fn version(&self, key: &EndpointKey) -> u64 {
+        self.endpoints.get(key).map_or(0, Endpoint::version)
     }
 
     /// Lets go of minutes and holes that have been told whole, and of what is too old to matter.
@@ -353,7 +403,11 @@ impl Usage {
 
     fn apply_usage(&mut self, key: &EndpointKey, event: &Event) {
         match event {
-            Event::UsageClosed(told) | Event::UsageCorrected(told) => self.apply_minute(key, told),
+            Event::UsageClosed(told) | Event::UsageCorrected(told) => {
+                if let Some(open) = self.open.get_mut(&told.minute) {
+                    open.subtract(key, told);
+                }
+            }
             Event::UsageGap(gap) => {
                 for hole in &mut self.holes {
                     let same = hole.boot.source == gap.source && hole.boot.boot == gap.boot;
@@ -364,30 +418,6 @@ impl Usage {
                 }
             }
             _ => {}
-        }
-    }
-
-    fn apply_minute(&mut self, key: &EndpointKey, told: &UsageMinute) {
-        let endpoint = self.endpoints.entry(key.clone()).or_default();
-        let closed = endpoint.closed.entry(told.deployment_uid).or_default();
-        *closed = (*closed).max(told.minute);
-        for range in &told.counted {
-            let boot = Boot {
-                source: range.source.clone(),
-                boot: range.boot,
-            };
-            let (counted, last) = endpoint.counted.entry(boot).or_default();
-            counted.insert(range.first, range.last);
-            *last = (*last).max(told.minute);
-        }
-        endpoint
-            .counted
-            .retain(|_, (_, last)| told.minute.since(*last) < BOOT_KEPT);
-        endpoint
-            .closed
-            .retain(|_, last| told.minute.since(*last) < BOOT_KEPT);
-        if let Some(open) = self.open.get_mut(&told.minute) {
-            open.subtract(key, told);
         }
     }
 

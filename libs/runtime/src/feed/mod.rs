@@ -6,6 +6,9 @@
 //! is delivered any more. The bus is only a hint: what it drops is found by a record's `prev`, or,
 //! at the tail, by comparing with the store every second. While the store cannot be reached the feed
 //! tries again, and says so.
+//!
+//! A consumer may name the kinds of streams that it reads. Events of other kinds are not even decoded:
+//! of them only the position is delivered.
 
 mod asked;
 
@@ -15,14 +18,14 @@ use std::time::Duration;
 
 use bus::{Bus, BusMessage, Subscription};
 use contract::ids::{Bucket, Position};
-use contract::log::Record;
-use store::{Entry, Store, StoreError, Unreadable};
+use contract::log::{Record, StreamKind};
+use store::{Store, StoreError, Unreadable};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use crate::health::Component;
+use crate::health::{Component, READS_THE_LOG};
 use crate::retry;
-use asked::{Question, Reads};
+use asked::{Question, Read, ReadOutcome, Reads};
 
 /// Records per read of the store, and per item.
 const PAGE: usize = 1000;
@@ -42,13 +45,16 @@ pub enum FeedItem {
     Records(Vec<Arc<Record>>),
     /// An event that cannot be decoded, in its place in the order.
     Unreadable(Unreadable),
+    /// Up to these positions of their buckets there was nothing more of the kinds that are read.
+    Passed(BTreeMap<Bucket, Position>),
     /// The history of these buckets, up to the head at their assignment, has been delivered, and that
     /// of the global bucket with it.
     CaughtUp(Vec<Bucket>),
-    /// These buckets are ours from now on; their history follows, from where `from` says. Ownership
-    /// taken (fences raised) before the next item is asked for comes before anything is read.
+    /// These buckets are ours from now on; their history follows, from the start or from where
+    /// [`Feed::begin_at`] says. Ownership taken (fences raised) before the next item is asked for comes
+    /// before anything is read.
     Assigned(Vec<Bucket>),
-    /// These are ours no more. Should they come back, they are read from `from` on again: whoever
+    /// These are ours no more. Should they come back, they are read from the start again: whoever
     /// folds them must forget what it has folded.
     Revoked(Vec<Bucket>),
 }
@@ -58,6 +64,8 @@ struct Place {
     /// Everything in the bucket up to here has been delivered.
     cursor: Position,
     goal: Goal,
+    /// The bucket's newest event when the head was asked for.
+    newest: Position,
     /// The bus has shown this position, so the store must have it.
     promised: Position,
     /// The history from before the assignment is over.
@@ -73,14 +81,26 @@ enum Goal {
     UpTo(Position),
 }
 
+/// What most consumers begin with: everything that is in the log.
+const ALL_KINDS: &[StreamKind] = &StreamKind::ALL;
+
 impl Place {
-    fn new(from: Position) -> Self {
+    fn new() -> Self {
         Self {
-            cursor: from,
+            cursor: Position::START,
             goal: Goal::Head,
+            newest: Position::START,
             promised: Position::START,
             caught_up: false,
         }
+    }
+
+    fn way(&self) -> Option<Way> {
+        Some(Way {
+            from: self.cursor,
+            newest: self.newest.max(self.promised),
+            to: self.up_to()?,
+        })
     }
 
     fn up_to(&self) -> Option<Position> {
@@ -98,6 +118,19 @@ impl Place {
             Goal::Head => Goal::Head,
             Goal::UpTo(goal) => Goal::UpTo(goal.max(position)),
         };
+    }
+}
+
+/// What is to be read of one bucket.
+struct Way {
+    from: Position,
+    newest: Position,
+    to: Position,
+}
+
+impl Way {
+    fn length(&self) -> u64 {
+        self.newest.0.saturating_sub(self.from.0)
     }
 }
 
@@ -120,7 +153,6 @@ pub struct Feed {
     inbox: VecDeque<BusMessage>,
     /// To be delivered.
     outbox: VecDeque<FeedItem>,
-    from: BTreeMap<Bucket, Position>,
     /// The assigned buckets, and the global one, which always is.
     places: BTreeMap<Bucket, Place>,
     scan: Option<Scan>,
@@ -142,17 +174,11 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Subscribes at once; reads begin with the first [`next`](Feed::next). A bucket that `from`
-    /// does not name is read from the start.
-    pub fn open(
-        store: Store,
-        bus: Arc<dyn Bus>,
-        subscription: Subscription,
-        from: BTreeMap<Bucket, Position>,
-    ) -> Self {
+    /// Subscribes at once; reads begin with the first [`next`](Feed::next), each bucket from its start.
+    pub fn open(store: Store, bus: Arc<dyn Bus>, subscription: Subscription) -> Self {
         let global = Place {
             goal: Goal::Nothing,
-            ..Place::new(from.get(&Bucket::GLOBAL).copied().unwrap_or_default())
+            ..Place::new()
         };
         Self {
             messages: bus.subscribe_records(subscription),
@@ -161,7 +187,6 @@ impl Feed {
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
             places: BTreeMap::from([(Bucket::GLOBAL, global)]),
-            from,
             scan: None,
             done: Vec::new(),
             nothing_assigned: false,
@@ -174,6 +199,12 @@ impl Feed {
             troubled: false,
             paused_until: None,
         }
+    }
+
+    /// Decodes and delivers only events of these kinds of streams.
+    pub fn reading(mut self, kinds: &'static [StreamKind]) -> Self {
+        self.reads.kinds = kinds;
+        self
     }
 
     /// Looks for what the bus has lost at another interval than every second.
@@ -208,21 +239,36 @@ impl Feed {
         }
     }
 
-    /// Delivers the history of these buckets once more, and then that they are caught up with: for
-    /// a consumer that has dropped what it had folded of them.
-    pub fn read_again(&mut self, buckets: &[Bucket]) {
-        self.reads.forget();
-        for bucket in buckets {
-            let from = self.start_of(*bucket);
-            if let Some(place) = self.places.get_mut(bucket) {
-                *place = Place::new(from);
-                self.leave_out(*bucket);
-            }
+    /// The consumer has everything of an assigned bucket up to here. To be called before the next item
+    /// is asked for.
+    pub fn begin_at(&mut self, bucket: Bucket, position: Position) {
+        if let Some(place) = self.places.get_mut(&bucket) {
+            place.cursor = place.cursor.max(position);
         }
     }
 
-    fn start_of(&self, bucket: Bucket) -> Position {
-        self.from.get(&bucket).copied().unwrap_or_default()
+    /// The consumer has nothing of an assigned bucket. To be called before the next item is asked for.
+    pub fn read_from_start(&mut self, bucket: Bucket) {
+        if let Some(place) = self.places.get_mut(&bucket) {
+            *place = Place::new();
+            self.leave_out(bucket);
+        }
+    }
+
+    /// Reads these buckets up to the present head, and then tells that they are caught up with once
+    /// more: for a consumer that has owned them not all the time.
+    pub fn catch_up_again(&mut self, buckets: &[Bucket]) {
+        self.reads.forget();
+        for bucket in buckets {
+            if let Some(place) = self.places.get_mut(bucket) {
+                place.goal = Goal::Head;
+                place.caught_up = false;
+                self.done.retain(|done| done != bucket);
+                if let Some(scan) = &mut self.scan {
+                    scan.covers.remove(bucket);
+                }
+            }
+        }
     }
 
     /// One step: a few messages of the bus, or one page of the store, or a wait for either.
@@ -299,7 +345,7 @@ impl Feed {
             match message {
                 BusMessage::Record(record) => {
                     let position = record.position;
-                    if self.admit(Entry::Record(record)) {
+                    if self.admit(self.reads.sort(record)) {
                         self.delivered(position);
                     }
                 }
@@ -309,13 +355,14 @@ impl Feed {
         }
     }
 
-    /// Takes in what comes next in its bucket; what lies behind something missing becomes a goal.
-    fn admit(&mut self, entry: Entry) -> bool {
-        let (bucket, prev) = match &entry {
-            Entry::Record(record) => (record.bucket, record.prev),
-            Entry::Unreadable(unreadable) => (unreadable.bucket, unreadable.prev),
-        };
-        let position = entry.position();
+    /// Delivers what comes next in its bucket; what lies behind something missing becomes a goal.
+    fn admit(&mut self, read: Read) -> bool {
+        let Read {
+            bucket,
+            prev,
+            position,
+            outcome,
+        } = read;
         let Some(place) = self.places.get_mut(&bucket) else {
             return false;
         };
@@ -327,13 +374,20 @@ impl Feed {
             return false;
         }
         place.cursor = position;
-        match (entry, self.outbox.back_mut()) {
-            (Entry::Record(record), Some(FeedItem::Records(records))) => records.push(record),
-            (Entry::Record(record), _) => {
+        match (outcome, self.outbox.back_mut()) {
+            (ReadOutcome::Record(record), Some(FeedItem::Records(records))) => records.push(record),
+            (ReadOutcome::Record(record), _) => {
                 self.outbox.push_back(FeedItem::Records(vec![record]));
             }
-            (Entry::Unreadable(unreadable), _) => {
+            (ReadOutcome::Unreadable(unreadable), _) => {
                 self.outbox.push_back(FeedItem::Unreadable(unreadable));
+            }
+            (ReadOutcome::NotRead, Some(FeedItem::Passed(passed))) => {
+                passed.insert(bucket, position);
+            }
+            (ReadOutcome::NotRead, _) => {
+                let passed = BTreeMap::from([(bucket, position)]);
+                self.outbox.push_back(FeedItem::Passed(passed));
             }
         }
         true
@@ -351,8 +405,7 @@ impl Feed {
         let new = |bucket: &&Bucket| !self.places.contains_key(bucket);
         let new: Vec<Bucket> = buckets.iter().filter(new).copied().collect();
         for bucket in &new {
-            let place = Place::new(self.start_of(*bucket));
-            self.places.insert(*bucket, place);
+            self.places.insert(*bucket, Place::new());
         }
         self.outbox.push_back(FeedItem::Assigned(new));
     }
@@ -379,12 +432,16 @@ impl Feed {
             match item {
                 FeedItem::Records(records) => records.retain(|record| record.bucket != bucket),
                 FeedItem::CaughtUp(done) => done.retain(|done| *done != bucket),
+                FeedItem::Passed(passed) => {
+                    passed.remove(&bucket);
+                }
                 _ => {}
             }
         }
         self.outbox.retain(|item| match item {
             FeedItem::Records(records) => !records.is_empty(),
             FeedItem::CaughtUp(done) => !done.is_empty(),
+            FeedItem::Passed(passed) => !passed.is_empty(),
             FeedItem::Unreadable(unreadable) => unreadable.bucket != bucket,
             FeedItem::Assigned(_) | FeedItem::Revoked(_) => true,
         });
@@ -392,9 +449,10 @@ impl Feed {
 
     /// One question to the store.
     async fn read(&mut self) -> Result<(), StoreError> {
-        if self.places.values().any(|place| place.goal == Goal::Head) {
-            let head = self.reads.head().await?;
-            self.aim_at(head);
+        let asked: Vec<Bucket> = self.asks_for_head().collect();
+        if !asked.is_empty() {
+            let (head, heads) = self.reads.heads(asked).await?;
+            self.aim_at(head, &heads);
         } else if let Some(bucket) = self.next_alone() {
             self.read_bucket(bucket).await?;
         } else if self.scan.is_some() {
@@ -406,49 +464,59 @@ impl Feed {
         Ok(())
     }
 
-    /// What has just been assigned is read up to here.
-    fn aim_at(&mut self, head: Position) {
-        let asked = |(_, place): &(&Bucket, &Place)| place.goal == Goal::Head;
-        let asked: Vec<Bucket> = self.places.iter().filter(asked).map(|(b, _)| *b).collect();
-        if asked.len() == self.places.len() {
+    fn asks_for_head(&self) -> impl Iterator<Item = Bucket> {
+        let asks =
+            |(bucket, place): (&Bucket, &Place)| (place.goal == Goal::Head).then_some(*bucket);
+        self.places.iter().filter_map(asks)
+    }
+
+    /// What has just been assigned is read up to the head of the log. Where the bucket's own newest event
+    /// has been delivered, nothing is to be read.
+    fn aim_at(&mut self, head: Position, heads: &BTreeMap<Bucket, Position>) {
+        if heads.len() == self.places.len() {
             self.whole = head;
             self.ahead.clear();
         }
-        for bucket in asked {
-            let Some(place) = self.places.get_mut(&bucket) else {
+        for (bucket, newest) in heads {
+            let Some(place) = self.places.get_mut(bucket) else {
                 continue;
             };
-            if place.cursor >= head {
+            place.newest = (*newest).max(place.promised);
+            if place.cursor >= place.newest {
+                place.cursor = place.cursor.max(head);
                 place.goal = Goal::Nothing;
-                self.caught_up(bucket);
+                self.caught_up(*bucket);
             } else {
                 place.goal = Goal::UpTo(head.max(place.promised));
             }
         }
     }
 
-    /// The next bucket to be read by itself: the global one first. Many at once become a scan.
+    /// The next bucket to be read by itself: the global one first. Many that have most of the same way to
+    /// go become a scan.
     fn next_alone(&mut self) -> Option<Bucket> {
         let covered = |bucket: &Bucket| {
             let scan = self.scan.as_ref();
             scan.is_some_and(|scan| scan.covers.contains(bucket))
         };
-        let alone: BTreeMap<Bucket, (Position, Position)> = self
+        let alone: BTreeMap<Bucket, Way> = self
             .places
             .iter()
             .filter(|(bucket, _)| !covered(bucket))
-            .filter_map(|(bucket, place)| Some((*bucket, (place.cursor, place.up_to()?))))
+            .filter_map(|(bucket, place)| Some((*bucket, place.way()?)))
             .collect();
-        if alone.len() < SCAN_MIN {
+        let at = alone.values().map(|way| way.from).min()?;
+        let to = alone.values().map(|way| way.to).max()?;
+        let all_of_it = alone.len() as u64 * to.0.saturating_sub(at.0);
+        let of_them: u64 = alone.values().map(Way::length).sum();
+        if alone.len() < SCAN_MIN || of_them < all_of_it / 2 {
             let global = alone.contains_key(&Bucket::GLOBAL);
             return match global {
                 true => Some(Bucket::GLOBAL),
                 false => alone.keys().next().copied(),
             };
         }
-        let at = alone.values().map(|(cursor, _)| *cursor).min();
-        let to = alone.values().map(|(_, goal)| *goal).max();
-        let (mut at, mut to) = (at.unwrap_or_default(), to.unwrap_or_default());
+        let (mut at, mut to) = (at, to);
         let mut covers: BTreeSet<Bucket> = alone.into_keys().collect();
         if let Some(scan) = self.scan.take() {
             at = at.min(scan.at);
@@ -471,9 +539,9 @@ impl Feed {
         let (after, goal) = (place.cursor, place.up_to().unwrap_or_default());
         let page = self.reads.page(Question::Bucket(bucket, after)).await?;
         let ended = page.len() < PAGE;
-        for entry in page {
-            let position = entry.position();
-            if self.admit(entry) {
+        for read in page {
+            let position = read.position;
+            if self.admit(read) {
                 self.delivered(position);
             }
         }
@@ -490,12 +558,15 @@ impl Feed {
         };
         let page = self.reads.page(Question::All(scan.at)).await?;
         let ended = page.len() < PAGE;
-        let last = page.last().map(Entry::position);
-        for entry in page {
-            self.admit(entry);
+        let last = page.last().map(|read| read.position);
+        for read in page {
+            self.admit(read);
         }
         if let Some(scan) = &mut self.scan {
             scan.at = last.unwrap_or(scan.at);
+            if let (Some(component), false) = (&self.component, scan.covers.is_empty()) {
+                component.waits_on(&format!("{READS_THE_LOG}: at {} of {}", scan.at, scan.to));
+            }
             if ended || scan.at >= scan.to {
                 return self.end_scan();
             }
@@ -563,8 +634,10 @@ impl Feed {
         }
     }
 
+    /// What was assigned together is told together: it is mostly read together.
     fn tell_done(&mut self) {
-        if self.is_global_caught_up() && (!self.done.is_empty() || self.nothing_assigned) {
+        let all = self.places.values().all(|place| place.caught_up);
+        if all && (!self.done.is_empty() || self.nothing_assigned) {
             self.nothing_assigned = false;
             let mut done = std::mem::take(&mut self.done);
             done.sort_unstable();
@@ -573,7 +646,7 @@ impl Feed {
     }
 
     async fn look_for_losses(&mut self) -> Result<(), StoreError> {
-        let head = self.reads.head().await?;
+        let (head, _) = self.reads.heads(Vec::new()).await?;
         self.recheck_due = false;
         if head > self.whole {
             self.scan = Some(Scan {

@@ -1,83 +1,92 @@
-//! The loop of a service that reconciles: it folds the log into one state per endpoint and, when
-//! something changed or time has passed, writes what its engine makes of that state to the stream
-//! that it owns.
+//! The loop of a service that reconciles: it folds the log into one state per endpoint
+//! (`runtime::consumer`) and, when something changed or time has passed, writes what its engine makes of
+//! that state to the streams that it owns.
 //!
 //! Level-triggered: outputs follow from the whole state, which includes the service's own earlier
 //! outputs, so a restart or a repeated record can neither lose an output nor write one twice.
 //!
-//! Buckets come and go at any time. Only endpoints of buckets that are assigned, fenced and caught up
-//! with are evaluated. Safety against a second owner comes from the store: every commit carries the
-//! bucket's fence and the stream's expected version, so what a replaced owner still has in flight does
-//! no harm. Who is fenced and still assigned takes the bucket again, and folds it anew before it
-//! evaluates anything of it.
+//! Safety against a second owner comes from the store: every commit carries the bucket's fence and the
+//! streams' expected versions, so what a replaced owner still has in flight does no harm. Who is fenced and
+//! still assigned takes the bucket again, and catches up with it before anything of it is evaluated.
 //!
-//! The loop outlives outages of the store: it tries again, and goes on taking in frames.
+//! The loop outlives outages of the store: it tries again, and goes on handling frames.
 
-mod entries;
+mod evaluate;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{Bus, Subscription};
+use bus::Bus;
 use contract::events::Event;
 use contract::frame::Frame;
-use contract::ids::{Bucket, EndpointKey, Position};
-use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
+use contract::ids::{Bucket, EndpointKey};
+use contract::log::{Record, RowChange, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use futures::StreamExt;
-use futures::future::{BoxFuture, FutureExt, try_join_all};
+use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
-use store::{Append, Commit, CommitError, Committed, Fence, Store, StoreError};
+use store::{Commit, CommitError, Committed, Fence, Store, StoreError};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use self::entries::{Due, DueAgain, Entries, Entry, Evaluated, evaluate};
+pub use self::evaluate::{Evaluator, Failed, Settled, Subject, Write};
 use crate::clock::Clock;
-use crate::feed::{Feed, FeedItem};
-use crate::health::{Component, READS_THE_LOG, UNASSIGNED};
+use crate::consumer::{Consumer, ConsumerConfig, ConsumerDeps, Fold, Step};
+use crate::health::Component;
 use crate::ids::Ids;
-use crate::parking::{self, Parking, Verdict, survive};
-use crate::retry::until_answered;
 
 /// If what was recorded lies this far ahead of our clock, the clock has stepped back, and it holds.
 pub const CLOCK_STEP: Span = Span::from_secs(5);
 /// Pause after the store could not take a commit.
 const RETRY_AFTER: Span = Span::from_secs(1);
-/// Who was fenced waits for so long before it takes the bucket again: most often it has only not yet
-/// heard that the bucket is somebody else's.
-const TAKE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Whose owner owns what belongs to no endpoint.
+const OWNS_GLOBAL: Bucket = Bucket(0);
 
 /// A service, as the loop sees it.
 pub trait Reconciler: Send + 'static {
-    /// What is folded from the events of one endpoint.
-    type State: Default + Send;
+    /// How the events of an endpoint are folded.
+    type Fold: Fold;
 
     /// Names the consumer group, the fences and the actor: `actuator`.
     const SERVICE: &'static str;
-    /// The stream that this service alone writes.
+    /// The stream that this service alone writes for each endpoint; steps of the clock stand in it.
     const STREAM: StreamKind;
     const TICK: Duration;
 
-    fn apply(&mut self, state: &mut Self::State, record: &Record);
+    fn fold(&self) -> Self::Fold;
 
-    /// Takes in a record that belongs to no endpoint.
+    /// A record has been applied to the state of its endpoint.
+    fn applied(
+        &mut self,
+        _key: &EndpointKey,
+        _record: &Record,
+        _effect: <Self::Fold as Fold>::Effect,
+    ) {
+    }
+
+    /// Applies a record that belongs to no endpoint.
     fn apply_global(&mut self, _record: &Record) {}
 
-    /// What is to be written now; empty if nothing.
+    /// What is to be written now about an endpoint; nothing most of the time.
     fn evaluate(
         &mut self,
         key: &EndpointKey,
-        state: &mut Self::State,
+        state: &<Self::Fold as Fold>::State,
         now: Timestamp,
-    ) -> Vec<Event>;
+    ) -> Outputs;
 
-    /// Whether frames of buckets of other owners are taken in, too: what they say about gateways is
+    /// What is to be written now that belongs to no endpoint. Asked of the owner of bucket 0 only.
+    fn evaluate_global(&mut self, _now: Timestamp) -> Outputs {
+        Outputs::default()
+    }
+
+    /// Whether frames of buckets of other owners are handled, too: what they say about gateways is
     /// then known when a bucket is taken over.
     const HEARS_ALL_BUCKETS: bool = false;
 
-    /// Takes in a frame; true if the endpoints of its bucket are to be evaluated.
+    /// Handles a frame; true if the endpoints of its bucket are to be evaluated.
     fn observe(&mut self, _frame: &Frame, _now: Timestamp) -> bool {
         false
     }
@@ -85,17 +94,33 @@ pub trait Reconciler: Send + 'static {
     /// Called every [`TICK`](Self::TICK): the buckets whose endpoints are to be evaluated.
     fn due(&mut self, now: Timestamp) -> BTreeSet<Bucket>;
 
-    /// The bucket is somebody else's now: what is kept of it outside of the states is of no use.
+    /// The bucket is somebody else's now: what is kept of it beside the states is of no use.
     fn forget(&mut self, _bucket: Bucket) {}
 
-    /// Called after each commit.
-    fn committed(
-        &mut self,
-        _key: &EndpointKey,
-        _state: &mut Self::State,
-        _records: &[Arc<Record>],
-        _now: Timestamp,
-    ) {
+    /// The same for one endpoint, which is parked, or whose state was folded once more.
+    fn forget_endpoint(&mut self, _key: &EndpointKey) {}
+
+    /// Called after each commit about an endpoint.
+    fn committed(&mut self, _key: &EndpointKey, _records: &[Arc<Record>], _now: Timestamp) {}
+}
+
+/// What a service writes in one commit.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    /// Each to its stream, in order; the streams must be ones that [`Fold::writes`] names.
+    pub events: Vec<(StreamName, Event)>,
+    /// Rows of tables, which change with the events or not at all.
+    pub rows: Vec<RowChange>,
+}
+
+impl Outputs {
+    /// Events of one stream.
+    pub fn to(stream: StreamName, events: Vec<Event>) -> Self {
+        let with_stream = |event| (stream.clone(), event);
+        Self {
+            events: events.into_iter().map(with_stream).collect(),
+            rows: Vec::new(),
+        }
     }
 }
 
@@ -107,15 +132,9 @@ pub struct Deps {
     pub ids: Arc<dyn Ids>,
 }
 
-/// A bucket that is ours.
-struct Held {
-    fence: Fence,
-    caught_up: bool,
-}
-
 /// What became of a commit.
 struct Written {
-    key: EndpointKey,
+    subject: Subject,
     fence: Fence,
     now: Timestamp,
     outcome: Result<Committed, CommitError>,
@@ -128,60 +147,50 @@ pub async fn run<R: Reconciler>(
     component: Component,
     shutdown: CancellationToken,
 ) -> Result<(), StoreError> {
-    let group = Subscription::Group(R::SERVICE);
-    let feed = Feed::open(deps.store.clone(), deps.bus.clone(), group, BTreeMap::new());
+    let consumer_deps = ConsumerDeps {
+        store: deps.store.clone(),
+        bus: deps.bus.clone(),
+        clock: deps.clock.clone(),
+    };
     let frames = deps.bus.subscribe_frames();
-    component.waiting(UNASSIGNED);
     let mut shell = Loop {
-        reconciler,
-        parking: Parking::open(R::SERVICE, deps.store.clone(), component.clone()),
-        feed: feed.reporting(&component),
+        consumer: Consumer::open(
+            ConsumerConfig::shared(R::SERVICE),
+            reconciler.fold(),
+            consumer_deps,
+            component,
+        ),
+        evaluator: Evaluator::new(reconciler),
+        global_fence: None,
         frames,
-        shutdown,
         deps,
-        component,
-        entries: Entries {
-            buckets: BTreeMap::new(),
-        },
-        held: BTreeMap::new(),
-        lost: BTreeMap::new(),
-        due: BTreeMap::new(),
         writing: FuturesUnordered::new(),
         writes_fail: false,
     };
-    shell.run().await
+    shell.run(shutdown).await
 }
 
 struct Loop<R: Reconciler> {
-    reconciler: R,
-    deps: Deps,
-    component: Component,
-    feed: Feed,
+    consumer: Consumer<R::Fold>,
+    evaluator: Evaluator<R>,
+    /// Of what belongs to no endpoint, while it is ours.
+    global_fence: Option<Fence>,
     frames: mpsc::Receiver<Arc<Frame>>,
-    shutdown: CancellationToken,
-    parking: Parking,
-    /// Of buckets that are held only.
-    entries: Entries<R::State>,
-    held: BTreeMap<Bucket, Held>,
-    /// Fenced and still assigned: when to take them again.
-    lost: BTreeMap<Bucket, Instant>,
-    /// What to evaluate in this turn.
-    due: BTreeMap<Bucket, Due>,
+    deps: Deps,
     writing: FuturesUnordered<BoxFuture<'static, Written>>,
     writes_fail: bool,
 }
 
 impl<R: Reconciler> Loop<R> {
-    async fn run(&mut self) -> Result<(), StoreError> {
+    async fn run(&mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
         let mut ticks = tokio::time::interval(R::TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let shutdown = self.shutdown.clone();
         loop {
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => break,
                 Some(written) = self.writing.next() => self.settle(written)?,
-                item = self.feed.next() => self.take_in(item?).await?,
+                step = self.consumer.next() => self.handle(step?).await?,
                 Some(frame) = self.frames.recv() => {
                     self.observe(&frame);
                     while let Ok(frame) = self.frames.try_recv() {
@@ -189,266 +198,117 @@ impl<R: Reconciler> Loop<R> {
                     }
                 }
                 _ = ticks.tick() => {
-                    let buckets = self.reconciler.due(self.deps.clock.now());
-                    self.mark_due(buckets);
-                    self.take_again().await?;
+                    let buckets = self.evaluator.reconciler.due(self.deps.clock.now());
+                    self.evaluator.mark_due(buckets);
+                    self.evaluate_global();
                 }
             }
             self.evaluate_due();
         }
+        self.consumer.save_all().await;
+        Ok(())
     }
 
-    async fn take_in(&mut self, item: FeedItem) -> Result<(), StoreError> {
-        match item {
-            FeedItem::Records(records) => {
-                for record in records {
-                    match self.parking.judge(&record) {
-                        Verdict::Fold => self.apply(&record),
-                        Verdict::PassOver => {}
-                        Verdict::FoldAnew => self.fold_anew(&record).await?,
-                    }
+    async fn handle(&mut self, step: Step<<R::Fold as Fold>::Effect>) -> Result<(), StoreError> {
+        match step {
+            Step::Applied(applied) => self.evaluator.applied(self.consumer.core(), applied),
+            Step::Unreadable { .. } => {}
+            Step::Parked(key) => self.evaluator.forget_endpoint(&key),
+            Step::Rebuilt { key, .. } => {
+                self.evaluator.forget_endpoint(&key);
+                self.evaluator.mark_one_due(key);
+            }
+            Step::Taken(buckets) => {
+                for bucket in &buckets {
+                    self.evaluator.forget_pending(*bucket);
+                }
+                if buckets.contains(&OWNS_GLOBAL) {
+                    self.take_global().await?;
                 }
             }
-            FeedItem::Unreadable(unreadable) => {
-                if let Some(key) = self.parking.unreadable(&unreadable, self.deps.clock.now()) {
-                    self.entries.remove(&key);
+            Step::CaughtUp(buckets) => self.evaluator.mark_due(buckets),
+            Step::Released(buckets) => {
+                for bucket in &buckets {
+                    self.evaluator.forget(*bucket);
+                }
+                if buckets.contains(&OWNS_GLOBAL) {
+                    self.global_fence = None;
                 }
             }
-            FeedItem::Assigned(buckets) => {
-                self.component.waits_on(READS_THE_LOG);
-                self.take(&buckets).await?;
-            }
-            FeedItem::Revoked(buckets) => self.let_go(&buckets),
-            FeedItem::CaughtUp(buckets) => self.caught_up(&buckets),
         }
         Ok(())
     }
 
-    /// Raises the generation of each bucket, so that a former owner can write no more.
-    async fn take(&mut self, buckets: &[Bucket]) -> Result<(), StoreError> {
-        let (store, component) = (self.deps.store.clone(), self.component.clone());
-        let names: Vec<String> = buckets
-            .iter()
-            .map(|bucket| format!("{}/{bucket}", R::SERVICE))
-            .collect();
-        let taking = async move {
-            let take = || try_join_all(names.iter().map(|name| store.take(name)));
-            until_answered(&component, take).await
-        };
-        let Some(fences) = self.patiently(taking).await? else {
-            return Ok(());
-        };
-        for (bucket, fence) in buckets.iter().zip(fences) {
-            let held = Held {
-                fence,
-                caught_up: false,
-            };
-            self.held.insert(*bucket, held);
-        }
-        Ok(())
-    }
-
-    /// Waits for the store, and takes in frames meanwhile. None: the service shuts down.
-    async fn patiently<T>(
-        &mut self,
-        asked: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<Option<T>, StoreError> {
-        tokio::pin!(asked);
-        let shutdown = self.shutdown.clone();
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return Ok(None),
-                answer = &mut asked => return answer.map(Some),
-                Some(frame) = self.frames.recv() => self.observe(&frame),
-            }
-        }
-    }
-
-    fn let_go(&mut self, buckets: &[Bucket]) {
-        for bucket in buckets {
-            self.drop_folded(*bucket);
-            self.lost.remove(bucket);
-            self.reconciler.forget(*bucket);
-        }
-    }
-
-    fn drop_folded(&mut self, bucket: Bucket) {
-        self.held.remove(&bucket);
-        self.entries.remove_all(bucket);
-        self.parking.forget(bucket);
-    }
-
-    fn caught_up(&mut self, buckets: &[Bucket]) {
-        for bucket in buckets {
-            if let Some(held) = self.held.get_mut(bucket) {
-                held.caught_up = true;
-            }
-        }
-        self.parking.caught_up(buckets);
-        self.mark_due(buckets.iter().copied());
-        if self.held.values().all(|held| held.caught_up) {
-            self.component.ready();
-        }
-    }
-
-    /// What was fenced while it was still ours is taken once more, and read from the start.
-    async fn take_again(&mut self) -> Result<(), StoreError> {
-        if self.lost.is_empty() {
-            return Ok(());
-        }
-        let now = Instant::now();
-        let due = self.lost.iter().filter(|(_, at)| **at <= now);
-        let due: Vec<Bucket> = due.map(|(bucket, _)| *bucket).collect();
-        if due.is_empty() {
-            return Ok(());
-        }
-        self.take(&due).await?;
-        self.lost.retain(|bucket, _| !due.contains(bucket));
-        self.feed.read_again(&due);
-        Ok(())
-    }
-
-    fn apply(&mut self, record: &Record) {
-        let Some(key) = record.endpoint() else {
-            return self.apply_global(record);
-        };
-        if !self.held.contains_key(&record.bucket) {
-            return;
-        }
-        let entry = self.entries.get_or_new(&key);
-        let reconciler = &mut self.reconciler;
-        if let Err(detail) = survive(|| reconciler.apply(&mut entry.state, record)) {
-            return self.park(&key, record.position, record.event.type_name(), &detail);
-        }
-        entry.position = record.position;
-        entry.recorded = entry.recorded.max(record.time);
-        if record.stream == StreamName::of(R::STREAM, &key) {
-            entry.version = record.version;
-            if let Event::ClockStepped(stepped) = &record.event {
-                entry.recorded = stepped.clock;
-            }
-        }
-        self.mark_one_due(key);
-    }
-
-    /// What belongs to no endpoint parks none.
-    fn apply_global(&mut self, record: &Record) {
-        let reconciler = &mut self.reconciler;
-        if let Err(detail) = survive(|| reconciler.apply_global(record)) {
-            let (position, event_type) = (record.position, record.event.type_name());
-            tracing::error!(service = R::SERVICE, %position, event_type, detail, "an event that belongs to no endpoint cannot be folded, and is passed over");
-        }
-    }
-
-    fn park(&mut self, key: &EndpointKey, position: Position, event_type: &str, detail: &str) {
-        self.entries.remove(key);
-        let now = self.deps.clock.now();
-        self.parking.park(key, position, event_type, detail, now);
-    }
-
-    /// A person wants the endpoint back: its history is read from the store, and folded.
-    async fn fold_anew(&mut self, unparked: &Record) -> Result<(), StoreError> {
-        let Some(key) = unparked.endpoint() else {
-            return Ok(());
-        };
-        let (store, component) = (self.deps.store.clone(), self.component.clone());
-        let (of, to) = (key.clone(), unparked.position);
-        let reading = async move {
-            let read = || parking::history(store.clone(), of.clone(), to);
-            until_answered(&component, read).await
-        };
-        let Some(history) = self.patiently(reading).await? else {
-            return Ok(());
-        };
-        self.entries.remove(&key);
-        self.parking.release(&key);
-        for past in history {
-            if self.parking.passes_over(past.position()) {
-                continue;
-            }
-            match past {
-                store::Entry::Record(record) => self.apply(&record),
-                store::Entry::Unreadable(unreadable) => {
-                    self.parking.unreadable(&unreadable, self.deps.clock.now());
-                }
-            }
-            if self.parking.is_parked(&key) {
-                self.entries.remove(&key);
-                break;
+    /// What cannot be taken now is taken with bucket 0 the next time that somebody is fenced.
+    async fn take_global(&mut self) -> Result<(), StoreError> {
+        let name = format!("{}/{}", R::SERVICE, Bucket::GLOBAL);
+        self.evaluator.forget_pending(Bucket::GLOBAL);
+        match self.deps.store.take(&name).await {
+            Ok(fence) => self.global_fence = Some(fence),
+            Err(StoreError::Closed) => return Err(StoreError::Closed),
+            Err(error) => {
+                self.global_fence = None;
+                tracing::warn!(service = R::SERVICE, %error, "what belongs to no endpoint cannot be taken");
+                self.consumer.fenced(OWNS_GLOBAL);
             }
         }
         Ok(())
     }
 
     fn observe(&mut self, frame: &Frame) {
-        if !R::HEARS_ALL_BUCKETS && !self.held.contains_key(&frame.bucket) {
+        if !R::HEARS_ALL_BUCKETS && !self.consumer.has(frame.bucket) {
             return;
         }
-        if self.reconciler.observe(frame, self.deps.clock.now()) {
-            self.mark_due([frame.bucket]);
-        }
-    }
-
-    fn mark_due(&mut self, buckets: impl IntoIterator<Item = Bucket>) {
-        let all = |bucket| (bucket, Due::All);
-        self.due.extend(buckets.into_iter().map(all));
-    }
-
-    fn mark_one_due(&mut self, key: EndpointKey) {
-        if let Due::Some(keys) = self.due.entry(key.bucket()).or_default() {
-            keys.insert(key);
+        let now = self.deps.clock.now();
+        if self.evaluator.reconciler.observe(frame, now) {
+            self.evaluator.mark_due([frame.bucket]);
         }
     }
 
     fn evaluate_due(&mut self) {
-        if self.due.is_empty() {
-            return;
-        }
         let clock = self.deps.clock.now();
-        let mut found = Vec::new();
-        for (bucket, due) in std::mem::take(&mut self.due) {
-            let held = self.held.get(&bucket);
-            let Some(held) = held.filter(|held| held.caught_up) else {
-                // It becomes due when its bucket is caught up with.
-                continue;
-            };
-            let Some(entries) = self.entries.buckets.get_mut(&bucket) else {
-                continue;
-            };
-            let mut look = |key: &EndpointKey, entry: &mut Entry<R::State>| {
-                let evaluated = evaluate(&mut self.reconciler, &self.deps, key, entry, clock);
-                if let Some(evaluated) = evaluated {
-                    found.push((key.clone(), held.fence.clone(), evaluated));
-                }
-            };
-            match due {
-                Due::All => entries.iter_mut().for_each(|(key, entry)| look(key, entry)),
-                Due::Some(keys) => keys.iter().for_each(|key| {
-                    if let Some(entry) = entries.get_mut(key) {
-                        look(key, entry);
-                    }
-                }),
-            }
+        let ids = self.deps.ids.as_ref();
+        let core = self.consumer.core();
+        let (writes, failed) = self.evaluator.evaluate_due(core, ids, clock);
+        for Failed { key, detail } in failed {
+            self.evaluator.forget_endpoint(&key);
+            self.consumer.park(&key, &detail);
         }
-        for (key, fence, evaluated) in found {
-            match evaluated {
-                Evaluated::ToWrite { now, append } => self.write(key, fence, now, append),
-                Evaluated::Panicked { position, detail } => {
-                    self.park(&key, position, "evaluation", &detail);
-                }
+        for write in writes {
+            let fence = self.consumer.fence(write.subject.bucket()).cloned();
+            if let Some(fence) = fence {
+                self.write(write, fence);
             }
         }
     }
 
-    /// Begins a commit; the loop goes on meanwhile.
-    fn write(&mut self, key: EndpointKey, fence: Fence, now: Timestamp, append: Append) {
-        let Some(entry) = self.entries.get_mut(&key) else {
+    fn evaluate_global(&mut self) {
+        let Some(fence) = self.global_fence.clone() else {
             return;
         };
-        entry.writing = Some(DueAgain::No);
+        if !self.consumer.is_caught_up(OWNS_GLOBAL) {
+            return;
+        }
+        let clock = self.deps.clock.now();
+        let write = self
+            .evaluator
+            .evaluate_global(self.deps.ids.as_ref(), clock);
+        if let Some(write) = write {
+            self.write(write, fence);
+        }
+    }
+
+    /// Begins a commit; the loop goes on meanwhile.
+    fn write(&mut self, write: Write, fence: Fence) {
+        let Write {
+            subject,
+            now,
+            appends,
+            rows,
+        } = write;
         let commit = Commit {
-            appends: vec![append],
+            appends,
+            rows,
             fence: Some(fence.clone()),
             ..Commit::default()
         };
@@ -456,7 +316,7 @@ impl<R: Reconciler> Loop<R> {
         let writing = async move {
             let outcome = store.commit(commit).await;
             Written {
-                key,
+                subject,
                 fence,
                 now,
                 outcome,
@@ -467,63 +327,59 @@ impl<R: Reconciler> Loop<R> {
 
     fn settle(&mut self, written: Written) -> Result<(), StoreError> {
         let Written {
-            key,
+            subject,
             fence,
             now,
             outcome,
         } = written;
-        let bucket = key.bucket();
-        let held = self.held.get(&bucket);
-        if held.is_none_or(|held| held.fence != fence) {
+        let ours = match &subject {
+            Subject::Global => self.global_fence.as_ref(),
+            Subject::Endpoint(key) => self.consumer.fence(key.bucket()),
+        };
+        if ours != Some(&fence) {
             // Of an ownership that is over.
             return Ok(());
         }
-        let Some(entry) = self.entries.get_mut(&key) else {
-            return Ok(());
-        };
-        let due_again = entry.writing.take() == Some(DueAgain::Yes);
-        match outcome {
+        let settled = match outcome {
             Ok(Committed::Now { records }) => {
                 self.writes_fail = false;
-                entry.awaiting = records
-                    .last()
-                    .map_or(entry.awaiting, |record| record.position);
-                self.reconciler
-                    .committed(&key, &mut entry.state, &records, now);
+                if let Subject::Endpoint(key) = &subject {
+                    self.evaluator.reconciler.committed(key, &records, now);
+                }
+                let last = records.last().map(|record| record.position);
+                Settled::Written(last.unwrap_or_default())
             }
-            Ok(Committed::Before { .. }) => {}
+            Ok(Committed::Before { .. }) => Settled::Refused,
             // What we had not seen yet comes through the feed and makes the endpoint due again.
             Err(CommitError::Conflict { .. }) => {
-                tracing::debug!(service = R::SERVICE, endpoint = %key, "stream moved on, evaluating again");
+                tracing::debug!(
+                    service = R::SERVICE,
+                    ?subject,
+                    "stream moved on, evaluating again"
+                );
+                Settled::Refused
             }
             Err(CommitError::Fenced { .. }) => {
-                tracing::warn!(service = R::SERVICE, %bucket, "bucket was taken over");
-                self.drop_folded(bucket);
-                self.lost.insert(bucket, Instant::now() + TAKE_AGAIN_AFTER);
+                match subject {
+                    // It goes with bucket 0, whose owner hears of it there.
+                    Subject::Global => self.global_fence = None,
+                    Subject::Endpoint(_) => {
+                        self.evaluator.forget_pending(subject.bucket());
+                        self.consumer.fenced(subject.bucket());
+                    }
+                }
+                return Ok(());
             }
             Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
             Err(error) => {
-                entry.retry_at = Some(now + RETRY_AFTER);
                 // Once for an outage, not once for each endpoint.
                 if !std::mem::replace(&mut self.writes_fail, true) {
-                    tracing::error!(service = R::SERVICE, endpoint = %key, %error, "could not write, trying again");
+                    tracing::error!(service = R::SERVICE, ?subject, %error, "could not write, trying again");
                 }
+                Settled::Failed
             }
-        }
-        if due_again {
-            self.mark_one_due(key);
-        }
+        };
+        self.evaluator.settle(subject, now, settled);
         Ok(())
-    }
-}
-
-impl Deps {
-    fn new_event<R: Reconciler>(&self, now: Timestamp, event: Event) -> NewEvent {
-        NewEvent {
-            id: self.ids.event_id(now),
-            time: now,
-            actor: Actor::service(R::SERVICE),
-            event,
-        }
     }
 }

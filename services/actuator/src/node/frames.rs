@@ -104,7 +104,7 @@ impl Frames {
         let mut instances = BTreeMap::<(EndpointKey, Uid), (Name, Vec<InstanceFrame>)>::new();
         let mut totals = BTreeMap::new();
         for sample in samples {
-            let Some((endpoint, instance)) = state.home_of(&sample.id) else {
+            let Some((endpoint, uid, deployment)) = state.deployment_of(&sample.id) else {
                 continue;
             };
             // What an adopted instance used before we looked belongs to no second of ours.
@@ -116,8 +116,8 @@ impl Frames {
             });
             totals.insert(sample.id.clone(), sample.cpu_us_total);
             let of_deployment = instances
-                .entry((endpoint.clone(), instance.deployment_uid))
-                .or_insert_with(|| (instance.deployment.clone(), Vec::new()));
+                .entry((endpoint, uid))
+                .or_insert_with(|| (deployment, Vec::new()));
             of_deployment.1.push(InstanceFrame {
                 id: sample.id.clone(),
                 busy_us: 0,

@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use backends::{Observed, ObservedPhase, Order};
 use contract::events::{Event, InstanceEnded, InstanceStarted, InstanceUnready, OfInstance};
-use contract::ids::{EndpointKey, InstanceId, Position};
+use contract::ids::{EndpointKey, InstanceId, Name, Uid};
 use contract::log::{Record, StreamName};
 use contract::resources::BackendKind;
 use contract::time::Span;
 use domain::instances::{Instance, Instances, Phase};
+use runtime::consumer::Folds;
+use runtime::executor::{Answers, Given, Request};
+
+use super::fold::Placed;
 
 /// Why an instance failed that was running when Penstock was last seen, and is not any more.
 pub const GONE: &str = "was gone when Penstock came back";
@@ -53,17 +57,6 @@ pub(super) struct Plan {
     pub events: Vec<Event>,
 }
 
-#[derive(Debug, Default)]
-struct Endpoint {
-    instances: Instances,
-    /// Of the stream in which we answer.
-    version: u64,
-    /// Last record taken in.
-    position: Position,
-    /// Our own last commit; until it has come back, the fold is behind and nothing is answered.
-    awaiting: Position,
-}
-
 /// What is known of an instance from its backend.
 #[derive(Debug)]
 struct Local {
@@ -73,22 +66,41 @@ struct Local {
     announced: bool,
 }
 
-/// An order that its backend has taken, or is just taking.
+/// Tells orders about an instance apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Given {
+pub(super) enum OrderMark {
     Ensure,
     Remove { generation: u64 },
+}
+
+impl Request for BackendOrder {
+    type Target = InstanceId;
+    type Mark = OrderMark;
+
+    fn target(&self) -> &InstanceId {
+        self.id()
+    }
+
+    fn mark(&self) -> OrderMark {
+        match self {
+            Self::Ensure { .. } => OrderMark::Ensure,
+            Self::Remove { generation, .. } => OrderMark::Remove {
+                generation: *generation,
+            },
+        }
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct NodeState {
     node: String,
     grace: Span,
-    endpoints: BTreeMap<EndpointKey, Endpoint>,
+    folds: Folds<Instances>,
+    answers: Answers<EndpointKey>,
     /// Where an instance of this node belongs.
     homes: BTreeMap<InstanceId, EndpointKey>,
     local: BTreeMap<InstanceId, Local>,
-    given: BTreeMap<InstanceId, Given>,
+    given: Given<BackendOrder>,
     listed: BTreeSet<BackendKind>,
     /// Endpoints where something changed.
     touched: BTreeSet<EndpointKey>,
@@ -98,82 +110,57 @@ pub(super) struct NodeState {
     parked: BTreeSet<EndpointKey>,
     /// To be looked at again after a while.
     later: (BTreeSet<EndpointKey>, BTreeSet<InstanceId>),
-    /// Stands for a fault in the fold.
-    #[cfg(test)]
-    pub(super) panics_at: Option<Position>,
 }
 
 impl NodeState {
-    pub(super) fn new(node: &str, grace: Span) -> Self {
+    pub(super) fn new(node: &str, grace: Span, folds: Folds<Instances>) -> Self {
         Self {
             node: node.to_owned(),
             grace,
-            endpoints: BTreeMap::new(),
+            folds,
+            answers: Answers::default(),
             homes: BTreeMap::new(),
             local: BTreeMap::new(),
-            given: BTreeMap::new(),
+            given: Given::default(),
             listed: BTreeSet::new(),
             touched: BTreeSet::new(),
             strays: BTreeSet::new(),
             parked: BTreeSet::new(),
             later: Default::default(),
-            #[cfg(test)]
-            panics_at: None,
         }
     }
 
-    /// Takes in one record of the log.
-    pub(super) fn apply(&mut self, record: &Record) {
-        let Some(key) = record.endpoint() else {
-            return;
-        };
-        let endpoint = self.endpoints.entry(key.clone()).or_default();
-        endpoint.position = record.position;
-        #[cfg(test)]
-        assert_ne!(self.panics_at, Some(record.position), "a fault in the fold");
-        if record.stream == StreamName::of_node(&key, &self.node) {
-            endpoint.version = endpoint.version.max(record.version);
+    /// A record was applied to the fold of its endpoint.
+    pub(super) fn applied(&mut self, key: EndpointKey, placed: Placed) {
+        if let Some(id) = placed.new {
+            self.homes.insert(id, key.clone());
         }
-        let instances = &mut endpoint.instances;
-        let gone: Vec<InstanceId> = match &record.event {
-            Event::EndpointDeleted(_) => {
-                let gone = std::mem::take(&mut instances.instances);
-                gone.into_keys().collect()
-            }
-            Event::DeploymentDeleted(of) => {
-                let (gone, kept) = std::mem::take(&mut instances.instances)
-                    .into_iter()
-                    .partition(|(_, instance)| instance.deployment == of.deployment);
-                instances.instances = kept;
-                BTreeMap::into_keys(gone).collect()
-            }
-            Event::InstanceStopped(ended) => {
-                instances.apply(record);
-                vec![ended.id.clone()]
-            }
-            Event::InstanceRequested(requested) => {
-                instances.apply(record);
-                if requested.node == self.node {
-                    self.homes.insert(requested.id.clone(), key.clone());
-                }
-                Vec::new()
-            }
-            _ => {
-                instances.apply(record);
-                Vec::new()
-            }
-        };
-        for id in gone {
+        for id in placed.gone {
             self.homes.remove(&id);
-            self.given.remove(&id);
+            self.given.forget(&id);
             self.strays.insert(id);
         }
         self.touched.insert(key);
     }
 
-    /// Drops what was folded of an endpoint. Nothing is done about its instances any more.
+    /// Goes on from what is folded of all endpoints.
+    pub(super) fn restore_all(&mut self) {
+        let folds = self.folds.clone();
+        for (key, entry) in folds.lock().iter() {
+            self.restore(key, &entry.state);
+        }
+    }
+
+    fn restore(&mut self, key: &EndpointKey, instances: &Instances) {
+        for id in instances.instances.keys() {
+            self.homes.insert(id.clone(), key.clone());
+        }
+        self.touched.insert(key.clone());
+    }
+
+    /// What was folded of an endpoint is gone. Nothing is done about its instances any more.
     pub(super) fn park(&mut self, key: &EndpointKey) {
-        self.endpoints.remove(key);
+        self.answers.forget(key);
         self.touched.remove(key);
         self.later.0.remove(key);
         let theirs = |(_, home): &(&InstanceId, &EndpointKey)| *home == key;
@@ -185,15 +172,18 @@ impl NodeState {
             .collect();
         for id in theirs {
             self.homes.remove(&id);
-            self.given.remove(&id);
+            self.given.forget(&id);
         }
         self.parked.insert(key.clone());
     }
 
-    /// The endpoint has been folded anew: what was left as it was is looked at again.
+    /// The endpoint has been folded from its start: what was left as it was is looked at again.
     pub(super) fn unpark(&mut self, key: &EndpointKey) {
         self.parked.remove(key);
-        self.touched.insert(key.clone());
+        let folds = self.folds.clone();
+        if let Some(entry) = folds.lock().get(key) {
+            self.restore(key, &entry.state);
+        }
         let homeless = |id: &&InstanceId| !self.homes.contains_key(*id);
         self.strays
             .extend(self.local.keys().filter(homeless).cloned());
@@ -240,9 +230,7 @@ impl NodeState {
             self.local.remove(&id);
             self.touch_instance(id);
         }
-        let pending: Vec<InstanceId> = self.given.keys().cloned().collect();
-        self.given.clear();
-        for id in pending {
+        for id in self.given.forget_all() {
             self.touch_instance(id);
         }
         for observed in listed {
@@ -266,7 +254,7 @@ impl NodeState {
             return;
         }
         let observed = self.ended(
-            instance,
+            &instance,
             ObservedPhase::Exited {
                 code: None,
                 reason: detail.to_owned(),
@@ -278,7 +266,7 @@ impl NodeState {
     /// There is no backend that could have the instance, so it is as good as removed.
     pub(super) fn nowhere(&mut self, id: &InstanceId) {
         if let Some((_, instance)) = self.home_of(id) {
-            let observed = self.ended(instance, ObservedPhase::Removed { code: None });
+            let observed = self.ended(&instance, ObservedPhase::Removed { code: None });
             self.observe(instance.spec.backend, observed);
         }
     }
@@ -297,7 +285,7 @@ impl NodeState {
 
     /// The backend could not take an order now; it is given again after a while.
     pub(super) fn failed(&mut self, order: &BackendOrder) {
-        self.given.remove(order.id());
+        self.given.forget(order.id());
         match self.homes.get(order.id()) {
             Some(endpoint) => self.later.0.insert(endpoint.clone()),
             None => self.later.1.insert(order.id().clone()),
@@ -314,7 +302,9 @@ impl NodeState {
     }
 
     pub(super) fn touch_all(&mut self) {
-        self.touched = self.endpoints.keys().cloned().collect();
+        let folds = self.folds.clone();
+        let known = folds.lock();
+        self.touched = known.iter().map(|(key, _)| key.clone()).collect();
     }
 
     fn touch_instance(&mut self, id: InstanceId) {
@@ -345,7 +335,7 @@ impl NodeState {
             };
             if matches!(local.observed.phase, ObservedPhase::Removed { .. }) {
                 self.local.remove(&id);
-                self.given.remove(&id);
+                self.given.forget(&id);
                 continue;
             }
             let order = BackendOrder::Remove {
@@ -354,7 +344,7 @@ impl NodeState {
                 grace: self.grace,
                 id,
             };
-            orders.extend(self.give(order));
+            orders.extend(self.given.give(order));
         }
         orders
     }
@@ -362,54 +352,42 @@ impl NodeState {
     /// What is to be done about one endpoint. Orders count as given from now on.
     pub(super) fn plan(&mut self, key: &EndpointKey) -> Plan {
         let mut plan = Plan::default();
-        let Some(endpoint) = self.endpoints.get(key) else {
+        let folds = self.folds.clone();
+        let known = folds.lock();
+        let Some(entry) = known.get(key) else {
             return plan;
         };
+        let have_come_back = self.answers.have_come_back(key, entry.position);
         let mut orders = Vec::new();
-        for instance in endpoint.instances.instances.values() {
-            if instance.node != self.node {
-                continue;
-            }
+        for instance in entry.state.instances.values() {
             let local = self.local.get(&instance.id);
             orders.extend(order_about(key, instance, local));
-            if endpoint.position >= endpoint.awaiting {
+            if have_come_back {
                 plan.events.extend(answers(instance, local));
             }
         }
+        drop(known);
         plan.orders = orders
             .into_iter()
-            .filter_map(|order| self.give(order))
+            .filter_map(|order| self.given.give(order))
             .collect();
         plan
     }
 
-    /// None if the backend has this order already.
-    fn give(&mut self, order: BackendOrder) -> Option<BackendOrder> {
-        let given = match &order {
-            BackendOrder::Ensure { .. } => Given::Ensure,
-            BackendOrder::Remove { generation, .. } => Given::Remove {
-                generation: *generation,
-            },
-        };
-        let before = self.given.insert(order.id().clone(), given);
-        (before != Some(given)).then_some(order)
-    }
-
-    pub(super) fn position(&self, endpoint: &EndpointKey) -> Position {
-        let endpoint = self.endpoints.get(endpoint);
-        endpoint.map_or(Position::START, |e| e.position)
-    }
-
+    /// Version of the stream in which we answer.
     pub(super) fn version(&self, endpoint: &EndpointKey) -> u64 {
-        self.endpoints.get(endpoint).map_or(0, |e| e.version)
+        let stream = StreamName::of_node(endpoint, &self.node);
+        let known = self.folds.lock();
+        let folded = known
+            .get(endpoint)
+            .map_or(0, |entry| entry.version(&stream));
+        self.answers.version(endpoint, folded)
     }
 
     /// These stand in our stream now; the fold follows when the feed brings them.
     pub(super) fn committed(&mut self, key: &EndpointKey, records: &[Arc<Record>]) {
-        let endpoint = self.endpoints.entry(key.clone()).or_default();
+        self.answers.committed(key, records);
         for record in records {
-            endpoint.version = endpoint.version.max(record.version);
-            endpoint.awaiting = endpoint.awaiting.max(record.position);
             if let Event::InstanceStarted(started) = &record.event
                 && started.adopted
                 && let Some(local) = self.local.get_mut(&started.id)
@@ -419,10 +397,20 @@ impl NodeState {
         }
     }
 
-    pub(super) fn home_of(&self, id: &InstanceId) -> Option<(&EndpointKey, &Instance)> {
+    pub(super) fn home_of(&self, id: &InstanceId) -> Option<(EndpointKey, Instance)> {
         let key = self.homes.get(id)?;
-        let instance = self.endpoints.get(key)?.instances.instances.get(id)?;
-        Some((key, instance))
+        let known = self.folds.lock();
+        let instance = known.get(key)?.state.instances.get(id)?;
+        Some((key.clone(), instance.clone()))
+    }
+
+    /// The deployment that an instance belongs to.
+    pub(super) fn deployment_of(&self, id: &InstanceId) -> Option<(EndpointKey, Uid, Name)> {
+        let key = self.homes.get(id)?;
+        let known = self.folds.lock();
+        let instance = known.get(key)?.state.instances.get(id)?;
+        let (uid, deployment) = (instance.deployment_uid, instance.deployment.clone());
+        Some((key.clone(), uid, deployment))
     }
 
     pub(super) fn is_adopted(&self, id: &InstanceId) -> bool {
@@ -444,7 +432,7 @@ impl NodeState {
     ) -> BTreeMap<EndpointKey, Vec<Event>> {
         let mut stops = BTreeMap::<EndpointKey, Vec<Event>>::new();
         for (id, code) in gone {
-            if let Some((key, _)) = self.home_of(id) {
+            if let Some(key) = self.homes.get(id) {
                 let event = ended(id, STOPPED_WITH_PENSTOCK, *code);
                 stops
                     .entry(key.clone())

@@ -54,8 +54,9 @@ fn view(
     of: &contract::ids::DeploymentRef,
 ) -> Option<DeploymentView> {
     let deployment = endpoint.deployments.get(&of.deployment)?;
-    let projection = app.views.projection();
-    let model = projection.endpoints.get(&EndpointKey::new(&of.endpoint));
+    let models = app.views.models();
+    let model = models.get(&EndpointKey::new(&of.endpoint));
+    let model = model.map(|entry| &entry.state);
     let empty = EndpointModel::default();
     Some(
         model

@@ -11,13 +11,14 @@ use bus::BusMessage;
 use contract::events::Event;
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Record, RowChange};
-use domain::views::Projection;
-use runtime::parking::{PARKED, history, survive};
+use domain::views::{EndpointModel, MODEL_VERSION, Projection};
+use runtime::consumer::load;
+use runtime::parking::{PARKED, catch_panic, history};
 use store::{Commit, CommitError, CursorMove, Entry, Fence, Projector, RowQuery, StoreError};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{CONSUMER, ViewsConsumer, ViewsProjector, lock};
+use super::{CONSUMER, ViewsConsumer, ViewsProjector};
 
 /// Whose owner writes the rows that belong to no endpoint.
 const OWNS_GLOBAL: Bucket = Bucket(0);
@@ -74,14 +75,15 @@ impl ViewsConsumer {
 
     fn disown(&mut self, bucket: Bucket) {
         // Its next owner counts them.
-        let projection = lock(&self.projection);
-        let theirs = |(key, _): &(&EndpointKey, _)| key.bucket() == bucket;
-        for (key, model) in projection.endpoints.iter().filter(theirs) {
-            let endpoint = model.endpoint.iter();
+        let models = self.models.lock();
+        for (key, entry) in models.of(bucket) {
+            let endpoint = entry.state.endpoint.iter();
             let names = endpoint.flat_map(|endpoint| endpoint.deployments.keys());
             names.for_each(|name| self.uncount(key, name));
         }
-        drop(projection);
+        drop(models);
+        self.consumer.own(bucket, None);
+        self.wanted.end(bucket);
         self.owned.remove(&bucket);
         self.progress.send_modify(|progress| {
             progress.written.remove(&bucket);
@@ -121,14 +123,16 @@ impl ViewsConsumer {
 
     fn own(&mut self, bucket: Bucket, owned: Owned) {
         let cursor = owned.cursor;
+        self.consumer.own(bucket, Some(owned.fence.clone()));
+        self.consumer.settled(bucket, cursor);
+        self.wanted.begin(bucket, cursor);
         self.owned.insert(bucket, owned);
         self.progress.send_modify(|progress| {
             progress.written.insert(bucket, cursor);
         });
-        let projection = lock(&self.projection);
-        let theirs = projection.endpoints.keys();
-        let theirs = theirs.filter(|key| key.bucket() == bucket);
-        self.touched.extend(theirs.cloned());
+        let models = self.models.lock();
+        let theirs = models.of(bucket).map(|(key, _)| key.clone());
+        self.touched.extend(theirs);
     }
 
     /// Takes a bucket over: raises its fence, and brings its rows to where our fold stands.
@@ -136,7 +140,11 @@ impl ViewsConsumer {
         let store = &self.deps.store;
         let fence = store.take(&format!("{CONSUMER}/{bucket}")).await?;
         let cursor = store.cursor(CONSUMER, bucket).await?;
-        let folded = self.progress.borrow().folded.get(&bucket).copied();
+        // Also what has been applied and not been handled here yet: no rows were made of it.
+        let folded = match bucket {
+            Bucket::GLOBAL => self.progress.borrow().folded.get(&bucket).copied(),
+            bucket => Some(self.consumer.position(bucket)),
+        };
         let mut owned = Owned { fence, cursor };
         if let Some(folded) = folded.filter(|folded| *folded > cursor) {
             self.write_missing(bucket, &mut owned, folded).await?;
@@ -164,7 +172,7 @@ impl ViewsConsumer {
                 continue;
             };
             let ours = row.key == format!("{CONSUMER}/{key}") && key.bucket() == bucket;
-            if !ours || self.parking.is_parked(&key) {
+            if !ours || self.consumer.parking().is_parked(&key) {
                 continue;
             }
             let Some(mut rows) = self.all_rows(&key, owned.cursor).await? else {
@@ -192,7 +200,7 @@ impl ViewsConsumer {
 
     /// All rows of an endpoint, as its history up to a position makes them; none if that cannot be
     /// digested.
-    async fn all_rows(
+    pub(super) async fn all_rows(
         &self,
         key: &EndpointKey,
         to: Position,
@@ -200,13 +208,13 @@ impl ViewsConsumer {
         let past = history(self.deps.store.clone(), key.clone(), to).await?;
         let (mut fresh, mut rows) = (Projection::default(), Vec::new());
         for entry in past {
-            if self.parking.passes_over(entry.position()) {
+            if self.consumer.parking().is_skipped(entry.position()) {
                 continue;
             }
             let Entry::Record(record) = entry else {
                 return Ok(None);
             };
-            match survive(|| fresh.apply(&record)) {
+            match catch_panic(|| fresh.apply(&record)) {
                 Ok(changes) => rows.extend(changes),
                 Err(_) => return Ok(None),
             }
@@ -214,15 +222,25 @@ impl ViewsConsumer {
         Ok(Some(rows))
     }
 
-    /// Rows between the stored cursor and our fold: the bucket is folded once more by itself.
+    /// Rows between the stored cursor and our fold: the bucket is folded once more by itself, from its
+    /// snapshot on.
     async fn write_missing(
         &self,
         bucket: Bucket,
         owned: &mut Owned,
         to: Position,
     ) -> Result<(), CommitError> {
-        let mut projector = ViewsProjector::passing_over(self.parking.skipped().clone());
-        let mut after = Position::START;
+        let skipped = self.consumer.parking().skipped();
+        let begun =
+            load::<EndpointModel>(&self.deps.store, CONSUMER, bucket, MODEL_VERSION).await?;
+        let mut after = begun.position;
+        // None stands above the cursor; if one did, rows would be missing.
+        let models = begun.into_states().filter(|_| after <= owned.cursor);
+        if models.is_none() {
+            after = Position::START;
+        }
+        let models = models.unwrap_or_default();
+        let mut projector = ViewsProjector::beginning_with(models, skipped);
         while after < to {
             let page = self
                 .deps
@@ -239,7 +257,9 @@ impl ViewsConsumer {
                     continue;
                 };
                 // Rows of a parked endpoint stay as they were before the event.
-                let parked = record.endpoint().and_then(|k| self.parking.parked_at(&k));
+                let parked = record
+                    .endpoint()
+                    .and_then(|k| self.consumer.parking().parked_at(&k));
                 let parked = parked.is_some_and(|position| after >= position);
                 let rows = projector.project(record);
                 if after > owned.cursor && !parked {
@@ -291,6 +311,7 @@ impl ViewsConsumer {
                     if let Some(owned) = self.owned.get_mut(&bucket) {
                         owned.cursor = to;
                     }
+                    self.consumer.settled(bucket, to);
                 }
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
                 Err(error) => self.take_again(bucket, &error),

@@ -12,8 +12,8 @@ use contract::events::Event;
 use contract::ids::{EndpointKey, Position};
 use contract::log::{Record, RowChange};
 use contract::time::Timestamp;
-use domain::views::{Projection, WRITTEN_ONCE};
-use runtime::parking::{ParkedView, endpoint_of, survive};
+use domain::views::{EndpointModel, Projection, WRITTEN_ONCE};
+use runtime::parking::{ParkedView, catch_panic, endpoint_of};
 use store::{Projector, Unreadable};
 
 use super::CONSUMER;
@@ -40,9 +40,13 @@ impl ViewsProjector {
         }
     }
 
-    /// Passes over these events from the start.
-    pub fn passing_over(skipped: BTreeSet<Position>) -> Self {
+    /// Goes on from these models, and skips these events.
+    pub fn beginning_with(
+        models: BTreeMap<EndpointKey, EndpointModel>,
+        skipped: BTreeSet<Position>,
+    ) -> Self {
         Self {
+            projection: Projection::of(models),
             skipped,
             ..Self::default()
         }
@@ -118,7 +122,7 @@ impl Projector for ViewsProjector {
             return Vec::new();
         }
         let projection = &mut self.projection;
-        match survive(|| projection.apply(record)) {
+        match catch_panic(|| projection.apply(record)) {
             Ok(rows) => rows,
             Err(detail) => {
                 // What an event has left half done is not what its endpoint's rows shall show.
@@ -147,7 +151,8 @@ impl Projector for ViewsProjector {
 
     fn rest(&mut self) -> Option<Vec<RowChange>> {
         if std::mem::take(&mut self.starts_over) {
-            *self = Self::passing_over(std::mem::take(&mut self.skipped));
+            let skipped = std::mem::take(&mut self.skipped);
+            *self = Self::beginning_with(BTreeMap::new(), skipped);
             return None;
         }
         Some(self.projection.late_rows())

@@ -1,0 +1,69 @@
+//! How the events of an endpoint become its model, and the rows that change with it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use contract::ids::{Bucket, EndpointKey, Position};
+use contract::log::{Record, RowChange, StreamKind, StreamName};
+use domain::views::{EndpointModel, MODEL_VERSION};
+use runtime::consumer::Fold;
+
+/// The rows that a record changes; none where nobody wants them.
+pub(super) type Made = Vec<RowChange>;
+
+/// Of which buckets rows are to be made, and from which position on: making them is most of the work, and
+/// what is written already, or is for another replica to write, is not wanted.
+#[derive(Clone, Default)]
+pub(super) struct RowsWanted {
+    after: Arc<Mutex<BTreeMap<Bucket, Position>>>,
+}
+
+impl RowsWanted {
+    /// Rows of this bucket are wanted of records after this position.
+    pub(super) fn begin(&self, bucket: Bucket, after: Position) {
+        let mut wanted = self.after.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.insert(bucket, after);
+    }
+
+    pub(super) fn end(&self, bucket: Bucket) {
+        let mut wanted = self.after.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.remove(&bucket);
+    }
+
+    fn of(&self, record: &Record) -> bool {
+        let wanted = self.after.lock().unwrap_or_else(PoisonError::into_inner);
+        let after = wanted.get(&record.bucket);
+        after.is_some_and(|after| record.position > *after)
+    }
+}
+
+pub(super) struct ViewsFold {
+    wanted: RowsWanted,
+}
+
+impl ViewsFold {
+    pub(super) fn new(wanted: RowsWanted) -> Self {
+        Self { wanted }
+    }
+}
+
+impl Fold for ViewsFold {
+    type State = EndpointModel;
+    type Effect = Made;
+
+    const VERSION: u32 = MODEL_VERSION;
+    const READS: &'static [StreamKind] = &StreamKind::ALL;
+
+    fn apply(&self, key: &EndpointKey, state: &mut EndpointModel, record: &Record) -> Made {
+        if self.wanted.of(record) {
+            return state.apply(key, record);
+        }
+        state.apply_silently(key, record);
+        Vec::new()
+    }
+
+    /// Rows are no stream.
+    fn writes(&self, _stream: &StreamName) -> bool {
+        false
+    }
+}

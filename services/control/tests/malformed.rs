@@ -665,7 +665,7 @@ async fn every_malformed_document_is_refused_and_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reference_to_what_penstock_has_for_itself_is_refused_at_apply() {
     let world = World::with_iris().await;
-    let head = world.head().await;
+    let head = world.settled_head().await;
     let path = "/v1/endpoints/iris/deployments/blue";
     let inside = world.dir.path().join("deep/../seal.key");
     let inside = format!("file:{}", inside.display());

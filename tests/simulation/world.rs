@@ -125,7 +125,8 @@ pub struct Service<R: Reconciler> {
 
 fn new_core<R: Reconciler>(reconciler: &R) -> Core<R::Fold> {
     let component = Health::default().component(R::SERVICE);
-    Core::new(reconciler.fold(), Parking::detached(R::SERVICE, component))
+    let parking = Parking::detached(R::SERVICE, component);
+    Core::new(Arc::new(reconciler.fold()), parking)
 }
 
 /// Begins every bucket, each with its snapshot if there is one, and says how far that goes.

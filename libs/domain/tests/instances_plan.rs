@@ -460,6 +460,41 @@ fn instances_of_a_dead_incarnation_are_removed() {
 }
 
 #[test]
+fn an_instance_of_a_dead_incarnation_does_not_count_for_the_new_one_of_its_name() {
+    let mut world = World::new();
+    world.grant(1);
+    world.settle();
+    let old = world.ids_in(InstanceState::Ready);
+    assert_eq!(old.len(), 1);
+    // Requests are still on it, so it stays while the name is used again.
+    world.busy.extend(old.clone());
+    world.append(Event::EndpointDeleted(Empty {}));
+    let again = World::new().endpoint.unwrap();
+    world.append(Event::EndpointCreated(EndpointCreated {
+        uid: Uid(Uuid::from_u128(11)),
+        name: name("iris"),
+        labels: BTreeMap::new(),
+        spec: Default::default(),
+        keys: again.keys,
+    }));
+    let new = Uid(Uuid::from_u128(12));
+    world.append(Event::DeploymentCreated(DeploymentCreated {
+        uid: new,
+        deployment: name("blue"),
+        labels: BTreeMap::new(),
+        spec: spec(),
+    }));
+    let granted = world.granted[&blue()];
+    world.granted = BTreeMap::from([(new, granted)]);
+    world.settle();
+    let ready = world.ids_in(InstanceState::Ready);
+    assert_eq!(ready.len(), 1, "{ready:?}");
+    assert_ne!(ready, old);
+    let left = &world.instances.instances[&old[0]];
+    assert_eq!(left.state(), InstanceState::Draining);
+}
+
+#[test]
 fn instances_are_spread_over_the_nodes() {
     let mut world = two_nodes();
     world.grant(5);

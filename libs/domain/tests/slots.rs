@@ -440,3 +440,35 @@ proptest! {
         prop_assert_eq!(world.sum(), limit.max(count));
     }
 }
+
+#[test]
+fn an_instance_of_a_dead_incarnation_is_in_no_route_of_the_new_one_of_its_name() {
+    let mut world = World::new(2);
+    world.join("a");
+    world.publish();
+    let routed = |world: &World| {
+        let route = world.given.as_ref().unwrap().route.as_ref().unwrap();
+        let deployments = route.deployments.values();
+        deployments.map(|d| d.instances.len()).sum::<usize>()
+    };
+    assert_eq!(routed(&world), 1);
+    let endpoint = world.fold.endpoint.clone().unwrap();
+    let blue = &endpoint.deployments[&"blue".parse().unwrap()];
+    world.append(Event::EndpointDeleted(contract::events::Empty {}));
+    world.append(Event::EndpointCreated(EndpointCreated {
+        uid: Uid(Uuid::from_u128(11)),
+        name: endpoint.name.clone(),
+        labels: BTreeMap::new(),
+        spec: Default::default(),
+        keys: endpoint.keys.clone(),
+    }));
+    world.append(Event::DeploymentCreated(DeploymentCreated {
+        uid: Uid(Uuid::from_u128(12)),
+        deployment: "blue".parse().unwrap(),
+        labels: BTreeMap::new(),
+        spec: blue.spec.clone(),
+    }));
+    assert_eq!(world.fold.instances.instances.len(), 1, "it is still there");
+    world.publish();
+    assert_eq!(routed(&world), 0);
+}

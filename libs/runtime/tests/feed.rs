@@ -526,7 +526,7 @@ async fn a_bucket_that_is_caught_up_with_again_brings_only_what_is_new() {
 }
 
 #[tokio::test]
-async fn of_kinds_that_are_not_read_only_the_position_is_delivered() {
+async fn of_events_that_are_not_wanted_only_the_position_is_delivered() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let mut writer = Writer::default();
@@ -535,7 +535,9 @@ async fn of_kinds_that_are_not_read_only_the_position_is_delivered() {
     writer.write(&store, 0).await;
     damage(&folder, 2).await;
     let feed = Feed::open(store.clone(), LocalBus::new(), GROUP);
-    let mut feed = feed.reading(&[StreamKind::Scaling]);
+    let mut feed = feed.wanting(Arc::new(|_| {
+        (vec![StreamKind::Endpoint], Position(u64::MAX))
+    }));
     let mut items = Vec::new();
     loop {
         match feed.next().await.unwrap() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use contract::ids::{Bucket, Position};
-use contract::log::{RawRecord, Record, StreamName};
+use contract::log::{RawRecord, Record, StreamKind, StreamName};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -209,8 +209,21 @@ impl Store {
         statements::read_all(&mut self.reader().await?.get(), after, limit).await
     }
 
-    /// Events of a bucket as they are stored.
-    pub async fn read_bucket_raw(
+    /// Events between two positions (the second included) as they are stored, of one bucket or of all,
+    /// without those of streams of some kinds.
+    pub async fn read_without(
+        &self,
+        bucket: Option<Bucket>,
+        between: (Position, Position),
+        kinds: &[StreamKind],
+        limit: usize,
+    ) -> Result<Vec<RawRecord>, StoreError> {
+        let limit = limit.min(READ_LIMIT_MAX);
+        let mut reader = self.reader().await?;
+        statements::read_without(&mut reader.get(), bucket, between, kinds, limit).await
+    }
+
+    async fn read_bucket_raw(
         &self,
         bucket: Bucket,
         after: Position,

@@ -300,7 +300,7 @@ impl Agent {
             Step::Parked(key) => self.state.park(&key),
             Step::Rebuilt { key, .. } => self.state.unpark(&key),
             // Instances are on this node whoever owns their bucket.
-            Step::Unreadable { .. } | Step::Released(_) => {}
+            Step::Unreadable { .. } | Step::Passed(_) | Step::Released(_) => {}
         }
     }
 

@@ -192,6 +192,15 @@ impl ViewsConsumer {
                 let reached = BTreeMap::from([(bucket, position)]);
                 self.advance(reached, batch.into_iter().collect()).await
             }
+            Step::Passed(passed) => {
+                for (bucket, position) in &passed {
+                    // It was not ours yet when these were left out: their rows are made as it is taken.
+                    if self.batch(*bucket, *position, Vec::new()).is_some() {
+                        self.retake(*bucket, Instant::now());
+                    }
+                }
+                self.advance(passed, BTreeMap::new()).await
+            }
             Step::Rebuilt { key, by, .. } => {
                 let rows = self.all_rows(&key, by.position).await;
                 let rows = until_read(rows)?.unwrap_or_default();

@@ -193,7 +193,7 @@ impl Meter {
             Step::Released(buckets) => self.release(&buckets).await,
             Step::CaughtUp(buckets) => self.caught_up(&buckets),
             // What its minutes hold stays.
-            Step::Parked(_) | Step::Unreadable { .. } => {}
+            Step::Parked(_) | Step::Unreadable { .. } | Step::Passed(_) => {}
         }
         Ok(())
     }

@@ -36,7 +36,7 @@ pub enum Outcome<E> {
 
 /// What is folded of the buckets that a consumer has.
 pub struct Core<F: Fold> {
-    fold: F,
+    fold: Arc<F>,
     folds: Folds<F::State>,
     parking: Parking,
     held: BTreeMap<Bucket, Held>,
@@ -66,7 +66,7 @@ pub struct Backlog {
 }
 
 impl<F: Fold> Core<F> {
-    pub fn new(fold: F, parking: Parking) -> Self {
+    pub fn new(fold: Arc<F>, parking: Parking) -> Self {
         Self {
             fold,
             folds: Folds::default(),
@@ -219,6 +219,10 @@ impl<F: Fold> Core<F> {
         };
         let fold = &self.fold;
         let effect = catch_panic(|| fold.apply(key, &mut entry.state, record))?;
+        let kind = record.stream.kind();
+        if kind.is_some_and(|kind| fold.has_effects_only(kind)) {
+            return Ok(effect);
+        }
         entry.position = record.position;
         entry.recorded = entry.recorded.max(record.time);
         if fold.writes(&record.stream) {

@@ -23,10 +23,20 @@ pub trait Fold: Send + Sync + 'static {
     /// of another version are rebuilt.
     const VERSION: u32;
 
-    /// The kinds of streams of which events are applied. Those of other kinds are not even decoded.
+    /// The kinds of streams of which events are applied. Those of other kinds are not even read.
     const READS: &'static [StreamKind];
 
     fn apply(&self, key: &EndpointKey, state: &mut Self::State, record: &Record) -> Self::Effect;
+
+    /// Whether events of a kind change no state: they have effects only, and may be left out.
+    fn has_effects_only(&self, _kind: StreamKind) -> bool {
+        false
+    }
+
+    /// Of events that have effects only, those up to here are of no use.
+    fn effects_from(&self) -> Position {
+        Position::START
+    }
 
     /// Whether the consumer writes this stream, so that its version must be known.
     fn writes(&self, stream: &StreamName) -> bool;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bus::{Bus, Subscription};
 use contract::ids::{Bucket, EndpointKey, Position};
-use contract::log::Record;
+use contract::log::{Record, StreamKind};
 use contract::time::Timestamp;
 use futures::future::try_join_all;
 use store::{CommitError, Fence, Store, StoreError};
@@ -100,6 +100,8 @@ pub enum Step<E> {
     Taken(Vec<Bucket>),
     /// Records in order within each bucket, and what came of them.
     Applied(Vec<Applied<E>>),
+    /// Up to these positions of their buckets there was nothing more to apply.
+    Passed(BTreeMap<Bucket, Position>),
     /// An event that cannot be decoded.
     Unreadable { bucket: Bucket, position: Position },
     /// The endpoint has no state any more, and is not to be dealt with.
@@ -172,11 +174,16 @@ impl<F: Fold> Consumer<F> {
         });
         let feed = Feed::open(deps.store.clone(), deps.bus.clone(), subscription);
         let parking = Parking::open(config.consumer, deps.store.clone(), component.clone());
+        let fold = Arc::new(fold);
+        let wants = {
+            let fold = fold.clone();
+            Arc::new(move |after| wanted(fold.as_ref(), after))
+        };
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             core: Core::new(fold, parking),
-            feed: feed.reading(F::READS).reporting(&component),
+            feed: feed.wanting(wants).reporting(&component),
             config,
             deps,
             component,
@@ -323,9 +330,10 @@ impl<F: Fold> Consumer<F> {
                 });
             }
             FeedItem::Passed(passed) => {
-                for (bucket, position) in passed {
-                    self.core.pass(bucket, position);
+                for (bucket, position) in &passed {
+                    self.core.pass(*bucket, *position);
                 }
+                self.outbox.push_back(Step::Passed(passed));
             }
             FeedItem::Assigned(buckets) => {
                 self.component.waits_on(READS_THE_LOG);
@@ -580,6 +588,23 @@ impl<F: Fold> Consumer<F> {
         };
         let _ = tokio::time::timeout(SAVING_MAX, saving).await;
     }
+}
+
+/// The kinds of streams that need not be read after a position, and how far that holds. What people decided
+/// about parking concerns everybody.
+fn wanted<F: Fold>(fold: &F, after: Position) -> (Vec<StreamKind>, Position) {
+    let effects_from = fold.effects_from();
+    let without_effects = after < effects_from;
+    let is_left_out = |kind: &StreamKind| {
+        let has_no_effect = without_effects && fold.has_effects_only(*kind);
+        *kind != StreamKind::Parking && (!F::READS.contains(kind) || has_no_effect)
+    };
+    let left_out = StreamKind::ALL.into_iter().filter(is_left_out).collect();
+    let until = match without_effects {
+        true => effects_from,
+        false => Position(u64::MAX),
+    };
+    (left_out, until)
 }
 
 fn fence_name(consumer: &str, bucket: Bucket) -> String {

@@ -10,27 +10,41 @@ use contract::log::{RawRecord, Record, StreamKind};
 use store::{Entry, Store, StoreError, Unreadable};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{ALL_KINDS, PAGE};
+use super::PAGE;
+
+/// Which events are wanted after a position: those that are not of the kinds of streams that are left out.
+/// The position that comes with them is how far that holds.
+pub type Wants = Arc<dyn Fn(Position) -> (Vec<StreamKind>, Position) + Send + Sync>;
+
+/// Where everything is wanted.
+pub(super) fn everything() -> Wants {
+    Arc::new(|_| (Vec::new(), Position(u64::MAX)))
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Question {
     /// The head of the log, and the newest position of each of these buckets.
     Heads(Vec<Bucket>),
-    /// The page of a bucket after a position.
-    Bucket(Bucket, Position),
-    /// The page of the whole log.
-    All(Position),
+    /// The page after a position, of one bucket or of the whole log.
+    Page(Option<Bucket>, Position),
 }
 
-/// Heads or a page, as was asked.
 #[derive(Default)]
 struct Answer {
     head: Position,
     heads: BTreeMap<Bucket, Position>,
-    page: Vec<Read>,
+    page: Page,
 }
 
-/// One event of the log, decoded if its kind is read.
+/// What was read of the log.
+#[derive(Default)]
+pub(super) struct Page {
+    pub reads: Vec<Read>,
+    /// All that is wanted up to here is among them.
+    pub through: Position,
+}
+
+/// One event of the log.
 pub(super) struct Read {
     pub bucket: Bucket,
     pub prev: Position,
@@ -41,12 +55,13 @@ pub(super) struct Read {
 pub(super) enum ReadOutcome {
     Record(Arc<Record>),
     Unreadable(Unreadable),
-    NotRead,
+    /// Not wanted.
+    Passed,
 }
 
 pub(super) struct Reads {
     store: Store,
-    pub kinds: &'static [StreamKind],
+    pub wants: Wants,
     /// Stops where nobody wants it any more.
     asked: Option<(Question, AbortOnDropHandle<Result<Answer, StoreError>>)>,
 }
@@ -55,7 +70,7 @@ impl Reads {
     pub fn new(store: Store) -> Self {
         Self {
             store,
-            kinds: ALL_KINDS,
+            wants: everything(),
             asked: None,
         }
     }
@@ -68,19 +83,29 @@ impl Reads {
         Ok((answer.head, answer.heads))
     }
 
-    pub async fn page(&mut self, question: Question) -> Result<Vec<Read>, StoreError> {
-        Ok(self.answer(question).await?.page)
+    pub async fn page(
+        &mut self,
+        bucket: Option<Bucket>,
+        after: Position,
+    ) -> Result<Page, StoreError> {
+        Ok(self.answer(Question::Page(bucket, after)).await?.page)
     }
 
     /// What the bus has brought.
     pub fn sort(&self, record: Arc<Record>) -> Read {
+        let before = Position(record.position.0.saturating_sub(1));
+        let (left_out, _) = (self.wants)(before);
+        let is_left_out = record
+            .stream
+            .kind()
+            .is_some_and(|kind| left_out.contains(&kind));
         Read {
             bucket: record.bucket,
             prev: record.prev,
             position: record.position,
-            outcome: match is_read(self.kinds, record.stream.as_str()) {
-                true => ReadOutcome::Record(record),
-                false => ReadOutcome::NotRead,
+            outcome: match is_left_out {
+                true => ReadOutcome::Passed,
+                false => ReadOutcome::Record(record),
             },
         }
     }
@@ -94,7 +119,7 @@ impl Reads {
         let (_, answer) = match self.asked.take_if(|(asked, _)| *asked == question) {
             Some(asked) => self.asked.insert(asked),
             None => {
-                let asking = ask(self.store.clone(), question.clone(), self.kinds);
+                let asking = ask(self.store.clone(), question.clone(), self.wants.clone());
                 let asking = AbortOnDropHandle::new(tokio::spawn(asking));
                 self.asked.insert((question, asking))
             }
@@ -105,42 +130,38 @@ impl Reads {
     }
 }
 
-async fn ask(
-    store: Store,
-    question: Question,
-    kinds: &'static [StreamKind],
-) -> Result<Answer, StoreError> {
+async fn ask(store: Store, question: Question, wants: Wants) -> Result<Answer, StoreError> {
     let mut answer = Answer::default();
-    let page = match question {
+    match question {
         Question::Heads(buckets) => {
             answer.head = store.head().await?;
             answer.heads = store.bucket_heads(&buckets).await?;
-            return Ok(answer);
         }
-        Question::Bucket(bucket, after) => store.read_bucket_raw(bucket, after, PAGE).await?,
-        Question::All(after) => store.read_raw(after, PAGE).await?,
-    };
-    answer.page = page.into_iter().map(|raw| decode(raw, kinds)).collect();
+        Question::Page(bucket, after) => {
+            let (left_out, until) = wants(after);
+            // What is committed after this is not all among what is read.
+            let until = until.min(store.head().await?);
+            let raw = store
+                .read_without(bucket, (after, until), &left_out, PAGE)
+                .await?;
+            answer.page.through = match raw.last() {
+                Some(last) if raw.len() == PAGE => last.position,
+                _ => until,
+            };
+            answer.page.reads = raw.into_iter().map(decode).collect();
+        }
+    }
     Ok(answer)
 }
 
-fn decode(raw: RawRecord, kinds: &[StreamKind]) -> Read {
+fn decode(raw: RawRecord) -> Read {
     Read {
         bucket: raw.bucket,
         prev: raw.prev,
         position: raw.position,
-        outcome: match is_read(kinds, &raw.stream) {
-            false => ReadOutcome::NotRead,
-            true => match Entry::from(raw) {
-                Entry::Record(record) => ReadOutcome::Record(record),
-                Entry::Unreadable(unreadable) => ReadOutcome::Unreadable(unreadable),
-            },
+        outcome: match Entry::from(raw) {
+            Entry::Record(record) => ReadOutcome::Record(record),
+            Entry::Unreadable(unreadable) => ReadOutcome::Unreadable(unreadable),
         },
     }
-}
-
-/// What people decided about an endpoint concerns every consumer, and so may what is not known yet.
-fn is_read(kinds: &[StreamKind], stream: &str) -> bool {
-    let kind = StreamKind::of_name(stream);
-    kind.is_none_or(|kind| kind == StreamKind::Parking || kinds.contains(&kind))
 }

@@ -7,8 +7,8 @@
 //! at the tail, by comparing with the store every second. While the store cannot be reached the feed
 //! tries again, and says so.
 //!
-//! A consumer may name the kinds of streams that it reads. Events of other kinds are not even decoded:
-//! of them only the position is delivered.
+//! A consumer may say which events it wants. The others are not even read: of them only the position is
+//! delivered, so their order is the store's and needs no look at each event's `prev`.
 
 mod asked;
 
@@ -18,14 +18,15 @@ use std::time::Duration;
 
 use bus::{Bus, BusMessage, Subscription};
 use contract::ids::{Bucket, Position};
-use contract::log::{Record, StreamKind};
+use contract::log::Record;
 use store::{Store, StoreError, Unreadable};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::health::{Component, READS_THE_LOG};
 use crate::retry;
-use asked::{Question, Read, ReadOutcome, Reads};
+pub use asked::Wants;
+use asked::{Page, Read, ReadOutcome, Reads};
 
 /// Records per read of the store, and per item.
 const PAGE: usize = 1000;
@@ -45,7 +46,7 @@ pub enum FeedItem {
     Records(Vec<Arc<Record>>),
     /// An event that cannot be decoded, in its place in the order.
     Unreadable(Unreadable),
-    /// Up to these positions of their buckets there was nothing more of the kinds that are read.
+    /// Up to these positions of their buckets there was nothing more that is wanted.
     Passed(BTreeMap<Bucket, Position>),
     /// The history of these buckets, up to the head at their assignment, has been delivered, and that
     /// of the global bucket with it.
@@ -63,6 +64,8 @@ pub enum FeedItem {
 struct Place {
     /// Everything in the bucket up to here has been delivered.
     cursor: Position,
+    /// The last position that was delivered of it.
+    told: Position,
     goal: Goal,
     /// The bucket's newest event when the head was asked for.
     newest: Position,
@@ -81,13 +84,11 @@ enum Goal {
     UpTo(Position),
 }
 
-/// What most consumers begin with: everything that is in the log.
-const ALL_KINDS: &[StreamKind] = &StreamKind::ALL;
-
 impl Place {
     fn new() -> Self {
         Self {
             cursor: Position::START,
+            told: Position::START,
             goal: Goal::Head,
             newest: Position::START,
             promised: Position::START,
@@ -201,9 +202,9 @@ impl Feed {
         }
     }
 
-    /// Decodes and delivers only events of these kinds of streams.
-    pub fn reading(mut self, kinds: &'static [StreamKind]) -> Self {
-        self.reads.kinds = kinds;
+    /// Reads and delivers only events that are wanted.
+    pub fn wanting(mut self, wants: Wants) -> Self {
+        self.reads.wants = wants;
         self
     }
 
@@ -244,6 +245,7 @@ impl Feed {
     pub fn begin_at(&mut self, bucket: Bucket, position: Position) {
         if let Some(place) = self.places.get_mut(&bucket) {
             place.cursor = place.cursor.max(position);
+            place.told = place.cursor;
         }
     }
 
@@ -355,25 +357,59 @@ impl Feed {
         }
     }
 
-    /// Delivers what comes next in its bucket; what lies behind something missing becomes a goal.
+    /// Delivers what the bus has brought, if it comes next in its bucket; what lies behind something missing
+    /// becomes a goal.
     fn admit(&mut self, read: Read) -> bool {
-        let Read {
-            bucket,
-            prev,
-            position,
-            outcome,
-        } = read;
-        let Some(place) = self.places.get_mut(&bucket) else {
+        let Some(place) = self.places.get_mut(&read.bucket) else {
             return false;
         };
-        if position <= place.cursor {
+        if read.position <= place.cursor {
             return false;
         }
-        if prev > place.cursor {
-            place.promise(position);
+        if read.prev > place.cursor {
+            place.promise(read.position);
             return false;
         }
-        place.cursor = position;
+        place.cursor = read.position;
+        self.deliver(read);
+        true
+    }
+
+    /// Delivers what was read of the store after a position, to where it is what comes next.
+    fn admit_page(&mut self, of: Option<Bucket>, after: Position, page: Page) {
+        for read in page.reads {
+            let Some(place) = self.places.get_mut(&read.bucket) else {
+                continue;
+            };
+            // One that stands before the page lacks what is between.
+            if place.cursor < after || read.position <= place.cursor {
+                continue;
+            }
+            place.cursor = read.position;
+            let position = read.position;
+            self.deliver(read);
+            if of.is_some() {
+                self.delivered(position);
+            }
+        }
+        let whole = |(bucket, place): &(&Bucket, &mut Place)| {
+            place.cursor >= after && of.is_none_or(|of| of == **bucket)
+        };
+        for (_, place) in self.places.iter_mut().filter(whole) {
+            place.cursor = place.cursor.max(page.through);
+        }
+    }
+
+    fn deliver(&mut self, read: Read) {
+        let Read {
+            bucket,
+            position,
+            outcome,
+            ..
+        } = read;
+        if let Some(place) = self.places.get_mut(&bucket) {
+            place.told = position;
+        }
         match (outcome, self.outbox.back_mut()) {
             (ReadOutcome::Record(record), Some(FeedItem::Records(records))) => records.push(record),
             (ReadOutcome::Record(record), _) => {
@@ -382,15 +418,14 @@ impl Feed {
             (ReadOutcome::Unreadable(unreadable), _) => {
                 self.outbox.push_back(FeedItem::Unreadable(unreadable));
             }
-            (ReadOutcome::NotRead, Some(FeedItem::Passed(passed))) => {
+            (ReadOutcome::Passed, Some(FeedItem::Passed(passed))) => {
                 passed.insert(bucket, position);
             }
-            (ReadOutcome::NotRead, _) => {
+            (ReadOutcome::Passed, _) => {
                 let passed = BTreeMap::from([(bucket, position)]);
                 self.outbox.push_back(FeedItem::Passed(passed));
             }
         }
-        true
     }
 
     fn assign(&mut self, buckets: &[Bucket]) {
@@ -523,7 +558,7 @@ impl Feed {
             to = to.max(scan.to);
             covers.extend(scan.covers);
         }
-        self.scan = Some(Scan {
+        self.begin_scan(Scan {
             begun: at,
             at,
             to,
@@ -532,21 +567,31 @@ impl Feed {
         None
     }
 
+    /// Where nothing is missing everything is known that is whole, however old the bucket's last event is.
+    fn begin_scan(&mut self, scan: Scan) {
+        let nothing_missing = |place: &&mut Place| place.goal == Goal::Nothing;
+        for place in self.places.values_mut().filter(nothing_missing) {
+            place.cursor = place.cursor.max(self.whole);
+        }
+        self.scan = Some(scan);
+    }
+
     async fn read_bucket(&mut self, bucket: Bucket) -> Result<(), StoreError> {
         let Some(place) = self.places.get(&bucket) else {
             return Ok(());
         };
         let (after, goal) = (place.cursor, place.up_to().unwrap_or_default());
-        let page = self.reads.page(Question::Bucket(bucket, after)).await?;
-        let ended = page.len() < PAGE;
-        for read in page {
-            let position = read.position;
-            if self.admit(read) {
-                self.delivered(position);
-            }
+        if after >= goal {
+            // A scan of the log has come by.
+            return self.reached(bucket, goal);
         }
-        let reached = self.places.get(&bucket).map(|place| place.cursor);
-        if ended || reached.is_some_and(|reached| reached >= goal) {
+        let page = self.reads.page(Some(bucket), after).await?;
+        let through = page.through;
+        if through <= after {
+            return Err(not_in_store(bucket, goal));
+        }
+        self.admit_page(Some(bucket), after, page);
+        if through >= goal {
             self.reached(bucket, goal)?;
         }
         Ok(())
@@ -556,20 +601,23 @@ impl Feed {
         let Some(scan) = &self.scan else {
             return Ok(());
         };
-        let page = self.reads.page(Question::All(scan.at)).await?;
-        let ended = page.len() < PAGE;
-        let last = page.last().map(|read| read.position);
-        for read in page {
-            self.admit(read);
+        let after = scan.at;
+        let page = self.reads.page(None, after).await?;
+        let through = page.through;
+        self.admit_page(None, after, page);
+        let Some(scan) = &mut self.scan else {
+            return Ok(());
+        };
+        if through <= after {
+            let bucket = scan.covers.first().copied().unwrap_or(Bucket::GLOBAL);
+            return Err(not_in_store(bucket, scan.to));
         }
-        if let Some(scan) = &mut self.scan {
-            scan.at = last.unwrap_or(scan.at);
-            if let (Some(component), false) = (&self.component, scan.covers.is_empty()) {
-                component.waits_on(&format!("{READS_THE_LOG}: at {} of {}", scan.at, scan.to));
-            }
-            if ended || scan.at >= scan.to {
-                return self.end_scan();
-            }
+        scan.at = through;
+        if let (Some(component), false) = (&self.component, scan.covers.is_empty()) {
+            component.waits_on(&format!("{READS_THE_LOG}: at {} of {}", scan.at, scan.to));
+        }
+        if scan.at >= scan.to {
+            return self.end_scan();
         }
         Ok(())
     }
@@ -614,10 +662,21 @@ impl Feed {
             return Err(not_in_store(bucket, place.promised));
         }
         place.cursor = place.cursor.max(to);
+        let passed = place.newest.max(place.promised).min(place.cursor);
+        let is_news = place.told < passed;
         if place.up_to().is_some_and(|goal| goal <= place.cursor) {
             place.goal = Goal::Nothing;
         }
-        if !place.caught_up && place.goal != Goal::Head {
+        let is_caught_up = place.goal != Goal::Head;
+        if is_news {
+            self.deliver(Read {
+                bucket,
+                prev: passed,
+                position: passed,
+                outcome: ReadOutcome::Passed,
+            });
+        }
+        if is_caught_up {
             self.caught_up(bucket);
         }
         Ok(())
@@ -649,7 +708,7 @@ impl Feed {
         let (head, _) = self.reads.heads(Vec::new()).await?;
         self.recheck_due = false;
         if head > self.whole {
-            self.scan = Some(Scan {
+            self.begin_scan(Scan {
                 begun: self.whole,
                 at: self.whole,
                 to: head,

@@ -212,7 +212,7 @@ impl<R: Reconciler> Loop<R> {
     async fn handle(&mut self, step: Step<<R::Fold as Fold>::Effect>) -> Result<(), StoreError> {
         match step {
             Step::Applied(applied) => self.evaluator.applied(self.consumer.core(), applied),
-            Step::Unreadable { .. } => {}
+            Step::Unreadable { .. } | Step::Passed(_) => {}
             Step::Parked(key) => self.evaluator.forget_endpoint(&key),
             Step::Rebuilt { key, .. } => {
                 self.evaluator.forget_endpoint(&key);

@@ -30,10 +30,15 @@ impl RowsWanted {
         wanted.remove(&bucket);
     }
 
-    fn of(&self, record: &Record) -> bool {
+    /// Up to here no rows are wanted of any bucket.
+    fn first(&self) -> Position {
         let wanted = self.after.lock().unwrap_or_else(PoisonError::into_inner);
-        let after = wanted.get(&record.bucket);
-        after.is_some_and(|after| record.position > *after)
+        wanted.values().min().copied().unwrap_or(Position(u64::MAX))
+    }
+
+    fn of(&self, bucket: Bucket, position: Position) -> bool {
+        let wanted = self.after.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.get(&bucket).is_some_and(|after| position > *after)
     }
 }
 
@@ -55,11 +60,20 @@ impl Fold for ViewsFold {
     const READS: &'static [StreamKind] = &StreamKind::ALL;
 
     fn apply(&self, key: &EndpointKey, state: &mut EndpointModel, record: &Record) -> Made {
-        if self.wanted.of(record) {
+        if self.wanted.of(record.bucket, record.position) {
             return state.apply(key, record);
         }
         state.apply_silently(key, record);
         Vec::new()
+    }
+
+    /// Usage is rows, and nothing of the model.
+    fn has_effects_only(&self, kind: StreamKind) -> bool {
+        kind == StreamKind::Usage
+    }
+
+    fn effects_from(&self) -> Position {
+        self.wanted.first()
     }
 
     /// Rows are no stream.

@@ -38,6 +38,8 @@ pub(super) struct Owned {
     pub(super) fence: Fence,
     /// The rows are those of the log up to here.
     pub(super) cursor: Position,
+    /// No row follows from anything between the cursor and here.
+    rows_after: Position,
 }
 
 /// Rows of one bucket that wait for their commit.
@@ -125,7 +127,7 @@ impl ViewsConsumer {
         let cursor = owned.cursor;
         self.consumer.own(bucket, Some(owned.fence.clone()));
         self.consumer.settled(bucket, cursor);
-        self.wanted.begin(bucket, cursor);
+        self.wanted.begin(bucket, owned.rows_after.max(cursor));
         self.owned.insert(bucket, owned);
         self.progress.send_modify(|progress| {
             progress.written.insert(bucket, cursor);
@@ -145,7 +147,14 @@ impl ViewsConsumer {
             Bucket::GLOBAL => self.progress.borrow().folded.get(&bucket).copied(),
             bucket => Some(self.consumer.position(bucket)),
         };
-        let mut owned = Owned { fence, cursor };
+        let head = store.head().await?;
+        let newest = store.bucket_heads(&[bucket]).await?;
+        let has_more = newest.get(&bucket).is_some_and(|newest| *newest > cursor);
+        let mut owned = Owned {
+            fence,
+            cursor,
+            rows_after: if has_more { cursor } else { head.max(cursor) },
+        };
         if let Some(folded) = folded.filter(|folded| *folded > cursor) {
             self.write_missing(bucket, &mut owned, folded).await?;
         }
@@ -322,9 +331,13 @@ impl ViewsConsumer {
 
     pub(super) fn take_again(&mut self, bucket: Bucket, error: &CommitError) {
         tracing::warn!(%bucket, %error, "read models cannot be written, taking the bucket again");
+        self.retake(bucket, Instant::now() + TAKE_AGAIN_AFTER);
+    }
+
+    /// Takes a bucket again at this time, which brings its rows to where the fold stands by then.
+    pub(super) fn retake(&mut self, bucket: Bucket, at: Instant) {
         self.disown(bucket);
-        self.to_take
-            .insert(bucket, Instant::now() + TAKE_AGAIN_AFTER);
+        self.to_take.insert(bucket, at);
     }
 
     async fn write(

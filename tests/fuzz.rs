@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use contract::events::Event;
-use contract::resources::document::{read, to_yaml};
+use documents::{read, to_yaml};
 
 const BYTES_MAX: usize = 64 * 1024;
 

@@ -17,6 +17,8 @@ use cargo_metadata::{Metadata, MetadataCommand, Package};
 /// code; the gateway has no access to the store, so that it serves on when the store is away.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("penstock-contract", &[]),
+    // Only those who take text from people link a parser of YAML.
+    ("penstock-documents", &["penstock-contract"]),
     ("penstock-domain", &["penstock-contract"]),
     ("penstock-store", &["penstock-contract"]),
     ("penstock-bus", &["penstock-contract"]),
@@ -39,7 +41,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "penstock-bus",
         ],
     ),
-    ("penstock-control", SERVICE),
+    (
+        "penstock-control",
+        &[
+            "penstock-contract",
+            "penstock-documents",
+            "penstock-domain",
+            "penstock-runtime",
+            "penstock-store",
+            "penstock-bus",
+        ],
+    ),
     ("penstock-autoscaler", SERVICE),
     ("penstock-meter", SERVICE),
     (
@@ -73,7 +85,7 @@ const SERVICE: &[&str] = &[
 const MAY_IMPORT_ALL: &[&str] = &["penstock", "penstock-tests"];
 
 /// Crates whose results depend on their arguments alone.
-const PURE: &[&str] = &["contract", "domain"];
+const PURE: &[&str] = &["contract", "documents", "domain"];
 
 /// Libraries that do I/O, run concurrently or draw random numbers.
 const IMPURE_LIBRARIES: &[&str] = &[

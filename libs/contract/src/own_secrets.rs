@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use crate::problem::Finding;
-use crate::resources::check::RESERVED_ENV_PREFIX;
+use crate::resources::limits::RESERVED_ENV_PREFIX;
 use crate::resources::{DeploymentSpec, EnvValue};
 
 /// Where the client of PostgreSQL finds passwords and keys.

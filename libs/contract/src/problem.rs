@@ -22,6 +22,11 @@ impl Finding {
     }
 }
 
+/// A member name as a step of a JSON Pointer (RFC 6901).
+pub fn escape(step: &str) -> String {
+    step.replace('~', "~0").replace('/', "~1")
+}
+
 /// An RFC 9457 problem document, as the API sends it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Problem {

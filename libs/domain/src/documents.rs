@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use contract::ids::{DeploymentRef, Name};
-use contract::problem::Finding;
+use contract::problem::{Finding, escape};
 use contract::resources::{
     AutoscaleResource, AutoscaleSpec, Change, DeploymentResource, EndpointResource, EndpointSpec,
     Percentages, Resource,
@@ -131,8 +131,7 @@ fn leaves<'a>(pointer: &str, value: &'a Value, into: &mut BTreeMap<String, &'a V
     match value {
         Value::Object(fields) if !fields.is_empty() => {
             for (name, field) in fields {
-                let step = name.replace('~', "~0").replace('/', "~1");
-                leaves(&format!("{pointer}/{step}"), field, into);
+                leaves(&format!("{pointer}/{}", escape(name)), field, into);
             }
         }
         _ => {

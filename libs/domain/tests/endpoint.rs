@@ -11,7 +11,8 @@ use contract::events::{
 use contract::ids::{DeploymentRef, EndpointKey, InstanceId, Name, Position, Uid};
 use contract::log::{Actor, Record, RowChange, StreamKind, StreamName};
 use contract::resources::{
-    BackendKind, DeploymentSpec, EndpointSpec, Percentages, ProvisioningState, Resource, document,
+    BackendKind, DeploymentMetadata, DeploymentResource, DeploymentSpec, EndpointMetadata,
+    EndpointResource, EndpointSpec, Percentages, ProvisioningState, Resource,
 };
 use contract::time::{Span, Timestamp};
 use domain::documents::{Step, plan};
@@ -631,20 +632,22 @@ fn rows_after(
 
 #[test]
 fn a_set_of_documents_is_applied_in_an_order_that_works() {
-    let text = "\
-apiVersion: penstock/v1
-kind: Deployment
-metadata: {name: blue, endpoint: iris}
-spec: {backend: simulated, instanceType: small}
----
-apiVersion: penstock/v1
-kind: Endpoint
-metadata: {name: iris}
-spec: {traffic: {blue: 100}}
-";
-    let (read, faults) = document::read(text);
-    assert_eq!(faults, []);
-    let resources: Vec<Resource> = read.into_iter().map(|read| read.resource).collect();
+    let blue = DeploymentResource {
+        metadata: DeploymentMetadata {
+            name: name("blue"),
+            endpoint: name("iris"),
+            labels: Default::default(),
+        },
+        spec: serde_json::from_str(r#"{"backend": "simulated", "instanceType": "small"}"#).unwrap(),
+    };
+    let iris = EndpointResource {
+        metadata: EndpointMetadata {
+            name: name("iris"),
+            labels: Default::default(),
+        },
+        spec: serde_json::from_str(r#"{"traffic": {"blue": 100}}"#).unwrap(),
+    };
+    let resources = vec![Resource::Deployment(blue), Resource::Endpoint(iris)];
     for _ in 0..2 {
         let mut reversed = resources.clone();
         reversed.reverse();

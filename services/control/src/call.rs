@@ -7,8 +7,8 @@ use contract::events::AccessRole;
 use contract::ids::{DeploymentRef, Name, Position};
 use contract::log::Actor;
 use contract::problem::Finding;
-use contract::resources::{SyntaxError, document::Document, read_typed, syntax};
 use contract::time::{Span, Timestamp};
+use documents::{Document, SyntaxError, read_trees, read_typed};
 use domain::endpoint::commands::Precondition;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use serde::de::DeserializeOwned;
@@ -96,7 +96,7 @@ impl Call {
                 "the body is not UTF-8 text; send JSON or YAML",
             )])
         })?;
-        let (mut trees, faults) = syntax::read(text);
+        let (mut trees, faults) = read_trees(text);
         if !faults.is_empty() {
             let finding = |fault: SyntaxError| {
                 let detail = format!(

@@ -36,7 +36,7 @@ use crate::table::{self, Entry};
 use crate::views::{CONSUMER, Progress, Views, ViewsConsumer, lag};
 
 /// Largest request body.
-pub const BODY_BYTES_MAX: usize = contract::resources::TEXT_BYTES_MAX;
+pub const BODY_BYTES_MAX: usize = documents::TEXT_BYTES_MAX;
 /// How long a GET waits for the read models to reach the position that it names.
 pub const POSITION_WAIT: Duration = Duration::from_secs(2);
 /// Endpoints whose keys may be looked at, to find one that can be read.

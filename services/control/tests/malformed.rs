@@ -4,7 +4,6 @@
 
 mod support;
 
-use contract::resources::document;
 use domain::zones::ZoneData;
 use reqwest::Method;
 use serde_json::json;
@@ -596,7 +595,7 @@ fn all_cases() -> Vec<(&'static str, Vec<Case>)> {
 fn every_fault_is_found_offline_at_its_place_with_its_remedy() {
     for (_, cases) in all_cases() {
         for case in cases {
-            let (read, mut faults) = document::read(&case.text);
+            let (read, mut faults) = documents::read(&case.text);
             for one in read {
                 let found = domain::documents::validate(&one.resource, &ZoneData::bundled());
                 faults.extend(one.document.locate_all(found));
@@ -704,7 +703,7 @@ spec:
   instances: 5000
   readinessProbe: {path: x}
 ";
-    let (_, faults) = document::read(text);
+    let (_, faults) = documents::read(text);
     let shown: Vec<String> = faults
         .iter()
         .map(|f| format!("{} {}", f.place, f.finding.pointer))
@@ -718,7 +717,7 @@ spec:
             "9:20 /spec/readinessProbe/path",
         ]
     );
-    let (_, unknown) = document::read(
+    let (_, unknown) = documents::read(
         "apiVersion: penstock/v1\nkind: Endpoint\nmetadata: {name: a}\nspec: {x: 1, y: 2}\n",
     );
     assert_eq!(unknown.len(), 2);
@@ -730,7 +729,7 @@ fn a_file_may_hold_many_documents_and_each_fault_keeps_its_line() {
         "{ENDPOINT}---\n{}---\n# nothing\n---\n{AUTOSCALE}",
         DEPLOYMENT.replace("instances: 1", "instances: x")
     );
-    let (read, faults) = document::read(&text);
+    let (read, faults) = documents::read(&text);
     assert_eq!(read.len(), 2);
     let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
     assert_eq!(lines.len(), 1);

@@ -15,7 +15,7 @@ use contract::decision::{Carried, DecisionInputs, InstanceCounts, Pause};
 use contract::events::{Event, InstanceRequested, InstanceStarted, OfInstance, RequestReason};
 use contract::ids::{DeploymentRef, InstanceId, Uid};
 use contract::log::StreamKind;
-use contract::resources::{AutoscaleSpec, document::KINDS, document_schema};
+use contract::resources::{AutoscaleSpec, KINDS, document_schema};
 use contract::route::RouteUpdate;
 use control::table::routes;
 use control::{HistoryQuery, HistorySource, LogQuery, LogSource, SourceError};

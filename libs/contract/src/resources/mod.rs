@@ -1,15 +1,11 @@
 //! Resource documents, as people write them. Unknown fields are errors.
 
 mod autoscale;
-pub mod check;
 mod deployment;
-pub mod document;
+mod document;
 mod endpoint;
-mod repair;
+pub mod limits;
 mod schema;
-mod sentence;
-pub mod syntax;
-pub mod template;
 mod view;
 
 use std::collections::BTreeMap;
@@ -21,11 +17,7 @@ pub use autoscale::*;
 pub use deployment::*;
 pub use document::*;
 pub use endpoint::*;
-pub use repair::FINDINGS_MAX;
 pub use schema::document_schema;
-pub use sentence::read_typed;
-pub use syntax::{Place, SyntaxError, TEXT_BYTES_MAX, Tree};
-pub use template::{Unresolved, substitute};
 pub use view::*;
 
 /// The only version of the documents so far.

@@ -4,13 +4,12 @@ use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 use serde_json::{Value, json};
 
-use super::document::READ_ONLY_METADATA;
 use super::{
     API_VERSION, AutoscaleMetadata, AutoscaleSpec, DeploymentMetadata, DeploymentSpec,
-    EndpointMetadata, EndpointSpec,
+    EndpointMetadata, EndpointSpec, READ_ONLY_METADATA,
 };
 
-/// The schema of one of [`KINDS`](super::document::KINDS); anything for a kind that is none of them.
+/// The schema of one of [`KINDS`](super::KINDS); anything for a kind that is none of them.
 pub fn document_schema(kind: &str, generator: &mut SchemaGenerator) -> Schema {
     match kind {
         "Endpoint" => document::<EndpointMetadata, EndpointSpec>(kind, generator),

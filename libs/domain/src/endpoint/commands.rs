@@ -14,7 +14,7 @@ use contract::events::{
 use contract::ids::{DeploymentRef, Name, Uid};
 use contract::problem::Finding;
 use contract::resources::{
-    AutoscaleSpec, DeploymentSpec, EndpointSpec, Labels, Percentages, ProvisioningState, check,
+    AutoscaleSpec, DeploymentSpec, EndpointSpec, Labels, Percentages, ProvisioningState, limits,
 };
 use contract::time::Timestamp;
 
@@ -383,10 +383,10 @@ fn set_traffic(
     };
     let mut findings = Vec::new();
     if let Some(shares) = traffic {
-        findings.extend(check::traffic(shares, &traffic_pointer));
+        findings.extend(limits::traffic(shares, &traffic_pointer));
     }
     if let Some(shares) = mirror {
-        findings.extend(check::mirror(shares, &mirror_pointer));
+        findings.extend(limits::mirror(shares, &mirror_pointer));
     }
     findings.extend(unknown_deployments(absence, traffic, &traffic_pointer));
     findings.extend(unknown_deployments(absence, mirror, &mirror_pointer));
@@ -551,7 +551,7 @@ fn delete_autoscale(endpoint: &Endpoint, name: &Name) -> Events {
 
 fn pin_count(endpoint: &Endpoint, name: &Name, pin: Pin, now: Timestamp) -> Events {
     let (deployment, of) = living_deployment(endpoint, name)?;
-    let mut findings = check::instances(pin.instances, "/instances");
+    let mut findings = Vec::from_iter(limits::instances(pin.instances, "/instances"));
     if pin.until.is_some_and(|until| until <= now) {
         let detail = "this moment has passed; name a later one, or none to pin until released";
         findings.push(Finding::new("/until", detail));

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use contract::ids::Name;
 use contract::problem::Finding;
-use contract::resources::{Located, Read, Resource, read_checking, substitute};
+use contract::resources::Resource;
+use documents::{Located, Read, read_checking, substitute};
 use serde_json::Value;
 
 use super::engine;

@@ -4,8 +4,8 @@
 use std::io::{IsTerminal, Write};
 
 use comfy_table::{Attribute, Cell, ContentArrangement, Table as Grid, presets};
-use contract::resources::to_yaml;
 use contract::time::Timestamp;
+use documents::to_yaml;
 use serde_json::Value;
 
 use super::error::CliError;

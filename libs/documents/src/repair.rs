@@ -5,12 +5,12 @@
 //! Invariant: nothing is reported that only the mending caused. What was mended is remembered, and
 //! nothing about it is believed any more.
 
+use contract::problem::{Finding, escape};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::sentence::{Fault, Kind, in_words};
-use super::syntax::{escape, nodes_of};
-use crate::problem::Finding;
+use crate::sentence::{Fault, Kind, in_words};
+use crate::syntax::nodes_of;
 
 /// Most faults of one document that are reported.
 pub const FINDINGS_MAX: usize = 100;
@@ -72,6 +72,15 @@ fn related(mended: &str, pointer: &str) -> bool {
     let object = parent(mended);
     let small = !["", "/spec", "/metadata"].contains(&object);
     within(mended, pointer) || within(pointer, mended) || small && object == parent(pointer)
+}
+
+/// Reads a typed value out of a tree, or says everything that is wrong.
+pub fn read_typed<T: DeserializeOwned>(value: &Value, base: &str) -> Result<T, Vec<Finding>> {
+    let reading = read_mending(value, base);
+    match reading.value {
+        Some(value) if reading.findings.is_empty() => Ok(value),
+        _ => Err(reading.findings),
+    }
 }
 
 /// Reads a typed value; pointers begin with `base`.

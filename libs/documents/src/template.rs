@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::syntax::Place;
+use crate::syntax::Place;
 
 /// A placeholder without a value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

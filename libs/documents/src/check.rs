@@ -1,36 +1,18 @@
-//! Limits and rules that a document must keep by itself. Every fault is reported, not only the
-//! first; each says what to do.
+//! Rules that a document must keep by itself. Every fault is reported, not only the first; each says
+//! what to do.
 
-use super::syntax::escape;
-use super::{
-    BackendKind, DeploymentSpec, EndpointSpec, EnvValue, INSTANCES_MAX, Labels, Percentages,
-    ProbeSpec, RequestSettings, Resource, SimulatedSpec,
+use contract::problem::{Finding, escape};
+use contract::resources::limits::{
+    self, ARGUMENT_BYTES_MAX, COMMAND_ARGUMENTS_MAX, CONCURRENT_REQUESTS_MAX, ENV_MAX,
+    ENV_VALUE_BYTES_MAX, INSTANCE_TYPE_BYTES_MAX, KEEP_ALIVE_IDLE_MAX, LABEL_BYTES_MAX, LABELS_MAX,
+    PROBE_PATH_BYTES_MAX, PROBE_PERIOD_MIN, PROBE_SPAN_MAX, PROBE_THRESHOLD_MAX, QUEUE_WAIT_MAX,
+    REQUEST_BYTES_MAX, RESERVED_ENV_PREFIX, SPEC_BYTES_MAX, TIMEOUT_MAX,
 };
-use crate::problem::Finding;
-use crate::time::Span;
-
-pub const LABELS_MAX: usize = 32;
-pub const LABEL_BYTES_MAX: usize = 63;
-pub const COMMAND_ARGUMENTS_MAX: usize = 256;
-pub const ARGUMENT_BYTES_MAX: usize = 4096;
-pub const ENV_MAX: usize = 256;
-pub const ENV_VALUE_BYTES_MAX: usize = 16 * 1024;
-/// A spec is copied into events about each of its instances, and those have a limit of 256 KiB.
-pub const SPEC_BYTES_MAX: usize = 64 * 1024;
-/// Azure allows 180 s; large language models take longer.
-pub const TIMEOUT_MAX: Span = Span::from_secs(3600);
-pub const QUEUE_WAIT_MAX: Span = Span::from_secs(300);
-/// Servers behind a gateway seldom keep a silent connection for longer.
-pub const KEEP_ALIVE_IDLE_MAX: Span = Span::from_secs(300);
-pub const CONCURRENT_REQUESTS_MAX: u32 = 10_000;
-pub const PROBE_PERIOD_MIN: Span = Span::from_millis(100);
-pub const PROBE_SPAN_MAX: Span = Span::from_secs(3600);
-pub const PROBE_THRESHOLD_MAX: u32 = 10_000;
-pub const PROBE_PATH_BYTES_MAX: usize = 1024;
-pub const REQUEST_BYTES_MAX: u64 = 1024 * 1024 * 1024;
-pub const INSTANCE_TYPE_BYTES_MAX: usize = 64;
-/// Environment that Penstock itself gives to instances; adoption rests on it.
-pub const RESERVED_ENV_PREFIX: &str = "PENSTOCK_";
+use contract::resources::{
+    BackendKind, DeploymentSpec, EndpointSpec, EnvValue, Labels, ProbeSpec, RequestSettings,
+    Resource, SimulatedSpec,
+};
+use contract::time::Span;
 
 /// Everything wrong with a resource, but for what only the engine can tell.
 pub fn resource(resource: &Resource) -> Vec<Finding> {
@@ -51,33 +33,6 @@ pub fn resource(resource: &Resource) -> Vec<Finding> {
             check.size(&autoscale.spec);
         }
     }
-    check.findings
-}
-
-/// Shares of live traffic: each at most 100, together 0 or 100.
-pub fn traffic(shares: &Percentages, base: &str) -> Vec<Finding> {
-    let mut check = Check::default();
-    check.shares(shares, base);
-    let sum: u32 = shares.values().map(|share| u32::from(*share)).sum();
-    if sum != 0 && sum != 100 && check.findings.is_empty() {
-        let detail =
-            format!("the shares sum to {sum}; make them sum to 100, or to 0 for no traffic");
-        check.fault(base, detail);
-    }
-    check.findings
-}
-
-/// Shares of copied traffic: each at most 100.
-pub fn mirror(shares: &Percentages, base: &str) -> Vec<Finding> {
-    let mut check = Check::default();
-    check.shares(shares, base);
-    check.findings
-}
-
-/// A manual count.
-pub fn instances(count: u32, pointer: &str) -> Vec<Finding> {
-    let mut check = Check::default();
-    check.instances(count, pointer);
     check.findings
 }
 
@@ -129,10 +84,11 @@ impl Check {
 
     fn endpoint(&mut self, spec: &EndpointSpec) {
         if let Some(shares) = &spec.traffic {
-            self.findings.extend(traffic(shares, "/spec/traffic"));
+            self.findings
+                .extend(limits::traffic(shares, "/spec/traffic"));
         }
         if let Some(shares) = &spec.mirror {
-            self.findings.extend(mirror(shares, "/spec/mirror"));
+            self.findings.extend(limits::mirror(shares, "/spec/mirror"));
         }
         let bytes = spec.limits.request_bytes_max;
         self.require(
@@ -142,28 +98,13 @@ impl Check {
         );
     }
 
-    fn shares(&mut self, shares: &Percentages, base: &str) {
-        for (name, share) in shares {
-            self.require(*share <= 100, &format!("{base}/{name}"), || {
-                format!("{share} percent is more than the whole; use 0 to 100")
-            });
-        }
-    }
-
-    fn instances(&mut self, count: u32, pointer: &str) {
-        self.require(count <= INSTANCES_MAX, pointer, || {
-            format!(
-                "{count} instances are more than a deployment may have; use 0 to {INSTANCES_MAX}"
-            )
-        });
-    }
-
     fn deployment(&mut self, spec: &DeploymentSpec) {
         self.word(&spec.instance_type, "/spec/instanceType");
         if let Some(region) = &spec.region {
             self.word(region, "/spec/region");
         }
-        self.instances(spec.instances, "/spec/instances");
+        self.findings
+            .extend(limits::instances(spec.instances, "/spec/instances"));
         match spec.backend {
             BackendKind::Process => self.process(spec),
             BackendKind::Simulated => self.simulated(spec),

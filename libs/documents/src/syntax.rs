@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use contract::problem::escape;
 use saphyr::Scalar;
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, StrInput, Tag};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -84,17 +85,8 @@ impl SyntaxError {
 /// Most faults of a text that are reported.
 const FAULTS_MAX: usize = 100;
 
-/// Reads all documents of a text, or says what is wrong first. Empty documents are left out.
-pub fn trees(text: &str) -> Result<Vec<Tree>, SyntaxError> {
-    let (trees, faults) = read(text);
-    match faults.into_iter().next() {
-        Some(fault) => Err(fault),
-        None => Ok(trees),
-    }
-}
-
 /// Reads what can be read of a text, and says everything that is wrong: a document that is no YAML
-/// does not hide those before and after it.
+/// does not hide those before and after it. Empty documents are left out.
 pub fn read(text: &str) -> (Vec<Tree>, Vec<SyntaxError>) {
     if text.len() > TEXT_BYTES_MAX {
         let detail = format!(
@@ -576,7 +568,7 @@ fn unknown_tag(tag: &Tag) -> String {
     )
 }
 
-pub(super) fn nodes_of(value: &Value) -> usize {
+pub(crate) fn nodes_of(value: &Value) -> usize {
     match value {
         Value::Array(items) => 1 + items.iter().map(nodes_of).sum::<usize>(),
         Value::Object(fields) => 1 + fields.values().map(nodes_of).sum::<usize>(),
@@ -590,9 +582,4 @@ fn depth_of(value: &Value) -> usize {
         Value::Object(fields) => 1 + fields.values().map(depth_of).max().unwrap_or(0),
         _ => 0,
     }
-}
-
-/// A member name as a step of a JSON Pointer (RFC 6901).
-pub fn escape(step: &str) -> String {
-    step.replace('~', "~0").replace('/', "~1")
 }

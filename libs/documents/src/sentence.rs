@@ -1,11 +1,7 @@
 //! What serde says of a wrong document, as sentences for the person who wrote it.
 
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use serde_path_to_error::Segment;
-
-use super::repair::read_mending;
-use crate::problem::Finding;
 
 /// Fields and values of later releases, so that they are refused by name and not as mistakes:
 /// pointer, value (empty: the field itself), sentence.
@@ -48,18 +44,9 @@ const NOT_YET: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Reads a typed value out of a tree, or says everything that is wrong.
-pub fn read_typed<T: DeserializeOwned>(value: &Value, base: &str) -> Result<T, Vec<Finding>> {
-    let reading = read_mending(value, base);
-    match reading.value {
-        Some(value) if reading.findings.is_empty() => Ok(value),
-        _ => Err(reading.findings),
-    }
-}
-
 /// What serde stopped at.
 #[derive(Clone, Debug)]
-pub(super) struct Fault {
+pub(crate) struct Fault {
     /// From the root of what is read.
     pub steps: Vec<String>,
     pub kind: Kind,
@@ -67,7 +54,7 @@ pub(super) struct Fault {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// A field that is not known.
     Unknown,
     /// A field that is not there.
@@ -125,7 +112,7 @@ impl Fault {
 }
 
 /// The fault as a sentence; `value` is what stands there.
-pub(super) fn in_words(fault: &Fault, pointer: &str, value: Option<&Value>) -> String {
+pub(crate) fn in_words(fault: &Fault, pointer: &str, value: Option<&Value>) -> String {
     match fault.kind {
         Kind::Unknown => not_yet(pointer, None).unwrap_or_else(|| {
             let field = fault.steps.last().map_or("", String::as_str);
@@ -228,7 +215,7 @@ fn sentence(message: &str, pointer: &str) -> String {
 }
 
 /// The known word that is at most two changes away.
-pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let word = word.to_lowercase();
     let distance = |known: &str| strsim::levenshtein(&word, &known.to_lowercase());
     let near = known.iter().map(|known| (distance(known), *known));

@@ -1,0 +1,689 @@
+//! What people read of each kind of fault, word for word.
+#![allow(clippy::unwrap_used)]
+
+use documents::read;
+
+const ENDPOINT: &str = "\
+apiVersion: penstock/v1
+kind: Endpoint
+metadata: {name: iris, labels: {team: vision}}
+spec:
+  auth: key
+  traffic: {blue: 100}
+  mirror: {green: 0}
+  modelClientErrors: good
+  limits: {requestBytesMax: 1000}
+";
+
+const DEPLOYMENT: &str = "\
+apiVersion: penstock/v1
+kind: Deployment
+metadata: {name: blue, endpoint: iris}
+spec:
+  backend: simulated
+  instanceType: cpu-small
+  env: {LEVEL: \"2\"}
+  instances: 1
+  simulated: {seed: 1}
+  requestSettings: {timeout: 5s}
+";
+
+const AUTOSCALE: &str = "\
+apiVersion: penstock/v1
+kind: Autoscale
+spec:
+  target: {endpoint: iris, deployment: blue}
+  mode: live
+  profiles:
+  - name: default
+    priority: 1
+    capacity: {min: 1, max: 5, default: 2}
+    rules:
+    - name: busy
+      metric: {name: concurrency, window: 30s, perInstance: true}
+      when: \"> 4\"
+      scale: {direction: out, by: 1}
+";
+
+/// A part of a document, what stands there instead, and what is then said.
+type Row = (&'static str, &'static str, &'static [&'static str]);
+
+const IN_ENDPOINT: &[Row] = &[
+    (
+        "auth: key",
+        "auth: token",
+        &["5:3: /spec/auth: token authentication is not available yet; use `key` or `none`"],
+    ),
+    (
+        "auth: key",
+        "auth: kee",
+        &["5:3: /spec/auth: `kee` is not known here; use one of: key, none"],
+    ),
+    (
+        "auth: key",
+        "auth: password",
+        &["5:3: /spec/auth: `password` is not known here; use one of: key, none"],
+    ),
+    (
+        "auth: key",
+        "auth: 5",
+        &[
+            "5:3: /spec/auth: this is the integer `5`, but string or map is wanted; write string or map",
+        ],
+    ),
+    (
+        "auth: key",
+        "auth: {key: 1}",
+        &["5:3: /spec/auth: this is the integer `1`, but unit is wanted; write unit"],
+    ),
+    ("auth: key", "auth: {key: ~}", &[]),
+    (
+        "auth: key",
+        "auth: {key: 1, none: 2}",
+        &[
+            "5:3: /spec/auth: this is a mapping, but map with a single key is wanted; write map with a single key",
+        ],
+    ),
+    (
+        "auth: key",
+        "auth: [key]",
+        &["5:3: /spec/auth: this is a list, but string or map is wanted; write string or map"],
+    ),
+    (
+        "auth: key",
+        "auth:",
+        &[
+            "5:3: /spec/auth: this is empty, but string or map is wanted; fill it in or remove the field",
+        ],
+    ),
+    (
+        "auth: key",
+        "auth: {oauth: {}}",
+        &["5:3: /spec/auth: `oauth` is not known here; use one of: key, none"],
+    ),
+    (
+        "auth: key",
+        "cors: true",
+        &["5:3: /spec/cors: `cors` is not available yet; remove it"],
+    ),
+    (
+        "auth: key",
+        "outh: key",
+        &["5:3: /spec/outh: `outh` is not a field here; did you mean `auth`?"],
+    ),
+    (
+        "auth: key",
+        "authentication: key",
+        &[
+            "5:3: /spec/authentication: `authentication` is not a field here; remove it, or use one of: auth, traffic, mirror, modelClientErrors, limits",
+        ],
+    ),
+    (
+        "auth: key",
+        "\"a/b~c\": key",
+        &[
+            "5:3: /spec/a~1b~0c: `a/b~c` is not a field here; remove it, or use one of: auth, traffic, mirror, modelClientErrors, limits",
+        ],
+    ),
+    (
+        "{blue: 100}",
+        "{blue: 300}",
+        &[
+            "6:13: /spec/traffic/blue: this is the integer `300`, but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+        ],
+    ),
+    (
+        "{blue: 100}",
+        "{blue: -1}",
+        &[
+            "6:13: /spec/traffic/blue: this is the integer `-1`, but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+        ],
+    ),
+    (
+        "{blue: 100}",
+        "{blue: 99.5}",
+        &[
+            "6:13: /spec/traffic/blue: this is the floating point `99.5`, but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+        ],
+    ),
+    (
+        "{blue: 100}",
+        "{blue: many}",
+        &[
+            "6:13: /spec/traffic/blue: this is the string \"many\", but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+        ],
+    ),
+    (
+        "{blue: 100}",
+        "{blue: true}",
+        &[
+            "6:13: /spec/traffic/blue: this is the boolean `true`, but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+        ],
+    ),
+    (
+        "{blue: 100}",
+        "{blue: }",
+        &[
+            "6:13: /spec/traffic/blue: this is empty, but a whole percentage from 0 to 100 is wanted; fill it in or remove the field",
+        ],
+    ),
+    (
+        "{blue: 100}",
+        "{blue: [1]}",
+        &[
+            "6:13: /spec/traffic/blue: this is a list, but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+        ],
+    ),
+    (
+        "{blue: 100}",
+        "{blue: {a: 1}}",
+        &[
+            "6:13: /spec/traffic/blue: this is a mapping, but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+        ],
+    ),
+    (
+        "{blue: 100}",
+        "{Blue: 100}",
+        &[
+            "6:13: /spec/traffic/Blue: `Blue` is not a valid name: use 1 to 32 lower-case letters, digits and dashes, starting with a letter and not ending with a dash",
+        ],
+    ),
+    (
+        "{blue: 100}",
+        "[100]",
+        &["6:3: /spec/traffic: this is a list, but a mapping is wanted; write a mapping"],
+    ),
+    (
+        "{blue: 100}",
+        "100",
+        &[
+            "6:3: /spec/traffic: this is the integer `100`, but a mapping is wanted; write a mapping",
+        ],
+    ),
+    (
+        "{green: 0}",
+        "{green: \"0\"}",
+        &[
+            "7:12: /spec/mirror/green: this is the string \"0\", but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+        ],
+    ),
+    (
+        "limits: {requestBytesMax: 1000}",
+        "limits: 1",
+        &[
+            "9:3: /spec/limits: this is the integer `1`, but a mapping of fields is wanted; write a mapping of fields",
+        ],
+    ),
+    ("limits: {requestBytesMax: 1000}", "limits: []", &[]),
+    (
+        "limits: {requestBytesMax: 1000}",
+        "limits: [5, 6]",
+        &["9:3: /spec/limits: invalid length 2, expected fewer elements in array"],
+    ),
+    (
+        "requestBytesMax: 1000",
+        "requestBytesMax: -5",
+        &[
+            "9:12: /spec/limits/requestBytesMax: this is the integer `-5`, but a whole number that is not negative is wanted; write a whole number that is not negative",
+        ],
+    ),
+    (
+        "requestBytesMax: 1000",
+        "requestBytesMax: 1.5",
+        &[
+            "9:12: /spec/limits/requestBytesMax: this is the floating point `1.5`, but a whole number that is not negative is wanted; write a whole number that is not negative",
+        ],
+    ),
+    (
+        "requestBytesMax: 1000",
+        "requestBytesMax: 1e300",
+        &[
+            "9:12: /spec/limits/requestBytesMax: this is the floating point `1e+300`, but a whole number that is not negative is wanted; write a whole number that is not negative",
+        ],
+    ),
+    (
+        "requestBytesMax: 1000",
+        "limits: 1000",
+        &[
+            "9:12: /spec/limits/limits: `limits` is not a field here; remove it, or use one of: requestBytesMax",
+        ],
+    ),
+    (
+        "name: iris",
+        "name: 5",
+        &["3:12: /metadata/name: this is the integer `5`, but text is wanted; put it in quotes"],
+    ),
+    (
+        "name: iris",
+        "name: Iris",
+        &[
+            "3:12: /metadata/name: `Iris` is not a valid name: use 1 to 32 lower-case letters, digits and dashes, starting with a letter and not ending with a dash",
+        ],
+    ),
+    (
+        "name: iris, ",
+        "",
+        &["3:1: /metadata/name: `name` is missing; add it"],
+    ),
+    (
+        "name: iris",
+        "name: iris, endpoint: a",
+        &[
+            "3:24: /metadata/endpoint: `endpoint` is not a field here; remove it, or use one of: name, labels",
+        ],
+    ),
+    (
+        "name: iris",
+        "name: \"a\\\"b\"",
+        &[
+            "3:12: /metadata/name: `a\"b` is not a valid name: use 1 to 32 lower-case letters, digits and dashes, starting with a letter and not ending with a dash",
+        ],
+    ),
+    (
+        "{name: iris, labels: {team: vision}}",
+        "iris",
+        &[
+            "3:1: /metadata: this is the string \"iris\", but a mapping of fields is wanted; write a mapping of fields",
+        ],
+    ),
+    (
+        "{name: iris, labels: {team: vision}}",
+        "",
+        &[
+            "3:1: /metadata: this is empty, but a mapping of fields is wanted; fill it in or remove the field",
+        ],
+    ),
+    (
+        "team: vision",
+        "team: 1",
+        &[
+            "3:33: /metadata/labels/team: this is the integer `1`, but text is wanted; put it in quotes",
+        ],
+    ),
+    (
+        "{team: vision}",
+        "vision",
+        &[
+            "3:24: /metadata/labels: this is the string \"vision\", but a mapping is wanted; write a mapping",
+        ],
+    ),
+    (
+        "{team: vision}",
+        "",
+        &[
+            "3:24: /metadata/labels: this is empty, but a mapping is wanted; fill it in or remove the field",
+        ],
+    ),
+];
+
+const IN_DEPLOYMENT: &[Row] = &[
+    (
+        "backend: simulated",
+        "backend: simulate",
+        &["5:3: /spec/backend: `simulate` is not known here; use one of: process, simulated"],
+    ),
+    (
+        "backend: simulated",
+        "backend: container",
+        &[
+            "5:3: /spec/backend: the container backend is not available yet; use `process` or `simulated`",
+            "9:3: /spec/simulated: `simulated` belongs to the simulated backend; remove it, or set `backend: simulated`",
+        ],
+    ),
+    (
+        "backend: simulated",
+        "backend: kubernetes",
+        &[
+            "5:3: /spec/backend: the kubernetes backend is not available yet; use `process` or `simulated`",
+            "9:3: /spec/simulated: `simulated` belongs to the simulated backend; remove it, or set `backend: simulated`",
+        ],
+    ),
+    (
+        "backend: simulated",
+        "backend: cloud",
+        &[
+            "5:3: /spec/backend: `cloud` is not known here; use one of: process, simulated",
+            "9:3: /spec/simulated: `simulated` belongs to the simulated backend; remove it, or set `backend: simulated`",
+        ],
+    ),
+    (
+        "  backend: simulated\n",
+        "",
+        &["4:1: /spec/backend: `backend` is missing; add it"],
+    ),
+    (
+        "backend: simulated",
+        "backend: simulated\n  image: a",
+        &[
+            "6:3: /spec/image: `image` is not available yet; give a `command` for the process backend",
+        ],
+    ),
+    (
+        "backend: simulated",
+        "backend: simulated\n  model: {a: 1}",
+        &[
+            "6:3: /spec/model: `model` is not available yet; give a `command` for the process backend",
+        ],
+    ),
+    (
+        "backend: simulated",
+        "backend: simulated\n  code: a",
+        &["6:3: /spec/code: `code` is not available yet; give a `command` for the process backend"],
+    ),
+    (
+        "backend: simulated",
+        "backend: simulated\n  environment: a",
+        &["6:3: /spec/environment: `environment` is not available yet; give a `command` and `env`"],
+    ),
+    (
+        "backend: simulated",
+        "backend: simulated\n  purchase: spott",
+        &[
+            "6:3: /spec/purchase: `spott` is not known here; use one of: on-demand, spot, reserved, savings-plan",
+        ],
+    ),
+    (
+        "backend: simulated",
+        "backend: simulated\n  command: ./a",
+        &["6:3: /spec/command: this is the string \"./a\", but a list is wanted; write a list"],
+    ),
+    (
+        "backend: simulated",
+        "backend: simulated\n  command: {a: b}",
+        &["6:3: /spec/command: this is a mapping, but a list is wanted; write a list"],
+    ),
+    (
+        "backend: simulated",
+        "backend: simulated\n  command: [1, [a], ~]",
+        &[
+            "6:13: /spec/command/0: this is the integer `1`, but text is wanted; put it in quotes",
+            "6:16: /spec/command/1: this is a list, but text is wanted; write text",
+            "6:21: /spec/command/2: this is empty, but text is wanted; fill it in or remove the field",
+        ],
+    ),
+    (
+        "backend: simulated",
+        "backend: simulated\n  region: [eu]",
+        &["6:3: /spec/region: this is a list, but text is wanted; write text"],
+    ),
+    (
+        "LEVEL: \"2\"",
+        "LEVEL: 2",
+        &[
+            "7:9: /spec/env/LEVEL: this is the integer `2`, but text in quotes, or a mapping with secretRef is wanted; write text in quotes, or a mapping with secretRef",
+        ],
+    ),
+    (
+        "LEVEL: \"2\"",
+        "LEVEL: ",
+        &[
+            "7:9: /spec/env/LEVEL: this is empty, but text in quotes, or a mapping with secretRef is wanted; fill it in or remove the field",
+        ],
+    ),
+    (
+        "LEVEL: \"2\"",
+        "LEVEL: [a]",
+        &[
+            "7:9: /spec/env/LEVEL: this is a list, but text in quotes, or a mapping with secretRef is wanted; write text in quotes, or a mapping with secretRef",
+        ],
+    ),
+    (
+        "LEVEL: \"2\"",
+        "LEVEL: {}",
+        &["7:9: /spec/env/LEVEL/secretRef: `secretRef` is missing; add it"],
+    ),
+    (
+        "LEVEL: \"2\"",
+        "LEVEL: {secretRef: 1}",
+        &[
+            "7:17: /spec/env/LEVEL/secretRef: this is the integer `1`, but text is wanted; put it in quotes",
+        ],
+    ),
+    (
+        "LEVEL: \"2\"",
+        "LEVEL: {secret: env:A}",
+        &[
+            "7:9: /spec/env/LEVEL/secretRef: `secretRef` is missing; add it",
+            "7:17: /spec/env/LEVEL/secret: `secret` is not a field here; remove it, or use one of: secretRef",
+        ],
+    ),
+    (
+        "LEVEL: \"2\"",
+        "LEVEL: {secretRef: env:A, b: 1}",
+        &["7:35: /spec/env/LEVEL/b: `b` is not a field here; remove it, or use one of: secretRef"],
+    ),
+    (
+        "instances: 1",
+        "instances: 1.0",
+        &[
+            "8:3: /spec/instances: this is the floating point `1.0`, but a whole number that is not negative is wanted; write a whole number that is not negative",
+        ],
+    ),
+    (
+        "instances: 1",
+        "instances: 5000000000",
+        &[
+            "8:3: /spec/instances: this is the integer `5000000000`, but a whole number that is not negative is wanted; write a whole number that is not negative",
+        ],
+    ),
+    (
+        "instances: 1",
+        "instances: \"1\"",
+        &[
+            "8:3: /spec/instances: this is the string \"1\", but a whole number that is not negative is wanted; write a whole number that is not negative",
+        ],
+    ),
+    (
+        "seed: 1",
+        "seed: -1",
+        &[
+            "9:15: /spec/simulated/seed: this is the integer `-1`, but a whole number that is not negative is wanted; write a whole number that is not negative",
+        ],
+    ),
+    (
+        "seed: 1",
+        "sed: 1",
+        &["9:15: /spec/simulated/sed: `sed` is not a field here; did you mean `seed`?"],
+    ),
+    (
+        "{timeout: 5s}",
+        "{timeout: 5}",
+        &[
+            "10:21: /spec/requestSettings/timeout: this is the integer `5`, but text is wanted; put it in quotes",
+        ],
+    ),
+    (
+        "{timeout: 5s}",
+        "{timeout: soon}",
+        &[
+            "10:21: /spec/requestSettings/timeout: `soon` is not a duration: write a whole number and a unit, such as 500ms, 30s, 5m, 1h or 7d",
+        ],
+    ),
+    (
+        "{timeout: 5s}",
+        "{timeout: ~}",
+        &[
+            "10:21: /spec/requestSettings/timeout: this is empty, but text is wanted; fill it in or remove the field",
+        ],
+    ),
+    (
+        "{timeout: 5s}",
+        "5s",
+        &[
+            "10:3: /spec/requestSettings: this is the string \"5s\", but a mapping of fields is wanted; write a mapping of fields",
+        ],
+    ),
+];
+
+const IN_AUTOSCALE: &[Row] = &[
+    (
+        "{endpoint: iris, deployment: blue}",
+        "iris/blue",
+        &[
+            "4:3: /spec/target: this is the string \"iris/blue\", but a mapping of fields is wanted; write a mapping of fields",
+        ],
+    ),
+    (
+        "{endpoint: iris, deployment: blue}",
+        "[iris]",
+        &["4:3: /spec/target: invalid length 1, expected struct DeploymentRef with 2 elements"],
+    ),
+    (
+        "{endpoint: iris, deployment: blue}",
+        "[iris, Blue]",
+        &[
+            "4:18: /spec/target/1: `Blue` is not a valid name: use 1 to 32 lower-case letters, digits and dashes, starting with a letter and not ending with a dash",
+        ],
+    ),
+    (
+        "{endpoint: iris, deployment: blue}",
+        "[]",
+        &["4:3: /spec/target: invalid length 0, expected struct DeploymentRef with 2 elements"],
+    ),
+    (
+        "priority: 1",
+        "priority: high",
+        &[
+            "8:5: /spec/profiles/0/priority: this is the string \"high\", but a whole number is wanted; write a whole number",
+        ],
+    ),
+    (
+        "priority: 1",
+        "priority: 3000000000",
+        &[
+            "8:5: /spec/profiles/0/priority: this is the integer `3000000000`, but a whole number is wanted; write a whole number",
+        ],
+    ),
+    (
+        "perInstance: true",
+        "perInstance: yes",
+        &[
+            "12:48: /spec/profiles/0/rules/0/metric/perInstance: this is the string \"yes\", but true or false is wanted; write true or false",
+        ],
+    ),
+    (
+        "perInstance: true",
+        "perInstance: 1",
+        &[
+            "12:48: /spec/profiles/0/rules/0/metric/perInstance: this is the integer `1`, but true or false is wanted; write true or false",
+        ],
+    ),
+    (
+        "mode: live",
+        "mode: alive",
+        &["5:3: /spec/mode: `alive` is not known here; use one of: live, shadow, paused"],
+    ),
+    (
+        "mode: live",
+        "mode: off",
+        &["5:3: /spec/mode: `off` is not known here; use one of: live, shadow, paused"],
+    ),
+    (
+        "by: 1",
+        "by: true",
+        &[
+            "14:31: /spec/profiles/0/rules/0/scale/by: this must be a number, or text such as \"50%\"; write one of the two",
+        ],
+    ),
+    ("by: 1", "by: ", &[]),
+    (
+        "by: 1",
+        "by: [1]",
+        &[
+            "14:31: /spec/profiles/0/rules/0/scale/by: this must be a number, or text such as \"50%\"; write one of the two",
+        ],
+    ),
+    (
+        "by: 1",
+        "by: {a: 1}",
+        &[
+            "14:31: /spec/profiles/0/rules/0/scale/by: this must be a number, or text such as \"50%\"; write one of the two",
+        ],
+    ),
+    (
+        "by: 1",
+        "steps: [{above: 1, by: {}}, {by: []}, {above: true, by: 1}, {}]",
+        &[
+            "14:50: /spec/profiles/0/rules/0/scale/steps/0/by: this must be a number, or text such as \"50%\"; write one of the two",
+            "14:60: /spec/profiles/0/rules/0/scale/steps/1/by: this must be a number, or text such as \"50%\"; write one of the two",
+            "14:70: /spec/profiles/0/rules/0/scale/steps/2/above: this must be a number, or text such as \"50%\"; write one of the two",
+            "14:91: /spec/profiles/0/rules/0/scale/steps/3/by: `by` is missing; add it",
+        ],
+    ),
+    (
+        "by: 1",
+        "steps: {above: 1}",
+        &[
+            "14:31: /spec/profiles/0/rules/0/scale/steps: this is a mapping, but a list is wanted; write a list",
+        ],
+    ),
+    (
+        "direction: out",
+        "direction: up",
+        &[
+            "14:15: /spec/profiles/0/rules/0/scale/direction: `up` is not known here; use one of: out, in",
+        ],
+    ),
+    (
+        "{min: 1, max: 5, default: 2}",
+        "{}",
+        &[
+            "9:5: /spec/profiles/0/capacity/min: `min` is missing; add it",
+            "9:5: /spec/profiles/0/capacity/max: `max` is missing; add it",
+            "9:5: /spec/profiles/0/capacity/default: `default` is missing; add it",
+        ],
+    ),
+    (
+        "{min: 1, max: 5, default: 2}",
+        "[1, 5]",
+        &[
+            "9:5: /spec/profiles/0/capacity: invalid length 2, expected struct Capacity with 3 elements",
+        ],
+    ),
+    (
+        "{min: 1, max: 5, default: 2}",
+        "[1, 5, 2, 3]",
+        &["9:5: /spec/profiles/0/capacity: invalid length 4, expected fewer elements in array"],
+    ),
+    (
+        "window: 30s",
+        "window: 30",
+        &[
+            "12:35: /spec/profiles/0/rules/0/metric/window: this is the integer `30`, but text is wanted; put it in quotes",
+        ],
+    ),
+    (
+        "window: 30s",
+        "window: -30s",
+        &[
+            "12:35: /spec/profiles/0/rules/0/metric/window: `-30s` is not a duration: write a whole number and a unit, such as 500ms, 30s, 5m, 1h or 7d",
+        ],
+    ),
+    (
+        "window: 30s",
+        "window: 99999999999999999999d",
+        &[
+            "12:35: /spec/profiles/0/rules/0/metric/window: `99999999999999999999d` is not a duration: write a whole number and a unit, such as 500ms, 30s, 5m, 1h or 7d",
+        ],
+    ),
+];
+
+#[test]
+fn each_fault_has_its_sentence() {
+    let mut wrong = Vec::new();
+    for (base, rows) in [
+        (ENDPOINT, IN_ENDPOINT),
+        (DEPLOYMENT, IN_DEPLOYMENT),
+        (AUTOSCALE, IN_AUTOSCALE),
+    ] {
+        for (part, instead, said) in rows {
+            assert!(base.contains(part), "`{part}` is not in the document");
+            let (_, faults) = read(&base.replacen(part, instead, 1));
+            let found: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            if found != *said {
+                wrong.push(format!("({part:?}, {instead:?}, &{found:?}),"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "other sentences:\n{}", wrong.join("\n"));
+}

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
 use cargo_metadata::{Metadata, MetadataCommand, Package};
@@ -83,6 +84,20 @@ const SERVICE: &[&str] = &[
 
 /// The binary wires everything, and the tests look at everything.
 const MAY_IMPORT_ALL: &[&str] = &["penstock", "penstock-tests"];
+
+/// What must not be linked, however far down: the gateway serves on when the store is away, and takes
+/// nothing in but requests and routes.
+const MUST_NOT_REACH: &[(&str, &[&str])] = &[(
+    "penstock-gateway",
+    &[
+        "penstock-documents",
+        "penstock-store",
+        "saphyr",
+        "saphyr-parser",
+        "sqlx",
+        "sqlx-core",
+    ],
+)];
 
 /// Crates whose results depend on their arguments alone.
 const PURE: &[&str] = &["contract", "documents", "domain"];
@@ -223,6 +238,95 @@ fn every_crate_imports_only_what_its_place_allows() {
         }
     }
     none(offenders, "the direction of imports is in ARCHITECTURE.md");
+}
+
+/// What `cargo tree --prefix depth` prints for a package, the features of others left out: its normal
+/// dependencies with those of theirs. The graph of cargo's metadata does not tell this: in it each crate
+/// has the features that anybody in the workspace asks for.
+fn tree(package: &str) -> String {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root())
+        .args([
+            "tree",
+            "--offline",
+            "--edges",
+            "normal",
+            "--prefix",
+            "depth",
+        ])
+        .args(["--package", package])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The ways from the root of a tree to what it must not reach, each as `root > … > reached`.
+fn ways(tree: &str, forbidden: &[&str]) -> Vec<String> {
+    let mut above: Vec<&str> = Vec::new();
+    let mut found = Vec::new();
+    for line in tree.lines() {
+        let name = line.trim_start_matches(|c: char| c.is_ascii_digit());
+        let depth: usize = line[..line.len() - name.len()].parse().unwrap();
+        let name = name.split(' ').next().unwrap();
+        above.truncate(depth);
+        assert_eq!(above.len(), depth, "`{line}` hangs on nothing");
+        above.push(name);
+        if depth > 0 && forbidden.contains(&name) {
+            found.push(above.join(" > "));
+        }
+    }
+    found
+}
+
+#[test]
+fn no_crate_reaches_what_it_must_do_without() {
+    let mut offenders = Vec::new();
+    for (package, forbidden) in MUST_NOT_REACH {
+        let tree = tree(package);
+        assert!(
+            tree.starts_with(&format!("0{package} ")) && tree.contains("penstock-contract"),
+            "this is not the tree of {package}:\n{tree}"
+        );
+        offenders.extend(ways(&tree, forbidden));
+    }
+    none(
+        offenders,
+        "cut one of the links, or put what needs it behind a feature that is not asked for here",
+    );
+}
+
+#[test]
+fn a_way_to_what_is_forbidden_is_found_at_any_depth_and_whatever_stands_before_it() {
+    let tree = "\
+0gateway v0.1.0 (/house/gateway)
+1contract v0.1.0 (/house/contract)
+2serde v1.0.0
+1runtime v0.1.0 (/house/runtime)
+2contract v0.1.0 (/house/contract) (*)
+2store v0.1.0 (/house/store)
+3sqlx v0.9.0
+1sqlx-like v1.0.0
+";
+    assert_eq!(
+        ways(tree, &["sqlx", "saphyr"]),
+        ["gateway > runtime > store > sqlx"]
+    );
+    assert_eq!(ways(tree, &["store"]), ["gateway > runtime > store"]);
+    assert!(ways(tree, &["gateway", "sql", "saphyr"]).is_empty());
+}
+
+#[test]
+fn what_the_gateway_does_without_is_found_where_it_is_linked() {
+    let (_, forbidden) = MUST_NOT_REACH[0];
+    let tree = tree("penstock-control");
+    for name in forbidden {
+        assert!(
+            !ways(&tree, &[name]).is_empty(),
+            "no crate has this name any more: {name}"
+        );
+    }
 }
 
 #[test]

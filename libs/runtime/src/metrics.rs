@@ -8,8 +8,6 @@ use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::parking::PARKED_ENDPOINTS;
-
 /// Registries by the place in the code that filled them.
 type Registries = BTreeMap<(&'static str, u32), Registry>;
 
@@ -33,11 +31,12 @@ impl Default for Metrics {
                     ConstGauge::new(1i64),
                 );
         });
+        #[cfg(feature = "log")]
         metrics.register(|registry| {
             registry.register(
                 "penstock_parked_endpoints",
                 "Endpoints that a consumer cannot digest an event of, and has parked",
-                PARKED_ENDPOINTS.clone(),
+                crate::parking::PARKED_ENDPOINTS.clone(),
             );
         });
         metrics

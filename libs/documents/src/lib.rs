@@ -7,10 +7,12 @@
 
 mod check;
 mod document;
+mod fault;
 mod repair;
 mod sentence;
 mod syntax;
 mod template;
+mod typed;
 mod yaml;
 
 pub use document::{Document, Located, Read, read, read_checking};

@@ -9,8 +9,10 @@ use contract::problem::{Finding, escape};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::sentence::{Fault, Kind, in_words};
+use crate::fault::{Fault, Kind, Wanted};
+use crate::sentence::{in_words, nearest};
 use crate::syntax::nodes_of;
+use crate::typed::from_tree;
 
 /// Most faults of one document that are reported.
 pub const FINDINGS_MAX: usize = 100;
@@ -111,7 +113,7 @@ pub fn read_mending<T: DeserializeOwned>(value: &Value, base: &str) -> Reading<T
         let Some(at) = bench.mend(&fault) else {
             break None;
         };
-        if matches!(fault.kind, Kind::Unknown) || fault.is_unclear_choice() {
+        if matches!(fault.kind, Kind::UnknownField(_)) || is_unclear_choice(&fault) {
             mended.stripped.push(parent(&pointer).to_owned());
         }
         mended.pointers.push(pointer);
@@ -130,6 +132,35 @@ pub fn read_mending<T: DeserializeOwned>(value: &Value, base: &str) -> Reading<T
 fn pointer_of(steps: &[String]) -> String {
     let steps = steps.iter().map(|step| format!("/{}", escape(step)));
     steps.collect()
+}
+
+/// A word that is not one of a few, and resembles none of them: what was meant is not known.
+fn is_unclear_choice(fault: &Fault) -> bool {
+    match &fault.kind {
+        Kind::UnknownWord { word, known } => nearest(word, known).is_none(),
+        _ => false,
+    }
+}
+
+/// Values that would fit, as far as the fault says.
+fn fitting(fault: &Fault) -> Vec<Value> {
+    let value = match &fault.kind {
+        Kind::UnknownWord { word, known } => {
+            let meant = nearest(word, known).or(known.first().copied());
+            return meant.map(|meant| json!(meant)).into_iter().collect();
+        }
+        Kind::Mismatch { wanted, .. } => match wanted {
+            Wanted::U8 | Wanted::U16 | Wanted::Unsigned | Wanted::Signed | Wanted::Number => {
+                json!(1)
+            }
+            Wanted::Boolean => json!(true),
+            Wanted::List => json!([]),
+            Wanted::Mapping | Wanted::Fields => json!({}),
+            Wanted::Text | Wanted::Other(_) => return Vec::new(),
+        },
+        _ => return Vec::new(),
+    };
+    vec![value]
 }
 
 enum Attempt<T> {
@@ -152,22 +183,22 @@ impl<T: DeserializeOwned> Bench<T> {
             return Attempt::Tired;
         };
         self.left = left;
-        match serde_path_to_error::deserialize::<_, T>(&self.value) {
+        match from_tree(&self.value) {
             Ok(value) => Attempt::Whole(value),
-            Err(error) => Attempt::Faulty(Fault::of(&error)),
+            Err(fault) => Attempt::Faulty(fault),
         }
     }
 
     /// Changes the value so that this fault is gone. Says where the change was made: at the fault, or
     /// at something around it.
     fn mend(&mut self, fault: &Fault) -> Option<String> {
-        if matches!(fault.kind, Kind::Unknown) {
+        if matches!(fault.kind, Kind::UnknownField(_)) {
             self.put(&fault.steps, None);
             return Some(pointer_of(&fault.steps));
         }
         for length in (1..=fault.steps.len()).rev() {
             let steps = &fault.steps[..length];
-            if self.settle(steps, &fault.fitting(), DEPTH_MAX) {
+            if self.settle(steps, &fitting(fault), DEPTH_MAX) {
                 return Some(pointer_of(steps));
             }
         }
@@ -177,7 +208,7 @@ impl<T: DeserializeOwned> Bench<T> {
     /// Finds something for this place with which the reading gets past it.
     fn settle(&mut self, steps: &[String], fitting: &[Value], depth: usize) -> bool {
         let original = self.value.pointer(&pointer_of(steps)).cloned();
-        // What serde says would fit; then nothing, as most fields may be left out (items of a list may
+        // What the fault says would fit; then nothing, as most fields may be left out (items of a list may
         // not, or others would move up); then anything.
         let absent = original.is_some().then_some(None);
         let any = [
@@ -213,7 +244,7 @@ impl<T: DeserializeOwned> Bench<T> {
             if !fault.steps.starts_with(steps) {
                 return true;
             }
-            if depth == 0 || !self.settle(&fault.steps, &fault.fitting(), depth - 1) {
+            if depth == 0 || !self.settle(&fault.steps, &fitting(&fault), depth - 1) {
                 return false;
             }
         }

@@ -1,7 +1,8 @@
-//! What serde says of a wrong document, as sentences for the person who wrote it.
+//! What is wrong with a document, as sentences for the person who wrote it.
 
-use serde_json::{Value, json};
-use serde_path_to_error::Segment;
+use serde_json::Value;
+
+use crate::fault::{Fault, Found, Kind, Known, Wanted};
 
 /// Fields and values of later releases, so that they are refused by name and not as mistakes:
 /// pointer, value (empty: the field itself), sentence.
@@ -44,93 +45,25 @@ const NOT_YET: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// What serde stopped at.
-#[derive(Clone, Debug)]
-pub(crate) struct Fault {
-    /// From the root of what is read.
-    pub steps: Vec<String>,
-    pub kind: Kind,
-    message: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// A field that is not known.
-    Unknown,
-    /// A field that is not there.
-    Missing,
-    /// A value that does not fit.
-    Unfit,
-}
-
-impl Fault {
-    pub fn of(error: &serde_path_to_error::Error<serde_json::Error>) -> Self {
-        let message = error.inner().to_string();
-        let mut steps = steps_of(error.path());
-        let mut kind = Kind::Unfit;
-        if let Some(field) = quoted_after(&message, "unknown field ") {
-            kind = Kind::Unknown;
-            if steps.last().map(String::as_str) != Some(field) {
-                steps.push(field.to_owned());
-            }
-        } else if let Some(field) = quoted_after(&message, "missing field ") {
-            kind = Kind::Missing;
-            steps.push(field.to_owned());
-        }
-        Self {
-            steps,
-            kind,
-            message,
-        }
-    }
-
-    /// A word that is not one of a few, and resembles none of them: what was meant is not known.
-    pub fn is_unclear_choice(&self) -> bool {
-        let word = quoted_after(&self.message, "unknown variant ");
-        let known = quoted(self.message.split_once(", ").map_or("", |(_, rest)| rest));
-        word.is_some_and(|word| nearest(word, &known).is_none())
-    }
-
-    /// Values that would fit, as far as serde says.
-    pub fn fitting(&self) -> Vec<Value> {
-        let message = &self.message;
-        if let Some(word) = quoted_after(message, "unknown variant ") {
-            let known = quoted(message.split_once(", ").map_or("", |(_, rest)| rest));
-            let meant = nearest(word, &known).or(known.first().copied());
-            return meant.map(|meant| json!(meant)).into_iter().collect();
-        }
-        let expected = message.split_once(", expected ").map(|(_, rest)| rest);
-        let value = match expected {
-            Some("u8" | "u16" | "u32" | "u64" | "i32" | "i64" | "f64") => json!(1),
-            Some("a boolean") => json!(true),
-            Some("a sequence") => json!([]),
-            Some(other) if other == "a map" || other.starts_with("struct ") => json!({}),
-            _ => return Vec::new(),
-        };
-        vec![value]
-    }
-}
-
 /// The fault as a sentence; `value` is what stands there.
 pub(crate) fn in_words(fault: &Fault, pointer: &str, value: Option<&Value>) -> String {
-    match fault.kind {
-        Kind::Unknown => not_yet(pointer, None).unwrap_or_else(|| {
-            let field = fault.steps.last().map_or("", String::as_str);
-            unknown_field(field, &fault.message)
-        }),
-        Kind::Missing | Kind::Unfit => {
-            not_yet(pointer, value).unwrap_or_else(|| sentence(&fault.message, pointer))
-        }
+    // A field of a later release is one whatever its value is.
+    let value = value.filter(|_| !matches!(fault.kind, Kind::UnknownField(_)));
+    if let Some(sentence) = not_yet(pointer, value) {
+        return sentence;
     }
-}
-
-fn steps_of(path: &serde_path_to_error::Path) -> Vec<String> {
-    let step = |segment: &Segment| match segment {
-        Segment::Seq { index } => Some(index.to_string()),
-        Segment::Map { key } => Some(key.clone()),
-        Segment::Enum { .. } | Segment::Unknown => None,
-    };
-    path.iter().filter_map(step).collect()
+    let last = fault.steps.last().map_or("", String::as_str);
+    match &fault.kind {
+        Kind::UnknownField(known) => unknown_field(last, known),
+        Kind::MissingField => format!("`{last}` is missing; add it"),
+        Kind::UnknownWord { word, known } => format!(
+            "`{word}` is not known here; use one of: {}",
+            known.join(", ")
+        ),
+        Kind::Mismatch { found, wanted } => mismatch(found, wanted, pointer),
+        Kind::Length { found, wanted } => format!("invalid length {found}, expected {wanted}"),
+        Kind::Said(sentence) => sentence.clone(),
+    }
 }
 
 fn not_yet(pointer: &str, value: Option<&Value>) -> Option<String> {
@@ -141,22 +74,11 @@ fn not_yet(pointer: &str, value: Option<&Value>) -> Option<String> {
     entry.map(|(_, _, sentence)| (*sentence).to_owned())
 }
 
-/// The word in backquotes after a beginning.
-fn quoted_after<'a>(message: &'a str, beginning: &str) -> Option<&'a str> {
-    message.strip_prefix(beginning)?.split('`').nth(1)
-}
-
-/// All words in backquotes.
-fn quoted(text: &str) -> Vec<&str> {
-    text.split('`').skip(1).step_by(2).collect()
-}
-
-fn unknown_field(field: &str, message: &str) -> String {
-    let known = quoted(message.split_once(", ").map_or("", |(_, rest)| rest));
+fn unknown_field(field: &str, known: Known) -> String {
     if known.is_empty() {
         return format!("`{field}` is not a field here, where there are none; remove it");
     }
-    if let Some(near) = nearest(field, &known) {
+    if let Some(near) = nearest(field, known) {
         return format!("`{field}` is not a field here; did you mean `{near}`?");
     }
     format!(
@@ -165,52 +87,34 @@ fn unknown_field(field: &str, message: &str) -> String {
     )
 }
 
-fn sentence(message: &str, pointer: &str) -> String {
-    if let Some(field) = quoted_after(message, "missing field ") {
-        return format!("`{field}` is missing; add it");
-    }
-    if let Some(variant) = quoted_after(message, "unknown variant ") {
-        let known = quoted(message.split_once(", ").map_or("", |(_, rest)| rest));
-        return format!(
-            "`{variant}` is not known here; use one of: {}",
-            known.join(", ")
-        );
-    }
-    if message.contains("untagged enum NumberOrText") {
-        return "this must be a number, or text such as \"50%\"; write one of the two".into();
-    }
-    let mismatch = message
-        .strip_prefix("invalid type: ")
-        .or_else(|| message.strip_prefix("invalid value: "))
-        .and_then(|rest| rest.split_once(", expected "));
-    let Some((found, expected)) = mismatch else {
-        return message.to_owned();
-    };
+fn mismatch(found: &Found, wanted: &Wanted, pointer: &str) -> String {
     let in_shares = ["/traffic/", "/mirror/"]
         .iter()
         .any(|part| pointer.contains(part));
-    let wanted = match expected {
-        "u8" if in_shares => "a whole percentage from 0 to 100",
-        "u8" => "a whole number from 0 to 255",
-        "u16" => "a whole number from 0 to 65535",
-        "u32" | "u64" => "a whole number that is not negative",
-        "i32" | "i64" => "a whole number",
-        "f64" => "a number",
-        "a string" => "text",
-        "a boolean" => "true or false",
-        "a sequence" => "a list",
-        "a map" => "a mapping",
-        other if other.starts_with("struct ") => "a mapping of fields",
-        other => other,
+    let words = match wanted {
+        Wanted::U8 if in_shares => "a whole percentage from 0 to 100",
+        Wanted::U8 => "a whole number from 0 to 255",
+        Wanted::U16 => "a whole number from 0 to 65535",
+        Wanted::Unsigned => "a whole number that is not negative",
+        Wanted::Signed => "a whole number",
+        Wanted::Number => "a number",
+        Wanted::Text => "text",
+        Wanted::Boolean => "true or false",
+        Wanted::List => "a list",
+        Wanted::Mapping => "a mapping",
+        Wanted::Fields => "a mapping of fields",
+        Wanted::Other(words) => words,
     };
     match found {
-        "null" => format!("this is empty, but {wanted} is wanted; fill it in or remove the field"),
-        "map" => format!("this is a mapping, but {wanted} is wanted; write {wanted}"),
-        "sequence" => format!("this is a list, but {wanted} is wanted; write {wanted}"),
-        _ if wanted == "text" => {
+        Found::Nothing => {
+            format!("this is empty, but {words} is wanted; fill it in or remove the field")
+        }
+        Found::Mapping => format!("this is a mapping, but {words} is wanted; write {words}"),
+        Found::List => format!("this is a list, but {words} is wanted; write {words}"),
+        Found::Value(found) if *wanted == Wanted::Text => {
             format!("this is the {found}, but text is wanted; put it in quotes")
         }
-        _ => format!("this is the {found}, but {wanted} is wanted; write {wanted}"),
+        Found::Value(found) => format!("this is the {found}, but {words} is wanted; write {words}"),
     }
 }
 

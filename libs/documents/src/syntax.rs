@@ -4,6 +4,7 @@
 //! cycle and no expansion past [`NODES_MAX`] gets through.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -120,42 +121,66 @@ fn json_tree(text: &str) -> Result<Option<Tree>, SyntaxError> {
         return Ok(None);
     }
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let read = JsonValue { depth: 0 }.deserialize(&mut deserializer);
+    let refusal = Cell::new(None);
+    let seed = JsonValue {
+        depth: 0,
+        refusal: &refusal,
+    };
+    let read = seed.deserialize(&mut deserializer);
     match read.and_then(|value| deserializer.end().map(|()| value)) {
         Ok(value) => {
             let places = YamlReader::read_all(text).trees.into_iter().next();
             let places = places.map(|tree| tree.places).unwrap_or_default();
             Ok(Some(Tree { value, places }))
         }
-        Err(error) if error.is_data() => {
-            let place = Place {
-                line: error.line().max(1),
-                column: error.column().max(1),
-            };
-            let detail = error.to_string();
-            let detail = detail.split(" at line ").next().unwrap_or(&detail);
-            Err(SyntaxError::new(place, "", detail))
-        }
-        // It may be YAML in flow style, such as `{a: 1}`.
-        Err(_) => Ok(None),
+        Err(error) => match refusal.take() {
+            Some(detail) => {
+                let place = Place {
+                    line: error.line().max(1),
+                    column: error.column().max(1),
+                };
+                Err(SyntaxError::new(place, "", detail))
+            }
+            // It may be YAML in flow style, such as `{a: 1}`.
+            None => Ok(None),
+        },
     }
 }
 
-struct JsonValue {
+#[derive(Clone, Copy)]
+struct JsonValue<'a> {
     depth: usize,
+    /// Why we refuse what is JSON.
+    refusal: &'a Cell<Option<String>>,
 }
 
-impl<'de> DeserializeSeed<'de> for JsonValue {
+impl JsonValue<'_> {
+    fn refuse<E: serde::de::Error>(&self, detail: String) -> E {
+        let error = E::custom(&detail);
+        self.refusal.set(Some(detail));
+        error
+    }
+
+    /// What reads the values inside this one.
+    fn inner(&self) -> Self {
+        Self {
+            depth: self.depth + 1,
+            ..*self
+        }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for JsonValue<'_> {
     type Value = Value;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
         if self.depth > DEPTH_MAX {
-            return Err(serde::de::Error::custom(too_deep()));
+            return Err(self.refuse(too_deep()));
         }
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for JsonValue {
+impl<'de> Visitor<'de> for JsonValue<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -184,19 +209,17 @@ impl<'de> Visitor<'de> for JsonValue {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut items = Vec::new();
-        let depth = self.depth + 1;
-        while let Some(item) = seq.next_element_seed(JsonValue { depth })? {
+        while let Some(item) = seq.next_element_seed(self.inner())? {
             items.push(item);
         }
         Ok(Value::Array(items))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut fields = Map::new();
-        let depth = self.depth + 1;
         while let Some(key) = map.next_key::<String>()? {
-            let value = map.next_value_seed(JsonValue { depth })?;
+            let value = map.next_value_seed(self.inner())?;
             if fields.contains_key(&key) {
-                return Err(serde::de::Error::custom(duplicate(&key)));
+                return Err(self.refuse(duplicate(&key)));
             }
             fields.insert(key, value);
         }

@@ -1,7 +1,7 @@
 //! What people read of each kind of fault, word for word.
 #![allow(clippy::unwrap_used)]
 
-use documents::read;
+use documents::{DEPTH_MAX, read, read_trees};
 
 const ENDPOINT: &str = "\
 apiVersion: penstock/v1
@@ -120,6 +120,18 @@ const IN_ENDPOINT: &[Row] = &[
     ),
     (
         "auth: key",
+        "\"a`b\": key",
+        &[
+            "5:3: /spec/a`b: `a`b` is not a field here; remove it, or use one of: auth, traffic, mirror, modelClientErrors, limits",
+        ],
+    ),
+    (
+        "auth: key",
+        "auth: \"k`ee\"",
+        &["5:3: /spec/auth: `k`ee` is not known here; use one of: key, none"],
+    ),
+    (
+        "auth: key",
         "\"a/b~c\": key",
         &[
             "5:3: /spec/a~1b~0c: `a/b~c` is not a field here; remove it, or use one of: auth, traffic, mirror, modelClientErrors, limits",
@@ -198,6 +210,13 @@ const IN_ENDPOINT: &[Row] = &[
         "100",
         &[
             "6:3: /spec/traffic: this is the integer `100`, but a mapping is wanted; write a mapping",
+        ],
+    ),
+    (
+        "{blue: 100}",
+        "\"a, expected b\"",
+        &[
+            "6:3: /spec/traffic: this is the string \"a, expected b\", but a mapping is wanted; write a mapping",
         ],
     ),
     (
@@ -686,4 +705,26 @@ fn each_fault_has_its_sentence() {
         }
     }
     assert!(wrong.is_empty(), "other sentences:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_key_given_twice_in_json_that_yaml_reads_otherwise_is_named_whole() {
+    let text = r#"{"x": "\ud83d\ude00", "a at line b": 1, "a at line b": 2}"#;
+    let (_, faults) = read(text);
+    let found: Vec<&str> = faults.iter().map(|f| f.finding.detail.as_str()).collect();
+    assert_eq!(found, ["`a at line b` is given twice; keep one of the two"]);
+}
+
+#[test]
+fn json_is_nested_as_deep_as_yaml_may_be_and_no_deeper() {
+    let nested =
+        |levels: usize| format!("{{\"a\": {}1{}}}", "[".repeat(levels), "]".repeat(levels));
+    let too_deep = |levels| {
+        let (_, faults) = read_trees(&nested(levels));
+        faults
+            .iter()
+            .any(|fault| fault.detail.contains("levels deep"))
+    };
+    assert!(!too_deep(DEPTH_MAX - 1));
+    assert!(too_deep(DEPTH_MAX));
 }

@@ -4,7 +4,8 @@
 //! them (`domain::autoscale::Policy::compile`) and reports every fault with its field.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use crate::ids::DeploymentRef;
 use crate::time::Span;
@@ -203,11 +204,24 @@ pub enum Direction {
     In,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum NumberOrText {
     Number(f64),
     Text(String),
+}
+
+/// Written out, because the derived reader of untagged enums cannot say what is wrong.
+impl<'de> Deserialize<'de> for NumberOrText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Number(number) => Ok(Self::Number(number.as_f64().unwrap_or_default())),
+            Value::String(text) => Ok(Self::Text(text)),
+            _ => Err(serde::de::Error::custom(
+                "this must be a number, or text such as \"50%\"; write one of the two",
+            )),
+        }
+    }
 }
 
 /// The step with the greatest `above` (scale out) or the least `below` (scale in) that holds decides.

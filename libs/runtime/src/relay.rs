@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use bus::Bus;
 use contract::ids::{Bucket, Position};
 use contract::log::RawRecord;
@@ -37,8 +38,10 @@ const PAGE: usize = 4000;
 const RECHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// After the bus has refused: doubled each time, up to the longest.
-const PAUSE: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(100))
+    .with_max_delay(Duration::from_secs(5))
+    .without_max_times();
 
 /// Publishes every commit made after this call, until the store is closed or `shutdown` is
 /// cancelled; what was committed by then is published first.
@@ -209,18 +212,21 @@ impl Relay {
     /// Hands a page to the bus until the bus has confirmed it.
     async fn publish(&self, page: &[RawRecord]) {
         let head = self.deps.store.head_watch();
-        let mut pause = PAUSE;
-        while let Err(error) = self.deps.bus.publish_stored(page).await {
-            if pause == PAUSE {
+        let mut troubled = false;
+        for pause in PAUSES.build() {
+            let Err(error) = self.deps.bus.publish_stored(page).await else {
+                break;
+            };
+            if !troubled {
                 tracing::warn!(%error, "the bus does not take records, trying again");
             }
+            troubled = true;
             let trouble = format!("the bus cannot be reached: {error}");
             self.deps.component.trouble(Some(trouble));
             self.show_lag(&head, self.published);
             sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
         }
-        if pause != PAUSE {
+        if troubled {
             self.deps.component.trouble(None);
         }
     }

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use contract::ids::Position;
 use contract::log::{Record, RowChange};
 use contract::time::{Span, Timestamp};
@@ -50,6 +51,10 @@ const TRIES_MAX: u32 = 3;
 /// after many.
 const BACK_OFF_MIN: Duration = Duration::from_millis(50);
 const BACK_OFF_MAX: Duration = Duration::from_secs(2);
+const BACK_OFF: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(BACK_OFF_MIN)
+    .with_max_delay(BACK_OFF_MAX)
+    .without_max_times();
 
 pub(crate) type Subscribers = Arc<Mutex<Vec<mpsc::UnboundedSender<Vec<Arc<Record>>>>>>;
 
@@ -85,16 +90,24 @@ pub(crate) struct Writer {
 }
 
 /// When the connection may be opened again.
-#[derive(Default)]
 struct BackOff {
-    wait: Duration,
+    waits: <ExponentialBuilder as BackoffBuilder>::Backoff,
     until: Option<Instant>,
+}
+
+impl Default for BackOff {
+    fn default() -> Self {
+        Self {
+            waits: BACK_OFF.build(),
+            until: None,
+        }
+    }
 }
 
 impl BackOff {
     fn failed(&mut self) {
-        self.wait = (self.wait * 2).clamp(BACK_OFF_MIN, BACK_OFF_MAX);
-        self.until = Some(Instant::now() + self.wait);
+        let wait = self.waits.next().unwrap_or(BACK_OFF_MAX);
+        self.until = Some(Instant::now() + wait);
     }
 
     async fn pass(&mut self) {

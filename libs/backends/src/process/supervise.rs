@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use contract::ids::InstanceId;
 use contract::time::Span;
 use rustix::process::Signal;
@@ -30,8 +31,10 @@ const ENDING_MAX: Duration = Duration::from_secs(1);
 const BIND_TRIES: u32 = 3;
 
 /// Between two looks whether all processes are gone.
-const LOOK_EVERY_MIN: Duration = Duration::from_millis(5);
-const LOOK_EVERY_MAX: Duration = Duration::from_millis(200);
+const LOOKS: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(5))
+    .with_max_delay(Duration::from_millis(200))
+    .without_max_times();
 
 /// Why the watch over an instance has come to its end.
 enum Outcome {
@@ -254,26 +257,26 @@ impl Supervisor {
             return;
         }
         // Again and again, for what forks between the look and the signal.
-        let mut pause = LOOK_EVERY_MIN;
-        while self.signal(Signal::KILL).await != Some(0) {
+        for pause in LOOKS.build() {
+            if self.signal(Signal::KILL).await == Some(0) {
+                break;
+            }
             sleep(pause).await;
-            pause = (pause * 2).min(LOOK_EVERY_MAX);
         }
         self.leader.ended().await;
     }
 
     async fn wait_until_gone(&self, deadline: Instant) -> bool {
-        let mut pause = LOOK_EVERY_MIN;
-        loop {
+        for pause in LOOKS.build() {
             if self.members_living().await == Some(0) {
                 return true;
             }
             if Instant::now() + pause > deadline {
-                return false;
+                break;
             }
             sleep(pause).await;
-            pause = (pause * 2).min(LOOK_EVERY_MAX);
         }
+        false
     }
 
     /// While the leader lives, or is a child of ours that is not reaped yet, its number names its

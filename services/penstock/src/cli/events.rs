@@ -3,18 +3,19 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use contract::ids::Name;
-use futures::StreamExt;
+use futures::{Stream, StreamExt, TryStreamExt};
 use reqwest::header::HeaderName;
 use serde_json::{Value, json};
+use sse_stream::SseByteStream;
 
 use super::error::CliError;
 use super::heads::{self, HeadArgs};
 use super::kinds::name;
 use super::output::{Format, Table, items, print, remark, text, yaml};
-use crate::client::sse::{SseEvent, SseReader};
 use crate::client::{Client, ClientError};
 
 /// Follow, export, verify and replay the event log, and unpark what it has parked
@@ -430,27 +431,40 @@ async fn follow_once(
     let response = client
         .stream(&["v1", "events", "stream"], &query, &headers)
         .await?;
-    let mut chunks = response.bytes_stream();
-    let mut reader = SseReader::default();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| super::logs::broken_off(client, &error))?;
-        for event in reader.feed(&chunk) {
-            show_sse(&event, after, filter)?;
-        }
+    let mut bodies = pin!(bodies(response.bytes_stream()));
+    while let Some(body) = bodies.next().await {
+        let body = body.map_err(|error| match error {
+            sse_stream::Error::Body(error) => super::logs::broken_off(client, &error),
+            other => super::logs::broken_off(client, &other),
+        })?;
+        show_new(&body, after, filter)?;
     }
     Ok(())
 }
 
-fn show_sse(event: &SseEvent, after: &mut u64, filter: &Filter<'_>) -> Result<(), CliError> {
-    let Ok(body) = serde_json::from_str::<Value>(&event.data) else {
-        return Ok(());
-    };
-    let reached = position(&body);
+/// What the events of a stream of server-sent events hold, as far as it is JSON. The stream may be cut
+/// anywhere.
+fn bodies<B, E>(
+    chunks: impl Stream<Item = Result<B, E>>,
+) -> impl Stream<Item = Result<Value, sse_stream::Error>>
+where
+    B: bytes::Buf,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    SseByteStream::new(chunks).try_filter_map(|event| async move {
+        let data = event.data.unwrap_or_default();
+        Ok(serde_json::from_str(&data).ok())
+    })
+}
+
+/// Shows an event, unless it was shown before the stream was taken up again.
+fn show_new(body: &Value, after: &mut u64, filter: &Filter<'_>) -> Result<(), CliError> {
+    let reached = position(body);
     if reached <= *after {
         return Ok(());
     }
     *after = reached;
-    filter.show(&body)
+    filter.show(body)
 }
 
 /// A report's facts, one a line; exit 1 where it is not `ok`.
@@ -492,6 +506,19 @@ fn report_lines(report: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn events_are_whole_however_the_stream_is_cut() {
+        let text = "id: 7\nevent: scaling.decided\ndata: {\"a\":\ndata: 1}\n\n: keep-alive\n\ndata: no\n\ndata: \"ü\"\r\n\r\ndata: 2\n".as_bytes();
+        for size in 1..=text.len() {
+            let chunks = text.chunks(size).map(Ok::<_, std::io::Error>);
+            let found: Vec<Value> = bodies(futures::stream::iter(chunks))
+                .map(Result::unwrap)
+                .collect()
+                .await;
+            assert_eq!(found, [json!({"a": 1}), json!("ü")], "cut at {size}");
+        }
+    }
 
     #[test]
     fn events_are_filtered_by_endpoint_and_by_type() {

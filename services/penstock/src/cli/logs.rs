@@ -72,7 +72,7 @@ fn print_raw(chunk: &[u8]) -> Result<(), CliError> {
 }
 
 /// A stream that was open and ended without being closed.
-pub fn broken_off(client: &Client, error: &reqwest::Error) -> CliError {
+pub fn broken_off(client: &Client, error: &dyn std::fmt::Display) -> CliError {
     CliError::Client(ClientError::Unreachable {
         server: client.server().to_owned(),
         reason: format!("it broke off the stream ({error})"),

@@ -4,7 +4,6 @@
 //! what it has just done.
 
 pub mod config;
-pub mod sse;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;

@@ -4,10 +4,14 @@
 use std::future::Future;
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio_util::sync::CancellationToken;
 
-const PAUSE_FIRST: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Before each run after the first.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_secs(1))
+    .with_max_delay(Duration::from_secs(30))
+    .without_max_times();
 
 /// Runs `start` again and again until `shutdown`. Returns when the last run has ended.
 pub async fn supervise<F, E>(
@@ -18,8 +22,7 @@ pub async fn supervise<F, E>(
     F: Future<Output = Result<(), E>> + Send + 'static,
     E: std::fmt::Display + Send + 'static,
 {
-    let mut pause = PAUSE_FIRST;
-    loop {
+    for pause in PAUSES.build() {
         let run = tokio::spawn(start());
         let ended = run.await;
         if shutdown.is_cancelled() {
@@ -40,7 +43,6 @@ pub async fn supervise<F, E>(
             () = tokio::time::sleep(pause) => {}
             () = shutdown.cancelled() => return,
         }
-        pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use contract::events::Event;
+use contract::events::{EVENT_TYPES, Event};
 use contract::ids::{EndpointKey, Position};
 use contract::log::{StreamKind, StreamName};
 use contract::time::Timestamp;
@@ -56,6 +56,12 @@ const CYCLE: [(&str, StreamKind); 20] = {
     ]
 };
 
+/// The version that is written now.
+fn version_of(name: &str) -> u32 {
+    let known = EVENT_TYPES.iter().find(|(known, _)| *known == name);
+    known.unwrap().1
+}
+
 struct Writer {
     templates: BTreeMap<&'static str, String>,
     prev: BTreeMap<u16, u64>,
@@ -74,8 +80,11 @@ impl Writer {
         let templates = types
             .chain(["endpoint.created", "deployment.created"])
             .map(|name| {
-                let text = std::fs::read_to_string(format!("{folder}/{name}.v1.json")).unwrap();
-                let data = Event::decode(name, 1, &text).unwrap().data_json().unwrap();
+                let version = version_of(name);
+                let file = format!("{folder}/{name}.v{version}.json");
+                let text = std::fs::read_to_string(file).unwrap();
+                let event = Event::decode(name, version, &text).unwrap();
+                let data = event.data_json().unwrap();
                 // All of one incarnation.
                 (
                     name,
@@ -125,7 +134,7 @@ impl Writer {
             version: *version,
             id: Uuid::now_v7().to_string(),
             type_name: name.to_owned(),
-            type_version: 1,
+            type_version: version_of(name),
             time: minute,
             actor: "service:bench".to_owned(),
             data,

@@ -17,7 +17,6 @@ use contract::events::{
     EndpointKeys, Event, InstanceEnded, InstanceStarted, MemberJoined, OfInstance, SealedKey,
 };
 use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
-use contract::histogram::Histogram;
 use contract::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
 use contract::log::{Actor, Record, StreamKind, StreamName};
 use contract::resources::{AutoscaleSpec, BackendKind, DeploymentSpec};
@@ -562,18 +561,10 @@ impl World {
                 // Clients are spread over the gateways.
                 let load = load / 2 + u64::from(id == GATEWAYS[0]) * (load % 2);
                 let instances = fold.instances.of(spec.uid).map(|instance| InstanceFrame {
-                    id: instance.id.clone(),
-                    busy_us: 0,
                     in_flight: gateway.in_flight.get(&instance.id).copied().unwrap_or(0),
-                    requests: 0,
-                    cpu_us: None,
-                    memory_bytes: None,
+                    ..InstanceFrame::new(instance.id.clone())
                 });
                 deployments.push(DeploymentFrame {
-                    endpoint: endpoint.clone(),
-                    deployment: deployment.clone(),
-                    deployment_uid: spec.uid,
-                    role: Role::Live,
                     outcomes: Outcomes {
                         success: load,
                         ..Outcomes::default()
@@ -582,13 +573,13 @@ impl World {
                     // A tenth of a second each.
                     in_flight_us: load * 100_000,
                     in_flight_max: 1,
-                    queued_us: 0,
-                    queued_max: 0,
-                    request_bytes: 0,
-                    response_bytes: 0,
-                    at_or_below: BTreeMap::new(),
-                    latency: Histogram::default(),
                     instances: instances.collect(),
+                    ..DeploymentFrame::new(
+                        endpoint.clone(),
+                        deployment.clone(),
+                        spec.uid,
+                        Role::LIVE,
+                    )
                 });
             }
         }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use contract::time::{Span, Timestamp};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
@@ -272,8 +273,12 @@ fn nothing_was_metered_twice(events: &[Value], sent: u64) -> u64 {
         }
         let deployment = data["deploymentUid"].to_string();
         if kind == "usage.closed" {
-            let minute = (deployment.clone(), data["minute"].to_string());
-            assert!(closed.insert(minute), "closed twice: {event:#}");
+            let first: Timestamp = data["minute"].as_str().unwrap().parse().unwrap();
+            for minute in 0..data["minutes"].as_u64().unwrap_or(1) {
+                let minute = first + Span::from_secs(60 * minute);
+                let new = closed.insert((deployment.clone(), minute));
+                assert!(new, "closed twice: {event:#}");
+            }
         }
         for range in data["counted"].as_array().unwrap() {
             let of = format!("{deployment} {} {}", range["source"], range["boot"]);

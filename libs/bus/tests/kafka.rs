@@ -251,6 +251,44 @@ async fn frames_since_a_time_come_again_from_every_bucket_and_then_the_later_one
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_of_an_older_release_are_read_and_those_of_a_newer_one_are_told_as_missing() {
+    let Some(kafka) = Kafka::shared() else { return };
+    let prefix = kafka.prefix();
+    let bus = open(kafka, &prefix).await;
+    let mut live = live_frames(&bus).await;
+    let since = between().await;
+    let producer: FutureProducer = client(kafka).create().unwrap();
+    let put = async |sequence: u64, version: Option<u32>| {
+        let text = frame_in(5, sequence).encode().unwrap();
+        let mut frame: serde_json::Value = serde_json::from_str(&text).unwrap();
+        match version {
+            Some(version) => frame["version"] = version.into(),
+            None => drop(frame.as_object_mut().unwrap().remove("version")),
+        }
+        let text = frame.to_string();
+        let record = FutureRecord::to(&bus.topics().frames);
+        let record = record.key("gateway").payload(&text);
+        producer.send(record, PATIENCE).await.unwrap();
+    };
+    put(1, None).await;
+    put(2, Some(contract::frame::FRAME_VERSION + 1)).await;
+    put(3, Some(contract::frame::FRAME_VERSION)).await;
+    assert_eq!(*next(&mut live).await, *frame_in(5, 1));
+    assert_eq!(*next(&mut live).await, *frame_in(5, 3));
+    let told = |bus: &KafkaBus| -> Vec<(Bucket, u64)> {
+        let heads = bus.take_unreadable_frames().into_iter();
+        heads.map(|head| (head.bucket, head.sequence)).collect()
+    };
+    assert_eq!(told(&bus), [(Bucket(5), 2)]);
+    assert_eq!(told(&bus), [], "each is told once");
+    // So is what is heard again.
+    let mut again = bus.subscribe_frames_since(since);
+    while next(&mut again).await.sequence != 3 {}
+    assert_eq!(told(&bus), [(Bucket(5), 2)]);
+    bus.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frames_of_the_past_wait_for_a_slow_subscriber() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();

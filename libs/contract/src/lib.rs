@@ -11,6 +11,7 @@ pub mod frame;
 pub mod histogram;
 pub mod ids;
 pub mod log;
+pub mod open_names;
 pub mod own_secrets;
 pub mod problem;
 pub mod resources;

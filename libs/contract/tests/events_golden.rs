@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use contract::events::{EVENT_TYPES, Event};
+use contract::frame::{Measure, Role};
 use serde_json::{Value, json};
 
 fn file(type_name: &str, version: u32) -> PathBuf {
@@ -39,11 +40,23 @@ fn examples() -> BTreeMap<&'static str, Value> {
     let zero = json!({"success": 2, "modelClientError": 0, "modelServerError": 0, "timeout": 0, "unreachable": 0,
         "unavailable": 0, "internal": 0, "tooManyPending": 0, "refused": 0, "clientLeft": 0});
     let source = json!({"kind": "gateway", "id": "gateway"});
+    let minute = "2026-11-22T10:00:00.000Z";
+    let counted = json!([{"source": source, "boot": uid, "first": 0, "last": 59}]);
     let usage = json!({
-        "deployment": "blue", "deploymentUid": uid, "minute": "2026-11-22T10:00:00.000Z",
-        "slices": [{"byRole": {"live": {"outcomes": zero, "arrivals": 2, "inFlightUs": 2500, "queuedUs": 0, "requestBytes": 64, "responseBytes": 128}},
-            "byInstance": {id: {"requests": 2, "busyUs": 2400, "cpuUs": 1900, "memoryBytesMax": 4194304}}}],
-        "counted": [{"source": source, "boot": uid, "first": 0, "last": 59}]
+        "deployment": "blue", "deploymentUid": uid, "minute": minute,
+        "slices": [{"byRole": {
+            "live": {"outcomes": zero, "arrivals": 2, "statusClasses": {"2xx": 2}, "inFlightUs": 2500, "queuedUs": 0, "requestBytes": 64,
+                "responseBytes": 128, "oldestInFlightUsMax": 1250, "atOrBelow": {"latency": {"300000": 2}, "time_to_first_token": {"100000": 1}},
+                "tokens": {"input": 900, "cached": 300, "output": 250}},
+            "batch": {"outcomes": zero, "arrivals": 2, "inFlightUs": 2500, "queuedUs": 0, "requestBytes": 64, "responseBytes": 128}},
+            "byInstance": {id: {"requests": 2, "busyUs": 2400, "inFlightUs": {"live": 2500}, "cpuUs": 1900, "memoryBytesMax": 4194304,
+                "measuredUs": 10000000, "gpuUs": 700, "gpuMemoryBytesMax": 2147483648u64}}}],
+        "counted": counted
+    });
+    let idle = json!({
+        "deployment": "blue", "deploymentUid": uid, "minute": minute, "minutes": 25,
+        "slices": [{"byRole": {}, "byInstance": {id: {"requests": 0, "busyUs": 0, "cpuUs": 1900, "memoryBytesMax": 4194304, "measuredUs": 1500000000}}}],
+        "counted": [{"source": source, "boot": uid, "first": 60, "last": 1559}]
     });
     let decision: Value = serde_json::from_str(include_str!("golden/decision.json"))
         .expect("the decision example is JSON");
@@ -130,8 +143,8 @@ fn examples() -> BTreeMap<&'static str, Value> {
         ),
         ("instance.failed", ended.clone()),
         ("instance.stopped", ended),
-        ("usage.closed", usage.clone()),
-        ("usage.corrected", usage),
+        ("usage.closed", usage),
+        ("usage.corrected", idle),
         (
             "usage.gap",
             json!({"minute": "2026-11-22T10:00:00.000Z", "source": source, "boot": uid, "first": 3, "last": 4}),
@@ -198,6 +211,45 @@ fn every_golden_file_of_any_version_can_still_be_read() {
         read += 1;
     }
     assert!(read >= EVENT_TYPES.len());
+}
+
+#[test]
+fn usage_of_version_1_says_the_same_in_version_2() {
+    for type_name in ["usage.closed", "usage.corrected"] {
+        let golden = std::fs::read_to_string(file(type_name, 1)).unwrap();
+        let event = Event::decode(type_name, 1, &golden).unwrap();
+        assert_eq!(event.version(), 2);
+        // To the byte, so that rows of read models stay as they were.
+        let text = serde_json::to_string_pretty(&event.data().unwrap()).unwrap();
+        assert_eq!(text + "\n", golden);
+    }
+}
+
+#[test]
+fn thresholds_of_version_1_are_those_of_live_requests_latency() {
+    let golden = std::fs::read_to_string(file("usage.closed", 1)).unwrap();
+    let mut data: Value = serde_json::from_str(&golden).unwrap();
+    let slice = &mut data["slices"][0];
+    slice["atOrBelow"] = json!({"300000": 2, "100000": 1});
+    let mut without_requests = slice.clone();
+    without_requests["byRole"] = json!({});
+    data["slices"]
+        .as_array_mut()
+        .unwrap()
+        .push(without_requests);
+    let Event::UsageClosed(minute) = Event::decode("usage.closed", 1, &data.to_string()).unwrap()
+    else {
+        panic!("another event")
+    };
+    let counts = BTreeMap::from([(100_000, 1), (300_000, 2)]);
+    for (slice, arrivals) in minute.slices.iter().zip([2, 0]) {
+        let live = &slice.by_role[&Role::LIVE];
+        assert_eq!(live.arrivals, arrivals);
+        assert_eq!(
+            live.at_or_below,
+            BTreeMap::from([(Measure::LATENCY, counts.clone())])
+        );
+    }
 }
 
 #[test]

@@ -6,8 +6,7 @@ use contract::events::{
     Event, InstanceDraining, InstanceRequested, LeaveReason, MemberJoined, MemberLeft,
     RemovalReason, RequestReason,
 };
-use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
-use contract::histogram::Histogram;
+use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Role, Source, SourceKind};
 use contract::ids::{Bucket, InstanceId, Position, Uid};
 use contract::log::{Actor, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
@@ -99,29 +98,13 @@ fn members(gateways: &[&str]) -> Members {
 
 fn frame(gateway: &str, revision: u64, in_flight: u32) -> Frame {
     let instance = InstanceFrame {
-        id: draining_instance().id,
-        busy_us: 0,
         in_flight,
-        requests: 0,
-        cpu_us: None,
-        memory_bytes: None,
+        ..InstanceFrame::new(draining_instance().id)
     };
+    let (name, uid) = ("blue".parse().unwrap(), Uid(Uuid::nil()));
     let deployment = DeploymentFrame {
-        endpoint: EndpointKey::new(&"iris".parse().unwrap()),
-        deployment: "blue".parse().unwrap(),
-        deployment_uid: Uid(Uuid::nil()),
-        role: Role::Live,
-        outcomes: Outcomes::default(),
-        arrivals: 0,
-        in_flight_us: 0,
-        in_flight_max: 0,
-        queued_us: 0,
-        queued_max: 0,
-        request_bytes: 0,
-        response_bytes: 0,
-        at_or_below: Default::default(),
-        latency: Histogram::default(),
         instances: vec![instance],
+        ..DeploymentFrame::new(iris(), name, uid, Role::LIVE)
     };
     Frame {
         source: Source {

@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use contract::events::{EndpointCreated, EndpointKeys, Event, SealedKey};
-use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
-use contract::histogram::Histogram;
+use contract::frame::{
+    DeploymentFrame, Frame, FrameHead, InstanceFrame, Measure, Outcomes, Role, Source, SourceKind,
+};
 use contract::ids::{Bucket, EndpointKey, InstanceId, Position, Uid};
 use contract::log::{Actor, EVENT_BYTES_MAX, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
@@ -15,6 +16,9 @@ use contract::usage::{UsageGap, UsageMinute};
 use domain::usage::{Counted, GRACE, LATE_GATHERED, Usage};
 use proptest::prelude::*;
 use uuid::Uuid;
+
+#[path = "usage/idle.rs"]
+mod idle;
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_secs(seconds)
@@ -42,36 +46,29 @@ fn boot(number: u128) -> Uuid {
 }
 
 fn deployment(endpoint_name: &str, arrivals: u64) -> DeploymentFrame {
+    let name = "blue".parse().unwrap();
     DeploymentFrame {
-        endpoint: endpoint(endpoint_name),
-        deployment: "blue".parse().unwrap(),
-        deployment_uid: uid(endpoint_name),
-        role: Role::Live,
         outcomes: Outcomes {
             success: arrivals,
             ..Outcomes::default()
         },
         arrivals,
-        in_flight_us: 0,
-        in_flight_max: 0,
-        queued_us: 0,
-        queued_max: 0,
-        request_bytes: 0,
-        response_bytes: 0,
-        at_or_below: BTreeMap::new(),
-        latency: Histogram::default(),
-        instances: Vec::new(),
+        ..DeploymentFrame::new(
+            endpoint(endpoint_name),
+            name,
+            uid(endpoint_name),
+            Role::LIVE,
+        )
     }
 }
 
 fn instance(id: &str, requests: u64) -> InstanceFrame {
     InstanceFrame {
-        id: InstanceId::from(id.to_owned()),
         busy_us: requests * 1000,
-        in_flight: 0,
         requests,
         cpu_us: Some(500),
         memory_bytes: Some(1 << 20),
+        ..InstanceFrame::new(InstanceId::from(id.to_owned()))
     }
 }
 
@@ -243,7 +240,7 @@ fn gaps(events: &[Event]) -> Vec<&UsageGap> {
 
 fn arrivals(minute: &UsageMinute) -> Vec<u64> {
     let of_slice = |slice: &contract::usage::UsageSlice| {
-        slice.by_role.get(&Role::Live).map_or(0, |c| c.arrivals)
+        slice.by_role.get(&Role::LIVE).map_or(0, |c| c.arrivals)
     };
     minute.slices.iter().map(of_slice).collect()
 }
@@ -296,28 +293,59 @@ fn a_deployment_without_traffic_and_instances_gets_no_minute_and_one_with_instan
             vec![deployment("iris", 0), with_instance],
         ));
     }
-    let events = meter.tick(at(60));
+    let events = meter.tick(at(3600) + GRACE);
     let minutes = closed(&events);
     assert_eq!(minutes.len(), 1);
     assert_eq!(minutes[0].deployment_uid, uid("rose"));
     let usage = minutes[0].slices[3].by_instance.values().next().unwrap();
     assert_eq!((usage.cpu_us, usage.memory_bytes_max), (5000, 1 << 20));
+    assert_eq!(usage.measured_us, 10_000_000);
 }
 
 #[test]
-fn roles_are_kept_apart_and_thresholds_count_live_requests_only() {
+fn roles_are_kept_apart_with_all_that_is_counted_of_them() {
     let mut meter = Meter::new();
-    let mut live = deployment("iris", 3);
-    live.at_or_below.insert(300_000, 2);
-    let mut shadow = deployment("iris", 5);
-    shadow.role = Role::Shadow;
-    shadow.at_or_below.insert(300_000, 5);
-    meter.count(&frame("g1", 0, vec![live, shadow]));
+    let threshold =
+        |count| BTreeMap::from([(Measure::LATENCY, BTreeMap::from([(300_000, count)]))]);
+    let part = |role, arrivals, oldest| DeploymentFrame {
+        role,
+        at_or_below: threshold(arrivals - 1),
+        oldest_in_flight_us: oldest,
+        ..deployment("iris", arrivals)
+    };
+    let canary: Role = "canary".parse().unwrap();
+    let parts = |oldest| {
+        vec![
+            part(Role::LIVE, 3, oldest),
+            part(Role::SHADOW, 5, 0),
+            part(canary.clone(), 2, 0),
+        ]
+    };
+    meter.count(&frame("g1", 0, parts(900)));
+    meter.count(&frame("g1", 1, parts(700)));
     let events = meter.tick(at(65));
     let slice = &closed(&events)[0].slices[0];
-    assert_eq!(slice.by_role[&Role::Live].arrivals, 3);
-    assert_eq!(slice.by_role[&Role::Shadow].arrivals, 5);
-    assert_eq!(slice.at_or_below, BTreeMap::from([(300_000, 2)]));
+    for (role, arrivals) in [(Role::LIVE, 6), (Role::SHADOW, 10), (canary, 4)] {
+        let counts = &slice.by_role[&role];
+        assert_eq!(counts.arrivals, arrivals);
+        assert_eq!(counts.at_or_below, threshold(arrivals - 2));
+    }
+    assert_eq!(slice.by_role[&Role::LIVE].oldest_in_flight_us_max, 900);
+}
+
+#[test]
+fn time_on_an_instance_is_kept_by_role() {
+    let mut meter = Meter::new();
+    let mut both = deployment("iris", 2);
+    let in_flight = [(Role::LIVE, 1500), (Role::SHADOW, 700)];
+    both.instances.push(InstanceFrame {
+        in_flight_us: in_flight.clone().into(),
+        ..instance("iris-1", 2)
+    });
+    meter.count(&frame("g1", 0, vec![both]));
+    let events = meter.tick(at(65));
+    let usage = &closed(&events)[0].slices[0].by_instance.values().next();
+    assert_eq!(usage.unwrap().in_flight_us, BTreeMap::from(in_flight));
 }
 
 #[test]
@@ -505,6 +533,38 @@ fn very_many_instances_are_told_in_several_events_that_fit() {
     assert_eq!(meter.tick(at(61)), []);
 }
 
+#[test]
+fn a_frame_that_cannot_be_read_is_missing_by_name() {
+    let mut meter = Meter::new();
+    meter.seconds("g1", 0..20, 1);
+    let unreadable = |second| FrameHead::from(&frame("g1", second, Vec::new()));
+    for second in [20, 22, 20] {
+        meter.usage.count_unreadable(&unreadable(second));
+    }
+    // It was told of as missing when the one after it came.
+    meter.usage.count_unreadable(&unreadable(21));
+    meter.seconds("g1", 23..60, 1);
+    // A source of which nothing can be read.
+    let head = FrameHead {
+        boot: boot(9),
+        ..unreadable(0)
+    };
+    meter.usage.count_unreadable(&head);
+    let events = meter.tick(at(65));
+    let mut named: Vec<_> = gaps(&events)
+        .iter()
+        .map(|g| (g.boot, g.first, g.last, g.minute))
+        .collect();
+    named.dedup();
+    let (old, new) = (boot(1), boot(9));
+    let expected = [(old, 20, 20), (old, 21, 21), (old, 22, 22), (new, 0, 0)];
+    let expected = expected.map(|(boot, first, last)| (boot, first, last, at(0)));
+    // For each of two endpoints.
+    assert_eq!(named, [expected, expected].concat());
+    assert_eq!(arrivals(closed(&events)[0]), [10, 10, 7, 10, 10, 10]);
+    assert_eq!(meter.tick(at(66)), []);
+}
+
 /// What happens to the frame of one second of one source.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
@@ -654,7 +714,7 @@ fn who_takes_over_names_only_what_its_predecessor_cannot_have_told() {
     first.tick(at(61));
     // Seconds 60 to 69 were counted by nobody that told it; the frames of 70 on come again.
     let mut second = first.successor_by_log();
-    assert_eq!(second.usage.taken_over(at(75)), at(60));
+    second.usage.taken_over(at(75));
     second.seconds("g", 70..120, 1);
     let events = second.tick(at(130));
     let named: Vec<(u64, u64)> = gaps(&events).iter().map(|g| (g.first, g.last)).collect();

@@ -194,7 +194,7 @@ impl Evaluations {
             let last = state.decisions.get(&uid);
             let watched = self.deployments.entry(uid).or_insert_with(|| {
                 let steps = state.steps.get(&uid).map_or(&[][..], Vec::as_slice);
-                Watched::resume(last, steps, &settings.zones, now)
+                Watched::resume(last, steps, now)
             });
             let given = Given {
                 deployment,
@@ -226,14 +226,9 @@ struct Given<'a> {
 
 impl Watched {
     /// Goes on from the last decision, with the clock's steps since then.
-    fn resume(
-        last: Option<&Decision>,
-        steps: &[ClockStepped],
-        zones: &ZoneData,
-        now: Timestamp,
-    ) -> Self {
+    fn resume(last: Option<&Decision>, steps: &[ClockStepped], now: Timestamp) -> Self {
         let carried = last.map_or_else(Carried::default, |last| {
-            let fresh = carried_after_restart(last, zones, now);
+            let fresh = carried_after_restart(last, now);
             let wishes = fresh.wishes.clone();
             let shifted = steps.iter().fold(fresh, |carried, step| {
                 carried_after_clock_step(&carried, step.recorded, step.clock)

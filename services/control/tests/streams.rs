@@ -3,6 +3,7 @@
 
 mod support;
 
+use contract::decision::Decision;
 use contract::events::Event;
 use contract::log::StreamKind;
 use domain::zones::ZoneData;
@@ -129,10 +130,10 @@ async fn events_are_paged_from_a_position_on() {
 async fn a_decision_that_the_engine_would_not_make_is_named_by_replay() {
     let world = World::start().await;
     let golden = include_str!("../../../libs/domain/tests/golden/decision.json");
-    let mut sound: contract::decision::Decision = serde_json::from_str(golden).unwrap();
+    let mut sound: Decision = serde_json::from_str(golden).unwrap();
     // It has a schedule, and only with the same time zones is it made again.
     sound.inputs.zone_data = Some(ZoneData::bundled().version().to_owned());
-    let forged = contract::decision::Decision {
+    let forged = Decision {
         granted: sound.granted - 1,
         ..sound.clone()
     };
@@ -151,6 +152,51 @@ async fn a_decision_that_the_engine_would_not_make_is_named_by_replay() {
         (Some(1), Some(1))
     );
     assert_eq!(replayed["differing"].as_array().unwrap().len(), 1);
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn decisions_of_other_versions_are_counted_by_version_and_are_no_fault() {
+    let world = World::start().await;
+    let read = |text: &str| -> Decision { serde_json::from_str(text).unwrap() };
+    let older = [
+        include_str!("../../../libs/domain/tests/golden/older/other.json"),
+        include_str!("../../../libs/domain/tests/golden/older/equal.json"),
+        include_str!("../../../libs/domain/tests/golden/older/only-words.json"),
+        include_str!("../../../libs/domain/tests/golden/older/equal.json"),
+    ];
+    let present = include_str!("../../../libs/domain/tests/golden/decision.json");
+    let mut by_other_zones = read(present);
+    by_other_zones.inputs.zone_data = Some("1999z".to_owned());
+    let mut newer = read(present);
+    newer.engine_version += 1;
+    newer.granted += 1;
+    let others = [newer, by_other_zones, read(present)];
+    let decisions = older.map(read).into_iter().chain(others);
+    let decided = decisions.map(|decision| Event::ScalingDecided(Box::new(decision)));
+    let stream = world.stream(StreamKind::Scaling, "iris");
+    world.write(stream, decided.collect()).await;
+    let replayed = world
+        .post("/v1/events/replay", &json!({"checkDecisions": true}))
+        .await;
+    let replayed = replayed.expect(200).body();
+    let counts = |version: u32, [equal, words, other]: [u64; 3]| {
+        json!({"engine": "autoscale", "engineVersion": version,
+            "equal": equal, "onlyWords": words, "other": other})
+    };
+    let mut by_zones = counts(1, [1, 0, 0]);
+    by_zones["zoneData"] = json!("1999z");
+    // One of this version does not say by which time zones its schedule went.
+    let unsaid = counts(1, [1, 0, 0]);
+    let expected = json!([counts(0, [2, 1, 1]), unsaid, by_zones, counts(2, [0, 0, 1])]);
+    assert_eq!(replayed["otherVersions"], expected);
+    assert_eq!(replayed["ok"], true, "{replayed}");
+    let count = |name: &str| replayed[name].as_u64().unwrap();
+    assert_eq!(count("decisions"), 7);
+    assert_eq!(
+        (count("equal"), count("different"), count("differentOlder")),
+        (4, 0, 3)
+    );
     world.stop().await;
 }
 

@@ -2,7 +2,7 @@
 //! requests than asked for, never more on an instance than its slots, and who waits longest is
 //! served first. The queue's lock is only touched while somebody waits.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -172,6 +172,14 @@ impl DeploymentState {
     /// nothing from here on, on any thread.
     pub fn set_instances(self: &Arc<Self>, wanted: &[Wanted], mut serial: impl FnMut() -> u64) {
         let old = self.instances.load_full();
+        let mut measured: BTreeSet<usize> = old.all.iter().map(|instance| instance.index).collect();
+        measured.extend(lock(&self.leaving).iter().map(|instance| instance.index));
+        let mut index = || {
+            let free = (0..).find(|index| !measured.contains(index));
+            let free = free.unwrap_or_default();
+            measured.insert(free);
+            free
+        };
         let all: Vec<Arc<Instance>> = wanted
             .iter()
             .map(|want| {
@@ -183,6 +191,7 @@ impl DeploymentState {
                     Arc::new(Instance::new(
                         want.id.clone(),
                         serial(),
+                        index(),
                         want.address.clone(),
                     ))
                 });
@@ -401,6 +410,39 @@ mod tests {
         drop((slots, more));
         assert_eq!(state.reported_instances().len(), 2);
         assert_eq!(state.reported_instances().len(), 1);
+    }
+
+    #[test]
+    fn an_index_is_of_one_instance_until_that_has_been_reported_a_last_time() {
+        let state = deployment(&[1, 1]);
+        let indices = || {
+            let reported = state.reported_instances();
+            let of = reported.iter().map(|i| (i.id.to_string(), i.index));
+            of.collect::<std::collections::BTreeMap<_, _>>()
+        };
+        let named = |pairs: &[(&str, usize)]| {
+            pairs
+                .iter()
+                .map(|(id, index)| (String::from(*id), *index))
+                .collect()
+        };
+        let put = |ids: &[&str]| {
+            let wanted = ids.iter().map(|id| Wanted {
+                id: String::from(*id).into(),
+                address: "127.0.0.1:1".into(),
+                draining: false,
+                slots: 1,
+            });
+            state.set_instances(&wanted.collect::<Vec<_>>(), || 0);
+        };
+        assert_eq!(indices(), named(&[("i0", 0), ("i1", 1)]));
+        let held: Vec<Slot> = (0..2).map_while(|n| state.try_slot(n, 0)).collect();
+        put(&["i1", "new"]);
+        assert_eq!(indices(), named(&[("i0", 0), ("i1", 1), ("new", 2)]));
+        drop(held);
+        indices();
+        put(&["i1", "new", "newer"]);
+        assert_eq!(indices(), named(&[("newer", 0), ("i1", 1), ("new", 2)]));
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub struct Instance {
     pub id: InstanceId,
     /// Never used twice in this process; the key of the connection pools.
     pub serial: u64,
+    /// Its own among the instances of its deployment that are measured; small, and used again.
+    pub index: usize,
     pub address: String,
     /// The `host` header of requests to it.
     pub host: HeaderValue,
@@ -41,13 +43,14 @@ pub struct InstanceReading {
 }
 
 impl Instance {
-    pub fn new(id: InstanceId, serial: u64, address: String) -> Self {
+    pub fn new(id: InstanceId, serial: u64, index: usize, address: String) -> Self {
         // An address that is no header value is one that cannot be connected to either.
         let host =
             HeaderValue::from_str(&address).unwrap_or_else(|_| HeaderValue::from_static("invalid"));
         Self {
             id,
             serial,
+            index,
             address,
             host,
             state: AtomicU64::new(DRAINING),
@@ -139,7 +142,7 @@ mod tests {
     use super::*;
 
     fn instance(limit: u32) -> Instance {
-        let instance = Instance::new("i".to_owned().into(), 0, "127.0.0.1:1".into());
+        let instance = Instance::new("i".to_owned().into(), 0, 0, "127.0.0.1:1".into());
         instance.set(limit, false);
         instance
     }

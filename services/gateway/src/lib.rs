@@ -23,12 +23,16 @@
 //! add up to the second, their sequences follow each other, and their counts are to be added.
 //! Requests that are refused before a deployment is chosen (400, 401, 404) are in no frame, since
 //! a frame has no place for them; they are in `penstock_requests_total` with an empty deployment.
-//! `at_or_below` counts good answers only: a refusal in no time is no fast answer.
+//! `at_or_below` counts good answers only: a refusal in no time is no fast answer. The time that requests
+//! spend on an instance is counted by the threads, like that of the deployment, so that it is exact also
+//! where several run on it at once. The age of the oldest request counts from its arrival, whether it
+//! waits or is served.
 //!
 //! **Threads.** Each serving thread has its own runtime, listener (`SO_REUSEPORT`), connections and
 //! pools; one more thread follows the routes and makes the frames.
 
 mod admission;
+mod arrivals;
 mod body;
 mod config;
 mod exchange;

@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use contract::frame::{
-    DeploymentFrame, Frame, Hello, InstanceFrame, Outcomes, Role, Source, SourceKind,
+    DeploymentFrame, Frame, Hello, InstanceFrame, Measure, Outcomes, Role, Source, SourceKind,
+    StatusClasses,
 };
 use contract::histogram::Histogram;
 use contract::ids::BUCKETS;
@@ -26,6 +27,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::admission::{DeploymentState, Slot};
+use crate::arrivals::{Arrivals, Place};
 use crate::body::Upload;
 use crate::router::{Deployment, Endpoint, Router, Snapshot};
 use crate::timer::now_us;
@@ -111,12 +113,40 @@ impl Gauge {
 struct Cell {
     outcomes: Outcomes,
     arrivals: u64,
+    /// By the first digit of the status that the client got; 0: it got none.
+    status_classes: [u64; 6],
     request_bytes: u64,
     response_bytes: u64,
+    /// Latencies.
     at_or_below: BTreeMap<u64, u64>,
     latency: Histogram,
+    open: Arrivals,
     serving: Gauge,
     queued: Gauge,
+    /// Of `serving`, what is on each instance, by its index.
+    on_instances: Vec<Gauge>,
+}
+
+impl Cell {
+    fn on_instance(&mut self, slot: &Slot) -> &mut Gauge {
+        let index = slot.instance.index;
+        if self.on_instances.len() <= index {
+            self.on_instances.resize_with(index + 1, Gauge::default);
+        }
+        &mut self.on_instances[index]
+    }
+
+    /// What was counted; what still runs goes on.
+    fn take(&mut self) -> Self {
+        let running = Self {
+            open: std::mem::take(&mut self.open),
+            serving: self.serving,
+            queued: self.queued,
+            on_instances: std::mem::take(&mut self.on_instances),
+            ..Self::default()
+        };
+        std::mem::replace(self, running)
+    }
 }
 
 /// Refused before a deployment was chosen: by endpoint (empty where none is known) and status.
@@ -202,9 +232,13 @@ pub struct Flight {
     endpoint: Arc<Endpoint>,
     deployment: usize,
     arrived_us: u64,
+    /// Where its arrival stands among those that have not ended.
+    place: Place,
     phase: Phase,
     admitted: bool,
     outcome: Option<Outcome>,
+    /// The first digit of the status that the client gets; 0: none so far.
+    status_class: u8,
     ended_us: Option<u64>,
     upload: Rc<Upload>,
     pub response_bytes: u64,
@@ -219,15 +253,21 @@ impl Flight {
         upload: Rc<Upload>,
     ) -> Self {
         let slot = endpoint.deployments[deployment].state.meter_slot;
-        lock(&meter.shard).cell(slot).arrivals += 1;
+        let mut shard = lock(&meter.shard);
+        let cell = shard.cell(slot);
+        cell.arrivals += 1;
+        let place = cell.open.enter(arrived_us);
+        drop(shard);
         Self {
             meter,
             endpoint,
             deployment,
             arrived_us,
+            place,
             phase: Phase::Arrived,
             admitted: false,
             outcome: None,
+            status_class: 0,
             ended_us: None,
             upload,
             response_bytes: 0,
@@ -272,15 +312,16 @@ impl Flight {
         {
             let mut shard = lock(&self.meter.shard);
             let cell = shard.cell(state.meter_slot);
-            match self.phase {
+            match &self.phase {
                 Phase::Queued => {
                     cell.queued.leave(at_us);
                     cell.serving.enter(at_us);
                 }
                 Phase::Arrived => cell.serving.enter(at_us),
                 // A second try: the request is being served all along.
-                Phase::Serving(_) => {}
+                Phase::Serving(first) => cell.on_instance(first).leave(at_us),
             }
+            cell.on_instance(&slot).enter(at_us);
         }
         match self.phase {
             Phase::Queued => {
@@ -298,6 +339,11 @@ impl Flight {
             Phase::Serving(slot) => Some(slot),
             _ => None,
         }
+    }
+
+    /// What the client gets, or has got by now if it gets only a part of the answer.
+    pub fn answer(&mut self, status: http::StatusCode) {
+        self.status_class = (status.as_u16() / 100) as u8;
     }
 
     /// The first word counts.
@@ -341,6 +387,10 @@ impl Drop for Flight {
         let mut shard = lock(&self.meter.shard);
         let cell = shard.cell(deployment.state.meter_slot);
         outcome.count(&mut cell.outcomes);
+        if let Some(count) = cell.status_classes.get_mut(usize::from(self.status_class)) {
+            *count += 1;
+        }
+        cell.open.leave(self.place);
         cell.request_bytes += self.upload.bytes.get();
         cell.response_bytes += self.response_bytes;
         if outcome.counts() {
@@ -353,10 +403,13 @@ impl Drop for Flight {
                 }
             }
         }
-        match self.phase {
+        match &self.phase {
             Phase::Arrived => {}
             Phase::Queued => cell.queued.leave(at_us),
-            Phase::Serving(_) => cell.serving.leave(at_us),
+            Phase::Serving(slot) => {
+                cell.serving.leave(at_us);
+                cell.on_instance(slot).leave(at_us);
+            }
         }
         drop(shard);
         let state = &deployment.state;
@@ -506,23 +559,15 @@ impl Meter {
 
     /// One deployment's part; `None` where everything is zero.
     fn deployment(&self, state: &DeploymentState, at_us: u64) -> Option<DeploymentFrame> {
+        let (endpoint, name) = (state.endpoint.clone(), state.name.clone());
         let mut frame = DeploymentFrame {
-            endpoint: state.endpoint.clone(),
-            deployment: state.name.clone(),
-            deployment_uid: state.uid,
-            role: Role::Live,
-            outcomes: Outcomes::default(),
-            arrivals: 0,
-            in_flight_us: 0,
             in_flight_max: state.serving.take_max(),
-            queued_us: 0,
             queued_max: state.queued.take_max(),
-            request_bytes: 0,
-            response_bytes: 0,
-            at_or_below: BTreeMap::new(),
-            latency: Histogram::default(),
-            instances: instances(state, at_us),
+            ..DeploymentFrame::new(endpoint, name, state.uid, Role::LIVE)
         };
+        // Instances are read before the cells: of one that is read a last time all requests have ended.
+        let mut instances = instances(state, at_us);
+        let mut latency_at_or_below = BTreeMap::new();
         for shard in &self.shards {
             let mut shard = lock(shard);
             let Some(Some(cell)) = shard.cells.get_mut(state.meter_slot) else {
@@ -530,46 +575,80 @@ impl Meter {
             };
             frame.in_flight_us += cell.serving.take(at_us);
             frame.queued_us += cell.queued.take(at_us);
-            let fresh = Cell {
-                serving: cell.serving,
-                queued: cell.queued,
-                ..Cell::default()
-            };
-            let taken = std::mem::replace(&mut **cell, fresh);
+            for (index, gauge) in cell.on_instances.iter_mut().enumerate() {
+                let taken = gauge.take(at_us);
+                let of_instance = (taken > 0).then(|| instances.get_mut(&index));
+                if let Some(instance) = of_instance.flatten() {
+                    *instance.in_flight_us.entry(Role::LIVE).or_default() += taken;
+                }
+            }
+            let age = cell.open.oldest().map(|at| at_us.saturating_sub(at));
+            let taken = cell.take();
             drop(shard);
+            frame.oldest_in_flight_us = frame.oldest_in_flight_us.max(age.unwrap_or(0));
             frame.outcomes.add(&taken.outcomes);
+            frame
+                .status_classes
+                .add(&status_classes(taken.status_classes));
             frame.arrivals += taken.arrivals;
             frame.request_bytes += taken.request_bytes;
             frame.response_bytes += taken.response_bytes;
             frame.latency.merge(&taken.latency);
             for (threshold, count) in taken.at_or_below {
-                *frame.at_or_below.entry(threshold).or_default() += count;
+                *latency_at_or_below.entry(threshold).or_default() += count;
             }
         }
+        if !latency_at_or_below.is_empty() {
+            let of_latency = (Measure::LATENCY, latency_at_or_below);
+            frame.at_or_below.extend([of_latency]);
+        }
+        let reported = |instance: &InstanceFrame| {
+            instance.busy_us > 0
+                || instance.in_flight > 0
+                || instance.requests > 0
+                || !instance.in_flight_us.is_empty()
+        };
+        frame.instances = instances.into_values().filter(reported).collect();
         let something = frame.arrivals > 0
             || frame.outcomes.total() > 0
             || frame.in_flight_max > 0
             || frame.in_flight_us > 0
             || frame.queued_max > 0
+            || frame.oldest_in_flight_us > 0
             || !frame.instances.is_empty();
         something.then_some(frame)
     }
 }
 
-/// Instances with something to report.
-fn instances(state: &DeploymentState, at_us: u64) -> Vec<InstanceFrame> {
+/// What is read of each instance, by its index.
+fn instances(state: &DeploymentState, at_us: u64) -> BTreeMap<usize, InstanceFrame> {
     let reported = state.reported_instances().into_iter().map(|instance| {
         let reading = instance.take_reading(at_us);
-        InstanceFrame {
-            id: instance.id.clone(),
+        let frame = InstanceFrame {
             busy_us: reading.busy_us,
             in_flight: reading.in_flight,
             requests: reading.requests,
-            cpu_us: None,
-            memory_bytes: None,
-        }
+            ..InstanceFrame::new(instance.id.clone())
+        };
+        (instance.index, frame)
     });
-    reported
-        .filter(|frame| frame.busy_us > 0 || frame.in_flight > 0 || frame.requests > 0)
-        .collect()
+    reported.collect()
+}
+
+fn status_classes(by_digit: [u64; 6]) -> StatusClasses {
+    let [
+        _,
+        informational,
+        successful,
+        redirection,
+        client_error,
+        server_error,
+    ] = by_digit;
+    StatusClasses {
+        informational,
+        successful,
+        redirection,
+        client_error,
+        server_error,
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use contract::frame::{Frame, Outcomes};
+use contract::frame::{Frame, Outcomes, Role};
 use contract::histogram::Histogram;
 use contract::ids::Bucket;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
@@ -21,7 +21,7 @@ use crate::meter::Refusals;
 struct RequestLabels {
     endpoint: String,
     deployment: String,
-    role: &'static str,
+    role: String,
     code_class: &'static str,
 }
 
@@ -29,7 +29,7 @@ struct RequestLabels {
 struct DeploymentLabels {
     endpoint: String,
     deployment: String,
-    role: &'static str,
+    role: String,
 }
 
 /// Doublings from 0.256 ms to 67 s: bounds at which the frames' histograms are exact.
@@ -119,10 +119,10 @@ impl GatewayMetrics {
             let labels = DeploymentLabels {
                 endpoint: part.endpoint.endpoint().to_string(),
                 deployment: part.deployment.to_string(),
-                role: "live",
+                role: part.role.to_string(),
             };
             for (code_class, count) in by_class(&part.outcomes) {
-                self.count(&labels.endpoint, &labels.deployment, code_class, count);
+                self.count(labels.clone(), code_class, count);
             }
             self.durations.get_or_create(&labels).merge(&part.latency);
             self.in_flight
@@ -144,34 +144,43 @@ impl GatewayMetrics {
     pub fn observe_refusals(&self, refusals: &Refusals) {
         for ((endpoint, status), count) in refusals {
             let code_class = if *status < 500 { "4xx" } else { "5xx" };
-            self.count(endpoint, "", code_class, *count);
+            let labels = DeploymentLabels {
+                endpoint: endpoint.clone(),
+                deployment: String::new(),
+                role: Role::LIVE.to_string(),
+            };
+            self.count(labels, code_class, *count);
         }
     }
 
-    fn count(&self, endpoint: &str, deployment: &str, code_class: &'static str, count: u64) {
+    fn count(&self, of: DeploymentLabels, code_class: &'static str, count: u64) {
         if count == 0 {
             return;
         }
         let labels = RequestLabels {
-            endpoint: endpoint.to_owned(),
-            deployment: deployment.to_owned(),
-            role: "live",
+            endpoint: of.endpoint,
+            deployment: of.deployment,
+            role: of.role,
             code_class,
         };
         self.requests.get_or_create(&labels).inc_by(count);
     }
 }
 
-/// The classes of the contract's status table. Redirects of a model count with its successes; a
-/// client that left got no code.
+/// The classes of the contract's status table, by what became of a request: an answer that broke off
+/// counts as an error, whatever its head said. Redirects of a model count with its successes; a client
+/// that left got no code.
 fn by_class(outcomes: &Outcomes) -> [(&'static str, u64); 4] {
     let o = outcomes;
-    let client =
-        o.model_client_error + o.model_server_error + o.timeout + o.too_many_pending + o.refused;
+    let refused = o.too_many_pending + o.hold_full + o.refused;
+    let client = o.model_client_error + o.model_server_error + o.timeout + refused;
     [
         ("2xx", o.success),
         ("4xx", client),
-        ("5xx", o.unreachable + o.unavailable + o.internal),
+        (
+            "5xx",
+            o.unreachable + o.unavailable + o.hold_expired + o.internal,
+        ),
         ("none", o.client_left),
     ]
 }

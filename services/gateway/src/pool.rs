@@ -137,7 +137,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let instance = Instance::new("i".to_owned().into(), 0, address.to_string());
+        let instance = Instance::new("i".to_owned().into(), 0, 0, address.to_string());
         instance.set(1, false);
         let (mut pool, instance) = (Pool::default(), Arc::new(instance));
         let set = IdleSet {

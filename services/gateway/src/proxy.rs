@@ -176,6 +176,7 @@ impl Client {
             Err(Failure::ClientLeft) => Err(End::ClientLeft),
             Err(Failure::Refusal(refusal)) => {
                 let deployment = Some(flight.deployment().header.clone());
+                flight.answer(refusal.status());
                 flight.end(refusal.outcome());
                 Err(End::Refused(Refused {
                     refusal,
@@ -491,15 +492,20 @@ impl Client {
     /// The head of the answer for the client; the body follows as the instance sends it.
     fn answer(
         self: &Rc<Self>,
-        flight: Flight,
+        mut flight: Flight,
         (head, upstream): Answer,
         id: &HeaderValue,
     ) -> Response<ReplyBody> {
         let outcome = Outcome::of(head.status);
+        let status = match outcome {
+            Outcome::Success => head.status,
+            _ => StatusCode::FAILED_DEPENDENCY,
+        };
         let deployment = flight.deployment().header.clone();
+        flight.answer(status);
         let body = Exchange::begin(self, flight, upstream, outcome);
         let mut response = Response::new(body);
-        *response.status_mut() = head.status;
+        *response.status_mut() = status;
         *response.headers_mut() = head.headers;
         // None of these is there: what an instance says of them is not passed on.
         let headers = response.headers_mut();
@@ -507,7 +513,6 @@ impl Client {
         headers.append(REQUEST_ID, id.clone());
         if outcome != Outcome::Success {
             headers.append(MODEL_STATUS, HeaderValue::from(head.status.as_u16()));
-            *response.status_mut() = StatusCode::FAILED_DEPENDENCY;
         }
         if let Some(reason) = head.reason {
             response.extensions_mut().insert(reason);

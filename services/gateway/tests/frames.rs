@@ -8,13 +8,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bus::Bus;
-use contract::frame::{Frame, Hello, SourceKind};
+use contract::frame::{Frame, Hello, Measure, Role, SourceKind, StatusClasses};
 use contract::resources::ModelClientErrors;
 use contract::route::RouteUpdate;
-use contract::{EndpointKey, Position};
+use contract::{EndpointKey, Position, Span};
 use http::Response;
 use http_body_util::BodyExt;
 use support::*;
+use tokio::task::JoinHandle;
+
+fn ask(gateway: &Running) -> JoinHandle<Answer> {
+    let address = gateway.address;
+    let asked = request("/endpoints/iris/score").body(whole("x")).unwrap();
+    tokio::spawn(async move { send(address, asked).await })
+}
 
 #[tokio::test]
 async fn every_bucket_gets_a_frame_each_second_also_an_empty_one() {
@@ -160,7 +167,17 @@ async fn sums_over_frames_equal_what_was_sent() {
     let bytes: u64 = 4 * (0..100).sum::<u64>();
     assert_eq!((total.request_bytes, total.response_bytes), (bytes, bytes));
     // The model's own errors in the client's name are good here, those of the server are not.
-    assert_eq!(total.at_or_below, BTreeMap::from([(60_000_000, 360)]));
+    let good = BTreeMap::from([(60_000_000, 360)]);
+    assert_eq!(
+        total.at_or_below,
+        BTreeMap::from([(Measure::LATENCY, good)])
+    );
+    let classes = StatusClasses {
+        successful: 320,
+        client_error: 80,
+        ..StatusClasses::default()
+    };
+    assert_eq!(total.status_classes, classes);
     assert_eq!(
         total
             .instance_requests
@@ -218,7 +235,7 @@ async fn a_request_over_several_seconds_is_in_flight_in_each_of_them() {
         .await
     });
     let mut total = Total::default();
-    let mut whole_seconds = 0;
+    let mut whole_seconds = 0u64;
     while whole_seconds < 2 {
         let frame = gateway.frame(|frame| !frame.deployments.is_empty()).await;
         let part = &frame.deployments[0];
@@ -227,7 +244,10 @@ async fn a_request_over_several_seconds_is_in_flight_in_each_of_them() {
         if part.arrivals == 0 {
             assert_eq!(part.in_flight_us, frame.length_us);
             assert_eq!(part.instances[0].busy_us, frame.length_us);
+            let on_it = BTreeMap::from([(Role::LIVE, frame.length_us)]);
+            assert_eq!(part.instances[0].in_flight_us, on_it);
             whole_seconds += 1;
+            assert!(part.oldest_in_flight_us > whole_seconds * frame.length_us / 2);
         }
         total.add(&frame);
     }
@@ -240,6 +260,101 @@ async fn a_request_over_several_seconds_is_in_flight_in_each_of_them() {
     // Begun and ended at the same moments, but for the steps between two readings of the clock.
     let busy: u64 = total.instance_busy_us.values().sum();
     assert!(total.in_flight_us.abs_diff(busy) < 10_000, "{total:?}");
+    let on_it: u64 = total.instance_in_flight_us.values().sum();
+    assert_eq!(on_it, total.in_flight_us);
+    assert!(total.oldest_in_flight_us > 2_000_000, "{total:?}");
+}
+
+#[tokio::test]
+async fn time_on_an_instance_counts_each_request_that_is_on_it_at_once() {
+    let (release, released) = tokio::sync::watch::channel(false);
+    let instance = Instance::start(move |_| {
+        let mut released = released.clone();
+        async move {
+            let _ = released.wait_for(|released| *released).await;
+            Response::new(whole("done"))
+        }
+    })
+    .await;
+    let mut gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let asking: Vec<_> = (0..3).map(|_| ask(&gateway)).collect();
+    // A second in which all three run from end to end.
+    loop {
+        let frame = gateway.frame(|frame| !frame.deployments.is_empty()).await;
+        let part = &frame.deployments[0];
+        if part.arrivals == 0 && part.instances[0].in_flight == 3 {
+            let on_it = BTreeMap::from([(Role::LIVE, 3 * frame.length_us)]);
+            assert_eq!(part.instances[0].in_flight_us, on_it);
+            assert_eq!(part.instances[0].busy_us, frame.length_us);
+            break;
+        }
+    }
+    release.send(true).unwrap();
+    for asked in asking {
+        asked.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_moves_to_another_instance_takes_its_time_along() {
+    let (release, released) = tokio::sync::watch::channel(false);
+    let reachable = Instance::start(move |_| {
+        let mut released = released.clone();
+        async move {
+            let _ = released.wait_for(|released| *released).await;
+            Response::new(whole("done"))
+        }
+    })
+    .await;
+    let nobody = RawInstance::start().await.address;
+    let places = [at(nobody), reachable.place()];
+    let mut gateway = start(&[blue(1, &Settings::default(), &places)]).await;
+    // The less loaded instance is tried first: at least one of two begins with the one that is not there.
+    let asking: Vec<_> = (0..2).map(|_| ask(&gateway)).collect();
+    loop {
+        let frame = gateway.frame(|frame| !frame.deployments.is_empty()).await;
+        let part = &frame.deployments[0];
+        let in_flight: u32 = part.instances.iter().map(|i| i.in_flight).sum();
+        if part.arrivals == 0 && in_flight == 2 {
+            let told: Vec<_> = part.instances.iter().map(|i| i.id.to_string()).collect();
+            assert_eq!(told, [reachable.place().id]);
+            let on_it = BTreeMap::from([(Role::LIVE, 2 * frame.length_us)]);
+            assert_eq!(part.instances[0].in_flight_us, on_it);
+            break;
+        }
+    }
+    release.send(true).unwrap();
+    for asked in asking {
+        assert_eq!(asked.await.unwrap().text(), "done");
+    }
+}
+
+#[tokio::test]
+async fn who_gets_no_answer_is_in_no_class_of_status_and_who_is_refused_is() {
+    let instance = Instance::start(|_| std::future::pending()).await;
+    let mut settings = Settings::one_at_a_time();
+    settings.request.max_queue_wait = Span::from_millis(1);
+    let mut gateway = start(&[blue(1, &settings, &[instance.place()])]).await;
+    let leaving = ask(&gateway);
+    gateway
+        .frame(|frame| frame.deployments.iter().any(|part| part.in_flight_max == 1))
+        .await;
+    assert_eq!(gateway.post("x").await.status, 429);
+    leaving.abort();
+    let _ = leaving.await;
+    let total = gateway.total(2).await;
+    let refused = StatusClasses {
+        client_error: 1,
+        ..StatusClasses::default()
+    };
+    assert_eq!(total.status_classes, refused);
+    assert_eq!(
+        (
+            total.outcomes.client_left,
+            total.outcomes.lacking_capacity()
+        ),
+        (1, 1)
+    );
 }
 
 #[tokio::test]

@@ -5,6 +5,10 @@
 //! `usage.corrected` and `usage.gap` in the streams `usage/…`, on which costs and reports rest, and
 //! a history of one-second panes for charts and backtests.
 //!
+//! A minute with a request is in the log seconds after its end. A deployment without one has an event an
+//! hour, or when the next request comes: what it used until then is in the saved state alone, which its
+//! next owner goes on with, or counts again from the frames that the bus has kept.
+//!
 //! Invariants: `domain::usage` alone counts, so that no frame counts twice and none is lost without
 //! a name; open minutes and panes are saved together, every ten seconds and at the end; history may
 //! be lost without harm to anything but charts and backtests.

@@ -24,6 +24,7 @@ pub(crate) struct MeterMetrics {
     events: Family<EventLabels, Counter>,
     frames_missing: Counter,
     pub open_minutes: Gauge,
+    pub idle_deployments: Gauge,
     pub saves_failed: Counter,
 }
 
@@ -33,7 +34,7 @@ impl MeterMetrics {
         metrics.register(|registry| {
             registry.register(
                 "penstock_meter_frames",
-                "Frames taken in: in time, late, or counted before",
+                "Frames taken in: in time, late, or counted before; and those that could not be read",
                 exported.frames.clone(),
             );
             registry.register(
@@ -52,6 +53,11 @@ impl MeterMetrics {
                 exported.open_minutes.clone(),
             );
             registry.register(
+                "penstock_meter_idle_deployments",
+                "Deployments that had no request for a while, whose usage is told when one comes or the hour is over",
+                exported.idle_deployments.clone(),
+            );
+            registry.register(
                 "penstock_meter_saves_failed",
                 "Times that history and open minutes could not be saved",
                 exported.saves_failed.clone(),
@@ -66,6 +72,11 @@ impl MeterMetrics {
             Counted::Late => "late",
             Counted::Before => "before",
         };
+        self.frames.get_or_create(&FrameLabels { counted }).inc();
+    }
+
+    pub(crate) fn unreadable_frame(&self) {
+        let counted = "unreadable";
         self.frames.get_or_create(&FrameLabels { counted }).inc();
     }
 

@@ -115,7 +115,7 @@ impl Panes {
             let place = Place {
                 endpoint: deployment.endpoint.clone(),
                 deployment: deployment.deployment.clone(),
-                role: deployment.role,
+                role: deployment.role.clone(),
                 second,
             };
             self.panes.entry(place).or_default().add(&pane);

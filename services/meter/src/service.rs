@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bus::Bus;
 use contract::events::Event;
-use contract::frame::Frame;
+use contract::frame::{Frame, FrameHead};
 use contract::ids::{Bucket, Name};
 use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
@@ -43,6 +43,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// Frames of one bucket that wait until its history has been folded; the oldest go first.
 const WAITING_MAX: usize = 4096;
 
+/// Frames that could not be read, of buckets whose history has not been folded, that wait for it.
+const UNREADABLE_MAX: usize = 65_536;
+
 /// Endpoints whose minutes are written at once.
 const CLOSES_MAX: usize = 256;
 
@@ -50,8 +53,12 @@ const CLOSES_MAX: usize = 256;
 /// and some were late.
 const HEARD_AGAIN: Span = Span::from_secs(60);
 
-/// So long after frames were asked for again nothing is closed, for they must come first.
+/// So long after frames were asked for again, or the last of the past has come, nothing is closed: they
+/// must come first.
 const COMES_AGAIN: Span = Span::from_secs(10);
+
+/// But no longer than this: what comes even later are corrections.
+const COMES_AGAIN_MAX: Span = Span::from_secs(300);
 
 #[derive(Clone)]
 pub struct Deps {
@@ -88,6 +95,8 @@ struct State {
     panes: Panes,
     ready: Ready,
     saved_at: Timestamp,
+    /// Frames that could not be read, of buckets that have not been folded.
+    unreadable: Vec<FrameHead>,
     /// What could not be saved, or had no answer.
     unsaved: Option<Save>,
     writes_fail: bool,
@@ -104,10 +113,19 @@ struct Held {
     taken_over: bool,
     /// From when on frames are to be heard again.
     again_from: Option<Timestamp>,
-    /// Until when what was heard before is not complete.
-    again_until: Option<Timestamp>,
+    /// Set once they have been asked for.
+    again: Option<Again>,
     /// Frames that came before the history had been folded.
     waiting: VecDeque<Arc<Frame>>,
+}
+
+/// Frames of the past are on their way.
+struct Again {
+    from: Timestamp,
+    /// Until when what has been heard is not complete.
+    until: Timestamp,
+    /// Until when that may be put off.
+    at_most_until: Timestamp,
 }
 
 impl Meter {
@@ -131,6 +149,7 @@ impl Meter {
             panes: Panes::default(),
             ready: Ready::default(),
             saved_at: deps.clock.now(),
+            unreadable: Vec::new(),
             unsaved: None,
             writes_fail: false,
         };
@@ -255,7 +274,7 @@ impl Meter {
         let held = Held {
             taken_over,
             again_from: saved_at.map(|at| before(at, HEARD_AGAIN)),
-            again_until: None,
+            again: None,
             usage,
             fence,
             caught_up: false,
@@ -303,11 +322,15 @@ impl Meter {
                 continue;
             }
             if held.taken_over {
-                held.again_from = Some(held.usage.taken_over(now));
+                let untold = held.usage.taken_over(now);
+                held.again_from = Some(before(untold, HEARD_AGAIN));
             }
-            held.again_from = held.again_from.filter(|from| *from < now);
-            if let Some(from) = held.again_from {
-                held.again_until = Some(now + COMES_AGAIN);
+            if let Some(from) = held.again_from.filter(|from| *from < now) {
+                held.again = Some(Again {
+                    from,
+                    until: now + COMES_AGAIN,
+                    at_most_until: now + COMES_AGAIN_MAX,
+                });
                 since = Some(since.map_or(from, |since| since.min(from)));
             }
         }
@@ -349,7 +372,9 @@ impl Meter {
         let Some(held) = self.state.buckets.get_mut(&frame.bucket) else {
             return;
         };
-        let counted = held.usage.count(frame, self.deps.clock.now());
+        let now = self.deps.clock.now();
+        held.hear_again(frame, now);
+        let counted = held.usage.count(frame, now);
         self.metrics.frame(counted);
         if counted != Counted::Before {
             self.state.panes.add(frame);
@@ -362,9 +387,28 @@ impl Meter {
         }
     }
 
+    /// Frames that nobody here can read are missing; those of a bucket that is not folded yet wait.
+    fn miss_unreadable(&mut self) {
+        let waiting = std::mem::take(&mut self.state.unreadable);
+        let came = self.deps.bus.take_unreadable_frames();
+        for head in waiting.into_iter().chain(came) {
+            match self.state.buckets.get_mut(&head.bucket) {
+                Some(held) if held.caught_up => {
+                    held.usage.count_unreadable(&head);
+                    self.metrics.unreadable_frame();
+                }
+                Some(_) if self.state.unreadable.len() < UNREADABLE_MAX => {
+                    self.state.unreadable.push(head);
+                }
+                _ => {}
+            }
+        }
+    }
+
     async fn tick(&mut self) -> Result<(), StoreError> {
         // What has come must be in before a minute is closed without it.
         self.hear_waiting();
+        self.miss_unreadable();
         let now = self.deps.clock.now();
         self.close(now).await?;
         let clock_stepped_back = now < self.state.saved_at;
@@ -376,20 +420,21 @@ impl Meter {
 
     /// Appends what is due, one commit per endpoint. What cannot be written is due again.
     async fn close(&mut self, now: Timestamp) -> Result<(), StoreError> {
-        let mut commits = Vec::new();
-        for (bucket, held) in &self.state.buckets {
+        let mut due = Vec::new();
+        for (bucket, held) in &mut self.state.buckets {
             if !held.caught_up || held.is_hearing(now) || held.lost {
                 continue;
             }
-            for due in held.usage.due(now) {
-                if self.consumer.parking().is_parked(&due.endpoint) {
-                    continue;
-                }
-                let commit = self.commit(&due, &held.fence, now);
-                let store = &self.deps.store;
-                commits.push(async move { (*bucket, due.endpoint, store.commit(commit).await) });
-            }
+            let parking = self.consumer.parking();
+            let of_bucket = held.usage.due(now).into_iter();
+            let wanted = of_bucket.filter(|due| !parking.is_parked(&due.endpoint));
+            due.extend(wanted.map(|due| (*bucket, held.fence.clone(), due)));
         }
+        let commits = due.into_iter().map(|(bucket, fence, due)| {
+            let commit = self.commit(&due, &fence, now);
+            let store = &self.deps.store;
+            async move { (bucket, due.endpoint, store.commit(commit).await) }
+        });
         // Not all at once: at the end of a minute they would keep decisions waiting for the writer.
         let outcomes: Vec<_> = futures::stream::iter(commits)
             .buffer_unordered(CLOSES_MAX)
@@ -427,17 +472,17 @@ impl Meter {
                 }
             }
         }
+        let (mut open, mut idle) = (0, 0);
         let held = self.state.buckets.values_mut();
-        let open: usize = held
-            .filter(|held| held.caught_up)
-            .map(|held| {
-                if !held.is_hearing(now) {
-                    held.usage.settle(now);
-                }
-                held.usage.open_minutes()
-            })
-            .sum();
+        for held in held.filter(|held| held.caught_up) {
+            if !held.is_hearing(now) {
+                held.usage.settle(now);
+            }
+            open += held.usage.open_minutes();
+            idle += held.usage.idle_deployments();
+        }
         self.metrics.open_minutes.set(open as i64);
+        self.metrics.idle_deployments.set(idle as i64);
         Ok(())
     }
 
@@ -527,13 +572,25 @@ impl Meter {
 impl Held {
     /// Whether frames that were asked for again may still come.
     fn is_hearing(&self, now: Timestamp) -> bool {
-        self.again_until.is_some_and(|until| now < until)
+        self.again.as_ref().is_some_and(|again| now < again.until)
+    }
+
+    /// A frame has come; where it is one of the past, others follow.
+    fn hear_again(&mut self, frame: &Frame, now: Timestamp) {
+        let is_past = now.since(frame.start) > COMES_AGAIN;
+        if let Some(again) = self
+            .again
+            .as_mut()
+            .filter(|again| is_past && now < again.until)
+        {
+            again.until = (now + COMES_AGAIN).min(again.at_most_until);
+        }
     }
 
     /// Frames from before this have been heard.
     fn heard_until(&self, now: Timestamp) -> Timestamp {
-        let again = self.again_from.filter(|_| self.is_hearing(now));
-        again.unwrap_or(now)
+        let again = self.again.as_ref().filter(|_| self.is_hearing(now));
+        again.map_or(now, |again| again.from)
     }
 }
 

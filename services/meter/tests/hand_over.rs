@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use contract::events::Event;
+use contract::frame::FrameHead;
 use contract::log::{StreamKind, StreamName};
 use meter::History;
 use support::shared::{Frames, Member};
-use support::{House, On, Running, arrivals, endpoint, frame, told};
+use support::{House, On, Running, arrivals, cpu_us, endpoint, frame, resting, told};
 
 struct Town {
     house: House,
@@ -58,6 +59,13 @@ impl Town {
         }
     }
 
+    /// The node tells of these seconds, in which nothing is asked of its instance.
+    fn rest(&self, seconds: std::ops::Range<u64>) {
+        for second in seconds {
+            self.frames.publish(resting(second));
+        }
+    }
+
     /// The usage stream holds these minutes, with so many requests each, and nothing else.
     async fn assert_log(&self, minutes: &[u64]) {
         let stream = StreamName::of(StreamKind::Usage, &endpoint());
@@ -67,6 +75,13 @@ impl Town {
             event => panic!("{event:?}"),
         });
         assert_eq!(counted.collect::<Vec<_>>(), minutes);
+    }
+}
+
+/// Waits until the meter exports this.
+async fn until_exported(meter: &Meter, metric: &str) {
+    while !meter.running.metrics.encode().contains(metric) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -143,6 +158,59 @@ async fn what_a_meter_that_died_had_not_saved_is_heard_again() {
     let reader = History::open_reader(&town.house.place).await.unwrap();
     assert_eq!(told(&reader, 0).await.0, 60);
     town.assert_log(&[60]).await;
+}
+
+#[tokio::test]
+async fn who_counts_from_the_log_alone_counts_minutes_without_a_request_again() {
+    let Some(mut town) = Town::new().await else {
+        return;
+    };
+    let first = Meter::owning(&town).await;
+    town.rest(0..130);
+    town.house.at(130);
+    until_exported(&first, "penstock_meter_idle_deployments 1").await;
+    first.running.die().await;
+    // Somebody had the bucket and saved nothing.
+    let fence = format!("meter/{}", endpoint().bucket());
+    town.house.store.take(&fence).await.unwrap();
+    let second = Meter::owning(&town).await;
+    town.rest(130..240);
+    town.tell(180..240);
+    // Frames of the past are waited for, and more of them may follow.
+    town.house.at(310);
+    let idle = town.house.closed().await;
+    assert_eq!((idle.minutes, cpu_us(&idle)), (3, 180 * 100));
+    let busy = town.house.closed().await;
+    assert_eq!((arrivals(&busy), cpu_us(&busy)), (60, 60 * 100));
+    second.running.stop().await;
+}
+
+#[tokio::test]
+async fn frames_that_cannot_be_read_are_missing_by_name() {
+    let Some(mut town) = Town::new().await else {
+        return;
+    };
+    let meter = Meter::owning(&town).await;
+    let unreadable = |second| FrameHead::from(&frame(1, second));
+    let heads = [unreadable(30), unreadable(32)];
+    meter.bus.unreadable.lock().unwrap().extend(heads);
+    town.tell(0..30);
+    town.tell(31..32);
+    town.tell(33..60);
+    let metric = "penstock_meter_frames_total{counted=\"unreadable\"} 2";
+    until_exported(&meter, metric).await;
+    town.house.at(60);
+    assert_eq!(arrivals(&town.house.closed().await), 58);
+    let mut missing = Vec::new();
+    for _ in 0..2 {
+        match town.house.usage().await {
+            Event::UsageGap(gap) => missing.push((gap.first, gap.last)),
+            event => panic!("{event:?}"),
+        }
+    }
+    missing.sort_unstable();
+    assert_eq!(missing, [(30, 30), (32, 32)]);
+    meter.running.stop().await;
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use contract::usage::UsageMinute;
 use meter::{GapSpan, History, Query};
 use runtime::ids::Ids;
 use store::{Append, Commit};
-use support::{House, START, arrivals, blue, endpoint, points, uid};
+use support::{House, START, arrivals, blue, cpu_us, endpoint, points, uid};
 use uuid::Uuid;
 
 on_both!(
@@ -26,6 +26,7 @@ on_both!(
     a_query_for_too_many_points_is_refused,
     a_reader_sees_what_the_meter_has_saved,
     an_open_minute_survives_restarts_in_quick_succession,
+    minutes_without_a_request_are_told_once_there_is_one_also_after_a_restart,
 );
 
 async fn a_minute_is_written_to_the_log_once_it_is_over(mut house: House) {
@@ -72,6 +73,28 @@ async fn frames_that_never_came_are_named(mut house: House) {
     meter.stop().await;
 }
 
+async fn minutes_without_a_request_are_told_once_there_is_one_also_after_a_restart(
+    mut house: House,
+) {
+    let meter = house.run().await;
+    house.rest(0..130);
+    house.at(130);
+    meter.stop().await;
+    let meter = house.run().await;
+    house.rest(130..240);
+    house.seconds(1, 180..240);
+    house.at(240);
+    let idle = house.closed().await;
+    assert_eq!(idle.minute, Timestamp::from_secs(START));
+    assert_eq!((idle.minutes, cpu_us(&idle)), (3, 180 * 100));
+    let busy = house.closed().await;
+    assert_eq!(busy.minute, idle.end());
+    assert_eq!((arrivals(&busy), cpu_us(&busy)), (60, 60 * 100));
+    let text = meter.metrics.encode();
+    assert!(text.contains("penstock_meter_idle_deployments 0"), "{text}");
+    meter.stop().await;
+}
+
 async fn a_meter_that_was_taken_over_takes_again(mut house: House) {
     let meter = house.run().await;
     let bucket = endpoint().bucket();
@@ -91,6 +114,7 @@ async fn a_usage_stream_that_moved_on_is_caught_up_with(mut house: House) {
         deployment: blue(),
         deployment_uid: uid(),
         minute: Timestamp::from_secs(START - 600),
+        minutes: 1,
         slices: Vec::new(),
         counted: Vec::new(),
     };

@@ -6,12 +6,12 @@
 
 use std::sync::{Arc, Mutex};
 
-use contract::frame::Frame;
+use contract::frame::{Frame, FrameError};
 use contract::time::Timestamp;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc::{self, error::TrySendError};
 
@@ -40,12 +40,24 @@ pub(super) fn read(shared: &Shared, readers: &Mutex<Vec<mpsc::Sender<Arc<Frame>>
             let Some(message) = poll(&consumer, POLL) else {
                 continue;
             };
-            match decode_frame(message.payload()) {
-                Ok(frame) => hand_out(shared, readers, Arc::new(frame)),
-                Err(why) => skip(shared, &message, &why),
+            if let Some(frame) = decoded(shared, &message) {
+                hand_out(shared, readers, Arc::new(frame));
             }
         }
     }
+}
+
+/// The frame in a message. One that cannot be read is noted, if it says whose it is.
+fn decoded(shared: &Shared, message: &BorrowedMessage<'_>) -> Option<Frame> {
+    let error = match decode_frame(message.payload()) {
+        Ok(frame) => return Some(frame),
+        Err(error) => error,
+    };
+    skip(shared, message, &error.to_string());
+    if let FrameError::Unreadable { head, .. } = error {
+        shared.note_unreadable(*head);
+    }
+    None
 }
 
 fn hand_out(shared: &Shared, readers: &Mutex<Vec<mpsc::Sender<Arc<Frame>>>>, frame: Arc<Frame>) {
@@ -99,9 +111,8 @@ pub(super) fn read_since(shared: &Shared, since: Timestamp, sender: mpsc::Sender
             {
                 tracing::debug!(%error, "a place in the frames cannot be kept");
             }
-            match decode_frame(message.payload()) {
-                Ok(frame) => outbox.push(Arc::new(frame)),
-                Err(why) => skip(shared, &message, &why),
+            if let Some(frame) = decoded(shared, &message) {
+                outbox.push(Arc::new(frame));
             }
         }
     }

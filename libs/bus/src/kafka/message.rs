@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use contract::chain::ChainHash;
 use contract::events::Event;
-use contract::frame::Frame;
+use contract::frame::{Frame, FrameError};
 use contract::ids::{Bucket, Position};
 use contract::log::{Actor, RawRecord, Record, StreamName};
 use contract::route::{Route, RouteUpdate};
@@ -234,13 +234,12 @@ pub fn encode_frame(frame: &Frame) -> Result<Outgoing<'_>, serde_json::Error> {
     Ok(Outgoing {
         key: frame.source.id.as_str().into(),
         headers: Vec::new(),
-        value: Some(serde_json::to_string(frame)?.into()),
+        value: Some(frame.encode()?.into()),
     })
 }
 
-pub fn decode_frame(value: Option<&[u8]>) -> Result<Frame, String> {
-    let value = value.ok_or("it has no value")?;
-    serde_json::from_slice(value).map_err(|error| error.to_string())
+pub fn decode_frame(value: Option<&[u8]>) -> Result<Frame, FrameError> {
+    Frame::decode(value.unwrap_or_default())
 }
 
 pub fn encode_route(update: &RouteUpdate) -> Result<Outgoing<'_>, serde_json::Error> {

@@ -26,13 +26,14 @@ mod routes;
 mod topics;
 mod whole;
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use contract::frame::Frame;
+use contract::frame::{Frame, FrameHead};
 use contract::ids::Position;
 use contract::log::{RawRecord, Record};
 use contract::route::RouteUpdate;
@@ -73,6 +74,8 @@ struct Shared {
     trouble: Mutex<Option<String>>,
     remark: Mutex<Option<String>>,
     dropped: Arc<AtomicU64>,
+    /// The newest of the frames that could not be read, until somebody takes them.
+    unreadable_frames: Mutex<VecDeque<FrameHead>>,
     stopping: AtomicBool,
 }
 
@@ -98,6 +101,7 @@ impl KafkaBus {
             trouble: Mutex::new(None),
             remark: Mutex::new(None),
             dropped: dropped.clone(),
+            unreadable_frames: Mutex::default(),
             stopping: AtomicBool::new(false),
             config,
         });
@@ -248,6 +252,10 @@ impl Bus for KafkaBus {
         receiver
     }
 
+    fn take_unreadable_frames(&self) -> Vec<FrameHead> {
+        lock(&self.shared.unreadable_frames).drain(..).collect()
+    }
+
     fn publish_route(&self, update: Arc<RouteUpdate>) {
         self.records.publish_route(&update);
     }
@@ -305,6 +313,14 @@ impl Shared {
 
     fn count_dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn note_unreadable(&self, head: FrameHead) {
+        let mut heads = lock(&self.unreadable_frames);
+        if heads.len() >= SUBSCRIBER_QUEUE_MAX {
+            heads.pop_front();
+        }
+        heads.push_back(head);
     }
 
     /// Waits for the topics; false if there will be nothing to read.

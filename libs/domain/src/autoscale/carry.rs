@@ -15,19 +15,8 @@ pub fn carry(
     evaluation: &Evaluation,
     now: Timestamp,
 ) {
-    let before = carried.granted.replace(evaluation.granted);
-    let change = || {
-        let rule = policy.and_then(|policy| evaluation.decided_by(policy));
-        Some(LastChange {
-            at: now,
-            rule: rule.map(str::to_owned),
-        })
-    };
-    match before {
-        Some(before) if evaluation.granted > before => carried.last_out = change(),
-        Some(before) if evaluation.granted < before => carried.last_in = change(),
-        _ => {}
-    }
+    let decided_by = || policy.and_then(|policy| evaluation.decided_by(policy));
+    grant(carried, evaluation.granted, decided_by, now);
     let (out, scale_in) = policy.map_or((Span::ZERO, Span::ZERO), |policy| {
         (policy.stabilize_out, policy.stabilize_in)
     });
@@ -36,6 +25,23 @@ pub fn carry(
         instances: evaluation.wish,
     };
     remember(&mut carried.wishes, wish, out, scale_in);
+}
+
+fn grant<'a>(
+    carried: &mut Carried,
+    granted: u32,
+    decided_by: impl FnOnce() -> Option<&'a str>,
+    at: Timestamp,
+) {
+    let change = || {
+        let rule = decided_by().map(str::to_owned);
+        Some(LastChange { at, rule })
+    };
+    match carried.granted.replace(granted) {
+        Some(before) if granted > before => carried.last_out = change(),
+        Some(before) if granted < before => carried.last_in = change(),
+        _ => {}
+    }
 }
 
 /// Adds a wish, and drops those that can never count again: past the longest window, or followed by
@@ -51,7 +57,7 @@ fn remember(wishes: &mut Vec<Wish>, wish: Wish, out: Span, scale_in: Span) {
     wishes.push(wish);
 }
 
-/// The state after a decision.
+/// The state after a decision that this engine makes.
 pub fn carried_next(decision: &Decision, zones: &ZoneData) -> Carried {
     let policy = decision
         .inputs
@@ -64,11 +70,18 @@ pub fn carried_next(decision: &Decision, zones: &ZoneData) -> Carried {
     carried
 }
 
-/// The state to go on from after a start or a take-over, from the last decision that was written.
-/// Cool-downs run on; what was wished since is not known, so the stabilisation windows are filled
-/// with the present count.
-pub fn carried_after_restart(last: &Decision, zones: &ZoneData, now: Timestamp) -> Carried {
-    let mut carried = carried_next(last, zones);
+/// The state to go on from after a start or a take-over, from the last decision that was written. What it
+/// granted is what it records, whatever this engine would make of its inputs: another version may have
+/// decided, or gone by other time zones. Cool-downs run on; what was wished since is not known, so the
+/// stabilisation windows are filled with the present count.
+pub fn carried_after_restart(last: &Decision, now: Timestamp) -> Carried {
+    let mut carried = last.inputs.carried.clone();
+    grant(
+        &mut carried,
+        last.granted,
+        || last.decided_by.as_deref(),
+        last.at,
+    );
     carried.wishes = vec![Wish {
         last: now.max(last.at),
         instances: last.granted,

@@ -56,6 +56,47 @@ pub fn reevaluate(decision: &Decision, zones: &ZoneData) -> Decision {
     )
 }
 
+/// How a recorded decision compares with the same made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// To the byte.
+    Equal,
+    /// Numbers, outcome, profile and verdicts are the same; explanations are not.
+    OnlyWords,
+    Other,
+}
+
+/// Compares a recorded decision with what this engine makes of its inputs. The version that it records is
+/// no difference: [`is_reproducible`] says whether the decision has to be equal.
+pub fn compare(recorded: &Decision, again: &Decision) -> Comparison {
+    let again = Decision {
+        engine: recorded.engine.clone(),
+        engine_version: recorded.engine_version,
+        ..again.clone()
+    };
+    // Bytes, not values: what is written must be what the engine would write.
+    if serde_json::to_vec(&again).ok() == serde_json::to_vec(recorded).ok() {
+        return Comparison::Equal;
+    }
+    match without_words(&again) == without_words(recorded) {
+        true => Comparison::OnlyWords,
+        false => Comparison::Other,
+    }
+}
+
+fn without_words(decision: &Decision) -> Decision {
+    let mut decision = decision.clone();
+    decision
+        .rules
+        .iter_mut()
+        .for_each(|rule| rule.because.clear());
+    decision
+        .stages
+        .iter_mut()
+        .for_each(|stage| stage.detail.clear());
+    decision
+}
+
 /// Whether this engine, with these time zones, must make the decision again to the same bytes.
 pub fn is_reproducible(decision: &Decision, zones: &ZoneData) -> bool {
     let has_schedule = |policy: &AutoscaleSpec| {

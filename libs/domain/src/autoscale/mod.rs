@@ -31,7 +31,8 @@ mod words;
 
 pub use carry::{carried_after_clock_step, carried_after_restart, carried_next, carry};
 pub use decide::{
-    decide, decide_with, explain, is_reproducible, reevaluate, should_explain, should_write,
+    Comparison, compare, decide, decide_with, explain, is_reproducible, reevaluate, should_explain,
+    should_write,
 };
 pub use evaluate::{Evaluation, TickInputs, evaluate};
 pub use policy::{
@@ -43,5 +44,6 @@ pub use schedule::DURATION_MAX;
 /// The name that decisions carry.
 pub const ENGINE: &str = "autoscale";
 
-/// Raised whenever any output changes for recorded inputs.
+/// Raised whenever any output changes for recorded inputs. Replay then compares what this version makes of
+/// older decisions with what they record, as information; carried state goes on from what they record.
 pub const ENGINE_VERSION: u32 = 1;

@@ -37,23 +37,8 @@ fn empty(source: Source, second: i64) -> Frame {
 }
 
 fn deployment() -> DeploymentFrame {
-    DeploymentFrame {
-        endpoint: EndpointKey::new(&"iris".parse().unwrap()),
-        deployment: "blue".parse().unwrap(),
-        deployment_uid: uid(),
-        role: Role::Live,
-        outcomes: Outcomes::default(),
-        arrivals: 0,
-        in_flight_us: 0,
-        in_flight_max: 0,
-        queued_us: 0,
-        queued_max: 0,
-        request_bytes: 0,
-        response_bytes: 0,
-        at_or_below: BTreeMap::new(),
-        latency: Histogram::default(),
-        instances: Vec::new(),
-    }
+    let endpoint = EndpointKey::new(&"iris".parse().unwrap());
+    DeploymentFrame::new(endpoint, "blue".parse().unwrap(), uid(), Role::LIVE)
 }
 
 fn arrivals(source: Source, second: i64, arrivals: u64) -> Frame {
@@ -378,12 +363,9 @@ fn error_ratios_count_as_the_contract_says() {
 fn utilisation_is_averaged_over_instances_and_comes_from_nodes() {
     let mut measures = measures();
     let instance = |name: &str, cpu_us, memory_bytes| InstanceFrame {
-        id: InstanceId::from(name.to_owned()),
-        busy_us: 0,
-        in_flight: 0,
-        requests: 0,
         cpu_us: Some(cpu_us),
         memory_bytes: Some(memory_bytes),
+        ..InstanceFrame::new(InstanceId::from(name.to_owned()))
     };
     let node = Source {
         kind: SourceKind::Node,

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use contract::frame::{DeploymentFrame, Outcomes, Role};
+use contract::events::Event;
+use contract::frame::DeploymentFrame;
 use contract::ids::{EndpointKey, Name, Uid};
 use contract::time::Timestamp;
 use contract::usage::{
@@ -10,8 +11,8 @@ use contract::usage::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::ranges::Ranges;
-use super::{Boot, pairs};
+use super::LATE_GATHERED;
+use super::frames::FrameSet;
 
 const SLICE_MILLIS: i64 = 10_000;
 const MINUTE_MILLIS: i64 = 60_000;
@@ -23,18 +24,17 @@ const INSTANCES_PER_EVENT: usize = 200;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct OpenMinute {
     /// Frames counted in this minute.
-    #[serde(with = "pairs")]
-    pub counted: BTreeMap<Boot, Ranges>,
+    pub counted: FrameSet,
     pub deployments: BTreeMap<EndpointKey, BTreeMap<Uid, Sums>>,
-    /// Set when the minute had been closed before its frames came.
+    /// Set where its frames came after the minute had been closed: when the first of them did.
     pub late_since: Option<Timestamp>,
 }
 
 /// What one deployment used in the minute.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Sums {
-    deployment: Name,
-    slices: Vec<UsageSlice>,
+    pub deployment: Name,
+    pub slices: Vec<UsageSlice>,
 }
 
 /// The start of the minute in which an instant lies.
@@ -42,20 +42,11 @@ pub(super) fn minute_of(instant: Timestamp) -> Timestamp {
     Timestamp::from_millis(instant.millis() - instant.millis().rem_euclid(MINUTE_MILLIS))
 }
 
-/// Whether a frame says anything about a deployment.
-fn says_something(frame: &DeploymentFrame) -> bool {
-    frame.outcomes != Outcomes::default()
-        || frame.arrivals > 0
-        || frame.in_flight_us > 0
-        || frame.queued_us > 0
-        || frame.request_bytes > 0
-        || frame.response_bytes > 0
-        || !frame.instances.is_empty()
-}
-
 impl OpenMinute {
-    pub(super) fn add(&mut self, start: Timestamp, frame: &DeploymentFrame) {
-        if !says_something(frame) {
+    /// Adds one deployment's part of a frame that begins at `start` and is `length_us` long.
+    pub(super) fn add(&mut self, start: Timestamp, length_us: u64, frame: &DeploymentFrame) {
+        let counts = counts_of(frame);
+        if counts == UsageCounts::default() && frame.instances.is_empty() {
             return;
         }
         let sums = self
@@ -69,67 +60,105 @@ impl OpenMinute {
             });
         let slice = start.millis().rem_euclid(MINUTE_MILLIS) / SLICE_MILLIS;
         if let Some(slice) = sums.slices.get_mut(slice as usize) {
-            add_frame(slice, frame);
+            add_to(slice, counts, length_us, frame);
         }
     }
 
-    /// Takes away what an event of the log has told already; exact, because all counts add up.
-    pub(super) fn subtract(&mut self, endpoint: &EndpointKey, told: &UsageMinute) {
+    /// Whether frames that are late have been waited for.
+    pub(super) fn is_gathered(&self, now: Timestamp) -> bool {
+        let since = self.late_since;
+        since.is_none_or(|since| now >= since + LATE_GATHERED)
+    }
+
+    /// Takes away what an event of the log has told, from both.
+    pub(super) fn cancel(&mut self, endpoint: &EndpointKey, uid: Uid, told: &mut [UsageSlice]) {
         let Some(deployments) = self.deployments.get_mut(endpoint) else {
             return;
         };
-        if let Some(sums) = deployments.get_mut(&told.deployment_uid) {
-            for (slice, told) in sums.slices.iter_mut().zip(&told.slices) {
-                subtract_slice(slice, told);
-            }
-            if sums.slices.iter().all(is_nothing) {
-                deployments.remove(&told.deployment_uid);
+        if let Some(sums) = deployments.get_mut(&uid) {
+            cancel(&mut sums.slices, told);
+            if sums.slices.iter().all(UsageSlice::is_empty) {
+                deployments.remove(&uid);
             }
         }
         if deployments.is_empty() {
             self.deployments.remove(endpoint);
         }
     }
+}
 
-    /// The events' data for one deployment: one, or more if it has very many instances.
-    pub(super) fn tell(
-        &self,
-        minute: Timestamp,
-        uid: Uid,
-        sums: &Sums,
-        frames: &[FrameRange],
-    ) -> Vec<UsageMinute> {
-        let parts = sums
+impl Sums {
+    pub(super) fn telling(&self, uid: Uid, minute: Timestamp, closes: bool) -> Telling<'_> {
+        Telling {
+            deployment: &self.deployment,
+            uid,
+            minute,
+            minutes: 1,
+            slices: &self.slices,
+            closes,
+        }
+    }
+
+    /// Whether there was no request in the minute.
+    pub(super) fn is_idle(&self) -> bool {
+        self.slices.iter().all(|slice| {
+            let mut instances = slice.by_instance.values();
+            slice.by_role.is_empty() && instances.all(InstanceUsage::is_idle)
+        })
+    }
+}
+
+/// Takes away what both have, from both. Exact, because all counts add up; where there are more slices
+/// on one side than on the other, which of them loses it is of no matter.
+pub(super) fn cancel(ours: &mut [UsageSlice], told: &mut [UsageSlice]) {
+    if ours.len() == told.len() {
+        for (ours, told) in ours.iter_mut().zip(told) {
+            ours.cancel(told);
+        }
+        return;
+    }
+    for ours in ours {
+        for told in &mut *told {
+            ours.cancel(told);
+        }
+    }
+}
+
+/// What is told of a deployment from a minute on.
+pub(super) struct Telling<'a> {
+    pub deployment: &'a Name,
+    pub uid: Uid,
+    pub minute: Timestamp,
+    pub minutes: u32,
+    pub slices: &'a [UsageSlice],
+    /// Nothing has been told of these minutes before.
+    pub closes: bool,
+}
+
+impl Telling<'_> {
+    /// One event, or more if it has very many instances.
+    pub(super) fn events(&self, counted: &[FrameRange]) -> impl Iterator<Item = Event> {
+        let parts = self
             .slices
             .iter()
             .map(|slice| slice.by_instance.len().div_ceil(INSTANCES_PER_EVENT))
             .max()
             .unwrap_or(0)
             .max(1);
-        let part = |index: usize| UsageMinute {
-            deployment: sums.deployment.clone(),
-            deployment_uid: uid,
-            minute,
-            slices: sums.slices.iter().map(|s| part_of(s, index)).collect(),
-            counted: frames.to_vec(),
-        };
-        (0..parts).map(part).collect()
-    }
-
-    /// The frames of this minute, but for those that are told already.
-    pub(super) fn frames_without<'a>(
-        &self,
-        told: impl Fn(&Boot) -> Option<&'a Ranges>,
-    ) -> Vec<FrameRange> {
-        let of_boot = |(boot, ranges): (&Boot, &Ranges)| {
-            let range = |(first, last)| boot.range(first, last);
-            let ranges = match told(boot) {
-                Some(told) => ranges.without(told),
-                None => ranges.clone(),
+        (0..parts).map(move |index| {
+            let data = UsageMinute {
+                deployment: self.deployment.clone(),
+                deployment_uid: self.uid,
+                minute: self.minute,
+                minutes: self.minutes,
+                slices: self.slices.iter().map(|s| part_of(s, index)).collect(),
+                counted: counted.to_vec(),
             };
-            ranges.iter().map(range).collect::<Vec<_>>()
-        };
-        self.counted.iter().flat_map(of_boot).collect()
+            match self.closes && index == 0 {
+                true => Event::UsageClosed(data),
+                false => Event::UsageCorrected(data),
+            }
+        })
     }
 }
 
@@ -139,96 +168,51 @@ fn part_of(slice: &UsageSlice, index: usize) -> UsageSlice {
     let share = instances
         .skip(index * INSTANCES_PER_EVENT)
         .take(INSTANCES_PER_EVENT)
-        .map(|(id, usage)| (id.clone(), *usage))
+        .map(|(id, usage)| (id.clone(), usage.clone()))
         .collect();
-    if index > 0 {
-        return UsageSlice {
-            by_instance: share,
-            ..UsageSlice::default()
-        };
-    }
     UsageSlice {
-        by_role: slice.by_role.clone(),
+        by_role: match index {
+            0 => slice.by_role.clone(),
+            _ => BTreeMap::new(),
+        },
         by_instance: share,
-        at_or_below: slice.at_or_below.clone(),
     }
 }
 
-fn add_frame(slice: &mut UsageSlice, frame: &DeploymentFrame) {
-    let counts = slice.by_role.entry(frame.role).or_default();
-    counts.outcomes.add(&frame.outcomes);
-    counts.arrivals += frame.arrivals;
-    counts.in_flight_us += frame.in_flight_us;
-    counts.queued_us += frame.queued_us;
-    counts.request_bytes += frame.request_bytes;
-    counts.response_bytes += frame.response_bytes;
-    // Objectives are about what clients see; a mirror's latency must not count for or against them.
-    if frame.role == Role::Live {
-        for (threshold, count) in &frame.at_or_below {
-            *slice.at_or_below.entry(*threshold).or_default() += count;
-        }
+fn counts_of(frame: &DeploymentFrame) -> UsageCounts {
+    UsageCounts {
+        outcomes: frame.outcomes,
+        arrivals: frame.arrivals,
+        status_classes: frame.status_classes,
+        in_flight_us: frame.in_flight_us,
+        queued_us: frame.queued_us,
+        request_bytes: frame.request_bytes,
+        response_bytes: frame.response_bytes,
+        oldest_in_flight_us_max: frame.oldest_in_flight_us,
+        at_or_below: frame.at_or_below.clone(),
+        tokens: frame.tokens.unwrap_or_default(),
+    }
+}
+
+fn add_to(slice: &mut UsageSlice, counts: UsageCounts, length_us: u64, frame: &DeploymentFrame) {
+    if counts != UsageCounts::default() {
+        let role = slice.by_role.entry(frame.role.clone()).or_default();
+        role.add(&counts);
     }
     for instance in &frame.instances {
-        let usage = slice.by_instance.entry(instance.id.clone()).or_default();
-        usage.requests += instance.requests;
-        usage.busy_us += instance.busy_us;
-        usage.cpu_us += instance.cpu_us.unwrap_or(0);
-        let memory = instance.memory_bytes.unwrap_or(0);
-        usage.memory_bytes_max = usage.memory_bytes_max.max(memory);
+        // Nodes measure resources, gateways do not.
+        let measured = instance.cpu_us.is_some() || instance.memory_bytes.is_some();
+        let usage = InstanceUsage {
+            requests: instance.requests,
+            busy_us: instance.busy_us,
+            in_flight_us: instance.in_flight_us.clone(),
+            cpu_us: instance.cpu_us.unwrap_or(0),
+            memory_bytes_max: instance.memory_bytes.unwrap_or(0),
+            measured_us: if measured { length_us } else { 0 },
+            gpu_us: instance.gpu_us.unwrap_or(0),
+            gpu_memory_bytes_max: instance.gpu_memory_bytes.unwrap_or(0),
+        };
+        let sum = slice.by_instance.entry(instance.id.clone()).or_default();
+        sum.add(&usage);
     }
-}
-
-fn subtract_slice(slice: &mut UsageSlice, told: &UsageSlice) {
-    for (role, told) in &told.by_role {
-        if let Some(counts) = slice.by_role.get_mut(role) {
-            subtract_counts(counts, told);
-        }
-    }
-    slice.by_role.retain(|_, c| *c != UsageCounts::default());
-    for (threshold, told) in &told.at_or_below {
-        if let Some(count) = slice.at_or_below.get_mut(threshold) {
-            *count = count.saturating_sub(*told);
-        }
-    }
-    slice.at_or_below.retain(|_, count| *count > 0);
-    for (id, told) in &told.by_instance {
-        if let Some(usage) = slice.by_instance.get_mut(id) {
-            usage.requests = usage.requests.saturating_sub(told.requests);
-            usage.busy_us = usage.busy_us.saturating_sub(told.busy_us);
-            usage.cpu_us = usage.cpu_us.saturating_sub(told.cpu_us);
-            if usage.memory_bytes_max <= told.memory_bytes_max {
-                usage.memory_bytes_max = 0;
-            }
-            if *usage == InstanceUsage::default() {
-                slice.by_instance.remove(id);
-            }
-        }
-    }
-}
-
-fn subtract_counts(counts: &mut UsageCounts, told: &UsageCounts) {
-    counts.arrivals = counts.arrivals.saturating_sub(told.arrivals);
-    counts.in_flight_us = counts.in_flight_us.saturating_sub(told.in_flight_us);
-    counts.queued_us = counts.queued_us.saturating_sub(told.queued_us);
-    counts.request_bytes = counts.request_bytes.saturating_sub(told.request_bytes);
-    counts.response_bytes = counts.response_bytes.saturating_sub(told.response_bytes);
-    let (ours, told) = (&mut counts.outcomes, &told.outcomes);
-    for (ours, told) in [
-        (&mut ours.success, told.success),
-        (&mut ours.model_client_error, told.model_client_error),
-        (&mut ours.model_server_error, told.model_server_error),
-        (&mut ours.timeout, told.timeout),
-        (&mut ours.unreachable, told.unreachable),
-        (&mut ours.unavailable, told.unavailable),
-        (&mut ours.internal, told.internal),
-        (&mut ours.too_many_pending, told.too_many_pending),
-        (&mut ours.refused, told.refused),
-        (&mut ours.client_left, told.client_left),
-    ] {
-        *ours = ours.saturating_sub(told);
-    }
-}
-
-fn is_nothing(slice: &UsageSlice) -> bool {
-    slice.by_role.is_empty() && slice.by_instance.is_empty() && slice.at_or_below.is_empty()
 }

@@ -1,9 +1,9 @@
 //! One decision as it stands in the log, and as a person reads it. `UPDATE_GOLDEN=1` writes the
 //! files anew; a change of them is a change of the engine's version.
 
-use contract::decision::{Decision, LastChange, Wish};
+use contract::decision::{Decision, LastChange, Outcome, Verdict, Wish};
 use contract::time::Span;
-use domain::autoscale::explain;
+use domain::autoscale::{Comparison, ENGINE_VERSION, compare, explain, is_reproducible};
 use serde_json::json;
 
 use crate::scene::*;
@@ -69,4 +69,64 @@ fn a_decision_is_written_and_made_again_as_ever() {
 #[test]
 fn a_decision_is_explained_as_ever() {
     equals_golden("decision.txt", &explain::text(&decision()));
+}
+
+/// Decisions of version 0: the same as the golden one, with other words, and with another count.
+const OLDER: [(&str, Comparison); 3] = [
+    (
+        include_str!("../golden/older/equal.json"),
+        Comparison::Equal,
+    ),
+    (
+        include_str!("../golden/older/only-words.json"),
+        Comparison::OnlyWords,
+    ),
+    (
+        include_str!("../golden/older/other.json"),
+        Comparison::Other,
+    ),
+];
+
+#[test]
+fn a_decision_of_an_older_version_is_compared_as_if_it_were_of_this_one() {
+    for (text, comparison) in OLDER {
+        let recorded: Decision = serde_json::from_str(text).unwrap();
+        assert!(recorded.engine_version < ENGINE_VERSION);
+        assert!(!is_reproducible(&recorded, &zones()));
+        assert_eq!(compare(&recorded, &again(&recorded)), comparison);
+    }
+}
+
+#[test]
+fn every_number_and_name_of_a_decision_tells_it_from_another_and_no_explanation_does() {
+    let recorded = decision();
+    let other = |change: fn(&mut Decision)| {
+        let mut changed = recorded.clone();
+        change(&mut changed);
+        compare(&changed, &recorded)
+    };
+    let changes: [fn(&mut Decision); 11] = [
+        |d| d.from += 1,
+        |d| d.wanted += 1,
+        |d| d.granted += 1,
+        |d| d.outcome = Outcome::Shadow,
+        |d| d.profile = None,
+        |d| d.decided_by = None,
+        |d| d.rules[0].verdict = Verdict::Suppressed,
+        |d| d.rules[0].value = None,
+        |d| d.rules[0].wanted = Some(77),
+        |d| d.stages[0].after += 1,
+        |d| drop(d.rules.pop()),
+    ];
+    for (index, change) in changes.into_iter().enumerate() {
+        assert_eq!(other(change), Comparison::Other, "change {index}");
+    }
+    let words: [fn(&mut Decision); 2] = [
+        |d| d.rules[0].because.push('!'),
+        |d| d.stages[0].detail.push('!'),
+    ];
+    for change in words {
+        assert_eq!(other(change), Comparison::OnlyWords);
+    }
+    assert_eq!(other(|d| d.engine_version += 1), Comparison::Equal);
 }

@@ -1,8 +1,10 @@
 //! What decisions depend on the ones before: cool-downs, stabilisation, restarts, the clock.
 
-use contract::decision::{LastChange, Outcome};
+use contract::decision::{Carried, Decision, LastChange, Outcome, Wish};
 use contract::time::{Span, Timestamp};
-use domain::autoscale::{carried_after_clock_step, carried_after_restart, should_write};
+use domain::autoscale::{
+    ENGINE_VERSION, carried_after_clock_step, carried_after_restart, should_write,
+};
 use serde_json::json;
 
 use crate::scene::*;
@@ -163,7 +165,7 @@ fn after_a_restart_the_windows_are_filled_with_the_present_count() {
     let mut scene = Scene::new(out_and_in(more), 4).value(CONCURRENCY, 40.0);
     let last = scene.step(1);
     let now = START + Span::from_secs(40);
-    scene.inputs.carried = carried_after_restart(&last, &zones(), now);
+    scene.inputs.carried = carried_after_restart(&last, now);
     assert_eq!(scene.inputs.carried.granted, Some(5));
     scene = scene.value(CONCURRENCY, 0.0);
     let mut outcome = |seconds: u64| {
@@ -174,6 +176,62 @@ fn after_a_restart_the_windows_are_filled_with_the_present_count() {
     assert_eq!(outcome(99), Outcome::HeldByStabilization);
     // The cool-down ran on through the restart.
     assert_eq!(outcome(100), Outcome::Applied);
+}
+
+#[test]
+fn after_a_change_of_the_engine_the_count_is_the_one_that_was_granted() {
+    let document = out_and_in(json!({"cooldown": {"out": "30s"}}));
+    let mut scene = Scene::new(document, 4).value(CONCURRENCY, 40.0);
+    let ours = scene.step(1);
+    assert_eq!((ours.from, ours.granted), (4, 5));
+    let recorded = |granted: u32, rule: &str| Decision {
+        engine_version: ENGINE_VERSION - 1,
+        granted,
+        decided_by: Some(rule.to_owned()),
+        ..ours.clone()
+    };
+    let change = |rule: &str| {
+        Some(LastChange {
+            at: ours.at,
+            rule: Some(rule.to_owned()),
+        })
+    };
+    let now = START + Span::from_secs(40);
+    let more = carried_after_restart(&recorded(9, "older"), now);
+    assert_eq!((more.granted, more.last_out), (Some(9), change("older")));
+    assert_eq!(more.last_in, None);
+    assert_eq!(
+        more.wishes,
+        [Wish {
+            last: now,
+            instances: 9
+        }]
+    );
+    let less = carried_after_restart(&recorded(2, "older"), now);
+    assert_eq!((less.granted, less.last_in), (Some(2), change("older")));
+    let same = carried_after_restart(&recorded(4, "older"), now);
+    assert_eq!(
+        (same.granted, same.last_out, same.last_in),
+        (Some(4), None, None)
+    );
+}
+
+#[test]
+fn a_decision_of_this_engine_is_gone_on_from_as_if_it_had_been_carried() {
+    let document = out_and_in(json!({"cooldown": {"out": "30s"}}));
+    let mut scene = Scene::new(document, 4).value(CONCURRENCY, 40.0);
+    let decision = scene.step(1);
+    let carried = carried_after_restart(&decision, decision.at);
+    assert_eq!(
+        Carried {
+            wishes: Vec::new(),
+            ..carried
+        },
+        Carried {
+            wishes: Vec::new(),
+            ..carried_after(&decision)
+        }
+    );
 }
 
 #[test]

@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backends::ResourceSample;
-use contract::frame::{
-    DeploymentFrame, Frame, Hello, InstanceFrame, Outcomes, Role, Source, SourceKind,
-};
-use contract::histogram::Histogram;
+use contract::frame::{DeploymentFrame, Frame, Hello, InstanceFrame, Role, Source, SourceKind};
 use contract::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
 use contract::time::{Span, Timestamp};
 use tokio::time::Instant;
@@ -119,46 +116,20 @@ impl Frames {
                 .entry((endpoint, uid))
                 .or_insert_with(|| (deployment, Vec::new()));
             of_deployment.1.push(InstanceFrame {
-                id: sample.id.clone(),
-                busy_us: 0,
-                in_flight: 0,
-                requests: 0,
                 cpu_us: Some(sample.cpu_us_total.saturating_sub(before)),
                 memory_bytes: Some(sample.memory_bytes),
+                ..InstanceFrame::new(sample.id.clone())
             });
         }
         self.cpu_us = totals;
         let mut frames = BTreeMap::<Bucket, Vec<DeploymentFrame>>::new();
         for ((endpoint, uid), (deployment, instances)) in instances {
             let bucket = endpoint.bucket();
-            let frame = without_requests(endpoint, deployment, uid, instances);
-            frames.entry(bucket).or_default().push(frame);
+            frames.entry(bucket).or_default().push(DeploymentFrame {
+                instances,
+                ..DeploymentFrame::new(endpoint, deployment, uid, Role::LIVE)
+            });
         }
         frames
-    }
-}
-
-fn without_requests(
-    endpoint: EndpointKey,
-    deployment: Name,
-    deployment_uid: Uid,
-    instances: Vec<InstanceFrame>,
-) -> DeploymentFrame {
-    DeploymentFrame {
-        endpoint,
-        deployment,
-        deployment_uid,
-        role: Role::Live,
-        outcomes: Outcomes::default(),
-        arrivals: 0,
-        in_flight_us: 0,
-        in_flight_max: 0,
-        queued_us: 0,
-        queued_max: 0,
-        request_bytes: 0,
-        response_bytes: 0,
-        at_or_below: BTreeMap::new(),
-        latency: Histogram::default(),
-        instances,
     }
 }

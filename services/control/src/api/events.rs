@@ -8,11 +8,12 @@ use std::time::Duration;
 use axum::response::IntoResponse;
 use axum::response::sse::{self, KeepAlive, Sse};
 use contract::chain::ChainHash;
+use contract::decision::Decision;
 use contract::ids::{Bucket, Position};
 use contract::log::Record;
 use contract::problem::Finding;
 use contract::time::Timestamp;
-use domain::autoscale::{is_reproducible, reevaluate};
+use domain::autoscale::{Comparison, compare, is_reproducible, reevaluate};
 use domain::views::MODELS;
 use domain::zones::ZoneData;
 use http::{HeaderName, StatusCode};
@@ -324,15 +325,35 @@ pub struct Replayed {
     /// No decision of the present engine differs, and there is nothing that cannot be read.
     pub ok: bool,
     pub decisions: u64,
+    /// Of any version.
     pub equal: u64,
     /// Of the present engine version, and not equal: a fault.
     pub different: u64,
-    /// Of older engine versions, and different under the present one: allowed, and listed.
+    /// Of other engine versions or time zones, and different under the present ones: no fault.
     pub different_older: u64,
     /// Events that cannot be read, and might be decisions.
     pub unreadable: u64,
     pub problems: Vec<String>,
     pub differing: Vec<Uuid>,
+    /// Decisions that this engine need not make again, by what made them.
+    pub other_versions: Vec<OfVersion>,
+}
+
+/// Decisions of another version of the engine, or by another release of the time zones, beside what the
+/// present ones make of their inputs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OfVersion {
+    pub engine: String,
+    pub engine_version: u32,
+    /// The release of the time zones that schedules went by, where it is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone_data: Option<String>,
+    /// To the byte, but for the version.
+    pub equal: u64,
+    /// Numbers, outcome, profile and verdicts are the same; explanations are not.
+    pub only_words: u64,
+    pub other: u64,
 }
 
 pub async fn replay(app: Arc<App>, call: Call) -> Answer {
@@ -359,6 +380,8 @@ pub async fn replay(app: Arc<App>, call: Call) -> Answer {
         // A long log must not keep other requests from their turn.
         tokio::task::yield_now().await;
     }
+    let version = |of: &OfVersion| (of.engine.clone(), of.engine_version, of.zone_data.clone());
+    report.other_versions.sort_by_key(version);
     report.ok = report.different == 0 && report.unreadable == 0;
     json(StatusCode::OK, &report)
 }
@@ -374,20 +397,47 @@ impl Replayed {
         }
     }
 
+    /// Where decisions of this one's version are counted.
+    fn of_version(&mut self, decision: &Decision) -> &mut OfVersion {
+        let of_this = |of: &OfVersion| {
+            of.engine == decision.engine
+                && of.engine_version == decision.engine_version
+                && of.zone_data == decision.inputs.zone_data
+        };
+        let versions = &mut self.other_versions;
+        let known = versions.iter().position(of_this);
+        let at = known.unwrap_or_else(|| {
+            versions.push(OfVersion {
+                engine: decision.engine.clone(),
+                engine_version: decision.engine_version,
+                zone_data: decision.inputs.zone_data.clone(),
+                ..OfVersion::default()
+            });
+            versions.len() - 1
+        });
+        &mut versions[at]
+    }
+
     fn take_in(&mut self, record: &Record, zones: &ZoneData) {
         let contract::events::Event::ScalingDecided(decision) = &record.event else {
             return;
         };
         self.decisions += 1;
         let again = reevaluate(decision, zones);
-        // Bytes, not values: what is written must be what the engine would write.
-        let equal = serde_json::to_vec(&again).ok() == serde_json::to_vec(decision).ok();
-        if equal {
-            self.equal += 1;
+        let comparison = compare(decision, &again);
+        let is_equal = comparison == Comparison::Equal;
+        self.equal += u64::from(is_equal);
+        if !is_reproducible(decision, zones) {
+            self.different_older += u64::from(!is_equal);
+            let of_version = self.of_version(decision);
+            *match comparison {
+                Comparison::Equal => &mut of_version.equal,
+                Comparison::OnlyWords => &mut of_version.only_words,
+                Comparison::Other => &mut of_version.other,
+            } += 1;
             return;
         }
-        if !is_reproducible(decision, zones) {
-            self.different_older += 1;
+        if is_equal {
             return;
         }
         self.different += 1;

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bus::{Bus, LocalBus};
 use bytes::Bytes;
-use contract::frame::{DeploymentFrame, Frame, Outcomes};
+use contract::frame::{AtOrBelow, DeploymentFrame, Frame, Outcomes, StatusClasses};
 use contract::resources::{AuthMode, ModelClientErrors, RequestSettings};
 use contract::route::{DeploymentRoute, InstanceRoute, Route, RouteUpdate};
 use contract::time::Span;
@@ -358,11 +358,14 @@ pub struct Total {
     pub queued_max: u32,
     pub request_bytes: u64,
     pub response_bytes: u64,
-    pub at_or_below: BTreeMap<u64, u64>,
+    pub status_classes: StatusClasses,
+    pub oldest_in_flight_us: u64,
+    pub at_or_below: AtOrBelow,
     pub latency_count: u64,
     pub by_deployment: BTreeMap<String, u64>,
     pub instance_requests: BTreeMap<String, u64>,
     pub instance_busy_us: BTreeMap<String, u64>,
+    pub instance_in_flight_us: BTreeMap<String, u64>,
 }
 
 impl Total {
@@ -382,8 +385,13 @@ impl Total {
         self.queued_max = self.queued_max.max(part.queued_max);
         self.request_bytes += part.request_bytes;
         self.response_bytes += part.response_bytes;
-        for (threshold, count) in &part.at_or_below {
-            *self.at_or_below.entry(*threshold).or_default() += count;
+        self.status_classes.add(&part.status_classes);
+        self.oldest_in_flight_us = self.oldest_in_flight_us.max(part.oldest_in_flight_us);
+        for (measure, counts) in &part.at_or_below {
+            let ours = self.at_or_below.entry(measure.clone()).or_default();
+            for (threshold, count) in counts {
+                *ours.entry(*threshold).or_default() += count;
+            }
         }
         self.latency_count += part.latency.count();
         *self
@@ -399,6 +407,10 @@ impl Total {
                 .instance_busy_us
                 .entry(instance.id.to_string())
                 .or_default() += instance.busy_us;
+            *self
+                .instance_in_flight_us
+                .entry(instance.id.to_string())
+                .or_default() += instance.in_flight_us.values().sum::<u64>();
         }
     }
 }

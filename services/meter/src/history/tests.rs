@@ -37,7 +37,7 @@ fn save(generation: u64, second: i64) -> Save {
     let place = Place {
         endpoint: endpoint(),
         deployment: "blue".parse().unwrap(),
-        role: Role::Live,
+        role: Role::LIVE,
         second,
     };
     let pane = Pane {

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use contract::frame::Role;
 use contract::ids::{Bucket, Position};
 use store::sql::Connection;
 
@@ -213,16 +212,9 @@ fn pane_row(place: &Place, pane: &Pane) -> sqlx::Result<[Arg; 5]> {
         Arg::from(place.endpoint.as_str()),
         Arg::from(place.deployment.as_str()),
         Arg::Number(place.second),
-        Arg::from(role_name(place.role)),
+        Arg::from(place.role.as_str()),
         Arg::Text(doc),
     ])
-}
-
-fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Live => "live",
-        Role::Shadow => "shadow",
-    }
 }
 
 /// Adds a span of covered seconds; most often it goes on where the last one ended.

@@ -4,12 +4,12 @@
 
 pub mod shared;
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bus::{Bus, LocalBus};
 use contract::events::{EndpointCreated, EndpointKeys, Event, SealedKey};
-use contract::frame::{DeploymentFrame, Frame, Outcomes, Role, Source, SourceKind};
+use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
 use contract::histogram::Histogram;
 use contract::ids::{EndpointKey, Name, Uid};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
@@ -68,6 +68,8 @@ pub struct House {
     pub clock: Arc<ManualClock>,
     pub ids: Arc<SeededIds>,
     committed: UnboundedReceiver<Vec<Arc<Record>>>,
+    /// Events of usage that were committed, and not asked for yet.
+    told: VecDeque<Event>,
     _relay: DropGuard,
 }
 
@@ -108,6 +110,7 @@ impl House {
             place: HistoryPlace::of_store(&url, folder.path()),
             _folder: folder,
             committed: store.committed(),
+            told: VecDeque::new(),
             store,
             bus,
             clock: Arc::new(ManualClock::new(Timestamp::from_secs(START))),
@@ -188,6 +191,13 @@ impl House {
         }
     }
 
+    /// The node tells of these seconds, in which nothing is asked of its instance.
+    pub fn rest(&self, seconds: std::ops::Range<u64>) {
+        for second in seconds {
+            self.bus.publish_frame(Arc::new(resting(second)));
+        }
+    }
+
     pub fn at(&self, second: u64) {
         let start = Timestamp::from_secs(START);
         self.clock.set(start + Span::from_secs(second));
@@ -196,12 +206,14 @@ impl House {
     /// The next event of usage.
     pub async fn usage(&mut self) -> Event {
         loop {
-            let records = self.committed.recv().await.unwrap();
-            for record in records {
-                if record.stream.as_str().starts_with("usage/") {
-                    return record.event.clone();
-                }
+            if let Some(event) = self.told.pop_front() {
+                return event;
             }
+            let records = self.committed.recv().await.unwrap();
+            let told = records
+                .iter()
+                .filter(|r| r.stream.as_str().starts_with("usage/"));
+            self.told.extend(told.map(|record| record.event.clone()));
         }
     }
 
@@ -260,10 +272,6 @@ pub fn frame(boot: u128, second: u64) -> Frame {
         hello: None,
         goodbye: false,
         deployments: vec![DeploymentFrame {
-            endpoint: endpoint(),
-            deployment: blue(),
-            deployment_uid: uid(),
-            role: Role::Live,
             outcomes: Outcomes {
                 success: 1,
                 ..Outcomes::default()
@@ -271,22 +279,43 @@ pub fn frame(boot: u128, second: u64) -> Frame {
             arrivals: 1,
             in_flight_us: 500_000,
             in_flight_max: 1,
-            queued_us: 0,
-            queued_max: 0,
             request_bytes: 10,
             response_bytes: 20,
-            at_or_below: BTreeMap::new(),
             latency,
-            instances: Vec::new(),
+            ..DeploymentFrame::new(endpoint(), blue(), uid(), Role::LIVE)
         }],
     }
 }
 
+/// A node tells of a second of an instance that has nothing to do.
+pub fn resting(second: u64) -> Frame {
+    let instance = InstanceFrame {
+        cpu_us: Some(100),
+        memory_bytes: Some(1000 + second),
+        ..InstanceFrame::new("iris-blue-1".to_owned().into())
+    };
+    let mut frame = frame(1, second);
+    frame.source = Source {
+        kind: SourceKind::Node,
+        id: "n1".to_owned(),
+    };
+    frame.deployments = vec![DeploymentFrame {
+        instances: vec![instance],
+        ..DeploymentFrame::new(endpoint(), blue(), uid(), Role::LIVE)
+    }];
+    frame
+}
+
+/// CPU time of a minute, or of minutes.
+pub fn cpu_us(minute: &UsageMinute) -> u64 {
+    let instances = minute.slices.iter().flat_map(|s| s.by_instance.values());
+    instances.map(|usage| usage.cpu_us).sum()
+}
+
 pub fn arrivals(minute: &UsageMinute) -> u64 {
     let slices = minute.slices.iter();
-    slices
-        .map(|slice| slice.by_role[&Role::Live].arrivals)
-        .sum()
+    let live = slices.filter_map(|slice| slice.by_role.get(&Role::LIVE));
+    live.map(|counts| counts.arrivals).sum()
 }
 
 /// Requests of a minute as the history has them, and the seconds that are covered.

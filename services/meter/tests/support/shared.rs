@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use bus::{Bus, BusError, BusMessage, RouteMessage, Subscription};
-use contract::frame::Frame;
+use contract::frame::{Frame, FrameHead};
 use contract::ids::Bucket;
 use contract::log::Record;
 use contract::route::RouteUpdate;
@@ -45,6 +45,7 @@ impl Frames {
 pub struct Member {
     frames: Arc<Frames>,
     records: Mutex<Vec<mpsc::Sender<BusMessage>>>,
+    pub unreadable: Mutex<Vec<FrameHead>>,
 }
 
 impl Member {
@@ -52,6 +53,7 @@ impl Member {
         Arc::new(Self {
             frames: frames.clone(),
             records: Mutex::default(),
+            unreadable: Mutex::default(),
         })
     }
 
@@ -88,6 +90,9 @@ impl Bus for Member {
     }
     fn subscribe_frames_since(&self, since: Timestamp) -> mpsc::Receiver<Arc<Frame>> {
         self.frames.subscribe(Some(since))
+    }
+    fn take_unreadable_frames(&self) -> Vec<FrameHead> {
+        std::mem::take(&mut self.unreadable.lock().unwrap())
     }
     fn publish_route(&self, _update: Arc<RouteUpdate>) {}
     fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage> {

@@ -165,7 +165,8 @@ struct VerifyArgs {
 #[command(after_help = "Examples:
   penstock events replay --check-decisions
 
-Exit 1 where a recorded decision comes out otherwise.")]
+A decision of this engine's version must come out to the byte: exit 1 where one does not. Those of other versions,
+or made by another release of the time zones, are counted by version: equal, only the words differ, other.")]
 struct ReplayArgs {
     /// Every decision again, compared byte for byte
     #[arg(long, default_value_t = true)]
@@ -194,7 +195,7 @@ pub async fn events(client: &Client, args: &EventsArgs) -> Result<(), CliError> 
         EventsCommand::Replay(args) => {
             let body = json!({"checkDecisions": args.check_decisions});
             let answer = client.post(&["v1", "events", "replay"], &body).await?;
-            report(&answer.text, &answer.json()?, args.output)
+            replayed(&answer.text, answer.json()?, args.output)
         }
         EventsCommand::Parked(args) => parked(client, args).await,
         EventsCommand::Skip(args) => {
@@ -477,6 +478,38 @@ fn report(body: &str, report: &Value, format: EventFormat) -> Result<(), CliErro
         Some(true) => Ok(()),
         _ => Err(CliError::Quiet(1)),
     }
+}
+
+/// As [`report`], with a table of the decisions that may come out otherwise.
+fn replayed(body: &str, mut found: Value, format: EventFormat) -> Result<(), CliError> {
+    let versions = found
+        .as_object_mut()
+        .and_then(|found| found.remove("otherVersions"));
+    let outcome = report(body, &found, format);
+    match versions {
+        Some(Value::Array(versions)) if format == EventFormat::Text && !versions.is_empty() => {
+            print("Decisions of other versions, beside what this one makes of them (no fault):")?;
+            print(&versions_table(&versions).render(std::io::stdout().is_terminal()))?;
+        }
+        _ => {}
+    }
+    outcome
+}
+
+fn versions_table(versions: &[Value]) -> Table {
+    let mut table = Table::new(&["ENGINE", "VERSION", "ZONES", "EQUAL", "ONLY WORDS", "OTHER"]);
+    for of in versions {
+        let cells = [
+            "/engine",
+            "/engineVersion",
+            "/zoneData",
+            "/equal",
+            "/onlyWords",
+            "/other",
+        ];
+        table.row(cells.map(|cell| text(of, cell)).into());
+    }
+    table
 }
 
 fn report_lines(report: &Value) -> String {

@@ -149,6 +149,12 @@ async fn answer(
             let body = serde_json::from_slice(&body).unwrap();
             inner.put(&path, query.contains("dryRun=true"), body)
         }
+        _ if path == "/v1/events/replay" => reply(
+            200,
+            r#"{"ok":true,"decisions":9,"equal":5,"different":0,"differentOlder":4,"otherVersions":[
+                {"engine":"autoscale","engineVersion":1,"equal":2,"onlyWords":3,"other":1},
+                {"engine":"autoscale","engineVersion":2,"zoneData":"2025b","equal":1,"onlyWords":0,"other":0}]}"#,
+        ),
         _ if path == "/v1/events/verify" => reply(200, r#"{"ok":true,"problems":[]}"#),
         _ => reply(200, "{}"),
     }

@@ -365,6 +365,29 @@ fn heads_are_kept_in_a_file_and_the_log_is_verified_against_them() {
 }
 
 #[test]
+fn replay_shows_decisions_of_other_versions_in_a_table_and_does_not_fail_for_them() {
+    let (home, server) = (Home::new(), Fake::start());
+    let words = ["events", "replay", "--check-decisions"];
+    let ran = home.run_with(&server, &words);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.contains("decisions: 9\n"), "{}", ran.out);
+    let rows: Vec<Vec<&str>> = ran
+        .out
+        .lines()
+        .map(|l| l.split_whitespace().collect())
+        .collect();
+    for row in [
+        ["autoscale", "1", "-", "2", "3", "1"],
+        ["autoscale", "2", "2025b", "1", "0", "0"],
+    ] {
+        assert!(rows.iter().any(|cells| cells[..] == row), "{}", ran.out);
+    }
+    let json = home.run_with(&server, &[&words[..], &["-o", "json"]].concat());
+    let body: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(body["otherVersions"][0]["onlyWords"], 3);
+}
+
+#[test]
 fn the_log_is_exported_whole_over_pages() {
     let (home, server) = (Home::new(), Fake::start());
     let ran = home.run_with(&server, &["events", "export", "--out", "events.ndjson"]);

@@ -1,5 +1,12 @@
 //! Measurements: one frame per source, bucket and second, also when there was nothing to measure.
 //! An absent entry means zero; an absent frame means no data.
+//!
+//! Invariant: a frame is read as what its version says, or not at all. [`Frame::decode`] brings those
+//! of an older version to the present shape, and names those of a newer one; a reader of version 1
+//! refuses whatever version 2 says of a deployment.
+
+mod counts;
+mod wire;
 
 use std::collections::BTreeMap;
 
@@ -10,6 +17,13 @@ use crate::histogram::Histogram;
 use crate::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
 use crate::resources::BackendKind;
 use crate::time::Timestamp;
+
+pub use crate::open_names::{Measure, Role};
+pub use counts::{AtOrBelow, Outcomes, StatusClasses, Tokens};
+pub(crate) use counts::{
+    add_each, add_thresholds, cancel, cancel_each, cancel_thresholds, is_zero,
+};
+pub use wire::{FRAME_VERSION, FrameError, FrameHead};
 
 /// Who sends frames.
 #[derive(
@@ -80,26 +94,6 @@ pub struct Hello {
     pub backends: Vec<BackendKind>,
 }
 
-/// Roles under which requests are counted and instances are paid for.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Serialize,
-    Deserialize,
-    schemars::JsonSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    Live,
-    Shadow,
-}
-
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeploymentFrame {
@@ -111,81 +105,57 @@ pub struct DeploymentFrame {
     pub outcomes: Outcomes,
     /// Requests that arrived in this second, whatever became of them, refused ones included.
     pub arrivals: u64,
+    /// Requests that ended in this second, by the class of the status that the client got; those that
+    /// got none are in no class.
+    #[serde(default, skip_serializing_if = "StatusClasses::is_empty")]
+    pub status_classes: StatusClasses,
     /// Sum over requests of the time each was being served (not queued) in this second, in microseconds.
     pub in_flight_us: u64,
     pub in_flight_max: u32,
+    /// Time since the arrival of the oldest request that has not ended, queued ones included, when the
+    /// second closed; in microseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub oldest_in_flight_us: u64,
     /// The same for the time spent waiting for an instance.
     pub queued_us: u64,
     pub queued_max: u32,
     pub request_bytes: u64,
     pub response_bytes: u64,
-    /// Exact counts of answers at or below each threshold (microseconds) that an objective names.
-    pub at_or_below: BTreeMap<u64, u64>,
+    /// Exact counts of good answers at or below each threshold that an objective names. Left out where
+    /// empty, and so refused by readers of version 1, which ask for it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub at_or_below: AtOrBelow,
     /// From the request's arrival to the last byte of the answer, of requests that count in SLIs.
     pub latency: Histogram,
+    /// None: nobody looked for tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<Tokens>,
     pub instances: Vec<InstanceFrame>,
 }
 
-/// Requests by what became of them; the contract's table says which are good, bad or not counted.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
-)]
-#[serde(rename_all = "camelCase")]
-pub struct Outcomes {
-    /// The model answered 2xx or 3xx.
-    pub success: u64,
-    /// The model answered 4xx (424).
-    pub model_client_error: u64,
-    /// The model answered 5xx (424).
-    pub model_server_error: u64,
-    /// Longer than the timeout (408).
-    pub timeout: u64,
-    /// Instance unreachable or broke off (502).
-    pub unreachable: u64,
-    /// No instance ready in time (503).
-    pub unavailable: u64,
-    /// Our fault (500).
-    pub internal: u64,
-    /// Too many pending, queue full or queued too long (429).
-    pub too_many_pending: u64,
-    /// Refused for the caller's reasons (400 401 403 404 413 429).
-    pub refused: u64,
-    /// The client left before the answer was whole.
-    pub client_left: u64,
-}
-
-impl Outcomes {
-    pub fn add(&mut self, other: &Self) {
-        self.success += other.success;
-        self.model_client_error += other.model_client_error;
-        self.model_server_error += other.model_server_error;
-        self.timeout += other.timeout;
-        self.unreachable += other.unreachable;
-        self.unavailable += other.unavailable;
-        self.internal += other.internal;
-        self.too_many_pending += other.too_many_pending;
-        self.refused += other.refused;
-        self.client_left += other.client_left;
-    }
-
-    /// Everything, counted or not.
-    pub fn total(&self) -> u64 {
-        self.counted() + self.refused + self.client_left
-    }
-
-    /// What SLIs and error ratios count.
-    pub fn counted(&self) -> u64 {
-        self.success + self.model_client_error + self.bad()
-    }
-
-    /// Bad whatever the endpoint says about the model's 4xx.
-    pub fn bad(&self) -> u64 {
-        self.model_server_error
-            + self.timeout
-            + self.unreachable
-            + self.unavailable
-            + self.internal
-            + self.too_many_pending
+impl DeploymentFrame {
+    /// Nothing has happened.
+    pub fn new(endpoint: EndpointKey, deployment: Name, deployment_uid: Uid, role: Role) -> Self {
+        Self {
+            endpoint,
+            deployment,
+            deployment_uid,
+            role,
+            outcomes: Outcomes::default(),
+            arrivals: 0,
+            status_classes: StatusClasses::default(),
+            in_flight_us: 0,
+            in_flight_max: 0,
+            oldest_in_flight_us: 0,
+            queued_us: 0,
+            queued_max: 0,
+            request_bytes: 0,
+            response_bytes: 0,
+            at_or_below: AtOrBelow::new(),
+            latency: Histogram::default(),
+            tokens: None,
+            instances: Vec::new(),
+        }
     }
 }
 
@@ -196,6 +166,10 @@ pub struct InstanceFrame {
     pub id: InstanceId,
     /// Time with at least one request on it, from this gateway, in microseconds.
     pub busy_us: u64,
+    /// Sum over requests of the time each was on it, in microseconds, by role: busy time alone cannot
+    /// be shared out where several run at once.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub in_flight_us: BTreeMap<Role, u64>,
     /// Requests on it when the second closed.
     pub in_flight: u32,
     /// Requests that ended on it in this second.
@@ -206,4 +180,27 @@ pub struct InstanceFrame {
     /// Resident memory at the end of the second, in bytes; nodes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// Sum over its GPUs of the time each was busy in this second, in microseconds; nodes only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_us: Option<u64>,
+    /// Memory held on its GPUs at the end of the second, in bytes; nodes only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_bytes: Option<u64>,
+}
+
+impl InstanceFrame {
+    /// Nothing has happened on it.
+    pub fn new(id: InstanceId) -> Self {
+        Self {
+            id,
+            busy_us: 0,
+            in_flight_us: BTreeMap::new(),
+            in_flight: 0,
+            requests: 0,
+            cpu_us: None,
+            memory_bytes: None,
+            gpu_us: None,
+            gpu_memory_bytes: None,
+        }
+    }
 }

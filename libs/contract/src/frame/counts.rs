@@ -1,0 +1,174 @@
+//! What frames and usage count, and how counts add up.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::open_names::Measure;
+
+/// Requests by what became of them; the contract's table says which are good, bad or not counted.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Outcomes {
+    /// The model answered 2xx or 3xx.
+    pub success: u64,
+    /// The model answered 4xx (424).
+    pub model_client_error: u64,
+    /// The model answered 5xx (424).
+    pub model_server_error: u64,
+    /// Longer than the timeout (408).
+    pub timeout: u64,
+    /// Instance unreachable or broke off (502).
+    pub unreachable: u64,
+    /// No instance ready in time (503).
+    pub unavailable: u64,
+    /// Our fault (500).
+    pub internal: u64,
+    /// Too many pending, queue full or queued too long (429).
+    pub too_many_pending: u64,
+    /// Refused for the caller's reasons (400 401 403 404 413 429).
+    pub refused: u64,
+    /// The client left before the answer was whole.
+    pub client_left: u64,
+    /// Held for want of a ready instance, and the hold was full (429).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hold_full: u64,
+    /// Held for want of a ready instance for as long as that is done (503).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub hold_expired: u64,
+}
+
+impl Outcomes {
+    /// Everything, counted or not.
+    pub fn total(&self) -> u64 {
+        self.counted() + self.refused + self.client_left
+    }
+
+    /// What SLIs and error ratios count.
+    pub fn counted(&self) -> u64 {
+        self.success + self.model_client_error + self.bad()
+    }
+
+    /// Bad whatever the endpoint says about the model's 4xx.
+    pub fn bad(&self) -> u64 {
+        self.model_server_error
+            + self.timeout
+            + self.unreachable
+            + self.unavailable
+            + self.internal
+            + self.too_many_pending
+            + self.hold_full
+            + self.hold_expired
+    }
+
+    /// Refused for lack of capacity: over [`counted`](Self::counted) the `refused_ratio`. What the
+    /// caller is refused for on its own account is in `refused` alone, and not counted.
+    pub fn lacking_capacity(&self) -> u64 {
+        self.too_many_pending + self.unavailable + self.hold_full + self.hold_expired
+    }
+}
+
+/// Requests by class of the HTTP status.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
+pub struct StatusClasses {
+    #[serde(rename = "1xx", default, skip_serializing_if = "is_zero")]
+    pub informational: u64,
+    #[serde(rename = "2xx", default, skip_serializing_if = "is_zero")]
+    pub successful: u64,
+    #[serde(rename = "3xx", default, skip_serializing_if = "is_zero")]
+    pub redirection: u64,
+    #[serde(rename = "4xx", default, skip_serializing_if = "is_zero")]
+    pub client_error: u64,
+    #[serde(rename = "5xx", default, skip_serializing_if = "is_zero")]
+    pub server_error: u64,
+}
+
+/// Tokens, as the `usage` of OpenAI's API counts them.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
+pub struct Tokens {
+    /// Of requests, those that were found in a cache included.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub input: u64,
+    /// Of the input, those that were found in a cache.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cached: u64,
+    /// Of answers.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub output: u64,
+}
+
+/// Counts of requests by what was measured and threshold (microseconds).
+pub type AtOrBelow = BTreeMap<Measure, BTreeMap<u64, u64>>;
+
+/// Counters that add up one by one.
+macro_rules! counters {
+    ($type:ty: $($field:ident)*) => {
+        impl $type {
+            pub fn add(&mut self, other: &Self) {
+                $(self.$field += other.$field;)*
+            }
+
+            /// Takes away what both have, from both.
+            pub fn cancel(&mut self, other: &mut Self) {
+                $(cancel(&mut self.$field, &mut other.$field);)*
+            }
+
+            pub fn is_empty(&self) -> bool {
+                *self == Self::default()
+            }
+        }
+    };
+}
+
+counters!(Outcomes: success model_client_error model_server_error timeout unreachable unavailable
+    internal too_many_pending refused client_left hold_full hold_expired);
+counters!(StatusClasses: informational successful redirection client_error server_error);
+counters!(Tokens: input cached output);
+
+pub(crate) fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Takes away what both have, from both.
+pub(crate) fn cancel(ours: &mut u64, theirs: &mut u64) {
+    let both = (*ours).min(*theirs);
+    *ours -= both;
+    *theirs -= both;
+}
+
+pub(crate) fn add_each<K: Ord + Clone>(ours: &mut BTreeMap<K, u64>, theirs: &BTreeMap<K, u64>) {
+    for (key, count) in theirs {
+        *ours.entry(key.clone()).or_default() += count;
+    }
+}
+
+/// [`cancel`] of each count; those of ours that come to nothing are left out.
+pub(crate) fn cancel_each<K: Ord>(ours: &mut BTreeMap<K, u64>, theirs: &mut BTreeMap<K, u64>) {
+    for (key, theirs) in theirs {
+        if let Some(ours) = ours.get_mut(key) {
+            cancel(ours, theirs);
+        }
+    }
+    ours.retain(|_, count| *count > 0);
+}
+
+pub(crate) fn add_thresholds(ours: &mut AtOrBelow, theirs: &AtOrBelow) {
+    for (measure, counts) in theirs {
+        add_each(ours.entry(measure.clone()).or_default(), counts);
+    }
+}
+
+pub(crate) fn cancel_thresholds(ours: &mut AtOrBelow, theirs: &mut AtOrBelow) {
+    for (measure, theirs) in theirs {
+        if let Some(ours) = ours.get_mut(measure) {
+            cancel_each(ours, theirs);
+        }
+    }
+    ours.retain(|_, counts| !counts.is_empty());
+}

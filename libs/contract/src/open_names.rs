@@ -1,0 +1,131 @@
+//! Names that may grow without a new version of anything: a reader takes one that it does not know
+//! as it is, and sums it apart from the others.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Longest open name, in bytes.
+pub const OPEN_NAME_LENGTH_MAX: usize = 32;
+
+/// Declares an open name with those that this release knows.
+macro_rules! open_name {
+    (
+        $(#[$doc:meta])* $name:ident, also $also:literal, $pattern:literal, $invalid:ident: $sentence:literal;
+        $($(#[$known_doc:meta])* $constant:ident = $text:literal,)*
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(Cow<'static, str>);
+
+        #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+        #[error($sentence)]
+        pub struct $invalid(pub String);
+
+        impl $name {
+            $($(#[$known_doc])* pub const $constant: Self = Self(Cow::Borrowed($text));)*
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = $invalid;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                match text {
+                    $($text => return Ok(Self::$constant),)*
+                    _ => {}
+                }
+                let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == $also;
+                let valid = (1..=OPEN_NAME_LENGTH_MAX).contains(&text.len()) && text.bytes().all(inner);
+                match valid {
+                    true => Ok(Self(Cow::Owned(text.to_owned()))),
+                    false => Err($invalid(text.to_owned())),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?
+                    .parse()
+                    .map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({"type": "string", "pattern": $pattern})
+            }
+        }
+    };
+}
+
+open_name! {
+    /// The role under which requests are counted and instances are paid for: 1 to 32 lower-case
+    /// letters, digits and hyphens.
+    Role, also b'-', "^[a-z0-9-]{1,32}$",
+    InvalidRole: "`{0}` is not a role: use 1 to 32 lower-case letters, digits and hyphens";
+    /// Answers clients.
+    LIVE = "live",
+    /// Gets copies of requests; its answers go to nobody.
+    SHADOW = "shadow",
+    /// From the request of an instance to its first readiness.
+    WARMUP = "warmup",
+    /// Above the target, during a rollout or a replacement.
+    SURGE = "surge",
+    /// Ready, with no request on it.
+    IDLE = "idle",
+    BATCH = "batch",
+}
+
+open_name! {
+    /// What of a request is measured and compared with thresholds, named as its metrics are: 1 to 32
+    /// lower-case letters, digits and underscores. Values are in microseconds.
+    Measure, also b'_', "^[a-z0-9_]{1,32}$",
+    InvalidMeasure: "`{0}` is not a measure: use 1 to 32 lower-case letters, digits and underscores";
+    /// From the request's arrival to the last byte of the answer.
+    LATENCY = "latency",
+    /// From the request's arrival to the first token of the answer.
+    TIME_TO_FIRST_TOKEN = "time_to_first_token",
+    /// Between tokens of the answer after the first, on average over the answer.
+    TIME_PER_OUTPUT_TOKEN = "time_per_output_token",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_not_known_is_kept_and_written_as_it_was() {
+        let role: Role = serde_json::from_str(r#""canary-2""#).unwrap();
+        assert_eq!(role.as_str(), "canary-2");
+        assert_eq!(serde_json::to_string(&role).unwrap(), r#""canary-2""#);
+        assert_eq!("shadow".parse::<Role>().unwrap(), Role::SHADOW);
+    }
+
+    #[test]
+    fn what_could_not_be_a_label_is_no_role() {
+        let longest = "a".repeat(OPEN_NAME_LENGTH_MAX);
+        assert!(longest.parse::<Role>().is_ok());
+        for text in ["", "Live", "a b", "a_b", "ü", &(longest + "a")] {
+            assert_eq!(text.parse::<Role>(), Err(InvalidRole(text.to_owned())));
+        }
+        assert!("a-b".parse::<Measure>().is_err());
+    }
+}

@@ -1,0 +1,141 @@
+//! Frames of one release read by another: each is read as what it says, or not at all.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use contract::frame::{
+    DeploymentFrame, FRAME_VERSION, Frame, FrameError, InstanceFrame, Measure, Role,
+};
+use contract::ids::{EndpointKey, Name, Uid};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// A frame as version 1 wrote it.
+const VERSION_1: &str = include_str!("golden/frames/frame.v1.json");
+/// The same second as this version writes it.
+const VERSION_2: &str = include_str!("golden/frames/frame.v2.json");
+
+fn decode(text: &str) -> Result<Frame, FrameError> {
+    Frame::decode(text.as_bytes())
+}
+
+fn value(frame: &Frame) -> Value {
+    serde_json::from_str(&frame.encode().unwrap()).unwrap()
+}
+
+fn changed(text: &str, change: impl FnOnce(&mut Value)) -> String {
+    let mut value: Value = serde_json::from_str(text).unwrap();
+    change(&mut value);
+    value.to_string()
+}
+
+#[test]
+fn a_frame_is_written_as_its_golden_file_says() {
+    let frame = decode(VERSION_2).unwrap();
+    let golden: Value = serde_json::from_str(VERSION_2).unwrap();
+    assert_eq!(value(&frame), golden);
+    assert_eq!(golden["version"], FRAME_VERSION);
+}
+
+#[test]
+fn a_frame_of_version_1_is_read_with_all_that_it_counted() {
+    let old = decode(VERSION_1).unwrap();
+    let part = &old.deployments[0];
+    let latency = BTreeMap::from([(300_000, 5)]);
+    assert_eq!(
+        part.at_or_below,
+        BTreeMap::from([(Measure::LATENCY, latency)])
+    );
+    // What version 2 adds is not there; all else is the same.
+    let mut new = decode(VERSION_2).unwrap();
+    let added = &mut new.deployments[0];
+    added.status_classes = Default::default();
+    added.oldest_in_flight_us = 0;
+    added.tokens = None;
+    for instance in &mut added.instances {
+        instance.in_flight_us.clear();
+        (instance.gpu_us, instance.gpu_memory_bytes) = (None, None);
+    }
+    assert_eq!(old, new);
+}
+
+#[test]
+fn what_version_1_counted_no_threshold_of_has_none() {
+    let text = changed(VERSION_1, |frame| {
+        frame["deployments"][0]["atOrBelow"] = json!({});
+    });
+    assert!(decode(&text).unwrap().deployments[0].at_or_below.is_empty());
+}
+
+#[test]
+fn a_frame_of_a_newer_version_is_named_and_not_read() {
+    let text = changed(VERSION_2, |frame| {
+        frame["version"] = json!(FRAME_VERSION + 1);
+        frame["deployments"] = json!({"of": "another shape"});
+    });
+    let Err(FrameError::Unreadable { head, reason }) = decode(&text) else {
+        panic!("it was read")
+    };
+    assert_eq!((head.sequence, head.version), (17, FRAME_VERSION + 1));
+    assert_eq!(head.source.id, "gateway-1");
+    assert!(reason.contains("newer release"), "{reason}");
+}
+
+#[test]
+fn a_frame_of_which_a_part_cannot_be_read_is_named_too() {
+    let text = changed(VERSION_2, |frame| {
+        frame["deployments"][0]["role"] = json!("No Role");
+    });
+    let error = decode(&text).unwrap_err();
+    assert!(matches!(error, FrameError::Unreadable { .. }));
+    let sentence = error.to_string();
+    assert!(sentence.contains("frame 17 of gateway-1"), "{sentence}");
+    assert!(sentence.contains("`No Role` is not a role"), "{sentence}");
+}
+
+#[test]
+fn what_is_no_frame_has_no_name() {
+    assert!(matches!(decode("{}"), Err(FrameError::Foreign(_))));
+}
+
+/// What the reader of version 1 asked for.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Reader1 {
+    deployments: Vec<Deployment1>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Deployment1 {
+    #[expect(dead_code, reason = "whether it is there is all that is asked")]
+    at_or_below: BTreeMap<u64, u64>,
+}
+
+#[test]
+fn a_reader_of_version_1_refuses_what_is_said_of_a_deployment_and_reads_that_there_is_nothing() {
+    let read = |frame: &Frame| serde_json::from_str::<Reader1>(&frame.encode().unwrap());
+    let mut frame = decode(VERSION_2).unwrap();
+    assert!(read(&frame).is_err());
+    let endpoint = EndpointKey::new(&"iris".parse().unwrap());
+    let name: Name = "blue".parse().unwrap();
+    let mut node = DeploymentFrame::new(endpoint, name, Uid(Default::default()), Role::LIVE);
+    let instance = InstanceFrame {
+        cpu_us: Some(1),
+        ..InstanceFrame::new("iris-1".to_owned().into())
+    };
+    node.instances.push(instance);
+    frame.deployments = vec![node];
+    assert!(read(&frame).is_err());
+    frame.deployments.clear();
+    assert!(read(&frame).unwrap().deployments.is_empty());
+    // As what version 1 wrote was read.
+    assert_eq!(
+        serde_json::from_str::<Reader1>(VERSION_1)
+            .unwrap()
+            .deployments
+            .len(),
+        1
+    );
+}

@@ -1,0 +1,116 @@
+//! How usage adds up.
+
+#![allow(clippy::unwrap_used)]
+
+use contract::frame::Outcomes;
+use contract::usage::UsageSlice;
+use serde_json::{Map, Value, json};
+
+/// A value of a schema with a number everywhere where one may stand, and one entry in each map.
+fn full(schema: &Value, root: &Value) -> Value {
+    if let Some(name) = schema["$ref"].as_str() {
+        return full(&root["$defs"][name.trim_start_matches("#/$defs/")], root);
+    }
+    if schema["type"] == "integer" {
+        return json!(7);
+    }
+    let entry = |pattern: &str| match pattern {
+        "^[a-z0-9-]{1,32}$" => "live",
+        "^[a-z0-9_]{1,32}$" => "latency",
+        "^\\d+$" => "300000",
+        other => panic!("what matches {other}?"),
+    };
+    let mut object = Map::new();
+    for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
+        object.insert(name.clone(), full(schema, root));
+    }
+    for (pattern, schema) in schema["patternProperties"]
+        .as_object()
+        .into_iter()
+        .flatten()
+    {
+        object.insert(entry(pattern).to_owned(), full(schema, root));
+    }
+    if schema["additionalProperties"].is_object() {
+        let schema = &schema["additionalProperties"];
+        object.insert("iris-1".to_owned(), full(schema, root));
+    }
+    assert!(!object.is_empty(), "{schema}");
+    Value::Object(object)
+}
+
+/// The same with each sum of two, and each maximum of one.
+fn doubled(name: &str, value: &Value) -> Value {
+    match value {
+        Value::Number(number) if !name.ends_with("Max") => json!(2 * number.as_u64().unwrap()),
+        Value::Object(object) => {
+            let each = object
+                .iter()
+                .map(|(name, value)| (name.clone(), doubled(name, value)));
+            each.collect()
+        }
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn every_field_of_a_slice_adds_up_and_cancels_out() {
+    let schema = schemars::schema_for!(UsageSlice).to_value();
+    let json = full(&schema, &schema);
+    let one: UsageSlice = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!(
+        serde_json::to_value(&one).unwrap(),
+        json,
+        "nothing is left out"
+    );
+
+    let mut two = one.clone();
+    two.add(&one);
+    assert_eq!(serde_json::to_value(&two).unwrap(), doubled("", &json));
+
+    let mut told = one.clone();
+    two.cancel(&mut told);
+    let mut sums = one.clone();
+    // A maximum that was told is told.
+    for usage in sums.by_instance.values_mut() {
+        (usage.memory_bytes_max, usage.gpu_memory_bytes_max) = (0, 0);
+    }
+    for counts in sums.by_role.values_mut() {
+        counts.oldest_in_flight_us_max = 0;
+    }
+    assert_eq!(two, sums);
+    two.cancel(&mut one.clone());
+    assert!(two.is_empty(), "{two:?}");
+}
+
+#[test]
+fn what_is_told_of_more_than_there_is_stays_over() {
+    let schema = schemars::schema_for!(UsageSlice).to_value();
+    let one: UsageSlice = serde_json::from_value(full(&schema, &schema)).unwrap();
+    let mut told = one.clone();
+    told.add(&one);
+    let mut ours = one.clone();
+    ours.cancel(&mut told);
+    assert!(ours.is_empty());
+    let mut second = one.clone();
+    second.cancel(&mut told);
+    assert!(second.is_empty(), "the rest was told of the second");
+}
+
+#[test]
+fn refusals_for_lack_of_capacity_stand_apart_from_those_of_the_callers_making() {
+    let outcomes = Outcomes {
+        success: 10,
+        model_server_error: 1,
+        unavailable: 2,
+        too_many_pending: 3,
+        hold_full: 4,
+        hold_expired: 5,
+        refused: 100,
+        client_left: 1000,
+        ..Outcomes::default()
+    };
+    // The refused ratio is one over the other.
+    assert_eq!((outcomes.lacking_capacity(), outcomes.counted()), (14, 25));
+    assert_eq!((outcomes.bad(), outcomes.total()), (15, 1125));
+}

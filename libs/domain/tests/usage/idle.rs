@@ -1,0 +1,629 @@
+//! Minutes without a request: told in one event an hour at most, and their sums as exact as if each
+//! were told by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use contract::usage::UsageSlice;
+
+use super::*;
+
+const MINUTE: u64 = 60;
+
+/// What a node says in a second of an instance that has nothing to do.
+fn resting(name: &str, cpu_us: u64, memory_bytes: u64) -> DeploymentFrame {
+    let idle = InstanceFrame {
+        cpu_us: Some(cpu_us),
+        memory_bytes: Some(memory_bytes),
+        ..InstanceFrame::new(format!("{name}-1").into())
+    };
+    DeploymentFrame {
+        instances: vec![idle],
+        ..deployment(name, 0)
+    }
+}
+
+/// Another deployment of the same endpoint.
+fn green(mut frame: DeploymentFrame) -> DeploymentFrame {
+    frame.deployment = "green".parse().unwrap();
+    frame.deployment_uid = uid("green");
+    frame
+}
+
+impl Meter {
+    fn rest(&mut self, seconds: std::ops::Range<u64>) {
+        for second in seconds {
+            let part = resting("iris", 100, 1000 + second);
+            self.count(&frame("n1", second, vec![part]));
+        }
+    }
+
+    /// A minute with one request in it, and the turns that it takes to tell it.
+    fn serve(&mut self, minute: u64) -> Vec<Event> {
+        for second in minute * MINUTE..(minute + 1) * MINUTE {
+            let mut part = resting("iris", 100, 1000 + second);
+            part.arrivals = u64::from(second % MINUTE == 30);
+            self.count(&frame("n1", second, vec![part]));
+        }
+        self.tick(at(((minute + 1) * MINUTE) as i64))
+    }
+}
+
+fn seconds(minutes: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    minutes.start * MINUTE..minutes.end * MINUTE
+}
+
+/// Minute of the first, how many, and the frames that were counted.
+fn bounds(told: &UsageMinute) -> (i64, u32, Vec<(u64, u64)>) {
+    let counted = told.counted.iter().map(|r| (r.first, r.last)).collect();
+    (told.minute.secs() / 60, told.minutes, counted)
+}
+
+fn total<'a>(told: impl IntoIterator<Item = &'a UsageMinute>) -> UsageSlice {
+    let mut total = UsageSlice::default();
+    for slice in told.into_iter().flat_map(|told| &told.slices) {
+        total.add(slice);
+    }
+    total
+}
+
+#[test]
+fn an_hour_without_a_request_is_told_in_one_event_when_it_is_over() {
+    let mut meter = Meter::new();
+    for minute in 0..60 {
+        meter.rest(seconds(minute..minute + 1));
+        if minute < 59 {
+            assert_eq!(meter.tick(at((minute as i64 + 1) * 60)), []);
+        }
+    }
+    let events = meter.tick(at(3600));
+    let told = closed(&events);
+    assert_eq!((events.len(), told.len()), (1, 1));
+    assert_eq!(bounds(told[0]), (0, 60, vec![(0, 3599)]));
+    assert_eq!(told[0].slices.len(), 1);
+    let usage = told[0].slices[0].by_instance.values().next().unwrap();
+    assert_eq!(usage.cpu_us, 3600 * 100);
+    assert_eq!(usage.measured_us, 3600 * 1_000_000);
+    assert_eq!(usage.memory_bytes_max, 1000 + 3599);
+    assert!(told[0].slices[0].by_role.is_empty());
+    assert_eq!(meter.tick(at(3601)), []);
+    assert_eq!(
+        (meter.usage.open_minutes(), meter.usage.idle_deployments()),
+        (0, 0)
+    );
+}
+
+#[test]
+fn an_hour_is_over_also_when_nobody_says_any_more_that_it_is() {
+    let mut meter = Meter::new();
+    meter.rest(seconds(0..3));
+    assert_eq!(meter.tick(at(3600)), []);
+    let events = meter.tick(at(3600) + GRACE);
+    assert_eq!(bounds(closed(&events)[0]), (0, 3, vec![(0, 179)]));
+}
+
+#[test]
+fn a_request_closes_what_had_none_at_its_minute() {
+    let mut meter = Meter::new();
+    meter.rest(seconds(0..10));
+    assert_eq!(meter.tick(at(600)), []);
+    let events = meter.serve(10);
+    let told: Vec<_> = closed(&events).into_iter().map(bounds).collect();
+    assert_eq!(told, [(0, 10, vec![(0, 599)]), (10, 1, vec![(600, 659)])]);
+    assert_eq!(arrivals(closed(&events)[1]).iter().sum::<u64>(), 1);
+    // And what follows is a span of its own.
+    meter.rest(seconds(11..60));
+    let events = meter.tick(at(3600));
+    assert_eq!(bounds(closed(&events)[0]), (11, 49, vec![(660, 3599)]));
+}
+
+#[test]
+fn minutes_that_are_all_over_at_once_are_told_in_their_order() {
+    let mut meter = Meter::new();
+    let busy = |minute| [1, 4, 5].contains(&minute);
+    for second in seconds(0..8) {
+        let mut part = resting("iris", 100, 1000);
+        part.arrivals = u64::from(busy(second / MINUTE));
+        meter.count(&frame("n1", second, vec![part]));
+    }
+    let mut told = Vec::new();
+    for _ in 0..5 {
+        let events = meter.tick(at(480));
+        told.extend(closed(&events).into_iter().map(|told| {
+            let (minute, minutes, _) = bounds(told);
+            (minute, minutes)
+        }));
+    }
+    assert_eq!(told, [(0, 1), (1, 1), (2, 2), (4, 1), (5, 1)]);
+}
+
+#[test]
+fn a_single_minute_without_a_request_keeps_its_slices() {
+    let mut meter = Meter::new();
+    meter.serve(0);
+    meter.rest(seconds(1..2));
+    meter.tick(at(120));
+    let events = meter.serve(2);
+    let told = closed(&events);
+    assert_eq!(bounds(told[0]), (1, 1, vec![(60, 119)]));
+    let cpu: Vec<u64> = told[0]
+        .slices
+        .iter()
+        .map(|slice| slice.by_instance.values().map(|usage| usage.cpu_us).sum())
+        .collect();
+    assert_eq!(cpu, [1000; 6]);
+}
+
+#[test]
+fn a_span_ends_with_its_hour() {
+    let mut meter = Meter::new();
+    meter.serve(49);
+    meter.rest(seconds(50..70));
+    let events = meter.tick(at(70 * 60));
+    assert_eq!(bounds(closed(&events)[0]), (50, 10, vec![(3000, 3599)]));
+    let events = meter.serve(70);
+    assert_eq!(bounds(closed(&events)[0]), (60, 10, vec![(3600, 4199)]));
+}
+
+#[test]
+fn a_minute_with_a_request_that_could_not_be_appended_keeps_back_the_later_ones() {
+    let mut meter = Meter::new();
+    meter.rest(seconds(0..2));
+    meter.tick(at(120));
+    for second in seconds(2..5) {
+        let mut part = resting("iris", 100, 1000);
+        part.arrivals = u64::from(second == 150);
+        meter.count(&frame("n1", second, vec![part]));
+    }
+    for now in [180, 240, 300] {
+        assert_eq!(meter.turn(at(now), &BTreeSet::from([endpoint("iris")])), []);
+    }
+    let events = meter.tick(at(301));
+    let told: Vec<_> = closed(&events).into_iter().map(bounds).collect();
+    assert_eq!(told, [(0, 2, vec![(0, 119)]), (2, 1, vec![(120, 179)])]);
+    meter.rest(seconds(5..60));
+    let events = meter.tick(at(3600));
+    assert_eq!(bounds(closed(&events)[0]), (3, 57, vec![(180, 3599)]));
+}
+
+#[test]
+fn late_frames_of_a_span_are_a_correction_and_count_once() {
+    let mut meter = Meter::new();
+    meter.rest(seconds(0..2));
+    meter.rest(140..180);
+    meter.tick(at(185));
+    for second in 120..140 {
+        let late = frame("n1", second, vec![resting("iris", 100, 1000)]);
+        assert_eq!(meter.usage.count(&late, at(186)), Counted::Late);
+    }
+    let corrections = meter.tick(at(186) + LATE_GATHERED);
+    assert_eq!(bounds(corrected(&corrections)[0]), (2, 1, vec![(120, 139)]));
+    let events = meter.tick(at(3600) + GRACE);
+    assert_eq!(
+        bounds(closed(&events)[0]),
+        (0, 3, vec![(0, 119), (140, 179)])
+    );
+    let all = [closed(&events), corrected(&corrections)].concat();
+    let usage = total(all).by_instance.into_values().next().unwrap();
+    assert_eq!((usage.cpu_us, usage.memory_bytes_max), (180 * 100, 1179));
+}
+
+#[test]
+fn a_span_survives_a_restart_and_is_told_once() {
+    let mut meter = Meter::new();
+    meter.rest(seconds(0..9));
+    meter.tick(at(540));
+    let saved = meter.save();
+    // The state goes on, the process does not.
+    let mut successor = meter.successor_by_save(&saved);
+    successor.rest(seconds(9..10));
+    let events = successor.serve(10);
+    assert_eq!(bounds(closed(&events)[0]), (0, 10, vec![(0, 599)]));
+    // What was saved before the span was told does not tell it again.
+    let mut again = successor.successor_by_save(&saved);
+    again.rest(seconds(9..10));
+    assert_eq!(again.tick(at(7200)), []);
+}
+
+#[test]
+fn what_a_release_saved_that_told_each_minute_is_gone_on_with() {
+    let mut meter = Meter::new();
+    meter.seconds("g1", 0..110, 1);
+    // As that release did, with the last ten seconds late.
+    assert_eq!(
+        (meter.tick(at(65)).len(), meter.tick(at(125)).len()),
+        (1, 1)
+    );
+    let mut meter = meter.successor_by_save(include_str!("saved-before-spans.json"));
+    meter.seconds("g1", 0..180, 1);
+    let events = meter.tick(at(180));
+    let corrections = corrected(&events);
+    assert_eq!(bounds(corrections[0]), (1, 1, vec![(110, 119)]));
+    assert_eq!(arrivals(corrections[0]), [0, 0, 0, 0, 0, 10]);
+    let closed = closed(&events);
+    assert_eq!(bounds(closed[0]), (2, 1, vec![(120, 179)]));
+    assert_eq!(arrivals(closed[0]), [10; 6]);
+    assert_eq!(events.len(), 2);
+    assert_eq!(meter.tick(at(7200)), []);
+}
+
+#[test]
+fn who_has_only_the_log_counts_again_what_was_not_told() {
+    let mut meter = Meter::new();
+    let parts = |second: u64| {
+        let mut busy = resting("iris", 100, 1000);
+        busy.arrivals = 1;
+        let resting = resting("rose", 10, 1000 + second);
+        vec![busy, green(super::idle::resting("iris", 1, 1)), resting]
+    };
+    for second in seconds(0..20) {
+        meter.count(&frame("n1", second, parts(second)));
+        if second % 60 == 59 {
+            meter.tick(at(second as i64 + 1));
+        }
+    }
+    let mut successor = meter.successor_by_log();
+    let since = successor.usage.taken_over(at(1230));
+    assert_eq!(since, at(0), "the hour is not told");
+    for second in seconds(0..60) {
+        successor.count(&frame("n1", second, parts(second)));
+    }
+    for _ in 0..2 {
+        successor.tick(at(3600));
+    }
+    let told = told(&successor.log);
+    let cpu = |uid: Uid| {
+        let usage = total(told.iter().filter(|told| told.deployment_uid == uid));
+        usage.by_instance.values().map(|u| u.cpu_us).sum::<u64>()
+    };
+    assert_eq!(cpu(uid("iris")), 3600 * 100);
+    assert_eq!(cpu(uid("green")), 3600);
+    assert_eq!(cpu(uid("rose")), 3600 * 10);
+    assert!(
+        gaps(
+            &successor
+                .log
+                .iter()
+                .map(|r| r.event.clone())
+                .collect::<Vec<_>>()
+        )
+        .is_empty()
+    );
+}
+
+#[test]
+fn who_takes_over_soon_after_the_hour_counts_the_hour_before_again() {
+    let mut meter = Meter::new();
+    meter.serve(60);
+    let mut successor = meter.successor_by_log();
+    assert_eq!(successor.usage.taken_over(at(3700)), at(0));
+    meter.serve(62);
+    let mut successor = meter.successor_by_log();
+    assert_eq!(successor.usage.taken_over(at(3800)), at(3600));
+    // Where nothing is told, the present hour is what may be untold.
+    let mut successor = Meter::new();
+    assert_eq!(successor.usage.taken_over(at(5000)), at(3600));
+}
+
+#[test]
+fn what_was_held_back_and_is_lost_is_named_for_the_deployment_that_it_was_held_back_of() {
+    let mut meter = Meter::new();
+    let busy = |second| {
+        let mut busy = resting("iris", 100, 1000);
+        busy.arrivals = 1;
+        frame("n1", second, vec![busy, resting("rose", 10, 1000)])
+    };
+    for second in seconds(0..20) {
+        let mut both = busy(second);
+        both.deployments[1].arrivals = u64::from(second < 300);
+        meter.count(&both);
+        if second % 60 == 59 {
+            meter.tick(at(second as i64 + 1));
+        }
+    }
+    // The bus has forgotten all that was before.
+    let mut successor = meter.successor_by_log();
+    successor.usage.taken_over(at(1230));
+    for second in 1230..1320 {
+        successor.count(&busy(second));
+    }
+    successor.tick(at(1320));
+    let named = |name: &str| {
+        let of = successor.log.iter();
+        let of = of.filter(|r| r.endpoint() == Some(endpoint(name)));
+        let events: Vec<_> = of.map(|r| r.event.clone()).collect();
+        let gaps = gaps(&events);
+        gaps.iter().map(|g| (g.first, g.last)).collect::<Vec<_>>()
+    };
+    assert_eq!(named("iris"), [(1200, 1229)]);
+    assert_eq!(named("rose"), [(300, 1229)]);
+}
+
+#[test]
+fn what_another_owner_has_told_meanwhile_is_taken_away() {
+    let mut ours = Meter::new();
+    ours.rest(seconds(0..5));
+    ours.tick(at(300));
+    let mut theirs = ours.successor_by_save(&ours.save());
+    theirs.rest(seconds(5..7));
+    theirs.tick(at(420));
+    let events = theirs.serve(7);
+    assert_eq!(bounds(closed(&events)[0]), (0, 7, vec![(0, 419)]));
+    // We have heard as much, and own the bucket again.
+    ours.rest(seconds(5..8));
+    for record in &theirs.log {
+        ours.usage.apply(record);
+    }
+    ours.log = theirs.log.clone();
+    let events = ours.serve(8);
+    assert_eq!(bounds(closed(&events)[0]), (8, 1, vec![(480, 539)]));
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(ours.tick(at(7200)), []);
+}
+
+fn told(log: &[Record]) -> Vec<UsageMinute> {
+    let told = log.iter().filter_map(|record| match &record.event {
+        Event::UsageClosed(told) | Event::UsageCorrected(told) => Some(told.clone()),
+        _ => None,
+    });
+    told.collect()
+}
+
+/// What a deployment does in a minute.
+#[derive(Clone, Copy, Debug)]
+enum Activity {
+    /// It has no instance.
+    Nothing,
+    Rests,
+    /// A request in this second.
+    Serves(u64),
+}
+
+/// What befalls the owner of the bucket.
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    AppendFails,
+    /// Its successor has the state as it was last saved, and hears again what came since.
+    Restored,
+    /// Its successor has the log alone, and hears again what may not have been told.
+    TakenOver,
+}
+
+const NAMES: [&str; 3] = ["iris", "green", "rose"];
+/// The first second lies a quarter of an hour before the hour's end.
+const BEGIN: u64 = 45 * MINUTE;
+
+fn activity() -> impl Strategy<Value = Activity> {
+    prop_oneof![
+        2 => Just(Activity::Nothing),
+        8 => Just(Activity::Rests),
+        2 => (0..MINUTE).prop_map(Activity::Serves),
+    ]
+}
+
+fn blow() -> impl Strategy<Value = Blow> {
+    prop_oneof![
+        Just(Blow::AppendFails),
+        Just(Blow::Restored),
+        Just(Blow::TakenOver)
+    ]
+}
+
+fn odd_fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        3 => (1usize..100).prop_map(Fate::ComesLater),
+        1 => Just(Fate::Twice),
+        3 => Just(Fate::Never),
+    ]
+}
+
+/// What the gateway or the node says of one second.
+fn said(of_gateway: bool, second: u64, minute: &[Activity; 3]) -> Frame {
+    let mut parts = Vec::new();
+    for (n, (name, activity)) in NAMES.into_iter().zip(minute).enumerate() {
+        let mut part = match (of_gateway, activity) {
+            (_, Activity::Nothing) => continue,
+            (false, _) => resting(
+                name,
+                1 + (second * 7 + n as u64) % 5,
+                1000 + second * 13 % 97,
+            ),
+            (true, Activity::Serves(at)) if second % MINUTE == *at => {
+                let mut part = deployment(name, 1);
+                part.instances.push(InstanceFrame {
+                    requests: 1,
+                    busy_us: 900,
+                    in_flight_us: [(Role::LIVE, 1500)].into(),
+                    ..InstanceFrame::new(format!("{name}-1").into())
+                });
+                part
+            }
+            (true, _) => continue,
+        };
+        if name == "green" {
+            part.endpoint = endpoint("iris");
+            part = green(part);
+        }
+        parts.push(part);
+    }
+    let mut frame = frame(if of_gateway { "g1" } else { "n1" }, second - BEGIN, parts);
+    frame.start = at(second as i64);
+    frame
+}
+
+/// A bucket over some minutes: what came, and what was told of it.
+#[derive(Default)]
+struct Story {
+    meter: Meter,
+    saved: Option<String>,
+    /// In the order in which they came.
+    came: Vec<Frame>,
+    came_since_saved: usize,
+}
+
+impl Story {
+    fn hear(&mut self, frame: &Frame, now: Timestamp) {
+        self.meter.usage.count(frame, now);
+        self.came.push(frame.clone());
+    }
+
+    fn befall(&mut self, blow: Option<Blow>, now: Timestamp) {
+        match (blow, self.saved.take()) {
+            (Some(Blow::AppendFails), saved) => {
+                self.saved = saved;
+                self.meter.turn(now, &BTreeSet::from([endpoint("iris")]));
+            }
+            (Some(Blow::Restored), Some(saved)) => {
+                self.meter = self.meter.successor_by_save(&saved);
+                for frame in &self.came[self.came_since_saved..] {
+                    self.meter.usage.count(frame, now);
+                }
+                self.saved = Some(saved);
+            }
+            (Some(Blow::Restored | Blow::TakenOver), _) => {
+                self.meter = self.meter.successor_by_log();
+                let since = self.meter.usage.taken_over(now) - Span::from_secs(60);
+                for frame in self.came.iter().filter(|frame| frame.start >= since) {
+                    self.meter.usage.count(frame, now);
+                }
+            }
+            (None, saved) => {
+                self.saved = saved;
+                self.meter.tick(now);
+            }
+        }
+    }
+
+    fn save(&mut self) {
+        self.saved = Some(self.meter.save());
+        self.came_since_saved = self.came.len();
+    }
+
+    /// What was used, summed up from what came.
+    fn used(&self, uid: Uid) -> UsageSlice {
+        let mut once = BTreeSet::new();
+        let mut whole = Meter::default();
+        for frame in &self.came {
+            if once.insert((frame.source.clone(), frame.sequence)) {
+                let mut frame = frame.clone();
+                frame.deployments.retain(|part| part.deployment_uid == uid);
+                // All in one minute, and none of them is late.
+                frame.start = at(0);
+                whole.usage.count(&frame, at(1));
+            }
+        }
+        whole.turn(at(3700), &BTreeSet::new());
+        total(&told(&whole.log))
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn sums_are_those_of_the_frames_that_came_whatever_is_told_together_and_by_whom(
+        minutes in prop::collection::vec([activity(), activity(), activity()], 1..30),
+        odd in prop::collection::btree_map((0..1800u64, any::<bool>()), odd_fate(), 0..60),
+        blows in prop::collection::btree_map(0..1800u64, blow(), 0..12),
+    ) {
+        let mut story = Story { meter: Meter::new(), ..Story::default() };
+        let mut later: BTreeMap<u64, Vec<Frame>> = BTreeMap::new();
+        let mut never = BTreeSet::new();
+        let mut newest: BTreeMap<Source, u64> = BTreeMap::new();
+        let seconds = BEGIN..BEGIN + minutes.len() as u64 * MINUTE;
+        for second in seconds.clone() {
+            let now = at(second as i64 + 1);
+            let mut arriving = later.remove(&second).unwrap_or_default();
+            for of_gateway in [true, false] {
+                let sequence = second - BEGIN;
+                let frame = said(of_gateway, second, &minutes[(sequence / MINUTE) as usize]);
+                match odd.get(&(sequence, of_gateway)) {
+                    None => arriving.push(frame),
+                    Some(Fate::Twice) => arriving.extend([frame.clone(), frame]),
+                    Some(Fate::ComesLater(by)) => {
+                        later.entry(second + *by as u64).or_default().push(frame);
+                    }
+                    Some(_) => drop(never.insert((frame.source, frame.sequence))),
+                }
+            }
+            for frame in &arriving {
+                let newest = newest.entry(frame.source.clone()).or_default();
+                *newest = (*newest).max(frame.sequence);
+                story.hear(frame, now);
+            }
+            story.befall(blows.get(&(second - BEGIN)).copied(), now);
+            if second % 10 == 9 {
+                story.save();
+            }
+        }
+        for after in [6, 66, 67, 200, 3700, 3701, 7400] {
+            story.meter.tick(at((seconds.end + after) as i64));
+        }
+        let usage = &story.meter.usage;
+        prop_assert_eq!((usage.open_minutes(), usage.idle_deployments()), (0, 0));
+
+        let all = told(&story.meter.log);
+        for name in NAMES {
+            let uid = uid(name);
+            let of = |told: &&UsageMinute| told.deployment_uid == uid;
+            prop_assert_eq!(total(all.iter().filter(of)), story.used(uid), "{}", name);
+            let mut counted = BTreeSet::new();
+            for told in all.iter().filter(of) {
+                for range in &told.counted {
+                    for sequence in range.first..=range.last {
+                        let new = counted.insert((range.source.clone(), sequence));
+                        prop_assert!(new, "{} {} again", range.source.id, sequence);
+                    }
+                }
+                let whole = total([told]);
+                let mut instances = whole.by_instance.values();
+                let idle = whole.by_role.is_empty() && instances.all(|usage| usage.is_idle());
+                prop_assert!(told.minutes == 1 || idle, "{:?}", told);
+                prop_assert!(told.minutes == 1 || told.slices.len() == 1);
+                prop_assert!(told.minute.secs() / 3600 == (told.end().secs() - 1) / 3600);
+            }
+            let silent = |frame: &&Frame| frame.deployments.iter().all(|part| part.deployment_uid != uid);
+            for frame in story.came.iter().filter(|frame| !silent(frame)) {
+                let is_counted = counted.contains(&(frame.source.clone(), frame.sequence));
+                prop_assert!(is_counted, "{} of {} is in no event", frame.sequence, frame.source.id);
+            }
+            for lost in &never {
+                prop_assert!(!counted.contains(lost));
+            }
+        }
+        let mut ends: BTreeMap<Uid, Timestamp> = BTreeMap::new();
+        let closed = story.meter.log.iter().filter_map(|record| match &record.event {
+            Event::UsageClosed(told) => Some(told),
+            _ => None,
+        });
+        let mut closed: Vec<&UsageMinute> = closed.collect();
+        closed.sort_by_key(|told| told.minute);
+        for told in closed {
+            let end = ends.insert(told.deployment_uid, told.end());
+            prop_assert!(end.is_none_or(|end| end <= told.minute), "closed twice: {:?}", told);
+        }
+        for key in [endpoint("iris"), endpoint("rose")] {
+            let of_key = story.meter.log.iter().filter(|r| r.endpoint().as_ref() == Some(&key));
+            let events: Vec<Event> = of_key.map(|record| record.event.clone()).collect();
+            let mut named = BTreeSet::new();
+            for gap in gaps(&events) {
+                for sequence in gap.first..=gap.last {
+                    let new = named.insert((gap.source.clone(), sequence));
+                    prop_assert!(new, "{:?} again", gap);
+                }
+            }
+            for (source, sequence) in &never {
+                let followed = newest.get(source).is_some_and(|newest| sequence < newest);
+                let is_named = named.contains(&(source.clone(), *sequence));
+                prop_assert!(!followed || is_named, "{} of {} is not named", sequence, source.id);
+            }
+            let in_time = |frame: &&Frame| {
+                let of_gateway = frame.source.id == "g1";
+                !matches!(odd.get(&(frame.sequence, of_gateway)), Some(Fate::ComesLater(_)))
+            };
+            for frame in story.came.iter().filter(in_time) {
+                let is_named = named.contains(&(frame.source.clone(), frame.sequence));
+                prop_assert!(!is_named, "{} of {} came", frame.sequence, frame.source.id);
+            }
+        }
+    }
+}

@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-endpoints bench-gateway bench-log sim fuzz faults away schemas stack-up stack-down clean
+.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-endpoints bench-gateway bench-log bench-start sim fuzz faults away schemas stack-up stack-down clean
 
 # A toolchain that was just installed is not on the path of this shell yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -61,6 +61,11 @@ bench-gateway: ## CPU and instructions per request beside nginx, on an idle mach
 bench-log: ## The log beside the limits of SQLite, PostgreSQL and Kafka, and its replay; ARGS=PARTS ROUNDS= EVENTS= BACKLOG= REPLAY=
 	@scripts/setup.sh stack
 	cargo bench --locked -p penstock --bench log -- $(ARGS)
+
+bench-start: ## Starts on a log of 5 million events, and takeovers, on an idle machine (an hour, 45 GB of disk); ARGS=--beside PATH, --events, --only start
+	@scripts/setup.sh stack
+	@command -v python3 >/dev/null || { echo "bench-start: python3 is missing; install it with your package manager" >&2; exit 1; }
+	benches/start/run.py $(ARGS)
 
 sim: ## Simulation at length: COUNT= runs from SEED= on (defaults 200 from a random seed)
 	@scripts/setup.sh

@@ -210,6 +210,10 @@ impl ViewsConsumer {
                 self.advance(reached, batch.into_iter().collect()).await
             }
             Step::Taken(buckets) => {
+                // What was owned before its fold began has been begun without its fence.
+                for (bucket, owned) in &self.owned {
+                    self.consumer.own(*bucket, Some(owned.fence.clone()));
+                }
                 self.progress.send_modify(|progress| {
                     for bucket in buckets {
                         let position = self.consumer.position(bucket);

@@ -319,6 +319,7 @@ impl<F: Fold> Consumer<F> {
 
     fn handle(&mut self, item: FeedItem) {
         let now = self.deps.clock.now();
+        let consumer = self.config.consumer;
         match item {
             FeedItem::Records(records) => self.apply(records, now),
             FeedItem::Unreadable(unreadable) => {
@@ -336,10 +337,12 @@ impl<F: Fold> Consumer<F> {
                 self.outbox.push_back(Step::Passed(passed));
             }
             FeedItem::Assigned(buckets) => {
+                tracing::debug!(consumer, ?buckets, "buckets are assigned");
                 self.component.waits_on(READS_THE_LOG);
                 self.take(buckets);
             }
             FeedItem::Revoked(buckets) => {
+                tracing::debug!(consumer, ?buckets, "buckets are revoked");
                 for bucket in &buckets {
                     self.lost.remove(bucket);
                     self.settled.remove(bucket);
@@ -348,6 +351,7 @@ impl<F: Fold> Consumer<F> {
                 self.outbox.push_back(Step::Released(buckets));
             }
             FeedItem::CaughtUp(buckets) => {
+                tracing::debug!(consumer, ?buckets, "buckets are caught up with");
                 self.core.caught_up(&buckets);
                 // Who owns buckets elsewhere has rows to write before it is told that nothing is parked.
                 if !matches!(self.config.ownership, Ownership::Elsewhere) {

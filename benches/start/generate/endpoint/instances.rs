@@ -1,0 +1,156 @@
+//! How instances fare, and what the node says of them.
+
+use contract::events::{Event, InstanceEnded, InstanceStarted, InstanceUnready, OfInstance};
+use contract::ids::InstanceId;
+use contract::log::{Actor, StreamKind};
+use contract::time::{Span, Timestamp};
+use domain::instances::Phase;
+use domain::instances::plan::backoff_until;
+
+use super::{Endpoint, Followed, Task};
+use crate::house::Ground;
+
+impl Endpoint {
+    /// What the node will answer to an order.
+    pub(super) fn answers(&mut self, event: &Event, now: Timestamp, followed: &mut Followed) {
+        let mut after = |millis: std::ops::Range<u64>, task| {
+            let millis = self.rng.u64(millis);
+            followed.push((now + Span::from_millis(millis), task));
+        };
+        match event {
+            Event::InstanceRequested(requested) => {
+                after(20..300, Task::Started(requested.id.clone()));
+                let fails = self.rng.u32(0..50) == 0;
+                let begun = match fails {
+                    true => Task::Failed(requested.id.clone()),
+                    false => Task::Ready(requested.id.clone()),
+                };
+                let millis = self.rng.u64(1_500..9_000);
+                followed.push((now + Span::from_millis(millis), begun));
+            }
+            Event::InstanceDraining(draining) => {
+                after(1_000..6_000, Task::Drained(draining.id.clone()));
+            }
+            Event::InstanceRemovalRequested(removal) => {
+                after(50..2_000, Task::Stopped(removal.id.clone()));
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn started(
+        &mut self,
+        id: InstanceId,
+        now: Timestamp,
+        ground: &mut Ground,
+    ) -> anyhow::Result<()> {
+        let [a, b, c] = [(); 3].map(|()| self.rng.u8(1..255));
+        let generation = match self.fold.instances.instances.get(&id) {
+            Some(instance) => instance.generation,
+            None => return Ok(()),
+        };
+        let started = InstanceStarted {
+            id,
+            generation,
+            address: format!("127.{a}.{b}.{c}:1"),
+            pid: None,
+            adopted: false,
+        };
+        self.say(Event::InstanceStarted(started), now, ground)
+    }
+
+    pub(super) fn ready(
+        &mut self,
+        id: InstanceId,
+        now: Timestamp,
+        ground: &mut Ground,
+    ) -> anyhow::Result<()> {
+        let lives = self.is_in(&id, &[Phase::Starting, Phase::Unready]);
+        match lives {
+            true => self.say(Event::InstanceReady(OfInstance { id }), now, ground),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn failed(
+        &mut self,
+        id: InstanceId,
+        now: Timestamp,
+        ground: &mut Ground,
+    ) -> anyhow::Result<()> {
+        let reason = match self.is_in(&id, &[Phase::Starting]) {
+            true => "a simulated start that failed",
+            false => "a simulated crash",
+        };
+        if !self.is_in(&id, &[Phase::Starting, Phase::Ready, Phase::Unready]) {
+            return Ok(());
+        }
+        let failed = ended(id, reason, Some(1));
+        self.say(Event::InstanceFailed(failed), now, ground)
+    }
+
+    pub(super) fn unready(
+        &mut self,
+        id: InstanceId,
+        now: Timestamp,
+        ground: &mut Ground,
+        followed: &mut Followed,
+    ) -> anyhow::Result<()> {
+        if !self.is_in(&id, &[Phase::Ready]) {
+            return Ok(());
+        }
+        let unready = InstanceUnready {
+            id: id.clone(),
+            reason: "GET /health/ready was answered with 503".to_owned(),
+        };
+        followed.push((now + Span::from_secs(4), Task::Ready(id)));
+        self.say(Event::InstanceUnready(unready), now, ground)
+    }
+
+    pub(super) fn stopped(
+        &mut self,
+        id: InstanceId,
+        now: Timestamp,
+        ground: &mut Ground,
+    ) -> anyhow::Result<()> {
+        self.drained.remove(&id);
+        let stopped = ended(id, "removed", Some(0));
+        self.say(Event::InstanceStopped(stopped), now, ground)
+    }
+
+    /// An instance that serves, if there is one.
+    pub(super) fn any_ready(&self) -> Option<InstanceId> {
+        let mut instances = self.fold.instances.instances.values();
+        let ready = instances.find(|instance| instance.is_ready())?;
+        Some(ready.id.clone())
+    }
+
+    /// When the planner tries again what has failed.
+    pub(super) fn back_off(&self, now: Timestamp, followed: &mut Followed) {
+        for history in self.fold.instances.starts.values() {
+            if let Some(until) = backoff_until(history).filter(|until| *until > now) {
+                followed.push((until, Task::Look));
+            }
+        }
+    }
+
+    fn is_in(&self, id: &InstanceId, phases: &[Phase]) -> bool {
+        let instance = self.fold.instances.instances.get(id);
+        instance
+            .is_some_and(|instance| instance.removal.is_none() && phases.contains(&instance.phase))
+    }
+
+    fn say(&mut self, event: Event, now: Timestamp, ground: &mut Ground) -> anyhow::Result<()> {
+        let actor = Actor::service("actuator");
+        self.append(StreamKind::Node, &actor, now, event, ground)?;
+        Ok(())
+    }
+}
+
+fn ended(id: InstanceId, reason: &str, exit_code: Option<i32>) -> InstanceEnded {
+    InstanceEnded {
+        id,
+        reason: reason.to_owned(),
+        exit_code,
+    }
+}

@@ -2,6 +2,8 @@
 
 import http.client
 import socket
+import sys
+from pathlib import Path
 
 
 def free_port():
@@ -23,5 +25,13 @@ def ask(port, method, path, timeout=5):
         connection.close()
 
 
-def bar(name, figure, most, unit):
-    return {"name": name, "figure": figure, "bar": most, "unit": unit, "holds": figure is not None and figure <= most}
+def fail(log, why):
+    """Ends the run; the folder with the log goes with it."""
+    lines = Path(log).read_text(errors="replace").splitlines()
+    sys.exit("\n".join([*lines[-20:], f"{why}; the last lines of its log are above"]))
+
+
+def bar(name, figure, limit, unit, at_least=False):
+    """A figure (None: there is none) and what it must not exceed, or fall short of."""
+    holds = figure is not None and (figure >= limit if at_least else figure <= limit)
+    return {"name": name, "figure": figure, "bar": limit, "atLeast": at_least, "unit": unit, "holds": holds}

@@ -42,7 +42,7 @@ import time
 from pathlib import Path
 
 import takeover
-from common import ask, bar, free_port
+from common import ask, bar, fail, free_port
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -92,11 +92,7 @@ class Server:
 
     def must_live(self):
         if self.process.poll() is not None:
-            self.fail(f"penstock ended with {self.process.returncode}")
-
-    def fail(self, why):
-        lines = Path(self.log.name).read_text(errors="replace").splitlines()
-        sys.exit("\n".join([*lines[-20:], f"{why}; the last lines of its log are above"]))
+            fail(self.log.name, f"penstock ended with {self.process.returncode}")
 
     def until_ready(self, timeout):
         """Seconds until it was ready, and what it waited for meanwhile: [[second, sentences], ...]."""
@@ -112,7 +108,7 @@ class Server:
                 if not told or is_news(told[-1], at, missing):
                     told.append([round(at, 3), missing])
             if at > timeout:
-                self.fail(f"not ready after {timeout} s; it waits for {told[-1:]}")
+                fail(self.log.name, f"not ready after {timeout} s; it waits for {told[-1:]}")
             time.sleep(POLL)
 
     def memory(self, field):
@@ -262,7 +258,7 @@ def leave_behind(bench, build, binary, template):
     while not (routes.exists() and PROBED in routes.read_text()):
         server.must_live()
         if time.monotonic() > deadline:
-            server.fail("the gateway has saved no routes")
+            fail(server.log.name, "the gateway has saved no routes")
         time.sleep(0.2)
     # Instances begin anew with every start; let them.
     time.sleep(bench.options.settle)
@@ -301,26 +297,27 @@ def judge(lives, beside):
     bars.append(bar("gateway serves, first start", gateway["firstAnswer"], min(READY_MAX, first["seconds"]), "s"))
     bars.append(bar("gateway silent meanwhile, at most", gateway["longestGap"], READY_MAX, "s"))
     if first["seconds"] >= PROGRESS_FROM:
-        shown = progress_shown(first)
-        bars.append({"name": "progress of the first fold, told so often", "figure": shown, "bar": 2, "unit": "", "holds": shown >= 2})
+        bars.append(bar("progress of the first start, told so often", progress_shown(first), 2, "", at_least=True))
     return bars
 
 
 def show(lives, bars, told):
-    lines = [f"{told['events']:,} events, {told['endpoints']:,} endpoints, seed {told['seed']}", "",
-             f"{'build':8} {'start':8} {'runs':>4} {'ready, s':>9} {'least':>8} {'most':>8} {'peak, MiB':>10} {'steady, MiB':>12}"]
+    lines = []
+    if lives:
+        lines += [f"{told['events']:,} events, {told['endpoints']:,} endpoints, seed {told['seed']}", "",
+                  f"{'build':8} {'start':8} {'runs':>4} {'ready, s':>9} {'least':>8} {'most':>8} {'peak, MiB':>10} {'steady, MiB':>12}"]
     for build, kind in dict.fromkeys((life["build"], life["kind"]) for life in lives):
         chosen = [life for life in lives if (life["build"], life["kind"]) == (build, kind)]
         seconds = [life["seconds"] for life in chosen]
+        peak = statistics.median(life["peak"] for life in chosen)
         steady = [life["steady"] for life in chosen if "steady" in life]
         lines.append(f"{build:8} {kind:8} {len(chosen):>4} {statistics.median(seconds):>9.2f} {min(seconds):>8.2f} {max(seconds):>8.2f} "
-                     f"{statistics.median(life['peak'] for life in chosen):>10.0f} "
-                     + (f"{statistics.median(steady):>12.0f}" if steady else f"{'':>12}"))
+                     f"{peak:>10.0f}" + (f" {statistics.median(steady):>12.0f}" if steady else ""))
     lines.append("")
     for one in bars:
-        figure = "none" if one["figure"] is None else f"{one['figure']:.3f}"
-        word = "at least" if one["name"].startswith("progress") else "at most"
+        word = "at least" if one["atLeast"] else "at most"
         verdict = "holds" if one["holds"] else "DOES NOT HOLD"
+        figure = "none" if one["figure"] is None else f"{one['figure']:.3f}"
         lines.append(f"{one['name']:45} {figure:>9} {one['unit']:2} {word} {one['bar']:.3f}: {verdict}")
     return "\n".join(lines)
 
@@ -375,8 +372,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     binary, generator = build()
     beside = str(Path(options.beside).resolve(strict=True)) if options.beside else None
-    lives, bars, takeovers = [], [], []
-    told = {"events": 0, "endpoints": options.endpoints, "seed": options.seed}
+    lives, bars, takeovers, told = [], [], [], None
     with tempfile.TemporaryDirectory(prefix="penstock-start-", dir=options.folder) as folder, ending_all():
         bench = Bench(options, Path(folder))
         if options.only != "takeover":

@@ -9,6 +9,7 @@ stands in the log of the process that survives (PENSTOCK_LOG=runtime::consumer=d
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from common import ask, bar, free_port
+from common import ask, bar, fail, free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUCKETS = 64
@@ -96,7 +97,7 @@ class Service:
 
     def must_live(self):
         if self.process.poll() is not None:
-            sys.exit(f"{self.name} ended with {self.process.returncode}: see {self.log}")
+            fail(self.log, f"{self.name} ended with {self.process.returncode}")
 
     def told(self, message):
         """What the log of this process says of buckets, with when: [(time, {bucket, ...}), ...]."""
@@ -201,8 +202,8 @@ def kill_one(killed, other, api, count):
 
 def measure(binary, generator, folder, options):
     print("takeovers:", flush=True)
-    stack = Stack()
-    services = {}
+    stack, services = Stack(), {}
+    rng = random.Random(options.seed)
     try:
         subprocess.run([generator, "--data", str(folder / "spare"), "--store", stack.store, "--events", str(options.takeover_events),
                         "--endpoints", str(options.endpoints), "--seed", str(options.seed)], check=True, stdout=subprocess.DEVNULL)
@@ -216,8 +217,7 @@ def measure(binary, generator, folder, options):
                 services[name].until_ready()
             shared = lambda: sum(len(services[name].buckets()) for name in NAMES) == BUCKETS and all(services[name].buckets() for name in NAMES)
             wait(shared, "the autoscalers do not share the buckets", *services.values())
-            # What was assigned last has settled by then.
-            time.sleep(options.settle)
+            time.sleep(rng.uniform(1, options.settle))
             killed, other = NAMES[number % 2], NAMES[1 - number % 2]
             takeovers.append(kill_one(services[killed], services[other], Api(services["control"]), 5 + number))
             services[killed] = Service(binary, stack, folder, killed, "autoscaler")

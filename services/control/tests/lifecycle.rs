@@ -3,6 +3,8 @@
 
 mod support;
 
+use contract::ids::EndpointKey;
+use domain::views::MODEL_VERSION;
 use reqwest::Method;
 use serde_json::json;
 use support::{Setup, World, autoscale, deployment, endpoint};
@@ -344,4 +346,19 @@ async fn everything_is_still_there_after_a_restart_with_the_same_token() {
     let verified = world.get("/v1/events/verify").await.expect(200).body();
     assert_eq!(verified["ok"], true, "{verified}");
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn control_leaves_a_snapshot_of_what_it_has_folded() {
+    let world = World::with_iris().await;
+    let head = world.settled_head().await;
+    let dir = world.stop().await;
+    let url = format!("sqlite:{}", dir.path().join("penstock.db").display());
+    let store = store::Store::open(&url).await.unwrap();
+    let key = EndpointKey::new(&"iris".parse().unwrap());
+    let snapshot = store.snapshot("views", key.bucket(), MODEL_VERSION).await;
+    let snapshot = snapshot.unwrap().expect("control stored a snapshot");
+    assert!(snapshot.parts.contains_key(key.as_str()), "{snapshot:?}");
+    assert!(snapshot.meta.position.0 >= head, "{snapshot:?}");
+    store.close().await;
 }

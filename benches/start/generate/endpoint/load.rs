@@ -7,7 +7,8 @@ use contract::resources::ProvisioningState;
 use contract::time::{Span, Timestamp};
 use domain::measure::{Metric, SignalSpec};
 
-use super::{Change, Endpoint, Followed, Task};
+use super::people::Change;
+use super::{Endpoint, Followed, Task};
 use crate::documents::Green;
 use crate::house::Ground;
 use crate::usage::{self, Load, Minute};

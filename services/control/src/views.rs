@@ -192,15 +192,7 @@ impl ViewsConsumer {
                 let reached = BTreeMap::from([(bucket, position)]);
                 self.advance(reached, batch.into_iter().collect()).await
             }
-            Step::Passed(passed) => {
-                for (bucket, position) in &passed {
-                    // It was not ours yet when these were left out: their rows are made as it is taken.
-                    if self.batch(*bucket, *position, Vec::new()).is_some() {
-                        self.retake(*bucket, Instant::now());
-                    }
-                }
-                self.advance(passed, BTreeMap::new()).await
-            }
+            Step::Passed(passed) => self.advance(passed, BTreeMap::new()).await,
             Step::Rebuilt { key, by, .. } => {
                 let rows = self.all_rows(&key, by.position).await;
                 let rows = until_read(rows)?.unwrap_or_default();
@@ -229,10 +221,12 @@ impl ViewsConsumer {
         }
     }
 
-    /// The rows of a bucket up to a position, if they are ours to write and not written yet.
+    /// The rows of a bucket up to a position, if they are ours to write and not written yet. Those of the
+    /// history are written at its end.
     fn batch(&self, bucket: Bucket, to: Position, rows: Vec<RowChange>) -> Option<(Bucket, Batch)> {
         let owned = self.owned.get(&bucket);
         let due = owned.is_some_and(|owned| to > owned.cursor);
+        let due = due && self.progress.borrow().caught_up;
         due.then_some((bucket, Batch { rows, to }))
     }
 
@@ -266,6 +260,17 @@ impl ViewsConsumer {
                 .set(self.progress.borrow().newest.0 as i64);
         }
         Ok(())
+    }
+
+    /// How far a bucket has been folded, also where it was not handled here yet: no rows were made of that.
+    fn folded(&self, bucket: Bucket) -> Position {
+        match bucket {
+            Bucket::GLOBAL => {
+                let progress = self.progress.borrow();
+                progress.folded.get(&bucket).copied().unwrap_or_default()
+            }
+            bucket => self.consumer.position(bucket),
+        }
     }
 
     /// Applies a record that belongs to no endpoint.
@@ -309,6 +314,14 @@ impl ViewsConsumer {
     }
 
     async fn caught_up(&mut self) -> Result<(), StoreError> {
+        self.wanted.end_history();
+        let behind = |(bucket, owned): (&Bucket, &Owned)| {
+            (self.folded(*bucket) > owned.cursor).then_some(*bucket)
+        };
+        let behind: Vec<Bucket> = self.owned.iter().filter_map(behind).collect();
+        for bucket in behind {
+            self.retake(bucket, Instant::now());
+        }
         let writes = self.owned.iter().map(|(bucket, owned)| {
             let written = self.write_released(*bucket, owned);
             async move { (*bucket, written.await) }

@@ -1,6 +1,7 @@
 //! How the events of an endpoint become its model, and the rows that change with it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use contract::ids::{Bucket, EndpointKey, Position};
@@ -13,9 +14,13 @@ pub(super) type Made = Vec<RowChange>;
 
 /// Of which buckets rows are to be made, and from which position on: making them is most of the work, and
 /// what is written already, or is for another replica to write, is not wanted.
+///
+/// Invariant: none are made while the history is read, and usage, which is nothing but rows, is left out of
+/// it. At its end whoever owns a bucket brings its rows to where the fold stands.
 #[derive(Clone, Default)]
 pub(super) struct RowsWanted {
     after: Arc<Mutex<BTreeMap<Bucket, Position>>>,
+    history_is_over: Arc<AtomicBool>,
 }
 
 impl RowsWanted {
@@ -30,15 +35,19 @@ impl RowsWanted {
         wanted.remove(&bucket);
     }
 
-    /// Up to here no rows are wanted of any bucket.
-    fn first(&self) -> Position {
-        let wanted = self.after.lock().unwrap_or_else(PoisonError::into_inner);
-        wanted.values().min().copied().unwrap_or(Position(u64::MAX))
+    /// From here on nothing is left out.
+    pub(super) fn end_history(&self) {
+        self.history_is_over.store(true, Ordering::Relaxed);
+    }
+
+    fn is_history_over(&self) -> bool {
+        self.history_is_over.load(Ordering::Relaxed)
     }
 
     fn of(&self, bucket: Bucket, position: Position) -> bool {
         let wanted = self.after.lock().unwrap_or_else(PoisonError::into_inner);
-        wanted.get(&bucket).is_some_and(|after| position > *after)
+        let after = wanted.get(&bucket);
+        self.is_history_over() && after.is_some_and(|after| position > *after)
     }
 }
 
@@ -73,7 +82,10 @@ impl Fold for ViewsFold {
     }
 
     fn effects_from(&self) -> Position {
-        self.wanted.first()
+        match self.wanted.is_history_over() {
+            true => Position::START,
+            false => Position(u64::MAX),
+        }
     }
 
     /// Rows are no stream.

@@ -38,8 +38,6 @@ pub(super) struct Owned {
     pub(super) fence: Fence,
     /// The rows are those of the log up to here.
     pub(super) cursor: Position,
-    /// No row follows from anything between the cursor and here.
-    rows_after: Position,
 }
 
 /// Rows of one bucket that wait for their commit.
@@ -127,7 +125,7 @@ impl ViewsConsumer {
         let cursor = owned.cursor;
         self.consumer.own(bucket, Some(owned.fence.clone()));
         self.consumer.settled(bucket, cursor);
-        self.wanted.begin(bucket, owned.rows_after.max(cursor));
+        self.wanted.begin(bucket, cursor);
         self.owned.insert(bucket, owned);
         self.progress.send_modify(|progress| {
             progress.written.insert(bucket, cursor);
@@ -142,23 +140,13 @@ impl ViewsConsumer {
         let store = &self.deps.store;
         let fence = store.take(&format!("{CONSUMER}/{bucket}")).await?;
         let cursor = store.cursor(CONSUMER, bucket).await?;
-        // Also what has been applied and not been handled here yet: no rows were made of it.
-        let folded = match bucket {
-            Bucket::GLOBAL => self.progress.borrow().folded.get(&bucket).copied(),
-            bucket => Some(self.consumer.position(bucket)),
-        };
-        let head = store.head().await?;
-        let newest = store.bucket_heads(&[bucket]).await?;
-        let has_more = newest.get(&bucket).is_some_and(|newest| *newest > cursor);
-        let mut owned = Owned {
-            fence,
-            cursor,
-            rows_after: if has_more { cursor } else { head.max(cursor) },
-        };
-        if let Some(folded) = folded.filter(|folded| *folded > cursor) {
-            self.write_missing(bucket, &mut owned, folded).await?;
-        }
+        let folded = self.folded(bucket);
+        let mut owned = Owned { fence, cursor };
+        // While the history is read, its end is waited for.
         if self.progress.borrow().caught_up {
+            if folded > cursor {
+                self.write_missing(bucket, &mut owned, folded).await?;
+            }
             self.write_released(bucket, &owned).await?;
         }
         Ok(owned)

@@ -17,6 +17,7 @@ use backends::{Backend, BackendError, ObservedPhase, Order};
 use contract::time::Span;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{Behaviour, is_running, order};
+use tokio::task::JoinHandle;
 
 /// Far more than anything takes; reached only when a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -54,14 +55,23 @@ async fn a_narrow_parent() {
         }
     });
     let mut taken = Vec::new();
+    let mut starving: Option<JoinHandle<()>> = None;
     println!("open");
     for word in std::io::stdin().lines() {
         match word.unwrap().as_str() {
             "take" => {
                 taken.extend(std::iter::from_fn(|| File::open("/dev/null").ok()));
+                // What was under way gives back what it had; that is taken as well.
+                starving = Some(tokio::spawn(starve()));
                 println!("taken");
             }
-            "free" => taken.clear(),
+            "free" => {
+                if let Some(starving) = starving.take() {
+                    starving.abort();
+                    let _ = starving.await;
+                }
+                taken.clear();
+            }
             "ensure" => match backend.ensure(order.clone()).await {
                 Ok(()) => println!("ensured"),
                 Err(BackendError::Lacking { .. }) => println!("ensure later"),
@@ -74,6 +84,15 @@ async fn a_narrow_parent() {
             },
             other => panic!("{other}"),
         }
+    }
+}
+
+/// Takes whatever anybody gives back.
+async fn starve() {
+    let mut taken = Vec::new();
+    loop {
+        taken.extend(std::iter::from_fn(|| File::open("/dev/null").ok()));
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

@@ -10,8 +10,9 @@
 //! next owner goes on with, or counts again from the frames that the bus has kept.
 //!
 //! Invariants: `domain::usage` alone counts, so that no frame counts twice and none is lost without
-//! a name; open minutes and panes are saved together, every ten seconds and at the end; history may
-//! be lost without harm to anything but charts and backtests.
+//! a name; open minutes, spans without requests and panes are saved together in the history, every ten
+//! seconds and at the end. Without the history what is not in the log yet is counted again from the bus;
+//! a bus that keeps nothing has lost it, which is an hour at most, of deployments without requests.
 
 mod config;
 mod fold;

@@ -23,11 +23,11 @@ use contract::resources::{AutoscaleSpec, BackendKind, DeploymentSpec};
 use contract::time::{Span, Timestamp};
 use domain::fold::EndpointFold;
 use domain::instances::Instance;
-use runtime::consumer::{Applied, Begun, Core, Fold, Outcome};
+use runtime::consumer::{Applied, Core, Fold, Handled, Initial};
 use runtime::health::Health;
 use runtime::ids::{Ids, SeededIds};
 use runtime::parking::Parking;
-use runtime::reconcile::{Evaluator, Reconciler, Settled};
+use runtime::reconcile::{CommitResult, Evaluator, Reconciler};
 use store::{Fence, Snapshot};
 use uuid::Uuid;
 
@@ -140,15 +140,15 @@ fn begin<F: Fold>(
             name: bucket.to_string(),
             generation: 1,
         };
-        let begun = snapshots
+        let initial = snapshots
             .get(&bucket)
-            .map_or_else(Begun::default, |snapshot| {
-                Begun::decode(snapshot, |_| Vec::new()).unwrap()
+            .map_or_else(Initial::default, |snapshot| {
+                Initial::decode(snapshot, |_| Vec::new()).unwrap()
             });
         let records = log.by_bucket.get(&bucket).map_or(&[][..], Vec::as_slice);
-        let behind = records.partition_point(|record| record.position <= begun.position);
+        let behind = records.partition_point(|record| record.position <= initial.position);
         read.insert(bucket, behind);
-        core.take(bucket, Some(fence), begun, Timestamp::default());
+        core.take(bucket, Some(fence), initial, Timestamp::default());
         core.caught_up(&[bucket]);
     }
     read
@@ -213,7 +213,7 @@ impl<R: Reconciler> Service<R> {
         let (writes, failed) = self.evaluator.evaluate_due(&self.core, ids, clock);
         assert!(failed.is_empty(), "{failed:?}");
         for write in writes {
-            let mut settled = Settled::Refused;
+            let mut settled = CommitResult::Refused;
             for append in write.appends {
                 let events = append.events.into_iter();
                 let events = events.map(|event| (event.id, event.time, event.event));
@@ -223,7 +223,7 @@ impl<R: Reconciler> Service<R> {
                     Some(append.expected_version),
                     events.collect(),
                 ) {
-                    settled = Settled::Written(Position(log.records.len() as u64));
+                    settled = CommitResult::Written(Position(log.records.len() as u64));
                 }
             }
             self.evaluator.settle(write.subject, write.now, settled);
@@ -256,9 +256,9 @@ impl<R: Reconciler> Service<R> {
 
 fn apply<F: Fold>(core: &mut Core<F>, record: &Arc<Record>) -> Applied<F::Effect> {
     let effect = match core.apply(record, Timestamp::default()) {
-        Outcome::Applied(effect) => Some(effect),
-        Outcome::Skipped => None,
-        Outcome::Parked(key) | Outcome::Rebuild(key) => panic!("{key} is parked"),
+        Handled::Applied(effect) => Some(effect),
+        Handled::Skipped => None,
+        Handled::Parked(key) | Handled::Rebuild(key) => panic!("{key} is parked"),
     };
     Applied {
         record: record.clone(),

@@ -13,7 +13,7 @@ use contract::time::{Span, Timestamp};
 use domain::fold::{EndpointFold, FOLD_VERSION};
 use domain::instances::Instances;
 use domain::instances::ready::{READY_VERSION, ReadyCounts};
-use domain::usage::{Endpoint as EndpointUsage, USAGE_VERSION};
+use domain::usage::{EndpointUsage, USAGE_VERSION};
 use domain::views::{EndpointModel, MODEL_VERSION};
 use proptest::prelude::*;
 use serde::Serialize;

@@ -27,11 +27,11 @@ pub trait Request: Send + 'static {
 
 /// Which requests have been handed over, so that the same comparison does not hand one over twice.
 #[derive(Debug)]
-pub struct Given<R: Request> {
+pub struct Dispatched<R: Request> {
     newest: BTreeMap<R::Target, R::Mark>,
 }
 
-impl<R: Request> Default for Given<R> {
+impl<R: Request> Default for Dispatched<R> {
     fn default() -> Self {
         Self {
             newest: BTreeMap::new(),
@@ -39,9 +39,9 @@ impl<R: Request> Default for Given<R> {
     }
 }
 
-impl<R: Request> Given<R> {
+impl<R: Request> Dispatched<R> {
     /// The request, unless it was the last one handed over about its target.
-    pub fn give(&mut self, request: R) -> Option<R> {
+    pub fn dispatch(&mut self, request: R) -> Option<R> {
         let mark = request.mark();
         let before = self.newest.insert(request.target().clone(), mark);
         (before != Some(mark)).then_some(request)
@@ -200,15 +200,15 @@ mod tests {
 
     #[test]
     fn the_same_request_is_handed_over_once_until_it_has_failed() {
-        let mut given = Given::default();
-        assert!(given.give(ring("a", 1)).is_some());
-        assert!(given.give(ring("a", 1)).is_none());
-        assert!(given.give(ring("b", 1)).is_some());
-        assert!(given.give(ring("a", 2)).is_some());
-        given.forget(&"a");
-        assert!(given.give(ring("a", 2)).is_some());
-        assert_eq!(given.forget_all(), BTreeSet::from(["a", "b"]));
-        assert!(given.give(ring("b", 1)).is_some());
+        let mut dispatched = Dispatched::default();
+        assert!(dispatched.dispatch(ring("a", 1)).is_some());
+        assert!(dispatched.dispatch(ring("a", 1)).is_none());
+        assert!(dispatched.dispatch(ring("b", 1)).is_some());
+        assert!(dispatched.dispatch(ring("a", 2)).is_some());
+        dispatched.forget(&"a");
+        assert!(dispatched.dispatch(ring("a", 2)).is_some());
+        assert_eq!(dispatched.forget_all(), BTreeSet::from(["a", "b"]));
+        assert!(dispatched.dispatch(ring("b", 1)).is_some());
     }
 
     #[tokio::test]

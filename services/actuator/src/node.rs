@@ -116,7 +116,7 @@ pub async fn run(
         consumer: CONSUMER,
         snapshots: lease,
         ownership: Ownership::Sole(fence.clone()),
-        settles: false,
+        waits_for_writes: false,
     };
     let consumer_deps = ConsumerDeps {
         store: deps.store.clone(),

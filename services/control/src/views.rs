@@ -43,7 +43,7 @@ use crate::deps::ControlDeps;
 use crate::metrics::{ControlMetrics, InstanceLabels};
 use crate::reactor;
 use crate::routes::{REPUBLISH_EVERY, Routes};
-use fold::{Made, RowsWanted, ViewsFold};
+use fold::{RowsWanted, ViewsFold};
 use owned::{Batch, Owned};
 pub use projector::ViewsProjector;
 
@@ -117,7 +117,7 @@ impl ViewsConsumer {
             consumer: CONSUMER,
             snapshots: CONSUMER.to_owned(),
             ownership: Ownership::Elsewhere,
-            settles: true,
+            waits_for_writes: true,
         };
         let consumer_deps = ConsumerDeps {
             store: deps.store.clone(),
@@ -184,7 +184,7 @@ impl ViewsConsumer {
         Ok(())
     }
 
-    async fn handle(&mut self, step: Step<Made>) -> Result<(), StoreError> {
+    async fn handle(&mut self, step: Step<Vec<RowChange>>) -> Result<(), StoreError> {
         match step {
             Step::Applied(applied) => self.applied(applied).await,
             Step::Unreadable { bucket, position } => {
@@ -230,7 +230,7 @@ impl ViewsConsumer {
         due.then_some((bucket, Batch { rows, to }))
     }
 
-    async fn applied(&mut self, applied: Vec<Applied<Made>>) -> Result<(), StoreError> {
+    async fn applied(&mut self, applied: Vec<Applied<Vec<RowChange>>>) -> Result<(), StoreError> {
         let mut batches: BTreeMap<Bucket, Batch> = BTreeMap::new();
         let mut reached = BTreeMap::new();
         let mut last = None;

@@ -4,13 +4,13 @@
 use contract::ids::{EndpointKey, Name};
 use contract::log::{Record, StreamKind, StreamName};
 use domain::instances::ready::{READY_VERSION, ReadyCounts};
-use domain::usage::{Endpoint as EndpointUsage, USAGE_VERSION};
+use domain::usage::{EndpointUsage, USAGE_VERSION};
 use runtime::consumer::Fold;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Known {
+pub(crate) struct MeterState {
     pub usage: EndpointUsage,
     pub ready: ReadyCounts,
 }
@@ -18,7 +18,7 @@ pub(crate) struct Known {
 pub(crate) struct MeterFold;
 
 impl Fold for MeterFold {
-    type State = Known;
+    type State = MeterState;
     /// Deployments of which so many instances are ready from this record on.
     type Effect = Vec<(Name, u32)>;
 
@@ -30,7 +30,7 @@ impl Fold for MeterFold {
         StreamKind::Usage,
     ];
 
-    fn apply(&self, _key: &EndpointKey, state: &mut Known, record: &Record) -> Self::Effect {
+    fn apply(&self, _key: &EndpointKey, state: &mut MeterState, record: &Record) -> Self::Effect {
         state.usage.apply(record);
         state.ready.apply(record)
     }

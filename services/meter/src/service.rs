@@ -107,8 +107,6 @@ struct Held {
     fence: Fence,
     usage: Usage,
     caught_up: bool,
-    /// Somebody else has taken it meanwhile.
-    lost: bool,
     /// Somebody else has counted before us.
     taken_over: bool,
     /// From when on frames are to be heard again.
@@ -134,7 +132,7 @@ impl Meter {
         let component = deps.health.component(SERVICE);
         let frames = deps.bus.subscribe_frames();
         let consumer_config = ConsumerConfig {
-            settles: true,
+            waits_for_writes: true,
             ..ConsumerConfig::shared(SERVICE)
         };
         let consumer_deps = ConsumerDeps {
@@ -264,7 +262,7 @@ impl Meter {
         let (mut usage, saved_at) = open.unwrap_or_default();
         // The history is older than the snapshot, or is gone: what it lacks is in the log only.
         if self.consumer.position(bucket) > saved.ready_through {
-            self.consumer.begin_with_nothing(bucket);
+            self.consumer.discard_snapshot(bucket);
         }
         for (key, entry) in self.consumer.folds().lock().of(bucket) {
             if entry.state.usage.version() >= usage.version(key) {
@@ -278,7 +276,6 @@ impl Meter {
             usage,
             fence,
             caught_up: false,
-            lost: false,
             waiting: VecDeque::new(),
         };
         self.state.buckets.insert(bucket, held);
@@ -292,7 +289,6 @@ impl Meter {
         self.state.panes.begin(bucket, begin);
         if let Some(held) = self.state.buckets.get_mut(&bucket) {
             held.fence = fence;
-            held.lost = false;
         }
     }
 
@@ -422,7 +418,9 @@ impl Meter {
     async fn close(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let mut due = Vec::new();
         for (bucket, held) in &mut self.state.buckets {
-            if !held.caught_up || held.is_hearing(now) || held.lost {
+            // Somebody else may have taken it meanwhile.
+            let is_ours = self.consumer.fence(*bucket) == Some(&held.fence);
+            if !is_ours || !held.caught_up || held.is_hearing(now) {
                 continue;
             }
             let parking = self.consumer.parking();
@@ -459,9 +457,6 @@ impl Meter {
                 }
                 Err(CommitError::Fenced { .. }) => {
                     self.consumer.fenced(bucket);
-                    if let Some(held) = self.state.buckets.get_mut(&bucket) {
-                        held.lost = true;
-                    }
                 }
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
                 // Once for an outage, not once for each endpoint and try.
@@ -549,7 +544,7 @@ impl Meter {
             Ok(refused) => {
                 for (bucket, owned) in &save.open {
                     if !refused.contains(bucket) {
-                        self.consumer.settled(*bucket, owned.ready_through);
+                        self.consumer.confirm_written(*bucket, owned.ready_through);
                     }
                 }
                 // The newer owner counts the same frames.

@@ -15,13 +15,13 @@ pub const READY_VERSION: u32 = 1;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReadyCounts {
-    instances: BTreeMap<InstanceId, Known>,
+    instances: BTreeMap<InstanceId, Readiness>,
     counts: BTreeMap<Name, u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Known {
+struct Readiness {
     deployment: Name,
     /// Its readiness probe succeeds.
     answers: bool,
@@ -34,7 +34,7 @@ impl ReadyCounts {
     /// are ready now.
     pub fn apply(&mut self, record: &Record) -> Vec<(Name, u32)> {
         if let Event::InstanceRequested(requested) = &record.event {
-            let known = Known {
+            let known = Readiness {
                 deployment: requested.deployment.deployment.clone(),
                 answers: false,
                 leaves: false,

@@ -15,7 +15,7 @@ use super::{BOOT_KEPT, MINUTE, pairs};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Saved")]
-pub struct Endpoint {
+pub struct EndpointUsage {
     pub(super) alive: bool,
     /// Version of its usage stream.
     pub(super) version: u64,
@@ -51,7 +51,7 @@ struct Saved {
     closed: BTreeMap<Uid, Timestamp>,
 }
 
-impl From<Saved> for Endpoint {
+impl From<Saved> for EndpointUsage {
     fn from(saved: Saved) -> Self {
         let mut counted = ToldFrames::default();
         for (boot, (ranges, minute)) in saved.counted {
@@ -76,7 +76,7 @@ impl From<Saved> for Endpoint {
     }
 }
 
-impl Endpoint {
+impl EndpointUsage {
     /// Applies an event of the endpoint; false: it has been applied before, or is of no concern.
     pub fn apply(&mut self, record: &Record) -> bool {
         let is_usage = record.stream.kind() == Some(StreamKind::Usage);

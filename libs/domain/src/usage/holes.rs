@@ -8,7 +8,7 @@ use contract::time::Timestamp;
 use contract::usage::UsageGap;
 use serde::{Deserialize, Serialize};
 
-use super::endpoint::Endpoint;
+use super::endpoint::EndpointUsage;
 use super::frames::Boot;
 use super::ranges::Ranges;
 
@@ -21,7 +21,7 @@ pub(super) struct Hole {
     pub minute: Timestamp,
     /// Endpoints in whose streams it stands already.
     pub told: BTreeSet<EndpointKey>,
-    /// Up to here a predecessor has heard the frames of the boot; see [`Endpoint::untold`].
+    /// Up to here a predecessor has heard the frames of the boot; see [`EndpointUsage::untold`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_before: Option<u64>,
 }
@@ -29,7 +29,7 @@ pub(super) struct Hole {
 impl Hole {
     /// What is still to be told of it in the stream of an endpoint. What an earlier owner has counted
     /// for the endpoint is not missing there.
-    pub(super) fn gaps(&self, key: &EndpointKey, endpoint: &Endpoint) -> Vec<Event> {
+    pub(super) fn gaps(&self, key: &EndpointKey, endpoint: &EndpointUsage) -> Vec<Event> {
         if !endpoint.alive || self.told.contains(key) {
             return Vec::new();
         }

@@ -32,7 +32,7 @@ use contract::usage::{UsageMinute, UsageSlice};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use endpoint::Endpoint;
+pub use endpoint::EndpointUsage;
 pub use frames::Boot;
 use frames::FrameSet;
 use holes::Hole;
@@ -85,7 +85,7 @@ pub struct Due {
     pub events: Vec<Event>,
 }
 
-/// Changed together with whatever changes what [`Endpoint`] makes of recorded events, or how it is written:
+/// Changed together with whatever changes what [`EndpointUsage`] makes of recorded events, or how it is written:
 /// consumers that keep it in snapshots build their versions on it.
 pub const USAGE_VERSION: u32 = 2;
 
@@ -108,7 +108,7 @@ pub struct Usage {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     idle_counted: BTreeMap<Timestamp, FrameSet>,
     holes: Vec<Hole>,
-    endpoints: BTreeMap<EndpointKey, Endpoint>,
+    endpoints: BTreeMap<EndpointKey, EndpointUsage>,
     /// End of the last minute that was closed.
     closed_through: Timestamp,
     /// Another owner has counted what came before; see [`Usage::taken_over`].
@@ -194,13 +194,13 @@ impl Usage {
 
     /// Goes on from what was applied of an endpoint's events elsewhere. What open minutes hold of these
     /// events must have been applied.
-    pub fn know(&mut self, key: &EndpointKey, endpoint: &Endpoint) {
+    pub fn know(&mut self, key: &EndpointKey, endpoint: &EndpointUsage) {
         self.endpoints.insert(key.clone(), endpoint.clone());
     }
 
     /// Up to which version an endpoint's usage stream has been applied.
     pub fn version(&self, key: &EndpointKey) -> u64 {
-        self.endpoints.get(key).map_or(0, Endpoint::version)
+        self.endpoints.get(key).map_or(0, EndpointUsage::version)
     }
 
     /// Lets go of minutes and holes that have been told whole, and of what is too old to matter.

@@ -7,7 +7,7 @@ use contract::events::Event;
 use contract::ids::{EndpointKey, Uid};
 use contract::time::Timestamp;
 
-use super::endpoint::Endpoint;
+use super::endpoint::EndpointUsage;
 use super::frames::{FrameSet, ToldFrames};
 use super::idle::IdleSpan;
 use super::minute::Telling;
@@ -163,7 +163,11 @@ impl Usage {
 }
 
 /// End of the last minute of a deployment that was closed.
-fn closed(endpoints: &BTreeMap<EndpointKey, Endpoint>, key: &EndpointKey, uid: Uid) -> Timestamp {
+fn closed(
+    endpoints: &BTreeMap<EndpointKey, EndpointUsage>,
+    key: &EndpointKey,
+    uid: Uid,
+) -> Timestamp {
     let endpoint = endpoints.get(key);
     endpoint.map_or_else(Timestamp::default, |endpoint| endpoint.closed(uid))
 }

@@ -11,8 +11,8 @@ use contract::log::Record;
 use contract::time::Timestamp;
 use store::{Fence, Unreadable};
 
-use super::fold::{Entry, Fold, Folds};
-use super::snapshot::{Begun, Draft, Stored};
+use super::fold::{Fold, Folds};
+use super::snapshot::{Draft, Initial, Stored};
 use crate::parking::{Handling, Parking, catch_panic};
 
 /// A record, and what applying it changed beside the state. None: it was skipped, its endpoint is parked,
@@ -24,7 +24,7 @@ pub struct Applied<E> {
 }
 
 /// What became of a record.
-pub enum Outcome<E> {
+pub enum Handled<E> {
     Applied(E),
     /// Skipped, or of no endpoint.
     Skipped,
@@ -93,27 +93,27 @@ impl<F: Fold> Core<F> {
         &mut self,
         bucket: Bucket,
         fence: Option<Fence>,
-        begun: Begun<F::State>,
+        initial: Initial<F::State>,
         now: Timestamp,
     ) -> Vec<EndpointKey> {
         let held = Held {
             fence,
-            position: begun.position,
-            stored: begun.stored,
+            position: initial.position,
+            stored: initial.stored,
             ..Held::default()
         };
         self.held.insert(bucket, held);
         let mut entries = self.folds.lock();
         entries.remove_all(bucket);
-        for (key, entry) in begun.entries {
+        for (key, entry) in initial.entries {
             entries.insert(key, entry);
         }
         drop(entries);
         self.parking.forget(bucket);
-        self.parking.skip(bucket, begun.skipped);
+        self.parking.skip(bucket, initial.skipped);
         // This release may be able to digest what another could not.
         let mut parked = Vec::new();
-        for (key, history) in begun.parked {
+        for (key, history) in initial.parked {
             if self.rebuild(&key, history, now).is_none() {
                 parked.push(key);
             }
@@ -136,7 +136,7 @@ impl<F: Fold> Core<F> {
     }
 
     /// Somebody else has owned the bucket meanwhile, and may have written what has not been applied yet.
-    pub fn lose(&mut self, bucket: Bucket) {
+    pub fn mark_lost(&mut self, bucket: Bucket) {
         if let Some(held) = self.held.get_mut(&bucket) {
             held.fence = None;
             held.caught_up = false;
@@ -179,23 +179,23 @@ impl<F: Fold> Core<F> {
     }
 
     /// Applies the next record of its bucket.
-    pub fn apply(&mut self, record: &Arc<Record>, now: Timestamp) -> Outcome<F::Effect> {
+    pub fn apply(&mut self, record: &Arc<Record>, now: Timestamp) -> Handled<F::Effect> {
         if let Some(held) = self.held.get_mut(&record.bucket) {
             held.position = record.position;
             held.backlog.applied += 1;
         }
         match self.parking.classify(record) {
             Handling::Apply => {}
-            Handling::Skip => return Outcome::Skipped,
+            Handling::Skip => return Handled::Skipped,
             Handling::Rebuild => {
-                return record.endpoint().map_or(Outcome::Skipped, Outcome::Rebuild);
+                return record.endpoint().map_or(Handled::Skipped, Handled::Rebuild);
             }
         }
         let Some(key) = record.endpoint().filter(|_| self.has(record.bucket)) else {
-            return Outcome::Skipped;
+            return Handled::Skipped;
         };
         match self.apply_to(&key, record) {
-            Ok(effect) => Outcome::Applied(effect),
+            Ok(effect) => Handled::Applied(effect),
             Err(detail) => {
                 self.park(
                     &key,
@@ -204,19 +204,14 @@ impl<F: Fold> Core<F> {
                     &detail,
                     now,
                 );
-                Outcome::Parked(key)
+                Handled::Parked(key)
             }
         }
     }
 
     fn apply_to(&mut self, key: &EndpointKey, record: &Record) -> Result<F::Effect, String> {
         let mut entries = self.folds.lock();
-        if entries.get(key).is_none() {
-            entries.insert(key.clone(), Entry::default());
-        }
-        let Some(entry) = entries.get_mut(key) else {
-            return Err("there is no place for the endpoint".to_owned());
-        };
+        let entry = entries.get_or_default(key);
         let fold = &self.fold;
         let effect = catch_panic(|| fold.apply(key, &mut entry.state, record))?;
         let kind = record.stream.kind();

@@ -102,9 +102,12 @@ impl<S> Entries<S> {
         self.len() == 0
     }
 
-    pub(super) fn get_mut(&mut self, key: &EndpointKey) -> Option<&mut Entry<S>> {
-        let entry = self.buckets.get_mut(&key.bucket())?.get_mut(key)?;
-        Some(entry)
+    pub(super) fn get_or_default(&mut self, key: &EndpointKey) -> &mut Entry<S>
+    where
+        S: Default,
+    {
+        let of_bucket = self.buckets.entry(key.bucket()).or_default();
+        of_bucket.entry(key.clone()).or_default()
     }
 
     pub(super) fn insert(&mut self, key: EndpointKey, entry: Entry<S>) {

@@ -33,9 +33,9 @@ use crate::health::{Component, READS_THE_LOG, UNASSIGNED};
 use crate::parking::{self, Parking};
 use crate::retry::until_answered;
 
-pub use self::core::{Applied, Backlog, Core, Outcome};
+pub use self::core::{Applied, Backlog, Core, Handled};
 pub use self::fold::{Entries, Entry, Fold, Folds};
-pub use self::snapshot::{Begun, Draft, load};
+pub use self::snapshot::{Draft, Initial, load};
 
 /// Who was fenced waits for so long before it takes the bucket again: most often it has only not yet
 /// heard that the bucket is somebody else's.
@@ -64,8 +64,8 @@ pub struct ConsumerConfig {
     pub snapshots: String,
     pub ownership: Ownership,
     /// Whether snapshots wait until the service says that what follows from a bucket has been written
-    /// ([`Consumer::settled`]).
-    pub settles: bool,
+    /// ([`Consumer::confirm_written`]).
+    pub waits_for_writes: bool,
 }
 
 impl ConsumerConfig {
@@ -75,7 +75,7 @@ impl ConsumerConfig {
             consumer,
             snapshots: consumer.to_owned(),
             ownership: Ownership::Shared,
-            settles: false,
+            waits_for_writes: false,
         }
     }
 }
@@ -145,14 +145,14 @@ pub struct Consumer<F: Fold> {
     drafts: VecDeque<(Bucket, Fence, Draft)>,
     /// When the stored snapshots were last known to be up to date.
     behind_since: BTreeMap<Bucket, Instant>,
-    /// Up to where the service says that buckets may be stored.
-    settled: BTreeMap<Bucket, Position>,
+    /// Up to where the service says that it has written what follows.
+    written: BTreeMap<Bucket, Position>,
     looks: Interval,
 }
 
 /// What the store has answered.
 enum Work<F: Fold> {
-    Begun(Vec<(Bucket, Option<Fence>, Begun<F::State>)>),
+    Taken(Vec<(Bucket, Option<Fence>, Initial<F::State>)>),
     Fenced(Vec<(Bucket, Fence)>),
     History {
         by: Arc<Record>,
@@ -194,7 +194,7 @@ impl<F: Fold> Consumer<F> {
             saving: None,
             drafts: VecDeque::new(),
             behind_since: BTreeMap::new(),
-            settled: BTreeMap::new(),
+            written: BTreeMap::new(),
             looks,
         }
     }
@@ -254,7 +254,7 @@ impl<F: Fold> Consumer<F> {
     pub fn fenced(&mut self, bucket: Bucket) {
         if self.core.has(bucket) && matches!(self.config.ownership, Ownership::Shared) {
             tracing::warn!(consumer = self.config.consumer, %bucket, "bucket was taken over");
-            self.core.lose(bucket);
+            self.core.mark_lost(bucket);
             self.lost
                 .entry(bucket)
                 .or_insert_with(|| Instant::now() + TAKE_AGAIN_AFTER);
@@ -264,26 +264,26 @@ impl<F: Fold> Consumer<F> {
     /// A bucket that is owned elsewhere is owned by this process now, under this fence, or is not.
     pub fn own(&mut self, bucket: Bucket, fence: Option<Fence>) {
         if fence.is_none() {
-            self.settled.remove(&bucket);
+            self.written.remove(&bucket);
         }
         self.core.set_fence(bucket, fence);
     }
 
     /// What follows from a bucket has been written up to here: no snapshot of it stands above.
-    pub fn settled(&mut self, bucket: Bucket, position: Position) {
-        self.settled.insert(bucket, position);
+    pub fn confirm_written(&mut self, bucket: Bucket, position: Position) {
+        self.written.insert(bucket, position);
         // At once, for it may go on before the next look.
-        if self.is_due(bucket).is_some() {
+        if self.is_due(bucket) {
             self.draft(bucket);
         }
     }
 
     /// Folds a bucket from the log's start, whatever its snapshot holds. To be called before anything else
     /// once it has been taken.
-    pub fn begin_with_nothing(&mut self, bucket: Bucket) {
+    pub fn discard_snapshot(&mut self, bucket: Bucket) {
         let fence = self.core.fence(bucket).cloned();
         let now = self.deps.clock.now();
-        self.core.take(bucket, fence, Begun::default(), now);
+        self.core.take(bucket, fence, Initial::default(), now);
         self.feed.read_from_start(bucket);
     }
 
@@ -345,7 +345,7 @@ impl<F: Fold> Consumer<F> {
                 tracing::debug!(consumer, ?buckets, "buckets are revoked");
                 for bucket in &buckets {
                     self.lost.remove(bucket);
-                    self.settled.remove(bucket);
+                    self.written.remove(bucket);
                     self.core.release(*bucket);
                 }
                 self.outbox.push_back(Step::Released(buckets));
@@ -371,10 +371,10 @@ impl<F: Fold> Consumer<F> {
         let mut records = records.into_iter();
         while let Some(record) = records.next() {
             let (effect, then) = match self.core.apply(&record, now) {
-                Outcome::Applied(effect) => (Some(effect), None),
-                Outcome::Skipped => (None, None),
-                Outcome::Parked(key) => (None, Some(Step::Parked(key))),
-                Outcome::Rebuild(key) => {
+                Handled::Applied(effect) => (Some(effect), None),
+                Handled::Skipped => (None, None),
+                Handled::Parked(key) => (None, Some(Step::Parked(key))),
+                Handled::Rebuild(key) => {
                     // What comes after it waits until its history has been read.
                     self.inbox.push_front(FeedItem::Records(records.collect()));
                     self.outbox.push_back(Step::Applied(applied));
@@ -414,12 +414,12 @@ impl<F: Fold> Consumer<F> {
                         Ownership::Sole(fence) => Some(fence),
                         Ownership::Elsewhere => None,
                     };
-                    let begun = load(&store, &config.snapshots, bucket, F::VERSION).await?;
-                    Ok((bucket, fence, begun))
+                    let initial = load(&store, &config.snapshots, bucket, F::VERSION).await?;
+                    Ok((bucket, fence, initial))
                 }
             };
             let take = || try_join_all(buckets.iter().map(|bucket| one(*bucket)));
-            until_answered(&component, take).await.map(Work::Begun)
+            until_answered(&component, take).await.map(Work::Taken)
         });
     }
 
@@ -452,11 +452,11 @@ impl<F: Fold> Consumer<F> {
     fn worked(&mut self, work: Work<F>) {
         let now = self.deps.clock.now();
         match work {
-            Work::Begun(begun) => {
+            Work::Taken(taken) => {
                 let (mut buckets, mut parked) = (Vec::new(), Vec::new());
-                for (bucket, fence, begun) in begun {
-                    self.feed.begin_at(bucket, begun.position);
-                    parked.extend(self.core.take(bucket, fence, begun, now));
+                for (bucket, fence, initial) in taken {
+                    self.feed.begin_at(bucket, initial.position);
+                    parked.extend(self.core.take(bucket, fence, initial, now));
                     buckets.push(bucket);
                 }
                 self.outbox.push_back(Step::Taken(buckets));
@@ -493,18 +493,18 @@ impl<F: Fold> Consumer<F> {
     fn look(&mut self) {
         let buckets: Vec<Bucket> = self.core.buckets().collect();
         for bucket in buckets {
-            if self.drafts.len() < DRAFTS_MAX && self.is_due(bucket).is_some() {
+            if self.drafts.len() < DRAFTS_MAX && self.is_due(bucket) {
                 self.draft(bucket);
             }
         }
         self.save_next();
     }
 
-    fn is_due(&mut self, bucket: Bucket) -> Option<()> {
+    fn is_due(&mut self, bucket: Bucket) -> bool {
         let Backlog { applied, passed } = self.core.backlog(bucket);
         if applied + passed == 0 {
             self.behind_since.remove(&bucket);
-            return None;
+            return false;
         }
         let now = Instant::now();
         let since = *self.behind_since.entry(bucket).or_insert(now);
@@ -516,17 +516,17 @@ impl<F: Fold> Consumer<F> {
             }
             false => applied >= APPLIED_MAX_OF_HISTORY,
         };
-        (is_due && self.may_save(bucket)).then_some(())
+        is_due && self.may_save(bucket)
     }
 
     /// Not while one of it is on its way: each builds on the one before.
     fn may_save(&self, bucket: Bucket) -> bool {
-        let settled = self.settled.get(&bucket);
-        let is_settled = !self.config.settles
-            || settled.is_some_and(|settled| *settled >= self.core.position(bucket));
+        let written = self.written.get(&bucket);
+        let is_written = !self.config.waits_for_writes
+            || written.is_some_and(|written| *written >= self.core.position(bucket));
         let is_saving = self.saving.as_ref().is_some_and(|(of, _)| *of == bucket)
             || self.drafts.iter().any(|(of, ..)| *of == bucket);
-        is_settled && !is_saving && self.core.fence(bucket).is_some()
+        is_written && !is_saving && self.core.fence(bucket).is_some()
     }
 
     fn draft(&mut self, bucket: Bucket) {

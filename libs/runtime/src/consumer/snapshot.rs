@@ -39,7 +39,7 @@ pub struct Stored {
 
 /// What a bucket begins with.
 #[derive(Debug)]
-pub struct Begun<S> {
+pub struct Initial<S> {
     pub position: Position,
     pub(super) entries: Vec<(EndpointKey, Entry<S>)>,
     pub(super) skipped: BTreeSet<Position>,
@@ -48,7 +48,7 @@ pub struct Begun<S> {
     pub(super) stored: Stored,
 }
 
-impl<S> Default for Begun<S> {
+impl<S> Default for Initial<S> {
     /// With nothing.
     fn default() -> Self {
         Self {
@@ -61,7 +61,7 @@ impl<S> Default for Begun<S> {
     }
 }
 
-impl<S> Begun<S> {
+impl<S> Initial<S> {
     /// The states of all endpoints. None where one of them was parked, of which there is none.
     pub fn into_states(self) -> Option<BTreeMap<EndpointKey, S>> {
         let states = self.entries.into_iter();
@@ -70,7 +70,7 @@ impl<S> Begun<S> {
     }
 }
 
-impl<S: DeserializeOwned> Begun<S> {
+impl<S: DeserializeOwned> Initial<S> {
     /// Reads what a snapshot holds; `history` gives that of a parked endpoint.
     pub fn decode(
         snapshot: &Snapshot,
@@ -178,9 +178,9 @@ pub async fn load<S: DeserializeOwned>(
     consumer: &str,
     bucket: Bucket,
     version: u32,
-) -> Result<Begun<S>, StoreError> {
+) -> Result<Initial<S>, StoreError> {
     let Some(snapshot) = store.snapshot(consumer, bucket, version).await? else {
-        return Ok(Begun::default());
+        return Ok(Initial::default());
     };
     let mut histories = BTreeMap::new();
     if let Some(doc) = snapshot.parts.get(OF_BUCKET)
@@ -191,10 +191,10 @@ pub async fn load<S: DeserializeOwned>(
             histories.insert(key, past.await?);
         }
     }
-    let begun = Begun::decode(&snapshot, |key| histories.remove(key).unwrap_or_default());
-    Ok(begun.unwrap_or_else(|error| {
+    let initial = Initial::decode(&snapshot, |key| histories.remove(key).unwrap_or_default());
+    Ok(initial.unwrap_or_else(|error| {
         tracing::warn!(consumer, %bucket, %error, "a snapshot cannot be read and is rebuilt from the log");
-        Begun::default()
+        Initial::default()
     }))
 }
 

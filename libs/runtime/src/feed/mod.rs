@@ -8,7 +8,7 @@
 //! tries again, and says so.
 //!
 //! A consumer may say which events it wants. The others are not even read: of them only the position is
-//! delivered, so their order is the store's and needs no look at each event's `prev`.
+//! delivered.
 
 mod asked;
 
@@ -65,7 +65,7 @@ struct Place {
     /// Everything in the bucket up to here has been delivered.
     cursor: Position,
     /// The last position that was delivered of it.
-    told: Position,
+    delivered: Position,
     goal: Goal,
     /// The bucket's newest event when the head was asked for.
     newest: Position,
@@ -88,7 +88,7 @@ impl Place {
     fn new() -> Self {
         Self {
             cursor: Position::START,
-            told: Position::START,
+            delivered: Position::START,
             goal: Goal::Head,
             newest: Position::START,
             promised: Position::START,
@@ -96,8 +96,8 @@ impl Place {
         }
     }
 
-    fn way(&self) -> Option<Way> {
-        Some(Way {
+    fn stretch(&self) -> Option<Stretch> {
+        Some(Stretch {
             from: self.cursor,
             newest: self.newest.max(self.promised),
             to: self.up_to()?,
@@ -123,13 +123,13 @@ impl Place {
 }
 
 /// What is to be read of one bucket.
-struct Way {
+struct Stretch {
     from: Position,
     newest: Position,
     to: Position,
 }
 
-impl Way {
+impl Stretch {
     fn length(&self) -> u64 {
         self.newest.0.saturating_sub(self.from.0)
     }
@@ -245,7 +245,7 @@ impl Feed {
     pub fn begin_at(&mut self, bucket: Bucket, position: Position) {
         if let Some(place) = self.places.get_mut(&bucket) {
             place.cursor = place.cursor.max(position);
-            place.told = place.cursor;
+            place.delivered = place.cursor;
         }
     }
 
@@ -371,7 +371,7 @@ impl Feed {
             return false;
         }
         place.cursor = read.position;
-        self.deliver(read);
+        self.deliver(read.bucket, read.position, read.outcome);
         true
     }
 
@@ -386,10 +386,9 @@ impl Feed {
                 continue;
             }
             place.cursor = read.position;
-            let position = read.position;
-            self.deliver(read);
+            self.deliver(read.bucket, read.position, read.outcome);
             if of.is_some() {
-                self.delivered(position);
+                self.delivered(read.position);
             }
         }
         let whole = |(bucket, place): &(&Bucket, &mut Place)| {
@@ -400,15 +399,9 @@ impl Feed {
         }
     }
 
-    fn deliver(&mut self, read: Read) {
-        let Read {
-            bucket,
-            position,
-            outcome,
-            ..
-        } = read;
+    fn deliver(&mut self, bucket: Bucket, position: Position, outcome: ReadOutcome) {
         if let Some(place) = self.places.get_mut(&bucket) {
-            place.told = position;
+            place.delivered = position;
         }
         match (outcome, self.outbox.back_mut()) {
             (ReadOutcome::Record(record), Some(FeedItem::Records(records))) => records.push(record),
@@ -534,16 +527,16 @@ impl Feed {
             let scan = self.scan.as_ref();
             scan.is_some_and(|scan| scan.covers.contains(bucket))
         };
-        let alone: BTreeMap<Bucket, Way> = self
+        let alone: BTreeMap<Bucket, Stretch> = self
             .places
             .iter()
             .filter(|(bucket, _)| !covered(bucket))
-            .filter_map(|(bucket, place)| Some((*bucket, place.way()?)))
+            .filter_map(|(bucket, place)| Some((*bucket, place.stretch()?)))
             .collect();
-        let at = alone.values().map(|way| way.from).min()?;
-        let to = alone.values().map(|way| way.to).max()?;
+        let mut at = alone.values().map(|stretch| stretch.from).min()?;
+        let mut to = alone.values().map(|stretch| stretch.to).max()?;
         let all_of_it = alone.len() as u64 * to.0.saturating_sub(at.0);
-        let of_them: u64 = alone.values().map(Way::length).sum();
+        let of_them: u64 = alone.values().map(Stretch::length).sum();
         if alone.len() < SCAN_MIN || of_them < all_of_it / 2 {
             let global = alone.contains_key(&Bucket::GLOBAL);
             return match global {
@@ -551,7 +544,6 @@ impl Feed {
                 false => alone.keys().next().copied(),
             };
         }
-        let (mut at, mut to) = (at, to);
         let mut covers: BTreeSet<Bucket> = alone.into_keys().collect();
         if let Some(scan) = self.scan.take() {
             at = at.min(scan.at);
@@ -583,7 +575,8 @@ impl Feed {
         let (after, goal) = (place.cursor, place.up_to().unwrap_or_default());
         if after >= goal {
             // A scan of the log has come by.
-            return self.reached(bucket, goal);
+            self.reached(bucket, goal);
+            return Ok(());
         }
         let page = self.reads.page(Some(bucket), after).await?;
         let through = page.through;
@@ -592,7 +585,7 @@ impl Feed {
         }
         self.admit_page(Some(bucket), after, page);
         if through >= goal {
-            self.reached(bucket, goal)?;
+            self.reached(bucket, goal);
         }
         Ok(())
     }
@@ -617,24 +610,15 @@ impl Feed {
             component.waits_on(&format!("{READS_THE_LOG}: at {} of {}", scan.at, scan.to));
         }
         if scan.at >= scan.to {
-            return self.end_scan();
+            self.end_scan();
         }
         Ok(())
     }
 
-    fn end_scan(&mut self) -> Result<(), StoreError> {
+    fn end_scan(&mut self) {
         let Some(scan) = self.scan.take() else {
-            return Ok(());
+            return;
         };
-        let broken = scan.covers.iter().find_map(|bucket| {
-            let promised = self.places.get(bucket)?.promised;
-            let place = self.places.get(bucket)?;
-            (promised <= scan.to && place.cursor < promised).then_some((*bucket, promised))
-        });
-        if let Some((bucket, promised)) = broken {
-            self.scan = Some(scan);
-            return Err(not_in_store(bucket, promised));
-        }
         if scan.begun <= self.whole {
             self.whole_up_to(scan.to);
         }
@@ -648,38 +632,28 @@ impl Feed {
         };
         let covered: Vec<Bucket> = self.places.iter().filter_map(covered).collect();
         for bucket in covered {
-            self.reached(bucket, scan.to)?;
+            self.reached(bucket, scan.to);
         }
-        Ok(())
     }
 
     /// Everything in the bucket up to here has been read.
-    fn reached(&mut self, bucket: Bucket, to: Position) -> Result<(), StoreError> {
+    fn reached(&mut self, bucket: Bucket, to: Position) {
         let Some(place) = self.places.get_mut(&bucket) else {
-            return Ok(());
+            return;
         };
-        if place.promised <= to && place.cursor < place.promised {
-            return Err(not_in_store(bucket, place.promised));
-        }
         place.cursor = place.cursor.max(to);
         let passed = place.newest.max(place.promised).min(place.cursor);
-        let is_news = place.told < passed;
+        let is_news = place.delivered < passed;
         if place.up_to().is_some_and(|goal| goal <= place.cursor) {
             place.goal = Goal::Nothing;
         }
         let is_caught_up = place.goal != Goal::Head;
         if is_news {
-            self.deliver(Read {
-                bucket,
-                prev: passed,
-                position: passed,
-                outcome: ReadOutcome::Passed,
-            });
+            self.deliver(bucket, passed, ReadOutcome::Passed);
         }
         if is_caught_up {
             self.caught_up(bucket);
         }
-        Ok(())
     }
 
     fn caught_up(&mut self, bucket: Bucket) {

@@ -78,7 +78,7 @@ impl Default for Due {
 
 /// How a commit went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settled {
+pub enum CommitResult {
     /// It stands in the log, up to this position.
     Written(Position),
     /// Somebody has written before us, and the feed brings it; or the bucket is not ours any more.
@@ -277,15 +277,15 @@ impl<R: Reconciler> Evaluator<R> {
     }
 
     /// A commit is over.
-    pub fn settle(&mut self, subject: Subject, now: Timestamp, settled: Settled) {
+    pub fn settle(&mut self, subject: Subject, now: Timestamp, settled: CommitResult) {
         let Some(pending) = self.pending.get_mut(&subject) else {
             return;
         };
         let due_again = pending.writing.take() == Some(DueAgain::Yes);
         match settled {
-            Settled::Written(position) => pending.awaiting = position,
-            Settled::Refused => {}
-            Settled::Failed => pending.retry_at = Some(now + RETRY_AFTER),
+            CommitResult::Written(position) => pending.awaiting = position,
+            CommitResult::Refused => {}
+            CommitResult::Failed => pending.retry_at = Some(now + RETRY_AFTER),
         }
         if let (true, Subject::Endpoint(key)) = (due_again, subject) {
             self.mark_one_due(key);

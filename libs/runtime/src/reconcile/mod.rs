@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-pub use self::evaluate::{Evaluator, Failed, Settled, Subject, Write};
+pub use self::evaluate::{CommitResult, Evaluator, Failed, Subject, Write};
 use crate::clock::Clock;
 use crate::consumer::{Consumer, ConsumerConfig, ConsumerDeps, Fold, Step};
 use crate::health::Component;
@@ -347,9 +347,9 @@ impl<R: Reconciler> Loop<R> {
                     self.evaluator.reconciler.committed(key, &records, now);
                 }
                 let last = records.last().map(|record| record.position);
-                Settled::Written(last.unwrap_or_default())
+                CommitResult::Written(last.unwrap_or_default())
             }
-            Ok(Committed::Before { .. }) => Settled::Refused,
+            Ok(Committed::Before { .. }) => CommitResult::Refused,
             // What we had not seen yet comes through the feed and makes the endpoint due again.
             Err(CommitError::Conflict { .. }) => {
                 tracing::debug!(
@@ -357,7 +357,7 @@ impl<R: Reconciler> Loop<R> {
                     ?subject,
                     "stream moved on, evaluating again"
                 );
-                Settled::Refused
+                CommitResult::Refused
             }
             Err(CommitError::Fenced { .. }) => {
                 match subject {
@@ -376,7 +376,7 @@ impl<R: Reconciler> Loop<R> {
                 if !std::mem::replace(&mut self.writes_fail, true) {
                     tracing::error!(service = R::SERVICE, ?subject, %error, "could not write, trying again");
                 }
-                Settled::Failed
+                CommitResult::Failed
             }
         };
         self.evaluator.settle(subject, now, settled);

@@ -11,7 +11,7 @@ use contract::resources::BackendKind;
 use contract::time::Span;
 use domain::instances::{Instance, Instances, Phase};
 use runtime::consumer::Folds;
-use runtime::executor::{Answers, Given, Request};
+use runtime::executor::{Answers, Dispatched, Request};
 
 use super::fold::Placed;
 
@@ -100,7 +100,7 @@ pub(super) struct NodeState {
     /// Where an instance of this node belongs.
     homes: BTreeMap<InstanceId, EndpointKey>,
     local: BTreeMap<InstanceId, Local>,
-    given: Given<BackendOrder>,
+    dispatched: Dispatched<BackendOrder>,
     listed: BTreeSet<BackendKind>,
     /// Endpoints where something changed.
     touched: BTreeSet<EndpointKey>,
@@ -121,7 +121,7 @@ impl NodeState {
             answers: Answers::default(),
             homes: BTreeMap::new(),
             local: BTreeMap::new(),
-            given: Given::default(),
+            dispatched: Dispatched::default(),
             listed: BTreeSet::new(),
             touched: BTreeSet::new(),
             strays: BTreeSet::new(),
@@ -137,7 +137,7 @@ impl NodeState {
         }
         for id in placed.gone {
             self.homes.remove(&id);
-            self.given.forget(&id);
+            self.dispatched.forget(&id);
             self.strays.insert(id);
         }
         self.touched.insert(key);
@@ -172,7 +172,7 @@ impl NodeState {
             .collect();
         for id in theirs {
             self.homes.remove(&id);
-            self.given.forget(&id);
+            self.dispatched.forget(&id);
         }
         self.parked.insert(key.clone());
     }
@@ -230,7 +230,7 @@ impl NodeState {
             self.local.remove(&id);
             self.touch_instance(id);
         }
-        for id in self.given.forget_all() {
+        for id in self.dispatched.forget_all() {
             self.touch_instance(id);
         }
         for observed in listed {
@@ -285,7 +285,7 @@ impl NodeState {
 
     /// The backend could not take an order now; it is given again after a while.
     pub(super) fn failed(&mut self, order: &BackendOrder) {
-        self.given.forget(order.id());
+        self.dispatched.forget(order.id());
         match self.homes.get(order.id()) {
             Some(endpoint) => self.later.0.insert(endpoint.clone()),
             None => self.later.1.insert(order.id().clone()),
@@ -335,7 +335,7 @@ impl NodeState {
             };
             if matches!(local.observed.phase, ObservedPhase::Removed { .. }) {
                 self.local.remove(&id);
-                self.given.forget(&id);
+                self.dispatched.forget(&id);
                 continue;
             }
             let order = BackendOrder::Remove {
@@ -344,7 +344,7 @@ impl NodeState {
                 grace: self.grace,
                 id,
             };
-            orders.extend(self.given.give(order));
+            orders.extend(self.dispatched.dispatch(order));
         }
         orders
     }
@@ -369,7 +369,7 @@ impl NodeState {
         drop(known);
         plan.orders = orders
             .into_iter()
-            .filter_map(|order| self.given.give(order))
+            .filter_map(|order| self.dispatched.dispatch(order))
             .collect();
         plan
     }

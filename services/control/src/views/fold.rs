@@ -9,9 +9,6 @@ use contract::log::{Record, RowChange, StreamKind, StreamName};
 use domain::views::{EndpointModel, MODEL_VERSION};
 use runtime::consumer::Fold;
 
-/// The rows that a record changes; none where nobody wants them.
-pub(super) type Made = Vec<RowChange>;
-
 /// Of which buckets rows are to be made, and from which position on: making them is most of the work, and
 /// what is written already, or is for another replica to write, is not wanted.
 ///
@@ -63,12 +60,18 @@ impl ViewsFold {
 
 impl Fold for ViewsFold {
     type State = EndpointModel;
-    type Effect = Made;
+    /// The rows that a record changes; none where nobody wants them.
+    type Effect = Vec<RowChange>;
 
     const VERSION: u32 = MODEL_VERSION;
     const READS: &'static [StreamKind] = &StreamKind::ALL;
 
-    fn apply(&self, key: &EndpointKey, state: &mut EndpointModel, record: &Record) -> Made {
+    fn apply(
+        &self,
+        key: &EndpointKey,
+        state: &mut EndpointModel,
+        record: &Record,
+    ) -> Vec<RowChange> {
         if self.wanted.of(record.bucket, record.position) {
             return state.apply(key, record);
         }

@@ -124,7 +124,7 @@ impl ViewsConsumer {
     fn own(&mut self, bucket: Bucket, owned: Owned) {
         let cursor = owned.cursor;
         self.consumer.own(bucket, Some(owned.fence.clone()));
-        self.consumer.settled(bucket, cursor);
+        self.consumer.confirm_written(bucket, cursor);
         self.wanted.begin(bucket, cursor);
         self.owned.insert(bucket, owned);
         self.progress.send_modify(|progress| {
@@ -228,11 +228,11 @@ impl ViewsConsumer {
         to: Position,
     ) -> Result<(), CommitError> {
         let skipped = self.consumer.parking().skipped();
-        let begun =
+        let initial =
             load::<EndpointModel>(&self.deps.store, CONSUMER, bucket, MODEL_VERSION).await?;
-        let mut after = begun.position;
+        let mut after = initial.position;
         // None stands above the cursor; if one did, rows would be missing.
-        let models = begun.into_states().filter(|_| after <= owned.cursor);
+        let models = initial.into_states().filter(|_| after <= owned.cursor);
         if models.is_none() {
             after = Position::START;
         }
@@ -308,7 +308,7 @@ impl ViewsConsumer {
                     if let Some(owned) = self.owned.get_mut(&bucket) {
                         owned.cursor = to;
                     }
-                    self.consumer.settled(bucket, to);
+                    self.consumer.confirm_written(bucket, to);
                 }
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
                 Err(error) => self.take_again(bucket, &error),

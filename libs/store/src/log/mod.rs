@@ -1,0 +1,4 @@
+//! An open store: the handle that commits and reads.
+
+pub(crate) mod replay;
+pub(crate) mod store;

@@ -1,0 +1,109 @@
+//! Reading the log from some position to its end, as quickly as it goes: pages are read ahead while
+//! earlier ones are decoded, several at a time.
+//!
+//! Invariant: records come in order of position, and an error ends the replay.
+
+use std::collections::VecDeque;
+
+use contract::ids::Position;
+use contract::log::Record;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::sql::page::{Page, read_page};
+use crate::{Store, StoreError, Unreadable};
+
+/// Records per page.
+const PAGE: usize = 2_000;
+
+/// Pages that are read ahead.
+const AHEAD_MAX: usize = 2;
+
+/// Records, and events that cannot be decoded.
+type Decoded = Result<Vec<Result<Record, Box<Unreadable>>>, StoreError>;
+
+/// Comes to its end at the position that was the head when it came there.
+pub struct Replay {
+    pages: mpsc::Receiver<Result<Page, StoreError>>,
+    decoding: VecDeque<JoinHandle<Decoded>>,
+    decoders: usize,
+    ended: bool,
+}
+
+impl Store {
+    pub fn replay(&self, after: Position) -> Replay {
+        let (sender, pages) = mpsc::channel(AHEAD_MAX);
+        let store = self.clone();
+        tokio::spawn(async move {
+            let mut after = after;
+            while let Some(page) = store.read_page(after).await.transpose() {
+                let last = page.as_ref().ok().map(|page| page.last);
+                if sender.send(page).await.is_err() {
+                    return;
+                }
+                let Some(last) = last else { return };
+                after = last;
+            }
+        });
+        Replay {
+            pages,
+            decoding: VecDeque::new(),
+            decoders: std::thread::available_parallelism().map_or(1, usize::from),
+            ended: false,
+        }
+    }
+
+    async fn read_page(&self, after: Position) -> Result<Option<Page>, StoreError> {
+        read_page(&mut self.reader().await?.get(), after, PAGE).await
+    }
+}
+
+impl Replay {
+    /// The next records; none after the last. An event that cannot be decoded is an error.
+    pub async fn next(&mut self) -> Option<Result<Vec<Record>, StoreError>> {
+        let page = self.next_entries().await?;
+        let readable = |entry: Result<Record, Box<Unreadable>>| {
+            entry.map_err(|unreadable| StoreError::Unreadable {
+                position: unreadable.position,
+                detail: unreadable.detail,
+            })
+        };
+        let page = page.and_then(|page| page.into_iter().map(readable).collect());
+        if page.is_err() {
+            self.end();
+        }
+        Some(page)
+    }
+
+    /// The same, and does not fail for events that cannot be decoded.
+    pub async fn next_entries(&mut self) -> Option<Decoded> {
+        while !self.ended && self.decoding.len() < self.decoders {
+            match self.pages.recv().await {
+                Some(Ok(page)) => self
+                    .decoding
+                    .push_back(tokio::task::spawn_blocking(move || page.decode())),
+                Some(Err(error)) => {
+                    let failed = tokio::spawn(std::future::ready(Err(error)));
+                    self.decoding.push_back(failed);
+                    self.ended = true;
+                }
+                None => self.ended = true,
+            }
+        }
+        let page = self.decoding.pop_front()?.await;
+        let page = page.unwrap_or_else(|error| {
+            Err(StoreError::Database(format!(
+                "a page was not decoded: {error}"
+            )))
+        });
+        if page.is_err() {
+            self.end();
+        }
+        Some(page)
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        self.decoding.clear();
+    }
+}

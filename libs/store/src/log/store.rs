@@ -1,0 +1,310 @@
+//! The handle that everything else holds: opens the store, hands commits to the writer, reads.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use contract::ids::{Bucket, Position};
+use contract::log::{RawRecord, Record, StreamKind, StreamName};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinHandle};
+use uuid::Uuid;
+
+use crate::model::raw::{Entry, decode};
+use crate::model::rows::{Row, RowQuery};
+use crate::schema::{chain, migrate};
+use crate::sql::connection::{Pool, Pooled};
+use crate::sql::location::Location;
+use crate::sql::{damage, postgres, statements};
+use crate::writing::alone::{Alone, Answer};
+use crate::writing::head::Head;
+use crate::writing::known::Known;
+use crate::writing::staging::Prepared;
+use crate::writing::writer::{CommitJob, Job, QUEUE_MAX, Subscribers, Writer};
+use crate::{Cause, Commit, CommitError, Committed, StoreError};
+
+/// Most records that one read returns, whatever it asks for.
+pub const READ_LIMIT_MAX: usize = 10_000;
+
+/// A cheap handle to an open store.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    jobs: mpsc::Sender<Job>,
+    readers: Pool,
+    subscribers: Subscribers,
+    head: Head,
+    follower: OnceLock<AbortHandle>,
+    runtime: Handle,
+    /// Where the store is, without credentials.
+    place: String,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(follower) = self.follower.get() {
+            follower.abort();
+        }
+    }
+}
+
+impl Store {
+    /// Opens `sqlite:PATH` (and makes it if there is none) or `postgres://USER:PASSWORD@HOST/DATABASE`,
+    /// and brings its tables up to date. Refused for a store that only a newer release can read, and
+    /// in SQLite while another process has it.
+    pub async fn open(url: &str) -> Result<Self, StoreError> {
+        let location = Location::parse(url)?;
+        match Self::open_at(location.clone()).await {
+            Err(StoreError::Damaged(detail)) => Err(damage::at_open(&location, detail).await),
+            opened => opened,
+        }
+    }
+
+    async fn open_at(location: Location) -> Result<Self, StoreError> {
+        let place = location.to_string();
+        let lock = location.lock()?;
+        let mut migrator = location.open_migrator().await?;
+        let mut progress = chain::in_log(&location);
+        let migrated = migrate::apply(&location, &mut migrator, &mut progress).await;
+        migrator.close().await;
+        migrated?;
+        let mut connection = location.open_writer().await?;
+        let head = Head::at(statements::head(&mut connection.get()).await?);
+        let known = Known::read(&mut connection.get()).await?;
+        let readers = location.open_readers().await?;
+        let subscribers = Subscribers::default();
+        let (told, heads) = (subscribers.clone(), head.clone());
+        let writer = Writer::new(location, connection, known, told, heads, lock);
+        let (jobs, waiting) = mpsc::channel(QUEUE_MAX);
+        let writer = tokio::spawn(writer.run(waiting));
+        Ok(Self {
+            inner: Arc::new(Inner {
+                jobs,
+                readers,
+                subscribers,
+                head,
+                follower: OnceLock::new(),
+                runtime: Handle::current(),
+                place,
+                writer: Mutex::new(Some(writer)),
+            }),
+        })
+    }
+
+    /// Writes all of it or nothing. Returns when it would survive the loss of power. A caller that
+    /// stops waiting does not take the commit back.
+    pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
+        let prepared = Box::new(Prepared::new(commit)?);
+        let (reply, answer) = oneshot::channel();
+        let job = Job::Commit(CommitJob { prepared, reply });
+        let sent = self.inner.jobs.send(job).await;
+        sent.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// What a commit with this cause gave, if there was one: for callers that would refuse the repeat
+    /// before it reaches [`commit`](Self::commit).
+    pub async fn repeated(&self, cause: &Cause) -> Result<Option<Committed>, CommitError> {
+        let stored = statements::cause(&mut self.reader().await?.get(), &cause.key).await?;
+        match stored {
+            None => Ok(None),
+            Some(before) if before.body_hash != cause.body_hash => Err(CommitError::CauseReused),
+            Some(before) => Ok(Some(Committed::Before {
+                positions: before.positions()?,
+                result: before.result,
+            })),
+        }
+    }
+
+    pub(crate) async fn alone(&self, task: Alone) -> Result<Answer, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.inner.jobs.send(Job::Alone { task, reply }).await;
+        sent.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// The newest position known to be committed by any process. It never goes back, and everything
+    /// below it can be read.
+    pub fn head_watch(&self) -> watch::Receiver<Position> {
+        let inner = &self.inner;
+        if let Pool::Postgres(pool, limit) = &inner.readers {
+            inner.follower.get_or_init(|| {
+                let following = postgres::follow::follow(pool.clone(), *limit, inner.head.clone());
+                inner.runtime.spawn(following).abort_handle()
+            });
+        }
+        inner.head.watch()
+    }
+
+    /// Every commit of this process from now on, in order of position, one list per commit.
+    pub fn committed(&self) -> mpsc::UnboundedReceiver<Vec<Arc<Record>>> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.inner
+            .subscribers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(sender);
+        receiver
+    }
+
+    pub async fn read_stream(
+        &self,
+        stream: &StreamName,
+        after_version: u64,
+        limit: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        let limit = limit.min(READ_LIMIT_MAX);
+        let mut reader = self.reader().await?;
+        let raw =
+            statements::read_stream(&mut reader.get(), stream.as_str(), after_version, limit).await;
+        decode_all(&raw?)
+    }
+
+    pub async fn read_bucket(
+        &self,
+        bucket: Bucket,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        decode_all(&self.read_bucket_raw(bucket, after, limit).await?)
+    }
+
+    pub async fn read_all(&self, after: Position, limit: usize) -> Result<Vec<Record>, StoreError> {
+        decode_all(&self.read_raw(after, limit).await?)
+    }
+
+    /// The same as [`read_bucket`](Self::read_bucket), and does not fail for events that cannot be
+    /// decoded.
+    pub async fn read_bucket_entries(
+        &self,
+        bucket: Bucket,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let raw = self.read_bucket_raw(bucket, after, limit).await?;
+        Ok(raw.into_iter().map(Entry::from).collect())
+    }
+
+    /// The same as [`read_all`](Self::read_all), and does not fail for events that cannot be decoded.
+    pub async fn read_all_entries(
+        &self,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let raw = self.read_raw(after, limit).await?;
+        Ok(raw.into_iter().map(Entry::from).collect())
+    }
+
+    /// Events as they are stored.
+    pub async fn read_raw(
+        &self,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<RawRecord>, StoreError> {
+        let limit = limit.min(READ_LIMIT_MAX);
+        statements::read_all(&mut self.reader().await?.get(), after, limit).await
+    }
+
+    /// Events between two positions (the second included) as they are stored, of one bucket or of all,
+    /// without those of streams of some kinds.
+    pub async fn read_without(
+        &self,
+        bucket: Option<Bucket>,
+        between: (Position, Position),
+        kinds: &[StreamKind],
+        limit: usize,
+    ) -> Result<Vec<RawRecord>, StoreError> {
+        let limit = limit.min(READ_LIMIT_MAX);
+        let mut reader = self.reader().await?;
+        statements::read_without(&mut reader.get(), bucket, between, kinds, limit).await
+    }
+
+    async fn read_bucket_raw(
+        &self,
+        bucket: Bucket,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<RawRecord>, StoreError> {
+        let limit = limit.min(READ_LIMIT_MAX);
+        statements::read_bucket(&mut self.reader().await?.get(), bucket, after, limit).await
+    }
+
+    pub async fn read_event(&self, id: Uuid) -> Result<Option<Record>, StoreError> {
+        statements::read_event(&mut self.reader().await?.get(), id).await
+    }
+
+    /// The newest position in the log.
+    pub async fn head(&self) -> Result<Position, StoreError> {
+        statements::head(&mut self.reader().await?.get()).await
+    }
+
+    /// The newest position of each of these buckets; the start for one that holds nothing.
+    pub async fn bucket_heads(
+        &self,
+        buckets: &[Bucket],
+    ) -> Result<BTreeMap<Bucket, Position>, StoreError> {
+        let mut heads = BTreeMap::new();
+        let mut reader = self.reader().await?;
+        for bucket in buckets {
+            let head = statements::bucket_head(&mut reader.get(), *bucket).await?;
+            heads.insert(*bucket, head);
+        }
+        Ok(heads)
+    }
+
+    pub async fn cursor(&self, consumer: &str, bucket: Bucket) -> Result<Position, StoreError> {
+        statements::cursor(&mut self.reader().await?.get(), consumer, bucket).await
+    }
+
+    /// All cursors of a consumer; a bucket that is missing stands at the start.
+    pub async fn cursors(&self, consumer: &str) -> Result<BTreeMap<Bucket, Position>, StoreError> {
+        statements::cursors(&mut self.reader().await?.get(), consumer).await
+    }
+
+    pub async fn row(&self, model: &str, key: &str) -> Result<Option<Row>, StoreError> {
+        statements::row(&mut self.reader().await?.get(), model, key).await
+    }
+
+    /// Newest first. A page holds more rows than asked for where it would otherwise end between
+    /// rows of the same position.
+    pub async fn rows(&self, query: RowQuery) -> Result<Vec<Row>, StoreError> {
+        statements::rows(&mut self.reader().await?.get(), &query).await
+    }
+
+    /// What is to be said of pages that cannot be read.
+    pub(crate) async fn describe_damage(&self, detail: &str) -> String {
+        damage::of(&self.inner.readers, &self.inner.place, detail).await
+    }
+
+    pub(crate) async fn reader(&self) -> Result<Pooled, StoreError> {
+        self.inner.readers.acquire().await
+    }
+
+    /// Writes what was handed over before, then lets go of the files. Later calls are refused.
+    pub async fn close(&self) {
+        if let Some(follower) = self.inner.follower.get() {
+            follower.abort();
+        }
+        self.inner.readers.close().await;
+        let _ = self.inner.jobs.send(Job::Close).await;
+        let writer = self
+            .inner
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(writer) = writer
+            && let Err(error) = writer.await
+        {
+            tracing::error!(%error, "the store's writer ended badly");
+        }
+    }
+}
+
+fn decode_all(raw: &[RawRecord]) -> Result<Vec<Record>, StoreError> {
+    raw.iter().map(decode).collect()
+}

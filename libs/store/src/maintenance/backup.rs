@@ -1,0 +1,103 @@
+//! A copy of a store in one file of SQLite, from which a store of either kind can be made again.
+//!
+//! Invariants: the file has its name only when it is whole and on the disk; it is never written over
+//! another; as a store of its own it goes on above every position that was given before.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::sql::connection::Pooled;
+use crate::{LogHash, Store, StoreError, copy, go_on_above, log_hash};
+
+/// Copies a whole store into a new file, and says what is in it. `progress` hears how many events
+/// were copied, and of how many.
+pub async fn backup(
+    store: &Store,
+    to: &Path,
+    progress: impl FnMut(u64, u64),
+) -> Result<LogHash, StoreError> {
+    if to.exists() {
+        return Err(StoreError::Refused(format!(
+            "{} exists already: name another file",
+            to.display()
+        )));
+    }
+    let partial = beside(to, ".partial");
+    clear(&partial)?;
+    let hash = write(store, &partial, progress).await;
+    let _ = std::fs::remove_file(beside(&partial, ".lock"));
+    match hash.and_then(|hash| finish(&partial, to).map(|()| hash)) {
+        Ok(hash) => Ok(hash),
+        Err(error) => {
+            let _ = clear(&partial);
+            Err(error)
+        }
+    }
+}
+
+async fn write(
+    store: &Store,
+    partial: &Path,
+    progress: impl FnMut(u64, u64),
+) -> Result<LogHash, StoreError> {
+    let url = format!("sqlite:{}", partial.display());
+    let mut reader = store.reader().await?;
+    let whole = match &mut reader {
+        Pooled::Sqlite(connection) => {
+            sqlx::query("VACUUM INTO $1")
+                .bind(partial.display().to_string())
+                .execute(&mut **connection)
+                .await?;
+            true
+        }
+        Pooled::Postgres(..) => false,
+    };
+    drop(reader);
+    let target = Store::open(&url).await?;
+    let hash = match whole {
+        true => {
+            let head = target.head().await?;
+            log_hash(&target, head).await
+        }
+        false => copy(store, &target, progress).await,
+    };
+    let done = match &hash {
+        Ok(hash) => go_on_above(&target, hash.head).await,
+        Err(_) => Ok(()),
+    };
+    target.close().await;
+    done.and(hash)
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Removes what an earlier try has left.
+fn clear(partial: &Path) -> Result<(), StoreError> {
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let path = beside(partial, suffix);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failed(&path, &error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn finish(partial: &Path, to: &Path) -> Result<(), StoreError> {
+    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
+    sync(partial).map_err(|error| failed(partial, &error))?;
+    std::fs::rename(partial, to).map_err(|error| failed(to, &error))?;
+    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    sync(folder).map_err(|error| failed(folder, &error))
+}
+
+fn failed(path: &Path, error: &std::io::Error) -> StoreError {
+    StoreError::Refused(format!("{} cannot be written: {error}", path.display()))
+}

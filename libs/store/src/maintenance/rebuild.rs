@@ -1,0 +1,369 @@
+//! Makes read models anew from the log: it is folded in memory while what came of it is written, in few
+//! large transactions.
+//!
+//! Invariants: readers see of each row what was there or how it ends, and nothing in between; a row that
+//! is right already is not written; strays go last, when all that is right is there. So a rebuild that is
+//! cut off has done no harm, and the next one writes what is missing. Cursors move after the rows that
+//! they speak for. All is written as the owner of every bucket: whoever owned one is refused from then
+//! on, and once one is taken back nothing more is written.
+//!
+//! Snapshots stay as they are: they are not made of rows, nor rows of them, each answers for itself by its
+//! hash and its version, and only the owner of its consumer's bucket may write it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use contract::ids::{Bucket, Position};
+use contract::log::{Record, RowChange};
+use contract::time::Timestamp;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
+
+use crate::model::rows::{PAGE_ROWS_MAX, Projector, covers};
+use crate::sql::statements;
+use crate::writing::alone::{Alone, Fences};
+use crate::{Commit, CommitError, CursorMove, Store, StoreError, Unreadable};
+
+/// Rows of one transaction: enough that few pages of the indexes are written more than once, few
+/// enough that others who write wait for less than a second.
+const CHUNK_ROWS_MAX: usize = 16_000;
+
+/// The same in bytes, for large documents.
+const CHUNK_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Chunks that wait for the one that is being written.
+const CHUNKS_AHEAD: usize = 1;
+
+/// Makes the rows of these models anew from the log, as far as their consumer's cursors stand, or
+/// whole where it has none: then they stand at the end of it afterwards. An event that cannot be
+/// decoded is for the projector to say what follows from it. Refused, before it does harm,
+/// where the consumer runs and writes. Returns how many rows were changed.
+pub async fn rebuild(
+    store: &Store,
+    projector: &mut dyn Projector,
+    models: &[&'static str],
+) -> Result<usize, StoreError> {
+    rebuild_with(store, projector, models, |_| {}).await
+}
+
+/// The same; `progress` hears up to which position the log was folded.
+pub async fn rebuild_with(
+    store: &Store,
+    projector: &mut dyn Projector,
+    models: &[&'static str],
+    mut progress: impl FnMut(Position),
+) -> Result<usize, StoreError> {
+    let consumer = projector.consumer();
+    let fences = take_all(store, consumer).await?;
+    // Nobody moves them any more without taking a fence.
+    let cursors = store.cursors(consumer).await?;
+    let (mut changed, mut reached) = (0, BTreeMap::new());
+    let mut is_whole = false;
+    while !is_whole {
+        let mut rows = Rows::of(models, projector, store, &fences);
+        let mut replay = store.replay(Position::START);
+        while let Some(page) = replay.next_entries().await {
+            let mut last = None;
+            for entry in page? {
+                let (bucket, position) = place_of(&entry);
+                last = Some(position);
+                if !covers(&cursors, bucket, position) {
+                    continue;
+                }
+                match &entry {
+                    Ok(record) => rows.take_in(projector.project(record)).await?,
+                    Err(unreadable) => projector.pass_over(unreadable),
+                }
+                // What no store writes is of a bucket that nobody owns.
+                if bucket <= Bucket::GLOBAL {
+                    reached.insert(bucket, position);
+                }
+            }
+            last.map(&mut progress);
+        }
+        let rest = projector.rest();
+        is_whole = rest.is_some();
+        changed += rows.end(rest).await?;
+    }
+    if store.cursors(consumer).await? != cursors {
+        return Err(runs(consumer));
+    }
+    if cursors.is_empty() {
+        stand_at(store, consumer, reached, &fences).await?;
+    }
+    Ok(changed)
+}
+
+fn place_of(entry: &Result<Record, Box<Unreadable>>) -> (Bucket, Position) {
+    match entry {
+        Ok(record) => (record.bucket, record.position),
+        Err(unreadable) => (unreadable.bucket, unreadable.position),
+    }
+}
+
+/// Takes over every bucket from whoever owns it.
+async fn take_all(store: &Store, consumer: &'static str) -> Result<Arc<Fences>, StoreError> {
+    let names = Bucket::all().map(|bucket| fence_name(consumer, bucket));
+    let taken = store.alone(Alone::Take(names.collect())).await?;
+    Ok(Arc::new(Fences {
+        fences: taken.fences,
+        lost: runs(consumer),
+    }))
+}
+
+/// As every owner of a bucket names it.
+fn fence_name(consumer: &str, bucket: Bucket) -> String {
+    format!("{consumer}/{bucket}")
+}
+
+fn runs(consumer: &str) -> StoreError {
+    StoreError::Refused(format!(
+        "`{consumer}` wrote read models while they were rebuilt: stop it and rebuild again"
+    ))
+}
+
+/// A consumer that has read nothing yet need not write once more what has just been written.
+async fn stand_at(
+    store: &Store,
+    consumer: &'static str,
+    reached: BTreeMap<Bucket, Position>,
+    fences: &Fences,
+) -> Result<(), StoreError> {
+    // Together, so that they share a transaction.
+    let mut moves = JoinSet::new();
+    for (bucket, to) in reached {
+        let cursor = CursorMove {
+            consumer,
+            bucket,
+            from: Position::START,
+            to,
+        };
+        let name = fence_name(consumer, bucket);
+        let fence = fences.fences.iter().find(|fence| fence.name == name);
+        let commit = Commit {
+            cursor: Some(cursor),
+            fence: fence.cloned(),
+            ..Commit::default()
+        };
+        let store = store.clone();
+        moves.spawn(async move { store.commit(commit).await });
+    }
+    while let Some(moved) = moves.join_next().await {
+        match moved.map_err(|error| ended_badly(&error))? {
+            Ok(_) => {}
+            Err(CommitError::Store(error)) => return Err(error),
+            Err(_) => return Err(runs(consumer)),
+        }
+    }
+    Ok(())
+}
+
+/// What the log makes, on its way into the table.
+struct Rows {
+    store: Store,
+    models: HashMap<&'static str, Model>,
+    chunk: Chunk,
+    fences: Arc<Fences>,
+    writer: Writer,
+}
+
+/// The rows of one model.
+#[derive(Default)]
+struct Model {
+    is_written_once: bool,
+    /// As the log has them so far, where it may change them yet.
+    open: BTreeMap<String, RowChange>,
+    /// The keys of those that are on their way.
+    sent: HashSet<String>,
+}
+
+impl Rows {
+    fn of(
+        models: &[&'static str],
+        projector: &dyn Projector,
+        store: &Store,
+        fences: &Arc<Fences>,
+    ) -> Self {
+        let models = models.iter().map(|model| {
+            let rows = Model {
+                is_written_once: projector.is_written_once(model),
+                ..Model::default()
+            };
+            (*model, rows)
+        });
+        Self {
+            store: store.clone(),
+            models: models.collect(),
+            chunk: Chunk::default(),
+            fences: fences.clone(),
+            writer: Writer::start(store, fences),
+        }
+    }
+
+    async fn take_in(&mut self, changes: Vec<RowChange>) -> Result<(), StoreError> {
+        for change in changes {
+            let Some(model) = self.models.get_mut(change.model) else {
+                continue;
+            };
+            if model.is_written_once {
+                self.send(change).await?;
+            } else if change.doc.is_some() {
+                model.open.insert(change.key.clone(), change);
+            } else {
+                model.open.remove(&change.key);
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, change: RowChange) -> Result<(), StoreError> {
+        if let Some(model) = self.models.get_mut(change.model) {
+            match change.doc.is_some() {
+                true => model.sent.insert(change.key.clone()),
+                false => model.sent.remove(&change.key),
+            };
+        }
+        if let Some(full) = self.chunk.add(change) {
+            self.writer.write(full).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left, and then deletes what the log does not make. Without the rest of the rows
+    /// nothing more is written.
+    async fn end(mut self, rest: Option<Vec<RowChange>>) -> Result<usize, StoreError> {
+        let Some(rest) = rest else {
+            return self.writer.end().await;
+        };
+        self.take_in(rest).await?;
+        let models: Vec<&'static str> = self.models.keys().copied().collect();
+        for model in &models {
+            let open = self.models.get_mut(model);
+            let open = open.map(|model| std::mem::take(&mut model.open));
+            for change in open.into_iter().flat_map(BTreeMap::into_values) {
+                self.send(change).await?;
+            }
+        }
+        self.writer.write(self.chunk.take()).await?;
+        let written = self.writer.end().await?;
+        let mut writer = Writer::start(&self.store, &self.fences);
+        for (model, rows) in &self.models {
+            for chunk in strays(&self.store, model, &rows.sent).await? {
+                writer.write(chunk).await?;
+            }
+        }
+        Ok(written + writer.end().await?)
+    }
+}
+
+/// Deletions of the stored rows of a model that have none of these keys. All that have are stored.
+async fn strays(
+    store: &Store,
+    model: &'static str,
+    keys: &HashSet<String>,
+) -> Result<Vec<Vec<RowChange>>, StoreError> {
+    let mut reader = store.reader().await?;
+    if statements::count_rows(&mut reader.get(), model).await? == keys.len() {
+        return Ok(Vec::new());
+    }
+    let (mut chunk, mut full) = (Chunk::default(), Vec::new());
+    let mut after = String::new();
+    loop {
+        let page = statements::row_keys(&mut reader.get(), model, &after, PAGE_ROWS_MAX).await?;
+        let Some(last) = page.last() else { break };
+        after.clone_from(last);
+        for key in page.into_iter().filter(|key| !keys.contains(key)) {
+            full.extend(chunk.add(gone(model, key)));
+        }
+    }
+    full.push(chunk.take());
+    Ok(full)
+}
+
+fn gone(model: &'static str, key: String) -> RowChange {
+    RowChange {
+        model,
+        key,
+        endpoint: String::new(),
+        deployment: String::new(),
+        position: Position::START,
+        time: Timestamp::default(),
+        doc: None,
+    }
+}
+
+/// What goes into one transaction.
+#[derive(Default)]
+struct Chunk {
+    changes: Vec<RowChange>,
+    bytes: usize,
+}
+
+impl Chunk {
+    /// Gives all of it when it is full.
+    fn add(&mut self, change: RowChange) -> Option<Vec<RowChange>> {
+        self.bytes += change.doc.as_ref().map_or(0, String::len);
+        self.changes.push(change);
+        let full = self.changes.len() >= CHUNK_ROWS_MAX || self.bytes >= CHUNK_BYTES_MAX;
+        full.then(|| self.take())
+    }
+
+    fn take(&mut self) -> Vec<RowChange> {
+        std::mem::take(self).changes
+    }
+}
+
+/// Writes chunks one after the other, while the next one is made.
+struct Writer {
+    chunks: mpsc::Sender<Vec<RowChange>>,
+    writing: JoinHandle<Result<usize, StoreError>>,
+}
+
+impl Writer {
+    fn start(store: &Store, fences: &Arc<Fences>) -> Self {
+        let (chunks, mut waiting) = mpsc::channel(CHUNKS_AHEAD);
+        let (store, fences) = (store.clone(), fences.clone());
+        let writing = tokio::spawn(async move {
+            let mut changed = 0;
+            while let Some(chunk) = waiting.recv().await {
+                let answer = store
+                    .alone(Alone::Rows(newest_only(chunk), fences.clone()))
+                    .await?;
+                changed += answer.number.unwrap_or(0) as usize;
+            }
+            Ok(changed)
+        });
+        Self { chunks, writing }
+    }
+
+    async fn write(&mut self, chunk: Vec<RowChange>) -> Result<(), StoreError> {
+        if chunk.is_empty() || self.chunks.send(chunk).await.is_ok() {
+            return Ok(());
+        }
+        // It has ended before its time, so it has failed.
+        match (&mut self.writing).await {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(_)) => Err(StoreError::Closed),
+            Err(error) => Err(ended_badly(&error)),
+        }
+    }
+
+    async fn end(self) -> Result<usize, StoreError> {
+        drop(self.chunks);
+        self.writing.await.map_err(|error| ended_badly(&error))?
+    }
+}
+
+fn ended_badly(error: &JoinError) -> StoreError {
+    StoreError::Database(format!("what was rebuilt was not written: {error}"))
+}
+
+/// In order of model and key; of several changes of one row the last one.
+fn newest_only(mut changes: Vec<RowChange>) -> Vec<RowChange> {
+    // Stable, so the last one of each row stands last; and reversed, so that it is the one that is kept.
+    changes.sort_by(|a, b| (a.model, &a.key).cmp(&(b.model, &b.key)));
+    changes.reverse();
+    changes.dedup_by(|a, b| (a.model, &a.key) == (b.model, &b.key));
+    changes.reverse();
+    changes
+}

@@ -1,0 +1,413 @@
+//! Walks the whole log and says whether it is sound: order, chains of hashes, versions, schemas, and
+//! that the read models are what the log makes of them.
+
+use std::collections::BTreeMap;
+
+use contract::chain::ChainHash;
+use contract::ids::{Bucket, Position};
+use contract::log::{Record, StreamName};
+use serde::Serialize;
+
+use crate::model::raw::EventRow;
+use crate::model::rows::{Folded, PAGE_ROWS_MAX, Projector, Rows, covers};
+use crate::sql::statements;
+use crate::{ChainHead, RawRecord, Store, StoreError, Unreadable, belongs};
+
+/// Problems that a report lists; the rest are only counted.
+pub const PROBLEMS_MAX: usize = 100;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VerifyReport {
+    pub events: u64,
+    pub streams: u64,
+    pub buckets: u64,
+    pub rows: u64,
+    pub head: Position,
+    /// Sentences; empty for a sound store.
+    pub problems: Vec<String>,
+}
+
+impl VerifyReport {
+    pub fn is_sound(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// Reads the log up to its head and compares the rows of `models` with a rebuild by the projector.
+/// May run while the store is written: rows and cursors are read at one moment, and each bucket is
+/// folded as far as its cursor stands (or up to the head, if the consumer has no cursors at all).
+pub async fn verify(
+    store: &Store,
+    projector: &mut dyn Projector,
+    models: &[&str],
+) -> Result<VerifyReport, StoreError> {
+    verify_against(store, projector, models, &[]).await
+}
+
+/// The same, and every one of these ends of chains, which were kept elsewhere, must still be in the log:
+/// that is how a changed last event is found, and a log that was cut off.
+pub async fn verify_against(
+    store: &Store,
+    projector: &mut dyn Projector,
+    models: &[&str],
+    kept: &[ChainHead],
+) -> Result<VerifyReport, StoreError> {
+    match read(store, projector, models, kept).await {
+        Err(StoreError::Damaged(detail)) => Ok(VerifyReport {
+            problems: vec![store.describe_damage(&detail).await],
+            ..VerifyReport::default()
+        }),
+        read => read,
+    }
+}
+
+async fn read(
+    store: &Store,
+    projector: &mut dyn Projector,
+    models: &[&str],
+    kept: &[ChainHead],
+) -> Result<VerifyReport, StoreError> {
+    let moment = Moment::read(store, projector.consumer(), models).await?;
+    let (mut walk, folded) = loop {
+        let mut folded = Folded::new(models);
+        let walk = walk(store, &moment, projector, &mut folded, kept).await?;
+        if let Some(rest) = projector.rest() {
+            folded.take_in(rest);
+            break (walk, folded);
+        }
+    };
+    walk.check_kept();
+    walk.check_cursors(&moment);
+    walk.check_rows(&moment.rows, &folded.rows);
+    Ok(walk.report(&moment))
+}
+
+async fn walk(
+    store: &Store,
+    moment: &Moment,
+    projector: &mut dyn Projector,
+    folded: &mut Folded,
+    kept: &[ChainHead],
+) -> Result<Walk, StoreError> {
+    let kept = kept.iter().map(|kept| (kept.position, *kept));
+    let mut walk = Walk {
+        kept: kept.collect(),
+        ..Walk::default()
+    };
+    let mut after = Position::START;
+    while after < moment.head {
+        let page = store.read_raw(after, PAGE_ROWS_MAX).await?;
+        let Some(last) = page.last() else { break };
+        let next = last.position;
+        for raw in page.into_iter().filter(|r| r.position <= moment.head) {
+            let covered = covers(&moment.cursors, raw.bucket, raw.position);
+            match walk.take_in(&raw) {
+                Ok(record) if covered => folded.take_in(projector.project(&record)),
+                Err(unreadable) if covered => projector.pass_over(&unreadable),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        after = next;
+    }
+    Ok(walk)
+}
+
+/// Rows and cursors as they stood at one moment.
+struct Moment {
+    head: Position,
+    cursors: BTreeMap<Bucket, Position>,
+    rows: Rows,
+}
+
+impl Moment {
+    async fn read(store: &Store, consumer: &str, models: &[&str]) -> Result<Self, StoreError> {
+        let mut reader = store.reader().await?;
+        let mut snapshot = reader.snapshot().await?;
+        let head = statements::head(&mut snapshot.get()).await?;
+        let cursors = statements::cursors(&mut snapshot.get(), consumer).await?;
+        let mut rows = Rows::new();
+        for model in models {
+            let mut after: Option<String> = None;
+            loop {
+                let page = statements::rows_by_key(
+                    &mut snapshot.get(),
+                    model,
+                    after.as_deref(),
+                    PAGE_ROWS_MAX,
+                )
+                .await?;
+                let Some(last) = page.last() else { break };
+                after = Some(last.key.clone());
+                let placed = page.into_iter().map(|row| (row.key.clone(), row));
+                rows.entry((*model).to_owned()).or_default().extend(placed);
+            }
+        }
+        snapshot.rollback().await?;
+        Ok(Self {
+            head,
+            cursors,
+            rows,
+        })
+    }
+}
+
+/// The last event of a bucket.
+#[derive(Clone, Copy, Default)]
+struct Last {
+    position: Position,
+    hash: ChainHash,
+    /// Of the event before it.
+    before: ChainHash,
+}
+
+/// What the walk has seen so far.
+#[derive(Default)]
+struct Walk {
+    events: u64,
+    head: Position,
+    buckets: BTreeMap<Bucket, Last>,
+    /// Not found yet.
+    kept: BTreeMap<Position, ChainHead>,
+    versions: BTreeMap<String, u64>,
+    problems: Vec<String>,
+    unlisted: u64,
+}
+
+impl Walk {
+    fn problem(&mut self, problem: String) {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(problem);
+        } else {
+            self.unlisted += 1;
+        }
+    }
+
+    /// Checks one event, and gives it back.
+    fn take_in(&mut self, raw: &RawRecord) -> Result<Record, Box<Unreadable>> {
+        let position = raw.position;
+        self.events += 1;
+        if position <= self.head {
+            self.problem(format!("position {position} does not follow {}", self.head));
+        }
+        self.head = position;
+        self.check_chain(raw);
+        self.check_version(raw);
+        let entry = EventRow::raw(raw).read();
+        match &entry {
+            Ok(record) => {
+                self.check_place(record);
+                self.check_bytes(record, raw);
+            }
+            Err(unreadable) => {
+                let error = StoreError::Unreadable {
+                    position,
+                    detail: unreadable.detail.clone(),
+                };
+                self.problem(error.to_string());
+            }
+        }
+        entry
+    }
+
+    /// What this version wrote must be, byte for byte, what it would write.
+    fn check_bytes(&mut self, record: &Record, raw: &RawRecord) {
+        if raw.type_version != record.event.version() {
+            return;
+        }
+        if record
+            .event
+            .data_json()
+            .is_ok_and(|again| again != raw.data)
+        {
+            self.problem(format!(
+                "position {}: the data of `{}` is not stored as this version writes it",
+                record.position,
+                record.event.type_name()
+            ));
+        }
+    }
+
+    fn check_chain(&mut self, raw: &RawRecord) {
+        let last = self.buckets.get(&raw.bucket).copied().unwrap_or_default();
+        let hash = EventRow::raw(raw).hash();
+        let next = Last {
+            position: raw.position,
+            hash,
+            before: last.hash,
+        };
+        self.buckets.insert(raw.bucket, next);
+        if let Some(problem) = broken(raw, last) {
+            self.problem(problem);
+        }
+        let kept = self.kept.remove(&raw.position);
+        if kept.is_some_and(|kept| (kept.bucket, kept.hash) != (raw.bucket, hash)) {
+            self.problem(format!(
+                "position {}: its hash is not the one that was kept of bucket {}: it was changed, or \
+                 something before it was and the chain was made anew",
+                raw.position, raw.bucket
+            ));
+        }
+    }
+
+    /// What was kept of the log and is not in it.
+    fn check_kept(&mut self) {
+        for kept in std::mem::take(&mut self.kept).into_values() {
+            let ends = self.buckets.get(&kept.bucket).copied().unwrap_or_default();
+            let has = match ends.position {
+                Position::START => "holds nothing".to_owned(),
+                end => format!("ends at {end}"),
+            };
+            self.problem(format!(
+                "position {} is missing, which was kept as the end of bucket {}; the bucket {has}",
+                kept.position, kept.bucket
+            ));
+        }
+    }
+
+    fn check_version(&mut self, raw: &RawRecord) {
+        let before = self
+            .versions
+            .insert(raw.stream.clone(), raw.version)
+            .unwrap_or(0);
+        if raw.version != before + 1 {
+            self.problem(format!(
+                "position {}: version {} of stream `{}` does not follow {before}",
+                raw.position, raw.version, raw.stream
+            ));
+        }
+    }
+
+    fn check_place(&mut self, record: &Record) {
+        let stream: &StreamName = &record.stream;
+        let bucket = stream.bucket_key().bucket();
+        if bucket != record.bucket {
+            self.problem(format!(
+                "position {}: stream `{stream}` belongs in bucket {bucket}, not {}",
+                record.position, record.bucket
+            ));
+        }
+        if !belongs(&record.event, stream) {
+            self.problem(format!(
+                "position {}: an event `{}` does not belong in stream `{stream}`",
+                record.position,
+                record.event.type_name()
+            ));
+        }
+    }
+
+    fn check_cursors(&mut self, moment: &Moment) {
+        for (bucket, cursor) in &moment.cursors {
+            if *cursor > moment.head {
+                self.problem(format!(
+                    "the cursor of bucket {bucket} stands at {cursor}, past the head {}",
+                    moment.head
+                ));
+            }
+        }
+    }
+
+    fn check_rows(&mut self, stored: &Rows, folded: &Rows) {
+        let none = BTreeMap::new();
+        for (model, folded) in folded {
+            let stored = stored.get(model).unwrap_or(&none);
+            for (key, row) in folded {
+                match stored.get(key) {
+                    None => self.problem(format!("row `{key}` of `{model}` is missing")),
+                    Some(other) if other != row => {
+                        let what = difference(other, row);
+                        self.problem(format!("row `{key}` of `{model}` {what}"));
+                    }
+                    Some(_) => {}
+                }
+            }
+            for key in stored.keys().filter(|key| !folded.contains_key(*key)) {
+                self.problem(format!(
+                    "row `{key}` of `{model}` is stored, but the log does not make it"
+                ));
+            }
+        }
+    }
+
+    fn report(mut self, moment: &Moment) -> VerifyReport {
+        if self.unlisted > 0 {
+            let more = format!("and {} more problems", self.unlisted);
+            self.problems.push(more);
+        }
+        VerifyReport {
+            events: self.events,
+            streams: self.versions.len() as u64,
+            buckets: self.buckets.len() as u64,
+            rows: moment.rows.values().map(BTreeMap::len).sum::<usize>() as u64,
+            head: moment.head,
+            problems: self.problems,
+        }
+    }
+}
+
+/// What is wrong between an event and the one before it in its bucket, if anything.
+fn broken(raw: &RawRecord, last: Last) -> Option<String> {
+    let (at, prev, bucket, before) = (raw.position, raw.prev, raw.bucket, last.position);
+    let was_last = raw.prev_hash == Some(last.before) && before > Position::START;
+    if prev != before {
+        let why = match prev > before {
+            true => format!("the event at {prev} is missing"),
+            false if was_last => format!("the event at {before} was inserted"),
+            false => format!("the event at {before} was inserted, or this one was changed"),
+        };
+        return Some(format!(
+            "position {at}: prev is {prev}, but bucket {bucket} has {before} before it: {why}"
+        ));
+    }
+    if raw.prev_hash == Some(last.hash) {
+        return None;
+    }
+    let why = match raw.prev_hash {
+        None => {
+            return Some(format!(
+                "position {at}: it carries no hash of what is before it in bucket {bucket}: it was \
+                 inserted, or its hash was taken away"
+            ));
+        }
+        Some(_) if before == Position::START => {
+            "events before it are missing, or it was inserted".to_owned()
+        }
+        Some(_) if was_last => format!("the event at {before} was inserted"),
+        Some(_) => {
+            format!("the event at {before} was changed, or one between them is missing")
+        }
+    };
+    Some(format!(
+        "position {at}: the hash that it carries is not that of position {before}, before it in bucket \
+         {bucket}: {why}"
+    ))
+}
+
+fn difference(stored: &crate::Row, folded: &crate::Row) -> String {
+    let field = |name: &str, a: &dyn std::fmt::Display, b: &dyn std::fmt::Display| {
+        format!("has {name} {a}, and the log makes it {b}")
+    };
+    if stored.position != folded.position {
+        return field("position", &stored.position, &folded.position);
+    }
+    if stored.time != folded.time {
+        return field("time", &stored.time.millis(), &folded.time.millis());
+    }
+    if stored.endpoint != folded.endpoint {
+        return field("endpoint", &stored.endpoint, &folded.endpoint);
+    }
+    if stored.deployment != folded.deployment {
+        return field("deployment", &stored.deployment, &folded.deployment);
+    }
+    field("document", &shortened(&stored.doc), &shortened(&folded.doc))
+}
+
+/// Enough of a document to recognise it.
+fn shortened(doc: &str) -> String {
+    const CHARS_MAX: usize = 200;
+    if doc.chars().count() <= CHARS_MAX {
+        return doc.to_owned();
+    }
+    let start: String = doc.chars().take(CHARS_MAX).collect();
+    format!("{start}…")
+}

@@ -1,0 +1,140 @@
+//! The chain of hashes in a store: its ends, and the events of an older format, which are chained once.
+//!
+//! Invariants: an event that carries a hash keeps it; a store has this format only when every event
+//! carries one. Chaining may be broken off at any place and is taken up again; several processes that
+//! start at once do it side by side, and none does harm to another.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use contract::chain::ChainHash;
+use contract::ids::{Bucket, Position};
+use contract::log::RawRecord;
+use serde::{Deserialize, Serialize};
+
+use crate::model::raw::EventRow;
+use crate::schema::migrate::{self, known_format};
+use crate::sql::connection::{Connection, Owned};
+use crate::sql::location::Location;
+use crate::sql::{postgres, statements};
+use crate::{Store, StoreError};
+
+/// Events that are chained in one transaction: few enough that others who write need not wait long.
+const PAGE: usize = 2_000;
+
+/// How often it is said how far the chain is.
+const SAY_EVERY: Duration = Duration::from_secs(1);
+
+/// The first format in which every event is chained, and the migration that makes room for that.
+pub(crate) const FORMAT: u64 = 2;
+pub(crate) const MIGRATION: i64 = 4;
+
+/// Hears up to which position events are chained, and which was the last when this began.
+pub(crate) type Chained<'a> = dyn FnMut(Position, Position) + Send + 'a;
+
+/// Says it in the log of the process, from time to time.
+pub(crate) fn in_log(location: &Location) -> impl FnMut(Position, Position) + Send + use<> {
+    let (store, mut said) = (location.to_string(), Instant::now());
+    move |up_to, head| {
+        if said.elapsed() >= SAY_EVERY {
+            said = Instant::now();
+            tracing::info!(store, %up_to, %head, "chaining the events of an older format");
+        }
+    }
+}
+
+/// The end of a bucket's chain. Kept elsewhere, it proves later that nothing up to there was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChainHead {
+    pub bucket: Bucket,
+    pub position: Position,
+    pub hash: ChainHash,
+}
+
+/// The ends of the chains of all buckets that hold something, as of one moment.
+pub async fn heads(store: &Store) -> Result<Vec<ChainHead>, StoreError> {
+    let mut reader = store.reader().await?;
+    let mut snapshot = reader.snapshot().await?;
+    let mut heads = Vec::new();
+    for bucket in Bucket::all() {
+        let last =
+            statements::last_of_bucket(&mut snapshot.get(), bucket, Position(u64::MAX)).await?;
+        heads.extend(last.map(|event| ChainHead {
+            bucket,
+            position: event.position,
+            hash: EventRow::raw(&event).hash(),
+        }));
+    }
+    snapshot.rollback().await?;
+    Ok(heads)
+}
+
+/// Chains what is not chained yet, and lets the store have this format.
+pub(crate) async fn bring_up(
+    location: &Location,
+    connection: &mut Owned,
+    progress: &mut Chained<'_>,
+) -> Result<(), StoreError> {
+    let head = statements::head(&mut connection.get()).await?;
+    let mut chain = Chain::default();
+    loop {
+        let mut transaction = connection.begin().await?;
+        let mut inside = transaction.get();
+        if let Connection::Postgres(connection, limit) = &mut inside {
+            postgres::batch::lock_commits(connection, *limit).await?;
+        }
+        let page = statements::read_all(&mut inside, chain.up_to, PAGE).await?;
+        let chained = chain.take_in(&page);
+        statements::chain_events(&mut inside, &chained).await?;
+        let is_last = page.len() < PAGE;
+        if is_last {
+            finish(location, &mut inside).await?;
+        }
+        transaction.commit().await?;
+        progress(chain.up_to, head);
+        if is_last {
+            return Ok(());
+        }
+    }
+}
+
+/// Nobody else writes meanwhile.
+async fn finish(location: &Location, connection: &mut Connection<'_>) -> Result<(), StoreError> {
+    if let Some(format) = statements::meta(connection, "format").await?
+        && known_format(location, &format)? >= FORMAT
+    {
+        return Ok(());
+    }
+    statements::set_meta(connection, "format", &migrate::FORMAT.to_string()).await?;
+    if let Connection::Postgres(connection, _) = connection {
+        postgres::only_chained(connection).await?;
+    }
+    Ok(())
+}
+
+/// How far the chains are.
+#[derive(Default)]
+struct Chain {
+    up_to: Position,
+    hashes: BTreeMap<Bucket, ChainHash>,
+}
+
+impl Chain {
+    /// Gives those that carry no hash the one that they should.
+    fn take_in(&mut self, page: &[RawRecord]) -> Vec<(Position, ChainHash)> {
+        let mut chained = Vec::new();
+        for event in page {
+            let before = self.hashes.get(&event.bucket).copied();
+            let mut row = EventRow::raw(event);
+            if row.prev_hash.is_none() {
+                let hash = before.unwrap_or(ChainHash::START);
+                chained.push((event.position, hash));
+                row.prev_hash = Some(hash);
+            }
+            self.hashes.insert(event.bucket, row.hash());
+            self.up_to = event.position;
+        }
+        chained
+    }
+}

@@ -1,0 +1,214 @@
+//! The store's format: which tables this binary needs, what a store has, and bringing it up to date.
+//!
+//! Invariant: migrations only add, so a store that a newer binary of the same format has extended
+//! can be used; one of a newer format is refused and left as it is.
+
+use contract::ids::{BUCKETS, Position};
+use serde::Serialize;
+use sqlx::migrate::{MigrateError, Migrator};
+
+use crate::StoreError;
+use crate::schema::chain::{self, Chained};
+use crate::sql::connection::{Connection, Owned, run};
+use crate::sql::damage::{self, damage};
+use crate::sql::location::Location;
+use crate::sql::statements;
+
+/// The format that this binary writes, and the newest that it can read.
+pub const FORMAT: u64 = 2;
+
+/// How a store stands to this binary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoreFormat {
+    /// Where it is, without credentials.
+    pub store: String,
+    /// None for a store that has no tables yet.
+    pub format: Option<u64>,
+    /// What this binary writes.
+    pub known: u64,
+    pub applied: Vec<String>,
+    pub pending: Vec<String>,
+}
+
+/// What a migration has done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Migrated {
+    pub store: String,
+    pub from: Option<u64>,
+    pub to: u64,
+    pub applied: Vec<String>,
+}
+
+/// Looks at a store without changing it.
+pub async fn inspect(url: &str) -> Result<StoreFormat, StoreError> {
+    let location = Location::parse(url)?;
+    if location.is_missing() {
+        return Ok(StoreFormat {
+            store: location.to_string(),
+            format: None,
+            known: FORMAT,
+            applied: Vec::new(),
+            pending: names(location.migrations()),
+        });
+    }
+    let _lock = location.lock()?;
+    let mut connection = location.open_migrator().await?;
+    let found = look(&location, &mut connection).await;
+    connection.close().await;
+    found
+}
+
+/// Brings a store up to this binary's format; does nothing to one that is.
+pub async fn migrate(url: &str) -> Result<Migrated, StoreError> {
+    migrate_with(url, |_, _| {}).await
+}
+
+/// The same. `progress` hears up to which position events are chained, and which is the last.
+pub async fn migrate_with(
+    url: &str,
+    mut progress: impl FnMut(Position, Position) + Send,
+) -> Result<Migrated, StoreError> {
+    let location = Location::parse(url)?;
+    let _lock = location.lock()?;
+    let mut connection = location.open_migrator().await?;
+    let done = bring_up(&location, &mut connection, &mut progress).await;
+    connection.close().await;
+    match done {
+        Err(StoreError::Damaged(detail)) => Err(damage::at_open(&location, detail).await),
+        done => done,
+    }
+}
+
+async fn bring_up(
+    location: &Location,
+    connection: &mut Owned,
+    progress: &mut Chained<'_>,
+) -> Result<Migrated, StoreError> {
+    let before = look(location, connection).await?;
+    apply(location, connection, progress).await?;
+    Ok(Migrated {
+        store: location.to_string(),
+        from: before.format,
+        to: FORMAT,
+        applied: before.pending,
+    })
+}
+
+async fn look(location: &Location, connection: &mut Owned) -> Result<StoreFormat, StoreError> {
+    let mut connection = connection.get();
+    let format = statements::format(&mut connection).await?;
+    let format = format
+        .map(|text| known_format(location, &text))
+        .transpose()?;
+    let done = applied(&mut connection).await?;
+    let migrations = location.migrations();
+    // The column alone is not all of that migration.
+    let is_chained = format.is_none_or(|format| format >= chain::FORMAT);
+    let is_done =
+        |version: i64| done.contains(&version) && (is_chained || version != chain::MIGRATION);
+    Ok(StoreFormat {
+        store: location.to_string(),
+        format,
+        known: FORMAT,
+        applied: names_where(migrations, is_done),
+        pending: names_where(migrations, |version| !is_done(version)),
+    })
+}
+
+/// Brings the tables up to this binary's, and refuses a store that only a newer one can read.
+pub(crate) async fn apply(
+    location: &Location,
+    connection: &mut Owned,
+    progress: &mut Chained<'_>,
+) -> Result<(), StoreError> {
+    if let Some(format) = statements::format(&mut connection.get()).await? {
+        known_format(location, &format)?;
+    }
+    let mut migrator = Migrator {
+        migrations: location.migrations().migrations.clone(),
+        ..Migrator::DEFAULT
+    };
+    migrator.set_ignore_missing(true);
+    let run = match connection {
+        Owned::Sqlite(connection) => migrator.run_direct(None, connection, false).await,
+        Owned::Postgres(connection, _) => migrator.run_direct(None, connection, false).await,
+    };
+    run.map_err(|error| failed(location, &error))?;
+    let format = statements::meta(&mut connection.get(), "format").await?;
+    // Another process may have made the tables meanwhile.
+    let format = format.map(|format| known_format(location, &format));
+    if format.transpose()?.is_none_or(|format| format < FORMAT) {
+        chain::bring_up(location, connection, progress).await?;
+    }
+    let connection = &mut connection.get();
+    statements::set_meta_once(connection, "buckets", &BUCKETS.to_string()).await?;
+    check_buckets(location, connection).await
+}
+
+pub(crate) fn known_format(location: &Location, format: &str) -> Result<u64, StoreError> {
+    match format.parse::<u64>() {
+        Ok(known) if known <= FORMAT => Ok(known),
+        _ => Err(StoreError::Refused(format!(
+            "{location} has store format {format}, and this binary knows formats up to {FORMAT}: use the release that wrote it or a newer one"
+        ))),
+    }
+}
+
+fn failed(location: &Location, error: &MigrateError) -> StoreError {
+    let damaged = match error {
+        MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _) => damage(cause),
+        _ => None,
+    };
+    damaged.unwrap_or_else(|| StoreError::Database(format!("{location}: {error}")))
+}
+
+async fn check_buckets(
+    location: &Location,
+    connection: &mut Connection<'_>,
+) -> Result<(), StoreError> {
+    let stored = statements::meta(connection, "buckets").await?;
+    if stored.as_deref() == Some(BUCKETS.to_string().as_str()) {
+        return Ok(());
+    }
+    Err(StoreError::Refused(format!(
+        "{location} was made with {} buckets, and this binary works with {BUCKETS}",
+        stored.unwrap_or_default()
+    )))
+}
+
+/// The versions of the migrations that were applied.
+async fn applied(connection: &mut Connection<'_>) -> Result<Vec<i64>, StoreError> {
+    if !statements::table_exists(connection, "_sqlx_migrations").await? {
+        return Ok(Vec::new());
+    }
+    Ok(run!(
+        connection,
+        query_scalar<i64>.fetch_all,
+        "SELECT version FROM _sqlx_migrations WHERE success ORDER BY version"
+    )?)
+}
+
+fn names(migrations: &Migrator) -> Vec<String> {
+    names_where(migrations, |_| true)
+}
+
+fn names_where(migrations: &Migrator, wanted: impl Fn(i64) -> bool) -> Vec<String> {
+    let chosen = migrations.iter().filter(|m| wanted(m.version));
+    chosen
+        .map(|m| format!("{:04}_{}", m.version, m.description.replace(' ', "_")))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_databases_have_migrations_of_the_same_names() {
+        let sqlite = names(&crate::sql::sqlite::MIGRATIONS);
+        assert_eq!(sqlite, names(&crate::sql::postgres::MIGRATIONS));
+        assert!(sqlite.contains(&"0001_log".to_owned()), "{sqlite:?}");
+    }
+}

@@ -1,0 +1,147 @@
+//! What is said of a store whose pages cannot be read: where, what is still whole, and how to go on.
+
+use contract::ids::Position;
+
+use crate::StoreError;
+use crate::sql::connection::{Connection, Pool};
+use crate::sql::location::Location;
+use crate::sql::statements;
+
+/// SQLite's primary result codes of a file that is not as it was written.
+const SQLITE_CORRUPT: i32 = 11;
+const SQLITE_NOTADB: i32 = 26;
+
+/// PostgreSQL's: `data_corrupted` and `index_corrupted`.
+const POSTGRES_CORRUPT: [&str; 2] = ["XX001", "XX002"];
+
+/// Events that are read at once, until some of them cannot be.
+const PAGE: usize = 1_024;
+
+/// What the database says, if it is that its own pages are not as they were written.
+pub(crate) fn damage(error: &sqlx::Error) -> Option<StoreError> {
+    let error = error.as_database_error()?;
+    let damaged = || StoreError::Damaged(error.message().to_owned());
+    let code = error.code().unwrap_or_default();
+    if POSTGRES_CORRUPT.contains(&code.as_ref()) {
+        return Some(damaged());
+    }
+    let of_sqlite = error
+        .try_downcast_ref::<sqlx::sqlite::SqliteError>()
+        .is_some();
+    // The lowest byte of an extended code is the primary one.
+    let primary = code.parse::<i32>().map(|code| code & 0xff);
+    let is_corrupt = matches!(primary, Ok(SQLITE_CORRUPT | SQLITE_NOTADB));
+    (of_sqlite && is_corrupt).then(damaged)
+}
+
+/// Which events of a damaged log can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Extent {
+    /// The last before the damage.
+    whole: Position,
+    /// The first after it, and the last of all; none where all are whole, or none can be read there.
+    again: Option<(Position, Position)>,
+    /// Nothing of the log is damaged.
+    all: bool,
+}
+
+/// For a store that cannot be opened.
+pub(crate) async fn at_open(location: &Location, detail: String) -> StoreError {
+    let place = location.to_string();
+    let Ok(readers) = location.open_readers().await else {
+        return StoreError::Refused(sentence(&place, &detail, None));
+    };
+    let sentence = of(&readers, &place, &detail).await;
+    readers.close().await;
+    StoreError::Refused(sentence)
+}
+
+/// What there is to say, by what can be read.
+pub(crate) async fn of(readers: &Pool, place: &str, detail: &str) -> String {
+    let extent = match readers.acquire().await {
+        Ok(mut reader) => extent(&mut reader.get()).await,
+        Err(_) => None,
+    };
+    sentence(place, detail, extent)
+}
+
+async fn extent(connection: &mut Connection<'_>) -> Option<Extent> {
+    let (mut whole, mut limit) = (Position::START, PAGE);
+    loop {
+        match statements::read_all(connection, whole, limit).await {
+            Ok(page) => match page.last() {
+                Some(last) => whole = last.position,
+                None => {
+                    return Some(Extent {
+                        whole,
+                        again: None,
+                        all: true,
+                    });
+                }
+            },
+            Err(StoreError::Damaged(_)) if limit > 1 => limit /= 2,
+            Err(StoreError::Damaged(_)) => break,
+            Err(_) => return None,
+        }
+    }
+    let again = read_again(connection, whole).await;
+    Some(Extent {
+        whole,
+        again,
+        all: false,
+    })
+}
+
+/// From the end back to the damage.
+async fn read_again(
+    connection: &mut Connection<'_>,
+    whole: Position,
+) -> Option<(Position, Position)> {
+    let (mut again, mut limit) = (None, PAGE);
+    loop {
+        let before = again.map(|(first, _)| first);
+        match statements::read_back(connection, before, limit).await {
+            Ok(page) => {
+                let (first, last) = (page.last()?.position, page.first()?.position);
+                if first <= whole {
+                    return again;
+                }
+                again = Some((first, again.map_or(last, |(_, last)| last)));
+            }
+            Err(StoreError::Damaged(_)) if limit > 1 => limit /= 2,
+            Err(_) => return again,
+        }
+    }
+}
+
+fn sentence(place: &str, detail: &str, extent: Option<Extent>) -> String {
+    let what = match extent {
+        None
+        | Some(Extent {
+            whole: Position::START,
+            again: None,
+            all: false,
+        }) => "nothing of it can be read".to_owned(),
+        Some(Extent { whole, all, .. }) if all => format!(
+            "all events, up to position {whole}, can be read; an index or a table beside them cannot"
+        ),
+        Some(Extent { whole, again, .. }) => {
+            let before = match whole {
+                Position::START => "no event before the damage can be read".to_owned(),
+                whole => format!("events up to position {whole} can be read"),
+            };
+            let lost = match again {
+                None => "none after that can".to_owned(),
+                Some((first, last)) => format!(
+                    "those between {whole} and {first} cannot, and from {first} to {last} they can again"
+                ),
+            };
+            format!("{before}, {lost}")
+        }
+    };
+    format!(
+        "{place} is damaged ({detail}): {what}. Stop every process that uses it and keep it as it is; \
+         then make the store anew from a backup (`penstock store rebuild --from BACKUP --store \
+         sqlite:NEW.db`), or, where the log is published, from Kafka (`--from kafka://HOST:PORT/PREFIX`)"
+    )
+}

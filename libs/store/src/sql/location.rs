@@ -1,0 +1,136 @@
+//! Where a store is: a file of SQLite or a database of PostgreSQL. Kept, so that the writer can
+//! open its connection anew after a failure.
+
+use std::fs::File;
+
+use sqlx::migrate::Migrator;
+
+use crate::StoreError;
+use crate::sql::connection::{Owned, Pool};
+use crate::sql::{postgres, sqlite};
+
+#[derive(Clone, Debug)]
+pub(crate) enum Location {
+    Sqlite(sqlite::Place),
+    Postgres(Box<postgres::Place>),
+}
+
+impl Location {
+    pub(crate) fn parse(url: &str) -> Result<Self, StoreError> {
+        if let Some(path) = url.strip_prefix("sqlite:") {
+            return Ok(Self::Sqlite(sqlite::Place::parse(url, path)?));
+        }
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return Ok(Self::Postgres(Box::new(postgres::Place::parse(url)?)));
+        }
+        Err(StoreError::Refused(not_a_store(url)))
+    }
+
+    /// Takes the store for this process, where only one may have it.
+    pub(crate) fn lock(&self) -> Result<Option<File>, StoreError> {
+        match self {
+            Self::Sqlite(place) => place.lock().map(Some),
+            Self::Postgres(_) => Ok(None),
+        }
+    }
+
+    pub(crate) async fn open_writer(&self) -> Result<Owned, StoreError> {
+        match self {
+            Self::Sqlite(place) => place.open_writer().await,
+            Self::Postgres(place) => place.open_writer().await,
+        }
+    }
+
+    /// A connection for changing tables, which may take its time.
+    pub(crate) async fn open_migrator(&self) -> Result<Owned, StoreError> {
+        match self {
+            Self::Sqlite(place) => place.open_writer().await,
+            Self::Postgres(place) => place.open_migrator().await,
+        }
+    }
+
+    pub(crate) async fn open_readers(&self) -> Result<Pool, StoreError> {
+        match self {
+            Self::Sqlite(place) => place.open_readers().await,
+            Self::Postgres(place) => place.open_readers().await,
+        }
+    }
+
+    /// Whether there is anything to open yet.
+    pub(crate) fn is_missing(&self) -> bool {
+        match self {
+            Self::Sqlite(place) => !place.path().exists(),
+            Self::Postgres(_) => false,
+        }
+    }
+
+    pub(crate) fn migrations(&self) -> &'static Migrator {
+        match self {
+            Self::Sqlite(_) => &sqlite::MIGRATIONS,
+            Self::Postgres(_) => &postgres::MIGRATIONS,
+        }
+    }
+}
+
+/// What to write instead. A mistyped URL may hold a password, and is not repeated.
+fn not_a_store(text: &str) -> String {
+    const DATABASE: &str = "postgres://USER:PASSWORD@HOST:PORT/DATABASE";
+    match text.split_once("://") {
+        Some(("kafka", _)) => format!(
+            "a store is a file or a database, and kafka:// is a bus: write sqlite:PATH, or {DATABASE}"
+        ),
+        Some((scheme, _)) => {
+            format!(
+                "`{scheme}://` is no kind of store: write sqlite:PATH for a file, or {DATABASE}"
+            )
+        }
+        None if text.is_empty() || text.contains(['@', '=']) => {
+            format!("the store has no kind: write sqlite:PATH for a file, or {DATABASE}")
+        }
+        None => format!(
+            "`{text}` does not say what kind of store it is: for that file write sqlite:{text}, for a \
+             database {DATABASE}"
+        ),
+    }
+}
+
+/// For people; without credentials.
+impl std::fmt::Display for Location {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sqlite(place) => place.path().display().fmt(f),
+            Self::Postgres(place) => f.write_str(place.name()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        Location::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_path_alone_is_answered_with_the_url_that_names_it() {
+        let said = refused("/var/lib/penstock.db");
+        assert!(
+            said.contains("write sqlite:/var/lib/penstock.db,"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn what_may_hold_a_password_is_not_repeated() {
+        for text in [
+            "mysql://me:secret@host/db",
+            "postgres:me:secret@host/db",
+            "host=db password=secret",
+        ] {
+            let said = refused(text);
+            assert!(!said.contains("secret"), "{said}");
+            assert!(said.contains("write sqlite:PATH"), "{said}");
+        }
+    }
+}

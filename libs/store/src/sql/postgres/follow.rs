@@ -1,0 +1,65 @@
+//! Follows the head of a log that other processes write: the server says when there is something
+//! new, and is asked from time to time in case that was not heard.
+
+use std::time::Duration;
+
+use contract::ids::Position;
+use sqlx::PgPool;
+use sqlx::postgres::PgListener;
+
+use super::inserts::CHANNEL;
+use crate::StoreError;
+use crate::sql::connection::{Connection, limited};
+use crate::sql::statements;
+use crate::writing::head::Head;
+
+/// How often the head is read, heard or not.
+const POLL_EVERY: Duration = Duration::from_millis(500);
+
+/// Runs until the pool is closed, or it is aborted.
+pub(crate) async fn follow(pool: PgPool, limit: Duration, head: Head) {
+    let mut listener = None;
+    while !pool.is_closed() {
+        if listener.is_none() {
+            listener = listen(&pool, limit).await;
+        }
+        match read(&pool, limit).await {
+            Ok(position) => head.advance(position),
+            Err(StoreError::Closed) => return,
+            Err(error) => tracing::debug!(%error, "the head of the log cannot be read"),
+        }
+        let hearing = tokio::time::timeout(POLL_EVERY, hear(listener.as_mut(), &head));
+        if let Ok(Err(error)) = hearing.await {
+            tracing::debug!(%error, "nothing is heard of new positions");
+            listener = None;
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+    }
+}
+
+async fn listen(pool: &PgPool, limit: Duration) -> Option<PgListener> {
+    let listening = limited(limit, async {
+        let mut listener = PgListener::connect_with(pool).await?;
+        listener.listen(CHANNEL).await?;
+        Ok(listener)
+    });
+    listening.await.ok()
+}
+
+/// What is heard of was committed, and all before it: commits are made one after the other.
+async fn hear(listener: Option<&mut PgListener>, head: &Head) -> sqlx::Result<()> {
+    let Some(listener) = listener else {
+        return std::future::pending().await;
+    };
+    loop {
+        let heard = listener.recv().await?;
+        if let Ok(position) = heard.payload().parse() {
+            head.advance(Position(position));
+        }
+    }
+}
+
+async fn read(pool: &PgPool, limit: Duration) -> Result<Position, StoreError> {
+    let mut connection = pool.acquire().await?;
+    statements::head(&mut Connection::Postgres(&mut connection, limit)).await
+}

@@ -1,0 +1,148 @@
+//! What is particular to SQLite: how a store is opened, locked, migrated and written in full.
+//!
+//! Invariant: one process at a time has the store open, and every transaction that was answered
+//! has reached the disk (`synchronous=FULL`).
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::ConnectOptions;
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use crate::StoreError;
+use crate::sql::connection::{Owned, Pool};
+use crate::sql::damage::damage;
+
+pub(crate) mod inserts;
+
+/// Readers at once. Reads are short; more connections only cost memory.
+const READERS_MAX: u32 = 4;
+
+/// How long a statement waits for another one's lock. Only a checkpoint can be in the way.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the writer keeps of the database in memory: the ends of its indexes, so that they are not
+/// read again, or written, for each batch.
+const CACHE_KIB: u32 = 16 * 1024;
+
+/// After how many pages (of 4 KiB) the write-ahead log is folded into the database.
+const CHECKPOINT_PAGES: u32 = 4_000;
+
+pub(crate) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// The file that a store is in.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    path: PathBuf,
+}
+
+impl Place {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn at(path: &Path) -> Self {
+        Self { path: path.into() }
+    }
+
+    pub(crate) fn parse(url: &str, path: &str) -> Result<Self, StoreError> {
+        if path.is_empty() || path.starts_with(":memory:") {
+            return Err(StoreError::Refused(format!(
+                "`{url}` names no file: use sqlite:PATH, such as sqlite:/var/lib/penstock/log.db"
+            )));
+        }
+        Ok(Self { path: path.into() })
+    }
+
+    fn options(&self) -> SqliteConnectOptions {
+        SqliteConnectOptions::new()
+            .filename(&self.path)
+            .busy_timeout(BUSY_TIMEOUT)
+            .disable_statement_logging()
+    }
+
+    /// The connection that writes.
+    pub(crate) async fn open_writer(&self) -> Result<Owned, StoreError> {
+        self.options()
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .pragma("cache_size", format!("-{CACHE_KIB}"))
+            // What a transaction changes more than once is written once. All of them are bounded.
+            .pragma("cache_spill", "OFF")
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
+            .connect()
+            .await
+            .map(Owned::Sqlite)
+            .map_err(|error| self.failed(&error))
+    }
+
+    /// Connections that cannot write.
+    pub(crate) async fn open_readers(&self) -> Result<Pool, StoreError> {
+        SqlitePoolOptions::new()
+            .max_connections(READERS_MAX)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false)
+            .connect_with(self.options().read_only(true))
+            .await
+            .map(Pool::Sqlite)
+            .map_err(|error| self.failed(&error))
+    }
+
+    /// Takes the store for this process, until the file is dropped or the process ends.
+    ///
+    /// The lock is on a file beside the database: closing any handle to the database itself would
+    /// drop the locks that SQLite holds on it.
+    pub(crate) fn lock(&self) -> Result<File, StoreError> {
+        if let Some(folder) = self.path.parent().filter(|f| !f.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|error| {
+                StoreError::Refused(format!(
+                    "the folder {} cannot be made: {error}",
+                    folder.display()
+                ))
+            })?;
+        }
+        let path = lock_path(&self.path);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|error| {
+                StoreError::Refused(format!("{} cannot be opened: {error}", path.display()))
+            })?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(StoreError::Refused(format!(
+                "{} is in use by another process: stop it first, or use another data directory",
+                self.path.display()
+            ))),
+            Err(TryLockError::Error(error)) => Err(StoreError::Refused(format!(
+                "{} cannot be locked: {error}",
+                path.display()
+            ))),
+        }
+    }
+
+    fn failed(&self, error: &sqlx::Error) -> StoreError {
+        let path = self.path.display();
+        damage(error)
+            .unwrap_or_else(|| StoreError::Database(format!("{path} cannot be opened: {error}")))
+    }
+}
+
+fn lock_path(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".lock");
+    name.into()
+}
+
+/// Milliseconds since 1970, by this machine's clock.
+pub(crate) const NOW: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
+
+/// Whether a table of the store exists already.
+pub(crate) const TABLE_EXISTS: &str =
+    "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = $1";

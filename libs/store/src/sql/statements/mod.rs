@@ -1,0 +1,543 @@
+//! Every SQL text, with its bindings. One text for every database: `$n`, portable types, upserts
+//! that name their columns. What has to differ stands in `sqlite` and `postgres`.
+
+mod chain;
+mod models;
+mod snapshots;
+
+use std::collections::BTreeMap;
+
+use contract::ids::{Bucket, Position};
+use contract::log::{RawRecord, Record, StreamKind};
+use contract::time::Timestamp;
+use uuid::Uuid;
+
+use crate::StoreError;
+use crate::model::raw::{EventRow, RawColumns, decode, from_columns};
+use crate::sql::connection::{Connection, execute, run};
+use crate::sql::damage::damage;
+use crate::sql::{postgres, sqlite};
+
+pub(crate) use chain::*;
+pub(crate) use models::*;
+pub(crate) use snapshots::*;
+
+pub(crate) type Result<T> = std::result::Result<T, StoreError>;
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::PoolClosed => Self::Closed,
+            error => damage(&error).unwrap_or_else(|| Self::Database(error.to_string())),
+        }
+    }
+}
+
+pub(crate) async fn table_exists(connection: &mut Connection<'_>, table: &str) -> Result<bool> {
+    let text = match connection {
+        Connection::Sqlite(_) => sqlite::TABLE_EXISTS,
+        Connection::Postgres(..) => postgres::TABLE_EXISTS,
+    };
+    let tables = run!(connection, query_scalar<i64>.fetch_one, text, table)?;
+    Ok(tables > 0)
+}
+
+pub(crate) async fn format(connection: &mut Connection<'_>) -> Result<Option<String>> {
+    if !table_exists(connection, "meta").await? {
+        return Ok(None);
+    }
+    meta(connection, "format").await
+}
+
+pub(crate) async fn meta(connection: &mut Connection<'_>, key: &str) -> Result<Option<String>> {
+    Ok(run!(
+        connection,
+        query_scalar<String>.fetch_optional,
+        "SELECT value FROM meta WHERE key = $1",
+        key
+    )?)
+}
+
+pub(crate) async fn set_meta_once(
+    connection: &mut Connection<'_>,
+    key: &str,
+    value: &str,
+) -> Result<()> {
+    execute!(
+        connection,
+        "INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING",
+        key,
+        value
+    )?;
+    Ok(())
+}
+
+pub(crate) async fn set_meta(
+    connection: &mut Connection<'_>,
+    key: &str,
+    value: &str,
+) -> Result<()> {
+    execute!(
+        connection,
+        "INSERT INTO meta (key, value) VALUES ($1, $2) \
+         ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        key,
+        value
+    )?;
+    Ok(())
+}
+
+const NEXT_POSITION: &str = "next_position";
+
+/// The lowest position that the next event may get, where one was set.
+pub(crate) async fn next_position(connection: &mut Connection<'_>) -> Result<Option<Position>> {
+    let stored = meta(connection, NEXT_POSITION).await?;
+    stored.as_deref().map(parse_position).transpose()
+}
+
+pub(crate) fn parse_position(text: &str) -> Result<Position> {
+    let parsed = text.parse().map(Position);
+    parsed.map_err(|_| StoreError::Database(format!("`{text}` is not a position")))
+}
+
+/// Must be called where nobody else writes.
+pub(crate) async fn set_next_position(
+    connection: &mut Connection<'_>,
+    next: Position,
+) -> Result<()> {
+    if next_position(connection)
+        .await?
+        .is_some_and(|at| at >= next)
+    {
+        return Ok(());
+    }
+    set_meta(connection, NEXT_POSITION, &next.0.to_string()).await
+}
+
+pub(crate) async fn head(connection: &mut Connection<'_>) -> Result<Position> {
+    let position = run!(
+        connection,
+        query_scalar<i64>.fetch_one,
+        "SELECT COALESCE(MAX(position), 0) FROM events"
+    )?;
+    Ok(Position(position as u64))
+}
+
+/// The newest position of a bucket; the start for one that holds nothing.
+pub(crate) async fn bucket_head(
+    connection: &mut Connection<'_>,
+    bucket: Bucket,
+) -> Result<Position> {
+    let head = run!(
+        connection,
+        query_scalar<i64>.fetch_one,
+        "SELECT COALESCE(MAX(position), 0) FROM events WHERE bucket = $1",
+        i64::from(bucket.0)
+    )?;
+    Ok(Position(head as u64))
+}
+
+/// The newest position of each bucket that holds something.
+pub(crate) async fn bucket_heads(
+    connection: &mut Connection<'_>,
+) -> Result<BTreeMap<Bucket, Position>> {
+    let mut heads = BTreeMap::new();
+    for bucket in Bucket::all() {
+        let head = bucket_head(connection, bucket).await?;
+        if head > Position::START {
+            heads.insert(bucket, head);
+        }
+    }
+    Ok(heads)
+}
+
+/// The time of the log's last event: what causes are aged by.
+pub(crate) async fn last_time(connection: &mut Connection<'_>) -> Result<Option<Timestamp>> {
+    let time = run!(
+        connection,
+        query_scalar<i64>.fetch_optional,
+        "SELECT time FROM events ORDER BY position DESC LIMIT 1"
+    )?;
+    Ok(time.map(Timestamp::from_millis))
+}
+
+pub(crate) async fn stream_version(connection: &mut Connection<'_>, stream: &str) -> Result<u64> {
+    let version = run!(
+        connection,
+        query_scalar<i64>.fetch_one,
+        "SELECT COALESCE(MAX(version), 0) FROM events WHERE stream = $1",
+        stream
+    )?;
+    Ok(version as u64)
+}
+
+pub(crate) async fn fence(connection: &mut Connection<'_>, name: &str) -> Result<u64> {
+    let generation = run!(
+        connection,
+        query_scalar<i64>.fetch_optional,
+        "SELECT generation FROM fences WHERE name = $1",
+        name
+    )?;
+    Ok(generation.unwrap_or(0) as u64)
+}
+
+pub(crate) async fn cursor(
+    connection: &mut Connection<'_>,
+    consumer: &str,
+    bucket: Bucket,
+) -> Result<Position> {
+    let position = run!(
+        connection,
+        query_scalar<i64>.fetch_optional,
+        "SELECT position FROM cursors WHERE consumer = $1 AND bucket = $2",
+        consumer,
+        i64::from(bucket.0)
+    )?;
+    Ok(Position(position.unwrap_or(0) as u64))
+}
+
+pub(crate) async fn cursors(
+    connection: &mut Connection<'_>,
+    consumer: &str,
+) -> Result<BTreeMap<Bucket, Position>> {
+    let stored = run!(
+        connection,
+        query_as<(i64, i64)>.fetch_all,
+        "SELECT bucket, position FROM cursors WHERE consumer = $1",
+        consumer
+    )?;
+    let pair = |(bucket, position)| (Bucket(bucket as u16), Position(position as u64));
+    Ok(stored.into_iter().map(pair).collect())
+}
+
+/// A cursor on its way into the table.
+pub(crate) struct CursorRow<'a> {
+    pub consumer: &'a str,
+    pub bucket: Bucket,
+    pub position: Position,
+}
+
+/// A cause as it is stored.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub(crate) struct StoredCause {
+    pub body_hash: String,
+    pub result: Option<String>,
+    /// The positions that the commit wrote, as a JSON list.
+    pub positions: String,
+    pub time: i64,
+}
+
+impl StoredCause {
+    pub(crate) fn positions(&self) -> Result<Vec<Position>> {
+        serde_json::from_str(&self.positions)
+            .map_err(|error| StoreError::Database(format!("positions of a cause: {error}")))
+    }
+}
+
+pub(crate) async fn cause(
+    connection: &mut Connection<'_>,
+    key: &str,
+) -> Result<Option<StoredCause>> {
+    Ok(run!(
+        connection,
+        query_as<StoredCause>.fetch_optional,
+        "SELECT body_hash, result, positions, time FROM causes WHERE key = $1",
+        key
+    )?)
+}
+
+/// Reads records as they are stored; the texts below continue this one.
+macro_rules! select_events {
+    ($rest:literal) => {
+        concat!(
+            "SELECT position, prev, bucket, stream, version, id, type, type_version, time, actor, data, prev_hash FROM events ",
+            $rest
+        )
+    };
+}
+
+use select_events;
+
+fn raw(columns: Vec<RawColumns>) -> Vec<RawRecord> {
+    columns.into_iter().map(from_columns).collect()
+}
+
+pub(crate) async fn read_stream(
+    connection: &mut Connection<'_>,
+    stream: &str,
+    after_version: u64,
+    limit: usize,
+) -> Result<Vec<RawRecord>> {
+    let found = run!(
+        connection,
+        query_as<RawColumns>.fetch_all,
+        select_events!("WHERE stream = $1 AND version > $2 ORDER BY version LIMIT $3"),
+        stream,
+        after_version as i64,
+        limit as i64
+    )?;
+    Ok(raw(found))
+}
+
+pub(crate) async fn read_bucket(
+    connection: &mut Connection<'_>,
+    bucket: Bucket,
+    after: Position,
+    limit: usize,
+) -> Result<Vec<RawRecord>> {
+    let found = run!(
+        connection,
+        query_as<RawColumns>.fetch_all,
+        select_events!("WHERE bucket = $1 AND position > $2 ORDER BY position LIMIT $3"),
+        i64::from(bucket.0),
+        after.0 as i64,
+        limit as i64
+    )?;
+    Ok(raw(found))
+}
+
+pub(crate) async fn read_all(
+    connection: &mut Connection<'_>,
+    after: Position,
+    limit: usize,
+) -> Result<Vec<RawRecord>> {
+    let found = run!(
+        connection,
+        query_as<RawColumns>.fetch_all,
+        select_events!("WHERE position > $1 ORDER BY position LIMIT $2"),
+        after.0 as i64,
+        limit as i64
+    )?;
+    Ok(raw(found))
+}
+
+/// What is left out of a read: `,usage/,access/,` for two kinds of streams.
+fn left_out(kinds: &[StreamKind]) -> String {
+    let names = kinds.iter().map(|kind| format!("{}/,", kind.as_str()));
+    names.fold(String::from(","), |all, name| all + &name)
+}
+
+/// Events up to a position, of one bucket or of all, without those of streams of some kinds.
+pub(crate) async fn read_without(
+    connection: &mut Connection<'_>,
+    bucket: Option<Bucket>,
+    (after, through): (Position, Position),
+    kinds: &[StreamKind],
+    limit: usize,
+) -> Result<Vec<RawRecord>> {
+    let (after, through) = (after.0 as i64, i64::try_from(through.0).unwrap_or(i64::MAX));
+    let (left_out, limit) = (left_out(kinds), limit as i64);
+    let left_out = left_out.as_str();
+    let is_sqlite = matches!(connection, Connection::Sqlite(_));
+    let found = match bucket {
+        Some(bucket) => {
+            let text = match is_sqlite {
+                true => {
+                    select_events!(
+                        "WHERE bucket = $5 AND position > $1 AND position <= $2 \
+                         AND instr($3, ',' || substr(stream, 1, instr(stream, '/')) || ',') = 0 \
+                         ORDER BY position LIMIT $4"
+                    )
+                }
+                false => {
+                    select_events!(
+                        "WHERE bucket = $5 AND position > $1 AND position <= $2 \
+                         AND strpos($3, ',' || split_part(stream, '/', 1) || '/,') = 0 \
+                         ORDER BY position LIMIT $4"
+                    )
+                }
+            };
+            let bucket = i64::from(bucket.0);
+            run!(
+                connection,
+                query_as<RawColumns>.fetch_all,
+                text,
+                after,
+                through,
+                left_out,
+                limit,
+                bucket
+            )?
+        }
+        None => {
+            let text = match is_sqlite {
+                true => {
+                    select_events!(
+                        "WHERE position > $1 AND position <= $2 \
+                         AND instr($3, ',' || substr(stream, 1, instr(stream, '/')) || ',') = 0 \
+                         ORDER BY position LIMIT $4"
+                    )
+                }
+                false => {
+                    select_events!(
+                        "WHERE position > $1 AND position <= $2 \
+                         AND strpos($3, ',' || split_part(stream, '/', 1) || '/,') = 0 \
+                         ORDER BY position LIMIT $4"
+                    )
+                }
+            };
+            run!(
+                connection,
+                query_as<RawColumns>.fetch_all,
+                text,
+                after,
+                through,
+                left_out,
+                limit
+            )?
+        }
+    };
+    Ok(raw(found))
+}
+
+pub(crate) async fn read_event(
+    connection: &mut Connection<'_>,
+    id: Uuid,
+) -> Result<Option<Record>> {
+    let found = run!(
+        connection,
+        query_as<RawColumns>.fetch_optional,
+        select_events!("WHERE id = $1"),
+        id.to_string()
+    )?;
+    found
+        .map(|columns| decode(&from_columns(columns)))
+        .transpose()
+}
+
+pub(crate) async fn insert_events(
+    connection: &mut Connection<'_>,
+    events: &[EventRow<'_>],
+) -> sqlx::Result<()> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    match connection {
+        Connection::Sqlite(connection) => sqlite::inserts::insert_events(connection, events).await,
+        Connection::Postgres(connection, limit) => {
+            postgres::inserts::insert_events(connection, *limit, events).await
+        }
+    }
+}
+
+pub(crate) async fn write_cursors(
+    connection: &mut Connection<'_>,
+    cursors: &[CursorRow<'_>],
+) -> sqlx::Result<()> {
+    if cursors.is_empty() {
+        return Ok(());
+    }
+    match connection {
+        Connection::Sqlite(connection) => sqlite::inserts::write_cursors(connection, cursors).await,
+        Connection::Postgres(connection, limit) => {
+            postgres::inserts::write_cursors(connection, *limit, cursors).await
+        }
+    }
+}
+
+pub(crate) async fn write_causes(
+    connection: &mut Connection<'_>,
+    causes: &[(&str, &StoredCause)],
+) -> sqlx::Result<()> {
+    if causes.is_empty() {
+        return Ok(());
+    }
+    match connection {
+        Connection::Sqlite(connection) => sqlite::inserts::write_causes(connection, causes).await,
+        Connection::Postgres(connection, limit) => {
+            postgres::inserts::write_causes(connection, *limit, causes).await
+        }
+    }
+}
+
+/// Forgets idempotency keys of requests that are older than this. Causes of consumers stay.
+pub(crate) async fn prune_causes(
+    connection: &mut Connection<'_>,
+    before: Timestamp,
+) -> sqlx::Result<()> {
+    execute!(
+        connection,
+        "DELETE FROM causes WHERE time < $1 AND substr(key, 1, 5) = 'http:'",
+        before.millis()
+    )?;
+    Ok(())
+}
+
+/// All cursors, from which a copy is made, in pages.
+pub(crate) async fn all_cursors(
+    connection: &mut Connection<'_>,
+) -> Result<Vec<(String, i64, i64)>> {
+    Ok(run!(
+        connection,
+        query_as<(String, i64, i64)>.fetch_all,
+        "SELECT consumer, bucket, position FROM cursors ORDER BY consumer, bucket"
+    )?)
+}
+
+/// All fences and their generations.
+pub(crate) async fn all_fences(connection: &mut Connection<'_>) -> Result<Vec<(String, i64)>> {
+    Ok(run!(
+        connection,
+        query_as<(String, i64)>.fetch_all,
+        "SELECT name, generation FROM fences ORDER BY name"
+    )?)
+}
+
+/// Lets a generation only rise, and ends whatever lease there was.
+pub(crate) async fn raise_fence(
+    connection: &mut Connection<'_>,
+    name: &str,
+    generation: i64,
+) -> sqlx::Result<()> {
+    execute!(
+        connection,
+        "INSERT INTO fences (name, generation) VALUES ($1, $2) \
+         ON CONFLICT (name) DO UPDATE SET generation = excluded.generation, \
+         holder = NULL, expires = NULL WHERE fences.generation < excluded.generation",
+        name,
+        generation
+    )?;
+    Ok(())
+}
+
+pub(crate) type CauseColumns = (String, String, Option<String>, String, i64);
+
+/// Causes in order of their key.
+pub(crate) async fn causes_after(
+    connection: &mut Connection<'_>,
+    after: &str,
+    limit: usize,
+) -> Result<Vec<CauseColumns>> {
+    Ok(run!(
+        connection,
+        query_as<CauseColumns>.fetch_all,
+        "SELECT key, body_hash, result, positions, time FROM causes \
+         WHERE key > $1 ORDER BY key LIMIT $2",
+        after,
+        limit as i64
+    )?)
+}
+
+/// The keys of the causes from one key to another, both included.
+pub(crate) async fn cause_keys(
+    connection: &mut Connection<'_>,
+    first: &str,
+    last: &str,
+) -> Result<Vec<String>> {
+    Ok(run!(
+        connection,
+        query_scalar<String>.fetch_all,
+        "SELECT key FROM causes WHERE key >= $1 AND key <= $2",
+        first,
+        last
+    )?)
+}
+
+pub(crate) async fn count(connection: &mut Connection<'_>) -> Result<u64> {
+    let events = run!(
+        connection,
+        query_scalar<i64>.fetch_one,
+        "SELECT COUNT(*) FROM events"
+    )?;
+    Ok(events as u64)
+}

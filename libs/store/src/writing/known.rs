@@ -1,0 +1,197 @@
+//! What the writer knows of the log while it checks a batch.
+//!
+//! Invariant: always equal to what the database says. In SQLite nobody else writes, so it is kept
+//! from batch to batch and read again after a failure. In PostgreSQL it is brought up to date for each
+//! batch, under the locks that keep it true until the batch is committed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use contract::chain::ChainHash;
+use contract::ids::{Bucket, Position};
+use contract::log::StreamName;
+use contract::time::Timestamp;
+
+use crate::StoreError;
+use crate::model::raw::EventRow;
+use crate::sql::connection::Connection;
+use crate::sql::statements::{self, StoredCause};
+
+/// Stream versions, fences, cursors and places of snapshots that are kept in memory before they are
+/// read again.
+const CACHED_MAX: usize = 100_000;
+
+/// The last event of a bucket.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BucketHead {
+    pub position: Position,
+    /// None until it is needed.
+    pub hash: Option<ChainHash>,
+}
+
+/// Where a stored snapshot stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SnapshotPlace {
+    pub version: u32,
+    pub position: Position,
+}
+
+#[derive(Default)]
+pub(crate) struct Known {
+    /// The last position that was given.
+    pub head: Position,
+    /// The lowest position that may be given.
+    pub floor: Position,
+    /// Of buckets that hold something.
+    pub bucket_heads: BTreeMap<Bucket, BucketHead>,
+    pub last_time: Option<Timestamp>,
+    pub versions: HashMap<String, u64>,
+    pub fences: HashMap<String, u64>,
+    pub cursors: HashMap<(&'static str, Bucket), Position>,
+    /// None where none is stored.
+    pub snapshots: HashMap<(String, Bucket), Option<SnapshotPlace>>,
+    /// Those that the batch names; None where they are looked up one by one.
+    pub causes: Option<BTreeMap<String, StoredCause>>,
+}
+
+impl Known {
+    /// What is kept from batch to batch.
+    pub(crate) async fn read(connection: &mut Connection<'_>) -> Result<Self, StoreError> {
+        if let Connection::Postgres(..) = connection {
+            return Ok(Self::default());
+        }
+        let heads = statements::bucket_heads(connection).await?.into_iter();
+        let heads = heads.map(|(bucket, position)| {
+            let hash = None;
+            (bucket, BucketHead { position, hash })
+        });
+        Ok(Self {
+            head: statements::head(connection).await?,
+            floor: statements::next_position(connection)
+                .await?
+                .unwrap_or_default(),
+            bucket_heads: heads.collect(),
+            last_time: statements::last_time(connection).await?,
+            ..Self::default()
+        })
+    }
+
+    pub(crate) fn forget_if_many(&mut self) {
+        let cached = self.versions.len() + self.fences.len() + self.cursors.len();
+        if cached + self.snapshots.len() > CACHED_MAX {
+            self.versions.clear();
+            self.fences.clear();
+            self.cursors.clear();
+            self.snapshots.clear();
+        }
+    }
+
+    /// Makes sure that the hash of the bucket's last event is known.
+    pub(crate) async fn know_hash(
+        &mut self,
+        connection: &mut Connection<'_>,
+        bucket: Bucket,
+    ) -> Result<(), StoreError> {
+        let Some(head) = self.bucket_heads.get_mut(&bucket) else {
+            return Ok(());
+        };
+        if head.hash.is_some() {
+            return Ok(());
+        }
+        let last = statements::read_at(connection, head.position).await?;
+        let last = last.ok_or_else(|| {
+            let at = head.position;
+            StoreError::Database(format!("bucket {bucket} has lost its last event, at {at}"))
+        })?;
+        head.hash = Some(EventRow::raw(&last).hash());
+        Ok(())
+    }
+
+    /// The position that comes next, for an event of this bucket, and what stands before it there. Its
+    /// hash must be known.
+    pub(crate) fn give(&mut self, bucket: Bucket) -> (Position, Position, ChainHash) {
+        self.head = Position((self.head.0 + 1).max(self.floor.0));
+        match self.bucket_heads.get(&bucket) {
+            None => (self.head, Position::START, ChainHash::START),
+            Some(head) => {
+                let hash = head.hash.unwrap_or_default();
+                assert!(head.hash.is_some(), "a chain is never begun anew");
+                (self.head, head.position, hash)
+            }
+        }
+    }
+
+    /// The event that got the last position ends the chain of its bucket.
+    pub(crate) fn chain(&mut self, event: &EventRow<'_>) {
+        let head = BucketHead {
+            position: event.position,
+            hash: Some(event.hash()),
+        };
+        self.bucket_heads.insert(event.bucket, head);
+    }
+
+    pub(crate) async fn version(
+        &mut self,
+        connection: &mut Connection<'_>,
+        stream: &StreamName,
+    ) -> Result<u64, StoreError> {
+        if let Some(version) = self.versions.get(stream.as_str()) {
+            return Ok(*version);
+        }
+        let version = statements::stream_version(connection, stream.as_str()).await?;
+        self.versions.insert(stream.as_str().to_owned(), version);
+        Ok(version)
+    }
+
+    pub(crate) async fn generation(
+        &mut self,
+        connection: &mut Connection<'_>,
+        name: &str,
+    ) -> Result<u64, StoreError> {
+        if let Some(generation) = self.fences.get(name) {
+            return Ok(*generation);
+        }
+        let generation = statements::fence(connection, name).await?;
+        self.fences.insert(name.to_owned(), generation);
+        Ok(generation)
+    }
+
+    pub(crate) async fn cursor(
+        &mut self,
+        connection: &mut Connection<'_>,
+        consumer: &'static str,
+        bucket: Bucket,
+    ) -> Result<Position, StoreError> {
+        if let Some(position) = self.cursors.get(&(consumer, bucket)) {
+            return Ok(*position);
+        }
+        let position = statements::cursor(connection, consumer, bucket).await?;
+        self.cursors.insert((consumer, bucket), position);
+        Ok(position)
+    }
+
+    pub(crate) async fn snapshot(
+        &mut self,
+        connection: &mut Connection<'_>,
+        consumer: &str,
+        bucket: Bucket,
+    ) -> Result<Option<SnapshotPlace>, StoreError> {
+        let key = (consumer.to_owned(), bucket);
+        if let Some(place) = self.snapshots.get(&key) {
+            return Ok(*place);
+        }
+        let place = statements::snapshot_place(connection, consumer, bucket).await?;
+        self.snapshots.insert(key, place);
+        Ok(place)
+    }
+
+    pub(crate) async fn cause(
+        &self,
+        connection: &mut Connection<'_>,
+        key: &str,
+    ) -> Result<Option<StoredCause>, StoreError> {
+        match &self.causes {
+            Some(causes) => Ok(causes.get(key).cloned()),
+            None => statements::cause(connection, key).await,
+        }
+    }
+}

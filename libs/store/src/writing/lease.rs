@@ -1,0 +1,224 @@
+//! Ownership: fences that are taken, and leases, which are fences with a holder and an end.
+//!
+//! Invariants: whoever takes or acquires raises the generation, so every fence given before is
+//! refused from then on; a lease that has not ended is not given to another holder. Its end is
+//! judged by the database's clock in PostgreSQL, and by this machine's in SQLite.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use sqlx::AssertSqlSafe;
+
+use crate::sql::connection::{Connection, execute, run};
+use crate::sql::{postgres, sqlite};
+use crate::writing::alone::Alone;
+use crate::writing::known::Known;
+use crate::{Fence, Store, StoreError};
+
+pub(crate) enum FenceChange {
+    Take {
+        name: String,
+    },
+    Acquire {
+        name: String,
+        holder: String,
+        ttl: Duration,
+    },
+    Renew {
+        fence: Fence,
+        holder: String,
+        ttl: Duration,
+    },
+    Release {
+        fence: Fence,
+    },
+}
+
+impl FenceChange {
+    /// Returns the generation, if the change was made.
+    pub(crate) async fn write(
+        &self,
+        connection: &mut Connection<'_>,
+        known: &mut Known,
+    ) -> Result<Option<u64>, StoreError> {
+        match self {
+            Self::Take { name } => {
+                let generation = take(connection, name).await?;
+                known.fences.insert(name.clone(), generation);
+                Ok(Some(generation))
+            }
+            Self::Acquire { name, holder, ttl } => {
+                let acquired = acquire(connection, name, holder, *ttl).await?;
+                if let Some(generation) = acquired {
+                    known.fences.insert(name.clone(), generation);
+                }
+                Ok(acquired)
+            }
+            Self::Renew { fence, holder, ttl } => {
+                let renewed = renew(connection, fence, holder, *ttl).await?;
+                Ok(renewed.then_some(fence.generation))
+            }
+            Self::Release { fence } => {
+                let released = release(connection, fence).await?;
+                Ok(released.then_some(fence.generation))
+            }
+        }
+    }
+}
+
+/// In the order in which batches lock them, so that neither waits for the other for ever.
+pub(crate) async fn take_all(
+    connection: &mut Connection<'_>,
+    known: &mut Known,
+    names: &[String],
+) -> Result<Vec<Fence>, StoreError> {
+    let mut fences = Vec::with_capacity(names.len());
+    for name in names.iter().collect::<BTreeSet<_>>() {
+        let generation = take(connection, name).await?;
+        known.fences.insert(name.clone(), generation);
+        fences.push(Fence {
+            name: name.clone(),
+            generation,
+        });
+    }
+    Ok(fences)
+}
+
+async fn take(connection: &mut Connection<'_>, name: &str) -> Result<u64, StoreError> {
+    let generation = run!(
+        connection,
+        query_scalar<i64>.fetch_one,
+        "INSERT INTO fences (name, generation) VALUES ($1, 1) \
+         ON CONFLICT (name) DO UPDATE SET generation = fences.generation + 1, \
+         holder = NULL, expires = NULL RETURNING generation",
+        name
+    )?;
+    Ok(generation as u64)
+}
+
+fn now(connection: &Connection<'_>) -> &'static str {
+    match connection {
+        Connection::Sqlite(_) => sqlite::NOW,
+        Connection::Postgres(..) => postgres::NOW,
+    }
+}
+
+fn millis(ttl: Duration) -> i64 {
+    i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX / 2)
+}
+
+async fn acquire(
+    connection: &mut Connection<'_>,
+    name: &str,
+    holder: &str,
+    ttl: Duration,
+) -> Result<Option<u64>, StoreError> {
+    let now = now(connection);
+    let text = format!(
+        "INSERT INTO fences (name, generation, holder, expires) VALUES ($1, 1, $2, {now} + $3) \
+         ON CONFLICT (name) DO UPDATE SET generation = fences.generation + 1, \
+         holder = excluded.holder, expires = {now} + $3 \
+         WHERE fences.holder IS NULL OR fences.holder = excluded.holder OR fences.expires <= {now} \
+         RETURNING generation"
+    );
+    let generation = run!(
+        connection,
+        query_scalar<i64>.fetch_optional,
+        AssertSqlSafe(text.clone()),
+        name,
+        holder,
+        millis(ttl)
+    )?;
+    Ok(generation.map(|generation| generation as u64))
+}
+
+async fn renew(
+    connection: &mut Connection<'_>,
+    fence: &Fence,
+    holder: &str,
+    ttl: Duration,
+) -> Result<bool, StoreError> {
+    let now = now(connection);
+    let text = format!(
+        "UPDATE fences SET expires = {now} + $4 \
+         WHERE name = $1 AND generation = $2 AND holder = $3"
+    );
+    let touched = execute!(
+        connection,
+        AssertSqlSafe(text.clone()),
+        &fence.name,
+        fence.generation as i64,
+        holder,
+        millis(ttl)
+    )?;
+    Ok(touched > 0)
+}
+
+async fn release(connection: &mut Connection<'_>, fence: &Fence) -> Result<bool, StoreError> {
+    let touched = execute!(
+        connection,
+        "UPDATE fences SET holder = NULL, expires = NULL WHERE name = $1 AND generation = $2",
+        &fence.name,
+        fence.generation as i64
+    )?;
+    Ok(touched > 0)
+}
+
+impl Store {
+    /// Takes ownership of what the name stands for: every fence taken before is refused from now on.
+    pub async fn take(&self, name: &str) -> Result<Fence, StoreError> {
+        let change = FenceChange::Take {
+            name: name.to_owned(),
+        };
+        let answer = self.alone(Alone::Fence(change)).await?;
+        Ok(Fence {
+            name: name.to_owned(),
+            generation: answer.number.unwrap_or_default(),
+        })
+    }
+
+    /// Makes this holder the only owner for a while, unless another one is: then None. Who held it
+    /// before (also under the same name) is refused from now on.
+    pub async fn acquire_lease(
+        &self,
+        name: &str,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<Option<Fence>, StoreError> {
+        let change = FenceChange::Acquire {
+            name: name.to_owned(),
+            holder: holder.to_owned(),
+            ttl,
+        };
+        let answer = self.alone(Alone::Fence(change)).await?;
+        Ok(answer.number.map(|generation| Fence {
+            name: name.to_owned(),
+            generation,
+        }))
+    }
+
+    /// Holds a lease for longer. False once somebody else has it, or may have had it.
+    pub async fn renew_lease(
+        &self,
+        fence: &Fence,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<bool, StoreError> {
+        let change = FenceChange::Renew {
+            fence: fence.clone(),
+            holder: holder.to_owned(),
+            ttl,
+        };
+        Ok(self.alone(Alone::Fence(change)).await?.number.is_some())
+    }
+
+    /// Lets others have a lease at once. Does nothing where it was taken over already. The fence
+    /// itself is refused only when the next holder has acquired.
+    pub async fn release_lease(&self, fence: &Fence) -> Result<(), StoreError> {
+        let change = FenceChange::Release {
+            fence: fence.clone(),
+        };
+        self.alone(Alone::Fence(change)).await?;
+        Ok(())
+    }
+}

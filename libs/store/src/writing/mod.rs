@@ -1,0 +1,8 @@
+//! The only way into the tables: one task that checks commits, gives positions and writes.
+
+pub(crate) mod alone;
+pub(crate) mod head;
+pub(crate) mod known;
+pub(crate) mod lease;
+pub(crate) mod staging;
+pub(crate) mod writer;

@@ -1,0 +1,361 @@
+//! Checking commits: first as far as it can be without the log, then one after the other against
+//! what is in the log and what the batch has staged so far.
+//!
+//! Invariant: a commit that is refused has left no trace.
+
+use std::collections::BTreeMap;
+
+use contract::chain::ChainHash;
+use contract::ids::{Bucket, Position};
+use contract::log::{EVENT_BYTES_MAX, Record, RowChange, StreamName};
+
+use crate::model::raw::EventRow;
+use crate::sql::connection::Connection;
+use crate::sql::postgres::batch::Wants;
+use crate::sql::statements::StoredCause;
+use crate::writing::known::{Known, SnapshotPlace};
+use crate::{Cause, Commit, CommitError, CursorMove, Fence, SnapshotChange, StoreError, belongs};
+
+/// A commit that has been checked as far as it can be without the log, with its events encoded.
+pub(crate) struct Prepared {
+    pub appends: Vec<PreparedAppend>,
+    pub rows: Vec<RowChange>,
+    pub cursor: Option<CursorMove>,
+    pub snapshot: Option<SnapshotChange>,
+    pub fence: Option<Fence>,
+    pub cause: Option<Cause>,
+    pub bytes: usize,
+}
+
+pub(crate) struct PreparedAppend {
+    pub stream: StreamName,
+    pub bucket: Bucket,
+    pub expected_version: u64,
+    /// Without their places, until they are staged.
+    pub events: Vec<PreparedEvent>,
+}
+
+pub(crate) struct PreparedEvent {
+    pub record: Record,
+    pub data: String,
+    pub prev_hash: ChainHash,
+}
+
+impl PreparedEvent {
+    pub(crate) fn row(&self) -> EventRow<'_> {
+        EventRow::of(&self.record, &self.data, self.prev_hash)
+    }
+}
+
+impl Prepared {
+    /// Runs in the committer's task, so that encoding does not hold up the writer.
+    pub(crate) fn new(commit: Commit) -> Result<Self, CommitError> {
+        if let Some(row) = commit.rows.iter().find(|row| row.key.is_empty()) {
+            return Err(StoreError::Refused(format!(
+                "a row of `{}` has no key: name it",
+                row.model
+            ))
+            .into());
+        }
+        let mut bytes = 0;
+        let mut appends = Vec::with_capacity(commit.appends.len());
+        for append in commit.appends {
+            let bucket = append.stream.bucket_key().bucket();
+            let mut events = Vec::with_capacity(append.events.len());
+            for event in append.events {
+                let data = event.event.data_json().map_err(|error| {
+                    StoreError::Refused(format!("an event cannot be written: {error}"))
+                })?;
+                if data.len() > EVENT_BYTES_MAX {
+                    return Err(CommitError::TooLarge {
+                        bytes: data.len(),
+                        limit: EVENT_BYTES_MAX,
+                    });
+                }
+                if !belongs(&event.event, &append.stream) {
+                    return Err(StoreError::Refused(format!(
+                        "an event `{}` does not belong in stream `{}`, which another service writes",
+                        event.event.type_name(),
+                        append.stream
+                    ))
+                    .into());
+                }
+                bytes += data.len();
+                let record = Record {
+                    position: Position::START,
+                    prev: Position::START,
+                    bucket,
+                    stream: append.stream.clone(),
+                    version: 0,
+                    id: event.id,
+                    time: event.time,
+                    actor: event.actor,
+                    event: event.event,
+                };
+                events.push(PreparedEvent {
+                    record,
+                    data,
+                    prev_hash: ChainHash::START,
+                });
+            }
+            appends.push(PreparedAppend {
+                stream: append.stream,
+                bucket,
+                expected_version: append.expected_version,
+                events,
+            });
+        }
+        let docs = commit.rows.iter().filter_map(|row| row.doc.as_ref());
+        bytes += docs.map(String::len).sum::<usize>();
+        bytes += commit.snapshot.as_ref().map_or(0, SnapshotChange::bytes);
+        Ok(Self {
+            appends,
+            rows: commit.rows,
+            cursor: commit.cursor,
+            snapshot: commit.snapshot,
+            fence: commit.fence,
+            cause: commit.cause,
+            bytes,
+        })
+    }
+
+    /// Says what has to be known of the log to check this.
+    pub(crate) fn want<'a>(&'a self, wants: &mut Wants<'a>) {
+        wants
+            .fences
+            .extend(self.fence.iter().map(|fence| fence.name.as_str()));
+        wants
+            .causes
+            .extend(self.cause.iter().map(|cause| cause.key.as_str()));
+        let cursors = self.cursor.iter();
+        wants
+            .cursors
+            .extend(cursors.map(|cursor| (cursor.consumer, cursor.bucket)));
+        let snapshots = self.snapshot.iter().map(|change| &change.meta);
+        wants
+            .snapshots
+            .extend(snapshots.map(|meta| (meta.consumer.as_str(), meta.bucket)));
+        for append in &self.appends {
+            wants.streams.insert(&append.stream);
+            wants.buckets.insert(append.bucket);
+        }
+    }
+}
+
+/// What becomes of a commit that was not refused.
+pub(crate) enum Outcome {
+    Now,
+    Before(StoredCause),
+}
+
+/// What a batch will write besides its events. Later changes of the same thing win.
+#[derive(Default)]
+pub(crate) struct Staged {
+    pub rows: BTreeMap<(&'static str, String), RowChange>,
+    pub cursors: BTreeMap<(&'static str, Bucket), Position>,
+    pub snapshots: BTreeMap<(String, Bucket), SnapshotChange>,
+    pub causes: BTreeMap<String, StoredCause>,
+}
+
+/// Checks one commit, and if nothing speaks against it gives its events their places.
+pub(crate) async fn stage(
+    known: &mut Known,
+    staged: &mut Staged,
+    connection: &mut Connection<'_>,
+    commit: &mut Prepared,
+) -> Result<Outcome, CommitError> {
+    if let Some(fence) = &commit.fence {
+        check_fence(known, connection, fence).await?;
+    }
+    if let Some(cause) = &commit.cause
+        && let Some(before) = find_cause(known, staged, connection, cause).await?
+    {
+        return Ok(Outcome::Before(before));
+    }
+    if let Some(cursor) = &commit.cursor {
+        check_cursor(known, connection, cursor).await?;
+    }
+    if let Some(change) = &commit.snapshot {
+        check_snapshot(known, connection, change).await?;
+    }
+    check_versions(known, connection, &commit.appends).await?;
+    for append in &commit.appends {
+        known.know_hash(connection, append.bucket).await?;
+    }
+
+    // From here on nothing can refuse the commit.
+    let positions = place(known, &mut commit.appends);
+    for row in &commit.rows {
+        let key = (row.model, row.key.clone());
+        staged.rows.insert(key, row.clone());
+    }
+    if let Some(cursor) = &commit.cursor {
+        let key = (cursor.consumer, cursor.bucket);
+        known.cursors.insert(key, cursor.to);
+        staged.cursors.insert(key, cursor.to);
+    }
+    if let Some(change) = &commit.snapshot {
+        stage_snapshot(known, staged, change);
+    }
+    if let Some(cause) = &commit.cause {
+        let stored = StoredCause {
+            body_hash: cause.body_hash.clone(),
+            result: cause.result.clone(),
+            positions: serde_json::to_string(&positions)
+                .map_err(|error| StoreError::Database(error.to_string()))?,
+            time: known.last_time.unwrap_or_default().millis(),
+        };
+        staged.causes.insert(cause.key.clone(), stored);
+    }
+    Ok(Outcome::Now)
+}
+
+async fn check_fence(
+    known: &mut Known,
+    connection: &mut Connection<'_>,
+    fence: &Fence,
+) -> Result<(), CommitError> {
+    let actual = known.generation(connection, &fence.name).await?;
+    if actual == fence.generation {
+        return Ok(());
+    }
+    Err(CommitError::Fenced {
+        name: fence.name.clone(),
+        ours: fence.generation,
+        actual,
+    })
+}
+
+async fn find_cause(
+    known: &Known,
+    staged: &Staged,
+    connection: &mut Connection<'_>,
+    cause: &Cause,
+) -> Result<Option<StoredCause>, CommitError> {
+    let before = match staged.causes.get(&cause.key) {
+        Some(before) => Some(before.clone()),
+        None => known.cause(connection, &cause.key).await?,
+    };
+    match before {
+        Some(before) if before.body_hash != cause.body_hash => Err(CommitError::CauseReused),
+        before => Ok(before),
+    }
+}
+
+async fn check_cursor(
+    known: &mut Known,
+    connection: &mut Connection<'_>,
+    cursor: &CursorMove,
+) -> Result<(), CommitError> {
+    let actual = known
+        .cursor(connection, cursor.consumer, cursor.bucket)
+        .await?;
+    if actual == cursor.from {
+        return Ok(());
+    }
+    Err(CommitError::CursorMoved {
+        consumer: cursor.consumer,
+        bucket: cursor.bucket,
+        expected: cursor.from,
+        actual,
+    })
+}
+
+async fn check_snapshot(
+    known: &mut Known,
+    connection: &mut Connection<'_>,
+    change: &SnapshotChange,
+) -> Result<(), CommitError> {
+    let meta = &change.meta;
+    let stored = known
+        .snapshot(connection, &meta.consumer, meta.bucket)
+        .await?;
+    // One of another version is of no use, nor is one that stands past the end of the log: it is of
+    // another log. Neither is in the way of one that is.
+    let in_use = |at: &SnapshotPlace| at.version == meta.version && at.position <= known.head;
+    let stored = stored.filter(in_use).map(|at| at.position);
+    if change.base.is_some() && change.base != stored {
+        return Err(CommitError::SnapshotMoved {
+            consumer: meta.consumer.clone(),
+            bucket: meta.bucket,
+            expected: change.base,
+            actual: stored,
+        });
+    }
+    match stored {
+        Some(stored) if meta.position < stored => Err(CommitError::SnapshotBehind {
+            consumer: meta.consumer.clone(),
+            bucket: meta.bucket,
+            stored,
+            ours: meta.position,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What the batch has staged of the same snapshot is what this is a change of, unless it is all of it.
+fn stage_snapshot(known: &mut Known, staged: &mut Staged, change: &SnapshotChange) {
+    let meta = &change.meta;
+    let key = (meta.consumer.clone(), meta.bucket);
+    let place = SnapshotPlace {
+        version: meta.version,
+        position: meta.position,
+    };
+    known.snapshots.insert(key.clone(), Some(place));
+    match staged.snapshots.get_mut(&key) {
+        Some(before) if change.base.is_some() => before.take_in(change),
+        _ => {
+            staged.snapshots.insert(key, change.clone());
+        }
+    }
+}
+
+async fn check_versions(
+    known: &mut Known,
+    connection: &mut Connection<'_>,
+    appends: &[PreparedAppend],
+) -> Result<(), CommitError> {
+    // Two appends of one commit may go to the same stream.
+    let mut ahead: BTreeMap<&StreamName, u64> = BTreeMap::new();
+    for append in appends {
+        let actual = match ahead.get(&append.stream) {
+            Some(version) => *version,
+            None => known.version(connection, &append.stream).await?,
+        };
+        if actual != append.expected_version {
+            return Err(CommitError::Conflict {
+                stream: append.stream.clone(),
+                expected: append.expected_version,
+                actual,
+            });
+        }
+        ahead.insert(&append.stream, actual + append.events.len() as u64);
+    }
+    Ok(())
+}
+
+/// Gives every event its position, its version, and its place in the chain of its bucket.
+fn place(known: &mut Known, appends: &mut [PreparedAppend]) -> Vec<Position> {
+    let mut positions = Vec::new();
+    for append in appends {
+        let mut version = append.expected_version;
+        for event in &mut append.events {
+            version += 1;
+            let record = &mut event.record;
+            record.version = version;
+            (record.position, record.prev, event.prev_hash) = known.give(append.bucket);
+            assert!(record.prev < record.position, "positions only rise");
+            known.last_time = Some(record.time);
+            positions.push(record.position);
+            known.chain(&event.row());
+        }
+        match known.versions.get_mut(append.stream.as_str()) {
+            Some(known) => *known = version,
+            None => {
+                let stream = append.stream.as_str().to_owned();
+                known.versions.insert(stream, version);
+            }
+        }
+    }
+    positions
+}

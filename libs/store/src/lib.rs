@@ -21,17 +21,19 @@ pub use contract::log::RawRecord;
 pub use log::replay::Replay;
 pub use log::store::{READ_LIMIT_MAX, Store};
 pub use maintenance::backup::backup;
+pub use maintenance::heads::heads;
 pub use maintenance::rebuild::{rebuild, rebuild_with};
-pub use maintenance::transfer::{
-    LogHash, LogHasher, POSITIONS_SKIPPED, append_raw, copy, go_on_above, log_hash,
-};
+pub use maintenance::transfer::{LogHash, LogHasher, append_raw, copy, go_on_above, log_hash};
 pub use maintenance::verify::{PROBLEMS_MAX, VerifyReport, verify, verify_against};
-pub use model::commit::*;
+pub use model::chain::ChainHead;
+pub use model::commit::{Append, Cause, Commit, Committed, CursorMove, Fence};
+pub use model::error::{CommitError, StoreError};
 pub use model::kinds::belongs;
 pub use model::raw::{Entry, Unreadable, decode};
 pub use model::rows::{PAGE_ROWS_MAX, Projector, Row, RowQuery};
 pub use model::snapshot::{
     PartHash, Snapshot, SnapshotChange, SnapshotMeta, part_hash, snapshot_hash,
 };
-pub use schema::chain::{ChainHead, heads};
-pub use schema::migrate::{FORMAT, Migrated, StoreFormat, inspect, migrate, migrate_with};
+pub use schema::format::FORMAT;
+pub use schema::migrate::{Migrated, StoreFormat, inspect, migrate, migrate_with};
+pub use writing::restore::POSITIONS_SKIPPED;

@@ -1,4 +1,7 @@
 //! An open store: the handle that commits and reads.
 
+pub(crate) mod follow;
+pub(crate) mod leases;
 pub(crate) mod replay;
+pub(crate) mod snapshots;
 pub(crate) mod store;

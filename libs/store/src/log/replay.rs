@@ -10,8 +10,10 @@ use contract::log::Record;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::log::store::Store;
+use crate::model::error::StoreError;
+use crate::model::raw::Unreadable;
 use crate::sql::page::{Page, read_page};
-use crate::{Store, StoreError, Unreadable};
 
 /// Records per page.
 const PAGE: usize = 2_000;

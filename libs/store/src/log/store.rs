@@ -10,18 +10,20 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use uuid::Uuid;
 
+use crate::log::follow;
+use crate::model::commit::{Cause, Commit, Committed};
+use crate::model::error::{CommitError, StoreError};
 use crate::model::raw::{Entry, decode};
 use crate::model::rows::{Row, RowQuery};
 use crate::schema::{chain, migrate};
 use crate::sql::connection::{Pool, Pooled};
 use crate::sql::location::Location;
-use crate::sql::{damage, postgres, statements};
+use crate::sql::{damage, statements};
 use crate::writing::alone::{Alone, Answer};
 use crate::writing::head::Head;
 use crate::writing::known::Known;
 use crate::writing::staging::Prepared;
 use crate::writing::writer::{CommitJob, Job, QUEUE_MAX, Subscribers, Writer};
-use crate::{Cause, Commit, CommitError, Committed, StoreError};
 
 /// Most records that one read returns, whatever it asks for.
 pub const READ_LIMIT_MAX: usize = 10_000;
@@ -133,7 +135,7 @@ impl Store {
         let inner = &self.inner;
         if let Pool::Postgres(pool, limit) = &inner.readers {
             inner.follower.get_or_init(|| {
-                let following = postgres::follow::follow(pool.clone(), *limit, inner.head.clone());
+                let following = follow::follow(pool.clone(), *limit, inner.head.clone());
                 inner.runtime.spawn(following).abort_handle()
             });
         }

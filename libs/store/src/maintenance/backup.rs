@@ -6,8 +6,10 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use crate::log::store::Store;
+use crate::maintenance::transfer::{LogHash, copy, go_on_above, log_hash};
+use crate::model::error::StoreError;
 use crate::sql::connection::Pooled;
-use crate::{LogHash, Store, StoreError, copy, go_on_above, log_hash};
 
 /// Copies a whole store into a new file, and says what is in it. `progress` hears how many events
 /// were copied, and of how many.

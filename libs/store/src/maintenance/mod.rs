@@ -1,6 +1,7 @@
 //! What is done to a store as a whole, through its handle: checks, copies, rebuilds.
 
 pub(crate) mod backup;
+pub(crate) mod heads;
 pub(crate) mod rebuild;
 pub(crate) mod transfer;
 pub(crate) mod verify;

@@ -19,10 +19,13 @@ use contract::time::Timestamp;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 
+use crate::log::store::Store;
+use crate::model::commit::{Commit, CursorMove};
+use crate::model::error::{CommitError, StoreError};
+use crate::model::raw::Unreadable;
 use crate::model::rows::{PAGE_ROWS_MAX, Projector, covers};
 use crate::sql::statements;
 use crate::writing::alone::{Alone, Fences};
-use crate::{Commit, CommitError, CursorMove, Store, StoreError, Unreadable};
 
 /// Rows of one transaction: enough that few pages of the indexes are written more than once, few
 /// enough that others who write wait for less than a second.

@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
-use contract::log::{Record, StreamName};
+use contract::log::{RawRecord, Record, StreamName};
 use serde::Serialize;
 
-use crate::model::raw::EventRow;
+use crate::log::store::Store;
+use crate::model::chain::ChainHead;
+use crate::model::error::StoreError;
+use crate::model::kinds::belongs;
+use crate::model::raw::{EventRow, Unreadable};
 use crate::model::rows::{Folded, PAGE_ROWS_MAX, Projector, Rows, covers};
 use crate::sql::statements;
-use crate::{ChainHead, RawRecord, Store, StoreError, Unreadable, belongs};
 
 /// Problems that a report lists; the rest are only counted.
 pub const PROBLEMS_MAX: usize = 100;

@@ -10,43 +10,7 @@ use contract::log::{Actor, RawRecord, Record, StreamName};
 use contract::time::Timestamp;
 use uuid::Uuid;
 
-use crate::StoreError;
-
-/// The columns of an event, in the order in which every text names them.
-pub(crate) type RawColumns = (
-    i64,
-    i64,
-    i64,
-    String,
-    i64,
-    String,
-    String,
-    i64,
-    i64,
-    String,
-    String,
-    Option<Vec<u8>>,
-);
-
-pub(crate) fn from_columns(columns: RawColumns) -> RawRecord {
-    let (position, prev, bucket, stream, version, id, type_name, type_version, time, ..) = columns;
-    let (.., actor, data, prev_hash) = columns;
-    RawRecord {
-        position: Position(position as u64),
-        prev: Position(prev as u64),
-        prev_hash: prev_hash.as_deref().and_then(ChainHash::from_bytes),
-        // What no store writes becomes what nobody knows, and is found by whoever checks.
-        bucket: Bucket(u16::try_from(bucket).unwrap_or(u16::MAX)),
-        stream,
-        version: version as u64,
-        id,
-        type_name,
-        type_version: u32::try_from(type_version).unwrap_or(u32::MAX),
-        time: Timestamp::from_millis(time),
-        actor,
-        data,
-    }
-}
+use crate::model::error::StoreError;
 
 /// The event of a raw record, checked as far as it can be alone.
 pub fn decode(raw: &RawRecord) -> Result<Record, StoreError> {

@@ -8,7 +8,7 @@ use contract::ids::{Bucket, Position};
 use contract::log::{Record, RowChange};
 use contract::time::Timestamp;
 
-use crate::Unreadable;
+use crate::model::raw::Unreadable;
 
 /// The consumer that keeps the rows of read models.
 pub(crate) const VIEWS: &str = "views";

@@ -1,4 +1,4 @@
-//! The chain of hashes in a store: its ends, and the events of an older format, which are chained once.
+//! The chain of hashes in a store of an older format, whose events are chained once.
 //!
 //! Invariants: an event that carries a hash keeps it; a store has this format only when every event
 //! carries one. Chaining may be broken off at any place and is taken up again; several processes that
@@ -10,14 +10,13 @@ use std::time::{Duration, Instant};
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::RawRecord;
-use serde::{Deserialize, Serialize};
 
+use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
-use crate::schema::migrate::{self, known_format};
+use crate::schema::format::{self, known_format};
 use crate::sql::connection::{Connection, Owned};
 use crate::sql::location::Location;
 use crate::sql::{postgres, statements};
-use crate::{Store, StoreError};
 
 /// Events that are chained in one transaction: few enough that others who write need not wait long.
 const PAGE: usize = 2_000;
@@ -43,33 +42,6 @@ pub(crate) fn in_log(location: &Location) -> impl FnMut(Position, Position) + Se
     }
 }
 
-/// The end of a bucket's chain. Kept elsewhere, it proves later that nothing up to there was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ChainHead {
-    pub bucket: Bucket,
-    pub position: Position,
-    pub hash: ChainHash,
-}
-
-/// The ends of the chains of all buckets that hold something, as of one moment.
-pub async fn heads(store: &Store) -> Result<Vec<ChainHead>, StoreError> {
-    let mut reader = store.reader().await?;
-    let mut snapshot = reader.snapshot().await?;
-    let mut heads = Vec::new();
-    for bucket in Bucket::all() {
-        let last =
-            statements::last_of_bucket(&mut snapshot.get(), bucket, Position(u64::MAX)).await?;
-        heads.extend(last.map(|event| ChainHead {
-            bucket,
-            position: event.position,
-            hash: EventRow::raw(&event).hash(),
-        }));
-    }
-    snapshot.rollback().await?;
-    Ok(heads)
-}
-
 /// Chains what is not chained yet, and lets the store have this format.
 pub(crate) async fn bring_up(
     location: &Location,
@@ -82,7 +54,7 @@ pub(crate) async fn bring_up(
         let mut transaction = connection.begin().await?;
         let mut inside = transaction.get();
         if let Connection::Postgres(connection, limit) = &mut inside {
-            postgres::batch::lock_commits(connection, *limit).await?;
+            postgres::locks::lock_commits(connection, *limit).await?;
         }
         let page = statements::read_all(&mut inside, chain.up_to, PAGE).await?;
         let chained = chain.take_in(&page);
@@ -101,12 +73,12 @@ pub(crate) async fn bring_up(
 
 /// Nobody else writes meanwhile.
 async fn finish(location: &Location, connection: &mut Connection<'_>) -> Result<(), StoreError> {
-    if let Some(format) = statements::meta(connection, "format").await?
-        && known_format(location, &format)? >= FORMAT
+    if let Some(stored) = statements::meta(connection, "format").await?
+        && known_format(location, &stored)? >= FORMAT
     {
         return Ok(());
     }
-    statements::set_meta(connection, "format", &migrate::FORMAT.to_string()).await?;
+    statements::set_meta(connection, "format", &format::FORMAT.to_string()).await?;
     if let Connection::Postgres(connection, _) = connection {
         postgres::only_chained(connection).await?;
     }

@@ -7,15 +7,13 @@ use contract::ids::{BUCKETS, Position};
 use serde::Serialize;
 use sqlx::migrate::{MigrateError, Migrator};
 
-use crate::StoreError;
+use crate::model::error::StoreError;
 use crate::schema::chain::{self, Chained};
+use crate::schema::format::{FORMAT, known_format};
 use crate::sql::connection::{Connection, Owned, run};
-use crate::sql::damage::{self, damage};
+use crate::sql::fault::damage;
 use crate::sql::location::Location;
-use crate::sql::statements;
-
-/// The format that this binary writes, and the newest that it can read.
-pub const FORMAT: u64 = 2;
+use crate::sql::{damage, statements};
 
 /// How a store stands to this binary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -145,15 +143,6 @@ pub(crate) async fn apply(
     let connection = &mut connection.get();
     statements::set_meta_once(connection, "buckets", &BUCKETS.to_string()).await?;
     check_buckets(location, connection).await
-}
-
-pub(crate) fn known_format(location: &Location, format: &str) -> Result<u64, StoreError> {
-    match format.parse::<u64>() {
-        Ok(known) if known <= FORMAT => Ok(known),
-        _ => Err(StoreError::Refused(format!(
-            "{location} has store format {format}, and this binary knows formats up to {FORMAT}: use the release that wrote it or a newer one"
-        ))),
-    }
 }
 
 fn failed(location: &Location, error: &MigrateError) -> StoreError {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use sqlx::migrate::Migrator;
 
-use crate::StoreError;
+use crate::model::error::StoreError;
 use crate::sql::connection::{Owned, Pool};
 use crate::sql::location::Location;
 use crate::sql::{postgres, sqlite};

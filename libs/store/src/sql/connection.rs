@@ -10,8 +10,7 @@ use std::time::Duration;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection as _, PgConnection, PgPool, SqliteConnection, SqlitePool};
 
-use crate::StoreError;
-use crate::sql::postgres;
+use crate::model::error::StoreError;
 
 /// Borrowed from a pool, a transaction or the writer.
 pub enum Connection<'c> {
@@ -96,21 +95,6 @@ impl Owned {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
             Self::Postgres(connection, limit) => {
                 let begun = limited(*limit, connection.begin()).await?;
-                Ok(Transaction::Postgres(begun, *limit))
-            }
-        }
-    }
-
-    /// The transaction of a batch of commits. Where fences have to be locked first, the lock that
-    /// orders commits is taken with them.
-    pub(crate) async fn begin_batch(&mut self, fenced: bool) -> sqlx::Result<Transaction<'_>> {
-        if fenced {
-            return self.begin().await;
-        }
-        match self {
-            Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
-            Self::Postgres(connection, limit) => {
-                let begun = postgres::batch::begin_locked(connection, *limit).await?;
                 Ok(Transaction::Postgres(begun, *limit))
             }
         }

@@ -2,37 +2,13 @@
 
 use contract::ids::Position;
 
-use crate::StoreError;
+use crate::model::error::StoreError;
 use crate::sql::connection::{Connection, Pool};
 use crate::sql::location::Location;
 use crate::sql::statements;
 
-/// SQLite's primary result codes of a file that is not as it was written.
-const SQLITE_CORRUPT: i32 = 11;
-const SQLITE_NOTADB: i32 = 26;
-
-/// PostgreSQL's: `data_corrupted` and `index_corrupted`.
-const POSTGRES_CORRUPT: [&str; 2] = ["XX001", "XX002"];
-
 /// Events that are read at once, until some of them cannot be.
 const PAGE: usize = 1_024;
-
-/// What the database says, if it is that its own pages are not as they were written.
-pub(crate) fn damage(error: &sqlx::Error) -> Option<StoreError> {
-    let error = error.as_database_error()?;
-    let damaged = || StoreError::Damaged(error.message().to_owned());
-    let code = error.code().unwrap_or_default();
-    if POSTGRES_CORRUPT.contains(&code.as_ref()) {
-        return Some(damaged());
-    }
-    let of_sqlite = error
-        .try_downcast_ref::<sqlx::sqlite::SqliteError>()
-        .is_some();
-    // The lowest byte of an extended code is the primary one.
-    let primary = code.parse::<i32>().map(|code| code & 0xff);
-    let is_corrupt = matches!(primary, Ok(SQLITE_CORRUPT | SQLITE_NOTADB));
-    (of_sqlite && is_corrupt).then(damaged)
-}
 
 /// Which events of a damaged log can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

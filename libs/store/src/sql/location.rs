@@ -5,7 +5,7 @@ use std::fs::File;
 
 use sqlx::migrate::Migrator;
 
-use crate::StoreError;
+use crate::model::error::StoreError;
 use crate::sql::connection::{Owned, Pool};
 use crate::sql::{postgres, sqlite};
 

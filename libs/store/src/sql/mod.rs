@@ -4,8 +4,10 @@
 //! many rows) and `statements` every other SQL text; nothing above them knows the dialect.
 
 mod beside;
+pub(crate) mod columns;
 pub(crate) mod connection;
 pub(crate) mod damage;
+pub(crate) mod fault;
 pub(crate) mod location;
 pub(crate) mod page;
 pub(crate) mod postgres;

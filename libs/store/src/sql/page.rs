@@ -10,7 +10,7 @@ use contract::ids::{Bucket, Position};
 use contract::log::Record;
 use contract::time::Timestamp;
 
-use crate::StoreError;
+use crate::model::error::StoreError;
 use crate::model::raw::{EventRow, Id, Unreadable};
 use crate::sql::connection::{Connection, run};
 

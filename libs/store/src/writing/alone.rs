@@ -6,12 +6,13 @@ use std::sync::Arc;
 use contract::ids::Position;
 use contract::log::RowChange;
 
-use crate::maintenance::transfer::Restore;
+use crate::model::commit::Fence;
+use crate::model::error::StoreError;
 use crate::sql::connection::{Connection, Owned};
 use crate::sql::{postgres, statements};
 use crate::writing::known::Known;
 use crate::writing::lease::{self, FenceChange};
-use crate::{Fence, StoreError};
+use crate::writing::restore::Restore;
 
 pub(crate) enum Alone {
     Fence(FenceChange),
@@ -42,7 +43,7 @@ impl Fences {
         if let Connection::Postgres(connection, limit) = connection {
             let names = self.fences.iter().map(|fence| fence.name.as_str());
             known.fences =
-                postgres::batch::lock_fences(connection, *limit, names.collect()).await?;
+                postgres::locks::lock_fences(connection, *limit, names.collect()).await?;
         }
         for fence in &self.fences {
             if known.generation(connection, &fence.name).await? != fence.generation {
@@ -87,7 +88,12 @@ impl Alone {
             },
             Self::Restore(restore) => {
                 lock(&mut inside).await?;
-                restore.write(&mut inside).await?
+                let (number, head) = restore.write(&mut inside).await?;
+                Answer {
+                    number: Some(number),
+                    head,
+                    ..Answer::default()
+                }
             }
             Self::Floor(next) => {
                 lock(&mut inside).await?;
@@ -117,7 +123,7 @@ impl Alone {
 
 async fn lock(connection: &mut Connection<'_>) -> Result<(), StoreError> {
     if let Connection::Postgres(connection, limit) = connection {
-        postgres::batch::lock_commits(connection, *limit).await?;
+        postgres::locks::lock_commits(connection, *limit).await?;
     }
     Ok(())
 }

@@ -11,10 +11,11 @@ use contract::ids::{Bucket, Position};
 use contract::log::StreamName;
 use contract::time::Timestamp;
 
-use crate::StoreError;
+use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
+use crate::sql::columns::{SnapshotPlace, StoredCause};
 use crate::sql::connection::Connection;
-use crate::sql::statements::{self, StoredCause};
+use crate::sql::statements;
 
 /// Stream versions, fences, cursors and places of snapshots that are kept in memory before they are
 /// read again.
@@ -26,13 +27,6 @@ pub(crate) struct BucketHead {
     pub position: Position,
     /// None until it is needed.
     pub hash: Option<ChainHash>,
-}
-
-/// Where a stored snapshot stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SnapshotPlace {
-    pub version: u32,
-    pub position: Position,
 }
 
 #[derive(Default)]

@@ -1,8 +1,10 @@
 //! The only way into the tables: one task that checks commits, gives positions and writes.
 
 pub(crate) mod alone;
+pub(crate) mod catch_up;
 pub(crate) mod head;
 pub(crate) mod known;
 pub(crate) mod lease;
+pub(crate) mod restore;
 pub(crate) mod staging;
 pub(crate) mod writer;

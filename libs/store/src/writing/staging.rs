@@ -9,12 +9,15 @@ use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::{EVENT_BYTES_MAX, Record, RowChange, StreamName};
 
+use crate::model::commit::{Cause, Commit, CursorMove, Fence};
+use crate::model::error::{CommitError, StoreError};
+use crate::model::kinds::belongs;
 use crate::model::raw::EventRow;
+use crate::model::snapshot::SnapshotChange;
+use crate::sql::columns::{SnapshotPlace, StoredCause};
 use crate::sql::connection::Connection;
-use crate::sql::postgres::batch::Wants;
-use crate::sql::statements::StoredCause;
-use crate::writing::known::{Known, SnapshotPlace};
-use crate::{Cause, Commit, CommitError, CursorMove, Fence, SnapshotChange, StoreError, belongs};
+use crate::writing::catch_up::Wants;
+use crate::writing::known::Known;
 
 /// A commit that has been checked as far as it can be without the log, with its events encoded.
 pub(crate) struct Prepared {

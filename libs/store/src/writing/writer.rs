@@ -17,16 +17,19 @@ use contract::time::{Span, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::model::commit::Committed;
+use crate::model::error::{CommitError, StoreError};
 use crate::model::raw::EventRow;
+use crate::model::snapshot::SnapshotChange;
+use crate::sql::columns::{CursorRow, StoredCause};
 use crate::sql::connection::{Connection, Owned};
 use crate::sql::location::Location;
-use crate::sql::postgres;
-use crate::sql::statements::{self, CursorRow, StoredCause};
+use crate::sql::statements;
 use crate::writing::alone::{Alone, Answer};
+use crate::writing::catch_up;
 use crate::writing::head::Head;
 use crate::writing::known::Known;
 use crate::writing::staging::{Outcome, Prepared, PreparedEvent, Staged, stage};
-use crate::{CommitError, Committed, SnapshotChange, StoreError};
 
 /// Most commits in one transaction: enough to hide the disk's latency, few enough that the first
 /// of them does not wait long.
@@ -243,11 +246,11 @@ impl Writer {
         let mut transaction = connection.begin_batch(fenced).await?;
         let mut inside = transaction.get();
         if let Connection::Postgres(connection, limit) = &mut inside {
-            let mut wants = postgres::batch::Wants::default();
+            let mut wants = catch_up::Wants::default();
             for job in batch.iter() {
                 job.prepared.want(&mut wants);
             }
-            postgres::batch::know(connection, *limit, &wants, &mut self.known).await?;
+            catch_up::know(connection, *limit, &wants, &mut self.known).await?;
         }
         let mut staged = Staged::default();
         let mut outcomes = Vec::with_capacity(batch.len());

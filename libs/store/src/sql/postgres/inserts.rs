@@ -8,11 +8,11 @@ use contract::log::RowChange;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::model::raw::EventRow;
-use crate::sql::connection::limited;
-use crate::sql::statements::{
+use crate::model::snapshot::{SnapshotChange, SnapshotMeta};
+use crate::sql::columns::{
     self, CursorRow, Parts, StoredCause, UPDATE_PART, UPDATE_SNAPSHOT, UPDATE_WHAT_DIFFERS,
 };
-use crate::{SnapshotChange, SnapshotMeta};
+use crate::sql::connection::limited;
 
 /// Where processes hear of new positions.
 pub(crate) const CHANNEL: &str = "penstock_head";
@@ -154,7 +154,7 @@ pub(crate) async fn write_snapshots(
     limit: Duration,
     changes: &[&SnapshotChange],
 ) -> sqlx::Result<()> {
-    let replaced = statements::replaced(changes);
+    let replaced = columns::replaced(changes);
     if !replaced.is_empty() {
         let running = sqlx::query(
             "DELETE FROM snapshot_parts AS part USING UNNEST($1::TEXT[], $2::BIGINT[]) \

@@ -11,12 +11,11 @@ use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgConnection};
 
-use crate::StoreError;
+use crate::model::error::StoreError;
 use crate::sql::connection::{Owned, Pool, limited};
 
-pub(crate) mod batch;
-pub(crate) mod follow;
 pub(crate) mod inserts;
+pub(crate) mod locks;
 
 pub(crate) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 

@@ -6,9 +6,9 @@ use contract::ids::Position;
 use contract::log::RowChange;
 use sqlx::{QueryBuilder, SqliteConnection};
 
-use crate::SnapshotChange;
 use crate::model::raw::EventRow;
-use crate::sql::statements::{
+use crate::model::snapshot::SnapshotChange;
+use crate::sql::columns::{
     self, CursorRow, Parts, StoredCause, UPDATE_PART, UPDATE_SNAPSHOT, UPDATE_WHAT_DIFFERS,
 };
 
@@ -127,7 +127,7 @@ pub(crate) async fn write_snapshots(
     connection: &mut SqliteConnection,
     changes: &[&SnapshotChange],
 ) -> sqlx::Result<()> {
-    for meta in statements::replaced(changes) {
+    for meta in columns::replaced(changes) {
         sqlx::query("DELETE FROM snapshot_parts WHERE consumer = $1 AND bucket = $2")
             .bind(&meta.consumer)
             .bind(i64::from(meta.bucket.0))

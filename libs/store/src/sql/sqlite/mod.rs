@@ -11,9 +11,9 @@ use sqlx::ConnectOptions;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
-use crate::StoreError;
+use crate::model::error::StoreError;
 use crate::sql::connection::{Owned, Pool};
-use crate::sql::damage::damage;
+use crate::sql::fault::damage;
 
 pub(crate) mod inserts;
 

@@ -1,12 +1,12 @@
 //! What the chains of hashes need beside the log: their ends, single events, and hashes for events that
 //! have none.
 
+use super::{Result, raw, select_events};
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::RawRecord;
 
-use super::{Result, raw, select_events};
-use crate::model::raw::{RawColumns, from_columns};
+use crate::sql::columns::{RawColumns, from_columns};
 use crate::sql::connection::{Connection, run};
 use crate::sql::{postgres, sqlite};
 

@@ -12,10 +12,12 @@ use contract::log::{RawRecord, Record, StreamKind};
 use contract::time::Timestamp;
 use uuid::Uuid;
 
-use crate::StoreError;
-use crate::model::raw::{EventRow, RawColumns, decode, from_columns};
+use crate::model::error::StoreError;
+use crate::model::raw::{EventRow, decode};
+use crate::sql::columns::{
+    CauseColumns, CursorRow, RawColumns, StoredCause, from_columns, parse_position,
+};
 use crate::sql::connection::{Connection, execute, run};
-use crate::sql::damage::damage;
 use crate::sql::{postgres, sqlite};
 
 pub(crate) use chain::*;
@@ -23,15 +25,6 @@ pub(crate) use models::*;
 pub(crate) use snapshots::*;
 
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;
-
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        match error {
-            sqlx::Error::PoolClosed => Self::Closed,
-            error => damage(&error).unwrap_or_else(|| Self::Database(error.to_string())),
-        }
-    }
-}
 
 pub(crate) async fn table_exists(connection: &mut Connection<'_>, table: &str) -> Result<bool> {
     let text = match connection {
@@ -93,11 +86,6 @@ const NEXT_POSITION: &str = "next_position";
 pub(crate) async fn next_position(connection: &mut Connection<'_>) -> Result<Option<Position>> {
     let stored = meta(connection, NEXT_POSITION).await?;
     stored.as_deref().map(parse_position).transpose()
-}
-
-pub(crate) fn parse_position(text: &str) -> Result<Position> {
-    let parsed = text.parse().map(Position);
-    parsed.map_err(|_| StoreError::Database(format!("`{text}` is not a position")))
 }
 
 /// Must be called where nobody else writes.
@@ -208,30 +196,6 @@ pub(crate) async fn cursors(
     )?;
     let pair = |(bucket, position)| (Bucket(bucket as u16), Position(position as u64));
     Ok(stored.into_iter().map(pair).collect())
-}
-
-/// A cursor on its way into the table.
-pub(crate) struct CursorRow<'a> {
-    pub consumer: &'a str,
-    pub bucket: Bucket,
-    pub position: Position,
-}
-
-/// A cause as it is stored.
-#[derive(Clone, Debug, sqlx::FromRow)]
-pub(crate) struct StoredCause {
-    pub body_hash: String,
-    pub result: Option<String>,
-    /// The positions that the commit wrote, as a JSON list.
-    pub positions: String,
-    pub time: i64,
-}
-
-impl StoredCause {
-    pub(crate) fn positions(&self) -> Result<Vec<Position>> {
-        serde_json::from_str(&self.positions)
-            .map_err(|error| StoreError::Database(format!("positions of a cause: {error}")))
-    }
 }
 
 pub(crate) async fn cause(
@@ -499,8 +463,6 @@ pub(crate) async fn raise_fence(
     )?;
     Ok(())
 }
-
-pub(crate) type CauseColumns = (String, String, Option<String>, String, i64);
 
 /// Causes in order of their key.
 pub(crate) async fn causes_after(

@@ -186,13 +186,6 @@ pub(crate) async fn rows_by_key(
     Ok(found.into_iter().map(row_of).collect())
 }
 
-/// How an upsert of read-model rows ends. A row that is so already is not written, and not counted.
-pub(crate) const UPDATE_WHAT_DIFFERS: &str = " ON CONFLICT (model, key) DO UPDATE SET \
-     endpoint = excluded.endpoint, deployment = excluded.deployment, position = excluded.position, \
-     time = excluded.time, doc = excluded.doc \
-     WHERE rows.endpoint <> excluded.endpoint OR rows.deployment <> excluded.deployment \
-     OR rows.position <> excluded.position OR rows.time <> excluded.time OR rows.doc <> excluded.doc";
-
 /// At most one change of each row. Gives how many rows were not as they are now.
 pub(crate) async fn write_rows(
     connection: &mut Connection<'_>,

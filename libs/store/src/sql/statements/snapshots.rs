@@ -2,33 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use super::Result;
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 
-use super::Result;
 use crate::model::snapshot::{SnapshotChange, SnapshotMeta};
+use crate::sql::columns::{SnapshotPlace, snapshot_place_of, version_of};
 use crate::sql::connection::{Connection, run};
 use crate::sql::{postgres, sqlite};
-use crate::writing::known::SnapshotPlace;
-
-/// How an upsert of snapshots ends, and one of their parts.
-pub(crate) const UPDATE_SNAPSHOT: &str = " ON CONFLICT (consumer, bucket) DO UPDATE SET \
-     version = excluded.version, position = excluded.position, event_hash = excluded.event_hash, \
-     hash = excluded.hash";
-pub(crate) const UPDATE_PART: &str =
-    " ON CONFLICT (consumer, bucket, key) DO UPDATE SET doc = excluded.doc";
-
-/// What no store writes becomes a version that nobody asks for.
-fn version_of(version: i64) -> u32 {
-    u32::try_from(version).unwrap_or(u32::MAX)
-}
-
-pub(crate) fn snapshot_place_of((version, position): (i64, i64)) -> SnapshotPlace {
-    SnapshotPlace {
-        version: version_of(version),
-        position: Position(position as u64),
-    }
-}
 
 /// Where a snapshot stands, if there is one.
 pub(crate) async fn snapshot_place(
@@ -86,34 +67,6 @@ pub(crate) async fn snapshot_parts(
         i64::from(bucket.0)
     )?;
     Ok(found.into_iter().collect())
-}
-
-/// The parts of snapshots on their way into the table, or out of it.
-pub(crate) struct Parts<'a> {
-    /// Key and document.
-    pub kept: Vec<(&'a SnapshotMeta, &'a str, &'a str)>,
-    pub gone: Vec<(&'a SnapshotMeta, &'a str)>,
-}
-
-impl<'a> Parts<'a> {
-    pub(crate) fn of(changes: &[&'a SnapshotChange]) -> Self {
-        let (mut kept, mut gone) = (Vec::new(), Vec::new());
-        for change in changes {
-            for (key, doc) in &change.parts {
-                match doc {
-                    Some(doc) => kept.push((&change.meta, key.as_str(), doc.as_str())),
-                    None => gone.push((&change.meta, key.as_str())),
-                }
-            }
-        }
-        Self { kept, gone }
-    }
-}
-
-/// Those of which all is stored anew.
-pub(crate) fn replaced<'a>(changes: &[&'a SnapshotChange]) -> Vec<&'a SnapshotMeta> {
-    let whole = changes.iter().filter(|change| change.base.is_none());
-    whole.map(|change| &change.meta).collect()
 }
 
 /// At most one change of each snapshot.

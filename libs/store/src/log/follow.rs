@@ -7,9 +7,9 @@ use contract::ids::Position;
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 
-use super::inserts::CHANNEL;
-use crate::StoreError;
+use crate::model::error::StoreError;
 use crate::sql::connection::{Connection, limited};
+use crate::sql::postgres::inserts::CHANNEL;
 use crate::sql::statements;
 use crate::writing::head::Head;
 

@@ -13,16 +13,16 @@ use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::StreamName;
 use contract::time::Timestamp;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Transaction};
+use sqlx::PgConnection;
 
-use crate::StoreError;
-use crate::model::raw::{EventRow, RawColumns, from_columns};
+use crate::model::error::StoreError;
+use crate::model::raw::EventRow;
+use crate::sql::columns::{
+    self, CauseColumns, RawColumns, SnapshotPlace, StoredCause, from_columns,
+};
 use crate::sql::connection::limited;
-use crate::sql::statements::{self, CauseColumns, StoredCause};
-use crate::writing::known::{BucketHead, Known, SnapshotPlace};
-
-/// `penstock` in ASCII: whoever holds it may give positions.
-const COMMIT_LOCK: i64 = 0x7065_6e73_746f_636b;
+use crate::sql::postgres::locks::lock_fences;
+use crate::writing::known::{BucketHead, Known};
 
 /// What the commits of a batch name.
 #[derive(Default)]
@@ -33,16 +33,6 @@ pub(crate) struct Wants<'a> {
     pub snapshots: BTreeSet<(&'a str, Bucket)>,
     pub streams: BTreeSet<&'a StreamName>,
     pub buckets: BTreeSet<Bucket>,
-}
-
-/// Begins a transaction that has the lock already, in one round trip. Not for batches with fences,
-/// which are locked before.
-pub(crate) async fn begin_locked(
-    connection: &mut PgConnection,
-    limit: Duration,
-) -> sqlx::Result<Transaction<'_, Postgres>> {
-    let text = format!("BEGIN; SELECT pg_advisory_xact_lock({COMMIT_LOCK})");
-    limited(limit, connection.begin_with(AssertSqlSafe(text))).await
 }
 
 /// Takes the locks that are still missing, and reads what was named and is not known.
@@ -60,45 +50,6 @@ pub(crate) async fn know(
     known.causes = Some(read_causes(connection, limit, wants).await?);
     known.snapshots = read_snapshots(connection, limit, wants).await?;
     Ok(())
-}
-
-/// Until the end of the transaction no other process writes events, cursors, snapshots or causes.
-pub(crate) async fn lock_commits(
-    connection: &mut PgConnection,
-    limit: Duration,
-) -> sqlx::Result<()> {
-    let locking = sqlx::query("SELECT pg_advisory_xact_lock($1)")
-        .bind(COMMIT_LOCK)
-        .execute(connection);
-    limited(limit, locking).await.map(|_| ())
-}
-
-/// Until the end of the transaction nobody can take what these fences stand for. Takes the lock of
-/// commits after them.
-pub(crate) async fn lock_fences(
-    connection: &mut PgConnection,
-    limit: Duration,
-    names: BTreeSet<&str>,
-) -> Result<HashMap<String, u64>, StoreError> {
-    let names: Vec<&str> = names.into_iter().collect();
-    // The second lock depends on all rows of the first, so it cannot be taken before them; and it is
-    // counted, so it is taken where there are none.
-    let locking = sqlx::query_as::<_, (Option<String>, i64)>(
-        "WITH held AS MATERIALIZED \
-         (SELECT name, generation FROM fences WHERE name = ANY($1) ORDER BY name FOR SHARE), \
-         ordered AS MATERIALIZED \
-         (SELECT pg_advisory_xact_lock($2) FROM (SELECT COUNT(*) FROM held) AS all_held) \
-         SELECT name, generation FROM held UNION ALL SELECT NULL, COUNT(*) FROM ordered",
-    )
-    .bind(&names)
-    .bind(COMMIT_LOCK)
-    .fetch_all(connection);
-    let stored = limited(limit, locking).await?;
-    let mut fences: HashMap<String, u64> =
-        names.into_iter().map(|name| (name.to_owned(), 0)).collect();
-    let stored = stored.into_iter();
-    fences.extend(stored.filter_map(|(name, at)| Some((name?, at as u64))));
-    Ok(fences)
 }
 
 /// The kinds of rows that one round trip brings.
@@ -201,7 +152,7 @@ fn take_in(known: &mut Known, wants: &Wants<'_>, place: Place) -> Result<(), Sto
     let position = Position(value.unwrap_or(0) as u64);
     match what {
         HEAD => known.last_time = Some(Timestamp::from_millis(more)),
-        FLOOR => known.floor = statements::parse_position(&text)?,
+        FLOOR => known.floor = columns::parse_position(&text)?,
         // What is not known of is looked up when it is named.
         APPENDED => {
             // The last event of a bucket that is named comes whole.
@@ -303,7 +254,7 @@ async fn read_snapshots(
         .map(|(consumer, bucket)| (((*consumer).to_owned(), *bucket), None))
         .collect();
     for (consumer, bucket, version, position) in found {
-        let place = statements::snapshot_place_of((version, position));
+        let place = columns::snapshot_place_of((version, position));
         places.insert((consumer, Bucket(bucket as u16)), Some(place));
     }
     Ok(places)

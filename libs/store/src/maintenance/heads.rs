@@ -1,0 +1,27 @@
+//! The ends of the chains of hashes, to be kept elsewhere.
+
+use contract::ids::{Bucket, Position};
+
+use crate::log::store::Store;
+use crate::model::chain::ChainHead;
+use crate::model::error::StoreError;
+use crate::model::raw::EventRow;
+use crate::sql::statements;
+
+/// The ends of the chains of all buckets that hold something, as of one moment.
+pub async fn heads(store: &Store) -> Result<Vec<ChainHead>, StoreError> {
+    let mut reader = store.reader().await?;
+    let mut snapshot = reader.snapshot().await?;
+    let mut heads = Vec::new();
+    for bucket in Bucket::all() {
+        let last =
+            statements::last_of_bucket(&mut snapshot.get(), bucket, Position(u64::MAX)).await?;
+        heads.extend(last.map(|event| ChainHead {
+            bucket,
+            position: event.position,
+            hash: EventRow::raw(&event).hash(),
+        }));
+    }
+    snapshot.rollback().await?;
+    Ok(heads)
+}

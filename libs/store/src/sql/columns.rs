@@ -1,0 +1,137 @@
+//! What stands in the columns of each table, on the way in and on the way out.
+
+use contract::chain::ChainHash;
+use contract::ids::{Bucket, Position};
+use contract::log::RawRecord;
+use contract::time::Timestamp;
+
+use crate::model::error::StoreError;
+use crate::model::snapshot::{SnapshotChange, SnapshotMeta};
+
+/// The columns of an event, in the order in which every text names them.
+pub(crate) type RawColumns = (
+    i64,
+    i64,
+    i64,
+    String,
+    i64,
+    String,
+    String,
+    i64,
+    i64,
+    String,
+    String,
+    Option<Vec<u8>>,
+);
+
+pub(crate) fn from_columns(columns: RawColumns) -> RawRecord {
+    let (position, prev, bucket, stream, version, id, type_name, type_version, time, ..) = columns;
+    let (.., actor, data, prev_hash) = columns;
+    RawRecord {
+        position: Position(position as u64),
+        prev: Position(prev as u64),
+        prev_hash: prev_hash.as_deref().and_then(ChainHash::from_bytes),
+        // What no store writes becomes what nobody knows, and is found by whoever checks.
+        bucket: Bucket(u16::try_from(bucket).unwrap_or(u16::MAX)),
+        stream,
+        version: version as u64,
+        id,
+        type_name,
+        type_version: u32::try_from(type_version).unwrap_or(u32::MAX),
+        time: Timestamp::from_millis(time),
+        actor,
+        data,
+    }
+}
+
+/// A cursor on its way into the table.
+pub(crate) struct CursorRow<'a> {
+    pub consumer: &'a str,
+    pub bucket: Bucket,
+    pub position: Position,
+}
+
+/// A cause as it is stored.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub(crate) struct StoredCause {
+    pub body_hash: String,
+    pub result: Option<String>,
+    /// The positions that the commit wrote, as a JSON list.
+    pub positions: String,
+    pub time: i64,
+}
+
+impl StoredCause {
+    pub(crate) fn positions(&self) -> Result<Vec<Position>, StoreError> {
+        serde_json::from_str(&self.positions)
+            .map_err(|error| StoreError::Database(format!("positions of a cause: {error}")))
+    }
+}
+
+pub(crate) type CauseColumns = (String, String, Option<String>, String, i64);
+
+pub(crate) fn parse_position(text: &str) -> Result<Position, StoreError> {
+    let parsed = text.parse().map(Position);
+    parsed.map_err(|_| StoreError::Database(format!("`{text}` is not a position")))
+}
+
+/// Where a stored snapshot stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SnapshotPlace {
+    pub version: u32,
+    pub position: Position,
+}
+
+/// What no store writes becomes a version that nobody asks for.
+pub(crate) fn version_of(version: i64) -> u32 {
+    u32::try_from(version).unwrap_or(u32::MAX)
+}
+
+pub(crate) fn snapshot_place_of((version, position): (i64, i64)) -> SnapshotPlace {
+    SnapshotPlace {
+        version: version_of(version),
+        position: Position(position as u64),
+    }
+}
+
+/// The parts of snapshots on their way into the table, or out of it.
+pub(crate) struct Parts<'a> {
+    /// Key and document.
+    pub kept: Vec<(&'a SnapshotMeta, &'a str, &'a str)>,
+    pub gone: Vec<(&'a SnapshotMeta, &'a str)>,
+}
+
+impl<'a> Parts<'a> {
+    pub(crate) fn of(changes: &[&'a SnapshotChange]) -> Self {
+        let (mut kept, mut gone) = (Vec::new(), Vec::new());
+        for change in changes {
+            for (key, doc) in &change.parts {
+                match doc {
+                    Some(doc) => kept.push((&change.meta, key.as_str(), doc.as_str())),
+                    None => gone.push((&change.meta, key.as_str())),
+                }
+            }
+        }
+        Self { kept, gone }
+    }
+}
+
+/// Those of which all is stored anew.
+pub(crate) fn replaced<'a>(changes: &[&'a SnapshotChange]) -> Vec<&'a SnapshotMeta> {
+    let whole = changes.iter().filter(|change| change.base.is_none());
+    whole.map(|change| &change.meta).collect()
+}
+
+/// How an upsert of snapshots ends, and one of their parts.
+pub(crate) const UPDATE_SNAPSHOT: &str = " ON CONFLICT (consumer, bucket) DO UPDATE SET \
+     version = excluded.version, position = excluded.position, event_hash = excluded.event_hash, \
+     hash = excluded.hash";
+pub(crate) const UPDATE_PART: &str =
+    " ON CONFLICT (consumer, bucket, key) DO UPDATE SET doc = excluded.doc";
+
+/// How an upsert of read-model rows ends. A row that is so already is not written, and not counted.
+pub(crate) const UPDATE_WHAT_DIFFERS: &str = " ON CONFLICT (model, key) DO UPDATE SET \
+     endpoint = excluded.endpoint, deployment = excluded.deployment, position = excluded.position, \
+     time = excluded.time, doc = excluded.doc \
+     WHERE rows.endpoint <> excluded.endpoint OR rows.deployment <> excluded.deployment \
+     OR rows.position <> excluded.position OR rows.time <> excluded.time OR rows.doc <> excluded.doc";

@@ -1,0 +1,36 @@
+//! What an error of a database means to the store.
+
+use crate::model::error::StoreError;
+
+/// SQLite's primary result codes of a file that is not as it was written.
+const SQLITE_CORRUPT: i32 = 11;
+const SQLITE_NOTADB: i32 = 26;
+
+/// PostgreSQL's: `data_corrupted` and `index_corrupted`.
+const POSTGRES_CORRUPT: [&str; 2] = ["XX001", "XX002"];
+
+/// What the database says, if it is that its own pages are not as they were written.
+pub(crate) fn damage(error: &sqlx::Error) -> Option<StoreError> {
+    let error = error.as_database_error()?;
+    let damaged = || StoreError::Damaged(error.message().to_owned());
+    let code = error.code().unwrap_or_default();
+    if POSTGRES_CORRUPT.contains(&code.as_ref()) {
+        return Some(damaged());
+    }
+    let of_sqlite = error
+        .try_downcast_ref::<sqlx::sqlite::SqliteError>()
+        .is_some();
+    // The lowest byte of an extended code is the primary one.
+    let primary = code.parse::<i32>().map(|code| code & 0xff);
+    let is_corrupt = matches!(primary, Ok(SQLITE_CORRUPT | SQLITE_NOTADB));
+    (of_sqlite && is_corrupt).then(damaged)
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::PoolClosed => Self::Closed,
+            error => damage(&error).unwrap_or_else(|| Self::Database(error.to_string())),
+        }
+    }
+}

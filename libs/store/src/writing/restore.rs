@@ -1,0 +1,197 @@
+//! Events that are taken in as another store had them, with its cursors, fences and causes.
+//!
+//! Invariant: what is taken in continues the log that is there, or is refused; a store that has taken in
+//! events goes on well above the highest position seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use contract::chain::ChainHash;
+use contract::ids::{Bucket, Position};
+use contract::log::{RawRecord, StreamName};
+
+use crate::model::error::StoreError;
+use crate::model::raw::EventRow;
+use crate::sql::columns::{CauseColumns, CursorRow, StoredCause};
+use crate::sql::connection::Connection;
+use crate::sql::statements;
+
+/// How far above the highest position seen a store goes on that was made from a copy.
+pub const POSITIONS_SKIPPED: u64 = 1 << 20;
+
+/// What another store had.
+#[derive(Default)]
+pub(crate) struct Restore {
+    pub events: Vec<RawRecord>,
+    pub cursors: Vec<(String, i64, i64)>,
+    pub fences: Vec<(String, i64)>,
+    /// In order of their keys.
+    pub causes: Vec<CauseColumns>,
+}
+
+impl Restore {
+    /// Gives how many events were written, and where the log then ends.
+    pub(crate) async fn write(
+        &self,
+        connection: &mut Connection<'_>,
+    ) -> Result<(u64, Position), StoreError> {
+        let written = self.write_events(connection).await?;
+        let cursor = |(consumer, bucket, position): &'_ (String, i64, i64)| {
+            (consumer.clone(), *bucket as u16, *position as u64)
+        };
+        let cursors: Vec<(String, u16, u64)> = self.cursors.iter().map(cursor).collect();
+        let cursors: Vec<CursorRow<'_>> = cursors
+            .iter()
+            .map(|(consumer, bucket, position)| CursorRow {
+                consumer,
+                bucket: Bucket(*bucket),
+                position: Position(*position),
+            })
+            .collect();
+        statements::write_cursors(connection, &cursors).await?;
+        for (name, generation) in &self.fences {
+            statements::raise_fence(connection, name, *generation).await?;
+        }
+        self.write_causes(connection).await?;
+        Ok(written)
+    }
+
+    async fn write_events(
+        &self,
+        connection: &mut Connection<'_>,
+    ) -> Result<(u64, Position), StoreError> {
+        let (Some(first), Some(last)) = (self.events.first(), self.events.last()) else {
+            return Ok((0, Position::START));
+        };
+        let head = statements::head(connection).await?;
+        let known = self.events.partition_point(|event| event.position <= head);
+        let (known, new) = self.events.split_at(known);
+        if !known.is_empty() {
+            let after = Position(first.position.0.saturating_sub(1));
+            let mut stored = statements::read_all(connection, after, known.len() + 1).await?;
+            // Where all of these are known, the store may hold more.
+            let up_to = if new.is_empty() { last.position } else { head };
+            stored.retain(|event| event.position <= up_to);
+            same(known, &stored)?;
+        }
+        let rows = continuing(connection, head, new).await?;
+        statements::insert_events(connection, &rows).await?;
+        let next = Position(last.position.0.max(head.0) + POSITIONS_SKIPPED);
+        statements::set_next_position(connection, next).await?;
+        Ok((
+            new.len() as u64,
+            new.last().map_or(head, |event| event.position),
+        ))
+    }
+
+    async fn write_causes(&self, connection: &mut Connection<'_>) -> Result<(), StoreError> {
+        let (Some((first, ..)), Some((last, ..))) = (self.causes.first(), self.causes.last())
+        else {
+            return Ok(());
+        };
+        let stored = statements::cause_keys(connection, first, last).await?;
+        let stored: BTreeSet<String> = stored.into_iter().collect();
+        let causes: Vec<(&str, StoredCause)> = self
+            .causes
+            .iter()
+            .filter(|(key, ..)| !stored.contains(key))
+            .map(|(key, body_hash, result, positions, time)| {
+                let cause = StoredCause {
+                    body_hash: body_hash.clone(),
+                    result: result.clone(),
+                    positions: positions.clone(),
+                    time: *time,
+                };
+                (key.as_str(), cause)
+            })
+            .collect();
+        let causes: Vec<(&str, &StoredCause)> = causes.iter().map(|(k, c)| (*k, c)).collect();
+        Ok(statements::write_causes(connection, &causes).await?)
+    }
+}
+
+/// What is there already must be what is taken in.
+fn same(theirs: &[RawRecord], ours: &[RawRecord]) -> Result<(), StoreError> {
+    let differs = theirs
+        .iter()
+        .zip(ours)
+        .find(|(theirs, ours)| !theirs.is_same_as(ours));
+    let at = match differs {
+        Some((theirs, ours)) => Some(theirs.position.min(ours.position)),
+        None => {
+            let shorter = theirs.len().min(ours.len());
+            let rest = theirs.get(shorter).or_else(|| ours.get(shorter));
+            rest.map(|event| event.position)
+        }
+    };
+    match at {
+        None => Ok(()),
+        Some(at) => Err(StoreError::Refused(format!(
+            "position {at} is not the same in both logs: use an empty store, or one that holds the beginning of this log"
+        ))),
+    }
+}
+
+/// New events must continue the log's order, the chains of their buckets and their streams. One that
+/// was published before there was a chain carries no hash, and is chained now.
+async fn continuing<'e>(
+    connection: &mut Connection<'_>,
+    head: Position,
+    events: &'e [RawRecord],
+) -> Result<Vec<EventRow<'e>>, StoreError> {
+    let mut rows = Vec::with_capacity(events.len());
+    let mut before = head;
+    let mut buckets: BTreeMap<Bucket, (Position, ChainHash)> = BTreeMap::new();
+    let mut streams: BTreeMap<&str, u64> = BTreeMap::new();
+    for event in events {
+        let at = event.position;
+        let refused = |what: String| Err(StoreError::Refused(format!("position {at}: {what}")));
+        if at <= before {
+            return refused(format!("it does not come after {before}"));
+        }
+        before = at;
+        if let Ok(stream) = event.stream.parse::<StreamName>()
+            && stream.bucket_key().bucket() != event.bucket
+        {
+            return refused(format!(
+                "stream `{stream}` is not of bucket {}",
+                event.bucket
+            ));
+        }
+        let (prev, hash) = match buckets.get(&event.bucket) {
+            Some(last) => *last,
+            None => statements::last_of_bucket(connection, event.bucket, head)
+                .await?
+                .map(|last| (last.position, EventRow::raw(&last).hash()))
+                .unwrap_or_default(),
+        };
+        if event.prev != prev {
+            return refused(format!(
+                "prev is {}, but bucket {} stands at {prev}",
+                event.prev, event.bucket
+            ));
+        }
+        if event.prev_hash.is_some_and(|carried| carried != hash) {
+            return refused(format!(
+                "the hash that it carries is not that of the event at {prev}, which is before it in \
+                 bucket {}: one of them was changed after it was written",
+                event.bucket
+            ));
+        }
+        let mut row = EventRow::raw(event);
+        row.prev_hash = Some(hash);
+        buckets.insert(event.bucket, (at, row.hash()));
+        rows.push(row);
+        let version = match streams.get(event.stream.as_str()) {
+            Some(version) => *version,
+            None => statements::stream_version(connection, &event.stream).await?,
+        };
+        if event.version != version + 1 {
+            return refused(format!(
+                "version {} does not follow version {version} of stream `{}`",
+                event.version, event.stream
+            ));
+        }
+        streams.insert(&event.stream, event.version);
+    }
+    Ok(rows)
+}

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -547,6 +548,58 @@ async fn of_events_that_are_not_wanted_only_the_position_is_delivered() {
     }
     let passed = BTreeMap::from([(bucket, Position(2))]);
     assert_eq!(items[1..], [FeedItem::Passed(passed)]);
+}
+
+#[tokio::test]
+async fn what_is_no_longer_wanted_is_not_delivered_though_it_was_read_ahead() {
+    const MORE_THAN_A_PAGE: usize = 1500;
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder).await;
+    let event = || NewEvent {
+        id: Uuid::now_v7(),
+        time: Timestamp::from_secs(1),
+        actor: Actor::service("test"),
+        event: Event::EndpointDeletionRequested(Empty {}),
+    };
+    let append = Append {
+        stream: stream(0),
+        expected_version: 0,
+        events: std::iter::repeat_with(event)
+            .take(MORE_THAN_A_PAGE)
+            .collect(),
+    };
+    let commit = Commit {
+        appends: vec![append],
+        ..Commit::default()
+    };
+    store.commit(commit).await.unwrap();
+    let is_wanted = Arc::new(AtomicBool::new(true));
+    let asked = is_wanted.clone();
+    let feed = Feed::open(store.clone(), LocalBus::new(), GROUP);
+    let mut feed = feed.wanting(Arc::new(move |_| {
+        let left_out = match asked.load(Ordering::Relaxed) {
+            true => Vec::new(),
+            false => vec![StreamKind::Endpoint],
+        };
+        (left_out, Position(u64::MAX))
+    }));
+    let (mut delivered, mut passed) = (0, BTreeMap::new());
+    loop {
+        match feed.next().await.unwrap() {
+            FeedItem::CaughtUp(_) => break,
+            FeedItem::Records(records) => {
+                delivered += records.len();
+                is_wanted.store(false, Ordering::Relaxed);
+            }
+            FeedItem::Passed(positions) => passed = positions,
+            _ => {}
+        }
+    }
+    assert_eq!(delivered, 1000, "one page");
+    assert_eq!(
+        passed.into_values().collect::<Vec<_>>(),
+        [Position(MORE_THAN_A_PAGE as u64)]
+    );
 }
 
 #[tokio::test]

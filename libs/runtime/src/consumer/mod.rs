@@ -21,6 +21,7 @@ use bus::{Bus, Subscription};
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Record, StreamKind};
 use contract::time::Timestamp;
+use futures::TryFutureExt;
 use futures::future::try_join_all;
 use store::{CommitError, Fence, Store, StoreError};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
@@ -153,7 +154,7 @@ pub struct Consumer<F: Fold> {
 /// What the store has answered.
 enum Work<F: Fold> {
     Taken(Vec<(Bucket, Option<Fence>, Initial<F::State>)>),
-    Fenced(Vec<(Bucket, Fence)>),
+    Fenced(BTreeMap<Bucket, Fence>),
     History {
         by: Arc<Record>,
         key: EndpointKey,
@@ -403,22 +404,22 @@ impl<F: Fold> Consumer<F> {
         let (store, component) = (self.deps.store.clone(), self.component.clone());
         let config = self.config.clone();
         self.work(async move {
-            let one = |bucket: Bucket| {
-                let (store, config) = (store.clone(), config.clone());
-                async move {
-                    let fence = match config.ownership {
-                        Ownership::Shared => {
-                            let name = fence_name(config.consumer, bucket);
-                            Some(store.take(&name).await?)
-                        }
-                        Ownership::Sole(fence) => Some(fence),
-                        Ownership::Elsewhere => None,
-                    };
-                    let initial = load(&store, &config.snapshots, bucket, F::VERSION).await?;
-                    Ok((bucket, fence, initial))
-                }
+            let take = || async {
+                let mut fences = match &config.ownership {
+                    Ownership::Shared => take_fences(&store, config.consumer, &buckets).await?,
+                    Ownership::Sole(fence) => {
+                        let fences = buckets.iter().map(|bucket| (*bucket, fence.clone()));
+                        fences.collect()
+                    }
+                    Ownership::Elsewhere => BTreeMap::new(),
+                };
+                let initials = buckets.iter().map(|bucket| {
+                    let fence = fences.remove(bucket);
+                    let loaded = load(&store, &config.snapshots, *bucket, F::VERSION);
+                    loaded.map_ok(move |initial| (*bucket, fence, initial))
+                });
+                try_join_all(initials).await
             };
-            let take = || try_join_all(buckets.iter().map(|bucket| one(*bucket)));
             until_answered(&component, take).await.map(Work::Taken)
         });
     }
@@ -431,11 +432,7 @@ impl<F: Fold> Consumer<F> {
         let (store, component) = (self.deps.store.clone(), self.component.clone());
         let consumer = self.config.consumer;
         self.work(async move {
-            let one = |bucket: Bucket| {
-                let (store, name) = (store.clone(), fence_name(consumer, bucket));
-                async move { Ok((bucket, store.take(&name).await?)) }
-            };
-            let take = || try_join_all(due.iter().map(|bucket| one(*bucket)));
+            let take = || take_fences(&store, consumer, &due);
             until_answered(&component, take).await.map(Work::Fenced)
         });
     }
@@ -611,8 +608,24 @@ fn wanted<F: Fold>(fold: &F, after: Position) -> (Vec<StreamKind>, Position) {
     (left_out, until)
 }
 
-fn fence_name(consumer: &str, bucket: Bucket) -> String {
-    format!("{consumer}/{bucket}")
+/// Takes the fences of buckets, all in one commit: one for each would keep whoever takes many waiting.
+///
+/// # Errors
+///
+/// When the store cannot be reached; nothing is taken then.
+pub async fn take_fences(
+    store: &Store,
+    consumer: &str,
+    buckets: &[Bucket],
+) -> Result<BTreeMap<Bucket, Fence>, StoreError> {
+    let name = |bucket: &Bucket| format!("{consumer}/{bucket}");
+    let taken = store.take_all(buckets.iter().map(name).collect()).await?;
+    let mut taken: BTreeMap<String, Fence> = taken
+        .into_iter()
+        .map(|fence| (fence.name.clone(), fence))
+        .collect();
+    let of_bucket = |bucket: &Bucket| Some((*bucket, taken.remove(&name(bucket))?));
+    Ok(buckets.iter().filter_map(of_bucket).collect())
 }
 
 async fn saved<T>(

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use contract::ids::{Bucket, Position};
-use contract::log::{RawRecord, Record, StreamKind};
+use contract::log::{Record, StreamKind};
 use store::{Entry, Store, StoreError, Unreadable};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -25,8 +25,17 @@ pub(super) fn everything() -> Wants {
 pub(super) enum Question {
     /// The head of the log, and the newest position of each of these buckets.
     Heads(Vec<Bucket>),
-    /// The page after a position, of one bucket or of the whole log.
-    Page(Option<Bucket>, Position),
+    Page(PageQuestion),
+}
+
+/// The page after a position, of one bucket or of the whole log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PageQuestion {
+    bucket: Option<Bucket>,
+    after: Position,
+    /// Kinds of streams of which nothing is wanted, and how far that holds.
+    left_out: Vec<StreamKind>,
+    until: Position,
 }
 
 #[derive(Default)]
@@ -42,6 +51,8 @@ pub(super) struct Page {
     pub reads: Vec<Read>,
     /// All that is wanted up to here is among them.
     pub through: Position,
+    /// There is more to read at once.
+    is_full: bool,
 }
 
 /// One event of the log.
@@ -62,9 +73,11 @@ pub(super) enum ReadOutcome {
 pub(super) struct Reads {
     store: Store,
     pub wants: Wants,
-    /// Stops where nobody wants it any more.
-    asked: Option<(Question, AbortOnDropHandle<Result<Answer, StoreError>>)>,
+    /// Stops where nobody wants it any more. While a page is dealt with, the one after it is read.
+    asked: Option<Asked>,
 }
+
+type Asked = (Question, AbortOnDropHandle<Result<Answer, StoreError>>);
 
 impl Reads {
     pub fn new(store: Store) -> Self {
@@ -88,7 +101,23 @@ impl Reads {
         bucket: Option<Bucket>,
         after: Position,
     ) -> Result<Page, StoreError> {
-        Ok(self.answer(Question::Page(bucket, after)).await?.page)
+        let question = self.page_question(bucket, after);
+        let page = self.answer(Question::Page(question)).await?.page;
+        if page.is_full {
+            let next = self.page_question(bucket, page.through);
+            self.ask(Question::Page(next));
+        }
+        Ok(page)
+    }
+
+    fn page_question(&self, bucket: Option<Bucket>, after: Position) -> PageQuestion {
+        let (left_out, until) = (self.wants)(after);
+        PageQuestion {
+            bucket,
+            after,
+            left_out,
+            until,
+        }
     }
 
     /// What the bus has brought.
@@ -118,50 +147,60 @@ impl Reads {
     async fn answer(&mut self, question: Question) -> Result<Answer, StoreError> {
         let (_, answer) = match self.asked.take_if(|(asked, _)| *asked == question) {
             Some(asked) => self.asked.insert(asked),
-            None => {
-                let asking = ask(self.store.clone(), question.clone(), self.wants.clone());
-                let asking = AbortOnDropHandle::new(tokio::spawn(asking));
-                self.asked.insert((question, asking))
-            }
+            None => self.ask(question),
         };
         let answer = answer.await;
         self.asked = None;
         answer.unwrap_or_else(|error| Err(StoreError::Database(error.to_string())))
     }
+
+    fn ask(&mut self, question: Question) -> &mut Asked {
+        let asking = ask(self.store.clone(), question.clone());
+        let asking = AbortOnDropHandle::new(tokio::spawn(asking));
+        self.asked.insert((question, asking))
+    }
 }
 
-async fn ask(store: Store, question: Question, wants: Wants) -> Result<Answer, StoreError> {
+async fn ask(store: Store, question: Question) -> Result<Answer, StoreError> {
     let mut answer = Answer::default();
     match question {
         Question::Heads(buckets) => {
             answer.head = store.head().await?;
             answer.heads = store.bucket_heads(&buckets).await?;
         }
-        Question::Page(bucket, after) => {
-            let (left_out, until) = wants(after);
+        Question::Page(page) => {
             // What is committed after this is not all among what is read.
-            let until = until.min(store.head().await?);
-            let raw = store
-                .read_without(bucket, (after, until), &left_out, PAGE)
+            let until = page.until.min(store.head().await?);
+            let entries = store
+                .read_without(page.bucket, (page.after, until), &page.left_out, PAGE)
                 .await?;
-            answer.page.through = match raw.last() {
-                Some(last) if raw.len() == PAGE => last.position,
+            answer.page.is_full = entries.len() == PAGE;
+            answer.page.through = match entries.last() {
+                Some(last) if answer.page.is_full => last.position(),
                 _ => until,
             };
-            answer.page.reads = raw.into_iter().map(decode).collect();
+            answer.page.reads = entries.into_iter().map(Read::from).collect();
         }
     }
     Ok(answer)
 }
 
-fn decode(raw: RawRecord) -> Read {
-    Read {
-        bucket: raw.bucket,
-        prev: raw.prev,
-        position: raw.position,
-        outcome: match Entry::from(raw) {
-            Entry::Record(record) => ReadOutcome::Record(record),
-            Entry::Unreadable(unreadable) => ReadOutcome::Unreadable(unreadable),
-        },
+impl From<Entry> for Read {
+    fn from(entry: Entry) -> Self {
+        let (bucket, prev, position) = match &entry {
+            Entry::Record(record) => (record.bucket, record.prev, record.position),
+            Entry::Unreadable(unreadable) => {
+                (unreadable.bucket, unreadable.prev, unreadable.position)
+            }
+        };
+        Self {
+            bucket,
+            prev,
+            position,
+            outcome: match entry {
+                Entry::Record(record) => ReadOutcome::Record(record),
+                Entry::Unreadable(unreadable) => ReadOutcome::Unreadable(unreadable),
+            },
+        }
     }
 }

@@ -21,6 +21,11 @@ impl Store {
         })
     }
 
+    /// The same for many names, in one commit. The fences are in order of their names.
+    pub async fn take_all(&self, names: Vec<String>) -> Result<Vec<Fence>, StoreError> {
+        Ok(self.alone(Alone::Take(names)).await?.fences)
+    }
+
     /// Makes this holder the only owner for a while, unless another one is: then None. Who held it
     /// before (also under the same name) is refused from now on.
     pub async fn acquire_lease(

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::log::store::Store;
 use crate::model::error::StoreError;
 use crate::model::raw::Unreadable;
-use crate::sql::page::{Page, read_page};
+use crate::sql::page::{Page, PageQuery, read_page};
 
 /// Records per page.
 const PAGE: usize = 2_000;
@@ -56,7 +56,14 @@ impl Store {
     }
 
     async fn read_page(&self, after: Position) -> Result<Option<Page>, StoreError> {
-        read_page(&mut self.reader().await?.get(), after, PAGE).await
+        let query = PageQuery {
+            bucket: None,
+            after,
+            through: Position(u64::MAX),
+            left_out: &[],
+            limit: PAGE,
+        };
+        read_page(&mut self.reader().await?.get(), &query).await
     }
 }
 

@@ -18,6 +18,7 @@ use crate::model::rows::{Row, RowQuery};
 use crate::schema::{chain, migrate};
 use crate::sql::connection::{Pool, Pooled};
 use crate::sql::location::Location;
+use crate::sql::page::{PageQuery, read_page};
 use crate::sql::{damage, statements};
 use crate::writing::alone::{Alone, Answer};
 use crate::writing::head::Head;
@@ -211,18 +212,29 @@ impl Store {
         statements::read_all(&mut self.reader().await?.get(), after, limit).await
     }
 
-    /// Events between two positions (the second included) as they are stored, of one bucket or of all,
-    /// without those of streams of some kinds.
+    /// Events between two positions (the second included), of one bucket or of all, without those of streams
+    /// of some kinds; does not fail for events that cannot be decoded. The quickest way to read many.
     pub async fn read_without(
         &self,
         bucket: Option<Bucket>,
-        between: (Position, Position),
-        kinds: &[StreamKind],
+        (after, through): (Position, Position),
+        left_out: &[StreamKind],
         limit: usize,
-    ) -> Result<Vec<RawRecord>, StoreError> {
-        let limit = limit.min(READ_LIMIT_MAX);
-        let mut reader = self.reader().await?;
-        statements::read_without(&mut reader.get(), bucket, between, kinds, limit).await
+    ) -> Result<Vec<Entry>, StoreError> {
+        let query = PageQuery {
+            bucket,
+            after,
+            through,
+            left_out,
+            limit: limit.min(READ_LIMIT_MAX),
+        };
+        let page = read_page(&mut self.reader().await?.get(), &query).await?;
+        let decoded = page.map(|page| page.decode()).transpose()?;
+        Ok(decoded
+            .unwrap_or_default()
+            .into_iter()
+            .map(Entry::from)
+            .collect())
     }
 
     async fn read_bucket_raw(

@@ -47,12 +47,18 @@ impl Entry {
     }
 }
 
-impl From<RawRecord> for Entry {
-    fn from(raw: RawRecord) -> Self {
-        match EventRow::raw(&raw).read() {
+impl From<Result<Record, Box<Unreadable>>> for Entry {
+    fn from(read: Result<Record, Box<Unreadable>>) -> Self {
+        match read {
             Ok(record) => Self::Record(Arc::new(record)),
             Err(unreadable) => Self::Unreadable(*unreadable),
         }
+    }
+}
+
+impl From<RawRecord> for Entry {
+    fn from(raw: RawRecord) -> Self {
+        EventRow::raw(&raw).read().into()
     }
 }
 

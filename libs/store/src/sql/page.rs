@@ -7,12 +7,26 @@
 //! Invariant: events come in order of position, or reading the page fails.
 
 use contract::ids::{Bucket, Position};
-use contract::log::Record;
+use contract::log::{Record, StreamKind};
 use contract::time::Timestamp;
+use sqlx::AssertSqlSafe;
 
 use crate::model::error::StoreError;
 use crate::model::raw::{EventRow, Id, Unreadable};
 use crate::sql::connection::{Connection, run};
+use crate::sql::{postgres, sqlite};
+
+/// Which events make a page.
+pub(crate) struct PageQuery<'a> {
+    /// None: of all.
+    pub bucket: Option<Bucket>,
+    pub after: Position,
+    /// The last that may be among them.
+    pub through: Position,
+    /// Kinds of streams of which there are to be none.
+    pub left_out: &'a [StreamKind],
+    pub limit: usize,
+}
 
 /// Events of one page.
 pub(crate) struct Page {
@@ -21,29 +35,59 @@ pub(crate) struct Page {
     pub last: Position,
 }
 
-/// The next events after a position; none at the end of the log.
+/// The next events; none where there are no more.
 pub(crate) async fn read_page(
     connection: &mut Connection<'_>,
-    after: Position,
-    limit: usize,
+    query: &PageQuery<'_>,
 ) -> Result<Option<Page>, StoreError> {
+    let through = i64::try_from(query.through.0).unwrap_or(i64::MAX);
+    let bucket = query.bucket.map_or(-1, |bucket| i64::from(bucket.0));
+    let left_out = left_out(query.left_out);
+    let text = text(query, connection);
     let (text, last) = run!(
         connection,
         query_as<(Option<String>, Option<i64>)>.fetch_one,
+        AssertSqlSafe(text.clone()),
+        query.after.0 as i64,
+        through,
+        query.limit as i64,
+        bucket,
+        left_out.as_str()
+    )?;
+    let page = |(text, last)| Page {
+        text,
+        after: query.after,
+        last: Position(last as u64),
+    };
+    Ok(text.zip(last).map(page))
+}
+
+/// Of constants only: every value is bound. What is not asked for is tested all the same, in a way that
+/// costs nothing and lets the text have the same bindings.
+fn text(query: &PageQuery<'_>, connection: &Connection<'_>) -> String {
+    let bucket = match query.bucket {
+        Some(_) => "bucket = $4",
+        None => "$4 = -1",
+    };
+    let left_out = match (query.left_out.is_empty(), connection) {
+        (true, _) => "$5 = ','",
+        (false, Connection::Sqlite(_)) => sqlite::IS_WANTED,
+        (false, Connection::Postgres(..)) => postgres::IS_WANTED,
+    };
+    format!(
         "SELECT string_agg(position || ' ' || prev || ' ' || bucket || ' ' || version || ' ' \
          || type_version || ' ' || time || ' ' || octet_length(stream) || ' ' || octet_length(id) \
          || ' ' || octet_length(type) || ' ' || octet_length(actor) || ' ' || octet_length(data) \
          || ' ' || stream || id || type || actor || data, ''), MAX(position) \
-         FROM (SELECT * FROM events WHERE position > $1 ORDER BY position LIMIT $2) AS page",
-        after.0 as i64,
-        limit as i64
-    )?;
-    let page = |(text, last)| Page {
-        text,
-        after,
-        last: Position(last as u64),
-    };
-    Ok(text.zip(last).map(page))
+         FROM (SELECT * FROM events WHERE {bucket} AND position > $1 AND position <= $2 \
+         AND {left_out} ORDER BY position LIMIT $3) AS page"
+    )
+}
+
+/// `,usage/,access/,` for two kinds of streams.
+fn left_out(kinds: &[StreamKind]) -> String {
+    let names = kinds.iter().map(|kind| format!("{}/,", kind.as_str()));
+    names.fold(String::from(","), |all, name| all + &name)
 }
 
 impl Page {

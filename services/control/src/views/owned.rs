@@ -12,7 +12,7 @@ use contract::events::Event;
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Record, RowChange};
 use domain::views::{EndpointModel, MODEL_VERSION, Projection};
-use runtime::consumer::load;
+use runtime::consumer::{load, take_fences};
 use runtime::parking::{PARKED, catch_panic, history};
 use store::{Commit, CommitError, CursorMove, Entry, Fence, Projector, RowQuery, StoreError};
 use tokio::sync::mpsc;
@@ -98,9 +98,23 @@ impl ViewsConsumer {
         if due.is_empty() {
             return Ok(());
         }
-        let takes = due.iter().map(|bucket| self.take(*bucket));
-        let taken = futures::future::join_all(takes).await;
-        for (bucket, taken) in due.into_iter().zip(taken) {
+        let fences = match take_fences(&self.deps.store, CONSUMER, &due).await {
+            Ok(fences) => fences,
+            Err(StoreError::Closed) => return Err(StoreError::Closed),
+            Err(error) => {
+                tracing::warn!(%error, "read models cannot be taken over yet, trying again");
+                let again = due
+                    .into_iter()
+                    .map(|bucket| (bucket, now + TAKE_AGAIN_AFTER));
+                self.to_take.extend(again);
+                return Ok(());
+            }
+        };
+        let takes = fences.into_iter().map(|(bucket, fence)| {
+            let taking = self.take(bucket, fence);
+            async move { (bucket, taking.await) }
+        });
+        for (bucket, taken) in futures::future::join_all(takes).await {
             match taken {
                 Ok(owned) => {
                     self.to_take.remove(&bucket);
@@ -135,10 +149,9 @@ impl ViewsConsumer {
         self.touched.extend(theirs);
     }
 
-    /// Takes a bucket over: raises its fence, and brings its rows to where our fold stands.
-    async fn take(&self, bucket: Bucket) -> Result<Owned, CommitError> {
+    /// Takes a bucket over that is fenced: brings its rows to where our fold stands.
+    async fn take(&self, bucket: Bucket, fence: Fence) -> Result<Owned, CommitError> {
         let store = &self.deps.store;
-        let fence = store.take(&format!("{CONSUMER}/{bucket}")).await?;
         let cursor = store.cursor(CONSUMER, bucket).await?;
         let folded = self.folded(bucket);
         let mut owned = Owned { fence, cursor };

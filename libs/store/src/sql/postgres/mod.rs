@@ -33,6 +33,9 @@ const GRACE: Duration = Duration::from_secs(1);
 const INVALID_PASSWORD: &str = "28P01";
 const INVALID_AUTHORIZATION: &str = "28000";
 
+/// Whether an event's stream is of none of the kinds in a list such as `,usage/,access/,`.
+pub(crate) const IS_WANTED: &str = "strpos($5, ',' || split_part(stream, '/', 1) || '/,') = 0";
+
 /// Whether a table of the store exists already.
 pub(crate) const TABLE_EXISTS: &str = "SELECT COUNT(*) FROM information_schema.tables \
      WHERE table_schema = current_schema() AND table_name = $1";

@@ -143,6 +143,10 @@ fn lock_path(database: &Path) -> PathBuf {
 /// Milliseconds since 1970, by this machine's clock.
 pub(crate) const NOW: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
 
+/// Whether an event's stream is of none of the kinds in a list such as `,usage/,access/,`.
+pub(crate) const IS_WANTED: &str =
+    "instr($5, ',' || substr(stream, 1, instr(stream, '/')) || ',') = 0";
+
 /// Whether a table of the store exists already.
 pub(crate) const TABLE_EXISTS: &str =
     "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = $1";

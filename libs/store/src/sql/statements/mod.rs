@@ -8,7 +8,7 @@ mod snapshots;
 use std::collections::BTreeMap;
 
 use contract::ids::{Bucket, Position};
-use contract::log::{RawRecord, Record, StreamKind};
+use contract::log::{RawRecord, Record};
 use contract::time::Timestamp;
 use uuid::Uuid;
 
@@ -272,85 +272,6 @@ pub(crate) async fn read_all(
         after.0 as i64,
         limit as i64
     )?;
-    Ok(raw(found))
-}
-
-/// What is left out of a read: `,usage/,access/,` for two kinds of streams.
-fn left_out(kinds: &[StreamKind]) -> String {
-    let names = kinds.iter().map(|kind| format!("{}/,", kind.as_str()));
-    names.fold(String::from(","), |all, name| all + &name)
-}
-
-/// Events up to a position, of one bucket or of all, without those of streams of some kinds.
-pub(crate) async fn read_without(
-    connection: &mut Connection<'_>,
-    bucket: Option<Bucket>,
-    (after, through): (Position, Position),
-    kinds: &[StreamKind],
-    limit: usize,
-) -> Result<Vec<RawRecord>> {
-    let (after, through) = (after.0 as i64, i64::try_from(through.0).unwrap_or(i64::MAX));
-    let (left_out, limit) = (left_out(kinds), limit as i64);
-    let left_out = left_out.as_str();
-    let is_sqlite = matches!(connection, Connection::Sqlite(_));
-    let found = match bucket {
-        Some(bucket) => {
-            let text = match is_sqlite {
-                true => {
-                    select_events!(
-                        "WHERE bucket = $5 AND position > $1 AND position <= $2 \
-                         AND instr($3, ',' || substr(stream, 1, instr(stream, '/')) || ',') = 0 \
-                         ORDER BY position LIMIT $4"
-                    )
-                }
-                false => {
-                    select_events!(
-                        "WHERE bucket = $5 AND position > $1 AND position <= $2 \
-                         AND strpos($3, ',' || split_part(stream, '/', 1) || '/,') = 0 \
-                         ORDER BY position LIMIT $4"
-                    )
-                }
-            };
-            let bucket = i64::from(bucket.0);
-            run!(
-                connection,
-                query_as<RawColumns>.fetch_all,
-                text,
-                after,
-                through,
-                left_out,
-                limit,
-                bucket
-            )?
-        }
-        None => {
-            let text = match is_sqlite {
-                true => {
-                    select_events!(
-                        "WHERE position > $1 AND position <= $2 \
-                         AND instr($3, ',' || substr(stream, 1, instr(stream, '/')) || ',') = 0 \
-                         ORDER BY position LIMIT $4"
-                    )
-                }
-                false => {
-                    select_events!(
-                        "WHERE position > $1 AND position <= $2 \
-                         AND strpos($3, ',' || split_part(stream, '/', 1) || '/,') = 0 \
-                         ORDER BY position LIMIT $4"
-                    )
-                }
-            };
-            run!(
-                connection,
-                query_as<RawColumns>.fetch_all,
-                text,
-                after,
-                through,
-                left_out,
-                limit
-            )?
-        }
-    };
     Ok(raw(found))
 }
 

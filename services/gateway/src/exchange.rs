@@ -11,8 +11,9 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::meter::{Flight, Outcome};
-use crate::proxy::{Client, Stopped};
+use crate::client::{Client, Stopped};
+use crate::flight::Flight;
+use crate::outcome::Outcome;
 use crate::timer::now_us;
 use crate::upstream::Upstream;
 

@@ -9,7 +9,7 @@
 //! - An instance never has more requests from this gateway than its slots, over all threads, and
 //!   gets none after a frame has reported the revision that drains it.
 //! - A request is sent at most twice, and twice only where the first cannot have been seen by a
-//!   model or the method is idempotent (see `proxy`).
+//!   model or the method is idempotent (see `ask`).
 //! - Clients are admitted only as far as there are descriptors for them and for as many connections
 //!   to instances; a lack of ours is told as ours, and holds nothing against an instance.
 //! - A client that leaves frees its slot and closes the connection to the instance.
@@ -33,23 +33,31 @@
 
 mod admission;
 mod arrivals;
+mod ask;
 mod body;
+mod client;
 mod config;
+mod early;
 mod exchange;
+mod flight;
 mod framing;
 mod guard;
 mod hop;
 mod instance;
+mod listen;
 mod meter;
 mod metrics;
+mod outcome;
 mod pool;
 mod proxy;
+mod receive;
 mod refuse;
 mod relay;
 mod reply;
 mod router;
 mod saved;
 mod service;
+mod shard;
 mod socket;
 mod split;
 mod target;

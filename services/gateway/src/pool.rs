@@ -5,7 +5,6 @@
 //! most may not be sent again.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::instance::Instance;
@@ -16,23 +15,6 @@ const IDLE_MAX: usize = 256;
 /// A connection that rested for longer is looked at by a system call before its next request. No
 /// server times a connection out sooner, and under load they rest for less.
 const TRUSTED_US: u64 = 20_000;
-
-/// One of the connections that are counted together, until it is dropped.
-#[derive(Debug)]
-pub struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    pub fn among(all: &Arc<AtomicUsize>) -> Self {
-        all.fetch_add(1, Ordering::Relaxed);
-        Self(all.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 #[derive(Debug)]
 #[allow(clippy::vec_box, reason = "connections are large, and move in and out")]

@@ -9,7 +9,7 @@ use http::header::{
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::framing::HeadError;
-use crate::meter::Outcome;
+use crate::outcome::Outcome;
 
 pub const DEPLOYMENT: HeaderName = HeaderName::from_static("penstock-deployment");
 pub const AZURE_DEPLOYMENT: HeaderName = HeaderName::from_static("azureml-model-deployment");

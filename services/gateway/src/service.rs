@@ -20,11 +20,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::meter::{Early, Meter, SharedShard};
+use crate::early::Early;
+use crate::listen;
+use crate::meter::Meter;
 use crate::metrics::GatewayMetrics;
 use crate::router::Router;
 use crate::saved;
-use crate::thread::{self, Core};
+use crate::shard::SharedShard;
+use crate::thread::Core;
 
 /// What a gateway needs of its process.
 #[derive(Clone)]
@@ -134,7 +137,7 @@ impl Gateway {
             let stop = stop.clone();
             threads.push(spawn(&format!("gateway-{index}"), move || {
                 let _stops_all = stop.clone().drop_guard();
-                thread::run(core, shard, listener, random_seed(), &stop)
+                listen::run(core, shard, listener, random_seed(), &stop)
             })?);
         }
         let side = Side {

@@ -17,10 +17,10 @@ use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 use super::body::Reader;
+use super::counted::Counted;
 use super::head::{Ask, Head, Malformed};
 use crate::body::{BodyError, RequestBody};
 use crate::instance::Instance;
-use crate::pool::Counted;
 use crate::socket::{JOINED_MAX, poll_write_pieces};
 
 /// Up to this size what is read is copied to where it just fits.

@@ -3,6 +3,7 @@
 //! - `head`: the bytes of a request's head, and an answer's head from its bytes.
 //! - `body`: where an answer's body ends, as a machine without a socket.
 //! - `connection`: the socket between the two.
+//! - `counted`: how many of them are open.
 //!
 //! Invariants: an answer whose length can be read in two ways is refused; a connection serves a
 //! next request only after an answer that was read to its end, with nothing behind it, to a request
@@ -14,6 +15,7 @@
 
 mod body;
 mod connection;
+mod counted;
 mod head;
 #[cfg(test)]
 mod socket_tests;
@@ -21,4 +23,5 @@ mod socket_tests;
 mod tests;
 
 pub use connection::{Broken, Upstream};
+pub use counted::Counted;
 pub use head::{Ask, Head};

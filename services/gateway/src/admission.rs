@@ -3,8 +3,11 @@
 //! served first. The queue's lock is only touched while somebody waits.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::future::Future as _;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use arc_swap::ArcSwap;
 use contract::{EndpointKey, InstanceId, Name, Uid};
@@ -87,7 +90,14 @@ pub struct Slot {
     pub instance: Arc<Instance>,
     deployment: Arc<DeploymentState>,
     /// When the request on it ended, where that is known.
-    pub ended_us: Option<u64>,
+    ended_us: Option<u64>,
+}
+
+impl Slot {
+    /// Gives it back, where the clock has just been read.
+    pub fn end(mut self, at_us: u64) {
+        self.ended_us = Some(at_us);
+    }
 }
 
 impl Drop for Slot {
@@ -97,6 +107,37 @@ impl Drop for Slot {
         if self.deployment.queued.now() > 0 {
             self.deployment.dispatch();
         }
+    }
+}
+
+/// A request among the pending of its deployment, until this is dropped.
+#[derive(Debug)]
+pub struct Pending(Arc<DeploymentState>);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.pending.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A request's place in the queue. Dropped, it has left.
+#[derive(Debug)]
+pub struct Waiting {
+    turn: oneshot::Receiver<Slot>,
+    deployment: Arc<DeploymentState>,
+}
+
+impl Waiting {
+    /// A slot, once it is this request's turn; none never comes, since only a deployment that nobody
+    /// knows closes its queue.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Slot>> {
+        Pin::new(&mut self.turn).poll(cx).map(Result::ok)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.deployment.queued.leave();
     }
 }
 
@@ -119,7 +160,7 @@ impl DeploymentState {
 
     /// Counts a request in unless that would make more than twice what instances take at once. Of
     /// dealt slots only our own count, so that the bound holds over all gateways.
-    pub fn admit(&self, limit: u32) -> bool {
+    pub fn admit(self: &Arc<Self>, limit: u32) -> Option<Pending> {
         let instances = self.instances.load();
         let at_once = match instances.all.is_empty() {
             true => limit,
@@ -131,10 +172,7 @@ impl DeploymentState {
                 (pending < max).then_some(pending + 1)
             })
             .is_ok()
-    }
-
-    pub fn leave(&self) {
-        self.pending.fetch_sub(1, Ordering::SeqCst);
+            .then(|| Pending(self.clone()))
     }
 
     pub fn pending(&self) -> u32 {
@@ -160,12 +198,17 @@ impl DeploymentState {
         self.take(rotation, now_us(), Some(not.serial))
     }
 
-    /// Stands in the queue. The caller has entered `queued` before.
-    pub fn wait(self: &Arc<Self>) -> oneshot::Receiver<Slot> {
-        let (sender, receiver) = oneshot::channel();
+    /// Stands in the queue. Who waits is counted, here and by `count`, before it can get a slot.
+    pub fn wait(self: &Arc<Self>, count: impl FnOnce()) -> Waiting {
+        self.queued.enter();
+        count();
+        let (sender, turn) = oneshot::channel();
         self.queue().push_back(sender);
         self.dispatch();
-        receiver
+        Waiting {
+            turn,
+            deployment: self.clone(),
+        }
     }
 
     /// Puts the instances of a route in place. Those that drain or are no longer named take
@@ -340,13 +383,16 @@ mod tests {
     #[test]
     fn no_more_are_admitted_than_twice_the_limit_for_each_instance() {
         let state = deployment(&[3, 3]);
-        let admitted = (0..20).filter(|_| state.admit(3)).count();
-        assert_eq!(admitted, 12);
+        let admitted: Vec<Pending> = (0..20).filter_map(|_| state.admit(3)).collect();
+        assert_eq!(admitted.len(), 12);
         let dealt = deployment(&[2, 1]);
-        let admitted = (0..20).filter(|_| dealt.admit(3)).count();
-        assert_eq!(admitted, 6, "another gateway admits the other six");
+        let admitted: Vec<Pending> = (0..20).filter_map(|_| dealt.admit(3)).collect();
+        assert_eq!(admitted.len(), 6, "another gateway admits the other six");
         let none = deployment(&[]);
-        assert_eq!((0..20).filter(|_| none.admit(3)).count(), 6);
+        let admitted: Vec<Pending> = (0..20).filter_map(|_| none.admit(3)).collect();
+        assert_eq!(admitted.len(), 6);
+        drop(admitted);
+        assert_eq!(none.pending(), 0);
     }
 
     #[test]
@@ -360,41 +406,36 @@ mod tests {
     fn who_waits_longest_is_served_first_and_nobody_overtakes() {
         let state = deployment(&[1]);
         let held = state.try_slot(0, 0).unwrap();
-        state.queued.enter();
-        let mut first = state.wait();
-        state.queued.enter();
-        let mut second = state.wait();
+        let mut first = state.wait(|| ());
+        let mut second = state.wait(|| ());
         assert!(state.try_slot(0, 0).is_none());
         drop(held);
-        let slot = first.try_recv().unwrap();
-        assert!(second.try_recv().is_err());
+        let slot = first.turn.try_recv().unwrap();
+        assert!(second.turn.try_recv().is_err());
         assert!(state.try_slot(0, 0).is_none());
         drop(slot);
-        assert!(second.try_recv().is_ok());
+        assert!(second.turn.try_recv().is_ok());
     }
 
     #[test]
     fn a_slot_of_one_who_left_the_queue_goes_to_the_next() {
         let state = deployment(&[1]);
         let held = state.try_slot(0, 0).unwrap();
-        state.queued.enter();
-        let first = state.wait();
-        state.queued.enter();
-        let mut second = state.wait();
+        let first = state.wait(|| ());
+        let mut second = state.wait(|| ());
         drop(held);
         // The first had its slot already, and leaves without having taken it.
         drop(first);
-        assert!(second.try_recv().is_ok());
+        assert!(second.turn.try_recv().is_ok());
     }
 
     #[test]
     fn a_new_instance_serves_those_who_wait() {
         let state = deployment(&[]);
-        state.queued.enter();
-        let mut waiting = state.wait();
-        assert!(waiting.try_recv().is_err());
+        let mut waiting = state.wait(|| ());
+        assert!(waiting.turn.try_recv().is_err());
         set(&state, &[1], &[]);
-        assert!(waiting.try_recv().is_ok());
+        assert!(waiting.turn.try_recv().is_ok());
     }
 
     #[test]
@@ -452,13 +493,13 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
+                    let runtime = tokio::runtime::Builder::new_current_thread().build();
+                    let runtime = runtime.unwrap();
                     for round in 0..2_000 {
                         let slot = state.try_slot(round, 0).unwrap_or_else(|| {
-                            state.queued.enter();
-                            let waiting = state.wait();
-                            let slot = waiting.blocking_recv().unwrap();
-                            state.queued.leave();
-                            slot
+                            let mut waiting = state.wait(|| ());
+                            let turn = std::future::poll_fn(|cx| waiting.poll(cx));
+                            runtime.block_on(turn).unwrap()
                         });
                         assert!(on.fetch_add(1, Ordering::SeqCst) < 3);
                         on.fetch_sub(1, Ordering::SeqCst);

@@ -5,7 +5,6 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
@@ -75,10 +74,7 @@ pub async fn ask(
 ) -> Result<Answer, Failure> {
     let mut second = false;
     loop {
-        let Some(slot) = flight.slot() else {
-            return Err(Failure::Refusal(Refusal::Internal));
-        };
-        let instance = slot.instance.clone();
+        let instance = flight.instance()?.clone();
         let pooled = if second {
             None
         } else {
@@ -104,7 +100,7 @@ pub async fn ask(
                             return Err(Failure::Refusal(Refusal::Unreachable));
                         }
                         second = true;
-                        move_on(client, flight, &instance)?;
+                        move_on(client, flight)?;
                         continue;
                     }
                 }
@@ -130,14 +126,11 @@ pub async fn ask(
 }
 
 /// Takes the request from an instance that cannot be reached to another one.
-fn move_on(client: &Client, flight: &mut Flight, from: &Arc<Instance>) -> Result<(), Refusal> {
-    let rotation = client.thread.rotation();
-    let state = &flight.deployment().state;
-    let slot = state
-        .other_slot(from, rotation)
-        .ok_or(Refusal::Unreachable)?;
-    flight.serve(slot, now_us());
-    Ok(())
+fn move_on(client: &Client, flight: &mut Flight) -> Result<(), Refusal> {
+    if flight.move_on(client.thread.rotation())? {
+        return Ok(());
+    }
+    Err(Refusal::Unreachable)
 }
 
 async fn connect(

@@ -4,9 +4,10 @@
 //! connection then goes back to the pool; dropped before that, the client has left, and the
 //! connection closes.
 
+use std::mem::replace;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -39,11 +40,25 @@ pub enum ReplyError {
 /// A request whose answer is on its way. Dropped before its end, the client has left.
 #[derive(Debug)]
 pub struct Exchange {
-    /// Gone, like the flight, once the answer is whole.
-    upstream: Option<Box<Upstream>>,
-    flight: Option<Flight>,
-    outcome: Outcome,
+    phase: Phase,
     client: Rc<Client>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// More of the answer is to come. The connection closes before the flight ends.
+    PassingOn {
+        upstream: Box<Upstream>,
+        flight: Flight,
+    },
+    Over,
+}
+
+/// What ends an answer.
+enum End {
+    Whole,
+    Broken(Outcome),
+    ClientLeft,
 }
 
 impl Exchange {
@@ -52,56 +67,61 @@ impl Exchange {
         client: &Rc<Client>,
         mut flight: Flight,
         mut upstream: Box<Upstream>,
-        outcome: Outcome,
     ) -> ReplyBody {
         let Some(whole) = upstream.take_at_hand() else {
             return ReplyBody::Model(Box::new(Self {
-                upstream: Some(upstream),
-                flight: Some(flight),
-                outcome,
+                phase: Phase::PassingOn { upstream, flight },
                 client: client.clone(),
             }));
         };
-        flight.response_bytes += whole.as_ref().map_or(0, Bytes::len) as u64;
-        finish(client, flight, outcome, upstream);
+        flight.pass_on(whole.as_ref().map_or(0, Bytes::len));
+        finish(client, flight, upstream);
         client.shared.active.set(false);
         ReplyBody::Whole(whole)
     }
 
-    fn finish(&mut self) {
-        if let (Some(flight), Some(upstream)) = (self.flight.take(), self.upstream.take()) {
-            finish(&self.client, flight, self.outcome, upstream);
+    fn upstream(&self) -> Option<&Upstream> {
+        match &self.phase {
+            Phase::PassingOn { upstream, .. } => Some(upstream),
+            Phase::Over => None,
         }
     }
 
-    /// Without an outcome the client has left.
-    fn fail(&mut self, outcome: Option<Outcome>) {
-        self.upstream = None;
-        if let (Some(flight), Some(outcome)) = (self.flight.take(), outcome) {
-            flight.end(outcome);
+    fn end(&mut self, end: End) {
+        let Phase::PassingOn { upstream, flight } = replace(&mut self.phase, Phase::Over) else {
+            return;
+        };
+        match end {
+            End::Whole => finish(&self.client, flight, upstream),
+            End::Broken(outcome) => {
+                drop(upstream);
+                flight.end_broken(outcome);
+            }
+            End::ClientLeft => {
+                drop(upstream);
+                drop(flight);
+            }
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
-        let Some(upstream) = &mut self.upstream else {
+        let Phase::PassingOn { upstream, flight } = &mut self.phase else {
             return Poll::Ready(None);
         };
         match upstream.poll_data(cx) {
             Poll::Ready(Some(Ok(data))) => {
-                if let Some(flight) = &mut self.flight {
-                    flight.response_bytes += data.len() as u64;
-                }
+                flight.pass_on(data.len());
                 if upstream.is_whole() {
-                    self.finish();
+                    self.end(End::Whole);
                 }
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             Poll::Ready(None) => {
-                self.finish();
+                self.end(End::Whole);
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(_))) => {
-                self.fail(Some(Outcome::Unreachable));
+                self.end(End::Broken(Outcome::Unreachable));
                 Poll::Ready(Some(Err(ReplyError::BrokeOff)))
             }
             Poll::Pending => self.poll_stopped(cx).map(|error| Some(Err(error))),
@@ -109,30 +129,27 @@ impl Exchange {
     }
 
     fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<ReplyError> {
-        match self.client.poll_stopped(cx) {
-            Poll::Ready(Stopped::Deadline) => {
-                self.fail(Some(Outcome::Timeout));
+        match ready!(self.client.poll_stopped(cx)) {
+            Stopped::Deadline => {
+                self.end(End::Broken(Outcome::Timeout));
                 Poll::Ready(ReplyError::Timeout)
             }
-            Poll::Ready(Stopped::ClientLeft) => {
-                self.fail(None);
+            Stopped::ClientLeft => {
+                self.end(End::ClientLeft);
                 Poll::Ready(ReplyError::ClientLeft)
             }
-            Poll::Pending => Poll::Pending,
         }
     }
 }
 
 /// The answer is whole: the connection goes back to the pool, then the slot.
-fn finish(client: &Client, flight: Flight, outcome: Outcome, upstream: Box<Upstream>) {
+fn finish(client: &Client, flight: Flight, upstream: Box<Upstream>) {
     let at_us = now_us();
-    if let Some(slot) = flight.slot() {
+    if let Ok(instance) = flight.instance() {
         let idle_max_us = flight.deployment().keep_alive_idle_us;
-        client
-            .thread
-            .keep(&slot.instance, upstream, idle_max_us, at_us);
+        client.thread.keep(instance, upstream, idle_max_us, at_us);
     }
-    flight.end_at(outcome, at_us);
+    flight.end_whole(at_us);
 }
 
 impl Drop for Exchange {
@@ -158,7 +175,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_none(),
-            Self::Model(exchange) => exchange.upstream.is_none(),
+            Self::Model(exchange) => exchange.upstream().is_none(),
         }
     }
 
@@ -166,9 +183,8 @@ impl Body for ReplyBody {
         let length = match self {
             Self::Whole(bytes) => Some(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Self::Model(exchange) => exchange
-                .upstream
-                .as_ref()
-                .map_or(Some(0), |u| u.exact_length()),
+                .upstream()
+                .map_or(Some(0), |upstream| upstream.exact_length()),
         };
         length.map_or_else(SizeHint::default, SizeHint::with_exact)
     }

@@ -1,18 +1,32 @@
-//! One request from the choice of its deployment to its end, as it is counted.
+//! The life of one request, from the choice of its deployment to its end, and how it is counted.
+//!
+//! ```text
+//! Arrived -> Admitted -> (Queued ->) Served -> Answering -> Ended
+//! ```
+//!
+//! Each phase holds what a request has while it is in it, so none can be had without what comes
+//! before: no slot without an admission, no answer without a slot. A request may end in every phase,
+//! and its phase says what is counted and given back. Only the functions of `Flight` lead from one
+//! phase to another; called out of turn they change nothing and refuse the request.
 //!
 //! Invariant: every request is counted exactly once as an arrival and exactly once as an outcome,
-//! and what it held is given back, however it ends.
+//! and what it held is given back after that, the slot last, however it ends.
 
 use std::cell::Cell;
+use std::mem::replace;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use contract::resources::ModelClientErrors;
+use http::StatusCode;
 
-use crate::admission::{DeploymentState, Slot};
+use crate::admission::{Pending, Slot, Waiting};
 use crate::arrivals::Place;
 use crate::body::Upload;
+use crate::instance::Instance;
 use crate::outcome::Outcome;
+use crate::reply::Refusal;
 use crate::router::{Deployment, Endpoint};
 use crate::shard::{SharedShard, lock};
 use crate::timer::now_us;
@@ -25,15 +39,32 @@ pub struct ThreadMeter {
     pub cutting: Rc<Cell<bool>>,
 }
 
+/// Where a request is in its life, and all that it holds there.
 #[derive(Debug)]
 enum Phase {
+    /// Its body is awaited, as far as that is read whole.
     Arrived,
-    Queued,
-    Serving(Slot),
+    /// One of the deployment's pending requests, with nowhere to go yet.
+    Admitted(Pending),
+    /// In the queue for a slot.
+    Queued(Pending, Waiting),
+    /// On an instance that has not begun to answer.
+    Served(Pending, Slot),
+    /// The head of a model's answer is on its way to the client, the body follows.
+    Answering(Pending, Slot, Answer),
+    /// Counted, and without anything.
+    Ended,
 }
 
-/// One request from the choice of its deployment to its end. Dropped without a word on its
-/// outcome, the client has left. Its slot is given back, and it is counted, exactly once.
+/// What the client gets of a model.
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    outcome: Outcome,
+    bytes: u64,
+}
+
+/// One request on its way through its phases. Dropped before its end, the client has left.
 #[derive(Debug)]
 pub struct Flight {
     meter: Rc<ThreadMeter>,
@@ -42,17 +73,12 @@ pub struct Flight {
     arrived_us: u64,
     /// Where its arrival stands among those that have not ended.
     place: Place,
-    phase: Phase,
-    admitted: bool,
-    outcome: Option<Outcome>,
-    /// The first digit of the status that the client gets; 0: none so far.
-    status_class: u8,
-    ended_us: Option<u64>,
     upload: Rc<Upload>,
-    pub response_bytes: u64,
+    phase: Phase,
 }
 
 impl Flight {
+    /// A request arrives.
     pub fn new(
         meter: Rc<ThreadMeter>,
         endpoint: Arc<Endpoint>,
@@ -72,13 +98,8 @@ impl Flight {
             deployment,
             arrived_us,
             place,
-            phase: Phase::Arrived,
-            admitted: false,
-            outcome: None,
-            status_class: 0,
-            ended_us: None,
             upload,
-            response_bytes: 0,
+            phase: Phase::Arrived,
         }
     }
 
@@ -86,121 +107,209 @@ impl Flight {
         &self.endpoint
     }
 
-    /// When a body that is read whole must have come.
-    pub fn body_deadline_us(&self) -> u64 {
-        self.arrived_us + self.deployment().timeout_us
-    }
-
     pub fn deployment(&self) -> &Deployment {
         &self.endpoint.deployments[self.deployment]
-    }
-
-    fn state(&self) -> &Arc<DeploymentState> {
-        &self.endpoint.deployments[self.deployment].state
-    }
-
-    pub fn admit(&mut self) -> bool {
-        let deployment = self.deployment();
-        self.admitted = deployment.state.admit(deployment.limit);
-        self.admitted
-    }
-
-    pub fn queue(&mut self) {
-        let state = self.state().clone();
-        state.queued.enter();
-        lock(&self.meter.shard)
-            .cell(state.meter_slot)
-            .queued
-            .enter(now_us());
-        self.phase = Phase::Queued;
-    }
-
-    pub fn serve(&mut self, slot: Slot, at_us: u64) {
-        let state = self.state().clone();
-        {
-            let mut shard = lock(&self.meter.shard);
-            let cell = shard.cell(state.meter_slot);
-            match &self.phase {
-                Phase::Queued => {
-                    cell.queued.leave(at_us);
-                    cell.serving.enter(at_us);
-                }
-                Phase::Arrived => cell.serving.enter(at_us),
-                // A second try: the request is being served all along.
-                Phase::Serving(first) => cell.on_instance(first).leave(at_us),
-            }
-            cell.on_instance(&slot).enter(at_us);
-        }
-        match self.phase {
-            Phase::Queued => {
-                state.queued.leave();
-                state.serving.enter();
-            }
-            Phase::Arrived => state.serving.enter(),
-            Phase::Serving(_) => {}
-        }
-        self.phase = Phase::Serving(slot);
-    }
-
-    pub fn slot(&self) -> Option<&Slot> {
-        match &self.phase {
-            Phase::Serving(slot) => Some(slot),
-            _ => None,
-        }
-    }
-
-    /// What the client gets, or has got by now if it gets only a part of the answer.
-    pub fn answer(&mut self, status: http::StatusCode) {
-        self.status_class = (status.as_u16() / 100) as u8;
-    }
-
-    /// The first word counts.
-    pub fn set_outcome(&mut self, outcome: Outcome) {
-        self.outcome.get_or_insert(outcome);
-    }
-
-    pub fn end(mut self, outcome: Outcome) {
-        self.set_outcome(outcome);
-    }
-
-    /// The same, where the clock has just been read.
-    pub fn end_at(mut self, outcome: Outcome, at_us: u64) {
-        self.set_outcome(outcome);
-        self.ended_us = Some(at_us);
     }
 
     pub fn arrived_us(&self) -> u64 {
         self.arrived_us
     }
-}
 
-impl Drop for Flight {
-    fn drop(&mut self) {
-        let cut = self.meter.cutting.get();
-        let left = if cut {
-            Outcome::Internal
-        } else {
-            Outcome::ClientLeft
+    /// When a body that is read whole must have come.
+    pub fn body_deadline_us(&self) -> u64 {
+        self.arrived_us + self.deployment().timeout_us
+    }
+
+    /// The instance that the request is on.
+    pub fn instance(&self) -> Result<&Arc<Instance>, Refusal> {
+        match &self.phase {
+            Phase::Served(_, slot) | Phase::Answering(_, slot, _) => Ok(&slot.instance),
+            _ => Err(self.out_of_turn("asked an instance")),
+        }
+    }
+
+    /// Arrived: the request becomes one of the pending, unless there are too many.
+    pub fn admit(&mut self) -> Result<(), Refusal> {
+        let Phase::Arrived = self.phase else {
+            return Err(self.out_of_turn("admitted"));
         };
-        let outcome = self.outcome.unwrap_or(left);
-        let at_us = self.ended_us.unwrap_or_else(now_us);
+        let deployment = self.deployment();
+        let pending = deployment.state.admit(deployment.limit);
+        let pending = pending.ok_or(Refusal::TooManyPending {
+            retry_after_secs: deployment.retry_after_secs(),
+        })?;
+        self.phase = Phase::Admitted(pending);
+        Ok(())
+    }
+
+    /// Admitted: served at once if a slot is free; whether one was.
+    pub fn try_serve(&mut self, rotation: usize, at_us: u64) -> Result<bool, Refusal> {
+        let Some(slot) = self.deployment().state.try_slot(rotation, at_us) else {
+            return Ok(false);
+        };
+        self.serve(slot, at_us)?;
+        Ok(true)
+    }
+
+    /// Admitted: the request stands in the queue from now on.
+    pub fn queue(&mut self) -> Result<(), Refusal> {
+        let pending = match replace(&mut self.phase, Phase::Ended) {
+            Phase::Admitted(pending) => pending,
+            other => return Err(self.stay(other, "queued")),
+        };
+        let state = &self.deployment().state;
+        let waiting = state.wait(|| {
+            let mut shard = lock(&self.meter.shard);
+            shard.cell(state.meter_slot).queued.enter(now_us());
+        });
+        self.phase = Phase::Queued(pending, waiting);
+        Ok(())
+    }
+
+    /// Queued: served when its turn comes; since when, in microseconds of `now_us`.
+    pub fn poll_served(&mut self, cx: &mut Context<'_>) -> Poll<Result<u64, Refusal>> {
+        let Phase::Queued(_, waiting) = &mut self.phase else {
+            return Poll::Ready(Err(self.out_of_turn("waiting for a slot")));
+        };
+        let Some(slot) = ready!(waiting.poll(cx)) else {
+            return Poll::Ready(Err(self.out_of_turn("given a slot")));
+        };
+        let at_us = now_us();
+        Poll::Ready(self.serve(slot, at_us).map(|()| at_us))
+    }
+
+    /// Admitted or queued: the request goes to the slot's instance.
+    fn serve(&mut self, slot: Slot, at_us: u64) -> Result<(), Refusal> {
+        let (pending, waiting) = match replace(&mut self.phase, Phase::Ended) {
+            Phase::Admitted(pending) => (pending, None),
+            Phase::Queued(pending, waiting) => (pending, Some(waiting)),
+            other => return Err(self.stay(other, "served")),
+        };
+        let state = &self.endpoint.deployments[self.deployment].state;
+        let mut shard = lock(&self.meter.shard);
+        let cell = shard.cell(state.meter_slot);
+        if waiting.is_some() {
+            cell.queued.leave(at_us);
+        }
+        cell.serving.enter(at_us);
+        cell.on_instance(&slot).enter(at_us);
+        drop(shard);
+        drop(waiting);
+        state.serving.enter();
+        self.phase = Phase::Served(pending, slot);
+        Ok(())
+    }
+
+    /// Served: the request goes to another instance, being served all along; false where there is
+    /// none that takes it.
+    pub fn move_on(&mut self, rotation: usize) -> Result<bool, Refusal> {
+        let from = self.instance()?;
+        let Some(slot) = self.deployment().state.other_slot(from, rotation) else {
+            return Ok(false);
+        };
+        let (pending, first) = match replace(&mut self.phase, Phase::Ended) {
+            Phase::Served(pending, first) => (pending, first),
+            other => return Err(self.stay(other, "served elsewhere")),
+        };
+        let at_us = now_us();
+        let mut shard = lock(&self.meter.shard);
+        let cell = shard.cell(self.deployment().state.meter_slot);
+        cell.on_instance(&first).leave(at_us);
+        cell.on_instance(&slot).enter(at_us);
+        drop(shard);
+        self.phase = Phase::Served(pending, slot);
+        first.end(at_us);
+        Ok(true)
+    }
+
+    /// Served: the instance answers. `status` is what the client gets, `outcome` what becomes of the
+    /// request if the answer comes whole.
+    pub fn answer(&mut self, status: StatusCode, outcome: Outcome) -> Result<(), Refusal> {
+        let (pending, slot) = match replace(&mut self.phase, Phase::Ended) {
+            Phase::Served(pending, slot) => (pending, slot),
+            other => return Err(self.stay(other, "answered")),
+        };
+        let answer = Answer {
+            status,
+            outcome,
+            bytes: 0,
+        };
+        self.phase = Phase::Answering(pending, slot, answer);
+        Ok(())
+    }
+
+    /// Answering: so many bytes of the body go to the client.
+    pub fn pass_on(&mut self, bytes: usize) {
+        if let Phase::Answering(_, _, answer) = &mut self.phase {
+            answer.bytes += bytes as u64;
+        }
+    }
+
+    /// Answering: the answer is whole.
+    pub fn end_whole(mut self, at_us: u64) {
+        if let Phase::Answering(_, _, answer) = &self.phase {
+            self.end(answer.outcome, None, at_us);
+        }
+    }
+
+    /// Answering: the answer broke off, for a reason of the instance.
+    pub fn end_broken(mut self, outcome: Outcome) {
+        self.end(outcome, None, now_us());
+    }
+
+    /// Before an answer: the client gets a refusal.
+    pub fn end_refused(mut self, refusal: Refusal) {
+        self.end(refusal.outcome(), Some(refusal.status()), now_us());
+    }
+
+    /// The only end: counts, then gives back what the phase holds. `refused` is the status of who
+    /// got no answer of a model.
+    fn end(&mut self, outcome: Outcome, refused: Option<StatusCode>, at_us: u64) {
+        let phase = replace(&mut self.phase, Phase::Ended);
+        if let Phase::Ended = phase {
+            return;
+        }
+        self.count(&phase, outcome, refused, at_us);
+        let state = &self.deployment().state;
+        match phase {
+            Phase::Arrived | Phase::Ended => {}
+            Phase::Admitted(pending) => drop(pending),
+            Phase::Queued(pending, waiting) => {
+                drop(waiting);
+                drop(pending);
+            }
+            Phase::Served(pending, slot) | Phase::Answering(pending, slot, _) => {
+                state.serving.leave();
+                drop(pending);
+                // Whoever gets it finds us gone from the counts.
+                slot.end(at_us);
+            }
+        }
+    }
+
+    fn count(&self, phase: &Phase, outcome: Outcome, refused: Option<StatusCode>, at_us: u64) {
         let latency = at_us.saturating_sub(self.arrived_us);
-        let endpoint = &self.endpoint;
-        let deployment = &endpoint.deployments[self.deployment];
+        let deployment = self.deployment();
         let good = match outcome {
             Outcome::Success => true,
-            Outcome::ModelClientError => endpoint.model_client_errors == ModelClientErrors::Good,
+            Outcome::ModelClientError => {
+                self.endpoint.model_client_errors == ModelClientErrors::Good
+            }
             _ => false,
         };
         let mut shard = lock(&self.meter.shard);
         let cell = shard.cell(deployment.state.meter_slot);
+        let status = match phase {
+            Phase::Answering(_, _, answer) => {
+                cell.response_bytes += answer.bytes;
+                Some(answer.status)
+            }
+            _ => refused,
+        };
+        cell.count_status(status);
         outcome.count(&mut cell.outcomes);
-        if let Some(count) = cell.status_classes.get_mut(usize::from(self.status_class)) {
-            *count += 1;
-        }
         cell.open.leave(self.place);
         cell.request_bytes += self.upload.bytes.get();
-        cell.response_bytes += self.response_bytes;
         if outcome.has_latency() {
             cell.latency.record(latency);
         }
@@ -211,27 +320,199 @@ impl Drop for Flight {
                 }
             }
         }
-        match &self.phase {
-            Phase::Arrived => {}
-            Phase::Queued => cell.queued.leave(at_us),
-            Phase::Serving(slot) => {
+        match phase {
+            Phase::Arrived | Phase::Admitted(_) | Phase::Ended => {}
+            Phase::Queued(..) => cell.queued.leave(at_us),
+            Phase::Served(_, slot) | Phase::Answering(_, slot, _) => {
                 cell.serving.leave(at_us);
                 cell.on_instance(slot).leave(at_us);
             }
         }
-        drop(shard);
-        let state = &deployment.state;
-        match self.phase {
-            Phase::Arrived => {}
-            Phase::Queued => state.queued.leave(),
-            Phase::Serving(_) => state.serving.leave(),
+    }
+
+    /// Back in the phase that it was in.
+    fn stay(&mut self, phase: Phase, wanted: &str) -> Refusal {
+        self.phase = phase;
+        self.out_of_turn(wanted)
+    }
+
+    /// A fault of this program.
+    fn out_of_turn(&self, wanted: &str) -> Refusal {
+        tracing::error!(phase = ?self.phase, "a request was to be {wanted} out of turn; please report this");
+        Refusal::Internal
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if let Phase::Ended = self.phase {
+            return;
         }
-        if self.admitted {
-            state.leave();
+        let outcome = if self.meter.cutting.get() {
+            Outcome::Internal
+        } else {
+            Outcome::ClientLeft
+        };
+        self.end(outcome, None, now_us());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use contract::resources::AuthMode;
+    use contract::{EndpointKey, Uid};
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::admission::{DeploymentState, Wanted};
+    use crate::shard::Shard;
+
+    const SLOT: usize = 0;
+
+    /// One deployment with one instance of one slot, and what is counted of it.
+    struct Place {
+        endpoint: Arc<Endpoint>,
+        meter: Rc<ThreadMeter>,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let key = EndpointKey::new(&"iris".parse().unwrap());
+            let uid = Uid(uuid::Uuid::nil());
+            let name = "blue".parse().unwrap();
+            let state = Arc::new(DeploymentState::new(key, name, uid, SLOT));
+            let wanted = Wanted {
+                id: "i".to_owned().into(),
+                address: "127.0.0.1:1".into(),
+                draining: false,
+                slots: 1,
+            };
+            state.set_instances(&[wanted], || 0);
+            let deployment = Deployment {
+                header: HeaderValue::from_static("blue"),
+                timeout_us: 1,
+                queue_wait_us: 1,
+                keep_alive_idle_us: 1,
+                limit: 1,
+                thresholds_us: Vec::new(),
+                state,
+            };
+            let endpoint = Endpoint {
+                uid,
+                auth: AuthMode::Key,
+                keys: Vec::new(),
+                model_client_errors: ModelClientErrors::default(),
+                request_bytes_max: 0,
+                split: None,
+                count: Arc::default(),
+                deployments: vec![deployment],
+            };
+            let meter = ThreadMeter {
+                shard: Arc::new(Mutex::new(Shard::default())),
+                cutting: Rc::default(),
+            };
+            Self {
+                endpoint: Arc::new(endpoint),
+                meter: Rc::new(meter),
+            }
         }
-        if let Phase::Serving(slot) = &mut self.phase {
-            slot.ended_us = Some(at_us);
+
+        fn flight(&self) -> Flight {
+            let (meter, endpoint) = (self.meter.clone(), self.endpoint.clone());
+            Flight::new(meter, endpoint, 0, now_us(), Rc::default())
         }
-        // The slot goes last, with the phase: whoever gets it finds us gone from the counts.
+
+        fn admitted(&self) -> Flight {
+            let mut flight = self.flight();
+            flight.admit().unwrap();
+            flight
+        }
+
+        fn served(&self) -> Flight {
+            let mut flight = self.admitted();
+            assert!(flight.try_serve(0, now_us()).unwrap());
+            flight
+        }
+
+        fn answering(&self) -> Flight {
+            let mut flight = self.served();
+            flight.answer(StatusCode::OK, Outcome::Success).unwrap();
+            flight
+        }
+
+        /// Outcomes since the last call; nothing may be held.
+        fn ended(&self) -> contract::frame::Outcomes {
+            let state = &self.endpoint.deployments[0].state;
+            let held = [state.pending(), state.serving.now(), state.queued.now()];
+            assert_eq!(held, [0; 3]);
+            assert_eq!(state.reported_instances()[0].in_flight(), 0);
+            let mut shard = lock(&self.meter.shard);
+            let cell = shard.cell(SLOT);
+            assert_eq!(cell.open.oldest(), None);
+            // A request that were still counted in would add up from here on.
+            for gauge in [&mut cell.serving, &mut cell.queued] {
+                gauge.take(now_us());
+                assert_eq!(gauge.take(now_us() + 1_000_000), 0);
+            }
+            cell.take().outcomes
+        }
+    }
+
+    #[test]
+    fn a_request_is_counted_once_and_gives_back_what_it_holds_in_whichever_phase_it_ends() {
+        let place = Place::new();
+        let arrived: fn(&Place) -> Flight = Place::flight;
+        for begin in [arrived, Place::admitted, Place::served, Place::answering] {
+            drop(begin(&place));
+            let ended = place.ended();
+            assert_eq!((ended.client_left, ended.total()), (1, 1));
+            begin(&place).end_refused(Refusal::Timeout);
+            let ended = place.ended();
+            assert_eq!((ended.timeout, ended.total()), (1, 1));
+        }
+        place.answering().end_whole(now_us());
+        let ended = place.ended();
+        assert_eq!((ended.success, ended.total()), (1, 1));
+        place.answering().end_broken(Outcome::Unreachable);
+        let ended = place.ended();
+        assert_eq!((ended.unreachable, ended.total()), (1, 1));
+    }
+
+    #[test]
+    fn a_request_in_the_queue_is_served_when_its_turn_comes_and_leaves_no_trace_when_it_goes() {
+        let place = Place::new();
+        let first = place.served();
+        let mut second = place.admitted();
+        assert!(!second.try_serve(0, now_us()).unwrap());
+        second.queue().unwrap();
+        let cx = &mut Context::from_waker(std::task::Waker::noop());
+        assert!(second.poll_served(cx).is_pending());
+        drop(first);
+        assert!(matches!(second.poll_served(cx), Poll::Ready(Ok(_))));
+        let mut left = place.flight();
+        assert!(left.admit().is_ok());
+        left.queue().unwrap();
+        drop(left);
+        drop(second);
+        assert_eq!(place.ended().client_left, 3);
+    }
+
+    #[test]
+    fn no_phase_is_reached_out_of_turn() {
+        let place = Place::new();
+        let mut arrived = place.flight();
+        assert_eq!(arrived.try_serve(0, 0), Err(Refusal::Internal));
+        assert_eq!(arrived.queue(), Err(Refusal::Internal));
+        let answered = arrived.answer(StatusCode::OK, Outcome::Success);
+        assert_eq!(answered, Err(Refusal::Internal));
+        // Whole without an answer, it has not succeeded.
+        arrived.end_whole(now_us());
+        let mut served = place.served();
+        assert_eq!(served.admit(), Err(Refusal::Internal));
+        drop(served);
+        let ended = place.ended();
+        assert_eq!((ended.client_left, ended.total()), (2, 2));
     }
 }

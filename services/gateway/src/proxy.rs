@@ -3,8 +3,6 @@
 //! Invariants: nothing is sent to an instance without a slot on it; when this future or the answer's
 //! body is dropped, the connection to the instance closes and the slot is free.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +11,6 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
-use crate::admission::Slot;
 use crate::ask::{Answer, Asked, ask};
 use crate::client::{Client, Failure};
 use crate::exchange::{Exchange, ReplyBody};
@@ -112,8 +109,7 @@ async fn serve(
         Err(Failure::ClientLeft) => Err(End::ClientLeft),
         Err(Failure::Refusal(refusal)) => {
             let deployment = Some(flight.deployment().header.clone());
-            flight.answer(refusal.status());
-            flight.end(refusal.outcome());
+            flight.end_refused(refusal);
             Err(End::Refused(Refused {
                 refusal,
                 deployment,
@@ -130,16 +126,22 @@ async fn fly(
     incoming: Incoming,
 ) -> Result<Answer, Failure> {
     let body = receive(client, incoming, flight).await?;
-    if !flight.admit() {
-        return Err(Failure::Refusal(Refusal::TooManyPending {
-            retry_after_secs: retry_after(flight),
-        }));
-    }
-    let (slot, at_us) = slot(client, flight).await?;
+    flight.admit()?;
+    let at_us = served(client, flight).await?;
     let deadline_us = at_us + flight.deployment().timeout_us;
-    flight.serve(slot, at_us);
     client.shared.deadline.borrow_mut().set(deadline_us);
-    ask(client, flight, asked, body, at_us).await
+    let (head, upstream) = ask(client, flight, asked, body, at_us).await?;
+    let (status, outcome) = passed_on(head.status);
+    flight.answer(status, outcome)?;
+    Ok((head, upstream))
+}
+
+/// What the client gets for a model's status, and what becomes of the request.
+fn passed_on(of_model: StatusCode) -> (StatusCode, Outcome) {
+    match Outcome::of(of_model) {
+        Outcome::Success => (of_model, Outcome::Success),
+        outcome => (StatusCode::FAILED_DEPENDENCY, outcome),
+    }
 }
 
 /// The endpoint and the deployment of a request that may pass; counts those that may not.
@@ -173,33 +175,30 @@ fn route(client: &Client, parts: &Parts) -> Result<Way, Refusal> {
     found
 }
 
-/// A slot on an instance and when it was got: at once, or after a turn in the queue.
-async fn slot(client: &Client, flight: &mut Flight) -> Result<(Slot, u64), Failure> {
-    let state = flight.deployment().state.clone();
+/// Since when the request is on an instance: at once, or after a turn in the queue.
+async fn served(client: &Client, flight: &mut Flight) -> Result<u64, Failure> {
     let now = if client.upload.waited.get() {
         now_us()
     } else {
         flight.arrived_us()
     };
-    if let Some(slot) = state.try_slot(client.thread.rotation(), now) {
-        return Ok((slot, now));
+    if flight.try_serve(client.thread.rotation(), now)? {
+        return Ok(now);
     }
     let patience_us = flight.deployment().queue_wait_us;
     client.shared.deadline.borrow_mut().set(now + patience_us);
-    flight.queue();
+    flight.queue()?;
+    let state = flight.deployment().state.clone();
     if !state.has_instances() {
         client.thread.core.early.ask(state.endpoint.bucket());
     }
-    let mut waiting = state.wait();
-    let stopped = match client.wait(|cx| Pin::new(&mut waiting).poll(cx)).await {
-        Ok(Ok(slot)) => return Ok((slot, now_us())),
-        // The queue is never closed while the deployment is known.
-        Ok(Err(_)) => return Err(Failure::Refusal(Refusal::Internal)),
+    let stopped = match client.wait(|cx| flight.poll_served(cx)).await {
+        Ok(served) => return Ok(served?),
         Err(stopped) => stopped,
     };
     Err(stopped.or(if state.has_instances() {
         Refusal::QueuedTooLong {
-            retry_after_secs: retry_after(flight),
+            retry_after_secs: flight.deployment().retry_after_secs(),
         }
     } else {
         Refusal::NoInstance
@@ -209,18 +208,13 @@ async fn slot(client: &Client, flight: &mut Flight) -> Result<(Slot, u64), Failu
 /// The head of the answer for the client; the body follows as the instance sends it.
 fn answer(
     client: &Rc<Client>,
-    mut flight: Flight,
+    flight: Flight,
     (head, upstream): Answer,
     id: &HeaderValue,
 ) -> Response<ReplyBody> {
-    let outcome = Outcome::of(head.status);
-    let status = match outcome {
-        Outcome::Success => head.status,
-        _ => StatusCode::FAILED_DEPENDENCY,
-    };
+    let (status, outcome) = passed_on(head.status);
     let deployment = flight.deployment().header.clone();
-    flight.answer(status);
-    let body = Exchange::begin(client, flight, upstream, outcome);
+    let body = Exchange::begin(client, flight, upstream);
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = head.headers;
@@ -249,8 +243,4 @@ fn choose(endpoint: &Endpoint, headers: &HeaderMap) -> Result<usize, Refusal> {
     }
     let split = endpoint.split.as_ref().ok_or(Refusal::NoTraffic)?;
     Ok(split.pick(endpoint.count.fetch_add(1, Ordering::Relaxed)))
-}
-
-fn retry_after(flight: &Flight) -> u64 {
-    flight.deployment().queue_wait_us.div_ceil(1_000_000).max(1)
 }

@@ -90,6 +90,13 @@ pub struct Deployment {
     pub state: Arc<DeploymentState>,
 }
 
+impl Deployment {
+    /// Whole seconds after which who was refused may find room.
+    pub fn retry_after_secs(&self) -> u64 {
+        self.queue_wait_us.div_ceil(1_000_000).max(1)
+    }
+}
+
 impl Default for Snapshot {
     fn default() -> Self {
         Self {

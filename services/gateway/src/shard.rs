@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use contract::frame::Outcomes;
 use contract::histogram::Histogram;
+use http::StatusCode;
 
 use crate::admission::Slot;
 use crate::arrivals::Arrivals;
@@ -69,6 +70,14 @@ impl Cell {
             self.on_instances.resize_with(index + 1, Gauge::default);
         }
         &mut self.on_instances[index]
+    }
+
+    /// The status that a client got, if it got any.
+    pub fn count_status(&mut self, status: Option<StatusCode>) {
+        let class = status.map_or(0, |status| status.as_u16() / 100);
+        if let Some(count) = self.status_classes.get_mut(usize::from(class)) {
+            *count += 1;
+        }
     }
 
     /// What was counted; what still runs goes on.

@@ -5,7 +5,6 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 use runtime::descriptors::is_lack;
@@ -16,7 +15,7 @@ use crate::flight::Flight;
 use crate::instance::Instance;
 use crate::reply::Refusal;
 use crate::timer::now_us;
-use crate::upstream::{Ask, Broken, Counted, Head, Upstream};
+use crate::upstream::{Ask, Broken, Head, Idle, Upstream};
 
 /// How long an instance that refused a connection comes last.
 const SUSPECT_US: u64 = 1_000_000;
@@ -53,13 +52,29 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// Which try it is; there are two at most.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Try {
+    First,
+    Second,
+}
+
+impl Try {
+    /// Once more, if that has not been done.
+    fn again(&mut self) -> Result<(), Refusal> {
+        match *self {
+            Self::First => *self = Self::Second,
+            Self::Second => return Err(Refusal::Unreachable),
+        }
+        Ok(())
+    }
+}
+
 /// What became of one try.
 enum Exchanged {
     Answer(Box<Head>),
-    Failed {
-        /// Part of an answer had come.
-        answered: bool,
-    },
+    /// The instance broke off before the head of its answer was whole.
+    BrokeOff,
 }
 
 /// Sends the request and waits for the head of the answer. A second try is made at most once,
@@ -72,82 +87,75 @@ pub async fn ask(
     mut body: RequestBody,
     at_us: u64,
 ) -> Result<Answer, Failure> {
-    let mut second = false;
+    let mut this = Try::First;
     loop {
         let instance = flight.instance()?.clone();
-        let pooled = if second {
-            None
-        } else {
-            client.thread.pool.borrow_mut().take(&instance, at_us)
+        let rested = match this {
+            Try::First => client.thread.pool.borrow_mut().take(&instance, at_us),
+            Try::Second => None,
         };
-        let mut upstream = match pooled {
-            Some(upstream) => upstream,
-            None => {
-                let timeout = client.thread.core.config.connect_timeout;
-                let connecting = Box::pin(connect(client, &instance, timeout));
-                match connecting.await? {
-                    Ok(upstream) if upstream.is_alive() => upstream,
-                    // Closed before anything was sent.
-                    Ok(_) if second => return Err(Failure::Refusal(Refusal::Unreachable)),
-                    Ok(_) => {
-                        second = true;
-                        continue;
-                    }
-                    Err(error) => {
-                        tracing::debug!(instance = %instance.id, %error, "an instance refused a connection");
-                        instance.suspect(now_us() + SUSPECT_US);
-                        if second {
-                            return Err(Failure::Refusal(Refusal::Unreachable));
-                        }
-                        second = true;
-                        move_on(client, flight)?;
-                        continue;
-                    }
-                }
-            }
+        let idle = match rested {
+            Some(idle) => idle,
+            None => match Box::pin(new_connection(client, flight, &instance, &mut this)).await? {
+                Some(idle) => idle,
+                None => continue,
+            },
         };
-        let copy = if upstream.reused && !second {
+        let copy = if idle.is_reused() && this == Try::First {
             body.replay()
         } else {
             None
         };
         let again = copy.is_some();
         let sent = std::mem::replace(&mut body, copy.unwrap_or_default());
-        match exchange(client, &mut upstream, &instance, asked, sent).await? {
+        let mut upstream = idle.begin(&asked.of(&instance), sent);
+        match exchange(client, &mut upstream).await? {
             Exchanged::Answer(head) => return Ok((head, upstream)),
-            Exchanged::Failed { answered: false }
-                if again && (upstream.none_sent() || asked.is_idempotent()) =>
-            {
-                second = true;
-            }
-            Exchanged::Failed { .. } => return Err(Failure::Refusal(Refusal::Unreachable)),
+            Exchanged::BrokeOff => {}
         }
+        let unseen = upstream.none_sent() || asked.is_idempotent();
+        if !again || upstream.is_answered() || !unseen {
+            return Err(Failure::Refusal(Refusal::Unreachable));
+        }
+        this.again()?;
     }
 }
 
-/// Takes the request from an instance that cannot be reached to another one.
-fn move_on(client: &Client, flight: &mut Flight) -> Result<(), Refusal> {
-    if flight.move_on(client.thread.rotation())? {
-        return Ok(());
-    }
-    Err(Refusal::Unreachable)
-}
-
-async fn connect(
+/// A new connection to the instance; none where the try failed before anything was sent and another
+/// is to be made, on another instance if this one refused.
+async fn new_connection(
     client: &Client,
+    flight: &mut Flight,
     instance: &Instance,
-    timeout: Duration,
-) -> Result<std::io::Result<Box<Upstream>>, Failure> {
+    this: &mut Try,
+) -> Result<Option<Idle>, Failure> {
+    let error = match connect(client, instance).await? {
+        Ok(idle) if idle.is_alive() => return Ok(Some(idle)),
+        // Closed before anything was sent.
+        Ok(_) => {
+            this.again()?;
+            return Ok(None);
+        }
+        Err(error) => error,
+    };
+    tracing::debug!(instance = %instance.id, %error, "an instance refused a connection");
+    instance.suspect(now_us() + SUSPECT_US);
+    this.again()?;
+    if !flight.move_on(client.thread.rotation())? {
+        return Err(Failure::Refusal(Refusal::Unreachable));
+    }
+    Ok(None)
+}
+
+async fn connect(client: &Client, instance: &Instance) -> Result<std::io::Result<Idle>, Failure> {
     let thread = &client.thread;
+    let timeout = thread.core.config.connect_timeout;
     thread.make_room_for_an_upstream();
     for _ in 0..CONNECT_TRIES {
-        let mut connecting = pin!(Upstream::connect(instance, timeout));
+        let mut connecting = pin!(Idle::connect(instance, timeout, &thread.core.upstreams));
         let connected = client.wait(|cx| connecting.as_mut().poll(cx)).await;
         match connected.map_err(|stopped| stopped.or(Refusal::Timeout))? {
-            Ok(mut upstream) => {
-                upstream.counted = Some(Counted::among(&thread.core.upstreams));
-                return Ok(Ok(upstream));
-            }
+            Ok(idle) => return Ok(Ok(idle)),
             Err(error) if is_lack(&error) => thread.give_way(TO_AN_INSTANCE, &error),
             Err(error) => return Ok(Err(error)),
         }
@@ -156,23 +164,9 @@ async fn connect(
     Err(Refusal::Lacking.into())
 }
 
-async fn exchange(
-    client: &Client,
-    upstream: &mut Upstream,
-    instance: &Instance,
-    asked: &Asked<'_>,
-    body: RequestBody,
-) -> Result<Exchanged, Failure> {
-    let mut body = Some(body);
+async fn exchange(client: &Client, upstream: &mut Upstream) -> Result<Exchanged, Failure> {
     let mut spare = client.thread.spare.take();
-    let answered = client
-        .wait(|cx| {
-            if let Some(body) = body.take() {
-                upstream.begin(cx, &asked.of(instance), body);
-            }
-            upstream.poll_head(cx, &mut spare)
-        })
-        .await;
+    let answered = client.wait(|cx| upstream.poll_head(cx, &mut spare)).await;
     match client.upload.fault.get() {
         Some(Fault::TooLarge) => return Err(Failure::Refusal(Refusal::BodyTooLarge)),
         Some(Fault::Broken) => return Err(Failure::Refusal(Refusal::Body)),
@@ -181,8 +175,6 @@ async fn exchange(
     match answered.map_err(|stopped| stopped.or(Refusal::Timeout))? {
         Ok(head) => Ok(Exchanged::Answer(head)),
         Err(Broken::Malformed) => Err(Failure::Refusal(Refusal::BadAnswer)),
-        Err(Broken::Off | Broken::Request) => Ok(Exchanged::Failed {
-            answered: upstream.answered(),
-        }),
+        Err(Broken::Off | Broken::Request) => Ok(Exchanged::BrokeOff),
     }
 }

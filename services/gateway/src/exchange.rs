@@ -145,9 +145,9 @@ impl Exchange {
 /// The answer is whole: the connection goes back to the pool, then the slot.
 fn finish(client: &Client, flight: Flight, upstream: Box<Upstream>) {
     let at_us = now_us();
-    if let Ok(instance) = flight.instance() {
+    if let (Ok(instance), Some(idle)) = (flight.instance(), upstream.rest()) {
         let idle_max_us = flight.deployment().keep_alive_idle_us;
-        client.thread.keep(instance, upstream, idle_max_us, at_us);
+        client.thread.keep(instance, idle, idle_max_us, at_us);
     }
     flight.end_whole(at_us);
 }

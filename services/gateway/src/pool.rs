@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use crate::instance::Instance;
-use crate::upstream::Upstream;
+use crate::upstream::Idle;
 
 /// Idle connections kept per instance and thread.
 const IDLE_MAX: usize = 256;
@@ -17,17 +17,23 @@ const IDLE_MAX: usize = 256;
 const TRUSTED_US: u64 = 20_000;
 
 #[derive(Debug)]
-#[allow(clippy::vec_box, reason = "connections are large, and move in and out")]
+struct Rested {
+    idle: Idle,
+    since_us: u64,
+}
+
+#[derive(Debug)]
 struct IdleSet {
     instance: Weak<Instance>,
-    connections: Vec<Box<Upstream>>,
+    /// The one that has rested longest comes first.
+    connections: Vec<Rested>,
     /// The deployment's `keepAliveIdle`.
     idle_max_us: u64,
 }
 
 impl IdleSet {
-    fn is_fresh(&self, upstream: &Upstream, now_us: u64) -> bool {
-        now_us.saturating_sub(upstream.idle_since_us) < self.idle_max_us
+    fn is_fresh(&self, rested: &Rested, now_us: u64) -> bool {
+        now_us.saturating_sub(rested.since_us) < self.idle_max_us
     }
 }
 
@@ -39,35 +45,28 @@ pub struct Pool {
 
 impl Pool {
     /// The connection that was used last, if one is alive.
-    pub fn take(&mut self, instance: &Instance, now_us: u64) -> Option<Box<Upstream>> {
+    pub fn take(&mut self, instance: &Instance, now_us: u64) -> Option<Idle> {
         let set = self.idle.get_mut(&instance.serial)?;
-        while let Some(upstream) = set.connections.pop() {
-            if !set.is_fresh(&upstream, now_us) {
+        while let Some(rested) = set.connections.pop() {
+            if !set.is_fresh(&rested, now_us) {
                 // The others have rested for longer.
                 set.connections.clear();
                 return None;
             }
-            let rested_us = now_us.saturating_sub(upstream.idle_since_us);
-            if upstream.is_alive() && (rested_us < TRUSTED_US || upstream.is_alive_now()) {
-                return Some(upstream);
+            let rested_us = now_us.saturating_sub(rested.since_us);
+            let idle = rested.idle;
+            if idle.is_alive() && (rested_us < TRUSTED_US || idle.is_alive_now()) {
+                return Some(idle);
             }
         }
         None
     }
 
-    /// Keeps a connection whose answer is whole, if it can be used again.
-    pub fn put(
-        &mut self,
-        instance: &Arc<Instance>,
-        mut upstream: Box<Upstream>,
-        idle_max_us: u64,
-        now_us: u64,
-    ) {
-        if idle_max_us == 0 || instance.is_draining() || !upstream.is_reusable() {
+    /// Keeps a connection that came to rest now, if the instance takes more requests.
+    pub fn put(&mut self, instance: &Arc<Instance>, idle: Idle, idle_max_us: u64, now_us: u64) {
+        if idle_max_us == 0 || instance.is_draining() {
             return;
         }
-        upstream.reused = true;
-        upstream.idle_since_us = now_us;
         let set = self.idle.entry(instance.serial).or_insert_with(|| IdleSet {
             instance: Arc::downgrade(instance),
             connections: Vec::new(),
@@ -75,14 +74,15 @@ impl Pool {
         });
         set.idle_max_us = idle_max_us;
         if set.connections.len() < IDLE_MAX {
-            set.connections.push(upstream);
+            let since_us = now_us;
+            set.connections.push(Rested { idle, since_us });
         }
     }
 
     /// Closes the connection that has rested longest, to make room for another.
     pub fn close_oldest(&mut self) {
         // The first of each set has rested longest there.
-        let since = |set: &IdleSet| set.connections.first().map(|c| c.idle_since_us);
+        let since = |set: &IdleSet| set.connections.first().map(|c| c.since_us);
         let sets = self.idle.values_mut().filter(|set| since(set).is_some());
         if let Some(oldest) = sets.min_by_key(|set| since(set)) {
             oldest.connections.remove(0);
@@ -99,7 +99,7 @@ impl Pool {
         self.idle.retain(|_, set| {
             let usable = set.instance.upgrade().is_some_and(|i| !i.is_draining());
             let mut connections = std::mem::take(&mut set.connections);
-            connections.retain(|c| set.is_fresh(c, now_us) && c.is_alive());
+            connections.retain(|c| set.is_fresh(c, now_us) && c.idle.is_alive());
             set.connections = connections;
             usable && !set.connections.is_empty()
         });
@@ -111,6 +111,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
+    use crate::upstream::Counted;
 
     const IDLE_MAX_US: u64 = 2_000_000;
 
@@ -122,9 +123,10 @@ mod tests {
         let instance = Instance::new("i".to_owned().into(), 0, 0, address.to_string());
         instance.set(1, false);
         let (mut pool, instance) = (Pool::default(), Arc::new(instance));
+        let idle = Idle::new(near.unwrap(), Counted::among(&Arc::default()));
         let set = IdleSet {
             instance: Arc::downgrade(&instance),
-            connections: vec![Box::new(Upstream::new(near.unwrap()))],
+            connections: vec![Rested { idle, since_us: 0 }],
             idle_max_us: IDLE_MAX_US,
         };
         pool.idle.insert(instance.serial, set);

@@ -18,7 +18,7 @@ use crate::instance::Instance;
 use crate::pool::Pool;
 use crate::router::{Endpoint, Router, Snapshot};
 use crate::shard::SharedShard;
-use crate::upstream::Upstream;
+use crate::upstream::Idle;
 
 /// What all threads share.
 #[derive(Debug)]
@@ -128,16 +128,10 @@ impl Thread {
     }
 
     /// Keeps a connection to an instance for the next request.
-    pub fn keep(
-        &self,
-        instance: &Arc<Instance>,
-        upstream: Box<Upstream>,
-        idle_max_us: u64,
-        now_us: u64,
-    ) {
+    pub fn keep(&self, instance: &Arc<Instance>, idle: Idle, idle_max_us: u64, now_us: u64) {
         if !self.core.is_full() {
             let mut pool = self.pool.borrow_mut();
-            pool.put(instance, upstream, idle_max_us, now_us);
+            pool.put(instance, idle, idle_max_us, now_us);
         }
     }
 }

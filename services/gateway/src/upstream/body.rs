@@ -185,6 +185,11 @@ impl Reader {
         matches!(self.state, State::Whole)
     }
 
+    /// Something of an answer has come, be it a part of a head.
+    pub fn has_begun(&self) -> bool {
+        !matches!(self.state, State::Head) || self.interim > 0 || !self.input.is_empty()
+    }
+
     /// The rest of the body has come, and is one piece.
     pub fn is_at_hand(&self) -> bool {
         match self.state {

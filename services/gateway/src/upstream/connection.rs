@@ -1,17 +1,15 @@
-//! The socket to an instance: a request goes out, its answer comes in, both at once where the
-//! instance answers early.
+//! A connection in use: a request goes out, its answer comes in, both at once where the instance
+//! answers early.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Body;
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
@@ -19,8 +17,8 @@ use tokio_util::io::poll_read_buf;
 use super::body::Reader;
 use super::counted::Counted;
 use super::head::{Ask, Head, Malformed};
+use super::idle::Idle;
 use crate::body::{BodyError, RequestBody};
-use crate::instance::Instance;
 use crate::socket::{JOINED_MAX, poll_write_pieces};
 
 /// Up to this size what is read is copied to where it just fits.
@@ -58,65 +56,35 @@ impl From<BodyError> for Broken {
     }
 }
 
-/// A connection to an instance, idle or in use.
+/// A request to an instance and its answer, and the connection that they have to themselves. It is
+/// sent and answered at once: how far it is sent is told by `Outgoing`, how far it is answered by
+/// `Reader`.
 #[derive(Debug)]
 pub struct Upstream {
     pub(super) stream: TcpStream,
     outgoing: Outgoing,
     reader: Reader,
-    /// Whether the instance sent anything since the last request began.
-    answered: bool,
     /// The last read used all the room there was.
     filled: bool,
-    /// It has served a request before.
-    pub reused: bool,
-    pub idle_since_us: u64,
     /// Among the descriptors of this gateway, as long as it is open.
-    pub counted: Option<Counted>,
+    _counted: Counted,
 }
 
 impl Upstream {
-    pub async fn connect(instance: &Instance, timeout: Duration) -> io::Result<Box<Self>> {
-        let connecting = TcpStream::connect(instance.address.as_str());
-        let stream = tokio::time::timeout(timeout, connecting)
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        stream.set_nodelay(true)?;
-        Ok(Box::new(Self::new(stream)))
-    }
-
-    pub fn new(stream: TcpStream) -> Self {
+    pub(super) fn new(stream: TcpStream, counted: Counted) -> Self {
         Self {
             stream,
             outgoing: Outgoing::default(),
             reader: Reader::new(),
-            answered: false,
             filled: false,
-            reused: false,
-            idle_since_us: 0,
-            counted: None,
+            _counted: counted,
         }
     }
 
-    /// Whether a connection at rest is open and silent, as far as this thread has been told. Costs
-    /// no system call unless something has happened to it.
-    pub fn is_alive(&self) -> bool {
-        is_silent(self.stream.try_read(&mut [0]))
-    }
-
-    /// The same, asked of the system itself: it may know of a close that this thread has not been
-    /// told of yet.
-    pub fn is_alive_now(&self) -> bool {
-        is_silent(SockRef::from(&self.stream).peek(&mut [MaybeUninit::uninit()]))
-    }
-
-    /// Begins a request, and sends as much of it as the socket takes at once.
-    pub fn begin(&mut self, cx: &mut Context<'_>, ask: &Ask<'_>, body: RequestBody) {
-        self.answered = false;
+    /// Begins a request. It goes out while its answer is waited for.
+    pub(super) fn begin(&mut self, ask: &Ask<'_>, body: RequestBody) {
         self.reader.begin(ask.method);
         self.outgoing.begin(ask, body);
-        // A failure is found again by who waits for the answer.
-        let _ = self.outgoing.poll(&mut self.stream, cx);
     }
 
     /// Waits for the head of the answer, while the request is still being sent.
@@ -167,9 +135,9 @@ impl Upstream {
         self.reader.data().ok()
     }
 
-    /// Whether the instance sent anything since the request began.
-    pub fn answered(&self) -> bool {
-        self.answered
+    /// Whether the instance has sent anything for an answer.
+    pub fn is_answered(&self) -> bool {
+        self.reader.has_begun()
     }
 
     /// Whether the socket took not one byte of the request, so that no instance can have read any.
@@ -189,9 +157,11 @@ impl Upstream {
         self.reader.exact_length()
     }
 
-    /// Whether a next request may be sent, after a whole answer.
-    pub fn is_reusable(&self) -> bool {
-        self.reader.may_go_on() && self.outgoing.is_sent()
+    /// The connection for a next request, after a whole answer to a request that was sent to its
+    /// end; closed otherwise.
+    pub fn rest(self: Box<Self>) -> Option<Idle> {
+        let is_over = self.reader.may_go_on() && self.outgoing.is_sent();
+        is_over.then(|| Idle::after(self))
     }
 
     /// Sends what is left of the request. An instance that takes no more of it may still have
@@ -219,7 +189,6 @@ impl Upstream {
             Bytes::copy_from_slice(room.filled())
         };
         let read = bytes.len();
-        self.answered |= read > 0;
         self.reader.push(bytes);
         Poll::Ready(Ok(read))
     }
@@ -244,11 +213,6 @@ impl Upstream {
             buffer.freeze()
         }))
     }
-}
-
-/// What a read of a connection at rest must give: nothing, and no end either.
-fn is_silent(read: io::Result<usize>) -> bool {
-    read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

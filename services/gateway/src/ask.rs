@@ -167,7 +167,7 @@ async fn connect(client: &Client, instance: &Instance) -> Result<std::io::Result
 async fn exchange(client: &Client, upstream: &mut Upstream) -> Result<Exchanged, Failure> {
     let mut spare = client.thread.spare.take();
     let answered = client.wait(|cx| upstream.poll_head(cx, &mut spare)).await;
-    match client.upload.fault.get() {
+    match client.upload.fault() {
         Some(Fault::TooLarge) => return Err(Failure::Refusal(Refusal::BodyTooLarge)),
         Some(Fault::Broken) => return Err(Failure::Refusal(Refusal::Body)),
         None => {}

@@ -20,21 +20,50 @@ pub enum Fault {
 /// What is known of a client's body; one per connection.
 #[derive(Debug, Default)]
 pub struct Upload {
+    /// So many have come.
     pub bytes: Cell<u64>,
-    pub fault: Cell<Option<Fault>>,
     /// It was waited for, so the clock has moved on since the request came.
     pub waited: Cell<bool>,
-    /// It is being passed on and has not come whole.
-    pub running: Cell<bool>,
+    passing: Cell<Passing>,
+}
+
+/// How a body is passed on.
+#[derive(Clone, Copy, Debug, Default)]
+enum Passing {
+    /// It is not, or no longer: it came whole, or nobody takes it any more.
+    #[default]
+    Over,
+    /// It has not come whole.
+    Running,
+    Failed(Fault),
 }
 
 impl Upload {
     /// A request begins.
     pub fn begin(&self) {
         self.bytes.set(0);
-        self.fault.set(None);
         self.waited.set(false);
-        self.running.set(false);
+        self.passing.set(Passing::Over);
+    }
+
+    /// More of it is to be passed on.
+    pub fn is_running(&self) -> bool {
+        matches!(self.passing.get(), Passing::Running)
+    }
+
+    /// Why it cannot be passed on, where it cannot.
+    pub fn fault(&self) -> Option<Fault> {
+        match self.passing.get() {
+            Passing::Failed(fault) => Some(fault),
+            Passing::Over | Passing::Running => None,
+        }
+    }
+
+    /// A fault remains known.
+    fn end(&self) {
+        if self.is_running() {
+            self.passing.set(Passing::Over);
+        }
     }
 }
 
@@ -86,7 +115,7 @@ impl Default for RequestBody {
 
 impl Streamed {
     pub fn new(incoming: Incoming, bytes_max: u64, upload: Rc<Upload>) -> Self {
-        upload.running.set(true);
+        upload.passing.set(Passing::Running);
         Self {
             incoming,
             left: bytes_max,
@@ -95,8 +124,7 @@ impl Streamed {
     }
 
     fn fail(&self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.upload.fault.set(Some(fault));
-        self.upload.running.set(false);
+        self.upload.passing.set(Passing::Failed(fault));
         Poll::Ready(Some(Err(BodyError)))
     }
 }
@@ -104,7 +132,7 @@ impl Streamed {
 impl Drop for Streamed {
     /// No longer passed on, it does not tell when its sender leaves.
     fn drop(&mut self) {
-        self.upload.running.set(false);
+        self.upload.end();
     }
 }
 
@@ -123,7 +151,7 @@ impl Body for RequestBody {
         let frame = match Pin::new(&mut stream.incoming).poll_frame(cx) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(None) => {
-                stream.upload.running.set(false);
+                stream.upload.end();
                 return Poll::Ready(None);
             }
             Poll::Ready(Some(Err(_))) => return stream.fail(Fault::Broken),
@@ -137,7 +165,7 @@ impl Body for RequestBody {
         };
         stream.left = left;
         if stream.incoming.is_end_stream() {
-            stream.upload.running.set(false);
+            stream.upload.end();
         }
         Poll::Ready(Some(Ok(frame)))
     }

@@ -60,7 +60,7 @@ impl Client {
             return Poll::Ready(Stopped::Deadline);
         }
         // A body that is read tells by itself when its sender leaves, one that has to wait does not.
-        let left = if self.upload.running.get() {
+        let left = if self.upload.is_running() {
             self.shared.poll_left_sending(cx)
         } else {
             self.shared.poll_left(cx)

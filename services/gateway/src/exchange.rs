@@ -76,7 +76,7 @@ impl Exchange {
         };
         flight.pass_on(whole.as_ref().map_or(0, Bytes::len));
         finish(client, flight, upstream);
-        client.shared.active.set(false);
+        client.shared.end_answer();
         ReplyBody::Whole(whole)
     }
 
@@ -154,7 +154,7 @@ fn finish(client: &Client, flight: Flight, upstream: Box<Upstream>) {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.client.shared.active.set(false);
+        self.client.shared.end_answer();
     }
 }
 

@@ -23,17 +23,29 @@ use crate::relay::Relay;
 use crate::socket::poll_write_pieces;
 use crate::timer::{Deadline, now_us};
 
+/// Where a client's connection is.
+///
+/// ```text
+/// Resting -heard-> Asking -begin_answer-> Answering -end_answer-> Asking -rest-> Resting
+/// ```
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// It is open and nothing is asked on it, since then.
+    Resting { since_us: u64 },
+    /// Between two of the others: a request is coming, or nobody has looked yet whether one is.
+    Asking,
+    /// A request is being answered: no idle or head timeout runs.
+    Answering,
+}
+
 /// What the guard and the service of one connection share.
 #[derive(Debug)]
 pub struct Shared {
-    /// A request is being answered: no idle or head timeout runs.
-    pub active: Cell<bool>,
-    /// The end of the phase that the request is in.
+    phase: Cell<Phase>,
+    /// The end of the phase that the request is in, while one is being answered.
     pub deadline: RefCell<Deadline>,
     /// Of the client's connection, its service and its guard.
     pub relay: Relay,
-    /// Since when the connection is open and nothing is asked on it.
-    pub resting_us: Cell<Option<u64>>,
     /// It is to make room for another.
     pub closing: Cell<bool>,
     stream: RefCell<TcpStream>,
@@ -49,14 +61,52 @@ const LOOK_US: u64 = 250_000;
 impl Shared {
     pub fn new(stream: TcpStream) -> Self {
         Self {
-            active: Cell::default(),
+            phase: Cell::new(Phase::Resting { since_us: now_us() }),
             deadline: RefCell::default(),
             relay: Relay::default(),
-            resting_us: Cell::new(Some(now_us())),
             closing: Cell::default(),
             stream: RefCell::new(stream),
             ahead: Cell::default(),
             look: RefCell::default(),
+        }
+    }
+
+    /// A request has come, and is being answered.
+    pub fn begin_answer(&self) {
+        self.phase.set(Phase::Answering);
+    }
+
+    /// The answer has been handed on, or given up.
+    pub fn end_answer(&self) {
+        if self.is_answering() {
+            self.phase.set(Phase::Asking);
+        }
+    }
+
+    fn is_answering(&self) -> bool {
+        matches!(self.phase.get(), Phase::Answering)
+    }
+
+    /// Since when it rests, in microseconds of `now_us`; none where something is going on.
+    pub fn resting_since(&self) -> Option<u64> {
+        match self.phase.get() {
+            Phase::Resting { since_us } => Some(since_us),
+            Phase::Asking | Phase::Answering => None,
+        }
+    }
+
+    /// Something has come from the client.
+    fn heard(&self) {
+        if let Phase::Resting { .. } = self.phase.get() {
+            self.phase.set(Phase::Asking);
+        }
+    }
+
+    /// Nothing is asked and nothing has come.
+    fn rest(&self) {
+        if !self.is_answering() {
+            let since_us = now_us();
+            self.phase.set(Phase::Resting { since_us });
         }
     }
 
@@ -124,7 +174,9 @@ enum Framing {
     /// So many bytes of body left.
     Body(u64),
     Chunks(Chunks),
-    /// Nothing more is read from this client.
+    /// What follows the checked bytes is refused for this reason, once those have been handed on.
+    Refusing(HeadError),
+    /// The refusal is handed on; nothing more is read from this client.
     Refused,
 }
 
@@ -136,8 +188,6 @@ pub struct Guard {
     /// Read and not handed on: `released` checked bytes, then the beginning of a head.
     held: BytesMut,
     released: usize,
-    /// What follows the released bytes is refused.
-    refusal: Option<HeadError>,
     /// Whether the wait is for the rest of a head, or of a connection's first.
     head_begun: bool,
     wait: Deadline,
@@ -155,7 +205,6 @@ impl Guard {
             framing: Framing::Head(Head::default()),
             held: BytesMut::new(),
             released: 0,
-            refusal: None,
             head_begun: true,
             wait,
             stalled: Deadline::default(),
@@ -165,7 +214,7 @@ impl Guard {
 
     /// Nothing has come and nothing runs: pending, unless the client took too long.
     fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.shared.active.get() || !matches!(self.framing, Framing::Head(_)) {
+        if self.shared.is_answering() || !matches!(self.framing, Framing::Head(_)) {
             self.wait.clear();
             return Poll::Pending;
         }
@@ -178,7 +227,7 @@ impl Guard {
             };
             self.head_begun = begun;
             if !begun {
-                self.shared.resting_us.set(Some(now_us()));
+                self.shared.rest();
             }
             self.wait.set(now_us() + limit.as_micros() as u64);
         }
@@ -202,7 +251,7 @@ impl Guard {
                 .set(now_us() + self.timeouts.write.as_micros() as u64);
         }
         let late =
-            self.shared.active.get() && self.shared.deadline.borrow_mut().poll(cx).is_ready();
+            self.shared.is_answering() && self.shared.deadline.borrow_mut().poll(cx).is_ready();
         if late || self.stalled.poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -246,7 +295,7 @@ impl Guard {
 
 impl Framing {
     /// How many of `bytes` may be handed on: all but the beginning of a head that is not whole.
-    fn check(&mut self, bytes: &[u8]) -> io::Result<(usize, Option<HeadError>)> {
+    fn check(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut at = 0;
         while at < bytes.len() {
             match self {
@@ -268,19 +317,25 @@ impl Framing {
                 Self::Head(head) => {
                     let end = match head.find_end(&bytes[at..]) {
                         Ok(Some(end)) => end,
-                        Ok(None) => return Ok((at, None)),
-                        Err(reason) => return Ok((at, Some(reason))),
+                        Ok(None) => return Ok(at),
+                        Err(reason) => {
+                            *self = Self::Refusing(reason);
+                            return Ok(at);
+                        }
                     };
-                    match check_head(&bytes[at..at + end]) {
-                        Ok(next) => *self = next.into(),
-                        Err(reason) => return Ok((at, Some(reason))),
-                    }
+                    *self = match check_head(&bytes[at..at + end]) {
+                        Ok(next) => next.into(),
+                        Err(reason) => {
+                            *self = Self::Refusing(reason);
+                            return Ok(at);
+                        }
+                    };
                     at += end;
                 }
-                Self::Refused => return Ok((at, None)),
+                Self::Refusing(_) | Self::Refused => return Ok(at),
             }
         }
-        Ok((at, None))
+        Ok(at)
     }
 }
 
@@ -309,15 +364,16 @@ impl AsyncRead for Guard {
                 this.released -= count;
                 return Poll::Ready(Ok(()));
             }
-            // What came before the refused head has been handed on.
-            if let Some(reason) = this.refusal.take() {
-                this.refuse(reason);
-                continue;
+            match this.framing {
+                // What came before the refused head has been handed on.
+                Framing::Refusing(reason) => {
+                    this.refuse(reason);
+                    continue;
+                }
+                Framing::Refused => return Poll::Pending,
+                Framing::Head(_) | Framing::Body(_) | Framing::Chunks(_) => {}
             }
-            if matches!(this.framing, Framing::Refused) {
-                return Poll::Pending;
-            }
-            let (checked, refusal) = if this.held.is_empty() {
+            let checked = if this.held.is_empty() {
                 let before = buf.filled().len();
                 let polled = Pin::new(&mut *this.shared.stream.borrow_mut()).poll_read(cx, buf)?;
                 match polled {
@@ -333,14 +389,14 @@ impl AsyncRead for Guard {
                 if read == 0 {
                     return Poll::Ready(Ok(()));
                 }
-                this.shared.resting_us.set(None);
-                let (checked, refusal) = this.framing.check(&buf.filled()[before..])?;
+                this.shared.heard();
+                let checked = this.framing.check(&buf.filled()[before..])?;
                 if checked < read {
                     this.held
                         .extend_from_slice(&buf.filled()[before + checked..]);
                     buf.set_filled(before + checked);
                 }
-                (checked, refusal)
+                checked
             } else {
                 this.held.reserve(4096);
                 let polled = poll_read_buf(
@@ -357,15 +413,13 @@ impl AsyncRead for Guard {
                         continue;
                     }
                 }
-                let (checked, refusal) = this.framing.check(&this.held)?;
-                this.released = checked;
-                (0, refusal)
+                this.released = this.framing.check(&this.held)?;
+                0
             };
             if this.released > 0 || checked > 0 {
                 this.shared.ahead.set(false);
                 this.wait.clear();
             }
-            this.refusal = refusal;
             if checked > 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -407,5 +461,34 @@ impl AsyncWrite for Guard {
             ready!(self.poll_linger(cx));
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_rests_only_while_nothing_is_asked_on_it_and_nothing_is_answered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let shared = Shared::new(stream.unwrap());
+        assert!(shared.resting_since().is_some());
+        shared.heard();
+        assert!(shared.resting_since().is_none());
+        shared.begin_answer();
+        // A next request may come meanwhile, and the guard may find nothing to read.
+        shared.heard();
+        shared.rest();
+        assert!(shared.is_answering());
+        assert!(shared.resting_since().is_none());
+        shared.end_answer();
+        assert!(!shared.is_answering());
+        shared.rest();
+        assert!(shared.resting_since().is_some());
+        shared.end_answer();
+        assert!(shared.resting_since().is_some());
     }
 }

@@ -154,9 +154,9 @@ impl Server {
         let rested_since = now_us().saturating_sub(RESTED_MIN_US);
         let tasks = self.tasks.borrow();
         let resting = tasks.values().filter(|task| !task.client.closing.get());
-        let longest = resting.min_by_key(|task| task.client.resting_us.get().unwrap_or(u64::MAX));
+        let longest = resting.min_by_key(|task| task.client.resting_since().unwrap_or(u64::MAX));
         let Some(task) = longest.filter(|task| {
-            let since = task.client.resting_us.get();
+            let since = task.client.resting_since();
             since.is_some_and(|since| since <= rested_since)
         }) else {
             return false;

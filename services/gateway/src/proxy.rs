@@ -62,7 +62,7 @@ pub async fn handle(
     client: Rc<Client>,
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, ClientLeft> {
-    client.shared.active.set(true);
+    client.shared.begin_answer();
     let id = client.thread.request_id();
     let (mut parts, incoming) = request.into_parts();
     let served = serve(&client, &parts, incoming, &id).await;
@@ -73,7 +73,7 @@ pub async fn handle(
         Err(End::ClientLeft) => return Err(ClientLeft),
         Err(End::Refused(refused)) => refused,
     };
-    client.shared.active.set(false);
+    client.shared.end_answer();
     let mut response = refused.refusal.response(id);
     if let Some(deployment) = refused.deployment {
         response.headers_mut().insert(DEPLOYMENT, deployment);

@@ -56,6 +56,7 @@ enum Step {
 }
 
 impl SimulatedInstances {
+    /// A node without instances, of this id, at this instant.
     pub fn new(node: &str, now: Timestamp) -> Self {
         Self {
             node: node.to_owned(),
@@ -66,6 +67,10 @@ impl SimulatedInstances {
     }
 
     /// The instance begins to start now. What is observed of it is returned.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Stale`] after a newer order, or a removal of this generation.
     pub fn ensure(&mut self, order: &Order) -> Result<Option<Observed>, BackendError> {
         if let Some(known) = self.instances.get_mut(&order.id) {
             let gone = matches!(known.phase, ObservedPhase::Removed { .. });
@@ -100,6 +105,10 @@ impl SimulatedInstances {
     }
 
     /// The instance goes at once; simulated instances have nothing to finish.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Stale`] after a newer order.
     pub fn remove(
         &mut self,
         id: &InstanceId,
@@ -290,6 +299,7 @@ struct State {
 }
 
 impl SimulatedBackend {
+    /// A node without instances, of this id, at this instant.
     pub fn new(node: &str, now: Timestamp) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
@@ -307,6 +317,7 @@ impl SimulatedBackend {
         }
     }
 
+    /// When the next change is due; none while nothing is to happen.
     pub fn next_at(&self) -> Option<Timestamp> {
         self.state().core.next_at()
     }

@@ -4,6 +4,8 @@
 //! may get one twice or late; a record's `prev` shows a hole, and the store fills it. Frames and
 //! routes may be lost: frames are measurements, routes are published again.
 
+#![warn(missing_docs, clippy::missing_errors_doc)]
+
 #[cfg(feature = "kafka")]
 pub mod kafka;
 mod local;
@@ -32,14 +34,26 @@ pub enum Subscription {
     Whole,
 }
 
+/// The port to the bus. Whoever publishes and whoever subscribes need know nothing of what carries
+/// it.
 #[async_trait]
 pub trait Bus: Send + Sync + 'static {
     /// Returns when all of them are on the log's topic, confirmed by as many brokers as it asks for.
     /// After an error some may be there: publishing the same again is right. Whoever publishes does so
     /// alone, and in order of position.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::NotPublished`] where the brokers did not take all of them in time,
+    /// [`BusError::Closed`] after [`close`](Bus::close). The first says that the same is to be
+    /// published again.
     async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError>;
     /// The same for events as the log has them: they go out with all that a newer release has written
     /// into them, whether or not this one can read it. A bus that keeps nothing has no use for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`publish_records`](Bus::publish_records).
     async fn publish_stored(&self, _events: &[RawRecord]) -> Result<(), BusError> {
         Ok(())
     }
@@ -64,6 +78,8 @@ pub trait Bus: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Never waits. Of an endpoint only the newest update is kept for those who come later: one
+    /// that is older by revision, then by the deal of its slots, is passed over.
     fn publish_route(&self, update: Arc<RouteUpdate>);
     /// All current routes first, then every update.
     fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage>;
@@ -80,32 +96,52 @@ pub trait Bus: Send + Sync + 'static {
     async fn close(&self);
 }
 
+/// What a subscriber of records is told.
 #[derive(Clone, Debug)]
 pub enum BusMessage {
     /// These buckets are ours from now on (with the global one).
     Assigned(Vec<Bucket>),
+    /// These buckets are somebody else's from now on.
     Revoked(Vec<Bucket>),
+    /// The next record of a bucket that is assigned; it may be one that came before.
     Record(Arc<Record>),
 }
 
+/// What a subscriber of routes is told.
 #[derive(Clone, Debug)]
 pub enum RouteMessage {
+    /// The newest route of one endpoint, or that it is gone.
     Update(Arc<RouteUpdate>),
     /// All routes that were there have come. Said once at least, and again after a reconnection.
     CaughtUp,
 }
 
+/// Why the bus cannot be opened, or has not done what it was asked to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {
+    /// The URL names no bus that this binary can use.
     #[error("--bus {url}: {reason}")]
-    Url { url: String, reason: String },
+    Url {
+        /// As it was given.
+        url: String,
+        /// What is wrong with it, and how one is written.
+        reason: String,
+    },
     /// It answers, and is not what it should be; trying again changes nothing.
     #[error("{0}")]
     Refused(String),
+    /// Some of the records may be on the bus, the rest is not; publish the same again.
     #[error("the bus did not take records up to position {position}: {detail}")]
-    NotPublished { position: Position, detail: String },
+    NotPublished {
+        /// Of the last record that was to be published.
+        position: Position,
+        /// What the bus said, or did not.
+        detail: String,
+    },
+    /// It was closed in this process; nothing more goes through it.
     #[error("the bus is shut down")]
     Closed,
+    /// Something on it cannot be read; the sentence says what.
     #[error("the bus cannot be read: {0}")]
     Unreadable(String),
     /// Nobody answers, and has not for as long as it is waited for.
@@ -114,6 +150,11 @@ pub enum BusError {
 }
 
 /// The bus that a URL names: `local`, or `kafka://HOST:PORT[,…]/PREFIX`.
+///
+/// # Errors
+///
+/// [`BusError::Url`] where the URL names no bus that this binary has, [`BusError::Refused`] and
+/// [`BusError::Unreachable`] where the brokers are not what they should be, or do not answer.
 pub async fn open(url: &str) -> Result<Arc<dyn Bus>, BusError> {
     if url == "local" {
         return Ok(LocalBus::new());

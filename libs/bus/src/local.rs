@@ -13,6 +13,8 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::{Bus, BusError, BusMessage, RouteMessage, SUBSCRIBER_QUEUE_MAX, Subscription};
 
+/// The bus inside one process: everything goes to the subscribers of the moment, and of routes the
+/// newest are kept.
 #[derive(Default)]
 pub struct LocalBus {
     records: Mutex<Vec<mpsc::Sender<BusMessage>>>,
@@ -29,6 +31,7 @@ struct Routes {
 }
 
 impl LocalBus {
+    /// An empty bus; clones of the `Arc` are the same bus.
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
     }

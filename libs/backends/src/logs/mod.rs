@@ -66,6 +66,7 @@ pub(crate) fn output_path(data: &Path, deployment: &str, id: &InstanceId) -> Pat
 /// A line of output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLine {
+    /// Who wrote it.
     pub instance: InstanceId,
     /// The line had been written by then, and not long before.
     pub seen: Timestamp,

@@ -54,6 +54,11 @@ pub fn logs(
 
 impl LogReader {
     /// Begins to look for the place from which the last lines stand that have been written by now.
+    ///
+    /// # Errors
+    ///
+    /// Where a file of output is there and cannot be read. One that was rotated away or removed
+    /// meanwhile is no error.
     pub fn tail(&self, most: Most) -> io::Result<Tail> {
         let waiting = self.outputs()?;
         Ok(Tail::new(waiting, self.since, most))
@@ -74,6 +79,11 @@ impl LogReader {
     }
 
     /// The next lines of the past, at least one and at most about `bytes_max`; none when it is over.
+    ///
+    /// # Errors
+    ///
+    /// Where a file of output is there and cannot be read. One that was rotated away or removed
+    /// meanwhile is no error.
     pub fn read_past(&mut self, bytes_max: usize) -> io::Result<Option<Vec<LogLine>>> {
         let _still = hold_still();
         let outputs = outputs(&self.folder)?;
@@ -95,6 +105,11 @@ impl LogReader {
 
     /// The next lines, at most about `bytes_max`; none when all that is there has been read. Lines of
     /// an instance are in order; instances come one after the other, those that wrote last at the end.
+    ///
+    /// # Errors
+    ///
+    /// Where a file of output is there and cannot be read. One that was rotated away or removed
+    /// meanwhile is no error.
     pub fn read(&mut self, bytes_max: usize) -> io::Result<Vec<LogLine>> {
         let _still = hold_still();
         let mut lines: Vec<LogLine> = Vec::new();

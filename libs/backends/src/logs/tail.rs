@@ -19,7 +19,9 @@ const LINE: u64 = LINE_BYTES_MAX as u64;
 /// How much of the past is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Most {
+    /// At most so many lines, of all instances together.
     pub lines: usize,
+    /// And at most so many bytes.
     pub bytes: u64,
 }
 
@@ -71,6 +73,11 @@ impl Tail {
     }
 
     /// Reads a block more; false when the place is found.
+    ///
+    /// # Errors
+    ///
+    /// Where a file of output is there and cannot be read. One that was rotated away or removed
+    /// meanwhile is no error.
     pub fn step(&mut self) -> io::Result<bool> {
         let _still = hold_still();
         if self.is_full() {

@@ -28,6 +28,10 @@ impl Host {
     /// Instances listen on the address that the name has here, so that they are reached by it and by
     /// no other. One that this machine does not have is translated on the way: then they listen on
     /// all. Asks for the address, which may take its time.
+    ///
+    /// # Errors
+    ///
+    /// A sentence for who wrote the name: it has no address.
     pub fn advertised(name: &str) -> Result<Self, String> {
         let resolved = match name.parse::<IpAddr>() {
             Ok(ip) => Some(ip),

@@ -32,6 +32,7 @@ pub struct Means {
     /// From so many on, starts wait: each further instance would take what the others, the log and
     /// people need.
     pub held_max: usize,
+    /// Told of each want, so that room can be made.
     pub listener: Arc<LackListener>,
 }
 

@@ -46,8 +46,10 @@ pub use record::{installation_id, node_id};
 /// How often output files are looked at.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// What the backend of local processes is told at its start.
 #[derive(Clone, Debug)]
 pub struct ProcessConfig {
+    /// Holds records, secrets and output of instances; this process has it alone.
     pub data_dir: PathBuf,
     /// Goes into what is observed; see [`node_id`].
     pub node: String,
@@ -55,16 +57,19 @@ pub struct ProcessConfig {
     pub working_directory: PathBuf,
     /// Of the instances that are started from now on; others keep theirs.
     pub host: Host,
+    /// How much output is kept.
     pub log_limits: LogLimits,
     /// What this node has its own secrets from, the data folder among them: no instance is given any.
     pub own: OwnSecrets,
     /// From the polite signal to the hard one, where no order says it: for what is found running
     /// without a record, and for instances given up by their probes.
     pub grace: Span,
+    /// What of this process the instances may take.
     pub means: Means,
 }
 
 impl ProcessConfig {
+    /// On loopback, with a grace of 10 seconds and the defaults for the rest.
     pub fn new(data_dir: PathBuf, node: String, working_directory: PathBuf) -> Self {
         let mut own = OwnSecrets::default();
         own.add_place(&data_dir);
@@ -141,6 +146,11 @@ impl Entry {
 
 impl ProcessBackend {
     /// Takes the data folder, adopts what runs well and ends the rest.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Unavailable`] where the data folder cannot be used, is another process's, or
+    /// holds records that cannot be read.
     pub async fn open(config: ProcessConfig) -> Result<Arc<Self>, BackendError> {
         let shared = tokio::task::spawn_blocking(move || Shared::open(config))
             .await

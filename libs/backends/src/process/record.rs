@@ -203,6 +203,10 @@ fn unavailable(path: &Path, error: &io::Error) -> BackendError {
 }
 
 /// This installation's id, made once: it tells our processes from those of another Penstock.
+///
+/// # Errors
+///
+/// Where the folder can be neither read nor written.
 #[expect(clippy::disallowed_methods, reason = "made once for a data folder")]
 pub fn installation_id(data: &Path) -> io::Result<String> {
     made_once(data, "installation", || Uuid::new_v4().to_string())
@@ -210,6 +214,10 @@ pub fn installation_id(data: &Path) -> io::Result<String> {
 
 /// This node's id, made once. What the log assigns to a node is carried out by whoever has its data
 /// folder.
+///
+/// # Errors
+///
+/// Where the folder can be neither read nor written.
 #[expect(clippy::disallowed_methods, reason = "made once for a data folder")]
 pub fn node_id(data: &Path) -> io::Result<String> {
     made_once(data, "node", || {

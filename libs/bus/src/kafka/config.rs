@@ -18,6 +18,8 @@ use crate::BusError;
 
 const PREFIX_MAX: usize = 100;
 
+/// Where the brokers are, how to speak with them, and under which prefix. Printed without its
+/// secrets.
 #[derive(Clone)]
 pub struct KafkaConfig {
     /// `HOST:PORT[,…]`.
@@ -45,6 +47,11 @@ struct Options {
 }
 
 impl KafkaConfig {
+    /// Reads `kafka://HOST:PORT[,HOST:PORT]/PREFIX[?OPTIONS]`, as people give it to `--bus`.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::Url`], which names the part that is wrong and shows no password.
     pub fn parse(url: &str) -> Result<Self, BusError> {
         Self::read(url).map_err(|reason| BusError::Url {
             url: shown(url),

@@ -58,6 +58,7 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 /// How long [`Bus::close`] waits for what is still to be sent.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// The bus on Apache Kafka. It has threads of its own, which end with [`close`](Bus::close).
 pub struct KafkaBus {
     shared: Arc<Shared>,
     records: RecordProducer,
@@ -92,6 +93,11 @@ type FrameReaders = Arc<Mutex<Vec<mpsc::Sender<Arc<Frame>>>>>;
 impl KafkaBus {
     /// Makes the topics that are missing and checks those that exist. If no broker answers for a
     /// while, goes on without: [`Bus::trouble`] says so until one does.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::Refused`] where the topics are not as they must be, or a client cannot be made
+    /// of the configuration.
     pub async fn open(config: KafkaConfig) -> Result<Arc<Self>, BusError> {
         let (opened, gate) = watch::channel(Gate::Closed);
         let dropped = Arc::new(AtomicU64::new(0));
@@ -139,6 +145,7 @@ impl KafkaBus {
         Ok(bus)
     }
 
+    /// The names of its topics.
     pub fn topics(&self) -> &Topics {
         &self.shared.topics
     }

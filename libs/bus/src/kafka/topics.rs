@@ -29,11 +29,16 @@ const FRAMES_KEPT_MS: &str = "21600000";
 /// a topic takes and what a producer sends are the same, or messages in between are lost.
 pub(super) const LARGE_MESSAGE_BYTES: &str = "8388608";
 
+/// Names of the topics, made of the prefix.
 #[derive(Clone, Debug)]
 pub struct Topics {
+    /// Records of endpoints, a partition for each bucket.
     pub events: String,
+    /// Records that belong to no endpoint; one partition.
     pub global: String,
+    /// Frames, a partition for each bucket; kept for a while.
     pub frames: String,
+    /// Routes, compacted: the newest of each endpoint stays.
     pub routes: String,
 }
 

@@ -41,6 +41,7 @@ const REBUILD_JUMP: u64 = 1 << 20;
 /// Messages that could not be read, named one by one up to here.
 const UNREADABLE_NAMED_MAX: usize = 100;
 
+/// What a reader of the whole log gives.
 #[derive(Debug)]
 pub enum LogItem {
     /// Buckets come in any order; within one, the order of the topic, which is that of positions
@@ -60,6 +61,7 @@ pub struct Extent {
     pub whole: Position,
     /// The highest position that was there.
     pub last: Position,
+    /// Records that came, without those that had come before.
     pub records: u64,
     /// Records that were there before.
     pub repeated: u64,
@@ -73,11 +75,15 @@ pub struct Extent {
 /// before it may be missing too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hole {
+    /// The position that was not there.
     pub missing: Position,
+    /// The bucket whose chain is broken there.
     pub bucket: Bucket,
+    /// The position of the record that names it as the one before.
     pub needed_by: Position,
 }
 
+/// The published log from its beginning, as a stream that ends.
 pub struct LogReader {
     items: mpsc::Receiver<Result<LogItem, BusError>>,
 }
@@ -92,6 +98,11 @@ impl LogReader {
     }
 
     /// Everything at once, in order of position.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::Unreachable`] where no broker answers within [`PATIENCE`](Self::PATIENCE),
+    /// [`BusError::Unreadable`] where a topic is missing or cannot be read to its end.
     pub async fn collect(mut self) -> Result<(Vec<RawRecord>, Extent), BusError> {
         let mut events = Vec::new();
         while let Some(item) = self.next().await {

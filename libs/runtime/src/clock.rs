@@ -8,10 +8,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use contract::time::{Span, Timestamp};
 
+/// Tells the time of day. It may step forward and back, as the system's clock does; what must not
+/// is measured by `Instant`.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
+    /// The present, to the millisecond, in UTC.
     fn now(&self) -> Timestamp;
 }
 
+/// The system's clock.
 #[derive(Debug, Default)]
 pub struct SystemClock;
 
@@ -37,6 +41,9 @@ impl SteppedClock {
     /// How often the file is looked at.
     const EVERY: Duration = Duration::from_millis(20);
 
+    /// Follows a file that holds a whole number of milliseconds, ahead of the system's clock or,
+    /// below zero, behind it. Without a file, or with another text in it, the last number holds; 0
+    /// at first. A thread looks at it until the clock is dropped.
     pub fn follow(file: PathBuf) -> Self {
         let offset_ms = Arc::new(AtomicI64::new(0));
         let followed = Arc::downgrade(&offset_ms);
@@ -68,16 +75,19 @@ pub struct ManualClock {
 }
 
 impl ManualClock {
+    /// Stands at `now`.
     pub fn new(now: Timestamp) -> Self {
         Self {
             millis: AtomicI64::new(now.millis()),
         }
     }
 
+    /// Moves it to `now`, back too.
     pub fn set(&self, now: Timestamp) {
         self.millis.store(now.millis(), Ordering::SeqCst);
     }
 
+    /// Moves it by a span.
     pub fn advance(&self, by: Span) {
         self.millis.fetch_add(by.millis() as i64, Ordering::SeqCst);
     }

@@ -38,6 +38,7 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// The limit of descriptors of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
+    /// What it is now.
     pub now: u64,
     /// What it was started with.
     pub original: u64,
@@ -88,9 +89,12 @@ pub struct Shares {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{limit} file descriptors are too few: this process needs {least} at least; raise the hard limit (`ulimit -Hn {ADVISED}` before it is started, LimitNOFILE={ADVISED} in a systemd unit, --ulimit nofile={ADVISED} for a container)"
+/// The process cannot begin: with so few descriptors it would fail in its work.
 )]
 pub struct TooFew {
+    /// The limit, which could not be raised any further.
     pub limit: u64,
+    /// What this process needs with what it is going to do.
     pub least: usize,
 }
 
@@ -98,6 +102,13 @@ pub struct TooFew {
 const ADVISED: u64 = 65_536;
 
 impl Shares {
+    /// Deals out a limit: first what a process has at rest, then a part for each use, the rest to
+    /// clients and instances. With a low limit there are fewer serving threads than are wanted.
+    ///
+    /// # Errors
+    ///
+    /// [`TooFew`] where that leaves nothing for clients; its sentence says how people raise the
+    /// limit.
     pub fn of(limit: u64, needs: Needs) -> Result<Self, TooFew> {
         // A limit may be none at all; more than this nobody takes.
         let limit = limit.min(1 << 24);
@@ -157,6 +168,7 @@ impl Default for Descriptors {
 }
 
 impl Descriptors {
+    /// What is shared out of `limit`: `rest`, as [`Shares::of`] has found it.
     pub fn new(limit: u64, rest: usize) -> Self {
         Self(Arc::new(Inner {
             limit,

@@ -21,7 +21,9 @@ pub trait Request: Send + 'static {
     /// Tells one request about the same target from another.
     type Mark: Copy + PartialEq + Send;
 
+    /// What this one is about.
     fn target(&self) -> &Self::Target;
+    /// What tells it from others about the same target, such as a generation.
     fn mark(&self) -> Self::Mark;
 }
 

@@ -47,6 +47,7 @@ pub struct Component {
 }
 
 impl Health {
+    /// A component of this name, which is starting. The same name twice is the same component.
     pub fn component(&self, name: &str) -> Component {
         let component = Component {
             name: name.to_owned(),
@@ -97,10 +98,13 @@ pub const UNASSIGNED: &str =
 pub const READS_THE_LOG: &str = "reads the log up to its end";
 
 impl Component {
+    /// It does its work from now on.
     pub fn ready(&self) {
         self.health.change(&self.name, |words| words.waiting = None);
     }
 
+    /// It does not do its work; `reason` goes on after the component's name: "reads the routes from
+    /// the bus".
     pub fn waiting(&self, reason: &str) {
         self.health
             .change(&self.name, |words| words.waiting = Some(reason.to_owned()));

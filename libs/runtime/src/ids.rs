@@ -6,9 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use contract::time::Timestamp;
 use uuid::{Builder, Uuid};
 
+/// Makes ids and secrets.
 pub trait Ids: Send + Sync + fmt::Debug + 'static {
     /// A time-ordered id (UUIDv7) for an event; later calls give greater ids.
     fn event_id(&self, now: Timestamp) -> Uuid;
+    /// A random id (UUIDv4) for an incarnation.
     fn uid(&self) -> Uuid;
     /// 256 bits that nobody can guess.
     fn secret(&self) -> [u8; 32];
@@ -46,6 +48,7 @@ fn v7(millis: u64, counter: u64, random: u32) -> Uuid {
     Builder::from_unix_timestamp_millis(millis, &bytes).into_uuid()
 }
 
+/// Ids and secrets drawn from the system's randomness.
 #[derive(Debug, Default)]
 pub struct SystemIds {
     last: Mutex<Last>,
@@ -90,6 +93,7 @@ pub struct SeededIds {
 }
 
 impl SeededIds {
+    /// Begins the row of ids of this seed.
     pub fn new(seed: u64) -> Self {
         Self {
             state: Mutex::new((Last::default(), seed)),

@@ -11,6 +11,7 @@ use prometheus_client::registry::Registry;
 /// Registries by the place in the code that filled them.
 type Registries = BTreeMap<(&'static str, u32), Registry>;
 
+/// The metrics of a process, which its services register and `/metrics` prints. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registries: Arc<Mutex<Registries>>,

@@ -53,19 +53,26 @@ pub(crate) static PARKED_ENDPOINTS: LazyLock<Family<Labels, Gauge>> =
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ParkedView {
+    /// Who could not digest the event: `autoscaler`.
     pub consumer: String,
+    /// Whose event it is.
     pub endpoint: Name,
     /// Of the event that could not be digested.
     pub position: Position,
+    /// Its type, or `evaluation` where the endpoint was folded and could not be evaluated.
     pub event_type: String,
+    /// What went wrong, in the words of the fault or of the panic.
     pub detail: String,
+    /// When this was first met.
     pub since: Timestamp,
 }
 
 /// What is to be done with a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handling {
+    /// The record is folded.
     Apply,
+    /// It is passed over: its endpoint is parked, or people said so.
     Skip,
     /// The endpoint is parked no longer: drop what there is of it, read its [`history`] up to and
     /// with this record, and fold it.
@@ -85,6 +92,10 @@ pub struct Parking {
 }
 
 /// Calls `attempt`, and gives the words of the panic if it panics.
+///
+/// # Errors
+///
+/// The words of the panic.
 pub fn catch_panic<T>(attempt: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(attempt)).map_err(|panic| words_of(panic.as_ref()))
 }
@@ -107,6 +118,10 @@ fn is_parking(record: &Record) -> bool {
 }
 
 /// Everything about one endpoint up to and with `to`, without what people decided about parking.
+///
+/// # Errors
+///
+/// Where the store cannot be read: try again.
 pub async fn history(
     store: Store,
     key: EndpointKey,
@@ -224,6 +239,7 @@ impl Parking {
         of_it.cloned().collect()
     }
 
+    /// Whether this endpoint is parked.
     pub fn is_parked(&self, key: &EndpointKey) -> bool {
         self.parked.contains_key(key)
     }
@@ -362,6 +378,10 @@ fn row_key(consumer: &str, key: &EndpointKey) -> String {
 
 /// Lists an endpoint as parked: so its consumer, once it can digest the event, knows that it has rows to
 /// write.
+///
+/// # Errors
+///
+/// Where the store cannot be read or written: try again.
 pub async fn list(
     store: &Store,
     key: &EndpointKey,

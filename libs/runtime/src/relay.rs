@@ -75,11 +75,15 @@ pub fn run(
 /// What the durable relay works with.
 #[derive(Clone)]
 pub struct RelayDeps {
+    /// Whose log is published.
     pub store: Store,
+    /// Where it is published.
     pub bus: Arc<dyn Bus>,
     /// Names this process among those that may hold the lease; never the same for two.
     pub holder: String,
+    /// Readiness says here what cannot be reached.
     pub component: Component,
+    /// Where its counts are registered.
     pub metrics: Metrics,
 }
 

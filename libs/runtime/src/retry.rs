@@ -16,6 +16,10 @@ pub fn unreachable(error: &StoreError) -> String {
 
 /// Opens what a server keeps, however long it takes until the server is there. What waiting cannot mend
 /// comes back at once: who is not let in, a store of a newer format.
+///
+/// # Errors
+///
+/// What waiting cannot mend: every error but [`StoreError::Database`].
 pub async fn until_opened<T, F>(mut open: impl FnMut() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
@@ -42,6 +46,10 @@ where
 
 /// Repeats until the store has answered. The only error that comes back is that the store has been
 /// closed by this process itself.
+///
+/// # Errors
+///
+/// [`StoreError::Closed`] only.
 pub async fn until_answered<T, F>(
     component: &Component,
     mut ask: impl FnMut() -> F,

@@ -14,15 +14,22 @@ pub const TOKEN_BYTES_MIN: usize = 32;
 #[derive(Clone)]
 pub struct InternalToken(Arc<str>);
 
+/// Why a text is no token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     #[error(
         "the internal token is shorter than {TOKEN_BYTES_MIN} characters; make one with `openssl rand -hex 32`"
+    /// It could be guessed.
     )]
     Short,
 }
 
 impl InternalToken {
+    /// Takes the token as it was configured; white space around it does not count.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError::Short`] below [`TOKEN_BYTES_MIN`] bytes.
     pub fn new(token: &str) -> Result<Self, TokenError> {
         let token = token.trim();
         if token.len() < TOKEN_BYTES_MIN {
@@ -31,6 +38,7 @@ impl InternalToken {
         Ok(Self(token.into()))
     }
 
+    /// The token itself, to be sent and not to be shown.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -17,11 +17,14 @@ use crate::parking::catch_panic;
 /// What is written about: one endpoint, or what belongs to none.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
+    /// What belongs to no endpoint.
     Global,
+    /// One endpoint.
     Endpoint(EndpointKey),
 }
 
 impl Subject {
+    /// The bucket whose owner writes about it.
     pub fn bucket(&self) -> Bucket {
         match self {
             Self::Global => Bucket::GLOBAL,
@@ -33,16 +36,22 @@ impl Subject {
 /// Something to be committed under the fence of its subject's bucket.
 #[derive(Debug)]
 pub struct Write {
+    /// What it is about.
     pub subject: Subject,
+    /// When it was evaluated; the events carry this time, or a later one that was recorded before.
     pub now: Timestamp,
+    /// Events, each with the version that its stream must have.
     pub appends: Vec<Append>,
+    /// Rows of read models that change with them.
     pub rows: Vec<RowChange>,
 }
 
 /// An endpoint whose evaluation panicked.
 #[derive(Debug)]
 pub struct Failed {
+    /// Which one.
     pub key: EndpointKey,
+    /// The words of the panic.
     pub detail: String,
 }
 
@@ -89,6 +98,7 @@ pub enum CommitResult {
 
 /// A reconciler, and what it waits for.
 pub struct Evaluator<R: Reconciler> {
+    /// What is asked.
     pub reconciler: R,
     pending: BTreeMap<Subject, Pending>,
     due: BTreeMap<Bucket, Due>,
@@ -100,6 +110,7 @@ type State<R> = <<R as Reconciler>::Fold as Fold>::State;
 type Effect<R> = <<R as Reconciler>::Fold as Fold>::Effect;
 
 impl<R: Reconciler> Evaluator<R> {
+    /// Asks this reconciler; nothing is due yet.
     pub fn new(reconciler: R) -> Self {
         Self {
             reconciler,
@@ -157,11 +168,13 @@ impl<R: Reconciler> Evaluator<R> {
         self.pending.retain(|subject, _| subject.bucket() != bucket);
     }
 
+    /// All endpoints of these buckets are to be evaluated.
     pub fn mark_due(&mut self, buckets: impl IntoIterator<Item = Bucket>) {
         self.due
             .extend(buckets.into_iter().map(|bucket| (bucket, Due::All)));
     }
 
+    /// This endpoint is to be evaluated.
     pub fn mark_one_due(&mut self, key: EndpointKey) {
         if let Due::Some(keys) = self.due.entry(key.bucket()).or_default() {
             keys.insert(key);

@@ -53,8 +53,10 @@ pub trait Reconciler: Send + 'static {
     const SERVICE: &'static str;
     /// The stream that this service alone writes for each endpoint; steps of the clock stand in it.
     const STREAM: StreamKind;
+    /// Between two questions what is [due](Self::due).
     const TICK: Duration;
 
+    /// What is folded of the log; asked for once, at the start.
     fn fold(&self) -> Self::Fold;
 
     /// A record has been applied to the state of its endpoint.
@@ -124,11 +126,16 @@ impl Outputs {
     }
 }
 
+/// What a loop works with.
 #[derive(Clone)]
 pub struct Deps {
+    /// Where events are written, and holes of the bus filled from.
     pub store: Store,
+    /// Where records and frames come from.
     pub bus: Arc<dyn Bus>,
+    /// When things are due, and what time events carry.
     pub clock: Arc<dyn Clock>,
+    /// Ids of events.
     pub ids: Arc<dyn Ids>,
 }
 
@@ -141,6 +148,10 @@ struct Written {
 }
 
 /// Runs until `shutdown`, or until the store is closed.
+///
+/// # Errors
+///
+/// [`StoreError::Closed`] where this process has closed the store; outages are waited for.
 pub async fn run<R: Reconciler>(
     reconciler: R,
     deps: Deps,

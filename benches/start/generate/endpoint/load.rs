@@ -5,7 +5,7 @@ use contract::ids::{InstanceId, Name};
 use contract::log::{Actor, StreamKind, StreamName};
 use contract::resources::ProvisioningState;
 use contract::time::{Span, Timestamp};
-use domain::measure::{Metric, SignalSpec};
+use domain::measure::{SignalSpec, Unit};
 
 use super::people::Change;
 use super::{Endpoint, Followed, Task};
@@ -206,14 +206,14 @@ pub(super) fn signal(spec: &SignalSpec, load: Load, ready: u32, rng: &mut fastra
     let of_each = load.concurrency / f64::from(ready.max(1));
     // Beyond some requests at a time, an instance only makes them wait.
     let latency = load.latency * (1.0 + (of_each - 3.0).max(0.0) * 0.5);
-    let value = match spec.metric {
-        Metric::Concurrency => load.concurrency,
-        Metric::RequestsPerSecond => load.concurrency / latency,
-        Metric::RequestsPerMinute => 60.0 * load.concurrency / latency,
-        Metric::QueueLength => (of_each - 4.0).max(0.0),
-        Metric::LatencyQuantile(_) | Metric::LatencyAverage => latency * 1000.0,
-        Metric::ErrorRatio => 0.02 * rng.f64(),
-        Metric::CpuUtilization | Metric::MemoryUtilization => (of_each * 22.0).min(100.0),
+    let value = match (spec.metric.name(), spec.metric.unit()) {
+        ("concurrency", _) => load.concurrency,
+        ("requests_per_second", _) => load.concurrency / latency,
+        ("requests_per_minute", _) => 60.0 * load.concurrency / latency,
+        (_, Unit::Number) => (of_each - 4.0).max(0.0),
+        (_, Unit::Duration) => latency * 1000.0,
+        (_, Unit::Ratio) => 0.02 * rng.f64(),
+        (_, Unit::Percent) => (of_each * 22.0).min(100.0),
     };
     let partial = rng.u32(0..500) == 0;
     Signal {

@@ -237,28 +237,32 @@ impl fmt::Display for Shown {
 mod tests {
     use super::*;
 
+    fn metric(name: &str) -> Metric {
+        Metric::parse(name).unwrap()
+    }
+
     #[test]
     fn values_are_read_in_the_unit_of_their_metric() {
-        let latency = Metric::LatencyQuantile(9500);
+        let latency = metric("latency_p95");
         for (metric, text, expected) in [
-            (Metric::Concurrency, "4", 4.0),
-            (Metric::Concurrency, "0.5", 0.5),
-            (Metric::CpuUtilization, "70", 70.0),
-            (Metric::CpuUtilization, "70%", 70.0),
-            (Metric::ErrorRatio, "0.05", 0.05),
-            (Metric::ErrorRatio, "5%", 0.05),
+            (metric("concurrency"), "4", 4.0),
+            (metric("concurrency"), "0.5", 0.5),
+            (metric("cpu_utilization"), "70", 70.0),
+            (metric("cpu_utilization"), "70%", 70.0),
+            (metric("error_ratio"), "0.05", 0.05),
+            (metric("error_ratio"), "5%", 0.05),
             (latency, "300ms", 300.0),
             (latency, "2s", 2000.0),
         ] {
             assert_eq!(parse_value(metric, text), Ok(expected), "{text}");
         }
         for (metric, text) in [
-            (Metric::Concurrency, "4%"),
-            (Metric::Concurrency, "4s"),
-            (Metric::Concurrency, "-4"),
-            (Metric::Concurrency, "NaN"),
-            (Metric::Concurrency, ""),
-            (Metric::ErrorRatio, "5"),
+            (metric("concurrency"), "4%"),
+            (metric("concurrency"), "4s"),
+            (metric("concurrency"), "-4"),
+            (metric("concurrency"), "NaN"),
+            (metric("concurrency"), ""),
+            (metric("error_ratio"), "5"),
             (latency, "300"),
             (latency, "soon"),
         ] {
@@ -280,11 +284,11 @@ mod tests {
                 operator,
                 threshold,
             };
-            assert_eq!(Condition::parse(Metric::Concurrency, text), Ok(expected));
+            assert_eq!(Condition::parse(metric("concurrency"), text), Ok(expected));
         }
         for text in ["4", "= 4", "=> 4", ">", "over 4", "> > 4", ""] {
             assert!(
-                Condition::parse(Metric::Concurrency, text).is_err(),
+                Condition::parse(metric("concurrency"), text).is_err(),
                 "{text}"
             );
         }

@@ -91,7 +91,7 @@ fn one_rule(
     found: &mut Vec<Finding>,
 ) {
     let window = policy.signals[rule.signal].window;
-    if written.is_some_and(|rule| rule.metric.per_instance) && !rule.metric.is_total() {
+    if written.is_some_and(|rule| rule.metric.per_instance) && !rule.metric.is_per_instance() {
         let detail = format!(
             "{} is a value of one instance or answer already, so perInstance changes nothing: remove it",
             rule.metric.name()

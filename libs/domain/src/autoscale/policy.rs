@@ -14,7 +14,7 @@ use contract::time::{Span, Timestamp};
 use self::compile::Compiler;
 use super::condition::{Amount, Condition};
 use super::schedule::Schedule;
-use crate::measure::{Metric, SignalSpec};
+use crate::measure::{METRICS, Metric, MetricRow, SignalSpec};
 use crate::zones::ZoneData;
 
 pub const PROFILES_MAX: usize = 20;
@@ -128,7 +128,16 @@ pub const TRANSITIONS_MAX: usize = 10_000;
 impl Policy {
     /// Compiles a document, or says everything that is wrong with it. Pointers begin with `/spec`.
     pub fn compile(spec: &AutoscaleSpec, zones: &ZoneData) -> Result<Self, Vec<Finding>> {
-        let mut compiler = Compiler::new(zones);
+        Self::compile_among(METRICS, spec, zones)
+    }
+
+    /// [`compile`](Self::compile) with other metrics than those of this release.
+    pub fn compile_among(
+        metrics: &'static [MetricRow],
+        spec: &AutoscaleSpec,
+        zones: &ZoneData,
+    ) -> Result<Self, Vec<Finding>> {
+        let mut compiler = Compiler::new(metrics, zones);
         let policy = compiler.policy(spec);
         match policy {
             Some(policy) if compiler.findings.is_empty() => Ok(policy),

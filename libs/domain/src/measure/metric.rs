@@ -1,31 +1,38 @@
-//! The metrics that rules may name, their units, and the key under which an aggregate is recorded.
+//! What a metric is: a row that says its names, its unit, who reports it, what it is worth in the
+//! situations that need an answer, and how it is computed.
 //!
-//! Invariant: a key says everything that its value depends on besides the deployment; keys are
-//! written into decisions and never change their meaning.
+//! Invariant: nothing outside a row knows one metric from another. Whoever asks about metrics asks the
+//! row ([`Metric`] is a handle to one), so a new metric is a new row in
+//! [`METRICS`](super::METRICS) and nothing else.
 
 use std::fmt;
 
-use contract::time::Span;
+use contract::frame::SourceKind;
+use contract::histogram::Histogram;
 
-/// A built-in metric that this version measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Metric {
-    /// Arrivals, whatever became of them: refused and failed requests are demand too.
-    RequestsPerSecond,
-    RequestsPerMinute,
-    /// Requests being served and requests waiting, averaged over time.
-    Concurrency,
-    /// Requests waiting for an instance, averaged over time.
-    QueueLength,
-    /// A quantile of the latency, in per ten thousand: 9500 is p95. Milliseconds.
-    LatencyQuantile(u32),
-    LatencyAverage,
-    /// Bad answers among the answers that count, 0 to 1.
-    ErrorRatio,
-    /// Of one core per instance, averaged over instances, in percent.
-    CpuUtilization,
-    /// Of the memory an instance may use, averaged over instances, in percent.
-    MemoryUtilization,
+use super::SignalOptions;
+use super::metrics::{METRICS, SPOKEN_FOR};
+use super::pane::{Coverage, Load};
+
+/// One metric that rules may name.
+#[derive(Debug)]
+pub struct MetricRow {
+    /// As rules and the keys of decisions name it; it never changes.
+    pub name: &'static str,
+    /// Other names that rules may use for it (Azure's).
+    pub aliases: &'static [&'static str],
+    pub unit: Unit,
+    /// Whose frames it is computed from.
+    pub source: SourceKind,
+    /// The value is a sum over all instances (a load); others are properties of one instance or answer
+    /// already, and averages of them do not add up.
+    pub is_total: bool,
+    /// A share of the value per ready instance means something, so that `perInstance` does; only of totals.
+    pub is_per_instance: bool,
+    /// For people, in one line.
+    pub description: &'static str,
+    pub worth: Situations,
+    pub reads: Reads,
 }
 
 /// How a metric's values are written in rules.
@@ -33,192 +40,160 @@ pub enum Metric {
 pub enum Unit {
     Number,
     Percent,
+    /// 0 to 1.
     Ratio,
+    /// In milliseconds inside.
     Duration,
 }
 
-const NAMES: [(&str, Metric); 12] = [
-    ("requests_per_second", Metric::RequestsPerSecond),
-    ("requests_per_minute", Metric::RequestsPerMinute),
-    ("concurrency", Metric::Concurrency),
-    ("queue_length", Metric::QueueLength),
-    ("latency_p50", Metric::LatencyQuantile(5000)),
-    ("latency_p90", Metric::LatencyQuantile(9000)),
-    ("latency_p95", Metric::LatencyQuantile(9500)),
-    ("latency_p99", Metric::LatencyQuantile(9900)),
-    ("latency_average", Metric::LatencyAverage),
-    ("error_ratio", Metric::ErrorRatio),
-    ("cpu_utilization", Metric::CpuUtilization),
-    ("memory_utilization", Metric::MemoryUtilization),
-];
+/// What a metric is worth when there is nothing, or not the usual, to compute it from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Situations {
+    /// Instances are ready, and no request has come.
+    pub no_traffic: Worth,
+    /// Requests are being served and are waiting; none has ended.
+    pub all_in_flight: Worth,
+    /// Every request was refused for lack of capacity, at once.
+    pub all_refused: Worth,
+    /// There is no instance; requests wait for one.
+    pub no_instance: Worth,
+    /// No source has reported.
+    pub no_report: Worth,
+}
 
-/// Azure's names of the same measurements.
-const ALIASES: [(&str, &str); 10] = [
-    ("CpuUtilizationPercentage", "cpu_utilization"),
-    ("CpuMemoryUtilizationPercentage", "memory_utilization"),
-    ("GpuUtilizationPercentage", "gpu_utilization"),
-    ("GpuMemoryUtilizationPercentage", "gpu_memory_utilization"),
-    ("RequestsPerMinute", "requests_per_minute"),
-    ("RequestLatency", "latency_average"),
-    ("RequestLatency_P50", "latency_p50"),
-    ("RequestLatency_P90", "latency_p90"),
-    ("RequestLatency_P95", "latency_p95"),
-    ("RequestLatency_P99", "latency_p99"),
-];
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Worth {
+    /// This, whatever else is true.
+    Always(f64),
+    /// What was counted.
+    Measured,
+    /// It has no value. A rule that reads it never takes an instance away.
+    Unknown,
+}
 
-/// Names that are spoken for, and cannot be measured by this version.
-const NOT_YET: [&str; 10] = [
-    "gpu_utilization",
-    "gpu_memory_utilization",
-    "tokens_per_second",
-    "time_to_first_token",
-    "burn_rate",
-    "prometheus",
-    "http",
-    "kafka-lag",
-    "sql",
-    "external",
-];
+impl fmt::Display for Worth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Always(value) => write!(f, "{value}"),
+            Self::Measured => f.write_str("measured"),
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
+/// What a metric is computed from, over one stretch of time.
+#[derive(Clone, Copy, Debug)]
+pub enum Reads {
+    /// Counts; None: they do not give it a value.
+    Counts(fn(&Coverage, &Load, SignalOptions) -> Option<f64>),
+    /// The latencies of answers; None: there was no answer. The average over a window is that of all its
+    /// answers, not of its seconds.
+    Latencies(fn(&Histogram) -> Option<f64>),
+}
+
+/// A name that nothing is measured under in this version.
+#[derive(Clone, Copy, Debug)]
+pub struct SpokenFor {
+    pub name: &'static str,
+    pub aliases: &'static [&'static str],
+}
+
+/// A handle to a row.
+#[derive(Clone, Copy)]
+pub struct Metric(&'static MetricRow);
+
+impl PartialEq for Metric {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name == other.0.name
+    }
+}
+
+impl Eq for Metric {}
+
+impl fmt::Debug for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Metric").field(&self.0.name).finish()
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnknownMetric {
-    #[error("the metric `{0}` is not available yet; {available}", available = available())]
-    NotYet(String),
-    #[error("there is no metric `{0}`; {available}", available = available())]
-    Unknown(String),
+    #[error("the metric `{0}` is not available yet; {1}")]
+    NotYet(String, Available),
+    #[error("there is no metric `{0}`; {1}")]
+    Unknown(String, Available),
 }
 
-fn available() -> String {
-    let names: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
-    format!("use one of {}", names.join(", "))
+/// The names that can be used instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Available(Vec<&'static str>);
+
+impl fmt::Display for Available {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "use one of {}", self.0.join(", "))
+    }
 }
 
 impl Metric {
+    /// The metric that goes by this name in this release.
+    ///
+    /// # Errors
+    /// There is none of that name, or none yet; the error lists those that there are.
     pub fn parse(name: &str) -> Result<Self, UnknownMetric> {
-        let canonical = ALIASES
-            .iter()
-            .find(|(alias, _)| *alias == name)
-            .map_or(name, |(_, canonical)| canonical);
-        if let Some((_, metric)) = NAMES.iter().find(|(known, _)| *known == canonical) {
-            return Ok(*metric);
+        Self::parse_among(METRICS, name)
+    }
+
+    /// The metric that goes by this name among `rows`.
+    ///
+    /// # Errors
+    /// There is none of that name, or none yet; the error lists those that there are.
+    pub fn parse_among(rows: &'static [MetricRow], name: &str) -> Result<Self, UnknownMetric> {
+        if let Some(row) = rows.iter().find(|row| row.goes_by(name)) {
+            return Ok(Self(row));
         }
-        Err(if NOT_YET.contains(&canonical) {
-            UnknownMetric::NotYet(name.to_owned())
+        let available = Available(rows.iter().map(|row| row.name).collect());
+        Err(if SPOKEN_FOR.iter().any(|of| of.goes_by(name)) {
+            UnknownMetric::NotYet(name.to_owned(), available)
         } else {
-            UnknownMetric::Unknown(name.to_owned())
+            UnknownMetric::Unknown(name.to_owned(), available)
         })
     }
 
+    pub fn row(self) -> &'static MetricRow {
+        self.0
+    }
+
     pub fn name(self) -> &'static str {
-        NAMES
-            .iter()
-            .find(|(_, metric)| *metric == self)
-            .map_or("latency", |(name, _)| name)
+        self.0.name
     }
 
     pub fn unit(self) -> Unit {
-        match self {
-            Self::LatencyQuantile(_) | Self::LatencyAverage => Unit::Duration,
-            Self::ErrorRatio => Unit::Ratio,
-            Self::CpuUtilization | Self::MemoryUtilization => Unit::Percent,
-            _ => Unit::Number,
-        }
+        self.0.unit
     }
 
-    /// The value is a sum over all instances (a load), so a share per instance means something.
-    /// Others are properties of one instance or answer already.
     pub fn is_total(self) -> bool {
-        self.unit() == Unit::Number
+        self.0.is_total
     }
 
+    pub fn is_per_instance(self) -> bool {
+        self.0.is_per_instance
+    }
+
+    /// Computed from the latencies of answers: its average is that of a window as a whole, and seconds
+    /// of it cannot be summed or counted.
     pub fn is_latency(self) -> bool {
-        self.unit() == Unit::Duration
-    }
-
-    /// Measured by nodes rather than by gateways.
-    pub fn is_of_nodes(self) -> bool {
-        self.unit() == Unit::Percent
+        matches!(self.0.reads, Reads::Latencies(_))
     }
 }
 
-/// How the values inside a window become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Aggregation {
-    Average,
-    Min,
-    Max,
-    Sum,
-    /// Seconds that had data.
-    Count,
-    Last,
-    /// Per ten thousand.
-    Quantile(u32),
-}
-
-const AGGREGATIONS: [(&str, Aggregation); 10] = [
-    ("average", Aggregation::Average),
-    ("min", Aggregation::Min),
-    ("max", Aggregation::Max),
-    ("sum", Aggregation::Sum),
-    ("count", Aggregation::Count),
-    ("last", Aggregation::Last),
-    ("p50", Aggregation::Quantile(5000)),
-    ("p90", Aggregation::Quantile(9000)),
-    ("p95", Aggregation::Quantile(9500)),
-    ("p99", Aggregation::Quantile(9900)),
-];
-
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "there is no aggregation `{0}`; use average, min, max, sum, count, last, p50, p90, p95 or p99"
-)]
-pub struct UnknownAggregation(String);
-
-impl Aggregation {
-    pub fn parse(name: &str) -> Result<Self, UnknownAggregation> {
-        AGGREGATIONS
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, aggregation)| *aggregation)
-            .ok_or_else(|| UnknownAggregation(name.to_owned()))
-    }
-
-    pub fn name(self) -> &'static str {
-        AGGREGATIONS
-            .iter()
-            .find(|(_, aggregation)| *aggregation == self)
-            .map_or("average", |(name, _)| name)
+impl MetricRow {
+    fn goes_by(&self, name: &str) -> bool {
+        self.name == name || self.aliases.contains(&name)
     }
 }
 
-/// One aggregate that a rule reads, before any division by instances.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SignalSpec {
-    pub metric: Metric,
-    pub window: Span,
-    pub aggregation: Aggregation,
-}
-
-impl SignalSpec {
-    /// The key in a decision's inputs: `requests_per_second/60s/average`. The window is always in
-    /// seconds.
-    pub fn key(&self) -> String {
-        self.to_string()
-    }
-
-    pub fn window_seconds(&self) -> u32 {
-        u32::try_from(self.window.secs()).unwrap_or(u32::MAX)
-    }
-}
-
-impl fmt::Display for SignalSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}/{}s/{}",
-            self.metric.name(),
-            self.window.secs(),
-            self.aggregation.name()
-        )
+impl SpokenFor {
+    fn goes_by(&self, name: &str) -> bool {
+        self.name == name || self.aliases.contains(&name)
     }
 }

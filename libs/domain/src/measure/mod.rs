@@ -14,8 +14,10 @@
 
 mod group;
 mod metric;
+mod metrics;
 mod pane;
 mod signal;
+mod spec;
 #[cfg(test)]
 mod tests;
 
@@ -28,7 +30,12 @@ use contract::resources::ModelClientErrors;
 use contract::time::{Span, Timestamp};
 
 pub use group::{AHEAD_MAX, BEHIND_MAX, GRACE, LOST_AFTER};
-pub use metric::{Aggregation, Metric, SignalSpec, Unit, UnknownAggregation, UnknownMetric};
+pub use metric::{
+    Available, Metric, MetricRow, Reads, Situations, SpokenFor, Unit, UnknownMetric, Worth,
+};
+pub use metrics::{METRICS, SPOKEN_FOR};
+pub use pane::{Coverage, Load};
+pub use spec::{Aggregation, SignalSpec, UnknownAggregation};
 
 use group::Group;
 
@@ -116,9 +123,11 @@ impl Measures {
     /// Keeps what these signals need from now on. Windows up to 2 minutes are kept without it.
     pub fn watch(&mut self, deployment: Uid, signals: &[SignalSpec], now: Timestamp) {
         for spec in signals {
-            let kind = kind_of(spec);
-            self.group_mut(kind)
-                .watch(deployment, i64::from(spec.window_seconds()), now.secs());
+            self.group_mut(spec.metric.row().source).watch(
+                deployment,
+                i64::from(spec.window_seconds()),
+                now.secs(),
+            );
         }
     }
 
@@ -140,7 +149,7 @@ impl Measures {
         specs
             .iter()
             .map(|spec| {
-                let group = self.group(kind_of(spec));
+                let group = self.group(spec.metric.row().source);
                 let signal = signal::compute(group, deployment, spec, options, now, &mut merged);
                 Some(signal)
             })
@@ -170,13 +179,5 @@ impl Measures {
             SourceKind::Gateway => &mut self.gateways,
             SourceKind::Node => &mut self.nodes,
         }
-    }
-}
-
-fn kind_of(spec: &SignalSpec) -> SourceKind {
-    if spec.metric.is_of_nodes() {
-        SourceKind::Node
-    } else {
-        SourceKind::Gateway
     }
 }

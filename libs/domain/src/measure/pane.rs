@@ -15,7 +15,7 @@ pub(super) trait Merge: Default {
 
 /// Requests and resources of one deployment.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Load {
+pub struct Load {
     pub outcomes: Outcomes,
     pub arrivals: u64,
     pub in_flight_us: u64,
@@ -66,7 +66,7 @@ impl Merge for Load {
 
 /// How much of a stretch was measured at all; the same for every deployment of a bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Coverage {
+pub struct Coverage {
     /// Seconds with at least one frame.
     pub seconds: u32,
     /// True length of those seconds.

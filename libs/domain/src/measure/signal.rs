@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use contract::decision::Signal;
 use contract::histogram::Histogram;
 use contract::ids::Uid;
-use contract::resources::ModelClientErrors;
 use contract::time::Timestamp;
 
 use super::group::Group;
-use super::metric::{Aggregation, Metric, SignalSpec};
+use super::metric::Reads;
 use super::pane::{Coverage, Load};
+use super::spec::{Aggregation, SignalSpec};
 use super::{AHEAD_MAX, SignalOptions};
 
 /// A window ends with the last closed second, but at most this long ago: when nothing arrives any
@@ -46,19 +46,19 @@ pub(super) fn compute(
     let seconds: u32 = panes.iter().map(|(_, coverage, _)| coverage.seconds).sum();
     let wanted = spec.window_seconds();
     let since = rings.map_or(group.began(), |rings| rings.since(window));
-    let value = if seconds == 0 {
-        None
-    } else if spec.metric.is_latency() && spec.aggregation == Aggregation::Average {
-        let latency = merged.entry((from, end)).or_insert_with(|| {
-            let mut whole = Histogram::default();
-            panes
-                .iter()
-                .for_each(|(_, _, load)| whole.merge(&load.latency));
-            whole
-        });
-        Some(latency_of(spec.metric, latency).unwrap_or(0.0))
-    } else {
-        aggregate(spec, options, &panes)
+    let value = match (spec.metric.row().reads, spec.aggregation) {
+        _ if seconds == 0 => None,
+        (Reads::Latencies(of), Aggregation::Average) => {
+            let latency = merged.entry((from, end)).or_insert_with(|| {
+                let mut whole = Histogram::default();
+                panes
+                    .iter()
+                    .for_each(|(_, _, load)| whole.merge(&load.latency));
+                whole
+            });
+            Some(of(latency).unwrap_or(0.0))
+        }
+        _ => aggregate(spec, options, &panes),
     };
     Signal {
         value,
@@ -94,13 +94,14 @@ fn aggregate(
             coverage.length_us += part.length_us;
             add_numbers(&mut load, of);
         }
-        return value_of(spec.metric, options, &coverage, &load);
+        return value_of(spec.metric.row().reads, options, &coverage, &load);
     }
     let values: Vec<(u32, f64)> = panes
         .iter()
         .filter(|(_, coverage, _)| coverage.seconds > 0)
         .filter_map(|(_, coverage, load)| {
-            value_of(spec.metric, options, coverage, load).map(|value| (coverage.seconds, value))
+            value_of(spec.metric.row().reads, options, coverage, load)
+                .map(|value| (coverage.seconds, value))
         })
         .collect();
     match spec.aggregation {
@@ -146,52 +147,10 @@ fn quantile(mut values: Vec<(u32, f64)>, per_10000: u32) -> Option<f64> {
     None
 }
 
-/// The metric over one stretch of time. None: it has no value there (no instance reported).
-fn value_of(
-    metric: Metric,
-    options: SignalOptions,
-    coverage: &Coverage,
-    load: &Load,
-) -> Option<f64> {
-    let over_time = |micros: u64| ratio(micros, coverage.length_us);
-    match metric {
-        Metric::RequestsPerSecond => over_time(load.arrivals).map(|rate| rate * 1e6),
-        Metric::RequestsPerMinute => over_time(load.arrivals).map(|rate| rate * 60e6),
-        Metric::Concurrency => over_time(load.in_flight_us + load.queued_us),
-        Metric::QueueLength => over_time(load.queued_us),
-        Metric::LatencyQuantile(_) | Metric::LatencyAverage => {
-            Some(latency_of(metric, &load.latency).unwrap_or(0.0))
-        }
-        Metric::ErrorRatio => {
-            let outcomes = &load.outcomes;
-            let client_errors = match options.model_client_errors {
-                ModelClientErrors::Good => 0,
-                ModelClientErrors::Bad => outcomes.model_client_error,
-            };
-            Some(ratio(outcomes.bad() + client_errors, outcomes.counted()).unwrap_or(0.0))
-        }
-        // Without instances nothing is used.
-        Metric::CpuUtilization => {
-            Some(ratio(load.cpu_us, load.cpu_length_us).map_or(0.0, |share| share * 100.0))
-        }
-        Metric::MemoryUtilization => {
-            let capacity = options.memory_bytes_per_instance?;
-            let used = ratio(load.memory_bytes, load.memory_samples).unwrap_or(0.0);
-            (capacity > 0).then(|| used / capacity as f64 * 100.0)
-        }
+/// The metric over one stretch of time. None: it has no value there.
+fn value_of(reads: Reads, options: SignalOptions, coverage: &Coverage, load: &Load) -> Option<f64> {
+    match reads {
+        Reads::Counts(of) => of(coverage, load, options),
+        Reads::Latencies(of) => Some(of(&load.latency).unwrap_or(0.0)),
     }
-}
-
-/// In milliseconds. None: no answer in the window.
-fn latency_of(metric: Metric, latency: &Histogram) -> Option<f64> {
-    match metric {
-        Metric::LatencyQuantile(per_10000) => latency
-            .quantile_micros(per_10000)
-            .map(|micros| micros as f64 / 1000.0),
-        _ => ratio(latency.sum_micros(), latency.count()).map(|micros| micros / 1000.0),
-    }
-}
-
-fn ratio(part: u64, whole: u64) -> Option<f64> {
-    (whole > 0).then(|| part as f64 / whole as f64)
 }

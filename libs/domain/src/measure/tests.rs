@@ -1,5 +1,7 @@
 //! Merging frames: what closes a second, and what a window over closed seconds says.
 
+mod rows;
+
 use contract::frame::{DeploymentFrame, InstanceFrame, Outcomes, Role};
 use contract::histogram::Histogram;
 use contract::ids::{Bucket, EndpointKey, InstanceId};

@@ -16,7 +16,7 @@ use super::{
     Action, COOLDOWN_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, Profile, RULES_MAX, Rule,
     RuleKind, STABILIZATION_MAX, STEPS_MAX, Step,
 };
-use crate::measure::{Aggregation, Metric, SignalSpec, WINDOW_MAX};
+use crate::measure::{Aggregation, Metric, MetricRow, SignalSpec, WINDOW_MAX};
 use crate::zones::ZoneData;
 
 /// Windows up to here are kept second by second, up to the next by ten, longer ones by the minute.
@@ -26,14 +26,16 @@ const BY_TEN_MAX: Span = Span::from_secs(1800);
 pub(super) struct Compiler<'a> {
     pub findings: Vec<Finding>,
     signals: Vec<SignalSpec>,
+    metrics: &'static [MetricRow],
     zones: &'a ZoneData,
 }
 
 impl<'a> Compiler<'a> {
-    pub fn new(zones: &'a ZoneData) -> Self {
+    pub fn new(metrics: &'static [MetricRow], zones: &'a ZoneData) -> Self {
         Self {
             findings: Vec::new(),
             signals: Vec::new(),
+            metrics,
             zones,
         }
     }
@@ -257,13 +259,13 @@ impl Compiler<'_> {
             }
         };
         let ((metric, signal), kind) = (signal?, kind?);
-        let per_instance = metric.is_total() && rule.metric.per_instance;
+        let per_instance = metric.is_per_instance() && rule.metric.per_instance;
         let tracks = matches!(kind, RuleKind::Track { .. });
         Some(Rule {
             name: rule.name.clone(),
             metric,
             signal,
-            per_instance: per_instance || (tracks && metric.is_total()),
+            per_instance: per_instance || (tracks && metric.is_per_instance()),
             scales: per_instance || tracks || !metric.is_total(),
             kind,
             cooldown_out,
@@ -273,7 +275,7 @@ impl Compiler<'_> {
 
     /// The metric, and the number of its aggregate in the policy.
     fn signal(&mut self, rule: &RuleSpec, pointer: &str) -> Option<(Metric, usize)> {
-        let metric = Metric::parse(&rule.metric.name)
+        let metric = Metric::parse_among(self.metrics, &rule.metric.name)
             .map_err(|error| self.refuse(format!("{pointer}/name"), error.to_string()))
             .ok();
         let aggregation = Aggregation::parse(&rule.metric.aggregation)

@@ -1,0 +1,233 @@
+//! The metrics of this release, a row each, and the names that others will have.
+//!
+//! Invariant: what a row says of itself is what is measured; `tests::every_metric_is_worth_what_its_row_says`
+//! makes each situation for each row. `METRICS.md` is written from here.
+
+use contract::frame::SourceKind;
+use contract::histogram::Histogram;
+use contract::resources::ModelClientErrors;
+
+use super::SignalOptions;
+use super::metric::{MetricRow, Reads, Situations, SpokenFor, Unit, Worth};
+use super::pane::{Coverage, Load};
+
+use Worth::{Always, Measured, Unknown};
+
+/// Every metric that rules may name.
+pub const METRICS: &[MetricRow] = &[
+    MetricRow {
+        name: "requests_per_second",
+        aliases: &[],
+        description: "Arrivals a second, whatever became of them: refused and failed requests are demand too.",
+        worth: ARRIVALS,
+        reads: Reads::Counts(|coverage, load, _| {
+            ratio(load.arrivals, coverage.length_us).map(|rate| rate * 1e6)
+        }),
+        ..LOAD
+    },
+    MetricRow {
+        name: "requests_per_minute",
+        aliases: &["RequestsPerMinute"],
+        description: "Arrivals a minute, at the rate of the window.",
+        worth: ARRIVALS,
+        reads: Reads::Counts(|coverage, load, _| {
+            ratio(load.arrivals, coverage.length_us).map(|rate| rate * 60e6)
+        }),
+        ..LOAD
+    },
+    MetricRow {
+        name: "concurrency",
+        description: "Requests being served and requests waiting, averaged over time.",
+        reads: Reads::Counts(|coverage, load, _| {
+            ratio(load.in_flight_us + load.queued_us, coverage.length_us)
+        }),
+        ..LOAD
+    },
+    MetricRow {
+        name: "queue_length",
+        description: "Requests waiting for an instance, averaged over time.",
+        reads: Reads::Counts(|coverage, load, _| ratio(load.queued_us, coverage.length_us)),
+        ..LOAD
+    },
+    MetricRow {
+        name: "latency_p50",
+        aliases: &["RequestLatency_P50"],
+        description: "The latency that half of the answers did not exceed.",
+        reads: Reads::Latencies(|latency| quantile_ms(latency, 5000)),
+        ..LATENCY
+    },
+    MetricRow {
+        name: "latency_p90",
+        aliases: &["RequestLatency_P90"],
+        description: "The latency that 90 % of the answers did not exceed.",
+        reads: Reads::Latencies(|latency| quantile_ms(latency, 9000)),
+        ..LATENCY
+    },
+    MetricRow {
+        name: "latency_p95",
+        aliases: &["RequestLatency_P95"],
+        description: "The latency that 95 % of the answers did not exceed.",
+        reads: Reads::Latencies(|latency| quantile_ms(latency, 9500)),
+        ..LATENCY
+    },
+    MetricRow {
+        name: "latency_p99",
+        aliases: &["RequestLatency_P99"],
+        description: "The latency that 99 % of the answers did not exceed.",
+        reads: Reads::Latencies(|latency| quantile_ms(latency, 9900)),
+        ..LATENCY
+    },
+    MetricRow {
+        name: "latency_average",
+        aliases: &["RequestLatency"],
+        description: "The average latency of the answers.",
+        ..LATENCY
+    },
+    MetricRow {
+        name: "error_ratio",
+        aliases: &[],
+        unit: Unit::Ratio,
+        source: SourceKind::Gateway,
+        is_total: false,
+        is_per_instance: false,
+        description: "Bad answers among those that count.",
+        worth: Situations {
+            no_traffic: Always(0.0),
+            all_in_flight: Always(0.0),
+            all_refused: Always(1.0),
+            no_instance: Always(0.0),
+            no_report: Unknown,
+        },
+        reads: Reads::Counts(error_ratio),
+    },
+    MetricRow {
+        name: "cpu_utilization",
+        aliases: &["CpuUtilizationPercentage"],
+        description: "CPU used, of one core per instance, averaged over instances.",
+        // Without instances nothing is used.
+        reads: Reads::Counts(|_, load, _| {
+            Some(ratio(load.cpu_us, load.cpu_length_us).map_or(0.0, |share| share * 100.0))
+        }),
+        ..RESOURCE
+    },
+    MetricRow {
+        name: "memory_utilization",
+        aliases: &["CpuMemoryUtilizationPercentage"],
+        description: "Memory used, of what an instance may use, averaged over instances; unknown where that is not known.",
+        reads: Reads::Counts(memory_utilization),
+        ..RESOURCE
+    },
+];
+
+/// Names that rules will be able to use, and cannot yet.
+pub const SPOKEN_FOR: &[SpokenFor] = &[
+    spoken_for("gpu_utilization", &["GpuUtilizationPercentage"]),
+    spoken_for(
+        "gpu_memory_utilization",
+        &["GpuMemoryUtilizationPercentage"],
+    ),
+    spoken_for("tokens_per_second", &[]),
+    spoken_for("time_to_first_token", &[]),
+    spoken_for("time_per_output_token", &[]),
+    spoken_for("refused_ratio", &[]),
+    spoken_for("burn_rate", &[]),
+    spoken_for("prometheus", &[]),
+    spoken_for("http", &[]),
+    spoken_for("kafka-lag", &[]),
+    spoken_for("sql", &[]),
+    spoken_for("external", &[]),
+];
+
+const fn spoken_for(name: &'static str, aliases: &'static [&'static str]) -> SpokenFor {
+    SpokenFor { name, aliases }
+}
+
+/// What the loads that gateways see have in common.
+const LOAD: MetricRow = MetricRow {
+    name: "",
+    aliases: &[],
+    unit: Unit::Number,
+    source: SourceKind::Gateway,
+    is_total: true,
+    is_per_instance: true,
+    description: "",
+    worth: Situations {
+        no_traffic: Always(0.0),
+        all_in_flight: Measured,
+        all_refused: Always(0.0),
+        no_instance: Measured,
+        no_report: Unknown,
+    },
+    reads: Reads::Counts(|_, _, _| None),
+};
+
+/// Those who are refused have come, too.
+const ARRIVALS: Situations = Situations {
+    all_refused: Measured,
+    ..LOAD.worth
+};
+
+/// What the latencies of answers have in common: without an answer they are 0.
+const LATENCY: MetricRow = MetricRow {
+    name: "",
+    aliases: &[],
+    unit: Unit::Duration,
+    source: SourceKind::Gateway,
+    is_total: false,
+    is_per_instance: false,
+    description: "",
+    worth: Situations {
+        no_traffic: Always(0.0),
+        all_in_flight: Always(0.0),
+        all_refused: Always(0.0),
+        no_instance: Always(0.0),
+        no_report: Unknown,
+    },
+    reads: Reads::Latencies(|latency| {
+        ratio(latency.sum_micros(), latency.count()).map(|micros| micros / 1000.0)
+    }),
+};
+
+/// What the resources that nodes see have in common.
+const RESOURCE: MetricRow = MetricRow {
+    name: "",
+    aliases: &[],
+    unit: Unit::Percent,
+    source: SourceKind::Node,
+    is_total: false,
+    is_per_instance: false,
+    description: "",
+    worth: Situations {
+        no_traffic: Measured,
+        all_in_flight: Measured,
+        all_refused: Measured,
+        no_instance: Always(0.0),
+        no_report: Unknown,
+    },
+    reads: Reads::Counts(|_, _, _| None),
+};
+
+fn quantile_ms(latency: &Histogram, per_10000: u32) -> Option<f64> {
+    latency
+        .quantile_micros(per_10000)
+        .map(|micros| micros as f64 / 1000.0)
+}
+
+fn error_ratio(_: &Coverage, load: &Load, options: SignalOptions) -> Option<f64> {
+    let outcomes = &load.outcomes;
+    let client_errors = match options.model_client_errors {
+        ModelClientErrors::Good => 0,
+        ModelClientErrors::Bad => outcomes.model_client_error,
+    };
+    Some(ratio(outcomes.bad() + client_errors, outcomes.counted()).unwrap_or(0.0))
+}
+
+fn memory_utilization(_: &Coverage, load: &Load, options: SignalOptions) -> Option<f64> {
+    let capacity = options.memory_bytes_per_instance?;
+    let used = ratio(load.memory_bytes, load.memory_samples).unwrap_or(0.0);
+    (capacity > 0).then(|| used / capacity as f64 * 100.0)
+}
+
+fn ratio(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}

@@ -1,9 +1,8 @@
 //! The one binary of Penstock: `serve`, and the command line client.
 
-mod cli;
-mod client;
-mod load;
+mod command_line;
 mod serve;
+mod store;
 
 /// Requests allocate and free small pieces all the time, on several threads.
 #[global_allocator]
@@ -14,5 +13,5 @@ fn main() -> std::process::ExitCode {
     if let Some(code) = backends::process::become_instance(std::env::args_os()) {
         return code;
     }
-    cli::main()
+    command_line::main()
 }

@@ -16,9 +16,9 @@ use serde_json::{Map, Value};
 /// Variables that are not flags of `serve`, and the file that reads them.
 const OTHERS: [(&str, &str); 7] = [
     ("PENSTOCK_LOG", "libs/runtime/src/telemetry.rs"),
-    ("PENSTOCK_CONFIG", "services/penstock/src/client/config.rs"),
-    ("PENSTOCK_SERVER", "services/penstock/src/client/config.rs"),
-    ("PENSTOCK_TOKEN", "services/penstock/src/client/config.rs"),
+    ("PENSTOCK_CONFIG", "clients/cli/src/client/config.rs"),
+    ("PENSTOCK_SERVER", "clients/cli/src/client/config.rs"),
+    ("PENSTOCK_TOKEN", "clients/cli/src/client/config.rs"),
     ("PENSTOCK_UID", "deploy/container/Dockerfile"),
     ("PENSTOCK_GID", "deploy/container/Dockerfile"),
     ("PENSTOCK_HOST", "libs/backends/src/process/launch.rs"),

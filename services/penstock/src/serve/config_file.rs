@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use clap::{CommandFactory, Parser};
 
-use crate::cli::serve_args::ServeArgs;
+use super::args::ServeArgs;
 
 #[derive(Parser)]
 #[command(name = "serve", args_override_self = true)]

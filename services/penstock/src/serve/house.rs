@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::args::ServeArgs;
 use super::data_folder::DataFolder;
 use super::folder_logs::READERS_MAX;
 use super::means::Means;
@@ -26,7 +27,6 @@ use super::own_secrets::own_secrets;
 use super::plan::{Plan, Service};
 use super::secret::internal_token;
 use super::{start, zone_files};
-use crate::cli::serve_args::ServeArgs;
 
 /// What the services of a process share.
 pub struct Ground {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use runtime::descriptors::{Descriptors, Limit, Needs, Shares, raise};
 
-use crate::cli::serve_args::ServeArgs;
+use super::args::ServeArgs;
 
 /// Connections of control that are so few that those at rest are in the way.
 const NARROW: usize = 64;

@@ -6,6 +6,7 @@
 //! the log.
 
 mod admin;
+mod args;
 mod config_file;
 mod data_folder;
 mod folder_logs;
@@ -24,7 +25,7 @@ mod zone_files;
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::serve_args::ServeArgs;
+pub use args::ServeArgs;
 use house::{House, Stages};
 use means::Means;
 use plan::Plan;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use contract::own_secrets::OwnSecrets;
 
-use crate::cli::serve_args::ServeArgs;
+use super::args::ServeArgs;
 
 /// Options of the store's and the bus's URL whose values are files. Others may be references.
 const FILE_OPTIONS: &[&str] = &["ca", "cert", "key", "sslrootcert", "sslcert", "sslkey"];

@@ -6,7 +6,7 @@ use std::fmt;
 use anyhow::bail;
 use control::SEAL_FILE;
 
-use crate::cli::serve_args::ServeArgs;
+use super::args::ServeArgs;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Service {

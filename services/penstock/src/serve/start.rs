@@ -31,8 +31,8 @@ use super::house::{Addresses, Ground, Stage, Stages};
 use super::member_logs::MemberLogs;
 use super::plan::{Plan, Service};
 
+use super::args::ServeArgs;
 use super::supervisor::supervise;
-use crate::cli::serve_args::ServeArgs;
 
 /// How often simulated instances live on.
 const SIMULATED_STEP: Duration = Duration::from_millis(50);

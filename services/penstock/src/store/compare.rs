@@ -13,7 +13,7 @@ use store::{LogHash, LogHasher, RawRecord, Store};
 use super::kafka::KafkaLog;
 use super::verdict::{Compared, Comparison, Only, What};
 use super::{CompareArgs, Extent, HashArgs, Progress, failed, is_kafka, line, open, url_of};
-use crate::cli::error::CliError;
+use cli::error::CliError;
 
 const PAGE: usize = 2_000;
 

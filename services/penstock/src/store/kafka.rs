@@ -10,7 +10,7 @@ use store::RawRecord;
 use super::spool::{Sorted, Spool};
 use super::waiting::told;
 use super::{Extent, Hole, Progress, failed, shown};
-use crate::cli::error::CliError;
+use cli::error::CliError;
 
 pub struct KafkaLog {
     pub extent: Extent,

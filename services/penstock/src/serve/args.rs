@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use crate::client::config::default_data_dir;
+use cli::client::config::default_data_dir;
 
 /// Run Penstock: all services in this process, or those named
 #[derive(Clone, Debug, clap::Args)]

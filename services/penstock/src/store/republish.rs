@@ -17,8 +17,8 @@ use tokio::time::{Instant, sleep};
 
 use super::waiting::told;
 use super::{Progress, RepublishArgs, failed, is_kafka, open, shown};
-use crate::cli::error::CliError;
-use crate::cli::output::remark;
+use cli::error::CliError;
+use cli::output::remark;
 
 /// Events that wait for Kafka's word at once.
 const PAGE: usize = 2_000;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::cli::output::remark;
+use cli::output::remark;
 
 /// Nobody wonders before.
 const MOMENT: Duration = Duration::from_secs(2);

@@ -1,5 +1,5 @@
 //! `load`: where the load goes and as whom, and what is shown at the end. The generator itself is
-//! `crate::load`.
+//! the crate `load`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::operate::{primary_key, scoring_url};
 use super::output::{items, print, text};
 use crate::client::Client;
 use crate::client::config::{self, ConnectArgs};
-use crate::load::{self, InstanceSampler, LoadArgs, LoadReport, Output, Target};
+use load::{self, InstanceSampler, LoadArgs, LoadReport, Output, Target};
 
 /// Size of the chart where the terminal's width is not known.
 const CHART_WIDTH: usize = 100;

@@ -22,9 +22,9 @@ use contract::ids::{Bucket, Position};
 use serde::Serialize;
 use store::{LogHash, Store};
 
-use super::error::CliError;
-use super::output::{print, remark};
-use crate::client::config::default_data_dir;
+use cli::client::config::default_data_dir;
+use cli::error::CliError;
+use cli::output::{print, remark};
 
 /// Migrate, back up, rebuild and compare stores, without a server; make them from Kafka, and Kafka from them
 #[derive(Debug, clap::Args)]

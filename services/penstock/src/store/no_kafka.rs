@@ -3,7 +3,7 @@
 use store::RawRecord;
 
 use super::Extent;
-use crate::cli::error::CliError;
+use cli::error::CliError;
 
 #[allow(dead_code, reason = "there never is one")]
 pub struct KafkaLog {

@@ -10,7 +10,7 @@ use store::{Commit, CursorMove, LogHash, LogHasher, RawRecord, Store, StoreError
 
 use super::kafka::KafkaLog;
 use super::{Extent, Progress, RebuildArgs, failed, is_kafka, line, open, url_of};
-use crate::cli::error::CliError;
+use cli::error::CliError;
 
 const PAGE: usize = 2_000;
 

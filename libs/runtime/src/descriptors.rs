@@ -86,10 +86,10 @@ pub struct Shares {
     pub rest: usize,
 }
 
+/// The process cannot begin: with so few descriptors it would fail in its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{limit} file descriptors are too few: this process needs {least} at least; raise the hard limit (`ulimit -Hn {ADVISED}` before it is started, LimitNOFILE={ADVISED} in a systemd unit, --ulimit nofile={ADVISED} for a container)"
-/// The process cannot begin: with so few descriptors it would fail in its work.
 )]
 pub struct TooFew {
     /// The limit, which could not be raised any further.

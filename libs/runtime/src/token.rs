@@ -17,9 +17,9 @@ pub struct InternalToken(Arc<str>);
 /// Why a text is no token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
+    /// It could be guessed.
     #[error(
         "the internal token is shorter than {TOKEN_BYTES_MIN} characters; make one with `openssl rand -hex 32`"
-    /// It could be guessed.
     )]
     Short,
 }

@@ -171,7 +171,7 @@ impl House {
             bus: self.bus.clone(),
             clock: self.clock.clone(),
             ids: self.ids.clone(),
-            backends: BTreeMap::from([(BackendKind::Simulated, backend)]),
+            backends: BTreeMap::from([(BackendKind::SIMULATED, backend)]),
             component: health.component("node"),
         }
     }

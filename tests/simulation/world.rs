@@ -362,8 +362,8 @@ impl World {
             gateways: GATEWAYS.map(|id| (id, Gateway::default())).into(),
             truth_read: 0,
         };
-        let gateways = GATEWAYS.map(|id| (SourceKind::Gateway, id));
-        let nodes = NODES.map(|id| (SourceKind::Node, id));
+        let gateways = GATEWAYS.map(|id| (SourceKind::GATEWAY, id));
+        let nodes = NODES.map(|id| (SourceKind::NODE, id));
         for (kind, id) in gateways.into_iter().chain(nodes) {
             world.join(kind, id);
         }
@@ -377,7 +377,7 @@ impl World {
                 id: id.into(),
             },
             address: None,
-            backends: vec![BackendKind::Simulated],
+            backends: vec![BackendKind::SIMULATED],
         };
         let event = (
             self.ids.event_id(self.clock),
@@ -585,7 +585,7 @@ impl World {
         }
         Frame {
             source: Source {
-                kind: SourceKind::Gateway,
+                kind: SourceKind::GATEWAY,
                 id: id.into(),
             },
             boot: Uuid::nil(),

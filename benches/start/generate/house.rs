@@ -90,9 +90,9 @@ impl Ground {
             *boot = self.log.ids.uid();
         }
         for (source, _) in self.sources.clone() {
-            let backends = match source.kind {
-                SourceKind::Gateway => Vec::new(),
-                SourceKind::Node => vec![BackendKind::Process, BackendKind::Simulated],
+            let backends = match source.kind == SourceKind::NODE {
+                true => vec![BackendKind::PROCESS, BackendKind::SIMULATED],
+                false => Vec::new(),
             };
             let joined = MemberJoined {
                 source,
@@ -143,8 +143,8 @@ impl House {
             members: Members::default(),
             zones: ZoneData::default(),
             sources: [
-                source(SourceKind::Gateway, GATEWAY),
-                source(SourceKind::Node, &node),
+                source(SourceKind::GATEWAY, GATEWAY),
+                source(SourceKind::NODE, &node),
             ],
             node,
             booted: BEGINNING,

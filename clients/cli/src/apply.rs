@@ -9,6 +9,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ::documents::Backends;
 use contract::resources::Resource;
 use contract::time::Span;
 use serde_json::{Value, json};
@@ -55,7 +56,11 @@ const NAMED_MAX: usize = 20;
 const POLL: Duration = Duration::from_millis(250);
 
 pub async fn apply(client: &Client, args: &ApplyArgs) -> Result<(), CliError> {
-    let documents = in_order(documents::load(&args.file, &args.set)?);
+    let documents = in_order(documents::load(
+        &args.file,
+        &args.set,
+        &Backends::left_to_a_server(),
+    )?);
     let mut sender = Sender::new(client, args.dry_run);
     let mut journal = Journal {
         dry_run: args.dry_run,

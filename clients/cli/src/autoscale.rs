@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ::documents::Backends;
 use contract::ids::DeploymentRef;
 use contract::resources::AutoscaleSpec;
 use contract::resources::Resource;
@@ -70,7 +71,7 @@ impl AutoscaleArgs {
 
 pub fn preview_file(args: &AutoscaleArgs, screen: Screen) -> Result<(), CliError> {
     let AutoscaleCommand::Preview(args) = &args.command;
-    let documents = documents::load(&args.file, &args.set)?;
+    let documents = documents::load(&args.file, &args.set, &Backends::known())?;
     let specs: Vec<&AutoscaleSpec> = documents
         .iter()
         .filter_map(|document| match &document.resource {

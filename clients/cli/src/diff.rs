@@ -1,5 +1,6 @@
 //! `diff`: what an apply would change, field by field, without changing anything.
 
+use ::documents::Backends;
 use std::path::PathBuf;
 
 use super::apply::{Put, Sender, in_order};
@@ -27,7 +28,11 @@ pub struct DiffArgs {
 }
 
 pub async fn diff(client: &Client, args: &DiffArgs) -> Result<(), CliError> {
-    let documents = in_order(documents::load(&args.file, &args.set)?);
+    let documents = in_order(documents::load(
+        &args.file,
+        &args.set,
+        &Backends::left_to_a_server(),
+    )?);
     let mut sender = Sender::new(client, true);
     let mut differs = false;
     for document in &documents {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use contract::ids::Name;
 use contract::problem::Finding;
 use contract::resources::Resource;
-use documents::{Located, Read, read_checking, substitute};
+use documents::{Backends, Located, Read, read_checking, substitute};
 use serde_json::Value;
 
 use super::engine;
@@ -82,7 +82,7 @@ pub fn setting(text: &str) -> Result<(String, String), String> {
 }
 
 pub fn validate(args: &ValidateArgs) -> Result<(), CliError> {
-    let documents = load(&args.file, &args.set)?;
+    let documents = load(&args.file, &args.set, &Backends::known())?;
     let mut text = String::new();
     for document in &documents {
         text.push_str(&format!("{} is valid\n", document.title()));
@@ -90,12 +90,16 @@ pub fn validate(args: &ValidateArgs) -> Result<(), CliError> {
     print(&text)
 }
 
-/// Reads the whole set, or shows everything that is wrong with it.
-pub fn load(files: &[PathBuf], set: &[(String, String)]) -> Result<Vec<Document>, CliError> {
+/// Reads the whole set, or shows everything that is wrong with it where these backends are.
+pub fn load(
+    files: &[PathBuf],
+    set: &[(String, String)],
+    backends: &Backends,
+) -> Result<Vec<Document>, CliError> {
     let values: BTreeMap<String, String> = set.iter().cloned().collect();
     let mut found = Found::default();
     for source in sources(files)? {
-        found.add(&source, &values);
+        found.add(&source, &values, backends);
     }
     if !found.faults.is_empty() {
         for fault in found.faults.iter().take(FAULTS_SHOWN) {
@@ -143,7 +147,7 @@ struct Found {
 }
 
 impl Found {
-    fn add(&mut self, source: &Source, values: &BTreeMap<String, String>) {
+    fn add(&mut self, source: &Source, values: &BTreeMap<String, String>, backends: &Backends) {
         let text = match substitute(&source.text, values) {
             Ok(text) => text,
             Err(unresolved) => {
@@ -154,7 +158,7 @@ impl Found {
                 return;
             }
         };
-        let (read, mut faults) = read_checking(&text, engine::findings);
+        let (read, mut faults) = read_checking(&text, backends, engine::findings);
         for one in read {
             faults.extend(self.duplicate(source, &one));
             self.documents.push(Document {

@@ -28,6 +28,9 @@ macro_rules! open_name {
         impl $name {
             $($(#[$known_doc])* pub const $constant: Self = Self(Cow::Borrowed($text));)*
 
+            /// Those that this release has a use for.
+            pub const KNOWN: &'static [Self] = &[$(Self::$constant),*];
+
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -70,7 +73,9 @@ macro_rules! open_name {
             }
 
             fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                schemars::json_schema!({"type": "string", "pattern": $pattern})
+                schemars::json_schema!({
+                    "type": "string", "pattern": $pattern, "examples": [$($text),*],
+                })
             }
         }
     };
@@ -107,6 +112,28 @@ open_name! {
     TIME_PER_OUTPUT_TOKEN = "time_per_output_token",
 }
 
+open_name! {
+    /// What a source measures, by what it is: 1 to 32 lower-case letters, digits and hyphens. What sources
+    /// of different kinds measure is never added together.
+    SourceKind, also b'-', "^[a-z0-9-]{1,32}$",
+    InvalidSourceKind: "`{0}` is not a kind of source: use 1 to 32 lower-case letters, digits and hyphens";
+    /// Requests, latencies, in-flight.
+    GATEWAY = "gateway",
+    /// CPU and memory of instances.
+    NODE = "node",
+}
+
+open_name! {
+    /// Where instances run: 1 to 32 lower-case letters, digits and hyphens. Nodes say which of them they
+    /// offer.
+    BackendKind, also b'-', "^[a-z0-9-]{1,32}$",
+    InvalidBackendKind: "`{0}` is not a name of a backend: use 1 to 32 lower-case letters, digits and hyphens";
+    /// Local processes.
+    PROCESS = "process",
+    /// Instances that exist only as numbers.
+    SIMULATED = "simulated",
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,5 +154,15 @@ mod tests {
             assert_eq!(text.parse::<Role>(), Err(InvalidRole(text.to_owned())));
         }
         assert!("a-b".parse::<Measure>().is_err());
+    }
+
+    #[test]
+    fn sources_and_backends_of_a_later_release_are_read_and_written_as_they_are() {
+        let source: SourceKind = serde_json::from_str(r#""kafka-lag""#).unwrap();
+        let backend: BackendKind = serde_json::from_str(r#""kubernetes""#).unwrap();
+        assert!(!SourceKind::KNOWN.contains(&source) && !BackendKind::KNOWN.contains(&backend));
+        assert_eq!(serde_json::to_string(&source).unwrap(), r#""kafka-lag""#);
+        assert_eq!(serde_json::to_string(&backend).unwrap(), r#""kubernetes""#);
+        assert!("No Source".parse::<SourceKind>().is_err());
     }
 }

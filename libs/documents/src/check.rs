@@ -3,19 +3,21 @@
 
 use contract::problem::{Finding, escape};
 use contract::resources::limits::{
-    self, ARGUMENT_BYTES_MAX, COMMAND_ARGUMENTS_MAX, CONCURRENT_REQUESTS_MAX, ENV_MAX,
-    ENV_VALUE_BYTES_MAX, INSTANCE_TYPE_BYTES_MAX, KEEP_ALIVE_IDLE_MAX, LABEL_BYTES_MAX, LABELS_MAX,
+    self, ARGUMENT_BYTES_MAX, CONCURRENT_REQUESTS_MAX, ENV_MAX, ENV_VALUE_BYTES_MAX,
+    INSTANCE_TYPE_BYTES_MAX, KEEP_ALIVE_IDLE_MAX, LABEL_BYTES_MAX, LABELS_MAX,
     PROBE_PATH_BYTES_MAX, PROBE_PERIOD_MIN, PROBE_SPAN_MAX, PROBE_THRESHOLD_MAX, QUEUE_WAIT_MAX,
     REQUEST_BYTES_MAX, RESERVED_ENV_PREFIX, SPEC_BYTES_MAX, TIMEOUT_MAX,
 };
 use contract::resources::{
-    BackendKind, DeploymentSpec, EndpointSpec, EnvValue, Labels, ProbeSpec, RequestSettings,
-    Resource, SimulatedSpec,
+    DeploymentSpec, EndpointSpec, EnvValue, Labels, ProbeSpec, RequestSettings, Resource,
 };
 use contract::time::Span;
 
-/// Everything wrong with a resource, but for what only the engine can tell.
-pub fn resource(resource: &Resource) -> Vec<Finding> {
+use crate::backends::Backends;
+
+/// Everything wrong with a resource where these backends are, but for what only the engine can tell.
+/// Without backends, it is not known which one is meant.
+pub fn resource(resource: &Resource, backends: Option<&Backends>) -> Vec<Finding> {
     let mut check = Check::default();
     match resource {
         Resource::Endpoint(endpoint) => {
@@ -26,6 +28,8 @@ pub fn resource(resource: &Resource) -> Vec<Finding> {
         Resource::Deployment(deployment) => {
             check.labels(&deployment.metadata.labels);
             check.deployment(&deployment.spec);
+            let findings = backends.map(|backends| backends.check(&deployment.spec));
+            check.findings.extend(findings.into_iter().flatten());
             check.size(&deployment.spec);
         }
         Resource::Autoscale(autoscale) => {
@@ -37,16 +41,16 @@ pub fn resource(resource: &Resource) -> Vec<Finding> {
 }
 
 #[derive(Default)]
-struct Check {
-    findings: Vec<Finding>,
+pub(crate) struct Check {
+    pub(crate) findings: Vec<Finding>,
 }
 
 impl Check {
-    fn fault(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
+    pub(crate) fn fault(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
         self.findings.push(Finding::new(pointer, detail));
     }
 
-    fn require(&mut self, holds: bool, pointer: &str, detail: impl FnOnce() -> String) {
+    pub(crate) fn require(&mut self, holds: bool, pointer: &str, detail: impl FnOnce() -> String) {
         if !holds {
             self.fault(pointer, detail());
         }
@@ -105,10 +109,6 @@ impl Check {
         }
         self.findings
             .extend(limits::instances(spec.instances, "/spec/instances"));
-        match spec.backend {
-            BackendKind::Process => self.process(spec),
-            BackendKind::Simulated => self.simulated(spec),
-        }
         self.env(spec);
         self.request_settings(&spec.request_settings);
         self.probe(&spec.readiness_probe, "/spec/readinessProbe");
@@ -127,64 +127,6 @@ impl Check {
         self.require(valid, pointer, || {
             format!("`{text}` is not valid here; use 1 to {INSTANCE_TYPE_BYTES_MAX} letters, digits, dots, dashes and underscores, with a letter or digit at both ends")
         });
-    }
-
-    fn process(&mut self, spec: &DeploymentSpec) {
-        if spec.simulated.is_some() {
-            let detail = "`simulated` belongs to the simulated backend; remove it, or set `backend: simulated`";
-            self.fault("/spec/simulated", detail);
-        }
-        if spec.command.is_empty() {
-            let detail = "the process backend needs a command; write a list such as [\"./scorer\", \"--port\", \"{port}\"]";
-            self.fault("/spec/command", detail);
-            return;
-        }
-        let arguments = spec.command.len();
-        self.require(arguments <= COMMAND_ARGUMENTS_MAX, "/spec/command", || {
-            format!("{arguments} arguments are too many; keep at most {COMMAND_ARGUMENTS_MAX}")
-        });
-        self.require(!spec.command[0].is_empty(), "/spec/command/0", || {
-            "the program is empty text; name the program to run".into()
-        });
-        for (index, argument) in spec.command.iter().enumerate() {
-            let pointer = format!("/spec/command/{index}");
-            self.require(argument.len() <= ARGUMENT_BYTES_MAX, &pointer, || {
-                format!(
-                    "an argument has at most {ARGUMENT_BYTES_MAX} bytes; put long texts into a file"
-                )
-            });
-            self.require(!argument.contains('\0'), &pointer, || {
-                "an argument holds no NUL character; remove it".into()
-            });
-        }
-        self.require(takes_port(spec), "/spec/command", || {
-            "the instance is not told its port; put {port} into an argument or into a value under env".into()
-        });
-    }
-
-    fn simulated(&mut self, spec: &DeploymentSpec) {
-        if !spec.command.is_empty() {
-            let detail =
-                "the simulated backend runs no command; remove it, or set `backend: process`";
-            self.fault("/spec/command", detail);
-        }
-        let SimulatedSpec {
-            start_delay,
-            start_failures_per_10000,
-            capacity_per_second,
-            ..
-        } = spec.simulated.clone().unwrap_or_default();
-        self.at_most(start_delay, PROBE_SPAN_MAX, "/spec/simulated/startDelay");
-        self.require(
-            start_failures_per_10000 <= 10_000,
-            "/spec/simulated/startFailuresPer10000",
-            || format!("{start_failures_per_10000} of 10,000 starts cannot fail; use 0 to 10000"),
-        );
-        self.require(
-            capacity_per_second >= 1,
-            "/spec/simulated/capacityPerSecond",
-            || "an instance that serves nothing cannot be simulated; use 1 or more".into(),
-        );
     }
 
     fn env(&mut self, spec: &DeploymentSpec) {
@@ -286,7 +228,7 @@ impl Check {
         }
     }
 
-    fn at_most(&mut self, span: Span, limit: Span, pointer: &str) {
+    pub(crate) fn at_most(&mut self, span: Span, limit: Span, pointer: &str) {
         self.require(span <= limit, pointer, || {
             format!("{span} is too long; use at most {limit}")
         });
@@ -298,14 +240,4 @@ fn is_variable(name: &str) -> bool {
     first.is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
         && name.len() <= 128
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-}
-
-/// Whether the command or its environment says on which port to listen.
-fn takes_port(spec: &DeploymentSpec) -> bool {
-    let in_env =
-        |value: &EnvValue| matches!(value, EnvValue::Plain(text) if text.contains("{port}"));
-    spec.command
-        .iter()
-        .any(|argument| argument.contains("{port}"))
-        || spec.env.values().any(in_env)
 }

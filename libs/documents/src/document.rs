@@ -11,6 +11,7 @@ use contract::resources::{
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
+use crate::backends::{self, Backends};
 use crate::check;
 use crate::repair::{FINDINGS_MAX, Mended, read_mending};
 use crate::sentence::nearest;
@@ -75,12 +76,13 @@ pub struct Read {
 
 /// Reads every document of a text: the resources, and everything that is wrong, in order of place.
 pub fn read(text: &str) -> (Vec<Read>, Vec<Located>) {
-    read_checking(text, |_| Vec::new())
+    read_checking(text, &Backends::known(), |_| Vec::new())
 }
 
-/// The same, with what `more` finds wrong with a resource.
+/// The same where these backends are, with what `more` finds wrong with a resource.
 pub fn read_checking(
     text: &str,
+    backends: &Backends,
     more: impl Fn(&Resource) -> Vec<Finding>,
 ) -> (Vec<Read>, Vec<Located>) {
     let (trees, faults) = syntax::read(text);
@@ -89,7 +91,7 @@ pub fn read_checking(
     let mut resources = Vec::new();
     for tree in trees {
         let document = Document { tree };
-        match document.checked(&more) {
+        match document.checked(backends, &more) {
             Ok(resource) => resources.push(Read { document, resource }),
             Err(findings) => {
                 let found = document.locate_all(findings).into_iter();
@@ -124,13 +126,14 @@ impl Document {
     /// The resource, checked as far as the document alone can be; the rules of an Autoscale are
     /// compiled by the engine.
     pub fn resource(&self) -> Result<Resource, Vec<Finding>> {
-        self.checked(|_| Vec::new())
+        self.checked(&Backends::known(), |_| Vec::new())
     }
 
-    /// The resource, checked here and by `more`, or everything that is wrong with it (the first
+    /// The resource, checked here and by `more` where these backends are, or everything that is wrong with it (the first
     /// [`FINDINGS_MAX`] faults). A fault of one field does not hide those of others.
     pub fn checked(
         &self,
+        backends: &Backends,
         more: impl Fn(&Resource) -> Vec<Finding>,
     ) -> Result<Resource, Vec<Finding>> {
         let Value::Object(fields) = &self.tree.value else {
@@ -160,7 +163,9 @@ impl Document {
             mended,
         } = parts;
         if let Some(resource) = &resource {
-            let found = check::resource(resource).into_iter().chain(more(resource));
+            let backends = (!mended.has(backends::POINTER)).then_some(backends);
+            let found = check::resource(resource, backends);
+            let found = found.into_iter().chain(more(resource));
             findings.extend(found.filter(|finding| mended.trusts(finding, &self.tree.value)));
         }
         findings.truncate(FINDINGS_MAX);

@@ -5,6 +5,7 @@
 //! itself. What documents hold is `contract::resources`; what rules of an Autoscale mean, the engines
 //! say. Invariant: whatever the text is, reading it ends within limits, and each fault names its field.
 
+mod backends;
 mod check;
 mod document;
 mod fault;
@@ -15,6 +16,7 @@ mod template;
 mod typed;
 mod yaml;
 
+pub use backends::{BACKENDS, BackendRules, Backends, Part};
 pub use document::{Document, Located, Read, read, read_checking};
 pub use repair::{FINDINGS_MAX, read_typed};
 pub use syntax::{

@@ -53,7 +53,8 @@ impl Mended {
         !misspelt && !self.pointers.iter().any(|mended| related(mended, pointer))
     }
 
-    fn has(&self, pointer: &str) -> bool {
+    /// Whether this, or something around it, was mended.
+    pub fn has(&self, pointer: &str) -> bool {
         self.pointers.iter().any(|mended| within(pointer, mended))
     }
 }

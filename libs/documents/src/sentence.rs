@@ -49,7 +49,8 @@ const NOT_YET: &[(&str, &str, &str)] = &[
 pub(crate) fn in_words(fault: &Fault, pointer: &str, value: Option<&Value>) -> String {
     // A field of a later release is one whatever its value is.
     let value = value.filter(|_| !matches!(fault.kind, Kind::UnknownField(_)));
-    if let Some(sentence) = not_yet(pointer, value) {
+    let text = value.and_then(Value::as_str).unwrap_or_default();
+    if let Some(sentence) = not_yet(pointer, text) {
         return sentence;
     }
     let last = fault.steps.last().map_or("", String::as_str);
@@ -66,8 +67,8 @@ pub(crate) fn in_words(fault: &Fault, pointer: &str, value: Option<&Value>) -> S
     }
 }
 
-fn not_yet(pointer: &str, value: Option<&Value>) -> Option<String> {
-    let text = value.and_then(Value::as_str).unwrap_or_default();
+/// What is said of a value (empty: of the field itself) that a later release will have.
+pub(crate) fn not_yet(pointer: &str, text: &str) -> Option<String> {
     let entry = NOT_YET
         .iter()
         .find(|(field, value, _)| *field == pointer && *value == text);

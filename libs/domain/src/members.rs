@@ -34,6 +34,8 @@ const HISTORY_MAX: usize = 64;
 pub struct Members {
     pub gateways: BTreeMap<String, Member>,
     pub nodes: BTreeMap<String, Member>,
+    /// Sources that only measure.
+    others: BTreeMap<Source, Member>,
     /// Nodes that left and did not come back.
     away: BTreeMap<String, Away>,
     /// The gateways as they were one after the other, the newest last. Before the first there was
@@ -111,52 +113,64 @@ impl Members {
     }
 
     fn join(&mut self, joined: &MemberJoined) {
-        let id = joined.source.id.clone();
+        let source = joined.source.clone();
         let member = Member {
             address: joined.address.clone(),
             backends: joined.backends.clone(),
         };
-        match joined.source.kind {
-            SourceKind::Gateway => self.gateways.insert(id, member),
-            SourceKind::Node => {
-                self.away.remove(&id);
-                self.nodes.insert(id, member)
-            }
-        };
+        if source.kind == SourceKind::GATEWAY {
+            self.gateways.insert(source.id, member);
+        } else if source.kind == SourceKind::NODE {
+            self.away.remove(&source.id);
+            self.nodes.insert(source.id, member);
+        } else {
+            self.others.insert(source, member);
+        }
     }
 
     fn leave(&mut self, left: &MemberLeft, at: Timestamp) {
-        let id = &left.source.id;
-        match left.source.kind {
-            SourceKind::Gateway => {
-                self.gateways.remove(id);
+        let Source { kind, id } = &left.source;
+        if *kind == SourceKind::GATEWAY {
+            self.gateways.remove(id);
+        } else if *kind == SourceKind::NODE {
+            if let Some(was) = self.nodes.remove(id) {
+                let (since, reason) = (at, left.reason);
+                let away = Away { since, reason, was };
+                self.away.insert(id.clone(), away);
             }
-            SourceKind::Node => {
-                if let Some(was) = self.nodes.remove(id) {
-                    let (since, reason) = (at, left.reason);
-                    let away = Away { since, reason, was };
-                    self.away.insert(id.clone(), away);
-                }
-            }
+        } else {
+            self.others.remove(&left.source);
         }
     }
 
     pub fn get(&self, source: &Source) -> Option<&Member> {
-        match source.kind {
-            SourceKind::Gateway => self.gateways.get(&source.id),
-            SourceKind::Node => self.nodes.get(&source.id),
+        if source.kind == SourceKind::GATEWAY {
+            self.gateways.get(&source.id)
+        } else if source.kind == SourceKind::NODE {
+            self.nodes.get(&source.id)
+        } else {
+            self.others.get(source)
         }
     }
 
     fn sources(&self) -> impl Iterator<Item = Source> {
         let of = |kind: SourceKind| {
             move |id: &String| Source {
-                kind,
+                kind: kind.clone(),
                 id: id.clone(),
             }
         };
-        let gateways = self.gateways.keys().map(of(SourceKind::Gateway));
-        gateways.chain(self.nodes.keys().map(of(SourceKind::Node)))
+        let gateways = self.gateways.keys().map(of(SourceKind::GATEWAY));
+        let nodes = self.nodes.keys().map(of(SourceKind::NODE));
+        gateways.chain(nodes).chain(self.others.keys().cloned())
+    }
+
+    /// What the nodes of now can run.
+    pub fn backends(&self) -> BTreeSet<BackendKind> {
+        let nodes = self.nodes.values();
+        nodes
+            .flat_map(|node| node.backends.iter().cloned())
+            .collect()
     }
 
     /// The position by which slots are dealt: where the gateways last became others.
@@ -201,10 +215,10 @@ impl Members {
     }
 
     /// Whether a node that allows the backend is away for a moment only.
-    pub fn comes_back(&self, backend: BackendKind, now: Timestamp) -> bool {
+    pub fn comes_back(&self, backend: &BackendKind, now: Timestamp) -> bool {
         self.away
             .iter()
-            .any(|(node, away)| away.was.backends.contains(&backend) && !self.is_lost(node, now))
+            .any(|(node, away)| away.was.backends.contains(backend) && !self.is_lost(node, now))
     }
 }
 

@@ -401,7 +401,7 @@ fn only_what_instances_are_made_of_raises_the_instance_revision() {
             },
             2,
         ),
-        ("backend", |s| s.backend = BackendKind::Process, 2),
+        ("backend", |s| s.backend = BackendKind::PROCESS, 2),
         ("instance type", |s| s.instance_type = "large".into(), 2),
         ("simulated", |s| s.simulated = Some(Default::default()), 2),
         ("probe", |s| s.readiness_probe.path = "/ready".into(), 2),

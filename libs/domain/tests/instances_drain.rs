@@ -81,7 +81,7 @@ fn members(gateways: &[&str]) -> Members {
     let mut members = Members::default();
     for (index, gateway) in gateways.iter().enumerate() {
         let source = Source {
-            kind: SourceKind::Gateway,
+            kind: SourceKind::GATEWAY,
             id: (*gateway).into(),
         };
         let joined = MemberJoined {
@@ -108,7 +108,7 @@ fn frame(gateway: &str, revision: u64, in_flight: u32) -> Frame {
     };
     Frame {
         source: Source {
-            kind: SourceKind::Gateway,
+            kind: SourceKind::GATEWAY,
             id: gateway.into(),
         },
         boot: Uuid::nil(),

@@ -245,7 +245,7 @@ fn name(text: &str) -> Name {
 
 fn node_source(node: &str) -> Source {
     Source {
-        kind: SourceKind::Node,
+        kind: SourceKind::NODE,
         id: node.into(),
     }
 }
@@ -253,8 +253,8 @@ fn node_source(node: &str) -> Source {
 fn two_nodes() -> World {
     let mut world = World::new();
     world.own_node = None;
-    world.join("north", &[BackendKind::Process]);
-    world.join("south", &[BackendKind::Process]);
+    world.join("north", &[BackendKind::PROCESS]);
+    world.join("south", &[BackendKind::PROCESS]);
     world
 }
 
@@ -507,7 +507,7 @@ fn a_new_instance_goes_where_the_deployment_has_the_fewest() {
     let mut world = two_nodes();
     world.grant(4);
     world.settle();
-    world.join("west", &[BackendKind::Process]);
+    world.join("west", &[BackendKind::PROCESS]);
     world.grant(6);
     world.settle();
     let spread = on(&[("north", 2), ("south", 2), ("west", 2)]);
@@ -517,7 +517,7 @@ fn a_new_instance_goes_where_the_deployment_has_the_fewest() {
 #[test]
 fn only_nodes_that_allow_the_backend_get_instances() {
     let mut world = two_nodes();
-    world.join("east", &[BackendKind::Simulated]);
+    world.join("east", &[BackendKind::SIMULATED]);
     world.grant(4);
     world.settle();
     assert_eq!(world.by_node(), on(&[("north", 2), ("south", 2)]));
@@ -527,7 +527,7 @@ fn only_nodes_that_allow_the_backend_get_instances() {
 fn where_no_node_allows_the_backend_one_is_asked_so_that_it_says_so() {
     let mut world = World::new();
     world.own_node = None;
-    world.join("east", &[BackendKind::Simulated]);
+    world.join("east", &[BackendKind::SIMULATED]);
     world.grant(1);
     assert_eq!(requests(&world.plan()), 1);
     assert_eq!(world.by_node(), on(&[("east", 1)]));
@@ -539,7 +539,7 @@ fn without_any_node_nothing_is_started_until_one_joins() {
     world.own_node = None;
     world.grant(1);
     assert_eq!(world.plan(), []);
-    world.join("north", &[BackendKind::Process]);
+    world.join("north", &[BackendKind::PROCESS]);
     assert_eq!(requests(&world.plan()), 1);
 }
 
@@ -607,7 +607,7 @@ fn a_node_that_comes_back_in_time_loses_nothing() {
     world.settle();
     world.leave("south", LeaveReason::Goodbye);
     world.now = world.now + Span::from_secs(30);
-    world.join("south", &[BackendKind::Process]);
+    world.join("south", &[BackendKind::PROCESS]);
     world.now = world.now + Span::from_secs(300);
     assert_eq!(world.plan(), []);
     assert_eq!(world.by_node(), on(&[("north", 1), ("south", 1)]));
@@ -622,7 +622,7 @@ fn a_lost_node_that_comes_back_is_rid_of_what_it_had_and_gets_new_instances() {
     world.plan();
     world.plan();
     world.make_ready();
-    world.join("south", &[BackendKind::Process]);
+    world.join("south", &[BackendKind::PROCESS]);
     world.carry_out_removals();
     world.grant(3);
     world.settle();
@@ -633,12 +633,12 @@ fn a_lost_node_that_comes_back_is_rid_of_what_it_had_and_gets_new_instances() {
 fn nothing_is_started_elsewhere_while_the_only_fitting_node_restarts() {
     let mut world = World::new();
     world.own_node = None;
-    world.join("north", &[BackendKind::Process]);
-    world.join("east", &[BackendKind::Simulated]);
+    world.join("north", &[BackendKind::PROCESS]);
+    world.join("east", &[BackendKind::SIMULATED]);
     world.leave("north", LeaveReason::Goodbye);
     world.grant(1);
     assert_eq!(world.plan(), []);
-    world.join("north", &[BackendKind::Process]);
+    world.join("north", &[BackendKind::PROCESS]);
     world.plan();
     assert_eq!(world.by_node(), on(&[("north", 1)]));
 }

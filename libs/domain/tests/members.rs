@@ -28,7 +28,7 @@ fn source(kind: SourceKind, id: &str) -> Source {
 
 fn gateway(id: &str) -> Frame {
     Frame {
-        source: source(SourceKind::Gateway, id),
+        source: source(SourceKind::GATEWAY, id),
         boot: Uuid::from_u128(1),
         sequence: 0,
         bucket: Bucket(0),
@@ -44,7 +44,7 @@ fn gateway(id: &str) -> Frame {
 
 fn node(id: &str, backends: &[BackendKind]) -> Frame {
     Frame {
-        source: source(SourceKind::Node, id),
+        source: source(SourceKind::NODE, id),
         hello: Some(Hello {
             address: Some(format!("http://{id}:7072")),
             backends: backends.to_vec(),
@@ -112,13 +112,13 @@ impl World {
 #[test]
 fn a_source_joins_once_by_its_hello() {
     let mut world = World::default();
-    let written = world.live(0..10, &[gateway("a"), node("n", &[BackendKind::Process])]);
+    let written = world.live(0..10, &[gateway("a"), node("n", &[BackendKind::PROCESS])]);
     assert_eq!(written, ["+a", "+n"]);
     assert_eq!(
         world.members.nodes["n"].address.as_deref(),
         Some("http://n:7072")
     );
-    assert_eq!(world.members.nodes["n"].backends, [BackendKind::Process]);
+    assert_eq!(world.members.nodes["n"].backends, [BackendKind::PROCESS]);
 }
 
 #[test]
@@ -138,8 +138,8 @@ fn a_source_that_has_not_said_who_it_is_is_no_member() {
 #[test]
 fn a_hello_that_changed_is_written_again() {
     let mut world = World::default();
-    world.live(0..3, &[node("n", &[BackendKind::Process])]);
-    let more = [BackendKind::Process, BackendKind::Simulated];
+    world.live(0..3, &[node("n", &[BackendKind::PROCESS])]);
+    let more = [BackendKind::PROCESS, BackendKind::SIMULATED];
     assert_eq!(world.live(3..6, &[node("n", &more)]), ["+n"]);
     assert_eq!(world.members.nodes["n"].backends, more);
 }
@@ -259,4 +259,20 @@ fn sets_of_gateways_that_are_too_old_are_not_made_up() {
         world.members.gateways_at(Position(10_000)).unwrap().len(),
         1
     );
+}
+
+#[test]
+fn a_source_of_an_unknown_kind_joins_and_leaves_and_is_neither_gateway_nor_node() {
+    let mut world = World::default();
+    let toy = Frame {
+        source: source("toy".parse().unwrap(), "t"),
+        ..gateway("t")
+    };
+    let written = world.live(0..10, &[gateway("a"), toy.clone()]);
+    assert_eq!(written, ["+a", "+t"]);
+    assert!(world.members.get(&toy.source).is_some());
+    assert_eq!(world.members.gateways.len() + world.members.nodes.len(), 1);
+    let written = world.live(10..12, &[gateway("a"), goodbye(toy.clone())]);
+    assert_eq!(written, ["-t Goodbye"]);
+    assert!(world.members.get(&toy.source).is_none());
 }

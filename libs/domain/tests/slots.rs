@@ -276,7 +276,7 @@ fn slots_of(update: &RouteUpdate) -> Option<&Slots> {
 
 fn source(gateway: &str) -> Source {
     Source {
-        kind: SourceKind::Gateway,
+        kind: SourceKind::GATEWAY,
         id: gateway.into(),
     }
 }

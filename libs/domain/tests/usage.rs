@@ -36,7 +36,7 @@ fn uid(name: &str) -> Uid {
 
 fn source(id: &str) -> Source {
     Source {
-        kind: SourceKind::Gateway,
+        kind: SourceKind::GATEWAY,
         id: id.to_owned(),
     }
 }
@@ -721,4 +721,23 @@ fn who_takes_over_names_only_what_its_predecessor_cannot_have_told() {
     assert!(!named.is_empty());
     assert!(named.iter().all(|gap| *gap == (60, 69)), "{named:?}");
     assert_eq!(closed(&events).len(), 1);
+}
+
+#[test]
+fn what_an_unknown_source_tells_is_no_usage() {
+    let mut meter = Meter::new();
+    for second in 0..60 {
+        let told = frame("g1", second, vec![deployment("iris", 2)]);
+        let source = Source {
+            kind: "toy".parse().unwrap(),
+            id: "toy".to_owned(),
+        };
+        meter.count(&Frame {
+            source,
+            ..told.clone()
+        });
+        meter.count(&told);
+    }
+    let events = meter.tick(at(60));
+    assert_eq!(arrivals(closed(&events)[0]), [20; 6]);
 }

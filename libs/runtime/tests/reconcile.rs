@@ -319,7 +319,7 @@ async fn poison_that_belongs_to_no_endpoint_is_passed_over() {
     let store = open(&folder).await;
     let left = MemberLeft {
         source: Source {
-            kind: SourceKind::Gateway,
+            kind: SourceKind::GATEWAY,
             id: "a".into(),
         },
         reason: LeaveReason::Goodbye,
@@ -467,7 +467,7 @@ impl Reconciler for Ledger {
         let gap = Event::UsageGap(contract::usage::UsageGap {
             minute: now,
             source: Source {
-                kind: SourceKind::Gateway,
+                kind: SourceKind::GATEWAY,
                 id: "a".into(),
             },
             boot: Default::default(),

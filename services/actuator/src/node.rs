@@ -134,7 +134,7 @@ pub async fn run(
     let _stop = stop_watching.clone().drop_guard();
     for (kind, backend) in &deps.backends {
         tokio::spawn(watch(
-            *kind,
+            kind.clone(),
             backend.clone(),
             sender.clone(),
             stop_watching.clone(),
@@ -142,7 +142,7 @@ pub async fn run(
     }
     let hello = Hello {
         address: config.address.clone(),
-        backends: deps.backends.keys().copied().collect(),
+        backends: deps.backends.keys().cloned().collect(),
     };
     let mut agent = Agent {
         state: NodeState::new(&config.node, config.grace, consumer.folds().clone()),
@@ -177,7 +177,7 @@ async fn watch(
         match backend.list().await {
             Ok(listed) => {
                 if sender
-                    .send(Observation::Listed(kind, listed))
+                    .send(Observation::Listed(kind.clone(), listed))
                     .await
                     .is_err()
                 {
@@ -185,7 +185,7 @@ async fn watch(
                 }
             }
             Err(error) => {
-                tracing::warn!(?kind, %error, "instances cannot be listed");
+                tracing::warn!(%kind, %error, "instances cannot be listed");
                 sleep(RETRY_EVERY).await;
                 continue;
             }
@@ -199,7 +199,7 @@ async fn watch(
                 break;
             };
             if sender
-                .send(Observation::Seen(kind, observed))
+                .send(Observation::Seen(kind.clone(), observed))
                 .await
                 .is_err()
             {
@@ -346,7 +346,7 @@ impl Agent {
 
     /// Hands an order to its backend without waiting for it.
     fn give(&mut self, order: BackendOrder) {
-        let Some(backend) = self.deps.backends.get(&order.kind()).cloned() else {
+        let Some(backend) = self.deps.backends.get(order.kind()).cloned() else {
             if matches!(order, BackendOrder::Remove { .. }) {
                 return self.state.nowhere(order.id());
             }
@@ -500,7 +500,7 @@ impl Agent {
             let listed = match backend.list().await {
                 Ok(listed) => listed,
                 Err(error) => {
-                    tracing::warn!(?kind, %error, "instances cannot be listed, and stay");
+                    tracing::warn!(%kind, %error, "instances cannot be listed, and stay");
                     continue;
                 }
             };

@@ -230,7 +230,7 @@ const STARTED: Timestamp = Timestamp::from_secs(1_100);
 async fn an_instance_in_the_log_is_started_and_what_becomes_of_it_is_written_down() {
     let mut house = House::new().await;
     let backend = simulated();
-    let agent = house.agent(BackendKind::Simulated, backend.clone());
+    let agent = house.agent(BackendKind::SIMULATED, backend.clone());
     house.order(requested("a-1", NODE, spec("simulated"))).await;
     let Event::InstanceStarted(started) = house.answer().await else {
         panic!("not started")
@@ -256,7 +256,7 @@ async fn an_instance_in_the_log_is_started_and_what_becomes_of_it_is_written_dow
 async fn what_names_another_node_is_left_alone() {
     let mut house = House::new().await;
     let backend = simulated();
-    let _agent = house.agent(BackendKind::Simulated, backend.clone());
+    let _agent = house.agent(BackendKind::SIMULATED, backend.clone());
     house
         .order(requested("a-1", "node-2", spec("simulated")))
         .await;
@@ -276,7 +276,7 @@ async fn what_names_another_node_is_left_alone() {
 async fn an_instance_that_crashes_has_failed_with_its_exit_code() {
     let mut house = House::new().await;
     let backend = simulated();
-    let _agent = house.agent(BackendKind::Simulated, backend.clone());
+    let _agent = house.agent(BackendKind::SIMULATED, backend.clone());
     let mut fragile = spec("simulated");
     fragile.simulated = Some(SimulatedSpec {
         mean_time_to_failure: Span::from_secs(1),
@@ -310,7 +310,7 @@ async fn an_instance_that_was_lost_while_nobody_looked_has_failed() {
         .write(StreamName::of_node(&endpoint(), NODE), started)
         .await;
     assert_eq!(house.answer().await.type_name(), "instance.started");
-    let _agent = house.agent(BackendKind::Simulated, simulated());
+    let _agent = house.agent(BackendKind::SIMULATED, simulated());
     let expected = InstanceEnded {
         id: id("a-1"),
         reason: GONE.into(),
@@ -335,7 +335,7 @@ async fn what_runs_and_is_not_in_the_log_is_ended_without_a_word() {
     let stray = support::order("stray-1", 1, &Behaviour::default());
     backend.ensure(stray).await.unwrap();
     let mut changes = backend.watch();
-    let _agent = house.agent(BackendKind::Simulated, backend.clone());
+    let _agent = house.agent(BackendKind::SIMULATED, backend.clone());
     assert_eq!(until_removed(&mut changes).await.id, id("stray-1"));
     assert!(house.log().await.is_empty());
 }
@@ -345,7 +345,7 @@ async fn instances_of_an_endpoint_that_is_deleted_are_ended() {
     let mut house = House::new().await;
     let backend = simulated();
     let mut changes = backend.watch();
-    let _agent = house.agent(BackendKind::Simulated, backend.clone());
+    let _agent = house.agent(BackendKind::SIMULATED, backend.clone());
     house.order(requested("a-1", NODE, spec("simulated"))).await;
     house.answer().await;
     let stream = StreamName::of(StreamKind::Endpoint, &endpoint());
@@ -357,7 +357,7 @@ async fn instances_of_an_endpoint_that_is_deleted_are_ended() {
 async fn an_orderly_end_stops_all_instances_and_says_so() {
     let mut house = House::new().await;
     let backend = simulated();
-    let agent = house.agent(BackendKind::Simulated, backend.clone());
+    let agent = house.agent(BackendKind::SIMULATED, backend.clone());
     for name in ["a-1", "a-2"] {
         house.order(requested(name, NODE, spec("simulated"))).await;
         assert_eq!(house.answer().await.type_name(), "instance.started");
@@ -376,7 +376,7 @@ async fn an_orderly_end_stops_all_instances_and_says_so() {
 async fn instances_that_are_kept_outlive_the_agent() {
     let mut house = House::new().await;
     let backend = simulated();
-    let agent = house.agent_that(BackendKind::Simulated, backend.clone(), true);
+    let agent = house.agent_that(BackendKind::SIMULATED, backend.clone(), true);
     house.order(requested("a-1", NODE, spec("simulated"))).await;
     house.answer().await;
     agent.stop().await.unwrap();
@@ -388,7 +388,7 @@ async fn instances_that_are_kept_outlive_the_agent() {
 async fn a_backend_that_the_node_does_not_allow_fails_the_instance_which_can_still_be_cleared_away()
 {
     let mut house = House::new().await;
-    let _agent = house.agent(BackendKind::Simulated, simulated());
+    let _agent = house.agent(BackendKind::SIMULATED, simulated());
     house.order(requested("a-1", NODE, spec("process"))).await;
     let Event::InstanceFailed(failed) = house.answer().await else {
         panic!("not failed")
@@ -405,7 +405,7 @@ async fn a_backend_that_the_node_does_not_allow_fails_the_instance_which_can_sti
 #[tokio::test]
 async fn an_agent_whose_node_was_taken_over_gives_up() {
     let mut house = House::new().await;
-    let agent = house.agent(BackendKind::Simulated, simulated());
+    let agent = house.agent(BackendKind::SIMULATED, simulated());
     agent.ready().await;
     house.store.take(&format!("node/{NODE}")).await.unwrap();
     house.order(requested("a-1", NODE, spec("simulated"))).await;
@@ -418,7 +418,7 @@ async fn an_agent_whose_node_was_taken_over_gives_up() {
 async fn every_bucket_gets_a_frame_each_second_and_a_goodbye_at_the_end() {
     let house = House::new().await;
     let mut frames = house.bus.subscribe_frames();
-    let agent = house.agent(BackendKind::Simulated, simulated());
+    let agent = house.agent(BackendKind::SIMULATED, simulated());
     let mut second = Vec::<Arc<Frame>>::new();
     while second.len() < 2 * usize::from(BUCKETS) {
         second.push(patiently(frames.recv()).await.unwrap());
@@ -431,7 +431,7 @@ async fn every_bucket_gets_a_frame_each_second_and_a_goodbye_at_the_end() {
     assert!(
         second
             .iter()
-            .all(|frame| frame.source.kind == SourceKind::Node
+            .all(|frame| frame.source.kind == SourceKind::NODE
                 && frame.sequence < 2
                 && frame.start.millis() % 1000 == 0
                 && !frame.goodbye)
@@ -439,7 +439,7 @@ async fn every_bucket_gets_a_frame_each_second_and_a_goodbye_at_the_end() {
     for frame in &second {
         let hello = (frame.bucket.0 == 0).then(|| Hello {
             address: Some(ADDRESS.into()),
-            backends: vec![BackendKind::Simulated],
+            backends: vec![BackendKind::SIMULATED],
         });
         assert_eq!(frame.hello, hello, "who it is stands in the first bucket");
     }
@@ -457,7 +457,7 @@ async fn a_process_is_adopted_by_the_next_agent_measured_and_in_the_end_stopped(
     let mut house = House::new().await;
     let config = ProcessConfig::new(house.data.path().into(), NODE.into(), "/".into());
     let backend = ProcessBackend::open(config.clone()).await.unwrap();
-    let agent = house.agent_that(BackendKind::Process, backend, true);
+    let agent = house.agent_that(BackendKind::PROCESS, backend, true);
     let order = support::order("a-1", 1, &Behaviour::default());
     house.order(requested("a-1", NODE, order.spec)).await;
     let Event::InstanceStarted(first) = house.answer().await else {
@@ -468,7 +468,7 @@ async fn a_process_is_adopted_by_the_next_agent_measured_and_in_the_end_stopped(
 
     let backend = ProcessBackend::open(config).await.unwrap();
     let mut frames = house.bus.subscribe_frames();
-    let agent = house.agent(BackendKind::Process, backend);
+    let agent = house.agent(BackendKind::PROCESS, backend);
     let Event::InstanceStarted(second) = house.answer().await else {
         panic!("not started")
     };
@@ -529,7 +529,7 @@ async fn order_elsewhere(house: &mut House, name: &str) {
 async fn instances_of_a_parked_endpoint_stay_as_they_are_until_it_is_unparked() {
     let mut house = House::new().await;
     let backend = simulated();
-    let agent = house.agent_that(BackendKind::Simulated, backend.clone(), true);
+    let agent = house.agent_that(BackendKind::SIMULATED, backend.clone(), true);
     house
         .order(requested("iris-blue-1", NODE, spec("simulated")))
         .await;
@@ -544,7 +544,7 @@ async fn instances_of_a_parked_endpoint_stay_as_they_are_until_it_is_unparked() 
     execute(&house, "DELETE FROM snapshots").await;
 
     // The next life does not know what is wanted of it, and does not end it as a stray.
-    let agent = house.agent_that(BackendKind::Simulated, backend.clone(), true);
+    let agent = house.agent_that(BackendKind::SIMULATED, backend.clone(), true);
     agent.ready().await;
     house.order(removal("iris-blue-1")).await;
     order_elsewhere(&mut house, "rose-blue-1").await;

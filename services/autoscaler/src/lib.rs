@@ -115,7 +115,7 @@ impl Reconciler for Autoscaler {
         let closed = self.measures(frame.bucket, now).frame(now, frame);
         let closed = closed
             .iter()
-            .any(|second| second.kind == SourceKind::Gateway);
+            .any(|second| second.kind == SourceKind::GATEWAY);
         if closed {
             let closed_at = frame.start + Span::from_millis(frame.length_us / 1000);
             self.closing.insert(frame.bucket, closed_at);
@@ -136,7 +136,7 @@ impl Reconciler for Autoscaler {
             let closed = measures.tick(now);
             closed
                 .iter()
-                .any(|second| second.kind == SourceKind::Gateway)
+                .any(|second| second.kind == SourceKind::GATEWAY)
                 .then_some(*bucket)
         };
         self.measures.iter_mut().filter_map(closed).collect()

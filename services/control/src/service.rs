@@ -52,6 +52,8 @@ pub struct App {
     pub access: Arc<Access>,
     pub seal: Seal,
     pub views: Views,
+    /// As far as this replica has read, who the members are.
+    pub routes: Arc<Routes>,
     pub metrics: ControlMetrics,
     pub openapi: String,
     /// Room for streams that go on until somebody ends them, and for long answers.
@@ -129,6 +131,7 @@ impl Control {
             access,
             seal,
             views,
+            routes: routes.clone(),
             metrics,
             openapi: crate::openapi::text(),
             shutdown: CancellationToken::new(),

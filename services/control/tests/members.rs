@@ -41,9 +41,9 @@ fn instance() -> InstanceId {
 
 /// A frame of a source as it has reached a deal.
 fn frame(world: &World, kind: SourceKind, id: &str, bucket: Bucket, members: Position) -> Frame {
-    let backends = match kind {
-        SourceKind::Gateway => Vec::new(),
-        SourceKind::Node => vec![BackendKind::Simulated],
+    let backends = match kind == SourceKind::NODE {
+        true => vec![BackendKind::SIMULATED],
+        false => Vec::new(),
     };
     Frame {
         source: Source {
@@ -93,7 +93,7 @@ async fn hear_until(world: &World, frames: &[Frame], expected: &[&str]) {
 }
 
 fn gateway(world: &World, id: &str) -> Frame {
-    frame(world, SourceKind::Gateway, id, Bucket(0), Position::START)
+    frame(world, SourceKind::GATEWAY, id, Bucket(0), Position::START)
 }
 
 /// A deployment with one instance that takes ten requests at once.
@@ -177,7 +177,7 @@ async fn slots_are_dealt_in_two_steps_when_a_second_gateway_comes() {
     let deal = until_slots(&mut routes, &[("*", 1), ("a", 5), ("b", 1)]).await;
     let follows = |id: &str, members| {
         let bucket = iris().bucket();
-        let frame = frame(&world, SourceKind::Gateway, id, bucket, members);
+        let frame = frame(&world, SourceKind::GATEWAY, id, bucket, members);
         world.bus.publish_frame(Arc::new(frame));
     };
     follows("b", deal);
@@ -227,7 +227,7 @@ async fn a_restart_of_control_says_nothing_twice() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_is_deleted_although_a_node_that_said_goodbye_never_answers() {
     let world = World::start().await;
-    let far = frame(&world, SourceKind::Node, "far", Bucket(0), Position::START);
+    let far = frame(&world, SourceKind::NODE, "far", Bucket(0), Position::START);
     hear_until(&world, std::slice::from_ref(&far), &["+far"]).await;
     serving(&world).await;
     world.delete("/v1/endpoints/iris").await.expect(202);
@@ -261,4 +261,32 @@ async fn an_endpoint_is_deleted_although_a_node_that_said_goodbye_never_answers(
     })
     .await;
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_only_a_node_knows_may_be_named_while_the_node_is_a_member() {
+    let world = World::start().await;
+    world
+        .put("/v1/endpoints/iris", &endpoint("iris"))
+        .await
+        .expect(201);
+    let path = "/v1/endpoints/iris/deployments/blue";
+    let of = |backend: &str| {
+        let mut document = deployment("iris", "blue");
+        document["spec"]["backend"] = json!(backend);
+        document
+    };
+    let refused = world.put(path, &of("toy")).await.expect(400).body();
+    let detail = "`toy` is not known here; use one of: process, simulated";
+    assert_eq!(refused["errors"][0]["detail"], detail);
+    let mut node = frame(&world, SourceKind::NODE, "far", Bucket(0), Position::START);
+    let hello = node.hello.as_mut().unwrap();
+    hello.backends = vec!["toy".parse().unwrap(), BackendKind::SIMULATED];
+    hear_until(&world, &[node], &["+far"]).await;
+    let head = world.head().await;
+    world.get_at("/v1/endpoints", head).await.expect(200);
+    let refused = world.put(path, &of("cloud")).await.expect(400).body();
+    let detail = "no node here offers the backend `cloud`; use one that is offered: simulated, toy";
+    assert_eq!(refused["errors"][0]["detail"], detail);
+    world.put(path, &of("toy")).await.expect(201);
 }

@@ -196,7 +196,7 @@ async fn until_joined(world: &World, id: &str) {
 fn gateway(world: &World, id: &str) -> Frame {
     Frame {
         source: Source {
-            kind: SourceKind::Gateway,
+            kind: SourceKind::GATEWAY,
             id: id.into(),
         },
         boot: Uuid::from_u128(1),

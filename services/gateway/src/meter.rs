@@ -56,7 +56,7 @@ impl Meter {
         };
         Self {
             source: Source {
-                kind: SourceKind::Gateway,
+                kind: SourceKind::GATEWAY,
                 id: id.to_owned(),
             },
             hello,

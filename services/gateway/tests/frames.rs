@@ -35,7 +35,7 @@ async fn every_bucket_gets_a_frame_each_second_also_an_empty_one() {
         assert!(
             frames
                 .iter()
-                .all(|f| f.source.kind == SourceKind::Gateway && f.source.id == "gw-1")
+                .all(|f| f.source.kind == SourceKind::GATEWAY && f.source.id == "gw-1")
         );
         assert!(
             frames

@@ -95,7 +95,7 @@ struct Coverage {
 impl Panes {
     /// Takes in a frame that has not been taken in before.
     pub(crate) fn add(&mut self, frame: &Frame) {
-        if frame.source.kind != SourceKind::Gateway {
+        if frame.source.kind != SourceKind::GATEWAY {
             return;
         }
         let second = frame.start.secs();
@@ -215,7 +215,7 @@ mod tests {
     fn frame(gateway: &str, second: i64) -> Frame {
         Frame {
             source: Source {
-                kind: SourceKind::Gateway,
+                kind: SourceKind::GATEWAY,
                 id: gateway.to_owned(),
             },
             boot: Uuid::nil(),

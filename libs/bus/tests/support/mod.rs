@@ -70,7 +70,7 @@ pub fn log(count: u64) -> Vec<Arc<Record>> {
 pub fn frame(sequence: u64) -> Arc<Frame> {
     Arc::new(Frame {
         source: Source {
-            kind: SourceKind::Gateway,
+            kind: SourceKind::GATEWAY,
             id: "g1".to_owned(),
         },
         boot: Uuid::nil(),

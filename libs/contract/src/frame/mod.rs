@@ -18,7 +18,7 @@ use crate::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
 use crate::resources::BackendKind;
 use crate::time::Timestamp;
 
-pub use crate::open_names::{Measure, Role};
+pub use crate::open_names::{Measure, Role, SourceKind};
 pub use counts::{AtOrBelow, Outcomes, StatusClasses, Tokens};
 pub(crate) use counts::{
     add_each, add_thresholds, cancel, cancel_each, cancel_thresholds, is_zero,
@@ -33,27 +33,6 @@ pub struct Source {
     pub kind: SourceKind,
     /// Stable over restarts.
     pub id: String,
-}
-
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Serialize,
-    Deserialize,
-    schemars::JsonSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum SourceKind {
-    /// Requests, latencies, in-flight.
-    Gateway,
-    /// CPU and memory of instances.
-    Node,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -161,6 +161,7 @@ pub struct RuleSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MetricSpec {
+    /// One of those in METRICS.md.
     pub name: String,
     #[serde(default = "a_minute")]
     pub window: Span,

@@ -8,6 +8,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use crate::open_names::{BackendKind, InvalidBackendKind};
 use crate::time::Span;
 
 /// Most instances that one deployment may have.
@@ -45,15 +46,6 @@ pub struct DeploymentSpec {
 
 fn one() -> u32 {
     1
-}
-
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum BackendKind {
-    Process,
-    Simulated,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -44,7 +44,7 @@ struct FrameStream {
 impl DrainWatch {
     /// Takes in a frame that arrived at `now`. Frames of nodes say nothing about requests.
     pub fn observe(&mut self, frame: &Frame, now: Timestamp) {
-        if frame.source.kind != SourceKind::Gateway {
+        if frame.source.kind != SourceKind::GATEWAY {
             return;
         }
         let stream = self.streams.entry(frame.bucket).or_insert(FrameStream {

@@ -36,11 +36,11 @@ impl<'a> Placement<'a> {
     /// The node with the fewest instances of the deployment, then of the endpoint, of those that
     /// allow its backend. None: such a node is away for a moment, or there is no node at all.
     pub(super) fn place(&mut self, deployment: &Deployment) -> Option<String> {
-        let backend = deployment.spec.backend;
+        let backend = &deployment.spec.backend;
         let nodes = &self.context.members.nodes;
         let allowing = nodes
             .iter()
-            .filter(|(_, node)| node.backends.contains(&backend));
+            .filter(|(_, node)| node.backends.contains(backend));
         let own = || {
             let own = self.context.own_node?;
             (!nodes.contains_key(own)).then(|| own.to_owned())

@@ -262,7 +262,7 @@ impl Group {
         self.members
             .retain(|_, member| !(member.left && member.last <= second));
         ClosedSecond {
-            kind: self.kind,
+            kind: self.kind.clone(),
             start: Timestamp::from_secs(second),
             missing,
             empty,

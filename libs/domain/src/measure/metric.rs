@@ -15,7 +15,7 @@ use super::metrics::{METRICS, SPOKEN_FOR};
 use super::pane::{Coverage, Load};
 
 /// One metric that rules may name.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct MetricRow {
     /// As rules and the keys of decisions name it; it never changes.
     pub name: &'static str,

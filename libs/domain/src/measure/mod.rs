@@ -7,7 +7,8 @@
 //! scale-in for the window and a minute more. A frame with nothing about a deployment says zero; a
 //! second without any frame says nothing.
 //!
-//! Gateways (requests) and nodes (resources) close their seconds apart from each other.
+//! Sources of different kinds (gateways measure requests, nodes resources) are summed, and close their
+//! seconds, apart from each other; those of a kind that this release does not know, too.
 //!
 //! Invariants: a closed second never changes; the result depends on frames and `now` alone; what
 //! belongs to a deployment is kept by its uid.
@@ -41,6 +42,10 @@ use group::Group;
 
 /// Longest window that a rule may ask for.
 pub const WINDOW_MAX: Span = Span::from_secs(12 * 3600);
+
+/// Kinds of sources that are summed; frames of more are ignored. Each costs the coverage of the longest
+/// window in every bucket.
+pub const SOURCE_KINDS_MAX: usize = 16;
 
 /// A second that will not change any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,54 +92,53 @@ pub struct SignalOptions {
 /// The measurements of one bucket.
 #[derive(Clone, Debug)]
 pub struct Measures {
-    gateways: Group,
-    nodes: Group,
+    /// At least of each kind that a metric of this release is computed from.
+    groups: BTreeMap<SourceKind, Group>,
 }
 
 impl Measures {
     /// Begins to measure. Windows that reach back before `now` are not covered, and say so.
     pub fn new(now: Timestamp) -> Self {
+        let group = |row: &MetricRow| (row.source.clone(), Group::new(row.source.clone(), now));
         Self {
-            gateways: Group::new(SourceKind::Gateway, now),
-            nodes: Group::new(SourceKind::Node, now),
+            groups: METRICS.iter().map(group).collect(),
         }
     }
 
     /// Takes in a frame; answers with the seconds that it closed, in order.
     pub fn frame(&mut self, now: Timestamp, frame: &Frame) -> Vec<ClosedSecond> {
-        self.group_mut(frame.source.kind).frame(now, frame)
+        match self.group_mut(&frame.source.kind, now) {
+            Some(group) => group.frame(now, frame),
+            None => Vec::new(),
+        }
     }
 
     /// Closes the seconds whose deadline has passed.
     pub fn tick(&mut self, now: Timestamp) -> Vec<ClosedSecond> {
-        let mut closed = self.gateways.tick(now);
-        closed.extend(self.nodes.tick(now));
-        closed
+        let groups = self.groups.values_mut();
+        groups.flat_map(|group| group.tick(now)).collect()
     }
 
     /// When `tick` has something to close next, if nothing else arrives before.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        [self.gateways.next_deadline(), self.nodes.next_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        let groups = self.groups.values();
+        groups.filter_map(Group::next_deadline).min()
     }
 
     /// Keeps what these signals need from now on. Windows up to 2 minutes are kept without it.
     pub fn watch(&mut self, deployment: Uid, signals: &[SignalSpec], now: Timestamp) {
         for spec in signals {
-            self.group_mut(spec.metric.row().source).watch(
-                deployment,
-                i64::from(spec.window_seconds()),
-                now.secs(),
-            );
+            if let Some(group) = self.group_mut(&spec.metric.row().source, now) {
+                group.watch(deployment, i64::from(spec.window_seconds()), now.secs());
+            }
         }
     }
 
     /// Drops what is known of a deployment that is gone.
     pub fn forget(&mut self, deployment: Uid) {
-        self.gateways.forget(deployment);
-        self.nodes.forget(deployment);
+        for group in self.groups.values_mut() {
+            group.forget(deployment);
+        }
     }
 
     /// The aggregates, in the order asked for, as `autoscale::TickInputs` wants them.
@@ -149,7 +153,7 @@ impl Measures {
         specs
             .iter()
             .map(|spec| {
-                let group = self.group(spec.metric.row().source);
+                let group = self.groups.get(&spec.metric.row().source)?;
                 let signal = signal::compute(group, deployment, spec, options, now, &mut merged);
                 Some(signal)
             })
@@ -158,26 +162,26 @@ impl Measures {
 
     /// Sources that count at the moment, silent ones included.
     pub fn members(&self) -> impl Iterator<Item = &Source> {
-        self.gateways.members().chain(self.nodes.members())
+        self.groups.values().flat_map(Group::members)
     }
 
     pub fn counters(&self) -> Counters {
-        let mut counters = self.gateways.counters;
-        counters.add(&self.nodes.counters);
+        let mut counters = Counters::default();
+        for group in self.groups.values() {
+            counters.add(&group.counters);
+        }
         counters
     }
 
-    fn group(&self, kind: SourceKind) -> &Group {
-        match kind {
-            SourceKind::Gateway => &self.gateways,
-            SourceKind::Node => &self.nodes,
+    /// None: there are too many kinds already.
+    fn group_mut(&mut self, kind: &SourceKind, now: Timestamp) -> Option<&mut Group> {
+        if !self.groups.contains_key(kind) {
+            if self.groups.len() >= SOURCE_KINDS_MAX {
+                return None;
+            }
+            self.groups
+                .insert(kind.clone(), Group::new(kind.clone(), now));
         }
-    }
-
-    fn group_mut(&mut self, kind: SourceKind) -> &mut Group {
-        match kind {
-            SourceKind::Gateway => &mut self.gateways,
-            SourceKind::Node => &mut self.nodes,
-        }
+        self.groups.get_mut(kind)
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use contract::decision::Signal;
+use contract::frame::SourceKind;
 use contract::histogram::Histogram;
 use contract::ids::Uid;
 use contract::time::Timestamp;
@@ -19,7 +20,7 @@ use super::{AHEAD_MAX, SignalOptions};
 const STALE_AFTER_SECONDS: i64 = 3;
 
 /// Latencies of a whole window, shared by the quantiles that one policy reads.
-pub(super) type Merged = BTreeMap<(i64, i64), Histogram>;
+pub(super) type Merged = BTreeMap<(SourceKind, i64, i64), Histogram>;
 
 pub(super) fn compute(
     group: &Group,
@@ -49,13 +50,15 @@ pub(super) fn compute(
     let value = match (spec.metric.row().reads, spec.aggregation) {
         _ if seconds == 0 => None,
         (Reads::Latencies(of), Aggregation::Average) => {
-            let latency = merged.entry((from, end)).or_insert_with(|| {
-                let mut whole = Histogram::default();
-                panes
-                    .iter()
-                    .for_each(|(_, _, load)| whole.merge(&load.latency));
-                whole
-            });
+            let latency = merged
+                .entry((spec.metric.row().source.clone(), from, end))
+                .or_insert_with(|| {
+                    let mut whole = Histogram::default();
+                    panes
+                        .iter()
+                        .for_each(|(_, _, load)| whole.merge(&load.latency));
+                    whole
+                });
             Some(of(latency).unwrap_or(0.0))
         }
         _ => aggregate(spec, options, &panes),

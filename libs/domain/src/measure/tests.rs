@@ -17,7 +17,7 @@ fn uid() -> Uid {
 
 fn gateway(name: &str) -> Source {
     Source {
-        kind: SourceKind::Gateway,
+        kind: SourceKind::GATEWAY,
         id: name.into(),
     }
 }
@@ -370,7 +370,7 @@ fn utilisation_is_averaged_over_instances_and_comes_from_nodes() {
         ..InstanceFrame::new(InstanceId::from(name.to_owned()))
     };
     let node = Source {
-        kind: SourceKind::Node,
+        kind: SourceKind::NODE,
         id: "node".into(),
     };
     let frame = Frame {
@@ -381,7 +381,7 @@ fn utilisation_is_averaged_over_instances_and_comes_from_nodes() {
         ..empty(node, START)
     };
     let closed = measures.frame(after(START, 5), &frame);
-    assert_eq!(closed[0].kind, SourceKind::Node);
+    assert_eq!(closed[0].kind, SourceKind::NODE);
     let options = SignalOptions {
         memory_bytes_per_instance: Some(1000),
         ..SignalOptions::default()

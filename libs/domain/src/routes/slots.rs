@@ -97,7 +97,7 @@ pub struct GivenWay {
 impl GivenWay {
     /// Takes in a frame that arrived at `now`.
     pub fn observe(&mut self, frame: &Frame, now: Timestamp) {
-        if frame.source.kind != SourceKind::Gateway {
+        if frame.source.kind != SourceKind::GATEWAY {
             return;
         }
         let id = &frame.source.id;

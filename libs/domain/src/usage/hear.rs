@@ -10,7 +10,7 @@ use super::frames::Boot;
 use super::holes::Hole;
 use super::minute::{OpenMinute, minute_of};
 use super::ranges::Ranges;
-use super::{AHEAD_MAX, Counted, Member, SAVED_EVERY, SECOND, Usage};
+use super::{AHEAD_MAX, Counted, Member, SAVED_EVERY, SECOND, SOURCES, Usage};
 
 impl Usage {
     /// The sequence that was to come next, if this one has not come before. What lies between them is
@@ -151,7 +151,8 @@ impl Usage {
             }),
             false => self.open.entry(minute).or_default(),
         };
-        for deployment in &frame.deployments {
+        let counts = SOURCES.contains(&frame.source.kind);
+        for deployment in frame.deployments.iter().filter(|_| counts) {
             let endpoint = self.endpoints.get(&deployment.endpoint);
             let told = endpoint.and_then(|endpoint| endpoint.counted(deployment.deployment_uid));
             if told.is_none_or(|told| !told.contains(&boot, frame.sequence)) {

@@ -24,7 +24,7 @@ mod tell;
 use std::collections::BTreeMap;
 
 use contract::events::Event;
-use contract::frame::{Frame, FrameHead, Source};
+use contract::frame::{Frame, FrameHead, Source, SourceKind};
 use contract::ids::{EndpointKey, Uid};
 use contract::log::Record;
 use contract::time::{Span, Timestamp};
@@ -62,6 +62,10 @@ const BOOT_KEPT: Span = Span::from_secs(24 * 3600);
 
 /// So long after the hour it may be that not all deployments without requests have been told of it.
 const HOUR_TOLD_WITHIN: Span = Span::from_secs(120);
+
+/// Who counts what is used: requests, and resources. Frames of other sources are told to have come, and
+/// are not usage.
+const SOURCES: [SourceKind; 2] = [SourceKind::GATEWAY, SourceKind::NODE];
 
 const MINUTE: Span = Span::from_secs(60);
 const SECOND: Span = Span::from_secs(1);

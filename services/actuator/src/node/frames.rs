@@ -34,7 +34,7 @@ impl Frames {
     pub(super) fn new(node: &str, hello: Hello, boot: Uuid) -> Self {
         Self {
             source: Source {
-                kind: SourceKind::Node,
+                kind: SourceKind::NODE,
                 id: node.to_owned(),
             },
             hello,

@@ -36,9 +36,9 @@ pub(super) enum BackendOrder {
 }
 
 impl BackendOrder {
-    pub(super) fn kind(&self) -> BackendKind {
+    pub(super) fn kind(&self) -> &BackendKind {
         match self {
-            Self::Ensure { kind, .. } | Self::Remove { kind, .. } => *kind,
+            Self::Ensure { kind, .. } | Self::Remove { kind, .. } => kind,
         }
     }
 
@@ -234,7 +234,7 @@ impl NodeState {
             self.touch_instance(id);
         }
         for observed in listed {
-            self.observe(kind, observed);
+            self.observe(kind.clone(), observed);
         }
         self.listed.insert(kind)
     }
@@ -260,14 +260,14 @@ impl NodeState {
                 reason: detail.to_owned(),
             },
         );
-        self.observe(instance.spec.backend, observed);
+        self.observe(instance.spec.backend.clone(), observed);
     }
 
     /// There is no backend that could have the instance, so it is as good as removed.
     pub(super) fn nowhere(&mut self, id: &InstanceId) {
         if let Some((_, instance)) = self.home_of(id) {
             let observed = self.ended(&instance, ObservedPhase::Removed { code: None });
-            self.observe(instance.spec.backend, observed);
+            self.observe(instance.spec.backend.clone(), observed);
         }
     }
 
@@ -339,7 +339,7 @@ impl NodeState {
                 continue;
             }
             let order = BackendOrder::Remove {
-                kind: local.kind,
+                kind: local.kind.clone(),
                 generation: local.observed.generation,
                 grace: self.grace,
                 id,
@@ -449,7 +449,7 @@ fn order_about(
     instance: &Instance,
     local: Option<&Local>,
 ) -> Option<BackendOrder> {
-    let kind = instance.spec.backend;
+    let kind = instance.spec.backend.clone();
     if let Some(removal) = &instance.removal {
         let is_done = local.is_some_and(is_removed);
         return (!is_done).then(|| BackendOrder::Remove {

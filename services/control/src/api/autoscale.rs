@@ -99,9 +99,7 @@ fn view(endpoint: &Endpoint, of: &DeploymentRef) -> Option<AutoscaleView> {
 
 pub async fn put(app: Arc<App>, call: Call) -> Answer {
     let of = call.deployment()?;
-    let Resource::Autoscale(document) =
-        resource(&call, "Autoscale", &of.to_string(), &app.deps.zones)?
-    else {
+    let Resource::Autoscale(document) = resource(&app, &call, "Autoscale", &of.to_string())? else {
         return Err(ApiError::internal("another kind passed for an Autoscale"));
     };
     let command = Command::PutAutoscale {

@@ -67,8 +67,7 @@ fn view(
 
 pub async fn put(app: Arc<App>, call: Call) -> Answer {
     let of = call.deployment()?;
-    let Resource::Deployment(document) =
-        resource(&call, "Deployment", &of.to_string(), &app.deps.zones)?
+    let Resource::Deployment(document) = resource(&app, &call, "Deployment", &of.to_string())?
     else {
         return Err(ApiError::internal("another kind passed for a Deployment"));
     };

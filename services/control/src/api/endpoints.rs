@@ -115,8 +115,7 @@ pub(crate) fn context(uid: Uid) -> String {
 
 pub async fn put(app: Arc<App>, call: Call) -> Answer {
     let name = call.endpoint()?;
-    let Resource::Endpoint(document) = resource(&call, "Endpoint", name.as_str(), &app.deps.zones)?
-    else {
+    let Resource::Endpoint(document) = resource(&app, &call, "Endpoint", name.as_str())? else {
         return Err(ApiError::internal("another kind passed for an Endpoint"));
     };
     let uid = Uid(app.deps.ids.uid());

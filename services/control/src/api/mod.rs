@@ -18,9 +18,9 @@ use contract::ids::{EndpointKey, Name, Position};
 use contract::problem::Finding;
 use contract::resources::{Applied, ApplyResult, Resource};
 use contract::time::Timestamp;
+use documents::Backends;
 use domain::documents::diff;
 use domain::endpoint::commands::Command;
-use domain::zones::ZoneData;
 use http::StatusCode;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -145,15 +145,11 @@ fn written(view: &Value) -> Value {
 }
 
 /// The body as a resource that belongs at this path.
-fn resource(
-    call: &Call,
-    kind: &str,
-    full_name: &str,
-    zones: &ZoneData,
-) -> Result<Resource, ApiError> {
+fn resource(app: &App, call: &Call, kind: &str, full_name: &str) -> Result<Resource, ApiError> {
     let document = call.document()?;
-    let checked = document.checked(|resource| {
-        let mut findings = domain::documents::validate(resource, zones);
+    let backends = Backends::offered(app.routes.members().backends());
+    let checked = document.checked(&backends, |resource| {
+        let mut findings = domain::documents::validate(resource, &app.deps.zones);
         findings.extend(misplaced(resource, kind, full_name));
         findings
     });

@@ -259,7 +259,7 @@ pub fn frame(boot: u128, second: u64) -> Frame {
     latency.record(20_000);
     Frame {
         source: Source {
-            kind: SourceKind::Gateway,
+            kind: SourceKind::GATEWAY,
             id: "g1".to_owned(),
         },
         boot: Uuid::from_u128(boot),
@@ -296,7 +296,7 @@ pub fn resting(second: u64) -> Frame {
     };
     let mut frame = frame(1, second);
     frame.source = Source {
-        kind: SourceKind::Node,
+        kind: SourceKind::NODE,
         id: "n1".to_owned(),
     };
     frame.deployments = vec![DeploymentFrame {

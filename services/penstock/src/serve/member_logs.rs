@@ -339,7 +339,7 @@ mod tests {
             actor: Actor::service("test"),
             event: Event::MemberJoined(MemberJoined {
                 source: Source {
-                    kind: SourceKind::Node,
+                    kind: SourceKind::NODE,
                     id: (*id).to_owned(),
                 },
                 address: address.clone(),

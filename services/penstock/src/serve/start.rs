@@ -416,8 +416,8 @@ async fn open_backends(
         }
     });
     Ok(BTreeMap::from([
-        (BackendKind::Process, process as Arc<dyn Backend>),
-        (BackendKind::Simulated, simulated as Arc<dyn Backend>),
+        (BackendKind::PROCESS, process as Arc<dyn Backend>),
+        (BackendKind::SIMULATED, simulated as Arc<dyn Backend>),
     ]))
 }
 

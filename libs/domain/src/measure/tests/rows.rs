@@ -81,7 +81,7 @@ fn with_instances(load: u64) -> DeploymentFrame {
 /// What a metric comes to after ten such seconds.
 fn measured(metric: &str, aggregation: &str, scene: &Scene) -> Option<f64> {
     let node = Source {
-        kind: SourceKind::Node,
+        kind: SourceKind::NODE,
         id: "node".into(),
     };
     let mut measures = measures();
@@ -174,7 +174,7 @@ fn page() -> String {
             aliases => format!(" Also `{}`.", aliases.join("`, `")),
         };
         let (unit, total) = (words(row.unit), if row.is_total { "yes" } else { "no" });
-        let source = words_of_source(&row.source);
+        let source = &row.source;
         let _ = writeln!(
             page,
             "| `{}` | {unit} | {total} | {source} | {} | {} | {} | {} | {} | {}{also} |",
@@ -204,11 +204,6 @@ fn words(unit: Unit) -> &'static str {
         Unit::Ratio => "`0.05` or `5%`",
         Unit::Duration => "`300ms`",
     }
-}
-
-fn words_of_source(kind: &SourceKind) -> String {
-    let name = serde_json::to_value(kind).unwrap();
-    name.as_str().unwrap().to_owned()
 }
 
 #[test]

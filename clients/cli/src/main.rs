@@ -37,7 +37,7 @@ fn help() -> String {
 #[derive(Debug, Subcommand)]
 enum Command {
     #[command(flatten)]
-    Client(ClientCommand),
+    Client(Box<ClientCommand>),
     Completions(CompletionsArgs),
     Version(VersionArgs),
 }
@@ -45,7 +45,7 @@ enum Command {
 fn main() -> ExitCode {
     cli::main(|Program { connect, command }| -> Result<(), CliError> {
         match command {
-            Command::Client(command) => cli::run(&connect, command),
+            Command::Client(command) => cli::run(&connect, *command),
             Command::Completions(args) => args.run(&mut Program::command()),
             Command::Version(args) => args.run(),
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::cli::error::CliError;
+use crate::error::CliError;
 
 /// The name of the file that `serve` writes into its data directory, mode 0600.
 pub const CLIENT_FILE: &str = "client.json";

@@ -151,7 +151,7 @@ impl Document {
                 .read(fields)
                 .map(|(metadata, spec)| Resource::Endpoint(EndpointResource { metadata, spec })),
             Some("Deployment") => parts.read(fields).map(|(metadata, spec)| {
-                Resource::Deployment(DeploymentResource { metadata, spec })
+                Resource::Deployment(Box::new(DeploymentResource { metadata, spec }))
             }),
             Some("Autoscale") => parts
                 .read(fields)

@@ -32,7 +32,7 @@ pub fn autoscale_findings(spec: &AutoscaleSpec, zones: &ZoneData) -> Vec<Finding
 pub enum Step {
     /// Without traffic and mirror, which may name deployments that come later.
     PutEndpoint(EndpointResource),
-    PutDeployment(DeploymentResource),
+    PutDeployment(Box<DeploymentResource>),
     PutAutoscale(AutoscaleResource),
     SetTraffic {
         endpoint: Name,

@@ -647,7 +647,10 @@ fn a_set_of_documents_is_applied_in_an_order_that_works() {
         },
         spec: serde_json::from_str(r#"{"traffic": {"blue": 100}}"#).unwrap(),
     };
-    let resources = vec![Resource::Deployment(blue), Resource::Endpoint(iris)];
+    let resources = vec![
+        Resource::Deployment(Box::new(blue)),
+        Resource::Endpoint(iris),
+    ];
     for _ in 0..2 {
         let mut reversed = resources.clone();
         reversed.reverse();

@@ -17,7 +17,7 @@ pub const READ_ONLY_METADATA: [&str; 3] = ["uid", "revision", "createdAt"];
 #[derive(Clone, Debug, PartialEq)]
 pub enum Resource {
     Endpoint(EndpointResource),
-    Deployment(DeploymentResource),
+    Deployment(Box<DeploymentResource>),
     Autoscale(AutoscaleResource),
 }
 

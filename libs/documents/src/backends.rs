@@ -10,7 +10,7 @@ use contract::resources::limits::{ARGUMENT_BYTES_MAX, COMMAND_ARGUMENTS_MAX, PRO
 use contract::resources::{BackendKind, DeploymentSpec, EnvValue, SimulatedSpec};
 
 use crate::check::Check;
-use crate::sentence::{nearest, not_yet};
+use crate::sentence::nearest;
 
 /// What is known of a backend's documents.
 #[derive(Debug)]
@@ -45,6 +45,9 @@ pub const BACKENDS: &[BackendRules] = &[
         check: simulated,
     },
 ];
+
+/// Names of backends that a later release will have.
+const NOT_YET: &[&str] = &["container", "kubernetes"];
 
 /// The backends that a document may name.
 #[derive(Clone, Debug)]
@@ -133,9 +136,12 @@ impl Backends {
                 "no node here offers the backend `{kind}`; use one that is offered: {}",
                 listed(offered)
             ),
-            _ => not_yet(POINTER, kind.as_str()).unwrap_or_else(|| {
-                format!("`{kind}` is not known here; use one of: {}", listed(known))
-            }),
+            _ if NOT_YET.contains(&kind.as_str()) => {
+                let known: Vec<String> = known.map(|kind| format!("`{kind}`")).collect();
+                let known = known.join(" or ");
+                format!("the {kind} backend is not available yet; use {known}")
+            }
+            _ => format!("`{kind}` is not known here; use one of: {}", listed(known)),
         };
         vec![Finding::new(POINTER, detail)]
     }

@@ -14,16 +14,6 @@ const NOT_YET: &[(&str, &str, &str)] = &[
     ),
     ("/spec/cors", "", "`cors` is not available yet; remove it"),
     (
-        "/spec/backend",
-        "container",
-        "the container backend is not available yet; use `process` or `simulated`",
-    ),
-    (
-        "/spec/backend",
-        "kubernetes",
-        "the kubernetes backend is not available yet; use `process` or `simulated`",
-    ),
-    (
         "/spec/image",
         "",
         "`image` is not available yet; give a `command` for the process backend",
@@ -49,8 +39,7 @@ const NOT_YET: &[(&str, &str, &str)] = &[
 pub(crate) fn in_words(fault: &Fault, pointer: &str, value: Option<&Value>) -> String {
     // A field of a later release is one whatever its value is.
     let value = value.filter(|_| !matches!(fault.kind, Kind::UnknownField(_)));
-    let text = value.and_then(Value::as_str).unwrap_or_default();
-    if let Some(sentence) = not_yet(pointer, text) {
+    if let Some(sentence) = not_yet(pointer, value) {
         return sentence;
     }
     let last = fault.steps.last().map_or("", String::as_str);
@@ -67,8 +56,8 @@ pub(crate) fn in_words(fault: &Fault, pointer: &str, value: Option<&Value>) -> S
     }
 }
 
-/// What is said of a value (empty: of the field itself) that a later release will have.
-pub(crate) fn not_yet(pointer: &str, text: &str) -> Option<String> {
+fn not_yet(pointer: &str, value: Option<&Value>) -> Option<String> {
+    let text = value.and_then(Value::as_str).unwrap_or_default();
     let entry = NOT_YET
         .iter()
         .find(|(field, value, _)| *field == pointer && *value == text);

@@ -1,7 +1,12 @@
 //! Reading and writing documents: what goes in comes out, whatever it is.
 #![allow(clippy::unwrap_used)]
 
-use documents::{Document, FINDINGS_MAX, Located, read, read_trees, to_yaml};
+use contract::problem::Finding;
+use contract::resources::DeploymentSpec;
+use documents::{
+    BackendRules, Backends, Document, FINDINGS_MAX, Located, read, read_checking, read_trees,
+    to_yaml,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -281,4 +286,31 @@ fn faults_without_end_are_cut_off() {
     );
     let found = faults(&text).len();
     assert!((1..=FINDINGS_MAX).contains(&found), "{found}");
+}
+
+#[test]
+fn a_backend_of_another_table_has_its_own_rules() {
+    fn check(spec: &DeploymentSpec) -> Vec<Finding> {
+        let is_toy = spec.region.as_deref() == Some("nursery");
+        let fault = Finding::new("/spec/region", "toys live in the nursery; write `nursery`");
+        (!is_toy).then_some(fault).into_iter().collect()
+    }
+    let toy = BackendRules {
+        kind: "toy".parse().unwrap(),
+        part: None,
+        check,
+    };
+    let backends = Backends::of(vec![toy].leak());
+    let read = |region: &str| {
+        let text = format!(
+            "apiVersion: penstock/v1\nkind: Deployment\nmetadata: {{name: blue, endpoint: iris}}\nspec:\n  instanceType: t\n  backend: toy\n  region: {region}\n"
+        );
+        let (_, faults) = read_checking(&text, &backends, |_| Vec::new());
+        faults.iter().map(Located::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(read("nursery"), Vec::<String>::new());
+    assert_eq!(
+        read("garden"),
+        ["7:3: /spec/region: toys live in the nursery; write `nursery`"]
+    );
 }

@@ -253,6 +253,30 @@ async fn an_instance_in_the_log_is_started_and_what_becomes_of_it_is_written_dow
 }
 
 #[tokio::test]
+async fn a_backend_that_this_release_does_not_know_runs_instances_like_any_other() {
+    let mut house = House::new().await;
+    let toy: BackendKind = "toy".parse().unwrap();
+    assert!(!BackendKind::KNOWN.contains(&toy));
+    let mut frames = house.bus.subscribe_frames();
+    let backend = simulated();
+    let agent = house.agent(toy.clone(), backend.clone());
+    house.order(requested("a-1", NODE, spec("toy"))).await;
+    assert_eq!(house.answer().await.type_name(), "instance.started");
+    backend.advance(STARTED);
+    assert_eq!(house.answer().await.type_name(), "instance.ready");
+    let offered = loop {
+        let frame = frames.recv().await.unwrap();
+        if let Some(hello) = &frame.hello {
+            break hello.backends.clone();
+        }
+    };
+    assert_eq!(offered, [toy]);
+    house.order(removal("a-1")).await;
+    assert_eq!(house.answer().await.type_name(), "instance.stopped");
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn what_names_another_node_is_left_alone() {
     let mut house = House::new().await;
     let backend = simulated();

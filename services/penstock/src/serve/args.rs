@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use cli::client::config::default_data_dir;
 
+use super::services::SERVICES;
+
 /// Run Penstock: all services in this process, or those named
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -48,9 +50,9 @@ pub struct ServeArgs {
         default_value = "local"
     )]
     pub bus: String,
-    /// Which services to run: all, or some of control gateway autoscaler actuator meter
     #[arg(
         long,
+        help = format!("Which services to run: all, or some of {}", names()),
         value_name = "LIST",
         env = "PENSTOCK_SERVICES",
         value_delimiter = ',',
@@ -214,4 +216,10 @@ mod tests {
             assert!(refused.contains("such as models.example.com"), "{refused}");
         }
     }
+}
+
+/// Of all services, in the order in which they are started.
+fn names() -> String {
+    let names: Vec<&str> = SERVICES.iter().map(|entry| entry.name.0).collect();
+    names.join(" ")
 }

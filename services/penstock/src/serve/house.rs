@@ -16,16 +16,16 @@ use runtime::token::InternalToken;
 use serde_json::{Map, Value};
 use store::Store;
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use super::args::ServeArgs;
 use super::data_folder::DataFolder;
 use super::folder_logs::READERS_MAX;
 use super::means::Means;
 use super::own_secrets::own_secrets;
-use super::plan::{Plan, Service};
+use super::plan::Plan;
 use super::secret::internal_token;
+use super::services::Starting;
+use super::stages::{StageName, Stages};
 use super::{start, zone_files};
 
 /// What the services of a process share.
@@ -52,46 +52,6 @@ impl Ground {
         self.store
             .clone()
             .context("a service that needs the store was started without one")
-    }
-}
-
-/// Stages in the order in which they are stopped: first the doors close, then the engines, then
-/// instances, and last what carries the log.
-#[derive(Default)]
-pub struct Stages {
-    pub doors: Stage,
-    pub engines: Stage,
-    pub hands: Stage,
-    pub log: Stage,
-}
-
-impl Stages {
-    pub async fn end(self) {
-        for stage in [self.doors, self.engines, self.hands, self.log] {
-            stage.end().await;
-        }
-    }
-}
-
-/// Services that stop together.
-#[derive(Default)]
-pub struct Stage {
-    pub stop: CancellationToken,
-    tasks: Vec<JoinHandle<()>>,
-}
-
-impl Stage {
-    pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.push(tokio::spawn(task));
-    }
-
-    async fn end(self) {
-        self.stop.cancel();
-        for task in self.tasks {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "a task ended badly");
-            }
-        }
     }
 }
 
@@ -135,36 +95,22 @@ impl House {
     ) -> anyhow::Result<Self> {
         let folder = DataFolder::open(&args.data)?;
         let ground = ground(args, &plan, folder.path(), means).await?;
-        let mut addresses = Addresses::default();
-        start::relay(&ground, args.bus != "local", &mut stages.log);
-        start::watch_bus(&plan, &ground, &mut stages.log);
-        if plan.runs(Service::Gateway) {
-            addresses.gateway = Some(start::gateway(args, &plan, &ground, &mut stages.doors)?);
-        }
-        let history = start::history(args, &plan, &ground, &mut stages.log).await?;
-        let admin = match plan.has_admin_listener() {
-            true => Some(start::admin(args, &plan, &ground, &mut stages.log).await?),
-            false => None,
-        };
-        addresses.admin = admin.clone();
-        if plan.runs(Service::Control) {
-            let doors = &mut stages.doors;
-            let url = start::control(args, &plan, &ground, &addresses, history, doors).await?;
-            addresses.admin = Some(url.clone());
-            addresses.control = Some(url);
-        }
-        if plan.runs(Service::Autoscaler) {
-            start::autoscaler(&ground, &mut stages.engines)?;
-        }
-        if plan.runs(Service::Actuator) {
-            let admin = args.admin_url.clone().or(admin);
-            start::actuator(args, &plan, &ground, admin, stages).await?;
-        }
+        let log = stages.of(StageName::Log);
+        start::relay(&ground, args.bus != "local", log);
+        start::watch_bus(&plan, &ground, log);
+        let addresses = Starting::new(args, &plan, &ground, stages)
+            .services()
+            .await?;
         Ok(Self {
             folder,
             ground,
             addresses,
         })
+    }
+
+    #[cfg(test)]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
     }
 
     /// Waits until everything can serve, then says so.
@@ -223,8 +169,9 @@ async fn ground(
     };
     let clock = clock(args);
     let zones = zone_files::zones(args.zoneinfo.as_deref())?;
-    let has_schedules = plan.runs(Service::Control) || plan.runs(Service::Autoscaler);
-    if let Some(warning) = zone_files::age_warning(&zones, clock.now()).filter(|_| has_schedules) {
+    if let Some(warning) =
+        zone_files::age_warning(&zones, clock.now()).filter(|_| plan.has_schedules())
+    {
         tracing::warn!("{warning}");
     }
     Ok(Ground {

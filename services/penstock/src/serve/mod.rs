@@ -7,6 +7,7 @@
 
 mod admin;
 mod args;
+mod backends;
 mod config_file;
 mod data_folder;
 mod folder_logs;
@@ -18,6 +19,8 @@ mod member_logs;
 mod own_secrets;
 mod plan;
 mod secret;
+mod services;
+mod stages;
 mod start;
 mod supervisor;
 mod zone_files;
@@ -26,9 +29,10 @@ use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use args::ServeArgs;
-use house::{House, Stages};
+use house::House;
 use means::Means;
 use plan::Plan;
+use stages::Stages;
 
 /// Runs until SIGTERM or Ctrl-C.
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {

@@ -1,58 +1,30 @@
 //! Which services this process runs, on which store and bus, and whether that can work.
 
-use std::collections::BTreeSet;
-use std::fmt;
-
 use anyhow::bail;
 use control::SEAL_FILE;
 
 use super::args::ServeArgs;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Service {
-    Control,
-    Gateway,
-    Autoscaler,
-    Actuator,
-    Meter,
-}
-
-impl Service {
-    pub const ALL: [Self; 5] = [
-        Self::Control,
-        Self::Gateway,
-        Self::Autoscaler,
-        Self::Actuator,
-        Self::Meter,
-    ];
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Control => "control",
-            Self::Gateway => "gateway",
-            Self::Autoscaler => "autoscaler",
-            Self::Actuator => "actuator",
-            Self::Meter => "meter",
-        }
-    }
-}
-
-impl fmt::Display for Service {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
+use super::services::{SERVICES, Service, ServiceEntry};
 
 /// What one process is there for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Plan {
-    pub services: BTreeSet<Service>,
+    /// In the order in which they are started.
+    pub services: Vec<ServiceEntry>,
+    is_whole: bool,
 }
 
 impl Plan {
     pub fn of(args: &ServeArgs) -> anyhow::Result<Self> {
+        Self::among(SERVICES, args)
+    }
+
+    /// [`of`](Self::of) with other services than those of this release.
+    pub fn among(entries: &[ServiceEntry], args: &ServeArgs) -> anyhow::Result<Self> {
+        let services = services(entries, &args.services)?;
         let plan = Self {
-            services: services(&args.services)?,
+            is_whole: services.len() == entries.len(),
+            services,
         };
         if args.bus == "local" && !plan.is_whole() {
             bail!(
@@ -72,18 +44,18 @@ impl Plan {
     }
 
     pub fn runs(&self, service: Service) -> bool {
-        self.services.contains(&service)
+        self.services.iter().any(|entry| entry.name == service)
     }
 
     /// Everything in one process: its instances end with it.
     pub fn is_whole(&self) -> bool {
-        self.services.len() == Service::ALL.len()
+        self.is_whole
     }
 
     /// Where control runs, it shows health and metrics itself; but output of instances is read by one process
     /// from another at an admin listener.
     pub fn has_admin_listener(&self) -> bool {
-        !self.is_whole() && (!self.runs(Service::Control) || self.runs(Service::Actuator))
+        !self.is_whole() && (!self.runs(Service::CONTROL) || self.runs(Service::ACTUATOR))
     }
 
     /// What will not work for want of a secret that processes share. Nothing fails by it, so nobody would
@@ -93,7 +65,7 @@ impl Plan {
             return Vec::new();
         }
         let without_token = args.internal_token.is_none().then(|| self.tokenless(args));
-        let without_key = args.seal_key.is_none() && self.runs(Service::Control);
+        let without_key = args.seal_key.is_none() && self.runs(Service::CONTROL);
         let own_key = args.data.join(SEAL_FILE);
         let unsealed = without_key.then(|| {
             format!(
@@ -110,17 +82,17 @@ impl Plan {
 
     fn tokenless(&self, args: &ServeArgs) -> Option<String> {
         let mut lost = Vec::new();
-        if self.runs(Service::Control) {
+        if self.runs(Service::CONTROL) {
             lost.push("`penstock logs` shows no output of instances on other nodes".to_owned());
         }
-        if self.runs(Service::Actuator) {
+        if self.runs(Service::ACTUATOR) {
             lost.push(
                 "other processes cannot read the output of the instances here (`penstock logs`)"
                     .to_owned(),
             );
         }
         // Control's metrics are shown to its viewers too.
-        if !self.runs(Service::Control) && !args.admin_addr.ip().is_loopback() {
+        if !self.runs(Service::CONTROL) && !args.admin_addr.ip().is_loopback() {
             lost.push(format!(
                 "metrics at {} are refused to other machines",
                 args.admin_addr
@@ -134,29 +106,27 @@ impl Plan {
         })
     }
 
-    /// A gateway lives by routes and frames alone.
     pub fn needs_store(&self) -> bool {
-        self.services
-            .iter()
-            .any(|service| *service != Service::Gateway)
+        self.services.iter().any(|entry| entry.needs_store)
+    }
+
+    pub fn has_schedules(&self) -> bool {
+        self.services.iter().any(|entry| entry.has_schedules)
     }
 }
 
-fn services(named: &[String]) -> anyhow::Result<BTreeSet<Service>> {
-    let mut services = BTreeSet::new();
-    for name in named {
-        if name == "all" {
-            services.extend(Service::ALL);
-            continue;
-        }
-        let Some(service) = Service::ALL.into_iter().find(|known| known.name() == name) else {
-            bail!(
-                "--services: `{name}` is not a service of this version; use all, or {}",
-                Service::ALL.map(Service::name).join(" ")
-            );
-        };
-        services.insert(service);
+/// The entries of these names, in the order of the table.
+fn services(entries: &[ServiceEntry], named: &[String]) -> anyhow::Result<Vec<ServiceEntry>> {
+    let known: Vec<&str> = entries.iter().map(|entry| entry.name.0).collect();
+    let is_known = |name: &&String| *name == "all" || known.contains(&name.as_str());
+    if let Some(name) = named.iter().find(|name| !is_known(name)) {
+        bail!(
+            "--services: `{name}` is not a service of this version; use all, or {}",
+            known.join(" ")
+        );
     }
+    let is_named = |entry: &&ServiceEntry| named.iter().any(|n| n == "all" || n == entry.name.0);
+    let services: Vec<ServiceEntry> = entries.iter().filter(is_named).copied().collect();
     if services.is_empty() {
         bail!("--services names none; use all, or some of them separated by commas");
     }

@@ -1,7 +1,6 @@
 //! How each service is started and kept running. What listens is bound before the first request may
 //! come, and bound again on the same address after a failure.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +9,8 @@ use actuator::logs::{NodeLogs, router};
 use actuator::node::{NodeConfig, NodeDeps};
 use anyhow::Context;
 use axum::Router;
-use backends::Backend;
-use backends::process::{Host, ProcessBackend, ProcessConfig, node_id};
-use backends::simulated::SimulatedBackend;
+use backends::process::node_id;
 use bus::Bus;
-use contract::resources::BackendKind;
 use control::{Control, ControlConfig, ControlDeps, HistorySource, Limits, NoHistory};
 use domain::instances::plan::REMOVAL_GRACE;
 use gateway::Gateway;
@@ -25,17 +21,17 @@ use runtime::reconcile::Deps;
 use runtime::relay::{RELAY, RelayDeps};
 
 use super::admin::Admin;
+use super::args::ServeArgs;
+use super::backends::{BACKENDS, Site};
 use super::folder_logs::FolderLogs;
 use super::history::MeterHistory;
-use super::house::{Addresses, Ground, Stage, Stages};
+use super::house::Ground;
 use super::member_logs::MemberLogs;
-use super::plan::{Plan, Service};
-
-use super::args::ServeArgs;
+use super::plan::Plan;
+use super::services::{Service, Starting};
+use super::stages::{Stage, StageName};
 use super::supervisor::supervise;
 
-/// How often simulated instances live on.
-const SIMULATED_STEP: Duration = Duration::from_millis(50);
 /// How often the bus is asked how it is.
 const BUS_EVERY: Duration = Duration::from_secs(1);
 /// The only gateway of the embedded default.
@@ -128,12 +124,9 @@ impl BusWord {
     }
 }
 
-pub fn gateway(
-    args: &ServeArgs,
-    plan: &Plan,
-    ground: &Ground,
-    stage: &mut Stage,
-) -> anyhow::Result<String> {
+pub async fn gateway(starting: &mut Starting<'_>) -> anyhow::Result<()> {
+    let (args, plan, ground) = (starting.args, starting.plan, starting.ground);
+    let stage = starting.stage();
     let id = match plan.is_whole() {
         true => GATEWAY_ID.to_owned(),
         false => gateway_id(&ground.data)?,
@@ -166,7 +159,8 @@ pub fn gateway(
         }
     };
     stage.spawn(supervise("gateway", stage.stop.clone(), run));
-    Ok(url)
+    starting.addresses.gateway = Some(url);
+    Ok(())
 }
 
 /// Stable over restarts, like the node's id, since slots are dealt by it.
@@ -175,17 +169,10 @@ fn gateway_id(data: &Path) -> anyhow::Result<String> {
     Ok(node.replacen("node-", "gateway-", 1))
 }
 
-/// Starts the meter if this process runs it, and says where control finds the past.
-pub async fn history(
-    args: &ServeArgs,
-    plan: &Plan,
-    ground: &Ground,
-    stage: &mut Stage,
-) -> anyhow::Result<Arc<dyn HistorySource>> {
-    let place = HistoryPlace::of_store(args.store.as_deref().unwrap_or_default(), &ground.data);
-    if !plan.runs(Service::Meter) {
-        return elsewhere(plan, &place).await;
-    }
+/// The meter, and where control finds the past.
+pub async fn meter(starting: &mut Starting<'_>) -> anyhow::Result<()> {
+    let ground = starting.ground;
+    let place = history_place(starting.args, ground);
     let deps = meter::Deps {
         store: ground.store()?,
         bus: ground.bus.clone(),
@@ -197,6 +184,7 @@ pub async fn history(
     let config = meter::Config::keeping(place);
     let meter = Meter::open(config.clone(), deps.clone()).await?;
     let history = Arc::new(MeterHistory::new(meter.history()));
+    let stage = starting.stage();
     let (stop, mut opened) = (stage.stop.clone(), Some(meter));
     let run = move || {
         let (opened, config, deps, stop) =
@@ -210,32 +198,35 @@ pub async fn history(
         }
     };
     stage.spawn(supervise("meter", stage.stop.clone(), run));
-    Ok(history)
+    starting.history = Some(history);
+    Ok(())
+}
+
+fn history_place(args: &ServeArgs, ground: &Ground) -> HistoryPlace {
+    HistoryPlace::of_store(args.store.as_deref().unwrap_or_default(), &ground.data)
 }
 
 /// What meters in other processes keep can be read where it is beside the log.
-async fn elsewhere(plan: &Plan, place: &HistoryPlace) -> anyhow::Result<Arc<dyn HistorySource>> {
-    if !plan.runs(Service::Control) || matches!(place, HistoryPlace::File(_)) {
+async fn elsewhere(place: &HistoryPlace) -> anyhow::Result<Arc<dyn HistorySource>> {
+    if matches!(place, HistoryPlace::File(_)) {
         return Ok(Arc::new(NoHistory));
     }
     let history = History::open_reader(place).await?;
     Ok(Arc::new(MeterHistory::new(history)))
 }
 
-pub async fn control(
-    args: &ServeArgs,
-    plan: &Plan,
-    ground: &Ground,
-    addresses: &Addresses,
-    history: Arc<dyn HistorySource>,
-    stage: &mut Stage,
-) -> anyhow::Result<String> {
+pub async fn control(starting: &mut Starting<'_>) -> anyhow::Result<()> {
+    let (args, plan, ground) = (starting.args, starting.plan, starting.ground);
+    let history = match starting.history.clone() {
+        Some(history) => history,
+        None => elsewhere(&history_place(args, ground)).await?,
+    };
     let config = ControlConfig {
         listen: args.control_addr,
         data: ground.data.clone(),
         seal_key: args.seal_key.clone(),
         replica: replica(plan, &ground.data)?,
-        gateway: args.gateway_url.clone().or(addresses.gateway.clone()),
+        gateway: (args.gateway_url.clone()).or(starting.addresses.gateway.clone()),
         limits: ground.means.limits(Limits::default()),
         own: ground.own.clone(),
         descriptors: ground.means.descriptors.clone(),
@@ -262,6 +253,7 @@ pub async fn control(
         listen: control.addr,
         ..config
     };
+    let stage = starting.stage();
     let (stop, mut bound) = (stage.stop.clone(), Some(control));
     let run = move || {
         let (bound, config, deps, stop) = (bound.take(), again.clone(), deps.clone(), stop.clone());
@@ -274,12 +266,14 @@ pub async fn control(
         }
     };
     stage.spawn(supervise("control", stage.stop.clone(), run));
-    Ok(url)
+    starting.addresses.admin = Some(url.clone());
+    starting.addresses.control = Some(url);
+    Ok(())
 }
 
 /// The logs of the node in this process, if it is one.
 fn own_logs(plan: &Plan, ground: &Ground) -> anyhow::Result<Option<(String, Arc<dyn NodeLogs>)>> {
-    if !plan.runs(Service::Actuator) {
+    if !plan.runs(Service::ACTUATOR) {
         return Ok(None);
     }
     let node = node_id(&ground.data).context("cannot read or make the node's id")?;
@@ -296,13 +290,14 @@ fn replica(plan: &Plan, data: &Path) -> anyhow::Result<Option<String>> {
     Ok(Some(node.replacen("node-", "", 1)))
 }
 
-/// Health and metrics of a process without control, and the output of its instances for others.
-pub async fn admin(
-    args: &ServeArgs,
-    plan: &Plan,
-    ground: &Ground,
-    stage: &mut Stage,
-) -> anyhow::Result<String> {
+/// Health and metrics of a process without control, and the output of its instances for others. Gives
+/// where they are; opens it the first time. None: the process needs none.
+pub async fn admin(starting: &mut Starting<'_>) -> anyhow::Result<Option<String>> {
+    let (args, plan, ground) = (starting.args, starting.plan, starting.ground);
+    if !plan.has_admin_listener() || starting.admin.is_some() {
+        return Ok(starting.admin.clone());
+    }
+    let stage = starting.stages.of(StageName::Log);
     let logs = match own_logs(plan, ground)? {
         Some((_, logs)) => router(logs, ground.internal_token.clone(), stage.stop.clone()),
         None => Router::new(),
@@ -319,10 +314,13 @@ pub async fn admin(
     let url = format!("http://{}", admin.address);
     let stop = stage.stop.clone();
     stage.spawn(admin.serve(stop));
-    Ok(url)
+    starting.admin = Some(url.clone());
+    Ok(Some(url))
 }
 
-pub fn autoscaler(ground: &Ground, stage: &mut Stage) -> anyhow::Result<()> {
+pub fn autoscaler(starting: &mut Starting<'_>) -> anyhow::Result<()> {
+    let ground = starting.ground;
+    let stage = starting.stage();
     let (deps, stop) = (deps(ground)?, stage.stop.clone());
     let (metrics, health) = (ground.metrics.clone(), ground.health.clone());
     let zones = ground.zones.clone();
@@ -336,27 +334,29 @@ pub fn autoscaler(ground: &Ground, stage: &mut Stage) -> anyhow::Result<()> {
 }
 
 /// The planner, and this machine's node agent with the backends it allows.
-pub async fn actuator(
-    args: &ServeArgs,
-    plan: &Plan,
-    ground: &Ground,
-    admin: Option<String>,
-    stages: &mut Stages,
-) -> anyhow::Result<()> {
+pub async fn actuator(starting: &mut Starting<'_>) -> anyhow::Result<()> {
+    let (args, plan, ground) = (starting.args, starting.plan, starting.ground);
+    let admin = admin(starting).await?;
     let node = node_id(&ground.data).context("cannot read or make the node's id")?;
     // Alone, it need not wait to hear of itself as a member.
     let own = plan.is_whole().then(|| node.clone());
-    planner(own, ground, &mut stages.engines)?;
-    let backends = open_backends(args, &node, ground, &mut stages.log).await?;
+    planner(own, ground, starting.stages.of(StageName::Engines))?;
+    let mut site = Site {
+        args,
+        ground,
+        node: &node,
+        stage: starting.stages.of(StageName::Log),
+    };
+    let backends = site.open(BACKENDS).await?;
     let config = NodeConfig {
         node,
-        address: admin,
+        address: args.admin_url.clone().or(admin),
         // An actuator of its own may be replaced while its instances serve on.
         keep_instances: args.keep_instances || !plan.is_whole(),
         grace: REMOVAL_GRACE,
     };
     let (deps, component) = (deps(ground)?, ground.health.component("node"));
-    let stage = &mut stages.hands;
+    let stage = starting.stage();
     let stop = stage.stop.clone();
     let run = move || {
         let node_deps = NodeDeps {
@@ -381,44 +381,6 @@ fn planner(node: Option<String>, ground: &Ground, stage: &mut Stage) -> anyhow::
     };
     stage.spawn(supervise("actuator", stage.stop.clone(), run));
     Ok(())
-}
-
-async fn advertised_host(args: &ServeArgs) -> anyhow::Result<Host> {
-    let name = args.advertise_host.clone();
-    let found = tokio::task::spawn_blocking(move || Host::advertised(&name)).await?;
-    found.map_err(|why| anyhow::anyhow!("--advertise-host: {why}"))
-}
-
-/// The backends that this version has; the process backend adopts what a former life left.
-async fn open_backends(
-    args: &ServeArgs,
-    node: &str,
-    ground: &Ground,
-    stage: &mut Stage,
-) -> anyhow::Result<BTreeMap<BackendKind, Arc<dyn Backend>>> {
-    let directory = std::env::current_dir().context("cannot tell the working directory")?;
-    let config = ProcessConfig {
-        host: advertised_host(args).await?,
-        own: ground.own.clone(),
-        means: ground.means.of_instances(),
-        ..ProcessConfig::new(ground.data.clone(), node.to_owned(), directory)
-    };
-    let clock = ground.clock.clone();
-    let process = ProcessBackend::open(config)
-        .await
-        .context("cannot open the process backend")?;
-    let simulated = SimulatedBackend::new(node, clock.now());
-    let (living, stop) = (simulated.clone(), stage.stop.clone());
-    stage.spawn(async move {
-        let mut steps = tokio::time::interval(SIMULATED_STEP);
-        while stop.run_until_cancelled(steps.tick()).await.is_some() {
-            living.advance(clock.now());
-        }
-    });
-    Ok(BTreeMap::from([
-        (BackendKind::PROCESS, process as Arc<dyn Backend>),
-        (BackendKind::SIMULATED, simulated as Arc<dyn Backend>),
-    ]))
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ impl ChainHash {
     }
 }
 
+/// A text that is not 64 hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no hash: 64 hexadecimal digits are")]
 pub struct NoHash(String);
@@ -103,6 +104,7 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
+    /// Of this event.
     pub fn of(event: &'a RawRecord) -> Self {
         Self {
             numbers: [

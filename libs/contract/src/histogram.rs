@@ -29,11 +29,13 @@ pub struct Histogram {
 }
 
 impl Histogram {
+    /// Counts one duration, in microseconds.
     pub fn record(&mut self, micros: u64) {
         *self.buckets.entry(bucket_of(micros)).or_default() += 1;
         self.sum_us = self.sum_us.saturating_add(micros);
     }
 
+    /// Adds the other's counts.
     pub fn merge(&mut self, other: &Self) {
         for (bucket, count) in &other.buckets {
             *self.buckets.entry(*bucket).or_default() += count;
@@ -41,14 +43,17 @@ impl Histogram {
         self.sum_us = self.sum_us.saturating_add(other.sum_us);
     }
 
+    /// How many durations it holds.
     pub fn count(&self) -> u64 {
         self.buckets.values().sum()
     }
 
+    /// The sum of all of them, in microseconds; exact, up to the largest number that fits.
     pub fn sum_micros(&self) -> u64 {
         self.sum_us
     }
 
+    /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.buckets.is_empty()
     }

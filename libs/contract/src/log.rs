@@ -37,6 +37,7 @@ pub enum StreamKind {
 }
 
 impl StreamKind {
+    /// Every kind that this release knows.
     pub const ALL: [Self; 8] = [
         Self::Endpoint,
         Self::Scaling,
@@ -48,6 +49,7 @@ impl StreamKind {
         Self::Parking,
     ];
 
+    /// The first part of the names of its streams.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Endpoint => "endpoint",
@@ -75,6 +77,7 @@ impl StreamKind {
 pub struct StreamName(String);
 
 impl StreamName {
+    /// The stream of this kind about an endpoint.
     pub fn of(kind: StreamKind, endpoint: &EndpointKey) -> Self {
         Self(format!("{}/{endpoint}", kind.as_str()))
     }
@@ -84,18 +87,23 @@ impl StreamName {
         Self(format!("node/{endpoint}/{node}"))
     }
 
+    /// The stream of tokens.
     pub fn access() -> Self {
         Self(format!("access/{}", crate::ids::DEFAULT_WORKSPACE))
     }
 
+    /// The stream of gateways and nodes.
     pub fn members() -> Self {
         Self(format!("members/{}", crate::ids::DEFAULT_WORKSPACE))
     }
 
+    /// The whole name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
+    /// Which service writes it; none where a newer release has named a kind that this one does not
+    /// know.
     pub fn kind(&self) -> Option<StreamKind> {
         StreamKind::of_name(&self.0)
     }
@@ -147,10 +155,12 @@ impl fmt::Display for StreamName {
 pub struct Actor(pub String);
 
 impl Actor {
+    /// A person or a program, by the name of its token.
     pub fn token(name: &str) -> Self {
         Self(format!("token:{name}"))
     }
 
+    /// A service of Penstock, by its name.
     pub fn service(name: &str) -> Self {
         Self(format!("service:{name}"))
     }
@@ -165,9 +175,13 @@ impl fmt::Display for Actor {
 /// An event that is to be appended. The id is time-ordered (UUIDv7) and made by the caller.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewEvent {
+    /// Never used for another event; the same again is the same event.
     pub id: Uuid,
+    /// When it happened, by the clock of who appends it.
     pub time: Timestamp,
+    /// Who caused it.
     pub actor: Actor,
+    /// What happened.
     pub event: Event,
 }
 
@@ -175,21 +189,29 @@ pub struct NewEvent {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
+    /// Its place in the log; rises, not without gaps.
     pub position: Position,
     /// The bucket's previous position; `Position::START` for the first.
     pub prev: Position,
+    /// The bucket of its stream.
     pub bucket: Bucket,
+    /// Where it was appended.
     pub stream: StreamName,
     /// 1 for a stream's first event.
     pub version: u64,
+    /// Made by who appended it (UUIDv7).
     pub id: Uuid,
+    /// When it happened, by the clock of who appended it.
     pub time: Timestamp,
+    /// Who caused it.
     pub actor: Actor,
+    /// What happened, brought to the present version of its type.
     #[serde(flatten)]
     pub event: Event,
 }
 
 impl Record {
+    /// The endpoint that it belongs to; none for tokens and members.
     pub fn endpoint(&self) -> Option<EndpointKey> {
         self.stream.endpoint()
     }
@@ -198,18 +220,28 @@ impl Record {
 /// An event as the log has it, not decoded: a newer release may have written it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawRecord {
+    /// Its place in the log.
     pub position: Position,
+    /// The bucket's previous position; `Position::START` for the first.
     pub prev: Position,
     /// The hash of the event at `prev`. None where it is not known: a release from before the chain
     /// has published the event.
     pub prev_hash: Option<ChainHash>,
+    /// The bucket of its stream.
     pub bucket: Bucket,
+    /// The name of its stream, of whatever kind.
     pub stream: String,
+    /// 1 for a stream's first event.
     pub version: u64,
+    /// A UUID, as text.
     pub id: String,
+    /// Such as `scaling.decided`.
     pub type_name: String,
+    /// The version in which its data are written.
     pub type_version: u32,
+    /// When it happened, by the clock of who appended it.
     pub time: Timestamp,
+    /// Who caused it: `token:NAME` or `service:NAME`.
     pub actor: String,
     /// JSON.
     pub data: String,
@@ -217,6 +249,10 @@ pub struct RawRecord {
 
 impl RawRecord {
     /// A record as this release writes it.
+    ///
+    /// # Errors
+    ///
+    /// Where the event cannot be written as JSON, such as a number that is not finite.
     pub fn of(record: &Record) -> Result<Self, serde_json::Error> {
         Ok(Self {
             position: record.position,
@@ -254,12 +290,15 @@ impl RawRecord {
 pub struct RowChange {
     /// Which read model, such as `endpoints`.
     pub model: &'static str,
+    /// Which row of the model; unique there.
     pub key: String,
     /// For filters; empty where the row belongs to none.
     pub endpoint: String,
+    /// For filters, with `endpoint`; empty where the row belongs to none.
     pub deployment: String,
     /// Of the event that the row shows; lists are in descending order of it.
     pub position: Position,
+    /// Of the same event.
     pub time: Timestamp,
     /// JSON; `None` deletes the row.
     pub doc: Option<String>,

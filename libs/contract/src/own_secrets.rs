@@ -24,6 +24,7 @@ pub struct OwnSecrets {
 }
 
 impl OwnSecrets {
+    /// A variable of the environment, by its name.
     pub fn add_variable(&mut self, name: &str) {
         self.variables.insert(name.to_owned());
     }
@@ -42,16 +43,20 @@ impl OwnSecrets {
         }
     }
 
+    /// The files and folders that were added, without those that are always ours.
     pub fn places(&self) -> impl Iterator<Item = &Path> {
         self.places.iter().map(PathBuf::as_path)
     }
 
+    /// Whether a variable of this name is ours.
     pub fn has_variable(&self, name: &str) -> bool {
         name.starts_with(RESERVED_ENV_PREFIX)
             || OF_POSTGRES.contains(&name)
             || self.variables.contains(name)
     }
 
+    /// Whether a path is ours, or lies in a folder that is. It is taken as it is written: who
+    /// follows links asks again with what they lead to.
     pub fn has_path(&self, path: &Path) -> bool {
         let path = normal(path);
         let of_processes = OF_PROCESSES.iter().map(Path::new);

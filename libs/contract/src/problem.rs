@@ -14,6 +14,7 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// A fault of the field that a JSON Pointer names.
     pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         Self {
             pointer: pointer.into(),
@@ -30,13 +31,18 @@ pub fn escape(step: &str) -> String {
 /// An RFC 9457 problem document, as the API sends it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Problem {
+    /// A URI that names the kind of problem: `about:blank`, since `code` does.
     #[serde(rename = "type")]
     pub kind: String,
+    /// The words of the HTTP status.
     pub title: String,
+    /// The HTTP status, 400 to 599.
     pub status: u16,
+    /// A sentence for people: what is wrong and what to do.
     pub detail: String,
     /// Stable, for programs: `invalid-document`, `not-found`, `conflict`, …
     pub code: String,
+    /// The faults of a document, one by one; empty for other problems.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<Finding>,
 }

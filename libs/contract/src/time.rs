@@ -15,16 +15,19 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
+    /// The instant so many milliseconds after 1970, or before it below zero.
     pub const fn from_millis(millis: i64) -> Self {
         Self { millis }
     }
 
+    /// The instant so many seconds after 1970, or before it below zero.
     pub const fn from_secs(seconds: i64) -> Self {
         Self {
             millis: seconds * 1000,
         }
     }
 
+    /// Milliseconds since 1970.
     pub const fn millis(self) -> i64 {
         self.millis
     }
@@ -39,6 +42,7 @@ impl Timestamp {
         Span::from_millis(self.millis.saturating_sub(earlier.millis).max(0) as u64)
     }
 
+    /// As a date and a time of day; the calendar's end for instants beyond it.
     pub fn to_utc(self) -> DateTime<Utc> {
         DateTime::from_timestamp_millis(self.millis).unwrap_or(DateTime::<Utc>::MAX_UTC)
     }
@@ -76,6 +80,7 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// A text that is no instant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not an instant: write RFC 3339 with an offset, such as 2026-03-29T01:00:00Z")]
 pub struct InvalidTimestamp(String);
@@ -112,18 +117,22 @@ pub struct Span {
 }
 
 impl Span {
+    /// No time at all.
     pub const ZERO: Self = Self { millis: 0 };
 
+    /// So many milliseconds.
     pub const fn from_millis(millis: u64) -> Self {
         Self { millis }
     }
 
+    /// So many seconds.
     pub const fn from_secs(seconds: u64) -> Self {
         Self {
             millis: seconds * 1000,
         }
     }
 
+    /// How many milliseconds it is long.
     pub const fn millis(self) -> u64 {
         self.millis
     }
@@ -133,6 +142,7 @@ impl Span {
         self.millis / 1000
     }
 
+    /// For the standard library.
     pub const fn to_std(self) -> std::time::Duration {
         std::time::Duration::from_millis(self.millis)
     }
@@ -146,6 +156,7 @@ const UNITS: [(&str, u64); 5] = [
     ("s", 1000),
 ];
 
+/// A text that is no duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a duration: write a whole number and a unit, such as 500ms, 30s, 5m, 1h or 7d"

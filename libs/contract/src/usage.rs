@@ -28,7 +28,9 @@ pub const MINUTES_MAX: u32 = 60;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageMinute {
+    /// Which deployment, by its name within the endpoint.
     pub deployment: Name,
+    /// Its incarnation.
     pub deployment_uid: Uid,
     /// Start of the first minute.
     pub minute: Timestamp,
@@ -56,24 +58,34 @@ const fn is_one(minutes: &u32) -> bool {
     *minutes == 1
 }
 
+/// What was used in ten seconds, or in the whole of several minutes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageSlice {
+    /// Requests by what they were for.
     pub by_role: BTreeMap<Role, UsageCounts>,
+    /// What each instance did and took.
     pub by_instance: BTreeMap<InstanceId, InstanceUsage>,
 }
 
+/// Requests of one role.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageCounts {
+    /// Requests that ended, by what became of them.
     pub outcomes: Outcomes,
+    /// Requests that arrived.
     pub arrivals: u64,
     /// Requests that ended, by the class of the status that the client got.
     #[serde(default, skip_serializing_if = "StatusClasses::is_empty")]
     pub status_classes: StatusClasses,
+    /// Sum over requests of the time each was being served, in microseconds.
     pub in_flight_us: u64,
+    /// Sum over requests of the time each waited for an instance, in microseconds.
     pub queued_us: u64,
+    /// Bytes of the bodies of requests.
     pub request_bytes: u64,
+    /// Bytes of the bodies of answers.
     pub response_bytes: u64,
     /// Largest age, at the end of a second, of a request that had not ended; in microseconds.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -81,18 +93,23 @@ pub struct UsageCounts {
     /// Good answers at or below each threshold that an objective names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub at_or_below: AtOrBelow,
+    /// Tokens of the requests in which somebody looked for them.
     #[serde(default, skip_serializing_if = "Tokens::is_empty")]
     pub tokens: Tokens,
 }
 
+/// What one instance did and took.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceUsage {
+    /// Requests that ended on it.
     pub requests: u64,
+    /// Time with at least one request on it, in microseconds.
     pub busy_us: u64,
     /// Sum over requests of the time each was on it, in microseconds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub in_flight_us: BTreeMap<Role, u64>,
+    /// CPU time that it used, in microseconds.
     pub cpu_us: u64,
     /// Largest seen.
     pub memory_bytes_max: u64,
@@ -108,6 +125,7 @@ pub struct InstanceUsage {
 }
 
 impl UsageSlice {
+    /// Adds the other's counts, one by one; of what is a maximum the larger one stays.
     pub fn add(&mut self, other: &Self) {
         for (role, counts) in &other.by_role {
             self.by_role.entry(role.clone()).or_default().add(counts);
@@ -134,12 +152,14 @@ impl UsageSlice {
             .retain(|_, u| *u != InstanceUsage::default());
     }
 
+    /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.by_role.is_empty() && self.by_instance.is_empty()
     }
 }
 
 impl UsageCounts {
+    /// Adds the other's counts; of what is a maximum the larger one stays.
     pub fn add(&mut self, other: &Self) {
         self.outcomes.add(&other.outcomes);
         self.arrivals += other.arrivals;
@@ -174,6 +194,7 @@ impl UsageCounts {
 }
 
 impl InstanceUsage {
+    /// Adds the other's counts; of what is a maximum the larger one stays.
     pub fn add(&mut self, other: &Self) {
         self.requests += other.requests;
         self.busy_us += other.busy_us;
@@ -238,14 +259,19 @@ fn nothing() -> Value {
     serde_json::to_value(UsageCounts::default()).unwrap_or_default()
 }
 
+/// Frames of one start of a source, one after the other.
 #[derive(
     Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "camelCase")]
 pub struct FrameRange {
+    /// Who sent them.
     pub source: Source,
+    /// Its start.
     pub boot: Uuid,
+    /// The sequence of the first.
     pub first: u64,
+    /// The sequence of the last, which is one of them.
     pub last: u64,
 }
 
@@ -253,9 +279,14 @@ pub struct FrameRange {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageGap {
+    /// The minute in which they are missing, by its start.
     pub minute: Timestamp,
+    /// Who should have sent them.
     pub source: Source,
+    /// Its start.
     pub boot: Uuid,
+    /// The sequence of the first.
     pub first: u64,
+    /// The sequence of the last, which is one of them.
     pub last: u64,
 }

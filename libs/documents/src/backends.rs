@@ -15,6 +15,7 @@ use crate::sentence::nearest;
 /// What is known of a backend's documents.
 #[derive(Debug)]
 pub struct BackendRules {
+    /// Its name.
     pub kind: BackendKind,
     /// The field of the spec that is for this backend alone.
     pub part: Option<Part>,
@@ -25,7 +26,9 @@ pub struct BackendRules {
 /// A field of the spec that is for one backend alone.
 #[derive(Debug)]
 pub struct Part {
+    /// The field of the spec, as it is written.
     pub field: &'static str,
+    /// Whether a spec has it.
     pub is_given: fn(&DeploymentSpec) -> bool,
 }
 

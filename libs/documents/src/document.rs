@@ -38,13 +38,16 @@ const KINDS_NOT_YET: &[&str] = &[
 /// A tree of one text, still to be read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Document {
+    /// What the text says, with the place of each value.
     pub tree: Tree,
 }
 
 /// A finding with its place in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located {
+    /// Where the field stands, or what it is missing from.
     pub place: Place,
+    /// What is wrong.
     pub finding: Finding,
 }
 
@@ -70,7 +73,9 @@ impl From<SyntaxError> for Located {
 /// A resource with the document it was read from, so that later findings have a place too.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Read {
+    /// What it was read from.
     pub document: Document,
+    /// What it says.
     pub resource: Resource,
 }
 
@@ -105,6 +110,7 @@ pub fn read_checking(
 }
 
 impl Document {
+    /// A tree without a text, such as the body of a request: everything is at the start.
     pub fn new(value: Value) -> Self {
         let places = Default::default();
         Self {
@@ -112,6 +118,7 @@ impl Document {
         }
     }
 
+    /// The finding with its place.
     pub fn locate(&self, finding: Finding) -> Located {
         Located {
             place: self.tree.place(&finding.pointer),
@@ -119,18 +126,27 @@ impl Document {
         }
     }
 
+    /// The same for each of them.
     pub fn locate_all(&self, findings: Vec<Finding>) -> Vec<Located> {
         findings.into_iter().map(|f| self.locate(f)).collect()
     }
 
     /// The resource, checked as far as the document alone can be; the rules of an Autoscale are
     /// compiled by the engine.
+    ///
+    /// # Errors
+    ///
+    /// As [`checked`](Self::checked).
     pub fn resource(&self) -> Result<Resource, Vec<Finding>> {
         self.checked(&Backends::known(), |_| Vec::new())
     }
 
     /// The resource, checked here and by `more` where these backends are, or everything that is wrong with it (the first
     /// [`FINDINGS_MAX`] faults). A fault of one field does not hide those of others.
+    ///
+    /// # Errors
+    ///
+    /// The faults, for whoever wrote the document; at least one.
     pub fn checked(
         &self,
         backends: &Backends,

@@ -5,6 +5,8 @@
 //! itself. What documents hold is `contract::resources`; what rules of an Autoscale mean, the engines
 //! say. Invariant: whatever the text is, reading it ends within limits, and each fault names its field.
 
+#![warn(missing_docs, clippy::missing_errors_doc)]
+
 mod backends;
 mod check;
 mod document;

@@ -78,6 +78,10 @@ fn related(mended: &str, pointer: &str) -> bool {
 }
 
 /// Reads a typed value out of a tree, or says everything that is wrong.
+///
+/// # Errors
+///
+/// Everything that is wrong, at most [`FINDINGS_MAX`] faults; pointers begin with `base`.
 pub fn read_typed<T: DeserializeOwned>(value: &Value, base: &str) -> Result<T, Vec<Finding>> {
     let reading = read_mending(value, base);
     match reading.value {

@@ -27,11 +27,14 @@ pub const DOCUMENTS_MAX: usize = 1000;
 /// A place in a text; both count from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
+    /// Of the text, from 1.
     pub line: usize,
+    /// In characters, from 1.
     pub column: usize,
 }
 
 impl Place {
+    /// The first character.
     pub const START: Self = Self { line: 1, column: 1 };
 }
 
@@ -44,7 +47,9 @@ impl fmt::Display for Place {
 /// One document as a tree, with the place of each value by its JSON Pointer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tree {
+    /// What the document says, as JSON.
     pub value: Value,
+    /// Where each value begins, by its JSON Pointer.
     pub places: BTreeMap<String, Place>,
 }
 
@@ -68,8 +73,11 @@ impl Tree {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {detail}")]
 pub struct SyntaxError {
+    /// Where reading stopped.
     pub place: Place,
+    /// JSON Pointer of the value around it; empty where that is not known.
     pub pointer: String,
+    /// A sentence: what is wrong and what to do.
     pub detail: String,
 }
 

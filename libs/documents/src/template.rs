@@ -8,12 +8,18 @@ use crate::syntax::Place;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: `{{{{{name}}}}}` has no value; give one with --set {name}=VALUE")]
 pub struct Unresolved {
+    /// Where it stands.
     pub place: Place,
+    /// What it is called.
     pub name: String,
 }
 
 /// Replaces every placeholder, or names all that have no value. Values are put in as they are and
 /// not looked at again, so a value that contains `{{` stays what it is.
+///
+/// # Errors
+///
+/// Every placeholder without a value, in order of place.
 pub fn substitute(
     text: &str,
     values: &BTreeMap<String, String>,

@@ -32,11 +32,17 @@ pub fn autoscale_findings(spec: &AutoscaleSpec, zones: &ZoneData) -> Vec<Finding
 pub enum Step {
     /// Without traffic and mirror, which may name deployments that come later.
     PutEndpoint(EndpointResource),
+    /// The deployment, whole.
     PutDeployment(Box<DeploymentResource>),
+    /// The Autoscale, whole.
     PutAutoscale(AutoscaleResource),
+    /// The shares that the endpoint's document names; what it leaves out stays as it is.
     SetTraffic {
+        /// Whose shares they are.
         endpoint: Name,
+        /// Shares of live traffic, in percent.
         traffic: Option<Percentages>,
+        /// Shares of copied traffic, in percent.
         mirror: Option<Percentages>,
     },
 }

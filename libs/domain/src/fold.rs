@@ -16,16 +16,20 @@ use crate::instances::plan::Granted;
 /// that keep it in snapshots build their versions on it.
 pub const FOLD_VERSION: u32 = 1;
 
+/// One endpoint's name, as those who act on it need to know it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointFold {
+    /// Its present incarnation, if there is one.
     pub endpoint: Option<Endpoint>,
+    /// Its instances that are not over, of incarnations that are gone too.
     pub instances: Instances,
     /// What the newest decision on each deployment granted, by its uid.
     pub granted: BTreeMap<Uid, Granted>,
 }
 
 impl EndpointFold {
+    /// Takes in one record of the endpoint; those of other kinds change nothing.
     pub fn apply(&mut self, record: &Record) {
         self.endpoint = Endpoint::apply(self.endpoint.take(), record);
         self.instances.apply(record);

@@ -32,7 +32,9 @@ const HISTORY_MAX: usize = 64;
 /// The members, as far as the log has been read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Members {
+    /// By id, those that have left for a moment too.
     pub gateways: BTreeMap<String, Member>,
+    /// By id, those that have left for a moment too.
     pub nodes: BTreeMap<String, Member>,
     /// Sources that only measure.
     others: BTreeMap<Source, Member>,
@@ -44,9 +46,11 @@ pub struct Members {
     forgotten: bool,
     /// Of the last event taken in.
     pub position: Position,
+    /// Of the stream of members, up to that event.
     pub version: u64,
 }
 
+/// A gateway or a node that counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Member {
     /// Where its admin listener answers, as a URL.
@@ -143,6 +147,7 @@ impl Members {
         }
     }
 
+    /// The member that sends frames as this source.
     pub fn get(&self, source: &Source) -> Option<&Member> {
         if source.kind == SourceKind::GATEWAY {
             self.gateways.get(&source.id)

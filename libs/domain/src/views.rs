@@ -24,12 +24,19 @@ use crate::instances::{InstanceState, Instances};
 pub use shapes::{autoscale_view, endpoint_view};
 use shapes::{deployment_view, instance_view};
 
+/// Read model of endpoints, by key.
 pub const ENDPOINTS: &str = "endpoints";
+/// Read model of deployments.
 pub const DEPLOYMENTS: &str = "deployments";
+/// Read model of autoscale settings, by their deployments.
 pub const AUTOSCALES: &str = "autoscales";
+/// Read model of instances, those that are over lately too.
 pub const INSTANCES: &str = "instances";
+/// Read model of decisions, by their ids.
 pub const DECISIONS: &str = "decisions";
+/// Read model of tokens.
 pub const ACCESS: &str = "access";
+/// Read model of minutes of usage.
 pub const USAGE: &str = "usage";
 
 /// All models that [`Projection`] writes.
@@ -53,6 +60,7 @@ pub const ENDED_INSTANCES_MAX: usize = 20;
 /// Everything that is known now, folded from the log.
 #[derive(Clone, Debug, Default)]
 pub struct Projection {
+    /// Every endpoint of which anything is known.
     pub endpoints: BTreeMap<EndpointKey, EndpointModel>,
     /// By name; what is needed to check a token.
     pub access: BTreeMap<String, Access>,
@@ -70,9 +78,11 @@ pub const MODEL_VERSION: u32 = 1;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointModel {
+    /// Its present incarnation, if there is one.
     pub endpoint: Option<Endpoint>,
     /// Version of the stream `endpoint/…`.
     pub version: u64,
+    /// Its instances that are not over.
     pub instances: Instances,
     /// The last decision about each deployment that exists.
     pub decided: BTreeMap<Name, Decided>,
@@ -82,16 +92,22 @@ pub struct EndpointModel {
     ended: BTreeMap<Name, VecDeque<InstanceId>>,
 }
 
+/// The last decision about a deployment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Decided {
+    /// About which incarnation.
     pub deployment_uid: Uid,
+    /// What it says.
     pub summary: DecisionSummary,
 }
 
+/// A token that is valid, as far as the log says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
+    /// What it allows, and the hash that it is known by.
     pub granted: AccessGranted,
+    /// Of the event that granted it.
     pub position: Position,
 }
 
@@ -105,6 +121,7 @@ impl Projection {
         }
     }
 
+    /// Whether rows of deployments are left for the end.
     pub fn has_late_rows(&self) -> bool {
         self.late.is_some()
     }
@@ -146,6 +163,7 @@ impl Projection {
         }
     }
 
+    /// The present incarnation of this name, if there is one.
     pub fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
         self.endpoints.get(key)?.endpoint.as_ref()
     }

@@ -75,14 +75,19 @@ impl Outcomes {
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
 pub struct StatusClasses {
+    /// 100 to 199.
     #[serde(rename = "1xx", default, skip_serializing_if = "is_zero")]
     pub informational: u64,
+    /// 200 to 299.
     #[serde(rename = "2xx", default, skip_serializing_if = "is_zero")]
     pub successful: u64,
+    /// 300 to 399.
     #[serde(rename = "3xx", default, skip_serializing_if = "is_zero")]
     pub redirection: u64,
+    /// 400 to 499, 424 for an error of the model included.
     #[serde(rename = "4xx", default, skip_serializing_if = "is_zero")]
     pub client_error: u64,
+    /// 500 to 599.
     #[serde(rename = "5xx", default, skip_serializing_if = "is_zero")]
     pub server_error: u64,
 }
@@ -110,6 +115,7 @@ pub type AtOrBelow = BTreeMap<Measure, BTreeMap<u64, u64>>;
 macro_rules! counters {
     ($type:ty: $($field:ident)*) => {
         impl $type {
+            /// Adds the other's counts, one by one.
             pub fn add(&mut self, other: &Self) {
                 $(self.$field += other.$field;)*
             }
@@ -119,6 +125,7 @@ macro_rules! counters {
                 $(cancel(&mut self.$field, &mut other.$field);)*
             }
 
+            /// Whether all of it is zero.
             pub fn is_empty(&self) -> bool {
                 *self == Self::default()
             }

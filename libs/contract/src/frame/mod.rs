@@ -30,19 +30,23 @@ pub use wire::{FRAME_VERSION, FrameError, FrameHead};
     Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
 )]
 pub struct Source {
+    /// What it measures.
     pub kind: SourceKind,
     /// Stable over restarts.
     pub id: String,
 }
 
+/// What one source measured in one bucket and second, or in a part of the second.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Frame {
+    /// Who measured it.
     pub source: Source,
     /// New at each start of the source.
     pub boot: Uuid,
     /// Counts from 0 per boot and bucket, without holes.
     pub sequence: u64,
+    /// The bucket of all endpoints in it.
     pub bucket: Bucket,
     /// The second that is measured, on the source's clock; a whole second.
     pub start: Timestamp,
@@ -60,6 +64,7 @@ pub struct Frame {
     pub hello: Option<Hello>,
     /// The last frame of a source that leaves on purpose.
     pub goodbye: bool,
+    /// Those of which there is something to say; absent ones are at zero.
     pub deployments: Vec<DeploymentFrame>,
 }
 
@@ -73,12 +78,17 @@ pub struct Hello {
     pub backends: Vec<BackendKind>,
 }
 
+/// One deployment in one role, in one second.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeploymentFrame {
+    /// Whose deployment it is.
     pub endpoint: EndpointKey,
+    /// Its name, unique within the endpoint.
     pub deployment: Name,
+    /// Its incarnation: a deleted name inherits nothing.
     pub deployment_uid: Uid,
+    /// What the requests were for, such as live traffic.
     pub role: Role,
     /// Requests that ended in this second.
     pub outcomes: Outcomes,
@@ -90,6 +100,7 @@ pub struct DeploymentFrame {
     pub status_classes: StatusClasses,
     /// Sum over requests of the time each was being served (not queued) in this second, in microseconds.
     pub in_flight_us: u64,
+    /// Most requests that were being served at once.
     pub in_flight_max: u32,
     /// Time since the arrival of the oldest request that has not ended, queued ones included, when the
     /// second closed; in microseconds.
@@ -97,8 +108,11 @@ pub struct DeploymentFrame {
     pub oldest_in_flight_us: u64,
     /// The same for the time spent waiting for an instance.
     pub queued_us: u64,
+    /// Most requests that waited at once.
     pub queued_max: u32,
+    /// Bytes of the bodies of requests that ended, as far as they came.
     pub request_bytes: u64,
+    /// Bytes of the bodies of answers that ended, as far as they were passed on.
     pub response_bytes: u64,
     /// Exact counts of good answers at or below each threshold that an objective names. Left out where
     /// empty, and so refused by readers of version 1, which ask for it.
@@ -109,6 +123,7 @@ pub struct DeploymentFrame {
     /// None: nobody looked for tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<Tokens>,
+    /// Its instances of which there is something to say.
     pub instances: Vec<InstanceFrame>,
 }
 
@@ -142,6 +157,7 @@ impl DeploymentFrame {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceFrame {
+    /// Which one.
     pub id: InstanceId,
     /// Time with at least one request on it, from this gateway, in microseconds.
     pub busy_us: u64,

@@ -14,20 +14,25 @@ use crate::time::Span;
 /// Most instances that one deployment may have.
 pub const INSTANCES_MAX: u32 = 1000;
 
+/// What the instances of a deployment are, and how they are asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DeploymentSpec {
+    /// Where they run.
     pub backend: BackendKind,
     /// A row of the price sheet.
     pub instance_type: String,
+    /// Where the machine stands, as the price sheet names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
+    /// How the machine is paid for.
     #[serde(default)]
     pub purchase: Purchase,
     /// Program and arguments of an instance; `{port}` is replaced by the port it must listen on, `{host}`
     /// by the address. Both are replaced in `env` too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
+    /// Their environment; names that begin with `PENSTOCK_` are Penstock's own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, EnvValue>,
     /// Parameters of the simulated backend.
@@ -36,10 +41,13 @@ pub struct DeploymentSpec {
     /// The fixed count where no Autoscale applies.
     #[serde(default = "one")]
     pub instances: u32,
+    /// Time-outs and concurrency.
     #[serde(default)]
     pub request_settings: RequestSettings,
+    /// Whether an instance gets requests.
     #[serde(default = "ProbeSpec::readiness")]
     pub readiness_probe: ProbeSpec,
+    /// Whether an instance is ended and replaced.
     #[serde(default = "ProbeSpec::liveness")]
     pub liveness_probe: ProbeSpec,
 }
@@ -48,13 +56,18 @@ fn one() -> u32 {
     1
 }
 
+/// How a machine is paid for, which its price depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purchase {
+    /// By the hour, without a promise.
     #[default]
     OnDemand,
+    /// Cheaper, and may be taken away.
     Spot,
+    /// For a year or more, paid whether used or not.
     Reserved,
+    /// An amount by the hour that is promised, whatever it is used for.
     SavingsPlan,
 }
 
@@ -62,7 +75,9 @@ pub enum Purchase {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum EnvValue {
+    /// The value itself; stored and shown.
     Plain(String),
+    /// Where the node finds the value.
     Secret(SecretRef),
 }
 
@@ -95,6 +110,7 @@ impl<'de> Visitor<'de> for EnvVisitor {
     }
 }
 
+/// Where a secret is to be had, on the node that starts the instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretRef {
@@ -102,11 +118,17 @@ pub struct SecretRef {
     pub secret_ref: String,
 }
 
+/// How a gateway asks instances.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RequestSettings {
+    /// From the start of its service to the last byte of the answer; more is answered 408. 1ms to
+    /// 1h, 5s unless given.
     pub timeout: Span,
+    /// Requests at once on an instance, over all gateways; 1 unless given.
     pub max_concurrent_requests_per_instance: u32,
+    /// How long a request may wait for an instance before it is answered 429 or 503; 500ms unless
+    /// given.
     pub max_queue_wait: Span,
     /// How long a connection to an instance may rest before the gateway drops it: less than the
     /// server's own keep-alive, so that no request meets a close. 0s: a connection for each request.
@@ -137,15 +159,22 @@ impl Default for RequestSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ProbeSpec {
+    /// Path and query of the GET request, beginning with `/`.
     pub path: String,
+    /// From the start of the process to the first probe.
     pub initial_delay: Span,
+    /// From one probe to the next.
     pub period: Span,
+    /// How long an answer may take.
     pub timeout: Span,
+    /// So many successes in a row change a bad word to a good one.
     pub success_threshold: u32,
+    /// So many failures in a row change a good word to a bad one.
     pub failure_threshold: u32,
 }
 
 impl ProbeSpec {
+    /// The readiness probe of who writes none: every second from the start.
     pub fn readiness() -> Self {
         Self {
             path: "/".into(),
@@ -157,6 +186,7 @@ impl ProbeSpec {
         }
     }
 
+    /// The liveness probe of who writes none: every 10 seconds.
     pub fn liveness() -> Self {
         Self {
             period: Span::from_secs(10),
@@ -183,6 +213,7 @@ pub struct SimulatedSpec {
     pub mean_time_to_failure: Span,
     /// Requests per second that one instance can serve.
     pub capacity_per_second: u32,
+    /// Another seed, another fate; 0 unless given.
     pub seed: u64,
 }
 

@@ -16,43 +16,61 @@ pub const READ_ONLY_METADATA: [&str; 3] = ["uid", "revision", "createdAt"];
 /// One resource as a person wrote it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Resource {
+    /// `kind: Endpoint`.
     Endpoint(EndpointResource),
+    /// `kind: Deployment`.
     Deployment(Box<DeploymentResource>),
+    /// `kind: Autoscale`.
     Autoscale(AutoscaleResource),
 }
 
+/// An endpoint as written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointResource {
+    /// What it is called.
     pub metadata: EndpointMetadata,
+    /// What it shall be.
     pub spec: EndpointSpec,
 }
 
+/// A deployment as written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeploymentResource {
+    /// What it is called, and whose it is.
     pub metadata: DeploymentMetadata,
+    /// What it shall be.
     pub spec: DeploymentSpec,
 }
 
+/// An Autoscale as written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AutoscaleResource {
+    /// Nothing that it is known by.
     pub metadata: AutoscaleMetadata,
+    /// What it shall do.
     pub spec: AutoscaleSpec,
 }
 
+/// What an endpoint is called.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EndpointMetadata {
+    /// Unique in the installation.
     pub name: Name,
+    /// For people and their tools; nothing here goes by them.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }
 
+/// What a deployment is called, and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DeploymentMetadata {
+    /// Unique within its endpoint.
     pub name: Name,
     /// The endpoint that it belongs to.
     pub endpoint: Name,
+    /// For people and their tools; nothing here goes by them.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }
@@ -61,13 +79,16 @@ pub struct DeploymentMetadata {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AutoscaleMetadata {
+    /// Not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
+    /// For people and their tools; nothing here goes by them.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }
 
 impl Resource {
+    /// `Endpoint`, `Deployment` or `Autoscale`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Endpoint(_) => "Endpoint",

@@ -10,9 +10,11 @@ use crate::ids::Name;
 /// Percentages over deployments, as written in `traffic` and `mirror`.
 pub type Percentages = BTreeMap<Name, u8>;
 
+/// Who may ask an endpoint, and which of its deployments answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EndpointSpec {
+    /// What clients must show.
     #[serde(default)]
     pub auth: AuthMode,
     /// Shares in percent; they sum to 0 or 100. Left out: stays as it is.
@@ -24,26 +26,34 @@ pub struct EndpointSpec {
     /// How a 4xx answer of the model counts in SLIs and error ratios.
     #[serde(default)]
     pub model_client_errors: ModelClientErrors,
+    /// What clients may send.
     #[serde(default)]
     pub limits: EndpointLimits,
 }
 
+/// What clients of an endpoint must show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AuthMode {
+    /// One of its two keys, as `authorization: Bearer KEY`.
     #[default]
     Key,
+    /// Nothing: everybody may ask.
     None,
 }
 
+/// How an answer of 400 to 499 that a model gave counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelClientErrors {
+    /// As a good one: the client's fault.
     #[default]
     Good,
+    /// As a bad one.
     Bad,
 }
 
+/// What clients of an endpoint may send.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct EndpointLimits {

@@ -4,25 +4,39 @@ use super::{INSTANCES_MAX, Percentages};
 use crate::problem::Finding;
 use crate::time::Span;
 
+/// Most labels of a resource.
 pub const LABELS_MAX: usize = 32;
+/// Longest key or value of a label.
 pub const LABEL_BYTES_MAX: usize = 63;
+/// Most words of a command, the program included.
 pub const COMMAND_ARGUMENTS_MAX: usize = 256;
+/// Longest of them.
 pub const ARGUMENT_BYTES_MAX: usize = 4096;
+/// Most variables of an instance.
 pub const ENV_MAX: usize = 256;
+/// Longest value of one.
 pub const ENV_VALUE_BYTES_MAX: usize = 16 * 1024;
 /// A spec is copied into events about each of its instances, and those have a limit of 256 KiB.
 pub const SPEC_BYTES_MAX: usize = 64 * 1024;
 /// Azure allows 180 s; large language models take longer.
 pub const TIMEOUT_MAX: Span = Span::from_secs(3600);
+/// Clients give up before.
 pub const QUEUE_WAIT_MAX: Span = Span::from_secs(300);
 /// Servers behind a gateway seldom keep a silent connection for longer.
 pub const KEEP_ALIVE_IDLE_MAX: Span = Span::from_secs(300);
+/// Most requests at once that an instance may be said to take.
 pub const CONCURRENT_REQUESTS_MAX: u32 = 10_000;
+/// Shortest time from one probe to the next.
 pub const PROBE_PERIOD_MIN: Span = Span::from_millis(100);
+/// Longest span in a probe.
 pub const PROBE_SPAN_MAX: Span = Span::from_secs(3600);
+/// Most probes in a row that may be asked for.
 pub const PROBE_THRESHOLD_MAX: u32 = 10_000;
+/// Longest path of a probe.
 pub const PROBE_PATH_BYTES_MAX: usize = 1024;
+/// Largest body that an endpoint may be told to take: 1 GiB.
 pub const REQUEST_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Longest name of an instance type, and of a region.
 pub const INSTANCE_TYPE_BYTES_MAX: usize = 64;
 /// Environment that Penstock itself gives to instances; adoption rests on it.
 pub const RESERVED_ENV_PREFIX: &str = "PENSTOCK_";

@@ -31,9 +31,14 @@ pub type Labels = BTreeMap<String, String>;
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 pub enum ProvisioningState {
+    /// It is new, and not yet there.
     Creating,
+    /// Its document has changed, and what there is follows.
     Updating,
+    /// What there is, is what its document says.
     Succeeded,
+    /// It cannot be made so; the reason says why.
     Failed,
+    /// It goes.
     Deleting,
 }

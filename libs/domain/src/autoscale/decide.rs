@@ -63,6 +63,7 @@ pub enum Comparison {
     Equal,
     /// Numbers, outcome, profile and verdicts are the same; explanations are not.
     OnlyWords,
+    /// Something that was decided differs.
     Other,
 }
 

@@ -22,13 +22,19 @@ use super::words;
 /// What one evaluation is given, besides policy and time.
 #[derive(Clone, Copy, Debug)]
 pub struct TickInputs<'a> {
+    /// Revision of the policy's document; 0 without a policy.
     pub policy_revision: u64,
+    /// The deployment's own count, for where there is no policy.
     pub fixed_instances: u32,
+    /// The count that people have set, be it in force or not.
     pub pin: Option<Pin>,
+    /// Directions that people have paused.
     pub pause: Pause,
+    /// Instances that there are.
     pub instances: InstanceCounts,
     /// In the order of `Policy::signals`.
     pub signals: &'a [Option<Signal>],
+    /// What the evaluation before left.
     pub carried: &'a Carried,
     /// The selection that the last evaluation answered with, for the same policy. It saves looking
     /// at the schedules again while it holds, and changes nothing.
@@ -38,9 +44,13 @@ pub struct TickInputs<'a> {
 /// The result without its explanation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Evaluation {
+    /// Instances that the evaluation before granted.
     pub from: u32,
+    /// Instances that are asked for, before cool-downs and bounds.
     pub wanted: u32,
+    /// Instances that there shall be.
     pub granted: u32,
+    /// What became of the wish.
     pub outcome: Outcome,
     /// What the rules asked for within the bounds, before anything held it back.
     pub wish: u32,
@@ -51,10 +61,12 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// The name of the profile in force; `policy` is the one that was evaluated.
     pub fn profile<'p>(&self, policy: &'p Policy) -> Option<&'p str> {
         self.in_force(policy).map(|profile| profile.name.as_str())
     }
 
+    /// The name of the rule that decided, if one did; `policy` is the one that was evaluated.
     pub fn decided_by<'p>(&self, policy: &'p Policy) -> Option<&'p str> {
         let rule = self.in_force(policy)?.rules.get(self.decided_by?)?;
         Some(&rule.name)

@@ -17,14 +17,20 @@ use super::schedule::Schedule;
 use crate::measure::{METRICS, Metric, MetricRow, SignalSpec};
 use crate::zones::ZoneData;
 
+/// Most profiles of a policy.
 pub const PROFILES_MAX: usize = 20;
+/// Most rules of a profile.
 pub const RULES_MAX: usize = 20;
+/// Most steps of a rule.
 pub const STEPS_MAX: usize = 10;
 /// Longest name of a profile or rule, in bytes.
 pub const LABEL_LENGTH_MAX: usize = 64;
+/// Longest cool-down.
 pub const COOLDOWN_MAX: Span = Span::from_secs(7 * 86_400);
+/// Longest window of stabilisation.
 pub const STABILIZATION_MAX: Span = Span::from_secs(86_400);
 
+/// An Autoscale, checked and ready to be evaluated.
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub(super) spec: Arc<AutoscaleSpec>,
@@ -101,6 +107,7 @@ pub struct Selection {
 }
 
 impl Selection {
+    /// Whether it is what a fresh look would give.
     pub fn holds(&self, now: Timestamp) -> bool {
         self.from <= now && self.until.is_none_or(|until| now < until)
     }
@@ -115,10 +122,15 @@ impl Selection {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Transition {
+    /// From when on it is in force.
     pub at: Timestamp,
+    /// Its name.
     pub profile: String,
+    /// Never fewer instances than this.
     pub min: u32,
+    /// Never more instances than this.
     pub max: u32,
+    /// Instances where nothing is known yet.
     pub default: u32,
 }
 
@@ -127,6 +139,10 @@ pub const TRANSITIONS_MAX: usize = 10_000;
 
 impl Policy {
     /// Compiles a document, or says everything that is wrong with it. Pointers begin with `/spec`.
+    ///
+    /// # Errors
+    ///
+    /// The faults, for whoever wrote the document; at least one.
     pub fn compile(spec: &AutoscaleSpec, zones: &ZoneData) -> Result<Self, Vec<Finding>> {
         Self::compile_among(METRICS, spec, zones)
     }
@@ -145,6 +161,7 @@ impl Policy {
         }
     }
 
+    /// The document that it was compiled from.
     pub fn spec(&self) -> &AutoscaleSpec {
         &self.spec
     }

@@ -27,52 +27,83 @@ pub const ENDPOINTS_MAX: usize = 50_000;
 /// Azure allows 20 as well.
 pub const DEPLOYMENTS_PER_ENDPOINT_MAX: usize = 20;
 
+/// What may be asked of an endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
+    /// The endpoint shall be so; it is made if there is none.
     PutEndpoint {
+        /// Its labels, all of them.
         labels: Labels,
+        /// Its document; shares that it leaves out stay as they are.
         spec: EndpointSpec,
         /// Used if the endpoint is new.
         uid: Uid,
+        /// Used if the endpoint is new: its two keys.
         keys: EndpointKeys,
     },
     /// What is left out stays as it is.
     SetTraffic {
+        /// Shares of live traffic in percent, of all deployments.
         traffic: Option<Percentages>,
+        /// Shares of copied traffic in percent, of all deployments.
         mirror: Option<Percentages>,
     },
+    /// One of its keys is another from now on.
     RegenerateKey {
+        /// Which one.
         slot: KeySlot,
+        /// The new one.
         key: SealedKey,
     },
+    /// It goes, with all that belongs to it.
     DeleteEndpoint,
+    /// A deployment shall be so; it is made if there is none.
     PutDeployment {
+        /// Its name within the endpoint.
         deployment: Name,
+        /// Its labels, all of them.
         labels: Labels,
+        /// Its document.
         spec: DeploymentSpec,
         /// Used if the deployment is new.
         uid: Uid,
     },
+    /// A deployment goes; it must have no share of live traffic.
     DeleteDeployment {
+        /// Which one.
         deployment: Name,
     },
+    /// The count of a deployment shall follow these rules.
     PutAutoscale {
+        /// Which one.
         deployment: Name,
+        /// Labels of the rules, all of them.
         labels: Labels,
+        /// The document of the rules.
         spec: AutoscaleSpec,
     },
+    /// A deployment goes back to its own count.
     DeleteAutoscale {
+        /// Which one.
         deployment: Name,
     },
+    /// A count holds whatever the rules say.
     Pin {
+        /// Of which deployment.
         deployment: Name,
+        /// The count, and until when.
         pin: Pin,
     },
+    /// The rules decide again.
     Release {
+        /// Of which deployment.
         deployment: Name,
     },
+    /// Scaling is paused, or goes on.
     SetPause {
+        /// Of which deployment.
         deployment: Name,
+        /// In which directions it is paused.
         pause: Pause,
     },
 }
@@ -80,35 +111,50 @@ pub enum Command {
 /// What must hold of the document's revision for the command to be carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precondition {
+    /// Whatever there is.
     #[default]
     None,
     /// There is no such document yet.
     Absent,
     /// There is one, whatever its revision.
     Present,
+    /// There is one at this revision.
     Revision(u64),
 }
 
 /// What a command is carried out with.
 #[derive(Clone, Debug)]
 pub struct Context {
+    /// The endpoint that the command is about.
     pub endpoint: Name,
     /// How many endpoints there are, this one aside.
     pub other_endpoints: usize,
+    /// What must hold before.
     pub precondition: Precondition,
     /// What schedules are checked with.
     pub zones: ZoneData,
+    /// When the command is carried out.
     pub now: Timestamp,
 }
 
+/// Why a command leads to nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    /// What it is about is not there; the sentence says what to look for.
     #[error("{0}")]
     NotFound(String),
+    /// What was sent is wrong, in these places.
     #[error("the request is not valid")]
     Invalid(Vec<Finding>),
+    /// It is right by itself, and does not go with what there is.
     #[error("{detail}")]
-    Conflict { code: &'static str, detail: String },
+    Conflict {
+        /// Stable, for programs: `being-deleted`, `limit-reached`, …
+        code: &'static str,
+        /// A sentence: what is in the way and what to do.
+        detail: String,
+    },
+    /// The document is not at the revision that was named; the sentence says at which it is.
     #[error("{0}")]
     PreconditionFailed(String),
 }
@@ -116,6 +162,10 @@ pub enum Refusal {
 type Events = Result<Vec<Event>, Refusal>;
 
 /// The events that a command leads to, in order; none if everything is already as asked.
+///
+/// # Errors
+///
+/// A [`Refusal`], for whoever gave the command; the state is as it was.
 pub fn decide(state: Option<&Endpoint>, command: &Command, context: &Context) -> Events {
     context.check(state, command)?;
     match command {

@@ -21,19 +21,29 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
+    /// Its incarnation.
     pub uid: Uid,
+    /// Unique in the workspace among the living.
     pub name: Name,
+    /// As its document has them.
     pub labels: Labels,
     /// Without traffic and mirror.
     pub spec: EndpointSpec,
+    /// Shares of live traffic in percent; they sum to 0 or 100.
     pub traffic: Percentages,
+    /// Shares of copied traffic in percent, at most 100 each.
     pub mirror: Percentages,
+    /// Its two keys, sealed.
     pub keys: EndpointKeys,
+    /// Where it stands.
     pub state: ProvisioningState,
+    /// Why, for people; empty where there is nothing to say.
     pub state_reason: String,
+    /// When this incarnation was made.
     pub created_at: Timestamp,
     /// Counts changes of the document (spec, labels, traffic, mirror); the ETag.
     pub revision: u64,
+    /// Its deployments by name, those that are going away too.
     pub deployments: BTreeMap<Name, Deployment>,
     /// Position of the event that made it.
     pub created: Position,
@@ -41,21 +51,31 @@ pub struct Endpoint {
     pub position: Position,
 }
 
+/// One incarnation of a deployment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Deployment {
+    /// Its incarnation.
     pub uid: Uid,
+    /// As its document has them.
     pub labels: Labels,
+    /// What its document asks for.
     pub spec: DeploymentSpec,
     /// Revision of what instances are made of; instances of an older one are replaced.
     pub instance_revision: u64,
     /// Counts changes of the document; the ETag.
     pub revision: u64,
+    /// Where it stands.
     pub state: ProvisioningState,
+    /// Why, for people; empty where there is nothing to say.
     pub state_reason: String,
+    /// When this incarnation was made.
     pub created_at: Timestamp,
+    /// The rules that its count follows, where there are any.
     pub autoscale: Option<Autoscale>,
+    /// The count that people have set, be it over or not.
     pub pin: Option<Pin>,
+    /// Directions that people have paused.
     pub pause: Pause,
     /// When what instances are made of changed last; failures before it say nothing about it.
     pub changed_at: Timestamp,
@@ -65,11 +85,15 @@ pub struct Deployment {
     pub position: Position,
 }
 
+/// The rules that a deployment's count follows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Autoscale {
+    /// Counts changes of the document; the ETag.
     pub revision: u64,
+    /// As the document has them.
     pub labels: Labels,
+    /// What the document says.
     pub spec: AutoscaleSpec,
 }
 

@@ -22,34 +22,51 @@ use crate::members::Members;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Instances {
+    /// By id.
     pub instances: BTreeMap<InstanceId, Instance>,
     /// By deployment uid.
     pub starts: BTreeMap<Uid, StartHistory>,
 }
 
+/// One instance, from its order until it is over.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Instance {
+    /// Never used again.
     pub id: InstanceId,
+    /// Of which deployment.
     pub deployment: Name,
+    /// Its incarnation.
     pub deployment_uid: Uid,
     /// The deployment's instance revision.
     pub revision: u64,
     /// The highest order given about it.
     pub generation: u64,
+    /// Where it runs, by the node's id.
     pub node: String,
+    /// Why it was asked for.
     pub reason: RequestReason,
+    /// The decision that asked for it, where one did.
     pub decision: Option<Uuid>,
+    /// What it is made of.
     pub spec: DeploymentSpec,
+    /// What is known of it.
     pub phase: Phase,
+    /// `HOST:PORT` that it listens on, once it has one.
     pub address: Option<String>,
+    /// Of its process, where it has one.
     pub pid: Option<u32>,
+    /// When it was asked for.
     pub requested_at: Timestamp,
+    /// When its node began it.
     pub started_at: Option<Timestamp>,
     /// When it first became ready.
     pub ready_at: Option<Timestamp>,
+    /// The order to take no new requests, once it was given.
     pub draining: Option<Draining>,
+    /// The order to end it, once it was given.
     pub removal: Option<Removal>,
+    /// What its node said of it last, for people; empty where it said nothing.
     pub detail: String,
 }
 
@@ -59,6 +76,7 @@ pub struct Instance {
 pub enum Phase {
     /// Asked for, not ready yet.
     Starting,
+    /// Answers its readiness probe.
     Ready,
     /// Was ready; its readiness probe fails now.
     Unready,
@@ -66,21 +84,29 @@ pub enum Phase {
     Failed,
 }
 
+/// An order that no new request goes to an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Draining {
     /// Position of the order; a gateway whose routes have reached it sends no new request.
     pub position: Position,
+    /// When it was given.
     pub since: Timestamp,
+    /// How long requests may take to end before the instance is ended with them.
     pub timeout: Span,
+    /// Why the instance is to go.
     pub reason: RemovalReason,
 }
 
+/// An order to end an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Removal {
+    /// Of the order.
     pub generation: u64,
+    /// From the polite signal to the hard one.
     pub grace: Span,
+    /// When it was given first.
     pub since: Timestamp,
 }
 
@@ -90,7 +116,9 @@ pub struct Removal {
 pub struct StartHistory {
     /// Failures in a row; an instance that is ready for long enough ends the row.
     pub failures: u32,
+    /// When one failed last; none where none has.
     pub last_failure: Option<Timestamp>,
+    /// Why, for people.
     pub last_reason: String,
 }
 
@@ -101,14 +129,20 @@ pub const HEALTHY_AFTER: Span = Span::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InstanceState {
+    /// Asked for, not ready yet, or not ready any more.
     Starting,
+    /// Answers its readiness probe.
     Ready,
+    /// Finishes what it has, to go then.
     Draining,
+    /// Gone because it was to go.
     Stopped,
+    /// Ended by itself, or never started.
     Failed,
 }
 
 impl Instance {
+    /// Of phase and orders together.
     pub fn state(&self) -> InstanceState {
         match self.phase {
             Phase::Failed => InstanceState::Failed,
@@ -128,12 +162,14 @@ impl Instance {
         self.removal.is_some() && members.is_lost(&self.node, now)
     }
 
+    /// Whether it may be given requests.
     pub fn is_ready(&self) -> bool {
         self.state() == InstanceState::Ready
     }
 }
 
 impl Instances {
+    /// Those of one deployment, by id.
     pub fn of(&self, deployment_uid: Uid) -> impl Iterator<Item = &Instance> {
         self.instances
             .values()

@@ -28,6 +28,7 @@ pub const REMOVAL_GRACE: Span = Span::from_secs(10);
 const DRAIN_MARGIN: Span = Span::from_secs(10);
 /// Wait after the first failure in a row; doubles with each further one.
 const BACKOFF_FIRST: Span = Span::from_secs(1);
+/// Longest wait after a failure.
 pub const BACKOFF_MAX: Span = Span::from_secs(60);
 /// Failures in a row from which on only one start is tried at a time.
 const CAREFUL_AFTER_FAILURES: u32 = 2;
@@ -37,7 +38,9 @@ const SURGE_PERCENT: u32 = 25;
 /// The newest decision on a deployment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Granted {
+    /// How many there shall be.
     pub instances: u32,
+    /// Which decision says so.
     pub decision: Uuid,
 }
 
@@ -47,9 +50,11 @@ pub struct Context<'a> {
     pub granted: &'a BTreeMap<Uid, Granted>,
     /// Whether the gateways have let go of a draining instance.
     pub drained: &'a dyn Fn(&Instance) -> bool,
+    /// Gateways and nodes that there are.
     pub members: &'a Members,
     /// The node in our own process, which may be asked before the log calls it a member.
     pub own_node: Option<&'a str>,
+    /// When the plan is made.
     pub now: Timestamp,
 }
 

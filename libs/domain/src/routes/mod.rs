@@ -21,6 +21,7 @@ use slots::Slots;
 /// What slots are dealt by.
 #[derive(Clone, Copy, Debug)]
 pub struct Dealing<'a> {
+    /// Gateways that there are, and were.
     pub members: &'a Members,
     /// The endpoint's route as it was published last, by whomever.
     pub given: Option<&'a RouteUpdate>,

@@ -13,6 +13,7 @@ use super::frames::{Boot, ToldFrames};
 use super::ranges::Ranges;
 use super::{BOOT_KEPT, MINUTE, pairs};
 
+/// What has been told of one endpoint's usage, as the log has it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Saved")]
 pub struct EndpointUsage {

@@ -15,7 +15,9 @@ use super::ranges::Ranges;
 /// One start of a source: what sequences are counted in.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Boot {
+    /// Whose start it is.
     pub source: Source,
+    /// New at each start.
     pub boot: Uuid,
 }
 

@@ -84,8 +84,11 @@ pub enum Counted {
 /// Events to append to the usage stream of one endpoint, in one commit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Due {
+    /// Whose usage it is.
     pub endpoint: EndpointKey,
+    /// The version that the stream must have; another has been appended to it if it has not.
     pub expected_version: u64,
+    /// In order; not empty.
     pub events: Vec<Event>,
 }
 
@@ -93,6 +96,7 @@ pub struct Due {
 /// consumers that keep it in snapshots build their versions on it.
 pub const USAGE_VERSION: u32 = 2;
 
+/// The usage of one bucket: minutes that are open, and what has been told of others.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
     /// Sources that have joined (by their first frame) and not said goodbye.

@@ -12,17 +12,20 @@ pub struct Ranges {
 }
 
 impl Ranges {
+    /// One range, from first to last (inclusive); empty where last comes before first.
     pub fn of(first: u64, last: u64) -> Self {
         Self {
             ranges: BTreeMap::from([(first, last)]),
         }
     }
 
+    /// Whether the number is in one of them.
     pub fn contains(&self, number: u64) -> bool {
         let below = self.ranges.range(..=number).next_back();
         below.is_some_and(|(_, last)| *last >= number)
     }
 
+    /// Adds a range, from first to last (inclusive), and joins it with those that it touches.
     pub fn insert(&mut self, first: u64, last: u64) {
         let (mut first, mut last) = (first, last);
         // Take in every range that overlaps or touches.
@@ -41,6 +44,7 @@ impl Ranges {
         self.ranges.insert(first, last);
     }
 
+    /// Takes out one number, and splits the range around it.
     pub fn remove(&mut self, number: u64) {
         let below = self.ranges.range(..=number).next_back();
         let Some((first, last)) = below.map(|(first, last)| (*first, *last)) else {
@@ -77,10 +81,12 @@ impl Ranges {
         rest
     }
 
+    /// The largest number in it.
     pub fn last(&self) -> Option<u64> {
         self.ranges.values().next_back().copied()
     }
 
+    /// Whether there is no number in it.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }

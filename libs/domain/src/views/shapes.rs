@@ -13,6 +13,7 @@ use crate::documents::whole_spec;
 use crate::endpoint::{Deployment, Endpoint};
 use crate::instances::{Instance, InstanceState};
 
+/// The endpoint as the API shows it, without its scoring URI, which the server knows.
 pub fn endpoint_view(endpoint: &Endpoint) -> EndpointView {
     EndpointView {
         api_version: API_VERSION.into(),

@@ -119,6 +119,17 @@ pub enum BackendError {
     /// The backend itself does not work, or has been released; the sentence says why. Try again.
     #[error("{0}")]
     Unavailable(String),
+    /// The backend cannot use something that it rests on, such as its folder. Try again.
+    #[error("{what}: {source}")]
+    Unusable {
+        /// What, and what cannot be done with it.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A task of the backend panicked; its log says where.
+    #[error("the process backend failed: {0}")]
+    Crashed(#[source] tokio::task::JoinError),
 }
 
 /// The port to where instances run. Each call is about one instance, and may be made again.
@@ -130,8 +141,8 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     ///
     /// [`BackendError::Stale`] after a newer order or a removal, [`BackendError::CannotStart`]
-    /// where the order itself is at fault, [`BackendError::Lacking`] and
-    /// [`BackendError::Unavailable`] where the same order may work later.
+    /// where the order itself is at fault, the others where the same order
+    /// may work later.
     async fn ensure(&self, order: Order) -> Result<(), BackendError>;
 
     /// Sees to it that the instance does not run: asks politely, and after `grace` does not ask any
@@ -139,8 +150,8 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`BackendError::Stale`] after a newer order, [`BackendError::Unavailable`] where the removal
-    /// cannot be written down: try again.
+    /// [`BackendError::Stale`] after a newer order, the others where the removal cannot be
+    /// written down: try again.
     async fn remove(
         &self,
         id: &InstanceId,

@@ -117,7 +117,10 @@ pub enum RouteMessage {
 }
 
 /// Why the bus cannot be opened, or has not done what it was asked to.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+///
+/// Where brokers said no or nothing, the variants hold sentences and no source: what librdkafka says is a code
+/// for each of many tries, and they are put into words for people where it says it.
+#[derive(Debug, thiserror::Error)]
 pub enum BusError {
     /// The URL names no bus that this binary can use.
     #[error("--bus {url}: {reason}")]
@@ -144,6 +147,14 @@ pub enum BusError {
     /// Something on it cannot be read; the sentence says what.
     #[error("the bus cannot be read: {0}")]
     Unreadable(String),
+    /// Something of this process stands in the way, such as a client that cannot be made.
+    #[error("{what}: {source}")]
+    Failed {
+        /// What failed.
+        what: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Nobody answers, and has not for as long as it is waited for.
     #[error("{0}")]
     Unreachable(String),

@@ -33,11 +33,13 @@ pub struct Zone(TimeZone);
 /// The instants at which a wall clock shows a local time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instants {
+    /// At this one, as nearly always.
     One(Timestamp),
     /// Clocks go back over it.
     Two(Timestamp, Timestamp),
     /// Clocks go forward over it, at this instant.
     None {
+        /// When they do.
         skipped_at: Timestamp,
     },
 }
@@ -46,6 +48,14 @@ impl Default for ZoneData {
     fn default() -> Self {
         Self::bundled()
     }
+}
+
+/// A file that holds no time zone.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the time zone `{name}`: {source}")]
+pub struct UnreadableZone {
+    name: String,
+    source: jiff::Error,
 }
 
 impl ZoneData {
@@ -60,16 +70,17 @@ impl ZoneData {
     /// Zones by name, each as the bytes of a TZif file (RFC 9636).
     ///
     /// # Errors
-    /// A sentence that names the first zone that cannot be read.
+    /// [`UnreadableZone`], of the first that is none.
     pub fn given(
         version: &str,
         files: impl IntoIterator<Item = (String, Vec<u8>)>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, UnreadableZone> {
         let mut zones = BTreeMap::new();
         for (name, bytes) in files {
-            let zone = TimeZone::tzif(&name, &bytes);
-            let zone = zone.map_err(|error| format!("the time zone `{name}`: {error}"))?;
-            zones.insert(name, Zone(zone));
+            match TimeZone::tzif(&name, &bytes) {
+                Ok(zone) => zones.insert(name, Zone(zone)),
+                Err(source) => return Err(UnreadableZone { name, source }),
+            };
         }
         Ok(Self {
             version: version.into(),
@@ -77,6 +88,7 @@ impl ZoneData {
         })
     }
 
+    /// The release, such as `2026f`.
     pub fn version(&self) -> &str {
         &self.version
     }
@@ -103,6 +115,7 @@ impl ZoneData {
 }
 
 impl Zone {
+    /// The zone without an offset.
     pub const UTC: Self = Self(TimeZone::UTC);
 
     /// Seconds that local time is ahead of UTC.
@@ -111,10 +124,12 @@ impl Zone {
             .map_or(0, |at| self.0.to_offset(at).seconds())
     }
 
+    /// What a clock on the wall shows then.
     pub fn local(&self, at: Timestamp) -> NaiveDateTime {
         at.to_utc().naive_utc() + seconds(self.offset_seconds(at))
     }
 
+    /// When a clock on the wall shows this.
     pub fn instants(&self, local: NaiveDateTime) -> Instants {
         // Past the year 9999 nothing is known of a zone.
         let Some(civil) = civil_of(local) else {

@@ -29,7 +29,7 @@ pub(super) async fn adopt(shared: &Arc<Shared>) -> Result<(), BackendError> {
     let worker = shared.clone();
     let records = tokio::task::spawn_blocking(move || load(&worker))
         .await
-        .map_err(super::crashed)??;
+        .map_err(BackendError::Crashed)??;
     let found = find(shared, &records).await?;
     let mut leaders = BTreeMap::new();
     for (id, record) in &records {
@@ -50,8 +50,9 @@ pub(super) async fn adopt(shared: &Arc<Shared>) -> Result<(), BackendError> {
 fn load(shared: &Shared) -> Result<BTreeMap<InstanceId, Record>, BackendError> {
     let disk = shared.disk();
     let folder = disk.as_ref().ok_or_else(released)?;
-    let (mut records, unreadable) = folder.load().map_err(|error| {
-        BackendError::Unavailable(format!("the records of instances cannot be read: {error}"))
+    let (mut records, unreadable) = folder.load().map_err(|source| {
+        let what = "the records of instances cannot be read".to_owned();
+        BackendError::Unusable { what, source }
     })?;
     if let Some(path) = unreadable.first() {
         // To go on would end a healthy instance, or start one that was removed.

@@ -1,5 +1,6 @@
 //! Under which host the instances of this node are reached, and where they listen for that.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,14 @@ impl Default for Host {
     }
 }
 
+/// A name without an address.
+#[derive(Debug, thiserror::Error)]
+#[error("the host `{name}` cannot be found ({source})")]
+pub struct UnknownHost {
+    name: String,
+    source: io::Error,
+}
+
 impl Host {
     /// Instances listen on the address that the name has here, so that they are reached by it and by
     /// no other. One that this machine does not have is translated on the way: then they listen on
@@ -31,8 +40,8 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// A sentence for who wrote the name: it has no address.
-    pub fn advertised(name: &str) -> Result<Self, String> {
+    /// [`UnknownHost`], for who wrote the name: it has no address.
+    pub fn advertised(name: &str) -> Result<Self, UnknownHost> {
         let resolved = match name.parse::<IpAddr>() {
             Ok(ip) => Some(ip),
             Err(_) => resolve(name)?,
@@ -73,10 +82,11 @@ impl Host {
 }
 
 /// IPv4 first: many a model server knows nothing else.
-fn resolve(name: &str) -> Result<Option<IpAddr>, String> {
-    let found = (name, 0)
-        .to_socket_addrs()
-        .map_err(|error| format!("the host `{name}` cannot be found ({error})"))?;
+fn resolve(name: &str) -> Result<Option<IpAddr>, UnknownHost> {
+    let found = (name, 0).to_socket_addrs().map_err(|source| UnknownHost {
+        name: name.to_owned(),
+        source,
+    })?;
     let mut found: Vec<IpAddr> = found.map(|address| address.ip()).collect();
     found.sort_by_key(IpAddr::is_ipv6);
     Ok(found.first().copied())
@@ -122,6 +132,9 @@ mod tests {
     #[test]
     fn a_name_that_nobody_knows_is_refused() {
         let refused = Host::advertised("no-such-host.invalid").unwrap_err();
-        assert!(refused.contains("no-such-host.invalid"), "{refused}");
+        assert!(
+            refused.to_string().contains("no-such-host.invalid"),
+            "{refused}"
+        );
     }
 }

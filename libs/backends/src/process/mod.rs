@@ -38,7 +38,7 @@ use launch::{StartError, Surroundings};
 use os::{CpuMeter, Leader};
 use record::{Record, RecordPhase, StateFolder, is_usable_id};
 
-pub use host::Host;
+pub use host::{Host, UnknownHost};
 pub use lack::{LackListener, Means};
 pub use limit::become_instance;
 pub use record::{installation_id, node_id};
@@ -154,7 +154,7 @@ impl ProcessBackend {
     pub async fn open(config: ProcessConfig) -> Result<Arc<Self>, BackendError> {
         let shared = tokio::task::spawn_blocking(move || Shared::open(config))
             .await
-            .map_err(crashed)??;
+            .map_err(BackendError::Crashed)??;
         let shared = Arc::new(shared);
         adopt::adopt(&shared).await?;
         shared.tasks.spawn(sweep_logs(shared.clone()));
@@ -224,20 +224,21 @@ impl ProcessBackend {
         }
         let shared = self.shared.clone();
         let carried_out = self.shared.tasks.spawn(async move {
-            let crashed = || BackendError::Unavailable("the process backend failed".into());
-            shared.work(work).await.unwrap_or_else(|| Err(crashed()))
+            let failed = || BackendError::Unavailable("the process backend failed".into());
+            shared.work(work).await.unwrap_or_else(|| Err(failed()))
         });
-        carried_out.await.map_err(crashed)?
+        carried_out.await.map_err(BackendError::Crashed)?
     }
 }
 
 impl Shared {
     fn open(config: ProcessConfig) -> Result<Self, BackendError> {
-        let failed = |error: io::Error| {
-            BackendError::Unavailable(format!(
-                "the data folder {} cannot be used: {error}",
+        let failed = |source: io::Error| BackendError::Unusable {
+            what: format!(
+                "the data folder {} cannot be used",
                 config.data_dir.display()
-            ))
+            ),
+            source,
         };
         let folder = StateFolder::open(&config.data_dir)?;
         let surroundings = Surroundings {
@@ -315,9 +316,10 @@ impl Shared {
             if lack::is_lack(&error) {
                 return self.lacking(id, "the record of an instance", error);
             }
-            BackendError::Unavailable(format!(
-                "the record of instance {id} cannot be written: {error}"
-            ))
+            BackendError::Unusable {
+                what: format!("the record of instance {id} cannot be written"),
+                source: error,
+            }
         })
     }
 
@@ -653,8 +655,4 @@ fn now() -> Timestamp {
 
 fn released() -> BackendError {
     BackendError::Unavailable("the process backend has let go of its instances".into())
-}
-
-fn crashed(error: tokio::task::JoinError) -> BackendError {
-    BackendError::Unavailable(format!("the process backend failed: {error}"))
 }

@@ -98,9 +98,9 @@ pub(super) struct StateFolder {
 impl StateFolder {
     pub(super) fn open(data: &Path) -> Result<Self, BackendError> {
         let root = data.join("instances");
-        fs::create_dir_all(&root).map_err(|error| unavailable(&root, &error))?;
+        fs::create_dir_all(&root).map_err(|error| unusable(&root, error))?;
         let path = root.join("lock");
-        let lock = File::create(&path).map_err(|error| unavailable(&path, &error))?;
+        let lock = File::create(&path).map_err(|error| unusable(&path, error))?;
         lock_soon(&lock).map_err(|_| {
             BackendError::Unavailable(format!(
                 "the instances in {} are in the hands of another running Penstock; stop that one, or use another data folder",
@@ -198,8 +198,9 @@ fn write_durably(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-fn unavailable(path: &Path, error: &io::Error) -> BackendError {
-    BackendError::Unavailable(format!("{} cannot be used: {error}", path.display()))
+fn unusable(path: &Path, source: io::Error) -> BackendError {
+    let what = format!("{} cannot be used", path.display());
+    BackendError::Unusable { what, source }
 }
 
 /// This installation's id, made once: it tells our processes from those of another Penstock.

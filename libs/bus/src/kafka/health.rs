@@ -10,7 +10,7 @@ use rdkafka::config::FromClientConfigAndContext;
 use tokio::sync::watch;
 
 use super::topics::NotReady;
-use super::{Gate, Quiet, Shared, lock, reader, reason};
+use super::{Gate, Quiet, Shared, lock, no_client, reader, reason};
 use crate::BusError;
 
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -23,12 +23,11 @@ pub(super) fn watch(
     gate: watch::Sender<Gate>,
 ) -> Result<impl FnOnce() + Send + 'static, BusError> {
     let config = shared.config.client("health");
-    let admin = AdminClient::from_config_and_context(&config, Quiet)
-        .map_err(|error| BusError::Refused(format!("Kafka client: {error}")))?;
+    let admin = AdminClient::from_config_and_context(&config, Quiet).map_err(no_client)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
-        .map_err(|error| BusError::Refused(format!("Kafka client: {error}")))?;
+        .map_err(no_client)?;
     Ok(move || {
         let mut trouble = Trouble {
             shared: &shared,

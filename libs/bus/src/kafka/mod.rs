@@ -96,7 +96,7 @@ impl KafkaBus {
     ///
     /// # Errors
     ///
-    /// [`BusError::Refused`] where the topics are not as they must be, or a client cannot be made
+    /// [`BusError::Refused`] where the topics are not as they must be, [`BusError::Failed`] where a client cannot be made
     /// of the configuration.
     pub async fn open(config: KafkaConfig) -> Result<Arc<Self>, BusError> {
         let (opened, gate) = watch::channel(Gate::Closed);
@@ -182,12 +182,21 @@ impl KafkaBus {
     }
 }
 
+fn no_client(error: impl std::error::Error + Send + Sync + 'static) -> BusError {
+    BusError::Failed {
+        what: "Kafka client".to_owned(),
+        source: error.into(),
+    }
+}
+
 #[async_trait]
 impl Bus for KafkaBus {
     async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError> {
         let raw = records.iter().map(|record| {
-            let refused =
-                |error| BusError::Refused(format!("position {}: {error}", record.position));
+            let refused = |error: serde_json::Error| BusError::Failed {
+                what: format!("position {}", record.position),
+                source: error.into(),
+            };
             RawRecord::of(record).map_err(refused)
         });
         let raw: Vec<RawRecord> = raw.collect::<Result<_, BusError>>()?;

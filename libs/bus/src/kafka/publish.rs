@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 use super::message::{Outgoing, encode_frame, encode_record, encode_route, source_of};
 use super::topics::LARGE_MESSAGE_BYTES;
-use super::{KafkaConfig, Quiet, Topics, is_broken, lock};
+use super::{KafkaConfig, Quiet, Topics, is_broken, lock, no_client};
 use crate::BusError;
 
 /// A record that no broker has confirmed by then fails its call.
@@ -249,8 +249,7 @@ fn record_client(config: &KafkaConfig, dropped: Arc<AtomicU64>) -> Result<Client
 }
 
 fn client(settings: &rdkafka::ClientConfig, dropped: Arc<AtomicU64>) -> Result<Client, BusError> {
-    ThreadedProducer::from_config_and_context(settings, Reports { dropped })
-        .map_err(|error| BusError::Refused(format!("Kafka client: {error}")))
+    ThreadedProducer::from_config_and_context(settings, Reports { dropped }).map_err(no_client)
 }
 
 #[derive(Clone)]

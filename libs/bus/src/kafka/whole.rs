@@ -171,8 +171,13 @@ fn read(
 
 /// A topic that is not there would be waited for.
 fn check_exists(config: &KafkaConfig, topic: &str, count: u16) -> Result<(), BusError> {
-    let client = AdminClient::from_config_and_context(&config.client("log"), Quiet)
-        .map_err(|error| BusError::Unreadable(error.to_string()))?;
+    let client =
+        AdminClient::from_config_and_context(&config.client("log"), Quiet).map_err(|error| {
+            BusError::Failed {
+                what: "the bus cannot be read".to_owned(),
+                source: error.into(),
+            }
+        })?;
     let metadata = first_answer(config, client.inner(), topic)?;
     let partitions = metadata
         .topics()
@@ -224,7 +229,10 @@ fn read_topic(
     count: u16,
     mut take: impl FnMut(&BorrowedMessage<'_>) -> bool,
 ) -> Result<(), BusError> {
-    let unreadable = |error: KafkaError| BusError::Unreadable(format!("{topic}: {error}"));
+    let unreadable = |error: KafkaError| BusError::Failed {
+        what: format!("the bus cannot be read: {topic}"),
+        source: error.into(),
+    };
     let mut settings = config.consumer("log");
     settings
         .set("enable.partition.eof", "true")

@@ -23,7 +23,7 @@ pub use counts::{AtOrBelow, Outcomes, StatusClasses, Tokens};
 pub(crate) use counts::{
     add_each, add_thresholds, cancel, cancel_each, cancel_thresholds, is_zero,
 };
-pub use wire::{FRAME_VERSION, FrameError, FrameHead};
+pub use wire::{FRAME_VERSION, FrameError, FrameHead, Unread};
 
 /// Who sends frames.
 #[derive(

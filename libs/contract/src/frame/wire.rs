@@ -21,10 +21,15 @@ pub struct FrameHead {
     /// The first release wrote none.
     #[serde(default = "first_version")]
     pub version: u32,
+    /// Who sent it.
     pub source: Source,
+    /// The start of the source that it belongs to.
     pub boot: Uuid,
+    /// Its place in what the source told of the bucket since then.
     pub sequence: u64,
+    /// Of which endpoints it tells.
     pub bucket: Bucket,
+    /// The whole second that it measures.
     pub start: Timestamp,
 }
 
@@ -32,19 +37,34 @@ const fn first_version() -> u32 {
     1
 }
 
+/// Why bytes give no frame.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
+    /// They are no frame of any version; who sent them is not known.
     #[error("it is no frame: {0}")]
     Foreign(serde_json::Error),
     /// Who sent it is known, and what it measured is lost here.
     #[error(
-        "frame {} of {} in bucket {} is of version {} and cannot be read: {reason}",
+        "frame {} of {} in bucket {} is of version {} and cannot be read: {source}",
         head.sequence, head.source.id, head.bucket, head.version
     )]
     Unreadable {
+        /// What the frame says of itself.
         head: Box<FrameHead>,
-        reason: String,
+        /// Why it cannot be read.
+        source: Unread,
     },
+}
+
+/// What stands in the way of reading a frame.
+#[derive(Debug, thiserror::Error)]
+pub enum Unread {
+    /// Its version is one that this release does not know.
+    #[error("a newer release sent it")]
+    Newer,
+    /// It is not what its version says.
+    #[error(transparent)]
+    Malformed(serde_json::Error),
 }
 
 impl From<&Frame> for FrameHead {
@@ -69,6 +89,10 @@ struct Written<'a> {
 
 impl Frame {
     /// As it goes over the wire.
+    ///
+    /// # Errors
+    ///
+    /// Never for what this release measures: all of it can be written as JSON.
     pub fn encode(&self) -> serde_json::Result<String> {
         serde_json::to_string(&Written {
             version: FRAME_VERSION,
@@ -77,6 +101,11 @@ impl Frame {
     }
 
     /// Reads a frame of any version up to the present one.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameError::Foreign`] for what is no frame, to be left alone; [`FrameError::Unreadable`]
+    /// for a frame whose measurements are lost, to be counted as missing.
     pub fn decode(text: &[u8]) -> Result<Self, FrameError> {
         // Most are as this release writes them, and need not be looked through for their head first.
         if text.starts_with(PRESENT)
@@ -86,15 +115,15 @@ impl Frame {
         }
         let head: FrameHead = serde_json::from_slice(text).map_err(FrameError::Foreign)?;
         let read = match head.version {
-            FRAME_VERSION => serde_json::from_slice(text).map_err(|error| error.to_string()),
+            FRAME_VERSION => serde_json::from_slice(text).map_err(Unread::Malformed),
             1 => serde_json::from_slice(text)
                 .and_then(|frame| serde_json::from_value(upcast_1(frame)))
-                .map_err(|error| error.to_string()),
-            _ => Err("a newer release sent it".to_owned()),
+                .map_err(Unread::Malformed),
+            _ => Err(Unread::Newer),
         };
-        read.map_err(|reason| FrameError::Unreadable {
+        read.map_err(|source| FrameError::Unreadable {
             head: Box::new(head),
-            reason,
+            source,
         })
     }
 }

@@ -131,9 +131,12 @@ enum Key {
     Redraw,
 }
 
+/// Keys that wait for the screen; the terminal keeps further ones.
+const KEYS_MAX: usize = 16;
+
 /// Reads the keyboard on a thread of its own, since reading it blocks.
-fn keys() -> tokio::sync::mpsc::UnboundedReceiver<Key> {
-    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+fn keys() -> tokio::sync::mpsc::Receiver<Key> {
+    let (sender, receiver) = tokio::sync::mpsc::channel(KEYS_MAX);
     std::thread::spawn(move || {
         while let Ok(event) = event::read() {
             let key = match event {
@@ -141,7 +144,7 @@ fn keys() -> tokio::sync::mpsc::UnboundedReceiver<Key> {
                 Event::Resize(..) => Key::Redraw,
                 _ => continue,
             };
-            if sender.send(key).is_err() {
+            if sender.blocking_send(key).is_err() {
                 return;
             }
         }

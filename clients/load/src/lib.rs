@@ -197,6 +197,8 @@ async fn run_until(args: &LoadArgs, target: Target, stop: Stop) -> Result<LoadRe
     let schedule = Schedule::new(rates.clone(), end, args.arrivals, args.seed);
     let length = [rates.length(), end].into_iter().flatten().min();
 
+    // Unbounded: a request that waited until its end is recorded would hold back those that are due. What is
+    // recorded is a few numbers for each request, and the recorder does nothing else.
     let (events, inbox) = mpsc::unbounded_channel();
     let start = Instant::now();
     let due_so_far = Arc::new(AtomicU64::new(0));

@@ -165,6 +165,7 @@ impl Parking {
 
     /// Writes no rows: for a consumer without a store.
     pub fn detached(consumer: &'static str, component: Component) -> Self {
+        // Nobody reads the notes, so that each is dropped at once.
         let (clerk, _) = mpsc::unbounded_channel();
         Self::noting(consumer, component, clerk)
     }

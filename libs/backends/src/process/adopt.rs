@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use super::os::{self, CpuMeter, Found, Leader};
 use super::record::{Record, RecordPhase};
-use super::{Entry, Shared, launch, released, supervise};
+use super::{Entry, REMOVALS_MAX, Shared, launch, released, supervise};
 use crate::logs::output_path;
 use crate::{BackendError, ObservedPhase};
 
@@ -236,7 +236,7 @@ async fn strays(
 
 fn take_over(shared: &Arc<Shared>, leader: Leader, record: Record) {
     let id = record.id.clone();
-    let (sender, receiver) = mpsc::unbounded_channel();
+    let (sender, receiver) = mpsc::channel(REMOVALS_MAX);
     tracing::info!(instance = %id, pid = leader.pid, "adopted");
     let entry = Entry {
         record,

@@ -120,9 +120,12 @@ struct Entry {
     phase: ObservedPhase,
     adopted: bool,
     /// To the task that looks after the instance; none once it is over.
-    orders: Option<mpsc::UnboundedSender<Removal>>,
+    orders: Option<mpsc::Sender<Removal>>,
     cpu: CpuMeter,
 }
+
+/// Removals that wait for a supervisor: it acts on the first, and a further one would say the same.
+const REMOVALS_MAX: usize = 1;
 
 /// To a supervisor: end the instance.
 #[derive(Clone, Copy, Debug)]
@@ -392,10 +395,7 @@ impl Shared {
     }
 
     /// Decides whether the order leads to a start; if so the instance is ours to start from here on.
-    fn admit(
-        &self,
-        order: &Order,
-    ) -> Result<Option<mpsc::UnboundedReceiver<Removal>>, BackendError> {
+    fn admit(&self, order: &Order) -> Result<Option<mpsc::Receiver<Removal>>, BackendError> {
         let mut state = self.state();
         let State { entries, watchers } = &mut *state;
         if let Some(entry) = entries.get_mut(&order.id) {
@@ -420,7 +420,7 @@ impl Shared {
                 return Ok(None);
             }
         }
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (sender, receiver) = mpsc::channel(REMOVALS_MAX);
         let entry = Entry {
             record: Record {
                 id: order.id.clone(),
@@ -493,7 +493,7 @@ impl Shared {
         self.persist(id)?;
         match orders {
             // A supervisor that is just finishing sees the condemned record and acts on that.
-            Some(orders) => drop(orders.send(Removal { grace })),
+            Some(orders) => drop(orders.try_send(Removal { grace })),
             None => self.update(id, |entry| {
                 matches!(entry.record.phase, RecordPhase::Removed { .. })
             }),
@@ -506,7 +506,7 @@ impl Shared {
         &self,
         id: &InstanceId,
         generation: u64,
-    ) -> Result<Option<mpsc::UnboundedSender<Removal>>, BackendError> {
+    ) -> Result<Option<mpsc::Sender<Removal>>, BackendError> {
         let mut state = self.state();
         let entry = state.entries.entry(id.clone()).or_insert_with(|| Entry {
             record: Record {

@@ -48,7 +48,7 @@ pub(super) fn spawn(
     shared: &Arc<Shared>,
     id: InstanceId,
     leader: Leader,
-    orders: mpsc::UnboundedReceiver<Removal>,
+    orders: mpsc::Receiver<Removal>,
 ) {
     let supervisor = Supervisor {
         shared: shared.clone(),
@@ -64,7 +64,7 @@ struct Supervisor {
     shared: Arc<Shared>,
     id: InstanceId,
     leader: Leader,
-    orders: mpsc::UnboundedReceiver<Removal>,
+    orders: mpsc::Receiver<Removal>,
     was_ready: bool,
 }
 

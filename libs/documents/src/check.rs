@@ -13,7 +13,9 @@ use contract::resources::{
 };
 use contract::time::Span;
 
-use crate::backends::Backends;
+pub mod backends;
+
+use backends::Backends;
 
 /// Everything wrong with a resource where these backends are, but for what only the engine can tell.
 /// Without backends, it is not known which one is meant.

@@ -11,8 +11,8 @@ use contract::resources::{
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::backends::{self, Backends};
 use crate::check;
+use crate::check::backends::{self, Backends};
 use crate::repair::{FINDINGS_MAX, Mended, read_mending};
 use crate::sentence::nearest;
 use crate::syntax::{self, Place, SyntaxError, Tree};

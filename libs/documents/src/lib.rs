@@ -7,7 +7,6 @@
 
 #![warn(missing_docs, clippy::missing_errors_doc)]
 
-mod backends;
 mod check;
 mod document;
 mod fault;
@@ -18,7 +17,7 @@ mod template;
 mod typed;
 mod yaml;
 
-pub use backends::{BACKENDS, BackendRules, Backends, Part};
+pub use check::backends::{BACKENDS, BackendRules, Backends, Part};
 pub use document::{Document, Located, Read, read, read_checking};
 pub use repair::{FINDINGS_MAX, read_typed};
 pub use syntax::{

@@ -9,7 +9,7 @@ use contract::problem::Finding;
 use contract::resources::limits::{ARGUMENT_BYTES_MAX, COMMAND_ARGUMENTS_MAX, PROBE_SPAN_MAX};
 use contract::resources::{BackendKind, DeploymentSpec, EnvValue, SimulatedSpec};
 
-use crate::check::Check;
+use super::Check;
 use crate::sentence::nearest;
 
 /// What is known of a backend's documents.

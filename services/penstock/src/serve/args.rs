@@ -166,6 +166,12 @@ fn domain(text: &str) -> Result<String, String> {
     ))
 }
 
+/// Of all services, in the order in which they are started.
+fn names() -> String {
+    let names: Vec<&str> = SERVICES.iter().map(|entry| entry.name.0).collect();
+    names.join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,10 +222,4 @@ mod tests {
             assert!(refused.contains("such as models.example.com"), "{refused}");
         }
     }
-}
-
-/// Of all services, in the order in which they are started.
-fn names() -> String {
-    let names: Vec<&str> = SERVICES.iter().map(|entry| entry.name.0).collect();
-    names.join(" ")
 }

@@ -234,6 +234,9 @@ fn cancel_max(ours: &mut u64, theirs: u64) {
     }
 }
 
+/// The only member of version 1 that stands elsewhere in version 2.
+pub(crate) const MOVED_IN_2: &str = "\"atOrBelow\"";
+
 /// Version 1 counted thresholds of the latency of live requests only, beside the roles.
 pub(crate) fn upcast_1(mut data: Value) -> Value {
     let slices = data.get_mut("slices").and_then(Value::as_array_mut);

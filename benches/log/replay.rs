@@ -31,7 +31,7 @@ pub async fn both(options: &Options) -> [Line; 2] {
         drop_rows(&path).await;
         let store = Store::open(&url).await.unwrap();
         let started = Instant::now();
-        rows = rebuild(&store, &mut ViewsProjector::for_rebuild(), &MODELS)
+        rows = rebuild(&store, &mut ViewsProjector::for_rebuild(), MODELS)
             .await
             .unwrap();
         models.push(events as f64 / started.elapsed().as_secs_f64());
@@ -85,7 +85,7 @@ async fn drop_rows(path: &Path) {
 async fn check(url: &str) {
     let store = Store::open(url).await.unwrap();
     let mut projector = ViewsProjector::default();
-    let report = verify(&store, &mut projector, &MODELS).await.unwrap();
+    let report = verify(&store, &mut projector, MODELS).await.unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
     store.close().await;
 }

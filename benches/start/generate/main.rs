@@ -100,7 +100,7 @@ async fn main() -> anyhow::Result<()> {
     let house = making.await??;
     let seconds = started.elapsed().as_secs_f64();
     let rebuilding = Instant::now();
-    let rows = rebuild(&store, &mut ViewsProjector::for_rebuild(), &MODELS).await?;
+    let rows = rebuild(&store, &mut ViewsProjector::for_rebuild(), MODELS).await?;
     store.close().await;
     let counts: &BTreeMap<&'static str, u64> = house.counts();
     let told = json!({

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::decision::{Decision, Pause, Pin};
 use crate::frame::Source;
 use crate::ids::{DeploymentRef, InstanceId, Name, Position, Uid};
+use crate::log::StreamKind;
 use crate::resources::{
     AutoscaleSpec, BackendKind, DeploymentSpec, EndpointSpec, Labels, Percentages,
     ProvisioningState,
@@ -19,7 +20,7 @@ use crate::usage::{self, UsageGap, UsageMinute};
 /// Declares the enum, the names and versions, and both directions of the wire form at once, so that
 /// no event can lack one of them.
 macro_rules! events {
-    ($($(#[$doc:meta])* $name:literal v $version:literal => $variant:ident($data:ty),)*) => {
+    ($($(#[$doc:meta])* $name:literal v $version:literal in [$($stream:ident),+] => $variant:ident($data:ty),)*) => {
         #[derive(Clone, Debug, PartialEq)]
         pub enum Event { $($(#[$doc])* $variant($data),)* }
 
@@ -39,6 +40,11 @@ macro_rules! events {
             /// The version that this binary writes.
             pub fn version(&self) -> u32 {
                 match self { $(Self::$variant(_) => $version,)* }
+            }
+
+            /// The kinds of streams that it may stand in: one writing service per stream.
+            pub fn streams(&self) -> &'static [StreamKind] {
+                match self { $(Self::$variant(_) => &[$(StreamKind::$stream),+],)* }
             }
 
             /// The `data` member of the stored event.
@@ -72,42 +78,43 @@ macro_rules! events {
 }
 
 events! {
-    "endpoint.created" v 1 => EndpointCreated(EndpointCreated),
-    "endpoint.updated" v 1 => EndpointUpdated(EndpointUpdated),
-    "endpoint.traffic-set" v 1 => TrafficSet(TrafficSet),
-    "endpoint.key-regenerated" v 1 => KeyRegenerated(KeyRegenerated),
-    "endpoint.state-changed" v 1 => EndpointStateChanged(EndpointStateChanged),
-    "endpoint.deletion-requested" v 1 => EndpointDeletionRequested(Empty),
-    "endpoint.deleted" v 1 => EndpointDeleted(Empty),
-    "deployment.created" v 1 => DeploymentCreated(DeploymentCreated),
-    "deployment.updated" v 1 => DeploymentUpdated(DeploymentUpdated),
-    "deployment.state-changed" v 1 => DeploymentStateChanged(DeploymentStateChanged),
-    "deployment.deletion-requested" v 1 => DeploymentDeletionRequested(OfDeployment),
-    "deployment.deleted" v 1 => DeploymentDeleted(OfDeployment),
-    "autoscale.set" v 1 => AutoscaleSet(AutoscaleSet),
-    "autoscale.removed" v 1 => AutoscaleRemoved(OfDeployment),
-    "autoscale.pinned" v 1 => AutoscalePinned(AutoscalePinned),
-    "autoscale.released" v 1 => AutoscaleReleased(OfDeployment),
-    "autoscale.pause-set" v 1 => AutoscalePauseSet(AutoscalePauseSet),
-    "scaling.decided" v 1 => ScalingDecided(Box<Decision>),
-    "clock.stepped" v 1 => ClockStepped(ClockStepped),
-    "instance.requested" v 1 => InstanceRequested(Box<InstanceRequested>),
-    "instance.draining" v 1 => InstanceDraining(InstanceDraining),
-    "instance.removal-requested" v 1 => InstanceRemovalRequested(InstanceRemovalRequested),
-    "instance.started" v 1 => InstanceStarted(InstanceStarted),
-    "instance.ready" v 1 => InstanceReady(OfInstance),
-    "instance.unready" v 1 => InstanceUnready(InstanceUnready),
-    "instance.failed" v 1 => InstanceFailed(InstanceEnded),
-    "instance.stopped" v 1 => InstanceStopped(InstanceEnded),
-    "usage.closed" v 2 => UsageClosed(UsageMinute),
-    "usage.corrected" v 2 => UsageCorrected(UsageMinute),
-    "usage.gap" v 1 => UsageGap(UsageGap),
-    "access.granted" v 1 => AccessGranted(AccessGranted),
-    "access.revoked" v 1 => AccessRevoked(AccessRevoked),
-    "member.joined" v 1 => MemberJoined(MemberJoined),
-    "member.left" v 1 => MemberLeft(MemberLeft),
-    "event.skipped" v 1 => EventSkipped(EventSkipped),
-    "consumer.unparked" v 1 => ConsumerUnparked(ConsumerUnparked),
+    "endpoint.created" v 1 in [Endpoint] => EndpointCreated(EndpointCreated),
+    "endpoint.updated" v 1 in [Endpoint] => EndpointUpdated(EndpointUpdated),
+    "endpoint.traffic-set" v 1 in [Endpoint] => TrafficSet(TrafficSet),
+    "endpoint.key-regenerated" v 1 in [Endpoint] => KeyRegenerated(KeyRegenerated),
+    "endpoint.state-changed" v 1 in [Endpoint] => EndpointStateChanged(EndpointStateChanged),
+    "endpoint.deletion-requested" v 1 in [Endpoint] => EndpointDeletionRequested(Empty),
+    "endpoint.deleted" v 1 in [Endpoint] => EndpointDeleted(Empty),
+    "deployment.created" v 1 in [Endpoint] => DeploymentCreated(DeploymentCreated),
+    "deployment.updated" v 1 in [Endpoint] => DeploymentUpdated(DeploymentUpdated),
+    "deployment.state-changed" v 1 in [Endpoint] => DeploymentStateChanged(DeploymentStateChanged),
+    "deployment.deletion-requested" v 1 in [Endpoint] => DeploymentDeletionRequested(OfDeployment),
+    "deployment.deleted" v 1 in [Endpoint] => DeploymentDeleted(OfDeployment),
+    "autoscale.set" v 1 in [Endpoint] => AutoscaleSet(AutoscaleSet),
+    "autoscale.removed" v 1 in [Endpoint] => AutoscaleRemoved(OfDeployment),
+    "autoscale.pinned" v 1 in [Endpoint] => AutoscalePinned(AutoscalePinned),
+    "autoscale.released" v 1 in [Endpoint] => AutoscaleReleased(OfDeployment),
+    "autoscale.pause-set" v 1 in [Endpoint] => AutoscalePauseSet(AutoscalePauseSet),
+    "scaling.decided" v 1 in [Scaling] => ScalingDecided(Box<Decision>),
+    // Any owner of a bucket may find that its clock was set back.
+    "clock.stepped" v 1 in [Endpoint, Scaling, Instances, Node, Usage] => ClockStepped(ClockStepped),
+    "instance.requested" v 1 in [Instances] => InstanceRequested(Box<InstanceRequested>),
+    "instance.draining" v 1 in [Instances] => InstanceDraining(InstanceDraining),
+    "instance.removal-requested" v 1 in [Instances] => InstanceRemovalRequested(InstanceRemovalRequested),
+    "instance.started" v 1 in [Node] => InstanceStarted(InstanceStarted),
+    "instance.ready" v 1 in [Node] => InstanceReady(OfInstance),
+    "instance.unready" v 1 in [Node] => InstanceUnready(InstanceUnready),
+    "instance.failed" v 1 in [Node] => InstanceFailed(InstanceEnded),
+    "instance.stopped" v 1 in [Node] => InstanceStopped(InstanceEnded),
+    "usage.closed" v 2 in [Usage] => UsageClosed(UsageMinute),
+    "usage.corrected" v 2 in [Usage] => UsageCorrected(UsageMinute),
+    "usage.gap" v 1 in [Usage] => UsageGap(UsageGap),
+    "access.granted" v 1 in [Access] => AccessGranted(AccessGranted),
+    "access.revoked" v 1 in [Access] => AccessRevoked(AccessRevoked),
+    "member.joined" v 1 in [Members] => MemberJoined(MemberJoined),
+    "member.left" v 1 in [Members] => MemberLeft(MemberLeft),
+    "event.skipped" v 1 in [Parking] => EventSkipped(EventSkipped),
+    "consumer.unparked" v 1 in [Parking] => ConsumerUnparked(ConsumerUnparked),
 }
 
 /// Brings the data of one version to the shape of the next.

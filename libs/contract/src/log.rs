@@ -14,59 +14,84 @@ use crate::time::Timestamp;
 /// Largest event, as stored JSON. The store refuses larger ones.
 pub const EVENT_BYTES_MAX: usize = 256 * 1024;
 
-/// The services that write streams; the first part of a stream's name, one writer each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum StreamKind {
-    /// `endpoint/WORKSPACE/NAME`, written by control: specs, traffic, keys, autoscale settings.
+/// What a stream belongs to, and so what stands in its name behind the kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamOf {
+    /// `kind/WORKSPACE/NAME`.
     Endpoint,
-    /// `scaling/WORKSPACE/NAME`, written by the autoscaler: decisions.
-    Scaling,
-    /// `instances/WORKSPACE/NAME`, written by the actuator: which instances there should be.
-    Instances,
-    /// `node/WORKSPACE/NAME`, written by the node agents: what became of the instances.
-    Node,
-    /// `usage/WORKSPACE/NAME`, written by the meter.
-    Usage,
-    /// `access/WORKSPACE`, written by control: tokens.
-    Access,
-    /// `members/WORKSPACE`, written by control: which gateways and nodes there are.
-    Members,
-    /// `parking/WORKSPACE/NAME`, written by control: what people decided about events that a
-    /// consumer cannot digest.
-    Parking,
+    /// `kind/WORKSPACE/NAME/NODE`.
+    EndpointAndNode,
+    /// `kind/WORKSPACE`; it lies in the global bucket.
+    Workspace,
+}
+
+impl StreamOf {
+    /// Parts of a name, the kind included.
+    const fn parts(self) -> usize {
+        match self {
+            Self::Workspace => 2,
+            Self::Endpoint => 3,
+            Self::EndpointAndNode => 4,
+        }
+    }
+}
+
+/// Declares the kinds of streams, with all that is known of each, so that none can lack a part of it.
+macro_rules! streams {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal of $of:ident by $writer:literal,)*) => {
+        /// The kinds of streams; the first part of a stream's name, one writing service each.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum StreamKind { $($(#[$doc])* $variant,)* }
+
+        impl StreamKind {
+            /// All kinds of this release.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// As it stands in names of streams.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// What its streams belong to.
+            pub const fn of(self) -> StreamOf {
+                match self { $(Self::$variant => StreamOf::$of,)* }
+            }
+
+            /// The service that writes its streams, and nobody else does.
+            pub const fn writer(self) -> &'static str {
+                match self { $(Self::$variant => $writer,)* }
+            }
+        }
+    };
+}
+
+streams! {
+    /// Specs, traffic, keys, autoscale settings.
+    Endpoint = "endpoint" of Endpoint by "control",
+    /// Decisions.
+    Scaling = "scaling" of Endpoint by "autoscaler",
+    /// Which instances there should be.
+    Instances = "instances" of Endpoint by "actuator",
+    /// What became of the instances, as their node tells it.
+    Node = "node" of EndpointAndNode by "actuator",
+    /// Minutes of usage.
+    Usage = "usage" of Endpoint by "meter",
+    /// Tokens.
+    Access = "access" of Workspace by "control",
+    /// Which gateways and nodes there are.
+    Members = "members" of Workspace by "control",
+    /// What people decided about events that a consumer cannot digest.
+    Parking = "parking" of Endpoint by "control",
 }
 
 impl StreamKind {
-    /// Every kind that this release knows.
-    pub const ALL: [Self; 8] = [
-        Self::Endpoint,
-        Self::Scaling,
-        Self::Instances,
-        Self::Node,
-        Self::Usage,
-        Self::Access,
-        Self::Members,
-        Self::Parking,
-    ];
-
-    /// The first part of the names of its streams.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Endpoint => "endpoint",
-            Self::Scaling => "scaling",
-            Self::Instances => "instances",
-            Self::Node => "node",
-            Self::Usage => "usage",
-            Self::Access => "access",
-            Self::Members => "members",
-            Self::Parking => "parking",
-        }
-    }
-
     /// The kind of the stream of this name; none of one that this release does not know.
     pub fn of_name(stream: &str) -> Option<Self> {
         let (kind, _) = stream.split_once('/')?;
-        Self::ALL.into_iter().find(|known| known.as_str() == kind)
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|known| known.as_str() == kind)
     }
 }
 
@@ -84,17 +109,25 @@ impl StreamName {
 
     /// The stream in which one node answers for its instances of an endpoint.
     pub fn of_node(endpoint: &EndpointKey, node: &str) -> Self {
-        Self(format!("node/{endpoint}/{node}"))
+        Self(format!("{}/{endpoint}/{node}", StreamKind::Node.as_str()))
     }
 
     /// The stream of tokens.
     pub fn access() -> Self {
-        Self(format!("access/{}", crate::ids::DEFAULT_WORKSPACE))
+        Self::of_workspace(StreamKind::Access)
     }
 
     /// The stream of gateways and nodes.
     pub fn members() -> Self {
-        Self(format!("members/{}", crate::ids::DEFAULT_WORKSPACE))
+        Self::of_workspace(StreamKind::Members)
+    }
+
+    fn of_workspace(kind: StreamKind) -> Self {
+        Self(format!(
+            "{}/{}",
+            kind.as_str(),
+            crate::ids::DEFAULT_WORKSPACE
+        ))
     }
 
     /// The whole name.
@@ -126,15 +159,8 @@ impl StreamName {
 impl FromStr for StreamName {
     type Err = InvalidName;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parts: Vec<&str> = text.split('/').collect();
-        let shape_known = matches!(
-            (parts.first().copied(), parts.len()),
-            (
-                Some("endpoint" | "scaling" | "instances" | "usage" | "parking"),
-                3
-            ) | (Some("node"), 4)
-                | (Some("access" | "members"), 2)
-        );
+        let kind = StreamKind::of_name(text);
+        let shape_known = kind.is_some_and(|kind| text.split('/').count() == kind.of().parts());
         if shape_known {
             Ok(Self(text.to_owned()))
         } else {
@@ -324,5 +350,23 @@ mod tests {
             assert_eq!(stream.bucket_key(), BucketKey::Global, "{stream}");
             assert_eq!(stream.as_str().parse::<StreamName>().unwrap(), stream);
         }
+    }
+
+    #[test]
+    fn every_kind_of_stream_has_the_shape_of_what_it_belongs_to_and_a_writer() {
+        for kind in StreamKind::ALL {
+            let name = kind.as_str();
+            let shapes = [
+                (StreamOf::Workspace, format!("{name}/default")),
+                (StreamOf::Endpoint, format!("{name}/default/iris")),
+                (StreamOf::EndpointAndNode, format!("{name}/default/iris/n1")),
+            ];
+            for (of, text) in shapes {
+                let fits = text.parse::<StreamName>().is_ok();
+                assert_eq!(fits, kind.of() == of, "{text}");
+            }
+            assert!(!kind.writer().is_empty(), "{name}");
+        }
+        assert!("toys/default/iris".parse::<StreamName>().is_err());
     }
 }

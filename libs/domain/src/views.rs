@@ -3,6 +3,7 @@
 //! Invariants: rows depend only on the order of records within a bucket, so a rebuild from the log
 //! gives the same rows whatever order buckets were read in; nothing is remembered without bound.
 
+mod models;
 mod shapes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,37 +22,9 @@ use serde_json::json;
 use crate::endpoint::{Deployment, Endpoint};
 use crate::instances::{InstanceState, Instances};
 
+pub use models::{MODELS, ReadModel};
 pub use shapes::{autoscale_view, endpoint_view};
 use shapes::{deployment_view, instance_view};
-
-/// Read model of endpoints, by key.
-pub const ENDPOINTS: &str = "endpoints";
-/// Read model of deployments.
-pub const DEPLOYMENTS: &str = "deployments";
-/// Read model of autoscale settings, by their deployments.
-pub const AUTOSCALES: &str = "autoscales";
-/// Read model of instances, those that are over lately too.
-pub const INSTANCES: &str = "instances";
-/// Read model of decisions, by their ids.
-pub const DECISIONS: &str = "decisions";
-/// Read model of tokens.
-pub const ACCESS: &str = "access";
-/// Read model of minutes of usage.
-pub const USAGE: &str = "usage";
-
-/// All models that [`Projection`] writes.
-pub const MODELS: [&str; 7] = [
-    ENDPOINTS,
-    DEPLOYMENTS,
-    AUTOSCALES,
-    INSTANCES,
-    DECISIONS,
-    ACCESS,
-    USAGE,
-];
-
-/// Models whose rows are each written by one record and never changed: what happened stays so.
-pub const WRITTEN_ONCE: [&str; 2] = [DECISIONS, USAGE];
 
 /// Instances that are over stay visible, the last ones of each deployment: enough to see how a crash
 /// loop went.
@@ -184,11 +157,22 @@ fn apply_access(known: &mut BTreeMap<String, Access>, record: &Record, rows: &mu
                 granted_at: record.time,
                 granted_by: record.actor.0.clone(),
             };
-            rows.put(ACCESS, &granted.name, Of::NOTHING, record.position, &view);
+            rows.put(
+                ReadModel::Access,
+                &granted.name,
+                Of::NOTHING,
+                record.position,
+                &view,
+            );
         }
         Event::AccessRevoked(revoked) => {
             known.remove(&revoked.name);
-            rows.delete(ACCESS, &revoked.name, Of::NOTHING, record.position);
+            rows.delete(
+                ReadModel::Access,
+                &revoked.name,
+                Of::NOTHING,
+                record.position,
+            );
         }
         _ => {}
     }
@@ -259,7 +243,7 @@ impl<'a> Rows<'a> {
 
     fn put(
         &mut self,
-        model: &'static str,
+        model: ReadModel,
         key: &str,
         of: Of,
         position: Position,
@@ -273,13 +257,13 @@ impl<'a> Rows<'a> {
         self.change(model, key, of, position, doc);
     }
 
-    fn delete(&mut self, model: &'static str, key: &str, of: Of, position: Position) {
+    fn delete(&mut self, model: ReadModel, key: &str, of: Of, position: Position) {
         self.change(model, key, of, position, None);
     }
 
     fn change(
         &mut self,
-        model: &'static str,
+        model: ReadModel,
         key: &str,
         of: Of,
         position: Position,
@@ -289,7 +273,7 @@ impl<'a> Rows<'a> {
             return;
         }
         self.changes.push(RowChange {
-            model,
+            model: model.name(),
             key: key.to_owned(),
             endpoint: of.endpoint.to_owned(),
             deployment: of.deployment.to_owned(),
@@ -330,14 +314,16 @@ impl EndpointModel {
                 }
             }
             Event::ClockStepped(_) => {}
-            _ if record
-                .stream
-                .as_str()
-                .starts_with(StreamKind::Endpoint.as_str()) =>
-            {
-                self.lifecycle(key, record, rows);
-            }
-            _ => self.instance(key, record, rows),
+            _ => self.change_by_stream(key, record, rows),
+        }
+    }
+
+    fn change_by_stream(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
+        use StreamKind::{Access, Endpoint, Instances, Members, Node, Parking, Scaling, Usage};
+        match record.stream.kind() {
+            Some(Endpoint) => self.lifecycle(key, record, rows),
+            Some(Instances | Node) => self.instance(key, record, rows),
+            Some(Scaling | Usage | Access | Members | Parking) | None => {}
         }
     }
 
@@ -358,7 +344,12 @@ impl EndpointModel {
                 endpoint: key.as_str(),
                 deployment: name.as_str(),
             };
-            rows.delete(DEPLOYMENTS, &row_key(key, name), of, record.position);
+            rows.delete(
+                ReadModel::Deployments,
+                &row_key(key, name),
+                of,
+                record.position,
+            );
         }
         for name in &autoscaled {
             let gone = self.deployment(name).is_none_or(|d| d.autoscale.is_none());
@@ -367,7 +358,12 @@ impl EndpointModel {
                     endpoint: key.as_str(),
                     deployment: name.as_str(),
                 };
-                rows.delete(AUTOSCALES, &row_key(key, name), of, record.position);
+                rows.delete(
+                    ReadModel::Autoscales,
+                    &row_key(key, name),
+                    of,
+                    record.position,
+                );
             }
         }
         if self.endpoint.is_none() {
@@ -419,11 +415,17 @@ impl EndpointModel {
             deployment: "",
         };
         let Some(endpoint) = &self.endpoint else {
-            rows.delete(ENDPOINTS, key.as_str(), of, record.position);
+            rows.delete(ReadModel::Endpoints, key.as_str(), of, record.position);
             return;
         };
         let view = endpoint_view(endpoint);
-        rows.put(ENDPOINTS, key.as_str(), of, endpoint.created, &view);
+        rows.put(
+            ReadModel::Endpoints,
+            key.as_str(),
+            of,
+            endpoint.created,
+            &view,
+        );
     }
 
     fn deployment_rows(&self, key: &EndpointKey, name: &Name, rows: &mut Rows) {
@@ -442,13 +444,25 @@ impl EndpointModel {
         };
         let row_key = row_key(key, name);
         let view = self.deployment_view(endpoint, name, deployment);
-        rows.put(DEPLOYMENTS, &row_key, of, deployment.created, &view);
+        rows.put(
+            ReadModel::Deployments,
+            &row_key,
+            of,
+            deployment.created,
+            &view,
+        );
         let decided = self
             .decided
             .get(name)
             .map(|decided| decided.summary.clone());
         if let Some(view) = autoscale_view(endpoint, name, deployment, decided) {
-            rows.put(AUTOSCALES, &row_key, of, deployment.created, &view);
+            rows.put(
+                ReadModel::Autoscales,
+                &row_key,
+                of,
+                deployment.created,
+                &view,
+            );
         }
     }
 
@@ -494,7 +508,7 @@ impl EndpointModel {
         if !rows.unwanted {
             let view = DecisionView::new(record.id, record.time, decision.clone());
             rows.put(
-                DECISIONS,
+                ReadModel::Decisions,
                 &record.id.to_string(),
                 of,
                 record.position,
@@ -552,7 +566,7 @@ impl EndpointModel {
             let end = end.map(|end| (end, record.time));
             let view = instance_view(key, instance, after.is_none(), end);
             let position = self.requested.get(id).copied().unwrap_or(record.position);
-            rows.put(INSTANCES, id.as_str(), of, position, &view);
+            rows.put(ReadModel::Instances, id.as_str(), of, position, &view);
         }
         if after.is_none() {
             self.requested.remove(id);
@@ -580,7 +594,7 @@ impl EndpointModel {
                 endpoint: key.as_str(),
                 deployment: name.as_str(),
             };
-            rows.delete(INSTANCES, oldest.as_str(), of, record.position);
+            rows.delete(ReadModel::Instances, oldest.as_str(), of, record.position);
         }
     }
 
@@ -591,7 +605,7 @@ impl EndpointModel {
                 deployment: name.as_str(),
             };
             for id in ended {
-                rows.delete(INSTANCES, id.as_str(), of, record.position);
+                rows.delete(ReadModel::Instances, id.as_str(), of, record.position);
             }
         }
     }
@@ -635,7 +649,13 @@ fn usage(key: &EndpointKey, record: &Record, rows: &mut Rows) {
         endpoint: key.as_str(),
         deployment,
     };
-    rows.put(USAGE, &record.id.to_string(), of, record.position, &view);
+    rows.put(
+        ReadModel::Usage,
+        &record.id.to_string(),
+        of,
+        record.position,
+        &view,
+    );
 }
 
 /// The instance that an event is about.

@@ -22,7 +22,7 @@ use domain::endpoint::settle::settle;
 use domain::instances::Instances;
 use domain::members::Members;
 use domain::routes::{Dealing, route};
-use domain::views::{DEPLOYMENTS, ENDED_INSTANCES_MAX, ENDPOINTS, INSTANCES, Projection};
+use domain::views::{ENDED_INSTANCES_MAX, Projection, ReadModel};
 use domain::zones::ZoneData;
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -597,7 +597,7 @@ fn rows_show_instances_after_their_end_up_to_a_limit() {
     let rows = rows_of(&world.log);
     let instances: Vec<&String> = rows
         .keys()
-        .filter(|(model, _)| *model == INSTANCES)
+        .filter(|(model, _)| *model == ReadModel::Instances.name())
         .map(|(_, key)| key)
         .collect();
     assert_eq!(instances.len(), ENDED_INSTANCES_MAX);
@@ -863,11 +863,11 @@ proptest! {
         }
         let rows = rows_of(&world.log);
         let count = |wanted: &str| rows.keys().filter(|(model, _)| *model == wanted).count();
-        prop_assert_eq!(count(ENDPOINTS), usize::from(world.endpoint.is_some()));
+        prop_assert_eq!(count(ReadModel::Endpoints.name()), usize::from(world.endpoint.is_some()));
         let deployments = world.endpoint.as_ref().map_or(0, |endpoint| endpoint.deployments.len());
-        prop_assert_eq!(count(DEPLOYMENTS), deployments);
+        prop_assert_eq!(count(ReadModel::Deployments.name()), deployments);
         if let Some(endpoint) = &world.endpoint {
-            let row = &rows[&(ENDPOINTS, "default/iris".to_owned())];
+            let row = &rows[&(ReadModel::Endpoints.name(), "default/iris".to_owned())];
             let view: contract::resources::EndpointView = serde_json::from_str(row).unwrap();
             prop_assert_eq!(view.spec.traffic.as_ref(), Some(&endpoint.traffic));
             prop_assert_eq!(view.metadata.revision, endpoint.revision);
@@ -883,7 +883,7 @@ proptest! {
         let (mut live, mut late) = (Projection::default(), Projection::with_late_rows());
         let every_step = rows_after(world.log.iter().flat_map(|record| live.apply(record)));
         let mut changes: Vec<RowChange> = world.log.iter().flat_map(|record| late.apply(record)).collect();
-        prop_assert!(changes.iter().all(|change| change.model != DEPLOYMENTS || change.doc.is_none()));
+        prop_assert!(changes.iter().all(|change| change.model != ReadModel::Deployments.name() || change.doc.is_none()));
         changes.extend(late.late_rows());
         prop_assert_eq!(rows_after(changes), every_step);
     }

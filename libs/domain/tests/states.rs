@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use contract::events::Event;
@@ -14,7 +15,7 @@ use domain::fold::{EndpointFold, FOLD_VERSION};
 use domain::instances::Instances;
 use domain::instances::ready::{READY_VERSION, ReadyCounts};
 use domain::usage::{EndpointUsage, USAGE_VERSION};
-use domain::views::{EndpointModel, MODEL_VERSION};
+use domain::views::{EndpointModel, MODEL_VERSION, MODELS, Projection, ReadModel};
 use proptest::prelude::*;
 use serde::Serialize;
 use uuid::Uuid;
@@ -43,14 +44,19 @@ fn iris() -> EndpointKey {
     EndpointKey::new(&"iris".parse().unwrap())
 }
 
-fn log() -> Vec<Record> {
+/// The example of an event.
+fn golden(file: &str) -> Event {
     let uid = "019a0000-0000-7000-8000-000000000001";
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../contract/tests/golden/events");
+    let (type_name, version) = file.rsplit_once(".v").unwrap();
+    let text = std::fs::read_to_string(folder.join(format!("{file}.json"))).unwrap();
+    // The decision's example is about another incarnation.
+    let text = text.replace("00000000-0000-0000-0000-000000000007", uid);
+    Event::decode(type_name, version.parse().unwrap(), &text).unwrap()
+}
+
+fn log() -> Vec<Record> {
     let record = |((kind, file), position): ((StreamKind, &str), u64)| {
-        let (type_name, version) = file.rsplit_once(".v").unwrap();
-        let text = std::fs::read_to_string(folder.join(format!("{file}.json"))).unwrap();
-        // The decision's example is about another incarnation.
-        let text = text.replace("00000000-0000-0000-0000-000000000007", uid);
         let stream = match kind {
             StreamKind::Node => StreamName::of_node(&iris(), "n"),
             kind => StreamName::of(kind, &iris()),
@@ -64,7 +70,7 @@ fn log() -> Vec<Record> {
             id: Uuid::from_u128(position.into()),
             time: Timestamp::from_secs(1_800_000_000) + Span::from_secs(position),
             actor: Actor::service("test"),
-            event: Event::decode(type_name, version.parse().unwrap(), &text).unwrap(),
+            event: golden(file),
         }
     };
     LOG.into_iter().zip(1..).map(record).collect()
@@ -102,6 +108,25 @@ fn the_model_of_an_endpoint_is_that_of_its_version() {
     }
     assert_eq!(state, silent, "rows that are not made change no model");
     compare("model", MODEL_VERSION, &state);
+}
+
+#[test]
+fn every_read_model_gets_rows_from_the_log() {
+    let mut projection = Projection::default();
+    let access = Record {
+        stream: StreamName::access(),
+        event: golden("access.granted.v1"),
+        ..log().remove(0)
+    };
+    let records = log().into_iter().chain([access]);
+    let changes = records.flat_map(|record| projection.apply(&record));
+    let written: BTreeSet<&str> = changes.map(|change| change.model).collect();
+    for model in ReadModel::ALL {
+        let name = model.name();
+        assert!(written.contains(name), "nothing writes rows of `{name}`");
+        assert_eq!(ReadModel::of_name(name), Some(*model));
+    }
+    assert_eq!(written.len(), MODELS.len());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use axum::routing::{MethodFilter, MethodRouter};
 use bytes::Bytes;
 use contract::ids::{Bucket, EndpointKey, Name, Position};
 use domain::endpoint::Endpoint;
-use domain::views::ENDPOINTS;
+use domain::views::ReadModel;
 use http::{Method, StatusCode};
 use serde_json::json;
 use store::{RowQuery, StoreError};
@@ -290,7 +290,7 @@ impl App {
     /// An endpoint with an event that cannot be read must not keep the others from being served.
     async fn newest_readable(&self) -> Result<Option<Endpoint>, StoreError> {
         let newest = RowQuery {
-            model: ENDPOINTS.to_owned(),
+            model: ReadModel::Endpoints.name().to_owned(),
             limit: SEALED_MAX,
             ..RowQuery::default()
         };

@@ -11,7 +11,7 @@ use contract::log::{Actor, StreamKind, StreamName};
 use contract::time::Timestamp;
 use contract::usage::UsageSlice;
 use control::ViewsProjector;
-use domain::views::{MODELS, USAGE};
+use domain::views::{MODELS, ReadModel};
 use serde_json::{Value, json};
 use store::{RawRecord, Row, RowQuery, Store};
 use support::{Setup, World};
@@ -58,7 +58,7 @@ async fn append_version_1(store: &Store) {
 
 async fn usage_rows(store: &Store) -> Vec<Row> {
     let query = RowQuery {
-        model: USAGE.into(),
+        model: ReadModel::Usage.name().into(),
         endpoint: Some(iris().as_str().to_owned()),
         limit: 10,
         ..RowQuery::default()
@@ -108,13 +108,13 @@ async fn usage_of_version_1_gives_the_rows_and_the_sums_that_it_gave() {
     }
     // And so does a rebuild, beside what is there and from nothing.
     let mut projector = ViewsProjector::for_rebuild();
-    let changed = store::rebuild(&store, &mut projector, &MODELS).await;
+    let changed = store::rebuild(&store, &mut projector, MODELS).await;
     assert_eq!(changed.unwrap(), 0);
     let url = format!("sqlite:{}", dir.path().join("again.db").display());
     let again = Store::open(&url).await.unwrap();
     store::copy(&store, &again, |_, _| {}).await.unwrap();
     let mut projector = ViewsProjector::for_rebuild();
-    store::rebuild(&again, &mut projector, &MODELS)
+    store::rebuild(&again, &mut projector, MODELS)
         .await
         .unwrap();
     assert_eq!(usage_rows(&again).await, rows);

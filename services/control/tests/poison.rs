@@ -192,11 +192,11 @@ async fn a_rebuild_makes_the_same(dir: &TempDir, poison: u64) -> Vec<(String, u6
     let rebuilt = async || {
         let store = Store::open(&url).await.unwrap();
         let mut projector = ViewsProjector::for_rebuild();
-        let changed = store::rebuild(&store, &mut projector, &MODELS)
+        let changed = store::rebuild(&store, &mut projector, MODELS)
             .await
             .unwrap();
         let mut fresh = ViewsProjector::default();
-        let report = store::verify(&store, &mut fresh, &MODELS).await.unwrap();
+        let report = store::verify(&store, &mut fresh, MODELS).await.unwrap();
         store.close().await;
         // It was changed after it was written, which the next event tells too.
         let [problem, broken] = &report.problems[..] else {

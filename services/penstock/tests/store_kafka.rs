@@ -183,9 +183,7 @@ impl Ran {
 async fn read_models_are_those_of_the_log(url: &str) {
     let store = Store::open(url).await.unwrap();
     let mut projector = control::ViewsProjector::default();
-    let report = store::verify(&store, &mut projector, &MODELS)
-        .await
-        .unwrap();
+    let report = store::verify(&store, &mut projector, MODELS).await.unwrap();
     store.close().await;
     assert_eq!(report.problems, Vec::<String>::new());
     assert_eq!(report.events, EVENTS);
@@ -596,13 +594,16 @@ async fn a_rebuild_names_and_lists_what_it_parks() {
         let rows = store.rows(query).await.unwrap();
         rows.into_iter().map(|row| row.key).collect::<Vec<_>>()
     };
-    assert_eq!(made(views::ENDPOINTS).await.len() as u64, ENDPOINTS);
-    let deployments = made(views::DEPLOYMENTS).await;
+    assert_eq!(
+        made(views::ReadModel::Endpoints.name()).await.len() as u64,
+        ENDPOINTS
+    );
+    let deployments = made(views::ReadModel::Deployments.name()).await;
     assert_eq!(deployments.len() as u64, ENDPOINTS - 1);
     let of_parked = |key: &&String| key.starts_with("default/e0/");
     assert_eq!(deployments.iter().find(of_parked), None);
     let mut projector = control::ViewsProjector::default();
-    let verified = store::verify(&store, &mut projector, &MODELS).await;
+    let verified = store::verify(&store, &mut projector, MODELS).await;
     let problems = verified.unwrap().problems;
     store.close().await;
     assert_eq!(problems.len(), 1, "{problems:?}");

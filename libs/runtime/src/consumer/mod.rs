@@ -600,7 +600,11 @@ fn wanted<F: Fold>(fold: &F, after: Position) -> (Vec<StreamKind>, Position) {
         let has_no_effect = without_effects && fold.has_effects_only(*kind);
         *kind != StreamKind::Parking && (!F::READS.contains(kind) || has_no_effect)
     };
-    let left_out = StreamKind::ALL.into_iter().filter(is_left_out).collect();
+    let left_out = StreamKind::ALL
+        .iter()
+        .copied()
+        .filter(is_left_out)
+        .collect();
     let until = match without_effects {
         true => effects_from,
         false => Position(u64::MAX),

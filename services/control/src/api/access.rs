@@ -6,7 +6,7 @@ use contract::events::AccessRole;
 use contract::ids::Name;
 use contract::problem::Finding;
 use contract::time::Timestamp;
-use domain::views::ACCESS;
+use domain::views::ReadModel;
 use http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -44,7 +44,7 @@ pub struct Revoked {
 }
 
 pub async fn list(app: Arc<App>, call: Call) -> Answer {
-    let filter = Filter::of(ACCESS, &call)?;
+    let filter = Filter::of(ReadModel::Access, &call)?;
     json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
 }
 

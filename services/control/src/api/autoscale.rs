@@ -9,7 +9,7 @@ use contract::resources::{AutoscaleView, Resource};
 use contract::time::{Span, Timestamp};
 use domain::endpoint::Endpoint;
 use domain::endpoint::commands::Command;
-use domain::views::{AUTOSCALES, DEPLOYMENTS, autoscale_view};
+use domain::views::{ReadModel, autoscale_view};
 use http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,7 @@ pub struct Preview {
 }
 
 pub async fn list(app: Arc<App>, call: Call) -> Answer {
-    let filter = Filter::of(AUTOSCALES, &call)?;
+    let filter = Filter::of(ReadModel::Autoscales, &call)?;
     json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
 }
 
@@ -84,7 +84,7 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
     with_revision(
         &one(
             &app,
-            AUTOSCALES,
+            ReadModel::Autoscales,
             &key_of(&of),
             &format!("Autoscale for `{of}`"),
         )
@@ -251,7 +251,7 @@ pub async fn preview(app: Arc<App>, call: Call) -> Answer {
     let Some(autoscale) = autoscale else {
         one(
             &app,
-            DEPLOYMENTS,
+            ReadModel::Deployments,
             &key_of(&of),
             &format!("deployment `{of}`"),
         )

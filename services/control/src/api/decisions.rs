@@ -5,7 +5,7 @@ use std::sync::Arc;
 use contract::resources::AutoscaleSpec;
 use contract::time::Timestamp;
 use domain::autoscale::Policy;
-use domain::views::DECISIONS;
+use domain::views::ReadModel;
 use domain::zones::ZoneData;
 use http::StatusCode;
 use uuid::Uuid;
@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::service::App;
 
 pub async fn list(app: Arc<App>, call: Call) -> Answer {
-    let filter = Filter::of(DECISIONS, &call)?;
+    let filter = Filter::of(ReadModel::Decisions, &call)?;
     json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
 }
 
@@ -35,7 +35,7 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
     })?;
     let view = one(
         &app,
-        DECISIONS,
+        ReadModel::Decisions,
         &id.to_string(),
         &format!("decision `{id}`"),
     )

@@ -6,7 +6,7 @@ use contract::ids::{EndpointKey, Uid};
 use contract::resources::{DeploymentView, Resource};
 use domain::endpoint::Endpoint;
 use domain::endpoint::commands::Command;
-use domain::views::{DEPLOYMENTS, ENDPOINTS, EndpointModel};
+use domain::views::{EndpointModel, ReadModel};
 use http::StatusCode;
 
 use super::endpoints::{DeleteResult, Deleted};
@@ -21,16 +21,22 @@ use crate::service::App;
 pub async fn list(app: Arc<App>, call: Call) -> Answer {
     let name = call.endpoint()?;
     let key = EndpointKey::new(&name);
-    one(&app, ENDPOINTS, key.as_str(), &format!("endpoint `{name}`")).await?;
+    one(
+        &app,
+        ReadModel::Endpoints,
+        key.as_str(),
+        &format!("endpoint `{name}`"),
+    )
+    .await?;
     let filter = Filter {
         endpoint: Some(key.to_string()),
-        ..Filter::of(DEPLOYMENTS, &call)?
+        ..Filter::of(ReadModel::Deployments, &call)?
     };
     json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
 }
 
 pub async fn list_all(app: Arc<App>, call: Call) -> Answer {
-    let filter = Filter::of(DEPLOYMENTS, &call)?;
+    let filter = Filter::of(ReadModel::Deployments, &call)?;
     json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
 }
 
@@ -39,7 +45,7 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
     with_revision(
         &one(
             &app,
-            DEPLOYMENTS,
+            ReadModel::Deployments,
             &key_of(&of),
             &format!("deployment `{of}`"),
         )

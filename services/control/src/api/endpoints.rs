@@ -7,7 +7,7 @@ use contract::ids::{EndpointKey, Name, Uid};
 use contract::resources::{EndpointView, Percentages, Resource};
 use domain::endpoint::Endpoint;
 use domain::endpoint::commands::Command;
-use domain::views::{ENDPOINTS, endpoint_view};
+use domain::views::{ReadModel, endpoint_view};
 use http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -79,7 +79,7 @@ fn view(app: &App, endpoint: &Endpoint) -> EndpointView {
 }
 
 pub async fn list(app: Arc<App>, call: Call) -> Answer {
-    let mut list = rows(&app, Filter::of(ENDPOINTS, &call)?, call.page()?).await?;
+    let mut list = rows(&app, Filter::of(ReadModel::Endpoints, &call)?, call.page()?).await?;
     list.items
         .iter_mut()
         .for_each(|item| add_scoring_uri(&app, item));
@@ -89,7 +89,13 @@ pub async fn list(app: Arc<App>, call: Call) -> Answer {
 pub async fn get(app: Arc<App>, call: Call) -> Answer {
     let name = call.endpoint()?;
     let key = EndpointKey::new(&name);
-    let mut view = one(&app, ENDPOINTS, key.as_str(), &format!("endpoint `{name}`")).await?;
+    let mut view = one(
+        &app,
+        ReadModel::Endpoints,
+        key.as_str(),
+        &format!("endpoint `{name}`"),
+    )
+    .await?;
     add_scoring_uri(&app, &mut view);
     with_revision(&view)
 }

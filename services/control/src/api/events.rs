@@ -299,7 +299,7 @@ pub async fn verify_against(app: Arc<App>, call: Call) -> Answer {
 
 async fn verified(app: &App, kept: &[store::ChainHead]) -> Answer {
     let mut projector = ViewsProjector::default();
-    let report = store::verify_against(&app.deps.store, &mut projector, &MODELS, kept).await?;
+    let report = store::verify_against(&app.deps.store, &mut projector, MODELS, kept).await?;
     let verified = Verified {
         ok: report.is_sound(),
         events: report.events,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use domain::views::INSTANCES;
+use domain::views::ReadModel;
 use http::StatusCode;
 
 use super::{Filter, rows};
@@ -11,6 +11,6 @@ use crate::call::Call;
 use crate::service::App;
 
 pub async fn list(app: Arc<App>, call: Call) -> Answer {
-    let filter = Filter::of(INSTANCES, &call)?;
+    let filter = Filter::of(ReadModel::Instances, &call)?;
     json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
 }

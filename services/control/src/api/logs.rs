@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::response::Response;
-use domain::views::DEPLOYMENTS;
+use domain::views::ReadModel;
 use futures::StreamExt;
 use http::{HeaderValue, header};
 
@@ -24,7 +24,7 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
     let of = call.deployment()?;
     one(
         &app,
-        DEPLOYMENTS,
+        ReadModel::Deployments,
         &key_of(&of),
         &format!("deployment `{of}`"),
     )

@@ -21,6 +21,7 @@ use contract::time::Timestamp;
 use documents::Backends;
 use domain::documents::diff;
 use domain::endpoint::commands::Command;
+use domain::views::ReadModel;
 use http::StatusCode;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -38,8 +39,8 @@ fn doc(row: &Row) -> Result<Value, ApiError> {
 }
 
 /// One row, as it is stored.
-async fn one(app: &App, model: &str, key: &str, what: &str) -> Result<Value, ApiError> {
-    let row = app.deps.store.row(model, key).await?;
+async fn one(app: &App, model: ReadModel, key: &str, what: &str) -> Result<Value, ApiError> {
+    let row = app.deps.store.row(model.name(), key).await?;
     let row = row.ok_or_else(|| ApiError::not_found(format!("there is no {what}")))?;
     doc(&row)
 }
@@ -62,7 +63,12 @@ struct Filter {
 
 impl Filter {
     /// By the query parameters `endpoint`, `deployment` and `since`.
-    fn of(model: &'static str, call: &Call) -> Result<Self, ApiError> {
+    fn of(model: ReadModel, call: &Call) -> Result<Self, ApiError> {
+        Self::of_rows(model.name(), call)
+    }
+
+    /// The same of rows that are not of a read model of events.
+    fn of_rows(model: &'static str, call: &Call) -> Result<Self, ApiError> {
         let endpoint = call.query.get("endpoint");
         Ok(Self {
             model,

@@ -66,7 +66,7 @@ pub struct Decided {
 }
 
 pub async fn list(app: Arc<App>, call: Call) -> Answer {
-    let filter = Filter::of(PARKED, &call)?;
+    let filter = Filter::of_rows(PARKED, &call)?;
     json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
 }
 

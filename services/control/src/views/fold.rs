@@ -64,7 +64,7 @@ impl Fold for ViewsFold {
     type Effect = Vec<RowChange>;
 
     const VERSION: u32 = MODEL_VERSION;
-    const READS: &'static [StreamKind] = &StreamKind::ALL;
+    const READS: &'static [StreamKind] = StreamKind::ALL;
 
     fn apply(
         &self,

@@ -12,7 +12,7 @@ use contract::events::Event;
 use contract::ids::{EndpointKey, Position};
 use contract::log::{Record, RowChange};
 use contract::time::Timestamp;
-use domain::views::{EndpointModel, Projection, WRITTEN_ONCE};
+use domain::views::{EndpointModel, Projection, ReadModel};
 use runtime::parking::{ParkedView, catch_panic, endpoint_of};
 use store::{Projector, Unreadable};
 
@@ -159,7 +159,7 @@ impl Projector for ViewsProjector {
     }
 
     fn is_written_once(&self, model: &str) -> bool {
-        WRITTEN_ONCE.contains(&model)
+        ReadModel::of_name(model).is_some_and(ReadModel::is_written_once)
     }
 
     fn consumer(&self) -> &'static str {

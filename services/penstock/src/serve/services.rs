@@ -216,6 +216,19 @@ mod tests {
         );
     }
 
+    #[test]
+    fn who_writes_a_kind_of_stream_is_a_service() {
+        for kind in contract::log::StreamKind::ALL {
+            let is_known = SERVICES.iter().any(|entry| entry.name.0 == kind.writer());
+            assert!(
+                is_known,
+                "SERVICES lacks `{}`, which writes `{}`",
+                kind.writer(),
+                kind.as_str()
+            );
+        }
+    }
+
     #[tokio::test]
     async fn stages_end_one_after_the_other() {
         let (ended, mut order) = tokio::sync::mpsc::unbounded_channel();

@@ -239,7 +239,7 @@ async fn rebuild_models(store: &Store) -> Result<(usize, Vec<ParkedView>), CliEr
     let mut progress = Progress::new("log read up to position");
     let mut projector = control::ViewsProjector::for_rebuild();
     let say = |at: Position| progress.say(at.0, head.0);
-    let changed = store::rebuild_with(store, &mut projector, &MODELS, say).await;
+    let changed = store::rebuild_with(store, &mut projector, MODELS, say).await;
     let changed = changed.map_err(failed)?;
     let mut parked = Vec::new();
     for (key, view) in projector.parked() {

@@ -74,12 +74,12 @@ fn a_frame_of_a_newer_version_is_named_and_not_read() {
         frame["version"] = json!(FRAME_VERSION + 1);
         frame["deployments"] = json!({"of": "another shape"});
     });
-    let Err(FrameError::Unreadable { head, reason }) = decode(&text) else {
+    let Err(FrameError::Unreadable { head, source }) = decode(&text) else {
         panic!("it was read")
     };
     assert_eq!((head.sequence, head.version), (17, FRAME_VERSION + 1));
     assert_eq!(head.source.id, "gateway-1");
-    assert!(reason.contains("newer release"), "{reason}");
+    assert!(source.to_string().contains("newer release"), "{source}");
 }
 
 #[test]

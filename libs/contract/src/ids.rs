@@ -19,6 +19,7 @@ pub const NAME_LENGTH_MAX: usize = 32;
 #[serde(transparent)]
 pub struct Name(String);
 
+/// A text that is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a valid name: use 1 to 32 lower-case letters, digits and dashes, starting with a letter and not ending with a dash"
@@ -26,6 +27,7 @@ pub struct Name(String);
 pub struct InvalidName(pub String);
 
 impl Name {
+    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -69,7 +71,9 @@ impl<'de> Deserialize<'de> for Name {
 )]
 #[serde(deny_unknown_fields)]
 pub struct DeploymentRef {
+    /// The endpoint's name.
     pub endpoint: Name,
+    /// The deployment's name within it.
     pub deployment: Name,
 }
 
@@ -101,21 +105,25 @@ pub struct EndpointKey {
 }
 
 impl EndpointKey {
+    /// The key of the endpoint of this name, in the only workspace.
     pub fn new(endpoint: &Name) -> Self {
         Self {
             text: format!("{DEFAULT_WORKSPACE}/{endpoint}"),
         }
     }
 
+    /// `workspace/endpoint`.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
+    /// The endpoint's name alone.
     pub fn endpoint(&self) -> Name {
         let (_, endpoint) = self.text.split_once('/').unwrap_or(("", &self.text));
         Name(endpoint.to_owned())
     }
 
+    /// The bucket of all that belongs to it.
     pub fn bucket(&self) -> Bucket {
         Bucket::of(&self.text)
     }
@@ -194,6 +202,7 @@ impl InstanceId {
         Self(format!("{}-{}-{}", of.endpoint, of.deployment, &tail[20..]))
     }
 
+    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -230,6 +239,7 @@ impl fmt::Display for InstanceId {
 pub struct Position(pub u64);
 
 impl Position {
+    /// Before the first event.
     pub const START: Self = Self(0);
 }
 
@@ -288,11 +298,14 @@ impl fmt::Display for Bucket {
 /// What decides an event's bucket: an endpoint, or nothing (the global bucket).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BucketKey {
+    /// Whatever belongs to this endpoint.
     Endpoint(EndpointKey),
+    /// Whatever belongs to none.
     Global,
 }
 
 impl BucketKey {
+    /// The bucket that it leads to.
     pub fn bucket(&self) -> Bucket {
         match self {
             Self::Endpoint(key) => key.bucket(),

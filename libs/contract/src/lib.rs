@@ -4,6 +4,8 @@
 //! measurements, routes, decisions and problem reports. Invariant: nothing here does I/O, reads a
 //! clock or draws a random number; every type that is written down can be read back.
 
+#![warn(missing_docs, clippy::missing_errors_doc)]
+
 pub mod chain;
 pub mod decision;
 pub mod events;

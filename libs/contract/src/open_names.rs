@@ -21,6 +21,7 @@ macro_rules! open_name {
         #[serde(transparent)]
         pub struct $name(Cow<'static, str>);
 
+        /// A text that is no such name.
         #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
         #[error($sentence)]
         pub struct $invalid(pub String);
@@ -31,6 +32,7 @@ macro_rules! open_name {
             /// Those that this release has a use for.
             pub const KNOWN: &'static [Self] = &[$(Self::$constant),*];
 
+            /// The text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -96,6 +98,7 @@ open_name! {
     SURGE = "surge",
     /// Ready, with no request on it.
     IDLE = "idle",
+    /// Works through stored requests.
     BATCH = "batch",
 }
 

@@ -3,6 +3,8 @@
 //! Invariants: no clock, no randomness, no I/O, no async, no hash maps. The same functions run live,
 //! in replay, in simulation and in `explain`.
 
+#![warn(missing_docs, clippy::missing_errors_doc)]
+
 pub mod autoscale;
 pub mod documents;
 pub mod endpoint;

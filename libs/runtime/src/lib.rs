@@ -7,6 +7,8 @@
 //! Invariant: this is the only place that reads the wall clock or draws random numbers; engines get
 //! time and ids as arguments.
 
+#![warn(missing_docs, clippy::missing_errors_doc)]
+
 pub mod clock;
 #[cfg(feature = "log")]
 pub mod consumer;

@@ -148,6 +148,10 @@ impl Policy {
     }
 
     /// [`compile`](Self::compile) with other metrics than those of this release.
+    ///
+    /// # Errors
+    ///
+    /// As [`compile`](Self::compile).
     pub fn compile_among(
         metrics: &'static [MetricRow],
         spec: &AutoscaleSpec,

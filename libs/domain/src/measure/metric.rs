@@ -21,6 +21,7 @@ pub struct MetricRow {
     pub name: &'static str,
     /// Other names that rules may use for it (Azure's).
     pub aliases: &'static [&'static str],
+    /// How its values are written.
     pub unit: Unit,
     /// Whose frames it is computed from.
     pub source: SourceKind,
@@ -31,14 +32,18 @@ pub struct MetricRow {
     pub is_per_instance: bool,
     /// For people, in one line.
     pub description: &'static str,
+    /// Its values where there is nothing, or not the usual, to compute it from.
     pub worth: Situations,
+    /// How it is computed.
     pub reads: Reads,
 }
 
 /// How a metric's values are written in rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
+    /// As they are.
     Number,
+    /// 0 to 100, and above where more is used than there should be.
     Percent,
     /// 0 to 1.
     Ratio,
@@ -61,6 +66,7 @@ pub struct Situations {
     pub no_report: Worth,
 }
 
+/// A value in a situation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Worth {
     /// This, whatever else is true.
@@ -94,7 +100,9 @@ pub enum Reads {
 /// A name that nothing is measured under in this version.
 #[derive(Clone, Copy, Debug)]
 pub struct SpokenFor {
+    /// As rules will name it.
     pub name: &'static str,
+    /// Other names that rules will use for it.
     pub aliases: &'static [&'static str],
 }
 
@@ -116,10 +124,13 @@ impl fmt::Debug for Metric {
     }
 }
 
+/// A rule names a metric that there is not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnknownMetric {
+    /// A later release measures it.
     #[error("the metric `{0}` is not available yet; {1}")]
     NotYet(String, Available),
+    /// Nothing goes by that name.
     #[error("there is no metric `{0}`; {1}")]
     Unknown(String, Available),
 }
@@ -159,22 +170,27 @@ impl Metric {
         })
     }
 
+    /// What is known of it.
     pub fn row(self) -> &'static MetricRow {
         self.0
     }
 
+    /// As rules and decisions name it.
     pub fn name(self) -> &'static str {
         self.0.name
     }
 
+    /// How its values are written.
     pub fn unit(self) -> Unit {
         self.0.unit
     }
 
+    /// See [`MetricRow::is_total`].
     pub fn is_total(self) -> bool {
         self.0.is_total
     }
 
+    /// See [`MetricRow::is_per_instance`].
     pub fn is_per_instance(self) -> bool {
         self.0.is_per_instance
     }

@@ -50,7 +50,9 @@ pub const SOURCE_KINDS_MAX: usize = 16;
 /// A second that will not change any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClosedSecond {
+    /// Of whose frames it is made.
     pub kind: SourceKind,
+    /// When it began.
     pub start: Timestamp,
     /// Members that sent nothing for it; not empty: the second is partial.
     pub missing: Vec<Source>,
@@ -165,6 +167,7 @@ impl Measures {
         self.groups.values().flat_map(Group::members)
     }
 
+    /// What was not used for decisions, since the start.
     pub fn counters(&self) -> Counters {
         let mut counters = Counters::default();
         for group in self.groups.values() {

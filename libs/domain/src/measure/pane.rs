@@ -16,14 +16,21 @@ pub(super) trait Merge: Default {
 /// Requests and resources of one deployment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Load {
+    /// Requests that ended, by what became of them.
     pub outcomes: Outcomes,
+    /// Requests that arrived.
     pub arrivals: u64,
+    /// Sum over requests of the time each was being served, in microseconds.
     pub in_flight_us: u64,
+    /// Sum over requests of the time each waited for an instance, in microseconds.
     pub queued_us: u64,
+    /// Latencies of requests that ended and count.
     pub latency: Histogram,
+    /// CPU time of instances, in microseconds.
     pub cpu_us: u64,
     /// Instance-time over which CPU was counted.
     pub cpu_length_us: u64,
+    /// Sum of the memory that was read, in bytes.
     pub memory_bytes: u64,
     /// Instance-seconds in which memory was read.
     pub memory_samples: u64,

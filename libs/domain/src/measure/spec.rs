@@ -12,12 +12,17 @@ use super::metric::Metric;
 /// How the values inside a window become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Aggregation {
+    /// The mean over time.
     Average,
+    /// The least second.
     Min,
+    /// The greatest second.
     Max,
+    /// All seconds added up.
     Sum,
     /// Seconds that had data.
     Count,
+    /// The last second.
     Last,
     /// Per ten thousand.
     Quantile(u32),
@@ -36,6 +41,7 @@ const AGGREGATIONS: [(&str, Aggregation); 10] = [
     ("p99", Aggregation::Quantile(9900)),
 ];
 
+/// A rule names an aggregation that there is not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "there is no aggregation `{0}`; use average, min, max, sum, count, last, p50, p90, p95 or p99"
@@ -43,6 +49,11 @@ const AGGREGATIONS: [(&str, Aggregation); 10] = [
 pub struct UnknownAggregation(String);
 
 impl Aggregation {
+    /// The aggregation that rules name so.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownAggregation`], which lists those that there are.
     pub fn parse(name: &str) -> Result<Self, UnknownAggregation> {
         AGGREGATIONS
             .iter()
@@ -51,6 +62,7 @@ impl Aggregation {
             .ok_or_else(|| UnknownAggregation(name.to_owned()))
     }
 
+    /// As rules and decisions name it.
     pub fn name(self) -> &'static str {
         AGGREGATIONS
             .iter()
@@ -62,8 +74,11 @@ impl Aggregation {
 /// One aggregate that a rule reads, before any division by instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignalSpec {
+    /// What is read.
     pub metric: Metric,
+    /// How far back, in whole seconds.
     pub window: Span,
+    /// How the window becomes one value.
     pub aggregation: Aggregation,
 }
 
@@ -74,6 +89,7 @@ impl SignalSpec {
         self.to_string()
     }
 
+    /// The window's length in seconds.
     pub fn window_seconds(&self) -> u32 {
         u32::try_from(self.window.secs()).unwrap_or(u32::MAX)
     }

@@ -19,12 +19,15 @@ use crate::parking::{Handling, Parking, catch_panic};
 /// or it belongs to no endpoint.
 #[derive(Debug)]
 pub struct Applied<E> {
+    /// The record.
     pub record: Arc<Record>,
+    /// What the fold made of it.
     pub effect: Option<E>,
 }
 
 /// What became of a record.
 pub enum Handled<E> {
+    /// It was folded, with this effect.
     Applied(E),
     /// Skipped, or of no endpoint.
     Skipped,
@@ -66,6 +69,7 @@ pub struct Backlog {
 }
 
 impl<F: Fold> Core<F> {
+    /// Has no bucket yet.
     pub fn new(fold: Arc<F>, parking: Parking) -> Self {
         Self {
             fold,
@@ -75,6 +79,7 @@ impl<F: Fold> Core<F> {
         }
     }
 
+    /// The states, to be locked for reading.
     pub fn folds(&self) -> &Folds<F::State> {
         &self.folds
     }
@@ -84,6 +89,7 @@ impl<F: Fold> Core<F> {
         self.fold.writes(stream)
     }
 
+    /// What is parked.
     pub fn parking(&self) -> &Parking {
         &self.parking
     }
@@ -143,6 +149,7 @@ impl<F: Fold> Core<F> {
         }
     }
 
+    /// The history of these buckets has been applied.
     pub fn caught_up(&mut self, buckets: &[Bucket]) {
         for bucket in buckets {
             if let Some(held) = self.held.get_mut(bucket) {
@@ -151,14 +158,17 @@ impl<F: Fold> Core<F> {
         }
     }
 
+    /// The buckets that it has, in order.
     pub fn buckets(&self) -> impl Iterator<Item = Bucket> {
         self.held.keys().copied()
     }
 
+    /// Whether it has the bucket.
     pub fn has(&self, bucket: Bucket) -> bool {
         self.held.contains_key(&bucket)
     }
 
+    /// The fence that the bucket is owned under; none where it is owned elsewhere.
     pub fn fence(&self, bucket: Bucket) -> Option<&Fence> {
         self.held.get(&bucket)?.fence.as_ref()
     }
@@ -168,6 +178,7 @@ impl<F: Fold> Core<F> {
         self.held.get(&bucket).is_some_and(|held| held.caught_up)
     }
 
+    /// Whether the history of every bucket that it has, has been applied.
     pub fn all_caught_up(&self) -> bool {
         self.held.values().all(|held| held.caught_up)
     }

@@ -26,6 +26,8 @@ pub trait Fold: Send + Sync + 'static {
     /// The kinds of streams of which events are applied. Those of other kinds are not even read.
     const READS: &'static [StreamKind];
 
+    /// The state after one more record. A function of state and record alone; it may panic on what
+    /// it cannot digest, which parks the endpoint.
     fn apply(&self, key: &EndpointKey, state: &mut Self::State, record: &Record) -> Self::Effect;
 
     /// Whether events of a kind change no state: they have effects only, and may be left out.
@@ -46,6 +48,7 @@ pub trait Fold: Send + Sync + 'static {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry<S> {
+    /// What the fold has made of its records.
     pub state: S,
     /// Versions of the streams that the consumer writes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -79,6 +82,7 @@ impl<S> Default for Entries<S> {
 }
 
 impl<S> Entries<S> {
+    /// The entry of an endpoint, where anything of it was applied.
     pub fn get(&self, key: &EndpointKey) -> Option<&Entry<S>> {
         self.buckets.get(&key.bucket())?.get(key).map(AsRef::as_ref)
     }
@@ -89,15 +93,18 @@ impl<S> Entries<S> {
         of_bucket.map(|(key, entry)| (key, entry.as_ref()))
     }
 
+    /// All of them, by bucket and key.
     pub fn iter(&self) -> impl Iterator<Item = (&EndpointKey, &Entry<S>)> {
         let all = self.buckets.values().flatten();
         all.map(|(key, entry)| (key, entry.as_ref()))
     }
 
+    /// How many endpoints there are.
     pub fn len(&self) -> usize {
         self.buckets.values().map(BTreeMap::len).sum()
     }
 
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -63,6 +63,7 @@ pub struct ConsumerConfig {
     pub consumer: &'static str,
     /// What its snapshots are stored under: the same, or `node/ID` where each process has its own.
     pub snapshots: String,
+    /// Who else consumes the same.
     pub ownership: Ownership,
     /// Whether snapshots wait until the service says that what follows from a bucket has been written
     /// ([`Consumer::confirm_written`]).
@@ -104,13 +105,21 @@ pub enum Step<E> {
     /// Up to these positions of their buckets there was nothing more to apply.
     Passed(BTreeMap<Bucket, Position>),
     /// An event that cannot be decoded.
-    Unreadable { bucket: Bucket, position: Position },
+    Unreadable {
+        /// Where it stands.
+        bucket: Bucket,
+        /// At which position.
+        position: Position,
+    },
     /// The endpoint has no state any more, and is not to be dealt with.
     Parked(EndpointKey),
     /// People wanted the endpoint back, by this record: its state was folded from its start.
     Rebuilt {
+        /// Which endpoint.
         key: EndpointKey,
+        /// The record by which they said so.
         by: Arc<Record>,
+        /// Its records, and what came of them.
         applied: Vec<Applied<E>>,
     },
     /// The history of these buckets, up to the head at their assignment, has been applied.
@@ -122,8 +131,11 @@ pub enum Step<E> {
 /// What [`Consumer`] works with.
 #[derive(Clone)]
 pub struct ConsumerDeps {
+    /// Where the log and the snapshots are.
     pub store: Store,
+    /// Where new records come from.
     pub bus: Arc<dyn Bus>,
+    /// For what is written down, such as since when an endpoint is parked.
     pub clock: Arc<dyn Clock>,
 }
 
@@ -210,6 +222,7 @@ impl<F: Fold> Consumer<F> {
         &self.core
     }
 
+    /// What is parked.
     pub fn parking(&self) -> &Parking {
         self.core.parking()
     }
@@ -229,10 +242,12 @@ impl<F: Fold> Consumer<F> {
         self.core.is_caught_up(bucket)
     }
 
+    /// Whether that is so for every bucket that is ours.
     pub fn all_caught_up(&self) -> bool {
         self.core.all_caught_up()
     }
 
+    /// The buckets that are ours, in order.
     pub fn buckets(&self) -> impl Iterator<Item = Bucket> {
         self.core.buckets()
     }
@@ -290,6 +305,10 @@ impl<F: Fold> Consumer<F> {
 
     /// The next step; waits until there is one, also while the store cannot be reached. May be cancelled (in
     /// a `select!`) without losing anything. The only error is that this process has closed the store.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Closed`] only.
     pub async fn next(&mut self) -> Result<Step<F::Effect>, StoreError> {
         loop {
             if let Some(step) = self.outbox.pop_front() {

@@ -40,6 +40,7 @@ pub struct Stored {
 /// What a bucket begins with.
 #[derive(Debug)]
 pub struct Initial<S> {
+    /// Everything of the bucket up to here is in it.
     pub position: Position,
     pub(super) entries: Vec<(EndpointKey, Entry<S>)>,
     pub(super) skipped: BTreeSet<Position>,
@@ -72,6 +73,10 @@ impl<S> Initial<S> {
 
 impl<S: DeserializeOwned> Initial<S> {
     /// Reads what a snapshot holds; `history` gives that of a parked endpoint.
+    ///
+    /// # Errors
+    ///
+    /// Where a part is not what this version of the fold writes: fold the log from its start.
     pub fn decode(
         snapshot: &Snapshot,
         mut history: impl FnMut(&EndpointKey) -> Vec<store::Entry>,
@@ -173,6 +178,10 @@ impl Draft {
 
 /// Reads what a bucket begins with: the stored snapshot, or nothing. `consumer` is the name that snapshots
 /// are stored under.
+///
+/// # Errors
+///
+/// Where the store cannot be read: try again.
 pub async fn load<S: DeserializeOwned>(
     store: &Store,
     consumer: &str,

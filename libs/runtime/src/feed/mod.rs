@@ -40,6 +40,7 @@ const AHEAD_MAX: usize = 65_536;
 /// From so many buckets on, one read of the whole log is cheaper than a read of each.
 const SCAN_MIN: usize = 16;
 
+/// What a feed brings.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FeedItem {
     /// Gapless and in order within each bucket.
@@ -222,6 +223,10 @@ impl Feed {
 
     /// The next item; waits until there is one, also while the store cannot be reached. The only
     /// error is that this process has closed the store.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Closed`] only.
     pub async fn next(&mut self) -> Result<FeedItem, StoreError> {
         // Whatever is awaited here leaves the state as it is until it has succeeded.
         loop {

@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check check-licenses advisories bench bench-decisions bench-endpoints bench-gateway bench-log bench-start sim fuzz faults away schemas stack-up stack-down clean
+.PHONY: help demo run test check check-licenses check-unused advisories bench bench-decisions bench-endpoints bench-gateway bench-log bench-start sim fuzz faults away schemas stack-up stack-down clean
 
 # A toolchain that was just installed is not on the path of this shell yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -34,6 +34,10 @@ check: ## Formatting and lints; warnings are errors
 check-licenses: ## Licences, bans and sources of all dependencies (deny.toml)
 	@scripts/setup.sh
 	@scripts/deny.sh licenses bans sources
+
+check-unused: ## Dependencies that no source of their package mentions
+	@scripts/setup.sh
+	@scripts/unused.sh
 
 advisories: ## Known vulnerabilities in dependencies (fetches the advisory database)
 	@scripts/setup.sh

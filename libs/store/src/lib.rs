@@ -5,10 +5,11 @@
 //! have no gaps; in PostgreSQL many processes write it, one commit after the other.
 //!
 //! Each folder imports only from those before it: `model` (what is handed in and out), `sql` (the
-//! databases and every text of SQL), `schema` (formats and migrations), `writing` (the one task that
-//! writes), `log` (the handle), `maintenance` (what is done to a store as a whole). `tests/tidy.rs` holds
-//! that there are no circles.
+//! databases and every text of SQL), `schema` (formats and migrations), `archive` (the beginning of the log
+//! in files), `writing` (the one task that writes), `log` (the handle), `maintenance` (what is done to a
+//! store as a whole). `tests/tidy.rs` holds that there are no circles.
 
+mod archive;
 mod log;
 mod maintenance;
 mod model;
@@ -23,8 +24,12 @@ pub use log::store::{READ_LIMIT_MAX, Store};
 pub use maintenance::backup::backup;
 pub use maintenance::heads::heads;
 pub use maintenance::rebuild::{rebuild, rebuild_with};
+pub use maintenance::seal::{
+    ARCHIVE_EVENTS_MAX, ARCHIVE_LEASE, HeldBack, SealLimits, Sealable, SealedFile, seal, sealable,
+};
 pub use maintenance::transfer::{LogHash, LogHasher, append_raw, copy, go_on_above, log_hash};
 pub use maintenance::verify::{PROBLEMS_MAX, VerifyReport, verify, verify_against};
+pub use model::archive::Archive;
 pub use model::chain::ChainHead;
 pub use model::commit::{Append, Cause, Commit, Committed, CursorMove, Fence};
 pub use model::error::{CommitError, StoreError};
@@ -34,6 +39,6 @@ pub use model::rows::{PAGE_ROWS_MAX, Projector, Row, RowQuery};
 pub use model::snapshot::{
     PartHash, Snapshot, SnapshotChange, SnapshotMeta, part_hash, snapshot_hash,
 };
-pub use schema::format::FORMAT;
+pub use schema::format::{FORMAT, FORMAT_WITH_ARCHIVES};
 pub use schema::migrate::{Migrated, StoreFormat, inspect, migrate, migrate_with};
 pub use writing::restore::POSITIONS_SKIPPED;

@@ -278,7 +278,10 @@ async fn a_store_of_the_format_before_is_chained_once_and_goes_on(place: Place) 
     format_1(&place).await;
     let before = store::inspect(&place.url()).await.unwrap();
     assert_eq!(before.format, Some(1));
-    assert_eq!(before.pending, ["0004_chain", "0005_snapshots"]);
+    assert_eq!(
+        before.pending,
+        ["0004_chain", "0005_snapshots", "0006_archives"]
+    );
     let mut said = Vec::new();
     let done = store::migrate_with(&place.url(), |up_to, of| said.push((up_to, of))).await;
     let done = done.unwrap();

@@ -345,7 +345,7 @@ async fn an_event_that_cannot_be_read_does_not_hide_the_others(place: Place) {
 async fn a_store_of_a_newer_format_is_refused_and_left_as_it_is(place: Place) {
     place.open().await.close().await;
     place
-        .behind_its_back("UPDATE meta SET value = '3' WHERE key = 'format'")
+        .behind_its_back("UPDATE meta SET value = '4' WHERE key = 'format'")
         .await;
     for refused in [
         Store::open(&place.url()).await.err().unwrap().to_string(),
@@ -361,7 +361,7 @@ async fn a_store_of_a_newer_format_is_refused_and_left_as_it_is(place: Place) {
             .to_string(),
     ] {
         assert!(
-            refused.contains("format 3") && refused.contains("newer"),
+            refused.contains("format 4") && refused.contains("newer"),
             "{refused}"
         );
     }

@@ -10,10 +10,11 @@ use contract::log::Record;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::archive::joint;
 use crate::log::store::Store;
 use crate::model::error::StoreError;
 use crate::model::raw::Unreadable;
-use crate::sql::page::{Page, PageQuery, read_page};
+use crate::sql::page::{Page, PageQuery};
 
 /// Records per page.
 const PAGE: usize = 2_000;
@@ -38,13 +39,21 @@ impl Store {
         let store = self.clone();
         tokio::spawn(async move {
             let mut after = after;
-            while let Some(page) = store.read_page(after).await.transpose() {
-                let last = page.as_ref().ok().map(|page| page.last);
-                if sender.send(page).await.is_err() {
-                    return;
+            loop {
+                let pages = match store.read_pages(after).await {
+                    Ok(pages) if pages.is_empty() => return,
+                    Ok(pages) => pages,
+                    Err(error) => {
+                        let _ = sender.send(Err(error)).await;
+                        return;
+                    }
+                };
+                for page in pages {
+                    after = page.last;
+                    if sender.send(Ok(page)).await.is_err() {
+                        return;
+                    }
                 }
-                let Some(last) = last else { return };
-                after = last;
             }
         });
         Replay {
@@ -55,7 +64,7 @@ impl Store {
         }
     }
 
-    async fn read_page(&self, after: Position) -> Result<Option<Page>, StoreError> {
+    async fn read_pages(&self, after: Position) -> Result<Vec<Page>, StoreError> {
         let query = PageQuery {
             bucket: None,
             after,
@@ -63,7 +72,7 @@ impl Store {
             left_out: &[],
             limit: PAGE,
         };
-        read_page(&mut self.reader().await?.get(), &query).await
+        joint::pages(self.shelf(), &mut self.reader().await?.get(), &query).await
     }
 }
 

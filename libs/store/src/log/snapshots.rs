@@ -6,9 +6,10 @@
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 
+use crate::archive::joint;
+use crate::archive::shelf::Shelf;
 use crate::log::store::Store;
 use crate::model::error::StoreError;
-use crate::model::raw::EventRow;
 use crate::model::snapshot::{PartHash, Snapshot, part_hash, snapshot_hash};
 use crate::sql::connection::Connection;
 use crate::sql::statements;
@@ -56,7 +57,7 @@ impl Store {
         let mut reader = self.reader().await?;
         // One moment, so that one that is being replaced is never seen half.
         let mut moment = reader.snapshot().await?;
-        match read(&mut moment.get(), consumer, bucket, version).await {
+        match read(self.shelf(), &mut moment.get(), consumer, bucket, version).await {
             Ok(snapshot) => {
                 moment.rollback().await?;
                 Ok(Some(snapshot))
@@ -89,12 +90,13 @@ impl Store {
         at: Position,
     ) -> Result<Option<ChainHash>, StoreError> {
         let mut reader = self.reader().await?;
-        let last = statements::last_of_bucket(&mut reader.get(), bucket, at).await?;
-        Ok(last.map(|event| EventRow::raw(&event).hash()))
+        let last = joint::last_of_bucket(self.shelf(), &mut reader.get(), bucket, at).await?;
+        Ok(last.map(|(_, hash)| hash))
     }
 }
 
 async fn read(
+    shelf: &Shelf,
     connection: &mut Connection<'_>,
     consumer: &str,
     bucket: Bucket,
@@ -121,8 +123,8 @@ async fn read(
             "it is of another log: it stands at {at}, and this log ends at {head}"
         )));
     }
-    let last = statements::last_of_bucket(connection, bucket, at).await?;
-    if last.map(|event| EventRow::raw(&event).hash()) != meta.event_hash {
+    let last = joint::last_of_bucket(shelf, connection, bucket, at).await?;
+    if last.map(|(_, hash)| hash) != meta.event_hash {
         return Err(Without::Unusable(format!(
             "it is of another log: the last event of the bucket up to {at} is another one than it was made with"
         )));

@@ -1,6 +1,7 @@
 //! The handle that everything else holds: opens the store, hands commits to the writer, reads.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use contract::ids::{Bucket, Position};
@@ -10,7 +11,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use uuid::Uuid;
 
+use crate::archive::joint;
+use crate::archive::shelf::{self, Shelf};
 use crate::log::follow;
+use crate::model::archive::Archive;
 use crate::model::commit::{Cause, Commit, Committed};
 use crate::model::error::{CommitError, StoreError};
 use crate::model::raw::{Entry, decode};
@@ -18,7 +22,7 @@ use crate::model::rows::{Row, RowQuery};
 use crate::schema::{chain, migrate};
 use crate::sql::connection::{Pool, Pooled};
 use crate::sql::location::Location;
-use crate::sql::page::{PageQuery, read_page};
+use crate::sql::page::PageQuery;
 use crate::sql::{damage, statements};
 use crate::writing::alone::{Alone, Answer};
 use crate::writing::head::Head;
@@ -40,6 +44,7 @@ struct Inner {
     readers: Pool,
     subscribers: Subscribers,
     head: Head,
+    shelf: Shelf,
     follower: OnceLock<AbortHandle>,
     runtime: Handle,
     /// Where the store is, without credentials.
@@ -60,14 +65,22 @@ impl Store {
     /// and brings its tables up to date. Refused for a store that only a newer release can read, and
     /// in SQLite while another process has it.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
+        Self::open_with(url, None).await
+    }
+
+    /// The same, with the folder where this process finds archives, unless it is the one that was named
+    /// when they were sealed, or the folder `archive` beside a file of SQLite.
+    pub async fn open_with(url: &str, archives: Option<&Path>) -> Result<Self, StoreError> {
         let location = Location::parse(url)?;
-        match Self::open_at(location.clone()).await {
+        let usual = location.path().map(shelf::beside);
+        let shelf = Shelf::new(archives.map(Path::to_owned), usual);
+        match Self::open_at(location.clone(), shelf).await {
             Err(StoreError::Damaged(detail)) => Err(damage::at_open(&location, detail).await),
             opened => opened,
         }
     }
 
-    async fn open_at(location: Location) -> Result<Self, StoreError> {
+    async fn open_at(location: Location, shelf: Shelf) -> Result<Self, StoreError> {
         let place = location.to_string();
         let lock = location.lock()?;
         let mut migrator = location.open_migrator().await?;
@@ -78,10 +91,19 @@ impl Store {
         let mut connection = location.open_writer().await?;
         let head = Head::at(statements::head(&mut connection.get()).await?);
         let known = Known::read(&mut connection.get()).await?;
+        shelf.load(&mut connection.get()).await?;
         let readers = location.open_readers().await?;
         let subscribers = Subscribers::default();
         let (told, heads) = (subscribers.clone(), head.clone());
-        let writer = Writer::new(location, connection, known, told, heads, lock);
+        let writer = Writer::new(
+            location,
+            connection,
+            known,
+            told,
+            heads,
+            shelf.clone(),
+            lock,
+        );
         let (jobs, waiting) = mpsc::channel(QUEUE_MAX);
         let writer = tokio::spawn(writer.run(waiting));
         Ok(Self {
@@ -90,6 +112,7 @@ impl Store {
                 readers,
                 subscribers,
                 head,
+                shelf,
                 follower: OnceLock::new(),
                 runtime: Handle::current(),
                 place,
@@ -162,9 +185,8 @@ impl Store {
     ) -> Result<Vec<Record>, StoreError> {
         let limit = limit.min(READ_LIMIT_MAX);
         let mut reader = self.reader().await?;
-        let raw =
-            statements::read_stream(&mut reader.get(), stream.as_str(), after_version, limit).await;
-        decode_all(&raw?)
+        let (shelf, name) = (&self.inner.shelf, stream.as_str());
+        decode_all(&joint::stream(shelf, &mut reader.get(), name, after_version, limit).await?)
     }
 
     pub async fn read_bucket(
@@ -208,8 +230,7 @@ impl Store {
         after: Position,
         limit: usize,
     ) -> Result<Vec<RawRecord>, StoreError> {
-        let limit = limit.min(READ_LIMIT_MAX);
-        statements::read_all(&mut self.reader().await?.get(), after, limit).await
+        self.select(None, after, limit).await
     }
 
     /// Events between two positions (the second included), of one bucket or of all, without those of streams
@@ -228,13 +249,26 @@ impl Store {
             left_out,
             limit: limit.min(READ_LIMIT_MAX),
         };
-        let page = read_page(&mut self.reader().await?.get(), &query).await?;
-        let decoded = page.map(|page| page.decode()).transpose()?;
-        Ok(decoded
-            .unwrap_or_default()
-            .into_iter()
-            .map(Entry::from)
-            .collect())
+        let mut reader = self.reader().await?;
+        let pages = joint::pages(self.shelf(), &mut reader.get(), &query).await?;
+        drop(reader);
+        let mut entries = Vec::new();
+        for page in pages {
+            entries.extend(page.decode()?.into_iter().map(Entry::from));
+        }
+        Ok(entries)
+    }
+
+    async fn select(
+        &self,
+        bucket: Option<Bucket>,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<RawRecord>, StoreError> {
+        let between = (after, Position(u64::MAX));
+        let limit = limit.min(READ_LIMIT_MAX);
+        let mut reader = self.reader().await?;
+        joint::select(self.shelf(), &mut reader.get(), bucket, between, limit).await
     }
 
     async fn read_bucket_raw(
@@ -243,12 +277,13 @@ impl Store {
         after: Position,
         limit: usize,
     ) -> Result<Vec<RawRecord>, StoreError> {
-        let limit = limit.min(READ_LIMIT_MAX);
-        statements::read_bucket(&mut self.reader().await?.get(), bucket, after, limit).await
+        self.select(Some(bucket), after, limit).await
     }
 
     pub async fn read_event(&self, id: Uuid) -> Result<Option<Record>, StoreError> {
-        statements::read_event(&mut self.reader().await?.get(), id).await
+        let mut reader = self.reader().await?;
+        let found = joint::event(&self.inner.shelf, &mut reader.get(), &id.to_string()).await?;
+        found.as_ref().map(decode).transpose()
     }
 
     /// The newest position in the log.
@@ -292,6 +327,16 @@ impl Store {
     /// What is to be said of pages that cannot be read.
     pub(crate) async fn describe_damage(&self, detail: &str) -> String {
         damage::of(&self.inner.readers, &self.inner.place, detail).await
+    }
+
+    pub(crate) fn shelf(&self) -> &Shelf {
+        &self.inner.shelf
+    }
+
+    /// The files that hold the beginning of the log, in order.
+    pub async fn archives(&self) -> Result<Vec<Archive>, StoreError> {
+        self.shelf().load(&mut self.reader().await?.get()).await?;
+        Ok(self.shelf().archives().to_vec())
     }
 
     pub(crate) async fn reader(&self) -> Result<Pooled, StoreError> {

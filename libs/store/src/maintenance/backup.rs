@@ -1,15 +1,24 @@
 //! A copy of a store in one file of SQLite, from which a store of either kind can be made again.
 //!
+//! A store in a file keeps its archives: they go into the folder `archive` beside the copy, which several
+//! copies of one store share. One in a database is copied with all of its log into the file.
+//!
 //! Invariants: the file has its name only when it is whole and on the disk; it is never written over
 //! another; as a store of its own it goes on above every position that was given before.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use contract::ids::Position;
+
+use crate::archive::carrying::carry_all;
+use crate::archive::shelf::{self, FOLDER, Shelf};
 use crate::log::store::Store;
 use crate::maintenance::transfer::{LogHash, copy, go_on_above, log_hash};
 use crate::model::error::StoreError;
 use crate::sql::connection::Pooled;
+use crate::sql::location::Location;
+use crate::sql::statements;
 
 /// Copies a whole store into a new file, and says what is in it. `progress` hears how many events
 /// were copied, and of how many.
@@ -55,6 +64,9 @@ async fn write(
         Pooled::Postgres(..) => false,
     };
     drop(reader);
+    if whole {
+        carry_archives(store, &url, partial).await?;
+    }
     let target = Store::open(&url).await?;
     let hash = match whole {
         true => {
@@ -69,6 +81,22 @@ async fn write(
     };
     target.close().await;
     done.and(hash)
+}
+
+/// The copy finds the archives in the folder `archive` beside it, as a store in a file does.
+async fn carry_archives(store: &Store, url: &str, partial: &Path) -> Result<(), StoreError> {
+    let mut copy = Location::parse(url)?.open_writer().await?;
+    let archives = statements::archives(&mut copy.get(), Position::START).await;
+    let cleared = statements::remove_meta(&mut copy.get(), FOLDER).await;
+    copy.close().await;
+    cleared?;
+    let archives = archives?;
+    if archives.is_empty() {
+        return Ok(());
+    }
+    let (from, to) = (store.shelf().folder()?, shelf::beside(partial));
+    let carry = move |_: &Shelf| carry_all(&from, &to, &archives);
+    store.shelf().aside(carry).await
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

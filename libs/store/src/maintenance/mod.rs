@@ -3,5 +3,6 @@
 pub(crate) mod backup;
 pub(crate) mod heads;
 pub(crate) mod rebuild;
+pub(crate) mod seal;
 pub(crate) mod transfer;
 pub(crate) mod verify;

@@ -10,6 +10,7 @@ use contract::log::RawRecord;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::archive::joint;
 use crate::log::store::Store;
 use crate::model::error::StoreError;
 use crate::model::rows::VIEWS;
@@ -111,10 +112,12 @@ pub async fn copy(
     let mut snapshot = reader.snapshot().await?;
     let mut connection = snapshot.get();
     let total = statements::count(&mut connection).await?;
+    let head = statements::head(&mut connection).await?;
     let mut hasher = LogHasher::default();
     let mut after = Position::START;
     loop {
-        let events = statements::read_all(&mut connection, after, PAGE).await?;
+        let between = (after, head);
+        let events = joint::select(from.shelf(), &mut connection, None, between, PAGE).await?;
         let Some(last) = events.last() else { break };
         after = last.position;
         for event in &events {

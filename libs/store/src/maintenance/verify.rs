@@ -71,6 +71,8 @@ async fn read(
     models: &[&str],
     kept: &[ChainHead],
 ) -> Result<VerifyReport, StoreError> {
+    // What was read before would hide what became of a file since.
+    store.shelf().forget();
     let moment = Moment::read(store, projector.consumer(), models).await?;
     let (mut walk, folded) = loop {
         let mut folded = Folded::new(models);

@@ -1,6 +1,7 @@
 //! What is handed in and comes out: commits, events as they are stored, rows, snapshots, and what can go
 //! wrong. Nothing here asks a database.
 
+pub(crate) mod archive;
 pub(crate) mod chain;
 pub(crate) mod commit;
 pub(crate) mod error;

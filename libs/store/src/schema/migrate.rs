@@ -23,7 +23,7 @@ pub struct StoreFormat {
     pub store: String,
     /// None for a store that has no tables yet.
     pub format: Option<u64>,
-    /// What this binary writes.
+    /// What this binary writes: the same where the store begins in archives, and so has a newer one.
     pub known: u64,
     pub applied: Vec<String>,
     pub pending: Vec<String>,
@@ -89,7 +89,7 @@ async fn bring_up(
     Ok(Migrated {
         store: location.to_string(),
         from: before.format,
-        to: FORMAT,
+        to: before.format.unwrap_or_default().max(FORMAT),
         applied: before.pending,
     })
 }
@@ -109,7 +109,7 @@ async fn look(location: &Location, connection: &mut Owned) -> Result<StoreFormat
     Ok(StoreFormat {
         store: location.to_string(),
         format,
-        known: FORMAT,
+        known: format.unwrap_or_default().max(FORMAT),
         applied: names_where(migrations, is_done),
         pending: names_where(migrations, |version| !is_done(version)),
     })

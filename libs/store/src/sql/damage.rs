@@ -42,7 +42,9 @@ pub(crate) async fn of(readers: &Pool, place: &str, detail: &str) -> String {
 }
 
 async fn extent(connection: &mut Connection<'_>) -> Option<Extent> {
-    let (mut whole, mut limit) = (Position::START, PAGE);
+    // Of what stands in files the table may have the last event of some streams only.
+    let sealed = statements::sealed(connection).await;
+    let (mut whole, mut limit) = (sealed.unwrap_or_default(), PAGE);
     loop {
         match statements::read_all(connection, whole, limit).await {
             Ok(page) => match page.last() {

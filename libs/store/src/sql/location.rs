@@ -2,6 +2,7 @@
 //! open its connection anew after a failure.
 
 use std::fs::File;
+use std::path::Path;
 
 use sqlx::migrate::Migrator;
 
@@ -53,6 +54,14 @@ impl Location {
         match self {
             Self::Sqlite(place) => place.open_readers().await,
             Self::Postgres(place) => place.open_readers().await,
+        }
+    }
+
+    /// The file, of a store that is one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Sqlite(place) => Some(place.path()),
+            Self::Postgres(_) => None,
         }
     }
 

@@ -7,7 +7,7 @@
 //! Invariant: events come in order of position, or reading the page fails.
 
 use contract::ids::{Bucket, Position};
-use contract::log::{Record, StreamKind};
+use contract::log::{RawRecord, Record, StreamKind};
 use contract::time::Timestamp;
 use sqlx::AssertSqlSafe;
 
@@ -30,9 +30,15 @@ pub(crate) struct PageQuery<'a> {
 
 /// Events of one page.
 pub(crate) struct Page {
-    text: String,
+    events: Events,
     after: Position,
     pub last: Position,
+}
+
+/// As they came.
+enum Events {
+    Text(String),
+    Raw(Vec<RawRecord>),
 }
 
 /// The next events; none where there are no more.
@@ -55,7 +61,7 @@ pub(crate) async fn read_page(
         left_out.as_str()
     )?;
     let page = |(text, last)| Page {
-        text,
+        events: Events::Text(text),
         after: query.after,
         last: Position(last as u64),
     };
@@ -91,10 +97,27 @@ fn left_out(kinds: &[StreamKind]) -> String {
 }
 
 impl Page {
+    /// Of events that do not come from the database; none without any.
+    pub(crate) fn of(events: Vec<RawRecord>, after: Position) -> Option<Self> {
+        let last = events.last()?.position;
+        Some(Self {
+            events: Events::Raw(events),
+            after,
+            last,
+        })
+    }
+
     /// Fails for what is no page; an event that cannot be decoded stands for itself.
     pub(crate) fn decode(&self) -> Result<Vec<Result<Record, Box<Unreadable>>>, StoreError> {
+        let text = match &self.events {
+            Events::Text(text) => text,
+            Events::Raw(events) => {
+                let events = events.iter();
+                return Ok(events.map(|event| EventRow::raw(event).read()).collect());
+            }
+        };
         let mut records = Vec::new();
-        let mut rest = self.text.as_str();
+        let mut rest = text.as_str();
         let mut before = self.after;
         while !rest.is_empty() {
             let event = take_event(&mut rest).filter(|event| event.position > before);
@@ -157,7 +180,7 @@ mod tests {
 
     fn page(text: &str) -> Page {
         Page {
-            text: text.to_owned(),
+            events: Events::Text(text.to_owned()),
             after: Position(4),
             last: Position(9),
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use contract::ids::Position;
 use contract::log::RowChange;
 
+use crate::archive::shelf::Shelf;
 use crate::model::commit::Fence;
 use crate::model::error::StoreError;
 use crate::sql::connection::{Connection, Owned};
@@ -13,6 +14,7 @@ use crate::sql::{postgres, statements};
 use crate::writing::known::Known;
 use crate::writing::lease::{self, FenceChange};
 use crate::writing::restore::Restore;
+use crate::writing::sealing::Sealing;
 
 pub(crate) enum Alone {
     Fence(FenceChange),
@@ -23,6 +25,10 @@ pub(crate) enum Alone {
     Floor(Position),
     /// At most one change of each row; nothing, if somebody else has taken one of the fences.
     Rows(Vec<RowChange>, Arc<Fences>),
+    /// The next file of archives is listed.
+    Seal(Box<Sealing>, Arc<Fences>),
+    /// Events between two positions, which stand in files, leave the table, but for the last of each stream.
+    Clear((Position, Position), Arc<Fences>),
 }
 
 /// What must still be ours where many rows are written.
@@ -70,6 +76,7 @@ impl Alone {
         self,
         connection: &mut Owned,
         known: &mut Known,
+        shelf: &Shelf,
     ) -> Result<Answer, StoreError> {
         let mut transaction = connection.begin().await?;
         let mut inside = transaction.get();
@@ -88,7 +95,7 @@ impl Alone {
             },
             Self::Restore(restore) => {
                 lock(&mut inside).await?;
-                let (number, head) = restore.write(&mut inside).await?;
+                let (number, head) = restore.write(&mut inside, shelf).await?;
                 Answer {
                     number: Some(number),
                     head,
@@ -100,6 +107,18 @@ impl Alone {
                 statements::set_next_position(&mut inside, *next).await?;
                 Answer::default()
             }
+            Self::Seal(sealing, fences) => {
+                fences.check(&mut inside, known).await?;
+                sealing.write(&mut inside).await?;
+                Answer::default()
+            }
+            Self::Clear(between, fences) => {
+                fences.check(&mut inside, known).await?;
+                Answer {
+                    number: Some(statements::clear(&mut inside, *between).await?),
+                    ..Answer::default()
+                }
+            }
             Self::Rows(changes, fences) => {
                 fences.check(&mut inside, known).await?;
                 let changes: Vec<&RowChange> = changes.iter().collect();
@@ -110,7 +129,9 @@ impl Alone {
             }
         };
         let anew = match self {
-            Self::Fence(_) | Self::Take(_) | Self::Rows(..) => None,
+            Self::Fence(_) | Self::Take(_) | Self::Rows(..) | Self::Seal(..) | Self::Clear(..) => {
+                None
+            }
             Self::Restore(_) | Self::Floor(_) => Some(Known::read(&mut inside).await?),
         };
         transaction.commit().await?;

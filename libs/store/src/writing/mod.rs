@@ -6,5 +6,6 @@ pub(crate) mod head;
 pub(crate) mod known;
 pub(crate) mod lease;
 pub(crate) mod restore;
+pub(crate) mod sealing;
 pub(crate) mod staging;
 pub(crate) mod writer;

@@ -9,6 +9,8 @@ use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::{RawRecord, StreamName};
 
+use crate::archive::joint;
+use crate::archive::shelf::Shelf;
 use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
 use crate::sql::columns::{CauseColumns, CursorRow, StoredCause};
@@ -33,8 +35,9 @@ impl Restore {
     pub(crate) async fn write(
         &self,
         connection: &mut Connection<'_>,
+        shelf: &Shelf,
     ) -> Result<(u64, Position), StoreError> {
-        let written = self.write_events(connection).await?;
+        let written = self.write_events(connection, shelf).await?;
         let cursor = |(consumer, bucket, position): &'_ (String, i64, i64)| {
             (consumer.clone(), *bucket as u16, *position as u64)
         };
@@ -58,6 +61,7 @@ impl Restore {
     async fn write_events(
         &self,
         connection: &mut Connection<'_>,
+        shelf: &Shelf,
     ) -> Result<(u64, Position), StoreError> {
         let (Some(first), Some(last)) = (self.events.first(), self.events.last()) else {
             return Ok((0, Position::START));
@@ -66,8 +70,12 @@ impl Restore {
         let known = self.events.partition_point(|event| event.position <= head);
         let (known, new) = self.events.split_at(known);
         if !known.is_empty() {
-            let after = Position(first.position.0.saturating_sub(1));
-            let mut stored = statements::read_all(connection, after, known.len() + 1).await?;
+            let between = (
+                Position(first.position.0.saturating_sub(1)),
+                Position(u64::MAX),
+            );
+            let limit = known.len() + 1;
+            let mut stored = joint::select(shelf, connection, None, between, limit).await?;
             // Where all of these are known, the store may hold more.
             let up_to = if new.is_empty() { last.position } else { head };
             stored.retain(|event| event.position <= up_to);

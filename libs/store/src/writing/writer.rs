@@ -17,6 +17,7 @@ use contract::time::{Span, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::archive::shelf::Shelf;
 use crate::model::commit::Committed;
 use crate::model::error::{CommitError, StoreError};
 use crate::model::raw::EventRow;
@@ -88,6 +89,7 @@ pub(crate) struct Writer {
     pruned: Option<Timestamp>,
     subscribers: Subscribers,
     head: Head,
+    shelf: Shelf,
     /// Released last.
     _lock: Option<File>,
 }
@@ -127,6 +129,7 @@ impl Writer {
         known: Known,
         subscribers: Subscribers,
         head: Head,
+        shelf: Shelf,
         lock: Option<File>,
     ) -> Self {
         Self {
@@ -137,6 +140,7 @@ impl Writer {
             pruned: None,
             subscribers,
             head,
+            shelf,
             _lock: lock,
         }
     }
@@ -206,7 +210,9 @@ impl Writer {
 
     async fn write_alone(&mut self, task: Alone) -> Result<Answer, StoreError> {
         let mut connection = self.connect().await?;
-        let written = task.write(&mut connection, &mut self.known).await;
+        let written = task
+            .write(&mut connection, &mut self.known, &self.shelf)
+            .await;
         match &written {
             Ok(answer) => {
                 self.head.advance(answer.head);

@@ -67,6 +67,25 @@ impl Place {
         }
     }
 
+    /// Asks the database for a number, past the store.
+    pub async fn number(&self, sql: &'static str) -> i64 {
+        match self {
+            Self::Sqlite(folder) => {
+                let options = SqliteConnectOptions::new().filename(folder.path().join("log.db"));
+                let mut connection = options.connect().await.unwrap();
+                let number = sqlx::query_scalar(sql).fetch_one(&mut connection).await;
+                connection.close().await.unwrap();
+                number.unwrap()
+            }
+            Self::Postgres(database) => {
+                let mut connection = database.connect().await;
+                let number = sqlx::query_scalar(sql).fetch_one(&mut connection).await;
+                connection.close().await.unwrap();
+                number.unwrap()
+            }
+        }
+    }
+
     /// Runs a statement on the database, past the store.
     pub async fn behind_its_back(&self, sql: &'static str) {
         match self {

@@ -1,6 +1,7 @@
 //! Every SQL text, with its bindings. One text for every database: `$n`, portable types, upserts
 //! that name their columns. What has to differ stands in `sqlite` and `postgres`.
 
+mod archives;
 mod chain;
 mod models;
 mod snapshots;
@@ -8,18 +9,18 @@ mod snapshots;
 use std::collections::BTreeMap;
 
 use contract::ids::{Bucket, Position};
-use contract::log::{RawRecord, Record};
+use contract::log::RawRecord;
 use contract::time::Timestamp;
-use uuid::Uuid;
 
 use crate::model::error::StoreError;
-use crate::model::raw::{EventRow, decode};
+use crate::model::raw::EventRow;
 use crate::sql::columns::{
     CauseColumns, CursorRow, RawColumns, StoredCause, from_columns, parse_position,
 };
 use crate::sql::connection::{Connection, execute, run};
 use crate::sql::{postgres, sqlite};
 
+pub(crate) use archives::*;
 pub(crate) use chain::*;
 pub(crate) use models::*;
 pub(crate) use snapshots::*;
@@ -77,6 +78,11 @@ pub(crate) async fn set_meta(
         key,
         value
     )?;
+    Ok(())
+}
+
+pub(crate) async fn remove_meta(connection: &mut Connection<'_>, key: &str) -> Result<()> {
+    execute!(connection, "DELETE FROM meta WHERE key = $1", key)?;
     Ok(())
 }
 
@@ -277,17 +283,15 @@ pub(crate) async fn read_all(
 
 pub(crate) async fn read_event(
     connection: &mut Connection<'_>,
-    id: Uuid,
-) -> Result<Option<Record>> {
+    id: &str,
+) -> Result<Option<RawRecord>> {
     let found = run!(
         connection,
         query_as<RawColumns>.fetch_optional,
         select_events!("WHERE id = $1"),
-        id.to_string()
+        id
     )?;
-    found
-        .map(|columns| decode(&from_columns(columns)))
-        .transpose()
+    Ok(found.map(from_columns))
 }
 
 pub(crate) async fn insert_events(
@@ -414,13 +418,4 @@ pub(crate) async fn cause_keys(
         first,
         last
     )?)
-}
-
-pub(crate) async fn count(connection: &mut Connection<'_>) -> Result<u64> {
-    let events = run!(
-        connection,
-        query_scalar<i64>.fetch_one,
-        "SELECT COUNT(*) FROM events"
-    )?;
-    Ok(events as u64)
 }

@@ -1,0 +1,48 @@
+//! Taking archives to another folder, beside a copy of the store.
+//!
+//! Invariant: a file that is there is never written over; it is the same one already, or the other folder is
+//! refused.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use crate::archive::file::Opened;
+use crate::archive::making::{failed, rename};
+use crate::model::archive::Archive;
+use crate::model::error::StoreError;
+
+/// By a second name for the same file where both folders are on one file system, as a copy elsewhere.
+pub(crate) fn carry_all(from: &Path, to: &Path, archives: &[Archive]) -> Result<(), StoreError> {
+    if from == to {
+        return Ok(());
+    }
+    fs::create_dir_all(to).map_err(|error| failed(to, &error))?;
+    archives
+        .iter()
+        .try_for_each(|archive| carry(from, to, archive))
+}
+
+fn carry(from: &Path, to: &Path, archive: &Archive) -> Result<(), StoreError> {
+    let (source, target) = (from.join(&archive.file), to.join(&archive.file));
+    // Whether it is the one that was sealed.
+    Opened::open(from, archive)?;
+    match fs::hard_link(&source, &target) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return match Opened::open(to, archive) {
+                Ok(_) => Ok(()),
+                Err(_) => Err(StoreError::Refused(format!(
+                    "{} exists already and is of another store, or damaged: copy into another folder",
+                    target.display()
+                ))),
+            };
+        }
+        Err(_) => {}
+    }
+    let partial = target.with_extension("partial");
+    fs::copy(&source, &partial)
+        .and_then(|_| File::open(&partial)?.sync_all())
+        .map_err(|error| failed(&partial, &error))?;
+    rename(&partial, &target)
+}

@@ -1,0 +1,183 @@
+//! What stands in an archive: the line that it begins with, a line for each event, and the list of contents
+//! at its end. All of it is text, one JSON value a line, in gzip: `zcat` shows it.
+
+use std::collections::BTreeMap;
+
+use contract::chain::ChainHash;
+use contract::ids::{Bucket, Position};
+use contract::log::RawRecord;
+use contract::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::model::chain::ChainHead;
+use crate::model::raw::EventRow;
+
+/// Of the files. A reader refuses what it does not know.
+pub(crate) const FORMAT: u32 = 1;
+
+/// The first line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Beginning {
+    pub penstock_archive: u32,
+    pub first: Position,
+    pub last: Position,
+    pub events: u64,
+    /// The hash of the file before.
+    pub previous: Option<String>,
+    /// The ends of the buckets' chains before the first event.
+    pub heads: Vec<ChainHead>,
+}
+
+/// An event as it stands in the table.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Line {
+    position: Position,
+    prev: Position,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    prev_hash: Option<ChainHash>,
+    bucket: u16,
+    stream: String,
+    version: u64,
+    id: String,
+    #[serde(rename = "type")]
+    type_name: String,
+    type_version: u32,
+    /// Milliseconds since 1970.
+    time: i64,
+    actor: String,
+    /// As text, so that it keeps its bytes, JSON or not.
+    data: String,
+}
+
+impl From<RawRecord> for Line {
+    fn from(event: RawRecord) -> Self {
+        Self {
+            position: event.position,
+            prev: event.prev,
+            prev_hash: event.prev_hash,
+            bucket: event.bucket.0,
+            stream: event.stream,
+            version: event.version,
+            id: event.id,
+            type_name: event.type_name,
+            type_version: event.type_version,
+            time: event.time.millis(),
+            actor: event.actor,
+            data: event.data,
+        }
+    }
+}
+
+impl From<Line> for RawRecord {
+    fn from(line: Line) -> Self {
+        Self {
+            position: line.position,
+            prev: line.prev,
+            prev_hash: line.prev_hash,
+            bucket: Bucket(line.bucket),
+            stream: line.stream,
+            version: line.version,
+            id: line.id,
+            type_name: line.type_name,
+            type_version: line.type_version,
+            time: Timestamp::from_millis(line.time),
+            actor: line.actor,
+            data: line.data,
+        }
+    }
+}
+
+/// The list of contents, the last line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Contents {
+    pub events: u64,
+    /// SHA-256 of the compressed first line.
+    pub beginning: String,
+    /// Where the first block begins: the length of the compressed first line.
+    pub blocks_at: u64,
+    pub blocks: Vec<Block>,
+    /// For each stream its last version here, and in which blocks it is.
+    pub streams: BTreeMap<String, (u64, Vec<usize>)>,
+    /// The ends of the buckets' chains after the last event.
+    pub heads: Vec<ChainHead>,
+}
+
+/// Events that are compressed together.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Block {
+    pub first: Position,
+    pub last: Position,
+    pub events: u64,
+    /// Where it stands in the file.
+    pub at: u64,
+    pub bytes: u64,
+    /// Of its compressed bytes.
+    pub sha256: String,
+    /// The lowest and the highest id in it.
+    pub ids: (String, String),
+    /// Which buckets are in it: a bit each, in hexadecimal.
+    pub buckets: String,
+}
+
+impl Block {
+    pub(crate) fn has_bucket(&self, bucket: Bucket) -> bool {
+        // What no store writes is never left out.
+        let known = u128::from_str_radix(&self.buckets, 16).unwrap_or(u128::MAX);
+        bucket.0 >= 128 || known >> bucket.0 & 1 == 1
+    }
+
+    pub(crate) fn may_have_id(&self, id: &str) -> bool {
+        (self.ids.0.as_str()..=self.ids.1.as_str()).contains(&id)
+    }
+}
+
+impl Contents {
+    /// The end of a bucket's chain after the last event here.
+    pub(crate) fn head(&self, bucket: Bucket) -> Option<(Position, ChainHash)> {
+        let mut heads = self.heads.iter();
+        let head = heads.find(|head| head.bucket == bucket)?;
+        Some((head.position, head.hash))
+    }
+}
+
+/// The ends of chains as events go by.
+#[derive(Clone, Default)]
+pub(crate) struct Heads {
+    heads: BTreeMap<Bucket, ChainHead>,
+}
+
+impl Heads {
+    pub(crate) fn new(heads: &[ChainHead]) -> Self {
+        Self {
+            heads: heads.iter().map(|head| (head.bucket, *head)).collect(),
+        }
+    }
+
+    /// Says what is wrong where the event does not continue its bucket's chain.
+    pub(crate) fn take_in(&mut self, event: &RawRecord) -> Result<(), String> {
+        let before = self.heads.get(&event.bucket);
+        let prev = before.map_or(Position::START, |head| head.position);
+        let hash = before.map_or(ChainHash::START, |head| head.hash);
+        if (event.prev, event.prev_hash) != (prev, Some(hash)) {
+            return Err(format!(
+                "position {} does not continue the chain of bucket {}, which stands at {prev}",
+                event.position, event.bucket
+            ));
+        }
+        let head = ChainHead {
+            bucket: event.bucket,
+            position: event.position,
+            hash: EventRow::raw(event).hash(),
+        };
+        self.heads.insert(event.bucket, head);
+        Ok(())
+    }
+
+    pub(crate) fn list(&self) -> Vec<ChainHead> {
+        self.heads.values().copied().collect()
+    }
+}

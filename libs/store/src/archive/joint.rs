@@ -1,0 +1,158 @@
+//! The log as one, wherever its events stand: the beginning in files, the rest in the table.
+//!
+//! Invariant: nothing is left out while files are sealed and the table is cleared: what the table gave counts
+//! only where nothing above the place that was read from had been sealed by then. Sealing only ever goes on,
+//! so that is asked after the table was read.
+
+use contract::chain::ChainHash;
+use contract::ids::{Bucket, Position};
+use contract::log::RawRecord;
+
+use crate::archive::shelf::{Shelf, Wanted};
+use crate::model::error::StoreError;
+use crate::model::raw::EventRow;
+use crate::sql::connection::Connection;
+use crate::sql::page::{Page, PageQuery, read_page};
+use crate::sql::statements;
+
+/// Events between two positions (the second included), of one bucket or of all, in order of position.
+pub(crate) async fn select(
+    shelf: &Shelf,
+    connection: &mut Connection<'_>,
+    bucket: Option<Bucket>,
+    (after, through): (Position, Position),
+    limit: usize,
+) -> Result<Vec<RawRecord>, StoreError> {
+    let wanted = Wanted {
+        bucket,
+        after,
+        through,
+        left_out: Vec::new(),
+        limit,
+    };
+    let mut sealed = shelf.sealed();
+    loop {
+        let mut found = in_files(shelf, &wanted, sealed).await?;
+        let (above, rest) = (after.max(sealed), limit - found.len());
+        if rest == 0 || through <= above {
+            return Ok(found);
+        }
+        let mut rows = match bucket {
+            Some(bucket) => statements::read_bucket(connection, bucket, above, rest).await?,
+            None => statements::read_all(connection, above, rest).await?,
+        };
+        rows.retain(|row| row.position <= through);
+        found.extend(rows);
+        if statements::sealed(connection).await? <= above {
+            return Ok(found);
+        }
+        shelf.load(connection).await?;
+        sealed = shelf.sealed();
+    }
+}
+
+async fn in_files(
+    shelf: &Shelf,
+    wanted: &Wanted,
+    sealed: Position,
+) -> Result<Vec<RawRecord>, StoreError> {
+    if wanted.after >= sealed {
+        return Ok(Vec::new());
+    }
+    let wanted = wanted.clone();
+    shelf.aside(move |shelf| shelf.select_now(&wanted)).await
+}
+
+/// The next events, as pages: of those in files, and of those in the table. As many as were asked for, or
+/// all that there are.
+pub(crate) async fn pages(
+    shelf: &Shelf,
+    connection: &mut Connection<'_>,
+    query: &PageQuery<'_>,
+) -> Result<Vec<Page>, StoreError> {
+    let wanted = Wanted {
+        bucket: query.bucket,
+        after: query.after,
+        through: query.through,
+        left_out: query.left_out.to_vec(),
+        limit: query.limit,
+    };
+    let mut sealed = shelf.sealed();
+    loop {
+        let found = in_files(shelf, &wanted, sealed).await?;
+        let (above, rest) = (query.after.max(sealed), query.limit - found.len());
+        let mut pages: Vec<Page> = Page::of(found, query.after).into_iter().collect();
+        if rest == 0 || query.through <= above {
+            return Ok(pages);
+        }
+        let rest = PageQuery {
+            after: above,
+            limit: rest,
+            ..*query
+        };
+        pages.extend(read_page(connection, &rest).await?);
+        if statements::sealed(connection).await? <= above {
+            return Ok(pages);
+        }
+        shelf.load(connection).await?;
+        sealed = shelf.sealed();
+    }
+}
+
+/// Events of a stream after a version. What the table has of a stream has no holes and ends with its last
+/// event; so where it does not begin with the next version, that stands in files.
+pub(crate) async fn stream(
+    shelf: &Shelf,
+    connection: &mut Connection<'_>,
+    stream: &str,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<RawRecord>, StoreError> {
+    let mut rows = statements::read_stream(connection, stream, after, limit).await?;
+    let Some(first) = rows.first().map(|row| row.version) else {
+        return Ok(rows);
+    };
+    if first <= after + 1 {
+        return Ok(rows);
+    }
+    shelf.load(connection).await?;
+    let name = stream.to_owned();
+    let before = shelf.aside(move |shelf| shelf.stream_now(&name, (after, first - 1), limit));
+    let mut found = before.await?;
+    rows.truncate(limit - found.len());
+    found.extend(rows);
+    Ok(found)
+}
+
+/// The event with an id.
+pub(crate) async fn event(
+    shelf: &Shelf,
+    connection: &mut Connection<'_>,
+    id: &str,
+) -> Result<Option<RawRecord>, StoreError> {
+    if let Some(event) = statements::read_event(connection, id).await? {
+        return Ok(Some(event));
+    }
+    shelf.load(connection).await?;
+    let id = id.to_owned();
+    shelf.aside(move |shelf| shelf.event_now(&id)).await
+}
+
+/// The position and the hash of a bucket's last event at or below a position.
+pub(crate) async fn last_of_bucket(
+    shelf: &Shelf,
+    connection: &mut Connection<'_>,
+    bucket: Bucket,
+    at: Position,
+) -> Result<Option<(Position, ChainHash)>, StoreError> {
+    let row = statements::last_of_bucket(connection, bucket, at).await?;
+    let row = row.map(|row| (row.position, EventRow::raw(&row).hash()));
+    let sealed = statements::sealed(connection).await?;
+    if sealed == Position::START || row.is_some_and(|(position, _)| position > sealed) {
+        return Ok(row);
+    }
+    shelf.load(connection).await?;
+    let at = at.min(sealed);
+    let found = shelf.aside(move |shelf| shelf.last_of_bucket_now(bucket, at));
+    found.await
+}

@@ -1,0 +1,313 @@
+//! Sealing the beginning of the log into files, and taking it out of the table.
+//!
+//! Invariants: what is sealed lies below every place from which a running consumer or the relay would read
+//! on; a file is whole on the disk before the store lists it, and listed before anything leaves the table;
+//! of each stream the last event stays there, so its version, the ends of the buckets' chains and the head
+//! of the log are where they always are. It may be broken off at any moment and is taken up again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use contract::ids::{Bucket, Position};
+use contract::time::Timestamp;
+use serde::Serialize;
+
+use crate::archive::making::{Making, Span};
+use crate::log::store::Store;
+use crate::model::archive::Archive;
+use crate::model::commit::Fence;
+use crate::model::error::StoreError;
+use crate::sql::connection::Connection;
+use crate::sql::statements;
+use crate::writing::alone::{Alone, Fences};
+use crate::writing::sealing::Sealing;
+
+/// The lease under which one process at a time seals.
+pub const ARCHIVE_LEASE: &str = "archive";
+
+/// Events of one file.
+pub const ARCHIVE_EVENTS_MAX: u64 = 100_000;
+
+/// Events that are read at once, and that leave the table in one transaction: few enough that others who
+/// write hardly wait.
+const PAGE: usize = 1_000;
+
+/// Whose cursor, in the bucket of everything, says what the bus has confirmed of all of them.
+const RELAY: &str = "relay";
+
+/// What may be sealed. Both limits hold where both are given.
+#[derive(Clone, Debug, Default)]
+pub struct SealLimits {
+    /// Only events below this position.
+    pub before: Option<Position>,
+    /// Only events up to the first that is not older than this.
+    pub older_than: Option<Timestamp>,
+    /// No file of fewer events than this; 0 and 1 let any file be.
+    pub events_min: u64,
+    /// At most so many events a file; [`ARCHIVE_EVENTS_MAX`] unless given.
+    pub events_max: Option<u64>,
+}
+
+impl SealLimits {
+    fn events_max(&self) -> u64 {
+        let max = self.events_max.unwrap_or(ARCHIVE_EVENTS_MAX);
+        max.clamp(1, ARCHIVE_EVENTS_MAX)
+    }
+}
+
+/// What could be sealed, and what stands in the way of more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sealable {
+    /// Sealed already.
+    pub after: Position,
+    pub through: Position,
+    pub events: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_back: Option<HeldBack>,
+}
+
+/// Who has not read on far enough.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldBack {
+    pub consumer: String,
+    /// None: of all buckets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<Bucket>,
+    /// How far it is.
+    pub at: Position,
+}
+
+impl std::fmt::Display for HeldBack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { consumer, at, .. } = self;
+        match self.bucket {
+            Some(bucket) => write!(f, "`{consumer}` stands at position {at} of bucket {bucket}"),
+            None => write!(f, "`{consumer}` stands at position {at}"),
+        }
+    }
+}
+
+/// A file that was sealed now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SealedFile {
+    #[serde(flatten)]
+    pub archive: Archive,
+    /// Its events as text, before they were compressed.
+    pub bytes_before: u64,
+}
+
+/// What would be sealed within these limits.
+pub async fn sealable(store: &Store, limits: &SealLimits) -> Result<Sealable, StoreError> {
+    store.archives().await?;
+    let after = store.shelf().sealed();
+    let mut reader = store.reader().await?;
+    let connection = &mut reader.get();
+    let head = statements::head(connection).await?;
+    let asked = asked_for(connection, after, limits).await?.min(head);
+    let held = held_back(connection, after).await?;
+    let (through, held_back) = match held {
+        Some((through, who)) if through < asked => (through, Some(who)),
+        _ => (asked, None),
+    };
+    let span = statements::span(connection, (after, through), i64::MAX as u64).await?;
+    Ok(Sealable {
+        after,
+        through,
+        events: span.map_or(0, |(.., events)| events),
+        held_back,
+    })
+}
+
+/// As far as the limits allow, were there nobody to wait for.
+async fn asked_for(
+    connection: &mut Connection<'_>,
+    after: Position,
+    limits: &SealLimits,
+) -> Result<Position, StoreError> {
+    let mut through = Position(u64::MAX);
+    if let Some(before) = limits.before {
+        through = Position(before.0.saturating_sub(1));
+    }
+    if let Some(time) = limits.older_than
+        && let Some(first) = statements::first_since(connection, after, time).await?
+    {
+        through = through.min(Position(first.0 - 1));
+    }
+    Ok(through)
+}
+
+/// The last position that nobody would read on from below, and who is the first to.
+async fn held_back(
+    connection: &mut Connection<'_>,
+    after: Position,
+) -> Result<Option<(Position, HeldBack)>, StoreError> {
+    let mut reached: BTreeMap<String, BTreeMap<Bucket, Position>> = BTreeMap::new();
+    let mut held: Option<(Position, HeldBack)> = None;
+    for (consumer, bucket, at) in statements::reached(connection).await? {
+        if consumer == RELAY {
+            let bucket = None;
+            take_lowest(
+                &mut held,
+                at,
+                HeldBack {
+                    consumer,
+                    bucket,
+                    at,
+                },
+            );
+            continue;
+        }
+        // The views have a cursor and a snapshot: both are read on from.
+        let places = reached.entry(consumer).or_default();
+        let lowest = places.entry(bucket).or_insert(at);
+        *lowest = at.min(*lowest);
+    }
+    for (consumer, places) in reached {
+        for bucket in buckets_of(&places) {
+            let at = places.get(&bucket).copied().unwrap_or_default();
+            let next = statements::next_of_bucket(connection, bucket, at.max(after)).await?;
+            if let Some(next) = next {
+                let who = HeldBack {
+                    consumer: consumer.clone(),
+                    bucket: Some(bucket),
+                    at,
+                };
+                take_lowest(&mut held, Position(next.0 - 1), who);
+            }
+        }
+    }
+    Ok(held)
+}
+
+/// Every bucket of endpoints: one that nothing is stored of would be read from its start. The one of
+/// everything is read from its start by many, always.
+fn buckets_of(places: &BTreeMap<Bucket, Position>) -> BTreeSet<Bucket> {
+    let endpoints = Bucket::all().filter(|bucket| *bucket != Bucket::GLOBAL);
+    endpoints.chain(places.keys().copied()).collect()
+}
+
+fn take_lowest(held: &mut Option<(Position, HeldBack)>, through: Position, who: HeldBack) {
+    if held.as_ref().is_none_or(|(lowest, _)| through < *lowest) {
+        *held = Some((through, who));
+    }
+}
+
+/// Seals what may be sealed, file after file, under this fence of [`ARCHIVE_LEASE`]. `progress` hears of
+/// each file.
+///
+/// # Errors
+///
+/// Refused where the lease was taken over, where the folder cannot be written, and where the log is not
+/// sound. What was sealed by then stays.
+pub async fn seal(
+    store: &Store,
+    fence: &Fence,
+    limits: &SealLimits,
+    now: Timestamp,
+    mut progress: impl FnMut(&SealedFile),
+) -> Result<Vec<SealedFile>, StoreError> {
+    let fences = Arc::new(Fences {
+        fences: vec![fence.clone()],
+        lost: StoreError::Refused(
+            "another process archives the log of this store: start this again when it is done"
+                .to_owned(),
+        ),
+    });
+    let through = sealable(store, limits).await?.through;
+    // What was broken off.
+    clear(store, &fences, Position::START).await?;
+    let mut sealed = Vec::new();
+    while let Some(file) = seal_next(store, &fences, limits, through, now).await? {
+        clear(store, &fences, file.archive.first).await?;
+        progress(&file);
+        sealed.push(file);
+    }
+    Ok(sealed)
+}
+
+async fn seal_next(
+    store: &Store,
+    fences: &Arc<Fences>,
+    limits: &SealLimits,
+    through: Position,
+    now: Timestamp,
+) -> Result<Option<SealedFile>, StoreError> {
+    let after = store.shelf().sealed();
+    let next = (after, through);
+    let span = {
+        let mut reader = store.reader().await?;
+        statements::span(&mut reader.get(), next, limits.events_max()).await?
+    };
+    let span = span.filter(|(.., events)| *events >= limits.events_min);
+    let Some((first, last, events)) = span else {
+        return Ok(None);
+    };
+    let end = store.shelf().aside(|shelf| shelf.end_now()).await?;
+    let (previous, heads) = end.map_or((None, Vec::new()), |(previous, heads)| {
+        (Some(previous), heads)
+    });
+    let span = Span {
+        first,
+        last,
+        events,
+        previous,
+        heads,
+    };
+    let file = make(store, span, now).await?;
+    let sealing = Sealing {
+        archive: file.archive.clone(),
+        after,
+        folder: store.shelf().folder_to_tell()?,
+    };
+    let listed = Alone::Seal(Box::new(sealing), fences.clone());
+    store.alone(listed).await?;
+    store.archives().await?;
+    Ok(Some(file))
+}
+
+async fn make(store: &Store, span: Span, now: Timestamp) -> Result<SealedFile, StoreError> {
+    let folder = store.shelf().folder()?;
+    let (last, mut after) = (span.last, Position(span.first.0 - 1));
+    let begin = store.shelf().aside(move |_| Making::begin(&folder, span));
+    let mut making = begin.await?;
+    while after < last {
+        let mut reader = store.reader().await?;
+        let mut page = statements::read_all(&mut reader.get(), after, PAGE).await?;
+        drop(reader);
+        page.retain(|event| event.position <= last);
+        let Some(end) = page.last() else { break };
+        after = end.position;
+        let add = move |mut making: Making| {
+            page.into_iter().try_for_each(|event| making.add(event))?;
+            Ok(making)
+        };
+        making = store.shelf().aside(move |_| add(making)).await?;
+    }
+    let finish = store.shelf().aside(move |_| making.finish(now));
+    let (archive, bytes_before) = finish.await?;
+    Ok(SealedFile {
+        archive,
+        bytes_before,
+    })
+}
+
+/// Takes out of the table what stands in files, but for the last event of each stream.
+async fn clear(store: &Store, fences: &Arc<Fences>, from: Position) -> Result<(), StoreError> {
+    let sealed = store.shelf().sealed();
+    let mut after = Position(from.0.saturating_sub(1));
+    loop {
+        let next = {
+            let mut reader = store.reader().await?;
+            statements::clearable(&mut reader.get(), (after, sealed), PAGE as u64).await?
+        };
+        let Some((first, last, _)) = next else {
+            return Ok(());
+        };
+        let cleared = Alone::Clear((first, last), fences.clone());
+        store.alone(cleared).await?;
+        after = last;
+    }
+}

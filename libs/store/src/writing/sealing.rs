@@ -1,0 +1,36 @@
+//! Listing the next file of archives, in one transaction.
+//!
+//! Invariant: files follow each other; with the first of them the store's format says that there are some.
+
+use contract::ids::Position;
+
+use crate::archive::shelf::FOLDER;
+use crate::model::archive::Archive;
+use crate::model::error::StoreError;
+use crate::schema::format::FORMAT_WITH_ARCHIVES;
+use crate::sql::connection::Connection;
+use crate::sql::statements;
+
+pub(crate) struct Sealing {
+    pub archive: Archive,
+    /// The last position of the file before.
+    pub after: Position,
+    /// Where the files are, where that is not the usual place.
+    pub folder: Option<String>,
+}
+
+impl Sealing {
+    pub(crate) async fn write(&self, connection: &mut Connection<'_>) -> Result<(), StoreError> {
+        let sealed = statements::sealed(connection).await?;
+        if sealed != self.after {
+            return Err(StoreError::Refused(format!(
+                "another process has archived up to position {sealed} meanwhile: start this again"
+            )));
+        }
+        statements::insert_archive(connection, &self.archive).await?;
+        if let Some(folder) = &self.folder {
+            statements::set_meta(connection, FOLDER, folder).await?;
+        }
+        statements::set_meta(connection, "format", &FORMAT_WITH_ARCHIVES.to_string()).await
+    }
+}

@@ -21,7 +21,7 @@ mod writing;
 pub use contract::log::RawRecord;
 pub use log::replay::Replay;
 pub use log::store::{READ_LIMIT_MAX, Store};
-pub use maintenance::backup::backup;
+pub use maintenance::backup::{backup, backup_file};
 pub use maintenance::heads::heads;
 pub use maintenance::rebuild::{rebuild, rebuild_with};
 pub use maintenance::seal::{

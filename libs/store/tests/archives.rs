@@ -15,9 +15,9 @@ use contract::ids::{Bucket, Position};
 use contract::log::{RawRecord, Record, RowChange, StreamKind};
 use contract::time::Timestamp;
 use store::{
-    ARCHIVE_LEASE, Archive, Commit, CursorMove, Fence, Projector, RowQuery, SealLimits, SealedFile,
-    SnapshotChange, SnapshotMeta, Store, append_raw, backup, copy, heads, inspect, log_hash,
-    rebuild, seal, sealable, snapshot_hash, verify,
+    ARCHIVE_LEASE, Archive, Commit, CursorMove, Entry, Fence, Projector, RowQuery, SealLimits,
+    SealedFile, SnapshotChange, SnapshotMeta, Store, append_raw, backup, copy, heads, inspect,
+    log_hash, rebuild, seal, sealable, snapshot_hash, verify,
 };
 use support::place::*;
 
@@ -87,7 +87,7 @@ struct Seen {
     raw: Vec<RawRecord>,
     buckets: BTreeMap<Bucket, Vec<Record>>,
     streams: BTreeMap<String, Vec<Record>>,
-    without: Vec<RawRecord>,
+    without: Vec<Entry>,
     replayed: Vec<Record>,
     hashes: Vec<Option<contract::chain::ChainHash>>,
     heads: Vec<store::ChainHead>,

@@ -40,7 +40,7 @@ fn help() -> String {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     #[command(flatten)]
     Client(ClientCommand),
     Store(StoreArgs),
@@ -55,7 +55,7 @@ pub fn main() -> ExitCode {
 
 fn run(Program { connect, command }: Program) -> Result<(), CliError> {
     match command {
-        Command::Serve(args) => Ok(serve::run(args)?),
+        Command::Serve(args) => Ok(serve::run(*args)?),
         Command::Client(command) => cli::run(&connect, command),
         Command::Store(args) => store::store(&args),
         Command::Completions(args) => args.run(&mut Program::command()),

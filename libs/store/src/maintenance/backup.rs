@@ -10,12 +10,14 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use contract::ids::Position;
+use sqlx::SqliteConnection;
 
 use crate::archive::carrying::carry_all;
 use crate::archive::shelf::{self, FOLDER, Shelf};
 use crate::log::store::Store;
 use crate::maintenance::transfer::{LogHash, copy, go_on_above, log_hash};
 use crate::model::error::StoreError;
+use crate::sql::beside::Beside;
 use crate::sql::connection::Pooled;
 use crate::sql::location::Location;
 use crate::sql::statements;
@@ -46,6 +48,37 @@ pub async fn backup(
     }
 }
 
+/// Copies a file of SQLite that is not the store's own, such as the history beside it, into a new one.
+pub async fn backup_file(from: &Path, to: &Path) -> Result<(), StoreError> {
+    if to.exists() {
+        return Err(StoreError::Refused(format!(
+            "{} exists already: name another file",
+            to.display()
+        )));
+    }
+    let partial = beside(to, ".partial");
+    clear(&partial)?;
+    let readers = Beside::file(from).pool().await?;
+    let copied = match readers.acquire().await? {
+        Pooled::Sqlite(mut connection) => copy_pages(&mut connection, &partial).await,
+        Pooled::Postgres(..) => Ok(()),
+    };
+    readers.close().await;
+    let done = copied.and_then(|()| finish(&partial, to));
+    if done.is_err() {
+        let _ = clear(&partial);
+    }
+    done
+}
+
+async fn copy_pages(connection: &mut SqliteConnection, to: &Path) -> Result<(), StoreError> {
+    sqlx::query("VACUUM INTO $1")
+        .bind(to.display().to_string())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 async fn write(
     store: &Store,
     partial: &Path,
@@ -55,10 +88,7 @@ async fn write(
     let mut reader = store.reader().await?;
     let whole = match &mut reader {
         Pooled::Sqlite(connection) => {
-            sqlx::query("VACUUM INTO $1")
-                .bind(partial.display().to_string())
-                .execute(&mut **connection)
-                .await?;
+            copy_pages(connection, partial).await?;
             true
         }
         Pooled::Postgres(..) => false,

@@ -3,7 +3,7 @@
 //! `sqlite` and `postgres` hold what is particular to either (opening, locks, migrations, inserts of
 //! many rows) and `statements` every other SQL text; nothing above them knows the dialect.
 
-mod beside;
+pub(crate) mod beside;
 pub(crate) mod columns;
 pub(crate) mod connection;
 pub(crate) mod damage;

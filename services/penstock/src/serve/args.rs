@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use cli::client::config::default_data_dir;
+use contract::time::Span;
 
 use super::services::SERVICES;
 
@@ -14,6 +15,7 @@ use super::services::SERVICES;
   penstock serve --data ./data --control-addr 127.0.0.1:0 --gateway-addr 127.0.0.1:0 --ready-file ready.json
   penstock serve --gateway-domain models.example.com
   penstock serve --keep-instances
+  penstock serve --archive-after 30d
   penstock serve --services gateway --bus kafka://kafka-1:9092,kafka-2:9092/penstock
   penstock serve --services control,autoscaler,meter --bus kafka://kafka-1:9092/penstock --store postgres://penstock@db/penstock
   penstock serve --services actuator --advertise-host 10.0.0.7 --bus … --store …
@@ -41,6 +43,14 @@ pub struct ServeArgs {
         hide_env_values = true
     )]
     pub store: Option<String>,
+    /// Where archives of the log are, and are made: a folder that every process with the store reaches. With
+    /// a store in a file, `archive` beside it unless given
+    #[arg(long, value_name = "DIR", env = "PENSTOCK_ARCHIVE")]
+    pub archive: Option<PathBuf>,
+    /// Once a day, move what is older than this from the store into archives; never unless given. One process
+    /// at a time does it
+    #[arg(long, value_name = "AGE", env = "PENSTOCK_ARCHIVE_AFTER")]
+    pub archive_after: Option<Span>,
     /// How services hear of each other: local (one process), or kafka://HOST:PORT[,…]/PREFIX
     #[arg(
         long,

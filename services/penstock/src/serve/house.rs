@@ -97,6 +97,7 @@ impl House {
         let ground = ground(args, &plan, folder.path(), means).await?;
         let log = stages.of(StageName::Log);
         start::relay(&ground, args.bus != "local", log);
+        start::archiver(args, &ground, log);
         start::watch_bus(&plan, &ground, log);
         let addresses = Starting::new(args, &plan, &ground, stages)
             .services()
@@ -148,10 +149,11 @@ async fn open_store(args: &ServeArgs, data: &Path) -> anyhow::Result<Store> {
         .store
         .clone()
         .unwrap_or_else(|| format!("sqlite:{}", data.join("penstock.db").display()));
+    let archives = args.archive.as_deref();
     // A file is there or not; a server may be started after us.
     let opened = match url.starts_with("sqlite:") {
-        true => Store::open(&url).await,
-        false => until_opened(|| Store::open(&url)).await,
+        true => Store::open_with(&url, archives).await,
+        false => until_opened(|| Store::open_with(&url, archives)).await,
     };
     opened.context("cannot open the event store")
 }

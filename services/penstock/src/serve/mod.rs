@@ -6,6 +6,7 @@
 //! the log.
 
 mod admin;
+mod archiver;
 mod args;
 mod backends;
 mod config_file;

@@ -19,8 +19,10 @@ use prometheus_client::metrics::counter::Counter;
 use runtime::health::Component;
 use runtime::reconcile::Deps;
 use runtime::relay::{RELAY, RelayDeps};
+use store::ARCHIVE_LEASE;
 
 use super::admin::Admin;
+use super::archiver::Archiver;
 use super::args::ServeArgs;
 use super::backends::{BACKENDS, Site};
 use super::folder_logs::FolderLogs;
@@ -72,6 +74,21 @@ pub fn relay(ground: &Ground, is_shared: bool, stage: &mut Stage) {
         }
     };
     stage.spawn(supervise(RELAY, stage.stop.clone(), run));
+}
+
+/// What moves old events into archives, where that is asked for: one process at a time.
+pub fn archiver(args: &ServeArgs, ground: &Ground, stage: &mut Stage) {
+    let (Some(store), Some(age)) = (ground.store.clone(), args.archive_after) else {
+        return;
+    };
+    let archiver = Archiver {
+        store,
+        clock: ground.clock.clone(),
+        holder: ground.ids.uid().to_string(),
+        age,
+        component: ground.health.component(ARCHIVE_LEASE),
+    };
+    stage.spawn(archiver.run(stage.stop.clone()));
 }
 
 /// Lets readiness say when the bus cannot be reached. A gateway serves on without it once it has had

@@ -156,7 +156,10 @@ impl Side {
 
 pub async fn hash(args: &HashArgs) -> Result<(), CliError> {
     let place = args.which.url();
-    let log = Log::open(&place).await?;
+    let log = match is_kafka(&place) {
+        true => Log::open(&place).await?,
+        false => Log::of_store(args.which.open().await?).await?,
+    };
     let up_to = args.up_to.map_or_else(|| log.whole(), Position);
     let done = hash_of(log, up_to).await?;
     let text = match &done.kafka {

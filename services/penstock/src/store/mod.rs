@@ -1,13 +1,15 @@
 //! `store`: looks after the store itself, without a server: brings it up to date, copies it, makes it
-//! again, from Kafka too, and proves that two are the same.
+//! again, from Kafka too, proves that two are the same, and moves what is old of the log into files.
 //!
 //! Invariant: nothing is made, moved or migrated that was not asked for; a store that is not there is
 //! an error.
 
+mod archive;
 mod compare;
 // The same without Kafka, where the binary is built without it.
 #[cfg_attr(not(feature = "kafka"), path = "no_kafka.rs")]
 mod kafka;
+mod lease;
 mod rebuild;
 mod republish;
 #[cfg(feature = "kafka")]
@@ -15,10 +17,11 @@ mod spool;
 mod verdict;
 mod waiting;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use contract::ids::{Bucket, Position};
+use contract::time::Span;
 use serde::Serialize;
 use store::{LogHash, Store};
 
@@ -26,7 +29,7 @@ use cli::client::config::default_data_dir;
 use cli::error::CliError;
 use cli::output::{print, remark};
 
-/// Migrate, back up, rebuild and compare stores, without a server; make them from Kafka, and Kafka from them
+/// Migrate, back up, archive, rebuild and compare stores, without a server; make them from Kafka, and Kafka from them
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock store migrate --check
@@ -35,6 +38,7 @@ use cli::output::{print, remark};
   penstock store rebuild --from penstock-backup.db --store postgres://penstock@localhost/penstock
   penstock store rebuild --from kafka://localhost:9092/penstock --store sqlite:again.db
   penstock store republish --to kafka://localhost:9092/penstock
+  penstock store archive --older-than 90d
   penstock store hash
   penstock store compare sqlite:a.db sqlite:b.db
   penstock store compare penstock-backup.db kafka://localhost:9092/penstock
@@ -49,6 +53,8 @@ pub struct StoreArgs {
 enum StoreCommand {
     Migrate(MigrateArgs),
     Backup(BackupArgs),
+    Archive(ArchiveArgs),
+    Archives(ArchivesArgs),
     Rebuild(RebuildArgs),
     Republish(RepublishArgs),
     Hash(HashArgs),
@@ -69,9 +75,24 @@ struct Which {
     /// The data directory
     #[arg(long, value_name = "DIR", env = "PENSTOCK_DATA", default_value_os_t = default_data_dir())]
     data: PathBuf,
+    /// Where the store's archives are; `archive` beside a file, and where they were sealed unless given
+    #[arg(long, value_name = "DIR", env = "PENSTOCK_ARCHIVE")]
+    archive: Option<PathBuf>,
 }
 
 impl Which {
+    /// The store, which is there and up to date.
+    async fn open(&self) -> Result<Store, CliError> {
+        open_in(&self.url(), self.archive.as_deref()).await
+    }
+
+    /// The history for charts, of a store in a file that has one beside it.
+    fn history(&self) -> Option<PathBuf> {
+        let url = self.url();
+        let history = Path::new(url.strip_prefix("sqlite:")?).with_file_name("history.db");
+        history.exists().then_some(history)
+    }
+
     fn url(&self) -> String {
         let in_data = || format!("sqlite:{}", self.data.join("penstock.db").display());
         self.store.clone().unwrap_or_else(in_data)
@@ -96,13 +117,68 @@ struct MigrateArgs {
     output: Format,
 }
 
+/// Move what is old of the log from the store into files, from which it is read as before
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock store archive
+  penstock store archive --older-than 90d --dry-run
+  penstock store archive --before 120000
+  penstock store archive --store postgres://penstock@localhost/penstock --archive /srv/penstock/archive
+
+Sealed is what lies below everything that a service would read on from; what is in the way of more is
+said. Everything reads the files as it read the store: reports, replay, verify, export, backups. They
+must stay where they are, and every process with the store must reach them: a file that is missing is
+an error that names it. A file of SQLite keeps its size and fills the room again; a backup is small.
+
+Once something is sealed, releases that know no archives refuse the store (its format is 3). Beside a
+running server on a PostgreSQL this command may run; a server can do it daily by itself:
+`penstock serve --archive-after 30d`.
+
+Exit codes:
+  0  done, or nothing to do
+  1  refused, or failed: what was sealed before stays, and the next run goes on
+  2  usage")]
+struct ArchiveArgs {
+    #[command(flatten)]
+    which: Which,
+    /// Only events older than this; 30d unless --before is given
+    #[arg(long, value_name = "AGE")]
+    older_than: Option<Span>,
+    /// Only events below this position
+    #[arg(long, value_name = "POSITION")]
+    before: Option<u64>,
+    /// Only say what would be sealed
+    #[arg(long)]
+    dry_run: bool,
+    /// How the answer is written
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Format,
+}
+
+/// List the files that hold the beginning of the log
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  penstock store archives
+  penstock store archives -o json
+
+Whether the files are as they were sealed says `penstock events verify`.")]
+struct ArchivesArgs {
+    #[command(flatten)]
+    which: Which,
+    /// How the answer is written
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Format,
+}
+
 /// Copy a store into a new file, from which one of either kind can be made again
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock store backup penstock-backup.db
   penstock store backup /backup/monday.db --store postgres://penstock@localhost/penstock
 
-The file is a store of its own (sqlite:FILE).")]
+The file is a store of its own (sqlite:FILE). What stands in archives comes with it: of a store in a
+file as files in the folder `archive` beside it, which the backups of one store share; the history for
+charts, where there is one, as FILE with the ending history.db.")]
 struct BackupArgs {
     /// A file that does not exist yet
     #[arg(value_name = "TO-FILE")]
@@ -246,6 +322,8 @@ pub fn store(args: &StoreArgs) -> Result<(), CliError> {
         match &args.command {
             StoreCommand::Migrate(args) => migrate(args).await,
             StoreCommand::Backup(args) => Box::pin(backup(args)).await,
+            StoreCommand::Archive(args) => Box::pin(archive::archive(args)).await,
+            StoreCommand::Archives(args) => archive::archives(args).await,
             StoreCommand::Rebuild(args) => Box::pin(rebuild::rebuild(args)).await,
             StoreCommand::Republish(args) => Box::pin(republish::republish(args)).await,
             StoreCommand::Hash(args) => Box::pin(compare::hash(args)).await,
@@ -338,6 +416,11 @@ fn url_of(place: &str) -> String {
 
 /// Opens a store that is there, and needs no migration.
 async fn open(url: &str) -> Result<Store, CliError> {
+    open_in(url, None).await
+}
+
+/// The same, with its archives in a folder.
+async fn open_in(url: &str, archives: Option<&Path>) -> Result<Store, CliError> {
     let found = store::inspect(url).await.map_err(failed)?;
     if found.format.is_none() {
         return Err(CliError::Failed(format!(
@@ -351,7 +434,7 @@ async fn open(url: &str) -> Result<Store, CliError> {
             found.store
         )));
     }
-    Store::open(url).await.map_err(failed)
+    Store::open_with(url, archives).await.map_err(failed)
 }
 
 async fn migrate(args: &MigrateArgs) -> Result<(), CliError> {
@@ -430,12 +513,17 @@ impl Progress {
 }
 
 async fn backup(args: &BackupArgs) -> Result<(), CliError> {
-    let store = open(&args.which.url()).await?;
+    let store = args.which.open().await?;
     let mut progress = Progress::new("events copied");
     let done = store::backup(&store, &args.to, |done, of| progress.say(done, of)).await;
     store.close().await;
     let hash = done.map_err(failed)?;
-    let text = format!("{}: {}", args.to.display(), line(&hash));
+    let mut text = format!("{}: {}", args.to.display(), line(&hash));
+    if let Some(history) = args.which.history() {
+        let to = args.to.with_extension("history.db");
+        store::backup_file(&history, &to).await.map_err(failed)?;
+        text.push_str(&format!("\n{}: the history for charts", to.display()));
+    }
     args.output.show(&text, &hash)
 }
 

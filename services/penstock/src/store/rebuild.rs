@@ -87,19 +87,21 @@ struct Rebuilt {
 pub async fn rebuild(args: &RebuildArgs) -> Result<(), CliError> {
     let url = args.which.url();
     let (store, taken) = match &args.from {
-        None => (open(&url).await?, Taken::default()),
+        None => (args.which.open().await?, Taken::default()),
         Some(from) if is_kafka(from) => {
             // Before Kafka is read, which takes a while.
             store::inspect(&url).await.map_err(failed)?;
             // Before the store is made: Kafka may not be there.
             let log = KafkaLog::read(from).await?;
-            let store = Store::open(&url).await.map_err(failed)?;
+            let archives = args.which.archive.as_deref();
+            let store = Store::open_with(&url, archives).await.map_err(failed)?;
             let taken = from_kafka(log, &store).await;
             (store, taken?)
         }
         Some(from) => {
             let from = open(&url_of(from)).await?;
-            let store = Store::open(&url).await.map_err(failed)?;
+            let archives = args.which.archive.as_deref();
+            let store = Store::open_with(&url, archives).await.map_err(failed)?;
             let taken = from_store(&from, &store).await;
             from.close().await;
             (store, taken?)

@@ -9,22 +9,19 @@ use std::time::Duration;
 use bus::{Bus, BusError};
 use contract::ids::{Bucket, Position};
 use contract::log::RawRecord;
-use runtime::lease::{RENEW_EVERY, TTL};
 use runtime::relay::RELAY;
 use serde::Serialize;
 use store::{Commit, CursorMove, Fence, Store};
 use tokio::time::{Instant, sleep};
 
+use super::lease::{Lease, holding};
 use super::waiting::told;
-use super::{Progress, RepublishArgs, failed, is_kafka, open, shown};
+use super::{Progress, RepublishArgs, failed, is_kafka, shown};
 use cli::error::CliError;
 use cli::output::remark;
 
 /// Events that wait for Kafka's word at once.
 const PAGE: usize = 2_000;
-
-/// A holder that has died keeps its lease for [`TTL`].
-const LEASE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Tries of a page, each of which waits for the brokers itself for so long.
 const TRIES: u32 = 3;
@@ -52,7 +49,7 @@ pub async fn republish(args: &RepublishArgs) -> Result<(), CliError> {
             "--to names no Kafka: write kafka://HOST:PORT/PREFIX".to_owned(),
         ));
     }
-    let store = open(&args.which.url()).await?;
+    let store = args.which.open().await?;
     let done = with_bus(&store, args).await;
     store.close().await;
     let done = done?;
@@ -107,69 +104,28 @@ async fn answers(bus: &dyn Bus, until: Instant) -> Result<(), CliError> {
     Ok(())
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the holder of a lease has a name of its own"
-)]
 async fn with_lease(
     store: &Store,
     bus: &dyn Bus,
     after: Position,
 ) -> Result<Republished, CliError> {
-    let holder = format!("store republish {}", uuid::Uuid::new_v4());
-    let waiting = || {
-        format!(
-            "waiting for the lease `{RELAY}`, which another process holds or has held: gives up after {} s",
-            LEASE_PATIENCE.as_secs()
-        )
+    let lease = Lease {
+        name: RELAY,
+        taken: format!(
+            "another process publishes this store's log (it holds the lease `{RELAY}`): stop the \
+             services that share the store first"
+        ),
+        lost: format!(
+            "another process has taken the lease `{RELAY}` and publishes: start this again when no \
+             other does"
+        ),
     };
-    let fence = told(acquire(store, &holder), waiting).await?;
-    let work = async {
+    holding(store, &lease, async |fence| {
         let carried = relayed(store).await?;
         check_after(after, carried)?;
         publish(store, bus, &fence, after).await
-    };
-    let done = tokio::select! {
-        done = work => done,
-        lost = keep(store, &fence, &holder) => Err(lost),
-    };
-    let released = store.release_lease(&fence).await.map_err(failed);
-    let done = done?;
-    released.map(|()| done)
-}
-
-async fn acquire(store: &Store, holder: &str) -> Result<Fence, CliError> {
-    let until = Instant::now() + LEASE_PATIENCE;
-    loop {
-        let acquired = store.acquire_lease(RELAY, holder, TTL).await;
-        if let Some(fence) = acquired.map_err(failed)? {
-            return Ok(fence);
-        }
-        if Instant::now() >= until {
-            return Err(failed(format!(
-                "another process publishes this store's log (it holds the lease `{RELAY}`): stop the \
-                 services that share the store first"
-            )));
-        }
-        sleep(RENEW_EVERY).await;
-    }
-}
-
-/// Holds the lease until it is lost.
-async fn keep(store: &Store, fence: &Fence, holder: &str) -> CliError {
-    loop {
-        sleep(RENEW_EVERY).await;
-        match store.renew_lease(fence, holder, TTL).await {
-            Ok(true) => {}
-            Ok(false) => {
-                return failed(format!(
-                    "another process has taken the lease `{RELAY}` and publishes: start this again \
-                     when no other does"
-                ));
-            }
-            Err(error) => return failed(error),
-        }
-    }
+    })
+    .await
 }
 
 /// What stands between the cursor and a position above it, nobody would ever publish.

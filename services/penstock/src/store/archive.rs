@@ -1,0 +1,265 @@
+//! Sealing the beginning of the log into files, and listing them.
+
+use contract::ids::Position;
+use contract::time::{Span, Timestamp};
+use serde::Serialize;
+use store::{ARCHIVE_LEASE, Archive, SealLimits, Sealable, SealedFile, Store, seal, sealable};
+
+use super::lease::{Lease, holding};
+use super::{ArchiveArgs, ArchivesArgs, failed};
+use cli::error::CliError;
+use cli::output::{Screen, Table, remark};
+
+/// What stays in the table unless something else is asked for.
+const KEPT: Span = Span::from_secs(30 * 24 * 3600);
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    /// Files that were sealed now.
+    sealed: Vec<SealedFile>,
+    /// What could have been, when this began.
+    #[serde(flatten)]
+    sealable: Sealable,
+    is_dry_run: bool,
+}
+
+pub async fn archive(args: &ArchiveArgs) -> Result<(), CliError> {
+    let now = Screen::of_process().now;
+    let store = args.which.open().await?;
+    let answered = run(&store, args, now).await;
+    store.close().await;
+    let answer = answered?;
+    args.output.show(&text_of(&answer), &answer)
+}
+
+async fn run(store: &Store, args: &ArchiveArgs, now: Timestamp) -> Result<Answer, CliError> {
+    let limits = limits(args, now);
+    let sealable = sealable(store, &limits).await.map_err(failed)?;
+    let sealed = match args.dry_run {
+        true => Vec::new(),
+        false => sealed(store, &limits, now).await?,
+    };
+    Ok(Answer {
+        sealed,
+        sealable,
+        is_dry_run: args.dry_run,
+    })
+}
+
+fn limits(args: &ArchiveArgs, now: Timestamp) -> SealLimits {
+    let age = match args.before {
+        Some(_) => args.older_than,
+        None => Some(args.older_than.unwrap_or(KEPT)),
+    };
+    SealLimits {
+        before: args.before.map(Position),
+        older_than: age.map(|age| now - age),
+        ..SealLimits::default()
+    }
+}
+
+async fn sealed(
+    store: &Store,
+    limits: &SealLimits,
+    now: Timestamp,
+) -> Result<Vec<SealedFile>, CliError> {
+    let lease = Lease {
+        name: ARCHIVE_LEASE,
+        taken: format!(
+            "another process archives this store's log (it holds the lease `{ARCHIVE_LEASE}`, as a server \
+             with --archive-after does): leave it to that one, or start it without"
+        ),
+        lost: format!(
+            "another process has taken the lease `{ARCHIVE_LEASE}` and archives: start this again when no \
+             other does"
+        ),
+    };
+    let say = |file: &SealedFile| {
+        remark(&format!(
+            "archived up to position {}: {}",
+            file.archive.last, file.archive.file
+        ));
+    };
+    holding(store, &lease, async |fence| {
+        let sealed = seal(store, &fence, limits, now, say).await;
+        sealed.map_err(failed)
+    })
+    .await
+}
+
+fn text_of(answer: &Answer) -> String {
+    let Answer {
+        sealed, sealable, ..
+    } = answer;
+    let mut text = match (answer.is_dry_run, sealable.events) {
+        (_, 0) => format!(
+            "nothing to archive above position {}, up to which it is\n",
+            sealable.after
+        ),
+        (true, events) => format!(
+            "{events} events would be archived, up to position {}\n",
+            sealable.through
+        ),
+        (false, _) => {
+            let mut table = Table::new(&["FIRST", "LAST", "EVENTS", "TEXT", "BYTES", "FILE"]);
+            for file in sealed {
+                let Archive {
+                    first,
+                    last,
+                    events,
+                    ..
+                } = &file.archive;
+                table.row(vec![
+                    first.to_string(),
+                    last.to_string(),
+                    events.to_string(),
+                    file.bytes_before.to_string(),
+                    file.archive.bytes.to_string(),
+                    file.archive.file.clone(),
+                ]);
+            }
+            table.render(false)
+        }
+    };
+    if let Some(held_back) = &sealable.held_back {
+        text.push_str(&format!("no more for now: {held_back}\n"));
+    }
+    text
+}
+
+pub async fn archives(args: &ArchivesArgs) -> Result<(), CliError> {
+    let store = args.which.open().await?;
+    let listed = store.archives().await;
+    store.close().await;
+    let listed = listed.map_err(failed)?;
+    let mut table = Table::new(&["FIRST", "LAST", "EVENTS", "BYTES", "SEALED", "FILE"]);
+    for archive in &listed {
+        table.row(vec![
+            archive.first.to_string(),
+            archive.last.to_string(),
+            archive.events.to_string(),
+            archive.bytes.to_string(),
+            archive.sealed_at.to_string(),
+            archive.file.clone(),
+        ]);
+    }
+    args.output
+        .show(&table.render(false), &serde_json::json!({"items": listed}))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use contract::events::{Empty, Event};
+    use contract::log::{Actor, NewEvent, StreamName};
+    use store::{Append, Commit, CursorMove};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ArchiveArgs,
+    }
+
+    fn args(folder: &tempfile::TempDir, more: &[&str]) -> ArchiveArgs {
+        let url = format!("sqlite:{}", folder.path().join("log.db").display());
+        let line = ["archive", "--store", &url].into_iter();
+        Line::parse_from(line.chain(more.iter().copied())).args
+    }
+
+    /// Events at these seconds.
+    async fn store(folder: &tempfile::TempDir, seconds: &[i64]) -> Store {
+        let stream: StreamName = "endpoint/default/iris".parse().unwrap();
+        let event = |second: &i64| NewEvent {
+            id: uuid::Uuid::from_u128(*second as u128),
+            time: Timestamp::from_secs(*second),
+            actor: Actor::service("test"),
+            event: Event::EndpointDeletionRequested(Empty {}),
+        };
+        let store = Store::open(&args(folder, &[]).which.url()).await.unwrap();
+        let append = Append {
+            stream,
+            expected_version: 0,
+            events: seconds.iter().map(event).collect(),
+        };
+        let commit = Commit {
+            appends: vec![append],
+            ..Commit::default()
+        };
+        store.commit(commit).await.unwrap();
+        store
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_says_what_would_be_sealed_and_what_is_in_the_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder, &[1, 2, 3, 4]).await;
+        let relay = CursorMove {
+            consumer: "relay",
+            bucket: contract::ids::Bucket::GLOBAL,
+            from: Position::START,
+            to: Position(2),
+        };
+        let commit = Commit {
+            cursor: Some(relay),
+            ..Commit::default()
+        };
+        store.commit(commit).await.unwrap();
+        let asked = args(&folder, &["--before", "4", "--dry-run"]);
+        let answer = run(&store, &asked, Timestamp::from_secs(9)).await.unwrap();
+        assert_eq!(
+            text_of(&answer),
+            "2 events would be archived, up to position 2\n\
+             no more for now: `relay` stands at position 2\n"
+        );
+        assert_eq!(store.archives().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn without_limits_only_what_is_older_than_a_month_is_sealed() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = Timestamp::from_secs(1_000) + KEPT;
+        let store = store(&folder, &[998, 999, 1_000, 1_001]).await;
+        let answer = run(&store, &args(&folder, &[]), now).await.unwrap();
+        assert_eq!(answer.sealed.len(), 1);
+        let text = text_of(&answer);
+        assert!(text.starts_with("FIRST  LAST  EVENTS  TEXT"), "{text}");
+        assert!(text.contains("1-2.penstock-events.gz"), "{text}");
+        let again = run(&store, &args(&folder, &[]), now).await.unwrap();
+        assert_eq!(
+            text_of(&again),
+            "nothing to archive above position 2, up to which it is\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_backup_carries_archives_and_history() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder, &[1, 2, 3]).await;
+        run(
+            &store,
+            &args(&folder, &["--before", "3"]),
+            Timestamp::from_secs(9),
+        )
+        .await
+        .unwrap();
+        store.close().await;
+        let history = format!("sqlite:{}", folder.path().join("history.db").display());
+        Store::open(&history).await.unwrap().close().await;
+        let to = tempfile::tempdir().unwrap();
+        let backed_up = super::super::BackupArgs {
+            to: to.path().join("monday.db"),
+            which: args(&folder, &[]).which,
+            output: super::super::Format::Text,
+        };
+        super::super::backup(&backed_up).await.unwrap();
+        drop(folder);
+        assert!(to.path().join("monday.history.db").exists());
+        let url = format!("sqlite:{}", to.path().join("monday.db").display());
+        let copied = Store::open(&url).await.unwrap();
+        let events = copied.read_raw(Position::START, 10).await.unwrap();
+        assert_eq!(events.len(), 3);
+    }
+}

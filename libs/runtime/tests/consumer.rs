@@ -307,4 +307,56 @@ proptest! {
             }
         });
     }
+
+    /// Each number: what happens next, to which of three endpoints, and up to where is archived.
+    #[test]
+    fn states_are_the_same_wherever_the_log_stands(
+        what in prop::collection::vec((0u32..12, 0usize..3, 0u64..60), 1..60),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let store = open(&folder).await;
+            let mut poisoned: Vec<(usize, Position)> = Vec::new();
+            let names = ["iris", "rose", "tulip"];
+            for (event, endpoint, position) in what {
+                match event {
+                    0 => poisoned.push((endpoint, poison(&store, names[endpoint]).await)),
+                    1 => {
+                        if let Some((endpoint, position)) = poisoned.pop() {
+                            skip_and_unpark(&store, names[endpoint], position).await;
+                        }
+                    }
+                    2 => drop(Life::<1>::begin(&store, false).await.end().await),
+                    3 | 4 => archive(&store, position).await,
+                    _ => drop(touch(&store, names[endpoint]).await),
+                }
+            }
+            let head = store.head().await.unwrap();
+            let other = tempfile::tempdir().unwrap();
+            let whole = open(&other).await;
+            let hash = store::copy(&store, &whole, |_, _| {}).await.unwrap();
+            assert_eq!(store::log_hash(&store, head).await.unwrap(), hash);
+            let resumed = Life::<1>::begin(&store, false).await;
+            execute(&folder, "DELETE FROM snapshots").await;
+            let fresh = Life::<1>::begin(&store, false).await;
+            let unarchived = Life::<1>::begin(&whole, false).await;
+            assert_eq!(resumed.states(), unarchived.states());
+            assert_eq!(fresh.states(), unarchived.states());
+            assert_eq!(fresh.applied, unarchived.applied);
+        });
+    }
+}
+
+async fn archive(store: &Store, before: u64) {
+    let ttl = std::time::Duration::from_secs(60);
+    let fence = store.acquire_lease(store::ARCHIVE_LEASE, "test", ttl).await;
+    let limits = store::SealLimits {
+        before: Some(Position(before)),
+        events_max: Some(7),
+        ..store::SealLimits::default()
+    };
+    let now = contract::time::Timestamp::from_secs(2);
+    let sealed = store::seal(store, &fence.unwrap().unwrap(), &limits, now, |_| {}).await;
+    sealed.unwrap();
 }

@@ -2,6 +2,7 @@
 
 #![allow(unused_macros, unused_imports)]
 
+pub mod archives;
 pub mod place;
 pub mod postgres;
 

@@ -93,8 +93,9 @@ fn text_of(answer: &Answer) -> String {
         sealed, sealable, ..
     } = answer;
     let mut text = match (answer.is_dry_run, sealable.events) {
+        (_, 0) if sealable.after == Position::START => "nothing to archive\n".to_owned(),
         (_, 0) => format!(
-            "nothing to archive above position {}, up to which it is\n",
+            "nothing more to archive: all up to position {} is\n",
             sealable.after
         ),
         (true, events) => format!(
@@ -230,7 +231,7 @@ mod tests {
         let again = run(&store, &args(&folder, &[]), now).await.unwrap();
         assert_eq!(
             text_of(&again),
-            "nothing to archive above position 2, up to which it is\n"
+            "nothing more to archive: all up to position 2 is\n"
         );
     }
 

@@ -1,0 +1,274 @@
+//! Sealing the beginning of the log into files, on either database: what may be sealed, what becomes of the
+//! table, and what happens where it is broken off.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use contract::ids::{Bucket, Position};
+use contract::log::RawRecord;
+use contract::time::Timestamp;
+use store::{
+    Commit, CursorMove, SealLimits, SnapshotChange, SnapshotMeta, append_raw, inspect, seal,
+    sealable, snapshot_hash,
+};
+use support::archives::*;
+use support::place::*;
+
+async fn a_store_has_the_newer_format_once_something_is_sealed(place: Place) {
+    let ground = Ground::of(place);
+    let store = ground.open().await;
+    fill_all(&store, 0, 4).await;
+    store.close().await;
+    let url = ground.place.url();
+    assert_eq!(inspect(&url).await.unwrap().format, Some(store::FORMAT));
+    let store = ground.open().await;
+    sealed(&store, before(3, 10)).await;
+    store.close().await;
+    let format = inspect(&url).await.unwrap().format;
+    assert_eq!(format, Some(store::FORMAT_WITH_ARCHIVES));
+}
+
+fn cursor(consumer: &'static str, bucket: Bucket, to: u64) -> Commit {
+    let cursor = CursorMove {
+        consumer,
+        bucket,
+        from: Position::START,
+        to: Position(to),
+    };
+    Commit {
+        cursor: Some(cursor),
+        ..Commit::default()
+    }
+}
+
+fn snapshot(consumer: &str, bucket: Bucket, at: u64) -> Commit {
+    let meta = SnapshotMeta {
+        consumer: consumer.to_owned(),
+        bucket,
+        version: 1,
+        position: Position(at),
+        event_hash: None,
+    };
+    let change = SnapshotChange {
+        hash: snapshot_hash(&meta, []),
+        meta,
+        base: None,
+        parts: BTreeMap::new(),
+    };
+    Commit {
+        snapshot: Some(change),
+        ..Commit::default()
+    }
+}
+
+async fn nothing_is_sealed_that_somebody_would_read_on_from(place: Place) {
+    let ground = Ground::of(place);
+    let store = ground.open().await;
+    fill(&store, "iris", 10).await;
+    fill(&store, "roses", 10).await;
+    let all = SealLimits::default();
+    assert_eq!(sealable(&store, &all).await.unwrap().through, Position(20));
+    store
+        .commit(cursor("relay", Bucket::GLOBAL, 17))
+        .await
+        .unwrap();
+    let found = sealable(&store, &all).await.unwrap();
+    assert_eq!((found.through, found.events), (Position(17), 17));
+    assert_eq!(
+        found.held_back.unwrap().to_string(),
+        "`relay` stands at position 17"
+    );
+    // One that stands at a bucket's last event holds nothing back of it.
+    let (iris, roses) = (endpoint("iris").bucket(), endpoint("roses").bucket());
+    store
+        .commit(snapshot("autoscaler", iris, 10))
+        .await
+        .unwrap();
+    store
+        .commit(snapshot("autoscaler", roses, 14))
+        .await
+        .unwrap();
+    let found = sealable(&store, &all).await.unwrap();
+    assert_eq!(found.through, Position(14));
+    assert_eq!(found.held_back.unwrap().bucket, Some(roses));
+    let done = sealed(&store, all.clone()).await;
+    assert_eq!(done[0].archive.last, Position(14));
+    assert_eq!(sealed(&store, all).await, []);
+}
+
+async fn who_does_not_run_holds_nothing_back(place: Place) {
+    let ground = Ground::of(place);
+    let store = ground.open().await;
+    fill(&store, "iris", 10).await;
+    let ttl = Duration::from_secs(60);
+    let held = store
+        .acquire_lease("node/a", "a", ttl)
+        .await
+        .unwrap()
+        .unwrap();
+    let of_node = snapshot("node/a", endpoint("iris").bucket(), 4);
+    store.commit(of_node).await.unwrap();
+    let all = SealLimits::default();
+    assert_eq!(sealable(&store, &all).await.unwrap().through, Position(4));
+    store.release_lease(&held).await.unwrap();
+    assert_eq!(sealable(&store, &all).await.unwrap().through, Position(10));
+}
+
+async fn a_bucket_that_a_consumer_has_stored_nothing_of_is_held_back(place: Place) {
+    let ground = Ground::of(place);
+    let store = ground.open().await;
+    fill(&store, "iris", 3).await;
+    fill(&store, "roses", 3).await;
+    let of_iris = snapshot("autoscaler", endpoint("iris").bucket(), 3);
+    store.commit(of_iris).await.unwrap();
+    let found = sealable(&store, &SealLimits::default()).await.unwrap();
+    assert_eq!(found.through, Position(3));
+}
+
+async fn only_what_is_old_enough_is_sealed(place: Place) {
+    let ground = Ground::of(place);
+    let store = ground.open().await;
+    for (version, seconds) in [100, 300, 200, 400].into_iter().enumerate() {
+        let mut commit = commit_to(stream("iris"), version as u64, 0);
+        commit.appends[0].events.push(event_at(seconds));
+        records(&store, commit).await;
+    }
+    let older = |seconds| SealLimits {
+        older_than: Some(Timestamp::from_secs(seconds)),
+        ..SealLimits::default()
+    };
+    for (seconds, through) in [(100, 0), (250, 1), (301, 3), (1_000, 4)] {
+        let found = sealable(&store, &older(seconds)).await.unwrap();
+        assert_eq!(found.through, Position(through), "{seconds}");
+    }
+    let few = SealLimits {
+        events_min: 4,
+        ..older(301)
+    };
+    assert_eq!(sealed(&store, few).await, []);
+}
+
+async fn a_snapshot_stays_bound_to_events_that_are_in_files(place: Place) {
+    let ground = Ground::of(place);
+    let store = ground.open().await;
+    fill(&store, "iris", 6).await;
+    let bucket = endpoint("iris").bucket();
+    let at = Position(4);
+    let mut commit = snapshot("autoscaler", bucket, at.0);
+    let event_hash = store.event_hash(bucket, at).await.unwrap();
+    let change = commit.snapshot.as_mut().unwrap();
+    change.meta.event_hash = event_hash;
+    change.hash = snapshot_hash(&change.meta, []);
+    let meta = change.meta.clone();
+    store.commit(commit).await.unwrap();
+    sealed(&store, SealLimits::default()).await;
+    fill_from(&store, "iris", 6, 9).await;
+    let given = store.snapshot("autoscaler", bucket, 1).await.unwrap();
+    assert_eq!(given.unwrap().meta, meta);
+}
+
+async fn what_was_broken_off_is_taken_up_again(place: Place) {
+    let ground = Ground::of(place);
+    let store = ground.open().await;
+    fill_all(&store, 0, 12).await;
+    let whole = seen(&store).await;
+    let folder = ground.archives();
+    fs::create_dir_all(&folder).unwrap();
+    // Written and not listed, under another name and under the one that it gets.
+    fs::write(folder.join("1-10.penstock-events.gz.partial"), "half").unwrap();
+    fs::write(folder.join("1-10.penstock-events.gz"), "whole").unwrap();
+    assert_eq!(seen(&store).await, whole);
+    let done = sealed(&store, before(11, 10)).await;
+    assert_eq!(done[0].archive.file, "1-10.penstock-events.gz");
+    assert_eq!(names(&folder), ["1-10.penstock-events.gz"]);
+    assert_eq!(seen(&store).await, whole);
+    let events: Vec<RawRecord> = whole.raw.iter().take(12).cloned().collect();
+    assert_eq!(append_raw(&store, events).await.unwrap(), 0);
+    store.close().await;
+}
+
+async fn a_table_that_was_cleared_in_part_is_read_right_and_cleared_later(place: Place) {
+    let ground = Ground::of(place);
+    let store = ground.open().await;
+    fill_all(&store, 0, 12).await;
+    let whole = seen(&store).await;
+    store.close().await;
+    let place = &ground.place;
+    place.run("CREATE TABLE kept AS SELECT * FROM events").await;
+    let store = ground.open().await;
+    sealed(&store, before(21, 100)).await;
+    let left = place.number("SELECT COUNT(*) FROM events").await;
+    store.close().await;
+    for from in [9, 1] {
+        let again = format!(
+            "INSERT INTO events SELECT * FROM kept WHERE position >= {from} \
+             AND NOT EXISTS (SELECT 1 FROM events WHERE events.position = kept.position)"
+        );
+        place.run(&again).await;
+        let store = ground.open().await;
+        assert_eq!(seen(&store).await, whole, "{from}");
+        store.close().await;
+    }
+    let store = ground.open().await;
+    assert_eq!(sealed(&store, before(21, 100)).await, []);
+    assert_eq!(place.number("SELECT COUNT(*) FROM events").await, left);
+    assert_eq!(seen(&store).await, whole);
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name();
+    let mut names: Vec<String> = entries
+        .map(|entry| name(entry).to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+async fn a_lease_that_was_taken_over_seals_nothing(place: Place) {
+    let ground = Ground::of(place);
+    let store = ground.open().await;
+    fill_all(&store, 0, 12).await;
+    let old = lease(&store).await;
+    lease(&store).await;
+    let limits = SealLimits::default();
+    let refused = seal(&store, &old, &limits, Timestamp::from_secs(1), |_| {}).await;
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains("another process archives"), "{said}");
+    assert_eq!(store.archives().await.unwrap(), []);
+}
+
+async fn the_table_keeps_the_last_event_of_each_stream_only(place: Place) {
+    let ground = Ground::of(place);
+    let store = ground.open().await;
+    fill_all(&store, 0, 12).await;
+    sealed(&store, before(14, 100)).await;
+    sealed(&store, SealLimits::default()).await;
+    let rows = "SELECT COUNT(*) FROM events";
+    assert_eq!(ground.place.number(rows).await, NAMES.len() as i64);
+    // One more of a stream, and the one before it may go with the next file.
+    fill_from(&store, "iris", 12, 13).await;
+    sealed(&store, SealLimits::default()).await;
+    assert_eq!(ground.place.number(rows).await, NAMES.len() as i64);
+}
+
+support::suite! {
+    a_store_has_the_newer_format_once_something_is_sealed
+    nothing_is_sealed_that_somebody_would_read_on_from
+    who_does_not_run_holds_nothing_back
+    a_bucket_that_a_consumer_has_stored_nothing_of_is_held_back
+    only_what_is_old_enough_is_sealed
+    a_snapshot_stays_bound_to_events_that_are_in_files
+    what_was_broken_off_is_taken_up_again
+    a_table_that_was_cleared_in_part_is_read_right_and_cleared_later
+    a_lease_that_was_taken_over_seals_nothing
+    the_table_keeps_the_last_event_of_each_stream_only
+    @sqlite
+    @postgres
+}

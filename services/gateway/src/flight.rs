@@ -266,9 +266,6 @@ impl Flight {
     /// got no answer of a model.
     fn end(&mut self, outcome: Outcome, refused: Option<StatusCode>, at_us: u64) {
         let phase = replace(&mut self.phase, Phase::Ended);
-        if let Phase::Ended = phase {
-            return;
-        }
         self.count(&phase, outcome, refused, at_us);
         let state = &self.deployment().state;
         match phase {
@@ -345,6 +342,7 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
+        // It has been counted: every other end consumes the flight.
         if let Phase::Ended = self.phase {
             return;
         }

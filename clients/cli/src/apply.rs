@@ -20,7 +20,7 @@ use super::get::ready_of_wanted;
 use super::output::{items, print, remark, text};
 use crate::client::{Answer, Client};
 
-/// Make resources what documents say; again and again with the same result
+/// Create or update resources from files
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock apply -f deploy/examples/quickstart

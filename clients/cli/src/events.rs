@@ -71,7 +71,7 @@ struct SkipArgs {
     reason: String,
 }
 
-/// Let a consumer fold a parked endpoint anew
+/// Let a consumer rebuild its state of a parked endpoint
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock events unpark iris --consumer autoscaler

@@ -206,7 +206,7 @@ pub fn routes() -> Vec<Entry> {
             Json(of::<List<parking::Parked>>), parking::list, query &[OF_ENDPOINT, PAGE[0], PAGE[1]]),
         entry!(POST "/v1/events/{position}/skip" "skipEvent" OPERATOR, "Let a consumer pass over an event, from its next fold on",
             Json(of::<parking::Decided>), parking::skip, body of::<parking::Skip>),
-        entry!(POST "/v1/endpoints/{endpoint}/unpark" "unparkEndpoint" OPERATOR, "Let a consumer fold a parked endpoint anew",
+        entry!(POST "/v1/endpoints/{endpoint}/unpark" "unparkEndpoint" OPERATOR, "Let a consumer rebuild its state of a parked endpoint",
             Json(of::<parking::Decided>), parking::unpark, body of::<parking::Unpark>),
         entry!(GET "/v1/access" "listAccess" ADMIN, "Tokens, without the tokens",
             Json(of::<List<AccessView>>), access::list, query LISTED),

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test says what it waits for by failing
 
+mod archives;
 mod bad_input;
 mod command_line;
 mod descriptors;

@@ -22,7 +22,7 @@ use runtime::relay::{RELAY, RelayDeps};
 use store::ARCHIVE_LEASE;
 
 use super::admin::Admin;
-use super::archiver::Archiver;
+use super::archiver::{Archiver, EVENTS_MIN};
 use super::args::ServeArgs;
 use super::backends::{BACKENDS, Site};
 use super::folder_logs::FolderLogs;
@@ -86,6 +86,7 @@ pub fn archiver(args: &ServeArgs, ground: &Ground, stage: &mut Stage) {
         clock: ground.clock.clone(),
         holder: ground.ids.uid().to_string(),
         age,
+        events_min: EVENTS_MIN,
         component: ground.health.component(ARCHIVE_LEASE),
     };
     stage.spawn(archiver.run(stage.stop.clone()));

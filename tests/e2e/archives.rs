@@ -1,0 +1,63 @@
+//! A server whose log begins in archives.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use reqwest::StatusCode;
+use serde_json::json;
+
+use crate::support::{DataFolder, Penstock};
+
+/// Everything that is in the store, and that nobody would read on from.
+fn archive(folder: &DataFolder) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_penstock"))
+        .args(["store", "archive", "--before", "1000000", "-o", "json"])
+        .arg("--data")
+        .arg(folder.path())
+        .env_remove("PENSTOCK_STORE")
+        .env_remove("PENSTOCK_ARCHIVE")
+        .output()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_server_goes_on_after_its_log_was_archived_and_proves_it() {
+    let folder = DataFolder::new();
+    let penstock = Penstock::start(&folder).await;
+    penstock.deploy("iris", "blue", 1).await;
+    let events = penstock.get("/v1/events?after=0&limit=5").await;
+    penstock.stop().await;
+    let output = archive(&folder);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["sealed"].as_array().unwrap().len(), 1, "{answer}");
+
+    let penstock = Penstock::start(&folder).await;
+    assert_eq!(penstock.get("/v1/events?after=0&limit=5").await, events);
+    penstock.deploy("roses", "blue", 1).await;
+    let path = "/v1/endpoints/iris/keys/primary/regenerate";
+    penstock.post(path, &json!({})).await;
+    let key = penstock.key("roses").await;
+    let response = penstock.score("roses", &key).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    penstock.verify().await;
+    let replay = json!({"checkDecisions": true});
+    let replayed = penstock.post("/v1/events/replay", &replay).await;
+    assert_eq!(replayed["ok"], true, "{replayed}");
+    penstock.stop().await;
+    // A file that is not there is named by whatever needs it.
+    fs::rename(folder.path().join("archive"), folder.path().join("away")).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_penstock"))
+        .args(["store", "hash", "--data"])
+        .arg(folder.path())
+        .env_remove("PENSTOCK_STORE")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said.contains("archive/1-") && said.contains("is missing"),
+        "{said}"
+    );
+}

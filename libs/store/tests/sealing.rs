@@ -14,7 +14,7 @@ use contract::ids::{Bucket, Position};
 use contract::log::RawRecord;
 use contract::time::Timestamp;
 use store::{
-    Commit, CursorMove, SealLimits, SnapshotChange, SnapshotMeta, append_raw, inspect, seal,
+    Commit, CursorMove, SealLimits, SnapshotChange, SnapshotMeta, Store, append_raw, inspect, seal,
     sealable, snapshot_hash,
 };
 use support::archives::*;
@@ -180,9 +180,8 @@ async fn what_was_broken_off_is_taken_up_again(place: Place) {
     let whole = seen(&store).await;
     let folder = ground.archives();
     fs::create_dir_all(&folder).unwrap();
-    // Written and not listed, under another name and under the one that it gets.
+    // Half written, when the process ended.
     fs::write(folder.join("1-10.penstock-events.gz.partial"), "half").unwrap();
-    fs::write(folder.join("1-10.penstock-events.gz"), "whole").unwrap();
     assert_eq!(seen(&store).await, whole);
     let done = sealed(&store, before(11, 10)).await;
     assert_eq!(done[0].archive.file, "1-10.penstock-events.gz");
@@ -191,6 +190,39 @@ async fn what_was_broken_off_is_taken_up_again(place: Place) {
     let events: Vec<RawRecord> = whole.raw.iter().take(12).cloned().collect();
     assert_eq!(append_raw(&store, events).await.unwrap(), 0);
     store.close().await;
+}
+
+async fn a_file_that_was_written_and_not_listed_is_taken_and_another_one_is_not(place: Place) {
+    let ground = Ground::of(place);
+    let store = ground.open().await;
+    fill_all(&store, 0, 12).await;
+    let whole = seen(&store).await;
+    sealed(&store, before(11, 10)).await;
+    store.close().await;
+    let path = ground.archives().join("1-10.penstock-events.gz");
+    let written = fs::read(&path).unwrap();
+    // The same log, in a store that lists nothing.
+    let fresh = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", fresh.path().join("log.db").display());
+    let store = Store::open_with(&url, Some(&ground.archives()))
+        .await
+        .unwrap();
+    append_raw(&store, whole.raw.clone()).await.unwrap();
+    fs::write(&path, "of another").unwrap();
+    let fence = lease(&store).await;
+    let limits = before(11, 10);
+    let now = Timestamp::from_secs(1);
+    let refused = seal(&store, &fence, &limits, now, |_| {}).await;
+    let said = refused.unwrap_err().to_string();
+    assert!(
+        said.contains("exists already") && said.contains("--archive"),
+        "{said}"
+    );
+    assert_eq!(fs::read_to_string(&path).unwrap(), "of another");
+    assert_eq!(names(&ground.archives()), ["1-10.penstock-events.gz"]);
+    fs::write(&path, written).unwrap();
+    assert_eq!(sealed(&store, limits).await.len(), 1);
+    assert_eq!(seen(&store).await.raw, whole.raw);
 }
 
 async fn a_table_that_was_cleared_in_part_is_read_right_and_cleared_later(place: Place) {
@@ -266,6 +298,7 @@ support::suite! {
     only_what_is_old_enough_is_sealed
     a_snapshot_stays_bound_to_events_that_are_in_files
     what_was_broken_off_is_taken_up_again
+    a_file_that_was_written_and_not_listed_is_taken_and_another_one_is_not
     a_table_that_was_cleared_in_part_is_read_right_and_cleared_later
     a_lease_that_was_taken_over_seals_nothing
     the_table_keeps_the_last_event_of_each_stream_only

@@ -1,6 +1,7 @@
 //! Writing one archive.
 //!
-//! Invariant: a file has its name only when it is whole and on the disk, and has been read back.
+//! Invariants: a file has its name only when it is whole and on the disk, and has been read back; none is
+//! written over, it may be another store's.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -165,13 +166,31 @@ impl Making {
             bytes: self.at,
             sealed_at,
         };
-        let previous = self.span.previous.as_ref();
-        let written = Opened::open(&self.folder, &archive)?;
-        check(&written, previous.map(|before| before.hash.as_str()))?;
+        self.check(&archive)?;
         let path = self.folder.join(&self.name);
-        rename(&self.partial, &path)?;
         archive.file.clone_from(&self.name);
+        match path.exists() {
+            true => self.check_left_over(&archive, &path)?,
+            false => rename(&self.partial, &path)?,
+        }
         Ok((archive, self.text_bytes))
+    }
+
+    fn check(&self, archive: &Archive) -> Result<(), StoreError> {
+        let previous = self.span.previous.as_ref();
+        let written = Opened::open(&self.folder, archive)?;
+        check(&written, previous.map(|before| before.hash.as_str()))
+    }
+
+    /// What was written and not listed is the same to the byte; whatever else has this name is somebody's.
+    fn check_left_over(&self, archive: &Archive, path: &Path) -> Result<(), StoreError> {
+        self.check(archive).map_err(|_| {
+            StoreError::Refused(format!(
+                "{} exists already and is not what would be written: it is of another store, or damaged. \
+                 Give each store a folder of its own with --archive, or take the file away",
+                path.display()
+            ))
+        })
     }
 
     fn packed_line(&self, value: &Beginning) -> Result<Vec<u8>, StoreError> {

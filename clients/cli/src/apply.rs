@@ -86,11 +86,7 @@ pub async fn apply(client: &Client, args: &ApplyArgs) -> Result<(), CliError> {
 
 /// Endpoints, then deployments, then autoscales; each kind in the order it was written.
 pub fn in_order(mut documents: Vec<Document>) -> Vec<Document> {
-    documents.sort_by_key(|document| match document.resource {
-        Resource::Endpoint(_) => 0,
-        Resource::Deployment(_) => 1,
-        Resource::Autoscale(_) => 2,
-    });
+    documents.sort_by_key(|document| document.resource.rank());
     documents
 }
 

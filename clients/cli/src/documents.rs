@@ -58,16 +58,7 @@ impl Document {
 
     /// Where it lives in the API.
     pub fn path(&self) -> Vec<String> {
-        let (collection, with_deployments) = match &self.resource {
-            Resource::Autoscale(_) => ("autoscale", None),
-            Resource::Endpoint(_) | Resource::Deployment(_) => ("endpoints", Some("deployments")),
-        };
-        let mut path = vec!["v1".into(), collection.into(), self.endpoint().to_string()];
-        if let Some(of) = self.resource.deployment() {
-            path.extend(with_deployments.map(str::to_owned));
-            path.push(of.deployment.to_string());
-        }
-        path
+        self.resource.path()
     }
 }
 

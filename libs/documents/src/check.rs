@@ -21,23 +21,19 @@ use backends::Backends;
 /// Without backends, it is not known which one is meant.
 pub fn resource(resource: &Resource, backends: Option<&Backends>) -> Vec<Finding> {
     let mut check = Check::default();
+    check.labels(resource.labels());
     match resource {
         Resource::Endpoint(endpoint) => {
-            check.labels(&endpoint.metadata.labels);
             check.endpoint(&endpoint.spec);
             check.size(&endpoint.spec);
         }
         Resource::Deployment(deployment) => {
-            check.labels(&deployment.metadata.labels);
             check.deployment(&deployment.spec);
             let findings = backends.map(|backends| backends.check(&deployment.spec));
             check.findings.extend(findings.into_iter().flatten());
             check.size(&deployment.spec);
         }
-        Resource::Autoscale(autoscale) => {
-            check.labels(&autoscale.metadata.labels);
-            check.size(&autoscale.spec);
-        }
+        Resource::Autoscale(autoscale) => check.size(&autoscale.spec),
     }
     check.findings
 }

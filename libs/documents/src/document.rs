@@ -4,10 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use contract::problem::{Finding, escape};
-use contract::resources::{
-    API_VERSION, AutoscaleResource, DeploymentResource, EndpointResource, KINDS,
-    READ_ONLY_METADATA, Resource,
-};
+use contract::resources::{self, API_VERSION, KINDS, READ_ONLY_METADATA, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
@@ -158,25 +155,16 @@ impl Document {
             return Err(vec![Finding::new("", detail)]);
         };
         let mut parts = Parts {
+            fields,
             findings: Vec::new(),
             mended: Mended::default(),
         };
         let kind = header(fields, &mut parts.findings);
-        let resource = match kind {
-            Some("Endpoint") => parts
-                .read(fields)
-                .map(|(metadata, spec)| Resource::Endpoint(EndpointResource { metadata, spec })),
-            Some("Deployment") => parts.read(fields).map(|(metadata, spec)| {
-                Resource::Deployment(Box::new(DeploymentResource { metadata, spec }))
-            }),
-            Some("Autoscale") => parts
-                .read(fields)
-                .map(|(metadata, spec)| Resource::Autoscale(AutoscaleResource { metadata, spec })),
-            _ => None,
-        };
+        let resource = kind.and_then(|kind| Resource::read(kind, &mut parts));
         let Parts {
             mut findings,
             mended,
+            ..
         } = parts;
         if let Some(resource) = &resource {
             let backends = (!mended.has(backends::POINTER)).then_some(backends);
@@ -190,6 +178,10 @@ impl Document {
             _ => Err(findings),
         }
     }
+}
+
+fn is_for_later(kind: &str) -> bool {
+    KINDS_NOT_YET.contains(&kind) && !KINDS.contains(&kind)
 }
 
 /// Checks what all kinds share, and says which kind it is if this release can read it.
@@ -212,19 +204,19 @@ fn header<'a>(fields: &'a Map<String, Value>, findings: &mut Vec<Finding>) -> Op
         Some(_) => {
             findings.push(Finding::new(
                 "/kind",
-                "`kind` must be text; write one of: Endpoint, Deployment, Autoscale",
+                format!("`kind` must be text; write one of: {}", KINDS.join(", ")),
             ));
             None
         }
         None => {
             findings.push(Finding::new(
                 "/kind",
-                "`kind` is missing; write one of: Endpoint, Deployment, Autoscale",
+                format!("`kind` is missing; write one of: {}", KINDS.join(", ")),
             ));
             None
         }
     };
-    if let Some(kind) = kind.filter(|kind| KINDS_NOT_YET.contains(kind)) {
+    if let Some(kind) = kind.filter(|kind| is_for_later(kind)) {
         let detail = format!(
             "kind `{kind}` is known but not available yet in this release; leave the document out"
         );
@@ -232,7 +224,7 @@ fn header<'a>(fields: &'a Map<String, Value>, findings: &mut Vec<Finding>) -> Op
         return None;
     }
     if let Some(kind) = kind.filter(|kind| !KINDS.contains(kind)) {
-        let detail = match nearest(kind, &KINDS) {
+        let detail = match nearest(kind, KINDS) {
             Some(near) => format!("`{kind}` is not a kind; did you mean `{near}`?"),
             None => format!("`{kind}` is not a kind; use one of: {}", KINDS.join(", ")),
         };
@@ -262,18 +254,16 @@ fn metadata_of(fields: &Map<String, Value>) -> Value {
 }
 
 /// Metadata and spec as they are read, with what is wrong with them.
-struct Parts {
+struct Parts<'a> {
+    fields: &'a Map<String, Value>,
     findings: Vec<Finding>,
     mended: Mended,
 }
 
-impl Parts {
-    fn read<M: DeserializeOwned, S: DeserializeOwned>(
-        &mut self,
-        fields: &Map<String, Value>,
-    ) -> Option<(M, S)> {
-        let metadata = self.part(&metadata_of(fields), "/metadata");
-        let spec = match fields.get("spec") {
+impl resources::Parts for Parts<'_> {
+    fn read<M: DeserializeOwned, S: DeserializeOwned>(&mut self) -> Option<(M, S)> {
+        let metadata = self.part(&metadata_of(self.fields), "/metadata");
+        let spec = match self.fields.get("spec") {
             Some(spec) => self.part(spec, "/spec"),
             None => {
                 let finding = Finding::new("/spec", "`spec` is missing; add it");
@@ -283,7 +273,9 @@ impl Parts {
         };
         Some((metadata?, spec?))
     }
+}
 
+impl Parts<'_> {
     fn part<T: DeserializeOwned>(&mut self, value: &Value, base: &str) -> Option<T> {
         let reading = read_mending(value, base);
         self.findings.extend(reading.findings);

@@ -31,11 +31,11 @@ pub fn autoscale_findings(spec: &AutoscaleSpec, zones: &ZoneData) -> Vec<Finding
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// Without traffic and mirror, which may name deployments that come later.
-    PutEndpoint(EndpointResource),
+    PutEndpoint(Box<EndpointResource>),
     /// The deployment, whole.
     PutDeployment(Box<DeploymentResource>),
     /// The Autoscale, whole.
-    PutAutoscale(AutoscaleResource),
+    PutAutoscale(Box<AutoscaleResource>),
     /// The shares that the endpoint's document names; what it leaves out stays as it is.
     SetTraffic {
         /// Whose shares they are.

@@ -649,7 +649,7 @@ fn a_set_of_documents_is_applied_in_an_order_that_works() {
     };
     let resources = vec![
         Resource::Deployment(Box::new(blue)),
-        Resource::Endpoint(iris),
+        Resource::Endpoint(Box::new(iris)),
     ];
     for _ in 0..2 {
         let mut reversed = resources.clone();

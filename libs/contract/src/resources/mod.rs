@@ -17,7 +17,6 @@ pub use autoscale::*;
 pub use deployment::*;
 pub use document::*;
 pub use endpoint::*;
-pub use schema::document_schema;
 pub use view::*;
 
 /// The only version of the documents so far.

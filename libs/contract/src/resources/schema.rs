@@ -4,22 +4,12 @@ use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 use serde_json::{Value, json};
 
-use super::{
-    API_VERSION, AutoscaleMetadata, AutoscaleSpec, DeploymentMetadata, DeploymentSpec,
-    EndpointMetadata, EndpointSpec, READ_ONLY_METADATA,
-};
+use super::{API_VERSION, READ_ONLY_METADATA};
 
-/// The schema of one of [`KINDS`](super::KINDS); anything for a kind that is none of them.
-pub fn document_schema(kind: &str, generator: &mut SchemaGenerator) -> Schema {
-    match kind {
-        "Endpoint" => document::<EndpointMetadata, EndpointSpec>(kind, generator),
-        "Deployment" => document::<DeploymentMetadata, DeploymentSpec>(kind, generator),
-        "Autoscale" => document::<AutoscaleMetadata, AutoscaleSpec>(kind, generator),
-        _ => json_schema!(true),
-    }
-}
-
-fn document<M: JsonSchema, S: JsonSchema>(kind: &str, generator: &mut SchemaGenerator) -> Schema {
+pub(super) fn document<M: JsonSchema, S: JsonSchema>(
+    kind: &str,
+    generator: &mut SchemaGenerator,
+) -> Schema {
     let mut metadata = M::json_schema(generator).to_value();
     if let Some(Value::Object(properties)) = metadata.get_mut("properties") {
         for field in READ_ONLY_METADATA {

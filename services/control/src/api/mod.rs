@@ -173,10 +173,7 @@ fn misplaced(resource: &Resource, kind: &str, full_name: &str) -> Option<Finding
     if resource.full_name() == full_name {
         return None;
     }
-    let pointer = match resource {
-        Resource::Autoscale(_) => "/spec/target",
-        _ => "/metadata/name",
-    };
+    let pointer = resource.named_by();
     let detail = format!(
         "the document is about `{}`, and was sent for `{full_name}`; make them equal",
         resource.full_name()

@@ -164,6 +164,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_kind_of_document_can_be_got() {
+        for kind in contract::resources::KINDS {
+            let word = kind.to_lowercase();
+            let is_known = Kind::value_variants()
+                .iter()
+                .any(|known| known.singular() == word);
+            assert!(
+                is_known,
+                "`penstock get` does not know `{word}`: add it to `Kind`"
+            );
+        }
+    }
+
+    #[test]
     fn a_share_is_a_name_and_a_percentage() {
         assert_eq!(share("blue=90").unwrap(), ("blue".parse().unwrap(), 90));
         assert_eq!(share("blue=90%").unwrap().1, 90);

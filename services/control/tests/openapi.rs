@@ -395,6 +395,21 @@ fn the_checked_in_openapi_document_is_the_servers() {
 }
 
 #[test]
+fn every_kind_of_document_can_be_put() {
+    let mut generator = SchemaSettings::draft2020_12().into_generator();
+    let entries = routes().into_iter();
+    let bodies = entries.filter_map(|entry| Some((entry.method.clone(), entry.request?)));
+    let titles: Vec<Value> = bodies
+        .filter(|(method, _)| *method == http::Method::PUT)
+        .map(|(_, body)| body(&mut generator).to_value()["title"].clone())
+        .collect();
+    for kind in KINDS {
+        let is_put = titles.contains(&json!(kind));
+        assert!(is_put, "no route of `control::table` takes a {kind}");
+    }
+}
+
+#[test]
 fn the_checked_in_schemas_of_documents_are_the_codes() {
     for kind in KINDS {
         let mut generator = SchemaSettings::draft2020_12().into_generator();

@@ -73,9 +73,9 @@ fn help() -> &'static Help {
 
 /// The services that the binary has.
 fn services() -> BTreeSet<&'static str> {
-    let (_, named) = help().text.split_once("some of control ").unwrap();
+    let (_, named) = help().text.split_once("or some of ").unwrap();
     let (named, _) = named.split_once(" [").unwrap();
-    named.split(' ').chain(["control"]).collect()
+    named.split(' ').collect()
 }
 
 /// Every file that an operator gets, without the examples.

@@ -118,14 +118,14 @@ impl Projection {
     /// Takes in one record, and says which rows change.
     pub fn apply(&mut self, record: &Record) -> Vec<RowChange> {
         let mut rows = Rows::at(record.time, self.late.as_mut());
-        match record.endpoint() {
-            None => apply_access(&mut self.access, record, &mut rows),
-            Some(key) => {
-                let model = self.endpoints.entry(key.clone()).or_default();
-                model.change(&key, record, &mut rows);
-            }
-        }
+        change(&mut self.endpoints, &mut self.access, record, &mut rows);
         rows.changes
+    }
+
+    /// Takes in one record whose rows nobody wants.
+    pub fn apply_silently(&mut self, record: &Record) {
+        let mut rows = Rows::unwanted();
+        change(&mut self.endpoints, &mut self.access, record, &mut rows);
     }
 
     /// Goes on from models that others have folded.
@@ -139,6 +139,21 @@ impl Projection {
     /// The present incarnation of this name, if there is one.
     pub fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
         self.endpoints.get(key)?.endpoint.as_ref()
+    }
+}
+
+fn change(
+    endpoints: &mut BTreeMap<EndpointKey, EndpointModel>,
+    access: &mut BTreeMap<String, Access>,
+    record: &Record,
+    rows: &mut Rows,
+) {
+    match record.endpoint() {
+        None => apply_access(access, record, rows),
+        Some(key) => {
+            let model = endpoints.entry(key.clone()).or_default();
+            model.change(&key, record, rows);
+        }
     }
 }
 

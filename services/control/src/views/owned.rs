@@ -10,8 +10,9 @@ use std::time::Duration;
 use bus::BusMessage;
 use contract::events::Event;
 use contract::ids::{Bucket, EndpointKey, Position};
-use contract::log::{Record, RowChange};
+use contract::log::{Record, RowChange, StreamKind};
 use domain::views::{EndpointModel, MODEL_VERSION, Projection};
+use futures::StreamExt;
 use runtime::consumer::{load, take_fences};
 use runtime::parking::{PARKED, catch_panic, history};
 use store::{Commit, CommitError, CursorMove, Entry, Fence, Projector, RowQuery, StoreError};
@@ -32,6 +33,9 @@ const PARKED_MAX: usize = 500;
 /// Who was fenced waits for so long before it takes the bucket again: most often it has only not yet
 /// heard that the bucket is somebody else's.
 const TAKE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// Buckets that are read at the same time; others read the log meanwhile, too.
+const TAKEN_AT_ONCE: usize = 4;
 
 /// A bucket whose rows this replica writes.
 pub(super) struct Owned {
@@ -114,7 +118,11 @@ impl ViewsConsumer {
             let taking = self.take(bucket, fence);
             async move { (bucket, taking.await) }
         });
-        for (bucket, taken) in futures::future::join_all(takes).await {
+        let taken: Vec<_> = futures::stream::iter(takes)
+            .buffer_unordered(TAKEN_AT_ONCE)
+            .collect()
+            .await;
+        for (bucket, taken) in taken {
             match taken {
                 Ok(owned) => {
                     self.to_take.remove(&bucket);
@@ -251,6 +259,9 @@ impl ViewsConsumer {
         }
         let models = models.unwrap_or_default();
         let mut projector = ViewsProjector::beginning_with(models, skipped);
+        self.fold_written(bucket, &mut projector, (after, owned.cursor))
+            .await?;
+        after = owned.cursor;
         while after < to {
             let page = self
                 .deps
@@ -272,7 +283,7 @@ impl ViewsConsumer {
                     .and_then(|k| self.consumer.parking().parked_at(&k));
                 let parked = parked.is_some_and(|position| after >= position);
                 let rows = projector.project(record);
-                if after > owned.cursor && !parked {
+                if !parked {
                     batch.rows.extend(rows);
                     batch.rows.extend(self.rows_of_unparked(record).await?);
                 }
@@ -284,6 +295,32 @@ impl ViewsConsumer {
             if last >= to {
                 break;
             }
+        }
+        Ok(())
+    }
+
+    /// Brings a projector to where the rows are. Usage is nothing but rows, and is not even read.
+    async fn fold_written(
+        &self,
+        bucket: Bucket,
+        projector: &mut ViewsProjector,
+        (mut after, cursor): (Position, Position),
+    ) -> Result<(), StoreError> {
+        let store = &self.deps.store;
+        while after < cursor {
+            let between = (after, cursor);
+            let page = store
+                .read_without(Some(bucket), between, &[StreamKind::Usage], PAGE)
+                .await?;
+            for entry in &page {
+                if let Entry::Record(record) = entry {
+                    projector.fold(record);
+                }
+            }
+            after = match page.last() {
+                Some(last) if page.len() == PAGE => last.position(),
+                _ => cursor,
+            };
         }
         Ok(())
     }

@@ -52,6 +52,34 @@ impl ViewsProjector {
         }
     }
 
+    /// Goes on by a record whose rows are written already.
+    pub fn fold(&mut self, record: &Record) {
+        self.apply_with(record, |projection| projection.apply_silently(record));
+    }
+
+    /// None: the record is skipped, or cannot be digested.
+    fn apply_with<T>(
+        &mut self,
+        record: &Record,
+        apply: impl FnOnce(&mut Projection) -> T,
+    ) -> Option<T> {
+        if self.hear(record) || self.is_left_alone(record) {
+            return None;
+        }
+        let projection = &mut self.projection;
+        match catch_panic(|| apply(projection)) {
+            Ok(applied) => Some(applied),
+            Err(detail) => {
+                // What an event has left half done is not what its endpoint's rows shall show.
+                self.starts_over |= self.projection.has_late_rows();
+                if let Some(key) = record.endpoint() {
+                    self.park(key, record.position, record.event.type_name(), detail);
+                }
+                None
+            }
+        }
+    }
+
     /// Endpoints whose rows are those before an event that cannot be digested; since when is for others
     /// to say.
     pub fn parked(&self) -> &BTreeMap<EndpointKey, ParkedView> {
@@ -118,21 +146,8 @@ impl ViewsProjector {
 
 impl Projector for ViewsProjector {
     fn project(&mut self, record: &Record) -> Vec<RowChange> {
-        if self.hear(record) || self.is_left_alone(record) {
-            return Vec::new();
-        }
-        let projection = &mut self.projection;
-        match catch_panic(|| projection.apply(record)) {
-            Ok(rows) => rows,
-            Err(detail) => {
-                // What an event has left half done is not what its endpoint's rows shall show.
-                self.starts_over |= self.projection.has_late_rows();
-                if let Some(key) = record.endpoint() {
-                    self.park(key, record.position, record.event.type_name(), detail);
-                }
-                Vec::new()
-            }
-        }
+        let rows = self.apply_with(record, |projection| projection.apply(record));
+        rows.unwrap_or_default()
     }
 
     fn pass_over(&mut self, unreadable: &Unreadable) {

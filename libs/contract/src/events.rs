@@ -167,7 +167,37 @@ events! {
     "consumer.unparked" v 1 in [Parking] => ConsumerUnparked(ConsumerUnparked),
 }
 
-/// Brings the data of one version to the shape of the next.
+impl Event {
+    /// Like [`decode`](Self::decode), but without the slices of usage that ended by `slices_from`. They are most
+    /// of a long log, and only whoever still counts those minutes, or reports them, needs them.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode), but slices that are left out are only checked to be JSON.
+    pub fn decode_since(
+        type_name: &str,
+        version: u32,
+        data: &str,
+        slices_from: Timestamp,
+    ) -> Result<Self, DecodeError> {
+        let of_usage = match type_name {
+            "usage.closed" => Self::UsageClosed,
+            "usage.corrected" => Self::UsageCorrected,
+            _ => return Self::decode(type_name, version, data),
+        };
+        if slices_from > Timestamp::MIN
+            && let Ok(minute) = usage::decode_without_slices(data)
+            && minute.end() <= slices_from
+        {
+            let event = of_usage(minute);
+            if version <= event.version() {
+                return Ok(event);
+            }
+        }
+        Self::decode(type_name, version, data)
+    }
+}
+
 /// Whether the data of an older version need no upcaster, as it would leave them as they are. Most of a long
 /// log is of few types, and to read data first as any JSON takes several times as long.
 fn has_present_shape(type_name: &str, data: &str) -> bool {
@@ -177,6 +207,7 @@ fn has_present_shape(type_name: &str, data: &str) -> bool {
     }
 }
 
+/// Brings the data of one version to the shape of the next.
 fn upcast(type_name: &str, from: u32, data: Value) -> Value {
     match (type_name, from) {
         ("usage.closed" | "usage.corrected", 1) => usage::upcast_1(data),

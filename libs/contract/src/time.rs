@@ -15,6 +15,12 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
+    /// Before all others.
+    pub const MIN: Self = Self { millis: i64::MIN };
+
+    /// After all others.
+    pub const MAX: Self = Self { millis: i64::MAX };
+
     /// The instant so many milliseconds after 1970, or before it below zero.
     pub const fn from_millis(millis: i64) -> Self {
         Self { millis }

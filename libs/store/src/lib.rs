@@ -41,4 +41,5 @@ pub use model::snapshot::{
 };
 pub use schema::format::{FORMAT, FORMAT_WITH_ARCHIVES};
 pub use schema::migrate::{Migrated, StoreFormat, inspect, migrate, migrate_with};
+pub use sql::page::PageQuery;
 pub use writing::restore::POSITIONS_SKIPPED;

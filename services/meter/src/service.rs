@@ -206,6 +206,7 @@ impl Meter {
                         false => self.hold(bucket, fence, saved),
                     }
                 }
+                self.consumer.slices_from(self.slices_from());
             }
             Step::Released(buckets) => self.release(&buckets).await,
             Step::CaughtUp(buckets) => self.caught_up(&buckets),
@@ -281,6 +282,17 @@ impl Meter {
         self.state.buckets.insert(bucket, held);
     }
 
+    /// History is read before frames are counted, and takes from open minutes only what was saved of them:
+    /// slices from before that need not be decoded. Once frames are counted, all slices matter.
+    fn slices_from(&self) -> Timestamp {
+        let from = |held: &Held| match held.caught_up {
+            true => Timestamp::MIN,
+            false => held.usage.oldest_open().unwrap_or(Timestamp::MAX),
+        };
+        let held = self.state.buckets.values();
+        held.map(from).min().unwrap_or(Timestamp::MIN)
+    }
+
     /// What was fenced while it was still ours has been taken once more. Its minutes stay: what somebody
     /// else has told of them comes with the feed, and is taken away.
     fn hold_again(&mut self, bucket: Bucket, fence: Fence, saved: Option<Saved>) {
@@ -307,6 +319,7 @@ impl Meter {
     }
 
     fn caught_up(&mut self, buckets: &[Bucket]) {
+        self.consumer.slices_from(Timestamp::MIN);
         let now = self.deps.clock.now();
         let mut since: Option<Timestamp> = None;
         for bucket in buckets {

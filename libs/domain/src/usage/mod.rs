@@ -268,6 +268,13 @@ impl Usage {
         self.open.len() + self.late.len()
     }
 
+    /// The start of the first minute that is still open; none if nothing is.
+    pub fn oldest_open(&self) -> Option<Timestamp> {
+        let minutes = self.open.keys().chain(self.late.keys()).copied();
+        let idle = self.idle.values().flat_map(BTreeMap::values);
+        minutes.chain(idle.map(|span| span.from)).min()
+    }
+
     /// Deployments that had no request for a while, of which nothing is told yet.
     pub fn idle_deployments(&self) -> usize {
         self.idle.values().map(BTreeMap::len).sum()

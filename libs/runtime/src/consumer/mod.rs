@@ -303,6 +303,11 @@ impl<F: Fold> Consumer<F> {
         self.feed.read_from_start(bucket);
     }
 
+    /// See [`Feed::slices_from`].
+    pub fn slices_from(&mut self, from: Timestamp) {
+        self.feed.slices_from(from);
+    }
+
     /// The next step; waits until there is one, also while the store cannot be reached. May be cancelled (in
     /// a `select!`) without losing anything. The only error is that this process has closed the store.
     ///

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use contract::ids::{Bucket, Position};
 use contract::log::{Record, StreamKind};
-use store::{Entry, Store, StoreError, Unreadable};
+use contract::time::Timestamp;
+use store::{Entry, PageQuery, Store, StoreError, Unreadable};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::PAGE;
@@ -36,6 +37,8 @@ pub(super) struct PageQuestion {
     /// Kinds of streams of which nothing is wanted, and how far that holds.
     left_out: Vec<StreamKind>,
     until: Position,
+    /// Usage that ended by then comes without its slices.
+    slices_from: Timestamp,
 }
 
 #[derive(Default)]
@@ -73,6 +76,7 @@ pub(super) enum ReadOutcome {
 pub(super) struct Reads {
     store: Store,
     pub wants: Wants,
+    pub slices_from: Timestamp,
     /// Stops where nobody wants it any more. While a page is dealt with, the one after it is read.
     asked: Option<Asked>,
 }
@@ -84,6 +88,7 @@ impl Reads {
         Self {
             store,
             wants: everything(),
+            slices_from: Timestamp::MIN,
             asked: None,
         }
     }
@@ -117,6 +122,7 @@ impl Reads {
             after,
             left_out,
             until,
+            slices_from: self.slices_from,
         }
     }
 
@@ -171,9 +177,15 @@ async fn ask(store: Store, question: Question) -> Result<Answer, StoreError> {
         Question::Page(page) => {
             // What is committed after this is not all among what is read.
             let until = page.until.min(store.head().await?);
-            let entries = store
-                .read_without(page.bucket, (page.after, until), &page.left_out, PAGE)
-                .await?;
+            let query = PageQuery {
+                bucket: page.bucket,
+                after: page.after,
+                through: until,
+                left_out: &page.left_out,
+                slices_from: page.slices_from,
+                limit: PAGE,
+            };
+            let entries = store.read_page(&query).await?;
             answer.page.is_full = entries.len() == PAGE;
             answer.page.through = match entries.last() {
                 Some(last) if answer.page.is_full => last.position(),

@@ -19,6 +19,7 @@ use std::time::Duration;
 use bus::{Bus, BusMessage, Subscription};
 use contract::ids::{Bucket, Position};
 use contract::log::Record;
+use contract::time::Timestamp;
 use store::{Store, StoreError, Unreadable};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
@@ -252,6 +253,12 @@ impl Feed {
             place.cursor = place.cursor.max(position);
             place.delivered = place.cursor;
         }
+    }
+
+    /// From the next page of the store on, usage that ended by `from` comes without its slices, which are most of
+    /// a long log. [`Timestamp::MIN`]: all of it comes whole, as all that the bus brings does.
+    pub fn slices_from(&mut self, from: Timestamp) {
+        self.reads.slices_from = from;
     }
 
     /// The consumer has nothing of an assigned bucket. To be called before the next item is asked for.

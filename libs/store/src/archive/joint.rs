@@ -81,7 +81,7 @@ pub(crate) async fn pages(
     loop {
         let found = in_files(shelf, &wanted, sealed).await?;
         let (above, rest) = (query.after.max(sealed), query.limit - found.len());
-        let mut pages: Vec<Page> = Page::of(found, query.after).into_iter().collect();
+        let mut pages: Vec<Page> = Page::of(found, query).into_iter().collect();
         if rest == 0 || query.through <= above {
             return Ok(pages);
         }

@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 
 use contract::ids::Position;
 use contract::log::Record;
+
+use contract::time::Timestamp;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -70,6 +72,7 @@ impl Store {
             after,
             through: Position(u64::MAX),
             left_out: &[],
+            slices_from: Timestamp::MIN,
             limit: PAGE,
         };
         joint::pages(self.shelf(), &mut self.reader().await?.get(), &query).await

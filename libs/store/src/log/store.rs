@@ -233,21 +233,12 @@ impl Store {
         self.select(None, after, limit).await
     }
 
-    /// Events between two positions (the second included), of one bucket or of all, without those of streams
-    /// of some kinds; does not fail for events that cannot be decoded. The quickest way to read many.
-    pub async fn read_without(
-        &self,
-        bucket: Option<Bucket>,
-        (after, through): (Position, Position),
-        left_out: &[StreamKind],
-        limit: usize,
-    ) -> Result<Vec<Entry>, StoreError> {
+    /// The next events that are asked for, in order of position; does not fail for events that cannot be
+    /// decoded. The quickest way to read many.
+    pub async fn read_page(&self, query: &PageQuery<'_>) -> Result<Vec<Entry>, StoreError> {
         let query = PageQuery {
-            bucket,
-            after,
-            through,
-            left_out,
-            limit: limit.min(READ_LIMIT_MAX),
+            limit: query.limit.min(READ_LIMIT_MAX),
+            ..*query
         };
         let mut reader = self.reader().await?;
         let pages = joint::pages(self.shelf(), &mut reader.get(), &query).await?;

@@ -139,6 +139,11 @@ impl<'a> EventRow<'a> {
 
     /// The event itself, or all that can be said about it.
     pub(crate) fn read(self) -> Result<Record, Box<Unreadable>> {
+        self.read_since(Timestamp::MIN)
+    }
+
+    /// The same, without the slices of usage that ended by `slices_from`.
+    pub(crate) fn read_since(self, slices_from: Timestamp) -> Result<Record, Box<Unreadable>> {
         let unreadable = |error| Unreadable {
             position: self.position,
             prev: self.prev,
@@ -153,16 +158,21 @@ impl<'a> EventRow<'a> {
                 error => error.to_string(),
             },
         };
-        self.decode().map_err(|error| Box::new(unreadable(error)))
+        self.decode_since(slices_from)
+            .map_err(|error| Box::new(unreadable(error)))
     }
 
     /// The event itself, checked as far as it can be alone.
     pub(crate) fn decode(self) -> Result<Record, StoreError> {
+        self.decode_since(Timestamp::MIN)
+    }
+
+    fn decode_since(self, slices_from: Timestamp) -> Result<Record, StoreError> {
         let unreadable = |detail: String| StoreError::Unreadable {
             position: self.position,
             detail,
         };
-        let event = Event::decode(self.type_name, self.type_version, self.data)
+        let event = Event::decode_since(self.type_name, self.type_version, self.data, slices_from)
             .map_err(|error| unreadable(error.to_string()))?;
         let stream: StreamName = self
             .stream

@@ -16,15 +16,20 @@ use crate::model::raw::{EventRow, Id, Unreadable};
 use crate::sql::connection::{Connection, run};
 use crate::sql::{postgres, sqlite};
 
-/// Which events make a page.
-pub(crate) struct PageQuery<'a> {
+/// Which events make a page, and how much of them.
+#[derive(Clone, Copy, Debug)]
+pub struct PageQuery<'a> {
     /// None: of all.
     pub bucket: Option<Bucket>,
+    /// The first that may be among them is the one after it.
     pub after: Position,
     /// The last that may be among them.
     pub through: Position,
     /// Kinds of streams of which there are to be none.
     pub left_out: &'a [StreamKind],
+    /// Usage that ended by then comes without its slices; [`Timestamp::MIN`] to have all of them.
+    pub slices_from: Timestamp,
+    /// How many events at most.
     pub limit: usize,
 }
 
@@ -32,6 +37,7 @@ pub(crate) struct PageQuery<'a> {
 pub(crate) struct Page {
     events: Events,
     after: Position,
+    slices_from: Timestamp,
     pub last: Position,
 }
 
@@ -63,6 +69,7 @@ pub(crate) async fn read_page(
     let page = |(text, last)| Page {
         events: Events::Text(text),
         after: query.after,
+        slices_from: query.slices_from,
         last: Position(last as u64),
     };
     Ok(text.zip(last).map(page))
@@ -98,11 +105,12 @@ fn left_out(kinds: &[StreamKind]) -> String {
 
 impl Page {
     /// Of events that do not come from the database; none without any.
-    pub(crate) fn of(events: Vec<RawRecord>, after: Position) -> Option<Self> {
+    pub(crate) fn of(events: Vec<RawRecord>, query: &PageQuery<'_>) -> Option<Self> {
         let last = events.last()?.position;
         Some(Self {
             events: Events::Raw(events),
-            after,
+            after: query.after,
+            slices_from: query.slices_from,
             last,
         })
     }
@@ -113,7 +121,9 @@ impl Page {
             Events::Text(text) => text,
             Events::Raw(events) => {
                 let events = events.iter();
-                return Ok(events.map(|event| EventRow::raw(event).read()).collect());
+                return Ok(events
+                    .map(|event| EventRow::raw(event).read_since(self.slices_from))
+                    .collect());
             }
         };
         let mut records = Vec::new();
@@ -126,7 +136,7 @@ impl Page {
                 detail: "what the database gave after it is not a page of events".to_owned(),
             })?;
             before = event.position;
-            records.push(event.read());
+            records.push(event.read_since(self.slices_from));
         }
         Ok(records)
     }
@@ -182,6 +192,7 @@ mod tests {
         Page {
             events: Events::Text(text.to_owned()),
             after: Position(4),
+            slices_from: Timestamp::MIN,
             last: Position(9),
         }
     }

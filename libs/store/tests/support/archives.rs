@@ -11,8 +11,8 @@ use contract::ids::{Bucket, Position};
 use contract::log::{RawRecord, Record, RowChange, StreamKind};
 use contract::time::Timestamp;
 use store::{
-    ARCHIVE_LEASE, ChainHead, Entry, Fence, LogHash, Projector, SealLimits, SealedFile, Store,
-    heads, log_hash, seal,
+    ARCHIVE_LEASE, ChainHead, Entry, Fence, LogHash, PageQuery, Projector, SealLimits, SealedFile,
+    Store, heads, log_hash, seal,
 };
 
 use super::place::*;
@@ -138,9 +138,15 @@ pub async fn seen(store: &Store) -> Seen {
         assert_eq!(whole, paged);
         streams.insert(name.to_owned(), whole);
     }
-    let between = (Position(2), Position(head.0 - 1));
-    let kinds = [StreamKind::Usage];
-    let without = store.read_without(None, between, &kinds, 10_000).await;
+    let query = PageQuery {
+        bucket: None,
+        after: Position(2),
+        through: Position(head.0 - 1),
+        left_out: &[StreamKind::Usage],
+        slices_from: Timestamp::MIN,
+        limit: 10_000,
+    };
+    let without = store.read_page(&query).await;
     let mut replay = store.replay(Position(1));
     let mut replayed = Vec::new();
     while let Some(page) = replay.next().await {

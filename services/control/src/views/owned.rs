@@ -11,11 +11,14 @@ use bus::BusMessage;
 use contract::events::Event;
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Record, RowChange, StreamKind};
+use contract::time::Timestamp;
 use domain::views::{EndpointModel, MODEL_VERSION, Projection};
 use futures::StreamExt;
 use runtime::consumer::{load, take_fences};
 use runtime::parking::{PARKED, catch_panic, history};
-use store::{Commit, CommitError, CursorMove, Entry, Fence, Projector, RowQuery, StoreError};
+use store::{
+    Commit, CommitError, CursorMove, Entry, Fence, PageQuery, Projector, RowQuery, StoreError,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -308,10 +311,15 @@ impl ViewsConsumer {
     ) -> Result<(), StoreError> {
         let store = &self.deps.store;
         while after < cursor {
-            let between = (after, cursor);
-            let page = store
-                .read_without(Some(bucket), between, &[StreamKind::Usage], PAGE)
-                .await?;
+            let query = PageQuery {
+                bucket: Some(bucket),
+                after,
+                through: cursor,
+                left_out: &[StreamKind::Usage],
+                slices_from: Timestamp::MIN,
+                limit: PAGE,
+            };
+            let page = store.read_page(&query).await?;
             for entry in &page {
                 if let Entry::Record(record) = entry {
                     projector.fold(record);

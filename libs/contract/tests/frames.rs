@@ -96,26 +96,26 @@ fn a_frame_of_which_a_part_cannot_be_read_is_named_too() {
 
 #[test]
 fn what_is_no_frame_has_no_name() {
-    assert!(matches!(decode("{}"), Err(FrameError::Foreign(_))));
+    assert!(matches!(decode("{}"), Err(FrameError::NotAFrame(_))));
 }
 
 /// What the reader of version 1 asked for.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Reader1 {
-    deployments: Vec<Deployment1>,
+struct FrameV1 {
+    deployments: Vec<DeploymentV1>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Deployment1 {
+struct DeploymentV1 {
     #[expect(dead_code, reason = "whether it is there is all that is asked")]
     at_or_below: BTreeMap<u64, u64>,
 }
 
 #[test]
 fn a_reader_of_version_1_refuses_what_is_said_of_a_deployment_and_reads_that_there_is_nothing() {
-    let read = |frame: &Frame| serde_json::from_str::<Reader1>(&frame.encode().unwrap());
+    let read = |frame: &Frame| serde_json::from_str::<FrameV1>(&frame.encode().unwrap());
     let mut frame = decode(VERSION_2).unwrap();
     assert!(read(&frame).is_err());
     let endpoint = EndpointKey::new(&"iris".parse().unwrap());
@@ -132,7 +132,7 @@ fn a_reader_of_version_1_refuses_what_is_said_of_a_deployment_and_reads_that_the
     assert!(read(&frame).unwrap().deployments.is_empty());
     // As what version 1 wrote was read.
     assert_eq!(
-        serde_json::from_str::<Reader1>(VERSION_1)
+        serde_json::from_str::<FrameV1>(VERSION_1)
             .unwrap()
             .deployments
             .len(),

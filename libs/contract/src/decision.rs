@@ -24,6 +24,7 @@ use crate::time::Timestamp;
     schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "Outcome")]
 pub enum Outcome {
     /// The count changes.
     Applied,
@@ -121,6 +122,7 @@ pub struct RuleResult {
 /// One stage of the evaluation, such as the limits of the profile.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "Stage")]
 pub struct Stage {
     /// The name of the stage, such as `clamp`.
     pub name: String,
@@ -213,6 +215,7 @@ pub struct Signal {
 /// State that is carried over from one evaluation to the next.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "Carried")]
 pub struct Carried {
     /// The count granted last; `None` before the first decision.
     pub granted: Option<u32>,
@@ -222,6 +225,7 @@ pub struct Carried {
     pub last_in: Option<LastChange>,
     /// Recommendations within the longest stabilization window that can still hold back a change, oldest
     /// first.
+    #[serde(rename = "wishes")]
     pub wishes: Vec<Wish>,
 }
 
@@ -238,6 +242,7 @@ pub struct LastChange {
 /// A count that the rules recommended, before stabilization. Only the latest time matters: a window
 /// takes the largest or the smallest recommendation in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[schemars(rename = "Wish")]
 pub struct Wish {
     /// When it was last recommended.
     pub last: Timestamp,

@@ -330,6 +330,7 @@ pub struct EndpointStateChanged {
 /// An event that names only a deployment of the stream's endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "OfDeployment")]
 pub struct OfDeployment {
     /// The name of the deployment.
     pub deployment: Name,
@@ -511,6 +512,7 @@ pub struct InstanceRemovalRequested {
 /// An event that names only an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "OfInstance")]
 pub struct OfInstance {
     /// The id of the instance.
     pub id: InstanceId,

@@ -336,6 +336,7 @@ pub enum ApplyResult {
 /// One field that differs between two documents.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "Change")]
 pub struct Change {
     /// JSON Pointer of the field.
     pub pointer: String,

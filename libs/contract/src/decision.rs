@@ -219,9 +219,9 @@ pub struct Signal {
 pub struct Carried {
     /// The count granted last; `None` before the first decision.
     pub granted: Option<u32>,
-    /// The last change outwards, with the rule that decided, if one did.
+    /// The last scale-out, with the rule that decided, if one did.
     pub last_out: Option<LastChange>,
-    /// The last change inwards.
+    /// The last scale-in, likewise.
     pub last_in: Option<LastChange>,
     /// Recommendations within the longest stabilization window that can still hold back a change, oldest
     /// first.

@@ -201,7 +201,7 @@ impl fmt::Display for Actor {
 /// An event to append. The caller generates its time-ordered id (UUIDv7).
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewEvent {
-    /// Unique to the event: an append with the same id is a retry.
+    /// Unique to the event: the same id means the same event.
     pub id: Uuid,
     /// When it happened, by the clock of the writer.
     pub time: Timestamp,

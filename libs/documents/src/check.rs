@@ -79,7 +79,7 @@ impl Checker {
             });
             let printable = !key.chars().chain(value.chars()).any(char::is_control);
             self.require(printable, &pointer, || {
-                "a label holds no control characters; remove them".into()
+                "a label must not contain control characters; remove them".into()
             });
         }
     }

@@ -55,14 +55,14 @@ pub struct Frame {
     /// The revision of each endpoint's route that all threads of the gateway have applied. By endpoint:
     /// the highest of a bucket would also cover updates that were lost.
     pub routes: BTreeMap<EndpointKey, Position>,
-    /// The position of the members stream by which the slots of every route in the bucket that the
-    /// gateway has applied were allocated.
+    /// The position of the members stream up to which slots are allocated in every route of the bucket
+    /// that the gateway has applied.
     #[serde(default)]
     pub members: Position,
     /// Describes the source; set in the frames of bucket 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hello: Option<Hello>,
-    /// Whether this is the last frame of a source that shuts down.
+    /// Whether this is the last frame of a source that leaves deliberately.
     pub goodbye: bool,
     /// Deployments with something to report; absent ones are zero.
     pub deployments: Vec<DeploymentFrame>,

@@ -183,7 +183,7 @@ fn process(spec: &DeploymentSpec) -> Vec<Finding> {
             )
         });
         checker.require(!argument.contains('\0'), &pointer, || {
-            "an argument holds no NUL character; remove it".into()
+            "an argument must not contain NUL characters; remove them".into()
         });
     }
     checker.require(references_port(spec), "/spec/command", || {

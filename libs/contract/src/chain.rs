@@ -1,8 +1,8 @@
-//! The chain of hashes through the events of a bucket.
+//! The hash chain through the events of a bucket.
 //!
-//! Invariant: the hash of an event covers every field of it with its length, and the hash of the event
-//! before it; so the hash of a bucket's last event stands for all that the bucket has ever held, and
-//! nothing in it can be changed, taken out or put in without another hash coming out at the end.
+//! Invariant: the hash of an event covers each of its fields with its length, and the hash of the
+//! previous event. So the hash of a bucket's last event covers its whole history: changing, removing or
+//! inserting any event changes it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,8 +16,8 @@ use sha2::{Digest, Sha256};
 
 use crate::log::RawRecord;
 
-/// Stands before what is hashed, so that the hash of an event is the hash of nothing else. Another
-/// number here is another format of the store.
+/// Domain separation prefix, so that the hash of an event cannot equal the hash of other data. Another
+/// number is another format of the store.
 const DOMAIN: &[u8] = b"penstock event 1";
 
 /// SHA-256 of an event and of everything before it in its bucket.
@@ -25,19 +25,19 @@ const DOMAIN: &[u8] = b"penstock event 1";
 pub struct ChainHash(pub [u8; 32]);
 
 impl ChainHash {
-    /// What the first event of a bucket carries.
+    /// The previous hash of a bucket's first event.
     pub const START: Self = Self([0; 32]);
 
-    /// The one that a store holds; none of bytes that are no hash.
+    /// Returns the hash with these bytes; `None` unless there are 32.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 }
 
-/// A text that is not 64 hexadecimal digits.
+/// The text is not 64 hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no hash: 64 hexadecimal digits are")]
-pub struct NoHash(String);
+#[error("`{0}` is not a hash: write 64 hexadecimal digits")]
+pub struct InvalidHash(String);
 
 impl fmt::Display for ChainHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -52,16 +52,16 @@ impl fmt::Debug for ChainHash {
 }
 
 impl FromStr for ChainHash {
-    type Err = NoHash;
+    type Err = InvalidHash;
 
-    fn from_str(text: &str) -> Result<Self, NoHash> {
-        let no_hash = || NoHash(text.chars().take(80).collect());
+    fn from_str(text: &str) -> Result<Self, InvalidHash> {
+        let invalid = || InvalidHash(text.chars().take(80).collect());
         if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(no_hash());
+            return Err(invalid());
         }
         let mut bytes = [0; 32];
         for (byte, at) in bytes.iter_mut().zip((0..).step_by(2)) {
-            *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| no_hash())?;
+            *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| invalid())?;
         }
         Ok(Self(bytes))
     }
@@ -94,7 +94,7 @@ impl<'de> Deserialize<'de> for ChainHash {
     }
 }
 
-/// The fields of an event, in the order in which they are hashed.
+/// The fields of an event, in hashing order.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields<'a> {
     /// Position, previous position, bucket, version, version of the type, milliseconds since 1970.
@@ -104,7 +104,7 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Of this event.
+    /// Returns the fields of an event.
     pub fn of(event: &'a RawRecord) -> Self {
         Self {
             numbers: [
@@ -125,7 +125,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Every field counts, with its length, so that no two events are written alike.
+    /// Adds every field to `hash`, text with its length, so that no two events have the same encoding.
     pub fn feed(&self, hash: &mut Sha256) {
         for number in self.numbers {
             hash.update(number.to_be_bytes());
@@ -136,7 +136,8 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// What the next event of the bucket carries; `prev` is what this one does.
+    /// Returns the hash of the event, which the next one in the bucket carries. `prev` is the hash of the
+    /// event before it.
     pub fn chained(&self, prev: ChainHash) -> ChainHash {
         let mut hash = Sha256::new_with_prefix(DOMAIN);
         hash.update(prev.0);
@@ -172,9 +173,10 @@ mod tests {
         Fields::of(event).chained(ChainHash::START)
     }
 
-    /// Stores and topics hold such hashes: this one is computed in another language from the words above.
+    /// Stores and topics hold such hashes. The expected one was computed independently, in another
+    /// language.
     #[test]
-    fn the_hash_of_an_event_is_what_it_was_when_the_first_was_written() {
+    fn the_hash_of_an_event_never_changes() {
         assert_eq!(
             hash(&event()).to_string(),
             "c1410b1c2d268d3f7349b41dd7904169e5e07ffd6da083f148673cc8ea333088"
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field_and_what_came_before_count() {
+    fn the_hash_covers_every_field_and_the_previous_hash() {
         let changes: [fn(&mut RawRecord); 11] = [
             |event| event.position = Position(8),
             |event| event.prev = Position(2),
@@ -205,7 +207,7 @@ mod tests {
             change(&mut changed);
             hashes.push(hash(&changed));
         }
-        // A text that moves from one field to the next is another event.
+        // Moving text from one field to the next changes the hash.
         let mut moved = event();
         moved.actor.insert(0, 't');
         moved.type_name = "traffic.se".to_owned();
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_is_read_as_it_is_written_and_nothing_else_is_one() {
+    fn a_hash_round_trips_and_anything_else_is_rejected() {
         let hash = hash(&event());
         assert_eq!(hash.to_string().parse(), Ok(hash));
         let json = serde_json::to_string(&hash).unwrap();

@@ -1,5 +1,5 @@
-//! A scaling decision with everything that led to it, so that it can be explained to a person and
-//! re-evaluated to the same bytes.
+//! A scaling decision with all its inputs, so that it can be explained and re-evaluated to the same
+//! bytes.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::ids::{DeploymentRef, Uid};
 use crate::resources::{AutoscaleSpec, Direction};
 use crate::time::Timestamp;
 
-/// What became of a wish for another count.
+/// The outcome of an evaluation.
 #[derive(
     Clone,
     Copy,
@@ -24,67 +24,68 @@ use crate::time::Timestamp;
     schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "Outcome")]
 pub enum Outcome {
     /// The count changes.
     Applied,
-    /// Nothing asks for a change.
+    /// No change is recommended.
     Steady,
-    /// A change is wanted, and the last one was too short a while ago.
+    /// A change is recommended, but the last one was too recent.
     HeldByCooldown,
-    /// A change is wanted, and a wish within the window asks for less of one.
+    /// A change is recommended, but a recommendation within the window asks for a smaller one.
     HeldByStabilization,
     /// Scale-in would make a scale-out rule fire at once.
     HeldByProjection,
-    /// A change is wanted, and its direction is paused by hand.
+    /// A change is recommended, but an operator has paused its direction.
     HeldByPause,
-    /// The wish was cut to the profile's minimum or maximum.
+    /// The recommendation was limited to the profile's minimum or maximum.
     Clamped,
-    /// A metric has no (whole) data, and the policy for that holds the count.
+    /// A metric has no or incomplete data, and the policy for missing metrics holds the count.
     Unknown,
-    /// A manual pin decides.
+    /// A manual pin sets the count.
     Pinned,
-    /// No Autoscale applies: the deployment's own count.
+    /// No Autoscale applies: the count is the deployment's own.
     Fixed,
-    /// A policy in shadow mode; nothing is carried out.
+    /// The policy is in shadow mode; the decision is not carried out.
     Shadow,
 }
 
-/// One decision, the data of a `scaling.decided` event. `inputs` is all that the engine was given;
-/// the rest is what it made of it.
+/// One decision, the data of a `scaling.decided` event. `inputs` holds all inputs of the engine; the
+/// other fields are its result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Decision {
-    /// Which engine decided: `autoscale`.
+    /// The engine that decided: `autoscale`.
     pub engine: String,
-    /// Its version; replay compares decisions of the present one byte for byte.
+    /// Its version. Replay compares decisions of the current version byte for byte.
     pub engine_version: u32,
-    /// About which deployment.
+    /// The deployment.
     pub deployment: DeploymentRef,
     /// Its incarnation.
     pub deployment_uid: Uid,
     /// When it was evaluated.
     pub at: Timestamp,
-    /// Instances that the previous decision granted.
+    /// The count that the previous decision granted.
     pub from: u32,
-    /// Instances that rules, pin or document ask for, before the stages.
+    /// The count that rules, pin or document ask for, before the stages.
     pub wanted: u32,
-    /// Instances that there shall be.
+    /// The count that is granted.
     pub granted: u32,
-    /// What became of the wish.
+    /// The outcome of the evaluation.
     pub outcome: Outcome,
     /// The profile in force, if an Autoscale applies.
     pub profile: Option<String>,
     /// The rule that decided, if one did.
     pub decided_by: Option<String>,
-    /// What each rule of the profile said, in the order of the document.
+    /// The result of each rule of the profile, in document order.
     pub rules: Vec<RuleResult>,
-    /// Counts before and after each stage of the evaluation, in order.
+    /// The counts before and after each stage of the evaluation, in order.
     pub stages: Vec<Stage>,
-    /// All that the engine was given.
+    /// All inputs of the engine.
     pub inputs: DecisionInputs,
 }
 
-/// What a rule said.
+/// The verdict of a rule.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
 )]
@@ -94,152 +95,156 @@ pub enum Verdict {
     Triggered,
     /// Its condition does not hold.
     NotTriggered,
-    /// Its metric has no data, or not enough to rest on.
+    /// Its metric has no data, or not enough.
     Unknown,
     /// Not evaluated: a scale-in rule while a scale-out rule fired, or the direction is paused.
     Suppressed,
 }
 
-/// What one rule said, and why.
+/// The result of one rule, and why.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleResult {
-    /// As the policy names it.
+    /// The name of the rule in the policy.
     pub name: String,
-    /// Whether it asks for something.
+    /// Whether the rule triggered.
     pub verdict: Verdict,
     /// The aggregate that was compared, in the metric's unit.
     pub value: Option<f64>,
     /// The count that the rule asks for.
     pub wanted: Option<u32>,
-    /// Which way it scales; none of one that tracks a target and is on it.
+    /// The direction in which it scales; `None` for a target rule that is on target.
     pub direction: Option<Direction>,
-    /// In words: `12.4 > 4 (concurrency, average per instance over 30s)`.
+    /// The reason in words: `12.4 > 4 (concurrency, average per instance over 30s)`.
     pub because: String,
 }
 
 /// One stage of the evaluation, such as the limits of the profile.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "Stage")]
 pub struct Stage {
-    /// Which one, such as `clamp`.
+    /// The name of the stage, such as `clamp`.
     pub name: String,
-    /// Instances that went in.
+    /// The count before the stage.
     pub before: u32,
-    /// Instances that came out.
+    /// The count after the stage.
     pub after: u32,
-    /// Why, in words; empty where the stage changed nothing.
+    /// The reason in words; empty if the stage changed nothing.
     pub detail: String,
 }
 
-/// Everything that `decide` is a function of.
+/// All inputs of `decide`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DecisionInputs {
-    /// Revision of the Autoscale document; 0 if none applies.
+    /// The revision of the Autoscale document; 0 if none applies.
     pub policy_revision: u64,
-    /// The document itself; none if none applies.
+    /// The Autoscale document, if one applies.
     pub policy: Option<AutoscaleSpec>,
-    /// The deployment's own count, for where no Autoscale applies.
+    /// The deployment's own count, which holds if no Autoscale applies.
     pub fixed_instances: u32,
-    /// The count that people have set, as long as it holds.
+    /// The count that an operator has pinned, while the pin holds.
     pub pin: Option<Pin>,
-    /// Directions that people have paused.
+    /// Directions that operators have paused.
     pub pause: Pause,
-    /// Instances that there are.
+    /// The instances at the time of the evaluation.
     pub instances: InstanceCounts,
-    /// Aggregates by signal key (see `domain::measure`); an absent one has no data.
+    /// Aggregates by signal key (see `domain::measure`). An absent signal has no data.
     pub signals: BTreeMap<String, Signal>,
-    /// What the evaluation before left.
+    /// State carried over from the previous evaluation.
     pub carried: Carried,
-    /// The release of the IANA time zone database that schedules went by, such as `2026f`; none
-    /// without a schedule.
+    /// The release of the IANA time zone database used for schedules, such as `2026f`; `None` without a
+    /// schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone_data: Option<String>,
 }
 
-/// A count set by hand, which no rule changes.
+/// A manually set count, which no rule changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Pin {
     /// The count, 0 to 1000.
     pub instances: u32,
-    /// None: until released.
+    /// When the pin ends; `None` if it holds until released.
     pub until: Option<Timestamp>,
 }
 
-/// Directions in which nothing is changed until people go on.
+/// Directions that are paused until an operator resumes scaling.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Pause {
-    /// No instance is taken away.
+    /// Whether scaling in is paused.
     pub scale_in: bool,
-    /// No instance is added.
+    /// Whether scaling out is paused.
     pub scale_out: bool,
 }
 
-/// Instances at the moment of the evaluation. Pending ones count as capacity, but serve nothing yet.
+/// Instances at the time of the evaluation. Pending ones count as capacity, but do not serve yet.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceCounts {
-    /// Those that answer their readiness probe.
+    /// Instances that pass their readiness probe.
     pub ready: u32,
-    /// Those that are asked for or starting.
+    /// Instances that are requested or starting.
     pub pending: u32,
 }
 
-/// One aggregate over a window.
+/// The aggregate of a metric over a window.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Signal {
-    /// None: no data in the window.
+    /// The aggregate; `None` if the window has no data.
     pub value: Option<f64>,
     /// Seconds of the window that had data.
     pub seconds_covered: u32,
-    /// Seconds that the window has.
+    /// The length of the window in seconds.
     pub seconds_wanted: u32,
-    /// A source was missing in some second: good enough to scale out, not to scale in.
+    /// Whether a source was missing in some second: good enough to scale out, not to scale in.
     pub partial: bool,
-    /// The window reaches back to before the measuring began (a start, a take-over, a new policy):
-    /// the rule is unknown, and that is no reason to go to the default count.
+    /// Whether the window begins before the measurements do (after a start, a takeover or a new policy).
+    /// The rule is unknown then, without falling back to the default count.
     #[serde(default)]
     pub warming: bool,
 }
 
-/// State that one evaluation hands to the next.
+/// State that is carried over from one evaluation to the next.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "Carried")]
 pub struct Carried {
-    /// The count granted last; none before the first decision.
+    /// The count granted last; `None` before the first decision.
     pub granted: Option<u32>,
-    /// Last change in each direction, with the rule that decided, if one did.
+    /// The last scale-out, with the rule that decided, if one did.
     pub last_out: Option<LastChange>,
-    /// The same for scaling in.
+    /// The last scale-in, likewise.
     pub last_in: Option<LastChange>,
-    /// Wishes inside the longest stabilisation window that can still hold something back, oldest
+    /// Recommendations within the longest stabilization window that can still hold back a change, oldest
     /// first.
+    #[serde(rename = "wishes")]
     pub wishes: Vec<Wish>,
 }
 
-/// When a count was last changed in one direction.
+/// The last change of a count in one direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastChange {
-    /// When it was decided.
+    /// When the change was decided.
     pub at: Timestamp,
-    /// The rule that decided; none for a pin, a document or a profile's limits.
+    /// The rule that decided; `None` for a pin, a document or a profile's limits.
     pub rule: Option<String>,
 }
 
-/// A count that the rules asked for, before stabilisation. Only the last moment matters: a window
-/// asks for the largest or the smallest wish in it.
+/// A count that the rules recommended, before stabilization. Only the latest time matters: a window
+/// takes the largest or the smallest recommendation in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[schemars(rename = "Wish")]
 pub struct Wish {
-    /// When it was last asked for.
+    /// When it was last recommended.
     pub last: Timestamp,
     /// The count.
     pub instances: u32,

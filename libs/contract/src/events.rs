@@ -1,6 +1,6 @@
-//! Every event there is, with its stable name and version. What is written once is read for ever:
-//! a changed shape raises the version and adds an upcaster; `tests/golden/events` holds a file for
-//! each (type, version).
+//! All events, with their stable names and versions. Stored events stay readable forever: a changed
+//! shape raises the version and adds an upcaster. `tests/golden/events` holds a file for each
+//! (type, version).
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -17,67 +17,67 @@ use crate::resources::{
 use crate::time::{Span, Timestamp};
 use crate::usage::{self, UsageGap, UsageMinute};
 
-/// Declares the enum, the names and versions, and both directions of the wire form at once, so that
-/// no event can lack one of them.
+/// Declares the enum, the names and versions, and both directions of the wire format in one place, so
+/// that no event can lack one of them.
 macro_rules! events {
     ($($(#[$doc:meta])* $name:literal v $version:literal in [$($stream:ident),+] => $variant:ident($data:ty),)*) => {
-        /// Something that happened, in the present version of its type.
+        /// Something that happened, in the current version of its type.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Event { $($(#[$doc])* $variant($data),)* }
 
-        /// Name and current version of every event type.
+        /// The name and current version of every event type.
         pub const EVENT_TYPES: &[(&str, u32)] = &[$(($name, $version),)*];
 
-        /// The JSON Schema of the data of every event type, in the version written now.
+        /// Returns the JSON Schema of the data of every event type, in its current version.
         pub fn event_schemas() -> Vec<(&'static str, u32, schemars::Schema)> {
             vec![$(($name, $version, schemars::schema_for!($data)),)*]
         }
 
         impl Event {
-            /// Its stable name, such as `scaling.decided`.
+            /// The stable name of its type, such as `scaling.decided`.
             pub fn type_name(&self) -> &'static str {
                 match self { $(Self::$variant(_) => $name,)* }
             }
 
-            /// The version that this binary writes.
+            /// The version that this release writes.
             pub fn version(&self) -> u32 {
                 match self { $(Self::$variant(_) => $version,)* }
             }
 
-            /// The kinds of streams that it may stand in: one writing service per stream.
+            /// The kinds of streams that may contain it: one writing service per stream.
             pub fn streams(&self) -> &'static [StreamKind] {
                 match self { $(Self::$variant(_) => &[$(StreamKind::$stream),+],)* }
             }
 
-            /// The `data` member of the stored event.
+            /// Returns the `data` member of the stored event.
             ///
             /// # Errors
             ///
-            /// Where a number cannot be written as JSON, such as one that is not finite.
+            /// Returns an error if a number cannot be written as JSON, such as one that is not finite.
             pub fn data(&self) -> Result<Value, serde_json::Error> {
                 match self { $(Self::$variant(data) => serde_json::to_value(data),)* }
             }
 
-            /// The same as JSON text, without a detour over a tree.
+            /// Returns [`data`](Self::data) as JSON text, without building a tree.
             ///
             /// # Errors
             ///
-            /// Where a number cannot be written as JSON, such as one that is not finite.
+            /// Returns an error if a number cannot be written as JSON, such as one that is not finite.
             pub fn data_json(&self) -> Result<String, serde_json::Error> {
                 match self { $(Self::$variant(data) => serde_json::to_string(data),)* }
             }
 
-            /// Reads a stored event of any version up to the current one.
+            /// Decodes a stored event of any version up to the current one.
             ///
             /// # Errors
             ///
-            /// [`DecodeError::Unknown`] for a type or version of a newer release,
-            /// [`DecodeError::Data`] where the data are not what their version says.
+            /// Returns [`DecodeError::Unknown`] for a type or version of a newer release, and
+            /// [`DecodeError::Data`] if the data do not match their version.
             pub fn decode(type_name: &str, version: u32, data: &str) -> Result<Self, DecodeError> {
                 let fail = |source| DecodeError::Data { type_name: type_name.to_owned(), version, source };
                 match type_name {
                     $($name if version == $version => serde_json::from_str(data).map(Self::$variant).map_err(fail),
-                    $name if version < $version && has_present_shape(type_name, data) => {
+                    $name if version < $version && has_current_shape(type_name, data) => {
                         serde_json::from_str(data).map(Self::$variant).map_err(fail)
                     }
                     $name if version < $version => {
@@ -93,77 +93,77 @@ macro_rules! events {
 }
 
 events! {
-    /// An endpoint was made.
+    /// An endpoint was created.
     "endpoint.created" v 1 in [Endpoint] => EndpointCreated(EndpointCreated),
     /// An endpoint's document changed.
     "endpoint.updated" v 1 in [Endpoint] => EndpointUpdated(EndpointUpdated),
-    /// Shares of live and copied traffic changed.
+    /// The traffic split or the mirror shares changed.
     "endpoint.traffic-set" v 1 in [Endpoint] => TrafficSet(TrafficSet),
-    /// One of an endpoint's keys is another.
+    /// One of an endpoint's keys was replaced.
     "endpoint.key-regenerated" v 1 in [Endpoint] => KeyRegenerated(KeyRegenerated),
-    /// An endpoint stands elsewhere on its way to what was asked for.
+    /// The provisioning state of an endpoint changed.
     "endpoint.state-changed" v 1 in [Endpoint] => EndpointStateChanged(EndpointStateChanged),
-    /// An endpoint is to go.
+    /// Deletion of an endpoint was requested.
     "endpoint.deletion-requested" v 1 in [Endpoint] => EndpointDeletionRequested(Empty),
-    /// An endpoint is gone; its name is free.
+    /// An endpoint was deleted; its name is free.
     "endpoint.deleted" v 1 in [Endpoint] => EndpointDeleted(Empty),
-    /// A deployment was made.
+    /// A deployment was created.
     "deployment.created" v 1 in [Endpoint] => DeploymentCreated(DeploymentCreated),
     /// A deployment's document changed.
     "deployment.updated" v 1 in [Endpoint] => DeploymentUpdated(DeploymentUpdated),
-    /// A deployment stands elsewhere on its way to what was asked for.
+    /// The provisioning state of a deployment changed.
     "deployment.state-changed" v 1 in [Endpoint] => DeploymentStateChanged(DeploymentStateChanged),
-    /// A deployment is to go.
+    /// Deletion of a deployment was requested.
     "deployment.deletion-requested" v 1 in [Endpoint] => DeploymentDeletionRequested(OfDeployment),
-    /// A deployment is gone; its name is free.
+    /// A deployment was deleted; its name is free.
     "deployment.deleted" v 1 in [Endpoint] => DeploymentDeleted(OfDeployment),
-    /// A deployment's count follows these rules from now on.
+    /// An autoscale policy was set for a deployment.
     "autoscale.set" v 1 in [Endpoint] => AutoscaleSet(AutoscaleSet),
-    /// A deployment goes back to its own count.
+    /// The autoscale policy was removed; the deployment's own count applies.
     "autoscale.removed" v 1 in [Endpoint] => AutoscaleRemoved(OfDeployment),
-    /// A count holds whatever the rules say.
+    /// The count of a deployment was pinned.
     "autoscale.pinned" v 1 in [Endpoint] => AutoscalePinned(AutoscalePinned),
-    /// The rules decide again.
+    /// The pin was released; the rules decide again.
     "autoscale.released" v 1 in [Endpoint] => AutoscaleReleased(OfDeployment),
-    /// Scaling was paused, or goes on.
+    /// Scaling was paused or resumed.
     "autoscale.pause-set" v 1 in [Endpoint] => AutoscalePauseSet(AutoscalePauseSet),
-    /// A count was decided.
+    /// A scaling decision was made.
     "scaling.decided" v 1 in [Scaling] => ScalingDecided(Box<Decision>),
-    /// The clock of a bucket's owner, of whichever service, was set back.
+    /// The clock of a bucket's owner, in any service, was set back.
     "clock.stepped" v 1 in [Endpoint, Scaling, Instances, Node, Usage] => ClockStepped(ClockStepped),
-    /// A node is to start an instance.
+    /// The start of an instance was requested from a node.
     "instance.requested" v 1 in [Instances] => InstanceRequested(Box<InstanceRequested>),
-    /// No new request goes to an instance.
+    /// An instance is draining: it gets no new requests.
     "instance.draining" v 1 in [Instances] => InstanceDraining(InstanceDraining),
-    /// A node is to end an instance.
+    /// The removal of an instance was requested from its node.
     "instance.removal-requested" v 1 in [Instances] => InstanceRemovalRequested(InstanceRemovalRequested),
-    /// An instance's process runs.
+    /// An instance was started.
     "instance.started" v 1 in [Node] => InstanceStarted(InstanceStarted),
-    /// An instance answers its readiness probe.
+    /// An instance passes its readiness probe.
     "instance.ready" v 1 in [Node] => InstanceReady(OfInstance),
-    /// An instance does not answer its readiness probe any more.
+    /// An instance no longer passes its readiness probe.
     "instance.unready" v 1 in [Node] => InstanceUnready(InstanceUnready),
-    /// An instance ended by itself, or never started.
+    /// An instance exited on its own, or never started.
     "instance.failed" v 1 in [Node] => InstanceFailed(InstanceEnded),
-    /// An instance ended because it was to.
+    /// An instance was stopped on request.
     "instance.stopped" v 1 in [Node] => InstanceStopped(InstanceEnded),
-    /// What was used in a minute, or in several without a request.
+    /// Usage of a minute, or of several minutes without requests.
     "usage.closed" v 2 in [Usage] => UsageClosed(UsageMinute),
-    /// What came late to a minute that was closed.
+    /// Usage that arrived after its minute was closed.
     "usage.corrected" v 2 in [Usage] => UsageCorrected(UsageMinute),
-    /// Frames are missing in a minute.
+    /// Frames of a minute are missing.
     "usage.gap" v 1 in [Usage] => UsageGap(UsageGap),
-    /// A token was made.
+    /// A token was created.
     "access.granted" v 1 in [Access] => AccessGranted(AccessGranted),
-    /// A token is valid no longer.
+    /// A token was revoked.
     "access.revoked" v 1 in [Access] => AccessRevoked(AccessRevoked),
-    /// A gateway or a node counts from now on.
+    /// A gateway or a node joined.
     "member.joined" v 1 in [Members] => MemberJoined(MemberJoined),
-    /// A gateway or a node does not count any more.
+    /// A gateway or a node left.
     "member.left" v 1 in [Members] => MemberLeft(MemberLeft),
-    /// An event is passed over by a consumer.
+    /// An operator told a consumer to skip an event.
     "event.skipped" v 1 in [Parking] => EventSkipped(EventSkipped),
-    /// A consumer tries an endpoint again.
+    /// An operator told a consumer to retry an endpoint.
     "consumer.unparked" v 1 in [Parking] => ConsumerUnparked(ConsumerUnparked),
 }
 
@@ -198,19 +198,19 @@ impl Event {
     }
 }
 
-/// Whether the data of an older version need no upcaster, as it would leave them as they are. Most of a long
-/// log is of few types, and to read data first as any JSON takes several times as long.
-fn has_present_shape(type_name: &str, data: &str) -> bool {
+/// Whether the upcaster would leave data of an older version unchanged. Most of a long log is of few
+/// types, and parsing into a generic JSON tree first takes several times as long.
+fn has_current_shape(type_name: &str, data: &str) -> bool {
     match type_name {
-        "usage.closed" | "usage.corrected" => !data.contains(usage::MOVED_IN_2),
+        "usage.closed" | "usage.corrected" => !data.contains(usage::MOVED_IN_V2),
         _ => false,
     }
 }
 
-/// Brings the data of one version to the shape of the next.
+/// Upcasts data from one version to the next.
 fn upcast(type_name: &str, from: u32, data: Value) -> Value {
     match (type_name, from) {
-        ("usage.closed" | "usage.corrected", 1) => usage::upcast_1(data),
+        ("usage.closed" | "usage.corrected", 1) => usage::upcast_v1(data),
         _ => data,
     }
 }
@@ -228,19 +228,19 @@ pub enum DecodeError {
         /// The version as stored.
         version: u32,
     },
-    /// It is not what its type and version say.
+    /// Its data do not match its type and version.
     #[error("the data of an event `{type_name}` version {version} cannot be read: {source}")]
     Data {
         /// The type as stored.
         type_name: String,
         /// The version as stored.
         version: u32,
-        /// Where reading stopped.
+        /// The error from deserializing the data.
         source: serde_json::Error,
     },
 }
 
-/// The wire form: `type`, `typeVersion`, `data`.
+/// The wire format: `type`, `typeVersion`, `data`.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Wire {
@@ -268,7 +268,7 @@ impl<'de> Deserialize<'de> for Event {
     }
 }
 
-/// The event says it all.
+/// An event without data.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Empty {}
 
@@ -276,28 +276,28 @@ pub struct Empty {}
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointCreated {
-    /// Of the incarnation; never used again.
+    /// The incarnation; never reused.
     pub uid: Uid,
-    /// Free until then.
+    /// The name of the endpoint.
     pub name: Name,
-    /// As its document has them.
+    /// The labels in the document.
     pub labels: Labels,
-    /// Without traffic and mirror, which have an event of their own.
+    /// The spec, without traffic and mirror, which have an event of their own.
     pub spec: EndpointSpec,
     /// The first two keys.
     pub keys: EndpointKeys,
 }
 
-/// Both keys of an endpoint; either opens it, so that one can be changed at a time.
+/// Both keys of an endpoint. Either grants access, so that they can be rotated one at a time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct EndpointKeys {
-    /// The first.
+    /// The primary key.
     pub primary: SealedKey,
-    /// The second.
+    /// The secondary key.
     pub secondary: SealedKey,
 }
 
-/// A key as it is stored: a hash for checking, and a copy that only control can open.
+/// A key as stored: a hash to check it by, and an encrypted copy that only control can decrypt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct SealedKey {
     /// SHA-256, hexadecimal.
@@ -306,63 +306,64 @@ pub struct SealedKey {
     pub sealed: String,
 }
 
-/// Which of an endpoint's two keys.
+/// One of an endpoint's two keys.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum KeySlot {
-    /// The first.
+    /// The primary key.
     Primary,
-    /// The second.
+    /// The secondary key.
     Secondary,
 }
 
-/// The document as it is now.
+/// The updated document of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointUpdated {
-    /// All of them.
+    /// All labels.
     pub labels: Labels,
-    /// Without traffic and mirror.
+    /// The spec, without traffic and mirror.
     pub spec: EndpointSpec,
 }
 
-/// The shares as they are now.
+/// The updated traffic split and mirror shares.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TrafficSet {
     /// Live traffic in percent, by deployment; they sum to 0 or 100.
     pub traffic: Percentages,
-    /// Copied traffic in percent, by deployment; at most 100 each.
+    /// Mirrored traffic in percent, by deployment; at most 100 each.
     pub mirror: Percentages,
 }
 
-/// A key that takes the place of another.
+/// A replaced key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KeyRegenerated {
-    /// Which one it is.
+    /// The key that was replaced.
     pub slot: KeySlot,
-    /// The new one.
+    /// The new key.
     pub key: SealedKey,
 }
 
-/// Where an endpoint stands.
+/// The provisioning state of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointStateChanged {
-    /// On its way to what was asked for.
+    /// The new state.
     pub state: ProvisioningState,
-    /// Why, for people; empty where there is nothing to say.
+    /// The reason, for people; may be empty.
     pub reason: String,
 }
 
-/// Which deployment of the stream's endpoint.
+/// An event that names only a deployment of the stream's endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "OfDeployment")]
 pub struct OfDeployment {
-    /// Its name.
+    /// The name of the deployment.
     pub deployment: Name,
 }
 
@@ -370,205 +371,207 @@ pub struct OfDeployment {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeploymentCreated {
-    /// Of the incarnation; never used again.
+    /// The incarnation; never reused.
     pub uid: Uid,
-    /// Its name, free until then.
+    /// The name of the deployment.
     pub deployment: Name,
-    /// As its document has them.
+    /// The labels in the document.
     pub labels: Labels,
-    /// As its document has it.
+    /// The spec in the document.
     pub spec: DeploymentSpec,
 }
 
-/// `revision` rises only when instances have to be replaced; see `domain::endpoint`.
+/// The updated document of a deployment. `revision` increases only if instances must be replaced; see
+/// `domain::endpoint`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeploymentUpdated {
-    /// Which one.
+    /// The deployment.
     pub deployment: Name,
-    /// Of what instances are made of.
+    /// The revision of what instances are made from.
     pub revision: u64,
-    /// All of them.
+    /// All labels.
     pub labels: Labels,
-    /// The document as it is now.
+    /// The updated spec.
     pub spec: DeploymentSpec,
 }
 
-/// Where a deployment stands.
+/// The provisioning state of a deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeploymentStateChanged {
-    /// Which one.
+    /// The deployment.
     pub deployment: Name,
-    /// On its way to what was asked for.
+    /// The new state.
     pub state: ProvisioningState,
-    /// Why, for people; empty where there is nothing to say.
+    /// The reason, for people; may be empty.
     pub reason: String,
 }
 
-/// The rules as they are now.
+/// The autoscale policy of a deployment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AutoscaleSet {
-    /// Whose count follows them.
+    /// The deployment that the policy applies to.
     pub deployment: Name,
     /// Counts from 1 per deployment.
     pub revision: u64,
-    /// All of them.
+    /// All labels.
     pub labels: Labels,
-    /// The document as it is now.
+    /// The updated spec.
     pub spec: AutoscaleSpec,
 }
 
-/// A count set by hand.
+/// A pinned count.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AutoscalePinned {
-    /// Of which deployment.
+    /// The deployment.
     pub deployment: Name,
-    /// The count, and until when.
+    /// The count, and when the pin ends.
     pub pin: Pin,
 }
 
-/// Directions that are paused as of now.
+/// The directions in which scaling is paused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AutoscalePauseSet {
-    /// Of which deployment.
+    /// The deployment.
     pub deployment: Name,
-    /// In place of those that were.
+    /// Replaces the previous setting.
     pub pause: Pause,
 }
 
-/// The owner's clock stands more than 5 s behind what the bucket has already recorded.
+/// The owner's clock is more than 5 s behind the latest time recorded in the bucket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ClockStepped {
-    /// The greatest time that the bucket has.
+    /// The latest time recorded in the bucket.
     pub recorded: Timestamp,
-    /// What the clock showed.
+    /// The time by the owner's clock.
     pub clock: Timestamp,
 }
 
-/// Everything a node needs to start the instance; it has no choice left.
+/// Everything that a node needs to start an instance; it decides nothing itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceRequested {
-    /// Made for this order; never used again.
+    /// The id of the new instance; never reused.
     pub id: InstanceId,
-    /// Rises with each order about this instance; a backend refuses an older one.
+    /// Increases with each order for this instance; a backend rejects an older one.
     pub generation: u64,
-    /// Of which deployment.
+    /// The deployment.
     pub deployment: DeploymentRef,
     /// Its incarnation.
     pub deployment_uid: Uid,
-    /// The deployment's revision that the instance is made of.
+    /// The deployment's revision that the instance is made from.
     pub revision: u64,
-    /// Who is to start it, by the node's id.
+    /// The id of the node that starts it.
     pub node: String,
-    /// Event id of the decision that asked for it.
+    /// The event id of the decision that led to it.
     pub decision: Option<Uuid>,
-    /// Why there is to be one.
+    /// Why the instance is started.
     pub reason: RequestReason,
-    /// What it is made of.
+    /// The spec of the deployment.
     pub spec: DeploymentSpec,
 }
 
-/// Why an instance is to be started.
+/// Why an instance is started.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum RequestReason {
-    /// There are too few.
+    /// There are too few instances.
     ScaleOut,
-    /// In place of one that failed.
+    /// It replaces a failed instance.
     Replacement,
     /// The deployment changed.
     Rollout,
 }
 
-/// Why an instance is to go.
+/// Why an instance is removed.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum RemovalReason {
-    /// There are too many.
+    /// There are too many instances.
     ScaleIn,
-    /// One of the present revision takes its place.
+    /// An instance of the current revision replaces it.
     Rollout,
-    /// It does not answer its probes.
+    /// It fails its probes.
     Unhealthy,
-    /// Its deployment goes, or its endpoint.
+    /// Its deployment or endpoint is being deleted.
     Deleted,
-    /// It failed or ended by itself; what is left is cleared away.
+    /// It failed or exited on its own; its remains are cleaned up.
     Ended,
-    /// Its node has left, and does not answer for it any more.
+    /// Its node has left and no longer reports it.
     NodeLost,
 }
 
-/// An order that no new request goes to an instance.
+/// An order to drain an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceDraining {
-    /// Which one.
+    /// The id of the instance.
     pub id: InstanceId,
-    /// Why it is to go.
+    /// Why the instance is removed.
     pub reason: RemovalReason,
-    /// Event id of the decision that asked for it.
+    /// The event id of the decision that led to it.
     pub decision: Option<Uuid>,
-    /// How long requests may still run; counts only while frames arrive.
+    /// How long requests in flight may still run; the time counts only while frames arrive.
     pub timeout: Span,
 }
 
-/// An order to end an instance.
+/// An order to remove an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceRemovalRequested {
-    /// Which one.
+    /// The id of the instance.
     pub id: InstanceId,
-    /// Of the order; above all before about this instance.
+    /// The generation of this order; higher than that of any earlier order for this instance.
     pub generation: u64,
-    /// Who is to end it, by the node's id.
+    /// The id of the node that removes it.
     pub node: String,
-    /// From the polite signal to the hard one.
+    /// The time between the termination signal and the kill.
     pub grace: Span,
-    /// Why it is to go.
+    /// Why the instance is removed.
     pub reason: RemovalReason,
 }
 
-/// Which instance.
+/// An event that names only an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "OfInstance")]
 pub struct OfInstance {
-    /// Its id.
+    /// The id of the instance.
     pub id: InstanceId,
 }
 
-/// An instance as it runs now.
+/// A started instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceStarted {
-    /// Which one.
+    /// The id of the instance.
     pub id: InstanceId,
-    /// Of the order that was carried out.
+    /// The generation of the order that was carried out.
     pub generation: u64,
-    /// `HOST:PORT` that it listens on; empty for simulated ones.
+    /// The `HOST:PORT` that it listens on; empty for simulated instances.
     pub address: String,
-    /// Of its process, where it has one.
+    /// The id of its process, if it has one.
     pub pid: Option<u32>,
-    /// It was found running after a restart of Penstock.
+    /// Whether it was found running after a restart of Penstock.
     pub adopted: bool,
 }
 
-/// An instance that should get no requests for now.
+/// An instance that temporarily gets no requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceUnready {
-    /// Which one.
+    /// The id of the instance.
     pub id: InstanceId,
-    /// What its probe met.
+    /// Why the probe failed.
     pub reason: String,
 }
 
@@ -576,15 +579,16 @@ pub struct InstanceUnready {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceEnded {
-    /// Which one.
+    /// The id of the instance.
     pub id: InstanceId,
-    /// Why, for people.
+    /// The reason, for people.
     pub reason: String,
-    /// None: ended by a signal, never started, or not a child of this process (adopted).
+    /// The exit code; `None` if it was ended by a signal, never started, or is not a child of this process
+    /// (adopted).
     pub exit_code: Option<i32>,
 }
 
-/// What a token allows; each allows what those before it do.
+/// The role of a token. Each role includes those before it.
 #[derive(
     Clone,
     Copy,
@@ -600,59 +604,59 @@ pub struct InstanceEnded {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum AccessRole {
-    /// To look.
+    /// May read.
     Viewer,
-    /// To change what runs.
+    /// May also change what runs.
     Operator,
-    /// To give access to others.
+    /// May also manage access.
     Admin,
 }
 
-/// A token, as a hash.
+/// A new token, stored as a hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessGranted {
-    /// What people call it; unique among those that are valid.
+    /// The name of the token, unique among valid tokens.
     pub name: String,
-    /// What it allows.
+    /// The role of the token.
     pub role: AccessRole,
     /// SHA-256 of the token, hexadecimal.
     pub hash: String,
-    /// When it ends by itself; none where it does not.
+    /// When it expires; `None` if never.
     pub expires: Option<Timestamp>,
 }
 
-/// A token that is valid no longer.
+/// A revoked token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessRevoked {
-    /// Which one.
+    /// The name of the token.
     pub name: String,
 }
 
-/// A gateway or a node has become a member: it gets slots, or instances.
+/// A gateway or a node that became a member: it is allocated slots or instances.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberJoined {
-    /// Who it is.
+    /// The gateway or node.
     pub source: Source,
-    /// Where its admin listener answers, as a URL; nodes show logs there.
+    /// The URL of its admin listener, where nodes serve logs.
     pub address: Option<String>,
-    /// What a node can run; empty for a gateway.
+    /// The backends that a node offers; empty for a gateway.
     pub backends: Vec<BackendKind>,
 }
 
-/// A gateway or a node has left: others take its slots, or its instances are replaced.
+/// A gateway or a node that left: its slots are reallocated, or its instances replaced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberLeft {
-    /// Who it was.
+    /// The gateway or node.
     pub source: Source,
-    /// How that is known.
+    /// How its departure was detected.
     pub reason: LeaveReason,
 }
 
-/// How it is known that a member has left.
+/// How the departure of a member was detected.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
 )]
@@ -660,28 +664,28 @@ pub struct MemberLeft {
 pub enum LeaveReason {
     /// It said goodbye.
     Goodbye,
-    /// Nothing was heard of it for too long.
+    /// It sent no frames for too long.
     Silent,
 }
 
-/// A person lets a consumer pass over an event that it cannot digest.
+/// An operator's order that a consumer skip an event that it cannot process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EventSkipped {
-    /// Which consumer.
+    /// The name of the consumer.
     pub consumer: String,
-    /// Of the event that it cannot digest.
+    /// The position of the event to skip.
     pub position: Position,
-    /// In the words of who decided it.
+    /// The reason given by the operator.
     pub reason: String,
 }
 
-/// A person lets a consumer try an endpoint's streams again from the start.
+/// An operator's order that a consumer retry an endpoint's streams from the start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ConsumerUnparked {
-    /// Which consumer.
+    /// The name of the consumer.
     pub consumer: String,
-    /// In the words of who decided it.
+    /// The reason given by the operator.
     pub reason: String,
 }

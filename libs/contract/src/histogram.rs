@@ -20,7 +20,7 @@ const MANTISSA_BOUNDS: [u64; SUB_BUCKETS as usize] = [
 /// Counts of durations in whole microseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Histogram {
-    /// Bucket index to count; only buckets that hold something.
+    /// Counts by bucket index; non-empty buckets only.
     #[serde(rename = "b")]
     buckets: BTreeMap<u16, u64>,
     /// Sum of all recorded values, for averages.
@@ -29,7 +29,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Counts one duration, in microseconds.
+    /// Records a duration in microseconds.
     pub fn record(&mut self, micros: u64) {
         *self.buckets.entry(bucket_of(micros)).or_default() += 1;
         self.sum_us = self.sum_us.saturating_add(micros);
@@ -43,23 +43,23 @@ impl Histogram {
         self.sum_us = self.sum_us.saturating_add(other.sum_us);
     }
 
-    /// How many durations it holds.
+    /// The number of recorded durations.
     pub fn count(&self) -> u64 {
         self.buckets.values().sum()
     }
 
-    /// The sum of all of them, in microseconds; exact, up to the largest number that fits.
+    /// The exact sum of all durations in microseconds; saturates.
     pub fn sum_micros(&self) -> u64 {
         self.sum_us
     }
 
-    /// Whether it holds none.
+    /// Whether nothing has been recorded.
     pub fn is_empty(&self) -> bool {
         self.buckets.is_empty()
     }
 
-    /// Upper bound, in microseconds, of the bucket in which the quantile lies. `per_10000`: 9900 for
-    /// p99. `None` for an empty histogram.
+    /// Returns the upper bound in microseconds of the bucket that contains the quantile, such as 9900
+    /// `per_10000` for p99; `None` for an empty histogram.
     pub fn quantile_micros(&self, per_10000: u32) -> Option<u64> {
         let count = self.count();
         if count == 0 {
@@ -78,7 +78,7 @@ impl Histogram {
         None
     }
 
-    /// `(upper bound in microseconds, count)` of each bucket that holds something, ascending.
+    /// Iterates over `(upper bound in microseconds, count)` of the non-empty buckets, in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.buckets
             .iter()
@@ -86,7 +86,7 @@ impl Histogram {
     }
 }
 
-/// Index of the bucket that holds a value: `[2^(i/32), 2^((i+1)/32))` microseconds; 0 and 1 share
+/// Returns the index of the bucket that contains a value: `[2^(i/32), 2^((i+1)/32))` microseconds; 0 and 1 share
 /// the first.
 fn bucket_of(micros: u64) -> u16 {
     let value = micros.max(1);
@@ -101,7 +101,7 @@ fn bucket_of(micros: u64) -> u16 {
     (exponent * SUB_BUCKETS) as u16 + sub as u16
 }
 
-/// Largest whole number of microseconds that falls in the bucket.
+/// Returns the largest whole number of microseconds in the bucket.
 fn upper_bound(bucket: u16) -> u64 {
     let next = u32::from(bucket) + 1;
     let exponent = next / SUB_BUCKETS;
@@ -123,7 +123,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_value_lies_at_or_below_its_buckets_bound_and_within_the_error(micros in 1u64..1 << 40) {
+        fn every_value_is_at_most_its_buckets_bound_and_within_the_error(micros in 1u64..1 << 40) {
             let bound = upper_bound(bucket_of(micros));
             prop_assert!(bound >= micros);
             // 2^(1/32) - 1 = 2.19 %
@@ -131,7 +131,7 @@ mod tests {
         }
 
         #[test]
-        fn merging_equals_recording_everything_in_one(a in prop::collection::vec(0u64..1 << 30, 0..50), b in prop::collection::vec(0u64..1 << 30, 0..50)) {
+        fn merging_equals_recording_in_one_histogram(a in prop::collection::vec(0u64..1 << 30, 0..50), b in prop::collection::vec(0u64..1 << 30, 0..50)) {
             let record = |values: &[u64]| {
                 let mut histogram = Histogram::default();
                 values.iter().for_each(|v| histogram.record(*v));

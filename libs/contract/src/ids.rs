@@ -1,5 +1,5 @@
-//! Identifiers. Each is a type of its own, so that a deployment's name cannot be passed where an
-//! endpoint's is wanted, and each is checked where it is parsed.
+//! Identifiers. Each is a separate type, so that they cannot be confused, and each is validated when
+//! parsed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,11 +7,11 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
-/// The only workspace for now. It stands in every stored name, because the log cannot change when
-/// tenancy comes.
+/// The only workspace for now. Every stored name contains it, because the log cannot change when tenancy
+/// is added.
 pub const DEFAULT_WORKSPACE: &str = "default";
 
-/// Longest resource name, in bytes.
+/// Maximum length of a resource name, in bytes.
 pub const NAME_LENGTH_MAX: usize = 32;
 
 /// A resource's name: `[a-z]([a-z0-9-]{0,30}[a-z0-9])?`.
@@ -19,7 +19,7 @@ pub const NAME_LENGTH_MAX: usize = 32;
 #[serde(transparent)]
 pub struct Name(String);
 
-/// A text that is no name.
+/// The text is not a valid name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a valid name: use 1 to 32 lower-case letters, digits and dashes, starting with a letter and not ending with a dash"
@@ -27,7 +27,7 @@ pub struct Name(String);
 pub struct InvalidName(pub String);
 
 impl Name {
-    /// The text.
+    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -97,15 +97,15 @@ impl FromStr for DeploymentRef {
     }
 }
 
-/// `workspace/endpoint`: the key of everything that belongs to one endpoint, in streams, in bus
-/// records and in the choice of a bucket.
+/// `workspace/endpoint`: the key of everything that belongs to one endpoint, in stream names, in bus
+/// records and for the choice of a bucket.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointKey {
     text: String,
 }
 
 impl EndpointKey {
-    /// The key of the endpoint of this name, in the only workspace.
+    /// The key of the endpoint with this name, in the default workspace.
     pub fn new(endpoint: &Name) -> Self {
         Self {
             text: format!("{DEFAULT_WORKSPACE}/{endpoint}"),
@@ -123,7 +123,7 @@ impl EndpointKey {
         Name(endpoint.to_owned())
     }
 
-    /// The bucket of all that belongs to it.
+    /// The bucket of everything that belongs to the endpoint.
     pub fn bucket(&self) -> Bucket {
         Bucket::of(&self.text)
     }
@@ -164,8 +164,8 @@ impl<'de> Deserialize<'de> for EndpointKey {
     }
 }
 
-/// One incarnation of an endpoint or deployment. A name that is deleted and made again gets
-/// another uid and inherits nothing.
+/// One incarnation of an endpoint or deployment. A name that is deleted and created again gets another
+/// uid and inherits nothing.
 #[derive(
     Clone,
     Copy,
@@ -188,7 +188,7 @@ impl fmt::Display for Uid {
     }
 }
 
-/// One running copy of a deployment; never used twice.
+/// The id of one running copy of a deployment; never reused.
 #[derive(
     Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
 )]
@@ -196,13 +196,14 @@ impl fmt::Display for Uid {
 pub struct InstanceId(String);
 
 impl InstanceId {
-    /// `iris-blue-019a…`: readable in process lists, unique by the uuid's random tail.
+    /// Builds an id such as `iris-blue-019a…`: readable in process lists, unique by the random tail of the
+    /// UUID.
     pub fn new(of: &DeploymentRef, unique: Uuid) -> Self {
         let tail = unique.simple().to_string();
         Self(format!("{}-{}-{}", of.endpoint, of.deployment, &tail[20..]))
     }
 
-    /// The text.
+    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -220,7 +221,7 @@ impl fmt::Display for InstanceId {
     }
 }
 
-/// Place of an event in the whole log; the first event has position 1.
+/// The position of an event in the log; the first event has position 1.
 #[derive(
     Clone,
     Copy,
@@ -239,7 +240,7 @@ impl fmt::Display for InstanceId {
 pub struct Position(pub u64);
 
 impl Position {
-    /// Before the first event.
+    /// The position before the first event.
     pub const START: Self = Self(0);
 }
 
@@ -249,10 +250,10 @@ impl fmt::Display for Position {
     }
 }
 
-/// Number of buckets that endpoints are spread over. Fixed when a store is made.
+/// The number of buckets that endpoints are distributed over. Fixed when a store is created.
 pub const BUCKETS: u16 = 64;
 
-/// The unit of ownership and of order on the bus.
+/// A part of the log: the unit of ownership, and of order on the bus.
 #[derive(
     Clone,
     Copy,
@@ -270,15 +271,16 @@ pub const BUCKETS: u16 = 64;
 pub struct Bucket(pub u16);
 
 impl Bucket {
-    /// What belongs to no endpoint (tokens, price sheets, targets); every consumer reads it whole.
+    /// The bucket for what belongs to no endpoint (tokens, price sheets, targets). Every consumer reads
+    /// all of it.
     pub const GLOBAL: Self = Self(BUCKETS);
 
-    /// The bucket of a key, the same as Kafka's default partitioner gives with 64 partitions.
+    /// The bucket of a key, which equals the partition that Kafka's default partitioner chooses of 64.
     pub fn of(key: &str) -> Self {
         Self(((murmur2(key.as_bytes()) & 0x7fff_ffff) % u32::from(BUCKETS)) as u16)
     }
 
-    /// All buckets of endpoints, without the global one.
+    /// All buckets except the global one.
     pub fn of_endpoints() -> impl Iterator<Item = Self> {
         (0..BUCKETS).map(Self)
     }
@@ -295,17 +297,17 @@ impl fmt::Display for Bucket {
     }
 }
 
-/// What decides an event's bucket: an endpoint, or nothing (the global bucket).
+/// The key that determines an event's bucket.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BucketKey {
-    /// Whatever belongs to this endpoint.
+    /// For events of this endpoint.
     Endpoint(EndpointKey),
-    /// Whatever belongs to none.
+    /// For events of no endpoint.
     Global,
 }
 
 impl BucketKey {
-    /// The bucket that it leads to.
+    /// The bucket for this key.
     pub fn bucket(&self) -> Bucket {
         match self {
             Self::Endpoint(key) => key.bucket(),
@@ -344,7 +346,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn murmur2_equals_the_published_vectors_of_kafkas_client() {
+    fn murmur2_matches_the_test_vectors_of_kafkas_client() {
         // org.apache.kafka.common.utils.UtilsTest#testMurmur2
         let vectors: [(&[u8], i32); 6] = [
             (b"21", -973932308),
@@ -368,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn names_keep_to_the_documented_pattern() {
+    fn names_must_match_the_documented_pattern() {
         for good in ["a", "iris", "a-1", "a234567890123456789012345678901b"] {
             assert!(good.parse::<Name>().is_ok(), "{good}");
         }

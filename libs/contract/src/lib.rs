@@ -1,8 +1,8 @@
-//! The vocabulary of Penstock: what services say to each other and to people.
+//! The vocabulary of Penstock: the types that services exchange with each other and with users.
 //!
 //! Owns identifiers, time, resource documents, events with their versions and upcasters, frames of
 //! measurements, routes, decisions and problem reports. Invariant: nothing here does I/O, reads a
-//! clock or draws a random number; every type that is written down can be read back.
+//! clock or draws a random number; every type that is stored or sent can be read back.
 
 #![warn(missing_docs, clippy::missing_errors_doc)]
 

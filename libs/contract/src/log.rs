@@ -1,4 +1,4 @@
-//! The shape of the log: records as they are stored and published, and what is handed to an append.
+//! The records of the log, as they are stored and published, and the input of an append.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,23 +11,23 @@ use crate::events::Event;
 use crate::ids::{Bucket, BucketKey, EndpointKey, InvalidName, Position};
 use crate::time::Timestamp;
 
-/// Largest event, as stored JSON. The store refuses larger ones.
+/// Maximum size of an event as stored JSON. The store rejects larger ones.
 pub const EVENT_BYTES_MAX: usize = 256 * 1024;
 
-/// What a stream belongs to, and so what stands in its name behind the kind.
+/// What a stream belongs to, which determines the rest of its name after the kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamOf {
+pub enum StreamScope {
     /// `kind/WORKSPACE/NAME`.
     Endpoint,
     /// `kind/WORKSPACE/NAME/NODE`.
     EndpointAndNode,
-    /// `kind/WORKSPACE`; it lies in the global bucket.
+    /// `kind/WORKSPACE`, in the global bucket.
     Workspace,
 }
 
-impl StreamOf {
-    /// Parts of a name, the kind included.
-    const fn parts(self) -> usize {
+impl StreamScope {
+    /// The number of parts in a name, including the kind.
+    const fn part_count(self) -> usize {
         match self {
             Self::Workspace => 2,
             Self::Endpoint => 3,
@@ -36,10 +36,10 @@ impl StreamOf {
     }
 }
 
-/// Declares the kinds of streams, with all that is known of each, so that none can lack a part of it.
+/// Declares the kinds of streams with all their properties, so that none can lack one.
 macro_rules! streams {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal of $of:ident by $writer:literal,)*) => {
-        /// The kinds of streams; the first part of a stream's name, one writing service each.
+    ($($(#[$doc:meta])* $variant:ident = $name:literal of $scope:ident by $writer:literal,)*) => {
+        /// The kind of a stream: the first part of its name. Each kind has one writing service.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum StreamKind { $($(#[$doc])* $variant,)* }
 
@@ -47,17 +47,17 @@ macro_rules! streams {
             /// All kinds of this release.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// As it stands in names of streams.
+            /// The kind as it appears in stream names.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// What its streams belong to.
-            pub const fn of(self) -> StreamOf {
-                match self { $(Self::$variant => StreamOf::$of,)* }
+            /// What streams of this kind belong to.
+            pub const fn scope(self) -> StreamScope {
+                match self { $(Self::$variant => StreamScope::$scope,)* }
             }
 
-            /// The service that writes its streams, and nobody else does.
+            /// The only service that writes streams of this kind.
             pub const fn writer(self) -> &'static str {
                 match self { $(Self::$variant => $writer,)* }
             }
@@ -70,23 +70,23 @@ streams! {
     Endpoint = "endpoint" of Endpoint by "control",
     /// Decisions.
     Scaling = "scaling" of Endpoint by "autoscaler",
-    /// Which instances there should be.
+    /// The instances that should exist.
     Instances = "instances" of Endpoint by "actuator",
-    /// What became of the instances, as their node tells it.
+    /// The state of the instances, as reported by their node.
     Node = "node" of EndpointAndNode by "actuator",
-    /// Minutes of usage.
+    /// Closed minutes of usage.
     Usage = "usage" of Endpoint by "meter",
     /// Tokens.
     Access = "access" of Workspace by "control",
-    /// Which gateways and nodes there are.
+    /// Gateways and nodes.
     Members = "members" of Workspace by "control",
-    /// What people decided about events that a consumer cannot digest.
+    /// Decisions of operators about events that a consumer cannot process.
     Parking = "parking" of Endpoint by "control",
 }
 
 impl StreamKind {
-    /// The kind of the stream of this name; none of one that this release does not know.
-    pub fn of_name(stream: &str) -> Option<Self> {
+    /// Returns the kind of the stream with this name; `None` if this release does not know it.
+    pub fn from_stream_name(stream: &str) -> Option<Self> {
         let (kind, _) = stream.split_once('/')?;
         Self::ALL
             .iter()
@@ -95,19 +95,19 @@ impl StreamKind {
     }
 }
 
-/// The name of a stream: `kind/workspace/endpoint`, `node/workspace/endpoint/NODE` for what one
-/// node reports, or `access/workspace` and `members/workspace`, which belong to no endpoint.
+/// The name of a stream: `kind/workspace/endpoint`, `node/workspace/endpoint/NODE` for the reports of
+/// one node, or `access/workspace` and `members/workspace`, which belong to no endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StreamName(String);
 
 impl StreamName {
-    /// The stream of this kind about an endpoint.
+    /// The stream of this kind for an endpoint.
     pub fn of(kind: StreamKind, endpoint: &EndpointKey) -> Self {
         Self(format!("{}/{endpoint}", kind.as_str()))
     }
 
-    /// The stream in which one node answers for its instances of an endpoint.
+    /// The stream in which a node reports its instances of an endpoint.
     pub fn of_node(endpoint: &EndpointKey, node: &str) -> Self {
         Self(format!("{}/{endpoint}/{node}", StreamKind::Node.as_str()))
     }
@@ -130,18 +130,17 @@ impl StreamName {
         ))
     }
 
-    /// The whole name.
+    /// The full name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Which service writes it; none where a newer release has named a kind that this one does not
-    /// know.
+    /// The kind of the stream; `None` if only a newer release knows it.
     pub fn kind(&self) -> Option<StreamKind> {
-        StreamKind::of_name(&self.0)
+        StreamKind::from_stream_name(&self.0)
     }
 
-    /// What decides the bucket of this stream.
+    /// The key that determines the bucket of this stream.
     pub fn bucket_key(&self) -> BucketKey {
         self.endpoint()
             .map_or(BucketKey::Global, BucketKey::Endpoint)
@@ -159,9 +158,10 @@ impl StreamName {
 impl FromStr for StreamName {
     type Err = InvalidName;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let kind = StreamKind::of_name(text);
-        let shape_known = kind.is_some_and(|kind| text.split('/').count() == kind.of().parts());
-        if shape_known {
+        let kind = StreamKind::from_stream_name(text);
+        let is_valid =
+            kind.is_some_and(|kind| text.split('/').count() == kind.scope().part_count());
+        if is_valid {
             Ok(Self(text.to_owned()))
         } else {
             Err(InvalidName(text.to_owned()))
@@ -198,12 +198,12 @@ impl fmt::Display for Actor {
     }
 }
 
-/// An event that is to be appended. The id is time-ordered (UUIDv7) and made by the caller.
+/// An event to append. The caller generates its time-ordered id (UUIDv7).
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewEvent {
-    /// Never used for another event; the same again is the same event.
+    /// Unique to the event: the same id means the same event.
     pub id: Uuid,
-    /// When it happened, by the clock of who appends it.
+    /// When it happened, by the clock of the writer.
     pub time: Timestamp,
     /// Who caused it.
     pub actor: Actor,
@@ -211,74 +211,74 @@ pub struct NewEvent {
     pub event: Event,
 }
 
-/// An event as it stands in the log.
+/// An event in the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// Its place in the log; rises, not without gaps.
+    /// Its position in the log. Increases, with gaps.
     pub position: Position,
     /// The bucket's previous position; `Position::START` for the first.
     pub prev: Position,
     /// The bucket of its stream.
     pub bucket: Bucket,
-    /// Where it was appended.
+    /// The stream that it was appended to.
     pub stream: StreamName,
     /// 1 for a stream's first event.
     pub version: u64,
-    /// Made by who appended it (UUIDv7).
+    /// Generated by the writer (UUIDv7).
     pub id: Uuid,
-    /// When it happened, by the clock of who appended it.
+    /// When it happened, by the clock of the writer.
     pub time: Timestamp,
     /// Who caused it.
     pub actor: Actor,
-    /// What happened, brought to the present version of its type.
+    /// What happened, upcast to the current version of its type.
     #[serde(flatten)]
     pub event: Event,
 }
 
 impl Record {
-    /// The endpoint that it belongs to; none for tokens and members.
+    /// The endpoint that it belongs to; `None` for tokens and members.
     pub fn endpoint(&self) -> Option<EndpointKey> {
         self.stream.endpoint()
     }
 }
 
-/// An event as the log has it, not decoded: a newer release may have written it.
+/// An event as stored in the log, not decoded: a newer release may have written it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawRecord {
-    /// Its place in the log.
+    /// Its position in the log.
     pub position: Position,
     /// The bucket's previous position; `Position::START` for the first.
     pub prev: Position,
-    /// The hash of the event at `prev`. None where it is not known: a release from before the chain
-    /// has published the event.
+    /// The hash of the event at `prev`; `None` if unknown, because a release without hash chains published
+    /// the event.
     pub prev_hash: Option<ChainHash>,
     /// The bucket of its stream.
     pub bucket: Bucket,
-    /// The name of its stream, of whatever kind.
+    /// The name of its stream, of any kind.
     pub stream: String,
     /// 1 for a stream's first event.
     pub version: u64,
     /// A UUID, as text.
     pub id: String,
-    /// Such as `scaling.decided`.
+    /// The type, such as `scaling.decided`.
     pub type_name: String,
-    /// The version in which its data are written.
+    /// The version of the type that `data` is written in.
     pub type_version: u32,
-    /// When it happened, by the clock of who appended it.
+    /// When it happened, by the clock of the writer.
     pub time: Timestamp,
     /// Who caused it: `token:NAME` or `service:NAME`.
     pub actor: String,
-    /// JSON.
+    /// The data as JSON.
     pub data: String,
 }
 
 impl RawRecord {
-    /// A record as this release writes it.
+    /// Encodes a record as this release writes it.
     ///
     /// # Errors
     ///
-    /// Where the event cannot be written as JSON, such as a number that is not finite.
+    /// Returns an error if the event cannot be written as JSON, such as a number that is not finite.
     pub fn of(record: &Record) -> Result<Self, serde_json::Error> {
         Ok(Self {
             position: record.position,
@@ -296,37 +296,36 @@ impl RawRecord {
         })
     }
 
-    /// Whether it is this event that stands in another place, where the hash of what is before it may
-    /// not be known.
+    /// Whether `other` is a copy of this event. A previous hash that one of them lacks is not compared.
     pub fn is_same_as(&self, other: &Self) -> bool {
         let hashes = self.prev_hash.zip(other.prev_hash);
-        hashes.is_none_or(|(ours, theirs)| ours == theirs) && self.has_fields_of(other)
+        hashes.is_none_or(|(ours, theirs)| ours == theirs) && self.has_same_fields(other)
     }
 
-    /// Whether all is the same but, perhaps, what came before it.
-    pub fn has_fields_of(&self, other: &Self) -> bool {
+    /// Whether all fields are the same, apart from the previous hash.
+    pub fn has_same_fields(&self, other: &Self) -> bool {
         let (ours, theirs) = (Fields::of(self), Fields::of(other));
         ours.numbers == theirs.numbers && ours.texts == theirs.texts
     }
 }
 
-/// A change to one row of a read model, made in the same commit as what caused it. Rows can be
+/// A change to one row of a read model, in the same commit as the event that caused it. Rows can be
 /// dropped and rebuilt from the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowChange {
-    /// Which read model, such as `endpoints`.
+    /// The read model, such as `endpoints`.
     pub model: &'static str,
-    /// Which row of the model; unique there.
+    /// The key of the row, unique within the model.
     pub key: String,
-    /// For filters; empty where the row belongs to none.
+    /// For filters; empty if the row belongs to no endpoint.
     pub endpoint: String,
-    /// For filters, with `endpoint`; empty where the row belongs to none.
+    /// For filters, with `endpoint`; empty if the row belongs to no deployment.
     pub deployment: String,
-    /// Of the event that the row shows; lists are in descending order of it.
+    /// The position of the event that the row shows. Lists are in descending order of it.
     pub position: Position,
-    /// Of the same event.
+    /// The time of the same event.
     pub time: Timestamp,
-    /// JSON; `None` deletes the row.
+    /// The row as JSON; `None` deletes it.
     pub doc: Option<String>,
 }
 
@@ -335,7 +334,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_lies_in_the_bucket_of_its_endpoint() {
+    fn a_stream_is_in_the_bucket_of_its_endpoint() {
         let endpoint = EndpointKey::new(&"iris".parse().unwrap());
         let streams = [
             StreamName::of(StreamKind::Endpoint, &endpoint),
@@ -353,17 +352,20 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_stream_has_the_shape_of_what_it_belongs_to_and_a_writer() {
+    fn every_kind_of_stream_accepts_only_names_of_its_scope_and_has_a_writer() {
         for kind in StreamKind::ALL {
             let name = kind.as_str();
             let shapes = [
-                (StreamOf::Workspace, format!("{name}/default")),
-                (StreamOf::Endpoint, format!("{name}/default/iris")),
-                (StreamOf::EndpointAndNode, format!("{name}/default/iris/n1")),
+                (StreamScope::Workspace, format!("{name}/default")),
+                (StreamScope::Endpoint, format!("{name}/default/iris")),
+                (
+                    StreamScope::EndpointAndNode,
+                    format!("{name}/default/iris/n1"),
+                ),
             ];
-            for (of, text) in shapes {
-                let fits = text.parse::<StreamName>().is_ok();
-                assert_eq!(fits, kind.of() == of, "{text}");
+            for (scope, text) in shapes {
+                let is_valid = text.parse::<StreamName>().is_ok();
+                assert_eq!(is_valid, kind.scope() == scope, "{text}");
             }
             assert!(!kind.writer().is_empty(), "{name}");
         }

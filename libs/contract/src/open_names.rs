@@ -1,5 +1,5 @@
-//! Names that may grow without a new version of anything: a reader takes one that it does not know
-//! as it is, and sums it apart from the others.
+//! Open sets of names, which grow without a new version: a reader keeps a name that it does not know,
+//! and aggregates it separately.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,10 +7,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Longest open name, in bytes.
+/// Maximum length of an open name, in bytes.
 pub const OPEN_NAME_LENGTH_MAX: usize = 32;
 
-/// Declares an open name with those that this release knows.
+/// Declares a type of open names with the names that this release knows.
 macro_rules! open_name {
     (
         $(#[$doc:meta])* $name:ident, also $also:literal, $pattern:literal, $invalid:ident: $sentence:literal;
@@ -21,7 +21,7 @@ macro_rules! open_name {
         #[serde(transparent)]
         pub struct $name(Cow<'static, str>);
 
-        /// A text that is no such name.
+        /// The text is not a valid name.
         #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
         #[error($sentence)]
         pub struct $invalid(pub String);
@@ -29,10 +29,10 @@ macro_rules! open_name {
         impl $name {
             $($(#[$known_doc])* pub const $constant: Self = Self(Cow::Borrowed($text));)*
 
-            /// Those that this release has a use for.
+            /// The names that this release knows.
             pub const KNOWN: &'static [Self] = &[$(Self::$constant),*];
 
-            /// The text.
+            /// The name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -84,40 +84,40 @@ macro_rules! open_name {
 }
 
 open_name! {
-    /// The role under which requests are counted and instances are paid for: 1 to 32 lower-case
-    /// letters, digits and hyphens.
+    /// The role under which requests are counted and instances are billed: 1 to 32 lower-case letters,
+    /// digits and hyphens.
     Role, also b'-', "^[a-z0-9-]{1,32}$",
     InvalidRole: "`{0}` is not a role: use 1 to 32 lower-case letters, digits and hyphens";
     /// Answers clients.
     LIVE = "live",
-    /// Gets copies of requests; its answers go to nobody.
+    /// Receives copies of requests; its responses are discarded.
     SHADOW = "shadow",
     /// From the request of an instance to its first readiness.
     WARMUP = "warmup",
     /// Above the target, during a rollout or a replacement.
     SURGE = "surge",
-    /// Ready, with no request on it.
+    /// Ready, without requests.
     IDLE = "idle",
-    /// Works through stored requests.
+    /// Processes stored requests.
     BATCH = "batch",
 }
 
 open_name! {
-    /// What of a request is measured and compared with thresholds, named as its metrics are: 1 to 32
+    /// A duration measured per request and compared with thresholds, named like its metrics: 1 to 32
     /// lower-case letters, digits and underscores. Values are in microseconds.
     Measure, also b'_', "^[a-z0-9_]{1,32}$",
     InvalidMeasure: "`{0}` is not a measure: use 1 to 32 lower-case letters, digits and underscores";
-    /// From the request's arrival to the last byte of the answer.
+    /// From the request's arrival to the last byte of the response.
     LATENCY = "latency",
-    /// From the request's arrival to the first token of the answer.
+    /// From the request's arrival to the first token of the response.
     TIME_TO_FIRST_TOKEN = "time_to_first_token",
-    /// Between tokens of the answer after the first, on average over the answer.
+    /// Between tokens of the response after the first, averaged over the response.
     TIME_PER_OUTPUT_TOKEN = "time_per_output_token",
 }
 
 open_name! {
-    /// What a source measures, by what it is: 1 to 32 lower-case letters, digits and hyphens. What sources
-    /// of different kinds measure is never added together.
+    /// The kind of a source, which determines what it measures: 1 to 32 lower-case letters, digits and
+    /// hyphens. Measurements of different kinds of sources are never added together.
     SourceKind, also b'-', "^[a-z0-9-]{1,32}$",
     InvalidSourceKind: "`{0}` is not a kind of source: use 1 to 32 lower-case letters, digits and hyphens";
     /// Requests, latencies, in-flight.
@@ -127,10 +127,10 @@ open_name! {
 }
 
 open_name! {
-    /// Where instances run: 1 to 32 lower-case letters, digits and hyphens. Nodes say which of them they
-    /// offer.
+    /// The name of a backend: 1 to 32 lower-case letters, digits and hyphens. Nodes report which backends
+    /// they offer.
     BackendKind, also b'-', "^[a-z0-9-]{1,32}$",
-    InvalidBackendKind: "`{0}` is not a name of a backend: use 1 to 32 lower-case letters, digits and hyphens";
+    InvalidBackendKind: "`{0}` is not a valid backend name: use 1 to 32 lower-case letters, digits and hyphens";
     /// Local processes.
     PROCESS = "process",
     /// Instances that exist only as numbers.
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_is_not_known_is_kept_and_written_as_it_was() {
+    fn an_unknown_name_round_trips() {
         let role: Role = serde_json::from_str(r#""canary-2""#).unwrap();
         assert_eq!(role.as_str(), "canary-2");
         assert_eq!(serde_json::to_string(&role).unwrap(), r#""canary-2""#);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_a_label_is_no_role() {
+    fn an_invalid_role_or_measure_is_rejected() {
         let longest = "a".repeat(OPEN_NAME_LENGTH_MAX);
         assert!(longest.parse::<Role>().is_ok());
         for text in ["", "Live", "a b", "a_b", "ü", &(longest + "a")] {
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_and_backends_of_a_later_release_are_read_and_written_as_they_are() {
+    fn sources_and_backends_of_a_later_release_round_trip() {
         let source: SourceKind = serde_json::from_str(r#""kafka-lag""#).unwrap();
         let backend: BackendKind = serde_json::from_str(r#""kubernetes""#).unwrap();
         assert!(!SourceKind::KNOWN.contains(&source) && !BackendKind::KNOWN.contains(&backend));

@@ -1,7 +1,9 @@
-//! What of variables and files is the server's own: no `secretRef` of a document may name it.
+//! Variables and files that hold the server's own secrets: no `secretRef` in a document may refer to
+//! them.
 //!
-//! Owns the list; control asks it when a document is applied, a node when it starts an instance. Nothing
-//! here looks at the machine: a node asks again with the path that the kernel gives an opened file.
+//! Owns the list. Control checks it when a document is applied, a node when it starts an instance.
+//! Nothing here accesses the file system: a node checks again with the path that the kernel reports for
+//! an opened file.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -10,13 +12,13 @@ use crate::problem::Finding;
 use crate::resources::limits::RESERVED_ENV_PREFIX;
 use crate::resources::{DeploymentSpec, EnvValue};
 
-/// Where the client of PostgreSQL finds passwords and keys.
-pub const OF_POSTGRES: &[&str] = &["PGPASSWORD", "PGPASSFILE", "PGSSLKEY"];
+/// The variables from which the PostgreSQL client takes passwords and keys.
+pub const POSTGRES_VARIABLES: &[&str] = &["PGPASSWORD", "PGPASSFILE", "PGSSLKEY"];
 
-/// Where the kernel shows environments, memory and open files of processes, ours among them.
-const OF_PROCESSES: &[&str] = &["/proc", "/dev/fd"];
+/// Where the kernel exposes environments, memory and open files of processes, including the server's.
+const PROCESS_PATHS: &[&str] = &["/proc", "/dev/fd"];
 
-/// Variables and places that this process has its secrets from, beside those that are always ours.
+/// Variables and paths that this process takes its secrets from, in addition to the built-in ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnSecrets {
     variables: BTreeSet<String>,
@@ -24,17 +26,17 @@ pub struct OwnSecrets {
 }
 
 impl OwnSecrets {
-    /// A variable of the environment, by its name.
+    /// Adds an environment variable.
     pub fn add_variable(&mut self, name: &str) {
         self.variables.insert(name.to_owned());
     }
 
-    /// A file, or a folder with all that is in it.
+    /// Adds a file, or a folder with everything in it.
     pub fn add_place(&mut self, path: &Path) {
-        self.places.insert(normal(path));
+        self.places.insert(normalize(path));
     }
 
-    /// What `env:NAME` or `file:PATH` refers to.
+    /// Adds the target of `env:NAME` or `file:PATH`.
     pub fn add_reference(&mut self, reference: &str) {
         match reference.split_once(':') {
             Some(("env", name)) => self.add_variable(name),
@@ -43,29 +45,29 @@ impl OwnSecrets {
         }
     }
 
-    /// The files and folders that were added, without those that are always ours.
+    /// The files and folders that were added, without the built-in ones.
     pub fn places(&self) -> impl Iterator<Item = &Path> {
         self.places.iter().map(PathBuf::as_path)
     }
 
-    /// Whether a variable of this name is ours.
+    /// Whether the variable is reserved for the server.
     pub fn has_variable(&self, name: &str) -> bool {
         name.starts_with(RESERVED_ENV_PREFIX)
-            || OF_POSTGRES.contains(&name)
+            || POSTGRES_VARIABLES.contains(&name)
             || self.variables.contains(name)
     }
 
-    /// Whether a path is ours, or lies in a folder that is. It is taken as it is written: who
-    /// follows links asks again with what they lead to.
+    /// Whether the path is reserved for the server, or in a folder that is. The check is lexical: callers
+    /// that follow links must check the target again.
     pub fn has_path(&self, path: &Path) -> bool {
-        let path = normal(path);
-        let of_processes = OF_PROCESSES.iter().map(Path::new);
+        let path = normalize(path);
+        let process_paths = PROCESS_PATHS.iter().map(Path::new);
         self.places()
-            .chain(of_processes)
+            .chain(process_paths)
             .any(|place| path.starts_with(place))
     }
 
-    /// Why a reference is refused, as what is said of it; none if it may be followed.
+    /// Returns why a reference is refused, as a predicate; `None` if it is allowed.
     pub fn refusal(&self, reference: &str) -> Option<&'static str> {
         match reference.split_once(':') {
             Some(("env", name)) if self.has_variable(name) => Some(VARIABLE_REFUSED),
@@ -74,7 +76,7 @@ impl OwnSecrets {
         }
     }
 
-    /// A finding for each reference of a deployment that is refused.
+    /// Returns a finding for each refused reference of a deployment.
     pub fn findings(&self, spec: &DeploymentSpec) -> Vec<Finding> {
         let refused = spec.env.iter().filter_map(|(name, value)| {
             let EnvValue::Secret(secret) = value else {
@@ -88,40 +90,40 @@ impl OwnSecrets {
     }
 }
 
-const VARIABLE_REFUSED: &str = "is in a variable that Penstock has for itself, which is not for instances; name a variable that only holds what the instance needs";
+const VARIABLE_REFUSED: &str = "is in a variable reserved for Penstock; name a variable that holds only what the instance needs";
 
-/// Of a path, named or found.
-pub const PATH_REFUSED: &str = "is in a file or folder that Penstock has for itself, which is not for instances; name a file that only holds what the instance needs";
+/// Why a path, named or resolved, is refused.
+pub const PATH_REFUSED: &str = "is in a file or folder reserved for Penstock; name a file that holds only what the instance needs";
 
-/// Without `.` and `..`, as far as that can be told from the text.
-fn normal(path: &Path) -> PathBuf {
-    let mut normal = PathBuf::new();
-    for part in path.components() {
-        match part {
+/// Resolves `.` and `..` lexically.
+fn normalize(path: &Path) -> PathBuf {
+    let mut normalized = PathBuf::new();
+    for component in path.components() {
+        match component {
             Component::CurDir => {}
             Component::ParentDir => {
-                normal.pop();
+                normalized.pop();
             }
-            part => normal.push(part),
+            component => normalized.push(component),
         }
     }
-    normal
+    normalized
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn own() -> OwnSecrets {
-        let mut own = OwnSecrets::default();
-        own.add_place(Path::new("/var/lib/penstock"));
-        own.add_reference("file:/etc/penstock/./token");
-        own.add_reference("env:KAFKA_PASSWORD");
-        own
+    fn secrets() -> OwnSecrets {
+        let mut secrets = OwnSecrets::default();
+        secrets.add_place(Path::new("/var/lib/penstock"));
+        secrets.add_reference("file:/etc/penstock/./token");
+        secrets.add_reference("env:KAFKA_PASSWORD");
+        secrets
     }
 
     #[test]
-    fn references_to_what_is_ours_are_refused_however_they_are_written() {
+    fn references_to_reserved_secrets_are_refused_however_they_are_written() {
         for reference in [
             "env:PENSTOCK_INTERNAL_TOKEN",
             "env:PENSTOCK_ANYTHING",
@@ -137,7 +139,7 @@ mod tests {
             "file:/proc/1/root/etc/passwd",
             "file:/dev/fd/3",
         ] {
-            assert!(own().refusal(reference).is_some(), "{reference}");
+            assert!(secrets().refusal(reference).is_some(), "{reference}");
         }
         for reference in [
             "env:MODEL_KEY",
@@ -146,7 +148,7 @@ mod tests {
             "file:/etc/penstock/token2",
             "file:/etc/penstock/models/key",
         ] {
-            assert_eq!(own().refusal(reference), None, "{reference}");
+            assert_eq!(secrets().refusal(reference), None, "{reference}");
         }
     }
 
@@ -156,7 +158,7 @@ mod tests {
             "backend": "process", "instanceType": "t", "command": ["x"],
             "env": {"A": {"secretRef": "env:KAFKA_PASSWORD"}, "B": {"secretRef": "env:B"}, "C": "PENSTOCK_X"},
         });
-        let findings = own().findings(&serde_json::from_value(spec).unwrap());
+        let findings = secrets().findings(&serde_json::from_value(spec).unwrap());
         let [finding] = &findings[..] else {
             panic!("{findings:?}");
         };

@@ -1,6 +1,6 @@
-//! What is wrong with something a person or a program sent: one finding per fault, each naming the
-//! field by JSON Pointer and saying what to do. Control turns these into RFC 9457 problem
-//! documents, the command line into `file:line:column` lines.
+//! Faults in user input: one finding per fault, which names the field by JSON Pointer and says what to
+//! do. Control turns findings into RFC 9457 problem documents, the command line into
+//! `file:line:column` lines.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// A fault of the field that a JSON Pointer names.
+    /// A fault in the field at a JSON Pointer.
     pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         Self {
             pointer: pointer.into(),
@@ -23,7 +23,7 @@ impl Finding {
     }
 }
 
-/// A member name as a step of a JSON Pointer (RFC 6901).
+/// Escapes a member name as a step of a JSON Pointer (RFC 6901).
 pub fn escape(step: &str) -> String {
     step.replace('~', "~0").replace('/', "~1")
 }
@@ -31,18 +31,18 @@ pub fn escape(step: &str) -> String {
 /// An RFC 9457 problem document, as the API sends it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Problem {
-    /// A URI that names the kind of problem: `about:blank`, since `code` does.
+    /// A URI that identifies the problem type: `about:blank`, since `code` identifies it.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The words of the HTTP status.
+    /// The reason phrase of the HTTP status.
     pub title: String,
     /// The HTTP status, 400 to 599.
     pub status: u16,
-    /// A sentence for people: what is wrong and what to do.
+    /// A sentence: what is wrong and what to do.
     pub detail: String,
-    /// Stable, for programs: `invalid-document`, `not-found`, `conflict`, …
+    /// A stable code for programs: `invalid-document`, `not-found`, `conflict`, …
     pub code: String,
-    /// The faults of a document, one by one; empty for other problems.
+    /// The faults of a document; empty for other problems.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<Finding>,
 }

@@ -1,5 +1,5 @@
-//! What a gateway needs to serve one endpoint, whole, as one snapshot. Revisions are log positions;
-//! a gateway ignores a lower one.
+//! Routes: a complete snapshot of what a gateway needs to serve one endpoint. Revisions are log
+//! positions; a gateway ignores an older revision.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +12,15 @@ use crate::resources::{AuthMode, ModelClientErrors, RequestSettings};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteUpdate {
-    /// Whose route it is.
+    /// The endpoint of the route.
     pub endpoint: EndpointKey,
-    /// The position of the last event of the endpoint that went into it; a lower one is old.
+    /// The position of the endpoint's last event in the route; a lower one is stale.
     pub revision: Position,
-    /// The position of the stream of members by which slots were dealt. Apart from the revision:
-    /// that one vouches for the endpoint's own events.
+    /// The position of the members stream that slots were allocated by. Separate from the revision,
+    /// which covers the endpoint's own events only.
     #[serde(default)]
     pub members: Position,
-    /// None: the endpoint is gone.
+    /// The route; `None` if the endpoint has been deleted.
     pub route: Option<Route>,
 }
 
@@ -31,53 +31,54 @@ impl RouteUpdate {
     }
 }
 
-/// All that a gateway needs to know of an endpoint.
+/// All that a gateway needs to know about an endpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Route {
     /// Its incarnation.
     pub endpoint_uid: Uid,
-    /// Whether clients must show a key.
+    /// Whether clients must present a key.
     pub auth: AuthMode,
-    /// SHA-256 of each key that is valid (primary, secondary), in hexadecimal.
+    /// SHA-256 of each valid key (primary, secondary), in hexadecimal.
     pub key_hashes: Vec<String>,
-    /// How a 4xx answer of the model counts.
+    /// How a 4xx response of the model counts.
     pub model_client_errors: ModelClientErrors,
-    /// Largest body of a request, in bytes.
+    /// Maximum size of a request body, in bytes.
     pub request_bytes_max: u64,
-    /// Every deployment, those without traffic too: they may be asked for by name.
+    /// Every deployment, including those without traffic: clients may request them by name.
     pub deployments: BTreeMap<Name, DeploymentRoute>,
 }
 
-/// All that a gateway needs to know of a deployment.
+/// All that a gateway needs to know about a deployment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeploymentRoute {
     /// Its incarnation.
     pub uid: Uid,
-    /// Share of live traffic in percent.
+    /// The share of live traffic, in percent.
     pub percent: u8,
-    /// Time-outs and concurrency.
+    /// Timeouts and concurrency.
     pub request_settings: RequestSettings,
-    /// Latency thresholds, in microseconds, that objectives name; frames count exactly below them.
+    /// Latency thresholds of objectives, in microseconds. Frames hold exact counts for them.
     pub latency_thresholds_us: Vec<u64>,
-    /// Those that may be asked, or still are.
+    /// Instances that accept requests or are still draining.
     pub instances: Vec<InstanceRoute>,
 }
 
-/// Where an instance is, and how much of it each gateway has.
+/// The address of an instance, and the share of it that each gateway may use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceRoute {
-    /// Which one.
+    /// The id of the instance.
     pub id: InstanceId,
     /// `host:port`.
     pub address: String,
-    /// No new requests; the gateway reports what is still in flight.
+    /// Whether the instance is draining: it gets no new requests, and the gateway reports those still in
+    /// flight.
     pub draining: bool,
-    /// Requests at once, by gateway; `*` for every gateway not named.
+    /// Maximum concurrent requests, by gateway; `*` for every gateway that is not listed.
     pub slots: BTreeMap<String, u32>,
 }
 
-/// The key of `slots` that holds for every gateway not named.
+/// The key in `slots` for every gateway that is not listed.
 pub const ANY_GATEWAY: &str = "*";

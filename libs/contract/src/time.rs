@@ -1,5 +1,5 @@
 //! Instants and spans of time, in whole milliseconds. Written as RFC 3339 in UTC and as `500ms`,
-//! `30s`, `5m`, `1h`, `7d`. Nothing here knows what time it is.
+//! `30s`, `5m`, `1h`, `7d`. Nothing here reads a clock.
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -21,12 +21,12 @@ impl Timestamp {
     /// After all others.
     pub const MAX: Self = Self { millis: i64::MAX };
 
-    /// The instant so many milliseconds after 1970, or before it below zero.
+    /// Creates an instant from milliseconds since 1970; negative values are before it.
     pub const fn from_millis(millis: i64) -> Self {
         Self { millis }
     }
 
-    /// The instant so many seconds after 1970, or before it below zero.
+    /// Creates an instant from seconds since 1970; negative values are before it.
     pub const fn from_secs(seconds: i64) -> Self {
         Self {
             millis: seconds * 1000,
@@ -43,12 +43,12 @@ impl Timestamp {
         self.millis.div_euclid(1000)
     }
 
-    /// Time since `earlier`, zero if that lies ahead.
+    /// Returns the time since `earlier`; zero if that is later.
     pub fn since(self, earlier: Self) -> Span {
         Span::from_millis(self.millis.saturating_sub(earlier.millis).max(0) as u64)
     }
 
-    /// As a date and a time of day; the calendar's end for instants beyond it.
+    /// Converts to a calendar date and time, saturating at the end of the calendar.
     pub fn to_utc(self) -> DateTime<Utc> {
         DateTime::from_timestamp_millis(self.millis).unwrap_or(DateTime::<Utc>::MAX_UTC)
     }
@@ -86,7 +86,7 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// A text that is no instant.
+/// The text is not an instant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not an instant: write RFC 3339 with an offset, such as 2026-03-29T01:00:00Z")]
 pub struct InvalidTimestamp(String);
@@ -123,32 +123,32 @@ pub struct Span {
 }
 
 impl Span {
-    /// No time at all.
+    /// The empty span.
     pub const ZERO: Self = Self { millis: 0 };
 
-    /// So many milliseconds.
+    /// Creates a span from milliseconds.
     pub const fn from_millis(millis: u64) -> Self {
         Self { millis }
     }
 
-    /// So many seconds.
+    /// Creates a span from seconds.
     pub const fn from_secs(seconds: u64) -> Self {
         Self {
             millis: seconds * 1000,
         }
     }
 
-    /// How many milliseconds it is long.
+    /// The length in milliseconds.
     pub const fn millis(self) -> u64 {
         self.millis
     }
 
-    /// Whole seconds, rounded down.
+    /// The length in whole seconds, rounded down.
     pub const fn secs(self) -> u64 {
         self.millis / 1000
     }
 
-    /// For the standard library.
+    /// Converts to the standard library's type.
     pub const fn to_std(self) -> std::time::Duration {
         std::time::Duration::from_millis(self.millis)
     }
@@ -162,7 +162,7 @@ const UNITS: [(&str, u64); 5] = [
     ("s", 1000),
 ];
 
-/// A text that is no duration.
+/// The text is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a duration: write a whole number and a unit, such as 500ms, 30s, 5m, 1h or 7d"
@@ -182,7 +182,7 @@ impl FromStr for Span {
             return Err(invalid());
         }
         let count: u64 = digits.parse().map_err(|_| invalid())?;
-        // A hundred years is past any use, and keeps sums of instants and spans in range.
+        // A hundred years exceed any use, and keep sums of instants and spans in range.
         let millis = count
             .checked_mul(*factor)
             .filter(|m| *m <= 100 * 366 * 86_400_000);
@@ -195,11 +195,11 @@ impl fmt::Display for Span {
         if self.millis == 0 {
             return f.write_str("0s");
         }
-        let whole = UNITS
+        let largest = UNITS
             .iter()
             .filter(|(_, factor)| self.millis.is_multiple_of(*factor))
             .max_by_key(|(_, factor)| *factor);
-        let (unit, factor) = whole.copied().unwrap_or(("ms", 1));
+        let (unit, factor) = largest.copied().unwrap_or(("ms", 1));
         write!(f, "{}{unit}", self.millis / factor)
     }
 }
@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_are_read_and_written_in_the_largest_whole_unit() {
+    fn spans_are_parsed_and_displayed_in_the_largest_whole_unit() {
         for (text, millis, canonical) in [
             ("500ms", 500, "500ms"),
             ("30s", 30_000, "30s"),

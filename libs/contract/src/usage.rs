@@ -1,8 +1,8 @@
-//! Closed minutes of usage: what costs, budgets and SLA reports rest on. Integers only.
+//! Closed minutes of usage: the basis of costs, budgets and SLA reports. Integers only.
 //!
-//! A deployment without a request for longer is told in one event for all those minutes, an hour of
-//! the clock (in UTC) at most. Slices add up ([`UsageSlice::add`]), over minutes, deployments and the
-//! corrections of a minute.
+//! Consecutive minutes of a deployment without requests are reported in one event, up to a full hour
+//! (in UTC). Slices can be summed ([`UsageSlice::add`]) over minutes, deployments and the corrections of
+//! a minute.
 
 use std::collections::BTreeMap;
 
@@ -17,44 +17,45 @@ use crate::frame::{
 use crate::ids::{InstanceId, Name, Uid};
 use crate::time::{Span, Timestamp};
 
-/// Slices of a single minute, ten seconds each.
+/// The number of slices in a single minute, ten seconds each.
 pub const SLICES_PER_MINUTE: usize = 6;
 
-/// Most minutes in one event; they lie in one hour of the clock.
+/// Maximum number of minutes in one event; they are all in the same hour.
 pub const MINUTES_MAX: u32 = 60;
 
-/// One minute of one deployment, or more if it had no request in them; the data of `usage.closed` and
-/// `usage.corrected`.
+/// The usage of one deployment in one minute, or in several without requests; the data of
+/// `usage.closed` and `usage.corrected`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageMinute {
-    /// Which deployment, by its name within the endpoint.
+    /// The name of the deployment within the endpoint.
     pub deployment: Name,
     /// Its incarnation.
     pub deployment_uid: Uid,
-    /// Start of the first minute.
+    /// The start of the first minute.
     pub minute: Timestamp,
-    /// How many minutes this is about, 1 to 60.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
+    /// The number of minutes, 1 to 60.
+    #[serde(default = "single", skip_serializing_if = "is_single")]
     pub minutes: u32,
-    /// Six of a single minute; one for the whole of more minutes.
+    /// Six slices for a single minute; one slice for several minutes.
     pub slices: Vec<UsageSlice>,
-    /// Frames counted, so that a successor counts nothing twice: (source, boot, first, last sequence).
+    /// The frames that were counted, so that a successor counts none twice: (source, boot, first, last
+    /// sequence).
     pub counted: Vec<FrameRange>,
 }
 
 impl UsageMinute {
-    /// The start of the minute after it.
+    /// The end of the last minute.
     pub fn end(&self) -> Timestamp {
         self.minute + Span::from_secs(60 * u64::from(self.minutes))
     }
 }
 
-const fn one() -> u32 {
+const fn single() -> u32 {
     1
 }
 
-const fn is_one(minutes: &u32) -> bool {
+const fn is_single(minutes: &u32) -> bool {
     *minutes == 1
 }
 
@@ -66,7 +67,7 @@ struct Outline {
     deployment: Name,
     deployment_uid: Uid,
     minute: Timestamp,
-    #[serde(default = "one")]
+    #[serde(default = "single")]
     minutes: u32,
     counted: Vec<FrameRange>,
 }
@@ -83,13 +84,13 @@ pub(crate) fn decode_without_slices(data: &str) -> serde_json::Result<UsageMinut
     })
 }
 
-/// What was used in ten seconds, or in the whole of several minutes.
+/// Usage in ten seconds, or in several minutes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageSlice {
-    /// Requests by what they were for.
+    /// Requests by role.
     pub by_role: BTreeMap<Role, UsageCounts>,
-    /// What each instance did and took.
+    /// Requests and resources of each instance.
     pub by_instance: BTreeMap<InstanceId, InstanceUsage>,
 }
 
@@ -97,60 +98,60 @@ pub struct UsageSlice {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageCounts {
-    /// Requests that ended, by what became of them.
+    /// Requests that ended, by outcome.
     pub outcomes: Outcomes,
     /// Requests that arrived.
     pub arrivals: u64,
-    /// Requests that ended, by the class of the status that the client got.
+    /// Requests that ended, by class of the status sent to the client.
     #[serde(default, skip_serializing_if = "StatusClasses::is_empty")]
     pub status_classes: StatusClasses,
-    /// Sum over requests of the time each was being served, in microseconds.
+    /// Time for which requests were served, summed over requests, in microseconds.
     pub in_flight_us: u64,
-    /// Sum over requests of the time each waited for an instance, in microseconds.
+    /// Time for which requests waited for an instance, summed over requests, in microseconds.
     pub queued_us: u64,
-    /// Bytes of the bodies of requests.
+    /// Bytes of request bodies.
     pub request_bytes: u64,
-    /// Bytes of the bodies of answers.
+    /// Bytes of response bodies.
     pub response_bytes: u64,
-    /// Largest age, at the end of a second, of a request that had not ended; in microseconds.
+    /// Maximum age at the end of a second of a request that had not ended, in microseconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub oldest_in_flight_us_max: u64,
-    /// Good answers at or below each threshold that an objective names.
+    /// Good responses at or below each threshold of an objective.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub at_or_below: AtOrBelow,
-    /// Tokens of the requests in which somebody looked for them.
+    /// Tokens of the requests for which they were counted.
     #[serde(default, skip_serializing_if = "Tokens::is_empty")]
     pub tokens: Tokens,
 }
 
-/// What one instance did and took.
+/// Requests and resources of one instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceUsage {
     /// Requests that ended on it.
     pub requests: u64,
-    /// Time with at least one request on it, in microseconds.
+    /// Time with at least one request in flight, in microseconds.
     pub busy_us: u64,
-    /// Sum over requests of the time each was on it, in microseconds.
+    /// Time in flight, summed over requests, by role, in microseconds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub in_flight_us: BTreeMap<Role, u64>,
-    /// CPU time that it used, in microseconds.
+    /// CPU time used, in microseconds.
     pub cpu_us: u64,
-    /// Largest seen.
+    /// Maximum resident memory, in bytes.
     pub memory_bytes_max: u64,
-    /// For how long its node has told of it, in microseconds; 0 in what version 1 has written.
+    /// Time for which its node reported it, in microseconds; 0 in data of version 1.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub measured_us: u64,
-    /// Sum over its GPUs of the time each was busy, in microseconds.
+    /// Time for which its GPUs were busy, summed over GPUs, in microseconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub gpu_us: u64,
-    /// Largest seen.
+    /// Maximum memory used on its GPUs, in bytes.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub gpu_memory_bytes_max: u64,
 }
 
 impl UsageSlice {
-    /// Adds the other's counts, one by one; of what is a maximum the larger one stays.
+    /// Adds each of the other's counts; of maxima, the larger is kept.
     pub fn add(&mut self, other: &Self) {
         for (role, counts) in &other.by_role {
             self.by_role.entry(role.clone()).or_default().add(counts);
@@ -160,7 +161,7 @@ impl UsageSlice {
         }
     }
 
-    /// Takes away what both have, from both. What is left of `self` is without entries of nothing.
+    /// Subtracts the smaller of the two counts from both, and removes empty entries from `self`.
     pub fn cancel(&mut self, other: &mut Self) {
         for (role, theirs) in &mut other.by_role {
             if let Some(ours) = self.by_role.get_mut(role) {
@@ -177,14 +178,14 @@ impl UsageSlice {
             .retain(|_, u| *u != InstanceUsage::default());
     }
 
-    /// Whether there is nothing in it.
+    /// Whether the slice has no entries.
     pub fn is_empty(&self) -> bool {
         self.by_role.is_empty() && self.by_instance.is_empty()
     }
 }
 
 impl UsageCounts {
-    /// Adds the other's counts; of what is a maximum the larger one stays.
+    /// Adds the other's counts; of maxima, the larger is kept.
     pub fn add(&mut self, other: &Self) {
         self.outcomes.add(&other.outcomes);
         self.arrivals += other.arrivals;
@@ -219,7 +220,7 @@ impl UsageCounts {
 }
 
 impl InstanceUsage {
-    /// Adds the other's counts; of what is a maximum the larger one stays.
+    /// Adds the other's counts; of maxima, the larger is kept.
     pub fn add(&mut self, other: &Self) {
         self.requests += other.requests;
         self.busy_us += other.busy_us;
@@ -242,7 +243,7 @@ impl InstanceUsage {
         cancel_max(&mut self.gpu_memory_bytes_max, other.gpu_memory_bytes_max);
     }
 
-    /// Whether it had no request; its resources may have been used all the same.
+    /// Whether it had no requests. It may have used resources nevertheless.
     pub fn is_idle(&self) -> bool {
         self.requests == 0 && self.busy_us == 0 && self.in_flight_us.is_empty()
     }
@@ -252,18 +253,18 @@ fn add_max(ours: &mut u64, theirs: u64) {
     *ours = (*ours).max(theirs);
 }
 
-/// A maximum is still to be told if it is larger than what has been.
+/// Keeps a maximum only if it is larger than the one already reported.
 fn cancel_max(ours: &mut u64, theirs: u64) {
     if *ours <= theirs {
         *ours = 0;
     }
 }
 
-/// The only member of version 1 that stands elsewhere in version 2.
-pub(crate) const MOVED_IN_2: &str = "\"atOrBelow\"";
+/// The only member of version 1 that moved in version 2.
+pub(crate) const MOVED_IN_V2: &str = "\"atOrBelow\"";
 
-/// Version 1 counted thresholds of the latency of live requests only, beside the roles.
-pub(crate) fn upcast_1(mut data: Value) -> Value {
+/// Version 1 counted latency thresholds of live requests only, next to the roles.
+pub(crate) fn upcast_v1(mut data: Value) -> Value {
     let slices = data.get_mut("slices").and_then(Value::as_array_mut);
     let slices = slices
         .into_iter()
@@ -274,7 +275,11 @@ pub(crate) fn upcast_1(mut data: Value) -> Value {
             continue;
         };
         let by_role = slice.get_mut("byRole").and_then(Value::as_object_mut);
-        let live = by_role.map(|roles| roles.entry(Role::LIVE.as_str()).or_insert_with(nothing));
+        let live = by_role.map(|roles| {
+            roles
+                .entry(Role::LIVE.as_str())
+                .or_insert_with(empty_counts)
+        });
         if let Some(Value::Object(live)) = live {
             let counts = json!({Measure::LATENCY.as_str(): counts});
             live.insert("atOrBelow".to_owned(), counts);
@@ -283,38 +288,38 @@ pub(crate) fn upcast_1(mut data: Value) -> Value {
     data
 }
 
-fn nothing() -> Value {
+fn empty_counts() -> Value {
     serde_json::to_value(UsageCounts::default()).unwrap_or_default()
 }
 
-/// Frames of one start of a source, one after the other.
+/// A contiguous range of frames from one boot of a source.
 #[derive(
     Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "camelCase")]
 pub struct FrameRange {
-    /// Who sent them.
+    /// The source that sent them.
     pub source: Source,
-    /// Its start.
+    /// The boot of the source.
     pub boot: Uuid,
-    /// The sequence of the first.
+    /// The sequence of the first frame.
     pub first: u64,
-    /// The sequence of the last, which is one of them.
+    /// The sequence of the last frame, inclusive.
     pub last: u64,
 }
 
-/// Frames that never came, or could not be read; the data of `usage.gap`.
+/// A range of frames that never arrived or could not be read; the data of `usage.gap`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageGap {
-    /// The minute in which they are missing, by its start.
+    /// The start of the minute in which they are missing.
     pub minute: Timestamp,
-    /// Who should have sent them.
+    /// The source that should have sent them.
     pub source: Source,
-    /// Its start.
+    /// The boot of the source.
     pub boot: Uuid,
-    /// The sequence of the first.
+    /// The sequence of the first frame.
     pub first: u64,
-    /// The sequence of the last, which is one of them.
+    /// The sequence of the last frame, inclusive.
     pub last: u64,
 }

@@ -1,5 +1,5 @@
-//! What was written once is read for ever: a golden file for each (type, version) of event. A file
-//! is never changed by hand; `UPDATE_GOLDEN=1` writes the missing ones, and the diff is reviewed.
+//! Stored events stay readable forever: a golden file for each (type, version) of event. Files are never
+//! edited by hand; `UPDATE_GOLDEN=1` writes missing ones, and the diff is reviewed.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,12 +8,12 @@ use contract::events::{EVENT_TYPES, Event};
 use contract::frame::{Measure, Role};
 use serde_json::{Value, json};
 
-fn file(type_name: &str, version: u32) -> PathBuf {
+fn golden_path(type_name: &str, version: u32) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join(format!("tests/golden/events/{type_name}.v{version}.json"))
 }
 
-/// The data of an event of each type, as the current version writes it.
+/// Returns example data for each event type, as the current version writes it.
 fn examples() -> BTreeMap<&'static str, Value> {
     let uid = "019a0000-0000-7000-8000-000000000001";
     let key = json!({"hash": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "sealed": "bm9uY2U="});
@@ -171,10 +171,10 @@ fn examples() -> BTreeMap<&'static str, Value> {
 }
 
 #[test]
-fn every_type_has_a_golden_file_that_reads_back_to_what_is_written_today() {
+fn every_type_is_written_as_in_its_golden_file() {
     let examples = examples();
     for (type_name, version) in EVENT_TYPES {
-        let path = file(type_name, *version);
+        let path = golden_path(type_name, *version);
         let example = examples
             .get(type_name)
             .unwrap_or_else(|| panic!("no example of {type_name}"));
@@ -198,8 +198,8 @@ fn every_type_has_a_golden_file_that_reads_back_to_what_is_written_today() {
 }
 
 #[test]
-fn every_golden_file_of_any_version_can_still_be_read() {
-    let folder = file("x", 1).parent().unwrap().to_owned();
+fn every_golden_file_of_any_version_is_readable() {
+    let folder = golden_path("x", 1).parent().unwrap().to_owned();
     let mut read = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -214,20 +214,20 @@ fn every_golden_file_of_any_version_can_still_be_read() {
 }
 
 #[test]
-fn usage_of_version_1_says_the_same_in_version_2() {
+fn usage_of_version_1_is_unchanged_in_version_2() {
     for type_name in ["usage.closed", "usage.corrected"] {
-        let golden = std::fs::read_to_string(file(type_name, 1)).unwrap();
+        let golden = std::fs::read_to_string(golden_path(type_name, 1)).unwrap();
         let event = Event::decode(type_name, 1, &golden).unwrap();
         assert_eq!(event.version(), 2);
-        // To the byte, so that rows of read models stay as they were.
+        // Byte for byte, so that rows of read models do not change.
         let text = serde_json::to_string_pretty(&event.data().unwrap()).unwrap();
         assert_eq!(text + "\n", golden);
     }
 }
 
 #[test]
-fn thresholds_of_version_1_are_those_of_live_requests_latency() {
-    let golden = std::fs::read_to_string(file("usage.closed", 1)).unwrap();
+fn thresholds_of_version_1_are_upcast_to_the_latency_of_live_requests() {
+    let golden = std::fs::read_to_string(golden_path("usage.closed", 1)).unwrap();
     let mut data: Value = serde_json::from_str(&golden).unwrap();
     let slice = &mut data["slices"][0];
     slice["atOrBelow"] = json!({"300000": 2, "100000": 1});
@@ -239,7 +239,7 @@ fn thresholds_of_version_1_are_those_of_live_requests_latency() {
         .push(without_requests);
     let Event::UsageClosed(minute) = Event::decode("usage.closed", 1, &data.to_string()).unwrap()
     else {
-        panic!("another event")
+        panic!("unexpected event")
     };
     let counts = BTreeMap::from([(100_000, 1), (300_000, 2)]);
     for (slice, arrivals) in minute.slices.iter().zip([2, 0]) {
@@ -253,7 +253,7 @@ fn thresholds_of_version_1_are_those_of_live_requests_latency() {
 }
 
 #[test]
-fn an_unknown_type_or_version_is_refused_with_its_name() {
+fn an_unknown_type_or_version_is_rejected_by_name() {
     let unknown = Event::decode("endpoint.exploded", 1, "{}")
         .unwrap_err()
         .to_string();

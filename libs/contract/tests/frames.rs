@@ -1,4 +1,4 @@
-//! Frames of one release read by another: each is read as what it says, or not at all.
+//! Frames of one release read by another: each is read according to its version, or not at all.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,9 +11,9 @@ use contract::ids::{EndpointKey, Name, Uid};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// A frame as version 1 wrote it.
+/// A frame written by version 1.
 const VERSION_1: &str = include_str!("golden/frames/frame.v1.json");
-/// The same second as this version writes it.
+/// The same second written by version 2.
 const VERSION_2: &str = include_str!("golden/frames/frame.v2.json");
 
 fn decode(text: &str) -> Result<Frame, FrameError> {
@@ -24,14 +24,14 @@ fn value(frame: &Frame) -> Value {
     serde_json::from_str(&frame.encode().unwrap()).unwrap()
 }
 
-fn changed(text: &str, change: impl FnOnce(&mut Value)) -> String {
+fn modified(text: &str, change: impl FnOnce(&mut Value)) -> String {
     let mut value: Value = serde_json::from_str(text).unwrap();
     change(&mut value);
     value.to_string()
 }
 
 #[test]
-fn a_frame_is_written_as_its_golden_file_says() {
+fn a_frame_is_written_as_in_its_golden_file() {
     let frame = decode(VERSION_2).unwrap();
     let golden: Value = serde_json::from_str(VERSION_2).unwrap();
     assert_eq!(value(&frame), golden);
@@ -39,7 +39,7 @@ fn a_frame_is_written_as_its_golden_file_says() {
 }
 
 #[test]
-fn a_frame_of_version_1_is_read_with_all_that_it_counted() {
+fn a_frame_of_version_1_is_read_with_all_its_counts() {
     let old = decode(VERSION_1).unwrap();
     let part = &old.deployments[0];
     let latency = BTreeMap::from([(300_000, 5)]);
@@ -47,7 +47,7 @@ fn a_frame_of_version_1_is_read_with_all_that_it_counted() {
         part.at_or_below,
         BTreeMap::from([(Measure::LATENCY, latency)])
     );
-    // What version 2 adds is not there; all else is the same.
+    // The fields that version 2 adds are empty; all others are the same.
     let mut new = decode(VERSION_2).unwrap();
     let added = &mut new.deployments[0];
     added.status_classes = Default::default();
@@ -61,21 +61,21 @@ fn a_frame_of_version_1_is_read_with_all_that_it_counted() {
 }
 
 #[test]
-fn what_version_1_counted_no_threshold_of_has_none() {
-    let text = changed(VERSION_1, |frame| {
+fn a_version_1_deployment_without_thresholds_has_none() {
+    let text = modified(VERSION_1, |frame| {
         frame["deployments"][0]["atOrBelow"] = json!({});
     });
     assert!(decode(&text).unwrap().deployments[0].at_or_below.is_empty());
 }
 
 #[test]
-fn a_frame_of_a_newer_version_is_named_and_not_read() {
-    let text = changed(VERSION_2, |frame| {
+fn a_frame_of_a_newer_version_is_identified_but_not_read() {
+    let text = modified(VERSION_2, |frame| {
         frame["version"] = json!(FRAME_VERSION + 1);
         frame["deployments"] = json!({"of": "another shape"});
     });
     let Err(FrameError::Unreadable { head, source }) = decode(&text) else {
-        panic!("it was read")
+        panic!("the frame was read")
     };
     assert_eq!((head.sequence, head.version), (17, FRAME_VERSION + 1));
     assert_eq!(head.source.id, "gateway-1");
@@ -83,8 +83,8 @@ fn a_frame_of_a_newer_version_is_named_and_not_read() {
 }
 
 #[test]
-fn a_frame_of_which_a_part_cannot_be_read_is_named_too() {
-    let text = changed(VERSION_2, |frame| {
+fn a_malformed_frame_is_identified_too() {
+    let text = modified(VERSION_2, |frame| {
         frame["deployments"][0]["role"] = json!("No Role");
     });
     let error = decode(&text).unwrap_err();
@@ -95,27 +95,27 @@ fn a_frame_of_which_a_part_cannot_be_read_is_named_too() {
 }
 
 #[test]
-fn what_is_no_frame_has_no_name() {
-    assert!(matches!(decode("{}"), Err(FrameError::Foreign(_))));
+fn other_data_is_not_a_frame() {
+    assert!(matches!(decode("{}"), Err(FrameError::NotAFrame(_))));
 }
 
-/// What the reader of version 1 asked for.
+/// The fields that readers of version 1 require.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Reader1 {
-    deployments: Vec<Deployment1>,
+struct FrameV1 {
+    deployments: Vec<DeploymentV1>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Deployment1 {
-    #[expect(dead_code, reason = "whether it is there is all that is asked")]
+struct DeploymentV1 {
+    #[expect(dead_code, reason = "only its presence matters")]
     at_or_below: BTreeMap<u64, u64>,
 }
 
 #[test]
-fn a_reader_of_version_1_refuses_what_is_said_of_a_deployment_and_reads_that_there_is_nothing() {
-    let read = |frame: &Frame| serde_json::from_str::<Reader1>(&frame.encode().unwrap());
+fn a_reader_of_version_1_rejects_deployments_and_accepts_a_frame_without_any() {
+    let read = |frame: &Frame| serde_json::from_str::<FrameV1>(&frame.encode().unwrap());
     let mut frame = decode(VERSION_2).unwrap();
     assert!(read(&frame).is_err());
     let endpoint = EndpointKey::new(&"iris".parse().unwrap());
@@ -130,9 +130,9 @@ fn a_reader_of_version_1_refuses_what_is_said_of_a_deployment_and_reads_that_the
     assert!(read(&frame).is_err());
     frame.deployments.clear();
     assert!(read(&frame).unwrap().deployments.is_empty());
-    // As what version 1 wrote was read.
+    // A frame of version 1 is accepted.
     assert_eq!(
-        serde_json::from_str::<Reader1>(VERSION_1)
+        serde_json::from_str::<FrameV1>(VERSION_1)
             .unwrap()
             .deployments
             .len(),

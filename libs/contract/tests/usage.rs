@@ -1,4 +1,4 @@
-//! How usage adds up.
+//! Addition and cancellation of usage.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,7 +6,7 @@ use contract::frame::Outcomes;
 use contract::usage::UsageSlice;
 use serde_json::{Map, Value, json};
 
-/// A value of a schema with a number everywhere where one may stand, and one entry in each map.
+/// Builds a value that matches a schema, with every number set and one entry in each map.
 fn full(schema: &Value, root: &Value) -> Value {
     if let Some(name) = schema["$ref"].as_str() {
         return full(&root["$defs"][name.trim_start_matches("#/$defs/")], root);
@@ -18,7 +18,7 @@ fn full(schema: &Value, root: &Value) -> Value {
         "^[a-z0-9-]{1,32}$" => "live",
         "^[a-z0-9_]{1,32}$" => "latency",
         "^\\d+$" => "300000",
-        other => panic!("what matches {other}?"),
+        other => panic!("no example for pattern {other}"),
     };
     let mut object = Map::new();
     for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
@@ -39,7 +39,7 @@ fn full(schema: &Value, root: &Value) -> Value {
     Value::Object(object)
 }
 
-/// The same with each sum of two, and each maximum of one.
+/// Doubles each sum in a value, and keeps each maximum.
 fn doubled(name: &str, value: &Value) -> Value {
     match value {
         Value::Number(number) if !name.ends_with("Max") => json!(2 * number.as_u64().unwrap()),
@@ -54,24 +54,24 @@ fn doubled(name: &str, value: &Value) -> Value {
 }
 
 #[test]
-fn every_field_of_a_slice_adds_up_and_cancels_out() {
+fn every_field_of_a_slice_is_added_and_cancelled() {
     let schema = schemars::schema_for!(UsageSlice).to_value();
     let json = full(&schema, &schema);
     let one: UsageSlice = serde_json::from_value(json.clone()).unwrap();
     assert_eq!(
         serde_json::to_value(&one).unwrap(),
         json,
-        "nothing is left out"
+        "every field is serialized"
     );
 
     let mut two = one.clone();
     two.add(&one);
     assert_eq!(serde_json::to_value(&two).unwrap(), doubled("", &json));
 
-    let mut told = one.clone();
-    two.cancel(&mut told);
+    let mut reported = one.clone();
+    two.cancel(&mut reported);
     let mut sums = one.clone();
-    // A maximum that was told is told.
+    // A reported maximum is not reported again.
     for usage in sums.by_instance.values_mut() {
         (usage.memory_bytes_max, usage.gpu_memory_bytes_max) = (0, 0);
     }
@@ -84,21 +84,24 @@ fn every_field_of_a_slice_adds_up_and_cancels_out() {
 }
 
 #[test]
-fn what_is_told_of_more_than_there_is_stays_over() {
+fn usage_reported_in_excess_is_carried_over() {
     let schema = schemars::schema_for!(UsageSlice).to_value();
     let one: UsageSlice = serde_json::from_value(full(&schema, &schema)).unwrap();
-    let mut told = one.clone();
-    told.add(&one);
+    let mut reported = one.clone();
+    reported.add(&one);
     let mut ours = one.clone();
-    ours.cancel(&mut told);
+    ours.cancel(&mut reported);
     assert!(ours.is_empty());
     let mut second = one.clone();
-    second.cancel(&mut told);
-    assert!(second.is_empty(), "the rest was told of the second");
+    second.cancel(&mut reported);
+    assert!(
+        second.is_empty(),
+        "the rest is cancelled against the second"
+    );
 }
 
 #[test]
-fn refusals_for_lack_of_capacity_stand_apart_from_those_of_the_callers_making() {
+fn refusals_for_lack_of_capacity_are_separate_from_those_because_of_the_client() {
     let outcomes = Outcomes {
         success: 10,
         model_server_error: 1,
@@ -110,7 +113,7 @@ fn refusals_for_lack_of_capacity_stand_apart_from_those_of_the_callers_making() 
         client_left: 1000,
         ..Outcomes::default()
     };
-    // The refused ratio is one over the other.
+    // `refused_ratio` is the first divided by the second.
     assert_eq!((outcomes.lacking_capacity(), outcomes.counted()), (14, 25));
     assert_eq!((outcomes.bad(), outcomes.total()), (15, 1125));
 }

@@ -1,5 +1,5 @@
-//! Rules that a document must keep by itself. Every fault is reported, not only the first; each says
-//! what to do.
+//! Validation that needs nothing but the document. Reports every fault, not only the first; each message
+//! says what to do.
 
 use contract::problem::{Finding, escape};
 use contract::resources::limits::{
@@ -17,47 +17,47 @@ pub mod backends;
 
 use backends::Backends;
 
-/// Everything wrong with a resource where these backends are, but for what only the engine can tell.
-/// Without backends, it is not known which one is meant.
+/// Returns everything that is wrong with a resource, except what only the engine can check. Without
+/// `backends`, the rules of the deployment's backend are not checked.
 pub fn resource(resource: &Resource, backends: Option<&Backends>) -> Vec<Finding> {
-    let mut check = Check::default();
-    check.labels(resource.labels());
+    let mut checker = Checker::default();
+    checker.labels(resource.labels());
     match resource {
         Resource::Endpoint(endpoint) => {
-            check.endpoint(&endpoint.spec);
-            check.size(&endpoint.spec);
+            checker.endpoint(&endpoint.spec);
+            checker.size(&endpoint.spec);
         }
         Resource::Deployment(deployment) => {
-            check.deployment(&deployment.spec);
+            checker.deployment(&deployment.spec);
             let findings = backends.map(|backends| backends.check(&deployment.spec));
-            check.findings.extend(findings.into_iter().flatten());
-            check.size(&deployment.spec);
+            checker.findings.extend(findings.into_iter().flatten());
+            checker.size(&deployment.spec);
         }
-        Resource::Autoscale(autoscale) => check.size(&autoscale.spec),
+        Resource::Autoscale(autoscale) => checker.size(&autoscale.spec),
     }
-    check.findings
+    checker.findings
 }
 
 #[derive(Default)]
-pub(crate) struct Check {
+pub(crate) struct Checker {
     pub(crate) findings: Vec<Finding>,
 }
 
-impl Check {
-    pub(crate) fn fault(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
+impl Checker {
+    pub(crate) fn report(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
         self.findings.push(Finding::new(pointer, detail));
     }
 
     pub(crate) fn require(&mut self, holds: bool, pointer: &str, detail: impl FnOnce() -> String) {
         if !holds {
-            self.fault(pointer, detail());
+            self.report(pointer, detail());
         }
     }
 
     fn size(&mut self, spec: &impl serde::Serialize) {
         let bytes = serde_json::to_string(spec).map_or(0, |text| text.len());
         self.require(bytes <= SPEC_BYTES_MAX, "/spec", || {
-            format!("the spec has {bytes} bytes, and at most {SPEC_BYTES_MAX} are kept; move long texts into files that the command reads")
+            format!("the spec has {bytes} bytes, and at most {SPEC_BYTES_MAX} are allowed; move long texts into files that the command reads")
         });
     }
 
@@ -79,7 +79,7 @@ impl Check {
             });
             let printable = !key.chars().chain(value.chars()).any(char::is_control);
             self.require(printable, &pointer, || {
-                "a label holds no control characters; remove them".into()
+                "a label must not contain control characters; remove them".into()
             });
         }
     }
@@ -101,9 +101,9 @@ impl Check {
     }
 
     fn deployment(&mut self, spec: &DeploymentSpec) {
-        self.word(&spec.instance_type, "/spec/instanceType");
+        self.identifier(&spec.instance_type, "/spec/instanceType");
         if let Some(region) = &spec.region {
-            self.word(region, "/spec/region");
+            self.identifier(region, "/spec/region");
         }
         self.findings
             .extend(limits::instances(spec.instances, "/spec/instances"));
@@ -113,8 +113,8 @@ impl Check {
         self.probe(&spec.liveness_probe, "/spec/livenessProbe");
     }
 
-    /// The syntax of names in price sheets.
-    fn word(&mut self, text: &str, pointer: &str) {
+    /// Checks the syntax of names in price sheets.
+    fn identifier(&mut self, text: &str, pointer: &str) {
         let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
         let bytes = text.as_bytes();
         let inner = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
@@ -135,10 +135,10 @@ impl Check {
         for (name, value) in &spec.env {
             let pointer = format!("/spec/env/{}", escape(name));
             self.require(is_variable(name), &pointer, || {
-                format!("`{name}` is not a name of a variable; use letters, digits and underscores, not starting with a digit")
+                format!("`{name}` is not a valid variable name; use letters, digits and underscores, not starting with a digit")
             });
             self.require(!name.starts_with(RESERVED_ENV_PREFIX), &pointer, || {
-                format!("names that start with {RESERVED_ENV_PREFIX} are Penstock's own; use another name")
+                format!("names that start with {RESERVED_ENV_PREFIX} are reserved for Penstock; use another name")
             });
             match value {
                 EnvValue::Plain(text) => {
@@ -161,7 +161,7 @@ impl Check {
             _ => false,
         };
         self.require(valid, &format!("{pointer}/secretRef"), || {
-            // The text may be the secret itself, put here by mistake: it is not repeated.
+            // The text may be the secret itself, entered by mistake, so the message does not repeat it.
             "this is not a reference to a secret; write env:NAME or file:/ABSOLUTE/PATH".into()
         });
     }

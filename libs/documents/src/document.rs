@@ -1,4 +1,4 @@
-//! A document: a tree read as one resource, or everything that is wrong with it.
+//! Documents: a tree interpreted as one resource, or everything that is wrong with it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,12 +10,12 @@ use serde_json::{Map, Value, json};
 
 use crate::check;
 use crate::check::backends::{self, Backends};
-use crate::repair::{FINDINGS_MAX, Mended, read_mending};
-use crate::sentence::nearest;
-use crate::syntax::{self, Place, SyntaxError, Tree};
+use crate::message::nearest;
+use crate::repair::{FINDINGS_MAX, Repaired, read_repairing};
+use crate::syntax::{self, Location, SyntaxError, Tree};
 
-/// Kinds that belong to Penstock and that this release cannot read yet.
-const KINDS_NOT_YET: &[&str] = &[
+/// Kinds that Penstock reserves and this release cannot read yet.
+const UNAVAILABLE_KINDS: &[&str] = &[
     "PriceSheet",
     "NotificationTarget",
     "Budget",
@@ -32,18 +32,18 @@ const KINDS_NOT_YET: &[&str] = &[
     "DataSource",
 ];
 
-/// A tree of one text, still to be read.
+/// A parsed tree, not yet interpreted as a resource.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Document {
-    /// What the text says, with the place of each value.
+    /// The parsed text, with the location of each value.
     pub tree: Tree,
 }
 
-/// A finding with its place in a file.
+/// A finding with its location in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located {
-    /// Where the field stands, or what it is missing from.
-    pub place: Place,
+    /// The location of the field, or of the object that lacks it.
+    pub place: Location,
     /// What is wrong.
     pub finding: Finding,
 }
@@ -67,38 +67,38 @@ impl From<SyntaxError> for Located {
     }
 }
 
-/// A resource with the document it was read from, so that later findings have a place too.
+/// A resource with the document it was read from, so that later findings can be located too.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Read {
-    /// What it was read from.
+    /// The document it was read from.
     pub document: Document,
-    /// What it says.
+    /// The resource.
     pub resource: Resource,
 }
 
-/// Reads every document of a text: the resources, and everything that is wrong, in order of place.
+/// Reads every document of a text. Returns the resources and all findings, ordered by location.
 pub fn read(text: &str) -> (Vec<Read>, Vec<Located>) {
     read_checking(text, &Backends::known(), |_| Vec::new())
 }
 
-/// The same where these backends are, with what `more` finds wrong with a resource.
+/// Like [`read`], with the given backends and an additional check of each resource.
 pub fn read_checking(
     text: &str,
     backends: &Backends,
-    more: impl Fn(&Resource) -> Vec<Finding>,
+    extra: impl Fn(&Resource) -> Vec<Finding>,
 ) -> (Vec<Read>, Vec<Located>) {
     let (trees, faults) = syntax::read(text);
     let mut faults: Vec<Located> = faults.into_iter().map(Located::from).collect();
-    let told: BTreeSet<Place> = faults.iter().map(|fault| fault.place).collect();
+    let reported: BTreeSet<Location> = faults.iter().map(|fault| fault.place).collect();
     let mut resources = Vec::new();
     for tree in trees {
         let document = Document { tree };
-        match document.checked(backends, &more) {
+        match document.checked(backends, &extra) {
             Ok(resource) => resources.push(Read { document, resource }),
             Err(findings) => {
                 let found = document.locate_all(findings).into_iter();
-                // What is no YAML is no value either, and that is said already.
-                faults.extend(found.filter(|fault| !told.contains(&fault.place)));
+                // A syntax error here has already been reported.
+                faults.extend(found.filter(|fault| !reported.contains(&fault.place)));
             }
         }
     }
@@ -107,15 +107,15 @@ pub fn read_checking(
 }
 
 impl Document {
-    /// A tree without a text, such as the body of a request: everything is at the start.
+    /// A document without text, such as a request body: every value is located at the start.
     pub fn new(value: Value) -> Self {
-        let places = Default::default();
+        let locations = Default::default();
         Self {
-            tree: Tree { value, places },
+            tree: Tree { value, locations },
         }
     }
 
-    /// The finding with its place.
+    /// Returns the finding with its location.
     pub fn locate(&self, finding: Finding) -> Located {
         Located {
             place: self.tree.place(&finding.pointer),
@@ -123,13 +123,13 @@ impl Document {
         }
     }
 
-    /// The same for each of them.
+    /// Returns each finding with its location.
     pub fn locate_all(&self, findings: Vec<Finding>) -> Vec<Located> {
         findings.into_iter().map(|f| self.locate(f)).collect()
     }
 
-    /// The resource, checked as far as the document alone can be; the rules of an Autoscale are
-    /// compiled by the engine.
+    /// Returns the resource, validated as far as the document alone allows. The rules of an Autoscale
+    /// are compiled by the engine.
     ///
     /// # Errors
     ///
@@ -138,39 +138,40 @@ impl Document {
         self.checked(&Backends::known(), |_| Vec::new())
     }
 
-    /// The resource, checked here and by `more` where these backends are, or everything that is wrong with it (the first
-    /// [`FINDINGS_MAX`] faults). A fault of one field does not hide those of others.
+    /// Returns the resource, validated against `backends` and by `extra`, or everything that is wrong
+    /// with it. A fault in one field does not hide faults in others.
     ///
     /// # Errors
     ///
-    /// The faults, for whoever wrote the document; at least one.
+    /// Returns the findings: at least one, at most [`FINDINGS_MAX`].
     pub fn checked(
         &self,
         backends: &Backends,
-        more: impl Fn(&Resource) -> Vec<Finding>,
+        extra: impl Fn(&Resource) -> Vec<Finding>,
     ) -> Result<Resource, Vec<Finding>> {
         let Value::Object(fields) = &self.tree.value else {
             let detail =
                 "a resource is a mapping with apiVersion, kind, metadata and spec; write one";
             return Err(vec![Finding::new("", detail)]);
         };
-        let mut parts = Parts {
+        let mut parts = DocumentParts {
             fields,
             findings: Vec::new(),
-            mended: Mended::default(),
+            repaired: Repaired::default(),
         };
         let kind = header(fields, &mut parts.findings);
         let resource = kind.and_then(|kind| Resource::read(kind, &mut parts));
-        let Parts {
+        let DocumentParts {
             mut findings,
-            mended,
+            repaired,
             ..
         } = parts;
         if let Some(resource) = &resource {
-            let backends = (!mended.has(backends::POINTER)).then_some(backends);
+            let backends = (!repaired.covers(backends::BACKEND_POINTER)).then_some(backends);
             let found = check::resource(resource, backends);
-            let found = found.into_iter().chain(more(resource));
-            findings.extend(found.filter(|finding| mended.trusts(finding, &self.tree.value)));
+            let found = found.into_iter().chain(extra(resource));
+            findings
+                .extend(found.filter(|finding| repaired.is_reliable(finding, &self.tree.value)));
         }
         findings.truncate(FINDINGS_MAX);
         match resource {
@@ -180,11 +181,11 @@ impl Document {
     }
 }
 
-fn is_for_later(kind: &str) -> bool {
-    KINDS_NOT_YET.contains(&kind) && !KINDS.contains(&kind)
+fn is_unavailable(kind: &str) -> bool {
+    UNAVAILABLE_KINDS.contains(&kind) && !KINDS.contains(&kind)
 }
 
-/// Checks what all kinds share, and says which kind it is if this release can read it.
+/// Checks the fields that all kinds share. Returns the kind if this release can read it.
 fn header<'a>(fields: &'a Map<String, Value>, findings: &mut Vec<Finding>) -> Option<&'a str> {
     const FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
     for field in fields
@@ -216,7 +217,7 @@ fn header<'a>(fields: &'a Map<String, Value>, findings: &mut Vec<Finding>) -> Op
             None
         }
     };
-    if let Some(kind) = kind.filter(|kind| is_for_later(kind)) {
+    if let Some(kind) = kind.filter(|kind| is_unavailable(kind)) {
         let detail = format!(
             "kind `{kind}` is known but not available yet in this release; leave the document out"
         );
@@ -253,14 +254,14 @@ fn metadata_of(fields: &Map<String, Value>) -> Value {
     metadata
 }
 
-/// Metadata and spec as they are read, with what is wrong with them.
-struct Parts<'a> {
+/// Deserializes metadata and spec, and collects the findings.
+struct DocumentParts<'a> {
     fields: &'a Map<String, Value>,
     findings: Vec<Finding>,
-    mended: Mended,
+    repaired: Repaired,
 }
 
-impl resources::Parts for Parts<'_> {
+impl resources::PartsReader for DocumentParts<'_> {
     fn read<M: DeserializeOwned, S: DeserializeOwned>(&mut self) -> Option<(M, S)> {
         let metadata = self.part(&metadata_of(self.fields), "/metadata");
         let spec = match self.fields.get("spec") {
@@ -275,11 +276,11 @@ impl resources::Parts for Parts<'_> {
     }
 }
 
-impl Parts<'_> {
+impl DocumentParts<'_> {
     fn part<T: DeserializeOwned>(&mut self, value: &Value, base: &str) -> Option<T> {
-        let reading = read_mending(value, base);
-        self.findings.extend(reading.findings);
-        self.mended.add(reading.mended);
-        reading.value
+        let result = read_repairing(value, base);
+        self.findings.extend(result.findings);
+        self.repaired.add(result.repaired);
+        result.value
     }
 }

@@ -1,54 +1,58 @@
-//! What stops the reading of a value, as structure: where, and of which kind. `sentence` words it.
+//! A fault that stops deserialization, as structured data: its location and kind. `message` turns it
+//! into a sentence.
 //!
-//! Invariant: nothing is known of a fault by its text. serde says what is wrong by the constructor that it
-//! calls, and the reader says what was wanted by the method that was called on it.
+//! Invariant: no fault is classified by its text. The kind follows from the error constructor that serde
+//! calls, and the expected type from the deserializer method that was called.
 
 use std::fmt;
 
 use serde::de::{self, Expected, Unexpected};
 use serde_json::{Number, Value};
 
-/// Words of which one would have been right.
-pub(crate) type Known = &'static [&'static str];
+/// The names that are accepted.
+pub(crate) type KnownNames = &'static [&'static str];
 
-/// What serde stopped at.
+/// The fault at which deserialization stopped.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{kind:?} at {steps:?}")]
 pub(crate) struct Fault {
-    /// From the root of what is read.
+    /// The path from the root of the value.
     pub steps: Vec<String>,
-    pub kind: Kind,
+    pub kind: FaultKind,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Kind {
-    /// The last step is no field here.
-    UnknownField(Known),
-    /// The last step is a field that is not there.
+pub(crate) enum FaultKind {
+    /// The last step is not a known field. Holds the known ones.
+    UnknownField(KnownNames),
+    /// The last step is a required field that is missing.
     MissingField,
-    /// A word that is not one of a few.
-    UnknownWord { word: String, known: Known },
+    /// A name that is not one of an enum's variants.
+    UnknownVariant { variant: String, known: KnownNames },
     /// A value of another type, or out of the range of its type.
-    Mismatch { found: Found, wanted: Wanted },
+    Mismatch {
+        actual: ActualValue,
+        expected: ExpectedType,
+    },
     /// A list with too many or too few items.
-    Length { found: usize, wanted: String },
-    /// What the type itself says, as a sentence.
-    Said(String),
+    Length { actual: usize, expected: String },
+    /// A sentence from the type itself.
+    Custom(String),
 }
 
-/// What stands there.
+/// The value that was found.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Found {
-    Nothing,
+pub(crate) enum ActualValue {
+    Null,
     List,
     Mapping,
     /// Its type and the value.
     Value(String),
 }
 
-/// What should stand there.
+/// The type that was expected.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Wanted {
+pub(crate) enum ExpectedType {
     Boolean,
     U8,
     U16,
@@ -60,46 +64,46 @@ pub(crate) enum Wanted {
     Mapping,
     /// A mapping whose fields are known.
     Fields,
-    /// As the type itself puts it.
+    /// A description from the type itself.
     Other(String),
 }
 
 impl Fault {
-    pub fn new(kind: Kind) -> Self {
+    pub fn new(kind: FaultKind) -> Self {
         let steps = Vec::new();
         Self { steps, kind }
     }
 
-    /// `found` where something else is wanted.
-    pub fn mismatch(found: &Value, wanted: &str) -> Self {
-        Self::new(Kind::Mismatch {
-            found: Found::of(found),
-            wanted: Wanted::Other(wanted.to_owned()),
+    /// `actual` in place of a value of the expected type.
+    pub fn mismatch(actual: &Value, expected: &str) -> Self {
+        Self::new(FaultKind::Mismatch {
+            actual: ActualValue::of(actual),
+            expected: ExpectedType::Other(expected.to_owned()),
         })
     }
 
-    /// The same fault, seen from one level up.
-    pub fn below(mut self, step: impl Into<String>) -> Self {
+    /// Prepends a step to the path.
+    pub fn nested_in(mut self, step: impl Into<String>) -> Self {
         self.steps.insert(0, step.into());
         self
     }
 
-    /// Says what was wanted, if the fault is of this very value and a type did not say it.
-    pub fn wanting(mut self, what: Wanted) -> Self {
-        if let Kind::Mismatch { wanted, .. } = &mut self.kind
+    /// Sets the expected type, if the fault is in this very value and no method has set it yet.
+    pub fn expecting(mut self, ty: ExpectedType) -> Self {
+        if let FaultKind::Mismatch { expected, .. } = &mut self.kind
             && self.steps.is_empty()
-            && matches!(wanted, Wanted::Other(_))
+            && matches!(expected, ExpectedType::Other(_))
         {
-            *wanted = what;
+            *expected = ty;
         }
         self
     }
 }
 
-impl Found {
+impl ActualValue {
     fn of(value: &Value) -> Self {
         match value {
-            Value::Null => Self::Nothing,
+            Value::Null => Self::Null,
             Value::Array(_) => Self::List,
             Value::Object(_) => Self::Mapping,
             Value::Bool(value) => Self::Value(format!("boolean `{value}`")),
@@ -112,10 +116,10 @@ impl Found {
     }
 }
 
-impl From<Unexpected<'_>> for Found {
+impl From<Unexpected<'_>> for ActualValue {
     fn from(unexpected: Unexpected<'_>) -> Self {
         match unexpected {
-            Unexpected::Unit => Self::Nothing,
+            Unexpected::Unit => Self::Null,
             Unexpected::Seq => Self::List,
             Unexpected::Map => Self::Mapping,
             Unexpected::Bool(value) => Self::of(&value.into()),
@@ -126,44 +130,44 @@ impl From<Unexpected<'_>> for Found {
                 Some(number) => Self::of(&number.into()),
                 None => Self::Value(format!("floating point `{number}`")),
             },
-            // No tree of JSON holds the others.
+            // A JSON tree holds none of the others.
             other => Self::Value(other.to_string()),
         }
     }
 }
 
 impl de::Error for Fault {
-    fn custom<T: fmt::Display>(sentence: T) -> Self {
-        Self::new(Kind::Said(sentence.to_string()))
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Self::new(FaultKind::Custom(message.to_string()))
     }
 
-    fn invalid_type(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
-        Self::new(Kind::Mismatch {
-            found: found.into(),
-            wanted: Wanted::Other(wanted.to_string()),
+    fn invalid_type(actual: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::new(FaultKind::Mismatch {
+            actual: actual.into(),
+            expected: ExpectedType::Other(expected.to_string()),
         })
     }
 
-    fn invalid_value(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
-        Self::invalid_type(found, wanted)
+    fn invalid_value(actual: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::invalid_type(actual, expected)
     }
 
-    fn invalid_length(found: usize, wanted: &dyn Expected) -> Self {
-        let wanted = wanted.to_string();
-        Self::new(Kind::Length { found, wanted })
+    fn invalid_length(actual: usize, expected: &dyn Expected) -> Self {
+        let expected = expected.to_string();
+        Self::new(FaultKind::Length { actual, expected })
     }
 
-    fn unknown_variant(word: &str, known: Known) -> Self {
-        let word = word.to_owned();
-        Self::new(Kind::UnknownWord { word, known })
+    fn unknown_variant(variant: &str, known: KnownNames) -> Self {
+        let variant = variant.to_owned();
+        Self::new(FaultKind::UnknownVariant { variant, known })
     }
 
-    /// The step to the field is added by what reads the mapping.
-    fn unknown_field(_: &str, known: Known) -> Self {
-        Self::new(Kind::UnknownField(known))
+    /// The map deserializer adds the step to the field.
+    fn unknown_field(_: &str, known: KnownNames) -> Self {
+        Self::new(FaultKind::UnknownField(known))
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self::new(Kind::MissingField).below(field)
+        Self::new(FaultKind::MissingField).nested_in(field)
     }
 }

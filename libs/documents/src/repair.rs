@@ -1,61 +1,71 @@
-//! Reading a typed value out of a tree with everything that is wrong, although serde stops at the
-//! first fault: each fault is reported, what is faulty is mended in a copy (left out, or replaced by
-//! something that fits), and the reading begins anew.
+//! Deserializes a tree and collects every fault, although serde stops at the first: each fault is
+//! reported, repaired in a copy (the value is removed, or replaced by one that is accepted), and
+//! deserialization starts again.
 //!
-//! Invariant: nothing is reported that only the mending caused. What was mended is remembered, and
-//! nothing about it is believed any more.
+//! Invariant: no fault is reported that a repair caused. Repaired pointers are remembered, and later
+//! findings about them are dropped.
 
 use contract::problem::{Finding, escape};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::fault::{Fault, Kind, Wanted};
-use crate::sentence::{in_words, nearest};
-use crate::syntax::nodes_of;
+use crate::fault::{ExpectedType, Fault, FaultKind};
+use crate::message::{describe, nearest};
+use crate::syntax::count_nodes;
 use crate::typed::from_tree;
 
-/// Most faults of one document that are reported.
+/// Maximum number of reported faults per document.
 pub const FINDINGS_MAX: usize = 100;
-/// Values that are read in all attempts together. A document of usual size takes some hundreds of
-/// attempts; a huge one is given up after fewer, with the faults found so far.
-const VALUES_MAX: usize = 1_000_000;
-/// How deep what is put in place of something missing may be.
+/// Maximum number of values read over all attempts. A document of usual size allows hundreds of
+/// attempts; a huge one fewer, after which the faults found so far are reported.
+const VALUES_READ_MAX: usize = 1_000_000;
+/// Maximum depth of nested repairs.
 const DEPTH_MAX: usize = 6;
 
-/// What came of reading a tree.
-pub struct Reading<T> {
-    /// The value, mended where it had to be; none where that did not succeed.
+/// The result of [`read_repairing`].
+pub struct RepairedRead<T> {
+    /// The value, repaired where necessary; `None` if that failed.
     pub value: Option<T>,
     pub findings: Vec<Finding>,
-    pub mended: Mended,
+    pub repaired: Repaired,
 }
 
-/// Pointers of what was mended.
+/// The pointers that were repaired.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Mended {
+pub struct Repaired {
     pointers: Vec<String>,
-    /// Objects of which it is not known which fields they should have: from which a field was removed
-    /// that may be a misspelt one, or that say in no known word what kind they are.
-    stripped: Vec<String>,
+    /// Objects whose expected fields are uncertain: a field was removed that may be a misspelled one, or
+    /// the object names no known variant.
+    uncertain_objects: Vec<String>,
 }
 
-impl Mended {
+impl Repaired {
     pub fn add(&mut self, other: Self) {
         self.pointers.extend(other.pointers);
-        self.stripped.extend(other.stripped);
+        self.uncertain_objects.extend(other.uncertain_objects);
     }
 
-    /// Whether something found in the mended value would be found in a right one too.
-    pub fn trusts(&self, finding: &Finding, original: &Value) -> bool {
+    /// Whether a finding about the repaired value also holds for the original.
+    pub fn is_reliable(&self, finding: &Finding, original: &Value) -> bool {
         let pointer = &finding.pointer;
         let missing = original.pointer(pointer).is_none();
-        let misspelt = missing && self.stripped.iter().any(|object| object == parent(pointer));
-        !misspelt && !self.pointers.iter().any(|mended| related(mended, pointer))
+        let misspelled = missing
+            && self
+                .uncertain_objects
+                .iter()
+                .any(|object| object == parent(pointer));
+        !misspelled
+            && !self
+                .pointers
+                .iter()
+                .any(|repaired| are_related(repaired, pointer))
     }
 
-    /// Whether this, or something around it, was mended.
-    pub fn has(&self, pointer: &str) -> bool {
-        self.pointers.iter().any(|mended| within(pointer, mended))
+    /// Whether this value or one of its ancestors was repaired.
+    pub fn covers(&self, pointer: &str) -> bool {
+        self.pointers
+            .iter()
+            .any(|repaired| is_within(pointer, repaired))
     }
 }
 
@@ -63,74 +73,80 @@ fn parent(pointer: &str) -> &str {
     pointer.rfind('/').map_or("", |end| &pointer[..end])
 }
 
-/// The same, or below it.
-fn within(pointer: &str, above: &str) -> bool {
+/// Whether `pointer` is `above` or a descendant of it.
+fn is_within(pointer: &str, above: &str) -> bool {
     let rest = pointer.strip_prefix(above);
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// One holds the other, or they are fields of one small object, whose values belong together: a
-/// minimum and its maximum, a rule's condition and its step.
-fn related(mended: &str, pointer: &str) -> bool {
-    let object = parent(mended);
+/// Whether one contains the other, or both are fields of one small object, whose values depend on each
+/// other: a minimum and a maximum, a rule's condition and its step.
+fn are_related(repaired: &str, pointer: &str) -> bool {
+    let object = parent(repaired);
     let small = !["", "/spec", "/metadata"].contains(&object);
-    within(mended, pointer) || within(pointer, mended) || small && object == parent(pointer)
+    is_within(repaired, pointer)
+        || is_within(pointer, repaired)
+        || small && object == parent(pointer)
 }
 
-/// Reads a typed value out of a tree, or says everything that is wrong.
+/// Deserializes a tree, or returns everything that is wrong with it.
 ///
 /// # Errors
 ///
-/// Everything that is wrong, at most [`FINDINGS_MAX`] faults; pointers begin with `base`.
+/// Returns all faults, at most [`FINDINGS_MAX`]. Pointers begin with `base`.
 pub fn read_typed<T: DeserializeOwned>(value: &Value, base: &str) -> Result<T, Vec<Finding>> {
-    let reading = read_mending(value, base);
-    match reading.value {
-        Some(value) if reading.findings.is_empty() => Ok(value),
-        _ => Err(reading.findings),
+    let result = read_repairing(value, base);
+    match result.value {
+        Some(value) if result.findings.is_empty() => Ok(value),
+        _ => Err(result.findings),
     }
 }
 
-/// Reads a typed value; pointers begin with `base`.
-pub fn read_mending<T: DeserializeOwned>(value: &Value, base: &str) -> Reading<T> {
-    let mut bench = Bench {
+/// Deserializes a tree, repairing a copy of it at every fault. Pointers begin with `base`.
+pub fn read_repairing<T: DeserializeOwned>(value: &Value, base: &str) -> RepairedRead<T> {
+    let mut repairer = Repairer {
         value: value.clone(),
-        left: VALUES_MAX,
+        budget: VALUES_READ_MAX,
         read: std::marker::PhantomData::<T>,
     };
     let mut findings = Vec::new();
-    // Without the base until the end.
-    let mut mended = Mended::default();
+    // `base` is prepended at the end.
+    let mut repaired = Repaired::default();
     let value = loop {
-        let fault = match bench.read() {
-            Attempt::Whole(value) => break Some(value),
-            Attempt::Tired => break None,
+        let fault = match repairer.read() {
+            Attempt::Complete(value) => break Some(value),
+            Attempt::OutOfBudget => break None,
             Attempt::Faulty(fault) => fault,
         };
         let pointer = pointer_of(&fault.steps);
-        if !mended.has(&pointer) {
-            let shown = format!("{base}{pointer}");
-            let detail = in_words(&fault, &shown, bench.value.pointer(&pointer));
-            findings.push(Finding::new(shown, detail));
+        if !repaired.covers(&pointer) {
+            let full_pointer = format!("{base}{pointer}");
+            let detail = describe(&fault, &full_pointer, repairer.value.pointer(&pointer));
+            findings.push(Finding::new(full_pointer, detail));
         }
         if findings.len() >= FINDINGS_MAX {
             break None;
         }
-        let Some(at) = bench.mend(&fault) else {
+        let Some(at) = repairer.repair(&fault) else {
             break None;
         };
-        if matches!(fault.kind, Kind::UnknownField(_)) || is_unclear_choice(&fault) {
-            mended.stripped.push(parent(&pointer).to_owned());
+        if matches!(fault.kind, FaultKind::UnknownField(_)) || is_ambiguous_variant(&fault) {
+            repaired.uncertain_objects.push(parent(&pointer).to_owned());
         }
-        mended.pointers.push(pointer);
-        mended.pointers.push(at);
+        repaired.pointers.push(pointer);
+        repaired.pointers.push(at);
     };
-    for pointer in mended.pointers.iter_mut().chain(&mut mended.stripped) {
+    for pointer in repaired
+        .pointers
+        .iter_mut()
+        .chain(&mut repaired.uncertain_objects)
+    {
         pointer.insert_str(0, base);
     }
-    Reading {
+    RepairedRead {
         value,
         findings,
-        mended,
+        repaired,
     }
 }
 
@@ -139,29 +155,33 @@ fn pointer_of(steps: &[String]) -> String {
     steps.collect()
 }
 
-/// A word that is not one of a few, and resembles none of them: what was meant is not known.
-fn is_unclear_choice(fault: &Fault) -> bool {
+/// Whether the fault is an unknown variant that resembles none of the known ones.
+fn is_ambiguous_variant(fault: &Fault) -> bool {
     match &fault.kind {
-        Kind::UnknownWord { word, known } => nearest(word, known).is_none(),
+        FaultKind::UnknownVariant { variant, known } => nearest(variant, known).is_none(),
         _ => false,
     }
 }
 
-/// Values that would fit, as far as the fault says.
-fn fitting(fault: &Fault) -> Vec<Value> {
+/// Returns the values that the fault suggests.
+fn candidates_for(fault: &Fault) -> Vec<Value> {
     let value = match &fault.kind {
-        Kind::UnknownWord { word, known } => {
-            let meant = nearest(word, known).or(known.first().copied());
+        FaultKind::UnknownVariant { variant, known } => {
+            let meant = nearest(variant, known).or(known.first().copied());
             return meant.map(|meant| json!(meant)).into_iter().collect();
         }
-        Kind::Mismatch { wanted, .. } => match wanted {
-            Wanted::U8 | Wanted::U16 | Wanted::Unsigned | Wanted::Signed | Wanted::Number => {
+        FaultKind::Mismatch { expected, .. } => match expected {
+            ExpectedType::U8
+            | ExpectedType::U16
+            | ExpectedType::Unsigned
+            | ExpectedType::Signed
+            | ExpectedType::Number => {
                 json!(1)
             }
-            Wanted::Boolean => json!(true),
-            Wanted::List => json!([]),
-            Wanted::Mapping | Wanted::Fields => json!({}),
-            Wanted::Text | Wanted::Other(_) => return Vec::new(),
+            ExpectedType::Boolean => json!(true),
+            ExpectedType::List => json!([]),
+            ExpectedType::Mapping | ExpectedType::Fields => json!({}),
+            ExpectedType::Text | ExpectedType::Other(_) => return Vec::new(),
         },
         _ => return Vec::new(),
     };
@@ -169,52 +189,52 @@ fn fitting(fault: &Fault) -> Vec<Value> {
 }
 
 enum Attempt<T> {
-    Whole(T),
+    Complete(T),
     Faulty(Fault),
-    /// Too much was tried already.
-    Tired,
+    /// [`VALUES_READ_MAX`] is reached.
+    OutOfBudget,
 }
 
-/// The copy that is mended.
-struct Bench<T> {
+/// The copy that is repaired.
+struct Repairer<T> {
     value: Value,
-    left: usize,
+    budget: usize,
     read: std::marker::PhantomData<T>,
 }
 
-impl<T: DeserializeOwned> Bench<T> {
+impl<T: DeserializeOwned> Repairer<T> {
     fn read(&mut self) -> Attempt<T> {
-        let Some(left) = self.left.checked_sub(nodes_of(&self.value)) else {
-            return Attempt::Tired;
+        let Some(budget) = self.budget.checked_sub(count_nodes(&self.value)) else {
+            return Attempt::OutOfBudget;
         };
-        self.left = left;
+        self.budget = budget;
         match from_tree(&self.value) {
-            Ok(value) => Attempt::Whole(value),
+            Ok(value) => Attempt::Complete(value),
             Err(fault) => Attempt::Faulty(fault),
         }
     }
 
-    /// Changes the value so that this fault is gone. Says where the change was made: at the fault, or
-    /// at something around it.
-    fn mend(&mut self, fault: &Fault) -> Option<String> {
-        if matches!(fault.kind, Kind::UnknownField(_)) {
-            self.put(&fault.steps, None);
+    /// Changes the value so that this fault disappears. Returns where: at the fault or at one of its
+    /// ancestors.
+    fn repair(&mut self, fault: &Fault) -> Option<String> {
+        if matches!(fault.kind, FaultKind::UnknownField(_)) {
+            self.set_value(&fault.steps, None);
             return Some(pointer_of(&fault.steps));
         }
         for length in (1..=fault.steps.len()).rev() {
             let steps = &fault.steps[..length];
-            if self.settle(steps, &fitting(fault), DEPTH_MAX) {
+            if self.try_candidates(steps, &candidates_for(fault), DEPTH_MAX) {
                 return Some(pointer_of(steps));
             }
         }
         None
     }
 
-    /// Finds something for this place with which the reading gets past it.
-    fn settle(&mut self, steps: &[String], fitting: &[Value], depth: usize) -> bool {
+    /// Finds a value for `steps` with which deserialization gets past it.
+    fn try_candidates(&mut self, steps: &[String], candidates: &[Value], depth: usize) -> bool {
         let original = self.value.pointer(&pointer_of(steps)).cloned();
-        // What the fault says would fit; then nothing, as most fields may be left out (items of a list may
-        // not, or others would move up); then anything.
+        // First what the fault suggests; then removal, as most fields are optional (list items are not
+        // removed: the rest would shift); then a value of each type.
         let absent = original.is_some().then_some(None);
         let any = [
             json!("a"),
@@ -224,23 +244,23 @@ impl<T: DeserializeOwned> Bench<T> {
             json!([]),
             json!(true),
         ];
-        let fitting = fitting.iter().cloned().map(Some);
-        let candidates = fitting.chain(absent).chain(any.map(Some));
+        let candidates = candidates.iter().cloned().map(Some);
+        let candidates = candidates.chain(absent).chain(any.map(Some));
         for candidate in candidates {
-            if self.put(steps, candidate) && self.passes(steps, depth) {
+            if self.set_value(steps, candidate) && self.clears_faults(steps, depth) {
                 return true;
             }
         }
-        self.put(steps, original);
+        self.set_value(steps, original);
         false
     }
 
-    /// Whether the next fault, if any, is elsewhere; what is missing inside is filled in.
-    fn passes(&mut self, steps: &[String], depth: usize) -> bool {
+    /// Whether the next fault, if any, is elsewhere. Missing values inside are filled in.
+    fn clears_faults(&mut self, steps: &[String], depth: usize) -> bool {
         loop {
             let fault = match self.read() {
-                Attempt::Whole(_) => return true,
-                Attempt::Tired => return false,
+                Attempt::Complete(_) => return true,
+                Attempt::OutOfBudget => return false,
                 Attempt::Faulty(fault) => fault,
             };
             if steps.starts_with(&fault.steps) {
@@ -249,14 +269,15 @@ impl<T: DeserializeOwned> Bench<T> {
             if !fault.steps.starts_with(steps) {
                 return true;
             }
-            if depth == 0 || !self.settle(&fault.steps, &fitting(&fault), depth - 1) {
+            if depth == 0 || !self.try_candidates(&fault.steps, &candidates_for(&fault), depth - 1)
+            {
                 return false;
             }
         }
     }
 
-    /// Sets or removes a value. False where that cannot be.
-    fn put(&mut self, steps: &[String], value: Option<Value>) -> bool {
+    /// Sets or removes a value. Returns false if that is not possible.
+    fn set_value(&mut self, steps: &[String], value: Option<Value>) -> bool {
         let Some((last, parents)) = steps.split_last() else {
             return false;
         };

@@ -1,7 +1,7 @@
-//! From text to trees: YAML or JSON, several documents in a file, every value with its place.
+//! Parses text into trees: YAML or JSON, several documents per file, every value with its location.
 //!
-//! Invariant: whatever the text is, reading it ends, within the limits below: no duplicate key, no
-//! cycle and no expansion past [`NODES_MAX`] gets through.
+//! Invariant: parsing terminates within the limits below for any text. Duplicate keys, cycles and
+//! expansions past [`NODES_MAX`] are rejected.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -14,75 +14,75 @@ use saphyr_parser::{Event, Marker, Parser, ScalarStyle, StrInput, Tag};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// Largest text that is read: far past any real file of documents, small enough to hold whole.
+/// Maximum size of a text: far above any real file of documents, small enough to hold in memory.
 pub const TEXT_BYTES_MAX: usize = 1024 * 1024;
-/// Deepest nesting. Our documents reach ten levels; the limit keeps recursion over trees safe.
+/// Maximum nesting depth. Resources reach ten levels; the limit keeps recursion over trees safe.
 pub const DEPTH_MAX: usize = 32;
-/// Most values in a text, aliases counted as what they stand for, so that a few lines of YAML cannot
-/// grow without bound.
+/// Maximum number of values in a text, counted after expanding aliases, so that a few lines of YAML
+/// cannot grow without bound.
 pub const NODES_MAX: usize = 100_000;
-/// Most documents in a text.
+/// Maximum number of documents in a text.
 pub const DOCUMENTS_MAX: usize = 1000;
 
-/// A place in a text; both count from 1.
+/// A location in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    /// Of the text, from 1.
+pub struct Location {
+    /// The line, from 1.
     pub line: usize,
-    /// In characters, from 1.
+    /// The column in characters, from 1.
     pub column: usize,
 }
 
-impl Place {
+impl Location {
     /// The first character.
     pub const START: Self = Self { line: 1, column: 1 };
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.line, self.column)
     }
 }
 
-/// One document as a tree, with the place of each value by its JSON Pointer.
+/// One document as a tree, with the location of each value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tree {
-    /// What the document says, as JSON.
+    /// The document as JSON.
     pub value: Value,
-    /// Where each value begins, by its JSON Pointer.
-    pub places: BTreeMap<String, Place>,
+    /// The start of each value, by JSON Pointer.
+    pub locations: BTreeMap<String, Location>,
 }
 
 impl Tree {
-    /// The place of a value, or of the nearest thing around it.
-    pub fn place(&self, pointer: &str) -> Place {
+    /// Returns the location of a value, or of its nearest ancestor that has one.
+    pub fn place(&self, pointer: &str) -> Location {
         let mut pointer = pointer;
         loop {
-            if let Some(place) = self.places.get(pointer) {
+            if let Some(place) = self.locations.get(pointer) {
                 return *place;
             }
             match pointer.rfind('/') {
                 Some(end) => pointer = &pointer[..end],
-                None => return Place::START,
+                None => return Location::START,
             }
         }
     }
 }
 
-/// The text is not YAML or JSON, or goes past a limit.
+/// The text is not YAML or JSON, or exceeds a limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{place}: {detail}")]
+#[error("{}: {detail}", .place)]
 pub struct SyntaxError {
-    /// Where reading stopped.
-    pub place: Place,
-    /// JSON Pointer of the value around it; empty where that is not known.
+    /// The location of the fault.
+    pub place: Location,
+    /// JSON Pointer of the enclosing value; empty if unknown.
     pub pointer: String,
     /// A sentence: what is wrong and what to do.
     pub detail: String,
 }
 
 impl SyntaxError {
-    fn new(place: Place, pointer: &str, detail: impl Into<String>) -> Self {
+    fn new(place: Location, pointer: &str, detail: impl Into<String>) -> Self {
         Self {
             place,
             pointer: pointer.to_owned(),
@@ -91,86 +91,89 @@ impl SyntaxError {
     }
 }
 
-/// Most faults of a text that are reported.
+/// Maximum number of reported faults per text.
 const FAULTS_MAX: usize = 100;
 
-/// Reads what can be read of a text, and says everything that is wrong: a document that is no YAML
-/// does not hide those before and after it. Empty documents are left out.
+/// Parses as much of a text as possible and reports everything that is wrong: a document that is not
+/// YAML does not hide those before and after it. Empty documents are skipped.
 pub fn read(text: &str) -> (Vec<Tree>, Vec<SyntaxError>) {
     if text.len() > TEXT_BYTES_MAX {
         let detail = format!(
-            "the text has {} bytes, and at most {TEXT_BYTES_MAX} are read; split it into several files",
+            "the text has {} bytes, and at most {TEXT_BYTES_MAX} are allowed; split it into several files",
             text.len()
         );
-        return (Vec::new(), vec![SyntaxError::new(Place::START, "", detail)]);
+        return (
+            Vec::new(),
+            vec![SyntaxError::new(Location::START, "", detail)],
+        );
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match json_tree(text) {
         Ok(Some(tree)) => (vec![tree], Vec::new()),
         Ok(None) => {
-            let read = YamlReader::read_all(text);
-            (read.trees, read.faults)
+            let output = YamlReader::read_all(text);
+            (output.trees, output.faults)
         }
         Err(error) => {
-            // The YAML reader knows places better, where it reads the same.
-            let read = YamlReader::read_all(text);
-            match read.broke_off || read.faults.is_empty() {
+            // The YAML parser reports more precise locations, if it sees the same faults.
+            let output = YamlReader::read_all(text);
+            match output.is_incomplete || output.faults.is_empty() {
                 true => (Vec::new(), vec![error]),
-                false => (read.trees, read.faults),
+                false => (output.trees, output.faults),
             }
         }
     }
 }
 
-/// A text that is one JSON object is read as JSON, whose strings YAML does not read alike (surrogate
-/// pairs, tabs). Anything else is left to the YAML reader, which knows JSON's syntax as well.
+/// Parses a text that is one JSON object as JSON, since YAML differs in strings (surrogate pairs, tabs).
+/// Returns `None` for anything else: the YAML parser accepts JSON syntax too.
 fn json_tree(text: &str) -> Result<Option<Tree>, SyntaxError> {
     if !text.trim_start().starts_with('{') {
         return Ok(None);
     }
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let refusal = Cell::new(None);
-    let seed = JsonValue {
+    let rejection = Cell::new(None);
+    let seed = JsonSeed {
         depth: 0,
-        refusal: &refusal,
+        rejection: &rejection,
     };
     let read = seed.deserialize(&mut deserializer);
     match read.and_then(|value| deserializer.end().map(|()| value)) {
         Ok(value) => {
-            let places = YamlReader::read_all(text).trees.into_iter().next();
-            let places = places.map(|tree| tree.places).unwrap_or_default();
-            Ok(Some(Tree { value, places }))
+            let locations = YamlReader::read_all(text).trees.into_iter().next();
+            let locations = locations.map(|tree| tree.locations).unwrap_or_default();
+            Ok(Some(Tree { value, locations }))
         }
-        Err(error) => match refusal.take() {
+        Err(error) => match rejection.take() {
             Some(detail) => {
-                let place = Place {
+                let place = Location {
                     line: error.line().max(1),
                     column: error.column().max(1),
                 };
                 Err(SyntaxError::new(place, "", detail))
             }
-            // It may be YAML in flow style, such as `{a: 1}`.
+            // It may be flow-style YAML, such as `{a: 1}`.
             None => Ok(None),
         },
     }
 }
 
 #[derive(Clone, Copy)]
-struct JsonValue<'a> {
+struct JsonSeed<'a> {
     depth: usize,
-    /// Why we refuse what is JSON.
-    refusal: &'a Cell<Option<String>>,
+    /// Why valid JSON was rejected.
+    rejection: &'a Cell<Option<String>>,
 }
 
-impl JsonValue<'_> {
-    fn refuse<E: serde::de::Error>(&self, detail: String) -> E {
+impl JsonSeed<'_> {
+    fn reject<E: serde::de::Error>(&self, detail: String) -> E {
         let error = E::custom(&detail);
-        self.refusal.set(Some(detail));
+        self.rejection.set(Some(detail));
         error
     }
 
-    /// What reads the values inside this one.
-    fn inner(&self) -> Self {
+    /// The seed for the values inside this one.
+    fn nested(&self) -> Self {
         Self {
             depth: self.depth + 1,
             ..*self
@@ -178,17 +181,17 @@ impl JsonValue<'_> {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for JsonValue<'_> {
+impl<'de> DeserializeSeed<'de> for JsonSeed<'_> {
     type Value = Value;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
         if self.depth > DEPTH_MAX {
-            return Err(self.refuse(too_deep()));
+            return Err(self.reject(too_deep()));
         }
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for JsonValue<'_> {
+impl<'de> Visitor<'de> for JsonSeed<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -217,7 +220,7 @@ impl<'de> Visitor<'de> for JsonValue<'_> {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = seq.next_element_seed(self.inner())? {
+        while let Some(item) = seq.next_element_seed(self.nested())? {
             items.push(item);
         }
         Ok(Value::Array(items))
@@ -225,9 +228,9 @@ impl<'de> Visitor<'de> for JsonValue<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut fields = Map::new();
         while let Some(key) = map.next_key::<String>()? {
-            let value = map.next_value_seed(self.inner())?;
+            let value = map.next_value_seed(self.nested())?;
             if fields.contains_key(&key) {
-                return Err(self.refuse(duplicate(&key)));
+                return Err(self.reject(duplicate(&key)));
             }
             fields.insert(key, value);
         }
@@ -241,90 +244,90 @@ fn duplicate(key: &str) -> String {
 
 fn too_deep() -> String {
     format!(
-        "values are nested more than {DEPTH_MAX} levels deep, which no resource is; flatten the document"
+        "values are nested more than {DEPTH_MAX} levels deep, and no resource needs that; flatten the document"
     )
 }
 
-/// A value that is still being read.
-enum Open {
+/// A list or mapping that is not closed yet.
+enum Container {
     List {
         items: Vec<Value>,
     },
     Map {
         fields: Map<String, Value>,
-        /// Read, and waiting for its value.
+        /// The key whose value comes next.
         key: Option<String>,
     },
 }
 
-struct Frame {
-    open: Open,
+struct OpenContainer {
+    container: Container,
     anchor: usize,
 }
 
 struct YamlReader<'a> {
     parser: Parser<'a, StrInput<'a>>,
-    /// Lines of the text before what the parser was given.
+    /// Number of lines before the part of the text that the parser was given.
     lines_before: usize,
-    /// Line of the text in which the present document begins.
-    begun: usize,
-    /// A limit of the whole text is reached.
-    over: bool,
-    read: YamlRead,
-    stack: Vec<Frame>,
+    /// The line on which the current document begins.
+    document_line: usize,
+    /// Whether a limit on the whole text has been reached.
+    limit_reached: bool,
+    output: YamlOutput,
+    stack: Vec<OpenContainer>,
     pointer: String,
-    places: BTreeMap<String, Place>,
+    locations: BTreeMap<String, Location>,
     root: Option<Value>,
     anchors: BTreeMap<usize, Value>,
 }
 
 #[derive(Default)]
-struct YamlRead {
+struct YamlOutput {
     trees: Vec<Tree>,
     faults: Vec<SyntaxError>,
-    /// A document could not be read to its end.
-    broke_off: bool,
+    /// Whether some document could not be read to its end.
+    is_incomplete: bool,
     nodes: usize,
 }
 
 impl<'a> YamlReader<'a> {
-    /// Reads document by document. After one that cannot be read to its end, reading goes on at the
-    /// next line that begins one: no other line may begin with `---`, not even inside a text.
-    fn read_all(text: &'a str) -> YamlRead {
-        let mut read = YamlRead::default();
+    /// Reads document by document. After one that cannot be read to its end, reading resumes at the next
+    /// line that begins a document: no other line may begin with `---`, not even inside a scalar.
+    fn read_all(text: &'a str) -> YamlOutput {
+        let mut output = YamlOutput::default();
         let mut rest = Some((text, 0));
         while let Some((text, lines_before)) = rest.take() {
-            let mut reader = Self::new(text, lines_before, std::mem::take(&mut read));
-            let broken = reader.documents();
-            let (begun, over) = (reader.begun, reader.over);
-            read = reader.read;
-            let Err(fault) = broken else { break };
-            read.faults.push(fault);
-            read.broke_off = true;
-            if !over && read.faults.len() < FAULTS_MAX {
-                rest = next_document(text, lines_before, begun);
+            let mut reader = Self::new(text, lines_before, std::mem::take(&mut output));
+            let result = reader.read_documents();
+            let (document_line, limit_reached) = (reader.document_line, reader.limit_reached);
+            output = reader.output;
+            let Err(fault) = result else { break };
+            output.faults.push(fault);
+            output.is_incomplete = true;
+            if !limit_reached && output.faults.len() < FAULTS_MAX {
+                rest = next_document(text, lines_before, document_line);
             }
         }
-        read.faults.truncate(FAULTS_MAX);
-        read
+        output.faults.truncate(FAULTS_MAX);
+        output
     }
 
-    fn new(text: &'a str, lines_before: usize, read: YamlRead) -> Self {
+    fn new(text: &'a str, lines_before: usize, output: YamlOutput) -> Self {
         Self {
             parser: Parser::new_from_str(text),
             lines_before,
-            begun: lines_before + 1,
-            over: false,
-            read,
+            document_line: lines_before + 1,
+            limit_reached: false,
+            output,
             stack: Vec::new(),
             pointer: String::new(),
-            places: BTreeMap::new(),
+            locations: BTreeMap::new(),
             root: None,
             anchors: BTreeMap::new(),
         }
     }
 
-    fn documents(&mut self) -> Result<(), SyntaxError> {
+    fn read_documents(&mut self) -> Result<(), SyntaxError> {
         while let Some(event) = self.parser.next_event() {
             let (event, span) = event.map_err(|error| {
                 let detail = format!(
@@ -334,75 +337,75 @@ impl<'a> YamlReader<'a> {
                 SyntaxError::new(self.place(*error.marker()), &self.pointer, detail)
             })?;
             let place = self.place(span.start);
-            self.take(event, place)?;
+            self.handle_event(event, place)?;
         }
         Ok(())
     }
 
-    fn place(&self, marker: Marker) -> Place {
-        Place {
+    fn place(&self, marker: Marker) -> Location {
+        Location {
             line: marker.line().max(1) + self.lines_before,
             column: marker.col() + 1,
         }
     }
 
-    /// Notes a fault after which the document can still be read.
-    fn note(&mut self, fault: SyntaxError) {
-        self.read.faults.push(fault);
+    /// Reports a fault after which the document can still be read.
+    fn report(&mut self, fault: SyntaxError) {
+        self.output.faults.push(fault);
     }
 
-    fn take(&mut self, event: Event<'a>, place: Place) -> Result<(), SyntaxError> {
+    fn handle_event(&mut self, event: Event<'a>, place: Location) -> Result<(), SyntaxError> {
         match event {
             Event::Nothing | Event::StreamStart | Event::StreamEnd => Ok(()),
             Event::DocumentStart(_) => {
-                self.begun = place.line;
+                self.document_line = place.line;
                 self.anchors.clear();
-                self.places.insert(String::new(), place);
+                self.locations.insert(String::new(), place);
                 Ok(())
             }
             Event::DocumentEnd => self.close_document(place),
             Event::Scalar(text, style, anchor, tag) => self.scalar(text, style, anchor, tag, place),
             Event::Alias(anchor) => self.alias(anchor, place),
             Event::SequenceStart(anchor, tag) => {
-                let list = Open::List { items: Vec::new() };
-                self.open(list, anchor, tag.as_deref(), place)
+                let list = Container::List { items: Vec::new() };
+                self.open_container(list, anchor, tag.as_deref(), place)
             }
             Event::MappingStart(anchor, tag) => {
                 let fields = Map::new();
-                self.open(
-                    Open::Map { fields, key: None },
+                self.open_container(
+                    Container::Map { fields, key: None },
                     anchor,
                     tag.as_deref(),
                     place,
                 )
             }
-            Event::SequenceEnd | Event::MappingEnd => self.close(place),
+            Event::SequenceEnd | Event::MappingEnd => self.close_container(place),
         }
     }
 
-    fn fail(&self, place: Place, detail: impl Into<String>) -> SyntaxError {
+    fn error_at(&self, place: Location, detail: impl Into<String>) -> SyntaxError {
         SyntaxError::new(place, &self.pointer, detail)
     }
 
-    fn close_document(&mut self, place: Place) -> Result<(), SyntaxError> {
-        let places = std::mem::take(&mut self.places);
+    fn close_document(&mut self, place: Location) -> Result<(), SyntaxError> {
+        let locations = std::mem::take(&mut self.locations);
         self.pointer.clear();
         let value = self.root.take().unwrap_or(Value::Null);
         if value.is_null() {
             return Ok(());
         }
-        if self.read.trees.len() == DOCUMENTS_MAX {
-            self.over = true;
-            let detail = format!("more than {DOCUMENTS_MAX} documents; split the text");
-            return Err(self.fail(place, detail));
+        if self.output.trees.len() == DOCUMENTS_MAX {
+            self.limit_reached = true;
+            let detail = format!("the text holds more than {DOCUMENTS_MAX} documents; split it");
+            return Err(self.error_at(place, detail));
         }
-        self.read.trees.push(Tree { value, places });
+        self.output.trees.push(Tree { value, locations });
         Ok(())
     }
 
-    fn check_tag(&mut self, tag: Option<&Tag>, place: Place) {
+    fn check_tag(&mut self, tag: Option<&Tag>, place: Location) {
         if let Some(tag) = tag.filter(|tag| !tag.is_yaml_core_schema()) {
-            self.note(self.fail(place, unknown_tag(tag)));
+            self.report(self.error_at(place, unknown_tag(tag)));
         }
     }
 
@@ -412,12 +415,12 @@ impl<'a> YamlReader<'a> {
         style: ScalarStyle,
         anchor: usize,
         tag: Option<Cow<'a, Tag>>,
-        place: Place,
+        place: Location,
     ) -> Result<(), SyntaxError> {
-        if self.takes_key() {
+        if self.expects_key() {
             return self.key(text.into_owned(), place);
         }
-        self.begin(place)?;
+        self.enter_value(place)?;
         self.check_tag(tag.as_deref(), place);
         let value = match Scalar::parse_from_cow_and_metadata(text.clone(), style, tag.as_ref()) {
             Some(Scalar::Null) => Value::Null,
@@ -427,37 +430,35 @@ impl<'a> YamlReader<'a> {
                 Ok(whole) => Value::Number(whole.into()),
                 Err(_) => match Number::from_f64(value.into_inner()) {
                     Some(number) => Value::Number(number),
-                    None => {
-                        self.unusable(place, format!("`{text}` is not a number that can be used"))
-                    }
+                    None => self.report_unusable(place, format!("`{text}` is not a usable number")),
                 },
             },
             Some(Scalar::String(value)) => Value::String(value.into_owned()),
             None => {
                 let detail = format!("`{text}` does not fit its tag; remove the tag");
-                self.unusable(place, detail)
+                self.report_unusable(place, detail)
             }
         };
-        self.finish(value, anchor);
+        self.finish_value(value, anchor);
         Ok(())
     }
 
-    fn unusable(&mut self, place: Place, detail: String) -> Value {
-        self.note(self.fail(place, detail));
+    fn report_unusable(&mut self, place: Location, detail: String) -> Value {
+        self.report(self.error_at(place, detail));
         Value::Null
     }
 
-    fn takes_key(&self) -> bool {
+    fn expects_key(&self) -> bool {
         matches!(
-            self.stack.last().map(|frame| &frame.open),
-            Some(Open::Map { key: None, .. })
+            self.stack.last().map(|frame| &frame.container),
+            Some(Container::Map { key: None, .. })
         )
     }
 
-    fn key(&mut self, name: String, place: Place) -> Result<(), SyntaxError> {
+    fn key(&mut self, name: String, place: Location) -> Result<(), SyntaxError> {
         let pointer = format!("{}/{}", self.pointer, escape(&name));
-        let Some(Frame {
-            open: Open::Map { fields, key },
+        let Some(OpenContainer {
+            container: Container::Map { fields, key },
             ..
         }) = self.stack.last_mut()
         else {
@@ -467,54 +468,54 @@ impl<'a> YamlReader<'a> {
             .contains_key(&name)
             .then(|| SyntaxError::new(place, &pointer, duplicate(&name)));
         *key = Some(name);
-        self.places.insert(pointer, place);
+        self.locations.insert(pointer, place);
         if let Some(fault) = fault {
-            self.note(fault);
+            self.report(fault);
         }
         Ok(())
     }
 
-    /// Counts a value and moves the pointer to it.
-    fn begin(&mut self, place: Place) -> Result<(), SyntaxError> {
-        self.count(1, place)?;
-        let step = match self.stack.last().map(|frame| &frame.open) {
+    /// Counts a value and extends the pointer to it.
+    fn enter_value(&mut self, place: Location) -> Result<(), SyntaxError> {
+        self.count_values(1, place)?;
+        let step = match self.stack.last().map(|frame| &frame.container) {
             None => return Ok(()),
-            Some(Open::List { items }) => items.len().to_string(),
-            Some(Open::Map { key: Some(key), .. }) => escape(key),
-            Some(Open::Map { key: None, .. }) => {
-                return Err(self.fail(place, "a key must be plain text here"));
+            Some(Container::List { items }) => items.len().to_string(),
+            Some(Container::Map { key: Some(key), .. }) => escape(key),
+            Some(Container::Map { key: None, .. }) => {
+                return Err(self.error_at(place, "a key must be plain text here"));
             }
         };
         self.pointer.push('/');
         self.pointer.push_str(&step);
-        self.places.entry(self.pointer.clone()).or_insert(place);
+        self.locations.entry(self.pointer.clone()).or_insert(place);
         Ok(())
     }
 
-    fn count(&mut self, nodes: usize, place: Place) -> Result<(), SyntaxError> {
-        self.read.nodes += nodes;
-        if self.read.nodes > NODES_MAX {
-            self.over = true;
+    fn count_values(&mut self, nodes: usize, place: Location) -> Result<(), SyntaxError> {
+        self.output.nodes += nodes;
+        if self.output.nodes > NODES_MAX {
+            self.limit_reached = true;
             let detail = format!(
-                "the text holds more than {NODES_MAX} values (aliases counted as what they stand for); split it, or write less by alias"
+                "the text holds more than {NODES_MAX} values (after expanding aliases); split it, or use fewer aliases"
             );
-            return Err(self.fail(place, detail));
+            return Err(self.error_at(place, detail));
         }
         Ok(())
     }
 
-    /// Hands a whole value to what holds it, and moves the pointer back.
-    fn finish(&mut self, value: Value, anchor: usize) {
+    /// Adds a complete value to its container, and moves the pointer back.
+    fn finish_value(&mut self, value: Value, anchor: usize) {
         if anchor > 0 {
             self.anchors.insert(anchor, value.clone());
         }
-        match self.stack.last_mut().map(|frame| &mut frame.open) {
+        match self.stack.last_mut().map(|frame| &mut frame.container) {
             None => self.root = Some(value),
-            Some(Open::List { items }) => {
+            Some(Container::List { items }) => {
                 items.push(value);
                 self.shorten_pointer();
             }
-            Some(Open::Map { fields, key }) => {
+            Some(Container::Map { fields, key }) => {
                 if let Some(key) = key.take() {
                     fields.insert(key, value);
                 }
@@ -528,63 +529,63 @@ impl<'a> YamlReader<'a> {
         self.pointer.truncate(end);
     }
 
-    fn open(
+    fn open_container(
         &mut self,
-        open: Open,
+        container: Container,
         anchor: usize,
         tag: Option<&Tag>,
-        place: Place,
+        place: Location,
     ) -> Result<(), SyntaxError> {
-        if self.takes_key() {
-            return Err(self.fail(place, "a list or mapping cannot be a key; use plain text"));
+        if self.expects_key() {
+            return Err(self.error_at(place, "a list or mapping cannot be a key; use plain text"));
         }
-        self.begin(place)?;
+        self.enter_value(place)?;
         self.check_tag(tag, place);
         if self.stack.len() >= DEPTH_MAX {
-            return Err(self.fail(place, too_deep()));
+            return Err(self.error_at(place, too_deep()));
         }
-        self.stack.push(Frame { open, anchor });
+        self.stack.push(OpenContainer { container, anchor });
         Ok(())
     }
 
-    fn close(&mut self, place: Place) -> Result<(), SyntaxError> {
+    fn close_container(&mut self, place: Location) -> Result<(), SyntaxError> {
         let Some(frame) = self.stack.pop() else {
-            return Err(self.fail(place, "something is closed here that was never opened"));
+            return Err(self.error_at(place, "this closes a list or mapping that was never opened"));
         };
-        let value = match frame.open {
-            Open::List { items } => Value::Array(items),
-            Open::Map { fields, .. } => Value::Object(fields),
+        let value = match frame.container {
+            Container::List { items } => Value::Array(items),
+            Container::Map { fields, .. } => Value::Object(fields),
         };
-        self.finish(value, frame.anchor);
+        self.finish_value(value, frame.anchor);
         Ok(())
     }
 
-    fn alias(&mut self, anchor: usize, place: Place) -> Result<(), SyntaxError> {
-        if self.takes_key() {
-            return Err(self.fail(place, "an alias cannot be a key; write the key out"));
+    fn alias(&mut self, anchor: usize, place: Location) -> Result<(), SyntaxError> {
+        if self.expects_key() {
+            return Err(self.error_at(place, "an alias cannot be a key; write the key out"));
         }
-        // An anchor is known once its value is whole, so an alias inside its own anchor is not.
+        // An anchor is registered when its value is complete, so an alias inside its own anchor is unknown.
         let Some(value) = self.anchors.get(&anchor).cloned() else {
-            let detail = "this alias stands inside what it refers to; write the value out";
-            return Err(self.fail(place, detail));
+            let detail = "this alias is inside the value that it refers to; write the value out";
+            return Err(self.error_at(place, detail));
         };
-        self.begin(place)?;
-        self.count(nodes_of(&value), place)?;
-        if self.stack.len() + depth_of(&value) > DEPTH_MAX {
-            return Err(self.fail(place, too_deep()));
+        self.enter_value(place)?;
+        self.count_values(count_nodes(&value), place)?;
+        if self.stack.len() + depth(&value) > DEPTH_MAX {
+            return Err(self.error_at(place, too_deep()));
         }
-        self.finish(value, 0);
+        self.finish_value(value, 0);
         Ok(())
     }
 }
 
-/// The text from the line on that begins the document after the one begun in a line.
-fn next_document(text: &str, lines_before: usize, begun: usize) -> Option<(&str, usize)> {
+/// Returns the rest of the text from the next document after the one that begins on `document_line`.
+fn next_document(text: &str, lines_before: usize, document_line: usize) -> Option<(&str, usize)> {
     let mut offset = 0;
     for (index, line) in text.split_inclusive('\n').enumerate() {
         let rest = line.strip_prefix("---");
-        let marks = rest.is_some_and(|rest| rest.trim_start() != rest || rest.is_empty());
-        if marks && lines_before + index + 1 > begun {
+        let is_marker = rest.is_some_and(|rest| rest.trim_start() != rest || rest.is_empty());
+        if is_marker && lines_before + index + 1 > document_line {
             return Some((&text[offset..], lines_before + index));
         }
         offset += line.len();
@@ -599,18 +600,18 @@ fn unknown_tag(tag: &Tag) -> String {
     )
 }
 
-pub(crate) fn nodes_of(value: &Value) -> usize {
+pub(crate) fn count_nodes(value: &Value) -> usize {
     match value {
-        Value::Array(items) => 1 + items.iter().map(nodes_of).sum::<usize>(),
-        Value::Object(fields) => 1 + fields.values().map(nodes_of).sum::<usize>(),
+        Value::Array(items) => 1 + items.iter().map(count_nodes).sum::<usize>(),
+        Value::Object(fields) => 1 + fields.values().map(count_nodes).sum::<usize>(),
         _ => 1,
     }
 }
 
-fn depth_of(value: &Value) -> usize {
+fn depth(value: &Value) -> usize {
     match value {
-        Value::Array(items) => 1 + items.iter().map(depth_of).max().unwrap_or(0),
-        Value::Object(fields) => 1 + fields.values().map(depth_of).max().unwrap_or(0),
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
         _ => 0,
     }
 }

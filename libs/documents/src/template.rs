@@ -2,28 +2,28 @@
 
 use std::collections::BTreeMap;
 
-use crate::syntax::Place;
+use crate::syntax::Location;
 
 /// A placeholder without a value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{place}: `{{{{{name}}}}}` has no value; give one with --set {name}=VALUE")]
-pub struct Unresolved {
-    /// Where it stands.
-    pub place: Place,
-    /// What it is called.
+#[error("{location}: `{{{{{name}}}}}` has no value; give one with --set {name}=VALUE")]
+pub struct UnresolvedPlaceholder {
+    /// The location of the placeholder.
+    pub location: Location,
+    /// Its name.
     pub name: String,
 }
 
-/// Replaces every placeholder, or names all that have no value. Values are put in as they are and
-/// not looked at again, so a value that contains `{{` stays what it is.
+/// Replaces every placeholder. Values are inserted verbatim and not scanned again, so a value may
+/// contain `{{`.
 ///
 /// # Errors
 ///
-/// Every placeholder without a value, in order of place.
+/// Returns every placeholder without a value, ordered by location.
 pub fn substitute(
     text: &str,
     values: &BTreeMap<String, String>,
-) -> Result<String, Vec<Unresolved>> {
+) -> Result<String, Vec<UnresolvedPlaceholder>> {
     let mut output = String::with_capacity(text.len());
     let mut unresolved = Vec::new();
     let mut rest = text;
@@ -31,8 +31,8 @@ pub fn substitute(
         output.push_str(before);
         match values.get(name) {
             Some(value) => output.push_str(value),
-            None => unresolved.push(Unresolved {
-                place: place_of(text, text.len() - rest.len() + before.len()),
+            None => unresolved.push(UnresolvedPlaceholder {
+                location: location_at(text, text.len() - rest.len() + before.len()),
                 name: name.to_owned(),
             }),
         }
@@ -46,7 +46,7 @@ pub fn substitute(
     }
 }
 
-/// Text before it, its name, text after it.
+/// Returns the text before the next placeholder, its name, and the text after it.
 fn next_placeholder(text: &str) -> Option<(&str, &str, &str)> {
     let mut from = 0;
     loop {
@@ -62,10 +62,10 @@ fn next_placeholder(text: &str) -> Option<(&str, &str, &str)> {
     }
 }
 
-fn place_of(text: &str, offset: usize) -> Place {
+fn location_at(text: &str, offset: usize) -> Location {
     let before = &text[..offset];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    Place {
+    Location {
         line: before.matches('\n').count() + 1,
         column: before[line_start..].chars().count() + 1,
     }
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn placeholders_are_replaced_once_and_missing_ones_named_with_their_place() {
+    fn placeholders_are_replaced_once_and_unresolved_ones_are_reported_with_their_location() {
         let values = BTreeMap::from([("level".to_owned(), "{{other}}".to_owned())]);
         assert_eq!(
             substitute("a: {{ level }}\nb: {port}", &values).unwrap(),
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn yaml_in_flow_style_is_not_taken_for_a_placeholder() {
+    fn flow_style_yaml_is_not_mistaken_for_a_placeholder() {
         let text = "a: {b: {c: 1}}\nd: {{e: 1}: 2}";
         assert_eq!(substitute(text, &BTreeMap::new()).unwrap(), text);
     }

@@ -1,7 +1,7 @@
-//! A tree as what serde reads a typed value from.
+//! A serde deserializer for trees.
 //!
-//! It reads what `serde_json` reads from the same tree, but for keys of mappings, which are text; in
-//! return it says where a fault is, and what was wanted there.
+//! It accepts what `serde_json` accepts for the same tree, except that mapping keys are always text. In
+//! return, its errors carry the location of the fault and the expected type.
 
 use serde::de::value::BorrowedStrDeserializer;
 use serde::de::{
@@ -11,26 +11,26 @@ use serde::de::{
 use serde::forward_to_deserialize_any;
 use serde_json::{Map, Value};
 
-use crate::fault::{Fault, Kind, Wanted};
+use crate::fault::{ExpectedType, Fault, FaultKind};
 
-/// Reads until the first fault.
+/// Deserializes a value, stopping at the first fault.
 pub(crate) fn from_tree<T: DeserializeOwned>(value: &Value) -> Result<T, Fault> {
-    T::deserialize(Reader(value))
+    T::deserialize(ValueDeserializer(value))
 }
 
-struct Reader<'de>(&'de Value);
+struct ValueDeserializer<'de>(&'de Value);
 
-/// Methods that say which type is wanted. Whether the value is of that type, the visitor knows: it
-/// refuses any other.
-macro_rules! wanting {
-    ($($method:ident $wanted:ident)*) => {$(
+/// Methods that record the expected type. The visitor checks the value against it: it rejects any other
+/// type.
+macro_rules! expecting {
+    ($($method:ident $expected:ident)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-            self.deserialize_any(visitor).map_err(|fault| fault.wanting(Wanted::$wanted))
+            self.deserialize_any(visitor).map_err(|fault| fault.expecting(ExpectedType::$expected))
         }
     )*};
 }
 
-impl<'de> Deserializer<'de> for Reader<'de> {
+impl<'de> Deserializer<'de> for ValueDeserializer<'de> {
     type Error = Fault;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
@@ -40,16 +40,16 @@ impl<'de> Deserializer<'de> for Reader<'de> {
             Value::Number(number) => match (number.as_u64(), number.as_i64()) {
                 (Some(number), _) => visitor.visit_u64(number),
                 (None, Some(number)) => visitor.visit_i64(number),
-                // Whatever is no whole number of these is held as a float.
+                // Any other number is stored as a float.
                 (None, None) => visitor.visit_f64(number.as_f64().unwrap_or_default()),
             },
             Value::String(text) => visitor.visit_borrowed_str(text),
-            Value::Array(items) => read_list(items, visitor),
-            Value::Object(fields) => read_mapping(fields, visitor),
+            Value::Array(items) => visit_list(items, visitor),
+            Value::Object(fields) => visit_mapping(fields, visitor),
         }
     }
 
-    wanting! {
+    expecting! {
         deserialize_bool Boolean
         deserialize_u8 U8
         deserialize_u16 U16
@@ -74,7 +74,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         visitor: V,
     ) -> Result<V::Value, Fault> {
         let read = self.deserialize_any(visitor);
-        read.map_err(|fault| fault.wanting(Wanted::Fields))
+        read.map_err(|fault| fault.expecting(ExpectedType::Fields))
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
@@ -99,11 +99,13 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         visitor: V,
     ) -> Result<V::Value, Fault> {
         match self.0 {
-            Value::String(word) => {
-                BorrowedStrDeserializer::new(word).deserialize_enum(name, variants, visitor)
+            Value::String(variant) => {
+                BorrowedStrDeserializer::new(variant).deserialize_enum(name, variants, visitor)
             }
             Value::Object(fields) => match (fields.iter().next(), fields.len()) {
-                (Some((word, content)), 1) => visitor.visit_enum(Choice { word, content }),
+                (Some((variant, content)), 1) => {
+                    visitor.visit_enum(EnumDeserializer { variant, content })
+                }
                 _ => Err(Fault::mismatch(self.0, "map with a single key")),
             },
             other => Err(Fault::mismatch(other, "string or map")),
@@ -119,25 +121,25 @@ impl<'de> Deserializer<'de> for Reader<'de> {
     }
 }
 
-fn read_list<'de, V: Visitor<'de>>(items: &'de [Value], visitor: V) -> Result<V::Value, Fault> {
-    let mut access = Items {
+fn visit_list<'de, V: Visitor<'de>>(items: &'de [Value], visitor: V) -> Result<V::Value, Fault> {
+    let mut access = SeqDeserializer {
         items: items.iter().enumerate(),
     };
     let value = visitor.visit_seq(&mut access)?;
     match access.items.next() {
         None => Ok(value),
-        Some(_) => Err(Fault::new(Kind::Length {
-            found: items.len(),
-            wanted: "fewer elements in array".into(),
+        Some(_) => Err(Fault::new(FaultKind::Length {
+            actual: items.len(),
+            expected: "fewer elements in array".into(),
         })),
     }
 }
 
-struct Items<'de> {
+struct SeqDeserializer<'de> {
     items: std::iter::Enumerate<std::slice::Iter<'de, Value>>,
 }
 
-impl<'de> SeqAccess<'de> for Items<'de> {
+impl<'de> SeqAccess<'de> for SeqDeserializer<'de> {
     type Error = Fault;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(
@@ -147,9 +149,9 @@ impl<'de> SeqAccess<'de> for Items<'de> {
         let Some((index, item)) = self.items.next() else {
             return Ok(None);
         };
-        let read = seed.deserialize(Reader(item));
+        let read = seed.deserialize(ValueDeserializer(item));
         read.map(Some)
-            .map_err(|fault| fault.below(index.to_string()))
+            .map_err(|fault| fault.nested_in(index.to_string()))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -157,23 +159,23 @@ impl<'de> SeqAccess<'de> for Items<'de> {
     }
 }
 
-fn read_mapping<'de, V: Visitor<'de>>(
+fn visit_mapping<'de, V: Visitor<'de>>(
     fields: &'de Map<String, Value>,
     visitor: V,
 ) -> Result<V::Value, Fault> {
-    visitor.visit_map(Fields {
+    visitor.visit_map(MapDeserializer {
         fields: fields.iter(),
         field: None,
     })
 }
 
-struct Fields<'de> {
+struct MapDeserializer<'de> {
     fields: serde_json::map::Iter<'de>,
-    /// Its key is read.
+    /// The entry whose key has been read.
     field: Option<(&'de String, &'de Value)>,
 }
 
-impl<'de> MapAccess<'de> for Fields<'de> {
+impl<'de> MapAccess<'de> for MapDeserializer<'de> {
     type Error = Fault;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
@@ -185,16 +187,16 @@ impl<'de> MapAccess<'de> for Fields<'de> {
             return Ok(None);
         };
         let read = seed.deserialize(BorrowedStrDeserializer::new(key));
-        read.map(Some).map_err(|fault: Fault| fault.below(key))
+        read.map(Some).map_err(|fault: Fault| fault.nested_in(key))
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Fault> {
         let Some((key, value)) = self.field.take() else {
-            let sentence = "this value is asked for before its key; read the key first";
-            return Err(Fault::new(Kind::Said(sentence.into())));
+            let message = "this value was requested before its key; read the key first";
+            return Err(Fault::new(FaultKind::Custom(message.into())));
         };
-        let read = seed.deserialize(Reader(value));
-        read.map_err(|fault| fault.below(key))
+        let read = seed.deserialize(ValueDeserializer(value));
+        read.map_err(|fault| fault.nested_in(key))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -202,28 +204,28 @@ impl<'de> MapAccess<'de> for Fields<'de> {
     }
 }
 
-/// A choice with its content, `{word: content}`. Neither is a step of its own.
-struct Choice<'de> {
-    word: &'de str,
+/// An enum variant with its content, `{variant: content}`. Neither adds a step to the path.
+struct EnumDeserializer<'de> {
+    variant: &'de str,
     content: &'de Value,
 }
 
-impl<'de> EnumAccess<'de> for Choice<'de> {
+impl<'de> EnumAccess<'de> for EnumDeserializer<'de> {
     type Error = Fault;
-    type Variant = Content<'de>;
+    type Variant = VariantDeserializer<'de>;
 
     fn variant_seed<T: DeserializeSeed<'de>>(
         self,
         seed: T,
-    ) -> Result<(T::Value, Content<'de>), Fault> {
-        let word = seed.deserialize(BorrowedStrDeserializer::new(self.word))?;
-        Ok((word, Content(self.content)))
+    ) -> Result<(T::Value, VariantDeserializer<'de>), Fault> {
+        let variant = seed.deserialize(BorrowedStrDeserializer::new(self.variant))?;
+        Ok((variant, VariantDeserializer(self.content)))
     }
 }
 
-struct Content<'de>(&'de Value);
+struct VariantDeserializer<'de>(&'de Value);
 
-impl<'de> VariantAccess<'de> for Content<'de> {
+impl<'de> VariantAccess<'de> for VariantDeserializer<'de> {
     type Error = Fault;
 
     fn unit_variant(self) -> Result<(), Fault> {
@@ -234,11 +236,11 @@ impl<'de> VariantAccess<'de> for Content<'de> {
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Fault> {
-        seed.deserialize(Reader(self.0))
+        seed.deserialize(ValueDeserializer(self.0))
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, _length: usize, visitor: V) -> Result<V::Value, Fault> {
-        Reader(self.0).deserialize_any(visitor)
+        ValueDeserializer(self.0).deserialize_any(visitor)
     }
 
     fn struct_variant<V: Visitor<'de>>(
@@ -246,7 +248,7 @@ impl<'de> VariantAccess<'de> for Content<'de> {
         _fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Fault> {
-        Reader(self.0).deserialize_any(visitor)
+        ValueDeserializer(self.0).deserialize_any(visitor)
     }
 }
 
@@ -291,7 +293,7 @@ mod tests {
         })
     }
 
-    /// Puts `value` in the place of the value that comes after `index` others.
+    /// Replaces the value at `index` in pre-order with `value`.
     fn replace(tree: &mut Value, index: &mut usize, value: &Value) {
         if *index == 0 {
             *tree = value.clone();
@@ -312,8 +314,8 @@ mod tests {
         }
     }
 
-    /// Says whether it was read.
-    fn same<T: DeserializeOwned + PartialEq + fmt::Debug>(tree: &Value) -> bool {
+    /// Returns whether the tree was accepted.
+    fn assert_same<T: DeserializeOwned + PartialEq + fmt::Debug>(tree: &Value) -> bool {
         let ours = from_tree::<T>(tree).ok();
         assert_eq!(ours, serde_json::from_value(tree.clone()).ok(), "{tree}");
         ours.is_some()
@@ -334,29 +336,29 @@ mod tests {
         ]
     }
 
-    fn all_same([endpoint, deployment, autoscale]: &[Value; 3]) -> [bool; 3] {
+    fn assert_all_same([endpoint, deployment, autoscale]: &[Value; 3]) -> [bool; 3] {
         [
-            same::<EndpointSpec>(endpoint),
-            same::<DeploymentSpec>(deployment),
-            same::<AutoscaleSpec>(autoscale),
+            assert_same::<EndpointSpec>(endpoint),
+            assert_same::<DeploymentSpec>(deployment),
+            assert_same::<AutoscaleSpec>(autoscale),
         ]
     }
 
     #[test]
-    fn what_is_right_is_read() {
-        assert_eq!(all_same(&trees()), [true; 3]);
+    fn valid_trees_are_accepted() {
+        assert_eq!(assert_all_same(&trees()), [true; 3]);
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2048, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn a_tree_is_read_as_serde_json_reads_it(index in 0..24usize, value in any_value()) {
+        fn a_tree_is_deserialized_as_by_serde_json(index in 0..24usize, value in any_value()) {
             let trees = trees().map(|mut tree| {
                 replace(&mut tree, &mut index.clone(), &value);
                 tree
             });
-            all_same(&trees);
+            assert_all_same(&trees);
         }
     }
 }

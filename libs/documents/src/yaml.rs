@@ -1,13 +1,13 @@
-//! From a tree to YAML, for people.
+//! Renders a tree as YAML.
 
 use saphyr::{Scalar, Yaml, YamlEmitter};
 use serde_json::Value;
 
-/// Any tree as YAML, for people: the body of `get -o yaml`.
+/// Renders a tree as YAML, as `get -o yaml` prints it.
 pub fn to_yaml(value: &Value) -> String {
     let mut text = String::new();
     let node = yaml_node(value);
-    // Writing to a String cannot fail, and the tree holds nothing that the emitter refuses.
+    // Writing to a String cannot fail, and the emitter rejects nothing that a JSON tree holds.
     let _ = YamlEmitter::new(&mut text).dump(&node);
     let body = text.strip_prefix("---\n").unwrap_or(&text);
     format!("{}\n", body.trim_end())

@@ -1,4 +1,4 @@
-//! Reading and writing documents: what goes in comes out, whatever it is.
+//! Documents survive a round trip, and every fault is reported at its location.
 #![allow(clippy::unwrap_used)]
 
 use contract::problem::Finding;
@@ -10,7 +10,7 @@ use documents::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// The documents of a text in which nothing is wrong.
+/// Returns the documents of a text, or its first fault.
 fn trees(text: &str) -> Result<Vec<Value>, String> {
     let (trees, faults) = read_trees(text);
     match faults.first() {
@@ -53,7 +53,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_written_as_yaml_is_read_as_the_same(value in any_value()) {
+    fn yaml_round_trips(value in any_value()) {
         let document = json!({"kind": value});
         let text = to_yaml(&document);
         let read = trees(&text);
@@ -62,7 +62,7 @@ proptest! {
     }
 
     #[test]
-    fn json_is_read_as_itself(value in any_value()) {
+    fn json_round_trips(value in any_value()) {
         let document = json!({"kind": value});
         for text in [document.to_string(), serde_json::to_string_pretty(&document).unwrap()] {
             let read = trees(&text);
@@ -79,7 +79,7 @@ proptest! {
 }
 
 #[test]
-fn a_resource_is_the_same_after_it_was_shown_and_sent_back() {
+fn a_resource_round_trips_through_its_json_and_yaml() {
     let text = "\
 apiVersion: penstock/v1
 kind: Deployment
@@ -94,15 +94,15 @@ status: {provisioningState: Succeeded}
     let (first, faults) = read(text);
     assert_eq!(faults, []);
     let value = first[0].resource.to_value();
-    let shown = Document::new(value.clone()).resource().unwrap();
-    assert_eq!(shown, first[0].resource);
-    let (again, faults) = read(&to_yaml(&value));
+    let from_json = Document::new(value.clone()).resource().unwrap();
+    assert_eq!(from_json, first[0].resource);
+    let (from_yaml, faults) = read(&to_yaml(&value));
     assert_eq!(faults, []);
-    assert_eq!(again[0].resource, first[0].resource);
+    assert_eq!(from_yaml[0].resource, first[0].resource);
 }
 
 #[test]
-fn anchors_stand_for_what_they_name() {
+fn aliases_expand_to_their_anchors() {
     let text = "a: &one {b: [1, 2]}\nc: *one\n";
     assert_eq!(
         trees(text).unwrap()[0],
@@ -110,7 +110,7 @@ fn anchors_stand_for_what_they_name() {
     );
 }
 
-/// What is wrong with a text, as people see it, without the remedies.
+/// Returns the location and pointer of each fault in a text.
 fn faults(text: &str) -> Vec<String> {
     let (_, faults) = read(text);
     let place = |fault: &Located| format!("{} {}", fault.place, fault.finding.pointer);
@@ -118,7 +118,7 @@ fn faults(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_structural_fault_is_reported_at_its_place() {
+fn every_structural_fault_is_reported_at_its_location() {
     let text = "\
 apiVersion: penstock/v2
 kind: Deployment
@@ -152,7 +152,7 @@ spec:
 }
 
 #[test]
-fn a_structural_fault_does_not_hide_one_of_a_limit_and_causes_none_by_itself() {
+fn a_structural_fault_neither_hides_nor_causes_a_violated_limit() {
     let text = "\
 apiVersion: penstock/v1
 kind: Deployment
@@ -176,7 +176,7 @@ spec:
 }
 
 #[test]
-fn a_choice_in_no_known_word_does_not_make_its_fields_wrong() {
+fn an_unknown_variant_does_not_make_its_fields_wrong() {
     for (backend, also) in [
         ("simulatd", "simulated: {capacityPerSecond: 5}"),
         ("cloud", "env: {}"),
@@ -192,7 +192,7 @@ fn a_choice_in_no_known_word_does_not_make_its_fields_wrong() {
 }
 
 #[test]
-fn faults_in_the_items_of_lists_are_all_reported() {
+fn all_faults_in_list_items_are_reported() {
     let text = "\
 apiVersion: penstock/v1
 kind: Autoscale
@@ -231,7 +231,7 @@ spec:
 }
 
 #[test]
-fn a_document_that_is_no_yaml_hides_no_other() {
+fn a_document_with_invalid_yaml_hides_no_other() {
     let endpoint = |name: &str| {
         format!("apiVersion: penstock/v1\nkind: Endpoint\nmetadata: {{name: {name}}}\nspec: {{}}\n")
     };
@@ -250,7 +250,7 @@ fn a_document_that_is_no_yaml_hides_no_other() {
 }
 
 #[test]
-fn keys_given_twice_tags_and_unusable_numbers_are_reported_together_with_the_rest() {
+fn duplicate_keys_tags_and_unusable_numbers_are_reported_with_the_rest() {
     let text = "\
 apiVersion: penstock/v1
 kind: Deployment
@@ -275,7 +275,7 @@ spec:
 }
 
 #[test]
-fn faults_without_end_are_cut_off() {
+fn the_number_of_findings_is_limited() {
     let wrong: String = (0..5000).map(|n| format!("  f{n}: 1\n")).collect();
     let text =
         format!("apiVersion: penstock/v1\nkind: Endpoint\nmetadata: {{name: a}}\nspec:\n{wrong}");
@@ -289,7 +289,7 @@ fn faults_without_end_are_cut_off() {
 }
 
 #[test]
-fn a_backend_of_another_table_has_its_own_rules() {
+fn a_backend_of_a_custom_table_has_its_own_rules() {
     fn check(spec: &DeploymentSpec) -> Vec<Finding> {
         let is_toy = spec.region.as_deref() == Some("nursery");
         let fault = Finding::new("/spec/region", "toys live in the nursery; write `nursery`");
@@ -297,7 +297,7 @@ fn a_backend_of_another_table_has_its_own_rules() {
     }
     let toy = BackendRules {
         kind: "toy".parse().unwrap(),
-        part: None,
+        field: None,
         check,
     };
     let backends = Backends::of(vec![toy].leak());

@@ -1,4 +1,4 @@
-//! What frames and usage count, and how counts add up.
+//! The counters in frames and usage, and how they add up.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::open_names::Measure;
 
-/// Requests by what became of them; the contract's table says which are good, bad or not counted.
+/// Requests by outcome. The methods say which of them SLIs count, and which as bad.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
@@ -18,40 +18,40 @@ pub struct Outcomes {
     pub model_client_error: u64,
     /// The model answered 5xx (424).
     pub model_server_error: u64,
-    /// Longer than the timeout (408).
+    /// The request exceeded the timeout (408).
     pub timeout: u64,
-    /// Instance unreachable or broke off (502).
+    /// The instance was unreachable or closed the connection early (502).
     pub unreachable: u64,
-    /// No instance ready in time (503).
+    /// No instance was ready in time (503).
     pub unavailable: u64,
-    /// Our fault (500).
+    /// Internal error of Penstock (500).
     pub internal: u64,
-    /// Too many pending, queue full or queued too long (429).
+    /// Too many requests pending, the queue full or the wait too long (429).
     pub too_many_pending: u64,
-    /// Refused for the caller's reasons (400 401 403 404 413 429).
+    /// Refused because of the client (400 401 403 404 413 429).
     pub refused: u64,
-    /// The client left before the answer was whole.
+    /// The client disconnected before the response was complete.
     pub client_left: u64,
-    /// Held for want of a ready instance, and the hold was full (429).
+    /// No instance was ready, and the hold queue was full (429).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub hold_full: u64,
-    /// Held for want of a ready instance for as long as that is done (503).
+    /// No instance became ready within the maximum hold time (503).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub hold_expired: u64,
 }
 
 impl Outcomes {
-    /// Everything, counted or not.
+    /// All requests, whether SLIs count them or not.
     pub fn total(&self) -> u64 {
         self.counted() + self.refused + self.client_left
     }
 
-    /// What SLIs and error ratios count.
+    /// The requests that SLIs and error ratios count.
     pub fn counted(&self) -> u64 {
         self.success + self.model_client_error + self.bad()
     }
 
-    /// Bad whatever the endpoint says about the model's 4xx.
+    /// The requests that are bad however the endpoint counts 4xx responses of the model.
     pub fn bad(&self) -> u64 {
         self.model_server_error
             + self.timeout
@@ -63,8 +63,8 @@ impl Outcomes {
             + self.hold_expired
     }
 
-    /// Refused for lack of capacity: over [`counted`](Self::counted) the `refused_ratio`. What the
-    /// caller is refused for on its own account is in `refused` alone, and not counted.
+    /// The requests refused for lack of capacity; divided by [`counted`](Self::counted), the
+    /// `refused_ratio`. Refusals because of the client are in `refused` only, and not counted.
     pub fn lacking_capacity(&self) -> u64 {
         self.too_many_pending + self.unavailable + self.hold_full + self.hold_expired
     }
@@ -84,7 +84,7 @@ pub struct StatusClasses {
     /// 300 to 399.
     #[serde(rename = "3xx", default, skip_serializing_if = "is_zero")]
     pub redirection: u64,
-    /// 400 to 499, 424 for an error of the model included.
+    /// 400 to 499, including 424 for an error of the model.
     #[serde(rename = "4xx", default, skip_serializing_if = "is_zero")]
     pub client_error: u64,
     /// 500 to 599.
@@ -97,35 +97,35 @@ pub struct StatusClasses {
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
 )]
 pub struct Tokens {
-    /// Of requests, those that were found in a cache included.
+    /// Tokens of requests, including cached ones.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub input: u64,
-    /// Of the input, those that were found in a cache.
+    /// Input tokens that were found in a cache.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub cached: u64,
-    /// Of answers.
+    /// Tokens of responses.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub output: u64,
 }
 
-/// Counts of requests by what was measured and threshold (microseconds).
+/// Counts of requests by measure and threshold (microseconds).
 pub type AtOrBelow = BTreeMap<Measure, BTreeMap<u64, u64>>;
 
-/// Counters that add up one by one.
+/// Implements field-wise addition and cancellation of counters.
 macro_rules! counters {
     ($type:ty: $($field:ident)*) => {
         impl $type {
-            /// Adds the other's counts, one by one.
+            /// Adds each of the other's counts.
             pub fn add(&mut self, other: &Self) {
                 $(self.$field += other.$field;)*
             }
 
-            /// Takes away what both have, from both.
+            /// Subtracts the smaller of the two counts from both, for each counter.
             pub fn cancel(&mut self, other: &mut Self) {
                 $(cancel(&mut self.$field, &mut other.$field);)*
             }
 
-            /// Whether all of it is zero.
+            /// Whether all counts are zero.
             pub fn is_empty(&self) -> bool {
                 *self == Self::default()
             }
@@ -142,11 +142,11 @@ pub(crate) fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// Takes away what both have, from both.
+/// Subtracts the smaller of the two counts from both.
 pub(crate) fn cancel(ours: &mut u64, theirs: &mut u64) {
-    let both = (*ours).min(*theirs);
-    *ours -= both;
-    *theirs -= both;
+    let common = (*ours).min(*theirs);
+    *ours -= common;
+    *theirs -= common;
 }
 
 pub(crate) fn add_each<K: Ord + Clone>(ours: &mut BTreeMap<K, u64>, theirs: &BTreeMap<K, u64>) {
@@ -155,7 +155,7 @@ pub(crate) fn add_each<K: Ord + Clone>(ours: &mut BTreeMap<K, u64>, theirs: &BTr
     }
 }
 
-/// [`cancel`] of each count; those of ours that come to nothing are left out.
+/// Applies [`cancel`] to each count, and removes those of `ours` that become zero.
 pub(crate) fn cancel_each<K: Ord>(ours: &mut BTreeMap<K, u64>, theirs: &mut BTreeMap<K, u64>) {
     for (key, theirs) in theirs {
         if let Some(ours) = ours.get_mut(key) {

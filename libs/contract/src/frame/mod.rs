@@ -1,9 +1,9 @@
-//! Measurements: one frame per source, bucket and second, also when there was nothing to measure.
-//! An absent entry means zero; an absent frame means no data.
+//! Measurements: one frame per source, bucket and second, even if there was nothing to measure. An
+//! absent entry means zero; an absent frame means no data.
 //!
-//! Invariant: a frame is read as what its version says, or not at all. [`Frame::decode`] brings those
-//! of an older version to the present shape, and names those of a newer one; a reader of version 1
-//! refuses whatever version 2 says of a deployment.
+//! Invariant: a frame is read according to its version, or not at all. [`Frame::decode`] upcasts frames
+//! of an older version and identifies those of a newer one; a reader of version 1 rejects any deployment
+//! entry of version 2.
 
 mod counts;
 mod wire;
@@ -23,58 +23,58 @@ pub use counts::{AtOrBelow, Outcomes, StatusClasses, Tokens};
 pub(crate) use counts::{
     add_each, add_thresholds, cancel, cancel_each, cancel_thresholds, is_zero,
 };
-pub use wire::{FRAME_VERSION, FrameError, FrameHead, Unread};
+pub use wire::{FRAME_VERSION, FrameError, FrameHead, FrameReadError};
 
 /// Who sends frames.
 #[derive(
     Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
 )]
 pub struct Source {
-    /// What it measures.
+    /// The kind of the source, which determines what it measures.
     pub kind: SourceKind,
-    /// Stable over restarts.
+    /// Stable across restarts.
     pub id: String,
 }
 
-/// What one source measured in one bucket and second, or in a part of the second.
+/// The measurements of one source in one bucket and second, or part of a second.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Frame {
-    /// Who measured it.
+    /// The source that measured it.
     pub source: Source,
     /// New at each start of the source.
     pub boot: Uuid,
-    /// Counts from 0 per boot and bucket, without holes.
+    /// Counts from 0 per boot and bucket, without gaps.
     pub sequence: u64,
     /// The bucket of all endpoints in it.
     pub bucket: Bucket,
-    /// The second that is measured, on the source's clock; a whole second.
+    /// The start of the measured second, by the source's clock; a whole second.
     pub start: Timestamp,
-    /// Its true length by a monotonic clock, in microseconds.
+    /// The actual length by a monotonic clock, in microseconds.
     pub length_us: u64,
-    /// The revision of each endpoint's route that the gateway has reached, in all its threads. By
-    /// endpoint: a bucket's highest would also vouch for updates that were lost.
+    /// The revision of each endpoint's route that all threads of the gateway have applied. By endpoint:
+    /// the highest of a bucket would also cover updates that were lost.
     pub routes: BTreeMap<EndpointKey, Position>,
-    /// How far, by positions of the stream of members, the slots of every route of the bucket were
-    /// dealt anew that the gateway has reached.
+    /// The position of the members stream up to which slots are allocated in every route of the bucket
+    /// that the gateway has applied.
     #[serde(default)]
     pub members: Position,
-    /// Who the source is; stands in the frames of bucket 0.
+    /// Describes the source; set in the frames of bucket 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hello: Option<Hello>,
-    /// The last frame of a source that leaves on purpose.
+    /// Whether this is the last frame of a source that leaves deliberately.
     pub goodbye: bool,
-    /// Those of which there is something to say; absent ones are at zero.
+    /// Deployments with something to report; absent ones are zero.
     pub deployments: Vec<DeploymentFrame>,
 }
 
-/// What others need to know of a source to make it a member.
+/// What other services need to know about a source to make it a member.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Hello {
-    /// Where its admin listener answers, as a URL.
+    /// The URL of its admin listener.
     pub address: Option<String>,
-    /// What a node can run; empty for a gateway.
+    /// The backends that a node offers; empty for a gateway.
     pub backends: Vec<BackendKind>,
 }
 
@@ -82,53 +82,55 @@ pub struct Hello {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeploymentFrame {
-    /// Whose deployment it is.
+    /// The endpoint of the deployment.
     pub endpoint: EndpointKey,
     /// Its name, unique within the endpoint.
     pub deployment: Name,
     /// Its incarnation: a deleted name inherits nothing.
     pub deployment_uid: Uid,
-    /// What the requests were for, such as live traffic.
+    /// The role of the requests, such as live traffic.
     pub role: Role,
     /// Requests that ended in this second.
     pub outcomes: Outcomes,
-    /// Requests that arrived in this second, whatever became of them, refused ones included.
+    /// Requests that arrived in this second, whatever their outcome, including refused ones.
     pub arrivals: u64,
-    /// Requests that ended in this second, by the class of the status that the client got; those that
-    /// got none are in no class.
+    /// Requests that ended in this second, by class of the status sent to the client; requests without a
+    /// status are in no class.
     #[serde(default, skip_serializing_if = "StatusClasses::is_empty")]
     pub status_classes: StatusClasses,
-    /// Sum over requests of the time each was being served (not queued) in this second, in microseconds.
+    /// Time for which requests were served (not queued) in this second, summed over requests, in
+    /// microseconds.
     pub in_flight_us: u64,
-    /// Most requests that were being served at once.
+    /// Maximum number of requests served concurrently.
     pub in_flight_max: u32,
-    /// Time since the arrival of the oldest request that has not ended, queued ones included, when the
-    /// second closed; in microseconds.
+    /// Age at the end of the second of the oldest request that has not ended, including queued ones, in
+    /// microseconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub oldest_in_flight_us: u64,
-    /// The same for the time spent waiting for an instance.
+    /// Time for which requests waited for an instance in this second, summed over requests, in
+    /// microseconds.
     pub queued_us: u64,
-    /// Most requests that waited at once.
+    /// Maximum number of requests that waited concurrently.
     pub queued_max: u32,
-    /// Bytes of the bodies of requests that ended, as far as they came.
+    /// Bytes received of the bodies of requests that ended.
     pub request_bytes: u64,
-    /// Bytes of the bodies of answers that ended, as far as they were passed on.
+    /// Bytes forwarded of the bodies of responses that ended.
     pub response_bytes: u64,
-    /// Exact counts of good answers at or below each threshold that an objective names. Left out where
-    /// empty, and so refused by readers of version 1, which ask for it.
+    /// Exact counts of good responses at or below each threshold of an objective. Omitted if empty, so that
+    /// readers of version 1, which require it, reject the frame.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub at_or_below: AtOrBelow,
-    /// From the request's arrival to the last byte of the answer, of requests that count in SLIs.
+    /// Time from the request's arrival to the last byte of the response, for requests that SLIs count.
     pub latency: Histogram,
-    /// None: nobody looked for tokens.
+    /// Tokens; `None` if they were not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<Tokens>,
-    /// Its instances of which there is something to say.
+    /// Its instances with something to report.
     pub instances: Vec<InstanceFrame>,
 }
 
 impl DeploymentFrame {
-    /// Nothing has happened.
+    /// A frame without any measurements.
     pub fn new(endpoint: EndpointKey, deployment: Name, deployment_uid: Uid, role: Role) -> Self {
         Self {
             endpoint,
@@ -153,19 +155,19 @@ impl DeploymentFrame {
     }
 }
 
-/// One instance in one second: by a gateway its requests, by a node its resources.
+/// One instance in one second: its requests if sent by a gateway, its resources if sent by a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceFrame {
-    /// Which one.
+    /// The id of the instance.
     pub id: InstanceId,
-    /// Time with at least one request on it, from this gateway, in microseconds.
+    /// Time with at least one request from this gateway in flight, in microseconds.
     pub busy_us: u64,
-    /// Sum over requests of the time each was on it, in microseconds, by role: busy time alone cannot
-    /// be shared out where several run at once.
+    /// Time in flight, summed over requests, by role, in microseconds: busy time alone cannot be divided
+    /// among concurrent requests.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub in_flight_us: BTreeMap<Role, u64>,
-    /// Requests on it when the second closed.
+    /// Requests in flight at the end of the second.
     pub in_flight: u32,
     /// Requests that ended on it in this second.
     pub requests: u64,
@@ -175,16 +177,16 @@ pub struct InstanceFrame {
     /// Resident memory at the end of the second, in bytes; nodes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// Sum over its GPUs of the time each was busy in this second, in microseconds; nodes only.
+    /// Time for which its GPUs were busy in this second, summed over GPUs, in microseconds; nodes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_us: Option<u64>,
-    /// Memory held on its GPUs at the end of the second, in bytes; nodes only.
+    /// Memory used on its GPUs at the end of the second, in bytes; nodes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_memory_bytes: Option<u64>,
 }
 
 impl InstanceFrame {
-    /// Nothing has happened on it.
+    /// A frame without any measurements.
     pub fn new(id: InstanceId) -> Self {
         Self {
             id,

@@ -1,4 +1,4 @@
-//! Frames as they go over the wire: which version they are of, and how an older one is read.
+//! The wire format of frames: their version, and how older versions are read.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -11,25 +11,25 @@ use crate::time::Timestamp;
 /// The version of frames that this release writes.
 pub const FRAME_VERSION: u32 = 2;
 
-/// How frames begin that this release writes.
-const PRESENT: &[u8] = br#"{"version":2,"#;
+/// The first bytes of a frame in the current version.
+const CURRENT_VERSION_PREFIX: &[u8] = br#"{"version":2,"#;
 
-/// What a frame of any version says of itself.
+/// The header of a frame of any version.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FrameHead {
-    /// The first release wrote none.
+    /// The version of the frame; the first release wrote none.
     #[serde(default = "first_version")]
     pub version: u32,
     /// Who sent it.
     pub source: Source,
-    /// The start of the source that it belongs to.
+    /// The start of the source that sent it.
     pub boot: Uuid,
-    /// Its place in what the source told of the bucket since then.
+    /// Its sequence number within the boot and bucket.
     pub sequence: u64,
-    /// Of which endpoints it tells.
+    /// The bucket of the endpoints in it.
     pub bucket: Bucket,
-    /// The whole second that it measures.
+    /// The start of the second that it measures.
     pub start: Timestamp,
 }
 
@@ -37,32 +37,32 @@ const fn first_version() -> u32 {
     1
 }
 
-/// Why bytes give no frame.
+/// Why a frame cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// They are no frame of any version; who sent them is not known.
-    #[error("it is no frame: {0}")]
-    Foreign(serde_json::Error),
-    /// Who sent it is known, and what it measured is lost here.
+    /// It is not a frame of any version; the sender is unknown.
+    #[error("it is not a frame: {0}")]
+    NotAFrame(serde_json::Error),
+    /// The sender is known, but the measurements are lost.
     #[error(
         "frame {} of {} in bucket {} is of version {} and cannot be read: {source}",
         head.sequence, head.source.id, head.bucket, head.version
     )]
     Unreadable {
-        /// What the frame says of itself.
+        /// The header of the frame.
         head: Box<FrameHead>,
-        /// Why it cannot be read.
-        source: Unread,
+        /// Why the frame cannot be read.
+        source: FrameReadError,
     },
 }
 
-/// What stands in the way of reading a frame.
+/// Why the measurements in a frame cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum Unread {
-    /// Its version is one that this release does not know.
+pub enum FrameReadError {
+    /// This release does not know its version.
     #[error("a newer release sent it")]
     Newer,
-    /// It is not what its version says.
+    /// It does not match the shape of its version.
     #[error(transparent)]
     Malformed(serde_json::Error),
 }
@@ -81,45 +81,45 @@ impl From<&Frame> for FrameHead {
 }
 
 #[derive(Serialize)]
-struct Written<'a> {
+struct VersionedFrame<'a> {
     version: u32,
     #[serde(flatten)]
     frame: &'a Frame,
 }
 
 impl Frame {
-    /// As it goes over the wire.
+    /// Encodes the frame for the wire.
     ///
     /// # Errors
     ///
     /// Never for what this release measures: all of it can be written as JSON.
     pub fn encode(&self) -> serde_json::Result<String> {
-        serde_json::to_string(&Written {
+        serde_json::to_string(&VersionedFrame {
             version: FRAME_VERSION,
             frame: self,
         })
     }
 
-    /// Reads a frame of any version up to the present one.
+    /// Decodes a frame of any version up to the current one.
     ///
     /// # Errors
     ///
-    /// [`FrameError::Foreign`] for what is no frame, to be left alone; [`FrameError::Unreadable`]
-    /// for a frame whose measurements are lost, to be counted as missing.
+    /// Returns [`FrameError::NotAFrame`] for other data, which callers ignore, and
+    /// [`FrameError::Unreadable`] for a frame whose measurements are lost, which counts as missing.
     pub fn decode(text: &[u8]) -> Result<Self, FrameError> {
-        // Most are as this release writes them, and need not be looked through for their head first.
-        if text.starts_with(PRESENT)
+        // Most frames are of the current version, and do not need their header parsed first.
+        if text.starts_with(CURRENT_VERSION_PREFIX)
             && let Ok(frame) = serde_json::from_slice(text)
         {
             return Ok(frame);
         }
-        let head: FrameHead = serde_json::from_slice(text).map_err(FrameError::Foreign)?;
+        let head: FrameHead = serde_json::from_slice(text).map_err(FrameError::NotAFrame)?;
         let read = match head.version {
-            FRAME_VERSION => serde_json::from_slice(text).map_err(Unread::Malformed),
+            FRAME_VERSION => serde_json::from_slice(text).map_err(FrameReadError::Malformed),
             1 => serde_json::from_slice(text)
-                .and_then(|frame| serde_json::from_value(upcast_1(frame)))
-                .map_err(Unread::Malformed),
-            _ => Err(Unread::Newer),
+                .and_then(|frame| serde_json::from_value(upcast_v1(frame)))
+                .map_err(FrameReadError::Malformed),
+            _ => Err(FrameReadError::Newer),
         };
         read.map_err(|source| FrameError::Unreadable {
             head: Box::new(head),
@@ -128,8 +128,8 @@ impl Frame {
     }
 }
 
-/// Version 1 counted thresholds of the latency only, without naming it.
-fn upcast_1(mut frame: Value) -> Value {
+/// Version 1 counted latency thresholds only, without naming the measure.
+fn upcast_v1(mut frame: Value) -> Value {
     let deployments = frame.get_mut("deployments").and_then(Value::as_array_mut);
     for deployment in deployments.into_iter().flatten() {
         let Some(counts) = deployment.get_mut("atOrBelow") else {
@@ -149,11 +149,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_begin_as_those_of_the_present_version() {
+    fn encoded_frames_begin_with_the_version_prefix() {
         let golden = include_bytes!("../../tests/golden/frames/frame.v2.json");
         let written = Frame::decode(golden).unwrap().encode().unwrap();
-        assert!(written.as_bytes().starts_with(PRESENT), "{written}");
+        assert!(
+            written.as_bytes().starts_with(CURRENT_VERSION_PREFIX),
+            "{written}"
+        );
         let version = format!("{{\"version\":{FRAME_VERSION},");
-        assert_eq!(PRESENT, version.as_bytes());
+        assert_eq!(CURRENT_VERSION_PREFIX, version.as_bytes());
     }
 }

@@ -10,49 +10,49 @@ use serde_json::Value;
 use crate::ids::DeploymentRef;
 use crate::time::Span;
 
-/// How the count of one deployment follows its load and the calendar.
+/// The autoscale policy of a deployment: how its count follows load and schedules.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AutoscaleSpec {
-    /// The deployment: `{endpoint, deployment}`. At most one Autoscale is about each.
+    /// The deployment: `{endpoint, deployment}`. Each has at most one Autoscale.
     pub target: DeploymentRef,
-    /// What is done with decisions.
+    /// Whether decisions are carried out.
     #[serde(default)]
     pub mode: AutoscaleMode,
-    /// How long changes keep from each other.
+    /// Minimum time between changes.
     #[serde(default)]
     pub cooldown: Cooldown,
-    /// How long wishes for less of a change count.
+    /// Windows over which recommendations are compared before a change.
     #[serde(default)]
     pub stabilization: Stabilization,
-    /// What a metric without data means.
+    /// How a metric without data is treated.
     #[serde(default)]
     pub missing: MissingMetric,
-    /// At least one; exactly one without a schedule, the default.
+    /// At least one profile, exactly one of them without a schedule: the default profile.
     pub profiles: Vec<ProfileSpec>,
 }
 
-/// What is done with the decisions of a policy.
+/// Whether the decisions of a policy are carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AutoscaleMode {
     /// Decisions are carried out.
     #[default]
     Live,
-    /// Decisions are written, and not carried out.
+    /// Decisions are recorded, but not carried out.
     Shadow,
-    /// No rule is evaluated; the count stays.
+    /// No rule is evaluated; the count is kept.
     Paused,
 }
 
-/// How long rules without a cool-down of their own wait: with scaling out since the last scale-out,
-/// with scaling in since the last change in either direction.
+/// The cooldown of rules that set none: for scaling out since the last scale-out, for scaling in since
+/// the last change in either direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Cooldown {
-    /// Before another scale-out; 30s unless given.
+    /// Before another scale-out; 30s by default.
     pub out: Span,
-    /// Before a scale-in; 5m unless given.
+    /// Before a scale-in; 5m by default.
     #[serde(rename = "in")]
     pub scale_in: Span,
 }
@@ -66,13 +66,13 @@ impl Default for Cooldown {
     }
 }
 
-/// Window over which the least eager wish in a direction wins.
+/// Windows over which the most conservative recommendation in a direction is taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Stabilization {
-    /// For scaling out; 0s unless given.
+    /// For scaling out; 0s by default.
     pub out: Span,
-    /// For scaling in; 5m unless given.
+    /// For scaling in; 5m by default.
     #[serde(rename = "in")]
     pub scale_in: Span,
 }
@@ -86,72 +86,72 @@ impl Default for Stabilization {
     }
 }
 
-/// What a metric without data means.
+/// How a metric without data is treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MissingMetric {
-    /// The count stays.
+    /// Keep the count.
     #[default]
     Hold,
-    /// Up to the profile's default count, never down.
+    /// Scale out to the profile's default count; never scale in.
     Default,
-    /// Where a schedule is active, its profile's minimum counts as the wish; never down.
+    /// Scale out to the minimum of the scheduled profile, if one is active; never scale in.
     Schedule,
 }
 
-/// A capacity and rules, and when they hold.
+/// A capacity and rules, and when they apply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ProfileSpec {
-    /// Unique within the document; decisions name it.
+    /// The name, unique within the document; decisions refer to it.
     pub name: String,
-    /// When it holds; left out in the default profile.
+    /// When the profile applies; omitted in the default profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<ScheduleSpec>,
-    /// Of profiles that hold at the same time, the one with the highest decides.
+    /// Of profiles that apply at the same time, the one with the highest priority is used.
     #[serde(default)]
     pub priority: i32,
-    /// Within which bounds the count moves.
+    /// The bounds of the count.
     pub capacity: Capacity,
-    /// None: the default profile's rules apply within this capacity.
+    /// The rules; if omitted, the default profile's rules apply within this capacity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rules: Option<Vec<RuleSpec>>,
 }
 
-/// Bounds of a count of instances, 0 to 1000 each.
+/// Bounds of the instance count, 0 to 1000 each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Capacity {
-    /// Never fewer.
+    /// The minimum count.
     pub min: u32,
-    /// Never more.
+    /// The maximum count.
     pub max: u32,
-    /// Where nothing is known yet; from `min` to `max`.
+    /// The count without any data yet; from `min` to `max`.
     pub default: u32,
 }
 
-/// One of `cron` + `duration`, `weekly`, `dated`; local times of `timeZone` (UTC unless given).
+/// One of `cron` + `duration`, `weekly`, `dated`; local times in `timeZone` (UTC by default).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ScheduleSpec {
-    /// Five fields: when it begins, such as `0 8 * * Mon-Fri`.
+    /// When it begins, as a five-field cron expression, such as `0 8 * * Mon-Fri`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cron: Option<String>,
-    /// How long it holds from then on; with `cron` only.
+    /// How long it lasts; with `cron` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<Span>,
     /// On days of the week, from one time of day to another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weekly: Option<WeeklySpec>,
-    /// Once, from one moment to another.
+    /// Once, from one time to another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dated: Option<DatedSpec>,
-    /// An IANA name, such as `Europe/Berlin`.
+    /// An IANA time zone name, such as `Europe/Berlin`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_zone: Option<String>,
 }
 
-/// Some days of each week.
+/// A time of day on some days of each week.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WeeklySpec {
@@ -159,17 +159,17 @@ pub struct WeeklySpec {
     pub days: Vec<String>,
     /// `HH:MM`, local.
     pub start: String,
-    /// `HH:MM`, local; at or before `start` it lies on the next day.
+    /// `HH:MM`, local; on the next day if at or before `start`.
     pub end: String,
 }
 
-/// A single stretch of time.
+/// A single time range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DatedSpec {
     /// `YYYY-MM-DDTHH:MM` local, or RFC 3339 with an offset.
     pub from: String,
-    /// The same shape; after `from`.
+    /// The same format; after `from`.
     pub to: String,
 }
 
@@ -177,43 +177,43 @@ pub struct DatedSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RuleSpec {
-    /// Unique within the profile; decisions name it.
+    /// The name, unique within the profile; decisions refer to it.
     pub name: String,
-    /// What it looks at.
+    /// The metric that is evaluated.
     pub metric: MetricSpec,
-    /// A comparison with the metric: `> 4`, `<= 250ms`.
+    /// The condition on the metric: `> 4`, `<= 250ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when: Option<String>,
-    /// What is done where that holds.
+    /// The change to make if the condition holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<ScaleSpec>,
-    /// The value that is to be kept; in place of `when` and `scale`.
+    /// The target value to track, instead of `when` and `scale`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub track: Option<TrackSpec>,
 }
 
-/// One number, made of the measurements of a stretch of time.
+/// An aggregate of a metric over a window.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MetricSpec {
-    /// One of those in METRICS.md, such as `concurrency` or `latency_p95`.
+    /// A metric listed in METRICS.md, such as `concurrency` or `latency_p95`.
     pub name: String,
-    /// How far back it looks; a minute unless given.
-    #[serde(default = "a_minute")]
+    /// The length of the window; a minute by default.
+    #[serde(default = "default_window")]
     pub window: Span,
     /// `average min max sum count last p50 p90 p95 p99`.
-    #[serde(default = "average")]
+    #[serde(default = "default_aggregation")]
     pub aggregation: String,
-    /// Divided by the instances that are ready.
+    /// Whether the value is divided by the number of ready instances.
     #[serde(default)]
     pub per_instance: bool,
 }
 
-fn a_minute() -> Span {
+fn default_window() -> Span {
     Span::from_secs(60)
 }
 
-fn average() -> String {
+fn default_aggregation() -> String {
     "average".into()
 }
 
@@ -221,7 +221,7 @@ fn average() -> String {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ScaleSpec {
-    /// Which way.
+    /// The direction of the change.
     pub direction: Direction,
     /// A count (`2`) or a share (`"50%"`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -229,15 +229,15 @@ pub struct ScaleSpec {
     /// An exact count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<u32>,
-    /// The further the value is off, the larger the change.
+    /// Larger changes for larger deviations of the value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<Vec<StepSpec>>,
-    /// In place of the document's, for this rule.
+    /// Overrides the cooldown of the document for this rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cooldown: Option<Span>,
 }
 
-/// Which way a count changes.
+/// The direction in which a count changes.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -253,13 +253,13 @@ pub enum Direction {
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum NumberOrText {
-    /// Without a unit.
+    /// A number without a unit.
     Number(f64),
-    /// With one.
+    /// A number with a unit.
     Text(String),
 }
 
-/// Written out, because the derived reader of untagged enums cannot say what is wrong.
+/// Implemented by hand, because the derived implementation for untagged enums cannot say what is wrong.
 impl<'de> Deserialize<'de> for NumberOrText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
@@ -272,31 +272,32 @@ impl<'de> Deserialize<'de> for NumberOrText {
     }
 }
 
-/// The step with the greatest `above` (scale out) or the least `below` (scale in) that holds decides.
+/// A step of a rule. Of the steps that match, the one with the greatest `above` (scale out) or the least
+/// `below` (scale in) is used.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StepSpec {
-    /// The step counts where the metric is above this; to scale out.
+    /// The step matches if the metric is above this value; for scaling out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub above: Option<NumberOrText>,
-    /// The step counts where the metric is below this; to scale in.
+    /// The step matches if the metric is below this value; for scaling in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub below: Option<NumberOrText>,
     /// A count (`2`) or a share (`"50%"`).
     pub by: NumberOrText,
 }
 
-/// A value per instance that the count is to keep.
+/// A target value per instance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrackSpec {
-    /// Wanted value per instance, in the metric's unit.
+    /// The target value per instance, in the metric's unit.
     pub target: NumberOrText,
     /// No change while the value is within this share of the target.
-    #[serde(default = "ten_percent")]
+    #[serde(default = "default_tolerance")]
     pub tolerance: String,
 }
 
-fn ten_percent() -> String {
+fn default_tolerance() -> String {
     "10%".into()
 }

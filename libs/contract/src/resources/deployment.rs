@@ -11,18 +11,18 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use crate::open_names::{BackendKind, InvalidBackendKind};
 use crate::time::Span;
 
-/// Most instances that one deployment may have.
+/// Maximum number of instances of a deployment.
 pub const INSTANCES_MAX: u32 = 1000;
 
-/// What the instances of a deployment are, and how they are asked.
+/// What the instances of a deployment run, and how requests are sent to them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DeploymentSpec {
-    /// Where they run.
+    /// The backend that runs the instances.
     pub backend: BackendKind,
-    /// A row of the price sheet.
+    /// The instance type: a row of the price sheet.
     pub instance_type: String,
-    /// Where the machine stands, as the price sheet names it.
+    /// The region of the machine, as the price sheet names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
     /// How the machine is paid for.
@@ -32,56 +32,56 @@ pub struct DeploymentSpec {
     /// by the address. Both are replaced in `env` too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
-    /// Their environment; names that begin with `PENSTOCK_` are Penstock's own.
+    /// The environment of instances. Names that begin with `PENSTOCK_` are reserved.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, EnvValue>,
     /// Parameters of the simulated backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub simulated: Option<SimulatedSpec>,
-    /// The fixed count where no Autoscale applies.
-    #[serde(default = "one")]
+    /// The fixed count, used if no Autoscale applies.
+    #[serde(default = "default_instances")]
     pub instances: u32,
-    /// Time-outs and concurrency.
+    /// Timeouts and concurrency.
     #[serde(default)]
     pub request_settings: RequestSettings,
-    /// Whether an instance gets requests.
+    /// Determines whether an instance gets requests.
     #[serde(default = "ProbeSpec::readiness")]
     pub readiness_probe: ProbeSpec,
-    /// Whether an instance is ended and replaced.
+    /// Determines whether an instance is stopped and replaced.
     #[serde(default = "ProbeSpec::liveness")]
     pub liveness_probe: ProbeSpec,
 }
 
-fn one() -> u32 {
+fn default_instances() -> u32 {
     1
 }
 
-/// How a machine is paid for, which its price depends on.
+/// How a machine is paid for, which determines its price.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purchase {
-    /// By the hour, without a promise.
+    /// By the hour, without commitment.
     #[default]
     OnDemand,
-    /// Cheaper, and may be taken away.
+    /// Cheaper, but may be reclaimed.
     Spot,
-    /// For a year or more, paid whether used or not.
+    /// For a year or more, paid for whether used or not.
     Reserved,
-    /// An amount by the hour that is promised, whatever it is used for.
+    /// A committed amount per hour, whatever it is used for.
     SavingsPlan,
 }
 
-/// A plain value, or a reference that is resolved where it is used and never stored.
+/// A plain value, or a reference that is resolved where it is used. The resolved value is never stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum EnvValue {
     /// The value itself; stored and shown.
     Plain(String),
-    /// Where the node finds the value.
+    /// A reference that the node resolves.
     Secret(SecretRef),
 }
 
-/// Written out, because the derived reader of untagged enums cannot say what is wrong.
+/// Implemented by hand, because the derived implementation for untagged enums cannot say what is wrong.
 impl<'de> Deserialize<'de> for EnvValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(EnvVisitor)
@@ -110,7 +110,7 @@ impl<'de> Visitor<'de> for EnvVisitor {
     }
 }
 
-/// Where a secret is to be had, on the node that starts the instance.
+/// A reference to a secret, on the node that starts the instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretRef {
@@ -118,26 +118,25 @@ pub struct SecretRef {
     pub secret_ref: String,
 }
 
-/// How a gateway asks instances.
+/// How a gateway sends requests to instances.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RequestSettings {
-    /// From the start of its service to the last byte of the answer; more is answered 408. 1ms to
-    /// 1h, 5s unless given.
+    /// Maximum time from the dispatch of a request to the last byte of the response; 408 if exceeded. 1ms
+    /// to 1h; 5s by default.
     pub timeout: Span,
-    /// Requests at once on an instance, over all gateways; 1 unless given.
+    /// Maximum concurrent requests per instance, over all gateways; 1 by default.
     pub max_concurrent_requests_per_instance: u32,
-    /// How long a request may wait for an instance before it is answered 429 or 503; 500ms unless
-    /// given.
+    /// How long a request may wait for an instance before it is answered 429 or 503; 500ms by default.
     pub max_queue_wait: Span,
-    /// How long a connection to an instance may rest before the gateway drops it: less than the
-    /// server's own keep-alive, so that no request meets a close. 0s: a connection for each request.
+    /// How long a connection to an instance may be idle before the gateway closes it. Keep it below the
+    /// server's own keep-alive timeout, so that no request races a close. 0s: a new connection per request.
     #[serde(skip_serializing_if = "is_keep_alive_idle_default")]
     pub keep_alive_idle: Span,
 }
 
 /// Below the 5 s of uvicorn, Hypercorn and Node.js. A server that keeps connections for 2 s or less
-/// (gunicorn) wants less.
+/// (gunicorn) needs a lower value.
 const KEEP_ALIVE_IDLE_DEFAULT: Span = Span::from_secs(2);
 
 fn is_keep_alive_idle_default(idle: &Span) -> bool {
@@ -155,26 +154,26 @@ impl Default for RequestSettings {
     }
 }
 
-/// How an instance is asked whether it can serve. An answer of 200 to 399 within `timeout` is a success.
+/// An HTTP probe of an instance. A status of 200 to 399 within `timeout` is a success.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ProbeSpec {
     /// Path and query of the GET request, beginning with `/`.
     pub path: String,
-    /// From the start of the process to the first probe.
+    /// Time from the start of the process to the first probe.
     pub initial_delay: Span,
-    /// From one probe to the next.
+    /// Time from one probe to the next.
     pub period: Span,
-    /// How long an answer may take.
+    /// Maximum time for a response.
     pub timeout: Span,
-    /// So many successes in a row change a bad word to a good one.
+    /// Consecutive successes after which a failing probe passes.
     pub success_threshold: u32,
-    /// So many failures in a row change a good word to a bad one.
+    /// Consecutive failures after which a passing probe fails.
     pub failure_threshold: u32,
 }
 
 impl ProbeSpec {
-    /// The readiness probe of who writes none: every second from the start.
+    /// The default readiness probe: every second from the start.
     pub fn readiness() -> Self {
         Self {
             path: "/".into(),
@@ -186,7 +185,7 @@ impl ProbeSpec {
         }
     }
 
-    /// The liveness probe of who writes none: every 10 seconds.
+    /// The default liveness probe: every 10 seconds.
     pub fn liveness() -> Self {
         Self {
             period: Span::from_secs(10),
@@ -201,19 +200,19 @@ impl Default for ProbeSpec {
     }
 }
 
-/// How instances of the simulated backend behave. The same spec and seed always behave the same.
+/// The behavior of simulated instances. The same spec and seed always behave the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SimulatedSpec {
-    /// From start to ready.
+    /// Time from start to ready.
     pub start_delay: Span,
-    /// Of 10,000 starts, how many fail.
+    /// Number of failures per 10,000 starts.
     pub start_failures_per_10000: u32,
-    /// Mean time from ready to a crash; 0s: never.
+    /// Mean time from ready to a crash; 0s for never.
     pub mean_time_to_failure: Span,
     /// Requests per second that one instance can serve.
     pub capacity_per_second: u32,
-    /// Another seed, another fate; 0 unless given.
+    /// Seed of the random failures; 0 by default.
     pub seed: u64,
 }
 

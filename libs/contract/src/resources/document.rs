@@ -1,4 +1,4 @@
-//! One resource of any kind, as its document holds it.
+//! A resource of any kind, as its document describes it.
 
 use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
@@ -10,20 +10,20 @@ use super::schema::document;
 use super::{API_VERSION, AutoscaleSpec, DeploymentSpec, EndpointSpec, Labels};
 use crate::ids::{DeploymentRef, Name};
 
-/// What the server writes into `metadata`; ignored when it comes back.
+/// The `metadata` fields that the server sets; ignored in input.
 pub const READ_ONLY_METADATA: [&str; 3] = ["uid", "revision", "createdAt"];
 
-/// Reads the two parts of a document, into whatever types its kind has.
-pub trait Parts {
-    /// Metadata and spec. None: one of them cannot be read, and whoever reads knows why.
+/// Deserializes the two parts of a document into the types of its kind.
+pub trait PartsReader {
+    /// Returns metadata and spec; `None` if one of them cannot be read, which the implementor reports.
     fn read<M: DeserializeOwned, S: DeserializeOwned>(&mut self) -> Option<(M, S)>;
 }
 
-/// Declares the kinds of documents. What reads, writes or describes them follows; what else must be known
-/// of each is a match over all of them, here and where it is used, which does not compile without one.
+/// Declares the kinds of documents, and generates the code that reads, writes and describes them. All
+/// other properties are exhaustive matches, here and at their use, which do not compile if one is missing.
 macro_rules! documents {
     ($($(#[$doc:meta])* $kind:ident is $resource:ident of $metadata:ty, $spec:ty;)*) => {
-        /// One resource as a person wrote it.
+        /// A resource as a user wrote it.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Resource { $($(#[$doc])* $kind(Box<$resource>),)* }
 
@@ -31,18 +31,18 @@ macro_rules! documents {
         pub const KINDS: &[&str] = &[$(stringify!($kind)),*];
 
         impl Resource {
-            /// The document's `kind`.
+            /// The `kind` of the document.
             pub fn kind(&self) -> &'static str {
                 match self { $(Self::$kind(_) => stringify!($kind),)* }
             }
 
-            /// Its labels.
+            /// The labels in the metadata.
             pub fn labels(&self) -> &Labels {
                 match self { $(Self::$kind(resource) => &resource.metadata.labels,)* }
             }
 
-            /// The resource of this kind. None: there is no such kind, or a part of it cannot be read.
-            pub fn read(kind: &str, parts: &mut impl Parts) -> Option<Self> {
+            /// Reads a resource of this kind; `None` if there is no such kind or a part cannot be read.
+            pub fn read(kind: &str, parts: &mut impl PartsReader) -> Option<Self> {
                 $(if kind == stringify!($kind) {
                     let (metadata, spec) = parts.read()?;
                     return Some(Self::$kind(Box::new($resource { metadata, spec })));
@@ -55,7 +55,7 @@ macro_rules! documents {
             }
         }
 
-        /// The schema of one of [`KINDS`]; anything for a kind that is none of them.
+        /// Returns the schema of one of [`KINDS`]; for any other kind, a schema that accepts everything.
         pub fn document_schema(kind: &str, generator: &mut SchemaGenerator) -> Schema {
             $(if kind == stringify!($kind) {
                 return document::<$metadata, $spec>(kind, generator);
@@ -77,42 +77,42 @@ documents! {
 /// An endpoint as written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointResource {
-    /// What it is called.
+    /// Its name and labels.
     pub metadata: EndpointMetadata,
-    /// What it shall be.
+    /// The desired state.
     pub spec: EndpointSpec,
 }
 
 /// A deployment as written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeploymentResource {
-    /// What it is called, and whose it is.
+    /// Its name, endpoint and labels.
     pub metadata: DeploymentMetadata,
-    /// What it shall be.
+    /// The desired state.
     pub spec: DeploymentSpec,
 }
 
 /// An Autoscale as written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AutoscaleResource {
-    /// Nothing that it is known by.
+    /// An optional name, without meaning, and labels.
     pub metadata: AutoscaleMetadata,
-    /// What it shall do.
+    /// The policy.
     pub spec: AutoscaleSpec,
 }
 
-/// What an endpoint is called.
+/// The metadata of an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EndpointMetadata {
     /// Unique in the installation.
     pub name: Name,
-    /// For people and their tools; nothing here goes by them.
+    /// For users and their tools; Penstock does not interpret them.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }
 
-/// What a deployment is called, and whose it is.
+/// The metadata of a deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DeploymentMetadata {
@@ -120,19 +120,19 @@ pub struct DeploymentMetadata {
     pub name: Name,
     /// The endpoint that it belongs to.
     pub endpoint: Name,
-    /// For people and their tools; nothing here goes by them.
+    /// For users and their tools; Penstock does not interpret them.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }
 
-/// An Autoscale is known by its target; a name is allowed, and means nothing.
+/// The metadata of an Autoscale, which is identified by its target. A name is allowed and ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AutoscaleMetadata {
-    /// Not looked at.
+    /// Ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
-    /// For people and their tools; nothing here goes by them.
+    /// For users and their tools; Penstock does not interpret them.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
 }
@@ -147,7 +147,7 @@ impl Resource {
         }
     }
 
-    /// The deployment that it is or is about.
+    /// The deployment that it is or refers to.
     pub fn deployment(&self) -> Option<DeploymentRef> {
         let deployment = match self {
             Self::Endpoint(_) => return None,
@@ -161,16 +161,16 @@ impl Resource {
         })
     }
 
-    /// `iris` or `iris/blue`.
+    /// The full name, such as `iris` or `iris/blue`.
     pub fn full_name(&self) -> String {
         self.deployment()
-            .map_or_else(|| self.endpoint().to_string(), |of| of.to_string())
+            .map_or_else(|| self.endpoint().to_string(), |name| name.to_string())
     }
 
-    /// Where it lives in the API: the parts of the path.
+    /// The segments of its path in the API.
     pub fn path(&self) -> Vec<String> {
         let (endpoint, deployment) = (self.endpoint(), self.deployment());
-        let deployment = deployment.map(|of| of.deployment.to_string());
+        let deployment = deployment.map(|name| name.deployment.to_string());
         let collection = match self {
             Self::Endpoint(_) | Self::Deployment(_) => "endpoints",
             Self::Autoscale(_) => "autoscale",
@@ -181,7 +181,7 @@ impl Resource {
         path
     }
 
-    /// In which order the kinds of one set are applied, so that each finds what it belongs to.
+    /// The order in which kinds are applied, so that each resource finds the one it belongs to.
     pub fn rank(&self) -> u8 {
         match self {
             Self::Endpoint(_) => 0,
@@ -190,7 +190,7 @@ impl Resource {
         }
     }
 
-    /// The field by which it is known.
+    /// The pointer to the field that identifies it.
     pub fn named_by(&self) -> &'static str {
         match self {
             Self::Endpoint(_) | Self::Deployment(_) => "/metadata/name",
@@ -198,7 +198,7 @@ impl Resource {
         }
     }
 
-    /// The document again, with defaults filled in.
+    /// Returns the document with defaults filled in.
     pub fn to_value(&self) -> Value {
         let (metadata, spec) = self.parts();
         json!({"apiVersion": API_VERSION, "kind": self.kind(), "metadata": metadata, "spec": spec})

@@ -1,4 +1,4 @@
-//! Resource documents, as people write them. Unknown fields are errors.
+//! Resource documents, as users write them. Unknown fields are errors.
 
 mod autoscale;
 mod deployment;
@@ -25,19 +25,19 @@ pub const API_VERSION: &str = "penstock/v1";
 /// Labels of a resource; at most 32, each key and value at most 63 bytes.
 pub type Labels = BTreeMap<String, String>;
 
-/// Where a resource stands on its way to what its document asks for.
+/// The progress of a resource towards the state that its document describes.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 pub enum ProvisioningState {
-    /// It is new, and not yet there.
+    /// It is being created.
     Creating,
-    /// Its document has changed, and what there is follows.
+    /// Its document has changed and is being applied.
     Updating,
-    /// What there is, is what its document says.
+    /// It matches its document.
     Succeeded,
-    /// It cannot be made so; the reason says why.
+    /// It cannot be made to match its document; the reason says why.
     Failed,
-    /// It goes.
+    /// It is being deleted.
     Deleting,
 }

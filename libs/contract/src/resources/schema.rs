@@ -32,7 +32,7 @@ pub(super) fn document<M: JsonSchema, S: JsonSchema>(
             "kind": {"const": kind},
             "metadata": metadata,
             "spec": spec,
-            "status": {"readOnly": true, "description": "What Penstock says of it; ignored when sent."},
+            "status": {"readOnly": true, "description": "The actual state, as reported by Penstock; ignored in input."},
         },
     })
 }

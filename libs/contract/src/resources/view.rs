@@ -1,5 +1,5 @@
-//! Resources and records as the API shows them: what the read models hold. What a person writes
-//! comes back in the same places, with `metadata` and `status` filled in by Penstock.
+//! Resources and records as the API shows them, which is what the read models hold. Documents are
+//! returned in the shape they were written in, with `metadata` and `status` filled in by Penstock.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,23 +11,23 @@ use crate::events::AccessRole;
 use crate::ids::{InstanceId, Name, Uid};
 use crate::time::Timestamp;
 
-/// What a resource is called, and which one it is.
+/// The metadata of a resource.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ViewMetadata {
-    /// As its document names it; absent for an Autoscale without a name.
+    /// The name in the document; absent for an Autoscale without a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Name>,
     /// The endpoint that it belongs to; absent for endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Name>,
-    /// Its incarnation: new whenever a name is used again.
+    /// The incarnation: new whenever a name is reused.
     pub uid: Uid,
-    /// As its document has them.
+    /// The labels in the document.
     pub labels: Labels,
-    /// Rises with each change of the document; the ETag.
+    /// Increases with each change of the document; the ETag.
     pub revision: u64,
-    /// When this incarnation was made.
+    /// When this incarnation was created.
     pub created_at: Timestamp,
 }
 
@@ -39,24 +39,24 @@ pub struct EndpointView {
     pub api_version: String,
     /// `Endpoint`, `Deployment` or `Autoscale`.
     pub kind: String,
-    /// What it is called, and which one it is.
+    /// The metadata.
     pub metadata: ViewMetadata,
-    /// What was asked for, with defaults filled in.
+    /// The desired state, with defaults filled in.
     pub spec: EndpointSpec,
-    /// What there is.
+    /// The actual state.
     pub status: EndpointStatus,
 }
 
-/// What there is of an endpoint.
+/// The actual state of an endpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointStatus {
-    /// Where it stands.
+    /// The provisioning state.
     pub provisioning_state: ProvisioningState,
-    /// Why it stands there, for people; absent where there is nothing to say.
+    /// The reason for the state, for people; absent if there is none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// Where requests go; filled in by the server.
+    /// The URI that requests are sent to; set by the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scoring_uri: Option<String>,
     /// The names of its deployments.
@@ -71,52 +71,53 @@ pub struct DeploymentView {
     pub api_version: String,
     /// `Endpoint`, `Deployment` or `Autoscale`.
     pub kind: String,
-    /// What it is called, and which one it is.
+    /// The metadata.
     pub metadata: ViewMetadata,
-    /// What was asked for, with defaults filled in.
+    /// The desired state, with defaults filled in.
     pub spec: DeploymentSpec,
-    /// What there is.
+    /// The actual state.
     pub status: DeploymentStatus,
 }
 
-/// What there is of a deployment.
+/// The actual state of a deployment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeploymentStatus {
-    /// Where it stands.
+    /// The provisioning state.
     pub provisioning_state: ProvisioningState,
-    /// Why it stands there, for people; absent where there is nothing to say.
+    /// The reason for the state, for people; absent if there is none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// Share of live traffic in percent.
+    /// The share of live traffic, in percent.
     pub traffic: u8,
-    /// Instances of an older one are being replaced.
+    /// The current revision of what instances are made from. Instances of an older one are being
+    /// replaced.
     pub instance_revision: u64,
-    /// Its instances, counted.
+    /// The number of instances by state.
     pub instances: InstanceTally,
     /// Whether an Autoscale applies.
     pub autoscaled: bool,
-    /// The count set by hand, where one is.
+    /// The pinned count, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pin: Option<Pin>,
-    /// Directions in which people have paused scaling.
+    /// Directions in which operators have paused scaling.
     pub pause: Pause,
 }
 
-/// Instances of a deployment by where they stand.
+/// The number of instances of a deployment by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceTally {
-    /// What the last decision granted; absent before the first.
+    /// The count that the last decision granted; absent before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wanted: Option<u32>,
-    /// Asked for, or started and not ready yet.
+    /// Requested, or started and not ready yet.
     pub starting: u32,
-    /// Answering their readiness probe.
+    /// Passing their readiness probe.
     pub ready: u32,
-    /// Finishing what they have, to go then.
+    /// Completing their requests before they are removed.
     pub draining: u32,
-    /// Ended by themselves, or never started.
+    /// Exited on their own, or never started.
     pub failed: u32,
 }
 
@@ -128,92 +129,92 @@ pub struct AutoscaleView {
     pub api_version: String,
     /// `Endpoint`, `Deployment` or `Autoscale`.
     pub kind: String,
-    /// What it is called, and which one it is.
+    /// The metadata.
     pub metadata: ViewMetadata,
-    /// What was asked for, with defaults filled in.
+    /// The desired state, with defaults filled in.
     pub spec: AutoscaleSpec,
-    /// What there is.
+    /// The actual state.
     pub status: AutoscaleStatus,
 }
 
-/// What there is of an Autoscale.
+/// The actual state of an Autoscale.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AutoscaleStatus {
-    /// Always Succeeded: rules hold from the moment they are durable.
+    /// Always Succeeded: rules take effect as soon as they are durable.
     pub provisioning_state: ProvisioningState,
-    /// The count set by hand, where one is.
+    /// The pinned count, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pin: Option<Pin>,
-    /// Directions in which people have paused scaling.
+    /// Directions in which operators have paused scaling.
     pub pause: Pause,
-    /// The newest decision about its target; absent before the first.
+    /// The latest decision for its target; absent before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_decision: Option<DecisionSummary>,
 }
 
-/// A decision in short.
+/// A summary of a decision.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DecisionSummary {
-    /// By which it is explained.
+    /// The id of the decision.
     pub id: Uuid,
-    /// When it was written down.
+    /// When it was recorded.
     pub time: Timestamp,
-    /// Instances that the decision before granted.
+    /// The count that the previous decision granted.
     pub from: u32,
-    /// Instances that were asked for, before cool-downs and bounds.
+    /// The recommended count, before cooldowns and bounds.
     pub wanted: u32,
-    /// Instances that there shall be.
+    /// The count that is granted.
     pub granted: u32,
-    /// What became of the wish.
+    /// The outcome of the evaluation.
     pub outcome: Outcome,
     /// The profile in force, if an Autoscale applies.
     pub profile: Option<String>,
 }
 
-/// A decision, with the id by which it is explained.
+/// A decision as the API shows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DecisionView {
-    /// By which it is explained.
+    /// The id of the decision.
     pub id: Uuid,
-    /// When it was written down.
+    /// When it was recorded.
     pub time: Timestamp,
-    /// Whose deployment it is about.
+    /// The endpoint of the deployment.
     pub endpoint: Name,
-    /// Which deployment.
+    /// The deployment.
     pub deployment: Name,
-    /// Its incarnation.
+    /// The incarnation of the deployment.
     pub deployment_uid: Uid,
-    /// Which engine decided.
+    /// The engine that decided.
     pub engine: String,
-    /// Its version.
+    /// The version of the engine.
     pub engine_version: u32,
     /// When it was evaluated.
     pub at: Timestamp,
-    /// Instances that the decision before granted.
+    /// The count that the previous decision granted.
     pub from: u32,
-    /// Instances that were asked for, before cool-downs and bounds.
+    /// The recommended count, before cooldowns and bounds.
     pub wanted: u32,
-    /// Instances that there shall be.
+    /// The count that is granted.
     pub granted: u32,
-    /// What became of the wish.
+    /// The outcome of the evaluation.
     pub outcome: Outcome,
     /// The profile in force, if an Autoscale applies.
     pub profile: Option<String>,
     /// The rule that decided, if one did.
     pub decided_by: Option<String>,
-    /// What each rule said.
+    /// The result of each rule.
     pub rules: Vec<RuleResult>,
-    /// Counts before and after each stage of the evaluation, in order.
+    /// The counts before and after each stage of the evaluation, in order.
     pub stages: Vec<Stage>,
-    /// All that the engine was given.
+    /// All inputs of the engine.
     pub inputs: DecisionInputs,
 }
 
 impl DecisionView {
-    /// A decision that was written down under this id at this time.
+    /// Creates the view of a decision that was recorded with this id and time.
     pub fn new(id: Uuid, time: Timestamp, decision: Decision) -> Self {
         Self {
             id,
@@ -237,21 +238,21 @@ impl DecisionView {
     }
 }
 
-/// Where an instance stands.
+/// The state of an instance.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum InstanceViewState {
-    /// Asked for, or started and not ready yet.
+    /// Requested, or started and not ready yet.
     Starting,
-    /// Answering its readiness probe.
+    /// Passing its readiness probe.
     Ready,
-    /// Finishing what it has, to go then.
+    /// Completing its requests before it is removed.
     Draining,
-    /// Gone because it was to go.
+    /// Stopped on request.
     Stopped,
-    /// Ended by itself, or never started.
+    /// Exited on its own, or never started.
     Failed,
 }
 
@@ -259,103 +260,104 @@ pub enum InstanceViewState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceView {
-    /// Never used again.
+    /// The id; never reused.
     pub id: InstanceId,
-    /// Whose it is.
+    /// The endpoint that it belongs to.
     pub endpoint: Name,
-    /// Of which deployment.
+    /// The deployment that it belongs to.
     pub deployment: Name,
-    /// Its incarnation.
+    /// The incarnation of the deployment.
     pub deployment_uid: Uid,
-    /// Of the newest order about it.
+    /// The generation of the latest order for it.
     pub generation: u64,
-    /// The deployment's instance revision that it is made of.
+    /// The instance revision of the deployment that it is made from.
     pub revision: u64,
-    /// Where it stands.
+    /// The state of the instance.
     pub state: InstanceViewState,
-    /// Why, in words; absent where there is nothing to say.
+    /// The reason for the state; absent if there is none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
-    /// Where it runs, by the node's id.
+    /// The id of the node that it runs on.
     pub node: String,
-    /// `HOST:PORT` that it listens on, once it has one.
+    /// The `HOST:PORT` that it listens on, once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// Of its process, where it has one.
+    /// The id of its process, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// When it was asked for.
+    /// When it was requested.
     pub requested_at: Timestamp,
-    /// When it began.
+    /// When it was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
-    /// When it answered its readiness probe for the first time.
+    /// When it first passed its readiness probe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_at: Option<Timestamp>,
-    /// When it was over.
+    /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
-    /// Of its process; absent where a signal ended it.
+    /// The exit code of its process; absent if a signal ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// The decision that asked for it.
+    /// The id of the decision that led to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<Uuid>,
 }
 
-/// A token, without the token.
+/// A token as the API shows it, without its secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessView {
-    /// What the token is called; unique.
+    /// The name of the token; unique.
     pub name: String,
-    /// What it allows.
+    /// The role of the token.
     pub role: AccessRole,
-    /// When it ends by itself; absent where it does not.
+    /// When it expires; absent if never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
-    /// When it was made.
+    /// When it was created.
     pub granted_at: Timestamp,
-    /// Who made it.
+    /// Who created it.
     pub granted_by: String,
 }
 
-/// What came of a document.
+/// The result of applying a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ApplyResult {
-    /// There was no such resource.
+    /// The resource was created.
     Created,
-    /// The resource is another now.
+    /// The resource was changed.
     Changed,
-    /// It says what is there already.
+    /// The resource already matched the document.
     Unchanged,
 }
 
 /// One field that differs between two documents.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "Change")]
 pub struct Change {
-    /// JSON Pointer.
+    /// JSON Pointer of the field.
     pub pointer: String,
-    /// Absent: there was none.
+    /// The previous value; absent if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<serde_json::Value>,
-    /// Absent: there is none any more.
+    /// The new value; absent if the field was removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<serde_json::Value>,
 }
 
-/// The answer to a PUT: what came of it, field by field, and the resource as it is now.
+/// The response to a PUT: the result, the changed fields and the resource as it is now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Applied<R> {
-    /// What came of it, or would have.
+    /// The result, or what it would have been.
     pub result: ApplyResult,
-    /// Nothing was written.
+    /// Whether this was a dry run: nothing was written.
     pub dry_run: bool,
-    /// What differs from before, by field.
+    /// The fields that changed.
     pub changes: Vec<Change>,
-    /// As it is now, or would be.
+    /// The resource as it is now, or would be.
     pub resource: R,
 }

@@ -1,4 +1,4 @@
-//! What people read of each kind of fault, word for word.
+//! The exact message of each kind of fault.
 #![allow(clippy::unwrap_used)]
 
 use documents::{DEPTH_MAX, read, read_trees};
@@ -45,10 +45,10 @@ spec:
       scale: {direction: out, by: 1}
 ";
 
-/// A part of a document, what stands there instead, and what is then said.
-type Row = (&'static str, &'static str, &'static [&'static str]);
+/// A part of a document, its replacement, and the expected messages.
+type Case = (&'static str, &'static str, &'static [&'static str]);
 
-const IN_ENDPOINT: &[Row] = &[
+const ENDPOINT_CASES: &[Case] = &[
     (
         "auth: key",
         "auth: token",
@@ -57,49 +57,49 @@ const IN_ENDPOINT: &[Row] = &[
     (
         "auth: key",
         "auth: kee",
-        &["5:3: /spec/auth: `kee` is not known here; use one of: key, none"],
+        &["5:3: /spec/auth: `kee` is not a valid value; use one of: key, none"],
     ),
     (
         "auth: key",
         "auth: password",
-        &["5:3: /spec/auth: `password` is not known here; use one of: key, none"],
+        &["5:3: /spec/auth: `password` is not a valid value; use one of: key, none"],
     ),
     (
         "auth: key",
         "auth: 5",
         &[
-            "5:3: /spec/auth: this is the integer `5`, but string or map is wanted; write string or map",
+            "5:3: /spec/auth: this is the integer `5`, but string or map is expected; write string or map",
         ],
     ),
     (
         "auth: key",
         "auth: {key: 1}",
-        &["5:3: /spec/auth: this is the integer `1`, but unit is wanted; write unit"],
+        &["5:3: /spec/auth: this is the integer `1`, but unit is expected; write unit"],
     ),
     ("auth: key", "auth: {key: ~}", &[]),
     (
         "auth: key",
         "auth: {key: 1, none: 2}",
         &[
-            "5:3: /spec/auth: this is a mapping, but map with a single key is wanted; write map with a single key",
+            "5:3: /spec/auth: this is a mapping, but map with a single key is expected; write map with a single key",
         ],
     ),
     (
         "auth: key",
         "auth: [key]",
-        &["5:3: /spec/auth: this is a list, but string or map is wanted; write string or map"],
+        &["5:3: /spec/auth: this is a list, but string or map is expected; write string or map"],
     ),
     (
         "auth: key",
         "auth:",
         &[
-            "5:3: /spec/auth: this is empty, but string or map is wanted; fill it in or remove the field",
+            "5:3: /spec/auth: this is empty, but string or map is expected; fill it in or remove the field",
         ],
     ),
     (
         "auth: key",
         "auth: {oauth: {}}",
-        &["5:3: /spec/auth: `oauth` is not known here; use one of: key, none"],
+        &["5:3: /spec/auth: `oauth` is not a valid value; use one of: key, none"],
     ),
     (
         "auth: key",
@@ -128,7 +128,7 @@ const IN_ENDPOINT: &[Row] = &[
     (
         "auth: key",
         "auth: \"k`ee\"",
-        &["5:3: /spec/auth: `k`ee` is not known here; use one of: key, none"],
+        &["5:3: /spec/auth: `k`ee` is not a valid value; use one of: key, none"],
     ),
     (
         "auth: key",
@@ -141,56 +141,56 @@ const IN_ENDPOINT: &[Row] = &[
         "{blue: 100}",
         "{blue: 300}",
         &[
-            "6:13: /spec/traffic/blue: this is the integer `300`, but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+            "6:13: /spec/traffic/blue: this is the integer `300`, but a whole percentage from 0 to 100 is expected; write a whole percentage from 0 to 100",
         ],
     ),
     (
         "{blue: 100}",
         "{blue: -1}",
         &[
-            "6:13: /spec/traffic/blue: this is the integer `-1`, but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+            "6:13: /spec/traffic/blue: this is the integer `-1`, but a whole percentage from 0 to 100 is expected; write a whole percentage from 0 to 100",
         ],
     ),
     (
         "{blue: 100}",
         "{blue: 99.5}",
         &[
-            "6:13: /spec/traffic/blue: this is the floating point `99.5`, but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+            "6:13: /spec/traffic/blue: this is the floating point `99.5`, but a whole percentage from 0 to 100 is expected; write a whole percentage from 0 to 100",
         ],
     ),
     (
         "{blue: 100}",
         "{blue: many}",
         &[
-            "6:13: /spec/traffic/blue: this is the string \"many\", but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+            "6:13: /spec/traffic/blue: this is the string \"many\", but a whole percentage from 0 to 100 is expected; write a whole percentage from 0 to 100",
         ],
     ),
     (
         "{blue: 100}",
         "{blue: true}",
         &[
-            "6:13: /spec/traffic/blue: this is the boolean `true`, but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+            "6:13: /spec/traffic/blue: this is the boolean `true`, but a whole percentage from 0 to 100 is expected; write a whole percentage from 0 to 100",
         ],
     ),
     (
         "{blue: 100}",
         "{blue: }",
         &[
-            "6:13: /spec/traffic/blue: this is empty, but a whole percentage from 0 to 100 is wanted; fill it in or remove the field",
+            "6:13: /spec/traffic/blue: this is empty, but a whole percentage from 0 to 100 is expected; fill it in or remove the field",
         ],
     ),
     (
         "{blue: 100}",
         "{blue: [1]}",
         &[
-            "6:13: /spec/traffic/blue: this is a list, but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+            "6:13: /spec/traffic/blue: this is a list, but a whole percentage from 0 to 100 is expected; write a whole percentage from 0 to 100",
         ],
     ),
     (
         "{blue: 100}",
         "{blue: {a: 1}}",
         &[
-            "6:13: /spec/traffic/blue: this is a mapping, but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+            "6:13: /spec/traffic/blue: this is a mapping, but a whole percentage from 0 to 100 is expected; write a whole percentage from 0 to 100",
         ],
     ),
     (
@@ -203,34 +203,34 @@ const IN_ENDPOINT: &[Row] = &[
     (
         "{blue: 100}",
         "[100]",
-        &["6:3: /spec/traffic: this is a list, but a mapping is wanted; write a mapping"],
+        &["6:3: /spec/traffic: this is a list, but a mapping is expected; write a mapping"],
     ),
     (
         "{blue: 100}",
         "100",
         &[
-            "6:3: /spec/traffic: this is the integer `100`, but a mapping is wanted; write a mapping",
+            "6:3: /spec/traffic: this is the integer `100`, but a mapping is expected; write a mapping",
         ],
     ),
     (
         "{blue: 100}",
         "\"a, expected b\"",
         &[
-            "6:3: /spec/traffic: this is the string \"a, expected b\", but a mapping is wanted; write a mapping",
+            "6:3: /spec/traffic: this is the string \"a, expected b\", but a mapping is expected; write a mapping",
         ],
     ),
     (
         "{green: 0}",
         "{green: \"0\"}",
         &[
-            "7:12: /spec/mirror/green: this is the string \"0\", but a whole percentage from 0 to 100 is wanted; write a whole percentage from 0 to 100",
+            "7:12: /spec/mirror/green: this is the string \"0\", but a whole percentage from 0 to 100 is expected; write a whole percentage from 0 to 100",
         ],
     ),
     (
         "limits: {requestBytesMax: 1000}",
         "limits: 1",
         &[
-            "9:3: /spec/limits: this is the integer `1`, but a mapping of fields is wanted; write a mapping of fields",
+            "9:3: /spec/limits: this is the integer `1`, but a mapping of fields is expected; write a mapping of fields",
         ],
     ),
     ("limits: {requestBytesMax: 1000}", "limits: []", &[]),
@@ -243,21 +243,21 @@ const IN_ENDPOINT: &[Row] = &[
         "requestBytesMax: 1000",
         "requestBytesMax: -5",
         &[
-            "9:12: /spec/limits/requestBytesMax: this is the integer `-5`, but a whole number that is not negative is wanted; write a whole number that is not negative",
+            "9:12: /spec/limits/requestBytesMax: this is the integer `-5`, but a whole number that is not negative is expected; write a whole number that is not negative",
         ],
     ),
     (
         "requestBytesMax: 1000",
         "requestBytesMax: 1.5",
         &[
-            "9:12: /spec/limits/requestBytesMax: this is the floating point `1.5`, but a whole number that is not negative is wanted; write a whole number that is not negative",
+            "9:12: /spec/limits/requestBytesMax: this is the floating point `1.5`, but a whole number that is not negative is expected; write a whole number that is not negative",
         ],
     ),
     (
         "requestBytesMax: 1000",
         "requestBytesMax: 1e300",
         &[
-            "9:12: /spec/limits/requestBytesMax: this is the floating point `1e+300`, but a whole number that is not negative is wanted; write a whole number that is not negative",
+            "9:12: /spec/limits/requestBytesMax: this is the floating point `1e+300`, but a whole number that is not negative is expected; write a whole number that is not negative",
         ],
     ),
     (
@@ -270,7 +270,7 @@ const IN_ENDPOINT: &[Row] = &[
     (
         "name: iris",
         "name: 5",
-        &["3:12: /metadata/name: this is the integer `5`, but text is wanted; put it in quotes"],
+        &["3:12: /metadata/name: this is the integer `5`, but text is expected; put it in quotes"],
     ),
     (
         "name: iris",
@@ -302,44 +302,44 @@ const IN_ENDPOINT: &[Row] = &[
         "{name: iris, labels: {team: vision}}",
         "iris",
         &[
-            "3:1: /metadata: this is the string \"iris\", but a mapping of fields is wanted; write a mapping of fields",
+            "3:1: /metadata: this is the string \"iris\", but a mapping of fields is expected; write a mapping of fields",
         ],
     ),
     (
         "{name: iris, labels: {team: vision}}",
         "",
         &[
-            "3:1: /metadata: this is empty, but a mapping of fields is wanted; fill it in or remove the field",
+            "3:1: /metadata: this is empty, but a mapping of fields is expected; fill it in or remove the field",
         ],
     ),
     (
         "team: vision",
         "team: 1",
         &[
-            "3:33: /metadata/labels/team: this is the integer `1`, but text is wanted; put it in quotes",
+            "3:33: /metadata/labels/team: this is the integer `1`, but text is expected; put it in quotes",
         ],
     ),
     (
         "{team: vision}",
         "vision",
         &[
-            "3:24: /metadata/labels: this is the string \"vision\", but a mapping is wanted; write a mapping",
+            "3:24: /metadata/labels: this is the string \"vision\", but a mapping is expected; write a mapping",
         ],
     ),
     (
         "{team: vision}",
         "",
         &[
-            "3:24: /metadata/labels: this is empty, but a mapping is wanted; fill it in or remove the field",
+            "3:24: /metadata/labels: this is empty, but a mapping is expected; fill it in or remove the field",
         ],
     ),
 ];
 
-const IN_DEPLOYMENT: &[Row] = &[
+const DEPLOYMENT_CASES: &[Case] = &[
     (
         "backend: simulated",
         "backend: simulate",
-        &["5:3: /spec/backend: `simulate` is not known here; use one of: process, simulated"],
+        &["5:3: /spec/backend: `simulate` is not a known backend; use one of: process, simulated"],
     ),
     (
         "backend: simulated",
@@ -361,7 +361,7 @@ const IN_DEPLOYMENT: &[Row] = &[
         "backend: simulated",
         "backend: cloud",
         &[
-            "5:3: /spec/backend: `cloud` is not known here; use one of: process, simulated",
+            "5:3: /spec/backend: `cloud` is not a known backend; use one of: process, simulated",
             "9:3: /spec/simulated: `simulated` belongs to the simulated backend; remove it, or set `backend: simulated`",
         ],
     ),
@@ -398,52 +398,52 @@ const IN_DEPLOYMENT: &[Row] = &[
         "backend: simulated",
         "backend: simulated\n  purchase: spott",
         &[
-            "6:3: /spec/purchase: `spott` is not known here; use one of: on-demand, spot, reserved, savings-plan",
+            "6:3: /spec/purchase: `spott` is not a valid value; use one of: on-demand, spot, reserved, savings-plan",
         ],
     ),
     (
         "backend: simulated",
         "backend: simulated\n  command: ./a",
-        &["6:3: /spec/command: this is the string \"./a\", but a list is wanted; write a list"],
+        &["6:3: /spec/command: this is the string \"./a\", but a list is expected; write a list"],
     ),
     (
         "backend: simulated",
         "backend: simulated\n  command: {a: b}",
-        &["6:3: /spec/command: this is a mapping, but a list is wanted; write a list"],
+        &["6:3: /spec/command: this is a mapping, but a list is expected; write a list"],
     ),
     (
         "backend: simulated",
         "backend: simulated\n  command: [1, [a], ~]",
         &[
-            "6:13: /spec/command/0: this is the integer `1`, but text is wanted; put it in quotes",
-            "6:16: /spec/command/1: this is a list, but text is wanted; write text",
-            "6:21: /spec/command/2: this is empty, but text is wanted; fill it in or remove the field",
+            "6:13: /spec/command/0: this is the integer `1`, but text is expected; put it in quotes",
+            "6:16: /spec/command/1: this is a list, but text is expected; write text",
+            "6:21: /spec/command/2: this is empty, but text is expected; fill it in or remove the field",
         ],
     ),
     (
         "backend: simulated",
         "backend: simulated\n  region: [eu]",
-        &["6:3: /spec/region: this is a list, but text is wanted; write text"],
+        &["6:3: /spec/region: this is a list, but text is expected; write text"],
     ),
     (
         "LEVEL: \"2\"",
         "LEVEL: 2",
         &[
-            "7:9: /spec/env/LEVEL: this is the integer `2`, but text in quotes, or a mapping with secretRef is wanted; write text in quotes, or a mapping with secretRef",
+            "7:9: /spec/env/LEVEL: this is the integer `2`, but text in quotes, or a mapping with secretRef is expected; write text in quotes, or a mapping with secretRef",
         ],
     ),
     (
         "LEVEL: \"2\"",
         "LEVEL: ",
         &[
-            "7:9: /spec/env/LEVEL: this is empty, but text in quotes, or a mapping with secretRef is wanted; fill it in or remove the field",
+            "7:9: /spec/env/LEVEL: this is empty, but text in quotes, or a mapping with secretRef is expected; fill it in or remove the field",
         ],
     ),
     (
         "LEVEL: \"2\"",
         "LEVEL: [a]",
         &[
-            "7:9: /spec/env/LEVEL: this is a list, but text in quotes, or a mapping with secretRef is wanted; write text in quotes, or a mapping with secretRef",
+            "7:9: /spec/env/LEVEL: this is a list, but text in quotes, or a mapping with secretRef is expected; write text in quotes, or a mapping with secretRef",
         ],
     ),
     (
@@ -455,7 +455,7 @@ const IN_DEPLOYMENT: &[Row] = &[
         "LEVEL: \"2\"",
         "LEVEL: {secretRef: 1}",
         &[
-            "7:17: /spec/env/LEVEL/secretRef: this is the integer `1`, but text is wanted; put it in quotes",
+            "7:17: /spec/env/LEVEL/secretRef: this is the integer `1`, but text is expected; put it in quotes",
         ],
     ),
     (
@@ -475,28 +475,28 @@ const IN_DEPLOYMENT: &[Row] = &[
         "instances: 1",
         "instances: 1.0",
         &[
-            "8:3: /spec/instances: this is the floating point `1.0`, but a whole number that is not negative is wanted; write a whole number that is not negative",
+            "8:3: /spec/instances: this is the floating point `1.0`, but a whole number that is not negative is expected; write a whole number that is not negative",
         ],
     ),
     (
         "instances: 1",
         "instances: 5000000000",
         &[
-            "8:3: /spec/instances: this is the integer `5000000000`, but a whole number that is not negative is wanted; write a whole number that is not negative",
+            "8:3: /spec/instances: this is the integer `5000000000`, but a whole number that is not negative is expected; write a whole number that is not negative",
         ],
     ),
     (
         "instances: 1",
         "instances: \"1\"",
         &[
-            "8:3: /spec/instances: this is the string \"1\", but a whole number that is not negative is wanted; write a whole number that is not negative",
+            "8:3: /spec/instances: this is the string \"1\", but a whole number that is not negative is expected; write a whole number that is not negative",
         ],
     ),
     (
         "seed: 1",
         "seed: -1",
         &[
-            "9:15: /spec/simulated/seed: this is the integer `-1`, but a whole number that is not negative is wanted; write a whole number that is not negative",
+            "9:15: /spec/simulated/seed: this is the integer `-1`, but a whole number that is not negative is expected; write a whole number that is not negative",
         ],
     ),
     (
@@ -508,7 +508,7 @@ const IN_DEPLOYMENT: &[Row] = &[
         "{timeout: 5s}",
         "{timeout: 5}",
         &[
-            "10:21: /spec/requestSettings/timeout: this is the integer `5`, but text is wanted; put it in quotes",
+            "10:21: /spec/requestSettings/timeout: this is the integer `5`, but text is expected; put it in quotes",
         ],
     ),
     (
@@ -522,24 +522,24 @@ const IN_DEPLOYMENT: &[Row] = &[
         "{timeout: 5s}",
         "{timeout: ~}",
         &[
-            "10:21: /spec/requestSettings/timeout: this is empty, but text is wanted; fill it in or remove the field",
+            "10:21: /spec/requestSettings/timeout: this is empty, but text is expected; fill it in or remove the field",
         ],
     ),
     (
         "{timeout: 5s}",
         "5s",
         &[
-            "10:3: /spec/requestSettings: this is the string \"5s\", but a mapping of fields is wanted; write a mapping of fields",
+            "10:3: /spec/requestSettings: this is the string \"5s\", but a mapping of fields is expected; write a mapping of fields",
         ],
     ),
 ];
 
-const IN_AUTOSCALE: &[Row] = &[
+const AUTOSCALE_CASES: &[Case] = &[
     (
         "{endpoint: iris, deployment: blue}",
         "iris/blue",
         &[
-            "4:3: /spec/target: this is the string \"iris/blue\", but a mapping of fields is wanted; write a mapping of fields",
+            "4:3: /spec/target: this is the string \"iris/blue\", but a mapping of fields is expected; write a mapping of fields",
         ],
     ),
     (
@@ -563,39 +563,39 @@ const IN_AUTOSCALE: &[Row] = &[
         "priority: 1",
         "priority: high",
         &[
-            "8:5: /spec/profiles/0/priority: this is the string \"high\", but a whole number is wanted; write a whole number",
+            "8:5: /spec/profiles/0/priority: this is the string \"high\", but a whole number is expected; write a whole number",
         ],
     ),
     (
         "priority: 1",
         "priority: 3000000000",
         &[
-            "8:5: /spec/profiles/0/priority: this is the integer `3000000000`, but a whole number is wanted; write a whole number",
+            "8:5: /spec/profiles/0/priority: this is the integer `3000000000`, but a whole number is expected; write a whole number",
         ],
     ),
     (
         "perInstance: true",
         "perInstance: yes",
         &[
-            "12:48: /spec/profiles/0/rules/0/metric/perInstance: this is the string \"yes\", but true or false is wanted; write true or false",
+            "12:48: /spec/profiles/0/rules/0/metric/perInstance: this is the string \"yes\", but true or false is expected; write true or false",
         ],
     ),
     (
         "perInstance: true",
         "perInstance: 1",
         &[
-            "12:48: /spec/profiles/0/rules/0/metric/perInstance: this is the integer `1`, but true or false is wanted; write true or false",
+            "12:48: /spec/profiles/0/rules/0/metric/perInstance: this is the integer `1`, but true or false is expected; write true or false",
         ],
     ),
     (
         "mode: live",
         "mode: alive",
-        &["5:3: /spec/mode: `alive` is not known here; use one of: live, shadow, paused"],
+        &["5:3: /spec/mode: `alive` is not a valid value; use one of: live, shadow, paused"],
     ),
     (
         "mode: live",
         "mode: off",
-        &["5:3: /spec/mode: `off` is not known here; use one of: live, shadow, paused"],
+        &["5:3: /spec/mode: `off` is not a valid value; use one of: live, shadow, paused"],
     ),
     (
         "by: 1",
@@ -633,14 +633,14 @@ const IN_AUTOSCALE: &[Row] = &[
         "by: 1",
         "steps: {above: 1}",
         &[
-            "14:31: /spec/profiles/0/rules/0/scale/steps: this is a mapping, but a list is wanted; write a list",
+            "14:31: /spec/profiles/0/rules/0/scale/steps: this is a mapping, but a list is expected; write a list",
         ],
     ),
     (
         "direction: out",
         "direction: up",
         &[
-            "14:15: /spec/profiles/0/rules/0/scale/direction: `up` is not known here; use one of: out, in",
+            "14:15: /spec/profiles/0/rules/0/scale/direction: `up` is not a valid value; use one of: out, in",
         ],
     ),
     (
@@ -668,7 +668,7 @@ const IN_AUTOSCALE: &[Row] = &[
         "window: 30s",
         "window: 30",
         &[
-            "12:35: /spec/profiles/0/rules/0/metric/window: this is the integer `30`, but text is wanted; put it in quotes",
+            "12:35: /spec/profiles/0/rules/0/metric/window: this is the integer `30`, but text is expected; put it in quotes",
         ],
     ),
     (
@@ -688,27 +688,31 @@ const IN_AUTOSCALE: &[Row] = &[
 ];
 
 #[test]
-fn each_fault_has_its_sentence() {
+fn each_fault_has_its_message() {
     let mut wrong = Vec::new();
-    for (base, rows) in [
-        (ENDPOINT, IN_ENDPOINT),
-        (DEPLOYMENT, IN_DEPLOYMENT),
-        (AUTOSCALE, IN_AUTOSCALE),
+    for (base, cases) in [
+        (ENDPOINT, ENDPOINT_CASES),
+        (DEPLOYMENT, DEPLOYMENT_CASES),
+        (AUTOSCALE, AUTOSCALE_CASES),
     ] {
-        for (part, instead, said) in rows {
+        for (part, replacement, expected) in cases {
             assert!(base.contains(part), "`{part}` is not in the document");
-            let (_, faults) = read(&base.replacen(part, instead, 1));
+            let (_, faults) = read(&base.replacen(part, replacement, 1));
             let found: Vec<String> = faults.iter().map(ToString::to_string).collect();
-            if found != *said {
-                wrong.push(format!("({part:?}, {instead:?}, &{found:?}),"));
+            if found != *expected {
+                wrong.push(format!("({part:?}, {replacement:?}, &{found:?}),"));
             }
         }
     }
-    assert!(wrong.is_empty(), "other sentences:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "unexpected messages:\n{}",
+        wrong.join("\n")
+    );
 }
 
 #[test]
-fn a_key_given_twice_in_json_that_yaml_reads_otherwise_is_named_whole() {
+fn a_duplicate_key_in_json_that_yaml_reads_differently_is_named_in_full() {
     let text = r#"{"x": "\ud83d\ude00", "a at line b": 1, "a at line b": 2}"#;
     let (_, faults) = read(text);
     let found: Vec<&str> = faults.iter().map(|f| f.finding.detail.as_str()).collect();
@@ -716,7 +720,7 @@ fn a_key_given_twice_in_json_that_yaml_reads_otherwise_is_named_whole() {
 }
 
 #[test]
-fn json_is_nested_as_deep_as_yaml_may_be_and_no_deeper() {
+fn json_and_yaml_have_the_same_depth_limit() {
     let nested =
         |levels: usize| format!("{{\"a\": {}1{}}}", "[".repeat(levels), "]".repeat(levels));
     let too_deep = |levels| {

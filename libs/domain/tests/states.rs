@@ -88,7 +88,7 @@ fn compare(name: &str, version: u32, state: &impl Serialize) {
     let golden = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         golden == text,
-        "the state `{name}` is folded or written otherwise than version {version} says: raise its version and run this with UPDATE_GOLDEN=1\n{text}"
+        "the state `{name}` differs from that of version {version}: raise its version and run this with UPDATE_GOLDEN=1\n{text}"
     );
 }
 

@@ -229,5 +229,8 @@ fn the_metrics_page_matches_the_rows() {
         std::fs::write(path, &page).unwrap();
     }
     let written = std::fs::read_to_string(path).unwrap();
-    assert_eq!(written, page, "write METRICS.md anew, as its end says");
+    assert_eq!(
+        written, page,
+        "METRICS.md is out of date: rewrite it as its last line says"
+    );
 }

@@ -1,5 +1,5 @@
-//! Documents as a whole: what only the engines can check, the order in which a set of them is
-//! applied, and how two of them differ.
+//! Documents as a whole: checks that only the engines can make, the order in which a set of
+//! documents is applied, and diffs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::autoscale::Policy;
 use crate::zones::ZoneData;
 
-/// What the engines find wrong with a document that is right by itself.
+/// Returns what the engines find wrong with a document that is valid by itself.
 pub fn validate(resource: &Resource, zones: &ZoneData) -> Vec<Finding> {
     match resource {
         Resource::Autoscale(autoscale) => autoscale_findings(&autoscale.spec, zones),
@@ -22,7 +22,7 @@ pub fn validate(resource: &Resource, zones: &ZoneData) -> Vec<Finding> {
     }
 }
 
-/// Faults in rules and schedules, with pointers from the document's root.
+/// Returns the faults in rules and schedules, with pointers from the document's root.
 pub fn autoscale_findings(spec: &AutoscaleSpec, zones: &ZoneData) -> Vec<Finding> {
     Policy::compile(spec, zones).err().unwrap_or_default()
 }
@@ -30,15 +30,15 @@ pub fn autoscale_findings(spec: &AutoscaleSpec, zones: &ZoneData) -> Vec<Finding
 /// One request of an apply.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Without traffic and mirror, which may name deployments that come later.
+    /// The endpoint without traffic and mirror, which may name deployments that are created later.
     PutEndpoint(Box<EndpointResource>),
-    /// The deployment, whole.
+    /// The complete deployment.
     PutDeployment(Box<DeploymentResource>),
-    /// The Autoscale, whole.
+    /// The complete Autoscale.
     PutAutoscale(Box<AutoscaleResource>),
-    /// The shares that the endpoint's document names; what it leaves out stays as it is.
+    /// The shares named in the endpoint's document; shares it omits stay as they are.
     SetTraffic {
-        /// Whose shares they are.
+        /// The endpoint.
         endpoint: Name,
         /// Shares of live traffic, in percent.
         traffic: Option<Percentages>,
@@ -47,8 +47,8 @@ pub enum Step {
     },
 }
 
-/// Orders a set of documents so that each finds what it needs, whatever order they were written in:
-/// endpoints, deployments, autoscale settings, and the traffic last.
+/// Orders a set of documents by their dependencies, whatever order they were written in: endpoints,
+/// deployments, autoscale settings, traffic.
 pub fn plan(resources: Vec<Resource>) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut deployments = Vec::new();
@@ -77,7 +77,7 @@ pub fn plan(resources: Vec<Resource>) -> Vec<Step> {
     steps
 }
 
-/// Faults between documents of one apply: the same resource twice.
+/// Returns faults between the documents of one apply: the same resource given twice.
 pub fn duplicates(resources: &[Resource]) -> Vec<(usize, Finding)> {
     let mut seen: BTreeSet<(&str, Name, Option<DeploymentRef>)> = BTreeSet::new();
     let mut faults = Vec::new();
@@ -99,12 +99,8 @@ pub fn duplicates(resources: &[Resource]) -> Vec<(usize, Finding)> {
     faults
 }
 
-/// The endpoint's spec as one document, with its shares.
-pub fn whole_spec(
-    spec: &EndpointSpec,
-    traffic: &Percentages,
-    mirror: &Percentages,
-) -> EndpointSpec {
+/// Returns the endpoint's spec as one document, including its shares.
+pub fn full_spec(spec: &EndpointSpec, traffic: &Percentages, mirror: &Percentages) -> EndpointSpec {
     EndpointSpec {
         traffic: Some(traffic.clone()),
         mirror: Some(mirror.clone()),
@@ -112,14 +108,14 @@ pub fn whole_spec(
     }
 }
 
-/// Every field in which two documents differ, in the order of their pointers.
+/// Returns every field in which two documents differ, ordered by pointer.
 pub fn diff(from: Option<&Value>, to: Option<&Value>) -> Vec<Change> {
     let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
     if let Some(value) = from {
-        leaves("", value, &mut old);
+        collect_leaves("", value, &mut old);
     }
     if let Some(value) = to {
-        leaves("", value, &mut new);
+        collect_leaves("", value, &mut new);
     }
     let pointers: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let changed = pointers.into_iter().filter(|p| old.get(*p) != new.get(*p));
@@ -132,12 +128,13 @@ pub fn diff(from: Option<&Value>, to: Option<&Value>) -> Vec<Change> {
         .collect()
 }
 
-/// Fields that hold no other fields; a list counts as one field, since items have no names.
-fn leaves<'a>(pointer: &str, value: &'a Value, into: &mut BTreeMap<String, &'a Value>) {
+/// Collects fields that hold no other fields; a list counts as one field, since its items have no
+/// names.
+fn collect_leaves<'a>(pointer: &str, value: &'a Value, into: &mut BTreeMap<String, &'a Value>) {
     match value {
         Value::Object(fields) if !fields.is_empty() => {
             for (name, field) in fields {
-                leaves(&format!("{pointer}/{}", escape(name)), field, into);
+                collect_leaves(&format!("{pointer}/{}", escape(name)), field, into);
             }
         }
         _ => {

@@ -1,5 +1,5 @@
-//! What the log says about one endpoint and its instances, folded into one value. The autoscaler and the
-//! planner reconcile from it.
+//! The state of one endpoint and its instances, folded from the log. The autoscaler and the planner
+//! reconcile from it.
 
 use std::collections::BTreeMap;
 
@@ -12,24 +12,24 @@ use crate::endpoint::Endpoint;
 use crate::instances::Instances;
 use crate::instances::plan::Granted;
 
-/// Changed together with whatever changes what is folded of recorded events, or how it is written; consumers
-/// that keep it in snapshots build their versions on it.
+/// Version of this state. Raise it with any change to what is folded from recorded events or to its
+/// serialized form; consumers that snapshot the state derive their versions from it.
 pub const FOLD_VERSION: u32 = 1;
 
-/// One endpoint's name, as those who act on it need to know it.
+/// The state behind one endpoint name, as needed by the services that act on it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointFold {
-    /// Its present incarnation, if there is one.
+    /// The current incarnation, if there is one.
     pub endpoint: Option<Endpoint>,
-    /// Its instances that are not over, of incarnations that are gone too.
+    /// Instances that have not ended, including those of deleted incarnations.
     pub instances: Instances,
-    /// What the newest decision on each deployment granted, by its uid.
+    /// What the latest decision granted each deployment, by deployment uid.
     pub granted: BTreeMap<Uid, Granted>,
 }
 
 impl EndpointFold {
-    /// Takes in one record of the endpoint; those of other kinds change nothing.
+    /// Applies one record of the endpoint; events of other kinds change nothing.
     pub fn apply(&mut self, record: &Record) {
         self.endpoint = Endpoint::apply(self.endpoint.take(), record);
         self.instances.apply(record);
@@ -45,17 +45,18 @@ impl EndpointFold {
             Event::DeploymentDeleted(_) | Event::EndpointDeleted(_)
         ) {
             let endpoint = self.endpoint.as_ref();
-            let living = |uid: &Uid| endpoint.is_some_and(|endpoint| endpoint.has(*uid));
-            self.granted.retain(|uid, _| living(uid));
-            self.instances.starts.retain(|uid, _| living(uid));
-            // Of what was lost with its node nothing will be heard: it ends unseen, if it comes back.
+            let exists = |uid: &Uid| endpoint.is_some_and(|endpoint| endpoint.has(*uid));
+            self.granted.retain(|uid, _| exists(uid));
+            self.instances.starts.retain(|uid, _| exists(uid));
+            // Nothing more will be reported of instances that were lost with their node: drop them
+            // here. If the node comes back, they end unrecorded.
             self.instances.instances.retain(|_, instance| {
-                instance.removal.is_none() || living(&instance.deployment_uid)
+                instance.removal.is_none() || exists(&instance.deployment_uid)
             });
         }
     }
 
-    /// Whether the deployment of this uid exists.
+    /// Whether a deployment with this uid exists.
     pub fn has(&self, uid: Uid) -> bool {
         self.endpoint
             .as_ref()

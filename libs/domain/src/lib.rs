@@ -1,7 +1,7 @@
-//! The pure engines: what Penstock decides, as functions of events and time.
+//! The pure engines: Penstock's decisions as functions of events and time.
 //!
-//! Invariants: no clock, no randomness, no I/O, no async, no hash maps. The same functions run live,
-//! in replay, in simulation and in `explain`.
+//! Invariants: no clock, no randomness, no I/O, no async, no hash maps. Live services, replay,
+//! simulation and `explain` all run the same functions.
 
 #![warn(missing_docs, clippy::missing_errors_doc)]
 

@@ -1,8 +1,8 @@
-//! Which gateways and nodes there are: folded from the log, and told from frames by the one who
-//! writes that part of the log.
+//! Membership of gateways and nodes: folded from the log, and derived from frames by the service
+//! that writes that part of the log.
 //!
-//! Invariants: a source joins by its own word (a hello) and leaves by its own word (a goodbye) or by
-//! a long silence that others do not share; when nobody is heard, it is we who are deaf, and nobody
+//! Invariants: a source joins with a hello and leaves with a goodbye, or after a long silence while
+//! others are still heard. If no frames arrive from anyone, the fault is on our side and nobody
 //! leaves.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -15,51 +15,52 @@ use contract::resources::BackendKind;
 use contract::time::{Span, Timestamp};
 use uuid::Uuid;
 
-/// A member of which nothing is heard for this long has left. Sixty frames: longer than a restart, a
-/// rebalance or a full garbage collection of a broker takes, and short enough that instances lost
-/// with their node are replaced within two minutes.
+/// A member that sends nothing for this long has left. Sixty frames: longer than a restart, a
+/// rebalance or a full garbage collection of a broker takes, and short enough to replace instances
+/// lost with their node within two minutes.
 pub const SILENT_AFTER: Span = Span::from_secs(60);
-/// A node that said goodbye may be restarting with its instances alive, so they count for this long
-/// after it. As long as silence is borne: whoever means to come back has no more time than that.
+/// How long the instances of a node that said goodbye still count, since it may be restarting with
+/// them alive. The same as the timeout for silence: a node that means to come back gets no longer
+/// than that.
 pub const NODE_GRACE: Span = SILENT_AFTER;
-/// Sources send every second; when nothing at all came for longer than this, we are deaf.
-const DEAF_AFTER: Span = Span::from_secs(3);
-/// Hellos stand in the frames of this bucket.
-const HELLOS: Bucket = Bucket(0);
-/// Former sets of gateways that are remembered, to tell who is new since a route was dealt.
+/// Sources send every second; without a frame from anyone for longer than this, we are
+/// disconnected.
+const DISCONNECTED_AFTER: Span = Span::from_secs(3);
+/// The bucket whose frames carry hellos.
+const HELLO_BUCKET: Bucket = Bucket(0);
+/// How many past gateway sets are kept, to tell which gateways are new since a route was published.
 const HISTORY_MAX: usize = 64;
 
-/// The members, as far as the log has been read.
+/// The members, as of the last event applied.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Members {
-    /// By id, those that have left for a moment too.
+    /// By id.
     pub gateways: BTreeMap<String, Member>,
-    /// By id, those that have left for a moment too.
+    /// By id.
     pub nodes: BTreeMap<String, Member>,
-    /// Sources that only measure.
+    /// Sources that only report measurements.
     others: BTreeMap<Source, Member>,
-    /// Nodes that left and did not come back.
-    away: BTreeMap<String, Away>,
-    /// The gateways as they were one after the other, the newest last. Before the first there was
-    /// none.
+    /// Nodes that left and have not come back.
+    departed: BTreeMap<String, DepartedNode>,
+    /// The gateway sets over time, newest last; empty until the first gateway joins.
     sets: VecDeque<GatewaySet>,
-    forgotten: bool,
-    /// Of the last event taken in.
+    is_truncated: bool,
+    /// Position of the last event applied.
     pub position: Position,
-    /// Of the stream of members, up to that event.
+    /// Version of the members stream at that event.
     pub version: u64,
 }
 
-/// A gateway or a node that counts.
+/// A current gateway or node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Member {
-    /// Where its admin listener answers, as a URL.
+    /// URL of its admin listener.
     pub address: Option<String>,
-    /// What a node can run.
+    /// Backends that the node offers.
     pub backends: Vec<BackendKind>,
 }
 
-/// The gateways from a position on.
+/// The set of gateways from a position on.
 #[derive(Clone, Debug, PartialEq)]
 struct GatewaySet {
     from: Position,
@@ -68,14 +69,14 @@ struct GatewaySet {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Away {
+struct DepartedNode {
     since: Timestamp,
     reason: LeaveReason,
-    was: Member,
+    member: Member,
 }
 
 impl Members {
-    /// Takes in a record; those of other streams change nothing.
+    /// Applies a record; records of other streams change nothing.
     pub fn apply(&mut self, record: &Record) {
         if record.stream != StreamName::members() {
             return;
@@ -100,18 +101,18 @@ impl Members {
             });
             if self.sets.len() > HISTORY_MAX {
                 self.sets.pop_front();
-                self.forgotten = true;
+                self.is_truncated = true;
             }
         }
     }
 
-    /// An event of the stream that cannot be read tells nothing, but it has its place.
+    /// Skips an event of the stream that cannot be read, keeping its position and version.
     pub fn pass_over(&mut self, position: Position, version: u64) {
         self.position = position;
         self.version = version;
     }
 
-    /// Whether there were gateways, and all of them have left.
+    /// Whether there have been gateways and all of them have left.
     pub fn every_gateway_left(&self) -> bool {
         self.gateways.is_empty() && !self.sets.is_empty()
     }
@@ -125,7 +126,7 @@ impl Members {
         if source.kind == SourceKind::GATEWAY {
             self.gateways.insert(source.id, member);
         } else if source.kind == SourceKind::NODE {
-            self.away.remove(&source.id);
+            self.departed.remove(&source.id);
             self.nodes.insert(source.id, member);
         } else {
             self.others.insert(source, member);
@@ -137,17 +138,21 @@ impl Members {
         if *kind == SourceKind::GATEWAY {
             self.gateways.remove(id);
         } else if *kind == SourceKind::NODE {
-            if let Some(was) = self.nodes.remove(id) {
+            if let Some(member) = self.nodes.remove(id) {
                 let (since, reason) = (at, left.reason);
-                let away = Away { since, reason, was };
-                self.away.insert(id.clone(), away);
+                let departed = DepartedNode {
+                    since,
+                    reason,
+                    member,
+                };
+                self.departed.insert(id.clone(), departed);
             }
         } else {
             self.others.remove(&left.source);
         }
     }
 
-    /// The member that sends frames as this source.
+    /// The member with this source.
     pub fn get(&self, source: &Source) -> Option<&Member> {
         if source.kind == SourceKind::GATEWAY {
             self.gateways.get(&source.id)
@@ -170,7 +175,7 @@ impl Members {
         gateways.chain(nodes).chain(self.others.keys().cloned())
     }
 
-    /// What the nodes of now can run.
+    /// The backends that the current nodes offer.
     pub fn backends(&self) -> BTreeSet<BackendKind> {
         let nodes = self.nodes.values();
         nodes
@@ -178,148 +183,149 @@ impl Members {
             .collect()
     }
 
-    /// The position by which slots are dealt: where the gateways last became others.
+    /// The position at which the set of gateways last changed: slots are allocated as of it.
     pub fn dealt_as_of(&self) -> Position {
         self.sets.back().map_or(Position::START, |set| set.from)
     }
 
-    /// When the gateways last became others.
-    pub fn dealt_since(&self) -> Timestamp {
+    /// When the set of gateways last changed.
+    pub fn gateway_set_since(&self) -> Timestamp {
         self.sets
             .back()
             .map_or_else(Timestamp::default, |set| set.since)
     }
 
-    /// The gateways as they were before they last became others.
-    pub fn gateways_before(&self) -> BTreeSet<String> {
+    /// The set of gateways before the last change.
+    pub fn previous_gateways(&self) -> BTreeSet<String> {
         let before = self.sets.iter().rev().nth(1);
         before.map(|set| set.gateways.clone()).unwrap_or_default()
     }
 
-    /// The gateways of now.
+    /// The current gateways.
     pub fn gateway_ids(&self) -> BTreeSet<String> {
         self.gateways.keys().cloned().collect()
     }
 
-    /// The gateways that there were at a position; none if that is too long ago.
+    /// The gateways at a position, or `None` if that is too long ago to know.
     pub fn gateways_at(&self, position: Position) -> Option<BTreeSet<String>> {
         let then = self.sets.iter().rev().find(|set| set.from <= position);
         match then {
             Some(set) => Some(set.gateways.clone()),
-            None => (!self.forgotten).then(BTreeSet::new),
+            None => (!self.is_truncated).then(BTreeSet::new),
         }
     }
 
-    /// Whether the instances of a node are to be taken for lost. A node of which nothing was ever
-    /// said is not: its first frame may be on its way.
+    /// Whether the instances of a node count as lost. A node that was never a member is not lost:
+    /// its first frame may be on its way.
     pub fn is_lost(&self, node: &str, now: Timestamp) -> bool {
-        self.away.get(node).is_some_and(|away| match away.reason {
-            LeaveReason::Silent => true,
-            LeaveReason::Goodbye => now.since(away.since) >= NODE_GRACE,
-        })
+        self.departed
+            .get(node)
+            .is_some_and(|departed| match departed.reason {
+                LeaveReason::Silent => true,
+                LeaveReason::Goodbye => now.since(departed.since) >= NODE_GRACE,
+            })
     }
 
-    /// Whether a node that allows the backend is away for a moment only.
-    pub fn comes_back(&self, backend: &BackendKind, now: Timestamp) -> bool {
-        self.away
-            .iter()
-            .any(|(node, away)| away.was.backends.contains(backend) && !self.is_lost(node, now))
+    /// Whether a node that offers the backend has left and may still come back.
+    pub fn may_return(&self, backend: &BackendKind, now: Timestamp) -> bool {
+        self.departed.iter().any(|(node, departed)| {
+            departed.member.backends.contains(backend) && !self.is_lost(node, now)
+        })
     }
 }
 
-/// Tells from frames what to write into the stream of members.
+/// Derives from frames what to write to the members stream.
 #[derive(Clone, Debug, Default)]
 pub struct MemberWatch {
-    heard: BTreeMap<Source, Heard>,
-    hearing: Option<Hearing>,
+    sources: BTreeMap<Source, SourceState>,
+    window: Option<ReceiveWindow>,
 }
 
 #[derive(Clone, Debug)]
-struct Heard {
+struct SourceState {
     boot: Uuid,
     last: Timestamp,
     hello: Option<Hello>,
     goodbye: bool,
 }
 
-/// The time over which frames have come without a pause.
+/// The period over which frames have arrived without interruption.
 #[derive(Clone, Copy, Debug)]
-struct Hearing {
+struct ReceiveWindow {
     since: Timestamp,
     last: Timestamp,
 }
 
 impl MemberWatch {
-    /// Takes in a frame that arrived at `now`.
+    /// Observes a frame that arrived at `now`.
     pub fn observe(&mut self, frame: &Frame, now: Timestamp) {
-        if frame.bucket != HELLOS {
+        if frame.bucket != HELLO_BUCKET {
             return;
         }
-        let fresh = Hearing {
+        let fresh = ReceiveWindow {
             since: now,
             last: now,
         };
-        let hearing = self.hearing.get_or_insert(fresh);
-        if now.since(hearing.last) > DEAF_AFTER || now < hearing.since {
-            hearing.since = now;
+        let window = self.window.get_or_insert(fresh);
+        if now.since(window.last) > DISCONNECTED_AFTER || now < window.since {
+            window.since = now;
         }
-        hearing.last = now;
-        let before = self.heard.get(&frame.source);
-        let same_boot = before.filter(|heard| heard.boot == frame.boot);
+        window.last = now;
+        let before = self.sources.get(&frame.source);
+        let same_boot = before.filter(|state| state.boot == frame.boot);
         if frame.goodbye && before.is_some() && same_boot.is_none() {
-            // The last word of a former life; the next one has spoken already.
+            // A late goodbye from an earlier start; the next start is already known.
             return;
         }
         let hello = match &frame.hello {
             Some(hello) => Some(hello.clone()),
-            None => same_boot.and_then(|heard| heard.hello.clone()),
+            None => same_boot.and_then(|state| state.hello.clone()),
         };
-        let heard = Heard {
+        let state = SourceState {
             boot: frame.boot,
             last: now,
             hello,
             goodbye: frame.goodbye,
         };
-        self.heard.insert(frame.source.clone(), heard);
+        self.sources.insert(frame.source.clone(), state);
     }
 
-    /// What is to be written now, given what was written so far. The same is said again until the
-    /// members show it.
+    /// Returns the events to write now. An event is returned again until `members` reflects it.
     pub fn due(&mut self, members: &Members, now: Timestamp) -> Vec<Event> {
-        let Some(hearing) = self.hearing else {
+        let Some(window) = self.window else {
             return Vec::new();
         };
         let mut events = Vec::new();
-        for (source, heard) in &self.heard {
+        for (source, state) in &self.sources {
             let member = members.get(source);
-            if heard.goodbye && member.is_some() {
+            if state.goodbye && member.is_some() {
                 events.push(left(source, LeaveReason::Goodbye));
-            } else if !heard.goodbye
-                && now.since(heard.last) <= DEAF_AFTER
-                && let Some(hello) = &heard.hello
-                && member.is_none_or(|member| !is_as_said(member, hello))
+            } else if !state.goodbye
+                && now.since(state.last) <= DISCONNECTED_AFTER
+                && let Some(hello) = &state.hello
+                && member.is_none_or(|member| !matches_hello(member, hello))
             {
                 events.push(joined(source, hello));
             }
         }
-        if now.since(hearing.last) <= DEAF_AFTER {
+        if now.since(window.last) <= DISCONNECTED_AFTER {
             for source in members.sources() {
-                let heard = self.heard.get(&source);
-                let last = heard.map_or(hearing.since, |heard| heard.last.max(hearing.since));
-                let goodbye = heard.is_some_and(|heard| heard.goodbye);
+                let state = self.sources.get(&source);
+                let last = state.map_or(window.since, |state| state.last.max(window.since));
+                let goodbye = state.is_some_and(|state| state.goodbye);
                 if !goodbye && now.since(last) >= SILENT_AFTER {
                     events.push(left(&source, LeaveReason::Silent));
                 }
             }
         }
-        self.heard.retain(|source, heard| {
-            members.get(source).is_some() || now.since(heard.last) < SILENT_AFTER
+        self.sources.retain(|source, state| {
+            members.get(source).is_some() || now.since(state.last) < SILENT_AFTER
         });
         events
     }
 }
 
-fn is_as_said(member: &Member, hello: &Hello) -> bool {
+fn matches_hello(member: &Member, hello: &Hello) -> bool {
     member.address == hello.address && member.backends == hello.backends
 }
 

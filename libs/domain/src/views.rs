@@ -1,7 +1,7 @@
-//! The read models: rows that follow from the log, one change of a row at a time.
+//! The read models: rows derived from the log, updated row by row.
 //!
 //! Invariants: rows depend only on the order of records within a bucket, so a rebuild from the log
-//! gives the same rows whatever order buckets were read in; nothing is remembered without bound.
+//! produces the same rows whatever order the buckets were read in; memory is bounded.
 
 mod models;
 mod shapes;
@@ -26,39 +26,39 @@ pub use models::{MODELS, ReadModel};
 pub use shapes::{autoscale_view, endpoint_view};
 use shapes::{deployment_view, instance_view};
 
-/// Instances that are over stay visible, the last ones of each deployment: enough to see how a crash
-/// loop went.
+/// Number of ended instances per deployment that stay visible: enough to see how a crash loop went.
 pub const ENDED_INSTANCES_MAX: usize = 20;
 
-/// Everything that is known now, folded from the log.
+/// The current state, folded from the log.
 #[derive(Clone, Debug, Default)]
 pub struct Projection {
-    /// Every endpoint of which anything is known.
+    /// The state behind every known endpoint name.
     pub endpoints: BTreeMap<EndpointKey, EndpointModel>,
-    /// By name; what is needed to check a token.
+    /// Access tokens by name, as needed to check a token.
     pub access: BTreeMap<String, Access>,
-    /// Deployments whose rows are wanted at the end only, and when they last changed.
-    late: Option<Late>,
+    /// Deployments whose rows are deferred, and when they last changed; `None` if rows are not
+    /// deferred.
+    deferred: Option<DeferredRows>,
 }
 
-type Late = BTreeMap<EndpointKey, BTreeMap<Name, Timestamp>>;
+type DeferredRows = BTreeMap<EndpointKey, BTreeMap<Name, Timestamp>>;
 
-/// Changed together with whatever changes what [`EndpointModel`] makes of recorded events, or how it is
-/// written: consumers that keep it in snapshots build their versions on it.
+/// Version of [`EndpointModel`]. Raise it with any change to what it makes of recorded events or to
+/// its serialized form; consumers that snapshot it derive their versions from it.
 pub const MODEL_VERSION: u32 = 1;
 
-/// One endpoint's name, over all its incarnations.
+/// The state behind one endpoint name, across all its incarnations.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointModel {
-    /// Its present incarnation, if there is one.
+    /// The current incarnation, if there is one.
     pub endpoint: Option<Endpoint>,
     /// Version of the stream `endpoint/…`.
     pub version: u64,
-    /// Its instances that are not over.
+    /// Instances that have not ended.
     pub instances: Instances,
-    /// The last decision about each deployment that exists.
-    pub decided: BTreeMap<Name, Decided>,
+    /// The last decision about each existing deployment.
+    pub decided: BTreeMap<Name, LastDecision>,
     /// Position of the last event about the endpoint or its instances: the route's revision.
     pub position: Position,
     requested: BTreeMap<InstanceId, Position>,
@@ -68,67 +68,68 @@ pub struct EndpointModel {
 /// The last decision about a deployment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Decided {
-    /// About which incarnation.
+pub struct LastDecision {
+    /// The deployment's incarnation.
     pub deployment_uid: Uid,
-    /// What it says.
+    /// Its summary.
     pub summary: DecisionSummary,
 }
 
-/// A token that is valid, as far as the log says.
+/// An access token that is valid according to the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// What it allows, and the hash that it is known by.
+    /// What it allows, and its hash.
     pub granted: AccessGranted,
-    /// Of the event that granted it.
+    /// Position of the event that granted it.
     pub position: Position,
 }
 
 impl Projection {
-    /// For folding a history of which only the rows at its end are wanted: [`apply`](Self::apply)
-    /// leaves those of deployments, which nearly every event changes, for [`late_rows`](Self::late_rows).
+    /// Creates a projection for folding a history of which only the final rows are needed:
+    /// [`apply`](Self::apply) defers the rows of deployments, which nearly every event changes,
+    /// until the end.
     pub fn with_late_rows() -> Self {
         Self {
-            late: Some(Late::new()),
+            deferred: Some(DeferredRows::new()),
             ..Self::default()
         }
     }
 
-    /// Whether rows of deployments are left for the end.
+    /// Whether the rows of deployments are deferred.
     pub fn has_late_rows(&self) -> bool {
-        self.late.is_some()
+        self.deferred.is_some()
     }
 
-    /// The rows that were left for the end.
+    /// Returns the deferred rows and stops deferring.
     pub fn late_rows(&mut self) -> Vec<RowChange> {
         let mut changes = Vec::new();
-        for (key, names) in self.late.take().unwrap_or_default() {
+        for (key, names) in self.deferred.take().unwrap_or_default() {
             let Some(model) = self.endpoints.get(&key) else {
                 continue;
             };
             for (name, time) in names {
                 let mut rows = Rows::at(time, None);
-                model.deployment_rows(&key, &name, &mut rows);
+                model.put_deployment_rows(&key, &name, &mut rows);
                 changes.append(&mut rows.changes);
             }
         }
         changes
     }
 
-    /// Takes in one record, and says which rows change.
+    /// Applies one record and returns the rows that change.
     pub fn apply(&mut self, record: &Record) -> Vec<RowChange> {
-        let mut rows = Rows::at(record.time, self.late.as_mut());
+        let mut rows = Rows::at(record.time, self.deferred.as_mut());
         change(&mut self.endpoints, &mut self.access, record, &mut rows);
         rows.changes
     }
 
-    /// Takes in one record whose rows nobody wants.
+    /// Applies one record without producing rows.
     pub fn apply_silently(&mut self, record: &Record) {
-        let mut rows = Rows::unwanted();
+        let mut rows = Rows::discarding();
         change(&mut self.endpoints, &mut self.access, record, &mut rows);
     }
 
-    /// Goes on from models that others have folded.
+    /// Starts from models that were folded elsewhere.
     pub fn of(endpoints: BTreeMap<EndpointKey, EndpointModel>) -> Self {
         Self {
             endpoints,
@@ -136,7 +137,7 @@ impl Projection {
         }
     }
 
-    /// The present incarnation of this name, if there is one.
+    /// The current incarnation behind a name, if there is one.
     pub fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
         self.endpoints.get(key)?.endpoint.as_ref()
     }
@@ -157,14 +158,14 @@ fn change(
     }
 }
 
-fn apply_access(known: &mut BTreeMap<String, Access>, record: &Record, rows: &mut Rows) {
+fn apply_access(tokens: &mut BTreeMap<String, Access>, record: &Record, rows: &mut Rows) {
     match &record.event {
         Event::AccessGranted(granted) => {
             let access = Access {
                 granted: granted.clone(),
                 position: record.position,
             };
-            known.insert(granted.name.clone(), access);
+            tokens.insert(granted.name.clone(), access);
             let view = AccessView {
                 name: granted.name.clone(),
                 role: granted.role,
@@ -175,17 +176,17 @@ fn apply_access(known: &mut BTreeMap<String, Access>, record: &Record, rows: &mu
             rows.put(
                 ReadModel::Access,
                 &granted.name,
-                Of::NOTHING,
+                RowScope::NONE,
                 record.position,
                 &view,
             );
         }
         Event::AccessRevoked(revoked) => {
-            known.remove(&revoked.name);
+            tokens.remove(&revoked.name);
             rows.delete(
                 ReadModel::Access,
                 &revoked.name,
-                Of::NOTHING,
+                RowScope::NONE,
                 record.position,
             );
         }
@@ -193,15 +194,15 @@ fn apply_access(known: &mut BTreeMap<String, Access>, record: &Record, rows: &mu
     }
 }
 
-/// What a row belongs to, for filters.
+/// The endpoint and deployment that a row belongs to, for filters.
 #[derive(Clone, Copy)]
-struct Of<'a> {
+struct RowScope<'a> {
     endpoint: &'a str,
     deployment: &'a str,
 }
 
-impl Of<'_> {
-    const NOTHING: Of<'static> = Of {
+impl RowScope<'_> {
+    const NONE: RowScope<'static> = RowScope {
         endpoint: "",
         deployment: "",
     };
@@ -210,38 +211,38 @@ impl Of<'_> {
 struct Rows<'a> {
     time: Timestamp,
     changes: Vec<RowChange>,
-    late: Option<&'a mut Late>,
-    /// Nobody wants them: they are not made.
-    unwanted: bool,
+    deferred: Option<&'a mut DeferredRows>,
+    /// Whether rows are not produced at all.
+    discard: bool,
 }
 
 impl<'a> Rows<'a> {
-    fn at(time: Timestamp, late: Option<&'a mut Late>) -> Self {
+    fn at(time: Timestamp, deferred: Option<&'a mut DeferredRows>) -> Self {
         Self {
             time,
             changes: Vec::new(),
-            late,
-            unwanted: false,
+            deferred,
+            discard: false,
         }
     }
 
-    /// For a record whose rows nobody wants.
-    fn unwanted() -> Self {
+    /// Collects nothing.
+    fn discarding() -> Self {
         Self {
-            unwanted: true,
+            discard: true,
             ..Self::at(Timestamp::default(), None)
         }
     }
 
-    /// Whether the rows of this deployment are left for the end, or are not wanted at all.
-    fn leaves(&mut self, key: &EndpointKey, name: &Name) -> bool {
-        if self.unwanted {
+    /// Whether not to produce the rows of this deployment now: they are deferred or discarded.
+    fn skips(&mut self, key: &EndpointKey, name: &Name) -> bool {
+        if self.discard {
             return true;
         }
-        let Some(late) = &mut self.late else {
+        let Some(deferred) = &mut self.deferred else {
             return false;
         };
-        match late.get_mut(key) {
+        match deferred.get_mut(key) {
             Some(names) => match names.get_mut(name) {
                 Some(time) => *time = self.time,
                 None => {
@@ -250,7 +251,7 @@ impl<'a> Rows<'a> {
             },
             None => {
                 let names = BTreeMap::from([(name.clone(), self.time)]);
-                late.insert(key.clone(), names);
+                deferred.insert(key.clone(), names);
             }
         }
         true
@@ -260,38 +261,38 @@ impl<'a> Rows<'a> {
         &mut self,
         model: ReadModel,
         key: &str,
-        of: Of,
+        scope: RowScope,
         position: Position,
         view: &impl Serialize,
     ) {
-        if self.unwanted {
+        if self.discard {
             return;
         }
-        // Views are trees of plain values; writing them as JSON cannot fail.
+        // Views are trees of plain values, so serializing them cannot fail.
         let doc = serde_json::to_string(view).ok();
-        self.change(model, key, of, position, doc);
+        self.change(model, key, scope, position, doc);
     }
 
-    fn delete(&mut self, model: ReadModel, key: &str, of: Of, position: Position) {
-        self.change(model, key, of, position, None);
+    fn delete(&mut self, model: ReadModel, key: &str, scope: RowScope, position: Position) {
+        self.change(model, key, scope, position, None);
     }
 
     fn change(
         &mut self,
         model: ReadModel,
         key: &str,
-        of: Of,
+        scope: RowScope,
         position: Position,
         doc: Option<String>,
     ) {
-        if self.unwanted {
+        if self.discard {
             return;
         }
         self.changes.push(RowChange {
             model: model.name(),
             key: key.to_owned(),
-            endpoint: of.endpoint.to_owned(),
-            deployment: of.deployment.to_owned(),
+            endpoint: scope.endpoint.to_owned(),
+            deployment: scope.deployment.to_owned(),
             position,
             time: self.time,
             doc,
@@ -308,24 +309,24 @@ impl EndpointModel {
             .collect()
     }
 
-    /// Applies one record, and says which rows change.
+    /// Applies one record and returns the rows that change.
     pub fn apply(&mut self, key: &EndpointKey, record: &Record) -> Vec<RowChange> {
         let mut rows = Rows::at(record.time, None);
         self.change(key, record, &mut rows);
         rows.changes
     }
 
-    /// Applies one record whose rows nobody wants.
+    /// Applies one record without producing rows.
     pub fn apply_silently(&mut self, key: &EndpointKey, record: &Record) {
-        self.change(key, record, &mut Rows::unwanted());
+        self.change(key, record, &mut Rows::discarding());
     }
 
     fn change(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
         match &record.event {
-            Event::ScalingDecided(decision) => self.decision(key, decision, record, rows),
+            Event::ScalingDecided(decision) => self.apply_decision(key, decision, record, rows),
             Event::UsageClosed(_) | Event::UsageCorrected(_) | Event::UsageGap(_) => {
-                if !rows.unwanted {
-                    usage(key, record, rows);
+                if !rows.discard {
+                    put_usage_row(key, record, rows);
                 }
             }
             Event::ClockStepped(_) => {}
@@ -336,61 +337,61 @@ impl EndpointModel {
     fn change_by_stream(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
         use StreamKind::{Access, Endpoint, Instances, Members, Node, Parking, Scaling, Usage};
         match record.stream.kind() {
-            Some(Endpoint) => self.lifecycle(key, record, rows),
-            Some(Instances | Node) => self.instance(key, record, rows),
+            Some(Endpoint) => self.apply_lifecycle(key, record, rows),
+            Some(Instances | Node) => self.apply_instance(key, record, rows),
             Some(Scaling | Usage | Access | Members | Parking) | None => {}
         }
     }
 
-    fn lifecycle(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
+    fn apply_lifecycle(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
         let before = self.endpoint.take();
         if let (Event::DeploymentDeleted(of), Some(endpoint)) = (&record.event, &before) {
             self.forget(endpoint, &of.deployment);
         }
         let shares = before.as_ref().map(|endpoint| endpoint.traffic.clone());
         let autoscaled: Vec<Name> = autoscaled(before.as_ref()).cloned().collect();
-        let known: Vec<Name> = names(before.as_ref()).cloned().collect();
+        let names_before: Vec<Name> = names(before.as_ref()).cloned().collect();
         self.endpoint = Endpoint::apply(before, record);
         self.version = record.version;
         self.position = record.position;
-        self.endpoint_row(key, record, rows);
-        for name in known.iter().filter(|name| !self.has(name)) {
-            let of = Of {
+        self.put_endpoint_row(key, record, rows);
+        for name in names_before.iter().filter(|name| !self.has(name)) {
+            let scope = RowScope {
                 endpoint: key.as_str(),
                 deployment: name.as_str(),
             };
             rows.delete(
                 ReadModel::Deployments,
                 &row_key(key, name),
-                of,
+                scope,
                 record.position,
             );
         }
         for name in &autoscaled {
             let gone = self.deployment(name).is_none_or(|d| d.autoscale.is_none());
             if gone {
-                let of = Of {
+                let scope = RowScope {
                     endpoint: key.as_str(),
                     deployment: name.as_str(),
                 };
                 rows.delete(
                     ReadModel::Autoscales,
                     &row_key(key, name),
-                    of,
+                    scope,
                     record.position,
                 );
             }
         }
         if self.endpoint.is_none() {
-            self.drop_ended(key, record, rows);
+            self.delete_ended(key, record, rows);
             return;
         }
-        let touched: Vec<Name> = names(self.endpoint.as_ref())
-            .filter(|name| self.is_touched(name, record, shares.as_ref()))
+        let affected: Vec<Name> = names(self.endpoint.as_ref())
+            .filter(|name| self.is_affected(name, record, shares.as_ref()))
             .cloned()
             .collect();
-        for name in touched {
-            self.deployment_rows(key, &name, rows);
+        for name in affected {
+            self.put_deployment_rows(key, &name, rows);
         }
     }
 
@@ -402,8 +403,8 @@ impl EndpointModel {
         self.endpoint.as_ref()?.deployments.get(name)
     }
 
-    /// Whether the row of a deployment shows something that this record changed.
-    fn is_touched(&self, name: &Name, record: &Record, shares: Option<&Percentages>) -> bool {
+    /// Whether this record changed something in the row of a deployment.
+    fn is_affected(&self, name: &Name, record: &Record, shares: Option<&Percentages>) -> bool {
         let share = self
             .endpoint
             .as_ref()
@@ -424,27 +425,27 @@ impl EndpointModel {
         }
     }
 
-    fn endpoint_row(&self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
-        let of = Of {
+    fn put_endpoint_row(&self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
+        let scope = RowScope {
             endpoint: key.as_str(),
             deployment: "",
         };
         let Some(endpoint) = &self.endpoint else {
-            rows.delete(ReadModel::Endpoints, key.as_str(), of, record.position);
+            rows.delete(ReadModel::Endpoints, key.as_str(), scope, record.position);
             return;
         };
         let view = endpoint_view(endpoint);
         rows.put(
             ReadModel::Endpoints,
             key.as_str(),
-            of,
+            scope,
             endpoint.created,
             &view,
         );
     }
 
-    fn deployment_rows(&self, key: &EndpointKey, name: &Name, rows: &mut Rows) {
-        if rows.leaves(key, name) {
+    fn put_deployment_rows(&self, key: &EndpointKey, name: &Name, rows: &mut Rows) {
+        if rows.skips(key, name) {
             return;
         }
         let Some(endpoint) = &self.endpoint else {
@@ -453,7 +454,7 @@ impl EndpointModel {
         let Some(deployment) = endpoint.deployments.get(name) else {
             return;
         };
-        let of = Of {
+        let scope = RowScope {
             endpoint: key.as_str(),
             deployment: name.as_str(),
         };
@@ -462,7 +463,7 @@ impl EndpointModel {
         rows.put(
             ReadModel::Deployments,
             &row_key,
-            of,
+            scope,
             deployment.created,
             &view,
         );
@@ -474,14 +475,14 @@ impl EndpointModel {
             rows.put(
                 ReadModel::Autoscales,
                 &row_key,
-                of,
+                scope,
                 deployment.created,
                 &view,
             );
         }
     }
 
-    /// The deployment as the API shows it, with its instances counted.
+    /// The deployment as the API shows it, including its instance counts.
     pub fn deployment_view(
         &self,
         endpoint: &Endpoint,
@@ -508,7 +509,7 @@ impl EndpointModel {
         deployment_view(endpoint, name, deployment, tally)
     }
 
-    fn decision(
+    fn apply_decision(
         &mut self,
         key: &EndpointKey,
         decision: &Decision,
@@ -516,21 +517,21 @@ impl EndpointModel {
         rows: &mut Rows,
     ) {
         let name = &decision.deployment.deployment;
-        let of = Of {
+        let scope = RowScope {
             endpoint: key.as_str(),
             deployment: name.as_str(),
         };
-        if !rows.unwanted {
+        if !rows.discard {
             let view = DecisionView::new(record.id, record.time, decision.clone());
             rows.put(
                 ReadModel::Decisions,
                 &record.id.to_string(),
-                of,
+                scope,
                 record.position,
                 &view,
             );
         }
-        // What belongs to an incarnation that is gone says nothing about the present one.
+        // A decision about a deleted incarnation says nothing about the current one.
         if self
             .deployment(name)
             .is_none_or(|d| d.uid != decision.deployment_uid)
@@ -546,15 +547,15 @@ impl EndpointModel {
             outcome: decision.outcome,
             profile: decision.profile.clone(),
         };
-        let decided = Decided {
+        let decided = LastDecision {
             deployment_uid: decision.deployment_uid,
             summary,
         };
         self.decided.insert(name.clone(), decided);
-        self.deployment_rows(key, name, rows);
+        self.put_deployment_rows(key, name, rows);
     }
 
-    fn instance(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
+    fn apply_instance(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
         let Some(id) = instance_of(&record.event) else {
             return;
         };
@@ -569,28 +570,28 @@ impl EndpointModel {
         };
         self.position = record.position;
         let name = instance.deployment.clone();
-        if !rows.unwanted {
+        if !rows.discard {
             let end = match &record.event {
                 Event::InstanceStopped(ended) | Event::InstanceFailed(ended) => Some(ended),
                 _ => None,
             };
-            let of = Of {
+            let scope = RowScope {
                 endpoint: key.as_str(),
                 deployment: name.as_str(),
             };
             let end = end.map(|end| (end, record.time));
             let view = instance_view(key, instance, after.is_none(), end);
             let position = self.requested.get(id).copied().unwrap_or(record.position);
-            rows.put(ReadModel::Instances, id.as_str(), of, position, &view);
+            rows.put(ReadModel::Instances, id.as_str(), scope, position, &view);
         }
         if after.is_none() {
             self.requested.remove(id);
             self.keep_ended(key, &name, id, record, rows);
         }
-        self.deployment_rows(key, &name, rows);
+        self.put_deployment_rows(key, &name, rows);
     }
 
-    /// Remembers an instance that is over, and forgets the oldest past the limit.
+    /// Records an ended instance and deletes the oldest beyond the limit.
     fn keep_ended(
         &mut self,
         key: &EndpointKey,
@@ -605,22 +606,27 @@ impl EndpointModel {
             return;
         }
         if let Some(oldest) = ended.pop_front() {
-            let of = Of {
+            let scope = RowScope {
                 endpoint: key.as_str(),
                 deployment: name.as_str(),
             };
-            rows.delete(ReadModel::Instances, oldest.as_str(), of, record.position);
+            rows.delete(
+                ReadModel::Instances,
+                oldest.as_str(),
+                scope,
+                record.position,
+            );
         }
     }
 
-    fn drop_ended(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
+    fn delete_ended(&mut self, key: &EndpointKey, record: &Record, rows: &mut Rows) {
         for (name, ended) in std::mem::take(&mut self.ended) {
-            let of = Of {
+            let scope = RowScope {
                 endpoint: key.as_str(),
                 deployment: name.as_str(),
             };
             for id in ended {
-                rows.delete(ReadModel::Instances, id.as_str(), of, record.position);
+                rows.delete(ReadModel::Instances, id.as_str(), scope, record.position);
             }
         }
     }
@@ -646,8 +652,8 @@ pub fn row_key(endpoint: &EndpointKey, deployment: &Name) -> String {
     format!("{endpoint}/{deployment}")
 }
 
-/// One row for each event: closed minutes, corrections and gaps, as they were written.
-fn usage(key: &EndpointKey, record: &Record, rows: &mut Rows) {
+/// Adds one row per event: closed minutes, corrections and gaps, as written.
+fn put_usage_row(key: &EndpointKey, record: &Record, rows: &mut Rows) {
     let deployment = match &record.event {
         Event::UsageClosed(minute) | Event::UsageCorrected(minute) => minute.deployment.as_str(),
         _ => "",
@@ -658,16 +664,16 @@ fn usage(key: &EndpointKey, record: &Record, rows: &mut Rows) {
         "type": record.event.type_name(),
         "endpoint": key.endpoint(),
     });
-    // Moved and not copied: there are more of these than of all others.
+    // Moved, not copied: there are more of these than of all others.
     view["data"] = record.event.data().unwrap_or_default();
-    let of = Of {
+    let scope = RowScope {
         endpoint: key.as_str(),
         deployment,
     };
     rows.put(
         ReadModel::Usage,
         &record.id.to_string(),
-        of,
+        scope,
         record.position,
         &view,
     );

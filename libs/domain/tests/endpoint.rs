@@ -1,4 +1,5 @@
-//! The endpoint aggregate: commands, the reactor, routes and views, driven as the log would.
+//! The endpoint aggregate: commands, the reactor, routes and views, driven by events as the log
+//! would deliver them.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -43,7 +44,7 @@ fn shares(shares: &[(&str, u8)]) -> Percentages {
         .collect()
 }
 
-/// One endpoint, its instances and the log that made them.
+/// One endpoint, its instances and the log that produced them.
 #[derive(Clone, Default)]
 struct World {
     endpoint: Option<Endpoint>,
@@ -56,7 +57,7 @@ struct World {
 }
 
 impl World {
-    /// With an endpoint `iris` and these deployments.
+    /// Creates an endpoint `iris` with these deployments.
     fn with(deployments: &[&str]) -> Self {
         let mut world = Self::default();
         world.put_endpoint(EndpointSpec::default()).unwrap();
@@ -229,7 +230,7 @@ impl World {
         self.record(StreamKind::Instances, Event::InstanceDraining(draining));
     }
 
-    /// Lets the reactor write until it has nothing to say. It must fall silent.
+    /// Applies the reactor's events until there are no more; it must come to an end.
     fn settle(&mut self) {
         for _ in 0..10 {
             let Some(endpoint) = &self.endpoint else {
@@ -383,7 +384,7 @@ fn a_deployment_is_gone_when_its_last_instance_is_and_an_endpoint_after_its_last
 }
 
 #[test]
-fn only_what_instances_are_made_of_raises_the_instance_revision() {
+fn only_changes_that_need_new_instances_raise_the_instance_revision() {
     type Change = fn(&mut DeploymentSpec);
     let table: [(&str, Change, u64); 8] = [
         ("instances", |s| s.instances = 5, 1),
@@ -418,12 +419,12 @@ fn only_what_instances_are_made_of_raises_the_instance_revision() {
 #[test]
 fn traffic_names_deployments_that_stay_and_never_a_mirrored_one() {
     let mut world = World::with(&["blue", "green"]);
-    type Row = (
+    type Case = (
         &'static [(&'static str, u8)],
         &'static [(&'static str, u8)],
         Option<&'static str>,
     );
-    let table: [Row; 8] = [
+    let table: [Case; 8] = [
         (&[("blue", 100)], &[("green", 10)], None),
         (
             &[("blue", 90), ("green", 10)],
@@ -615,7 +616,7 @@ fn rows_of(log: &[Record]) -> BTreeMap<(&'static str, String), String> {
         .collect()
 }
 
-/// The rows that these changes leave behind.
+/// The rows that result from these changes.
 fn rows_after(
     changes: impl IntoIterator<Item = RowChange>,
 ) -> BTreeMap<(&'static str, String), RowChange> {
@@ -687,9 +688,9 @@ impl World {
     }
 }
 
-/// What may be done to the world, by a command or by the machines.
+/// A change to the world, by a command or by its machines.
 #[derive(Clone, Debug)]
-enum Act {
+enum Operation {
     PutEndpoint(Option<Percentages>),
     Put(usize, u32, bool),
     Delete(usize),
@@ -717,30 +718,30 @@ fn any_shares() -> impl Strategy<Value = Percentages> {
     prop_oneof![Just(Percentages::new()), one, two, wrong]
 }
 
-fn any_act() -> impl Strategy<Value = Act> {
+fn any_operation() -> impl Strategy<Value = Operation> {
     let which = 0..NAMES.len();
     prop_oneof![
-        2 => proptest::option::of(any_shares()).prop_map(Act::PutEndpoint),
-        6 => (which.clone(), 0u32..3, any::<bool>()).prop_map(|(d, n, large)| Act::Put(d, n, large)),
-        3 => which.clone().prop_map(Act::Delete),
-        1 => Just(Act::DeleteEndpoint),
-        6 => (any_shares(), any_shares()).prop_map(|(traffic, mirror)| Act::Split(traffic, mirror)),
-        1 => (which.clone(), any::<bool>()).prop_map(|(d, to)| Act::Pause(d, to)),
-        1 => (which.clone(), 0u32..5).prop_map(|(d, n)| Act::Pin(d, n)),
-        3 => which.prop_map(Act::Ready),
-        2 => Just(Act::EndOldest),
-        3 => Just(Act::Settle),
+        2 => proptest::option::of(any_shares()).prop_map(Operation::PutEndpoint),
+        6 => (which.clone(), 0u32..3, any::<bool>()).prop_map(|(d, n, large)| Operation::Put(d, n, large)),
+        3 => which.clone().prop_map(Operation::Delete),
+        1 => Just(Operation::DeleteEndpoint),
+        6 => (any_shares(), any_shares()).prop_map(|(traffic, mirror)| Operation::Split(traffic, mirror)),
+        1 => (which.clone(), any::<bool>()).prop_map(|(d, to)| Operation::Pause(d, to)),
+        1 => (which.clone(), 0u32..5).prop_map(|(d, n)| Operation::Pin(d, n)),
+        3 => which.prop_map(Operation::Ready),
+        2 => Just(Operation::EndOldest),
+        3 => Just(Operation::Settle),
     ]
 }
 
 impl World {
-    fn act(&mut self, act: &Act, serial: usize) {
-        let _ = match act {
-            Act::PutEndpoint(traffic) => self.put_endpoint(EndpointSpec {
+    fn apply(&mut self, operation: &Operation, serial: usize) {
+        let _ = match operation {
+            Operation::PutEndpoint(traffic) => self.put_endpoint(EndpointSpec {
                 traffic: traffic.clone(),
                 ..EndpointSpec::default()
             }),
-            Act::Put(index, instances, large) => {
+            Operation::Put(index, instances, large) => {
                 let instance_type = if *large { "large" } else { "small" }.into();
                 self.put(
                     NAMES[*index],
@@ -751,13 +752,13 @@ impl World {
                     },
                 )
             }
-            Act::Delete(index) => self.delete(NAMES[*index]),
-            Act::DeleteEndpoint => self.run(Command::DeleteEndpoint),
-            Act::Split(traffic, mirror) => self.run(Command::SetTraffic {
+            Operation::Delete(index) => self.delete(NAMES[*index]),
+            Operation::DeleteEndpoint => self.run(Command::DeleteEndpoint),
+            Operation::Split(traffic, mirror) => self.run(Command::SetTraffic {
                 traffic: Some(traffic.clone()),
                 mirror: Some(mirror.clone()),
             }),
-            Act::Pause(index, to) => {
+            Operation::Pause(index, to) => {
                 let pause = Pause {
                     scale_in: *to,
                     scale_out: false,
@@ -767,7 +768,7 @@ impl World {
                     pause,
                 })
             }
-            Act::Pin(index, instances) => {
+            Operation::Pin(index, instances) => {
                 let pin = Pin {
                     instances: *instances,
                     until: None,
@@ -777,7 +778,7 @@ impl World {
                     pin,
                 })
             }
-            Act::Ready(index) => {
+            Operation::Ready(index) => {
                 let deployment = name(NAMES[*index]);
                 let exists = self
                     .endpoint
@@ -788,13 +789,13 @@ impl World {
                 }
                 Ok(0)
             }
-            Act::EndOldest => {
+            Operation::EndOldest => {
                 if let Some(id) = self.instances.instances.keys().next().cloned() {
                     self.stop(id.as_str());
                 }
                 Ok(0)
             }
-            Act::Settle => {
+            Operation::Settle => {
                 self.settle();
                 Ok(0)
             }
@@ -833,33 +834,33 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_sequence_of_commands_breaks_the_split(acts in proptest::collection::vec(any_act(), 1..60)) {
+    fn no_sequence_of_commands_breaks_the_split(operations in proptest::collection::vec(any_operation(), 1..60)) {
         let mut world = World::default();
-        for (serial, act) in acts.iter().enumerate() {
-            world.act(act, serial);
+        for (serial, operation) in operations.iter().enumerate() {
+            world.apply(operation, serial);
             world.check()?;
         }
     }
 
     #[test]
-    fn the_same_command_twice_writes_nothing_the_second_time(acts in proptest::collection::vec(any_act(), 1..40)) {
+    fn the_same_command_twice_writes_nothing_the_second_time(operations in proptest::collection::vec(any_operation(), 1..40)) {
         let mut world = World::default();
-        for (serial, act) in acts.iter().enumerate() {
-            world.act(act, serial);
-            // What machines do is not idempotent, and a deletion may have come to its end.
-            if matches!(act, Act::Put(..) | Act::Split(..) | Act::Pause(..) | Act::Pin(..) | Act::DeleteEndpoint) {
+        for (serial, operation) in operations.iter().enumerate() {
+            world.apply(operation, serial);
+            // What machines do is not idempotent, and a deletion may have completed.
+            if matches!(operation, Operation::Put(..) | Operation::Split(..) | Operation::Pause(..) | Operation::Pin(..) | Operation::DeleteEndpoint) {
                 let written = world.log.len();
-                world.act(act, serial);
-                prop_assert_eq!(world.log.len(), written, "{:?}", act);
+                world.apply(operation, serial);
+                prop_assert_eq!(world.log.len(), written, "{:?}", operation);
             }
         }
     }
 
     #[test]
-    fn rows_show_what_the_aggregate_holds(acts in proptest::collection::vec(any_act(), 1..60)) {
+    fn rows_match_the_aggregate(operations in proptest::collection::vec(any_operation(), 1..60)) {
         let mut world = World::default();
-        for (serial, act) in acts.iter().enumerate() {
-            world.act(act, serial);
+        for (serial, operation) in operations.iter().enumerate() {
+            world.apply(operation, serial);
         }
         let rows = rows_of(&world.log);
         let count = |wanted: &str| rows.keys().filter(|(model, _)| *model == wanted).count();
@@ -875,10 +876,10 @@ proptest! {
     }
 
     #[test]
-    fn rows_that_are_left_for_the_end_are_those_of_every_step(acts in proptest::collection::vec(any_act(), 1..60)) {
+    fn deferred_rows_equal_those_written_at_every_step(operations in proptest::collection::vec(any_operation(), 1..60)) {
         let mut world = World::default();
-        for (serial, act) in acts.iter().enumerate() {
-            world.act(act, serial);
+        for (serial, operation) in operations.iter().enumerate() {
+            world.apply(operation, serial);
         }
         let (mut live, mut late) = (Projection::default(), Projection::with_late_rows());
         let every_step = rows_after(world.log.iter().flat_map(|record| live.apply(record)));
@@ -889,10 +890,10 @@ proptest! {
     }
 
     #[test]
-    fn the_reactor_always_comes_to_rest(acts in proptest::collection::vec(any_act(), 1..40)) {
+    fn the_reactor_always_settles(operations in proptest::collection::vec(any_operation(), 1..40)) {
         let mut world = World::default();
-        for (serial, act) in acts.iter().enumerate() {
-            world.act(act, serial);
+        for (serial, operation) in operations.iter().enumerate() {
+            world.apply(operation, serial);
             world.clone().settle();
         }
     }

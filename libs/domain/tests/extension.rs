@@ -1,5 +1,5 @@
-//! A metric and a source that this release does not know: a row is all that a metric takes, and frames
-//! are all that a source takes.
+//! A metric and a source that this release does not know: a metric takes only a row, and a source
+//! only frames.
 #![allow(clippy::unwrap_used)]
 
 use contract::decision::{Carried, InstanceCounts, Pause, Signal};
@@ -9,7 +9,8 @@ use contract::resources::AutoscaleSpec;
 use contract::time::{Span, Timestamp};
 use domain::autoscale::{Policy, TickInputs, evaluate};
 use domain::measure::{
-    METRICS, Measures, MetricRow, Reads, SOURCE_KINDS_MAX, SignalOptions, Situations, Unit, Worth,
+    Computation, METRICS, Measures, MetricRow, SOURCE_KINDS_MAX, SignalOptions, SituationValue,
+    Situations, Unit,
 };
 use domain::zones::ZoneData;
 use serde_json::{Value, json};
@@ -17,7 +18,8 @@ use uuid::Uuid;
 
 const START: i64 = 1_790_000_000;
 
-/// The metrics of this release, and one more: the depth of a queue, as a source of its own tells it.
+/// The metrics of this release and one more: the depth of a queue, reported by its own kind of
+/// source.
 fn metrics() -> &'static [MetricRow] {
     let toy = MetricRow {
         name: "toy_depth",
@@ -27,14 +29,14 @@ fn metrics() -> &'static [MetricRow] {
         is_total: true,
         is_per_instance: true,
         description: "Messages in a toy queue.",
-        worth: Situations {
-            no_traffic: Worth::Measured,
-            all_in_flight: Worth::Measured,
-            all_refused: Worth::Measured,
-            no_instance: Worth::Measured,
-            no_report: Worth::Unknown,
+        situations: Situations {
+            no_traffic: SituationValue::Measured,
+            all_in_flight: SituationValue::Measured,
+            all_refused: SituationValue::Measured,
+            no_instance: SituationValue::Measured,
+            no_report: SituationValue::Unknown,
         },
-        reads: Reads::Counts(|coverage, load, _| {
+        computation: Computation::Counts(|coverage, load, _| {
             let micros = coverage.length_us;
             (micros > 0).then(|| load.queued_us as f64 / micros as f64)
         }),
@@ -51,8 +53,8 @@ fn uid() -> Uid {
     Uid(Uuid::from_u128(7))
 }
 
-/// One second of a source of this kind.
-fn frame(kind: &str, second: i64, told: DeploymentFrame) -> Frame {
+/// A frame of one second from a source of this kind.
+fn frame(kind: &str, second: i64, sent: DeploymentFrame) -> Frame {
     Frame {
         source: Source {
             kind: kind.parse().unwrap(),
@@ -67,7 +69,7 @@ fn frame(kind: &str, second: i64, told: DeploymentFrame) -> Frame {
         members: Default::default(),
         hello: None,
         goodbye: false,
-        deployments: vec![told],
+        deployments: vec![sent],
     }
 }
 
@@ -99,11 +101,11 @@ fn measured(policy: &Policy) -> Vec<Option<Signal>> {
     measures.watch(uid(), policy.signals(), Timestamp::from_secs(START));
     for second in START..START + 10 {
         for (kind, waiting) in [("gateway", 3), ("toy", 40)] {
-            let told = DeploymentFrame {
+            let sent = DeploymentFrame {
                 queued_us: waiting * 1_000_000,
                 ..deployment()
             };
-            measures.frame(after(second), &frame(kind, second, told));
+            measures.frame(after(second), &frame(kind, second, sent));
         }
     }
     let options = SignalOptions::default();
@@ -141,7 +143,7 @@ fn a_metric_with_a_source_of_its_own_is_measured_and_scales() {
 }
 
 #[test]
-fn a_metric_without_its_row_is_refused_with_the_names_there_are() {
+fn a_metric_without_a_row_is_refused_with_the_available_names() {
     let spec = policy(json!({"name": "toy_depth"}), "> 15");
     let findings = Policy::compile(&spec, &ZoneData::bundled()).unwrap_err();
     let detail = &findings[0].detail;
@@ -159,7 +161,7 @@ fn what_an_unknown_source_measures_is_not_added_to_what_gateways_measure() {
 }
 
 #[test]
-fn kinds_of_sources_beyond_the_limit_take_no_room() {
+fn source_kinds_beyond_the_limit_are_not_kept() {
     let mut measures = Measures::new(Timestamp::from_secs(START));
     for kind in 0..2 * SOURCE_KINDS_MAX {
         measures.frame(

@@ -1,4 +1,4 @@
-//! An instance may be stopped only by the word of every gateway, or when its time is up.
+//! An instance may be stopped only once every gateway has released it, or at its deadline.
 
 #![allow(clippy::unwrap_used)]
 
@@ -71,12 +71,12 @@ fn record(position: u64, event: Event) -> Record {
     }
 }
 
-/// The log names no gateway.
-fn nobody() -> Members {
+/// No gateway is a member.
+fn no_members() -> Members {
     Members::default()
 }
 
-/// The log names these gateways.
+/// These gateways are members.
 fn members(gateways: &[&str]) -> Members {
     let mut members = Members::default();
     for (index, gateway) in gateways.iter().enumerate() {
@@ -127,7 +127,7 @@ fn frame(gateway: &str, revision: u64, in_flight: u32) -> Frame {
 #[test]
 fn every_gateway_must_have_reached_the_drain_with_nothing_in_flight() {
     let instance = draining_instance();
-    // (frames seen, drained)
+    // (frames observed, drained)
     let cases: &[(&[Frame], bool)] = &[
         (&[], false),
         (&[frame("a", 40, 0)], true),
@@ -143,7 +143,7 @@ fn every_gateway_must_have_reached_the_drain_with_nothing_in_flight() {
         let mut watch = DrainWatch::default();
         frames.iter().for_each(|frame| watch.observe(frame, at(1)));
         assert_eq!(
-            watch.is_drained(&iris(), &instance, &nobody(), at(1)),
+            watch.is_drained(&iris(), &instance, &no_members(), at(1)),
             *drained,
             "{frames:#?}"
         );
@@ -151,7 +151,7 @@ fn every_gateway_must_have_reached_the_drain_with_nothing_in_flight() {
 }
 
 #[test]
-fn what_a_gateway_has_reached_of_another_endpoint_vouches_for_nothing() {
+fn a_route_of_another_endpoint_does_not_count() {
     let mut watch = DrainWatch::default();
     let other = EndpointKey::new(&"other".parse().unwrap());
     let routes = [(iris(), Position(39)), (other, Position(99))].into();
@@ -162,11 +162,11 @@ fn what_a_gateway_has_reached_of_another_endpoint_vouches_for_nothing() {
         },
         at(1),
     );
-    assert!(!watch.is_drained(&iris(), &draining_instance(), &nobody(), at(1)));
+    assert!(!watch.is_drained(&iris(), &draining_instance(), &no_members(), at(1)));
 }
 
 #[test]
-fn a_gateway_that_said_goodbye_is_not_asked_any_more() {
+fn a_gateway_that_said_goodbye_is_not_waited_for() {
     let mut watch = DrainWatch::default();
     watch.observe(&frame("a", 40, 0), at(1));
     watch.observe(&frame("b", 1, 5), at(1));
@@ -177,11 +177,11 @@ fn a_gateway_that_said_goodbye_is_not_asked_any_more() {
         },
         at(2),
     );
-    assert!(watch.is_drained(&iris(), &draining_instance(), &nobody(), at(2)));
+    assert!(watch.is_drained(&iris(), &draining_instance(), &no_members(), at(2)));
 }
 
 #[test]
-fn words_about_another_bucket_do_not_count() {
+fn reports_about_another_bucket_do_not_count() {
     let mut watch = DrainWatch::default();
     watch.observe(
         &Frame {
@@ -190,7 +190,7 @@ fn words_about_another_bucket_do_not_count() {
         },
         at(1),
     );
-    assert!(!watch.is_drained(&iris(), &draining_instance(), &nobody(), at(1)));
+    assert!(!watch.is_drained(&iris(), &draining_instance(), &no_members(), at(1)));
 }
 
 #[test]
@@ -198,35 +198,35 @@ fn the_deadline_ends_the_wait_while_frames_arrive() {
     let mut watch = DrainWatch::default();
     for second in 0..15 {
         assert!(
-            !watch.is_drained(&iris(), &draining_instance(), &nobody(), at(second)),
+            !watch.is_drained(&iris(), &draining_instance(), &no_members(), at(second)),
             "{second}"
         );
         watch.observe(&frame("a", 40, 1), at(second));
     }
-    assert!(watch.is_drained(&iris(), &draining_instance(), &nobody(), at(15)));
+    assert!(watch.is_drained(&iris(), &draining_instance(), &no_members(), at(15)));
 }
 
 #[test]
 fn the_deadline_does_not_run_while_no_frames_arrive() {
     let mut watch = DrainWatch::default();
     watch.observe(&frame("a", 40, 1), at(0));
-    assert!(!watch.is_drained(&iris(), &draining_instance(), &nobody(), at(60)));
+    assert!(!watch.is_drained(&iris(), &draining_instance(), &no_members(), at(60)));
     watch.observe(&frame("a", 40, 1), at(60));
     assert!(
-        !watch.is_drained(&iris(), &draining_instance(), &nobody(), at(61)),
-        "it starts anew"
+        !watch.is_drained(&iris(), &draining_instance(), &no_members(), at(61)),
+        "it starts again"
     );
 }
 
 #[test]
-fn a_member_that_has_not_spoken_since_we_listen_is_waited_for() {
+fn a_member_that_has_not_reported_yet_is_waited_for() {
     let instance = draining_instance();
     let members = members(&["a", "b"]);
     let mut watch = DrainWatch::default();
     watch.observe(&frame("a", 40, 0), at(1));
     assert!(
         !watch.is_drained(&iris(), &instance, &members, at(1)),
-        "the first that is heard is not all"
+        "the first to report is not all"
     );
     watch.observe(&frame("b", 40, 1), at(2));
     assert!(!watch.is_drained(&iris(), &instance, &members, at(2)));
@@ -247,7 +247,7 @@ fn a_gateway_that_the_log_does_not_know_yet_is_waited_for() {
 }
 
 #[test]
-fn a_member_that_said_goodbye_has_let_go_before_the_log_knows() {
+fn a_goodbye_releases_an_instance_before_the_log_records_it() {
     let members = members(&["a", "b"]);
     let mut watch = DrainWatch::default();
     watch.observe(&frame("a", 40, 0), at(1));
@@ -260,7 +260,7 @@ fn a_member_that_said_goodbye_has_let_go_before_the_log_knows() {
 }
 
 #[test]
-fn a_gateway_that_left_in_silence_is_not_asked_any_more() {
+fn a_gateway_that_left_in_silence_is_not_waited_for() {
     let instance = Instance {
         draining: Some(Draining {
             timeout: Span::from_secs(3600),

@@ -23,7 +23,7 @@ use domain::members::{Members, NODE_GRACE};
 use proptest::prelude::*;
 use uuid::Uuid;
 
-/// One endpoint `iris` with one deployment `blue`, and a node that does what it is told.
+/// One endpoint `iris` with one deployment `blue`, and a node that carries out its orders.
 struct World {
     endpoint: Option<Endpoint>,
     instances: Instances,
@@ -114,7 +114,7 @@ impl World {
         }));
     }
 
-    /// Instances that count, by node.
+    /// Kept instances, by node.
     fn by_node(&self) -> BTreeMap<String, usize> {
         let mut by_node = BTreeMap::new();
         for instance in self.instances.instances.values().filter(|i| i.is_kept()) {
@@ -133,7 +133,7 @@ impl World {
         );
     }
 
-    /// Plans once and writes the orders down.
+    /// Plans once and appends the orders.
     fn plan(&mut self) -> Vec<Event> {
         let busy = self.busy.clone();
         let mut ids = self.ids;
@@ -215,8 +215,8 @@ impl World {
         }));
     }
 
-    /// Plans, starts, drains and removes until nothing is left to do; the number of ready instances
-    /// after each step.
+    /// Plans, starts, drains and removes until nothing is left to do; returns the number of ready
+    /// instances after each step.
     fn settle(&mut self) -> Vec<usize> {
         let mut ready = Vec::new();
         for _ in 0..200 {
@@ -309,7 +309,7 @@ fn every_request_names_the_decision_behind_it() {
 }
 
 #[test]
-fn a_scale_in_drains_first_and_removes_only_when_the_gateways_have_let_go() {
+fn a_scale_in_drains_first_and_removes_only_when_the_gateways_have_released() {
     let mut world = World::new();
     world.grant(2);
     world.settle();
@@ -342,7 +342,7 @@ fn a_scale_in_takes_instances_that_serve_nothing_before_ready_ones() {
 }
 
 #[test]
-fn a_failed_instance_is_cleared_away_and_replaced_after_the_back_off() {
+fn a_failed_instance_is_removed_and_replaced_after_the_back_off() {
     let mut world = World::new();
     world.grant(1);
     world.settle();
@@ -388,7 +388,7 @@ fn a_crash_looping_deployment_is_tried_with_one_instance_at_a_time() {
 }
 
 #[test]
-fn an_instance_that_stayed_healthy_ends_the_row_of_failures() {
+fn an_instance_that_stayed_healthy_resets_the_failure_count() {
     let mut world = World::new();
     world.grant(1);
     world.plan();
@@ -466,7 +466,7 @@ fn an_instance_of_a_dead_incarnation_does_not_count_for_the_new_one_of_its_name(
     world.settle();
     let old = world.ids_in(InstanceState::Ready);
     assert_eq!(old.len(), 1);
-    // Requests are still on it, so it stays while the name is used again.
+    // It still has requests in flight, so it stays while the name is reused.
     world.busy.extend(old.clone());
     world.append(Event::EndpointDeleted(Empty {}));
     let again = World::new().endpoint.unwrap();
@@ -524,7 +524,7 @@ fn only_nodes_that_allow_the_backend_get_instances() {
 }
 
 #[test]
-fn where_no_node_allows_the_backend_one_is_asked_so_that_it_says_so() {
+fn if_no_node_offers_the_backend_one_is_asked_and_refuses() {
     let mut world = World::new();
     world.own_node = None;
     world.join("east", &[BackendKind::SIMULATED]);
@@ -614,7 +614,7 @@ fn a_node_that_comes_back_in_time_loses_nothing() {
 }
 
 #[test]
-fn a_lost_node_that_comes_back_is_rid_of_what_it_had_and_gets_new_instances() {
+fn a_lost_node_that_comes_back_loses_its_instances_and_gets_new_ones() {
     let mut world = two_nodes();
     world.grant(2);
     world.settle();

@@ -1,4 +1,4 @@
-//! Who is a member: by word, by silence, and never by our own deafness.
+//! Membership by hello, goodbye and silence, and never by our own loss of contact.
 
 #![allow(clippy::unwrap_used)]
 
@@ -69,12 +69,12 @@ struct World {
 }
 
 impl World {
-    fn hear(&mut self, frame: &Frame, second: i64) {
+    fn receive(&mut self, frame: &Frame, second: i64) {
         self.watch.observe(frame, at(second));
     }
 
-    /// Writes what is due: `+id` and `-id (reason)`.
-    fn look(&mut self, second: i64) -> Vec<String> {
+    /// Appends what is due: `+id` and `-id (reason)`.
+    fn poll(&mut self, second: i64) -> Vec<String> {
         let events = self.watch.due(&self.members, at(second));
         for event in &events {
             self.position += 1;
@@ -98,12 +98,12 @@ impl World {
         events.into_iter().map(word).collect()
     }
 
-    /// A second after the other, these are heard; what was written in all of them.
-    fn live(&mut self, seconds: std::ops::Range<i64>, frames: &[Frame]) -> Vec<String> {
+    /// Sends these frames every second; returns everything that was written.
+    fn run(&mut self, seconds: std::ops::Range<i64>, frames: &[Frame]) -> Vec<String> {
         let mut written = Vec::new();
         for second in seconds {
-            frames.iter().for_each(|frame| self.hear(frame, second));
-            written.extend(self.look(second));
+            frames.iter().for_each(|frame| self.receive(frame, second));
+            written.extend(self.poll(second));
         }
         written
     }
@@ -112,7 +112,7 @@ impl World {
 #[test]
 fn a_source_joins_once_by_its_hello() {
     let mut world = World::default();
-    let written = world.live(0..10, &[gateway("a"), node("n", &[BackendKind::PROCESS])]);
+    let written = world.run(0..10, &[gateway("a"), node("n", &[BackendKind::PROCESS])]);
     assert_eq!(written, ["+a", "+n"]);
     assert_eq!(
         world.members.nodes["n"].address.as_deref(),
@@ -122,7 +122,7 @@ fn a_source_joins_once_by_its_hello() {
 }
 
 #[test]
-fn a_source_that_has_not_said_who_it_is_is_no_member() {
+fn a_source_without_a_hello_is_no_member() {
     let mut world = World::default();
     let silent = Frame {
         hello: None,
@@ -132,126 +132,126 @@ fn a_source_that_has_not_said_who_it_is_is_no_member() {
         bucket: Bucket(5),
         ..gateway("b")
     };
-    assert!(world.live(0..3, &[silent, elsewhere]).is_empty());
+    assert!(world.run(0..3, &[silent, elsewhere]).is_empty());
 }
 
 #[test]
 fn a_hello_that_changed_is_written_again() {
     let mut world = World::default();
-    world.live(0..3, &[node("n", &[BackendKind::PROCESS])]);
+    world.run(0..3, &[node("n", &[BackendKind::PROCESS])]);
     let more = [BackendKind::PROCESS, BackendKind::SIMULATED];
-    assert_eq!(world.live(3..6, &[node("n", &more)]), ["+n"]);
+    assert_eq!(world.run(3..6, &[node("n", &more)]), ["+n"]);
     assert_eq!(world.members.nodes["n"].backends, more);
 }
 
 #[test]
 fn a_source_leaves_by_its_goodbye_and_may_come_back() {
     let mut world = World::default();
-    world.live(0..3, &[gateway("a"), gateway("b")]);
-    world.hear(&goodbye(gateway("b")), 3);
-    assert_eq!(world.look(3), ["-b Goodbye"]);
-    assert!(world.live(4..10, &[gateway("a")]).is_empty());
+    world.run(0..3, &[gateway("a"), gateway("b")]);
+    world.receive(&goodbye(gateway("b")), 3);
+    assert_eq!(world.poll(3), ["-b Goodbye"]);
+    assert!(world.run(4..10, &[gateway("a")]).is_empty());
     let again = Frame {
         boot: Uuid::from_u128(2),
         ..gateway("b")
     };
-    assert_eq!(world.live(10..12, &[gateway("a"), again]), ["+b"]);
+    assert_eq!(world.run(10..12, &[gateway("a"), again]), ["+b"]);
 }
 
 #[test]
-fn the_last_word_of_a_former_life_does_not_send_the_new_one_away() {
+fn a_late_goodbye_of_an_earlier_start_does_not_remove_the_new_one() {
     let mut world = World::default();
     let again = Frame {
         boot: Uuid::from_u128(2),
         ..gateway("a")
     };
-    world.live(0..3, &[again]);
-    world.hear(&goodbye(gateway("a")), 3);
-    assert!(world.look(3).is_empty());
+    world.run(0..3, &[again]);
+    world.receive(&goodbye(gateway("a")), 3);
+    assert!(world.poll(3).is_empty());
 }
 
 #[test]
 fn a_member_that_falls_silent_leaves_after_a_minute_while_others_are_heard() {
     let mut world = World::default();
-    world.live(0..1, &[gateway("a"), gateway("b")]);
-    assert!(world.live(1..SILENCE, &[gateway("a")]).is_empty());
+    world.run(0..1, &[gateway("a"), gateway("b")]);
+    assert!(world.run(1..SILENCE, &[gateway("a")]).is_empty());
     assert_eq!(
-        world.live(SILENCE..SILENCE + 10, &[gateway("a")]),
+        world.run(SILENCE..SILENCE + 10, &[gateway("a")]),
         ["-b Silent"]
     );
 }
 
 #[test]
-fn a_member_that_was_never_heard_by_this_watch_has_its_minute_too() {
+fn a_member_never_seen_by_this_watch_still_gets_its_minute() {
     let mut world = World::default();
-    world.live(0..1, &[gateway("a"), gateway("b")]);
+    world.run(0..1, &[gateway("a"), gateway("b")]);
     world.watch = MemberWatch::default();
-    assert!(world.look(1000).is_empty(), "nothing has been heard yet");
-    assert!(world.live(1000..1000 + SILENCE, &[gateway("a")]).is_empty());
-    assert_eq!(world.live(1060..1062, &[gateway("a")]), ["-b Silent"]);
+    assert!(world.poll(1000).is_empty(), "no frame has arrived yet");
+    assert!(world.run(1000..1000 + SILENCE, &[gateway("a")]).is_empty());
+    assert_eq!(world.run(1060..1062, &[gateway("a")]), ["-b Silent"]);
 }
 
 #[test]
-fn nobody_leaves_while_we_hear_nothing_and_afterwards_the_count_starts_anew() {
+fn nobody_leaves_while_no_frames_arrive_and_the_timeout_restarts_afterwards() {
     let mut world = World::default();
-    world.live(0..30, &[gateway("a"), gateway("b")]);
+    world.run(0..30, &[gateway("a"), gateway("b")]);
     for second in 30..600 {
-        assert!(world.look(second).is_empty(), "{second}");
+        assert!(world.poll(second).is_empty(), "{second}");
     }
-    assert!(world.live(600..600 + SILENCE, &[gateway("a")]).is_empty());
-    assert_eq!(world.live(660..662, &[gateway("a")]), ["-b Silent"]);
+    assert!(world.run(600..600 + SILENCE, &[gateway("a")]).is_empty());
+    assert_eq!(world.run(660..662, &[gateway("a")]), ["-b Silent"]);
 }
 
 #[test]
-fn one_that_left_in_silence_joins_again_when_it_is_heard() {
+fn a_member_that_left_in_silence_rejoins_with_its_next_frame() {
     let mut world = World::default();
-    world.live(0..1, &[gateway("a"), gateway("b")]);
-    world.live(1..SILENCE + 1, &[gateway("a")]);
-    assert!(world.live(61..90, &[gateway("a")]).is_empty());
-    assert_eq!(world.live(90..92, &[gateway("a"), gateway("b")]), ["+b"]);
+    world.run(0..1, &[gateway("a"), gateway("b")]);
+    world.run(1..SILENCE + 1, &[gateway("a")]);
+    assert!(world.run(61..90, &[gateway("a")]).is_empty());
+    assert_eq!(world.run(90..92, &[gateway("a"), gateway("b")]), ["+b"]);
 }
 
 #[test]
 fn a_silent_node_is_lost_at_once_and_one_that_said_goodbye_after_its_grace() {
     let mut world = World::default();
     let nodes = [node("n", &[]), node("m", &[])];
-    world.live(0..1, &nodes);
+    world.run(0..1, &nodes);
     assert!(!world.members.is_lost("n", at(1)));
-    world.live(1..SILENCE + 1, &nodes[..1]);
+    world.run(1..SILENCE + 1, &nodes[..1]);
     assert!(world.members.is_lost("m", at(SILENCE)));
-    world.hear(&goodbye(node("n", &[])), 100);
-    assert_eq!(world.look(100), ["-n Goodbye"]);
+    world.receive(&goodbye(node("n", &[])), 100);
+    assert_eq!(world.poll(100), ["-n Goodbye"]);
     let grace = at(100) + NODE_GRACE;
     assert!(!world.members.is_lost("n", grace - Span::from_millis(1)));
     assert!(world.members.is_lost("n", grace));
-    world.live(200..201, &[node("n", &[])]);
+    world.run(200..201, &[node("n", &[])]);
     assert!(!world.members.is_lost("n", at(1000)));
     assert!(!world.members.is_lost("never-heard-of", at(1000)));
 }
 
 #[test]
-fn the_deal_moves_on_only_when_the_gateways_become_others() {
+fn the_allocation_position_moves_only_when_the_set_of_gateways_changes() {
     let mut world = World::default();
-    world.live(0..1, &[gateway("a")]);
+    world.run(0..1, &[gateway("a")]);
     let first = world.members.dealt_as_of();
-    world.live(1..3, &[gateway("a"), node("n", &[])]);
+    world.run(1..3, &[gateway("a"), node("n", &[])]);
     assert_eq!(world.members.dealt_as_of(), first);
-    world.live(3..4, &[gateway("a"), gateway("b"), node("n", &[])]);
+    world.run(3..4, &[gateway("a"), gateway("b"), node("n", &[])]);
     let second = world.members.dealt_as_of();
     assert!(second > first);
     let then = world.members.gateways_at(first).unwrap();
     assert_eq!(then.into_iter().collect::<Vec<_>>(), ["a"]);
     assert_eq!(world.members.gateways_at(Position::START), Some([].into()));
-    assert_eq!(world.members.gateways_before().len(), 1);
+    assert_eq!(world.members.previous_gateways().len(), 1);
 }
 
 #[test]
-fn sets_of_gateways_that_are_too_old_are_not_made_up() {
+fn sets_of_gateways_that_are_too_old_are_unknown() {
     let mut world = World::default();
     for round in 0..100 {
-        world.live(round * 10..round * 10 + 1, &[gateway("a"), gateway("b")]);
-        world.hear(&goodbye(gateway("b")), round * 10 + 1);
-        let left = world.look(round * 10 + 1);
+        world.run(round * 10..round * 10 + 1, &[gateway("a"), gateway("b")]);
+        world.receive(&goodbye(gateway("b")), round * 10 + 1);
+        let left = world.poll(round * 10 + 1);
         assert_eq!(left, [format!("-b {:?}", LeaveReason::Goodbye)]);
     }
     assert_eq!(world.members.gateways_at(Position(1)), None);
@@ -268,11 +268,11 @@ fn a_source_of_an_unknown_kind_joins_and_leaves_and_is_neither_gateway_nor_node(
         source: source("toy".parse().unwrap(), "t"),
         ..gateway("t")
     };
-    let written = world.live(0..10, &[gateway("a"), toy.clone()]);
+    let written = world.run(0..10, &[gateway("a"), toy.clone()]);
     assert_eq!(written, ["+a", "+t"]);
     assert!(world.members.get(&toy.source).is_some());
     assert_eq!(world.members.gateways.len() + world.members.nodes.len(), 1);
-    let written = world.live(10..12, &[gateway("a"), goodbye(toy.clone())]);
+    let written = world.run(10..12, &[gateway("a"), goodbye(toy.clone())]);
     assert_eq!(written, ["-t Goodbye"]);
     assert!(world.members.get(&toy.source).is_none());
 }

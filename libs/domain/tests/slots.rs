@@ -1,4 +1,5 @@
-//! Slots are dealt so that an instance's limit holds over all gateways, also on the way.
+//! Slots are allocated so that an instance's limit holds across all gateways, also during a
+//! transition.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +16,7 @@ use contract::route::{ANY_GATEWAY, RouteUpdate};
 use contract::time::{Span, Timestamp};
 use domain::fold::EndpointFold;
 use domain::members::Members;
-use domain::routes::slots::{GIVE_WAY_WITHIN, GivenWay, Slots, deal, granted};
+use domain::routes::slots::{GivenWay, Slots, YIELD_TIMEOUT, allocate, granted};
 use domain::routes::{Dealing, route};
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -34,19 +35,19 @@ fn sum(slots: &Slots, gateways: &BTreeSet<String>, limit: u32) -> u64 {
 }
 
 #[test]
-fn one_gateway_or_none_has_the_whole_limit_under_any_name() {
+fn one_gateway_or_none_has_the_full_limit_under_any_name() {
     for count in 0..=1 {
-        let slots = deal(7, &instance("i"), &gateways(count));
+        let slots = allocate(7, &instance("i"), &gateways(count));
         assert_eq!(slots, Slots::from([(ANY_GATEWAY.to_owned(), 7)]));
     }
 }
 
 #[test]
-fn what_is_left_over_does_not_always_go_to_the_same_gateway() {
+fn the_remainder_does_not_always_go_to_the_same_gateway() {
     let all = gateways(3);
     let mut favoured = BTreeMap::<String, u32>::new();
     for n in 0..300 {
-        let slots = deal(4, &instance(&format!("i{n}")), &all);
+        let slots = allocate(4, &instance(&format!("i{n}")), &all);
         let lucky = all.iter().find(|gateway| slots[*gateway] == 2).unwrap();
         *favoured.entry(lucky.clone()).or_default() += 1;
     }
@@ -57,9 +58,9 @@ fn what_is_left_over_does_not_always_go_to_the_same_gateway() {
 
 proptest! {
     #[test]
-    fn a_settled_deal_gives_everything_away_and_no_more(limit in 1u32..200, count in 0usize..12, name in "[a-z]{1,8}") {
+    fn a_final_allocation_is_complete_and_within_the_limit(limit in 1u32..200, count in 0usize..12, name in "[a-z]{1,8}") {
         let all = gateways(count);
-        let slots = deal(limit, &instance(&name), &all);
+        let slots = allocate(limit, &instance(&name), &all);
         prop_assert!(all.iter().all(|gateway| granted(&slots, gateway, limit) >= 1));
         if count > 0 {
             prop_assert_eq!(sum(&slots, &all, limit), u64::from(limit.max(count as u32)));
@@ -77,7 +78,7 @@ fn iris() -> EndpointKey {
     EndpointKey::new(&"iris".parse().unwrap())
 }
 
-/// A publisher of the route of one endpoint with one instance, and gateways that follow it each at
+/// A publisher of the route of one endpoint with one instance, and gateways that follow it, each at
 /// its own pace.
 struct World {
     fold: EndpointFold,
@@ -85,11 +86,11 @@ struct World {
     given_way: GivenWay,
     given: Option<RouteUpdate>,
     position: u64,
-    /// Of the last event of the endpoint.
+    /// Position of the last event of the endpoint.
     revision: Position,
     millis: u64,
     limit: u32,
-    /// The update that each gateway has reached, of members and of those that left.
+    /// The update that each gateway has reached, including gateways that have left.
     reached: BTreeMap<String, RouteUpdate>,
 }
 
@@ -190,7 +191,7 @@ impl World {
         self.publish();
     }
 
-    /// A gateway that says goodbye has given back everything.
+    /// A gateway that says goodbye gives back all its slots.
     fn leave(&mut self, gateway: &str) {
         self.append(Event::MemberLeft(MemberLeft {
             source: source(gateway),
@@ -215,13 +216,13 @@ impl World {
         self.given = Some(update);
     }
 
-    /// The gateway takes in what was published last.
+    /// The gateway applies the latest published route.
     fn follow(&mut self, gateway: &str) {
         let update = self.given.clone().unwrap();
         self.reached.insert(gateway.to_owned(), update);
     }
 
-    /// The gateway says what it has reached, and the publisher looks.
+    /// The gateway reports what it has reached, and the publisher polls.
     fn frame(&mut self, gateway: &str) {
         let members = self.reached.get(gateway).map(|update| update.members);
         let frame = Frame {
@@ -238,10 +239,10 @@ impl World {
             deployments: Vec::new(),
         };
         self.given_way.observe(&frame, at(self.millis));
-        self.look();
+        self.poll();
     }
 
-    fn look(&mut self) {
+    fn poll(&mut self) {
         let due = self.given_way.due(&self.members, at(self.millis));
         if due.contains(&iris().bucket()) {
             self.publish();
@@ -282,7 +283,7 @@ fn source(gateway: &str) -> Source {
 }
 
 #[test]
-fn a_newcomer_gets_one_slot_until_the_others_have_given_way() {
+fn a_newcomer_gets_one_slot_until_the_others_have_yielded() {
     let mut world = World::new(10);
     world.publish();
     world.join("a");
@@ -295,14 +296,14 @@ fn a_newcomer_gets_one_slot_until_the_others_have_given_way() {
     assert_eq!((world.held("a"), world.held("b")), (5, 1));
     world.frame("a");
     world.follow("b");
-    assert_eq!(world.held("b"), 1, "b has not said that it follows");
+    assert_eq!(world.held("b"), 1, "b has not reported that it follows");
     world.frame("b");
     world.follow("b");
     assert_eq!(world.held("b"), 5);
 }
 
 #[test]
-fn what_a_gateway_leaves_behind_goes_to_the_others() {
+fn the_slots_of_a_gateway_that_leaves_go_to_the_others() {
     let mut world = World::new(10);
     for gateway in ["a", "b", "c"] {
         world.join(gateway);
@@ -317,19 +318,19 @@ fn what_a_gateway_leaves_behind_goes_to_the_others() {
 }
 
 #[test]
-fn a_gateway_that_does_not_follow_holds_the_others_up_no_longer_than_ten_seconds() {
+fn a_gateway_that_does_not_follow_delays_the_others_by_at_most_ten_seconds() {
     let mut world = World::new(10);
     world.join("a");
     world.settle();
     world.join("b");
     world.follow("b");
     world.frame("b");
-    world.millis += GIVE_WAY_WITHIN.millis() - 1;
-    world.look();
+    world.millis += YIELD_TIMEOUT.millis() - 1;
+    world.poll();
     world.follow("b");
     assert_eq!(world.held("b"), 1);
     world.millis += 1;
-    world.look();
+    world.poll();
     world.follow("b");
     assert_eq!(world.held("b"), 5);
     let slots = slots_of(world.given.as_ref().unwrap()).unwrap();
@@ -341,7 +342,7 @@ fn a_gateway_that_does_not_follow_holds_the_others_up_no_longer_than_ten_seconds
 }
 
 #[test]
-fn a_publisher_that_takes_over_in_between_does_not_give_out_what_others_may_hold() {
+fn a_publisher_that_takes_over_midway_grants_no_slots_that_others_may_hold() {
     let mut world = World::new(10);
     world.join("a");
     world.settle();
@@ -361,7 +362,7 @@ fn a_publisher_that_takes_over_long_after_takes_nothing_away() {
     let mut world = World::new(10);
     world.join("a");
     world.join("b");
-    world.millis += GIVE_WAY_WITHIN.millis();
+    world.millis += YIELD_TIMEOUT.millis();
     world.given = None;
     world.given_way = GivenWay::default();
     world.publish();
@@ -371,7 +372,7 @@ fn a_publisher_that_takes_over_long_after_takes_nothing_away() {
 }
 
 #[test]
-fn a_route_changes_in_nothing_when_its_only_gateway_joins() {
+fn a_route_does_not_change_when_its_only_gateway_joins() {
     let mut world = World::new(10);
     world.publish();
     let before = world.given.clone().unwrap();
@@ -386,7 +387,7 @@ fn a_route_changes_in_nothing_when_its_only_gateway_joins() {
 }
 
 #[test]
-fn a_new_instance_is_dealt_in_full_while_others_give_way() {
+fn a_new_instance_is_fully_allocated_while_others_yield() {
     let mut world = World::new(10);
     world.join("a");
     world.settle();
@@ -408,10 +409,10 @@ fn a_new_instance_is_dealt_in_full_while_others_give_way() {
 }
 
 proptest! {
-    /// Gateways come, go, follow and speak in any order; what they may have together stays within
-    /// the limit, but for one slot for each that would have none.
+    /// Gateways join, leave, follow and report in any order; together they stay within the limit,
+    /// except for one slot for each gateway that would have none.
     #[test]
-    fn no_grant_starts_before_the_former_holder_has_given_way(
+    fn no_grant_starts_before_the_previous_holder_has_yielded(
         limit in 1u32..40,
         steps in prop::collection::vec((0u8..6, 0usize..5), 1..80),
     ) {

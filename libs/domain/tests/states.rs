@@ -1,6 +1,6 @@
-//! What consumers fold and keep in snapshots: a golden file for each state and version. Whoever changes what
-//! is made of recorded events, or how it is written, raises the version, so that snapshots of before are
-//! rebuilt; `UPDATE_GOLDEN=1` then writes the new file.
+//! Golden files of the states that consumers fold and keep in snapshots, one per state and version.
+//! A change to what is folded from recorded events, or to its serialized form, needs a new version,
+//! so that older snapshots are rebuilt; `UPDATE_GOLDEN=1` then writes the new file.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use serde::Serialize;
 use uuid::Uuid;
 
-/// The events of one endpoint, in order, each by the golden file of its type.
+/// The events of one endpoint, in order, each from the golden file of its type.
 const LOG: [(StreamKind, &str); 16] = [
     (StreamKind::Endpoint, "endpoint.created.v1"),
     (StreamKind::Endpoint, "deployment.created.v1"),
@@ -50,7 +50,7 @@ fn golden(file: &str) -> Event {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../contract/tests/golden/events");
     let (type_name, version) = file.rsplit_once(".v").unwrap();
     let text = std::fs::read_to_string(folder.join(format!("{file}.json"))).unwrap();
-    // The decision's example is about another incarnation.
+    // The example decision is about another incarnation.
     let text = text.replace("00000000-0000-0000-0000-000000000007", uid);
     Event::decode(type_name, version.parse().unwrap(), &text).unwrap()
 }
@@ -88,19 +88,19 @@ fn compare(name: &str, version: u32, state: &impl Serialize) {
     let golden = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         golden == text,
-        "the state `{name}` is folded or written otherwise than version {version} says: raise its version and run this with UPDATE_GOLDEN=1\n{text}"
+        "the state `{name}` differs from that of version {version}: raise its version and run this with UPDATE_GOLDEN=1\n{text}"
     );
 }
 
 #[test]
-fn the_fold_of_an_endpoint_is_that_of_its_version() {
+fn the_fold_of_an_endpoint_matches_its_golden_file() {
     let mut state = EndpointFold::default();
     log().iter().for_each(|record| state.apply(record));
     compare("fold", FOLD_VERSION, &state);
 }
 
 #[test]
-fn the_model_of_an_endpoint_is_that_of_its_version() {
+fn the_model_of_an_endpoint_matches_its_golden_file() {
     let (mut state, mut silent) = (EndpointModel::default(), EndpointModel::default());
     for record in log() {
         state.apply(&iris(), &record);
@@ -130,7 +130,7 @@ fn every_read_model_gets_rows_from_the_log() {
 }
 
 #[test]
-fn the_usage_of_an_endpoint_is_that_of_its_version() {
+fn the_usage_of_an_endpoint_matches_its_golden_file() {
     let mut state = EndpointUsage::default();
     for record in log() {
         state.apply(&record);
@@ -139,7 +139,7 @@ fn the_usage_of_an_endpoint_is_that_of_its_version() {
 }
 
 #[test]
-fn what_is_ready_of_an_endpoint_is_that_of_its_version() {
+fn the_ready_counts_of_an_endpoint_match_their_golden_file() {
     let (mut state, mut changes) = (ReadyCounts::default(), Vec::new());
     for record in log() {
         changes.extend(state.apply(&record).into_iter().map(|(_, count)| count));
@@ -149,9 +149,9 @@ fn what_is_ready_of_an_endpoint_is_that_of_its_version() {
 }
 
 proptest! {
-    /// Each pair: what happens to which instance.
+    /// Pairs of an event and the instance that it is about.
     #[test]
-    fn ready_instances_are_counted_as_the_whole_state_of_instances_has_them(
+    fn ready_counts_agree_with_the_full_instance_state(
         events in prop::collection::vec((0usize..8, 0u64..3), 0..60),
     ) {
         let names = [

@@ -1,5 +1,5 @@
-//! Minutes of usage: when they close, what they say, and that nothing is counted twice or lost
-//! without a name.
+//! Minutes of usage: when they close, what they contain, and that nothing is counted twice or lost
+//! silently.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use contract::ids::{Bucket, EndpointKey, InstanceId, Position, Uid};
 use contract::log::{Actor, EVENT_BYTES_MAX, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use contract::usage::{UsageGap, UsageMinute};
-use domain::usage::{Counted, GRACE, LATE_GATHERED, Usage};
+use domain::usage::{Counted, GRACE, LATE_FLUSH_DELAY, Usage};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -72,7 +72,7 @@ fn instance(id: &str, requests: u64) -> InstanceFrame {
     }
 }
 
-/// The frame of one second: sequence and start run together, from 0.
+/// The frame of one second; sequence and start both count from 0.
 fn frame(source_id: &str, sequence: u64, deployments: Vec<DeploymentFrame>) -> Frame {
     Frame {
         source: source(source_id),
@@ -142,7 +142,7 @@ impl Meter {
         self.usage.count(frame, frame.start + Span::from_secs(1))
     }
 
-    /// Frames of one source for these seconds, each with that many arrivals.
+    /// Counts frames of one source for these seconds, each with this many arrivals.
     fn seconds(&mut self, source_id: &str, seconds: std::ops::Range<u64>, arrivals: u64) {
         for second in seconds {
             self.count(&frame(
@@ -153,7 +153,7 @@ impl Meter {
         }
     }
 
-    /// One turn of the service; appends to endpoints that `fails` names do not succeed.
+    /// One iteration of the service; appends to the endpoints in `fails` fail.
     fn turn(&mut self, now: Timestamp, fails: &BTreeSet<EndpointKey>) -> Vec<Event> {
         let mut written = Vec::new();
         for due in self.usage.due(now) {
@@ -175,7 +175,7 @@ impl Meter {
         self.turn(now, &BTreeSet::new())
     }
 
-    /// What a successor knows that has only the log.
+    /// A successor that has only the log.
     fn successor_by_log(&self) -> Self {
         let mut usage = Usage::default();
         self.log.iter().for_each(|record| usage.apply(record));
@@ -185,7 +185,7 @@ impl Meter {
         }
     }
 
-    /// What a successor knows that has an older saved state, and the log.
+    /// A successor that has an older saved state and the log.
     fn successor_by_save(&self, saved: &str) -> Self {
         let saved: Usage = serde_json::from_str(saved).unwrap();
         let mut usage = saved.restored();
@@ -370,7 +370,7 @@ fn late_frames_are_gathered_into_one_correction_that_adds_to_the_minute() {
         assert_eq!(meter.usage.count(&late, at(70)), Counted::Late);
     }
     assert_eq!(meter.tick(at(71)), []);
-    let events = meter.tick(at(70) + LATE_GATHERED);
+    let events = meter.tick(at(70) + LATE_FLUSH_DELAY);
     let corrections = corrected(&events);
     assert_eq!((events.len(), corrections.len()), (1, 1));
     assert_eq!(arrivals(corrections[0]), [0, 0, 0, 0, 0, 10]);
@@ -384,7 +384,7 @@ fn late_frames_are_gathered_into_one_correction_that_adds_to_the_minute() {
 }
 
 #[test]
-fn missing_frames_are_named_once_in_every_endpoint_of_the_bucket() {
+fn missing_frames_are_reported_once_in_every_endpoint_of_the_bucket() {
     let mut meter = Meter::new();
     meter.seconds("g1", 0..20, 1);
     meter.seconds("g1", 25..40, 1);
@@ -395,7 +395,7 @@ fn missing_frames_are_named_once_in_every_endpoint_of_the_bucket() {
         .iter()
         .map(|g| (g.first, g.last, g.minute))
         .collect();
-    // Twice, for there are two endpoints.
+    // Twice, since there are two endpoints.
     let expected = [(20, 22, at(0)), (24, 24, at(0))];
     assert_eq!(ranges, [expected, expected].concat());
     meter.seconds("g1", 60..120, 1);
@@ -403,7 +403,7 @@ fn missing_frames_are_named_once_in_every_endpoint_of_the_bucket() {
 }
 
 #[test]
-fn what_was_missing_and_comes_in_time_is_no_gap() {
+fn a_missing_frame_that_arrives_in_time_is_no_gap() {
     let mut meter = Meter::new();
     meter.seconds("g1", 0..20, 1);
     meter.seconds("g1", 21..60, 1);
@@ -414,7 +414,7 @@ fn what_was_missing_and_comes_in_time_is_no_gap() {
 }
 
 #[test]
-fn a_minute_whose_append_failed_is_due_again_and_no_other_is_told_twice() {
+fn a_minute_whose_append_failed_is_due_again_and_no_other_is_reported_twice() {
     let mut meter = Meter::new();
     for second in 0..60 {
         let both = vec![deployment("iris", 1), deployment("rose", 1)];
@@ -433,7 +433,7 @@ fn a_successor_with_only_the_log_counts_nothing_twice() {
     meter.seconds("g1", 0..70, 1);
     meter.tick(at(70));
     let mut successor = meter.successor_by_log();
-    // The bus brings everything again.
+    // The bus delivers everything again.
     successor.seconds("g1", 0..120, 1);
     let events = successor.tick(at(120));
     assert!(gaps(&events).is_empty(), "{events:?}");
@@ -455,22 +455,23 @@ fn saved_state_that_is_older_than_the_log_counts_nothing_twice() {
 }
 
 #[test]
-fn what_a_crash_has_lost_is_named() {
+fn frames_lost_in_a_crash_are_reported_missing() {
     let mut meter = Meter::new();
     meter.seconds("g1", 0..40, 1);
     let saved = meter.save();
     meter.seconds("g1", 40..47, 1);
     let mut successor = meter.successor_by_save(&saved);
-    let mut anew = frame("g1", 0, vec![deployment("iris", 1)]);
-    anew.boot = boot(2);
-    anew.start = at(48);
-    successor.usage.count(&anew, at(49));
+    let mut restarted = frame("g1", 0, vec![deployment("iris", 1)]);
+    restarted.boot = boot(2);
+    restarted.start = at(48);
+    successor.usage.count(&restarted, at(49));
     let events = successor.tick(at(65));
     let ranges: Vec<_> = gaps(&events)
         .iter()
         .map(|g| (g.boot, g.first, g.last))
         .collect();
-    // The dead start had told of 40 s; in the 8 until the next one it may have sent as many.
+    // The crashed start had reported 40 s; in the 8 s until the next one it may have sent as many
+    // frames.
     assert_eq!(ranges, [(boot(1), 40, 47); 2]);
     assert_eq!(arrivals(closed(&events)[0]), [10, 10, 10, 10, 1, 0]);
 }
@@ -483,10 +484,10 @@ fn a_restart_after_a_goodbye_leaves_no_gap() {
     goodbye.goodbye = true;
     meter.count(&goodbye);
     let mut successor = meter.successor_by_save(&meter.save());
-    let mut anew = frame("g1", 0, vec![deployment("iris", 1)]);
-    anew.boot = boot(2);
-    anew.start = at(48);
-    successor.usage.count(&anew, at(49));
+    let mut restarted = frame("g1", 0, vec![deployment("iris", 1)]);
+    restarted.boot = boot(2);
+    restarted.start = at(48);
+    successor.usage.count(&restarted, at(49));
     assert!(gaps(&successor.tick(at(65))).is_empty());
 }
 
@@ -502,7 +503,7 @@ fn a_source_whose_clock_is_far_ahead_is_counted_in_the_present_minute() {
 }
 
 #[test]
-fn very_many_instances_are_told_in_several_events_that_fit() {
+fn very_many_instances_are_reported_in_several_events_that_fit() {
     let mut meter = Meter::new();
     for second in 0..60 {
         let mut many = deployment("iris", 1);
@@ -534,17 +535,17 @@ fn very_many_instances_are_told_in_several_events_that_fit() {
 }
 
 #[test]
-fn a_frame_that_cannot_be_read_is_missing_by_name() {
+fn an_unreadable_frame_is_reported_missing() {
     let mut meter = Meter::new();
     meter.seconds("g1", 0..20, 1);
     let unreadable = |second| FrameHead::from(&frame("g1", second, Vec::new()));
     for second in [20, 22, 20] {
         meter.usage.count_unreadable(&unreadable(second));
     }
-    // It was told of as missing when the one after it came.
+    // It was reported missing when the next one arrived.
     meter.usage.count_unreadable(&unreadable(21));
     meter.seconds("g1", 23..60, 1);
-    // A source of which nothing can be read.
+    // A source whose frames cannot be read at all.
     let head = FrameHead {
         boot: boot(9),
         ..unreadable(0)
@@ -567,7 +568,7 @@ fn a_frame_that_cannot_be_read_is_missing_by_name() {
 
 /// What happens to the frame of one second of one source.
 #[derive(Clone, Copy, Debug)]
-enum Fate {
+enum Delivery {
     Comes,
     ComesLater(usize),
     Twice,
@@ -575,29 +576,29 @@ enum Fate {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Trouble {
+enum Fault {
     None,
-    /// Appends to one of the endpoints fail in this turn.
+    /// Appends to one of the endpoints fail in this iteration.
     AppendFails,
-    /// The owner dies and its successor has the state as it was last saved; the bus brings again
-    /// what came since.
+    /// The owner crashes; its successor has the last saved state, and the bus delivers again
+    /// everything since.
     Dies,
 }
 
-fn fate() -> impl Strategy<Value = Fate> {
+fn delivery() -> impl Strategy<Value = Delivery> {
     prop_oneof![
-        8 => Just(Fate::Comes),
-        2 => (1usize..100).prop_map(Fate::ComesLater),
-        1 => Just(Fate::Twice),
-        1 => Just(Fate::Never),
+        8 => Just(Delivery::Comes),
+        2 => (1usize..100).prop_map(Delivery::ComesLater),
+        1 => Just(Delivery::Twice),
+        1 => Just(Delivery::Never),
     ]
 }
 
-fn trouble() -> impl Strategy<Value = Trouble> {
+fn fault() -> impl Strategy<Value = Fault> {
     prop_oneof![
-        12 => Just(Trouble::None),
-        1 => Just(Trouble::AppendFails),
-        1 => Just(Trouble::Dies),
+        12 => Just(Fault::None),
+        1 => Just(Fault::AppendFails),
+        1 => Just(Fault::Dies),
     ]
 }
 
@@ -605,8 +606,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn every_frame_is_counted_once_or_named_whatever_happens(
-        seconds in prop::collection::vec(((fate(), fate()), trouble(), any::<bool>()), 1..200),
+    fn every_frame_is_counted_once_or_reported_missing(
+        seconds in prop::collection::vec(((delivery(), delivery()), fault(), any::<bool>()), 1..200),
     ) {
         let mut meter = Meter::new();
         let mut saved = meter.save();
@@ -614,18 +615,18 @@ proptest! {
         let mut later: BTreeMap<usize, Vec<Frame>> = BTreeMap::new();
         let mut came: BTreeSet<(String, u64)> = BTreeSet::new();
         let mut last: BTreeMap<&str, u64> = BTreeMap::new();
-        for (second, ((a, b), trouble, rose_too)) in seconds.iter().enumerate() {
+        for (second, ((a, b), fault, rose_too)) in seconds.iter().enumerate() {
             let now = at(second as i64 + 1);
             let mut arriving = later.remove(&second).unwrap_or_default();
-            for (id, fate) in [("g1", a), ("g2", b)] {
+            for (id, delivery) in [("g1", a), ("g2", b)] {
                 let mut deployments = vec![deployment("iris", 1)];
                 deployments.extend(rose_too.then(|| deployment("rose", 1)));
                 let frame = frame(id, second as u64, deployments);
-                match fate {
-                    Fate::Comes => arriving.push(frame),
-                    Fate::Twice => arriving.extend([frame.clone(), frame]),
-                    Fate::ComesLater(by) => later.entry(second + by).or_default().push(frame),
-                    Fate::Never => {}
+                match delivery {
+                    Delivery::Comes => arriving.push(frame),
+                    Delivery::Twice => arriving.extend([frame.clone(), frame]),
+                    Delivery::ComesLater(by) => later.entry(second + by).or_default().push(frame),
+                    Delivery::Never => {}
                 }
             }
             for frame in arriving {
@@ -636,14 +637,14 @@ proptest! {
                 meter.usage.count(&frame, now);
                 since_saved.push(frame);
             }
-            match trouble {
-                Trouble::None => {
+            match fault {
+                Fault::None => {
                     meter.tick(now);
                 }
-                Trouble::AppendFails => {
+                Fault::AppendFails => {
                     meter.turn(now, &BTreeSet::from([endpoint("iris")]));
                 }
-                Trouble::Dies => {
+                Fault::Dies => {
                     meter = meter.successor_by_save(&saved);
                     for frame in &since_saved {
                         meter.usage.count(frame, now);
@@ -672,27 +673,27 @@ proptest! {
                 .filter(|(key, _)| *key == endpoint(name))
                 .map(|(_, event)| event.clone())
                 .collect();
-            let told = closed(&of_endpoint).into_iter().chain(corrected(&of_endpoint));
-            let sum: u64 = told.map(|minute| arrivals(minute).iter().sum::<u64>()).sum();
+            let recorded = closed(&of_endpoint).into_iter().chain(corrected(&of_endpoint));
+            let sum: u64 = recorded.map(|minute| arrivals(minute).iter().sum::<u64>()).sum();
             let expected = came
                 .iter()
                 .filter(|(_, sequence)| name == "iris" || seconds[*sequence as usize].2)
                 .count() as u64;
             prop_assert_eq!(sum, expected, "{}", name);
-            // And no event names a frame that an earlier one has named.
+            // No event names a frame that an earlier one has named.
             let mut named = BTreeSet::new();
-            for told in closed(&of_endpoint).into_iter().chain(corrected(&of_endpoint)) {
-                for range in &told.counted {
+            for recorded in closed(&of_endpoint).into_iter().chain(corrected(&of_endpoint)) {
+                for range in &recorded.counted {
                     for sequence in range.first..=range.last {
                         let frame = (range.source.id.clone(), sequence);
                         prop_assert!(named.insert(frame), "{} of {:?} again", sequence, range);
                     }
                 }
             }
-            // A minute is closed once; what follows are corrections.
+            // A minute is closed once; everything after is a correction.
             let minutes: Vec<Timestamp> = closed(&of_endpoint).iter().map(|m| m.minute).collect();
             prop_assert_eq!(minutes.iter().collect::<BTreeSet<_>>().len(), minutes.len());
-            // Whatever never came, before something that did, is named.
+            // Every frame that never arrived, before one that did, is reported.
             let named: BTreeSet<(String, u64)> = gaps(&of_endpoint)
                 .iter()
                 .flat_map(|gap| (gap.first..=gap.last).map(|n| (gap.source.id.clone(), n)))
@@ -708,11 +709,12 @@ proptest! {
 }
 
 #[test]
-fn who_takes_over_names_only_what_its_predecessor_cannot_have_told() {
+fn a_successor_reports_only_gaps_that_its_predecessor_cannot_have_reported() {
     let mut first = Meter::new();
     first.seconds("g", 0..60, 1);
     first.tick(at(61));
-    // Seconds 60 to 69 were counted by nobody that told it; the frames of 70 on come again.
+    // Seconds 60 to 69 were counted by an owner that did not report them; frames from 70 on arrive
+    // again.
     let mut second = first.successor_by_log();
     second.usage.taken_over(at(75));
     second.seconds("g", 70..120, 1);
@@ -724,19 +726,19 @@ fn who_takes_over_names_only_what_its_predecessor_cannot_have_told() {
 }
 
 #[test]
-fn what_an_unknown_source_tells_is_no_usage() {
+fn frames_of_an_unknown_source_are_no_usage() {
     let mut meter = Meter::new();
     for second in 0..60 {
-        let told = frame("g1", second, vec![deployment("iris", 2)]);
+        let recorded = frame("g1", second, vec![deployment("iris", 2)]);
         let source = Source {
             kind: "toy".parse().unwrap(),
             id: "toy".to_owned(),
         };
         meter.count(&Frame {
             source,
-            ..told.clone()
+            ..recorded.clone()
         });
-        meter.count(&told);
+        meter.count(&recorded);
     }
     let events = meter.tick(at(60));
     assert_eq!(arrivals(closed(&events)[0]), [20; 6]);

@@ -1,4 +1,5 @@
-//! The bundled time zones beside Python's, of the same release, and by name where rules changed lately.
+//! The bundled time zones compared with Python's of the same release, and, by name, where rules
+//! changed recently.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests count as such")]
 
@@ -7,8 +8,8 @@ use std::process::Command;
 use contract::time::Timestamp;
 use domain::zones::{Instants, ZoneData};
 
-/// Zones of all continents and of every kind of rule: none, one a year, Ramadan's, negative summer time,
-/// half hours, those that changed in 2026, links.
+/// Zones of all continents and of every kind of rule: none, one a year, Ramadan's, negative summer
+/// time, half hours, rules that changed in 2026, links.
 const ZONES: [&str; 42] = [
     "Africa/Cairo",
     "Africa/Casablanca",
@@ -56,7 +57,7 @@ const ZONES: [&str; 42] = [
 const FROM_YEAR: i64 = 2026;
 const TO_YEAR: i64 = 2038;
 
-/// The package of Python that holds a release: `2026f` is its 2026.6.
+/// The Python package of a release: `2026f` is 2026.6.
 fn python_package(release: &str) -> String {
     let (year, letter) = release.split_at(4);
     let number = u32::from(letter.as_bytes()[0] - b'a') + 1;
@@ -68,7 +69,7 @@ fn offset(zones: &ZoneData, zone: &str, at: i64) -> i32 {
     zone.offset_seconds(Timestamp::from_millis(at * 1000))
 }
 
-/// The same text as `tests/servers/python/zones.py` prints of a zone.
+/// The same text that `tests/servers/python/zones.py` prints for a zone.
 fn changes(zones: &ZoneData, zone: &str, from: i64, to: i64) -> String {
     const STEP: usize = 6 * 3600;
     let known = zones.zone(zone).unwrap();
@@ -99,7 +100,7 @@ fn year_begins(year: i64) -> i64 {
 }
 
 #[test]
-fn offsets_of_zones_to_2037_are_those_that_python_tells_from_the_same_release() {
+fn zone_offsets_to_2037_equal_those_of_python_for_the_same_release() {
     let zones = ZoneData::bundled();
     let package = python_package(zones.version());
     let Some(interpreter) = servers::python(&[&package]) else {
@@ -119,14 +120,14 @@ fn offsets_of_zones_to_2037_are_those_that_python_tells_from_the_same_release() 
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let told = String::from_utf8(output.stdout).unwrap();
+    let expected = String::from_utf8(output.stdout).unwrap();
     let (from, to) = (year_begins(FROM_YEAR), year_begins(TO_YEAR));
     let ours: String = ZONES
         .iter()
         .map(|zone| changes(&zones, zone, from, to) + "\n")
         .collect();
-    assert_eq!(ours, told);
-    assert!(told.split_whitespace().count() > 500, "{told}");
+    assert_eq!(ours, expected);
+    assert!(expected.split_whitespace().count() > 500, "{expected}");
 }
 
 #[test]
@@ -155,7 +156,7 @@ fn a_rule_goes_on_past_the_last_change_that_the_data_lists() {
 }
 
 #[test]
-fn names_have_one_spelling_and_what_is_no_zone_has_none() {
+fn names_have_one_spelling_and_unknown_names_have_no_zone() {
     let zones = ZoneData::bundled();
     for name in [
         "UTC",

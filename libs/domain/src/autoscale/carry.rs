@@ -1,5 +1,5 @@
 //! The state that one evaluation hands to the next: the count, the last change in each direction,
-//! and the wishes that may still hold something back.
+//! and the recommendations that may still hold something back.
 
 use contract::decision::{Carried, Decision, LastChange, Wish};
 use contract::time::{Span, Timestamp};
@@ -8,7 +8,7 @@ use super::evaluate::Evaluation;
 use super::policy::Policy;
 use crate::zones::ZoneData;
 
-/// Takes an evaluation into the carried state.
+/// Updates the carried state with an evaluation.
 pub fn carry(
     carried: &mut Carried,
     policy: Option<&Policy>,
@@ -20,11 +20,11 @@ pub fn carry(
     let (out, scale_in) = policy.map_or((Span::ZERO, Span::ZERO), |policy| {
         (policy.stabilize_out, policy.stabilize_in)
     });
-    let wish = Wish {
+    let recommendation = Wish {
         last: now,
-        instances: evaluation.wish,
+        instances: evaluation.recommendation,
     };
-    remember(&mut carried.wishes, wish, out, scale_in);
+    push_recommendation(&mut carried.wishes, recommendation, out, scale_in);
 }
 
 fn grant<'a>(
@@ -44,20 +44,20 @@ fn grant<'a>(
     }
 }
 
-/// Adds a wish, and drops those that can never count again: past the longest window, or followed by
-/// one that holds back at least as much in every direction that looks back. At most one wish per
-/// count remains.
-fn remember(wishes: &mut Vec<Wish>, wish: Wish, out: Span, scale_in: Span) {
+/// Adds a recommendation, and drops those that can no longer count: older than the longest window,
+/// or followed by one that restrains at least as much in every direction with a window. At most one
+/// recommendation per count remains.
+fn push_recommendation(wishes: &mut Vec<Wish>, recommendation: Wish, out: Span, scale_in: Span) {
     let longest = out.max(scale_in);
     wishes.retain(|earlier| {
-        let counts_in = scale_in > Span::ZERO && earlier.instances > wish.instances;
-        let counts_out = out > Span::ZERO && earlier.instances < wish.instances;
-        (counts_in || counts_out) && wish.last.since(earlier.last) < longest
+        let counts_in = scale_in > Span::ZERO && earlier.instances > recommendation.instances;
+        let counts_out = out > Span::ZERO && earlier.instances < recommendation.instances;
+        (counts_in || counts_out) && recommendation.last.since(earlier.last) < longest
     });
-    wishes.push(wish);
+    wishes.push(recommendation);
 }
 
-/// The state after a decision that this engine makes.
+/// Returns the state after a decision of this engine.
 pub fn carried_next(decision: &Decision, zones: &ZoneData) -> Carried {
     let policy = decision
         .inputs
@@ -70,10 +70,10 @@ pub fn carried_next(decision: &Decision, zones: &ZoneData) -> Carried {
     carried
 }
 
-/// The state to go on from after a start or a take-over, from the last decision that was written. What it
-/// granted is what it records, whatever this engine would make of its inputs: another version may have
-/// decided, or gone by other time zones. Cool-downs run on; what was wished since is not known, so the
-/// stabilisation windows are filled with the present count.
+/// Returns the state to continue with after a start or a takeover, from the last recorded decision.
+/// Its granted count is taken as recorded, whatever this engine would make of its inputs: another
+/// version, or other time zones, may have produced it. Cool-downs keep running; recommendations
+/// made since are unknown, so the stabilisation windows are filled with the current count.
 pub fn carried_after_restart(last: &Decision, now: Timestamp) -> Carried {
     let mut carried = last.inputs.carried.clone();
     grant(
@@ -89,8 +89,8 @@ pub fn carried_after_restart(last: &Decision, now: Timestamp) -> Carried {
     carried
 }
 
-/// The state after the clock was set back from `recorded` to `clock`: what had elapsed of each
-/// cool-down and window stays elapsed.
+/// Returns the state after the clock was set back from `recorded` to `clock`: the elapsed part of
+/// each cool-down and window stays elapsed.
 pub fn carried_after_clock_step(
     carried: &Carried,
     recorded: Timestamp,
@@ -103,8 +103,8 @@ pub fn carried_after_clock_step(
     for change in changes.into_iter().flatten() {
         change.at = shifted(change.at);
     }
-    for wish in &mut carried.wishes {
-        wish.last = shifted(wish.last);
+    for recommendation in &mut carried.wishes {
+        recommendation.last = shifted(recommendation.last);
     }
     carried
 }

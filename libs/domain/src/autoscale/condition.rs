@@ -1,6 +1,7 @@
-//! The small texts inside rules: conditions (`> 4`, `>= 300ms`), amounts (`2`, `"50%"`), shares.
+//! Parsing of the short texts in rules: conditions (`> 4`, `>= 300ms`), amounts (`2`, `"50%"`),
+//! shares.
 //!
-//! Invariant: what parses here is finite, in the metric's unit, and prints back in words.
+//! Invariant: a parsed value is finite and in the metric's unit, and can be formatted again.
 
 use std::fmt;
 
@@ -19,7 +20,7 @@ pub enum Operator {
     NotEqual,
 }
 
-/// Longer ones first: `>=` begins with `>`.
+/// Longer ones first, since `>=` starts with `>`.
 const OPERATORS: [(&str, Operator); 6] = [
     (">=", Operator::AtLeast),
     ("<=", Operator::AtMost),
@@ -88,8 +89,8 @@ fn example(metric: Metric) -> &'static str {
     }
 }
 
-/// A value in the metric's unit: latency as a duration (in milliseconds inside), utilisation in
-/// percent, ratios from 0 to 1, the rest as numbers.
+/// Parses a value in the metric's unit: latency as a duration (in milliseconds internally),
+/// utilisation in percent, ratios from 0 to 1, the rest as numbers.
 pub fn parse_value(metric: Metric, text: &str) -> Result<f64, String> {
     let text = text.trim();
     let number = |text: &str| text.parse::<f64>().ok().filter(|n| n.is_finite());
@@ -132,7 +133,7 @@ pub fn value_of(metric: Metric, value: &NumberOrText) -> Result<f64, String> {
     }
 }
 
-/// How many instances a rule adds or takes away.
+/// How many instances a rule adds or removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Amount {
     Count(u32),
@@ -140,7 +141,7 @@ pub enum Amount {
     Share(u32),
 }
 
-/// Shares are exact to this part of a percent.
+/// Precision of shares, in parts per percent.
 const PARTS_PER_PERCENT: u64 = 1000;
 const SHARE_PERCENT_MAX: u64 = 1000;
 
@@ -168,8 +169,8 @@ impl Amount {
         }
     }
 
-    /// Instances to add to or to take from `current`: shares are rounded up when adding, down when
-    /// taking away, and are never less than one.
+    /// The number of instances to add to or remove from `current`: shares are rounded up when
+    /// adding, down when removing, and are never less than one.
     pub fn of(self, current: u32, direction: Direction) -> u32 {
         match self {
             Self::Count(count) => count,
@@ -186,7 +187,8 @@ impl Amount {
     }
 }
 
-/// A decimal as a whole number of `1/parts`. None: not a plain decimal, or finer than that.
+/// Parses a decimal as a whole number of `1/parts`; `None` if it is not a plain decimal or is finer
+/// than that.
 fn parts_of(text: &str, parts: u64) -> Option<u64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -205,7 +207,7 @@ fn parts_of(text: &str, parts: u64) -> Option<u64> {
     Some(value)
 }
 
-/// A share below 100 %, as a fraction.
+/// Parses a share below 100 %, as a fraction.
 pub fn parse_tolerance(text: &str) -> Result<f64, String> {
     text.trim()
         .strip_suffix('%')
@@ -217,10 +219,10 @@ pub fn parse_tolerance(text: &str) -> Result<f64, String> {
         })
 }
 
-/// A value as people write it: `12.4`, `71%`, `312.5ms`.
-pub struct Shown(pub Metric, pub f64);
+/// Formats a value for people: `12.4`, `71%`, `312.5ms`.
+pub struct DisplayValue(pub Metric, pub f64);
 
-impl fmt::Display for Shown {
+impl fmt::Display for DisplayValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = format!("{:.3}", self.1);
         let text = text.trim_end_matches('0').trim_end_matches('.');

@@ -1,12 +1,12 @@
-//! Five-field cron expressions, as people know them from crontab, translated for the `cron` crate,
-//! which wants seconds first and counts weekdays 1 to 7 from Sunday.
+//! Five-field cron expressions, as in crontab, translated for the `cron` crate, which expects
+//! seconds first and numbers weekdays 1 to 7 from Sunday.
 //!
-//! Every field is expanded here to the plain list of its numbers, so that nothing depends on how the
-//! crate reads names, steps and ranges. Weekdays are 0 to 7, 0 and 7 being Sunday; a range may wrap
-//! (`Fri-Mon`). Where both the day of the month and the weekday are restricted, either suffices, as
-//! in crontab; the crate would want both, so that makes two schedules.
+//! Every field is expanded to the plain list of its numbers, so that nothing depends on how the
+//! crate parses names, steps and ranges. Weekdays are 0 to 7, where both 0 and 7 are Sunday; a
+//! range may wrap (`Fri-Mon`). If both the day of the month and the weekday are restricted, either
+//! suffices, as in crontab; the crate would require both, so that becomes two schedules.
 //!
-//! Occurrences are local wall times; which instants they are is the business of `schedule`.
+//! Occurrences are local wall-clock times; `schedule` maps them to instants.
 
 use std::str::FromStr;
 
@@ -58,7 +58,7 @@ const FIELDS: [Field; 5] = [
     },
 ];
 
-/// Enough to see every gap of a year of days.
+/// Enough to see every gap in a year of daily occurrences.
 const OCCURRENCES_EXAMINED: usize = 400;
 
 const DAY_OF_MONTH: usize = 2;
@@ -83,7 +83,7 @@ impl Cron {
         for (field, text) in FIELDS.iter().zip(&fields) {
             numbers.push(field.expand(text)?);
         }
-        // Sunday is both 0 and 7 here, 1 for the crate.
+        // Sunday is 0 or 7 here, and 1 for the crate.
         let mut weekdays: Vec<u32> = numbers[WEEKDAY].iter().map(|day| day % 7 + 1).collect();
         weekdays.sort_unstable();
         weekdays.dedup();
@@ -125,7 +125,7 @@ impl Cron {
             .min()
     }
 
-    /// The longest time from one occurrence to the next, among the next few hundred.
+    /// The longest time between consecutive occurrences, among the next few hundred.
     pub fn widest_gap(&self) -> Span {
         let mut at = NaiveDateTime::default();
         let mut widest = Span::ZERO;
@@ -153,7 +153,7 @@ impl Cron {
     }
 }
 
-/// Empty lists are written as `*`.
+/// Builds the crate's schedule; empty lists become `*`.
 fn translate(fields: &[Vec<u32>]) -> Result<cron::Schedule, cron::error::Error> {
     let mut text = String::from("0");
     for (index, numbers) in fields.iter().enumerate() {
@@ -195,7 +195,7 @@ impl Field {
             (self.number(first)?, self.number(last)?)
         } else {
             let first = self.number(range)?;
-            // `5/15` counts on to the end, as cron daemons do.
+            // `5/15` runs to the end of the range, as in cron daemons.
             (first, if step.is_some() { self.last() } else { first })
         };
         let length = self.last() - self.min + 1;
@@ -217,7 +217,7 @@ impl Field {
         Ok(())
     }
 
-    /// 7 is only another name of Sunday.
+    /// The last number; for weekdays 6, since 7 is another name for Sunday.
     fn last(&self) -> u32 {
         if self.names.len() == WEEKDAYS.len() {
             6

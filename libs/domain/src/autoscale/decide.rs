@@ -1,7 +1,7 @@
-//! Decisions: an evaluation with everything that led to it.
+//! Decisions: evaluations with everything that led to them.
 //!
 //! Invariant: a decision is a function of its deployment, inputs and time, so that one read back
-//! from the log is made again to the same bytes.
+//! from the log can be reproduced byte for byte.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +13,11 @@ use contract::time::Timestamp;
 
 use super::evaluate::{Evaluation, TickInputs, evaluate, run};
 use super::policy::Policy;
-use super::record::{Full, stage};
+use super::record::{FullRecorder, stage};
 use super::{ENGINE, ENGINE_VERSION};
 use crate::zones::ZoneData;
 
-/// Decides from recorded inputs, compiling the policy in them.
+/// Decides from recorded inputs, compiling the policy that they contain.
 pub fn decide(
     deployment: &DeploymentRef,
     uid: Uid,
@@ -30,11 +30,11 @@ pub fn decide(
     match policy {
         None => decide_compiled(None, deployment, uid, inputs, now),
         Some(Ok(policy)) => decide_compiled(Some(&policy), deployment, uid, inputs, now),
-        Some(Err(findings)) => not_compiled(deployment, uid, inputs, now, &findings),
+        Some(Err(findings)) => uncompilable(deployment, uid, inputs, now, &findings),
     }
 }
 
-/// The same with the policy compiled already; it must be the one in the inputs.
+/// [`decide`] with a compiled policy, which must be the one in the inputs.
 pub fn decide_with(
     policy: &Policy,
     deployment: &DeploymentRef,
@@ -45,7 +45,7 @@ pub fn decide_with(
     decide_compiled(Some(policy), deployment, uid, inputs, now)
 }
 
-/// A decision made again from what it records. Equal bytes mean that nothing was forgotten.
+/// Evaluates a recorded decision again. Equal bytes mean that it recorded everything it depends on.
 pub fn reevaluate(decision: &Decision, zones: &ZoneData) -> Decision {
     decide(
         &decision.deployment,
@@ -56,36 +56,36 @@ pub fn reevaluate(decision: &Decision, zones: &ZoneData) -> Decision {
     )
 }
 
-/// How a recorded decision compares with the same made again.
+/// How a recorded decision compares with its reevaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
-    /// To the byte.
+    /// Equal byte for byte.
     Equal,
-    /// Numbers, outcome, profile and verdicts are the same; explanations are not.
+    /// Numbers, outcome, profile and verdicts are equal; explanations differ.
     OnlyWords,
-    /// Something that was decided differs.
+    /// The decision itself differs.
     Other,
 }
 
-/// Compares a recorded decision with what this engine makes of its inputs. The version that it records is
-/// no difference: [`is_reproducible`] says whether the decision has to be equal.
+/// Compares a recorded decision with its reevaluation by this engine. A different recorded version
+/// is no difference: [`is_reproducible`] tells whether the decision has to be equal.
 pub fn compare(recorded: &Decision, again: &Decision) -> Comparison {
     let again = Decision {
         engine: recorded.engine.clone(),
         engine_version: recorded.engine_version,
         ..again.clone()
     };
-    // Bytes, not values: what is written must be what the engine would write.
+    // Bytes, not values: the record must be what the engine would write.
     if serde_json::to_vec(&again).ok() == serde_json::to_vec(recorded).ok() {
         return Comparison::Equal;
     }
-    match without_words(&again) == without_words(recorded) {
+    match without_wording(&again) == without_wording(recorded) {
         true => Comparison::OnlyWords,
         false => Comparison::Other,
     }
 }
 
-fn without_words(decision: &Decision) -> Decision {
+fn without_wording(decision: &Decision) -> Decision {
     let mut decision = decision.clone();
     decision
         .rules
@@ -98,7 +98,7 @@ fn without_words(decision: &Decision) -> Decision {
     decision
 }
 
-/// Whether this engine, with these time zones, must make the decision again to the same bytes.
+/// Whether this engine, with these time zones, must reproduce the decision byte for byte.
 pub fn is_reproducible(decision: &Decision, zones: &ZoneData) -> bool {
     let has_schedule = |policy: &AutoscaleSpec| {
         let mut profiles = policy.profiles.iter();
@@ -110,7 +110,7 @@ pub fn is_reproducible(decision: &Decision, zones: &ZoneData) -> bool {
         && (!scheduled || decision.inputs.zone_data.as_deref() == Some(zones.version()))
 }
 
-/// The decision of a tick, in full.
+/// Returns the complete decision of a tick.
 pub fn explain(
     deployment: &DeploymentRef,
     uid: Uid,
@@ -142,7 +142,7 @@ pub fn explain(
     build(policy, tick, deployment, uid, inputs, now)
 }
 
-/// Whether a decision says anything that the one before did not.
+/// Whether a decision differs from the previous one in anything worth recording.
 pub fn should_write(previous: Option<&Decision>, next: &Decision) -> bool {
     previous.is_none_or(|previous| {
         previous.wanted != next.wanted
@@ -154,7 +154,8 @@ pub fn should_write(previous: Option<&Decision>, next: &Decision) -> bool {
     })
 }
 
-/// The same before the words are made: whether a tick's decision would have to be written.
+/// [`should_write`] without building the explanation: whether a tick's decision would have to be
+/// written.
 pub fn should_explain(
     previous: Option<&Decision>,
     policy: Option<&Policy>,
@@ -175,7 +176,7 @@ pub(super) fn evaluate_inputs(
     inputs: &DecisionInputs,
     now: Timestamp,
 ) -> Evaluation {
-    let signals = in_order(policy, inputs);
+    let signals = signals_in_order(policy, inputs);
     evaluate(policy, &tick_of(inputs, &signals), now)
 }
 
@@ -186,7 +187,7 @@ fn decide_compiled(
     inputs: DecisionInputs,
     now: Timestamp,
 ) -> Decision {
-    let signals = in_order(policy, &inputs);
+    let signals = signals_in_order(policy, &inputs);
     let carried = inputs.carried.clone();
     let tick = TickInputs {
         carried: &carried,
@@ -195,7 +196,7 @@ fn decide_compiled(
     build(policy, &tick, deployment, uid, inputs.clone(), now)
 }
 
-fn in_order(policy: Option<&Policy>, inputs: &DecisionInputs) -> Vec<Option<Signal>> {
+fn signals_in_order(policy: Option<&Policy>, inputs: &DecisionInputs) -> Vec<Option<Signal>> {
     policy
         .iter()
         .flat_map(|policy| policy.signals.iter())
@@ -224,7 +225,7 @@ fn build(
     inputs: DecisionInputs,
     now: Timestamp,
 ) -> Decision {
-    let mut record = Full::default();
+    let mut record = FullRecorder::default();
     let evaluation = run(policy, tick, now, &mut record);
     Decision {
         engine: ENGINE.into(),
@@ -248,8 +249,9 @@ fn build(
     }
 }
 
-/// A stored document that this version refuses: the count stays, and the decision says why.
-fn not_compiled(
+/// The decision for a stored document that this version rejects: the count stays, and the decision
+/// says why.
+fn uncompilable(
     deployment: &DeploymentRef,
     uid: Uid,
     inputs: DecisionInputs,

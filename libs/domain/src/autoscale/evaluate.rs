@@ -1,12 +1,13 @@
-//! One evaluation: from a policy, a tick's inputs and the time to a count and its outcome.
+//! One evaluation: computes a count and its outcome from a policy, a tick's inputs and the time.
 //!
-//! The order is fixed: profile, manual pin, mode, default (first decision), bounds at once, rules,
-//! missing metrics, projection, stabilisation, cool-down, bounds, pause, shadow mode.
+//! The order is fixed: profile, manual pin, mode, default (first decision), immediate bounds,
+//! rules, missing metrics, projection, stabilisation, cool-down, bounds, pause, shadow mode.
 //!
 //! Invariants: the result is a function of its arguments; the recorder never influences it; a count
-//! leaves `[min, max]` only by a pin or a pause; nothing scales in while any rule's data is not whole.
+//! leaves `[min, max]` only by a pin or a pause; nothing scales in while any rule's data is
+//! incomplete.
 
-mod restraint;
+mod damping;
 
 use contract::decision::{
     Carried, InstanceCounts, Outcome, Pause, Pin, RuleResult, Signal, Verdict,
@@ -14,72 +15,73 @@ use contract::decision::{
 use contract::resources::{AutoscaleMode, Capacity, Direction, MissingMetric};
 use contract::time::Timestamp;
 
+use super::describe;
 use super::policy::{Policy, Profile, RULES_MAX, Rule, Selection};
-use super::record::{Recorder, Silent, stage};
-use super::rules::{Quality, Reading, Wanted};
-use super::words;
+use super::record::{NoopRecorder, Recorder, stage};
+use super::rules::{Proposal, Quality, RuleInput};
 
-/// What one evaluation is given, besides policy and time.
+/// Inputs of one evaluation, besides policy and time.
 #[derive(Clone, Copy, Debug)]
 pub struct TickInputs<'a> {
     /// Revision of the policy's document; 0 without a policy.
     pub policy_revision: u64,
-    /// The deployment's own count, for where there is no policy.
+    /// The deployment's own count, used without a policy.
     pub fixed_instances: u32,
-    /// The count that people have set, be it in force or not.
+    /// The count pinned by a person, in force or not.
     pub pin: Option<Pin>,
-    /// Directions that people have paused.
+    /// Directions paused by a person.
     pub pause: Pause,
-    /// Instances that there are.
+    /// The current instances.
     pub instances: InstanceCounts,
     /// In the order of `Policy::signals`.
     pub signals: &'a [Option<Signal>],
-    /// What the evaluation before left.
+    /// State carried over from the previous evaluation.
     pub carried: &'a Carried,
-    /// The selection that the last evaluation answered with, for the same policy. It saves looking
-    /// at the schedules again while it holds, and changes nothing.
+    /// The selection that the last evaluation of the same policy returned. While it holds, it saves
+    /// evaluating the schedules; it does not change the result.
     pub selection: Option<Selection>,
 }
 
 /// The result without its explanation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Evaluation {
-    /// Instances that the evaluation before granted.
+    /// The count that the previous evaluation granted.
     pub from: u32,
-    /// Instances that are asked for, before cool-downs and bounds.
+    /// The count asked for, before cool-downs and bounds.
     pub wanted: u32,
-    /// Instances that there shall be.
+    /// The count granted.
     pub granted: u32,
-    /// What became of the wish.
+    /// The outcome of the recommendation.
     pub outcome: Outcome,
-    /// What the rules asked for within the bounds, before anything held it back.
-    pub wish: u32,
-    /// None: no policy.
+    /// The rules' recommendation within the bounds, before anything held it back.
+    pub recommendation: u32,
+    /// `None` without a policy.
     pub selection: Option<Selection>,
-    /// Index into the rules of the profile in force.
+    /// Index into the rules of the active profile.
     pub(super) decided_by: Option<usize>,
 }
 
 impl Evaluation {
-    /// The name of the profile in force; `policy` is the one that was evaluated.
+    /// The name of the active profile; `policy` must be the one that was evaluated.
     pub fn profile<'p>(&self, policy: &'p Policy) -> Option<&'p str> {
-        self.in_force(policy).map(|profile| profile.name.as_str())
+        self.active_profile(policy)
+            .map(|profile| profile.name.as_str())
     }
 
-    /// The name of the rule that decided, if one did; `policy` is the one that was evaluated.
+    /// The name of the rule that decided, if any; `policy` must be the one that was evaluated.
     pub fn decided_by<'p>(&self, policy: &'p Policy) -> Option<&'p str> {
-        let rule = self.in_force(policy)?.rules.get(self.decided_by?)?;
+        let rule = self.active_profile(policy)?.rules.get(self.decided_by?)?;
         Some(&rule.name)
     }
 
-    fn in_force<'p>(&self, policy: &'p Policy) -> Option<&'p Profile> {
+    fn active_profile<'p>(&self, policy: &'p Policy) -> Option<&'p Profile> {
         policy.profiles.get(self.selection?.profile)
     }
 }
 
-/// Evaluates one tick, without words.
+/// Evaluates one tick, without an explanation.
 pub fn evaluate(policy: Option<&Policy>, tick: &TickInputs<'_>, now: Timestamp) -> Evaluation {
-    run(policy, tick, now, &mut Silent)
+    run(policy, tick, now, &mut NoopRecorder)
 }
 
 pub(super) fn run<R: Recorder>(
@@ -94,7 +96,7 @@ pub(super) fn run<R: Recorder>(
     }
 }
 
-fn pin_in_force(tick: &TickInputs<'_>, now: Timestamp) -> Option<Pin> {
+fn active_pin(tick: &TickInputs<'_>, now: Timestamp) -> Option<Pin> {
     tick.pin
         .filter(|pin| pin.until.is_none_or(|until| now < until))
 }
@@ -105,9 +107,9 @@ fn without_policy<R: Recorder>(
     record: &mut R,
 ) -> Evaluation {
     let from = tick.carried.granted.unwrap_or(0);
-    let (granted, outcome) = match pin_in_force(tick, now) {
+    let (granted, outcome) = match active_pin(tick, now) {
         Some(pin) => {
-            record.stage(|| stage("pin", from, pin.instances, words::pin(&pin)));
+            record.stage(|| stage("pin", from, pin.instances, describe::pin(&pin)));
             (pin.instances, Outcome::Pinned)
         }
         None => {
@@ -122,24 +124,24 @@ fn without_policy<R: Recorder>(
         wanted: granted,
         granted,
         outcome,
-        wish: granted,
+        recommendation: granted,
         selection: None,
         decided_by: None,
     }
 }
 
-/// A wish of the rules, with the rule that it came from. None: the policy itself.
+/// A recommended count and the rule that it came from; `None` if it came from the policy itself.
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
     count: u32,
     rule: Option<usize>,
 }
 
-/// What all rules together ask for.
+/// The combined recommendation of all rules.
 #[derive(Clone, Copy, Debug)]
-struct Ask {
-    wish: Candidate,
-    /// Some rule's data is not whole, and nothing scales out.
+struct Combined {
+    recommendation: Candidate,
+    /// Some rule's data is incomplete, and nothing scales out.
     unknown: bool,
 }
 
@@ -178,12 +180,12 @@ impl<'a, R: Recorder> Run<'a, R> {
     fn evaluate(mut self) -> Evaluation {
         let (from, profile) = (self.from, self.profile);
         self.record
-            .stage(|| stage("profile", from, from, words::profile(profile)));
-        if let Some(pin) = pin_in_force(self.tick, self.now) {
+            .stage(|| stage("profile", from, from, describe::profile(profile)));
+        if let Some(pin) = active_pin(self.tick, self.now) {
             self.record
-                .stage(|| stage("pin", from, pin.instances, words::pin(&pin)));
+                .stage(|| stage("pin", from, pin.instances, describe::pin(&pin)));
             self.suppress_rules("a manual pin decides");
-            return self.settled(pin.instances, pin.instances, Outcome::Pinned, None);
+            return self.conclude(pin.instances, pin.instances, Outcome::Pinned, None);
         }
         if self.tick.carried.granted.is_none() {
             return self.first_decision();
@@ -192,16 +194,16 @@ impl<'a, R: Recorder> Run<'a, R> {
             self.record
                 .stage(|| stage("mode", from, from, "the policy is paused: the count stays"));
             self.suppress_rules("the policy is paused");
-            return self.settled(from, from, Outcome::HeldByPause, None);
+            return self.conclude(from, from, Outcome::HeldByPause, None);
         }
-        let base = self.bounds_at_once();
+        let base = self.enforce_bounds();
         if self.profile.rules.is_empty() {
             return self.without_rules(base);
         }
-        self.by_rules(base)
+        self.apply_rules(base)
     }
 
-    /// The deployment has no count yet.
+    /// Decides for a deployment that has no count yet.
     fn first_decision(mut self) -> Evaluation {
         let default = self.profile.capacity.default;
         self.record.stage(|| {
@@ -212,8 +214,8 @@ impl<'a, R: Recorder> Run<'a, R> {
         self.finish(default, default, None, None, false)
     }
 
-    /// A count outside of the profile's bounds is corrected at once: no cool-down, no stabilisation.
-    fn bounds_at_once(&mut self) -> u32 {
+    /// Corrects a count outside the profile's bounds immediately: no cool-down, no stabilisation.
+    fn enforce_bounds(&mut self) -> u32 {
         let Capacity { min, max, .. } = self.profile.capacity;
         let from = self.from;
         let base = from.clamp(min, max);
@@ -228,7 +230,7 @@ impl<'a, R: Recorder> Run<'a, R> {
         base
     }
 
-    /// Nothing but the schedule decides, so the profile's default is the count.
+    /// Takes the profile's default as the count: without rules, only the schedule decides.
     fn without_rules(mut self, base: u32) -> Evaluation {
         let default = self.profile.capacity.default;
         self.record.stage(|| {
@@ -238,41 +240,41 @@ impl<'a, R: Recorder> Run<'a, R> {
         self.finish(default, default, None, None, false)
     }
 
-    fn by_rules(mut self, base: u32) -> Evaluation {
-        let mut readings = [Reading {
+    fn apply_rules(mut self, base: u32) -> Evaluation {
+        let mut inputs = [RuleInput {
             quality: Quality::Missing,
             value: 0.0,
             total: 0.0,
         }; RULES_MAX];
         let profile = self.profile;
-        for (reading, rule) in readings.iter_mut().zip(profile.rules.iter()) {
-            *reading = rule.read(self.tick.signals, self.tick.instances);
+        for (input, rule) in inputs.iter_mut().zip(profile.rules.iter()) {
+            *input = rule.read(self.tick.signals, self.tick.instances);
         }
-        let readings = &readings[..profile.rules.len().min(RULES_MAX)];
-        let ask = self.ask(readings, base);
-        let (wish, held) = self.project(readings, base, ask.wish);
+        let inputs = &inputs[..profile.rules.len().min(RULES_MAX)];
+        let combined = self.combine(inputs, base);
+        let (recommendation, held) = self.project(inputs, base, combined.recommendation);
         let Capacity { min, max, .. } = profile.capacity;
-        let bounded = wish.count.clamp(min, max);
-        // A wish that the bounds leave nothing of is not held back by anything else.
-        let at_bound = wish.count != base && bounded == base;
-        let held = if ask.unknown {
+        let bounded = recommendation.count.clamp(min, max);
+        // If the bounds leave nothing of a recommendation, nothing else holds it back.
+        let is_at_bound = recommendation.count != base && bounded == base;
+        let held = if combined.unknown {
             Some(Outcome::Unknown)
-        } else if at_bound {
+        } else if is_at_bound {
             Some(Outcome::Clamped)
         } else {
             held
         };
-        let stabilised = if at_bound {
-            wish.count
+        let stabilised = if is_at_bound {
+            recommendation.count
         } else {
-            self.stabilise(base, wish.count)
+            self.stabilise(base, recommendation.count)
         };
-        let held = held
-            .or((wish.count != base && stabilised == base).then_some(Outcome::HeldByStabilization));
-        let cooled = if at_bound {
-            wish.count
+        let held = held.or((recommendation.count != base && stabilised == base)
+            .then_some(Outcome::HeldByStabilization));
+        let cooled = if is_at_bound {
+            recommendation.count
         } else {
-            self.cool_down(readings, base, stabilised)
+            self.cool_down(inputs, base, stabilised)
         };
         let held =
             held.or((stabilised != base && cooled == base).then_some(Outcome::HeldByCooldown));
@@ -285,23 +287,27 @@ impl<'a, R: Recorder> Run<'a, R> {
             };
             stage("clamp", cooled, granted, detail)
         });
-        // Held by the projection, the wish is spent, and still names its rule.
-        let decided_by = ask.wish.rule.filter(|_| ask.wish.count != base);
+        // A recommendation held by the projection is used up, and still names its rule.
+        let decided_by = combined
+            .recommendation
+            .rule
+            .filter(|_| combined.recommendation.count != base);
         self.finish(granted, bounded, held, decided_by, granted != cooled)
     }
 
-    /// Any rule scales out; all must agree to scale in. Of several counts the largest wins.
-    fn ask(&mut self, readings: &[Reading], base: u32) -> Ask {
+    /// Combines the rules: any rule can scale out, all must agree to scale in, and the largest
+    /// count wins.
+    fn combine(&mut self, inputs: &[RuleInput], base: u32) -> Combined {
         let profile = self.profile;
         let mut out: Option<Candidate> = None;
         let mut scale_in: Option<Candidate> = None;
-        let mut whole = true;
+        let mut complete = true;
         let mut missing = false;
         let mut agree = true;
-        for (index, (rule, reading)) in profile.rules.iter().zip(readings).enumerate() {
-            whole &= reading.may_scale_in();
-            missing |= reading.quality == Quality::Missing;
-            if !reading.may_scale_out() {
+        for (index, (rule, input)) in profile.rules.iter().zip(inputs).enumerate() {
+            complete &= input.may_scale_in();
+            missing |= input.quality == Quality::Missing;
+            if !input.may_scale_out() {
                 continue;
             }
             let larger = |best: Option<Candidate>, count: u32| match best {
@@ -311,10 +317,10 @@ impl<'a, R: Recorder> Run<'a, R> {
                     rule: Some(index),
                 }),
             };
-            match rule.wanted(reading, base) {
-                Wanted::Out(count) => out = larger(out, count),
-                Wanted::In(count) => scale_in = larger(scale_in, count),
-                Wanted::Nothing => agree &= rule.direction() == Some(Direction::Out),
+            match rule.propose(input, base) {
+                Proposal::Out(count) => out = larger(out, count),
+                Proposal::In(count) => scale_in = larger(scale_in, count),
+                Proposal::NoChange => agree &= rule.direction() == Some(Direction::Out),
             }
         }
         let floor = missing
@@ -322,31 +328,39 @@ impl<'a, R: Recorder> Run<'a, R> {
             .flatten()
             .filter(|floor| *floor > base);
         let fired = out.is_some();
-        self.record_rules(readings, base, fired);
-        let wish = match (out, floor) {
+        self.record_rules(inputs, base, fired);
+        let recommendation = match (out, floor) {
             (Some(out), Some(floor)) if floor > out.count => Some(Candidate {
                 count: floor,
                 rule: None,
             }),
             (Some(out), _) => Some(out),
             (None, Some(count)) => Some(Candidate { count, rule: None }),
-            (None, None) => scale_in.filter(|_| whole && agree),
+            (None, None) => scale_in.filter(|_| complete && agree),
         };
-        let wish = wish.unwrap_or(Candidate {
+        let recommendation = recommendation.unwrap_or(Candidate {
             count: base,
             rule: None,
         });
         self.record.stage(|| {
-            let detail = words::ask(profile, fired, floor, wish.count, base, whole, agree);
-            stage("rules", base, wish.count, detail)
+            let detail = describe::combined(
+                profile,
+                fired,
+                floor,
+                recommendation.count,
+                base,
+                complete,
+                agree,
+            );
+            stage("rules", base, recommendation.count, detail)
         });
-        Ask {
-            wish,
-            unknown: !whole && wish.count <= base && !fired,
+        Combined {
+            recommendation,
+            unknown: !complete && recommendation.count <= base && !fired,
         }
     }
 
-    /// The least count while some metric has no data at all; never a reason to scale in.
+    /// The lowest count while some metric has no data at all; never a reason to scale in.
     fn missing_floor(&self) -> Option<u32> {
         match self.policy.missing {
             MissingMetric::Hold => None,
@@ -359,11 +373,11 @@ impl<'a, R: Recorder> Run<'a, R> {
         }
     }
 
-    /// Pause and shadow mode, then the outcome.
+    /// Applies pause and shadow mode, and determines the outcome.
     fn finish(
         &mut self,
         count: u32,
-        wish: u32,
+        recommendation: u32,
         held: Option<Outcome>,
         decided_by: Option<usize>,
         cut: bool,
@@ -382,7 +396,7 @@ impl<'a, R: Recorder> Run<'a, R> {
                     "pause",
                     count,
                     wanted,
-                    words::pause(self.tick.pause, paused),
+                    describe::pause(self.tick.pause, paused),
                 )
             });
         }
@@ -392,8 +406,11 @@ impl<'a, R: Recorder> Run<'a, R> {
                 let detail = "the policy is in shadow mode: the deployment's own count stands";
                 stage("mode", wanted, granted, detail)
             });
-            let evaluation = self.settled(wanted, granted, Outcome::Shadow, decided_by);
-            return Evaluation { wish, ..evaluation };
+            let evaluation = self.conclude(wanted, granted, Outcome::Shadow, decided_by);
+            return Evaluation {
+                recommendation,
+                ..evaluation
+            };
         }
         let outcome = if paused {
             Outcome::HeldByPause
@@ -404,11 +421,14 @@ impl<'a, R: Recorder> Run<'a, R> {
         } else {
             held.unwrap_or(Outcome::Steady)
         };
-        let evaluation = self.settled(wanted, wanted, outcome, decided_by);
-        Evaluation { wish, ..evaluation }
+        let evaluation = self.conclude(wanted, wanted, outcome, decided_by);
+        Evaluation {
+            recommendation,
+            ..evaluation
+        }
     }
 
-    fn settled(
+    fn conclude(
         &self,
         wanted: u32,
         granted: u32,
@@ -420,7 +440,7 @@ impl<'a, R: Recorder> Run<'a, R> {
             wanted,
             granted,
             outcome,
-            wish: granted,
+            recommendation: granted,
             selection: Some(self.selection),
             decided_by,
         }
@@ -439,11 +459,11 @@ impl<'a, R: Recorder> Run<'a, R> {
         }
     }
 
-    fn record_rules(&mut self, readings: &[Reading], base: u32, fired: bool) {
+    fn record_rules(&mut self, inputs: &[RuleInput], base: u32, fired: bool) {
         let policy = self.policy;
-        for (rule, reading) in self.profile.rules.iter().zip(readings) {
+        for (rule, input) in self.profile.rules.iter().zip(inputs) {
             self.record
-                .rule(|| rule_result(policy, rule, reading, base, fired));
+                .rule(|| rule_result(policy, rule, input, base, fired));
         }
     }
 }
@@ -451,43 +471,43 @@ impl<'a, R: Recorder> Run<'a, R> {
 fn rule_result(
     policy: &Policy,
     rule: &Rule,
-    reading: &Reading,
+    input: &RuleInput,
     base: u32,
     fired: bool,
 ) -> RuleResult {
-    let wanted = rule.wanted(reading, base);
-    let scales_in = match wanted {
-        Wanted::In(_) => true,
-        Wanted::Out(_) => false,
-        Wanted::Nothing => rule.direction() == Some(Direction::In),
+    let proposal = rule.propose(input, base);
+    let scales_in = match proposal {
+        Proposal::In(_) => true,
+        Proposal::Out(_) => false,
+        Proposal::NoChange => rule.direction() == Some(Direction::In),
     };
     let usable = if scales_in {
-        reading.may_scale_in()
+        input.may_scale_in()
     } else {
-        reading.may_scale_out()
+        input.may_scale_out()
     };
-    let verdict = match wanted {
+    let verdict = match proposal {
         _ if scales_in && fired => Verdict::Suppressed,
         _ if !usable => Verdict::Unknown,
-        Wanted::Nothing => Verdict::NotTriggered,
-        Wanted::Out(_) | Wanted::In(_) => Verdict::Triggered,
+        Proposal::NoChange => Verdict::NotTriggered,
+        Proposal::Out(_) | Proposal::In(_) => Verdict::Triggered,
     };
-    let (count, direction) = match wanted {
-        Wanted::Nothing => (None, rule.direction()),
-        Wanted::Out(count) => (Some(count), Some(Direction::Out)),
-        Wanted::In(count) => (Some(count), Some(Direction::In)),
+    let (count, direction) = match proposal {
+        Proposal::NoChange => (None, rule.direction()),
+        Proposal::Out(count) => (Some(count), Some(Direction::Out)),
+        Proposal::In(count) => (Some(count), Some(Direction::In)),
     };
     let triggered = verdict == Verdict::Triggered;
     RuleResult {
         name: rule.name.clone(),
         verdict,
-        value: reading.shown(),
+        value: input.measured_value(),
         wanted: count.filter(|_| triggered),
         direction: if triggered {
             direction
         } else {
             rule.direction()
         },
-        because: words::rule(policy, rule, reading, base, verdict),
+        because: describe::rule(policy, rule, input, base, verdict),
     }
 }

@@ -1,11 +1,11 @@
-//! A decision for a person: a short narrative, then rules and stages as tables of plain text.
+//! Explains a decision to a person: a short narrative, then rules and stages as plain-text tables.
 
 use std::fmt::Write;
 
 use contract::decision::{Decision, LastChange, Outcome, Verdict};
 use contract::resources::Direction;
 
-/// The whole explanation, ending in a newline.
+/// Returns the full explanation, ending in a newline.
 pub fn text(decision: &Decision) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "{}", headline(decision));
@@ -100,7 +100,7 @@ fn reason(decision: &Decision) -> String {
             )
         }
         Outcome::Unknown => format!(
-            "Some data is not whole, so nothing scales in{}.",
+            "Some data is incomplete, so nothing scales in{}.",
             unknown(decision)
         ),
         Outcome::Pinned => format!("A person decided{}.", last_stage("pin")),
@@ -130,7 +130,7 @@ fn because(decision: &Decision) -> String {
     rule.map_or(String::new(), |rule| format!(": {}", rule.because))
 }
 
-/// The first stage that moved the count says why.
+/// The detail of the first stage that changed the count.
 fn applied_without_rule(decision: &Decision) -> String {
     let stage = decision
         .stages
@@ -223,7 +223,7 @@ fn stages(decision: &Decision) -> String {
     table(&rows)
 }
 
-/// Columns as wide as their widest cell; the last one runs free.
+/// Formats a table with columns as wide as their widest cell, except for the last.
 fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());

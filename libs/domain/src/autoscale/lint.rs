@@ -1,56 +1,56 @@
-//! What a policy is allowed to say and its author probably does not mean.
+//! Warnings about policies that are valid and probably not what their author intended.
 
 use contract::problem::Finding;
 use contract::resources::{AutoscaleSpec, Direction, RuleSpec};
 
-use super::condition::{Condition, Operator, Shown};
+use super::condition::{Condition, DisplayValue, Operator};
 use super::policy::{Action, Policy, Profile, Rule, RuleKind};
 use super::schedule::Schedule;
 
 pub(super) fn warnings(policy: &Policy) -> Vec<Finding> {
-    let mut found = Vec::new();
+    let mut findings = Vec::new();
     let spec = policy.spec();
     for (index, profile) in policy.profiles.iter().enumerate() {
         let pointer = format!("/spec/profiles/{index}");
-        whole_profile(policy, profile, &pointer, &mut found);
-        // Rules taken over from the default profile are judged there.
+        lint_profile(policy, profile, &pointer, &mut findings);
+        // Rules inherited from the default profile are checked there.
         if spec.profiles[index].rules.is_none() {
             continue;
         }
         for (number, rule) in profile.rules.iter().enumerate() {
             let written = rule_spec(spec, index, number);
             let pointer = format!("{pointer}/rules/{number}");
-            one_rule(policy, profile, rule, written, &pointer, &mut found);
+            lint_rule(policy, profile, rule, written, &pointer, &mut findings);
         }
-        margins(profile, &pointer, &mut found);
+        lint_margins(profile, &pointer, &mut findings);
     }
-    found
+    findings
 }
 
 fn rule_spec(spec: &AutoscaleSpec, profile: usize, rule: usize) -> Option<&RuleSpec> {
     spec.profiles.get(profile)?.rules.as_ref()?.get(rule)
 }
 
-fn warn(found: &mut Vec<Finding>, pointer: impl Into<String>, detail: impl Into<String>) {
-    found.push(Finding::new(pointer, detail));
+fn warn(findings: &mut Vec<Finding>, pointer: impl Into<String>, detail: impl Into<String>) {
+    findings.push(Finding::new(pointer, detail));
 }
 
-fn whole_profile(policy: &Policy, profile: &Profile, pointer: &str, found: &mut Vec<Finding>) {
+fn lint_profile(policy: &Policy, profile: &Profile, pointer: &str, findings: &mut Vec<Finding>) {
     let rules = format!("{pointer}/rules");
-    let ways = |wanted: Direction| {
+    let has_rule = |wanted: Direction| {
         profile
             .rules
             .iter()
             .any(|rule| rule.direction().is_none_or(|direction| direction == wanted))
     };
-    match (ways(Direction::Out), ways(Direction::In)) {
+    match (has_rule(Direction::Out), has_rule(Direction::In)) {
         (true, false) => warn(
-            found,
+            findings,
             rules.as_str(),
             "no rule scales in: once scaled out, the count stays; add a rule with direction in, or one that tracks a target",
         ),
         (false, true) => warn(
-            found,
+            findings,
             rules.as_str(),
             "no rule scales out: the count only falls; add a rule with direction out, or one that tracks a target",
         ),
@@ -62,7 +62,7 @@ fn whole_profile(policy: &Policy, profile: &Profile, pointer: &str, found: &mut 
             "the minimum equals the maximum, so no rule can change the count {}: widen the capacity or remove the rules",
             capacity.min
         );
-        warn(found, format!("{pointer}/capacity"), detail);
+        warn(findings, format!("{pointer}/capacity"), detail);
     }
     let default = &policy.profiles[policy.default];
     if profile.schedule.is_some() && profile.priority < default.priority {
@@ -70,7 +70,7 @@ fn whole_profile(policy: &Policy, profile: &Profile, pointer: &str, found: &mut 
             "its priority {} is below that of the default profile ({}), so it is never in force: raise it",
             profile.priority, default.priority
         );
-        warn(found, format!("{pointer}/priority"), detail);
+        warn(findings, format!("{pointer}/priority"), detail);
     }
     if let Some(Schedule::Cron { cron, duration, .. }) = &profile.schedule
         && cron.widest_gap() <= *duration
@@ -78,17 +78,17 @@ fn whole_profile(policy: &Policy, profile: &Profile, pointer: &str, found: &mut 
         let detail = format!(
             "the window opens again before {duration} are over, so it never closes: shorten the duration or open it less often"
         );
-        warn(found, format!("{pointer}/schedule/duration"), detail);
+        warn(findings, format!("{pointer}/schedule/duration"), detail);
     }
 }
 
-fn one_rule(
+fn lint_rule(
     policy: &Policy,
     profile: &Profile,
     rule: &Rule,
     written: Option<&RuleSpec>,
     pointer: &str,
-    found: &mut Vec<Finding>,
+    findings: &mut Vec<Finding>,
 ) {
     let window = policy.signals[rule.signal].window;
     if written.is_some_and(|rule| rule.metric.per_instance) && !rule.metric.is_per_instance() {
@@ -96,7 +96,7 @@ fn one_rule(
             "{} is a value of one instance or answer already, so perInstance changes nothing: remove it",
             rule.metric.name()
         );
-        warn(found, format!("{pointer}/metric/perInstance"), detail);
+        warn(findings, format!("{pointer}/metric/perInstance"), detail);
     }
     if rule.direction() != Some(Direction::Out)
         && rule.cooldown_in < window
@@ -105,7 +105,7 @@ fn one_rule(
         let detail = format!(
             "after a scale-in the window of {window} still holds measurements from before it when the rule may act again: make the cool-down or the stabilisation at least {window}"
         );
-        warn(found, format!("{pointer}/metric/window"), detail);
+        warn(findings, format!("{pointer}/metric/window"), detail);
     }
     let RuleKind::Threshold {
         condition,
@@ -116,16 +116,16 @@ fn one_rule(
         return;
     };
     if let Some(condition) = condition {
-        direction_against_operator(condition.operator, *direction, pointer, found);
+        lint_direction(condition.operator, *direction, pointer, findings);
     }
-    unreachable_target(profile, *direction, action, pointer, found);
+    lint_target(profile, *direction, action, pointer, findings);
 }
 
-fn direction_against_operator(
+fn lint_direction(
     operator: Operator,
     direction: Direction,
     pointer: &str,
-    found: &mut Vec<Finding>,
+    findings: &mut Vec<Finding>,
 ) {
     let low = matches!(operator, Operator::Below | Operator::AtMost);
     let high = matches!(operator, Operator::Above | Operator::AtLeast);
@@ -138,15 +138,15 @@ fn direction_against_operator(
         }
         _ => return,
     };
-    warn(found, format!("{pointer}/scale/direction"), detail);
+    warn(findings, format!("{pointer}/scale/direction"), detail);
 }
 
-fn unreachable_target(
+fn lint_target(
     profile: &Profile,
     direction: Direction,
     action: &Action,
     pointer: &str,
-    found: &mut Vec<Finding>,
+    findings: &mut Vec<Finding>,
 ) {
     let Action::To(to) = action else {
         return;
@@ -167,12 +167,12 @@ fn unreachable_target(
         }
         _ => return,
     };
-    warn(found, format!("{pointer}/scale/to"), detail);
+    warn(findings, format!("{pointer}/scale/to"), detail);
 }
 
-/// A scale-in that lands where the same signal scales out again at once. The projection prevents
-/// that, so the count would stay although the rule holds.
-fn margins(profile: &Profile, pointer: &str, found: &mut Vec<Finding>) {
+/// Warns of a scale-in that ends where the same signal immediately scales out again. The projection
+/// prevents that, so the count would stay although the rule holds.
+fn lint_margins(profile: &Profile, pointer: &str, findings: &mut Vec<Finding>) {
     for (number, rule) in profile.rules.iter().enumerate() {
         let Some(below) = bound(rule, Direction::In) else {
             continue;
@@ -183,12 +183,12 @@ fn margins(profile: &Profile, pointer: &str, found: &mut Vec<Finding>) {
             };
             let same = other.signal == rule.signal && other.per_instance == rule.per_instance;
             if same {
-                margin(
+                lint_margin(
                     profile,
                     (rule, below),
                     (other, above),
                     &format!("{pointer}/rules/{number}"),
-                    found,
+                    findings,
                 );
             }
         }
@@ -215,35 +215,38 @@ fn bound(rule: &Rule, wanted: Direction) -> Option<f64> {
     (*direction == wanted && fits).then_some(*threshold)
 }
 
-fn margin(
+fn lint_margin(
     profile: &Profile,
     (rule, below): (&Rule, f64),
     (other, above): (&Rule, f64),
     pointer: &str,
-    found: &mut Vec<Finding>,
+    findings: &mut Vec<Finding>,
 ) {
-    let (low, high) = (Shown(rule.metric, below), Shown(rule.metric, above));
+    let (low, high) = (
+        DisplayValue(rule.metric, below),
+        DisplayValue(rule.metric, above),
+    );
     if below > above {
         let detail = format!(
             "below {low} this rule scales in, and above {high} `{}` scales out: between them both hold; lower this one",
             other.name
         );
-        warn(found, format!("{pointer}/when"), detail);
+        warn(findings, format!("{pointer}/when"), detail);
         return;
     }
     if !rule.scales {
         return;
     }
-    // The share of one instance grows most when the fewest carry on.
+    // The load per instance grows most when the fewest instances remain.
     let fewest = profile.capacity.min.max(1) + 1;
     let grown = below * f64::from(fewest) / f64::from(fewest - 1);
     if fewest <= profile.capacity.max && grown >= above {
         let detail = format!(
             "the margin is too small: from {fewest} to {} instances {low} becomes {}, at which `{}` ({high}) scales out again; lower this one or widen the gap",
             fewest - 1,
-            Shown(rule.metric, grown),
+            DisplayValue(rule.metric, grown),
             other.name
         );
-        warn(found, format!("{pointer}/when"), detail);
+        warn(findings, format!("{pointer}/when"), detail);
     }
 }

@@ -1,9 +1,10 @@
-//! The autoscale engine: from a policy, measurements and time to a count, with its explanation.
+//! The autoscale engine: computes a count, with its explanation, from a policy, measurements and
+//! time.
 //!
-//! `evaluate` is the fast path (a count and an outcome, no words), `explain` and `decide` give the
-//! whole decision; all run the same code. `carry` hands state from one tick to the next.
+//! `evaluate` is the fast path (a count and an outcome, no text), `explain` and `decide` return the
+//! complete decision; all run the same code. `carry` hands state from one tick to the next.
 //!
-//! What a tick does:
+//! A tick:
 //! ```text
 //! let evaluation = evaluate(Some(&policy), &tick, now);
 //! if should_explain(last_written, Some(&policy), &evaluation) {
@@ -13,13 +14,14 @@
 //! selection = evaluation.selection;
 //! ```
 //!
-//! Invariants: no clock, no randomness; a recorded decision is made again to the same bytes by the
-//! engine version that it names.
+//! Invariants: no clock, no randomness; the engine version that a recorded decision names
+//! reproduces it byte for byte.
 
 mod carry;
 mod condition;
 mod cron;
 mod decide;
+mod describe;
 mod evaluate;
 pub mod explain;
 mod lint;
@@ -27,7 +29,6 @@ mod policy;
 mod record;
 mod rules;
 mod schedule;
-mod words;
 
 pub use carry::{carried_after_clock_step, carried_after_restart, carried_next, carry};
 pub use decide::{
@@ -41,9 +42,10 @@ pub use policy::{
 };
 pub use schedule::DURATION_MAX;
 
-/// The name that decisions carry.
+/// The engine's name in decisions.
 pub const ENGINE: &str = "autoscale";
 
-/// Raised whenever any output changes for recorded inputs. Replay then compares what this version makes of
-/// older decisions with what they record, as information; carried state goes on from what they record.
+/// Raised whenever any output changes for recorded inputs. Replay then compares this version's
+/// results with older decisions for information only; carried state continues from what they
+/// record.
 pub const ENGINE_VERSION: u32 = 1;

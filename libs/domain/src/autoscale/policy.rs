@@ -1,6 +1,6 @@
-//! An Autoscale document, compiled: conditions parsed, schedules resolved, signals numbered.
+//! A compiled Autoscale document: conditions parsed, schedules resolved, signals numbered.
 //!
-//! Invariant: what compiles can be evaluated at any instant with any inputs; every fault of a
+//! Invariant: a compiled policy can be evaluated at any instant with any inputs; every fault of a
 //! document is found at once, each with its field and what to do.
 
 mod compile;
@@ -27,10 +27,10 @@ pub const STEPS_MAX: usize = 10;
 pub const LABEL_LENGTH_MAX: usize = 64;
 /// Longest cool-down.
 pub const COOLDOWN_MAX: Span = Span::from_secs(7 * 86_400);
-/// Longest window of stabilisation.
+/// Longest stabilisation window.
 pub const STABILIZATION_MAX: Span = Span::from_secs(86_400);
 
-/// An Autoscale, checked and ready to be evaluated.
+/// An Autoscale document, checked and ready to be evaluated.
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub(super) spec: Arc<AutoscaleSpec>,
@@ -41,7 +41,7 @@ pub struct Policy {
     pub(super) profiles: Vec<Profile>,
     pub(super) default: usize,
     pub(super) signals: Vec<SignalSpec>,
-    /// The release of the time zone data that its schedules go by; none without a schedule.
+    /// The time zone release that its schedules use; `None` without a schedule.
     pub(super) zone_data: Option<String>,
 }
 
@@ -60,12 +60,12 @@ pub(super) struct Rule {
     pub metric: Metric,
     /// Index into the policy's signals.
     pub signal: usize,
-    /// The compared value is a share per ready instance.
+    /// Whether the compared value is divided by ready instances.
     pub per_instance: bool,
-    /// By which the value falls when instances are added, for the projection.
+    /// Whether the value falls as instances are added, for the projection.
     pub scales: bool,
     pub kind: RuleKind,
-    /// After the last change, before this rule scales out or in.
+    /// Time after the last change before this rule scales out or in again.
     pub cooldown_out: Span,
     pub cooldown_in: Span,
 }
@@ -73,12 +73,12 @@ pub(super) struct Rule {
 #[derive(Clone, Debug)]
 pub(super) enum RuleKind {
     Threshold {
-        /// None: the steps alone decide.
+        /// `None` if the steps alone decide.
         condition: Option<Condition>,
         direction: Direction,
         action: Action,
     },
-    /// Per instance, in the metric's unit.
+    /// Tracks a target per instance, in the metric's unit.
     Track { target: f64, tolerance: f64 },
 }
 
@@ -86,68 +86,68 @@ pub(super) enum RuleKind {
 pub(super) enum Action {
     By(Amount),
     To(u32),
-    /// Ordered so that the last one that holds decides.
-    Steps(Vec<Step>),
+    /// Ordered so that the last one that applies decides.
+    Steps(Vec<ScaleStep>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Step {
+pub(super) struct ScaleStep {
     pub bound: f64,
     pub by: Amount,
 }
 
-/// The profile in force, and how long that surely stays so. A function of policy and time alone, so
-/// one that still holds may stand in for a fresh look.
+/// The active profile, and how long it is certain to stay active. A function of policy and time
+/// alone, so one that still holds can be reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Selection {
     pub(super) profile: usize,
     pub(super) from: Timestamp,
-    /// None: for ever.
+    /// `None` if it never changes.
     pub(super) until: Option<Timestamp>,
 }
 
 impl Selection {
-    /// Whether it is what a fresh look would give.
+    /// Whether selecting again would return the same.
     pub fn holds(&self, now: Timestamp) -> bool {
         self.from <= now && self.until.is_none_or(|until| now < until)
     }
 
-    /// When to look again; None: never.
+    /// When to select again; `None` if never.
     pub fn until(&self) -> Option<Timestamp> {
         self.until
     }
 }
 
-/// A change of the profile in force.
+/// A change of the active profile.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Transition {
-    /// From when on it is in force.
+    /// When it takes effect.
     pub at: Timestamp,
-    /// Its name.
+    /// Name of the profile.
     pub profile: String,
-    /// Never fewer instances than this.
+    /// Minimum number of instances.
     pub min: u32,
-    /// Never more instances than this.
+    /// Maximum number of instances.
     pub max: u32,
-    /// Instances where nothing is known yet.
+    /// Number of instances when nothing is known yet.
     pub default: u32,
 }
 
-/// More transitions than this are not listed: a schedule by the minute over a year has a million.
+/// Most transitions that are listed: a per-minute schedule has a million a year.
 pub const TRANSITIONS_MAX: usize = 10_000;
 
 impl Policy {
-    /// Compiles a document, or says everything that is wrong with it. Pointers begin with `/spec`.
+    /// Compiles a document.
     ///
     /// # Errors
     ///
-    /// The faults, for whoever wrote the document; at least one.
+    /// All faults of the document, at least one, for its author. Pointers start with `/spec`.
     pub fn compile(spec: &AutoscaleSpec, zones: &ZoneData) -> Result<Self, Vec<Finding>> {
         Self::compile_among(METRICS, spec, zones)
     }
 
-    /// [`compile`](Self::compile) with other metrics than those of this release.
+    /// [`compile`](Self::compile) with a different set of metrics.
     ///
     /// # Errors
     ///
@@ -170,18 +170,19 @@ impl Policy {
         &self.spec
     }
 
-    /// What is allowed and probably not meant.
+    /// Returns warnings about valid settings that are probably not intended.
     pub fn warnings(&self) -> Vec<Finding> {
         super::lint::warnings(self)
     }
 
-    /// The aggregates that the rules read; inputs give them in this order.
+    /// The aggregates that the rules read; inputs provide them in this order.
     pub fn signals(&self) -> &[SignalSpec] {
         &self.signals
     }
 
-    /// The profile in force: the greatest priority among those whose schedule holds and the default
-    /// one; then dated before recurring before default; then the order in the document.
+    /// Selects the active profile: the highest priority among the default profile and those whose
+    /// schedule is active; then dated before recurring before default; then the order in the
+    /// document.
     pub fn select(&self, now: Timestamp) -> Selection {
         let mut best = self.default;
         let mut until: Option<Timestamp> = None;
@@ -198,9 +199,9 @@ impl Policy {
             let Some(schedule) = &profile.schedule else {
                 continue;
             };
-            let presence = schedule.presence(now);
-            until = [until, presence.until].into_iter().flatten().min();
-            if presence.open && rank(index) > rank(best) {
+            let state = schedule.state_at(now);
+            until = [until, state.until].into_iter().flatten().min();
+            if state.is_open && rank(index) > rank(best) {
                 best = index;
             }
         }
@@ -216,26 +217,26 @@ impl Policy {
         &self.profiles[selection.profile].name
     }
 
-    /// The profile in force at an instant.
+    /// The profile that is active at an instant.
     pub fn profile_at(&self, now: Timestamp) -> Transition {
         self.transition(now, self.select(now).profile)
     }
 
-    /// Changes of the profile in force in `[from, to)`, at most `TRANSITIONS_MAX`.
+    /// Returns the changes of the active profile in `[from, to)`, at most `TRANSITIONS_MAX`.
     pub fn transitions(&self, from: Timestamp, to: Timestamp) -> Vec<Transition> {
-        let mut found = Vec::new();
+        let mut transitions = Vec::new();
         let mut selection = self.select(from - Span::from_millis(1));
         while let Some(at) = selection.until.filter(|at| *at < to) {
             let next = self.select(at);
             if next.profile != selection.profile {
-                if found.len() == TRANSITIONS_MAX {
+                if transitions.len() == TRANSITIONS_MAX {
                     break;
                 }
-                found.push(self.transition(at, next.profile));
+                transitions.push(self.transition(at, next.profile));
             }
             selection = next;
         }
-        found
+        transitions
     }
 
     fn transition(&self, at: Timestamp, profile: usize) -> Transition {

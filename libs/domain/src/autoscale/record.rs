@@ -1,5 +1,5 @@
-//! Where an evaluation says what it does. The silent recorder compiles to nothing, so the fast path
-//! and the full explanation are one piece of code and cannot part.
+//! Recorders of an evaluation's steps. The no-op recorder compiles to nothing, so the fast path and
+//! the full explanation share one piece of code and cannot diverge.
 
 use contract::decision::{RuleResult, Stage};
 
@@ -8,20 +8,20 @@ pub(super) trait Recorder {
     fn rule(&mut self, make: impl FnOnce() -> RuleResult);
 }
 
-pub(super) struct Silent;
+pub(super) struct NoopRecorder;
 
-impl Recorder for Silent {
+impl Recorder for NoopRecorder {
     fn stage(&mut self, _: impl FnOnce() -> Stage) {}
     fn rule(&mut self, _: impl FnOnce() -> RuleResult) {}
 }
 
 #[derive(Default)]
-pub(super) struct Full {
+pub(super) struct FullRecorder {
     pub stages: Vec<Stage>,
     pub rules: Vec<RuleResult>,
 }
 
-impl Recorder for Full {
+impl Recorder for FullRecorder {
     fn stage(&mut self, make: impl FnOnce() -> Stage) {
         self.stages.push(make());
     }

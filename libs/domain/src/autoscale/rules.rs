@@ -1,61 +1,62 @@
-//! One rule against one tick: what it reads, whether it holds, how many instances it asks for, and
-//! what it would read at another count.
+//! Evaluates one rule in one tick: what it reads, whether it holds, how many instances it asks for,
+//! and what it would read at another count.
 
 use contract::decision::{InstanceCounts, Signal};
 use contract::resources::Direction;
 
 use super::policy::{Action, Rule, RuleKind};
 
-/// A ceiling forgives this share, so that 1.1 / 0.1 asks for 11 instances and not for 12.
+/// Relative tolerance of rounding up, so that 1.1 / 0.1 asks for 11 instances and not for 12.
 const CEILING_TOLERANCE: f64 = 1e-9;
 
-/// How far what was measured can be relied on.
+/// How reliable a measurement is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Quality {
-    Whole,
-    /// Something was not measured: enough to scale out, not to scale in.
+    Complete,
+    /// Some data is missing: enough to scale out, not to scale in.
     Partial,
-    /// The window is not covered yet since the measuring began.
+    /// Measuring has not lasted for a full window yet.
     Warming,
     Missing,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Reading {
+pub(super) struct RuleInput {
     pub quality: Quality,
-    /// What the rule compares, in the metric's unit.
+    /// The value that the rule compares, in the metric's unit.
     pub value: f64,
-    /// The same for all instances together, which a projection divides anew.
+    /// The same for all instances together, which a projection divides again.
     pub total: f64,
 }
 
-impl Reading {
+impl RuleInput {
     pub fn may_scale_out(&self) -> bool {
-        matches!(self.quality, Quality::Whole | Quality::Partial)
+        matches!(self.quality, Quality::Complete | Quality::Partial)
     }
 
     pub fn may_scale_in(&self) -> bool {
-        self.quality == Quality::Whole
+        self.quality == Quality::Complete
     }
 
-    pub fn shown(&self) -> Option<f64> {
+    pub fn measured_value(&self) -> Option<f64> {
         (self.quality != Quality::Missing).then_some(self.value)
     }
 }
 
-/// What a threshold rule or a target makes of its reading.
+/// What a rule proposes for its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
-    /// It does not hold.
-    Nothing,
+pub(super) enum Proposal {
+    /// The rule does not hold.
+    NoChange,
     Out(u32),
     In(u32),
 }
 
 impl Rule {
-    /// Instances that are not ready serve nothing, so a share is one of the ready. With none ready
-    /// the whole load waits for the first: it counts as if one instance faced it.
-    pub fn read(&self, signals: &[Option<Signal>], instances: InstanceCounts) -> Reading {
+    /// Reads the rule's signal. Instances that are not ready serve nothing, so the value is divided
+    /// by the ready ones. With none ready, the whole load is waiting for the first one: it counts
+    /// as the load of one instance.
+    pub fn read(&self, signals: &[Option<Signal>], instances: InstanceCounts) -> RuleInput {
         let signal = signals.get(self.signal).copied().flatten();
         let serving = f64::from(instances.ready.max(1));
         let measured = signal
@@ -63,7 +64,7 @@ impl Rule {
             .filter(|value| value.is_finite());
         let Some(measured) = measured else {
             let warming = signal.is_some_and(|signal| signal.warming);
-            return Reading {
+            return RuleInput {
                 quality: if warming {
                     Quality::Warming
                 } else {
@@ -78,7 +79,7 @@ impl Rule {
             Some(signal) if signal.partial || signal.seconds_covered < signal.seconds_wanted => {
                 Quality::Partial
             }
-            _ => Quality::Whole,
+            _ => Quality::Complete,
         };
         let (value, total) = if self.per_instance {
             (measured / serving, measured)
@@ -87,7 +88,7 @@ impl Rule {
         } else {
             (measured, measured * serving)
         };
-        Reading {
+        RuleInput {
             quality,
             value,
             total,
@@ -101,53 +102,56 @@ impl Rule {
         }
     }
 
-    /// What the rule asks for at `current` instances, were its reading whole.
-    pub fn wanted(&self, reading: &Reading, current: u32) -> Wanted {
+    /// What the rule proposes at `current` instances, assuming that its input is complete.
+    pub fn propose(&self, input: &RuleInput, current: u32) -> Proposal {
         match &self.kind {
             RuleKind::Threshold {
                 condition,
                 direction,
                 action,
             } => {
-                if condition.is_some_and(|condition| !condition.holds(reading.value)) {
-                    return Wanted::Nothing;
+                if condition.is_some_and(|condition| !condition.holds(input.value)) {
+                    return Proposal::NoChange;
                 }
-                match (act(action, *direction, reading.value, current), direction) {
-                    (None, _) => Wanted::Nothing,
-                    (Some(count), Direction::Out) => Wanted::Out(count.max(current)),
-                    (Some(count), Direction::In) => Wanted::In(count.min(current)),
+                match (
+                    apply_action(action, *direction, input.value, current),
+                    direction,
+                ) {
+                    (None, _) => Proposal::NoChange,
+                    (Some(count), Direction::Out) => Proposal::Out(count.max(current)),
+                    (Some(count), Direction::In) => Proposal::In(count.min(current)),
                 }
             }
             RuleKind::Track { target, tolerance } => {
-                let needed = reading.total / target;
+                let needed = input.total / target;
                 let desired = ceiling(needed);
                 let capacity = f64::from(current);
                 if desired > current && needed > capacity * (1.0 + tolerance) {
-                    Wanted::Out(desired)
+                    Proposal::Out(desired)
                 } else if desired < current && needed < capacity * (1.0 - tolerance) {
-                    Wanted::In(desired)
+                    Proposal::In(desired)
                 } else {
-                    Wanted::Nothing
+                    Proposal::NoChange
                 }
             }
         }
     }
 
-    /// What the rule would read with this many instances, all ready.
-    pub fn projected(&self, reading: &Reading, count: u32) -> f64 {
+    /// The value that the rule would read with this many instances, all ready.
+    pub fn projected(&self, input: &RuleInput, count: u32) -> f64 {
         if !self.scales {
-            return reading.value;
+            return input.value;
         }
         match count {
-            0 if reading.total == 0.0 => 0.0,
+            0 if input.total == 0.0 => 0.0,
             0 => f64::INFINITY,
-            _ => reading.total / f64::from(count),
+            _ => input.total / f64::from(count),
         }
     }
 
     /// Whether the rule would scale out at that count.
-    pub fn would_scale_out(&self, reading: &Reading, count: u32) -> bool {
-        let value = self.projected(reading, count);
+    pub fn would_scale_out(&self, input: &RuleInput, count: u32) -> bool {
+        let value = self.projected(input, count);
         match &self.kind {
             RuleKind::Threshold {
                 condition,
@@ -155,19 +159,19 @@ impl Rule {
                 action,
             } => {
                 condition.is_none_or(|condition| condition.holds(value))
-                    && act(action, Direction::Out, value, count).is_some()
+                    && apply_action(action, Direction::Out, value, count).is_some()
             }
             RuleKind::Threshold { .. } => false,
             RuleKind::Track { target, tolerance } => {
                 value > target * (1.0 + tolerance)
-                    && (count == 0 || ceiling(reading.total / target) > count)
+                    && (count == 0 || ceiling(input.total / target) > count)
             }
         }
     }
 }
 
-/// The count that an action leads to. None: it has steps, and none of them holds.
-fn act(action: &Action, direction: Direction, value: f64, current: u32) -> Option<u32> {
+/// The count that an action leads to; `None` if it has steps and none of them applies.
+fn apply_action(action: &Action, direction: Direction, value: f64, current: u32) -> Option<u32> {
     let by = match action {
         Action::To(count) => return Some(*count),
         Action::By(amount) => *amount,
@@ -187,6 +191,6 @@ fn act(action: &Action, direction: Direction, value: f64, current: u32) -> Optio
 }
 
 fn ceiling(needed: f64) -> u32 {
-    // Casting saturates, and what is not a number becomes 0.
+    // The cast saturates, and NaN becomes 0.
     (needed * (1.0 - CEILING_TOLERANCE)).ceil() as u32
 }

@@ -1,15 +1,15 @@
-//! When a profile's schedule holds: cron with a duration, days of the week, or dates, in local time.
+//! Schedules of profiles: cron with a duration, days of the week, or dates, in local time.
 //!
-//! **The rule for clock changes.** A window opens and closes at local times.
+//! **Clock changes.** A window opens and closes at local times.
 //! - An opening or closing time that does not exist (clocks go forward over it) moves to the next
 //!   instant that does.
-//! - A time that exists twice (clocks go back over it): the window opens at the first and closes at
+//! - If a time exists twice (clocks go back over it), the window opens at the first and closes at
 //!   the last occurrence.
-//! - A cron window closes `duration` after its opening by the wall clock, so a window from 9:00 that
-//!   lasts 9 h closes at 18:00 on every day of the year. If the opening had to move, the duration
-//!   counts from where it moved to.
+//! - A cron window closes `duration` after its opening by the wall clock, so a window from 9:00
+//!   that lasts 9 h closes at 18:00 on every day of the year. If the opening had to move, the
+//!   duration counts from where it moved to.
 //!
-//! Windows contain their opening instant and not their closing one.
+//! Windows include their opening instant and exclude their closing one.
 
 use chrono::{Datelike, Days, Duration, NaiveDate, NaiveDateTime, NaiveTime, Weekday};
 use contract::problem::Finding;
@@ -19,11 +19,11 @@ use contract::time::{Span, Timestamp};
 use super::cron::Cron;
 use crate::zones::{Instants, Zone, ZoneData};
 
-/// Longest time that a cron window stays open.
+/// Longest duration of a cron window.
 pub const DURATION_MAX: Span = Span::from_secs(31 * 86_400);
 
-/// Local and universal time never differ by more than this from one day to the next; occurrences
-/// that lie further from an instant on the wall clock cannot open at it. Samoa left out a whole day.
+/// Upper bound on how far the offset from UTC changes from one day to the next; occurrences further
+/// than this from an instant on the wall clock cannot open at it. Samoa once skipped a whole day.
 const WALL_SLACK_HOURS: i64 = 26;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -36,7 +36,7 @@ pub enum Schedule {
     Weekly {
         days: [bool; 7],
         start: NaiveTime,
-        /// From the day's midnight; past 24 h it lies on the next day.
+        /// Counted from the day's midnight; beyond 24 h it falls on the next day.
         end: Duration,
         zone: Zone,
     },
@@ -46,11 +46,11 @@ pub enum Schedule {
     },
 }
 
-/// Whether a schedule holds, and until when that surely stays so.
+/// Whether a schedule is active, and how long that is certain to stay so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Presence {
-    pub open: bool,
-    /// Nothing changes before. None: never again.
+pub struct ScheduleState {
+    pub is_open: bool,
+    /// The next possible change; `None` if there is none.
     pub until: Option<Timestamp>,
 }
 
@@ -91,25 +91,25 @@ impl Schedule {
         }
     }
 
-    /// Dated windows come before recurring ones of the same priority.
+    /// Dated windows take precedence over recurring ones of the same priority.
     pub fn is_dated(&self) -> bool {
         matches!(self, Self::Dated { .. })
     }
 
-    pub fn presence(&self, now: Timestamp) -> Presence {
+    pub fn state_at(&self, now: Timestamp) -> ScheduleState {
         match self {
-            Self::Dated { from, to } => dated_presence(*from, *to, now),
+            Self::Dated { from, to } => dated_state(*from, *to, now),
             Self::Weekly {
                 days,
                 start,
                 end,
                 zone,
-            } => presence_among(&weekly_windows(days, *start, *end, zone, now), now),
+            } => state_among(&weekly_windows(days, *start, *end, zone, now), now),
             Self::Cron {
                 cron,
                 duration,
                 zone,
-            } => cron_presence(cron, *duration, zone, now),
+            } => cron_state(cron, *duration, zone, now),
         }
     }
 }
@@ -201,7 +201,7 @@ fn compile_weekly(
         }
     }
     let mut clock = |field: &str, text: &str| {
-        let read = parse_clock(text);
+        let read = parse_time_of_day(text);
         if read.is_none() {
             let detail = format!("`{text}` is not a time of day: write HH:MM, such as 09:00");
             findings.push(Finding::new(format!("{pointer}/{field}"), detail));
@@ -226,7 +226,7 @@ fn compile_weekly(
     })
 }
 
-fn parse_clock(text: &str) -> Option<NaiveTime> {
+fn parse_time_of_day(text: &str) -> Option<NaiveTime> {
     let shape = text.len() == 5 && text.as_bytes()[2] == b':';
     shape
         .then(|| NaiveTime::parse_from_str(text, "%H:%M").ok())
@@ -265,7 +265,8 @@ fn compile_dated(
     Some(Schedule::Dated { from, to })
 }
 
-/// The instant at which a window with this local opening time opens, and the local time then.
+/// The instant at which a window with this local opening time opens, and the local time at that
+/// instant.
 fn opening(zone: &Zone, local: NaiveDateTime) -> (Timestamp, NaiveDateTime) {
     match zone.instants(local) {
         Instants::One(at) | Instants::Two(at, _) => (at, local),
@@ -280,15 +281,15 @@ fn closing(zone: &Zone, local: NaiveDateTime) -> Timestamp {
     }
 }
 
-fn dated_presence(from: Timestamp, to: Timestamp, now: Timestamp) -> Presence {
+fn dated_state(from: Timestamp, to: Timestamp, now: Timestamp) -> ScheduleState {
     let until = [from, to].into_iter().find(|change| *change > now);
-    Presence {
-        open: from <= now && now < to,
+    ScheduleState {
+        is_open: from <= now && now < to,
         until,
     }
 }
 
-/// Windows that begin from two days before to eight days after an instant.
+/// Windows that start between two days before and eight days after an instant.
 fn weekly_windows(
     days: &[bool; 7],
     start: NaiveTime,
@@ -309,7 +310,7 @@ fn weekly_windows(
         .collect()
 }
 
-fn presence_among(windows: &[(Timestamp, Timestamp)], now: Timestamp) -> Presence {
+fn state_among(windows: &[(Timestamp, Timestamp)], now: Timestamp) -> ScheduleState {
     let open = windows
         .iter()
         .any(|(open, close)| *open <= now && now < *close);
@@ -318,7 +319,10 @@ fn presence_among(windows: &[(Timestamp, Timestamp)], now: Timestamp) -> Presenc
         .flat_map(|(open, close)| [*open, *close])
         .filter(|change| *change > now)
         .min();
-    Presence { open, until }
+    ScheduleState {
+        is_open: open,
+        until,
+    }
 }
 
 fn cron_window(zone: &Zone, duration: Span, start: NaiveDateTime) -> (Timestamp, Timestamp) {
@@ -327,9 +331,9 @@ fn cron_window(zone: &Zone, duration: Span, start: NaiveDateTime) -> (Timestamp,
     (open, closing(zone, local + length))
 }
 
-/// Of two occurrences the later one neither opens nor closes before the other, whatever clocks do, so
-/// the latest that has opened decides.
-fn cron_presence(cron: &Cron, duration: Span, zone: &Zone, now: Timestamp) -> Presence {
+/// Of two occurrences the later one neither opens nor closes before the other, whatever the clocks
+/// do, so the latest one that has opened decides.
+fn cron_state(cron: &Cron, duration: Span, zone: &Zone, now: Timestamp) -> ScheduleState {
     let ahead = zone.local(now) + wall_slack(zone, now);
     let mut opens: Option<Timestamp> = None;
     let mut at = ahead + Duration::seconds(1);
@@ -341,8 +345,8 @@ fn cron_presence(cron: &Cron, duration: Span, zone: &Zone, now: Timestamp) -> Pr
             continue;
         }
         if now < close {
-            return Presence {
-                open: true,
+            return ScheduleState {
+                is_open: true,
                 until: Some(close),
             };
         }
@@ -352,14 +356,14 @@ fn cron_presence(cron: &Cron, duration: Span, zone: &Zone, now: Timestamp) -> Pr
         let start = cron.next_after(ahead)?;
         Some(cron_window(zone, duration, start).0)
     });
-    Presence {
-        open: false,
+    ScheduleState {
+        is_open: false,
         until: next,
     }
 }
 
-/// How far ahead on the wall clock an occurrence may lie that has opened already: not at all, unless
-/// clocks change about now.
+/// How far ahead on the wall clock an occurrence may lie that has already opened: zero, unless
+/// clocks change around now.
 fn wall_slack(zone: &Zone, now: Timestamp) -> Duration {
     let most = Span::from_secs(WALL_SLACK_HOURS as u64 * 3600);
     let offset = |at: Timestamp| zone.offset_seconds(at);

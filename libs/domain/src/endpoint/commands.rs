@@ -1,8 +1,8 @@
-//! What may be asked of an endpoint, and which events that leads to, or why it is refused.
+//! Commands on an endpoint, and the events that they lead to.
 //!
-//! Invariants: traffic sums to 0 or 100 and names deployments that exist and are not going away; a
-//! deployment that is mirrored to gets no live traffic; a command that changes nothing gives no
-//! event; ids and keys come with the command, so the same command on the same state always gives the
+//! Invariants: traffic sums to 0 or 100 and names deployments that exist and are not being deleted;
+//! a mirrored deployment gets no live traffic; a command that changes nothing produces no event;
+//! ids and keys are part of the command, so the same command on the same state always produces the
 //! same events.
 
 use contract::decision::{Pause, Pin};
@@ -22,151 +22,152 @@ use super::{Deployment, Endpoint};
 use crate::documents;
 use crate::zones::ZoneData;
 
-/// Five times as many as `make bench-endpoints` measures; each costs a route in every gateway.
+/// Most endpoints of a workspace: five times as many as `make bench-endpoints` measures. Each costs
+/// a route in every gateway.
 pub const ENDPOINTS_MAX: usize = 50_000;
-/// Azure allows 20 as well.
+/// Most deployments of an endpoint; the same limit as Azure's.
 pub const DEPLOYMENTS_PER_ENDPOINT_MAX: usize = 20;
 
-/// What may be asked of an endpoint.
+/// A command on an endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// The endpoint shall be so; it is made if there is none.
+    /// Creates or updates the endpoint.
     PutEndpoint {
-        /// Its labels, all of them.
+        /// Its complete labels.
         labels: Labels,
-        /// Its document; shares that it leaves out stay as they are.
+        /// Its spec; shares that it omits stay as they are.
         spec: EndpointSpec,
-        /// Used if the endpoint is new.
+        /// Uid to use if the endpoint is new.
         uid: Uid,
-        /// Used if the endpoint is new: its two keys.
+        /// Keys to use if the endpoint is new.
         keys: EndpointKeys,
     },
-    /// What is left out stays as it is.
+    /// Sets traffic shares; those omitted stay as they are.
     SetTraffic {
         /// Shares of live traffic in percent, of all deployments.
         traffic: Option<Percentages>,
         /// Shares of copied traffic in percent, of all deployments.
         mirror: Option<Percentages>,
     },
-    /// One of its keys is another from now on.
+    /// Replaces one of its keys.
     RegenerateKey {
-        /// Which one.
+        /// Which key.
         slot: KeySlot,
-        /// The new one.
+        /// The new key.
         key: SealedKey,
     },
-    /// It goes, with all that belongs to it.
+    /// Deletes the endpoint with everything that belongs to it.
     DeleteEndpoint,
-    /// A deployment shall be so; it is made if there is none.
+    /// Creates or updates a deployment.
     PutDeployment {
         /// Its name within the endpoint.
         deployment: Name,
-        /// Its labels, all of them.
+        /// Its complete labels.
         labels: Labels,
-        /// Its document.
+        /// Its spec.
         spec: DeploymentSpec,
-        /// Used if the deployment is new.
+        /// Uid to use if the deployment is new.
         uid: Uid,
     },
-    /// A deployment goes; it must have no share of live traffic.
+    /// Deletes a deployment, which must have no share of live traffic.
     DeleteDeployment {
-        /// Which one.
+        /// The deployment.
         deployment: Name,
     },
-    /// The count of a deployment shall follow these rules.
+    /// Sets the autoscale settings of a deployment.
     PutAutoscale {
-        /// Which one.
+        /// The deployment.
         deployment: Name,
-        /// Labels of the rules, all of them.
+        /// Their complete labels.
         labels: Labels,
-        /// The document of the rules.
+        /// Their spec.
         spec: AutoscaleSpec,
     },
-    /// A deployment goes back to its own count.
+    /// Removes the autoscale settings of a deployment.
     DeleteAutoscale {
-        /// Which one.
+        /// The deployment.
         deployment: Name,
     },
-    /// A count holds whatever the rules say.
+    /// Pins the count of a deployment, whatever the rules say.
     Pin {
-        /// Of which deployment.
+        /// The deployment.
         deployment: Name,
         /// The count, and until when.
         pin: Pin,
     },
-    /// The rules decide again.
+    /// Releases the pin.
     Release {
-        /// Of which deployment.
+        /// The deployment.
         deployment: Name,
     },
-    /// Scaling is paused, or goes on.
+    /// Pauses or resumes scaling.
     SetPause {
-        /// Of which deployment.
+        /// The deployment.
         deployment: Name,
-        /// In which directions it is paused.
+        /// The directions that are paused.
         pause: Pause,
     },
 }
 
-/// What must hold of the document's revision for the command to be carried out.
+/// Condition on the document's revision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precondition {
-    /// Whatever there is.
+    /// No condition.
     #[default]
     None,
-    /// There is no such document yet.
+    /// The document must not exist.
     Absent,
-    /// There is one, whatever its revision.
+    /// The document must exist, at any revision.
     Present,
-    /// There is one at this revision.
+    /// The document must be at this revision.
     Revision(u64),
 }
 
-/// What a command is carried out with.
+/// The context of a command.
 #[derive(Clone, Debug)]
 pub struct Context {
     /// The endpoint that the command is about.
     pub endpoint: Name,
-    /// How many endpoints there are, this one aside.
+    /// Number of other endpoints.
     pub other_endpoints: usize,
-    /// What must hold before.
+    /// Precondition of the command.
     pub precondition: Precondition,
-    /// What schedules are checked with.
+    /// Time zones that schedules are checked with.
     pub zones: ZoneData,
-    /// When the command is carried out.
+    /// Time of the command.
     pub now: Timestamp,
 }
 
-/// Why a command leads to nothing.
+/// Why a command is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// What it is about is not there; the sentence says what to look for.
+    /// Its subject does not exist; the message says what to look for.
     #[error("{0}")]
     NotFound(String),
-    /// What was sent is wrong, in these places.
+    /// The request is invalid, with the fields at fault.
     #[error("the request is not valid")]
     Invalid(Vec<Finding>),
-    /// It is right by itself, and does not go with what there is.
+    /// The request is valid but conflicts with the current state.
     #[error("{detail}")]
     Conflict {
         /// Stable, for programs: `being-deleted`, `limit-reached`, …
         code: &'static str,
-        /// A sentence: what is in the way and what to do.
+        /// What is in the way and what to do.
         detail: String,
     },
-    /// The document is not at the revision that was named; the sentence says at which it is.
+    /// The document is at another revision, which the message names.
     #[error("{0}")]
     PreconditionFailed(String),
 }
 
-type Events = Result<Vec<Event>, Refusal>;
+type CommandResult = Result<Vec<Event>, Refusal>;
 
-/// The events that a command leads to, in order; none if everything is already as asked.
+/// Returns the events that a command leads to, in order; none if it changes nothing.
 ///
 /// # Errors
 ///
-/// A [`Refusal`], for whoever gave the command; the state is as it was.
-pub fn decide(state: Option<&Endpoint>, command: &Command, context: &Context) -> Events {
+/// A [`Refusal`], for whoever gave the command.
+pub fn decide(state: Option<&Endpoint>, command: &Command, context: &Context) -> CommandResult {
     context.check(state, command)?;
     match command {
         Command::PutEndpoint {
@@ -176,53 +177,62 @@ pub fn decide(state: Option<&Endpoint>, command: &Command, context: &Context) ->
             keys,
         } => put_endpoint(state, labels, spec, *uid, keys, context),
         Command::SetTraffic { traffic, mirror } => {
-            let endpoint = living(state, context)?;
+            let endpoint = live_endpoint(state, context)?;
             set_traffic(endpoint, traffic.as_ref(), mirror.as_ref(), "")
         }
         Command::RegenerateKey { slot, key } => {
-            living(state, context)?;
+            live_endpoint(state, context)?;
             let (slot, key) = (*slot, key.clone());
             Ok(vec![Event::KeyRegenerated(KeyRegenerated { slot, key })])
         }
-        Command::DeleteEndpoint => Ok(delete_endpoint(existing(state, context)?)),
+        Command::DeleteEndpoint => Ok(delete_endpoint(existing_endpoint(state, context)?)),
         Command::PutDeployment {
             deployment,
             labels,
             spec,
             uid,
-        } => put_deployment(living(state, context)?, deployment, labels, spec, *uid),
+        } => put_deployment(
+            live_endpoint(state, context)?,
+            deployment,
+            labels,
+            spec,
+            *uid,
+        ),
         Command::DeleteDeployment { deployment } => {
-            delete_deployment(existing(state, context)?, deployment)
+            delete_deployment(existing_endpoint(state, context)?, deployment)
         }
         Command::PutAutoscale {
             deployment,
             labels,
             spec,
         } => {
-            let endpoint = living(state, context)?;
+            let endpoint = live_endpoint(state, context)?;
             put_autoscale(endpoint, deployment, labels, spec, &context.zones)
         }
         Command::DeleteAutoscale { deployment } => {
-            delete_autoscale(living(state, context)?, deployment)
+            delete_autoscale(live_endpoint(state, context)?, deployment)
         }
-        Command::Pin { deployment, pin } => {
-            pin_count(living(state, context)?, deployment, *pin, context.now)
-        }
+        Command::Pin { deployment, pin } => pin_count(
+            live_endpoint(state, context)?,
+            deployment,
+            *pin,
+            context.now,
+        ),
         Command::Release { deployment } => {
-            let (found, of) = living_deployment(living(state, context)?, deployment)?;
-            Ok(found
+            let (current, of) = live_deployment(live_endpoint(state, context)?, deployment)?;
+            Ok(current
                 .pin
                 .map(|_| Event::AutoscaleReleased(of))
                 .into_iter()
                 .collect())
         }
         Command::SetPause { deployment, pause } => {
-            let (found, of) = living_deployment(living(state, context)?, deployment)?;
+            let (current, of) = live_deployment(live_endpoint(state, context)?, deployment)?;
             let set = AutoscalePauseSet {
                 deployment: of.deployment,
                 pause: *pause,
             };
-            let changed = found.pause != *pause;
+            let changed = current.pause != *pause;
             Ok(changed
                 .then_some(Event::AutoscalePauseSet(set))
                 .into_iter()
@@ -243,9 +253,10 @@ impl Context {
             (Precondition::Absent, _) => "absent".into(),
             (Precondition::Present, _) => "present".into(),
         };
-        let found = current.map_or("there is none".into(), |r| format!("it is at revision {r}"));
-        let detail =
-            format!("the document was to be {wanted}, but {found}; read it again and retry");
+        let current = current.map_or("there is none".into(), |r| format!("it is at revision {r}"));
+        let detail = format!(
+            "the document was expected to be {wanted}, but {current}; read it again and retry"
+        );
         Err(Refusal::PreconditionFailed(detail))
     }
 }
@@ -271,15 +282,21 @@ fn revision(state: Option<&Endpoint>, command: &Command) -> Option<u64> {
     }
 }
 
-fn existing<'a>(state: Option<&'a Endpoint>, context: &Context) -> Result<&'a Endpoint, Refusal> {
+fn existing_endpoint<'a>(
+    state: Option<&'a Endpoint>,
+    context: &Context,
+) -> Result<&'a Endpoint, Refusal> {
     state.ok_or_else(|| {
         let name = &context.endpoint;
         Refusal::NotFound(format!("there is no endpoint `{name}`; create it first, or look for its name with `penstock get endpoints`"))
     })
 }
 
-fn living<'a>(state: Option<&'a Endpoint>, context: &Context) -> Result<&'a Endpoint, Refusal> {
-    let endpoint = existing(state, context)?;
+fn live_endpoint<'a>(
+    state: Option<&'a Endpoint>,
+    context: &Context,
+) -> Result<&'a Endpoint, Refusal> {
+    let endpoint = existing_endpoint(state, context)?;
     if endpoint.state == ProvisioningState::Deleting {
         let name = &endpoint.name;
         return Err(Refusal::Conflict {
@@ -292,21 +309,21 @@ fn living<'a>(state: Option<&'a Endpoint>, context: &Context) -> Result<&'a Endp
     Ok(endpoint)
 }
 
-fn no_deployment(endpoint: &Endpoint, deployment: &Name) -> Refusal {
+fn deployment_not_found(endpoint: &Endpoint, deployment: &Name) -> Refusal {
     let endpoint = &endpoint.name;
     Refusal::NotFound(format!(
         "there is no deployment `{endpoint}/{deployment}`; create it first"
     ))
 }
 
-fn living_deployment<'a>(
+fn live_deployment<'a>(
     endpoint: &'a Endpoint,
     name: &Name,
 ) -> Result<(&'a Deployment, OfDeployment), Refusal> {
     let deployment = endpoint
         .deployments
         .get(name)
-        .ok_or_else(|| no_deployment(endpoint, name))?;
+        .ok_or_else(|| deployment_not_found(endpoint, name))?;
     if deployment.state == ProvisioningState::Deleting {
         let endpoint = &endpoint.name;
         return Err(Refusal::Conflict {
@@ -336,7 +353,7 @@ fn put_endpoint(
     uid: Uid,
     keys: &EndpointKeys,
     context: &Context,
-) -> Events {
+) -> CommandResult {
     let own_spec = EndpointSpec {
         traffic: None,
         mirror: None,
@@ -347,17 +364,17 @@ fn put_endpoint(
             return Err(Refusal::Conflict {
                 code: "limit-reached",
                 detail: format!(
-                    "there are {ENDPOINTS_MAX} endpoints, which is the most; delete one that is no longer used"
+                    "there are {ENDPOINTS_MAX} endpoints, the maximum; delete one that is no longer used"
                 ),
             });
         }
         refuse_invalid(unknown_deployments(
-            |_| Absence::Missing,
+            |_| Presence::Missing,
             spec.traffic.as_ref(),
             "/spec/traffic",
         ))?;
         refuse_invalid(unknown_deployments(
-            |_| Absence::Missing,
+            |_| Presence::Missing,
             spec.mirror.as_ref(),
             "/spec/mirror",
         ))?;
@@ -369,7 +386,7 @@ fn put_endpoint(
             keys: keys.clone(),
         })]);
     };
-    let endpoint = living(state, context)?;
+    let endpoint = live_endpoint(state, context)?;
     let mut events = Vec::new();
     if endpoint.spec != own_spec || endpoint.labels != *labels {
         events.push(Event::EndpointUpdated(EndpointUpdated {
@@ -382,15 +399,16 @@ fn put_endpoint(
     Ok(events)
 }
 
-enum Absence {
+enum Presence {
     Present,
     Missing,
     Deleting,
 }
 
-/// Shares of zero are allowed to name anything: they ask for nothing.
+/// Returns findings for shares of unknown deployments. Shares of zero may name anything: they ask
+/// for nothing.
 fn unknown_deployments(
-    absence: impl Fn(&Name) -> Absence,
+    presence: impl Fn(&Name) -> Presence,
     shares: Option<&Percentages>,
     pointer: &str,
 ) -> Vec<Finding> {
@@ -399,19 +417,19 @@ fn unknown_deployments(
         .flatten()
         .filter(|(_, share)| **share > 0);
     let fault = |(name, _): (&Name, &u8)| {
-        let detail = match absence(name) {
-            Absence::Present => return None,
-            Absence::Missing => {
+        let detail = match presence(name) {
+            Presence::Present => return None,
+            Presence::Missing => {
                 format!("there is no deployment `{name}`; create it first, or take it out")
             }
-            Absence::Deleting => format!("deployment `{name}` is being deleted; take it out"),
+            Presence::Deleting => format!("deployment `{name}` is being deleted; take it out"),
         };
         Some(Finding::new(format!("{pointer}/{name}"), detail))
     };
     named.filter_map(fault).collect()
 }
 
-/// Without entries of zero, so that equal splits are equal values.
+/// Removes shares of zero, so that equal splits are equal values.
 fn without_zeros(shares: &Percentages) -> Percentages {
     let positive = shares.iter().filter(|(_, share)| **share > 0);
     positive
@@ -424,12 +442,12 @@ fn set_traffic(
     traffic: Option<&Percentages>,
     mirror: Option<&Percentages>,
     base: &str,
-) -> Events {
+) -> CommandResult {
     let (traffic_pointer, mirror_pointer) = (format!("{base}/traffic"), format!("{base}/mirror"));
-    let absence = |name: &Name| match endpoint.deployments.get(name) {
-        None => Absence::Missing,
-        Some(d) if d.state == ProvisioningState::Deleting => Absence::Deleting,
-        Some(_) => Absence::Present,
+    let presence = |name: &Name| match endpoint.deployments.get(name) {
+        None => Presence::Missing,
+        Some(d) if d.state == ProvisioningState::Deleting => Presence::Deleting,
+        Some(_) => Presence::Present,
     };
     let mut findings = Vec::new();
     if let Some(shares) = traffic {
@@ -438,8 +456,8 @@ fn set_traffic(
     if let Some(shares) = mirror {
         findings.extend(limits::mirror(shares, &mirror_pointer));
     }
-    findings.extend(unknown_deployments(absence, traffic, &traffic_pointer));
-    findings.extend(unknown_deployments(absence, mirror, &mirror_pointer));
+    findings.extend(unknown_deployments(presence, traffic, &traffic_pointer));
+    findings.extend(unknown_deployments(presence, mirror, &mirror_pointer));
     let new_traffic = traffic.map_or_else(|| endpoint.traffic.clone(), without_zeros);
     let new_mirror = mirror.map_or_else(|| endpoint.mirror.clone(), without_zeros);
     for name in new_mirror
@@ -470,12 +488,12 @@ fn delete_endpoint(endpoint: &Endpoint) -> Vec<Event> {
     if endpoint.state == ProvisioningState::Deleting {
         return Vec::new();
     }
-    let staying = endpoint
+    let remaining = endpoint
         .deployments
         .iter()
         .filter(|(_, deployment)| deployment.state != ProvisioningState::Deleting);
     let mut events = vec![Event::EndpointDeletionRequested(Empty {})];
-    events.extend(staying.map(|(name, _)| {
+    events.extend(remaining.map(|(name, _)| {
         Event::DeploymentDeletionRequested(OfDeployment {
             deployment: name.clone(),
         })
@@ -489,13 +507,13 @@ fn put_deployment(
     labels: &Labels,
     spec: &DeploymentSpec,
     uid: Uid,
-) -> Events {
+) -> CommandResult {
     if !endpoint.deployments.contains_key(name) {
         if endpoint.deployments.len() >= DEPLOYMENTS_PER_ENDPOINT_MAX {
             return Err(Refusal::Conflict {
                 code: "limit-reached",
                 detail: format!(
-                    "endpoint `{}` has {DEPLOYMENTS_PER_ENDPOINT_MAX} deployments, which is the most; delete one that is no longer used",
+                    "endpoint `{}` has {DEPLOYMENTS_PER_ENDPOINT_MAX} deployments, the maximum; delete one that is no longer used",
                     endpoint.name
                 ),
             });
@@ -507,7 +525,7 @@ fn put_deployment(
             spec: spec.clone(),
         })]);
     }
-    let (deployment, of) = living_deployment(endpoint, name)?;
+    let (deployment, of) = live_deployment(endpoint, name)?;
     if deployment.spec == *spec && deployment.labels == *labels {
         return Ok(Vec::new());
     }
@@ -520,23 +538,23 @@ fn put_deployment(
     })])
 }
 
-/// Whether running instances are made of something else than the new spec asks for. How many there
-/// are and how requests reach them can change around them; everything else is theirs, probes
-/// included, since an instance is watched by the probes it was started with.
+/// Whether the new spec requires other instances. Their number and how requests reach them can
+/// change without replacing them; everything else requires new ones, probes included, since an
+/// instance is watched by the probes that it was started with.
 fn needs_new_instances(old: &DeploymentSpec, new: &DeploymentSpec) -> bool {
-    let around = DeploymentSpec {
+    let adjusted = DeploymentSpec {
         instances: old.instances,
         request_settings: old.request_settings.clone(),
         ..new.clone()
     };
-    around != *old
+    adjusted != *old
 }
 
-fn delete_deployment(endpoint: &Endpoint, name: &Name) -> Events {
+fn delete_deployment(endpoint: &Endpoint, name: &Name) -> CommandResult {
     let deployment = endpoint
         .deployments
         .get(name)
-        .ok_or_else(|| no_deployment(endpoint, name))?;
+        .ok_or_else(|| deployment_not_found(endpoint, name))?;
     if deployment.state == ProvisioningState::Deleting {
         return Ok(Vec::new());
     }
@@ -562,7 +580,7 @@ fn put_autoscale(
     labels: &Labels,
     spec: &AutoscaleSpec,
     zones: &ZoneData,
-) -> Events {
+) -> CommandResult {
     let target = DeploymentRef {
         endpoint: endpoint.name.clone(),
         deployment: name.clone(),
@@ -574,7 +592,7 @@ fn put_autoscale(
         );
         return Err(Refusal::Invalid(vec![Finding::new("/spec/target", detail)]));
     }
-    let (deployment, of) = living_deployment(endpoint, name)?;
+    let (deployment, of) = live_deployment(endpoint, name)?;
     refuse_invalid(documents::autoscale_findings(spec, zones))?;
     let current = deployment.autoscale.as_ref();
     if current.is_some_and(|autoscale| autoscale.spec == *spec && autoscale.labels == *labels) {
@@ -588,8 +606,8 @@ fn put_autoscale(
     })])
 }
 
-fn delete_autoscale(endpoint: &Endpoint, name: &Name) -> Events {
-    let (deployment, of) = living_deployment(endpoint, name)?;
+fn delete_autoscale(endpoint: &Endpoint, name: &Name) -> CommandResult {
+    let (deployment, of) = live_deployment(endpoint, name)?;
     if deployment.autoscale.is_none() {
         return Err(Refusal::NotFound(format!(
             "there is no Autoscale for `{}/{name}`; nothing was removed",
@@ -599,11 +617,11 @@ fn delete_autoscale(endpoint: &Endpoint, name: &Name) -> Events {
     Ok(vec![Event::AutoscaleRemoved(of)])
 }
 
-fn pin_count(endpoint: &Endpoint, name: &Name, pin: Pin, now: Timestamp) -> Events {
-    let (deployment, of) = living_deployment(endpoint, name)?;
+fn pin_count(endpoint: &Endpoint, name: &Name, pin: Pin, now: Timestamp) -> CommandResult {
+    let (deployment, of) = live_deployment(endpoint, name)?;
     let mut findings = Vec::from_iter(limits::instances(pin.instances, "/instances"));
     if pin.until.is_some_and(|until| until <= now) {
-        let detail = "this moment has passed; name a later one, or none to pin until released";
+        let detail = "this time has passed; give a later one, or omit it to pin until released";
         findings.push(Finding::new("/until", detail));
     }
     refuse_invalid(findings)?;

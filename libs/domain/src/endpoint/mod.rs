@@ -1,6 +1,6 @@
 //! An endpoint with its deployments, traffic, keys and autoscale settings: one aggregate, so that
-//! the split that sums to 100 has one owner. This file is the state, folded from the events of the
-//! stream `endpoint/…`; `commands` says which events a request leads to, or why it is refused.
+//! the split that sums to 100 has one owner. This file holds the state, folded from the events of
+//! the stream `endpoint/…`; `commands` turns requests into events or refuses them.
 
 pub mod commands;
 pub mod settle;
@@ -17,17 +17,18 @@ use contract::resources::{
 use contract::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// One incarnation of an endpoint. `None` instead of it: there is none by that name.
+/// One incarnation of an endpoint. Where it is optional, `None` means that no endpoint has the
+/// name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// Its incarnation.
     pub uid: Uid,
-    /// Unique in the workspace among the living.
+    /// Unique among the existing endpoints of the workspace.
     pub name: Name,
-    /// As its document has them.
+    /// Labels from its document.
     pub labels: Labels,
-    /// Without traffic and mirror.
+    /// Its spec, without traffic and mirror.
     pub spec: EndpointSpec,
     /// Shares of live traffic in percent; they sum to 0 or 100.
     pub traffic: Percentages,
@@ -35,17 +36,17 @@ pub struct Endpoint {
     pub mirror: Percentages,
     /// Its two keys, sealed.
     pub keys: EndpointKeys,
-    /// Where it stands.
+    /// Provisioning state.
     pub state: ProvisioningState,
-    /// Why, for people; empty where there is nothing to say.
+    /// Reason of the state, for people; may be empty.
     pub state_reason: String,
-    /// When this incarnation was made.
+    /// When this incarnation was created.
     pub created_at: Timestamp,
     /// Counts changes of the document (spec, labels, traffic, mirror); the ETag.
     pub revision: u64,
-    /// Its deployments by name, those that are going away too.
+    /// Its deployments by name, including those being deleted.
     pub deployments: BTreeMap<Name, Deployment>,
-    /// Position of the event that made it.
+    /// Position of the event that created it.
     pub created: Position,
     /// Position of the last event of the stream.
     pub position: Position,
@@ -57,48 +58,49 @@ pub struct Endpoint {
 pub struct Deployment {
     /// Its incarnation.
     pub uid: Uid,
-    /// As its document has them.
+    /// Labels from its document.
     pub labels: Labels,
-    /// What its document asks for.
+    /// Spec from its document.
     pub spec: DeploymentSpec,
-    /// Revision of what instances are made of; instances of an older one are replaced.
+    /// Revision of the part of the spec that instances are created from; instances of older
+    /// revisions are replaced.
     pub instance_revision: u64,
     /// Counts changes of the document; the ETag.
     pub revision: u64,
-    /// Where it stands.
+    /// Provisioning state.
     pub state: ProvisioningState,
-    /// Why, for people; empty where there is nothing to say.
+    /// Reason of the state, for people; may be empty.
     pub state_reason: String,
-    /// When this incarnation was made.
+    /// When this incarnation was created.
     pub created_at: Timestamp,
-    /// The rules that its count follows, where there are any.
+    /// Its autoscale settings, if any.
     pub autoscale: Option<Autoscale>,
-    /// The count that people have set, be it over or not.
+    /// The count pinned by a person, expired or not.
     pub pin: Option<Pin>,
-    /// Directions that people have paused.
+    /// Directions paused by a person.
     pub pause: Pause,
-    /// When what instances are made of changed last; failures before it say nothing about it.
+    /// When the instance revision last changed; earlier failures say nothing about it.
     pub changed_at: Timestamp,
-    /// Position of the event that made it.
+    /// Position of the event that created it.
     pub created: Position,
     /// Position of the last event about this deployment.
     pub position: Position,
 }
 
-/// The rules that a deployment's count follows.
+/// The autoscale settings of a deployment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Autoscale {
     /// Counts changes of the document; the ETag.
     pub revision: u64,
-    /// As the document has them.
+    /// Labels from the document.
     pub labels: Labels,
-    /// What the document says.
+    /// Spec from the document.
     pub spec: AutoscaleSpec,
 }
 
 impl Endpoint {
-    /// The state after one more event. Events of other streams leave it as it is.
+    /// Returns the state after one more event. Events of other streams leave it unchanged.
     pub fn apply(state: Option<Self>, record: &Record) -> Option<Self> {
         match &record.event {
             Event::EndpointCreated(created) => Some(Self {
@@ -126,7 +128,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether it has the deployment of this uid.
+    /// Whether it has a deployment with this uid.
     pub fn has(&self, uid: Uid) -> bool {
         self.deployments.values().any(|d| d.uid == uid)
     }
@@ -227,7 +229,7 @@ impl Deployment {
     }
 }
 
-/// The deployment that an event of the endpoint's own stream is about, if it is about one.
+/// The deployment that an event of the endpoint's stream is about, if any.
 fn deployment_of(event: &Event) -> Option<&Name> {
     Some(match event {
         Event::DeploymentUpdated(event) => &event.deployment,

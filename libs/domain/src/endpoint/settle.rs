@@ -1,7 +1,7 @@
-//! The reactor: which events follow from where an endpoint and its instances stand now.
+//! The reactor: the events that follow from the state of an endpoint and its instances.
 //!
-//! Level-triggered: the answer depends on state alone, never on which event came last, so it may be
-//! asked at any time and any number of times. Once the events are applied, asking again gives none.
+//! Level-triggered: the result depends on state alone, never on which event came last, so it can be
+//! called at any time and any number of times. Once its events are applied, it returns none.
 
 use std::collections::BTreeMap;
 
@@ -14,12 +14,12 @@ use super::{Deployment, Endpoint};
 use crate::instances::Instances;
 use crate::members::Members;
 
-/// Failures in a row after which a deployment without a ready instance counts as failed. The same
-/// number after which Kubernetes users start to speak of a crash loop.
+/// Consecutive failures after which a deployment without a ready instance counts as failed: about
+/// when Kubernetes users start to speak of a crash loop.
 pub const FAILURES_IN_A_ROW: u32 = 5;
 
-/// `granted` holds the count that the last decision granted, by deployment; a deployment without one
-/// waits for its first decision.
+/// Returns the events that are due. `granted` holds the count that the last decision granted, by
+/// deployment; a deployment without one waits for its first decision.
 pub fn settle(
     endpoint: &Endpoint,
     instances: &Instances,
@@ -74,7 +74,7 @@ fn of(name: &Name) -> OfDeployment {
     }
 }
 
-/// The state that a deployment should move to, with its reason, if it should move.
+/// Returns the state that a deployment should move to, with the reason, if it should move.
 fn provisioning_state(
     deployment: &Deployment,
     instances: &Instances,
@@ -84,23 +84,24 @@ fn provisioning_state(
     if deployment.state == Succeeded {
         return None;
     }
-    let current = |revision: u64| revision == deployment.instance_revision;
+    let is_current = |revision: u64| revision == deployment.instance_revision;
     let ready = instances
         .of(deployment.uid)
-        .filter(|i| i.is_ready() && current(i.revision))
+        .filter(|i| i.is_ready() && is_current(i.revision))
         .count();
-    let older = instances
+    let has_older = instances
         .of(deployment.uid)
-        .any(|i| i.is_kept() && !current(i.revision));
-    if granted.is_some_and(|granted| ready >= granted as usize) && !older {
+        .any(|i| i.is_kept() && !is_current(i.revision));
+    if granted.is_some_and(|granted| ready >= granted as usize) && !has_older {
         return Some((Succeeded, String::new()));
     }
     let history = instances.starts.get(&deployment.uid)?;
-    let about_this_revision = history
+    let is_current_revision = history
         .last_failure
         .is_some_and(|at| at >= deployment.changed_at);
-    let crash_loop = ready == 0 && history.failures >= FAILURES_IN_A_ROW && about_this_revision;
-    if !crash_loop || !matches!(deployment.state, Creating | Updating) {
+    let is_crash_looping =
+        ready == 0 && history.failures >= FAILURES_IN_A_ROW && is_current_revision;
+    if !is_crash_looping || !matches!(deployment.state, Creating | Updating) {
         return None;
     }
     let reason = format!(

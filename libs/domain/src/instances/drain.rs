@@ -1,10 +1,10 @@
-//! When a draining instance may be stopped: by the gateways' own word. Each gateway says in its
-//! frames which routes it has reached and what is still in flight on each instance.
+//! When a draining instance may be stopped. Each gateway reports in its frames which routes it has
+//! reached and what is still in flight on each instance.
 //!
-//! Silence is not consent: a member that has not spoken since we listen is waited for, and a
-//! deadline runs only while frames arrive at all. Who has left, by the log, is waited for no longer,
-//! even if nobody is left. A gateway that speaks is waited for even before
-//! the log calls it a member.
+//! Silence is not consent: a member that has not reported since this process started listening is
+//! waited for, and a deadline runs only while frames arrive at all. Gateways that have left,
+//! according to the log, are not waited for, even if none remain. A gateway that sends frames is
+//! waited for even before the log lists it as a member.
 
 use std::collections::BTreeMap;
 
@@ -15,26 +15,26 @@ use contract::time::{Span, Timestamp};
 use super::Instance;
 use crate::members::{Members, SILENT_AFTER};
 
-/// Frames come every second; a longer pause than this stops the deadlines.
+/// Frames arrive every second; a longer pause than this stops the deadlines.
 const SILENCE_MAX: Span = Span::from_secs(3);
 
-/// The last word of each gateway, by bucket.
+/// The latest report of each gateway, by bucket.
 #[derive(Clone, Debug, Default)]
 pub struct DrainWatch {
-    last_words: BTreeMap<(Bucket, String), LastWord>,
+    reports: BTreeMap<(Bucket, String), GatewayReport>,
     streams: BTreeMap<Bucket, FrameStream>,
 }
 
 #[derive(Clone, Debug)]
-struct LastWord {
+struct GatewayReport {
     at: Timestamp,
-    /// It is gone, and took everything that was in flight with it.
+    /// The gateway is gone, and so is everything that it had in flight.
     goodbye: bool,
     routes: BTreeMap<EndpointKey, Position>,
     in_flight: BTreeMap<InstanceId, u32>,
 }
 
-/// The time over which frames of a bucket have come without a pause.
+/// The period over which frames of a bucket have arrived without interruption.
 #[derive(Clone, Copy, Debug)]
 struct FrameStream {
     since: Timestamp,
@@ -42,7 +42,7 @@ struct FrameStream {
 }
 
 impl DrainWatch {
-    /// Takes in a frame that arrived at `now`. Frames of nodes say nothing about requests.
+    /// Observes a frame that arrived at `now`. Frames of nodes say nothing about requests.
     pub fn observe(&mut self, frame: &Frame, now: Timestamp) {
         if frame.source.kind != SourceKind::GATEWAY {
             return;
@@ -65,9 +65,9 @@ impl DrainWatch {
         {
             *in_flight.entry(instance.id.clone()).or_default() += instance.in_flight;
         }
-        self.last_words.insert(
+        self.reports.insert(
             key,
-            LastWord {
+            GatewayReport {
                 at: now,
                 goodbye: frame.goodbye,
                 routes: frame.routes.clone(),
@@ -76,7 +76,7 @@ impl DrainWatch {
         );
     }
 
-    /// Whether every gateway has let go of the instance, or its time is up.
+    /// Whether every gateway has released the instance, or its deadline has passed.
     pub fn is_drained(
         &self,
         endpoint: &EndpointKey,
@@ -88,31 +88,32 @@ impl DrainWatch {
             return false;
         };
         let bucket = endpoint.bucket();
-        let let_go = |word: &LastWord| {
-            let reached = word.routes.get(endpoint);
-            word.goodbye
+        let has_released = |report: &GatewayReport| {
+            let reached = report.routes.get(endpoint);
+            report.goodbye
                 || reached.is_some_and(|reached| *reached >= draining.position)
-                    && word.in_flight.get(&instance.id).copied().unwrap_or(0) == 0
+                    && report.in_flight.get(&instance.id).copied().unwrap_or(0) == 0
         };
-        // One that is no member has left when it has been silent for long.
-        let mut strangers = self
-            .last_words
+        // A gateway that is not a member counts as gone once it has been silent for long.
+        let mut unlisted = self
+            .reports
             .range((bucket, String::new())..)
             .take_while(|((of, _), _)| *of == bucket)
-            .filter(|((_, id), word)| {
-                let silent = now.since(word.at) >= SILENT_AFTER;
-                !members.gateways.contains_key(id) && !word.goodbye && !silent
+            .filter(|((_, id), report)| {
+                let is_silent = now.since(report.at) >= SILENT_AFTER;
+                !members.gateways.contains_key(id) && !report.goodbye && !is_silent
             })
             .peekable();
-        let somebody = !members.gateways.is_empty()
-            || strangers.peek().is_some()
+        let has_gateways = !members.gateways.is_empty()
+            || unlisted.peek().is_some()
             || members.every_gateway_left();
-        let members_let_go = members.gateways.keys().all(|id| {
-            let word = self.last_words.get(&(bucket, id.clone()));
-            word.is_some_and(let_go)
+        let members_released = members.gateways.keys().all(|id| {
+            let report = self.reports.get(&(bucket, id.clone()));
+            report.is_some_and(has_released)
         });
-        let all_let_go = somebody && members_let_go && strangers.all(|(_, word)| let_go(word));
-        all_let_go || self.deadline_passed(bucket, draining.since, draining.timeout, now)
+        let all_released =
+            has_gateways && members_released && unlisted.all(|(_, report)| has_released(report));
+        all_released || self.deadline_passed(bucket, draining.since, draining.timeout, now)
     }
 
     fn deadline_passed(

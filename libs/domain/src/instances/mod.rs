@@ -1,8 +1,8 @@
-//! The instances of one endpoint: what was asked for (stream `instances/…`) and what the nodes say
-//! became of it (streams `node/…`), folded into one state.
+//! The instances of one endpoint: what was requested (stream `instances/…`) and what nodes report
+//! of it (streams `node/…`), folded into one state.
 
 pub mod drain;
-mod place;
+mod placement;
 pub mod plan;
 pub mod ready;
 
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::members::Members;
 
-/// All instances of an endpoint that are not over yet, and how starts have gone lately.
+/// The instances of an endpoint that have not ended, and how recent starts went.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Instances {
@@ -28,121 +28,121 @@ pub struct Instances {
     pub starts: BTreeMap<Uid, StartHistory>,
 }
 
-/// One instance, from its order until it is over.
+/// One instance, from its request to its end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Instance {
-    /// Never used again.
+    /// Never reused.
     pub id: InstanceId,
-    /// Of which deployment.
+    /// The deployment.
     pub deployment: Name,
-    /// Its incarnation.
+    /// The deployment's incarnation.
     pub deployment_uid: Uid,
     /// The deployment's instance revision.
     pub revision: u64,
-    /// The highest order given about it.
+    /// Generation of the latest order.
     pub generation: u64,
-    /// Where it runs, by the node's id.
+    /// Id of the node that it runs on.
     pub node: String,
-    /// Why it was asked for.
+    /// Why it was requested.
     pub reason: RequestReason,
-    /// The decision that asked for it, where one did.
+    /// The decision that requested it, if any.
     pub decision: Option<Uuid>,
-    /// What it is made of.
+    /// The spec that it was created from.
     pub spec: DeploymentSpec,
-    /// What is known of it.
+    /// The phase that its node last reported.
     pub phase: Phase,
-    /// `HOST:PORT` that it listens on, once it has one.
+    /// `HOST:PORT` that it listens on, once known.
     pub address: Option<String>,
-    /// Of its process, where it has one.
+    /// Process id, if it is a process.
     pub pid: Option<u32>,
-    /// When it was asked for.
+    /// When it was requested.
     pub requested_at: Timestamp,
-    /// When its node began it.
+    /// When its node started it.
     pub started_at: Option<Timestamp>,
     /// When it first became ready.
     pub ready_at: Option<Timestamp>,
-    /// The order to take no new requests, once it was given.
+    /// The order to drain it, if given.
     pub draining: Option<Draining>,
-    /// The order to end it, once it was given.
+    /// The order to remove it, if given.
     pub removal: Option<Removal>,
-    /// What its node said of it last, for people; empty where it said nothing.
+    /// The latest detail that its node reported, for people; empty if none.
     pub detail: String,
 }
 
-/// What is known of the instance itself; draining and removal are orders, and stand apart.
+/// The reported phase of an instance; draining and removal are orders and are kept separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Asked for, not ready yet.
+    /// Requested, not ready yet.
     Starting,
-    /// Answers its readiness probe.
+    /// Its readiness probe succeeds.
     Ready,
     /// Was ready; its readiness probe fails now.
     Unready,
-    /// Could not start, or ended by itself. Waits to be cleared away.
+    /// Failed to start, or exited by itself. Waits to be removed.
     Failed,
 }
 
-/// An order that no new request goes to an instance.
+/// An order to send no new requests to an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Draining {
-    /// Position of the order; a gateway whose routes have reached it sends no new request.
+    /// Position of the order; a gateway whose routes have reached it sends no new requests.
     pub position: Position,
     /// When it was given.
     pub since: Timestamp,
-    /// How long requests may take to end before the instance is ended with them.
+    /// How long requests may take to finish before the instance is stopped regardless.
     pub timeout: Span,
-    /// Why the instance is to go.
+    /// Why the instance is being removed.
     pub reason: RemovalReason,
 }
 
-/// An order to end an instance.
+/// An order to remove an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Removal {
-    /// Of the order.
+    /// Generation of the order.
     pub generation: u64,
-    /// From the polite signal to the hard one.
+    /// Time from the termination signal to the kill signal.
     pub grace: Span,
-    /// When it was given first.
+    /// When it was first given.
     pub since: Timestamp,
 }
 
-/// How the last starts of a deployment went; crash-loop back-off rests on it.
+/// How recent starts of a deployment went; the basis of the crash-loop back-off.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StartHistory {
-    /// Failures in a row; an instance that is ready for long enough ends the row.
+    /// Consecutive failures; reset by an instance that stays ready for long enough.
     pub failures: u32,
-    /// When one failed last; none where none has.
+    /// Time of the last failure, if any.
     pub last_failure: Option<Timestamp>,
-    /// Why, for people.
+    /// Reason of the last failure, for people.
     pub last_reason: String,
 }
 
-/// An instance that stays ready for this long after a failure ends the row of failures.
+/// An instance that stays ready for this long resets the count of consecutive failures.
 pub const HEALTHY_AFTER: Span = Span::from_secs(60);
 
-/// The word for an instance's state in the API.
+/// The state of an instance as the API names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InstanceState {
-    /// Asked for, not ready yet, or not ready any more.
+    /// Requested and not ready yet, or no longer ready.
     Starting,
-    /// Answers its readiness probe.
+    /// Its readiness probe succeeds.
     Ready,
-    /// Finishes what it has, to go then.
+    /// Finishing its requests before it is removed.
     Draining,
-    /// Gone because it was to go.
+    /// Ended as ordered.
     Stopped,
-    /// Ended by itself, or never started.
+    /// Exited by itself, or never started.
     Failed,
 }
 
 impl Instance {
-    /// Of phase and orders together.
+    /// Derives the state from phase and orders.
     pub fn state(&self) -> InstanceState {
         match self.phase {
             Phase::Failed => InstanceState::Failed,
@@ -152,31 +152,31 @@ impl Instance {
         }
     }
 
-    /// Counts towards the wanted number: not failed and not on its way out.
+    /// Whether it counts towards the granted number: neither failed nor on its way out.
     pub fn is_kept(&self) -> bool {
         matches!(self.state(), InstanceState::Starting | InstanceState::Ready)
     }
 
-    /// Nothing is left to be done about it but by its node, which is lost: nobody waits for that.
+    /// Whether only its lost node could still do something about it: nobody waits for that.
     pub fn is_written_off(&self, members: &Members, now: Timestamp) -> bool {
         self.removal.is_some() && members.is_lost(&self.node, now)
     }
 
-    /// Whether it may be given requests.
+    /// Whether it may receive requests.
     pub fn is_ready(&self) -> bool {
         self.state() == InstanceState::Ready
     }
 }
 
 impl Instances {
-    /// Those of one deployment, by id.
+    /// The instances of one deployment, by id.
     pub fn of(&self, deployment_uid: Uid) -> impl Iterator<Item = &Instance> {
         self.instances
             .values()
             .filter(move |instance| instance.deployment_uid == deployment_uid)
     }
 
-    /// Takes in one event; events that are not about instances leave the state as it is.
+    /// Applies one event; events that are not about instances leave the state unchanged.
     pub fn apply(&mut self, record: &Record) {
         if let Event::InstanceRequested(requested) = &record.event {
             let instance = Instance {
@@ -225,7 +225,7 @@ impl Instances {
         }
     }
 
-    /// Forgets what belongs to a deployment that is gone.
+    /// Removes everything that belongs to a deleted deployment.
     pub fn forget(&mut self, deployment_uid: Uid) {
         self.instances
             .retain(|_, instance| instance.deployment_uid != deployment_uid);
@@ -241,7 +241,7 @@ impl Instance {
                 self.pid = started.pid;
                 self.started_at.get_or_insert(record.time);
                 if started.adopted && self.phase == Phase::Ready {
-                    // Adopted instances prove themselves again before they serve.
+                    // Adopted instances must become ready again before they serve.
                     self.phase = Phase::Unready;
                 }
             }
@@ -279,7 +279,7 @@ impl Instance {
     }
 }
 
-/// The instance that an event is about, other than its request.
+/// The instance that an event other than a request is about.
 fn instance_of(event: &Event) -> Option<&InstanceId> {
     Some(match event {
         Event::InstanceStarted(event) => &event.id,

@@ -1,8 +1,8 @@
-//! From what was decided and what runs to the next orders about single instances.
+//! Plans the next orders for single instances from what was decided and what runs.
 //!
-//! Level-triggered: the plan is a function of the whole state, so nothing is lost when an event was
-//! handled by a predecessor, and planning twice orders nothing twice. Every order names all that a
-//! node needs; the node has no choice left.
+//! Level-triggered: the plan is a function of the complete state, so nothing is lost if a
+//! predecessor handled an event, and planning twice orders nothing twice. Every order contains all
+//! that a node needs; nodes make no choices.
 
 use std::collections::BTreeMap;
 
@@ -16,45 +16,45 @@ use contract::time::{Span, Timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::place::Placement;
+use super::placement::Placement;
 use super::{HEALTHY_AFTER, Instance, Instances, Phase, StartHistory};
 use crate::endpoint::{Deployment, Endpoint};
 use crate::members::Members;
 
-/// From the polite signal to the hard one. A request has drained by then, so this is only for the
-/// model server's own clearing up.
+/// Time from the termination signal to the kill signal. Requests have drained by then, so this only
+/// covers the model server's own cleanup.
 pub const REMOVAL_GRACE: Span = Span::from_secs(10);
-/// What draining may take beyond the longest request.
+/// How much longer than the longest request draining may take.
 const DRAIN_MARGIN: Span = Span::from_secs(10);
-/// Wait after the first failure in a row; doubles with each further one.
+/// Delay after the first failure; doubles with each consecutive one.
 const BACKOFF_FIRST: Span = Span::from_secs(1);
-/// Longest wait after a failure.
+/// Longest delay after a failure.
 pub const BACKOFF_MAX: Span = Span::from_secs(60);
-/// Failures in a row from which on only one start is tried at a time.
-const CAREFUL_AFTER_FAILURES: u32 = 2;
-/// Share of the wanted number that a rollout may start on top of it, at least one instance.
+/// Consecutive failures from which on only one start is attempted at a time.
+const SINGLE_START_AFTER_FAILURES: u32 = 2;
+/// Share of the granted number that a rollout may start in addition, at least one instance.
 const SURGE_PERCENT: u32 = 25;
 
-/// The newest decision on a deployment.
+/// What the latest decision on a deployment granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Granted {
-    /// How many there shall be.
+    /// Number of instances.
     pub instances: u32,
-    /// Which decision says so.
+    /// Id of the decision.
     pub decision: Uuid,
 }
 
-/// What a plan is a function of, beside the two folded states.
+/// The inputs of a plan besides the folded states.
 pub struct Context<'a> {
-    /// By deployment uid; a deployment without a decision keeps what it has.
+    /// By deployment uid; a deployment without a decision keeps its instances.
     pub granted: &'a BTreeMap<Uid, Granted>,
-    /// Whether the gateways have let go of a draining instance.
+    /// Whether the gateways have released a draining instance.
     pub drained: &'a dyn Fn(&Instance) -> bool,
-    /// Gateways and nodes that there are.
+    /// The current gateways and nodes.
     pub members: &'a Members,
-    /// The node in our own process, which may be asked before the log calls it a member.
+    /// The node in this process, which may get instances before the log lists it as a member.
     pub own_node: Option<&'a str>,
-    /// When the plan is made.
+    /// Time of the plan.
     pub now: Timestamp,
 }
 
@@ -64,7 +64,7 @@ impl Context<'_> {
     }
 }
 
-/// The next orders for one endpoint, as events for its stream `instances/…`.
+/// Returns the next orders for one endpoint, as events for its stream `instances/…`.
 pub fn plan(
     name: &Name,
     endpoint: Option<&Endpoint>,
@@ -76,10 +76,10 @@ pub fn plan(
     for instance in instances.instances.values() {
         if let Some(reason) = removal_due(instance, context) {
             orders.push(remove(instance, reason));
-        } else if instance.is_kept() && !belongs_to_a_living_deployment(endpoint, instance) {
+        } else if instance.is_kept() && !belongs_to_live_deployment(endpoint, instance) {
             orders.push(drain(instance, RemovalReason::Deleted, None));
         } else if instance.is_kept() && context.is_lost(instance) {
-            // If it still runs, unseen, gateways let go of it before its node may end it.
+            // It may still run unseen: gateways must release it before its node may stop it.
             orders.push(drain(instance, RemovalReason::NodeLost, None));
         }
     }
@@ -91,7 +91,7 @@ pub fn plan(
         if is_deleting(endpoint, deployment) {
             continue;
         }
-        let fleet = Fleet::of(deployment, instances, context);
+        let fleet = Fleet::new(deployment, instances, context);
         let of = DeploymentRef {
             endpoint: name.clone(),
             deployment: deployment_name.clone(),
@@ -119,7 +119,7 @@ pub fn plan(
     orders
 }
 
-/// The time before which no further start is tried; none while starts go well.
+/// The time before which no start is attempted; `None` while starts succeed.
 pub fn backoff_until(history: &StartHistory) -> Option<Timestamp> {
     let last_failure = history.last_failure?;
     let doublings = history.failures.saturating_sub(1).min(16);
@@ -135,13 +135,13 @@ fn is_deleting(endpoint: Option<&Endpoint>, deployment: &Deployment) -> bool {
         || endpoint.is_none_or(|endpoint| endpoint.state == ProvisioningState::Deleting)
 }
 
-fn belongs_to_a_living_deployment(endpoint: Option<&Endpoint>, instance: &Instance) -> bool {
+fn belongs_to_live_deployment(endpoint: Option<&Endpoint>, instance: &Instance) -> bool {
     endpoint
         .and_then(|endpoint| endpoint.deployments.get(&instance.deployment))
         .is_some_and(|d| d.uid == instance.deployment_uid && !is_deleting(endpoint, d))
 }
 
-/// Why an instance is to be removed now, if it is.
+/// Why an instance must be removed now, if so.
 fn removal_due(instance: &Instance, context: &Context<'_>) -> Option<RemovalReason> {
     if instance.removal.is_some() {
         return None;
@@ -194,28 +194,28 @@ fn request(
     }))
 }
 
-/// The instances of one deployment that are to stay, by revision.
+/// The instances of one deployment that are kept, by revision.
 struct Fleet<'a> {
     current: Vec<&'a Instance>,
-    /// Made of an older revision, to be replaced.
+    /// Created from an older revision, to be replaced.
     old: Vec<&'a Instance>,
-    /// Whether instances were lost with their node and are still in the books.
-    some_lost: bool,
+    /// Whether instances that were lost with their node are still listed.
+    has_lost: bool,
 }
 
 impl<'a> Fleet<'a> {
-    fn of(deployment: &Deployment, instances: &'a Instances, context: &Context<'_>) -> Self {
+    fn new(deployment: &Deployment, instances: &'a Instances, context: &Context<'_>) -> Self {
         let (current, old) = instances
             .of(deployment.uid)
             .filter(|instance| instance.is_kept() && !context.is_lost(instance))
             .partition(|instance| instance.revision == deployment.instance_revision);
-        let some_lost = instances
+        let has_lost = instances
             .of(deployment.uid)
             .any(|instance| context.is_lost(instance));
         Self {
             current,
             old,
-            some_lost,
+            has_lost,
         }
     }
 
@@ -231,8 +231,8 @@ impl<'a> Fleet<'a> {
             .count() as u32
     }
 
-    /// How many to start. While a rollout is on, old and new together may exceed the wanted number
-    /// by the surge only.
+    /// How many instances to start. During a rollout, old and new ones together may exceed the
+    /// granted number only by the surge.
     fn starts(&self, wanted: u32) -> u32 {
         let missing = wanted.saturating_sub(self.current.len() as u32);
         if self.old.is_empty() {
@@ -245,15 +245,15 @@ impl<'a> Fleet<'a> {
     fn reason(&self, wanted: u32, history: Option<&StartHistory>) -> RequestReason {
         if !self.old.is_empty() && self.size() >= wanted {
             RequestReason::Rollout
-        } else if self.some_lost || history.is_some_and(|history| history.failures > 0) {
+        } else if self.has_lost || history.is_some_and(|history| history.failures > 0) {
             RequestReason::Replacement
         } else {
             RequestReason::ScaleOut
         }
     }
 
-    /// Which to let go. What serves nothing goes first; ready ones only as far as the wanted number
-    /// of ready ones stays.
+    /// Which instances to drain: those that serve nothing first, ready ones only while the granted
+    /// number of ready ones remains.
     fn drains(&self, wanted: u32) -> Vec<(&'a Instance, RemovalReason)> {
         let mut drains = Vec::new();
         let mut ready_spare = self.ready().saturating_sub(wanted);
@@ -267,7 +267,8 @@ impl<'a> Fleet<'a> {
         }
         let surplus = (self.current.len() as u32).saturating_sub(wanted);
         let mut candidates = self.current.clone();
-        // Not ready before ready, then the youngest first: it has the least warmed up to lose.
+        // Not ready before ready, then the youngest first: it has the least warmed-up state to
+        // lose.
         candidates.sort_by_key(|i| {
             (
                 i.is_ready(),
@@ -281,7 +282,7 @@ impl<'a> Fleet<'a> {
     }
 }
 
-/// How many starts the crash-loop back-off lets through now.
+/// How many starts the crash-loop back-off allows now.
 fn starts_allowed(fleet: &Fleet<'_>, history: Option<&StartHistory>, now: Timestamp) -> u32 {
     let Some(history) = history.filter(|history| history.failures > 0) else {
         return u32::MAX;
@@ -298,7 +299,7 @@ fn starts_allowed(fleet: &Fleet<'_>, history: Option<&StartHistory>, now: Timest
     if backoff_until(history).is_some_and(|until| now < until) {
         return 0;
     }
-    if history.failures < CAREFUL_AFTER_FAILURES {
+    if history.failures < SINGLE_START_AFTER_FAILURES {
         return u32::MAX;
     }
     let starting = fleet

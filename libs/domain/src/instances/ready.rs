@@ -1,4 +1,4 @@
-//! How many instances of each deployment are ready, and nothing else about them.
+//! Counts the ready instances of each deployment.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,8 @@ use contract::ids::{InstanceId, Name};
 use contract::log::Record;
 use serde::{Deserialize, Serialize};
 
-/// Changed together with whatever changes what [`ReadyCounts`] makes of recorded events, or how it is
-/// written: consumers that keep it in snapshots build their versions on it.
+/// Version of [`ReadyCounts`]. Raise it with any change to what it makes of recorded events or to
+/// its serialized form; consumers that snapshot it derive their versions from it.
 pub const READY_VERSION: u32 = 1;
 
 /// Ready instances of one endpoint, by deployment.
@@ -25,32 +25,34 @@ struct Readiness {
     deployment: Name,
     /// Its readiness probe succeeds.
     answers: bool,
-    /// It is drained or removed.
+    /// It is draining or being removed.
     leaves: bool,
 }
 
 impl ReadyCounts {
-    /// Applies a record; the deployments whose count it changes (or gives for the first time), and how many
-    /// are ready now.
+    /// Applies a record. Returns the deployments whose count it changes (or sets for the first
+    /// time), with their number of ready instances.
     pub fn apply(&mut self, record: &Record) -> Vec<(Name, u32)> {
         if let Event::InstanceRequested(requested) = &record.event {
-            let known = Readiness {
+            let readiness = Readiness {
                 deployment: requested.deployment.deployment.clone(),
                 answers: false,
                 leaves: false,
             };
-            self.instances.insert(requested.id.clone(), known);
+            self.instances.insert(requested.id.clone(), readiness);
         } else if let Some(id) = super::instance_of(&record.event) {
             if matches!(record.event, Event::InstanceStopped(_)) {
                 self.instances.remove(id);
-            } else if let Some(known) = self.instances.get_mut(id) {
+            } else if let Some(readiness) = self.instances.get_mut(id) {
                 match &record.event {
-                    Event::InstanceReady(_) => known.answers = true,
-                    Event::InstanceUnready(_) | Event::InstanceFailed(_) => known.answers = false,
-                    // Adopted instances prove themselves again.
-                    Event::InstanceStarted(started) if started.adopted => known.answers = false,
+                    Event::InstanceReady(_) => readiness.answers = true,
+                    Event::InstanceUnready(_) | Event::InstanceFailed(_) => {
+                        readiness.answers = false
+                    }
+                    // Adopted instances must become ready again.
+                    Event::InstanceStarted(started) if started.adopted => readiness.answers = false,
                     Event::InstanceDraining(_) | Event::InstanceRemovalRequested(_) => {
-                        known.leaves = true;
+                        readiness.leaves = true;
                     }
                     _ => {}
                 }
@@ -62,8 +64,8 @@ impl ReadyCounts {
     }
 
     fn changes(&mut self) -> Vec<(Name, u32)> {
-        let known = self.counts.keys().map(|deployment| (deployment.clone(), 0));
-        let mut now: BTreeMap<Name, u32> = known.collect();
+        let zeros = self.counts.keys().map(|deployment| (deployment.clone(), 0));
+        let mut now: BTreeMap<Name, u32> = zeros.collect();
         for instance in self.instances.values() {
             let count = now.entry(instance.deployment.clone()).or_default();
             *count += u32::from(instance.answers && !instance.leaves);

@@ -1,4 +1,5 @@
-//! The sources of one kind in one bucket: who is a member, which seconds are open, when they close.
+//! The sources of one kind in one bucket: which are members, which seconds are open, and when they
+//! close.
 
 use std::collections::BTreeMap;
 
@@ -10,41 +11,41 @@ use uuid::Uuid;
 use super::pane::{Coverage, Load, Rings};
 use super::{ClosedSecond, Counters, WINDOW_MAX};
 
-/// A second waits this much longer than the slowest member usually takes.
+/// How much longer than the slowest member's usual delay a second stays open.
 pub const GRACE: Span = Span::from_millis(50);
-/// A second for which nobody has sent anything waits longer: there is nothing to decide on yet, and
-/// a short stall of the only member must not become a hole.
-const GRACE_WITHOUT_ANY: Span = Span::from_millis(2000);
-/// A silent member is given up after this time; until then every second that it lacks is partial.
+/// The same for a second without any frame: there is nothing to decide on yet, and a short stall of
+/// the only member must not become a gap.
+const GRACE_WITHOUT_FRAMES: Span = Span::from_millis(2000);
+/// A silent member is dropped after this time; until then every second that it lacks is partial.
 pub const LOST_AFTER: Span = Span::from_secs(60);
 /// Frames further ahead of the owner's clock are skewed.
 pub const AHEAD_MAX: Span = Span::from_millis(2000);
 /// Frames further behind the owner's clock are skewed.
 pub const BEHIND_MAX: Span = Span::from_secs(60);
 
-/// A member's usual delay is taken to be no longer than this: frames that were held up somewhere and
-/// come all at once must not make every second wait as long.
+/// Upper bound of a member's usual delay: frames that were held up and arrive all at once must not
+/// make every second wait as long.
 const USUAL_DELAY_MAX_MS: u64 = 2000;
 
 const SECOND: Span = Span::from_secs(1);
 
 #[derive(Clone, Debug)]
-struct Member {
+struct GroupMember {
     boot: Uuid,
     sequence: u64,
     /// The first second it is expected for.
     from: i64,
     /// The last second it sent a frame for.
     last: i64,
-    /// It said goodbye with its last frame.
-    left: bool,
-    /// Usual time from a second's end to its frame's arrival: an average that forgets, in ms.
+    /// Whether its last frame said goodbye.
+    has_left: bool,
+    /// Usual delay from a second's end to its frame's arrival: a moving average, in ms.
     usual_delay_ms: u64,
 }
 
-impl Member {
+impl GroupMember {
     fn is_expected(&self, second: i64) -> bool {
-        self.from <= second && !(self.left && second > self.last)
+        self.from <= second && !(self.has_left && second > self.last)
     }
 }
 
@@ -57,11 +58,11 @@ struct OpenSecond {
 #[derive(Clone, Debug)]
 pub(super) struct Group {
     kind: SourceKind,
-    members: BTreeMap<Source, Member>,
+    members: BTreeMap<Source, GroupMember>,
     open: BTreeMap<i64, OpenSecond>,
-    /// The last second that was closed.
+    /// The last closed second.
     closed: Option<i64>,
-    began: i64,
+    started: i64,
     coverage: Rings<Coverage>,
     loads: BTreeMap<Uid, Rings<Load>>,
     pub counters: Counters,
@@ -69,15 +70,15 @@ pub(super) struct Group {
 
 impl Group {
     pub fn new(kind: SourceKind, now: Timestamp) -> Self {
-        let began = now.secs();
+        let started = now.secs();
         let longest = WINDOW_MAX.secs() as i64;
         Self {
             kind,
             members: BTreeMap::new(),
             open: BTreeMap::new(),
             closed: None,
-            began,
-            coverage: Rings::with_everything(began, longest),
+            started,
+            coverage: Rings::with_all_tiers(started, longest),
             loads: BTreeMap::new(),
             counters: Counters::default(),
         }
@@ -87,9 +88,9 @@ impl Group {
         self.members.keys()
     }
 
-    /// Before the first second was measured nothing is known of zeros.
-    pub fn began(&self) -> i64 {
-        self.began
+    /// The first measured second; nothing is known before it, not even zeros.
+    pub fn started(&self) -> i64 {
+        self.started
     }
 
     pub fn closed(&self) -> Option<i64> {
@@ -105,11 +106,11 @@ impl Group {
     }
 
     pub fn watch(&mut self, deployment: Uid, window_seconds: i64, now: i64) {
-        let began = self.began;
+        let started = self.started;
         self.loads
             .entry(deployment)
-            .or_insert_with(|| Rings::new(began))
-            .need(window_seconds, now);
+            .or_insert_with(|| Rings::new(started))
+            .retain(window_seconds, now);
     }
 
     pub fn forget(&mut self, deployment: Uid) {
@@ -122,13 +123,13 @@ impl Group {
             return Vec::new();
         }
         let second = frame.start.secs();
-        if !self.note_member(now, frame, second) {
+        if !self.update_member(now, frame, second) {
             self.counters.duplicate += 1;
             return Vec::new();
         }
         if self.closed.is_some_and(|closed| second <= closed) {
             self.counters.late += 1;
-            // A goodbye may come late and still ends the waiting.
+            // A late goodbye still ends the waiting.
             return self.close_complete();
         }
         let open = self.open.entry(second).or_default();
@@ -138,19 +139,19 @@ impl Group {
         self.close_complete()
     }
 
-    /// False: this frame has been here before.
-    fn note_member(&mut self, now: Timestamp, frame: &Frame, second: i64) -> bool {
+    /// Returns false if the frame is a repeat.
+    fn update_member(&mut self, now: Timestamp, frame: &Frame, second: i64) -> bool {
         let delay_ms = now
             .since(frame.start + SECOND)
             .millis()
             .min(USUAL_DELAY_MAX_MS);
         let Some(member) = self.members.get_mut(&frame.source) else {
-            let member = Member {
+            let member = GroupMember {
                 boot: frame.boot,
                 sequence: frame.sequence,
                 from: second,
                 last: second,
-                left: frame.goodbye,
+                has_left: frame.goodbye,
                 usual_delay_ms: delay_ms,
             };
             self.members.insert(frame.source.clone(), member);
@@ -159,19 +160,19 @@ impl Group {
         if member.boot == frame.boot && frame.sequence <= member.sequence {
             return false;
         }
-        if member.left && member.boot != frame.boot {
+        if member.has_left && member.boot != frame.boot {
             member.from = second;
         }
         member.boot = frame.boot;
         member.sequence = frame.sequence;
         member.last = member.last.max(second);
-        member.left = frame.goodbye;
+        member.has_left = frame.goodbye;
         member.usual_delay_ms = (member.usual_delay_ms * 7 + delay_ms) / 8;
         true
     }
 
     /// Closes the seconds that every expected member has sent, and all before them: a source sends
-    /// in order, so what has not come by then was never sent.
+    /// in order, so a frame that has not arrived by then was never sent.
     fn close_complete(&mut self) -> Vec<ClosedSecond> {
         let complete = self.open.iter().rev().find(|(second, open)| {
             self.members
@@ -200,12 +201,12 @@ impl Group {
         self.next_close().map(|(_, deadline)| deadline)
     }
 
-    /// The next second to close without waiting for more, and when.
+    /// The next second to close without waiting any longer, and when.
     fn next_close(&self) -> Option<(i64, Timestamp)> {
         let slowest = self
             .members
             .values()
-            .filter(|member| !member.left)
+            .filter(|member| !member.has_left)
             .map(|member| member.usual_delay_ms)
             .max();
         let has_open = !self.open.is_empty();
@@ -221,7 +222,7 @@ impl Group {
         let grace = if self.open.contains_key(&second) {
             GRACE
         } else {
-            GRACE_WITHOUT_ANY
+            GRACE_WITHOUT_FRAMES
         };
         let end = Timestamp::from_secs(second + 1);
         Some((second, end + Span::from_millis(slowest) + grace))
@@ -233,14 +234,15 @@ impl Group {
             (None, Some(open)) => *open,
             (None, None) => last,
         };
-        // After a long silence of everyone the seconds in between stay unmeasured, unnamed.
+        // After a long silence of all members, the seconds in between stay unmeasured and
+        // unreported.
         let first = next.max(last - 2 * LOST_AFTER.secs() as i64);
         (first..=last).map(|second| self.close(second)).collect()
     }
 
     fn close(&mut self, second: i64) -> ClosedSecond {
         let open = self.open.remove(&second).unwrap_or_default();
-        self.give_up_lost(second);
+        self.drop_lost_members(second);
         let missing: Vec<Source> = self
             .members
             .iter()
@@ -260,7 +262,7 @@ impl Group {
         self.add_loads(second, &open);
         self.closed = Some(second);
         self.members
-            .retain(|_, member| !(member.left && member.last <= second));
+            .retain(|_, member| !(member.has_left && member.last <= second));
         ClosedSecond {
             kind: self.kind.clone(),
             start: Timestamp::from_secs(second),
@@ -277,19 +279,20 @@ impl Group {
                 sum.add(frame, *length_us);
             }
         }
-        let began = self.began;
+        let started = self.started;
         for (deployment, sum) in sums {
             self.loads
                 .entry(deployment)
-                .or_insert_with(|| Rings::new(began))
+                .or_insert_with(|| Rings::new(started))
                 .add(second, &sum);
         }
     }
 
-    fn give_up_lost(&mut self, second: i64) {
+    fn drop_lost_members(&mut self, second: i64) {
         let before = self.members.len();
-        self.members
-            .retain(|_, member| member.left || second - member.last <= LOST_AFTER.secs() as i64);
+        self.members.retain(|_, member| {
+            member.has_left || second - member.last <= LOST_AFTER.secs() as i64
+        });
         self.counters.lost += (before - self.members.len()) as u64;
     }
 }

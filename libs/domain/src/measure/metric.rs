@@ -1,8 +1,8 @@
-//! What a metric is: a row that says its names, its unit, who reports it, what it is worth in the
-//! situations that need an answer, and how it is computed.
+//! Metric definitions: each is a row with its names, unit, source, computation, and its values in
+//! the situations where there is nothing to compute from.
 //!
-//! Invariant: nothing outside a row knows one metric from another. Whoever asks about metrics asks the
-//! row ([`Metric`] is a handle to one), so a new metric is a new row in
+//! Invariant: nothing outside a row tells one metric from another. Code that needs to know about a
+//! metric asks its row ([`Metric`] is a handle to one), so a new metric is a new row in
 //! [`METRICS`](super::METRICS) and nothing else.
 
 use std::fmt;
@@ -11,73 +11,74 @@ use contract::frame::SourceKind;
 use contract::histogram::Histogram;
 
 use super::SignalOptions;
-use super::metrics::{METRICS, SPOKEN_FOR};
+use super::metrics::{METRICS, RESERVED_NAMES};
 use super::pane::{Coverage, Load};
 
-/// One metric that rules may name.
+/// A metric that rules may name.
 #[derive(Clone, Debug)]
 pub struct MetricRow {
-    /// As rules and the keys of decisions name it; it never changes.
+    /// Its name in rules and in the keys of decisions; never changes.
     pub name: &'static str,
-    /// Other names that rules may use for it (Azure's).
+    /// Alternative names in rules (Azure's).
     pub aliases: &'static [&'static str],
-    /// How its values are written.
+    /// Unit of its values.
     pub unit: Unit,
-    /// Whose frames it is computed from.
+    /// The kind of source whose frames it is computed from.
     pub source: SourceKind,
-    /// The value is a sum over all instances (a load); others are properties of one instance or answer
-    /// already, and averages of them do not add up.
+    /// Whether the value is a sum over all instances (a load). Other metrics already describe one
+    /// instance or answer, and averages of them do not add up.
     pub is_total: bool,
-    /// A share of the value per ready instance means something, so that `perInstance` does; only of totals.
+    /// Whether dividing the value by ready instances is meaningful, so that `perInstance` applies;
+    /// only for totals.
     pub is_per_instance: bool,
-    /// For people, in one line.
+    /// One-line description for people.
     pub description: &'static str,
-    /// Its values where there is nothing, or not the usual, to compute it from.
-    pub worth: Situations,
+    /// Its values in unusual situations.
+    pub situations: Situations,
     /// How it is computed.
-    pub reads: Reads,
+    pub computation: Computation,
 }
 
-/// How a metric's values are written in rules.
+/// The unit in which rules write a metric's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// As they are.
+    /// A plain number.
     Number,
-    /// 0 to 100, and above where more is used than there should be.
+    /// 0 to 100, or above if more is used than should be.
     Percent,
     /// 0 to 1.
     Ratio,
-    /// In milliseconds inside.
+    /// A duration, in milliseconds internally.
     Duration,
 }
 
-/// What a metric is worth when there is nothing, or not the usual, to compute it from.
+/// A metric's values when there is nothing, or nothing usual, to compute them from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Situations {
-    /// Instances are ready, and no request has come.
-    pub no_traffic: Worth,
-    /// Requests are being served and are waiting; none has ended.
-    pub all_in_flight: Worth,
-    /// Every request was refused for lack of capacity, at once.
-    pub all_refused: Worth,
+    /// Instances are ready, and no request has arrived.
+    pub no_traffic: SituationValue,
+    /// Requests are being served and are waiting; none has finished.
+    pub all_in_flight: SituationValue,
+    /// Every request was refused immediately for lack of capacity.
+    pub all_refused: SituationValue,
     /// There is no instance; requests wait for one.
-    pub no_instance: Worth,
+    pub no_instance: SituationValue,
     /// No source has reported.
-    pub no_report: Worth,
+    pub no_report: SituationValue,
 }
 
-/// A value in a situation.
+/// The value of a metric in a situation.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Worth {
-    /// This, whatever else is true.
+pub enum SituationValue {
+    /// This value, whatever else is true.
     Always(f64),
-    /// What was counted.
+    /// The measured value.
     Measured,
-    /// It has no value. A rule that reads it never takes an instance away.
+    /// No value. A rule that reads it never scales in.
     Unknown,
 }
 
-impl fmt::Display for Worth {
+impl fmt::Display for SituationValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Always(value) => write!(f, "{value}"),
@@ -87,26 +88,26 @@ impl fmt::Display for Worth {
     }
 }
 
-/// What a metric is computed from, over one stretch of time.
+/// How a metric is computed from a period of time.
 #[derive(Clone, Copy, Debug)]
-pub enum Reads {
-    /// Counts; None: they do not give it a value.
+pub enum Computation {
+    /// From counts; `None` if they give it no value.
     Counts(fn(&Coverage, &Load, SignalOptions) -> Option<f64>),
-    /// The latencies of answers; None: there was no answer. The average over a window is that of all its
-    /// answers, not of its seconds.
+    /// From the latencies of answers; `None` if there was no answer. The average over a window is
+    /// that of all its answers, not of its seconds.
     Latencies(fn(&Histogram) -> Option<f64>),
 }
 
-/// A name that nothing is measured under in this version.
+/// A metric name reserved for a later release.
 #[derive(Clone, Copy, Debug)]
-pub struct SpokenFor {
-    /// As rules will name it.
+pub struct ReservedName {
+    /// The name.
     pub name: &'static str,
-    /// Other names that rules will use for it.
+    /// Its alternative names.
     pub aliases: &'static [&'static str],
 }
 
-/// A handle to a row.
+/// A handle to a metric's row.
 #[derive(Clone, Copy)]
 pub struct Metric(&'static MetricRow);
 
@@ -124,18 +125,18 @@ impl fmt::Debug for Metric {
     }
 }
 
-/// A rule names a metric that there is not.
+/// A rule names an unknown metric.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnknownMetric {
-    /// A later release measures it.
+    /// The name is reserved for a later release.
     #[error("the metric `{0}` is not available yet; {1}")]
     NotYet(String, Available),
-    /// Nothing goes by that name.
+    /// No metric has this name.
     #[error("there is no metric `{0}`; {1}")]
     Unknown(String, Available),
 }
 
-/// The names that can be used instead.
+/// The metrics that can be used instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Available(Vec<&'static str>);
 
@@ -146,41 +147,39 @@ impl fmt::Display for Available {
 }
 
 impl Metric {
-    /// The metric that goes by this name in this release.
+    /// Returns the metric of this release with this name.
     ///
-    /// # Errors
-    /// There is none of that name, or none yet; the error lists those that there are.
+    /// # Errors The name is unknown or reserved; the error lists the available names.
     pub fn parse(name: &str) -> Result<Self, UnknownMetric> {
         Self::parse_among(METRICS, name)
     }
 
-    /// The metric that goes by this name among `rows`.
+    /// Returns the metric with this name among `rows`.
     ///
-    /// # Errors
-    /// There is none of that name, or none yet; the error lists those that there are.
+    /// # Errors The name is unknown or reserved; the error lists the available names.
     pub fn parse_among(rows: &'static [MetricRow], name: &str) -> Result<Self, UnknownMetric> {
-        if let Some(row) = rows.iter().find(|row| row.goes_by(name)) {
+        if let Some(row) = rows.iter().find(|row| row.is_named(name)) {
             return Ok(Self(row));
         }
         let available = Available(rows.iter().map(|row| row.name).collect());
-        Err(if SPOKEN_FOR.iter().any(|of| of.goes_by(name)) {
+        Err(if RESERVED_NAMES.iter().any(|of| of.is_named(name)) {
             UnknownMetric::NotYet(name.to_owned(), available)
         } else {
             UnknownMetric::Unknown(name.to_owned(), available)
         })
     }
 
-    /// What is known of it.
+    /// Its row.
     pub fn row(self) -> &'static MetricRow {
         self.0
     }
 
-    /// As rules and decisions name it.
+    /// Its name in rules and decisions.
     pub fn name(self) -> &'static str {
         self.0.name
     }
 
-    /// How its values are written.
+    /// Unit of its values.
     pub fn unit(self) -> Unit {
         self.0.unit
     }
@@ -195,21 +194,21 @@ impl Metric {
         self.0.is_per_instance
     }
 
-    /// Computed from the latencies of answers: its average is that of a window as a whole, and seconds
-    /// of it cannot be summed or counted.
+    /// Whether it is computed from the latencies of answers: its average is that of the whole
+    /// window, and its seconds cannot be summed or counted.
     pub fn is_latency(self) -> bool {
-        matches!(self.0.reads, Reads::Latencies(_))
+        matches!(self.0.computation, Computation::Latencies(_))
     }
 }
 
 impl MetricRow {
-    fn goes_by(&self, name: &str) -> bool {
+    fn is_named(&self, name: &str) -> bool {
         self.name == name || self.aliases.contains(&name)
     }
 }
 
-impl SpokenFor {
-    fn goes_by(&self, name: &str) -> bool {
+impl ReservedName {
+    fn is_named(&self, name: &str) -> bool {
         self.name == name || self.aliases.contains(&name)
     }
 }

@@ -1,17 +1,18 @@
-//! The metrics of this release, a row each, and the names that others will have.
+//! The metrics of this release, one row each, and the names reserved for later ones.
 //!
-//! Invariant: what a row says of itself is what is measured; `tests::every_metric_is_worth_what_its_row_says`
-//! makes each situation for each row. `METRICS.md` is written from here.
+//! Invariant: what a row documents is what is measured; the test
+//! `every_metric_has_the_values_its_row_documents` creates each situation for each row.
+//! `METRICS.md` is generated from here.
 
 use contract::frame::SourceKind;
 use contract::histogram::Histogram;
 use contract::resources::ModelClientErrors;
 
 use super::SignalOptions;
-use super::metric::{MetricRow, Reads, Situations, SpokenFor, Unit, Worth};
+use super::metric::{Computation, MetricRow, ReservedName, SituationValue, Situations, Unit};
 use super::pane::{Coverage, Load};
 
-use Worth::{Always, Measured, Unknown};
+use SituationValue::{Always, Measured, Unknown};
 
 /// Every metric that rules may name.
 pub const METRICS: &[MetricRow] = &[
@@ -19,8 +20,8 @@ pub const METRICS: &[MetricRow] = &[
         name: "requests_per_second",
         aliases: &[],
         description: "Arrivals a second, whatever became of them: refused and failed requests are demand too.",
-        worth: ARRIVALS,
-        reads: Reads::Counts(|coverage, load, _| {
+        situations: ARRIVALS,
+        computation: Computation::Counts(|coverage, load, _| {
             ratio(load.arrivals, coverage.length_us).map(|rate| rate * 1e6)
         }),
         ..LOAD
@@ -29,8 +30,8 @@ pub const METRICS: &[MetricRow] = &[
         name: "requests_per_minute",
         aliases: &["RequestsPerMinute"],
         description: "Arrivals a minute, at the rate of the window.",
-        worth: ARRIVALS,
-        reads: Reads::Counts(|coverage, load, _| {
+        situations: ARRIVALS,
+        computation: Computation::Counts(|coverage, load, _| {
             ratio(load.arrivals, coverage.length_us).map(|rate| rate * 60e6)
         }),
         ..LOAD
@@ -38,7 +39,7 @@ pub const METRICS: &[MetricRow] = &[
     MetricRow {
         name: "concurrency",
         description: "Requests being served and requests waiting, averaged over time.",
-        reads: Reads::Counts(|coverage, load, _| {
+        computation: Computation::Counts(|coverage, load, _| {
             ratio(load.in_flight_us + load.queued_us, coverage.length_us)
         }),
         ..LOAD
@@ -46,35 +47,37 @@ pub const METRICS: &[MetricRow] = &[
     MetricRow {
         name: "queue_length",
         description: "Requests waiting for an instance, averaged over time.",
-        reads: Reads::Counts(|coverage, load, _| ratio(load.queued_us, coverage.length_us)),
+        computation: Computation::Counts(|coverage, load, _| {
+            ratio(load.queued_us, coverage.length_us)
+        }),
         ..LOAD
     },
     MetricRow {
         name: "latency_p50",
         aliases: &["RequestLatency_P50"],
         description: "The latency that half of the answers did not exceed.",
-        reads: Reads::Latencies(|latency| quantile_ms(latency, 5000)),
+        computation: Computation::Latencies(|latency| quantile_ms(latency, 5000)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_p90",
         aliases: &["RequestLatency_P90"],
         description: "The latency that 90 % of the answers did not exceed.",
-        reads: Reads::Latencies(|latency| quantile_ms(latency, 9000)),
+        computation: Computation::Latencies(|latency| quantile_ms(latency, 9000)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_p95",
         aliases: &["RequestLatency_P95"],
         description: "The latency that 95 % of the answers did not exceed.",
-        reads: Reads::Latencies(|latency| quantile_ms(latency, 9500)),
+        computation: Computation::Latencies(|latency| quantile_ms(latency, 9500)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_p99",
         aliases: &["RequestLatency_P99"],
         description: "The latency that 99 % of the answers did not exceed.",
-        reads: Reads::Latencies(|latency| quantile_ms(latency, 9900)),
+        computation: Computation::Latencies(|latency| quantile_ms(latency, 9900)),
         ..LATENCY
     },
     MetricRow {
@@ -91,21 +94,21 @@ pub const METRICS: &[MetricRow] = &[
         is_total: false,
         is_per_instance: false,
         description: "Bad answers among those that count.",
-        worth: Situations {
+        situations: Situations {
             no_traffic: Always(0.0),
             all_in_flight: Always(0.0),
             all_refused: Always(1.0),
             no_instance: Always(0.0),
             no_report: Unknown,
         },
-        reads: Reads::Counts(error_ratio),
+        computation: Computation::Counts(error_ratio),
     },
     MetricRow {
         name: "cpu_utilization",
         aliases: &["CpuUtilizationPercentage"],
         description: "CPU used, of one core per instance, averaged over instances.",
-        // Without instances nothing is used.
-        reads: Reads::Counts(|_, load, _| {
+        // Without instances, nothing is used.
+        computation: Computation::Counts(|_, load, _| {
             Some(ratio(load.cpu_us, load.cpu_length_us).map_or(0.0, |share| share * 100.0))
         }),
         ..RESOURCE
@@ -114,35 +117,35 @@ pub const METRICS: &[MetricRow] = &[
         name: "memory_utilization",
         aliases: &["CpuMemoryUtilizationPercentage"],
         description: "Memory used, of what an instance may use, averaged over instances; unknown where that is not known.",
-        reads: Reads::Counts(memory_utilization),
+        computation: Computation::Counts(memory_utilization),
         ..RESOURCE
     },
 ];
 
-/// Names that rules will be able to use, and cannot yet.
-pub const SPOKEN_FOR: &[SpokenFor] = &[
-    spoken_for("gpu_utilization", &["GpuUtilizationPercentage"]),
-    spoken_for(
+/// Names that rules will be able to use in a later release.
+pub const RESERVED_NAMES: &[ReservedName] = &[
+    reserved("gpu_utilization", &["GpuUtilizationPercentage"]),
+    reserved(
         "gpu_memory_utilization",
         &["GpuMemoryUtilizationPercentage"],
     ),
-    spoken_for("tokens_per_second", &[]),
-    spoken_for("time_to_first_token", &[]),
-    spoken_for("time_per_output_token", &[]),
-    spoken_for("refused_ratio", &[]),
-    spoken_for("burn_rate", &[]),
-    spoken_for("prometheus", &[]),
-    spoken_for("http", &[]),
-    spoken_for("kafka-lag", &[]),
-    spoken_for("sql", &[]),
-    spoken_for("external", &[]),
+    reserved("tokens_per_second", &[]),
+    reserved("time_to_first_token", &[]),
+    reserved("time_per_output_token", &[]),
+    reserved("refused_ratio", &[]),
+    reserved("burn_rate", &[]),
+    reserved("prometheus", &[]),
+    reserved("http", &[]),
+    reserved("kafka-lag", &[]),
+    reserved("sql", &[]),
+    reserved("external", &[]),
 ];
 
-const fn spoken_for(name: &'static str, aliases: &'static [&'static str]) -> SpokenFor {
-    SpokenFor { name, aliases }
+const fn reserved(name: &'static str, aliases: &'static [&'static str]) -> ReservedName {
+    ReservedName { name, aliases }
 }
 
-/// What the loads that gateways see have in common.
+/// Defaults of loads measured by gateways.
 const LOAD: MetricRow = MetricRow {
     name: "",
     aliases: &[],
@@ -151,23 +154,23 @@ const LOAD: MetricRow = MetricRow {
     is_total: true,
     is_per_instance: true,
     description: "",
-    worth: Situations {
+    situations: Situations {
         no_traffic: Always(0.0),
         all_in_flight: Measured,
         all_refused: Always(0.0),
         no_instance: Measured,
         no_report: Unknown,
     },
-    reads: Reads::Counts(|_, _, _| None),
+    computation: Computation::Counts(|_, _, _| None),
 };
 
-/// Those who are refused have come, too.
+/// Refused requests have arrived, too.
 const ARRIVALS: Situations = Situations {
     all_refused: Measured,
-    ..LOAD.worth
+    ..LOAD.situations
 };
 
-/// What the latencies of answers have in common: without an answer they are 0.
+/// Defaults of latencies; without an answer they are 0.
 const LATENCY: MetricRow = MetricRow {
     name: "",
     aliases: &[],
@@ -176,19 +179,19 @@ const LATENCY: MetricRow = MetricRow {
     is_total: false,
     is_per_instance: false,
     description: "",
-    worth: Situations {
+    situations: Situations {
         no_traffic: Always(0.0),
         all_in_flight: Always(0.0),
         all_refused: Always(0.0),
         no_instance: Always(0.0),
         no_report: Unknown,
     },
-    reads: Reads::Latencies(|latency| {
+    computation: Computation::Latencies(|latency| {
         ratio(latency.sum_micros(), latency.count()).map(|micros| micros / 1000.0)
     }),
 };
 
-/// What the resources that nodes see have in common.
+/// Defaults of resources measured by nodes.
 const RESOURCE: MetricRow = MetricRow {
     name: "",
     aliases: &[],
@@ -197,14 +200,14 @@ const RESOURCE: MetricRow = MetricRow {
     is_total: false,
     is_per_instance: false,
     description: "",
-    worth: Situations {
+    situations: Situations {
         no_traffic: Measured,
         all_in_flight: Measured,
         all_refused: Measured,
         no_instance: Always(0.0),
         no_report: Unknown,
     },
-    reads: Reads::Counts(|_, _, _| None),
+    computation: Computation::Counts(|_, _, _| None),
 };
 
 fn quantile_ms(latency: &Histogram, per_10000: u32) -> Option<f64> {

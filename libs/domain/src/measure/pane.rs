@@ -1,4 +1,4 @@
-//! Panes: what was measured in a stretch of time, in rings of bounded length. One second each for
+//! Panes: the measurements of a period of time, in rings of bounded length. One second per pane for
 //! windows up to 2 minutes, ten seconds up to 30 minutes, a minute beyond.
 //!
 //! Invariant: panes hold integers only, so that merging is exact in any order.
@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use contract::frame::{DeploymentFrame, Outcomes};
 use contract::histogram::Histogram;
 
-/// What panes of one resolution must be able to do.
+/// Merging of panes of one resolution.
 pub(super) trait Merge: Default {
     fn merge(&mut self, other: &Self);
 }
@@ -16,7 +16,7 @@ pub(super) trait Merge: Default {
 /// Requests and resources of one deployment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Load {
-    /// Requests that ended, by what became of them.
+    /// Requests that ended, by outcome.
     pub outcomes: Outcomes,
     /// Requests that arrived.
     pub arrivals: u64,
@@ -30,14 +30,15 @@ pub struct Load {
     pub cpu_us: u64,
     /// Instance-time over which CPU was counted.
     pub cpu_length_us: u64,
-    /// Sum of the memory that was read, in bytes.
+    /// Sum of memory readings, in bytes.
     pub memory_bytes: u64,
-    /// Instance-seconds in which memory was read.
+    /// Number of memory readings: instance-seconds.
     pub memory_samples: u64,
 }
 
 impl Load {
-    /// Adds one source's part of a second. Roles are not told apart: mirrored requests are load too.
+    /// Adds one source's part of a second. Roles are not distinguished: mirrored requests are load
+    /// too.
     pub fn add(&mut self, frame: &DeploymentFrame, length_us: u64) {
         self.outcomes.add(&frame.outcomes);
         self.arrivals += frame.arrivals;
@@ -71,12 +72,12 @@ impl Merge for Load {
     }
 }
 
-/// How much of a stretch was measured at all; the same for every deployment of a bucket.
+/// How much of a period was measured at all; the same for every deployment of a bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     /// Seconds with at least one frame.
     pub seconds: u32,
-    /// True length of those seconds.
+    /// Actual length of those seconds.
     pub length_us: u64,
     /// Seconds in which some member was missing.
     pub partial_seconds: u32,
@@ -93,7 +94,7 @@ impl Merge for Coverage {
 /// Resolutions, finest first: (seconds per pane, longest window in seconds).
 pub(super) const TIERS: [(i64, i64); 3] = [(1, 120), (10, 1800), (60, i64::MAX)];
 
-/// The tier that answers for a window.
+/// The tier that serves a window.
 pub(super) fn tier_of(window_seconds: i64) -> usize {
     TIERS
         .iter()
@@ -119,7 +120,7 @@ impl<T: Merge> Ring<T> {
         }
     }
 
-    /// Adds what was measured in a second. Seconds come in ascending order.
+    /// Adds the measurements of a second. Seconds arrive in ascending order.
     fn add(&mut self, second: i64, part: &T) {
         if self.keep == 0 {
             return;
@@ -137,15 +138,15 @@ impl<T: Merge> Ring<T> {
     }
 
     fn trim(&mut self, second: i64) {
-        // One pane more than the window: it need not begin on a pane's bound.
+        // One pane more than the window, which need not start on a pane's boundary.
         let oldest = second - self.keep - self.step;
         while self.panes.front().is_some_and(|(start, _)| *start < oldest) {
             self.panes.pop_front();
         }
     }
 
-    /// Panes that overlap `[from, to)`, oldest first. A window that begins inside a pane takes that
-    /// pane whole.
+    /// Panes that overlap `[from, to)`, oldest first. A window that starts inside a pane includes
+    /// all of it.
     fn between(&self, from: i64, to: i64) -> impl Iterator<Item = (i64, &T)> {
         let from = from - from.rem_euclid(self.step);
         let first = self.panes.partition_point(|(start, _)| *start < from);
@@ -156,16 +157,16 @@ impl<T: Merge> Ring<T> {
     }
 }
 
-/// The three resolutions side by side.
+/// Rings of all three resolutions.
 #[derive(Clone, Debug)]
 pub(super) struct Rings<T> {
     rings: [Ring<T>; TIERS.len()],
-    /// The first second from which each resolution holds everything.
+    /// The first second from which each resolution is complete.
     since: [i64; TIERS.len()],
 }
 
 impl<T: Merge> Rings<T> {
-    /// The finest resolution is always kept, the others from when a window needs them.
+    /// The finest resolution is always kept, the others once a window needs them.
     pub fn new(since: i64) -> Self {
         let keep = |tier: usize| if tier == 0 { TIERS[0].1 } else { 0 };
         Self {
@@ -174,22 +175,22 @@ impl<T: Merge> Rings<T> {
         }
     }
 
-    pub fn with_everything(since: i64, longest: i64) -> Self {
+    pub fn with_all_tiers(since: i64, longest: i64) -> Self {
         let mut rings = Self::new(since);
         for (_, longest_of_tier) in TIERS {
-            rings.need(longest_of_tier.min(longest), since);
+            rings.retain(longest_of_tier.min(longest), since);
         }
         rings
     }
 
-    /// Makes sure that windows of this length are kept from `now` on.
-    pub fn need(&mut self, window_seconds: i64, now: i64) {
+    /// Keeps windows of this length from `now` on.
+    pub fn retain(&mut self, window_seconds: i64, now: i64) {
         let tier = tier_of(window_seconds);
         let ring = &mut self.rings[tier];
         if ring.keep == 0 {
             self.since[tier] = now;
         } else if ring.keep < window_seconds {
-            // What lies further back than the old length is gone already.
+            // Anything older than the previous length is already gone.
             self.since[tier] = self.since[tier].max(now - ring.keep);
         }
         ring.keep = ring.keep.max(window_seconds);
@@ -210,7 +211,7 @@ impl<T: Merge> Rings<T> {
         self.rings[tier_of(window_seconds)].between(from, to)
     }
 
-    /// The second from which windows of this length are whole.
+    /// The second from which windows of this length are complete.
     pub fn since(&self, window_seconds: i64) -> i64 {
         self.since[tier_of(window_seconds)]
     }

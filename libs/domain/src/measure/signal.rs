@@ -1,5 +1,5 @@
-//! Aggregates over windows of panes. Floats appear here and nowhere before: each is one division of
-//! integers, and sums of them run in the order of time.
+//! Aggregates over windows of panes. Floats are used here and nowhere before: each is one division
+//! of integers, and sums of them run in time order.
 
 use std::collections::BTreeMap;
 
@@ -10,17 +10,17 @@ use contract::ids::Uid;
 use contract::time::Timestamp;
 
 use super::group::Group;
-use super::metric::Reads;
+use super::metric::Computation;
 use super::pane::{Coverage, Load};
 use super::spec::{Aggregation, SignalSpec};
 use super::{AHEAD_MAX, SignalOptions};
 
-/// A window ends with the last closed second, but at most this long ago: when nothing arrives any
-/// more, the window moves on and empties.
+/// A window ends with the last closed second, but at most this long ago: when frames stop arriving,
+/// the window moves on and empties.
 const STALE_AFTER_SECONDS: i64 = 3;
 
-/// Latencies of a whole window, shared by the quantiles that one policy reads.
-pub(super) type Merged = BTreeMap<(SourceKind, i64, i64), Histogram>;
+/// Latencies of complete windows, shared by the quantiles that one policy reads.
+pub(super) type LatencyCache = BTreeMap<(SourceKind, i64, i64), Histogram>;
 
 pub(super) fn compute(
     group: &Group,
@@ -28,7 +28,7 @@ pub(super) fn compute(
     spec: &SignalSpec,
     options: SignalOptions,
     now: Timestamp,
-    merged: &mut Merged,
+    latencies: &mut LatencyCache,
 ) -> Signal {
     let window = i64::from(spec.window_seconds());
     let end = window_end(group, now);
@@ -38,7 +38,7 @@ pub(super) fn compute(
     let loads: BTreeMap<i64, &Load> = rings
         .map(|rings| rings.between(window, from, end).collect())
         .unwrap_or_default();
-    // Only covered panes count: a second without any frame says nothing, not zero.
+    // Only covered panes count: a second without any frame means nothing, not zero.
     let panes: Vec<(i64, &Coverage, &Load)> = group
         .coverage()
         .between(window, from, end)
@@ -46,11 +46,11 @@ pub(super) fn compute(
         .collect();
     let seconds: u32 = panes.iter().map(|(_, coverage, _)| coverage.seconds).sum();
     let wanted = spec.window_seconds();
-    let since = rings.map_or(group.began(), |rings| rings.since(window));
-    let value = match (spec.metric.row().reads, spec.aggregation) {
+    let since = rings.map_or(group.started(), |rings| rings.since(window));
+    let value = match (spec.metric.row().computation, spec.aggregation) {
         _ if seconds == 0 => None,
-        (Reads::Latencies(of), Aggregation::Average) => {
-            let latency = merged
+        (Computation::Latencies(of), Aggregation::Average) => {
+            let latency = latencies
                 .entry((spec.metric.row().source.clone(), from, end))
                 .or_insert_with(|| {
                     let mut whole = Histogram::default();
@@ -78,7 +78,7 @@ pub(super) fn compute(
 fn window_end(group: &Group, now: Timestamp) -> i64 {
     let stale = now.secs() - STALE_AFTER_SECONDS;
     match group.closed() {
-        // A source ahead of this clock may have closed a second that has not begun here.
+        // A source whose clock is ahead may have closed a second that has not started here.
         Some(closed) => (closed + 1).clamp(stale, now.secs() + AHEAD_MAX.secs() as i64 + 1),
         None => stale,
     }
@@ -97,13 +97,13 @@ fn aggregate(
             coverage.length_us += part.length_us;
             add_numbers(&mut load, of);
         }
-        return value_of(spec.metric.row().reads, options, &coverage, &load);
+        return value_of(spec.metric.row().computation, options, &coverage, &load);
     }
     let values: Vec<(u32, f64)> = panes
         .iter()
         .filter(|(_, coverage, _)| coverage.seconds > 0)
         .filter_map(|(_, coverage, load)| {
-            value_of(spec.metric.row().reads, options, coverage, load)
+            value_of(spec.metric.row().computation, options, coverage, load)
                 .map(|value| (coverage.seconds, value))
         })
         .collect();
@@ -123,7 +123,7 @@ fn aggregate(
     }
 }
 
-/// All but the histogram, which averages do not need.
+/// Adds everything except the histogram, which averages do not need.
 fn add_numbers(sum: &mut Load, part: &Load) {
     sum.outcomes.add(&part.outcomes);
     sum.arrivals += part.arrivals;
@@ -135,7 +135,7 @@ fn add_numbers(sum: &mut Load, part: &Load) {
     sum.memory_samples += part.memory_samples;
 }
 
-/// The smallest value with at least the share of seconds at or below it.
+/// The smallest value such that at least the given share of seconds is at or below it.
 fn quantile(mut values: Vec<(u32, f64)>, per_10000: u32) -> Option<f64> {
     values.sort_by(|(_, a), (_, b)| a.total_cmp(b));
     let seconds: u64 = values.iter().map(|(seconds, _)| u64::from(*seconds)).sum();
@@ -150,10 +150,15 @@ fn quantile(mut values: Vec<(u32, f64)>, per_10000: u32) -> Option<f64> {
     None
 }
 
-/// The metric over one stretch of time. None: it has no value there.
-fn value_of(reads: Reads, options: SignalOptions, coverage: &Coverage, load: &Load) -> Option<f64> {
-    match reads {
-        Reads::Counts(of) => of(coverage, load, options),
-        Reads::Latencies(of) => Some(of(&load.latency).unwrap_or(0.0)),
+/// The metric over one period; `None` if it has no value there.
+fn value_of(
+    computation: Computation,
+    options: SignalOptions,
+    coverage: &Coverage,
+    load: &Load,
+) -> Option<f64> {
+    match computation {
+        Computation::Counts(of) => of(coverage, load, options),
+        Computation::Latencies(of) => Some(of(&load.latency).unwrap_or(0.0)),
     }
 }

@@ -1,6 +1,7 @@
-//! What a rule reads: a metric over a window, and the key under which the aggregate is recorded.
+//! Signals that rules read: a metric over a window, and the key under which the aggregate is
+//! recorded.
 //!
-//! Invariant: a key says everything that its value depends on besides the deployment; keys are
+//! Invariant: a key names everything that its value depends on besides the deployment; keys are
 //! written into decisions and never change their meaning.
 
 use std::fmt;
@@ -9,22 +10,22 @@ use contract::time::Span;
 
 use super::metric::Metric;
 
-/// How the values inside a window become one.
+/// How the values in a window are combined into one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Aggregation {
     /// The mean over time.
     Average,
-    /// The least second.
+    /// The lowest second.
     Min,
-    /// The greatest second.
+    /// The highest second.
     Max,
-    /// All seconds added up.
+    /// The sum of all seconds.
     Sum,
-    /// Seconds that had data.
+    /// The number of seconds with data.
     Count,
     /// The last second.
     Last,
-    /// Per ten thousand.
+    /// The quantile, per ten thousand.
     Quantile(u32),
 }
 
@@ -41,7 +42,7 @@ const AGGREGATIONS: [(&str, Aggregation); 10] = [
     ("p99", Aggregation::Quantile(9900)),
 ];
 
-/// A rule names an aggregation that there is not.
+/// A rule names an unknown aggregation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "there is no aggregation `{0}`; use average, min, max, sum, count, last, p50, p90, p95 or p99"
@@ -49,11 +50,11 @@ const AGGREGATIONS: [(&str, Aggregation); 10] = [
 pub struct UnknownAggregation(String);
 
 impl Aggregation {
-    /// The aggregation that rules name so.
+    /// Returns the aggregation with this name in rules.
     ///
     /// # Errors
     ///
-    /// [`UnknownAggregation`], which lists those that there are.
+    /// [`UnknownAggregation`], which lists the available ones.
     pub fn parse(name: &str) -> Result<Self, UnknownAggregation> {
         AGGREGATIONS
             .iter()
@@ -62,7 +63,7 @@ impl Aggregation {
             .ok_or_else(|| UnknownAggregation(name.to_owned()))
     }
 
-    /// As rules and decisions name it.
+    /// Its name in rules and decisions.
     pub fn name(self) -> &'static str {
         AGGREGATIONS
             .iter()
@@ -74,11 +75,11 @@ impl Aggregation {
 /// One aggregate that a rule reads, before any division by instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignalSpec {
-    /// What is read.
+    /// The metric.
     pub metric: Metric,
-    /// How far back, in whole seconds.
+    /// Length of the window, in whole seconds.
     pub window: Span,
-    /// How the window becomes one value.
+    /// How the window is aggregated.
     pub aggregation: Aggregation,
 }
 

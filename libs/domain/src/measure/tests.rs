@@ -1,4 +1,4 @@
-//! Merging frames: what closes a second, and what a window over closed seconds says.
+//! Merging of frames: what closes a second, and what a window over closed seconds reports.
 
 mod rows;
 
@@ -232,7 +232,7 @@ fn a_live_gateway_without_traffic_reports_zero_and_no_gateway_reports_nothing() 
 }
 
 #[test]
-fn a_window_says_how_much_of_it_is_covered_until_it_is() {
+fn a_window_reports_its_coverage_until_it_is_covered() {
     let mut measures = measures();
     for second in START..START + 60 {
         measures.frame(after(second, 5), &arrivals(gateway("a"), second, 2));
@@ -390,7 +390,7 @@ fn utilisation_is_averaged_over_instances_and_comes_from_nodes() {
     let signals = measures.signals(uid(), &specs, options, after(START, 5));
     let values: Vec<_> = signals.iter().map(|signal| signal.unwrap().value).collect();
     assert_eq!(values, [Some(70.0), Some(40.0)]);
-    // Without knowing how much memory there is, there is no share of it.
+    // Without the memory limit there is no utilisation.
     let unknown = signal(&measures, specs[1], after(START, 5));
     assert_eq!(unknown.value, None);
 }
@@ -407,12 +407,12 @@ fn long_windows_rest_on_coarser_panes_from_when_they_are_watched() {
     let watched = signal(&measures, long, now);
     assert_eq!((watched.value, watched.seconds_covered), (Some(3.0), 600));
     assert!(!watched.warming);
-    // Nobody asked for this one before, so what it needs was not kept.
+    // This window was not watched before, so its data was not kept.
     assert!(signal(&measures, spec("requests_per_second", 7200, "average"), now).warming);
 }
 
 #[test]
-fn the_order_in_which_gateways_are_heard_does_not_matter() {
+fn the_arrival_order_of_gateways_does_not_matter() {
     let run = |swap: bool| {
         let mut measures = measures();
         for second in START..START + 30 {

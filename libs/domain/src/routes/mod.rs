@@ -1,9 +1,9 @@
 //! The route of an endpoint, as gateways need it.
 //!
-//! Invariant: but for the slots, a route depends on the endpoint and its instances alone; its
-//! revision is the position of the last event that either has taken in, so a gateway that has
-//! reached a drain's position has the drain. Slots depend on the gateways too; by which of them they
-//! were dealt is vouched for apart (`RouteUpdate.members`).
+//! Invariant: except for its slots, a route depends on the endpoint and its instances alone. Its
+//! revision is the position of the last event that either has applied, so a gateway that has
+//! reached the position of a drain has applied the drain. Slots depend on the gateways too;
+//! `RouteUpdate.members` says as of which gateways they were allocated.
 
 pub mod slots;
 
@@ -18,14 +18,14 @@ use crate::instances::{Instance, InstanceState, Instances, Phase};
 use crate::members::Members;
 use slots::Slots;
 
-/// What slots are dealt by.
+/// The inputs of slot allocation.
 #[derive(Clone, Copy, Debug)]
 pub struct Dealing<'a> {
-    /// Gateways that there are, and were.
+    /// The current and past gateways.
     pub members: &'a Members,
-    /// The endpoint's route as it was published last, by whomever.
+    /// The endpoint's latest published route, whoever published it.
     pub given: Option<&'a RouteUpdate>,
-    /// Whether all gateways have given way since they last became others.
+    /// Whether all gateways have yielded slots since the set of gateways last changed.
     pub given_way: bool,
 }
 
@@ -34,79 +34,81 @@ impl Dealing<'_> {
         self.members.dealt_as_of()
     }
 
-    /// The gateways by which slots were dealt so far; empty if that is not known.
-    fn gateways_so_far(&self) -> BTreeSet<String> {
+    /// The gateways that slots are currently allocated to; empty if unknown.
+    fn allocated_gateways(&self) -> BTreeSet<String> {
         match self.given {
-            Some(given) => {
-                let then = self.members.gateways_at(given.members);
+            Some(update) => {
+                let then = self.members.gateways_at(update.members);
                 then.unwrap_or_default()
             }
-            // A predecessor may not have come to an end.
-            None => self.members.gateways_before(),
+            // A predecessor may not have finished its allocation.
+            None => self.members.previous_gateways(),
         }
     }
 }
 
-/// A deal, worked out as far as it is the same for all instances of an endpoint.
-struct Dealer<'a> {
+/// An allocation, computed as far as it is the same for all instances of an endpoint.
+struct SlotAllocator<'a> {
     gateways: BTreeSet<String>,
     given_way: bool,
-    /// What was given out before, by instance; none if that was not by us.
-    given: Option<BTreeMap<&'a InstanceId, &'a Slots>>,
-    so_far: BTreeSet<String>,
+    /// The published slots by instance; `None` if somebody else published them.
+    published: Option<BTreeMap<&'a InstanceId, &'a Slots>>,
+    previous: BTreeSet<String>,
     newcomers: BTreeSet<String>,
 }
 
-impl<'a> Dealer<'a> {
-    fn of(dealing: &Dealing<'a>) -> Self {
-        let gateways = dealing.members.gateway_ids();
-        let so_far = dealing.gateways_so_far();
-        // Where nobody was known, everybody had the whole limit: then nobody is new.
-        let newcomers = match so_far.is_empty() {
+impl<'a> SlotAllocator<'a> {
+    fn new(inputs: &Dealing<'a>) -> Self {
+        let gateways = inputs.members.gateway_ids();
+        let previous = inputs.allocated_gateways();
+        // If no gateways were known, each had the whole limit: then none of them is new.
+        let newcomers = match previous.is_empty() {
             true => BTreeSet::new(),
-            false => gateways.difference(&so_far).cloned().collect(),
+            false => gateways.difference(&previous).cloned().collect(),
         };
-        let given = dealing.given.map(|given| {
-            let deployments = given.route.iter().flat_map(|r| r.deployments.values());
+        let published = inputs.given.map(|update| {
+            let deployments = update.route.iter().flat_map(|r| r.deployments.values());
             let instances = deployments.flat_map(|deployment| &deployment.instances);
             instances.map(|i| (&i.id, &i.slots)).collect()
         });
         Self {
             gateways,
-            given_way: dealing.given_way,
-            given,
-            so_far,
+            given_way: inputs.given_way,
+            published,
+            previous,
             newcomers,
         }
     }
 
     fn slots(&self, limit: u32, instance: &InstanceId) -> Slots {
-        let next = slots::deal(limit, instance, &self.gateways);
+        let next = slots::allocate(limit, instance, &self.gateways);
         if self.given_way {
             return next;
         }
-        let give_way =
-            |given: &Slots| slots::give_way(limit, given, &next, &self.gateways, &self.newcomers);
-        match &self.given {
-            // What nobody has been given yet is free.
-            Some(given) => given
+        let yield_slots = |current: &Slots| {
+            slots::yield_slots(limit, current, &next, &self.gateways, &self.newcomers)
+        };
+        match &self.published {
+            // Nobody holds slots of an instance that was not published.
+            Some(published) => published
                 .get(instance)
-                .map(|given| give_way(given))
+                .map(|current| yield_slots(current))
                 .unwrap_or(next),
-            None => give_way(&slots::deal(limit, instance, &self.so_far)),
+            None => yield_slots(&slots::allocate(limit, instance, &self.previous)),
         }
     }
 }
 
-/// The whole route at a position. While an endpoint goes away its instances stay in the route,
-/// draining and without a share, so that gateways still report what is in flight on them.
+/// Returns the complete route at a position. While an endpoint is being deleted, its instances stay
+/// in the route, draining and without a share, so that gateways still report what is in flight on
+/// them.
 pub fn route(
     endpoint: &Endpoint,
     instances: &Instances,
     revision: Position,
-    dealing: &Dealing<'_>,
+    inputs: &Dealing<'_>,
 ) -> RouteUpdate {
-    let dealer = Dealer::of(dealing);
+    let allocator = SlotAllocator::new(inputs);
     let keys = [&endpoint.keys.primary, &endpoint.keys.secondary];
     let leaving = endpoint.state == ProvisioningState::Deleting;
     let deployments = endpoint.deployments.iter().map(|(name, deployment)| {
@@ -114,7 +116,7 @@ pub fn route(
         let percent = if leaving { 0 } else { percent };
         (
             name.clone(),
-            deployment_route(deployment, instances, percent, &dealer),
+            deployment_route(deployment, instances, percent, &allocator),
         )
     });
     let route = Route {
@@ -128,12 +130,12 @@ pub fn route(
     RouteUpdate {
         endpoint: EndpointKey::new(&endpoint.name),
         revision,
-        members: dealing.position(),
+        members: inputs.position(),
         route: Some(route),
     }
 }
 
-/// The endpoint is gone.
+/// Returns the update for an endpoint that has been deleted.
 pub fn gone(endpoint: &EndpointKey, revision: Position, members: &Members) -> RouteUpdate {
     RouteUpdate {
         endpoint: endpoint.clone(),
@@ -147,14 +149,14 @@ fn deployment_route(
     deployment: &Deployment,
     instances: &Instances,
     percent: u8,
-    dealer: &Dealer<'_>,
+    allocator: &SlotAllocator<'_>,
 ) -> DeploymentRoute {
     let settings = &deployment.spec.request_settings;
     let limit = settings.max_concurrent_requests_per_instance;
     let leaving = deployment.state == ProvisioningState::Deleting;
     let routed = instances
         .of(deployment.uid)
-        .filter_map(|instance| instance_route(instance, leaving, limit, dealer));
+        .filter_map(|instance| instance_route(instance, leaving, limit, allocator));
     DeploymentRoute {
         uid: deployment.uid,
         percent,
@@ -168,11 +170,11 @@ fn instance_route(
     instance: &Instance,
     leaving: bool,
     limit: u32,
-    dealer: &Dealer<'_>,
+    allocator: &SlotAllocator<'_>,
 ) -> Option<InstanceRoute> {
     let draining = match instance.state() {
         InstanceState::Ready => leaving,
-        // It served once, so requests may still be in flight on it.
+        // It was ready before, so requests may still be in flight on it.
         InstanceState::Draining if instance.ready_at.is_some() => true,
         _ if instance.phase == Phase::Unready && instance.ready_at.is_some() => true,
         _ => return None,
@@ -181,6 +183,6 @@ fn instance_route(
         id: instance.id.clone(),
         address: instance.address.clone()?,
         draining,
-        slots: dealer.slots(limit, &instance.id),
+        slots: allocator.slots(limit, &instance.id),
     })
 }

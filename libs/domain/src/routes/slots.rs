@@ -1,9 +1,9 @@
-//! Dealing an instance's slots to the gateways, so that its limit holds over all of them.
+//! Allocation of an instance's slots to gateways, so that its limit holds across all of them.
 //!
-//! Invariants: dealt slots sum up to the limit, or to one for each gateway where there are more
-//! gateways than slots. When the gateways become others, no grant grows before all of them have
-//! given way: first everybody gets the lesser of what it had and what it will have, then what it is
-//! to have. With one gateway, or none known, nothing is dealt: whoever serves has the whole limit.
+//! Invariants: allocated slots sum to the limit, or to one per gateway if there are more gateways
+//! than slots. When the set of gateways changes, no grant grows before all gateways have yielded:
+//! first each gets the smaller of its current and its next grant, then its next grant. With one
+//! gateway, or none known, nothing is divided: whoever serves has the whole limit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,42 +15,42 @@ use sha2::{Digest, Sha256};
 
 use crate::members::{Members, SILENT_AFTER};
 
-/// Slots of one instance, by gateway, as a route carries them.
+/// Slots of one instance by gateway, as a route carries them.
 pub type Slots = BTreeMap<String, u32>;
 
-/// A gateway that has not given way after this time is cut off, and the others need not wait longer.
-/// Frames come every second and routes in less, so it is far more than a healthy one takes.
-pub const GIVE_WAY_WITHIN: Span = Span::from_secs(10);
+/// A gateway that has not yielded after this time is cut off, and the others stop waiting for it.
+/// Frames arrive every second and routes faster, so this is far more than a healthy gateway takes.
+pub const YIELD_TIMEOUT: Span = Span::from_secs(10);
 
-/// What a gateway may have at once on an instance, by a route.
+/// Returns how many concurrent requests a route lets a gateway have on an instance.
 pub fn granted(slots: &Slots, gateway: &str, limit: u32) -> u32 {
     let own = slots.get(gateway).or_else(|| slots.get(ANY_GATEWAY));
     own.copied().unwrap_or(limit)
 }
 
-/// The slots as they are to be once everybody has them. A gateway that is not named gets one, so
-/// that a newcomer serves at once.
-pub fn deal(limit: u32, instance: &InstanceId, gateways: &BTreeSet<String>) -> Slots {
+/// Returns the final allocation. A gateway that is not named gets one slot, so that a new one can
+/// serve at once.
+pub fn allocate(limit: u32, instance: &InstanceId, gateways: &BTreeSet<String>) -> Slots {
     let count = gateways.len() as u32;
     if count <= 1 {
         return Slots::from([(ANY_GATEWAY.to_owned(), limit)]);
     }
     let (share, rest) = (limit / count, limit % count);
-    let mut in_turn: Vec<&String> = gateways.iter().collect();
+    let mut ordered: Vec<&String> = gateways.iter().collect();
     if rest > 0 {
-        // By instance, so that what is left over does not always go to the same gateway.
-        in_turn.sort_by_cached_key(|gateway| turn(instance, gateway));
+        // Ordered per instance, so that the remainder does not always go to the same gateway.
+        ordered.sort_by_cached_key(|gateway| remainder_order(instance, gateway));
     }
     let mut slots = Slots::from([(ANY_GATEWAY.to_owned(), 1)]);
-    for (place, gateway) in in_turn.into_iter().enumerate() {
-        let own = share + u32::from((place as u32) < rest);
+    for (index, gateway) in ordered.into_iter().enumerate() {
+        let own = share + u32::from((index as u32) < rest);
         slots.insert(gateway.clone(), own.max(1));
     }
     slots
 }
 
-/// Decides who is served first where slots do not come out even.
-fn turn(instance: &InstanceId, gateway: &str) -> [u8; 32] {
+/// The order in which gateways get a share of the remainder.
+fn remainder_order(instance: &InstanceId, gateway: &str) -> [u8; 32] {
     Sha256::new()
         .chain_update(instance.as_str())
         .chain_update([0])
@@ -59,22 +59,24 @@ fn turn(instance: &InstanceId, gateway: &str) -> [u8; 32] {
         .into()
 }
 
-/// The slots on the way from what was given to what is to be. Nothing is free then, since a deal
-/// gives everything away; so `newcomers`, whom the former deal did not count, get one each.
-pub fn give_way(
+/// Returns the transitional allocation between `current` and `next`. No slot is free during it,
+/// since every allocation is complete; so `newcomers`, which the current one does not include, get
+/// one slot each.
+pub fn yield_slots(
     limit: u32,
-    given: &Slots,
+    current: &Slots,
     next: &Slots,
     gateways: &BTreeSet<String>,
     newcomers: &BTreeSet<String>,
 ) -> Slots {
-    let lesser = |gateway: &str| granted(given, gateway, limit).min(granted(next, gateway, limit));
-    let any = lesser(ANY_GATEWAY);
+    let smaller =
+        |gateway: &str| granted(current, gateway, limit).min(granted(next, gateway, limit));
+    let any = smaller(ANY_GATEWAY);
     let mut slots = Slots::from([(ANY_GATEWAY.to_owned(), any)]);
     for gateway in gateways {
         let own = match newcomers.contains(gateway) {
-            true => lesser(gateway).min(1),
-            false => lesser(gateway),
+            true => smaller(gateway).min(1),
+            false => smaller(gateway),
         };
         if own != any || next.contains_key(gateway) {
             slots.insert(gateway.clone(), own);
@@ -83,45 +85,46 @@ pub fn give_way(
     slots
 }
 
-/// Knows from frames whether the gateways have given way since they last became others.
+/// Tracks from frames whether the gateways have yielded slots since the set of gateways last
+/// changed.
 #[derive(Clone, Debug, Default)]
 pub struct GivenWay {
-    /// How far each gateway has followed the deals, by its last frame of the bucket.
+    /// The allocation that each gateway has reached, by its last frame of the bucket.
     reached: BTreeMap<(Bucket, String), Position>,
-    heard: BTreeMap<String, Timestamp>,
-    /// The deal that is followed, and the buckets where all have given way to it.
-    deal: Position,
+    last_seen: BTreeMap<String, Timestamp>,
+    /// The current allocation, and the buckets where all gateways have yielded to it.
+    allocation: Position,
     done: BTreeSet<Bucket>,
 }
 
 impl GivenWay {
-    /// Takes in a frame that arrived at `now`.
+    /// Observes a frame that arrived at `now`.
     pub fn observe(&mut self, frame: &Frame, now: Timestamp) {
         if frame.source.kind != SourceKind::GATEWAY {
             return;
         }
         let id = &frame.source.id;
         if frame.goodbye {
-            self.heard.remove(id);
+            self.last_seen.remove(id);
             self.reached.remove(&(frame.bucket, id.clone()));
             return;
         }
-        self.heard.insert(id.clone(), now);
+        self.last_seen.insert(id.clone(), now);
         self.reached
             .insert((frame.bucket, id.clone()), frame.members);
     }
 
-    /// Buckets where everybody has given way since the last call. Their routes are to be published
-    /// again, with what their gateways are to have.
+    /// Returns the buckets where all gateways have yielded since the last call. Publish their
+    /// routes again, with the final allocation.
     pub fn due(&mut self, members: &Members, now: Timestamp) -> BTreeSet<Bucket> {
-        let deal = members.dealt_as_of();
-        if self.deal != deal {
-            self.deal = deal;
+        let allocation = members.dealt_as_of();
+        if self.allocation != allocation {
+            self.allocation = allocation;
             self.done.clear();
         }
         let open = Bucket::of_endpoints().filter(|bucket| !self.done.contains(bucket));
         let given_way = |bucket: &Bucket| {
-            let reached = |gateway: &String| self.has_reached(*bucket, gateway, deal);
+            let reached = |gateway: &String| self.has_reached(*bucket, gateway, allocation);
             is_late(members, now) || members.gateways.keys().all(reached)
         };
         let due: BTreeSet<Bucket> = open.filter(given_way).collect();
@@ -129,15 +132,15 @@ impl GivenWay {
         due
     }
 
-    /// Whether the present deal may be given out in full.
+    /// Whether the current allocation may be granted in full.
     pub fn is_done(&self, bucket: Bucket, members: &Members, now: Timestamp) -> bool {
-        let reached = self.deal == members.dealt_as_of() && self.done.contains(&bucket);
+        let reached = self.allocation == members.dealt_as_of() && self.done.contains(&bucket);
         reached || is_late(members, now)
     }
 
-    /// What the gateways together may have on an instance beyond its limit, at worst: gateways that
-    /// are heard and not counted in the deal have theirs, and one that has not followed in time may
-    /// have the whole limit.
+    /// Returns how far the gateways together may exceed an instance's limit at worst: live gateways
+    /// that are not part of the allocation have their own slots, and one that did not follow in
+    /// time may use the whole limit.
     pub fn excess(
         &self,
         bucket: Bucket,
@@ -146,9 +149,9 @@ impl GivenWay {
         limit: u32,
         now: Timestamp,
     ) -> u32 {
-        let is_heard = |at: &Timestamp| now.since(*at) < SILENT_AFTER;
-        let heard = self.heard.iter().filter(|(_, at)| is_heard(at));
-        let mut gateways: BTreeSet<&String> = heard.map(|(gateway, _)| gateway).collect();
+        let is_live = |at: &Timestamp| now.since(*at) < SILENT_AFTER;
+        let live = self.last_seen.iter().filter(|(_, at)| is_live(at));
+        let mut gateways: BTreeSet<&String> = live.map(|(gateway, _)| gateway).collect();
         gateways.extend(members.gateways.keys());
         let held = gateways.into_iter().map(|gateway| {
             let cut_off = members.gateways.contains_key(gateway)
@@ -165,13 +168,13 @@ impl GivenWay {
         u32::try_from(excess).unwrap_or(u32::MAX)
     }
 
-    fn has_reached(&self, bucket: Bucket, gateway: &str, deal: Position) -> bool {
+    fn has_reached(&self, bucket: Bucket, gateway: &str, allocation: Position) -> bool {
         self.reached
             .get(&(bucket, gateway.to_owned()))
-            .is_some_and(|reached| *reached >= deal)
+            .is_some_and(|reached| *reached >= allocation)
     }
 }
 
 fn is_late(members: &Members, now: Timestamp) -> bool {
-    now.since(members.dealt_since()) >= GIVE_WAY_WITHIN
+    now.since(members.gateway_set_since()) >= YIELD_TIMEOUT
 }

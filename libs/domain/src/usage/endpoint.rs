@@ -1,4 +1,4 @@
-//! What the log says about the usage of one endpoint.
+//! The recorded usage of one endpoint.
 
 use std::collections::BTreeMap;
 
@@ -9,64 +9,65 @@ use contract::time::Timestamp;
 use contract::usage::{UsageGap, UsageMinute};
 use serde::{Deserialize, Serialize};
 
-use super::frames::{Boot, ToldFrames};
+use super::frames::{Boot, RecordedFrames};
 use super::ranges::Ranges;
-use super::{BOOT_KEPT, MINUTE, pairs};
+use super::{BOOT_RETENTION, MINUTE, pairs};
 
-/// What has been told of one endpoint's usage, as the log has it.
+/// The recorded usage of one endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Saved")]
 pub struct EndpointUsage {
     pub(super) alive: bool,
     /// Version of its usage stream.
     pub(super) version: u64,
-    pub(super) deployments: BTreeMap<Uid, Told>,
-    /// Frames that its events say are missing.
-    #[serde(skip_serializing_if = "ToldFrames::is_empty")]
-    pub(super) missing: ToldFrames,
+    pub(super) deployments: BTreeMap<Uid, RecordedUsage>,
+    /// Frames that its events report missing.
+    #[serde(skip_serializing_if = "RecordedFrames::is_empty")]
+    pub(super) missing: RecordedFrames,
 }
 
-/// What events tell of one deployment.
+/// The recorded usage of one deployment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Told {
-    /// End of the last minute that was closed: what comes for an earlier one is a correction.
+pub(super) struct RecordedUsage {
+    /// End of the last closed minute: anything for an earlier one is a correction.
     pub closed: Timestamp,
-    /// End of the last minute that anything was told of.
+    /// End of the last minute with anything recorded.
     pub last: Timestamp,
-    pub counted: ToldFrames,
+    pub counted: RecordedFrames,
 }
 
-/// As it is saved, also by a release that kept what was counted for all deployments together.
+/// The serialized form, including that of a release that kept counted frames for all deployments
+/// together.
 #[derive(Deserialize)]
 struct Saved {
     alive: bool,
     version: u64,
     #[serde(default)]
-    deployments: BTreeMap<Uid, Told>,
+    deployments: BTreeMap<Uid, RecordedUsage>,
     #[serde(default)]
-    missing: ToldFrames,
+    missing: RecordedFrames,
     #[serde(default, with = "pairs")]
     counted: BTreeMap<Boot, (Ranges, Timestamp)>,
-    /// The last minute closed.
+    /// The last closed minute.
     #[serde(default)]
     closed: BTreeMap<Uid, Timestamp>,
 }
 
 impl From<Saved> for EndpointUsage {
     fn from(saved: Saved) -> Self {
-        let mut counted = ToldFrames::default();
+        let mut counted = RecordedFrames::default();
         for (boot, (ranges, minute)) in saved.counted {
             for (first, last) in ranges.iter() {
                 counted.insert(boot.clone(), first, last, minute);
             }
         }
         let together = saved.closed.into_iter().map(|(uid, minute)| {
-            let told = Told {
+            let recorded = RecordedUsage {
                 closed: minute + MINUTE,
                 last: minute + MINUTE,
                 counted: counted.clone(),
             };
-            (uid, told)
+            (uid, recorded)
         });
         Self {
             alive: saved.alive,
@@ -78,7 +79,7 @@ impl From<Saved> for EndpointUsage {
 }
 
 impl EndpointUsage {
-    /// Applies an event of the endpoint; false: it has been applied before, or is of no concern.
+    /// Applies an event of the endpoint. Returns false if it was applied before or is irrelevant.
     pub fn apply(&mut self, record: &Record) -> bool {
         let is_usage = record.stream.kind() == Some(StreamKind::Usage);
         match &record.event {
@@ -90,8 +91,8 @@ impl EndpointUsage {
                 }
                 self.version = record.version;
                 match event {
-                    Event::UsageClosed(told) => self.apply_minute(told, true),
-                    Event::UsageCorrected(told) => self.apply_minute(told, false),
+                    Event::UsageClosed(usage) => self.apply_minute(usage, true),
+                    Event::UsageCorrected(usage) => self.apply_minute(usage, false),
                     Event::UsageGap(gap) => self.apply_gap(gap),
                     _ => {}
                 }
@@ -101,29 +102,29 @@ impl EndpointUsage {
         true
     }
 
-    /// Version of its usage stream, as far as it was applied.
+    /// Version of its usage stream, as far as it has been applied.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    fn apply_minute(&mut self, told: &UsageMinute, closes: bool) {
-        let known = self.deployments.entry(told.deployment_uid).or_default();
+    fn apply_minute(&mut self, usage: &UsageMinute, closes: bool) {
+        let recorded = self.deployments.entry(usage.deployment_uid).or_default();
         if closes {
-            known.closed = known.closed.max(told.end());
+            recorded.closed = recorded.closed.max(usage.end());
         }
-        known.last = known.last.max(told.end());
-        for range in &told.counted {
+        recorded.last = recorded.last.max(usage.end());
+        for range in &usage.counted {
             let boot = Boot {
                 source: range.source.clone(),
                 boot: range.boot,
             };
             let (first, last) = (range.first, range.last);
-            known.counted.insert(boot, first, last, told.minute);
+            recorded.counted.insert(boot, first, last, usage.minute);
         }
-        known.counted.forget_old(told.minute);
-        self.missing.forget_old(told.minute);
+        recorded.counted.forget_old(usage.minute);
+        self.missing.forget_old(usage.minute);
         self.deployments
-            .retain(|_, known| told.minute.since(known.last) < BOOT_KEPT);
+            .retain(|_, recorded| usage.minute.since(recorded.last) < BOOT_RETENTION);
     }
 
     fn apply_gap(&mut self, gap: &UsageGap) {
@@ -135,43 +136,44 @@ impl EndpointUsage {
         self.missing.forget_old(gap.minute);
     }
 
-    /// End of the last minute of a deployment that was closed.
+    /// End of the last closed minute of a deployment.
     pub(super) fn closed(&self, uid: Uid) -> Timestamp {
-        let told = self.deployments.get(&uid);
-        told.map_or_else(Timestamp::default, |told| told.closed)
+        let recorded = self.deployments.get(&uid);
+        recorded.map_or_else(Timestamp::default, |recorded| recorded.closed)
     }
 
-    pub(super) fn counted(&self, uid: Uid) -> Option<&ToldFrames> {
-        self.deployments.get(&uid).map(|told| &told.counted)
+    pub(super) fn counted(&self, uid: Uid) -> Option<&RecordedFrames> {
+        self.deployments.get(&uid).map(|recorded| &recorded.counted)
     }
 
-    /// The last frame of a boot that was counted for any of its deployments.
+    /// The last frame of a boot that was counted for any deployment.
     pub(super) fn last_counted(&self, boot: &Boot) -> Option<u64> {
         let counted = self.deployments.values();
         counted.filter_map(|d| d.counted.of(boot)?.last()).max()
     }
 
-    /// Of frames that did not come to us, those to be told: what an event has counted did come, and what
-    /// one says is missing is told. Where a predecessor has heard frames up to `heard_before`, it has
-    /// told all but what it held back of a deployment, and that begins after the last it told of that.
-    pub(super) fn untold(
+    /// Returns the frames, of those we are missing, that have yet to be reported: not those that an
+    /// event has counted, which did arrive, nor those that an event reports missing. A predecessor
+    /// that received frames up to `received_before` has reported everything except what it held
+    /// back of a deployment, and that starts after the last frame it reported for that deployment.
+    pub(super) fn unreported(
         &self,
         boot: &Boot,
         missing: &Ranges,
-        heard_before: Option<u64>,
+        received_before: Option<u64>,
     ) -> Ranges {
         let counted = self.deployments.values();
         let counted = counted.filter_map(|d| d.counted.of(boot));
-        let untold = match heard_before {
-            None => counted.fold(missing.clone(), |left, told| left.without(told)),
-            Some(heard) => {
-                let told = counted.filter_map(Ranges::last).min();
-                missing.without(&Ranges::of(0, told.unwrap_or(heard)))
+        let unreported = match received_before {
+            None => counted.fold(missing.clone(), |left, recorded| left.without(recorded)),
+            Some(received) => {
+                let recorded = counted.filter_map(Ranges::last).min();
+                missing.without(&Ranges::of(0, recorded.unwrap_or(received)))
             }
         };
         match self.missing.of(boot) {
-            Some(told) => untold.without(told),
-            None => untold,
+            Some(recorded) => unreported.without(recorded),
+            None => unreported,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Sets of frames: which sequences of which start of which source.
+//! Sets of frames: sequence numbers by start of a source.
 
 use std::collections::BTreeMap;
 
@@ -8,16 +8,16 @@ use contract::usage::FrameRange;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::BOOT_KEPT;
+use super::BOOT_RETENTION;
 use super::pairs;
 use super::ranges::Ranges;
 
-/// One start of a source: what sequences are counted in.
+/// One start of a source, which numbers its frames.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Boot {
-    /// Whose start it is.
+    /// The source.
     pub source: Source,
-    /// New at each start.
+    /// Unique to each start.
     pub boot: Uuid,
 }
 
@@ -50,7 +50,7 @@ impl FrameSet {
         }
     }
 
-    /// Whether the first of a range is among them.
+    /// Whether the first frame of a range is in the set.
     pub(super) fn contains(&self, range: &FrameRange) -> bool {
         let boot = Boot {
             source: range.source.clone(),
@@ -60,12 +60,12 @@ impl FrameSet {
         ranges.is_some_and(|ranges| ranges.contains(range.first))
     }
 
-    /// All of them, but for those that have been told already.
-    pub(super) fn without(&self, told: Option<&ToldFrames>) -> Vec<FrameRange> {
+    /// The frames of the set that are not recorded yet.
+    pub(super) fn without(&self, recorded: Option<&RecordedFrames>) -> Vec<FrameRange> {
         let of_boot = |(boot, ranges): (&Boot, &Ranges)| {
             let range = |(first, last)| boot.range(first, last);
-            match told.and_then(|told| told.of(boot)) {
-                Some(told) => ranges.without(told).iter().map(range).collect(),
+            match recorded.and_then(|recorded| recorded.of(boot)) {
+                Some(recorded) => ranges.without(recorded).iter().map(range).collect(),
                 None => ranges.iter().map(range).collect::<Vec<_>>(),
             }
         };
@@ -73,13 +73,13 @@ impl FrameSet {
     }
 }
 
-/// Frames that events of the log name, and the last minute in which, for as long as they may come
-/// again.
+/// Frames that recorded events name, with the last minute they were named in, kept for as long as
+/// they may arrive again.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(super) struct ToldFrames(#[serde(with = "pairs")] BTreeMap<Boot, (Ranges, Timestamp)>);
+pub(super) struct RecordedFrames(#[serde(with = "pairs")] BTreeMap<Boot, (Ranges, Timestamp)>);
 
-impl ToldFrames {
+impl RecordedFrames {
     pub(super) fn insert(&mut self, boot: Boot, first: u64, last: u64, minute: Timestamp) {
         let (ranges, newest) = self.0.entry(boot).or_default();
         ranges.insert(first, last);
@@ -91,12 +91,13 @@ impl ToldFrames {
     }
 
     pub(super) fn contains(&self, boot: &Boot, sequence: u64) -> bool {
-        self.of(boot).is_some_and(|told| told.contains(sequence))
+        self.of(boot)
+            .is_some_and(|recorded| recorded.contains(sequence))
     }
 
     pub(super) fn forget_old(&mut self, now: Timestamp) {
         self.0
-            .retain(|_, (_, newest)| now.since(*newest) < BOOT_KEPT);
+            .retain(|_, (_, newest)| now.since(*newest) < BOOT_RETENTION);
     }
 
     pub(super) fn is_empty(&self) -> bool {

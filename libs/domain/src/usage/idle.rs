@@ -1,5 +1,5 @@
-//! Minutes of a deployment without a request, gathered until they are told in one event: at the end of
-//! the hour, or when a minute with a request comes.
+//! Minutes of a deployment without a request, collected and reported in one event at the end of the
+//! hour, or when a minute with a request follows.
 
 use contract::ids::Name;
 use contract::time::{Span, Timestamp};
@@ -18,7 +18,7 @@ pub(super) struct IdleSpan {
     pub from: Timestamp,
     /// End of the last minute.
     pub through: Timestamp,
-    /// Six while it is of one minute, one of more.
+    /// Six for a single minute, one for more.
     pub slices: Vec<UsageSlice>,
 }
 
@@ -32,8 +32,8 @@ impl IdleSpan {
         }
     }
 
-    /// Whether a minute goes on where it ends. Minutes with nothing at all may lie between.
-    pub(super) fn takes(&self, minute: Timestamp) -> bool {
+    /// Whether a minute continues the span. Minutes without any data may lie between.
+    pub(super) fn accepts(&self, minute: Timestamp) -> bool {
         minute >= self.through && minute < self.end_of_hour()
     }
 
@@ -56,7 +56,7 @@ impl IdleSpan {
     }
 }
 
-/// The start of the hour (in UTC) in which an instant lies.
+/// Returns the start of the hour (in UTC) that contains an instant.
 pub(super) fn hour_of(instant: Timestamp) -> Timestamp {
     let hour = HOUR.millis() as i64;
     Timestamp::from_millis(instant.millis() - instant.millis().rem_euclid(hour))

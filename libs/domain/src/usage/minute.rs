@@ -1,4 +1,4 @@
-//! One minute that is still open: what its frames add up to, per deployment.
+//! An open minute: the sums of its frames, per deployment.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +11,14 @@ use contract::usage::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::LATE_GATHERED;
+use super::LATE_FLUSH_DELAY;
 use super::frames::FrameSet;
 
 const SLICE_MILLIS: i64 = 10_000;
 const MINUTE_MILLIS: i64 = 60_000;
 
-/// Instances in one event; six slices of these stay below the largest event. What is more follows
-/// as corrections, which add up.
+/// Instances per event: six slices of these stay below the largest event. The rest follows as
+/// corrections, which add up.
 const INSTANCES_PER_EVENT: usize = 200;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,24 +26,24 @@ pub(super) struct OpenMinute {
     /// Frames counted in this minute.
     pub counted: FrameSet,
     pub deployments: BTreeMap<EndpointKey, BTreeMap<Uid, Sums>>,
-    /// Set where its frames came after the minute had been closed: when the first of them did.
+    /// When the first frame arrived after the minute had been closed, if any did.
     pub late_since: Option<Timestamp>,
 }
 
-/// What one deployment used in the minute.
+/// The usage of one deployment in the minute.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Sums {
     pub deployment: Name,
     pub slices: Vec<UsageSlice>,
 }
 
-/// The start of the minute in which an instant lies.
+/// Returns the start of the minute that contains an instant.
 pub(super) fn minute_of(instant: Timestamp) -> Timestamp {
     Timestamp::from_millis(instant.millis() - instant.millis().rem_euclid(MINUTE_MILLIS))
 }
 
 impl OpenMinute {
-    /// Adds one deployment's part of a frame that begins at `start` and is `length_us` long.
+    /// Adds one deployment's part of a frame that starts at `start` and is `length_us` long.
     pub(super) fn add(&mut self, start: Timestamp, length_us: u64, frame: &DeploymentFrame) {
         let counts = counts_of(frame);
         if counts == UsageCounts::default() && frame.instances.is_empty() {
@@ -64,19 +64,19 @@ impl OpenMinute {
         }
     }
 
-    /// Whether frames that are late have been waited for.
-    pub(super) fn is_gathered(&self, now: Timestamp) -> bool {
+    /// Whether late frames have been collected for long enough to be reported.
+    pub(super) fn is_flushable(&self, now: Timestamp) -> bool {
         let since = self.late_since;
-        since.is_none_or(|since| now >= since + LATE_GATHERED)
+        since.is_none_or(|since| now >= since + LATE_FLUSH_DELAY)
     }
 
-    /// Takes away what an event of the log has told, from both.
-    pub(super) fn cancel(&mut self, endpoint: &EndpointKey, uid: Uid, told: &mut [UsageSlice]) {
+    /// Subtracts from each other what this minute holds and what an event recorded.
+    pub(super) fn cancel(&mut self, endpoint: &EndpointKey, uid: Uid, recorded: &mut [UsageSlice]) {
         let Some(deployments) = self.deployments.get_mut(endpoint) else {
             return;
         };
         if let Some(sums) = deployments.get_mut(&uid) {
-            cancel(&mut sums.slices, told);
+            cancel(&mut sums.slices, recorded);
             if sums.slices.iter().all(UsageSlice::is_empty) {
                 deployments.remove(&uid);
             }
@@ -88,8 +88,8 @@ impl OpenMinute {
 }
 
 impl Sums {
-    pub(super) fn telling(&self, uid: Uid, minute: Timestamp, closes: bool) -> Telling<'_> {
-        Telling {
+    pub(super) fn report(&self, uid: Uid, minute: Timestamp, closes: bool) -> UsageReport<'_> {
+        UsageReport {
             deployment: &self.deployment,
             uid,
             minute,
@@ -99,7 +99,7 @@ impl Sums {
         }
     }
 
-    /// Whether there was no request in the minute.
+    /// Whether the minute has no request.
     pub(super) fn is_idle(&self) -> bool {
         self.slices.iter().all(|slice| {
             let mut instances = slice.by_instance.values();
@@ -108,35 +108,35 @@ impl Sums {
     }
 }
 
-/// Takes away what both have, from both. Exact, because all counts add up; where there are more slices
-/// on one side than on the other, which of them loses it is of no matter.
-pub(super) fn cancel(ours: &mut [UsageSlice], told: &mut [UsageSlice]) {
-    if ours.len() == told.len() {
-        for (ours, told) in ours.iter_mut().zip(told) {
-            ours.cancel(told);
+/// Subtracts the common part of both. Exact, because all counts add up; if the sides have different
+/// numbers of slices, it does not matter which slice a count is taken from.
+pub(super) fn cancel(ours: &mut [UsageSlice], recorded: &mut [UsageSlice]) {
+    if ours.len() == recorded.len() {
+        for (ours, recorded) in ours.iter_mut().zip(recorded) {
+            ours.cancel(recorded);
         }
         return;
     }
     for ours in ours {
-        for told in &mut *told {
-            ours.cancel(told);
+        for recorded in &mut *recorded {
+            ours.cancel(recorded);
         }
     }
 }
 
-/// What is told of a deployment from a minute on.
-pub(super) struct Telling<'a> {
+/// A report of a deployment's usage, starting at a minute.
+pub(super) struct UsageReport<'a> {
     pub deployment: &'a Name,
     pub uid: Uid,
     pub minute: Timestamp,
     pub minutes: u32,
     pub slices: &'a [UsageSlice],
-    /// Nothing has been told of these minutes before.
+    /// Whether these minutes have not been reported before.
     pub closes: bool,
 }
 
-impl Telling<'_> {
-    /// One event, or more if it has very many instances.
+impl UsageReport<'_> {
+    /// Returns one event, or several if there are very many instances.
     pub(super) fn events(&self, counted: &[FrameRange]) -> impl Iterator<Item = Event> {
         let parts = self
             .slices
@@ -162,7 +162,7 @@ impl Telling<'_> {
     }
 }
 
-/// The first part holds everything but the instances past its share.
+/// Returns one part of a slice; the first holds everything except the instances past its share.
 fn part_of(slice: &UsageSlice, index: usize) -> UsageSlice {
     let instances = slice.by_instance.iter();
     let share = instances

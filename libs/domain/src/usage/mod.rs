@@ -1,25 +1,26 @@
-//! Usage of the endpoints of one bucket: frames in, closed minutes and named gaps out.
+//! Usage of the endpoints of one bucket: frames in, closed minutes and identified gaps out.
 //!
-//! A minute with a request is told when it is over. Minutes without one are gathered, per deployment,
-//! until the hour (in UTC) is over or a minute with a request comes, and told in one event.
+//! A minute with a request is reported once it has ended. Minutes without one are collected per
+//! deployment and reported in one event, when the hour (in UTC) ends or a minute with a request
+//! follows.
 //!
-//! Invariants: each frame is counted once per deployment, however often it comes and whoever counted
-//! it before; what the events of a deployment say adds up to what its frames said; a frame that
-//! never came is named; no minute of a deployment is closed twice. `usage.corrected` adds to the
+//! Invariants: each frame is counted once per deployment, however often it arrives and whoever
+//! counted it before; a deployment's events add up to what its frames reported; a frame that never
+//! arrived is identified; no minute of a deployment is closed twice. `usage.corrected` adds to the
 //! minutes that it names.
 //!
-//! [`Usage::due`] says what is to be appended; [`Usage::apply`] takes in what has been. So a commit
-//! that failed is simply due again.
+//! [`Usage::due`] returns what to append; [`Usage::apply`] applies what was appended. So what a
+//! failed commit contained is simply due again.
 
 mod endpoint;
 mod frames;
-mod hear;
-mod holes;
+mod gaps;
 mod idle;
+mod ingest;
 mod minute;
 mod pairs;
 mod ranges;
-mod tell;
+mod report;
 
 use std::collections::BTreeMap;
 
@@ -35,112 +36,115 @@ use uuid::Uuid;
 pub use endpoint::EndpointUsage;
 pub use frames::Boot;
 use frames::FrameSet;
-use holes::Hole;
+use gaps::Gap;
 use idle::{IdleSpan, hour_of};
 use minute::OpenMinute;
 pub use ranges::Ranges;
-use tell::Events;
+use report::DueEvents;
 
-/// How long a minute waits, past its end, for members that are silent.
+/// How long past its end a minute waits for silent members.
 pub const GRACE: Span = Span::from_secs(5);
 
-/// Late frames are gathered for this long before they are told as one correction.
-pub const LATE_GATHERED: Span = Span::from_secs(10);
+/// How long late frames are collected before one correction reports them.
+pub const LATE_FLUSH_DELAY: Span = Span::from_secs(10);
 
-/// State is saved at least this often; so many seconds of frames can be lost with it.
+/// State is saved at least this often; a crash can lose this many seconds of frames.
 pub const SAVED_EVERY: Span = Span::from_secs(10);
 
-/// A frame from further ahead is counted in the minute that the owner's clock shows: otherwise a
-/// source whose clock is wrong would keep minutes open for as long as it is.
+/// A frame from further ahead is counted in the current minute of the owner's clock: otherwise a
+/// source whose clock is wrong would keep minutes open for as long as it is off.
 const AHEAD_MAX: Span = Span::from_secs(60);
 
-/// A silent source is waited for (by the grace) until it is forgotten.
+/// How long minutes wait for a silent source (by the grace period) before it is forgotten.
 const MEMBER_SILENT_MAX: Span = Span::from_secs(600);
 
-/// Frames of a start of a source may come again within this time; past it, it is forgotten.
-const BOOT_KEPT: Span = Span::from_secs(24 * 3600);
+/// How long after a start of a source its frames may arrive again; past it, the start is forgotten.
+const BOOT_RETENTION: Span = Span::from_secs(24 * 3600);
 
-/// So long after the hour it may be that not all deployments without requests have been told of it.
-const HOUR_TOLD_WITHIN: Span = Span::from_secs(120);
+/// How long after an hour some deployments without requests may not have been reported for it yet.
+const HOUR_REPORTED_WITHIN: Span = Span::from_secs(120);
 
-/// Who counts what is used: requests, and resources. Frames of other sources are told to have come, and
-/// are not usage.
+/// Kinds of sources that measure usage: requests and resources. Frames of other sources are
+/// recorded as received and are not usage.
 const SOURCES: [SourceKind; 2] = [SourceKind::GATEWAY, SourceKind::NODE];
 
 const MINUTE: Span = Span::from_secs(60);
 const SECOND: Span = Span::from_secs(1);
 
-/// What became of a frame.
+/// How a frame was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counted {
-    /// In a minute that is open.
+    /// In an open minute.
     InTime,
-    /// Its minute was closed: a correction follows.
+    /// In a minute that is already closed: a correction follows.
     Late,
-    /// It has been counted before.
+    /// Not at all: it has been counted before.
     Before,
 }
 
 /// Events to append to the usage stream of one endpoint, in one commit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Due {
-    /// Whose usage it is.
+    /// The endpoint.
     pub endpoint: EndpointKey,
-    /// The version that the stream must have; another has been appended to it if it has not.
+    /// The version that the stream must have; any other means that another writer has appended to
+    /// it.
     pub expected_version: u64,
-    /// In order; not empty.
+    /// In order; never empty.
     pub events: Vec<Event>,
 }
 
-/// Changed together with whatever changes what [`EndpointUsage`] makes of recorded events, or how it is written:
-/// consumers that keep it in snapshots build their versions on it.
+/// Version of [`EndpointUsage`]. Raise it with any change to what it makes of recorded events or to
+/// its serialized form; consumers that snapshot it derive their versions from it.
 pub const USAGE_VERSION: u32 = 2;
 
-/// The usage of one bucket: minutes that are open, and what has been told of others.
+/// The usage of one bucket: open minutes, and what has been recorded.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Sources that have joined (by their first frame) and not said goodbye.
+    /// Sources that have sent a frame and not said goodbye.
     #[serde(with = "pairs")]
-    members: BTreeMap<Source, Member>,
+    members: BTreeMap<Source, MemberState>,
     #[serde(with = "pairs")]
-    boots: BTreeMap<Boot, Heard>,
-    /// By start of the minute. Those before `closed_through` take in no more.
+    boots: BTreeMap<Boot, BootProgress>,
+    /// By start of the minute. Those before `closed_through` are closed.
     open: BTreeMap<Timestamp, OpenMinute>,
-    /// What came for minutes that took in no more.
+    /// Frames that arrived after their minute was closed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     late: BTreeMap<Timestamp, OpenMinute>,
-    /// Minutes without a request that are not told yet.
+    /// Minutes without a request that are not reported yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     idle: BTreeMap<EndpointKey, BTreeMap<Uid, IdleSpan>>,
-    /// Frames counted in the minutes that are in `idle`.
+    /// Frames counted in the minutes in `idle`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     idle_counted: BTreeMap<Timestamp, FrameSet>,
-    holes: Vec<Hole>,
+    #[serde(rename = "holes")]
+    gaps: Vec<Gap>,
     endpoints: BTreeMap<EndpointKey, EndpointUsage>,
-    /// End of the last minute that was closed.
+    /// End of the last closed minute.
     closed_through: Timestamp,
-    /// Another owner has counted what came before; see [`Usage::taken_over`].
+    /// Set after a takeover: another owner has counted everything before. See
+    /// [`Usage::taken_over`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     since: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Member {
+struct MemberState {
     boot: Uuid,
-    /// End of the last second that it has told of.
+    /// End of the last second that it reported.
     through: Timestamp,
-    /// Known from saved state; not heard of since.
+    /// Loaded from saved state, and not heard from since.
     restored: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Heard {
+struct BootProgress {
     seen: Ranges,
     through: Timestamp,
 }
 
 impl Usage {
-    /// Takes in a frame of this bucket.
+    /// Counts a frame of this bucket.
     pub fn count(&mut self, frame: &Frame, now: Timestamp) -> Counted {
         let head = FrameHead::from(frame);
         let boot = boot_of(&head);
@@ -148,36 +152,38 @@ impl Usage {
             return Counted::Before;
         };
         if head.sequence < expected {
-            self.fill(&boot, head.sequence);
+            self.fill_gap(&boot, head.sequence);
         }
-        self.note(&boot, &head, frame.goodbye);
+        self.mark_received(&boot, &head, frame.goodbye);
         self.add(boot, frame, now)
     }
 
-    /// A frame of this bucket has come, and what it says cannot be read: it is missing.
+    /// Counts a frame of this bucket whose content cannot be read as missing.
     pub fn count_unreadable(&mut self, head: &FrameHead) {
         let boot = boot_of(head);
         let expected = self.expected(&boot, head);
-        // An earlier one is missing already.
+        // An earlier one is already missing.
         if expected.is_none_or(|expected| head.sequence < expected) {
             return;
         }
         let (sequence, end) = (head.sequence, head.start + SECOND);
-        self.miss(&boot, sequence, sequence, end, None);
-        self.note(&boot, head, false);
+        self.record_missing(&boot, sequence, sequence, end, None);
+        self.mark_received(&boot, head, false);
     }
 
-    /// What is to be appended, by endpoint. Minutes that are over take in no more from here on.
+    /// Returns what to append, by endpoint, and closes minutes that have ended.
     pub fn due(&mut self, now: Timestamp) -> Vec<Due> {
         self.close(now);
-        let busy = self.gather_idle();
-        let mut due = Events::new();
-        self.tell_idle(&busy, now, &mut due);
-        self.tell_minutes(&mut due);
-        self.tell_late(now, &mut due);
-        for hole in self.holes.iter().filter(|h| self.is_over(h.minute, now)) {
+        let busy = self.collect_idle();
+        let mut due = DueEvents::new();
+        self.report_idle(&busy, now, &mut due);
+        self.report_minutes(&mut due);
+        self.report_late(now, &mut due);
+        for gap in self.gaps.iter().filter(|g| self.is_over(g.minute, now)) {
             for (key, endpoint) in &self.endpoints {
-                due.entry(key).or_default().extend(hole.gaps(key, endpoint));
+                due.entry(key)
+                    .or_default()
+                    .extend(gap.due_events(key, endpoint));
             }
         }
         let of_endpoint = |(endpoint, events): (&EndpointKey, Vec<Event>)| Due {
@@ -185,11 +191,11 @@ impl Usage {
             expected_version: self.endpoints.get(endpoint).map_or(0, |e| e.version),
             events,
         };
-        let told = due.into_iter().filter(|(_, events)| !events.is_empty());
-        told.map(of_endpoint).collect()
+        let nonempty = due.into_iter().filter(|(_, events)| !events.is_empty());
+        nonempty.map(of_endpoint).collect()
     }
 
-    /// Takes in an event of the log: also our own, also again.
+    /// Applies an event of the log, including our own and repeated ones.
     pub fn apply(&mut self, record: &Record) {
         let Some(key) = record.endpoint() else {
             return;
@@ -200,50 +206,51 @@ impl Usage {
         }
     }
 
-    /// Goes on from what was applied of an endpoint's events elsewhere. What open minutes hold of these
-    /// events must have been applied.
+    /// Restores an endpoint from events that were applied elsewhere. Whatever open minutes contain
+    /// of these events must have been applied.
     pub fn know(&mut self, key: &EndpointKey, endpoint: &EndpointUsage) {
         self.endpoints.insert(key.clone(), endpoint.clone());
     }
 
-    /// Up to which version an endpoint's usage stream has been applied.
+    /// The version up to which an endpoint's usage stream has been applied.
     pub fn version(&self, key: &EndpointKey) -> u64 {
         self.endpoints.get(key).map_or(0, EndpointUsage::version)
     }
 
-    /// Lets go of minutes and holes that have been told whole, and of what is too old to matter.
+    /// Drops minutes and gaps that have been fully recorded, and whatever is too old to matter.
     /// Call it after what was due has been appended.
     pub fn settle(&mut self, now: Timestamp) {
         self.open
             .retain(|minute, open| *minute >= self.closed_through || !open.deployments.is_empty());
         self.late
-            .retain(|_, late| !late.is_gathered(now) || !late.deployments.is_empty());
-        let holes = std::mem::take(&mut self.holes);
-        let is_untold = |hole: &Hole| {
+            .retain(|_, late| !late.is_flushable(now) || !late.deployments.is_empty());
+        let gaps = std::mem::take(&mut self.gaps);
+        let is_unreported = |gap: &Gap| {
             let mut endpoints = self.endpoints.iter();
-            !self.is_over(hole.minute, now)
-                || endpoints.any(|(key, endpoint)| !hole.gaps(key, endpoint).is_empty())
+            !self.is_over(gap.minute, now)
+                || endpoints.any(|(key, endpoint)| !gap.due_events(key, endpoint).is_empty())
         };
-        self.holes = holes.into_iter().filter(is_untold).collect();
+        self.gaps = gaps.into_iter().filter(is_unreported).collect();
         self.members.retain(|_, member| {
-            // One from saved state is not waited for; it is kept so that its lost tail is named.
+            // A member from saved state is not waited for; it is kept so that its lost tail can be
+            // identified.
             let kept = if member.restored {
-                BOOT_KEPT
+                BOOT_RETENTION
             } else {
                 MEMBER_SILENT_MAX
             };
             now.since(member.through) < kept
         });
         self.boots
-            .retain(|_, heard| now.since(heard.through) < BOOT_KEPT);
+            .retain(|_, progress| now.since(progress.through) < BOOT_RETENTION);
     }
 
-    /// To be called on state that was saved: what came after it may be lost.
+    /// Call this on state that was loaded: frames received after it was saved may be lost.
     pub fn restored(mut self) -> Self {
         for member in self.members.values_mut() {
             member.restored = true;
         }
-        // Releases before kept what was late beside what was not.
+        // Earlier releases kept late minutes among the open ones.
         let late = self
             .open
             .extract_if(.., |_, open| open.late_since.is_some());
@@ -251,19 +258,19 @@ impl Usage {
         self
     }
 
-    /// To be called on what was folded from the log alone, by who takes the bucket over from another
-    /// owner. Returns from when on frames are to be counted: everything before has been told. That
-    /// is the beginning of the hour that the log has come to, or of the present one where it tells of
-    /// no minute, since what had no request is told by the hour.
+    /// Call this on state that was folded from the log alone, when taking the bucket over from
+    /// another owner. Returns the instant from which to count frames: everything before has been
+    /// reported. That is the start of the hour that the log has reached, or of the current hour if
+    /// the log contains no minute, because minutes without a request are reported by the hour.
     pub fn taken_over(&mut self, now: Timestamp) -> Timestamp {
-        let told = self.endpoints.values().flat_map(|e| e.deployments.values());
-        let reached = told.map(|told| told.last).max().unwrap_or(now);
-        let since = hour_of(reached - HOUR_TOLD_WITHIN);
+        let recorded = self.endpoints.values().flat_map(|e| e.deployments.values());
+        let reached = recorded.map(|recorded| recorded.last).max().unwrap_or(now);
+        let since = hour_of(reached - HOUR_REPORTED_WITHIN);
         self.since = Some(since);
         since
     }
 
-    /// Minutes that are still open, but for those of deployments without a request.
+    /// The number of open minutes, not counting those of deployments without a request.
     pub fn open_minutes(&self) -> usize {
         self.open.len() + self.late.len()
     }
@@ -275,7 +282,7 @@ impl Usage {
         minutes.chain(idle.map(|span| span.from)).min()
     }
 
-    /// Deployments that had no request for a while, of which nothing is told yet.
+    /// The number of deployments with minutes without a request that are not reported yet.
     pub fn idle_deployments(&self) -> usize {
         self.idle.values().map(BTreeMap::len).sum()
     }
@@ -289,15 +296,15 @@ impl Usage {
 
     fn apply_usage(&mut self, key: &EndpointKey, event: &Event) {
         match event {
-            Event::UsageClosed(told) | Event::UsageCorrected(told) => {
-                self.cancel(key, told);
+            Event::UsageClosed(recorded) | Event::UsageCorrected(recorded) => {
+                self.cancel(key, recorded);
             }
-            Event::UsageGap(gap) => {
-                for hole in &mut self.holes {
-                    let same = hole.boot.source == gap.source && hole.boot.boot == gap.boot;
-                    // Several gaps of one hole stand in one commit.
-                    if same && hole.minute == gap.minute {
-                        hole.told.insert(key.clone());
+            Event::UsageGap(recorded) => {
+                for gap in &mut self.gaps {
+                    let same = gap.boot.source == recorded.source && gap.boot.boot == recorded.boot;
+                    // A commit may hold several events for one gap.
+                    if same && gap.minute == recorded.minute {
+                        gap.recorded.insert(key.clone());
                     }
                 }
             }
@@ -305,29 +312,30 @@ impl Usage {
         }
     }
 
-    /// Takes away what an event has told, from what it was told of first: what another owner told may be
-    /// part of several of ours.
-    fn cancel(&mut self, key: &EndpointKey, told: &UsageMinute) {
-        let mut left = told.slices.clone();
-        let is_late = |late: &OpenMinute| told.counted.iter().any(|r| late.counted.contains(r));
-        let mut late = self.late.range(told.minute..told.end());
+    /// Subtracts what an event recorded, starting with the minutes it was reported from: what
+    /// another owner reported may span several of ours.
+    fn cancel(&mut self, key: &EndpointKey, recorded: &UsageMinute) {
+        let mut left = recorded.slices.clone();
+        let is_late = |late: &OpenMinute| recorded.counted.iter().any(|r| late.counted.contains(r));
+        let mut late = self.late.range(recorded.minute..recorded.end());
         if late.any(|(_, late)| is_late(late)) {
-            cancel_in(&mut self.late, key, told, &mut left);
+            cancel_in(&mut self.late, key, recorded, &mut left);
         }
-        self.cancel_idle(key, told, &mut left);
-        cancel_in(&mut self.open, key, told, &mut left);
-        cancel_in(&mut self.late, key, told, &mut left);
+        self.cancel_idle(key, recorded, &mut left);
+        cancel_in(&mut self.open, key, recorded, &mut left);
+        cancel_in(&mut self.late, key, recorded, &mut left);
     }
 
-    fn cancel_idle(&mut self, key: &EndpointKey, told: &UsageMinute, left: &mut [UsageSlice]) {
+    fn cancel_idle(&mut self, key: &EndpointKey, recorded: &UsageMinute, left: &mut [UsageSlice]) {
         let Some(spans) = self.idle.get_mut(key) else {
             return;
         };
-        let overlaps = |span: &&mut IdleSpan| span.from < told.end() && told.minute < span.through;
-        if let Some(span) = spans.get_mut(&told.deployment_uid).filter(overlaps) {
+        let overlaps =
+            |span: &&mut IdleSpan| span.from < recorded.end() && recorded.minute < span.through;
+        if let Some(span) = spans.get_mut(&recorded.deployment_uid).filter(overlaps) {
             minute::cancel(&mut span.slices, left);
             if span.slices.iter().all(UsageSlice::is_empty) {
-                spans.remove(&told.deployment_uid);
+                spans.remove(&recorded.deployment_uid);
             }
         }
         if spans.is_empty() {
@@ -339,11 +347,11 @@ impl Usage {
 fn cancel_in(
     minutes: &mut BTreeMap<Timestamp, OpenMinute>,
     key: &EndpointKey,
-    told: &UsageMinute,
+    recorded: &UsageMinute,
     left: &mut [UsageSlice],
 ) {
-    for (_, minute) in minutes.range_mut(told.minute..told.end()) {
-        minute.cancel(key, told.deployment_uid, left);
+    for (_, minute) in minutes.range_mut(recorded.minute..recorded.end()) {
+        minute.cancel(key, recorded.deployment_uid, left);
     }
 }
 

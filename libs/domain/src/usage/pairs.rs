@@ -1,4 +1,4 @@
-//! Maps whose keys are no text, written as lists of pairs.
+//! Serializes maps with non-string keys as lists of pairs.
 
 use std::collections::BTreeMap;
 

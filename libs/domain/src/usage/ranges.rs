@@ -1,4 +1,4 @@
-//! Sets of sequence numbers, kept as ranges: sources count without holes, so there are few.
+//! Sets of sequence numbers, kept as ranges: sources count without gaps, so there are few.
 
 use std::collections::BTreeMap;
 
@@ -12,23 +12,23 @@ pub struct Ranges {
 }
 
 impl Ranges {
-    /// One range, from first to last (inclusive); empty where last comes before first.
+    /// Returns the range from first to last (inclusive), which is empty if last is less than first.
     pub fn of(first: u64, last: u64) -> Self {
         Self {
             ranges: BTreeMap::from([(first, last)]),
         }
     }
 
-    /// Whether the number is in one of them.
+    /// Whether the set contains a number.
     pub fn contains(&self, number: u64) -> bool {
         let below = self.ranges.range(..=number).next_back();
         below.is_some_and(|(_, last)| *last >= number)
     }
 
-    /// Adds a range, from first to last (inclusive), and joins it with those that it touches.
+    /// Adds a range from first to last (inclusive), merging it with ranges that it touches.
     pub fn insert(&mut self, first: u64, last: u64) {
         let (mut first, mut last) = (first, last);
-        // Take in every range that overlaps or touches.
+        // Absorb every range that overlaps or touches.
         loop {
             let near = self.ranges.range(..=last.saturating_add(1)).next_back();
             let Some((start, end)) = near.map(|(start, end)| (*start, *end)) else {
@@ -44,7 +44,7 @@ impl Ranges {
         self.ranges.insert(first, last);
     }
 
-    /// Takes out one number, and splits the range around it.
+    /// Removes one number, splitting the range around it.
     pub fn remove(&mut self, number: u64) {
         let below = self.ranges.range(..=number).next_back();
         let Some((first, last)) = below.map(|(first, last)| (*first, *last)) else {
@@ -62,7 +62,7 @@ impl Ranges {
         }
     }
 
-    /// What is in this set and not in the other.
+    /// Returns the numbers in this set that are not in the other.
     pub fn without(&self, other: &Self) -> Self {
         let mut rest = Self::default();
         for (first, last) in self.iter() {
@@ -81,12 +81,12 @@ impl Ranges {
         rest
     }
 
-    /// The largest number in it.
+    /// The largest number in the set.
     pub fn last(&self) -> Option<u64> {
         self.ranges.values().next_back().copied()
     }
 
-    /// Whether there is no number in it.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }

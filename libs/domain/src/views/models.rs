@@ -1,25 +1,25 @@
-//! The read models, a row each.
+//! The list of read models.
 //!
-//! Invariant: whoever writes, reads, rebuilds or compares rows takes the model from here; its name is
-//! text only in the store, whose rows are of any model.
+//! Invariant: code that writes, reads, rebuilds or compares rows takes the model from here; names
+//! are plain text only in the store, whose rows may be of any model.
 
-/// Declares the read models, with all that is known of each, so that none can lack a part of it.
+/// Declares the read models with their properties, so that none can lack one.
 macro_rules! read_models {
     ($($(#[$doc:meta])* $variant:ident = $name:literal written once: $once:literal,)*) => {
-        /// A read model that [`Projection`](super::Projection) writes.
+        /// A read model written by [`Projection`](super::Projection).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum ReadModel { $($(#[$doc])* $variant,)* }
 
         impl ReadModel {
-            /// All of this release.
+            /// All models of this release.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// As its rows name it.
+            /// The name in its rows.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// Each of its rows is written by one record and never changed: what happened stays so.
+            /// Whether each row is written by one record and never changed.
             pub const fn is_written_once(self) -> bool {
                 match self { $(Self::$variant => $once,)* }
             }
@@ -37,7 +37,7 @@ read_models! {
     Deployments = "deployments" written once: false,
     /// Autoscale settings, by key and name of the deployment.
     Autoscales = "autoscales" written once: false,
-    /// Instances, with the last ones that are over.
+    /// Instances, including the most recently ended ones.
     Instances = "instances" written once: false,
     /// Decisions, by the id of their event.
     Decisions = "decisions" written once: true,
@@ -48,7 +48,7 @@ read_models! {
 }
 
 impl ReadModel {
-    /// The model of this name; none of one that this release does not know.
+    /// Returns the model with this name, or `None` if this release does not know it.
     pub fn of_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|model| model.name() == name)
     }

@@ -9,11 +9,11 @@ use contract::resources::{
 };
 use contract::time::Timestamp;
 
-use crate::documents::whole_spec;
+use crate::documents::full_spec;
 use crate::endpoint::{Deployment, Endpoint};
 use crate::instances::{Instance, InstanceState};
 
-/// The endpoint as the API shows it, without its scoring URI, which the server knows.
+/// The endpoint as the API shows it, without its scoring URI, which only the server knows.
 pub fn endpoint_view(endpoint: &Endpoint) -> EndpointView {
     EndpointView {
         api_version: API_VERSION.into(),
@@ -26,7 +26,7 @@ pub fn endpoint_view(endpoint: &Endpoint) -> EndpointView {
             revision: endpoint.revision,
             created_at: endpoint.created_at,
         },
-        spec: whole_spec(&endpoint.spec, &endpoint.traffic, &endpoint.mirror),
+        spec: full_spec(&endpoint.spec, &endpoint.traffic, &endpoint.mirror),
         status: EndpointStatus {
             provisioning_state: endpoint.state,
             reason: endpoint.state_reason.clone(),
@@ -71,7 +71,7 @@ pub(super) fn deployment_view(
     }
 }
 
-/// None if no Autoscale applies.
+/// Returns `None` if no Autoscale applies.
 pub fn autoscale_view(
     endpoint: &Endpoint,
     name: &Name,
@@ -106,7 +106,7 @@ pub(super) fn instance_view(
     end: Option<(&InstanceEnded, Timestamp)>,
 ) -> InstanceView {
     let state = match instance.state() {
-        // A failed instance that was cleared away has still failed.
+        // A failed instance stays failed after it was removed.
         InstanceState::Failed => InstanceViewState::Failed,
         _ if is_over => InstanceViewState::Stopped,
         InstanceState::Starting => InstanceViewState::Starting,

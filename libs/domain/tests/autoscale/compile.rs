@@ -1,8 +1,8 @@
-//! Documents that are refused, with the field and what to do, and warnings about allowed ones.
+//! Documents that are rejected, with the field and what to do, and warnings about valid ones.
 
 use serde_json::{Value, json};
 
-use crate::scene::*;
+use crate::harness::*;
 
 fn rule() -> Value {
     on_concurrency("rule", "> 4", json!({"direction": "out", "by": 1}))
@@ -383,7 +383,7 @@ fn all_faults_are_found_at_once() {
 }
 
 #[test]
-fn the_contracts_example_compiles_without_a_word() {
+fn the_contracts_example_compiles_without_warnings() {
     let document = json!({
         "target": {"endpoint": "iris", "deployment": "blue"},
         "profiles": [
@@ -410,7 +410,7 @@ fn the_contracts_example_compiles_without_a_word() {
 }
 
 #[test]
-fn rules_that_are_probably_not_meant_are_warned_of() {
+fn rules_that_are_probably_not_intended_cause_warnings() {
     let out = |when: &str| on_concurrency("out", when, json!({"direction": "out", "by": 1}));
     let scale_in = |when: &str| on_concurrency("in", when, json!({"direction": "in", "by": 1}));
     let cooled = json!({"cooldown": {"in": "5m"}});
@@ -476,7 +476,7 @@ fn rules_that_are_probably_not_meant_are_warned_of() {
 }
 
 #[test]
-fn schedules_and_windows_that_are_probably_not_meant_are_warned_of() {
+fn schedules_and_windows_that_are_probably_not_intended_cause_warnings() {
     let profiles = json!([
         {"name": "default", "capacity": {"min": 1, "max": 5, "default": 1}, "rules": [{
             "name": "follow", "metric": {"name": "cpu_utilization", "perInstance": true}, "track": {"target": 50}}]},

@@ -1,12 +1,12 @@
-//! One decision as it stands in the log, and as a person reads it. `UPDATE_GOLDEN=1` writes the
-//! files anew; a change of them is a change of the engine's version.
+//! A decision as recorded in the log and as explained to a person. `UPDATE_GOLDEN=1` rewrites the
+//! files; a change to them is a change of the engine's version.
 
 use contract::decision::{Decision, LastChange, Outcome, Verdict, Wish};
 use contract::time::Span;
 use domain::autoscale::{Comparison, ENGINE_VERSION, compare, explain, is_reproducible};
 use serde_json::json;
 
-use crate::scene::*;
+use crate::harness::*;
 
 fn decision() -> Decision {
     let document = json!({
@@ -29,20 +29,20 @@ fn decision() -> Decision {
              "capacity": {"min": 4, "max": 20, "default": 4}},
         ],
     });
-    let mut scene = Scene::new(document, 5)
+    let mut harness = Harness::new(document, 5)
         .value(CONCURRENCY, 24.7)
         .value("latency_p95/300s/average", 312.575)
         .value(RATE, 90.1)
         .ready(4, 1);
-    scene.inputs.carried.last_out = Some(LastChange {
+    harness.inputs.carried.last_out = Some(LastChange {
         at: START - Span::from_secs(47),
         rule: Some("busy".into()),
     });
-    scene.inputs.carried.wishes = vec![Wish {
+    harness.inputs.carried.wishes = vec![Wish {
         last: START - Span::from_secs(1),
         instances: 5,
     }];
-    scene.decide()
+    harness.decide()
 }
 
 fn equals_golden(name: &str, text: &str) {
@@ -58,20 +58,21 @@ fn equals_golden(name: &str, text: &str) {
 }
 
 #[test]
-fn a_decision_is_written_and_made_again_as_ever() {
+fn a_decision_matches_its_golden_file_and_is_reproduced() {
     let text = serde_json::to_string_pretty(&decision()).unwrap() + "\n";
     equals_golden("decision.json", &text);
     let read: Decision = serde_json::from_str(&text).unwrap();
-    let again = serde_json::to_string_pretty(&again(&read)).unwrap() + "\n";
-    assert!(again == text, "made again, the decision differs: {again}");
+    let again = serde_json::to_string_pretty(&reevaluated(&read)).unwrap() + "\n";
+    assert!(again == text, "the reevaluated decision differs: {again}");
 }
 
 #[test]
-fn a_decision_is_explained_as_ever() {
+fn an_explanation_matches_its_golden_file() {
     equals_golden("decision.txt", &explain::text(&decision()));
 }
 
-/// Decisions of version 0: the same as the golden one, with other words, and with another count.
+/// Decisions of version 0: one equal to the golden one, one with other wording, and one with
+/// another count.
 const OLDER: [(&str, Comparison); 3] = [
     (
         include_str!("../golden/older/equal.json"),
@@ -93,12 +94,12 @@ fn a_decision_of_an_older_version_is_compared_as_if_it_were_of_this_one() {
         let recorded: Decision = serde_json::from_str(text).unwrap();
         assert!(recorded.engine_version < ENGINE_VERSION);
         assert!(!is_reproducible(&recorded, &zones()));
-        assert_eq!(compare(&recorded, &again(&recorded)), comparison);
+        assert_eq!(compare(&recorded, &reevaluated(&recorded)), comparison);
     }
 }
 
 #[test]
-fn every_number_and_name_of_a_decision_tells_it_from_another_and_no_explanation_does() {
+fn decisions_differ_by_any_number_or_name_and_never_by_an_explanation() {
     let recorded = decision();
     let other = |change: fn(&mut Decision)| {
         let mut changed = recorded.clone();

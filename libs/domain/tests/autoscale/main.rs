@@ -1,12 +1,12 @@
-//! The autoscale engine against its specification: what documents it refuses, what rules decide,
-//! when schedules hold, and what is true of every decision.
+//! The autoscale engine against its specification: which documents it rejects, what rules decide,
+//! when schedules are active, and what holds for every decision.
 
 #![allow(clippy::unwrap_used)]
 
 mod compile;
 mod golden;
+mod harness;
 mod properties;
 mod rules;
-mod scene;
 mod schedules;
 mod time;

@@ -1,4 +1,4 @@
-//! What is true of every decision, over random policies and inputs.
+//! Properties of every decision, over random policies and inputs.
 
 use contract::decision::{
     Carried, Decision, DecisionInputs, InstanceCounts, LastChange, Outcome, Pause, Pin, Signal,
@@ -12,7 +12,7 @@ use domain::autoscale::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::scene::{START, again, carried_after, compile, deployment, spec, uid, zones};
+use crate::harness::{START, carried_after, compile, deployment, reevaluated, spec, uid, zones};
 
 const METRICS: [&str; 6] = [
     "concurrency",
@@ -23,7 +23,7 @@ const METRICS: [&str; 6] = [
     "latency_p95",
 ];
 
-fn written(metric: &str, value: u32) -> String {
+fn threshold_text(metric: &str, value: u32) -> String {
     match metric {
         "error_ratio" => format!("0.{value:03}"),
         "latency_p95" => format!("{value}ms"),
@@ -59,7 +59,7 @@ fn threshold() -> impl Strategy<Value = Value> {
             }
             json!({
                 "metric": {"name": metric, "window": "30s", "perInstance": per_instance},
-                "when": format!("{operator} {}", written(metric, value)),
+                "when": format!("{operator} {}", threshold_text(metric, value)),
                 "scale": scale,
             })
         },
@@ -88,7 +88,7 @@ fn track() -> impl Strategy<Value = Value> {
         let metric = METRICS[metric];
         json!({
             "metric": {"name": metric, "window": "60s"},
-            "track": {"target": written(metric, target), "tolerance": format!("{tolerance}%")},
+            "track": {"target": threshold_text(metric, target), "tolerance": format!("{tolerance}%")},
         })
     })
 }
@@ -192,7 +192,7 @@ fn carried() -> impl Strategy<Value = Carried> {
         })
 }
 
-/// Keys of everything that a policy may read here, so that any policy finds its signals.
+/// Signals for all keys that a policy may read here, so that any policy finds its signals.
 fn signals() -> impl Strategy<Value = std::collections::BTreeMap<String, Signal>> {
     prop::collection::vec(signal(), METRICS.len() * 2).prop_map(|signals| {
         let keys = METRICS
@@ -237,7 +237,7 @@ fn inputs() -> impl Strategy<Value = DecisionInputs> {
     inputs_of(policies().boxed())
 }
 
-fn made(inputs: &DecisionInputs) -> Decision {
+fn decided(inputs: &DecisionInputs) -> Decision {
     decide(&deployment(), uid(), inputs.clone(), &zones(), START)
 }
 
@@ -266,10 +266,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn a_decision_read_back_is_made_again_to_the_same_bytes(inputs in inputs()) {
-        let written = serde_json::to_string(&made(&inputs)).unwrap();
-        let read: Decision = serde_json::from_str(&written).unwrap();
-        prop_assert_eq!(serde_json::to_string(&again(&read)).unwrap(), written);
+    fn a_decision_read_back_is_reproduced_byte_for_byte(inputs in inputs()) {
+        let json = serde_json::to_string(&decided(&inputs)).unwrap();
+        let read: Decision = serde_json::from_str(&json).unwrap();
+        prop_assert_eq!(serde_json::to_string(&reevaluated(&read)).unwrap(), json);
     }
 
     #[test]
@@ -286,28 +286,28 @@ proptest! {
         prop_assert_eq!(evaluation.outcome, explained.outcome);
         prop_assert_eq!(policy.and_then(|policy| evaluation.profile(policy)), explained.profile.as_deref());
         prop_assert_eq!(policy.and_then(|policy| evaluation.decided_by(policy)), explained.decided_by.as_deref());
-        // A selection handed on changes nothing.
+        // Passing on a selection changes nothing.
         let hinted = TickInputs { selection: evaluation.selection, ..tick };
         prop_assert_eq!(evaluate(policy, &hinted, START), evaluation);
-        // The three ways to the state of the next tick agree.
+        // The three ways to compute the state of the next tick agree.
         let mut carried = inputs.carried.clone();
         carry(&mut carried, policy, &evaluation, START);
         prop_assert_eq!(&carried, &carried_after(&explained));
-        // So do those to the decision, up to signals that nobody reads.
+        // So do those to compute the decision, except for signals that nobody reads.
         if let Some(policy) = policy {
             let with = decide_with(policy, &deployment(), uid(), inputs.clone(), START);
-            prop_assert_eq!(&with, &made(&inputs));
+            prop_assert_eq!(&with, &decided(&inputs));
             prop_assert_eq!(&with.stages, &explained.stages);
             prop_assert_eq!(&with.rules, &explained.rules);
         }
-        // And the two questions whether to write.
+        // And so do the two checks of whether to write.
         prop_assert_eq!(should_explain(Some(&explained), policy, &evaluation), false);
-        prop_assert!(!should_write(Some(&explained), &made(&inputs)));
+        prop_assert!(!should_write(Some(&explained), &decided(&inputs)));
     }
 
     #[test]
     fn a_count_is_within_the_bounds_unless_a_person_says_otherwise(inputs in inputs()) {
-        let decision = made(&inputs);
+        let decision = decided(&inputs);
         let Some(spec) = &inputs.policy else {
             return Ok(());
         };
@@ -321,7 +321,7 @@ proptest! {
 
     #[test]
     fn nothing_fires_out_and_in_at_once(inputs in inputs()) {
-        let decision = made(&inputs);
+        let decision = decided(&inputs);
         let fired = |wanted| decision.rules.iter().any(|rule| {
             rule.verdict == Verdict::Triggered && rule.direction == Some(wanted)
         });
@@ -332,8 +332,8 @@ proptest! {
     }
 
     #[test]
-    fn rules_take_nothing_away_while_any_data_is_not_whole(inputs in inputs()) {
-        let decision = made(&inputs);
+    fn rules_never_scale_in_while_any_data_is_incomplete(inputs in inputs()) {
+        let decision = decided(&inputs);
         let unknown = decision.rules.iter().any(|rule| {
             rule.verdict == Verdict::Unknown
         });
@@ -345,7 +345,7 @@ proptest! {
 
     #[test]
     fn stages_follow_from_each_other_and_end_at_the_count(inputs in inputs()) {
-        let decision = made(&inputs);
+        let decision = decided(&inputs);
         for pair in decision.stages.windows(2) {
             prop_assert_eq!(pair[0].after, pair[1].before);
         }
@@ -365,7 +365,7 @@ proptest! {
         for signal in more.signals.values_mut() {
             signal.value = signal.value.map(|value| value * factor);
         }
-        prop_assert!(made(&more).wanted >= made(&inputs).wanted);
+        prop_assert!(decided(&more).wanted >= decided(&inputs).wanted);
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! What rules decide at one moment.
+//! What rules decide in one tick.
 
 use contract::decision::{Outcome, Verdict};
 use serde_json::json;
 
-use crate::scene::*;
+use crate::harness::*;
 
 fn verdict(decision: &contract::decision::Decision, rule: &str) -> Verdict {
     decision
@@ -41,7 +41,7 @@ fn amounts_are_counts_shares_exact_counts_and_steps() {
         ("!= 4", json!({"direction": "out", "by": 1}), 4, 4.0, 4),
     ] {
         let rules = json!([on_concurrency("rule", when, scale.clone())]);
-        let decision = Scene::new(document(rules, json!({})), count)
+        let decision = Harness::new(document(rules, json!({})), count)
             .value(CONCURRENCY, per_instance * f64::from(count))
             .decide();
         assert_eq!(decision.granted, granted, "{when} {scale} at {count}");
@@ -57,8 +57,8 @@ fn steps_alone_need_no_condition() {
     );
     rule.as_object_mut().unwrap().remove("when");
     for (value, granted) in [(16.0, 4), (17.0, 5)] {
-        let scene = Scene::new(document(json!([rule]), json!({})), 4).value(CONCURRENCY, value);
-        assert_eq!(scene.decide().granted, granted);
+        let harness = Harness::new(document(json!([rule]), json!({})), 4).value(CONCURRENCY, value);
+        assert_eq!(harness.decide().granted, granted);
     }
 }
 
@@ -74,7 +74,7 @@ fn any_rule_scales_out_and_the_largest_count_wins() {
         (5.0, 80.0, 8, Some("many")),
         (1.0, 50.0, 4, None),
     ] {
-        let decision = Scene::new(document(rules.clone(), json!({})), 4)
+        let decision = Harness::new(document(rules.clone(), json!({})), 4)
             .value(CONCURRENCY, concurrency * 4.0)
             .value(CPU, cpu)
             .decide();
@@ -90,7 +90,7 @@ fn all_rules_must_agree_to_scale_in_and_the_largest_count_wins() {
         on_cpu("little", "< 30", json!({"direction": "in", "by": 1})),
     ]);
     for (concurrency, cpu, granted) in [(1.0, 20.0, 9), (3.0, 20.0, 10), (1.0, 40.0, 10)] {
-        let decision = Scene::new(document(rules.clone(), json!({})), 10)
+        let decision = Harness::new(document(rules.clone(), json!({})), 10)
             .value(CONCURRENCY, concurrency * 10.0)
             .value(CPU, cpu)
             .decide();
@@ -99,12 +99,12 @@ fn all_rules_must_agree_to_scale_in_and_the_largest_count_wins() {
 }
 
 #[test]
-fn a_rule_that_scales_out_keeps_scale_in_rules_from_being_looked_at() {
+fn a_rule_that_scales_out_suppresses_rules_that_scale_in() {
     let rules = json!([
         on_concurrency("out", "> 4", json!({"direction": "out", "by": 1})),
         on_cpu("in", "< 30", json!({"direction": "in", "by": 1})),
     ]);
-    let decision = Scene::new(document(rules, json!({})), 4)
+    let decision = Harness::new(document(rules, json!({})), 4)
         .value(CONCURRENCY, 20.0)
         .value(CPU, 10.0)
         .decide();
@@ -133,11 +133,11 @@ fn tracking_gives_each_instance_its_target_outside_of_the_tolerance() {
         (4, 0.0, 1),
         (1, 21.0, 1),
         (1, 23.0, 2),
-        // 10 % of many is much: 19 would do, but 19.9 is within the tolerance of 20.
+        // 10 % of many is a lot: 19 would suffice, but 19.9 is within the tolerance of 20.
         (20, 370.0, 20),
         (20, 350.0, 18),
     ] {
-        let decision = Scene::new(document(track(20.0), json!({})), count)
+        let decision = Harness::new(document(track(20.0), json!({})), count)
             .value(RATE, rate)
             .decide();
         assert_eq!(decision.granted, granted, "{rate} at {count}");
@@ -146,8 +146,8 @@ fn tracking_gives_each_instance_its_target_outside_of_the_tolerance() {
 
 #[test]
 fn a_target_met_exactly_asks_for_no_instance_more() {
-    // 1.1 / 0.1 is a little more than 11 in binary.
-    let decision = Scene::new(document(track(0.1), json!({})), 2)
+    // 1.1 / 0.1 is slightly more than 11 in binary.
+    let decision = Harness::new(document(track(0.1), json!({})), 2)
         .value(RATE, 1.1)
         .decide();
     assert_eq!(decision.granted, 11);
@@ -155,9 +155,9 @@ fn a_target_met_exactly_asks_for_no_instance_more() {
 
 #[test]
 fn pending_instances_count_as_capacity_when_tracking() {
-    // Two of four are ready: the load of 80 is what four carry, so nothing more is asked for.
-    let scene = Scene::new(document(track(20.0), json!({})), 4).value(RATE, 80.0);
-    assert_eq!(scene.ready(2, 2).decide().granted, 4);
+    // Two of four are ready: four can carry the load of 80, so no more are asked for.
+    let harness = Harness::new(document(track(20.0), json!({})), 4).value(RATE, 80.0);
+    assert_eq!(harness.ready(2, 2).decide().granted, 4);
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn shares_per_instance_are_of_the_ready_ones_and_of_one_if_none_is() {
         json!({"direction": "out", "by": 1})
     )]);
     for (ready, value) in [(4, 3.0), (2, 6.0), (1, 12.0), (0, 12.0)] {
-        let decision = Scene::new(document(rules.clone(), json!({})), 4)
+        let decision = Harness::new(document(rules.clone(), json!({})), 4)
             .value(CONCURRENCY, 12.0)
             .ready(ready, 4 - ready)
             .decide();
@@ -178,7 +178,7 @@ fn shares_per_instance_are_of_the_ready_ones_and_of_one_if_none_is() {
 
 #[test]
 fn scale_in_stops_where_a_rule_would_scale_out_again() {
-    // v' = v * current / new, on the way from the wish up to the present count.
+    // v' = v * current / new, from the recommendation up to the current count.
     for (cpu, count, to, granted, outcome) in [
         // The documented trap: 65 % on 30 must stop at 28 (69.6 %), since 27 would read 72.2 %.
         (65.0, 30, 20, 28, Outcome::Applied),
@@ -196,7 +196,7 @@ fn scale_in_stops_where_a_rule_would_scale_out_again() {
         let profiles = json!([{
             "name": "default", "capacity": {"min": 1, "max": 40, "default": 2}, "rules": rules,
         }]);
-        let decision = Scene::new(document(json!([]), json!({"profiles": profiles})), count)
+        let decision = Harness::new(document(json!([]), json!({"profiles": profiles})), count)
             .value(CPU, cpu)
             .decide();
         assert_eq!(
@@ -213,7 +213,7 @@ fn scale_in_is_projected_over_targets_too() {
     let list = rules.as_array_mut().unwrap();
     list[0]["track"]["tolerance"] = json!("0%");
     list.push(on_cpu("in", "< 30", json!({"direction": "in", "by": 6})));
-    let decision = Scene::new(document(rules, json!({})), 10)
+    let decision = Harness::new(document(rules, json!({})), 10)
         .value(RATE, 130.0)
         .value(CPU, 10.0)
         .decide();
@@ -228,8 +228,8 @@ fn a_total_does_not_change_with_the_count_in_a_projection() {
         {"name": "in", "metric": {"name": "requests_per_second"}, "when": "< 90",
          "scale": {"direction": "in", "by": 5}},
     ]);
-    let scene = Scene::new(document(rules, json!({})), 10).value(RATE, 80.0);
-    assert_eq!(scene.decide().granted, 5);
+    let harness = Harness::new(document(rules, json!({})), 10).value(RATE, 80.0);
+    assert_eq!(harness.decide().granted, 5);
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn scaling_in_to_zero_needs_no_load_at_all() {
         (0.5, 1, Outcome::HeldByProjection),
     ] {
         let document = document(json!([]), json!({"profiles": profiles}));
-        let decision = Scene::new(document, 1)
+        let decision = Harness::new(document, 1)
             .value(CONCURRENCY, concurrency)
             .decide();
         assert_eq!((decision.granted, decision.outcome), (granted, outcome));
@@ -263,14 +263,14 @@ fn a_count_outside_of_the_bounds_is_corrected_at_once() {
         json!({"direction": "out", "by": 1})
     )]);
     for (count, granted) in [(0, 1), (25, 20)] {
-        let mut scene =
-            Scene::new(document(rules.clone(), more.clone()), count).value(CONCURRENCY, 0.0);
-        scene.inputs.carried.last_in = Some(contract::decision::LastChange {
+        let mut harness =
+            Harness::new(document(rules.clone(), more.clone()), count).value(CONCURRENCY, 0.0);
+        harness.inputs.carried.last_in = Some(contract::decision::LastChange {
             at: START,
             rule: None,
         });
-        scene.inputs.carried.last_out = scene.inputs.carried.last_in.clone();
-        let decision = scene.decide();
+        harness.inputs.carried.last_out = harness.inputs.carried.last_in.clone();
+        let decision = harness.decide();
         assert_eq!(
             (decision.granted, decision.outcome),
             (granted, Outcome::Applied)
@@ -280,13 +280,13 @@ fn a_count_outside_of_the_bounds_is_corrected_at_once() {
 }
 
 #[test]
-fn a_wish_beyond_the_bounds_is_cut_to_them() {
+fn a_recommendation_beyond_the_bounds_is_clamped() {
     let rules = json!([
         on_concurrency("out", "> 4", json!({"direction": "out", "by": 5})),
         on_concurrency("in", "< 1", json!({"direction": "in", "by": 5})),
     ]);
     for (count, total, granted) in [(18, 180.0, 20), (20, 200.0, 20), (3, 0.0, 1), (1, 0.0, 1)] {
-        let decision = Scene::new(document(rules.clone(), json!({})), count)
+        let decision = Harness::new(document(rules.clone(), json!({})), count)
             .value(CONCURRENCY, total)
             .decide();
         assert_eq!(
@@ -304,28 +304,28 @@ fn a_pin_decides_whatever_the_bounds_until_it_expires() {
         "> 4",
         json!({"direction": "out", "by": 1})
     )]);
-    let scene = Scene::new(document(rules, json!({})), 4).value(CONCURRENCY, 100.0);
+    let harness = Harness::new(document(rules, json!({})), 4).value(CONCURRENCY, 100.0);
     let later = Some(START + contract::Span::from_millis(1));
     for (until, granted, outcome) in [
         (None, 30, Outcome::Pinned),
         (later, 30, Outcome::Pinned),
         (Some(START), 5, Outcome::Applied),
     ] {
-        let decision = scene.clone().pinned(30, until).decide();
+        let decision = harness.clone().pinned(30, until).decide();
         assert_eq!((decision.granted, decision.outcome), (granted, outcome));
     }
 }
 
 #[test]
 fn a_pin_needs_no_policy() {
-    let mut scene = Scene::new(document(json!([]), json!({})), 4);
-    scene.inputs.policy = None;
-    let fixed = scene.decide();
+    let mut harness = Harness::new(document(json!([]), json!({})), 4);
+    harness.inputs.policy = None;
+    let fixed = harness.decide();
     assert_eq!(
         (fixed.granted, fixed.outcome, fixed.profile),
         (3, Outcome::Fixed, None)
     );
-    let pinned = scene.pinned(0, None).decide();
+    let pinned = harness.pinned(0, None).decide();
     assert_eq!((pinned.granted, pinned.outcome), (0, Outcome::Pinned));
 }
 
@@ -342,12 +342,13 @@ fn a_paused_direction_is_held_and_the_other_goes_on() {
         (false, true, 0.0, 3, Outcome::Applied),
         (true, true, 8.0, 4, Outcome::Steady),
     ] {
-        let mut scene = Scene::new(document(rules.clone(), json!({})), 4).value(CONCURRENCY, total);
-        scene.inputs.pause = contract::decision::Pause {
+        let mut harness =
+            Harness::new(document(rules.clone(), json!({})), 4).value(CONCURRENCY, total);
+        harness.inputs.pause = contract::decision::Pause {
             scale_in,
             scale_out,
         };
-        let decision = scene.decide();
+        let decision = harness.decide();
         assert_eq!((decision.granted, decision.outcome), (granted, outcome));
     }
 }
@@ -359,7 +360,7 @@ fn a_paused_policy_evaluates_no_rule_and_keeps_the_count() {
         "> 4",
         json!({"direction": "out", "by": 1})
     )]);
-    let decision = Scene::new(document(rules, json!({"mode": "paused"})), 4)
+    let decision = Harness::new(document(rules, json!({"mode": "paused"})), 4)
         .value(CONCURRENCY, 100.0)
         .decide();
     assert_eq!(
@@ -376,7 +377,7 @@ fn a_policy_in_shadow_mode_says_what_it_wants_and_leaves_the_deployments_count()
         "> 4",
         json!({"direction": "out", "by": 2})
     )]);
-    let decision = Scene::new(document(rules, json!({"mode": "shadow"})), 3)
+    let decision = Harness::new(document(rules, json!({"mode": "shadow"})), 3)
         .value(CONCURRENCY, 100.0)
         .decide();
     assert_eq!((decision.wanted, decision.granted), (5, 3));
@@ -396,13 +397,13 @@ fn a_metric_without_data_never_scales_in() {
         (partial(8.0), whole(10.0), 4, Outcome::Unknown),
         (whole(8.0), partial(10.0), 4, Outcome::Unknown),
         (warming(Some(8.0)), whole(10.0), 4, Outcome::Unknown),
-        // What is known may still scale out.
+        // Known signals may still scale out.
         (whole(40.0), missing(), 5, Outcome::Applied),
         (partial(40.0), missing(), 5, Outcome::Applied),
-        // A window that is not covered yet says nothing.
+        // A window that is not covered yet has no say.
         (warming(Some(40.0)), whole(10.0), 4, Outcome::Unknown),
     ] {
-        let decision = Scene::new(document(rules.clone(), json!({})), 4)
+        let decision = Harness::new(document(rules.clone(), json!({})), 4)
             .signal(CONCURRENCY, concurrency)
             .signal(CPU, cpu)
             .decide();
@@ -415,7 +416,7 @@ fn a_metric_without_data_never_scales_in() {
 }
 
 #[test]
-fn a_hole_in_the_window_counts_as_partial() {
+fn a_gap_in_the_window_counts_as_partial() {
     let holed = contract::decision::Signal {
         seconds_covered: 9,
         ..whole(0.0)
@@ -425,8 +426,8 @@ fn a_hole_in_the_window_counts_as_partial() {
         "< 1",
         json!({"direction": "in", "by": 1})
     )]);
-    let scene = Scene::new(document(rules, json!({})), 4).signal(CONCURRENCY, holed);
-    let decision = scene.decide();
+    let harness = Harness::new(document(rules, json!({})), 4).signal(CONCURRENCY, holed);
+    let decision = harness.decide();
     assert_eq!((decision.granted, decision.outcome), (4, Outcome::Unknown));
     assert_eq!(verdict(&decision, "in"), Verdict::Unknown);
 }
@@ -442,7 +443,7 @@ fn what_a_missing_metric_means_is_the_policys_choice() {
         ("hold", missing(), 3, 3),
         ("default", missing(), 3, 6),
         ("default", missing(), 8, 8),
-        // Not measured yet is not missing.
+        // Not measured yet does not mean missing.
         ("default", warming(None), 3, 3),
         ("schedule", missing(), 3, 3),
     ] {
@@ -450,7 +451,7 @@ fn what_a_missing_metric_means_is_the_policys_choice() {
             "name": "default", "capacity": {"min": 2, "max": 10, "default": 6}, "rules": rules,
         }]);
         let document = document(json!([]), json!({"missing": policy, "profiles": profiles}));
-        let decision = Scene::new(document, count)
+        let decision = Harness::new(document, count)
             .signal(CONCURRENCY, signal)
             .decide();
         assert_eq!(decision.granted, granted, "{policy} at {count}");
@@ -464,16 +465,16 @@ fn the_first_decision_is_the_profiles_default() {
         "> 4",
         json!({"direction": "out", "by": 1})
     )]);
-    let mut scene = Scene::new(document(rules, json!({})), 0).value(CONCURRENCY, 100.0);
-    scene.inputs.carried.granted = None;
-    let decision = scene.decide();
+    let mut harness = Harness::new(document(rules, json!({})), 0).value(CONCURRENCY, 100.0);
+    harness.inputs.carried.granted = None;
+    let decision = harness.decide();
     assert_eq!((decision.from, decision.granted), (0, 2));
     assert_eq!(decision.outcome, Outcome::Applied);
 }
 
 #[test]
-fn a_profile_without_rules_wants_its_default() {
-    let decision = Scene::new(document(json!([]), json!({})), 7).decide();
+fn a_profile_without_rules_takes_its_default() {
+    let decision = Harness::new(document(json!([]), json!({})), 7).decide();
     assert_eq!((decision.granted, decision.outcome), (2, Outcome::Applied));
 }
 
@@ -486,7 +487,7 @@ fn a_profile_that_names_no_rules_has_those_of_the_default_profile() {
          "capacity": {"min": 4, "max": 20, "default": 4}},
     ]);
     let document = document(json!([]), json!({"profiles": profiles}));
-    let decision = Scene::new(document, 4).value(CONCURRENCY, 40.0).decide();
+    let decision = Harness::new(document, 4).value(CONCURRENCY, 40.0).decide();
     assert_eq!(decision.profile.as_deref(), Some("always"));
     assert_eq!(decision.granted, 5);
 }
@@ -497,7 +498,7 @@ fn every_stage_follows_from_the_one_before() {
         on_cpu("out", "> 70", json!({"direction": "out", "by": 1})),
         on_cpu("in", "< 40", json!({"direction": "in", "to": 2})),
     ]);
-    let decision = Scene::new(document(rules, json!({})), 10)
+    let decision = Harness::new(document(rules, json!({})), 10)
         .value(CPU, 30.0)
         .decide();
     let names: Vec<&str> = decision
@@ -536,9 +537,9 @@ fn every_stage_follows_from_the_one_before() {
 
 #[test]
 fn a_stored_document_that_no_longer_compiles_keeps_the_count_and_says_why() {
-    let mut scene = Scene::new(document(json!([]), json!({})), 4);
-    scene.inputs.policy.as_mut().unwrap().profiles.clear();
-    let decision = scene.decide();
+    let mut harness = Harness::new(document(json!([]), json!({})), 4);
+    harness.inputs.policy.as_mut().unwrap().profiles.clear();
+    let decision = harness.decide();
     assert_eq!((decision.granted, decision.outcome), (4, Outcome::Unknown));
     assert!(decision.stages[0].detail.contains("no default profile"));
 }

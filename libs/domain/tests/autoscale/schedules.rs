@@ -1,5 +1,5 @@
-//! Schedules against an oracle that knows nothing of them: it writes down the wall clock of every
-//! minute and looks there.
+//! Schedules against an oracle that does not use them: it lists the wall clock of every minute and
+//! looks up times there.
 
 use chrono::{Datelike, Duration, NaiveDateTime, NaiveTime, Timelike};
 use chrono_tz::Tz;
@@ -8,7 +8,7 @@ use contract::time::{Span, Timestamp};
 use domain::autoscale::{Policy, Selection, TickInputs, explain, is_reproducible};
 use serde_json::{Value, json};
 
-use crate::scene::*;
+use crate::harness::*;
 
 fn policy(profiles: Vec<Value>) -> Policy {
     let mut all = vec![json!({"name": "default", "capacity": {"min": 1, "max": 9, "default": 1}})];
@@ -25,7 +25,7 @@ fn instant(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-/// Opening and closing instants of one schedule in a stretch of time.
+/// Opening and closing instants of one schedule in a period.
 fn changes(schedule: Value, from: &str, to: &str) -> Vec<String> {
     let policy = policy(vec![profile("other", 1, schedule)]);
     policy
@@ -37,7 +37,7 @@ fn changes(schedule: Value, from: &str, to: &str) -> Vec<String> {
 
 #[test]
 fn an_opening_in_the_gap_moves_to_the_next_instant_that_exists() {
-    // On 2026-03-29 in Paris 02:00 is 03:00 (01:00 UTC).
+    // On 2026-03-29 in Paris, 02:00 is 03:00 (01:00 UTC).
     let cron = json!({"cron": "30 2 * * *", "duration": "1h", "timeZone": "Europe/Paris"});
     let found = changes(cron, "2026-03-28T12:00:00Z", "2026-03-30T12:00:00Z");
     assert_eq!(
@@ -47,14 +47,14 @@ fn an_opening_in_the_gap_moves_to_the_next_instant_that_exists() {
     let weekly = json!({"weekly": {"days": ["Sun"], "start": "02:30", "end": "04:00"}, "timeZone": "Europe/Paris"});
     let found = changes(weekly, "2026-03-28T12:00:00Z", "2026-03-30T12:00:00Z");
     assert_eq!(found, ["03-29 01:00", "03-29 02:00"]);
-    // A window that lies in the gap whole does not open.
+    // A window entirely inside the gap does not open.
     let inside = json!({"weekly": {"days": ["Sun"], "start": "02:15", "end": "02:45"}, "timeZone": "Europe/Paris"});
     assert!(changes(inside, "2026-03-28T12:00:00Z", "2026-03-30T12:00:00Z").is_empty());
 }
 
 #[test]
 fn a_time_that_exists_twice_opens_at_the_first_and_closes_at_the_last() {
-    // On 2026-10-25 in Paris 02:00 to 03:00 is passed twice, from 00:00 and from 01:00 UTC.
+    // On 2026-10-25 in Paris, 02:00 to 03:00 occurs twice, from 00:00 and from 01:00 UTC.
     let cron = json!({"cron": "30 2 * * *", "duration": "1h", "timeZone": "Europe/Paris"});
     let found = changes(cron, "2026-10-24T12:00:00Z", "2026-10-25T12:00:00Z");
     assert_eq!(found, ["10-25 00:30", "10-25 02:30"]);
@@ -78,7 +78,7 @@ fn office_hours_begin_and_end_at_the_same_wall_clock_all_year() {
         found,
         ["03-27 08:00", "03-27 17:00", "03-30 07:00", "03-30 16:00"]
     );
-    // A night shift over the change ends at 06:00 on the wall, whatever its length.
+    // A night shift across the change ends at 06:00 local time, whatever its length.
     let night = json!({"cron": "0 22 * * *", "duration": "8h", "timeZone": "Europe/Paris"});
     let found = changes(night, "2026-10-24T12:00:00Z", "2026-10-25T12:00:00Z");
     assert_eq!(found, ["10-24 20:00", "10-25 05:00"]);
@@ -96,7 +96,7 @@ fn windows_reach_over_midnight_and_whole_days() {
         changes(day, "2026-03-03T00:00:00Z", "2026-03-09T12:00:00Z"),
         ["03-07 00:00", "03-09 00:00"]
     );
-    // Longer than from one opening to the next: it never closes.
+    // Longer than the time between openings: it never closes.
     let always = json!({"cron": "0 0 * * *", "duration": "30h"});
     assert!(changes(always, "2026-03-02T00:01:00Z", "2026-04-02T00:00:00Z").is_empty());
 }
@@ -156,40 +156,40 @@ fn transitions_name_the_profile_and_its_capacity_at_each_change() {
     assert_eq!(found[0].at, instant("2026-06-01T09:00:00Z"));
 }
 
-/// The wall clock of every minute of a stretch of time.
-struct Walls {
+/// The wall clock of every minute of a period.
+struct WallClock {
     first: Timestamp,
-    walls: Vec<NaiveDateTime>,
+    minutes: Vec<NaiveDateTime>,
 }
 
-impl Walls {
+impl WallClock {
     fn new(zone: Tz, first: Timestamp, days: i64) -> Self {
-        let walls = (0..days * 1440)
+        let minutes = (0..days * 1440)
             .map(|minute| {
                 let at = first + Span::from_secs(minute as u64 * 60);
                 at.to_utc().with_timezone(&zone).naive_local()
             })
             .collect();
-        Self { first, walls }
+        Self { first, minutes }
     }
 
     fn at(&self, index: usize) -> Timestamp {
         self.first + Span::from_secs(index as u64 * 60)
     }
 
-    /// The first minute that shows this time, or the first that shows a later one.
+    /// The first minute that shows this time, or a later one if none does.
     fn opens(&self, wall: NaiveDateTime) -> Option<usize> {
-        let shown = self.walls.iter().position(|shown| *shown == wall);
-        shown.or_else(|| self.walls.iter().position(|shown| *shown > wall))
+        let shown = self.minutes.iter().position(|shown| *shown == wall);
+        shown.or_else(|| self.minutes.iter().position(|shown| *shown > wall))
     }
 
     /// The last minute that shows this time, or the first that shows a later one.
     fn closes(&self, wall: NaiveDateTime) -> Option<usize> {
-        let shown = self.walls.iter().rposition(|shown| *shown == wall);
-        shown.or_else(|| self.walls.iter().position(|shown| *shown > wall))
+        let shown = self.minutes.iter().rposition(|shown| *shown == wall);
+        shown.or_else(|| self.minutes.iter().position(|shown| *shown > wall))
     }
 
-    /// Which minutes lie in a window that begins at `start` on the days that `on` accepts. The end
+    /// The minutes inside windows that start at `start` on the days that `on` accepts. The end
     /// counts from the wall clock at the opening, or from the day's midnight.
     fn open_minutes(
         &self,
@@ -197,9 +197,9 @@ impl Walls {
         end: End,
         on: impl Fn(NaiveDateTime) -> bool,
     ) -> Vec<bool> {
-        let mut open = vec![false; self.walls.len()];
+        let mut open = vec![false; self.minutes.len()];
         let days: std::collections::BTreeSet<_> =
-            self.walls.iter().map(|wall| wall.date()).collect();
+            self.minutes.iter().map(|wall| wall.date()).collect();
         for day in days {
             let midnight = day.and_time(NaiveTime::MIN);
             if !on(midnight) {
@@ -209,10 +209,10 @@ impl Walls {
                 continue;
             };
             let end = match end {
-                End::After(minutes) => self.walls[from] + Duration::minutes(minutes),
+                End::After(minutes) => self.minutes[from] + Duration::minutes(minutes),
                 End::At(minutes) => midnight + Duration::minutes(minutes),
             };
-            let to = self.closes(end).unwrap_or(self.walls.len());
+            let to = self.closes(end).unwrap_or(self.minutes.len());
             open[from..to.max(from)].fill(true);
         }
         open
@@ -225,7 +225,7 @@ enum End {
     At(i64),
 }
 
-/// A month of schedules around a change of clocks, minute by minute.
+/// Checks a month of schedules around a clock change, minute by minute.
 fn simulate(zone: Tz, first: &str, gap: NaiveTime, dated: (&str, &str)) {
     let name = zone.name();
     let zoned = |mut schedule: Value| {
@@ -258,31 +258,31 @@ fn simulate(zone: Tz, first: &str, gap: NaiveTime, dated: (&str, &str)) {
             zoned(json!({"dated": {"from": dated.0, "to": dated.1}})),
         ),
     ]);
-    // The oracle looks a few days further on each side, for windows that reach in.
+    // The oracle covers a few more days on each side, for windows that extend into the month.
     let margin = 4;
     let days = 31;
     let start = instant(first);
-    let walls = Walls::new(
+    let clock = WallClock::new(
         zone,
         start - Span::from_secs(margin as u64 * 86_400),
         days + 2 * margin,
     );
     let weekday = |wall: NaiveDateTime| wall.weekday().num_days_from_monday();
     let time = |hour, minute| NaiveTime::from_hms_opt(hour, minute, 0).unwrap();
-    let night = walls.open_minutes(time(22, 30), End::At(26 * 60 + 30), |day| weekday(day) >= 4);
-    let early = walls.open_minutes(gap, End::After(45), |_| true);
-    let office = walls.open_minutes(time(9, 0), End::At(18 * 60), |day| weekday(day) < 5);
-    let short = walls.open_minutes(time(1, 15), End::At(2 * 60 + 15), |day| weekday(day) == 6);
+    let night = clock.open_minutes(time(22, 30), End::At(26 * 60 + 30), |day| weekday(day) >= 4);
+    let early = clock.open_minutes(gap, End::After(45), |_| true);
+    let office = clock.open_minutes(time(9, 0), End::At(18 * 60), |day| weekday(day) < 5);
+    let short = clock.open_minutes(time(1, 15), End::At(2 * 60 + 15), |day| weekday(day) == 6);
     let local = |text: &str| NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M").unwrap();
-    let dated_from = walls.opens(local(dated.0)).unwrap();
-    let dated_to = walls.closes(local(dated.1)).unwrap();
+    let dated_from = clock.opens(local(dated.0)).unwrap();
+    let dated_to = clock.closes(local(dated.1)).unwrap();
 
     let mut hint: Option<Selection> = None;
     let mut changes = Vec::new();
     let mut before = None;
     for minute in 0..(days * 1440) as usize {
         let index = minute + (margin * 1440) as usize;
-        let now = walls.at(index);
+        let now = clock.at(index);
         let expected = if early[index] {
             "early"
         } else if office[index] {
@@ -296,14 +296,14 @@ fn simulate(zone: Tz, first: &str, gap: NaiveTime, dated: (&str, &str)) {
         } else {
             "default"
         };
-        let wall = walls.walls[index];
+        let wall = clock.minutes[index];
         let fresh = policy.select(now);
         assert_eq!(
             policy.profile_name(fresh),
             expected,
             "{name} at {now}, {wall} on the wall"
         );
-        // A selection that says it still holds equals a fresh one.
+        // A selection that still holds equals a fresh one.
         let kept = hint
             .filter(|selection| selection.holds(now))
             .unwrap_or(fresh);
@@ -377,7 +377,7 @@ fn a_month_with_either_clock_change_on_lord_howe_island() {
     );
 }
 
-/// The decision that a tick without instances and measurements makes.
+/// The decision of a tick without instances and measurements.
 fn decided(document: &Value) -> Decision {
     let policy = compile(&spec(document)).unwrap();
     let tick = TickInputs {
@@ -410,9 +410,9 @@ fn a_decision_by_a_schedule_names_the_release_of_its_time_zones() {
     older.inputs.zone_data = Some("2025b".into());
     assert!(!is_reproducible(&older, &zones()), "made with other zones");
     assert_eq!(
-        again(&older).inputs,
+        reevaluated(&older).inputs,
         older.inputs,
-        "and told so all the same"
+        "the inputs still record the other release"
     );
     let plain = decided(&document(json!([]), json!({})));
     assert_eq!(plain.inputs.zone_data, None);

@@ -1,4 +1,4 @@
-//! What decisions depend on the ones before: cool-downs, stabilisation, restarts, the clock.
+//! How decisions depend on earlier ones: cool-downs, stabilisation, restarts, the clock.
 
 use contract::decision::{Carried, Decision, LastChange, Outcome, Wish};
 use contract::time::{Span, Timestamp};
@@ -7,7 +7,7 @@ use domain::autoscale::{
 };
 use serde_json::json;
 
-use crate::scene::*;
+use crate::harness::*;
 
 fn out_and_in(more: serde_json::Value) -> serde_json::Value {
     let rules = json!([
@@ -33,14 +33,14 @@ fn cooldowns_hold_by_direction_and_a_scale_in_never_keeps_a_scale_out_waiting() 
         (None, changed(1), 40.0, 5, Outcome::Applied),
         (None, changed(299), 0.0, 4, Outcome::HeldByCooldown),
         (None, changed(300), 0.0, 3, Outcome::Applied),
-        // What was just added is not taken away again at once.
+        // An instance that was just added is not removed right away.
         (changed(299), None, 0.0, 4, Outcome::HeldByCooldown),
         (changed(300), changed(400), 0.0, 3, Outcome::Applied),
     ] {
-        let mut scene = Scene::new(out_and_in(more.clone()), 4).value(CONCURRENCY, total);
-        scene.inputs.carried.last_out = last_out.clone();
-        scene.inputs.carried.last_in = last_in.clone();
-        let decision = scene.decide();
+        let mut harness = Harness::new(out_and_in(more.clone()), 4).value(CONCURRENCY, total);
+        harness.inputs.carried.last_out = last_out.clone();
+        harness.inputs.carried.last_in = last_in.clone();
+        let decision = harness.decide();
         assert_eq!(
             (decision.granted, decision.outcome),
             (granted, outcome),
@@ -64,9 +64,10 @@ fn a_rules_own_cooldown_comes_before_the_policys() {
         ),
     ]);
     for (seconds, granted) in [(9, 4), (10, 5), (599, 5), (600, 9)] {
-        let mut scene = Scene::new(document(rules.clone(), json!({})), 4).value(CONCURRENCY, 40.0);
-        scene.inputs.carried.last_out = changed(seconds);
-        assert_eq!(scene.decide().granted, granted, "{seconds} s after");
+        let mut harness =
+            Harness::new(document(rules.clone(), json!({})), 4).value(CONCURRENCY, 40.0);
+        harness.inputs.carried.last_out = changed(seconds);
+        assert_eq!(harness.decide().granted, granted, "{seconds} s after");
     }
 }
 
@@ -85,19 +86,20 @@ fn scale_in_waits_for_the_cooldowns_of_all_rules_that_agree() {
         ),
     ]);
     for (seconds, granted) in [(11, 4), (600, 3)] {
-        let mut scene = Scene::new(document(rules.clone(), json!({})), 4).value(CONCURRENCY, 0.0);
-        scene.inputs.carried.last_in = changed(seconds);
-        assert_eq!(scene.decide().granted, granted, "{seconds} s after");
+        let mut harness =
+            Harness::new(document(rules.clone(), json!({})), 4).value(CONCURRENCY, 0.0);
+        harness.inputs.carried.last_in = changed(seconds);
+        assert_eq!(harness.decide().granted, granted, "{seconds} s after");
     }
 }
 
 #[test]
-fn scale_in_takes_the_largest_wish_of_its_window() {
+fn scale_in_takes_the_largest_recommendation_of_its_window() {
     let rules = json!([{
         "name": "follow", "metric": {"name": "requests_per_second"},
         "track": {"target": 10, "tolerance": "0%"},
     }]);
-    let mut scene = Scene::new(document(rules, json!({"stabilization": {"in": "60s"}})), 10);
+    let mut harness = Harness::new(document(rules, json!({"stabilization": {"in": "60s"}})), 10);
     let mut counts = Vec::new();
     // 100/s for 10 s, 80/s for 30 s, then 20/s.
     for second in 0..200 {
@@ -106,26 +108,26 @@ fn scale_in_takes_the_largest_wish_of_its_window() {
             10..40 => 80.0,
             _ => 20.0,
         };
-        scene = scene.value(RATE, rate);
-        counts.push(scene.step(1).granted);
+        harness = harness.value(RATE, rate);
+        counts.push(harness.step(1).granted);
     }
-    // Each wish counts until it is a minute old.
+    // Each recommendation counts until it is a minute old.
     assert_eq!(counts[68], 10);
     assert_eq!(counts[69], 8);
     assert_eq!(counts[98], 8);
     assert_eq!(counts[99], 2);
     assert!(counts.iter().all(|count| [10, 8, 2].contains(count)));
-    assert!(scene.inputs.carried.wishes.len() <= 3);
+    assert!(harness.inputs.carried.wishes.len() <= 3);
 }
 
 #[test]
-fn scale_out_takes_the_smallest_wish_of_its_window() {
-    let mut scene = Scene::new(out_and_in(json!({"stabilization": {"out": "30s"}})), 4);
+fn scale_out_takes_the_smallest_recommendation_of_its_window() {
+    let mut harness = Harness::new(out_and_in(json!({"stabilization": {"out": "30s"}})), 4);
     let mut counts = Vec::new();
     for second in 0..60 {
         let total = if second < 10 { 8.0 } else { 40.0 };
-        scene = scene.value(CONCURRENCY, total);
-        counts.push(scene.step(1).granted);
+        harness = harness.value(CONCURRENCY, total);
+        counts.push(harness.step(1).granted);
     }
     assert_eq!(counts[38], 4);
     assert_eq!(counts[39], 5);
@@ -133,23 +135,23 @@ fn scale_out_takes_the_smallest_wish_of_its_window() {
 
 #[test]
 fn a_short_peak_does_not_scale_in_afterwards_before_its_time() {
-    let mut scene = Scene::new(out_and_in(json!({"stabilization": {"in": "5m"}})), 4);
+    let mut harness = Harness::new(out_and_in(json!({"stabilization": {"in": "5m"}})), 4);
     let peak = |second: u64| if second < 3 { 40.0 } else { 0.0 };
     let mut last_count = 0;
     for second in 0..302 {
-        scene = scene.value(CONCURRENCY, peak(second));
-        last_count = scene.step(1).granted;
+        harness = harness.value(CONCURRENCY, peak(second));
+        last_count = harness.step(1).granted;
     }
     assert_eq!(last_count, 7);
-    let held = scene.decide();
+    let held = harness.decide();
     assert_eq!((held.granted, held.outcome), (6, Outcome::Applied));
 }
 
 #[test]
 fn the_change_remembers_its_rule_and_time() {
-    let mut scene = Scene::new(out_and_in(json!({})), 4).value(CONCURRENCY, 40.0);
-    scene.step(1);
-    let carried = &scene.inputs.carried;
+    let mut harness = Harness::new(out_and_in(json!({})), 4).value(CONCURRENCY, 40.0);
+    harness.step(1);
+    let carried = &harness.inputs.carried;
     assert_eq!(carried.granted, Some(5));
     let expected = LastChange {
         at: START,
@@ -160,29 +162,29 @@ fn the_change_remembers_its_rule_and_time() {
 }
 
 #[test]
-fn after_a_restart_the_windows_are_filled_with_the_present_count() {
+fn after_a_restart_the_windows_are_filled_with_the_current_count() {
     let more = json!({"stabilization": {"in": "60s"}, "cooldown": {"in": "90s", "out": "0s"}});
-    let mut scene = Scene::new(out_and_in(more), 4).value(CONCURRENCY, 40.0);
-    let last = scene.step(1);
+    let mut harness = Harness::new(out_and_in(more), 4).value(CONCURRENCY, 40.0);
+    let last = harness.step(1);
     let now = START + Span::from_secs(40);
-    scene.inputs.carried = carried_after_restart(&last, now);
-    assert_eq!(scene.inputs.carried.granted, Some(5));
-    scene = scene.value(CONCURRENCY, 0.0);
+    harness.inputs.carried = carried_after_restart(&last, now);
+    assert_eq!(harness.inputs.carried.granted, Some(5));
+    harness = harness.value(CONCURRENCY, 0.0);
     let mut outcome = |seconds: u64| {
-        scene.now = START + Span::from_secs(seconds);
-        scene.decide().outcome
+        harness.now = START + Span::from_secs(seconds);
+        harness.decide().outcome
     };
     assert_eq!(outcome(40), Outcome::HeldByStabilization);
     assert_eq!(outcome(99), Outcome::HeldByStabilization);
-    // The cool-down ran on through the restart.
+    // The cool-down kept running through the restart.
     assert_eq!(outcome(100), Outcome::Applied);
 }
 
 #[test]
 fn after_a_change_of_the_engine_the_count_is_the_one_that_was_granted() {
     let document = out_and_in(json!({"cooldown": {"out": "30s"}}));
-    let mut scene = Scene::new(document, 4).value(CONCURRENCY, 40.0);
-    let ours = scene.step(1);
+    let mut harness = Harness::new(document, 4).value(CONCURRENCY, 40.0);
+    let ours = harness.step(1);
     assert_eq!((ours.from, ours.granted), (4, 5));
     let recorded = |granted: u32, rule: &str| Decision {
         engine_version: ENGINE_VERSION - 1,
@@ -217,10 +219,10 @@ fn after_a_change_of_the_engine_the_count_is_the_one_that_was_granted() {
 }
 
 #[test]
-fn a_decision_of_this_engine_is_gone_on_from_as_if_it_had_been_carried() {
+fn restarting_from_a_decision_of_this_engine_equals_carrying_its_state() {
     let document = out_and_in(json!({"cooldown": {"out": "30s"}}));
-    let mut scene = Scene::new(document, 4).value(CONCURRENCY, 40.0);
-    let decision = scene.step(1);
+    let mut harness = Harness::new(document, 4).value(CONCURRENCY, 40.0);
+    let decision = harness.step(1);
     let carried = carried_after_restart(&decision, decision.at);
     assert_eq!(
         Carried {
@@ -236,43 +238,43 @@ fn a_decision_of_this_engine_is_gone_on_from_as_if_it_had_been_carried() {
 
 #[test]
 fn a_clock_set_back_keeps_what_has_elapsed() {
-    let mut scene = Scene::new(
+    let mut harness = Harness::new(
         out_and_in(json!({"cooldown": {"out": "30s", "in": "30s"}})),
         4,
     );
-    scene.inputs.carried.last_out = changed(20);
+    harness.inputs.carried.last_out = changed(20);
     let clock = START - Span::from_secs(3600);
-    scene.inputs.carried = carried_after_clock_step(&scene.inputs.carried, START, clock);
-    scene = scene.value(CONCURRENCY, 40.0);
-    scene.now = clock + Span::from_secs(9);
-    assert_eq!(scene.decide().outcome, Outcome::HeldByCooldown);
-    scene.now = clock + Span::from_secs(10);
-    assert_eq!(scene.decide().outcome, Outcome::Applied);
+    harness.inputs.carried = carried_after_clock_step(&harness.inputs.carried, START, clock);
+    harness = harness.value(CONCURRENCY, 40.0);
+    harness.now = clock + Span::from_secs(9);
+    assert_eq!(harness.decide().outcome, Outcome::HeldByCooldown);
+    harness.now = clock + Span::from_secs(10);
+    assert_eq!(harness.decide().outcome, Outcome::Applied);
 }
 
 #[test]
 fn a_decision_is_written_only_when_it_says_something_new() {
-    let mut scene =
-        Scene::new(out_and_in(json!({"cooldown": {"out": "30s"}})), 4).value(CONCURRENCY, 8.0);
-    let steady = scene.step(1);
+    let mut harness =
+        Harness::new(out_and_in(json!({"cooldown": {"out": "30s"}})), 4).value(CONCURRENCY, 8.0);
+    let steady = harness.step(1);
     assert!(should_write(None, &steady));
-    let again = scene.clone().value(CONCURRENCY, 9.0).decide();
-    assert!(!should_write(Some(&steady), &again));
-    scene = scene.value(CONCURRENCY, 40.0);
-    let applied = scene.step(1);
-    assert!(should_write(Some(&again), &applied));
-    let held = scene.value(CONCURRENCY, 60.0).decide();
+    let reevaluated = harness.clone().value(CONCURRENCY, 9.0).decide();
+    assert!(!should_write(Some(&steady), &reevaluated));
+    harness = harness.value(CONCURRENCY, 40.0);
+    let applied = harness.step(1);
+    assert!(should_write(Some(&reevaluated), &applied));
+    let held = harness.value(CONCURRENCY, 60.0).decide();
     assert_eq!(held.outcome, Outcome::HeldByCooldown);
     assert!(should_write(Some(&applied), &held));
 }
 
 #[test]
-fn pins_and_releases_start_cooldowns_and_are_remembered_as_wishes() {
+fn pins_and_releases_start_cooldowns_and_are_recorded_as_recommendations() {
     let more = json!({"stabilization": {"in": "60s"}});
-    let mut scene = Scene::new(out_and_in(more), 4)
+    let mut harness = Harness::new(out_and_in(more), 4)
         .value(CONCURRENCY, 0.0)
         .pinned(9, None);
-    let pinned = scene.step(1);
+    let pinned = harness.step(1);
     let carried = carried_after(&pinned);
     assert_eq!(
         carried.last_out,
@@ -281,12 +283,12 @@ fn pins_and_releases_start_cooldowns_and_are_remembered_as_wishes() {
             rule: None
         })
     );
-    scene.inputs.pin = None;
-    let released = scene.decide();
+    harness.inputs.pin = None;
+    let released = harness.decide();
     assert_eq!(
         (released.granted, released.outcome),
         (9, Outcome::HeldByStabilization)
     );
-    scene.now = Timestamp::from_secs(START.secs() + 61);
-    assert_eq!(scene.decide().granted, 8);
+    harness.now = Timestamp::from_secs(START.secs() + 61);
+    assert_eq!(harness.decide().granted, 8);
 }

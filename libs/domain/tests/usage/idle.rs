@@ -1,5 +1,5 @@
-//! Minutes without a request: told in one event an hour at most, and their sums as exact as if each
-//! were told by itself.
+//! Minutes without a request: reported in at most one event an hour, with sums as exact as if each
+//! were reported by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use super::*;
 
 const MINUTE: u64 = 60;
 
-/// What a node says in a second of an instance that has nothing to do.
+/// A node's frame of one second for an idle instance.
 fn resting(name: &str, cpu_us: u64, memory_bytes: u64) -> DeploymentFrame {
     let idle = InstanceFrame {
         cpu_us: Some(cpu_us),
@@ -37,7 +37,7 @@ impl Meter {
         }
     }
 
-    /// A minute with one request in it, and the turns that it takes to tell it.
+    /// A minute with one request, and the iterations until it is reported.
     fn serve(&mut self, minute: u64) -> Vec<Event> {
         for second in minute * MINUTE..(minute + 1) * MINUTE {
             let mut part = resting("iris", 100, 1000 + second);
@@ -52,22 +52,22 @@ fn seconds(minutes: std::ops::Range<u64>) -> std::ops::Range<u64> {
     minutes.start * MINUTE..minutes.end * MINUTE
 }
 
-/// Minute of the first, how many, and the frames that were counted.
-fn bounds(told: &UsageMinute) -> (i64, u32, Vec<(u64, u64)>) {
-    let counted = told.counted.iter().map(|r| (r.first, r.last)).collect();
-    (told.minute.secs() / 60, told.minutes, counted)
+/// First minute, number of minutes, and the counted frames.
+fn bounds(recorded: &UsageMinute) -> (i64, u32, Vec<(u64, u64)>) {
+    let counted = recorded.counted.iter().map(|r| (r.first, r.last)).collect();
+    (recorded.minute.secs() / 60, recorded.minutes, counted)
 }
 
-fn total<'a>(told: impl IntoIterator<Item = &'a UsageMinute>) -> UsageSlice {
+fn total<'a>(recorded: impl IntoIterator<Item = &'a UsageMinute>) -> UsageSlice {
     let mut total = UsageSlice::default();
-    for slice in told.into_iter().flat_map(|told| &told.slices) {
+    for slice in recorded.into_iter().flat_map(|recorded| &recorded.slices) {
         total.add(slice);
     }
     total
 }
 
 #[test]
-fn an_hour_without_a_request_is_told_in_one_event_when_it_is_over() {
+fn an_hour_without_a_request_is_reported_in_one_event_when_it_is_over() {
     let mut meter = Meter::new();
     for minute in 0..60 {
         meter.rest(seconds(minute..minute + 1));
@@ -76,15 +76,15 @@ fn an_hour_without_a_request_is_told_in_one_event_when_it_is_over() {
         }
     }
     let events = meter.tick(at(3600));
-    let told = closed(&events);
-    assert_eq!((events.len(), told.len()), (1, 1));
-    assert_eq!(bounds(told[0]), (0, 60, vec![(0, 3599)]));
-    assert_eq!(told[0].slices.len(), 1);
-    let usage = told[0].slices[0].by_instance.values().next().unwrap();
+    let recorded = closed(&events);
+    assert_eq!((events.len(), recorded.len()), (1, 1));
+    assert_eq!(bounds(recorded[0]), (0, 60, vec![(0, 3599)]));
+    assert_eq!(recorded[0].slices.len(), 1);
+    let usage = recorded[0].slices[0].by_instance.values().next().unwrap();
     assert_eq!(usage.cpu_us, 3600 * 100);
     assert_eq!(usage.measured_us, 3600 * 1_000_000);
     assert_eq!(usage.memory_bytes_max, 1000 + 3599);
-    assert!(told[0].slices[0].by_role.is_empty());
+    assert!(recorded[0].slices[0].by_role.is_empty());
     assert_eq!(meter.tick(at(3601)), []);
     assert_eq!(
         (meter.usage.open_minutes(), meter.usage.idle_deployments()),
@@ -93,7 +93,7 @@ fn an_hour_without_a_request_is_told_in_one_event_when_it_is_over() {
 }
 
 #[test]
-fn an_hour_is_over_also_when_nobody_says_any_more_that_it_is() {
+fn an_hour_ends_even_if_no_more_frames_arrive() {
     let mut meter = Meter::new();
     meter.rest(seconds(0..3));
     assert_eq!(meter.tick(at(3600)), []);
@@ -102,22 +102,25 @@ fn an_hour_is_over_also_when_nobody_says_any_more_that_it_is() {
 }
 
 #[test]
-fn a_request_closes_what_had_none_at_its_minute() {
+fn a_request_ends_the_idle_span_at_its_minute() {
     let mut meter = Meter::new();
     meter.rest(seconds(0..10));
     assert_eq!(meter.tick(at(600)), []);
     let events = meter.serve(10);
-    let told: Vec<_> = closed(&events).into_iter().map(bounds).collect();
-    assert_eq!(told, [(0, 10, vec![(0, 599)]), (10, 1, vec![(600, 659)])]);
+    let recorded: Vec<_> = closed(&events).into_iter().map(bounds).collect();
+    assert_eq!(
+        recorded,
+        [(0, 10, vec![(0, 599)]), (10, 1, vec![(600, 659)])]
+    );
     assert_eq!(arrivals(closed(&events)[1]).iter().sum::<u64>(), 1);
-    // And what follows is a span of its own.
+    // What follows is a span of its own.
     meter.rest(seconds(11..60));
     let events = meter.tick(at(3600));
     assert_eq!(bounds(closed(&events)[0]), (11, 49, vec![(660, 3599)]));
 }
 
 #[test]
-fn minutes_that_are_all_over_at_once_are_told_in_their_order() {
+fn minutes_that_end_at_once_are_reported_in_order() {
     let mut meter = Meter::new();
     let busy = |minute| [1, 4, 5].contains(&minute);
     for second in seconds(0..8) {
@@ -125,15 +128,15 @@ fn minutes_that_are_all_over_at_once_are_told_in_their_order() {
         part.arrivals = u64::from(busy(second / MINUTE));
         meter.count(&frame("n1", second, vec![part]));
     }
-    let mut told = Vec::new();
+    let mut recorded = Vec::new();
     for _ in 0..5 {
         let events = meter.tick(at(480));
-        told.extend(closed(&events).into_iter().map(|told| {
-            let (minute, minutes, _) = bounds(told);
+        recorded.extend(closed(&events).into_iter().map(|recorded| {
+            let (minute, minutes, _) = bounds(recorded);
             (minute, minutes)
         }));
     }
-    assert_eq!(told, [(0, 1), (1, 1), (2, 2), (4, 1), (5, 1)]);
+    assert_eq!(recorded, [(0, 1), (1, 1), (2, 2), (4, 1), (5, 1)]);
 }
 
 #[test]
@@ -143,9 +146,9 @@ fn a_single_minute_without_a_request_keeps_its_slices() {
     meter.rest(seconds(1..2));
     meter.tick(at(120));
     let events = meter.serve(2);
-    let told = closed(&events);
-    assert_eq!(bounds(told[0]), (1, 1, vec![(60, 119)]));
-    let cpu: Vec<u64> = told[0]
+    let recorded = closed(&events);
+    assert_eq!(bounds(recorded[0]), (1, 1, vec![(60, 119)]));
+    let cpu: Vec<u64> = recorded[0]
         .slices
         .iter()
         .map(|slice| slice.by_instance.values().map(|usage| usage.cpu_us).sum())
@@ -165,7 +168,7 @@ fn a_span_ends_with_its_hour() {
 }
 
 #[test]
-fn a_minute_with_a_request_that_could_not_be_appended_keeps_back_the_later_ones() {
+fn a_failed_append_of_a_busy_minute_holds_back_the_later_ones() {
     let mut meter = Meter::new();
     meter.rest(seconds(0..2));
     meter.tick(at(120));
@@ -178,8 +181,8 @@ fn a_minute_with_a_request_that_could_not_be_appended_keeps_back_the_later_ones(
         assert_eq!(meter.turn(at(now), &BTreeSet::from([endpoint("iris")])), []);
     }
     let events = meter.tick(at(301));
-    let told: Vec<_> = closed(&events).into_iter().map(bounds).collect();
-    assert_eq!(told, [(0, 2, vec![(0, 119)]), (2, 1, vec![(120, 179)])]);
+    let recorded: Vec<_> = closed(&events).into_iter().map(bounds).collect();
+    assert_eq!(recorded, [(0, 2, vec![(0, 119)]), (2, 1, vec![(120, 179)])]);
     meter.rest(seconds(5..60));
     let events = meter.tick(at(3600));
     assert_eq!(bounds(closed(&events)[0]), (3, 57, vec![(180, 3599)]));
@@ -195,7 +198,7 @@ fn late_frames_of_a_span_are_a_correction_and_count_once() {
         let late = frame("n1", second, vec![resting("iris", 100, 1000)]);
         assert_eq!(meter.usage.count(&late, at(186)), Counted::Late);
     }
-    let corrections = meter.tick(at(186) + LATE_GATHERED);
+    let corrections = meter.tick(at(186) + LATE_FLUSH_DELAY);
     assert_eq!(bounds(corrected(&corrections)[0]), (2, 1, vec![(120, 139)]));
     let events = meter.tick(at(3600) + GRACE);
     assert_eq!(
@@ -208,27 +211,27 @@ fn late_frames_of_a_span_are_a_correction_and_count_once() {
 }
 
 #[test]
-fn a_span_survives_a_restart_and_is_told_once() {
+fn a_span_survives_a_restart_and_is_reported_once() {
     let mut meter = Meter::new();
     meter.rest(seconds(0..9));
     meter.tick(at(540));
     let saved = meter.save();
-    // The state goes on, the process does not.
+    // The state survives, the process does not.
     let mut successor = meter.successor_by_save(&saved);
     successor.rest(seconds(9..10));
     let events = successor.serve(10);
     assert_eq!(bounds(closed(&events)[0]), (0, 10, vec![(0, 599)]));
-    // What was saved before the span was told does not tell it again.
+    // State saved before the span was reported does not report it again.
     let mut again = successor.successor_by_save(&saved);
     again.rest(seconds(9..10));
     assert_eq!(again.tick(at(7200)), []);
 }
 
 #[test]
-fn what_a_release_saved_that_told_each_minute_is_gone_on_with() {
+fn state_saved_before_there_were_spans_is_continued() {
     let mut meter = Meter::new();
     meter.seconds("g1", 0..110, 1);
-    // As that release did, with the last ten seconds late.
+    // As that release wrote it, with the last ten seconds late.
     assert_eq!(
         (meter.tick(at(65)).len(), meter.tick(at(125)).len()),
         (1, 1)
@@ -247,7 +250,7 @@ fn what_a_release_saved_that_told_each_minute_is_gone_on_with() {
 }
 
 #[test]
-fn who_has_only_the_log_counts_again_what_was_not_told() {
+fn a_successor_with_only_the_log_recounts_what_was_not_reported() {
     let mut meter = Meter::new();
     let parts = |second: u64| {
         let mut busy = resting("iris", 100, 1000);
@@ -263,16 +266,20 @@ fn who_has_only_the_log_counts_again_what_was_not_told() {
     }
     let mut successor = meter.successor_by_log();
     let since = successor.usage.taken_over(at(1230));
-    assert_eq!(since, at(0), "the hour is not told");
+    assert_eq!(since, at(0), "the hour is not reported");
     for second in seconds(0..60) {
         successor.count(&frame("n1", second, parts(second)));
     }
     for _ in 0..2 {
         successor.tick(at(3600));
     }
-    let told = told(&successor.log);
+    let recorded = recorded(&successor.log);
     let cpu = |uid: Uid| {
-        let usage = total(told.iter().filter(|told| told.deployment_uid == uid));
+        let usage = total(
+            recorded
+                .iter()
+                .filter(|recorded| recorded.deployment_uid == uid),
+        );
         usage.by_instance.values().map(|u| u.cpu_us).sum::<u64>()
     };
     assert_eq!(cpu(uid("iris")), 3600 * 100);
@@ -291,7 +298,7 @@ fn who_has_only_the_log_counts_again_what_was_not_told() {
 }
 
 #[test]
-fn who_takes_over_soon_after_the_hour_counts_the_hour_before_again() {
+fn a_takeover_soon_after_the_hour_recounts_the_previous_hour() {
     let mut meter = Meter::new();
     meter.serve(60);
     let mut successor = meter.successor_by_log();
@@ -299,13 +306,13 @@ fn who_takes_over_soon_after_the_hour_counts_the_hour_before_again() {
     meter.serve(62);
     let mut successor = meter.successor_by_log();
     assert_eq!(successor.usage.taken_over(at(3800)), at(3600));
-    // Where nothing is told, the present hour is what may be untold.
+    // If nothing is reported, only the current hour may be unreported.
     let mut successor = Meter::new();
     assert_eq!(successor.usage.taken_over(at(5000)), at(3600));
 }
 
 #[test]
-fn what_was_held_back_and_is_lost_is_named_for_the_deployment_that_it_was_held_back_of() {
+fn lost_minutes_that_were_held_back_are_reported_for_their_deployment() {
     let mut meter = Meter::new();
     let busy = |second| {
         let mut busy = resting("iris", 100, 1000);
@@ -320,7 +327,7 @@ fn what_was_held_back_and_is_lost_is_named_for_the_deployment_that_it_was_held_b
             meter.tick(at(second as i64 + 1));
         }
     }
-    // The bus has forgotten all that was before.
+    // The bus no longer has anything from before.
     let mut successor = meter.successor_by_log();
     successor.usage.taken_over(at(1230));
     for second in 1230..1320 {
@@ -339,7 +346,7 @@ fn what_was_held_back_and_is_lost_is_named_for_the_deployment_that_it_was_held_b
 }
 
 #[test]
-fn what_another_owner_has_told_meanwhile_is_taken_away() {
+fn what_another_owner_reported_meanwhile_is_subtracted() {
     let mut ours = Meter::new();
     ours.rest(seconds(0..5));
     ours.tick(at(300));
@@ -348,7 +355,7 @@ fn what_another_owner_has_told_meanwhile_is_taken_away() {
     theirs.tick(at(420));
     let events = theirs.serve(7);
     assert_eq!(bounds(closed(&events)[0]), (0, 7, vec![(0, 419)]));
-    // We have heard as much, and own the bucket again.
+    // We have received the same frames, and own the bucket again.
     ours.rest(seconds(5..8));
     for record in &theirs.log {
         ours.usage.apply(record);
@@ -360,15 +367,15 @@ fn what_another_owner_has_told_meanwhile_is_taken_away() {
     assert_eq!(ours.tick(at(7200)), []);
 }
 
-fn told(log: &[Record]) -> Vec<UsageMinute> {
-    let told = log.iter().filter_map(|record| match &record.event {
-        Event::UsageClosed(told) | Event::UsageCorrected(told) => Some(told.clone()),
+fn recorded(log: &[Record]) -> Vec<UsageMinute> {
+    let recorded = log.iter().filter_map(|record| match &record.event {
+        Event::UsageClosed(recorded) | Event::UsageCorrected(recorded) => Some(recorded.clone()),
         _ => None,
     });
-    told.collect()
+    recorded.collect()
 }
 
-/// What a deployment does in a minute.
+/// Activity of a deployment in one minute.
 #[derive(Clone, Copy, Debug)]
 enum Activity {
     /// It has no instance.
@@ -378,13 +385,14 @@ enum Activity {
     Serves(u64),
 }
 
-/// What befalls the owner of the bucket.
+/// A fault of the bucket's owner.
 #[derive(Clone, Copy, Debug)]
-enum Blow {
+enum OwnerFault {
     AppendFails,
-    /// Its successor has the state as it was last saved, and hears again what came since.
+    /// Its successor has the last saved state and receives again everything since.
     Restored,
-    /// Its successor has the log alone, and hears again what may not have been told.
+    /// Its successor has only the log and receives again everything that may not have been
+    /// reported.
     TakenOver,
 }
 
@@ -400,24 +408,24 @@ fn activity() -> impl Strategy<Value = Activity> {
     ]
 }
 
-fn blow() -> impl Strategy<Value = Blow> {
+fn owner_fault() -> impl Strategy<Value = OwnerFault> {
     prop_oneof![
-        Just(Blow::AppendFails),
-        Just(Blow::Restored),
-        Just(Blow::TakenOver)
+        Just(OwnerFault::AppendFails),
+        Just(OwnerFault::Restored),
+        Just(OwnerFault::TakenOver)
     ]
 }
 
-fn odd_fate() -> impl Strategy<Value = Fate> {
+fn unreliable_delivery() -> impl Strategy<Value = Delivery> {
     prop_oneof![
-        3 => (1usize..100).prop_map(Fate::ComesLater),
-        1 => Just(Fate::Twice),
-        3 => Just(Fate::Never),
+        3 => (1usize..100).prop_map(Delivery::ComesLater),
+        1 => Just(Delivery::Twice),
+        3 => Just(Delivery::Never),
     ]
 }
 
-/// What the gateway or the node says of one second.
-fn said(of_gateway: bool, second: u64, minute: &[Activity; 3]) -> Frame {
+/// The gateway's or the node's frame of one second.
+fn frame_of(of_gateway: bool, second: u64, minute: &[Activity; 3]) -> Frame {
     let mut parts = Vec::new();
     for (n, (name, activity)) in NAMES.into_iter().zip(minute).enumerate() {
         let mut part = match (of_gateway, activity) {
@@ -450,36 +458,36 @@ fn said(of_gateway: bool, second: u64, minute: &[Activity; 3]) -> Frame {
     frame
 }
 
-/// A bucket over some minutes: what came, and what was told of it.
+/// A bucket over some minutes: the frames that arrived and what was reported of them.
 #[derive(Default)]
-struct Story {
+struct Harness {
     meter: Meter,
     saved: Option<String>,
-    /// In the order in which they came.
+    /// In order of arrival.
     came: Vec<Frame>,
     came_since_saved: usize,
 }
 
-impl Story {
-    fn hear(&mut self, frame: &Frame, now: Timestamp) {
+impl Harness {
+    fn receive(&mut self, frame: &Frame, now: Timestamp) {
         self.meter.usage.count(frame, now);
         self.came.push(frame.clone());
     }
 
-    fn befall(&mut self, blow: Option<Blow>, now: Timestamp) {
-        match (blow, self.saved.take()) {
-            (Some(Blow::AppendFails), saved) => {
+    fn inject(&mut self, owner_fault: Option<OwnerFault>, now: Timestamp) {
+        match (owner_fault, self.saved.take()) {
+            (Some(OwnerFault::AppendFails), saved) => {
                 self.saved = saved;
                 self.meter.turn(now, &BTreeSet::from([endpoint("iris")]));
             }
-            (Some(Blow::Restored), Some(saved)) => {
+            (Some(OwnerFault::Restored), Some(saved)) => {
                 self.meter = self.meter.successor_by_save(&saved);
                 for frame in &self.came[self.came_since_saved..] {
                     self.meter.usage.count(frame, now);
                 }
                 self.saved = Some(saved);
             }
-            (Some(Blow::Restored | Blow::TakenOver), _) => {
+            (Some(OwnerFault::Restored | OwnerFault::TakenOver), _) => {
                 self.meter = self.meter.successor_by_log();
                 let since = self.meter.usage.taken_over(now) - Span::from_secs(60);
                 for frame in self.came.iter().filter(|frame| frame.start >= since) {
@@ -498,21 +506,21 @@ impl Story {
         self.came_since_saved = self.came.len();
     }
 
-    /// What was used, summed up from what came.
+    /// The usage, summed from the frames that arrived.
     fn used(&self, uid: Uid) -> UsageSlice {
         let mut once = BTreeSet::new();
-        let mut whole = Meter::default();
+        let mut reference = Meter::default();
         for frame in &self.came {
             if once.insert((frame.source.clone(), frame.sequence)) {
                 let mut frame = frame.clone();
                 frame.deployments.retain(|part| part.deployment_uid == uid);
-                // All in one minute, and none of them is late.
+                // All in one minute, and none of them late.
                 frame.start = at(0);
-                whole.usage.count(&frame, at(1));
+                reference.usage.count(&frame, at(1));
             }
         }
-        whole.turn(at(3700), &BTreeSet::new());
-        total(&told(&whole.log))
+        reference.turn(at(3700), &BTreeSet::new());
+        total(&recorded(&reference.log))
     }
 }
 
@@ -520,12 +528,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn sums_are_those_of_the_frames_that_came_whatever_is_told_together_and_by_whom(
+    fn sums_equal_those_of_the_received_frames_however_they_are_reported(
         minutes in prop::collection::vec([activity(), activity(), activity()], 1..30),
-        odd in prop::collection::btree_map((0..1800u64, any::<bool>()), odd_fate(), 0..60),
-        blows in prop::collection::btree_map(0..1800u64, blow(), 0..12),
+        deliveries in prop::collection::btree_map((0..1800u64, any::<bool>()), unreliable_delivery(), 0..60),
+        faults in prop::collection::btree_map(0..1800u64, owner_fault(), 0..12),
     ) {
-        let mut story = Story { meter: Meter::new(), ..Story::default() };
+        let mut harness = Harness { meter: Meter::new(), ..Harness::default() };
         let mut later: BTreeMap<u64, Vec<Frame>> = BTreeMap::new();
         let mut never = BTreeSet::new();
         let mut newest: BTreeMap<Source, u64> = BTreeMap::new();
@@ -535,11 +543,11 @@ proptest! {
             let mut arriving = later.remove(&second).unwrap_or_default();
             for of_gateway in [true, false] {
                 let sequence = second - BEGIN;
-                let frame = said(of_gateway, second, &minutes[(sequence / MINUTE) as usize]);
-                match odd.get(&(sequence, of_gateway)) {
+                let frame = frame_of(of_gateway, second, &minutes[(sequence / MINUTE) as usize]);
+                match deliveries.get(&(sequence, of_gateway)) {
                     None => arriving.push(frame),
-                    Some(Fate::Twice) => arriving.extend([frame.clone(), frame]),
-                    Some(Fate::ComesLater(by)) => {
+                    Some(Delivery::Twice) => arriving.extend([frame.clone(), frame]),
+                    Some(Delivery::ComesLater(by)) => {
                         later.entry(second + *by as u64).or_default().push(frame);
                     }
                     Some(_) => drop(never.insert((frame.source, frame.sequence))),
@@ -548,41 +556,41 @@ proptest! {
             for frame in &arriving {
                 let newest = newest.entry(frame.source.clone()).or_default();
                 *newest = (*newest).max(frame.sequence);
-                story.hear(frame, now);
+                harness.receive(frame, now);
             }
-            story.befall(blows.get(&(second - BEGIN)).copied(), now);
+            harness.inject(faults.get(&(second - BEGIN)).copied(), now);
             if second % 10 == 9 {
-                story.save();
+                harness.save();
             }
         }
         for after in [6, 66, 67, 200, 3700, 3701, 7400] {
-            story.meter.tick(at((seconds.end + after) as i64));
+            harness.meter.tick(at((seconds.end + after) as i64));
         }
-        let usage = &story.meter.usage;
+        let usage = &harness.meter.usage;
         prop_assert_eq!((usage.open_minutes(), usage.idle_deployments()), (0, 0));
 
-        let all = told(&story.meter.log);
+        let all = recorded(&harness.meter.log);
         for name in NAMES {
             let uid = uid(name);
-            let of = |told: &&UsageMinute| told.deployment_uid == uid;
-            prop_assert_eq!(total(all.iter().filter(of)), story.used(uid), "{}", name);
+            let of = |recorded: &&UsageMinute| recorded.deployment_uid == uid;
+            prop_assert_eq!(total(all.iter().filter(of)), harness.used(uid), "{}", name);
             let mut counted = BTreeSet::new();
-            for told in all.iter().filter(of) {
-                for range in &told.counted {
+            for recorded in all.iter().filter(of) {
+                for range in &recorded.counted {
                     for sequence in range.first..=range.last {
                         let new = counted.insert((range.source.clone(), sequence));
                         prop_assert!(new, "{} {} again", range.source.id, sequence);
                     }
                 }
-                let whole = total([told]);
-                let mut instances = whole.by_instance.values();
-                let idle = whole.by_role.is_empty() && instances.all(|usage| usage.is_idle());
-                prop_assert!(told.minutes == 1 || idle, "{:?}", told);
-                prop_assert!(told.minutes == 1 || told.slices.len() == 1);
-                prop_assert!(told.minute.secs() / 3600 == (told.end().secs() - 1) / 3600);
+                let reference = total([recorded]);
+                let mut instances = reference.by_instance.values();
+                let idle = reference.by_role.is_empty() && instances.all(|usage| usage.is_idle());
+                prop_assert!(recorded.minutes == 1 || idle, "{:?}", recorded);
+                prop_assert!(recorded.minutes == 1 || recorded.slices.len() == 1);
+                prop_assert!(recorded.minute.secs() / 3600 == (recorded.end().secs() - 1) / 3600);
             }
             let silent = |frame: &&Frame| frame.deployments.iter().all(|part| part.deployment_uid != uid);
-            for frame in story.came.iter().filter(|frame| !silent(frame)) {
+            for frame in harness.came.iter().filter(|frame| !silent(frame)) {
                 let is_counted = counted.contains(&(frame.source.clone(), frame.sequence));
                 prop_assert!(is_counted, "{} of {} is in no event", frame.sequence, frame.source.id);
             }
@@ -591,18 +599,18 @@ proptest! {
             }
         }
         let mut ends: BTreeMap<Uid, Timestamp> = BTreeMap::new();
-        let closed = story.meter.log.iter().filter_map(|record| match &record.event {
-            Event::UsageClosed(told) => Some(told),
+        let closed = harness.meter.log.iter().filter_map(|record| match &record.event {
+            Event::UsageClosed(recorded) => Some(recorded),
             _ => None,
         });
         let mut closed: Vec<&UsageMinute> = closed.collect();
-        closed.sort_by_key(|told| told.minute);
-        for told in closed {
-            let end = ends.insert(told.deployment_uid, told.end());
-            prop_assert!(end.is_none_or(|end| end <= told.minute), "closed twice: {:?}", told);
+        closed.sort_by_key(|recorded| recorded.minute);
+        for recorded in closed {
+            let end = ends.insert(recorded.deployment_uid, recorded.end());
+            prop_assert!(end.is_none_or(|end| end <= recorded.minute), "closed twice: {:?}", recorded);
         }
         for key in [endpoint("iris"), endpoint("rose")] {
-            let of_key = story.meter.log.iter().filter(|r| r.endpoint().as_ref() == Some(&key));
+            let of_key = harness.meter.log.iter().filter(|r| r.endpoint().as_ref() == Some(&key));
             let events: Vec<Event> = of_key.map(|record| record.event.clone()).collect();
             let mut named = BTreeSet::new();
             for gap in gaps(&events) {
@@ -618,9 +626,9 @@ proptest! {
             }
             let in_time = |frame: &&Frame| {
                 let of_gateway = frame.source.id == "g1";
-                !matches!(odd.get(&(frame.sequence, of_gateway)), Some(Fate::ComesLater(_)))
+                !matches!(deliveries.get(&(frame.sequence, of_gateway)), Some(Delivery::ComesLater(_)))
             };
-            for frame in story.came.iter().filter(in_time) {
+            for frame in harness.came.iter().filter(in_time) {
                 let is_named = named.contains(&(frame.source.clone(), frame.sequence));
                 prop_assert!(!is_named, "{} of {} came", frame.sequence, frame.source.id);
             }

@@ -1,4 +1,4 @@
-//! From a document to a policy, or to everything that is wrong with it.
+//! Compiles a document into a policy, or into everything that is wrong with it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,12 +14,13 @@ use super::super::condition::{Amount, Condition, parse_tolerance, value_of};
 use super::super::schedule::Schedule;
 use super::{
     Action, COOLDOWN_MAX, LABEL_LENGTH_MAX, PROFILES_MAX, Policy, Profile, RULES_MAX, Rule,
-    RuleKind, STABILIZATION_MAX, STEPS_MAX, Step,
+    RuleKind, STABILIZATION_MAX, STEPS_MAX, ScaleStep,
 };
 use crate::measure::{Aggregation, Metric, MetricRow, SignalSpec, WINDOW_MAX};
 use crate::zones::ZoneData;
 
-/// Windows up to here are kept second by second, up to the next by ten, longer ones by the minute.
+/// Windows up to this length are kept by the second, up to the next one by ten seconds, longer ones
+/// by the minute.
 const BY_SECOND_MAX: Span = Span::from_secs(120);
 const BY_TEN_MAX: Span = Span::from_secs(1800);
 
@@ -61,10 +62,10 @@ impl Compiler<'_> {
                 STABILIZATION_MAX,
             ),
         ] {
-            self.at_most(format!("/spec/{field}"), span, max);
+            self.check_max(format!("/spec/{field}"), span, max);
         }
         let default = self.default_profile(spec);
-        self.names(
+        self.check_names(
             spec.profiles.iter().map(|profile| profile.name.as_str()),
             "/spec/profiles",
             "profile",
@@ -107,13 +108,13 @@ impl Compiler<'_> {
         })
     }
 
-    fn at_most(&mut self, pointer: String, span: Span, max: Span) {
+    fn check_max(&mut self, pointer: String, span: Span, max: Span) {
         if span > max {
             self.refuse(pointer, format!("{span} is too long: write at most {max}"));
         }
     }
 
-    /// Exactly one profile has no schedule.
+    /// Finds the default profile: the only one without a schedule.
     fn default_profile(&mut self, spec: &AutoscaleSpec) -> Option<usize> {
         if spec.profiles.len() > PROFILES_MAX {
             let detail = format!(
@@ -139,8 +140,8 @@ impl Compiler<'_> {
         Some(default)
     }
 
-    /// Names are given, short and each used once.
-    fn names<'a>(&mut self, names: impl Iterator<Item = &'a str>, list: &str, what: &str) {
+    /// Checks that names are present, short and unique.
+    fn check_names<'a>(&mut self, names: impl Iterator<Item = &'a str>, list: &str, what: &str) {
         let mut seen = BTreeSet::new();
         for (index, name) in names.enumerate() {
             let pointer = format!("{list}/{index}/name");
@@ -165,7 +166,7 @@ impl Compiler<'_> {
         profile: &ProfileSpec,
         pointer: &str,
     ) -> Option<Profile> {
-        self.capacity(profile.capacity, &format!("{pointer}/capacity"));
+        self.check_capacity(profile.capacity, &format!("{pointer}/capacity"));
         let schedule = match &profile.schedule {
             None => None,
             Some(schedule) => {
@@ -187,7 +188,7 @@ impl Compiler<'_> {
             self.refuse(format!("{pointer}/rules"), detail);
         }
         let names = rules.iter().map(|rule| rule.name.as_str());
-        self.names(names, &format!("{pointer}/rules"), "rule");
+        self.check_names(names, &format!("{pointer}/rules"), "rule");
         let mut compiled = Vec::new();
         for (index, rule) in rules.iter().enumerate().take(RULES_MAX) {
             compiled.extend(self.rule(spec, rule, &format!("{pointer}/rules/{index}")));
@@ -201,7 +202,7 @@ impl Compiler<'_> {
         })
     }
 
-    fn capacity(&mut self, capacity: Capacity, pointer: &str) {
+    fn check_capacity(&mut self, capacity: Capacity, pointer: &str) {
         let Capacity { min, max, default } = capacity;
         if max > INSTANCES_MAX {
             let detail =
@@ -241,7 +242,7 @@ impl Compiler<'_> {
             }
             (None, Some(scale)) => {
                 if let Some(cooldown) = scale.cooldown {
-                    self.at_most(format!("{pointer}/scale/cooldown"), cooldown, COOLDOWN_MAX);
+                    self.check_max(format!("{pointer}/scale/cooldown"), cooldown, COOLDOWN_MAX);
                     cooldown_out = cooldown;
                     cooldown_in = cooldown;
                 }
@@ -273,7 +274,7 @@ impl Compiler<'_> {
         })
     }
 
-    /// The metric, and the number of its aggregate in the policy.
+    /// The metric, and the index of its signal in the policy.
     fn signal(&mut self, rule: &RuleSpec, pointer: &str) -> Option<(Metric, usize)> {
         let metric = Metric::parse_among(self.metrics, &rule.metric.name)
             .map_err(|error| self.refuse(format!("{pointer}/name"), error.to_string()))
@@ -296,8 +297,8 @@ impl Compiler<'_> {
             window,
             aggregation,
         };
-        let known = self.signals.iter().position(|signal| *signal == spec);
-        let index = known.unwrap_or_else(|| {
+        let existing = self.signals.iter().position(|signal| *signal == spec);
+        let index = existing.unwrap_or_else(|| {
             self.signals.push(spec);
             self.signals.len() - 1
         });
@@ -459,7 +460,7 @@ impl Compiler<'_> {
         direction: Direction,
         spec: &StepSpec,
         pointer: &str,
-    ) -> Option<Step> {
+    ) -> Option<ScaleStep> {
         let by = Amount::parse(&spec.by, INSTANCES_MAX)
             .map_err(|detail| self.refuse(format!("{pointer}/by"), detail))
             .ok();
@@ -486,6 +487,6 @@ impl Compiler<'_> {
         let bound = value_of(metric?, bound)
             .map_err(|detail| self.refuse(format!("{pointer}/{field}"), detail))
             .ok()?;
-        Some(Step { bound, by: by? })
+        Some(ScaleStep { bound, by: by? })
     }
 }

@@ -1,29 +1,29 @@
-//! The rows of metrics: each tells the truth about itself, and all of them are told to people.
+//! The rows of metrics: each documents its metric correctly, and `METRICS.md` lists all of them.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::*;
 
-/// Requests at a time, or in a second, in one run of a situation; another run has `MORE`.
+/// Concurrent requests, or requests a second, in one run of a situation; another run has `MORE`.
 const SOME: u64 = 2;
 const MORE: u64 = 5;
 
-/// What a second of a situation looks like to each source. `load` scales what is there to be measured.
-struct Scene {
+/// The frames of each source in one second of a situation; `load` scales what there is to measure.
+struct SituationFrames {
     gateway: Option<DeploymentFrame>,
     node: Option<DeploymentFrame>,
 }
 
-fn no_traffic(load: u64) -> Scene {
-    Scene {
+fn no_traffic(load: u64) -> SituationFrames {
+    SituationFrames {
         gateway: Some(deployment()),
         node: Some(with_instances(load)),
     }
 }
 
-fn all_in_flight(load: u64) -> Scene {
-    Scene {
+fn all_in_flight(load: u64) -> SituationFrames {
+    SituationFrames {
         gateway: Some(DeploymentFrame {
             arrivals: 2 * load,
             in_flight_us: load * 1_000_000,
@@ -34,8 +34,8 @@ fn all_in_flight(load: u64) -> Scene {
     }
 }
 
-fn all_refused(load: u64) -> Scene {
-    Scene {
+fn all_refused(load: u64) -> SituationFrames {
+    SituationFrames {
         gateway: Some(DeploymentFrame {
             arrivals: load,
             outcomes: Outcomes {
@@ -48,8 +48,8 @@ fn all_refused(load: u64) -> Scene {
     }
 }
 
-fn no_instance(load: u64) -> Scene {
-    Scene {
+fn no_instance(load: u64) -> SituationFrames {
+    SituationFrames {
         gateway: Some(DeploymentFrame {
             arrivals: load,
             queued_us: load * 1_000_000,
@@ -59,8 +59,8 @@ fn no_instance(load: u64) -> Scene {
     }
 }
 
-fn no_report(_: u64) -> Scene {
-    Scene {
+fn no_report(_: u64) -> SituationFrames {
+    SituationFrames {
         gateway: None,
         node: None,
     }
@@ -78,18 +78,21 @@ fn with_instances(load: u64) -> DeploymentFrame {
     }
 }
 
-/// What a metric comes to after ten such seconds.
-fn measured(metric: &str, aggregation: &str, scene: &Scene) -> Option<f64> {
+/// The value of a metric after ten such seconds.
+fn measured(metric: &str, aggregation: &str, frames: &SituationFrames) -> Option<f64> {
     let node = Source {
         kind: SourceKind::NODE,
         id: "node".into(),
     };
     let mut measures = measures();
     for second in START..START + 10 {
-        for (source, told) in [(gateway("a"), &scene.gateway), (node.clone(), &scene.node)] {
-            let Some(told) = told else { continue };
+        for (source, sent) in [
+            (gateway("a"), &frames.gateway),
+            (node.clone(), &frames.node),
+        ] {
+            let Some(sent) = sent else { continue };
             let frame = Frame {
-                deployments: vec![told.clone()],
+                deployments: vec![sent.clone()],
                 ..empty(source, second)
             };
             measures.frame(after(second, 5), &frame);
@@ -106,31 +109,43 @@ fn measured(metric: &str, aggregation: &str, scene: &Scene) -> Option<f64> {
 }
 
 #[test]
-fn every_metric_is_worth_what_its_row_says() {
-    type Situation = (&'static str, fn(u64) -> Scene, fn(&Situations) -> Worth);
+fn every_metric_has_the_values_its_row_documents() {
+    type Situation = (
+        &'static str,
+        fn(u64) -> SituationFrames,
+        fn(&Situations) -> SituationValue,
+    );
     let situations: [Situation; 5] = [
-        ("no traffic", no_traffic, |worth| worth.no_traffic),
-        ("all in flight", all_in_flight, |worth| worth.all_in_flight),
-        ("all refused", all_refused, |worth| worth.all_refused),
-        ("no instance", no_instance, |worth| worth.no_instance),
-        ("no report", no_report, |worth| worth.no_report),
+        ("no traffic", no_traffic, |situations| situations.no_traffic),
+        ("all in flight", all_in_flight, |situations| {
+            situations.all_in_flight
+        }),
+        ("all refused", all_refused, |situations| {
+            situations.all_refused
+        }),
+        ("no instance", no_instance, |situations| {
+            situations.no_instance
+        }),
+        ("no report", no_report, |situations| situations.no_report),
     ];
-    for (row, (situation, scene, said)) in METRICS
+    for (row, (situation, frames, documented)) in METRICS
         .iter()
         .flat_map(|row| situations.map(|situation| (row, situation)))
     {
         for aggregation in ["average", "max", "last"] {
-            let of = |load| measured(row.name, aggregation, &scene(load));
+            let of = |load| measured(row.name, aggregation, &frames(load));
             let found = (of(SOME), of(MORE));
-            let said = said(&row.worth);
-            let is_so = match said {
-                Worth::Always(value) => found == (Some(value), Some(value)),
-                Worth::Unknown => found == (None, None),
-                Worth::Measured => matches!(found, (Some(some), Some(more)) if some < more),
+            let documented = documented(&row.situations);
+            let is_as_documented = match documented {
+                SituationValue::Always(value) => found == (Some(value), Some(value)),
+                SituationValue::Unknown => found == (None, None),
+                SituationValue::Measured => {
+                    matches!(found, (Some(some), Some(more)) if some < more)
+                }
             };
             assert!(
-                is_so,
-                "{}, with {situation}: its row says {said}, its {aggregation} is {found:?}",
+                is_as_documented,
+                "{}, with {situation}: its row says {documented}, its {aggregation} is {found:?}",
                 row.name
             );
         }
@@ -138,9 +153,9 @@ fn every_metric_is_worth_what_its_row_says() {
 }
 
 #[test]
-fn no_name_of_a_metric_is_taken_twice() {
+fn metric_names_are_unique() {
     let rows = METRICS.iter().map(|row| (row.name, row.aliases));
-    let later = SPOKEN_FOR.iter().map(|of| (of.name, of.aliases));
+    let later = RESERVED_NAMES.iter().map(|of| (of.name, of.aliases));
     let mut seen = BTreeSet::new();
     for (name, aliases) in rows.chain(later) {
         for name in [&[name], aliases].concat() {
@@ -150,14 +165,14 @@ fn no_name_of_a_metric_is_taken_twice() {
 }
 
 #[test]
-fn only_a_total_is_shared_out_among_instances() {
+fn only_totals_are_divided_by_instances() {
     for row in METRICS {
         assert!(row.is_total || !row.is_per_instance, "{}", row.name);
         assert!(!row.description.is_empty(), "{}", row.name);
     }
 }
 
-/// `METRICS.md`, for people.
+/// The content of `METRICS.md`.
 fn page() -> String {
     let mut page = String::from(
         "# Metrics\n\n\
@@ -168,26 +183,26 @@ fn page() -> String {
          |---|---|---|---|---|---|---|---|---|---|\n",
     );
     for row in METRICS {
-        let worth = &row.worth;
+        let situations = &row.situations;
         let also = match row.aliases {
             [] => String::new(),
             aliases => format!(" Also `{}`.", aliases.join("`, `")),
         };
-        let (unit, total) = (words(row.unit), if row.is_total { "yes" } else { "no" });
+        let (unit, total) = (unit_name(row.unit), if row.is_total { "yes" } else { "no" });
         let source = &row.source;
         let _ = writeln!(
             page,
             "| `{}` | {unit} | {total} | {source} | {} | {} | {} | {} | {} | {}{also} |",
             row.name,
-            worth.no_traffic,
-            worth.all_in_flight,
-            worth.all_refused,
-            worth.no_instance,
-            worth.no_report,
+            situations.no_traffic,
+            situations.all_in_flight,
+            situations.all_refused,
+            situations.no_instance,
+            situations.no_report,
             row.description,
         );
     }
-    let later: Vec<&str> = SPOKEN_FOR.iter().map(|of| of.name).collect();
+    let later: Vec<&str> = RESERVED_NAMES.iter().map(|of| of.name).collect();
     let _ = write!(
         page,
         "\nNot available yet, and refused by name: `{}`.\n\n\
@@ -197,7 +212,7 @@ fn page() -> String {
     page
 }
 
-fn words(unit: Unit) -> &'static str {
+fn unit_name(unit: Unit) -> &'static str {
     match unit {
         Unit::Number => "`4`",
         Unit::Percent => "`70` or `70%`",
@@ -207,12 +222,15 @@ fn words(unit: Unit) -> &'static str {
 }
 
 #[test]
-fn the_page_of_metrics_says_what_the_rows_say() {
+fn the_metrics_page_matches_the_rows() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../METRICS.md");
     let page = page();
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(path, &page).unwrap();
     }
     let written = std::fs::read_to_string(path).unwrap();
-    assert_eq!(written, page, "write METRICS.md anew, as its end says");
+    assert_eq!(
+        written, page,
+        "METRICS.md is out of date: rewrite it as its last line says"
+    );
 }

@@ -1,36 +1,36 @@
-//! What holds a wish of the rules back: the projection, stabilisation and cool-downs.
+//! Damping of recommendations: projection, stabilisation and cool-downs.
 //!
-//! Invariant: restraint takes a wish nearer to the present count, and never across it.
+//! Invariant: damping moves a recommendation towards the current count, and never across it.
 
 use contract::decision::{LastChange, Outcome};
 use contract::resources::Direction;
 use contract::time::{Span, Timestamp};
 
+use super::super::describe;
 use super::super::record::{Recorder, stage};
-use super::super::rules::{Quality, Reading, Wanted};
-use super::super::words;
+use super::super::rules::{Proposal, Quality, RuleInput};
 use super::{Candidate, Run};
 
 impl<R: Recorder> Run<'_, R> {
-    /// A scale-in that would make a rule scale out at once goes only as far as it would not.
+    /// Limits a scale-in to the lowest count at which no rule would immediately scale out again.
     pub(super) fn project(
         &mut self,
-        readings: &[Reading],
+        inputs: &[RuleInput],
         base: u32,
-        wish: Candidate,
+        recommendation: Candidate,
     ) -> (Candidate, Option<Outcome>) {
-        if wish.count >= base {
-            return (wish, None);
+        if recommendation.count >= base {
+            return (recommendation, None);
         }
         let profile = self.profile;
-        // A count below the minimum is never reached, so nothing is learnt from it.
-        let lowest = wish.count.max(profile.capacity.min.min(base));
+        // A count below the minimum is never reached, so there is no point in testing it.
+        let lowest = recommendation.count.max(profile.capacity.min.min(base));
         let fires = |count: u32| {
             profile
                 .rules
                 .iter()
-                .zip(readings)
-                .position(|(rule, reading)| rule.would_scale_out(reading, count))
+                .zip(inputs)
+                .position(|(rule, input)| rule.would_scale_out(input, count))
         };
         let mut blocking: Option<(usize, u32)> = None;
         let mut reached = lowest;
@@ -42,29 +42,29 @@ impl<R: Recorder> Run<'_, R> {
             reached += 1;
         }
         let after = if reached == lowest {
-            wish.count
+            recommendation.count
         } else {
             reached
         };
         self.record.stage(|| {
-            let detail = words::projection(profile, readings, blocking, after, base);
-            stage("projection", wish.count, after, detail)
+            let detail = describe::projection(profile, inputs, blocking, after, base);
+            stage("projection", recommendation.count, after, detail)
         });
         let held = (after == base).then_some(Outcome::HeldByProjection);
-        let wish = Candidate {
+        let recommendation = Candidate {
             count: after,
-            rule: wish.rule,
+            rule: recommendation.rule,
         };
-        (wish, held)
+        (recommendation, held)
     }
 
-    /// Within the window the least eager wish counts: the largest when scaling in, the smallest when
-    /// scaling out, and never across the present count.
-    pub(super) fn stabilise(&mut self, base: u32, wish: u32) -> u32 {
-        if wish == base {
-            return wish;
+    /// Takes the most conservative recommendation within the window: the largest when scaling in,
+    /// the smallest when scaling out, and never across the current count.
+    pub(super) fn stabilise(&mut self, base: u32, recommendation: u32) -> u32 {
+        if recommendation == base {
+            return recommendation;
         }
-        let scales_in = wish < base;
+        let scales_in = recommendation < base;
         let window = if scales_in {
             self.policy.stabilize_in
         } else {
@@ -78,31 +78,31 @@ impl<R: Recorder> Run<'_, R> {
             .filter(|earlier| window > Span::ZERO && self.now.since(earlier.last) < window)
             .map(|earlier| earlier.instances);
         let stabilised = if scales_in {
-            inside.fold(wish, u32::max).min(base)
+            inside.fold(recommendation, u32::max).min(base)
         } else {
-            inside.fold(wish, u32::min).max(base)
+            inside.fold(recommendation, u32::min).max(base)
         };
         self.record.stage(|| {
-            let detail = words::stabilisation(window, wish, stabilised);
-            stage("stabilization", wish, stabilised, detail)
+            let detail = describe::stabilisation(window, recommendation, stabilised);
+            stage("stabilization", recommendation, stabilised, detail)
         });
         stabilised
     }
 
-    /// A rule that scales out acts again only when its cool-down since the last scale-out is over;
-    /// scaling in waits for the cool-downs of all rules that agreed, since the last change in either
-    /// direction. A scale-in never keeps a scale-out waiting.
-    pub(super) fn cool_down(&mut self, readings: &[Reading], base: u32, stabilised: u32) -> u32 {
+    /// Applies cool-downs. A rule that scales out acts again only once its cool-down since the last
+    /// scale-out is over; scaling in waits for the cool-downs of all rules that agreed, since the
+    /// last change in either direction. A scale-in never delays a scale-out.
+    pub(super) fn cool_down(&mut self, inputs: &[RuleInput], base: u32, stabilised: u32) -> u32 {
         if stabilised == base {
             return base;
         }
         let (cooled, until) = if stabilised > base {
-            self.cool_down_out(readings, base, stabilised)
+            self.cool_down_out(inputs, base, stabilised)
         } else {
             self.cool_down_in(base, stabilised)
         };
         self.record.stage(|| {
-            let detail = words::cooldown(stabilised, cooled, until);
+            let detail = describe::cooldown(stabilised, cooled, until);
             stage("cooldown", stabilised, cooled, detail)
         });
         cooled
@@ -110,18 +110,18 @@ impl<R: Recorder> Run<'_, R> {
 
     fn cool_down_out(
         &self,
-        readings: &[Reading],
+        inputs: &[RuleInput],
         base: u32,
         stabilised: u32,
     ) -> (u32, Option<Timestamp>) {
         let last = self.tick.carried.last_out.as_ref().map(|change| change.at);
         let mut free = base;
         let mut until: Option<Timestamp> = None;
-        for (rule, reading) in self.profile.rules.iter().zip(readings) {
-            if !reading.may_scale_out() {
+        for (rule, input) in self.profile.rules.iter().zip(inputs) {
+            if !input.may_scale_out() {
                 continue;
             }
-            let Wanted::Out(count) = rule.wanted(reading, base) else {
+            let Proposal::Out(count) = rule.propose(input, base) else {
                 continue;
             };
             match cooling(last, rule.cooldown_out, self.now) {
@@ -129,9 +129,7 @@ impl<R: Recorder> Run<'_, R> {
                 Some(end) => until = [until, Some(end)].into_iter().flatten().min(),
             }
         }
-        let missing = readings
-            .iter()
-            .any(|reading| reading.quality == Quality::Missing);
+        let missing = inputs.iter().any(|input| input.quality == Quality::Missing);
         if let Some(floor) = missing.then(|| self.missing_floor()).flatten() {
             free = free.max(floor);
         }

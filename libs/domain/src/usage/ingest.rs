@@ -1,5 +1,4 @@
-//! What comes: which frame it is, which of them are missing, who sends them, and which minute they count
-//! in.
+//! Receiving frames: which ones are missing, who sends them, and which minute they count in.
 
 use std::collections::BTreeSet;
 
@@ -7,81 +6,81 @@ use contract::frame::{Frame, FrameHead};
 use contract::time::{Span, Timestamp};
 
 use super::frames::Boot;
-use super::holes::Hole;
+use super::gaps::Gap;
 use super::minute::{OpenMinute, minute_of};
 use super::ranges::Ranges;
-use super::{AHEAD_MAX, Counted, Member, SAVED_EVERY, SECOND, SOURCES, Usage};
+use super::{AHEAD_MAX, Counted, MemberState, SAVED_EVERY, SECOND, SOURCES, Usage};
 
 impl Usage {
-    /// The sequence that was to come next, if this one has not come before. What lies between them is
-    /// missing from now on.
+    /// Returns the sequence that was expected next, or `None` if this frame is a repeat. Records
+    /// the frames between as missing.
     pub(super) fn expected(&mut self, boot: &Boot, head: &FrameHead) -> Option<u64> {
-        let heard = self.boots.get(boot).map(|heard| &heard.seen);
-        if heard.is_some_and(|seen| seen.contains(head.sequence)) {
+        let seen = self.boots.get(boot).map(|progress| &progress.seen);
+        if seen.is_some_and(|seen| seen.contains(head.sequence)) {
             return None;
         }
-        let (expected, heard_before) = match heard.and_then(Ranges::last) {
+        let (expected, received_before) = match seen.and_then(Ranges::last) {
             Some(last) => (last + 1, None),
             None => self.first_expected(boot, head),
         };
         if head.sequence > expected {
             let last = head.sequence - 1;
-            self.miss(boot, expected, last, head.start, heard_before);
+            self.record_missing(boot, expected, last, head.start, received_before);
         }
         Some(expected)
     }
 
-    /// The first sequence of a boot that should come, if none has come yet, and up to where a
-    /// predecessor has heard the boot.
+    /// The first sequence expected of a boot that has sent none yet, and how far a predecessor
+    /// received its frames.
     fn first_expected(&self, boot: &Boot, head: &FrameHead) -> (u64, Option<u64>) {
         let Some(since) = self.since else {
             return (0, None);
         };
         let ours = head.start.since(since).secs();
         let counted = self.endpoints.values();
-        let heard = counted.filter_map(|e| e.last_counted(boot)).max();
-        (head.sequence.saturating_sub(ours), heard)
+        let received = counted.filter_map(|e| e.last_counted(boot)).max();
+        (head.sequence.saturating_sub(ours), received)
     }
 
-    /// Notes frames that should have come before one that starts at `before`.
-    pub(super) fn miss(
+    /// Records frames that should have arrived before one that starts at `before`.
+    pub(super) fn record_missing(
         &mut self,
         boot: &Boot,
         first: u64,
         last: u64,
         before: Timestamp,
-        heard_before: Option<u64>,
+        received_before: Option<u64>,
     ) {
-        self.holes.push(Hole {
+        self.gaps.push(Gap {
             boot: boot.clone(),
             missing: Ranges::of(first, last),
             minute: minute_of(before - SECOND),
-            told: BTreeSet::new(),
-            heard_before,
+            recorded: BTreeSet::new(),
+            received_before,
         });
     }
 
-    /// A frame came after one that follows it.
-    pub(super) fn fill(&mut self, boot: &Boot, sequence: u64) {
-        for hole in self.holes.iter_mut().filter(|hole| hole.boot == *boot) {
-            hole.missing.remove(sequence);
+    /// Removes a frame that arrived out of order from its gap.
+    pub(super) fn fill_gap(&mut self, boot: &Boot, sequence: u64) {
+        for gap in self.gaps.iter_mut().filter(|gap| gap.boot == *boot) {
+            gap.missing.remove(sequence);
         }
-        self.holes.retain(|hole| !hole.missing.is_empty());
+        self.gaps.retain(|gap| !gap.missing.is_empty());
     }
 
-    /// Notes that a frame has come.
-    pub(super) fn note(&mut self, boot: &Boot, head: &FrameHead, goodbye: bool) {
-        let heard = self.boots.entry(boot.clone()).or_default();
-        heard.seen.insert(head.sequence, head.sequence);
-        heard.through = heard.through.max(head.start + SECOND);
-        self.meet(head, goodbye);
+    /// Marks a frame as received.
+    pub(super) fn mark_received(&mut self, boot: &Boot, head: &FrameHead, goodbye: bool) {
+        let progress = self.boots.entry(boot.clone()).or_default();
+        progress.seen.insert(head.sequence, head.sequence);
+        progress.through = progress.through.max(head.start + SECOND);
+        self.update_source(head, goodbye);
     }
 
-    fn meet(&mut self, head: &FrameHead, goodbye: bool) {
+    fn update_source(&mut self, head: &FrameHead, goodbye: bool) {
         let through = head.start + SECOND;
         let Some(member) = self.members.get_mut(&head.source) else {
             if !goodbye {
-                let member = Member {
+                let member = MemberState {
                     boot: head.boot,
                     through,
                     restored: false,
@@ -99,33 +98,37 @@ impl Usage {
             return;
         }
         if through <= member.through {
-            // A straggler of an earlier start.
+            // A late frame of an earlier start.
             return;
         }
         let before = std::mem::replace(
             member,
-            Member {
+            MemberState {
                 boot: head.boot,
                 through,
                 restored: false,
             },
         );
         if before.restored {
-            self.miss_tail(head, &before);
+            self.record_lost_tail(head, &before);
         }
         if goodbye {
             self.members.remove(&head.source);
         }
     }
 
-    /// A source has started anew while we were away, without a goodbye. What it sent after our
-    /// state was saved is lost with it: at most what fits between two saves.
-    fn miss_tail(&mut self, head: &FrameHead, before: &Member) {
+    /// Handles a source that restarted without a goodbye while we were away. The frames that it
+    /// sent after our state was saved are lost: at most as many as fit between two saves.
+    fn record_lost_tail(&mut self, head: &FrameHead, before: &MemberState) {
         let boot = Boot {
             source: head.source.clone(),
             boot: before.boot,
         };
-        let Some(last) = self.boots.get(&boot).and_then(|heard| heard.seen.last()) else {
+        let Some(last) = self
+            .boots
+            .get(&boot)
+            .and_then(|progress| progress.seen.last())
+        else {
             return;
         };
         let lost = head
@@ -135,7 +138,7 @@ impl Usage {
             .min(SAVED_EVERY.secs());
         if lost > 0 {
             let end = before.through + Span::from_secs(lost);
-            self.miss(&boot, last + 1, last + lost, end, None);
+            self.record_missing(&boot, last + 1, last + lost, end, None);
         }
     }
 
@@ -154,8 +157,9 @@ impl Usage {
         let counts = SOURCES.contains(&frame.source.kind);
         for deployment in frame.deployments.iter().filter(|_| counts) {
             let endpoint = self.endpoints.get(&deployment.endpoint);
-            let told = endpoint.and_then(|endpoint| endpoint.counted(deployment.deployment_uid));
-            if told.is_none_or(|told| !told.contains(&boot, frame.sequence)) {
+            let recorded =
+                endpoint.and_then(|endpoint| endpoint.counted(deployment.deployment_uid));
+            if recorded.is_none_or(|recorded| !recorded.contains(&boot, frame.sequence)) {
                 open.add(start, frame.length_us, deployment);
             }
         }

@@ -1,4 +1,4 @@
-//! The sentences inside decisions. Nothing here decides anything.
+//! The sentences in decisions. Nothing here affects the result.
 
 use std::fmt::Write;
 
@@ -6,9 +6,9 @@ use contract::decision::{Pause, Pin, Verdict};
 use contract::resources::Direction;
 use contract::time::{Span, Timestamp};
 
-use super::condition::{Amount, Shown};
+use super::condition::{Amount, DisplayValue};
 use super::policy::{Action, Policy, Profile, Rule, RuleKind};
-use super::rules::{Quality, Reading};
+use super::rules::{Quality, RuleInput};
 use crate::measure::Aggregation;
 
 pub(super) fn profile(profile: &Profile) -> String {
@@ -41,26 +41,26 @@ pub(super) fn pause(pause: Pause, held: bool) -> String {
     format!("{what}{then}")
 }
 
-pub(super) fn ask(
+pub(super) fn combined(
     profile: &Profile,
     fired: bool,
     floor: Option<u32>,
-    wish: u32,
+    recommendation: u32,
     base: u32,
-    whole: bool,
+    complete: bool,
     agree: bool,
 ) -> String {
     let has_in = profile
         .rules
         .iter()
         .any(|rule| rule.direction() != Some(Direction::Out));
-    if floor.is_some_and(|floor| floor == wish) {
+    if floor.is_some_and(|floor| floor == recommendation) {
         "a metric has no data: at least the policy's count for that".into()
     } else if fired {
         "a rule asks to scale out: the largest count wins".into()
-    } else if wish < base {
+    } else if recommendation < base {
         "all rules that scale in agree: the largest count wins".into()
-    } else if !whole {
+    } else if !complete {
         "some metric has no whole data: nothing scales in".into()
     } else if has_in && !agree {
         "no rule asks to scale out, and not all agree to scale in".into()
@@ -71,7 +71,7 @@ pub(super) fn ask(
 
 pub(super) fn projection(
     profile: &Profile,
-    readings: &[Reading],
+    inputs: &[RuleInput],
     blocking: Option<(usize, u32)>,
     after: u32,
     base: u32,
@@ -79,8 +79,8 @@ pub(super) fn projection(
     let Some((index, count)) = blocking else {
         return format!("at {after} no rule would scale out again");
     };
-    let (rule, reading) = (&profile.rules[index], &readings[index]);
-    let value = Shown(rule.metric, rule.projected(reading, count));
+    let (rule, input) = (&profile.rules[index], &inputs[index]);
+    let value = DisplayValue(rule.metric, rule.projected(input, count));
     let name = &rule.name;
     if after == base {
         format!("at {count} `{name}` would read {value} and scale out again: the count stays")
@@ -89,10 +89,10 @@ pub(super) fn projection(
     }
 }
 
-pub(super) fn stabilisation(window: Span, wish: u32, after: u32) -> String {
+pub(super) fn stabilisation(window: Span, recommendation: u32, after: u32) -> String {
     if window == Span::ZERO {
         "no window".into()
-    } else if wish == after {
+    } else if recommendation == after {
         format!("no less eager wish in the last {window}")
     } else {
         format!("the least eager wish of the last {window} counts")
@@ -110,7 +110,7 @@ pub(super) fn cooldown(before: u32, after: u32, until: Option<Timestamp>) -> Str
 pub(super) fn rule(
     policy: &Policy,
     rule: &Rule,
-    reading: &Reading,
+    input: &RuleInput,
     base: u32,
     verdict: Verdict,
 ) -> String {
@@ -123,20 +123,20 @@ pub(super) fn rule(
         of.push_str(" per instance");
     }
     let _ = write!(of, " over {}", spec.window);
-    match reading.quality {
+    match input.quality {
         Quality::Missing => return format!("no data ({of})"),
         Quality::Warming => return format!("measured for less than the window so far ({of})"),
-        Quality::Partial | Quality::Whole => {}
+        Quality::Partial | Quality::Complete => {}
     }
-    let value = Shown(rule.metric, reading.value);
+    let value = DisplayValue(rule.metric, input.value);
     let mut text = match &rule.kind {
         RuleKind::Threshold {
             condition: Some(condition),
             ..
         } => {
-            let holds = condition.holds(reading.value);
+            let holds = condition.holds(input.value);
             let not = if holds { "" } else { "not " };
-            let threshold = Shown(rule.metric, condition.threshold);
+            let threshold = DisplayValue(rule.metric, condition.threshold);
             format!(
                 "{value} {not}{} {threshold} ({of})",
                 condition.operator.symbol()
@@ -144,10 +144,10 @@ pub(super) fn rule(
         }
         RuleKind::Threshold { .. } => format!("{value} ({of})"),
         RuleKind::Track { target, tolerance } => {
-            let (target_value, target) = (*target, Shown(rule.metric, *target));
+            let (target_value, target) = (*target, DisplayValue(rule.metric, *target));
             let percent = format!("{:.3}", tolerance * 100.0);
             let percent = percent.trim_end_matches('0').trim_end_matches('.');
-            let needed = reading.total / target_value;
+            let needed = input.total / target_value;
             format!(
                 "{value} for a target of {target}: {needed:.2} of {base} instances, tolerance {percent}% ({of})"
             )
@@ -157,7 +157,7 @@ pub(super) fn rule(
         action, direction, ..
     } = &rule.kind
     {
-        let _ = write!(text, ": {}", action_words(rule, action, *direction));
+        let _ = write!(text, ": {}", describe_action(rule, action, *direction));
     }
     match verdict {
         Verdict::Suppressed => text.push_str("; not looked at, since a rule scales out"),
@@ -167,7 +167,7 @@ pub(super) fn rule(
     text
 }
 
-fn action_words(rule: &Rule, action: &Action, direction: Direction) -> String {
+fn describe_action(rule: &Rule, action: &Action, direction: Direction) -> String {
     let way = match direction {
         Direction::Out => "out",
         Direction::In => "in",
@@ -190,7 +190,7 @@ fn action_words(rule: &Rule, action: &Action, direction: Direction) -> String {
                     format!(
                         "{} {side} {}",
                         amount(&step.by),
-                        Shown(rule.metric, step.bound)
+                        DisplayValue(rule.metric, step.bound)
                     )
                 })
                 .collect();

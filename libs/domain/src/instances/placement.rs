@@ -1,5 +1,5 @@
-//! Which node gets a new instance. Invariant: the choice depends on what stands in the log alone, so
-//! a successor that plans the same gives it to the same node.
+//! Placement of new instances on nodes. Invariant: the choice depends on the log alone, so a
+//! successor that plans the same instances places them on the same nodes.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::plan::Context;
 use super::{Instances, Phase};
 use crate::endpoint::Deployment;
 
-/// How full the nodes are, with what has been placed on them since.
+/// The load of each node, including instances placed by this plan.
 pub(super) struct Placement<'a> {
     context: &'a Context<'a>,
     of_deployment: BTreeMap<(Uid, String), u32>,
@@ -33,8 +33,9 @@ impl<'a> Placement<'a> {
         placement
     }
 
-    /// The node with the fewest instances of the deployment, then of the endpoint, of those that
-    /// allow its backend. None: such a node is away for a moment, or there is no node at all.
+    /// Picks, among the nodes that offer the backend, the one with the fewest instances of the
+    /// deployment, then of the endpoint. Returns `None` if such a node may come back soon, or if
+    /// there are no nodes.
     pub(super) fn place(&mut self, deployment: &Deployment) -> Option<String> {
         let backend = &deployment.spec.backend;
         let nodes = &self.context.members.nodes;
@@ -46,19 +47,20 @@ impl<'a> Placement<'a> {
             (!nodes.contains_key(own)).then(|| own.to_owned())
         };
         let node = self
-            .emptiest(deployment.uid, allowing.map(|(id, _)| id))
+            .least_loaded(deployment.uid, allowing.map(|(id, _)| id))
             .or_else(own)
             .or_else(|| {
-                let waits = self.context.members.comes_back(backend, self.context.now);
-                // Nobody will ever allow it: one of them says so, where the operator sees it.
-                let refusing = || self.emptiest(deployment.uid, nodes.keys());
-                if waits { None } else { refusing() }
+                let is_awaited = self.context.members.may_return(backend, self.context.now);
+                // No node will offer the backend: let one of them refuse, where the operator sees
+                // it.
+                let any_node = || self.least_loaded(deployment.uid, nodes.keys());
+                if is_awaited { None } else { any_node() }
             })?;
         self.count(deployment.uid, node.clone());
         Some(node)
     }
 
-    fn emptiest<'n>(
+    fn least_loaded<'n>(
         &self,
         deployment: Uid,
         nodes: impl Iterator<Item = &'n String>,

@@ -1,4 +1,4 @@
-//! A deployment with one policy, told in JSON as people write it, and stepped by the second.
+//! A deployment with one policy, written in JSON as people write it and stepped by the second.
 
 use contract::decision::{Carried, Decision, DecisionInputs, InstanceCounts, Pause, Pin, Signal};
 use contract::ids::{DeploymentRef, Uid};
@@ -24,8 +24,8 @@ pub fn carried_after(decision: &Decision) -> Carried {
     carried_next(decision, &zones())
 }
 
-/// The decision made again from what it records.
-pub fn again(decision: &Decision) -> Decision {
+/// Reevaluates a decision from what it records.
+pub fn reevaluated(decision: &Decision) -> Decision {
     reevaluate(decision, &zones())
 }
 
@@ -37,8 +37,8 @@ pub fn uid() -> Uid {
     Uid(Uuid::from_u128(7))
 }
 
-/// A document with one profile of 1 to 20 instances and these rules, which holds nothing back;
-/// `more` replaces members of the spec.
+/// A document with one profile of 1 to 20 instances and these rules, without damping; `more`
+/// replaces members of the spec.
 pub fn document(rules: Value, more: Value) -> Value {
     let mut spec = json!({
         "target": {"endpoint": "iris", "deployment": "blue"},
@@ -119,13 +119,13 @@ pub fn warming(value: Option<f64>) -> Signal {
 }
 
 #[derive(Clone)]
-pub struct Scene {
+pub struct Harness {
     pub inputs: DecisionInputs,
     pub now: Timestamp,
 }
 
-impl Scene {
-    /// With a count that has stood for long, all of it ready.
+impl Harness {
+    /// Starts with a count that has been stable for long, with all instances ready.
     pub fn new(document: Value, count: u32) -> Self {
         let spec = spec(&document);
         compile(&spec).unwrap();
@@ -178,7 +178,7 @@ impl Scene {
         )
     }
 
-    /// Decides, hands the state on, lets all instances become ready, and goes on by `seconds`.
+    /// Decides, carries the state over, makes all instances ready, and advances by `seconds`.
     pub fn step(&mut self, seconds: u64) -> Decision {
         let decision = self.decide();
         self.inputs.carried = carried_after(&decision);

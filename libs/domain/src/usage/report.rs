@@ -1,4 +1,4 @@
-//! What is to be told: minutes that are over, spans of minutes without a request, and what came late.
+//! Events to report: closed minutes, spans of minutes without a request, and late frames.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,16 +8,16 @@ use contract::ids::{EndpointKey, Uid};
 use contract::time::Timestamp;
 
 use super::endpoint::EndpointUsage;
-use super::frames::{FrameSet, ToldFrames};
+use super::frames::{FrameSet, RecordedFrames};
 use super::idle::IdleSpan;
-use super::minute::Telling;
+use super::minute::UsageReport;
 use super::{GRACE, MINUTE, Usage};
 
-/// What is due, by endpoint.
-pub(super) type Events<'a> = BTreeMap<&'a EndpointKey, Vec<Event>>;
+/// Events that are due, by endpoint.
+pub(super) type DueEvents<'a> = BTreeMap<&'a EndpointKey, Vec<Event>>;
 
 impl Usage {
-    /// Minutes that are over take in no more.
+    /// Closes minutes that have ended.
     pub(super) fn close(&mut self, now: Timestamp) {
         let open = self.open.range(self.closed_through..);
         let over = open
@@ -38,16 +38,17 @@ impl Usage {
         }
     }
 
-    /// Moves closed minutes without a request into spans. A minute that has to be told first keeps back
-    /// the later ones of its deployment; returns the deployments that have one.
-    pub(super) fn gather_idle(&mut self) -> BTreeSet<Uid> {
+    /// Moves closed minutes without a request into spans. A minute that must be reported first
+    /// holds back the later ones of its deployment; returns the deployments that have such a
+    /// minute.
+    pub(super) fn collect_idle(&mut self) -> BTreeSet<Uid> {
         let mut kept = BTreeSet::new();
         for (minute, open) in self.open.range_mut(..self.closed_through) {
             let mut any = false;
             for (key, deployments) in &mut open.deployments {
                 deployments.retain(|uid, sums| {
                     if *minute < closed(&self.endpoints, key, *uid) {
-                        // A correction; it keeps nothing back.
+                        // A correction holds nothing back.
                         return true;
                     }
                     if kept.contains(uid) || !sums.is_idle() {
@@ -59,7 +60,7 @@ impl Usage {
                         Entry::Vacant(none) => {
                             none.insert(IdleSpan::new(*minute, sums));
                         }
-                        Entry::Occupied(mut span) if span.get().takes(*minute) => {
+                        Entry::Occupied(mut span) if span.get().accepts(*minute) => {
                             span.get_mut().extend(*minute, sums);
                         }
                         Entry::Occupied(_) => {
@@ -81,15 +82,15 @@ impl Usage {
         kept
     }
 
-    /// Spans that can grow no more: the hour is over, a minute with a request comes after them, or
-    /// somebody else has closed their minutes.
-    pub(super) fn tell_idle<'a>(
+    /// Reports spans that can grow no further: the hour is over, a minute with a request follows,
+    /// or another owner has closed their minutes.
+    pub(super) fn report_idle<'a>(
         &'a self,
         busy: &BTreeSet<Uid>,
         now: Timestamp,
-        due: &mut Events<'a>,
+        due: &mut DueEvents<'a>,
     ) {
-        // Most have the same bounds.
+        // Most spans have the same bounds.
         let mut counted: BTreeMap<(Timestamp, Timestamp), FrameSet> = BTreeMap::new();
         for (key, spans) in &self.idle {
             for (uid, span) in spans {
@@ -103,7 +104,7 @@ impl Usage {
                 let frames = counted
                     .entry(bounds)
                     .or_insert_with(|| self.idle_frames(bounds));
-                let telling = Telling {
+                let report = UsageReport {
                     deployment: &span.deployment,
                     uid: *uid,
                     minute: span.from,
@@ -112,7 +113,7 @@ impl Usage {
                     closes,
                 };
                 let frames = frames.without(self.counted(key, *uid));
-                due.entry(key).or_default().extend(telling.events(&frames));
+                due.entry(key).or_default().extend(report.events(&frames));
             }
         }
     }
@@ -124,9 +125,9 @@ impl Usage {
         all
     }
 
-    /// Closed minutes with a request, and those without one that correct what is told already.
-    pub(super) fn tell_minutes<'a>(&'a self, due: &mut Events<'a>) {
-        // Those whose next minute goes into a span once what is due has been told.
+    /// Reports closed minutes with a request, and those without one that correct recorded minutes.
+    pub(super) fn report_minutes<'a>(&'a self, due: &mut DueEvents<'a>) {
+        // Deployments whose next minute joins a span once what is due has been recorded.
         let mut waiting = BTreeSet::new();
         for (minute, open) in self.open.range(..self.closed_through) {
             for (key, deployments) in &open.deployments {
@@ -136,33 +137,33 @@ impl Usage {
                         waiting.insert(*uid);
                         continue;
                     }
-                    let telling = sums.telling(*uid, *minute, closes);
+                    let report = sums.report(*uid, *minute, closes);
                     let frames = open.counted.without(self.counted(key, *uid));
-                    due.entry(key).or_default().extend(telling.events(&frames));
+                    due.entry(key).or_default().extend(report.events(&frames));
                 }
             }
         }
     }
 
-    pub(super) fn tell_late<'a>(&'a self, now: Timestamp, due: &mut Events<'a>) {
-        for (minute, late) in self.late.iter().filter(|(_, late)| late.is_gathered(now)) {
+    pub(super) fn report_late<'a>(&'a self, now: Timestamp, due: &mut DueEvents<'a>) {
+        for (minute, late) in self.late.iter().filter(|(_, late)| late.is_flushable(now)) {
             for (key, deployments) in &late.deployments {
                 for (uid, sums) in deployments {
-                    let telling = sums.telling(*uid, *minute, false);
+                    let report = sums.report(*uid, *minute, false);
                     let frames = late.counted.without(self.counted(key, *uid));
-                    due.entry(key).or_default().extend(telling.events(&frames));
+                    due.entry(key).or_default().extend(report.events(&frames));
                 }
             }
         }
     }
 
-    /// Frames that events have told already: they are counted for other deployments only.
-    fn counted(&self, key: &EndpointKey, uid: Uid) -> Option<&ToldFrames> {
+    /// Frames that events have already recorded: these are counted for other deployments only.
+    fn counted(&self, key: &EndpointKey, uid: Uid) -> Option<&RecordedFrames> {
         self.endpoints.get(key)?.counted(uid)
     }
 }
 
-/// End of the last minute of a deployment that was closed.
+/// End of the last closed minute of a deployment.
 fn closed(
     endpoints: &BTreeMap<EndpointKey, EndpointUsage>,
     key: &EndpointKey,

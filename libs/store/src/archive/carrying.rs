@@ -1,7 +1,6 @@
-//! Taking archives to another folder, beside a copy of the store.
+//! Copies archives to another folder, for a copy of the store.
 //!
-//! Invariant: a file that is there is never written over; it is the same one already, or the other folder is
-//! refused.
+//! Invariant: an existing file is never overwritten; if it is not the same archive, the copy is refused.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,7 +11,7 @@ use crate::archive::making::{failed, rename};
 use crate::model::archive::Archive;
 use crate::model::error::StoreError;
 
-/// By a second name for the same file where both folders are on one file system, as a copy elsewhere.
+/// Hard-links the files if both folders are on one file system, and copies them otherwise.
 pub(crate) fn carry_all(from: &Path, to: &Path, archives: &[Archive]) -> Result<(), StoreError> {
     if from == to {
         return Ok(());
@@ -25,7 +24,7 @@ pub(crate) fn carry_all(from: &Path, to: &Path, archives: &[Archive]) -> Result<
 
 fn carry(from: &Path, to: &Path, archive: &Archive) -> Result<(), StoreError> {
     let (source, target) = (from.join(&archive.file), to.join(&archive.file));
-    // Whether it is the one that was sealed.
+    // Checks that it is the file that was sealed.
     Opened::open(from, archive)?;
     match fs::hard_link(&source, &target) {
         Ok(()) => return Ok(()),
@@ -33,7 +32,7 @@ fn carry(from: &Path, to: &Path, archive: &Archive) -> Result<(), StoreError> {
             return match Opened::open(to, archive) {
                 Ok(_) => Ok(()),
                 Err(_) => Err(StoreError::Refused(format!(
-                    "{} exists already and is of another store, or damaged: copy into another folder",
+                    "{} exists already and belongs to another store, or is damaged: copy into another folder",
                     target.display()
                 ))),
             };

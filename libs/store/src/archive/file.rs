@@ -1,8 +1,8 @@
-//! One archive on the disk, read a block at a time.
+//! One archive on disk, read block by block.
 //!
-//! A file is a row of gzip members: the first line, blocks of events, the list of contents, and an empty one
-//! that says where the list begins. The hash of the list is known to the store and the list has the hash of
-//! everything before it, so nothing is read that is not as it was sealed.
+//! A file is a sequence of gzip members: the header, blocks of events, the table of contents, and an empty
+//! trailer with the offset of the table. The store has the hash of the table, and the table has the hashes
+//! of everything before it, so modified data is never read.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,17 +20,17 @@ use crate::archive::contents::{Beginning, Block, Contents, FORMAT, Line};
 use crate::model::archive::Archive;
 use crate::model::error::StoreError;
 
-/// Marks the field that says where the list of contents begins, in the head of the last member.
+/// Marks the gzip extra field with the offset of the table of contents, in the trailer.
 const FIELD: [u8; 4] = [b'P', b'S', 8, 0];
 
-/// Where that field stands in the last member, and how long the member is.
+/// The offset of that field in the trailer, and the length of the trailer.
 const FIELD_AT: usize = 12;
 pub(crate) const END_BYTES: usize = 34;
 
-/// How strongly blocks are compressed: more takes several times as long and gains little.
+/// The compression level: higher ones take several times as long and gain little.
 const LEVEL: Compression = Compression::new(6);
 
-/// What a part of a file may come to when it is unpacked. No store writes more.
+/// The maximum size of a decompressed gzip member. No store writes more.
 const UNPACKED_MAX: u64 = 1 << 30;
 
 pub(crate) fn packed(text: &[u8]) -> io::Result<Vec<u8>> {
@@ -47,7 +47,7 @@ fn unpacked(packed: &[u8]) -> io::Result<String> {
     Ok(text)
 }
 
-/// The last member.
+/// Returns the trailer, the last member.
 pub(crate) fn end(contents_at: u64) -> io::Result<Vec<u8>> {
     let mut field = FIELD.to_vec();
     field.extend(contents_at.to_le_bytes());
@@ -66,7 +66,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// An opened archive, whose list of contents is the one that was sealed.
+/// An open archive whose table of contents was verified.
 pub(crate) struct Opened {
     path: PathBuf,
     of: Archive,
@@ -75,7 +75,7 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Refused where the file is not there, or is not the one that was sealed.
+    /// Opens an archive. Refused if the file is missing or is not the one that was sealed.
     pub(crate) fn open(folder: &Path, of: &Archive) -> Result<Self, StoreError> {
         let path = folder.join(&of.file);
         let wrong = |what: String| wrong(&path, of, &what);
@@ -92,22 +92,22 @@ impl Opened {
         })
     }
 
-    /// The events of a block.
+    /// Reads the events of a block.
     pub(crate) fn block(&self, index: usize) -> Result<Vec<RawRecord>, StoreError> {
         let read = || -> Result<Vec<RawRecord>, String> {
-            let block = self.contents.blocks.get(index).ok_or("has no such block")?;
+            let block = self.contents.blocks.get(index).ok_or("is missing a block")?;
             let packed = part(&self.file, block.at, block.bytes)?;
             events_of(block, &packed)
         };
         read().map_err(|what| wrong(&self.path, &self.of, &what))
     }
 
-    /// What the file says of itself at its beginning.
+    /// Reads the header.
     pub(crate) fn beginning(&self) -> Result<Beginning, StoreError> {
         let read = || -> Result<Beginning, String> {
             let packed = part(&self.file, 0, self.contents.blocks_at)?;
             if sha256(&packed) != self.contents.beginning {
-                return Err("was changed at its beginning".to_owned());
+                return Err("has a modified header".to_owned());
             }
             let text = unpacked(&packed).map_err(|error| unreadable(&error))?;
             let beginning: Beginning =
@@ -115,14 +115,14 @@ impl Opened {
             match beginning.penstock_archive {
                 FORMAT => Ok(beginning),
                 newer => Err(format!(
-                    "has format {newer}, and this release knows {FORMAT}"
+                    "has format {newer}, but this release reads only format {FORMAT}"
                 )),
             }
         };
         read().map_err(|what| wrong(&self.path, &self.of, &what))
     }
 
-    /// What is wrong with this file, told as all that is wrong with files is.
+    /// Returns the error for a problem with this file.
     pub(crate) fn wrong(&self, what: &str) -> StoreError {
         wrong(&self.path, &self.of, what)
     }
@@ -132,18 +132,18 @@ fn read_contents(file: &File, of: &Archive) -> Result<Contents, String> {
     let length = file.metadata().map_err(|error| unreadable(&error))?.len();
     if length != of.bytes {
         return Err(format!(
-            "has {length} bytes, and was sealed with {}",
+            "has {length} bytes, but was sealed with {}",
             of.bytes
         ));
     }
     let end_at = length.saturating_sub(END_BYTES as u64);
     let end = part(file, end_at, length - end_at)?;
     let at = contents_at(&end).filter(|at| *at <= end_at);
-    let at = at.ok_or("was changed at its end")?;
+    let at = at.ok_or("has a modified trailer")?;
     let text = unpacked(&part(file, at, end_at - at)?);
-    let text = text.map_err(|_| "was changed in its list of contents".to_owned())?;
+    let text = text.map_err(|_| "has a modified table of contents".to_owned())?;
     if sha256(text.as_bytes()) != of.hash {
-        return Err("was changed in its list of contents".to_owned());
+        return Err("has a modified table of contents".to_owned());
     }
     serde_json::from_str(&text).map_err(|error| unreadable(&error))
 }
@@ -151,7 +151,7 @@ fn read_contents(file: &File, of: &Archive) -> Result<Contents, String> {
 fn events_of(block: &Block, packed: &[u8]) -> Result<Vec<RawRecord>, String> {
     let between = format!("between positions {} and {}", block.first, block.last);
     if sha256(packed) != block.sha256 {
-        return Err(format!("was changed {between}"));
+        return Err(format!("was modified {between}"));
     }
     let text = unpacked(packed).map_err(|error| unreadable(&error))?;
     let lines = text.lines().map(serde_json::from_str::<Line>);
@@ -159,7 +159,7 @@ fn events_of(block: &Block, packed: &[u8]) -> Result<Vec<RawRecord>, String> {
     let events = events.map_err(|error| format!("cannot be read {between} ({error})"))?;
     match events.len() as u64 == block.events {
         true => Ok(events),
-        false => Err(format!("has not the events that it says {between}")),
+        false => Err(format!("does not hold the number of events that it lists {between}")),
     }
 }
 
@@ -169,7 +169,7 @@ fn unreadable(error: &dyn std::fmt::Display) -> String {
 
 fn part(file: &File, at: u64, bytes: u64) -> Result<Vec<u8>, String> {
     if bytes > UNPACKED_MAX {
-        return Err("was changed in its list of contents".to_owned());
+        return Err("has a modified table of contents".to_owned());
     }
     let mut part = vec![0; bytes as usize];
     let read = file.read_exact_at(&mut part, at);
@@ -180,19 +180,20 @@ fn part(file: &File, at: u64, bytes: u64) -> Result<Vec<u8>, String> {
 fn wrong(path: &Path, of: &Archive, what: &str) -> StoreError {
     let Archive { first, last, .. } = of;
     StoreError::Refused(format!(
-        "the archive {} {what}: it holds the events from position {first} to {last}. Put it back from a \
-         backup, or name the folder where it is with --archive",
+        "the archive {} {what}: it holds the events from position {first} to {last}. Restore it from a \
+         backup, or name the folder that contains it with --archive",
         path.display()
     ))
 }
 
-/// Every event of a file, in order, each continuing the chain of its bucket from where the file before left
-/// it, and the list of contents compared with what is there. `previous` is the hash of the file before.
+/// Verifies every event of a file: their order, that each continues the chain of its bucket from where the
+/// previous file ended, and that they match the table of contents. `previous` is the hash of the previous
+/// file.
 pub(crate) fn check(opened: &Opened, previous: Option<&str>) -> Result<(), StoreError> {
     use crate::archive::contents::Heads;
     let beginning = opened.beginning()?;
     if beginning.previous.as_deref() != previous {
-        return Err(opened.wrong("does not follow the file before it"));
+        return Err(opened.wrong("does not follow the previous file"));
     }
     let mut heads = Heads::new(&beginning.heads);
     let (mut at, mut events) = (Position::START, 0);
@@ -208,7 +209,7 @@ pub(crate) fn check(opened: &Opened, previous: Option<&str>) -> Result<(), Store
     }
     let of = &opened.of;
     if (at, events) != (of.last, of.events) || heads.list() != opened.contents.heads {
-        return Err(opened.wrong("does not hold what it says"));
+        return Err(opened.wrong("does not match its table of contents"));
     }
     Ok(())
 }

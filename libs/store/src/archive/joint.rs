@@ -1,8 +1,8 @@
-//! The log as one, wherever its events stand: the beginning in files, the rest in the table.
+//! Reads the log across archives and the table: its beginning is in files, the rest in the table.
 //!
-//! Invariant: nothing is left out while files are sealed and the table is cleared: what the table gave counts
-//! only where nothing above the place that was read from had been sealed by then. Sealing only ever goes on,
-//! so that is asked after the table was read.
+//! Invariant: no event is missed while files are sealed and the table is cleared. A read from the table
+//! counts only if nothing above the position it started from had been sealed by then. The sealed position
+//! only increases, so it is checked after the table was read.
 
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
@@ -15,7 +15,7 @@ use crate::sql::connection::Connection;
 use crate::sql::page::{Page, PageQuery, read_page};
 use crate::sql::statements;
 
-/// Events between two positions (the second included), of one bucket or of all, in order of position.
+/// Reads events in `(after, through]`, of one bucket or of all, in order of position.
 pub(crate) async fn select(
     shelf: &Shelf,
     connection: &mut Connection<'_>,
@@ -63,8 +63,8 @@ async fn in_files(
     shelf.aside(move |shelf| shelf.select_now(&wanted)).await
 }
 
-/// The next events, as pages: of those in files, and of those in the table. As many as were asked for, or
-/// all that there are.
+/// Reads the next events as pages, from archives and from the table: as many as requested, or all that there
+/// are.
 pub(crate) async fn pages(
     shelf: &Shelf,
     connection: &mut Connection<'_>,
@@ -99,8 +99,8 @@ pub(crate) async fn pages(
     }
 }
 
-/// Events of a stream after a version. What the table has of a stream has no holes and ends with its last
-/// event; so where it does not begin with the next version, that stands in files.
+/// Reads the events of a stream after a version. The table's part of a stream has no gaps and ends with the
+/// stream's last event; if it does not start with the next version, that one is archived.
 pub(crate) async fn stream(
     shelf: &Shelf,
     connection: &mut Connection<'_>,
@@ -124,7 +124,7 @@ pub(crate) async fn stream(
     Ok(found)
 }
 
-/// The event with an id.
+/// Reads the event with an id.
 pub(crate) async fn event(
     shelf: &Shelf,
     connection: &mut Connection<'_>,
@@ -138,7 +138,7 @@ pub(crate) async fn event(
     shelf.aside(move |shelf| shelf.event_now(&id)).await
 }
 
-/// The position and the hash of a bucket's last event at or below a position.
+/// Returns the position and the hash of a bucket's last event at or below a position.
 pub(crate) async fn last_of_bucket(
     shelf: &Shelf,
     connection: &mut Connection<'_>,

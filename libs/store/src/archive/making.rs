@@ -1,7 +1,7 @@
-//! Writing one archive.
+//! Writes one archive.
 //!
-//! Invariants: a file has its name only when it is whole and on the disk, and has been read back; none is
-//! written over, it may be another store's.
+//! Invariants: a file gets its final name only once it is complete, durable and verified by reading it back;
+//! existing files, which may belong to another store, are never overwritten.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,14 +18,14 @@ use crate::model::archive::Archive;
 use crate::model::chain::ChainHead;
 use crate::model::error::StoreError;
 
-/// Events that are compressed together: enough that they compress well, few enough that one of them is
-/// read quickly.
+/// The maximum number of events per block: enough to compress well, few enough to read a single event
+/// quickly.
 const BLOCK_EVENTS: u64 = 1_000;
 
-/// The same in bytes, for large events.
+/// The same in bytes of uncompressed text, for large events.
 const BLOCK_BYTES: usize = 1024 * 1024;
 
-/// What a file is to hold, and where it stands in the row of files.
+/// The range of the log that a file holds, and what precedes it.
 pub(crate) struct Span {
     pub first: Position,
     pub last: Position,
@@ -34,7 +34,7 @@ pub(crate) struct Span {
     pub heads: Vec<ChainHead>,
 }
 
-/// A file that is being written, under another name.
+/// An archive that is being written, under a temporary name.
 pub(crate) struct Making {
     folder: PathBuf,
     name: String,
@@ -99,12 +99,12 @@ impl Making {
         Ok(making)
     }
 
-    /// The next event. Refused where it does not continue the chain of its bucket: what is wrong in the
-    /// table must not be sealed.
+    /// Appends the next event. Refused if it does not continue the chain of its bucket, so that damage in the
+    /// table is never sealed.
     pub(crate) fn add(&mut self, event: RawRecord) -> Result<(), StoreError> {
         self.heads.take_in(&event).map_err(|what| {
             StoreError::Refused(format!(
-                "{what}: nothing is archived; `penstock events verify` says more"
+                "{what}: nothing is archived; run `penstock events verify` for details"
             ))
         })?;
         let index = self.contents.blocks.len();
@@ -142,8 +142,8 @@ impl Making {
         self.write(&packed)
     }
 
-    /// Gives the file its name, when it is on the disk and reads back as it should; and says how many bytes
-    /// its events have as text.
+    /// Gives the file its final name once it is durable and verified. Also returns the uncompressed size of
+    /// its events in bytes.
     pub(crate) fn finish(mut self, sealed_at: Timestamp) -> Result<(Archive, u64), StoreError> {
         self.end_block()?;
         self.contents.heads = self.heads.list();
@@ -182,12 +182,13 @@ impl Making {
         check(&written, previous.map(|before| before.hash.as_str()))
     }
 
-    /// What was written and not listed is the same to the byte; whatever else has this name is somebody's.
+    /// Checks an existing file of this name. One that was written but not listed is identical; any other is
+    /// not ours.
     fn check_left_over(&self, archive: &Archive, path: &Path) -> Result<(), StoreError> {
         self.check(archive).map_err(|_| {
             StoreError::Refused(format!(
-                "{} exists already and is not what would be written: it is of another store, or damaged. \
-                 Give each store a folder of its own with --archive, or take the file away",
+                "{} exists already and is not what would be written: it belongs to another store, or is \
+                 damaged. Give each store its own folder with --archive, or remove the file",
                 path.display()
             ))
         })
@@ -212,7 +213,7 @@ impl Making {
 }
 
 impl Drop for Making {
-    /// What was broken off is of no use.
+    /// Removes the unfinished file.
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.partial);
     }
@@ -248,7 +249,7 @@ impl Pending {
     }
 }
 
-/// Both names in one folder; the new one stays after a loss of power.
+/// Renames a file within its folder, durably.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
     fs::rename(from, to).map_err(|error| failed(to, &error))?;
     let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());

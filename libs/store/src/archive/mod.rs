@@ -1,8 +1,8 @@
-//! Archives: the beginning of the log in sealed files, and reading it as if it still stood in the table.
+//! Archives: the beginning of the log in sealed files, and reading it as if it were still in the table.
 //!
-//! Invariants: files follow each other without a gap; a file is listed only when it is whole, on the disk
-//! and read back; what is listed is read from the file, whatever the table still has of it; a file that is
-//! missing or is not as it was sealed is an error that names it, and never a gap.
+//! Invariants: files are contiguous; a file is listed only once it is complete, durable and read back;
+//! listed events are read from the file, whatever the table still has of them; a file that is missing or
+//! modified is an error that names it, and never a gap.
 
 pub(crate) mod carrying;
 pub(crate) mod contents;

@@ -1,9 +1,9 @@
-//! The few values that were used last.
+//! A small least-recently-used cache.
 
-/// Keeps at most so many; the one that was not asked for the longest goes first.
+/// Holds at most `max` entries and evicts the least recently used one.
 pub(crate) struct Recent<K, V> {
     max: usize,
-    /// The last one used stands last.
+    /// From least to most recently used.
     kept: Vec<(K, V)>,
 }
 
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_not_used_the_longest_goes_first() {
+    fn the_least_recently_used_entry_is_evicted() {
         let mut recent = Recent::new(2);
         recent.put(1, "a");
         recent.put(2, "b");

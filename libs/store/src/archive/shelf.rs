@@ -1,6 +1,6 @@
-//! The archives of one store: which there are, where they are, and what stands in them.
+//! The archives of one store: the list of files, their folder, and reads from them.
 //!
-//! Invariant: the list only grows, and always is the whole beginning of what the database lists.
+//! Invariant: the list only grows, and is always a prefix of the database's list.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,23 +18,23 @@ use crate::model::raw::EventRow;
 use crate::sql::connection::Connection;
 use crate::sql::statements;
 
-/// Lists of contents that are kept in memory, some 200 KB each.
+/// The maximum number of open archives, each with a table of contents of about 200 KB in memory.
 const OPENED_MAX: usize = 32;
 
-/// Blocks that are kept unpacked, some 1 MB each.
+/// The maximum number of cached decompressed blocks, about 1 MB each.
 const BLOCKS_MAX: usize = 8;
 
-/// Where the database says that the files are; where it says nothing, they are in the usual place.
+/// The meta key of the archive folder; if the database has none, the files are in the default folder.
 pub(crate) const FOLDER: &str = "archive_folder";
 
-/// Which events are asked for.
+/// Selects archived events.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
-    /// None: of all buckets.
+    /// None for all buckets.
     pub bucket: Option<Bucket>,
     pub after: Position,
     pub through: Position,
-    /// Not those of streams of these kinds.
+    /// Kinds of streams to exclude.
     pub left_out: Vec<StreamKind>,
     pub limit: usize,
 }
@@ -52,23 +52,23 @@ impl Wanted {
     }
 }
 
-/// A cheap handle.
+/// The archives of a store; a cheap handle.
 #[derive(Clone)]
 pub(crate) struct Shelf {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    /// Named for this process, which goes before what the database says.
+    /// Configured for this process; takes precedence over the database.
     named: Option<PathBuf>,
-    /// Where they are unless something else is said; a server of databases has no such place.
+    /// Used unless another folder is configured or recorded; None in PostgreSQL.
     usual: Option<PathBuf>,
     state: Mutex<State>,
 }
 
 struct State {
     archives: Arc<Vec<Archive>>,
-    /// As the database says.
+    /// As recorded in the database.
     folder: Option<PathBuf>,
     opened: Recent<Position, Arc<Opened>>,
     blocks: Recent<(Position, usize), Arc<Vec<RawRecord>>>,
@@ -100,14 +100,14 @@ impl Shelf {
         self.state().archives.clone()
     }
 
-    /// As far as is known.
+    /// The last archived position, as far as loaded.
     pub(crate) fn sealed(&self) -> Position {
         let state = self.state();
         let last = state.archives.last();
         last.map_or(Position::START, |archive| archive.last)
     }
 
-    /// Takes in what the database lists by now.
+    /// Loads the archives that the database has listed since the last call.
     pub(crate) async fn load(&self, connection: &mut Connection<'_>) -> Result<(), StoreError> {
         let new = statements::archives(connection, self.sealed()).await?;
         if new.is_empty() {
@@ -118,26 +118,26 @@ impl Shelf {
         state.folder = folder.map(PathBuf::from);
         let mut archives = state.archives.to_vec();
         let known = archives.last().map_or(Position::START, |last| last.last);
-        // Another reader may have taken them in meanwhile.
+        // Another reader may have loaded them in the meantime.
         archives.extend(new.into_iter().filter(|archive| archive.first > known));
         state.archives = Arc::new(archives);
         Ok(())
     }
 
-    /// Where the files are.
+    /// The folder of the files.
     pub(crate) fn folder(&self) -> Result<PathBuf, StoreError> {
         let inner = &self.inner;
         let folder = inner.named.clone().or_else(|| self.state().folder.clone());
         folder.or_else(|| inner.usual.clone()).ok_or_else(|| {
             StoreError::Refused(
-                "a store in PostgreSQL has no folder for archives yet: name one that every process with \
-                 the store can reach, with --archive DIR"
+                "this store in PostgreSQL has no archive folder yet: name one that every process of the \
+                 store can reach, with --archive DIR"
                     .to_owned(),
             )
         })
     }
 
-    /// What the database has to say of the folder, so that others find it: nothing of the usual one.
+    /// The folder to record in the database so that other processes find it; None for the default one.
     pub(crate) fn folder_to_tell(&self) -> Result<Option<String>, StoreError> {
         let folder = self.folder()?;
         if self.inner.usual.as_deref() == Some(&*folder) {
@@ -171,7 +171,7 @@ impl Shelf {
         Ok(block)
     }
 
-    /// What is wanted of what stands in files, in order of position.
+    /// Returns the archived events that match, in order of position.
     pub(crate) fn select_now(&self, wanted: &Wanted) -> Result<Vec<RawRecord>, StoreError> {
         let archives = self.archives();
         let begin = archives.partition_point(|archive| archive.last <= wanted.after);
@@ -205,7 +205,7 @@ impl Shelf {
         Ok(found)
     }
 
-    /// Events of a stream after a version, up to another one, in order.
+    /// Returns the archived events of a stream with versions in `(after, through]`, in order.
     pub(crate) fn stream_now(
         &self,
         stream: &str,
@@ -238,7 +238,7 @@ impl Shelf {
         Ok(found)
     }
 
-    /// The event with an id, from the newest back.
+    /// Looks up an archived event by id, searching from the newest file backwards.
     pub(crate) fn event_now(&self, id: &str) -> Result<Option<RawRecord>, StoreError> {
         for archive in self.archives().iter().rev() {
             let opened = self.open(archive)?;
@@ -255,7 +255,7 @@ impl Shelf {
         Ok(None)
     }
 
-    /// The last event of a bucket at or below a position, of what stands in files.
+    /// Returns the position and the hash of a bucket's last archived event at or below a position.
     pub(crate) fn last_of_bucket_now(
         &self,
         bucket: Bucket,
@@ -285,7 +285,7 @@ impl Shelf {
         }
     }
 
-    /// The hash of the last file and the ends of chains after it.
+    /// Returns the last archive and the heads of the chains after it.
     pub(crate) fn end_now(&self) -> Result<Option<(Archive, Vec<ChainHead>)>, StoreError> {
         let Some(last) = self.archives().last().cloned() else {
             return Ok(None);
@@ -294,14 +294,14 @@ impl Shelf {
         Ok(Some((last, heads)))
     }
 
-    /// Forgets what was read, so that all is read from the disk again.
+    /// Clears the caches, so that everything is read from disk again.
     pub(crate) fn forget(&self) {
         let mut state = self.state();
         state.opened.clear();
         state.blocks.clear();
     }
 
-    /// Does what may wait for the disk without holding up others.
+    /// Runs blocking file access on the blocking thread pool.
     pub(crate) async fn aside<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
@@ -312,7 +312,7 @@ impl Shelf {
     }
 }
 
-/// Where the archives of a store in a file are, unless something else is said.
+/// Returns the default archive folder of a store in a file.
 pub(crate) fn beside(database: &Path) -> PathBuf {
     database.with_file_name("archive")
 }

@@ -1,5 +1,5 @@
-//! Follows the head of a log that other processes write: the server says when there is something
-//! new, and is asked from time to time in case that was not heard.
+//! Follows the head of a log that other processes write: by notifications of the server, and by polling
+//! in case one is missed.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::sql::postgres::inserts::CHANNEL;
 use crate::sql::statements;
 use crate::writing::head::Head;
 
-/// How often the head is read, heard or not.
+/// How often the head is polled.
 const POLL_EVERY: Duration = Duration::from_millis(500);
 
-/// Runs until the pool is closed, or it is aborted.
+/// Runs until the pool is closed or the task is aborted.
 pub(crate) async fn follow(pool: PgPool, limit: Duration, head: Head) {
     let mut listener = None;
     while !pool.is_closed() {
@@ -26,11 +26,11 @@ pub(crate) async fn follow(pool: PgPool, limit: Duration, head: Head) {
         match read(&pool, limit).await {
             Ok(position) => head.advance(position),
             Err(StoreError::Closed) => return,
-            Err(error) => tracing::debug!(%error, "the head of the log cannot be read"),
+            Err(error) => tracing::debug!(%error, "failed to read the head of the log"),
         }
         let hearing = tokio::time::timeout(POLL_EVERY, hear(listener.as_mut(), &head));
         if let Ok(Err(error)) = hearing.await {
-            tracing::debug!(%error, "nothing is heard of new positions");
+            tracing::debug!(%error, "lost the listener for new positions");
             listener = None;
             tokio::time::sleep(POLL_EVERY).await;
         }
@@ -46,7 +46,7 @@ async fn listen(pool: &PgPool, limit: Duration) -> Option<PgListener> {
     listening.await.ok()
 }
 
-/// What is heard of was committed, and all before it: commits are made one after the other.
+/// Receives notifications. Commits are serialized, so everything up to a notified position is committed.
 async fn hear(listener: Option<&mut PgListener>, head: &Head) -> sqlx::Result<()> {
     let Some(listener) = listener else {
         return std::future::pending().await;

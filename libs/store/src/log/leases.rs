@@ -1,4 +1,4 @@
-//! Ownership as the holder of a store takes and gives it.
+//! Fences and leases of a store.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::writing::alone::Alone;
 use crate::writing::lease::FenceChange;
 
 impl Store {
-    /// Takes ownership of what the name stands for: every fence taken before is refused from now on.
+    /// Takes the fence of this name: every fence taken before is refused from now on.
     pub async fn take(&self, name: &str) -> Result<Fence, StoreError> {
         let change = FenceChange::Take {
             name: name.to_owned(),
@@ -21,13 +21,13 @@ impl Store {
         })
     }
 
-    /// The same for many names, in one commit. The fences are in order of their names.
+    /// Takes many fences in one commit. Returns them in order of their names.
     pub async fn take_all(&self, names: Vec<String>) -> Result<Vec<Fence>, StoreError> {
         Ok(self.alone(Alone::Take(names)).await?.fences)
     }
 
-    /// Makes this holder the only owner for a while, unless another one is: then None. Who held it
-    /// before (also under the same name) is refused from now on.
+    /// Acquires a lease for `ttl`, or returns None while another holder has it. Earlier fences of the lease,
+    /// including those of the same holder, are refused from now on.
     pub async fn acquire_lease(
         &self,
         name: &str,
@@ -46,7 +46,7 @@ impl Store {
         }))
     }
 
-    /// Holds a lease for longer. False once somebody else has it, or may have had it.
+    /// Extends a lease. Returns false if another holder has it or may have had it.
     pub async fn renew_lease(
         &self,
         fence: &Fence,
@@ -61,8 +61,8 @@ impl Store {
         Ok(self.alone(Alone::Fence(change)).await?.number.is_some())
     }
 
-    /// Lets others have a lease at once. Does nothing where it was taken over already. The fence
-    /// itself is refused only when the next holder has acquired.
+    /// Releases a lease so that others can acquire it at once. Does nothing if it was already taken over.
+    /// The fence itself stays valid until the next holder acquires the lease.
     pub async fn release_lease(&self, fence: &Fence) -> Result<(), StoreError> {
         let change = FenceChange::Release {
             fence: fence.clone(),

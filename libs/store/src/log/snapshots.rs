@@ -1,7 +1,7 @@
-//! Giving out what consumers have stored of their folds.
+//! Reads the stored snapshots of consumers.
 //!
-//! Invariant: a snapshot is given out only whole, as its hash says, and only where the bucket's chain of
-//! events still leads to where it was made.
+//! Invariant: a snapshot is returned only if it is complete according to its hash, and only if the bucket's
+//! chain still contains the event it was taken at.
 
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
@@ -14,14 +14,14 @@ use crate::model::snapshot::{PartHash, Snapshot, part_hash, snapshot_hash};
 use crate::sql::connection::Connection;
 use crate::sql::statements;
 
-/// Why there is no snapshot to give out.
+/// Why no snapshot is returned.
 enum Without {
-    /// None is stored.
+    /// No snapshot is stored.
     Missing,
     OtherVersion(u32),
-    /// What is stored is damaged, or of another log: a sentence.
+    /// The stored snapshot is damaged or of another log, with the reason.
     Unusable(String),
-    /// The store cannot be read.
+    /// The store could not be read.
     Failed(StoreError),
 }
 
@@ -44,10 +44,10 @@ impl From<sqlx::Error> for Without {
 }
 
 impl Store {
-    /// The stored snapshot of this consumer, bucket and version of its fold. None where there is none, where
-    /// it is of another version or damaged, and where it is of another log: it stands past the end of this
-    /// one, or the bucket's last event at or below its position has another hash. Why what is stored is not
-    /// given out stands in the log of the process. Fails only where the store cannot be read.
+    /// Returns the stored snapshot of this consumer, bucket and fold version. None if there is none, if it
+    /// is of another version or damaged, or if it is of another log: it is past the end of this one, or the
+    /// bucket's last event at or below its position has a different hash. The reason is logged. Fails only
+    /// if the store cannot be read.
     pub async fn snapshot(
         &self,
         consumer: &str,
@@ -55,7 +55,7 @@ impl Store {
         version: u32,
     ) -> Result<Option<Snapshot>, StoreError> {
         let mut reader = self.reader().await?;
-        // One moment, so that one that is being replaced is never seen half.
+        // One database snapshot, so that a concurrent replacement is never read partially.
         let mut moment = reader.snapshot().await?;
         match read(self.shelf(), &mut moment.get(), consumer, bucket, version).await {
             Ok(snapshot) => {
@@ -66,14 +66,14 @@ impl Store {
             Err(Without::OtherVersion(stored)) => {
                 tracing::info!(
                     consumer, %bucket, stored, version,
-                    "the stored snapshot is of another version, so the log is folded from its start"
+                    "stored snapshot is of another version, folding the log from its start"
                 );
                 Ok(None)
             }
             Err(Without::Unusable(reason)) => {
                 tracing::warn!(
                     consumer, %bucket, reason,
-                    "the stored snapshot is of no use, so the log is folded from its start"
+                    "stored snapshot is unusable, folding the log from its start"
                 );
                 Ok(None)
             }
@@ -83,7 +83,7 @@ impl Store {
 }
 
 impl Store {
-    /// The hash of a bucket's last event at or below a position, for the snapshot that stands there.
+    /// Returns the hash of a bucket's last event at or below a position, for a snapshot taken there.
     pub async fn event_hash(
         &self,
         bucket: Bucket,
@@ -112,21 +112,21 @@ async fn read(
     let hashes: Vec<(&String, PartHash)> = hashes.collect();
     if snapshot_hash(&meta, hashes.iter().map(|(key, hash)| (key.as_str(), hash))) != hash {
         return Err(Without::Unusable(
-            "it is damaged: its hash is not that of its parts".to_owned(),
+            "it is damaged: its hash does not match its parts".to_owned(),
         ));
     }
     let at = meta.position;
-    // Events may still get positions above the end of the log, and it would hold them without knowing.
+    // Positions above the head may still be assigned to events that the snapshot would wrongly claim to cover.
     let head = statements::head(connection).await?;
     if at > head {
         return Err(Without::Unusable(format!(
-            "it is of another log: it stands at {at}, and this log ends at {head}"
+            "it is of another log: it is at {at}, but this log ends at {head}"
         )));
     }
     let last = joint::last_of_bucket(shelf, connection, bucket, at).await?;
     if last.map(|(_, hash)| hash) != meta.event_hash {
         return Err(Without::Unusable(format!(
-            "it is of another log: the last event of the bucket up to {at} is another one than it was made with"
+            "it is of another log: it was taken with a different last event of the bucket up to {at}"
         )));
     }
     Ok(Snapshot { meta, parts })

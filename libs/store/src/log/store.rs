@@ -1,4 +1,4 @@
-//! The handle that everything else holds: opens the store, hands commits to the writer, reads.
+//! The store handle: opens the store, sends commits to the writer, and reads.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,7 +30,7 @@ use crate::writing::known::Known;
 use crate::writing::staging::Prepared;
 use crate::writing::writer::{CommitJob, Job, QUEUE_MAX, Subscribers, Writer};
 
-/// Most records that one read returns, whatever it asks for.
+/// The maximum number of records per read, whatever limit is requested.
 pub const READ_LIMIT_MAX: usize = 10_000;
 
 /// A cheap handle to an open store.
@@ -47,7 +47,7 @@ struct Inner {
     shelf: Shelf,
     follower: OnceLock<AbortHandle>,
     runtime: Handle,
-    /// Where the store is, without credentials.
+    /// The store's location, without credentials.
     place: String,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -61,15 +61,15 @@ impl Drop for Inner {
 }
 
 impl Store {
-    /// Opens `sqlite:PATH` (and makes it if there is none) or `postgres://USER:PASSWORD@HOST/DATABASE`,
-    /// and brings its tables up to date. Refused for a store that only a newer release can read, and
-    /// in SQLite while another process has it.
+    /// Opens `sqlite:PATH` (creating it if it does not exist) or `postgres://USER:PASSWORD@HOST/DATABASE`,
+    /// and migrates its tables. Refused for a store that only a newer release can read, and in SQLite while
+    /// another process has it open.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         Self::open_with(url, None).await
     }
 
-    /// The same, with the folder where this process finds archives, unless it is the one that was named
-    /// when they were sealed, or the folder `archive` beside a file of SQLite.
+    /// The same, with the archive folder of this process. Without one, it is the folder that was recorded
+    /// when the archives were sealed, or the folder `archive` next to an SQLite file.
     pub async fn open_with(url: &str, archives: Option<&Path>) -> Result<Self, StoreError> {
         let location = Location::parse(url)?;
         let usual = location.path().map(shelf::beside);
@@ -121,8 +121,8 @@ impl Store {
         })
     }
 
-    /// Writes all of it or nothing. Returns when it would survive the loss of power. A caller that
-    /// stops waiting does not take the commit back.
+    /// Writes the commit atomically. Returns once it would survive power loss. Dropping the future does not
+    /// cancel the commit.
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
         let prepared = Box::new(Prepared::new(commit)?);
         let (reply, answer) = oneshot::channel();
@@ -132,8 +132,8 @@ impl Store {
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// What a commit with this cause gave, if there was one: for callers that would refuse the repeat
-    /// before it reaches [`commit`](Self::commit).
+    /// Returns the result of an earlier commit with this idempotency key, if there is one: for callers that
+    /// would refuse the repeat before it reaches [`commit`](Self::commit).
     pub async fn repeated(&self, cause: &Cause) -> Result<Option<Committed>, CommitError> {
         let stored = statements::cause(&mut self.reader().await?.get(), &cause.key).await?;
         match stored {
@@ -153,7 +153,7 @@ impl Store {
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// The newest position known to be committed by any process. It never goes back, and everything
+    /// Watches the highest position known to be committed by any process. It never decreases, and everything
     /// below it can be read.
     pub fn head_watch(&self) -> watch::Receiver<Position> {
         let inner = &self.inner;
@@ -166,7 +166,7 @@ impl Store {
         inner.head.watch()
     }
 
-    /// Every commit of this process from now on, in order of position, one list per commit.
+    /// Subscribes to the commits of this process from now on, in order of position, one list per commit.
     pub fn committed(&self) -> mpsc::UnboundedReceiver<Vec<Arc<Record>>> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.inner
@@ -202,7 +202,7 @@ impl Store {
         decode_all(&self.read_raw(after, limit).await?)
     }
 
-    /// The same as [`read_bucket`](Self::read_bucket), and does not fail for events that cannot be
+    /// The same as [`read_bucket`](Self::read_bucket), but does not fail for events that cannot be
     /// decoded.
     pub async fn read_bucket_entries(
         &self,
@@ -214,7 +214,7 @@ impl Store {
         Ok(raw.into_iter().map(Entry::from).collect())
     }
 
-    /// The same as [`read_all`](Self::read_all), and does not fail for events that cannot be decoded.
+    /// The same as [`read_all`](Self::read_all), but does not fail for events that cannot be decoded.
     pub async fn read_all_entries(
         &self,
         after: Position,
@@ -224,7 +224,7 @@ impl Store {
         Ok(raw.into_iter().map(Entry::from).collect())
     }
 
-    /// Events as they are stored.
+    /// Reads events in their stored form.
     pub async fn read_raw(
         &self,
         after: Position,
@@ -233,8 +233,8 @@ impl Store {
         self.select(None, after, limit).await
     }
 
-    /// Events between two positions (the second included), of one bucket or of all, without those of streams
-    /// of some kinds; does not fail for events that cannot be decoded. The quickest way to read many.
+    /// Reads events in `(after, through]`, of one bucket or of all, excluding some kinds of streams. Does not
+    /// fail for events that cannot be decoded. The fastest way to read many events.
     pub async fn read_without(
         &self,
         bucket: Option<Bucket>,
@@ -286,12 +286,12 @@ impl Store {
         found.as_ref().map(decode).transpose()
     }
 
-    /// The newest position in the log.
+    /// Returns the highest position in the log.
     pub async fn head(&self) -> Result<Position, StoreError> {
         statements::head(&mut self.reader().await?.get()).await
     }
 
-    /// The newest position of each of these buckets; the start for one that holds nothing.
+    /// Returns the highest position of each of these buckets; [`Position::START`] for an empty one.
     pub async fn bucket_heads(
         &self,
         buckets: &[Bucket],
@@ -309,7 +309,7 @@ impl Store {
         statements::cursor(&mut self.reader().await?.get(), consumer, bucket).await
     }
 
-    /// All cursors of a consumer; a bucket that is missing stands at the start.
+    /// Returns all cursors of a consumer; a missing bucket is at the start.
     pub async fn cursors(&self, consumer: &str) -> Result<BTreeMap<Bucket, Position>, StoreError> {
         statements::cursors(&mut self.reader().await?.get(), consumer).await
     }
@@ -318,13 +318,13 @@ impl Store {
         statements::row(&mut self.reader().await?.get(), model, key).await
     }
 
-    /// Newest first. A page holds more rows than asked for where it would otherwise end between
-    /// rows of the same position.
+    /// Returns rows, newest first. A page exceeds the limit if it would otherwise end between rows of the
+    /// same position.
     pub async fn rows(&self, query: RowQuery) -> Result<Vec<Row>, StoreError> {
         statements::rows(&mut self.reader().await?.get(), &query).await
     }
 
-    /// What is to be said of pages that cannot be read.
+    /// Describes the damage of a store with unreadable pages.
     pub(crate) async fn describe_damage(&self, detail: &str) -> String {
         damage::of(&self.inner.readers, &self.inner.place, detail).await
     }
@@ -333,7 +333,7 @@ impl Store {
         &self.inner.shelf
     }
 
-    /// The files that hold the beginning of the log, in order.
+    /// Returns the archives, which hold the beginning of the log, in order.
     pub async fn archives(&self) -> Result<Vec<Archive>, StoreError> {
         self.shelf().load(&mut self.reader().await?.get()).await?;
         Ok(self.shelf().archives().to_vec())
@@ -343,7 +343,7 @@ impl Store {
         self.inner.readers.acquire().await
     }
 
-    /// Writes what was handed over before, then lets go of the files. Later calls are refused.
+    /// Writes everything that was queued before, then closes the store. Later calls are refused.
     pub async fn close(&self) {
         if let Some(follower) = self.inner.follower.get() {
             follower.abort();
@@ -359,7 +359,7 @@ impl Store {
         if let Some(writer) = writer
             && let Err(error) = writer.await
         {
-            tracing::error!(%error, "the store's writer ended badly");
+            tracing::error!(%error, "store writer failed");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! A copy of a store in one file of SQLite, from which a store of either kind can be made again.
+//! Backs up a store to an SQLite file, from which a store of either kind can be restored.
 //!
-//! A store in a file keeps its archives: they go into the folder `archive` beside the copy, which several
-//! copies of one store share. One in a database is copied with all of its log into the file.
+//! The archives of an SQLite store are copied to the folder `archive` next to the backup, which several
+//! backups of one store share. A store in PostgreSQL is copied with its entire log into the file.
 //!
-//! Invariants: the file has its name only when it is whole and on the disk; it is never written over
-//! another; as a store of its own it goes on above every position that was given before.
+//! Invariants: the file gets its final name only once it is complete and durable; it never overwrites
+//! another; opened as a store, it assigns positions above every position that was assigned before.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,8 @@ use crate::sql::connection::Pooled;
 use crate::sql::location::Location;
 use crate::sql::statements;
 
-/// Copies a whole store into a new file, and says what is in it. `progress` hears how many events
-/// were copied, and of how many.
+/// Copies a store into a new file and returns the hash of its log. `progress` receives the number of copied
+/// events and the total.
 pub async fn backup(
     store: &Store,
     to: &Path,
@@ -31,7 +31,7 @@ pub async fn backup(
 ) -> Result<LogHash, StoreError> {
     if to.exists() {
         return Err(StoreError::Refused(format!(
-            "{} exists already: name another file",
+            "{} exists already: choose another file",
             to.display()
         )));
     }
@@ -48,11 +48,11 @@ pub async fn backup(
     }
 }
 
-/// Copies a file of SQLite that is not the store's own, such as the history beside it, into a new one.
+/// Copies an SQLite file other than the store's, such as the history, into a new one.
 pub async fn backup_file(from: &Path, to: &Path) -> Result<(), StoreError> {
     if to.exists() {
         return Err(StoreError::Refused(format!(
-            "{} exists already: name another file",
+            "{} exists already: choose another file",
             to.display()
         )));
     }
@@ -113,7 +113,7 @@ async fn write(
     done.and(hash)
 }
 
-/// The copy finds the archives in the folder `archive` beside it, as a store in a file does.
+/// Copies the archives to the folder `archive` next to the copy, the default folder of an SQLite store.
 async fn carry_archives(store: &Store, url: &str, partial: &Path) -> Result<(), StoreError> {
     let mut copy = Location::parse(url)?.open_writer().await?;
     let archives = statements::archives(&mut copy.get(), Position::START).await;
@@ -135,7 +135,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Removes what an earlier try has left.
+/// Removes the files of an earlier attempt.
 fn clear(partial: &Path) -> Result<(), StoreError> {
     for suffix in ["", "-wal", "-shm", ".lock"] {
         let path = beside(partial, suffix);

@@ -1,14 +1,14 @@
-//! Makes read models anew from the log: it is folded in memory while what came of it is written, in few
+//! Rebuilds read models from the log: the log is folded in memory while finished rows are written, in few
 //! large transactions.
 //!
-//! Invariants: readers see of each row what was there or how it ends, and nothing in between; a row that
-//! is right already is not written; strays go last, when all that is right is there. So a rebuild that is
-//! cut off has done no harm, and the next one writes what is missing. Cursors move after the rows that
-//! they speak for. All is written as the owner of every bucket: whoever owned one is refused from then
-//! on, and once one is taken back nothing more is written.
+//! Invariants: readers see each row either as it was or in its final state, never in between; rows that
+//! are already correct are not written; stray rows are deleted last, when all correct rows exist. So an
+//! interrupted rebuild does no harm, and the next one writes what is missing. Cursors move after the rows
+//! they cover. Everything is written as the owner of every bucket: previous owners are refused from then
+//! on, and as soon as one of them takes its bucket back, nothing more is written.
 //!
-//! Snapshots stay as they are: they are not made of rows, nor rows of them, each answers for itself by its
-//! hash and its version, and only the owner of its consumer's bucket may write it.
+//! Snapshots are not touched: they do not depend on rows, nor rows on them. Each is validated by its hash
+//! and version, and only the owner of its consumer's bucket may write it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -27,20 +27,20 @@ use crate::model::rows::{PAGE_ROWS_MAX, Projector, covers};
 use crate::sql::statements;
 use crate::writing::alone::{Alone, Fences};
 
-/// Rows of one transaction: enough that few pages of the indexes are written more than once, few
-/// enough that others who write wait for less than a second.
+/// The maximum number of rows per transaction: enough that few index pages are written more than once, few
+/// enough that other writers wait for less than a second.
 const CHUNK_ROWS_MAX: usize = 16_000;
 
 /// The same in bytes, for large documents.
 const CHUNK_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Chunks that wait for the one that is being written.
+/// The number of chunks that may be queued while one is written.
 const CHUNKS_AHEAD: usize = 1;
 
-/// Makes the rows of these models anew from the log, as far as their consumer's cursors stand, or
-/// whole where it has none: then they stand at the end of it afterwards. An event that cannot be
-/// decoded is for the projector to say what follows from it. Refused, before it does harm,
-/// where the consumer runs and writes. Returns how many rows were changed.
+/// Rebuilds the rows of these models from the log, up to their consumer's cursors. If it has none, the
+/// entire log is folded and its cursors are set to the end. Events that cannot be decoded are left to the
+/// projector. Refused, before it does harm, if the consumer is running and writes. Returns how many rows
+/// were changed.
 pub async fn rebuild(
     store: &Store,
     projector: &mut dyn Projector,
@@ -49,7 +49,7 @@ pub async fn rebuild(
     rebuild_with(store, projector, models, |_| {}).await
 }
 
-/// The same; `progress` hears up to which position the log was folded.
+/// The same; `progress` receives the position up to which the log was folded.
 pub async fn rebuild_with(
     store: &Store,
     projector: &mut dyn Projector,
@@ -58,7 +58,7 @@ pub async fn rebuild_with(
 ) -> Result<usize, StoreError> {
     let consumer = projector.consumer();
     let fences = take_all(store, consumer).await?;
-    // Nobody moves them any more without taking a fence.
+    // They can no longer be moved without taking a fence.
     let cursors = store.cursors(consumer).await?;
     let (mut changed, mut reached) = (0, BTreeMap::new());
     let mut is_whole = false;
@@ -77,7 +77,7 @@ pub async fn rebuild_with(
                     Ok(record) => rows.take_in(projector.project(record)).await?,
                     Err(unreadable) => projector.pass_over(unreadable),
                 }
-                // What no store writes is of a bucket that nobody owns.
+                // Skips invalid buckets, which have no owner.
                 if bucket <= Bucket::GLOBAL {
                     reached.insert(bucket, position);
                 }
@@ -104,7 +104,7 @@ fn place_of(entry: &Result<Record, Box<Unreadable>>) -> (Bucket, Position) {
     }
 }
 
-/// Takes over every bucket from whoever owns it.
+/// Takes over every bucket from its owner.
 async fn take_all(store: &Store, consumer: &'static str) -> Result<Arc<Fences>, StoreError> {
     let names = Bucket::all().map(|bucket| fence_name(consumer, bucket));
     let taken = store.alone(Alone::Take(names.collect())).await?;
@@ -114,7 +114,7 @@ async fn take_all(store: &Store, consumer: &'static str) -> Result<Arc<Fences>, 
     }))
 }
 
-/// As every owner of a bucket names it.
+/// The fence name that every owner of a bucket uses.
 fn fence_name(consumer: &str, bucket: Bucket) -> String {
     format!("{consumer}/{bucket}")
 }
@@ -125,14 +125,15 @@ fn runs(consumer: &str) -> StoreError {
     ))
 }
 
-/// A consumer that has read nothing yet need not write once more what has just been written.
+/// Sets the cursors of a consumer that has read nothing yet, so that it does not write the rebuilt rows
+/// again.
 async fn stand_at(
     store: &Store,
     consumer: &'static str,
     reached: BTreeMap<Bucket, Position>,
     fences: &Fences,
 ) -> Result<(), StoreError> {
-    // Together, so that they share a transaction.
+    // Concurrently, so that they share a transaction.
     let mut moves = JoinSet::new();
     for (bucket, to) in reached {
         let cursor = CursorMove {
@@ -161,7 +162,7 @@ async fn stand_at(
     Ok(())
 }
 
-/// What the log makes, on its way into the table.
+/// Collects the rows of all models and sends finished ones to the writer.
 struct Rows {
     store: Store,
     models: HashMap<&'static str, Model>,
@@ -174,9 +175,9 @@ struct Rows {
 #[derive(Default)]
 struct Model {
     is_written_once: bool,
-    /// As the log has them so far, where it may change them yet.
+    /// Rows that later events may still change.
     open: BTreeMap<String, RowChange>,
-    /// The keys of those that are on their way.
+    /// The keys of rows that were sent to the writer.
     sent: HashSet<String>,
 }
 
@@ -232,8 +233,8 @@ impl Rows {
         Ok(())
     }
 
-    /// Writes what is left, and then deletes what the log does not make. Without the rest of the rows
-    /// nothing more is written.
+    /// Writes the remaining rows, then deletes rows that the log does not produce. Does neither if the
+    /// projector could not finish.
     async fn end(mut self, rest: Option<Vec<RowChange>>) -> Result<usize, StoreError> {
         let Some(rest) = rest else {
             return self.writer.end().await;
@@ -259,7 +260,7 @@ impl Rows {
     }
 }
 
-/// Deletions of the stored rows of a model that have none of these keys. All that have are stored.
+/// Returns deletions of a model's stored rows other than those with these keys, all of which are stored.
 async fn strays(
     store: &Store,
     model: &'static str,
@@ -295,7 +296,7 @@ fn gone(model: &'static str, key: String) -> RowChange {
     }
 }
 
-/// What goes into one transaction.
+/// The changes of one transaction.
 #[derive(Default)]
 struct Chunk {
     changes: Vec<RowChange>,
@@ -303,7 +304,7 @@ struct Chunk {
 }
 
 impl Chunk {
-    /// Gives all of it when it is full.
+    /// Adds a change and returns all changes if the chunk is full.
     fn add(&mut self, change: RowChange) -> Option<Vec<RowChange>> {
         self.bytes += change.doc.as_ref().map_or(0, String::len);
         self.changes.push(change);
@@ -316,7 +317,7 @@ impl Chunk {
     }
 }
 
-/// Writes chunks one after the other, while the next one is made.
+/// Writes chunks one by one while the next one is built.
 struct Writer {
     chunks: mpsc::Sender<Vec<RowChange>>,
     writing: JoinHandle<Result<usize, StoreError>>,
@@ -343,7 +344,7 @@ impl Writer {
         if chunk.is_empty() || self.chunks.send(chunk).await.is_ok() {
             return Ok(());
         }
-        // It has ended before its time, so it has failed.
+        // The task ended early, so it failed.
         match (&mut self.writing).await {
             Ok(Err(error)) => Err(error),
             Ok(Ok(_)) => Err(StoreError::Closed),
@@ -358,12 +359,12 @@ impl Writer {
 }
 
 fn ended_badly(error: &JoinError) -> StoreError {
-    StoreError::Database(format!("what was rebuilt was not written: {error}"))
+    StoreError::Database(format!("rebuilt rows were not written: {error}"))
 }
 
-/// In order of model and key; of several changes of one row the last one.
+/// Sorts changes by model and key, and keeps only the last change of each row.
 fn newest_only(mut changes: Vec<RowChange>) -> Vec<RowChange> {
-    // Stable, so the last one of each row stands last; and reversed, so that it is the one that is kept.
+    // The sort is stable, so the last change of each row comes last; reversed, it is the one that is kept.
     changes.sort_by(|a, b| (a.model, &a.key).cmp(&(b.model, &b.key)));
     changes.reverse();
     changes.dedup_by(|a, b| (a.model, &a.key) == (b.model, &b.key));

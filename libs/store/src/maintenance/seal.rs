@@ -1,9 +1,10 @@
-//! Sealing the beginning of the log into files, and taking it out of the table.
+//! Seals the beginning of the log into files and deletes it from the table.
 //!
-//! Invariants: what is sealed lies below every place from which a running consumer or the relay would read
-//! on; a file is whole on the disk before the store lists it, and listed before anything leaves the table;
-//! of each stream the last event stays there, so its version, the ends of the buckets' chains and the head
-//! of the log are where they always are. It may be broken off at any moment and is taken up again.
+//! Invariants: sealed events lie below every position from which a running consumer or the relay would
+//! resume; a file is complete and durable before the store lists it, and listed before its events are deleted
+//! from the table; the last event of each stream stays there, so stream versions, the heads of the buckets'
+//! chains and the head of the log can always be read from it. Sealing may be interrupted at any point and is
+//! resumed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,29 +23,29 @@ use crate::sql::statements;
 use crate::writing::alone::{Alone, Fences};
 use crate::writing::sealing::Sealing;
 
-/// The lease under which one process at a time seals.
+/// The lease that allows one process at a time to seal.
 pub const ARCHIVE_LEASE: &str = "archive";
 
-/// Events of one file.
+/// The maximum number of events per file.
 pub const ARCHIVE_EVENTS_MAX: u64 = 100_000;
 
-/// Events that are read at once, and that leave the table in one transaction: few enough that others who
-/// write hardly wait.
+/// The number of events that are read at once, and deleted per transaction: few enough that other writers
+/// hardly wait.
 const PAGE: usize = 1_000;
 
-/// Whose cursor, in the bucket of everything, says what the bus has confirmed of all of them.
+/// The consumer whose cursor in the global bucket is the position that the bus has confirmed for all buckets.
 const RELAY: &str = "relay";
 
-/// What may be sealed. Both limits hold where both are given.
+/// Limits on what is sealed. All given limits apply.
 #[derive(Clone, Debug, Default)]
 pub struct SealLimits {
     /// Only events below this position.
     pub before: Option<Position>,
-    /// Only events up to the first that is not older than this.
+    /// Only events before the first that is not older than this.
     pub older_than: Option<Timestamp>,
-    /// No file of fewer events than this; 0 and 1 let any file be.
+    /// The minimum number of events per file; 0 and 1 allow any file.
     pub events_min: u64,
-    /// At most so many events a file; [`ARCHIVE_EVENTS_MAX`] unless given.
+    /// The maximum number of events per file; [`ARCHIVE_EVENTS_MAX`] by default.
     pub events_max: Option<u64>,
 }
 
@@ -55,11 +56,11 @@ impl SealLimits {
     }
 }
 
-/// What could be sealed, and what stands in the way of more.
+/// What could be sealed, and what blocks more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sealable {
-    /// Sealed already.
+    /// The last position that is already sealed.
     pub after: Position,
     pub through: Position,
     pub events: u64,
@@ -67,15 +68,15 @@ pub struct Sealable {
     pub held_back: Option<HeldBack>,
 }
 
-/// Who has not read on far enough.
+/// The consumer that blocks sealing because it has not read far enough.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HeldBack {
     pub consumer: String,
-    /// None: of all buckets.
+    /// None for all buckets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bucket: Option<Bucket>,
-    /// How far it is.
+    /// The position that it has reached.
     pub at: Position,
 }
 
@@ -83,23 +84,23 @@ impl std::fmt::Display for HeldBack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { consumer, at, .. } = self;
         match self.bucket {
-            Some(bucket) => write!(f, "`{consumer}` stands at position {at} of bucket {bucket}"),
-            None => write!(f, "`{consumer}` stands at position {at}"),
+            Some(bucket) => write!(f, "`{consumer}` is at position {at} of bucket {bucket}"),
+            None => write!(f, "`{consumer}` is at position {at}"),
         }
     }
 }
 
-/// A file that was sealed now.
+/// A file that was sealed by this call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SealedFile {
     #[serde(flatten)]
     pub archive: Archive,
-    /// Its events as text, before they were compressed.
+    /// The uncompressed size of its events in bytes.
     pub bytes_before: u64,
 }
 
-/// What would be sealed within these limits.
+/// Returns what would be sealed within these limits.
 pub async fn sealable(store: &Store, limits: &SealLimits) -> Result<Sealable, StoreError> {
     store.archives().await?;
     let after = store.shelf().sealed();
@@ -121,7 +122,7 @@ pub async fn sealable(store: &Store, limits: &SealLimits) -> Result<Sealable, St
     })
 }
 
-/// As far as the limits allow, were there nobody to wait for.
+/// Returns the last position that the limits allow, regardless of consumers.
 async fn asked_for(
     connection: &mut Connection<'_>,
     after: Position,
@@ -139,7 +140,7 @@ async fn asked_for(
     Ok(through)
 }
 
-/// The last position that nobody would read on from below, and who is the first to.
+/// Returns the last position that no consumer still has to read, and the consumer that blocks more.
 async fn held_back(
     connection: &mut Connection<'_>,
     after: Position,
@@ -160,7 +161,7 @@ async fn held_back(
             );
             continue;
         }
-        // The views have a cursor and a snapshot: both are read on from.
+        // The views have a cursor and a snapshot, and may resume from either.
         let places = reached.entry(consumer).or_default();
         let lowest = places.entry(bucket).or_insert(at);
         *lowest = at.min(*lowest);
@@ -182,8 +183,8 @@ async fn held_back(
     Ok(held)
 }
 
-/// Every bucket of endpoints: one that nothing is stored of would be read from its start. The one of
-/// everything is read from its start by many, always.
+/// Returns all endpoint buckets, because one without a stored position is read from its start, and the
+/// buckets with one. The global bucket is always read from its start by many consumers.
 fn buckets_of(places: &BTreeMap<Bucket, Position>) -> BTreeSet<Bucket> {
     let endpoints = Bucket::all().filter(|bucket| *bucket != Bucket::GLOBAL);
     endpoints.chain(places.keys().copied()).collect()
@@ -195,13 +196,13 @@ fn take_lowest(held: &mut Option<(Position, HeldBack)>, through: Position, who: 
     }
 }
 
-/// Seals what may be sealed, file after file, under this fence of [`ARCHIVE_LEASE`]. `progress` hears of
-/// each file.
+/// Seals what may be sealed, file by file, under this fence of [`ARCHIVE_LEASE`]. `progress` receives each
+/// file.
 ///
 /// # Errors
 ///
-/// Refused where the lease was taken over, where the folder cannot be written, and where the log is not
-/// sound. What was sealed by then stays.
+/// Refused if the lease was taken over, the folder cannot be written, or the log is damaged. Files that were
+/// sealed before stay.
 pub async fn seal(
     store: &Store,
     fence: &Fence,
@@ -212,12 +213,12 @@ pub async fn seal(
     let fences = Arc::new(Fences {
         fences: vec![fence.clone()],
         lost: StoreError::Refused(
-            "another process archives the log of this store: start this again when it is done"
+            "another process is archiving the log of this store: run this again when it is done"
                 .to_owned(),
         ),
     });
     let through = sealable(store, limits).await?.through;
-    // What was broken off.
+    // Finishes an interrupted run.
     clear(store, &fences, Position::START).await?;
     let mut sealed = Vec::new();
     while let Some(file) = seal_next(store, &fences, limits, through, now).await? {
@@ -294,7 +295,7 @@ async fn make(store: &Store, span: Span, now: Timestamp) -> Result<SealedFile, S
     })
 }
 
-/// Takes out of the table what stands in files, but for the last event of each stream.
+/// Deletes archived events from the table, except the last event of each stream.
 async fn clear(store: &Store, fences: &Arc<Fences>, from: Position) -> Result<(), StoreError> {
     let sealed = store.shelf().sealed();
     let mut after = Position(from.0.saturating_sub(1));

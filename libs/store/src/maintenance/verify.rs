@@ -1,5 +1,4 @@
-//! Walks the whole log and says whether it is sound: order, chains of hashes, versions, schemas, and
-//! that the read models are what the log makes of them.
+//! Verifies the entire log: order, hash chains, versions, schemas, and that the read models match the log.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +15,7 @@ use crate::model::raw::{EventRow, Unreadable};
 use crate::model::rows::{Folded, PAGE_ROWS_MAX, Projector, Rows, covers};
 use crate::sql::statements;
 
-/// Problems that a report lists; the rest are only counted.
+/// The maximum number of problems that a report lists; the rest are only counted.
 pub const PROBLEMS_MAX: usize = 100;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -27,7 +26,7 @@ pub struct VerifyReport {
     pub buckets: u64,
     pub rows: u64,
     pub head: Position,
-    /// Sentences; empty for a sound store.
+    /// One sentence per problem; empty for a sound store.
     pub problems: Vec<String>,
 }
 
@@ -37,9 +36,9 @@ impl VerifyReport {
     }
 }
 
-/// Reads the log up to its head and compares the rows of `models` with a rebuild by the projector.
-/// May run while the store is written: rows and cursors are read at one moment, and each bucket is
-/// folded as far as its cursor stands (or up to the head, if the consumer has no cursors at all).
+/// Reads the log up to its head and compares the rows of `models` with those of the projector. May run
+/// while the store is written: rows and cursors are read in one database snapshot, and each bucket is
+/// folded up to its cursor (or to the head, if the consumer has no cursors at all).
 pub async fn verify(
     store: &Store,
     projector: &mut dyn Projector,
@@ -48,8 +47,8 @@ pub async fn verify(
     verify_against(store, projector, models, &[]).await
 }
 
-/// The same, and every one of these ends of chains, which were kept elsewhere, must still be in the log:
-/// that is how a changed last event is found, and a log that was cut off.
+/// The same, and checks that the log still contains these chain heads, which were recorded elsewhere. This
+/// detects a modified last event and a truncated log.
 pub async fn verify_against(
     store: &Store,
     projector: &mut dyn Projector,
@@ -71,7 +70,7 @@ async fn read(
     models: &[&str],
     kept: &[ChainHead],
 ) -> Result<VerifyReport, StoreError> {
-    // What was read before would hide what became of a file since.
+    // Cached data would hide later damage to a file.
     store.shelf().forget();
     let moment = Moment::read(store, projector.consumer(), models).await?;
     let (mut walk, folded) = loop {
@@ -118,7 +117,7 @@ async fn walk(
     Ok(walk)
 }
 
-/// Rows and cursors as they stood at one moment.
+/// Rows and cursors, read in one database snapshot.
 struct Moment {
     head: Position,
     cursors: BTreeMap<Bucket, Position>,
@@ -162,17 +161,17 @@ impl Moment {
 struct Last {
     position: Position,
     hash: ChainHash,
-    /// Of the event before it.
+    /// The hash of the event before it.
     before: ChainHash,
 }
 
-/// What the walk has seen so far.
+/// Checks the log event by event.
 #[derive(Default)]
 struct Walk {
     events: u64,
     head: Position,
     buckets: BTreeMap<Bucket, Last>,
-    /// Not found yet.
+    /// Recorded heads that were not found yet.
     kept: BTreeMap<Position, ChainHead>,
     versions: BTreeMap<String, u64>,
     problems: Vec<String>,
@@ -188,7 +187,7 @@ impl Walk {
         }
     }
 
-    /// Checks one event, and gives it back.
+    /// Checks one event and decodes it.
     fn take_in(&mut self, raw: &RawRecord) -> Result<Record, Box<Unreadable>> {
         let position = raw.position;
         self.events += 1;
@@ -215,7 +214,7 @@ impl Walk {
         entry
     }
 
-    /// What this version wrote must be, byte for byte, what it would write.
+    /// Checks that an event of the current type version is stored exactly as it would be encoded now.
     fn check_bytes(&mut self, record: &Record, raw: &RawRecord) {
         if raw.type_version != record.event.version() {
             return;
@@ -226,7 +225,7 @@ impl Walk {
             .is_ok_and(|again| again != raw.data)
         {
             self.problem(format!(
-                "position {}: the data of `{}` is not stored as this version writes it",
+                "position {}: the data of `{}` differs from how this version writes it",
                 record.position,
                 record.event.type_name()
             ));
@@ -248,23 +247,23 @@ impl Walk {
         let kept = self.kept.remove(&raw.position);
         if kept.is_some_and(|kept| (kept.bucket, kept.hash) != (raw.bucket, hash)) {
             self.problem(format!(
-                "position {}: its hash is not the one that was kept of bucket {}: it was changed, or \
-                 something before it was and the chain was made anew",
+                "position {}: its hash does not match the recorded head of bucket {}: it was changed, or an \
+                 earlier event was and the chain was recomputed",
                 raw.position, raw.bucket
             ));
         }
     }
 
-    /// What was kept of the log and is not in it.
+    /// Reports recorded heads that are not in the log.
     fn check_kept(&mut self) {
         for kept in std::mem::take(&mut self.kept).into_values() {
             let ends = self.buckets.get(&kept.bucket).copied().unwrap_or_default();
             let has = match ends.position {
-                Position::START => "holds nothing".to_owned(),
+                Position::START => "is empty".to_owned(),
                 end => format!("ends at {end}"),
             };
             self.problem(format!(
-                "position {} is missing, which was kept as the end of bucket {}; the bucket {has}",
+                "position {}, recorded as the head of bucket {}, is missing; the bucket {has}",
                 kept.position, kept.bucket
             ));
         }
@@ -305,7 +304,7 @@ impl Walk {
         for (bucket, cursor) in &moment.cursors {
             if *cursor > moment.head {
                 self.problem(format!(
-                    "the cursor of bucket {bucket} stands at {cursor}, past the head {}",
+                    "the cursor of bucket {bucket} is at {cursor}, past the head {}",
                     moment.head
                 ));
             }
@@ -328,7 +327,7 @@ impl Walk {
             }
             for key in stored.keys().filter(|key| !folded.contains_key(*key)) {
                 self.problem(format!(
-                    "row `{key}` of `{model}` is stored, but the log does not make it"
+                    "row `{key}` of `{model}` is stored, but the log does not produce it"
                 ));
             }
         }
@@ -350,7 +349,7 @@ impl Walk {
     }
 }
 
-/// What is wrong between an event and the one before it in its bucket, if anything.
+/// Returns what is wrong between an event and the one before it in its bucket, if anything.
 fn broken(raw: &RawRecord, last: Last) -> Option<String> {
     let (at, prev, bucket, before) = (raw.position, raw.prev, raw.bucket, last.position);
     let was_last = raw.prev_hash == Some(last.before) && before > Position::START;
@@ -361,7 +360,7 @@ fn broken(raw: &RawRecord, last: Last) -> Option<String> {
             false => format!("the event at {before} was inserted, or this one was changed"),
         };
         return Some(format!(
-            "position {at}: prev is {prev}, but bucket {bucket} has {before} before it: {why}"
+            "position {at}: prev is {prev}, but the previous event of bucket {bucket} is at {before}: {why}"
         ));
     }
     if raw.prev_hash == Some(last.hash) {
@@ -370,8 +369,8 @@ fn broken(raw: &RawRecord, last: Last) -> Option<String> {
     let why = match raw.prev_hash {
         None => {
             return Some(format!(
-                "position {at}: it carries no hash of what is before it in bucket {bucket}: it was \
-                 inserted, or its hash was taken away"
+                "position {at}: the hash of the previous event of bucket {bucket} is missing: the event was \
+                 inserted, or the hash was removed"
             ));
         }
         Some(_) if before == Position::START => {
@@ -383,14 +382,14 @@ fn broken(raw: &RawRecord, last: Last) -> Option<String> {
         }
     };
     Some(format!(
-        "position {at}: the hash that it carries is not that of position {before}, before it in bucket \
-         {bucket}: {why}"
+        "position {at}: its previous-event hash does not match position {before}, the previous event of \
+         bucket {bucket}: {why}"
     ))
 }
 
 fn difference(stored: &crate::Row, folded: &crate::Row) -> String {
     let field = |name: &str, a: &dyn std::fmt::Display, b: &dyn std::fmt::Display| {
-        format!("has {name} {a}, and the log makes it {b}")
+        format!("has {name} {a}, but the log produces {b}")
     };
     if stored.position != folded.position {
         return field("position", &stored.position, &folded.position);
@@ -407,7 +406,7 @@ fn difference(stored: &crate::Row, folded: &crate::Row) -> String {
     field("document", &shortened(&stored.doc), &shortened(&folded.doc))
 }
 
-/// Enough of a document to recognise it.
+/// Truncates a document for display.
 fn shortened(doc: &str) -> String {
     const CHARS_MAX: usize = 200;
     if doc.chars().count() <= CHARS_MAX {

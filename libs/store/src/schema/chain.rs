@@ -1,8 +1,8 @@
-//! The chain of hashes in a store of an older format, whose events are chained once.
+//! Adds the hash chain to a store of an older format, once.
 //!
-//! Invariants: an event that carries a hash keeps it; a store has this format only when every event
-//! carries one. Chaining may be broken off at any place and is taken up again; several processes that
-//! start at once do it side by side, and none does harm to another.
+//! Invariants: an event that carries a hash keeps it; a store gets this format only when every event
+//! carries one. Chaining may be interrupted at any point and is resumed; processes that start at the same
+//! time can chain concurrently.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,31 +18,31 @@ use crate::sql::connection::{Connection, Owned};
 use crate::sql::location::Location;
 use crate::sql::{postgres, statements};
 
-/// Events that are chained in one transaction: few enough that others who write need not wait long.
+/// The number of events that are chained per transaction: few enough that other writers do not wait long.
 const PAGE: usize = 2_000;
 
-/// How often it is said how far the chain is.
+/// How often progress is logged.
 const SAY_EVERY: Duration = Duration::from_secs(1);
 
-/// The first format in which every event is chained, and the migration that makes room for that.
+/// The first format in which every event is chained, and the migration that adds the column for it.
 pub(crate) const FORMAT: u64 = 2;
 pub(crate) const MIGRATION: i64 = 4;
 
-/// Hears up to which position events are chained, and which was the last when this began.
+/// A progress callback: the position up to which events are chained, and the head at the start.
 pub(crate) type Chained<'a> = dyn FnMut(Position, Position) + Send + 'a;
 
-/// Says it in the log of the process, from time to time.
+/// Returns a callback that logs progress periodically.
 pub(crate) fn in_log(location: &Location) -> impl FnMut(Position, Position) + Send + use<> {
     let (store, mut said) = (location.to_string(), Instant::now());
     move |up_to, head| {
         if said.elapsed() >= SAY_EVERY {
             said = Instant::now();
-            tracing::info!(store, %up_to, %head, "chaining the events of an older format");
+            tracing::info!(store, %up_to, %head, "chaining events of an older format");
         }
     }
 }
 
-/// Chains what is not chained yet, and lets the store have this format.
+/// Chains all events that are not chained yet, and raises the store to this format.
 pub(crate) async fn bring_up(
     location: &Location,
     connection: &mut Owned,
@@ -71,7 +71,7 @@ pub(crate) async fn bring_up(
     }
 }
 
-/// Nobody else writes meanwhile.
+/// Must be called while nobody else writes.
 async fn finish(location: &Location, connection: &mut Connection<'_>) -> Result<(), StoreError> {
     if let Some(stored) = statements::meta(connection, "format").await?
         && known_format(location, &stored)? >= FORMAT
@@ -85,7 +85,7 @@ async fn finish(location: &Location, connection: &mut Connection<'_>) -> Result<
     Ok(())
 }
 
-/// How far the chains are.
+/// The chains built so far.
 #[derive(Default)]
 struct Chain {
     up_to: Position,
@@ -93,7 +93,7 @@ struct Chain {
 }
 
 impl Chain {
-    /// Gives those that carry no hash the one that they should.
+    /// Returns the hashes for events that carry none.
     fn take_in(&mut self, page: &[RawRecord]) -> Vec<(Position, ChainHash)> {
         let mut chained = Vec::new();
         for event in page {

@@ -1,4 +1,4 @@
-//! What stands in the columns of each table, on the way in and on the way out.
+//! The columns of each table, and conversions from and to them.
 
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
@@ -8,7 +8,7 @@ use contract::time::Timestamp;
 use crate::model::error::StoreError;
 use crate::model::snapshot::{SnapshotChange, SnapshotMeta};
 
-/// The columns of an event, in the order in which every text names them.
+/// The columns of an event, in the order in which every query names them.
 pub(crate) type RawColumns = (
     i64,
     i64,
@@ -31,7 +31,7 @@ pub(crate) fn from_columns(columns: RawColumns) -> RawRecord {
         position: Position(position as u64),
         prev: Position(prev as u64),
         prev_hash: prev_hash.as_deref().and_then(ChainHash::from_bytes),
-        // What no store writes becomes what nobody knows, and is found by whoever checks.
+        // Invalid values are mapped to a bucket that does not exist, so that checks find them.
         bucket: Bucket(u16::try_from(bucket).unwrap_or(u16::MAX)),
         stream,
         version: version as u64,
@@ -44,14 +44,14 @@ pub(crate) fn from_columns(columns: RawColumns) -> RawRecord {
     }
 }
 
-/// A cursor on its way into the table.
+/// A cursor to be written.
 pub(crate) struct CursorRow<'a> {
     pub consumer: &'a str,
     pub bucket: Bucket,
     pub position: Position,
 }
 
-/// A cause as it is stored.
+/// A stored idempotency key, without the key itself.
 #[derive(Clone, Debug, sqlx::FromRow)]
 pub(crate) struct StoredCause {
     pub body_hash: String,
@@ -64,7 +64,7 @@ pub(crate) struct StoredCause {
 impl StoredCause {
     pub(crate) fn positions(&self) -> Result<Vec<Position>, StoreError> {
         serde_json::from_str(&self.positions)
-            .map_err(|error| StoreError::Database(format!("positions of a cause: {error}")))
+            .map_err(|error| StoreError::Database(format!("positions of an idempotency key: {error}")))
     }
 }
 
@@ -75,14 +75,14 @@ pub(crate) fn parse_position(text: &str) -> Result<Position, StoreError> {
     parsed.map_err(|_| StoreError::Database(format!("`{text}` is not a position")))
 }
 
-/// Where a stored snapshot stands.
+/// The version and position of a stored snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SnapshotPlace {
     pub version: u32,
     pub position: Position,
 }
 
-/// What no store writes becomes a version that nobody asks for.
+/// Maps invalid values to a version that no fold has.
 pub(crate) fn version_of(version: i64) -> u32 {
     u32::try_from(version).unwrap_or(u32::MAX)
 }
@@ -94,7 +94,7 @@ pub(crate) fn snapshot_place_of((version, position): (i64, i64)) -> SnapshotPlac
     }
 }
 
-/// The parts of snapshots on their way into the table, or out of it.
+/// The parts of snapshots to be written or deleted.
 pub(crate) struct Parts<'a> {
     /// Key and document.
     pub kept: Vec<(&'a SnapshotMeta, &'a str, &'a str)>,
@@ -116,20 +116,20 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Those of which all is stored anew.
+/// Returns the snapshots that are replaced completely.
 pub(crate) fn replaced<'a>(changes: &[&'a SnapshotChange]) -> Vec<&'a SnapshotMeta> {
     let whole = changes.iter().filter(|change| change.base.is_none());
     whole.map(|change| &change.meta).collect()
 }
 
-/// How an upsert of snapshots ends, and one of their parts.
+/// The conflict clauses of upserts of snapshots and of their parts.
 pub(crate) const UPDATE_SNAPSHOT: &str = " ON CONFLICT (consumer, bucket) DO UPDATE SET \
      version = excluded.version, position = excluded.position, event_hash = excluded.event_hash, \
      hash = excluded.hash";
 pub(crate) const UPDATE_PART: &str =
     " ON CONFLICT (consumer, bucket, key) DO UPDATE SET doc = excluded.doc";
 
-/// How an upsert of read-model rows ends. A row that is so already is not written, and not counted.
+/// The conflict clause of upserts of read-model rows. Unchanged rows are neither written nor counted.
 pub(crate) const UPDATE_WHAT_DIFFERS: &str = " ON CONFLICT (model, key) DO UPDATE SET \
      endpoint = excluded.endpoint, deployment = excluded.deployment, position = excluded.position, \
      time = excluded.time, doc = excluded.doc \

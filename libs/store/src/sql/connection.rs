@@ -1,8 +1,7 @@
-//! A connection to whichever database the store stands on, and the macros that run one SQL text on
-//! either.
+//! Connections to either database, and macros that run one SQL text on both.
 //!
-//! Invariant: nothing waits for a database server longer than the limit that goes with its
-//! connection, also when the server has vanished without a word.
+//! Invariant: nothing waits for a database server longer than the time limit of its connection, even if
+//! the server becomes unreachable without closing it.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,14 +11,14 @@ use sqlx::{Connection as _, PgConnection, PgPool, SqliteConnection, SqlitePool};
 
 use crate::model::error::StoreError;
 
-/// Borrowed from a pool, a transaction or the writer.
+/// A connection borrowed from a pool, a transaction or the writer.
 pub enum Connection<'c> {
     Sqlite(&'c mut SqliteConnection),
-    /// With how long one statement may take.
+    /// With the time limit per statement.
     Postgres(&'c mut PgConnection, Duration),
 }
 
-/// Runs one text on either database: `run!(connection, query_as<Row>.fetch_all, SQL, bindings…)`.
+/// Runs a query on either database: `run!(connection, query_as<Row>.fetch_all, SQL, bindings…)`.
 macro_rules! run {
     ($connection:expr, $kind:ident<$row:ty>.$fetch:ident, $sql:expr $(, $bind:expr)* $(,)?) => {
         match $connection {
@@ -39,7 +38,7 @@ macro_rules! run {
     };
 }
 
-/// Runs a text that returns nothing; gives how many rows it touched.
+/// Runs a statement without results; returns the number of affected rows.
 macro_rules! execute {
     ($connection:expr, $sql:expr $(, $bind:expr)* $(,)?) => {
         match $connection {
@@ -62,7 +61,7 @@ macro_rules! execute {
 
 pub(crate) use {execute, run};
 
-/// Gives up on a server that does not answer.
+/// Fails with a timeout if the server does not answer within the limit.
 pub async fn limited<T>(
     limit: Duration,
     running: impl Future<Output = sqlx::Result<T>>,
@@ -76,7 +75,7 @@ pub async fn limited<T>(
     }
 }
 
-/// The writer's own connection.
+/// An owned connection, such as the writer's.
 pub enum Owned {
     Sqlite(SqliteConnection),
     Postgres(PgConnection, Duration),
@@ -100,18 +99,18 @@ impl Owned {
         }
     }
 
-    /// In SQLite this folds the write-ahead log into the database.
+    /// Closes the connection. In SQLite this checkpoints the write-ahead log.
     pub(crate) async fn close(self) {
         let closed = match self {
             Self::Sqlite(connection) => connection.close().await,
             Self::Postgres(connection, limit) => limited(limit, connection.close()).await,
         };
         if let Err(error) = closed {
-            tracing::warn!(%error, "the store's connection did not close cleanly");
+            tracing::warn!(%error, "failed to close a store connection cleanly");
         }
     }
 
-    /// Lets go of a connection that something went wrong on. A broken one cannot say goodbye.
+    /// Drops a connection after an error. A broken server connection is not closed gracefully.
     pub(crate) async fn discard(self) {
         match self {
             Self::Sqlite(_) => self.close().await,
@@ -120,7 +119,7 @@ impl Owned {
     }
 }
 
-/// Undone when dropped, unless it was committed.
+/// A transaction; rolled back when dropped, unless committed.
 pub enum Transaction<'c> {
     Sqlite(sqlx::Transaction<'c, sqlx::Sqlite>),
     Postgres(sqlx::Transaction<'c, sqlx::Postgres>, Duration),
@@ -149,7 +148,7 @@ impl Transaction<'_> {
     }
 }
 
-/// Connections for reading.
+/// A connection pool, for reads.
 #[derive(Clone)]
 pub enum Pool {
     Sqlite(SqlitePool),
@@ -168,14 +167,14 @@ impl Pool {
         match self {
             Self::Sqlite(pool) => pool.close().await,
             Self::Postgres(pool, limit) => {
-                // Goodbyes to a server that has vanished are not waited for.
+                // The server may be unreachable: bound the wait for a graceful close.
                 let _ = tokio::time::timeout(*limit, pool.close()).await;
             }
         }
     }
 }
 
-/// A connection of a pool; goes back to it when dropped.
+/// A pooled connection; returned to its pool when dropped.
 pub enum Pooled {
     Sqlite(PoolConnection<sqlx::Sqlite>),
     Postgres(PoolConnection<sqlx::Postgres>, Duration),
@@ -199,7 +198,7 @@ impl Pooled {
         }
     }
 
-    /// A transaction whose reads all see one moment.
+    /// Begins a transaction whose reads all see the same database snapshot.
     pub async fn snapshot(&mut self) -> sqlx::Result<Transaction<'_>> {
         match self {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),

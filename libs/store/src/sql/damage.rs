@@ -1,4 +1,4 @@
-//! What is said of a store whose pages cannot be read: where, what is still whole, and how to go on.
+//! Describes a store with unreadable pages: where it is, what is still intact, and how to recover.
 
 use contract::ids::Position;
 
@@ -7,21 +7,22 @@ use crate::sql::connection::{Connection, Pool};
 use crate::sql::location::Location;
 use crate::sql::statements;
 
-/// Events that are read at once, until some of them cannot be.
+/// The number of events that are read at once; halved when a read fails.
 const PAGE: usize = 1_024;
 
 /// Which events of a damaged log can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Extent {
-    /// The last before the damage.
+    /// The last position before the damage.
     whole: Position,
-    /// The first after it, and the last of all; none where all are whole, or none can be read there.
+    /// The first and last readable positions after the damage; None if there is no damage, or nothing after
+    /// it can be read.
     again: Option<(Position, Position)>,
-    /// Nothing of the log is damaged.
+    /// Whether no part of the log is damaged.
     all: bool,
 }
 
-/// For a store that cannot be opened.
+/// Returns the error for a damaged store that cannot be opened.
 pub(crate) async fn at_open(location: &Location, detail: String) -> StoreError {
     let place = location.to_string();
     let Ok(readers) = location.open_readers().await else {
@@ -32,7 +33,7 @@ pub(crate) async fn at_open(location: &Location, detail: String) -> StoreError {
     StoreError::Refused(sentence)
 }
 
-/// What there is to say, by what can be read.
+/// Describes the damage, based on what can be read.
 pub(crate) async fn of(readers: &Pool, place: &str, detail: &str) -> String {
     let extent = match readers.acquire().await {
         Ok(mut reader) => extent(&mut reader.get()).await,
@@ -42,7 +43,7 @@ pub(crate) async fn of(readers: &Pool, place: &str, detail: &str) -> String {
 }
 
 async fn extent(connection: &mut Connection<'_>) -> Option<Extent> {
-    // Of what stands in files the table may have the last event of some streams only.
+    // Of archived events, the table may have only the last of some streams.
     let sealed = statements::sealed(connection).await;
     let (mut whole, mut limit) = (sealed.unwrap_or_default(), PAGE);
     loop {
@@ -70,7 +71,7 @@ async fn extent(connection: &mut Connection<'_>) -> Option<Extent> {
     })
 }
 
-/// From the end back to the damage.
+/// Reads from the end backwards to the damage.
 async fn read_again(
     connection: &mut Connection<'_>,
     whole: Position,
@@ -101,7 +102,7 @@ fn sentence(place: &str, detail: &str, extent: Option<Extent>) -> String {
             all: false,
         }) => "nothing of it can be read".to_owned(),
         Some(Extent { whole, all, .. }) if all => format!(
-            "all events, up to position {whole}, can be read; an index or a table beside them cannot"
+            "all events, up to position {whole}, can be read; an index or another table cannot"
         ),
         Some(Extent { whole, again, .. }) => {
             let before = match whole {
@@ -111,15 +112,15 @@ fn sentence(place: &str, detail: &str, extent: Option<Extent>) -> String {
             let lost = match again {
                 None => "none after that can".to_owned(),
                 Some((first, last)) => format!(
-                    "those between {whole} and {first} cannot, and from {first} to {last} they can again"
+                    "those between {whole} and {first} cannot, and those from {first} to {last} can"
                 ),
             };
             format!("{before}, {lost}")
         }
     };
     format!(
-        "{place} is damaged ({detail}): {what}. Stop every process that uses it and keep it as it is; \
-         then make the store anew from a backup (`penstock store rebuild --from BACKUP --store \
-         sqlite:NEW.db`), or, where the log is published, from Kafka (`--from kafka://HOST:PORT/PREFIX`)"
+        "{place} is damaged ({detail}): {what}. Stop every process that uses it and keep it unchanged; \
+         then restore the store from a backup (`penstock store rebuild --from BACKUP --store \
+         sqlite:NEW.db`), or, if the log is published, from Kafka (`--from kafka://HOST:PORT/PREFIX`)"
     )
 }

@@ -1,15 +1,15 @@
-//! What an error of a database means to the store.
+//! Maps database errors to store errors.
 
 use crate::model::error::StoreError;
 
-/// SQLite's primary result codes of a file that is not as it was written.
+/// SQLite's primary result codes for a corrupt file.
 const SQLITE_CORRUPT: i32 = 11;
 const SQLITE_NOTADB: i32 = 26;
 
 /// PostgreSQL's: `data_corrupted` and `index_corrupted`.
 const POSTGRES_CORRUPT: [&str; 2] = ["XX001", "XX002"];
 
-/// What the database says, if it is that its own pages are not as they were written.
+/// Returns [`StoreError::Damaged`] if the database reports corruption.
 pub(crate) fn damage(error: &sqlx::Error) -> Option<StoreError> {
     let error = error.as_database_error()?;
     let damaged = || StoreError::Damaged(error.message().to_owned());

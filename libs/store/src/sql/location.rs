@@ -1,5 +1,5 @@
-//! Where a store is: a file of SQLite or a database of PostgreSQL. Kept, so that the writer can
-//! open its connection anew after a failure.
+//! The location of a store: an SQLite file or a PostgreSQL database. Kept so that the writer can
+//! reconnect after a failure.
 
 use std::fs::File;
 use std::path::Path;
@@ -27,7 +27,7 @@ impl Location {
         Err(StoreError::Refused(not_a_store(url)))
     }
 
-    /// Takes the store for this process, where only one may have it.
+    /// Locks the store for this process, if only one process may open it.
     pub(crate) fn lock(&self) -> Result<Option<File>, StoreError> {
         match self {
             Self::Sqlite(place) => place.lock().map(Some),
@@ -42,7 +42,7 @@ impl Location {
         }
     }
 
-    /// A connection for changing tables, which may take its time.
+    /// Opens a connection for migrations, which may take long.
     pub(crate) async fn open_migrator(&self) -> Result<Owned, StoreError> {
         match self {
             Self::Sqlite(place) => place.open_writer().await,
@@ -57,7 +57,7 @@ impl Location {
         }
     }
 
-    /// The file, of a store that is one.
+    /// The path of an SQLite store.
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {
             Self::Sqlite(place) => Some(place.path()),
@@ -65,7 +65,7 @@ impl Location {
         }
     }
 
-    /// Whether there is anything to open yet.
+    /// Whether the store does not exist yet.
     pub(crate) fn is_missing(&self) -> bool {
         match self {
             Self::Sqlite(place) => !place.path().exists(),
@@ -81,7 +81,7 @@ impl Location {
     }
 }
 
-/// What to write instead. A mistyped URL may hold a password, and is not repeated.
+/// Returns an error with the correct forms. The URL is not repeated, as it may contain a password.
 fn not_a_store(text: &str) -> String {
     const DATABASE: &str = "postgres://USER:PASSWORD@HOST:PORT/DATABASE";
     match text.split_once("://") {
@@ -90,20 +90,19 @@ fn not_a_store(text: &str) -> String {
         ),
         Some((scheme, _)) => {
             format!(
-                "`{scheme}://` is no kind of store: write sqlite:PATH for a file, or {DATABASE}"
+                "`{scheme}://` is not a supported kind of store: write sqlite:PATH for a file, or {DATABASE}"
             )
         }
         None if text.is_empty() || text.contains(['@', '=']) => {
-            format!("the store has no kind: write sqlite:PATH for a file, or {DATABASE}")
+            format!("the store's URL has no scheme: write sqlite:PATH for a file, or {DATABASE}")
         }
         None => format!(
-            "`{text}` does not say what kind of store it is: for that file write sqlite:{text}, for a \
-             database {DATABASE}"
+            "`{text}` has no scheme: for that file write sqlite:{text}, for a database {DATABASE}"
         ),
     }
 }
 
-/// For people; without credentials.
+/// For display; without credentials.
 impl std::fmt::Display for Location {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -122,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_alone_is_answered_with_the_url_that_names_it() {
+    fn the_error_for_a_bare_path_suggests_its_url() {
         let said = refused("/var/lib/penstock.db");
         assert!(
             said.contains("write sqlite:/var/lib/penstock.db,"),
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_hold_a_password_is_not_repeated() {
+    fn a_url_that_may_contain_a_password_is_not_repeated() {
         for text in [
             "mysql://me:secret@host/db",
             "postgres:me:secret@host/db",

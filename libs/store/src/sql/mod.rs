@@ -1,7 +1,7 @@
-//! The databases: opening them, connections with limits, and every SQL text.
+//! Database access: opening, connections with time limits, and all SQL.
 //!
-//! `sqlite` and `postgres` hold what is particular to either (opening, locks, migrations, inserts of
-//! many rows) and `statements` every other SQL text; nothing above them knows the dialect.
+//! `sqlite` and `postgres` contain what is specific to each (opening, locks, migrations, bulk inserts) and
+//! `statements` all other SQL; nothing above them knows the dialect.
 
 pub(crate) mod beside;
 pub(crate) mod columns;

@@ -1,8 +1,8 @@
-//! A page of the log as the database's one answer: a single text, which costs a fraction of a row with
-//! eleven values per event.
+//! Reads a page of the log as a single text value, which costs a fraction of a row with eleven values per
+//! event.
 //!
-//! Of each event first its numbers, each with a space after it: those of the columns, then how many
-//! bytes each text has; then the texts, one after the other.
+//! Each event starts with its numbers, each followed by a space: the integer columns, then the length of
+//! each text in bytes; the texts follow without separators.
 //!
 //! Invariant: events come in order of position, or reading the page fails.
 
@@ -16,32 +16,32 @@ use crate::model::raw::{EventRow, Id, Unreadable};
 use crate::sql::connection::{Connection, run};
 use crate::sql::{postgres, sqlite};
 
-/// Which events make a page.
+/// Selects the events of a page.
 pub(crate) struct PageQuery<'a> {
-    /// None: of all.
+    /// None for all buckets.
     pub bucket: Option<Bucket>,
     pub after: Position,
-    /// The last that may be among them.
+    /// Inclusive.
     pub through: Position,
-    /// Kinds of streams of which there are to be none.
+    /// Kinds of streams to exclude.
     pub left_out: &'a [StreamKind],
     pub limit: usize,
 }
 
-/// Events of one page.
+/// A page of events, not decoded yet.
 pub(crate) struct Page {
     events: Events,
     after: Position,
     pub last: Position,
 }
 
-/// As they came.
+/// The events in the form in which they were read.
 enum Events {
     Text(String),
     Raw(Vec<RawRecord>),
 }
 
-/// The next events; none where there are no more.
+/// Reads the next events from the table, or returns None if there are no more.
 pub(crate) async fn read_page(
     connection: &mut Connection<'_>,
     query: &PageQuery<'_>,
@@ -68,8 +68,8 @@ pub(crate) async fn read_page(
     Ok(text.zip(last).map(page))
 }
 
-/// Of constants only: every value is bound. What is not asked for is tested all the same, in a way that
-/// costs nothing and lets the text have the same bindings.
+/// Returns the SQL, which consists of constants only: every value is bound. Unused filters become trivial
+/// conditions, so that the bindings are always the same.
 fn text(query: &PageQuery<'_>, connection: &Connection<'_>) -> String {
     let bucket = match query.bucket {
         Some(_) => "bucket = $4",
@@ -90,14 +90,14 @@ fn text(query: &PageQuery<'_>, connection: &Connection<'_>) -> String {
     )
 }
 
-/// `,usage/,access/,` for two kinds of streams.
+/// Returns a list such as `,usage/,access/,` for two kinds of streams.
 fn left_out(kinds: &[StreamKind]) -> String {
     let names = kinds.iter().map(|kind| format!("{}/,", kind.as_str()));
     names.fold(String::from(","), |all, name| all + &name)
 }
 
 impl Page {
-    /// Of events that do not come from the database; none without any.
+    /// Makes a page of events from archives, or None if there are none.
     pub(crate) fn of(events: Vec<RawRecord>, after: Position) -> Option<Self> {
         let last = events.last()?.position;
         Some(Self {
@@ -107,7 +107,7 @@ impl Page {
         })
     }
 
-    /// Fails for what is no page; an event that cannot be decoded stands for itself.
+    /// Decodes the events, each with a result of its own. Fails if the text is not a valid page.
     pub(crate) fn decode(&self) -> Result<Vec<Result<Record, Box<Unreadable>>>, StoreError> {
         let text = match &self.events {
             Events::Text(text) => text,
@@ -123,7 +123,7 @@ impl Page {
             let event = take_event(&mut rest).filter(|event| event.position > before);
             let event = event.ok_or_else(|| StoreError::Unreadable {
                 position: before,
-                detail: "what the database gave after it is not a page of events".to_owned(),
+                detail: "the database did not return a valid page of events after it".to_owned(),
             })?;
             before = event.position;
             records.push(event.read());
@@ -135,7 +135,7 @@ impl Page {
 fn take_event<'a>(rest: &mut &'a str) -> Option<EventRow<'a>> {
     let position = Position(take_number(rest)? as u64);
     let prev = Position(take_number(rest)? as u64);
-    // What no store writes becomes what nobody knows.
+    // Invalid values are mapped to a bucket that does not exist.
     let bucket = Bucket(u16::try_from(take_number(rest)?).unwrap_or(u16::MAX));
     let version = take_number(rest)? as u64;
     let type_version = u32::try_from(take_number(rest)?).unwrap_or(u32::MAX);
@@ -148,7 +148,7 @@ fn take_event<'a>(rest: &mut &'a str) -> Option<EventRow<'a>> {
     Some(EventRow {
         position,
         prev,
-        // Who folds the log does not check its chain.
+        // Consumers do not check the chain.
         prev_hash: None,
         bucket,
         stream: take_text(rest, stream)?,
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_any_kind_keep_their_bounds() {
+    fn texts_may_contain_any_characters() {
         let text = event(5, "token:ä 9 \n") + &event(9, "");
         let records = page(&text).decode().unwrap();
         let records: Vec<Record> = records.into_iter().map(Result::unwrap).collect();
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_is_cut_off_or_out_of_order_is_not_taken_for_one() {
+    fn a_truncated_or_unordered_page_is_refused() {
         let whole = event(5, "a");
         for bad in [
             &whole[..whole.len() - 1],

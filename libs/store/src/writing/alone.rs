@@ -1,5 +1,5 @@
-//! What is written in a transaction of its own: fences and leases, events as another store had
-//! them, the floor for new positions, and the many rows of a rebuild.
+//! Tasks that run in a transaction of their own: fences and leases, restored events of another store,
+//! the position floor, sealing, and the bulk rows of a rebuild.
 
 use std::sync::Arc;
 
@@ -18,29 +18,29 @@ use crate::writing::sealing::Sealing;
 
 pub(crate) enum Alone {
     Fence(FenceChange),
-    /// All of these fences at once, in order of their names.
+    /// Takes all of these fences at once, in order of their names.
     Take(Vec<String>),
     Restore(Restore),
-    /// New events get positions from here on.
+    /// Sets the lowest position that new events get.
     Floor(Position),
-    /// At most one change of each row; nothing, if somebody else has taken one of the fences.
+    /// Writes rows, with at most one change per row. Fails if another owner has taken one of the fences.
     Rows(Vec<RowChange>, Arc<Fences>),
-    /// The next file of archives is listed.
+    /// Lists the next archive file.
     Seal(Box<Sealing>, Arc<Fences>),
-    /// Events between two positions, which stand in files, leave the table, but for the last of each stream.
+    /// Deletes archived events between two positions from the table, except the last of each stream.
     Clear((Position, Position), Arc<Fences>),
 }
 
-/// What must still be ours where many rows are written.
+/// Fences that must still be current when a task writes.
 pub(crate) struct Fences {
     /// In order of their names.
     pub fences: Vec<Fence>,
-    /// What is said where it is not.
+    /// The error if one of them is not.
     pub lost: StoreError,
 }
 
 impl Fences {
-    /// Holds them until the end of the transaction. Takes the lock of commits after them.
+    /// Locks and checks the fences until the end of the transaction, then takes the commit lock.
     async fn check(
         &self,
         connection: &mut Connection<'_>,
@@ -62,12 +62,12 @@ impl Fences {
 
 #[derive(Default)]
 pub(crate) struct Answer {
-    /// The generation that a fence has now, where it was changed; events that were written; rows that
-    /// were not so already.
+    /// The new generation of a changed fence, or the number of events written, rows changed or events
+    /// deleted.
     pub number: Option<u64>,
-    /// Those that were taken.
+    /// The fences that were taken.
     pub fences: Vec<Fence>,
-    /// The newest position that was written.
+    /// The highest position that was written.
     pub head: Position,
 }
 
@@ -81,7 +81,7 @@ impl Alone {
         let mut transaction = connection.begin().await?;
         let mut inside = transaction.get();
         let answer = match &self {
-            // One row, locked by the change itself.
+            // Needs no lock: the change locks its only row.
             Self::Fence(change) => {
                 let number = change.write(&mut inside, known).await?;
                 Answer {

@@ -1,10 +1,9 @@
-//! What a batch of commits has to know of the log, when other processes write it as well.
+//! Brings the writer's cache up to date for a batch of commits when other processes also write the log.
 //!
-//! Invariants: fences are locked first, in order of their names; then the one lock that orders all
-//! commits of the store is taken; only then is anything else read. So nothing that was read can have
-//! changed when the batch is written, and positions become visible in order. Versions and the heads
-//! of buckets, with their hashes, are kept from batch to batch: what others have appended since is read
-//! under the lock.
+//! Invariants: fences are locked first, in order of their names; then the lock that orders all commits
+//! of the store; only then is anything else read. So nothing that was read can change before the batch
+//! is written, and positions become visible in order. Stream versions and bucket heads, with their
+//! hashes, are cached across batches: what others have appended since is read under the lock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -24,7 +23,7 @@ use crate::sql::connection::limited;
 use crate::sql::postgres::locks::lock_fences;
 use crate::writing::known::{BucketHead, Known};
 
-/// What the commits of a batch name.
+/// Everything that the commits of a batch need to read.
 #[derive(Default)]
 pub(crate) struct Wants<'a> {
     pub fences: BTreeSet<&'a str>,
@@ -35,7 +34,7 @@ pub(crate) struct Wants<'a> {
     pub buckets: BTreeSet<Bucket>,
 }
 
-/// Takes the locks that are still missing, and reads what was named and is not known.
+/// Takes the remaining locks, and reads what the batch needs and the cache does not have.
 pub(crate) async fn know(
     connection: &mut PgConnection,
     limit: Duration,
@@ -52,7 +51,7 @@ pub(crate) async fn know(
     Ok(())
 }
 
-/// The kinds of rows that one round trip brings.
+// The kinds of rows that the query returns, all in one round trip.
 const HEAD: i32 = 1;
 const FLOOR: i32 = 2;
 const APPENDED: i32 = 3;
@@ -60,18 +59,18 @@ const BUCKET_HEAD: i32 = 4;
 const VERSION: i32 = 5;
 const CURSOR: i32 = 6;
 
-/// Kind, name, bucket, and what is known of it; of events that somebody appended, the version too, and
-/// of the last of a bucket all else that is hashed.
+/// Kind, name, bucket, position or other value, then the time or stream version; for the last event of a
+/// bucket also the other hashed columns.
 type Place = (i32, String, i64, Option<i64>, i64, Option<Rest>);
 
-/// As text: prev, version of the type, time, id, type, actor, data, and the hash that it carries.
+/// As text: prev, type version, time, id, type, actor, data and the previous event's hash.
 type Rest = Vec<Option<String>>;
 
-/// Stands in the query as a number too: the planner has to see that it is few.
+/// Also a literal in the query, so that the planner sees how few rows there are.
 const APPENDED_MAX: i64 = 5_000;
 
-/// How many events of others are read one by one, before all that is named is looked up anew: about
-/// what costs as much.
+/// How many events of other processes are read individually before everything in the read set is looked
+/// up again instead: about the break-even point.
 fn appended_max(wants: &Wants<'_>) -> i64 {
     let named = (wants.streams.len() + wants.buckets.len()) as i64;
     (4 * named + 16).min(APPENDED_MAX)
@@ -88,7 +87,7 @@ async fn read_places(
     let new_streams: Vec<&str> = new_streams
         .filter(|stream| !known.versions.contains_key(*stream))
         .collect();
-    // What is known of a bucket was all that it had when the log's head was read.
+    // A cached bucket head was current as of the cached head of the log.
     let seen = wants.buckets.iter().map(|bucket| {
         let known_up_to = known.bucket_heads.get(bucket).map(|_| known.head.0 as i64);
         known_up_to.unwrap_or(0)
@@ -153,9 +152,9 @@ fn take_in(known: &mut Known, wants: &Wants<'_>, place: Place) -> Result<(), Sto
     match what {
         HEAD => known.last_time = Some(Timestamp::from_millis(more)),
         FLOOR => known.floor = columns::parse_position(&text)?,
-        // What is not known of is looked up when it is named.
+        // Streams and buckets that are not cached are looked up when a batch needs them.
         APPENDED => {
-            // The last event of a bucket that is named comes whole.
+            // Buckets of this batch get their last event by a row of its own.
             if !wants.buckets.contains(&bucket) {
                 known.bucket_heads.remove(&bucket);
             }
@@ -186,12 +185,12 @@ fn take_in(known: &mut Known, wants: &Wants<'_>, place: Place) -> Result<(), Sto
     Ok(())
 }
 
-/// The hash of a bucket's last event.
+/// Returns the chain hash of a bucket's last event.
 fn hash_of(
     (bucket, position, stream, version): (Bucket, Position, String, i64),
     rest: Option<Rest>,
 ) -> Result<ChainHash, StoreError> {
-    let broken = || StoreError::Database(format!("position {position} was not read whole"));
+    let broken = || StoreError::Database(format!("position {position} was read incompletely"));
     let rest: [Option<String>; 8] = rest
         .and_then(|rest| rest.try_into().ok())
         .ok_or_else(broken)?;

@@ -1,6 +1,6 @@
-//! The newest position known to be committed, by whatever process.
+//! The highest position known to be committed by any process.
 //!
-//! Invariants: it never goes back, and everything below it can be read.
+//! Invariants: it never decreases, and everything below it can be read.
 
 use std::sync::Arc;
 
@@ -20,10 +20,10 @@ impl Head {
     }
 
     pub(crate) fn advance(&self, position: Position) {
-        self.sender.send_if_modified(|known| {
-            let newer = position > *known;
+        self.sender.send_if_modified(|head| {
+            let newer = position > *head;
             if newer {
-                *known = position;
+                *head = position;
             }
             newer
         });
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_head_never_goes_back() {
+    fn the_head_never_decreases() {
         let head = Head::at(Position(3));
         let mut watch = head.watch();
         head.advance(Position(5));

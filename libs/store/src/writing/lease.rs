@@ -1,8 +1,8 @@
-//! Ownership: fences that are taken, and leases, which are fences with a holder and an end.
+//! Ownership: fences, and leases, which are fences with a holder and an expiry.
 //!
-//! Invariants: whoever takes or acquires raises the generation, so every fence given before is
-//! refused from then on; a lease that has not ended is not given to another holder. Its end is
-//! judged by the database's clock in PostgreSQL, and by this machine's in SQLite.
+//! Invariants: taking a fence or acquiring a lease raises the generation, so every earlier fence is
+//! refused from then on; a lease that has not expired is not given to another holder. Expiry follows
+//! the database's clock in PostgreSQL and this machine's in SQLite.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -35,7 +35,7 @@ pub(crate) enum FenceChange {
 }
 
 impl FenceChange {
-    /// Returns the generation, if the change was made.
+    /// Returns the fence's generation, or None if the change was not made.
     pub(crate) async fn write(
         &self,
         connection: &mut Connection<'_>,
@@ -66,7 +66,7 @@ impl FenceChange {
     }
 }
 
-/// In the order in which batches lock them, so that neither waits for the other for ever.
+/// Takes fences in the order in which batches lock them, which prevents deadlocks.
 pub(crate) async fn take_all(
     connection: &mut Connection<'_>,
     known: &mut Known,

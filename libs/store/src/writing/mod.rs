@@ -1,4 +1,4 @@
-//! The only way into the tables: one task that checks commits, gives positions and writes.
+//! The only write path: one task that checks commits, assigns positions and writes.
 
 pub(crate) mod alone;
 pub(crate) mod catch_up;

@@ -1,7 +1,7 @@
-//! Events that are taken in as another store had them, with its cursors, fences and causes.
+//! Restores events as another store had them, with its cursors, fences and idempotency keys.
 //!
-//! Invariant: what is taken in continues the log that is there, or is refused; a store that has taken in
-//! events goes on well above the highest position seen.
+//! Invariants: restored events continue the existing log or are refused; afterwards, new positions start
+//! well above the highest position seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,10 +17,10 @@ use crate::sql::columns::{CauseColumns, CursorRow, StoredCause};
 use crate::sql::connection::Connection;
 use crate::sql::statements;
 
-/// How far above the highest position seen a store goes on that was made from a copy.
+/// How far above the highest position seen a restored store assigns new positions.
 pub const POSITIONS_SKIPPED: u64 = 1 << 20;
 
-/// What another store had.
+/// A part of another store.
 #[derive(Default)]
 pub(crate) struct Restore {
     pub events: Vec<RawRecord>,
@@ -31,7 +31,7 @@ pub(crate) struct Restore {
 }
 
 impl Restore {
-    /// Gives how many events were written, and where the log then ends.
+    /// Returns how many events were written, and the new head of the log.
     pub(crate) async fn write(
         &self,
         connection: &mut Connection<'_>,
@@ -76,7 +76,7 @@ impl Restore {
             );
             let limit = known.len() + 1;
             let mut stored = joint::select(shelf, connection, None, between, limit).await?;
-            // Where all of these are known, the store may hold more.
+            // If all of these exist already, the store may hold more.
             let up_to = if new.is_empty() { last.position } else { head };
             stored.retain(|event| event.position <= up_to);
             same(known, &stored)?;
@@ -117,7 +117,7 @@ impl Restore {
     }
 }
 
-/// What is there already must be what is taken in.
+/// Checks that events which exist already are identical to the restored ones.
 fn same(theirs: &[RawRecord], ours: &[RawRecord]) -> Result<(), StoreError> {
     let differs = theirs
         .iter()
@@ -134,13 +134,13 @@ fn same(theirs: &[RawRecord], ours: &[RawRecord]) -> Result<(), StoreError> {
     match at {
         None => Ok(()),
         Some(at) => Err(StoreError::Refused(format!(
-            "position {at} is not the same in both logs: use an empty store, or one that holds the beginning of this log"
+            "position {at} differs between the two logs: use an empty store, or one that holds the beginning of this log"
         ))),
     }
 }
 
-/// New events must continue the log's order, the chains of their buckets and their streams. One that
-/// was published before there was a chain carries no hash, and is chained now.
+/// Checks that new events continue the log's order, the chains of their buckets and their streams.
+/// Events that were published before the chain existed carry no hash and are chained here.
 async fn continuing<'e>(
     connection: &mut Connection<'_>,
     head: Position,
@@ -161,7 +161,7 @@ async fn continuing<'e>(
             && stream.bucket_key().bucket() != event.bucket
         {
             return refused(format!(
-                "stream `{stream}` is not of bucket {}",
+                "stream `{stream}` does not belong in bucket {}",
                 event.bucket
             ));
         }
@@ -174,14 +174,14 @@ async fn continuing<'e>(
         };
         if event.prev != prev {
             return refused(format!(
-                "prev is {}, but bucket {} stands at {prev}",
+                "prev is {}, but bucket {} is at {prev}",
                 event.prev, event.bucket
             ));
         }
         if event.prev_hash.is_some_and(|carried| carried != hash) {
             return refused(format!(
-                "the hash that it carries is not that of the event at {prev}, which is before it in \
-                 bucket {}: one of them was changed after it was written",
+                "its previous-event hash does not match the event at {prev}, the one before it in bucket {}: \
+                 one of them was changed after it was written",
                 event.bucket
             ));
         }

@@ -1,6 +1,7 @@
-//! Listing the next file of archives, in one transaction.
+//! Lists the next archive file, in one transaction.
 //!
-//! Invariant: files follow each other; with the first of them the store's format says that there are some.
+//! Invariants: listed files are contiguous; the first one raises the store's format to that of stores with
+//! archives.
 
 use contract::ids::Position;
 
@@ -13,9 +14,9 @@ use crate::sql::statements;
 
 pub(crate) struct Sealing {
     pub archive: Archive,
-    /// The last position of the file before.
+    /// The last position of the previous file.
     pub after: Position,
-    /// Where the files are, where that is not the usual place.
+    /// The archive folder, if it is not the default one.
     pub folder: Option<String>,
 }
 
@@ -24,7 +25,7 @@ impl Sealing {
         let sealed = statements::sealed(connection).await?;
         if sealed != self.after {
             return Err(StoreError::Refused(format!(
-                "another process has archived up to position {sealed} meanwhile: start this again"
+                "another process has archived up to position {sealed} in the meantime: run this again"
             )));
         }
         statements::insert_archive(connection, &self.archive).await?;

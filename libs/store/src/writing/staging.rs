@@ -1,7 +1,7 @@
-//! Checking commits: first as far as it can be without the log, then one after the other against
-//! what is in the log and what the batch has staged so far.
+//! Checks commits: first as far as possible without the log, then one by one against the log and what
+//! the batch has staged so far.
 //!
-//! Invariant: a commit that is refused has left no trace.
+//! Invariant: a refused commit leaves no trace.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::sql::connection::Connection;
 use crate::writing::catch_up::Wants;
 use crate::writing::known::Known;
 
-/// A commit that has been checked as far as it can be without the log, with its events encoded.
+/// A commit that was checked as far as possible without the log, with its events encoded.
 pub(crate) struct Prepared {
     pub appends: Vec<PreparedAppend>,
     pub rows: Vec<RowChange>,
@@ -34,7 +34,7 @@ pub(crate) struct PreparedAppend {
     pub stream: StreamName,
     pub bucket: Bucket,
     pub expected_version: u64,
-    /// Without their places, until they are staged.
+    /// Without positions until they are staged.
     pub events: Vec<PreparedEvent>,
 }
 
@@ -51,11 +51,11 @@ impl PreparedEvent {
 }
 
 impl Prepared {
-    /// Runs in the committer's task, so that encoding does not hold up the writer.
+    /// Runs in the caller's task, so that encoding does not block the writer.
     pub(crate) fn new(commit: Commit) -> Result<Self, CommitError> {
         if let Some(row) = commit.rows.iter().find(|row| row.key.is_empty()) {
             return Err(StoreError::Refused(format!(
-                "a row of `{}` has no key: name it",
+                "a row of `{}` has no key: give it one",
                 row.model
             ))
             .into());
@@ -122,7 +122,7 @@ impl Prepared {
         })
     }
 
-    /// Says what has to be known of the log to check this.
+    /// Adds what has to be read of the log to check this commit.
     pub(crate) fn want<'a>(&'a self, wants: &mut Wants<'a>) {
         wants
             .fences
@@ -145,13 +145,13 @@ impl Prepared {
     }
 }
 
-/// What becomes of a commit that was not refused.
+/// The result of staging a commit that was not refused.
 pub(crate) enum Outcome {
     Now,
     Before(StoredCause),
 }
 
-/// What a batch will write besides its events. Later changes of the same thing win.
+/// What a batch writes besides its events. Later changes to the same key win.
 #[derive(Default)]
 pub(crate) struct Staged {
     pub rows: BTreeMap<(&'static str, String), RowChange>,
@@ -160,7 +160,7 @@ pub(crate) struct Staged {
     pub causes: BTreeMap<String, StoredCause>,
 }
 
-/// Checks one commit, and if nothing speaks against it gives its events their places.
+/// Checks one commit and, if it passes, assigns positions to its events.
 pub(crate) async fn stage(
     known: &mut Known,
     staged: &mut Staged,
@@ -186,7 +186,7 @@ pub(crate) async fn stage(
         known.know_hash(connection, append.bucket).await?;
     }
 
-    // From here on nothing can refuse the commit.
+    // The commit can no longer be refused.
     let positions = place(known, &mut commit.appends);
     for row in &commit.rows {
         let key = (row.model, row.key.clone());
@@ -273,8 +273,8 @@ async fn check_snapshot(
     let stored = known
         .snapshot(connection, &meta.consumer, meta.bucket)
         .await?;
-    // One of another version is of no use, nor is one that stands past the end of the log: it is of
-    // another log. Neither is in the way of one that is.
+    // A snapshot of another version is unusable, and so is one past the end of the log, which belongs to
+    // another log. Either may be replaced.
     let in_use = |at: &SnapshotPlace| at.version == meta.version && at.position <= known.head;
     let stored = stored.filter(in_use).map(|at| at.position);
     if change.base.is_some() && change.base != stored {
@@ -296,7 +296,7 @@ async fn check_snapshot(
     }
 }
 
-/// What the batch has staged of the same snapshot is what this is a change of, unless it is all of it.
+/// Merges a change into what the batch has staged of the same snapshot, unless it replaces all of it.
 fn stage_snapshot(known: &mut Known, staged: &mut Staged, change: &SnapshotChange) {
     let meta = &change.meta;
     let key = (meta.consumer.clone(), meta.bucket);
@@ -337,7 +337,7 @@ async fn check_versions(
     Ok(())
 }
 
-/// Gives every event its position, its version, and its place in the chain of its bucket.
+/// Assigns each event its position, its version and its link in the chain of its bucket.
 fn place(known: &mut Known, appends: &mut [PreparedAppend]) -> Vec<Position> {
     let mut positions = Vec::new();
     for append in appends {

@@ -1,10 +1,9 @@
-//! The one task of this process that writes. It groups the commits that wait into one transaction,
-//! checks each against what is in the log and what the batch has staged so far, and answers when the
-//! disk has it.
+//! The only task of this process that writes. It groups waiting commits into one transaction, checks each
+//! against the log and what the batch has staged so far, and replies once the transaction is durable.
 //!
-//! Invariants: a commit is written whole or not at all; one that is refused does not touch the
-//! others of its batch; positions are given in the order in which they become visible; subscribers
-//! hear of records in that order, before the committer gets its answer.
+//! Invariants: commits are atomic; a refused commit does not affect the others of its batch; positions
+//! are assigned in the order in which they become visible; subscribers receive records in that order,
+//! before the committer gets its reply.
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,27 +31,26 @@ use crate::writing::head::Head;
 use crate::writing::known::Known;
 use crate::writing::staging::{Outcome, Prepared, PreparedEvent, Staged, stage};
 
-/// Most commits in one transaction: enough to hide the disk's latency, few enough that the first
-/// of them does not wait long.
+/// The maximum number of commits per transaction: enough to amortize the disk's latency, few enough that
+/// the first of them does not wait long.
 const BATCH_COMMITS_MAX: usize = 512;
 
-/// Past this much data a batch is written, however few commits it holds.
+/// A batch with at least this much data is written, however few commits it holds.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
-/// Commits that may wait for the writer; past it, committers wait for room.
+/// The capacity of the writer's queue; beyond it, committers wait.
 pub(crate) const QUEUE_MAX: usize = 4096;
 
-/// How long an idempotency key of a request is remembered, by the time of the log.
+/// How long idempotency keys of requests are kept, by the time of the log.
 const REQUEST_CAUSES_KEPT: Span = Span::from_secs(24 * 3600);
 
-/// How often, by the time of the log, old keys are cleared away.
+/// How often old keys are pruned, by the time of the log.
 const PRUNE_EVERY: Span = Span::from_secs(3600);
 
-/// How often a batch is written again that the database gave up for the sake of another process.
+/// The maximum number of attempts for a batch that the database rolls back in favor of another process.
 const TRIES_MAX: u32 = 3;
 
-/// How long the writer waits before it opens its connection anew after the first failure to, and
-/// after many.
+/// How long the writer waits before it reconnects, after the first failed attempt and at most.
 const BACK_OFF_MIN: Duration = Duration::from_millis(50);
 const BACK_OFF_MAX: Duration = Duration::from_secs(2);
 const BACK_OFF: ExponentialBuilder = ExponentialBuilder::new()
@@ -64,12 +62,12 @@ pub(crate) type Subscribers = Arc<Mutex<Vec<mpsc::UnboundedSender<Vec<Arc<Record
 
 pub(crate) enum Job {
     Commit(CommitJob),
-    /// What is written in a transaction of its own.
+    /// A task that runs in a transaction of its own.
     Alone {
         task: Alone,
         reply: oneshot::Sender<Result<Answer, StoreError>>,
     },
-    /// Everything that was queued before is written first.
+    /// Stops the writer after everything that was queued before.
     Close,
 }
 
@@ -82,7 +80,7 @@ type Outcomes = Vec<Result<Outcome, CommitError>>;
 
 pub(crate) struct Writer {
     location: Location,
-    /// None after a failure, until it is opened again.
+    /// None after a failure, until the writer reconnects.
     connection: Option<Owned>,
     back_off: BackOff,
     known: Known,
@@ -90,11 +88,11 @@ pub(crate) struct Writer {
     subscribers: Subscribers,
     head: Head,
     shelf: Shelf,
-    /// Released last.
+    /// Declared last, so that it is released last.
     _lock: Option<File>,
 }
 
-/// When the connection may be opened again.
+/// When the writer may reconnect.
 struct BackOff {
     waits: <ExponentialBuilder as BackoffBuilder>::Backoff,
     until: Option<Instant>,
@@ -173,9 +171,9 @@ impl Writer {
             };
             match failure.kind {
                 FailureKind::GivenUp if tries < TRIES_MAX => tries += 1,
-                // Something in the batch is refused by the database and could not be foreseen (an
-                // event id that is in the log already). It must fail alone. Each is checked anew, so a
-                // version that somebody has written past the lock is a conflict now.
+                // The database rejected something that the checks could not detect, such as a duplicate
+                // event id. Commits are retried one by one so that only the bad one fails. Each is checked
+                // again, so a version that was written without holding the lock is now a conflict.
                 FailureKind::Refused => return self.write_each(batch).await,
                 _ => return fail(batch, &failure.error),
             }
@@ -192,8 +190,8 @@ impl Writer {
         }
     }
 
-    /// Writes a batch in one transaction. After an error nothing of it is in the log, as far as
-    /// can be known; connection and knowledge are made anew.
+    /// Writes a batch in one transaction. After an error nothing of it is in the log, as far as can be
+    /// known, and the connection and the cache are discarded.
     async fn write(&mut self, batch: &mut [CommitJob]) -> Result<Outcomes, Failure> {
         let mut connection = self.connect().await?;
         self.known.forget_if_many();
@@ -201,7 +199,7 @@ impl Writer {
         match &written {
             Ok(_) => self.connection = Some(connection),
             Err(Failure { error, .. }) => {
-                tracing::error!(%error, commits = batch.len(), "the store could not write");
+                tracing::error!(%error, commits = batch.len(), "failed to write a batch");
                 connection.discard().await;
             }
         }
@@ -218,8 +216,8 @@ impl Writer {
                 self.head.advance(answer.head);
                 self.connection = Some(connection);
             }
-            // Nothing was written, and nothing is known to be wrong with the connection; but what is
-            // known may have been changed on the way.
+            // Nothing was written and the connection may be fine, but the cache may have been modified.
+            // Reconnecting reloads it.
             Err(_) => connection.discard().await,
         }
         written
@@ -263,7 +261,7 @@ impl Writer {
         for job in batch.iter_mut() {
             let known = &mut self.known;
             match stage(known, &mut staged, &mut inside, &mut job.prepared).await {
-                // The database failed, not the commit: the whole batch is undone.
+                // The database failed, not the commit: roll back the entire batch.
                 Err(CommitError::Store(error)) => return Err(error.into()),
                 outcome => outcomes.push(outcome),
             }
@@ -282,14 +280,14 @@ impl Writer {
         let now = self.known.last_time?;
         let due = self
             .pruned
-            // A clock that was set back must not stop the clearing for good.
+            // A clock that was set back must not stop pruning for good.
             .is_none_or(|last| now.since(last) >= PRUNE_EVERY || last.since(now) >= PRUNE_EVERY);
         due.then_some(now)
     }
 
     fn answer(&self, batch: Vec<CommitJob>, outcomes: Outcomes) {
         self.head.advance(last_position(&batch, &outcomes));
-        // Whoever has stopped waiting does not want the answer: its commit stands all the same.
+        // A caller may have stopped waiting; its commit stands all the same.
         for (job, outcome) in batch.into_iter().zip(outcomes) {
             let _ = job.reply.send(self.committed(*job.prepared, outcome));
         }
@@ -323,7 +321,7 @@ impl Writer {
     }
 }
 
-/// Jobs that can be written together, and what comes after them.
+/// Jobs that are written together, and what follows them.
 struct Gathered {
     batch: Vec<CommitJob>,
     then: Then,
@@ -335,7 +333,7 @@ enum Then {
     Close,
 }
 
-/// Takes what else is waiting, up to a batch.
+/// Takes waiting jobs, up to a full batch.
 fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Gathered {
     let mut batch = Vec::new();
     let mut bytes = 0;
@@ -387,7 +385,7 @@ async fn write_staged(
     statements::write_causes(connection, &causes).await
 }
 
-/// The commits that were not refused and were not made before.
+/// The commits that this batch writes: neither refused nor duplicates.
 fn written<'b>(
     batch: &'b [CommitJob],
     outcomes: &'b [Result<Outcome, CommitError>],
@@ -398,7 +396,7 @@ fn written<'b>(
         .map(|(job, _)| &*job.prepared)
 }
 
-/// What is to be inserted, in order of position.
+/// The events to insert, in order of position.
 fn events_of<'b>(
     batch: &'b [CommitJob],
     outcomes: &'b [Result<Outcome, CommitError>],
@@ -420,7 +418,7 @@ fn fail(batch: Vec<CommitJob>, error: &StoreError) {
     }
 }
 
-/// Why a whole batch was not written.
+/// Why a batch was not written.
 #[derive(Debug)]
 struct Failure {
     error: StoreError,
@@ -429,9 +427,9 @@ struct Failure {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FailureKind {
-    /// The database does not take the data: a constraint, or a text that it cannot hold.
+    /// The database rejected the data: a constraint, or a text that it cannot store.
     Refused,
-    /// The database undid the transaction because another one was in the way.
+    /// The database rolled back the transaction because of a concurrent one.
     GivenUp,
     /// Anything else. Whether the batch was written may be unknown.
     Broken,

@@ -1,4 +1,4 @@
-//! Inserts of many rows into PostgreSQL: one statement each, with a list per column.
+//! Bulk inserts into PostgreSQL: one statement each, with an array per column.
 
 use std::time::Duration;
 
@@ -14,13 +14,14 @@ use crate::sql::columns::{
 };
 use crate::sql::connection::limited;
 
-/// Where processes hear of new positions.
+/// The notification channel for new positions.
 pub(crate) const CHANNEL: &str = "penstock_head";
 
-/// Parts of snapshots per statement: a snapshot may be large, and a statement has its time.
+/// The maximum number of snapshot parts per statement, as a snapshot may be large and statements have a
+/// time limit.
 const PARTS_MAX: usize = 1_000;
 
-/// Writes events in order of position, and tells every process of the last when they are committed.
+/// Inserts events in order of position, and notifies all processes of the last position on commit.
 pub(crate) async fn insert_events(
     connection: &mut PgConnection,
     limit: Duration,
@@ -77,7 +78,7 @@ pub(crate) async fn chain_events(
     Ok(())
 }
 
-/// Gives how many rows were not as they are now.
+/// Returns how many rows were changed.
 pub(crate) async fn write_rows(
     connection: &mut PgConnection,
     limit: Duration,

@@ -1,5 +1,5 @@
-//! Inserts of many rows into SQLite: a few fixed numbers of rows per statement, so that few
-//! statements have to be prepared and kept.
+//! Bulk inserts into SQLite: a few fixed numbers of rows per statement, so that few statements have to be
+//! prepared and cached.
 
 use contract::chain::ChainHash;
 use contract::ids::Position;
@@ -14,7 +14,7 @@ use crate::sql::columns::{
 
 type Db = sqlx::Sqlite;
 
-/// Rows per insert.
+/// The numbers of rows per insert.
 const CHUNKS: [usize; 4] = [64, 16, 4, 1];
 
 pub(crate) async fn insert_events(
@@ -66,7 +66,7 @@ pub(crate) async fn chain_events(
     Ok(())
 }
 
-/// Gives how many rows were not as they are now.
+/// Returns how many rows were changed.
 pub(crate) async fn write_rows(
     connection: &mut SqliteConnection,
     changes: &[&RowChange],
@@ -197,7 +197,7 @@ pub(crate) async fn write_causes(
     Ok(())
 }
 
-/// Cuts a list into pieces of a few fixed sizes.
+/// Splits a list into pieces of a few fixed sizes.
 fn chunks<T>(mut items: &[T]) -> Vec<&[T]> {
     let mut pieces = Vec::new();
     while let Some(size) = CHUNKS.iter().find(|size| **size <= items.len()) {
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_cut_into_known_sizes_and_loses_nothing() {
+    fn a_list_is_split_into_fixed_sizes_without_loss() {
         for length in 0..200 {
             let items: Vec<usize> = (0..length).collect();
             let pieces = chunks(&items);

@@ -1,4 +1,4 @@
-//! What is read and written of snapshots.
+//! Statements on snapshots.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::sql::columns::{SnapshotPlace, snapshot_place_of, version_of};
 use crate::sql::connection::{Connection, run};
 use crate::sql::{postgres, sqlite};
 
-/// Where a snapshot stands, if there is one.
+/// Returns the version and position of a snapshot, if there is one.
 pub(crate) async fn snapshot_place(
     connection: &mut Connection<'_>,
     consumer: &str,
@@ -27,7 +27,7 @@ pub(crate) async fn snapshot_place(
     Ok(found.map(snapshot_place_of))
 }
 
-/// What is stored of a snapshot beside its parts: with its hash.
+/// Returns a snapshot's metadata and hash, without its parts.
 pub(crate) async fn snapshot(
     connection: &mut Connection<'_>,
     consumer: &str,
@@ -53,7 +53,7 @@ pub(crate) async fn snapshot(
     }))
 }
 
-/// All parts of a snapshot.
+/// Returns all parts of a snapshot.
 pub(crate) async fn snapshot_parts(
     connection: &mut Connection<'_>,
     consumer: &str,
@@ -69,7 +69,7 @@ pub(crate) async fn snapshot_parts(
     Ok(found.into_iter().collect())
 }
 
-/// At most one change of each snapshot.
+/// Writes snapshots, with at most one change per snapshot.
 pub(crate) async fn write_snapshots(
     connection: &mut Connection<'_>,
     changes: &[&SnapshotChange],

@@ -25,7 +25,8 @@ pub use maintenance::backup::{backup, backup_file};
 pub use maintenance::heads::heads;
 pub use maintenance::rebuild::{rebuild, rebuild_with};
 pub use maintenance::seal::{
-    ARCHIVE_EVENTS_MAX, ARCHIVE_LEASE, HeldBack, SealLimits, Sealable, SealedFile, seal, sealable,
+    ARCHIVE_EVENTS_MAX, ARCHIVE_LEASE, BlockingConsumer, SealLimits, Sealable, SealedFile, seal,
+    sealable,
 };
 pub use maintenance::transfer::{LogHash, LogHasher, append_raw, copy, go_on_above, log_hash};
 pub use maintenance::verify::{PROBLEMS_MAX, VerifyReport, verify, verify_against};

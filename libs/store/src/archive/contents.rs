@@ -18,7 +18,7 @@ pub(crate) const FORMAT: u32 = 1;
 /// The header, the first line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Beginning {
+pub(crate) struct ArchiveHeader {
     pub penstock_archive: u32,
     pub first: Position,
     pub last: Position,
@@ -32,7 +32,7 @@ pub(crate) struct Beginning {
 /// An event as stored in the table.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Line {
+pub(crate) struct EventLine {
     position: Position,
     prev: Position,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -51,7 +51,7 @@ pub(crate) struct Line {
     data: String,
 }
 
-impl From<RawRecord> for Line {
+impl From<RawRecord> for EventLine {
     fn from(event: RawRecord) -> Self {
         Self {
             position: event.position,
@@ -70,8 +70,8 @@ impl From<RawRecord> for Line {
     }
 }
 
-impl From<Line> for RawRecord {
-    fn from(line: Line) -> Self {
+impl From<EventLine> for RawRecord {
+    fn from(line: EventLine) -> Self {
         Self {
             position: line.position,
             prev: line.prev,
@@ -126,8 +126,8 @@ pub(crate) struct Block {
 impl Block {
     pub(crate) fn has_bucket(&self, bucket: Bucket) -> bool {
         // A block with an invalid bitmap, or a bucket out of range, is never skipped.
-        let known = u128::from_str_radix(&self.buckets, 16).unwrap_or(u128::MAX);
-        bucket.0 >= 128 || known >> bucket.0 & 1 == 1
+        let bitmap = u128::from_str_radix(&self.buckets, 16).unwrap_or(u128::MAX);
+        bucket.0 >= 128 || bitmap >> bucket.0 & 1 == 1
     }
 
     pub(crate) fn may_have_id(&self, id: &str) -> bool {
@@ -146,11 +146,11 @@ impl Contents {
 
 /// Tracks the heads of the buckets' chains, event by event.
 #[derive(Clone, Default)]
-pub(crate) struct Heads {
+pub(crate) struct ChainHeads {
     heads: BTreeMap<Bucket, ChainHead>,
 }
 
-impl Heads {
+impl ChainHeads {
     pub(crate) fn new(heads: &[ChainHead]) -> Self {
         Self {
             heads: heads.iter().map(|head| (head.bucket, *head)).collect(),
@@ -158,7 +158,7 @@ impl Heads {
     }
 
     /// Advances the chain of the event's bucket. Fails if the event does not continue it.
-    pub(crate) fn take_in(&mut self, event: &RawRecord) -> Result<(), String> {
+    pub(crate) fn append(&mut self, event: &RawRecord) -> Result<(), String> {
         let before = self.heads.get(&event.bucket);
         let prev = before.map_or(Position::START, |head| head.position);
         let hash = before.map_or(ChainHash::START, |head| head.hash);
@@ -171,13 +171,13 @@ impl Heads {
         let head = ChainHead {
             bucket: event.bucket,
             position: event.position,
-            hash: EventRow::raw(event).hash(),
+            hash: EventRow::from_raw(event).hash(),
         };
         self.heads.insert(event.bucket, head);
         Ok(())
     }
 
-    pub(crate) fn list(&self) -> Vec<ChainHead> {
+    pub(crate) fn to_vec(&self) -> Vec<ChainHead> {
         self.heads.values().copied().collect()
     }
 }

@@ -4,10 +4,10 @@
 //! listed events are read from the file, whatever the table still has of them; a file that is missing or
 //! modified is an error that names it, and never a gap.
 
-pub(crate) mod carrying;
+pub(crate) mod archive_set;
+pub(crate) mod builder;
+pub(crate) mod combined;
 pub(crate) mod contents;
+pub(crate) mod copying;
 pub(crate) mod file;
-pub(crate) mod joint;
-pub(crate) mod making;
-pub(crate) mod recent;
-pub(crate) mod shelf;
+pub(crate) mod lru;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::log::store::Store;
 use crate::model::commit::Fence;
 use crate::model::error::StoreError;
-use crate::writing::alone::Alone;
+use crate::writing::exclusive::ExclusiveTask;
 use crate::writing::lease::FenceChange;
 
 impl Store {
@@ -14,16 +14,21 @@ impl Store {
         let change = FenceChange::Take {
             name: name.to_owned(),
         };
-        let answer = self.alone(Alone::Fence(change)).await?;
+        let output = self
+            .run_exclusive(ExclusiveTask::ChangeFence(change))
+            .await?;
         Ok(Fence {
             name: name.to_owned(),
-            generation: answer.number.unwrap_or_default(),
+            generation: output.number.unwrap_or_default(),
         })
     }
 
     /// Takes many fences in one commit. Returns them in order of their names.
     pub async fn take_all(&self, names: Vec<String>) -> Result<Vec<Fence>, StoreError> {
-        Ok(self.alone(Alone::Take(names)).await?.fences)
+        Ok(self
+            .run_exclusive(ExclusiveTask::TakeFences(names))
+            .await?
+            .fences)
     }
 
     /// Acquires a lease for `ttl`, or returns None while another holder has it. Earlier fences of the lease,
@@ -39,8 +44,10 @@ impl Store {
             holder: holder.to_owned(),
             ttl,
         };
-        let answer = self.alone(Alone::Fence(change)).await?;
-        Ok(answer.number.map(|generation| Fence {
+        let output = self
+            .run_exclusive(ExclusiveTask::ChangeFence(change))
+            .await?;
+        Ok(output.number.map(|generation| Fence {
             name: name.to_owned(),
             generation,
         }))
@@ -58,7 +65,11 @@ impl Store {
             holder: holder.to_owned(),
             ttl,
         };
-        Ok(self.alone(Alone::Fence(change)).await?.number.is_some())
+        Ok(self
+            .run_exclusive(ExclusiveTask::ChangeFence(change))
+            .await?
+            .number
+            .is_some())
     }
 
     /// Releases a lease so that others can acquire it at once. Does nothing if it was already taken over.
@@ -67,7 +78,8 @@ impl Store {
         let change = FenceChange::Release {
             fence: fence.clone(),
         };
-        self.alone(Alone::Fence(change)).await?;
+        self.run_exclusive(ExclusiveTask::ChangeFence(change))
+            .await?;
         Ok(())
     }
 }

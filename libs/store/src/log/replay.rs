@@ -10,7 +10,7 @@ use contract::log::Record;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::archive::joint;
+use crate::archive::combined;
 use crate::log::store::Store;
 use crate::model::error::StoreError;
 use crate::model::raw::Unreadable;
@@ -20,7 +20,7 @@ use crate::sql::page::{Page, PageQuery};
 const PAGE: usize = 2_000;
 
 /// The number of pages that are read ahead.
-const AHEAD_MAX: usize = 2;
+const PAGES_AHEAD: usize = 2;
 
 /// Records, and events that cannot be decoded.
 type Decoded = Result<Vec<Result<Record, Box<Unreadable>>>, StoreError>;
@@ -35,7 +35,7 @@ pub struct Replay {
 
 impl Store {
     pub fn replay(&self, after: Position) -> Replay {
-        let (sender, pages) = mpsc::channel(AHEAD_MAX);
+        let (sender, pages) = mpsc::channel(PAGES_AHEAD);
         let store = self.clone();
         tokio::spawn(async move {
             let mut after = after;
@@ -69,10 +69,10 @@ impl Store {
             bucket: None,
             after,
             through: Position(u64::MAX),
-            left_out: &[],
+            excluded_kinds: &[],
             limit: PAGE,
         };
-        joint::pages(self.shelf(), &mut self.reader().await?.get(), &query).await
+        combined::pages(self.archive_set(), &mut self.reader().await?.get(), &query).await
     }
 }
 

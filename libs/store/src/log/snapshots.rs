@@ -6,8 +6,8 @@
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 
-use crate::archive::joint;
-use crate::archive::shelf::Shelf;
+use crate::archive::archive_set::ArchiveSet;
+use crate::archive::combined;
 use crate::log::store::Store;
 use crate::model::error::StoreError;
 use crate::model::snapshot::{PartHash, Snapshot, part_hash, snapshot_hash};
@@ -15,7 +15,7 @@ use crate::sql::connection::Connection;
 use crate::sql::statements;
 
 /// Why no snapshot is returned.
-enum Without {
+enum NoSnapshot {
     /// No snapshot is stored.
     Missing,
     OtherVersion(u32),
@@ -25,7 +25,7 @@ enum Without {
     Failed(StoreError),
 }
 
-impl From<StoreError> for Without {
+impl From<StoreError> for NoSnapshot {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Damaged(detail) => Self::Unusable(format!("it is damaged: {detail}")),
@@ -34,7 +34,7 @@ impl From<StoreError> for Without {
     }
 }
 
-impl From<sqlx::Error> for Without {
+impl From<sqlx::Error> for NoSnapshot {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::ColumnDecode { .. } => Self::Unusable(format!("it is damaged: {error}")),
@@ -56,28 +56,36 @@ impl Store {
     ) -> Result<Option<Snapshot>, StoreError> {
         let mut reader = self.reader().await?;
         // One database snapshot, so that a concurrent replacement is never read partially.
-        let mut moment = reader.snapshot().await?;
-        match read(self.shelf(), &mut moment.get(), consumer, bucket, version).await {
+        let mut transaction = reader.snapshot().await?;
+        match read(
+            self.archive_set(),
+            &mut transaction.get(),
+            consumer,
+            bucket,
+            version,
+        )
+        .await
+        {
             Ok(snapshot) => {
-                moment.rollback().await?;
+                transaction.rollback().await?;
                 Ok(Some(snapshot))
             }
-            Err(Without::Missing) => Ok(None),
-            Err(Without::OtherVersion(stored)) => {
+            Err(NoSnapshot::Missing) => Ok(None),
+            Err(NoSnapshot::OtherVersion(stored)) => {
                 tracing::info!(
                     consumer, %bucket, stored, version,
                     "stored snapshot is of another version, folding the log from its start"
                 );
                 Ok(None)
             }
-            Err(Without::Unusable(reason)) => {
+            Err(NoSnapshot::Unusable(reason)) => {
                 tracing::warn!(
                     consumer, %bucket, reason,
                     "stored snapshot is unusable, folding the log from its start"
                 );
                 Ok(None)
             }
-            Err(Without::Failed(error)) => Err(error),
+            Err(NoSnapshot::Failed(error)) => Err(error),
         }
     }
 }
@@ -90,28 +98,29 @@ impl Store {
         at: Position,
     ) -> Result<Option<ChainHash>, StoreError> {
         let mut reader = self.reader().await?;
-        let last = joint::last_of_bucket(self.shelf(), &mut reader.get(), bucket, at).await?;
+        let last =
+            combined::last_of_bucket(self.archive_set(), &mut reader.get(), bucket, at).await?;
         Ok(last.map(|(_, hash)| hash))
     }
 }
 
 async fn read(
-    shelf: &Shelf,
+    archive_set: &ArchiveSet,
     connection: &mut Connection<'_>,
     consumer: &str,
     bucket: Bucket,
     version: u32,
-) -> Result<Snapshot, Without> {
+) -> Result<Snapshot, NoSnapshot> {
     let stored = statements::snapshot(connection, consumer, bucket).await?;
-    let (meta, hash) = stored.ok_or(Without::Missing)?;
+    let (meta, hash) = stored.ok_or(NoSnapshot::Missing)?;
     if meta.version != version {
-        return Err(Without::OtherVersion(meta.version));
+        return Err(NoSnapshot::OtherVersion(meta.version));
     }
     let parts = statements::snapshot_parts(connection, consumer, bucket).await?;
     let hashes = parts.iter().map(|(key, doc)| (key, part_hash(key, doc)));
     let hashes: Vec<(&String, PartHash)> = hashes.collect();
     if snapshot_hash(&meta, hashes.iter().map(|(key, hash)| (key.as_str(), hash))) != hash {
-        return Err(Without::Unusable(
+        return Err(NoSnapshot::Unusable(
             "it is damaged: its hash does not match its parts".to_owned(),
         ));
     }
@@ -119,13 +128,13 @@ async fn read(
     // Positions above the head may still be assigned to events that the snapshot would wrongly claim to cover.
     let head = statements::head(connection).await?;
     if at > head {
-        return Err(Without::Unusable(format!(
+        return Err(NoSnapshot::Unusable(format!(
             "it is of another log: it is at {at}, but this log ends at {head}"
         )));
     }
-    let last = joint::last_of_bucket(shelf, connection, bucket, at).await?;
+    let last = combined::last_of_bucket(archive_set, connection, bucket, at).await?;
     if last.map(|(_, hash)| hash) != meta.event_hash {
-        return Err(Without::Unusable(format!(
+        return Err(NoSnapshot::Unusable(format!(
             "it is of another log: it was taken with a different last event of the bucket up to {at}"
         )));
     }

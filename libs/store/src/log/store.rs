@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use uuid::Uuid;
 
-use crate::archive::joint;
-use crate::archive::shelf::{self, Shelf};
+use crate::archive::archive_set::{self, ArchiveSet};
+use crate::archive::combined;
 use crate::log::follow;
 use crate::model::archive::Archive;
 use crate::model::commit::{Cause, Commit, Committed};
@@ -24,10 +24,10 @@ use crate::sql::connection::{Pool, Pooled};
 use crate::sql::location::Location;
 use crate::sql::page::PageQuery;
 use crate::sql::{damage, statements};
-use crate::writing::alone::{Alone, Answer};
-use crate::writing::head::Head;
-use crate::writing::known::Known;
-use crate::writing::staging::Prepared;
+use crate::writing::cache::WriterCache;
+use crate::writing::exclusive::{ExclusiveTask, TaskOutput};
+use crate::writing::head::LogHead;
+use crate::writing::staging::PreparedCommit;
 use crate::writing::writer::{CommitJob, Job, QUEUE_MAX, Subscribers, Writer};
 
 /// The maximum number of records per read, whatever limit is requested.
@@ -43,12 +43,12 @@ struct Inner {
     jobs: mpsc::Sender<Job>,
     readers: Pool,
     subscribers: Subscribers,
-    head: Head,
-    shelf: Shelf,
+    head: LogHead,
+    archive_set: ArchiveSet,
     follower: OnceLock<AbortHandle>,
     runtime: Handle,
     /// The store's location, without credentials.
-    place: String,
+    display_location: String,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -72,50 +72,50 @@ impl Store {
     /// when the archives were sealed, or the folder `archive` next to an SQLite file.
     pub async fn open_with(url: &str, archives: Option<&Path>) -> Result<Self, StoreError> {
         let location = Location::parse(url)?;
-        let usual = location.path().map(shelf::beside);
-        let shelf = Shelf::new(archives.map(Path::to_owned), usual);
-        match Self::open_at(location.clone(), shelf).await {
-            Err(StoreError::Damaged(detail)) => Err(damage::at_open(&location, detail).await),
+        let default_folder = location.path().map(archive_set::default_folder);
+        let archive_set = ArchiveSet::new(archives.map(Path::to_owned), default_folder);
+        match Self::open_at(location.clone(), archive_set).await {
+            Err(StoreError::Damaged(detail)) => Err(damage::open_error(&location, detail).await),
             opened => opened,
         }
     }
 
-    async fn open_at(location: Location, shelf: Shelf) -> Result<Self, StoreError> {
-        let place = location.to_string();
+    async fn open_at(location: Location, archive_set: ArchiveSet) -> Result<Self, StoreError> {
+        let display_location = location.to_string();
         let lock = location.lock()?;
         let mut migrator = location.open_migrator().await?;
-        let mut progress = chain::in_log(&location);
+        let mut progress = chain::log_progress(&location);
         let migrated = migrate::apply(&location, &mut migrator, &mut progress).await;
         migrator.close().await;
         migrated?;
         let mut connection = location.open_writer().await?;
-        let head = Head::at(statements::head(&mut connection.get()).await?);
-        let known = Known::read(&mut connection.get()).await?;
-        shelf.load(&mut connection.get()).await?;
+        let head = LogHead::at(statements::head(&mut connection.get()).await?);
+        let cache = WriterCache::load(&mut connection.get()).await?;
+        archive_set.load(&mut connection.get()).await?;
         let readers = location.open_readers().await?;
         let subscribers = Subscribers::default();
-        let (told, heads) = (subscribers.clone(), head.clone());
+        let (writer_subscribers, writer_head) = (subscribers.clone(), head.clone());
         let writer = Writer::new(
             location,
             connection,
-            known,
-            told,
-            heads,
-            shelf.clone(),
+            cache,
+            writer_subscribers,
+            writer_head,
+            archive_set.clone(),
             lock,
         );
-        let (jobs, waiting) = mpsc::channel(QUEUE_MAX);
-        let writer = tokio::spawn(writer.run(waiting));
+        let (jobs, queue) = mpsc::channel(QUEUE_MAX);
+        let writer = tokio::spawn(writer.run(queue));
         Ok(Self {
             inner: Arc::new(Inner {
                 jobs,
                 readers,
                 subscribers,
                 head,
-                shelf,
+                archive_set,
                 follower: OnceLock::new(),
                 runtime: Handle::current(),
-                place,
+                display_location,
                 writer: Mutex::new(Some(writer)),
             }),
         })
@@ -124,7 +124,7 @@ impl Store {
     /// Writes the commit atomically. Returns once it would survive power loss. Dropping the future does not
     /// cancel the commit.
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
-        let prepared = Box::new(Prepared::new(commit)?);
+        let prepared = Box::new(PreparedCommit::new(commit)?);
         let (reply, answer) = oneshot::channel();
         let job = Job::Commit(CommitJob { prepared, reply });
         let sent = self.inner.jobs.send(job).await;
@@ -135,7 +135,8 @@ impl Store {
     /// Returns the result of an earlier commit with this idempotency key, if there is one: for callers that
     /// would refuse the repeat before it reaches [`commit`](Self::commit).
     pub async fn repeated(&self, cause: &Cause) -> Result<Option<Committed>, CommitError> {
-        let stored = statements::cause(&mut self.reader().await?.get(), &cause.key).await?;
+        let stored =
+            statements::idempotency_key(&mut self.reader().await?.get(), &cause.key).await?;
         match stored {
             None => Ok(None),
             Some(before) if before.body_hash != cause.body_hash => Err(CommitError::CauseReused),
@@ -146,9 +147,12 @@ impl Store {
         }
     }
 
-    pub(crate) async fn alone(&self, task: Alone) -> Result<Answer, StoreError> {
+    pub(crate) async fn run_exclusive(
+        &self,
+        task: ExclusiveTask,
+    ) -> Result<TaskOutput, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.inner.jobs.send(Job::Alone { task, reply }).await;
+        let sent = self.inner.jobs.send(Job::Exclusive { task, reply }).await;
         sent.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
@@ -185,8 +189,10 @@ impl Store {
     ) -> Result<Vec<Record>, StoreError> {
         let limit = limit.min(READ_LIMIT_MAX);
         let mut reader = self.reader().await?;
-        let (shelf, name) = (&self.inner.shelf, stream.as_str());
-        decode_all(&joint::stream(shelf, &mut reader.get(), name, after_version, limit).await?)
+        let (archive_set, name) = (&self.inner.archive_set, stream.as_str());
+        decode_all(
+            &combined::stream(archive_set, &mut reader.get(), name, after_version, limit).await?,
+        )
     }
 
     pub async fn read_bucket(
@@ -239,18 +245,18 @@ impl Store {
         &self,
         bucket: Option<Bucket>,
         (after, through): (Position, Position),
-        left_out: &[StreamKind],
+        excluded_kinds: &[StreamKind],
         limit: usize,
     ) -> Result<Vec<Entry>, StoreError> {
         let query = PageQuery {
             bucket,
             after,
             through,
-            left_out,
+            excluded_kinds,
             limit: limit.min(READ_LIMIT_MAX),
         };
         let mut reader = self.reader().await?;
-        let pages = joint::pages(self.shelf(), &mut reader.get(), &query).await?;
+        let pages = combined::pages(self.archive_set(), &mut reader.get(), &query).await?;
         drop(reader);
         let mut entries = Vec::new();
         for page in pages {
@@ -268,7 +274,14 @@ impl Store {
         let between = (after, Position(u64::MAX));
         let limit = limit.min(READ_LIMIT_MAX);
         let mut reader = self.reader().await?;
-        joint::select(self.shelf(), &mut reader.get(), bucket, between, limit).await
+        combined::select(
+            self.archive_set(),
+            &mut reader.get(),
+            bucket,
+            between,
+            limit,
+        )
+        .await
     }
 
     async fn read_bucket_raw(
@@ -282,7 +295,8 @@ impl Store {
 
     pub async fn read_event(&self, id: Uuid) -> Result<Option<Record>, StoreError> {
         let mut reader = self.reader().await?;
-        let found = joint::event(&self.inner.shelf, &mut reader.get(), &id.to_string()).await?;
+        let found =
+            combined::event(&self.inner.archive_set, &mut reader.get(), &id.to_string()).await?;
         found.as_ref().map(decode).transpose()
     }
 
@@ -326,17 +340,19 @@ impl Store {
 
     /// Describes the damage of a store with unreadable pages.
     pub(crate) async fn describe_damage(&self, detail: &str) -> String {
-        damage::of(&self.inner.readers, &self.inner.place, detail).await
+        damage::describe(&self.inner.readers, &self.inner.display_location, detail).await
     }
 
-    pub(crate) fn shelf(&self) -> &Shelf {
-        &self.inner.shelf
+    pub(crate) fn archive_set(&self) -> &ArchiveSet {
+        &self.inner.archive_set
     }
 
     /// Returns the archives, which hold the beginning of the log, in order.
     pub async fn archives(&self) -> Result<Vec<Archive>, StoreError> {
-        self.shelf().load(&mut self.reader().await?.get()).await?;
-        Ok(self.shelf().archives().to_vec())
+        self.archive_set()
+            .load(&mut self.reader().await?.get())
+            .await?;
+        Ok(self.archive_set().archives().to_vec())
     }
 
     pub(crate) async fn reader(&self) -> Result<Pooled, StoreError> {

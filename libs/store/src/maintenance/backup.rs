@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use contract::ids::Position;
 use sqlx::SqliteConnection;
 
-use crate::archive::carrying::carry_all;
-use crate::archive::shelf::{self, FOLDER, Shelf};
+use crate::archive::archive_set::{self, ArchiveSet, FOLDER};
+use crate::archive::copying::copy_all;
 use crate::log::store::Store;
 use crate::maintenance::transfer::{LogHash, copy, go_on_above, log_hash};
 use crate::model::error::StoreError;
-use crate::sql::beside::Beside;
+use crate::sql::auxiliary::Beside;
 use crate::sql::connection::Pooled;
 use crate::sql::location::Location;
 use crate::sql::statements;
@@ -35,14 +35,14 @@ pub async fn backup(
             to.display()
         )));
     }
-    let partial = beside(to, ".partial");
-    clear(&partial)?;
+    let partial = with_suffix(to, ".partial");
+    remove_partial(&partial)?;
     let hash = write(store, &partial, progress).await;
-    let _ = std::fs::remove_file(beside(&partial, ".lock"));
+    let _ = std::fs::remove_file(with_suffix(&partial, ".lock"));
     match hash.and_then(|hash| finish(&partial, to).map(|()| hash)) {
         Ok(hash) => Ok(hash),
         Err(error) => {
-            let _ = clear(&partial);
+            let _ = remove_partial(&partial);
             Err(error)
         }
     }
@@ -56,8 +56,8 @@ pub async fn backup_file(from: &Path, to: &Path) -> Result<(), StoreError> {
             to.display()
         )));
     }
-    let partial = beside(to, ".partial");
-    clear(&partial)?;
+    let partial = with_suffix(to, ".partial");
+    remove_partial(&partial)?;
     let readers = Beside::file(from).pool().await?;
     let copied = match readers.acquire().await? {
         Pooled::Sqlite(mut connection) => copy_pages(&mut connection, &partial).await,
@@ -66,7 +66,7 @@ pub async fn backup_file(from: &Path, to: &Path) -> Result<(), StoreError> {
     readers.close().await;
     let done = copied.and_then(|()| finish(&partial, to));
     if done.is_err() {
-        let _ = clear(&partial);
+        let _ = remove_partial(&partial);
     }
     done
 }
@@ -86,7 +86,7 @@ async fn write(
 ) -> Result<LogHash, StoreError> {
     let url = format!("sqlite:{}", partial.display());
     let mut reader = store.reader().await?;
-    let whole = match &mut reader {
+    let copied_pages = match &mut reader {
         Pooled::Sqlite(connection) => {
             copy_pages(connection, partial).await?;
             true
@@ -94,11 +94,11 @@ async fn write(
         Pooled::Postgres(..) => false,
     };
     drop(reader);
-    if whole {
-        carry_archives(store, &url, partial).await?;
+    if copied_pages {
+        copy_archives(store, &url, partial).await?;
     }
     let target = Store::open(&url).await?;
-    let hash = match whole {
+    let hash = match copied_pages {
         true => {
             let head = target.head().await?;
             log_hash(&target, head).await
@@ -114,7 +114,7 @@ async fn write(
 }
 
 /// Copies the archives to the folder `archive` next to the copy, the default folder of an SQLite store.
-async fn carry_archives(store: &Store, url: &str, partial: &Path) -> Result<(), StoreError> {
+async fn copy_archives(store: &Store, url: &str, partial: &Path) -> Result<(), StoreError> {
     let mut copy = Location::parse(url)?.open_writer().await?;
     let archives = statements::archives(&mut copy.get(), Position::START).await;
     let cleared = statements::remove_meta(&mut copy.get(), FOLDER).await;
@@ -124,21 +124,24 @@ async fn carry_archives(store: &Store, url: &str, partial: &Path) -> Result<(), 
     if archives.is_empty() {
         return Ok(());
     }
-    let (from, to) = (store.shelf().folder()?, shelf::beside(partial));
-    let carry = move |_: &Shelf| carry_all(&from, &to, &archives);
-    store.shelf().aside(carry).await
+    let (from, to) = (
+        store.archive_set().folder()?,
+        archive_set::default_folder(partial),
+    );
+    let copy_files = move |_: &ArchiveSet| copy_all(&from, &to, &archives);
+    store.archive_set().run_blocking(copy_files).await
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
 /// Removes the files of an earlier attempt.
-fn clear(partial: &Path) -> Result<(), StoreError> {
+fn remove_partial(partial: &Path) -> Result<(), StoreError> {
     for suffix in ["", "-wal", "-shm", ".lock"] {
-        let path = beside(partial, suffix);
+        let path = with_suffix(partial, suffix);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(failed(&path, &error));

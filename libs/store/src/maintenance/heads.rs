@@ -19,7 +19,7 @@ pub async fn heads(store: &Store) -> Result<Vec<ChainHead>, StoreError> {
         heads.extend(last.map(|event| ChainHead {
             bucket,
             position: event.position,
-            hash: EventRow::raw(&event).hash(),
+            hash: EventRow::from_raw(&event).hash(),
         }));
     }
     snapshot.rollback().await?;

@@ -25,7 +25,7 @@ use crate::model::error::{CommitError, StoreError};
 use crate::model::raw::Unreadable;
 use crate::model::rows::{PAGE_ROWS_MAX, Projector, covers};
 use crate::sql::statements;
-use crate::writing::alone::{Alone, Fences};
+use crate::writing::exclusive::{ExclusiveTask, Fences};
 
 /// The maximum number of rows per transaction: enough that few index pages are written more than once, few
 /// enough that other writers wait for less than a second.
@@ -57,24 +57,24 @@ pub async fn rebuild_with(
     mut progress: impl FnMut(Position),
 ) -> Result<usize, StoreError> {
     let consumer = projector.consumer();
-    let fences = take_all(store, consumer).await?;
+    let fences = take_buckets(store, consumer).await?;
     // They can no longer be moved without taking a fence.
     let cursors = store.cursors(consumer).await?;
     let (mut changed, mut reached) = (0, BTreeMap::new());
-    let mut is_whole = false;
-    while !is_whole {
-        let mut rows = Rows::of(models, projector, store, &fences);
+    let mut is_complete = false;
+    while !is_complete {
+        let mut rows = RowCollector::new(models, projector, store, &fences);
         let mut replay = store.replay(Position::START);
         while let Some(page) = replay.next_entries().await {
             let mut last = None;
             for entry in page? {
-                let (bucket, position) = place_of(&entry);
+                let (bucket, position) = position_of(&entry);
                 last = Some(position);
                 if !covers(&cursors, bucket, position) {
                     continue;
                 }
                 match &entry {
-                    Ok(record) => rows.take_in(projector.project(record)).await?,
+                    Ok(record) => rows.apply(projector.project(record)).await?,
                     Err(unreadable) => projector.pass_over(unreadable),
                 }
                 // Skips invalid buckets, which have no owner.
@@ -85,19 +85,19 @@ pub async fn rebuild_with(
             last.map(&mut progress);
         }
         let rest = projector.rest();
-        is_whole = rest.is_some();
-        changed += rows.end(rest).await?;
+        is_complete = rest.is_some();
+        changed += rows.finish(rest).await?;
     }
     if store.cursors(consumer).await? != cursors {
-        return Err(runs(consumer));
+        return Err(running_error(consumer));
     }
     if cursors.is_empty() {
-        stand_at(store, consumer, reached, &fences).await?;
+        set_cursors(store, consumer, reached, &fences).await?;
     }
     Ok(changed)
 }
 
-fn place_of(entry: &Result<Record, Box<Unreadable>>) -> (Bucket, Position) {
+fn position_of(entry: &Result<Record, Box<Unreadable>>) -> (Bucket, Position) {
     match entry {
         Ok(record) => (record.bucket, record.position),
         Err(unreadable) => (unreadable.bucket, unreadable.position),
@@ -105,12 +105,14 @@ fn place_of(entry: &Result<Record, Box<Unreadable>>) -> (Bucket, Position) {
 }
 
 /// Takes over every bucket from its owner.
-async fn take_all(store: &Store, consumer: &'static str) -> Result<Arc<Fences>, StoreError> {
+async fn take_buckets(store: &Store, consumer: &'static str) -> Result<Arc<Fences>, StoreError> {
     let names = Bucket::all().map(|bucket| fence_name(consumer, bucket));
-    let taken = store.alone(Alone::Take(names.collect())).await?;
+    let taken = store
+        .run_exclusive(ExclusiveTask::TakeFences(names.collect()))
+        .await?;
     Ok(Arc::new(Fences {
         fences: taken.fences,
-        lost: runs(consumer),
+        lost: running_error(consumer),
     }))
 }
 
@@ -119,7 +121,7 @@ fn fence_name(consumer: &str, bucket: Bucket) -> String {
     format!("{consumer}/{bucket}")
 }
 
-fn runs(consumer: &str) -> StoreError {
+fn running_error(consumer: &str) -> StoreError {
     StoreError::Refused(format!(
         "`{consumer}` wrote read models while they were rebuilt: stop it and rebuild again"
     ))
@@ -127,7 +129,7 @@ fn runs(consumer: &str) -> StoreError {
 
 /// Sets the cursors of a consumer that has read nothing yet, so that it does not write the rebuilt rows
 /// again.
-async fn stand_at(
+async fn set_cursors(
     store: &Store,
     consumer: &'static str,
     reached: BTreeMap<Bucket, Position>,
@@ -153,45 +155,45 @@ async fn stand_at(
         moves.spawn(async move { store.commit(commit).await });
     }
     while let Some(moved) = moves.join_next().await {
-        match moved.map_err(|error| ended_badly(&error))? {
+        match moved.map_err(|error| writer_failed(&error))? {
             Ok(_) => {}
             Err(CommitError::Store(error)) => return Err(error),
-            Err(_) => return Err(runs(consumer)),
+            Err(_) => return Err(running_error(consumer)),
         }
     }
     Ok(())
 }
 
 /// Collects the rows of all models and sends finished ones to the writer.
-struct Rows {
+struct RowCollector {
     store: Store,
-    models: HashMap<&'static str, Model>,
+    models: HashMap<&'static str, ModelRows>,
     chunk: Chunk,
     fences: Arc<Fences>,
-    writer: Writer,
+    writer: ChunkWriter,
 }
 
 /// The rows of one model.
 #[derive(Default)]
-struct Model {
+struct ModelRows {
     is_written_once: bool,
     /// Rows that later events may still change.
-    open: BTreeMap<String, RowChange>,
+    pending: BTreeMap<String, RowChange>,
     /// The keys of rows that were sent to the writer.
     sent: HashSet<String>,
 }
 
-impl Rows {
-    fn of(
+impl RowCollector {
+    fn new(
         models: &[&'static str],
         projector: &dyn Projector,
         store: &Store,
         fences: &Arc<Fences>,
     ) -> Self {
         let models = models.iter().map(|model| {
-            let rows = Model {
+            let rows = ModelRows {
                 is_written_once: projector.is_written_once(model),
-                ..Model::default()
+                ..ModelRows::default()
             };
             (*model, rows)
         });
@@ -200,11 +202,11 @@ impl Rows {
             models: models.collect(),
             chunk: Chunk::default(),
             fences: fences.clone(),
-            writer: Writer::start(store, fences),
+            writer: ChunkWriter::start(store, fences),
         }
     }
 
-    async fn take_in(&mut self, changes: Vec<RowChange>) -> Result<(), StoreError> {
+    async fn apply(&mut self, changes: Vec<RowChange>) -> Result<(), StoreError> {
         for change in changes {
             let Some(model) = self.models.get_mut(change.model) else {
                 continue;
@@ -212,9 +214,9 @@ impl Rows {
             if model.is_written_once {
                 self.send(change).await?;
             } else if change.doc.is_some() {
-                model.open.insert(change.key.clone(), change);
+                model.pending.insert(change.key.clone(), change);
             } else {
-                model.open.remove(&change.key);
+                model.pending.remove(&change.key);
             }
         }
         Ok(())
@@ -235,28 +237,28 @@ impl Rows {
 
     /// Writes the remaining rows, then deletes rows that the log does not produce. Does neither if the
     /// projector could not finish.
-    async fn end(mut self, rest: Option<Vec<RowChange>>) -> Result<usize, StoreError> {
+    async fn finish(mut self, rest: Option<Vec<RowChange>>) -> Result<usize, StoreError> {
         let Some(rest) = rest else {
-            return self.writer.end().await;
+            return self.writer.finish().await;
         };
-        self.take_in(rest).await?;
+        self.apply(rest).await?;
         let models: Vec<&'static str> = self.models.keys().copied().collect();
         for model in &models {
-            let open = self.models.get_mut(model);
-            let open = open.map(|model| std::mem::take(&mut model.open));
-            for change in open.into_iter().flat_map(BTreeMap::into_values) {
+            let pending = self.models.get_mut(model);
+            let pending = pending.map(|model| std::mem::take(&mut model.pending));
+            for change in pending.into_iter().flat_map(BTreeMap::into_values) {
                 self.send(change).await?;
             }
         }
         self.writer.write(self.chunk.take()).await?;
-        let written = self.writer.end().await?;
-        let mut writer = Writer::start(&self.store, &self.fences);
+        let written = self.writer.finish().await?;
+        let mut writer = ChunkWriter::start(&self.store, &self.fences);
         for (model, rows) in &self.models {
             for chunk in strays(&self.store, model, &rows.sent).await? {
                 writer.write(chunk).await?;
             }
         }
-        Ok(written + writer.end().await?)
+        Ok(written + writer.finish().await?)
     }
 }
 
@@ -277,14 +279,14 @@ async fn strays(
         let Some(last) = page.last() else { break };
         after.clone_from(last);
         for key in page.into_iter().filter(|key| !keys.contains(key)) {
-            full.extend(chunk.add(gone(model, key)));
+            full.extend(chunk.add(deletion(model, key)));
         }
     }
     full.push(chunk.take());
     Ok(full)
 }
 
-fn gone(model: &'static str, key: String) -> RowChange {
+fn deletion(model: &'static str, key: String) -> RowChange {
     RowChange {
         model,
         key,
@@ -318,26 +320,29 @@ impl Chunk {
 }
 
 /// Writes chunks one by one while the next one is built.
-struct Writer {
+struct ChunkWriter {
     chunks: mpsc::Sender<Vec<RowChange>>,
-    writing: JoinHandle<Result<usize, StoreError>>,
+    task: JoinHandle<Result<usize, StoreError>>,
 }
 
-impl Writer {
+impl ChunkWriter {
     fn start(store: &Store, fences: &Arc<Fences>) -> Self {
-        let (chunks, mut waiting) = mpsc::channel(CHUNKS_AHEAD);
+        let (chunks, mut queue) = mpsc::channel(CHUNKS_AHEAD);
         let (store, fences) = (store.clone(), fences.clone());
-        let writing = tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let mut changed = 0;
-            while let Some(chunk) = waiting.recv().await {
-                let answer = store
-                    .alone(Alone::Rows(newest_only(chunk), fences.clone()))
+            while let Some(chunk) = queue.recv().await {
+                let output = store
+                    .run_exclusive(ExclusiveTask::WriteRows(
+                        last_changes(chunk),
+                        fences.clone(),
+                    ))
                     .await?;
-                changed += answer.number.unwrap_or(0) as usize;
+                changed += output.number.unwrap_or(0) as usize;
             }
             Ok(changed)
         });
-        Self { chunks, writing }
+        Self { chunks, task }
     }
 
     async fn write(&mut self, chunk: Vec<RowChange>) -> Result<(), StoreError> {
@@ -345,25 +350,25 @@ impl Writer {
             return Ok(());
         }
         // The task ended early, so it failed.
-        match (&mut self.writing).await {
+        match (&mut self.task).await {
             Ok(Err(error)) => Err(error),
             Ok(Ok(_)) => Err(StoreError::Closed),
-            Err(error) => Err(ended_badly(&error)),
+            Err(error) => Err(writer_failed(&error)),
         }
     }
 
-    async fn end(self) -> Result<usize, StoreError> {
+    async fn finish(self) -> Result<usize, StoreError> {
         drop(self.chunks);
-        self.writing.await.map_err(|error| ended_badly(&error))?
+        self.task.await.map_err(|error| writer_failed(&error))?
     }
 }
 
-fn ended_badly(error: &JoinError) -> StoreError {
+fn writer_failed(error: &JoinError) -> StoreError {
     StoreError::Database(format!("rebuilt rows were not written: {error}"))
 }
 
 /// Sorts changes by model and key, and keeps only the last change of each row.
-fn newest_only(mut changes: Vec<RowChange>) -> Vec<RowChange> {
+fn last_changes(mut changes: Vec<RowChange>) -> Vec<RowChange> {
     // The sort is stable, so the last change of each row comes last; reversed, it is the one that is kept.
     changes.sort_by(|a, b| (a.model, &a.key).cmp(&(b.model, &b.key)));
     changes.reverse();

@@ -13,15 +13,15 @@ use contract::ids::{Bucket, Position};
 use contract::time::Timestamp;
 use serde::Serialize;
 
-use crate::archive::making::{Making, Span};
+use crate::archive::builder::{ArchiveBuilder, ArchiveRange};
 use crate::log::store::Store;
 use crate::model::archive::Archive;
 use crate::model::commit::Fence;
 use crate::model::error::StoreError;
 use crate::sql::connection::Connection;
 use crate::sql::statements;
-use crate::writing::alone::{Alone, Fences};
-use crate::writing::sealing::Sealing;
+use crate::writing::exclusive::{ExclusiveTask, Fences};
+use crate::writing::sealing::NewArchive;
 
 /// The lease that allows one process at a time to seal.
 pub const ARCHIVE_LEASE: &str = "archive";
@@ -65,13 +65,13 @@ pub struct Sealable {
     pub through: Position,
     pub events: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub held_back: Option<HeldBack>,
+    pub held_back: Option<BlockingConsumer>,
 }
 
 /// The consumer that blocks sealing because it has not read far enough.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct HeldBack {
+pub struct BlockingConsumer {
     pub consumer: String,
     /// None for all buckets.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,7 +80,7 @@ pub struct HeldBack {
     pub at: Position,
 }
 
-impl std::fmt::Display for HeldBack {
+impl std::fmt::Display for BlockingConsumer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { consumer, at, .. } = self;
         match self.bucket {
@@ -103,27 +103,27 @@ pub struct SealedFile {
 /// Returns what would be sealed within these limits.
 pub async fn sealable(store: &Store, limits: &SealLimits) -> Result<Sealable, StoreError> {
     store.archives().await?;
-    let after = store.shelf().sealed();
+    let after = store.archive_set().sealed();
     let mut reader = store.reader().await?;
     let connection = &mut reader.get();
     let head = statements::head(connection).await?;
-    let asked = asked_for(connection, after, limits).await?.min(head);
-    let held = held_back(connection, after).await?;
-    let (through, held_back) = match held {
-        Some((through, who)) if through < asked => (through, Some(who)),
-        _ => (asked, None),
+    let allowed = last_allowed(connection, after, limits).await?.min(head);
+    let blocked = find_blocker(connection, after).await?;
+    let (through, held_back) = match blocked {
+        Some((through, blocker)) if through < allowed => (through, Some(blocker)),
+        _ => (allowed, None),
     };
-    let span = statements::span(connection, (after, through), i64::MAX as u64).await?;
+    let range = statements::span(connection, (after, through), i64::MAX as u64).await?;
     Ok(Sealable {
         after,
         through,
-        events: span.map_or(0, |(.., events)| events),
+        events: range.map_or(0, |(.., events)| events),
         held_back,
     })
 }
 
 /// Returns the last position that the limits allow, regardless of consumers.
-async fn asked_for(
+async fn last_allowed(
     connection: &mut Connection<'_>,
     after: Position,
     limits: &SealLimits,
@@ -141,19 +141,19 @@ async fn asked_for(
 }
 
 /// Returns the last position that no consumer still has to read, and the consumer that blocks more.
-async fn held_back(
+async fn find_blocker(
     connection: &mut Connection<'_>,
     after: Position,
-) -> Result<Option<(Position, HeldBack)>, StoreError> {
+) -> Result<Option<(Position, BlockingConsumer)>, StoreError> {
     let mut reached: BTreeMap<String, BTreeMap<Bucket, Position>> = BTreeMap::new();
-    let mut held: Option<(Position, HeldBack)> = None;
-    for (consumer, bucket, at) in statements::reached(connection).await? {
+    let mut blocked: Option<(Position, BlockingConsumer)> = None;
+    for (consumer, bucket, at) in statements::consumer_positions(connection).await? {
         if consumer == RELAY {
             let bucket = None;
-            take_lowest(
-                &mut held,
+            keep_lowest(
+                &mut blocked,
                 at,
-                HeldBack {
+                BlockingConsumer {
                     consumer,
                     bucket,
                     at,
@@ -162,37 +162,41 @@ async fn held_back(
             continue;
         }
         // The views have a cursor and a snapshot, and may resume from either.
-        let places = reached.entry(consumer).or_default();
-        let lowest = places.entry(bucket).or_insert(at);
+        let positions = reached.entry(consumer).or_default();
+        let lowest = positions.entry(bucket).or_insert(at);
         *lowest = at.min(*lowest);
     }
-    for (consumer, places) in reached {
-        for bucket in buckets_of(&places) {
-            let at = places.get(&bucket).copied().unwrap_or_default();
+    for (consumer, positions) in reached {
+        for bucket in buckets_of(&positions) {
+            let at = positions.get(&bucket).copied().unwrap_or_default();
             let next = statements::next_of_bucket(connection, bucket, at.max(after)).await?;
             if let Some(next) = next {
-                let who = HeldBack {
+                let blocker = BlockingConsumer {
                     consumer: consumer.clone(),
                     bucket: Some(bucket),
                     at,
                 };
-                take_lowest(&mut held, Position(next.0 - 1), who);
+                keep_lowest(&mut blocked, Position(next.0 - 1), blocker);
             }
         }
     }
-    Ok(held)
+    Ok(blocked)
 }
 
 /// Returns all endpoint buckets, because one without a stored position is read from its start, and the
 /// buckets with one. The global bucket is always read from its start by many consumers.
-fn buckets_of(places: &BTreeMap<Bucket, Position>) -> BTreeSet<Bucket> {
+fn buckets_of(positions: &BTreeMap<Bucket, Position>) -> BTreeSet<Bucket> {
     let endpoints = Bucket::all().filter(|bucket| *bucket != Bucket::GLOBAL);
-    endpoints.chain(places.keys().copied()).collect()
+    endpoints.chain(positions.keys().copied()).collect()
 }
 
-fn take_lowest(held: &mut Option<(Position, HeldBack)>, through: Position, who: HeldBack) {
-    if held.as_ref().is_none_or(|(lowest, _)| through < *lowest) {
-        *held = Some((through, who));
+fn keep_lowest(
+    blocked: &mut Option<(Position, BlockingConsumer)>,
+    through: Position,
+    blocker: BlockingConsumer,
+) {
+    if blocked.as_ref().is_none_or(|(lowest, _)| through < *lowest) {
+        *blocked = Some((through, blocker));
     }
 }
 
@@ -236,44 +240,53 @@ async fn seal_next(
     through: Position,
     now: Timestamp,
 ) -> Result<Option<SealedFile>, StoreError> {
-    let after = store.shelf().sealed();
+    let after = store.archive_set().sealed();
     let next = (after, through);
-    let span = {
+    let range = {
         let mut reader = store.reader().await?;
         statements::span(&mut reader.get(), next, limits.events_max()).await?
     };
-    let span = span.filter(|(.., events)| *events >= limits.events_min);
-    let Some((first, last, events)) = span else {
+    let range = range.filter(|(.., events)| *events >= limits.events_min);
+    let Some((first, last, events)) = range else {
         return Ok(None);
     };
-    let end = store.shelf().aside(|shelf| shelf.end_now()).await?;
+    let end = store
+        .archive_set()
+        .run_blocking(|archive_set| archive_set.last_archive_blocking())
+        .await?;
     let (previous, heads) = end.map_or((None, Vec::new()), |(previous, heads)| {
         (Some(previous), heads)
     });
-    let span = Span {
+    let range = ArchiveRange {
         first,
         last,
         events,
         previous,
         heads,
     };
-    let file = make(store, span, now).await?;
-    let sealing = Sealing {
+    let file = build_archive(store, range, now).await?;
+    let new_archive = NewArchive {
         archive: file.archive.clone(),
         after,
-        folder: store.shelf().folder_to_tell()?,
+        folder: store.archive_set().folder_to_record()?,
     };
-    let listed = Alone::Seal(Box::new(sealing), fences.clone());
-    store.alone(listed).await?;
+    let listed = ExclusiveTask::ListArchive(Box::new(new_archive), fences.clone());
+    store.run_exclusive(listed).await?;
     store.archives().await?;
     Ok(Some(file))
 }
 
-async fn make(store: &Store, span: Span, now: Timestamp) -> Result<SealedFile, StoreError> {
-    let folder = store.shelf().folder()?;
-    let (last, mut after) = (span.last, Position(span.first.0 - 1));
-    let begin = store.shelf().aside(move |_| Making::begin(&folder, span));
-    let mut making = begin.await?;
+async fn build_archive(
+    store: &Store,
+    range: ArchiveRange,
+    now: Timestamp,
+) -> Result<SealedFile, StoreError> {
+    let folder = store.archive_set().folder()?;
+    let (last, mut after) = (range.last, Position(range.first.0 - 1));
+    let begin = store
+        .archive_set()
+        .run_blocking(move |_| ArchiveBuilder::create(&folder, range));
+    let mut builder = begin.await?;
     while after < last {
         let mut reader = store.reader().await?;
         let mut page = statements::read_all(&mut reader.get(), after, PAGE).await?;
@@ -281,13 +294,18 @@ async fn make(store: &Store, span: Span, now: Timestamp) -> Result<SealedFile, S
         page.retain(|event| event.position <= last);
         let Some(end) = page.last() else { break };
         after = end.position;
-        let add = move |mut making: Making| {
-            page.into_iter().try_for_each(|event| making.add(event))?;
-            Ok(making)
+        let add = move |mut builder: ArchiveBuilder| {
+            page.into_iter().try_for_each(|event| builder.add(event))?;
+            Ok(builder)
         };
-        making = store.shelf().aside(move |_| add(making)).await?;
+        builder = store
+            .archive_set()
+            .run_blocking(move |_| add(builder))
+            .await?;
     }
-    let finish = store.shelf().aside(move |_| making.finish(now));
+    let finish = store
+        .archive_set()
+        .run_blocking(move |_| builder.finish(now));
     let (archive, bytes_before) = finish.await?;
     Ok(SealedFile {
         archive,
@@ -297,7 +315,7 @@ async fn make(store: &Store, span: Span, now: Timestamp) -> Result<SealedFile, S
 
 /// Deletes archived events from the table, except the last event of each stream.
 async fn clear(store: &Store, fences: &Arc<Fences>, from: Position) -> Result<(), StoreError> {
-    let sealed = store.shelf().sealed();
+    let sealed = store.archive_set().sealed();
     let mut after = Position(from.0.saturating_sub(1));
     loop {
         let next = {
@@ -307,8 +325,8 @@ async fn clear(store: &Store, fences: &Arc<Fences>, from: Position) -> Result<()
         let Some((first, last, _)) = next else {
             return Ok(());
         };
-        let cleared = Alone::Clear((first, last), fences.clone());
-        store.alone(cleared).await?;
+        let cleared = ExclusiveTask::ClearSealed((first, last), fences.clone());
+        store.run_exclusive(cleared).await?;
         after = last;
     }
 }

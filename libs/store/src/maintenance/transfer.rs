@@ -10,14 +10,14 @@ use contract::log::RawRecord;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::archive::joint;
+use crate::archive::combined;
 use crate::log::store::Store;
 use crate::model::error::StoreError;
 use crate::model::rows::VIEWS;
 use crate::sql::connection::Connection;
 use crate::sql::statements;
-use crate::writing::alone::Alone;
-use crate::writing::restore::{POSITIONS_SKIPPED, Restore};
+use crate::writing::exclusive::ExclusiveTask;
+use crate::writing::restore::{POSITIONS_SKIPPED, RestoreBatch};
 
 /// The number of events that are read or restored at once.
 const PAGE: usize = 2_000;
@@ -85,9 +85,9 @@ pub async fn append_raw(store: &Store, events: Vec<RawRecord>) -> Result<u64, St
         if events.is_empty() {
             return Ok(written);
         }
-        let restore = Restore {
+        let restore = RestoreBatch {
             events,
-            ..Restore::default()
+            ..RestoreBatch::default()
         };
         written += store.restore(restore).await?;
     }
@@ -96,7 +96,10 @@ pub async fn append_raw(store: &Store, events: Vec<RawRecord>) -> Result<u64, St
 /// Makes new positions start [`POSITIONS_SKIPPED`] above a position that was seen elsewhere.
 pub async fn go_on_above(store: &Store, seen: Position) -> Result<(), StoreError> {
     let next = Position(seen.0 + POSITIONS_SKIPPED);
-    store.alone(Alone::Floor(next)).await.map(|_| ())
+    store
+        .run_exclusive(ExclusiveTask::RaiseFloor(next))
+        .await
+        .map(|_| ())
 }
 
 /// Copies events, cursors, fences and idempotency keys into an empty store, or one that holds the beginning
@@ -117,28 +120,29 @@ pub async fn copy(
     let mut after = Position::START;
     loop {
         let between = (after, head);
-        let events = joint::select(from.shelf(), &mut connection, None, between, PAGE).await?;
+        let events =
+            combined::select(from.archive_set(), &mut connection, None, between, PAGE).await?;
         let Some(last) = events.last() else { break };
         after = last.position;
         for event in &events {
             hasher.take_in(event);
         }
-        let restore = Restore {
+        let restore = RestoreBatch {
             events,
-            ..Restore::default()
+            ..RestoreBatch::default()
         };
         to.restore(restore).await?;
         progress(hasher.events, total);
     }
-    copy_causes(&mut connection, to).await?;
-    let rest = Restore {
-        cursors: done_outside(statements::all_cursors(&mut connection).await?),
+    copy_idempotency_keys(&mut connection, to).await?;
+    let rest = RestoreBatch {
+        cursors: copyable_cursors(statements::all_cursors(&mut connection).await?),
         fences: statements::all_fences(&mut connection).await?,
-        ..Restore::default()
+        ..RestoreBatch::default()
     };
     to.restore(rest).await?;
     if let Some(next) = statements::next_position(&mut connection).await? {
-        to.alone(Alone::Floor(next)).await?;
+        to.run_exclusive(ExclusiveTask::RaiseFloor(next)).await?;
     }
     snapshot.rollback().await?;
     Ok(hasher.finish())
@@ -147,30 +151,33 @@ pub async fn copy(
 /// Keeps the cursors that also hold for a copy. The relay's says that the bus has the events, whichever
 /// store they are in, so they are not published again. That of the views says that their rows were written;
 /// a copy has no rows, and with the cursor they would never be written.
-fn done_outside(mut cursors: Vec<(String, i64, i64)>) -> Vec<(String, i64, i64)> {
+fn copyable_cursors(mut cursors: Vec<(String, i64, i64)>) -> Vec<(String, i64, i64)> {
     cursors.retain(|(consumer, ..)| consumer != VIEWS);
     cursors
 }
 
-async fn copy_causes(connection: &mut Connection<'_>, to: &Store) -> Result<(), StoreError> {
+async fn copy_idempotency_keys(
+    connection: &mut Connection<'_>,
+    to: &Store,
+) -> Result<(), StoreError> {
     let mut after = String::new();
     loop {
-        let causes = statements::causes_after(connection, &after, PAGE).await?;
-        let Some((last, ..)) = causes.last() else {
+        let idempotency_keys = statements::idempotency_keys_after(connection, &after, PAGE).await?;
+        let Some((last, ..)) = idempotency_keys.last() else {
             return Ok(());
         };
         after = last.clone();
-        let restore = Restore {
-            causes,
-            ..Restore::default()
+        let restore = RestoreBatch {
+            idempotency_keys,
+            ..RestoreBatch::default()
         };
         to.restore(restore).await?;
     }
 }
 
 impl Store {
-    pub(crate) async fn restore(&self, restore: Restore) -> Result<u64, StoreError> {
-        let answer = self.alone(Alone::Restore(restore)).await?;
-        Ok(answer.number.unwrap_or_default())
+    pub(crate) async fn restore(&self, restore: RestoreBatch) -> Result<u64, StoreError> {
+        let output = self.run_exclusive(ExclusiveTask::Restore(restore)).await?;
+        Ok(output.number.unwrap_or_default())
     }
 }

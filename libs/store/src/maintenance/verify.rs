@@ -12,7 +12,7 @@ use crate::model::chain::ChainHead;
 use crate::model::error::StoreError;
 use crate::model::kinds::belongs;
 use crate::model::raw::{EventRow, Unreadable};
-use crate::model::rows::{Folded, PAGE_ROWS_MAX, Projector, Rows, covers};
+use crate::model::rows::{FoldedRows, PAGE_ROWS_MAX, Projector, Rows, covers};
 use crate::sql::statements;
 
 /// The maximum number of problems that a report lists; the rest are only counted.
@@ -53,9 +53,9 @@ pub async fn verify_against(
     store: &Store,
     projector: &mut dyn Projector,
     models: &[&str],
-    kept: &[ChainHead],
+    recorded: &[ChainHead],
 ) -> Result<VerifyReport, StoreError> {
-    match read(store, projector, models, kept).await {
+    match read(store, projector, models, recorded).await {
         Err(StoreError::Damaged(detail)) => Ok(VerifyReport {
             problems: vec![store.describe_damage(&detail).await],
             ..VerifyReport::default()
@@ -68,63 +68,65 @@ async fn read(
     store: &Store,
     projector: &mut dyn Projector,
     models: &[&str],
-    kept: &[ChainHead],
+    recorded: &[ChainHead],
 ) -> Result<VerifyReport, StoreError> {
     // Cached data would hide later damage to a file.
-    store.shelf().forget();
-    let moment = Moment::read(store, projector.consumer(), models).await?;
-    let (mut walk, folded) = loop {
-        let mut folded = Folded::new(models);
-        let walk = walk(store, &moment, projector, &mut folded, kept).await?;
+    store.archive_set().clear_caches();
+    let view = ReadView::read(store, projector.consumer(), models).await?;
+    let (mut verifier, folded) = loop {
+        let mut folded = FoldedRows::new(models);
+        let verifier = verify_log(store, &view, projector, &mut folded, recorded).await?;
         if let Some(rest) = projector.rest() {
-            folded.take_in(rest);
-            break (walk, folded);
+            folded.apply(rest);
+            break (verifier, folded);
         }
     };
-    walk.check_kept();
-    walk.check_cursors(&moment);
-    walk.check_rows(&moment.rows, &folded.rows);
-    Ok(walk.report(&moment))
+    verifier.check_recorded();
+    verifier.check_cursors(&view);
+    verifier.check_rows(&view.rows, &folded.rows);
+    Ok(verifier.report(&view))
 }
 
-async fn walk(
+async fn verify_log(
     store: &Store,
-    moment: &Moment,
+    view: &ReadView,
     projector: &mut dyn Projector,
-    folded: &mut Folded,
-    kept: &[ChainHead],
-) -> Result<Walk, StoreError> {
-    let kept = kept.iter().map(|kept| (kept.position, *kept));
-    let mut walk = Walk {
-        kept: kept.collect(),
-        ..Walk::default()
+    folded: &mut FoldedRows,
+    recorded: &[ChainHead],
+) -> Result<LogVerifier, StoreError> {
+    let recorded = recorded
+        .iter()
+        .map(|recorded| (recorded.position, *recorded));
+    let mut verifier = LogVerifier {
+        recorded: recorded.collect(),
+        ..LogVerifier::default()
     };
     let mut after = Position::START;
-    while after < moment.head {
+    while after < view.head {
         let page = store.read_raw(after, PAGE_ROWS_MAX).await?;
         let Some(last) = page.last() else { break };
         let next = last.position;
-        for raw in page.into_iter().filter(|r| r.position <= moment.head) {
-            let covered = covers(&moment.cursors, raw.bucket, raw.position);
-            match walk.take_in(&raw) {
-                Ok(record) if covered => folded.take_in(projector.project(&record)),
+        for raw in page.into_iter().filter(|r| r.position <= view.head) {
+            let covered = covers(&view.cursors, raw.bucket, raw.position);
+            match verifier.check_event(&raw) {
+                Ok(record) if covered => folded.apply(projector.project(&record)),
                 Err(unreadable) if covered => projector.pass_over(&unreadable),
                 Ok(_) | Err(_) => {}
             }
         }
         after = next;
     }
-    Ok(walk)
+    Ok(verifier)
 }
 
 /// Rows and cursors, read in one database snapshot.
-struct Moment {
+struct ReadView {
     head: Position,
     cursors: BTreeMap<Bucket, Position>,
     rows: Rows,
 }
 
-impl Moment {
+impl ReadView {
     async fn read(store: &Store, consumer: &str, models: &[&str]) -> Result<Self, StoreError> {
         let mut reader = store.reader().await?;
         let mut snapshot = reader.snapshot().await?;
@@ -143,8 +145,8 @@ impl Moment {
                 .await?;
                 let Some(last) = page.last() else { break };
                 after = Some(last.key.clone());
-                let placed = page.into_iter().map(|row| (row.key.clone(), row));
-                rows.entry((*model).to_owned()).or_default().extend(placed);
+                let keyed = page.into_iter().map(|row| (row.key.clone(), row));
+                rows.entry((*model).to_owned()).or_default().extend(keyed);
             }
         }
         snapshot.rollback().await?;
@@ -158,37 +160,37 @@ impl Moment {
 
 /// The last event of a bucket.
 #[derive(Clone, Copy, Default)]
-struct Last {
+struct BucketTail {
     position: Position,
     hash: ChainHash,
     /// The hash of the event before it.
-    before: ChainHash,
+    prev_hash: ChainHash,
 }
 
 /// Checks the log event by event.
 #[derive(Default)]
-struct Walk {
+struct LogVerifier {
     events: u64,
     head: Position,
-    buckets: BTreeMap<Bucket, Last>,
+    buckets: BTreeMap<Bucket, BucketTail>,
     /// Recorded heads that were not found yet.
-    kept: BTreeMap<Position, ChainHead>,
+    recorded: BTreeMap<Position, ChainHead>,
     versions: BTreeMap<String, u64>,
     problems: Vec<String>,
-    unlisted: u64,
+    omitted: u64,
 }
 
-impl Walk {
+impl LogVerifier {
     fn problem(&mut self, problem: String) {
         if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(problem);
         } else {
-            self.unlisted += 1;
+            self.omitted += 1;
         }
     }
 
     /// Checks one event and decodes it.
-    fn take_in(&mut self, raw: &RawRecord) -> Result<Record, Box<Unreadable>> {
+    fn check_event(&mut self, raw: &RawRecord) -> Result<Record, Box<Unreadable>> {
         let position = raw.position;
         self.events += 1;
         if position <= self.head {
@@ -197,10 +199,10 @@ impl Walk {
         self.head = position;
         self.check_chain(raw);
         self.check_version(raw);
-        let entry = EventRow::raw(raw).read();
+        let entry = EventRow::from_raw(raw).decode_entry();
         match &entry {
             Ok(record) => {
-                self.check_place(record);
+                self.check_stream(record);
                 self.check_bytes(record, raw);
             }
             Err(unreadable) => {
@@ -234,18 +236,18 @@ impl Walk {
 
     fn check_chain(&mut self, raw: &RawRecord) {
         let last = self.buckets.get(&raw.bucket).copied().unwrap_or_default();
-        let hash = EventRow::raw(raw).hash();
-        let next = Last {
+        let hash = EventRow::from_raw(raw).hash();
+        let next = BucketTail {
             position: raw.position,
             hash,
-            before: last.hash,
+            prev_hash: last.hash,
         };
         self.buckets.insert(raw.bucket, next);
-        if let Some(problem) = broken(raw, last) {
+        if let Some(problem) = chain_problem(raw, last) {
             self.problem(problem);
         }
-        let kept = self.kept.remove(&raw.position);
-        if kept.is_some_and(|kept| (kept.bucket, kept.hash) != (raw.bucket, hash)) {
+        let recorded = self.recorded.remove(&raw.position);
+        if recorded.is_some_and(|recorded| (recorded.bucket, recorded.hash) != (raw.bucket, hash)) {
             self.problem(format!(
                 "position {}: its hash does not match the recorded head of bucket {}: it was changed, or an \
                  earlier event was and the chain was recomputed",
@@ -255,16 +257,20 @@ impl Walk {
     }
 
     /// Reports recorded heads that are not in the log.
-    fn check_kept(&mut self) {
-        for kept in std::mem::take(&mut self.kept).into_values() {
-            let ends = self.buckets.get(&kept.bucket).copied().unwrap_or_default();
+    fn check_recorded(&mut self) {
+        for recorded in std::mem::take(&mut self.recorded).into_values() {
+            let ends = self
+                .buckets
+                .get(&recorded.bucket)
+                .copied()
+                .unwrap_or_default();
             let has = match ends.position {
                 Position::START => "is empty".to_owned(),
                 end => format!("ends at {end}"),
             };
             self.problem(format!(
                 "position {}, recorded as the head of bucket {}, is missing; the bucket {has}",
-                kept.position, kept.bucket
+                recorded.position, recorded.bucket
             ));
         }
     }
@@ -282,7 +288,7 @@ impl Walk {
         }
     }
 
-    fn check_place(&mut self, record: &Record) {
+    fn check_stream(&mut self, record: &Record) {
         let stream: &StreamName = &record.stream;
         let bucket = stream.bucket_key().bucket();
         if bucket != record.bucket {
@@ -300,12 +306,12 @@ impl Walk {
         }
     }
 
-    fn check_cursors(&mut self, moment: &Moment) {
-        for (bucket, cursor) in &moment.cursors {
-            if *cursor > moment.head {
+    fn check_cursors(&mut self, view: &ReadView) {
+        for (bucket, cursor) in &view.cursors {
+            if *cursor > view.head {
                 self.problem(format!(
                     "the cursor of bucket {bucket} is at {cursor}, past the head {}",
-                    moment.head
+                    view.head
                 ));
             }
         }
@@ -333,26 +339,26 @@ impl Walk {
         }
     }
 
-    fn report(mut self, moment: &Moment) -> VerifyReport {
-        if self.unlisted > 0 {
-            let more = format!("and {} more problems", self.unlisted);
+    fn report(mut self, view: &ReadView) -> VerifyReport {
+        if self.omitted > 0 {
+            let more = format!("and {} more problems", self.omitted);
             self.problems.push(more);
         }
         VerifyReport {
             events: self.events,
             streams: self.versions.len() as u64,
             buckets: self.buckets.len() as u64,
-            rows: moment.rows.values().map(BTreeMap::len).sum::<usize>() as u64,
-            head: moment.head,
+            rows: view.rows.values().map(BTreeMap::len).sum::<usize>() as u64,
+            head: view.head,
             problems: self.problems,
         }
     }
 }
 
 /// Returns what is wrong between an event and the one before it in its bucket, if anything.
-fn broken(raw: &RawRecord, last: Last) -> Option<String> {
+fn chain_problem(raw: &RawRecord, last: BucketTail) -> Option<String> {
     let (at, prev, bucket, before) = (raw.position, raw.prev, raw.bucket, last.position);
-    let was_last = raw.prev_hash == Some(last.before) && before > Position::START;
+    let was_last = raw.prev_hash == Some(last.prev_hash) && before > Position::START;
     if prev != before {
         let why = match prev > before {
             true => format!("the event at {prev} is missing"),

@@ -71,11 +71,11 @@ pub trait Projector: Send {
 pub(crate) type Rows = BTreeMap<String, BTreeMap<String, Row>>;
 
 /// The rows that result from folding the log.
-pub(crate) struct Folded {
+pub(crate) struct FoldedRows {
     pub rows: Rows,
 }
 
-impl Folded {
+impl FoldedRows {
     pub(crate) fn new(models: &[&str]) -> Self {
         let models = models.iter();
         Self {
@@ -85,7 +85,7 @@ impl Folded {
         }
     }
 
-    pub(crate) fn take_in(&mut self, changes: Vec<RowChange>) {
+    pub(crate) fn apply(&mut self, changes: Vec<RowChange>) {
         for change in changes {
             let Some(rows) = self.rows.get_mut(change.model) else {
                 continue;

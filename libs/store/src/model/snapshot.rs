@@ -95,7 +95,7 @@ impl SnapshotChange {
     }
 
     /// Merges a later change that is based on this one.
-    pub(crate) fn take_in(&mut self, later: &Self) {
+    pub(crate) fn merge(&mut self, later: &Self) {
         self.meta.clone_from(&later.meta);
         self.hash.clone_from(&later.hash);
         let parts = later.parts.iter();
@@ -128,17 +128,17 @@ mod tests {
 
     #[test]
     fn moving_bytes_between_key_and_document_changes_the_hash() {
-        let whole = "a0\u{0}\u{2}12";
-        let splits = whole.char_indices().map(|(at, _)| whole.split_at(at));
+        let text = "a0\u{0}\u{2}12";
+        let splits = text.char_indices().map(|(at, _)| text.split_at(at));
         let hashes = splits.map(|(key, doc)| part_hash(key, doc));
         let distinct: std::collections::BTreeSet<PartHash> = hashes.collect();
-        assert_eq!(distinct.len(), whole.chars().count());
+        assert_eq!(distinct.len(), text.chars().count());
     }
 
     #[test]
     fn the_hash_covers_every_field_of_a_snapshot() {
         let (one, other) = (part_hash("a", "1"), part_hash("b", "2"));
-        let whole = [("a", &one), ("b", &other)];
+        let all = [("a", &one), ("b", &other)];
         let changes: [fn(&mut SnapshotMeta); 6] = [
             |_| {},
             |meta| meta.consumer.push('s'),
@@ -152,10 +152,10 @@ mod tests {
             .map(|change| {
                 let mut meta = meta();
                 change(&mut meta);
-                snapshot_hash(&meta, whole)
+                snapshot_hash(&meta, all)
             })
             .collect();
-        for parts in [&whole[..1], &[], &[("a", &other), ("b", &other)]] {
+        for parts in [&all[..1], &[], &[("a", &other), ("b", &other)]] {
             hashes.push(snapshot_hash(&meta(), parts.iter().copied()));
         }
         hashes.push(snapshot_hash(&meta(), [("a", &one), ("c", &other)]));

@@ -8,10 +8,10 @@ use serde::Serialize;
 use sqlx::migrate::{MigrateError, Migrator};
 
 use crate::model::error::StoreError;
-use crate::schema::chain::{self, Chained};
+use crate::schema::chain::{self, ChainProgress};
 use crate::schema::format::{FORMAT, known_format};
 use crate::sql::connection::{Connection, Owned, run};
-use crate::sql::fault::damage;
+use crate::sql::db_error::as_damaged;
 use crate::sql::location::Location;
 use crate::sql::{damage, statements};
 
@@ -53,7 +53,7 @@ pub async fn inspect(url: &str) -> Result<StoreFormat, StoreError> {
     }
     let _lock = location.lock()?;
     let mut connection = location.open_migrator().await?;
-    let found = look(&location, &mut connection).await;
+    let found = read_format(&location, &mut connection).await;
     connection.close().await;
     found
 }
@@ -71,20 +71,20 @@ pub async fn migrate_with(
     let location = Location::parse(url)?;
     let _lock = location.lock()?;
     let mut connection = location.open_migrator().await?;
-    let done = bring_up(&location, &mut connection, &mut progress).await;
+    let done = upgrade(&location, &mut connection, &mut progress).await;
     connection.close().await;
     match done {
-        Err(StoreError::Damaged(detail)) => Err(damage::at_open(&location, detail).await),
+        Err(StoreError::Damaged(detail)) => Err(damage::open_error(&location, detail).await),
         done => done,
     }
 }
 
-async fn bring_up(
+async fn upgrade(
     location: &Location,
     connection: &mut Owned,
-    progress: &mut Chained<'_>,
+    progress: &mut ChainProgress<'_>,
 ) -> Result<Migrated, StoreError> {
-    let before = look(location, connection).await?;
+    let before = read_format(location, connection).await?;
     apply(location, connection, progress).await?;
     Ok(Migrated {
         store: location.to_string(),
@@ -94,18 +94,22 @@ async fn bring_up(
     })
 }
 
-async fn look(location: &Location, connection: &mut Owned) -> Result<StoreFormat, StoreError> {
+async fn read_format(
+    location: &Location,
+    connection: &mut Owned,
+) -> Result<StoreFormat, StoreError> {
     let mut connection = connection.get();
     let format = statements::format(&mut connection).await?;
     let format = format
         .map(|text| known_format(location, &text))
         .transpose()?;
-    let done = applied(&mut connection).await?;
+    let applied_versions = applied(&mut connection).await?;
     let migrations = location.migrations();
     // Adding the column is not all of that migration: the events must also be chained.
     let is_chained = format.is_none_or(|format| format >= chain::FORMAT);
-    let is_done =
-        |version: i64| done.contains(&version) && (is_chained || version != chain::MIGRATION);
+    let is_done = |version: i64| {
+        applied_versions.contains(&version) && (is_chained || version != chain::MIGRATION)
+    };
     Ok(StoreFormat {
         store: location.to_string(),
         format,
@@ -119,7 +123,7 @@ async fn look(location: &Location, connection: &mut Owned) -> Result<StoreFormat
 pub(crate) async fn apply(
     location: &Location,
     connection: &mut Owned,
-    progress: &mut Chained<'_>,
+    progress: &mut ChainProgress<'_>,
 ) -> Result<(), StoreError> {
     if let Some(format) = statements::format(&mut connection.get()).await? {
         known_format(location, &format)?;
@@ -138,7 +142,7 @@ pub(crate) async fn apply(
     // Another process may have created the tables in the meantime.
     let format = format.map(|format| known_format(location, &format));
     if format.transpose()?.is_none_or(|format| format < FORMAT) {
-        chain::bring_up(location, connection, progress).await?;
+        chain::upgrade(location, connection, progress).await?;
     }
     let connection = &mut connection.get();
     statements::set_meta_once(connection, "buckets", &BUCKETS.to_string()).await?;
@@ -147,7 +151,9 @@ pub(crate) async fn apply(
 
 fn failed(location: &Location, error: &MigrateError) -> StoreError {
     let damaged = match error {
-        MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _) => damage(cause),
+        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
+            as_damaged(source)
+        }
         _ => None,
     };
     damaged.unwrap_or_else(|| StoreError::Database(format!("{location}: {error}")))

@@ -53,7 +53,7 @@ pub(crate) struct CursorRow<'a> {
 
 /// A stored idempotency key, without the key itself.
 #[derive(Clone, Debug, sqlx::FromRow)]
-pub(crate) struct StoredCause {
+pub(crate) struct StoredIdempotencyKey {
     pub body_hash: String,
     pub result: Option<String>,
     /// The positions that the commit wrote, as a JSON list.
@@ -61,14 +61,15 @@ pub(crate) struct StoredCause {
     pub time: i64,
 }
 
-impl StoredCause {
+impl StoredIdempotencyKey {
     pub(crate) fn positions(&self) -> Result<Vec<Position>, StoreError> {
-        serde_json::from_str(&self.positions)
-            .map_err(|error| StoreError::Database(format!("positions of an idempotency key: {error}")))
+        serde_json::from_str(&self.positions).map_err(|error| {
+            StoreError::Database(format!("positions of an idempotency key: {error}"))
+        })
     }
 }
 
-pub(crate) type CauseColumns = (String, String, Option<String>, String, i64);
+pub(crate) type IdempotencyKeyColumns = (String, String, Option<String>, String, i64);
 
 pub(crate) fn parse_position(text: &str) -> Result<Position, StoreError> {
     let parsed = text.parse().map(Position);
@@ -77,7 +78,7 @@ pub(crate) fn parse_position(text: &str) -> Result<Position, StoreError> {
 
 /// The version and position of a stored snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SnapshotPlace {
+pub(crate) struct SnapshotPosition {
     pub version: u32,
     pub position: Position,
 }
@@ -87,37 +88,37 @@ pub(crate) fn version_of(version: i64) -> u32 {
     u32::try_from(version).unwrap_or(u32::MAX)
 }
 
-pub(crate) fn snapshot_place_of((version, position): (i64, i64)) -> SnapshotPlace {
-    SnapshotPlace {
+pub(crate) fn snapshot_position_of((version, position): (i64, i64)) -> SnapshotPosition {
+    SnapshotPosition {
         version: version_of(version),
         position: Position(position as u64),
     }
 }
 
 /// The parts of snapshots to be written or deleted.
-pub(crate) struct Parts<'a> {
+pub(crate) struct SnapshotParts<'a> {
     /// Key and document.
-    pub kept: Vec<(&'a SnapshotMeta, &'a str, &'a str)>,
-    pub gone: Vec<(&'a SnapshotMeta, &'a str)>,
+    pub upserts: Vec<(&'a SnapshotMeta, &'a str, &'a str)>,
+    pub deletions: Vec<(&'a SnapshotMeta, &'a str)>,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> SnapshotParts<'a> {
     pub(crate) fn of(changes: &[&'a SnapshotChange]) -> Self {
-        let (mut kept, mut gone) = (Vec::new(), Vec::new());
+        let (mut upserts, mut deletions) = (Vec::new(), Vec::new());
         for change in changes {
             for (key, doc) in &change.parts {
                 match doc {
-                    Some(doc) => kept.push((&change.meta, key.as_str(), doc.as_str())),
-                    None => gone.push((&change.meta, key.as_str())),
+                    Some(doc) => upserts.push((&change.meta, key.as_str(), doc.as_str())),
+                    None => deletions.push((&change.meta, key.as_str())),
                 }
             }
         }
-        Self { kept, gone }
+        Self { upserts, deletions }
     }
 }
 
 /// Returns the snapshots that are replaced completely.
-pub(crate) fn replaced<'a>(changes: &[&'a SnapshotChange]) -> Vec<&'a SnapshotMeta> {
+pub(crate) fn fully_replaced<'a>(changes: &[&'a SnapshotChange]) -> Vec<&'a SnapshotMeta> {
     let whole = changes.iter().filter(|change| change.base.is_none());
     whole.map(|change| &change.meta).collect()
 }
@@ -130,7 +131,7 @@ pub(crate) const UPDATE_PART: &str =
     " ON CONFLICT (consumer, bucket, key) DO UPDATE SET doc = excluded.doc";
 
 /// The conflict clause of upserts of read-model rows. Unchanged rows are neither written nor counted.
-pub(crate) const UPDATE_WHAT_DIFFERS: &str = " ON CONFLICT (model, key) DO UPDATE SET \
+pub(crate) const UPDATE_CHANGED_ROWS: &str = " ON CONFLICT (model, key) DO UPDATE SET \
      endpoint = excluded.endpoint, deployment = excluded.deployment, position = excluded.position, \
      time = excluded.time, doc = excluded.doc \
      WHERE rows.endpoint <> excluded.endpoint OR rows.deployment <> excluded.deployment \

@@ -29,10 +29,10 @@ macro_rules! run {
                     .await
             }
             $crate::sql::connection::Connection::Postgres(connection, limit) => {
-                let running = sqlx::$kind::<sqlx::Postgres, $row>($sql)
+                let query = sqlx::$kind::<sqlx::Postgres, $row>($sql)
                     $(.bind($bind))*
                     .$fetch(&mut **connection);
-                $crate::sql::connection::limited(*limit, running).await
+                $crate::sql::connection::limited(*limit, query).await
             }
         }
     };
@@ -43,17 +43,17 @@ macro_rules! execute {
     ($connection:expr, $sql:expr $(, $bind:expr)* $(,)?) => {
         match $connection {
             $crate::sql::connection::Connection::Sqlite(connection) => {
-                let running = sqlx::query::<sqlx::Sqlite>($sql)
+                let query = sqlx::query::<sqlx::Sqlite>($sql)
                     $(.bind($bind))*
                     .execute(&mut **connection);
-                running.await.map(|done| done.rows_affected())
+                query.await.map(|done| done.rows_affected())
             }
             $crate::sql::connection::Connection::Postgres(connection, limit) => {
-                let running = sqlx::query::<sqlx::Postgres>($sql)
+                let query = sqlx::query::<sqlx::Postgres>($sql)
                     $(.bind($bind))*
                     .execute(&mut **connection);
-                let running = $crate::sql::connection::limited(*limit, running);
-                running.await.map(|done| done.rows_affected())
+                let query = $crate::sql::connection::limited(*limit, query);
+                query.await.map(|done| done.rows_affected())
             }
         }
     };
@@ -64,9 +64,9 @@ pub(crate) use {execute, run};
 /// Fails with a timeout if the server does not answer within the limit.
 pub async fn limited<T>(
     limit: Duration,
-    running: impl Future<Output = sqlx::Result<T>>,
+    query: impl Future<Output = sqlx::Result<T>>,
 ) -> sqlx::Result<T> {
-    match tokio::time::timeout(limit, running).await {
+    match tokio::time::timeout(limit, query).await {
         Ok(done) => done,
         Err(_) => Err(sqlx::Error::Io(std::io::Error::new(
             std::io::ErrorKind::TimedOut,
@@ -93,8 +93,8 @@ impl Owned {
         match self {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
             Self::Postgres(connection, limit) => {
-                let begun = limited(*limit, connection.begin()).await?;
-                Ok(Transaction::Postgres(begun, *limit))
+                let transaction = limited(*limit, connection.begin()).await?;
+                Ok(Transaction::Postgres(transaction, *limit))
             }
         }
     }
@@ -192,8 +192,8 @@ impl Pooled {
         match self {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
             Self::Postgres(connection, limit) => {
-                let begun = limited(*limit, connection.begin()).await?;
-                Ok(Transaction::Postgres(begun, *limit))
+                let transaction = limited(*limit, connection.begin()).await?;
+                Ok(Transaction::Postgres(transaction, *limit))
             }
         }
     }
@@ -204,8 +204,8 @@ impl Pooled {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
             Self::Postgres(connection, limit) => {
                 let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                let begun = limited(*limit, connection.begin_with(begin)).await?;
-                Ok(Transaction::Postgres(begun, *limit))
+                let transaction = limited(*limit, connection.begin_with(begin)).await?;
+                Ok(Transaction::Postgres(transaction, *limit))
             }
         }
     }

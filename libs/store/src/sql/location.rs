@@ -12,55 +12,57 @@ use crate::sql::{postgres, sqlite};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Location {
-    Sqlite(sqlite::Place),
-    Postgres(Box<postgres::Place>),
+    Sqlite(sqlite::SqliteFile),
+    Postgres(Box<postgres::PostgresDatabase>),
 }
 
 impl Location {
     pub(crate) fn parse(url: &str) -> Result<Self, StoreError> {
         if let Some(path) = url.strip_prefix("sqlite:") {
-            return Ok(Self::Sqlite(sqlite::Place::parse(url, path)?));
+            return Ok(Self::Sqlite(sqlite::SqliteFile::parse(url, path)?));
         }
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            return Ok(Self::Postgres(Box::new(postgres::Place::parse(url)?)));
+            return Ok(Self::Postgres(Box::new(postgres::PostgresDatabase::parse(
+                url,
+            )?)));
         }
-        Err(StoreError::Refused(not_a_store(url)))
+        Err(StoreError::Refused(invalid_url(url)))
     }
 
     /// Locks the store for this process, if only one process may open it.
     pub(crate) fn lock(&self) -> Result<Option<File>, StoreError> {
         match self {
-            Self::Sqlite(place) => place.lock().map(Some),
+            Self::Sqlite(file) => file.lock().map(Some),
             Self::Postgres(_) => Ok(None),
         }
     }
 
     pub(crate) async fn open_writer(&self) -> Result<Owned, StoreError> {
         match self {
-            Self::Sqlite(place) => place.open_writer().await,
-            Self::Postgres(place) => place.open_writer().await,
+            Self::Sqlite(file) => file.open_writer().await,
+            Self::Postgres(database) => database.open_writer().await,
         }
     }
 
     /// Opens a connection for migrations, which may take long.
     pub(crate) async fn open_migrator(&self) -> Result<Owned, StoreError> {
         match self {
-            Self::Sqlite(place) => place.open_writer().await,
-            Self::Postgres(place) => place.open_migrator().await,
+            Self::Sqlite(file) => file.open_writer().await,
+            Self::Postgres(database) => database.open_migrator().await,
         }
     }
 
     pub(crate) async fn open_readers(&self) -> Result<Pool, StoreError> {
         match self {
-            Self::Sqlite(place) => place.open_readers().await,
-            Self::Postgres(place) => place.open_readers().await,
+            Self::Sqlite(file) => file.open_readers().await,
+            Self::Postgres(database) => database.open_readers().await,
         }
     }
 
     /// The path of an SQLite store.
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {
-            Self::Sqlite(place) => Some(place.path()),
+            Self::Sqlite(file) => Some(file.path()),
             Self::Postgres(_) => None,
         }
     }
@@ -68,7 +70,7 @@ impl Location {
     /// Whether the store does not exist yet.
     pub(crate) fn is_missing(&self) -> bool {
         match self {
-            Self::Sqlite(place) => !place.path().exists(),
+            Self::Sqlite(file) => !file.path().exists(),
             Self::Postgres(_) => false,
         }
     }
@@ -82,7 +84,7 @@ impl Location {
 }
 
 /// Returns an error with the correct forms. The URL is not repeated, as it may contain a password.
-fn not_a_store(text: &str) -> String {
+fn invalid_url(text: &str) -> String {
     const DATABASE: &str = "postgres://USER:PASSWORD@HOST:PORT/DATABASE";
     match text.split_once("://") {
         Some(("kafka", _)) => format!(
@@ -106,8 +108,8 @@ fn not_a_store(text: &str) -> String {
 impl std::fmt::Display for Location {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Sqlite(place) => place.path().display().fmt(f),
-            Self::Postgres(place) => f.write_str(place.name()),
+            Self::Sqlite(file) => file.path().display().fmt(f),
+            Self::Postgres(database) => f.write_str(database.name()),
         }
     }
 }
@@ -122,10 +124,10 @@ mod tests {
 
     #[test]
     fn the_error_for_a_bare_path_suggests_its_url() {
-        let said = refused("/var/lib/penstock.db");
+        let message = refused("/var/lib/penstock.db");
         assert!(
-            said.contains("write sqlite:/var/lib/penstock.db,"),
-            "{said}"
+            message.contains("write sqlite:/var/lib/penstock.db,"),
+            "{message}"
         );
     }
 
@@ -136,9 +138,9 @@ mod tests {
             "postgres:me:secret@host/db",
             "host=db password=secret",
         ] {
-            let said = refused(text);
-            assert!(!said.contains("secret"), "{said}");
-            assert!(said.contains("write sqlite:PATH"), "{said}");
+            let message = refused(text);
+            assert!(!message.contains("secret"), "{message}");
+            assert!(message.contains("write sqlite:PATH"), "{message}");
         }
     }
 }

@@ -8,11 +8,11 @@ use contract::ids::Position;
 use tokio::sync::watch;
 
 #[derive(Clone)]
-pub(crate) struct Head {
+pub(crate) struct LogHead {
     sender: Arc<watch::Sender<Position>>,
 }
 
-impl Head {
+impl LogHead {
     pub(crate) fn at(position: Position) -> Self {
         Self {
             sender: Arc::new(watch::Sender::new(position)),
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn the_head_never_decreases() {
-        let head = Head::at(Position(3));
+        let head = LogHead::at(Position(3));
         let mut watch = head.watch();
         head.advance(Position(5));
         head.advance(Position(4));

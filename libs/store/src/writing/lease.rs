@@ -13,7 +13,7 @@ use crate::model::commit::Fence;
 use crate::model::error::StoreError;
 use crate::sql::connection::{Connection, execute, run};
 use crate::sql::{postgres, sqlite};
-use crate::writing::known::Known;
+use crate::writing::cache::WriterCache;
 
 pub(crate) enum FenceChange {
     Take {
@@ -39,18 +39,18 @@ impl FenceChange {
     pub(crate) async fn write(
         &self,
         connection: &mut Connection<'_>,
-        known: &mut Known,
+        cache: &mut WriterCache,
     ) -> Result<Option<u64>, StoreError> {
         match self {
             Self::Take { name } => {
                 let generation = take(connection, name).await?;
-                known.fences.insert(name.clone(), generation);
+                cache.fences.insert(name.clone(), generation);
                 Ok(Some(generation))
             }
             Self::Acquire { name, holder, ttl } => {
                 let acquired = acquire(connection, name, holder, *ttl).await?;
                 if let Some(generation) = acquired {
-                    known.fences.insert(name.clone(), generation);
+                    cache.fences.insert(name.clone(), generation);
                 }
                 Ok(acquired)
             }
@@ -69,13 +69,13 @@ impl FenceChange {
 /// Takes fences in the order in which batches lock them, which prevents deadlocks.
 pub(crate) async fn take_all(
     connection: &mut Connection<'_>,
-    known: &mut Known,
+    cache: &mut WriterCache,
     names: &[String],
 ) -> Result<Vec<Fence>, StoreError> {
     let mut fences = Vec::with_capacity(names.len());
     for name in names.iter().collect::<BTreeSet<_>>() {
         let generation = take(connection, name).await?;
-        known.fences.insert(name.clone(), generation);
+        cache.fences.insert(name.clone(), generation);
         fences.push(Fence {
             name: name.clone(),
             generation,

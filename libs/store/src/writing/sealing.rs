@@ -5,14 +5,14 @@
 
 use contract::ids::Position;
 
-use crate::archive::shelf::FOLDER;
+use crate::archive::archive_set::FOLDER;
 use crate::model::archive::Archive;
 use crate::model::error::StoreError;
 use crate::schema::format::FORMAT_WITH_ARCHIVES;
 use crate::sql::connection::Connection;
 use crate::sql::statements;
 
-pub(crate) struct Sealing {
+pub(crate) struct NewArchive {
     pub archive: Archive,
     /// The last position of the previous file.
     pub after: Position,
@@ -20,7 +20,7 @@ pub(crate) struct Sealing {
     pub folder: Option<String>,
 }
 
-impl Sealing {
+impl NewArchive {
     pub(crate) async fn write(&self, connection: &mut Connection<'_>) -> Result<(), StoreError> {
         let sealed = statements::sealed(connection).await?;
         if sealed != self.after {

@@ -33,7 +33,8 @@ const INVALID_PASSWORD: &str = "28P01";
 const INVALID_AUTHORIZATION: &str = "28000";
 
 /// Whether the kind of an event's stream is not in a list such as `,usage/,access/,`.
-pub(crate) const IS_WANTED: &str = "strpos($5, ',' || split_part(stream, '/', 1) || '/,') = 0";
+pub(crate) const KIND_IS_INCLUDED: &str =
+    "strpos($5, ',' || split_part(stream, '/', 1) || '/,') = 0";
 
 /// Whether a table of the store exists already.
 pub(crate) const TABLE_EXISTS: &str = "SELECT COUNT(*) FROM information_schema.tables \
@@ -43,7 +44,7 @@ pub(crate) const TABLE_EXISTS: &str = "SELECT COUNT(*) FROM information_schema.t
 pub(crate) const NOW: &str = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
 
 /// Requires a chain hash on new events, so that a running release without the chain can no longer append.
-pub(crate) async fn only_chained(connection: &mut PgConnection) -> sqlx::Result<()> {
+pub(crate) async fn require_chain(connection: &mut PgConnection) -> sqlx::Result<()> {
     // NOT VALID: existing rows are not checked, however long the log is.
     sqlx::raw_sql(
         "ALTER TABLE events DROP CONSTRAINT IF EXISTS events_chained; \
@@ -56,22 +57,22 @@ pub(crate) async fn only_chained(connection: &mut PgConnection) -> sqlx::Result<
 
 /// The PostgreSQL database of a store.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub(crate) struct PostgresDatabase {
     options: PgConnectOptions,
     limit: Duration,
     name: String,
 }
 
 /// Omits the options, which may contain a password.
-impl std::fmt::Debug for Place {
+impl std::fmt::Debug for PostgresDatabase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.name)
     }
 }
 
-impl Place {
+impl PostgresDatabase {
     pub(crate) fn parse(url: &str) -> Result<Self, StoreError> {
-        let (url, limit) = take_timeout(url)?;
+        let (url, limit) = split_timeout(url)?;
         // The URL is not repeated, as it may contain a password.
         let options = PgConnectOptions::from_str(&url).map_err(|error| {
             StoreError::Refused(format!(
@@ -104,8 +105,8 @@ impl Place {
     /// The server-side timeouts of a connection. Those that the URL's own `options` set take precedence.
     fn settings(&self) -> Vec<(&'static str, String)> {
         let millis = self.limit.as_millis().to_string();
-        let theirs = self.options.get_options().unwrap_or_default().to_owned();
-        let ours = [
+        let configured = self.options.get_options().unwrap_or_default().to_owned();
+        let defaults = [
             ("statement_timeout", millis.clone()),
             ("lock_timeout", millis.clone()),
             // A process that is paused within a transaction must not keep holding the commit lock.
@@ -115,8 +116,10 @@ impl Place {
             ("tcp_keepalives_count", "3".to_owned()),
             ("tcp_user_timeout", millis),
         ];
-        let free = ours.into_iter().filter(|(name, _)| !theirs.contains(name));
-        free.collect()
+        let remaining = defaults
+            .into_iter()
+            .filter(|(name, _)| !configured.contains(name));
+        remaining.collect()
     }
 
     async fn connect(&self, options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
@@ -128,12 +131,12 @@ impl Place {
 
     /// Refuses a database that cannot store every text, and ensures that commits are durable.
     async fn prepare(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
-        let asking = sqlx::query_as::<_, (String, String)>(
+        let query = sqlx::query_as::<_, (String, String)>(
             "SELECT current_setting('server_encoding'), CASE current_setting('synchronous_commit') \
              WHEN 'off' THEN set_config('synchronous_commit', 'on', false) ELSE '' END",
         )
         .fetch_one(connection);
-        let (encoding, _) = limited(self.limit, asking)
+        let (encoding, _) = limited(self.limit, query)
             .await
             .map_err(|error| self.failed(&error))?;
         if encoding == "UTF8" {
@@ -170,7 +173,7 @@ impl Place {
     fn failed(&self, error: &sqlx::Error) -> StoreError {
         let remedy = remedy(error).map_or(String::new(), |remedy| format!("; {remedy}"));
         let text = format!("{} cannot be opened: {error}{remedy}", self.name);
-        match may_pass(error) {
+        match is_transient(error) {
             true => StoreError::Database(text),
             false => StoreError::Refused(text),
         }
@@ -179,7 +182,7 @@ impl Place {
 
 /// Whether a connection error may resolve by itself. Failed logins (class 28), a missing database (3D000)
 /// and invalid settings of ours do not.
-fn may_pass(error: &sqlx::Error) -> bool {
+fn is_transient(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(error) => {
             let code = error.code().unwrap_or_default();
@@ -193,39 +196,43 @@ fn may_pass(error: &sqlx::Error) -> bool {
 /// Returns advice on a failed connection.
 fn remedy(error: &sqlx::Error) -> Option<&'static str> {
     if let sqlx::Error::Database(refused) = error {
-        let said = refused.message();
+        let message = refused.message();
         return match refused.code()?.as_ref() {
             INVALID_PASSWORD => Some(
                 "check the user and the password in the store's URL, or in the file that PGPASSFILE names",
             ),
-            INVALID_AUTHORIZATION if said.contains("no encryption") => Some(
+            INVALID_AUTHORIZATION if message.contains("no encryption") => Some(
                 "the server requires TLS: add sslmode=verify-full to the store's URL, and sslrootcert=PATH for a private certificate authority",
             ),
-            INVALID_AUTHORIZATION if said.contains("SSL encryption") || said.contains("pg_hba") => {
+            INVALID_AUTHORIZATION
+                if message.contains("SSL encryption") || message.contains("pg_hba") =>
+            {
                 Some("its pg_hba.conf has no entry for this user, database and address")
             }
             _ => None,
         };
     }
-    let said = error.to_string();
-    if said.contains("UnknownIssuer") {
+    let message = error.to_string();
+    if message.contains("UnknownIssuer") {
         return Some(
             "its certificate is not signed by a trusted authority: name the authority's certificate file with sslrootcert=PATH in the store's URL",
         );
     }
-    if said.contains("NotValidForName") {
+    if message.contains("NotValidForName") {
         return Some(
             "its certificate is for another host name: use the name in the certificate in the store's URL",
         );
     }
-    if said.contains("server does not support TLS") {
-        return Some("it does not support TLS: enable it on the server, or remove sslmode from the store's URL");
+    if message.contains("server does not support TLS") {
+        return Some(
+            "it does not support TLS: enable it on the server, or remove sslmode from the store's URL",
+        );
     }
     None
 }
 
 /// Removes `timeout=SECONDS`, our own parameter, from the URL.
-fn take_timeout(url: &str) -> Result<(String, Duration), StoreError> {
+fn split_timeout(url: &str) -> Result<(String, Duration), StoreError> {
     let Some((base, query)) = url.split_once('?') else {
         return Ok((url.to_owned(), TIMEOUT));
     };
@@ -256,25 +263,26 @@ mod tests {
 
     #[test]
     fn the_name_of_a_location_contains_no_password() {
-        let place = Place::parse("postgres://me:secret@db.example:6000/log?timeout=3").unwrap();
-        assert_eq!(place.name(), "db.example:6000/log");
-        assert_eq!(place.limit, Duration::from_secs(3));
-        assert_eq!(format!("{place:?}"), "db.example:6000/log");
+        let database =
+            PostgresDatabase::parse("postgres://me:secret@db.example:6000/log?timeout=3").unwrap();
+        assert_eq!(database.name(), "db.example:6000/log");
+        assert_eq!(database.limit, Duration::from_secs(3));
+        assert_eq!(format!("{database:?}"), "db.example:6000/log");
     }
 
     #[test]
     fn only_the_timeout_is_removed_from_the_url() {
-        let (url, limit) = take_timeout("postgres://h/d?sslmode=require&timeout=7&a=b").unwrap();
+        let (url, limit) = split_timeout("postgres://h/d?sslmode=require&timeout=7&a=b").unwrap();
         assert_eq!(url, "postgres://h/d?sslmode=require&a=b");
         assert_eq!(limit, Duration::from_secs(7));
         for bad in ["0", "x", "-1"] {
-            assert!(take_timeout(&format!("postgres://h/d?timeout={bad}")).is_err());
+            assert!(split_timeout(&format!("postgres://h/d?timeout={bad}")).is_err());
         }
     }
 
     #[test]
     fn a_url_without_a_database_is_refused() {
-        let refused = Place::parse("postgres://me:secret@db.example").unwrap_err();
+        let refused = PostgresDatabase::parse("postgres://me:secret@db.example").unwrap_err();
         assert!(refused.to_string().contains("names no database"));
         assert!(!refused.to_string().contains("secret"));
     }

@@ -9,7 +9,8 @@ use sqlx::{QueryBuilder, SqliteConnection};
 use crate::model::raw::EventRow;
 use crate::model::snapshot::SnapshotChange;
 use crate::sql::columns::{
-    self, CursorRow, Parts, StoredCause, UPDATE_PART, UPDATE_SNAPSHOT, UPDATE_WHAT_DIFFERS,
+    self, CursorRow, SnapshotParts, StoredIdempotencyKey, UPDATE_CHANGED_ROWS, UPDATE_PART,
+    UPDATE_SNAPSHOT,
 };
 
 type Db = sqlx::Sqlite;
@@ -89,7 +90,7 @@ pub(crate) async fn write_rows(
                 .push_bind(change.time.millis())
                 .push_bind((*doc).clone());
         });
-        upsert.push(UPDATE_WHAT_DIFFERS);
+        upsert.push(UPDATE_CHANGED_ROWS);
         let written = upsert.build().execute(&mut *connection).await?;
         changed += written.rows_affected();
     }
@@ -127,7 +128,7 @@ pub(crate) async fn write_snapshots(
     connection: &mut SqliteConnection,
     changes: &[&SnapshotChange],
 ) -> sqlx::Result<()> {
-    for meta in columns::replaced(changes) {
+    for meta in columns::fully_replaced(changes) {
         sqlx::query("DELETE FROM snapshot_parts WHERE consumer = $1 AND bucket = $2")
             .bind(&meta.consumer)
             .bind(i64::from(meta.bucket.0))
@@ -152,8 +153,8 @@ pub(crate) async fn write_snapshots(
         .execute(&mut *connection)
         .await?;
     }
-    let parts = Parts::of(changes);
-    for chunk in chunks(&parts.kept) {
+    let parts = SnapshotParts::of(changes);
+    for chunk in chunks(&parts.upserts) {
         QueryBuilder::<Db>::new("INSERT INTO snapshot_parts (consumer, bucket, key, doc) ")
             .push_values(chunk, |mut row, (meta, key, doc)| {
                 row.push_bind(meta.consumer.clone())
@@ -166,7 +167,7 @@ pub(crate) async fn write_snapshots(
             .execute(&mut *connection)
             .await?;
     }
-    for (meta, key) in parts.gone {
+    for (meta, key) in parts.deletions {
         sqlx::query("DELETE FROM snapshot_parts WHERE consumer = $1 AND bucket = $2 AND key = $3")
             .bind(&meta.consumer)
             .bind(i64::from(meta.bucket.0))
@@ -177,11 +178,11 @@ pub(crate) async fn write_snapshots(
     Ok(())
 }
 
-pub(crate) async fn write_causes(
+pub(crate) async fn write_idempotency_keys(
     connection: &mut SqliteConnection,
-    causes: &[(&str, &StoredCause)],
+    idempotency_keys: &[(&str, &StoredIdempotencyKey)],
 ) -> sqlx::Result<()> {
-    for chunk in chunks(causes) {
+    for chunk in chunks(idempotency_keys) {
         QueryBuilder::<Db>::new("INSERT INTO causes (key, body_hash, result, positions, time) ")
             .push_values(chunk, |mut row, (key, cause)| {
                 row.push_bind((*key).to_owned())

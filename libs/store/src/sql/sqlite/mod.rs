@@ -13,7 +13,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 
 use crate::model::error::StoreError;
 use crate::sql::connection::{Owned, Pool};
-use crate::sql::fault::damage;
+use crate::sql::db_error::as_damaged;
 
 pub(crate) mod inserts;
 
@@ -34,11 +34,11 @@ pub(crate) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// The SQLite file of a store.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct SqliteFile {
     path: PathBuf,
 }
 
-impl Place {
+impl SqliteFile {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -129,7 +129,7 @@ impl Place {
 
     fn failed(&self, error: &sqlx::Error) -> StoreError {
         let path = self.path.display();
-        damage(error)
+        as_damaged(error)
             .unwrap_or_else(|| StoreError::Database(format!("{path} cannot be opened: {error}")))
     }
 }
@@ -144,7 +144,7 @@ fn lock_path(database: &Path) -> PathBuf {
 pub(crate) const NOW: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
 
 /// Whether the kind of an event's stream is not in a list such as `,usage/,access/,`.
-pub(crate) const IS_WANTED: &str =
+pub(crate) const KIND_IS_INCLUDED: &str =
     "instr($5, ',' || substr(stream, 1, instr(stream, '/')) || ',') = 0";
 
 /// Whether a table of the store exists already.

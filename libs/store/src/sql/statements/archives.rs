@@ -121,7 +121,7 @@ pub(crate) async fn next_of_bucket(
 
 /// Returns how far each consumer has read each bucket, by its cursor and by its snapshot. Snapshots of a
 /// consumer with a lease of the same name count only while the lease is held, that is, while it runs.
-pub(crate) async fn reached(
+pub(crate) async fn consumer_positions(
     connection: &mut Connection<'_>,
 ) -> Result<Vec<(String, Bucket, Position)>> {
     let now = match connection {

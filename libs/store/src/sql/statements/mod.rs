@@ -15,7 +15,8 @@ use contract::time::Timestamp;
 use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
 use crate::sql::columns::{
-    CauseColumns, CursorRow, RawColumns, StoredCause, from_columns, parse_position,
+    CursorRow, IdempotencyKeyColumns, RawColumns, StoredIdempotencyKey, from_columns,
+    parse_position,
 };
 use crate::sql::connection::{Connection, execute, run};
 use crate::sql::{postgres, sqlite};
@@ -204,13 +205,13 @@ pub(crate) async fn cursors(
     Ok(stored.into_iter().map(pair).collect())
 }
 
-pub(crate) async fn cause(
+pub(crate) async fn idempotency_key(
     connection: &mut Connection<'_>,
     key: &str,
-) -> Result<Option<StoredCause>> {
+) -> Result<Option<StoredIdempotencyKey>> {
     Ok(run!(
         connection,
-        query_as<StoredCause>.fetch_optional,
+        query_as<StoredIdempotencyKey>.fetch_optional,
         "SELECT body_hash, result, positions, time FROM causes WHERE key = $1",
         key
     )?)
@@ -324,23 +325,25 @@ pub(crate) async fn write_cursors(
     }
 }
 
-pub(crate) async fn write_causes(
+pub(crate) async fn write_idempotency_keys(
     connection: &mut Connection<'_>,
-    causes: &[(&str, &StoredCause)],
+    idempotency_keys: &[(&str, &StoredIdempotencyKey)],
 ) -> sqlx::Result<()> {
-    if causes.is_empty() {
+    if idempotency_keys.is_empty() {
         return Ok(());
     }
     match connection {
-        Connection::Sqlite(connection) => sqlite::inserts::write_causes(connection, causes).await,
+        Connection::Sqlite(connection) => {
+            sqlite::inserts::write_idempotency_keys(connection, idempotency_keys).await
+        }
         Connection::Postgres(connection, limit) => {
-            postgres::inserts::write_causes(connection, *limit, causes).await
+            postgres::inserts::write_idempotency_keys(connection, *limit, idempotency_keys).await
         }
     }
 }
 
 /// Deletes idempotency keys of requests that are older than this. Those of consumers stay.
-pub(crate) async fn prune_causes(
+pub(crate) async fn prune_request_keys(
     connection: &mut Connection<'_>,
     before: Timestamp,
 ) -> sqlx::Result<()> {
@@ -390,14 +393,14 @@ pub(crate) async fn raise_fence(
 }
 
 /// Returns idempotency keys, in order.
-pub(crate) async fn causes_after(
+pub(crate) async fn idempotency_keys_after(
     connection: &mut Connection<'_>,
     after: &str,
     limit: usize,
-) -> Result<Vec<CauseColumns>> {
+) -> Result<Vec<IdempotencyKeyColumns>> {
     Ok(run!(
         connection,
-        query_as<CauseColumns>.fetch_all,
+        query_as<IdempotencyKeyColumns>.fetch_all,
         "SELECT key, body_hash, result, positions, time FROM causes \
          WHERE key > $1 ORDER BY key LIMIT $2",
         after,
@@ -406,7 +409,7 @@ pub(crate) async fn causes_after(
 }
 
 /// Returns the idempotency keys between two keys, both inclusive.
-pub(crate) async fn cause_keys(
+pub(crate) async fn existing_idempotency_keys(
     connection: &mut Connection<'_>,
     first: &str,
     last: &str,

@@ -7,16 +7,16 @@ use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 
 use crate::model::snapshot::{SnapshotChange, SnapshotMeta};
-use crate::sql::columns::{SnapshotPlace, snapshot_place_of, version_of};
+use crate::sql::columns::{SnapshotPosition, snapshot_position_of, version_of};
 use crate::sql::connection::{Connection, run};
 use crate::sql::{postgres, sqlite};
 
 /// Returns the version and position of a snapshot, if there is one.
-pub(crate) async fn snapshot_place(
+pub(crate) async fn snapshot_position(
     connection: &mut Connection<'_>,
     consumer: &str,
     bucket: Bucket,
-) -> Result<Option<SnapshotPlace>> {
+) -> Result<Option<SnapshotPosition>> {
     let found = run!(
         connection,
         query_as<(i64, i64)>.fetch_optional,
@@ -24,7 +24,7 @@ pub(crate) async fn snapshot_place(
         consumer,
         i64::from(bucket.0)
     )?;
-    Ok(found.map(snapshot_place_of))
+    Ok(found.map(snapshot_position_of))
 }
 
 /// Returns a snapshot's metadata and hash, without its parts.

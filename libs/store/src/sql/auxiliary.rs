@@ -29,15 +29,15 @@ pub struct Beside {
 impl Beside {
     pub fn file(path: &Path) -> Self {
         Self {
-            location: Location::Sqlite(sqlite::Place::at(path)),
+            location: Location::Sqlite(sqlite::SqliteFile::at(path)),
         }
     }
 
     /// Tables in the database of a PostgreSQL store.
     pub fn database(url: &str) -> Result<Self, StoreError> {
-        let place = postgres::Place::parse(url)?;
+        let database = postgres::PostgresDatabase::parse(url)?;
         Ok(Self {
-            location: Location::Postgres(Box::new(place)),
+            location: Location::Postgres(Box::new(database)),
         })
     }
 
@@ -67,7 +67,7 @@ impl Beside {
     /// Opens the connection for writing to a file. None for a database, which is written through its pool.
     pub async fn writer(&self) -> Result<Option<Owned>, StoreError> {
         match &self.location {
-            Location::Sqlite(place) => place.open_writer().await.map(Some),
+            Location::Sqlite(file) => file.open_writer().await.map(Some),
             Location::Postgres(_) => Ok(None),
         }
     }

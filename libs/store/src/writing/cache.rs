@@ -13,7 +13,7 @@ use contract::time::Timestamp;
 
 use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
-use crate::sql::columns::{SnapshotPlace, StoredCause};
+use crate::sql::columns::{SnapshotPosition, StoredIdempotencyKey};
 use crate::sql::connection::Connection;
 use crate::sql::statements;
 
@@ -30,7 +30,7 @@ pub(crate) struct BucketHead {
 }
 
 #[derive(Default)]
-pub(crate) struct Known {
+pub(crate) struct WriterCache {
     /// The last position that was assigned.
     pub head: Position,
     /// The lowest position that may be assigned.
@@ -42,14 +42,14 @@ pub(crate) struct Known {
     pub fences: HashMap<String, u64>,
     pub cursors: HashMap<(&'static str, Bucket), Position>,
     /// None if no snapshot is stored.
-    pub snapshots: HashMap<(String, Bucket), Option<SnapshotPlace>>,
+    pub snapshots: HashMap<(String, Bucket), Option<SnapshotPosition>>,
     /// The stored keys that the batch names; None if they are looked up one by one.
-    pub causes: Option<BTreeMap<String, StoredCause>>,
+    pub idempotency_keys: Option<BTreeMap<String, StoredIdempotencyKey>>,
 }
 
-impl Known {
+impl WriterCache {
     /// Loads the state that is kept across batches.
-    pub(crate) async fn read(connection: &mut Connection<'_>) -> Result<Self, StoreError> {
+    pub(crate) async fn load(connection: &mut Connection<'_>) -> Result<Self, StoreError> {
         if let Connection::Postgres(..) = connection {
             return Ok(Self::default());
         }
@@ -69,7 +69,7 @@ impl Known {
         })
     }
 
-    pub(crate) fn forget_if_many(&mut self) {
+    pub(crate) fn evict_if_full(&mut self) {
         let cached = self.versions.len() + self.fences.len() + self.cursors.len();
         if cached + self.snapshots.len() > CACHED_MAX {
             self.versions.clear();
@@ -80,7 +80,7 @@ impl Known {
     }
 
     /// Ensures that the hash of the bucket's last event is loaded.
-    pub(crate) async fn know_hash(
+    pub(crate) async fn load_head_hash(
         &mut self,
         connection: &mut Connection<'_>,
         bucket: Bucket,
@@ -94,28 +94,33 @@ impl Known {
         let last = statements::read_at(connection, head.position).await?;
         let last = last.ok_or_else(|| {
             let at = head.position;
-            StoreError::Database(format!("the last event of bucket {bucket}, at {at}, is missing"))
+            StoreError::Database(format!(
+                "the last event of bucket {bucket}, at {at}, is missing"
+            ))
         })?;
-        head.hash = Some(EventRow::raw(&last).hash());
+        head.hash = Some(EventRow::from_raw(&last).hash());
         Ok(())
     }
 
     /// Allocates the next position for an event of this bucket. Returns it with the position and the hash
     /// of the bucket's last event; the hash must be loaded.
-    pub(crate) fn give(&mut self, bucket: Bucket) -> (Position, Position, ChainHash) {
+    pub(crate) fn allocate(&mut self, bucket: Bucket) -> (Position, Position, ChainHash) {
         self.head = Position((self.head.0 + 1).max(self.floor.0));
         match self.bucket_heads.get(&bucket) {
             None => (self.head, Position::START, ChainHash::START),
             Some(head) => {
                 let hash = head.hash.unwrap_or_default();
-                assert!(head.hash.is_some(), "the hash of a non-empty bucket is loaded");
+                assert!(
+                    head.hash.is_some(),
+                    "the hash of a non-empty bucket is loaded"
+                );
                 (self.head, head.position, hash)
             }
         }
     }
 
     /// Makes this event the head of its bucket.
-    pub(crate) fn chain(&mut self, event: &EventRow<'_>) {
+    pub(crate) fn set_bucket_head(&mut self, event: &EventRow<'_>) {
         let head = BucketHead {
             position: event.position,
             hash: Some(event.hash()),
@@ -168,24 +173,24 @@ impl Known {
         connection: &mut Connection<'_>,
         consumer: &str,
         bucket: Bucket,
-    ) -> Result<Option<SnapshotPlace>, StoreError> {
+    ) -> Result<Option<SnapshotPosition>, StoreError> {
         let key = (consumer.to_owned(), bucket);
         if let Some(place) = self.snapshots.get(&key) {
             return Ok(*place);
         }
-        let place = statements::snapshot_place(connection, consumer, bucket).await?;
+        let place = statements::snapshot_position(connection, consumer, bucket).await?;
         self.snapshots.insert(key, place);
         Ok(place)
     }
 
-    pub(crate) async fn cause(
+    pub(crate) async fn idempotency_key(
         &self,
         connection: &mut Connection<'_>,
         key: &str,
-    ) -> Result<Option<StoredCause>, StoreError> {
-        match &self.causes {
-            Some(causes) => Ok(causes.get(key).cloned()),
-            None => statements::cause(connection, key).await,
+    ) -> Result<Option<StoredIdempotencyKey>, StoreError> {
+        match &self.idempotency_keys {
+            Some(idempotency_keys) => Ok(idempotency_keys.get(key).cloned()),
+            None => statements::idempotency_key(connection, key).await,
         }
     }
 }

@@ -9,8 +9,8 @@ use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::{RawRecord, StreamKind};
 
-use crate::archive::file::Opened;
-use crate::archive::recent::Recent;
+use crate::archive::file::ArchiveFile;
+use crate::archive::lru::LruCache;
 use crate::model::archive::Archive;
 use crate::model::chain::ChainHead;
 use crate::model::error::StoreError;
@@ -19,7 +19,7 @@ use crate::sql::connection::Connection;
 use crate::sql::statements;
 
 /// The maximum number of open archives, each with a table of contents of about 200 KB in memory.
-const OPENED_MAX: usize = 32;
+const OPEN_FILES_MAX: usize = 32;
 
 /// The maximum number of cached decompressed blocks, about 1 MB each.
 const BLOCKS_MAX: usize = 8;
@@ -29,69 +29,69 @@ pub(crate) const FOLDER: &str = "archive_folder";
 
 /// Selects archived events.
 #[derive(Clone, Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct ArchiveQuery {
     /// None for all buckets.
     pub bucket: Option<Bucket>,
     pub after: Position,
     pub through: Position,
     /// Kinds of streams to exclude.
-    pub left_out: Vec<StreamKind>,
+    pub excluded_kinds: Vec<StreamKind>,
     pub limit: usize,
 }
 
-impl Wanted {
-    fn is(&self, event: &RawRecord) -> bool {
+impl ArchiveQuery {
+    fn matches(&self, event: &RawRecord) -> bool {
         let kind = event.stream.split('/').next().unwrap_or_default();
         event.position > self.after
             && event.position <= self.through
             && self.bucket.is_none_or(|bucket| bucket == event.bucket)
             && !self
-                .left_out
+                .excluded_kinds
                 .iter()
-                .any(|left_out| left_out.as_str() == kind)
+                .any(|excluded| excluded.as_str() == kind)
     }
 }
 
 /// The archives of a store; a cheap handle.
 #[derive(Clone)]
-pub(crate) struct Shelf {
-    inner: Arc<Inner>,
+pub(crate) struct ArchiveSet {
+    inner: Arc<ArchiveSetInner>,
 }
 
-struct Inner {
+struct ArchiveSetInner {
     /// Configured for this process; takes precedence over the database.
-    named: Option<PathBuf>,
+    configured_folder: Option<PathBuf>,
     /// Used unless another folder is configured or recorded; None in PostgreSQL.
-    usual: Option<PathBuf>,
-    state: Mutex<State>,
+    default_folder: Option<PathBuf>,
+    state: Mutex<ArchiveSetState>,
 }
 
-struct State {
+struct ArchiveSetState {
     archives: Arc<Vec<Archive>>,
     /// As recorded in the database.
     folder: Option<PathBuf>,
-    opened: Recent<Position, Arc<Opened>>,
-    blocks: Recent<(Position, usize), Arc<Vec<RawRecord>>>,
+    files: LruCache<Position, Arc<ArchiveFile>>,
+    blocks: LruCache<(Position, usize), Arc<Vec<RawRecord>>>,
 }
 
-impl Shelf {
-    pub(crate) fn new(named: Option<PathBuf>, usual: Option<PathBuf>) -> Self {
-        let state = State {
+impl ArchiveSet {
+    pub(crate) fn new(configured_folder: Option<PathBuf>, default_folder: Option<PathBuf>) -> Self {
+        let state = ArchiveSetState {
             archives: Arc::default(),
             folder: None,
-            opened: Recent::new(OPENED_MAX),
-            blocks: Recent::new(BLOCKS_MAX),
+            files: LruCache::new(OPEN_FILES_MAX),
+            blocks: LruCache::new(BLOCKS_MAX),
         };
         Self {
-            inner: Arc::new(Inner {
-                named,
-                usual,
+            inner: Arc::new(ArchiveSetInner {
+                configured_folder,
+                default_folder,
                 state: Mutex::new(state),
             }),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ArchiveSetState> {
         let state = self.inner.state.lock();
         state.unwrap_or_else(PoisonError::into_inner)
     }
@@ -117,9 +117,9 @@ impl Shelf {
         let mut state = self.state();
         state.folder = folder.map(PathBuf::from);
         let mut archives = state.archives.to_vec();
-        let known = archives.last().map_or(Position::START, |last| last.last);
+        let loaded = archives.last().map_or(Position::START, |last| last.last);
         // Another reader may have loaded them in the meantime.
-        archives.extend(new.into_iter().filter(|archive| archive.first > known));
+        archives.extend(new.into_iter().filter(|archive| archive.first > loaded));
         state.archives = Arc::new(archives);
         Ok(())
     }
@@ -127,8 +127,11 @@ impl Shelf {
     /// The folder of the files.
     pub(crate) fn folder(&self) -> Result<PathBuf, StoreError> {
         let inner = &self.inner;
-        let folder = inner.named.clone().or_else(|| self.state().folder.clone());
-        folder.or_else(|| inner.usual.clone()).ok_or_else(|| {
+        let folder = inner
+            .configured_folder
+            .clone()
+            .or_else(|| self.state().folder.clone());
+        folder.or_else(|| inner.default_folder.clone()).ok_or_else(|| {
             StoreError::Refused(
                 "this store in PostgreSQL has no archive folder yet: name one that every process of the \
                  store can reach, with --archive DIR"
@@ -138,65 +141,65 @@ impl Shelf {
     }
 
     /// The folder to record in the database so that other processes find it; None for the default one.
-    pub(crate) fn folder_to_tell(&self) -> Result<Option<String>, StoreError> {
+    pub(crate) fn folder_to_record(&self) -> Result<Option<String>, StoreError> {
         let folder = self.folder()?;
-        if self.inner.usual.as_deref() == Some(&*folder) {
+        if self.inner.default_folder.as_deref() == Some(&*folder) {
             return Ok(None);
         }
         let absolute = std::path::absolute(&folder).unwrap_or(folder);
         Ok(Some(absolute.display().to_string()))
     }
 
-    fn open(&self, archive: &Archive) -> Result<Arc<Opened>, StoreError> {
-        if let Some(opened) = self.state().opened.get(&archive.last) {
-            return Ok(opened);
+    fn open(&self, archive: &Archive) -> Result<Arc<ArchiveFile>, StoreError> {
+        if let Some(file) = self.state().files.get(&archive.last) {
+            return Ok(file);
         }
-        let opened = Arc::new(Opened::open(&self.folder()?, archive)?);
-        self.state().opened.put(archive.last, opened.clone());
-        Ok(opened)
+        let file = Arc::new(ArchiveFile::open(&self.folder()?, archive)?);
+        self.state().files.put(archive.last, file.clone());
+        Ok(file)
     }
 
     fn block(
         &self,
         archive: &Archive,
-        opened: &Opened,
+        file: &ArchiveFile,
         index: usize,
     ) -> Result<Arc<Vec<RawRecord>>, StoreError> {
         let key = (archive.last, index);
         if let Some(block) = self.state().blocks.get(&key) {
             return Ok(block);
         }
-        let block = Arc::new(opened.block(index)?);
+        let block = Arc::new(file.block(index)?);
         self.state().blocks.put(key, block.clone());
         Ok(block)
     }
 
     /// Returns the archived events that match, in order of position.
-    pub(crate) fn select_now(&self, wanted: &Wanted) -> Result<Vec<RawRecord>, StoreError> {
+    pub(crate) fn select_blocking(
+        &self,
+        query: &ArchiveQuery,
+    ) -> Result<Vec<RawRecord>, StoreError> {
         let archives = self.archives();
-        let begin = archives.partition_point(|archive| archive.last <= wanted.after);
+        let begin = archives.partition_point(|archive| archive.last <= query.after);
         let mut found = Vec::new();
         for archive in &archives[begin..] {
-            if archive.first > wanted.through {
+            if archive.first > query.through {
                 break;
             }
-            let opened = self.open(archive)?;
-            let blocks = &opened.contents.blocks;
-            let begin = blocks.partition_point(|block| block.last <= wanted.after);
+            let file = self.open(archive)?;
+            let blocks = &file.contents.blocks;
+            let begin = blocks.partition_point(|block| block.last <= query.after);
             for (index, block) in blocks.iter().enumerate().skip(begin) {
-                if block.first > wanted.through {
+                if block.first > query.through {
                     break;
                 }
-                if wanted
-                    .bucket
-                    .is_some_and(|bucket| !block.has_bucket(bucket))
-                {
+                if query.bucket.is_some_and(|bucket| !block.has_bucket(bucket)) {
                     continue;
                 }
-                let events = self.block(archive, &opened, index)?;
-                for event in events.iter().filter(|event| wanted.is(event)) {
+                let events = self.block(archive, &file, index)?;
+                for event in events.iter().filter(|event| query.matches(event)) {
                     found.push(event.clone());
-                    if found.len() >= wanted.limit {
+                    if found.len() >= query.limit {
                         return Ok(found);
                     }
                 }
@@ -206,7 +209,7 @@ impl Shelf {
     }
 
     /// Returns the archived events of a stream with versions in `(after, through]`, in order.
-    pub(crate) fn stream_now(
+    pub(crate) fn read_stream_blocking(
         &self,
         stream: &str,
         (after, through): (u64, u64),
@@ -214,15 +217,15 @@ impl Shelf {
     ) -> Result<Vec<RawRecord>, StoreError> {
         let mut found = Vec::new();
         for archive in self.archives().iter() {
-            let opened = self.open(archive)?;
-            let Some((last, blocks)) = opened.contents.streams.get(stream) else {
+            let file = self.open(archive)?;
+            let Some((last, blocks)) = file.contents.streams.get(stream) else {
                 continue;
             };
             if *last <= after {
                 continue;
             }
             for index in blocks {
-                let events = self.block(archive, &opened, *index)?;
+                let events = self.block(archive, &file, *index)?;
                 let events = events.iter().filter(|event| {
                     event.stream == stream && event.version > after && event.version <= through
                 });
@@ -239,14 +242,14 @@ impl Shelf {
     }
 
     /// Looks up an archived event by id, searching from the newest file backwards.
-    pub(crate) fn event_now(&self, id: &str) -> Result<Option<RawRecord>, StoreError> {
+    pub(crate) fn find_event_blocking(&self, id: &str) -> Result<Option<RawRecord>, StoreError> {
         for archive in self.archives().iter().rev() {
-            let opened = self.open(archive)?;
-            for (index, block) in opened.contents.blocks.iter().enumerate().rev() {
+            let file = self.open(archive)?;
+            for (index, block) in file.contents.blocks.iter().enumerate().rev() {
                 if !block.may_have_id(id) {
                     continue;
                 }
-                let events = self.block(archive, &opened, index)?;
+                let events = self.block(archive, &file, index)?;
                 if let Some(event) = events.iter().find(|event| event.id == id) {
                     return Ok(Some(event.clone()));
                 }
@@ -256,37 +259,39 @@ impl Shelf {
     }
 
     /// Returns the position and the hash of a bucket's last archived event at or below a position.
-    pub(crate) fn last_of_bucket_now(
+    pub(crate) fn last_of_bucket_blocking(
         &self,
         bucket: Bucket,
         at: Position,
     ) -> Result<Option<(Position, ChainHash)>, StoreError> {
         let archives = self.archives();
-        let whole = archives.partition_point(|archive| archive.last <= at);
-        if let Some(archive) = archives.get(whole).filter(|archive| archive.first <= at) {
-            let opened = self.open(archive)?;
-            let blocks = &opened.contents.blocks;
-            let begun = blocks.partition_point(|block| block.first <= at);
-            for index in (0..begun).rev() {
+        let covered = archives.partition_point(|archive| archive.last <= at);
+        if let Some(archive) = archives.get(covered).filter(|archive| archive.first <= at) {
+            let file = self.open(archive)?;
+            let blocks = &file.contents.blocks;
+            let started = blocks.partition_point(|block| block.first <= at);
+            for index in (0..started).rev() {
                 if !blocks[index].has_bucket(bucket) {
                     continue;
                 }
-                let events = self.block(archive, &opened, index)?;
+                let events = self.block(archive, &file, index)?;
                 let of_bucket = |event: &&RawRecord| event.bucket == bucket && event.position <= at;
                 if let Some(event) = events.iter().rev().find(of_bucket) {
-                    let hash = EventRow::raw(event).hash();
+                    let hash = EventRow::from_raw(event).hash();
                     return Ok(Some((event.position, hash)));
                 }
             }
         }
-        match archives[..whole].last() {
+        match archives[..covered].last() {
             None => Ok(None),
             Some(before) => Ok(self.open(before)?.contents.head(bucket)),
         }
     }
 
     /// Returns the last archive and the heads of the chains after it.
-    pub(crate) fn end_now(&self) -> Result<Option<(Archive, Vec<ChainHead>)>, StoreError> {
+    pub(crate) fn last_archive_blocking(
+        &self,
+    ) -> Result<Option<(Archive, Vec<ChainHead>)>, StoreError> {
         let Some(last) = self.archives().last().cloned() else {
             return Ok(None);
         };
@@ -295,24 +300,24 @@ impl Shelf {
     }
 
     /// Clears the caches, so that everything is read from disk again.
-    pub(crate) fn forget(&self) {
+    pub(crate) fn clear_caches(&self) {
         let mut state = self.state();
-        state.opened.clear();
+        state.files.clear();
         state.blocks.clear();
     }
 
     /// Runs blocking file access on the blocking thread pool.
-    pub(crate) async fn aside<T: Send + 'static>(
+    pub(crate) async fn run_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let shelf = self.clone();
-        let worked = tokio::task::spawn_blocking(move || work(&shelf)).await;
+        let archive_set = self.clone();
+        let worked = tokio::task::spawn_blocking(move || work(&archive_set)).await;
         worked.map_err(|error| StoreError::Database(format!("an archive was not read: {error}")))?
     }
 }
 
 /// Returns the default archive folder of a store in a file.
-pub(crate) fn beside(database: &Path) -> PathBuf {
+pub(crate) fn default_folder(database: &Path) -> PathBuf {
     database.with_file_name("archive")
 }

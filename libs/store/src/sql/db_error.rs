@@ -10,7 +10,7 @@ const SQLITE_NOTADB: i32 = 26;
 const POSTGRES_CORRUPT: [&str; 2] = ["XX001", "XX002"];
 
 /// Returns [`StoreError::Damaged`] if the database reports corruption.
-pub(crate) fn damage(error: &sqlx::Error) -> Option<StoreError> {
+pub(crate) fn as_damaged(error: &sqlx::Error) -> Option<StoreError> {
     let error = error.as_database_error()?;
     let damaged = || StoreError::Damaged(error.message().to_owned());
     let code = error.code().unwrap_or_default();
@@ -30,7 +30,7 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::PoolClosed => Self::Closed,
-            error => damage(&error).unwrap_or_else(|| Self::Database(error.to_string())),
+            error => as_damaged(&error).unwrap_or_else(|| Self::Database(error.to_string())),
         }
     }
 }

@@ -6,29 +6,29 @@ use std::sync::Arc;
 use contract::ids::Position;
 use contract::log::RowChange;
 
-use crate::archive::shelf::Shelf;
+use crate::archive::archive_set::ArchiveSet;
 use crate::model::commit::Fence;
 use crate::model::error::StoreError;
 use crate::sql::connection::{Connection, Owned};
 use crate::sql::{postgres, statements};
-use crate::writing::known::Known;
+use crate::writing::cache::WriterCache;
 use crate::writing::lease::{self, FenceChange};
-use crate::writing::restore::Restore;
-use crate::writing::sealing::Sealing;
+use crate::writing::restore::RestoreBatch;
+use crate::writing::sealing::NewArchive;
 
-pub(crate) enum Alone {
-    Fence(FenceChange),
+pub(crate) enum ExclusiveTask {
+    ChangeFence(FenceChange),
     /// Takes all of these fences at once, in order of their names.
-    Take(Vec<String>),
-    Restore(Restore),
+    TakeFences(Vec<String>),
+    Restore(RestoreBatch),
     /// Sets the lowest position that new events get.
-    Floor(Position),
+    RaiseFloor(Position),
     /// Writes rows, with at most one change per row. Fails if another owner has taken one of the fences.
-    Rows(Vec<RowChange>, Arc<Fences>),
+    WriteRows(Vec<RowChange>, Arc<Fences>),
     /// Lists the next archive file.
-    Seal(Box<Sealing>, Arc<Fences>),
+    ListArchive(Box<NewArchive>, Arc<Fences>),
     /// Deletes archived events between two positions from the table, except the last of each stream.
-    Clear((Position, Position), Arc<Fences>),
+    ClearSealed((Position, Position), Arc<Fences>),
 }
 
 /// Fences that must still be current when a task writes.
@@ -44,15 +44,15 @@ impl Fences {
     async fn check(
         &self,
         connection: &mut Connection<'_>,
-        known: &mut Known,
+        cache: &mut WriterCache,
     ) -> Result<(), StoreError> {
         if let Connection::Postgres(connection, limit) = connection {
             let names = self.fences.iter().map(|fence| fence.name.as_str());
-            known.fences =
+            cache.fences =
                 postgres::locks::lock_fences(connection, *limit, names.collect()).await?;
         }
         for fence in &self.fences {
-            if known.generation(connection, &fence.name).await? != fence.generation {
+            if cache.generation(connection, &fence.name).await? != fence.generation {
                 return Err(self.lost.clone());
             }
         }
@@ -61,7 +61,7 @@ impl Fences {
 }
 
 #[derive(Default)]
-pub(crate) struct Answer {
+pub(crate) struct TaskOutput {
     /// The new generation of a changed fence, or the number of events written, rows changed or events
     /// deleted.
     pub number: Option<u64>,
@@ -71,74 +71,76 @@ pub(crate) struct Answer {
     pub head: Position,
 }
 
-impl Alone {
+impl ExclusiveTask {
     pub(crate) async fn write(
         self,
         connection: &mut Owned,
-        known: &mut Known,
-        shelf: &Shelf,
-    ) -> Result<Answer, StoreError> {
+        cache: &mut WriterCache,
+        archive_set: &ArchiveSet,
+    ) -> Result<TaskOutput, StoreError> {
         let mut transaction = connection.begin().await?;
-        let mut inside = transaction.get();
-        let answer = match &self {
+        let mut tx = transaction.get();
+        let output = match &self {
             // Needs no lock: the change locks its only row.
-            Self::Fence(change) => {
-                let number = change.write(&mut inside, known).await?;
-                Answer {
+            Self::ChangeFence(change) => {
+                let number = change.write(&mut tx, cache).await?;
+                TaskOutput {
                     number,
-                    ..Answer::default()
+                    ..TaskOutput::default()
                 }
             }
-            Self::Take(names) => Answer {
-                fences: lease::take_all(&mut inside, known, names).await?,
-                ..Answer::default()
+            Self::TakeFences(names) => TaskOutput {
+                fences: lease::take_all(&mut tx, cache, names).await?,
+                ..TaskOutput::default()
             },
             Self::Restore(restore) => {
-                lock(&mut inside).await?;
-                let (number, head) = restore.write(&mut inside, shelf).await?;
-                Answer {
+                lock(&mut tx).await?;
+                let (number, head) = restore.write(&mut tx, archive_set).await?;
+                TaskOutput {
                     number: Some(number),
                     head,
-                    ..Answer::default()
+                    ..TaskOutput::default()
                 }
             }
-            Self::Floor(next) => {
-                lock(&mut inside).await?;
-                statements::set_next_position(&mut inside, *next).await?;
-                Answer::default()
+            Self::RaiseFloor(next) => {
+                lock(&mut tx).await?;
+                statements::set_next_position(&mut tx, *next).await?;
+                TaskOutput::default()
             }
-            Self::Seal(sealing, fences) => {
-                fences.check(&mut inside, known).await?;
-                sealing.write(&mut inside).await?;
-                Answer::default()
+            Self::ListArchive(archive, fences) => {
+                fences.check(&mut tx, cache).await?;
+                archive.write(&mut tx).await?;
+                TaskOutput::default()
             }
-            Self::Clear(between, fences) => {
-                fences.check(&mut inside, known).await?;
-                Answer {
-                    number: Some(statements::clear(&mut inside, *between).await?),
-                    ..Answer::default()
+            Self::ClearSealed(between, fences) => {
+                fences.check(&mut tx, cache).await?;
+                TaskOutput {
+                    number: Some(statements::clear(&mut tx, *between).await?),
+                    ..TaskOutput::default()
                 }
             }
-            Self::Rows(changes, fences) => {
-                fences.check(&mut inside, known).await?;
+            Self::WriteRows(changes, fences) => {
+                fences.check(&mut tx, cache).await?;
                 let changes: Vec<&RowChange> = changes.iter().collect();
-                Answer {
-                    number: Some(statements::write_rows(&mut inside, &changes).await?),
-                    ..Answer::default()
+                TaskOutput {
+                    number: Some(statements::write_rows(&mut tx, &changes).await?),
+                    ..TaskOutput::default()
                 }
             }
         };
-        let anew = match self {
-            Self::Fence(_) | Self::Take(_) | Self::Rows(..) | Self::Seal(..) | Self::Clear(..) => {
-                None
-            }
-            Self::Restore(_) | Self::Floor(_) => Some(Known::read(&mut inside).await?),
+        let reloaded = match self {
+            Self::ChangeFence(_)
+            | Self::TakeFences(_)
+            | Self::WriteRows(..)
+            | Self::ListArchive(..)
+            | Self::ClearSealed(..) => None,
+            Self::Restore(_) | Self::RaiseFloor(_) => Some(WriterCache::load(&mut tx).await?),
         };
         transaction.commit().await?;
-        if let Some(anew) = anew {
-            *known = anew;
+        if let Some(reloaded) = reloaded {
+            *cache = reloaded;
         }
-        Ok(answer)
+        Ok(output)
     }
 }
 

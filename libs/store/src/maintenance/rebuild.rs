@@ -84,9 +84,9 @@ pub async fn rebuild_with(
             }
             last.map(&mut progress);
         }
-        let rest = projector.rest();
-        is_complete = rest.is_some();
-        changed += rows.finish(rest).await?;
+        let deferred = projector.rest();
+        is_complete = deferred.is_some();
+        changed += rows.finish(deferred).await?;
     }
     if store.cursors(consumer).await? != cursors {
         return Err(running_error(consumer));
@@ -237,11 +237,11 @@ impl RowCollector {
 
     /// Writes the remaining rows, then deletes rows that the log does not produce. Does neither if the
     /// projector could not finish.
-    async fn finish(mut self, rest: Option<Vec<RowChange>>) -> Result<usize, StoreError> {
-        let Some(rest) = rest else {
+    async fn finish(mut self, deferred: Option<Vec<RowChange>>) -> Result<usize, StoreError> {
+        let Some(deferred) = deferred else {
             return self.writer.finish().await;
         };
-        self.apply(rest).await?;
+        self.apply(deferred).await?;
         let models: Vec<&'static str> = self.models.keys().copied().collect();
         for model in &models {
             let pending = self.models.get_mut(model);

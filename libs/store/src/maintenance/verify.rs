@@ -76,8 +76,8 @@ async fn read(
     let (mut verifier, folded) = loop {
         let mut folded = FoldedRows::new(models);
         let verifier = verify_log(store, &view, projector, &mut folded, recorded).await?;
-        if let Some(rest) = projector.rest() {
-            folded.apply(rest);
+        if let Some(deferred) = projector.rest() {
+            folded.apply(deferred);
             break (verifier, folded);
         }
     };

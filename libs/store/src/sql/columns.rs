@@ -119,8 +119,8 @@ impl<'a> SnapshotParts<'a> {
 
 /// Returns the snapshots that are replaced completely.
 pub(crate) fn fully_replaced<'a>(changes: &[&'a SnapshotChange]) -> Vec<&'a SnapshotMeta> {
-    let whole = changes.iter().filter(|change| change.base.is_none());
-    whole.map(|change| &change.meta).collect()
+    let full = changes.iter().filter(|change| change.base.is_none());
+    full.map(|change| &change.meta).collect()
 }
 
 /// The conflict clauses of upserts of snapshots and of their parts.

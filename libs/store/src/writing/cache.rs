@@ -175,12 +175,12 @@ impl WriterCache {
         bucket: Bucket,
     ) -> Result<Option<SnapshotPosition>, StoreError> {
         let key = (consumer.to_owned(), bucket);
-        if let Some(place) = self.snapshots.get(&key) {
-            return Ok(*place);
+        if let Some(position) = self.snapshots.get(&key) {
+            return Ok(*position);
         }
-        let place = statements::snapshot_position(connection, consumer, bucket).await?;
-        self.snapshots.insert(key, place);
-        Ok(place)
+        let position = statements::snapshot_position(connection, consumer, bucket).await?;
+        self.snapshots.insert(key, position);
+        Ok(position)
     }
 
     pub(crate) async fn idempotency_key(

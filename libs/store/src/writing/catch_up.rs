@@ -278,7 +278,7 @@ async fn read_idempotency_keys(
     .bind(&keys)
     .fetch_all(connection);
     let rows = limited(limit, query).await?;
-    let cause = |(key, body_hash, result, positions, time)| {
+    let entry = |(key, body_hash, result, positions, time)| {
         let stored = StoredIdempotencyKey {
             body_hash,
             result,
@@ -287,5 +287,5 @@ async fn read_idempotency_keys(
         };
         (key, stored)
     };
-    Ok(rows.into_iter().map(cause).collect())
+    Ok(rows.into_iter().map(entry).collect())
 }

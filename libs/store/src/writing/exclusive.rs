@@ -90,7 +90,7 @@ impl ExclusiveTask {
                 }
             }
             Self::TakeFences(names) => TaskOutput {
-                fences: lease::take_all(&mut tx, cache, names).await?,
+                fences: lease::take_fences(&mut tx, cache, names).await?,
                 ..TaskOutput::default()
             },
             Self::Restore(restore) => {

@@ -108,13 +108,13 @@ impl RestoreBatch {
             .iter()
             .filter(|(key, ..)| !stored.contains(key))
             .map(|(key, body_hash, result, positions, time)| {
-                let cause = StoredIdempotencyKey {
+                let stored = StoredIdempotencyKey {
                     body_hash: body_hash.clone(),
                     result: result.clone(),
                     positions: positions.clone(),
                     time: *time,
                 };
-                (key.as_str(), cause)
+                (key.as_str(), stored)
             })
             .collect();
         let idempotency_keys: Vec<(&str, &StoredIdempotencyKey)> =

@@ -301,10 +301,10 @@ impl Writer {
         prepared: PreparedCommit,
         outcome: Result<StageOutcome, CommitError>,
     ) -> Result<Committed, CommitError> {
-        if let StageOutcome::Duplicate(cause) = outcome? {
+        if let StageOutcome::Duplicate(stored) = outcome? {
             return Ok(Committed::Before {
-                positions: cause.positions()?,
-                result: cause.result,
+                positions: stored.positions()?,
+                result: stored.result,
             });
         }
         let events = prepared.appends.into_iter().flat_map(|a| a.events);
@@ -386,7 +386,7 @@ async fn write_staged(
     let idempotency_keys = staged
         .idempotency_keys
         .iter()
-        .map(|(key, cause)| (key.as_str(), cause));
+        .map(|(key, stored)| (key.as_str(), stored));
     let idempotency_keys: Vec<(&str, &StoredIdempotencyKey)> = idempotency_keys.collect();
     statements::write_idempotency_keys(connection, &idempotency_keys).await
 }

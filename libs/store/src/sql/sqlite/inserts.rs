@@ -184,12 +184,12 @@ pub(crate) async fn write_idempotency_keys(
 ) -> sqlx::Result<()> {
     for chunk in chunks(idempotency_keys) {
         QueryBuilder::<Db>::new("INSERT INTO causes (key, body_hash, result, positions, time) ")
-            .push_values(chunk, |mut row, (key, cause)| {
+            .push_values(chunk, |mut row, (key, stored)| {
                 row.push_bind((*key).to_owned())
-                    .push_bind(cause.body_hash.clone())
-                    .push_bind(cause.result.clone())
-                    .push_bind(cause.positions.clone())
-                    .push_bind(cause.time);
+                    .push_bind(stored.body_hash.clone())
+                    .push_bind(stored.result.clone())
+                    .push_bind(stored.positions.clone())
+                    .push_bind(stored.time);
             })
             .build()
             .execute(&mut *connection)

@@ -138,8 +138,8 @@ pub(crate) async fn consumer_positions(
         query_as<(String, i64, i64)>.fetch_all,
         AssertSqlSafe(text.clone())
     )?;
-    let place = |(consumer, bucket, at)| (consumer, Bucket(bucket as u16), position(at));
-    Ok(found.into_iter().map(place).collect())
+    let row = |(consumer, bucket, at)| (consumer, Bucket(bucket as u16), position(at));
+    Ok(found.into_iter().map(row).collect())
 }
 
 /// Returns the first and last positions and the count of the next archived events that are not the last of

@@ -96,16 +96,16 @@ impl Select {
 
     fn and(&mut self, compared: &'static str, arg: Arg) {
         self.args.push(arg);
-        let place = self.args.len();
-        self.text.push_str(&format!(" AND {compared} ${place}"));
+        let index = self.args.len();
+        self.text.push_str(&format!(" AND {compared} ${index}"));
     }
 
     fn end(mut self, order: &'static str, limit: Option<usize>) -> Self {
         self.text.push_str(&format!(" {order}"));
         if let Some(limit) = limit {
             self.args.push(Arg::Number(limit as i64));
-            let place = self.args.len();
-            self.text.push_str(&format!(" LIMIT ${place}"));
+            let index = self.args.len();
+            self.text.push_str(&format!(" LIMIT ${index}"));
         }
         self
     }

@@ -1,20 +1,20 @@
-//! The event store: the log itself, read models, snapshots, cursors, fences and causes.
+//! The event store: the log, read models, snapshots, cursors, fences and idempotency keys.
 //!
-//! [`Store::commit`] is the only way to write. Positions become visible in order. What a commit has
-//! acknowledged survives the loss of power. In SQLite one process at a time owns a store and positions
-//! have no gaps; in PostgreSQL many processes write it, one commit after the other.
+//! [`Store::commit`] is the only way to write. Positions become visible in order, and acknowledged
+//! commits survive power loss. In SQLite one process at a time owns a store and positions have no gaps;
+//! in PostgreSQL many processes write to it, one commit at a time.
 //!
-//! Each folder imports only from those before it: `model` (what is handed in and out), `sql` (the
-//! databases and every text of SQL), `schema` (formats and migrations), `archive` (the beginning of the log
-//! in files), `writing` (the one task that writes), `log` (the handle), `maintenance` (what is done to a
-//! store as a whole). `tests/tidy.rs` holds that there are no circles.
+//! Each folder imports only from those before it: `model` (inputs and outputs), `sql` (the databases and
+//! all SQL), `schema` (formats and migrations), `archive` (the oldest part of the log, in files),
+//! `writing` (the single writer task), `log` (the handle), `maintenance` (operations on an entire
+//! store). `tests/tidy.rs` rejects import cycles.
 
 mod archive;
 mod log;
 mod maintenance;
 mod model;
 mod schema;
-/// For tables that stand beside the log: connections with the limits that the store itself keeps to.
+/// Database access for auxiliary tables, with the same timeouts that the store itself uses.
 pub mod sql;
 mod writing;
 
@@ -25,7 +25,8 @@ pub use maintenance::backup::{backup, backup_file};
 pub use maintenance::heads::heads;
 pub use maintenance::rebuild::{rebuild, rebuild_with};
 pub use maintenance::seal::{
-    ARCHIVE_EVENTS_MAX, ARCHIVE_LEASE, HeldBack, SealLimits, Sealable, SealedFile, seal, sealable,
+    ARCHIVE_EVENTS_MAX, ARCHIVE_LEASE, BlockingConsumer, SealLimits, Sealable, SealedFile, seal,
+    sealable,
 };
 pub use maintenance::transfer::{LogHash, LogHasher, append_raw, copy, go_on_above, log_hash};
 pub use maintenance::verify::{PROBLEMS_MAX, VerifyReport, verify, verify_against};

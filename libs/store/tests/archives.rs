@@ -1,5 +1,5 @@
-//! Archives: the beginning of the log in files, on either database. Whatever was sealed, every reader gets
-//! what it got before, or is told what is wrong.
+//! Archives: the beginning of the log in files, on either database. Whatever was sealed, every read returns
+//! what it did before, or an error that names the problem.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,31 +14,31 @@ use store::{
     Archive, RowQuery, SealLimits, Store, append_raw, backup, copy, rebuild, seal, verify,
 };
 use support::archives::*;
-use support::place::*;
+use support::database::*;
 
-async fn nothing_changes_for_any_reader(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn archiving_changes_nothing_for_any_reader(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 12).await;
-    let before_sealing = seen(&store).await;
+    let before_sealing = read_everything(&store).await;
     for (limit, files) in [(4, 1), (11, 2), (1_000, 1)] {
         let file_max = if limit == 11 { 4 } else { 1_000 };
         let done = sealed(&store, before(limit, file_max)).await;
         assert_eq!(done.len(), files, "{limit}");
-        assert_eq!(seen(&store).await, before_sealing);
+        assert_eq!(read_everything(&store).await, before_sealing);
     }
     store.close().await;
-    let again = ground.open().await;
-    assert_eq!(seen(&again).await, before_sealing);
-    rebuild(&again, &mut Rows, &[MODEL]).await.unwrap();
-    let report = verify(&again, &mut Rows, &[MODEL]).await.unwrap();
+    let again = fixture.open().await;
+    assert_eq!(read_everything(&again).await, before_sealing);
+    rebuild(&again, &mut EventRows, &[MODEL]).await.unwrap();
+    let report = verify(&again, &mut EventRows, &[MODEL]).await.unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
     assert_eq!(report.events as usize, before_sealing.raw.len());
 }
 
-async fn streams_and_chains_go_on_after_all_was_sealed(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn streams_and_chains_continue_after_everything_was_sealed(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 8).await;
     sealed(&store, SealLimits::default()).await;
     assert!(store.commit(commit_to(stream("iris"), 0, 1)).await.is_err());
@@ -46,50 +46,50 @@ async fn streams_and_chains_go_on_after_all_was_sealed(place: Place) {
     let done = sealed(&store, before(30, 5)).await;
     assert!(!done.is_empty());
     store.close().await;
-    let store = ground.open().await;
+    let store = fixture.open().await;
     fill_all(&store, 16, 20).await;
-    let report = verify(&store, &mut Rows, &[]).await.unwrap();
+    let report = verify(&store, &mut EventRows, &[]).await.unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
     assert_eq!(report.head, store.head().await.unwrap());
 }
 
-/// What a reader is told, and what `verify` is.
-async fn told(store: &Store) -> [String; 2] {
+/// Returns the errors of a read and of `verify`.
+async fn read_errors(store: &Store) -> [String; 2] {
     let read = store.read_raw(Position::START, 100).await;
-    let verified = verify(store, &mut Rows, &[]).await;
+    let verified = verify(store, &mut EventRows, &[]).await;
     [
         read.unwrap_err().to_string(),
         verified.unwrap_err().to_string(),
     ]
 }
 
-async fn a_file_that_is_not_as_it_was_sealed_is_named(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn a_modified_file_is_an_error_that_names_it(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 12).await;
     let head = store.head().await.unwrap();
     let done = sealed(&store, before(head.0, 10)).await;
     let Archive {
         file, first, last, ..
     } = &done[1].archive;
-    let path = ground.archives().join(file);
-    let whole = fs::read(&path).unwrap();
+    let path = fixture.archives().join(file);
+    let original = fs::read(&path).unwrap();
     let changed = |at: usize| {
-        let mut bytes = whole.clone();
+        let mut bytes = original.clone();
         bytes[at] ^= 1;
         Some(bytes)
     };
-    // A byte that unpacking passes over: in the head of the block of events.
-    let heads = whole.windows(3).enumerate();
+    // A byte that decompression ignores, in the gzip header of an event block.
+    let heads = original.windows(3).enumerate();
     let mut heads = heads.filter(|(_, bytes)| *bytes == [0x1f, 0x8b, 8]);
     let in_head = heads.nth(1).unwrap().0 + 9;
     let cases = [
         None,
         changed(in_head),
-        Some(whole[..whole.len() - 9].to_vec()),
-        changed(whole.len() / 4),
-        changed(whole.len() - 20),
-        changed(whole.len() - 60),
+        Some(original[..original.len() - 9].to_vec()),
+        changed(original.len() / 4),
+        changed(original.len() - 20),
+        changed(original.len() - 60),
     ];
     for (index, bytes) in cases.into_iter().enumerate() {
         fs::remove_file(&path).unwrap_or_default();
@@ -97,36 +97,38 @@ async fn a_file_that_is_not_as_it_was_sealed_is_named(place: Place) {
             fs::write(&path, bytes).unwrap();
         }
         store.close().await;
-        let store = ground.open().await;
-        for said in told(&store).await {
+        let store = fixture.open().await;
+        for message in read_errors(&store).await {
             assert!(
-                said.contains(&path.display().to_string()),
-                "{index}: {said}"
+                message.contains(&path.display().to_string()),
+                "{index}: {message}"
             );
             let range = format!("from position {first} to {last}");
             assert!(
-                said.contains(&range) && said.contains("Put it back"),
-                "{said}"
+                message.contains(&range) && message.contains("Restore it"),
+                "{message}"
             );
         }
-        // What stands elsewhere is read.
+        // Events in other files and in the table can be read.
         let above = store.read_raw(*last, 100).await.unwrap();
         assert_eq!(above.last().map(|event| event.position), Some(head));
         store.close().await;
     }
-    fs::write(&path, &whole).unwrap();
-    let report = verify(&ground.open().await, &mut Rows, &[]).await.unwrap();
+    fs::write(&path, &original).unwrap();
+    let report = verify(&fixture.open().await, &mut EventRows, &[])
+        .await
+        .unwrap();
     assert!(report.is_sound());
 }
 
-async fn readers_miss_nothing_while_files_are_sealed(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn readers_miss_no_event_while_files_are_sealed(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 40).await;
-    // Another process, where there may be one.
-    let reader = match ground.place {
-        Place::Sqlite(_) => store.clone(),
-        Place::Postgres(_) => ground.open().await,
+    // Another process, if the database allows one.
+    let reader = match fixture.db {
+        TestDatabase::Sqlite(_) => store.clone(),
+        TestDatabase::Postgres(_) => fixture.open().await,
     };
     let head = store.head().await.unwrap();
     let bucket = endpoint("iris").bucket();
@@ -173,45 +175,45 @@ async fn readers_miss_nothing_while_files_are_sealed(place: Place) {
     });
 }
 
-async fn a_backup_has_all_that_is_sealed(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn a_backup_contains_all_archives(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 12).await;
     sealed(&store, before(20, 6)).await;
-    let whole = seen(&store).await;
+    let original = read_everything(&store).await;
     let target = tempfile::tempdir().unwrap();
     for name in ["monday.db", "tuesday.db"] {
         let path = target.path().join(name);
         let hash = backup(&store, &path, |_, _| {}).await.unwrap();
-        assert_eq!(hash, whole.log);
+        assert_eq!(hash, original.log);
     }
-    fs::remove_dir_all(ground.archives()).unwrap();
+    fs::remove_dir_all(fixture.archives()).unwrap();
     for name in ["monday.db", "tuesday.db"] {
         let url = format!("sqlite:{}", target.path().join(name).display());
         let copied = Store::open(&url).await.unwrap();
-        assert_eq!(seen(&copied).await, whole);
+        assert_eq!(read_everything(&copied).await, original);
         copied.close().await;
     }
 }
 
-async fn a_copy_has_all_events_and_compares_those_in_files(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn a_copy_contains_all_events_and_compares_archived_ones(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 12).await;
     sealed(&store, before(20, 6)).await;
-    let whole = seen(&store).await;
+    let original = read_everything(&store).await;
     let target = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", target.path().join("copy.db").display());
     let into = Store::open(&url).await.unwrap();
     let mut last = (0, 0);
     let hash = copy(&store, &into, |done, of| last = (done, of)).await;
-    assert_eq!(hash.unwrap(), whole.log);
-    assert_eq!(last, (whole.log.events, whole.log.events));
-    assert_eq!(seen(&into).await, whole);
-    // Once more, onto events that stand in files there.
+    assert_eq!(hash.unwrap(), original.log);
+    assert_eq!(last, (original.log.events, original.log.events));
+    assert_eq!(read_everything(&into).await, original);
+    // Again, onto events that are archived in the target.
     copy(&into, &store, |_, _| {}).await.unwrap();
-    assert_eq!(seen(&store).await.raw, whole.raw);
-    let mut changed = whole.raw[3].clone();
+    assert_eq!(read_everything(&store).await.raw, original.raw);
+    let mut changed = original.raw[3].clone();
     changed.data.push(' ');
     let refused = append_raw(&store, vec![changed]).await.unwrap_err();
     assert!(
@@ -220,22 +222,22 @@ async fn a_copy_has_all_events_and_compares_those_in_files(place: Place) {
     );
 }
 
-async fn others_find_the_folder_that_was_named(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn other_processes_find_the_configured_folder(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 6).await;
-    let whole = seen(&store).await;
+    let original = read_everything(&store).await;
     sealed(&store, SealLimits::default()).await;
     store.close().await;
-    let store = Store::open(&ground.place.url()).await.unwrap();
-    assert_eq!(seen(&store).await, whole);
+    let store = Store::open(&fixture.db.url()).await.unwrap();
+    assert_eq!(read_everything(&store).await, original);
 }
 
-async fn rows_are_read_beside_archives(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn rows_are_rebuilt_from_archives(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 6).await;
-    rebuild(&store, &mut Rows, &[MODEL]).await.unwrap();
+    rebuild(&store, &mut EventRows, &[MODEL]).await.unwrap();
     sealed(&store, SealLimits::default()).await;
     let query = RowQuery {
         model: MODEL.to_owned(),
@@ -243,13 +245,13 @@ async fn rows_are_read_beside_archives(place: Place) {
         ..RowQuery::default()
     };
     let rows = store.rows(query.clone()).await.unwrap();
-    assert_eq!(rebuild(&store, &mut Rows, &[MODEL]).await.unwrap(), 0);
+    assert_eq!(rebuild(&store, &mut EventRows, &[MODEL]).await.unwrap(), 0);
     assert_eq!(store.rows(query).await.unwrap(), rows);
 }
 
-async fn who_writes_beside_the_process_that_seals_goes_on(place: Place) {
-    let ground = Ground::of(place);
-    let (one, other) = (ground.open().await, ground.open().await);
+async fn other_processes_keep_writing_while_one_seals(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let (one, other) = (fixture.open().await, fixture.open().await);
     fill_all(&one, 0, 4).await;
     fill_all(&other, 4, 8).await;
     fill_all(&one, 8, 12).await;
@@ -257,21 +259,21 @@ async fn who_writes_beside_the_process_that_seals_goes_on(place: Place) {
     sealed(&one, SealLimits::default()).await;
     fill_all(&other, 12, 16).await;
     fill_all(&one, 16, 18).await;
-    assert_eq!(seen(&one).await, seen(&other).await);
-    let report = verify(&other, &mut Rows, &[]).await.unwrap();
+    assert_eq!(read_everything(&one).await, read_everything(&other).await);
+    let report = verify(&other, &mut EventRows, &[]).await.unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
 }
 
 support::suite! {
-    nothing_changes_for_any_reader
-    streams_and_chains_go_on_after_all_was_sealed
-    a_file_that_is_not_as_it_was_sealed_is_named
-    readers_miss_nothing_while_files_are_sealed
-    a_backup_has_all_that_is_sealed
-    a_copy_has_all_events_and_compares_those_in_files
-    others_find_the_folder_that_was_named
-    rows_are_read_beside_archives
+    archiving_changes_nothing_for_any_reader
+    streams_and_chains_continue_after_everything_was_sealed
+    a_modified_file_is_an_error_that_names_it
+    readers_miss_no_event_while_files_are_sealed
+    a_backup_contains_all_archives
+    a_copy_contains_all_events_and_compares_archived_ones
+    other_processes_find_the_configured_folder
+    rows_are_rebuilt_from_archives
     @sqlite
     @postgres
-    who_writes_beside_the_process_that_seals_goes_on
+    other_processes_keep_writing_while_one_seals
 }

@@ -1,5 +1,5 @@
-//! The chain of hashes, on either database: what it finds, and how a store of the format before it is
-//! brought up to date.
+//! The hash chain, on either database: which changes it detects, and how a store of the previous format is
+//! migrated.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,9 +13,9 @@ use contract::chain::{ChainHash, Fields};
 use contract::ids::{Bucket, Position};
 use sqlx::migrate::Migrator;
 use store::{ChainHead, FORMAT, RawRecord, Store, heads, verify_against};
-use support::place::*;
+use support::database::*;
 
-/// Made by the last release of format 1.
+/// Created by the last release of format 1.
 const FORMAT_1: &str = include_str!("fixtures/format-1.sql");
 const EVENTS_OF_FORMAT_1: usize = 368;
 
@@ -27,8 +27,10 @@ impl store::Projector for NoRows {
     }
 }
 
-async fn problems_against(store: &Store, kept: &[ChainHead]) -> Vec<String> {
-    let report = verify_against(store, &mut NoRows, &[], kept).await.unwrap();
+async fn problems_against(store: &Store, recorded: &[ChainHead]) -> Vec<String> {
+    let report = verify_against(store, &mut NoRows, &[], recorded)
+        .await
+        .unwrap();
     report.problems
 }
 
@@ -40,9 +42,9 @@ async fn raw(store: &Store) -> Vec<RawRecord> {
     store.read_raw(Position::START, 1_000).await.unwrap()
 }
 
-/// Events at 1, 3, 5, 7 in the bucket of iris, and at 2, 4, 6, 8 in that of rose.
-async fn two_chains(place: &Place) -> Store {
-    let store = place.open().await;
+/// Writes events at 1, 3, 5, 7 in the bucket of iris, and at 2, 4, 6, 8 in that of rose.
+async fn two_chains(db: &TestDatabase) -> Store {
+    let store = db.open().await;
     for version in 0..4 {
         records(&store, commit_to(stream("iris"), version, 1)).await;
         records(&store, commit_to(stream("rose"), version, 1)).await;
@@ -50,7 +52,7 @@ async fn two_chains(place: &Place) -> Store {
     store
 }
 
-/// As they must be, computed from the log alone.
+/// Returns the heads computed from the log, and checks every hash.
 fn chained(events: &[RawRecord]) -> Vec<ChainHead> {
     let mut heads: BTreeMap<Bucket, ChainHead> = BTreeMap::new();
     for event in events {
@@ -67,16 +69,16 @@ fn chained(events: &[RawRecord]) -> Vec<ChainHead> {
     heads.into_values().collect()
 }
 
-async fn each_event_carries_the_hash_of_the_one_before_it_in_its_bucket(place: Place) {
-    let store = two_chains(&place).await;
-    // Several in one commit, and several buckets in one commit.
+async fn each_event_carries_the_hash_of_the_one_before_it_in_its_bucket(db: TestDatabase) {
+    let store = two_chains(&db).await;
+    // Several events and several buckets in one commit.
     records(&store, commit_to(stream("iris"), 4, 3)).await;
     let mut both = commit_to(stream("iris"), 7, 2);
     both.appends.push(append(stream("rose"), 4, 2));
     records(&store, both).await;
     store.close().await;
-    // The end of a chain is read anew.
-    let store = place.open().await;
+    // The heads of the chains are loaded again.
+    let store = db.open().await;
     records(&store, commit_to(stream("rose"), 6, 1)).await;
     let events = raw(&store).await;
     assert_eq!(events.len(), 16);
@@ -84,16 +86,16 @@ async fn each_event_carries_the_hash_of_the_one_before_it_in_its_bucket(place: P
     assert_eq!(problems(&store).await, Vec::<String>::new());
 }
 
-async fn a_commit_that_was_refused_is_not_in_the_chain(place: Place) {
-    let store = two_chains(&place).await;
+async fn a_commit_that_was_refused_is_not_in_the_chain(db: TestDatabase) {
+    let store = two_chains(&db).await;
     let late = store.commit(commit_to(stream("iris"), 1, 1)).await;
     late.unwrap_err();
     records(&store, commit_to(stream("iris"), 4, 1)).await;
     chained(&raw(&store).await);
 }
 
-async fn two_processes_that_take_turns_keep_one_chain(place: Place) {
-    let (one, other) = (two_chains(&place).await, place.open().await);
+async fn two_processes_that_alternate_keep_one_chain(db: TestDatabase) {
+    let (one, other) = (two_chains(&db).await, db.open().await);
     for version in [4, 6, 8] {
         records(&other, commit_to(stream("iris"), version, 1)).await;
         records(&one, commit_to(stream("iris"), version + 1, 1)).await;
@@ -104,23 +106,23 @@ async fn two_processes_that_take_turns_keep_one_chain(place: Place) {
     assert_eq!(problems(&one).await, Vec::<String>::new());
 }
 
-/// What is done to the log, and the sentences that tell of it.
+/// Changes of the log, and the problems that `verify` reports for them.
 const DAMAGE: [(&[&str], &[&str]); 7] = [
     (
         &["UPDATE events SET actor = 'service:tess' WHERE position = 3"],
         &[
-            "position 5: the hash that it carries is not that of position 3, before it in bucket {iris}: \
+            "position 5: its previous-event hash does not match position 3, the previous event of bucket {iris}: \
              the event at 3 was changed, or one between them is missing",
         ],
     ),
     (
         &["DELETE FROM events WHERE position = 3"],
         &[
-            "position 5: prev is 3, but bucket {iris} has 1 before it: the event at 3 is missing",
+            "position 5: prev is 3, but the previous event of bucket {iris} is at 1: the event at 3 is missing",
             "position 5: version 3 of stream `endpoint/default/iris` does not follow 1",
         ],
     ),
-    // Missing, and what follows says that nothing is.
+    // A missing event, hidden by renumbering the following ones.
     (
         &[
             "DELETE FROM events WHERE position = 3",
@@ -128,13 +130,13 @@ const DAMAGE: [(&[&str], &[&str]); 7] = [
             "UPDATE events SET version = version - 1 WHERE position = 7",
         ],
         &[
-            "position 5: the hash that it carries is not that of position 1, before it in bucket {iris}: \
+            "position 5: its previous-event hash does not match position 1, the previous event of bucket {iris}: \
              the event at 1 was changed, or one between them is missing",
-            "position 7: the hash that it carries is not that of position 5, before it in bucket {iris}: \
+            "position 7: its previous-event hash does not match position 5, the previous event of bucket {iris}: \
              the event at 5 was changed, or one between them is missing",
         ],
     ),
-    // Inserted where positions were left out, with right numbers all around it.
+    // An inserted event at unused positions, with consistent numbers around it.
     (
         &[
             "UPDATE events SET position = 90 WHERE position = 8",
@@ -144,7 +146,7 @@ const DAMAGE: [(&[&str], &[&str]); 7] = [
             "UPDATE events SET prev = 70 WHERE position = 80",
         ],
         &[
-            "position 80: the hash that it carries is not that of position 70, before it in bucket \
+            "position 80: its previous-event hash does not match position 70, the previous event of bucket \
              {iris}: the event at 70 was inserted",
             "position 70: event id `x`",
         ],
@@ -155,46 +157,46 @@ const DAMAGE: [(&[&str], &[&str]); 7] = [
            WHERE position = 1",
         ],
         &[
-            "position 1: the hash that it carries is not that of position 0, before it in bucket {iris}: \
+            "position 1: its previous-event hash does not match position 0, the previous event of bucket {iris}: \
              events before it are missing, or it was inserted",
-            "position 3: the hash that it carries",
+            "position 3: its previous-event hash does not match",
         ],
     ),
     (
         &["DELETE FROM events WHERE position = 1"],
         &[
-            "position 3: prev is 1, but bucket {iris} has 0 before it: the event at 1 is missing",
+            "position 3: prev is 1, but the previous event of bucket {iris} is at 0: the event at 1 is missing",
             "position 3: version 2 of stream `endpoint/default/iris` does not follow 0",
         ],
     ),
-    // No hash at all, as an older release would write it.
+    // No hash at all, as an older release would write.
     (
         &["UPDATE events SET prev_hash = '' WHERE position = 7"],
-        &["position 7: it carries no hash of what is before it in bucket {iris}"],
+        &["position 7: the hash of the previous event of bucket {iris} is missing"],
     ),
 ];
 
-async fn verify_finds_a_changed_a_missing_and_an_inserted_event(place: Place) {
+async fn verify_detects_changed_missing_and_inserted_events(db: TestDatabase) {
     for (damage, sentences) in DAMAGE {
-        let another = match &place {
-            Place::Sqlite(_) => Place::sqlite().await,
-            Place::Postgres(_) => Place::postgres().await,
+        let another = match &db {
+            TestDatabase::Sqlite(_) => TestDatabase::sqlite().await,
+            TestDatabase::Postgres(_) => TestDatabase::postgres().await,
         };
-        is_found(&another.unwrap(), damage, sentences).await;
+        assert_found(&another.unwrap(), damage, sentences).await;
     }
 }
 
-async fn is_found(place: &Place, damage: &[&'static str], sentences: &[&str]) {
-    let store = two_chains(place).await;
+async fn assert_found(db: &TestDatabase, damage: &[&'static str], sentences: &[&str]) {
+    let store = two_chains(db).await;
     let iris = endpoint("iris").bucket().to_string();
     for statement in damage {
-        place.behind_its_back(statement).await;
+        db.execute_directly(statement).await;
     }
     let found = problems(&store).await;
     assert_eq!(found.len(), sentences.len(), "{damage:?}: {found:#?}");
     for sentence in sentences {
         let sentence = sentence.replace("{iris}", &iris);
-        // An event that cannot be read is named in words of its own.
+        // Unreadable events have a different message.
         let words: Vec<&str> = sentence.split(": event id").collect();
         let is_found = found.iter().any(|problem| {
             problem.starts_with(&sentence)
@@ -205,49 +207,53 @@ async fn is_found(place: &Place, damage: &[&'static str], sentences: &[&str]) {
     store.close().await;
 }
 
-async fn what_is_changed_at_the_end_is_found_by_ends_that_were_kept(place: Place) {
-    let store = two_chains(&place).await;
-    let kept = heads(&store).await.unwrap();
-    assert_eq!(problems_against(&store, &kept).await, Vec::<String>::new());
-    // What has come since does no harm.
+async fn a_changed_last_event_is_detected_by_recorded_heads(db: TestDatabase) {
+    let store = two_chains(&db).await;
+    let recorded = heads(&store).await.unwrap();
+    assert_eq!(
+        problems_against(&store, &recorded).await,
+        Vec::<String>::new()
+    );
+    // Later events do not matter.
     records(&store, commit_to(stream("rose"), 4, 2)).await;
-    assert_eq!(problems_against(&store, &kept).await, Vec::<String>::new());
-    place
-        .behind_its_back("UPDATE events SET actor = 'service:tess' WHERE position = 7")
+    assert_eq!(
+        problems_against(&store, &recorded).await,
+        Vec::<String>::new()
+    );
+    db.execute_directly("UPDATE events SET actor = 'service:tess' WHERE position = 7")
         .await;
     assert_eq!(problems(&store).await, Vec::<String>::new());
-    let found = problems_against(&store, &kept).await;
-    let sentence = "position 7: its hash is not the one that was kept of bucket";
+    let found = problems_against(&store, &recorded).await;
+    let sentence = "position 7: its hash does not match the recorded head of bucket";
     assert!(
         found.len() == 1 && found[0].starts_with(sentence),
         "{found:?}"
     );
 }
 
-async fn an_end_that_is_cut_off_is_found_by_ends_that_were_kept(place: Place) {
-    let store = two_chains(&place).await;
-    let kept = heads(&store).await.unwrap();
-    place
-        .behind_its_back("DELETE FROM events WHERE position IN (5, 7)")
+async fn a_truncated_log_is_detected_by_recorded_heads(db: TestDatabase) {
+    let store = two_chains(&db).await;
+    let recorded = heads(&store).await.unwrap();
+    db.execute_directly("DELETE FROM events WHERE position IN (5, 7)")
         .await;
     assert_eq!(problems(&store).await, Vec::<String>::new());
-    let found = problems_against(&store, &kept).await;
+    let found = problems_against(&store, &recorded).await;
     let iris = endpoint("iris").bucket();
     let sentence = format!(
-        "position 7 is missing, which was kept as the end of bucket {iris}; the bucket ends at 3"
+        "position 7, recorded as the head of bucket {iris}, is missing; the bucket ends at 3"
     );
     assert_eq!(found, [sentence]);
 }
 
-/// A store as the last release of format 1 has left it.
-async fn format_1(place: &Place) {
-    match place {
-        Place::Sqlite(_) => {
+/// Creates a store as the last release of format 1 left it.
+async fn format_1(db: &TestDatabase) {
+    match db {
+        TestDatabase::Sqlite(_) => {
             let statements = FORMAT_1.lines().filter(|line| !line.starts_with("--"));
             let all: String = statements.map(|line| format!("{line}\n")).collect();
-            place.run(&all).await;
+            db.run(&all).await;
         }
-        Place::Postgres(database) => {
+        TestDatabase::Postgres(database) => {
             let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/postgres");
             let migrator = Migrator::new(Path::new(folder)).await.unwrap();
             let older: Vec<_> = migrator
@@ -264,36 +270,36 @@ async fn format_1(place: &Place) {
                 .run_direct(None, &mut connection, false)
                 .await
                 .unwrap();
-            // The tables are the same, in the same order of columns.
+            // The tables are the same, with the same column order.
             let rows = FORMAT_1.lines().filter(|line| {
                 line.starts_with("INSERT INTO") && !line.contains("\"_sqlx_migrations\"")
             });
             let all: String = rows.map(|line| format!("{line}\n")).collect();
-            place.run(&all).await;
+            db.run(&all).await;
         }
     }
 }
 
-async fn a_store_of_the_format_before_is_chained_once_and_goes_on(place: Place) {
-    format_1(&place).await;
-    let before = store::inspect(&place.url()).await.unwrap();
+async fn a_store_of_the_previous_format_is_chained_once_and_continues(db: TestDatabase) {
+    format_1(&db).await;
+    let before = store::inspect(&db.url()).await.unwrap();
     assert_eq!(before.format, Some(1));
     assert_eq!(
         before.pending,
         ["0004_chain", "0005_snapshots", "0006_archives"]
     );
-    let mut said = Vec::new();
-    let done = store::migrate_with(&place.url(), |up_to, of| said.push((up_to, of))).await;
+    let mut progress = Vec::new();
+    let done = store::migrate_with(&db.url(), |up_to, of| progress.push((up_to, of))).await;
     let done = done.unwrap();
     assert_eq!((done.from, done.to), (Some(1), FORMAT));
     let head = Position(EVENTS_OF_FORMAT_1 as u64);
-    assert_eq!(said.last(), Some(&(head, head)));
-    let store = place.open().await;
+    assert_eq!(progress.last(), Some(&(head, head)));
+    let store = db.open().await;
     let events = raw(&store).await;
     assert_eq!(events.len(), EVENTS_OF_FORMAT_1);
     assert_eq!(heads(&store).await.unwrap(), chained(&events));
     assert_eq!(problems(&store).await, Vec::<String>::new());
-    // Everything else is as it was.
+    // Everything else is unchanged.
     assert_eq!(
         store.cursor("relay", Bucket::GLOBAL).await.unwrap(),
         Position(360)
@@ -309,37 +315,37 @@ async fn a_store_of_the_format_before_is_chained_once_and_goes_on(place: Place) 
     chained(&raw(&store).await);
 }
 
-async fn chaining_that_was_broken_off_is_taken_up_again(place: Place) {
-    format_1(&place).await;
-    place.open().await.close().await;
-    let store = place.open().await;
-    let whole = heads(&store).await.unwrap();
+async fn interrupted_chaining_is_resumed(db: TestDatabase) {
+    format_1(&db).await;
+    db.open().await.close().await;
+    let store = db.open().await;
+    let original = heads(&store).await.unwrap();
     store.close().await;
-    // As after a kill: the column is there, half of it is filled, and the format is the old one.
-    if let Place::Postgres(_) = &place {
+    // As after a kill: the column exists, half of it is filled, and the format is still the old one.
+    if let TestDatabase::Postgres(_) = &db {
         let sql = "ALTER TABLE events DROP CONSTRAINT events_chained";
-        place.behind_its_back(sql).await;
+        db.execute_directly(sql).await;
     }
     for sql in [
         "UPDATE events SET prev_hash = NULL WHERE position > 150",
         "UPDATE meta SET value = '1' WHERE key = 'format'",
     ] {
-        place.behind_its_back(sql).await;
+        db.execute_directly(sql).await;
     }
-    let found = store::inspect(&place.url()).await.unwrap();
+    let found = store::inspect(&db.url()).await.unwrap();
     assert_eq!((found.format, found.pending.len()), (Some(1), 1));
-    let store = place.open().await;
-    assert_eq!(heads(&store).await.unwrap(), whole);
+    let store = db.open().await;
+    assert_eq!(heads(&store).await.unwrap(), original);
     assert_eq!(problems(&store).await, Vec::<String>::new());
     store.close().await;
-    let found = store::inspect(&place.url()).await.unwrap();
+    let found = store::inspect(&db.url()).await.unwrap();
     assert_eq!((found.format, found.pending.len()), (Some(FORMAT), 0));
 }
 
-async fn processes_that_start_at_once_chain_a_store_together(place: Place) {
-    format_1(&place).await;
+async fn processes_that_start_concurrently_can_chain_a_store(db: TestDatabase) {
+    format_1(&db).await;
     let opening = (0..4).map(|_| {
-        let url = place.url();
+        let url = db.url();
         tokio::spawn(async move { Store::open(&url).await.unwrap() })
     });
     let opening: Vec<_> = opening.collect();
@@ -349,10 +355,10 @@ async fn processes_that_start_at_once_chain_a_store_together(place: Place) {
     }
 }
 
-async fn a_release_from_before_the_chain_that_still_runs_can_append_nothing(place: Place) {
-    format_1(&place).await;
-    let store = place.open().await;
-    let Place::Postgres(database) = &place else {
+async fn a_running_release_without_the_chain_cannot_append(db: TestDatabase) {
+    format_1(&db).await;
+    let store = db.open().await;
+    let TestDatabase::Postgres(database) = &db else {
         return;
     };
     let mut older = database.connect().await;
@@ -368,14 +374,14 @@ async fn a_release_from_before_the_chain_that_still_runs_can_append_nothing(plac
 support::suite! {
     each_event_carries_the_hash_of_the_one_before_it_in_its_bucket
     a_commit_that_was_refused_is_not_in_the_chain
-    verify_finds_a_changed_a_missing_and_an_inserted_event
-    what_is_changed_at_the_end_is_found_by_ends_that_were_kept
-    an_end_that_is_cut_off_is_found_by_ends_that_were_kept
-    a_store_of_the_format_before_is_chained_once_and_goes_on
-    chaining_that_was_broken_off_is_taken_up_again
+    verify_detects_changed_missing_and_inserted_events
+    a_changed_last_event_is_detected_by_recorded_heads
+    a_truncated_log_is_detected_by_recorded_heads
+    a_store_of_the_previous_format_is_chained_once_and_continues
+    interrupted_chaining_is_resumed
     @sqlite
     @postgres
-    two_processes_that_take_turns_keep_one_chain
-    processes_that_start_at_once_chain_a_store_together
-    a_release_from_before_the_chain_that_still_runs_can_append_nothing
+    two_processes_that_alternate_keep_one_chain
+    processes_that_start_concurrently_can_chain_a_store
+    a_running_release_without_the_chain_cannot_append
 }

@@ -1,5 +1,5 @@
-//! What every store must do, whatever database it stands on. Each part is written against
-//! [`Store`] alone; the macro at the end runs all of them on one database.
+//! The behavior of every store, on either database. Each test uses only [`Store`]; the macro at the end
+//! runs all of them on both databases.
 
 #![allow(
     clippy::disallowed_methods,
@@ -19,7 +19,7 @@ use store::{
     Append, Cause, Commit, CommitError, Committed, CursorMove, Fence, Projector, RowQuery, Store,
     StoreError, rebuild, verify,
 };
-use support::place::*;
+use support::database::*;
 use uuid::Uuid;
 
 fn revoked(name: String) -> NewEvent {
@@ -52,8 +52,8 @@ fn keys(rows: &[store::Row]) -> Vec<&str> {
     rows.iter().map(|row| row.key.as_str()).collect()
 }
 
-async fn an_append_is_read_back_as_it_was_written(place: Place) {
-    let store = place.open().await;
+async fn an_append_is_read_back_as_it_was_written(db: TestDatabase) {
+    let store = db.open().await;
     let granted = NewEvent {
         event: Event::AccessGranted(AccessGranted {
             name: "ci \u{1F680} \"quoted\"".to_owned(),
@@ -90,8 +90,8 @@ async fn an_append_is_read_back_as_it_was_written(place: Place) {
     assert_eq!(store.read_event(Uuid::now_v7()).await.unwrap(), None);
 }
 
-async fn each_bucket_is_a_chain_and_each_stream_counts_from_one(place: Place) {
-    let store = place.open().await;
+async fn each_bucket_is_a_chain_and_each_stream_counts_from_one(db: TestDatabase) {
+    let store = db.open().await;
     for version in 0..5 {
         for name in ["iris", "tulip", "rose"] {
             records(&store, commit_to(stream(name), version, 1)).await;
@@ -117,8 +117,8 @@ async fn each_bucket_is_a_chain_and_each_stream_counts_from_one(place: Place) {
     assert_eq!(in_bucket, expected);
 }
 
-async fn a_wrong_expected_version_is_refused_and_writes_nothing(place: Place) {
-    let store = place.open().await;
+async fn a_wrong_expected_version_is_refused_and_writes_nothing(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 2).await;
     let mut commit = commit_to(stream("tulip"), 0, 1);
     commit.appends.push(append(stream("iris"), 1, 1));
@@ -130,12 +130,12 @@ async fn a_wrong_expected_version_is_refused_and_writes_nothing(place: Place) {
     );
     assert_eq!(store.head().await.unwrap(), Position(2));
     assert_eq!(store.row("endpoints", "tulip").await.unwrap(), None);
-    // What was refused has left no trace in what the writer remembers either.
+    // The refused commit left no trace in the writer's cache either.
     records(&store, commit_to(stream("tulip"), 0, 1)).await;
 }
 
-async fn two_appends_of_one_commit_may_go_to_the_same_stream(place: Place) {
-    let store = place.open().await;
+async fn two_appends_of_one_commit_may_go_to_the_same_stream(db: TestDatabase) {
+    let store = db.open().await;
     let commit = Commit {
         appends: vec![append(stream("iris"), 0, 2), append(stream("iris"), 2, 1)],
         ..Commit::default()
@@ -145,10 +145,10 @@ async fn two_appends_of_one_commit_may_go_to_the_same_stream(place: Place) {
     assert_eq!(versions, [1, 2, 3]);
 }
 
-async fn a_conflict_of_one_does_not_fail_the_others_of_its_batch(place: Place) {
-    let store = place.open().await;
+async fn a_conflict_does_not_fail_the_other_commits_of_its_batch(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 1).await;
-    // All are handed over before the writer can answer any, so they share transactions.
+    // All are queued before the writer can reply to any, so they share transactions.
     let attempts = (0..200).map(|n| {
         let store = store.clone();
         let expected = if n % 2 == 0 { 0 } else { 7 };
@@ -164,8 +164,8 @@ async fn a_conflict_of_one_does_not_fail_the_others_of_its_batch(place: Place) {
     assert_eq!(store.head().await.unwrap(), Position(101));
 }
 
-async fn of_many_writers_with_the_same_expected_version_one_wins(place: Place) {
-    let store = place.open().await;
+async fn one_of_many_writers_with_the_same_expected_version_wins(db: TestDatabase) {
+    let store = db.open().await;
     for version in 0..20 {
         let attempts: Vec<_> = (0..10)
             .map(|_| {
@@ -187,8 +187,8 @@ async fn of_many_writers_with_the_same_expected_version_one_wins(place: Place) {
     }
 }
 
-async fn an_event_id_that_is_in_the_log_already_fails_alone(place: Place) {
-    let store = place.open().await;
+async fn a_duplicate_event_id_fails_only_its_own_commit(db: TestDatabase) {
+    let store = db.open().await;
     let first = event();
     let with = |name: &str, event: NewEvent| Commit {
         appends: vec![Append {
@@ -213,8 +213,8 @@ async fn an_event_id_that_is_in_the_log_already_fails_alone(place: Place) {
     records(&store, commit_to(stream("e7"), 0, 1)).await;
 }
 
-async fn a_reader_never_sees_a_position_before_the_one_below_it(place: Place) {
-    let store = place.open().await;
+async fn positions_become_visible_in_order(db: TestDatabase) {
+    let store = db.open().await;
     let writers: Vec<_> = (0..8)
         .map(|n| {
             let store = store.clone();
@@ -235,8 +235,8 @@ async fn a_reader_never_sees_a_position_before_the_one_below_it(place: Place) {
     }
 }
 
-async fn subscribers_hear_every_commit_in_order_and_before_its_answer(place: Place) {
-    let store = place.open().await;
+async fn subscribers_receive_every_commit_in_order_before_its_reply(db: TestDatabase) {
+    let store = db.open().await;
     let mut committed = store.committed();
     let writers: Vec<_> = (0..4)
         .map(|n| {
@@ -247,15 +247,15 @@ async fn subscribers_hear_every_commit_in_order_and_before_its_answer(place: Pla
     for writer in writers {
         writer.await.unwrap();
     }
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     while let Ok(records) = committed.try_recv() {
-        heard.extend(records.iter().map(|r| r.position.0));
+        received.extend(records.iter().map(|r| r.position.0));
     }
-    assert_eq!(heard, (1..=100).collect::<Vec<_>>());
+    assert_eq!(received, (1..=100).collect::<Vec<_>>());
 }
 
-async fn a_repeated_cause_returns_the_first_result(place: Place) {
-    let store = place.open().await;
+async fn a_repeated_idempotency_key_returns_the_first_result(db: TestDatabase) {
+    let store = db.open().await;
     let commit = |expected_version: u64, body: &str| Commit {
         cause: Some(Cause {
             key: "http:ci:PUT:/v1/endpoints/iris:key-1".to_owned(),
@@ -265,7 +265,7 @@ async fn a_repeated_cause_returns_the_first_result(place: Place) {
         ..commit_to(stream("iris"), expected_version, 2)
     };
     records(&store, commit(0, "a")).await;
-    // The version has moved on since; the repeat is recognised all the same.
+    // The stream has a newer version by now; the repeat is still recognized.
     for _ in 0..2 {
         match store.commit(commit(0, "a")).await.unwrap() {
             Committed::Before { positions, result } => {
@@ -279,13 +279,13 @@ async fn a_repeated_cause_returns_the_first_result(place: Place) {
     assert!(matches!(reused, CommitError::CauseReused), "{reused}");
     assert_eq!(store.head().await.unwrap(), Position(2));
     store.close().await;
-    let store = place.open().await;
+    let store = db.open().await;
     let again = store.commit(commit(0, "a")).await.unwrap();
     assert!(matches!(again, Committed::Before { .. }));
 }
 
-async fn of_concurrent_repeats_of_a_cause_one_is_written(place: Place) {
-    let store = place.open().await;
+async fn one_of_concurrent_commits_with_the_same_idempotency_key_is_written(db: TestDatabase) {
+    let store = db.open().await;
     let attempts: Vec<_> = (0..20)
         .map(|_| {
             let store = store.clone();
@@ -310,8 +310,8 @@ async fn of_concurrent_repeats_of_a_cause_one_is_written(place: Place) {
     assert_eq!(store.head().await.unwrap(), Position(1));
 }
 
-async fn keys_of_requests_are_forgotten_after_a_day_and_causes_of_consumers_never(place: Place) {
-    let store = place.open().await;
+async fn request_keys_expire_after_a_day_and_consumer_keys_never(db: TestDatabase) {
+    let store = db.open().await;
     let commit = |version: u64, seconds: i64, key: &str| Commit {
         appends: vec![Append {
             stream: stream("iris"),
@@ -328,21 +328,21 @@ async fn keys_of_requests_are_forgotten_after_a_day_and_causes_of_consumers_neve
     let day = 24 * 3600;
     records(&store, commit(0, 0, "http:a")).await;
     records(&store, commit(1, 0, "views:a")).await;
-    // Within the day both are known.
+    // Within a day both are known.
     records(&store, commit(2, day - 10, "http:b")).await;
     for known in ["http:a", "views:a"] {
         let repeat = store.commit(commit(9, day - 5, known)).await.unwrap();
         assert!(matches!(repeat, Committed::Before { .. }), "{known}");
     }
-    // The first commit past it clears the old one away.
+    // The first commit after that prunes the old key.
     records(&store, commit(3, 2 * day, "http:c")).await;
     records(&store, commit(4, 2 * day, "http:a")).await;
     let repeat = store.commit(commit(9, 2 * day, "views:a")).await.unwrap();
     assert!(matches!(repeat, Committed::Before { .. }));
 }
 
-async fn who_was_taken_over_cannot_write_any_more(place: Place) {
-    let store = place.open().await;
+async fn a_fenced_owner_can_no_longer_write(db: TestDatabase) {
+    let store = db.open().await;
     let old = store.take("autoscaler/17").await.unwrap();
     let with = |fence: &Fence, version: u64| Commit {
         fence: Some(fence.clone()),
@@ -357,11 +357,11 @@ async fn who_was_taken_over_cannot_write_any_more(place: Place) {
         "{refused}"
     );
     records(&store, with(&new, 1)).await;
-    // Another name is another matter.
+    // Other names are independent.
     let other = store.take("autoscaler/18").await.unwrap();
     assert_eq!(other.generation, 1);
     store.close().await;
-    let store = place.open().await;
+    let store = db.open().await;
     assert!(store.commit(with(&old, 2)).await.is_err());
     records(&store, with(&new, 2)).await;
     let never = Fence {
@@ -371,8 +371,8 @@ async fn who_was_taken_over_cannot_write_any_more(place: Place) {
     assert!(store.commit(with(&never, 3)).await.is_err());
 }
 
-async fn a_cursor_moves_only_from_where_it_stands(place: Place) {
-    let store = place.open().await;
+async fn a_cursor_moves_only_from_its_current_position(db: TestDatabase) {
+    let store = db.open().await;
     let bucket = Bucket(3);
     let moved = |from: u64, to: u64| Commit {
         cursor: Some(CursorMove {
@@ -418,8 +418,8 @@ async fn a_cursor_moves_only_from_where_it_stands(place: Place) {
     );
 }
 
-async fn rows_are_listed_newest_first_and_by_filter(place: Place) {
-    let store = place.open().await;
+async fn rows_are_listed_newest_first_and_by_filter(db: TestDatabase) {
+    let store = db.open().await;
     let of = |endpoint: &str, deployment: &str, row: RowChange| RowChange {
         endpoint: endpoint.to_owned(),
         deployment: deployment.to_owned(),
@@ -461,15 +461,15 @@ async fn rows_are_listed_newest_first_and_by_filter(place: Place) {
         ..iris
     };
     assert_eq!(keys(&list(page).await), ["d2"]);
-    let nobody = RowQuery {
+    let missing = RowQuery {
         endpoint: Some("nobody".to_owned()),
         ..all
     };
-    assert!(list(nobody).await.is_empty());
+    assert!(list(missing).await.is_empty());
 }
 
-async fn pages_of_rows_lose_none_that_share_a_position(place: Place) {
-    let store = place.open().await;
+async fn pages_of_rows_lose_none_that_share_a_position(db: TestDatabase) {
+    let store = db.open().await;
     let changes = (0..10)
         .map(|n| row("instances", &format!("i{n}"), n / 4 + 1, Some("{}")))
         .collect();
@@ -493,8 +493,8 @@ async fn pages_of_rows_lose_none_that_share_a_position(place: Place) {
     assert_eq!(seen.len(), 10);
 }
 
-async fn rows_are_replaced_and_deleted_and_the_last_change_wins(place: Place) {
-    let store = place.open().await;
+async fn rows_are_replaced_and_deleted_and_the_last_change_wins(db: TestDatabase) {
+    let store = db.open().await;
     let changes = vec![
         row("endpoints", "iris", 1, Some("1")),
         row("endpoints", "iris", 2, Some("2")),
@@ -512,8 +512,8 @@ async fn rows_are_replaced_and_deleted_and_the_last_change_wins(place: Place) {
     assert_eq!(store.row("endpoints", "iris").await.unwrap(), None);
 }
 
-async fn everything_is_there_after_a_restart(place: Place) {
-    let store = place.open().await;
+async fn everything_is_kept_across_a_restart(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 3).await;
     store
         .commit(rows(vec![row("endpoints", "iris", 3, Some("{}"))]))
@@ -529,7 +529,7 @@ async fn everything_is_there_after_a_restart(place: Place) {
         store.head().await.unwrap_err(),
         StoreError::Closed
     ));
-    let store = place.open().await;
+    let store = db.open().await;
     assert_eq!(store.read_all(Position::START, 10).await.unwrap(), before);
     assert!(store.row("endpoints", "iris").await.unwrap().is_some());
     let next = records(&store, commit_to(stream("iris"), 3, 1)).await;
@@ -537,8 +537,8 @@ async fn everything_is_there_after_a_restart(place: Place) {
     assert_eq!(next[0].prev, Position(3));
 }
 
-async fn what_was_queued_before_closing_is_written(place: Place) {
-    let store = place.open().await;
+async fn commits_queued_before_closing_are_written(db: TestDatabase) {
+    let store = db.open().await;
     let attempts: Vec<_> = (0..50)
         .map(|n| {
             let store = store.clone();
@@ -559,12 +559,12 @@ async fn what_was_queued_before_closing_is_written(place: Place) {
             Err(error) => panic!("{error}"),
         }
     }
-    let store = place.open().await;
+    let store = db.open().await;
     assert_eq!(store.head().await.unwrap(), Position(written));
 }
 
-async fn an_event_above_the_limit_is_refused(place: Place) {
-    let store = place.open().await;
+async fn an_event_above_the_limit_is_refused(db: TestDatabase) {
+    let store = db.open().await;
     let commit = |length: usize| Commit {
         appends: vec![Append {
             stream: StreamName::access(),
@@ -588,8 +588,8 @@ async fn an_event_above_the_limit_is_refused(place: Place) {
     records(&store, commit(EVENT_BYTES_MAX - braces)).await;
 }
 
-async fn an_event_in_a_stream_of_another_service_is_refused(place: Place) {
-    let store = place.open().await;
+async fn an_event_in_a_stream_of_another_service_is_refused(db: TestDatabase) {
+    let store = db.open().await;
     let scaling = StreamName::of(StreamKind::Scaling, &endpoint("iris"));
     let refused = store.commit(commit_to(scaling, 0, 1)).await.unwrap_err();
     let sentence = refused.to_string();
@@ -600,19 +600,19 @@ async fn an_event_in_a_stream_of_another_service_is_refused(place: Place) {
     assert_eq!(store.head().await.unwrap(), Position::START);
 }
 
-async fn a_second_opener_is_refused_until_the_first_has_closed(place: Place) {
-    let store = place.open().await;
-    let refused = Store::open(&place.url()).await.err().unwrap().to_string();
+async fn a_second_opener_is_refused_until_the_first_has_closed(db: TestDatabase) {
+    let store = db.open().await;
+    let refused = Store::open(&db.url()).await.err().unwrap().to_string();
     assert!(
         refused.contains("log.db") && refused.contains("in use"),
         "{refused}"
     );
     store.close().await;
-    place.open().await;
+    db.open().await;
 }
 
-async fn many_may_open_and_write_the_same_store(place: Place) {
-    let (first, second) = (place.open().await, place.open().await);
+async fn many_processes_may_open_and_write_the_same_store(db: TestDatabase) {
+    let (first, second) = (db.open().await, db.open().await);
     fill(&first, "iris", 3).await;
     fill(&second, "rose", 3).await;
     let stale = second
@@ -627,8 +627,8 @@ async fn many_may_open_and_write_the_same_store(place: Place) {
     assert_eq!((next[0].position, next[0].prev), (Position(7), Position(3)));
 }
 
-async fn commits_larger_than_a_batch_are_written_whole(place: Place) {
-    let store = place.open().await;
+async fn commits_larger_than_a_batch_are_written_completely(db: TestDatabase) {
+    let store = db.open().await;
     let events = (0..30).map(|_| revoked("x".repeat(100_000))).collect();
     let commit = Commit {
         appends: vec![Append {
@@ -662,7 +662,7 @@ impl Projector for Counts {
             time: record.time,
             ..row(model, endpoint.as_str(), record.position.0, doc)
         };
-        // The second model is not asked for, and must not be looked at.
+        // The second model is not requested and must be ignored.
         vec![change("counts", Some(&doc)), change("unasked", Some("{}"))]
     }
 }
@@ -695,8 +695,8 @@ async fn problems(store: &Store) -> Vec<String> {
     report.problems
 }
 
-async fn a_sound_store_verifies_also_while_its_consumer_is_behind(place: Place) {
-    let store = place.open().await;
+async fn a_sound_store_verifies_while_its_consumer_is_behind(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 600).await;
     fill(&store, "rose", 20).await;
     consume(&store, Position(610)).await;
@@ -708,8 +708,8 @@ async fn a_sound_store_verifies_also_while_its_consumer_is_behind(place: Place) 
     assert_eq!((report.rows, report.head), (2, Position(620)));
 }
 
-async fn verify_names_rows_that_the_log_does_not_make(place: Place) {
-    let store = place.open().await;
+async fn verify_reports_rows_that_the_log_does_not_produce(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 3).await;
     fill(&store, "rose", 3).await;
     consume(&store, Position(6)).await;
@@ -723,16 +723,16 @@ async fn verify_names_rows_that_the_log_does_not_make(place: Place) {
     let problems = problems(&store).await;
     assert_eq!(problems.len(), 3, "{problems:#?}");
     for (problem, (key, what)) in problems.iter().zip([
-        ("default/iris", "document 4, and the log makes it 3"),
+        ("default/iris", "document 4, but the log produces 3"),
         ("default/rose", "missing"),
-        ("default/ghost", "the log does not make it"),
+        ("default/ghost", "the log does not produce it"),
     ]) {
         assert!(problem.contains(key) && problem.contains(what), "{problem}");
     }
 }
 
-async fn a_rebuild_makes_the_rows_that_verify_expects(place: Place) {
-    let store = place.open().await;
+async fn a_rebuild_produces_the_rows_that_verify_expects(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 3).await;
     fill(&store, "rose", 3).await;
     let stray = row("counts", "default/ghost", 3, Some("1"));
@@ -748,8 +748,8 @@ async fn a_rebuild_makes_the_rows_that_verify_expects(place: Place) {
     assert_eq!(again, 0);
 }
 
-async fn a_replay_gives_every_event_as_it_is_read_one_page_after_the_other(place: Place) {
-    let store = place.open().await;
+async fn a_replay_returns_the_same_events_as_reads(db: TestDatabase) {
+    let store = db.open().await;
     let granted = NewEvent {
         event: Event::AccessGranted(AccessGranted {
             name: "1 2 \u{1F680} \"quoted\"\n".to_owned(),
@@ -782,11 +782,10 @@ async fn a_replay_gives_every_event_as_it_is_read_one_page_after_the_other(place
     }
 }
 
-async fn a_replay_ends_at_an_event_that_cannot_be_read(place: Place) {
-    let store = place.open().await;
+async fn a_replay_ends_at_an_event_that_cannot_be_read(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 3).await;
-    place
-        .behind_its_back("UPDATE events SET data = '?' WHERE position = 2")
+    db.execute_directly("UPDATE events SET data = '?' WHERE position = 2")
         .await;
     let mut replay = store.replay(Position::START);
     let error = replay.next().await.unwrap().unwrap_err();
@@ -802,29 +801,29 @@ support::suite! {
     each_bucket_is_a_chain_and_each_stream_counts_from_one
     a_wrong_expected_version_is_refused_and_writes_nothing
     two_appends_of_one_commit_may_go_to_the_same_stream
-    a_conflict_of_one_does_not_fail_the_others_of_its_batch
-    of_many_writers_with_the_same_expected_version_one_wins
-    an_event_id_that_is_in_the_log_already_fails_alone
-    a_reader_never_sees_a_position_before_the_one_below_it
-    subscribers_hear_every_commit_in_order_and_before_its_answer
-    a_repeated_cause_returns_the_first_result
-    of_concurrent_repeats_of_a_cause_one_is_written
-    keys_of_requests_are_forgotten_after_a_day_and_causes_of_consumers_never
-    who_was_taken_over_cannot_write_any_more
-    a_cursor_moves_only_from_where_it_stands
+    a_conflict_does_not_fail_the_other_commits_of_its_batch
+    one_of_many_writers_with_the_same_expected_version_wins
+    a_duplicate_event_id_fails_only_its_own_commit
+    positions_become_visible_in_order
+    subscribers_receive_every_commit_in_order_before_its_reply
+    a_repeated_idempotency_key_returns_the_first_result
+    one_of_concurrent_commits_with_the_same_idempotency_key_is_written
+    request_keys_expire_after_a_day_and_consumer_keys_never
+    a_fenced_owner_can_no_longer_write
+    a_cursor_moves_only_from_its_current_position
     rows_are_listed_newest_first_and_by_filter
     pages_of_rows_lose_none_that_share_a_position
     rows_are_replaced_and_deleted_and_the_last_change_wins
-    everything_is_there_after_a_restart
-    what_was_queued_before_closing_is_written
+    everything_is_kept_across_a_restart
+    commits_queued_before_closing_are_written
     an_event_above_the_limit_is_refused
     an_event_in_a_stream_of_another_service_is_refused
-    commits_larger_than_a_batch_are_written_whole
-    a_sound_store_verifies_also_while_its_consumer_is_behind
-    verify_names_rows_that_the_log_does_not_make
-    a_rebuild_makes_the_rows_that_verify_expects
-    a_replay_gives_every_event_as_it_is_read_one_page_after_the_other
+    commits_larger_than_a_batch_are_written_completely
+    a_sound_store_verifies_while_its_consumer_is_behind
+    verify_reports_rows_that_the_log_does_not_produce
+    a_rebuild_produces_the_rows_that_verify_expects
+    a_replay_returns_the_same_events_as_reads
     a_replay_ends_at_an_event_that_cannot_be_read
     @sqlite a_second_opener_is_refused_until_the_first_has_closed
-    @postgres many_may_open_and_write_the_same_store
+    @postgres many_processes_may_open_and_write_the_same_store
 }

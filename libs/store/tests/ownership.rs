@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use contract::ids::Position;
 use store::{Commit, CommitError, Store};
-use support::place::*;
+use support::database::*;
 
 const LONG: Duration = Duration::from_secs(3600);
-const OVER: Duration = Duration::ZERO;
+const EXPIRED: Duration = Duration::ZERO;
 
-async fn a_lease_is_given_to_one_holder_until_it_ends(place: Place) {
-    let store = place.open().await;
+async fn a_lease_has_one_holder_until_it_expires(db: TestDatabase) {
+    let store = db.open().await;
     let first = store
         .acquire_lease("relay", "a", LONG)
         .await
@@ -28,8 +28,8 @@ async fn a_lease_is_given_to_one_holder_until_it_ends(place: Place) {
             .unwrap()
             .is_some()
     );
-    // Nothing is left of it: it ends now.
-    assert!(store.renew_lease(&first, "a", OVER).await.unwrap());
+    // It expires immediately.
+    assert!(store.renew_lease(&first, "a", EXPIRED).await.unwrap());
     let second = store
         .acquire_lease("relay", "b", LONG)
         .await
@@ -40,10 +40,10 @@ async fn a_lease_is_given_to_one_holder_until_it_ends(place: Place) {
     assert!(store.renew_lease(&second, "b", LONG).await.unwrap());
 }
 
-async fn a_commit_with_the_fence_of_a_lease_fails_after_a_take_over(place: Place) {
-    let store = place.open().await;
+async fn a_commit_with_the_fence_of_a_lease_fails_after_a_take_over(db: TestDatabase) {
+    let store = db.open().await;
     let old = store
-        .acquire_lease("relay", "a", OVER)
+        .acquire_lease("relay", "a", EXPIRED)
         .await
         .unwrap()
         .unwrap();
@@ -51,7 +51,7 @@ async fn a_commit_with_the_fence_of_a_lease_fails_after_a_take_over(place: Place
         fence: Some(fence.clone()),
         ..commit_to(stream("iris"), version, 1)
     };
-    // A lease that has ended still counts while nobody else has it.
+    // The fence of an expired lease is valid until another holder acquires it.
     records(&store, fenced(&old, 0)).await;
     let new = store
         .acquire_lease("relay", "b", LONG)
@@ -63,8 +63,8 @@ async fn a_commit_with_the_fence_of_a_lease_fails_after_a_take_over(place: Place
     records(&store, fenced(&new, 1)).await;
 }
 
-async fn a_released_lease_can_be_had_at_once(place: Place) {
-    let store = place.open().await;
+async fn a_released_lease_can_be_acquired_at_once(db: TestDatabase) {
+    let store = db.open().await;
     let first = store
         .acquire_lease("relay", "a", LONG)
         .await
@@ -76,21 +76,21 @@ async fn a_released_lease_can_be_had_at_once(place: Place) {
         .await
         .unwrap()
         .unwrap();
-    // Too late to let go of what is somebody else's.
+    // Releasing a lease that was taken over has no effect.
     store.release_lease(&first).await.unwrap();
     assert_eq!(store.acquire_lease("relay", "a", LONG).await.unwrap(), None);
     assert!(store.renew_lease(&second, "b", LONG).await.unwrap());
 }
 
-async fn a_holder_that_has_lost_its_memory_acquires_again_and_fences_itself(place: Place) {
-    let store = place.open().await;
+async fn a_restarted_holder_reacquires_its_lease_and_fences_its_former_self(db: TestDatabase) {
+    let store = db.open().await;
     let before = store
         .acquire_lease("relay", "a", LONG)
         .await
         .unwrap()
         .unwrap();
     store.close().await;
-    let store = place.open().await;
+    let store = db.open().await;
     let after = store
         .acquire_lease("relay", "a", LONG)
         .await
@@ -100,8 +100,8 @@ async fn a_holder_that_has_lost_its_memory_acquires_again_and_fences_itself(plac
     assert!(!store.renew_lease(&before, "a", LONG).await.unwrap());
 }
 
-async fn of_many_that_want_a_lease_one_gets_it(place: Place) {
-    let store = place.open().await;
+async fn one_of_many_concurrent_holders_acquires_a_lease(db: TestDatabase) {
+    let store = db.open().await;
     let attempts: Vec<_> = (0..20)
         .map(|n| {
             let store = store.clone();
@@ -109,15 +109,15 @@ async fn of_many_that_want_a_lease_one_gets_it(place: Place) {
             tokio::spawn(async move { store.acquire_lease("relay", &holder, LONG).await.unwrap() })
         })
         .collect();
-    let mut got = 0;
+    let mut acquired = 0;
     for attempt in attempts {
-        got += usize::from(attempt.await.unwrap().is_some());
+        acquired += usize::from(attempt.await.unwrap().is_some());
     }
-    assert_eq!(got, 1);
+    assert_eq!(acquired, 1);
 }
 
-async fn who_takes_ends_the_lease(place: Place) {
-    let store = place.open().await;
+async fn taking_a_fence_ends_its_lease(db: TestDatabase) {
+    let store = db.open().await;
     let lease = store
         .acquire_lease("relay", "a", LONG)
         .await
@@ -135,29 +135,33 @@ async fn who_takes_ends_the_lease(place: Place) {
     );
 }
 
-/// Waits until the watch shows at least this.
-async fn reaches(store: &Store, position: u64) {
+/// Waits until the watched head reaches this position.
+async fn wait_for_head(store: &Store, position: u64) {
     let mut watch = store.head_watch();
     let reached = watch.wait_for(|head| *head >= Position(position));
     tokio::time::timeout(Duration::from_secs(30), reached)
         .await
-        .expect("the watch never came so far")
+        .expect("the head never reached the position")
         .unwrap();
 }
 
-async fn the_head_is_known_after_opening_and_follows_commits(place: Place) {
-    let store = place.open().await;
+async fn the_head_is_known_after_opening_and_follows_commits(db: TestDatabase) {
+    let store = db.open().await;
     let watch = store.head_watch();
     assert_eq!(*watch.borrow(), Position::START);
     fill(&store, "iris", 3).await;
-    assert_eq!(*watch.borrow(), Position(3), "known before the committer");
+    assert_eq!(
+        *watch.borrow(),
+        Position(3),
+        "known before the commit returns"
+    );
     store.close().await;
-    let store = place.open().await;
+    let store = db.open().await;
     assert_eq!(*store.head_watch().borrow(), Position(3));
 }
 
-async fn the_head_shows_what_other_processes_commit_and_never_goes_back(place: Place) {
-    let (here, there) = (place.open().await, place.open().await);
+async fn the_head_follows_other_processes_and_never_decreases(db: TestDatabase) {
+    let (here, there) = (db.open().await, db.open().await);
     let mut watch = here.head_watch();
     let writing = tokio::spawn(async move {
         fill(&there, "iris", 50).await;
@@ -171,7 +175,7 @@ async fn the_head_shows_what_other_processes_commit_and_never_goes_back(place: P
             .unwrap();
         let head = *watch.borrow_and_update();
         assert!(head > last);
-        // All below it can be read.
+        // Everything up to it can be read.
         let read = here.read_all(last, 100).await.unwrap();
         assert!(read.iter().any(|record| record.position == head));
         last = head;
@@ -179,28 +183,28 @@ async fn the_head_shows_what_other_processes_commit_and_never_goes_back(place: P
     writing.await.unwrap();
 }
 
-async fn the_head_is_followed_also_where_nobody_tells(place: Place) {
-    let store = place.open().await;
-    reaches(&store, 0).await;
-    // Written past the store: nobody is told of it.
-    place
-        .behind_its_back(
+async fn the_head_is_followed_without_notifications(db: TestDatabase) {
+    let store = db.open().await;
+    wait_for_head(&store, 0).await;
+    // Bypasses the store, so nobody is notified.
+    db
+        .execute_directly(
             "INSERT INTO events VALUES (1, 0, 1, 'endpoint/default/x', 1, 'x', 'x', 1, 0, 'x', '{}', '')",
         )
         .await;
-    reaches(&store, 1).await;
+    wait_for_head(&store, 1).await;
 }
 
 support::suite! {
-    a_lease_is_given_to_one_holder_until_it_ends
+    a_lease_has_one_holder_until_it_expires
     a_commit_with_the_fence_of_a_lease_fails_after_a_take_over
-    a_released_lease_can_be_had_at_once
-    a_holder_that_has_lost_its_memory_acquires_again_and_fences_itself
-    of_many_that_want_a_lease_one_gets_it
-    who_takes_ends_the_lease
+    a_released_lease_can_be_acquired_at_once
+    a_restarted_holder_reacquires_its_lease_and_fences_its_former_self
+    one_of_many_concurrent_holders_acquires_a_lease
+    taking_a_fence_ends_its_lease
     the_head_is_known_after_opening_and_follows_commits
     @sqlite
     @postgres
-    the_head_shows_what_other_processes_commit_and_never_goes_back
-    the_head_is_followed_also_where_nobody_tells
+    the_head_follows_other_processes_and_never_decreases
+    the_head_is_followed_without_notifications
 }

@@ -1,5 +1,5 @@
-//! What is particular to PostgreSQL: many processes that write at once, connections that break or
-//! fall silent, and a server that is killed.
+//! Behavior specific to PostgreSQL: many processes that write concurrently, connections that break or hang,
+//! and a server that is killed.
 
 #![allow(clippy::unwrap_used)]
 
@@ -18,13 +18,13 @@ use sqlx::Connection;
 use store::{
     Append, Cause, Commit, CommitError, Committed, Projector, RowQuery, Store, StoreError, verify,
 };
-use support::place::*;
-use support::postgres::{Database, skipped};
+use support::database::*;
+use support::postgres::{PostgresDatabase, skipped};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// Longer than anything here takes, so that a test which hangs says where.
+/// Longer than anything here takes, so that a test that hangs reports where.
 const HANGS: Duration = Duration::from_secs(120);
 
 struct NoRows;
@@ -35,23 +35,23 @@ impl Projector for NoRows {
     }
 }
 
-async fn is_sound(store: &Store) {
+async fn assert_sound(store: &Store) {
     let report = verify(store, &mut NoRows, &[]).await.unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_concurrent_writers_a_reader_never_sees_a_position_before_the_one_below_it() {
+async fn positions_of_concurrent_writers_become_visible_in_order() {
     if skipped() {
         return;
     }
-    let database = Database::new().await;
+    let database = PostgresDatabase::new().await;
     let mut writers = Vec::new();
     for process in 0..3 {
         let store = Store::open(&database.url()).await.unwrap();
         for writer in 0..4 {
             let store = store.clone();
-            // Names of all processes lie in the same buckets.
+            // The processes write to the same buckets.
             let name = format!("e{writer}-{process}");
             writers.push(tokio::spawn(async move { fill(&store, &name, 25).await }));
         }
@@ -71,15 +71,15 @@ async fn of_concurrent_writers_a_reader_never_sees_a_position_before_the_one_bel
     for writer in writers {
         writer.await.unwrap();
     }
-    is_sound(&reader).await;
+    assert_sound(&reader).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_processes_with_the_same_expected_version_one_wins() {
+async fn one_of_many_processes_with_the_same_expected_version_wins() {
     if skipped() {
         return;
     }
-    let database = Database::new().await;
+    let database = PostgresDatabase::new().await;
     let mut stores = Vec::new();
     for _ in 0..4 {
         stores.push(Store::open(&database.url()).await.unwrap());
@@ -104,20 +104,20 @@ async fn of_many_processes_with_the_same_expected_version_one_wins() {
         }
         assert_eq!(won, 1);
     }
-    is_sound(&stores[0]).await;
+    assert_sound(&stores[0]).await;
 }
 
-/// What a process remembers from its last batch, it must not take for the present.
+/// A process must not rely on stale state of its last batch.
 #[tokio::test]
-async fn a_process_takes_in_what_another_has_appended_since_its_last_batch() {
+async fn a_process_reads_what_another_has_appended_since_its_last_batch() {
     if skipped() {
         return;
     }
-    let database = Database::new().await;
+    let database = PostgresDatabase::new().await;
     let one = Store::open(&database.url()).await.unwrap();
     let other = Store::open(&database.url()).await.unwrap();
     let mut version = 0;
-    // A few events are read one by one; of very many, only what is needed.
+    // A few new events are read individually; of many, only what is needed.
     for count in [1, 7, 300, 1] {
         fill(&one, &format!("rose-{version}"), 1).await;
         records(&one, commit_to(stream("iris"), version, 1)).await;
@@ -131,21 +131,21 @@ async fn a_process_takes_in_what_another_has_appended_since_its_last_batch() {
         version = actual;
     }
     records(&one, commit_to(stream("iris"), version, 1)).await;
-    is_sound(&one).await;
+    assert_sound(&one).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cause_is_carried_out_by_one_of_many_processes() {
+async fn an_idempotency_key_is_committed_by_one_of_many_processes() {
     if skipped() {
         return;
     }
-    let database = Database::new().await;
+    let database = PostgresDatabase::new().await;
     let mut attempts = Vec::new();
     for _ in 0..4 {
         let store = Store::open(&database.url()).await.unwrap();
         attempts.push(tokio::spawn(async move {
             let commit = Commit {
-                cause: Some(cause("views:1")),
+                cause: Some(idempotency_key("views:1")),
                 ..commit_to(stream("iris"), 0, 1)
             };
             store.commit(commit).await.unwrap()
@@ -159,11 +159,11 @@ async fn a_cause_is_carried_out_by_one_of_many_processes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_take_over_nothing_more_of_the_old_owner_is_written() {
+async fn nothing_of_the_old_owner_is_written_after_a_takeover() {
     if skipped() {
         return;
     }
-    let database = Database::new().await;
+    let database = PostgresDatabase::new().await;
     let old = Store::open(&database.url()).await.unwrap();
     let new = Store::open(&database.url()).await.unwrap();
     let fence = old.take("autoscaler/7").await.unwrap();
@@ -204,11 +204,11 @@ async fn after_a_take_over_nothing_more_of_the_old_owner_is_written() {
 }
 
 #[tokio::test]
-async fn a_text_that_the_database_cannot_hold_fails_alone() {
+async fn a_text_that_the_database_cannot_store_fails_only_its_own_commit() {
     if skipped() {
         return;
     }
-    let database = Database::new().await;
+    let database = PostgresDatabase::new().await;
     let store = Store::open(&database.url()).await.unwrap();
     let row = |key: &str| RowChange {
         model: "m",
@@ -243,14 +243,14 @@ async fn a_text_that_the_database_cannot_hold_fails_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_version_that_was_written_past_every_check_is_a_conflict_of_one_commit() {
+async fn a_version_written_without_the_lock_is_a_conflict_of_one_commit() {
     if skipped() {
         return;
     }
-    let database = Database::new().await;
+    let database = PostgresDatabase::new().await;
     let store = Store::open(&database.url()).await.unwrap();
     fill(&store, "iris", 1).await;
-    // Somebody who does not keep the order has written, and not committed yet.
+    // A writer that ignores the lock has written but not committed yet.
     let mut meddler = database.connect().await;
     let mut meddling = meddler.begin().await.unwrap();
     let sql = "INSERT INTO events SELECT 50, prev, bucket, stream, 2, 'x', type, type_version, time, \
@@ -291,13 +291,13 @@ async fn a_version_that_was_written_past_every_check_is_a_conflict_of_one_commit
 }
 
 #[tokio::test]
-async fn texts_are_in_order_of_their_bytes_whatever_the_databases_locale() {
+async fn texts_are_ordered_by_their_bytes_in_any_database_locale() {
     if skipped() {
         return;
     }
     let properties =
         "ENCODING 'UTF8' TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'de' LOCALE 'C'";
-    let database = Database::with(properties).await;
+    let database = PostgresDatabase::with(properties).await;
     let store = Store::open(&database.url()).await.unwrap();
     let keys = ["a", "B", "ä", "Z", "z", "_", "A"];
     let rows = keys
@@ -328,11 +328,12 @@ async fn texts_are_in_order_of_their_bytes_whatever_the_databases_locale() {
 }
 
 #[tokio::test]
-async fn a_database_that_could_not_hold_every_text_is_refused() {
+async fn a_database_that_cannot_store_every_text_is_refused() {
     if skipped() {
         return;
     }
-    let database = Database::with("ENCODING 'SQL_ASCII' TEMPLATE template0 LOCALE 'C'").await;
+    let database =
+        PostgresDatabase::with("ENCODING 'SQL_ASCII' TEMPLATE template0 LOCALE 'C'").await;
     let refused = Store::open(&database.url())
         .await
         .err()
@@ -342,11 +343,11 @@ async fn a_database_that_could_not_hold_every_text_is_refused() {
 }
 
 #[tokio::test]
-async fn a_commit_waits_for_the_disk_also_where_the_database_would_not() {
+async fn a_commit_is_durable_even_if_the_database_disables_it() {
     if skipped() {
         return;
     }
-    let database = Database::new().await;
+    let database = PostgresDatabase::new().await;
     let mut connection = database.connect().await;
     let sql = format!(
         "ALTER DATABASE {} SET synchronous_commit = off",
@@ -374,14 +375,14 @@ async fn a_commit_waits_for_the_disk_also_where_the_database_would_not() {
     connection.close().await.unwrap();
 }
 
-/// Stands between a store and its server, and can fall silent without a word.
+/// A proxy between a store and its server that can stop forwarding without closing connections.
 struct Proxy {
     address: String,
     silent: watch::Sender<bool>,
 }
 
 impl Proxy {
-    /// Falls silent by itself once it has passed on a message that holds `at`.
+    /// Starts a proxy that goes silent once it has forwarded a message that contains `at`.
     async fn start(server: String, at: Option<&'static [u8]>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -392,14 +393,14 @@ impl Proxy {
                 let server = TcpStream::connect(&server).await.unwrap();
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = server.into_split();
-                tokio::spawn(pass(from_client, to_server, gate.clone(), at));
-                tokio::spawn(pass(from_server, to_client, gate.clone(), None));
+                tokio::spawn(forward(from_client, to_server, gate.clone(), at));
+                tokio::spawn(forward(from_server, to_client, gate.clone(), None));
             }
         });
         Self { address, silent }
     }
 
-    fn url(&self, database: &Database) -> String {
+    fn url(&self, database: &PostgresDatabase) -> String {
         let (_, name) = database
             .url()
             .rsplit_once('/')
@@ -409,7 +410,7 @@ impl Proxy {
     }
 }
 
-async fn pass(
+async fn forward(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,
     silent: watch::Sender<bool>,
@@ -428,8 +429,8 @@ async fn pass(
     }
 }
 
-/// Where the shared server listens. A server that the user named may be anywhere, so this makes one.
-async fn server_of_ones_own() -> (Postgres, String) {
+/// Starts a server for one test: a user-provided shared server may be anywhere.
+async fn dedicated_server() -> (Postgres, String) {
     let server = tokio::task::spawn_blocking(Postgres::start).await.unwrap();
     let server = server.unwrap();
     let url = server.url("postgres");
@@ -447,19 +448,19 @@ fn address(url: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_waits_for_ever_for_a_server_that_has_vanished() {
+async fn nothing_waits_forever_for_an_unreachable_server() {
     if skipped() {
         return;
     }
-    let (_server, url) = server_of_ones_own().await;
-    let database = Database::on(&url, "").await;
+    let (_server, url) = dedicated_server().await;
+    let database = PostgresDatabase::on(&url, "").await;
     let proxy = Proxy::start(address(&url), None).await;
     let store = Store::open(&proxy.url(&database)).await.unwrap();
     fill(&store, "iris", 1).await;
     proxy.silent.send_replace(true);
     let attempts = async {
         let commit = Commit {
-            cause: Some(cause("views:1")),
+            cause: Some(idempotency_key("views:1")),
             ..commit_to(stream("iris"), 1, 1)
         };
         let failed = store.commit(commit).await.unwrap_err();
@@ -481,7 +482,7 @@ async fn nothing_waits_for_ever_for_a_server_that_has_vanished() {
     let again = async {
         loop {
             let commit = Commit {
-                cause: Some(cause("views:1")),
+                cause: Some(idempotency_key("views:1")),
                 ..commit_to(stream("iris"), 1, 1)
             };
             match store.commit(commit).await {
@@ -499,22 +500,22 @@ async fn nothing_waits_for_ever_for_a_server_that_has_vanished() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_that_is_cut_off_within_a_transaction_does_not_hold_up_the_others() {
+async fn a_process_that_is_isolated_within_a_transaction_does_not_block_the_others() {
     if skipped() {
         return;
     }
-    let (_server, url) = server_of_ones_own().await;
-    let database = Database::on(&url, "").await;
+    let (_server, url) = dedicated_server().await;
+    let database = PostgresDatabase::on(&url, "").await;
     let other = Store::open(&database.url()).await.unwrap();
     let proxy = Proxy::start(address(&url), Some(b"INSERT INTO events")).await;
-    let cut_off = Store::open(&proxy.url(&database)).await.unwrap();
-    let fence = cut_off.take("relay").await.unwrap();
+    let isolated = Store::open(&proxy.url(&database)).await.unwrap();
+    let fence = isolated.take("relay").await.unwrap();
     let commit = Commit {
         fence: Some(fence),
         ..commit_to(stream("iris"), 0, 1)
     };
-    // By now the server has the insert, and the lock is held by who will never answer.
-    let failed = cut_off.commit(commit).await.unwrap_err();
+    // By now the server has the insert, and the commit lock is held by the isolated process.
+    let failed = isolated.commit(commit).await.unwrap_err();
     assert!(matches!(failed, CommitError::Store(_)), "{failed}");
     let going_on = async {
         other.take("relay").await.unwrap();
@@ -530,7 +531,7 @@ async fn a_process_that_is_cut_off_within_a_transaction_does_not_hold_up_the_oth
     );
 }
 
-fn cause(key: &str) -> Cause {
+fn idempotency_key(key: &str) -> Cause {
     Cause {
         key: key.to_owned(),
         body_hash: String::new(),
@@ -538,8 +539,8 @@ fn cause(key: &str) -> Cause {
     }
 }
 
-/// Appends to a stream of its own until it is told to stop; what fails is tried again as it was.
-/// Returns how many were acknowledged.
+/// Appends to a stream of its own until stopped, retrying failed commits unchanged. Returns how many were
+/// acknowledged.
 async fn append_until(store: Store, name: String, stop: Arc<AtomicBool>) -> u64 {
     let mut version = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -549,7 +550,7 @@ async fn append_until(store: Store, name: String, stop: Arc<AtomicBool>) -> u64 
                 expected_version: version,
                 events: vec![event()],
             }],
-            cause: Some(cause(&format!("test:{name}:{version}"))),
+            cause: Some(idempotency_key(&format!("test:{name}:{version}"))),
             ..Commit::default()
         };
         loop {
@@ -564,8 +565,8 @@ async fn append_until(store: Store, name: String, stop: Arc<AtomicBool>) -> u64 
     version
 }
 
-/// What several processes have acknowledged is in the log, once.
-async fn all_is_there(store: &Store, acknowledged: &BTreeMap<String, u64>) {
+/// Checks that everything that was acknowledged is in the log exactly once.
+async fn assert_all_present(store: &Store, acknowledged: &BTreeMap<String, u64>) {
     for (name, count) in acknowledged {
         let read = store.read_stream(&stream(name), 0, 10_000).await.unwrap();
         assert_eq!(read.len() as u64, *count, "{name}");
@@ -576,10 +577,10 @@ async fn all_is_there(store: &Store, acknowledged: &BTreeMap<String, u64>) {
         Position(total),
         "no gaps, nothing else"
     );
-    is_sound(store).await;
+    assert_sound(store).await;
 }
 
-async fn under_faults<F>(url: &str, faults: impl FnOnce(watch::Receiver<Position>) -> F)
+async fn run_under_faults<F>(url: &str, faults: impl FnOnce(watch::Receiver<Position>) -> F)
 where
     F: Future<Output = ()>,
 {
@@ -602,50 +603,50 @@ where
         for (name, writer) in writers {
             acknowledged.insert(name, writer.await.unwrap());
         }
-        all_is_there(&stores[1], &acknowledged).await;
+        assert_all_present(&stores[1], &acknowledged).await;
     };
     tokio::time::timeout(HANGS, run)
         .await
         .expect("it never converged");
 }
 
-async fn grows(head: &mut watch::Receiver<Position>) {
+async fn wait_for_growth(head: &mut watch::Receiver<Position>) {
     let from = head.borrow().0;
     head.wait_for(|head| head.0 > from + 100).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_acknowledged_is_lost_or_doubled_when_connections_are_killed() {
+async fn no_acknowledged_commit_is_lost_or_duplicated_when_connections_are_killed() {
     if skipped() {
         return;
     }
-    let database = Database::new().await;
+    let database = PostgresDatabase::new().await;
     let mut killer = database.connect().await;
-    under_faults(&database.url(), |mut head| async move {
+    run_under_faults(&database.url(), |mut head| async move {
         for _ in 0..8 {
-            grows(&mut head).await;
+            wait_for_growth(&mut head).await;
             let killing = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                  WHERE application_name = 'penstock' AND datname = current_database()";
             sqlx::query(killing).execute(&mut killer).await.unwrap();
         }
-        grows(&mut head).await;
+        wait_for_growth(&mut head).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_acknowledged_is_lost_or_doubled_when_the_server_is_killed() {
+async fn no_acknowledged_commit_is_lost_or_duplicated_when_the_server_is_killed() {
     if skipped() {
         return;
     }
     // It must outlive the checks.
-    let (server, url) = server_of_ones_own().await;
+    let (server, url) = dedicated_server().await;
     let server = Arc::new(server);
     let killed = server.clone();
-    let database = Database::on(&url, "").await;
-    under_faults(&database.url(), |mut head| async move {
+    let database = PostgresDatabase::on(&url, "").await;
+    run_under_faults(&database.url(), |mut head| async move {
         for _ in 0..3 {
-            grows(&mut head).await;
+            wait_for_growth(&mut head).await;
             let server = killed.clone();
             let restarting = tokio::task::spawn_blocking(move || {
                 server.kill();
@@ -653,17 +654,17 @@ async fn nothing_acknowledged_is_lost_or_doubled_when_the_server_is_killed() {
             });
             restarting.await.unwrap();
         }
-        grows(&mut head).await;
+        wait_for_growth(&mut head).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_there_is_not_is_refused_and_a_server_that_is_away_may_come() {
+async fn a_missing_database_is_refused_and_an_unreachable_server_is_transient() {
     if skipped() {
         return;
     }
-    let (_server, url) = server_of_ones_own().await;
+    let (_server, url) = dedicated_server().await;
     let nowhere = url.replace("/postgres", "/nobody_made_this");
     assert_ne!(nowhere, url);
     let refused = Store::open(&nowhere).await.err().unwrap();

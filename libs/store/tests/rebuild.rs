@@ -1,4 +1,4 @@
-//! What a rebuild of read models does to their rows, whatever was there, on either database.
+//! Rebuilds of read models, whatever rows exist before, on either database.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use contract::ids::Position;
 use contract::log::{Record, RowChange};
 use store::{Commit, CursorMove, Projector, Store, StoreError, Unreadable, rebuild, verify};
-use support::place::{Place, commit_to, fill, records, stream};
+use support::database::{TestDatabase, commit_to, fill, records, stream};
 use tokio::runtime::Handle;
 
 const MODELS: [&str; 2] = ["counts", "happened"];
@@ -17,18 +17,18 @@ const MODELS: [&str; 2] = ["counts", "happened"];
 /// Enough rows for more than one transaction of a rebuild.
 const MANY: u64 = 20_000;
 
-/// Two models: how many events each endpoint has, and each event by itself, which never changes.
+/// Projects two models: the number of events per endpoint, and a row per event that never changes.
 #[derive(Default)]
-struct Both {
+struct CountsAndEvents {
     counts: BTreeMap<String, u64>,
-    /// Called with the number of records before each.
+    /// Called before each record with the number of records so far.
     before: Option<Box<dyn FnMut(u64) + Send>>,
     projected: u64,
-    passed_over: Vec<Position>,
+    unreadable: Vec<Position>,
 }
 
-impl Both {
-    fn watched(before: impl FnMut(u64) + Send + 'static) -> Self {
+impl CountsAndEvents {
+    fn with_hook(before: impl FnMut(u64) + Send + 'static) -> Self {
         Self {
             before: Some(Box::new(before)),
             ..Self::default()
@@ -36,7 +36,7 @@ impl Both {
     }
 }
 
-impl Projector for Both {
+impl Projector for CountsAndEvents {
     fn project(&mut self, record: &Record) -> Vec<RowChange> {
         if let Some(before) = &mut self.before {
             before(self.projected);
@@ -61,7 +61,7 @@ impl Projector for Both {
     }
 
     fn pass_over(&mut self, unreadable: &Unreadable) {
-        self.passed_over.push(unreadable.position);
+        self.unreadable.push(unreadable.position);
     }
 
     fn is_written_once(&self, model: &str) -> bool {
@@ -69,12 +69,16 @@ impl Projector for Both {
     }
 }
 
-async fn made_anew(store: &Store) -> usize {
-    rebuild(store, &mut Both::default(), &MODELS).await.unwrap()
+async fn rebuild_all(store: &Store) -> usize {
+    rebuild(store, &mut CountsAndEvents::default(), &MODELS)
+        .await
+        .unwrap()
 }
 
 async fn assert_sound(store: &Store) {
-    let report = verify(store, &mut Both::default(), &MODELS).await.unwrap();
+    let report = verify(store, &mut CountsAndEvents::default(), &MODELS)
+        .await
+        .unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
 }
 
@@ -90,20 +94,20 @@ fn reached(bucket_of: &Record) -> Commit {
     }
 }
 
-async fn rows_are_made_from_nothing_and_only_once(place: Place) {
-    let store = place.open().await;
+async fn rows_are_created_from_scratch_only_once(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 3).await;
     fill(&store, "rose", 2).await;
-    assert_eq!(made_anew(&store).await, 7);
+    assert_eq!(rebuild_all(&store).await, 7);
     assert_sound(&store).await;
-    assert_eq!(made_anew(&store).await, 0);
+    assert_eq!(rebuild_all(&store).await, 0);
 }
 
-async fn what_was_damaged_lost_or_never_made_is_put_right(place: Place) {
-    let store = place.open().await;
+async fn damaged_missing_and_stray_rows_are_repaired(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 3).await;
     fill(&store, "rose", 2).await;
-    made_anew(&store).await;
+    rebuild_all(&store).await;
     for damage in [
         "UPDATE rows SET doc = '?' WHERE model = 'happened' AND position = 2",
         "UPDATE rows SET time = 5 WHERE model = 'counts' AND key = 'default/iris'",
@@ -111,27 +115,26 @@ async fn what_was_damaged_lost_or_never_made_is_put_right(place: Place) {
         "INSERT INTO rows (model, key, endpoint, deployment, position, time, doc) \
          VALUES ('happened', 'stray', '', '', 1, 1, '{}')",
     ] {
-        place.behind_its_back(damage).await;
+        db.execute_directly(damage).await;
     }
-    assert_eq!(made_anew(&store).await, 4);
+    assert_eq!(rebuild_all(&store).await, 4);
     assert_sound(&store).await;
 }
 
-async fn a_stray_that_stands_where_a_row_is_missing_is_found(place: Place) {
-    let store = place.open().await;
+async fn a_stray_row_is_found_even_if_the_row_count_is_right(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 3).await;
-    made_anew(&store).await;
-    place
-        .behind_its_back("UPDATE rows SET key = 'stray' WHERE model = 'happened' AND position = 2")
+    rebuild_all(&store).await;
+    db.execute_directly("UPDATE rows SET key = 'stray' WHERE model = 'happened' AND position = 2")
         .await;
-    assert_eq!(made_anew(&store).await, 2);
+    assert_eq!(rebuild_all(&store).await, 2);
     assert_sound(&store).await;
 }
 
-async fn rows_of_other_models_are_left_alone(place: Place) {
-    let store = place.open().await;
+async fn rows_of_other_models_are_left_alone(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 3).await;
-    rebuild(&store, &mut Both::default(), &["counts"])
+    rebuild(&store, &mut CountsAndEvents::default(), &["counts"])
         .await
         .unwrap();
     assert_eq!(
@@ -143,21 +146,20 @@ async fn rows_of_other_models_are_left_alone(place: Place) {
             .doc,
         "3"
     );
-    place
-        .behind_its_back(
-            "INSERT INTO rows (model, key, endpoint, deployment, position, time, doc) \
+    db.execute_directly(
+        "INSERT INTO rows (model, key, endpoint, deployment, position, time, doc) \
              VALUES ('others', 'k', '', '', 1, 1, '{}')",
-        )
-        .await;
-    assert_eq!(made_anew(&store).await, 3);
+    )
+    .await;
+    assert_eq!(rebuild_all(&store).await, 3);
     assert!(store.row("others", "k").await.unwrap().is_some());
 }
 
-async fn a_consumer_that_had_read_nothing_stands_at_the_end(place: Place) {
-    let store = place.open().await;
+async fn a_consumer_that_had_read_nothing_is_set_to_the_end(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 3).await;
     fill(&store, "rose", 2).await;
-    made_anew(&store).await;
+    rebuild_all(&store).await;
     let cursors = store.cursors("views").await.unwrap();
     let ends: Vec<Position> = cursors.into_values().collect();
     assert_eq!(ends.len(), 2);
@@ -167,12 +169,12 @@ async fn a_consumer_that_had_read_nothing_stands_at_the_end(place: Place) {
     );
 }
 
-async fn a_consumer_that_is_behind_stays_where_it_is_with_its_rows(place: Place) {
-    let store = place.open().await;
+async fn a_consumer_that_is_behind_keeps_its_cursors_and_rows(db: TestDatabase) {
+    let store = db.open().await;
     let first = records(&store, commit_to(stream("iris"), 0, 2)).await;
     store.commit(reached(&first[1])).await.unwrap();
     records(&store, commit_to(stream("iris"), 2, 2)).await;
-    assert_eq!(made_anew(&store).await, 3);
+    assert_eq!(rebuild_all(&store).await, 3);
     let cursors = store.cursors("views").await.unwrap();
     assert_eq!(cursors.into_values().collect::<Vec<_>>(), [Position(2)]);
     assert_eq!(
@@ -186,13 +188,13 @@ async fn a_consumer_that_is_behind_stays_where_it_is_with_its_rows(place: Place)
     );
 }
 
-async fn a_rebuild_beside_its_running_consumer_is_refused(place: Place) {
-    let store = place.open().await;
+async fn a_rebuild_while_its_consumer_runs_is_refused(db: TestDatabase) {
+    let store = db.open().await;
     let first = records(&store, commit_to(stream("iris"), 0, 2)).await;
-    let (beside, commit) = (store.clone(), reached(&first[0]));
-    let mut projector = Both::watched(move |projected| {
+    let (other, commit) = (store.clone(), reached(&first[0]));
+    let mut projector = CountsAndEvents::with_hook(move |projected| {
         if projected == 1 {
-            let moving = beside.commit(commit.clone());
+            let moving = other.commit(commit.clone());
             tokio::task::block_in_place(|| Handle::current().block_on(moving)).unwrap();
         }
     });
@@ -205,24 +207,23 @@ async fn a_rebuild_beside_its_running_consumer_is_refused(place: Place) {
     assert_eq!(cursors.into_values().collect::<Vec<_>>(), [Position(1)]);
 }
 
-async fn an_event_that_cannot_be_read_does_not_stop_it(place: Place) {
-    let store = place.open().await;
+async fn an_unreadable_event_does_not_stop_a_rebuild(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 3).await;
     fill(&store, "rose", 2).await;
-    place
-        .behind_its_back("UPDATE events SET data = '?' WHERE position = 5")
+    db.execute_directly("UPDATE events SET data = '?' WHERE position = 5")
         .await;
-    let mut projector = Both::default();
+    let mut projector = CountsAndEvents::default();
     let changed = rebuild(&store, &mut projector, &MODELS).await.unwrap();
     assert_eq!(changed, 6);
-    assert_eq!(projector.passed_over, [Position(5)]);
+    assert_eq!(projector.unreadable, [Position(5)]);
     let count = store.row("counts", "default/rose").await.unwrap().unwrap();
     assert_eq!(count.doc, "1");
     let cursors = store.cursors("views").await.unwrap();
     assert!(cursors.into_values().any(|cursor| cursor == Position(5)));
-    let mut projector = Both::default();
+    let mut projector = CountsAndEvents::default();
     let report = verify(&store, &mut projector, &MODELS).await.unwrap();
-    assert_eq!(projector.passed_over, [Position(5)]);
+    assert_eq!(projector.unreadable, [Position(5)]);
     assert_eq!(report.problems.len(), 1, "{report:?}");
     assert!(report.problems[0].contains("position 5"), "{report:?}");
 }
@@ -239,12 +240,12 @@ fn count_of_iris(doc: &str) -> RowChange {
     }
 }
 
-async fn a_running_owner_that_takes_its_bucket_back_keeps_its_rows(place: Place) {
-    let store = place.open().await;
+async fn a_running_owner_that_takes_its_bucket_back_keeps_its_rows(db: TestDatabase) {
+    let store = db.open().await;
     let first = records(&store, commit_to(stream("iris"), 0, 2)).await;
-    let server = match &place {
-        Place::Sqlite(_) => store.clone(),
-        Place::Postgres(_) => place.open().await,
+    let server = match &db {
+        TestDatabase::Sqlite(_) => store.clone(),
+        TestDatabase::Postgres(_) => db.open().await,
     };
     let name = format!("views/{}", first[0].bucket);
     let before = server.take(&name).await.unwrap();
@@ -255,8 +256,8 @@ async fn a_running_owner_that_takes_its_bucket_back_keeps_its_rows(place: Place)
         from: Position(1),
         to: Position(2),
     };
-    let (beside, fence) = (server.clone(), before.clone());
-    let mut projector = Both::watched(move |projected| {
+    let (other, fence) = (server.clone(), before.clone());
+    let mut projector = CountsAndEvents::with_hook(move |projected| {
         if projected > 0 {
             return;
         }
@@ -266,17 +267,17 @@ async fn a_running_owner_that_takes_its_bucket_back_keeps_its_rows(place: Place)
             fence: Some(fence),
             ..Commit::default()
         };
-        let (fenced, taking_back) = (write(fence.clone()), beside.take(&name));
+        let (fenced, taking_back) = (write(fence.clone()), other.take(&name));
         tokio::task::block_in_place(|| {
             Handle::current().block_on(async {
-                // It hears that it has lost the bucket, and writes when it has taken it again.
-                let refused = beside.commit(fenced).await.unwrap_err();
+                // The owner's commit is fenced; it takes its bucket back and writes.
+                let refused = other.commit(fenced).await.unwrap_err();
                 assert!(
                     matches!(refused, store::CommitError::Fenced { .. }),
                     "{refused}"
                 );
                 let again = write(taking_back.await.unwrap());
-                beside.commit(again).await.unwrap();
+                other.commit(again).await.unwrap();
             });
         });
     });
@@ -288,32 +289,32 @@ async fn a_running_owner_that_takes_its_bucket_back_keeps_its_rows(place: Place)
     assert!(server.row("happened", &first).await.unwrap().is_none());
 }
 
-async fn more_rows_than_fit_a_transaction_are_all_made(place: Place) {
-    let store = place.open().await;
+async fn more_rows_than_fit_in_a_transaction_are_all_written(db: TestDatabase) {
+    let store = db.open().await;
     records(&store, commit_to(stream("iris"), 0, MANY as usize)).await;
-    assert_eq!(made_anew(&store).await, MANY as usize + 1);
+    assert_eq!(rebuild_all(&store).await, MANY as usize + 1);
     assert_sound(&store).await;
 }
 
-async fn a_rebuild_that_is_cut_off_has_done_no_harm_and_is_finished_by_the_next(place: Place) {
-    let store = place.open().await;
+async fn an_interrupted_rebuild_does_no_harm_and_is_finished_by_the_next(db: TestDatabase) {
+    let store = db.open().await;
     records(&store, commit_to(stream("iris"), 0, MANY as usize)).await;
-    place
-        .behind_its_back(
-            "INSERT INTO rows (model, key, endpoint, deployment, position, time, doc) \
+    db.execute_directly(
+        "INSERT INTO rows (model, key, endpoint, deployment, position, time, doc) \
              VALUES ('counts', 'default/iris', 'default/iris', '', 1, 1, 'before')",
-        )
-        .await;
-    let cut_off = store.clone();
+    )
+    .await;
+    let interrupted = store.clone();
     let running = tokio::spawn(async move {
-        let mut projector = Both::watched(|projected| assert!(projected < MANY - 100, "cut off"));
-        rebuild(&cut_off, &mut projector, &MODELS).await
+        let mut projector =
+            CountsAndEvents::with_hook(|projected| assert!(projected < MANY - 100, "cut off"));
+        rebuild(&interrupted, &mut projector, &MODELS).await
     });
     assert!(running.await.unwrap_err().is_panic());
     store.close().await;
 
-    let store = place.open().await;
-    // What may change until the end was not touched, and the consumer has read nothing.
+    let store = db.open().await;
+    // Rows that may change until the end were not written, and no cursor was set.
     assert_eq!(
         store
             .row("counts", "default/iris")
@@ -324,22 +325,22 @@ async fn a_rebuild_that_is_cut_off_has_done_no_harm_and_is_finished_by_the_next(
         "before"
     );
     assert!(store.cursors("views").await.unwrap().is_empty());
-    assert!(made_anew(&store).await > 0);
+    assert!(rebuild_all(&store).await > 0);
     assert_sound(&store).await;
 }
 
 support::suite! {
-    rows_are_made_from_nothing_and_only_once
-    what_was_damaged_lost_or_never_made_is_put_right
-    a_stray_that_stands_where_a_row_is_missing_is_found
+    rows_are_created_from_scratch_only_once
+    damaged_missing_and_stray_rows_are_repaired
+    a_stray_row_is_found_even_if_the_row_count_is_right
     rows_of_other_models_are_left_alone
-    a_consumer_that_had_read_nothing_stands_at_the_end
-    a_consumer_that_is_behind_stays_where_it_is_with_its_rows
-    a_rebuild_beside_its_running_consumer_is_refused
+    a_consumer_that_had_read_nothing_is_set_to_the_end
+    a_consumer_that_is_behind_keeps_its_cursors_and_rows
+    a_rebuild_while_its_consumer_runs_is_refused
     a_running_owner_that_takes_its_bucket_back_keeps_its_rows
-    an_event_that_cannot_be_read_does_not_stop_it
-    more_rows_than_fit_a_transaction_are_all_made
-    a_rebuild_that_is_cut_off_has_done_no_harm_and_is_finished_by_the_next
+    an_unreadable_event_does_not_stop_a_rebuild
+    more_rows_than_fit_in_a_transaction_are_all_written
+    an_interrupted_rebuild_does_no_harm_and_is_finished_by_the_next
     @sqlite
     @postgres
 }

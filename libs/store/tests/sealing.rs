@@ -1,5 +1,5 @@
-//! Sealing the beginning of the log into files, on either database: what may be sealed, what becomes of the
-//! table, and what happens where it is broken off.
+//! Sealing the beginning of the log into files, on either database: what may be sealed, what remains in the
+//! table, and interruptions.
 
 #![allow(clippy::unwrap_used)]
 
@@ -18,16 +18,16 @@ use store::{
     sealable, snapshot_hash,
 };
 use support::archives::*;
-use support::place::*;
+use support::database::*;
 
-async fn a_store_has_the_newer_format_once_something_is_sealed(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn a_store_has_the_newer_format_once_something_is_sealed(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 4).await;
     store.close().await;
-    let url = ground.place.url();
+    let url = fixture.db.url();
     assert_eq!(inspect(&url).await.unwrap().format, Some(store::FORMAT));
-    let store = ground.open().await;
+    let store = fixture.open().await;
     sealed(&store, before(3, 10)).await;
     store.close().await;
     let format = inspect(&url).await.unwrap().format;
@@ -67,9 +67,9 @@ fn snapshot(consumer: &str, bucket: Bucket, at: u64) -> Commit {
     }
 }
 
-async fn nothing_is_sealed_that_somebody_would_read_on_from(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn events_that_a_consumer_still_has_to_read_are_not_sealed(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill(&store, "iris", 10).await;
     fill(&store, "roses", 10).await;
     let all = SealLimits::default();
@@ -82,9 +82,9 @@ async fn nothing_is_sealed_that_somebody_would_read_on_from(place: Place) {
     assert_eq!((found.through, found.events), (Position(17), 17));
     assert_eq!(
         found.held_back.unwrap().to_string(),
-        "`relay` stands at position 17"
+        "`relay` is at position 17"
     );
-    // One that stands at a bucket's last event holds nothing back of it.
+    // A consumer at the last event of a bucket does not block that bucket.
     let (iris, roses) = (endpoint("iris").bucket(), endpoint("roses").bucket());
     store
         .commit(snapshot("autoscaler", iris, 10))
@@ -102,9 +102,9 @@ async fn nothing_is_sealed_that_somebody_would_read_on_from(place: Place) {
     assert_eq!(sealed(&store, all).await, []);
 }
 
-async fn who_does_not_run_holds_nothing_back(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn a_consumer_that_does_not_run_blocks_nothing(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill(&store, "iris", 10).await;
     let ttl = Duration::from_secs(60);
     let held = store
@@ -120,9 +120,9 @@ async fn who_does_not_run_holds_nothing_back(place: Place) {
     assert_eq!(sealable(&store, &all).await.unwrap().through, Position(10));
 }
 
-async fn a_bucket_that_a_consumer_has_stored_nothing_of_is_held_back(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn a_bucket_without_a_stored_position_of_a_consumer_is_not_sealed(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill(&store, "iris", 3).await;
     fill(&store, "roses", 3).await;
     let of_iris = snapshot("autoscaler", endpoint("iris").bucket(), 3);
@@ -131,9 +131,9 @@ async fn a_bucket_that_a_consumer_has_stored_nothing_of_is_held_back(place: Plac
     assert_eq!(found.through, Position(3));
 }
 
-async fn only_what_is_old_enough_is_sealed(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn only_old_enough_events_are_sealed(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     for (version, seconds) in [100, 300, 200, 400].into_iter().enumerate() {
         let mut commit = commit_to(stream("iris"), version as u64, 0);
         commit.appends[0].events.push(event_at(seconds));
@@ -154,9 +154,9 @@ async fn only_what_is_old_enough_is_sealed(place: Place) {
     assert_eq!(sealed(&store, few).await, []);
 }
 
-async fn a_snapshot_stays_bound_to_events_that_are_in_files(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn a_snapshot_is_validated_against_archived_events(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill(&store, "iris", 6).await;
     let bucket = endpoint("iris").bucket();
     let at = Position(4);
@@ -169,88 +169,88 @@ async fn a_snapshot_stays_bound_to_events_that_are_in_files(place: Place) {
     store.commit(commit).await.unwrap();
     sealed(&store, SealLimits::default()).await;
     fill_from(&store, "iris", 6, 9).await;
-    let given = store.snapshot("autoscaler", bucket, 1).await.unwrap();
-    assert_eq!(given.unwrap().meta, meta);
+    let returned = store.snapshot("autoscaler", bucket, 1).await.unwrap();
+    assert_eq!(returned.unwrap().meta, meta);
 }
 
-async fn what_was_broken_off_is_taken_up_again(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn an_interrupted_run_is_resumed(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 12).await;
-    let whole = seen(&store).await;
-    let folder = ground.archives();
+    let original = read_everything(&store).await;
+    let folder = fixture.archives();
     fs::create_dir_all(&folder).unwrap();
-    // Half written, when the process ended.
+    // Partially written when the process ended.
     fs::write(folder.join("1-10.penstock-events.gz.partial"), "half").unwrap();
-    assert_eq!(seen(&store).await, whole);
+    assert_eq!(read_everything(&store).await, original);
     let done = sealed(&store, before(11, 10)).await;
     assert_eq!(done[0].archive.file, "1-10.penstock-events.gz");
     assert_eq!(names(&folder), ["1-10.penstock-events.gz"]);
-    assert_eq!(seen(&store).await, whole);
-    let events: Vec<RawRecord> = whole.raw.iter().take(12).cloned().collect();
+    assert_eq!(read_everything(&store).await, original);
+    let events: Vec<RawRecord> = original.raw.iter().take(12).cloned().collect();
     assert_eq!(append_raw(&store, events).await.unwrap(), 0);
     store.close().await;
 }
 
-async fn a_file_that_was_written_and_not_listed_is_taken_and_another_one_is_not(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn an_unlisted_file_is_reused_only_if_it_is_identical(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 12).await;
-    let whole = seen(&store).await;
+    let original = read_everything(&store).await;
     sealed(&store, before(11, 10)).await;
     store.close().await;
-    let path = ground.archives().join("1-10.penstock-events.gz");
+    let path = fixture.archives().join("1-10.penstock-events.gz");
     let written = fs::read(&path).unwrap();
-    // The same log, in a store that lists nothing.
+    // The same log in a store that lists no archives.
     let fresh = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", fresh.path().join("log.db").display());
-    let store = Store::open_with(&url, Some(&ground.archives()))
+    let store = Store::open_with(&url, Some(&fixture.archives()))
         .await
         .unwrap();
-    append_raw(&store, whole.raw.clone()).await.unwrap();
+    append_raw(&store, original.raw.clone()).await.unwrap();
     fs::write(&path, "of another").unwrap();
     let fence = lease(&store).await;
     let limits = before(11, 10);
     let now = Timestamp::from_secs(1);
     let refused = seal(&store, &fence, &limits, now, |_| {}).await;
-    let said = refused.unwrap_err().to_string();
+    let message = refused.unwrap_err().to_string();
     assert!(
-        said.contains("exists already") && said.contains("--archive"),
-        "{said}"
+        message.contains("exists already") && message.contains("--archive"),
+        "{message}"
     );
     assert_eq!(fs::read_to_string(&path).unwrap(), "of another");
-    assert_eq!(names(&ground.archives()), ["1-10.penstock-events.gz"]);
+    assert_eq!(names(&fixture.archives()), ["1-10.penstock-events.gz"]);
     fs::write(&path, written).unwrap();
     assert_eq!(sealed(&store, limits).await.len(), 1);
-    assert_eq!(seen(&store).await.raw, whole.raw);
+    assert_eq!(read_everything(&store).await.raw, original.raw);
 }
 
-async fn a_table_that_was_cleared_in_part_is_read_right_and_cleared_later(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn a_partially_cleared_table_is_read_correctly_and_cleared_later(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 12).await;
-    let whole = seen(&store).await;
+    let original = read_everything(&store).await;
     store.close().await;
-    let place = &ground.place;
-    place.run("CREATE TABLE kept AS SELECT * FROM events").await;
-    let store = ground.open().await;
+    let db = &fixture.db;
+    db.run("CREATE TABLE kept AS SELECT * FROM events").await;
+    let store = fixture.open().await;
     sealed(&store, before(21, 100)).await;
-    let left = place.number("SELECT COUNT(*) FROM events").await;
+    let left = db.number("SELECT COUNT(*) FROM events").await;
     store.close().await;
     for from in [9, 1] {
         let again = format!(
             "INSERT INTO events SELECT * FROM kept WHERE position >= {from} \
              AND NOT EXISTS (SELECT 1 FROM events WHERE events.position = kept.position)"
         );
-        place.run(&again).await;
-        let store = ground.open().await;
-        assert_eq!(seen(&store).await, whole, "{from}");
+        db.run(&again).await;
+        let store = fixture.open().await;
+        assert_eq!(read_everything(&store).await, original, "{from}");
         store.close().await;
     }
-    let store = ground.open().await;
+    let store = fixture.open().await;
     assert_eq!(sealed(&store, before(21, 100)).await, []);
-    assert_eq!(place.number("SELECT COUNT(*) FROM events").await, left);
-    assert_eq!(seen(&store).await, whole);
+    assert_eq!(db.number("SELECT COUNT(*) FROM events").await, left);
+    assert_eq!(read_everything(&store).await, original);
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -263,45 +263,48 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-async fn a_lease_that_was_taken_over_seals_nothing(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn a_lost_lease_seals_nothing(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 12).await;
     let old = lease(&store).await;
     lease(&store).await;
     let limits = SealLimits::default();
     let refused = seal(&store, &old, &limits, Timestamp::from_secs(1), |_| {}).await;
-    let said = refused.unwrap_err().to_string();
-    assert!(said.contains("another process archives"), "{said}");
+    let message = refused.unwrap_err().to_string();
+    assert!(
+        message.contains("another process is archiving"),
+        "{message}"
+    );
     assert_eq!(store.archives().await.unwrap(), []);
 }
 
-async fn the_table_keeps_the_last_event_of_each_stream_only(place: Place) {
-    let ground = Ground::of(place);
-    let store = ground.open().await;
+async fn the_table_keeps_only_the_last_event_of_each_stream(db: TestDatabase) {
+    let fixture = ArchiveFixture::new(db);
+    let store = fixture.open().await;
     fill_all(&store, 0, 12).await;
     sealed(&store, before(14, 100)).await;
     sealed(&store, SealLimits::default()).await;
     let rows = "SELECT COUNT(*) FROM events";
-    assert_eq!(ground.place.number(rows).await, NAMES.len() as i64);
-    // One more of a stream, and the one before it may go with the next file.
+    assert_eq!(fixture.db.number(rows).await, NAMES.len() as i64);
+    // After another event of a stream, the previous one may be deleted with the next file.
     fill_from(&store, "iris", 12, 13).await;
     sealed(&store, SealLimits::default()).await;
-    assert_eq!(ground.place.number(rows).await, NAMES.len() as i64);
+    assert_eq!(fixture.db.number(rows).await, NAMES.len() as i64);
 }
 
 support::suite! {
     a_store_has_the_newer_format_once_something_is_sealed
-    nothing_is_sealed_that_somebody_would_read_on_from
-    who_does_not_run_holds_nothing_back
-    a_bucket_that_a_consumer_has_stored_nothing_of_is_held_back
-    only_what_is_old_enough_is_sealed
-    a_snapshot_stays_bound_to_events_that_are_in_files
-    what_was_broken_off_is_taken_up_again
-    a_file_that_was_written_and_not_listed_is_taken_and_another_one_is_not
-    a_table_that_was_cleared_in_part_is_read_right_and_cleared_later
-    a_lease_that_was_taken_over_seals_nothing
-    the_table_keeps_the_last_event_of_each_stream_only
+    events_that_a_consumer_still_has_to_read_are_not_sealed
+    a_consumer_that_does_not_run_blocks_nothing
+    a_bucket_without_a_stored_position_of_a_consumer_is_not_sealed
+    only_old_enough_events_are_sealed
+    a_snapshot_is_validated_against_archived_events
+    an_interrupted_run_is_resumed
+    an_unlisted_file_is_reused_only_if_it_is_identical
+    a_partially_cleared_table_is_read_correctly_and_cleared_later
+    a_lost_lease_seals_nothing
+    the_table_keeps_only_the_last_event_of_each_stream
     @sqlite
     @postgres
 }

@@ -1,5 +1,5 @@
-//! PostgreSQL behind TLS and a password, on a real server: the store opens with the right ones, and says
-//! what to change without them, and never what the password is.
+//! PostgreSQL with TLS and a password, on a real server: the store opens with the right settings, reports
+//! what to change otherwise, and never reveals the password.
 
 #![allow(clippy::unwrap_used)]
 
@@ -33,7 +33,7 @@ async fn refusal(url: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_store_opens_with_the_right_password_over_tls_that_is_verified() {
+async fn a_store_opens_with_the_right_password_over_verified_tls() {
     let Some(postgres) = secured().await else {
         return;
     };
@@ -46,17 +46,20 @@ async fn a_store_opens_with_the_right_password_over_tls_that_is_verified() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_told_as_such_and_not_repeated() {
+async fn a_wrong_password_is_reported_and_not_repeated() {
     let Some(postgres) = secured().await else {
         return;
     };
-    let said = refusal(&url(postgres, "not-the-password", &verified(postgres))).await;
-    assert!(said.contains("check the user and the password"), "{said}");
-    assert!(!said.contains("not-the-password"), "{said}");
+    let message = refusal(&url(postgres, "not-the-password", &verified(postgres))).await;
+    assert!(
+        message.contains("check the user and the password"),
+        "{message}"
+    );
+    assert!(!message.contains("not-the-password"), "{message}");
 }
 
 #[tokio::test]
-async fn an_unknown_authority_is_told_with_the_option_that_names_it() {
+async fn the_error_for_an_unknown_authority_names_the_option_to_set() {
     let Some(postgres) = secured().await else {
         return;
     };
@@ -65,26 +68,26 @@ async fn an_unknown_authority_is_told_with_the_option_that_names_it() {
         "sslmode=verify-full&sslrootcert={}",
         secrets.other_ca.display()
     );
-    let said = refusal(&url(postgres, &secrets.password, &options)).await;
-    assert!(said.contains("sslrootcert=PATH"), "{said}");
-    assert!(!said.contains(&secrets.password), "{said}");
+    let message = refusal(&url(postgres, &secrets.password, &options)).await;
+    assert!(message.contains("sslrootcert=PATH"), "{message}");
+    assert!(!message.contains(&secrets.password), "{message}");
 }
 
 #[tokio::test]
-async fn a_server_that_demands_tls_is_told_apart_from_a_wrong_password() {
+async fn a_server_that_requires_tls_is_distinguished_from_a_wrong_password() {
     let Some(postgres) = secured().await else {
         return;
     };
     let password = &postgres.secrets().password;
-    let said = refusal(&url(postgres, password, "sslmode=disable")).await;
-    assert!(said.contains("takes nobody without TLS"), "{said}");
-    assert!(!said.contains(password), "{said}");
+    let message = refusal(&url(postgres, password, "sslmode=disable")).await;
+    assert!(message.contains("the server requires TLS"), "{message}");
+    assert!(!message.contains(password), "{message}");
 }
 
 #[tokio::test]
-async fn a_server_without_tls_is_not_spoken_to_where_tls_is_demanded() {
+async fn a_server_without_tls_is_refused_if_tls_is_required() {
     let shared = tokio::task::spawn_blocking(Postgres::shared).await.unwrap();
     let Some(postgres) = shared else { return };
-    let said = refusal(&format!("{}?sslmode=require", postgres.database())).await;
-    assert!(said.contains("it has no TLS"), "{said}");
+    let message = refusal(&format!("{}?sslmode=require", postgres.database())).await;
+    assert!(message.contains("it does not support TLS"), "{message}");
 }

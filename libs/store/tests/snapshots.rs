@@ -1,5 +1,5 @@
-//! Snapshots of what consumers have folded, on either database: what is written of them, what is refused,
-//! and when what is stored is not given out.
+//! Snapshots of consumers' folds, on either database: what is written, what is refused, and when a stored
+//! snapshot is not returned.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,20 +16,20 @@ use store::{
     Cause, Commit, CommitError, Committed, Fence, PartHash, Projector, Snapshot, SnapshotChange,
     SnapshotMeta, Store, backup, copy, heads, log_hash, part_hash, rebuild, snapshot_hash, verify,
 };
-use support::place::*;
+use support::database::*;
 use tracing_subscriber::fmt::MakeWriter;
 
 const CONSUMER: &str = "autoscaler";
 const VERSION: u32 = 3;
 
-/// What is changed of parts, by key; None: the part is gone.
+/// Changes of parts by key; None deletes the part.
 type Changes<'a> = &'a [(&'a str, Option<&'a str>)];
 
 fn bucket() -> Bucket {
     endpoint("iris").bucket()
 }
 
-/// A snapshot as a consumer has it, and how it says what it has changed.
+/// A consumer's snapshot, which makes commits of its changes.
 #[derive(Clone)]
 struct Fold {
     at: Snapshot,
@@ -37,7 +37,7 @@ struct Fold {
 }
 
 impl Fold {
-    /// Where the bucket stands now.
+    /// Creates an empty fold at the current head of the bucket.
     async fn of(store: &Store) -> Self {
         let heads = heads(store).await.unwrap();
         let head = heads.iter().find(|head| head.bucket == bucket()).unwrap();
@@ -56,7 +56,7 @@ impl Fold {
         }
     }
 
-    async fn moved_on(self, store: &Store) -> Self {
+    async fn advanced(self, store: &Store) -> Self {
         let at = Snapshot {
             parts: self.at.parts,
             ..Self::of(store).await.at
@@ -78,7 +78,7 @@ impl Fold {
         self.commit(base, parts)
     }
 
-    fn whole(&mut self, parts: Changes<'_>) -> Commit {
+    fn replacement(&mut self, parts: Changes<'_>) -> Commit {
         self.at.parts.clear();
         self.stored = None;
         self.change(parts)
@@ -106,30 +106,33 @@ async fn stored(store: &Store) -> Option<Snapshot> {
     store.snapshot(CONSUMER, bucket(), VERSION).await.unwrap()
 }
 
-/// What is given out, and what is logged about it.
-async fn stored_and_said(store: &Store) -> (Option<Snapshot>, String) {
-    let lines = Lines::default();
+/// Returns the stored snapshot and what is logged about it.
+async fn stored_and_logged(store: &Store) -> (Option<Snapshot>, String) {
+    let lines = LogCapture::default();
     let subscriber = tracing_subscriber::fmt()
         .with_ansi(false)
         .with_writer(lines.clone())
         .finish();
-    let hearing = tracing::subscriber::set_default(subscriber);
-    let given = stored(store).await;
-    drop(hearing);
-    let said = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    (given, said)
+    let guard = tracing::subscriber::set_default(subscriber);
+    let returned = stored(store).await;
+    drop(guard);
+    let logged = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    (returned, logged)
 }
 
-async fn is_warned_of(store: &Store, sentence: &str) {
-    let (given, said) = stored_and_said(store).await;
-    assert_eq!(given, None, "{sentence}");
-    assert!(said.contains("WARN") && said.contains(sentence), "{said}");
+async fn assert_warns(store: &Store, sentence: &str) {
+    let (returned, logged) = stored_and_logged(store).await;
+    assert_eq!(returned, None, "{sentence}");
+    assert!(
+        logged.contains("WARN") && logged.contains(sentence),
+        "{logged}"
+    );
 }
 
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+struct LogCapture(Arc<Mutex<Vec<u8>>>);
 
-impl io::Write for Lines {
+impl io::Write for LogCapture {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -140,7 +143,7 @@ impl io::Write for Lines {
     }
 }
 
-impl MakeWriter<'_> for Lines {
+impl MakeWriter<'_> for LogCapture {
     type Writer = Self;
 
     fn make_writer(&self) -> Self {
@@ -148,92 +151,92 @@ impl MakeWriter<'_> for Lines {
     }
 }
 
-/// A log with another bucket in it, and a snapshot of three parts at its end.
-async fn a_snapshot(place: &Place) -> (Store, Fold) {
-    let store = place.open().await;
+/// Creates a log with two buckets, and a snapshot of three parts at its end.
+async fn store_with_snapshot(db: &TestDatabase) -> (Store, Fold) {
+    let store = db.open().await;
     fill(&store, "rose", 2).await;
     fill(&store, "iris", 3).await;
     let mut fold = Fold::of(&store).await;
     let parts = [("", Some("[]")), ("a/x", Some("1")), ("a/y", Some("{}"))];
-    store.commit(fold.whole(&parts)).await.unwrap();
+    store.commit(fold.replacement(&parts)).await.unwrap();
     (store, fold)
 }
 
-async fn a_snapshot_is_given_out_as_its_changes_made_it(place: Place) {
-    let (store, fold) = a_snapshot(&place).await;
+async fn a_snapshot_is_returned_with_its_changes_applied(db: TestDatabase) {
+    let (store, fold) = store_with_snapshot(&db).await;
     assert_eq!(stored(&store).await.as_ref(), Some(&fold.at));
-    // What comes after it in the log does it no harm.
+    // Later events do not invalidate it.
     fill(&store, "tulip", 1).await;
     records(&store, commit_to(stream("iris"), 3, 2)).await;
     assert_eq!(stored(&store).await.as_ref(), Some(&fold.at));
-    let mut fold = fold.moved_on(&store).await;
+    let mut fold = fold.advanced(&store).await;
     let changes = [("a/x", None), ("a/y", Some("\"é\"")), ("a/z", Some("3"))];
     let change = fold.change(&changes);
     assert!(records(&store, change).await.is_empty());
     assert_eq!(fold.at.parts.len(), 3);
     assert_eq!(stored(&store).await.as_ref(), Some(&fold.at));
-    // A change that moves it and nothing else, by a process that has written none before.
+    // A change of the position only, by a process that has written no snapshot before.
     store.close().await;
-    let store = place.open().await;
+    let store = db.open().await;
     records(&store, commit_to(stream("iris"), 5, 1)).await;
-    let mut fold = fold.moved_on(&store).await;
+    let mut fold = fold.advanced(&store).await;
     store.commit(fold.change(&[])).await.unwrap();
     assert_eq!(stored(&store).await.as_ref(), Some(&fold.at));
-    // All anew, where it stands.
-    let whole = fold.whole(&[("a/x", Some("7"))]);
-    store.commit(whole).await.unwrap();
+    // A complete replacement at the same position.
+    let replacement = fold.replacement(&[("a/x", Some("7"))]);
+    store.commit(replacement).await.unwrap();
     assert_eq!(stored(&store).await, Some(fold.at));
-    // Others have none.
+    // Other buckets, consumers and versions have none.
     for (consumer, bucket) in [("node/1", bucket()), (CONSUMER, Bucket::GLOBAL)] {
         let others = store.snapshot(consumer, bucket, VERSION).await.unwrap();
         assert_eq!(others, None);
     }
 }
 
-async fn a_snapshot_of_many_parts_is_written_and_cleared_whole(place: Place) {
-    let (store, mut fold) = a_snapshot(&place).await;
+async fn a_snapshot_of_many_parts_is_written_and_replaced_completely(db: TestDatabase) {
+    let (store, mut fold) = store_with_snapshot(&db).await;
     let keys: Vec<String> = (0..2_345).map(|n| format!("many/{n}")).collect();
     let doc = "x".repeat(700);
     let parts = keys.iter().map(|key| (key.as_str(), Some(doc.as_str())));
-    let whole = fold.whole(&parts.collect::<Vec<_>>());
-    store.commit(whole).await.unwrap();
+    let replacement = fold.replacement(&parts.collect::<Vec<_>>());
+    store.commit(replacement).await.unwrap();
     assert_eq!(fold.at.parts.len(), 2_345);
     assert_eq!(stored(&store).await.as_ref(), Some(&fold.at));
-    let gone = keys.iter().skip(100).map(|key| (key.as_str(), None));
-    let change = fold.change(&gone.collect::<Vec<_>>());
+    let deletions = keys.iter().skip(100).map(|key| (key.as_str(), None));
+    let change = fold.change(&deletions.collect::<Vec<_>>());
     store.commit(change).await.unwrap();
     assert_eq!(fold.at.parts.len(), 100);
     assert_eq!(stored(&store).await.as_ref(), Some(&fold.at));
 }
 
-async fn each_bucket_and_consumer_has_a_snapshot_of_its_own(place: Place) {
-    let (store, fold) = a_snapshot(&place).await;
+async fn each_bucket_and_consumer_has_a_snapshot_of_its_own(db: TestDatabase) {
+    let (store, fold) = store_with_snapshot(&db).await;
     let another = |consumer: &str, bucket: Bucket| {
         let mut fold = fold.clone();
         fold.at.meta.consumer = consumer.to_owned();
         fold.at.meta.bucket = bucket;
         fold.at.meta.event_hash = fold.at.meta.event_hash.filter(|_| bucket == self::bucket());
-        let commit = fold.whole(&[("a/x", Some("2"))]);
+        let commit = fold.replacement(&[("a/x", Some("2"))]);
         (fold.at, commit)
     };
     let empty = Bucket::all().find(|b| ![bucket(), endpoint("rose").bucket()].contains(b));
     for (consumer, bucket) in [("node/1", bucket()), (CONSUMER, empty.unwrap())] {
         let (made, commit) = another(consumer, bucket);
         store.commit(commit).await.unwrap();
-        let given = store.snapshot(consumer, bucket, VERSION).await.unwrap();
-        assert_eq!(given, Some(made));
+        let returned = store.snapshot(consumer, bucket, VERSION).await.unwrap();
+        assert_eq!(returned, Some(made));
     }
     assert_eq!(stored(&store).await, Some(fold.at));
 }
 
-async fn a_snapshot_never_goes_back(place: Place) {
-    let (store, fold) = a_snapshot(&place).await;
+async fn a_snapshot_never_goes_back(db: TestDatabase) {
+    let (store, fold) = store_with_snapshot(&db).await;
     let now = fold.at.meta.position;
     let mut late = fold.clone();
     late.at.meta.position = Position(now.0 - 1);
-    let whole = late.clone().whole(&[("a/x", Some("0"))]);
+    let replacement = late.clone().replacement(&[("a/x", Some("0"))]);
     let change = late.change(&[("a/x", Some("0"))]);
-    for commit in [whole, change] {
+    for commit in [replacement, change] {
         let mut commit = commit;
         commit.appends.push(append(stream("iris"), 3, 1));
         let refused = store.commit(commit).await.unwrap_err();
@@ -246,14 +249,17 @@ async fn a_snapshot_never_goes_back(place: Place) {
             "{refused}"
         );
         let sentence = refused.to_string();
-        assert!(sentence.contains("stands at 5 already"), "{sentence}");
+        assert!(
+            sentence.contains("is at 5, ahead of ours at 4"),
+            "{sentence}"
+        );
     }
     assert_eq!(store.head().await.unwrap(), now);
     assert_eq!(stored(&store).await, Some(fold.at));
 }
 
-async fn a_change_of_another_snapshot_than_the_stored_one_is_refused(place: Place) {
-    let (store, fold) = a_snapshot(&place).await;
+async fn a_change_based_on_another_snapshot_than_the_stored_one_is_refused(db: TestDatabase) {
+    let (store, fold) = store_with_snapshot(&db).await;
     let moved = |refused: CommitError| match refused {
         CommitError::SnapshotMoved {
             expected, actual, ..
@@ -261,14 +267,14 @@ async fn a_change_of_another_snapshot_than_the_stored_one_is_refused(place: Plac
         other => panic!("{other}"),
     };
     records(&store, commit_to(stream("iris"), 3, 1)).await;
-    let mut other = fold.clone().moved_on(&store).await;
+    let mut other = fold.clone().advanced(&store).await;
     other.stored = Some(Position(4));
     let refused = store.commit(other.change(&[("a/x", Some("2"))])).await;
     let refused = refused.unwrap_err();
     let sentence = refused.to_string();
-    assert!(sentence.contains("stands at 5, not 4"), "{sentence}");
+    assert!(sentence.contains("is at 5, not 4"), "{sentence}");
     assert_eq!(moved(refused), (4, Some(5)));
-    // None of this consumer, and none of this version.
+    // There is no snapshot of this consumer, nor of this version.
     let mut consumers = fold.clone();
     consumers.at.meta.consumer = "node/1".to_owned();
     let mut versions = fold.clone();
@@ -280,28 +286,28 @@ async fn a_change_of_another_snapshot_than_the_stored_one_is_refused(place: Plac
     assert_eq!(stored(&store).await, Some(fold.at));
 }
 
-async fn a_snapshot_of_another_version_is_not_given_out_and_is_replaced_at_any_position(
-    place: Place,
+async fn a_snapshot_of_another_version_is_not_returned_and_may_be_replaced_at_any_position(
+    db: TestDatabase,
 ) {
-    let (store, fold) = a_snapshot(&place).await;
+    let (store, fold) = store_with_snapshot(&db).await;
     let mut newer = fold;
     newer.at.meta.version = VERSION + 1;
     newer.at.meta.position = Position(1);
     newer.at.meta.event_hash = None;
-    let whole = newer.whole(&[("a/new", Some("1"))]);
-    store.commit(whole).await.unwrap();
-    let given = store.snapshot(CONSUMER, bucket(), VERSION + 1).await;
-    assert_eq!(given.unwrap(), Some(newer.at));
-    let (given, said) = stored_and_said(&store).await;
-    assert_eq!(given, None);
+    let replacement = newer.replacement(&[("a/new", Some("1"))]);
+    store.commit(replacement).await.unwrap();
+    let returned = store.snapshot(CONSUMER, bucket(), VERSION + 1).await;
+    assert_eq!(returned.unwrap(), Some(newer.at));
+    let (returned, logged) = stored_and_logged(&store).await;
+    assert_eq!(returned, None);
     assert!(
-        said.contains("INFO") && said.contains("another version"),
-        "{said}"
+        logged.contains("INFO") && logged.contains("another version"),
+        "{logged}"
     );
 }
 
-async fn a_snapshot_that_was_changed_in_any_way_is_not_given_out(place: Place) {
-    let (store, mut fold) = a_snapshot(&place).await;
+async fn a_snapshot_that_was_modified_in_any_way_is_not_returned(db: TestDatabase) {
+    let (store, mut fold) = store_with_snapshot(&db).await;
     for damage in [
         "UPDATE snapshot_parts SET doc = '2' WHERE key = 'a/x'",
         "UPDATE snapshot_parts SET key = 'a/w' WHERE key = 'a/x'",
@@ -313,76 +319,73 @@ async fn a_snapshot_that_was_changed_in_any_way_is_not_given_out(place: Place) {
         "UPDATE snapshots SET hash = 'none'",
     ] {
         assert_eq!(
-            stored_and_said(&store).await,
+            stored_and_logged(&store).await,
             (Some(fold.at.clone()), String::new())
         );
-        place.behind_its_back(damage).await;
-        is_warned_of(&store, "its hash is not that of its parts").await;
-        // It is in nobody's way.
+        db.execute_directly(damage).await;
+        assert_warns(&store, "its hash does not match its parts").await;
+        // The damaged snapshot can be replaced.
         let parts = [("", Some("[]")), ("a/x", Some("1")), ("a/y", Some("{}"))];
-        store.commit(fold.whole(&parts)).await.unwrap();
+        store.commit(fold.replacement(&parts)).await.unwrap();
     }
 }
 
-async fn a_part_that_is_no_text_any_more_is_bad_content_and_no_failure(place: Place) {
-    let (store, _) = a_snapshot(&place).await;
-    place
-        .behind_its_back("UPDATE snapshot_parts SET doc = CAST(x'ff' AS TEXT) WHERE key = 'a/x'")
+async fn a_part_that_is_not_valid_text_is_damage_and_not_a_failure(db: TestDatabase) {
+    let (store, _) = store_with_snapshot(&db).await;
+    db.execute_directly("UPDATE snapshot_parts SET doc = CAST(x'ff' AS TEXT) WHERE key = 'a/x'")
         .await;
-    is_warned_of(&store, "it is damaged").await;
+    assert_warns(&store, "it is damaged").await;
 }
 
-async fn a_snapshot_of_another_log_is_not_given_out(place: Place) {
-    let (store, fold) = a_snapshot(&place).await;
+async fn a_snapshot_of_another_log_is_not_returned(db: TestDatabase) {
+    let (store, fold) = store_with_snapshot(&db).await;
     for change in ["service:tess", "service:test"] {
         let is_same = change == "service:test";
         let sql = match is_same {
             true => "UPDATE events SET actor = 'service:test' WHERE position = 5",
             false => "UPDATE events SET actor = 'service:tess' WHERE position = 5",
         };
-        place.behind_its_back(sql).await;
+        db.execute_directly(sql).await;
         match is_same {
             true => assert_eq!(stored(&store).await.as_ref(), Some(&fold.at)),
-            false => is_warned_of(&store, "the last event of the bucket up to 5").await,
+            false => assert_warns(&store, "a different last event of the bucket up to 5").await,
         }
     }
-    // Nothing of the bucket is left, and the log goes on.
+    // The bucket is empty, and the log is longer than the snapshot's position.
     fill(&store, "tulip", 1).await;
-    place
-        .behind_its_back("DELETE FROM events WHERE position BETWEEN 3 AND 5")
+    db.execute_directly("DELETE FROM events WHERE position BETWEEN 3 AND 5")
         .await;
-    is_warned_of(&store, "the last event of the bucket up to 5").await;
+    assert_warns(&store, "a different last event of the bucket up to 5").await;
 }
 
-async fn a_snapshot_past_the_end_of_the_log_is_not_given_out_and_in_nobodys_way(place: Place) {
-    let (store, mut fold) = a_snapshot(&place).await;
+async fn a_snapshot_past_the_end_of_the_log_is_not_returned_and_may_be_replaced(db: TestDatabase) {
+    let (store, mut fold) = store_with_snapshot(&db).await;
     let at_the_end = fold.clone();
     fill(&store, "tulip", 1).await;
-    // Of the bucket there is nothing more.
+    // The bucket has no more events.
     fold.at.meta.position = Position(6);
     store.commit(fold.change(&[])).await.unwrap();
     assert_eq!(stored(&store).await.as_ref(), Some(&fold.at));
     store.close().await;
-    // The bucket is as it was; what comes next would get the position up to which all is said to be in it.
-    place
-        .behind_its_back("DELETE FROM events WHERE position = 6")
+    // The bucket is unchanged, but its next event would get the position that the snapshot claims to cover.
+    db.execute_directly("DELETE FROM events WHERE position = 6")
         .await;
-    let store = place.open().await;
-    is_warned_of(&store, "it stands at 6, and this log ends at 5").await;
+    let store = db.open().await;
+    assert_warns(&store, "it is at 6, but this log ends at 5").await;
     let refused = store.commit(fold.change(&[])).await.unwrap_err();
     assert!(
         matches!(refused, CommitError::SnapshotMoved { actual: None, .. }),
         "{refused}"
     );
     let mut fold = at_the_end;
-    let whole = fold.whole(&[("a/x", Some("1"))]);
-    store.commit(whole).await.unwrap();
+    let replacement = fold.replacement(&[("a/x", Some("1"))]);
+    store.commit(replacement).await.unwrap();
     assert_eq!(stored(&store).await, Some(fold.at));
 }
 
-async fn changes_of_one_snapshot_in_one_batch_see_each_other(place: Place) {
-    let (store, mut fold) = a_snapshot(&place).await;
-    // While this is written, the others wait, and go into one transaction.
+async fn changes_of_one_snapshot_in_one_batch_see_each_other(db: TestDatabase) {
+    let (store, mut fold) = store_with_snapshot(&db).await;
+    // While this is written, the others wait, and then share a transaction.
     let long = store.commit(commit_to(stream("rose"), 2, 3_000));
     let mut stale = fold.clone();
     stale.stored = Some(Position(4));
@@ -392,8 +395,8 @@ async fn changes_of_one_snapshot_in_one_batch_see_each_other(place: Place) {
     let mut newer = fold.clone();
     newer.at.meta.version += 1;
     let (mut lost, mut won) = (newer.clone(), newer);
-    let replaced = lost.whole(&[("a/lost", Some("1"))]);
-    let replacing = won.whole(&[("a/x", Some("4")), ("a/y", Some("4"))]);
+    let replaced = lost.replacement(&[("a/lost", Some("1"))]);
+    let replacing = won.replacement(&[("a/x", Some("4")), ("a/y", Some("4"))]);
     let last = won.change(&[("a/x", None), ("a/z", Some("5"))]);
     let late = fold.change(&[("a/y", Some("late"))]);
     let commits = [stale, one, two, replaced, replacing, last, late];
@@ -410,12 +413,12 @@ async fn changes_of_one_snapshot_in_one_batch_see_each_other(place: Place) {
             "{refused}"
         );
     }
-    let given = store.snapshot(CONSUMER, bucket(), VERSION + 1).await;
-    assert_eq!(given.unwrap(), Some(won.at));
+    let returned = store.snapshot(CONSUMER, bucket(), VERSION + 1).await;
+    assert_eq!(returned.unwrap(), Some(won.at));
 }
 
-async fn who_was_taken_over_writes_no_snapshot(place: Place) {
-    let (store, mut fold) = a_snapshot(&place).await;
+async fn a_fenced_owner_writes_no_snapshot(db: TestDatabase) {
+    let (store, mut fold) = store_with_snapshot(&db).await;
     let before = fold.at.clone();
     let old = store.take("autoscaler/17").await.unwrap();
     let new = store.take("autoscaler/17").await.unwrap();
@@ -431,15 +434,15 @@ async fn who_was_taken_over_writes_no_snapshot(place: Place) {
     assert_eq!(stored(&store).await, Some(fold.at));
 }
 
-async fn a_snapshot_of_a_commit_that_is_refused_or_a_repeat_is_not_written(place: Place) {
-    let (store, mut fold) = a_snapshot(&place).await;
+async fn the_snapshot_of_a_refused_or_repeated_commit_is_not_written(db: TestDatabase) {
+    let (store, mut fold) = store_with_snapshot(&db).await;
     let before = fold.clone();
     let refused = Commit {
         appends: vec![append(stream("iris"), 9, 1)],
         ..before.clone().change(&[("a/x", Some("refused"))])
     };
     assert!(store.commit(refused).await.is_err());
-    let with_cause = |commit: Commit| Commit {
+    let with_idempotency_key = |commit: Commit| Commit {
         cause: Some(Cause {
             key: "autoscaler:1".to_owned(),
             body_hash: String::new(),
@@ -447,16 +450,16 @@ async fn a_snapshot_of_a_commit_that_is_refused_or_a_repeat_is_not_written(place
         }),
         ..commit
     };
-    let change = with_cause(fold.change(&[("a/x", Some("2"))]));
+    let change = with_idempotency_key(fold.change(&[("a/x", Some("2"))]));
     store.commit(change).await.unwrap();
-    let repeat = with_cause(before.clone().change(&[("a/x", Some("repeat"))]));
+    let repeat = with_idempotency_key(before.clone().change(&[("a/x", Some("repeat"))]));
     let repeat = store.commit(repeat).await.unwrap();
     assert!(matches!(repeat, Committed::Before { .. }), "{repeat:?}");
     assert_eq!(stored(&store).await, Some(fold.at));
 }
 
-async fn a_snapshot_that_is_being_replaced_is_never_seen_half(place: Place) {
-    let (store, fold) = a_snapshot(&place).await;
+async fn a_snapshot_that_is_being_replaced_is_never_read_partially(db: TestDatabase) {
+    let (store, fold) = store_with_snapshot(&db).await;
     let keys: Vec<String> = (0..300).map(|n| format!("many/{n}")).collect();
     let enough = Arc::new(AtomicBool::new(false));
     let writing = {
@@ -469,21 +472,21 @@ async fn a_snapshot_that_is_being_replaced_is_never_seen_half(place: Place) {
                 let doc = round.to_string();
                 let parts = keys.iter().skip(round * 5);
                 let parts: Vec<_> = parts.map(|key| (key.as_str(), Some(&*doc))).collect();
-                store.commit(fold.whole(&parts)).await.unwrap();
+                store.commit(fold.replacement(&parts)).await.unwrap();
             }
         })
     };
     let mut seen = BTreeSet::new();
     while seen.len() < 10 && !writing.is_finished() {
-        let (given, said) = stored_and_said(&store).await;
-        let given = given.unwrap_or_else(|| panic!("{said}"));
-        seen.insert(given.parts.len());
+        let (returned, logged) = stored_and_logged(&store).await;
+        let returned = returned.unwrap_or_else(|| panic!("{logged}"));
+        seen.insert(returned.parts.len());
     }
     enough.store(true, Ordering::Relaxed);
     writing.await.unwrap();
 }
 
-/// Counts nothing.
+/// Produces no rows.
 struct NoRows;
 
 impl Projector for NoRows {
@@ -492,23 +495,22 @@ impl Projector for NoRows {
     }
 }
 
-async fn verify_hash_and_rebuild_do_not_look_at_snapshots(place: Place) {
-    let (store, fold) = a_snapshot(&place).await;
+async fn verify_hash_and_rebuild_ignore_snapshots(db: TestDatabase) {
+    let (store, fold) = store_with_snapshot(&db).await;
     let hash = log_hash(&store, Position(5)).await.unwrap();
     rebuild(&store, &mut NoRows, &["counts"]).await.unwrap();
     assert_eq!(stored(&store).await, Some(fold.at));
-    place
-        .behind_its_back("UPDATE snapshot_parts SET doc = '?'")
+    db.execute_directly("UPDATE snapshot_parts SET doc = '?'")
         .await;
     rebuild(&store, &mut NoRows, &["counts"]).await.unwrap();
-    is_warned_of(&store, "damaged").await;
+    assert_warns(&store, "damaged").await;
     let report = verify(&store, &mut NoRows, &["counts"]).await.unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
     assert_eq!(log_hash(&store, Position(5)).await.unwrap(), hash);
 }
 
-async fn a_copy_has_no_snapshots_and_a_copied_file_has_them(place: Place) {
-    let (store, fold) = a_snapshot(&place).await;
+async fn a_copy_has_no_snapshots_but_a_copied_file_does(db: TestDatabase) {
+    let (store, fold) = store_with_snapshot(&db).await;
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let open = async |name: &str| {
@@ -519,15 +521,15 @@ async fn a_copy_has_no_snapshots_and_a_copied_file_has_them(place: Place) {
     copy(&store, &target, |_, _| {}).await.unwrap();
     assert_eq!(stored(&target).await, None);
     backup(&store, &at("backup.db"), |_, _| {}).await.unwrap();
-    let expected = match place {
-        Place::Sqlite(_) => Some(fold.at),
-        Place::Postgres(_) => None,
+    let expected = match db {
+        TestDatabase::Sqlite(_) => Some(fold.at),
+        TestDatabase::Postgres(_) => None,
     };
     assert_eq!(stored(&open("backup.db").await).await, expected);
 }
 
-async fn a_store_from_before_snapshots_gets_their_tables(place: Place) {
-    let store = place.open().await;
+async fn a_store_from_before_snapshots_gets_their_tables(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 3).await;
     store.close().await;
     for sql in [
@@ -535,22 +537,25 @@ async fn a_store_from_before_snapshots_gets_their_tables(place: Place) {
         "DROP TABLE snapshot_parts",
         "DELETE FROM _sqlx_migrations WHERE version = 5",
     ] {
-        place.behind_its_back(sql).await;
+        db.execute_directly(sql).await;
     }
-    let found = store::inspect(&place.url()).await.unwrap();
+    let found = store::inspect(&db.url()).await.unwrap();
     assert_eq!(found.pending, ["0005_snapshots"]);
-    let store = place.open().await;
+    let store = db.open().await;
     assert_eq!(store.head().await.unwrap(), Position(3));
     let mut fold = Fold::of(&store).await;
-    store.commit(fold.whole(&[("", Some("1"))])).await.unwrap();
+    store
+        .commit(fold.replacement(&[("", Some("1"))]))
+        .await
+        .unwrap();
     assert_eq!(stored(&store).await, Some(fold.at));
 }
 
-async fn processes_see_each_others_snapshots(place: Place) {
-    let (one, fold) = a_snapshot(&place).await;
-    let other = place.open().await;
+async fn processes_see_each_others_snapshots(db: TestDatabase) {
+    let (one, fold) = store_with_snapshot(&db).await;
+    let other = db.open().await;
     records(&one, commit_to(stream("iris"), 3, 1)).await;
-    let (mut ours, mut theirs) = (fold.clone(), fold.moved_on(&other).await);
+    let (mut ours, mut theirs) = (fold.clone(), fold.advanced(&other).await);
     other
         .commit(theirs.change(&[("a/x", Some("2"))]))
         .await
@@ -561,8 +566,8 @@ async fn processes_see_each_others_snapshots(place: Place) {
         matches!(refused, CommitError::SnapshotMoved { actual: Some(at), .. } if at.0 == 6),
         "{refused}"
     );
-    let whole = ours.whole(&[("a/x", Some("3"))]);
-    let refused = one.commit(whole).await.unwrap_err();
+    let replacement = ours.replacement(&[("a/x", Some("3"))]);
+    let refused = one.commit(replacement).await.unwrap_err();
     assert!(
         matches!(refused, CommitError::SnapshotBehind { stored, .. } if stored.0 == 6),
         "{refused}"
@@ -571,22 +576,22 @@ async fn processes_see_each_others_snapshots(place: Place) {
 }
 
 support::suite! {
-    a_snapshot_is_given_out_as_its_changes_made_it
-    a_snapshot_of_many_parts_is_written_and_cleared_whole
+    a_snapshot_is_returned_with_its_changes_applied
+    a_snapshot_of_many_parts_is_written_and_replaced_completely
     each_bucket_and_consumer_has_a_snapshot_of_its_own
     a_snapshot_never_goes_back
-    a_change_of_another_snapshot_than_the_stored_one_is_refused
-    a_snapshot_of_another_version_is_not_given_out_and_is_replaced_at_any_position
-    a_snapshot_that_was_changed_in_any_way_is_not_given_out
-    a_snapshot_of_another_log_is_not_given_out
-    a_snapshot_past_the_end_of_the_log_is_not_given_out_and_in_nobodys_way
+    a_change_based_on_another_snapshot_than_the_stored_one_is_refused
+    a_snapshot_of_another_version_is_not_returned_and_may_be_replaced_at_any_position
+    a_snapshot_that_was_modified_in_any_way_is_not_returned
+    a_snapshot_of_another_log_is_not_returned
+    a_snapshot_past_the_end_of_the_log_is_not_returned_and_may_be_replaced
     changes_of_one_snapshot_in_one_batch_see_each_other
-    who_was_taken_over_writes_no_snapshot
-    a_snapshot_of_a_commit_that_is_refused_or_a_repeat_is_not_written
-    a_snapshot_that_is_being_replaced_is_never_seen_half
-    verify_hash_and_rebuild_do_not_look_at_snapshots
-    a_copy_has_no_snapshots_and_a_copied_file_has_them
+    a_fenced_owner_writes_no_snapshot
+    the_snapshot_of_a_refused_or_repeated_commit_is_not_written
+    a_snapshot_that_is_being_replaced_is_never_read_partially
+    verify_hash_and_rebuild_ignore_snapshots
+    a_copy_has_no_snapshots_but_a_copied_file_does
     a_store_from_before_snapshots_gets_their_tables
-    @sqlite a_part_that_is_no_text_any_more_is_bad_content_and_no_failure
+    @sqlite a_part_that_is_not_valid_text_is_damage_and_not_a_failure
     @postgres processes_see_each_others_snapshots
 }

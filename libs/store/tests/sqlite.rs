@@ -1,5 +1,4 @@
-//! What is particular to a store on SQLite: damage done behind its back, and a disk that
-//! refuses to write.
+//! Behavior specific to SQLite: damage to the file, and a disk that refuses to write.
 
 #![allow(
     clippy::disallowed_methods,
@@ -41,8 +40,8 @@ fn commit(name: &str, expected_version: u64) -> Commit {
     }
 }
 
-/// Runs a statement on the database, past the store.
-async fn behind_its_back(folder: &TempDir, sql: &'static str) {
+/// Runs a statement on the database, bypassing the store.
+async fn execute_directly(folder: &TempDir, sql: &'static str) {
     let mut connection = SqliteConnectOptions::new()
         .filename(folder.path().join("log.db"))
         .connect()
@@ -74,11 +73,11 @@ async fn a_store_that_is_dropped_without_closing_can_be_opened_again() {
     let store = store_with_three_events(&folder).await;
     let writer_gone = store.committed();
     drop(store);
-    // The writer ends when nobody can hand it work any more; its subscribers see that.
+    // The writer ends when all handles are dropped; its subscribers see that.
     let mut writer_gone = writer_gone;
     assert_eq!(writer_gone.recv().await, None);
     let store = loop {
-        // It still has to fold the write-ahead log into the database.
+        // It still has to checkpoint the write-ahead log.
         match Store::open(&url(&folder)).await {
             Ok(store) => break store,
             Err(StoreError::Refused(_)) => tokio::task::yield_now().await,
@@ -89,7 +88,7 @@ async fn a_store_that_is_dropped_without_closing_can_be_opened_again() {
 }
 
 #[tokio::test]
-async fn a_url_of_another_kind_is_refused_with_what_to_write_instead() {
+async fn an_unsupported_url_is_refused_with_a_correct_form() {
     for (bad, instead) in [
         ("/tmp/log.db", "sqlite:/tmp/log.db"),
         ("mysql://host/db", "sqlite:PATH"),
@@ -102,10 +101,10 @@ async fn a_url_of_another_kind_is_refused_with_what_to_write_instead() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_fails_answers_with_an_error_and_the_writer_goes_on() {
+async fn a_failed_transaction_returns_an_error_and_the_writer_continues() {
     let folder = tempfile::tempdir().unwrap();
     let store = store_with_three_events(&folder).await;
-    behind_its_back(
+    execute_directly(
         &folder,
         "CREATE TRIGGER full BEFORE INSERT ON events BEGIN SELECT RAISE(ABORT, 'disk full'); END",
     )
@@ -116,8 +115,8 @@ async fn a_transaction_that_fails_answers_with_an_error_and_the_writer_goes_on()
         "{failed}"
     );
     assert_eq!(store.head().await.unwrap(), Position(3));
-    behind_its_back(&folder, "DROP TRIGGER full").await;
-    // The failed commit has left nothing behind: the same version is still free.
+    execute_directly(&folder, "DROP TRIGGER full").await;
+    // The failed commit left no trace: the same version is still free.
     store.commit(commit("iris", 3)).await.unwrap();
     let report = verify(&store, &mut NoRows, &[]).await.unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
@@ -125,11 +124,11 @@ async fn a_transaction_that_fails_answers_with_an_error_and_the_writer_goes_on()
 }
 
 #[tokio::test]
-async fn verify_finds_what_was_changed_behind_the_stores_back() {
+async fn verify_detects_direct_changes_to_the_database() {
     for (damage, sentence) in [
         (
             "UPDATE events SET prev = 0 WHERE position = 3",
-            "prev is 0, but bucket",
+            "prev is 0, but the previous event of bucket",
         ),
         (
             "UPDATE events SET version = 9 WHERE position = 3",
@@ -137,7 +136,7 @@ async fn verify_finds_what_was_changed_behind_the_stores_back() {
         ),
         (
             "DELETE FROM events WHERE position = 2",
-            "prev is 2, but bucket",
+            "prev is 2, but the previous event of bucket",
         ),
         (
             "UPDATE events SET type_version = 99 WHERE position = 2",
@@ -162,7 +161,7 @@ async fn verify_finds_what_was_changed_behind_the_stores_back() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let store = store_with_three_events(&folder).await;
-        behind_its_back(&folder, damage).await;
+        execute_directly(&folder, damage).await;
         let report = verify(&store, &mut NoRows, &[]).await.unwrap();
         assert!(
             report
@@ -175,8 +174,8 @@ async fn verify_finds_what_was_changed_behind_the_stores_back() {
     }
 }
 
-/// Fills the log until its table has many pages, and gives the file.
-async fn a_file_of_many_pages(folder: &TempDir) -> std::path::PathBuf {
+/// Fills the log until its table has many pages, and returns the file.
+async fn file_with_many_pages(folder: &TempDir) -> std::path::PathBuf {
     let store = Store::open(&url(folder)).await.unwrap();
     for version in 0..300 {
         store.commit(commit("iris", version)).await.unwrap();
@@ -189,7 +188,7 @@ async fn a_file_of_many_pages(folder: &TempDir) -> std::path::PathBuf {
 fn damage_page_of(file: &std::path::Path, id: &str) {
     const PAGE: usize = 4096;
     let mut bytes = std::fs::read(file).unwrap();
-    // An event's data stands behind its id; in the index there is none.
+    // In the table the id is followed by the event's type; in the index it is not.
     let tail = format!("{id}endpoint.deletion-requested");
     let at = bytes
         .windows(tail.len())
@@ -200,9 +199,9 @@ fn damage_page_of(file: &std::path::Path, id: &str) {
 }
 
 #[tokio::test]
-async fn a_damaged_page_is_named_by_what_can_be_read_around_it() {
+async fn a_damaged_page_is_located_by_what_can_be_read_around_it() {
     let folder = tempfile::tempdir().unwrap();
-    let file = a_file_of_many_pages(&folder).await;
+    let file = file_with_many_pages(&folder).await;
     let store = Store::open(&url(&folder)).await.unwrap();
     let event = store.read_raw(Position(149), 1).await.unwrap().remove(0);
     store.close().await;
@@ -217,16 +216,16 @@ async fn a_damaged_page_is_named_by_what_can_be_read_around_it() {
         let at = words.iter().position(|w| *w == word).unwrap();
         words[at + 1].trim_end_matches(',').parse().unwrap()
     };
-    let (whole, again) = (after("position"), after("from"));
+    let (intact, resumes) = (after("position"), after("from"));
     assert!(
-        whole < 150 && 150 < again && again - whole < 60,
+        intact < 150 && 150 < resumes && resumes - intact < 60,
         "{problem}"
     );
     let parts = [
         "log.db is damaged (",
         "malformed",
         &format!(
-            "those between {whole} and {again} cannot, and from {again} to 300 they can again"
+            "those between {intact} and {resumes} cannot, and those from {resumes} to 300 can"
         ),
         "store rebuild --from BACKUP",
         "--from kafka://",
@@ -234,10 +233,10 @@ async fn a_damaged_page_is_named_by_what_can_be_read_around_it() {
     for part in parts {
         assert!(problem.contains(part), "{part}: {problem}");
     }
-    // It is as is said.
-    assert!(store.read_raw(Position(whole - 1), 1).await.is_ok());
-    assert!(store.read_raw(Position(again), 300).await.is_ok());
-    let refused = store.read_raw(Position(whole), 1).await.unwrap_err();
+    // The report is correct.
+    assert!(store.read_raw(Position(intact - 1), 1).await.is_ok());
+    assert!(store.read_raw(Position(resumes), 300).await.is_ok());
+    let refused = store.read_raw(Position(intact), 1).await.unwrap_err();
     assert!(
         refused.to_string().contains("penstock events verify"),
         "{refused}"
@@ -245,9 +244,9 @@ async fn a_damaged_page_is_named_by_what_can_be_read_around_it() {
 }
 
 #[tokio::test]
-async fn a_store_whose_end_is_damaged_does_not_open_and_says_what_is_whole() {
+async fn a_store_with_a_damaged_end_does_not_open_and_reports_what_is_intact() {
     let folder = tempfile::tempdir().unwrap();
-    let file = a_file_of_many_pages(&folder).await;
+    let file = file_with_many_pages(&folder).await;
     let store = Store::open(&url(&folder)).await.unwrap();
     let event = store.read_raw(Position(299), 1).await.unwrap().remove(0);
     store.close().await;
@@ -263,9 +262,9 @@ async fn a_store_whose_end_is_damaged_does_not_open_and_says_what_is_whole() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_database_is_named_and_kept() {
+async fn a_file_that_is_not_a_database_is_reported_and_left_unchanged() {
     let folder = tempfile::tempdir().unwrap();
-    let file = a_file_of_many_pages(&folder).await;
+    let file = file_with_many_pages(&folder).await;
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[..4096].fill(b'?');
     std::fs::write(&file, &bytes).unwrap();
@@ -285,13 +284,13 @@ async fn a_file_that_is_no_database_is_named_and_kept() {
 }
 
 #[tokio::test]
-async fn a_write_ahead_log_that_was_cut_off_is_found_by_ends_that_were_kept() {
+async fn a_truncated_write_ahead_log_is_detected_by_recorded_heads() {
     let (folder, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let store = Store::open(&url(&folder)).await.unwrap();
     for version in 0..30 {
         store.commit(commit("iris", version)).await.unwrap();
     }
-    let kept = heads(&store).await.unwrap();
+    let recorded = heads(&store).await.unwrap();
     for file in ["log.db", "log.db-wal"] {
         std::fs::copy(folder.path().join(file), copy.path().join(file)).unwrap();
     }
@@ -299,12 +298,12 @@ async fn a_write_ahead_log_that_was_cut_off_is_found_by_ends_that_were_kept() {
     let bytes = std::fs::read(&wal).unwrap();
     std::fs::write(&wal, &bytes[..bytes.len() / 2]).unwrap();
     let store = Store::open(&url(&copy)).await.unwrap();
-    // What is left is sound.
+    // The remaining log is sound.
     let report = verify(&store, &mut NoRows, &[]).await.unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
     assert!((1..30).contains(&report.events), "{report:?}");
-    let report = verify_against(&store, &mut NoRows, &[], &kept).await;
+    let report = verify_against(&store, &mut NoRows, &[], &recorded).await;
     let found = report.unwrap().problems;
-    let is_found = found.len() == 1 && found[0].starts_with("position 30 is missing");
+    let is_found = found.len() == 1 && found[0].starts_with("position 30, recorded as the head");
     assert!(is_found, "{found:?}");
 }

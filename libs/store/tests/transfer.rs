@@ -1,4 +1,4 @@
-//! Logs as a whole, on either database: hashes, copies, backups, and events that cannot be read.
+//! Operations on entire logs, on either database: hashes, copies, backups, and unreadable events.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,7 +10,7 @@ use store::{
     Cause, Commit, CursorMove, Entry, POSITIONS_SKIPPED, RawRecord, Store, StoreError, append_raw,
     backup, copy, go_on_above, log_hash, rebuild, verify,
 };
-use support::place::*;
+use support::database::*;
 
 struct NoRows;
 
@@ -20,10 +20,10 @@ impl store::Projector for NoRows {
     }
 }
 
-/// One row for each event.
-struct Happened;
+/// Projects one row per event.
+struct EventRows;
 
-impl store::Projector for Happened {
+impl store::Projector for EventRows {
     fn project(&mut self, record: &contract::log::Record) -> Vec<contract::log::RowChange> {
         vec![contract::log::RowChange {
             model: "happened",
@@ -37,14 +37,14 @@ impl store::Projector for Happened {
     }
 }
 
-async fn is_sound(store: &Store) {
+async fn assert_sound(store: &Store) {
     let report = verify(store, &mut NoRows, &[]).await.unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
 }
 
-/// A log of several streams and buckets, with a cursor, a fence and a cause.
-async fn a_log(place: &Place) -> Store {
-    let store = place.open().await;
+/// Creates a log of several streams and buckets, with a cursor, a fence and an idempotency key.
+async fn sample_log(db: &TestDatabase) -> Store {
+    let store = db.open().await;
     for version in 0..4 {
         for name in ["iris", "rose", "tulip"] {
             records(&store, commit_to(stream(name), version, 1)).await;
@@ -58,7 +58,7 @@ async fn a_log(place: &Place) -> Store {
             from: Position::START,
             to: Position(7),
         }),
-        cause: Some(cause()),
+        cause: Some(idempotency_key()),
         fence: Some(fence),
         ..commit_to(stream("iris"), 4, 1)
     };
@@ -66,7 +66,7 @@ async fn a_log(place: &Place) -> Store {
     store
 }
 
-fn cause() -> Cause {
+fn idempotency_key() -> Cause {
     Cause {
         key: "views:1".to_owned(),
         body_hash: "b".to_owned(),
@@ -83,16 +83,16 @@ async fn hash(store: &Store) -> store::LogHash {
     log_hash(store, head).await.unwrap()
 }
 
-/// An empty store of SQLite beside the one under test.
-async fn other() -> (tempfile::TempDir, Store) {
+/// Creates an empty SQLite store in addition to the one under test.
+async fn sqlite_store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", folder.path().join("other.db").display());
     let store = Store::open(&url).await.unwrap();
     (folder, store)
 }
 
-async fn the_hash_is_of_what_stands_in_the_log_and_where(place: Place) {
-    let store = a_log(&place).await;
+async fn the_hash_covers_events_and_their_positions(db: TestDatabase) {
+    let store = sample_log(&db).await;
     let first = hash(&store).await;
     assert_eq!((first.events, first.head), (13, Position(13)));
     assert_eq!(first.sha256.len(), 64);
@@ -100,37 +100,36 @@ async fn the_hash_is_of_what_stands_in_the_log_and_where(place: Place) {
     let shorter = log_hash(&store, Position(12)).await.unwrap();
     assert_eq!(shorter.events, 12);
     assert_ne!(shorter.sha256, first.sha256);
-    place
-        .behind_its_back("UPDATE events SET actor = 'service:tess' WHERE position = 5")
+    db.execute_directly("UPDATE events SET actor = 'service:tess' WHERE position = 5")
         .await;
     assert_ne!(hash(&store).await.sha256, first.sha256);
 }
 
-async fn raw_events_of_one_store_make_the_same_log_in_another(place: Place) {
-    let (_folder, from) = other().await;
+async fn raw_events_restore_the_same_log_in_another_store(db: TestDatabase) {
+    let (_folder, from) = sqlite_store().await;
     for version in 0..5 {
         records(&from, commit_to(stream("iris"), version, 1)).await;
         records(&from, commit_to(stream("rose"), version, 1)).await;
     }
-    let store = place.open().await;
+    let store = db.open().await;
     let events = raw(&from).await;
     assert_eq!(append_raw(&store, events[..4].to_vec()).await.unwrap(), 4);
-    // What is there already is compared, the rest is written.
+    // Existing events are compared, the rest is written.
     assert_eq!(append_raw(&store, events.clone()).await.unwrap(), 6);
     assert_eq!(append_raw(&store, events[2..5].to_vec()).await.unwrap(), 0);
     assert_eq!(raw(&store).await, events);
     assert_eq!(hash(&store).await, hash(&from).await);
     assert_eq!(*store.head_watch().borrow(), Position(10));
-    is_sound(&store).await;
+    assert_sound(&store).await;
 }
 
-async fn raw_events_that_do_not_continue_the_log_are_refused(place: Place) {
-    let (_folder, from) = other().await;
+async fn raw_events_that_do_not_continue_the_log_are_refused(db: TestDatabase) {
+    let (_folder, from) = sqlite_store().await;
     for version in 0..4 {
         records(&from, commit_to(stream("iris"), version, 1)).await;
     }
     let events = raw(&from).await;
-    let store = place.open().await;
+    let store = db.open().await;
     append_raw(&store, events[..2].to_vec()).await.unwrap();
     let changed = |change: fn(&mut RawRecord)| {
         let mut event = events[2].clone();
@@ -148,15 +147,15 @@ async fn raw_events_that_do_not_continue_the_log_are_refused(place: Place) {
         ),
         (
             changed(|event| event.bucket = Bucket(64)),
-            "is not of bucket 64",
+            "does not belong in bucket 64",
         ),
         (
             changed(|event| event.position = Position(2)),
-            "not the same in both logs",
+            "differs between the two logs",
         ),
         (
             changed(|event| event.prev_hash = Some(ChainHash([7; 32]))),
-            "position 3: the hash that it carries is not that of the event at 2",
+            "position 3: its previous-event hash does not match the event at 2",
         ),
         (vec![events[3].clone()], "prev is 3, but bucket"),
         (
@@ -171,8 +170,8 @@ async fn raw_events_that_do_not_continue_the_log_are_refused(place: Place) {
     append_raw(&store, events.clone()).await.unwrap();
 }
 
-async fn what_was_published_before_there_was_a_chain_is_chained_when_it_is_taken_in(place: Place) {
-    let (_folder, from) = other().await;
+async fn events_published_before_the_chain_are_chained_when_restored(db: TestDatabase) {
+    let (_folder, from) = sqlite_store().await;
     for version in 0..4 {
         records(&from, commit_to(stream("iris"), version, 1)).await;
         records(&from, commit_to(stream("rose"), version, 1)).await;
@@ -182,17 +181,17 @@ async fn what_was_published_before_there_was_a_chain_is_chained_when_it_is_taken
     older[..5]
         .iter_mut()
         .for_each(|event| event.prev_hash = None);
-    let store = place.open().await;
+    let store = db.open().await;
     append_raw(&store, older[..3].to_vec()).await.unwrap();
     append_raw(&store, older).await.unwrap();
     assert_eq!(raw(&store).await, events);
-    is_sound(&store).await;
+    assert_sound(&store).await;
 }
 
-async fn a_store_that_took_in_events_goes_on_well_above_them(place: Place) {
-    let (_folder, from) = other().await;
+async fn new_positions_start_well_above_restored_events(db: TestDatabase) {
+    let (_folder, from) = sqlite_store().await;
     fill(&from, "iris", 3).await;
-    let store = place.open().await;
+    let store = db.open().await;
     append_raw(&store, raw(&from).await).await.unwrap();
     let next = records(&store, commit_to(stream("iris"), 3, 2)).await;
     let first = 3 + POSITIONS_SKIPPED;
@@ -200,62 +199,62 @@ async fn a_store_that_took_in_events_goes_on_well_above_them(place: Place) {
     assert_eq!(next[0].prev, Position(3));
     assert_eq!(next[1].position, Position(first + 1));
     store.close().await;
-    let store = place.open().await;
+    let store = db.open().await;
     let after = records(&store, commit_to(stream("iris"), 5, 1)).await;
     assert_eq!(after[0].position, Position(first + 2));
-    is_sound(&store).await;
-    // Something higher was seen elsewhere; something lower does not take that back.
+    assert_sound(&store).await;
+    // A higher position raises the floor; a lower one does not reduce it.
     go_on_above(&store, Position(9_000_000)).await.unwrap();
     go_on_above(&store, Position(1)).await.unwrap();
     let high = records(&store, commit_to(stream("iris"), 6, 1)).await;
     assert_eq!(high[0].position, Position(9_000_000 + POSITIONS_SKIPPED));
 }
 
-async fn a_copy_has_the_log_the_cursors_the_fences_and_the_causes(place: Place) {
-    let from = a_log(&place).await;
-    let (_folder, to) = other().await;
-    let mut heard = Vec::new();
-    let copied = copy(&from, &to, |done, of| heard.push((done, of)))
+async fn a_copy_has_the_log_cursors_fences_and_idempotency_keys(db: TestDatabase) {
+    let from = sample_log(&db).await;
+    let (_folder, to) = sqlite_store().await;
+    let mut progress = Vec::new();
+    let copied = copy(&from, &to, |done, of| progress.push((done, of)))
         .await
         .unwrap();
     assert_eq!(copied, hash(&from).await);
     assert_eq!(copied, hash(&to).await);
-    assert_eq!(heard, [(13, 13)]);
+    assert_eq!(progress, [(13, 13)]);
     let relayed = |store: Store| async move { store.cursors("relay").await.unwrap() };
     assert_eq!(relayed(to.clone()).await, relayed(from.clone()).await);
     assert_eq!(relayed(to.clone()).await[&Bucket::GLOBAL], Position(7));
-    assert!(to.repeated(&cause()).await.unwrap().is_some());
+    assert!(to.repeated(&idempotency_key()).await.unwrap().is_some());
     assert_eq!(to.take("relay").await.unwrap().generation, 2);
-    // Once more over the same does no harm.
+    // Copying again does no harm.
     assert_eq!(copy(&from, &to, |_, _| {}).await.unwrap(), copied);
-    is_sound(&to).await;
+    assert_sound(&to).await;
 }
 
-/// Rows that stand at their cursors, or neither: whoever keeps them goes on from the cursors.
-async fn no_cursor_of_the_views_is_copied_without_their_rows(place: Place) {
-    let from = a_log(&place).await;
-    let rows = rebuild(&from, &mut Happened, &["happened"]).await.unwrap();
+/// The views resume from their cursors, so a copy must have both the rows and the cursors, or neither.
+async fn cursors_of_the_views_are_not_copied_without_their_rows(db: TestDatabase) {
+    let from = sample_log(&db).await;
+    let rows = rebuild(&from, &mut EventRows, &["happened"]).await.unwrap();
     assert_eq!((rows, from.cursors("views").await.unwrap().len()), (13, 3));
-    let (_folder, to) = other().await;
+    let (_folder, to) = sqlite_store().await;
     copy(&from, &to, |_, _| {}).await.unwrap();
     assert!(to.cursors("views").await.unwrap().is_empty());
 
-    // What a rebuild makes that is cut off after the copy, and begun once more.
-    let made = rebuild(&to, &mut Happened, &["happened"]).await.unwrap();
+    // As if a rebuild were interrupted after the copy and restarted.
+    let made = rebuild(&to, &mut EventRows, &["happened"]).await.unwrap();
     assert_eq!(made, rows);
     assert_eq!(
         to.cursors("views").await.unwrap(),
         from.cursors("views").await.unwrap()
     );
-    // The copy once more over the same changes nothing of it.
+    // Copying again changes nothing.
     copy(&from, &to, |_, _| {}).await.unwrap();
-    let report = verify(&to, &mut Happened, &["happened"]).await.unwrap();
+    let report = verify(&to, &mut EventRows, &["happened"]).await.unwrap();
     assert_eq!((report.rows, report.problems), (13, Vec::new()));
 }
 
-async fn a_backup_has_rows_for_every_cursor_of_the_views(place: Place) {
-    let from = a_log(&place).await;
-    rebuild(&from, &mut Happened, &["happened"]).await.unwrap();
+async fn a_backup_has_rows_for_every_cursor_of_the_views(db: TestDatabase) {
+    let from = sample_log(&db).await;
+    rebuild(&from, &mut EventRows, &["happened"]).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("backup.db");
     backup(&from, &file, |_, _| {}).await.unwrap();
@@ -273,8 +272,8 @@ async fn a_backup_has_rows_for_every_cursor_of_the_views(place: Place) {
     }
 }
 
-async fn a_backup_is_a_store_and_a_store_can_be_made_from_it(place: Place) {
-    let from = a_log(&place).await;
+async fn a_backup_is_a_store_and_can_be_restored(db: TestDatabase) {
+    let from = sample_log(&db).await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("backup.db");
     let kept = backup(&from, &file, |_, _| {}).await.unwrap();
@@ -290,9 +289,9 @@ async fn a_backup_is_a_store_and_a_store_can_be_made_from_it(place: Place) {
     assert_eq!(hash(&copy_of).await, kept);
     let next = records(&copy_of, commit_to(stream("rose"), 4, 1)).await;
     assert_eq!(next[0].position, Position(13 + POSITIONS_SKIPPED));
-    let Some(empty) = (match &place {
-        Place::Sqlite(_) => Place::sqlite().await,
-        Place::Postgres(_) => Place::postgres().await,
+    let Some(empty) = (match &db {
+        TestDatabase::Sqlite(_) => TestDatabase::sqlite().await,
+        TestDatabase::Postgres(_) => TestDatabase::postgres().await,
     }) else {
         return;
     };
@@ -301,22 +300,21 @@ async fn a_backup_is_a_store_and_a_store_can_be_made_from_it(place: Place) {
     assert_eq!(hash(&restored).await, hash(&copy_of).await);
 }
 
-async fn an_event_that_cannot_be_read_does_not_hide_the_others(place: Place) {
-    let store = place.open().await;
+async fn an_unreadable_event_does_not_hide_the_others(db: TestDatabase) {
+    let store = db.open().await;
     fill(&store, "iris", 3).await;
-    place
-        .behind_its_back("UPDATE events SET data = '{' WHERE position = 2")
+    db.execute_directly("UPDATE events SET data = '{' WHERE position = 2")
         .await;
-    let whole = store.read_all(Position::START, 10).await.unwrap_err();
+    let failed = store.read_all(Position::START, 10).await.unwrap_err();
     assert!(
         matches!(
-            whole,
+            failed,
             StoreError::Unreadable {
                 position: Position(2),
                 ..
             }
         ),
-        "{whole}"
+        "{failed}"
     );
     let bucket = store.read_all(Position(2), 1).await.unwrap()[0].bucket;
     let all = store.read_all_entries(Position::START, 10).await.unwrap();
@@ -342,73 +340,62 @@ async fn an_event_that_cannot_be_read_does_not_hide_the_others(place: Place) {
     assert!(!bad.detail.is_empty());
 }
 
-async fn a_store_of_a_newer_format_is_refused_and_left_as_it_is(place: Place) {
-    place.open().await.close().await;
-    place
-        .behind_its_back("UPDATE meta SET value = '4' WHERE key = 'format'")
+async fn a_store_of_a_newer_format_is_refused_and_left_unchanged(db: TestDatabase) {
+    db.open().await.close().await;
+    db.execute_directly("UPDATE meta SET value = '4' WHERE key = 'format'")
         .await;
     for refused in [
-        Store::open(&place.url()).await.err().unwrap().to_string(),
-        store::migrate(&place.url())
-            .await
-            .err()
-            .unwrap()
-            .to_string(),
-        store::inspect(&place.url())
-            .await
-            .err()
-            .unwrap()
-            .to_string(),
+        Store::open(&db.url()).await.err().unwrap().to_string(),
+        store::migrate(&db.url()).await.err().unwrap().to_string(),
+        store::inspect(&db.url()).await.err().unwrap().to_string(),
     ] {
         assert!(
             refused.contains("format 4") && refused.contains("newer"),
             "{refused}"
         );
     }
-    place
-        .behind_its_back("UPDATE meta SET value = '2' WHERE key = 'format'")
+    db.execute_directly("UPDATE meta SET value = '2' WHERE key = 'format'")
         .await;
-    place.open().await;
+    db.open().await;
 }
 
-async fn a_store_with_other_buckets_is_refused(place: Place) {
-    place.open().await.close().await;
-    place
-        .behind_its_back("UPDATE meta SET value = '8' WHERE key = 'buckets'")
+async fn a_store_with_another_bucket_count_is_refused(db: TestDatabase) {
+    db.open().await.close().await;
+    db.execute_directly("UPDATE meta SET value = '8' WHERE key = 'buckets'")
         .await;
-    let refused = Store::open(&place.url()).await.err().unwrap().to_string();
+    let refused = Store::open(&db.url()).await.err().unwrap().to_string();
     assert!(refused.contains("8 buckets"), "{refused}");
 }
 
-async fn migrating_says_what_it_did_and_does_it_once(place: Place) {
-    let before = store::inspect(&place.url()).await.unwrap();
+async fn a_migration_reports_what_it_did_and_runs_once(db: TestDatabase) {
+    let before = store::inspect(&db.url()).await.unwrap();
     assert_eq!(before.format, None);
     assert_eq!(before.applied, Vec::<String>::new());
     assert_eq!(before.pending[0], "0001_log");
-    let done = store::migrate(&place.url()).await.unwrap();
+    let done = store::migrate(&db.url()).await.unwrap();
     assert_eq!((done.from, done.to), (None, store::FORMAT));
     assert_eq!(done.applied, before.pending);
-    let again = store::migrate(&place.url()).await.unwrap();
+    let again = store::migrate(&db.url()).await.unwrap();
     assert_eq!((again.from, again.applied.len()), (Some(store::FORMAT), 0));
-    let after = store::inspect(&place.url()).await.unwrap();
+    let after = store::inspect(&db.url()).await.unwrap();
     assert_eq!(after.applied, before.pending);
     assert_eq!(after.pending, Vec::<String>::new());
 }
 
 support::suite! {
-    the_hash_is_of_what_stands_in_the_log_and_where
-    raw_events_of_one_store_make_the_same_log_in_another
+    the_hash_covers_events_and_their_positions
+    raw_events_restore_the_same_log_in_another_store
     raw_events_that_do_not_continue_the_log_are_refused
-    what_was_published_before_there_was_a_chain_is_chained_when_it_is_taken_in
-    a_store_that_took_in_events_goes_on_well_above_them
-    a_copy_has_the_log_the_cursors_the_fences_and_the_causes
-    no_cursor_of_the_views_is_copied_without_their_rows
+    events_published_before_the_chain_are_chained_when_restored
+    new_positions_start_well_above_restored_events
+    a_copy_has_the_log_cursors_fences_and_idempotency_keys
+    cursors_of_the_views_are_not_copied_without_their_rows
     a_backup_has_rows_for_every_cursor_of_the_views
-    a_backup_is_a_store_and_a_store_can_be_made_from_it
-    an_event_that_cannot_be_read_does_not_hide_the_others
-    a_store_of_a_newer_format_is_refused_and_left_as_it_is
-    a_store_with_other_buckets_is_refused
-    migrating_says_what_it_did_and_does_it_once
+    a_backup_is_a_store_and_can_be_restored
+    an_unreadable_event_does_not_hide_the_others
+    a_store_of_a_newer_format_is_refused_and_left_unchanged
+    a_store_with_another_bucket_count_is_refused
+    a_migration_reports_what_it_did_and_runs_once
     @sqlite
     @postgres
 }

@@ -1,5 +1,5 @@
-//! What stands in an archive: the line that it begins with, a line for each event, and the list of contents
-//! at its end. All of it is text, one JSON value a line, in gzip: `zcat` shows it.
+//! The contents of an archive: a header line, a line per event, and the table of contents at the end. All of
+//! it is text, one JSON value per line, compressed with gzip: `zcat` shows it.
 
 use std::collections::BTreeMap;
 
@@ -12,27 +12,27 @@ use serde::{Deserialize, Serialize};
 use crate::model::chain::ChainHead;
 use crate::model::raw::EventRow;
 
-/// Of the files. A reader refuses what it does not know.
+/// The version of the file format. Readers refuse other versions.
 pub(crate) const FORMAT: u32 = 1;
 
-/// The first line.
+/// The header, the first line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Beginning {
+pub(crate) struct ArchiveHeader {
     pub penstock_archive: u32,
     pub first: Position,
     pub last: Position,
     pub events: u64,
-    /// The hash of the file before.
+    /// The hash of the previous file.
     pub previous: Option<String>,
-    /// The ends of the buckets' chains before the first event.
+    /// The heads of the buckets' chains before the first event.
     pub heads: Vec<ChainHead>,
 }
 
-/// An event as it stands in the table.
+/// An event as stored in the table.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Line {
+pub(crate) struct EventLine {
     position: Position,
     prev: Position,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -47,11 +47,11 @@ pub(crate) struct Line {
     /// Milliseconds since 1970.
     time: i64,
     actor: String,
-    /// As text, so that it keeps its bytes, JSON or not.
+    /// As text, so that its bytes are preserved, JSON or not.
     data: String,
 }
 
-impl From<RawRecord> for Line {
+impl From<RawRecord> for EventLine {
     fn from(event: RawRecord) -> Self {
         Self {
             position: event.position,
@@ -70,8 +70,8 @@ impl From<RawRecord> for Line {
     }
 }
 
-impl From<Line> for RawRecord {
-    fn from(line: Line) -> Self {
+impl From<EventLine> for RawRecord {
+    fn from(line: EventLine) -> Self {
         Self {
             position: line.position,
             prev: line.prev,
@@ -89,19 +89,19 @@ impl From<Line> for RawRecord {
     }
 }
 
-/// The list of contents, the last line.
+/// The table of contents, the last line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Contents {
     pub events: u64,
-    /// SHA-256 of the compressed first line.
+    /// SHA-256 of the compressed header.
     pub beginning: String,
-    /// Where the first block begins: the length of the compressed first line.
+    /// The offset of the first block: the length of the compressed header.
     pub blocks_at: u64,
     pub blocks: Vec<Block>,
-    /// For each stream its last version here, and in which blocks it is.
+    /// For each stream its last version in this file, and the blocks that contain it.
     pub streams: BTreeMap<String, (u64, Vec<usize>)>,
-    /// The ends of the buckets' chains after the last event.
+    /// The heads of the buckets' chains after the last event.
     pub heads: Vec<ChainHead>,
 }
 
@@ -112,22 +112,22 @@ pub(crate) struct Block {
     pub first: Position,
     pub last: Position,
     pub events: u64,
-    /// Where it stands in the file.
+    /// The offset in the file.
     pub at: u64,
     pub bytes: u64,
-    /// Of its compressed bytes.
+    /// SHA-256 of the compressed bytes.
     pub sha256: String,
-    /// The lowest and the highest id in it.
+    /// The lowest and the highest event id.
     pub ids: (String, String),
-    /// Which buckets are in it: a bit each, in hexadecimal.
+    /// The buckets of its events, as a bitmap in hexadecimal.
     pub buckets: String,
 }
 
 impl Block {
     pub(crate) fn has_bucket(&self, bucket: Bucket) -> bool {
-        // What no store writes is never left out.
-        let known = u128::from_str_radix(&self.buckets, 16).unwrap_or(u128::MAX);
-        bucket.0 >= 128 || known >> bucket.0 & 1 == 1
+        // A block with an invalid bitmap, or a bucket out of range, is never skipped.
+        let bitmap = u128::from_str_radix(&self.buckets, 16).unwrap_or(u128::MAX);
+        bucket.0 >= 128 || bitmap >> bucket.0 & 1 == 1
     }
 
     pub(crate) fn may_have_id(&self, id: &str) -> bool {
@@ -136,7 +136,7 @@ impl Block {
 }
 
 impl Contents {
-    /// The end of a bucket's chain after the last event here.
+    /// Returns the head of a bucket's chain after the last event of this file.
     pub(crate) fn head(&self, bucket: Bucket) -> Option<(Position, ChainHash)> {
         let mut heads = self.heads.iter();
         let head = heads.find(|head| head.bucket == bucket)?;
@@ -144,40 +144,40 @@ impl Contents {
     }
 }
 
-/// The ends of chains as events go by.
+/// Tracks the heads of the buckets' chains, event by event.
 #[derive(Clone, Default)]
-pub(crate) struct Heads {
+pub(crate) struct ChainHeads {
     heads: BTreeMap<Bucket, ChainHead>,
 }
 
-impl Heads {
+impl ChainHeads {
     pub(crate) fn new(heads: &[ChainHead]) -> Self {
         Self {
             heads: heads.iter().map(|head| (head.bucket, *head)).collect(),
         }
     }
 
-    /// Says what is wrong where the event does not continue its bucket's chain.
-    pub(crate) fn take_in(&mut self, event: &RawRecord) -> Result<(), String> {
+    /// Advances the chain of the event's bucket. Fails if the event does not continue it.
+    pub(crate) fn append(&mut self, event: &RawRecord) -> Result<(), String> {
         let before = self.heads.get(&event.bucket);
         let prev = before.map_or(Position::START, |head| head.position);
         let hash = before.map_or(ChainHash::START, |head| head.hash);
         if (event.prev, event.prev_hash) != (prev, Some(hash)) {
             return Err(format!(
-                "position {} does not continue the chain of bucket {}, which stands at {prev}",
+                "position {} does not continue the chain of bucket {}, which is at {prev}",
                 event.position, event.bucket
             ));
         }
         let head = ChainHead {
             bucket: event.bucket,
             position: event.position,
-            hash: EventRow::raw(event).hash(),
+            hash: EventRow::from_raw(event).hash(),
         };
         self.heads.insert(event.bucket, head);
         Ok(())
     }
 
-    pub(crate) fn list(&self) -> Vec<ChainHead> {
+    pub(crate) fn to_vec(&self) -> Vec<ChainHead> {
         self.heads.values().copied().collect()
     }
 }

@@ -1,8 +1,8 @@
-//! One archive on the disk, read a block at a time.
+//! One archive on disk, read block by block.
 //!
-//! A file is a row of gzip members: the first line, blocks of events, the list of contents, and an empty one
-//! that says where the list begins. The hash of the list is known to the store and the list has the hash of
-//! everything before it, so nothing is read that is not as it was sealed.
+//! A file is a sequence of gzip members: the header, blocks of events, the table of contents, and an empty
+//! trailer with the offset of the table. The store has the hash of the table, and the table has the hashes
+//! of everything before it, so modified data is never read.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,49 +16,51 @@ use flate2::write::GzEncoder;
 use flate2::{Compression, GzBuilder};
 use sha2::{Digest, Sha256};
 
-use crate::archive::contents::{Beginning, Block, Contents, FORMAT, Line};
+use crate::archive::contents::{ArchiveHeader, Block, Contents, EventLine, FORMAT};
 use crate::model::archive::Archive;
 use crate::model::error::StoreError;
 
-/// Marks the field that says where the list of contents begins, in the head of the last member.
-const FIELD: [u8; 4] = [b'P', b'S', 8, 0];
+/// Marks the gzip extra field with the offset of the table of contents, in the trailer.
+const OFFSET_FIELD: [u8; 4] = [b'P', b'S', 8, 0];
 
-/// Where that field stands in the last member, and how long the member is.
-const FIELD_AT: usize = 12;
-pub(crate) const END_BYTES: usize = 34;
+/// The offset of that field in the trailer, and the length of the trailer.
+const OFFSET_FIELD_START: usize = 12;
+pub(crate) const TRAILER_BYTES: usize = 34;
 
-/// How strongly blocks are compressed: more takes several times as long and gains little.
-const LEVEL: Compression = Compression::new(6);
+/// The compression level: higher ones take several times as long and gain little.
+const COMPRESSION_LEVEL: Compression = Compression::new(6);
 
-/// What a part of a file may come to when it is unpacked. No store writes more.
-const UNPACKED_MAX: u64 = 1 << 30;
+/// The maximum size of a decompressed gzip member. No store writes more.
+const DECOMPRESSED_BYTES_MAX: u64 = 1 << 30;
 
-pub(crate) fn packed(text: &[u8]) -> io::Result<Vec<u8>> {
+pub(crate) fn compress(text: &[u8]) -> io::Result<Vec<u8>> {
     use std::io::Write;
-    let mut encoder = GzEncoder::new(Vec::new(), LEVEL);
+    let mut encoder = GzEncoder::new(Vec::new(), COMPRESSION_LEVEL);
     encoder.write_all(text)?;
     encoder.finish()
 }
 
-fn unpacked(packed: &[u8]) -> io::Result<String> {
+fn decompress(compressed: &[u8]) -> io::Result<String> {
     let mut text = String::new();
-    let mut decoder = GzDecoder::new(packed).take(UNPACKED_MAX);
+    let mut decoder = GzDecoder::new(compressed).take(DECOMPRESSED_BYTES_MAX);
     decoder.read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// The last member.
-pub(crate) fn end(contents_at: u64) -> io::Result<Vec<u8>> {
-    let mut field = FIELD.to_vec();
+/// Returns the trailer, the last member.
+pub(crate) fn trailer(contents_at: u64) -> io::Result<Vec<u8>> {
+    let mut field = OFFSET_FIELD.to_vec();
     field.extend(contents_at.to_le_bytes());
-    let encoder = GzBuilder::new().extra(field).write(Vec::new(), LEVEL);
+    let encoder = GzBuilder::new()
+        .extra(field)
+        .write(Vec::new(), COMPRESSION_LEVEL);
     encoder.finish()
 }
 
-fn contents_at(end: &[u8]) -> Option<u64> {
-    let field = end.get(FIELD_AT..FIELD_AT + 12)?;
+fn contents_at(trailer: &[u8]) -> Option<u64> {
+    let field = trailer.get(OFFSET_FIELD_START..OFFSET_FIELD_START + 12)?;
     let (mark, at) = field.split_at(4);
-    (mark == FIELD).then(|| u64::from_le_bytes(at.try_into().unwrap_or_default()))
+    (mark == OFFSET_FIELD).then(|| u64::from_le_bytes(at.try_into().unwrap_or_default()))
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {
@@ -66,100 +68,106 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// An opened archive, whose list of contents is the one that was sealed.
-pub(crate) struct Opened {
+/// An open archive whose table of contents was verified.
+pub(crate) struct ArchiveFile {
     path: PathBuf,
-    of: Archive,
+    archive: Archive,
     file: File,
     pub contents: Contents,
 }
 
-impl Opened {
-    /// Refused where the file is not there, or is not the one that was sealed.
-    pub(crate) fn open(folder: &Path, of: &Archive) -> Result<Self, StoreError> {
-        let path = folder.join(&of.file);
-        let wrong = |what: String| wrong(&path, of, &what);
+impl ArchiveFile {
+    /// Opens an archive. Refused if the file is missing or is not the one that was sealed.
+    pub(crate) fn open(folder: &Path, archive: &Archive) -> Result<Self, StoreError> {
+        let path = folder.join(&archive.file);
+        let invalid = |what: String| invalid(&path, archive, &what);
         let file = File::open(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => wrong("is missing".to_owned()),
-            _ => wrong(format!("cannot be opened ({error})")),
+            io::ErrorKind::NotFound => invalid("is missing".to_owned()),
+            _ => invalid(format!("cannot be opened ({error})")),
         })?;
-        let contents = read_contents(&file, of).map_err(wrong)?;
+        let contents = read_contents(&file, archive).map_err(invalid)?;
         Ok(Self {
             path: path.clone(),
-            of: of.clone(),
+            archive: archive.clone(),
             file,
             contents,
         })
     }
 
-    /// The events of a block.
+    /// Reads the events of a block.
     pub(crate) fn block(&self, index: usize) -> Result<Vec<RawRecord>, StoreError> {
         let read = || -> Result<Vec<RawRecord>, String> {
-            let block = self.contents.blocks.get(index).ok_or("has no such block")?;
-            let packed = part(&self.file, block.at, block.bytes)?;
-            events_of(block, &packed)
+            let block = self
+                .contents
+                .blocks
+                .get(index)
+                .ok_or("is missing a block")?;
+            let compressed = read_range(&self.file, block.at, block.bytes)?;
+            events_of(block, &compressed)
         };
-        read().map_err(|what| wrong(&self.path, &self.of, &what))
+        read().map_err(|what| invalid(&self.path, &self.archive, &what))
     }
 
-    /// What the file says of itself at its beginning.
-    pub(crate) fn beginning(&self) -> Result<Beginning, StoreError> {
-        let read = || -> Result<Beginning, String> {
-            let packed = part(&self.file, 0, self.contents.blocks_at)?;
-            if sha256(&packed) != self.contents.beginning {
-                return Err("was changed at its beginning".to_owned());
+    /// Reads the header.
+    pub(crate) fn header(&self) -> Result<ArchiveHeader, StoreError> {
+        let read = || -> Result<ArchiveHeader, String> {
+            let compressed = read_range(&self.file, 0, self.contents.blocks_at)?;
+            if sha256(&compressed) != self.contents.beginning {
+                return Err("has a modified header".to_owned());
             }
-            let text = unpacked(&packed).map_err(|error| unreadable(&error))?;
-            let beginning: Beginning =
+            let text = decompress(&compressed).map_err(|error| unreadable(&error))?;
+            let header: ArchiveHeader =
                 serde_json::from_str(&text).map_err(|error| unreadable(&error))?;
-            match beginning.penstock_archive {
-                FORMAT => Ok(beginning),
+            match header.penstock_archive {
+                FORMAT => Ok(header),
                 newer => Err(format!(
-                    "has format {newer}, and this release knows {FORMAT}"
+                    "has format {newer}, but this release reads only format {FORMAT}"
                 )),
             }
         };
-        read().map_err(|what| wrong(&self.path, &self.of, &what))
+        read().map_err(|what| invalid(&self.path, &self.archive, &what))
     }
 
-    /// What is wrong with this file, told as all that is wrong with files is.
-    pub(crate) fn wrong(&self, what: &str) -> StoreError {
-        wrong(&self.path, &self.of, what)
+    /// Returns the error for a problem with this file.
+    pub(crate) fn invalid(&self, what: &str) -> StoreError {
+        invalid(&self.path, &self.archive, what)
     }
 }
 
-fn read_contents(file: &File, of: &Archive) -> Result<Contents, String> {
+fn read_contents(file: &File, archive: &Archive) -> Result<Contents, String> {
     let length = file.metadata().map_err(|error| unreadable(&error))?.len();
-    if length != of.bytes {
+    if length != archive.bytes {
         return Err(format!(
-            "has {length} bytes, and was sealed with {}",
-            of.bytes
+            "has {length} bytes, but was sealed with {}",
+            archive.bytes
         ));
     }
-    let end_at = length.saturating_sub(END_BYTES as u64);
-    let end = part(file, end_at, length - end_at)?;
-    let at = contents_at(&end).filter(|at| *at <= end_at);
-    let at = at.ok_or("was changed at its end")?;
-    let text = unpacked(&part(file, at, end_at - at)?);
-    let text = text.map_err(|_| "was changed in its list of contents".to_owned())?;
-    if sha256(text.as_bytes()) != of.hash {
-        return Err("was changed in its list of contents".to_owned());
+    let trailer_at = length.saturating_sub(TRAILER_BYTES as u64);
+    let trailer = read_range(file, trailer_at, length - trailer_at)?;
+    let at = contents_at(&trailer).filter(|at| *at <= trailer_at);
+    let at = at.ok_or("has a modified trailer")?;
+    let text = decompress(&read_range(file, at, trailer_at - at)?);
+    let text = text.map_err(|_| "has a modified table of contents".to_owned())?;
+    if sha256(text.as_bytes()) != archive.hash {
+        return Err("has a modified table of contents".to_owned());
     }
     serde_json::from_str(&text).map_err(|error| unreadable(&error))
 }
 
-fn events_of(block: &Block, packed: &[u8]) -> Result<Vec<RawRecord>, String> {
+fn events_of(block: &Block, compressed: &[u8]) -> Result<Vec<RawRecord>, String> {
     let between = format!("between positions {} and {}", block.first, block.last);
-    if sha256(packed) != block.sha256 {
-        return Err(format!("was changed {between}"));
+    if sha256(compressed) != block.sha256 {
+        return Err(format!("was modified {between}"));
     }
-    let text = unpacked(packed).map_err(|error| unreadable(&error))?;
-    let lines = text.lines().map(serde_json::from_str::<Line>);
+    let text = decompress(compressed).map_err(|error| unreadable(&error))?;
+    let lines = text.lines().map(serde_json::from_str::<EventLine>);
     let events: Result<Vec<RawRecord>, _> = lines.map(|line| line.map(RawRecord::from)).collect();
     let events = events.map_err(|error| format!("cannot be read {between} ({error})"))?;
     match events.len() as u64 == block.events {
         true => Ok(events),
-        false => Err(format!("has not the events that it says {between}")),
+        false => Err(format!(
+            "does not hold the number of events that it lists {between}"
+        )),
     }
 }
 
@@ -167,48 +175,49 @@ fn unreadable(error: &dyn std::fmt::Display) -> String {
     format!("cannot be read ({error})")
 }
 
-fn part(file: &File, at: u64, bytes: u64) -> Result<Vec<u8>, String> {
-    if bytes > UNPACKED_MAX {
-        return Err("was changed in its list of contents".to_owned());
+fn read_range(file: &File, at: u64, bytes: u64) -> Result<Vec<u8>, String> {
+    if bytes > DECOMPRESSED_BYTES_MAX {
+        return Err("has a modified table of contents".to_owned());
     }
-    let mut part = vec![0; bytes as usize];
-    let read = file.read_exact_at(&mut part, at);
+    let mut buffer = vec![0; bytes as usize];
+    let read = file.read_exact_at(&mut buffer, at);
     read.map_err(|error| unreadable(&error))?;
-    Ok(part)
+    Ok(buffer)
 }
 
-fn wrong(path: &Path, of: &Archive, what: &str) -> StoreError {
-    let Archive { first, last, .. } = of;
+fn invalid(path: &Path, archive: &Archive, what: &str) -> StoreError {
+    let Archive { first, last, .. } = archive;
     StoreError::Refused(format!(
-        "the archive {} {what}: it holds the events from position {first} to {last}. Put it back from a \
-         backup, or name the folder where it is with --archive",
+        "the archive {} {what}: it holds the events from position {first} to {last}. Restore it from a \
+         backup, or name the folder that contains it with --archive",
         path.display()
     ))
 }
 
-/// Every event of a file, in order, each continuing the chain of its bucket from where the file before left
-/// it, and the list of contents compared with what is there. `previous` is the hash of the file before.
-pub(crate) fn check(opened: &Opened, previous: Option<&str>) -> Result<(), StoreError> {
-    use crate::archive::contents::Heads;
-    let beginning = opened.beginning()?;
-    if beginning.previous.as_deref() != previous {
-        return Err(opened.wrong("does not follow the file before it"));
+/// Verifies every event of a file: their order, that each continues the chain of its bucket from where the
+/// previous file ended, and that they match the table of contents. `previous` is the hash of the previous
+/// file.
+pub(crate) fn verify(file: &ArchiveFile, previous: Option<&str>) -> Result<(), StoreError> {
+    use crate::archive::contents::ChainHeads;
+    let header = file.header()?;
+    if header.previous.as_deref() != previous {
+        return Err(file.invalid("does not follow the previous file"));
     }
-    let mut heads = Heads::new(&beginning.heads);
+    let mut heads = ChainHeads::new(&header.heads);
     let (mut at, mut events) = (Position::START, 0);
-    for index in 0..opened.contents.blocks.len() {
-        for event in opened.block(index)? {
+    for index in 0..file.contents.blocks.len() {
+        for event in file.block(index)? {
             if event.position <= at {
-                return Err(opened.wrong("has events out of order"));
+                return Err(file.invalid("has events out of order"));
             }
             at = event.position;
             events += 1;
-            heads.take_in(&event).map_err(|what| opened.wrong(&what))?;
+            heads.append(&event).map_err(|what| file.invalid(&what))?;
         }
     }
-    let of = &opened.of;
-    if (at, events) != (of.last, of.events) || heads.list() != opened.contents.heads {
-        return Err(opened.wrong("does not hold what it says"));
+    let archive = &file.archive;
+    if (at, events) != (archive.last, archive.events) || heads.to_vec() != file.contents.heads {
+        return Err(file.invalid("does not match its table of contents"));
     }
     Ok(())
 }

@@ -1,13 +1,13 @@
-//! Archives: the beginning of the log in sealed files, and reading it as if it still stood in the table.
+//! Archives: the beginning of the log in sealed files, and reading it as if it were still in the table.
 //!
-//! Invariants: files follow each other without a gap; a file is listed only when it is whole, on the disk
-//! and read back; what is listed is read from the file, whatever the table still has of it; a file that is
-//! missing or is not as it was sealed is an error that names it, and never a gap.
+//! Invariants: files are contiguous; a file is listed only once it is complete, durable and read back;
+//! listed events are read from the file, whatever the table still has of them; a file that is missing or
+//! modified is an error that names it, and never a gap.
 
-pub(crate) mod carrying;
+pub(crate) mod archive_set;
+pub(crate) mod builder;
+pub(crate) mod combined;
 pub(crate) mod contents;
+pub(crate) mod copying;
 pub(crate) mod file;
-pub(crate) mod joint;
-pub(crate) mod making;
-pub(crate) mod recent;
-pub(crate) mod shelf;
+pub(crate) mod lru;

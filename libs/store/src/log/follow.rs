@@ -1,5 +1,5 @@
-//! Follows the head of a log that other processes write: the server says when there is something
-//! new, and is asked from time to time in case that was not heard.
+//! Follows the head of a log that other processes write: by notifications of the server, and by polling
+//! in case one is missed.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::model::error::StoreError;
 use crate::sql::connection::{Connection, limited};
 use crate::sql::postgres::inserts::CHANNEL;
 use crate::sql::statements;
-use crate::writing::head::Head;
+use crate::writing::head::LogHead;
 
-/// How often the head is read, heard or not.
-const POLL_EVERY: Duration = Duration::from_millis(500);
+/// How often the head is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Runs until the pool is closed, or it is aborted.
-pub(crate) async fn follow(pool: PgPool, limit: Duration, head: Head) {
+/// Runs until the pool is closed or the task is aborted.
+pub(crate) async fn follow(pool: PgPool, limit: Duration, head: LogHead) {
     let mut listener = None;
     while !pool.is_closed() {
         if listener.is_none() {
@@ -26,13 +26,13 @@ pub(crate) async fn follow(pool: PgPool, limit: Duration, head: Head) {
         match read(&pool, limit).await {
             Ok(position) => head.advance(position),
             Err(StoreError::Closed) => return,
-            Err(error) => tracing::debug!(%error, "the head of the log cannot be read"),
+            Err(error) => tracing::debug!(%error, "failed to read the head of the log"),
         }
-        let hearing = tokio::time::timeout(POLL_EVERY, hear(listener.as_mut(), &head));
-        if let Ok(Err(error)) = hearing.await {
-            tracing::debug!(%error, "nothing is heard of new positions");
+        let receiving = tokio::time::timeout(POLL_INTERVAL, receive(listener.as_mut(), &head));
+        if let Ok(Err(error)) = receiving.await {
+            tracing::debug!(%error, "lost the listener for new positions");
             listener = None;
-            tokio::time::sleep(POLL_EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }
@@ -46,14 +46,14 @@ async fn listen(pool: &PgPool, limit: Duration) -> Option<PgListener> {
     listening.await.ok()
 }
 
-/// What is heard of was committed, and all before it: commits are made one after the other.
-async fn hear(listener: Option<&mut PgListener>, head: &Head) -> sqlx::Result<()> {
+/// Receives notifications. Commits are serialized, so everything up to a notified position is committed.
+async fn receive(listener: Option<&mut PgListener>, head: &LogHead) -> sqlx::Result<()> {
     let Some(listener) = listener else {
         return std::future::pending().await;
     };
     loop {
-        let heard = listener.recv().await?;
-        if let Ok(position) = heard.payload().parse() {
+        let notification = listener.recv().await?;
+        if let Ok(position) = notification.payload().parse() {
             head.advance(Position(position));
         }
     }

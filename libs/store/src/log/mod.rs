@@ -1,4 +1,4 @@
-//! An open store: the handle that commits and reads.
+//! The handle to an open store, for commits and reads.
 
 pub(crate) mod follow;
 pub(crate) mod leases;

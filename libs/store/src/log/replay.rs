@@ -1,7 +1,7 @@
-//! Reading the log from some position to its end, as quickly as it goes: pages are read ahead while
-//! earlier ones are decoded, several at a time.
+//! Reads the log from a position to its end as fast as possible: pages are read ahead while earlier ones
+//! are decoded in parallel.
 //!
-//! Invariant: records come in order of position, and an error ends the replay.
+//! Invariants: records come in order of position; an error ends the replay.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ use contract::time::Timestamp;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::archive::joint;
+use crate::archive::combined;
 use crate::log::store::Store;
 use crate::model::error::StoreError;
 use crate::model::raw::Unreadable;
@@ -21,13 +21,13 @@ use crate::sql::page::{Page, PageQuery};
 /// Records per page.
 const PAGE: usize = 2_000;
 
-/// Pages that are read ahead.
-const AHEAD_MAX: usize = 2;
+/// The number of pages that are read ahead.
+const PAGES_AHEAD: usize = 2;
 
 /// Records, and events that cannot be decoded.
 type Decoded = Result<Vec<Result<Record, Box<Unreadable>>>, StoreError>;
 
-/// Comes to its end at the position that was the head when it came there.
+/// A read of the log up to its head at the time the replay gets there.
 pub struct Replay {
     pages: mpsc::Receiver<Result<Page, StoreError>>,
     decoding: VecDeque<JoinHandle<Decoded>>,
@@ -37,7 +37,7 @@ pub struct Replay {
 
 impl Store {
     pub fn replay(&self, after: Position) -> Replay {
-        let (sender, pages) = mpsc::channel(AHEAD_MAX);
+        let (sender, pages) = mpsc::channel(PAGES_AHEAD);
         let store = self.clone();
         tokio::spawn(async move {
             let mut after = after;
@@ -71,16 +71,16 @@ impl Store {
             bucket: None,
             after,
             through: Position(u64::MAX),
-            left_out: &[],
+            excluded_kinds: &[],
             slices_from: Timestamp::MIN,
             limit: PAGE,
         };
-        joint::pages(self.shelf(), &mut self.reader().await?.get(), &query).await
+        combined::pages(self.archive_set(), &mut self.reader().await?.get(), &query).await
     }
 }
 
 impl Replay {
-    /// The next records; none after the last. An event that cannot be decoded is an error.
+    /// Returns the next records, or None after the last. An event that cannot be decoded is an error.
     pub async fn next(&mut self) -> Option<Result<Vec<Record>, StoreError>> {
         let page = self.next_entries().await?;
         let readable = |entry: Result<Record, Box<Unreadable>>| {
@@ -96,7 +96,7 @@ impl Replay {
         Some(page)
     }
 
-    /// The same, and does not fail for events that cannot be decoded.
+    /// The same, but does not fail for events that cannot be decoded.
     pub async fn next_entries(&mut self) -> Option<Decoded> {
         while !self.ended && self.decoding.len() < self.decoders {
             match self.pages.recv().await {

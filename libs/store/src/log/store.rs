@@ -1,4 +1,4 @@
-//! The handle that everything else holds: opens the store, hands commits to the writer, reads.
+//! The store handle: opens the store, sends commits to the writer, and reads.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,8 +11,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use uuid::Uuid;
 
-use crate::archive::joint;
-use crate::archive::shelf::{self, Shelf};
+use crate::archive::archive_set::{self, ArchiveSet};
+use crate::archive::combined;
 use crate::log::follow;
 use crate::model::archive::Archive;
 use crate::model::commit::{Cause, Commit, Committed};
@@ -24,13 +24,13 @@ use crate::sql::connection::{Pool, Pooled};
 use crate::sql::location::Location;
 use crate::sql::page::PageQuery;
 use crate::sql::{damage, statements};
-use crate::writing::alone::{Alone, Answer};
-use crate::writing::head::Head;
-use crate::writing::known::Known;
-use crate::writing::staging::Prepared;
+use crate::writing::cache::WriterCache;
+use crate::writing::exclusive::{ExclusiveTask, TaskOutput};
+use crate::writing::head::LogHead;
+use crate::writing::staging::PreparedCommit;
 use crate::writing::writer::{CommitJob, Job, QUEUE_MAX, Subscribers, Writer};
 
-/// Most records that one read returns, whatever it asks for.
+/// The maximum number of records per read, whatever limit is requested.
 pub const READ_LIMIT_MAX: usize = 10_000;
 
 /// A cheap handle to an open store.
@@ -43,12 +43,12 @@ struct Inner {
     jobs: mpsc::Sender<Job>,
     readers: Pool,
     subscribers: Subscribers,
-    head: Head,
-    shelf: Shelf,
+    head: LogHead,
+    archive_set: ArchiveSet,
     follower: OnceLock<AbortHandle>,
     runtime: Handle,
-    /// Where the store is, without credentials.
-    place: String,
+    /// The store's location, without credentials.
+    display_location: String,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -61,70 +61,70 @@ impl Drop for Inner {
 }
 
 impl Store {
-    /// Opens `sqlite:PATH` (and makes it if there is none) or `postgres://USER:PASSWORD@HOST/DATABASE`,
-    /// and brings its tables up to date. Refused for a store that only a newer release can read, and
-    /// in SQLite while another process has it.
+    /// Opens `sqlite:PATH` (creating it if it does not exist) or `postgres://USER:PASSWORD@HOST/DATABASE`,
+    /// and migrates its tables. Refused for a store that only a newer release can read, and in SQLite while
+    /// another process has it open.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         Self::open_with(url, None).await
     }
 
-    /// The same, with the folder where this process finds archives, unless it is the one that was named
-    /// when they were sealed, or the folder `archive` beside a file of SQLite.
+    /// The same, with the archive folder of this process. Without one, it is the folder that was recorded
+    /// when the archives were sealed, or the folder `archive` next to an SQLite file.
     pub async fn open_with(url: &str, archives: Option<&Path>) -> Result<Self, StoreError> {
         let location = Location::parse(url)?;
-        let usual = location.path().map(shelf::beside);
-        let shelf = Shelf::new(archives.map(Path::to_owned), usual);
-        match Self::open_at(location.clone(), shelf).await {
-            Err(StoreError::Damaged(detail)) => Err(damage::at_open(&location, detail).await),
+        let default_folder = location.path().map(archive_set::default_folder);
+        let archive_set = ArchiveSet::new(archives.map(Path::to_owned), default_folder);
+        match Self::open_at(location.clone(), archive_set).await {
+            Err(StoreError::Damaged(detail)) => Err(damage::open_error(&location, detail).await),
             opened => opened,
         }
     }
 
-    async fn open_at(location: Location, shelf: Shelf) -> Result<Self, StoreError> {
-        let place = location.to_string();
+    async fn open_at(location: Location, archive_set: ArchiveSet) -> Result<Self, StoreError> {
+        let display_location = location.to_string();
         let lock = location.lock()?;
         let mut migrator = location.open_migrator().await?;
-        let mut progress = chain::in_log(&location);
+        let mut progress = chain::log_progress(&location);
         let migrated = migrate::apply(&location, &mut migrator, &mut progress).await;
         migrator.close().await;
         migrated?;
         let mut connection = location.open_writer().await?;
-        let head = Head::at(statements::head(&mut connection.get()).await?);
-        let known = Known::read(&mut connection.get()).await?;
-        shelf.load(&mut connection.get()).await?;
+        let head = LogHead::at(statements::head(&mut connection.get()).await?);
+        let cache = WriterCache::load(&mut connection.get()).await?;
+        archive_set.load(&mut connection.get()).await?;
         let readers = location.open_readers().await?;
         let subscribers = Subscribers::default();
-        let (told, heads) = (subscribers.clone(), head.clone());
+        let (writer_subscribers, writer_head) = (subscribers.clone(), head.clone());
         let writer = Writer::new(
             location,
             connection,
-            known,
-            told,
-            heads,
-            shelf.clone(),
+            cache,
+            writer_subscribers,
+            writer_head,
+            archive_set.clone(),
             lock,
         );
-        let (jobs, waiting) = mpsc::channel(QUEUE_MAX);
-        let writer = tokio::spawn(writer.run(waiting));
+        let (jobs, queue) = mpsc::channel(QUEUE_MAX);
+        let writer = tokio::spawn(writer.run(queue));
         Ok(Self {
             inner: Arc::new(Inner {
                 jobs,
                 readers,
                 subscribers,
                 head,
-                shelf,
+                archive_set,
                 follower: OnceLock::new(),
                 runtime: Handle::current(),
-                place,
+                display_location,
                 writer: Mutex::new(Some(writer)),
             }),
         })
     }
 
-    /// Writes all of it or nothing. Returns when it would survive the loss of power. A caller that
-    /// stops waiting does not take the commit back.
+    /// Writes the commit atomically. Returns once it would survive power loss. Dropping the future does not
+    /// cancel the commit.
     pub async fn commit(&self, commit: Commit) -> Result<Committed, CommitError> {
-        let prepared = Box::new(Prepared::new(commit)?);
+        let prepared = Box::new(PreparedCommit::new(commit)?);
         let (reply, answer) = oneshot::channel();
         let job = Job::Commit(CommitJob { prepared, reply });
         let sent = self.inner.jobs.send(job).await;
@@ -132,10 +132,11 @@ impl Store {
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// What a commit with this cause gave, if there was one: for callers that would refuse the repeat
-    /// before it reaches [`commit`](Self::commit).
+    /// Returns the result of an earlier commit with this idempotency key, if there is one: for callers that
+    /// would refuse the repeat before it reaches [`commit`](Self::commit).
     pub async fn repeated(&self, cause: &Cause) -> Result<Option<Committed>, CommitError> {
-        let stored = statements::cause(&mut self.reader().await?.get(), &cause.key).await?;
+        let stored =
+            statements::idempotency_key(&mut self.reader().await?.get(), &cause.key).await?;
         match stored {
             None => Ok(None),
             Some(before) if before.body_hash != cause.body_hash => Err(CommitError::CauseReused),
@@ -146,14 +147,17 @@ impl Store {
         }
     }
 
-    pub(crate) async fn alone(&self, task: Alone) -> Result<Answer, StoreError> {
+    pub(crate) async fn run_exclusive(
+        &self,
+        task: ExclusiveTask,
+    ) -> Result<TaskOutput, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.inner.jobs.send(Job::Alone { task, reply }).await;
+        let sent = self.inner.jobs.send(Job::Exclusive { task, reply }).await;
         sent.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// The newest position known to be committed by any process. It never goes back, and everything
+    /// Watches the highest position known to be committed by any process. It never decreases, and everything
     /// below it can be read.
     pub fn head_watch(&self) -> watch::Receiver<Position> {
         let inner = &self.inner;
@@ -166,7 +170,7 @@ impl Store {
         inner.head.watch()
     }
 
-    /// Every commit of this process from now on, in order of position, one list per commit.
+    /// Subscribes to the commits of this process from now on, in order of position, one list per commit.
     pub fn committed(&self) -> mpsc::UnboundedReceiver<Vec<Arc<Record>>> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.inner
@@ -185,8 +189,10 @@ impl Store {
     ) -> Result<Vec<Record>, StoreError> {
         let limit = limit.min(READ_LIMIT_MAX);
         let mut reader = self.reader().await?;
-        let (shelf, name) = (&self.inner.shelf, stream.as_str());
-        decode_all(&joint::stream(shelf, &mut reader.get(), name, after_version, limit).await?)
+        let (archive_set, name) = (&self.inner.archive_set, stream.as_str());
+        decode_all(
+            &combined::stream(archive_set, &mut reader.get(), name, after_version, limit).await?,
+        )
     }
 
     pub async fn read_bucket(
@@ -202,7 +208,7 @@ impl Store {
         decode_all(&self.read_raw(after, limit).await?)
     }
 
-    /// The same as [`read_bucket`](Self::read_bucket), and does not fail for events that cannot be
+    /// The same as [`read_bucket`](Self::read_bucket), but does not fail for events that cannot be
     /// decoded.
     pub async fn read_bucket_entries(
         &self,
@@ -214,7 +220,7 @@ impl Store {
         Ok(raw.into_iter().map(Entry::from).collect())
     }
 
-    /// The same as [`read_all`](Self::read_all), and does not fail for events that cannot be decoded.
+    /// The same as [`read_all`](Self::read_all), but does not fail for events that cannot be decoded.
     pub async fn read_all_entries(
         &self,
         after: Position,
@@ -224,7 +230,7 @@ impl Store {
         Ok(raw.into_iter().map(Entry::from).collect())
     }
 
-    /// Events as they are stored.
+    /// Reads events in their stored form.
     pub async fn read_raw(
         &self,
         after: Position,
@@ -233,15 +239,15 @@ impl Store {
         self.select(None, after, limit).await
     }
 
-    /// The next events that are asked for, in order of position; does not fail for events that cannot be
-    /// decoded. The quickest way to read many.
+    /// Reads the selected events in order of position. Does not fail for events that cannot be decoded. The
+    /// fastest way to read many events.
     pub async fn read_page(&self, query: &PageQuery<'_>) -> Result<Vec<Entry>, StoreError> {
         let query = PageQuery {
             limit: query.limit.min(READ_LIMIT_MAX),
             ..*query
         };
         let mut reader = self.reader().await?;
-        let pages = joint::pages(self.shelf(), &mut reader.get(), &query).await?;
+        let pages = combined::pages(self.archive_set(), &mut reader.get(), &query).await?;
         drop(reader);
         let mut entries = Vec::new();
         for page in pages {
@@ -259,7 +265,14 @@ impl Store {
         let between = (after, Position(u64::MAX));
         let limit = limit.min(READ_LIMIT_MAX);
         let mut reader = self.reader().await?;
-        joint::select(self.shelf(), &mut reader.get(), bucket, between, limit).await
+        combined::select(
+            self.archive_set(),
+            &mut reader.get(),
+            bucket,
+            between,
+            limit,
+        )
+        .await
     }
 
     async fn read_bucket_raw(
@@ -273,16 +286,17 @@ impl Store {
 
     pub async fn read_event(&self, id: Uuid) -> Result<Option<Record>, StoreError> {
         let mut reader = self.reader().await?;
-        let found = joint::event(&self.inner.shelf, &mut reader.get(), &id.to_string()).await?;
+        let found =
+            combined::event(&self.inner.archive_set, &mut reader.get(), &id.to_string()).await?;
         found.as_ref().map(decode).transpose()
     }
 
-    /// The newest position in the log.
+    /// Returns the highest position in the log.
     pub async fn head(&self) -> Result<Position, StoreError> {
         statements::head(&mut self.reader().await?.get()).await
     }
 
-    /// The newest position of each of these buckets; the start for one that holds nothing.
+    /// Returns the highest position of each of these buckets; [`Position::START`] for an empty one.
     pub async fn bucket_heads(
         &self,
         buckets: &[Bucket],
@@ -300,7 +314,7 @@ impl Store {
         statements::cursor(&mut self.reader().await?.get(), consumer, bucket).await
     }
 
-    /// All cursors of a consumer; a bucket that is missing stands at the start.
+    /// Returns all cursors of a consumer; a missing bucket is at the start.
     pub async fn cursors(&self, consumer: &str) -> Result<BTreeMap<Bucket, Position>, StoreError> {
         statements::cursors(&mut self.reader().await?.get(), consumer).await
     }
@@ -309,32 +323,34 @@ impl Store {
         statements::row(&mut self.reader().await?.get(), model, key).await
     }
 
-    /// Newest first. A page holds more rows than asked for where it would otherwise end between
-    /// rows of the same position.
+    /// Returns rows, newest first. A page exceeds the limit if it would otherwise end between rows of the
+    /// same position.
     pub async fn rows(&self, query: RowQuery) -> Result<Vec<Row>, StoreError> {
         statements::rows(&mut self.reader().await?.get(), &query).await
     }
 
-    /// What is to be said of pages that cannot be read.
+    /// Describes the damage of a store with unreadable pages.
     pub(crate) async fn describe_damage(&self, detail: &str) -> String {
-        damage::of(&self.inner.readers, &self.inner.place, detail).await
+        damage::describe(&self.inner.readers, &self.inner.display_location, detail).await
     }
 
-    pub(crate) fn shelf(&self) -> &Shelf {
-        &self.inner.shelf
+    pub(crate) fn archive_set(&self) -> &ArchiveSet {
+        &self.inner.archive_set
     }
 
-    /// The files that hold the beginning of the log, in order.
+    /// Returns the archives, which hold the beginning of the log, in order.
     pub async fn archives(&self) -> Result<Vec<Archive>, StoreError> {
-        self.shelf().load(&mut self.reader().await?.get()).await?;
-        Ok(self.shelf().archives().to_vec())
+        self.archive_set()
+            .load(&mut self.reader().await?.get())
+            .await?;
+        Ok(self.archive_set().archives().to_vec())
     }
 
     pub(crate) async fn reader(&self) -> Result<Pooled, StoreError> {
         self.inner.readers.acquire().await
     }
 
-    /// Writes what was handed over before, then lets go of the files. Later calls are refused.
+    /// Writes everything that was queued before, then closes the store. Later calls are refused.
     pub async fn close(&self) {
         if let Some(follower) = self.inner.follower.get() {
             follower.abort();
@@ -350,7 +366,7 @@ impl Store {
         if let Some(writer) = writer
             && let Err(error) = writer.await
         {
-            tracing::error!(%error, "the store's writer ended badly");
+            tracing::error!(%error, "store writer failed");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! A copy of a store in one file of SQLite, from which a store of either kind can be made again.
+//! Backs up a store to an SQLite file, from which a store of either kind can be restored.
 //!
-//! A store in a file keeps its archives: they go into the folder `archive` beside the copy, which several
-//! copies of one store share. One in a database is copied with all of its log into the file.
+//! The archives of an SQLite store are copied to the folder `archive` next to the backup, which several
+//! backups of one store share. A store in PostgreSQL is copied with its entire log into the file.
 //!
-//! Invariants: the file has its name only when it is whole and on the disk; it is never written over
-//! another; as a store of its own it goes on above every position that was given before.
+//! Invariants: the file gets its final name only once it is complete and durable; it never overwrites
+//! another; opened as a store, it assigns positions above every position that was assigned before.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,18 +12,18 @@ use std::path::{Path, PathBuf};
 use contract::ids::Position;
 use sqlx::SqliteConnection;
 
-use crate::archive::carrying::carry_all;
-use crate::archive::shelf::{self, FOLDER, Shelf};
+use crate::archive::archive_set::{self, ArchiveSet, FOLDER};
+use crate::archive::copying::copy_all;
 use crate::log::store::Store;
 use crate::maintenance::transfer::{LogHash, copy, go_on_above, log_hash};
 use crate::model::error::StoreError;
-use crate::sql::beside::Beside;
+use crate::sql::auxiliary::Beside;
 use crate::sql::connection::Pooled;
 use crate::sql::location::Location;
 use crate::sql::statements;
 
-/// Copies a whole store into a new file, and says what is in it. `progress` hears how many events
-/// were copied, and of how many.
+/// Copies a store into a new file and returns the hash of its log. `progress` receives the number of copied
+/// events and the total.
 pub async fn backup(
     store: &Store,
     to: &Path,
@@ -31,33 +31,33 @@ pub async fn backup(
 ) -> Result<LogHash, StoreError> {
     if to.exists() {
         return Err(StoreError::Refused(format!(
-            "{} exists already: name another file",
+            "{} exists already: choose another file",
             to.display()
         )));
     }
-    let partial = beside(to, ".partial");
-    clear(&partial)?;
+    let partial = with_suffix(to, ".partial");
+    remove_partial(&partial)?;
     let hash = write(store, &partial, progress).await;
-    let _ = std::fs::remove_file(beside(&partial, ".lock"));
+    let _ = std::fs::remove_file(with_suffix(&partial, ".lock"));
     match hash.and_then(|hash| finish(&partial, to).map(|()| hash)) {
         Ok(hash) => Ok(hash),
         Err(error) => {
-            let _ = clear(&partial);
+            let _ = remove_partial(&partial);
             Err(error)
         }
     }
 }
 
-/// Copies a file of SQLite that is not the store's own, such as the history beside it, into a new one.
+/// Copies an SQLite file other than the store's, such as the history, into a new one.
 pub async fn backup_file(from: &Path, to: &Path) -> Result<(), StoreError> {
     if to.exists() {
         return Err(StoreError::Refused(format!(
-            "{} exists already: name another file",
+            "{} exists already: choose another file",
             to.display()
         )));
     }
-    let partial = beside(to, ".partial");
-    clear(&partial)?;
+    let partial = with_suffix(to, ".partial");
+    remove_partial(&partial)?;
     let readers = Beside::file(from).pool().await?;
     let copied = match readers.acquire().await? {
         Pooled::Sqlite(mut connection) => copy_pages(&mut connection, &partial).await,
@@ -66,7 +66,7 @@ pub async fn backup_file(from: &Path, to: &Path) -> Result<(), StoreError> {
     readers.close().await;
     let done = copied.and_then(|()| finish(&partial, to));
     if done.is_err() {
-        let _ = clear(&partial);
+        let _ = remove_partial(&partial);
     }
     done
 }
@@ -86,7 +86,7 @@ async fn write(
 ) -> Result<LogHash, StoreError> {
     let url = format!("sqlite:{}", partial.display());
     let mut reader = store.reader().await?;
-    let whole = match &mut reader {
+    let copied_pages = match &mut reader {
         Pooled::Sqlite(connection) => {
             copy_pages(connection, partial).await?;
             true
@@ -94,11 +94,11 @@ async fn write(
         Pooled::Postgres(..) => false,
     };
     drop(reader);
-    if whole {
-        carry_archives(store, &url, partial).await?;
+    if copied_pages {
+        copy_archives(store, &url, partial).await?;
     }
     let target = Store::open(&url).await?;
-    let hash = match whole {
+    let hash = match copied_pages {
         true => {
             let head = target.head().await?;
             log_hash(&target, head).await
@@ -113,8 +113,8 @@ async fn write(
     done.and(hash)
 }
 
-/// The copy finds the archives in the folder `archive` beside it, as a store in a file does.
-async fn carry_archives(store: &Store, url: &str, partial: &Path) -> Result<(), StoreError> {
+/// Copies the archives to the folder `archive` next to the copy, the default folder of an SQLite store.
+async fn copy_archives(store: &Store, url: &str, partial: &Path) -> Result<(), StoreError> {
     let mut copy = Location::parse(url)?.open_writer().await?;
     let archives = statements::archives(&mut copy.get(), Position::START).await;
     let cleared = statements::remove_meta(&mut copy.get(), FOLDER).await;
@@ -124,21 +124,24 @@ async fn carry_archives(store: &Store, url: &str, partial: &Path) -> Result<(), 
     if archives.is_empty() {
         return Ok(());
     }
-    let (from, to) = (store.shelf().folder()?, shelf::beside(partial));
-    let carry = move |_: &Shelf| carry_all(&from, &to, &archives);
-    store.shelf().aside(carry).await
+    let (from, to) = (
+        store.archive_set().folder()?,
+        archive_set::default_folder(partial),
+    );
+    let copy_files = move |_: &ArchiveSet| copy_all(&from, &to, &archives);
+    store.archive_set().run_blocking(copy_files).await
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// Removes what an earlier try has left.
-fn clear(partial: &Path) -> Result<(), StoreError> {
+/// Removes the files of an earlier attempt.
+fn remove_partial(partial: &Path) -> Result<(), StoreError> {
     for suffix in ["", "-wal", "-shm", ".lock"] {
-        let path = beside(partial, suffix);
+        let path = with_suffix(partial, suffix);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(failed(&path, &error));

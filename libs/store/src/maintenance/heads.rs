@@ -1,4 +1,4 @@
-//! The ends of the chains of hashes, to be kept elsewhere.
+//! The heads of the hash chains, to be recorded outside the store.
 
 use contract::ids::{Bucket, Position};
 
@@ -8,7 +8,7 @@ use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
 use crate::sql::statements;
 
-/// The ends of the chains of all buckets that hold something, as of one moment.
+/// Returns the chain heads of all non-empty buckets, read in one database snapshot.
 pub async fn heads(store: &Store) -> Result<Vec<ChainHead>, StoreError> {
     let mut reader = store.reader().await?;
     let mut snapshot = reader.snapshot().await?;
@@ -19,7 +19,7 @@ pub async fn heads(store: &Store) -> Result<Vec<ChainHead>, StoreError> {
         heads.extend(last.map(|event| ChainHead {
             bucket,
             position: event.position,
-            hash: EventRow::raw(&event).hash(),
+            hash: EventRow::from_raw(&event).hash(),
         }));
     }
     snapshot.rollback().await?;

@@ -1,4 +1,4 @@
-//! What is done to a store as a whole, through its handle: checks, copies, rebuilds.
+//! Operations on an entire store, through its handle: checks, copies, rebuilds.
 
 pub(crate) mod backup;
 pub(crate) mod heads;

@@ -1,14 +1,14 @@
-//! Makes read models anew from the log: it is folded in memory while what came of it is written, in few
+//! Rebuilds read models from the log: the log is folded in memory while finished rows are written, in few
 //! large transactions.
 //!
-//! Invariants: readers see of each row what was there or how it ends, and nothing in between; a row that
-//! is right already is not written; strays go last, when all that is right is there. So a rebuild that is
-//! cut off has done no harm, and the next one writes what is missing. Cursors move after the rows that
-//! they speak for. All is written as the owner of every bucket: whoever owned one is refused from then
-//! on, and once one is taken back nothing more is written.
+//! Invariants: readers see each row either as it was or in its final state, never in between; rows that
+//! are already correct are not written; stray rows are deleted last, when all correct rows exist. So an
+//! interrupted rebuild does no harm, and the next one writes what is missing. Cursors move after the rows
+//! they cover. Everything is written as the owner of every bucket: previous owners are refused from then
+//! on, and as soon as one of them takes its bucket back, nothing more is written.
 //!
-//! Snapshots stay as they are: they are not made of rows, nor rows of them, each answers for itself by its
-//! hash and its version, and only the owner of its consumer's bucket may write it.
+//! Snapshots are not touched: they do not depend on rows, nor rows on them. Each is validated by its hash
+//! and version, and only the owner of its consumer's bucket may write it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -25,22 +25,22 @@ use crate::model::error::{CommitError, StoreError};
 use crate::model::raw::Unreadable;
 use crate::model::rows::{PAGE_ROWS_MAX, Projector, covers};
 use crate::sql::statements;
-use crate::writing::alone::{Alone, Fences};
+use crate::writing::exclusive::{ExclusiveTask, Fences};
 
-/// Rows of one transaction: enough that few pages of the indexes are written more than once, few
-/// enough that others who write wait for less than a second.
+/// The maximum number of rows per transaction: enough that few index pages are written more than once, few
+/// enough that other writers wait for less than a second.
 const CHUNK_ROWS_MAX: usize = 16_000;
 
 /// The same in bytes, for large documents.
 const CHUNK_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Chunks that wait for the one that is being written.
+/// The number of chunks that may be queued while one is written.
 const CHUNKS_AHEAD: usize = 1;
 
-/// Makes the rows of these models anew from the log, as far as their consumer's cursors stand, or
-/// whole where it has none: then they stand at the end of it afterwards. An event that cannot be
-/// decoded is for the projector to say what follows from it. Refused, before it does harm,
-/// where the consumer runs and writes. Returns how many rows were changed.
+/// Rebuilds the rows of these models from the log, up to their consumer's cursors. If it has none, the
+/// entire log is folded and its cursors are set to the end. Events that cannot be decoded are left to the
+/// projector. Refused, before it does harm, if the consumer is running and writes. Returns how many rows
+/// were changed.
 pub async fn rebuild(
     store: &Store,
     projector: &mut dyn Projector,
@@ -49,7 +49,7 @@ pub async fn rebuild(
     rebuild_with(store, projector, models, |_| {}).await
 }
 
-/// The same; `progress` hears up to which position the log was folded.
+/// The same; `progress` receives the position up to which the log was folded.
 pub async fn rebuild_with(
     store: &Store,
     projector: &mut dyn Projector,
@@ -57,82 +57,85 @@ pub async fn rebuild_with(
     mut progress: impl FnMut(Position),
 ) -> Result<usize, StoreError> {
     let consumer = projector.consumer();
-    let fences = take_all(store, consumer).await?;
-    // Nobody moves them any more without taking a fence.
+    let fences = take_buckets(store, consumer).await?;
+    // They can no longer be moved without taking a fence.
     let cursors = store.cursors(consumer).await?;
     let (mut changed, mut reached) = (0, BTreeMap::new());
-    let mut is_whole = false;
-    while !is_whole {
-        let mut rows = Rows::of(models, projector, store, &fences);
+    let mut is_complete = false;
+    while !is_complete {
+        let mut rows = RowCollector::new(models, projector, store, &fences);
         let mut replay = store.replay(Position::START);
         while let Some(page) = replay.next_entries().await {
             let mut last = None;
             for entry in page? {
-                let (bucket, position) = place_of(&entry);
+                let (bucket, position) = position_of(&entry);
                 last = Some(position);
                 if !covers(&cursors, bucket, position) {
                     continue;
                 }
                 match &entry {
-                    Ok(record) => rows.take_in(projector.project(record)).await?,
+                    Ok(record) => rows.apply(projector.project(record)).await?,
                     Err(unreadable) => projector.pass_over(unreadable),
                 }
-                // What no store writes is of a bucket that nobody owns.
+                // Skips invalid buckets, which have no owner.
                 if bucket <= Bucket::GLOBAL {
                     reached.insert(bucket, position);
                 }
             }
             last.map(&mut progress);
         }
-        let rest = projector.rest();
-        is_whole = rest.is_some();
-        changed += rows.end(rest).await?;
+        let deferred = projector.rest();
+        is_complete = deferred.is_some();
+        changed += rows.finish(deferred).await?;
     }
     if store.cursors(consumer).await? != cursors {
-        return Err(runs(consumer));
+        return Err(running_error(consumer));
     }
     if cursors.is_empty() {
-        stand_at(store, consumer, reached, &fences).await?;
+        set_cursors(store, consumer, reached, &fences).await?;
     }
     Ok(changed)
 }
 
-fn place_of(entry: &Result<Record, Box<Unreadable>>) -> (Bucket, Position) {
+fn position_of(entry: &Result<Record, Box<Unreadable>>) -> (Bucket, Position) {
     match entry {
         Ok(record) => (record.bucket, record.position),
         Err(unreadable) => (unreadable.bucket, unreadable.position),
     }
 }
 
-/// Takes over every bucket from whoever owns it.
-async fn take_all(store: &Store, consumer: &'static str) -> Result<Arc<Fences>, StoreError> {
+/// Takes over every bucket from its owner.
+async fn take_buckets(store: &Store, consumer: &'static str) -> Result<Arc<Fences>, StoreError> {
     let names = Bucket::all().map(|bucket| fence_name(consumer, bucket));
-    let taken = store.alone(Alone::Take(names.collect())).await?;
+    let taken = store
+        .run_exclusive(ExclusiveTask::TakeFences(names.collect()))
+        .await?;
     Ok(Arc::new(Fences {
         fences: taken.fences,
-        lost: runs(consumer),
+        lost: running_error(consumer),
     }))
 }
 
-/// As every owner of a bucket names it.
+/// The fence name that every owner of a bucket uses.
 fn fence_name(consumer: &str, bucket: Bucket) -> String {
     format!("{consumer}/{bucket}")
 }
 
-fn runs(consumer: &str) -> StoreError {
+fn running_error(consumer: &str) -> StoreError {
     StoreError::Refused(format!(
         "`{consumer}` wrote read models while they were rebuilt: stop it and rebuild again"
     ))
 }
 
-/// A consumer that has read nothing yet need not write once more what has just been written.
-async fn stand_at(
+/// Sets the cursors of a consumer that has read nothing yet, so that it does not write the rebuilt rows
+/// again.
+async fn set_cursors(
     store: &Store,
     consumer: &'static str,
     reached: BTreeMap<Bucket, Position>,
     fences: &Fences,
 ) -> Result<(), StoreError> {
-    // Together, so that they share a transaction.
+    // Concurrently, so that they share a transaction.
     let mut moves = JoinSet::new();
     for (bucket, to) in reached {
         let cursor = CursorMove {
@@ -152,45 +155,45 @@ async fn stand_at(
         moves.spawn(async move { store.commit(commit).await });
     }
     while let Some(moved) = moves.join_next().await {
-        match moved.map_err(|error| ended_badly(&error))? {
+        match moved.map_err(|error| writer_failed(&error))? {
             Ok(_) => {}
             Err(CommitError::Store(error)) => return Err(error),
-            Err(_) => return Err(runs(consumer)),
+            Err(_) => return Err(running_error(consumer)),
         }
     }
     Ok(())
 }
 
-/// What the log makes, on its way into the table.
-struct Rows {
+/// Collects the rows of all models and sends finished ones to the writer.
+struct RowCollector {
     store: Store,
-    models: HashMap<&'static str, Model>,
+    models: HashMap<&'static str, ModelRows>,
     chunk: Chunk,
     fences: Arc<Fences>,
-    writer: Writer,
+    writer: ChunkWriter,
 }
 
 /// The rows of one model.
 #[derive(Default)]
-struct Model {
+struct ModelRows {
     is_written_once: bool,
-    /// As the log has them so far, where it may change them yet.
-    open: BTreeMap<String, RowChange>,
-    /// The keys of those that are on their way.
+    /// Rows that later events may still change.
+    pending: BTreeMap<String, RowChange>,
+    /// The keys of rows that were sent to the writer.
     sent: HashSet<String>,
 }
 
-impl Rows {
-    fn of(
+impl RowCollector {
+    fn new(
         models: &[&'static str],
         projector: &dyn Projector,
         store: &Store,
         fences: &Arc<Fences>,
     ) -> Self {
         let models = models.iter().map(|model| {
-            let rows = Model {
+            let rows = ModelRows {
                 is_written_once: projector.is_written_once(model),
-                ..Model::default()
+                ..ModelRows::default()
             };
             (*model, rows)
         });
@@ -199,11 +202,11 @@ impl Rows {
             models: models.collect(),
             chunk: Chunk::default(),
             fences: fences.clone(),
-            writer: Writer::start(store, fences),
+            writer: ChunkWriter::start(store, fences),
         }
     }
 
-    async fn take_in(&mut self, changes: Vec<RowChange>) -> Result<(), StoreError> {
+    async fn apply(&mut self, changes: Vec<RowChange>) -> Result<(), StoreError> {
         for change in changes {
             let Some(model) = self.models.get_mut(change.model) else {
                 continue;
@@ -211,9 +214,9 @@ impl Rows {
             if model.is_written_once {
                 self.send(change).await?;
             } else if change.doc.is_some() {
-                model.open.insert(change.key.clone(), change);
+                model.pending.insert(change.key.clone(), change);
             } else {
-                model.open.remove(&change.key);
+                model.pending.remove(&change.key);
             }
         }
         Ok(())
@@ -232,34 +235,34 @@ impl Rows {
         Ok(())
     }
 
-    /// Writes what is left, and then deletes what the log does not make. Without the rest of the rows
-    /// nothing more is written.
-    async fn end(mut self, rest: Option<Vec<RowChange>>) -> Result<usize, StoreError> {
-        let Some(rest) = rest else {
-            return self.writer.end().await;
+    /// Writes the remaining rows, then deletes rows that the log does not produce. Does neither if the
+    /// projector could not finish.
+    async fn finish(mut self, deferred: Option<Vec<RowChange>>) -> Result<usize, StoreError> {
+        let Some(deferred) = deferred else {
+            return self.writer.finish().await;
         };
-        self.take_in(rest).await?;
+        self.apply(deferred).await?;
         let models: Vec<&'static str> = self.models.keys().copied().collect();
         for model in &models {
-            let open = self.models.get_mut(model);
-            let open = open.map(|model| std::mem::take(&mut model.open));
-            for change in open.into_iter().flat_map(BTreeMap::into_values) {
+            let pending = self.models.get_mut(model);
+            let pending = pending.map(|model| std::mem::take(&mut model.pending));
+            for change in pending.into_iter().flat_map(BTreeMap::into_values) {
                 self.send(change).await?;
             }
         }
         self.writer.write(self.chunk.take()).await?;
-        let written = self.writer.end().await?;
-        let mut writer = Writer::start(&self.store, &self.fences);
+        let written = self.writer.finish().await?;
+        let mut writer = ChunkWriter::start(&self.store, &self.fences);
         for (model, rows) in &self.models {
             for chunk in strays(&self.store, model, &rows.sent).await? {
                 writer.write(chunk).await?;
             }
         }
-        Ok(written + writer.end().await?)
+        Ok(written + writer.finish().await?)
     }
 }
 
-/// Deletions of the stored rows of a model that have none of these keys. All that have are stored.
+/// Returns deletions of a model's stored rows other than those with these keys, all of which are stored.
 async fn strays(
     store: &Store,
     model: &'static str,
@@ -276,14 +279,14 @@ async fn strays(
         let Some(last) = page.last() else { break };
         after.clone_from(last);
         for key in page.into_iter().filter(|key| !keys.contains(key)) {
-            full.extend(chunk.add(gone(model, key)));
+            full.extend(chunk.add(deletion(model, key)));
         }
     }
     full.push(chunk.take());
     Ok(full)
 }
 
-fn gone(model: &'static str, key: String) -> RowChange {
+fn deletion(model: &'static str, key: String) -> RowChange {
     RowChange {
         model,
         key,
@@ -295,7 +298,7 @@ fn gone(model: &'static str, key: String) -> RowChange {
     }
 }
 
-/// What goes into one transaction.
+/// The changes of one transaction.
 #[derive(Default)]
 struct Chunk {
     changes: Vec<RowChange>,
@@ -303,7 +306,7 @@ struct Chunk {
 }
 
 impl Chunk {
-    /// Gives all of it when it is full.
+    /// Adds a change and returns all changes if the chunk is full.
     fn add(&mut self, change: RowChange) -> Option<Vec<RowChange>> {
         self.bytes += change.doc.as_ref().map_or(0, String::len);
         self.changes.push(change);
@@ -316,54 +319,57 @@ impl Chunk {
     }
 }
 
-/// Writes chunks one after the other, while the next one is made.
-struct Writer {
+/// Writes chunks one by one while the next one is built.
+struct ChunkWriter {
     chunks: mpsc::Sender<Vec<RowChange>>,
-    writing: JoinHandle<Result<usize, StoreError>>,
+    task: JoinHandle<Result<usize, StoreError>>,
 }
 
-impl Writer {
+impl ChunkWriter {
     fn start(store: &Store, fences: &Arc<Fences>) -> Self {
-        let (chunks, mut waiting) = mpsc::channel(CHUNKS_AHEAD);
+        let (chunks, mut queue) = mpsc::channel(CHUNKS_AHEAD);
         let (store, fences) = (store.clone(), fences.clone());
-        let writing = tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let mut changed = 0;
-            while let Some(chunk) = waiting.recv().await {
-                let answer = store
-                    .alone(Alone::Rows(newest_only(chunk), fences.clone()))
+            while let Some(chunk) = queue.recv().await {
+                let output = store
+                    .run_exclusive(ExclusiveTask::WriteRows(
+                        last_changes(chunk),
+                        fences.clone(),
+                    ))
                     .await?;
-                changed += answer.number.unwrap_or(0) as usize;
+                changed += output.number.unwrap_or(0) as usize;
             }
             Ok(changed)
         });
-        Self { chunks, writing }
+        Self { chunks, task }
     }
 
     async fn write(&mut self, chunk: Vec<RowChange>) -> Result<(), StoreError> {
         if chunk.is_empty() || self.chunks.send(chunk).await.is_ok() {
             return Ok(());
         }
-        // It has ended before its time, so it has failed.
-        match (&mut self.writing).await {
+        // The task ended early, so it failed.
+        match (&mut self.task).await {
             Ok(Err(error)) => Err(error),
             Ok(Ok(_)) => Err(StoreError::Closed),
-            Err(error) => Err(ended_badly(&error)),
+            Err(error) => Err(writer_failed(&error)),
         }
     }
 
-    async fn end(self) -> Result<usize, StoreError> {
+    async fn finish(self) -> Result<usize, StoreError> {
         drop(self.chunks);
-        self.writing.await.map_err(|error| ended_badly(&error))?
+        self.task.await.map_err(|error| writer_failed(&error))?
     }
 }
 
-fn ended_badly(error: &JoinError) -> StoreError {
-    StoreError::Database(format!("what was rebuilt was not written: {error}"))
+fn writer_failed(error: &JoinError) -> StoreError {
+    StoreError::Database(format!("rebuilt rows were not written: {error}"))
 }
 
-/// In order of model and key; of several changes of one row the last one.
-fn newest_only(mut changes: Vec<RowChange>) -> Vec<RowChange> {
-    // Stable, so the last one of each row stands last; and reversed, so that it is the one that is kept.
+/// Sorts changes by model and key, and keeps only the last change of each row.
+fn last_changes(mut changes: Vec<RowChange>) -> Vec<RowChange> {
+    // The sort is stable, so the last change of each row comes last; reversed, it is the one that is kept.
     changes.sort_by(|a, b| (a.model, &a.key).cmp(&(b.model, &b.key)));
     changes.reverse();
     changes.dedup_by(|a, b| (a.model, &a.key) == (b.model, &b.key));

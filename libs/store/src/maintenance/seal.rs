@@ -1,9 +1,10 @@
-//! Sealing the beginning of the log into files, and taking it out of the table.
+//! Seals the beginning of the log into files and deletes it from the table.
 //!
-//! Invariants: what is sealed lies below every place from which a running consumer or the relay would read
-//! on; a file is whole on the disk before the store lists it, and listed before anything leaves the table;
-//! of each stream the last event stays there, so its version, the ends of the buckets' chains and the head
-//! of the log are where they always are. It may be broken off at any moment and is taken up again.
+//! Invariants: sealed events lie below every position from which a running consumer or the relay would
+//! resume; a file is complete and durable before the store lists it, and listed before its events are deleted
+//! from the table; the last event of each stream stays there, so stream versions, the heads of the buckets'
+//! chains and the head of the log can always be read from it. Sealing may be interrupted at any point and is
+//! resumed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,39 +13,39 @@ use contract::ids::{Bucket, Position};
 use contract::time::Timestamp;
 use serde::Serialize;
 
-use crate::archive::making::{Making, Span};
+use crate::archive::builder::{ArchiveBuilder, ArchiveRange};
 use crate::log::store::Store;
 use crate::model::archive::Archive;
 use crate::model::commit::Fence;
 use crate::model::error::StoreError;
 use crate::sql::connection::Connection;
 use crate::sql::statements;
-use crate::writing::alone::{Alone, Fences};
-use crate::writing::sealing::Sealing;
+use crate::writing::exclusive::{ExclusiveTask, Fences};
+use crate::writing::sealing::NewArchive;
 
-/// The lease under which one process at a time seals.
+/// The lease that allows one process at a time to seal.
 pub const ARCHIVE_LEASE: &str = "archive";
 
-/// Events of one file.
+/// The maximum number of events per file.
 pub const ARCHIVE_EVENTS_MAX: u64 = 100_000;
 
-/// Events that are read at once, and that leave the table in one transaction: few enough that others who
-/// write hardly wait.
+/// The number of events that are read at once, and deleted per transaction: few enough that other writers
+/// hardly wait.
 const PAGE: usize = 1_000;
 
-/// Whose cursor, in the bucket of everything, says what the bus has confirmed of all of them.
+/// The consumer whose cursor in the global bucket is the position that the bus has confirmed for all buckets.
 const RELAY: &str = "relay";
 
-/// What may be sealed. Both limits hold where both are given.
+/// Limits on what is sealed. All given limits apply.
 #[derive(Clone, Debug, Default)]
 pub struct SealLimits {
     /// Only events below this position.
     pub before: Option<Position>,
-    /// Only events up to the first that is not older than this.
+    /// Only events before the first that is not older than this.
     pub older_than: Option<Timestamp>,
-    /// No file of fewer events than this; 0 and 1 let any file be.
+    /// The minimum number of events per file; 0 and 1 allow any file.
     pub events_min: u64,
-    /// At most so many events a file; [`ARCHIVE_EVENTS_MAX`] unless given.
+    /// The maximum number of events per file; [`ARCHIVE_EVENTS_MAX`] by default.
     pub events_max: Option<u64>,
 }
 
@@ -55,74 +56,74 @@ impl SealLimits {
     }
 }
 
-/// What could be sealed, and what stands in the way of more.
+/// What could be sealed, and what blocks more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sealable {
-    /// Sealed already.
+    /// The last position that is already sealed.
     pub after: Position,
     pub through: Position,
     pub events: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub held_back: Option<HeldBack>,
+    pub held_back: Option<BlockingConsumer>,
 }
 
-/// Who has not read on far enough.
+/// The consumer that blocks sealing because it has not read far enough.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct HeldBack {
+pub struct BlockingConsumer {
     pub consumer: String,
-    /// None: of all buckets.
+    /// None for all buckets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bucket: Option<Bucket>,
-    /// How far it is.
+    /// The position that it has reached.
     pub at: Position,
 }
 
-impl std::fmt::Display for HeldBack {
+impl std::fmt::Display for BlockingConsumer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { consumer, at, .. } = self;
         match self.bucket {
-            Some(bucket) => write!(f, "`{consumer}` stands at position {at} of bucket {bucket}"),
-            None => write!(f, "`{consumer}` stands at position {at}"),
+            Some(bucket) => write!(f, "`{consumer}` is at position {at} of bucket {bucket}"),
+            None => write!(f, "`{consumer}` is at position {at}"),
         }
     }
 }
 
-/// A file that was sealed now.
+/// A file that was sealed by this call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SealedFile {
     #[serde(flatten)]
     pub archive: Archive,
-    /// Its events as text, before they were compressed.
+    /// The uncompressed size of its events in bytes.
     pub bytes_before: u64,
 }
 
-/// What would be sealed within these limits.
+/// Returns what would be sealed within these limits.
 pub async fn sealable(store: &Store, limits: &SealLimits) -> Result<Sealable, StoreError> {
     store.archives().await?;
-    let after = store.shelf().sealed();
+    let after = store.archive_set().sealed();
     let mut reader = store.reader().await?;
     let connection = &mut reader.get();
     let head = statements::head(connection).await?;
-    let asked = asked_for(connection, after, limits).await?.min(head);
-    let held = held_back(connection, after).await?;
-    let (through, held_back) = match held {
-        Some((through, who)) if through < asked => (through, Some(who)),
-        _ => (asked, None),
+    let allowed = last_allowed(connection, after, limits).await?.min(head);
+    let blocked = find_blocker(connection, after).await?;
+    let (through, held_back) = match blocked {
+        Some((through, blocker)) if through < allowed => (through, Some(blocker)),
+        _ => (allowed, None),
     };
-    let span = statements::span(connection, (after, through), i64::MAX as u64).await?;
+    let range = statements::span(connection, (after, through), i64::MAX as u64).await?;
     Ok(Sealable {
         after,
         through,
-        events: span.map_or(0, |(.., events)| events),
+        events: range.map_or(0, |(.., events)| events),
         held_back,
     })
 }
 
-/// As far as the limits allow, were there nobody to wait for.
-async fn asked_for(
+/// Returns the last position that the limits allow, regardless of consumers.
+async fn last_allowed(
     connection: &mut Connection<'_>,
     after: Position,
     limits: &SealLimits,
@@ -139,20 +140,20 @@ async fn asked_for(
     Ok(through)
 }
 
-/// The last position that nobody would read on from below, and who is the first to.
-async fn held_back(
+/// Returns the last position that no consumer still has to read, and the consumer that blocks more.
+async fn find_blocker(
     connection: &mut Connection<'_>,
     after: Position,
-) -> Result<Option<(Position, HeldBack)>, StoreError> {
+) -> Result<Option<(Position, BlockingConsumer)>, StoreError> {
     let mut reached: BTreeMap<String, BTreeMap<Bucket, Position>> = BTreeMap::new();
-    let mut held: Option<(Position, HeldBack)> = None;
-    for (consumer, bucket, at) in statements::reached(connection).await? {
+    let mut blocked: Option<(Position, BlockingConsumer)> = None;
+    for (consumer, bucket, at) in statements::consumer_positions(connection).await? {
         if consumer == RELAY {
             let bucket = None;
-            take_lowest(
-                &mut held,
+            keep_lowest(
+                &mut blocked,
                 at,
-                HeldBack {
+                BlockingConsumer {
                     consumer,
                     bucket,
                     at,
@@ -160,48 +161,52 @@ async fn held_back(
             );
             continue;
         }
-        // The views have a cursor and a snapshot: both are read on from.
-        let places = reached.entry(consumer).or_default();
-        let lowest = places.entry(bucket).or_insert(at);
+        // The views have a cursor and a snapshot, and may resume from either.
+        let positions = reached.entry(consumer).or_default();
+        let lowest = positions.entry(bucket).or_insert(at);
         *lowest = at.min(*lowest);
     }
-    for (consumer, places) in reached {
-        for bucket in buckets_of(&places) {
-            let at = places.get(&bucket).copied().unwrap_or_default();
+    for (consumer, positions) in reached {
+        for bucket in buckets_of(&positions) {
+            let at = positions.get(&bucket).copied().unwrap_or_default();
             let next = statements::next_of_bucket(connection, bucket, at.max(after)).await?;
             if let Some(next) = next {
-                let who = HeldBack {
+                let blocker = BlockingConsumer {
                     consumer: consumer.clone(),
                     bucket: Some(bucket),
                     at,
                 };
-                take_lowest(&mut held, Position(next.0 - 1), who);
+                keep_lowest(&mut blocked, Position(next.0 - 1), blocker);
             }
         }
     }
-    Ok(held)
+    Ok(blocked)
 }
 
-/// Every bucket of endpoints: one that nothing is stored of would be read from its start. The one of
-/// everything is read from its start by many, always.
-fn buckets_of(places: &BTreeMap<Bucket, Position>) -> BTreeSet<Bucket> {
+/// Returns all endpoint buckets, because one without a stored position is read from its start, and the
+/// buckets with one. The global bucket is always read from its start by many consumers.
+fn buckets_of(positions: &BTreeMap<Bucket, Position>) -> BTreeSet<Bucket> {
     let endpoints = Bucket::all().filter(|bucket| *bucket != Bucket::GLOBAL);
-    endpoints.chain(places.keys().copied()).collect()
+    endpoints.chain(positions.keys().copied()).collect()
 }
 
-fn take_lowest(held: &mut Option<(Position, HeldBack)>, through: Position, who: HeldBack) {
-    if held.as_ref().is_none_or(|(lowest, _)| through < *lowest) {
-        *held = Some((through, who));
+fn keep_lowest(
+    blocked: &mut Option<(Position, BlockingConsumer)>,
+    through: Position,
+    blocker: BlockingConsumer,
+) {
+    if blocked.as_ref().is_none_or(|(lowest, _)| through < *lowest) {
+        *blocked = Some((through, blocker));
     }
 }
 
-/// Seals what may be sealed, file after file, under this fence of [`ARCHIVE_LEASE`]. `progress` hears of
-/// each file.
+/// Seals what may be sealed, file by file, under this fence of [`ARCHIVE_LEASE`]. `progress` receives each
+/// file.
 ///
 /// # Errors
 ///
-/// Refused where the lease was taken over, where the folder cannot be written, and where the log is not
-/// sound. What was sealed by then stays.
+/// Refused if the lease was taken over, the folder cannot be written, or the log is damaged. Files that were
+/// sealed before stay.
 pub async fn seal(
     store: &Store,
     fence: &Fence,
@@ -212,12 +217,12 @@ pub async fn seal(
     let fences = Arc::new(Fences {
         fences: vec![fence.clone()],
         lost: StoreError::Refused(
-            "another process archives the log of this store: start this again when it is done"
+            "another process is archiving the log of this store: run this again when it is done"
                 .to_owned(),
         ),
     });
     let through = sealable(store, limits).await?.through;
-    // What was broken off.
+    // Finishes an interrupted run.
     clear(store, &fences, Position::START).await?;
     let mut sealed = Vec::new();
     while let Some(file) = seal_next(store, &fences, limits, through, now).await? {
@@ -235,44 +240,53 @@ async fn seal_next(
     through: Position,
     now: Timestamp,
 ) -> Result<Option<SealedFile>, StoreError> {
-    let after = store.shelf().sealed();
+    let after = store.archive_set().sealed();
     let next = (after, through);
-    let span = {
+    let range = {
         let mut reader = store.reader().await?;
         statements::span(&mut reader.get(), next, limits.events_max()).await?
     };
-    let span = span.filter(|(.., events)| *events >= limits.events_min);
-    let Some((first, last, events)) = span else {
+    let range = range.filter(|(.., events)| *events >= limits.events_min);
+    let Some((first, last, events)) = range else {
         return Ok(None);
     };
-    let end = store.shelf().aside(|shelf| shelf.end_now()).await?;
+    let end = store
+        .archive_set()
+        .run_blocking(|archive_set| archive_set.last_archive_blocking())
+        .await?;
     let (previous, heads) = end.map_or((None, Vec::new()), |(previous, heads)| {
         (Some(previous), heads)
     });
-    let span = Span {
+    let range = ArchiveRange {
         first,
         last,
         events,
         previous,
         heads,
     };
-    let file = make(store, span, now).await?;
-    let sealing = Sealing {
+    let file = build_archive(store, range, now).await?;
+    let new_archive = NewArchive {
         archive: file.archive.clone(),
         after,
-        folder: store.shelf().folder_to_tell()?,
+        folder: store.archive_set().folder_to_record()?,
     };
-    let listed = Alone::Seal(Box::new(sealing), fences.clone());
-    store.alone(listed).await?;
+    let listed = ExclusiveTask::ListArchive(Box::new(new_archive), fences.clone());
+    store.run_exclusive(listed).await?;
     store.archives().await?;
     Ok(Some(file))
 }
 
-async fn make(store: &Store, span: Span, now: Timestamp) -> Result<SealedFile, StoreError> {
-    let folder = store.shelf().folder()?;
-    let (last, mut after) = (span.last, Position(span.first.0 - 1));
-    let begin = store.shelf().aside(move |_| Making::begin(&folder, span));
-    let mut making = begin.await?;
+async fn build_archive(
+    store: &Store,
+    range: ArchiveRange,
+    now: Timestamp,
+) -> Result<SealedFile, StoreError> {
+    let folder = store.archive_set().folder()?;
+    let (last, mut after) = (range.last, Position(range.first.0 - 1));
+    let begin = store
+        .archive_set()
+        .run_blocking(move |_| ArchiveBuilder::create(&folder, range));
+    let mut builder = begin.await?;
     while after < last {
         let mut reader = store.reader().await?;
         let mut page = statements::read_all(&mut reader.get(), after, PAGE).await?;
@@ -280,13 +294,18 @@ async fn make(store: &Store, span: Span, now: Timestamp) -> Result<SealedFile, S
         page.retain(|event| event.position <= last);
         let Some(end) = page.last() else { break };
         after = end.position;
-        let add = move |mut making: Making| {
-            page.into_iter().try_for_each(|event| making.add(event))?;
-            Ok(making)
+        let add = move |mut builder: ArchiveBuilder| {
+            page.into_iter().try_for_each(|event| builder.add(event))?;
+            Ok(builder)
         };
-        making = store.shelf().aside(move |_| add(making)).await?;
+        builder = store
+            .archive_set()
+            .run_blocking(move |_| add(builder))
+            .await?;
     }
-    let finish = store.shelf().aside(move |_| making.finish(now));
+    let finish = store
+        .archive_set()
+        .run_blocking(move |_| builder.finish(now));
     let (archive, bytes_before) = finish.await?;
     Ok(SealedFile {
         archive,
@@ -294,9 +313,9 @@ async fn make(store: &Store, span: Span, now: Timestamp) -> Result<SealedFile, S
     })
 }
 
-/// Takes out of the table what stands in files, but for the last event of each stream.
+/// Deletes archived events from the table, except the last event of each stream.
 async fn clear(store: &Store, fences: &Arc<Fences>, from: Position) -> Result<(), StoreError> {
-    let sealed = store.shelf().sealed();
+    let sealed = store.archive_set().sealed();
     let mut after = Position(from.0.saturating_sub(1));
     loop {
         let next = {
@@ -306,8 +325,8 @@ async fn clear(store: &Store, fences: &Arc<Fences>, from: Position) -> Result<()
         let Some((first, last, _)) = next else {
             return Ok(());
         };
-        let cleared = Alone::Clear((first, last), fences.clone());
-        store.alone(cleared).await?;
+        let cleared = ExclusiveTask::ClearSealed((first, last), fences.clone());
+        store.run_exclusive(cleared).await?;
         after = last;
     }
 }

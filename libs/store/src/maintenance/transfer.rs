@@ -1,8 +1,8 @@
-//! A log as a whole: its hash, copies of it, and events that are taken in as another store had them.
+//! Hashes and copies an entire log, and restores events as another store had them.
 //!
-//! Invariants: what is taken in continues the log that is there, or is refused; a store that has
-//! taken in events goes on well above the highest position seen, so that no position that was
-//! given before is ever given to another event; a cursor is never copied without what it speaks for.
+//! Invariants: restored events continue the existing log or are refused; afterwards, new positions start
+//! well above the highest position seen, so that no position is ever assigned to two events; a cursor is
+//! never copied without the data that it covers.
 
 use contract::chain::Fields;
 use contract::ids::Position;
@@ -10,30 +10,30 @@ use contract::log::RawRecord;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::archive::joint;
+use crate::archive::combined;
 use crate::log::store::Store;
 use crate::model::error::StoreError;
 use crate::model::rows::VIEWS;
 use crate::sql::connection::Connection;
 use crate::sql::statements;
-use crate::writing::alone::Alone;
-use crate::writing::restore::{POSITIONS_SKIPPED, Restore};
+use crate::writing::exclusive::ExclusiveTask;
+use crate::writing::restore::{POSITIONS_SKIPPED, RestoreBatch};
 
-/// Events that are read, or taken in, at once.
+/// The number of events that are read or restored at once.
 const PAGE: usize = 2_000;
 
-/// Of all events up to a position: equal logs have equal hashes.
+/// The hash of all events up to a position: equal logs have equal hashes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LogHash {
     pub events: u64,
-    /// The position of the last event that was taken in.
+    /// The position of the last hashed event.
     pub head: Position,
     /// In hexadecimal.
     pub sha256: String,
 }
 
-/// A hash that is fed one event after the other, for logs that stand elsewhere.
+/// Hashes a log event by event, for logs outside a store.
 #[derive(Clone, Default)]
 pub struct LogHasher {
     hash: Sha256,
@@ -42,7 +42,7 @@ pub struct LogHasher {
 }
 
 impl LogHasher {
-    /// The hash that an event carries does not count: it follows from the others.
+    /// Adds an event. Its chain hash is not included: it follows from the earlier events.
     pub fn take_in(&mut self, event: &RawRecord) {
         Fields::of(event).feed(&mut self.hash);
         self.events += 1;
@@ -59,7 +59,7 @@ impl LogHasher {
     }
 }
 
-/// The hash over all events up to a position, in their order.
+/// Returns the hash of all events up to a position, in order.
 pub async fn log_hash(store: &Store, up_to: Position) -> Result<LogHash, StoreError> {
     let mut hasher = LogHasher::default();
     let mut after = Position::START;
@@ -74,8 +74,8 @@ pub async fn log_hash(store: &Store, up_to: Position) -> Result<LogHash, StoreEr
     Ok(hasher.finish())
 }
 
-/// Takes in events as they stood in another store, with their positions. What is there already is
-/// compared; the rest must continue it. Returns how many were written. New events go on
+/// Restores events as another store had them, with their positions. Events that exist already are compared;
+/// the rest must continue the log. Returns how many were written. New positions start
 /// [`POSITIONS_SKIPPED`] above.
 pub async fn append_raw(store: &Store, events: Vec<RawRecord>) -> Result<u64, StoreError> {
     let mut written = 0;
@@ -85,24 +85,27 @@ pub async fn append_raw(store: &Store, events: Vec<RawRecord>) -> Result<u64, St
         if events.is_empty() {
             return Ok(written);
         }
-        let restore = Restore {
+        let restore = RestoreBatch {
             events,
-            ..Restore::default()
+            ..RestoreBatch::default()
         };
         written += store.restore(restore).await?;
     }
 }
 
-/// Makes new events go on [`POSITIONS_SKIPPED`] above a position that was seen somewhere.
+/// Makes new positions start [`POSITIONS_SKIPPED`] above a position that was seen elsewhere.
 pub async fn go_on_above(store: &Store, seen: Position) -> Result<(), StoreError> {
     let next = Position(seen.0 + POSITIONS_SKIPPED);
-    store.alone(Alone::Floor(next)).await.map(|_| ())
+    store
+        .run_exclusive(ExclusiveTask::RaiseFloor(next))
+        .await
+        .map(|_| ())
 }
 
-/// Copies events, cursors, fences and causes into an empty store, or one that holds the beginning of
-/// the same log. All is read as of one moment. Read models and snapshots are not copied, nor the cursors
-/// of those who keep them: they are rebuilt, or whoever keeps them makes them when it next runs.
-/// `progress` hears how many events were copied, and of how many.
+/// Copies events, cursors, fences and idempotency keys into an empty store, or one that holds the beginning
+/// of the same log. Everything is read in one database snapshot. Read models, their cursors and snapshots
+/// are not copied: they are rebuilt explicitly, or by their consumers on the next run. `progress` receives
+/// the number of copied events and the total.
 pub async fn copy(
     from: &Store,
     to: &Store,
@@ -117,60 +120,64 @@ pub async fn copy(
     let mut after = Position::START;
     loop {
         let between = (after, head);
-        let events = joint::select(from.shelf(), &mut connection, None, between, PAGE).await?;
+        let events =
+            combined::select(from.archive_set(), &mut connection, None, between, PAGE).await?;
         let Some(last) = events.last() else { break };
         after = last.position;
         for event in &events {
             hasher.take_in(event);
         }
-        let restore = Restore {
+        let restore = RestoreBatch {
             events,
-            ..Restore::default()
+            ..RestoreBatch::default()
         };
         to.restore(restore).await?;
         progress(hasher.events, total);
     }
-    copy_causes(&mut connection, to).await?;
-    let rest = Restore {
-        cursors: done_outside(statements::all_cursors(&mut connection).await?),
+    copy_idempotency_keys(&mut connection, to).await?;
+    let rest = RestoreBatch {
+        cursors: copyable_cursors(statements::all_cursors(&mut connection).await?),
         fences: statements::all_fences(&mut connection).await?,
-        ..Restore::default()
+        ..RestoreBatch::default()
     };
     to.restore(rest).await?;
     if let Some(next) = statements::next_position(&mut connection).await? {
-        to.alone(Alone::Floor(next)).await?;
+        to.run_exclusive(ExclusiveTask::RaiseFloor(next)).await?;
     }
     snapshot.rollback().await?;
     Ok(hasher.finish())
 }
 
-/// A cursor says that something has been done up to a position. The relay's says that the bus has the
-/// events; that is so whichever store they stand in, and nothing is to be published once more. The one
-/// of the views says that their rows have been written, which no copy has: with it, they would never be.
-fn done_outside(mut cursors: Vec<(String, i64, i64)>) -> Vec<(String, i64, i64)> {
+/// Keeps the cursors that also hold for a copy. The relay's says that the bus has the events, whichever
+/// store they are in, so they are not published again. That of the views says that their rows were written;
+/// a copy has no rows, and with the cursor they would never be written.
+fn copyable_cursors(mut cursors: Vec<(String, i64, i64)>) -> Vec<(String, i64, i64)> {
     cursors.retain(|(consumer, ..)| consumer != VIEWS);
     cursors
 }
 
-async fn copy_causes(connection: &mut Connection<'_>, to: &Store) -> Result<(), StoreError> {
+async fn copy_idempotency_keys(
+    connection: &mut Connection<'_>,
+    to: &Store,
+) -> Result<(), StoreError> {
     let mut after = String::new();
     loop {
-        let causes = statements::causes_after(connection, &after, PAGE).await?;
-        let Some((last, ..)) = causes.last() else {
+        let idempotency_keys = statements::idempotency_keys_after(connection, &after, PAGE).await?;
+        let Some((last, ..)) = idempotency_keys.last() else {
             return Ok(());
         };
         after = last.clone();
-        let restore = Restore {
-            causes,
-            ..Restore::default()
+        let restore = RestoreBatch {
+            idempotency_keys,
+            ..RestoreBatch::default()
         };
         to.restore(restore).await?;
     }
 }
 
 impl Store {
-    pub(crate) async fn restore(&self, restore: Restore) -> Result<u64, StoreError> {
-        let answer = self.alone(Alone::Restore(restore)).await?;
-        Ok(answer.number.unwrap_or_default())
+    pub(crate) async fn restore(&self, restore: RestoreBatch) -> Result<u64, StoreError> {
+        let output = self.run_exclusive(ExclusiveTask::Restore(restore)).await?;
+        Ok(output.number.unwrap_or_default())
     }
 }

@@ -1,5 +1,4 @@
-//! Walks the whole log and says whether it is sound: order, chains of hashes, versions, schemas, and
-//! that the read models are what the log makes of them.
+//! Verifies the entire log: order, hash chains, versions, schemas, and that the read models match the log.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +12,10 @@ use crate::model::chain::ChainHead;
 use crate::model::error::StoreError;
 use crate::model::kinds::belongs;
 use crate::model::raw::{EventRow, Unreadable};
-use crate::model::rows::{Folded, PAGE_ROWS_MAX, Projector, Rows, covers};
+use crate::model::rows::{FoldedRows, PAGE_ROWS_MAX, Projector, Rows, covers};
 use crate::sql::statements;
 
-/// Problems that a report lists; the rest are only counted.
+/// The maximum number of problems that a report lists; the rest are only counted.
 pub const PROBLEMS_MAX: usize = 100;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -27,7 +26,7 @@ pub struct VerifyReport {
     pub buckets: u64,
     pub rows: u64,
     pub head: Position,
-    /// Sentences; empty for a sound store.
+    /// One sentence per problem; empty for a sound store.
     pub problems: Vec<String>,
 }
 
@@ -37,9 +36,9 @@ impl VerifyReport {
     }
 }
 
-/// Reads the log up to its head and compares the rows of `models` with a rebuild by the projector.
-/// May run while the store is written: rows and cursors are read at one moment, and each bucket is
-/// folded as far as its cursor stands (or up to the head, if the consumer has no cursors at all).
+/// Reads the log up to its head and compares the rows of `models` with those of the projector. May run
+/// while the store is written: rows and cursors are read in one database snapshot, and each bucket is
+/// folded up to its cursor (or to the head, if the consumer has no cursors at all).
 pub async fn verify(
     store: &Store,
     projector: &mut dyn Projector,
@@ -48,15 +47,15 @@ pub async fn verify(
     verify_against(store, projector, models, &[]).await
 }
 
-/// The same, and every one of these ends of chains, which were kept elsewhere, must still be in the log:
-/// that is how a changed last event is found, and a log that was cut off.
+/// The same, and checks that the log still contains these chain heads, which were recorded elsewhere. This
+/// detects a modified last event and a truncated log.
 pub async fn verify_against(
     store: &Store,
     projector: &mut dyn Projector,
     models: &[&str],
-    kept: &[ChainHead],
+    recorded: &[ChainHead],
 ) -> Result<VerifyReport, StoreError> {
-    match read(store, projector, models, kept).await {
+    match read(store, projector, models, recorded).await {
         Err(StoreError::Damaged(detail)) => Ok(VerifyReport {
             problems: vec![store.describe_damage(&detail).await],
             ..VerifyReport::default()
@@ -69,63 +68,65 @@ async fn read(
     store: &Store,
     projector: &mut dyn Projector,
     models: &[&str],
-    kept: &[ChainHead],
+    recorded: &[ChainHead],
 ) -> Result<VerifyReport, StoreError> {
-    // What was read before would hide what became of a file since.
-    store.shelf().forget();
-    let moment = Moment::read(store, projector.consumer(), models).await?;
-    let (mut walk, folded) = loop {
-        let mut folded = Folded::new(models);
-        let walk = walk(store, &moment, projector, &mut folded, kept).await?;
-        if let Some(rest) = projector.rest() {
-            folded.take_in(rest);
-            break (walk, folded);
+    // Cached data would hide later damage to a file.
+    store.archive_set().clear_caches();
+    let view = ReadView::read(store, projector.consumer(), models).await?;
+    let (mut verifier, folded) = loop {
+        let mut folded = FoldedRows::new(models);
+        let verifier = verify_log(store, &view, projector, &mut folded, recorded).await?;
+        if let Some(deferred) = projector.rest() {
+            folded.apply(deferred);
+            break (verifier, folded);
         }
     };
-    walk.check_kept();
-    walk.check_cursors(&moment);
-    walk.check_rows(&moment.rows, &folded.rows);
-    Ok(walk.report(&moment))
+    verifier.check_recorded();
+    verifier.check_cursors(&view);
+    verifier.check_rows(&view.rows, &folded.rows);
+    Ok(verifier.report(&view))
 }
 
-async fn walk(
+async fn verify_log(
     store: &Store,
-    moment: &Moment,
+    view: &ReadView,
     projector: &mut dyn Projector,
-    folded: &mut Folded,
-    kept: &[ChainHead],
-) -> Result<Walk, StoreError> {
-    let kept = kept.iter().map(|kept| (kept.position, *kept));
-    let mut walk = Walk {
-        kept: kept.collect(),
-        ..Walk::default()
+    folded: &mut FoldedRows,
+    recorded: &[ChainHead],
+) -> Result<LogVerifier, StoreError> {
+    let recorded = recorded
+        .iter()
+        .map(|recorded| (recorded.position, *recorded));
+    let mut verifier = LogVerifier {
+        recorded: recorded.collect(),
+        ..LogVerifier::default()
     };
     let mut after = Position::START;
-    while after < moment.head {
+    while after < view.head {
         let page = store.read_raw(after, PAGE_ROWS_MAX).await?;
         let Some(last) = page.last() else { break };
         let next = last.position;
-        for raw in page.into_iter().filter(|r| r.position <= moment.head) {
-            let covered = covers(&moment.cursors, raw.bucket, raw.position);
-            match walk.take_in(&raw) {
-                Ok(record) if covered => folded.take_in(projector.project(&record)),
+        for raw in page.into_iter().filter(|r| r.position <= view.head) {
+            let covered = covers(&view.cursors, raw.bucket, raw.position);
+            match verifier.check_event(&raw) {
+                Ok(record) if covered => folded.apply(projector.project(&record)),
                 Err(unreadable) if covered => projector.pass_over(&unreadable),
                 Ok(_) | Err(_) => {}
             }
         }
         after = next;
     }
-    Ok(walk)
+    Ok(verifier)
 }
 
-/// Rows and cursors as they stood at one moment.
-struct Moment {
+/// Rows and cursors, read in one database snapshot.
+struct ReadView {
     head: Position,
     cursors: BTreeMap<Bucket, Position>,
     rows: Rows,
 }
 
-impl Moment {
+impl ReadView {
     async fn read(store: &Store, consumer: &str, models: &[&str]) -> Result<Self, StoreError> {
         let mut reader = store.reader().await?;
         let mut snapshot = reader.snapshot().await?;
@@ -144,8 +145,8 @@ impl Moment {
                 .await?;
                 let Some(last) = page.last() else { break };
                 after = Some(last.key.clone());
-                let placed = page.into_iter().map(|row| (row.key.clone(), row));
-                rows.entry((*model).to_owned()).or_default().extend(placed);
+                let keyed = page.into_iter().map(|row| (row.key.clone(), row));
+                rows.entry((*model).to_owned()).or_default().extend(keyed);
             }
         }
         snapshot.rollback().await?;
@@ -159,37 +160,37 @@ impl Moment {
 
 /// The last event of a bucket.
 #[derive(Clone, Copy, Default)]
-struct Last {
+struct BucketTail {
     position: Position,
     hash: ChainHash,
-    /// Of the event before it.
-    before: ChainHash,
+    /// The hash of the event before it.
+    prev_hash: ChainHash,
 }
 
-/// What the walk has seen so far.
+/// Checks the log event by event.
 #[derive(Default)]
-struct Walk {
+struct LogVerifier {
     events: u64,
     head: Position,
-    buckets: BTreeMap<Bucket, Last>,
-    /// Not found yet.
-    kept: BTreeMap<Position, ChainHead>,
+    buckets: BTreeMap<Bucket, BucketTail>,
+    /// Recorded heads that were not found yet.
+    recorded: BTreeMap<Position, ChainHead>,
     versions: BTreeMap<String, u64>,
     problems: Vec<String>,
-    unlisted: u64,
+    omitted: u64,
 }
 
-impl Walk {
+impl LogVerifier {
     fn problem(&mut self, problem: String) {
         if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(problem);
         } else {
-            self.unlisted += 1;
+            self.omitted += 1;
         }
     }
 
-    /// Checks one event, and gives it back.
-    fn take_in(&mut self, raw: &RawRecord) -> Result<Record, Box<Unreadable>> {
+    /// Checks one event and decodes it.
+    fn check_event(&mut self, raw: &RawRecord) -> Result<Record, Box<Unreadable>> {
         let position = raw.position;
         self.events += 1;
         if position <= self.head {
@@ -198,10 +199,10 @@ impl Walk {
         self.head = position;
         self.check_chain(raw);
         self.check_version(raw);
-        let entry = EventRow::raw(raw).read();
+        let entry = EventRow::from_raw(raw).decode_entry();
         match &entry {
             Ok(record) => {
-                self.check_place(record);
+                self.check_stream(record);
                 self.check_bytes(record, raw);
             }
             Err(unreadable) => {
@@ -215,7 +216,7 @@ impl Walk {
         entry
     }
 
-    /// What this version wrote must be, byte for byte, what it would write.
+    /// Checks that an event of the current type version is stored exactly as it would be encoded now.
     fn check_bytes(&mut self, record: &Record, raw: &RawRecord) {
         if raw.type_version != record.event.version() {
             return;
@@ -226,7 +227,7 @@ impl Walk {
             .is_ok_and(|again| again != raw.data)
         {
             self.problem(format!(
-                "position {}: the data of `{}` is not stored as this version writes it",
+                "position {}: the data of `{}` differs from how this version writes it",
                 record.position,
                 record.event.type_name()
             ));
@@ -235,37 +236,41 @@ impl Walk {
 
     fn check_chain(&mut self, raw: &RawRecord) {
         let last = self.buckets.get(&raw.bucket).copied().unwrap_or_default();
-        let hash = EventRow::raw(raw).hash();
-        let next = Last {
+        let hash = EventRow::from_raw(raw).hash();
+        let next = BucketTail {
             position: raw.position,
             hash,
-            before: last.hash,
+            prev_hash: last.hash,
         };
         self.buckets.insert(raw.bucket, next);
-        if let Some(problem) = broken(raw, last) {
+        if let Some(problem) = chain_problem(raw, last) {
             self.problem(problem);
         }
-        let kept = self.kept.remove(&raw.position);
-        if kept.is_some_and(|kept| (kept.bucket, kept.hash) != (raw.bucket, hash)) {
+        let recorded = self.recorded.remove(&raw.position);
+        if recorded.is_some_and(|recorded| (recorded.bucket, recorded.hash) != (raw.bucket, hash)) {
             self.problem(format!(
-                "position {}: its hash is not the one that was kept of bucket {}: it was changed, or \
-                 something before it was and the chain was made anew",
+                "position {}: its hash does not match the recorded head of bucket {}: it was changed, or an \
+                 earlier event was and the chain was recomputed",
                 raw.position, raw.bucket
             ));
         }
     }
 
-    /// What was kept of the log and is not in it.
-    fn check_kept(&mut self) {
-        for kept in std::mem::take(&mut self.kept).into_values() {
-            let ends = self.buckets.get(&kept.bucket).copied().unwrap_or_default();
+    /// Reports recorded heads that are not in the log.
+    fn check_recorded(&mut self) {
+        for recorded in std::mem::take(&mut self.recorded).into_values() {
+            let ends = self
+                .buckets
+                .get(&recorded.bucket)
+                .copied()
+                .unwrap_or_default();
             let has = match ends.position {
-                Position::START => "holds nothing".to_owned(),
+                Position::START => "is empty".to_owned(),
                 end => format!("ends at {end}"),
             };
             self.problem(format!(
-                "position {} is missing, which was kept as the end of bucket {}; the bucket {has}",
-                kept.position, kept.bucket
+                "position {}, recorded as the head of bucket {}, is missing; the bucket {has}",
+                recorded.position, recorded.bucket
             ));
         }
     }
@@ -283,7 +288,7 @@ impl Walk {
         }
     }
 
-    fn check_place(&mut self, record: &Record) {
+    fn check_stream(&mut self, record: &Record) {
         let stream: &StreamName = &record.stream;
         let bucket = stream.bucket_key().bucket();
         if bucket != record.bucket {
@@ -301,12 +306,12 @@ impl Walk {
         }
     }
 
-    fn check_cursors(&mut self, moment: &Moment) {
-        for (bucket, cursor) in &moment.cursors {
-            if *cursor > moment.head {
+    fn check_cursors(&mut self, view: &ReadView) {
+        for (bucket, cursor) in &view.cursors {
+            if *cursor > view.head {
                 self.problem(format!(
-                    "the cursor of bucket {bucket} stands at {cursor}, past the head {}",
-                    moment.head
+                    "the cursor of bucket {bucket} is at {cursor}, past the head {}",
+                    view.head
                 ));
             }
         }
@@ -328,32 +333,32 @@ impl Walk {
             }
             for key in stored.keys().filter(|key| !folded.contains_key(*key)) {
                 self.problem(format!(
-                    "row `{key}` of `{model}` is stored, but the log does not make it"
+                    "row `{key}` of `{model}` is stored, but the log does not produce it"
                 ));
             }
         }
     }
 
-    fn report(mut self, moment: &Moment) -> VerifyReport {
-        if self.unlisted > 0 {
-            let more = format!("and {} more problems", self.unlisted);
+    fn report(mut self, view: &ReadView) -> VerifyReport {
+        if self.omitted > 0 {
+            let more = format!("and {} more problems", self.omitted);
             self.problems.push(more);
         }
         VerifyReport {
             events: self.events,
             streams: self.versions.len() as u64,
             buckets: self.buckets.len() as u64,
-            rows: moment.rows.values().map(BTreeMap::len).sum::<usize>() as u64,
-            head: moment.head,
+            rows: view.rows.values().map(BTreeMap::len).sum::<usize>() as u64,
+            head: view.head,
             problems: self.problems,
         }
     }
 }
 
-/// What is wrong between an event and the one before it in its bucket, if anything.
-fn broken(raw: &RawRecord, last: Last) -> Option<String> {
+/// Returns what is wrong between an event and the one before it in its bucket, if anything.
+fn chain_problem(raw: &RawRecord, last: BucketTail) -> Option<String> {
     let (at, prev, bucket, before) = (raw.position, raw.prev, raw.bucket, last.position);
-    let was_last = raw.prev_hash == Some(last.before) && before > Position::START;
+    let was_last = raw.prev_hash == Some(last.prev_hash) && before > Position::START;
     if prev != before {
         let why = match prev > before {
             true => format!("the event at {prev} is missing"),
@@ -361,7 +366,7 @@ fn broken(raw: &RawRecord, last: Last) -> Option<String> {
             false => format!("the event at {before} was inserted, or this one was changed"),
         };
         return Some(format!(
-            "position {at}: prev is {prev}, but bucket {bucket} has {before} before it: {why}"
+            "position {at}: prev is {prev}, but the previous event of bucket {bucket} is at {before}: {why}"
         ));
     }
     if raw.prev_hash == Some(last.hash) {
@@ -370,8 +375,8 @@ fn broken(raw: &RawRecord, last: Last) -> Option<String> {
     let why = match raw.prev_hash {
         None => {
             return Some(format!(
-                "position {at}: it carries no hash of what is before it in bucket {bucket}: it was \
-                 inserted, or its hash was taken away"
+                "position {at}: the hash of the previous event of bucket {bucket} is missing: the event was \
+                 inserted, or the hash was removed"
             ));
         }
         Some(_) if before == Position::START => {
@@ -383,14 +388,14 @@ fn broken(raw: &RawRecord, last: Last) -> Option<String> {
         }
     };
     Some(format!(
-        "position {at}: the hash that it carries is not that of position {before}, before it in bucket \
-         {bucket}: {why}"
+        "position {at}: its previous-event hash does not match position {before}, the previous event of \
+         bucket {bucket}: {why}"
     ))
 }
 
 fn difference(stored: &crate::Row, folded: &crate::Row) -> String {
     let field = |name: &str, a: &dyn std::fmt::Display, b: &dyn std::fmt::Display| {
-        format!("has {name} {a}, and the log makes it {b}")
+        format!("has {name} {a}, but the log produces {b}")
     };
     if stored.position != folded.position {
         return field("position", &stored.position, &folded.position);
@@ -407,7 +412,7 @@ fn difference(stored: &crate::Row, folded: &crate::Row) -> String {
     field("document", &shortened(&stored.doc), &shortened(&folded.doc))
 }
 
-/// Enough of a document to recognise it.
+/// Truncates a document for display.
 fn shortened(doc: &str) -> String {
     const CHARS_MAX: usize = 200;
     if doc.chars().count() <= CHARS_MAX {

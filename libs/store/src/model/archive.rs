@@ -1,22 +1,22 @@
-//! A file that holds a part of the log's beginning.
+//! The store's record of one archive file.
 
 use contract::ids::Position;
 use contract::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// One sealed file, as the store knows it. Files follow each other without a gap, from the log's start.
+/// One sealed file, as listed in the store. Files are contiguous from the start of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Archive {
-    /// The positions of its first and of its last event.
+    /// The positions of its first and last events.
     pub first: Position,
     pub last: Position,
-    /// Its name in the folder of archives.
+    /// The file name within the archive folder.
     pub file: String,
-    /// SHA-256 of its list of contents, in hexadecimal; that list has the hash of every block.
+    /// SHA-256 of its table of contents, in hexadecimal; that table holds the hash of every block.
     pub hash: String,
     pub events: u64,
-    /// The size of the file.
+    /// The size of the file in bytes.
     pub bytes: u64,
     pub sealed_at: Timestamp,
 }

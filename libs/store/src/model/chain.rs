@@ -1,10 +1,10 @@
-//! The ends of chains of hashes.
+//! The heads of the buckets' hash chains.
 
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use serde::{Deserialize, Serialize};
 
-/// The end of a bucket's chain. Kept elsewhere, it proves later that nothing up to there was changed.
+/// The head of a bucket's hash chain. Recorded elsewhere, it later proves that nothing up to it was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChainHead {

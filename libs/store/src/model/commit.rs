@@ -1,4 +1,4 @@
-//! What is handed to [`Store::commit`](crate::Store::commit), and what comes back.
+//! The input and result of [`Store::commit`](crate::Store::commit).
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use contract::log::{NewEvent, Record, RowChange, StreamName};
 
 use crate::model::snapshot::SnapshotChange;
 
-/// All or nothing.
+/// A set of changes that is written atomically.
 #[derive(Clone, Debug, Default)]
 pub struct Commit {
     pub appends: Vec<Append>,
@@ -22,12 +22,12 @@ pub struct Commit {
 #[derive(Clone, Debug)]
 pub struct Append {
     pub stream: StreamName,
-    /// The version of the stream's last event, as the writer knows it; 0 for a new stream.
+    /// The version of the stream's last event that the caller has seen; 0 for a new stream.
     pub expected_version: u64,
     pub events: Vec<NewEvent>,
 }
 
-/// A consumer has reached `to` in a bucket; refused unless the stored cursor is `from`.
+/// Advances a consumer's cursor in a bucket to `to`; refused unless the stored cursor is `from`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CursorMove {
     pub consumer: &'static str,
@@ -36,7 +36,7 @@ pub struct CursorMove {
     pub to: Position,
 }
 
-/// Proof of ownership: refused once somebody else has taken what it names.
+/// Proof of ownership: refused once another owner has taken the name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fence {
     /// `autoscaler/17` for a service's bucket, `relay` for single-owner work.
@@ -44,22 +44,22 @@ pub struct Fence {
     pub generation: u64,
 }
 
-/// What led to this commit; unique. A repeat with the same body returns the first result.
+/// Makes a commit idempotent: a repeat with the same key and body returns the first result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cause {
     /// `CONSUMER:EVENT_ID`, or `http:TOKEN:METHOD:PATH:IDEMPOTENCY_KEY`.
     pub key: String,
-    /// Hash of what was asked for; a repeat with another one is refused.
+    /// Hash of the request; a repeat with a different hash is refused.
     pub body_hash: String,
-    /// Kept with the cause and given back on a repeat (an HTTP answer, say).
+    /// Stored with the key and returned on a repeat (an HTTP response, for example).
     pub result: Option<String>,
 }
 
 #[derive(Clone, Debug)]
 pub enum Committed {
-    /// Written now, with the records as they stand in the log.
+    /// Written by this call, with the records as stored in the log.
     Now { records: Vec<Arc<Record>> },
-    /// The same cause was committed before.
+    /// A commit with the same idempotency key was written before.
     Before {
         positions: Vec<Position>,
         result: Option<String>,

@@ -1,4 +1,4 @@
-//! What can go wrong, in sentences: with a commit, and with the store.
+//! Errors of commits and of the store.
 
 use contract::ids::{Bucket, Position};
 use contract::log::StreamName;
@@ -6,7 +6,7 @@ use contract::log::StreamName;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CommitError {
     #[error(
-        "stream `{stream}` is at version {actual}, not {expected}: somebody else has written; read again and retry"
+        "stream `{stream}` is at version {actual}, not {expected}: it was written concurrently; read it again and retry"
     )]
     Conflict {
         stream: StreamName,
@@ -19,7 +19,7 @@ pub enum CommitError {
         ours: u64,
         actual: u64,
     },
-    #[error("cursor of `{consumer}` in bucket {bucket} stands at {actual}, not {expected}")]
+    #[error("the cursor of `{consumer}` in bucket {bucket} is at {actual}, not {expected}")]
     CursorMoved {
         consumer: &'static str,
         bucket: Bucket,
@@ -27,19 +27,19 @@ pub enum CommitError {
         actual: Position,
     },
     #[error(
-        "the snapshot of `{consumer}` in bucket {bucket} stands at {}, not {}: write it whole",
-        place(actual),
-        place(expected)
+        "the snapshot of `{consumer}` in bucket {bucket} is at {}, not {}: write it in full",
+        describe(actual),
+        describe(expected)
     )]
     SnapshotMoved {
         consumer: String,
         bucket: Bucket,
         expected: Option<Position>,
-        /// None where none of the same version is stored.
+        /// None if no snapshot of the same version is stored.
         actual: Option<Position>,
     },
     #[error(
-        "the snapshot of `{consumer}` in bucket {bucket} stands at {stored} already, and ours only at {ours}: read on in the log before it is written"
+        "the stored snapshot of `{consumer}` in bucket {bucket} is at {stored}, ahead of ours at {ours}: read further in the log before writing it"
     )]
     SnapshotBehind {
         consumer: String,
@@ -47,7 +47,7 @@ pub enum CommitError {
         stored: Position,
         ours: Position,
     },
-    #[error("the idempotency key was used before with another request")]
+    #[error("the idempotency key was already used for a different request")]
     CauseReused,
     #[error("an event of {bytes} bytes is larger than the limit of {limit}")]
     TooLarge { bytes: usize, limit: usize },
@@ -55,8 +55,8 @@ pub enum CommitError {
     Store(#[from] StoreError),
 }
 
-fn place(at: &Option<Position>) -> String {
-    at.map_or_else(|| "no position".to_owned(), |at| at.to_string())
+fn describe(position: &Option<Position>) -> String {
+    position.map_or_else(|| "no position".to_owned(), |position| position.to_string())
 }
 
 #[derive(Debug, Clone, thiserror::Error)]
@@ -66,7 +66,7 @@ pub enum StoreError {
     #[error("an event in the log cannot be read (position {position}): {detail}")]
     Unreadable { position: Position, detail: String },
     #[error(
-        "the store is damaged: {0}. `penstock events verify` says where, what is still whole, and how to go on"
+        "the store is damaged: {0}. Run `penstock events verify` to see where, what is still readable, and how to recover"
     )]
     Damaged(String),
     #[error("{0}")]

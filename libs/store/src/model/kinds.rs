@@ -1,10 +1,10 @@
-//! Which kind of stream each event type belongs in: one writing service per stream, held at every
-//! commit and checked again by `verify`. The events say so themselves.
+//! Which kind of stream each event type belongs in. Each stream has one writing service; every commit
+//! enforces this and `verify` checks it again. The event types declare their streams.
 
 use contract::events::Event;
 use contract::log::StreamName;
 
-/// Whether an event may stand in this stream.
+/// Whether the event is allowed in this stream.
 pub fn belongs(event: &Event, stream: &StreamName) -> bool {
     stream
         .kind()

@@ -1,5 +1,5 @@
-//! What is handed in and comes out: commits, events as they are stored, rows, snapshots, and what can go
-//! wrong. Nothing here asks a database.
+//! The store's inputs and outputs: commits, stored events, rows, snapshots and errors. Nothing here
+//! accesses a database.
 
 pub(crate) mod archive;
 pub(crate) mod chain;

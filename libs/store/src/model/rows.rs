@@ -1,4 +1,4 @@
-//! Read models: rows that are folded from the log, and can be dropped and made again ([`rebuild`]).
+//! Read models: rows that are folded from the log and can be dropped and rebuilt ([`rebuild`]).
 //!
 //! [`rebuild`]: crate::rebuild
 
@@ -10,10 +10,10 @@ use contract::time::Timestamp;
 
 use crate::model::raw::Unreadable;
 
-/// The consumer that keeps the rows of read models.
+/// The consumer that maintains the rows of read models.
 pub(crate) const VIEWS: &str = "views";
 
-/// Rows per read.
+/// The maximum number of rows per read.
 pub const PAGE_ROWS_MAX: usize = 500;
 
 /// One row of a read model.
@@ -28,53 +28,54 @@ pub struct Row {
     pub doc: String,
 }
 
-/// Which rows, newest first.
+/// Selects rows, newest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowQuery {
     pub model: String,
     pub endpoint: Option<String>,
     pub deployment: Option<String>,
     pub since: Option<Timestamp>,
-    /// Only rows below this position: the last one of the page before.
+    /// Only rows below this position: that of the previous page's last row.
     pub before: Option<Position>,
     pub limit: usize,
 }
 
-/// Makes rows from the log: a pure fold. Events of other endpoints may come in between in any
-/// order, those of one bucket come in order.
+/// Builds rows from the log: a pure fold. Events of one bucket come in order; those of different
+/// buckets may interleave in any way.
 pub trait Projector: Send {
     fn project(&mut self, record: &Record) -> Vec<RowChange>;
 
-    /// An event that cannot be decoded stands here in the log.
+    /// Handles an event of the log that cannot be decoded.
     fn pass_over(&mut self, _unreadable: &Unreadable) {}
 
-    /// What was left for the end of the history, by a projector that was made for a rebuild. None if
-    /// that cannot be said any more: then all is to be projected once more, and nothing is left again.
+    /// Returns the changes that a projector for a rebuild deferred until the end of the log. None if they
+    /// can no longer be determined: then the entire log has to be projected again, and nothing is
+    /// deferred this time.
     fn rest(&mut self) -> Option<Vec<RowChange>> {
         Some(Vec::new())
     }
 
-    /// Whether the rows of a model are each written by one record and never changed: a rebuild need not
-    /// keep them until it knows how they end.
+    /// Whether each row of a model is written by one record and never changed, so that a rebuild does not
+    /// have to hold it back until the end of the log.
     fn is_written_once(&self, _model: &str) -> bool {
         false
     }
 
-    /// Under whose cursors the rows are written while the log grows.
+    /// The consumer under whose cursors the rows are written as the log grows.
     fn consumer(&self) -> &'static str {
         VIEWS
     }
 }
 
-/// The rows of some models, by model and key.
+/// Rows by model and key.
 pub(crate) type Rows = BTreeMap<String, BTreeMap<String, Row>>;
 
-/// The rows as the log has them.
-pub(crate) struct Folded {
+/// The rows that result from folding the log.
+pub(crate) struct FoldedRows {
     pub rows: Rows,
 }
 
-impl Folded {
+impl FoldedRows {
     pub(crate) fn new(models: &[&str]) -> Self {
         let models = models.iter();
         Self {
@@ -84,7 +85,7 @@ impl Folded {
         }
     }
 
-    pub(crate) fn take_in(&mut self, changes: Vec<RowChange>) {
+    pub(crate) fn apply(&mut self, changes: Vec<RowChange>) {
         for change in changes {
             let Some(rows) = self.rows.get_mut(change.model) else {
                 continue;
@@ -106,8 +107,8 @@ impl Folded {
     }
 }
 
-/// Whether a consumer with these cursors has taken in the event at a place. One without any cursor is taken to
-/// have read everything: its rows were made by a rebuild.
+/// Whether a consumer with these cursors has processed the event at a position. A consumer without any
+/// cursor counts as having read everything: its rows come from a rebuild.
 pub(crate) fn covers(
     cursors: &BTreeMap<Bucket, Position>,
     bucket: Bucket,

@@ -1,9 +1,9 @@
-//! Snapshots: what a consumer of the log has folded of one bucket, kept so that a start need not fold the
-//! whole log. They are written in parts, one for each endpoint, of which a change names those that differ.
+//! Snapshots: a consumer's folded state of one bucket, stored so that a start does not have to fold the
+//! entire log. They are written in parts, one per endpoint; a change names only the parts that differ.
 //!
-//! Invariants: a snapshot is given out only whole, as its hash says, and only where the bucket's chain of
-//! events still leads to where it was made. It holds nothing that the log does not: without it, the log is
-//! folded from its start.
+//! Invariants: a snapshot is returned only if it is complete according to its hash, and only if the
+//! bucket's chain still contains the event it was taken at. It holds nothing that the log does not:
+//! without it, the log is folded from its start.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +11,14 @@ use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use sha2::{Digest, Sha256};
 
-/// Stand before what is hashed, so that neither hash is one of anything else.
+/// Prefixes of the hashed data (domain separation), so that neither hash collides with any other.
 const PART_DOMAIN: &[u8] = b"penstock snapshot part 1";
 const DOMAIN: &[u8] = b"penstock snapshot 1";
 
 /// SHA-256 of one part, its key and its document; see [`part_hash`].
 pub type PartHash = [u8; 32];
 
-/// The hash of a part: over key and document, each after its length.
+/// Returns the hash of a part: over key and document, each prefixed with its length.
 pub fn part_hash(key: &str, doc: &str) -> PartHash {
     let mut hash = Sha256::new_with_prefix(PART_DOMAIN);
     feed(&mut hash, key);
@@ -26,8 +26,8 @@ pub fn part_hash(key: &str, doc: &str) -> PartHash {
     hash.finalize().into()
 }
 
-/// The hash of a whole snapshot, in hexadecimal: over what `meta` says, then the key and the hash of each
-/// part. The parts must come in order of their keys.
+/// Returns the hash of a complete snapshot, in hexadecimal: over `meta`, then the key and the hash of each
+/// part. The parts must be in order of their keys.
 pub fn snapshot_hash<'a>(
     meta: &SnapshotMeta,
     parts: impl IntoIterator<Item = (&'a str, &'a PartHash)>,
@@ -56,37 +56,37 @@ fn feed(hash: &mut Sha256, text: &str) {
     hash.update(text.as_bytes());
 }
 
-/// Whose snapshot it is, of what, and where it stands.
+/// Identifies a snapshot: its consumer, bucket, fold version and position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotMeta {
     /// `autoscaler`, or `node/ID` for a node's agent.
     pub consumer: String,
     pub bucket: Bucket,
-    /// Of the fold that made it: another version's is of no use.
+    /// The version of the fold that produced it; snapshots of other versions are unusable.
     pub version: u32,
-    /// Everything of the bucket up to here is in it.
+    /// It covers all events of the bucket up to and including this position.
     pub position: Position,
-    /// The chain hash of the bucket's last event at or below `position` (see [`contract::chain`]), so that
-    /// a snapshot of another log is not taken for one of this; None where the bucket has none.
+    /// The chain hash of the bucket's last event at or below `position` (see [`contract::chain`]), which
+    /// ties the snapshot to this log; None if the bucket has no such event.
     pub event_hash: Option<ChainHash>,
 }
 
-/// A change of a stored snapshot, part of a [`Commit`](crate::Commit).
+/// A change to a stored snapshot, part of a [`Commit`](crate::Commit).
 #[derive(Clone, Debug)]
 pub struct SnapshotChange {
     pub meta: SnapshotMeta,
-    /// The position of the stored snapshot that `parts` is a change of; None: `parts` is all of it, and what
-    /// is stored is replaced.
+    /// The position of the stored snapshot that `parts` applies to. None: `parts` is the complete snapshot
+    /// and replaces the stored one.
     pub base: Option<Position>,
-    /// Changed parts by key (an endpoint's key, or "" for what is of the bucket as a whole), as JSON; None:
-    /// the part is gone.
+    /// Changed parts by key (an endpoint's key, or "" for state of the bucket itself), as JSON; None
+    /// deletes the part.
     pub parts: BTreeMap<String, Option<String>>,
-    /// [`snapshot_hash`] of the whole snapshot after this change.
+    /// [`snapshot_hash`] of the complete snapshot after this change.
     pub hash: String,
 }
 
 impl SnapshotChange {
-    /// The texts that are written, in bytes.
+    /// The size of the written keys and documents in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let parts = self.parts.iter();
         parts
@@ -94,8 +94,8 @@ impl SnapshotChange {
             .sum()
     }
 
-    /// Makes one change of this one and of a later one that is based on it.
-    pub(crate) fn take_in(&mut self, later: &Self) {
+    /// Merges a later change that is based on this one.
+    pub(crate) fn merge(&mut self, later: &Self) {
         self.meta.clone_from(&later.meta);
         self.hash.clone_from(&later.hash);
         let parts = later.parts.iter();
@@ -104,7 +104,7 @@ impl SnapshotChange {
     }
 }
 
-/// A stored snapshot whose hash is right.
+/// A stored snapshot whose hash was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     pub meta: SnapshotMeta,
@@ -127,18 +127,18 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_move_between_key_and_document_make_another_hash() {
-        let whole = "a0\u{0}\u{2}12";
-        let splits = whole.char_indices().map(|(at, _)| whole.split_at(at));
+    fn moving_bytes_between_key_and_document_changes_the_hash() {
+        let text = "a0\u{0}\u{2}12";
+        let splits = text.char_indices().map(|(at, _)| text.split_at(at));
         let hashes = splits.map(|(key, doc)| part_hash(key, doc));
         let distinct: std::collections::BTreeSet<PartHash> = hashes.collect();
-        assert_eq!(distinct.len(), whole.chars().count());
+        assert_eq!(distinct.len(), text.chars().count());
     }
 
     #[test]
-    fn everything_about_a_snapshot_counts_in_its_hash() {
+    fn the_hash_covers_every_field_of_a_snapshot() {
         let (one, other) = (part_hash("a", "1"), part_hash("b", "2"));
-        let whole = [("a", &one), ("b", &other)];
+        let all = [("a", &one), ("b", &other)];
         let changes: [fn(&mut SnapshotMeta); 6] = [
             |_| {},
             |meta| meta.consumer.push('s'),
@@ -152,10 +152,10 @@ mod tests {
             .map(|change| {
                 let mut meta = meta();
                 change(&mut meta);
-                snapshot_hash(&meta, whole)
+                snapshot_hash(&meta, all)
             })
             .collect();
-        for parts in [&whole[..1], &[], &[("a", &other), ("b", &other)]] {
+        for parts in [&all[..1], &[], &[("a", &other), ("b", &other)]] {
             hashes.push(snapshot_hash(&meta(), parts.iter().copied()));
         }
         hashes.push(snapshot_hash(&meta(), [("a", &one), ("c", &other)]));

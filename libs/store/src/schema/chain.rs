@@ -1,8 +1,8 @@
-//! The chain of hashes in a store of an older format, whose events are chained once.
+//! Adds the hash chain to a store of an older format, once.
 //!
-//! Invariants: an event that carries a hash keeps it; a store has this format only when every event
-//! carries one. Chaining may be broken off at any place and is taken up again; several processes that
-//! start at once do it side by side, and none does harm to another.
+//! Invariants: an event that carries a hash keeps it; a store gets this format only when every event
+//! carries one. Chaining may be interrupted at any point and is resumed; processes that start at the same
+//! time can chain concurrently.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,50 +18,50 @@ use crate::sql::connection::{Connection, Owned};
 use crate::sql::location::Location;
 use crate::sql::{postgres, statements};
 
-/// Events that are chained in one transaction: few enough that others who write need not wait long.
+/// The number of events that are chained per transaction: few enough that other writers do not wait long.
 const PAGE: usize = 2_000;
 
-/// How often it is said how far the chain is.
-const SAY_EVERY: Duration = Duration::from_secs(1);
+/// How often progress is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The first format in which every event is chained, and the migration that makes room for that.
+/// The first format in which every event is chained, and the migration that adds the column for it.
 pub(crate) const FORMAT: u64 = 2;
 pub(crate) const MIGRATION: i64 = 4;
 
-/// Hears up to which position events are chained, and which was the last when this began.
-pub(crate) type Chained<'a> = dyn FnMut(Position, Position) + Send + 'a;
+/// A progress callback: the position up to which events are chained, and the head at the start.
+pub(crate) type ChainProgress<'a> = dyn FnMut(Position, Position) + Send + 'a;
 
-/// Says it in the log of the process, from time to time.
-pub(crate) fn in_log(location: &Location) -> impl FnMut(Position, Position) + Send + use<> {
-    let (store, mut said) = (location.to_string(), Instant::now());
+/// Returns a callback that logs progress periodically.
+pub(crate) fn log_progress(location: &Location) -> impl FnMut(Position, Position) + Send + use<> {
+    let (store, mut last_logged) = (location.to_string(), Instant::now());
     move |up_to, head| {
-        if said.elapsed() >= SAY_EVERY {
-            said = Instant::now();
-            tracing::info!(store, %up_to, %head, "chaining the events of an older format");
+        if last_logged.elapsed() >= LOG_INTERVAL {
+            last_logged = Instant::now();
+            tracing::info!(store, %up_to, %head, "chaining events of an older format");
         }
     }
 }
 
-/// Chains what is not chained yet, and lets the store have this format.
-pub(crate) async fn bring_up(
+/// Chains all events that are not chained yet, and raises the store to this format.
+pub(crate) async fn upgrade(
     location: &Location,
     connection: &mut Owned,
-    progress: &mut Chained<'_>,
+    progress: &mut ChainProgress<'_>,
 ) -> Result<(), StoreError> {
     let head = statements::head(&mut connection.get()).await?;
-    let mut chain = Chain::default();
+    let mut chain = ChainBuilder::default();
     loop {
         let mut transaction = connection.begin().await?;
-        let mut inside = transaction.get();
-        if let Connection::Postgres(connection, limit) = &mut inside {
+        let mut tx = transaction.get();
+        if let Connection::Postgres(connection, limit) = &mut tx {
             postgres::locks::lock_commits(connection, *limit).await?;
         }
-        let page = statements::read_all(&mut inside, chain.up_to, PAGE).await?;
-        let chained = chain.take_in(&page);
-        statements::chain_events(&mut inside, &chained).await?;
+        let page = statements::read_all(&mut tx, chain.up_to, PAGE).await?;
+        let chained = chain.chain_page(&page);
+        statements::chain_events(&mut tx, &chained).await?;
         let is_last = page.len() < PAGE;
         if is_last {
-            finish(location, &mut inside).await?;
+            finish(location, &mut tx).await?;
         }
         transaction.commit().await?;
         progress(chain.up_to, head);
@@ -71,7 +71,7 @@ pub(crate) async fn bring_up(
     }
 }
 
-/// Nobody else writes meanwhile.
+/// Must be called while nobody else writes.
 async fn finish(location: &Location, connection: &mut Connection<'_>) -> Result<(), StoreError> {
     if let Some(stored) = statements::meta(connection, "format").await?
         && known_format(location, &stored)? >= FORMAT
@@ -80,25 +80,25 @@ async fn finish(location: &Location, connection: &mut Connection<'_>) -> Result<
     }
     statements::set_meta(connection, "format", &format::FORMAT.to_string()).await?;
     if let Connection::Postgres(connection, _) = connection {
-        postgres::only_chained(connection).await?;
+        postgres::require_chain(connection).await?;
     }
     Ok(())
 }
 
-/// How far the chains are.
+/// The chains built so far.
 #[derive(Default)]
-struct Chain {
+struct ChainBuilder {
     up_to: Position,
     hashes: BTreeMap<Bucket, ChainHash>,
 }
 
-impl Chain {
-    /// Gives those that carry no hash the one that they should.
-    fn take_in(&mut self, page: &[RawRecord]) -> Vec<(Position, ChainHash)> {
+impl ChainBuilder {
+    /// Returns the hashes for events that carry none.
+    fn chain_page(&mut self, page: &[RawRecord]) -> Vec<(Position, ChainHash)> {
         let mut chained = Vec::new();
         for event in page {
             let before = self.hashes.get(&event.bucket).copied();
-            let mut row = EventRow::raw(event);
+            let mut row = EventRow::from_raw(event);
             if row.prev_hash.is_none() {
                 let hash = before.unwrap_or(ChainHash::START);
                 chained.push((event.position, hash));

@@ -1,35 +1,35 @@
-//! The store's format: which tables this binary needs, what a store has, and bringing it up to date.
+//! Migrations: which tables this binary needs, which a store has, and bringing it up to date.
 //!
-//! Invariant: migrations only add, so a store that a newer binary of the same format has extended
-//! can be used; one of a newer format is refused and left as it is.
+//! Invariants: migrations only add, so a store that a newer binary of the same format has extended can
+//! be used; a store of a newer format is refused and left unchanged.
 
 use contract::ids::{BUCKETS, Position};
 use serde::Serialize;
 use sqlx::migrate::{MigrateError, Migrator};
 
 use crate::model::error::StoreError;
-use crate::schema::chain::{self, Chained};
+use crate::schema::chain::{self, ChainProgress};
 use crate::schema::format::{FORMAT, known_format};
 use crate::sql::connection::{Connection, Owned, run};
-use crate::sql::fault::damage;
+use crate::sql::db_error::as_damaged;
 use crate::sql::location::Location;
 use crate::sql::{damage, statements};
 
-/// How a store stands to this binary.
+/// The format of a store, compared with this binary's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StoreFormat {
-    /// Where it is, without credentials.
+    /// The store's location, without credentials.
     pub store: String,
-    /// None for a store that has no tables yet.
+    /// None if the store has no tables yet.
     pub format: Option<u64>,
-    /// What this binary writes: the same where the store begins in archives, and so has a newer one.
+    /// The format that this binary writes, or the store's own if archives have raised it.
     pub known: u64,
     pub applied: Vec<String>,
     pub pending: Vec<String>,
 }
 
-/// What a migration has done.
+/// The result of a migration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Migrated {
@@ -39,7 +39,7 @@ pub struct Migrated {
     pub applied: Vec<String>,
 }
 
-/// Looks at a store without changing it.
+/// Inspects a store without changing it.
 pub async fn inspect(url: &str) -> Result<StoreFormat, StoreError> {
     let location = Location::parse(url)?;
     if location.is_missing() {
@@ -53,17 +53,17 @@ pub async fn inspect(url: &str) -> Result<StoreFormat, StoreError> {
     }
     let _lock = location.lock()?;
     let mut connection = location.open_migrator().await?;
-    let found = look(&location, &mut connection).await;
+    let found = read_format(&location, &mut connection).await;
     connection.close().await;
     found
 }
 
-/// Brings a store up to this binary's format; does nothing to one that is.
+/// Migrates a store to this binary's format; does nothing if it is up to date.
 pub async fn migrate(url: &str) -> Result<Migrated, StoreError> {
     migrate_with(url, |_, _| {}).await
 }
 
-/// The same. `progress` hears up to which position events are chained, and which is the last.
+/// The same. `progress` receives the position up to which events are chained, and the last one.
 pub async fn migrate_with(
     url: &str,
     mut progress: impl FnMut(Position, Position) + Send,
@@ -71,20 +71,20 @@ pub async fn migrate_with(
     let location = Location::parse(url)?;
     let _lock = location.lock()?;
     let mut connection = location.open_migrator().await?;
-    let done = bring_up(&location, &mut connection, &mut progress).await;
+    let done = upgrade(&location, &mut connection, &mut progress).await;
     connection.close().await;
     match done {
-        Err(StoreError::Damaged(detail)) => Err(damage::at_open(&location, detail).await),
+        Err(StoreError::Damaged(detail)) => Err(damage::open_error(&location, detail).await),
         done => done,
     }
 }
 
-async fn bring_up(
+async fn upgrade(
     location: &Location,
     connection: &mut Owned,
-    progress: &mut Chained<'_>,
+    progress: &mut ChainProgress<'_>,
 ) -> Result<Migrated, StoreError> {
-    let before = look(location, connection).await?;
+    let before = read_format(location, connection).await?;
     apply(location, connection, progress).await?;
     Ok(Migrated {
         store: location.to_string(),
@@ -94,18 +94,22 @@ async fn bring_up(
     })
 }
 
-async fn look(location: &Location, connection: &mut Owned) -> Result<StoreFormat, StoreError> {
+async fn read_format(
+    location: &Location,
+    connection: &mut Owned,
+) -> Result<StoreFormat, StoreError> {
     let mut connection = connection.get();
     let format = statements::format(&mut connection).await?;
     let format = format
         .map(|text| known_format(location, &text))
         .transpose()?;
-    let done = applied(&mut connection).await?;
+    let applied_versions = applied(&mut connection).await?;
     let migrations = location.migrations();
-    // The column alone is not all of that migration.
+    // Adding the column is not all of that migration: the events must also be chained.
     let is_chained = format.is_none_or(|format| format >= chain::FORMAT);
-    let is_done =
-        |version: i64| done.contains(&version) && (is_chained || version != chain::MIGRATION);
+    let is_done = |version: i64| {
+        applied_versions.contains(&version) && (is_chained || version != chain::MIGRATION)
+    };
     Ok(StoreFormat {
         store: location.to_string(),
         format,
@@ -115,11 +119,11 @@ async fn look(location: &Location, connection: &mut Owned) -> Result<StoreFormat
     })
 }
 
-/// Brings the tables up to this binary's, and refuses a store that only a newer one can read.
+/// Migrates the tables, and refuses a store that only a newer binary can read.
 pub(crate) async fn apply(
     location: &Location,
     connection: &mut Owned,
-    progress: &mut Chained<'_>,
+    progress: &mut ChainProgress<'_>,
 ) -> Result<(), StoreError> {
     if let Some(format) = statements::format(&mut connection.get()).await? {
         known_format(location, &format)?;
@@ -135,10 +139,10 @@ pub(crate) async fn apply(
     };
     run.map_err(|error| failed(location, &error))?;
     let format = statements::meta(&mut connection.get(), "format").await?;
-    // Another process may have made the tables meanwhile.
+    // Another process may have created the tables in the meantime.
     let format = format.map(|format| known_format(location, &format));
     if format.transpose()?.is_none_or(|format| format < FORMAT) {
-        chain::bring_up(location, connection, progress).await?;
+        chain::upgrade(location, connection, progress).await?;
     }
     let connection = &mut connection.get();
     statements::set_meta_once(connection, "buckets", &BUCKETS.to_string()).await?;
@@ -147,7 +151,9 @@ pub(crate) async fn apply(
 
 fn failed(location: &Location, error: &MigrateError) -> StoreError {
     let damaged = match error {
-        MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _) => damage(cause),
+        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
+            as_damaged(source)
+        }
         _ => None,
     };
     damaged.unwrap_or_else(|| StoreError::Database(format!("{location}: {error}")))
@@ -162,12 +168,12 @@ async fn check_buckets(
         return Ok(());
     }
     Err(StoreError::Refused(format!(
-        "{location} was made with {} buckets, and this binary works with {BUCKETS}",
+        "{location} was created with {} buckets, but this binary uses {BUCKETS}",
         stored.unwrap_or_default()
     )))
 }
 
-/// The versions of the migrations that were applied.
+/// Returns the versions of the applied migrations.
 async fn applied(connection: &mut Connection<'_>) -> Result<Vec<i64>, StoreError> {
     if !statements::table_exists(connection, "_sqlx_migrations").await? {
         return Ok(Vec::new());
@@ -195,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_databases_have_migrations_of_the_same_names() {
+    fn both_databases_have_the_same_migration_names() {
         let sqlite = names(&crate::sql::sqlite::MIGRATIONS);
         assert_eq!(sqlite, names(&crate::sql::postgres::MIGRATIONS));
         assert!(sqlite.contains(&"0001_log".to_owned()), "{sqlite:?}");

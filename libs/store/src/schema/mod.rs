@@ -1,4 +1,4 @@
-//! The tables of a store: which format it has, and how it is brought up to this binary's.
+//! The schema of a store: its format, and migrations to this binary's.
 
 pub(crate) mod chain;
 pub(crate) mod format;

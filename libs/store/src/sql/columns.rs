@@ -1,4 +1,4 @@
-//! What stands in the columns of each table, on the way in and on the way out.
+//! The columns of each table, and conversions from and to them.
 
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
@@ -8,7 +8,7 @@ use contract::time::Timestamp;
 use crate::model::error::StoreError;
 use crate::model::snapshot::{SnapshotChange, SnapshotMeta};
 
-/// The columns of an event, in the order in which every text names them.
+/// The columns of an event, in the order in which every query names them.
 pub(crate) type RawColumns = (
     i64,
     i64,
@@ -31,7 +31,7 @@ pub(crate) fn from_columns(columns: RawColumns) -> RawRecord {
         position: Position(position as u64),
         prev: Position(prev as u64),
         prev_hash: prev_hash.as_deref().and_then(ChainHash::from_bytes),
-        // What no store writes becomes what nobody knows, and is found by whoever checks.
+        // Invalid values are mapped to a bucket that does not exist, so that checks find them.
         bucket: Bucket(u16::try_from(bucket).unwrap_or(u16::MAX)),
         stream,
         version: version as u64,
@@ -44,16 +44,16 @@ pub(crate) fn from_columns(columns: RawColumns) -> RawRecord {
     }
 }
 
-/// A cursor on its way into the table.
+/// A cursor to be written.
 pub(crate) struct CursorRow<'a> {
     pub consumer: &'a str,
     pub bucket: Bucket,
     pub position: Position,
 }
 
-/// A cause as it is stored.
+/// A stored idempotency key, without the key itself.
 #[derive(Clone, Debug, sqlx::FromRow)]
-pub(crate) struct StoredCause {
+pub(crate) struct StoredIdempotencyKey {
     pub body_hash: String,
     pub result: Option<String>,
     /// The positions that the commit wrote, as a JSON list.
@@ -61,76 +61,77 @@ pub(crate) struct StoredCause {
     pub time: i64,
 }
 
-impl StoredCause {
+impl StoredIdempotencyKey {
     pub(crate) fn positions(&self) -> Result<Vec<Position>, StoreError> {
-        serde_json::from_str(&self.positions)
-            .map_err(|error| StoreError::Database(format!("positions of a cause: {error}")))
+        serde_json::from_str(&self.positions).map_err(|error| {
+            StoreError::Database(format!("positions of an idempotency key: {error}"))
+        })
     }
 }
 
-pub(crate) type CauseColumns = (String, String, Option<String>, String, i64);
+pub(crate) type IdempotencyKeyColumns = (String, String, Option<String>, String, i64);
 
 pub(crate) fn parse_position(text: &str) -> Result<Position, StoreError> {
     let parsed = text.parse().map(Position);
     parsed.map_err(|_| StoreError::Database(format!("`{text}` is not a position")))
 }
 
-/// Where a stored snapshot stands.
+/// The version and position of a stored snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SnapshotPlace {
+pub(crate) struct SnapshotPosition {
     pub version: u32,
     pub position: Position,
 }
 
-/// What no store writes becomes a version that nobody asks for.
+/// Maps invalid values to a version that no fold has.
 pub(crate) fn version_of(version: i64) -> u32 {
     u32::try_from(version).unwrap_or(u32::MAX)
 }
 
-pub(crate) fn snapshot_place_of((version, position): (i64, i64)) -> SnapshotPlace {
-    SnapshotPlace {
+pub(crate) fn snapshot_position_of((version, position): (i64, i64)) -> SnapshotPosition {
+    SnapshotPosition {
         version: version_of(version),
         position: Position(position as u64),
     }
 }
 
-/// The parts of snapshots on their way into the table, or out of it.
-pub(crate) struct Parts<'a> {
+/// The parts of snapshots to be written or deleted.
+pub(crate) struct SnapshotParts<'a> {
     /// Key and document.
-    pub kept: Vec<(&'a SnapshotMeta, &'a str, &'a str)>,
-    pub gone: Vec<(&'a SnapshotMeta, &'a str)>,
+    pub upserts: Vec<(&'a SnapshotMeta, &'a str, &'a str)>,
+    pub deletions: Vec<(&'a SnapshotMeta, &'a str)>,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> SnapshotParts<'a> {
     pub(crate) fn of(changes: &[&'a SnapshotChange]) -> Self {
-        let (mut kept, mut gone) = (Vec::new(), Vec::new());
+        let (mut upserts, mut deletions) = (Vec::new(), Vec::new());
         for change in changes {
             for (key, doc) in &change.parts {
                 match doc {
-                    Some(doc) => kept.push((&change.meta, key.as_str(), doc.as_str())),
-                    None => gone.push((&change.meta, key.as_str())),
+                    Some(doc) => upserts.push((&change.meta, key.as_str(), doc.as_str())),
+                    None => deletions.push((&change.meta, key.as_str())),
                 }
             }
         }
-        Self { kept, gone }
+        Self { upserts, deletions }
     }
 }
 
-/// Those of which all is stored anew.
-pub(crate) fn replaced<'a>(changes: &[&'a SnapshotChange]) -> Vec<&'a SnapshotMeta> {
-    let whole = changes.iter().filter(|change| change.base.is_none());
-    whole.map(|change| &change.meta).collect()
+/// Returns the snapshots that are replaced completely.
+pub(crate) fn fully_replaced<'a>(changes: &[&'a SnapshotChange]) -> Vec<&'a SnapshotMeta> {
+    let full = changes.iter().filter(|change| change.base.is_none());
+    full.map(|change| &change.meta).collect()
 }
 
-/// How an upsert of snapshots ends, and one of their parts.
+/// The conflict clauses of upserts of snapshots and of their parts.
 pub(crate) const UPDATE_SNAPSHOT: &str = " ON CONFLICT (consumer, bucket) DO UPDATE SET \
      version = excluded.version, position = excluded.position, event_hash = excluded.event_hash, \
      hash = excluded.hash";
 pub(crate) const UPDATE_PART: &str =
     " ON CONFLICT (consumer, bucket, key) DO UPDATE SET doc = excluded.doc";
 
-/// How an upsert of read-model rows ends. A row that is so already is not written, and not counted.
-pub(crate) const UPDATE_WHAT_DIFFERS: &str = " ON CONFLICT (model, key) DO UPDATE SET \
+/// The conflict clause of upserts of read-model rows. Unchanged rows are neither written nor counted.
+pub(crate) const UPDATE_CHANGED_ROWS: &str = " ON CONFLICT (model, key) DO UPDATE SET \
      endpoint = excluded.endpoint, deployment = excluded.deployment, position = excluded.position, \
      time = excluded.time, doc = excluded.doc \
      WHERE rows.endpoint <> excluded.endpoint OR rows.deployment <> excluded.deployment \

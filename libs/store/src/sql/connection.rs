@@ -1,8 +1,7 @@
-//! A connection to whichever database the store stands on, and the macros that run one SQL text on
-//! either.
+//! Connections to either database, and macros that run one SQL text on both.
 //!
-//! Invariant: nothing waits for a database server longer than the limit that goes with its
-//! connection, also when the server has vanished without a word.
+//! Invariant: nothing waits for a database server longer than the time limit of its connection, even if
+//! the server becomes unreachable without closing it.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,14 +11,14 @@ use sqlx::{Connection as _, PgConnection, PgPool, SqliteConnection, SqlitePool};
 
 use crate::model::error::StoreError;
 
-/// Borrowed from a pool, a transaction or the writer.
+/// A connection borrowed from a pool, a transaction or the writer.
 pub enum Connection<'c> {
     Sqlite(&'c mut SqliteConnection),
-    /// With how long one statement may take.
+    /// With the time limit per statement.
     Postgres(&'c mut PgConnection, Duration),
 }
 
-/// Runs one text on either database: `run!(connection, query_as<Row>.fetch_all, SQL, bindings…)`.
+/// Runs a query on either database: `run!(connection, query_as<Row>.fetch_all, SQL, bindings…)`.
 macro_rules! run {
     ($connection:expr, $kind:ident<$row:ty>.$fetch:ident, $sql:expr $(, $bind:expr)* $(,)?) => {
         match $connection {
@@ -30,31 +29,31 @@ macro_rules! run {
                     .await
             }
             $crate::sql::connection::Connection::Postgres(connection, limit) => {
-                let running = sqlx::$kind::<sqlx::Postgres, $row>($sql)
+                let query = sqlx::$kind::<sqlx::Postgres, $row>($sql)
                     $(.bind($bind))*
                     .$fetch(&mut **connection);
-                $crate::sql::connection::limited(*limit, running).await
+                $crate::sql::connection::limited(*limit, query).await
             }
         }
     };
 }
 
-/// Runs a text that returns nothing; gives how many rows it touched.
+/// Runs a statement without results; returns the number of affected rows.
 macro_rules! execute {
     ($connection:expr, $sql:expr $(, $bind:expr)* $(,)?) => {
         match $connection {
             $crate::sql::connection::Connection::Sqlite(connection) => {
-                let running = sqlx::query::<sqlx::Sqlite>($sql)
+                let query = sqlx::query::<sqlx::Sqlite>($sql)
                     $(.bind($bind))*
                     .execute(&mut **connection);
-                running.await.map(|done| done.rows_affected())
+                query.await.map(|done| done.rows_affected())
             }
             $crate::sql::connection::Connection::Postgres(connection, limit) => {
-                let running = sqlx::query::<sqlx::Postgres>($sql)
+                let query = sqlx::query::<sqlx::Postgres>($sql)
                     $(.bind($bind))*
                     .execute(&mut **connection);
-                let running = $crate::sql::connection::limited(*limit, running);
-                running.await.map(|done| done.rows_affected())
+                let query = $crate::sql::connection::limited(*limit, query);
+                query.await.map(|done| done.rows_affected())
             }
         }
     };
@@ -62,12 +61,12 @@ macro_rules! execute {
 
 pub(crate) use {execute, run};
 
-/// Gives up on a server that does not answer.
+/// Fails with a timeout if the server does not answer within the limit.
 pub async fn limited<T>(
     limit: Duration,
-    running: impl Future<Output = sqlx::Result<T>>,
+    query: impl Future<Output = sqlx::Result<T>>,
 ) -> sqlx::Result<T> {
-    match tokio::time::timeout(limit, running).await {
+    match tokio::time::timeout(limit, query).await {
         Ok(done) => done,
         Err(_) => Err(sqlx::Error::Io(std::io::Error::new(
             std::io::ErrorKind::TimedOut,
@@ -76,7 +75,7 @@ pub async fn limited<T>(
     }
 }
 
-/// The writer's own connection.
+/// An owned connection, such as the writer's.
 pub enum Owned {
     Sqlite(SqliteConnection),
     Postgres(PgConnection, Duration),
@@ -94,24 +93,24 @@ impl Owned {
         match self {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
             Self::Postgres(connection, limit) => {
-                let begun = limited(*limit, connection.begin()).await?;
-                Ok(Transaction::Postgres(begun, *limit))
+                let transaction = limited(*limit, connection.begin()).await?;
+                Ok(Transaction::Postgres(transaction, *limit))
             }
         }
     }
 
-    /// In SQLite this folds the write-ahead log into the database.
+    /// Closes the connection. In SQLite this checkpoints the write-ahead log.
     pub(crate) async fn close(self) {
         let closed = match self {
             Self::Sqlite(connection) => connection.close().await,
             Self::Postgres(connection, limit) => limited(limit, connection.close()).await,
         };
         if let Err(error) = closed {
-            tracing::warn!(%error, "the store's connection did not close cleanly");
+            tracing::warn!(%error, "failed to close a store connection cleanly");
         }
     }
 
-    /// Lets go of a connection that something went wrong on. A broken one cannot say goodbye.
+    /// Drops a connection after an error. A broken server connection is not closed gracefully.
     pub(crate) async fn discard(self) {
         match self {
             Self::Sqlite(_) => self.close().await,
@@ -120,7 +119,7 @@ impl Owned {
     }
 }
 
-/// Undone when dropped, unless it was committed.
+/// A transaction; rolled back when dropped, unless committed.
 pub enum Transaction<'c> {
     Sqlite(sqlx::Transaction<'c, sqlx::Sqlite>),
     Postgres(sqlx::Transaction<'c, sqlx::Postgres>, Duration),
@@ -149,7 +148,7 @@ impl Transaction<'_> {
     }
 }
 
-/// Connections for reading.
+/// A connection pool, for reads.
 #[derive(Clone)]
 pub enum Pool {
     Sqlite(SqlitePool),
@@ -168,14 +167,14 @@ impl Pool {
         match self {
             Self::Sqlite(pool) => pool.close().await,
             Self::Postgres(pool, limit) => {
-                // Goodbyes to a server that has vanished are not waited for.
+                // The server may be unreachable: bound the wait for a graceful close.
                 let _ = tokio::time::timeout(*limit, pool.close()).await;
             }
         }
     }
 }
 
-/// A connection of a pool; goes back to it when dropped.
+/// A pooled connection; returned to its pool when dropped.
 pub enum Pooled {
     Sqlite(PoolConnection<sqlx::Sqlite>),
     Postgres(PoolConnection<sqlx::Postgres>, Duration),
@@ -193,20 +192,20 @@ impl Pooled {
         match self {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
             Self::Postgres(connection, limit) => {
-                let begun = limited(*limit, connection.begin()).await?;
-                Ok(Transaction::Postgres(begun, *limit))
+                let transaction = limited(*limit, connection.begin()).await?;
+                Ok(Transaction::Postgres(transaction, *limit))
             }
         }
     }
 
-    /// A transaction whose reads all see one moment.
+    /// Begins a transaction whose reads all see the same database snapshot.
     pub async fn snapshot(&mut self) -> sqlx::Result<Transaction<'_>> {
         match self {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
             Self::Postgres(connection, limit) => {
                 let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                let begun = limited(*limit, connection.begin_with(begin)).await?;
-                Ok(Transaction::Postgres(begun, *limit))
+                let transaction = limited(*limit, connection.begin_with(begin)).await?;
+                Ok(Transaction::Postgres(transaction, *limit))
             }
         }
     }

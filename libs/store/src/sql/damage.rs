@@ -1,4 +1,4 @@
-//! What is said of a store whose pages cannot be read: where, what is still whole, and how to go on.
+//! Describes a store with unreadable pages: where it is, what is still intact, and how to recover.
 
 use contract::ids::Position;
 
@@ -7,53 +7,54 @@ use crate::sql::connection::{Connection, Pool};
 use crate::sql::location::Location;
 use crate::sql::statements;
 
-/// Events that are read at once, until some of them cannot be.
+/// The number of events that are read at once; halved when a read fails.
 const PAGE: usize = 1_024;
 
 /// Which events of a damaged log can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Extent {
-    /// The last before the damage.
-    whole: Position,
-    /// The first after it, and the last of all; none where all are whole, or none can be read there.
-    again: Option<(Position, Position)>,
-    /// Nothing of the log is damaged.
-    all: bool,
+struct ReadableExtent {
+    /// The last position before the damage.
+    intact_through: Position,
+    /// The first and last readable positions after the damage; None if there is no damage, or nothing after
+    /// it can be read.
+    resumes: Option<(Position, Position)>,
+    /// Whether no part of the log is damaged.
+    is_intact: bool,
 }
 
-/// For a store that cannot be opened.
-pub(crate) async fn at_open(location: &Location, detail: String) -> StoreError {
-    let place = location.to_string();
+/// Returns the error for a damaged store that cannot be opened.
+pub(crate) async fn open_error(location: &Location, detail: String) -> StoreError {
+    let store = location.to_string();
     let Ok(readers) = location.open_readers().await else {
-        return StoreError::Refused(sentence(&place, &detail, None));
+        return StoreError::Refused(message(&store, &detail, None));
     };
-    let sentence = of(&readers, &place, &detail).await;
+    let message = describe(&readers, &store, &detail).await;
     readers.close().await;
-    StoreError::Refused(sentence)
+    StoreError::Refused(message)
 }
 
-/// What there is to say, by what can be read.
-pub(crate) async fn of(readers: &Pool, place: &str, detail: &str) -> String {
+/// Describes the damage, based on what can be read.
+pub(crate) async fn describe(readers: &Pool, store: &str, detail: &str) -> String {
     let extent = match readers.acquire().await {
-        Ok(mut reader) => extent(&mut reader.get()).await,
+        Ok(mut reader) => readable_extent(&mut reader.get()).await,
         Err(_) => None,
     };
-    sentence(place, detail, extent)
+    message(store, detail, extent)
 }
 
-async fn extent(connection: &mut Connection<'_>) -> Option<Extent> {
-    // Of what stands in files the table may have the last event of some streams only.
+async fn readable_extent(connection: &mut Connection<'_>) -> Option<ReadableExtent> {
+    // Of archived events, the table may have only the last of some streams.
     let sealed = statements::sealed(connection).await;
-    let (mut whole, mut limit) = (sealed.unwrap_or_default(), PAGE);
+    let (mut intact_through, mut limit) = (sealed.unwrap_or_default(), PAGE);
     loop {
-        match statements::read_all(connection, whole, limit).await {
+        match statements::read_all(connection, intact_through, limit).await {
             Ok(page) => match page.last() {
-                Some(last) => whole = last.position,
+                Some(last) => intact_through = last.position,
                 None => {
-                    return Some(Extent {
-                        whole,
-                        again: None,
-                        all: true,
+                    return Some(ReadableExtent {
+                        intact_through,
+                        resumes: None,
+                        is_intact: true,
                     });
                 }
             },
@@ -62,64 +63,72 @@ async fn extent(connection: &mut Connection<'_>) -> Option<Extent> {
             Err(_) => return None,
         }
     }
-    let again = read_again(connection, whole).await;
-    Some(Extent {
-        whole,
-        again,
-        all: false,
+    let resumes = read_after_damage(connection, intact_through).await;
+    Some(ReadableExtent {
+        intact_through,
+        resumes,
+        is_intact: false,
     })
 }
 
-/// From the end back to the damage.
-async fn read_again(
+/// Reads from the end backwards to the damage.
+async fn read_after_damage(
     connection: &mut Connection<'_>,
-    whole: Position,
+    intact_through: Position,
 ) -> Option<(Position, Position)> {
-    let (mut again, mut limit) = (None, PAGE);
+    let (mut resumes, mut limit) = (None, PAGE);
     loop {
-        let before = again.map(|(first, _)| first);
+        let before = resumes.map(|(first, _)| first);
         match statements::read_back(connection, before, limit).await {
             Ok(page) => {
                 let (first, last) = (page.last()?.position, page.first()?.position);
-                if first <= whole {
-                    return again;
+                if first <= intact_through {
+                    return resumes;
                 }
-                again = Some((first, again.map_or(last, |(_, last)| last)));
+                resumes = Some((first, resumes.map_or(last, |(_, last)| last)));
             }
             Err(StoreError::Damaged(_)) if limit > 1 => limit /= 2,
-            Err(_) => return again,
+            Err(_) => return resumes,
         }
     }
 }
 
-fn sentence(place: &str, detail: &str, extent: Option<Extent>) -> String {
+fn message(store: &str, detail: &str, extent: Option<ReadableExtent>) -> String {
     let what = match extent {
         None
-        | Some(Extent {
-            whole: Position::START,
-            again: None,
-            all: false,
+        | Some(ReadableExtent {
+            intact_through: Position::START,
+            resumes: None,
+            is_intact: false,
         }) => "nothing of it can be read".to_owned(),
-        Some(Extent { whole, all, .. }) if all => format!(
-            "all events, up to position {whole}, can be read; an index or a table beside them cannot"
+        Some(ReadableExtent {
+            intact_through,
+            is_intact,
+            ..
+        }) if is_intact => format!(
+            "all events, up to position {intact_through}, can be read; an index or another table cannot"
         ),
-        Some(Extent { whole, again, .. }) => {
-            let before = match whole {
+        Some(ReadableExtent {
+            intact_through,
+            resumes,
+            ..
+        }) => {
+            let before = match intact_through {
                 Position::START => "no event before the damage can be read".to_owned(),
-                whole => format!("events up to position {whole} can be read"),
+                intact_through => format!("events up to position {intact_through} can be read"),
             };
-            let lost = match again {
+            let lost = match resumes {
                 None => "none after that can".to_owned(),
                 Some((first, last)) => format!(
-                    "those between {whole} and {first} cannot, and from {first} to {last} they can again"
+                    "those between {intact_through} and {first} cannot, and those from {first} to {last} can"
                 ),
             };
             format!("{before}, {lost}")
         }
     };
     format!(
-        "{place} is damaged ({detail}): {what}. Stop every process that uses it and keep it as it is; \
-         then make the store anew from a backup (`penstock store rebuild --from BACKUP --store \
-         sqlite:NEW.db`), or, where the log is published, from Kafka (`--from kafka://HOST:PORT/PREFIX`)"
+        "{store} is damaged ({detail}): {what}. Stop every process that uses it and keep it unchanged; \
+         then restore the store from a backup (`penstock store rebuild --from BACKUP --store \
+         sqlite:NEW.db`), or, if the log is published, from Kafka (`--from kafka://HOST:PORT/PREFIX`)"
     )
 }

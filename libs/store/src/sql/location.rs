@@ -1,5 +1,5 @@
-//! Where a store is: a file of SQLite or a database of PostgreSQL. Kept, so that the writer can
-//! open its connection anew after a failure.
+//! The location of a store: an SQLite file or a PostgreSQL database. Kept so that the writer can
+//! reconnect after a failure.
 
 use std::fs::File;
 use std::path::Path;
@@ -12,63 +12,65 @@ use crate::sql::{postgres, sqlite};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Location {
-    Sqlite(sqlite::Place),
-    Postgres(Box<postgres::Place>),
+    Sqlite(sqlite::SqliteFile),
+    Postgres(Box<postgres::PostgresDatabase>),
 }
 
 impl Location {
     pub(crate) fn parse(url: &str) -> Result<Self, StoreError> {
         if let Some(path) = url.strip_prefix("sqlite:") {
-            return Ok(Self::Sqlite(sqlite::Place::parse(url, path)?));
+            return Ok(Self::Sqlite(sqlite::SqliteFile::parse(url, path)?));
         }
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            return Ok(Self::Postgres(Box::new(postgres::Place::parse(url)?)));
+            return Ok(Self::Postgres(Box::new(postgres::PostgresDatabase::parse(
+                url,
+            )?)));
         }
-        Err(StoreError::Refused(not_a_store(url)))
+        Err(StoreError::Refused(invalid_url(url)))
     }
 
-    /// Takes the store for this process, where only one may have it.
+    /// Locks the store for this process, if only one process may open it.
     pub(crate) fn lock(&self) -> Result<Option<File>, StoreError> {
         match self {
-            Self::Sqlite(place) => place.lock().map(Some),
+            Self::Sqlite(file) => file.lock().map(Some),
             Self::Postgres(_) => Ok(None),
         }
     }
 
     pub(crate) async fn open_writer(&self) -> Result<Owned, StoreError> {
         match self {
-            Self::Sqlite(place) => place.open_writer().await,
-            Self::Postgres(place) => place.open_writer().await,
+            Self::Sqlite(file) => file.open_writer().await,
+            Self::Postgres(database) => database.open_writer().await,
         }
     }
 
-    /// A connection for changing tables, which may take its time.
+    /// Opens a connection for migrations, which may take long.
     pub(crate) async fn open_migrator(&self) -> Result<Owned, StoreError> {
         match self {
-            Self::Sqlite(place) => place.open_writer().await,
-            Self::Postgres(place) => place.open_migrator().await,
+            Self::Sqlite(file) => file.open_writer().await,
+            Self::Postgres(database) => database.open_migrator().await,
         }
     }
 
     pub(crate) async fn open_readers(&self) -> Result<Pool, StoreError> {
         match self {
-            Self::Sqlite(place) => place.open_readers().await,
-            Self::Postgres(place) => place.open_readers().await,
+            Self::Sqlite(file) => file.open_readers().await,
+            Self::Postgres(database) => database.open_readers().await,
         }
     }
 
-    /// The file, of a store that is one.
+    /// The path of an SQLite store.
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {
-            Self::Sqlite(place) => Some(place.path()),
+            Self::Sqlite(file) => Some(file.path()),
             Self::Postgres(_) => None,
         }
     }
 
-    /// Whether there is anything to open yet.
+    /// Whether the store does not exist yet.
     pub(crate) fn is_missing(&self) -> bool {
         match self {
-            Self::Sqlite(place) => !place.path().exists(),
+            Self::Sqlite(file) => !file.path().exists(),
             Self::Postgres(_) => false,
         }
     }
@@ -81,8 +83,8 @@ impl Location {
     }
 }
 
-/// What to write instead. A mistyped URL may hold a password, and is not repeated.
-fn not_a_store(text: &str) -> String {
+/// Returns an error with the correct forms. The URL is not repeated, as it may contain a password.
+fn invalid_url(text: &str) -> String {
     const DATABASE: &str = "postgres://USER:PASSWORD@HOST:PORT/DATABASE";
     match text.split_once("://") {
         Some(("kafka", _)) => format!(
@@ -90,25 +92,24 @@ fn not_a_store(text: &str) -> String {
         ),
         Some((scheme, _)) => {
             format!(
-                "`{scheme}://` is no kind of store: write sqlite:PATH for a file, or {DATABASE}"
+                "`{scheme}://` is not a supported kind of store: write sqlite:PATH for a file, or {DATABASE}"
             )
         }
         None if text.is_empty() || text.contains(['@', '=']) => {
-            format!("the store has no kind: write sqlite:PATH for a file, or {DATABASE}")
+            format!("the store's URL has no scheme: write sqlite:PATH for a file, or {DATABASE}")
         }
         None => format!(
-            "`{text}` does not say what kind of store it is: for that file write sqlite:{text}, for a \
-             database {DATABASE}"
+            "`{text}` has no scheme: for that file write sqlite:{text}, for a database {DATABASE}"
         ),
     }
 }
 
-/// For people; without credentials.
+/// For display; without credentials.
 impl std::fmt::Display for Location {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Sqlite(place) => place.path().display().fmt(f),
-            Self::Postgres(place) => f.write_str(place.name()),
+            Self::Sqlite(file) => file.path().display().fmt(f),
+            Self::Postgres(database) => f.write_str(database.name()),
         }
     }
 }
@@ -122,24 +123,24 @@ mod tests {
     }
 
     #[test]
-    fn a_path_alone_is_answered_with_the_url_that_names_it() {
-        let said = refused("/var/lib/penstock.db");
+    fn the_error_for_a_bare_path_suggests_its_url() {
+        let message = refused("/var/lib/penstock.db");
         assert!(
-            said.contains("write sqlite:/var/lib/penstock.db,"),
-            "{said}"
+            message.contains("write sqlite:/var/lib/penstock.db,"),
+            "{message}"
         );
     }
 
     #[test]
-    fn what_may_hold_a_password_is_not_repeated() {
+    fn a_url_that_may_contain_a_password_is_not_repeated() {
         for text in [
             "mysql://me:secret@host/db",
             "postgres:me:secret@host/db",
             "host=db password=secret",
         ] {
-            let said = refused(text);
-            assert!(!said.contains("secret"), "{said}");
-            assert!(said.contains("write sqlite:PATH"), "{said}");
+            let message = refused(text);
+            assert!(!message.contains("secret"), "{message}");
+            assert!(message.contains("write sqlite:PATH"), "{message}");
         }
     }
 }

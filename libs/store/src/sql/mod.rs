@@ -1,18 +1,18 @@
-//! The databases: opening them, connections with limits, and every SQL text.
+//! Database access: opening, connections with time limits, and all SQL.
 //!
-//! `sqlite` and `postgres` hold what is particular to either (opening, locks, migrations, inserts of
-//! many rows) and `statements` every other SQL text; nothing above them knows the dialect.
+//! `sqlite` and `postgres` contain what is specific to each (opening, locks, migrations, bulk inserts) and
+//! `statements` all other SQL; nothing above them knows the dialect.
 
-pub(crate) mod beside;
+pub(crate) mod auxiliary;
 pub(crate) mod columns;
 pub(crate) mod connection;
 pub(crate) mod damage;
-pub(crate) mod fault;
+pub(crate) mod db_error;
 pub(crate) mod location;
 pub(crate) mod page;
 pub(crate) mod postgres;
 pub(crate) mod sqlite;
 pub(crate) mod statements;
 
-pub use beside::{Beside, Tables};
+pub use auxiliary::{Beside, Tables};
 pub use connection::{Connection, Owned, Pool, Pooled, Transaction, limited};

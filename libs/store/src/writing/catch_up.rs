@@ -1,10 +1,9 @@
-//! What a batch of commits has to know of the log, when other processes write it as well.
+//! Brings the writer's cache up to date for a batch of commits when other processes also write the log.
 //!
-//! Invariants: fences are locked first, in order of their names; then the one lock that orders all
-//! commits of the store is taken; only then is anything else read. So nothing that was read can have
-//! changed when the batch is written, and positions become visible in order. Versions and the heads
-//! of buckets, with their hashes, are kept from batch to batch: what others have appended since is read
-//! under the lock.
+//! Invariants: fences are locked first, in order of their names; then the lock that orders all commits
+//! of the store; only then is anything else read. So nothing that was read can change before the batch
+//! is written, and positions become visible in order. Stream versions and bucket heads, with their
+//! hashes, are cached across batches: what others have appended since is read under the lock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -18,41 +17,41 @@ use sqlx::PgConnection;
 use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
 use crate::sql::columns::{
-    self, CauseColumns, RawColumns, SnapshotPlace, StoredCause, from_columns,
+    self, IdempotencyKeyColumns, RawColumns, SnapshotPosition, StoredIdempotencyKey, from_columns,
 };
 use crate::sql::connection::limited;
 use crate::sql::postgres::locks::lock_fences;
-use crate::writing::known::{BucketHead, Known};
+use crate::writing::cache::{BucketHead, WriterCache};
 
-/// What the commits of a batch name.
+/// Everything that the commits of a batch need to read.
 #[derive(Default)]
-pub(crate) struct Wants<'a> {
+pub(crate) struct ReadSet<'a> {
     pub fences: BTreeSet<&'a str>,
-    pub causes: BTreeSet<&'a str>,
+    pub idempotency_keys: BTreeSet<&'a str>,
     pub cursors: BTreeSet<(&'static str, Bucket)>,
     pub snapshots: BTreeSet<(&'a str, Bucket)>,
     pub streams: BTreeSet<&'a StreamName>,
     pub buckets: BTreeSet<Bucket>,
 }
 
-/// Takes the locks that are still missing, and reads what was named and is not known.
-pub(crate) async fn know(
+/// Takes the remaining locks, and reads what the batch needs and the cache does not have.
+pub(crate) async fn refresh(
     connection: &mut PgConnection,
     limit: Duration,
-    wants: &Wants<'_>,
-    known: &mut Known,
+    reads: &ReadSet<'_>,
+    cache: &mut WriterCache,
 ) -> Result<(), StoreError> {
-    known.fences.clear();
-    if !wants.fences.is_empty() {
-        known.fences = lock_fences(connection, limit, wants.fences.clone()).await?;
+    cache.fences.clear();
+    if !reads.fences.is_empty() {
+        cache.fences = lock_fences(connection, limit, reads.fences.clone()).await?;
     }
-    read_places(connection, limit, wants, known).await?;
-    known.causes = Some(read_causes(connection, limit, wants).await?);
-    known.snapshots = read_snapshots(connection, limit, wants).await?;
+    refresh_log_state(connection, limit, reads, cache).await?;
+    cache.idempotency_keys = Some(read_idempotency_keys(connection, limit, reads).await?);
+    cache.snapshots = read_snapshots(connection, limit, reads).await?;
     Ok(())
 }
 
-/// The kinds of rows that one round trip brings.
+// The kinds of rows that the query returns, all in one round trip.
 const HEAD: i32 = 1;
 const FLOOR: i32 = 2;
 const APPENDED: i32 = 3;
@@ -60,42 +59,42 @@ const BUCKET_HEAD: i32 = 4;
 const VERSION: i32 = 5;
 const CURSOR: i32 = 6;
 
-/// Kind, name, bucket, and what is known of it; of events that somebody appended, the version too, and
-/// of the last of a bucket all else that is hashed.
-type Place = (i32, String, i64, Option<i64>, i64, Option<Rest>);
+/// Kind, name, bucket, position or other value, then the time or stream version; for the last event of a
+/// bucket also the other hashed columns.
+type StateRow = (i32, String, i64, Option<i64>, i64, Option<TextColumns>);
 
-/// As text: prev, version of the type, time, id, type, actor, data, and the hash that it carries.
-type Rest = Vec<Option<String>>;
+/// As text: prev, type version, time, id, type, actor, data and the previous event's hash.
+type TextColumns = Vec<Option<String>>;
 
-/// Stands in the query as a number too: the planner has to see that it is few.
+/// Also a literal in the query, so that the planner sees how few rows there are.
 const APPENDED_MAX: i64 = 5_000;
 
-/// How many events of others are read one by one, before all that is named is looked up anew: about
-/// what costs as much.
-fn appended_max(wants: &Wants<'_>) -> i64 {
-    let named = (wants.streams.len() + wants.buckets.len()) as i64;
+/// How many events of other processes are read individually before everything in the read set is looked
+/// up again instead: about the break-even point.
+fn appended_max(reads: &ReadSet<'_>) -> i64 {
+    let named = (reads.streams.len() + reads.buckets.len()) as i64;
     (4 * named + 16).min(APPENDED_MAX)
 }
 
-async fn read_places(
+async fn refresh_log_state(
     connection: &mut PgConnection,
     limit: Duration,
-    wants: &Wants<'_>,
-    known: &mut Known,
+    reads: &ReadSet<'_>,
+    cache: &mut WriterCache,
 ) -> Result<(), StoreError> {
-    let streams: Vec<&str> = wants.streams.iter().map(|stream| stream.as_str()).collect();
+    let streams: Vec<&str> = reads.streams.iter().map(|stream| stream.as_str()).collect();
     let new_streams = streams.iter().copied();
     let new_streams: Vec<&str> = new_streams
-        .filter(|stream| !known.versions.contains_key(*stream))
+        .filter(|stream| !cache.versions.contains_key(*stream))
         .collect();
-    // What is known of a bucket was all that it had when the log's head was read.
-    let seen = wants.buckets.iter().map(|bucket| {
-        let known_up_to = known.bucket_heads.get(bucket).map(|_| known.head.0 as i64);
-        known_up_to.unwrap_or(0)
+    // A cached bucket head was current as of the cached head of the log.
+    let seen = reads.buckets.iter().map(|bucket| {
+        let cached_up_to = cache.bucket_heads.get(bucket).map(|_| cache.head.0 as i64);
+        cached_up_to.unwrap_or(0)
     });
-    let consumers = wants.cursors.iter().map(|(consumer, _)| *consumer);
-    let appended_max = appended_max(wants);
-    let reading = sqlx::query_as::<_, Place>(
+    let consumers = reads.cursors.iter().map(|(consumer, _)| *consumer);
+    let appended_max = appended_max(reads);
+    let query = sqlx::query_as::<_, StateRow>(
         "WITH newest AS MATERIALIZED \
          (SELECT position, time FROM events ORDER BY position DESC LIMIT 1), \
          behind AS MATERIALIZED (SELECT COALESCE((SELECT position FROM newest), 0) - $1 \
@@ -118,67 +117,71 @@ async fn read_places(
          UNION ALL SELECT 6, c.consumer, c.bucket, c.position, 0, NULL FROM cursors AS c \
          JOIN UNNEST($7::TEXT[], $8::BIGINT[]) AS w (consumer, bucket) USING (consumer, bucket)",
     )
-    .bind(known.head.0 as i64)
+    .bind(cache.head.0 as i64)
     .bind(appended_max)
-    .bind(numbers(wants.buckets.iter()))
+    .bind(numbers(reads.buckets.iter()))
     .bind(seen.collect::<Vec<i64>>())
     .bind(&streams)
     .bind(&new_streams)
     .bind(consumers.collect::<Vec<&str>>())
-    .bind(numbers(wants.cursors.iter().map(|(_, bucket)| bucket)))
+    .bind(numbers(reads.cursors.iter().map(|(_, bucket)| bucket)))
     .fetch_all(connection);
-    let places = limited(limit, reading).await?;
-    let head = places.iter().find(|place| place.0 == HEAD);
-    let head = head.and_then(|place| place.3).unwrap_or(0);
-    if !(0..=appended_max).contains(&(head - known.head.0 as i64)) {
-        known.versions.clear();
-        known.bucket_heads.clear();
+    let rows = limited(limit, query).await?;
+    let head = rows.iter().find(|row| row.0 == HEAD);
+    let head = head.and_then(|row| row.3).unwrap_or(0);
+    if !(0..=appended_max).contains(&(head - cache.head.0 as i64)) {
+        cache.versions.clear();
+        cache.bucket_heads.clear();
     }
-    known.head = Position(head as u64);
-    known.cursors = wants
+    cache.head = Position(head as u64);
+    cache.cursors = reads
         .cursors
         .iter()
         .map(|cursor| (*cursor, Position::START))
         .collect();
-    for place in places {
-        take_in(known, wants, place)?;
+    for row in rows {
+        apply_row(cache, reads, row)?;
     }
     Ok(())
 }
 
-fn take_in(known: &mut Known, wants: &Wants<'_>, place: Place) -> Result<(), StoreError> {
-    let (what, text, bucket, value, more, rest) = place;
+fn apply_row(
+    cache: &mut WriterCache,
+    reads: &ReadSet<'_>,
+    row: StateRow,
+) -> Result<(), StoreError> {
+    let (kind, text, bucket, value, extra, rest) = row;
     let bucket = Bucket(bucket as u16);
     let position = Position(value.unwrap_or(0) as u64);
-    match what {
-        HEAD => known.last_time = Some(Timestamp::from_millis(more)),
-        FLOOR => known.floor = columns::parse_position(&text)?,
-        // What is not known of is looked up when it is named.
+    match kind {
+        HEAD => cache.last_time = Some(Timestamp::from_millis(extra)),
+        FLOOR => cache.floor = columns::parse_position(&text)?,
+        // Streams and buckets that are not cached are looked up when a batch needs them.
         APPENDED => {
-            // The last event of a bucket that is named comes whole.
-            if !wants.buckets.contains(&bucket) {
-                known.bucket_heads.remove(&bucket);
+            // Buckets of this batch get their last event by a row of its own.
+            if !reads.buckets.contains(&bucket) {
+                cache.bucket_heads.remove(&bucket);
             }
-            if let Some(version) = known.versions.get_mut(&text) {
-                *version = (more as u64).max(*version);
+            if let Some(version) = cache.versions.get_mut(&text) {
+                *version = (extra as u64).max(*version);
             }
         }
         BUCKET_HEAD => {
-            let hash = Some(hash_of((bucket, position, text, more), rest)?);
-            known
+            let hash = Some(hash_of((bucket, position, text, extra), rest)?);
+            cache
                 .bucket_heads
                 .insert(bucket, BucketHead { position, hash });
         }
         VERSION => {
-            known.versions.insert(text, position.0);
+            cache.versions.insert(text, position.0);
         }
         CURSOR => {
-            let cursor = wants
+            let cursor = reads
                 .cursors
                 .iter()
                 .find(|(consumer, of)| *consumer == text && *of == bucket);
             if let Some(cursor) = cursor {
-                known.cursors.insert(*cursor, position);
+                cache.cursors.insert(*cursor, position);
             }
         }
         _ => {}
@@ -186,12 +189,12 @@ fn take_in(known: &mut Known, wants: &Wants<'_>, place: Place) -> Result<(), Sto
     Ok(())
 }
 
-/// The hash of a bucket's last event.
+/// Returns the chain hash of a bucket's last event.
 fn hash_of(
     (bucket, position, stream, version): (Bucket, Position, String, i64),
-    rest: Option<Rest>,
+    rest: Option<TextColumns>,
 ) -> Result<ChainHash, StoreError> {
-    let broken = || StoreError::Database(format!("position {position} was not read whole"));
+    let broken = || StoreError::Database(format!("position {position} was read incompletely"));
     let rest: [Option<String>; 8] = rest
         .and_then(|rest| rest.try_into().ok())
         .ok_or_else(broken)?;
@@ -225,7 +228,7 @@ fn hash_of(
         text(data)?,
         prev_hash.map(|hash| hash.0.to_vec()),
     );
-    Ok(EventRow::raw(&from_columns(columns)).hash())
+    Ok(EventRow::from_raw(&from_columns(columns)).hash())
 }
 
 fn numbers<'b>(buckets: impl Iterator<Item = &'b Bucket>) -> Vec<i64> {
@@ -235,48 +238,48 @@ fn numbers<'b>(buckets: impl Iterator<Item = &'b Bucket>) -> Vec<i64> {
 async fn read_snapshots(
     connection: &mut PgConnection,
     limit: Duration,
-    wants: &Wants<'_>,
-) -> Result<HashMap<(String, Bucket), Option<SnapshotPlace>>, StoreError> {
-    if wants.snapshots.is_empty() {
+    reads: &ReadSet<'_>,
+) -> Result<HashMap<(String, Bucket), Option<SnapshotPosition>>, StoreError> {
+    if reads.snapshots.is_empty() {
         return Ok(HashMap::new());
     }
-    let consumers = wants.snapshots.iter().map(|(consumer, _)| *consumer);
-    let reading = sqlx::query_as::<_, (String, i64, i64, i64)>(
+    let consumers = reads.snapshots.iter().map(|(consumer, _)| *consumer);
+    let query = sqlx::query_as::<_, (String, i64, i64, i64)>(
         "SELECT s.consumer, s.bucket, s.version, s.position FROM snapshots AS s \
          JOIN UNNEST($1::TEXT[], $2::BIGINT[]) AS w (consumer, bucket) USING (consumer, bucket)",
     )
     .bind(consumers.collect::<Vec<&str>>())
-    .bind(numbers(wants.snapshots.iter().map(|(_, bucket)| bucket)))
+    .bind(numbers(reads.snapshots.iter().map(|(_, bucket)| bucket)))
     .fetch_all(connection);
-    let found = limited(limit, reading).await?;
-    let wanted = wants.snapshots.iter();
-    let mut places: HashMap<_, _> = wanted
+    let rows = limited(limit, query).await?;
+    let requested = reads.snapshots.iter();
+    let mut snapshots: HashMap<_, _> = requested
         .map(|(consumer, bucket)| (((*consumer).to_owned(), *bucket), None))
         .collect();
-    for (consumer, bucket, version, position) in found {
-        let place = columns::snapshot_place_of((version, position));
-        places.insert((consumer, Bucket(bucket as u16)), Some(place));
+    for (consumer, bucket, version, position) in rows {
+        let position = columns::snapshot_position_of((version, position));
+        snapshots.insert((consumer, Bucket(bucket as u16)), Some(position));
     }
-    Ok(places)
+    Ok(snapshots)
 }
 
-async fn read_causes(
+async fn read_idempotency_keys(
     connection: &mut PgConnection,
     limit: Duration,
-    wants: &Wants<'_>,
-) -> Result<BTreeMap<String, StoredCause>, StoreError> {
-    if wants.causes.is_empty() {
+    reads: &ReadSet<'_>,
+) -> Result<BTreeMap<String, StoredIdempotencyKey>, StoreError> {
+    if reads.idempotency_keys.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let keys: Vec<&str> = wants.causes.iter().copied().collect();
-    let reading = sqlx::query_as::<_, CauseColumns>(
+    let keys: Vec<&str> = reads.idempotency_keys.iter().copied().collect();
+    let query = sqlx::query_as::<_, IdempotencyKeyColumns>(
         "SELECT key, body_hash, result, positions, time FROM causes WHERE key = ANY($1)",
     )
     .bind(&keys)
     .fetch_all(connection);
-    let found = limited(limit, reading).await?;
-    let cause = |(key, body_hash, result, positions, time)| {
-        let stored = StoredCause {
+    let rows = limited(limit, query).await?;
+    let entry = |(key, body_hash, result, positions, time)| {
+        let stored = StoredIdempotencyKey {
             body_hash,
             result,
             positions,
@@ -284,5 +287,5 @@ async fn read_causes(
         };
         (key, stored)
     };
-    Ok(found.into_iter().map(cause).collect())
+    Ok(rows.into_iter().map(entry).collect())
 }

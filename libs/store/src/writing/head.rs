@@ -1,6 +1,6 @@
-//! The newest position known to be committed, by whatever process.
+//! The highest position known to be committed by any process.
 //!
-//! Invariants: it never goes back, and everything below it can be read.
+//! Invariants: it never decreases, and everything below it can be read.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use contract::ids::Position;
 use tokio::sync::watch;
 
 #[derive(Clone)]
-pub(crate) struct Head {
+pub(crate) struct LogHead {
     sender: Arc<watch::Sender<Position>>,
 }
 
-impl Head {
+impl LogHead {
     pub(crate) fn at(position: Position) -> Self {
         Self {
             sender: Arc::new(watch::Sender::new(position)),
@@ -20,10 +20,10 @@ impl Head {
     }
 
     pub(crate) fn advance(&self, position: Position) {
-        self.sender.send_if_modified(|known| {
-            let newer = position > *known;
+        self.sender.send_if_modified(|head| {
+            let newer = position > *head;
             if newer {
-                *known = position;
+                *head = position;
             }
             newer
         });
@@ -39,8 +39,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_head_never_goes_back() {
-        let head = Head::at(Position(3));
+    fn the_head_never_decreases() {
+        let head = LogHead::at(Position(3));
         let mut watch = head.watch();
         head.advance(Position(5));
         head.advance(Position(4));

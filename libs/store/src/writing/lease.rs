@@ -1,8 +1,8 @@
-//! Ownership: fences that are taken, and leases, which are fences with a holder and an end.
+//! Ownership: fences, and leases, which are fences with a holder and an expiry.
 //!
-//! Invariants: whoever takes or acquires raises the generation, so every fence given before is
-//! refused from then on; a lease that has not ended is not given to another holder. Its end is
-//! judged by the database's clock in PostgreSQL, and by this machine's in SQLite.
+//! Invariants: taking a fence or acquiring a lease raises the generation, so every earlier fence is
+//! refused from then on; a lease that has not expired is not given to another holder. Expiry follows
+//! the database's clock in PostgreSQL and this machine's in SQLite.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::model::commit::Fence;
 use crate::model::error::StoreError;
 use crate::sql::connection::{Connection, execute, run};
 use crate::sql::{postgres, sqlite};
-use crate::writing::known::Known;
+use crate::writing::cache::WriterCache;
 
 pub(crate) enum FenceChange {
     Take {
@@ -35,22 +35,22 @@ pub(crate) enum FenceChange {
 }
 
 impl FenceChange {
-    /// Returns the generation, if the change was made.
+    /// Returns the fence's generation, or None if the change was not made.
     pub(crate) async fn write(
         &self,
         connection: &mut Connection<'_>,
-        known: &mut Known,
+        cache: &mut WriterCache,
     ) -> Result<Option<u64>, StoreError> {
         match self {
             Self::Take { name } => {
-                let generation = take(connection, name).await?;
-                known.fences.insert(name.clone(), generation);
+                let generation = take_fence(connection, name).await?;
+                cache.fences.insert(name.clone(), generation);
                 Ok(Some(generation))
             }
             Self::Acquire { name, holder, ttl } => {
                 let acquired = acquire(connection, name, holder, *ttl).await?;
                 if let Some(generation) = acquired {
-                    known.fences.insert(name.clone(), generation);
+                    cache.fences.insert(name.clone(), generation);
                 }
                 Ok(acquired)
             }
@@ -66,16 +66,16 @@ impl FenceChange {
     }
 }
 
-/// In the order in which batches lock them, so that neither waits for the other for ever.
-pub(crate) async fn take_all(
+/// Takes fences in the order in which batches lock them, which prevents deadlocks.
+pub(crate) async fn take_fences(
     connection: &mut Connection<'_>,
-    known: &mut Known,
+    cache: &mut WriterCache,
     names: &[String],
 ) -> Result<Vec<Fence>, StoreError> {
     let mut fences = Vec::with_capacity(names.len());
     for name in names.iter().collect::<BTreeSet<_>>() {
-        let generation = take(connection, name).await?;
-        known.fences.insert(name.clone(), generation);
+        let generation = take_fence(connection, name).await?;
+        cache.fences.insert(name.clone(), generation);
         fences.push(Fence {
             name: name.clone(),
             generation,
@@ -84,7 +84,7 @@ pub(crate) async fn take_all(
     Ok(fences)
 }
 
-async fn take(connection: &mut Connection<'_>, name: &str) -> Result<u64, StoreError> {
+async fn take_fence(connection: &mut Connection<'_>, name: &str) -> Result<u64, StoreError> {
     let generation = run!(
         connection,
         query_scalar<i64>.fetch_one,

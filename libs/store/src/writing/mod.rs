@@ -1,9 +1,9 @@
-//! The only way into the tables: one task that checks commits, gives positions and writes.
+//! The only write path: one task that checks commits, assigns positions and writes.
 
-pub(crate) mod alone;
+pub(crate) mod cache;
 pub(crate) mod catch_up;
+pub(crate) mod exclusive;
 pub(crate) mod head;
-pub(crate) mod known;
 pub(crate) mod lease;
 pub(crate) mod restore;
 pub(crate) mod sealing;

@@ -1,7 +1,7 @@
-//! Events that are taken in as another store had them, with its cursors, fences and causes.
+//! Restores events as another store had them, with its cursors, fences and idempotency keys.
 //!
-//! Invariant: what is taken in continues the log that is there, or is refused; a store that has taken in
-//! events goes on well above the highest position seen.
+//! Invariants: restored events continue the existing log or are refused; afterwards, new positions start
+//! well above the highest position seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,35 +9,35 @@ use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::{RawRecord, StreamName};
 
-use crate::archive::joint;
-use crate::archive::shelf::Shelf;
+use crate::archive::archive_set::ArchiveSet;
+use crate::archive::combined;
 use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
-use crate::sql::columns::{CauseColumns, CursorRow, StoredCause};
+use crate::sql::columns::{CursorRow, IdempotencyKeyColumns, StoredIdempotencyKey};
 use crate::sql::connection::Connection;
 use crate::sql::statements;
 
-/// How far above the highest position seen a store goes on that was made from a copy.
+/// How far above the highest position seen a restored store assigns new positions.
 pub const POSITIONS_SKIPPED: u64 = 1 << 20;
 
-/// What another store had.
+/// A part of another store.
 #[derive(Default)]
-pub(crate) struct Restore {
+pub(crate) struct RestoreBatch {
     pub events: Vec<RawRecord>,
     pub cursors: Vec<(String, i64, i64)>,
     pub fences: Vec<(String, i64)>,
     /// In order of their keys.
-    pub causes: Vec<CauseColumns>,
+    pub idempotency_keys: Vec<IdempotencyKeyColumns>,
 }
 
-impl Restore {
-    /// Gives how many events were written, and where the log then ends.
+impl RestoreBatch {
+    /// Returns how many events were written, and the new head of the log.
     pub(crate) async fn write(
         &self,
         connection: &mut Connection<'_>,
-        shelf: &Shelf,
+        archive_set: &ArchiveSet,
     ) -> Result<(u64, Position), StoreError> {
-        let written = self.write_events(connection, shelf).await?;
+        let written = self.write_events(connection, archive_set).await?;
         let cursor = |(consumer, bucket, position): &'_ (String, i64, i64)| {
             (consumer.clone(), *bucket as u16, *position as u64)
         };
@@ -54,34 +54,35 @@ impl Restore {
         for (name, generation) in &self.fences {
             statements::raise_fence(connection, name, *generation).await?;
         }
-        self.write_causes(connection).await?;
+        self.write_idempotency_keys(connection).await?;
         Ok(written)
     }
 
     async fn write_events(
         &self,
         connection: &mut Connection<'_>,
-        shelf: &Shelf,
+        archive_set: &ArchiveSet,
     ) -> Result<(u64, Position), StoreError> {
         let (Some(first), Some(last)) = (self.events.first(), self.events.last()) else {
             return Ok((0, Position::START));
         };
         let head = statements::head(connection).await?;
-        let known = self.events.partition_point(|event| event.position <= head);
-        let (known, new) = self.events.split_at(known);
-        if !known.is_empty() {
+        let existing = self.events.partition_point(|event| event.position <= head);
+        let (existing, new) = self.events.split_at(existing);
+        if !existing.is_empty() {
             let between = (
                 Position(first.position.0.saturating_sub(1)),
                 Position(u64::MAX),
             );
-            let limit = known.len() + 1;
-            let mut stored = joint::select(shelf, connection, None, between, limit).await?;
-            // Where all of these are known, the store may hold more.
+            let limit = existing.len() + 1;
+            let mut stored =
+                combined::select(archive_set, connection, None, between, limit).await?;
+            // If all of these exist already, the store may hold more.
             let up_to = if new.is_empty() { last.position } else { head };
             stored.retain(|event| event.position <= up_to);
-            same(known, &stored)?;
+            check_identical(existing, &stored)?;
         }
-        let rows = continuing(connection, head, new).await?;
+        let rows = check_continuation(connection, head, new).await?;
         statements::insert_events(connection, &rows).await?;
         let next = Position(last.position.0.max(head.0) + POSITIONS_SKIPPED);
         statements::set_next_position(connection, next).await?;
@@ -91,34 +92,39 @@ impl Restore {
         ))
     }
 
-    async fn write_causes(&self, connection: &mut Connection<'_>) -> Result<(), StoreError> {
-        let (Some((first, ..)), Some((last, ..))) = (self.causes.first(), self.causes.last())
+    async fn write_idempotency_keys(
+        &self,
+        connection: &mut Connection<'_>,
+    ) -> Result<(), StoreError> {
+        let (Some((first, ..)), Some((last, ..))) =
+            (self.idempotency_keys.first(), self.idempotency_keys.last())
         else {
             return Ok(());
         };
-        let stored = statements::cause_keys(connection, first, last).await?;
+        let stored = statements::existing_idempotency_keys(connection, first, last).await?;
         let stored: BTreeSet<String> = stored.into_iter().collect();
-        let causes: Vec<(&str, StoredCause)> = self
-            .causes
+        let idempotency_keys: Vec<(&str, StoredIdempotencyKey)> = self
+            .idempotency_keys
             .iter()
             .filter(|(key, ..)| !stored.contains(key))
             .map(|(key, body_hash, result, positions, time)| {
-                let cause = StoredCause {
+                let stored = StoredIdempotencyKey {
                     body_hash: body_hash.clone(),
                     result: result.clone(),
                     positions: positions.clone(),
                     time: *time,
                 };
-                (key.as_str(), cause)
+                (key.as_str(), stored)
             })
             .collect();
-        let causes: Vec<(&str, &StoredCause)> = causes.iter().map(|(k, c)| (*k, c)).collect();
-        Ok(statements::write_causes(connection, &causes).await?)
+        let idempotency_keys: Vec<(&str, &StoredIdempotencyKey)> =
+            idempotency_keys.iter().map(|(k, c)| (*k, c)).collect();
+        Ok(statements::write_idempotency_keys(connection, &idempotency_keys).await?)
     }
 }
 
-/// What is there already must be what is taken in.
-fn same(theirs: &[RawRecord], ours: &[RawRecord]) -> Result<(), StoreError> {
+/// Checks that events which exist already are identical to the restored ones.
+fn check_identical(theirs: &[RawRecord], ours: &[RawRecord]) -> Result<(), StoreError> {
     let differs = theirs
         .iter()
         .zip(ours)
@@ -134,14 +140,14 @@ fn same(theirs: &[RawRecord], ours: &[RawRecord]) -> Result<(), StoreError> {
     match at {
         None => Ok(()),
         Some(at) => Err(StoreError::Refused(format!(
-            "position {at} is not the same in both logs: use an empty store, or one that holds the beginning of this log"
+            "position {at} differs between the two logs: use an empty store, or one that holds the beginning of this log"
         ))),
     }
 }
 
-/// New events must continue the log's order, the chains of their buckets and their streams. One that
-/// was published before there was a chain carries no hash, and is chained now.
-async fn continuing<'e>(
+/// Checks that new events continue the log's order, the chains of their buckets and their streams.
+/// Events that were published before the chain existed carry no hash and are chained here.
+async fn check_continuation<'e>(
     connection: &mut Connection<'_>,
     head: Position,
     events: &'e [RawRecord],
@@ -161,7 +167,7 @@ async fn continuing<'e>(
             && stream.bucket_key().bucket() != event.bucket
         {
             return refused(format!(
-                "stream `{stream}` is not of bucket {}",
+                "stream `{stream}` does not belong in bucket {}",
                 event.bucket
             ));
         }
@@ -169,23 +175,23 @@ async fn continuing<'e>(
             Some(last) => *last,
             None => statements::last_of_bucket(connection, event.bucket, head)
                 .await?
-                .map(|last| (last.position, EventRow::raw(&last).hash()))
+                .map(|last| (last.position, EventRow::from_raw(&last).hash()))
                 .unwrap_or_default(),
         };
         if event.prev != prev {
             return refused(format!(
-                "prev is {}, but bucket {} stands at {prev}",
+                "prev is {}, but bucket {} is at {prev}",
                 event.prev, event.bucket
             ));
         }
         if event.prev_hash.is_some_and(|carried| carried != hash) {
             return refused(format!(
-                "the hash that it carries is not that of the event at {prev}, which is before it in \
-                 bucket {}: one of them was changed after it was written",
+                "its previous-event hash does not match the event at {prev}, the one before it in bucket {}: \
+                 one of them was changed after it was written",
                 event.bucket
             ));
         }
-        let mut row = EventRow::raw(event);
+        let mut row = EventRow::from_raw(event);
         row.prev_hash = Some(hash);
         buckets.insert(event.bucket, (at, row.hash()));
         rows.push(row);

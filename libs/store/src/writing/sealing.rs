@@ -1,30 +1,31 @@
-//! Listing the next file of archives, in one transaction.
+//! Lists the next archive file, in one transaction.
 //!
-//! Invariant: files follow each other; with the first of them the store's format says that there are some.
+//! Invariants: listed files are contiguous; the first one raises the store's format to that of stores with
+//! archives.
 
 use contract::ids::Position;
 
-use crate::archive::shelf::FOLDER;
+use crate::archive::archive_set::FOLDER;
 use crate::model::archive::Archive;
 use crate::model::error::StoreError;
 use crate::schema::format::FORMAT_WITH_ARCHIVES;
 use crate::sql::connection::Connection;
 use crate::sql::statements;
 
-pub(crate) struct Sealing {
+pub(crate) struct NewArchive {
     pub archive: Archive,
-    /// The last position of the file before.
+    /// The last position of the previous file.
     pub after: Position,
-    /// Where the files are, where that is not the usual place.
+    /// The archive folder, if it is not the default one.
     pub folder: Option<String>,
 }
 
-impl Sealing {
+impl NewArchive {
     pub(crate) async fn write(&self, connection: &mut Connection<'_>) -> Result<(), StoreError> {
         let sealed = statements::sealed(connection).await?;
         if sealed != self.after {
             return Err(StoreError::Refused(format!(
-                "another process has archived up to position {sealed} meanwhile: start this again"
+                "another process has archived up to position {sealed} in the meantime: run this again"
             )));
         }
         statements::insert_archive(connection, &self.archive).await?;

@@ -1,7 +1,7 @@
-//! Checking commits: first as far as it can be without the log, then one after the other against
-//! what is in the log and what the batch has staged so far.
+//! Checks commits: first as far as possible without the log, then one by one against the log and what
+//! the batch has staged so far.
 //!
-//! Invariant: a commit that is refused has left no trace.
+//! Invariant: a refused commit leaves no trace.
 
 use std::collections::BTreeMap;
 
@@ -14,13 +14,13 @@ use crate::model::error::{CommitError, StoreError};
 use crate::model::kinds::belongs;
 use crate::model::raw::EventRow;
 use crate::model::snapshot::SnapshotChange;
-use crate::sql::columns::{SnapshotPlace, StoredCause};
+use crate::sql::columns::{SnapshotPosition, StoredIdempotencyKey};
 use crate::sql::connection::Connection;
-use crate::writing::catch_up::Wants;
-use crate::writing::known::Known;
+use crate::writing::cache::WriterCache;
+use crate::writing::catch_up::ReadSet;
 
-/// A commit that has been checked as far as it can be without the log, with its events encoded.
-pub(crate) struct Prepared {
+/// A commit that was checked as far as possible without the log, with its events encoded.
+pub(crate) struct PreparedCommit {
     pub appends: Vec<PreparedAppend>,
     pub rows: Vec<RowChange>,
     pub cursor: Option<CursorMove>,
@@ -34,7 +34,7 @@ pub(crate) struct PreparedAppend {
     pub stream: StreamName,
     pub bucket: Bucket,
     pub expected_version: u64,
-    /// Without their places, until they are staged.
+    /// Without positions until they are staged.
     pub events: Vec<PreparedEvent>,
 }
 
@@ -46,16 +46,16 @@ pub(crate) struct PreparedEvent {
 
 impl PreparedEvent {
     pub(crate) fn row(&self) -> EventRow<'_> {
-        EventRow::of(&self.record, &self.data, self.prev_hash)
+        EventRow::from_record(&self.record, &self.data, self.prev_hash)
     }
 }
 
-impl Prepared {
-    /// Runs in the committer's task, so that encoding does not hold up the writer.
+impl PreparedCommit {
+    /// Runs in the caller's task, so that encoding does not block the writer.
     pub(crate) fn new(commit: Commit) -> Result<Self, CommitError> {
         if let Some(row) = commit.rows.iter().find(|row| row.key.is_empty()) {
             return Err(StoreError::Refused(format!(
-                "a row of `{}` has no key: name it",
+                "a row of `{}` has no key: give it one",
                 row.model
             ))
             .into());
@@ -122,103 +122,103 @@ impl Prepared {
         })
     }
 
-    /// Says what has to be known of the log to check this.
-    pub(crate) fn want<'a>(&'a self, wants: &mut Wants<'a>) {
-        wants
+    /// Adds what has to be read of the log to check this commit.
+    pub(crate) fn add_reads_to<'a>(&'a self, reads: &mut ReadSet<'a>) {
+        reads
             .fences
             .extend(self.fence.iter().map(|fence| fence.name.as_str()));
-        wants
-            .causes
+        reads
+            .idempotency_keys
             .extend(self.cause.iter().map(|cause| cause.key.as_str()));
         let cursors = self.cursor.iter();
-        wants
+        reads
             .cursors
             .extend(cursors.map(|cursor| (cursor.consumer, cursor.bucket)));
         let snapshots = self.snapshot.iter().map(|change| &change.meta);
-        wants
+        reads
             .snapshots
             .extend(snapshots.map(|meta| (meta.consumer.as_str(), meta.bucket)));
         for append in &self.appends {
-            wants.streams.insert(&append.stream);
-            wants.buckets.insert(append.bucket);
+            reads.streams.insert(&append.stream);
+            reads.buckets.insert(append.bucket);
         }
     }
 }
 
-/// What becomes of a commit that was not refused.
-pub(crate) enum Outcome {
-    Now,
-    Before(StoredCause),
+/// The result of staging a commit that was not refused.
+pub(crate) enum StageOutcome {
+    Accepted,
+    Duplicate(StoredIdempotencyKey),
 }
 
-/// What a batch will write besides its events. Later changes of the same thing win.
+/// What a batch writes besides its events. Later changes to the same key win.
 #[derive(Default)]
-pub(crate) struct Staged {
+pub(crate) struct StagedBatch {
     pub rows: BTreeMap<(&'static str, String), RowChange>,
     pub cursors: BTreeMap<(&'static str, Bucket), Position>,
     pub snapshots: BTreeMap<(String, Bucket), SnapshotChange>,
-    pub causes: BTreeMap<String, StoredCause>,
+    pub idempotency_keys: BTreeMap<String, StoredIdempotencyKey>,
 }
 
-/// Checks one commit, and if nothing speaks against it gives its events their places.
+/// Checks one commit and, if it passes, assigns positions to its events.
 pub(crate) async fn stage(
-    known: &mut Known,
-    staged: &mut Staged,
+    cache: &mut WriterCache,
+    staged: &mut StagedBatch,
     connection: &mut Connection<'_>,
-    commit: &mut Prepared,
-) -> Result<Outcome, CommitError> {
+    commit: &mut PreparedCommit,
+) -> Result<StageOutcome, CommitError> {
     if let Some(fence) = &commit.fence {
-        check_fence(known, connection, fence).await?;
+        check_fence(cache, connection, fence).await?;
     }
     if let Some(cause) = &commit.cause
-        && let Some(before) = find_cause(known, staged, connection, cause).await?
+        && let Some(before) = find_idempotency_key(cache, staged, connection, cause).await?
     {
-        return Ok(Outcome::Before(before));
+        return Ok(StageOutcome::Duplicate(before));
     }
     if let Some(cursor) = &commit.cursor {
-        check_cursor(known, connection, cursor).await?;
+        check_cursor(cache, connection, cursor).await?;
     }
     if let Some(change) = &commit.snapshot {
-        check_snapshot(known, connection, change).await?;
+        check_snapshot(cache, connection, change).await?;
     }
-    check_versions(known, connection, &commit.appends).await?;
+    check_versions(cache, connection, &commit.appends).await?;
     for append in &commit.appends {
-        known.know_hash(connection, append.bucket).await?;
+        cache.load_head_hash(connection, append.bucket).await?;
     }
 
-    // From here on nothing can refuse the commit.
-    let positions = place(known, &mut commit.appends);
+    // The commit can no longer be refused.
+    let positions = assign_positions(cache, &mut commit.appends);
     for row in &commit.rows {
         let key = (row.model, row.key.clone());
         staged.rows.insert(key, row.clone());
     }
     if let Some(cursor) = &commit.cursor {
         let key = (cursor.consumer, cursor.bucket);
-        known.cursors.insert(key, cursor.to);
+        cache.cursors.insert(key, cursor.to);
         staged.cursors.insert(key, cursor.to);
     }
     if let Some(change) = &commit.snapshot {
-        stage_snapshot(known, staged, change);
+        stage_snapshot(cache, staged, change);
     }
     if let Some(cause) = &commit.cause {
-        let stored = StoredCause {
+        let stored = StoredIdempotencyKey {
             body_hash: cause.body_hash.clone(),
             result: cause.result.clone(),
             positions: serde_json::to_string(&positions)
                 .map_err(|error| StoreError::Database(error.to_string()))?,
-            time: known.last_time.unwrap_or_default().millis(),
+            time: cache.last_time.unwrap_or_default().millis(),
         };
-        staged.causes.insert(cause.key.clone(), stored);
+        staged.idempotency_keys.insert(cause.key.clone(), stored);
     }
-    Ok(Outcome::Now)
+    Ok(StageOutcome::Accepted)
 }
 
 async fn check_fence(
-    known: &mut Known,
+    cache: &mut WriterCache,
     connection: &mut Connection<'_>,
     fence: &Fence,
 ) -> Result<(), CommitError> {
-    let actual = known.generation(connection, &fence.name).await?;
+    let actual = cache.generation(connection, &fence.name).await?;
     if actual == fence.generation {
         return Ok(());
     }
@@ -229,15 +229,15 @@ async fn check_fence(
     })
 }
 
-async fn find_cause(
-    known: &Known,
-    staged: &Staged,
+async fn find_idempotency_key(
+    cache: &WriterCache,
+    staged: &StagedBatch,
     connection: &mut Connection<'_>,
     cause: &Cause,
-) -> Result<Option<StoredCause>, CommitError> {
-    let before = match staged.causes.get(&cause.key) {
+) -> Result<Option<StoredIdempotencyKey>, CommitError> {
+    let before = match staged.idempotency_keys.get(&cause.key) {
         Some(before) => Some(before.clone()),
-        None => known.cause(connection, &cause.key).await?,
+        None => cache.idempotency_key(connection, &cause.key).await?,
     };
     match before {
         Some(before) if before.body_hash != cause.body_hash => Err(CommitError::CauseReused),
@@ -246,11 +246,11 @@ async fn find_cause(
 }
 
 async fn check_cursor(
-    known: &mut Known,
+    cache: &mut WriterCache,
     connection: &mut Connection<'_>,
     cursor: &CursorMove,
 ) -> Result<(), CommitError> {
-    let actual = known
+    let actual = cache
         .cursor(connection, cursor.consumer, cursor.bucket)
         .await?;
     if actual == cursor.from {
@@ -265,17 +265,17 @@ async fn check_cursor(
 }
 
 async fn check_snapshot(
-    known: &mut Known,
+    cache: &mut WriterCache,
     connection: &mut Connection<'_>,
     change: &SnapshotChange,
 ) -> Result<(), CommitError> {
     let meta = &change.meta;
-    let stored = known
+    let stored = cache
         .snapshot(connection, &meta.consumer, meta.bucket)
         .await?;
-    // One of another version is of no use, nor is one that stands past the end of the log: it is of
-    // another log. Neither is in the way of one that is.
-    let in_use = |at: &SnapshotPlace| at.version == meta.version && at.position <= known.head;
+    // A snapshot of another version is unusable, and so is one past the end of the log, which belongs to
+    // another log. Either may be replaced.
+    let in_use = |at: &SnapshotPosition| at.version == meta.version && at.position <= cache.head;
     let stored = stored.filter(in_use).map(|at| at.position);
     if change.base.is_some() && change.base != stored {
         return Err(CommitError::SnapshotMoved {
@@ -296,17 +296,17 @@ async fn check_snapshot(
     }
 }
 
-/// What the batch has staged of the same snapshot is what this is a change of, unless it is all of it.
-fn stage_snapshot(known: &mut Known, staged: &mut Staged, change: &SnapshotChange) {
+/// Merges a change into what the batch has staged of the same snapshot, unless it replaces all of it.
+fn stage_snapshot(cache: &mut WriterCache, staged: &mut StagedBatch, change: &SnapshotChange) {
     let meta = &change.meta;
     let key = (meta.consumer.clone(), meta.bucket);
-    let place = SnapshotPlace {
+    let position = SnapshotPosition {
         version: meta.version,
         position: meta.position,
     };
-    known.snapshots.insert(key.clone(), Some(place));
+    cache.snapshots.insert(key.clone(), Some(position));
     match staged.snapshots.get_mut(&key) {
-        Some(before) if change.base.is_some() => before.take_in(change),
+        Some(before) if change.base.is_some() => before.merge(change),
         _ => {
             staged.snapshots.insert(key, change.clone());
         }
@@ -314,7 +314,7 @@ fn stage_snapshot(known: &mut Known, staged: &mut Staged, change: &SnapshotChang
 }
 
 async fn check_versions(
-    known: &mut Known,
+    cache: &mut WriterCache,
     connection: &mut Connection<'_>,
     appends: &[PreparedAppend],
 ) -> Result<(), CommitError> {
@@ -323,7 +323,7 @@ async fn check_versions(
     for append in appends {
         let actual = match ahead.get(&append.stream) {
             Some(version) => *version,
-            None => known.version(connection, &append.stream).await?,
+            None => cache.version(connection, &append.stream).await?,
         };
         if actual != append.expected_version {
             return Err(CommitError::Conflict {
@@ -337,8 +337,8 @@ async fn check_versions(
     Ok(())
 }
 
-/// Gives every event its position, its version, and its place in the chain of its bucket.
-fn place(known: &mut Known, appends: &mut [PreparedAppend]) -> Vec<Position> {
+/// Assigns each event its position, its version and its link in the chain of its bucket.
+fn assign_positions(cache: &mut WriterCache, appends: &mut [PreparedAppend]) -> Vec<Position> {
     let mut positions = Vec::new();
     for append in appends {
         let mut version = append.expected_version;
@@ -346,17 +346,17 @@ fn place(known: &mut Known, appends: &mut [PreparedAppend]) -> Vec<Position> {
             version += 1;
             let record = &mut event.record;
             record.version = version;
-            (record.position, record.prev, event.prev_hash) = known.give(append.bucket);
+            (record.position, record.prev, event.prev_hash) = cache.allocate(append.bucket);
             assert!(record.prev < record.position, "positions only rise");
-            known.last_time = Some(record.time);
+            cache.last_time = Some(record.time);
             positions.push(record.position);
-            known.chain(&event.row());
+            cache.set_bucket_head(&event.row());
         }
-        match known.versions.get_mut(append.stream.as_str()) {
-            Some(known) => *known = version,
+        match cache.versions.get_mut(append.stream.as_str()) {
+            Some(cached) => *cached = version,
             None => {
                 let stream = append.stream.as_str().to_owned();
-                known.versions.insert(stream, version);
+                cache.versions.insert(stream, version);
             }
         }
     }

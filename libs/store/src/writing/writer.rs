@@ -1,10 +1,9 @@
-//! The one task of this process that writes. It groups the commits that wait into one transaction,
-//! checks each against what is in the log and what the batch has staged so far, and answers when the
-//! disk has it.
+//! The only task of this process that writes. It groups waiting commits into one transaction, checks each
+//! against the log and what the batch has staged so far, and replies once the transaction is durable.
 //!
-//! Invariants: a commit is written whole or not at all; one that is refused does not touch the
-//! others of its batch; positions are given in the order in which they become visible; subscribers
-//! hear of records in that order, before the committer gets its answer.
+//! Invariants: commits are atomic; a refused commit does not affect the others of its batch; positions
+//! are assigned in the order in which they become visible; subscribers receive records in that order,
+//! before the committer gets its reply.
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,105 +16,104 @@ use contract::time::{Span, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::archive::shelf::Shelf;
+use crate::archive::archive_set::ArchiveSet;
 use crate::model::commit::Committed;
 use crate::model::error::{CommitError, StoreError};
 use crate::model::raw::EventRow;
 use crate::model::snapshot::SnapshotChange;
-use crate::sql::columns::{CursorRow, StoredCause};
+use crate::sql::columns::{CursorRow, StoredIdempotencyKey};
 use crate::sql::connection::{Connection, Owned};
 use crate::sql::location::Location;
 use crate::sql::statements;
-use crate::writing::alone::{Alone, Answer};
+use crate::writing::cache::WriterCache;
 use crate::writing::catch_up;
-use crate::writing::head::Head;
-use crate::writing::known::Known;
-use crate::writing::staging::{Outcome, Prepared, PreparedEvent, Staged, stage};
+use crate::writing::exclusive::{ExclusiveTask, TaskOutput};
+use crate::writing::head::LogHead;
+use crate::writing::staging::{PreparedCommit, PreparedEvent, StageOutcome, StagedBatch, stage};
 
-/// Most commits in one transaction: enough to hide the disk's latency, few enough that the first
-/// of them does not wait long.
+/// The maximum number of commits per transaction: enough to amortize the disk's latency, few enough that
+/// the first of them does not wait long.
 const BATCH_COMMITS_MAX: usize = 512;
 
-/// Past this much data a batch is written, however few commits it holds.
+/// A batch with at least this much data is written, however few commits it holds.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
-/// Commits that may wait for the writer; past it, committers wait for room.
+/// The capacity of the writer's queue; beyond it, committers wait.
 pub(crate) const QUEUE_MAX: usize = 4096;
 
-/// How long an idempotency key of a request is remembered, by the time of the log.
-const REQUEST_CAUSES_KEPT: Span = Span::from_secs(24 * 3600);
+/// How long idempotency keys of requests are kept, by the time of the log.
+const REQUEST_KEY_RETENTION: Span = Span::from_secs(24 * 3600);
 
-/// How often, by the time of the log, old keys are cleared away.
-const PRUNE_EVERY: Span = Span::from_secs(3600);
+/// How often old keys are pruned, by the time of the log.
+const PRUNE_INTERVAL: Span = Span::from_secs(3600);
 
-/// How often a batch is written again that the database gave up for the sake of another process.
-const TRIES_MAX: u32 = 3;
+/// The maximum number of attempts for a batch that the database rolls back in favor of another process.
+const ATTEMPTS_MAX: u32 = 3;
 
-/// How long the writer waits before it opens its connection anew after the first failure to, and
-/// after many.
-const BACK_OFF_MIN: Duration = Duration::from_millis(50);
-const BACK_OFF_MAX: Duration = Duration::from_secs(2);
-const BACK_OFF: ExponentialBuilder = ExponentialBuilder::new()
-    .with_min_delay(BACK_OFF_MIN)
-    .with_max_delay(BACK_OFF_MAX)
+/// How long the writer waits before it reconnects, after the first failed attempt and at most.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+const BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(BACKOFF_MIN)
+    .with_max_delay(BACKOFF_MAX)
     .without_max_times();
 
 pub(crate) type Subscribers = Arc<Mutex<Vec<mpsc::UnboundedSender<Vec<Arc<Record>>>>>>;
 
 pub(crate) enum Job {
     Commit(CommitJob),
-    /// What is written in a transaction of its own.
-    Alone {
-        task: Alone,
-        reply: oneshot::Sender<Result<Answer, StoreError>>,
+    /// A task that runs in a transaction of its own.
+    Exclusive {
+        task: ExclusiveTask,
+        reply: oneshot::Sender<Result<TaskOutput, StoreError>>,
     },
-    /// Everything that was queued before is written first.
+    /// Stops the writer after everything that was queued before.
     Close,
 }
 
 pub(crate) struct CommitJob {
-    pub prepared: Box<Prepared>,
+    pub prepared: Box<PreparedCommit>,
     pub reply: oneshot::Sender<Result<Committed, CommitError>>,
 }
 
-type Outcomes = Vec<Result<Outcome, CommitError>>;
+type BatchOutcomes = Vec<Result<StageOutcome, CommitError>>;
 
 pub(crate) struct Writer {
     location: Location,
-    /// None after a failure, until it is opened again.
+    /// None after a failure, until the writer reconnects.
     connection: Option<Owned>,
-    back_off: BackOff,
-    known: Known,
-    pruned: Option<Timestamp>,
+    backoff: Backoff,
+    cache: WriterCache,
+    last_pruned: Option<Timestamp>,
     subscribers: Subscribers,
-    head: Head,
-    shelf: Shelf,
-    /// Released last.
+    head: LogHead,
+    archive_set: ArchiveSet,
+    /// Declared last, so that it is released last.
     _lock: Option<File>,
 }
 
-/// When the connection may be opened again.
-struct BackOff {
-    waits: <ExponentialBuilder as BackoffBuilder>::Backoff,
+/// When the writer may reconnect.
+struct Backoff {
+    delays: <ExponentialBuilder as BackoffBuilder>::Backoff,
     until: Option<Instant>,
 }
 
-impl Default for BackOff {
+impl Default for Backoff {
     fn default() -> Self {
         Self {
-            waits: BACK_OFF.build(),
+            delays: BACKOFF.build(),
             until: None,
         }
     }
 }
 
-impl BackOff {
-    fn failed(&mut self) {
-        let wait = self.waits.next().unwrap_or(BACK_OFF_MAX);
-        self.until = Some(Instant::now() + wait);
+impl Backoff {
+    fn record_failure(&mut self) {
+        let delay = self.delays.next().unwrap_or(BACKOFF_MAX);
+        self.until = Some(Instant::now() + delay);
     }
 
-    async fn pass(&mut self) {
+    async fn wait(&mut self) {
         if let Some(until) = self.until.take() {
             tokio::time::sleep_until(until).await;
         }
@@ -126,37 +124,37 @@ impl Writer {
     pub(crate) fn new(
         location: Location,
         connection: Owned,
-        known: Known,
+        cache: WriterCache,
         subscribers: Subscribers,
-        head: Head,
-        shelf: Shelf,
+        head: LogHead,
+        archive_set: ArchiveSet,
         lock: Option<File>,
     ) -> Self {
         Self {
             location,
             connection: Some(connection),
-            back_off: BackOff::default(),
-            known,
-            pruned: None,
+            backoff: Backoff::default(),
+            cache,
+            last_pruned: None,
             subscribers,
             head,
-            shelf,
+            archive_set,
             _lock: lock,
         }
     }
 
     pub(crate) async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         while let Some(first) = jobs.recv().await {
-            let gathered = gather(first, &mut jobs);
-            if !gathered.batch.is_empty() {
-                Box::pin(self.write_all(gathered.batch)).await;
+            let next = gather(first, &mut jobs);
+            if !next.batch.is_empty() {
+                Box::pin(self.write_all(next.batch)).await;
             }
-            match gathered.then {
-                Then::GoOn => {}
-                Then::Alone(task, reply) => {
-                    let _ = reply.send(Box::pin(self.write_alone(task)).await);
+            match next.then {
+                AfterBatch::Continue => {}
+                AfterBatch::Exclusive(task, reply) => {
+                    let _ = reply.send(Box::pin(self.write_exclusive(task)).await);
                 }
-                Then::Close => break,
+                AfterBatch::Close => break,
             }
         }
         if let Some(connection) = self.connection.take() {
@@ -165,61 +163,61 @@ impl Writer {
     }
 
     async fn write_all(&mut self, mut batch: Vec<CommitJob>) {
-        let mut tries = 1;
+        let mut attempts = 1;
         loop {
             let failure = match self.write(&mut batch).await {
-                Ok(outcomes) => return self.answer(batch, outcomes),
+                Ok(outcomes) => return self.reply(batch, outcomes),
                 Err(failure) => failure,
             };
             match failure.kind {
-                FailureKind::GivenUp if tries < TRIES_MAX => tries += 1,
-                // Something in the batch is refused by the database and could not be foreseen (an
-                // event id that is in the log already). It must fail alone. Each is checked anew, so a
-                // version that somebody has written past the lock is a conflict now.
-                FailureKind::Refused => return self.write_each(batch).await,
-                _ => return fail(batch, &failure.error),
+                BatchFailureKind::RolledBack if attempts < ATTEMPTS_MAX => attempts += 1,
+                // The database rejected something that the checks could not detect, such as a duplicate
+                // event id. Commits are retried one by one so that only the bad one fails. Each is checked
+                // again, so a version that was written without holding the lock is now a conflict.
+                BatchFailureKind::Refused => return self.write_each(batch).await,
+                _ => return fail_all(batch, &failure.error),
             }
         }
     }
 
     async fn write_each(&mut self, batch: Vec<CommitJob>) {
         for job in batch {
-            let mut alone = vec![job];
-            match self.write(&mut alone).await {
-                Ok(outcomes) => self.answer(alone, outcomes),
-                Err(failure) => fail(alone, &failure.error),
+            let mut single = vec![job];
+            match self.write(&mut single).await {
+                Ok(outcomes) => self.reply(single, outcomes),
+                Err(failure) => fail_all(single, &failure.error),
             }
         }
     }
 
-    /// Writes a batch in one transaction. After an error nothing of it is in the log, as far as
-    /// can be known; connection and knowledge are made anew.
-    async fn write(&mut self, batch: &mut [CommitJob]) -> Result<Outcomes, Failure> {
+    /// Writes a batch in one transaction. After an error nothing of it is in the log, as far as can be
+    /// known, and the connection and the cache are discarded.
+    async fn write(&mut self, batch: &mut [CommitJob]) -> Result<BatchOutcomes, BatchFailure> {
         let mut connection = self.connect().await?;
-        self.known.forget_if_many();
-        let written = self.transact(&mut connection, batch).await;
+        self.cache.evict_if_full();
+        let written = self.write_in_transaction(&mut connection, batch).await;
         match &written {
             Ok(_) => self.connection = Some(connection),
-            Err(Failure { error, .. }) => {
-                tracing::error!(%error, commits = batch.len(), "the store could not write");
+            Err(BatchFailure { error, .. }) => {
+                tracing::error!(%error, commits = batch.len(), "failed to write a batch");
                 connection.discard().await;
             }
         }
         written
     }
 
-    async fn write_alone(&mut self, task: Alone) -> Result<Answer, StoreError> {
+    async fn write_exclusive(&mut self, task: ExclusiveTask) -> Result<TaskOutput, StoreError> {
         let mut connection = self.connect().await?;
         let written = task
-            .write(&mut connection, &mut self.known, &self.shelf)
+            .write(&mut connection, &mut self.cache, &self.archive_set)
             .await;
         match &written {
-            Ok(answer) => {
-                self.head.advance(answer.head);
+            Ok(output) => {
+                self.head.advance(output.head);
                 self.connection = Some(connection);
             }
-            // Nothing was written, and nothing is known to be wrong with the connection; but what is
-            // known may have been changed on the way.
+            // Nothing was written and the connection may be fine, but the cache may have been modified.
+            // Reconnecting reloads it.
             Err(_) => connection.discard().await,
         }
         written
@@ -229,67 +227,70 @@ impl Writer {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
-        self.back_off.pass().await;
+        self.backoff.wait().await;
         let opened = async {
             let mut connection = self.location.open_writer().await?;
-            self.known = Known::read(&mut connection.get()).await?;
+            self.cache = WriterCache::load(&mut connection.get()).await?;
             Ok(connection)
         };
         let opened = opened.await;
         match &opened {
-            Ok(_) => self.back_off = BackOff::default(),
-            Err(_) => self.back_off.failed(),
+            Ok(_) => self.backoff = Backoff::default(),
+            Err(_) => self.backoff.record_failure(),
         }
         opened
     }
 
-    async fn transact(
+    async fn write_in_transaction(
         &mut self,
         connection: &mut Owned,
         batch: &mut [CommitJob],
-    ) -> Result<Outcomes, Failure> {
+    ) -> Result<BatchOutcomes, BatchFailure> {
         let fenced = batch.iter().any(|job| job.prepared.fence.is_some());
         let mut transaction = connection.begin_batch(fenced).await?;
-        let mut inside = transaction.get();
-        if let Connection::Postgres(connection, limit) = &mut inside {
-            let mut wants = catch_up::Wants::default();
+        let mut tx = transaction.get();
+        if let Connection::Postgres(connection, limit) = &mut tx {
+            let mut reads = catch_up::ReadSet::default();
             for job in batch.iter() {
-                job.prepared.want(&mut wants);
+                job.prepared.add_reads_to(&mut reads);
             }
-            catch_up::know(connection, *limit, &wants, &mut self.known).await?;
+            catch_up::refresh(connection, *limit, &reads, &mut self.cache).await?;
         }
-        let mut staged = Staged::default();
+        let mut staged = StagedBatch::default();
         let mut outcomes = Vec::with_capacity(batch.len());
         for job in batch.iter_mut() {
-            let known = &mut self.known;
-            match stage(known, &mut staged, &mut inside, &mut job.prepared).await {
-                // The database failed, not the commit: the whole batch is undone.
+            let cache = &mut self.cache;
+            match stage(cache, &mut staged, &mut tx, &mut job.prepared).await {
+                // The database failed, not the commit: roll back the entire batch.
                 Err(CommitError::Store(error)) => return Err(error.into()),
                 outcome => outcomes.push(outcome),
             }
         }
-        write_staged(&mut inside, &staged, &events_of(batch, &outcomes)).await?;
+        write_staged(&mut tx, &staged, &events_of(batch, &outcomes)).await?;
         if let Some(now) = self.due_for_pruning() {
-            let before = Timestamp::from_millis(now.millis() - REQUEST_CAUSES_KEPT.millis() as i64);
-            statements::prune_causes(&mut inside, before).await?;
-            self.pruned = Some(now);
+            let before =
+                Timestamp::from_millis(now.millis() - REQUEST_KEY_RETENTION.millis() as i64);
+            statements::prune_request_keys(&mut tx, before).await?;
+            self.last_pruned = Some(now);
         }
         transaction.commit().await?;
         Ok(outcomes)
     }
 
     fn due_for_pruning(&self) -> Option<Timestamp> {
-        let now = self.known.last_time?;
+        let now = self.cache.last_time?;
         let due = self
-            .pruned
-            // A clock that was set back must not stop the clearing for good.
-            .is_none_or(|last| now.since(last) >= PRUNE_EVERY || last.since(now) >= PRUNE_EVERY);
+            .last_pruned
+            // A clock that was set back must not stop pruning for good.
+            .is_none_or(|last| {
+                now.since(last) >= PRUNE_INTERVAL || last.since(now) >= PRUNE_INTERVAL
+            });
         due.then_some(now)
     }
 
-    fn answer(&self, batch: Vec<CommitJob>, outcomes: Outcomes) {
+    fn reply(&self, batch: Vec<CommitJob>, outcomes: BatchOutcomes) {
         self.head.advance(last_position(&batch, &outcomes));
-        // Whoever has stopped waiting does not want the answer: its commit stands all the same.
+        // A caller may have stopped waiting; its commit stands all the same.
         for (job, outcome) in batch.into_iter().zip(outcomes) {
             let _ = job.reply.send(self.committed(*job.prepared, outcome));
         }
@@ -297,22 +298,22 @@ impl Writer {
 
     fn committed(
         &self,
-        prepared: Prepared,
-        outcome: Result<Outcome, CommitError>,
+        prepared: PreparedCommit,
+        outcome: Result<StageOutcome, CommitError>,
     ) -> Result<Committed, CommitError> {
-        if let Outcome::Before(cause) = outcome? {
+        if let StageOutcome::Duplicate(stored) = outcome? {
             return Ok(Committed::Before {
-                positions: cause.positions()?,
-                result: cause.result,
+                positions: stored.positions()?,
+                result: stored.result,
             });
         }
         let events = prepared.appends.into_iter().flat_map(|a| a.events);
         let records: Vec<Arc<Record>> = events.map(|event| Arc::new(event.record)).collect();
-        self.tell(&records);
+        self.notify_subscribers(&records);
         Ok(Committed::Now { records })
     }
 
-    fn tell(&self, records: &[Arc<Record>]) {
+    fn notify_subscribers(&self, records: &[Arc<Record>]) {
         if records.is_empty() {
             return;
         }
@@ -323,32 +324,35 @@ impl Writer {
     }
 }
 
-/// Jobs that can be written together, and what comes after them.
-struct Gathered {
+/// Jobs that are written together, and what follows them.
+struct NextBatch {
     batch: Vec<CommitJob>,
-    then: Then,
+    then: AfterBatch,
 }
 
-enum Then {
-    GoOn,
-    Alone(Alone, oneshot::Sender<Result<Answer, StoreError>>),
+enum AfterBatch {
+    Continue,
+    Exclusive(
+        ExclusiveTask,
+        oneshot::Sender<Result<TaskOutput, StoreError>>,
+    ),
     Close,
 }
 
-/// Takes what else is waiting, up to a batch.
-fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Gathered {
+/// Takes waiting jobs, up to a full batch.
+fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> NextBatch {
     let mut batch = Vec::new();
     let mut bytes = 0;
     let mut next = Some(first);
-    let mut then = Then::GoOn;
+    let mut then = AfterBatch::Continue;
     while let Some(job) = next {
         match job {
             Job::Close => {
-                then = Then::Close;
+                then = AfterBatch::Close;
                 break;
             }
-            Job::Alone { task, reply } => {
-                then = Then::Alone(task, reply);
+            Job::Exclusive { task, reply } => {
+                then = AfterBatch::Exclusive(task, reply);
                 break;
             }
             Job::Commit(job) => {
@@ -359,12 +363,12 @@ fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Gathered {
         let full = batch.len() >= BATCH_COMMITS_MAX || bytes >= BATCH_BYTES_MAX;
         next = if full { None } else { jobs.try_recv().ok() };
     }
-    Gathered { batch, then }
+    NextBatch { batch, then }
 }
 
 async fn write_staged(
     connection: &mut Connection<'_>,
-    staged: &Staged,
+    staged: &StagedBatch,
     events: &[EventRow<'_>],
 ) -> sqlx::Result<()> {
     statements::insert_events(connection, events).await?;
@@ -379,80 +383,80 @@ async fn write_staged(
     statements::write_cursors(connection, &cursors).await?;
     let snapshots: Vec<&SnapshotChange> = staged.snapshots.values().collect();
     statements::write_snapshots(connection, &snapshots).await?;
-    let causes = staged
-        .causes
+    let idempotency_keys = staged
+        .idempotency_keys
         .iter()
-        .map(|(key, cause)| (key.as_str(), cause));
-    let causes: Vec<(&str, &StoredCause)> = causes.collect();
-    statements::write_causes(connection, &causes).await
+        .map(|(key, stored)| (key.as_str(), stored));
+    let idempotency_keys: Vec<(&str, &StoredIdempotencyKey)> = idempotency_keys.collect();
+    statements::write_idempotency_keys(connection, &idempotency_keys).await
 }
 
-/// The commits that were not refused and were not made before.
-fn written<'b>(
+/// The commits that this batch writes: neither refused nor duplicates.
+fn accepted<'b>(
     batch: &'b [CommitJob],
-    outcomes: &'b [Result<Outcome, CommitError>],
-) -> impl DoubleEndedIterator<Item = &'b Prepared> {
+    outcomes: &'b [Result<StageOutcome, CommitError>],
+) -> impl DoubleEndedIterator<Item = &'b PreparedCommit> {
     let with_outcomes = batch.iter().zip(outcomes);
     with_outcomes
-        .filter(|(_, outcome)| matches!(outcome, Ok(Outcome::Now)))
+        .filter(|(_, outcome)| matches!(outcome, Ok(StageOutcome::Accepted)))
         .map(|(job, _)| &*job.prepared)
 }
 
-/// What is to be inserted, in order of position.
+/// The events to insert, in order of position.
 fn events_of<'b>(
     batch: &'b [CommitJob],
-    outcomes: &'b [Result<Outcome, CommitError>],
+    outcomes: &'b [Result<StageOutcome, CommitError>],
 ) -> Vec<EventRow<'b>> {
-    let appends = written(batch, outcomes).flat_map(|prepared| &prepared.appends);
+    let appends = accepted(batch, outcomes).flat_map(|prepared| &prepared.appends);
     let events = appends.flat_map(|append| &append.events);
     events.map(PreparedEvent::row).collect()
 }
 
-fn last_position(batch: &[CommitJob], outcomes: &[Result<Outcome, CommitError>]) -> Position {
-    let mut backwards = written(batch, outcomes).rev();
+fn last_position(batch: &[CommitJob], outcomes: &[Result<StageOutcome, CommitError>]) -> Position {
+    let mut backwards = accepted(batch, outcomes).rev();
     let last = backwards.find_map(|prepared| prepared.appends.last()?.events.last());
     last.map_or(Position::START, |event| event.record.position)
 }
 
-fn fail(batch: Vec<CommitJob>, error: &StoreError) {
+fn fail_all(batch: Vec<CommitJob>, error: &StoreError) {
     for job in batch {
         let _ = job.reply.send(Err(error.clone().into()));
     }
 }
 
-/// Why a whole batch was not written.
+/// Why a batch was not written.
 #[derive(Debug)]
-struct Failure {
+struct BatchFailure {
     error: StoreError,
-    kind: FailureKind,
+    kind: BatchFailureKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FailureKind {
-    /// The database does not take the data: a constraint, or a text that it cannot hold.
+enum BatchFailureKind {
+    /// The database rejected the data: a constraint, or a text that it cannot store.
     Refused,
-    /// The database undid the transaction because another one was in the way.
-    GivenUp,
+    /// The database rolled back the transaction because of a concurrent one.
+    RolledBack,
     /// Anything else. Whether the batch was written may be unknown.
-    Broken,
+    Other,
 }
 
-impl From<sqlx::Error> for Failure {
+impl From<sqlx::Error> for BatchFailure {
     fn from(error: sqlx::Error) -> Self {
         let kind = error
             .as_database_error()
-            .map_or(FailureKind::Broken, |error| {
+            .map_or(BatchFailureKind::Other, |error| {
                 let code = error.code().unwrap_or_default().into_owned();
                 let of_postgres = error
                     .try_downcast_ref::<sqlx::postgres::PgDatabaseError>()
                     .is_some();
                 match of_postgres {
                     true if code.starts_with("22") || code.starts_with("23") => {
-                        FailureKind::Refused
+                        BatchFailureKind::Refused
                     }
-                    true if code.starts_with("40") => FailureKind::GivenUp,
-                    false if error.is_unique_violation() => FailureKind::Refused,
-                    _ => FailureKind::Broken,
+                    true if code.starts_with("40") => BatchFailureKind::RolledBack,
+                    false if error.is_unique_violation() => BatchFailureKind::Refused,
+                    _ => BatchFailureKind::Other,
                 }
             });
         Self {
@@ -462,11 +466,11 @@ impl From<sqlx::Error> for Failure {
     }
 }
 
-impl From<StoreError> for Failure {
+impl From<StoreError> for BatchFailure {
     fn from(error: StoreError) -> Self {
         Self {
             error,
-            kind: FailureKind::Broken,
+            kind: BatchFailureKind::Other,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Stores with archives, and what each way of reading one gives.
+//! Stores with archives, and the results of every way to read one.
 
 #![allow(dead_code)]
 
@@ -15,18 +15,18 @@ use store::{
     Store, heads, log_hash, seal,
 };
 
-use super::place::*;
+use super::database::*;
 
-/// A place for a store and a folder for its archives.
-pub struct Ground {
-    pub place: Place,
+/// A database for a store and a folder for its archives.
+pub struct ArchiveFixture {
+    pub db: TestDatabase,
     pub folder: tempfile::TempDir,
 }
 
-impl Ground {
-    pub fn of(place: Place) -> Self {
+impl ArchiveFixture {
+    pub fn new(db: TestDatabase) -> Self {
         Self {
-            place,
+            db,
             folder: tempfile::tempdir().unwrap(),
         }
     }
@@ -37,7 +37,7 @@ impl Ground {
 
     pub async fn open(&self) -> Store {
         let folder = self.archives();
-        Store::open_with(&self.place.url(), Some(&folder))
+        Store::open_with(&self.db.url(), Some(&folder))
             .await
             .unwrap()
     }
@@ -45,7 +45,7 @@ impl Ground {
 
 pub const NAMES: [&str; 4] = ["iris", "roses", "tulips", "wine"];
 
-/// Events of several streams, in turn.
+/// Appends events to several streams in turn.
 pub async fn fill_all(store: &Store, from: u64, to: u64) {
     for version in from..to {
         for (index, name) in NAMES.iter().enumerate() {
@@ -83,9 +83,9 @@ pub async fn sealed(store: &Store, limits: SealLimits) -> Vec<SealedFile> {
     seal(store, &fence, &limits, now, |_| {}).await.unwrap()
 }
 
-/// What each way of reading gives.
+/// The results of every way to read a store.
 #[derive(Debug, PartialEq)]
-pub struct Seen {
+pub struct AllReads {
     pub raw: Vec<RawRecord>,
     pub buckets: BTreeMap<Bucket, Vec<Record>>,
     pub streams: BTreeMap<String, Vec<Record>>,
@@ -98,7 +98,7 @@ pub struct Seen {
     pub ids: Vec<Option<Record>>,
 }
 
-pub async fn seen(store: &Store) -> Seen {
+pub async fn read_everything(store: &Store) -> AllReads {
     let head = store.head().await.unwrap();
     let mut raw = Vec::new();
     loop {
@@ -125,7 +125,7 @@ pub async fn seen(store: &Store) -> Seen {
     }
     let mut streams = BTreeMap::new();
     for name in NAMES {
-        let whole = store.read_stream(&stream(name), 0, 10_000).await.unwrap();
+        let all = store.read_stream(&stream(name), 0, 10_000).await.unwrap();
         let mut paged = Vec::new();
         while let Some(next) = {
             let page = store
@@ -135,8 +135,8 @@ pub async fn seen(store: &Store) -> Seen {
         } {
             paged.extend(next);
         }
-        assert_eq!(whole, paged);
-        streams.insert(name.to_owned(), whole);
+        assert_eq!(all, paged);
+        streams.insert(name.to_owned(), all);
     }
     let query = PageQuery {
         bucket: None,
@@ -156,7 +156,7 @@ pub async fn seen(store: &Store) -> Seen {
     for event in &raw {
         ids.push(store.read_event(event.id.parse().unwrap()).await.unwrap());
     }
-    Seen {
+    AllReads {
         buckets,
         streams,
         without: without.unwrap(),
@@ -170,12 +170,12 @@ pub async fn seen(store: &Store) -> Seen {
     }
 }
 
-/// A row for each event.
-pub struct Rows;
+/// Projects one row per event.
+pub struct EventRows;
 
 pub const MODEL: &str = "events";
 
-impl Projector for Rows {
+impl Projector for EventRows {
     fn project(&mut self, record: &Record) -> Vec<RowChange> {
         vec![RowChange {
             model: MODEL,

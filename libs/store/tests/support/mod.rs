@@ -1,31 +1,31 @@
-//! What the suites share.
+//! Shared by all test suites.
 
 #![allow(unused_macros, unused_imports)]
 
 pub mod archives;
-pub mod place;
+pub mod database;
 pub mod postgres;
 
-/// Of every database the same.
+/// Runs the same tests on either database.
 macro_rules! suite {
     ($($name:ident)* @sqlite $($sqlite:ident)* @postgres $($postgres:ident)*) => {
         mod on_sqlite {
-            use crate::support::place::Place;
+            use crate::support::database::TestDatabase;
 
-            $crate::support::suite! { @tests Place::sqlite(); $($name)* $($sqlite)* }
+            $crate::support::suite! { @tests TestDatabase::sqlite(); $($name)* $($sqlite)* }
         }
 
         mod on_postgres {
-            use crate::support::place::Place;
+            use crate::support::database::TestDatabase;
 
-            $crate::support::suite! { @tests Place::postgres(); $($name)* $($postgres)* }
+            $crate::support::suite! { @tests TestDatabase::postgres(); $($name)* $($postgres)* }
         }
     };
-    (@tests $place:expr; $($name:ident)*) => {
+    (@tests $db:expr; $($name:ident)*) => {
         $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() {
-            if let Some(place) = $place.await {
-                super::$name(place).await;
+            if let Some(db) = $db.await {
+                super::$name(db).await;
             }
         })*
     };

@@ -1,4 +1,4 @@
-//! Databases for tests, on the real PostgreSQL of `tests/servers`.
+//! Test databases on the real PostgreSQL server of `tests/servers`.
 
 #![allow(dead_code)]
 
@@ -8,30 +8,30 @@ use servers::Postgres;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
-/// Whether the user has opted out of what needs PostgreSQL.
+/// Whether tests that need PostgreSQL are skipped.
 pub fn skipped() -> bool {
     servers::skipped("postgres")
 }
 
-/// The server that all tests of this process share: the URL of its maintenance.
+/// Returns the maintenance URL of the server that all tests of this process share.
 fn shared() -> String {
     let server = Postgres::shared().expect("asked for where PENSTOCK_SKIP names postgres");
     server.url("postgres")
 }
 
-/// A database of its own for one test; dropped at its end.
-pub struct Database {
+/// A database for one test; dropped at its end.
+pub struct PostgresDatabase {
     maintenance: String,
     name: String,
 }
 
-impl Database {
+impl PostgresDatabase {
     pub async fn new() -> Self {
         let url = tokio::task::spawn_blocking(shared).await.unwrap();
         Self::on(&url, "ENCODING 'UTF8' TEMPLATE template0").await
     }
 
-    /// On a server of one's own, or with other properties.
+    /// Creates a database on another server, or with other properties.
     pub async fn on(maintenance: &str, properties: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -80,7 +80,7 @@ impl Database {
         format!("{server}/{}{query}", self.name)
     }
 
-    /// A connection past the store.
+    /// Opens a connection that bypasses the store.
     pub async fn connect(&self) -> PgConnection {
         self.url()
             .parse::<PgConnectOptions>()
@@ -91,11 +91,11 @@ impl Database {
     }
 }
 
-impl Drop for Database {
+impl Drop for PostgresDatabase {
     fn drop(&mut self) {
         let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
         let maintenance = self.maintenance.clone();
-        // A runtime cannot wait for another within itself.
+        // A runtime cannot block on another runtime.
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()

@@ -1,4 +1,4 @@
-//! Inserts of many rows into PostgreSQL: one statement each, with a list per column.
+//! Bulk inserts into PostgreSQL: one statement each, with an array per column.
 
 use std::time::Duration;
 
@@ -10,17 +10,19 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use crate::model::raw::EventRow;
 use crate::model::snapshot::{SnapshotChange, SnapshotMeta};
 use crate::sql::columns::{
-    self, CursorRow, Parts, StoredCause, UPDATE_PART, UPDATE_SNAPSHOT, UPDATE_WHAT_DIFFERS,
+    self, CursorRow, SnapshotParts, StoredIdempotencyKey, UPDATE_CHANGED_ROWS, UPDATE_PART,
+    UPDATE_SNAPSHOT,
 };
 use crate::sql::connection::limited;
 
-/// Where processes hear of new positions.
+/// The notification channel for new positions.
 pub(crate) const CHANNEL: &str = "penstock_head";
 
-/// Parts of snapshots per statement: a snapshot may be large, and a statement has its time.
+/// The maximum number of snapshot parts per statement, as a snapshot may be large and statements have a
+/// time limit.
 const PARTS_MAX: usize = 1_000;
 
-/// Writes events in order of position, and tells every process of the last when they are committed.
+/// Inserts events in order of position, and notifies all processes of the last position on commit.
 pub(crate) async fn insert_events(
     connection: &mut PgConnection,
     limit: Duration,
@@ -28,7 +30,7 @@ pub(crate) async fn insert_events(
 ) -> sqlx::Result<()> {
     let numbers = |of: fn(&EventRow<'_>) -> i64| events.iter().map(of).collect::<Vec<i64>>();
     let last = events.last().map_or(0, |event| event.position.0);
-    let running = sqlx::query(
+    let query = sqlx::query(
         "WITH added AS (INSERT INTO events \
          (position, prev, bucket, stream, version, id, type, type_version, time, actor, data, prev_hash) \
          SELECT * FROM UNNEST($1::BIGINT[], $2::BIGINT[], $3::BIGINT[], $4::TEXT[], $5::BIGINT[], \
@@ -56,7 +58,7 @@ pub(crate) async fn insert_events(
     .bind(CHANNEL)
     .bind(last.to_string())
     .execute(connection);
-    limited(limit, running).await?;
+    limited(limit, query).await?;
     Ok(())
 }
 
@@ -65,7 +67,7 @@ pub(crate) async fn chain_events(
     limit: Duration,
     chained: &[(Position, ChainHash)],
 ) -> sqlx::Result<()> {
-    let running = sqlx::query(
+    let query = sqlx::query(
         "UPDATE events SET prev_hash = chained.hash \
          FROM UNNEST($1::BIGINT[], $2::BYTEA[]) AS chained (position, hash) \
          WHERE events.position = chained.position AND events.prev_hash IS NULL",
@@ -73,50 +75,57 @@ pub(crate) async fn chain_events(
     .bind(chained.iter().map(|c| c.0.0 as i64).collect::<Vec<_>>())
     .bind(chained.iter().map(|c| &c.1.0[..]).collect::<Vec<&[u8]>>())
     .execute(connection);
-    limited(limit, running).await?;
+    limited(limit, query).await?;
     Ok(())
 }
 
-/// Gives how many rows were not as they are now.
+/// Returns how many rows were changed.
 pub(crate) async fn write_rows(
     connection: &mut PgConnection,
     limit: Duration,
     changes: &[&RowChange],
 ) -> sqlx::Result<u64> {
     let mut changed = 0;
-    let (kept, gone): (Vec<&RowChange>, Vec<&RowChange>) =
+    let (upserts, deletions): (Vec<&RowChange>, Vec<&RowChange>) =
         changes.iter().partition(|change| change.doc.is_some());
     let texts = |rows: &[&RowChange], of: for<'r> fn(&'r RowChange) -> &'r str| {
         rows.iter()
             .map(|row| of(row).to_owned())
             .collect::<Vec<String>>()
     };
-    if !kept.is_empty() {
+    if !upserts.is_empty() {
         let upsert = format!(
             "INSERT INTO rows (model, key, endpoint, deployment, position, time, doc) \
              SELECT * FROM UNNEST($1::TEXT[], $2::TEXT[], $3::TEXT[], $4::TEXT[], $5::BIGINT[], \
-             $6::BIGINT[], $7::TEXT[]){UPDATE_WHAT_DIFFERS}"
+             $6::BIGINT[], $7::TEXT[]){UPDATE_CHANGED_ROWS}"
         );
-        let running = sqlx::query(AssertSqlSafe(upsert))
-            .bind(texts(&kept, |row| row.model))
-            .bind(texts(&kept, |row| &row.key))
-            .bind(texts(&kept, |row| &row.endpoint))
-            .bind(texts(&kept, |row| &row.deployment))
-            .bind(kept.iter().map(|r| r.position.0 as i64).collect::<Vec<_>>())
-            .bind(kept.iter().map(|r| r.time.millis()).collect::<Vec<_>>())
-            .bind(texts(&kept, |row| row.doc.as_deref().unwrap_or_default()))
+        let query = sqlx::query(AssertSqlSafe(upsert))
+            .bind(texts(&upserts, |row| row.model))
+            .bind(texts(&upserts, |row| &row.key))
+            .bind(texts(&upserts, |row| &row.endpoint))
+            .bind(texts(&upserts, |row| &row.deployment))
+            .bind(
+                upserts
+                    .iter()
+                    .map(|r| r.position.0 as i64)
+                    .collect::<Vec<_>>(),
+            )
+            .bind(upserts.iter().map(|r| r.time.millis()).collect::<Vec<_>>())
+            .bind(texts(&upserts, |row| {
+                row.doc.as_deref().unwrap_or_default()
+            }))
             .execute(&mut *connection);
-        changed += limited(limit, running).await?.rows_affected();
+        changed += limited(limit, query).await?.rows_affected();
     }
-    if !gone.is_empty() {
-        let running = sqlx::query(
+    if !deletions.is_empty() {
+        let query = sqlx::query(
             "DELETE FROM rows USING UNNEST($1::TEXT[], $2::TEXT[]) AS gone (model, key) \
              WHERE rows.model = gone.model AND rows.key = gone.key",
         )
-        .bind(texts(&gone, |row| row.model))
-        .bind(texts(&gone, |row| &row.key))
+        .bind(texts(&deletions, |row| row.model))
+        .bind(texts(&deletions, |row| &row.key))
         .execute(&mut *connection);
-        changed += limited(limit, running).await?.rows_affected();
+        changed += limited(limit, query).await?.rows_affected();
     }
     Ok(changed)
 }
@@ -126,7 +135,7 @@ pub(crate) async fn write_cursors(
     limit: Duration,
     cursors: &[CursorRow<'_>],
 ) -> sqlx::Result<()> {
-    let running = sqlx::query(
+    let query = sqlx::query(
         "INSERT INTO cursors (consumer, bucket, position) \
          SELECT * FROM UNNEST($1::TEXT[], $2::BIGINT[], $3::BIGINT[]) \
          ON CONFLICT (consumer, bucket) DO UPDATE SET position = excluded.position",
@@ -145,7 +154,7 @@ pub(crate) async fn write_cursors(
             .collect::<Vec<_>>(),
     )
     .execute(connection);
-    limited(limit, running).await?;
+    limited(limit, query).await?;
     Ok(())
 }
 
@@ -154,9 +163,9 @@ pub(crate) async fn write_snapshots(
     limit: Duration,
     changes: &[&SnapshotChange],
 ) -> sqlx::Result<()> {
-    let replaced = columns::replaced(changes);
+    let replaced = columns::fully_replaced(changes);
     if !replaced.is_empty() {
-        let running = sqlx::query(
+        let query = sqlx::query(
             "DELETE FROM snapshot_parts AS part USING UNNEST($1::TEXT[], $2::BIGINT[]) \
              AS gone (consumer, bucket) \
              WHERE part.consumer = gone.consumer AND part.bucket = gone.bucket",
@@ -164,7 +173,7 @@ pub(crate) async fn write_snapshots(
         .bind(consumers(replaced.iter().copied()))
         .bind(buckets(replaced.iter().copied()))
         .execute(&mut *connection);
-        limited(limit, running).await?;
+        limited(limit, query).await?;
     }
     let upsert = format!(
         "INSERT INTO snapshots (consumer, bucket, version, position, event_hash, hash) \
@@ -172,7 +181,7 @@ pub(crate) async fn write_snapshots(
          $6::TEXT[]){UPDATE_SNAPSHOT}"
     );
     let metas = || changes.iter().map(|change| &change.meta);
-    let running = sqlx::query(AssertSqlSafe(upsert))
+    let query = sqlx::query(AssertSqlSafe(upsert))
         .bind(consumers(metas()))
         .bind(buckets(metas()))
         .bind(metas().map(|m| i64::from(m.version)).collect::<Vec<_>>())
@@ -184,23 +193,23 @@ pub(crate) async fn write_snapshots(
         )
         .bind(changes.iter().map(|c| c.hash.as_str()).collect::<Vec<_>>())
         .execute(&mut *connection);
-    limited(limit, running).await?;
-    let parts = Parts::of(changes);
-    for chunk in parts.kept.chunks(PARTS_MAX) {
+    limited(limit, query).await?;
+    let parts = SnapshotParts::of(changes);
+    for chunk in parts.upserts.chunks(PARTS_MAX) {
         let upsert = format!(
             "INSERT INTO snapshot_parts (consumer, bucket, key, doc) \
              SELECT * FROM UNNEST($1::TEXT[], $2::BIGINT[], $3::TEXT[], $4::TEXT[]){UPDATE_PART}"
         );
-        let running = sqlx::query(AssertSqlSafe(upsert))
+        let query = sqlx::query(AssertSqlSafe(upsert))
             .bind(consumers(chunk.iter().map(|(meta, ..)| *meta)))
             .bind(buckets(chunk.iter().map(|(meta, ..)| *meta)))
             .bind(chunk.iter().map(|(_, key, _)| *key).collect::<Vec<_>>())
             .bind(chunk.iter().map(|(.., doc)| *doc).collect::<Vec<_>>())
             .execute(&mut *connection);
-        limited(limit, running).await?;
+        limited(limit, query).await?;
     }
-    for chunk in parts.gone.chunks(PARTS_MAX) {
-        let running = sqlx::query(
+    for chunk in parts.deletions.chunks(PARTS_MAX) {
+        let query = sqlx::query(
             "DELETE FROM snapshot_parts AS part \
              USING UNNEST($1::TEXT[], $2::BIGINT[], $3::TEXT[]) AS gone (consumer, bucket, key) \
              WHERE part.consumer = gone.consumer AND part.bucket = gone.bucket \
@@ -210,7 +219,7 @@ pub(crate) async fn write_snapshots(
         .bind(buckets(chunk.iter().map(|(meta, _)| *meta)))
         .bind(chunk.iter().map(|(_, key)| *key).collect::<Vec<_>>())
         .execute(&mut *connection);
-        limited(limit, running).await?;
+        limited(limit, query).await?;
     }
     Ok(())
 }
@@ -223,36 +232,46 @@ fn buckets<'a>(metas: impl Iterator<Item = &'a SnapshotMeta>) -> Vec<i64> {
     metas.map(|meta| i64::from(meta.bucket.0)).collect()
 }
 
-pub(crate) async fn write_causes(
+pub(crate) async fn write_idempotency_keys(
     connection: &mut PgConnection,
     limit: Duration,
-    causes: &[(&str, &StoredCause)],
+    idempotency_keys: &[(&str, &StoredIdempotencyKey)],
 ) -> sqlx::Result<()> {
-    let running = sqlx::query(
+    let query = sqlx::query(
         "INSERT INTO causes (key, body_hash, result, positions, time) \
          SELECT * FROM UNNEST($1::TEXT[], $2::TEXT[], $3::TEXT[], $4::TEXT[], $5::BIGINT[])",
     )
-    .bind(causes.iter().map(|(key, _)| *key).collect::<Vec<&str>>())
     .bind(
-        causes
+        idempotency_keys
+            .iter()
+            .map(|(key, _)| *key)
+            .collect::<Vec<&str>>(),
+    )
+    .bind(
+        idempotency_keys
             .iter()
             .map(|(_, c)| c.body_hash.as_str())
             .collect::<Vec<&str>>(),
     )
     .bind(
-        causes
+        idempotency_keys
             .iter()
             .map(|(_, c)| c.result.as_deref())
             .collect::<Vec<Option<&str>>>(),
     )
     .bind(
-        causes
+        idempotency_keys
             .iter()
             .map(|(_, c)| c.positions.as_str())
             .collect::<Vec<&str>>(),
     )
-    .bind(causes.iter().map(|(_, c)| c.time).collect::<Vec<i64>>())
+    .bind(
+        idempotency_keys
+            .iter()
+            .map(|(_, c)| c.time)
+            .collect::<Vec<i64>>(),
+    )
     .execute(connection);
-    limited(limit, running).await?;
+    limited(limit, query).await?;
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! The locks that order those who write one database.
+//! The locks that order the writers of one database.
 //!
-//! Invariant: fences are locked first, in order of their names; then the one lock that orders all commits
-//! of the store is taken. So nobody waits for another in a circle, and positions become visible in order.
+//! Invariant: fences are locked first, in order of their names; then the lock that orders all commits of
+//! the store. So there are no deadlocks, and positions become visible in order.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -11,12 +11,12 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres};
 use crate::model::error::StoreError;
 use crate::sql::connection::{Owned, Transaction, limited};
 
-/// `penstock` in ASCII: whoever holds it may give positions.
+/// The commit lock (`penstock` in ASCII): its holder may assign positions.
 const COMMIT_LOCK: i64 = 0x7065_6e73_746f_636b;
 
 impl Owned {
-    /// The transaction of a batch of commits. Where fences have to be locked first, the lock that
-    /// orders commits is taken with them.
+    /// Begins the transaction of a batch of commits. If fences have to be locked first, the commit lock is
+    /// taken together with them instead.
     pub(crate) async fn begin_batch(&mut self, fenced: bool) -> sqlx::Result<Transaction<'_>> {
         if fenced {
             return self.begin().await;
@@ -31,8 +31,8 @@ impl Owned {
     }
 }
 
-/// Begins a transaction that has the lock already, in one round trip. Not for batches with fences,
-/// which are locked before.
+/// Begins a transaction and takes the commit lock, in one round trip. Not for batches with fences, which
+/// must be locked first.
 async fn begin_locked(
     connection: &mut PgConnection,
     limit: Duration,
@@ -41,7 +41,8 @@ async fn begin_locked(
     limited(limit, connection.begin_with(AssertSqlSafe(text))).await
 }
 
-/// Until the end of the transaction no other process writes events, cursors, snapshots or causes.
+/// Takes the commit lock: until the end of the transaction no other process writes events, cursors,
+/// snapshots or idempotency keys.
 pub(crate) async fn lock_commits(
     connection: &mut PgConnection,
     limit: Duration,
@@ -52,16 +53,16 @@ pub(crate) async fn lock_commits(
     limited(limit, locking).await.map(|_| ())
 }
 
-/// Until the end of the transaction nobody can take what these fences stand for. Takes the lock of
-/// commits after them.
+/// Locks these fences until the end of the transaction so that nobody can take them, then takes the commit
+/// lock. Returns their generations.
 pub(crate) async fn lock_fences(
     connection: &mut PgConnection,
     limit: Duration,
     names: BTreeSet<&str>,
 ) -> Result<HashMap<String, u64>, StoreError> {
     let names: Vec<&str> = names.into_iter().collect();
-    // The second lock depends on all rows of the first, so it cannot be taken before them; and it is
-    // counted, so it is taken where there are none.
+    // The commit lock depends on all rows of the first query, so it cannot be taken before them; counting
+    // the rows ensures that it is taken even if there are none.
     let locking = sqlx::query_as::<_, (Option<String>, i64)>(
         "WITH held AS MATERIALIZED \
          (SELECT name, generation FROM fences WHERE name = ANY($1) ORDER BY name FOR SHARE), \

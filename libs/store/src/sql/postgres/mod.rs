@@ -1,8 +1,7 @@
-//! What is particular to PostgreSQL: how a database is opened, with which timeouts, and migrated.
+//! PostgreSQL specifics: opening a database, timeouts and migrations.
 //!
-//! Invariants: many processes may have the store open and write; what is acknowledged has reached
-//! the disk of the server (`synchronous_commit` is never off); neither side waits for the other for
-//! ever.
+//! Invariants: many processes may open and write the store; acknowledged commits have reached the disk of
+//! the server (`synchronous_commit` is never off); neither side waits forever for the other.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -19,22 +18,23 @@ pub(crate) mod locks;
 
 pub(crate) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
-/// Readers at once, per process; one more listens.
+/// The maximum number of concurrent readers per process; one more connection is for notifications.
 const READERS_MAX: u32 = 5;
 
-/// How long one statement, a connection or a wait for a lock may take, unless the URL says otherwise
+/// The default time limit of a statement, a connection attempt or a lock wait; the URL can set another
 /// (`?timeout=SECONDS`).
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the server answers after this much more than the limit is of no use to anybody.
+/// How much longer than the server's time limit the client waits.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// PostgreSQL's codes of a login that failed.
+/// PostgreSQL's codes for a failed login.
 const INVALID_PASSWORD: &str = "28P01";
 const INVALID_AUTHORIZATION: &str = "28000";
 
-/// Whether an event's stream is of none of the kinds in a list such as `,usage/,access/,`.
-pub(crate) const IS_WANTED: &str = "strpos($5, ',' || split_part(stream, '/', 1) || '/,') = 0";
+/// Whether the kind of an event's stream is not in a list such as `,usage/,access/,`.
+pub(crate) const KIND_IS_INCLUDED: &str =
+    "strpos($5, ',' || split_part(stream, '/', 1) || '/,') = 0";
 
 /// Whether a table of the store exists already.
 pub(crate) const TABLE_EXISTS: &str = "SELECT COUNT(*) FROM information_schema.tables \
@@ -43,10 +43,9 @@ pub(crate) const TABLE_EXISTS: &str = "SELECT COUNT(*) FROM information_schema.t
 /// Milliseconds since 1970, by the server's clock.
 pub(crate) const NOW: &str = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
 
-/// Takes only events from now on that carry the hash of what was before them: a release from before the
-/// chain that still runs can append nothing.
-pub(crate) async fn only_chained(connection: &mut PgConnection) -> sqlx::Result<()> {
-    // Not valid: what is there is not read again, however long the log.
+/// Requires a chain hash on new events, so that a running release without the chain can no longer append.
+pub(crate) async fn require_chain(connection: &mut PgConnection) -> sqlx::Result<()> {
+    // NOT VALID: existing rows are not checked, however long the log is.
     sqlx::raw_sql(
         "ALTER TABLE events DROP CONSTRAINT IF EXISTS events_chained; \
          ALTER TABLE events ADD CONSTRAINT events_chained CHECK (prev_hash IS NOT NULL) NOT VALID",
@@ -56,28 +55,28 @@ pub(crate) async fn only_chained(connection: &mut PgConnection) -> sqlx::Result<
     Ok(())
 }
 
-/// The database that a store is in.
+/// The PostgreSQL database of a store.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub(crate) struct PostgresDatabase {
     options: PgConnectOptions,
     limit: Duration,
     name: String,
 }
 
-/// Without the password that its options may hold.
-impl std::fmt::Debug for Place {
+/// Omits the options, which may contain a password.
+impl std::fmt::Debug for PostgresDatabase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.name)
     }
 }
 
-impl Place {
+impl PostgresDatabase {
     pub(crate) fn parse(url: &str) -> Result<Self, StoreError> {
-        let (url, limit) = take_timeout(url)?;
-        // The URL is not repeated: it may hold a password.
+        let (url, limit) = split_timeout(url)?;
+        // The URL is not repeated, as it may contain a password.
         let options = PgConnectOptions::from_str(&url).map_err(|error| {
             StoreError::Refused(format!(
-                "the store's URL cannot be understood ({error}): use postgres://USER:PASSWORD@HOST:PORT/DATABASE"
+                "the store's URL is invalid ({error}): use postgres://USER:PASSWORD@HOST:PORT/DATABASE"
             ))
         })?;
         let database = options.get_database().map(str::to_owned);
@@ -103,22 +102,24 @@ impl Place {
         &self.name
     }
 
-    /// What the server is told of our patience. What the URL's own `options` name stays as it is.
+    /// The server-side timeouts of a connection. Those that the URL's own `options` set take precedence.
     fn settings(&self) -> Vec<(&'static str, String)> {
         let millis = self.limit.as_millis().to_string();
-        let theirs = self.options.get_options().unwrap_or_default().to_owned();
-        let ours = [
+        let configured = self.options.get_options().unwrap_or_default().to_owned();
+        let defaults = [
             ("statement_timeout", millis.clone()),
             ("lock_timeout", millis.clone()),
-            // A process that is paused within a transaction must not hold everybody's lock.
+            // A process that is paused within a transaction must not keep holding the commit lock.
             ("idle_in_transaction_session_timeout", millis.clone()),
             ("tcp_keepalives_idle", "10".to_owned()),
             ("tcp_keepalives_interval", "5".to_owned()),
             ("tcp_keepalives_count", "3".to_owned()),
             ("tcp_user_timeout", millis),
         ];
-        let free = ours.into_iter().filter(|(name, _)| !theirs.contains(name));
-        free.collect()
+        let remaining = defaults
+            .into_iter()
+            .filter(|(name, _)| !configured.contains(name));
+        remaining.collect()
     }
 
     async fn connect(&self, options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
@@ -128,21 +129,21 @@ impl Place {
         Ok(connection)
     }
 
-    /// Refuses a database that could not hold a log, and makes sure that commits are waited for.
+    /// Refuses a database that cannot store every text, and ensures that commits are durable.
     async fn prepare(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
-        let asking = sqlx::query_as::<_, (String, String)>(
+        let query = sqlx::query_as::<_, (String, String)>(
             "SELECT current_setting('server_encoding'), CASE current_setting('synchronous_commit') \
              WHEN 'off' THEN set_config('synchronous_commit', 'on', false) ELSE '' END",
         )
         .fetch_one(connection);
-        let (encoding, _) = limited(self.limit, asking)
+        let (encoding, _) = limited(self.limit, query)
             .await
             .map_err(|error| self.failed(&error))?;
         if encoding == "UTF8" {
             return Ok(());
         }
         Err(StoreError::Refused(format!(
-            "{} is encoded in {encoding}: make a database with ENCODING 'UTF8'",
+            "{} has the encoding {encoding}: create a database with ENCODING 'UTF8'",
             self.name
         )))
     }
@@ -153,7 +154,7 @@ impl Place {
         Ok(Owned::Postgres(connection, self.limit + GRACE))
     }
 
-    /// Without limits of the server: a change of large tables takes as long as it takes.
+    /// Opens a connection without server-side timeouts: migrating large tables may take long.
     pub(crate) async fn open_migrator(&self) -> Result<Owned, StoreError> {
         let connection = self.connect(&self.options).await?;
         Ok(Owned::Postgres(connection, self.limit + GRACE))
@@ -172,16 +173,16 @@ impl Place {
     fn failed(&self, error: &sqlx::Error) -> StoreError {
         let remedy = remedy(error).map_or(String::new(), |remedy| format!("; {remedy}"));
         let text = format!("{} cannot be opened: {error}{remedy}", self.name);
-        match may_pass(error) {
+        match is_transient(error) {
             true => StoreError::Database(text),
             false => StoreError::Refused(text),
         }
     }
 }
 
-/// Whether a server that could not be opened may be opened later as it is. Not so who is not let in
-/// (class 28), a database that there is not (3D000), and what our own settings make impossible.
-fn may_pass(error: &sqlx::Error) -> bool {
+/// Whether a connection error may resolve by itself. Failed logins (class 28), a missing database (3D000)
+/// and invalid settings of ours do not.
+fn is_transient(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(error) => {
             let code = error.code().unwrap_or_default();
@@ -192,42 +193,46 @@ fn may_pass(error: &sqlx::Error) -> bool {
     }
 }
 
-/// What to do about a server that does not let us in.
+/// Returns advice on a failed connection.
 fn remedy(error: &sqlx::Error) -> Option<&'static str> {
     if let sqlx::Error::Database(refused) = error {
-        let said = refused.message();
+        let message = refused.message();
         return match refused.code()?.as_ref() {
             INVALID_PASSWORD => Some(
-                "check the user and the password in the store's URL, or where PGPASSFILE points to",
+                "check the user and the password in the store's URL, or in the file that PGPASSFILE names",
             ),
-            INVALID_AUTHORIZATION if said.contains("no encryption") => Some(
-                "the server takes nobody without TLS: put sslmode=verify-full into the store's URL, and sslrootcert=PATH for an authority of your own",
+            INVALID_AUTHORIZATION if message.contains("no encryption") => Some(
+                "the server requires TLS: add sslmode=verify-full to the store's URL, and sslrootcert=PATH for a private certificate authority",
             ),
-            INVALID_AUTHORIZATION if said.contains("SSL encryption") || said.contains("pg_hba") => {
-                Some("its pg_hba.conf has no line for this user, database and address")
+            INVALID_AUTHORIZATION
+                if message.contains("SSL encryption") || message.contains("pg_hba") =>
+            {
+                Some("its pg_hba.conf has no entry for this user, database and address")
             }
             _ => None,
         };
     }
-    let said = error.to_string();
-    if said.contains("UnknownIssuer") {
+    let message = error.to_string();
+    if message.contains("UnknownIssuer") {
         return Some(
-            "its certificate is not signed by an authority that is known here: name the authority's file with sslrootcert=PATH in the store's URL",
+            "its certificate is not signed by a trusted authority: name the authority's certificate file with sslrootcert=PATH in the store's URL",
         );
     }
-    if said.contains("NotValidForName") {
+    if message.contains("NotValidForName") {
         return Some(
-            "its certificate is for another name: use the name that stands in it in the store's URL",
+            "its certificate is for another host name: use the name in the certificate in the store's URL",
         );
     }
-    if said.contains("server does not support TLS") {
-        return Some("it has no TLS: turn it on there, or leave out sslmode in the store's URL");
+    if message.contains("server does not support TLS") {
+        return Some(
+            "it does not support TLS: enable it on the server, or remove sslmode from the store's URL",
+        );
     }
     None
 }
 
-/// Takes `timeout=SECONDS`, which is ours, out of the URL.
-fn take_timeout(url: &str) -> Result<(String, Duration), StoreError> {
+/// Removes `timeout=SECONDS`, our own parameter, from the URL.
+fn split_timeout(url: &str) -> Result<(String, Duration), StoreError> {
     let Some((base, query)) = url.split_once('?') else {
         return Ok((url.to_owned(), TIMEOUT));
     };
@@ -257,26 +262,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_of_a_place_holds_no_password() {
-        let place = Place::parse("postgres://me:secret@db.example:6000/log?timeout=3").unwrap();
-        assert_eq!(place.name(), "db.example:6000/log");
-        assert_eq!(place.limit, Duration::from_secs(3));
-        assert_eq!(format!("{place:?}"), "db.example:6000/log");
+    fn the_name_of_a_location_contains_no_password() {
+        let database =
+            PostgresDatabase::parse("postgres://me:secret@db.example:6000/log?timeout=3").unwrap();
+        assert_eq!(database.name(), "db.example:6000/log");
+        assert_eq!(database.limit, Duration::from_secs(3));
+        assert_eq!(format!("{database:?}"), "db.example:6000/log");
     }
 
     #[test]
-    fn the_timeout_is_taken_out_of_the_url_and_the_rest_stays() {
-        let (url, limit) = take_timeout("postgres://h/d?sslmode=require&timeout=7&a=b").unwrap();
+    fn only_the_timeout_is_removed_from_the_url() {
+        let (url, limit) = split_timeout("postgres://h/d?sslmode=require&timeout=7&a=b").unwrap();
         assert_eq!(url, "postgres://h/d?sslmode=require&a=b");
         assert_eq!(limit, Duration::from_secs(7));
         for bad in ["0", "x", "-1"] {
-            assert!(take_timeout(&format!("postgres://h/d?timeout={bad}")).is_err());
+            assert!(split_timeout(&format!("postgres://h/d?timeout={bad}")).is_err());
         }
     }
 
     #[test]
     fn a_url_without_a_database_is_refused() {
-        let refused = Place::parse("postgres://me:secret@db.example").unwrap_err();
+        let refused = PostgresDatabase::parse("postgres://me:secret@db.example").unwrap_err();
         assert!(refused.to_string().contains("names no database"));
         assert!(!refused.to_string().contains("secret"));
     }

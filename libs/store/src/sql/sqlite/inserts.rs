@@ -1,5 +1,5 @@
-//! Inserts of many rows into SQLite: a few fixed numbers of rows per statement, so that few
-//! statements have to be prepared and kept.
+//! Bulk inserts into SQLite: a few fixed numbers of rows per statement, so that few statements have to be
+//! prepared and cached.
 
 use contract::chain::ChainHash;
 use contract::ids::Position;
@@ -9,12 +9,13 @@ use sqlx::{QueryBuilder, SqliteConnection};
 use crate::model::raw::EventRow;
 use crate::model::snapshot::SnapshotChange;
 use crate::sql::columns::{
-    self, CursorRow, Parts, StoredCause, UPDATE_PART, UPDATE_SNAPSHOT, UPDATE_WHAT_DIFFERS,
+    self, CursorRow, SnapshotParts, StoredIdempotencyKey, UPDATE_CHANGED_ROWS, UPDATE_PART,
+    UPDATE_SNAPSHOT,
 };
 
 type Db = sqlx::Sqlite;
 
-/// Rows per insert.
+/// The numbers of rows per insert.
 const CHUNKS: [usize; 4] = [64, 16, 4, 1];
 
 pub(crate) async fn insert_events(
@@ -66,7 +67,7 @@ pub(crate) async fn chain_events(
     Ok(())
 }
 
-/// Gives how many rows were not as they are now.
+/// Returns how many rows were changed.
 pub(crate) async fn write_rows(
     connection: &mut SqliteConnection,
     changes: &[&RowChange],
@@ -89,7 +90,7 @@ pub(crate) async fn write_rows(
                 .push_bind(change.time.millis())
                 .push_bind((*doc).clone());
         });
-        upsert.push(UPDATE_WHAT_DIFFERS);
+        upsert.push(UPDATE_CHANGED_ROWS);
         let written = upsert.build().execute(&mut *connection).await?;
         changed += written.rows_affected();
     }
@@ -127,7 +128,7 @@ pub(crate) async fn write_snapshots(
     connection: &mut SqliteConnection,
     changes: &[&SnapshotChange],
 ) -> sqlx::Result<()> {
-    for meta in columns::replaced(changes) {
+    for meta in columns::fully_replaced(changes) {
         sqlx::query("DELETE FROM snapshot_parts WHERE consumer = $1 AND bucket = $2")
             .bind(&meta.consumer)
             .bind(i64::from(meta.bucket.0))
@@ -152,8 +153,8 @@ pub(crate) async fn write_snapshots(
         .execute(&mut *connection)
         .await?;
     }
-    let parts = Parts::of(changes);
-    for chunk in chunks(&parts.kept) {
+    let parts = SnapshotParts::of(changes);
+    for chunk in chunks(&parts.upserts) {
         QueryBuilder::<Db>::new("INSERT INTO snapshot_parts (consumer, bucket, key, doc) ")
             .push_values(chunk, |mut row, (meta, key, doc)| {
                 row.push_bind(meta.consumer.clone())
@@ -166,7 +167,7 @@ pub(crate) async fn write_snapshots(
             .execute(&mut *connection)
             .await?;
     }
-    for (meta, key) in parts.gone {
+    for (meta, key) in parts.deletions {
         sqlx::query("DELETE FROM snapshot_parts WHERE consumer = $1 AND bucket = $2 AND key = $3")
             .bind(&meta.consumer)
             .bind(i64::from(meta.bucket.0))
@@ -177,18 +178,18 @@ pub(crate) async fn write_snapshots(
     Ok(())
 }
 
-pub(crate) async fn write_causes(
+pub(crate) async fn write_idempotency_keys(
     connection: &mut SqliteConnection,
-    causes: &[(&str, &StoredCause)],
+    idempotency_keys: &[(&str, &StoredIdempotencyKey)],
 ) -> sqlx::Result<()> {
-    for chunk in chunks(causes) {
+    for chunk in chunks(idempotency_keys) {
         QueryBuilder::<Db>::new("INSERT INTO causes (key, body_hash, result, positions, time) ")
-            .push_values(chunk, |mut row, (key, cause)| {
+            .push_values(chunk, |mut row, (key, stored)| {
                 row.push_bind((*key).to_owned())
-                    .push_bind(cause.body_hash.clone())
-                    .push_bind(cause.result.clone())
-                    .push_bind(cause.positions.clone())
-                    .push_bind(cause.time);
+                    .push_bind(stored.body_hash.clone())
+                    .push_bind(stored.result.clone())
+                    .push_bind(stored.positions.clone())
+                    .push_bind(stored.time);
             })
             .build()
             .execute(&mut *connection)
@@ -197,7 +198,7 @@ pub(crate) async fn write_causes(
     Ok(())
 }
 
-/// Cuts a list into pieces of a few fixed sizes.
+/// Splits a list into pieces of a few fixed sizes.
 fn chunks<T>(mut items: &[T]) -> Vec<&[T]> {
     let mut pieces = Vec::new();
     while let Some(size) = CHUNKS.iter().find(|size| **size <= items.len()) {
@@ -213,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_cut_into_known_sizes_and_loses_nothing() {
+    fn a_list_is_split_into_fixed_sizes_without_loss() {
         for length in 0..200 {
             let items: Vec<usize> = (0..length).collect();
             let pieces = chunks(&items);

@@ -1,7 +1,7 @@
-//! What is particular to SQLite: how a store is opened, locked, migrated and written in full.
+//! SQLite specifics: opening, locking and migrating a store, with durable writes.
 //!
-//! Invariant: one process at a time has the store open, and every transaction that was answered
-//! has reached the disk (`synchronous=FULL`).
+//! Invariants: one process at a time has the store open; every acknowledged transaction has reached the
+//! disk (`synchronous=FULL`).
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -13,32 +13,32 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 
 use crate::model::error::StoreError;
 use crate::sql::connection::{Owned, Pool};
-use crate::sql::fault::damage;
+use crate::sql::db_error::as_damaged;
 
 pub(crate) mod inserts;
 
-/// Readers at once. Reads are short; more connections only cost memory.
+/// The maximum number of concurrent readers. Reads are short; more connections only cost memory.
 const READERS_MAX: u32 = 4;
 
-/// How long a statement waits for another one's lock. Only a checkpoint can be in the way.
+/// How long a statement waits for a lock. Only a checkpoint can block it.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the writer keeps of the database in memory: the ends of its indexes, so that they are not
-/// read again, or written, for each batch.
+/// The writer's page cache: large enough for the tails of the indexes, so that they are not read or
+/// written again for each batch.
 const CACHE_KIB: u32 = 16 * 1024;
 
-/// After how many pages (of 4 KiB) the write-ahead log is folded into the database.
+/// After how many pages (of 4 KiB) the write-ahead log is checkpointed.
 const CHECKPOINT_PAGES: u32 = 4_000;
 
 pub(crate) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// The file that a store is in.
+/// The SQLite file of a store.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct SqliteFile {
     path: PathBuf,
 }
 
-impl Place {
+impl SqliteFile {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -63,14 +63,14 @@ impl Place {
             .disable_statement_logging()
     }
 
-    /// The connection that writes.
+    /// Opens the connection for writing.
     pub(crate) async fn open_writer(&self) -> Result<Owned, StoreError> {
         self.options()
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("cache_size", format!("-{CACHE_KIB}"))
-            // What a transaction changes more than once is written once. All of them are bounded.
+            // Pages that a transaction changes repeatedly are written once. Transactions are bounded.
             .pragma("cache_spill", "OFF")
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
             .connect()
@@ -79,7 +79,7 @@ impl Place {
             .map_err(|error| self.failed(&error))
     }
 
-    /// Connections that cannot write.
+    /// Opens read-only connections.
     pub(crate) async fn open_readers(&self) -> Result<Pool, StoreError> {
         SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
@@ -92,15 +92,15 @@ impl Place {
             .map_err(|error| self.failed(&error))
     }
 
-    /// Takes the store for this process, until the file is dropped or the process ends.
+    /// Locks the store for this process, until the file is dropped or the process ends.
     ///
-    /// The lock is on a file beside the database: closing any handle to the database itself would
-    /// drop the locks that SQLite holds on it.
+    /// The lock is on a separate file: closing any handle to the database itself would drop the locks that
+    /// SQLite holds on it.
     pub(crate) fn lock(&self) -> Result<File, StoreError> {
         if let Some(folder) = self.path.parent().filter(|f| !f.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|error| {
                 StoreError::Refused(format!(
-                    "the folder {} cannot be made: {error}",
+                    "the folder {} cannot be created: {error}",
                     folder.display()
                 ))
             })?;
@@ -129,7 +129,7 @@ impl Place {
 
     fn failed(&self, error: &sqlx::Error) -> StoreError {
         let path = self.path.display();
-        damage(error)
+        as_damaged(error)
             .unwrap_or_else(|| StoreError::Database(format!("{path} cannot be opened: {error}")))
     }
 }
@@ -143,8 +143,8 @@ fn lock_path(database: &Path) -> PathBuf {
 /// Milliseconds since 1970, by this machine's clock.
 pub(crate) const NOW: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
 
-/// Whether an event's stream is of none of the kinds in a list such as `,usage/,access/,`.
-pub(crate) const IS_WANTED: &str =
+/// Whether the kind of an event's stream is not in a list such as `,usage/,access/,`.
+pub(crate) const KIND_IS_INCLUDED: &str =
     "instr($5, ',' || substr(stream, 1, instr(stream, '/')) || ',') = 0";
 
 /// Whether a table of the store exists already.

@@ -1,4 +1,4 @@
-//! What is read and written of archives: the list of files, and what of the log stands in them.
+//! Statements on archives: the list of files, and which events may be sealed or cleared.
 
 use contract::ids::{Bucket, Position};
 use contract::time::Timestamp;
@@ -11,7 +11,7 @@ use crate::sql::{postgres, sqlite};
 
 type ArchiveColumns = (i64, i64, String, String, i64, i64, i64);
 
-/// Those that begin after a position, in their order.
+/// Returns the archives that begin after a position, in order.
 pub(crate) async fn archives(
     connection: &mut Connection<'_>,
     after: Position,
@@ -39,7 +39,7 @@ fn position(number: i64) -> Position {
     Position(number as u64)
 }
 
-/// Everything up to here stands in files.
+/// Returns the last archived position.
 pub(crate) async fn sealed(connection: &mut Connection<'_>) -> Result<Position> {
     let last = run!(
         connection,
@@ -68,7 +68,7 @@ pub(crate) async fn insert_archive(
     Ok(())
 }
 
-/// The first and the last position of the next events, at most so many, and how many there are.
+/// Returns the first and last positions and the count of the next events, at most `limit` of them.
 pub(crate) async fn span(
     connection: &mut Connection<'_>,
     (after, through): (Position, Position),
@@ -87,7 +87,7 @@ pub(crate) async fn span(
     Ok(both.map(|(first, last)| (position(first), position(last), count as u64)))
 }
 
-/// The first event after a position that is not older than a time.
+/// Returns the first event after a position that is not older than a time.
 pub(crate) async fn first_since(
     connection: &mut Connection<'_>,
     after: Position,
@@ -103,7 +103,7 @@ pub(crate) async fn first_since(
     Ok(found.map(position))
 }
 
-/// The first event of a bucket after a position.
+/// Returns the first event of a bucket after a position.
 pub(crate) async fn next_of_bucket(
     connection: &mut Connection<'_>,
     bucket: Bucket,
@@ -119,9 +119,9 @@ pub(crate) async fn next_of_bucket(
     Ok(found.map(position))
 }
 
-/// How far each consumer is with each bucket: by its cursor, or by what it has stored of its fold. Who
-/// holds a lease of the same name counts while it does: nobody reads for one that does not run.
-pub(crate) async fn reached(
+/// Returns how far each consumer has read each bucket, by its cursor and by its snapshot. Snapshots of a
+/// consumer with a lease of the same name count only while the lease is held, that is, while it runs.
+pub(crate) async fn consumer_positions(
     connection: &mut Connection<'_>,
 ) -> Result<Vec<(String, Bucket, Position)>> {
     let now = match connection {
@@ -138,12 +138,12 @@ pub(crate) async fn reached(
         query_as<(String, i64, i64)>.fetch_all,
         AssertSqlSafe(text.clone())
     )?;
-    let place = |(consumer, bucket, at)| (consumer, Bucket(bucket as u16), position(at));
-    Ok(found.into_iter().map(place).collect())
+    let row = |(consumer, bucket, at)| (consumer, Bucket(bucket as u16), position(at));
+    Ok(found.into_iter().map(row).collect())
 }
 
-/// The first and the last of the next events that stand in files and are not the last of their stream, and
-/// how many they are.
+/// Returns the first and last positions and the count of the next archived events that are not the last of
+/// their stream.
 pub(crate) async fn clearable(
     connection: &mut Connection<'_>,
     (after, through): (Position, Position),
@@ -164,7 +164,7 @@ pub(crate) async fn clearable(
     Ok(both.map(|(first, last)| (position(first), position(last), count as u64)))
 }
 
-/// Takes events between two positions, both included, out of the table, but for the last of each stream.
+/// Deletes events between two positions, both inclusive, from the table, except the last of each stream.
 pub(crate) async fn clear(
     connection: &mut Connection<'_>,
     (first, last): (Position, Position),
@@ -179,7 +179,7 @@ pub(crate) async fn clear(
     )?)
 }
 
-/// How many events the log has, wherever they stand.
+/// Counts all events of the log, in archives and in the table.
 pub(crate) async fn count(connection: &mut Connection<'_>) -> Result<u64> {
     let events = run!(
         connection,

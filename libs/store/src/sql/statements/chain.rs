@@ -1,5 +1,4 @@
-//! What the chains of hashes need beside the log: their ends, single events, and hashes for events that
-//! have none.
+//! Statements on the hash chains: their heads, single events, and hashes for events that have none.
 
 use super::{Result, raw, select_events};
 use contract::chain::ChainHash;
@@ -10,8 +9,8 @@ use crate::sql::columns::{RawColumns, from_columns};
 use crate::sql::connection::{Connection, run};
 use crate::sql::{postgres, sqlite};
 
-/// The last event of a bucket at or below a position. The order names the bucket too, so that no database
-/// looks for it in the order of positions, through the whole log where the bucket is empty.
+/// Returns the last event of a bucket at or below a position. The order includes the bucket, so that no
+/// database scans by position, which would read the entire log for an empty bucket.
 pub(crate) async fn last_of_bucket(
     connection: &mut Connection<'_>,
     bucket: Bucket,
@@ -30,7 +29,7 @@ pub(crate) async fn last_of_bucket(
     Ok(found.map(from_columns))
 }
 
-/// Backwards from the end, or from before a position.
+/// Reads backwards from the end, or from before a position.
 pub(crate) async fn read_back(
     connection: &mut Connection<'_>,
     before: Option<Position>,
@@ -59,7 +58,7 @@ pub(crate) async fn read_at(
     Ok(found.map(from_columns))
 }
 
-/// Gives events that have none the hash of what was before them.
+/// Sets the previous event's hash on events that have none.
 pub(crate) async fn chain_events(
     connection: &mut Connection<'_>,
     chained: &[(Position, ChainHash)],

@@ -1,5 +1,5 @@
-//! Every SQL text, with its bindings. One text for every database: `$n`, portable types, upserts
-//! that name their columns. What has to differ stands in `sqlite` and `postgres`.
+//! All portable SQL, with its bindings. One text for both databases: `$n`, portable types, upserts that
+//! name their columns. What has to differ is in `sqlite` and `postgres`.
 
 mod archives;
 mod chain;
@@ -15,7 +15,8 @@ use contract::time::Timestamp;
 use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
 use crate::sql::columns::{
-    CauseColumns, CursorRow, RawColumns, StoredCause, from_columns, parse_position,
+    CursorRow, IdempotencyKeyColumns, RawColumns, StoredIdempotencyKey, from_columns,
+    parse_position,
 };
 use crate::sql::connection::{Connection, execute, run};
 use crate::sql::{postgres, sqlite};
@@ -88,13 +89,13 @@ pub(crate) async fn remove_meta(connection: &mut Connection<'_>, key: &str) -> R
 
 const NEXT_POSITION: &str = "next_position";
 
-/// The lowest position that the next event may get, where one was set.
+/// Returns the lowest position that the next event may get, if one was set.
 pub(crate) async fn next_position(connection: &mut Connection<'_>) -> Result<Option<Position>> {
     let stored = meta(connection, NEXT_POSITION).await?;
     stored.as_deref().map(parse_position).transpose()
 }
 
-/// Must be called where nobody else writes.
+/// Raises the lowest position that the next event may get. Must be called while nobody else writes.
 pub(crate) async fn set_next_position(
     connection: &mut Connection<'_>,
     next: Position,
@@ -117,7 +118,7 @@ pub(crate) async fn head(connection: &mut Connection<'_>) -> Result<Position> {
     Ok(Position(position as u64))
 }
 
-/// The newest position of a bucket; the start for one that holds nothing.
+/// Returns the highest position of a bucket; [`Position::START`] for an empty one.
 pub(crate) async fn bucket_head(
     connection: &mut Connection<'_>,
     bucket: Bucket,
@@ -131,7 +132,7 @@ pub(crate) async fn bucket_head(
     Ok(Position(head as u64))
 }
 
-/// The newest position of each bucket that holds something.
+/// Returns the highest position of each non-empty bucket.
 pub(crate) async fn bucket_heads(
     connection: &mut Connection<'_>,
 ) -> Result<BTreeMap<Bucket, Position>> {
@@ -145,7 +146,7 @@ pub(crate) async fn bucket_heads(
     Ok(heads)
 }
 
-/// The time of the log's last event: what causes are aged by.
+/// Returns the time of the log's last event, which ages idempotency keys.
 pub(crate) async fn last_time(connection: &mut Connection<'_>) -> Result<Option<Timestamp>> {
     let time = run!(
         connection,
@@ -204,19 +205,19 @@ pub(crate) async fn cursors(
     Ok(stored.into_iter().map(pair).collect())
 }
 
-pub(crate) async fn cause(
+pub(crate) async fn idempotency_key(
     connection: &mut Connection<'_>,
     key: &str,
-) -> Result<Option<StoredCause>> {
+) -> Result<Option<StoredIdempotencyKey>> {
     Ok(run!(
         connection,
-        query_as<StoredCause>.fetch_optional,
+        query_as<StoredIdempotencyKey>.fetch_optional,
         "SELECT body_hash, result, positions, time FROM causes WHERE key = $1",
         key
     )?)
 }
 
-/// Reads records as they are stored; the texts below continue this one.
+/// The `SELECT` of all event columns, followed by the rest of a query.
 macro_rules! select_events {
     ($rest:literal) => {
         concat!(
@@ -324,23 +325,25 @@ pub(crate) async fn write_cursors(
     }
 }
 
-pub(crate) async fn write_causes(
+pub(crate) async fn write_idempotency_keys(
     connection: &mut Connection<'_>,
-    causes: &[(&str, &StoredCause)],
+    idempotency_keys: &[(&str, &StoredIdempotencyKey)],
 ) -> sqlx::Result<()> {
-    if causes.is_empty() {
+    if idempotency_keys.is_empty() {
         return Ok(());
     }
     match connection {
-        Connection::Sqlite(connection) => sqlite::inserts::write_causes(connection, causes).await,
+        Connection::Sqlite(connection) => {
+            sqlite::inserts::write_idempotency_keys(connection, idempotency_keys).await
+        }
         Connection::Postgres(connection, limit) => {
-            postgres::inserts::write_causes(connection, *limit, causes).await
+            postgres::inserts::write_idempotency_keys(connection, *limit, idempotency_keys).await
         }
     }
 }
 
-/// Forgets idempotency keys of requests that are older than this. Causes of consumers stay.
-pub(crate) async fn prune_causes(
+/// Deletes idempotency keys of requests that are older than this. Those of consumers stay.
+pub(crate) async fn prune_request_keys(
     connection: &mut Connection<'_>,
     before: Timestamp,
 ) -> sqlx::Result<()> {
@@ -352,7 +355,7 @@ pub(crate) async fn prune_causes(
     Ok(())
 }
 
-/// All cursors, from which a copy is made, in pages.
+/// Returns all cursors.
 pub(crate) async fn all_cursors(
     connection: &mut Connection<'_>,
 ) -> Result<Vec<(String, i64, i64)>> {
@@ -363,7 +366,7 @@ pub(crate) async fn all_cursors(
     )?)
 }
 
-/// All fences and their generations.
+/// Returns all fences with their generations.
 pub(crate) async fn all_fences(connection: &mut Connection<'_>) -> Result<Vec<(String, i64)>> {
     Ok(run!(
         connection,
@@ -372,7 +375,7 @@ pub(crate) async fn all_fences(connection: &mut Connection<'_>) -> Result<Vec<(S
     )?)
 }
 
-/// Lets a generation only rise, and ends whatever lease there was.
+/// Raises a fence's generation and ends its lease; does nothing if the stored generation is not lower.
 pub(crate) async fn raise_fence(
     connection: &mut Connection<'_>,
     name: &str,
@@ -389,15 +392,15 @@ pub(crate) async fn raise_fence(
     Ok(())
 }
 
-/// Causes in order of their key.
-pub(crate) async fn causes_after(
+/// Returns idempotency keys, in order.
+pub(crate) async fn idempotency_keys_after(
     connection: &mut Connection<'_>,
     after: &str,
     limit: usize,
-) -> Result<Vec<CauseColumns>> {
+) -> Result<Vec<IdempotencyKeyColumns>> {
     Ok(run!(
         connection,
-        query_as<CauseColumns>.fetch_all,
+        query_as<IdempotencyKeyColumns>.fetch_all,
         "SELECT key, body_hash, result, positions, time FROM causes \
          WHERE key > $1 ORDER BY key LIMIT $2",
         after,
@@ -405,8 +408,8 @@ pub(crate) async fn causes_after(
     )?)
 }
 
-/// The keys of the causes from one key to another, both included.
-pub(crate) async fn cause_keys(
+/// Returns the idempotency keys between two keys, both inclusive.
+pub(crate) async fn existing_idempotency_keys(
     connection: &mut Connection<'_>,
     first: &str,
     last: &str,

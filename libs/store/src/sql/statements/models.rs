@@ -1,4 +1,4 @@
-//! What is read and written of the rows of read models.
+//! Statements on the rows of read models.
 
 use contract::ids::Position;
 use contract::log::RowChange;
@@ -63,7 +63,7 @@ pub(crate) async fn rows(connection: &mut Connection<'_>, query: &RowQuery) -> R
     Ok(page)
 }
 
-/// A text that is put together from pieces of ours, with what it binds.
+/// A query assembled from constant pieces, with its bindings.
 struct Select {
     text: String,
     args: Vec<Arg>,
@@ -96,22 +96,22 @@ impl Select {
 
     fn and(&mut self, compared: &'static str, arg: Arg) {
         self.args.push(arg);
-        let place = self.args.len();
-        self.text.push_str(&format!(" AND {compared} ${place}"));
+        let index = self.args.len();
+        self.text.push_str(&format!(" AND {compared} ${index}"));
     }
 
     fn end(mut self, order: &'static str, limit: Option<usize>) -> Self {
         self.text.push_str(&format!(" {order}"));
         if let Some(limit) = limit {
             self.args.push(Arg::Number(limit as i64));
-            let place = self.args.len();
-            self.text.push_str(&format!(" LIMIT ${place}"));
+            let index = self.args.len();
+            self.text.push_str(&format!(" LIMIT ${index}"));
         }
         self
     }
 
     async fn fetch(self, connection: &mut Connection<'_>) -> Result<Vec<Row>> {
-        /// The same on either database's own types.
+        /// Binds the arguments, with the types of either database.
         macro_rules! bound {
             ($args:expr, $query:expr) => {{
                 let mut query = $query;
@@ -149,7 +149,7 @@ pub(crate) async fn count_rows(connection: &mut Connection<'_>, model: &str) -> 
     Ok(rows as usize)
 }
 
-/// Keys of a model in their order.
+/// Returns the row keys of a model, in order.
 pub(crate) async fn row_keys(
     connection: &mut Connection<'_>,
     model: &str,
@@ -166,7 +166,7 @@ pub(crate) async fn row_keys(
     )?)
 }
 
-/// Rows of a model in order of their key, for walks over all of them.
+/// Returns the rows of a model in order of their key, for scans over all of them.
 pub(crate) async fn rows_by_key(
     connection: &mut Connection<'_>,
     model: &str,
@@ -179,14 +179,14 @@ pub(crate) async fn rows_by_key(
         "SELECT key, endpoint, deployment, position, time, doc \
          FROM rows WHERE model = $1 AND key > $2 ORDER BY key LIMIT $3",
         model,
-        // Keys are never empty, so the empty text stands before all of them.
+        // Keys are never empty, so the empty text sorts before all of them.
         after.unwrap_or_default(),
         limit as i64
     )?;
     Ok(found.into_iter().map(row_of).collect())
 }
 
-/// At most one change of each row. Gives how many rows were not as they are now.
+/// Writes rows, with at most one change per row. Returns how many rows were changed.
 pub(crate) async fn write_rows(
     connection: &mut Connection<'_>,
     changes: &[&RowChange],

@@ -1,4 +1,4 @@
-//! What is read and written of snapshots.
+//! Statements on snapshots.
 
 use std::collections::BTreeMap;
 
@@ -7,16 +7,16 @@ use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 
 use crate::model::snapshot::{SnapshotChange, SnapshotMeta};
-use crate::sql::columns::{SnapshotPlace, snapshot_place_of, version_of};
+use crate::sql::columns::{SnapshotPosition, snapshot_position_of, version_of};
 use crate::sql::connection::{Connection, run};
 use crate::sql::{postgres, sqlite};
 
-/// Where a snapshot stands, if there is one.
-pub(crate) async fn snapshot_place(
+/// Returns the version and position of a snapshot, if there is one.
+pub(crate) async fn snapshot_position(
     connection: &mut Connection<'_>,
     consumer: &str,
     bucket: Bucket,
-) -> Result<Option<SnapshotPlace>> {
+) -> Result<Option<SnapshotPosition>> {
     let found = run!(
         connection,
         query_as<(i64, i64)>.fetch_optional,
@@ -24,10 +24,10 @@ pub(crate) async fn snapshot_place(
         consumer,
         i64::from(bucket.0)
     )?;
-    Ok(found.map(snapshot_place_of))
+    Ok(found.map(snapshot_position_of))
 }
 
-/// What is stored of a snapshot beside its parts: with its hash.
+/// Returns a snapshot's metadata and hash, without its parts.
 pub(crate) async fn snapshot(
     connection: &mut Connection<'_>,
     consumer: &str,
@@ -53,7 +53,7 @@ pub(crate) async fn snapshot(
     }))
 }
 
-/// All parts of a snapshot.
+/// Returns all parts of a snapshot.
 pub(crate) async fn snapshot_parts(
     connection: &mut Connection<'_>,
     consumer: &str,
@@ -69,7 +69,7 @@ pub(crate) async fn snapshot_parts(
     Ok(found.into_iter().collect())
 }
 
-/// At most one change of each snapshot.
+/// Writes snapshots, with at most one change per snapshot.
 pub(crate) async fn write_snapshots(
     connection: &mut Connection<'_>,
     changes: &[&SnapshotChange],

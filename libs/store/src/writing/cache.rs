@@ -1,8 +1,8 @@
-//! What the writer knows of the log while it checks a batch.
+//! The writer's cache of log state, against which it checks a batch.
 //!
-//! Invariant: always equal to what the database says. In SQLite nobody else writes, so it is kept
-//! from batch to batch and read again after a failure. In PostgreSQL it is brought up to date for each
-//! batch, under the locks that keep it true until the batch is committed.
+//! Invariant: always equal to the database. In SQLite nobody else writes, so the cache is kept across
+//! batches and reloaded after a failure. In PostgreSQL it is refreshed for each batch, under the locks
+//! that keep it valid until the batch is committed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,43 +13,43 @@ use contract::time::Timestamp;
 
 use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
-use crate::sql::columns::{SnapshotPlace, StoredCause};
+use crate::sql::columns::{SnapshotPosition, StoredIdempotencyKey};
 use crate::sql::connection::Connection;
 use crate::sql::statements;
 
-/// Stream versions, fences, cursors and places of snapshots that are kept in memory before they are
-/// read again.
+/// The maximum number of cached stream versions, fences, cursors and snapshot positions; beyond it, they
+/// are evicted.
 const CACHED_MAX: usize = 100_000;
 
 /// The last event of a bucket.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct BucketHead {
     pub position: Position,
-    /// None until it is needed.
+    /// Loaded on first use.
     pub hash: Option<ChainHash>,
 }
 
 #[derive(Default)]
-pub(crate) struct Known {
-    /// The last position that was given.
+pub(crate) struct WriterCache {
+    /// The last position that was assigned.
     pub head: Position,
-    /// The lowest position that may be given.
+    /// The lowest position that may be assigned.
     pub floor: Position,
-    /// Of buckets that hold something.
+    /// The heads of all non-empty buckets.
     pub bucket_heads: BTreeMap<Bucket, BucketHead>,
     pub last_time: Option<Timestamp>,
     pub versions: HashMap<String, u64>,
     pub fences: HashMap<String, u64>,
     pub cursors: HashMap<(&'static str, Bucket), Position>,
-    /// None where none is stored.
-    pub snapshots: HashMap<(String, Bucket), Option<SnapshotPlace>>,
-    /// Those that the batch names; None where they are looked up one by one.
-    pub causes: Option<BTreeMap<String, StoredCause>>,
+    /// None if no snapshot is stored.
+    pub snapshots: HashMap<(String, Bucket), Option<SnapshotPosition>>,
+    /// The stored keys that the batch names; None if they are looked up one by one.
+    pub idempotency_keys: Option<BTreeMap<String, StoredIdempotencyKey>>,
 }
 
-impl Known {
-    /// What is kept from batch to batch.
-    pub(crate) async fn read(connection: &mut Connection<'_>) -> Result<Self, StoreError> {
+impl WriterCache {
+    /// Loads the state that is kept across batches.
+    pub(crate) async fn load(connection: &mut Connection<'_>) -> Result<Self, StoreError> {
         if let Connection::Postgres(..) = connection {
             return Ok(Self::default());
         }
@@ -69,7 +69,7 @@ impl Known {
         })
     }
 
-    pub(crate) fn forget_if_many(&mut self) {
+    pub(crate) fn evict_if_full(&mut self) {
         let cached = self.versions.len() + self.fences.len() + self.cursors.len();
         if cached + self.snapshots.len() > CACHED_MAX {
             self.versions.clear();
@@ -79,8 +79,8 @@ impl Known {
         }
     }
 
-    /// Makes sure that the hash of the bucket's last event is known.
-    pub(crate) async fn know_hash(
+    /// Ensures that the hash of the bucket's last event is loaded.
+    pub(crate) async fn load_head_hash(
         &mut self,
         connection: &mut Connection<'_>,
         bucket: Bucket,
@@ -94,28 +94,33 @@ impl Known {
         let last = statements::read_at(connection, head.position).await?;
         let last = last.ok_or_else(|| {
             let at = head.position;
-            StoreError::Database(format!("bucket {bucket} has lost its last event, at {at}"))
+            StoreError::Database(format!(
+                "the last event of bucket {bucket}, at {at}, is missing"
+            ))
         })?;
-        head.hash = Some(EventRow::raw(&last).hash());
+        head.hash = Some(EventRow::from_raw(&last).hash());
         Ok(())
     }
 
-    /// The position that comes next, for an event of this bucket, and what stands before it there. Its
-    /// hash must be known.
-    pub(crate) fn give(&mut self, bucket: Bucket) -> (Position, Position, ChainHash) {
+    /// Allocates the next position for an event of this bucket. Returns it with the position and the hash
+    /// of the bucket's last event; the hash must be loaded.
+    pub(crate) fn allocate(&mut self, bucket: Bucket) -> (Position, Position, ChainHash) {
         self.head = Position((self.head.0 + 1).max(self.floor.0));
         match self.bucket_heads.get(&bucket) {
             None => (self.head, Position::START, ChainHash::START),
             Some(head) => {
                 let hash = head.hash.unwrap_or_default();
-                assert!(head.hash.is_some(), "a chain is never begun anew");
+                assert!(
+                    head.hash.is_some(),
+                    "the hash of a non-empty bucket is loaded"
+                );
                 (self.head, head.position, hash)
             }
         }
     }
 
-    /// The event that got the last position ends the chain of its bucket.
-    pub(crate) fn chain(&mut self, event: &EventRow<'_>) {
+    /// Makes this event the head of its bucket.
+    pub(crate) fn set_bucket_head(&mut self, event: &EventRow<'_>) {
         let head = BucketHead {
             position: event.position,
             hash: Some(event.hash()),
@@ -168,24 +173,24 @@ impl Known {
         connection: &mut Connection<'_>,
         consumer: &str,
         bucket: Bucket,
-    ) -> Result<Option<SnapshotPlace>, StoreError> {
+    ) -> Result<Option<SnapshotPosition>, StoreError> {
         let key = (consumer.to_owned(), bucket);
-        if let Some(place) = self.snapshots.get(&key) {
-            return Ok(*place);
+        if let Some(position) = self.snapshots.get(&key) {
+            return Ok(*position);
         }
-        let place = statements::snapshot_place(connection, consumer, bucket).await?;
-        self.snapshots.insert(key, place);
-        Ok(place)
+        let position = statements::snapshot_position(connection, consumer, bucket).await?;
+        self.snapshots.insert(key, position);
+        Ok(position)
     }
 
-    pub(crate) async fn cause(
+    pub(crate) async fn idempotency_key(
         &self,
         connection: &mut Connection<'_>,
         key: &str,
-    ) -> Result<Option<StoredCause>, StoreError> {
-        match &self.causes {
-            Some(causes) => Ok(causes.get(key).cloned()),
-            None => statements::cause(connection, key).await,
+    ) -> Result<Option<StoredIdempotencyKey>, StoreError> {
+        match &self.idempotency_keys {
+            Some(idempotency_keys) => Ok(idempotency_keys.get(key).cloned()),
+            None => statements::idempotency_key(connection, key).await,
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Tables of others: in a file of their own, or beside the log in the database of the store.
+//! Auxiliary tables of services: in an SQLite file of their own, or next to the log in the store's
+//! PostgreSQL database.
 //!
-//! Invariant: they keep a list of migrations of their own, so that theirs and the store's never meet.
+//! Invariant: they have their own migrations table, so their migrations never conflict with the store's.
 
 use std::path::Path;
 
@@ -11,15 +12,15 @@ use crate::sql::connection::{Owned, Pool};
 use crate::sql::location::Location;
 use crate::sql::{postgres, sqlite};
 
-/// The tables of one service, for either database.
+/// The migrations of a service's auxiliary tables, for either database.
 pub struct Tables {
     pub sqlite: &'static Migrator,
     pub postgres: &'static Migrator,
-    /// Where PostgreSQL lists the migrations that were applied; a file has the usual list.
+    /// The table of applied migrations in PostgreSQL; an SQLite file has the default one.
     pub listed_in: &'static str,
 }
 
-/// Where they are.
+/// The location of auxiliary tables.
 #[derive(Clone, Debug)]
 pub struct Beside {
     location: Location,
@@ -28,19 +29,19 @@ pub struct Beside {
 impl Beside {
     pub fn file(path: &Path) -> Self {
         Self {
-            location: Location::Sqlite(sqlite::Place::at(path)),
+            location: Location::Sqlite(sqlite::SqliteFile::at(path)),
         }
     }
 
-    /// In the database of a store in PostgreSQL.
+    /// Tables in the database of a PostgreSQL store.
     pub fn database(url: &str) -> Result<Self, StoreError> {
-        let place = postgres::Place::parse(url)?;
+        let database = postgres::PostgresDatabase::parse(url)?;
         Ok(Self {
-            location: Location::Postgres(Box::new(place)),
+            location: Location::Postgres(Box::new(database)),
         })
     }
 
-    /// Makes the tables, or brings them up to date. Tables that a newer release has extended stay.
+    /// Creates or migrates the tables. Tables that a newer release has extended are left as they are.
     pub async fn migrate(&self, tables: &Tables) -> Result<(), StoreError> {
         let of = match &self.location {
             Location::Sqlite(_) => tables.sqlite,
@@ -63,21 +64,21 @@ impl Beside {
         run.map_err(|error| StoreError::Database(format!("{self}: {error}")))
     }
 
-    /// The connection that writes a file. A database is written through its pool.
+    /// Opens the connection for writing to a file. None for a database, which is written through its pool.
     pub async fn writer(&self) -> Result<Option<Owned>, StoreError> {
         match &self.location {
-            Location::Sqlite(place) => place.open_writer().await.map(Some),
+            Location::Sqlite(file) => file.open_writer().await.map(Some),
             Location::Postgres(_) => Ok(None),
         }
     }
 
-    /// Connections to a database, or connections to a file that cannot write.
+    /// Opens a pool: read-only for a file, read-write for a database.
     pub async fn pool(&self) -> Result<Pool, StoreError> {
         self.location.open_readers().await
     }
 }
 
-/// For people; without credentials.
+/// For display; without credentials.
 impl std::fmt::Display for Beside {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.location.fmt(f)

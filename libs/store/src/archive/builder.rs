@@ -1,7 +1,7 @@
-//! Writing one archive.
+//! Writes one archive.
 //!
-//! Invariants: a file has its name only when it is whole and on the disk, and has been read back; none is
-//! written over, it may be another store's.
+//! Invariants: a file gets its final name only once it is complete, durable and verified by reading it back;
+//! existing files, which may belong to another store, are never overwritten.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,21 +12,21 @@ use contract::ids::Position;
 use contract::log::RawRecord;
 use contract::time::Timestamp;
 
-use crate::archive::contents::{Beginning, Block, Contents, FORMAT, Heads, Line};
-use crate::archive::file::{Opened, check, end, packed, sha256};
+use crate::archive::contents::{ArchiveHeader, Block, ChainHeads, Contents, EventLine, FORMAT};
+use crate::archive::file::{ArchiveFile, compress, sha256, trailer, verify};
 use crate::model::archive::Archive;
 use crate::model::chain::ChainHead;
 use crate::model::error::StoreError;
 
-/// Events that are compressed together: enough that they compress well, few enough that one of them is
-/// read quickly.
+/// The maximum number of events per block: enough to compress well, few enough to read a single event
+/// quickly.
 const BLOCK_EVENTS: u64 = 1_000;
 
-/// The same in bytes, for large events.
+/// The same in bytes of uncompressed text, for large events.
 const BLOCK_BYTES: usize = 1024 * 1024;
 
-/// What a file is to hold, and where it stands in the row of files.
-pub(crate) struct Span {
+/// The range of the log that a file holds, and what precedes it.
+pub(crate) struct ArchiveRange {
     pub first: Position,
     pub last: Position,
     pub events: u64,
@@ -34,23 +34,23 @@ pub(crate) struct Span {
     pub heads: Vec<ChainHead>,
 }
 
-/// A file that is being written, under another name.
-pub(crate) struct Making {
+/// An archive that is being written, under a temporary name.
+pub(crate) struct ArchiveBuilder {
     folder: PathBuf,
     name: String,
     partial: PathBuf,
     file: BufWriter<File>,
     at: u64,
     text_bytes: u64,
-    span: Span,
-    heads: Heads,
+    range: ArchiveRange,
+    heads: ChainHeads,
     contents: Contents,
-    block: Pending,
+    block: PendingBlock,
 }
 
 /// The block that is being filled.
 #[derive(Default)]
-struct Pending {
+struct PendingBlock {
     text: Vec<u8>,
     first: Position,
     last: Position,
@@ -59,52 +59,52 @@ struct Pending {
     buckets: u128,
 }
 
-impl Making {
-    pub(crate) fn begin(folder: &Path, span: Span) -> Result<Self, StoreError> {
+impl ArchiveBuilder {
+    pub(crate) fn create(folder: &Path, range: ArchiveRange) -> Result<Self, StoreError> {
         fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
-        let name = format!("{}-{}.penstock-events.gz", span.first, span.last);
+        let name = format!("{}-{}.penstock-events.gz", range.first, range.last);
         let partial = folder.join(format!("{name}.partial"));
         let file = File::create(&partial).map_err(|error| failed(&partial, &error))?;
-        let beginning = Beginning {
+        let header = ArchiveHeader {
             penstock_archive: FORMAT,
-            first: span.first,
-            last: span.last,
-            events: span.events,
-            previous: span.previous.as_ref().map(|before| before.hash.clone()),
-            heads: span.heads.clone(),
+            first: range.first,
+            last: range.last,
+            events: range.events,
+            previous: range.previous.as_ref().map(|before| before.hash.clone()),
+            heads: range.heads.clone(),
         };
-        let mut making = Self {
+        let mut builder = Self {
             folder: folder.to_owned(),
             name,
             partial,
             file: BufWriter::new(file),
             at: 0,
             text_bytes: 0,
-            heads: Heads::new(&span.heads),
+            heads: ChainHeads::new(&range.heads),
             contents: Contents {
-                events: span.events,
+                events: range.events,
                 beginning: String::new(),
                 blocks_at: 0,
                 blocks: Vec::new(),
                 streams: BTreeMap::new(),
                 heads: Vec::new(),
             },
-            block: Pending::default(),
-            span,
+            block: PendingBlock::default(),
+            range,
         };
-        let packed = making.packed_line(&beginning)?;
-        making.contents.beginning = sha256(&packed);
-        making.write(&packed)?;
-        making.contents.blocks_at = making.at;
-        Ok(making)
+        let compressed = builder.compress_header(&header)?;
+        builder.contents.beginning = sha256(&compressed);
+        builder.write(&compressed)?;
+        builder.contents.blocks_at = builder.at;
+        Ok(builder)
     }
 
-    /// The next event. Refused where it does not continue the chain of its bucket: what is wrong in the
-    /// table must not be sealed.
+    /// Appends the next event. Refused if it does not continue the chain of its bucket, so that damage in the
+    /// table is never sealed.
     pub(crate) fn add(&mut self, event: RawRecord) -> Result<(), StoreError> {
-        self.heads.take_in(&event).map_err(|what| {
+        self.heads.append(&event).map_err(|what| {
             StoreError::Refused(format!(
-                "{what}: nothing is archived; `penstock events verify` says more"
+                "{what}: nothing is archived; run `penstock events verify` for details"
             ))
         })?;
         let index = self.contents.blocks.len();
@@ -127,76 +127,78 @@ impl Making {
             return Ok(());
         };
         self.text_bytes += pending.text.len() as u64;
-        let packed = packed(&pending.text).map_err(|error| failed(&self.partial, &error))?;
+        let compressed = compress(&pending.text).map_err(|error| failed(&self.partial, &error))?;
         let block = Block {
             first: pending.first,
             last: pending.last,
             events: pending.events,
             at: self.at,
-            bytes: packed.len() as u64,
-            sha256: sha256(&packed),
+            bytes: compressed.len() as u64,
+            sha256: sha256(&compressed),
             ids,
             buckets: format!("{:x}", pending.buckets),
         };
         self.contents.blocks.push(block);
-        self.write(&packed)
+        self.write(&compressed)
     }
 
-    /// Gives the file its name, when it is on the disk and reads back as it should; and says how many bytes
-    /// its events have as text.
+    /// Gives the file its final name once it is durable and verified. Also returns the uncompressed size of
+    /// its events in bytes.
     pub(crate) fn finish(mut self, sealed_at: Timestamp) -> Result<(Archive, u64), StoreError> {
         self.end_block()?;
-        self.contents.heads = self.heads.list();
+        self.contents.heads = self.heads.to_vec();
         let text = serde_json::to_string(&self.contents).map_err(|error| self.unwritten(&error))?;
         let contents_at = self.at;
-        let packed = packed(text.as_bytes()).map_err(|error| failed(&self.partial, &error))?;
-        self.write(&packed)?;
-        let end = end(contents_at).map_err(|error| failed(&self.partial, &error))?;
-        self.write(&end)?;
+        let compressed =
+            compress(text.as_bytes()).map_err(|error| failed(&self.partial, &error))?;
+        self.write(&compressed)?;
+        let trailer = trailer(contents_at).map_err(|error| failed(&self.partial, &error))?;
+        self.write(&trailer)?;
         self.file
             .flush()
             .and_then(|()| self.file.get_ref().sync_all())
             .map_err(|error| failed(&self.partial, &error))?;
         let mut archive = Archive {
-            first: self.span.first,
-            last: self.span.last,
+            first: self.range.first,
+            last: self.range.last,
             file: format!("{}.partial", self.name),
             hash: sha256(text.as_bytes()),
-            events: self.span.events,
+            events: self.range.events,
             bytes: self.at,
             sealed_at,
         };
-        self.check(&archive)?;
+        self.verify(&archive)?;
         let path = self.folder.join(&self.name);
         archive.file.clone_from(&self.name);
         match path.exists() {
-            true => self.check_left_over(&archive, &path)?,
+            true => self.verify_existing(&archive, &path)?,
             false => rename(&self.partial, &path)?,
         }
         Ok((archive, self.text_bytes))
     }
 
-    fn check(&self, archive: &Archive) -> Result<(), StoreError> {
-        let previous = self.span.previous.as_ref();
-        let written = Opened::open(&self.folder, archive)?;
-        check(&written, previous.map(|before| before.hash.as_str()))
+    fn verify(&self, archive: &Archive) -> Result<(), StoreError> {
+        let previous = self.range.previous.as_ref();
+        let written = ArchiveFile::open(&self.folder, archive)?;
+        verify(&written, previous.map(|before| before.hash.as_str()))
     }
 
-    /// What was written and not listed is the same to the byte; whatever else has this name is somebody's.
-    fn check_left_over(&self, archive: &Archive, path: &Path) -> Result<(), StoreError> {
-        self.check(archive).map_err(|_| {
+    /// Checks an existing file of this name. One that was written but not listed is identical; any other is
+    /// not ours.
+    fn verify_existing(&self, archive: &Archive, path: &Path) -> Result<(), StoreError> {
+        self.verify(archive).map_err(|_| {
             StoreError::Refused(format!(
-                "{} exists already and is not what would be written: it is of another store, or damaged. \
-                 Give each store a folder of its own with --archive, or take the file away",
+                "{} exists already and is not what would be written: it belongs to another store, or is \
+                 damaged. Give each store its own folder with --archive, or remove the file",
                 path.display()
             ))
         })
     }
 
-    fn packed_line(&self, value: &Beginning) -> Result<Vec<u8>, StoreError> {
+    fn compress_header(&self, value: &ArchiveHeader) -> Result<Vec<u8>, StoreError> {
         let mut text = serde_json::to_vec(value).map_err(|error| self.unwritten(&error))?;
         text.push(b'\n');
-        packed(&text).map_err(|error| failed(&self.partial, &error))
+        compress(&text).map_err(|error| failed(&self.partial, &error))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
@@ -211,14 +213,14 @@ impl Making {
     }
 }
 
-impl Drop for Making {
-    /// What was broken off is of no use.
+impl Drop for ArchiveBuilder {
+    /// Removes the unfinished file.
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.partial);
     }
 }
 
-impl Pending {
+impl PendingBlock {
     fn add(&mut self, event: RawRecord) -> Result<(), StoreError> {
         if self.events == 0 {
             self.first = event.position;
@@ -235,7 +237,7 @@ impl Pending {
             high.clone_from(&event.id);
         }
         self.buckets |= 1u128.checked_shl(u32::from(event.bucket.0)).unwrap_or(0);
-        let line = serde_json::to_writer(&mut self.text, &Line::from(event));
+        let line = serde_json::to_writer(&mut self.text, &EventLine::from(event));
         line.map_err(|error| {
             StoreError::Database(format!("an event cannot be archived: {error}"))
         })?;
@@ -248,7 +250,7 @@ impl Pending {
     }
 }
 
-/// Both names in one folder; the new one stays after a loss of power.
+/// Renames a file within its folder, durably.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
     fs::rename(from, to).map_err(|error| failed(to, &error))?;
     let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());

@@ -1,39 +1,38 @@
-//! Taking archives to another folder, beside a copy of the store.
+//! Copies archives to another folder, for a copy of the store.
 //!
-//! Invariant: a file that is there is never written over; it is the same one already, or the other folder is
-//! refused.
+//! Invariant: an existing file is never overwritten; if it is not the same archive, the copy is refused.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use crate::archive::file::Opened;
-use crate::archive::making::{failed, rename};
+use crate::archive::builder::{failed, rename};
+use crate::archive::file::ArchiveFile;
 use crate::model::archive::Archive;
 use crate::model::error::StoreError;
 
-/// By a second name for the same file where both folders are on one file system, as a copy elsewhere.
-pub(crate) fn carry_all(from: &Path, to: &Path, archives: &[Archive]) -> Result<(), StoreError> {
+/// Hard-links the files if both folders are on one file system, and copies them otherwise.
+pub(crate) fn copy_all(from: &Path, to: &Path, archives: &[Archive]) -> Result<(), StoreError> {
     if from == to {
         return Ok(());
     }
     fs::create_dir_all(to).map_err(|error| failed(to, &error))?;
     archives
         .iter()
-        .try_for_each(|archive| carry(from, to, archive))
+        .try_for_each(|archive| copy_one(from, to, archive))
 }
 
-fn carry(from: &Path, to: &Path, archive: &Archive) -> Result<(), StoreError> {
+fn copy_one(from: &Path, to: &Path, archive: &Archive) -> Result<(), StoreError> {
     let (source, target) = (from.join(&archive.file), to.join(&archive.file));
-    // Whether it is the one that was sealed.
-    Opened::open(from, archive)?;
+    // Checks that it is the file that was sealed.
+    ArchiveFile::open(from, archive)?;
     match fs::hard_link(&source, &target) {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return match Opened::open(to, archive) {
+            return match ArchiveFile::open(to, archive) {
                 Ok(_) => Ok(()),
                 Err(_) => Err(StoreError::Refused(format!(
-                    "{} exists already and is of another store, or damaged: copy into another folder",
+                    "{} exists already and belongs to another store, or is damaged: copy into another folder",
                     target.display()
                 ))),
             };

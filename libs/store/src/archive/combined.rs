@@ -1,38 +1,38 @@
-//! The log as one, wherever its events stand: the beginning in files, the rest in the table.
+//! Reads the log across archives and the table: its beginning is in files, the rest in the table.
 //!
-//! Invariant: nothing is left out while files are sealed and the table is cleared: what the table gave counts
-//! only where nothing above the place that was read from had been sealed by then. Sealing only ever goes on,
-//! so that is asked after the table was read.
+//! Invariant: no event is missed while files are sealed and the table is cleared. A read from the table
+//! counts only if nothing above the position it started from had been sealed by then. The sealed position
+//! only increases, so it is checked after the table was read.
 
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::RawRecord;
 
-use crate::archive::shelf::{Shelf, Wanted};
+use crate::archive::archive_set::{ArchiveQuery, ArchiveSet};
 use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
 use crate::sql::connection::Connection;
 use crate::sql::page::{Page, PageQuery, read_page};
 use crate::sql::statements;
 
-/// Events between two positions (the second included), of one bucket or of all, in order of position.
+/// Reads events in `(after, through]`, of one bucket or of all, in order of position.
 pub(crate) async fn select(
-    shelf: &Shelf,
+    archive_set: &ArchiveSet,
     connection: &mut Connection<'_>,
     bucket: Option<Bucket>,
     (after, through): (Position, Position),
     limit: usize,
 ) -> Result<Vec<RawRecord>, StoreError> {
-    let wanted = Wanted {
+    let archive_query = ArchiveQuery {
         bucket,
         after,
         through,
-        left_out: Vec::new(),
+        excluded_kinds: Vec::new(),
         limit,
     };
-    let mut sealed = shelf.sealed();
+    let mut sealed = archive_set.sealed();
     loop {
-        let mut found = in_files(shelf, &wanted, sealed).await?;
+        let mut found = select_archived(archive_set, &archive_query, sealed).await?;
         let (above, rest) = (after.max(sealed), limit - found.len());
         if rest == 0 || through <= above {
             return Ok(found);
@@ -46,42 +46,44 @@ pub(crate) async fn select(
         if statements::sealed(connection).await? <= above {
             return Ok(found);
         }
-        shelf.load(connection).await?;
-        sealed = shelf.sealed();
+        archive_set.load(connection).await?;
+        sealed = archive_set.sealed();
     }
 }
 
-async fn in_files(
-    shelf: &Shelf,
-    wanted: &Wanted,
+async fn select_archived(
+    archive_set: &ArchiveSet,
+    archive_query: &ArchiveQuery,
     sealed: Position,
 ) -> Result<Vec<RawRecord>, StoreError> {
-    if wanted.after >= sealed {
+    if archive_query.after >= sealed {
         return Ok(Vec::new());
     }
-    let wanted = wanted.clone();
-    shelf.aside(move |shelf| shelf.select_now(&wanted)).await
+    let archive_query = archive_query.clone();
+    archive_set
+        .run_blocking(move |archive_set| archive_set.select_blocking(&archive_query))
+        .await
 }
 
-/// The next events, as pages: of those in files, and of those in the table. As many as were asked for, or
-/// all that there are.
+/// Reads the next events as pages, from archives and from the table: as many as requested, or all that there
+/// are.
 pub(crate) async fn pages(
-    shelf: &Shelf,
+    archive_set: &ArchiveSet,
     connection: &mut Connection<'_>,
     query: &PageQuery<'_>,
 ) -> Result<Vec<Page>, StoreError> {
-    let wanted = Wanted {
+    let archive_query = ArchiveQuery {
         bucket: query.bucket,
         after: query.after,
         through: query.through,
-        left_out: query.left_out.to_vec(),
+        excluded_kinds: query.excluded_kinds.to_vec(),
         limit: query.limit,
     };
-    let mut sealed = shelf.sealed();
+    let mut sealed = archive_set.sealed();
     loop {
-        let found = in_files(shelf, &wanted, sealed).await?;
+        let found = select_archived(archive_set, &archive_query, sealed).await?;
         let (above, rest) = (query.after.max(sealed), query.limit - found.len());
-        let mut pages: Vec<Page> = Page::of(found, query).into_iter().collect();
+        let mut pages: Vec<Page> = Page::from_events(found, query).into_iter().collect();
         if rest == 0 || query.through <= above {
             return Ok(pages);
         }
@@ -94,15 +96,15 @@ pub(crate) async fn pages(
         if statements::sealed(connection).await? <= above {
             return Ok(pages);
         }
-        shelf.load(connection).await?;
-        sealed = shelf.sealed();
+        archive_set.load(connection).await?;
+        sealed = archive_set.sealed();
     }
 }
 
-/// Events of a stream after a version. What the table has of a stream has no holes and ends with its last
-/// event; so where it does not begin with the next version, that stands in files.
+/// Reads the events of a stream after a version. The table's part of a stream has no gaps and ends with the
+/// stream's last event; if it does not start with the next version, that one is archived.
 pub(crate) async fn stream(
-    shelf: &Shelf,
+    archive_set: &ArchiveSet,
     connection: &mut Connection<'_>,
     stream: &str,
     after: u64,
@@ -115,44 +117,49 @@ pub(crate) async fn stream(
     if first <= after + 1 {
         return Ok(rows);
     }
-    shelf.load(connection).await?;
+    archive_set.load(connection).await?;
     let name = stream.to_owned();
-    let before = shelf.aside(move |shelf| shelf.stream_now(&name, (after, first - 1), limit));
+    let before = archive_set.run_blocking(move |archive_set| {
+        archive_set.read_stream_blocking(&name, (after, first - 1), limit)
+    });
     let mut found = before.await?;
     rows.truncate(limit - found.len());
     found.extend(rows);
     Ok(found)
 }
 
-/// The event with an id.
+/// Reads the event with an id.
 pub(crate) async fn event(
-    shelf: &Shelf,
+    archive_set: &ArchiveSet,
     connection: &mut Connection<'_>,
     id: &str,
 ) -> Result<Option<RawRecord>, StoreError> {
     if let Some(event) = statements::read_event(connection, id).await? {
         return Ok(Some(event));
     }
-    shelf.load(connection).await?;
+    archive_set.load(connection).await?;
     let id = id.to_owned();
-    shelf.aside(move |shelf| shelf.event_now(&id)).await
+    archive_set
+        .run_blocking(move |archive_set| archive_set.find_event_blocking(&id))
+        .await
 }
 
-/// The position and the hash of a bucket's last event at or below a position.
+/// Returns the position and the hash of a bucket's last event at or below a position.
 pub(crate) async fn last_of_bucket(
-    shelf: &Shelf,
+    archive_set: &ArchiveSet,
     connection: &mut Connection<'_>,
     bucket: Bucket,
     at: Position,
 ) -> Result<Option<(Position, ChainHash)>, StoreError> {
     let row = statements::last_of_bucket(connection, bucket, at).await?;
-    let row = row.map(|row| (row.position, EventRow::raw(&row).hash()));
+    let row = row.map(|row| (row.position, EventRow::from_raw(&row).hash()));
     let sealed = statements::sealed(connection).await?;
     if sealed == Position::START || row.is_some_and(|(position, _)| position > sealed) {
         return Ok(row);
     }
-    shelf.load(connection).await?;
+    archive_set.load(connection).await?;
     let at = at.min(sealed);
-    let found = shelf.aside(move |shelf| shelf.last_of_bucket_now(bucket, at));
+    let found = archive_set
+        .run_blocking(move |archive_set| archive_set.last_of_bucket_blocking(bucket, at));
     found.await
 }

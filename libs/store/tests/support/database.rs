@@ -1,4 +1,4 @@
-//! A place for a store on either database, and what the suites put into it.
+//! A test database of either kind, and helpers that fill a store.
 
 #![allow(
     clippy::disallowed_methods,
@@ -17,15 +17,15 @@ use sqlx::{ConnectOptions, Connection};
 use store::{Append, Commit, Committed, Store};
 use uuid::Uuid;
 
-use super::postgres::{self, Database};
+use super::postgres::{self, PostgresDatabase};
 
-/// An empty place for one store.
-pub enum Place {
+/// An empty database for one store.
+pub enum TestDatabase {
     Sqlite(tempfile::TempDir),
-    Postgres(Database),
+    Postgres(PostgresDatabase),
 }
 
-impl Place {
+impl TestDatabase {
     pub async fn sqlite() -> Option<Self> {
         Some(Self::Sqlite(tempfile::tempdir().unwrap()))
     }
@@ -34,7 +34,7 @@ impl Place {
         if postgres::skipped() {
             return None;
         }
-        Some(Self::Postgres(Database::new().await))
+        Some(Self::Postgres(PostgresDatabase::new().await))
     }
 
     pub fn url(&self) -> String {
@@ -48,7 +48,7 @@ impl Place {
         Store::open(&self.url()).await.unwrap()
     }
 
-    /// Runs statements on the database, where no store need be yet.
+    /// Runs statements on the database, creating it if it does not exist.
     pub async fn run(&self, sql: &str) {
         let sql = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()));
         match self {
@@ -67,7 +67,7 @@ impl Place {
         }
     }
 
-    /// Asks the database for a number, past the store.
+    /// Queries a number from the database, bypassing the store.
     pub async fn number(&self, sql: &'static str) -> i64 {
         match self {
             Self::Sqlite(folder) => {
@@ -86,8 +86,8 @@ impl Place {
         }
     }
 
-    /// Runs a statement on the database, past the store.
-    pub async fn behind_its_back(&self, sql: &'static str) {
+    /// Runs a statement on the database, bypassing the store.
+    pub async fn execute_directly(&self, sql: &'static str) {
         match self {
             Self::Sqlite(folder) => {
                 let options = SqliteConnectOptions::new().filename(folder.path().join("log.db"));

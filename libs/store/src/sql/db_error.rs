@@ -1,16 +1,16 @@
-//! What an error of a database means to the store.
+//! Maps database errors to store errors.
 
 use crate::model::error::StoreError;
 
-/// SQLite's primary result codes of a file that is not as it was written.
+/// SQLite's primary result codes for a corrupt file.
 const SQLITE_CORRUPT: i32 = 11;
 const SQLITE_NOTADB: i32 = 26;
 
 /// PostgreSQL's: `data_corrupted` and `index_corrupted`.
 const POSTGRES_CORRUPT: [&str; 2] = ["XX001", "XX002"];
 
-/// What the database says, if it is that its own pages are not as they were written.
-pub(crate) fn damage(error: &sqlx::Error) -> Option<StoreError> {
+/// Returns [`StoreError::Damaged`] if the database reports corruption.
+pub(crate) fn as_damaged(error: &sqlx::Error) -> Option<StoreError> {
     let error = error.as_database_error()?;
     let damaged = || StoreError::Damaged(error.message().to_owned());
     let code = error.code().unwrap_or_default();
@@ -30,7 +30,7 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::PoolClosed => Self::Closed,
-            error => damage(&error).unwrap_or_else(|| Self::Database(error.to_string())),
+            error => as_damaged(&error).unwrap_or_else(|| Self::Database(error.to_string())),
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Questions to the store that outlive the wait for their answers. A consumer that has something to do
-//! every second drops the feed's future that often; asked anew each time, a store that needs longer
-//! than that would never answer.
+//! Queries to the store that outlive the future waiting for them. A consumer that has something to
+//! do every second drops the feed's future that often; if the query were restarted each time, a
+//! slower store would never answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,51 +12,51 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::PAGE;
 
-/// Which events are wanted after a position: those that are not of the kinds of streams that are left out.
-/// The position that comes with them is how far that holds.
-pub type Wants = Arc<dyn Fn(Position) -> (Vec<StreamKind>, Position) + Send + Sync>;
+/// Selects events after a position: returns the kinds of streams to exclude, and up to which
+/// position that holds.
+pub type EventFilter = Arc<dyn Fn(Position) -> (Vec<StreamKind>, Position) + Send + Sync>;
 
-/// Where everything is wanted.
-pub(super) fn everything() -> Wants {
+/// Excludes nothing.
+pub(super) fn unfiltered() -> EventFilter {
     Arc::new(|_| (Vec::new(), Position(u64::MAX)))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Question {
+pub(super) enum Query {
     /// The head of the log, and the newest position of each of these buckets.
     Heads(Vec<Bucket>),
-    Page(PageQuestion),
+    Page(PageQuery),
 }
 
 /// The page after a position, of one bucket or of the whole log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PageQuestion {
+pub(super) struct PageQuery {
     bucket: Option<Bucket>,
     after: Position,
-    /// Kinds of streams of which nothing is wanted, and how far that holds.
-    left_out: Vec<StreamKind>,
-    until: Position,
+    /// Kinds of streams to exclude, and up to which position that holds.
+    excluded: Vec<StreamKind>,
+    valid_until: Position,
 }
 
 #[derive(Default)]
-struct Answer {
+struct QueryResult {
     head: Position,
     heads: BTreeMap<Bucket, Position>,
     page: Page,
 }
 
-/// What was read of the log.
+/// A page of the log.
 #[derive(Default)]
 pub(super) struct Page {
-    pub reads: Vec<Read>,
-    /// All that is wanted up to here is among them.
+    pub events: Vec<ReadEvent>,
+    /// Complete up to here.
     pub through: Position,
     /// There is more to read at once.
     is_full: bool,
 }
 
 /// One event of the log.
-pub(super) struct Read {
+pub(super) struct ReadEvent {
     pub bucket: Bucket,
     pub prev: Position,
     pub position: Position,
@@ -66,25 +66,25 @@ pub(super) struct Read {
 pub(super) enum ReadOutcome {
     Record(Arc<Record>),
     Unreadable(Unreadable),
-    /// Not wanted.
-    Passed,
+    /// Excluded by the filter.
+    Filtered,
 }
 
-pub(super) struct Reads {
+pub(super) struct StoreReader {
     store: Store,
-    pub wants: Wants,
-    /// Stops where nobody wants it any more. While a page is dealt with, the one after it is read.
-    asked: Option<Asked>,
+    pub filter: EventFilter,
+    /// The query in progress; aborted on drop. While a page is handled, the next one is read.
+    pending: Option<PendingQuery>,
 }
 
-type Asked = (Question, AbortOnDropHandle<Result<Answer, StoreError>>);
+type PendingQuery = (Query, AbortOnDropHandle<Result<QueryResult, StoreError>>);
 
-impl Reads {
+impl StoreReader {
     pub fn new(store: Store) -> Self {
         Self {
             store,
-            wants: everything(),
-            asked: None,
+            filter: unfiltered(),
+            pending: None,
         }
     }
 
@@ -92,8 +92,8 @@ impl Reads {
         &mut self,
         of: Vec<Bucket>,
     ) -> Result<(Position, BTreeMap<Bucket, Position>), StoreError> {
-        let answer = self.answer(Question::Heads(of)).await?;
-        Ok((answer.head, answer.heads))
+        let result = self.result(Query::Heads(of)).await?;
+        Ok((result.head, result.heads))
     }
 
     pub async fn page(
@@ -101,91 +101,91 @@ impl Reads {
         bucket: Option<Bucket>,
         after: Position,
     ) -> Result<Page, StoreError> {
-        let question = self.page_question(bucket, after);
-        let page = self.answer(Question::Page(question)).await?.page;
+        let query = self.page_query(bucket, after);
+        let page = self.result(Query::Page(query)).await?.page;
         if page.is_full {
-            let next = self.page_question(bucket, page.through);
-            self.ask(Question::Page(next));
+            let next = self.page_query(bucket, page.through);
+            self.start(Query::Page(next));
         }
         Ok(page)
     }
 
-    fn page_question(&self, bucket: Option<Bucket>, after: Position) -> PageQuestion {
-        let (left_out, until) = (self.wants)(after);
-        PageQuestion {
+    fn page_query(&self, bucket: Option<Bucket>, after: Position) -> PageQuery {
+        let (excluded, valid_until) = (self.filter)(after);
+        PageQuery {
             bucket,
             after,
-            left_out,
-            until,
+            excluded,
+            valid_until,
         }
     }
 
-    /// What the bus has brought.
-    pub fn sort(&self, record: Arc<Record>) -> Read {
+    /// Applies the filter to a record from the bus.
+    pub fn classify(&self, record: Arc<Record>) -> ReadEvent {
         let before = Position(record.position.0.saturating_sub(1));
-        let (left_out, _) = (self.wants)(before);
-        let is_left_out = record
+        let (excluded, _) = (self.filter)(before);
+        let is_excluded = record
             .stream
             .kind()
-            .is_some_and(|kind| left_out.contains(&kind));
-        Read {
+            .is_some_and(|kind| excluded.contains(&kind));
+        ReadEvent {
             bucket: record.bucket,
             prev: record.prev,
             position: record.position,
-            outcome: match is_left_out {
-                true => ReadOutcome::Passed,
+            outcome: match is_excluded {
+                true => ReadOutcome::Filtered,
                 false => ReadOutcome::Record(record),
             },
         }
     }
 
-    /// What is asked from here on is answered by the store as it is from here on.
-    pub fn forget(&mut self) {
-        self.asked = None;
+    /// Cancels the query in progress, so that later queries see the store as it is by then.
+    pub fn cancel(&mut self) {
+        self.pending = None;
     }
 
-    async fn answer(&mut self, question: Question) -> Result<Answer, StoreError> {
-        let (_, answer) = match self.asked.take_if(|(asked, _)| *asked == question) {
-            Some(asked) => self.asked.insert(asked),
-            None => self.ask(question),
+    async fn result(&mut self, query: Query) -> Result<QueryResult, StoreError> {
+        let (_, result) = match self.pending.take_if(|(pending, _)| *pending == query) {
+            Some(pending) => self.pending.insert(pending),
+            None => self.start(query),
         };
-        let answer = answer.await;
-        self.asked = None;
-        answer.unwrap_or_else(|error| Err(StoreError::Database(error.to_string())))
+        let result = result.await;
+        self.pending = None;
+        result.unwrap_or_else(|error| Err(StoreError::Database(error.to_string())))
     }
 
-    fn ask(&mut self, question: Question) -> &mut Asked {
-        let asking = ask(self.store.clone(), question.clone());
-        let asking = AbortOnDropHandle::new(tokio::spawn(asking));
-        self.asked.insert((question, asking))
+    fn start(&mut self, query: Query) -> &mut PendingQuery {
+        let task = run_query(self.store.clone(), query.clone());
+        let task = AbortOnDropHandle::new(tokio::spawn(task));
+        self.pending.insert((query, task))
     }
 }
 
-async fn ask(store: Store, question: Question) -> Result<Answer, StoreError> {
-    let mut answer = Answer::default();
-    match question {
-        Question::Heads(buckets) => {
-            answer.head = store.head().await?;
-            answer.heads = store.bucket_heads(&buckets).await?;
+async fn run_query(store: Store, query: Query) -> Result<QueryResult, StoreError> {
+    let mut result = QueryResult::default();
+    match query {
+        Query::Heads(buckets) => {
+            result.head = store.head().await?;
+            result.heads = store.bucket_heads(&buckets).await?;
         }
-        Question::Page(page) => {
-            // What is committed after this is not all among what is read.
-            let until = page.until.min(store.head().await?);
+        Query::Page(page) => {
+            // Events committed after this may be only partly included in the read.
+            let valid_until = page.valid_until.min(store.head().await?);
             let entries = store
-                .read_without(page.bucket, (page.after, until), &page.left_out, PAGE)
+                .read_without(page.bucket, (page.after, valid_until), &page.excluded, PAGE)
                 .await?;
-            answer.page.is_full = entries.len() == PAGE;
-            answer.page.through = match entries.last() {
-                Some(last) if answer.page.is_full => last.position(),
-                _ => until,
+            result.page.is_full = entries.len() == PAGE;
+            result.page.through = match entries.last() {
+                Some(last) if result.page.is_full => last.position(),
+                _ => valid_until,
             };
-            answer.page.reads = entries.into_iter().map(Read::from).collect();
+            result.page.events = entries.into_iter().map(ReadEvent::from).collect();
         }
     }
-    Ok(answer)
+    Ok(result)
 }
 
-impl From<Entry> for Read {
+impl From<Entry> for ReadEvent {
     fn from(entry: Entry) -> Self {
         let (bucket, prev, position) = match &entry {
             Entry::Record(record) => (record.bucket, record.prev, record.position),

@@ -137,7 +137,7 @@ pub enum BusError {
     #[error("{0}")]
     Refused(String),
     /// Some of the records may have been published, the rest were not; publish the same ones again.
-    #[error("the bus did not take records up to position {position}: {detail}")]
+    #[error("the bus did not accept records up to position {position}: {detail}")]
     NotPublished {
         /// The position of the last record to be published.
         position: Position,

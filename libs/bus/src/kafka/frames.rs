@@ -30,14 +30,14 @@ pub(super) fn read_live(shared: &Shared, subscribers: &Mutex<Vec<mpsc::Sender<Ar
         return;
     }
     let list = partitions(&shared.topics.frames, FRAME_PARTITIONS, Offset::End);
-    while !shared.stopping() {
+    while !shared.is_stopping() {
         let Some(consumer) = create_consumer(shared, "frames", LogContext) else {
             continue;
         };
         if !assign_from_ends(shared, &consumer, &list) {
             return;
         }
-        while !shared.stopping() && !has_fatal_error(consumer.client()) {
+        while !shared.is_stopping() && !has_fatal_error(consumer.client()) {
             let Some(message) = poll(&consumer, POLL_TIMEOUT) else {
                 continue;
             };
@@ -56,7 +56,7 @@ fn decode(shared: &Shared, message: &BorrowedMessage<'_>) -> Option<Frame> {
     };
     skip_message(shared, message, &error.to_string());
     if let FrameError::Unreadable { head, .. } = error {
-        shared.note_unreadable(*head);
+        shared.record_unreadable(*head);
     }
     None
 }
@@ -85,7 +85,7 @@ pub(super) fn read_since(shared: &Shared, since: Timestamp, sender: mpsc::Sender
     // Where to continue reading; known once a broker has answered, and kept when the client is
     // replaced.
     let mut positions: Option<TopicPartitionList> = None;
-    while !shared.stopping() && outbox.flush() != FlushState::Closed {
+    while !shared.is_stopping() && outbox.flush() != FlushState::Closed {
         let Some(consumer) = create_replay_consumer(shared) else {
             continue;
         };
@@ -102,7 +102,7 @@ pub(super) fn read_since(shared: &Shared, since: Timestamp, sender: mpsc::Sender
             }
         };
         let mut brake = Backpressure::default();
-        while !shared.stopping() && !has_fatal_error(consumer.client()) {
+        while !shared.is_stopping() && !has_fatal_error(consumer.client()) {
             let state = outbox.flush();
             if state == FlushState::Closed {
                 return;

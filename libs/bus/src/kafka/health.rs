@@ -33,7 +33,7 @@ pub(super) fn watch(
             shared: &shared,
             since: None,
         };
-        while !shared.stopping() {
+        while !shared.is_stopping() {
             match runtime.block_on(shared.topics.ensure(&shared.config, &admin)) {
                 Ok(warning) => {
                     if let Some(warning) = &warning {
@@ -54,7 +54,7 @@ pub(super) fn watch(
             }
         }
         // The leader of a new partition may not know of it yet.
-        while !shared.stopping() {
+        while !shared.is_stopping() {
             let Err(error) = reader::check_partitions(&shared) else {
                 break;
             };
@@ -63,7 +63,7 @@ pub(super) fn watch(
         }
         reporter.clear();
         gate.send_replace(Gate::Open);
-        while !shared.stopping() {
+        while !shared.is_stopping() {
             match check(&shared, &admin) {
                 Ok(()) => reporter.clear(),
                 Err(why) => reporter.set(&why),

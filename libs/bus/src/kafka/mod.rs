@@ -77,7 +77,7 @@ struct Shared {
     dropped: Arc<AtomicU64>,
     /// The newest unreadable frames, until they are taken.
     unreadable_frames: Mutex<VecDeque<FrameHead>>,
-    stopping: AtomicBool,
+    is_stopping: AtomicBool,
 }
 
 /// The state of the topics. Nothing is read or written until they have been checked.
@@ -108,7 +108,7 @@ impl KafkaBus {
             remark: Mutex::new(None),
             dropped: dropped.clone(),
             unreadable_frames: Mutex::default(),
-            stopping: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
             config,
         });
         let bus = Arc::new(Self {
@@ -150,7 +150,7 @@ impl KafkaBus {
         &self.shared.topics
     }
 
-    /// Starts a thread, which must end soon after `stopping` is set.
+    /// Starts a thread, which must end soon after `is_stopping` is set.
     fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) {
         let thread = std::thread::Builder::new().name(name.to_owned());
         match thread.spawn(work) {
@@ -207,7 +207,7 @@ impl Bus for KafkaBus {
         let Some(last) = events.last() else {
             return Ok(());
         };
-        if self.shared.stopping() {
+        if self.shared.is_stopping() {
             return Err(BusError::Closed);
         }
         self.wait_for_topics(last.position).await?;
@@ -296,7 +296,7 @@ impl Bus for KafkaBus {
     }
 
     async fn close(&self) {
-        self.shared.stopping.store(true, Ordering::Relaxed);
+        self.shared.is_stopping.store(true, Ordering::Relaxed);
         if let Some(subscribers) = &*lock(&self.frame_subscribers) {
             lock(subscribers).clear();
         }
@@ -318,20 +318,20 @@ impl Bus for KafkaBus {
 
 impl Drop for KafkaBus {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::Relaxed);
+        self.shared.is_stopping.store(true, Ordering::Relaxed);
     }
 }
 
 impl Shared {
-    fn stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+    fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Relaxed)
     }
 
     fn count_dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn note_unreadable(&self, head: FrameHead) {
+    fn record_unreadable(&self, head: FrameHead) {
         let mut heads = lock(&self.unreadable_frames);
         if heads.len() >= SUBSCRIBER_QUEUE_MAX {
             heads.pop_front();
@@ -343,11 +343,11 @@ impl Shared {
     fn wait_for_topics(&self) -> bool {
         loop {
             match &*self.gate.borrow() {
-                Gate::Open => return !self.stopping(),
+                Gate::Open => return !self.is_stopping(),
                 Gate::Refused(_) => return false,
                 Gate::Closed => {}
             }
-            if self.stopping() {
+            if self.is_stopping() {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -358,7 +358,7 @@ impl Shared {
     fn pause(&self, length: Duration) {
         let step = Duration::from_millis(50);
         let mut remaining = length;
-        while !remaining.is_zero() && !self.stopping() {
+        while !remaining.is_zero() && !self.is_stopping() {
             let now = remaining.min(step);
             std::thread::sleep(now);
             remaining -= now;

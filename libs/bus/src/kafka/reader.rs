@@ -252,7 +252,7 @@ pub(super) fn assign_from_ends(
     consumer: &BaseConsumer<LogContext>,
     list: &TopicPartitionList,
 ) -> bool {
-    while !shared.stopping() {
+    while !shared.is_stopping() {
         let assigned = resolve_ends(consumer, list).and_then(|ends| consumer.assign(&ends));
         match assigned {
             Ok(()) => return true,
@@ -290,7 +290,7 @@ fn read_assigned(
     }
     let mut outbox = Outbox::new(sender);
     let mut first = first;
-    while !shared.stopping() && outbox.flush() != FlushState::Closed {
+    while !shared.is_stopping() && outbox.flush() != FlushState::Closed {
         let Some(consumer) = create_consumer(shared, "whole", LogContext) else {
             continue;
         };
@@ -302,7 +302,7 @@ fn read_assigned(
             .into_iter()
             .for_each(|first| outbox.push(first));
         let mut brake = Backpressure::default();
-        while !shared.stopping() && !has_fatal_error(consumer.client()) {
+        while !shared.is_stopping() && !has_fatal_error(consumer.client()) {
             let state = outbox.flush();
             if state == FlushState::Closed {
                 return;
@@ -372,7 +372,7 @@ pub(super) fn read_group(shared: &Shared, group: &str, sender: mpsc::Sender<BusM
         return;
     }
     let outbox = Arc::new(Mutex::new(Outbox::new(sender)));
-    while !shared.stopping() && lock(&outbox).flush() != FlushState::Closed {
+    while !shared.is_stopping() && lock(&outbox).flush() != FlushState::Closed {
         let context = GroupContext {
             outbox: outbox.clone(),
         };
@@ -385,7 +385,7 @@ pub(super) fn read_group(shared: &Shared, group: &str, sender: mpsc::Sender<BusM
             continue;
         }
         let mut brake = Backpressure::default();
-        while !shared.stopping() && !has_fatal_error(consumer.client()) {
+        while !shared.is_stopping() && !has_fatal_error(consumer.client()) {
             let state = lock(&outbox).flush();
             if state == FlushState::Closed {
                 break;

@@ -26,13 +26,13 @@ pub(super) fn read(shared: &Shared, sender: mpsc::Sender<RouteMessage>) {
     }
     let mut outbox = Outbox::new(sender);
     let mut tracker = RouteTracker::default();
-    while !shared.stopping() && outbox.flush() != FlushState::Closed {
+    while !shared.is_stopping() && outbox.flush() != FlushState::Closed {
         let Some((consumer, unread)) = open(shared) else {
             continue;
         };
         tracker.start(unread, &mut outbox);
         let mut brake = Backpressure::default();
-        while !shared.stopping() && !has_fatal_error(consumer.client()) {
+        while !shared.is_stopping() && !has_fatal_error(consumer.client()) {
             let state = outbox.flush();
             if state == FlushState::Closed {
                 return;

@@ -1,8 +1,8 @@
-//! The published log, frames and routes, behind one port.
+//! The published log, frames and routes, behind one trait.
 //!
-//! A subscriber may miss records (they were published before it was there, or the bus lost them), and
-//! may get one twice or late; a record's `prev` shows a hole, and the store fills it. Frames and
-//! routes may be lost: frames are measurements, routes are published again.
+//! A subscriber may miss records (published before it subscribed, or lost by the bus), and may
+//! receive one twice or late: a record's `prev` reveals a gap, which is filled from the store.
+//! Frames and routes may be lost: frames are measurements, and routes are published again.
 
 #![warn(missing_docs, clippy::missing_errors_doc)]
 
@@ -22,132 +22,135 @@ use tokio::sync::mpsc;
 
 pub use local::LocalBus;
 
-/// Largest number of messages that wait for one subscriber.
+/// The most messages queued for one subscriber.
 pub const SUBSCRIBER_QUEUE_MAX: usize = 65_536;
 
-/// Which records a subscriber gets. Those of the global bucket come to everybody.
+/// Which records a subscriber receives. Those of the global bucket go to every subscriber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subscription {
-    /// The buckets are dealt among all processes that subscribe under this name.
+    /// The buckets are distributed among all processes that subscribe under this name.
     Group(&'static str),
     /// Every bucket.
     Whole,
 }
 
-/// The port to the bus. Whoever publishes and whoever subscribes need know nothing of what carries
-/// it.
+/// The bus, independent of what transports it.
 #[async_trait]
 pub trait Bus: Send + Sync + 'static {
-    /// Returns when all of them are on the log's topic, confirmed by as many brokers as it asks for.
-    /// After an error some may be there: publishing the same again is right. Whoever publishes does so
-    /// alone, and in order of position.
+    /// Publishes records to the log's topic and returns once as many brokers as the topic requires
+    /// have confirmed all of them. After an error some may have been published; publishing the same
+    /// records again is safe. The caller must be the only publisher, and publish in order of
+    /// position.
     ///
     /// # Errors
     ///
-    /// [`BusError::NotPublished`] where the brokers did not take all of them in time,
-    /// [`BusError::Closed`] after [`close`](Bus::close). The first says that the same is to be
-    /// published again.
+    /// [`BusError::NotPublished`] if the brokers did not confirm all of them in time; publish the
+    /// same records again. [`BusError::Closed`] after [`close`](Bus::close).
     async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError>;
-    /// The same for events as the log has them: they go out with all that a newer release has written
-    /// into them, whether or not this one can read it. A bus that keeps nothing has no use for it.
+    /// Publishes events exactly as the log stores them, including anything written by a newer
+    /// release that this one cannot read. A bus that retains nothing ignores this.
     ///
     /// # Errors
     ///
-    /// As [`publish_records`](Bus::publish_records).
+    /// Same as [`publish_records`](Bus::publish_records).
     async fn publish_stored(&self, _events: &[RawRecord]) -> Result<(), BusError> {
         Ok(())
     }
-    /// Begins with what is published from now on. Between [`BusMessage::Assigned`] and
-    /// [`BusMessage::Revoked`] of a bucket come its records, and none outside of it.
+    /// Subscribes to records published from now on. Records of a bucket are delivered only between
+    /// its [`BusMessage::Assigned`] and [`BusMessage::Revoked`].
     fn subscribe_records(&self, subscription: Subscription) -> mpsc::Receiver<BusMessage>;
 
-    /// Never waits. What cannot be kept until it is sent is lost, and counted.
+    /// Never blocks. Frames that cannot be queued are dropped and counted.
     fn publish_frame(&self, frame: Arc<Frame>);
-    /// From now on, of all buckets.
+    /// Subscribes to the frames of all buckets from now on.
     fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>>;
 
-    /// Frames of all buckets that a bus which keeps them for a while has had since then, and the
-    /// later ones. One that keeps nothing gives them from now on.
+    /// Subscribes to the frames of all buckets since `since`, if the bus retains frames; otherwise
+    /// from now on.
     fn subscribe_frames_since(&self, _since: Timestamp) -> mpsc::Receiver<Arc<Frame>> {
         self.subscribe_frames()
     }
 
-    /// Frames of all buckets that came since this was asked last and could not be read, such as those of
-    /// a newer release; no subscriber gets them. Whoever counts frames has to know that they are missing.
+    /// Returns the heads of frames of any bucket that arrived since the last call and could not be
+    /// read, such as those of a newer release. No subscriber receives them, but a consumer that
+    /// counts frames must know that they are missing.
     fn take_unreadable_frames(&self) -> Vec<FrameHead> {
         Vec::new()
     }
 
-    /// Never waits. Of an endpoint only the newest update is kept for those who come later: one
-    /// that is older by revision, then by the deal of its slots, is passed over.
+    /// Never blocks. Only the newest update of each endpoint is retained for later subscribers; an
+    /// update that is older by revision, then by slot assignment, is ignored.
     fn publish_route(&self, update: Arc<RouteUpdate>);
-    /// All current routes first, then every update.
+    /// Delivers all current routes first, then every update.
     fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage>;
 
-    /// Messages that did not reach the bus, or not a subscriber that was slow.
+    /// The number of messages that did not reach the bus, or were dropped because a subscriber was
+    /// slow.
     fn dropped(&self) -> u64;
-    /// None while all is well, else a sentence for readiness.
+    /// What is wrong, as a sentence for readiness; `None` while the bus works.
     fn trouble(&self) -> Option<String>;
-    /// What people should know of although all works, such as events without a second copy.
+    /// A condition that operators should know of although the bus works, such as events without a
+    /// second replica.
     fn remark(&self) -> Option<String> {
         None
     }
-    /// Sends what waits to be sent, ends all subscriptions and leaves their groups.
+    /// Flushes queued messages, ends all subscriptions and leaves their consumer groups.
     async fn close(&self);
 }
 
-/// What a subscriber of records is told.
+/// A message to a subscriber of records.
 #[derive(Clone, Debug)]
 pub enum BusMessage {
-    /// These buckets are ours from now on (with the global one).
+    /// These buckets now belong to this subscriber (in addition to the global one).
     Assigned(Vec<Bucket>),
-    /// These buckets are somebody else's from now on.
+    /// These buckets no longer belong to this subscriber.
     Revoked(Vec<Bucket>),
-    /// The next record of a bucket that is assigned; it may be one that came before.
+    /// The next record of an assigned bucket; it may be a repeat.
     Record(Arc<Record>),
 }
 
-/// What a subscriber of routes is told.
+/// A message to a subscriber of routes.
 #[derive(Clone, Debug)]
 pub enum RouteMessage {
-    /// The newest route of one endpoint, or that it is gone.
+    /// The newest route of one endpoint, or its removal.
     Update(Arc<RouteUpdate>),
-    /// All routes that were there have come. Said once at least, and again after a reconnection.
+    /// All routes that existed at subscription have been delivered. Sent at least once, and again
+    /// after a reconnection.
     CaughtUp,
 }
 
-/// Why the bus cannot be opened, or has not done what it was asked to.
+/// Why the bus could not be opened, or could not do what was requested.
 ///
-/// Where brokers said no or nothing, the variants hold sentences and no source: what librdkafka says is a code
-/// for each of many tries, and they are put into words for people where it says it.
+/// Broker failures are sentences without a source: librdkafka reports a code per attempt, and those
+/// codes are turned into advice where they occur.
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
-    /// The URL names no bus that this binary can use.
+    /// The URL does not name a bus supported by this binary.
     #[error("--bus {url}: {reason}")]
     Url {
-        /// As it was given.
+        /// The URL as given.
         url: String,
-        /// What is wrong with it, and how one is written.
+        /// What is wrong with it, and the expected format.
         reason: String,
     },
-    /// It answers, and is not what it should be; trying again changes nothing.
+    /// The bus is reachable but misconfigured; retrying does not help.
     #[error("{0}")]
     Refused(String),
-    /// Some of the records may be on the bus, the rest is not; publish the same again.
-    #[error("the bus did not take records up to position {position}: {detail}")]
+    /// Some of the records may have been published, the rest were not; publish the same ones again.
+    #[error("the bus did not accept records up to position {position}: {detail}")]
     NotPublished {
-        /// Of the last record that was to be published.
+        /// The position of the last record to be published.
         position: Position,
-        /// What the bus said, or did not.
+        /// What the bus reported, if anything.
         detail: String,
     },
-    /// It was closed in this process; nothing more goes through it.
+    /// The bus was closed by this process; nothing more can be published.
     #[error("the bus is shut down")]
     Closed,
-    /// Something on it cannot be read; the sentence says what.
+    /// Something on the bus cannot be read; the sentence says what.
     #[error("the bus cannot be read: {0}")]
     Unreadable(String),
-    /// Something of this process stands in the way, such as a client that cannot be made.
+    /// A failure in this process, such as a client that cannot be created.
     #[error("{what}: {source}")]
     Failed {
         /// What failed.
@@ -155,17 +158,17 @@ pub enum BusError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Nobody answers, and has not for as long as it is waited for.
+    /// No broker answered within the timeout.
     #[error("{0}")]
     Unreachable(String),
 }
 
-/// The bus that a URL names: `local`, or `kafka://HOST:PORT[,…]/PREFIX`.
+/// Opens the bus that a URL names: `local`, or `kafka://HOST:PORT[,…]/PREFIX`.
 ///
 /// # Errors
 ///
-/// [`BusError::Url`] where the URL names no bus that this binary has, [`BusError::Refused`] and
-/// [`BusError::Unreachable`] where the brokers are not what they should be, or do not answer.
+/// [`BusError::Url`] if the URL does not name a bus supported by this binary, [`BusError::Refused`]
+/// if the brokers are misconfigured, and [`BusError::Unreachable`] if they do not answer.
 pub async fn open(url: &str) -> Result<Arc<dyn Bus>, BusError> {
     if url == "local" {
         return Ok(LocalBus::new());

@@ -1,4 +1,5 @@
-//! The bus inside one process. It keeps nothing, and promises no more order than Kafka would.
+//! The in-process bus. It retains no records or frames, and guarantees no more order than Kafka
+//! does.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,8 +14,8 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::{Bus, BusError, BusMessage, RouteMessage, SUBSCRIBER_QUEUE_MAX, Subscription};
 
-/// The bus inside one process: everything goes to the subscribers of the moment, and of routes the
-/// newest are kept.
+/// The in-process bus: records and frames go to current subscribers, and the newest route of each
+/// endpoint is retained.
 #[derive(Default)]
 pub struct LocalBus {
     records: Mutex<Vec<mpsc::Sender<BusMessage>>>,
@@ -31,7 +32,7 @@ struct Routes {
 }
 
 impl LocalBus {
-    /// An empty bus; clones of the `Arc` are the same bus.
+    /// Creates an empty bus; clones of the `Arc` share it.
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
     }
@@ -48,7 +49,7 @@ impl LocalBus {
     }
 }
 
-/// A panic elsewhere cannot leave these lists half changed, so a poisoned lock is as good as any.
+/// A panic cannot leave these lists half modified, so a poisoned lock is still usable.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -63,7 +64,7 @@ impl Bus for LocalBus {
         Ok(())
     }
 
-    /// There is one process, so a group is whole.
+    /// With a single process, every group gets all buckets.
     fn subscribe_records(&self, _subscription: Subscription) -> mpsc::Receiver<BusMessage> {
         let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE_MAX);
         // A new channel has room for its first message.

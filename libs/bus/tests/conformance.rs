@@ -1,5 +1,5 @@
-//! What every bus must do. Written against [`Bus`]; each part gets a bus of its own. A bus may be
-//! slow to begin and may give a message twice, so the parts wait for what must come.
+//! Conformance tests for every implementation of [`Bus`]; each test gets its own bus. A bus may be
+//! slow to start and may repeat messages, so the tests wait for what must arrive.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,20 +12,20 @@ use bus::{Bus, BusMessage, LocalBus, RouteMessage, SUBSCRIBER_QUEUE_MAX, Subscri
 use contract::ids::{Bucket, Position};
 use contract::log::StreamName;
 use support::{
-    Reader, drain, endpoint, frame, frames_flow, next, next_route, record, route, route_of,
+    Reader, drain, endpoint, frame, next, next_route, record, route, route_of, wait_for_frames,
 };
 
-async fn a_subscriber_is_told_its_buckets_before_any_record(bus: Arc<dyn Bus>) {
+async fn buckets_are_assigned_before_any_record(bus: Arc<dyn Bus>) {
     for subscription in [Subscription::Whole, Subscription::Group("test")] {
         let mut subscriber = bus.subscribe_records(subscription);
-        let mut told = BTreeSet::new();
-        while told.len() < Bucket::of_endpoints().count() {
+        let mut assigned = BTreeSet::new();
+        while assigned.len() < Bucket::of_endpoints().count() {
             match next(&mut subscriber).await {
-                BusMessage::Assigned(buckets) => told.extend(buckets),
-                other => panic!("{other:?} before all buckets"),
+                BusMessage::Assigned(buckets) => assigned.extend(buckets),
+                other => panic!("{other:?} before all buckets were assigned"),
             }
         }
-        assert_eq!(told, Bucket::of_endpoints().collect());
+        assert_eq!(assigned, Bucket::of_endpoints().collect());
         bus.publish_records(&[record("iris", 1)]).await.unwrap();
         let BusMessage::Record(first) = next(&mut subscriber).await else {
             panic!("not a record")
@@ -42,7 +42,7 @@ async fn every_group_gets_every_record_in_order_within_its_bucket(bus: Arc<dyn B
     ];
     let mut readers = Vec::new();
     for subscription in subscriptions {
-        readers.push(Reader::joined(&*bus, subscription).await);
+        readers.push(Reader::join(&*bus, subscription).await);
     }
     let names = ["iris", "tulip", "rose"];
     for position in 1..=30 {
@@ -50,50 +50,51 @@ async fn every_group_gets_every_record_in_order_within_its_bucket(bus: Arc<dyn B
         bus.publish_records(&[record]).await.unwrap();
     }
     for reader in &mut readers {
-        reader.until(30).await;
+        reader.wait_for_records(30).await;
         let mut by_bucket: BTreeMap<Bucket, Vec<Position>> = BTreeMap::new();
         for record in reader.records.values() {
             let positions = by_bucket.entry(record.bucket).or_default();
             positions.push(record.position);
         }
         assert_eq!(by_bucket.values().map(Vec::len).sum::<usize>(), 30);
-        assert!(reader.in_order, "a bucket's records came out of order");
+        assert!(reader.is_in_order, "a bucket's records came out of order");
     }
 }
 
-async fn what_belongs_to_no_endpoint_reaches_everybody(bus: Arc<dyn Bus>) {
-    let mut member = Reader::joined(&*bus, Subscription::Group("a")).await;
-    let mut whole = Reader::joined(&*bus, Subscription::Whole).await;
+async fn global_records_reach_every_subscriber(bus: Arc<dyn Bus>) {
+    let mut member = Reader::join(&*bus, Subscription::Group("a")).await;
+    let mut all = Reader::join(&*bus, Subscription::Whole).await;
     let global = support::global_record(7);
     assert_eq!(global.stream, StreamName::access());
-    // The global bucket is not told of, so there is no moment from which on it must come.
-    for reader in [&mut member, &mut whole] {
+    // The global bucket is never announced, so there is no point after which its records must
+    // arrive.
+    for reader in [&mut member, &mut all] {
         while reader.records.is_empty() {
             bus.publish_records(std::slice::from_ref(&global))
                 .await
                 .unwrap();
-            reader.take_what_comes().await;
+            reader.receive_pending().await;
         }
         assert_eq!(reader.records[&Position(7)], global);
     }
 }
 
-async fn frames_reach_every_subscriber_there_is(bus: Arc<dyn Bus>) {
+async fn frames_reach_every_subscriber(bus: Arc<dyn Bus>) {
     let mut subscribers = [bus.subscribe_frames(), bus.subscribe_frames()];
     drop(bus.subscribe_frames());
-    frames_flow(&*bus, &mut subscribers).await;
+    wait_for_frames(&*bus, &mut subscribers).await;
     bus.publish_frame(frame(1));
     bus.publish_frame(frame(2));
     for subscriber in &mut subscribers {
         for sequence in [1, 2] {
-            let mut found = next(subscriber).await;
-            while found.sequence > 1000 {
-                found = next(subscriber).await;
+            let mut received = next(subscriber).await;
+            while received.sequence > 1000 {
+                received = next(subscriber).await;
             }
-            assert_eq!(*found, *frame(sequence));
+            assert_eq!(*received, *frame(sequence));
         }
     }
-    assert_eq!(bus.dropped(), 0, "one that is gone is not a slow one");
+    assert_eq!(bus.dropped(), 0, "a dropped subscriber is not a slow one");
 }
 
 async fn a_new_subscriber_gets_the_newest_route_of_each_endpoint_and_then_updates(
@@ -105,20 +106,20 @@ async fn a_new_subscriber_gets_the_newest_route_of_each_endpoint_and_then_update
     }
     while next_route(&mut early).await.revision < Position(3) {}
     let mut subscriber = bus.subscribe_routes();
-    let seen = [
+    let updates = [
         next_route(&mut subscriber).await,
         next_route(&mut subscriber).await,
     ];
-    let seen = seen.map(|update| (update.endpoint.clone(), update.revision.0));
-    assert_eq!(seen, [(endpoint("iris"), 3), (endpoint("rose"), 2)]);
-    let word = next(&mut subscriber).await;
-    assert!(matches!(word, RouteMessage::CaughtUp), "{word:?}");
+    let updates = updates.map(|update| (update.endpoint.clone(), update.revision.0));
+    assert_eq!(updates, [(endpoint("iris"), 3), (endpoint("rose"), 2)]);
+    let message = next(&mut subscriber).await;
+    assert!(matches!(message, RouteMessage::CaughtUp), "{message:?}");
     bus.publish_route(route("rose", 4));
     let update = next_route(&mut subscriber).await;
     assert_eq!(*update, *route("rose", 4));
 }
 
-async fn a_route_arrives_whole_and_so_does_its_end(bus: Arc<dyn Bus>) {
+async fn a_route_arrives_unchanged_and_so_does_its_removal(bus: Arc<dyn Bus>) {
     let mut subscriber = bus.subscribe_routes();
     bus.publish_route(route_of("iris", 1));
     assert_eq!(*next_route(&mut subscriber).await, *route_of("iris", 1));
@@ -131,7 +132,7 @@ async fn an_older_route_does_not_replace_a_newer_one(bus: Arc<dyn Bus>) {
     bus.publish_route(route("iris", 5));
     assert_eq!(next_route(&mut early).await.revision, Position(5));
     bus.publish_route(route("iris", 4));
-    // The same again is no news for the log, but it heals a gateway that has missed it.
+    // A repeat changes nothing, but repairs a gateway that missed the update.
     bus.publish_route(route("iris", 5));
     assert_eq!(next_route(&mut early).await.revision, Position(5));
     let mut subscriber = bus.subscribe_routes();
@@ -139,29 +140,29 @@ async fn an_older_route_does_not_replace_a_newer_one(bus: Arc<dyn Bus>) {
 }
 
 async fn a_closed_bus_ends_its_subscriptions(bus: Arc<dyn Bus>) {
-    let mut records = Reader::joined(&*bus, Subscription::Group("a")).await;
+    let mut records = Reader::join(&*bus, Subscription::Group("a")).await;
     let (mut frames, mut routes) = (bus.subscribe_frames(), bus.subscribe_routes());
     bus.close().await;
-    records.until_closed().await;
-    support::closed(&mut frames).await;
-    support::closed(&mut routes).await;
+    records.wait_until_closed().await;
+    support::expect_closed(&mut frames).await;
+    support::expect_closed(&mut routes).await;
 }
 
-/// In one process nothing comes late, so more can be said.
+/// The local bus delivers at once, so more can be asserted.
 #[tokio::test]
-async fn a_slow_subscriber_loses_messages_that_are_counted_and_holds_nobody_up() {
+async fn a_slow_subscriber_loses_counted_messages_and_blocks_nobody() {
     let bus = LocalBus::new();
     let _slow = bus.subscribe_frames();
     for sequence in 0..SUBSCRIBER_QUEUE_MAX as u64 {
         bus.publish_frame(frame(sequence));
     }
-    let mut quick = bus.subscribe_frames();
+    let mut fast = bus.subscribe_frames();
     assert_eq!(bus.dropped(), 0);
     for sequence in 0..10 {
         bus.publish_frame(frame(sequence));
     }
     assert_eq!(bus.dropped(), 10);
-    assert_eq!(drain(&mut quick).len(), 10);
+    assert_eq!(drain(&mut fast).len(), 10);
 }
 
 macro_rules! suite {
@@ -187,12 +188,12 @@ macro_rules! suite {
 }
 
 suite! {
-    a_subscriber_is_told_its_buckets_before_any_record
+    buckets_are_assigned_before_any_record
     every_group_gets_every_record_in_order_within_its_bucket
-    what_belongs_to_no_endpoint_reaches_everybody
-    frames_reach_every_subscriber_there_is
+    global_records_reach_every_subscriber
+    frames_reach_every_subscriber
     a_new_subscriber_gets_the_newest_route_of_each_endpoint_and_then_updates
-    a_route_arrives_whole_and_so_does_its_end
+    a_route_arrives_unchanged_and_so_does_its_removal
     an_older_route_does_not_replace_a_newer_one
     a_closed_bus_ends_its_subscriptions
 }

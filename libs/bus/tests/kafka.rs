@@ -1,4 +1,4 @@
-//! What only Kafka can do wrong: groups, brokers that are killed, topics that others have touched. On
+//! Failure modes specific to Kafka: groups, killed brokers, topics modified by others. Runs against
 //! real brokers.
 
 #![allow(
@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::kafka::{Extent, Hole, KafkaBus, KafkaConfig, read_log};
+use bus::kafka::{Extent, Gap, KafkaBus, KafkaConfig, read_log};
 use bus::{Bus, BusError, RouteMessage, Subscription};
 use contract::chain::ChainHash;
 use contract::frame::Frame;
@@ -27,7 +27,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use servers::Kafka;
-use support::{PATIENCE, Reader, endpoint, log, next, next_route, record, route, route_of};
+use support::{Reader, TIMEOUT, endpoint, next, next_route, record, record_log, route, route_of};
 use tokio::sync::mpsc::Receiver;
 use uuid::Uuid;
 
@@ -42,7 +42,7 @@ async fn open(kafka: &Kafka, prefix: &str) -> Arc<KafkaBus> {
     KafkaBus::open(config).await.unwrap()
 }
 
-async fn whole_log(kafka: &Kafka, prefix: &str) -> (Vec<RawRecord>, Extent) {
+async fn read_full_log(kafka: &Kafka, prefix: &str) -> (Vec<RawRecord>, Extent) {
     let config = KafkaConfig::parse(&kafka.url(prefix)).unwrap();
     read_log(&config).collect().await.unwrap()
 }
@@ -52,7 +52,7 @@ fn stored(records: &[Arc<Record>]) -> Vec<RawRecord> {
     records.iter().map(raw).collect()
 }
 
-async fn make_topic(kafka: &Kafka, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+async fn create_topic(kafka: &Kafka, name: &str, partitions: i32, settings: &[(&str, &str)]) {
     let admin: AdminClient<DefaultClientContext> = client(kafka).create().unwrap();
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
     let topic = settings
@@ -62,7 +62,7 @@ async fn make_topic(kafka: &Kafka, name: &str, partitions: i32, settings: &[(&st
     made.unwrap().pop().unwrap().unwrap();
 }
 
-/// As the relay does: in order, and the same again after an error.
+/// Publishes as the relay does: in order, and the same page again after an error.
 async fn publish_all(bus: &dyn Bus, records: &[Arc<Record>]) {
     let all = async {
         for page in records.chunks(50) {
@@ -71,24 +71,24 @@ async fn publish_all(bus: &dyn Bus, records: &[Arc<Record>]) {
             }
         }
     };
-    tokio::time::timeout(PATIENCE * 3, all)
+    tokio::time::timeout(TIMEOUT * 3, all)
         .await
         .expect("not published");
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+async fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     let held = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, held)
+    tokio::time::timeout(TIMEOUT, held)
         .await
-        .unwrap_or_else(|_| panic!("never: {what}"));
+        .unwrap_or_else(|_| panic!("timed out: {what}"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_of_a_group_share_the_buckets_and_hand_them_over() {
+async fn members_of_a_group_share_the_buckets_and_rebalance() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let buses = [
@@ -97,14 +97,14 @@ async fn members_of_a_group_share_the_buckets_and_hand_them_over() {
         open(kafka, &prefix).await,
     ];
     let group = Subscription::Group("sharers");
-    // A reader fails if it gets a record outside of its assignments.
-    let mut first = Reader::joined(&*buses[0], group).await;
+    // A reader panics on a record outside of its assignments.
+    let mut first = Reader::join(&*buses[0], group).await;
     let mut second = Reader::subscribe(&*buses[1], group);
-    share(&mut [&mut first, &mut second]).await;
+    wait_for_shares(&mut [&mut first, &mut second]).await;
     assert_eq!((first.buckets.len(), second.buckets.len()), (32, 32));
 
     let mut third = Reader::subscribe(&*buses[2], group);
-    share(&mut [&mut first, &mut second, &mut third]).await;
+    wait_for_shares(&mut [&mut first, &mut second, &mut third]).await;
     let fair = 21..=22;
     for reader in [&first, &second, &third] {
         assert!(
@@ -114,36 +114,37 @@ async fn members_of_a_group_share_the_buckets_and_hand_them_over() {
         );
     }
 
-    // Each bucket's records come to the one member that has the bucket.
-    let records = log(200);
+    // Each bucket's records go to the one member that owns it.
+    let records = record_log(200);
     buses[0].publish_records(&records).await.unwrap();
     for reader in [&mut first, &mut second, &mut third] {
         let theirs = records
             .iter()
             .filter(|record| reader.buckets.contains(&record.bucket));
-        reader.until(theirs.count()).await;
+        reader.wait_for_records(theirs.count()).await;
     }
     let got = [&first, &second, &third].map(|reader| reader.records.len());
     assert_eq!(got.iter().sum::<usize>(), 200);
 
     buses[2].close().await;
-    third.until_closed().await;
+    third.wait_until_closed().await;
     assert!(
         third.buckets.is_empty(),
-        "what is left behind is revoked first"
+        "its buckets are revoked before it closes"
     );
-    share(&mut [&mut first, &mut second]).await;
+    wait_for_shares(&mut [&mut first, &mut second]).await;
     buses[0].close().await;
     buses[1].close().await;
 }
 
-/// Returns when these members have all buckets, each bucket once, and no more than a fair share.
-async fn share(readers: &mut [&mut Reader]) {
+/// Waits until these members own all buckets, each bucket once, and no member has more than its
+/// fair share.
+async fn wait_for_shares(readers: &mut [&mut Reader]) {
     let most = 64usize.div_ceil(readers.len());
     let shared = async {
         loop {
             for reader in readers.iter_mut() {
-                reader.take_what_comes().await;
+                reader.receive_pending().await;
             }
             let all: BTreeSet<Bucket> = readers
                 .iter()
@@ -158,7 +159,7 @@ async fn share(readers: &mut [&mut Reader]) {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, shared)
+    tokio::time::timeout(TIMEOUT, shared)
         .await
         .expect("the buckets were not shared");
 }
@@ -171,7 +172,7 @@ fn frame_in(bucket: u16, sequence: u64) -> Arc<Frame> {
     })
 }
 
-/// Publishes frames, and waits until Kafka has them.
+/// Publishes frames and waits until Kafka has them.
 async fn publish_frames(bus: &KafkaBus, live: &mut Receiver<Arc<Frame>>, frames: &[Arc<Frame>]) {
     frames
         .iter()
@@ -181,28 +182,28 @@ async fn publish_frames(bus: &KafkaBus, live: &mut Receiver<Arc<Frame>>, frames:
     }
 }
 
-/// A subscriber that Kafka's end of the topic is known to.
+/// Subscribes, and waits until the subscription has reached the end of the topic.
 async fn live_frames(bus: &KafkaBus) -> Receiver<Arc<Frame>> {
     let mut live = bus.subscribe_frames();
-    // A frame that comes back shows that later ones will.
+    // Once a frame is received, later ones will be too.
     let begun = async {
         loop {
             bus.publish_frame(frame_in(0, 0));
-            let came = tokio::time::timeout(Duration::from_millis(100), live.recv()).await;
-            if came.is_ok() {
+            let received = tokio::time::timeout(Duration::from_millis(100), live.recv()).await;
+            if received.is_ok() {
                 break;
             }
         }
     };
-    tokio::time::timeout(PATIENCE, begun).await.unwrap();
-    // Those that were on their way come before the marker.
+    tokio::time::timeout(TIMEOUT, begun).await.unwrap();
+    // Skip earlier frames, up to the marker.
     bus.publish_frame(frame_in(0, u64::MAX));
     while next(&mut live).await.sequence != u64::MAX {}
     live
 }
 
-/// A time after everything that Kafka has, and before everything that comes.
-async fn between() -> Timestamp {
+/// A time after everything that Kafka has and before everything that follows.
+async fn time_between() -> Timestamp {
     let step = Duration::from_millis(5);
     tokio::time::sleep(step).await;
     let now = std::time::SystemTime::now();
@@ -212,7 +213,7 @@ async fn between() -> Timestamp {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn frames_since_a_time_come_again_from_every_bucket_and_then_the_later_ones() {
+async fn frames_since_a_time_are_replayed_for_every_bucket_before_later_ones() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
@@ -222,41 +223,41 @@ async fn frames_since_a_time_come_again_from_every_bucket_and_then_the_later_one
         frames.collect()
     };
     publish_frames(&bus, &mut live, &of(&[5, 6, 7], 0..30)).await;
-    let since = between().await;
+    let since = time_between().await;
     // Bucket 7 has none since then, and 8 has none from before.
-    let wanted = of(&[5, 6, 8], 30..60);
-    publish_frames(&bus, &mut live, &wanted).await;
+    let expected_frames = of(&[5, 6, 8], 30..60);
+    publish_frames(&bus, &mut live, &expected_frames).await;
 
     let successor = open(kafka, &prefix).await;
     let mut again = successor.subscribe_frames_since(since);
-    let mut came = Vec::new();
-    while came.len() < wanted.len() {
-        came.push(next(&mut again).await);
+    let mut received = Vec::new();
+    while received.len() < expected_frames.len() {
+        received.push(next(&mut again).await);
     }
     let later = of(&[5, 6, 7, 8], 60..70);
     publish_frames(&bus, &mut live, &later).await;
-    while came.len() < wanted.len() + later.len() {
-        came.push(next(&mut again).await);
+    while received.len() < expected_frames.len() + later.len() {
+        received.push(next(&mut again).await);
     }
     for bucket in 5..=8 {
         let of_bucket = |frames: &[Arc<Frame>]| -> Vec<u64> {
             let theirs = frames.iter().filter(|frame| frame.bucket == Bucket(bucket));
             theirs.map(|frame| frame.sequence).collect()
         };
-        let expected = [of_bucket(&wanted), of_bucket(&later)].concat();
-        assert_eq!(of_bucket(&came), expected, "bucket {bucket}");
+        let expected = [of_bucket(&expected_frames), of_bucket(&later)].concat();
+        assert_eq!(of_bucket(&received), expected, "bucket {bucket}");
     }
     successor.close().await;
     bus.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn frames_of_an_older_release_are_read_and_those_of_a_newer_one_are_told_as_missing() {
+async fn frames_of_an_older_release_are_read_and_those_of_a_newer_one_are_reported_missing() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
     let mut live = live_frames(&bus).await;
-    let since = between().await;
+    let since = time_between().await;
     let producer: FutureProducer = client(kafka).create().unwrap();
     let put = async |sequence: u64, version: Option<u32>| {
         let text = frame_in(5, sequence).encode().unwrap();
@@ -268,33 +269,33 @@ async fn frames_of_an_older_release_are_read_and_those_of_a_newer_one_are_told_a
         let text = frame.to_string();
         let record = FutureRecord::to(&bus.topics().frames);
         let record = record.key("gateway").payload(&text);
-        producer.send(record, PATIENCE).await.unwrap();
+        producer.send(record, TIMEOUT).await.unwrap();
     };
     put(1, None).await;
     put(2, Some(contract::frame::FRAME_VERSION + 1)).await;
     put(3, Some(contract::frame::FRAME_VERSION)).await;
     assert_eq!(*next(&mut live).await, *frame_in(5, 1));
     assert_eq!(*next(&mut live).await, *frame_in(5, 3));
-    let told = |bus: &KafkaBus| -> Vec<(Bucket, u64)> {
+    let unreadable = |bus: &KafkaBus| -> Vec<(Bucket, u64)> {
         let heads = bus.take_unreadable_frames().into_iter();
         heads.map(|head| (head.bucket, head.sequence)).collect()
     };
-    assert_eq!(told(&bus), [(Bucket(5), 2)]);
-    assert_eq!(told(&bus), [], "each is told once");
-    // So is what is heard again.
+    assert_eq!(unreadable(&bus), [(Bucket(5), 2)]);
+    assert_eq!(unreadable(&bus), [], "each is reported once");
+    // The same holds for a replay.
     let mut again = bus.subscribe_frames_since(since);
     while next(&mut again).await.sequence != 3 {}
-    assert_eq!(told(&bus), [(Bucket(5), 2)]);
+    assert_eq!(unreadable(&bus), [(Bucket(5), 2)]);
     bus.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn frames_of_the_past_wait_for_a_slow_subscriber() {
+async fn replayed_frames_wait_for_a_slow_subscriber() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
     let mut live = live_frames(&bus).await;
-    let since = between().await;
+    let since = time_between().await;
     let count = bus::SUBSCRIBER_QUEUE_MAX as u64 + 3000;
     for from in (0..count).step_by(1000) {
         let to = count.min(from + 1000);
@@ -302,20 +303,23 @@ async fn frames_of_the_past_wait_for_a_slow_subscriber() {
         publish_frames(&bus, &mut live, &frames).await;
     }
     let mut again = bus.subscribe_frames_since(since);
-    until("its queue is full", || {
+    wait_for("its queue is full", || {
         again.len() == bus::SUBSCRIBER_QUEUE_MAX
     })
     .await;
-    let mut came = BTreeSet::new();
-    while (came.len() as u64) < count {
-        assert!(came.insert(next(&mut again).await.sequence), "came twice");
+    let mut received = BTreeSet::new();
+    while (received.len() as u64) < count {
+        assert!(
+            received.insert(next(&mut again).await.sequence),
+            "received twice"
+        );
     }
     assert_eq!(bus.dropped(), 0);
     bus.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kafkas_partitioner_finds_the_bucket_of_a_key() {
+async fn kafkas_partitioner_maps_a_key_to_its_bucket() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
@@ -328,19 +332,19 @@ async fn kafkas_partitioner_finds_the_bucket_of_a_key() {
         let record = FutureRecord::<str, str>::to(&bus.topics().events)
             .key(key.as_str())
             .payload("{}");
-        let placed = producer.send(record, PATIENCE).await.unwrap();
+        let placed = producer.send(record, TIMEOUT).await.unwrap();
         assert_eq!(placed.partition, i32::from(key.bucket().0), "{key}");
     }
     bus.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_route_of_megabytes_goes_through() {
+async fn a_route_of_several_megabytes_is_delivered() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
     let mut large = (*route_of("iris", 1)).clone();
-    // Nothing that compression could make small.
+    // Incompressible data.
     let hash = || format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
     large.route.as_mut().unwrap().key_hashes = (0..45_000).map(|_| hash()).collect();
     let large = Arc::new(large);
@@ -348,15 +352,18 @@ async fn a_route_of_megabytes_goes_through() {
 
     let mut early = bus.subscribe_routes();
     bus.publish_route(large.clone());
-    assert!(*next_route(&mut early).await == *large, "it came otherwise");
+    assert!(
+        *next_route(&mut early).await == *large,
+        "it arrived changed"
+    );
     let mut late = bus.subscribe_routes();
-    assert!(*next_route(&mut late).await == *large, "it came otherwise");
+    assert!(*next_route(&mut late).await == *large, "it arrived changed");
     assert_eq!(bus.dropped(), 0);
     bus.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn routes_that_change_all_the_time_are_caught_up_with() {
+async fn a_subscriber_catches_up_with_constantly_changing_routes() {
     let Some(kafka) = Kafka::shared() else { return };
     let bus = open(kafka, &kafka.prefix()).await;
     let changing = tokio::spawn({
@@ -381,11 +388,11 @@ async fn routes_that_change_all_the_time_are_caught_up_with() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_goes_out_as_stored_is_read_back_as_it_was() {
+async fn stored_events_are_read_back_unchanged() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
-    let mut reader = Reader::joined(&*bus, Subscription::Whole).await;
+    let mut reader = Reader::join(&*bus, Subscription::Whole).await;
     let (known, next) = (record("iris", 1), record("iris", 4));
     let first = RawRecord {
         prev_hash: Some(ChainHash::START),
@@ -406,7 +413,7 @@ async fn what_goes_out_as_stored_is_read_back_as_it_was() {
     let of_another_stream = RawRecord {
         position: Position(3),
         prev: Position(2),
-        // As a release from before the chain has published it.
+        // As published by a release that predates the hash chain.
         prev_hash: None,
         stream: "forecast/default/iris/weekly/1".to_owned(),
         version: 1,
@@ -427,22 +434,22 @@ async fn what_goes_out_as_stored_is_read_back_as_it_was() {
     let refused = bus.publish_stored(&[nowhere]).await.unwrap_err();
     let expected = "position 3: there is no bucket 999";
     assert!(refused.to_string().contains(expected), "{refused}");
-    let (events, extent) = whole_log(kafka, &prefix).await;
+    let (events, extent) = read_full_log(kafka, &prefix).await;
     assert_eq!(events, all);
     assert_eq!(extent.unreadable, Vec::<String>::new());
     assert_eq!(extent.whole, Position(4));
-    // Who follows the log gets what it can read of it; the rest it finds in the store.
-    reader.until(2).await;
+    // A subscriber receives the records it can decode; the rest it finds in the store.
+    reader.wait_for_records(2).await;
     bus.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_not_ours_on_the_topic_stops_nobody() {
+async fn foreign_messages_on_a_topic_are_skipped() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
-    let mut whole = Reader::joined(&*bus, Subscription::Whole).await;
-    let mut member = Reader::joined(&*bus, Subscription::Group("g")).await;
+    let mut all = Reader::join(&*bus, Subscription::Whole).await;
+    let mut member = Reader::join(&*bus, Subscription::Group("g")).await;
     let mut routes = bus.subscribe_routes();
     let producer: FutureProducer = client(kafka).create().unwrap();
     let (first, second) = (record("iris", 1), record("iris", 2));
@@ -453,17 +460,17 @@ async fn what_is_not_ours_on_the_topic_stops_nobody() {
                 .partition(second.bucket.0.into())
                 .key("default/iris")
                 .payload(payload);
-            producer.send(poison, PATIENCE).await.unwrap();
+            producer.send(poison, TIMEOUT).await.unwrap();
         }
     }
     bus.publish_records(&[second]).await.unwrap();
-    whole.until(2).await;
-    member.until(2).await;
+    all.wait_for_records(2).await;
+    member.wait_for_records(2).await;
     bus.publish_route(route("iris", 3));
     assert_eq!(next_route(&mut routes).await.revision, Position(3));
-    until("nine are skipped", || bus.dropped() == 9).await;
+    wait_for("nine are skipped", || bus.dropped() == 9).await;
 
-    let (records, extent) = whole_log(kafka, &prefix).await;
+    let (records, extent) = read_full_log(kafka, &prefix).await;
     assert_eq!(records.len(), 2);
     assert_eq!(extent.unreadable.len(), 3);
     assert!(
@@ -477,7 +484,7 @@ async fn what_is_not_ours_on_the_topic_stops_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_that_would_lose_or_misplace_events_is_refused() {
     let Some(kafka) = Kafka::shared() else { return };
-    for (partitions, settings, word) in [
+    for (partitions, settings, message) in [
         (32, &[("retention.ms", "-1")][..], "32 partitions"),
         (
             64,
@@ -491,25 +498,25 @@ async fn a_topic_that_would_lose_or_misplace_events_is_refused() {
         ),
     ] {
         let prefix = kafka.prefix();
-        make_topic(kafka, &format!("{prefix}.events"), partitions, settings).await;
+        create_topic(kafka, &format!("{prefix}.events"), partitions, settings).await;
         let config = KafkaConfig::parse(&kafka.url(&prefix)).unwrap();
         let Err(BusError::Refused(why)) = KafkaBus::open(config).await else {
-            panic!("not refused: {word}")
+            panic!("not refused: {message}")
         };
-        assert!(why.contains(word) && why.contains(&prefix), "{why}");
+        assert!(why.contains(message) && why.contains(&prefix), "{why}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_whole_log_is_read_back_and_what_is_missing_is_named() {
+async fn the_full_log_is_read_back_and_gaps_are_named() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
-    let records = log(2000);
+    let records = record_log(2000);
     bus.publish_records(&records[..1000]).await.unwrap();
-    // Again, as after an answer that was lost.
+    // Repeat some, as after a lost confirmation.
     bus.publish_records(&records[900..1000]).await.unwrap();
-    let (copy, extent) = whole_log(kafka, &prefix).await;
+    let (copy, extent) = read_full_log(kafka, &prefix).await;
     assert_eq!(copy, stored(&records[..1000]));
     let expected = Extent {
         whole: Position(1000),
@@ -520,7 +527,7 @@ async fn the_whole_log_is_read_back_and_what_is_missing_is_named() {
     };
     assert_eq!(extent, expected);
 
-    // One is left out; the next of its bucket names it.
+    // Leave one out; its successor in the bucket names it.
     let lost = &records[1499];
     let needs_it = records
         .iter()
@@ -532,18 +539,18 @@ async fn the_whole_log_is_read_back_and_what_is_missing_is_named() {
         .cloned()
         .collect();
     bus.publish_records(&rest).await.unwrap();
-    let (copy, extent) = whole_log(kafka, &prefix).await;
+    let (copy, extent) = read_full_log(kafka, &prefix).await;
     assert_eq!(copy.len(), 1999);
     assert_eq!(
         (extent.whole, extent.last),
         (Position(1499), Position(2000))
     );
-    let hole = Hole {
+    let gap = Gap {
         missing: lost.position,
         bucket: lost.bucket,
         needed_by: needs_it.position,
     };
-    assert_eq!(extent.holes, [hole]);
+    assert_eq!(extent.holes, [gap]);
     bus.close().await;
 }
 
@@ -552,31 +559,31 @@ async fn a_killed_broker_loses_nothing_that_was_confirmed() {
     let Some(kafka) = Kafka::start(1) else { return };
     let prefix = kafka.prefix();
     let bus = open(&kafka, &prefix).await;
-    let mut reader = Reader::joined(&*bus, Subscription::Group("g")).await;
-    let records = log(10_000);
+    let mut reader = Reader::join(&*bus, Subscription::Group("g")).await;
+    let records = record_log(10_000);
     let published = tokio::spawn({
         let (bus, records) = (bus.clone(), records.clone());
         async move { publish_all(&*bus, &records).await }
     });
-    reader.until(300).await;
+    reader.wait_for_records(300).await;
     kafka.kill(0);
     assert!(
         !published.is_finished(),
-        "the kill came too late to show anything"
+        "the broker was killed too late for the test to be meaningful"
     );
-    until("trouble is told", || bus.trouble().is_some()).await;
-    let trouble = bus.trouble().unwrap();
-    assert!(trouble.contains(kafka.addresses()), "{trouble}");
-    // Frames are not waited for while nobody takes them.
+    wait_for("the problem is reported", || bus.trouble().is_some()).await;
+    let problem = bus.trouble().unwrap();
+    assert!(problem.contains(kafka.addresses()), "{problem}");
+    // Frames are not waited for while no broker accepts them.
     (0..10_000).for_each(|sequence| bus.publish_frame(support::frame(sequence)));
-    until("lost frames are counted", || bus.dropped() > 0).await;
+    wait_for("lost frames are counted", || bus.dropped() > 0).await;
     kafka.restart(0);
     published.await.unwrap();
-    until("trouble is over", || bus.trouble().is_none()).await;
-    let (copy, extent) = whole_log(&kafka, &prefix).await;
+    wait_for("the problem is cleared", || bus.trouble().is_none()).await;
+    let (copy, extent) = read_full_log(&kafka, &prefix).await;
     assert_eq!(copy, stored(&records));
     assert_eq!((extent.whole, extent.holes), (Position(10_000), Vec::new()));
-    // The member goes on too; what it missed in between it would find in the store.
+    // The member continues too; what it missed it would find in the store.
     let again = Arc::new(Record {
         position: Position(10_001),
         ..(*records[9999]).clone()
@@ -585,18 +592,18 @@ async fn a_killed_broker_loses_nothing_that_was_confirmed() {
         bus.publish_records(std::slice::from_ref(&again))
             .await
             .unwrap();
-        reader.take_what_comes().await;
+        reader.receive_pending().await;
     }
-    // Nobody to say goodbye to: it ends all the same.
+    // Closing works without a broker.
     kafka.kill(0);
-    tokio::time::timeout(PATIENCE, bus.close())
+    tokio::time::timeout(TIMEOUT, bus.close())
         .await
         .expect("still closing");
-    reader.until_closed().await;
+    reader.wait_until_closed().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bus_opens_without_a_broker_and_works_once_there_is_one() {
+async fn a_bus_opens_without_a_broker_and_works_once_one_is_up() {
     let Some(kafka) = Kafka::start(1) else { return };
     kafka.kill(0);
     let bus = open(&kafka, "late").await;
@@ -608,64 +615,67 @@ async fn a_bus_opens_without_a_broker_and_works_once_there_is_one() {
         "{refused}"
     );
     kafka.restart(0);
-    reader.until_assigned(64).await;
+    reader.wait_for_buckets(64).await;
     bus.publish_records(&[record("iris", 1)]).await.unwrap();
-    reader.until(1).await;
+    reader.wait_for_records(1).await;
     assert_eq!(bus.trouble(), None);
     bus.close().await;
 }
 
-/// Topics from when there was one broker: they are used, and people hear what that means.
-async fn single_copies_are_remarked(kafka: &Kafka) {
+/// Topics created with a single broker are used, with a warning.
+async fn single_replicas_are_warned_about(kafka: &Kafka) {
     let prefix = kafka.prefix();
     let settings = [("retention.ms", "-1"), ("min.insync.replicas", "1")];
-    make_topic(kafka, &format!("{prefix}.events"), 64, &settings).await;
+    create_topic(kafka, &format!("{prefix}.events"), 64, &settings).await;
     let bus = open(kafka, &prefix).await;
-    until("a word on the copies", || bus.remark().is_some()).await;
-    let remark = bus.remark().unwrap();
-    assert!(remark.contains("have 1 of the 3 copies"), "{remark}");
-    assert!(remark.contains("kafka-reassign-partitions.sh"), "{remark}");
-    // It takes nothing from readiness.
-    until("all is well", || bus.trouble().is_none()).await;
+    wait_for("a warning about the replicas", || bus.remark().is_some()).await;
+    let warning = bus.remark().unwrap();
+    assert!(warning.contains("have 1 of the 3 replicas"), "{warning}");
+    assert!(
+        warning.contains("kafka-reassign-partitions.sh"),
+        "{warning}"
+    );
+    // It does not affect readiness.
+    wait_for("no problem is reported", || bus.trouble().is_none()).await;
     bus.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_three_brokers_the_kill_of_a_leader_loses_nothing() {
+async fn killing_a_leader_of_three_brokers_loses_nothing() {
     let Some(kafka) = Kafka::start(3) else { return };
     let prefix = kafka.prefix();
     let bus = open(&kafka, &prefix).await;
     assert_eq!(bus.remark(), None);
-    single_copies_are_remarked(&kafka).await;
+    single_replicas_are_warned_about(&kafka).await;
     let events = bus.topics().events.clone();
-    let mut reader = Reader::joined(&*bus, Subscription::Whole).await;
-    let records = log(10_000);
+    let mut reader = Reader::join(&*bus, Subscription::Whole).await;
+    let records = record_log(10_000);
     let published = tokio::spawn({
         let (bus, records) = (bus.clone(), records.clone());
         async move { publish_all(&*bus, &records).await }
     });
-    reader.until(300).await;
+    reader.wait_for_records(300).await;
     let leads = leaders(&kafka, &events);
     let (copies, leader) = leads[&0];
     assert_eq!(copies, 3);
     kafka.kill(leader);
     assert!(
         !published.is_finished(),
-        "the kill came too late to show anything"
+        "the broker was killed too late for the test to be meaningful"
     );
     published.await.unwrap();
-    let (copy, extent) = whole_log(&kafka, &prefix).await;
+    let (copy, extent) = read_full_log(&kafka, &prefix).await;
     assert_eq!(copy, stored(&records));
     assert_eq!(extent.whole, Position(10_000));
-    reader.until(10_000).await;
+    reader.wait_for_records(10_000).await;
     kafka.restart(leader);
     bus.close().await;
 }
 
-/// For each partition how many copies it has, and which broker leads it.
+/// The number of replicas and the leader of each partition.
 fn leaders(kafka: &Kafka, topic: &str) -> BTreeMap<i32, (usize, usize)> {
     let consumer: BaseConsumer = client(kafka).create().unwrap();
-    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
     let port = |id: i32| {
         let broker = metadata
             .brokers()
@@ -687,21 +697,21 @@ async fn a_slow_subscriber_is_waited_for_and_stays_in_its_group() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
-    let mut slow = Reader::joined(&*bus, Subscription::Group("slow")).await;
+    let mut slow = Reader::join(&*bus, Subscription::Group("slow")).await;
     // More than its queue holds.
-    let records = log(bus::SUBSCRIBER_QUEUE_MAX as u64 + 5000);
+    let records = record_log(bus::SUBSCRIBER_QUEUE_MAX as u64 + 5000);
     for page in records.chunks(5000) {
         bus.publish_records(page).await.unwrap();
     }
-    slow.until(records.len()).await;
-    assert!(slow.in_order);
+    slow.wait_for_records(records.len()).await;
+    assert!(slow.is_in_order);
     assert_eq!((slow.repeated, bus.dropped()), (0, 0));
     bus.close().await;
 }
 
-/// What anybody who reads the topic sees, byte for byte. To write it anew: `UPDATE_GOLDEN=1`.
+/// The message as any consumer of the topic sees it, byte for byte. Update with `UPDATE_GOLDEN=1`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_is_a_cloudevent_as_the_golden_file_has_it() {
+async fn a_message_is_a_cloudevent_that_matches_the_golden_file() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
@@ -732,7 +742,7 @@ fn show_first(mut config: ClientConfig, topic: &str, bucket: Bucket) -> String {
     list.add_partition_offset(topic, bucket.0.into(), Offset::Beginning)
         .unwrap();
     consumer.assign(&list).unwrap();
-    let message = consumer.poll(PATIENCE).unwrap().unwrap();
+    let message = consumer.poll(TIMEOUT).unwrap().unwrap();
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let mut shown = format!(
         "topic {topic} partition {}\nkey {}\n",

@@ -1,5 +1,5 @@
-//! Kafka behind TLS, passwords and certificates, on a real broker: who may come in comes in, and whoever
-//! may not is told what to change, without a password in the telling.
+//! Kafka with TLS, passwords and certificates, on a real broker: valid credentials connect, and
+//! invalid ones are reported with what to change, without revealing a password.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use std::time::Duration;
 use bus::kafka::{KafkaBus, KafkaConfig, read_log};
 use bus::{Bus, BusError, Subscription};
 use servers::{Kafka, Secured, USER};
-use support::{PATIENCE, Reader, log};
+use support::{Reader, TIMEOUT, record_log};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// One broker for all tests of this file.
@@ -23,10 +23,10 @@ fn secured() -> Option<(&'static Kafka, &'static Secured)> {
     Some((kafka, kafka.secured()))
 }
 
-/// A file with a secret for as long as the test runs, and the reference to it.
-struct Given(tempfile::NamedTempFile);
+/// A temporary file with a secret, and the reference to it.
+struct SecretFile(tempfile::NamedTempFile);
 
-impl Given {
+impl SecretFile {
     fn new(text: &str) -> Self {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("{text}\n")).unwrap();
@@ -38,9 +38,15 @@ impl Given {
     }
 }
 
-fn by_password(at: &str, prefix: &str, sasl: &str, ca: Option<&Path>, password: &Given) -> String {
-    static NAME: OnceLock<Given> = OnceLock::new();
-    let user = NAME.get_or_init(|| Given::new(USER));
+fn by_password(
+    at: &str,
+    prefix: &str,
+    sasl: &str,
+    ca: Option<&Path>,
+    password: &SecretFile,
+) -> String {
+    static NAME: OnceLock<SecretFile> = OnceLock::new();
+    let user = NAME.get_or_init(|| SecretFile::new(USER));
     let tls = ca.map_or(String::new(), |ca| format!("&ca={}", ca.display()));
     format!(
         "kafka://{at}/{prefix}?sasl={sasl}&user={}&password={}{tls}",
@@ -49,30 +55,30 @@ fn by_password(at: &str, prefix: &str, sasl: &str, ca: Option<&Path>, password: 
     )
 }
 
-/// The bus opens, and what is published comes back.
-async fn carries(url: &str) {
+/// Asserts that the bus opens and delivers what is published.
+async fn assert_roundtrip(url: &str) {
     let bus = KafkaBus::open(KafkaConfig::parse(url).unwrap())
         .await
         .unwrap();
-    let mut reader = Reader::joined(&*bus, Subscription::Whole).await;
-    let records = log(20);
+    let mut reader = Reader::join(&*bus, Subscription::Whole).await;
+    let records = record_log(20);
     let published = async {
         while let Err(error) = bus.publish_records(&records).await {
             assert!(matches!(error, BusError::NotPublished { .. }), "{error}");
         }
     };
-    tokio::time::timeout(PATIENCE, published).await.unwrap();
-    reader.until(20).await;
+    tokio::time::timeout(TIMEOUT, published).await.unwrap();
+    reader.wait_for_records(20).await;
     assert_eq!(bus.trouble(), None);
     bus.close().await;
 }
 
-/// What readiness says of a bus that cannot come in.
-async fn trouble(url: &str) -> String {
+/// Returns what readiness says of a bus that cannot connect.
+async fn connection_problem(url: &str) -> String {
     let bus = KafkaBus::open(KafkaConfig::parse(url).unwrap())
         .await
         .unwrap();
-    let said = async {
+    let problem = async {
         loop {
             match bus.trouble() {
                 Some(why) if why.contains("--bus") => return why,
@@ -80,21 +86,21 @@ async fn trouble(url: &str) -> String {
             }
         }
     };
-    let said = tokio::time::timeout(PATIENCE, said).await;
-    let said = said.unwrap_or_else(|_| panic!("no remedy is named: {:?}", bus.trouble()));
+    let problem = tokio::time::timeout(TIMEOUT, problem).await;
+    let problem = problem.unwrap_or_else(|_| panic!("no advice is given: {:?}", bus.trouble()));
     bus.close().await;
-    said
+    problem
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_right_password_over_tls_carries_the_log_by_either_mechanism() {
+async fn the_right_password_over_tls_connects_with_either_mechanism() {
     let Some((kafka, secured)) = secured() else {
         return;
     };
-    let password = Given::new(&secured.secrets.password);
+    let password = SecretFile::new(&secured.secrets.password);
     for sasl in ["scram-sha-512", "plain"] {
         let ca = Some(&*secured.secrets.ca);
-        carries(&by_password(
+        assert_roundtrip(&by_password(
             &secured.by_password,
             &kafka.prefix(),
             sasl,
@@ -106,7 +112,7 @@ async fn the_right_password_over_tls_carries_the_log_by_either_mechanism() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_of_ones_own_lets_in_where_it_is_asked_for() {
+async fn a_client_certificate_connects_where_it_is_required() {
     let Some((kafka, secured)) = secured() else {
         return;
     };
@@ -119,32 +125,32 @@ async fn a_certificate_of_ones_own_lets_in_where_it_is_asked_for() {
         secrets.certificate.display(),
         secrets.key.display()
     );
-    carries(&url).await;
+    assert_roundtrip(&url).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_certificate_where_one_is_asked_for_cert_and_key_are_named() {
+async fn a_missing_client_certificate_is_reported_with_its_options() {
     let Some((kafka, secured)) = secured() else {
         return;
     };
     let ca = secured.secrets.ca.display();
-    let said = trouble(&format!(
+    let problem = connection_problem(&format!(
         "kafka://{}/{}?ca={ca}",
         secured.by_certificate,
         kafka.prefix()
     ))
     .await;
-    assert!(said.contains("cert= and key="), "{said}");
+    assert!(problem.contains("cert= and key="), "{problem}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unknown_authority_is_told_with_the_option_that_names_it() {
+async fn an_unknown_authority_is_reported_with_its_option() {
     let Some((kafka, secured)) = secured() else {
         return;
     };
-    let password = Given::new(&secured.secrets.password);
+    let password = SecretFile::new(&secured.secrets.password);
     let other = Some(&*secured.secrets.other_ca);
-    let said = trouble(&by_password(
+    let problem = connection_problem(&by_password(
         &secured.by_password,
         &kafka.prefix(),
         "plain",
@@ -152,16 +158,16 @@ async fn an_unknown_authority_is_told_with_the_option_that_names_it() {
         &password,
     ))
     .await;
-    assert!(said.contains("authority's file with ca="), "{said}");
+    assert!(problem.contains("authority's file with ca="), "{problem}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_port_with_tls_that_is_spoken_to_in_clear_is_told_apart_from_one_that_is_away() {
+async fn plaintext_on_a_tls_port_is_distinguished_from_an_unreachable_broker() {
     let Some((kafka, secured)) = secured() else {
         return;
     };
-    let password = Given::new(&secured.secrets.password);
-    let said = trouble(&by_password(
+    let password = SecretFile::new(&secured.secrets.password);
+    let problem = connection_problem(&by_password(
         &secured.by_password,
         &kafka.prefix(),
         "plain",
@@ -169,30 +175,30 @@ async fn a_port_with_tls_that_is_spoken_to_in_clear_is_told_apart_from_one_that_
         &password,
     ))
     .await;
-    assert!(said.contains("add tls=on"), "{said}");
+    assert!(problem.contains("add tls=on"), "{problem}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_on_a_port_without_it_is_told_too() {
+async fn tls_on_a_plaintext_port_is_reported() {
     let Some((kafka, secured)) = secured() else {
         return;
     };
-    let said = trouble(&format!(
+    let problem = connection_problem(&format!(
         "kafka://{}/{}?ca={}",
         kafka.addresses(),
         kafka.prefix(),
         secured.secrets.ca.display()
     ))
     .await;
-    assert!(said.contains("does not speak TLS"), "{said}");
+    assert!(problem.contains("does not speak TLS"), "{problem}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reading_the_whole_log_with_a_wrong_password_gives_up_and_says_why() {
+async fn reading_the_log_with_a_wrong_password_fails_with_the_reason() {
     let Some((kafka, secured)) = secured() else {
         return;
     };
-    let wrong = Given::new("not-the-password");
+    let wrong = SecretFile::new("not-the-password");
     let url = by_password(
         &secured.by_password,
         &kafka.prefix(),
@@ -209,11 +215,11 @@ async fn reading_the_whole_log_with_a_wrong_password_gives_up_and_says_why() {
     assert!(!refused.contains("not-the-password"), "{refused}");
 }
 
-/// Everything that is logged in this process.
+/// Captures everything logged in this process.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+struct CapturedLog(Arc<Mutex<Vec<u8>>>);
 
-impl io::Write for Lines {
+impl io::Write for CapturedLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -224,7 +230,7 @@ impl io::Write for Lines {
     }
 }
 
-impl MakeWriter<'_> for Lines {
+impl MakeWriter<'_> for CapturedLog {
     type Writer = Self;
 
     fn make_writer(&self) -> Self {
@@ -233,36 +239,39 @@ impl MakeWriter<'_> for Lines {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wrong_password_is_told_as_such_and_stands_in_no_log() {
+async fn a_wrong_password_is_reported_as_such_and_never_logged() {
     let Some((kafka, secured)) = secured() else {
         return;
     };
-    let lines = Lines::default();
-    // The only test of this program that sets it: threads of librdkafka log too.
+    let captured = CapturedLog::default();
+    // The only test in this binary that installs a subscriber: threads of librdkafka log too.
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::TRACE)
-        .with_writer(lines.clone())
+        .with_writer(captured.clone())
         .init();
     for (sasl, password) in [
         ("plain", "wrong-in-plain"),
         ("scram-sha-512", "wrong-in-scram"),
     ] {
-        let given = Given::new(password);
-        let said = trouble(&by_password(
+        let file = SecretFile::new(password);
+        let problem = connection_problem(&by_password(
             &secured.by_password,
             &kafka.prefix(),
             sasl,
             Some(&*secured.secrets.ca),
-            &given,
+            &file,
         ))
         .await;
-        assert!(said.contains("check what user= and password="), "{said}");
-        assert!(!said.contains(password), "{said}");
+        assert!(
+            problem.contains("check what user= and password="),
+            "{problem}"
+        );
+        assert!(!problem.contains(password), "{problem}");
     }
-    let logged = String::from_utf8_lossy(&lines.0.lock().unwrap()).into_owned();
-    // It is there at all, with what librdkafka says.
+    let logged = String::from_utf8_lossy(&captured.0.lock().unwrap()).into_owned();
+    // The log does contain the failure, and what librdkafka says.
     assert!(
-        logged.contains("refuses the user or the password"),
+        logged.contains("rejects the user or the password"),
         "{logged}"
     );
     assert!(logged.contains("librdkafka"), "{logged}");

@@ -1,4 +1,4 @@
-//! The wall clock, as something that is passed in.
+//! The wall clock, as an argument.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,21 +8,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use contract::time::{Span, Timestamp};
 
-/// Tells the time of day. It may step forward and back, as the system's clock does; what must not
-/// is measured by `Instant`.
+/// A source of the time of day. It may step forward and back, as the system clock does; monotonic
+/// durations are measured by `Instant`.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
-    /// The present, to the millisecond, in UTC.
+    /// The current time in UTC, to the millisecond.
     fn now(&self) -> Timestamp;
 }
 
-/// The system's clock.
+/// The system clock.
 #[derive(Debug, Default)]
 pub struct SystemClock;
 
 impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     fn now(&self) -> Timestamp {
-        // A clock before 1970 is broken beyond what we could mend; zero keeps order at least.
+        // A clock before 1970 is beyond repair; zero at least keeps order.
         let since_epoch = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -30,31 +30,31 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that is off by as many milliseconds as a file says, looked at again and again: for
-/// tests of what a step of the clock does to a running process.
+/// A clock with an offset in milliseconds that is read from a file, again and again: for tests of
+/// how a running process handles clock steps.
 #[derive(Debug, Default)]
 pub struct SteppedClock {
     offset_ms: Arc<AtomicI64>,
 }
 
 impl SteppedClock {
-    /// How often the file is looked at.
-    const EVERY: Duration = Duration::from_millis(20);
+    /// How often the file is read.
+    const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-    /// Follows a file that holds a whole number of milliseconds, ahead of the system's clock or,
-    /// below zero, behind it. Without a file, or with another text in it, the last number holds; 0
-    /// at first. A thread looks at it until the clock is dropped.
+    /// Follows a file that holds an integer of milliseconds to add to the system clock; negative
+    /// values put it behind. If the file is missing or invalid, the last value applies; initially
+    /// 0. A thread reads it until the clock is dropped.
     pub fn follow(file: PathBuf) -> Self {
         let offset_ms = Arc::new(AtomicI64::new(0));
         let followed = Arc::downgrade(&offset_ms);
         std::thread::spawn(move || {
             while let Some(offset_ms) = followed.upgrade() {
-                let read = std::fs::read_to_string(&file).ok();
-                if let Some(offset) = read.and_then(|text| text.trim().parse().ok()) {
+                let text = std::fs::read_to_string(&file).ok();
+                if let Some(offset) = text.and_then(|text| text.trim().parse().ok()) {
                     offset_ms.store(offset, Ordering::SeqCst);
                 }
                 drop(offset_ms);
-                std::thread::sleep(Self::EVERY);
+                std::thread::sleep(Self::POLL_INTERVAL);
             }
         });
         Self { offset_ms }
@@ -68,26 +68,26 @@ impl Clock for SteppedClock {
     }
 }
 
-/// A clock that stands still until it is moved. For tests and simulation.
+/// A clock that moves only when set. For tests and simulation.
 #[derive(Debug)]
 pub struct ManualClock {
     millis: AtomicI64,
 }
 
 impl ManualClock {
-    /// Stands at `now`.
+    /// Creates a clock that shows `now`.
     pub fn new(now: Timestamp) -> Self {
         Self {
             millis: AtomicI64::new(now.millis()),
         }
     }
 
-    /// Moves it to `now`, back too.
+    /// Sets the time, which may go back.
     pub fn set(&self, now: Timestamp) {
         self.millis.store(now.millis(), Ordering::SeqCst);
     }
 
-    /// Moves it by a span.
+    /// Advances the time by a span.
     pub fn advance(&self, by: Span) {
         self.millis.fetch_add(by.millis() as i64, Ordering::SeqCst);
     }

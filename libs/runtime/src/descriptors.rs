@@ -1,9 +1,8 @@
-//! File descriptors of this process: how many there may be, who gets how many, and who is told when
-//! they run out.
+//! File descriptors of this process: the limit, how it is divided, and what happens on a shortage.
 //!
-//! Invariant: clients come last. They are admitted up to what is left once everything has its share
-//! that keeps instances alive, so that a crowd of them takes no descriptor from a probe, a removal,
-//! the log or the people who look after it; and whoever is admitted finds one for the instance.
+//! Invariant: clients come last. They are admitted up to what is left once everything that keeps
+//! instances alive has its share, so a crowd of them takes no descriptor from a probe, a removal,
+//! the log or the operators; and an admitted client finds a descriptor for its instance.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -13,38 +12,38 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What a process has open at rest: the log and the history with their readers, locks, runtimes,
-/// signals, listeners. Counted, and rounded up for readers that come and go.
-const AT_REST: usize = 40;
-/// What one serving thread of the gateway has for itself, and for clients that it refuses.
+/// Descriptors open at rest: the log and the history with their readers, locks, runtimes, signals,
+/// listeners. Counted, and rounded up for readers that come and go.
+const BASELINE: usize = 40;
+/// Descriptors of one serving thread of the gateway, including those for clients that it refuses.
 const PER_THREAD: usize = 4 + REFUSING_MAX;
-/// Connections to Kafka and PostgreSQL, where the log goes through them.
-const SHARED_BUS: usize = 64;
-/// What one piece of work that opens files may have open at once.
-const PER_HAND: usize = 6;
-/// Below this a gateway would refuse nearly everybody.
+/// Connections to Kafka and PostgreSQL, if the log uses them.
+const SERVER_CONNECTIONS: usize = 64;
+/// Descriptors that one task that opens files may use at once.
+const PER_FILE_TASK: usize = 6;
+/// Below this, a gateway would refuse nearly all clients.
 const CLIENTS_MIN: usize = 4;
-/// One serving thread for so many descriptors: below, more threads would only cost.
+/// One serving thread per this many descriptors; with fewer, more threads would only cost.
 const PER_THREAD_MIN: u64 = 64;
 
 /// Clients that a serving thread of the gateway refuses at a time.
 pub const REFUSING_MAX: usize = 4;
 
-/// How long after a lack fewer clients are admitted than could be by the count.
-const TIGHT_FOR: Duration = Duration::from_secs(5);
-/// Between two messages.
-const TELL_EVERY: Duration = Duration::from_secs(60);
+/// How long fewer clients are admitted after a shortage than the count would allow.
+const SHORTAGE_COOLDOWN: Duration = Duration::from_secs(5);
+/// The pause between two log messages.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The limit of descriptors of this process.
+/// The descriptor limit of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
-    /// What it is now.
+    /// The current limit.
     pub now: u64,
-    /// What it was started with.
+    /// The limit at process start.
     pub original: u64,
 }
 
-/// Raises the limit as far as this process may.
+/// Raises the limit as far as permitted.
 pub fn raise() -> Limit {
     let found = getrlimit(Resource::Nofile);
     let original = found.current.unwrap_or(u64::MAX);
@@ -60,16 +59,16 @@ pub fn raise() -> Limit {
     Limit { now, original }
 }
 
-/// What a process is going to do.
+/// What a process is going to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs {
-    /// Serving threads of the gateway that would be good to have.
+    /// The desired number of serving threads of the gateway.
     pub threads: usize,
-    /// The log goes through servers.
+    /// Whether the log is on servers.
     pub shared_bus: bool,
 }
 
-/// Who gets how many of a limit.
+/// How a limit is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
     /// Serving threads of the gateway.
@@ -78,73 +77,81 @@ pub struct Shares {
     pub control: usize,
     /// Of these, streams that follow something.
     pub streams: usize,
-    /// Probes at a time.
+    /// Concurrent probes.
     pub probes: usize,
-    /// Pieces of work at a time that open files.
+    /// Concurrent tasks that open files.
     pub hands: usize,
-    /// For clients, for connections to instances, and for one descriptor per instance.
+    /// What is left for clients, for connections to instances, and for one descriptor per instance.
     pub rest: usize,
 }
 
-/// The process cannot begin: with so few descriptors it would fail in its work.
+/// The limit is too low: the process would fail later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{limit} file descriptors are too few: this process needs {least} at least; raise the hard limit (`ulimit -Hn {ADVISED}` before it is started, LimitNOFILE={ADVISED} in a systemd unit, --ulimit nofile={ADVISED} for a container)"
+    "{limit} file descriptors are too few: this process needs at least {required}; raise the hard limit (`ulimit -Hn {RECOMMENDED_LIMIT}` before it is started, LimitNOFILE={RECOMMENDED_LIMIT} in a systemd unit, --ulimit nofile={RECOMMENDED_LIMIT} for a container)"
 )]
-pub struct TooFew {
+pub struct TooFewDescriptors {
     /// The limit, which could not be raised any further.
     pub limit: u64,
-    /// What this process needs with what it is going to do.
-    pub least: usize,
+    /// What this process needs for what it is going to run.
+    pub required: usize,
 }
 
-/// Enough for all that the defaults allow, several times over.
-const ADVISED: u64 = 65_536;
+/// Several times what the defaults allow.
+const RECOMMENDED_LIMIT: u64 = 65_536;
 
 impl Shares {
-    /// Deals out a limit: first what a process has at rest, then a part for each use, the rest to
-    /// clients and instances. With a low limit there are fewer serving threads than are wanted.
+    /// Divides a limit: first what a process has open at rest, then a share for each use, and the
+    /// rest for clients and instances. With a low limit there are fewer serving threads than
+    /// desired.
     ///
     /// # Errors
     ///
-    /// [`TooFew`] where that leaves nothing for clients; its sentence says how people raise the
+    /// [`TooFewDescriptors`] if that leaves nothing for clients; its message says how to raise the
     /// limit.
-    pub fn of(limit: u64, needs: Needs) -> Result<Self, TooFew> {
-        // A limit may be none at all; more than this nobody takes.
+    pub fn of(limit: u64, needs: Needs) -> Result<Self, TooFewDescriptors> {
+        // The limit may be infinite; nobody needs more than this.
         let limit = limit.min(1 << 24);
-        let part = |of: u64, least: usize, most: usize| ((limit / of) as usize).clamp(least, most);
-        let threads = needs.threads.clamp(1, part(PER_THREAD_MIN, 1, usize::MAX));
-        let control = part(16, 8, 512);
+        let share_of =
+            |of: u64, least: usize, most: usize| ((limit / of) as usize).clamp(least, most);
+        let threads = needs
+            .threads
+            .clamp(1, share_of(PER_THREAD_MIN, 1, usize::MAX));
+        let control = share_of(16, 8, 512);
         let shares = Self {
             threads,
             control,
             streams: control / 4,
-            probes: part(16, 8, 256),
-            hands: part(64, 2, 32),
+            probes: share_of(16, 8, 256),
+            hands: share_of(64, 2, 32),
             rest: 0,
         };
-        let fixed = AT_REST
+        let fixed = BASELINE
             + threads * PER_THREAD
-            + if needs.shared_bus { SHARED_BUS } else { 0 }
+            + if needs.shared_bus {
+                SERVER_CONNECTIONS
+            } else {
+                0
+            }
             + shares.control
             + shares.streams
             + shares.probes
-            + shares.hands * PER_HAND;
-        let least = fixed + 2 * CLIENTS_MIN;
-        if limit < least as u64 {
-            return Err(TooFew { limit, least });
+            + shares.hands * PER_FILE_TASK;
+        let required = fixed + 2 * CLIENTS_MIN;
+        if limit < required as u64 {
+            return Err(TooFewDescriptors { limit, required });
         }
         let rest = limit as usize - fixed;
         Ok(Self { rest, ..shares })
     }
 
-    /// Instances that may be held, so that a few clients are left.
+    /// The most instances that may hold descriptors so that a few clients are left.
     pub fn instances_max(&self) -> usize {
         self.rest - 2 * CLIENTS_MIN
     }
 }
 
-/// The part that is shared out while the process runs. Cheap to clone.
+/// The part that is shared at run time. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Descriptors(Arc<Inner>);
 
@@ -154,13 +161,13 @@ struct Inner {
     rest: usize,
     /// One per instance.
     held: Arc<AtomicUsize>,
-    began: Instant,
-    /// When something was lacking last, in milliseconds since then; 0 for never.
-    lacked_ms: AtomicU64,
-    told: Mutex<Option<Instant>>,
+    started: Instant,
+    /// When the last shortage occurred, in milliseconds since `started`; 0 for never.
+    shortage_ms: AtomicU64,
+    warned_at: Mutex<Option<Instant>>,
 }
 
-/// For a process that looks after its limit in no way, as in tests.
+/// For a process that does not manage its limit, as in tests.
 impl Default for Descriptors {
     fn default() -> Self {
         Self::new(u64::MAX, usize::MAX)
@@ -168,75 +175,80 @@ impl Default for Descriptors {
 }
 
 impl Descriptors {
-    /// What is shared out of `limit`: `rest`, as [`Shares::of`] has found it.
+    /// Creates the shared part of `limit`: `rest`, as computed by [`Shares::of`].
     pub fn new(limit: u64, rest: usize) -> Self {
         Self(Arc::new(Inner {
             limit,
             rest,
             held: Arc::default(),
-            began: Instant::now(),
-            lacked_ms: AtomicU64::default(),
-            told: Mutex::default(),
+            started: Instant::now(),
+            shortage_ms: AtomicU64::default(),
+            warned_at: Mutex::default(),
         }))
     }
 
-    /// Where those are counted that are held for instances.
+    /// The counter of descriptors held for instances.
     pub fn held(&self) -> Arc<AtomicUsize> {
         self.0.held.clone()
     }
 
-    /// Connections that the gateway may have open, to clients and to instances.
+    /// The most connections that the gateway may have open, to clients and to instances.
     pub fn connections_max(&self) -> usize {
         let held = self.0.held.load(Ordering::Relaxed);
         let rest = self.0.rest.saturating_sub(held);
-        // Somebody uses more than was thought: clients give way.
+        // Something uses more than planned: admit fewer clients.
         let rest = if self.is_tight() { rest / 2 } else { rest };
         rest.max(2 * CLIENTS_MIN)
     }
 
-    /// Clients of the gateway at once. Each may need a connection to an instance.
+    /// The most concurrent clients of the gateway. Each may need a connection to an instance.
     pub fn clients_max(&self) -> usize {
         self.connections_max() / 2
     }
 
-    /// Something could not be done for want of descriptors, a short while ago.
+    /// Whether there was a shortage a short while ago.
     pub fn is_tight(&self) -> bool {
-        match self.0.lacked_ms.load(Ordering::Relaxed) {
+        match self.0.shortage_ms.load(Ordering::Relaxed) {
             0 => false,
-            at => self.now_ms().saturating_sub(at) < TIGHT_FOR.as_millis() as u64,
+            at => self.now_ms().saturating_sub(at) < SHORTAGE_COOLDOWN.as_millis() as u64,
         }
     }
 
     fn now_ms(&self) -> u64 {
-        self.0.began.elapsed().as_millis() as u64 + 1
+        self.0.started.elapsed().as_millis() as u64 + 1
     }
 
-    /// `what` could not be done and is tried again. People are told once a minute, whatever it was.
+    /// Records that `what` failed for want of descriptors and will be retried. Logged once a
+    /// minute, whatever it was.
     pub fn lack(&self, what: &str, error: &io::Error) {
-        self.0.lacked_ms.store(self.now_ms(), Ordering::Relaxed);
-        if self.is_to_be_told(Instant::now()) {
+        self.0.shortage_ms.store(self.now_ms(), Ordering::Relaxed);
+        if self.should_warn(Instant::now()) {
             let advice = self.advice(error);
-            tracing::warn!(%error, "{what} has to wait and is tried again, and clients are refused meanwhile: {advice}");
+            tracing::warn!(%error, "out of descriptors: {what} is delayed and retried, refusing clients meanwhile: {advice}");
         }
     }
 
-    /// Clients are refused because all that there is for them is taken.
+    /// Records that clients are refused because their share is used up.
     pub fn full(&self) {
-        if self.is_to_be_told(Instant::now()) {
+        if self.should_warn(Instant::now()) {
             let clients = self.clients_max();
             let advice = self.advice(&Errno::MFILE.into());
             tracing::warn!(
                 clients,
-                "clients are refused, the rest is for instances and control: {advice}"
+                "refusing clients, remaining descriptors are reserved for instances and control: {advice}"
             );
         }
     }
 
-    fn is_to_be_told(&self, now: Instant) -> bool {
-        let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = told.is_none_or(|at| now.duration_since(at) >= TELL_EVERY);
+    fn should_warn(&self, now: Instant) -> bool {
+        let mut warned_at = self
+            .0
+            .warned_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_due = warned_at.is_none_or(|at| now.duration_since(at) >= WARN_INTERVAL);
         if is_due {
-            *told = Some(now);
+            *warned_at = Some(now);
         }
         is_due
     }
@@ -245,49 +257,52 @@ impl Descriptors {
         let limit = self.0.limit;
         match error.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::MFILE) => format!(
-                "this process may have {limit} file descriptors; raise the hard limit (`ulimit -Hn {ADVISED}` before it is started, LimitNOFILE={ADVISED} in a systemd unit, --ulimit nofile={ADVISED} for a container)"
+                "the limit of this process is {limit} file descriptors; raise the hard limit (`ulimit -Hn {RECOMMENDED_LIMIT}` before it is started, LimitNOFILE={RECOMMENDED_LIMIT} in a systemd unit, --ulimit nofile={RECOMMENDED_LIMIT} for a container)"
             ),
             Some(Errno::NFILE) => {
-                "this machine is out of file descriptors; raise it with `sysctl fs.file-max`".into()
+                "this machine is out of file descriptors; raise its limit with `sysctl fs.file-max`"
+                    .into()
             }
-            _ => "this machine, or what this process may have of it, is out of memory or of processes".into(),
+            _ => "this machine, or the limit of this process, is out of memory or of processes"
+                .into(),
         }
     }
 }
 
-/// The error is a lack of descriptors or of memory, and says nothing about the other side.
+/// Whether the error is a shortage of descriptors or memory in this process or machine, and says
+/// nothing about the peer.
 pub fn is_lack(error: &io::Error) -> bool {
-    let of_ours = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
     let code = error.raw_os_error().map(Errno::from_raw_os_error);
-    code.is_some_and(|code| of_ours.contains(&code))
+    code.is_some_and(|code| shortages.contains(&code))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ALONE: Needs = Needs {
+    const NEEDS: Needs = Needs {
         threads: 2,
         shared_bus: false,
     };
 
     #[test]
-    fn every_limit_is_given_away_at_most_once() {
+    fn shares_add_up_to_the_limit() {
         for limit in [96, 128, 200, 256, 500, 1024, 4096, 65_536, 1 << 20] {
-            let shares = Shares::of(limit, ALONE).unwrap();
-            let spent = AT_REST
+            let shares = Shares::of(limit, NEEDS).unwrap();
+            let spent = BASELINE
                 + shares.threads * PER_THREAD
                 + shares.control
                 + shares.streams
                 + shares.probes
-                + shares.hands * PER_HAND
+                + shares.hands * PER_FILE_TASK
                 + shares.rest;
             assert_eq!(spent as u64, limit, "{shares:?}");
         }
     }
 
     #[test]
-    fn instances_come_before_clients_and_a_client_has_one_for_its_instance() {
+    fn instances_come_before_clients_and_each_client_gets_two() {
         let cases = [
             // limit, instances, clients
             (128, 0, 21),
@@ -298,7 +313,7 @@ mod tests {
             (65_536, 30, 32_181),
         ];
         for (limit, instances, clients) in cases {
-            let shares = Shares::of(limit, ALONE).unwrap();
+            let shares = Shares::of(limit, NEEDS).unwrap();
             let descriptors = Descriptors::new(limit, shares.rest);
             descriptors.held().store(instances, Ordering::Relaxed);
             assert_eq!(
@@ -310,12 +325,12 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_below_what_is_needed_is_refused_with_what_to_do() {
-        let refused = Shares::of(64, ALONE).unwrap_err().to_string();
-        for word in ["64 file descriptors", "ulimit", "LimitNOFILE", "--ulimit"] {
-            assert!(refused.contains(word), "{refused}");
+    fn a_limit_below_what_is_needed_is_refused_with_advice() {
+        let refused = Shares::of(64, NEEDS).unwrap_err().to_string();
+        for text in ["64 file descriptors", "ulimit", "LimitNOFILE", "--ulimit"] {
+            assert!(refused.contains(text), "{refused}");
         }
-        assert!(Shares::of(u64::MAX, ALONE).is_ok());
+        assert!(Shares::of(u64::MAX, NEEDS).is_ok());
     }
 
     #[test]
@@ -329,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_lack_clients_give_way() {
+    fn fewer_clients_are_admitted_after_a_shortage() {
         let descriptors = Descriptors::new(1024, 400);
         assert_eq!(descriptors.clients_max(), 200);
         descriptors.lack("a probe", &Errno::MFILE.into());
@@ -337,11 +352,11 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_is_told_once_a_minute() {
+    fn a_shortage_is_logged_once_a_minute() {
         let descriptors = Descriptors::default();
         let now = Instant::now();
-        assert!(descriptors.is_to_be_told(now));
-        assert!(!descriptors.is_to_be_told(now + Duration::from_secs(59)));
-        assert!(descriptors.is_to_be_told(now + Duration::from_secs(60)));
+        assert!(descriptors.should_warn(now));
+        assert!(!descriptors.should_warn(now + Duration::from_secs(59)));
+        assert!(descriptors.should_warn(now + Duration::from_secs(60)));
     }
 }

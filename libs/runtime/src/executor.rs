@@ -1,10 +1,10 @@
-//! Carrying out what events ask for, and answering by events: the second half of a service that acts on
-//! something outside (instances, notifications, jobs).
+//! Execution of requests made by events, and recording their outcomes as events: the second half of
+//! a service that acts on something external (instances, notifications, jobs).
 //!
-//! Level-triggered, like the consumer that drives it: what is to be done follows from the whole state, compared
-//! anew after every change. So a request may reach its target more than once, and is one in result by its
-//! generation; an answer is written once, because the next comparison waits until the log has brought it
-//! back.
+//! Level-triggered, like the consumer that drives it: what to do follows from the full state,
+//! compared again after every change. So a request may reach its target more than once, but has one
+//! effect thanks to its generation; an outcome is recorded once, because the next comparison waits
+//! until the log has returned it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,20 +14,21 @@ use contract::log::{NewEvent, Record, StreamName};
 use store::{Append, Commit, Fence};
 use tokio::task::JoinSet;
 
-/// Something to be carried out.
+/// A request to be executed.
 pub trait Request: Send + 'static {
-    /// What it is about.
+    /// What the request is about.
     type Target: Clone + Ord + Send;
-    /// Tells one request about the same target from another.
+    /// Distinguishes requests about the same target.
     type Mark: Copy + PartialEq + Send;
 
-    /// What this one is about.
+    /// What the request is about.
     fn target(&self) -> &Self::Target;
-    /// What tells it from others about the same target, such as a generation.
+    /// Distinguishes the request from others about the same target, such as a generation.
     fn mark(&self) -> Self::Mark;
 }
 
-/// Which requests have been handed over, so that the same comparison does not hand one over twice.
+/// The requests that have been dispatched, so that a repeated comparison does not dispatch one
+/// twice.
 #[derive(Debug)]
 pub struct Dispatched<R: Request> {
     newest: BTreeMap<R::Target, R::Mark>,
@@ -42,25 +43,25 @@ impl<R: Request> Default for Dispatched<R> {
 }
 
 impl<R: Request> Dispatched<R> {
-    /// The request, unless it was the last one handed over about its target.
+    /// Returns the request, unless it was the last one dispatched for its target.
     pub fn dispatch(&mut self, request: R) -> Option<R> {
         let mark = request.mark();
         let before = self.newest.insert(request.target().clone(), mark);
         (before != Some(mark)).then_some(request)
     }
 
-    /// It has failed, or its target is over: the same request may be handed over again.
+    /// Allows the same request to be dispatched again, after it failed or its target is gone.
     pub fn forget(&mut self, target: &R::Target) {
         self.newest.remove(target);
     }
 
-    /// Nothing is known any more of what became of them; the targets.
+    /// Forgets all requests, when their outcomes are unknown; returns the targets.
     pub fn forget_all(&mut self) -> BTreeSet<R::Target> {
         std::mem::take(&mut self.newest).into_keys().collect()
     }
 }
 
-/// Requests that are being carried out, each in a task of its own.
+/// Requests in progress, each in a task of its own.
 pub struct Running<R, E> {
     tasks: JoinSet<(R, Result<(), E>)>,
 }
@@ -74,42 +75,42 @@ impl<R: Send + 'static, E: Send + 'static> Default for Running<R, E> {
 }
 
 impl<R: Send + 'static, E: Send + 'static> Running<R, E> {
-    /// Begins one without waiting for it.
-    pub fn begin<F>(&mut self, request: R, carry_out: impl FnOnce(&R) -> F)
+    /// Starts a request without waiting for it.
+    pub fn begin<F>(&mut self, request: R, execute: impl FnOnce(&R) -> F)
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
     {
-        let carrying_out = carry_out(&request);
-        self.tasks
-            .spawn(async move { (request, carrying_out.await) });
+        let task = execute(&request);
+        self.tasks.spawn(async move { (request, task.await) });
     }
 
-    /// The next one that is over, and how it went; waits for ever while there is none. May be cancelled.
+    /// Returns the next finished request with its result; pends forever while there is none. Cancel
+    /// safe.
     pub async fn next(&mut self) -> (R, Result<(), E>) {
         loop {
             match self.tasks.join_next().await {
-                Some(Ok(over)) => return over,
-                // A panic has been told of; the next comparison hands the request over again.
-                Some(Err(error)) => tracing::error!(%error, "a request was not carried out"),
+                Some(Ok(finished)) => return finished,
+                // The panic has been logged; the next comparison dispatches the request again.
+                Some(Err(error)) => tracing::error!(%error, "a request task failed"),
                 None => return std::future::pending().await,
             }
         }
     }
 
-    /// Waits until all are over, however they go.
+    /// Waits until all are finished, whatever their results.
     pub async fn finish(&mut self) {
         while self.tasks.join_next().await.is_some() {}
     }
 }
 
-/// What has been answered in one stream for each subject, and has not come back through the log yet.
+/// The events written to one stream per subject that have not been read back from the log yet.
 #[derive(Debug)]
 pub struct Answers<S> {
-    ahead: BTreeMap<S, Ahead>,
+    unconfirmed: BTreeMap<S, Unconfirmed>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Ahead {
+struct Unconfirmed {
     version: u64,
     position: Position,
 }
@@ -117,45 +118,46 @@ struct Ahead {
 impl<S> Default for Answers<S> {
     fn default() -> Self {
         Self {
-            ahead: BTreeMap::new(),
+            unconfirmed: BTreeMap::new(),
         }
     }
 }
 
 impl<S: Clone + Ord> Answers<S> {
-    /// Whether all that was answered has come back, with the subject applied up to `position`. Until then
-    /// nothing more is to be answered.
+    /// Whether everything written has been read back, given that the subject has been applied up to
+    /// `position`. Until then nothing more may be written.
     pub fn have_come_back(&mut self, subject: &S, position: Position) -> bool {
-        let ahead = self.ahead.get(subject);
-        let back = ahead.is_none_or(|ahead| position >= ahead.position);
-        if back {
-            self.ahead.remove(subject);
+        let unconfirmed = self.unconfirmed.get(subject);
+        let is_confirmed = unconfirmed.is_none_or(|unconfirmed| position >= unconfirmed.position);
+        if is_confirmed {
+            self.unconfirmed.remove(subject);
         }
-        back
+        is_confirmed
     }
 
-    /// The version of the stream that is answered in, which is `applied` as far as it has come back.
+    /// The version of the stream, which is `applied` unless later events have not been read back
+    /// yet.
     pub fn version(&self, subject: &S, applied: u64) -> u64 {
-        let ahead = self.ahead.get(subject);
-        ahead.map_or(applied, |ahead| ahead.version.max(applied))
+        let unconfirmed = self.unconfirmed.get(subject);
+        unconfirmed.map_or(applied, |unconfirmed| unconfirmed.version.max(applied))
     }
 
-    /// These stand in the stream now.
+    /// Records that these were written to the stream.
     pub fn committed(&mut self, subject: &S, records: &[Arc<Record>]) {
-        let ahead = self.ahead.entry(subject.clone()).or_default();
+        let unconfirmed = self.unconfirmed.entry(subject.clone()).or_default();
         for record in records {
-            ahead.version = ahead.version.max(record.version);
-            ahead.position = ahead.position.max(record.position);
+            unconfirmed.version = unconfirmed.version.max(record.version);
+            unconfirmed.position = unconfirmed.position.max(record.position);
         }
     }
 
-    /// The subject is not dealt with any more.
+    /// Forgets a subject that is no longer handled.
     pub fn forget(&mut self, subject: &S) {
-        self.ahead.remove(subject);
+        self.unconfirmed.remove(subject);
     }
 }
 
-/// One commit of answers, under the fence of whoever gives them.
+/// Builds a commit of outcomes under the writer's fence.
 pub fn answer(
     stream: StreamName,
     expected_version: u64,
@@ -178,56 +180,56 @@ mod tests {
     use super::*;
 
     #[derive(Debug, PartialEq)]
-    struct Ring {
-        bell: &'static str,
-        times: u64,
+    struct TestRequest {
+        target: &'static str,
+        version: u64,
     }
 
-    impl Request for Ring {
+    impl Request for TestRequest {
         type Target = &'static str;
         type Mark = u64;
 
         fn target(&self) -> &&'static str {
-            &self.bell
+            &self.target
         }
 
         fn mark(&self) -> u64 {
-            self.times
+            self.version
         }
     }
 
-    fn ring(bell: &'static str, times: u64) -> Ring {
-        Ring { bell, times }
+    fn request(target: &'static str, version: u64) -> TestRequest {
+        TestRequest { target, version }
     }
 
     #[test]
-    fn the_same_request_is_handed_over_once_until_it_has_failed() {
+    fn a_request_is_dispatched_once_until_it_has_failed() {
         let mut dispatched = Dispatched::default();
-        assert!(dispatched.dispatch(ring("a", 1)).is_some());
-        assert!(dispatched.dispatch(ring("a", 1)).is_none());
-        assert!(dispatched.dispatch(ring("b", 1)).is_some());
-        assert!(dispatched.dispatch(ring("a", 2)).is_some());
+        assert!(dispatched.dispatch(request("a", 1)).is_some());
+        assert!(dispatched.dispatch(request("a", 1)).is_none());
+        assert!(dispatched.dispatch(request("b", 1)).is_some());
+        assert!(dispatched.dispatch(request("a", 2)).is_some());
         dispatched.forget(&"a");
-        assert!(dispatched.dispatch(ring("a", 2)).is_some());
+        assert!(dispatched.dispatch(request("a", 2)).is_some());
         assert_eq!(dispatched.forget_all(), BTreeSet::from(["a", "b"]));
-        assert!(dispatched.dispatch(ring("b", 1)).is_some());
+        assert!(dispatched.dispatch(request("b", 1)).is_some());
     }
 
     #[tokio::test]
-    async fn what_is_carried_out_comes_back_with_its_result() {
-        let mut running = Running::<Ring, &str>::default();
-        running.begin(ring("a", 1), |_| async { Err("cracked") });
-        assert_eq!(running.next().await, (ring("a", 1), Err("cracked")));
+    async fn a_finished_request_is_returned_with_its_result() {
+        let mut running = Running::<TestRequest, &str>::default();
+        running.begin(request("a", 1), |_| async { Err("failed") });
+        assert_eq!(running.next().await, (request("a", 1), Err("failed")));
     }
 
     #[tokio::test]
-    async fn a_request_that_panics_ends_no_other() {
-        let mut running = Running::<Ring, &str>::default();
-        running.begin(ring("a", 1), |_| async { panic!("it fell") });
-        running.begin(ring("b", 1), |_| async {
+    async fn a_panicking_request_does_not_affect_others() {
+        let mut running = Running::<TestRequest, &str>::default();
+        running.begin(request("a", 1), |_| async { panic!("test") });
+        running.begin(request("b", 1), |_| async {
             tokio::task::yield_now().await;
             Ok(())
         });
-        assert_eq!(running.next().await, (ring("b", 1), Ok(())));
+        assert_eq!(running.next().await, (request("b", 1), Ok(())));
     }
 }

@@ -1,8 +1,7 @@
-//! What a process still waits for before it can serve, what it cannot reach, and what people should
-//! know of, in sentences.
+//! Why a process is not ready, what it cannot reach, and warnings for operators, as sentences.
 //!
-//! Invariant: who waits or cannot reach something is not ready; a remark takes nothing from
-//! readiness.
+//! Invariant: a component that is waiting or cannot reach something is not ready; a warning does
+//! not affect readiness.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,34 +11,34 @@ use tokio::sync::watch;
 /// Shared by all components of a process; `/readyz` prints what is missing.
 #[derive(Clone, Debug)]
 pub struct Health {
-    words: Arc<Mutex<BTreeMap<String, Words>>>,
+    statuses: Arc<Mutex<BTreeMap<String, ComponentStatus>>>,
     all_ready: Arc<watch::Sender<bool>>,
 }
 
 impl Default for Health {
     fn default() -> Self {
         Self {
-            words: Arc::default(),
+            statuses: Arc::default(),
             all_ready: Arc::new(watch::Sender::new(true)),
         }
     }
 }
 
-/// What one component says.
+/// The status of one component.
 #[derive(Clone, Debug, Default)]
-struct Words {
+struct ComponentStatus {
     waiting: Option<String>,
-    trouble: Option<String>,
-    remark: Option<String>,
+    problem: Option<String>,
+    warning: Option<String>,
 }
 
-impl Words {
-    fn hinders(&self) -> bool {
-        self.waiting.is_some() || self.trouble.is_some()
+impl ComponentStatus {
+    fn blocks_readiness(&self) -> bool {
+        self.waiting.is_some() || self.problem.is_some()
     }
 }
 
-/// One component's word on itself; waits until it says `ready`.
+/// A handle for one component to report its status; it is waiting until it is ready.
 #[derive(Clone, Debug)]
 pub struct Component {
     name: String,
@@ -47,7 +46,7 @@ pub struct Component {
 }
 
 impl Health {
-    /// A component of this name, which is starting. The same name twice is the same component.
+    /// Registers a component, which is starting. The same name returns the same component.
     pub fn component(&self, name: &str) -> Component {
         let component = Component {
             name: name.to_owned(),
@@ -57,78 +56,79 @@ impl Health {
         component
     }
 
-    /// `name: what it waits for`, empty when everything is ready.
+    /// Returns `name: reason` for everything that is not ready; empty when the process is ready.
     pub fn missing(&self) -> Vec<String> {
-        self.told(|words| words.waiting.iter().chain(&words.trouble).collect())
+        self.sentences(|status| status.waiting.iter().chain(&status.problem).collect())
     }
 
-    /// `name: what people should know of`, such as endpoints that are parked.
+    /// Returns `name: warning` for each warning, such as endpoints that are parked.
     pub fn remarks(&self) -> Vec<String> {
-        self.told(|words| words.remark.iter().collect())
+        self.sentences(|status| status.warning.iter().collect())
     }
 
-    fn told(&self, of: impl Fn(&Words) -> Vec<&String>) -> Vec<String> {
-        let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut told = Vec::new();
-        for (name, words) in words.iter() {
-            told.extend(of(words).into_iter().map(|text| format!("{name}: {text}")));
+    fn sentences(&self, of: impl Fn(&ComponentStatus) -> Vec<&String>) -> Vec<String> {
+        let statuses = self.statuses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sentences = Vec::new();
+        for (name, status) in statuses.iter() {
+            sentences.extend(of(status).into_iter().map(|text| format!("{name}: {text}")));
         }
-        told
+        sentences
     }
 
-    /// Returns when every component known by then is ready.
+    /// Waits until every component registered by then is ready.
     pub async fn until_ready(&self) {
         // The sender lives in `self`, so the channel cannot close.
         let _ = self.all_ready.subscribe().wait_for(|ready| *ready).await;
     }
 
-    fn change(&self, name: &str, change: impl FnOnce(&mut Words)) {
-        let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
-        change(words.entry(name.to_owned()).or_default());
-        let ready = !words.values().any(Words::hinders);
+    fn update(&self, name: &str, change: impl FnOnce(&mut ComponentStatus)) {
+        let mut statuses = self.statuses.lock().unwrap_or_else(PoisonError::into_inner);
+        change(statuses.entry(name.to_owned()).or_default());
+        let ready = !statuses.values().any(ComponentStatus::blocks_readiness);
         self.all_ready.send_replace(ready);
     }
 }
 
-/// What a service that shares the buckets with its replicas says before it has any.
-pub const UNASSIGNED: &str =
-    "waits for its share of the buckets, which the bus deals out among the replicas";
+/// The initial status of a service that shares the buckets with its replicas.
+pub const WAITING_FOR_BUCKETS: &str = "is waiting for the bus to assign it a share of the buckets";
 
-/// What it says then.
-pub const READS_THE_LOG: &str = "reads the log up to its end";
+/// The status once it has buckets.
+pub const READING_LOG: &str = "is reading the log up to its head";
 
 impl Component {
-    /// It does its work from now on.
+    /// Marks the component as ready.
     pub fn ready(&self) {
-        self.health.change(&self.name, |words| words.waiting = None);
-    }
-
-    /// It does not do its work; `reason` goes on after the component's name: "reads the routes from
-    /// the bus".
-    pub fn waiting(&self, reason: &str) {
         self.health
-            .change(&self.name, |words| words.waiting = Some(reason.to_owned()));
+            .update(&self.name, |status| status.waiting = None);
     }
 
-    /// Another reason, if it still waits: who is ready stays so.
+    /// Marks the component as not ready; `reason` follows the component's name: "is reading the
+    /// routes".
+    pub fn waiting(&self, reason: &str) {
+        self.health.update(&self.name, |status| {
+            status.waiting = Some(reason.to_owned())
+        });
+    }
+
+    /// Changes the reason if the component is waiting; a ready component stays ready.
     pub fn waits_on(&self, reason: &str) {
-        self.health.change(&self.name, |words| {
-            if words.waiting.is_some() {
-                words.waiting = Some(reason.to_owned());
+        self.health.update(&self.name, |status| {
+            if status.waiting.is_some() {
+                status.waiting = Some(reason.to_owned());
             }
         });
     }
 
-    /// What cannot be reached at the moment; comes and goes without a word on the rest.
-    pub fn trouble(&self, trouble: Option<String>) {
+    /// Sets or clears what cannot be reached at the moment, independently of the rest.
+    pub fn trouble(&self, problem: Option<String>) {
         self.health
-            .change(&self.name, |words| words.trouble = trouble);
+            .update(&self.name, |status| status.problem = problem);
     }
 
-    /// Something that people should know of; does not make the process unready.
-    pub fn remark(&self, remark: Option<String>) {
+    /// Sets or clears a warning for operators; it does not affect readiness.
+    pub fn remark(&self, warning: Option<String>) {
         self.health
-            .change(&self.name, |words| words.remark = remark);
+            .update(&self.name, |status| status.warning = warning);
     }
 }
 
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_ready_does_not_begin_to_wait_again_for_something_else() {
+    fn a_ready_component_does_not_start_to_wait_again() {
         let health = Health::default();
         let meter = health.component("meter");
         meter.waits_on("reads the log");
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_reached_and_what_is_remarked_do_not_undo_each_other() {
+    fn problems_and_warnings_are_independent() {
         let health = Health::default();
         let meter = health.component("meter");
         meter.ready();

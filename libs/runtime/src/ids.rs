@@ -1,4 +1,4 @@
-//! Ids and secrets, as something that is passed in.
+//! Ids and secrets, as an argument.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -6,25 +6,26 @@ use std::sync::{Mutex, PoisonError};
 use contract::time::Timestamp;
 use uuid::{Builder, Uuid};
 
-/// Makes ids and secrets.
+/// A source of ids and secrets.
 pub trait Ids: Send + Sync + fmt::Debug + 'static {
-    /// A time-ordered id (UUIDv7) for an event; later calls give greater ids.
+    /// Returns a time-ordered id (UUIDv7) for an event; later calls return greater ids.
     fn event_id(&self, now: Timestamp) -> Uuid;
-    /// A random id (UUIDv4) for an incarnation.
+    /// Returns a random id (UUIDv4) for an incarnation.
     fn uid(&self) -> Uuid;
-    /// 256 bits that nobody can guess.
+    /// Returns 256 unpredictable bits.
     fn secret(&self) -> [u8; 32];
 }
 
-/// The last id that was given out, so that ids of one millisecond stay in order.
+/// The last id issued, so that ids of one millisecond stay in order.
 #[derive(Debug, Default)]
-struct Last {
+struct IdSequence {
     millis: u64,
     counter: u64,
 }
 
-impl Last {
-    /// Millisecond and counter of the next id; the counter takes the 42 bits after the version.
+impl IdSequence {
+    /// Returns the millisecond and counter of the next id; the counter takes the 42 bits after the
+    /// version.
     fn next(&mut self, now: Timestamp) -> (u64, u64) {
         let millis = u64::try_from(now.millis()).unwrap_or(0);
         if millis > self.millis {
@@ -37,7 +38,8 @@ impl Last {
     }
 }
 
-/// 12 bits of counter, then 32 more, then 30 random ones: `rand_a` and `rand_b` of RFC 9562.
+/// Builds a UUIDv7 from 12 bits of counter, then 32 more, then 30 random ones: `rand_a` and
+/// `rand_b` of RFC 9562.
 fn v7(millis: u64, counter: u64, random: u32) -> Uuid {
     let mut bytes = [0u8; 10];
     let high = ((counter >> 32) & 0x0fff) as u16;
@@ -48,10 +50,10 @@ fn v7(millis: u64, counter: u64, random: u32) -> Uuid {
     Builder::from_unix_timestamp_millis(millis, &bytes).into_uuid()
 }
 
-/// Ids and secrets drawn from the system's randomness.
+/// Ids and secrets from the system's random number generator.
 #[derive(Debug, Default)]
 pub struct SystemIds {
-    last: Mutex<Last>,
+    sequence: Mutex<IdSequence>,
 }
 
 impl SystemIds {
@@ -61,7 +63,7 @@ impl SystemIds {
     )]
     fn random<const N: usize>() -> [u8; N] {
         let mut bytes = [0; N];
-        // Without a source of randomness there are no keys and no tokens: nothing useful can go on.
+        // Without randomness there are no keys and no tokens: nothing useful can continue.
         getrandom::fill(&mut bytes).expect("the operating system gives random numbers");
         bytes
     }
@@ -70,7 +72,7 @@ impl SystemIds {
 impl Ids for SystemIds {
     fn event_id(&self, now: Timestamp) -> Uuid {
         let (millis, counter) = self
-            .last
+            .sequence
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .next(now);
@@ -86,21 +88,21 @@ impl Ids for SystemIds {
     }
 }
 
-/// The same ids for the same seed. For tests and simulation; its secrets are no secrets.
+/// Deterministic ids for a seed. For tests and simulation; its secrets are not secret.
 #[derive(Debug)]
 pub struct SeededIds {
-    state: Mutex<(Last, u64)>,
+    state: Mutex<(IdSequence, u64)>,
 }
 
 impl SeededIds {
-    /// Begins the row of ids of this seed.
+    /// Creates the sequence of ids for a seed.
     pub fn new(seed: u64) -> Self {
         Self {
-            state: Mutex::new((Last::default(), seed)),
+            state: Mutex::new((IdSequence::default(), seed)),
         }
     }
 
-    fn word(&self) -> u64 {
+    fn next_u64(&self) -> u64 {
         // SplitMix64 (Steele, Lea, Flood 2014).
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.1 = state.1.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -113,7 +115,7 @@ impl SeededIds {
 
 impl Ids for SeededIds {
     fn event_id(&self, now: Timestamp) -> Uuid {
-        let random = self.word() as u32;
+        let random = self.next_u64() as u32;
         let (millis, counter) = self
             .state
             .lock()
@@ -125,15 +127,15 @@ impl Ids for SeededIds {
 
     fn uid(&self) -> Uuid {
         let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.word().to_be_bytes());
-        bytes[8..].copy_from_slice(&self.word().to_be_bytes());
+        bytes[..8].copy_from_slice(&self.next_u64().to_be_bytes());
+        bytes[8..].copy_from_slice(&self.next_u64().to_be_bytes());
         Builder::from_random_bytes(bytes).into_uuid()
     }
 
     fn secret(&self) -> [u8; 32] {
         let mut bytes = [0; 32];
         for chunk in bytes.chunks_exact_mut(8) {
-            chunk.copy_from_slice(&self.word().to_be_bytes());
+            chunk.copy_from_slice(&self.next_u64().to_be_bytes());
         }
         bytes
     }

@@ -1,8 +1,9 @@
-//! Work that one process does at a time, guarded by a lease in the store.
+//! Work that only one process does at a time, guarded by a lease in the store.
 //!
-//! Invariants: the work runs only while the lease is believed to be held, and is told when it is
-//! lost; belief can be wrong (a process that was paused), so every commit of the work carries the
-//! fence, which the store refuses once somebody else holds the lease.
+//! Invariants: the work runs only while this process believes that it holds the lease, and is
+//! cancelled when the lease is lost. That belief can be wrong (after a pause of the process), so
+//! every commit of the work carries the fence, which the store rejects once another process holds
+//! the lease.
 
 use std::time::Duration;
 
@@ -10,15 +11,15 @@ use store::{Fence, Store, StoreError};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-/// How long a holder that says nothing keeps its lease.
+/// How long a lease lasts without renewal.
 pub const TTL: Duration = Duration::from_secs(5);
-/// How often it is renewed, and asked for by those who wait for it.
+/// How often a lease is renewed by its holder, and requested by others.
 pub const RENEW_EVERY: Duration = Duration::from_secs(1);
 
-/// Does `work` whenever the lease is held, until `shutdown`; then gives it back, so that the next
-/// holder need not wait. The work gets the fence for its commits, and a token that is cancelled when
-/// the lease is lost or `shutdown` has come: it shall return soon then. Work that returns earlier is
-/// begun again after a pause, under a new generation.
+/// Runs `work` whenever the lease is held, until `shutdown`; then releases it, so that the next
+/// holder need not wait. The work receives the fence for its commits and a token that is cancelled
+/// when the lease is lost or on `shutdown`, after which it must return soon. If it returns earlier,
+/// it is restarted after a pause, under a new generation.
 pub async fn hold<W, F>(
     store: &Store,
     name: &str,
@@ -29,9 +30,9 @@ pub async fn hold<W, F>(
     W: FnMut(Fence, CancellationToken) -> F,
     F: Future<Output = ()>,
 {
-    let mut troubled = false;
+    let mut is_failing = false;
     while !shutdown.is_cancelled() {
-        let asked = Instant::now();
+        let requested_at = Instant::now();
         let acquired = tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
@@ -44,21 +45,21 @@ pub async fn hold<W, F>(
                     generation = fence.generation,
                     "lease acquired"
                 );
-                troubled = false;
+                is_failing = false;
                 let lost = shutdown.child_token();
-                let doing = work(fence.clone(), lost.clone());
-                while_held(store, &fence, holder, asked, lost, doing).await;
+                let running = work(fence.clone(), lost.clone());
+                run_while_held(store, &fence, holder, requested_at, lost, running).await;
                 if let Err(error) = store.release_lease(&fence).await {
-                    tracing::debug!(lease = name, %error, "lease not given back, it will end by itself");
+                    tracing::debug!(lease = name, %error, "failed to release the lease, it will expire");
                 }
             }
-            Ok(None) => troubled = false,
+            Ok(None) => is_failing = false,
             Err(StoreError::Closed) => return,
             Err(error) => {
-                if !troubled {
-                    tracing::warn!(lease = name, %error, "lease cannot be asked for, trying again");
+                if !is_failing {
+                    tracing::warn!(lease = name, %error, "failed to acquire the lease, retrying");
                 }
-                troubled = true;
+                is_failing = true;
             }
         }
         tokio::select! {
@@ -68,8 +69,8 @@ pub async fn hold<W, F>(
     }
 }
 
-/// Renews the lease beside the work, and tells the work when it is over.
-async fn while_held(
+/// Renews the lease while the work runs, and cancels the work when the lease is lost.
+async fn run_while_held(
     store: &Store,
     fence: &Fence,
     holder: &str,
@@ -77,28 +78,28 @@ async fn while_held(
     lost: CancellationToken,
     work: impl Future<Output = ()>,
 ) {
-    let renewing = async {
+    let renewal = async {
         let mut renewals = interval(RENEW_EVERY);
         renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The lease counts from before it was asked for: our belief ends first.
+        // Counted from before the request, so our belief ends before the lease does.
         let mut until = acquired + TTL;
         loop {
             renewals.tick().await;
-            let asked = Instant::now();
+            let requested_at = Instant::now();
             let renewed = tokio::time::timeout_at(until, store.renew_lease(fence, holder, TTL));
             match renewed.await {
-                Ok(Ok(true)) => until = asked + TTL,
+                Ok(Ok(true)) => until = requested_at + TTL,
                 Ok(Ok(false)) => {
                     tracing::warn!(lease = fence.name, "lease lost to another holder");
                     return lost.cancel();
                 }
-                Ok(Err(error)) if asked < until => {
+                Ok(Err(error)) if requested_at < until => {
                     tracing::debug!(lease = fence.name, %error, "lease not renewed yet");
                 }
                 Ok(Err(_)) | Err(_) => {
                     tracing::warn!(
                         lease = fence.name,
-                        "lease ran out, the store cannot be reached"
+                        "lease expired, the store is unavailable"
                     );
                     return lost.cancel();
                 }
@@ -108,7 +109,7 @@ async fn while_held(
     tokio::pin!(work);
     tokio::select! {
         () = &mut work => return,
-        () = renewing => {}
+        () = renewal => {}
     }
     work.await;
 }

@@ -1,8 +1,8 @@
-//! The shell that every service runs in: clock, ids, metrics, health, telemetry, the way from the
-//! log to a service (`relay`, `feed`, `consumer`), the loop of services that reconcile, and what services
-//! share that act on something outside (`executor`).
+//! The runtime that every service shares: clock, ids, metrics, health, telemetry, the path from the
+//! log to a service (`relay`, `feed`, `consumer`), the loop of services that reconcile, and what
+//! services that act on something external have in common (`executor`).
 //!
-//! What needs the store stands behind the feature `log`, which the gateway does without.
+//! Everything that needs the store is behind the feature `log`, which the gateway does not enable.
 //!
 //! Invariant: this is the only place that reads the wall clock or draws random numbers; engines get
 //! time and ids as arguments.

@@ -8,10 +8,10 @@ use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-/// Registries by the place in the code that filled them.
+/// Registries by the code location that registered them.
 type Registries = BTreeMap<(&'static str, u32), Registry>;
 
-/// The metrics of a process, which its services register and `/metrics` prints. Cheap to clone.
+/// The metrics of a process, registered by its services and exposed at `/metrics`. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registries: Arc<Mutex<Registries>>,
@@ -36,7 +36,7 @@ impl Default for Metrics {
         metrics.register(|registry| {
             registry.register(
                 "penstock_parked_endpoints",
-                "Endpoints that a consumer cannot digest an event of, and has parked",
+                "Endpoints that a consumer has parked because it cannot process one of their events",
                 crate::parking::PARKED_ENDPOINTS.clone(),
             );
         });
@@ -45,23 +45,23 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Registers metrics; names are written in full, with `penstock_` and the unit. A service that
-    /// is started again registers at the same place, and its new metrics replace the old ones.
+    /// Registers metrics; names are written in full, with `penstock_` and the unit. A restarted
+    /// service registers from the same location, and its new metrics replace the old ones.
     #[track_caller]
     pub fn register(&self, add: impl FnOnce(&mut Registry)) {
-        let place = Location::caller();
+        let location = Location::caller();
         let mut registry = Registry::default();
         add(&mut registry);
         self.registries()
-            .insert((place.file(), place.line()), registry);
+            .insert((location.file(), location.line()), registry);
     }
 
-    /// The OpenMetrics text format.
+    /// Encodes all metrics in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         for registry in self.registries().values() {
             if let Err(error) = encode_registry(&mut text, registry) {
-                tracing::error!(%error, "some metrics cannot be shown");
+                tracing::error!(%error, "failed to encode some metrics");
             }
         }
         // Writing to a string does not fail.
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_that_is_started_again_replaces_its_metrics() {
+    fn a_restarted_service_replaces_its_metrics() {
         let metrics = Metrics::default();
         for _ in 0..2 {
             metrics.register(|registry| {

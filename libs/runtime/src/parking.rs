@@ -1,14 +1,15 @@
-//! Endpoints that a consumer cannot digest an event of: they are parked, and the others go on.
+//! Parking: an endpoint with an event that a consumer cannot process is set aside, and the others
+//! continue.
 //!
 //! An event that cannot be decoded, or on which folding or evaluating panics, parks its endpoint in
-//! that consumer: what was folded of it is dropped and its later records are passed over, until a
-//! person says otherwise. `event.skipped` names a position that is passed over in every fold from
-//! then on; `consumer.unparked` has the endpoint's history folded anew. Both stand in the stream
-//! `parking/…` of the endpoint.
+//! that consumer: its state is dropped and later records are skipped until an operator intervenes.
+//! `event.skipped` names a position to be skipped in every fold from then on; `consumer.unparked`
+//! has the endpoint's history folded again. Both are events of the endpoint's stream `parking/…`.
 //!
-//! Invariants: one endpoint's poison touches no other; whoever is parked is told: in the log of the
-//! process, in a metric, in health, and as a row of the model `parked`, which is no part of what
-//! `verify` compares, since it says how consumers fare and not what happened.
+//! Invariants: a poisonous event of one endpoint affects no other endpoint; a parked endpoint is
+//! reported in the process log, in a metric, in health, and as a row of the model `parked`.
+//! `verify` does not compare that model, since it describes the state of consumers and not what
+//! happened.
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,14 +31,14 @@ use tokio::time::sleep;
 use crate::health::Component;
 use crate::retry;
 
-/// The read model of what is parked; its keys are `CONSUMER/WORKSPACE/ENDPOINT`.
+/// The read model of parked endpoints; its keys are `CONSUMER/WORKSPACE/ENDPOINT`.
 pub const PARKED: &str = "parked";
 
 /// Records per read of an endpoint's history.
 const PAGE: usize = 1000;
-/// Rows that are looked through for stale ones; more endpoints are not parked by any accident.
+/// The most rows checked for stale ones; accidents do not park more endpoints than this.
 const ROWS_MAX: usize = 500;
-/// Endpoints that health names; the rest are counted.
+/// The most endpoints that health names; the rest are counted.
 const NAMED_MAX: usize = 3;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -45,7 +46,7 @@ pub(crate) struct Labels {
     consumer: &'static str,
 }
 
-/// Of all consumers of this process.
+/// Parked endpoints by consumer of this process.
 pub(crate) static PARKED_ENDPOINTS: LazyLock<Family<Labels, Gauge>> =
     LazyLock::new(Family::default);
 
@@ -53,138 +54,140 @@ pub(crate) static PARKED_ENDPOINTS: LazyLock<Family<Labels, Gauge>> =
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ParkedView {
-    /// Who could not digest the event: `autoscaler`.
+    /// The consumer that could not process the event: `autoscaler`.
     pub consumer: String,
-    /// Whose event it is.
+    /// The endpoint of the event.
     pub endpoint: Name,
-    /// Of the event that could not be digested.
+    /// The position of the event.
     pub position: Position,
-    /// Its type, or `evaluation` where the endpoint was folded and could not be evaluated.
+    /// The type of the event, or `evaluation` if the endpoint was folded but could not be
+    /// evaluated.
     pub event_type: String,
-    /// What went wrong, in the words of the fault or of the panic.
+    /// What went wrong: the decoding error or the panic message.
     pub detail: String,
-    /// When this was first met.
+    /// When the endpoint was parked for this event first.
     pub since: Timestamp,
 }
 
-/// What is to be done with a record.
+/// How to handle a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handling {
-    /// The record is folded.
+    /// Fold the record.
     Apply,
-    /// It is passed over: its endpoint is parked, or people said so.
+    /// Skip the record: its endpoint is parked, or an operator decided so.
     Skip,
-    /// The endpoint is parked no longer: drop what there is of it, read its [`history`] up to and
-    /// with this record, and fold it.
+    /// The endpoint is unparked: drop its state, read its [`history`] up to and including this
+    /// record, and fold that.
     Rebuild,
 }
 
-/// What one consumer has parked.
+/// The parked endpoints of one consumer.
 pub struct Parking {
     consumer: &'static str,
     parked: BTreeMap<EndpointKey, Position>,
-    /// Positions, each in its bucket.
+    /// Skipped positions, each with its bucket.
     skipped: BTreeMap<Position, Bucket>,
     component: Component,
-    /// Unbounded, since whoever parks an endpoint cannot wait for the store; one note for each endpoint
-    /// that is parked or released, and one for each time that buckets are caught up with.
-    clerk: mpsc::UnboundedSender<Note>,
+    /// Unbounded, since parking cannot wait for the store. One update per endpoint that is parked
+    /// or unparked, and one each time that buckets have caught up.
+    row_writer: mpsc::UnboundedSender<RowUpdate>,
 }
 
-/// Calls `attempt`, and gives the words of the panic if it panics.
+/// Calls `attempt` and catches a panic.
 ///
 /// # Errors
 ///
-/// The words of the panic.
+/// The panic message.
 pub fn catch_panic<T>(attempt: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(attempt)).map_err(|panic| words_of(panic.as_ref()))
+    catch_unwind(AssertUnwindSafe(attempt)).map_err(|panic| panic_message(panic.as_ref()))
 }
 
-fn words_of(panic: &(dyn Any + Send)) -> String {
+fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "it panicked without a word".to_owned())
+    text.unwrap_or_else(|| "panicked without a message".to_owned())
 }
 
-/// The endpoint that an event belongs to which cannot be decoded.
+/// The endpoint of an event that cannot be decoded.
 pub fn endpoint_of(unreadable: &Unreadable) -> Option<EndpointKey> {
     let mut parts = unreadable.stream.split('/').skip(1);
     let (workspace, endpoint) = (parts.next()?, parts.next()?);
     format!("{workspace}/{endpoint}").parse().ok()
 }
 
-fn is_parking(record: &Record) -> bool {
+fn is_parking_event(record: &Record) -> bool {
     record.stream.kind() == Some(StreamKind::Parking)
 }
 
-/// Everything about one endpoint up to and with `to`, without what people decided about parking.
+/// Reads all events of one endpoint up to and including `to`, except decisions about parking.
 ///
 /// # Errors
 ///
-/// Where the store cannot be read: try again.
+/// If the store cannot be read; retry.
 pub async fn history(
     store: Store,
     key: EndpointKey,
     to: Position,
 ) -> Result<Vec<Entry>, StoreError> {
-    let mut kept = Vec::new();
+    let mut entries = Vec::new();
     let mut after = Position::START;
     loop {
         let page = store.read_bucket_entries(key.bucket(), after, PAGE).await?;
-        let ended = page.len() < PAGE;
+        let is_last_page = page.len() < PAGE;
         for entry in page {
             after = entry.position();
             if after > to {
-                return Ok(kept);
+                return Ok(entries);
             }
-            let ours = match &entry {
+            let is_ours = match &entry {
                 Entry::Record(record) => {
-                    !is_parking(record) && record.endpoint().as_ref() == Some(&key)
+                    !is_parking_event(record) && record.endpoint().as_ref() == Some(&key)
                 }
                 Entry::Unreadable(unreadable) => endpoint_of(unreadable).as_ref() == Some(&key),
             };
-            if ours {
-                kept.push(entry);
+            if is_ours {
+                entries.push(entry);
             }
         }
-        if ended {
-            return Ok(kept);
+        if is_last_page {
+            return Ok(entries);
         }
     }
 }
 
 impl Parking {
-    /// Needs a runtime: rows are written in the background, for as long as this lives.
+    /// Creates the parking of a consumer. Requires a Tokio runtime: rows are written in the
+    /// background for as long as this lives.
     pub fn open(consumer: &'static str, store: Store, component: Component) -> Self {
-        let (clerk, notes) = mpsc::unbounded_channel();
-        tokio::spawn(write_down(consumer, store, notes));
-        let parking = Self::noting(consumer, component, clerk);
-        parking.show();
+        let (row_writer, updates) = mpsc::unbounded_channel();
+        tokio::spawn(write_rows(consumer, store, updates));
+        let parking = Self::with_row_writer(consumer, component, row_writer);
+        parking.publish_status();
         parking
     }
 
-    /// Writes no rows: for a consumer without a store.
+    /// Creates parking that writes no rows, for a consumer without a store.
     pub fn detached(consumer: &'static str, component: Component) -> Self {
-        // Nobody reads the notes, so that each is dropped at once.
-        let (clerk, _) = mpsc::unbounded_channel();
-        Self::noting(consumer, component, clerk)
+        // The receiver is dropped, so updates are discarded.
+        let (row_writer, _) = mpsc::unbounded_channel();
+        Self::with_row_writer(consumer, component, row_writer)
     }
 
-    fn noting(
+    fn with_row_writer(
         consumer: &'static str,
         component: Component,
-        clerk: mpsc::UnboundedSender<Note>,
+        row_writer: mpsc::UnboundedSender<RowUpdate>,
     ) -> Self {
         Self {
             consumer,
             parked: BTreeMap::new(),
             skipped: BTreeMap::new(),
             component,
-            clerk,
+            row_writer,
         }
     }
 
-    /// What is to be done with the next record of the log; remembers what people decided.
+    /// Decides how to handle the next record of the log, and remembers decisions about parking.
     pub fn classify(&mut self, record: &Record) -> Handling {
         match &record.event {
             Event::EventSkipped(skipped) => {
@@ -212,32 +215,32 @@ impl Parking {
         }
     }
 
-    /// Whether a person said that this event is to be skipped.
+    /// Whether an operator decided to skip this event.
     pub fn is_skipped(&self, position: Position) -> bool {
         self.skipped.contains_key(&position)
     }
 
-    /// Positions that are skipped.
+    /// Skipped positions.
     pub fn skipped(&self) -> BTreeSet<Position> {
         self.skipped.keys().copied().collect()
     }
 
-    /// Positions of a bucket that are skipped.
+    /// Skipped positions of a bucket.
     pub fn skipped_in(&self, bucket: Bucket) -> BTreeSet<Position> {
-        let of_it = self.skipped.iter().filter(|(_, of)| **of == bucket);
-        of_it.map(|(position, _)| *position).collect()
+        let in_bucket = self.skipped.iter().filter(|(_, of)| **of == bucket);
+        in_bucket.map(|(position, _)| *position).collect()
     }
 
-    /// Remembers what people decided before the position at which a bucket is begun.
+    /// Restores decisions from before the position at which a bucket is started.
     pub fn skip(&mut self, bucket: Bucket, positions: impl IntoIterator<Item = Position>) {
-        let of_it = positions.into_iter().map(|position| (position, bucket));
-        self.skipped.extend(of_it);
+        let in_bucket = positions.into_iter().map(|position| (position, bucket));
+        self.skipped.extend(in_bucket);
     }
 
-    /// Endpoints of a bucket that are parked.
+    /// Parked endpoints of a bucket.
     pub fn parked_in(&self, bucket: Bucket) -> BTreeSet<EndpointKey> {
-        let of_it = self.parked.keys().filter(|key| key.bucket() == bucket);
-        of_it.cloned().collect()
+        let in_bucket = self.parked.keys().filter(|key| key.bucket() == bucket);
+        in_bucket.cloned().collect()
     }
 
     /// Whether this endpoint is parked.
@@ -245,14 +248,19 @@ impl Parking {
         self.parked.contains_key(key)
     }
 
-    /// The event that the endpoint is parked for.
+    /// The position of the event for which the endpoint is parked.
     pub fn parked_at(&self, key: &EndpointKey) -> Option<Position> {
         self.parked.get(key).copied()
     }
 
-    /// Parks the endpoint of an event that cannot be decoded, and says which: its state is to be
-    /// dropped. None: it is parked already, or the event is passed over, or it is of no endpoint.
-    pub fn unreadable(&mut self, unreadable: &Unreadable, now: Timestamp) -> Option<EndpointKey> {
+    /// Parks the endpoint of an event that cannot be decoded, and returns it; the caller must drop
+    /// its state. Returns `None` if it is parked already, the event is skipped, or it belongs to no
+    /// endpoint.
+    pub fn park_unreadable(
+        &mut self,
+        unreadable: &Unreadable,
+        now: Timestamp,
+    ) -> Option<EndpointKey> {
         let Unreadable {
             position,
             type_name,
@@ -260,7 +268,7 @@ impl Parking {
             ..
         } = unreadable;
         let Some(key) = endpoint_of(unreadable) else {
-            tracing::error!(consumer = self.consumer, %position, type_name, detail, "an event that belongs to no endpoint cannot be read, and is passed over");
+            tracing::error!(consumer = self.consumer, %position, type_name, detail, "skipping an unreadable event that belongs to no endpoint");
             return None;
         };
         if self.is_skipped(*position) || self.is_parked(&key) {
@@ -270,7 +278,7 @@ impl Parking {
         Some(key)
     }
 
-    /// Parks an endpoint whose state is to be dropped.
+    /// Parks an endpoint; the caller must drop its state.
     pub fn park(
         &mut self,
         key: &EndpointKey,
@@ -281,7 +289,7 @@ impl Parking {
     ) {
         tracing::error!(
             consumer = self.consumer, endpoint = %key, %position, event_type, detail,
-            "endpoint parked: this consumer cannot digest an event of it; see `penstock events parked`"
+            "endpoint parked: this consumer cannot process one of its events; see `penstock events parked`"
         );
         self.parked.insert(key.clone(), position);
         let view = ParkedView {
@@ -292,37 +300,38 @@ impl Parking {
             detail: detail.to_owned(),
             since: now,
         };
-        self.note(Note::Parked(key.clone(), view));
-        self.show();
+        self.send(RowUpdate::Parked(key.clone(), view));
+        self.publish_status();
     }
 
-    /// To be called before an endpoint is folded anew.
+    /// Unparks an endpoint. Must be called before its history is folded again.
     pub fn release(&mut self, key: &EndpointKey) {
         if self.parked.remove(key).is_some() {
             tracing::info!(consumer = self.consumer, endpoint = %key, "endpoint unparked");
-            self.note(Note::Released(key.clone()));
-            self.show();
+            self.send(RowUpdate::Released(key.clone()));
+            self.publish_status();
         }
     }
 
-    /// A bucket belongs to somebody else now, or is folded anew; its rows stay.
+    /// Forgets a bucket that belongs to another owner or is folded again; its rows stay.
     pub fn forget(&mut self, bucket: Bucket) {
         self.parked.retain(|key, _| key.bucket() != bucket);
-        self.show();
+        self.publish_status();
     }
 
-    /// The history of these buckets has been folded: rows about what is not parked (any more) go.
+    /// Removes rows about endpoints that are not parked, once the history of these buckets has been
+    /// folded.
     pub fn caught_up(&self, buckets: &[Bucket]) {
         let parked = self.parked.keys().cloned().collect();
-        self.note(Note::CaughtUp(buckets.to_vec(), parked));
+        self.send(RowUpdate::CaughtUp(buckets.to_vec(), parked));
     }
 
-    fn note(&self, note: Note) {
-        // The clerk ends with the store only.
-        let _ = self.clerk.send(note);
+    fn send(&self, update: RowUpdate) {
+        // The row writer ends only with the store.
+        let _ = self.row_writer.send(update);
     }
 
-    fn show(&self) {
+    fn publish_status(&self) {
         let labels = Labels {
             consumer: self.consumer,
         };
@@ -336,37 +345,39 @@ impl Parking {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        let remark = format!("endpoints are parked: {}{more}", named.join(", "));
-        self.component.remark((count > 0).then_some(remark));
+        let warning = format!("endpoints are parked: {}{more}", named.join(", "));
+        self.component.remark((count > 0).then_some(warning));
     }
 }
 
-/// What the rows are to show.
-enum Note {
+/// A change of the rows.
+enum RowUpdate {
     Parked(EndpointKey, ParkedView),
     Released(EndpointKey),
     CaughtUp(Vec<Bucket>, BTreeSet<EndpointKey>),
 }
 
-/// Writes rows in the order of the notes, each until the store has it.
-async fn write_down(
+/// Writes rows in the order of the updates, retrying each until it is stored.
+async fn write_rows(
     consumer: &'static str,
     store: Store,
-    mut notes: mpsc::UnboundedReceiver<Note>,
+    mut updates: mpsc::UnboundedReceiver<RowUpdate>,
 ) {
-    while let Some(note) = notes.recv().await {
+    while let Some(update) = updates.recv().await {
         loop {
-            let written = match &note {
-                Note::Parked(key, view) => list(&store, key, view.clone()).await,
-                Note::Released(key) => delete(&store, &[row_key(consumer, key)]).await,
-                Note::CaughtUp(buckets, parked) => sweep(&store, consumer, buckets, parked).await,
+            let written = match &update {
+                RowUpdate::Parked(key, view) => list(&store, key, view.clone()).await,
+                RowUpdate::Released(key) => delete(&store, &[row_key(consumer, key)]).await,
+                RowUpdate::CaughtUp(buckets, parked) => {
+                    sweep(&store, consumer, buckets, parked).await
+                }
             };
             match written {
                 Ok(()) => break,
                 Err(StoreError::Closed) => return,
                 Err(error) => {
-                    tracing::debug!(consumer, %error, "what is parked cannot be written down yet");
-                    sleep(retry::PAUSE).await;
+                    tracing::debug!(consumer, %error, "failed to write parked endpoints, retrying");
+                    sleep(retry::RETRY_INTERVAL).await;
                 }
             }
         }
@@ -377,22 +388,22 @@ fn row_key(consumer: &str, key: &EndpointKey) -> String {
     format!("{consumer}/{key}")
 }
 
-/// Lists an endpoint as parked: so its consumer, once it can digest the event, knows that it has rows to
-/// write.
+/// Records an endpoint as parked, so that its consumer knows that it has rows to write once it can
+/// process the event.
 ///
 /// # Errors
 ///
-/// Where the store cannot be read or written: try again.
+/// If the store cannot be read or written; retry.
 pub async fn list(
     store: &Store,
     key: &EndpointKey,
     mut view: ParkedView,
 ) -> Result<(), StoreError> {
     let row_key = row_key(&view.consumer, key);
-    let known = store.row(PARKED, &row_key).await?;
-    let known = known.and_then(|row| serde_json::from_str::<ParkedView>(&row.doc).ok());
-    if let Some(known) = known.filter(|known| known.position == view.position) {
-        view.since = known.since;
+    let existing = store.row(PARKED, &row_key).await?;
+    let existing = existing.and_then(|row| serde_json::from_str::<ParkedView>(&row.doc).ok());
+    if let Some(existing) = existing.filter(|existing| existing.position == view.position) {
+        view.since = existing.since;
     }
     let row = RowChange {
         model: PARKED,
@@ -407,7 +418,7 @@ pub async fn list(
 }
 
 async fn delete(store: &Store, keys: &[String]) -> Result<(), StoreError> {
-    let gone = |key: &String| RowChange {
+    let deletion = |key: &String| RowChange {
         model: PARKED,
         key: key.clone(),
         endpoint: String::new(),
@@ -416,7 +427,7 @@ async fn delete(store: &Store, keys: &[String]) -> Result<(), StoreError> {
         time: Timestamp::default(),
         doc: None,
     };
-    write(store, keys.iter().map(gone).collect()).await
+    write(store, keys.iter().map(deletion).collect()).await
 }
 
 async fn write(store: &Store, rows: Vec<RowChange>) -> Result<(), StoreError> {
@@ -434,7 +445,8 @@ async fn write(store: &Store, rows: Vec<RowChange>) -> Result<(), StoreError> {
     }
 }
 
-/// Rows about endpoints of these buckets that are not parked are left from another life.
+/// Deletes rows left over by an earlier process: those of endpoints in these buckets that are not
+/// parked.
 async fn sweep(
     store: &Store,
     consumer: &str,
@@ -458,13 +470,13 @@ async fn sweep(
     delete(store, &keys).await
 }
 
-/// The stream in which people decide about an endpoint.
+/// The stream of decisions about an endpoint's parking.
 pub fn stream(key: &EndpointKey) -> StreamName {
     StreamName::of(StreamKind::Parking, key)
 }
 
-/// Applies the [`history`] of an endpoint that is parked no longer; `false` if it is parked again, and
-/// what was applied of it is to be dropped once more.
+/// Unparks an endpoint and applies its [`history`]. Returns `false` if it is parked again; the
+/// caller must then drop what was applied.
 pub fn rebuild(
     parking: &mut Parking,
     key: &EndpointKey,
@@ -479,7 +491,7 @@ pub fn rebuild(
         }
         match entry {
             Entry::Unreadable(unreadable) => {
-                parking.unreadable(&unreadable, now);
+                parking.park_unreadable(&unreadable, now);
                 return false;
             }
             Entry::Record(record) => {

@@ -1,12 +1,12 @@
-//! Carries what is committed from the store to the bus, in order of position.
+//! The relay: publishes commits from the store on the bus, in order of position.
 //!
 //! Within one process, commits go straight to the bus ([`run`]). For a bus that outlives processes,
-//! one of them at a time reads the store and publishes ([`run_durable`]): the cursor moves, under the
-//! lease's fence, when the bus has confirmed, so that nothing is left out; what was published before
-//! a crash and after the last move is published once more.
+//! one process at a time reads the store and publishes ([`run_durable`]): the cursor moves, under
+//! the lease's fence, once the bus has confirmed, so nothing is left out. What was published after
+//! the last move before a crash is published again.
 //!
-//! The bus may lose or repeat what it was given: a [`Feed`](crate::feed::Feed) finds it in the store,
-//! and drops what it has had.
+//! The bus may lose or repeat records: a [`Feed`](crate::feed::Feed) finds lost ones in the store,
+//! and drops repeats.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,32 +27,32 @@ use crate::lease;
 use crate::metrics::Metrics;
 use crate::retry::until_answered;
 
-/// The lease, the consumer of the cursor, and the component of health.
+/// The name of the lease, of the cursor's consumer, and of the health component.
 pub const RELAY: &str = "relay";
 
-/// Most events that are handed to the bus at once. All of them are confirmed before the next are sent,
-/// so a backlog drains the quicker the more there are.
+/// The most events handed to the bus at once. All of them must be confirmed before the next are
+/// sent, so larger pages drain a backlog faster.
 const PAGE: usize = 4000;
 
-/// Without a word from the store it is looked into after this time.
+/// How often to check the store without a notification.
 const RECHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// After the bus has refused: doubled each time, up to the longest.
-const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+/// The pauses after the bus refused records.
+const BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(100))
     .with_max_delay(Duration::from_secs(5))
     .without_max_times();
 
 /// Publishes every commit made after this call, until the store is closed or `shutdown` is
-/// cancelled; what was committed by then is published first.
+/// cancelled; commits made by then are published first.
 pub fn run(
     store: Store,
     bus: Arc<dyn Bus>,
     shutdown: CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
-    // Subscribed here and not when the future first runs, so that no commit falls in between.
+    // Subscribe here and not when the future first runs, so that no commit is missed in between.
     let mut committed = store.committed();
-    // A handle kept here would keep the store open.
+    // Keeping a handle would keep the store open.
     drop(store);
     async move {
         loop {
@@ -61,7 +61,7 @@ pub fn run(
                 records = committed.recv() => match records {
                     Some(records) => {
                         if let Err(error) = bus.publish_records(&records).await {
-                            tracing::warn!(%error, "feeds will find it in the store");
+                            tracing::warn!(%error, "failed to publish records, feeds will read them from the store");
                         }
                     }
                     None => return,
@@ -72,29 +72,29 @@ pub fn run(
     }
 }
 
-/// What the durable relay works with.
+/// Dependencies of the durable relay.
 #[derive(Clone)]
 pub struct RelayDeps {
-    /// Whose log is published.
+    /// The store whose log is published.
     pub store: Store,
-    /// Where it is published.
+    /// The bus on which it is published.
     pub bus: Arc<dyn Bus>,
-    /// Names this process among those that may hold the lease; never the same for two.
+    /// The unique name of this process as a holder of the lease.
     pub holder: String,
-    /// Readiness says here what cannot be reached.
+    /// Reports to readiness what cannot be reached.
     pub component: Component,
-    /// Where its counts are registered.
+    /// Where its metrics are registered.
     pub metrics: Metrics,
 }
 
-/// Publishes the log from where the cursor stands whenever this process holds the lease, until
-/// `shutdown`. Ready at once: another process may be the one that publishes.
+/// Publishes the log from the cursor on, whenever this process holds the lease, until `shutdown`.
+/// Ready at once, since another process may be the publisher.
 pub async fn run_durable(deps: RelayDeps, shutdown: CancellationToken) {
     let lag = Gauge::<i64>::default();
     deps.metrics.register(|registry| {
         registry.register(
             "penstock_relay_lag_events",
-            "Positions of the log that are not confirmed by the bus yet, told by the process that publishes",
+            "Positions of the log not yet confirmed by the bus, reported by the publishing process",
             lag.clone(),
         );
     });
@@ -107,7 +107,7 @@ pub async fn run_durable(deps: RelayDeps, shutdown: CancellationToken) {
             lost,
             lag: lag.clone(),
             published: Position::START,
-            confirming: None,
+            cursor_move: None,
         };
         Box::pin(relay.run())
     })
@@ -116,7 +116,7 @@ pub async fn run_durable(deps: RelayDeps, shutdown: CancellationToken) {
     lag.set(0);
 }
 
-/// One tenure.
+/// The relay while it holds the lease.
 struct Relay {
     deps: RelayDeps,
     fence: Fence,
@@ -124,15 +124,15 @@ struct Relay {
     lag: Gauge<i64>,
     /// Everything up to here has been confirmed by the bus.
     published: Position,
-    /// The move of the cursor that is under way.
-    confirming: Option<JoinHandle<Result<(), MoveError>>>,
+    /// The cursor move in progress.
+    cursor_move: Option<JoinHandle<Result<(), CursorMoveError>>>,
 }
 
-/// Why the cursor does not move, and the tenure ends.
+/// Why the cursor cannot be moved, which ends the tenure.
 #[derive(Debug, thiserror::Error)]
-enum MoveError {
-    #[error("somebody else publishes: {0}")]
-    NotOurs(CommitError),
+enum CursorMoveError {
+    #[error("another process publishes: {0}")]
+    Superseded(CommitError),
     #[error(transparent)]
     Store(StoreError),
 }
@@ -140,52 +140,52 @@ enum MoveError {
 impl Relay {
     async fn run(mut self) {
         let lost = self.lost.clone();
-        let ended = tokio::select! {
+        let result = tokio::select! {
             biased;
             () = lost.cancelled() => Ok(()),
-            ended = self.publish_all() => ended,
+            result = self.publish_all() => result,
         };
-        // What the bus has confirmed need not be published again by the next one.
-        let confirmed = self.confirmed().await;
+        // Finish the move, so that the next holder does not publish confirmed events again.
+        let moved = self.finish_cursor_move().await;
         self.lag.set(0);
         self.deps.component.trouble(None);
-        if let Err(error) = ended.and(confirmed) {
-            tracing::warn!(%error, "the relay gives way");
+        if let Err(error) = result.and(moved) {
+            tracing::warn!(%error, "relay stopped, releasing the lease");
         }
     }
 
-    async fn publish_all(&mut self) -> Result<(), MoveError> {
+    async fn publish_all(&mut self) -> Result<(), CursorMoveError> {
         let mut head = self.deps.store.head_watch();
         let (store, component) = (self.deps.store.clone(), self.deps.component.clone());
         let mut cursor = until_answered(&component, || store.cursor(RELAY, Bucket::GLOBAL))
             .await
-            .map_err(MoveError::Store)?;
+            .map_err(CursorMoveError::Store)?;
         self.published = cursor;
-        let mut ahead = None;
+        let mut prefetched = None;
         loop {
-            let page = match ahead.take() {
+            let page = match prefetched.take() {
                 Some(page) => page,
-                None => read(&store, &component, self.published).await?,
+                None => read_page(&store, &component, self.published).await?,
             };
             let Some(last) = page.last().map(|event| event.position) else {
                 self.lag.set(0);
                 self.wait(&mut head).await;
                 continue;
             };
-            self.show_lag(&head, last);
-            // Where there is more, it is read while the bus confirms.
+            self.update_lag(&head, last);
+            // Prefetch the next page while the bus confirms this one.
             let is_full = page.len() == PAGE;
             let next = async {
                 match is_full {
-                    true => read(&store, &component, last).await.map(Some),
+                    true => read_page(&store, &component, last).await.map(Some),
                     false => Ok(None),
                 }
             };
             let ((), next) = tokio::join!(self.publish(&page), next);
             self.published = last;
-            // One move at a time, beside the publishing of the next page.
-            self.confirmed().await?;
-            self.confirming = Some(tokio::spawn(move_cursor(
+            // One move at a time, concurrently with publishing the next page.
+            self.finish_cursor_move().await?;
+            self.cursor_move = Some(tokio::spawn(move_cursor(
                 self.deps.clone(),
                 self.fence.clone(),
                 cursor,
@@ -193,69 +193,71 @@ impl Relay {
                 self.lost.clone(),
             )));
             cursor = last;
-            ahead = next?;
+            prefetched = next?;
         }
     }
 
-    /// Waits for the store to have more; what was confirmed is written down meanwhile.
+    /// Waits for new events in the store; a cursor move may finish meanwhile.
     async fn wait(&self, head: &mut watch::Receiver<Position>) {
         tokio::select! {
             changed = head.changed() => if changed.is_err() {
-                // The store's watch has ended: look into it from time to time.
+                // The store's watch has ended: poll instead.
                 sleep(RECHECK_EVERY).await;
             },
             () = sleep(RECHECK_EVERY) => {}
         }
     }
 
-    fn show_lag(&self, head: &watch::Receiver<Position>, last: Position) {
+    fn update_lag(&self, head: &watch::Receiver<Position>, last: Position) {
         let head = head.borrow().max(last);
         self.lag.set(head.0.saturating_sub(self.published.0) as i64);
     }
 
-    /// Hands a page to the bus until the bus has confirmed it.
+    /// Publishes a page, retrying until the bus has confirmed it.
     async fn publish(&self, page: &[RawRecord]) {
         let head = self.deps.store.head_watch();
-        let mut troubled = false;
-        for pause in PAUSES.build() {
+        let mut is_failing = false;
+        for pause in BACKOFF.build() {
             let Err(error) = self.deps.bus.publish_stored(page).await else {
                 break;
             };
-            if !troubled {
-                tracing::warn!(%error, "the bus does not take records, trying again");
+            if !is_failing {
+                tracing::warn!(%error, "failed to publish records, retrying");
             }
-            troubled = true;
-            let trouble = format!("the bus cannot be reached: {error}");
-            self.deps.component.trouble(Some(trouble));
-            self.show_lag(&head, self.published);
+            is_failing = true;
+            let problem = format!("the bus cannot be reached: {error}");
+            self.deps.component.trouble(Some(problem));
+            self.update_lag(&head, self.published);
             sleep(pause).await;
         }
-        if troubled {
+        if is_failing {
             self.deps.component.trouble(None);
         }
     }
 
-    /// The move that is under way has been made.
-    async fn confirmed(&mut self) -> Result<(), MoveError> {
-        let Some(confirming) = self.confirming.take() else {
+    /// Waits for the cursor move in progress, if any.
+    async fn finish_cursor_move(&mut self) -> Result<(), CursorMoveError> {
+        let Some(cursor_move) = self.cursor_move.take() else {
             return Ok(());
         };
-        match confirming.await {
+        match cursor_move.await {
             Ok(moved) => moved,
-            Err(error) => Err(MoveError::Store(StoreError::Database(error.to_string()))),
+            Err(error) => Err(CursorMoveError::Store(StoreError::Database(
+                error.to_string(),
+            ))),
         }
     }
 }
 
-/// The next events, as the log has them: a newer release may have written what this one would lose.
-async fn read(
+/// Reads the next events as stored: decoding would lose what a newer release has written.
+async fn read_page(
     store: &Store,
     component: &Component,
     after: Position,
-) -> Result<Vec<RawRecord>, MoveError> {
+) -> Result<Vec<RawRecord>, CursorMoveError> {
     until_answered(component, || store.read_raw(after, PAGE))
         .await
-        .map_err(MoveError::Store)
+        .map_err(CursorMoveError::Store)
 }
 
 async fn move_cursor(
@@ -264,7 +266,7 @@ async fn move_cursor(
     from: Position,
     to: Position,
     lost: CancellationToken,
-) -> Result<(), MoveError> {
+) -> Result<(), CursorMoveError> {
     let cursor = CursorMove {
         consumer: RELAY,
         bucket: Bucket::GLOBAL,
@@ -283,22 +285,22 @@ async fn move_cursor(
             Err(error) => Ok(Err(error)),
         }
     };
-    let mut tried = false;
+    let mut has_tried = false;
     let answered = until_answered(&deps.component, || {
-        let again = std::mem::replace(&mut tried, true);
+        let is_retry = std::mem::replace(&mut has_tried, true);
         let moving = moving();
-        let reached = deps.store.cursor(RELAY, Bucket::GLOBAL);
+        let current = deps.store.cursor(RELAY, Bucket::GLOBAL);
         async move {
-            // A move whose answer was lost may have been made.
-            if again && reached.await? == to {
+            // A move whose reply was lost may have been committed.
+            if is_retry && current.await? == to {
                 return Ok(Ok(()));
             }
             moving.await
         }
     });
     tokio::select! {
-        moved = answered => moved.map_err(MoveError::Store)?.map_err(MoveError::NotOurs),
-        // A try that hangs must not hold up the end of the tenure.
+        moved = answered => moved.map_err(CursorMoveError::Store)?.map_err(CursorMoveError::Superseded),
+        // A hanging attempt must not delay the end of the tenure.
         () = async { lost.cancelled().await; sleep(RECHECK_EVERY).await } => Ok(()),
     }
 }

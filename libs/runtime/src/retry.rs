@@ -1,4 +1,4 @@
-//! Trying again while the store cannot be reached: a service outlives its store's outages.
+//! Retries while the store is unavailable: a service outlives its store's outages.
 
 use std::time::Duration;
 
@@ -6,37 +6,37 @@ use store::StoreError;
 
 use crate::health::Component;
 
-/// Between two tries.
-pub const PAUSE: Duration = Duration::from_secs(1);
+/// The pause between attempts.
+pub const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What readiness says meanwhile.
-pub fn unreachable(error: &StoreError) -> String {
+/// The sentence for readiness while the store is unavailable.
+pub fn unreachable_message(error: &StoreError) -> String {
     format!("the store cannot be reached: {error}")
 }
 
-/// Opens what a server keeps, however long it takes until the server is there. What waiting cannot mend
-/// comes back at once: who is not let in, a store of a newer format.
+/// Opens a store on a server, waiting until the server is available. Errors that waiting cannot fix
+/// are returned at once: rejected credentials, a store of a newer format.
 ///
 /// # Errors
 ///
-/// What waiting cannot mend: every error but [`StoreError::Database`].
+/// Every error but [`StoreError::Database`].
 pub async fn until_opened<T, F>(mut open: impl FnMut() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
-    let mut troubled = false;
+    let mut is_failing = false;
     loop {
         match open().await {
             Err(StoreError::Database(why)) => {
-                if !troubled {
-                    tracing::warn!(%why, "the store is not there yet, trying again");
+                if !is_failing {
+                    tracing::warn!(%why, "store unavailable, retrying");
                 }
-                troubled = true;
-                tokio::time::sleep(PAUSE).await;
+                is_failing = true;
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
             done => {
-                if troubled && done.is_ok() {
-                    tracing::info!("the store is there");
+                if is_failing && done.is_ok() {
+                    tracing::info!("store available");
                 }
                 return done;
             }
@@ -44,8 +44,7 @@ where
     }
 }
 
-/// Repeats until the store has answered. The only error that comes back is that the store has been
-/// closed by this process itself.
+/// Retries until the store has replied. The only error is that this process has closed the store.
 ///
 /// # Errors
 ///
@@ -57,23 +56,23 @@ pub async fn until_answered<T, F>(
 where
     F: Future<Output = Result<T, StoreError>>,
 {
-    let mut troubled = false;
+    let mut is_failing = false;
     loop {
         match ask().await {
             Ok(answer) => {
-                if troubled {
+                if is_failing {
                     component.trouble(None);
                 }
                 return Ok(answer);
             }
             Err(StoreError::Closed) => return Err(StoreError::Closed),
             Err(error) => {
-                if !troubled {
-                    tracing::warn!(%error, "the store cannot be reached, trying again");
+                if !is_failing {
+                    tracing::warn!(%error, "store unavailable, retrying");
                 }
-                troubled = true;
-                component.trouble(Some(unreachable(&error)));
-                tokio::time::sleep(PAUSE).await;
+                is_failing = true;
+                component.trouble(Some(unreachable_message(&error)));
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
         }
     }

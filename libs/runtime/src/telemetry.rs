@@ -1,4 +1,4 @@
-//! Logs of the process itself: to stderr, as text for a terminal and as JSON otherwise.
+//! Logging to stderr: text on a terminal, JSON otherwise.
 
 use std::io::IsTerminal;
 
@@ -11,7 +11,7 @@ pub fn start() {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
-    // Logging may have been started by a test already; that one stays.
+    // A test may have initialized logging already; that one stays.
     let _ = if std::io::stderr().is_terminal() {
         builder.try_init()
     } else {

@@ -1,31 +1,31 @@
-//! The token by which the processes of one installation trust each other.
+//! The token by which the processes of one installation authenticate each other.
 //!
-//! Invariant: it is never printed, and comparing it takes as long whatever is given.
+//! Invariant: the token is never printed, and comparisons take constant time.
 
 use std::sync::Arc;
 
 use http::{HeaderMap, header};
 use subtle::ConstantTimeEq;
 
-/// Shortest token that is taken; a shorter one could be guessed.
+/// The minimum length of a token; a shorter one could be guessed.
 pub const TOKEN_BYTES_MIN: usize = 32;
 
-/// What the processes of an installation know each other by.
+/// The shared secret of an installation.
 #[derive(Clone)]
 pub struct InternalToken(Arc<str>);
 
-/// Why a text is no token.
+/// Why a token is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It could be guessed.
+    /// It is too short, and could be guessed.
     #[error(
-        "the internal token is shorter than {TOKEN_BYTES_MIN} characters; make one with `openssl rand -hex 32`"
+        "the internal token is shorter than {TOKEN_BYTES_MIN} characters; generate one with `openssl rand -hex 32`"
     )]
     Short,
 }
 
 impl InternalToken {
-    /// Takes the token as it was configured; white space around it does not count.
+    /// Creates the token from its configured value; surrounding white space is ignored.
     ///
     /// # Errors
     ///
@@ -38,16 +38,16 @@ impl InternalToken {
         Ok(Self(token.into()))
     }
 
-    /// The token itself, to be sent and not to be shown.
+    /// The token itself, for sending; never log it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether these headers of a request carry it.
+    /// Whether the headers of a request carry the token.
     pub fn is_in(&self, headers: &HeaderMap) -> bool {
         let header = headers.get(header::AUTHORIZATION);
-        let given = header.and_then(|header| header.as_bytes().strip_prefix(b"Bearer "));
-        given.is_some_and(|given| bool::from(given.ct_eq(self.0.as_bytes())))
+        let token = header.and_then(|header| header.as_bytes().strip_prefix(b"Bearer "));
+        token.is_some_and(|token| bool::from(token.ct_eq(self.0.as_bytes())))
     }
 }
 

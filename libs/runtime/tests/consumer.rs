@@ -1,4 +1,4 @@
-//! What a consumer begins with: its snapshots, or the log alone.
+//! What a consumer starts from: its snapshots, or the log alone.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,20 +19,20 @@ use serde::{Deserialize, Serialize};
 use store::Store;
 use support::{ScriptedBus, append_to, execute, key, open};
 
-/// Remembers the positions of an endpoint's events. An endpoint's deletion is poison to it.
+/// Collects the positions of an endpoint's events. Panics on an endpoint's deletion.
 struct Positions<const VERSION: u32>;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Seen(Vec<Position>);
+struct AppliedPositions(Vec<Position>);
 
 impl<const VERSION: u32> Fold for Positions<VERSION> {
-    type State = Seen;
+    type State = AppliedPositions;
     type Effect = ();
 
     const VERSION: u32 = VERSION;
     const READS: &'static [StreamKind] = &[StreamKind::Endpoint, StreamKind::Instances];
 
-    fn apply(&self, _key: &EndpointKey, state: &mut Seen, record: &Record) {
+    fn apply(&self, _key: &EndpointKey, state: &mut AppliedPositions, record: &Record) {
         assert!(!matches!(record.event, Event::EndpointDeleted(_)), "poison");
         state.0.push(record.position);
     }
@@ -42,8 +42,8 @@ impl<const VERSION: u32> Fold for Positions<VERSION> {
     }
 }
 
-/// What one life of a consumer has come to.
-struct Life<const VERSION: u32> {
+/// A consumer, and what it has done since its start.
+struct TestConsumer<const VERSION: u32> {
     consumer: Consumer<Positions<VERSION>>,
     bus: Arc<ScriptedBus>,
     /// Positions that were applied, in order.
@@ -51,9 +51,9 @@ struct Life<const VERSION: u32> {
     parked: Vec<EndpointKey>,
 }
 
-impl<const VERSION: u32> Life<VERSION> {
-    /// Owns everything, and has caught up.
-    async fn begin(store: &Store, waits_for_writes: bool) -> Self {
+impl<const VERSION: u32> TestConsumer<VERSION> {
+    /// Starts a consumer that owns everything, and waits until it has caught up.
+    async fn start(store: &Store, waits_for_writes: bool) -> Self {
         let bus = ScriptedBus::new();
         let config = ConsumerConfig {
             waits_for_writes,
@@ -65,23 +65,24 @@ impl<const VERSION: u32> Life<VERSION> {
             clock: Arc::new(SystemClock),
         };
         let component = Health::default().component("positions");
-        let mut life = Self {
+        let mut test = Self {
             consumer: Consumer::open(config, Positions, deps, component),
             bus: bus.clone(),
             applied: Vec::new(),
             parked: Vec::new(),
         };
         bus.send(BusMessage::Assigned(Bucket::of_endpoints().collect()));
-        while !matches!(life.step().await, Step::CaughtUp(_)) {}
-        life
+        while !matches!(test.step().await, Step::CaughtUp(_)) {}
+        test
     }
 
     async fn step(&mut self) -> Step<()> {
         let step = self.consumer.next().await.unwrap();
         match &step {
             Step::Applied(applied) => {
-                let taken = applied.iter().filter(|one| one.effect.is_some());
-                self.applied.extend(taken.map(|one| one.record.position.0));
+                let with_effect = applied.iter().filter(|one| one.effect.is_some());
+                self.applied
+                    .extend(with_effect.map(|one| one.record.position.0));
             }
             Step::Parked(key) => self.parked.push(key.clone()),
             _ => {}
@@ -89,7 +90,7 @@ impl<const VERSION: u32> Life<VERSION> {
         step
     }
 
-    async fn end(mut self) -> BTreeMap<EndpointKey, String> {
+    async fn stop(mut self) -> BTreeMap<EndpointKey, String> {
         self.consumer.save_all().await;
         self.states()
     }
@@ -131,131 +132,139 @@ async fn skip_and_unpark(store: &Store, endpoint: &str, position: Position) {
 }
 
 #[tokio::test]
-async fn who_starts_again_begins_with_the_snapshot_and_applies_only_what_came_after() {
+async fn a_restart_begins_with_the_snapshot_and_applies_only_later_events() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     touch(&store, "iris").await;
     touch(&store, "rose").await;
-    Life::<1>::begin(&store, false).await.end().await;
+    TestConsumer::<1>::start(&store, false).await.stop().await;
     touch(&store, "iris").await;
-    let second = Life::<1>::begin(&store, false).await;
+    let second = TestConsumer::<1>::start(&store, false).await;
     assert_eq!(second.applied, [3]);
-    let states = second.end().await;
+    let states = second.stop().await;
     let iris = &states[&key("iris")];
     assert!(iris.contains("\"state\":[1,3]"), "{iris}");
     execute(&folder, "DELETE FROM snapshots").await;
-    assert_eq!(Life::<1>::begin(&store, false).await.states(), states);
+    assert_eq!(
+        TestConsumer::<1>::start(&store, false).await.states(),
+        states
+    );
 }
 
 #[tokio::test]
-async fn a_snapshot_of_another_version_is_not_begun_with() {
+async fn a_snapshot_of_another_version_is_not_used() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     touch(&store, "iris").await;
-    Life::<1>::begin(&store, false).await.end().await;
-    let newer = Life::<2>::begin(&store, false).await;
+    TestConsumer::<1>::start(&store, false).await.stop().await;
+    let newer = TestConsumer::<2>::start(&store, false).await;
     assert_eq!(newer.applied, [1]);
-    newer.end().await;
-    assert!(Life::<2>::begin(&store, false).await.applied.is_empty());
-    assert_eq!(Life::<1>::begin(&store, false).await.applied, [1]);
+    newer.stop().await;
+    assert!(
+        TestConsumer::<2>::start(&store, false)
+            .await
+            .applied
+            .is_empty()
+    );
+    assert_eq!(TestConsumer::<1>::start(&store, false).await.applied, [1]);
 }
 
 #[tokio::test]
-async fn a_damaged_snapshot_is_not_begun_with() {
+async fn a_damaged_snapshot_is_not_used() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     touch(&store, "iris").await;
-    let states = Life::<1>::begin(&store, false).await.end().await;
+    let states = TestConsumer::<1>::start(&store, false).await.stop().await;
     execute(
         &folder,
         "UPDATE snapshot_parts SET doc = replace(doc, '[1]', '[7]')",
     )
     .await;
-    let second = Life::<1>::begin(&store, false).await;
+    let second = TestConsumer::<1>::start(&store, false).await;
     assert_eq!(second.states(), states);
     assert_eq!(second.applied, [1]);
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_parked_is_so_in_the_next_life_too() {
+async fn a_parked_endpoint_stays_parked_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     touch(&store, "rose").await;
     let poison = poison(&store, "rose").await;
-    let first = Life::<1>::begin(&store, false).await;
+    let first = TestConsumer::<1>::start(&store, false).await;
     assert_eq!(first.parked, [key("rose")]);
-    first.end().await;
-    let second = Life::<1>::begin(&store, false).await;
+    first.stop().await;
+    let second = TestConsumer::<1>::start(&store, false).await;
     assert_eq!(second.parked, [key("rose")]);
     assert!(second.consumer.parking().is_parked(&key("rose")));
-    second.end().await;
+    second.stop().await;
     skip_and_unpark(&store, "rose", poison).await;
-    let third = Life::<1>::begin(&store, false).await.end().await;
+    let third = TestConsumer::<1>::start(&store, false).await.stop().await;
     assert!(third[&key("rose")].contains("\"state\":[1]"), "{third:?}");
-    // What people decided is in the snapshot as well.
-    let fourth = Life::<1>::begin(&store, false).await;
+    // Decisions about parking are in the snapshot as well.
+    let fourth = TestConsumer::<1>::start(&store, false).await;
     assert_eq!(fourth.states(), third);
     assert!(fourth.consumer.parking().is_skipped(poison));
 }
 
 #[tokio::test]
-async fn who_can_digest_what_an_earlier_life_could_not_takes_the_endpoint_back() {
+async fn an_endpoint_is_unparked_once_its_event_can_be_processed() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     touch(&store, "rose").await;
-    // The snapshot is bound to this one, which stays as it is.
+    // The snapshot is bound to this event, which stays unchanged.
     touch(&store, "rose").await;
     let unreadable = "UPDATE events SET type = 'x-' || type WHERE position = 1";
     execute(&folder, unreadable).await;
-    let first = Life::<1>::begin(&store, false).await;
+    let first = TestConsumer::<1>::start(&store, false).await;
     assert_eq!(first.parked, [key("rose")]);
-    first.end().await;
+    first.stop().await;
     let readable = "UPDATE events SET type = substr(type, 3) WHERE position = 1";
     execute(&folder, readable).await;
-    let second = Life::<1>::begin(&store, false).await;
-    assert!(second.applied.is_empty(), "it begins with the snapshot");
+    let second = TestConsumer::<1>::start(&store, false).await;
+    assert!(second.applied.is_empty(), "it starts from the snapshot");
     assert!(second.parked.is_empty());
     assert!(second.states()[&key("rose")].contains("\"state\":[1,2]"));
 }
 
 #[tokio::test]
-async fn who_was_replaced_stores_no_snapshot() {
+async fn a_replaced_owner_stores_no_snapshot() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     touch(&store, "iris").await;
-    let first = Life::<1>::begin(&store, false).await;
-    let second = Life::<1>::begin(&store, false).await;
-    first.end().await;
+    let first = TestConsumer::<1>::start(&store, false).await;
+    let second = TestConsumer::<1>::start(&store, false).await;
+    first.stop().await;
     let bucket = key("iris").bucket();
     assert_eq!(store.snapshot("positions", bucket, 1).await.unwrap(), None);
-    second.end().await;
+    second.stop().await;
     let stored = store.snapshot("positions", bucket, 1).await.unwrap();
     assert_eq!(stored.unwrap().meta.position, Position(1));
 }
 
 #[tokio::test]
-async fn a_snapshot_waits_until_what_follows_from_it_has_been_written() {
+async fn a_snapshot_waits_until_what_follows_has_been_written() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     touch(&store, "iris").await;
     let bucket = key("iris").bucket();
-    let mut life = Life::<1>::begin(&store, true).await;
-    life.consumer.save_all().await;
+    let mut test = TestConsumer::<1>::start(&store, true).await;
+    test.consumer.save_all().await;
     assert_eq!(store.snapshot("positions", bucket, 1).await.unwrap(), None);
-    life.consumer.confirm_written(bucket, Position(1));
-    life.consumer.save_all().await;
+    test.consumer.confirm_written(bucket, Position(1));
+    test.consumer.save_all().await;
     let stored = store.snapshot("positions", bucket, 1).await.unwrap();
     assert_eq!(stored.unwrap().meta.position, Position(1));
 }
 
 #[tokio::test]
-async fn many_events_lead_to_a_snapshot_without_an_end_of_the_service() {
+async fn many_events_lead_to_a_snapshot_while_running() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     for _ in 0..600 {
         touch(&store, "iris").await;
     }
-    let mut life = Life::<1>::begin(&store, false).await;
+    let mut test = TestConsumer::<1>::start(&store, false).await;
     let bucket = key("iris").bucket();
     while store
         .snapshot("positions", bucket, 1)
@@ -265,19 +274,19 @@ async fn many_events_lead_to_a_snapshot_without_an_end_of_the_service() {
     {
         let more = touch(&store, "rose").await;
         let records = store.read_all(Position(more.0 - 1), 1).await.unwrap();
-        life.bus
+        test.bus
             .send(BusMessage::Record(Arc::new(records[0].clone())));
-        life.step().await;
+        test.step().await;
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
-    /// Each number: what happens next, to which of three endpoints.
+    /// Each pair: what happens next, and to which of three endpoints.
     #[test]
     fn states_are_the_same_from_snapshots_at_random_positions_and_from_none(
-        what in prop::collection::vec((0u32..12, 0usize..3), 1..50),
+        steps in prop::collection::vec((0u32..12, 0usize..3), 1..50),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -285,7 +294,7 @@ proptest! {
             let store = open(&folder).await;
             let mut poisoned: Vec<(usize, Position)> = Vec::new();
             let names = ["iris", "rose", "tulip"];
-            for (event, endpoint) in what {
+            for (event, endpoint) in steps {
                 match event {
                     0 => poisoned.push((endpoint, poison(&store, names[endpoint]).await)),
                     1 => {
@@ -293,25 +302,26 @@ proptest! {
                             skip_and_unpark(&store, names[endpoint], position).await;
                         }
                     }
-                    2 | 3 => drop(Life::<1>::begin(&store, false).await.end().await),
+                    2 | 3 => drop(TestConsumer::<1>::start(&store, false).await.stop().await),
                     _ => drop(touch(&store, names[endpoint]).await),
                 }
             }
-            let resumed = Life::<1>::begin(&store, false).await;
+            let resumed = TestConsumer::<1>::start(&store, false).await;
             execute(&folder, "DELETE FROM snapshots").await;
-            let fresh = Life::<1>::begin(&store, false).await;
+            let fresh = TestConsumer::<1>::start(&store, false).await;
             assert_eq!(resumed.states(), fresh.states());
             for name in names {
-                let parked = |life: &Life<1>| life.consumer.parking().parked_at(&key(name));
+                let parked = |test: &TestConsumer<1>| test.consumer.parking().parked_at(&key(name));
                 assert_eq!(parked(&resumed), parked(&fresh));
             }
         });
     }
 
-    /// Each number: what happens next, to which of three endpoints, and up to where is archived.
+    /// Each tuple: what happens next, to which of three endpoints, and up to where the log is
+    /// archived.
     #[test]
-    fn states_are_the_same_wherever_the_log_stands(
-        what in prop::collection::vec((0u32..12, 0usize..3, 0u64..60), 1..60),
+    fn states_are_the_same_wherever_the_log_is_stored(
+        steps in prop::collection::vec((0u32..12, 0usize..3, 0u64..60), 1..60),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -319,7 +329,7 @@ proptest! {
             let store = open(&folder).await;
             let mut poisoned: Vec<(usize, Position)> = Vec::new();
             let names = ["iris", "rose", "tulip"];
-            for (event, endpoint, position) in what {
+            for (event, endpoint, position) in steps {
                 match event {
                     0 => poisoned.push((endpoint, poison(&store, names[endpoint]).await)),
                     1 => {
@@ -327,20 +337,20 @@ proptest! {
                             skip_and_unpark(&store, names[endpoint], position).await;
                         }
                     }
-                    2 => drop(Life::<1>::begin(&store, false).await.end().await),
+                    2 => drop(TestConsumer::<1>::start(&store, false).await.stop().await),
                     3 | 4 => archive(&store, position).await,
                     _ => drop(touch(&store, names[endpoint]).await),
                 }
             }
             let head = store.head().await.unwrap();
             let other = tempfile::tempdir().unwrap();
-            let whole = open(&other).await;
-            let hash = store::copy(&store, &whole, |_, _| {}).await.unwrap();
+            let copy = open(&other).await;
+            let hash = store::copy(&store, &copy, |_, _| {}).await.unwrap();
             assert_eq!(store::log_hash(&store, head).await.unwrap(), hash);
-            let resumed = Life::<1>::begin(&store, false).await;
+            let resumed = TestConsumer::<1>::start(&store, false).await;
             execute(&folder, "DELETE FROM snapshots").await;
-            let fresh = Life::<1>::begin(&store, false).await;
-            let unarchived = Life::<1>::begin(&whole, false).await;
+            let fresh = TestConsumer::<1>::start(&store, false).await;
+            let unarchived = TestConsumer::<1>::start(&copy, false).await;
             assert_eq!(resumed.states(), unarchived.states());
             assert_eq!(fresh.states(), unarchived.states());
             assert_eq!(fresh.applied, unarchived.applied);

@@ -1,4 +1,4 @@
-//! The feed under a bus that loses, repeats and reorders, and the relay before it.
+//! The feed with a bus that loses, repeats and reorders records, and with the relay.
 
 #![allow(
     clippy::disallowed_methods,
@@ -31,18 +31,18 @@ use uuid::Uuid;
 
 const GROUP: Subscription = Subscription::Group("test");
 
-/// Far more than anything takes; reached only when a test fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Far longer than anything takes; reached only when a test fails.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Short enough that a test does not wait for what the bus has lost.
-const SOON: Duration = Duration::from_millis(5);
+/// A recheck interval short enough for tests.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(5);
 
 async fn open(folder: &TempDir) -> Store {
     let url = format!("sqlite:{}", folder.path().join("log.db").display());
     Store::open(&url).await.unwrap()
 }
 
-/// What a newer release might have written.
+/// Turns an event into one that a newer release might have written.
 async fn damage(folder: &TempDir, position: i64) {
     let url = format!("sqlite:{}", folder.path().join("log.db").display());
     let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
@@ -53,7 +53,7 @@ async fn damage(folder: &TempDir, position: i64) {
         .unwrap();
 }
 
-/// Streams in different buckets, one of them the global one.
+/// Streams in different buckets, one of them global.
 fn stream(index: usize) -> StreamName {
     match ["iris", "tulip", "rose"].get(index) {
         Some(name) => {
@@ -100,7 +100,7 @@ impl Writer {
     }
 }
 
-/// A bus whose messages the test hands over itself.
+/// A bus whose messages are sent by the test.
 struct ScriptedBus {
     sender: Mutex<Option<mpsc::Sender<BusMessage>>>,
 }
@@ -152,12 +152,12 @@ impl Bus for ScriptedBus {
     async fn close(&self) {}
 }
 
-/// What a feed has delivered, checked as it comes.
+/// Collects what a feed delivers, and checks it.
 struct Reader {
     feed: Feed,
     reached: BTreeMap<Bucket, Position>,
     delivered: Vec<u64>,
-    /// How much had been delivered when each bucket was caught up with.
+    /// The number of records delivered when each bucket had caught up.
     caught_up: BTreeMap<Bucket, usize>,
     unreadable: Vec<Position>,
 }
@@ -178,7 +178,7 @@ impl Reader {
         match &item {
             FeedItem::Records(records) => {
                 assert!(!records.is_empty());
-                records.iter().for_each(|record| self.take_in(record));
+                records.iter().for_each(|record| self.check(record));
             }
             FeedItem::CaughtUp(buckets) => {
                 for bucket in buckets {
@@ -197,12 +197,12 @@ impl Reader {
                     self.caught_up.remove(bucket);
                 }
             }
-            FeedItem::Assigned(_) | FeedItem::Passed(_) => {}
+            FeedItem::Assigned(_) | FeedItem::Advanced(_) => {}
         }
         item
     }
 
-    fn take_in(&mut self, record: &Record) {
+    fn check(&mut self, record: &Record) {
         let before = self.reached.insert(record.bucket, record.position);
         assert_eq!(
             record.prev,
@@ -214,7 +214,7 @@ impl Reader {
         self.delivered.push(record.position.0);
     }
 
-    async fn until_delivered(&mut self, count: usize) {
+    async fn wait_for_records(&mut self, count: usize) {
         while self.delivered.len() < count || self.caught_up.is_empty() {
             self.step().await;
         }
@@ -228,7 +228,7 @@ impl Reader {
 }
 
 #[tokio::test]
-async fn history_comes_first_then_the_word_that_it_is_done_then_what_is_new() {
+async fn history_comes_first_then_caught_up_then_new_records() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = LocalBus::new();
@@ -241,7 +241,7 @@ async fn history_comes_first_then_the_word_that_it_is_done_then_what_is_new() {
     let feed = Feed::open(store.clone(), bus, GROUP);
     let mut reader = Reader::new(feed);
     assert!(matches!(reader.step().await, FeedItem::Assigned(buckets) if buckets.len() == 64));
-    reader.until_delivered(1200).await;
+    reader.wait_for_records(1200).await;
     assert_eq!(reader.caught_up.len(), 64);
     assert!(
         reader
@@ -251,7 +251,7 @@ async fn history_comes_first_then_the_word_that_it_is_done_then_what_is_new() {
     );
     for n in 0..20 {
         writer.write(&store, n % 4).await;
-        reader.until_delivered(1201 + n).await;
+        reader.wait_for_records(1201 + n).await;
     }
     assert_eq!(reader.sorted(), (1..=1220).collect::<Vec<_>>());
     shutdown.cancel();
@@ -259,7 +259,7 @@ async fn history_comes_first_then_the_word_that_it_is_done_then_what_is_new() {
 }
 
 #[tokio::test]
-async fn a_consumer_that_never_waits_long_hears_from_a_store_that_is_slower() {
+async fn a_consumer_that_never_waits_long_still_reads_a_slow_store() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let mut writer = Writer::default();
@@ -267,26 +267,26 @@ async fn a_consumer_that_never_waits_long_hears_from_a_store_that_is_slower() {
         writer.write(&store, n).await;
     }
     let mut feed = Feed::open(store, LocalBus::new(), GROUP);
-    let mut heard = 0;
-    let hearing = async {
-        while heard < 4 {
-            // No answer of the store is there at the first look.
+    let mut received = 0;
+    let receiving = async {
+        while received < 4 {
+            // The store has never answered at the first poll.
             match feed.next().now_or_never() {
                 Some(item) => {
                     if let FeedItem::Records(records) = item.unwrap() {
-                        heard += records.len();
+                        received += records.len();
                     }
                 }
                 None => tokio::task::yield_now().await,
             }
         }
     };
-    let heard = tokio::time::timeout(PATIENCE, hearing).await;
-    heard.expect("nothing was ever heard");
+    let received = tokio::time::timeout(TIMEOUT, receiving).await;
+    received.expect("nothing was delivered");
 }
 
 #[tokio::test]
-async fn an_empty_log_is_caught_up_with_at_once() {
+async fn an_empty_log_is_caught_up_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let mut feed = Feed::open(store, LocalBus::new(), GROUP);
@@ -296,7 +296,7 @@ async fn an_empty_log_is_caught_up_with_at_once() {
 }
 
 #[tokio::test]
-async fn each_bucket_is_read_from_where_its_cursor_stands() {
+async fn each_bucket_is_read_from_its_start_position() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let mut writer = Writer::default();
@@ -314,7 +314,7 @@ async fn each_bucket_is_read_from_where_its_cursor_stands() {
         match feed.next().await.unwrap() {
             FeedItem::Assigned(_) => {
                 for (bucket, position) in &from {
-                    feed.begin_at(*bucket, *position);
+                    feed.start_from(*bucket, *position);
                 }
             }
             FeedItem::Records(records) => delivered.extend(records.iter().map(|r| r.position)),
@@ -322,92 +322,95 @@ async fn each_bucket_is_read_from_where_its_cursor_stands() {
             _ => {}
         }
     }
-    let wanted = written
+    let expected = written
         .iter()
         .filter(|r| r.position > from.get(&r.bucket).copied().unwrap_or_default())
         .map(|r| r.position);
-    assert_eq!(delivered, wanted.collect());
+    assert_eq!(delivered, expected.collect());
 }
 
 #[tokio::test]
-async fn a_record_after_a_hole_brings_what_is_missing_before_it() {
+async fn a_record_after_a_gap_brings_the_missing_ones() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
-    // The recheck is out of the way, so that only the hole itself can bring the missing ones.
-    let feed =
-        Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(Duration::from_secs(3600));
+    // Without rechecks, only the gap itself can bring the missing records.
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP)
+        .with_recheck_interval(Duration::from_secs(3600));
     let mut reader = Reader::new(feed);
     bus.assign_all();
-    reader.until_delivered(0).await;
+    reader.wait_for_records(0).await;
     let mut writer = Writer::default();
     for _ in 0..4 {
         writer.write(&store, 0).await;
     }
     let last = writer.write(&store, 0).await;
     bus.send(BusMessage::Record(last));
-    reader.until_delivered(5).await;
+    reader.wait_for_records(5).await;
     assert_eq!(reader.sorted(), [1, 2, 3, 4, 5]);
 }
 
 #[tokio::test]
-async fn what_the_bus_drops_at_the_tail_is_found_in_the_store() {
+async fn records_dropped_at_the_tail_are_found_in_the_store() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
-    let feed = Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(SOON);
+    let feed =
+        Feed::open(store.clone(), bus.clone(), GROUP).with_recheck_interval(RECHECK_INTERVAL);
     let mut reader = Reader::new(feed);
     bus.assign_all();
-    reader.until_delivered(0).await;
+    reader.wait_for_records(0).await;
     let mut writer = Writer::default();
     writer.write(&store, 0).await;
-    // The newest position arrives; an older one of another bucket has been lost.
+    // The newest position arrives; an older one of another bucket was lost.
     let newest = writer.write(&store, 1).await;
     bus.send(BusMessage::Record(newest));
-    reader.until_delivered(2).await;
+    reader.wait_for_records(2).await;
 }
 
 #[tokio::test]
-async fn a_bucket_that_was_revoked_is_silent_and_a_new_one_brings_its_history() {
+async fn a_revoked_bucket_is_silent_and_a_new_one_brings_its_history() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
     let mut writer = Writer::default();
     let first = writer.write(&store, 0).await;
     let other = writer.write(&store, 1).await;
-    let feed = Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(SOON);
+    let feed =
+        Feed::open(store.clone(), bus.clone(), GROUP).with_recheck_interval(RECHECK_INTERVAL);
     let mut reader = Reader::new(feed);
     bus.send(BusMessage::Assigned(vec![first.bucket]));
-    reader.until_delivered(1).await;
+    reader.wait_for_records(1).await;
     assert_eq!(reader.delivered, [1]);
 
     bus.send(BusMessage::Assigned(vec![other.bucket]));
     bus.send(BusMessage::Revoked(vec![first.bucket]));
-    reader.until_delivered(2).await;
+    reader.wait_for_records(2).await;
     assert_eq!(reader.delivered, [1, 2]);
     while reader.reached.contains_key(&first.bucket) {
         reader.step().await;
     }
 
-    let unheard = writer.write(&store, 0).await;
-    bus.send(BusMessage::Record(unheard));
-    let heard = writer.write(&store, 1).await;
-    bus.send(BusMessage::Record(heard));
-    reader.until_delivered(3).await;
+    let ignored = writer.write(&store, 0).await;
+    bus.send(BusMessage::Record(ignored));
+    let received = writer.write(&store, 1).await;
+    bus.send(BusMessage::Record(received));
+    reader.wait_for_records(3).await;
     assert_eq!(reader.delivered, [1, 2, 4]);
 }
 
 #[tokio::test]
-async fn a_bucket_that_comes_back_brings_its_whole_history_again() {
+async fn a_reassigned_bucket_brings_its_full_history_again() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
     let mut writer = Writer::default();
     let bucket = writer.write(&store, 0).await.bucket;
-    let feed = Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(SOON);
+    let feed =
+        Feed::open(store.clone(), bus.clone(), GROUP).with_recheck_interval(RECHECK_INTERVAL);
     let mut reader = Reader::new(feed);
     bus.send(BusMessage::Assigned(vec![bucket]));
-    reader.until_delivered(1).await;
+    reader.wait_for_records(1).await;
     let live = writer.write(&store, 0).await;
     bus.send(BusMessage::Record(live));
     bus.send(BusMessage::Revoked(vec![bucket]));
@@ -420,7 +423,7 @@ async fn a_bucket_that_comes_back_brings_its_whole_history_again() {
 }
 
 #[tokio::test]
-async fn live_buckets_go_on_while_others_are_caught_up_with() {
+async fn live_buckets_continue_while_others_catch_up() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
@@ -431,11 +434,11 @@ async fn live_buckets_go_on_while_others_are_caught_up_with() {
     for _ in 0..3500 {
         late = writer.write(&store, 1).await.bucket;
     }
-    let feed =
-        Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(Duration::from_secs(3600));
+    let feed = Feed::open(store.clone(), bus.clone(), GROUP)
+        .with_recheck_interval(Duration::from_secs(3600));
     let mut reader = Reader::new(feed);
     bus.send(BusMessage::Assigned(vec![live]));
-    reader.until_delivered(1).await;
+    reader.wait_for_records(1).await;
     bus.send(BusMessage::Assigned(vec![late]));
     while !matches!(reader.step().await, FeedItem::Assigned(_)) {}
     let fresh = writer.write(&store, 0).await;
@@ -452,7 +455,7 @@ async fn live_buckets_go_on_while_others_are_caught_up_with() {
 }
 
 #[tokio::test]
-async fn the_global_history_belongs_to_the_first_bucket_that_is_caught_up_with() {
+async fn the_global_history_comes_before_the_first_caught_up() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
@@ -461,7 +464,8 @@ async fn the_global_history_belongs_to_the_first_bucket_that_is_caught_up_with()
     for _ in 0..1500 {
         writer.write(&store, 3).await;
     }
-    let feed = Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(SOON);
+    let feed =
+        Feed::open(store.clone(), bus.clone(), GROUP).with_recheck_interval(RECHECK_INTERVAL);
     let mut reader = Reader::new(feed);
     bus.send(BusMessage::Assigned(vec![endpoint.bucket]));
     while !matches!(reader.step().await, FeedItem::CaughtUp(_)) {}
@@ -469,7 +473,7 @@ async fn the_global_history_belongs_to_the_first_bucket_that_is_caught_up_with()
 }
 
 #[tokio::test]
-async fn a_replica_without_buckets_is_caught_up_with_the_global_one() {
+async fn a_replica_without_buckets_catches_up_with_the_global_one() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
@@ -484,7 +488,7 @@ async fn a_replica_without_buckets_is_caught_up_with_the_global_one() {
 }
 
 #[tokio::test]
-async fn an_event_that_cannot_be_decoded_is_told_in_its_place_and_the_rest_follows() {
+async fn an_undecodable_event_is_delivered_in_order_and_the_rest_follows() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
@@ -493,7 +497,8 @@ async fn an_event_that_cannot_be_decoded_is_told_in_its_place_and_the_rest_follo
         writer.write(&store, 0).await;
     }
     damage(&folder, 2).await;
-    let feed = Feed::open(store.clone(), bus.clone(), GROUP).recheck_every(SOON);
+    let feed =
+        Feed::open(store.clone(), bus.clone(), GROUP).with_recheck_interval(RECHECK_INTERVAL);
     let mut reader = Reader::new(feed);
     bus.assign_all();
     assert!(matches!(reader.step().await, FeedItem::Assigned(_)));
@@ -505,7 +510,7 @@ async fn an_event_that_cannot_be_decoded_is_told_in_its_place_and_the_rest_follo
 }
 
 #[tokio::test]
-async fn a_bucket_that_is_caught_up_with_again_brings_only_what_is_new() {
+async fn a_bucket_that_catches_up_again_brings_only_new_records() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = ScriptedBus::new();
@@ -515,8 +520,8 @@ async fn a_bucket_that_is_caught_up_with_again_brings_only_what_is_new() {
     let feed = Feed::open(store.clone(), bus.clone(), GROUP);
     let mut reader = Reader::new(feed);
     bus.assign_all();
-    reader.until_delivered(2).await;
-    // The bus says nothing of it, and it is not looked for yet.
+    reader.wait_for_records(2).await;
+    // The bus does not deliver it, and the feed does not look for it yet.
     writer.write(&store, 0).await;
     reader.caught_up.remove(&bucket);
     reader.feed.catch_up_again(&[bucket]);
@@ -527,16 +532,16 @@ async fn a_bucket_that_is_caught_up_with_again_brings_only_what_is_new() {
 }
 
 #[tokio::test]
-async fn of_events_that_are_not_wanted_only_the_position_is_delivered() {
+async fn only_the_position_of_excluded_events_is_delivered() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let mut writer = Writer::default();
     let bucket = writer.write(&store, 0).await.bucket;
-    // Nobody who does not read it minds what it is.
+    // An excluded event need not be readable.
     writer.write(&store, 0).await;
     damage(&folder, 2).await;
     let feed = Feed::open(store.clone(), LocalBus::new(), GROUP);
-    let mut feed = feed.wanting(Arc::new(|_| {
+    let mut feed = feed.with_filter(Arc::new(|_| {
         (vec![StreamKind::Endpoint], Position(u64::MAX))
     }));
     let mut items = Vec::new();
@@ -547,11 +552,11 @@ async fn of_events_that_are_not_wanted_only_the_position_is_delivered() {
         }
     }
     let passed = BTreeMap::from([(bucket, Position(2))]);
-    assert_eq!(items[1..], [FeedItem::Passed(passed)]);
+    assert_eq!(items[1..], [FeedItem::Advanced(passed)]);
 }
 
 #[tokio::test]
-async fn what_is_no_longer_wanted_is_not_delivered_though_it_was_read_ahead() {
+async fn prefetched_events_that_are_excluded_meanwhile_are_not_delivered() {
     const MORE_THAN_A_PAGE: usize = 1500;
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
@@ -574,14 +579,14 @@ async fn what_is_no_longer_wanted_is_not_delivered_though_it_was_read_ahead() {
     };
     store.commit(commit).await.unwrap();
     let is_wanted = Arc::new(AtomicBool::new(true));
-    let asked = is_wanted.clone();
+    let include = is_wanted.clone();
     let feed = Feed::open(store.clone(), LocalBus::new(), GROUP);
-    let mut feed = feed.wanting(Arc::new(move |_| {
-        let left_out = match asked.load(Ordering::Relaxed) {
+    let mut feed = feed.with_filter(Arc::new(move |_| {
+        let excluded = match include.load(Ordering::Relaxed) {
             true => Vec::new(),
             false => vec![StreamKind::Endpoint],
         };
-        (left_out, Position(u64::MAX))
+        (excluded, Position(u64::MAX))
     }));
     let (mut delivered, mut passed) = (0, BTreeMap::new());
     loop {
@@ -591,7 +596,7 @@ async fn what_is_no_longer_wanted_is_not_delivered_though_it_was_read_ahead() {
                 delivered += records.len();
                 is_wanted.store(false, Ordering::Relaxed);
             }
-            FeedItem::Passed(positions) => passed = positions,
+            FeedItem::Advanced(positions) => passed = positions,
             _ => {}
         }
     }
@@ -603,7 +608,7 @@ async fn what_is_no_longer_wanted_is_not_delivered_though_it_was_read_ahead() {
 }
 
 #[tokio::test]
-async fn a_feed_that_is_cancelled_at_any_moment_loses_nothing() {
+async fn a_feed_is_cancel_safe() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let bus = LocalBus::new();
@@ -614,7 +619,7 @@ async fn a_feed_that_is_cancelled_at_any_moment_loses_nothing() {
     for n in 0..50 {
         writer.write(&store, n % 4).await;
     }
-    let feed = Feed::open(store.clone(), bus, GROUP).recheck_every(SOON);
+    let feed = Feed::open(store.clone(), bus, GROUP).with_recheck_interval(RECHECK_INTERVAL);
     let mut reader = Reader::new(feed);
     let writing = tokio::spawn(async move {
         for n in 0..200 {
@@ -633,29 +638,29 @@ async fn a_feed_that_is_cancelled_at_any_moment_loses_nothing() {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Fate {
-    Delivered,
+enum Delivery {
+    Once,
     Dropped,
-    Repeated,
+    Twice,
 }
 
-fn fate() -> impl Strategy<Value = Fate> {
+fn delivery() -> impl Strategy<Value = Delivery> {
     prop_oneof![
-        3 => Just(Fate::Delivered),
-        1 => Just(Fate::Dropped),
-        1 => Just(Fate::Repeated),
+        3 => Just(Delivery::Once),
+        1 => Just(Delivery::Dropped),
+        1 => Just(Delivery::Twice),
     ]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Each record: its stream, what the bus does with it, and where it is moved to among the others.
+    /// Each record: its stream, what the bus does with it, and where it is moved among the others.
     #[test]
-    fn whatever_the_bus_loses_repeats_or_reorders_every_record_comes_once_and_in_order(
+    fn every_record_is_delivered_once_and_in_order_whatever_the_bus_does(
         before in prop::collection::vec(0usize..4, 0..20),
-        live in prop::collection::vec((0usize..4, fate(), any::<u16>()), 0..60),
-        round in 1usize..20,
+        live in prop::collection::vec((0usize..4, delivery(), any::<u16>()), 0..60),
+        batch_len in 1usize..20,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -667,27 +672,27 @@ proptest! {
                 writer.write(&store, *index).await;
             }
             let feed = Feed::open(store.clone(), bus.clone(), GROUP)
-                .recheck_every(SOON);
+                .with_recheck_interval(RECHECK_INTERVAL);
             bus.assign_all();
             let mut reader = Reader::new(feed);
             let mut sent = before.len();
-            for batch in live.chunks(round) {
+            for batch in live.chunks(batch_len) {
                 let mut messages = Vec::new();
-                for (index, fate, place) in batch {
+                for (index, delivery, order) in batch {
                     let record = writer.write(&store, *index).await;
-                    let copies = match fate { Fate::Dropped => 0, Fate::Delivered => 1, Fate::Repeated => 2 };
+                    let copies = match delivery { Delivery::Dropped => 0, Delivery::Once => 1, Delivery::Twice => 2 };
                     for copy in 0..copies {
-                        messages.push((place.wrapping_add(copy), record.clone()));
+                        messages.push((order.wrapping_add(copy), record.clone()));
                     }
                 }
-                messages.sort_by_key(|(place, _)| *place);
+                messages.sort_by_key(|(order, _)| *order);
                 for (_, record) in messages {
                     bus.send(BusMessage::Record(record));
                 }
                 sent += batch.len();
-                reader.until_delivered(sent).await;
+                reader.wait_for_records(sent).await;
             }
-            reader.until_delivered(sent).await;
+            reader.wait_for_records(sent).await;
             assert_eq!(reader.sorted(), (1..=sent as u64).collect::<Vec<_>>());
         });
     }

@@ -23,7 +23,7 @@ struct Worker {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// Works until it is told that the lease is lost.
+/// Works until its lease is lost.
 fn worker(store: &Store, holder: &'static str) -> Worker {
     let (begun, began) = mpsc::unbounded_channel();
     let (ended, end) = mpsc::unbounded_channel();
@@ -50,7 +50,7 @@ fn worker(store: &Store, holder: &'static str) -> Worker {
 }
 
 #[tokio::test]
-async fn one_works_and_when_it_leaves_the_other_takes_over_under_a_higher_generation() {
+async fn one_holder_works_and_another_takes_over_under_a_higher_generation() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let mut first = worker(&store, "a");
@@ -69,7 +69,7 @@ async fn one_works_and_when_it_leaves_the_other_takes_over_under_a_higher_genera
 }
 
 #[tokio::test]
-async fn work_is_told_that_its_lease_was_taken_and_begins_again_when_it_has_it_back() {
+async fn work_is_cancelled_when_its_lease_is_taken_and_restarts_when_reacquired() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let mut worker = worker(&store, "a");

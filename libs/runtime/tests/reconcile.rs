@@ -1,4 +1,4 @@
-//! The reconcile loop while buckets come and go, owners are replaced and events are poison.
+//! The reconcile loop while buckets come and go, owners are replaced and events are poisonous.
 
 #![allow(clippy::unwrap_used)]
 
@@ -29,15 +29,15 @@ use support::{ScriptedBus, append_to, execute, key, open};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Answers each event that asks once. An endpoint's deletion is poison to it.
+/// Answers each request event once. Panics on an endpoint's deletion.
 struct Echo {
-    told: mpsc::UnboundedSender<EndpointKey>,
+    evaluated: mpsc::UnboundedSender<EndpointKey>,
     forgotten: mpsc::UnboundedSender<Bucket>,
 }
 
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Counts {
-    asked: usize,
+    requested: usize,
     answered: usize,
 }
 
@@ -56,7 +56,7 @@ impl Fold for EchoFold {
 
     fn apply(&self, _key: &EndpointKey, state: &mut Counts, record: &Record) {
         match &record.event {
-            Event::EndpointDeletionRequested(_) => state.asked += 1,
+            Event::EndpointDeletionRequested(_) => state.requested += 1,
             Event::InstanceRemovalRequested(_) => state.answered += 1,
             Event::EndpointDeleted(_) => panic!("poison"),
             _ => {}
@@ -79,7 +79,7 @@ impl Reconciler for Echo {
         EchoFold
     }
 
-    /// Whatever belongs to no endpoint is poison to it.
+    /// Panics on whatever belongs to no endpoint.
     fn apply_global(&mut self, _record: &Record) {
         panic!("poison");
     }
@@ -94,10 +94,10 @@ impl Reconciler for Echo {
                 reason: RemovalReason::Ended,
             })
         };
-        let due = state.asked.saturating_sub(state.answered);
+        let due = state.requested.saturating_sub(state.answered);
         if due > 0 {
             // The test may have ended.
-            let _ = self.told.send(key.clone());
+            let _ = self.evaluated.send(key.clone());
         }
         let events = (0..due).map(|_| answer()).collect();
         Outputs::to(StreamName::of(Self::STREAM, key), events)
@@ -115,7 +115,7 @@ impl Reconciler for Echo {
 struct Replica {
     bus: Arc<ScriptedBus>,
     health: Health,
-    told: mpsc::UnboundedReceiver<EndpointKey>,
+    evaluated: mpsc::UnboundedReceiver<EndpointKey>,
     forgotten: mpsc::UnboundedReceiver<Bucket>,
     _stop: tokio_util::sync::DropGuard,
 }
@@ -126,28 +126,31 @@ fn replica(store: &Store) -> Replica {
         Health::default(),
         CancellationToken::new(),
     );
-    let (told, heard) = mpsc::unbounded_channel();
-    let (forgotten, forgets) = mpsc::unbounded_channel();
+    let (evaluated, evaluated_rx) = mpsc::unbounded_channel();
+    let (forgotten, forgotten_rx) = mpsc::unbounded_channel();
     let deps = Deps {
         store: store.clone(),
         bus: bus.clone(),
         clock: Arc::new(SystemClock),
         ids: Arc::new(SystemIds::default()),
     };
-    let echo = Echo { told, forgotten };
+    let echo = Echo {
+        evaluated,
+        forgotten,
+    };
     let run = run(echo, deps, health.component("echo"), stop.clone());
     tokio::spawn(run);
     Replica {
         bus,
         health,
-        told: heard,
-        forgotten: forgets,
+        evaluated: evaluated_rx,
+        forgotten: forgotten_rx,
         _stop: stop.drop_guard(),
     }
 }
 
 impl Replica {
-    /// As soon as the loop has subscribed.
+    /// Assigns buckets, once the loop has subscribed.
     async fn assign(&self, endpoints: &[&str]) {
         tokio::task::yield_now().await;
         let buckets = endpoints.iter().map(|name| key(name).bucket()).collect();
@@ -160,7 +163,7 @@ impl Replica {
     }
 }
 
-async fn ask(store: &Store, endpoint: &str) -> Arc<Record> {
+async fn request(store: &Store, endpoint: &str) -> Arc<Record> {
     let event = Event::EndpointDeletionRequested(Empty {});
     append_to(store, StreamKind::Endpoint, endpoint, event).await
 }
@@ -170,7 +173,7 @@ async fn answers(store: &Store, endpoint: &str) -> usize {
     store.read_stream(&stream, 0, 100).await.unwrap().len()
 }
 
-async fn until_answered(store: &Store, endpoint: &str, count: usize) {
+async fn wait_for_answers(store: &Store, endpoint: &str, count: usize) {
     let mut head = store.head_watch();
     while answers(store, endpoint).await < count {
         head.changed().await.unwrap();
@@ -178,7 +181,7 @@ async fn until_answered(store: &Store, endpoint: &str, count: usize) {
     assert_eq!(answers(store, endpoint).await, count, "{endpoint}");
 }
 
-async fn until_parked(store: &Store, count: usize) -> Vec<serde_json::Value> {
+async fn wait_for_parked(store: &Store, count: usize) -> Vec<serde_json::Value> {
     loop {
         let query = store::RowQuery {
             model: PARKED.into(),
@@ -190,97 +193,97 @@ async fn until_parked(store: &Store, count: usize) -> Vec<serde_json::Value> {
             let doc = |row: &store::Row| serde_json::from_str(&row.doc).unwrap();
             return rows.iter().map(doc).collect();
         }
-        // Rows tell nobody that they are written.
+        // There is no notification for rows.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 #[tokio::test]
-async fn a_bucket_that_is_handed_over_is_answered_by_its_new_owner_and_nothing_twice() {
+async fn a_reassigned_bucket_is_answered_by_its_new_owner_and_nothing_twice() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
-    ask(&store, "iris").await;
+    request(&store, "iris").await;
     let (mut first, second) = (replica(&store), replica(&store));
     first.assign(&["iris"]).await;
-    until_answered(&store, "iris", 1).await;
+    wait_for_answers(&store, "iris", 1).await;
     first.revoke("iris");
     assert_eq!(first.forgotten.recv().await, Some(key("iris").bucket()));
-    ask(&store, "iris").await;
+    request(&store, "iris").await;
     second.assign(&["iris"]).await;
-    until_answered(&store, "iris", 2).await;
+    wait_for_answers(&store, "iris", 2).await;
     // And back again.
     second.revoke("iris");
-    ask(&store, "iris").await;
+    request(&store, "iris").await;
     first.assign(&["iris"]).await;
-    until_answered(&store, "iris", 3).await;
+    wait_for_answers(&store, "iris", 3).await;
 }
 
 #[tokio::test]
 async fn only_what_is_assigned_is_answered() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
-    ask(&store, "iris").await;
-    ask(&store, "tulip").await;
+    request(&store, "iris").await;
+    request(&store, "tulip").await;
     let replica = replica(&store);
     replica.assign(&["tulip"]).await;
-    until_answered(&store, "tulip", 1).await;
+    wait_for_answers(&store, "tulip", 1).await;
     replica.health.until_ready().await;
     assert_eq!(answers(&store, "iris").await, 0);
     replica.assign(&["iris"]).await;
-    until_answered(&store, "iris", 1).await;
+    wait_for_answers(&store, "iris", 1).await;
 }
 
 #[tokio::test]
-async fn a_paused_owner_that_wakes_up_after_it_was_replaced_does_nothing_twice() {
+async fn a_paused_owner_that_was_replaced_does_nothing_twice() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
-    ask(&store, "iris").await;
+    request(&store, "iris").await;
     let (mut paused, second) = (replica(&store), replica(&store));
     paused.assign(&["iris"]).await;
-    until_answered(&store, "iris", 1).await;
-    assert!(paused.told.recv().await.is_some());
-    // It hears nothing of its replacement.
+    wait_for_answers(&store, "iris", 1).await;
+    assert!(paused.evaluated.recv().await.is_some());
+    // It is not notified of its replacement.
     second.assign(&["iris"]).await;
     second.health.until_ready().await;
-    let asked = ask(&store, "iris").await;
-    paused.bus.send(BusMessage::Record(asked.clone()));
-    assert!(paused.told.recv().await.is_some());
-    second.bus.send(BusMessage::Record(asked));
-    until_answered(&store, "iris", 2).await;
+    let requested = request(&store, "iris").await;
+    paused.bus.send(BusMessage::Record(requested.clone()));
+    assert!(paused.evaluated.recv().await.is_some());
+    second.bus.send(BusMessage::Record(requested));
+    wait_for_answers(&store, "iris", 2).await;
     paused.revoke("iris");
     assert!(paused.forgotten.recv().await.is_some());
-    let asked = ask(&store, "iris").await;
-    second.bus.send(BusMessage::Record(asked));
-    until_answered(&store, "iris", 3).await;
+    let requested = request(&store, "iris").await;
+    second.bus.send(BusMessage::Record(requested));
+    wait_for_answers(&store, "iris", 3).await;
 }
 
 #[tokio::test]
-async fn who_was_fenced_and_is_still_assigned_takes_the_bucket_again() {
+async fn a_fenced_owner_that_is_still_assigned_reacquires_the_bucket() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
-    ask(&store, "iris").await;
+    request(&store, "iris").await;
     let replica = replica(&store);
     replica.assign(&["iris"]).await;
-    until_answered(&store, "iris", 1).await;
+    wait_for_answers(&store, "iris", 1).await;
     let bucket = key("iris").bucket();
     store.take(&format!("echo/{bucket}")).await.unwrap();
-    let asked = ask(&store, "iris").await;
-    replica.bus.send(BusMessage::Record(asked));
-    until_answered(&store, "iris", 2).await;
+    let requested = request(&store, "iris").await;
+    replica.bus.send(BusMessage::Record(requested));
+    wait_for_answers(&store, "iris", 2).await;
 }
 
 #[tokio::test]
-async fn poison_parks_its_endpoint_only_until_people_skip_it_and_unpark() {
+async fn poison_parks_only_its_endpoint_until_it_is_skipped_and_unparked() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
-    ask(&store, "rose").await;
+    request(&store, "rose").await;
     let poison = Event::EndpointDeleted(Empty {});
     let poison = append_to(&store, StreamKind::Endpoint, "rose", poison).await;
-    ask(&store, "iris").await;
+    request(&store, "iris").await;
     let replica = replica(&store);
     replica.assign(&["iris", "rose"]).await;
-    until_answered(&store, "iris", 1).await;
-    let parked = until_parked(&store, 1).await;
+    wait_for_answers(&store, "iris", 1).await;
+    let parked = wait_for_parked(&store, 1).await;
     assert_eq!(parked[0]["consumer"], "echo");
     assert_eq!(parked[0]["endpoint"], "rose");
     assert_eq!(parked[0]["position"], poison.position.0);
@@ -296,7 +299,7 @@ async fn poison_parks_its_endpoint_only_until_people_skip_it_and_unpark() {
             reason: "test".into(),
         })
     };
-    // Without a skip the poison is met again.
+    // Without a skip, the poison parks it again.
     let again = append_to(&store, parking, "rose", unparked()).await;
     replica.bus.send(BusMessage::Record(again));
     let skipped = Event::EventSkipped(EventSkipped {
@@ -308,13 +311,13 @@ async fn poison_parks_its_endpoint_only_until_people_skip_it_and_unpark() {
     replica.bus.send(BusMessage::Record(skipped));
     let unparked = append_to(&store, parking, "rose", unparked()).await;
     replica.bus.send(BusMessage::Record(unparked));
-    until_answered(&store, "rose", 1).await;
-    until_parked(&store, 0).await;
+    wait_for_answers(&store, "rose", 1).await;
+    wait_for_parked(&store, 0).await;
     assert!(replica.health.remarks().is_empty());
 }
 
 #[tokio::test]
-async fn poison_that_belongs_to_no_endpoint_is_passed_over() {
+async fn poison_that_belongs_to_no_endpoint_is_skipped() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let left = MemberLeft {
@@ -339,19 +342,19 @@ async fn poison_that_belongs_to_no_endpoint_is_passed_over() {
         ..Commit::default()
     };
     store.commit(commit).await.unwrap();
-    ask(&store, "iris").await;
+    request(&store, "iris").await;
     let replica = replica(&store);
     replica.assign(&["iris"]).await;
-    until_answered(&store, "iris", 1).await;
+    wait_for_answers(&store, "iris", 1).await;
 }
 
 #[tokio::test]
-async fn what_people_decided_holds_for_the_next_owner_too() {
+async fn decisions_about_parking_hold_for_the_next_owner() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let poison = Event::EndpointDeleted(Empty {});
     let poison = append_to(&store, StreamKind::Endpoint, "rose", poison).await;
-    ask(&store, "rose").await;
+    request(&store, "rose").await;
     let skipped = Event::EventSkipped(EventSkipped {
         consumer: "echo".into(),
         position: poison.position,
@@ -365,16 +368,16 @@ async fn what_people_decided_holds_for_the_next_owner_too() {
     append_to(&store, StreamKind::Parking, "rose", unparked).await;
     let replica = replica(&store);
     replica.assign(&["rose"]).await;
-    until_answered(&store, "rose", 1).await;
-    until_parked(&store, 0).await;
+    wait_for_answers(&store, "rose", 1).await;
+    wait_for_parked(&store, 0).await;
 }
 
 #[tokio::test]
 async fn an_event_that_cannot_be_decoded_parks_its_endpoint() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
-    ask(&store, "rose").await;
-    ask(&store, "iris").await;
+    request(&store, "rose").await;
+    request(&store, "iris").await;
     execute(
         &folder,
         "UPDATE events SET type = 'endpoint.not-invented-yet' WHERE position = 1",
@@ -382,15 +385,15 @@ async fn an_event_that_cannot_be_decoded_parks_its_endpoint() {
     .await;
     let replica = replica(&store);
     replica.assign(&["iris", "rose"]).await;
-    until_answered(&store, "iris", 1).await;
-    let parked = until_parked(&store, 1).await;
+    wait_for_answers(&store, "iris", 1).await;
+    let parked = wait_for_parked(&store, 1).await;
     assert_eq!(parked[0]["eventType"], "endpoint.not-invented-yet");
     assert_eq!(parked[0]["position"], Position(1).0);
     assert_eq!(answers(&store, "rose").await, 0);
 }
 
 #[tokio::test]
-async fn an_outage_of_the_store_is_told_and_outlived() {
+async fn a_store_outage_is_reported_and_survived() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
     let mut replica = replica(&store);
@@ -404,14 +407,15 @@ async fn an_outage_of_the_store_is_told_and_outlived() {
     assert!(missing.contains("the store cannot be reached"), "{missing}");
     execute(&folder, "ALTER TABLE events_away RENAME TO events").await;
     replica.health.until_ready().await;
-    ask(&store, "iris").await;
-    until_answered(&store, "iris", 1).await;
-    assert!(replica.told.recv().await.is_some());
+    request(&store, "iris").await;
+    wait_for_answers(&store, "iris", 1).await;
+    assert!(replica.evaluated.recv().await.is_some());
 }
 
-/// Writes two streams and a row for each endpoint that asks, and one event that belongs to none.
+/// Writes two streams and a row for each endpoint with a request, and one event that belongs to no
+/// endpoint.
 struct Ledger {
-    told: bool,
+    has_written: bool,
 }
 
 struct LedgerFold;
@@ -454,7 +458,7 @@ impl Reconciler for Ledger {
     }
 
     fn evaluate(&mut self, key: &EndpointKey, state: &Counts, now: Timestamp) -> Outputs {
-        if state.asked == state.answered {
+        if state.requested == state.answered {
             return Outputs::default();
         }
         let removal = Event::InstanceRemovalRequested(InstanceRemovalRequested {
@@ -481,7 +485,7 @@ impl Reconciler for Ledger {
             deployment: String::new(),
             position: Position::START,
             time: now,
-            doc: Some(state.asked.to_string()),
+            doc: Some(state.requested.to_string()),
         };
         Outputs {
             events: vec![
@@ -493,7 +497,7 @@ impl Reconciler for Ledger {
     }
 
     fn evaluate_global(&mut self, _now: Timestamp) -> Outputs {
-        if std::mem::replace(&mut self.told, true) {
+        if std::mem::replace(&mut self.has_written, true) {
             return Outputs::default();
         }
         let revoked = Event::AccessRevoked(AccessRevoked { name: "x".into() });
@@ -514,13 +518,13 @@ async fn ledger(store: &Store) -> (Arc<ScriptedBus>, tokio_util::sync::DropGuard
         ids: Arc::new(SystemIds::default()),
     };
     let component = Health::default().component("ledger");
-    let ledger = run(Ledger { told: false }, deps, component, stop.clone());
+    let ledger = run(Ledger { has_written: false }, deps, component, stop.clone());
     tokio::spawn(ledger);
     tokio::task::yield_now().await;
     (bus, stop.drop_guard())
 }
 
-async fn until_written(store: &Store, stream: StreamName, count: usize) {
+async fn wait_for_events(store: &Store, stream: StreamName, count: usize) {
     let mut head = store.head_watch();
     while store.read_stream(&stream, 0, 100).await.unwrap().len() < count {
         head.changed().await.unwrap();
@@ -531,33 +535,33 @@ async fn until_written(store: &Store, stream: StreamName, count: usize) {
 async fn a_service_writes_several_streams_and_rows_in_one_commit() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
-    ask(&store, "iris").await;
+    request(&store, "iris").await;
     let (bus, _stop) = ledger(&store).await;
     bus.send(BusMessage::Assigned(vec![key("iris").bucket()]));
-    until_answered(&store, "iris", 1).await;
+    wait_for_answers(&store, "iris", 1).await;
     let usage = StreamName::of(StreamKind::Usage, &key("iris"));
     assert_eq!(store.read_stream(&usage, 0, 10).await.unwrap().len(), 1);
     let row = store.row("ledger", key("iris").as_str()).await.unwrap();
     assert_eq!(row.unwrap().doc, "1");
-    // Both streams are gone on with.
-    let asked = ask(&store, "iris").await;
-    bus.send(BusMessage::Record(asked));
-    until_answered(&store, "iris", 2).await;
+    // Both streams continue.
+    let requested = request(&store, "iris").await;
+    bus.send(BusMessage::Record(requested));
+    wait_for_answers(&store, "iris", 2).await;
     assert_eq!(store.read_stream(&usage, 0, 10).await.unwrap().len(), 2);
 }
 
 #[tokio::test]
-async fn what_belongs_to_no_endpoint_is_written_by_the_owner_of_bucket_0_only() {
+async fn only_the_owner_of_bucket_0_writes_what_belongs_to_no_endpoint() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder).await;
-    ask(&store, "iris").await;
+    request(&store, "iris").await;
     let other = key("iris").bucket();
     assert_ne!(other, Bucket(0));
     let (bus, _stop) = ledger(&store).await;
     bus.send(BusMessage::Assigned(vec![other]));
-    until_answered(&store, "iris", 1).await;
+    wait_for_answers(&store, "iris", 1).await;
     let access = StreamName::access();
     assert!(store.read_stream(&access, 0, 10).await.unwrap().is_empty());
     bus.send(BusMessage::Assigned(vec![Bucket(0)]));
-    until_written(&store, access, 1).await;
+    wait_for_events(&store, access, 1).await;
 }

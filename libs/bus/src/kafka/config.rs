@@ -1,14 +1,14 @@
-//! Where Kafka is and how to get in: `kafka://HOST:PORT[,HOST:PORT…]/PREFIX?…`.
+//! How to connect to Kafka: `kafka://HOST:PORT[,HOST:PORT…]/PREFIX?…`.
 //!
 //! | option | value |
 //! |---|---|
 //! | `tls` | `on`: encrypt, and trust the system's certificate authorities |
 //! | `ca` | `PATH` of the certificate authorities to trust instead; implies `tls=on` |
-//! | `cert`, `key` | `PATH`s of a certificate that shows who we are, and of its key |
+//! | `cert`, `key` | `PATH`s of the client certificate and its key |
 //! | `sasl` | `plain`, `scram-sha-256` or `scram-sha-512` |
 //! | `user`, `password` | `env:NAME` or `file:PATH`, for `sasl` |
 //!
-//! Invariant: what `user` and `password` refer to is in no message and no log.
+//! Invariant: the values that `user` and `password` refer to never appear in messages or logs.
 
 use std::fmt;
 
@@ -18,8 +18,7 @@ use crate::BusError;
 
 const PREFIX_MAX: usize = 100;
 
-/// Where the brokers are, how to speak with them, and under which prefix. Printed without its
-/// secrets.
+/// The brokers, how to connect to them, and the prefix. `Debug` does not show secrets.
 #[derive(Clone)]
 pub struct KafkaConfig {
     /// `HOST:PORT[,…]`.
@@ -47,14 +46,14 @@ struct Options {
 }
 
 impl KafkaConfig {
-    /// Reads `kafka://HOST:PORT[,HOST:PORT]/PREFIX[?OPTIONS]`, as people give it to `--bus`.
+    /// Parses `kafka://HOST:PORT[,HOST:PORT]/PREFIX[?OPTIONS]`, the format of `--bus`.
     ///
     /// # Errors
     ///
-    /// [`BusError::Url`], which names the part that is wrong and shows no password.
+    /// [`BusError::Url`], which names the invalid part and shows no password.
     pub fn parse(url: &str) -> Result<Self, BusError> {
         Self::read(url).map_err(|reason| BusError::Url {
-            url: shown(url),
+            url: redacted(url),
             reason,
         })
     }
@@ -80,7 +79,7 @@ impl KafkaConfig {
         settings.any(|(name, value)| *name == "security.protocol" && value.contains("ssl"))
     }
 
-    /// What every client has in common.
+    /// Settings common to all clients.
     pub(super) fn client(&self, role: &str) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
@@ -89,7 +88,7 @@ impl KafkaConfig {
             .set("socket.nagle.disable", "true")
             .set("socket.keepalive.enable", "true")
             .set("socket.connection.setup.timeout.ms", "5000")
-            // A broker that comes back is noticed within a second.
+            // Notice a broker that comes back within a second.
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "1000")
             .set("topic.metadata.refresh.interval.ms", "30000")
@@ -112,18 +111,19 @@ impl KafkaConfig {
             .set("heartbeat.interval.ms", "1500")
             .set("fetch.error.backoff.ms", "100")
             .set("fetch.queue.backoff.ms", "20")
-            // What one fetch brings of a partition. A larger message comes all the same, alone.
+            // The limit per fetch and partition. A larger message is still delivered, alone.
             .set("fetch.message.max.bytes", "1048576")
-            // A whole fetch, and some.
+            // One full fetch, with some margin.
             .set("receive.message.max.bytes", "100000000")
-            // 64 partitions share it.
+            // Shared by 64 partitions.
             .set("queued.max.messages.kbytes", "8192");
         config
     }
 }
 
-/// For people. Options may hold paths that nobody needs to see, and what stands before an @ a password.
-fn shown(url: &str) -> String {
+/// The URL for messages. Options may hold paths that should not be shown, and what precedes an `@`
+/// is a password.
+fn redacted(url: &str) -> String {
     let plain = url.split('?').next().unwrap_or_default();
     match plain.rsplit_once('@') {
         Some((_, rest)) => format!("kafka://…@{rest}"),
@@ -150,11 +150,11 @@ fn check_broker(broker: &str) -> Result<(), String> {
 fn check_prefix(prefix: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     if prefix.is_empty() {
-        return Err("it ends with the prefix of the topics, such as /penstock".to_owned());
+        return Err("it must end with the prefix of the topics, such as /penstock".to_owned());
     }
     if prefix.len() > PREFIX_MAX || !prefix.chars().all(allowed) {
         return Err(format!(
-            "the prefix `{prefix}` may have letters, digits, `.`, `-` and `_`, {PREFIX_MAX} at most"
+            "the prefix `{prefix}` may contain only letters, digits, `.`, `-` and `_`, at most {PREFIX_MAX}"
         ));
     }
     Ok(())
@@ -167,7 +167,7 @@ impl Options {
             let value = value.into_owned();
             match &*name {
                 "tls" if value == "on" => options.tls = true,
-                "tls" => return Err("tls has one value: on".to_owned()),
+                "tls" => return Err("the only value of tls is on".to_owned()),
                 "ca" => options.ca = Some(value),
                 "cert" => options.cert = Some(value),
                 "key" => options.key = Some(value),
@@ -176,7 +176,7 @@ impl Options {
                 "password" => options.password = Some(secret("password", &value)?),
                 _ => {
                     return Err(format!(
-                        "there is no option `{name}`; there are tls, ca, cert, key, sasl, user, password"
+                        "unknown option `{name}`; the options are tls, ca, cert, key, sasl, user, password"
                     ));
                 }
             }
@@ -188,7 +188,7 @@ impl Options {
         let mut settings = Vec::new();
         let tls = self.tls || self.ca.is_some() || self.cert.is_some();
         if self.cert.is_some() != self.key.is_some() {
-            return Err("cert and key come together".to_owned());
+            return Err("cert and key must be given together".to_owned());
         }
         let files = [
             ("ca", "ssl.ca.location", self.ca),
@@ -197,7 +197,8 @@ impl Options {
         ];
         for (option, setting, path) in files {
             let Some(path) = path else { continue };
-            // Else it would be said in OpenSSL's words, and only when the client is made.
+            // Otherwise OpenSSL would report it in its own words, and only when the client is
+            // created.
             std::fs::File::open(&path).map_err(|error| format!("{option}={path}: {error}"))?;
             settings.push((setting, path));
         }
@@ -208,7 +209,7 @@ impl Options {
                 ("sasl.username", user),
                 ("sasl.password", password),
             ]),
-            _ => return Err("sasl, user and password come together".to_owned()),
+            _ => return Err("sasl, user and password must be given together".to_owned()),
         }
         let sasl = settings.iter().any(|(name, _)| *name == "sasl.mechanism");
         let protocol = match (tls, sasl) {
@@ -228,16 +229,16 @@ fn mechanism(name: &str) -> Result<&'static str, String> {
         "scram-sha-256" => Ok("SCRAM-SHA-256"),
         "scram-sha-512" => Ok("SCRAM-SHA-512"),
         _ => Err(format!(
-            "sasl={name} is not known; there are plain, scram-sha-256, scram-sha-512"
+            "unknown value sasl={name}; use plain, scram-sha-256 or scram-sha-512"
         )),
     }
 }
 
-/// Follows a reference. The value itself is refused: it would stand in process lists and logs.
+/// Resolves a reference. A literal value is refused: it would appear in process lists and logs.
 fn secret(option: &str, reference: &str) -> Result<String, String> {
     if let Some(name) = reference.strip_prefix("env:") {
         return std::env::var(name)
-            .map_err(|_| format!("{option}=env:{name}: there is no such variable"));
+            .map_err(|_| format!("{option}=env:{name}: there is no such environment variable"));
     }
     if let Some(path) = reference.strip_prefix("file:") {
         return std::fs::read_to_string(path)
@@ -245,7 +246,7 @@ fn secret(option: &str, reference: &str) -> Result<String, String> {
             .map_err(|error| format!("{option}=file:{path}: {error}"));
     }
     Err(format!(
-        "{option} is a reference, env:NAME or file:PATH, never the value itself"
+        "{option} must be a reference, env:NAME or file:PATH, not the value itself"
     ))
 }
 
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_come_from_where_the_url_points_and_show_nowhere() {
+    fn credentials_are_read_from_references_and_never_shown() {
         let folder = tempfile::tempdir().unwrap();
         let (user, password) = (folder.path().join("user"), folder.path().join("password"));
         std::fs::write(&user, "alice\n").unwrap();
@@ -304,8 +305,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused_with_a_reason() {
-        for (url, word) in [
+    fn an_invalid_url_is_refused_with_a_reason() {
+        for (url, text) in [
             ("kafka://a:9092", "HOST:PORT"),
             ("kafka://a/p", "HOST:PORT"),
             ("kafka://me:secret@a:9092/p", "HOST:PORT"),
@@ -330,7 +331,7 @@ mod tests {
             ),
         ] {
             let reason = reason(url);
-            assert!(reason.contains(word), "{url}: {reason}");
+            assert!(reason.contains(text), "{url}: {reason}");
             assert!(!reason.contains("hunter2"), "{reason}");
             assert!(!reason.contains("me:secret"), "{reason}");
         }

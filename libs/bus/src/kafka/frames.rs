@@ -1,8 +1,8 @@
-//! Frames as Kafka has them: from now on for whoever measures the present, and once more from the
-//! past for whoever takes over what another one was counting.
+//! Reading frames from Kafka: live, for consumers that measure the present, and replayed, for a
+//! consumer that takes over what another was counting.
 //!
-//! Invariant: whoever asks for the past loses nothing of it that Kafka still has, however long it
-//! takes; whoever asks for the present and has no room loses frames, and they are counted.
+//! Invariant: a replay loses no frame that Kafka still has, however long it takes; a live
+//! subscriber whose queue is full loses frames, and they are counted.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,51 +17,56 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::message::decode_frame;
 use super::reader::{
-    ANSWER_PATIENCE, Brake, Outbox, POLL, RETRY_AFTER, Room, assign_from_ends, consumer,
-    partitions, poll, resolve_ends, skip,
+    Backpressure, FlushState, Outbox, POLL_TIMEOUT, REQUEST_TIMEOUT, RETRY_INTERVAL,
+    assign_from_ends, create_consumer, partitions, poll, resolve_ends, skip_message,
 };
 use super::topics::FRAME_PARTITIONS;
-use super::{Quiet, Shared, is_broken, lock};
+use super::{LogContext, Shared, has_fatal_error, lock};
 
-/// All frames, for every subscriber in this process. One without room loses them.
-pub(super) fn read(shared: &Shared, readers: &Mutex<Vec<mpsc::Sender<Arc<Frame>>>>) {
+/// Reads all frames for all subscribers in this process. A subscriber whose queue is full loses
+/// them.
+pub(super) fn read_live(shared: &Shared, subscribers: &Mutex<Vec<mpsc::Sender<Arc<Frame>>>>) {
     if !shared.wait_for_topics() {
         return;
     }
     let list = partitions(&shared.topics.frames, FRAME_PARTITIONS, Offset::End);
-    while !shared.stopping() {
-        let Some(consumer) = consumer(shared, "frames", Quiet) else {
+    while !shared.is_stopping() {
+        let Some(consumer) = create_consumer(shared, "frames", LogContext) else {
             continue;
         };
         if !assign_from_ends(shared, &consumer, &list) {
             return;
         }
-        while !shared.stopping() && !is_broken(consumer.client()) {
-            let Some(message) = poll(&consumer, POLL) else {
+        while !shared.is_stopping() && !has_fatal_error(consumer.client()) {
+            let Some(message) = poll(&consumer, POLL_TIMEOUT) else {
                 continue;
             };
-            if let Some(frame) = decoded(shared, &message) {
-                hand_out(shared, readers, Arc::new(frame));
+            if let Some(frame) = decode(shared, &message) {
+                broadcast(shared, subscribers, Arc::new(frame));
             }
         }
     }
 }
 
-/// The frame in a message. One that cannot be read is noted, if it says whose it is.
-fn decoded(shared: &Shared, message: &BorrowedMessage<'_>) -> Option<Frame> {
+/// Decodes a frame. If it is unreadable but its head is not, the head is recorded.
+fn decode(shared: &Shared, message: &BorrowedMessage<'_>) -> Option<Frame> {
     let error = match decode_frame(message.payload()) {
         Ok(frame) => return Some(frame),
         Err(error) => error,
     };
-    skip(shared, message, &error.to_string());
+    skip_message(shared, message, &error.to_string());
     if let FrameError::Unreadable { head, .. } = error {
-        shared.note_unreadable(*head);
+        shared.record_unreadable(*head);
     }
     None
 }
 
-fn hand_out(shared: &Shared, readers: &Mutex<Vec<mpsc::Sender<Arc<Frame>>>>, frame: Arc<Frame>) {
-    lock(readers).retain(|reader| match reader.try_send(frame.clone()) {
+fn broadcast(
+    shared: &Shared,
+    subscribers: &Mutex<Vec<mpsc::Sender<Arc<Frame>>>>,
+    frame: Arc<Frame>,
+) {
+    lock(subscribers).retain(|subscriber| match subscriber.try_send(frame.clone()) {
         Ok(()) => true,
         Err(TrySendError::Full(_)) => {
             shared.count_dropped();
@@ -71,83 +76,86 @@ fn hand_out(shared: &Shared, readers: &Mutex<Vec<mpsc::Sender<Arc<Frame>>>>, fra
     });
 }
 
-/// All frames that were sent since then, and every later one. A subscriber that is slow is waited
-/// for.
+/// Replays all frames since `since`, then continues with later ones. Waits for a slow subscriber.
 pub(super) fn read_since(shared: &Shared, since: Timestamp, sender: mpsc::Sender<Arc<Frame>>) {
     if !shared.wait_for_topics() {
         return;
     }
     let mut outbox = Outbox::new(sender);
-    // Where to read on; known once a broker has answered, and then kept over what befalls a client.
-    let mut reached: Option<TopicPartitionList> = None;
-    while !shared.stopping() && outbox.flush() != Room::Gone {
-        let Some(consumer) = patient_consumer(shared) else {
+    // Where to continue reading; known once a broker has answered, and kept when the client is
+    // replaced.
+    let mut positions: Option<TopicPartitionList> = None;
+    while !shared.is_stopping() && outbox.flush() != FlushState::Closed {
+        let Some(consumer) = create_replay_consumer(shared) else {
             continue;
         };
-        let begin = match &reached {
-            Some(reached) => Ok(reached.clone()),
-            None => first_since(&shared.topics.frames, &consumer, since),
+        let start = match &positions {
+            Some(positions) => Ok(positions.clone()),
+            None => offsets_since(&shared.topics.frames, &consumer, since),
         };
-        let at = match begin.and_then(|at| consumer.assign(&at).map(|()| at)) {
-            Ok(at) => reached.insert(at),
+        let cursor = match start.and_then(|cursor| consumer.assign(&cursor).map(|()| cursor)) {
+            Ok(cursor) => positions.insert(cursor),
             Err(error) => {
-                tracing::debug!(%error, "frames of the past cannot be read yet");
-                shared.pause(RETRY_AFTER);
+                tracing::debug!(%error, "failed to start replaying frames, retrying");
+                shared.pause(RETRY_INTERVAL);
                 continue;
             }
         };
-        let mut brake = Brake::default();
-        while !shared.stopping() && !is_broken(consumer.client()) {
-            let room = outbox.flush();
-            if room == Room::Gone {
+        let mut brake = Backpressure::default();
+        while !shared.is_stopping() && !has_fatal_error(consumer.client()) {
+            let state = outbox.flush();
+            if state == FlushState::Closed {
                 return;
             }
-            let patience = brake.apply(&consumer, room);
-            let Some(message) = poll(&consumer, patience) else {
+            let timeout = brake.apply(&consumer, state);
+            let Some(message) = poll(&consumer, timeout) else {
                 continue;
             };
             let next = Offset::Offset(message.offset() + 1);
-            if let Err(error) = at.set_partition_offset(message.topic(), message.partition(), next)
+            if let Err(error) =
+                cursor.set_partition_offset(message.topic(), message.partition(), next)
             {
-                tracing::debug!(%error, "a place in the frames cannot be kept");
+                tracing::debug!(%error, "failed to record the position in the frames");
             }
-            if let Some(frame) = decoded(shared, &message) {
+            if let Some(frame) = decode(shared, &message) {
                 outbox.push(Arc::new(frame));
             }
         }
     }
 }
 
-/// What it was to begin with may be gone by the time it asks; then it begins with the oldest there is.
-fn patient_consumer(shared: &Shared) -> Option<BaseConsumer<Quiet>> {
+/// The requested offset may have been deleted by now; then start with the oldest available.
+fn create_replay_consumer(shared: &Shared) -> Option<BaseConsumer<LogContext>> {
     let mut config = shared.config.consumer("frames");
     config.set("auto.offset.reset", "earliest");
-    match BaseConsumer::from_config_and_context(&config, Quiet) {
+    match BaseConsumer::from_config_and_context(&config, LogContext) {
         Ok(consumer) => Some(consumer),
         Err(error) => {
-            tracing::error!(%error, "there is no Kafka consumer for frames of the past");
-            shared.pause(RETRY_AFTER);
+            tracing::error!(%error, "failed to create a Kafka consumer for replaying frames");
+            shared.pause(RETRY_INTERVAL);
             None
         }
     }
 }
 
-/// In each partition the first message since then. Where there is none it is the end as it was before
-/// that was asked, so that nothing falls in between.
-fn first_since(
+/// The first offset of each partition since `since`. Where there is none, the end as it was before
+/// that lookup, so that nothing is missed in between.
+fn offsets_since(
     topic: &str,
-    consumer: &BaseConsumer<Quiet>,
+    consumer: &BaseConsumer<LogContext>,
     since: Timestamp,
 ) -> KafkaResult<TopicPartitionList> {
-    let mut begin = resolve_ends(consumer, &partitions(topic, FRAME_PARTITIONS, Offset::End))?;
-    let then = Offset::Offset(since.millis().max(0));
-    let found =
-        consumer.offsets_for_times(partitions(topic, FRAME_PARTITIONS, then), ANSWER_PATIENCE)?;
-    for element in found.elements() {
+    let mut start = resolve_ends(consumer, &partitions(topic, FRAME_PARTITIONS, Offset::End))?;
+    let timestamp = Offset::Offset(since.millis().max(0));
+    let offsets = consumer.offsets_for_times(
+        partitions(topic, FRAME_PARTITIONS, timestamp),
+        REQUEST_TIMEOUT,
+    )?;
+    for element in offsets.elements() {
         element.error()?;
         if let Offset::Offset(_) = element.offset() {
-            begin.set_partition_offset(topic, element.partition(), element.offset())?;
+            start.set_partition_offset(topic, element.partition(), element.offset())?;
         }
     }
-    Ok(begin)
+    Ok(start)
 }

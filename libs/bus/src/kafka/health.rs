@@ -1,5 +1,5 @@
-//! Watches over the connection: has the topics made and checked as soon as a broker answers, and
-//! keeps the sentence that readiness shows.
+//! Monitors the connection: has the topics created and checked as soon as a broker answers, and
+//! maintains the sentence that readiness shows.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,103 +9,103 @@ use rdkafka::admin::AdminClient;
 use rdkafka::config::FromClientConfigAndContext;
 use tokio::sync::watch;
 
-use super::topics::NotReady;
-use super::{Gate, Quiet, Shared, lock, no_client, reader, reason};
+use super::topics::TopicsError;
+use super::{Gate, LogContext, Shared, client_error, diagnosis, lock, reader};
 use crate::BusError;
 
-const ASK_EVERY: Duration = Duration::from_secs(1);
-const RETRY_AFTER: Duration = Duration::from_millis(200);
-const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+const METADATA_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The work of a thread; it opens the gate once the topics are right.
+/// Returns the body of the monitor thread, which opens the gate once the topics are ready.
 pub(super) fn watch(
     shared: Arc<Shared>,
     gate: watch::Sender<Gate>,
 ) -> Result<impl FnOnce() + Send + 'static, BusError> {
     let config = shared.config.client("health");
-    let admin = AdminClient::from_config_and_context(&config, Quiet).map_err(no_client)?;
+    let admin = AdminClient::from_config_and_context(&config, LogContext).map_err(client_error)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
-        .map_err(no_client)?;
+        .map_err(client_error)?;
     Ok(move || {
-        let mut trouble = Trouble {
+        let mut reporter = ProblemReporter {
             shared: &shared,
             since: None,
         };
-        while !shared.stopping() {
+        while !shared.is_stopping() {
             match runtime.block_on(shared.topics.ensure(&shared.config, &admin)) {
-                Ok(remark) => {
-                    if let Some(remark) = &remark {
-                        tracing::warn!("{remark}");
+                Ok(warning) => {
+                    if let Some(warning) = &warning {
+                        tracing::warn!("{warning}");
                     }
-                    *lock(&shared.remark) = remark;
+                    *lock(&shared.remark) = warning;
                     break;
                 }
-                Err(NotReady::Ever(why)) => {
-                    trouble.is(&why);
+                Err(TopicsError::Fatal(why)) => {
+                    reporter.set(&why);
                     gate.send_replace(Gate::Refused(why));
                     return;
                 }
-                Err(NotReady::Yet(why)) => {
-                    trouble.is(&format!("Kafka at {}: {why}", shared.config.brokers));
-                    shared.pause(RETRY_AFTER);
+                Err(TopicsError::Retryable(why)) => {
+                    reporter.set(&format!("Kafka at {}: {why}", shared.config.brokers));
+                    shared.pause(RETRY_INTERVAL);
                 }
             }
         }
-        // A broker that leads a new partition may not know it yet.
-        while !shared.stopping() {
-            let Err(error) = reader::all_answer(&shared) else {
+        // The leader of a new partition may not know of it yet.
+        while !shared.is_stopping() {
+            let Err(error) = reader::check_partitions(&shared) else {
                 break;
             };
-            trouble.is(&format!("Kafka at {}: {error}", shared.config.brokers));
-            shared.pause(RETRY_AFTER);
+            reporter.set(&format!("Kafka at {}: {error}", shared.config.brokers));
+            shared.pause(RETRY_INTERVAL);
         }
-        trouble.is_over();
+        reporter.clear();
         gate.send_replace(Gate::Open);
-        while !shared.stopping() {
-            match ask(&shared, &admin) {
-                Ok(()) => trouble.is_over(),
-                Err(why) => trouble.is(&why),
+        while !shared.is_stopping() {
+            match check(&shared, &admin) {
+                Ok(()) => reporter.clear(),
+                Err(why) => reporter.set(&why),
             }
-            shared.pause(ASK_EVERY);
+            shared.pause(CHECK_INTERVAL);
         }
     })
 }
 
-/// Whether a broker answers, and every partition of the log can be written.
-fn ask(shared: &Shared, admin: &AdminClient<Quiet>) -> Result<(), String> {
+/// Checks that a broker answers and that every partition of the log has a leader.
+fn check(shared: &Shared, admin: &AdminClient<LogContext>) -> Result<(), String> {
     let topic = &shared.topics.events;
     let metadata = admin
         .inner()
-        .fetch_metadata(Some(topic), ANSWER_PATIENCE)
+        .fetch_metadata(Some(topic), METADATA_TIMEOUT)
         .map_err(|error| {
             format!(
                 "Kafka at {}: {}",
                 shared.config.brokers,
-                reason::why(&shared.config, &error)
+                diagnosis::describe(&shared.config, &error)
             )
         })?;
     let topics = metadata.topics().iter();
     let partitions = topics.flat_map(|topic| topic.partitions());
-    let headless = partitions
+    let leaderless = partitions
         .filter(|partition| partition.leader() < 0)
         .count();
-    if headless > 0 {
+    if leaderless > 0 {
         return Err(format!(
-            "{headless} partitions of Kafka topic {topic} have no leader: too few of its brokers are up"
+            "{leaderless} partitions of Kafka topic {topic} have no leader: too few of its brokers are up"
         ));
     }
     Ok(())
 }
 
-struct Trouble<'a> {
+struct ProblemReporter<'a> {
     shared: &'a Shared,
     since: Option<Timestamp>,
 }
 
-impl Trouble<'_> {
-    fn is(&mut self, why: &str) {
+impl ProblemReporter<'_> {
+    fn set(&mut self, why: &str) {
         let since = *self.since.get_or_insert_with(|| {
             tracing::warn!("{why}");
             now()
@@ -113,18 +113,18 @@ impl Trouble<'_> {
         *lock(&self.shared.trouble) = Some(format!("{why}, since {since}"));
     }
 
-    fn is_over(&mut self) {
+    fn clear(&mut self) {
         if self.since.take().is_some() {
-            tracing::info!("Kafka at {} answers", self.shared.config.brokers);
+            tracing::info!("Kafka at {} is reachable", self.shared.config.brokers);
         }
         *lock(&self.shared.trouble) = None;
     }
 }
 
-/// For people to read; no result depends on it.
+/// The wall clock, for display only.
 #[expect(
     clippy::disallowed_methods,
-    reason = "people read it, and no result depends on it"
+    reason = "for display only; no result depends on it"
 )]
 fn now() -> Timestamp {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);

@@ -1,5 +1,6 @@
-//! What lies on the topics. Records follow the Kafka protocol binding of CloudEvents 1.0 in binary
-//! mode: the event's data is the value, all else is in headers. Frames and routes are JSON.
+//! The messages on the topics. Records follow the Kafka protocol binding of CloudEvents 1.0 in
+//! binary mode: the event's data is the value, everything else is in headers. Frames and routes are
+//! JSON.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -17,7 +18,7 @@ use rdkafka::message::{Header, Headers, OwnedHeaders};
 const SPEC_VERSION: &str = "1.0";
 const JSON: &str = "application/json";
 
-/// Names of the headers. Names of CloudEvents attributes are lower-case letters and digits, 20 at most.
+/// Header names. CloudEvents attribute names are lower-case letters and digits, at most 20.
 const CONTENT_TYPE: &str = "content-type";
 const ID: &str = "ce_id";
 const SOURCE: &str = "ce_source";
@@ -27,30 +28,30 @@ const TIME: &str = "ce_time";
 const SUBJECT: &str = "ce_subject";
 const POSITION: &str = "ce_penstockposition";
 const PREV: &str = "ce_penstockprev";
-/// The hash of the event before it in its bucket; missing where a release from before the chain has
-/// published the event.
+/// The hash of the previous event in the bucket; absent if the event was published by a release
+/// that predates the hash chain.
 const PREV_HASH: &str = "ce_penstockprevhash";
 const BUCKET: &str = "ce_penstockbucket";
-/// Of the record in its stream.
+/// The record's version in its stream.
 const VERSION: &str = "ce_penstockversion";
-/// Of the type: which shape the data has.
+/// The version of the event type, i.e. of the shape of the data.
 const TYPE_VERSION: &str = "ce_penstocktypevers";
 const ACTOR: &str = "ce_penstockactor";
 
-/// These stand beside a route, because the route of an endpoint that is gone has no value.
+/// Headers rather than part of the route, because the route of a deleted endpoint has no value.
 const REVISION: &str = "penstock-revision";
 const MEMBERS: &str = "penstock-members";
 
-/// A message on its way to a topic. It borrows what it can: there are many.
+/// A message to be sent to a topic. It borrows what it can, since there are many.
 #[derive(Debug, PartialEq)]
-pub struct Outgoing<'a> {
+pub struct OutgoingMessage<'a> {
     pub key: Cow<'a, str>,
     pub headers: Vec<(&'static str, Cow<'a, str>)>,
-    /// None: a tombstone.
+    /// `None` is a tombstone.
     pub value: Option<Cow<'a, str>>,
 }
 
-impl Outgoing<'_> {
+impl OutgoingMessage<'_> {
     pub fn kafka_headers(&self) -> OwnedHeaders {
         let empty = OwnedHeaders::new_with_capacity(self.headers.len());
         let headers = self.headers.iter();
@@ -63,13 +64,13 @@ impl Outgoing<'_> {
     }
 }
 
-/// `prefix` tells two installations on one Kafka apart.
+/// The CloudEvents source. `prefix` distinguishes installations that share a Kafka cluster.
 pub fn source_of(prefix: &str) -> String {
     format!("/penstock/{prefix}")
 }
 
-/// The event as it stands, whether or not it can be read here.
-pub fn encode_record<'a>(source: &'a str, event: &'a RawRecord) -> Outgoing<'a> {
+/// Encodes an event as stored, whether or not this release can read it.
+pub fn encode_record<'a>(source: &'a str, event: &'a RawRecord) -> OutgoingMessage<'a> {
     let mut headers = vec![
         (SPEC, SPEC_VERSION.into()),
         (ID, event.id.as_str().into()),
@@ -88,14 +89,15 @@ pub fn encode_record<'a>(source: &'a str, event: &'a RawRecord) -> Outgoing<'a> 
     if let Some(hash) = event.prev_hash {
         headers.push((PREV_HASH, hash.to_string().into()));
     }
-    Outgoing {
+    OutgoingMessage {
         key: key_of(event).into(),
         headers,
         value: Some(event.data.as_str().into()),
     }
 }
 
-/// The endpoint, `WORKSPACE/NAME`, which stands after the stream's kind; else the stream.
+/// The message key: the endpoint, `WORKSPACE/NAME`, which follows the stream's kind; otherwise the
+/// stream.
 fn key_of(event: &RawRecord) -> &str {
     let stream = event.stream.as_str();
     if event.bucket == Bucket::GLOBAL {
@@ -108,8 +110,8 @@ fn key_of(event: &RawRecord) -> &str {
     }
 }
 
-/// What a message of a record holds, whether or not its event can be read.
-struct Message<'a> {
+/// The contents of a record's message, whether or not its event can be decoded.
+struct RecordMessage<'a> {
     position: Position,
     prev: Position,
     prev_hash: Option<ChainHash>,
@@ -124,14 +126,14 @@ struct Message<'a> {
     data: &'a str,
 }
 
-impl<'a> Message<'a> {
-    /// The one in a message of `bucket`, or what is wrong with it.
-    fn read<H: Headers>(
+impl<'a> RecordMessage<'a> {
+    /// Parses a message of `bucket`, or says what is wrong with it.
+    fn parse<H: Headers>(
         bucket: Bucket,
         headers: Option<&'a H>,
         value: Option<&'a [u8]>,
     ) -> Result<Self, String> {
-        let headers = Found::new(headers.ok_or("it has no headers")?);
+        let headers = HeaderReader::new(headers.ok_or("it has no headers")?);
         if headers.text(SPEC)? != SPEC_VERSION {
             return Err(format!("{SPEC} is not {SPEC_VERSION}"));
         }
@@ -139,7 +141,7 @@ impl<'a> Message<'a> {
         let message = Self {
             position: Position(headers.parsed(POSITION)?),
             prev: Position(headers.parsed(PREV)?),
-            prev_hash: headers.parsed_if_there(PREV_HASH)?,
+            prev_hash: headers.parsed_if_present(PREV_HASH)?,
             bucket: Bucket(headers.parsed(BUCKET)?),
             stream: headers.text(SUBJECT)?,
             version: headers.parsed(VERSION)?,
@@ -161,13 +163,13 @@ fn misplaced(position: Position, bucket: Bucket) -> String {
     format!("position {position} belongs to bucket {bucket}")
 }
 
-/// The record in a message of `bucket`, or what is wrong with it.
+/// Decodes the record in a message of `bucket`, or says what is wrong with it.
 pub fn decode_record<H: Headers>(
     bucket: Bucket,
     headers: Option<&H>,
     value: Option<&[u8]>,
 ) -> Result<Record, String> {
-    let message = Message::read(bucket, headers, value)?;
+    let message = RecordMessage::parse(bucket, headers, value)?;
     let event = Event::decode(message.type_name, message.type_version, message.data)
         .map_err(|error| error.to_string())?;
     let record = Record {
@@ -188,14 +190,14 @@ pub fn decode_record<H: Headers>(
     }
 }
 
-/// The event in a message of `bucket` as it was stored where it was published. A newer release may
-/// have written it: neither its data nor its stream need be known here.
+/// Decodes the event in a message of `bucket` as stored by its publisher. It may have been written
+/// by a newer release: neither its data nor its stream need be known here.
 pub fn decode_stored<H: Headers>(
     bucket: Bucket,
     headers: Option<&H>,
     value: Option<&[u8]>,
 ) -> Result<RawRecord, String> {
-    let message = Message::read(bucket, headers, value)?;
+    let message = RecordMessage::parse(bucket, headers, value)?;
     let stream = message.stream.parse::<StreamName>().ok();
     let belongs_to = stream.map_or(bucket, |stream| stream.bucket_key().bucket());
     if belongs_to != bucket {
@@ -210,7 +212,7 @@ pub fn decode_stored<H: Headers>(
     ];
     if texts.iter().any(|text| text.contains('\0')) {
         return Err(format!(
-            "position {} has a NUL character, which is in no event",
+            "position {} contains a NUL character, which no event may",
             message.position
         ));
     }
@@ -230,8 +232,8 @@ pub fn decode_stored<H: Headers>(
     })
 }
 
-pub fn encode_frame(frame: &Frame) -> Result<Outgoing<'_>, serde_json::Error> {
-    Ok(Outgoing {
+pub fn encode_frame(frame: &Frame) -> Result<OutgoingMessage<'_>, serde_json::Error> {
+    Ok(OutgoingMessage {
         key: frame.source.id.as_str().into(),
         headers: Vec::new(),
         value: Some(frame.encode()?.into()),
@@ -242,9 +244,9 @@ pub fn decode_frame(value: Option<&[u8]>) -> Result<Frame, FrameError> {
     Frame::decode(value.unwrap_or_default())
 }
 
-pub fn encode_route(update: &RouteUpdate) -> Result<Outgoing<'_>, serde_json::Error> {
+pub fn encode_route(update: &RouteUpdate) -> Result<OutgoingMessage<'_>, serde_json::Error> {
     let route = update.route.as_ref();
-    Ok(Outgoing {
+    Ok(OutgoingMessage {
         key: update.endpoint.as_str().into(),
         headers: vec![
             (REVISION, update.revision.to_string().into()),
@@ -262,7 +264,7 @@ pub fn decode_route<H: Headers>(
     headers: Option<&H>,
     value: Option<&[u8]>,
 ) -> Result<RouteUpdate, String> {
-    let headers = Found::new(headers.ok_or("it has no headers")?);
+    let headers = HeaderReader::new(headers.ok_or("it has no headers")?);
     let key =
         std::str::from_utf8(key.ok_or("it has no key")?).map_err(|error| error.to_string())?;
     let route: Option<Route> = value
@@ -277,9 +279,9 @@ pub fn decode_route<H: Headers>(
     })
 }
 
-struct Found<'a, H>(&'a H);
+struct HeaderReader<'a, H>(&'a H);
 
-impl<'a, H: Headers> Found<'a, H> {
+impl<'a, H: Headers> HeaderReader<'a, H> {
     fn new(headers: &'a H) -> Self {
         Self(headers)
     }
@@ -296,7 +298,7 @@ impl<'a, H: Headers> Found<'a, H> {
         parsed(name, self.text(name)?)
     }
 
-    fn parsed_if_there<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Option<T>, String> {
+    fn parsed_if_present<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Option<T>, String> {
         match self.0.iter().any(|header| header.key == name) {
             true => self.parsed(name).map(Some),
             false => Ok(None),

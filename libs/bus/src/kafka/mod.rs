@@ -1,30 +1,30 @@
 //! The bus on Apache Kafka: one partition per bucket, so that Kafka's order is the log's order
 //! within a bucket.
 //!
-//! | topic | holds | kept |
+//! | topic | holds | retention |
 //! |---|---|---|
-//! | `PREFIX.events` | records of endpoints, partition = bucket | for ever |
-//! | `PREFIX.global` | records of no endpoint, one partition | for ever |
+//! | `PREFIX.events` | records of endpoints, partition = bucket | forever |
+//! | `PREFIX.global` | records of no endpoint, one partition | forever |
 //! | `PREFIX.frames` | measurements, a few buckets to a partition | hours |
 //! | `PREFIX.routes` | the newest route of each endpoint, partition = bucket | compacted |
 //!
-//! Invariants: a record is confirmed only when every in-sync copy has it. Offsets mean nothing:
-//! cursors live in the store, and a subscriber begins at the end. Nothing here holds up a caller that
-//! serves requests: frames and routes are handed over and never waited for.
+//! Invariants: a record is confirmed only when every in-sync replica has it. Kafka offsets are not
+//! used as cursors: those live in the store, and a subscriber starts at the end of the topic.
+//! Nothing here blocks a caller that serves requests: frames and routes are queued without waiting.
 //!
-//! librdkafka calls block, so every consumer has a thread of its own ([`reader`]), and so has what
-//! watches over the connection ([`health`]).
+//! librdkafka calls block, so each consumer ([`reader`]) and the connection monitor ([`health`])
+//! runs on its own thread.
 
 mod config;
+mod diagnosis;
 mod frames;
 mod health;
+mod log_reader;
 mod message;
 mod publish;
 mod reader;
-mod reason;
 mod routes;
 mod topics;
-mod whole;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -49,25 +49,25 @@ use crate::{Bus, BusError, BusMessage, RouteMessage, SUBSCRIBER_QUEUE_MAX, Subsc
 use publish::{FrameProducer, RecordProducer};
 
 pub use config::KafkaConfig;
+pub use log_reader::{Extent, Gap, LogItem, LogReader, read_log};
 pub use topics::Topics;
-pub use whole::{Extent, Hole, LogItem, LogReader, read_log};
 
-/// How long [`KafkaBus::open`] waits for a broker before it goes on without.
-const OPEN_PATIENCE: Duration = Duration::from_secs(5);
+/// How long [`KafkaBus::open`] waits for a broker before it continues without one.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long [`Bus::close`] waits for what is still to be sent.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long [`Bus::close`] waits for queued messages to be sent.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The bus on Apache Kafka. It has threads of its own, which end with [`close`](Bus::close).
+/// The bus on Apache Kafka. It runs its own threads, which end with [`close`](Bus::close).
 pub struct KafkaBus {
     shared: Arc<Shared>,
     records: RecordProducer,
     frames: FrameProducer,
-    frame_readers: Mutex<Option<FrameReaders>>,
+    frame_subscribers: Mutex<Option<FrameSubscribers>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// What the bus and its threads have in common.
+/// State shared by the bus and its threads.
 struct Shared {
     config: KafkaConfig,
     topics: Topics,
@@ -75,12 +75,12 @@ struct Shared {
     trouble: Mutex<Option<String>>,
     remark: Mutex<Option<String>>,
     dropped: Arc<AtomicU64>,
-    /// The newest of the frames that could not be read, until somebody takes them.
+    /// The newest unreadable frames, until they are taken.
     unreadable_frames: Mutex<VecDeque<FrameHead>>,
-    stopping: AtomicBool,
+    is_stopping: AtomicBool,
 }
 
-/// Nothing is read or written before the topics have been checked.
+/// The state of the topics. Nothing is read or written until they have been checked.
 #[derive(Clone, Debug, PartialEq)]
 enum Gate {
     Closed,
@@ -88,16 +88,16 @@ enum Gate {
     Refused(String),
 }
 
-type FrameReaders = Arc<Mutex<Vec<mpsc::Sender<Arc<Frame>>>>>;
+type FrameSubscribers = Arc<Mutex<Vec<mpsc::Sender<Arc<Frame>>>>>;
 
 impl KafkaBus {
-    /// Makes the topics that are missing and checks those that exist. If no broker answers for a
-    /// while, goes on without: [`Bus::trouble`] says so until one does.
+    /// Creates missing topics and checks existing ones. If no broker answers in time, continues
+    /// without one and reports the problem until one does.
     ///
     /// # Errors
     ///
-    /// [`BusError::Refused`] where the topics are not as they must be, [`BusError::Failed`] where a client cannot be made
-    /// of the configuration.
+    /// [`BusError::Refused`] if the topics are misconfigured, [`BusError::Failed`] if the
+    /// configuration does not yield a client.
     pub async fn open(config: KafkaConfig) -> Result<Arc<Self>, BusError> {
         let (opened, gate) = watch::channel(Gate::Closed);
         let dropped = Arc::new(AtomicU64::new(0));
@@ -108,21 +108,21 @@ impl KafkaBus {
             remark: Mutex::new(None),
             dropped: dropped.clone(),
             unreadable_frames: Mutex::default(),
-            stopping: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
             config,
         });
         let bus = Arc::new(Self {
             records: RecordProducer::new(&shared.config, &shared.topics, dropped.clone())?,
             frames: FrameProducer::new(&shared.config, &shared.topics, dropped)?,
-            frame_readers: Mutex::new(None),
+            frame_subscribers: Mutex::new(None),
             threads: Mutex::new(Vec::new()),
             shared: shared.clone(),
         });
-        let watching = health::watch(shared.clone(), opened)?;
-        bus.spawn("kafka-health", watching);
+        let watch = health::watch(shared.clone(), opened)?;
+        bus.spawn("kafka-health", watch);
         let mut gate = gate;
         let opened =
-            tokio::time::timeout(OPEN_PATIENCE, gate.wait_for(|gate| *gate != Gate::Closed));
+            tokio::time::timeout(OPEN_TIMEOUT, gate.wait_for(|gate| *gate != Gate::Closed));
         match opened.await {
             Ok(Ok(gate)) => {
                 if let Gate::Refused(why) = &*gate {
@@ -130,8 +130,8 @@ impl KafkaBus {
                 }
             }
             Ok(Err(_)) | Err(_) => {
-                // The first question to a broker may take longer than we wait.
-                let trouble = lock(&bus.shared.trouble)
+                // The first request to a broker may take longer than this timeout.
+                let problem = lock(&bus.shared.trouble)
                     .get_or_insert_with(|| {
                         format!(
                             "Kafka at {}: no broker has answered yet",
@@ -139,18 +139,18 @@ impl KafkaBus {
                         )
                     })
                     .clone();
-                tracing::warn!(%trouble, "Kafka is not there yet; goes on without");
+                tracing::warn!(%problem, "Kafka is unreachable, continuing without it");
             }
         }
         Ok(bus)
     }
 
-    /// The names of its topics.
+    /// The names of the topics.
     pub fn topics(&self) -> &Topics {
         &self.shared.topics
     }
 
-    /// A thread that ends soon after `stopping` is set.
+    /// Starts a thread, which must end soon after `is_stopping` is set.
     fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) {
         let thread = std::thread::Builder::new().name(name.to_owned());
         match thread.spawn(work) {
@@ -159,15 +159,15 @@ impl KafkaBus {
                 threads.retain(|thread| !thread.is_finished());
                 threads.push(handle);
             }
-            Err(error) => tracing::error!(%error, name, "could not start a thread"),
+            Err(error) => tracing::error!(%error, name, "failed to start a thread"),
         }
     }
 
-    /// Waits for the topics; `position` is the last of what waits.
-    async fn gate(&self, position: Position) -> Result<(), BusError> {
+    /// Waits until the topics are ready; `position` is that of the last record to be published.
+    async fn wait_for_topics(&self, position: Position) -> Result<(), BusError> {
         let mut gate = self.shared.gate.clone();
         let opened =
-            tokio::time::timeout(OPEN_PATIENCE, gate.wait_for(|gate| *gate != Gate::Closed));
+            tokio::time::timeout(OPEN_TIMEOUT, gate.wait_for(|gate| *gate != Gate::Closed));
         match opened.await {
             Ok(Ok(gate)) => match &*gate {
                 Gate::Refused(why) => Err(BusError::Refused(why.clone())),
@@ -182,7 +182,7 @@ impl KafkaBus {
     }
 }
 
-fn no_client(error: impl std::error::Error + Send + Sync + 'static) -> BusError {
+fn client_error(error: impl std::error::Error + Send + Sync + 'static) -> BusError {
     BusError::Failed {
         what: "Kafka client".to_owned(),
         source: error.into(),
@@ -207,10 +207,10 @@ impl Bus for KafkaBus {
         let Some(last) = events.last() else {
             return Ok(());
         };
-        if self.shared.stopping() {
+        if self.shared.is_stopping() {
             return Err(BusError::Closed);
         }
-        self.gate(last.position).await?;
+        self.wait_for_topics(last.position).await?;
         let published = self.records.publish(events).await?;
         published.map_err(|detail| BusError::NotPublished {
             position: last.position,
@@ -232,7 +232,7 @@ impl Bus for KafkaBus {
                     reader::read_global(&global, global_sender)
                 });
                 self.spawn("kafka-records", move || {
-                    reader::read_as_member(&shared, name, sender);
+                    reader::read_group(&shared, name, sender);
                 });
             }
         }
@@ -245,15 +245,15 @@ impl Bus for KafkaBus {
 
     fn subscribe_frames(&self) -> mpsc::Receiver<Arc<Frame>> {
         let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE_MAX);
-        let mut readers = lock(&self.frame_readers);
-        match &*readers {
-            Some(readers) => lock(readers).push(sender),
-            // One consumer serves the whole process.
+        let mut subscribers = lock(&self.frame_subscribers);
+        match &*subscribers {
+            Some(subscribers) => lock(subscribers).push(sender),
+            // One consumer serves all subscribers of the process.
             None => {
-                let list: FrameReaders = Arc::new(Mutex::new(vec![sender]));
-                *readers = Some(list.clone());
+                let senders: FrameSubscribers = Arc::new(Mutex::new(vec![sender]));
+                *subscribers = Some(senders.clone());
                 let shared = self.shared.clone();
-                self.spawn("kafka-frames", move || frames::read(&shared, &list));
+                self.spawn("kafka-frames", move || frames::read_live(&shared, &senders));
             }
         }
         receiver
@@ -296,42 +296,42 @@ impl Bus for KafkaBus {
     }
 
     async fn close(&self) {
-        self.shared.stopping.store(true, Ordering::Relaxed);
-        if let Some(readers) = &*lock(&self.frame_readers) {
-            lock(readers).clear();
+        self.shared.is_stopping.store(true, Ordering::Relaxed);
+        if let Some(subscribers) = &*lock(&self.frame_subscribers) {
+            lock(subscribers).clear();
         }
         let (records, frames) = (self.records.clone(), self.frames.clone());
         let threads = std::mem::take(&mut *lock(&self.threads));
         let closing = tokio::task::spawn_blocking(move || {
-            frames.flush(CLOSE_PATIENCE);
-            records.flush(CLOSE_PATIENCE);
+            frames.flush(CLOSE_TIMEOUT);
+            records.flush(CLOSE_TIMEOUT);
             for thread in threads {
-                // A reader that panicked has said so already.
+                // The panic has been logged already.
                 let _ = thread.join();
             }
         });
         if closing.await.is_err() {
-            tracing::error!("closing the bus failed half-way");
+            tracing::error!("failed to close the bus cleanly");
         }
     }
 }
 
 impl Drop for KafkaBus {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::Relaxed);
+        self.shared.is_stopping.store(true, Ordering::Relaxed);
     }
 }
 
 impl Shared {
-    fn stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+    fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Relaxed)
     }
 
     fn count_dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn note_unreadable(&self, head: FrameHead) {
+    fn record_unreadable(&self, head: FrameHead) {
         let mut heads = lock(&self.unreadable_frames);
         if heads.len() >= SUBSCRIBER_QUEUE_MAX {
             heads.pop_front();
@@ -339,44 +339,44 @@ impl Shared {
         heads.push_back(head);
     }
 
-    /// Waits for the topics; false if there will be nothing to read.
+    /// Blocks until the topics are ready; returns false if there will be nothing to read.
     fn wait_for_topics(&self) -> bool {
         loop {
             match &*self.gate.borrow() {
-                Gate::Open => return !self.stopping(),
+                Gate::Open => return !self.is_stopping(),
                 Gate::Refused(_) => return false,
                 Gate::Closed => {}
             }
-            if self.stopping() {
+            if self.is_stopping() {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Sleeps, but not when it is time to stop.
+    /// Sleeps, but returns early once the bus is stopping.
     fn pause(&self, length: Duration) {
         let step = Duration::from_millis(50);
-        let mut left = length;
-        while !left.is_zero() && !self.stopping() {
-            let now = left.min(step);
+        let mut remaining = length;
+        while !remaining.is_zero() && !self.is_stopping() {
+            let now = remaining.min(step);
             std::thread::sleep(now);
-            left -= now;
+            remaining -= now;
         }
     }
 }
 
-/// A panic elsewhere cannot leave what is locked here half changed.
+/// A panic cannot leave the locked state half modified.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sends what librdkafka has to say to our own log. It repeats itself while a broker is away, and
-/// [`health`] says that once.
+/// Forwards librdkafka's messages to `tracing` at debug level. It repeats itself while a broker is
+/// down; [`health`] reports that once.
 #[derive(Clone, Copy, Default)]
-struct Quiet;
+struct LogContext;
 
-impl ClientContext for Quiet {
+impl ClientContext for LogContext {
     fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(target: "librdkafka", facility, "{message}");
     }
@@ -386,9 +386,9 @@ impl ClientContext for Quiet {
     }
 }
 
-impl ConsumerContext for Quiet {}
+impl ConsumerContext for LogContext {}
 
-/// After a fatal error a client can only be replaced.
-fn is_broken<C: ClientContext>(client: &Client<C>) -> bool {
+/// Whether the client has hit a fatal error, after which it must be replaced.
+fn has_fatal_error<C: ClientContext>(client: &Client<C>) -> bool {
     client.fatal_error().is_some()
 }

@@ -1,8 +1,9 @@
-//! Producers: one for records and routes, which confirms, and one for frames, which never waits.
+//! Producers: one for records and routes, which confirms delivery, and one for frames, which never
+//! blocks.
 //!
-//! Invariant: within a bucket, records lie on the topic in the order in which they were handed over,
-//! unless a call of [`RecordProducer::publish`] has failed; then they are handed over again, and the
-//! topic may have some of them twice and late.
+//! Invariant: within a bucket, records are on the topic in the order in which they were published,
+//! unless a call of [`RecordProducer::publish`] failed; then they are published again, and some may
+//! be on the topic twice and late.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,25 +21,25 @@ use rdkafka::producer::{
 };
 use tokio::sync::Notify;
 
-use super::message::{Outgoing, encode_frame, encode_record, encode_route, source_of};
+use super::message::{OutgoingMessage, encode_frame, encode_record, encode_route, source_of};
 use super::topics::LARGE_MESSAGE_BYTES;
-use super::{KafkaConfig, Quiet, Topics, is_broken, lock, no_client};
+use super::{KafkaConfig, LogContext, Topics, client_error, has_fatal_error, lock};
 use crate::BusError;
 
-/// A record that no broker has confirmed by then fails its call.
-const CONFIRMED_WITHIN_MS: &str = "30000";
+/// A record not confirmed within this time fails its call.
+const RECORD_TIMEOUT_MS: &str = "30000";
 
-/// Frames older than this are of no use to a decision.
-const FRAME_SENT_WITHIN_MS: &str = "10000";
+/// Frames older than this are useless to a decision.
+const FRAME_TIMEOUT_MS: &str = "10000";
 
-/// Frames that wait for a broker; a gateway makes 64 a second.
-const FRAMES_WAITING_MAX: &str = "4096";
+/// The most frames queued for a broker; a gateway emits 64 a second.
+const FRAME_QUEUE_MAX: &str = "4096";
 
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(2);
 
-/// One call's messages on their way.
+/// The in-flight messages of one call.
 struct Batch {
-    left: AtomicUsize,
+    remaining: AtomicUsize,
     failure: Mutex<Option<String>>,
     done: Notify,
 }
@@ -46,7 +47,7 @@ struct Batch {
 impl Batch {
     fn new(messages: usize) -> Arc<Self> {
         Arc::new(Self {
-            left: AtomicUsize::new(messages),
+            remaining: AtomicUsize::new(messages),
             failure: Mutex::new(None),
             done: Notify::new(),
         })
@@ -56,69 +57,69 @@ impl Batch {
         if let Err(why) = outcome {
             lock(&self.failure).get_or_insert(why);
         }
-        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.done.notify_one();
         }
     }
 
     async fn wait(&self) -> Result<(), String> {
-        while self.left.load(Ordering::Acquire) > 0 {
+        while self.remaining.load(Ordering::Acquire) > 0 {
             self.done.notified().await;
         }
         lock(&self.failure).take().map_or(Ok(()), Err)
     }
 }
 
-/// What a message's fate is reported to.
-enum Fate {
-    Record(Arc<Batch>),
-    /// Nobody waits for it.
-    Counted,
+/// Where the delivery result of a message is reported.
+enum DeliveryTarget {
+    Batch(Arc<Batch>),
+    /// Nothing waits for it; a failure is only counted.
+    DropCounter,
 }
 
-struct Reports {
+struct DeliveryContext {
     dropped: Arc<AtomicU64>,
 }
 
-impl ClientContext for Reports {
+impl ClientContext for DeliveryContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        Quiet.log(level, facility, message);
+        LogContext.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        Quiet.error(error, reason);
+        LogContext.error(error, reason);
     }
 }
 
-impl ProducerContext for Reports {
-    type DeliveryOpaque = Box<Fate>;
+impl ProducerContext for DeliveryContext {
+    type DeliveryOpaque = Box<DeliveryTarget>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, fate: Box<Fate>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, target: Box<DeliveryTarget>) {
         let failure = result.as_ref().err().map(|(error, _)| error.to_string());
-        match (*fate, failure) {
-            (Fate::Record(batch), failure) => batch.settle(failure.map_or(Ok(()), Err)),
-            (Fate::Counted, Some(_)) => {
+        match (*target, failure) {
+            (DeliveryTarget::Batch(batch), failure) => batch.settle(failure.map_or(Ok(()), Err)),
+            (DeliveryTarget::DropCounter, Some(_)) => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
-            (Fate::Counted, None) => {}
+            (DeliveryTarget::DropCounter, None) => {}
         }
     }
 }
 
-type Client = ThreadedProducer<Reports>;
+type Client = ThreadedProducer<DeliveryContext>;
 
-/// False: the queue is full.
+/// Queues a message; returns false if the queue is full.
 fn send(
     client: &Client,
     (topic, partition): (&str, i32),
-    message: &Outgoing<'_>,
-    fate: Fate,
+    message: &OutgoingMessage<'_>,
+    target: DeliveryTarget,
 ) -> KafkaResult<bool> {
-    let record = BaseRecord::with_opaque_to(topic, Box::new(fate))
+    let record = BaseRecord::with_opaque_to(topic, Box::new(target))
         .partition(partition)
         .key(&*message.key)
         .headers(message.kafka_headers());
-    let record: BaseRecord<'_, str, str, Box<Fate>> = match &message.value {
+    let record: BaseRecord<'_, str, str, Box<DeliveryTarget>> = match &message.value {
         Some(value) => record.payload(value),
         None => record,
     };
@@ -130,11 +131,11 @@ fn send(
 }
 
 #[derive(Clone)]
-pub struct RecordProducer(Arc<Records>);
+pub struct RecordProducer(Arc<Inner>);
 
-struct Records {
+struct Inner {
     config: KafkaConfig,
-    /// Who tells: the same in every message.
+    /// The CloudEvents source, the same for every message.
     source: String,
     topics: Topics,
     dropped: Arc<AtomicU64>,
@@ -147,7 +148,7 @@ impl RecordProducer {
         topics: &Topics,
         dropped: Arc<AtomicU64>,
     ) -> Result<Self, BusError> {
-        Ok(Self(Arc::new(Records {
+        Ok(Self(Arc::new(Inner {
             client: Mutex::new(record_client(config, dropped.clone())?),
             source: source_of(&config.prefix),
             config: config.clone(),
@@ -156,7 +157,7 @@ impl RecordProducer {
         })))
     }
 
-    /// The inner error says why not all of them were confirmed.
+    /// Publishes events. The inner error says why not all of them were confirmed.
     pub async fn publish(&self, events: &[RawRecord]) -> Result<Result<(), String>, BusError> {
         if let Some(event) = events.iter().find(|event| event.bucket > Bucket::GLOBAL) {
             let RawRecord {
@@ -168,13 +169,18 @@ impl RecordProducer {
         }
         let client = self.client()?;
         let batch = Batch::new(events.len());
-        // A caller that gives up (it may no longer be the owner) takes back what has not left yet.
-        let mut taken_back = TakeBack(Some(&client));
+        // If the caller gives up (it may have lost ownership), unsent messages are purged.
+        let mut purge = PurgeOnDrop(Some(&client));
         for event in events {
             let message = encode_record(&self.0.source, event);
-            let to = self.0.topics.of_records(event.bucket);
+            let destination = self.0.topics.records_partition(event.bucket);
             loop {
-                match send(&client, to, &message, Fate::Record(batch.clone())) {
+                match send(
+                    &client,
+                    destination,
+                    &message,
+                    DeliveryTarget::Batch(batch.clone()),
+                ) {
                     Ok(true) => break,
                     Ok(false) => tokio::time::sleep(QUEUE_FULL_PAUSE).await,
                     Err(error) => return Ok(Err(error.to_string())),
@@ -183,18 +189,18 @@ impl RecordProducer {
         }
         let confirmed = batch.wait().await;
         if confirmed.is_ok() {
-            taken_back.0 = None;
+            purge.0 = None;
         }
         Ok(confirmed)
     }
 
     pub fn publish_route(&self, update: &RouteUpdate) {
-        let to = (&*self.0.topics.routes, i32::from(update.bucket().0));
+        let destination = (&*self.0.topics.routes, i32::from(update.bucket().0));
         let sent = encode_route(update).is_ok_and(|message| {
             let client = lock(&self.0.client).clone();
-            let sent = send(&client, to, &message, Fate::Counted);
+            let sent = send(&client, destination, &message, DeliveryTarget::DropCounter);
             sent.unwrap_or_else(|error| {
-                tracing::error!(%error, endpoint = %update.endpoint, "a route cannot be published");
+                tracing::error!(%error, endpoint = %update.endpoint, "failed to publish a route");
                 false
             })
         });
@@ -203,29 +209,29 @@ impl RecordProducer {
         }
     }
 
-    pub fn flush(&self, patience: Duration) {
+    pub fn flush(&self, timeout: Duration) {
         let client = lock(&self.0.client).clone();
-        if let Err(error) = client.flush(patience) {
-            tracing::warn!(%error, "not all routes have been published");
+        if let Err(error) = client.flush(timeout) {
+            tracing::warn!(%error, "failed to flush all routes");
         }
     }
 
-    /// The client, or a new one where it cannot go on.
+    /// Returns the client, replacing it after a fatal error.
     fn client(&self) -> Result<Client, BusError> {
         let mut client = lock(&self.0.client);
-        if is_broken(client.client()) {
+        if has_fatal_error(client.client()) {
             let error = client.client().fatal_error();
-            tracing::warn!(?error, "the Kafka producer cannot go on and is replaced");
+            tracing::warn!(?error, "fatal error in the Kafka producer, replacing it");
             *client = record_client(&self.0.config, self.0.dropped.clone())?;
         }
         Ok(client.clone())
     }
 }
 
-/// Purges what a failed or abandoned call has left in the queue.
-struct TakeBack<'a>(Option<&'a Client>);
+/// Purges the queue after a failed or abandoned call.
+struct PurgeOnDrop<'a>(Option<&'a Client>);
 
-impl Drop for TakeBack<'_> {
+impl Drop for PurgeOnDrop<'_> {
     fn drop(&mut self) {
         if let Some(client) = self.0 {
             client.purge(PurgeConfig::default().queue());
@@ -242,14 +248,15 @@ fn record_client(config: &KafkaConfig, dropped: Arc<AtomicU64>) -> Result<Client
         .set("linger.ms", "1")
         .set("compression.type", "lz4")
         .set("message.max.bytes", LARGE_MESSAGE_BYTES)
-        .set("message.timeout.ms", CONFIRMED_WITHIN_MS)
+        .set("message.timeout.ms", RECORD_TIMEOUT_MS)
         .set("request.timeout.ms", "10000")
         .set("retry.backoff.ms", "50");
     client(&settings, dropped)
 }
 
 fn client(settings: &rdkafka::ClientConfig, dropped: Arc<AtomicU64>) -> Result<Client, BusError> {
-    ThreadedProducer::from_config_and_context(settings, Reports { dropped }).map_err(no_client)
+    ThreadedProducer::from_config_and_context(settings, DeliveryContext { dropped })
+        .map_err(client_error)
 }
 
 #[derive(Clone)]
@@ -268,12 +275,12 @@ impl FrameProducer {
         let mut settings = config.client("frames");
         settings
             .set("acks", "1")
-            // The 64 frames of a second leave together.
+            // Batches the 64 frames of a second.
             .set("linger.ms", "2")
             .set("compression.type", "lz4")
             .set("message.max.bytes", LARGE_MESSAGE_BYTES)
-            .set("message.timeout.ms", FRAME_SENT_WITHIN_MS)
-            .set("queue.buffering.max.messages", FRAMES_WAITING_MAX)
+            .set("message.timeout.ms", FRAME_TIMEOUT_MS)
+            .set("queue.buffering.max.messages", FRAME_QUEUE_MAX)
             .set("queue.buffering.max.kbytes", "65536");
         Ok(Self {
             client: client(&settings, dropped.clone())?,
@@ -283,28 +290,42 @@ impl FrameProducer {
     }
 
     pub fn publish(&self, frame: &Frame) {
-        let to = self.topics.of_frames(frame.bucket);
+        let destination = self.topics.frames_partition(frame.bucket);
         let Ok(message) = encode_frame(frame) else {
-            return self.lost();
+            return self.count_dropped();
         };
-        if send(&self.client, to, &message, Fate::Counted).unwrap_or(false) {
+        if send(
+            &self.client,
+            destination,
+            &message,
+            DeliveryTarget::DropCounter,
+        )
+        .unwrap_or(false)
+        {
             return;
         }
-        // What waits is older, and worth less. Each of them is reported as failed, and counted there.
+        // Queued frames are older, and worth less. Each is reported as failed, and counted then.
         self.client
             .purge(PurgeConfig::default().queue().non_blocking());
-        if !send(&self.client, to, &message, Fate::Counted).unwrap_or(false) {
-            self.lost();
+        if !send(
+            &self.client,
+            destination,
+            &message,
+            DeliveryTarget::DropCounter,
+        )
+        .unwrap_or(false)
+        {
+            self.count_dropped();
         }
     }
 
-    pub fn flush(&self, patience: Duration) {
-        if let Err(error) = self.client.flush(patience) {
-            tracing::debug!(%error, "not all frames have been published");
+    pub fn flush(&self, timeout: Duration) {
+        if let Err(error) = self.client.flush(timeout) {
+            tracing::debug!(%error, "failed to flush all frames");
         }
     }
 
-    fn lost(&self) {
+    fn count_dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 }

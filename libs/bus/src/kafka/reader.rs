@@ -1,8 +1,8 @@
-//! Consumers, a thread each. A thread polls for as long as its subscriber is there; a subscriber that
-//! is slow makes it pause its partitions, never stop polling, or Kafka would take them away.
+//! Consumers, one thread each. A thread polls for as long as its subscriber exists. A slow
+//! subscriber makes it pause its partitions but never stop polling, or Kafka would revoke them.
 //!
-//! Invariant: what a subscriber gets of a bucket lies between `Assigned` and `Revoked` of it, because
-//! one thread and one queue carry both.
+//! Invariant: a subscriber receives records of a bucket only between its `Assigned` and `Revoked`,
+//! because one thread and one queue carry all of them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -20,117 +20,119 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::message::decode_record;
 use super::topics::FRAME_PARTITIONS;
-use super::{Quiet, Shared, is_broken, lock};
+use super::{LogContext, Shared, has_fatal_error, lock};
 use crate::BusMessage;
 
-/// How long a thread waits for a message before it looks whether it is to end.
-pub(super) const POLL: Duration = Duration::from_millis(100);
+/// How long a thread waits for a message before it checks whether to stop.
+pub(super) const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The same while the subscriber has no room.
-const POLL_PAUSED: Duration = Duration::from_millis(10);
+/// The poll timeout while the subscriber's queue is full.
+const PAUSED_POLL_TIMEOUT: Duration = Duration::from_millis(10);
 
-pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
-pub(super) const RETRY_AFTER: Duration = Duration::from_millis(300);
-const REBALANCE_TRIES: usize = 10;
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(300);
+const REBALANCE_ATTEMPTS_MAX: usize = 10;
 
 /// Messages for one subscriber, in order.
 pub(super) struct Outbox<T> {
-    waiting: VecDeque<T>,
+    queue: VecDeque<T>,
     sender: mpsc::Sender<T>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Room {
-    Some,
-    None,
+pub(super) enum FlushState {
+    Flushed,
+    Full,
     /// The subscriber is gone.
-    Gone,
+    Closed,
 }
 
 impl<T> Outbox<T> {
     pub fn new(sender: mpsc::Sender<T>) -> Self {
         Self {
-            waiting: VecDeque::new(),
+            queue: VecDeque::new(),
             sender,
         }
     }
 
     pub fn push(&mut self, message: T) {
-        self.waiting.push_back(message);
+        self.queue.push_back(message);
     }
 
-    pub fn flush(&mut self) -> Room {
+    pub fn flush(&mut self) -> FlushState {
         if self.sender.is_closed() {
-            return Room::Gone;
+            return FlushState::Closed;
         }
-        while let Some(message) = self.waiting.pop_front() {
+        while let Some(message) = self.queue.pop_front() {
             match self.sender.try_send(message) {
                 Ok(()) => {}
                 Err(TrySendError::Full(message)) => {
-                    self.waiting.push_front(message);
-                    return Room::None;
+                    self.queue.push_front(message);
+                    return FlushState::Full;
                 }
-                Err(TrySendError::Closed(_)) => return Room::Gone,
+                Err(TrySendError::Closed(_)) => return FlushState::Closed,
             }
         }
-        Room::Some
+        FlushState::Flushed
     }
 }
 
-/// Pauses whatever is assigned while a subscriber has no room.
+/// Pauses the assigned partitions while a subscriber's queue is full.
 #[derive(Default)]
-pub(super) struct Brake {
-    paused: TopicPartitionListOrNone,
+pub(super) struct Backpressure {
+    paused: Option<TopicPartitionList>,
 }
 
-type TopicPartitionListOrNone = Option<TopicPartitionList>;
-
-impl Brake {
-    /// How long to poll from here.
+impl Backpressure {
+    /// Pauses or resumes partitions, and returns the next poll timeout.
     pub fn apply<C: ConsumerContext>(
         &mut self,
         consumer: &BaseConsumer<C>,
-        room: Room,
+        state: FlushState,
     ) -> Duration {
-        let wanted = match room {
-            Room::None => consumer.assignment().ok(),
+        let target = match state {
+            FlushState::Full => consumer.assignment().ok(),
             _ => None,
         };
-        if wanted == self.paused {
-            return if wanted.is_some() { POLL_PAUSED } else { POLL };
+        if target == self.paused {
+            return if target.is_some() {
+                PAUSED_POLL_TIMEOUT
+            } else {
+                POLL_TIMEOUT
+            };
         }
         if let Some(paused) = self.paused.take() {
-            report(consumer.resume(&paused), "resume");
+            log_failure(consumer.resume(&paused), "resume");
         }
-        if let Some(assigned) = &wanted {
-            report(consumer.pause(assigned), "pause");
+        if let Some(assigned) = &target {
+            log_failure(consumer.pause(assigned), "pause");
         }
-        self.paused = wanted;
+        self.paused = target;
         if self.paused.is_some() {
-            POLL_PAUSED
+            PAUSED_POLL_TIMEOUT
         } else {
-            POLL
+            POLL_TIMEOUT
         }
     }
 }
 
-fn report(outcome: KafkaResult<()>, what: &str) {
-    if let Err(error) = outcome {
-        tracing::debug!(%error, what, "a Kafka consumer could not do as it was told");
+fn log_failure(result: KafkaResult<()>, operation: &str) {
+    if let Err(error) = result {
+        tracing::debug!(%error, operation, "Kafka consumer operation failed");
     }
 }
 
-/// Every partition of a topic.
+/// Every partition of a topic, at the same offset.
 pub(super) fn partitions(topic: &str, count: u16, offset: Offset) -> TopicPartitionList {
     let mut list = TopicPartitionList::with_capacity(count.into());
     for partition in 0..count {
-        // Fails for offsets that no partition can have, which these are not.
+        // Fails only for invalid offsets, which these are not.
         let _ = list.add_partition_offset(topic, partition.into(), offset);
     }
     list
 }
 
-pub(super) fn consumer<C: ConsumerContext>(
+pub(super) fn create_consumer<C: ConsumerContext>(
     shared: &Shared,
     group: &str,
     context: C,
@@ -139,21 +141,22 @@ pub(super) fn consumer<C: ConsumerContext>(
     match BaseConsumer::from_config_and_context(&config, context) {
         Ok(consumer) => Some(consumer),
         Err(error) => {
-            tracing::error!(%error, group, "there is no Kafka consumer");
-            shared.pause(RETRY_AFTER);
+            tracing::error!(%error, group, "failed to create a Kafka consumer");
+            shared.pause(RETRY_INTERVAL);
             None
         }
     }
 }
 
-/// Turns "the end" into offsets, so that all that is published after this call is read.
+/// Resolves the ends of partitions to offsets, so that everything published after this call is
+/// read.
 pub(super) fn resolve_ends<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     list: &TopicPartitionList,
 ) -> KafkaResult<TopicPartitionList> {
-    let mut asked = list.clone();
-    asked.set_all_offsets(Offset::End)?;
-    let ends = consumer.offsets_for_times(asked, ANSWER_PATIENCE)?;
+    let mut request = list.clone();
+    request.set_all_offsets(Offset::End)?;
+    let ends = consumer.offsets_for_times(request, REQUEST_TIMEOUT)?;
     for element in ends.elements() {
         element.error()?;
         if !matches!(element.offset(), Offset::Offset(_)) {
@@ -163,12 +166,12 @@ pub(super) fn resolve_ends<C: ConsumerContext>(
     Ok(ends)
 }
 
-/// Partitions that have not been read up to where they ended when the reading began. Kafka's own word
-/// on that comes when nothing is left, so never where something new comes all the time.
+/// Partitions not yet read up to their end at the start of the read. Kafka's end-of-partition event
+/// arrives only when nothing is left, so never on a topic that is constantly written.
 #[derive(Default)]
-pub(super) struct Unread(BTreeMap<i32, i64>);
+pub(super) struct UnreadPartitions(BTreeMap<i32, i64>);
 
-impl Unread {
+impl UnreadPartitions {
     pub fn up_to_ends<C: ConsumerContext>(
         consumer: &BaseConsumer<C>,
         list: &TopicPartitionList,
@@ -190,8 +193,9 @@ impl Unread {
         }
     }
 
-    /// Kafka says so; what stood there at last may be gone by now.
-    pub fn reached_end(&mut self, partition: i32) {
+    /// Marks a partition as read on Kafka's end-of-partition event; its last message may have been
+    /// deleted.
+    pub fn mark_end(&mut self, partition: i32) {
         self.0.remove(&partition);
     }
 
@@ -204,10 +208,11 @@ impl Unread {
     }
 }
 
-/// Whether every partition of the log, of frames and of routes can be read.
-pub(super) fn all_answer(shared: &Shared) -> KafkaResult<()> {
+/// Checks that every partition of the log, of frames and of routes can be read.
+pub(super) fn check_partitions(shared: &Shared) -> KafkaResult<()> {
     let config = shared.config.consumer("health");
-    let consumer: BaseConsumer<Quiet> = BaseConsumer::from_config_and_context(&config, Quiet)?;
+    let consumer: BaseConsumer<LogContext> =
+        BaseConsumer::from_config_and_context(&config, LogContext)?;
     let topics = &shared.topics;
     for (topic, count) in [
         (&topics.events, BUCKETS),
@@ -220,46 +225,47 @@ pub(super) fn all_answer(shared: &Shared) -> KafkaResult<()> {
     Ok(())
 }
 
-/// The same from within a rebalance, which cannot wait for ever.
-fn resolve_ends_soon<C: ConsumerContext>(
+/// Like [`resolve_ends`], for use within a rebalance, which cannot block indefinitely.
+fn resolve_ends_or_latest<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     list: &TopicPartitionList,
 ) -> TopicPartitionList {
-    for _ in 0..REBALANCE_TRIES {
+    for _ in 0..REBALANCE_ATTEMPTS_MAX {
         match resolve_ends(consumer, list) {
             Ok(ends) => return ends,
             Err(error) => {
-                tracing::debug!(%error, "the ends of new buckets are not known yet")
+                tracing::debug!(%error, "failed to resolve the end offsets of new buckets, retrying")
             }
         }
-        std::thread::sleep(RETRY_AFTER);
+        std::thread::sleep(RETRY_INTERVAL);
     }
-    // From wherever the end will be when a broker answers.
+    // Start from the end at the time when a broker answers.
     let mut ends = list.clone();
     let _ = ends.set_all_offsets(Offset::End);
     ends
 }
 
-/// Assigns partitions from their ends on; tries until a broker answers. False: it is time to stop.
+/// Assigns partitions from their ends on; retries until a broker answers. Returns false when the
+/// bus is stopping.
 pub(super) fn assign_from_ends(
     shared: &Shared,
-    consumer: &BaseConsumer<Quiet>,
+    consumer: &BaseConsumer<LogContext>,
     list: &TopicPartitionList,
 ) -> bool {
-    while !shared.stopping() {
+    while !shared.is_stopping() {
         let assigned = resolve_ends(consumer, list).and_then(|ends| consumer.assign(&ends));
         match assigned {
             Ok(()) => return true,
             Err(error) => {
-                tracing::debug!(%error, "partitions cannot be read yet")
+                tracing::debug!(%error, "failed to assign partitions, retrying")
             }
         }
-        shared.pause(RETRY_AFTER);
+        shared.pause(RETRY_INTERVAL);
     }
     false
 }
 
-/// All buckets, in this process.
+/// Reads all buckets in this process.
 pub(super) fn read_all(shared: &Shared, sender: mpsc::Sender<BusMessage>) {
     let mut list = partitions(&shared.topics.events, BUCKETS, Offset::End);
     let _ = list.add_partition_offset(&shared.topics.global, 0, Offset::End);
@@ -267,7 +273,7 @@ pub(super) fn read_all(shared: &Shared, sender: mpsc::Sender<BusMessage>) {
     read_assigned(shared, &list, Some(assigned), sender);
 }
 
-/// The bucket that everybody reads whole.
+/// Reads the global bucket, which every subscriber receives in full.
 pub(super) fn read_global(shared: &Shared, sender: mpsc::Sender<BusMessage>) {
     let list = partitions(&shared.topics.global, 1, Offset::End);
     read_assigned(shared, &list, None, sender);
@@ -284,8 +290,8 @@ fn read_assigned(
     }
     let mut outbox = Outbox::new(sender);
     let mut first = first;
-    while !shared.stopping() && outbox.flush() != Room::Gone {
-        let Some(consumer) = consumer(shared, "whole", Quiet) else {
+    while !shared.is_stopping() && outbox.flush() != FlushState::Closed {
+        let Some(consumer) = create_consumer(shared, "whole", LogContext) else {
             continue;
         };
         if !assign_from_ends(shared, &consumer, list) {
@@ -295,47 +301,49 @@ fn read_assigned(
             .take()
             .into_iter()
             .for_each(|first| outbox.push(first));
-        let mut brake = Brake::default();
-        while !shared.stopping() && !is_broken(consumer.client()) {
-            let room = outbox.flush();
-            if room == Room::Gone {
+        let mut brake = Backpressure::default();
+        while !shared.is_stopping() && !has_fatal_error(consumer.client()) {
+            let state = outbox.flush();
+            if state == FlushState::Closed {
                 return;
             }
-            let patience = brake.apply(&consumer, room);
-            if let Some(message) = poll(&consumer, patience) {
-                outbox.extend_with(read_record(shared, &message));
+            let timeout = brake.apply(&consumer, state);
+            if let Some(message) = poll(&consumer, timeout) {
+                outbox.extend(read_record(shared, &message));
             }
         }
     }
 }
 
 impl Outbox<BusMessage> {
-    fn extend_with(&mut self, message: Option<BusMessage>) {
-        self.waiting.extend(message);
+    fn extend(&mut self, message: Option<BusMessage>) {
+        self.queue.extend(message);
     }
 }
 
-/// A message, if there is one. Errors of the connection pass; [`super::health`] reports them.
+/// Returns the next message, if any. Connection errors are transient; [`super::health`] reports
+/// them.
 pub(super) fn poll<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
-    patience: Duration,
+    timeout: Duration,
 ) -> Option<BorrowedMessage<'_>> {
-    match consumer.poll(patience)? {
+    match consumer.poll(timeout)? {
         Ok(message) => Some(message),
         Err(error) => {
-            tracing::debug!(%error, "a Kafka consumer could not read");
+            tracing::debug!(%error, "Kafka consumer poll failed");
             None
         }
     }
 }
 
-/// What cannot be read is skipped: a record's `prev` shows the hole, and the store fills it.
+/// Unreadable records are skipped: the next record's `prev` reveals the gap, which is filled from
+/// the store.
 fn read_record(shared: &Shared, message: &BorrowedMessage<'_>) -> Option<BusMessage> {
     let bucket = bucket_of(shared, message);
     match decode_record(bucket, message.headers(), message.payload()) {
         Ok(record) => Some(BusMessage::Record(Arc::new(record))),
         Err(why) => {
-            skip(shared, message, &why);
+            skip_message(shared, message, &why);
             None
         }
     }
@@ -348,67 +356,67 @@ pub(super) fn bucket_of(shared: &Shared, message: &BorrowedMessage<'_>) -> Bucke
     Bucket(message.partition() as u16)
 }
 
-pub(super) fn skip(shared: &Shared, message: &BorrowedMessage<'_>, why: &str) {
+pub(super) fn skip_message(shared: &Shared, message: &BorrowedMessage<'_>, why: &str) {
     shared.count_dropped();
     tracing::warn!(
         topic = message.topic(),
         partition = message.partition(),
         offset = message.offset(),
-        "skips a message that is not ours: {why}"
+        "skipping a foreign message: {why}"
     );
 }
 
-/// The buckets that Kafka deals to this member of a group.
-pub(super) fn read_as_member(shared: &Shared, group: &str, sender: mpsc::Sender<BusMessage>) {
+/// Reads the buckets that Kafka assigns to this member of a group.
+pub(super) fn read_group(shared: &Shared, group: &str, sender: mpsc::Sender<BusMessage>) {
     if !shared.wait_for_topics() {
         return;
     }
     let outbox = Arc::new(Mutex::new(Outbox::new(sender)));
-    while !shared.stopping() && lock(&outbox).flush() != Room::Gone {
-        let member = Member {
+    while !shared.is_stopping() && lock(&outbox).flush() != FlushState::Closed {
+        let context = GroupContext {
             outbox: outbox.clone(),
         };
-        let Some(consumer) = consumer(shared, group, member) else {
+        let Some(consumer) = create_consumer(shared, group, context) else {
             continue;
         };
         if let Err(error) = consumer.subscribe(&[&shared.topics.events]) {
-            tracing::error!(%error, group, "cannot join the Kafka group");
-            shared.pause(RETRY_AFTER);
+            tracing::error!(%error, group, "failed to join the Kafka group");
+            shared.pause(RETRY_INTERVAL);
             continue;
         }
-        let mut brake = Brake::default();
-        while !shared.stopping() && !is_broken(consumer.client()) {
-            let room = lock(&outbox).flush();
-            if room == Room::Gone {
+        let mut brake = Backpressure::default();
+        while !shared.is_stopping() && !has_fatal_error(consumer.client()) {
+            let state = lock(&outbox).flush();
+            if state == FlushState::Closed {
                 break;
             }
-            let patience = brake.apply(&consumer, room);
-            if let Some(message) = poll(&consumer, patience) {
-                lock(&outbox).extend_with(read_record(shared, &message));
+            let timeout = brake.apply(&consumer, state);
+            if let Some(message) = poll(&consumer, timeout) {
+                lock(&outbox).extend(read_record(shared, &message));
             }
         }
-        // Leaves the group: what was ours is revoked on the way out.
+        // Leaves the group; our buckets are revoked on the way out.
         drop(consumer);
     }
     lock(&outbox).flush();
 }
 
-/// Told by Kafka, from within a poll, which buckets come and go.
-struct Member {
+/// Receives Kafka's rebalance callbacks, which run within a poll.
+struct GroupContext {
     outbox: Arc<Mutex<Outbox<BusMessage>>>,
 }
 
-impl ClientContext for Member {
+impl ClientContext for GroupContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        Quiet.log(level, facility, message);
+        LogContext.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        Quiet.error(error, reason);
+        LogContext.error(error, reason);
     }
 }
 
-impl ConsumerContext for Member {
+impl ConsumerContext for GroupContext {
     fn rebalance(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -421,23 +429,24 @@ impl ConsumerContext for Member {
             .map(|element| Bucket(element.partition() as u16))
             .collect();
         if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            // Offsets first: a record published after `Assigned` was sent must not be missed.
-            let ends = resolve_ends_soon(consumer, list);
-            report(consumer.incremental_assign(&ends), "assign");
-            tell(&self.outbox, buckets, BusMessage::Assigned);
+            // Resolve offsets first: a record published after `Assigned` was sent must not be
+            // missed.
+            let ends = resolve_ends_or_latest(consumer, list);
+            log_failure(consumer.incremental_assign(&ends), "assign");
+            notify(&self.outbox, buckets, BusMessage::Assigned);
         } else {
-            report(consumer.incremental_unassign(list), "unassign");
-            tell(&self.outbox, buckets, BusMessage::Revoked);
+            log_failure(consumer.incremental_unassign(list), "unassign");
+            notify(&self.outbox, buckets, BusMessage::Revoked);
         }
     }
 }
 
-fn tell(
+fn notify(
     outbox: &Mutex<Outbox<BusMessage>>,
     buckets: Vec<Bucket>,
-    what: fn(Vec<Bucket>) -> BusMessage,
+    message: fn(Vec<Bucket>) -> BusMessage,
 ) {
     if !buckets.is_empty() {
-        lock(outbox).push(what(buckets));
+        lock(outbox).push(message(buckets));
     }
 }

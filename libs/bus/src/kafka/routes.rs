@@ -1,6 +1,6 @@
-//! Routes: the compacted topic from its beginning, then what comes.
+//! Reading routes: the compacted topic from its start, then updates.
 //!
-//! Invariant: a subscriber never sees an endpoint's revision go back.
+//! Invariant: for a subscriber, an endpoint's revision never goes back.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -16,8 +16,8 @@ use rdkafka::topic_partition_list::Offset;
 use tokio::sync::mpsc;
 
 use super::message::decode_route;
-use super::reader::{Brake, Outbox, Room, Unread, partitions, skip};
-use super::{Quiet, Shared, is_broken};
+use super::reader::{Backpressure, FlushState, Outbox, UnreadPartitions, partitions, skip_message};
+use super::{LogContext, Shared, has_fatal_error};
 use crate::RouteMessage;
 
 pub(super) fn read(shared: &Shared, sender: mpsc::Sender<RouteMessage>) {
@@ -25,52 +25,54 @@ pub(super) fn read(shared: &Shared, sender: mpsc::Sender<RouteMessage>) {
         return;
     }
     let mut outbox = Outbox::new(sender);
-    let mut seen = Seen::default();
-    while !shared.stopping() && outbox.flush() != Room::Gone {
+    let mut tracker = RouteTracker::default();
+    while !shared.is_stopping() && outbox.flush() != FlushState::Closed {
         let Some((consumer, unread)) = open(shared) else {
             continue;
         };
-        seen.begin(unread, &mut outbox);
-        let mut brake = Brake::default();
-        while !shared.stopping() && !is_broken(consumer.client()) {
-            let room = outbox.flush();
-            if room == Room::Gone {
+        tracker.start(unread, &mut outbox);
+        let mut brake = Backpressure::default();
+        while !shared.is_stopping() && !has_fatal_error(consumer.client()) {
+            let state = outbox.flush();
+            if state == FlushState::Closed {
                 return;
             }
-            let patience = brake.apply(&consumer, room);
-            match consumer.poll(patience) {
+            let timeout = brake.apply(&consumer, state);
+            match consumer.poll(timeout) {
                 Some(Ok(message)) => {
                     if let Some(update) = read_route(shared, &message) {
-                        seen.take(update, &mut outbox);
+                        tracker.receive(update, &mut outbox);
                     }
-                    seen.progress(|unread| unread.read(&message), &mut outbox);
+                    tracker.progress(|unread| unread.read(&message), &mut outbox);
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    seen.progress(|unread| unread.reached_end(partition), &mut outbox);
+                    tracker.progress(|unread| unread.mark_end(partition), &mut outbox);
                 }
-                Some(Err(error)) => tracing::debug!(%error, "routes cannot be read"),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "Kafka consumer poll failed for routes")
+                }
                 None => {}
             }
         }
     }
 }
 
-fn open(shared: &Shared) -> Option<(BaseConsumer<Quiet>, Unread)> {
+fn open(shared: &Shared) -> Option<(BaseConsumer<LogContext>, UnreadPartitions)> {
     let mut config = shared.config.consumer("routes");
     config
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "earliest");
     let all = partitions(&shared.topics.routes, BUCKETS, Offset::Beginning);
-    let opened = BaseConsumer::from_config_and_context(&config, Quiet).and_then(|consumer| {
-        let unread = Unread::up_to_ends(&consumer, &all)?;
+    let opened = BaseConsumer::from_config_and_context(&config, LogContext).and_then(|consumer| {
+        let unread = UnreadPartitions::up_to_ends(&consumer, &all)?;
         consumer.assign(&all)?;
         Ok((consumer, unread))
     });
     match opened {
         Ok(opened) => Some(opened),
         Err(error) => {
-            tracing::debug!(%error, "routes cannot be read yet");
-            shared.pause(super::reader::POLL);
+            tracing::debug!(%error, "failed to start reading routes, retrying");
+            shared.pause(super::reader::POLL_TIMEOUT);
             None
         }
     }
@@ -80,37 +82,37 @@ fn read_route(shared: &Shared, message: &BorrowedMessage<'_>) -> Option<Arc<Rout
     match decode_route(message.key(), message.headers(), message.payload()) {
         Ok(update) => Some(Arc::new(update)),
         Err(why) => {
-            skip(shared, message, &why);
+            skip_message(shared, message, &why);
             None
         }
     }
 }
 
 #[derive(Default)]
-struct Seen {
-    /// Revision, and how far its slots were dealt.
+struct RouteTracker {
+    /// Revision, and position of the slot assignment.
     newest: BTreeMap<EndpointKey, (Position, Position)>,
-    /// Until all partitions have been read once: the newest of each endpoint.
+    /// The newest update of each endpoint, until all partitions have been read once.
     first: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
-    /// None once they have been told.
-    unread: Option<Unread>,
+    /// `None` once those have been sent.
+    unread: Option<UnreadPartitions>,
 }
 
-impl Seen {
-    fn begin(&mut self, unread: Unread, outbox: &mut Outbox<RouteMessage>) {
+impl RouteTracker {
+    fn start(&mut self, unread: UnreadPartitions, outbox: &mut Outbox<RouteMessage>) {
         self.unread = Some(unread);
         self.progress(|_| {}, outbox);
     }
 
-    fn take(&mut self, update: Arc<RouteUpdate>, outbox: &mut Outbox<RouteMessage>) {
-        let age = (update.revision, update.members);
+    fn receive(&mut self, update: Arc<RouteUpdate>, outbox: &mut Outbox<RouteMessage>) {
+        let version = (update.revision, update.members);
         match self.newest.entry(update.endpoint.clone()) {
-            Entry::Occupied(newest) if *newest.get() > age => return,
+            Entry::Occupied(newest) if *newest.get() > version => return,
             Entry::Occupied(mut newest) => {
-                newest.insert(age);
+                newest.insert(version);
             }
             Entry::Vacant(entry) => {
-                entry.insert(age);
+                entry.insert(version);
             }
         }
         if self.unread.is_none() {
@@ -120,8 +122,12 @@ impl Seen {
         }
     }
 
-    /// Tells what came first when nothing is unread any more.
-    fn progress(&mut self, made: impl FnOnce(&mut Unread), outbox: &mut Outbox<RouteMessage>) {
+    /// Records progress, and sends the initial routes once everything has been read.
+    fn progress(
+        &mut self,
+        made: impl FnOnce(&mut UnreadPartitions),
+        outbox: &mut Outbox<RouteMessage>,
+    ) {
         let Some(unread) = &mut self.unread else {
             return;
         };

@@ -1,5 +1,5 @@
-//! The four topics: made where they are missing, checked where they exist. A topic that would lose
-//! events or spread buckets differently is refused, never altered.
+//! The four topics: created if missing, checked if they exist. A topic that would lose events or
+//! partition buckets differently is refused, never altered.
 
 use std::time::Duration;
 
@@ -10,55 +10,55 @@ use rdkafka::admin::{
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::{KafkaConfig, Quiet, reason};
+use super::{KafkaConfig, LogContext, diagnosis};
 
-const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// With this many brokers there are as many copies, and two of them confirm. More only if the brokers'
-/// own `default.replication.factor` says so.
-const COPIES: usize = 3;
+/// With at least this many brokers, topics get this many replicas, two of which must confirm. More
+/// only if the brokers' `default.replication.factor` says so.
+const REPLICATION_FACTOR: usize = 3;
 
-/// Everybody reads all frames, so they need no partition for each bucket; and each partition is a
-/// request of its own to the broker, which takes those of a producer one after the other. The 64
-/// frames of a second must not stand in line for as long as a decision may take.
+/// Every consumer reads all frames, so they need no partition per bucket; and each partition is a
+/// separate request to the broker, which handles a producer's requests one at a time. The 64 frames
+/// of a second must not queue for as long as a decision may take.
 pub(super) const FRAME_PARTITIONS: u16 = 8;
 
-const FRAMES_KEPT_MS: &str = "21600000";
+const FRAME_RETENTION_MS: &str = "21600000";
 
-/// A frame of a bucket with many busy endpoints, or the route of an endpoint with many instances. What
-/// a topic takes and what a producer sends are the same, or messages in between are lost.
+/// Fits a frame of a bucket with many busy endpoints, or the route of an endpoint with many
+/// instances. The topic's limit and the producer's must be equal, or messages in between are lost.
 pub(super) const LARGE_MESSAGE_BYTES: &str = "8388608";
 
-/// Names of the topics, made of the prefix.
+/// Names of the topics, derived from the prefix.
 #[derive(Clone, Debug)]
 pub struct Topics {
     /// Records of endpoints, a partition for each bucket.
     pub events: String,
     /// Records that belong to no endpoint; one partition.
     pub global: String,
-    /// Frames, a partition for each bucket; kept for a while.
+    /// Frames, several buckets to a partition; retained for some hours.
     pub frames: String,
-    /// Routes, compacted: the newest of each endpoint stays.
+    /// Routes, compacted to the newest of each endpoint.
     pub routes: String,
 }
 
-/// Why the topics are not as they should be.
+/// Why the topics are not ready.
 #[derive(Debug)]
-pub(super) enum NotReady {
-    /// Trying again may help.
-    Yet(String),
-    Ever(String),
+pub(super) enum TopicsError {
+    /// Retrying may help.
+    Retryable(String),
+    Fatal(String),
 }
 
-struct Wanted<'a> {
+struct TopicSpec<'a> {
     name: &'a str,
     partitions: usize,
     settings: &'static [(&'static str, &'static str)],
-    /// Settings without which it must not be used. A size may be larger.
-    needed: &'static [(&'static str, &'static str)],
+    /// Settings without which the topic must not be used. A size may be larger.
+    required: &'static [(&'static str, &'static str)],
 }
 
-const KEPT_FOR_EVER: &[(&str, &str)] = &[
+const KEEP_FOREVER: &[(&str, &str)] = &[
     ("retention.ms", "-1"),
     ("retention.bytes", "-1"),
     ("cleanup.policy", "delete"),
@@ -76,7 +76,7 @@ impl Topics {
     }
 
     /// Topic and partition of a bucket's records.
-    pub(super) fn of_records(&self, bucket: Bucket) -> (&str, i32) {
+    pub(super) fn records_partition(&self, bucket: Bucket) -> (&str, i32) {
         if bucket == Bucket::GLOBAL {
             return (&self.global, 0);
         }
@@ -84,37 +84,37 @@ impl Topics {
     }
 
     /// Topic and partition of a bucket's frames.
-    pub(super) fn of_frames(&self, bucket: Bucket) -> (&str, i32) {
+    pub(super) fn frames_partition(&self, bucket: Bucket) -> (&str, i32) {
         (&self.frames, i32::from(bucket.0 % FRAME_PARTITIONS))
     }
 
-    fn wanted(&self) -> [Wanted<'_>; 4] {
+    fn specs(&self) -> [TopicSpec<'_>; 4] {
         let buckets = usize::from(BUCKETS);
         [
-            Wanted {
+            TopicSpec {
                 name: &self.events,
                 partitions: buckets,
-                settings: KEPT_FOR_EVER,
-                needed: KEPT_FOR_EVER,
+                settings: KEEP_FOREVER,
+                required: KEEP_FOREVER,
             },
-            Wanted {
+            TopicSpec {
                 name: &self.global,
                 partitions: 1,
-                settings: KEPT_FOR_EVER,
-                needed: KEPT_FOR_EVER,
+                settings: KEEP_FOREVER,
+                required: KEEP_FOREVER,
             },
-            Wanted {
+            TopicSpec {
                 name: &self.frames,
                 partitions: usize::from(FRAME_PARTITIONS),
                 settings: &[
-                    ("retention.ms", FRAMES_KEPT_MS),
+                    ("retention.ms", FRAME_RETENTION_MS),
                     ("segment.ms", "3600000"),
                     ("cleanup.policy", "delete"),
                     ("max.message.bytes", LARGE_MESSAGE_BYTES),
                 ],
-                needed: &[("max.message.bytes", LARGE_MESSAGE_BYTES)],
+                required: &[("max.message.bytes", LARGE_MESSAGE_BYTES)],
             },
-            Wanted {
+            TopicSpec {
                 name: &self.routes,
                 partitions: buckets,
                 settings: &[
@@ -122,7 +122,7 @@ impl Topics {
                     ("segment.ms", "600000"),
                     ("max.message.bytes", LARGE_MESSAGE_BYTES),
                 ],
-                needed: &[
+                required: &[
                     ("cleanup.policy", "compact"),
                     ("max.message.bytes", LARGE_MESSAGE_BYTES),
                 ],
@@ -130,60 +130,69 @@ impl Topics {
         ]
     }
 
-    /// Safe to run from many processes at once, and again.
+    /// Creates and checks the topics; returns a warning for operators, if there is one. Safe to run
+    /// concurrently from many processes, and repeatedly.
     pub(super) async fn ensure(
         &self,
         config: &KafkaConfig,
-        admin: &AdminClient<Quiet>,
-    ) -> Result<Option<String>, NotReady> {
-        let (brokers, existing) = list(config, admin)?;
-        let wanted = self.wanted();
-        let missing: Vec<&Wanted> = wanted
+        admin: &AdminClient<LogContext>,
+    ) -> Result<Option<String>, TopicsError> {
+        let (brokers, existing) = list_topics(config, admin)?;
+        let specs = self.specs();
+        let missing: Vec<&TopicSpec> = specs
             .iter()
             .filter(|topic| !existing.iter().any(|found| found.name == topic.name))
             .collect();
         if !missing.is_empty() {
-            let copies = copies(admin, &brokers).await?;
-            create(admin, copies, &missing).await?;
-            // The broker that is asked next may not have heard of them.
-            return Err(NotReady::Yet("topics have just been made".to_owned()));
+            let replicas = replication_factor(admin, &brokers).await?;
+            create(admin, replicas, &missing).await?;
+            // The broker asked next may not know of them yet.
+            return Err(TopicsError::Retryable(
+                "topics have just been created".to_owned(),
+            ));
         }
-        for topic in &wanted {
+        for topic in &specs {
             let found = existing.iter().find(|found| found.name == topic.name);
             let partitions = found.map_or(0, |found| found.partitions);
             if partitions != topic.partitions {
-                return Err(NotReady::Ever(format!(
-                    "Kafka topic {} has {partitions} partitions and needs {}: records would lie in \
-                     the wrong place. Use another prefix in --bus, or remove the topic and rebuild \
+                return Err(TopicsError::Fatal(format!(
+                    "Kafka topic {} has {partitions} partitions and needs {}: records would be in the \
+                     wrong partition. Use another prefix in --bus, or delete the topic and republish \
                      it from the store",
                     topic.name, topic.partitions
                 )));
             }
         }
-        let confirmed_by_one = check_settings(admin, &wanted).await?;
+        let single_ack = check_settings(admin, &specs).await?;
         let kept = [&self.events, &self.global];
         let kept = existing.iter().filter(|found| kept.contains(&&found.name));
-        let copies = kept.map(|found| found.copies).min().unwrap_or_default();
-        Ok(self.too_few(brokers.len(), copies, confirmed_by_one))
+        let replicas = kept.map(|found| found.replicas).min().unwrap_or_default();
+        Ok(self.replication_warning(brokers.len(), replicas, single_ack))
     }
 
-    /// Made while there were fewer brokers, topics keep fewer copies. It works, until one is lost.
-    fn too_few(&self, brokers: usize, copies: usize, confirmed_by_one: bool) -> Option<String> {
-        let wanted = brokers.min(COPIES);
+    /// Topics created while there were fewer brokers have fewer replicas. That works until a broker
+    /// is lost.
+    fn replication_warning(
+        &self,
+        brokers: usize,
+        replicas: usize,
+        single_ack: bool,
+    ) -> Option<String> {
+        let expected = brokers.min(REPLICATION_FACTOR);
         let Self { events, global, .. } = self;
-        if copies < wanted {
+        if replicas < expected {
             return Some(format!(
-                "Kafka topics {events} and {global} have {copies} of the {wanted} copies that {brokers} \
-                 brokers allow, since there were fewer when they were made: who loses a broker loses \
-                 events. Add copies with kafka-reassign-partitions.sh, and then have two confirm, with \
+                "Kafka topics {events} and {global} have {replicas} of the {expected} replicas that \
+                 {brokers} brokers allow, since there were fewer when they were created: losing a broker \
+                 loses events. Add replicas with kafka-reassign-partitions.sh, then require two to confirm, with \
                  kafka-configs.sh --alter --entity-type topics --entity-name {events} --add-config \
                  min.insync.replicas=2, and the same for {global}"
             ));
         }
-        if wanted == COPIES && confirmed_by_one {
+        if expected == REPLICATION_FACTOR && single_ack {
             return Some(format!(
-                "Kafka topics {events} and {global} have {copies} copies, and one is enough to confirm an \
-                 event: who loses a broker may lose the last ones. Have two confirm, with \
+                "Kafka topics {events} and {global} have {replicas} replicas, and one is enough to confirm \
+                 an event: losing a broker may lose the latest events. Require two to confirm, with \
                  kafka-configs.sh --alter --entity-type topics --entity-name {events} --add-config \
                  min.insync.replicas=2, and the same for {global}"
             ));
@@ -192,92 +201,103 @@ impl Topics {
     }
 }
 
-/// A topic that is there.
-struct Found {
+/// An existing topic.
+struct ExistingTopic {
     name: String,
     partitions: usize,
-    /// Of the partition that has the fewest.
-    copies: usize,
+    /// Of the partition with the fewest.
+    replicas: usize,
 }
 
 type Brokers = Vec<i32>;
 
-/// The brokers that are there, and every topic.
-fn list(
+/// Lists the brokers and all topics.
+fn list_topics(
     config: &KafkaConfig,
-    admin: &AdminClient<Quiet>,
-) -> Result<(Brokers, Vec<Found>), NotReady> {
+    admin: &AdminClient<LogContext>,
+) -> Result<(Brokers, Vec<ExistingTopic>), TopicsError> {
     let metadata = admin
         .inner()
-        .fetch_metadata(None, REQUEST_PATIENCE)
-        .map_err(|error| NotReady::Yet(reason::why(config, &error)))?;
+        .fetch_metadata(None, REQUEST_TIMEOUT)
+        .map_err(|error| TopicsError::Retryable(diagnosis::describe(config, &error)))?;
     let topics = metadata.topics().iter();
     let topics = topics.map(|topic| {
-        let copies = topic.partitions().iter().map(|one| one.replicas().len());
-        Found {
+        let replicas = topic.partitions().iter().map(|one| one.replicas().len());
+        ExistingTopic {
             name: topic.name().to_owned(),
             partitions: topic.partitions().len(),
-            copies: copies.min().unwrap_or_default(),
+            replicas: replicas.min().unwrap_or_default(),
         }
     });
     let brokers = metadata.brokers().iter().map(|broker| broker.id());
     Ok((brokers.collect(), topics.collect()))
 }
 
-fn options() -> AdminOptions {
+fn admin_options() -> AdminOptions {
     AdminOptions::new()
-        .request_timeout(Some(REQUEST_PATIENCE))
-        .operation_timeout(Some(REQUEST_PATIENCE))
+        .request_timeout(Some(REQUEST_TIMEOUT))
+        .operation_timeout(Some(REQUEST_TIMEOUT))
 }
 
-/// How many copies new topics get. A broker that is away just now must not make it fewer, so what the
-/// brokers are configured for counts too.
-async fn copies(admin: &AdminClient<Quiet>, brokers: &[i32]) -> Result<usize, NotReady> {
+/// How many replicas new topics get. A broker that is down at the moment must not reduce it, so the
+/// brokers' configuration counts too.
+async fn replication_factor(
+    admin: &AdminClient<LogContext>,
+    brokers: &[i32],
+) -> Result<usize, TopicsError> {
     let Some(broker) = brokers.first() else {
-        return Err(NotReady::Yet("no broker is there".to_owned()));
+        return Err(TopicsError::Retryable("there is no broker".to_owned()));
     };
     let resource = ResourceSpecifier::Broker(*broker);
-    let described = admin.describe_configs([&resource], &options()).await;
-    let described = described.map_err(|error| not_yet("brokers cannot be examined", &error))?;
+    let described = admin.describe_configs([&resource], &admin_options()).await;
+    let described = described
+        .map_err(|error| retryable("the configuration of brokers cannot be read", &error))?;
     let configured = described.first().and_then(|described| {
         let entry = described.as_ref().ok()?.get("default.replication.factor")?;
         entry.value.as_deref()?.parse().ok()
     });
-    let copies = brokers.len().clamp(1, COPIES).max(configured.unwrap_or(1));
-    if brokers.len() < copies {
-        return Err(NotReady::Yet(format!(
-            "topics are to have {copies} copies and only {} of so many brokers answer",
+    let replicas = brokers
+        .len()
+        .clamp(1, REPLICATION_FACTOR)
+        .max(configured.unwrap_or(1));
+    if brokers.len() < replicas {
+        return Err(TopicsError::Retryable(format!(
+            "topics need {replicas} replicas, and only {} brokers answer",
             brokers.len()
         )));
     }
-    Ok(copies)
+    Ok(replicas)
 }
 
 async fn create(
-    admin: &AdminClient<Quiet>,
-    copies: usize,
-    missing: &[&Wanted<'_>],
-) -> Result<(), NotReady> {
-    let confirmed_by = if copies >= COPIES { "2" } else { "1" };
+    admin: &AdminClient<LogContext>,
+    replicas: usize,
+    missing: &[&TopicSpec<'_>],
+) -> Result<(), TopicsError> {
+    let min_insync = if replicas >= REPLICATION_FACTOR {
+        "2"
+    } else {
+        "1"
+    };
     let topics: Vec<NewTopic> = missing
         .iter()
         .map(|topic| {
-            let replication = TopicReplication::Fixed(copies as i32);
+            let replication = TopicReplication::Fixed(replicas as i32);
             let new = NewTopic::new(topic.name, topic.partitions as i32, replication);
-            let new = new.set("min.insync.replicas", confirmed_by);
+            let new = new.set("min.insync.replicas", min_insync);
             let settings = topic.settings.iter();
             settings.fold(new, |new, (name, value)| new.set(name, value))
         })
         .collect();
-    let results = admin.create_topics(&topics, &options()).await;
-    let results = results.map_err(|error| not_yet("topics cannot be made", &error))?;
+    let results = admin.create_topics(&topics, &admin_options()).await;
+    let results = results.map_err(|error| retryable("topics cannot be created", &error))?;
     for result in results {
         match result {
-            Ok(name) => tracing::info!(topic = name, copies, "made a Kafka topic"),
+            Ok(name) => tracing::info!(topic = name, replicas, "created a Kafka topic"),
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
             Err((name, code)) => {
-                return Err(NotReady::Yet(format!(
-                    "Kafka topic {name} cannot be made: {code}"
+                return Err(TopicsError::Retryable(format!(
+                    "Kafka topic {name} cannot be created: {code}"
                 )));
             }
         }
@@ -285,46 +305,47 @@ async fn create(
     Ok(())
 }
 
-/// Says whether one copy is enough to confirm an event.
+/// Checks the settings; returns whether one replica is enough to confirm an event.
 async fn check_settings(
-    admin: &AdminClient<Quiet>,
-    wanted: &[Wanted<'_>],
-) -> Result<bool, NotReady> {
-    let mut confirmed_by_one = false;
-    let resources: Vec<ResourceSpecifier> = wanted
+    admin: &AdminClient<LogContext>,
+    specs: &[TopicSpec<'_>],
+) -> Result<bool, TopicsError> {
+    let mut single_ack = false;
+    let resources: Vec<ResourceSpecifier> = specs
         .iter()
         .map(|topic| ResourceSpecifier::Topic(topic.name))
         .collect();
-    let described = admin.describe_configs(&resources, &options()).await;
-    let described = described.map_err(|error| not_yet("topics cannot be examined", &error))?;
-    for (topic, resource) in wanted.iter().zip(described) {
+    let described = admin.describe_configs(&resources, &admin_options()).await;
+    let described = described
+        .map_err(|error| retryable("the configuration of topics cannot be read", &error))?;
+    for (topic, resource) in specs.iter().zip(described) {
         let resource = resource.map_err(|code| {
-            NotReady::Yet(format!(
-                "Kafka topic {} cannot be examined: {code}",
+            TopicsError::Retryable(format!(
+                "the configuration of Kafka topic {} cannot be read: {code}",
                 topic.name
             ))
         })?;
         check_topic(topic, &resource)?;
-        let confirming = resource.get("min.insync.replicas");
-        let confirming = confirming.and_then(|entry| entry.value.as_deref());
-        confirmed_by_one |= topic.needed == KEPT_FOR_EVER && confirming == Some("1");
+        let min_insync = resource.get("min.insync.replicas");
+        let min_insync = min_insync.and_then(|entry| entry.value.as_deref());
+        single_ack |= topic.required == KEEP_FOREVER && min_insync == Some("1");
     }
-    Ok(confirmed_by_one)
+    Ok(single_ack)
 }
 
-fn check_topic(topic: &Wanted<'_>, resource: &ConfigResource) -> Result<(), NotReady> {
+fn check_topic(topic: &TopicSpec<'_>, resource: &ConfigResource) -> Result<(), TopicsError> {
     if resource.entries.is_empty() {
-        // What a broker answers that has not heard of the topic yet.
+        // The answer of a broker that does not know of the topic yet.
         let why = format!("Kafka topic {} has no settings yet", topic.name);
-        return Err(NotReady::Yet(why));
+        return Err(TopicsError::Retryable(why));
     }
-    for (name, needed) in topic.needed {
+    for (name, required) in topic.required {
         let found = resource.get(name).and_then(|entry| entry.value.as_deref());
-        if !found.is_some_and(|found| suffices(found, needed)) {
-            return Err(NotReady::Ever(format!(
-                "Kafka topic {} has {name}={} and needs {needed}, or it would lose what must be \
+        if !found.is_some_and(|found| satisfies(found, required)) {
+            return Err(TopicsError::Fatal(format!(
+                "Kafka topic {} has {name}={} and needs {required}, or it would lose data that must be \
                  kept. Set it with kafka-configs.sh --alter --entity-type topics --entity-name {} \
-                 --add-config {name}={needed}",
+                 --add-config {name}={required}",
                 topic.name,
                 found.unwrap_or("nothing"),
                 topic.name
@@ -334,15 +355,15 @@ fn check_topic(topic: &Wanted<'_>, resource: &ConfigResource) -> Result<(), NotR
     Ok(())
 }
 
-fn suffices(found: &str, needed: &str) -> bool {
-    match (found.parse::<u64>(), needed.parse::<u64>()) {
-        (Ok(found), Ok(needed)) => found >= needed,
-        _ => found == needed,
+fn satisfies(found: &str, required: &str) -> bool {
+    match (found.parse::<u64>(), required.parse::<u64>()) {
+        (Ok(found), Ok(required)) => found >= required,
+        _ => found == required,
     }
 }
 
-fn not_yet(what: &str, error: &KafkaError) -> NotReady {
-    NotReady::Yet(format!("{what} ({error})"))
+fn retryable(what: &str, error: &KafkaError) -> TopicsError {
+    TopicsError::Retryable(format!("{what} ({error})"))
 }
 
 #[cfg(test)]
@@ -366,29 +387,32 @@ mod tests {
         }
     }
 
-    const WANTED: Wanted<'_> = Wanted {
+    const SPEC: TopicSpec<'_> = TopicSpec {
         name: "p.global",
         partitions: 1,
         settings: &[],
-        needed: &[("retention.ms", "-1")],
+        required: &[("retention.ms", "-1")],
     };
 
     #[test]
-    fn a_topic_that_the_asked_broker_does_not_know_yet_is_asked_for_again() {
-        let refused = check_topic(&WANTED, &settings(None));
-        assert!(matches!(refused, Err(NotReady::Yet(_))), "{refused:?}");
+    fn a_topic_unknown_to_the_broker_is_checked_again() {
+        let refused = check_topic(&SPEC, &settings(None));
+        assert!(
+            matches!(refused, Err(TopicsError::Retryable(_))),
+            "{refused:?}"
+        );
     }
 
     #[test]
-    fn a_size_may_be_larger_than_what_is_needed_and_not_smaller() {
-        assert!(suffices("9000000", "8388608") && suffices("8388608", "8388608"));
-        assert!(!suffices("1048588", "8388608"));
+    fn a_size_may_be_larger_than_required_but_not_smaller() {
+        assert!(satisfies("9000000", "8388608") && satisfies("8388608", "8388608"));
+        assert!(!satisfies("1048588", "8388608"));
     }
 
     #[test]
-    fn a_topic_that_keeps_events_for_a_while_only_is_refused_for_good() {
-        let refused = check_topic(&WANTED, &settings(Some("1000")));
-        assert!(matches!(refused, Err(NotReady::Ever(_))), "{refused:?}");
-        assert!(check_topic(&WANTED, &settings(Some("-1"))).is_ok());
+    fn a_topic_with_limited_retention_is_refused() {
+        let refused = check_topic(&SPEC, &settings(Some("1000")));
+        assert!(matches!(refused, Err(TopicsError::Fatal(_))), "{refused:?}");
+        assert!(check_topic(&SPEC, &settings(Some("-1"))).is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! Records, frames and routes to publish, and subscribers that wait for what must come.
+//! Test data to publish, and subscribers that wait for what must arrive.
 
 #![allow(dead_code)] // each test binary uses its own part
 
@@ -16,17 +16,17 @@ use contract::time::Timestamp;
 use tokio::sync::mpsc::Receiver;
 use uuid::Uuid;
 
-/// How long something may take that must happen, on a slow and busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long something that must happen may take on a slow, busy machine.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Between one try and the next of something that may be lost.
-const AGAIN: Duration = Duration::from_millis(100);
+/// Between attempts of something that may be lost.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 pub fn endpoint(name: &str) -> EndpointKey {
     EndpointKey::new(&name.parse().unwrap())
 }
 
-/// The first record of its bucket, as far as it knows.
+/// A record that claims to be the first of its bucket.
 pub fn record(name: &str, position: u64) -> Arc<Record> {
     let endpoint = endpoint(name);
     Arc::new(Record {
@@ -53,8 +53,8 @@ pub fn global_record(position: u64) -> Arc<Record> {
     })
 }
 
-/// Records of many endpoints with positions 1 to `count`, chained as the store chains them.
-pub fn log(count: u64) -> Vec<Arc<Record>> {
+/// Records of many endpoints with positions 1 to `count`, chained per bucket as by the store.
+pub fn record_log(count: u64) -> Vec<Arc<Record>> {
     let mut last: BTreeMap<Bucket, Position> = BTreeMap::new();
     let chained = (1..=count).map(|position| {
         let record = record(&format!("e{}", position * 7919 % 500), position);
@@ -86,7 +86,7 @@ pub fn frame(sequence: u64) -> Arc<Frame> {
     })
 }
 
-/// The news that an endpoint is gone.
+/// The removal of an endpoint's route.
 pub fn route(name: &str, revision: u64) -> Arc<RouteUpdate> {
     Arc::new(RouteUpdate {
         endpoint: endpoint(name),
@@ -108,15 +108,15 @@ pub fn route_of(name: &str, revision: u64) -> Arc<RouteUpdate> {
     })
 }
 
-/// What is there now.
+/// Takes everything that is queued.
 pub fn drain<T>(receiver: &mut Receiver<T>) -> Vec<T> {
     std::iter::from_fn(|| receiver.try_recv().ok()).collect()
 }
 
-/// What comes next; it must come.
+/// Receives the next message; panics if there is none.
 pub async fn next<T>(receiver: &mut Receiver<T>) -> T {
-    let next = tokio::time::timeout(PATIENCE, receiver.recv());
-    next.await.expect("nothing came").expect("closed")
+    let next = tokio::time::timeout(TIMEOUT, receiver.recv());
+    next.await.expect("nothing received").expect("closed")
 }
 
 pub async fn next_route(routes: &mut Receiver<RouteMessage>) -> Arc<RouteUpdate> {
@@ -127,40 +127,43 @@ pub async fn next_route(routes: &mut Receiver<RouteMessage>) -> Arc<RouteUpdate>
     }
 }
 
-pub async fn closed<T>(receiver: &mut Receiver<T>) {
-    let closed = async { while receiver.recv().await.is_some() {} };
-    tokio::time::timeout(PATIENCE, closed)
+pub async fn expect_closed<T>(receiver: &mut Receiver<T>) {
+    let drained = async { while receiver.recv().await.is_some() {} };
+    tokio::time::timeout(TIMEOUT, drained)
         .await
         .expect("still open");
 }
 
-/// Returns when frames reach all these subscribers; what they got by then is gone.
-pub async fn frames_flow(bus: &dyn Bus, subscribers: &mut [Receiver<Arc<Frame>>]) {
+/// Waits until frames reach all these subscribers; consumes what they received by then.
+pub async fn wait_for_frames(bus: &dyn Bus, subscribers: &mut [Receiver<Arc<Frame>>]) {
     let flows = async {
         let mut probe = 1000;
         for subscriber in subscribers {
             loop {
                 probe += 1;
                 bus.publish_frame(frame(probe));
-                if tokio::time::timeout(AGAIN, subscriber.recv()).await.is_ok() {
+                if tokio::time::timeout(RETRY_INTERVAL, subscriber.recv())
+                    .await
+                    .is_ok()
+                {
                     break;
                 }
             }
         }
     };
-    tokio::time::timeout(PATIENCE, flows)
+    tokio::time::timeout(TIMEOUT, flows)
         .await
-        .expect("no frame came");
+        .expect("no frame received");
 }
 
-/// A subscriber of records that remembers what it got, and checks it as it comes.
+/// A subscriber of records that keeps what it received, and checks it.
 pub struct Reader {
     messages: Receiver<BusMessage>,
     pub buckets: BTreeSet<Bucket>,
     pub records: BTreeMap<Position, Arc<Record>>,
     pub repeated: u64,
-    /// Whether each bucket's records came in order, leaving repeated ones aside.
-    pub in_order: bool,
+    /// Whether each bucket's records came in order, apart from repeats.
+    pub is_in_order: bool,
     last: BTreeMap<Bucket, Position>,
 }
 
@@ -171,44 +174,46 @@ impl Reader {
             buckets: BTreeSet::new(),
             records: BTreeMap::new(),
             repeated: 0,
-            in_order: true,
+            is_in_order: true,
             last: BTreeMap::new(),
         }
     }
 
-    /// Returns when all buckets are its own.
-    pub async fn joined(bus: &dyn Bus, subscription: Subscription) -> Self {
+    /// Subscribes, and waits until all buckets are assigned.
+    pub async fn join(bus: &dyn Bus, subscription: Subscription) -> Self {
         let mut reader = Self::subscribe(bus, subscription);
-        reader.until_assigned(Bucket::of_endpoints().count()).await;
+        reader
+            .wait_for_buckets(Bucket::of_endpoints().count())
+            .await;
         reader
     }
 
-    pub async fn until_assigned(&mut self, count: usize) {
+    pub async fn wait_for_buckets(&mut self, count: usize) {
         while self.buckets.len() != count {
             let message = next(&mut self.messages).await;
-            self.take(message);
+            self.receive(message);
         }
     }
 
-    /// Returns when it has had this many different records.
-    pub async fn until(&mut self, count: usize) {
+    /// Waits until this many different records have been received.
+    pub async fn wait_for_records(&mut self, count: usize) {
         while self.records.len() < count {
-            let message = tokio::time::timeout(PATIENCE, self.messages.recv()).await;
+            let message = tokio::time::timeout(TIMEOUT, self.messages.recv()).await;
             let Ok(message) = message else {
                 let had = self.records.keys().collect::<Vec<_>>();
-                panic!("only {} of {count} records came: {had:?}", had.len());
+                panic!("only {} of {count} records received: {had:?}", had.len());
             };
-            self.take(message.expect("closed"));
+            self.receive(message.expect("closed"));
         }
     }
 
-    /// Takes what comes within a moment; true if something did.
-    pub async fn take_what_comes(&mut self) -> bool {
-        match tokio::time::timeout(AGAIN, self.messages.recv()).await {
+    /// Receives what arrives within [`RETRY_INTERVAL`]; returns whether anything did.
+    pub async fn receive_pending(&mut self) -> bool {
+        match tokio::time::timeout(RETRY_INTERVAL, self.messages.recv()).await {
             Ok(message) => {
-                self.take(message.expect("closed"));
+                self.receive(message.expect("closed"));
                 for message in drain(&mut self.messages) {
-                    self.take(message);
+                    self.receive(message);
                 }
                 true
             }
@@ -216,16 +221,16 @@ impl Reader {
         }
     }
 
-    pub async fn until_closed(&mut self) {
-        while let Some(message) = tokio::time::timeout(PATIENCE, self.messages.recv())
+    pub async fn wait_until_closed(&mut self) {
+        while let Some(message) = tokio::time::timeout(TIMEOUT, self.messages.recv())
             .await
             .expect("still open")
         {
-            self.take(message);
+            self.receive(message);
         }
     }
 
-    fn take(&mut self, message: BusMessage) {
+    fn receive(&mut self, message: BusMessage) {
         match message {
             BusMessage::Assigned(buckets) => {
                 for bucket in buckets {
@@ -262,6 +267,6 @@ impl Reader {
             return;
         }
         let last = self.last.insert(record.bucket, record.position);
-        self.in_order &= last.unwrap_or_default() < record.position;
+        self.is_in_order &= last.unwrap_or_default() < record.position;
     }
 }

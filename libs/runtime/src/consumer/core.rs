@@ -1,6 +1,6 @@
-//! The part of a consumer that is neither asynchronous nor in need of a store: which buckets it has, what is
-//! folded of them, what is parked, and what goes into snapshots. The shell around it in a service and the
-//! one in the simulation drive the same.
+//! The synchronous part of a consumer, which needs no store: which buckets it owns, their folded
+//! states, what is parked, and what goes into snapshots. The consumer of a service and the
+//! simulation both drive it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,49 +12,49 @@ use contract::time::Timestamp;
 use store::{Fence, Unreadable};
 
 use super::fold::{Fold, Folds};
-use super::snapshot::{Draft, Initial, Stored};
+use super::snapshot::{Draft, Initial, StoredSnapshot};
 use crate::parking::{Handling, Parking, catch_panic};
 
-/// A record, and what applying it changed beside the state. None: it was skipped, its endpoint is parked,
-/// or it belongs to no endpoint.
+/// A record and its effect besides the state. `None` if it was skipped, its endpoint is parked, or
+/// it belongs to no endpoint.
 #[derive(Debug)]
 pub struct Applied<E> {
     /// The record.
     pub record: Arc<Record>,
-    /// What the fold made of it.
+    /// The effect returned by the fold.
     pub effect: Option<E>,
 }
 
-/// What became of a record.
+/// The outcome of applying a record.
 pub enum Handled<E> {
     /// It was folded, with this effect.
     Applied(E),
-    /// Skipped, or of no endpoint.
+    /// It was skipped, or belongs to no endpoint.
     Skipped,
-    /// Its endpoint cannot be gone on with.
+    /// Its endpoint has been parked.
     Parked(EndpointKey),
-    /// People want the endpoint back: its history is to be read, and given to [`Core::rebuild`].
+    /// The endpoint is to be unparked: its history must be read and passed to [`Core::rebuild`].
     Rebuild(EndpointKey),
 }
 
-/// What is folded of the buckets that a consumer has.
+/// The folded states of the buckets that a consumer owns.
 pub struct Core<F: Fold> {
     fold: Arc<F>,
     folds: Folds<F::State>,
     parking: Parking,
-    held: BTreeMap<Bucket, Held>,
+    owned: BTreeMap<Bucket, OwnedBucket>,
 }
 
-/// A bucket that the consumer has.
+/// A bucket that the consumer owns or follows.
 #[derive(Default)]
-struct Held {
+struct OwnedBucket {
     fence: Option<Fence>,
-    caught_up: bool,
-    /// Everything of the bucket up to here has been applied, skipped or passed.
+    is_caught_up: bool,
+    /// Everything in the bucket up to here has been applied or skipped.
     position: Position,
-    /// What the store has of it.
-    stored: Stored,
-    /// Endpoints that are not in the stored snapshot as they are.
+    /// The snapshot in the store.
+    stored: StoredSnapshot,
+    /// Endpoints that differ from the stored snapshot.
     changed: BTreeSet<EndpointKey>,
     backlog: Backlog,
 }
@@ -62,24 +62,24 @@ struct Held {
 /// How far a stored snapshot is behind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Events that would have to be applied once more.
+    /// Events that would have to be applied again.
     pub applied: usize,
-    /// Events that would only have to be read once more.
-    pub passed: usize,
+    /// Events that would only have to be read again.
+    pub skipped: usize,
 }
 
 impl<F: Fold> Core<F> {
-    /// Has no bucket yet.
+    /// Creates a core without buckets.
     pub fn new(fold: Arc<F>, parking: Parking) -> Self {
         Self {
             fold,
             folds: Folds::default(),
             parking,
-            held: BTreeMap::new(),
+            owned: BTreeMap::new(),
         }
     }
 
-    /// The states, to be locked for reading.
+    /// The states, locked on access.
     pub fn folds(&self) -> &Folds<F::State> {
         &self.folds
     }
@@ -89,12 +89,12 @@ impl<F: Fold> Core<F> {
         self.fold.writes(stream)
     }
 
-    /// What is parked.
+    /// The parked endpoints.
     pub fn parking(&self) -> &Parking {
         &self.parking
     }
 
-    /// Begins a bucket, with what a snapshot holds or with nothing. Returns the endpoints that are parked.
+    /// Starts a bucket, from a snapshot or empty. Returns the endpoints that are parked.
     pub fn take(
         &mut self,
         bucket: Bucket,
@@ -102,13 +102,13 @@ impl<F: Fold> Core<F> {
         initial: Initial<F::State>,
         now: Timestamp,
     ) -> Vec<EndpointKey> {
-        let held = Held {
+        let owned = OwnedBucket {
             fence,
             position: initial.position,
             stored: initial.stored,
-            ..Held::default()
+            ..OwnedBucket::default()
         };
-        self.held.insert(bucket, held);
+        self.owned.insert(bucket, owned);
         let mut entries = self.folds.lock();
         entries.remove_all(bucket);
         for (key, entry) in initial.entries {
@@ -117,7 +117,7 @@ impl<F: Fold> Core<F> {
         drop(entries);
         self.parking.forget(bucket);
         self.parking.skip(bucket, initial.skipped);
-        // This release may be able to digest what another could not.
+        // This release may be able to process what another could not.
         let mut parked = Vec::new();
         for (key, history) in initial.parked {
             if self.rebuild(&key, history, now).is_none() {
@@ -127,73 +127,76 @@ impl<F: Fold> Core<F> {
         parked
     }
 
-    /// The bucket is owned under another fence from here on, or under none.
+    /// Replaces the fence of a bucket, or removes it.
     pub fn set_fence(&mut self, bucket: Bucket, fence: Option<Fence>) {
-        if let Some(held) = self.held.get_mut(&bucket) {
-            held.fence = fence;
+        if let Some(owned) = self.owned.get_mut(&bucket) {
+            owned.fence = fence;
         }
     }
 
-    /// The bucket belongs to somebody else from here on.
+    /// Drops a bucket that now belongs to another owner.
     pub fn release(&mut self, bucket: Bucket) {
-        self.held.remove(&bucket);
+        self.owned.remove(&bucket);
         self.folds.lock().remove_all(bucket);
         self.parking.forget(bucket);
     }
 
-    /// Somebody else has owned the bucket meanwhile, and may have written what has not been applied yet.
+    /// Marks a bucket that another owner has taken meanwhile: there may be events that have not
+    /// been applied.
     pub fn mark_lost(&mut self, bucket: Bucket) {
-        if let Some(held) = self.held.get_mut(&bucket) {
-            held.fence = None;
-            held.caught_up = false;
+        if let Some(owned) = self.owned.get_mut(&bucket) {
+            owned.fence = None;
+            owned.is_caught_up = false;
         }
     }
 
-    /// The history of these buckets has been applied.
+    /// Marks buckets whose history has been applied.
     pub fn caught_up(&mut self, buckets: &[Bucket]) {
         for bucket in buckets {
-            if let Some(held) = self.held.get_mut(bucket) {
-                held.caught_up = true;
+            if let Some(owned) = self.owned.get_mut(bucket) {
+                owned.is_caught_up = true;
             }
         }
     }
 
-    /// The buckets that it has, in order.
+    /// The buckets, in order.
     pub fn buckets(&self) -> impl Iterator<Item = Bucket> {
-        self.held.keys().copied()
+        self.owned.keys().copied()
     }
 
     /// Whether it has the bucket.
     pub fn has(&self, bucket: Bucket) -> bool {
-        self.held.contains_key(&bucket)
+        self.owned.contains_key(&bucket)
     }
 
-    /// The fence that the bucket is owned under; none where it is owned elsewhere.
+    /// The fence under which the bucket is owned; `None` if it is owned elsewhere.
     pub fn fence(&self, bucket: Bucket) -> Option<&Fence> {
-        self.held.get(&bucket)?.fence.as_ref()
+        self.owned.get(&bucket)?.fence.as_ref()
     }
 
     /// Whether the bucket's history up to the head at its assignment has been applied.
     pub fn is_caught_up(&self, bucket: Bucket) -> bool {
-        self.held.get(&bucket).is_some_and(|held| held.caught_up)
+        self.owned
+            .get(&bucket)
+            .is_some_and(|owned| owned.is_caught_up)
     }
 
-    /// Whether the history of every bucket that it has, has been applied.
+    /// Whether the history of every bucket has been applied.
     pub fn all_caught_up(&self) -> bool {
-        self.held.values().all(|held| held.caught_up)
+        self.owned.values().all(|owned| owned.is_caught_up)
     }
 
-    /// How far a bucket has been applied.
+    /// The position up to which a bucket has been applied.
     pub fn position(&self, bucket: Bucket) -> Position {
-        let held = self.held.get(&bucket);
-        held.map_or(Position::START, |held| held.position)
+        let owned = self.owned.get(&bucket);
+        owned.map_or(Position::START, |owned| owned.position)
     }
 
     /// Applies the next record of its bucket.
     pub fn apply(&mut self, record: &Arc<Record>, now: Timestamp) -> Handled<F::Effect> {
-        if let Some(held) = self.held.get_mut(&record.bucket) {
-            held.position = record.position;
-            held.backlog.applied += 1;
+        if let Some(owned) = self.owned.get_mut(&record.bucket) {
+            owned.position = record.position;
+            owned.backlog.applied += 1;
         }
         match self.parking.classify(record) {
             Handling::Apply => {}
@@ -243,30 +246,34 @@ impl<F: Fold> Core<F> {
     }
 
     fn mark_changed(&mut self, key: &EndpointKey) {
-        if let Some(held) = self.held.get_mut(&key.bucket())
-            && !held.changed.contains(key)
+        if let Some(owned) = self.owned.get_mut(&key.bucket())
+            && !owned.changed.contains(key)
         {
-            held.changed.insert(key.clone());
+            owned.changed.insert(key.clone());
         }
     }
 
-    /// There was nothing more to apply in the bucket up to here.
-    pub fn pass(&mut self, bucket: Bucket, position: Position) {
-        if let Some(held) = self.held.get_mut(&bucket) {
-            held.position = held.position.max(position);
-            held.backlog.passed += 1;
+    /// Advances the position of a bucket over events that need not be applied.
+    pub fn advance(&mut self, bucket: Bucket, position: Position) {
+        if let Some(owned) = self.owned.get_mut(&bucket) {
+            owned.position = owned.position.max(position);
+            owned.backlog.skipped += 1;
         }
     }
 
-    /// An event in its place that cannot be decoded; the endpoint that is parked for it.
-    pub fn unreadable(&mut self, unreadable: &Unreadable, now: Timestamp) -> Option<EndpointKey> {
-        self.pass(unreadable.bucket, unreadable.position);
-        let key = self.parking.unreadable(unreadable, now)?;
+    /// Handles an event that cannot be decoded; returns the endpoint that is parked because of it.
+    pub fn park_unreadable(
+        &mut self,
+        unreadable: &Unreadable,
+        now: Timestamp,
+    ) -> Option<EndpointKey> {
+        self.advance(unreadable.bucket, unreadable.position);
+        let key = self.parking.park_unreadable(unreadable, now)?;
         self.remove(&key);
         Some(key)
     }
 
-    /// Parks an endpoint, which has no state from here on.
+    /// Parks an endpoint and drops its state.
     pub fn park(
         &mut self,
         key: &EndpointKey,
@@ -284,7 +291,7 @@ impl<F: Fold> Core<F> {
         self.mark_changed(key);
     }
 
-    /// Applies the history of an endpoint that was parked. None: it is parked again.
+    /// Unparks an endpoint and applies its history. Returns `None` if it is parked again.
     pub fn rebuild(
         &mut self,
         key: &EndpointKey,
@@ -294,13 +301,13 @@ impl<F: Fold> Core<F> {
         self.remove(key);
         self.parking.release(key);
         let mut applied = Vec::new();
-        for past in history {
-            if self.parking.is_skipped(past.position()) {
+        for entry in history {
+            if self.parking.is_skipped(entry.position()) {
                 continue;
             }
-            match past {
+            match entry {
                 store::Entry::Record(record) => {
-                    // What is read of the log as it goes on is not among it either.
+                    // Streams that the fold does not read are excluded here as well.
                     let kind = record.stream.kind();
                     if kind.is_some_and(|kind| !F::READS.contains(&kind)) {
                         continue;
@@ -318,7 +325,7 @@ impl<F: Fold> Core<F> {
                     }
                 }
                 store::Entry::Unreadable(unreadable) => {
-                    self.parking.unreadable(&unreadable, now);
+                    self.parking.park_unreadable(&unreadable, now);
                     self.remove(key);
                     return None;
                 }
@@ -329,48 +336,50 @@ impl<F: Fold> Core<F> {
 
     /// How far the stored snapshot of a bucket is behind.
     pub fn backlog(&self, bucket: Bucket) -> Backlog {
-        let held = self.held.get(&bucket);
-        held.map(|held| held.backlog).unwrap_or_default()
+        let owned = self.owned.get(&bucket);
+        owned.map(|owned| owned.backlog).unwrap_or_default()
     }
 
-    /// What is to be stored of a bucket as it is now. None where nothing is new, or the bucket is not ours.
+    /// Drafts a snapshot of a bucket as it is now. Returns `None` if nothing has changed, or the
+    /// bucket is not owned.
     pub fn draft(&mut self, bucket: Bucket) -> Option<Draft> {
-        let held = self.held.get_mut(&bucket)?;
-        if held.backlog == Backlog::default() || held.stored.at == Some(held.position) {
+        let owned = self.owned.get_mut(&bucket)?;
+        if owned.backlog == Backlog::default() || owned.stored.at == Some(owned.position) {
             return None;
         }
         let entries = self.folds.lock();
         let parked = self.parking.parked_in(bucket);
         let skipped = self.parking.skipped_in(bucket);
-        let draft = match held.stored.at {
+        let draft = match owned.stored.at {
             Some(_) => {
-                let changed = held.changed.iter().map(|key| (key, entries.get(key)));
-                Draft::make(held.position, &held.stored, changed, parked, skipped)
+                let changed = owned.changed.iter().map(|key| (key, entries.get(key)));
+                Draft::make(owned.position, &owned.stored, changed, parked, skipped)
             }
             None => {
                 let all = entries.of(bucket).map(|(key, entry)| (key, Some(entry)));
-                Draft::make(held.position, &held.stored, all, parked, skipped)
+                Draft::make(owned.position, &owned.stored, all, parked, skipped)
             }
         };
         match draft {
             Ok(draft) => {
-                held.changed.clear();
-                held.backlog = Backlog::default();
+                owned.changed.clear();
+                owned.backlog = Backlog::default();
                 Some(draft)
             }
             Err(error) => {
-                tracing::error!(%bucket, %error, "a snapshot cannot be written");
+                tracing::error!(%bucket, %error, "failed to encode a snapshot");
                 None
             }
         }
     }
 
-    /// The draft of a bucket has been stored, or could not be: then the next one holds everything.
-    pub fn stored(&mut self, bucket: Bucket, stored: Option<Stored>) {
-        if let Some(held) = self.held.get_mut(&bucket) {
-            held.stored = stored.unwrap_or_default();
-            if held.stored.at.is_none() {
-                held.backlog.passed += 1;
+    /// Records that the draft of a bucket has been stored; `None` if that failed, in which case the
+    /// next one is complete.
+    pub fn stored(&mut self, bucket: Bucket, stored: Option<StoredSnapshot>) {
+        if let Some(owned) = self.owned.get_mut(&bucket) {
+            owned.stored = stored.unwrap_or_default();
+            if owned.stored.at.is_none() {
+                owned.backlog.skipped += 1;
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What a consumer makes of the log: one state for each endpoint, by a pure function of its events.
+//! The states that a consumer folds from the log: one per endpoint, a pure function of its events.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,51 +11,52 @@ use serde::{Deserialize, Serialize};
 
 /// How a consumer folds the events of one endpoint.
 ///
-/// Invariant: the state is a pure function of the events that were applied, and nothing else is in it: it
-/// goes into snapshots, and whoever begins with a snapshot must get what the whole log gives.
+/// Invariant: the state is a pure function of the applied events and contains nothing else: it goes
+/// into snapshots, and starting from a snapshot must give the same as folding the whole log.
 pub trait Fold: Send + Sync + 'static {
-    /// Of one endpoint.
+    /// The state of one endpoint.
     type State: Default + Serialize + DeserializeOwned + Send + 'static;
-    /// What an event changes beside the state, for the service to act on.
+    /// What an event changes besides the state, for the service to act on.
     type Effect: Send + 'static;
 
-    /// Raised by every change of what is made of recorded events, or of how the state is written: snapshots
-    /// of another version are rebuilt.
+    /// The version of the fold. Must be raised with every change of what is folded from recorded
+    /// events or of how the state is encoded; snapshots of other versions are rebuilt.
     const VERSION: u32;
 
-    /// The kinds of streams of which events are applied. Those of other kinds are not even read.
+    /// The kinds of streams whose events are applied. Others are not even read.
     const READS: &'static [StreamKind];
 
-    /// The state after one more record. A function of state and record alone; it may panic on what
-    /// it cannot digest, which parks the endpoint.
+    /// Applies one record to the state. Must depend on state and record alone. May panic on an
+    /// event that it cannot process, which parks the endpoint.
     fn apply(&self, key: &EndpointKey, state: &mut Self::State, record: &Record) -> Self::Effect;
 
-    /// Whether events of a kind change no state: they have effects only, and may be left out.
+    /// Whether events of a kind only have effects and never change the state, so that they may be
+    /// excluded.
     fn has_effects_only(&self, _kind: StreamKind) -> bool {
         false
     }
 
-    /// Of events that have effects only, those up to here are of no use.
+    /// The position up to which events with effects only are irrelevant.
     fn effects_from(&self) -> Position {
         Position::START
     }
 
-    /// Whether the consumer writes this stream, so that its version must be known.
+    /// Whether the consumer writes this stream, so that its version must be tracked.
     fn writes(&self, stream: &StreamName) -> bool;
 }
 
-/// One endpoint, with what every consumer needs to know of it.
+/// The state of one endpoint, with what every consumer tracks of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry<S> {
-    /// What the fold has made of its records.
+    /// The folded state.
     pub state: S,
     /// Versions of the streams that the consumer writes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub versions: BTreeMap<StreamName, u64>,
-    /// Of the last record applied.
+    /// The position of the last applied record.
     pub position: Position,
-    /// Greatest time recorded; what is written next never lies before it.
+    /// The latest recorded time; later writes never precede it.
     pub recorded: Timestamp,
 }
 
@@ -66,8 +67,8 @@ impl<S> Entry<S> {
     }
 }
 
-/// Entries by bucket, since that is how they come and go. Boxed, since a map moves its values about as it
-/// grows, and these are large.
+/// Entries by bucket, since buckets are added and removed as a whole. Boxed, since a map moves its
+/// values as it grows, and these are large.
 #[derive(Debug)]
 pub struct Entries<S> {
     buckets: BTreeMap<Bucket, BTreeMap<EndpointKey, Box<Entry<S>>>>,
@@ -82,29 +83,29 @@ impl<S> Default for Entries<S> {
 }
 
 impl<S> Entries<S> {
-    /// The entry of an endpoint, where anything of it was applied.
+    /// The entry of an endpoint, if any of its events was applied.
     pub fn get(&self, key: &EndpointKey) -> Option<&Entry<S>> {
         self.buckets.get(&key.bucket())?.get(key).map(AsRef::as_ref)
     }
 
-    /// Those of one bucket, by key.
+    /// The entries of one bucket, by key.
     pub fn of(&self, bucket: Bucket) -> impl Iterator<Item = (&EndpointKey, &Entry<S>)> {
         let of_bucket = self.buckets.get(&bucket).into_iter().flatten();
         of_bucket.map(|(key, entry)| (key, entry.as_ref()))
     }
 
-    /// All of them, by bucket and key.
+    /// All entries, by bucket and key.
     pub fn iter(&self) -> impl Iterator<Item = (&EndpointKey, &Entry<S>)> {
         let all = self.buckets.values().flatten();
         all.map(|(key, entry)| (key, entry.as_ref()))
     }
 
-    /// How many endpoints there are.
+    /// The number of endpoints.
     pub fn len(&self) -> usize {
         self.buckets.values().map(BTreeMap::len).sum()
     }
 
-    /// Whether there is none.
+    /// Whether there are no endpoints.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -133,7 +134,7 @@ impl<S> Entries<S> {
     }
 }
 
-/// The entries of a consumer, for it to change and for others to read.
+/// The entries of a consumer, which it modifies and others read.
 #[derive(Debug)]
 pub struct Folds<S> {
     entries: Arc<Mutex<Entries<S>>>,
@@ -156,7 +157,7 @@ impl<S> Default for Folds<S> {
 }
 
 impl<S> Folds<S> {
-    /// A panic cannot leave an entry half done: the endpoint that it is about is removed.
+    /// Locks the entries. A poisoned lock is usable: the endpoint whose fold panicked is removed.
     pub fn lock(&self) -> MutexGuard<'_, Entries<S>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }

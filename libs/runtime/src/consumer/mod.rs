@@ -1,13 +1,13 @@
-//! How a service consumes the log, once for all of them: which buckets it has and under which fences, what
-//! it folds of them and what is parked, snapshots to begin with, retries and readiness.
+//! How services consume the log, implemented once: ownership and fences of buckets, folding,
+//! parking, snapshots, retries and readiness.
 //!
-//! [`Consumer::next`] gives one step after the other; whoever drives it acts on what the steps say and
-//! evaluates what is folded ([`Consumer::folds`]). `runtime::reconcile` is the loop of services that write
-//! one stream for each endpoint; others drive it themselves.
+//! [`Consumer::next`] returns one step after the other; the caller acts on the steps and evaluates
+//! the folded states. `runtime::reconcile` is the loop of services that write one stream per
+//! endpoint; other services have their own.
 //!
-//! Invariants: buckets come and go at any time; only what is fenced and caught up with may be evaluated; what
-//! begins with a snapshot is what the whole log gives; a snapshot is written under the bucket's fence, so a
-//! replaced owner writes none; outages of the store end nothing.
+//! Invariants: buckets come and go at any time; only what is fenced and caught up may be evaluated;
+//! starting from a snapshot gives the same as the whole log; snapshots are written under the
+//! bucket's fence, so a replaced owner writes none; store outages end nothing.
 
 mod core;
 mod fold;
@@ -27,10 +27,10 @@ use store::{CommitError, Fence, Store, StoreError};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::task::AbortOnDropHandle;
 
-use self::snapshot::Stored;
+use self::snapshot::StoredSnapshot;
 use crate::clock::Clock;
 use crate::feed::{Feed, FeedItem};
-use crate::health::{Component, READS_THE_LOG, UNASSIGNED};
+use crate::health::{Component, READING_LOG, WAITING_FOR_BUCKETS};
 use crate::parking::{self, Parking};
 use crate::retry::until_answered;
 
@@ -38,40 +38,42 @@ pub use self::core::{Applied, Backlog, Core, Handled};
 pub use self::fold::{Entries, Entry, Fold, Folds};
 pub use self::snapshot::{Draft, Initial, load};
 
-/// Who was fenced waits for so long before it takes the bucket again: most often it has only not yet
-/// heard that the bucket is somebody else's.
-const TAKE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How long a fenced consumer waits before it reacquires the bucket: usually it just has not been
+/// notified yet that the bucket was reassigned.
+const REACQUIRE_AFTER: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether snapshots are due.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A snapshot is written after so many events that would have to be applied again, or so many that would
-/// have to be read again, or this long after the first of them.
+/// How often to check whether snapshots are due.
+const SNAPSHOT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// A snapshot is written after this many events that would have to be applied again, this many that
+/// would have to be read again, or this long after the first of them.
 const APPLIED_MAX: usize = 512;
-const PASSED_MAX: usize = 8192;
-const BEHIND_MAX: Duration = Duration::from_secs(300);
-/// Drafts that wait for the store; more are made when these are stored.
+const SKIPPED_MAX: usize = 8192;
+const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(300);
+/// The most drafts waiting to be stored; more are made once these are.
 const DRAFTS_MAX: usize = 16;
-/// While the history is read, so that whoever is interrupted does not begin it once more.
-const APPLIED_MAX_OF_HISTORY: usize = 20_000;
-/// How long the end of a service waits for its last snapshots.
-const SAVING_MAX: Duration = Duration::from_secs(2);
+/// The same as `APPLIED_MAX` while catching up, so that an interrupted consumer does not start from
+/// scratch.
+const CATCH_UP_APPLIED_MAX: usize = 20_000;
+/// How long shutdown waits for the last snapshots.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a consumer is called, and how it goes about its work.
+/// The name and the mode of a consumer.
 #[derive(Clone, Debug)]
 pub struct ConsumerConfig {
-    /// Names it in fences, in parking, in metrics and in the log of the process: `autoscaler`.
+    /// The name in fences, parking, metrics and logs: `autoscaler`.
     pub consumer: &'static str,
-    /// What its snapshots are stored under: the same, or `node/ID` where each process has its own.
+    /// The name under which snapshots are stored: the same, or `node/ID` if each process has its
+    /// own.
     pub snapshots: String,
-    /// Who else consumes the same.
+    /// Who owns the buckets.
     pub ownership: Ownership,
-    /// Whether snapshots wait until the service says that what follows from a bucket has been written
-    /// ([`Consumer::confirm_written`]).
+    /// Whether snapshots wait until the service confirms that what follows from a bucket has been
+    /// written ([`Consumer::confirm_written`]).
     pub waits_for_writes: bool,
 }
 
 impl ConsumerConfig {
-    /// One whose replicas share the buckets.
+    /// A consumer whose replicas share the buckets.
     pub fn shared(consumer: &'static str) -> Self {
         Self {
             consumer,
@@ -82,60 +84,59 @@ impl ConsumerConfig {
     }
 }
 
-/// Who else consumes the same.
+/// Who owns the buckets.
 #[derive(Clone, Debug)]
 pub enum Ownership {
-    /// Replicas share the buckets; who has one holds its fence, `CONSUMER/BUCKET`.
+    /// Replicas share the buckets; the owner of one holds its fence, `CONSUMER/BUCKET`.
     Shared,
-    /// Everything is ours, under this fence.
+    /// This process owns all buckets, under this fence.
     Sole(Fence),
-    /// Every replica folds everything; who owns which bucket is settled elsewhere, and told by
-    /// [`Consumer::own`].
+    /// Every replica folds everything; the service decides who owns which bucket.
     Elsewhere,
 }
 
-/// What has happened.
+/// A step of a consumer.
 #[derive(Debug)]
 pub enum Step<E> {
-    /// Buckets are ours, under new fences. Where they were not before, what snapshots hold of them has been
+    /// Buckets are ours, under new fences. If they are newly assigned, their snapshots have been
     /// loaded, and their history follows.
     Taken(Vec<Bucket>),
-    /// Records in order within each bucket, and what came of them.
+    /// Records in order within each bucket, with their effects.
     Applied(Vec<Applied<E>>),
-    /// Up to these positions of their buckets there was nothing more to apply.
+    /// There was nothing more to apply up to these positions of their buckets.
     Passed(BTreeMap<Bucket, Position>),
     /// An event that cannot be decoded.
     Unreadable {
-        /// Where it stands.
+        /// Its bucket.
         bucket: Bucket,
-        /// At which position.
+        /// Its position.
         position: Position,
     },
-    /// The endpoint has no state any more, and is not to be dealt with.
+    /// The endpoint has no state any more and must be left alone.
     Parked(EndpointKey),
-    /// People wanted the endpoint back, by this record: its state was folded from its start.
+    /// The endpoint was unparked by this record, and its state was folded from the start.
     Rebuilt {
-        /// Which endpoint.
+        /// The endpoint.
         key: EndpointKey,
-        /// The record by which they said so.
+        /// The record that unparked it.
         by: Arc<Record>,
-        /// Its records, and what came of them.
+        /// Its records, with their effects.
         applied: Vec<Applied<E>>,
     },
     /// The history of these buckets, up to the head at their assignment, has been applied.
     CaughtUp(Vec<Bucket>),
-    /// Buckets are somebody else's from here on; their states are gone.
+    /// Buckets now belong to another owner; their states are dropped.
     Released(Vec<Bucket>),
 }
 
-/// What [`Consumer`] works with.
+/// Dependencies of [`Consumer`].
 #[derive(Clone)]
 pub struct ConsumerDeps {
-    /// Where the log and the snapshots are.
+    /// The log and the snapshots.
     pub store: Store,
-    /// Where new records come from.
+    /// The source of new records.
     pub bus: Arc<dyn Bus>,
-    /// For what is written down, such as since when an endpoint is parked.
+    /// For recorded times, such as since when an endpoint is parked.
     pub clock: Arc<dyn Clock>,
 }
 
@@ -146,27 +147,31 @@ pub struct Consumer<F: Fold> {
     deps: ConsumerDeps,
     component: Component,
     feed: Feed,
-    /// Read, and not dealt with yet.
+    /// Read, and not handled yet.
     inbox: VecDeque<FeedItem>,
     outbox: VecDeque<Step<F::Effect>>,
-    /// What the store is asked for; nothing else goes on meanwhile.
-    working: Option<AbortOnDropHandle<Result<Work<F>, StoreError>>>,
-    /// Buckets that somebody else took and that are still assigned to us: when to take them again.
+    /// A request to the store; nothing else proceeds meanwhile.
+    pending_reply: Option<AbortOnDropHandle<Result<StoreReply<F>, StoreError>>>,
+    /// Buckets that another owner took although they are still assigned to us: when to reacquire
+    /// them.
     lost: BTreeMap<Bucket, Instant>,
-    saving: Option<(Bucket, AbortOnDropHandle<Result<Stored, CommitError>>)>,
-    /// To be stored next.
+    saving: Option<(
+        Bucket,
+        AbortOnDropHandle<Result<StoredSnapshot, CommitError>>,
+    )>,
+    /// Drafts to be stored next.
     drafts: VecDeque<(Bucket, Fence, Draft)>,
-    /// When the stored snapshots were last known to be up to date.
+    /// Since when the stored snapshots have been behind.
     behind_since: BTreeMap<Bucket, Instant>,
-    /// Up to where the service says that it has written what follows.
+    /// How far the service has confirmed that it wrote what follows from each bucket.
     written: BTreeMap<Bucket, Position>,
-    looks: Interval,
+    snapshot_checks: Interval,
 }
 
-/// What the store has answered.
-enum Work<F: Fold> {
-    Taken(Vec<(Bucket, Option<Fence>, Initial<F::State>)>),
-    Fenced(BTreeMap<Bucket, Fence>),
+/// The store's reply to a request.
+enum StoreReply<F: Fold> {
+    Acquired(Vec<(Bucket, Option<Fence>, Initial<F::State>)>),
+    Refenced(BTreeMap<Bucket, Fence>),
     History {
         by: Arc<Record>,
         key: EndpointKey,
@@ -182,47 +187,47 @@ impl<F: Fold> Consumer<F> {
             Ownership::Sole(_) | Ownership::Elsewhere => Subscription::Whole,
         };
         component.waiting(match &config.ownership {
-            Ownership::Shared => UNASSIGNED,
-            Ownership::Sole(_) | Ownership::Elsewhere => READS_THE_LOG,
+            Ownership::Shared => WAITING_FOR_BUCKETS,
+            Ownership::Sole(_) | Ownership::Elsewhere => READING_LOG,
         });
         let feed = Feed::open(deps.store.clone(), deps.bus.clone(), subscription);
         let parking = Parking::open(config.consumer, deps.store.clone(), component.clone());
         let fold = Arc::new(fold);
-        let wants = {
+        let filter = {
             let fold = fold.clone();
-            Arc::new(move |after| wanted(fold.as_ref(), after))
+            Arc::new(move |after| event_filter(fold.as_ref(), after))
         };
-        let mut looks = tokio::time::interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut snapshot_checks = tokio::time::interval(SNAPSHOT_CHECK_INTERVAL);
+        snapshot_checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             core: Core::new(fold, parking),
-            feed: feed.wanting(wants).reporting(&component),
+            feed: feed.with_filter(filter).with_component(&component),
             config,
             deps,
             component,
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
-            working: None,
+            pending_reply: None,
             lost: BTreeMap::new(),
             saving: None,
             drafts: VecDeque::new(),
             behind_since: BTreeMap::new(),
             written: BTreeMap::new(),
-            looks,
+            snapshot_checks,
         }
     }
 
-    /// The states of all endpoints of our buckets.
+    /// The states of all endpoints in our buckets.
     pub fn folds(&self) -> &Folds<F::State> {
         self.core.folds()
     }
 
-    /// What the steps are made of.
+    /// The underlying core.
     pub fn core(&self) -> &Core<F> {
         &self.core
     }
 
-    /// What is parked.
+    /// The parked endpoints.
     pub fn parking(&self) -> &Parking {
         self.core.parking()
     }
@@ -237,12 +242,12 @@ impl<F: Fold> Consumer<F> {
         self.core.fence(bucket)
     }
 
-    /// Whether what is folded of the bucket may be evaluated.
+    /// Whether the states of the bucket may be evaluated.
     pub fn is_caught_up(&self, bucket: Bucket) -> bool {
         self.core.is_caught_up(bucket)
     }
 
-    /// Whether that is so for every bucket that is ours.
+    /// Whether that holds for every bucket that is ours.
     pub fn all_caught_up(&self) -> bool {
         self.core.all_caught_up()
     }
@@ -252,7 +257,7 @@ impl<F: Fold> Consumer<F> {
         self.core.buckets()
     }
 
-    /// How far a bucket has been applied.
+    /// The position up to which a bucket has been applied.
     pub fn position(&self, bucket: Bucket) -> Position {
         self.core.position(bucket)
     }
@@ -265,19 +270,19 @@ impl<F: Fold> Consumer<F> {
             .park(key, position.unwrap_or_default(), "evaluation", detail, now);
     }
 
-    /// The store has refused our fence: somebody else has taken the bucket. It is taken again after a
-    /// while, if it is still assigned to us by then.
+    /// Handles a fence that the store rejected: another owner has taken the bucket. It is
+    /// reacquired after a while if it is still assigned to us by then.
     pub fn fenced(&mut self, bucket: Bucket) {
         if self.core.has(bucket) && matches!(self.config.ownership, Ownership::Shared) {
-            tracing::warn!(consumer = self.config.consumer, %bucket, "bucket was taken over");
+            tracing::warn!(consumer = self.config.consumer, %bucket, "bucket lost to another owner");
             self.core.mark_lost(bucket);
             self.lost
                 .entry(bucket)
-                .or_insert_with(|| Instant::now() + TAKE_AGAIN_AFTER);
+                .or_insert_with(|| Instant::now() + REACQUIRE_AFTER);
         }
     }
 
-    /// A bucket that is owned elsewhere is owned by this process now, under this fence, or is not.
+    /// Sets the fence of a bucket whose ownership is external, or clears it.
     pub fn own(&mut self, bucket: Bucket, fence: Option<Fence>) {
         if fence.is_none() {
             self.written.remove(&bucket);
@@ -285,17 +290,18 @@ impl<F: Fold> Consumer<F> {
         self.core.set_fence(bucket, fence);
     }
 
-    /// What follows from a bucket has been written up to here: no snapshot of it stands above.
+    /// Confirms that what follows from a bucket has been written up to here; no snapshot of it goes
+    /// beyond.
     pub fn confirm_written(&mut self, bucket: Bucket, position: Position) {
         self.written.insert(bucket, position);
-        // At once, for it may go on before the next look.
+        // Draft at once, since the bucket may advance before the next check.
         if self.is_due(bucket) {
             self.draft(bucket);
         }
     }
 
-    /// Folds a bucket from the log's start, whatever its snapshot holds. To be called before anything else
-    /// once it has been taken.
+    /// Discards the snapshot of a bucket and folds it from the start of the log. Must be called
+    /// right after the bucket has been acquired.
     pub fn discard_snapshot(&mut self, bucket: Bucket) {
         let fence = self.core.fence(bucket).cloned();
         let now = self.deps.clock.now();
@@ -308,8 +314,8 @@ impl<F: Fold> Consumer<F> {
         self.feed.slices_from(from);
     }
 
-    /// The next step; waits until there is one, also while the store cannot be reached. May be cancelled (in
-    /// a `select!`) without losing anything. The only error is that this process has closed the store.
+    /// Returns the next step; waits until there is one, also while the store is unavailable. Cancel
+    /// safe. The only error is that this process has closed the store.
     ///
     /// # Errors
     ///
@@ -319,11 +325,13 @@ impl<F: Fold> Consumer<F> {
             if let Some(step) = self.outbox.pop_front() {
                 return Ok(step);
             }
-            if let Some(working) = &mut self.working {
-                let done = working.await;
-                self.working = None;
-                self.worked(done.unwrap_or_else(|error| {
-                    Err(StoreError::Database(format!("a question ended: {error}")))
+            if let Some(pending_reply) = &mut self.pending_reply {
+                let done = pending_reply.await;
+                self.pending_reply = None;
+                self.handle_reply(done.unwrap_or_else(|error| {
+                    Err(StoreError::Database(format!(
+                        "a request task failed: {error}"
+                    )))
                 })?);
                 continue;
             }
@@ -331,12 +339,12 @@ impl<F: Fold> Consumer<F> {
                 self.handle(item);
                 continue;
             }
-            let take_again = self.lost.values().min().copied();
+            let reacquire_at = self.lost.values().min().copied();
             tokio::select! {
                 biased;
-                (bucket, stored) = saved(&mut self.saving) => self.saved(bucket, stored)?,
-                _ = self.looks.tick() => self.look(),
-                () = until(take_again) => self.take_again(),
+                (bucket, stored) = next_saved(&mut self.saving) => self.handle_saved(bucket, stored)?,
+                _ = self.snapshot_checks.tick() => self.check_snapshots(),
+                () = sleep_until(reacquire_at) => self.reacquire(),
                 item = self.feed.next() => self.inbox.push_back(item?),
             }
         }
@@ -348,23 +356,23 @@ impl<F: Fold> Consumer<F> {
         match item {
             FeedItem::Records(records) => self.apply(records, now),
             FeedItem::Unreadable(unreadable) => {
-                let parked = self.core.unreadable(&unreadable, now);
+                let parked = self.core.park_unreadable(&unreadable, now);
                 self.outbox.extend(parked.map(Step::Parked));
                 self.outbox.push_back(Step::Unreadable {
                     bucket: unreadable.bucket,
                     position: unreadable.position,
                 });
             }
-            FeedItem::Passed(passed) => {
-                for (bucket, position) in &passed {
-                    self.core.pass(*bucket, *position);
+            FeedItem::Advanced(positions) => {
+                for (bucket, position) in &positions {
+                    self.core.advance(*bucket, *position);
                 }
-                self.outbox.push_back(Step::Passed(passed));
+                self.outbox.push_back(Step::Passed(positions));
             }
             FeedItem::Assigned(buckets) => {
                 tracing::debug!(consumer, ?buckets, "buckets are assigned");
-                self.component.waits_on(READS_THE_LOG);
-                self.take(buckets);
+                self.component.waits_on(READING_LOG);
+                self.acquire(buckets);
             }
             FeedItem::Revoked(buckets) => {
                 tracing::debug!(consumer, ?buckets, "buckets are revoked");
@@ -378,14 +386,15 @@ impl<F: Fold> Consumer<F> {
             FeedItem::CaughtUp(buckets) => {
                 tracing::debug!(consumer, ?buckets, "buckets are caught up with");
                 self.core.caught_up(&buckets);
-                // Who owns buckets elsewhere has rows to write before it is told that nothing is parked.
+                // With external ownership, the service has rows to write before parking is reported
+                // as caught up.
                 if !matches!(self.config.ownership, Ownership::Elsewhere) {
                     self.core.parking().caught_up(&buckets);
                 }
                 if self.core.all_caught_up() && matches!(self.config.ownership, Ownership::Shared) {
                     self.component.ready();
                 }
-                self.looks.reset_immediately();
+                self.snapshot_checks.reset_immediately();
                 self.outbox.push_back(Step::CaughtUp(buckets));
             }
         }
@@ -400,7 +409,7 @@ impl<F: Fold> Consumer<F> {
                 Handled::Skipped => (None, None),
                 Handled::Parked(key) => (None, Some(Step::Parked(key))),
                 Handled::Rebuild(key) => {
-                    // What comes after it waits until its history has been read.
+                    // Later records wait until its history has been read.
                     self.inbox.push_front(FeedItem::Records(records.collect()));
                     self.outbox.push_back(Step::Applied(applied));
                     return self.read_history(key, record);
@@ -418,17 +427,20 @@ impl<F: Fold> Consumer<F> {
         }
     }
 
-    fn work(&mut self, work: impl Future<Output = Result<Work<F>, StoreError>> + Send + 'static) {
-        self.working = Some(AbortOnDropHandle::new(tokio::spawn(work)));
+    fn spawn_request(
+        &mut self,
+        request: impl Future<Output = Result<StoreReply<F>, StoreError>> + Send + 'static,
+    ) {
+        self.pending_reply = Some(AbortOnDropHandle::new(tokio::spawn(request)));
     }
 
-    /// Raises the generation of each bucket, so that a former owner can write no more, and then reads what
-    /// its snapshot holds.
-    fn take(&mut self, buckets: Vec<Bucket>) {
+    /// Raises the generation of each bucket, so that a former owner can no longer write, then loads
+    /// its snapshot.
+    fn acquire(&mut self, buckets: Vec<Bucket>) {
         let (store, component) = (self.deps.store.clone(), self.component.clone());
         let config = self.config.clone();
-        self.work(async move {
-            let take = || async {
+        self.spawn_request(async move {
+            let acquire = || async {
                 let mut fences = match &config.ownership {
                     Ownership::Shared => take_fences(&store, config.consumer, &buckets).await?,
                     Ownership::Sole(fence) => {
@@ -444,46 +456,51 @@ impl<F: Fold> Consumer<F> {
                 });
                 try_join_all(initials).await
             };
-            until_answered(&component, take).await.map(Work::Taken)
+            until_answered(&component, acquire)
+                .await
+                .map(StoreReply::Acquired)
         });
     }
 
-    /// What was fenced while it was still ours is taken once more, and read up to its head.
-    fn take_again(&mut self) {
+    /// Reacquires buckets that were fenced while assigned to us; they are then read up to their
+    /// head.
+    fn reacquire(&mut self) {
         let now = Instant::now();
         let due = self.lost.iter().filter(|(_, at)| **at <= now);
         let due: Vec<Bucket> = due.map(|(bucket, _)| *bucket).collect();
         let (store, component) = (self.deps.store.clone(), self.component.clone());
         let consumer = self.config.consumer;
-        self.work(async move {
-            let take = || take_fences(&store, consumer, &due);
-            until_answered(&component, take).await.map(Work::Fenced)
+        self.spawn_request(async move {
+            let acquire = || take_fences(&store, consumer, &due);
+            until_answered(&component, acquire)
+                .await
+                .map(StoreReply::Refenced)
         });
     }
 
     fn read_history(&mut self, key: EndpointKey, by: Arc<Record>) {
         let (store, component) = (self.deps.store.clone(), self.component.clone());
-        self.work(async move {
+        self.spawn_request(async move {
             let read = || parking::history(store.clone(), key.clone(), by.position);
             let entries = until_answered(&component, read).await?;
-            Ok(Work::History { by, key, entries })
+            Ok(StoreReply::History { by, key, entries })
         });
     }
 
-    fn worked(&mut self, work: Work<F>) {
+    fn handle_reply(&mut self, reply: StoreReply<F>) {
         let now = self.deps.clock.now();
-        match work {
-            Work::Taken(taken) => {
+        match reply {
+            StoreReply::Acquired(acquired) => {
                 let (mut buckets, mut parked) = (Vec::new(), Vec::new());
-                for (bucket, fence, initial) in taken {
-                    self.feed.begin_at(bucket, initial.position);
+                for (bucket, fence, initial) in acquired {
+                    self.feed.start_from(bucket, initial.position);
                     parked.extend(self.core.take(bucket, fence, initial, now));
                     buckets.push(bucket);
                 }
                 self.outbox.push_back(Step::Taken(buckets));
                 self.outbox.extend(parked.into_iter().map(Step::Parked));
             }
-            Work::Fenced(fences) => {
+            StoreReply::Refenced(fences) => {
                 let mut buckets = Vec::new();
                 for (bucket, fence) in fences {
                     self.lost.remove(&bucket);
@@ -493,7 +510,7 @@ impl<F: Fold> Consumer<F> {
                 self.feed.catch_up_again(&buckets);
                 self.outbox.push_back(Step::Taken(buckets));
             }
-            Work::History { by, key, entries } => {
+            StoreReply::History { by, key, entries } => {
                 let step = match self.core.rebuild(&key, entries, now) {
                     Some(applied) => Step::Rebuilt { key, by, applied },
                     None => {
@@ -511,7 +528,7 @@ impl<F: Fold> Consumer<F> {
     }
 
     /// Drafts the snapshots that are due.
-    fn look(&mut self) {
+    fn check_snapshots(&mut self) {
         let buckets: Vec<Bucket> = self.core.buckets().collect();
         for bucket in buckets {
             if self.drafts.len() < DRAFTS_MAX && self.is_due(bucket) {
@@ -522,8 +539,8 @@ impl<F: Fold> Consumer<F> {
     }
 
     fn is_due(&mut self, bucket: Bucket) -> bool {
-        let Backlog { applied, passed } = self.core.backlog(bucket);
-        if applied + passed == 0 {
+        let Backlog { applied, skipped } = self.core.backlog(bucket);
+        if applied + skipped == 0 {
             self.behind_since.remove(&bucket);
             return false;
         }
@@ -532,15 +549,16 @@ impl<F: Fold> Consumer<F> {
         let is_due = match self.core.is_caught_up(bucket) {
             true => {
                 applied >= APPLIED_MAX
-                    || passed >= PASSED_MAX
-                    || now.duration_since(since) >= BEHIND_MAX
+                    || skipped >= SKIPPED_MAX
+                    || now.duration_since(since) >= SNAPSHOT_AGE_MAX
             }
-            false => applied >= APPLIED_MAX_OF_HISTORY,
+            false => applied >= CATCH_UP_APPLIED_MAX,
         };
         is_due && self.may_save(bucket)
     }
 
-    /// Not while one of it is on its way: each builds on the one before.
+    /// Whether a snapshot of the bucket may be drafted: not while another is in progress, since
+    /// each builds on the previous one.
     fn may_save(&self, bucket: Bucket) -> bool {
         let written = self.written.get(&bucket);
         let is_written = !self.config.waits_for_writes
@@ -561,7 +579,7 @@ impl<F: Fold> Consumer<F> {
         self.save_next();
     }
 
-    /// One after the other, so that they do not keep decisions waiting for the store.
+    /// Stores one draft at a time, so that decisions do not have to wait for the store.
     fn save_next(&mut self) {
         if self.saving.is_some() {
             return;
@@ -574,10 +592,10 @@ impl<F: Fold> Consumer<F> {
         self.saving = Some((bucket, AbortOnDropHandle::new(tokio::spawn(saving))));
     }
 
-    fn saved(
+    fn handle_saved(
         &mut self,
         bucket: Bucket,
-        outcome: Result<Stored, CommitError>,
+        outcome: Result<StoredSnapshot, CommitError>,
     ) -> Result<(), StoreError> {
         match outcome {
             Ok(stored) => self.core.stored(bucket, Some(stored)),
@@ -587,7 +605,7 @@ impl<F: Fold> Consumer<F> {
                     self.fenced(bucket);
                 }
                 let consumer = self.config.consumer;
-                tracing::debug!(consumer, %bucket, %error, "a snapshot was not stored");
+                tracing::debug!(consumer, %bucket, %error, "failed to store a snapshot");
                 self.core.stored(bucket, None);
             }
         }
@@ -595,8 +613,8 @@ impl<F: Fold> Consumer<F> {
         Ok(())
     }
 
-    /// Stores what is new of all buckets that are caught up with, at the end of a service; what cannot be
-    /// stored in time is folded again by whoever comes next.
+    /// Stores snapshots of all buckets that are caught up, at shutdown; what cannot be stored in
+    /// time is folded again by the next owner.
     pub async fn save_all(&mut self) {
         let buckets: Vec<Bucket> = self.core.buckets().collect();
         let saving = async {
@@ -606,41 +624,42 @@ impl<F: Fold> Consumer<F> {
                 }
             }
             while self.saving.is_some() {
-                let (bucket, outcome) = saved(&mut self.saving).await;
-                self.saved(bucket, outcome)?;
+                let (bucket, outcome) = next_saved(&mut self.saving).await;
+                self.handle_saved(bucket, outcome)?;
             }
             Ok::<(), StoreError>(())
         };
-        let _ = tokio::time::timeout(SAVING_MAX, saving).await;
+        let _ = tokio::time::timeout(SAVE_TIMEOUT, saving).await;
     }
 }
 
-/// The kinds of streams that need not be read after a position, and how far that holds. What people decided
-/// about parking concerns everybody.
-fn wanted<F: Fold>(fold: &F, after: Position) -> (Vec<StreamKind>, Position) {
+/// The kinds of streams to exclude after a position, and up to which position that holds. Decisions
+/// about parking are never excluded.
+fn event_filter<F: Fold>(fold: &F, after: Position) -> (Vec<StreamKind>, Position) {
     let effects_from = fold.effects_from();
     let without_effects = after < effects_from;
-    let is_left_out = |kind: &StreamKind| {
+    let is_excluded = |kind: &StreamKind| {
         let has_no_effect = without_effects && fold.has_effects_only(*kind);
         *kind != StreamKind::Parking && (!F::READS.contains(kind) || has_no_effect)
     };
-    let left_out = StreamKind::ALL
+    let excluded = StreamKind::ALL
         .iter()
         .copied()
-        .filter(is_left_out)
+        .filter(is_excluded)
         .collect();
     let until = match without_effects {
         true => effects_from,
         false => Position(u64::MAX),
     };
-    (left_out, until)
+    (excluded, until)
 }
 
-/// Takes the fences of buckets, all in one commit: one for each would keep whoever takes many waiting.
+/// Acquires the fences of buckets in a single commit: one commit per fence would take long for many
+/// buckets.
 ///
 /// # Errors
 ///
-/// When the store cannot be reached; nothing is taken then.
+/// If the store is unavailable; then no fence is acquired.
 pub async fn take_fences(
     store: &Store,
     consumer: &str,
@@ -656,7 +675,7 @@ pub async fn take_fences(
     Ok(buckets.iter().filter_map(of_bucket).collect())
 }
 
-async fn saved<T>(
+async fn next_saved<T>(
     saving: &mut Option<(Bucket, AbortOnDropHandle<Result<T, CommitError>>)>,
 ) -> (Bucket, Result<T, CommitError>) {
     let Some((bucket, task)) = saving else {
@@ -664,7 +683,7 @@ async fn saved<T>(
     };
     let outcome = task.await;
     let outcome = outcome.unwrap_or_else(|error| {
-        let error = StoreError::Database(format!("the task ended: {error}"));
+        let error = StoreError::Database(format!("a snapshot task failed: {error}"));
         Err(error.into())
     });
     let bucket = *bucket;
@@ -672,7 +691,7 @@ async fn saved<T>(
     (bucket, outcome)
 }
 
-async fn until(at: Option<Instant>) {
+async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,

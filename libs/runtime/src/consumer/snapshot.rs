@@ -1,7 +1,7 @@
-//! Snapshots: what is folded of one bucket up to a position, as the store keeps it.
+//! Snapshots: the folded state of one bucket up to a position, as stored.
 //!
-//! Invariant: a snapshot holds what follows from the bucket's events up to its position, and nothing
-//! else: no measurements, no clock. So whoever begins with it gets what the whole log gives.
+//! Invariant: a snapshot follows from the bucket's events up to its position alone: no
+//! measurements, no clock. So starting from it gives the same as folding the whole log.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,54 +16,55 @@ use store::{
 use super::fold::Entry;
 use crate::parking;
 
-/// The part that is of the bucket as a whole; those of endpoints have the endpoint's key.
-const OF_BUCKET: &str = "";
+/// The key of the part that concerns the whole bucket; other parts have the endpoint's key.
+const BUCKET_PART: &str = "";
 
-/// What people and poison have made of the bucket so far.
+/// Parking state of the bucket.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct OfBucket {
+struct BucketPart {
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     parked: BTreeSet<EndpointKey>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     skipped: BTreeSet<Position>,
 }
 
-/// What the store has of a bucket.
+/// The snapshot of a bucket in the store.
 #[derive(Clone, Debug, Default)]
-pub struct Stored {
-    /// None: nothing that could be gone on from.
+pub struct StoredSnapshot {
+    /// `None` if there is no usable snapshot.
     pub(super) at: Option<Position>,
     pub(super) hashes: BTreeMap<String, PartHash>,
 }
 
-/// What a bucket begins with.
+/// The initial state of a bucket.
 #[derive(Debug)]
 pub struct Initial<S> {
-    /// Everything of the bucket up to here is in it.
+    /// Everything in the bucket up to here is included.
     pub position: Position,
     pub(super) entries: Vec<(EndpointKey, Entry<S>)>,
     pub(super) skipped: BTreeSet<Position>,
     /// Endpoints that were parked, and their history up to the position.
     pub(super) parked: Vec<(EndpointKey, Vec<store::Entry>)>,
-    pub(super) stored: Stored,
+    pub(super) stored: StoredSnapshot,
 }
 
 impl<S> Default for Initial<S> {
-    /// With nothing.
+    /// An empty state.
     fn default() -> Self {
         Self {
             position: Position::START,
             entries: Vec::new(),
             skipped: BTreeSet::new(),
             parked: Vec::new(),
-            stored: Stored::default(),
+            stored: StoredSnapshot::default(),
         }
     }
 }
 
 impl<S> Initial<S> {
-    /// The states of all endpoints. None where one of them was parked, of which there is none.
+    /// Returns the states of all endpoints, or `None` if one of them was parked and so has no
+    /// state.
     pub fn into_states(self) -> Option<BTreeMap<EndpointKey, S>> {
         let states = self.entries.into_iter();
         let states = states.map(|(key, entry)| (key, entry.state));
@@ -72,37 +73,37 @@ impl<S> Initial<S> {
 }
 
 impl<S: DeserializeOwned> Initial<S> {
-    /// Reads what a snapshot holds; `history` gives that of a parked endpoint.
+    /// Decodes a snapshot; `history` returns that of a parked endpoint.
     ///
     /// # Errors
     ///
-    /// Where a part is not what this version of the fold writes: fold the log from its start.
+    /// If a part is not in this version's format; the log must be folded from its start.
     pub fn decode(
         snapshot: &Snapshot,
         mut history: impl FnMut(&EndpointKey) -> Vec<store::Entry>,
     ) -> serde_json::Result<Self> {
         let position = snapshot.meta.position;
-        let (mut entries, mut of_bucket) = (Vec::new(), OfBucket::default());
+        let (mut entries, mut bucket_part) = (Vec::new(), BucketPart::default());
         let mut hashes = BTreeMap::new();
         for (key, doc) in &snapshot.parts {
             hashes.insert(key.clone(), part_hash(key, doc));
-            if key == OF_BUCKET {
-                of_bucket = serde_json::from_str(doc)?;
+            if key == BUCKET_PART {
+                bucket_part = serde_json::from_str(doc)?;
                 continue;
             }
             let endpoint: EndpointKey = key.parse().map_err(serde::de::Error::custom)?;
             entries.push((endpoint, serde_json::from_str(doc)?));
         }
-        let parked = of_bucket.parked.into_iter().map(|key| {
-            let past = history(&key);
-            (key, past)
+        let parked = bucket_part.parked.into_iter().map(|key| {
+            let entries = history(&key);
+            (key, entries)
         });
         Ok(Self {
             position,
             parked: parked.collect(),
             entries,
-            skipped: of_bucket.skipped,
-            stored: Stored {
+            skipped: bucket_part.skipped,
+            stored: StoredSnapshot {
                 at: Some(position),
                 hashes,
             },
@@ -110,7 +111,7 @@ impl<S: DeserializeOwned> Initial<S> {
     }
 }
 
-/// A change of a stored snapshot, on its way into the store.
+/// A change of a stored snapshot, to be written to the store.
 #[derive(Debug)]
 pub struct Draft {
     position: Position,
@@ -122,7 +123,7 @@ pub struct Draft {
 impl Draft {
     pub(super) fn make<'a, S: Serialize + 'a>(
         position: Position,
-        stored: &Stored,
+        stored: &StoredSnapshot,
         entries: impl Iterator<Item = (&'a EndpointKey, Option<&'a Entry<S>>)>,
         parked: BTreeSet<EndpointKey>,
         skipped: BTreeSet<Position>,
@@ -137,17 +138,17 @@ impl Draft {
             let doc = entry.map(serde_json::to_string).transpose()?;
             draft.put(key.as_str(), doc);
         }
-        let none = parked.is_empty() && skipped.is_empty();
-        let of_bucket = OfBucket { parked, skipped };
-        let of_bucket = match none {
+        let is_empty = parked.is_empty() && skipped.is_empty();
+        let bucket_part = BucketPart { parked, skipped };
+        let bucket_part = match is_empty {
             true => None,
-            false => Some(serde_json::to_string(&of_bucket)?),
+            false => Some(serde_json::to_string(&bucket_part)?),
         };
-        draft.put(OF_BUCKET, of_bucket);
+        draft.put(BUCKET_PART, bucket_part);
         Ok(draft)
     }
 
-    /// What is stored already, or never was, is left out.
+    /// Adds a part, unless it is stored already or never was.
     fn put(&mut self, key: &str, doc: Option<String>) {
         let hash = doc.as_ref().map(|doc| part_hash(key, doc));
         if self.hashes.get(key) == hash.as_ref() {
@@ -160,7 +161,7 @@ impl Draft {
         self.parts.insert(key.to_owned(), doc);
     }
 
-    /// The whole snapshot, of a draft that holds everything; for tests without a store.
+    /// The complete snapshot, for tests without a store. The draft must be complete.
     pub fn into_snapshot(self, consumer: &str, bucket: Bucket, version: u32) -> Snapshot {
         let parts = self.parts.into_iter();
         Snapshot {
@@ -176,12 +177,12 @@ impl Draft {
     }
 }
 
-/// Reads what a bucket begins with: the stored snapshot, or nothing. `consumer` is the name that snapshots
-/// are stored under.
+/// Loads the initial state of a bucket: its stored snapshot, or nothing. `consumer` is the name
+/// under which snapshots are stored.
 ///
 /// # Errors
 ///
-/// Where the store cannot be read: try again.
+/// If the store cannot be read; retry.
 pub async fn load<S: DeserializeOwned>(
     store: &Store,
     consumer: &str,
@@ -192,17 +193,17 @@ pub async fn load<S: DeserializeOwned>(
         return Ok(Initial::default());
     };
     let mut histories = BTreeMap::new();
-    if let Some(doc) = snapshot.parts.get(OF_BUCKET)
-        && let Ok(of_bucket) = serde_json::from_str::<OfBucket>(doc)
+    if let Some(doc) = snapshot.parts.get(BUCKET_PART)
+        && let Ok(bucket_part) = serde_json::from_str::<BucketPart>(doc)
     {
-        for key in of_bucket.parked {
-            let past = parking::history(store.clone(), key.clone(), snapshot.meta.position);
-            histories.insert(key, past.await?);
+        for key in bucket_part.parked {
+            let history = parking::history(store.clone(), key.clone(), snapshot.meta.position);
+            histories.insert(key, history.await?);
         }
     }
     let initial = Initial::decode(&snapshot, |key| histories.remove(key).unwrap_or_default());
     Ok(initial.unwrap_or_else(|error| {
-        tracing::warn!(consumer, %bucket, %error, "a snapshot cannot be read and is rebuilt from the log");
+        tracing::warn!(consumer, %bucket, %error, "failed to decode a snapshot, rebuilding it from the log");
         Initial::default()
     }))
 }
@@ -215,7 +216,7 @@ pub(super) async fn save(
     version: u32,
     fence: Fence,
     draft: Draft,
-) -> Result<Stored, CommitError> {
+) -> Result<StoredSnapshot, CommitError> {
     let Draft {
         position,
         base,
@@ -241,7 +242,7 @@ pub(super) async fn save(
         ..Commit::default()
     };
     store.commit(commit).await?;
-    Ok(Stored {
+    Ok(StoredSnapshot {
         at: Some(position),
         hashes,
     })

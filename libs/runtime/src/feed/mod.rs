@@ -1,16 +1,16 @@
-//! What a service reads: the records of its buckets, without gaps and in order within each bucket,
-//! first the history of a bucket and then what the bus brings.
+//! The feed of a service: the records of its buckets, without gaps and in order within each bucket;
+//! first a bucket's history, then what the bus delivers.
 //!
-//! Invariants: each event of an assigned bucket is delivered once, after the one before it in the
-//! bucket, as a record or as something unreadable in its place; of a bucket that was revoked nothing
-//! is delivered any more. The bus is only a hint: what it drops is found by a record's `prev`, or,
-//! at the tail, by comparing with the store every second. While the store cannot be reached the feed
-//! tries again, and says so.
+//! Invariants: each event of an assigned bucket is delivered once, after its predecessor in the
+//! bucket, as a record or as an unreadable event; once a bucket is revoked, nothing more of it is
+//! delivered. The bus is only a hint: what it drops is detected by a record's `prev` or, at the
+//! tail, by comparing with the store every second. While the store is unavailable, the feed retries
+//! and reports it.
 //!
-//! A consumer may say which events it wants. The others are not even read: of them only the position is
+//! A consumer may filter events. Excluded events are not even read: only their positions are
 //! delivered.
 
-mod asked;
+mod store_reader;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -24,85 +24,86 @@ use store::{Store, StoreError, Unreadable};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use crate::health::{Component, READS_THE_LOG};
+use crate::health::{Component, READING_LOG};
 use crate::retry;
-pub use asked::Wants;
-use asked::{Page, Read, ReadOutcome, Reads};
+pub use store_reader::EventFilter;
+use store_reader::{Page, ReadEvent, ReadOutcome, StoreReader};
 
-/// Records per read of the store, and per item.
+/// The most records per read of the store, and per item.
 const PAGE: usize = 1000;
 
-/// How often the store is asked whether the bus has lost something.
+/// How often to check the store for records that the bus has lost.
 const RECHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// Positions ahead of what is known to be whole. Past it the next recheck reads them once more.
+/// The most delivered positions kept above the contiguous part. Beyond that, the next recheck reads
+/// them again.
 const AHEAD_MAX: usize = 65_536;
 
-/// From so many buckets on, one read of the whole log is cheaper than a read of each.
-const SCAN_MIN: usize = 16;
+/// From this many buckets on, one scan of the log is cheaper than a read per bucket.
+const SCAN_BUCKETS_MIN: usize = 16;
 
-/// What a feed brings.
+/// An item of a feed.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FeedItem {
-    /// Gapless and in order within each bucket.
+    /// Records, without gaps and in order within each bucket.
     Records(Vec<Arc<Record>>),
     /// An event that cannot be decoded, in its place in the order.
     Unreadable(Unreadable),
-    /// Up to these positions of their buckets there was nothing more that is wanted.
-    Passed(BTreeMap<Bucket, Position>),
-    /// The history of these buckets, up to the head at their assignment, has been delivered, and that
-    /// of the global bucket with it.
+    /// There was nothing more to deliver up to these positions of their buckets.
+    Advanced(BTreeMap<Bucket, Position>),
+    /// The history of these buckets, up to the head at their assignment, has been delivered,
+    /// together with that of the global bucket.
     CaughtUp(Vec<Bucket>),
-    /// These buckets are ours from now on; their history follows, from the start or from where
-    /// [`Feed::begin_at`] says. Ownership taken (fences raised) before the next item is asked for comes
-    /// before anything is read.
+    /// These buckets are now ours; their history follows, from the start or from the position set
+    /// by [`Feed::start_from`]. Fences raised before the next item is requested take effect before
+    /// anything is read.
     Assigned(Vec<Bucket>),
-    /// These are ours no more. Should they come back, they are read from the start again: whoever
-    /// folds them must forget what it has folded.
+    /// These buckets are no longer ours. If they are assigned again, they are read from the start:
+    /// the consumer must discard their state.
     Revoked(Vec<Bucket>),
 }
 
 /// How far one bucket has been delivered.
-struct Place {
-    /// Everything in the bucket up to here has been delivered.
+struct BucketProgress {
+    /// Everything in the bucket up to here has been delivered or skipped.
     cursor: Position,
-    /// The last position that was delivered of it.
+    /// The last delivered position.
     delivered: Position,
     goal: Goal,
-    /// The bucket's newest event when the head was asked for.
+    /// The bucket's newest event when the head was queried.
     newest: Position,
-    /// The bus has shown this position, so the store must have it.
-    promised: Position,
-    /// The history from before the assignment is over.
-    caught_up: bool,
+    /// The highest position that the bus delivered after a gap, so the store must have it.
+    announced: Position,
+    /// The history up to the assignment has been delivered.
+    is_caught_up: bool,
 }
 
-/// What is to be read from the store.
+/// What must be read from the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Goal {
     Nothing,
-    /// Up to the head, which has not been asked for yet.
+    /// Up to the head, which has not been queried yet.
     Head,
     UpTo(Position),
 }
 
-impl Place {
+impl BucketProgress {
     fn new() -> Self {
         Self {
             cursor: Position::START,
             delivered: Position::START,
             goal: Goal::Head,
             newest: Position::START,
-            promised: Position::START,
-            caught_up: false,
+            announced: Position::START,
+            is_caught_up: false,
         }
     }
 
-    fn stretch(&self) -> Option<Stretch> {
-        Some(Stretch {
+    fn range(&self) -> Option<ReadRange> {
+        Some(ReadRange {
             from: self.cursor,
-            newest: self.newest.max(self.promised),
-            to: self.up_to()?,
+            newest: self.newest.max(self.announced),
+            end: self.up_to()?,
         })
     }
 
@@ -114,8 +115,8 @@ impl Place {
     }
 
     /// There is an event at this position, and something before it is missing.
-    fn promise(&mut self, position: Position) {
-        self.promised = self.promised.max(position);
+    fn require_up_to(&mut self, position: Position) {
+        self.announced = self.announced.max(position);
         self.goal = match self.goal {
             Goal::Nothing => Goal::UpTo(position),
             Goal::Head => Goal::Head,
@@ -124,112 +125,113 @@ impl Place {
     }
 }
 
-/// What is to be read of one bucket.
-struct Stretch {
+/// The range to be read of one bucket.
+struct ReadRange {
     from: Position,
     newest: Position,
-    to: Position,
+    end: Position,
 }
 
-impl Stretch {
+impl ReadRange {
     fn length(&self) -> u64 {
         self.newest.0.saturating_sub(self.from.0)
     }
 }
 
-/// A read of the whole log.
+/// A scan of the log.
 struct Scan {
-    begun: Position,
-    at: Position,
-    to: Position,
-    /// Buckets that reach their goals by it; none if it only looks for what the bus has lost.
-    covers: BTreeSet<Bucket>,
+    start: Position,
+    position: Position,
+    end: Position,
+    /// Buckets that reach their goals by this scan; empty if it only looks for lost records.
+    buckets: BTreeSet<Bucket>,
 }
 
-/// A consumer's view of the log. [`next`](Feed::next) may be cancelled (in a `select!`) without
-/// losing anything.
+/// A consumer's view of the log. [`next`](Feed::next) is cancel safe.
 pub struct Feed {
-    reads: Reads,
+    reader: StoreReader,
     messages: mpsc::Receiver<BusMessage>,
-    bus_closed: bool,
-    /// Taken from the bus, not dealt with yet.
+    is_bus_closed: bool,
+    /// Received from the bus, not handled yet.
     inbox: VecDeque<BusMessage>,
-    /// To be delivered.
+    /// Items to be delivered.
     outbox: VecDeque<FeedItem>,
-    /// The assigned buckets, and the global one, which always is.
-    places: BTreeMap<Bucket, Place>,
+    /// The assigned buckets and the global one, which is always assigned.
+    buckets: BTreeMap<Bucket, BucketProgress>,
     scan: Option<Scan>,
-    /// Caught up with, and not told yet.
-    done: Vec<Bucket>,
-    /// An assignment of nothing is to be told as caught up, too.
-    nothing_assigned: bool,
-    /// Everything of the assigned buckets up to here has been delivered, or is a bucket's goal.
-    whole: Position,
+    /// Caught up, and not reported yet.
+    newly_caught_up: Vec<Bucket>,
+    /// An empty assignment must be reported as caught up, too.
+    is_empty_assignment_pending: bool,
+    /// Everything of the assigned buckets up to here has been delivered, or is within a bucket's
+    /// goal.
+    contiguous: Position,
     /// Positions above it that have been delivered too.
     ahead: BTreeSet<Position>,
     recheck: Interval,
-    recheck_due: bool,
-    /// The bus has its turn; else the store.
-    bus_first: bool,
+    is_recheck_due: bool,
+    /// Whether it is the bus's turn, or the store's.
+    is_bus_turn: bool,
     component: Option<Component>,
-    troubled: bool,
+    is_failing: bool,
     paused_until: Option<Instant>,
 }
 
 impl Feed {
-    /// Subscribes at once; reads begin with the first [`next`](Feed::next), each bucket from its start.
+    /// Subscribes at once; reads start with the first [`next`](Feed::next), each bucket from its
+    /// start.
     pub fn open(store: Store, bus: Arc<dyn Bus>, subscription: Subscription) -> Self {
-        let global = Place {
+        let global = BucketProgress {
             goal: Goal::Nothing,
-            ..Place::new()
+            ..BucketProgress::new()
         };
         Self {
             messages: bus.subscribe_records(subscription),
-            bus_closed: false,
-            reads: Reads::new(store),
+            is_bus_closed: false,
+            reader: StoreReader::new(store),
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
-            places: BTreeMap::from([(Bucket::GLOBAL, global)]),
+            buckets: BTreeMap::from([(Bucket::GLOBAL, global)]),
             scan: None,
-            done: Vec::new(),
-            nothing_assigned: false,
-            whole: Position::START,
+            newly_caught_up: Vec::new(),
+            is_empty_assignment_pending: false,
+            contiguous: Position::START,
             ahead: BTreeSet::new(),
             recheck: every(RECHECK_EVERY),
-            recheck_due: false,
-            bus_first: true,
+            is_recheck_due: false,
+            is_bus_turn: true,
             component: None,
-            troubled: false,
+            is_failing: false,
             paused_until: None,
         }
     }
 
-    /// Reads and delivers only events that are wanted.
-    pub fn wanting(mut self, wants: Wants) -> Self {
-        self.reads.wants = wants;
+    /// Reads and delivers only events that the filter includes.
+    pub fn with_filter(mut self, filter: EventFilter) -> Self {
+        self.reader.filter = filter;
         self
     }
 
-    /// Looks for what the bus has lost at another interval than every second.
-    pub fn recheck_every(mut self, interval: Duration) -> Self {
+    /// Sets how often to look for records that the bus has lost; every second by default.
+    pub fn with_recheck_interval(mut self, interval: Duration) -> Self {
         self.recheck = every(interval);
         self
     }
 
-    /// Readiness shall say when the store cannot be reached.
-    pub fn reporting(mut self, component: &Component) -> Self {
+    /// Reports an unavailable store to readiness.
+    pub fn with_component(mut self, component: &Component) -> Self {
         self.component = Some(component.clone());
         self
     }
 
-    /// The next item; waits until there is one, also while the store cannot be reached. The only
-    /// error is that this process has closed the store.
+    /// Returns the next item; waits until there is one, also while the store is unavailable. The
+    /// only error is that this process has closed the store.
     ///
     /// # Errors
     ///
     /// [`StoreError::Closed`] only.
     pub async fn next(&mut self) -> Result<FeedItem, StoreError> {
-        // Whatever is awaited here leaves the state as it is until it has succeeded.
+        // Nothing awaited here changes the state before it has succeeded.
         loop {
             if let Some(item) = self.outbox.pop_front() {
                 return Ok(item);
@@ -241,78 +243,79 @@ impl Feed {
             match self.advance().await {
                 Ok(()) => {}
                 Err(StoreError::Closed) => return Err(StoreError::Closed),
-                Err(error) => self.failed(&error),
+                Err(error) => self.handle_store_error(&error),
             }
         }
     }
 
-    /// The consumer has everything of an assigned bucket up to here. To be called before the next item
-    /// is asked for.
-    pub fn begin_at(&mut self, bucket: Bucket, position: Position) {
-        if let Some(place) = self.places.get_mut(&bucket) {
-            place.cursor = place.cursor.max(position);
-            place.delivered = place.cursor;
+    /// The consumer has everything of an assigned bucket up to here. Must be called before the next
+    /// item is requested.
+    pub fn start_from(&mut self, bucket: Bucket, position: Position) {
+        if let Some(progress) = self.buckets.get_mut(&bucket) {
+            progress.cursor = progress.cursor.max(position);
+            progress.delivered = progress.cursor;
         }
     }
 
-    /// From the next page of the store on, usage that ended by `from` comes without its slices, which are most of
-    /// a long log. [`Timestamp::MIN`]: all of it comes whole, as all that the bus brings does.
+    /// From the next page of the store on, usage that ended by `from` is read without its slices, which are
+    /// most of a long log; with [`Timestamp::MIN`] all slices are read. Records from the bus are complete.
     pub fn slices_from(&mut self, from: Timestamp) {
-        self.reads.slices_from = from;
+        self.reader.slices_from = from;
     }
 
-    /// The consumer has nothing of an assigned bucket. To be called before the next item is asked for.
+    /// The consumer has nothing of an assigned bucket. Must be called before the next item is
+    /// requested.
     pub fn read_from_start(&mut self, bucket: Bucket) {
-        if let Some(place) = self.places.get_mut(&bucket) {
-            *place = Place::new();
-            self.leave_out(bucket);
+        if let Some(progress) = self.buckets.get_mut(&bucket) {
+            *progress = BucketProgress::new();
+            self.discard(bucket);
         }
     }
 
-    /// Reads these buckets up to the present head, and then tells that they are caught up with once
-    /// more: for a consumer that has owned them not all the time.
+    /// Reads these buckets up to the current head, then reports them as caught up again: for a
+    /// consumer that has not owned them continuously.
     pub fn catch_up_again(&mut self, buckets: &[Bucket]) {
-        self.reads.forget();
+        self.reader.cancel();
         for bucket in buckets {
-            if let Some(place) = self.places.get_mut(bucket) {
-                place.goal = Goal::Head;
-                place.caught_up = false;
-                self.done.retain(|done| done != bucket);
+            if let Some(progress) = self.buckets.get_mut(bucket) {
+                progress.goal = Goal::Head;
+                progress.is_caught_up = false;
+                self.newly_caught_up.retain(|of| of != bucket);
                 if let Some(scan) = &mut self.scan {
-                    scan.covers.remove(bucket);
+                    scan.buckets.remove(bucket);
                 }
             }
         }
     }
 
-    /// One step: a few messages of the bus, or one page of the store, or a wait for either.
+    /// One step: a few messages of the bus, one page of the store, or a wait for either.
     async fn advance(&mut self) -> Result<(), StoreError> {
-        self.gather();
-        let reading = self.recheck_due
+        self.receive_pending();
+        let must_read = self.is_recheck_due
             || self.scan.is_some()
             || self
-                .places
+                .buckets
                 .values()
-                .any(|place| place.goal != Goal::Nothing);
-        if !self.inbox.is_empty() && (self.bus_first || !reading) {
-            self.bus_first = false;
-            self.deal_with_inbox();
+                .any(|progress| progress.goal != Goal::Nothing);
+        if !self.inbox.is_empty() && (self.is_bus_turn || !must_read) {
+            self.is_bus_turn = false;
+            self.drain_inbox();
             return Ok(());
         }
-        self.bus_first = true;
-        if !reading {
+        self.is_bus_turn = true;
+        if !must_read {
             self.wait().await;
             return Ok(());
         }
         self.read().await?;
-        if self.troubled {
-            self.troubled = false;
+        if self.is_failing {
+            self.is_failing = false;
             self.report(None);
         }
         Ok(())
     }
 
-    fn gather(&mut self) {
+    fn receive_pending(&mut self) {
         while self.inbox.len() < PAGE {
             let Ok(message) = self.messages.try_recv() else {
                 return;
@@ -321,46 +324,46 @@ impl Feed {
         }
     }
 
-    /// Waits for the bus, or until it is time to look into the store.
+    /// Waits for a message of the bus or for the next recheck.
     async fn wait(&mut self) {
         tokio::select! {
             biased;
-            _ = self.recheck.tick() => self.recheck_due = self.is_global_caught_up(),
-            message = self.messages.recv(), if !self.bus_closed => match message {
+            _ = self.recheck.tick() => self.is_recheck_due = self.is_global_caught_up(),
+            message = self.messages.recv(), if !self.is_bus_closed => match message {
                 Some(message) => self.inbox.push_back(message),
-                None => self.bus_closed = true,
+                None => self.is_bus_closed = true,
             },
         }
     }
 
     fn is_global_caught_up(&self) -> bool {
-        let global = self.places.get(&Bucket::GLOBAL);
-        global.is_some_and(|place| place.caught_up)
+        let global = self.buckets.get(&Bucket::GLOBAL);
+        global.is_some_and(|progress| progress.is_caught_up)
     }
 
-    fn failed(&mut self, error: &StoreError) {
-        if !self.troubled {
-            tracing::warn!(%error, "the log cannot be read, trying again");
+    fn handle_store_error(&mut self, error: &StoreError) {
+        if !self.is_failing {
+            tracing::warn!(%error, "failed to read the log, retrying");
         }
-        self.troubled = true;
-        self.report(Some(retry::unreachable(error)));
-        self.paused_until = Some(Instant::now() + retry::PAUSE);
+        self.is_failing = true;
+        self.report(Some(retry::unreachable_message(error)));
+        self.paused_until = Some(Instant::now() + retry::RETRY_INTERVAL);
     }
 
-    fn report(&self, trouble: Option<String>) {
+    fn report(&self, problem: Option<String>) {
         if let Some(component) = &self.component {
-            component.trouble(trouble);
+            component.trouble(problem);
         }
     }
 
-    /// Deals with messages of the bus, up to a change of the assignment.
-    fn deal_with_inbox(&mut self) {
+    /// Handles messages of the bus, up to a change of the assignment.
+    fn drain_inbox(&mut self) {
         while let Some(message) = self.inbox.pop_front() {
             match message {
                 BusMessage::Record(record) => {
                     let position = record.position;
-                    if self.admit(self.reads.sort(record)) {
-                        self.delivered(position);
+                    if self.accept(self.reader.classify(record)) {
+                        self.record_delivered(position);
                     }
                 }
                 BusMessage::Assigned(buckets) => return self.assign(&buckets),
@@ -369,51 +372,51 @@ impl Feed {
         }
     }
 
-    /// Delivers what the bus has brought, if it comes next in its bucket; what lies behind something missing
-    /// becomes a goal.
-    fn admit(&mut self, read: Read) -> bool {
-        let Some(place) = self.places.get_mut(&read.bucket) else {
+    /// Delivers a record from the bus if it is the next of its bucket; a record after a gap becomes
+    /// a goal.
+    fn accept(&mut self, read: ReadEvent) -> bool {
+        let Some(progress) = self.buckets.get_mut(&read.bucket) else {
             return false;
         };
-        if read.position <= place.cursor {
+        if read.position <= progress.cursor {
             return false;
         }
-        if read.prev > place.cursor {
-            place.promise(read.position);
+        if read.prev > progress.cursor {
+            progress.require_up_to(read.position);
             return false;
         }
-        place.cursor = read.position;
+        progress.cursor = read.position;
         self.deliver(read.bucket, read.position, read.outcome);
         true
     }
 
-    /// Delivers what was read of the store after a position, to where it is what comes next.
-    fn admit_page(&mut self, of: Option<Bucket>, after: Position, page: Page) {
-        for read in page.reads {
-            let Some(place) = self.places.get_mut(&read.bucket) else {
+    /// Delivers a page that was read after a position, for buckets of which it is the continuation.
+    fn accept_page(&mut self, of: Option<Bucket>, after: Position, page: Page) {
+        for read in page.events {
+            let Some(progress) = self.buckets.get_mut(&read.bucket) else {
                 continue;
             };
-            // One that stands before the page lacks what is between.
-            if place.cursor < after || read.position <= place.cursor {
+            // A bucket that has not reached the page lacks what is between.
+            if progress.cursor < after || read.position <= progress.cursor {
                 continue;
             }
-            place.cursor = read.position;
+            progress.cursor = read.position;
             self.deliver(read.bucket, read.position, read.outcome);
             if of.is_some() {
-                self.delivered(read.position);
+                self.record_delivered(read.position);
             }
         }
-        let whole = |(bucket, place): &(&Bucket, &mut Place)| {
-            place.cursor >= after && of.is_none_or(|of| of == **bucket)
+        let is_reached = |(bucket, progress): &(&Bucket, &mut BucketProgress)| {
+            progress.cursor >= after && of.is_none_or(|of| of == **bucket)
         };
-        for (_, place) in self.places.iter_mut().filter(whole) {
-            place.cursor = place.cursor.max(page.through);
+        for (_, progress) in self.buckets.iter_mut().filter(is_reached) {
+            progress.cursor = progress.cursor.max(page.through);
         }
     }
 
     fn deliver(&mut self, bucket: Bucket, position: Position, outcome: ReadOutcome) {
-        if let Some(place) = self.places.get_mut(&bucket) {
-            place.delivered = position;
+        if let Some(progress) = self.buckets.get_mut(&bucket) {
+            progress.delivered = position;
         }
         match (outcome, self.outbox.back_mut()) {
             (ReadOutcome::Record(record), Some(FeedItem::Records(records))) => records.push(record),
@@ -423,289 +426,294 @@ impl Feed {
             (ReadOutcome::Unreadable(unreadable), _) => {
                 self.outbox.push_back(FeedItem::Unreadable(unreadable));
             }
-            (ReadOutcome::Passed, Some(FeedItem::Passed(passed))) => {
-                passed.insert(bucket, position);
+            (ReadOutcome::Filtered, Some(FeedItem::Advanced(positions))) => {
+                positions.insert(bucket, position);
             }
-            (ReadOutcome::Passed, _) => {
-                let passed = BTreeMap::from([(bucket, position)]);
-                self.outbox.push_back(FeedItem::Passed(passed));
+            (ReadOutcome::Filtered, _) => {
+                let positions = BTreeMap::from([(bucket, position)]);
+                self.outbox.push_back(FeedItem::Advanced(positions));
             }
         }
     }
 
     fn assign(&mut self, buckets: &[Bucket]) {
-        self.reads.forget();
-        if let Some(global) = self.places.get_mut(&Bucket::GLOBAL)
-            && !global.caught_up
+        self.reader.cancel();
+        if let Some(global) = self.buckets.get_mut(&Bucket::GLOBAL)
+            && !global.is_caught_up
             && global.goal == Goal::Nothing
         {
             global.goal = Goal::Head;
-            self.nothing_assigned = buckets.is_empty();
+            self.is_empty_assignment_pending = buckets.is_empty();
         }
-        let new = |bucket: &&Bucket| !self.places.contains_key(bucket);
+        let new = |bucket: &&Bucket| !self.buckets.contains_key(bucket);
         let new: Vec<Bucket> = buckets.iter().filter(new).copied().collect();
         for bucket in &new {
-            self.places.insert(*bucket, Place::new());
+            self.buckets.insert(*bucket, BucketProgress::new());
         }
         self.outbox.push_back(FeedItem::Assigned(new));
     }
 
     fn revoke(&mut self, buckets: &[Bucket]) {
-        self.reads.forget();
+        self.reader.cancel();
         let ours =
-            |bucket: &&Bucket| **bucket != Bucket::GLOBAL && self.places.contains_key(bucket);
+            |bucket: &&Bucket| **bucket != Bucket::GLOBAL && self.buckets.contains_key(bucket);
         let ours: Vec<Bucket> = buckets.iter().filter(ours).copied().collect();
         for bucket in &ours {
-            self.places.remove(bucket);
-            self.leave_out(*bucket);
+            self.buckets.remove(bucket);
+            self.discard(*bucket);
         }
         self.outbox.push_back(FeedItem::Revoked(ours));
     }
 
-    /// Nothing that was read of the bucket is delivered or told any more.
-    fn leave_out(&mut self, bucket: Bucket) {
-        self.done.retain(|done| *done != bucket);
+    /// Discards everything of the bucket that has not been delivered or reported.
+    fn discard(&mut self, bucket: Bucket) {
+        self.newly_caught_up.retain(|of| *of != bucket);
         if let Some(scan) = &mut self.scan {
-            scan.covers.remove(&bucket);
+            scan.buckets.remove(&bucket);
         }
         for item in &mut self.outbox {
             match item {
                 FeedItem::Records(records) => records.retain(|record| record.bucket != bucket),
-                FeedItem::CaughtUp(done) => done.retain(|done| *done != bucket),
-                FeedItem::Passed(passed) => {
-                    passed.remove(&bucket);
+                FeedItem::CaughtUp(buckets) => buckets.retain(|of| *of != bucket),
+                FeedItem::Advanced(positions) => {
+                    positions.remove(&bucket);
                 }
                 _ => {}
             }
         }
         self.outbox.retain(|item| match item {
             FeedItem::Records(records) => !records.is_empty(),
-            FeedItem::CaughtUp(done) => !done.is_empty(),
-            FeedItem::Passed(passed) => !passed.is_empty(),
+            FeedItem::CaughtUp(buckets) => !buckets.is_empty(),
+            FeedItem::Advanced(positions) => !positions.is_empty(),
             FeedItem::Unreadable(unreadable) => unreadable.bucket != bucket,
             FeedItem::Assigned(_) | FeedItem::Revoked(_) => true,
         });
     }
 
-    /// One question to the store.
+    /// One query to the store.
     async fn read(&mut self) -> Result<(), StoreError> {
-        let asked: Vec<Bucket> = self.asks_for_head().collect();
-        if !asked.is_empty() {
-            let (head, heads) = self.reads.heads(asked).await?;
-            self.aim_at(head, &heads);
-        } else if let Some(bucket) = self.next_alone() {
+        let awaiting: Vec<Bucket> = self.buckets_awaiting_head().collect();
+        if !awaiting.is_empty() {
+            let (head, heads) = self.reader.heads(awaiting).await?;
+            self.set_goals(head, &heads);
+        } else if let Some(bucket) = self.next_single_bucket() {
             self.read_bucket(bucket).await?;
         } else if self.scan.is_some() {
-            self.read_on().await?;
+            self.read_scan_page().await?;
         } else {
-            self.look_for_losses().await?;
+            self.start_recheck().await?;
         }
-        self.tell_done();
+        self.report_caught_up();
         Ok(())
     }
 
-    fn asks_for_head(&self) -> impl Iterator<Item = Bucket> {
-        let asks =
-            |(bucket, place): (&Bucket, &Place)| (place.goal == Goal::Head).then_some(*bucket);
-        self.places.iter().filter_map(asks)
+    fn buckets_awaiting_head(&self) -> impl Iterator<Item = Bucket> {
+        let awaits_head = |(bucket, progress): (&Bucket, &BucketProgress)| {
+            (progress.goal == Goal::Head).then_some(*bucket)
+        };
+        self.buckets.iter().filter_map(awaits_head)
     }
 
-    /// What has just been assigned is read up to the head of the log. Where the bucket's own newest event
-    /// has been delivered, nothing is to be read.
-    fn aim_at(&mut self, head: Position, heads: &BTreeMap<Bucket, Position>) {
-        if heads.len() == self.places.len() {
-            self.whole = head;
+    /// Newly assigned buckets are read up to the head of the log. If the bucket's newest event has
+    /// been delivered already, there is nothing to read.
+    fn set_goals(&mut self, head: Position, heads: &BTreeMap<Bucket, Position>) {
+        if heads.len() == self.buckets.len() {
+            self.contiguous = head;
             self.ahead.clear();
         }
         for (bucket, newest) in heads {
-            let Some(place) = self.places.get_mut(bucket) else {
+            let Some(progress) = self.buckets.get_mut(bucket) else {
                 continue;
             };
-            place.newest = (*newest).max(place.promised);
-            if place.cursor >= place.newest {
-                place.cursor = place.cursor.max(head);
-                place.goal = Goal::Nothing;
-                self.caught_up(*bucket);
+            progress.newest = (*newest).max(progress.announced);
+            if progress.cursor >= progress.newest {
+                progress.cursor = progress.cursor.max(head);
+                progress.goal = Goal::Nothing;
+                self.mark_caught_up(*bucket);
             } else {
-                place.goal = Goal::UpTo(head.max(place.promised));
+                progress.goal = Goal::UpTo(head.max(progress.announced));
             }
         }
     }
 
-    /// The next bucket to be read by itself: the global one first. Many that have most of the same way to
-    /// go become a scan.
-    fn next_alone(&mut self) -> Option<Bucket> {
-        let covered = |bucket: &Bucket| {
+    /// The next bucket to be read separately, the global one first. Many buckets that share most of
+    /// their ranges become a scan instead.
+    fn next_single_bucket(&mut self) -> Option<Bucket> {
+        let is_covered = |bucket: &Bucket| {
             let scan = self.scan.as_ref();
-            scan.is_some_and(|scan| scan.covers.contains(bucket))
+            scan.is_some_and(|scan| scan.buckets.contains(bucket))
         };
-        let alone: BTreeMap<Bucket, Stretch> = self
-            .places
+        let ranges: BTreeMap<Bucket, ReadRange> = self
+            .buckets
             .iter()
-            .filter(|(bucket, _)| !covered(bucket))
-            .filter_map(|(bucket, place)| Some((*bucket, place.stretch()?)))
+            .filter(|(bucket, _)| !is_covered(bucket))
+            .filter_map(|(bucket, progress)| Some((*bucket, progress.range()?)))
             .collect();
-        let mut at = alone.values().map(|stretch| stretch.from).min()?;
-        let mut to = alone.values().map(|stretch| stretch.to).max()?;
-        let all_of_it = alone.len() as u64 * to.0.saturating_sub(at.0);
-        let of_them: u64 = alone.values().map(Stretch::length).sum();
-        if alone.len() < SCAN_MIN || of_them < all_of_it / 2 {
-            let global = alone.contains_key(&Bucket::GLOBAL);
+        let mut position = ranges.values().map(|range| range.from).min()?;
+        let mut end = ranges.values().map(|range| range.end).max()?;
+        let scan_length = ranges.len() as u64 * end.0.saturating_sub(position.0);
+        let separate_length: u64 = ranges.values().map(ReadRange::length).sum();
+        if ranges.len() < SCAN_BUCKETS_MIN || separate_length < scan_length / 2 {
+            let global = ranges.contains_key(&Bucket::GLOBAL);
             return match global {
                 true => Some(Bucket::GLOBAL),
-                false => alone.keys().next().copied(),
+                false => ranges.keys().next().copied(),
             };
         }
-        let mut covers: BTreeSet<Bucket> = alone.into_keys().collect();
+        let mut buckets: BTreeSet<Bucket> = ranges.into_keys().collect();
         if let Some(scan) = self.scan.take() {
-            at = at.min(scan.at);
-            to = to.max(scan.to);
-            covers.extend(scan.covers);
+            position = position.min(scan.position);
+            end = end.max(scan.end);
+            buckets.extend(scan.buckets);
         }
-        self.begin_scan(Scan {
-            begun: at,
-            at,
-            to,
-            covers,
+        self.start_scan(Scan {
+            start: position,
+            position,
+            end,
+            buckets,
         });
         None
     }
 
-    /// Where nothing is missing everything is known that is whole, however old the bucket's last event is.
-    fn begin_scan(&mut self, scan: Scan) {
-        let nothing_missing = |place: &&mut Place| place.goal == Goal::Nothing;
-        for place in self.places.values_mut().filter(nothing_missing) {
-            place.cursor = place.cursor.max(self.whole);
+    /// A bucket without a goal has everything up to the contiguous position, however old its last
+    /// event is.
+    fn start_scan(&mut self, scan: Scan) {
+        let nothing_missing = |progress: &&mut BucketProgress| progress.goal == Goal::Nothing;
+        for progress in self.buckets.values_mut().filter(nothing_missing) {
+            progress.cursor = progress.cursor.max(self.contiguous);
         }
         self.scan = Some(scan);
     }
 
     async fn read_bucket(&mut self, bucket: Bucket) -> Result<(), StoreError> {
-        let Some(place) = self.places.get(&bucket) else {
+        let Some(progress) = self.buckets.get(&bucket) else {
             return Ok(());
         };
-        let (after, goal) = (place.cursor, place.up_to().unwrap_or_default());
+        let (after, goal) = (progress.cursor, progress.up_to().unwrap_or_default());
         if after >= goal {
-            // A scan of the log has come by.
-            self.reached(bucket, goal);
+            // A scan got here first.
+            self.mark_reached(bucket, goal);
             return Ok(());
         }
-        let page = self.reads.page(Some(bucket), after).await?;
+        let page = self.reader.page(Some(bucket), after).await?;
         let through = page.through;
         if through <= after {
             return Err(not_in_store(bucket, goal));
         }
-        self.admit_page(Some(bucket), after, page);
+        self.accept_page(Some(bucket), after, page);
         if through >= goal {
-            self.reached(bucket, goal);
+            self.mark_reached(bucket, goal);
         }
         Ok(())
     }
 
-    async fn read_on(&mut self) -> Result<(), StoreError> {
+    async fn read_scan_page(&mut self) -> Result<(), StoreError> {
         let Some(scan) = &self.scan else {
             return Ok(());
         };
-        let after = scan.at;
-        let page = self.reads.page(None, after).await?;
+        let after = scan.position;
+        let page = self.reader.page(None, after).await?;
         let through = page.through;
-        self.admit_page(None, after, page);
+        self.accept_page(None, after, page);
         let Some(scan) = &mut self.scan else {
             return Ok(());
         };
         if through <= after {
-            let bucket = scan.covers.first().copied().unwrap_or(Bucket::GLOBAL);
-            return Err(not_in_store(bucket, scan.to));
+            let bucket = scan.buckets.first().copied().unwrap_or(Bucket::GLOBAL);
+            return Err(not_in_store(bucket, scan.end));
         }
-        scan.at = through;
-        if let (Some(component), false) = (&self.component, scan.covers.is_empty()) {
-            component.waits_on(&format!("{READS_THE_LOG}: at {} of {}", scan.at, scan.to));
+        scan.position = through;
+        if let (Some(component), false) = (&self.component, scan.buckets.is_empty()) {
+            component.waits_on(&format!(
+                "{READING_LOG}: at {} of {}",
+                scan.position, scan.end
+            ));
         }
-        if scan.at >= scan.to {
-            self.end_scan();
+        if scan.position >= scan.end {
+            self.finish_scan();
         }
         Ok(())
     }
 
-    fn end_scan(&mut self) {
+    fn finish_scan(&mut self) {
         let Some(scan) = self.scan.take() else {
             return;
         };
-        if scan.begun <= self.whole {
-            self.whole_up_to(scan.to);
+        if scan.start <= self.contiguous {
+            self.extend_contiguous(scan.end);
         }
-        let covered = |(bucket, place): (&Bucket, &Place)| {
-            let reached = match scan.covers.is_empty() {
-                // Where nothing is missing, everything up to here has been delivered.
-                true => place.goal == Goal::Nothing,
-                false => scan.covers.contains(bucket),
+        let if_covered = |(bucket, progress): (&Bucket, &BucketProgress)| {
+            let is_covered = match scan.buckets.is_empty() {
+                // A bucket without a goal has had everything up to here delivered.
+                true => progress.goal == Goal::Nothing,
+                false => scan.buckets.contains(bucket),
             };
-            reached.then_some(*bucket)
+            is_covered.then_some(*bucket)
         };
-        let covered: Vec<Bucket> = self.places.iter().filter_map(covered).collect();
+        let covered: Vec<Bucket> = self.buckets.iter().filter_map(if_covered).collect();
         for bucket in covered {
-            self.reached(bucket, scan.to);
+            self.mark_reached(bucket, scan.end);
         }
     }
 
     /// Everything in the bucket up to here has been read.
-    fn reached(&mut self, bucket: Bucket, to: Position) {
-        let Some(place) = self.places.get_mut(&bucket) else {
+    fn mark_reached(&mut self, bucket: Bucket, end: Position) {
+        let Some(progress) = self.buckets.get_mut(&bucket) else {
             return;
         };
-        place.cursor = place.cursor.max(to);
-        let passed = place.newest.max(place.promised).min(place.cursor);
-        let is_news = place.delivered < passed;
-        if place.up_to().is_some_and(|goal| goal <= place.cursor) {
-            place.goal = Goal::Nothing;
+        progress.cursor = progress.cursor.max(end);
+        let reached = progress.newest.max(progress.announced).min(progress.cursor);
+        let has_advanced = progress.delivered < reached;
+        if progress.up_to().is_some_and(|goal| goal <= progress.cursor) {
+            progress.goal = Goal::Nothing;
         }
-        let is_caught_up = place.goal != Goal::Head;
-        if is_news {
-            self.deliver(bucket, passed, ReadOutcome::Passed);
+        let is_caught_up = progress.goal != Goal::Head;
+        if has_advanced {
+            self.deliver(bucket, reached, ReadOutcome::Filtered);
         }
         if is_caught_up {
-            self.caught_up(bucket);
+            self.mark_caught_up(bucket);
         }
     }
 
-    fn caught_up(&mut self, bucket: Bucket) {
-        if let Some(place) = self.places.get_mut(&bucket)
-            && !place.caught_up
+    fn mark_caught_up(&mut self, bucket: Bucket) {
+        if let Some(progress) = self.buckets.get_mut(&bucket)
+            && !progress.is_caught_up
         {
-            place.caught_up = true;
+            progress.is_caught_up = true;
             if bucket != Bucket::GLOBAL {
-                self.done.push(bucket);
+                self.newly_caught_up.push(bucket);
             }
         }
     }
 
-    /// What was assigned together is told together: it is mostly read together.
-    fn tell_done(&mut self) {
-        let all = self.places.values().all(|place| place.caught_up);
-        if all && (!self.done.is_empty() || self.nothing_assigned) {
-            self.nothing_assigned = false;
-            let mut done = std::mem::take(&mut self.done);
-            done.sort_unstable();
-            self.outbox.push_back(FeedItem::CaughtUp(done));
+    /// Buckets assigned together are reported together: they are mostly read together.
+    fn report_caught_up(&mut self) {
+        let all = self.buckets.values().all(|progress| progress.is_caught_up);
+        if all && (!self.newly_caught_up.is_empty() || self.is_empty_assignment_pending) {
+            self.is_empty_assignment_pending = false;
+            let mut buckets = std::mem::take(&mut self.newly_caught_up);
+            buckets.sort_unstable();
+            self.outbox.push_back(FeedItem::CaughtUp(buckets));
         }
     }
 
-    async fn look_for_losses(&mut self) -> Result<(), StoreError> {
-        let (head, _) = self.reads.heads(Vec::new()).await?;
-        self.recheck_due = false;
-        if head > self.whole {
-            self.begin_scan(Scan {
-                begun: self.whole,
-                at: self.whole,
-                to: head,
-                covers: BTreeSet::new(),
+    async fn start_recheck(&mut self) -> Result<(), StoreError> {
+        let (head, _) = self.reader.heads(Vec::new()).await?;
+        self.is_recheck_due = false;
+        if head > self.contiguous {
+            self.start_scan(Scan {
+                start: self.contiguous,
+                position: self.contiguous,
+                end: head,
+                buckets: BTreeSet::new(),
             });
         }
         Ok(())
     }
 
-    fn delivered(&mut self, position: Position) {
-        if position <= self.whole {
+    fn record_delivered(&mut self, position: Position) {
+        if position <= self.contiguous {
             return;
         }
         if self.ahead.len() >= AHEAD_MAX {
@@ -715,22 +723,22 @@ impl Feed {
         self.absorb_ahead();
     }
 
-    fn whole_up_to(&mut self, position: Position) {
-        self.whole = self.whole.max(position);
-        self.ahead = self.ahead.split_off(&Position(self.whole.0 + 1));
+    fn extend_contiguous(&mut self, position: Position) {
+        self.contiguous = self.contiguous.max(position);
+        self.ahead = self.ahead.split_off(&Position(self.contiguous.0 + 1));
         self.absorb_ahead();
     }
 
     fn absorb_ahead(&mut self) {
-        while self.ahead.remove(&Position(self.whole.0 + 1)) {
-            self.whole = Position(self.whole.0 + 1);
+        while self.ahead.remove(&Position(self.contiguous.0 + 1)) {
+            self.contiguous = Position(self.contiguous.0 + 1);
         }
     }
 }
 
 fn not_in_store(bucket: Bucket, position: Position) -> StoreError {
     StoreError::Database(format!(
-        "the bus has position {position} of bucket {bucket}, and the store does not: they do not belong together"
+        "the bus has position {position} of bucket {bucket}, and the store does not: they belong to different installations"
     ))
 }
 

@@ -1,5 +1,5 @@
-//! What a reconciler is asked, and what is made of its answers: without a store or a clock, so that the
-//! simulation drives the same as the loop.
+//! Evaluation of a reconciler and handling of its outputs, without a store or a clock, so that the
+//! simulation drives the same code as the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::consumer::{Applied, Core, Entry, Fold};
 use crate::ids::Ids;
 use crate::parking::catch_panic;
 
-/// What is written about: one endpoint, or what belongs to none.
+/// The subject of a write: one endpoint, or what belongs to none.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
     /// What belongs to no endpoint.
@@ -33,14 +33,14 @@ impl Subject {
     }
 }
 
-/// Something to be committed under the fence of its subject's bucket.
+/// A commit to be made under the fence of its subject's bucket.
 #[derive(Debug)]
 pub struct Write {
-    /// What it is about.
+    /// The subject.
     pub subject: Subject,
-    /// When it was evaluated; the events carry this time, or a later one that was recorded before.
+    /// The time of evaluation; the events carry this time, or a later one that was recorded before.
     pub now: Timestamp,
-    /// Events, each with the version that its stream must have.
+    /// Events, with the expected version of each stream.
     pub appends: Vec<Append>,
     /// Rows of read models that change with them.
     pub rows: Vec<RowChange>,
@@ -48,21 +48,22 @@ pub struct Write {
 
 /// An endpoint whose evaluation panicked.
 #[derive(Debug)]
-pub struct Failed {
-    /// Which one.
+pub struct FailedEvaluation {
+    /// The endpoint.
     pub key: EndpointKey,
-    /// The words of the panic.
+    /// The panic message.
     pub detail: String,
 }
 
-/// A subject that is not simply evaluated when it is due.
+/// A subject whose evaluation has to wait.
 #[derive(Debug, Default)]
 struct Pending {
-    /// Our own last commit; until it has come back, the state is behind and is not evaluated.
+    /// The position of our last commit; until it has been applied, the state is behind and is not
+    /// evaluated.
     awaiting: Position,
-    /// A commit is under way, and whether the subject was due again meanwhile.
+    /// Set while a commit is in progress: whether the subject became due again meanwhile.
     writing: Option<DueAgain>,
-    /// After the store refused a commit for a reason of its own: not before this time.
+    /// Set after a failed commit: not to be evaluated before this time.
     retry_at: Option<Timestamp>,
 }
 
@@ -72,9 +73,9 @@ enum DueAgain {
     Yes,
 }
 
-/// What is to be evaluated of one bucket.
+/// The endpoints to be evaluated in one bucket.
 enum Due {
-    /// All that there is: told without naming each, for that is what happens several times a second.
+    /// All of them, without listing each, since that happens several times a second.
     All,
     Some(BTreeSet<EndpointKey>),
 }
@@ -85,12 +86,13 @@ impl Default for Due {
     }
 }
 
-/// How a commit went.
+/// The result of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitResult {
-    /// It stands in the log, up to this position.
+    /// It is in the log, up to this position.
     Written(Position),
-    /// Somebody has written before us, and the feed brings it; or the bucket is not ours any more.
+    /// Another writer was first, whose events arrive through the feed; or the bucket is no longer
+    /// ours.
     Refused,
     /// The store could not take it.
     Failed,
@@ -98,11 +100,11 @@ pub enum CommitResult {
 
 /// A reconciler, and what it waits for.
 pub struct Evaluator<R: Reconciler> {
-    /// What is asked.
+    /// The reconciler.
     pub reconciler: R,
     pending: BTreeMap<Subject, Pending>,
     due: BTreeMap<Bucket, Due>,
-    /// Of what belongs to no endpoint.
+    /// Versions and times of what belongs to no endpoint.
     global: Entry<()>,
 }
 
@@ -110,7 +112,7 @@ type State<R> = <<R as Reconciler>::Fold as Fold>::State;
 type Effect<R> = <<R as Reconciler>::Fold as Fold>::Effect;
 
 impl<R: Reconciler> Evaluator<R> {
-    /// Asks this reconciler; nothing is due yet.
+    /// Creates an evaluator with nothing due.
     pub fn new(reconciler: R) -> Self {
         Self {
             reconciler,
@@ -120,7 +122,7 @@ impl<R: Reconciler> Evaluator<R> {
         }
     }
 
-    /// Takes note of records that were applied.
+    /// Handles records that were applied.
     pub fn applied(&mut self, core: &Core<R::Fold>, applied: Vec<Applied<Effect<R>>>) {
         for Applied { record, effect } in applied {
             match (record.endpoint(), effect) {
@@ -134,12 +136,12 @@ impl<R: Reconciler> Evaluator<R> {
         }
     }
 
-    /// What belongs to no endpoint parks none.
+    /// A panic on a record without an endpoint parks nothing.
     fn applied_global(&mut self, core: &Core<R::Fold>, record: &Record) {
         let reconciler = &mut self.reconciler;
         if let Err(detail) = catch_panic(|| reconciler.apply_global(record)) {
             let (position, event_type) = (record.position, record.event.type_name());
-            tracing::error!(service = R::SERVICE, %position, event_type, detail, "an event that belongs to no endpoint cannot be applied, and is skipped");
+            tracing::error!(service = R::SERVICE, %position, event_type, detail, "skipping an event that belongs to no endpoint and cannot be applied");
         }
         let global = &mut self.global;
         global.position = record.position;
@@ -151,67 +153,69 @@ impl<R: Reconciler> Evaluator<R> {
         }
     }
 
-    /// What is kept of an endpoint beside its state is of no use any more.
+    /// Drops what is kept of an endpoint besides its state.
     pub fn forget_endpoint(&mut self, key: &EndpointKey) {
         self.reconciler.forget_endpoint(key);
         self.pending.remove(&Subject::Endpoint(key.clone()));
     }
 
-    /// The bucket is somebody else's now.
+    /// Drops what is kept of a bucket that now belongs to another owner.
     pub fn forget(&mut self, bucket: Bucket) {
         self.forget_pending(bucket);
         self.reconciler.forget(bucket);
     }
 
-    /// What is under way of a bucket is of an ownership that is over.
+    /// Drops what is in progress for a bucket under an earlier ownership.
     pub fn forget_pending(&mut self, bucket: Bucket) {
         self.pending.retain(|subject, _| subject.bucket() != bucket);
     }
 
-    /// All endpoints of these buckets are to be evaluated.
+    /// Marks all endpoints of these buckets to be evaluated.
     pub fn mark_due(&mut self, buckets: impl IntoIterator<Item = Bucket>) {
         self.due
             .extend(buckets.into_iter().map(|bucket| (bucket, Due::All)));
     }
 
-    /// This endpoint is to be evaluated.
+    /// Marks an endpoint to be evaluated.
     pub fn mark_one_due(&mut self, key: EndpointKey) {
         if let Due::Some(keys) = self.due.entry(key.bucket()).or_default() {
             keys.insert(key);
         }
     }
 
-    /// Evaluates what is due of buckets that are ours and caught up with.
+    /// Evaluates what is due in buckets that are ours and caught up.
     pub fn evaluate_due(
         &mut self,
         core: &Core<R::Fold>,
         ids: &dyn Ids,
         clock: Timestamp,
-    ) -> (Vec<Write>, Vec<Failed>) {
+    ) -> (Vec<Write>, Vec<FailedEvaluation>) {
         let (mut writes, mut failed) = (Vec::new(), Vec::new());
         if self.due.is_empty() {
             return (writes, failed);
         }
         let entries = core.folds().lock();
         for (bucket, due) in std::mem::take(&mut self.due) {
-            // It becomes due when its bucket is caught up with.
+            // It becomes due again once its bucket has caught up.
             if !core.is_caught_up(bucket) || core.fence(bucket).is_none() {
                 continue;
             }
-            let mut look = |key: &EndpointKey, entry: &Entry<State<R>>| match self
+            let mut visit = |key: &EndpointKey, entry: &Entry<State<R>>| match self
                 .evaluate(key, entry, ids, clock)
             {
                 Ok(write) => writes.extend(write),
-                Err(detail) => failed.push(Failed {
+                Err(detail) => failed.push(FailedEvaluation {
                     key: key.clone(),
                     detail,
                 }),
             };
             match due {
-                Due::All => entries.of(bucket).for_each(|(key, entry)| look(key, entry)),
+                Due::All => entries
+                    .of(bucket)
+                    .for_each(|(key, entry)| visit(key, entry)),
                 Due::Some(keys) => keys.iter().for_each(|key| {
                     if let Some(entry) = entries.get(key) {
-                        look(key, entry);
+                        visit(key, entry);
                     }
                 }),
             }
@@ -223,7 +227,7 @@ impl<R: Reconciler> Evaluator<R> {
         (writes, failed)
     }
 
-    /// What is to be written about one endpoint; the words of a panic.
+    /// Evaluates one endpoint; the error is a panic message.
     fn evaluate(
         &mut self,
         key: &EndpointKey,
@@ -232,7 +236,7 @@ impl<R: Reconciler> Evaluator<R> {
         clock: Timestamp,
     ) -> Result<Option<Write>, String> {
         let subject = Subject::Endpoint(key.clone());
-        if !self.is_free(&subject, entry.position, clock) {
+        if !self.is_ready(&subject, entry.position, clock) {
             return Ok(None);
         }
         let stepped = entry.recorded > clock + CLOCK_STEP;
@@ -252,9 +256,9 @@ impl<R: Reconciler> Evaluator<R> {
         Ok(write::<R, _>(subject, outputs, entry, ids, now))
     }
 
-    /// Evaluates what belongs to no endpoint, for who owns it.
+    /// Evaluates what belongs to no endpoint; to be called by its owner.
     pub fn evaluate_global(&mut self, ids: &dyn Ids, clock: Timestamp) -> Option<Write> {
-        if !self.is_free(&Subject::Global, self.global.position, clock) {
+        if !self.is_ready(&Subject::Global, self.global.position, clock) {
             return None;
         }
         let now = self.global.recorded.max(clock);
@@ -263,7 +267,7 @@ impl<R: Reconciler> Evaluator<R> {
             tracing::error!(
                 service = R::SERVICE,
                 detail,
-                "what belongs to no endpoint cannot be evaluated"
+                "failed to evaluate what belongs to no endpoint"
             );
             Outputs::default()
         });
@@ -273,8 +277,8 @@ impl<R: Reconciler> Evaluator<R> {
         Some(write)
     }
 
-    /// Whether the subject can be evaluated now; if not, it will be when it can.
-    fn is_free(&mut self, subject: &Subject, position: Position, clock: Timestamp) -> bool {
+    /// Whether the subject can be evaluated now; if not, it becomes due when it can.
+    fn is_ready(&mut self, subject: &Subject, position: Position, clock: Timestamp) -> bool {
         let Some(pending) = self.pending.get_mut(subject) else {
             return true;
         };
@@ -289,13 +293,13 @@ impl<R: Reconciler> Evaluator<R> {
         true
     }
 
-    /// A commit is over.
-    pub fn settle(&mut self, subject: Subject, now: Timestamp, settled: CommitResult) {
+    /// Handles the result of a commit.
+    pub fn settle(&mut self, subject: Subject, now: Timestamp, result: CommitResult) {
         let Some(pending) = self.pending.get_mut(&subject) else {
             return;
         };
         let due_again = pending.writing.take() == Some(DueAgain::Yes);
-        match settled {
+        match result {
             CommitResult::Written(position) => pending.awaiting = position,
             CommitResult::Refused => {}
             CommitResult::Failed => pending.retry_at = Some(now + RETRY_AFTER),
@@ -306,7 +310,7 @@ impl<R: Reconciler> Evaluator<R> {
     }
 }
 
-/// One append for each stream that something is written to.
+/// Builds a write with one append per stream.
 fn write<R: Reconciler, S>(
     subject: Subject,
     outputs: Outputs,

@@ -1,15 +1,16 @@
 //! The loop of a service that reconciles: it folds the log into one state per endpoint
-//! (`runtime::consumer`) and, when something changed or time has passed, writes what its engine makes of
-//! that state to the streams that it owns.
+//! (`runtime::consumer`) and, when something changed or time has passed, writes the outputs of its
+//! engine for that state to the streams that it owns.
 //!
-//! Level-triggered: outputs follow from the whole state, which includes the service's own earlier
+//! Level-triggered: outputs follow from the full state, which includes the service's own earlier
 //! outputs, so a restart or a repeated record can neither lose an output nor write one twice.
 //!
-//! Safety against a second owner comes from the store: every commit carries the bucket's fence and the
-//! streams' expected versions, so what a replaced owner still has in flight does no harm. Who is fenced and
-//! still assigned takes the bucket again, and catches up with it before anything of it is evaluated.
+//! The store protects against a second owner: every commit carries the bucket's fence and the
+//! streams' expected versions, so in-flight commits of a replaced owner do no harm. A service that
+//! is fenced but still assigned reacquires the bucket, and catches up before it evaluates anything
+//! of it.
 //!
-//! The loop outlives outages of the store: it tries again, and goes on handling frames.
+//! The loop outlives store outages: it retries, and keeps handling frames.
 
 mod evaluate;
 
@@ -31,35 +32,36 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-pub use self::evaluate::{CommitResult, Evaluator, Failed, Subject, Write};
+pub use self::evaluate::{CommitResult, Evaluator, FailedEvaluation, Subject, Write};
 use crate::clock::Clock;
 use crate::consumer::{Consumer, ConsumerConfig, ConsumerDeps, Fold, Step};
 use crate::health::Component;
 use crate::ids::Ids;
 
-/// If what was recorded lies this far ahead of our clock, the clock has stepped back, and it holds.
+/// If recorded times are this far ahead of our clock, the clock has been stepped back, and is
+/// trusted.
 pub const CLOCK_STEP: Span = Span::from_secs(5);
-/// Pause after the store could not take a commit.
+/// The pause after a commit that the store could not take.
 const RETRY_AFTER: Span = Span::from_secs(1);
-/// Whose owner owns what belongs to no endpoint.
-const OWNS_GLOBAL: Bucket = Bucket(0);
+/// The bucket whose owner also owns what belongs to no endpoint.
+const GLOBAL_OWNER: Bucket = Bucket(0);
 
-/// A service, as the loop sees it.
+/// The service-specific part of the loop.
 pub trait Reconciler: Send + 'static {
     /// How the events of an endpoint are folded.
     type Fold: Fold;
 
-    /// Names the consumer group, the fences and the actor: `actuator`.
+    /// The name of the consumer group, the fences and the actor: `actuator`.
     const SERVICE: &'static str;
-    /// The stream that this service alone writes for each endpoint; steps of the clock stand in it.
+    /// The stream that only this service writes for each endpoint; clock steps are recorded in it.
     const STREAM: StreamKind;
-    /// Between two questions what is [due](Self::due).
+    /// How often to ask what is [due](Self::due).
     const TICK: Duration;
 
-    /// What is folded of the log; asked for once, at the start.
+    /// Returns the fold; called once, at the start.
     fn fold(&self) -> Self::Fold;
 
-    /// A record has been applied to the state of its endpoint.
+    /// Called after a record has been applied to the state of its endpoint.
     fn applied(
         &mut self,
         _key: &EndpointKey,
@@ -71,7 +73,7 @@ pub trait Reconciler: Send + 'static {
     /// Applies a record that belongs to no endpoint.
     fn apply_global(&mut self, _record: &Record) {}
 
-    /// What is to be written now about an endpoint; nothing most of the time.
+    /// Returns what to write now about an endpoint; usually nothing.
     fn evaluate(
         &mut self,
         key: &EndpointKey,
@@ -79,27 +81,28 @@ pub trait Reconciler: Send + 'static {
         now: Timestamp,
     ) -> Outputs;
 
-    /// What is to be written now that belongs to no endpoint. Asked of the owner of bucket 0 only.
+    /// Returns what to write now that belongs to no endpoint. Called only on the owner of bucket 0.
     fn evaluate_global(&mut self, _now: Timestamp) -> Outputs {
         Outputs::default()
     }
 
-    /// Whether frames of buckets of other owners are handled, too: what they say about gateways is
+    /// Whether frames of other owners' buckets are handled, too: what they say about gateways is
     /// then known when a bucket is taken over.
     const HEARS_ALL_BUCKETS: bool = false;
 
-    /// Handles a frame; true if the endpoints of its bucket are to be evaluated.
+    /// Handles a frame; returns true if the endpoints of its bucket are to be evaluated.
     fn observe(&mut self, _frame: &Frame, _now: Timestamp) -> bool {
         false
     }
 
-    /// Called every [`TICK`](Self::TICK): the buckets whose endpoints are to be evaluated.
+    /// Returns the buckets whose endpoints are to be evaluated. Called every [`TICK`](Self::TICK).
     fn due(&mut self, now: Timestamp) -> BTreeSet<Bucket>;
 
-    /// The bucket is somebody else's now: what is kept of it beside the states is of no use.
+    /// Drops what is kept of a bucket besides the states, once it belongs to another owner.
     fn forget(&mut self, _bucket: Bucket) {}
 
-    /// The same for one endpoint, which is parked, or whose state was folded once more.
+    /// Drops what is kept of an endpoint besides its state, once it is parked or its state was
+    /// folded again.
     fn forget_endpoint(&mut self, _key: &EndpointKey) {}
 
     /// Called after each commit about an endpoint.
@@ -109,14 +112,14 @@ pub trait Reconciler: Send + 'static {
 /// What a service writes in one commit.
 #[derive(Debug, Default)]
 pub struct Outputs {
-    /// Each to its stream, in order; the streams must be ones that [`Fold::writes`] names.
+    /// Events with their streams, in order; [`Fold::writes`] must be true of the streams.
     pub events: Vec<(StreamName, Event)>,
-    /// Rows of tables, which change with the events or not at all.
+    /// Rows of tables, written atomically with the events.
     pub rows: Vec<RowChange>,
 }
 
 impl Outputs {
-    /// Events of one stream.
+    /// Creates outputs of events for one stream.
     pub fn to(stream: StreamName, events: Vec<Event>) -> Self {
         let with_stream = |event| (stream.clone(), event);
         Self {
@@ -126,21 +129,21 @@ impl Outputs {
     }
 }
 
-/// What a loop works with.
+/// Dependencies of the loop.
 #[derive(Clone)]
 pub struct Deps {
-    /// Where events are written, and holes of the bus filled from.
+    /// The store: events are written to it, and gaps of the bus filled from it.
     pub store: Store,
-    /// Where records and frames come from.
+    /// The source of records and frames.
     pub bus: Arc<dyn Bus>,
-    /// When things are due, and what time events carry.
+    /// Determines when things are due, and the time of events.
     pub clock: Arc<dyn Clock>,
-    /// Ids of events.
+    /// Creates ids of events.
     pub ids: Arc<dyn Ids>,
 }
 
-/// What became of a commit.
-struct Written {
+/// A finished commit.
+struct FinishedCommit {
     subject: Subject,
     fence: Fence,
     now: Timestamp,
@@ -151,7 +154,7 @@ struct Written {
 ///
 /// # Errors
 ///
-/// [`StoreError::Closed`] where this process has closed the store; outages are waited for.
+/// [`StoreError::Closed`] if this process has closed the store; outages are waited out.
 pub async fn run<R: Reconciler>(
     reconciler: R,
     deps: Deps,
@@ -164,7 +167,7 @@ pub async fn run<R: Reconciler>(
         clock: deps.clock.clone(),
     };
     let frames = deps.bus.subscribe_frames();
-    let mut shell = Loop {
+    let mut service_loop = Loop {
         consumer: Consumer::open(
             ConsumerConfig::shared(R::SERVICE),
             reconciler.fold(),
@@ -176,20 +179,20 @@ pub async fn run<R: Reconciler>(
         frames,
         deps,
         writing: FuturesUnordered::new(),
-        writes_fail: false,
+        is_store_failing: false,
     };
-    shell.run(shutdown).await
+    service_loop.run(shutdown).await
 }
 
 struct Loop<R: Reconciler> {
     consumer: Consumer<R::Fold>,
     evaluator: Evaluator<R>,
-    /// Of what belongs to no endpoint, while it is ours.
+    /// The fence for what belongs to no endpoint, while it is ours.
     global_fence: Option<Fence>,
     frames: mpsc::Receiver<Arc<Frame>>,
     deps: Deps,
-    writing: FuturesUnordered<BoxFuture<'static, Written>>,
-    writes_fail: bool,
+    writing: FuturesUnordered<BoxFuture<'static, FinishedCommit>>,
+    is_store_failing: bool,
 }
 
 impl<R: Reconciler> Loop<R> {
@@ -200,7 +203,7 @@ impl<R: Reconciler> Loop<R> {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
-                Some(written) = self.writing.next() => self.settle(written)?,
+                Some(commit) = self.writing.next() => self.finish_commit(commit)?,
                 step = self.consumer.next() => self.handle(step?).await?,
                 Some(frame) = self.frames.recv() => {
                     self.observe(&frame);
@@ -233,8 +236,8 @@ impl<R: Reconciler> Loop<R> {
                 for bucket in &buckets {
                     self.evaluator.forget_pending(*bucket);
                 }
-                if buckets.contains(&OWNS_GLOBAL) {
-                    self.take_global().await?;
+                if buckets.contains(&GLOBAL_OWNER) {
+                    self.acquire_global().await?;
                 }
             }
             Step::CaughtUp(buckets) => self.evaluator.mark_due(buckets),
@@ -242,7 +245,7 @@ impl<R: Reconciler> Loop<R> {
                 for bucket in &buckets {
                     self.evaluator.forget(*bucket);
                 }
-                if buckets.contains(&OWNS_GLOBAL) {
+                if buckets.contains(&GLOBAL_OWNER) {
                     self.global_fence = None;
                 }
             }
@@ -250,8 +253,8 @@ impl<R: Reconciler> Loop<R> {
         Ok(())
     }
 
-    /// What cannot be taken now is taken with bucket 0 the next time that somebody is fenced.
-    async fn take_global(&mut self) -> Result<(), StoreError> {
+    /// If this fails, it is retried when bucket 0 is reacquired.
+    async fn acquire_global(&mut self) -> Result<(), StoreError> {
         let name = format!("{}/{}", R::SERVICE, Bucket::GLOBAL);
         self.evaluator.forget_pending(Bucket::GLOBAL);
         match self.deps.store.take(&name).await {
@@ -259,8 +262,8 @@ impl<R: Reconciler> Loop<R> {
             Err(StoreError::Closed) => return Err(StoreError::Closed),
             Err(error) => {
                 self.global_fence = None;
-                tracing::warn!(service = R::SERVICE, %error, "what belongs to no endpoint cannot be taken");
-                self.consumer.fenced(OWNS_GLOBAL);
+                tracing::warn!(service = R::SERVICE, %error, "failed to acquire the fence of the global bucket");
+                self.consumer.fenced(GLOBAL_OWNER);
             }
         }
         Ok(())
@@ -281,7 +284,7 @@ impl<R: Reconciler> Loop<R> {
         let ids = self.deps.ids.as_ref();
         let core = self.consumer.core();
         let (writes, failed) = self.evaluator.evaluate_due(core, ids, clock);
-        for Failed { key, detail } in failed {
+        for FailedEvaluation { key, detail } in failed {
             self.evaluator.forget_endpoint(&key);
             self.consumer.park(&key, &detail);
         }
@@ -297,7 +300,7 @@ impl<R: Reconciler> Loop<R> {
         let Some(fence) = self.global_fence.clone() else {
             return;
         };
-        if !self.consumer.is_caught_up(OWNS_GLOBAL) {
+        if !self.consumer.is_caught_up(GLOBAL_OWNER) {
             return;
         }
         let clock = self.deps.clock.now();
@@ -309,7 +312,7 @@ impl<R: Reconciler> Loop<R> {
         }
     }
 
-    /// Begins a commit; the loop goes on meanwhile.
+    /// Starts a commit; the loop continues meanwhile.
     fn write(&mut self, write: Write, fence: Fence) {
         let Write {
             subject,
@@ -326,7 +329,7 @@ impl<R: Reconciler> Loop<R> {
         let store = self.deps.store.clone();
         let writing = async move {
             let outcome = store.commit(commit).await;
-            Written {
+            FinishedCommit {
                 subject,
                 fence,
                 now,
@@ -336,24 +339,24 @@ impl<R: Reconciler> Loop<R> {
         self.writing.push(writing.boxed());
     }
 
-    fn settle(&mut self, written: Written) -> Result<(), StoreError> {
-        let Written {
+    fn finish_commit(&mut self, commit: FinishedCommit) -> Result<(), StoreError> {
+        let FinishedCommit {
             subject,
             fence,
             now,
             outcome,
-        } = written;
+        } = commit;
         let ours = match &subject {
             Subject::Global => self.global_fence.as_ref(),
             Subject::Endpoint(key) => self.consumer.fence(key.bucket()),
         };
         if ours != Some(&fence) {
-            // Of an ownership that is over.
+            // From an earlier ownership.
             return Ok(());
         }
-        let settled = match outcome {
+        let result = match outcome {
             Ok(Committed::Now { records }) => {
-                self.writes_fail = false;
+                self.is_store_failing = false;
                 if let Subject::Endpoint(key) = &subject {
                     self.evaluator.reconciler.committed(key, &records, now);
                 }
@@ -361,18 +364,19 @@ impl<R: Reconciler> Loop<R> {
                 CommitResult::Written(last.unwrap_or_default())
             }
             Ok(Committed::Before { .. }) => CommitResult::Refused,
-            // What we had not seen yet comes through the feed and makes the endpoint due again.
+            // Events that we had not seen yet arrive through the feed and make the endpoint due
+            // again.
             Err(CommitError::Conflict { .. }) => {
                 tracing::debug!(
                     service = R::SERVICE,
                     ?subject,
-                    "stream moved on, evaluating again"
+                    "stream has advanced, evaluating again"
                 );
                 CommitResult::Refused
             }
             Err(CommitError::Fenced { .. }) => {
                 match subject {
-                    // It goes with bucket 0, whose owner hears of it there.
+                    // Owned together with bucket 0, whose owner is fenced there.
                     Subject::Global => self.global_fence = None,
                     Subject::Endpoint(_) => {
                         self.evaluator.forget_pending(subject.bucket());
@@ -383,14 +387,14 @@ impl<R: Reconciler> Loop<R> {
             }
             Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
             Err(error) => {
-                // Once for an outage, not once for each endpoint.
-                if !std::mem::replace(&mut self.writes_fail, true) {
-                    tracing::error!(service = R::SERVICE, ?subject, %error, "could not write, trying again");
+                // Log once per outage, not once per endpoint.
+                if !std::mem::replace(&mut self.is_store_failing, true) {
+                    tracing::error!(service = R::SERVICE, ?subject, %error, "failed to commit, retrying");
                 }
                 CommitResult::Failed
             }
         };
-        self.evaluator.settle(subject, now, settled);
+        self.evaluator.settle(subject, now, result);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! A bus whose messages the test hands over itself, and a writer of small events.
+//! A bus whose messages are sent by the test, and helpers that append events.
 
 #![allow(
     clippy::disallowed_methods,
@@ -67,21 +67,21 @@ pub async fn append_to(
     append(store, StreamName::of(kind, &key(endpoint)), event).await
 }
 
-/// What the bus does with what is published.
+/// How the bus reacts to what is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mood {
-    Takes,
-    Refuses,
-    /// Takes it, and never says so.
-    Hangs,
+pub enum PublishMode {
+    Accept,
+    Refuse,
+    /// Publishes, and never returns.
+    Hang,
 }
 
 pub struct ScriptedBus {
     subscribers: Mutex<Vec<mpsc::Sender<BusMessage>>>,
     pub published: watch::Sender<Vec<Position>>,
-    /// What was published as the log has it.
+    /// Events that were published as stored.
     pub stored: Mutex<Vec<RawRecord>>,
-    pub mood: Mutex<Mood>,
+    pub mode: Mutex<PublishMode>,
     pub refused: watch::Sender<u32>,
 }
 
@@ -91,24 +91,24 @@ impl ScriptedBus {
             subscribers: Mutex::default(),
             stored: Mutex::default(),
             published: watch::Sender::new(Vec::new()),
-            mood: Mutex::new(Mood::Takes),
+            mode: Mutex::new(PublishMode::Accept),
             refused: watch::Sender::new(0),
         })
     }
 
     pub fn send(&self, message: BusMessage) {
         for subscriber in self.subscribers.lock().unwrap().iter() {
-            // One that has ended hears nothing.
+            // A subscriber may be gone.
             let _ = subscriber.try_send(message.clone());
         }
     }
 
-    pub fn set(&self, mood: Mood) {
-        *self.mood.lock().unwrap() = mood;
+    pub fn set_mode(&self, mode: PublishMode) {
+        *self.mode.lock().unwrap() = mode;
     }
 
-    /// Waits until so many have been published.
-    pub async fn until_published(&self, count: usize) -> Vec<u64> {
+    /// Waits until this many have been published.
+    pub async fn wait_for_published(&self, count: usize) -> Vec<u64> {
         let mut published = self.published.subscribe();
         let published = published
             .wait_for(|positions| positions.len() >= count)
@@ -124,8 +124,8 @@ impl ScriptedBus {
 #[async_trait::async_trait]
 impl Bus for ScriptedBus {
     async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError> {
-        let mood = *self.mood.lock().unwrap();
-        if mood == Mood::Refuses {
+        let mode = *self.mode.lock().unwrap();
+        if mode == PublishMode::Refuse {
             self.refused.send_modify(|count| *count += 1);
             return Err(BusError::NotPublished {
                 position: records.last().unwrap().position,
@@ -137,14 +137,14 @@ impl Bus for ScriptedBus {
         for record in records {
             self.send(BusMessage::Record(record.clone()));
         }
-        if mood == Mood::Hangs {
+        if mode == PublishMode::Hang {
             std::future::pending::<()>().await;
         }
         Ok(())
     }
     async fn publish_stored(&self, events: &[RawRecord]) -> Result<(), BusError> {
-        let mood = *self.mood.lock().unwrap();
-        if mood == Mood::Refuses {
+        let mode = *self.mode.lock().unwrap();
+        if mode == PublishMode::Refuse {
             self.refused.send_modify(|count| *count += 1);
             return Err(BusError::NotPublished {
                 position: events.last().unwrap().position,
@@ -154,7 +154,7 @@ impl Bus for ScriptedBus {
         self.stored.lock().unwrap().extend_from_slice(events);
         self.published
             .send_modify(|all| all.extend(events.iter().map(|event| event.position)));
-        if mood == Mood::Hangs {
+        if mode == PublishMode::Hang {
             std::future::pending::<()>().await;
         }
         Ok(())

@@ -142,7 +142,7 @@ pub async fn read_everything(store: &Store) -> AllReads {
         bucket: None,
         after: Position(2),
         through: Position(head.0 - 1),
-        left_out: &[StreamKind::Usage],
+        excluded_kinds: &[StreamKind::Usage],
         slices_from: Timestamp::MIN,
         limit: 10_000,
     };

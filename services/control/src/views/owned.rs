@@ -315,7 +315,7 @@ impl ViewsConsumer {
                 bucket: Some(bucket),
                 after,
                 through: cursor,
-                left_out: &[StreamKind::Usage],
+                excluded_kinds: &[StreamKind::Usage],
                 slices_from: Timestamp::MIN,
                 limit: PAGE,
             };

@@ -1,9 +1,9 @@
-//! The whole log as Kafka has it, for rebuilding what was lost elsewhere.
+//! Reads the complete log from Kafka, to rebuild what was lost elsewhere.
 //!
-//! Invariant: an event is given as it was published, whether or not this release can read it. What is
-//! missing is named. What has a position that was there before is told apart, so that every position is
-//! given as an event once; [`Extent::whole`] is the position up to which every position was there, as
-//! far as the chain of `prev` in each bucket can tell.
+//! Invariant: events are returned as published, whether or not this release can read them. Gaps are
+//! named. A position that was seen before is returned as a repeat, so each position is returned as
+//! an event once. [`Extent`] says up to which position the log is contiguous, as far as the `prev`
+//! chain of each bucket can tell.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -20,89 +20,89 @@ use rdkafka::metadata::Metadata;
 use rdkafka::topic_partition_list::Offset;
 use tokio::sync::mpsc;
 
+use super::diagnosis::Diagnosis;
 use super::message::decode_stored;
-use super::reader::{POLL, Unread, partitions};
-use super::reason::Reason;
-use super::{KafkaConfig, Quiet, Topics, reason};
+use super::reader::{POLL_TIMEOUT, UnreadPartitions, partitions};
+use super::{KafkaConfig, LogContext, Topics, diagnosis};
 use crate::BusError;
 
 /// Records read ahead of the caller.
 const QUEUE_MAX: usize = 10_000;
 
-/// Without any message and any end for about this long, the log cannot be read.
+/// The read fails after about this long without a message or an end of partition.
 const PATIENCE: Duration = LogReader::PATIENCE;
 
-/// How long one question to a broker may take.
-const ASK_FOR: Duration = Duration::from_secs(3);
+/// The timeout of one request to a broker.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A store that was rebuilt goes on this far above what it knew, so this is no hole.
+/// A rebuilt store continues this far above the last known position, so such a jump is not a gap.
 const REBUILD_JUMP: u64 = 1 << 20;
 
-/// Messages that could not be read, named one by one up to here.
+/// The most unreadable messages that are listed one by one.
 const UNREADABLE_NAMED_MAX: usize = 100;
 
-/// What a reader of the whole log gives.
+/// An item of the log.
 #[derive(Debug)]
 pub enum LogItem {
-    /// Buckets come in any order; within one, the order of the topic, which is that of positions
-    /// unless something was published again.
+    /// An event. Buckets come in any order; within a bucket, events come in topic order, which is
+    /// position order unless something was published again.
     Event(RawRecord),
-    /// Has the position of an event that was given before. Whoever must be sure that it is the same
-    /// one compares them.
+    /// An event whose position was returned before. A caller that must know whether it is the same
+    /// event compares them.
     Repeated(RawRecord),
     /// The last item.
     End(Extent),
 }
 
-/// How much of the log was there.
+/// How much of the log was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extent {
-    /// Every position up to here was there.
+    /// Every position up to here was found.
     pub whole: Position,
-    /// The highest position that was there.
+    /// The highest position found.
     pub last: Position,
-    /// Records that came, without those that had come before.
+    /// The number of distinct records.
     pub records: u64,
-    /// Records that were there before.
+    /// The number of repeated records.
     pub repeated: u64,
-    /// What is known to be missing.
-    pub holes: Vec<Hole>,
-    /// Places of messages that are no events, and why.
+    /// Known gaps.
+    pub holes: Vec<Gap>,
+    /// The locations of messages that are not events, and why.
     pub unreadable: Vec<String>,
 }
 
-/// In `bucket` the record at `missing` was not there, which the one at `needed_by` follows. Others
-/// before it may be missing too.
+/// In `bucket`, the record at `needed_by` follows the one at `missing`, which was not found.
+/// Earlier records may be missing too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Hole {
-    /// The position that was not there.
+pub struct Gap {
+    /// The missing position.
     pub missing: Position,
-    /// The bucket whose chain is broken there.
+    /// The bucket whose chain is broken.
     pub bucket: Bucket,
-    /// The position of the record that names it as the one before.
+    /// The position of the record that names it as its predecessor.
     pub needed_by: Position,
 }
 
-/// The published log from its beginning, as a stream that ends.
+/// The published log from its start, as a finite stream.
 pub struct LogReader {
     items: mpsc::Receiver<Result<LogItem, BusError>>,
 }
 
 impl LogReader {
-    /// How long is waited for a broker, and for the next of what it has.
+    /// How long to wait for a broker, and for the next message.
     pub const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// `None` after [`LogItem::End`] or an error.
+    /// Returns the next item, or `None` after [`LogItem::End`] or an error.
     pub async fn next(&mut self) -> Option<Result<LogItem, BusError>> {
         self.items.recv().await
     }
 
-    /// Everything at once, in order of position.
+    /// Collects all events, in order of position.
     ///
     /// # Errors
     ///
-    /// [`BusError::Unreachable`] where no broker answers within [`PATIENCE`](Self::PATIENCE),
-    /// [`BusError::Unreadable`] where a topic is missing or cannot be read to its end.
+    /// [`BusError::Unreachable`] if no broker answers in time, [`BusError::Unreadable`] if a topic
+    /// is missing or cannot be read to its end.
     pub async fn collect(mut self) -> Result<(Vec<RawRecord>, Extent), BusError> {
         let mut events = Vec::new();
         while let Some(item) = self.next().await {
@@ -119,7 +119,7 @@ impl LogReader {
     }
 }
 
-/// Reads both topics of records from their beginnings to where they end when they are reached.
+/// Reads both record topics from their start to their end at the time of the read.
 pub fn read_log(config: &KafkaConfig) -> LogReader {
     let (sender, items) = mpsc::channel(QUEUE_MAX);
     let config = config.clone();
@@ -169,16 +169,15 @@ fn read(
     Ok(tally.extent())
 }
 
-/// A topic that is not there would be waited for.
+/// Checks that a topic exists: the consumer would wait for a missing one.
 fn check_exists(config: &KafkaConfig, topic: &str, count: u16) -> Result<(), BusError> {
-    let client =
-        AdminClient::from_config_and_context(&config.client("log"), Quiet).map_err(|error| {
-            BusError::Failed {
-                what: "the bus cannot be read".to_owned(),
-                source: error.into(),
-            }
-        })?;
-    let metadata = first_answer(config, client.inner(), topic)?;
+    let client = AdminClient::from_config_and_context(&config.client("log"), LogContext).map_err(
+        |error| BusError::Failed {
+            what: "the bus cannot be read".to_owned(),
+            source: error.into(),
+        },
+    )?;
+    let metadata = wait_for_metadata(config, client.inner(), topic)?;
     let partitions = metadata
         .topics()
         .iter()
@@ -192,42 +191,44 @@ fn check_exists(config: &KafkaConfig, topic: &str, count: u16) -> Result<(), Bus
     )))
 }
 
-/// Waits for a broker, but not where waiting cannot help.
-fn first_answer(
+/// Waits for a broker, unless waiting cannot help.
+fn wait_for_metadata(
     config: &KafkaConfig,
-    client: &Client<Quiet>,
+    client: &Client<LogContext>,
     topic: &str,
 ) -> Result<Metadata, BusError> {
     let began = Instant::now();
     let brokers = &config.brokers;
     loop {
         let left = PATIENCE.saturating_sub(began.elapsed());
-        let error = match client.fetch_metadata(Some(topic), left.clamp(POLL, ASK_FOR)) {
-            Ok(metadata) => return Ok(metadata),
-            Err(error) => error,
-        };
-        match reason::of(config, &error) {
-            Reason::Refused(why) => {
+        let error =
+            match client.fetch_metadata(Some(topic), left.clamp(POLL_TIMEOUT, REQUEST_TIMEOUT)) {
+                Ok(metadata) => return Ok(metadata),
+                Err(error) => error,
+            };
+        match diagnosis::diagnose(config, &error) {
+            Diagnosis::Refused(why) => {
                 return Err(BusError::Unreadable(format!("Kafka at {brokers}: {why}")));
             }
-            Reason::Away(why) if began.elapsed() >= PATIENCE => {
+            Diagnosis::Unreachable(why) if began.elapsed() >= PATIENCE => {
                 return Err(BusError::Unreachable(format!(
-                    "Kafka at {brokers}: {why}, and none has for {} s. Start it, or name the address at \
+                    "Kafka at {brokers}: {why}, and none has for {} s. Start it, or use an address at \
                      which it can be reached from here, and try again",
                     PATIENCE.as_secs()
                 )));
             }
-            Reason::Away(_) => {}
+            Diagnosis::Unreachable(_) => {}
         }
     }
 }
 
-/// Calls `take` with every message; it returns false when nobody wants more.
+/// Calls `on_message` with every message until it returns false, which means that the receiver is
+/// gone.
 fn read_topic(
     config: &KafkaConfig,
     topic: &str,
     count: u16,
-    mut take: impl FnMut(&BorrowedMessage<'_>) -> bool,
+    mut on_message: impl FnMut(&BorrowedMessage<'_>) -> bool,
 ) -> Result<(), BusError> {
     let unreadable = |error: KafkaError| BusError::Failed {
         what: format!("the bus cannot be read: {topic}"),
@@ -238,35 +239,35 @@ fn read_topic(
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "earliest")
         .set("queued.max.messages.kbytes", "65536");
-    let consumer: BaseConsumer<Quiet> =
-        BaseConsumer::from_config_and_context(&settings, Quiet).map_err(unreadable)?;
+    let consumer: BaseConsumer<LogContext> =
+        BaseConsumer::from_config_and_context(&settings, LogContext).map_err(unreadable)?;
     let all = partitions(topic, count, Offset::Beginning);
     consumer.assign(&all).map_err(unreadable)?;
-    let mut unread = Unread::up_to_ends(&consumer, &all).map_err(unreadable)?;
-    let mut silent = Duration::ZERO;
+    let mut unread = UnreadPartitions::up_to_ends(&consumer, &all).map_err(unreadable)?;
+    let mut idle = Duration::ZERO;
     while !unread.is_empty() {
-        match consumer.poll(POLL) {
+        match consumer.poll(POLL_TIMEOUT) {
             Some(Ok(message)) => {
-                silent = Duration::ZERO;
+                idle = Duration::ZERO;
                 unread.read(&message);
-                if !take(&message) {
-                    return Err(BusError::Unreadable("nobody reads on".to_owned()));
+                if !on_message(&message) {
+                    return Err(BusError::Unreadable("the receiver is gone".to_owned()));
                 }
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => {
-                silent = Duration::ZERO;
-                unread.reached_end(partition);
+                idle = Duration::ZERO;
+                unread.mark_end(partition);
             }
             Some(Err(error)) => {
-                silent += POLL;
-                tracing::debug!(%error, topic, "cannot read on yet");
+                idle += POLL_TIMEOUT;
+                tracing::debug!(%error, topic, "failed to read, retrying");
             }
-            None => silent += POLL,
+            None => idle += POLL_TIMEOUT,
         }
-        if silent >= PATIENCE {
+        if idle >= PATIENCE {
             return Err(BusError::Unreachable(format!(
-                "Kafka at {}: nothing came of topic {topic} for {} s, and {} of its partitions have not \
-                 been read to their end. See whether all of its brokers run, and try again",
+                "Kafka at {}: no message of topic {topic} arrived for {} s, and {} of its partitions have not \
+                 been read to their end. Check that all of its brokers are running, and try again",
                 config.brokers,
                 PATIENCE.as_secs(),
                 unread.len()
@@ -276,12 +277,12 @@ fn read_topic(
     Ok(())
 }
 
-/// What was seen, and what must have been there.
+/// What was found, and what must exist.
 #[derive(Default)]
 struct Tally {
     seen: Ranges,
-    /// Positions that a record names as the one before it, and that were not seen yet.
-    wanted: BTreeMap<Position, (Bucket, Position)>,
+    /// Predecessors named by records and not found yet: by whom, and in which bucket.
+    missing: BTreeMap<Position, (Bucket, Position)>,
     extent: Extent,
 }
 
@@ -293,9 +294,9 @@ impl Tally {
         }
         self.extent.records += 1;
         self.extent.last = self.extent.last.max(event.position);
-        self.wanted.remove(&event.position);
+        self.missing.remove(&event.position);
         if event.prev > Position::START && !self.seen.contains(event.prev.0) {
-            self.wanted
+            self.missing
                 .insert(event.prev, (event.bucket, event.position));
         }
         true
@@ -313,24 +314,24 @@ impl Tally {
     }
 
     fn extent(mut self) -> Extent {
-        let holes = self.wanted.iter();
-        self.extent.holes = holes
-            .map(|(missing, (bucket, needed_by))| Hole {
+        let missing = self.missing.iter();
+        self.extent.holes = missing
+            .map(|(missing, (bucket, needed_by))| Gap {
                 missing: *missing,
                 bucket: *bucket,
                 needed_by: *needed_by,
             })
             .collect();
-        self.extent.whole = Position(self.seen.whole(REBUILD_JUMP));
-        let first_hole = self.extent.holes.first();
-        if let Some(hole) = first_hole {
-            self.extent.whole = self.extent.whole.min(Position(hole.missing.0 - 1));
+        self.extent.whole = Position(self.seen.contiguous_end(REBUILD_JUMP));
+        let first_gap = self.extent.holes.first();
+        if let Some(gap) = first_gap {
+            self.extent.whole = self.extent.whole.min(Position(gap.missing.0 - 1));
         }
         self.extent
     }
 }
 
-/// A set of numbers that are mostly consecutive: from the first to the last of each run.
+/// A set of mostly consecutive numbers: from the first to the last of each run.
 #[derive(Default)]
 struct Ranges(BTreeMap<u64, u64>);
 
@@ -340,7 +341,7 @@ impl Ranges {
         before.is_some_and(|(_, last)| *last >= number)
     }
 
-    /// False: it was there already.
+    /// Returns false if it was in the set already.
     fn insert(&mut self, number: u64) -> bool {
         if self.contains(number) {
             return false;
@@ -356,18 +357,18 @@ impl Ranges {
         true
     }
 
-    /// The end of the run from 1 on. A step of at least `jump` is no gap: numbers were left out on
-    /// purpose.
-    fn whole(&self, jump: u64) -> u64 {
-        let mut whole = 0;
+    /// The end of the run from 1 on. A step of at least `jump` is not a gap: those numbers were
+    /// skipped on purpose.
+    fn contiguous_end(&self, jump: u64) -> u64 {
+        let mut end = 0;
         for (first, last) in &self.0 {
-            let step = first - whole;
+            let step = first - end;
             if step > 1 && step < jump {
                 break;
             }
-            whole = *last;
+            end = *last;
         }
-        whole
+        end
     }
 }
 
@@ -392,13 +393,13 @@ mod tests {
         ] {
             assert!(ranges.insert(number));
         }
-        assert_eq!(ranges.whole(REBUILD_JUMP), REBUILD_JUMP + 5);
-        assert_eq!(ranges.whole(u64::MAX), 3);
+        assert_eq!(ranges.contiguous_end(REBUILD_JUMP), REBUILD_JUMP + 5);
+        assert_eq!(ranges.contiguous_end(u64::MAX), 3);
     }
 
     proptest! {
         #[test]
-        fn runs_hold_what_a_set_would(numbers in prop::collection::vec(1u64..60, 0..80)) {
+        fn ranges_match_a_set(numbers in prop::collection::vec(1u64..60, 0..80)) {
             let (mut ranges, mut set) = (Ranges::default(), BTreeSet::new());
             for number in numbers {
                 prop_assert_eq!(ranges.insert(number), set.insert(number));
@@ -406,8 +407,8 @@ mod tests {
             for number in 0..62 {
                 prop_assert_eq!(ranges.contains(number), set.contains(&number));
             }
-            let whole = (1..).take_while(|number| set.contains(number)).count() as u64;
-            prop_assert_eq!(ranges.whole(u64::MAX), whole);
+            let end = (1..).take_while(|number| set.contains(number)).count() as u64;
+            prop_assert_eq!(ranges.contiguous_end(u64::MAX), end);
         }
     }
 }

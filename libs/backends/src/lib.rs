@@ -1,4 +1,4 @@
-//! Compute backends: where instances run. The port is about one instance, never about a count.
+//! Compute backends, which run instances. Every call concerns a single instance, never a count.
 
 #![warn(missing_docs, clippy::missing_errors_doc)]
 
@@ -14,144 +14,143 @@ use contract::time::Span;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-/// An instance that there shall be. The same order twice is one instance.
+/// An instance to be started. Starting the same one twice results in one instance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Order {
-    /// Made once per instance and never used again, also not by its successor.
+pub struct StartSpec {
+    /// Unique to the instance; never reused, not even by its replacement.
     pub id: InstanceId,
-    /// Counts the orders about this instance; an older one is refused after a newer one.
+    /// Counts the requests about this instance; one older than the newest is refused.
     pub generation: u64,
-    /// `endpoint/deployment`, for logs and for people who look at processes.
+    /// `endpoint/deployment`, for logs and process listings.
     pub deployment: String,
     /// What the instance runs: a program with its probes, or a simulation.
     pub spec: DeploymentSpec,
 }
 
-/// What a backend knows of an instance.
+/// The state of an instance as its backend sees it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Observed {
-    /// As in its order.
+pub struct ObservedInstance {
+    /// As in its [`StartSpec`].
     pub id: InstanceId,
-    /// Of the newest order that was carried out.
+    /// The generation of the newest request that was carried out.
     pub generation: u64,
-    /// Where it runs, by the node's id.
+    /// The id of the node that it runs on.
     pub node: String,
-    /// `HOST:PORT` that it listens on, as gateways reach it; none before it has a port, and for
-    /// simulated ones.
+    /// The `HOST:PORT` at which gateways reach it; `None` until it has a port.
     pub address: Option<String>,
-    /// Of its process, as long as it has one.
+    /// The process id, while it has a process.
     pub pid: Option<u32>,
-    /// Where it stands.
+    /// The current phase.
     pub phase: ObservedPhase,
-    /// Found running after a restart of Penstock.
+    /// Whether it was found running after a restart of Penstock.
     pub adopted: bool,
 }
 
-/// Where an instance stands, from its order to its end.
+/// The phase of an instance, from its start request to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ObservedPhase {
-    /// Ordered; it has not answered its readiness probe yet.
+    /// Requested; its readiness probe has not succeeded yet.
     Starting,
-    /// Runs and answers its readiness probe.
+    /// Running, and its readiness probe succeeds.
     Ready,
-    /// Runs; the readiness probe fails.
+    /// Running, but its readiness probe fails.
     Unready {
-        /// What the probe met, as a sentence.
+        /// Why the probe failed, as a sentence.
         reason: String,
     },
-    /// Ended by itself, could not start, or was ended because its liveness probe failed.
-    /// The code is unknown for adopted processes and for those that a signal ended.
+    /// Exited by itself, failed to start, or was ended because a probe failed. The code is unknown
+    /// for adopted processes and for those ended by a signal.
     Exited {
-        /// Exit code of the process.
+        /// The exit code of the process.
         code: Option<i32>,
-        /// Why it ended, as a sentence for people.
+        /// Why it ended, as a sentence.
         reason: String,
     },
-    /// Ended because it was to be removed.
+    /// Ended because its removal was requested.
     Removed {
-        /// Exit code of the process; none where a signal ended it, or it never ran.
+        /// The exit code of the process; `None` if a signal ended it or it never ran.
         code: Option<i32>,
     },
 }
 
-/// Resources that an instance used, counted from its start.
+/// Resources used by an instance since its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResourceSample {
-    /// Whose resources these are.
+    /// The instance.
     pub id: InstanceId,
-    /// CPU time in microseconds, of all its processes together.
+    /// CPU time of all its processes, in microseconds.
     pub cpu_us_total: u64,
-    /// Resident memory at the moment, of all its processes together.
+    /// Current resident memory of all its processes.
     pub memory_bytes: u64,
 }
 
-/// Why an order was not carried out.
+/// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    /// A newer order about the instance came first; this one is to be forgotten.
-    #[error("instance {id}: order {ours} is older than {newest}, which was carried out already")]
+    /// A newer request about the instance was carried out first. Do not retry.
+    #[error(
+        "instance {id}: order {requested} is older than {newest}, which was carried out already"
+    )]
     Stale {
-        /// Of the instance.
+        /// The instance.
         id: InstanceId,
-        /// The generation that was asked for.
-        ours: u64,
-        /// The generation that was carried out.
+        /// The generation of this request.
+        requested: u64,
+        /// The newest generation that was carried out.
         newest: u64,
     },
-    /// The order cannot be carried out as it stands; the same order will fail again.
+    /// The instance cannot be started as specified; a retry will fail again.
     #[error("instance {id} cannot be started: {detail}")]
     CannotStart {
-        /// Of the instance.
+        /// The instance.
         id: InstanceId,
-        /// What stands in the way, as a sentence.
+        /// Why not, as a sentence.
         detail: String,
     },
-    /// This process lacks descriptors or memory. Says nothing about the instance: give the same order
-    /// again after a while. Whoever looks after the means has been told.
+    /// This process is out of descriptors or memory, which says nothing about the instance: retry after
+    /// a pause. The shortage has already been reported to the [`process::ShortageListener`].
     #[error("instance {id} has to wait: {source}")]
-    Lacking {
-        /// Of the instance.
+    OutOfResources {
+        /// The instance.
         id: InstanceId,
-        /// What the system said.
+        /// The error from the system.
         source: std::io::Error,
     },
-    /// The backend itself does not work, or has been released; the sentence says why. Try again.
+    /// The backend does not work or has been released; the sentence says why. Can be retried.
     #[error("{0}")]
     Unavailable(String),
-    /// The backend cannot use something that it rests on, such as its folder. Try again.
+    /// The backend cannot use something that it depends on, such as its folder. Can be retried.
     #[error("{what}: {source}")]
     Unusable {
-        /// What, and what cannot be done with it.
+        /// What cannot be used, and for what.
         what: String,
-        /// What the system said.
+        /// The error from the system.
         source: std::io::Error,
     },
-    /// A task of the backend panicked; its log says where.
+    /// A task of the backend panicked; the log has the details.
     #[error("the process backend failed: {0}")]
     Crashed(#[source] tokio::task::JoinError),
 }
 
-/// The port to where instances run. Each call is about one instance, and may be made again.
+/// Runs instances. Each call concerns one instance and is idempotent.
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
-    /// Sees to it that the instance runs. Returns when the order is durable, not when it is ready:
-    /// what becomes of it is told by [`watch`](Backend::watch).
+    /// Ensures that the instance runs. Returns once the request is durable, not once the instance is
+    /// ready: its progress is reported through [`watch`](Backend::watch).
     ///
     /// # Errors
     ///
-    /// [`BackendError::Stale`] after a newer order or a removal, [`BackendError::CannotStart`]
-    /// where the order itself is at fault, the others where the same order
-    /// may work later.
-    async fn ensure(&self, order: Order) -> Result<(), BackendError>;
+    /// [`BackendError::Stale`] after a newer request or a removal, [`BackendError::CannotStart`] if the
+    /// specification is at fault, others if a retry may succeed.
+    async fn ensure(&self, start: StartSpec) -> Result<(), BackendError>;
 
-    /// Sees to it that the instance does not run: asks politely, and after `grace` does not ask any
-    /// more. Leaves a tombstone: an `ensure` at or below this generation is refused.
+    /// Ensures that the instance does not run: asks it to terminate, and kills it after `grace`. Leaves
+    /// a tombstone: an `ensure` at or below this generation is refused.
     ///
     /// # Errors
     ///
-    /// [`BackendError::Stale`] after a newer order, the others where the removal cannot be
-    /// written down: try again.
+    /// [`BackendError::Stale`] after a newer request, others if the removal cannot be recorded: retry.
     async fn remove(
         &self,
         id: &InstanceId,
@@ -159,20 +158,20 @@ pub trait Backend: Send + Sync + 'static {
         grace: Span,
     ) -> Result<(), BackendError>;
 
-    /// Everything that this installation runs, or ran and was not told to remove.
+    /// Returns all instances of this installation that have not been removed, also those that ended.
     ///
     /// # Errors
     ///
-    /// [`BackendError::Unavailable`] where the backend cannot tell: try again.
-    async fn list(&self) -> Result<Vec<Observed>, BackendError>;
+    /// [`BackendError::Unavailable`] if the backend cannot list them: retry.
+    async fn list(&self) -> Result<Vec<ObservedInstance>, BackendError>;
 
-    /// Changes from now on, in order for each instance. A receiver that lags behind is closed once
-    /// it has drained what fits: it must then watch anew and call [`list`](Backend::list).
-    fn watch(&self) -> mpsc::Receiver<Observed>;
+    /// Subscribes to changes from now on, in order for each instance. A receiver that lags too far behind
+    /// is closed after the queued changes: subscribe again, then call [`list`](Backend::list).
+    fn watch(&self) -> mpsc::Receiver<ObservedInstance>;
 
-    /// CPU and memory of what runs now.
+    /// Returns CPU and memory of the running instances.
     async fn resources(&self) -> Vec<ResourceSample>;
 
-    /// Lets go of everything without ending it; instances live on and can be adopted.
+    /// Releases all instances without ending them, so that they can be adopted.
     async fn release(&self);
 }

@@ -1,9 +1,9 @@
-//! Instances that exist only as numbers, for simulations and for trying things out.
+//! Simulated instances, for simulations and experiments.
 //!
-//! [`SimulatedInstances`] is pure: what happens, and when, follows from the spec, the instance's id
-//! and its generation alone, so that a run in virtual time and a live one see the same. Time is what
-//! it is told; [`SimulatedBackend`] puts it behind the port and is advanced by whoever owns the clock.
-//! Simulated instances do not outlive the process.
+//! [`SimulatedInstances`] is pure: what happens, and when, depends only on the spec, the instance's id
+//! and its generation, so that a run in virtual time and a live one see the same. Time is an argument;
+//! [`SimulatedBackend`] wraps it as a [`Backend`] and is advanced by whoever owns the clock. Simulated
+//! instances do not outlive the process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,9 +15,9 @@ use contract::time::{Span, Timestamp};
 use tokio::sync::mpsc;
 
 use crate::watchers::Watchers;
-use crate::{Backend, BackendError, Observed, ObservedPhase, Order, ResourceSample};
+use crate::{Backend, BackendError, ObservedInstance, ObservedPhase, ResourceSample, StartSpec};
 
-/// Exit code of a simulated crash, that of a process that aborts in a shell.
+/// Exit code of a simulated crash: what a shell reports for a process that aborts.
 const CRASH_CODE: i32 = 134;
 const FAILED_START_CODE: i32 = 1;
 
@@ -26,110 +26,115 @@ const FAILED_START_CODE: i32 = 1;
 pub struct SimulatedInstances {
     node: String,
     now: Timestamp,
-    instances: BTreeMap<InstanceId, Simulated>,
-    /// What happens next to any of them. What became void since is passed over.
-    agenda: BTreeSet<(Timestamp, InstanceId)>,
+    instances: BTreeMap<InstanceId, SimulatedInstance>,
+    /// Upcoming transitions, including stale ones, which are skipped.
+    schedule: BTreeSet<(Timestamp, InstanceId)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Simulated {
+struct SimulatedInstance {
     generation: u64,
     phase: ObservedPhase,
-    fate: Fate,
-    /// What happens next, and when.
-    next: Option<(Timestamp, Step)>,
+    lifecycle: Lifecycle,
+    /// The next transition, and when it is due.
+    next: Option<(Timestamp, Transition)>,
 }
 
-/// What was drawn for an instance when it was ordered.
+/// The random lifecycle of an instance, drawn when it is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Fate {
+struct Lifecycle {
     start_delay: Span,
     start_fails: bool,
-    /// From ready to the crash.
+    /// Time from ready to the crash.
     lifetime: Option<Span>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum Transition {
     StartEnds,
     Crash,
 }
 
 impl SimulatedInstances {
-    /// A node without instances, of this id, at this instant.
+    /// Creates a node without instances, with this id and at this time.
     pub fn new(node: &str, now: Timestamp) -> Self {
         Self {
             node: node.to_owned(),
             now,
             instances: BTreeMap::new(),
-            agenda: BTreeSet::new(),
+            schedule: BTreeSet::new(),
         }
     }
 
-    /// The instance begins to start now. What is observed of it is returned.
+    /// Starts the instance now. Returns what changed.
     ///
     /// # Errors
     ///
-    /// [`BackendError::Stale`] after a newer order, or a removal of this generation.
-    pub fn ensure(&mut self, order: &Order) -> Result<Option<Observed>, BackendError> {
-        if let Some(known) = self.instances.get_mut(&order.id) {
-            let gone = matches!(known.phase, ObservedPhase::Removed { .. });
-            if order.generation < known.generation || gone && order.generation == known.generation {
+    /// [`BackendError::Stale`] after a newer request, or a removal of this generation.
+    pub fn ensure(&mut self, start: &StartSpec) -> Result<Option<ObservedInstance>, BackendError> {
+        if let Some(instance) = self.instances.get_mut(&start.id) {
+            let is_removed = matches!(instance.phase, ObservedPhase::Removed { .. });
+            if start.generation < instance.generation
+                || is_removed && start.generation == instance.generation
+            {
                 return Err(BackendError::Stale {
-                    id: order.id.clone(),
-                    ours: order.generation,
-                    newest: known.generation,
+                    id: start.id.clone(),
+                    requested: start.generation,
+                    newest: instance.generation,
                 });
             }
-            let over = gone || matches!(known.phase, ObservedPhase::Exited { .. });
-            if !over {
-                known.generation = order.generation;
+            let has_ended = is_removed || matches!(instance.phase, ObservedPhase::Exited { .. });
+            if !has_ended {
+                instance.generation = start.generation;
                 return Ok(None);
             }
-            if order.generation == known.generation {
-                return Ok(self.observed(&order.id));
+            if start.generation == instance.generation {
+                return Ok(self.observed(&start.id));
             }
         }
-        let spec = order.spec.simulated.clone().unwrap_or_default();
-        let fate = Fate::draw(&spec, order);
-        let instance = Simulated {
-            generation: order.generation,
+        let spec = start.spec.simulated.clone().unwrap_or_default();
+        let lifecycle = Lifecycle::draw(&spec, start);
+        let instance = SimulatedInstance {
+            generation: start.generation,
             phase: ObservedPhase::Starting,
-            next: Some((self.now + fate.start_delay, Step::StartEnds)),
-            fate,
+            next: Some((self.now + lifecycle.start_delay, Transition::StartEnds)),
+            lifecycle,
         };
-        self.agenda
-            .extend(instance.next.map(|(at, _)| (at, order.id.clone())));
-        self.instances.insert(order.id.clone(), instance);
-        Ok(self.observed(&order.id))
+        self.schedule
+            .extend(instance.next.map(|(at, _)| (at, start.id.clone())));
+        self.instances.insert(start.id.clone(), instance);
+        Ok(self.observed(&start.id))
     }
 
-    /// The instance goes at once; simulated instances have nothing to finish.
+    /// Removes the instance at once, since simulated instances have nothing to finish.
     ///
     /// # Errors
     ///
-    /// [`BackendError::Stale`] after a newer order.
+    /// [`BackendError::Stale`] after a newer request.
     pub fn remove(
         &mut self,
         id: &InstanceId,
         generation: u64,
-    ) -> Result<Option<Observed>, BackendError> {
-        let known = self.instances.entry(id.clone()).or_insert(Simulated {
-            generation,
-            phase: ObservedPhase::Removed { code: None },
-            fate: Fate::NONE,
-            next: None,
-        });
-        if generation < known.generation {
+    ) -> Result<Option<ObservedInstance>, BackendError> {
+        let instance = self
+            .instances
+            .entry(id.clone())
+            .or_insert(SimulatedInstance {
+                generation,
+                phase: ObservedPhase::Removed { code: None },
+                lifecycle: Lifecycle::NONE,
+                next: None,
+            });
+        if generation < instance.generation {
             return Err(BackendError::Stale {
                 id: id.clone(),
-                ours: generation,
-                newest: known.generation,
+                requested: generation,
+                newest: instance.generation,
             });
         }
-        known.generation = generation;
-        known.next = None;
-        known.phase = match known.phase {
+        instance.generation = generation;
+        instance.next = None;
+        instance.phase = match instance.phase {
             ObservedPhase::Exited { code, .. } | ObservedPhase::Removed { code } => {
                 ObservedPhase::Removed { code }
             }
@@ -138,17 +143,17 @@ impl SimulatedInstances {
         Ok(self.observed(id))
     }
 
-    /// Brings the simulation to `now` and returns what changed, in order of time. An earlier instant
-    /// changes nothing.
-    pub fn step(&mut self, now: Timestamp) -> Vec<Observed> {
+    /// Advances the simulation to `now` and returns the changes in order of time. An earlier time has no
+    /// effect.
+    pub fn step(&mut self, now: Timestamp) -> Vec<ObservedInstance> {
         let mut changes = Vec::new();
         while self.next_at().is_some_and(|at| at <= now)
-            && let Some((at, id)) = self.agenda.pop_first()
+            && let Some((at, id)) = self.schedule.pop_first()
         {
             if let Some(instance) = self.instances.get_mut(&id) {
-                instance.happen(at);
+                instance.transition(at);
                 let next = instance.next;
-                self.agenda.extend(next.map(|(at, _)| (at, id.clone())));
+                self.schedule.extend(next.map(|(at, _)| (at, id.clone())));
             }
             changes.extend(self.observed(&id));
         }
@@ -156,20 +161,20 @@ impl SimulatedInstances {
         changes
     }
 
-    /// When the next change is due; a simulation in virtual time can go there at once.
+    /// Returns when the next change is due; a simulation in virtual time can jump there.
     pub fn next_at(&mut self) -> Option<Timestamp> {
-        while let Some((at, id)) = self.agenda.first() {
+        while let Some((at, id)) = self.schedule.first() {
             let instance = self.instances.get(id);
             if instance.is_some_and(|i| i.next.is_some_and(|(next, _)| next == *at)) {
                 return Some(*at);
             }
-            self.agenda.pop_first();
+            self.schedule.pop_first();
         }
         None
     }
 
-    /// All but the removed.
-    pub fn list(&self) -> Vec<Observed> {
+    /// Returns all instances that have not been removed.
+    pub fn list(&self) -> Vec<ObservedInstance> {
         let listed = self
             .instances
             .iter()
@@ -177,9 +182,9 @@ impl SimulatedInstances {
         listed.filter_map(|(id, _)| self.observed(id)).collect()
     }
 
-    fn observed(&self, id: &InstanceId) -> Option<Observed> {
+    fn observed(&self, id: &InstanceId) -> Option<ObservedInstance> {
         let instance = self.instances.get(id)?;
-        Some(Observed {
+        Some(ObservedInstance {
             id: id.clone(),
             generation: instance.generation,
             node: self.node.clone(),
@@ -191,21 +196,24 @@ impl SimulatedInstances {
     }
 }
 
-impl Simulated {
-    fn happen(&mut self, at: Timestamp) {
-        let Some((_, step)) = self.next.take() else {
+impl SimulatedInstance {
+    fn transition(&mut self, at: Timestamp) {
+        let Some((_, transition)) = self.next.take() else {
             return;
         };
-        self.phase = match step {
-            Step::StartEnds if self.fate.start_fails => ObservedPhase::Exited {
+        self.phase = match transition {
+            Transition::StartEnds if self.lifecycle.start_fails => ObservedPhase::Exited {
                 code: Some(FAILED_START_CODE),
                 reason: "a simulated start that failed".into(),
             },
-            Step::StartEnds => {
-                self.next = self.fate.lifetime.map(|lives| (at + lives, Step::Crash));
+            Transition::StartEnds => {
+                self.next = self
+                    .lifecycle
+                    .lifetime
+                    .map(|lifetime| (at + lifetime, Transition::Crash));
                 ObservedPhase::Ready
             }
-            Step::Crash => ObservedPhase::Exited {
+            Transition::Crash => ObservedPhase::Exited {
                 code: Some(CRASH_CODE),
                 reason: "a simulated crash".into(),
             },
@@ -213,28 +221,28 @@ impl Simulated {
     }
 }
 
-impl Fate {
+impl Lifecycle {
     const NONE: Self = Self {
         start_delay: Span::ZERO,
         start_fails: false,
         lifetime: None,
     };
 
-    fn draw(spec: &SimulatedSpec, order: &Order) -> Self {
-        let mut draws = Draws::new(spec.seed, &order.id, order.generation);
+    fn draw(spec: &SimulatedSpec, start: &StartSpec) -> Self {
+        let mut random = SplitMix64::new(spec.seed, &start.id, start.generation);
         let mean = spec.mean_time_to_failure.millis();
         Self {
             start_delay: spec.start_delay,
-            start_fails: draws.next() % 10_000 < u64::from(spec.start_failures_per_10000),
-            lifetime: (mean > 0).then(|| Span::from_millis(draws.exponential(mean))),
+            start_fails: random.next() % 10_000 < u64::from(spec.start_failures_per_10000),
+            lifetime: (mean > 0).then(|| Span::from_millis(random.exponential(mean))),
         }
     }
 }
 
-/// Random numbers that are the same on every machine: SplitMix64, integers only.
-struct Draws(u64);
+/// Random numbers that are the same on every machine, with integers only.
+struct SplitMix64(u64);
 
-impl Draws {
+impl SplitMix64 {
     fn new(seed: u64, id: &InstanceId, generation: u64) -> Self {
         // FNV-1a over the id, so that instances of one seed differ.
         let hash = id
@@ -254,10 +262,10 @@ impl Draws {
         z ^ (z >> 31)
     }
 
-    /// Exponentially distributed with this mean, by von Neumann's comparisons of uniform numbers: no
-    /// logarithm, whose last digit differs between platforms.
+    /// Returns an exponentially distributed number with this mean, by von Neumann's comparison of uniform
+    /// numbers: the last digit of a logarithm differs between platforms.
     fn exponential(&mut self, mean: u64) -> u64 {
-        let mut whole = 0;
+        let mut integer_part = 0;
         loop {
             let first = self.next();
             let mut previous = first;
@@ -272,21 +280,21 @@ impl Draws {
             }
             if !length.is_multiple_of(2) {
                 let part = (u128::from(first) * u128::from(mean)) >> 64;
-                return (whole * mean).saturating_add(part as u64);
+                return (integer_part * mean).saturating_add(part as u64);
             }
-            whole += 1;
+            integer_part += 1;
         }
     }
 }
 
-/// An address of its own, on which nobody listens.
+/// Returns a unique address on which nobody listens.
 fn address(id: &InstanceId) -> String {
-    let mut draws = Draws::new(0, id, 0);
-    let [a, b, c, ..] = draws.next().to_be_bytes();
+    let mut random = SplitMix64::new(0, id, 0);
+    let [a, b, c, ..] = random.next().to_be_bytes();
     format!("127.{}.{b}.{}:1", a | 1, c.max(1))
 }
 
-/// [`SimulatedInstances`] behind the port. It lives at the instant it was last advanced to.
+/// [`SimulatedInstances`] as a [`Backend`], at the time to which it was last advanced.
 #[derive(Debug)]
 pub struct SimulatedBackend {
     state: Mutex<State>,
@@ -299,7 +307,7 @@ struct State {
 }
 
 impl SimulatedBackend {
-    /// A node without instances, of this id, at this instant.
+    /// Creates a node without instances, with this id and at this time.
     pub fn new(node: &str, now: Timestamp) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
@@ -309,7 +317,7 @@ impl SimulatedBackend {
         })
     }
 
-    /// Lets everything happen that is due by `now`, and tells the watchers.
+    /// Applies all changes due by `now` and publishes them to watchers.
     pub fn advance(&self, now: Timestamp) {
         let mut state = self.state();
         for observed in state.core.step(now) {
@@ -317,22 +325,22 @@ impl SimulatedBackend {
         }
     }
 
-    /// When the next change is due; none while nothing is to happen.
+    /// Returns when the next change is due, if any.
     pub fn next_at(&self) -> Option<Timestamp> {
         self.state().core.next_at()
     }
 
-    /// No holder of the lock can leave the state half changed.
+    /// A panic while holding the lock cannot leave the state half changed.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn carry_out(
+    fn apply(
         &self,
-        order: impl FnOnce(&mut SimulatedInstances) -> Result<Option<Observed>, BackendError>,
+        change: impl FnOnce(&mut SimulatedInstances) -> Result<Option<ObservedInstance>, BackendError>,
     ) -> Result<(), BackendError> {
         let mut state = self.state();
-        if let Some(observed) = order(&mut state.core)? {
+        if let Some(observed) = change(&mut state.core)? {
             state.watchers.publish(&observed);
         }
         Ok(())
@@ -341,8 +349,8 @@ impl SimulatedBackend {
 
 #[async_trait]
 impl Backend for SimulatedBackend {
-    async fn ensure(&self, order: Order) -> Result<(), BackendError> {
-        self.carry_out(|core| core.ensure(&order))
+    async fn ensure(&self, start: StartSpec) -> Result<(), BackendError> {
+        self.apply(|core| core.ensure(&start))
     }
 
     async fn remove(
@@ -351,18 +359,18 @@ impl Backend for SimulatedBackend {
         generation: u64,
         _grace: Span,
     ) -> Result<(), BackendError> {
-        self.carry_out(|core| core.remove(id, generation))
+        self.apply(|core| core.remove(id, generation))
     }
 
-    async fn list(&self) -> Result<Vec<Observed>, BackendError> {
+    async fn list(&self) -> Result<Vec<ObservedInstance>, BackendError> {
         Ok(self.state().core.list())
     }
 
-    fn watch(&self) -> mpsc::Receiver<Observed> {
+    fn watch(&self) -> mpsc::Receiver<ObservedInstance> {
         self.state().watchers.subscribe()
     }
 
-    /// None: what is simulated uses nothing.
+    /// Returns nothing: simulated instances use no resources.
     async fn resources(&self) -> Vec<ResourceSample> {
         Vec::new()
     }
@@ -376,11 +384,11 @@ impl Backend for SimulatedBackend {
 mod tests {
     use super::*;
 
-    fn order(id: &str, simulated: SimulatedSpec) -> Order {
+    fn start_spec(id: &str, simulated: SimulatedSpec) -> StartSpec {
         let spec = serde_json::json!({
             "backend": "simulated", "instanceType": "t", "simulated": simulated,
         });
-        Order {
+        StartSpec {
             id: InstanceId::from(id.to_owned()),
             generation: 1,
             deployment: "iris/blue".into(),
@@ -388,14 +396,14 @@ mod tests {
         }
     }
 
-    fn fates(spec: &SimulatedSpec, count: u32) -> Vec<Fate> {
+    fn lifecycles(spec: &SimulatedSpec, count: u32) -> Vec<Lifecycle> {
         (0..count)
-            .map(|n| Fate::draw(spec, &order(&format!("i-{n}"), spec.clone())))
+            .map(|n| Lifecycle::draw(spec, &start_spec(&format!("i-{n}"), spec.clone())))
             .collect()
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_run_however_time_is_cut() {
+    fn the_same_seed_gives_the_same_run_for_any_time_step() {
         let spec = SimulatedSpec {
             start_failures_per_10000: 3000,
             mean_time_to_failure: Span::from_secs(30),
@@ -405,14 +413,14 @@ mod tests {
         let run = |step_ms: i64| {
             let mut core = SimulatedInstances::new("n", Timestamp::from_secs(0));
             for n in 0..50 {
-                core.ensure(&order(&format!("i-{n}"), spec.clone()))
+                core.ensure(&start_spec(&format!("i-{n}"), spec.clone()))
                     .unwrap();
             }
-            let mut seen = Vec::new();
+            let mut changes = Vec::new();
             for tick in 1..=(60_000 / step_ms) {
-                seen.extend(core.step(Timestamp::from_millis(tick * step_ms)));
+                changes.extend(core.step(Timestamp::from_millis(tick * step_ms)));
             }
-            seen
+            changes
         };
         assert_eq!(run(10), run(60_000));
         assert!(run(60_000).len() > 50);
@@ -424,24 +432,27 @@ mod tests {
             mean_time_to_failure: Span::from_secs(100),
             ..SimulatedSpec::default()
         };
-        let lives: Vec<f64> = fates(&spec, 20_000)
+        let lifetimes: Vec<f64> = lifecycles(&spec, 20_000)
             .into_iter()
-            .map(|fate| fate.lifetime.unwrap().millis() as f64 / 1000.0)
+            .map(|lifecycle| lifecycle.lifetime.unwrap().millis() as f64 / 1000.0)
             .collect();
-        let mean = lives.iter().sum::<f64>() / lives.len() as f64;
+        let mean = lifetimes.iter().sum::<f64>() / lifetimes.len() as f64;
         assert!((mean - 100.0).abs() < 3.0, "{mean}");
-        let longer = lives.iter().filter(|life| **life > 100.0).count() as f64;
-        let share = longer / lives.len() as f64;
+        let longer = lifetimes
+            .iter()
+            .filter(|lifetime| **lifetime > 100.0)
+            .count() as f64;
+        let share = longer / lifetimes.len() as f64;
         assert!((share - (-1.0_f64).exp()).abs() < 0.02, "{share}");
     }
 
     #[test]
-    fn as_many_starts_fail_as_the_spec_says() {
+    fn the_share_of_failed_starts_matches_the_spec() {
         let spec = SimulatedSpec {
             start_failures_per_10000: 2500,
             ..SimulatedSpec::default()
         };
-        let failed = fates(&spec, 20_000)
+        let failed = lifecycles(&spec, 20_000)
             .iter()
             .filter(|f| f.start_fails)
             .count();

@@ -1,29 +1,29 @@
-//! Who watches a backend. A watcher that is too slow is closed rather than fed a stream with holes:
-//! it notices, and reads the whole list again.
+//! Subscribers to changes of a backend. A subscriber that is too slow is closed rather than given a
+//! stream with gaps, so that it notices and lists everything again.
 
 use tokio::sync::mpsc;
 
-use crate::Observed;
+use crate::ObservedInstance;
 
-/// Changes that may wait for one watcher.
+/// Changes that may be queued for one watcher.
 const WATCHER_QUEUE_MAX: usize = 4096;
 
 #[derive(Debug, Default)]
-pub(crate) struct Watchers(Vec<mpsc::Sender<Observed>>);
+pub(crate) struct Watchers(Vec<mpsc::Sender<ObservedInstance>>);
 
 impl Watchers {
-    pub(crate) fn subscribe(&mut self) -> mpsc::Receiver<Observed> {
+    pub(crate) fn subscribe(&mut self) -> mpsc::Receiver<ObservedInstance> {
         let (sender, receiver) = mpsc::channel(WATCHER_QUEUE_MAX);
         self.0.push(sender);
         receiver
     }
 
-    pub(crate) fn publish(&mut self, observed: &Observed) {
+    pub(crate) fn publish(&mut self, observed: &ObservedInstance) {
         self.0
             .retain(|watcher| watcher.try_send(observed.clone()).is_ok());
     }
 
-    /// Tells all watchers that nothing follows.
+    /// Closes all subscriptions.
     pub(crate) fn close(&mut self) {
         self.0.clear();
     }

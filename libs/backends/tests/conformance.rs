@@ -1,4 +1,4 @@
-//! What every backend promises, run over each of them.
+//! The contract of [`Backend`], tested against every backend.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,36 +10,36 @@ use std::time::Duration;
 use async_trait::async_trait;
 use backends::process::{ProcessBackend, ProcessConfig};
 use backends::simulated::SimulatedBackend;
-use backends::{Backend, BackendError, Observed, ObservedPhase, Order};
+use backends::{Backend, BackendError, ObservedInstance, ObservedPhase, StartSpec};
 use contract::resources::SimulatedSpec;
 use contract::time::{Span, Timestamp};
 use support::Behaviour;
 use tokio::sync::mpsc;
 
 #[test]
-#[ignore = "it is the server that the other tests start"]
+#[ignore = "the server that other tests start"]
 fn the_tiny_server() {
     support::serve();
 }
 
-/// How an instance is to behave, in words that each backend has its own means for.
+/// How an instance behaves; each fixture implements it in its own way.
 #[derive(Clone, Copy)]
-enum Life {
+enum Scenario {
     Healthy,
-    /// Never gets ready before it is removed.
+    /// Does not become ready before it is removed.
     Slow,
-    /// Ends by itself once it is ready.
+    /// Exits by itself once it is ready.
     Crashes,
 }
 
 #[async_trait]
 trait Fixture: Send + Sync {
     fn backend(&self) -> Arc<dyn Backend>;
-    fn order(&self, id: &str, generation: u64, life: Life) -> Order;
-    /// The exit code of [`Life::Crashes`].
+    fn start_spec(&self, id: &str, generation: u64, scenario: Scenario) -> StartSpec;
+    /// The exit code of [`Scenario::Crashes`].
     fn crash_code(&self) -> i32;
-    /// Lets time pass, where it does not by itself.
-    async fn pass(&self);
+    /// Advances time, where it does not pass by itself.
+    async fn advance(&self);
 }
 
 struct Processes {
@@ -64,22 +64,22 @@ impl Fixture for Processes {
         self.backend.clone()
     }
 
-    fn order(&self, id: &str, generation: u64, life: Life) -> Order {
-        let behaviour = match life {
-            Life::Healthy => Behaviour::default(),
-            Life::Slow => Behaviour::default().with("START_DELAY_MS", 600_000),
-            Life::Crashes => Behaviour::default()
+    fn start_spec(&self, id: &str, generation: u64, scenario: Scenario) -> StartSpec {
+        let behaviour = match scenario {
+            Scenario::Healthy => Behaviour::default(),
+            Scenario::Slow => Behaviour::default().with("START_DELAY_MS", 600_000),
+            Scenario::Crashes => Behaviour::default()
                 .with("EXIT_AFTER_MS", 500)
                 .with("EXIT_CODE", 3),
         };
-        support::order(id, generation, &behaviour)
+        support::start_spec(id, generation, &behaviour)
     }
 
     fn crash_code(&self) -> i32 {
         3
     }
 
-    async fn pass(&self) {
+    async fn advance(&self) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -105,27 +105,27 @@ impl Fixture for Simulation {
         self.backend.clone()
     }
 
-    fn order(&self, id: &str, generation: u64, life: Life) -> Order {
-        let mut order = support::order(id, generation, &Behaviour::default());
-        order.spec.simulated = Some(match life {
-            Life::Healthy => SimulatedSpec::default(),
-            Life::Slow => SimulatedSpec {
+    fn start_spec(&self, id: &str, generation: u64, scenario: Scenario) -> StartSpec {
+        let mut start = support::start_spec(id, generation, &Behaviour::default());
+        start.spec.simulated = Some(match scenario {
+            Scenario::Healthy => SimulatedSpec::default(),
+            Scenario::Slow => SimulatedSpec {
                 start_delay: Span::from_secs(1_000_000),
                 ..SimulatedSpec::default()
             },
-            Life::Crashes => SimulatedSpec {
+            Scenario::Crashes => SimulatedSpec {
                 mean_time_to_failure: Span::from_secs(1),
                 ..SimulatedSpec::default()
             },
         });
-        order
+        start
     }
 
     fn crash_code(&self) -> i32 {
         134
     }
 
-    async fn pass(&self) {
+    async fn advance(&self) {
         let now = {
             let mut now = self.now.lock().unwrap();
             *now = *now + Span::from_millis(100);
@@ -135,12 +135,12 @@ impl Fixture for Simulation {
     }
 }
 
-/// Far more than anything takes; reached only when a test fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Far longer than anything takes; reached only if a test fails.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 struct Watch<'a> {
     fixture: &'a dyn Fixture,
-    changes: mpsc::Receiver<Observed>,
+    changes: mpsc::Receiver<ObservedInstance>,
 }
 
 impl<'a> Watch<'a> {
@@ -149,23 +149,23 @@ impl<'a> Watch<'a> {
         Self { fixture, changes }
     }
 
-    async fn next(&mut self) -> Observed {
+    async fn next(&mut self) -> ObservedInstance {
         let wait = async {
             loop {
                 tokio::select! {
                     biased;
                     change = self.changes.recv() => return change.unwrap(),
-                    () = self.fixture.pass() => {}
+                    () = self.fixture.advance() => {}
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, wait).await.unwrap()
+        tokio::time::timeout(TIMEOUT, wait).await.unwrap()
     }
 
-    async fn until(&mut self, wanted: fn(&ObservedPhase) -> bool) -> Observed {
+    async fn until(&mut self, predicate: fn(&ObservedPhase) -> bool) -> ObservedInstance {
         loop {
             let change = self.next().await;
-            if wanted(&change.phase) {
+            if predicate(&change.phase) {
                 return change;
             }
         }
@@ -189,75 +189,75 @@ const GRACE: Span = Span::from_secs(10);
 async fn an_instance_starts_and_then_is_ready(fixture: &dyn Fixture) {
     let backend = fixture.backend();
     let mut watch = Watch::new(fixture);
-    let order = fixture.order("a-1", 4, Life::Healthy);
-    backend.ensure(order.clone()).await.unwrap();
+    let start = fixture.start_spec("a-1", 4, Scenario::Healthy);
+    backend.ensure(start.clone()).await.unwrap();
     let first = watch.next().await;
     assert_eq!(first.phase, ObservedPhase::Starting);
-    assert_eq!((&first.id, first.generation), (&order.id, 4));
+    assert_eq!((&first.id, first.generation), (&start.id, 4));
     assert_eq!(first.node, "node-1");
     let second = watch.next().await;
     assert_eq!(second.phase, ObservedPhase::Ready);
     assert!(second.address.is_some() && !second.adopted);
     assert_eq!(backend.list().await.unwrap(), [second]);
-    backend.remove(&order.id, 4, GRACE).await.unwrap();
+    backend.remove(&start.id, 4, GRACE).await.unwrap();
     watch.until(is_removed).await;
 }
 
-async fn the_same_order_twice_is_one_instance(fixture: &dyn Fixture) {
+async fn the_same_start_twice_is_one_instance(fixture: &dyn Fixture) {
     let backend = fixture.backend();
     let mut watch = Watch::new(fixture);
-    let order = fixture.order("a-1", 1, Life::Healthy);
-    backend.ensure(order.clone()).await.unwrap();
-    backend.ensure(order.clone()).await.unwrap();
+    let start = fixture.start_spec("a-1", 1, Scenario::Healthy);
+    backend.ensure(start.clone()).await.unwrap();
+    backend.ensure(start.clone()).await.unwrap();
     let ready = watch.until(is_ready).await;
-    backend.ensure(order.clone()).await.unwrap();
+    backend.ensure(start.clone()).await.unwrap();
     assert_eq!(backend.list().await.unwrap(), [ready]);
-    backend.remove(&order.id, 1, GRACE).await.unwrap();
-    // A second start would show itself between.
+    backend.remove(&start.id, 1, GRACE).await.unwrap();
+    // A second start would be observed in between.
     assert!(is_removed(&watch.next().await.phase));
 }
 
-async fn an_order_older_than_the_newest_is_refused(fixture: &dyn Fixture) {
+async fn a_request_older_than_the_newest_is_refused(fixture: &dyn Fixture) {
     let backend = fixture.backend();
     let mut watch = Watch::new(fixture);
-    let order = fixture.order("a-1", 5, Life::Healthy);
-    backend.ensure(order.clone()).await.unwrap();
-    let older = fixture.order("a-1", 4, Life::Healthy);
+    let start = fixture.start_spec("a-1", 5, Scenario::Healthy);
+    backend.ensure(start.clone()).await.unwrap();
+    let older = fixture.start_spec("a-1", 4, Scenario::Healthy);
     let refused = backend.ensure(older).await;
     assert!(matches!(
         refused,
         Err(BackendError::Stale {
-            ours: 4,
+            requested: 4,
             newest: 5,
             ..
         })
     ));
-    let refused = backend.remove(&order.id, 4, GRACE).await;
+    let refused = backend.remove(&start.id, 4, GRACE).await;
     assert!(matches!(
         refused,
         Err(BackendError::Stale {
-            ours: 4,
+            requested: 4,
             newest: 5,
             ..
         })
     ));
     watch.until(is_ready).await;
     assert_eq!(backend.list().await.unwrap().len(), 1);
-    backend.remove(&order.id, 6, GRACE).await.unwrap();
+    backend.remove(&start.id, 6, GRACE).await.unwrap();
     watch.until(is_removed).await;
 }
 
-async fn a_removed_instance_cannot_be_started_by_a_late_order(fixture: &dyn Fixture) {
+async fn a_removed_instance_cannot_be_started_by_a_late_request(fixture: &dyn Fixture) {
     let backend = fixture.backend();
     let mut watch = Watch::new(fixture);
-    let order = fixture.order("a-1", 1, Life::Healthy);
-    backend.ensure(order.clone()).await.unwrap();
+    let start = fixture.start_spec("a-1", 1, Scenario::Healthy);
+    backend.ensure(start.clone()).await.unwrap();
     watch.until(is_ready).await;
-    backend.remove(&order.id, 2, GRACE).await.unwrap();
+    backend.remove(&start.id, 2, GRACE).await.unwrap();
     assert_eq!(watch.until(is_removed).await.generation, 2);
     assert!(backend.list().await.unwrap().is_empty());
     for generation in [1, 2] {
-        let late = fixture.order("a-1", generation, Life::Healthy);
+        let late = fixture.start_spec("a-1", generation, Scenario::Healthy);
         let refused = backend.ensure(late).await;
         assert!(matches!(
             refused,
@@ -267,42 +267,42 @@ async fn a_removed_instance_cannot_be_started_by_a_late_order(fixture: &dyn Fixt
     assert!(backend.list().await.unwrap().is_empty());
 }
 
-async fn a_removal_that_comes_before_its_order_wins(fixture: &dyn Fixture) {
+async fn a_removal_that_precedes_the_start_wins(fixture: &dyn Fixture) {
     let backend = fixture.backend();
     let mut watch = Watch::new(fixture);
-    let order = fixture.order("a-1", 1, Life::Healthy);
-    backend.remove(&order.id, 2, GRACE).await.unwrap();
+    let start = fixture.start_spec("a-1", 1, Scenario::Healthy);
+    backend.remove(&start.id, 2, GRACE).await.unwrap();
     assert!(is_removed(&watch.next().await.phase));
-    let refused = backend.ensure(order).await;
+    let refused = backend.ensure(start).await;
     assert!(matches!(refused, Err(BackendError::Stale { .. })));
 }
 
-async fn a_removal_twice_is_told_twice(fixture: &dyn Fixture) {
+async fn a_repeated_removal_is_reported_again(fixture: &dyn Fixture) {
     let backend = fixture.backend();
     let mut watch = Watch::new(fixture);
-    let order = fixture.order("a-1", 1, Life::Healthy);
-    backend.ensure(order.clone()).await.unwrap();
-    backend.remove(&order.id, 2, GRACE).await.unwrap();
+    let start = fixture.start_spec("a-1", 1, Scenario::Healthy);
+    backend.ensure(start.clone()).await.unwrap();
+    backend.remove(&start.id, 2, GRACE).await.unwrap();
     watch.until(is_removed).await;
-    backend.remove(&order.id, 2, GRACE).await.unwrap();
+    backend.remove(&start.id, 2, GRACE).await.unwrap();
     assert!(is_removed(&watch.next().await.phase));
 }
 
 async fn an_instance_that_is_starting_can_be_removed(fixture: &dyn Fixture) {
     let backend = fixture.backend();
     let mut watch = Watch::new(fixture);
-    let order = fixture.order("a-1", 1, Life::Slow);
-    backend.ensure(order.clone()).await.unwrap();
+    let start = fixture.start_spec("a-1", 1, Scenario::Slow);
+    backend.ensure(start.clone()).await.unwrap();
     assert_eq!(watch.next().await.phase, ObservedPhase::Starting);
-    backend.remove(&order.id, 2, GRACE).await.unwrap();
+    backend.remove(&start.id, 2, GRACE).await.unwrap();
     assert!(is_removed(&watch.next().await.phase));
 }
 
-async fn a_crash_is_told_with_its_code_and_the_instance_stays_listed(fixture: &dyn Fixture) {
+async fn a_crash_is_reported_with_its_code_and_the_instance_stays_listed(fixture: &dyn Fixture) {
     let backend = fixture.backend();
     let mut watch = Watch::new(fixture);
-    let order = fixture.order("a-1", 1, Life::Crashes);
-    backend.ensure(order.clone()).await.unwrap();
+    let start = fixture.start_spec("a-1", 1, Scenario::Crashes);
+    backend.ensure(start.clone()).await.unwrap();
     let exited = watch.until(is_exited).await;
     let ObservedPhase::Exited { code, reason } = &exited.phase else {
         unreachable!()
@@ -310,25 +310,25 @@ async fn a_crash_is_told_with_its_code_and_the_instance_stays_listed(fixture: &d
     assert_eq!(*code, Some(fixture.crash_code()));
     assert!(!reason.is_empty());
     assert_eq!(backend.list().await.unwrap(), std::slice::from_ref(&exited));
-    // The same order again does not start it anew, but says what became of it.
-    backend.ensure(order.clone()).await.unwrap();
+    // Starting the same generation again does not restart it, but reports how it ended.
+    backend.ensure(start.clone()).await.unwrap();
     assert_eq!(watch.next().await, exited);
-    backend.remove(&order.id, 2, GRACE).await.unwrap();
+    backend.remove(&start.id, 2, GRACE).await.unwrap();
     let code = Some(fixture.crash_code());
     assert_eq!(watch.next().await.phase, ObservedPhase::Removed { code });
     assert!(backend.list().await.unwrap().is_empty());
 }
 
-async fn a_newer_order_after_a_crash_starts_it_again(fixture: &dyn Fixture) {
+async fn a_newer_generation_after_a_crash_starts_it_again(fixture: &dyn Fixture) {
     let backend = fixture.backend();
     let mut watch = Watch::new(fixture);
-    let order = fixture.order("a-1", 1, Life::Crashes);
-    backend.ensure(order.clone()).await.unwrap();
+    let start = fixture.start_spec("a-1", 1, Scenario::Crashes);
+    backend.ensure(start.clone()).await.unwrap();
     watch.until(is_exited).await;
-    let newer = fixture.order("a-1", 2, Life::Healthy);
+    let newer = fixture.start_spec("a-1", 2, Scenario::Healthy);
     backend.ensure(newer).await.unwrap();
     assert_eq!(watch.until(is_ready).await.generation, 2);
-    backend.remove(&order.id, 3, GRACE).await.unwrap();
+    backend.remove(&start.id, 3, GRACE).await.unwrap();
     watch.until(is_removed).await;
 }
 
@@ -336,8 +336,8 @@ async fn instances_do_not_disturb_each_other(fixture: &dyn Fixture) {
     let backend = fixture.backend();
     let mut watch = Watch::new(fixture);
     for id in ["a-1", "a-2"] {
-        let order = fixture.order(id, 1, Life::Healthy);
-        backend.ensure(order).await.unwrap();
+        let start = fixture.start_spec(id, 1, Scenario::Healthy);
+        backend.ensure(start).await.unwrap();
     }
     let first = watch.until(is_ready).await;
     let second = watch.until(is_ready).await;
@@ -350,7 +350,7 @@ async fn instances_do_not_disturb_each_other(fixture: &dyn Fixture) {
     watch.until(is_removed).await;
 }
 
-async fn a_watcher_is_told_when_nothing_follows(fixture: &dyn Fixture) {
+async fn release_closes_watchers(fixture: &dyn Fixture) {
     let backend = fixture.backend();
     let mut changes = backend.watch();
     backend.release().await;
@@ -378,14 +378,14 @@ macro_rules! conformance {
 
 conformance! {
     an_instance_starts_and_then_is_ready,
-    the_same_order_twice_is_one_instance,
-    an_order_older_than_the_newest_is_refused,
-    a_removed_instance_cannot_be_started_by_a_late_order,
-    a_removal_that_comes_before_its_order_wins,
-    a_removal_twice_is_told_twice,
+    the_same_start_twice_is_one_instance,
+    a_request_older_than_the_newest_is_refused,
+    a_removed_instance_cannot_be_started_by_a_late_request,
+    a_removal_that_precedes_the_start_wins,
+    a_repeated_removal_is_reported_again,
     an_instance_that_is_starting_can_be_removed,
-    a_crash_is_told_with_its_code_and_the_instance_stays_listed,
-    a_newer_order_after_a_crash_starts_it_again,
+    a_crash_is_reported_with_its_code_and_the_instance_stays_listed,
+    a_newer_generation_after_a_crash_starts_it_again,
     instances_do_not_disturb_each_other,
-    a_watcher_is_told_when_nothing_follows,
+    release_closes_watchers,
 }

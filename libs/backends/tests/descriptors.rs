@@ -1,5 +1,5 @@
-//! A process that has run out of descriptors: what it cannot do for an instance is no fault of the
-//! instance, and is done as soon as it can be.
+//! A process that has run out of descriptors: what it cannot do for an instance is not held against the
+//! instance, and is done as soon as possible.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,36 +13,36 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backends::process::{Means, ProcessBackend, ProcessConfig};
-use backends::{Backend, BackendError, ObservedPhase, Order};
+use backends::{Backend, BackendError, ObservedPhase, StartSpec};
 use contract::time::Span;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::{Behaviour, is_running, order};
+use support::{Behaviour, is_running, start_spec};
 use tokio::task::JoinHandle;
 
-/// Far more than anything takes; reached only when a test fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Far longer than anything takes; reached only if a test fails.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-const DATA: &str = "NARROW_DATA";
-const ORDER: &str = "NARROW_ORDER";
+const DATA: &str = "LIMITED_DATA";
+const START: &str = "LIMITED_START";
 const LIMIT: u64 = 64;
 
 #[test]
-#[ignore = "it is the server that the other tests start"]
+#[ignore = "the server that other tests start"]
 fn the_tiny_server() {
     support::serve();
 }
 
-/// Does what it is told on its input, a word a line, and says what happens.
+/// Reads one command per line from stdin, and prints what happens.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "it is the Penstock with few descriptors that the other tests tell what to do"]
-async fn a_narrow_parent() {
-    let (Ok(data), Ok(order)) = (std::env::var(DATA), std::env::var(ORDER)) else {
+#[ignore = "the Penstock with few descriptors that other tests control"]
+async fn limited_parent() {
+    let (Ok(data), Ok(start)) = (std::env::var(DATA), std::env::var(START)) else {
         return;
     };
     let maximum = getrlimit(Resource::Nofile).maximum;
     let current = Some(LIMIT);
     setrlimit(Resource::Nofile, Rlimit { current, maximum }).unwrap();
-    let order: Order = serde_json::from_str(&order).unwrap();
+    let start: StartSpec = serde_json::from_str(&start).unwrap();
     let backend = open(Path::new(&data)).await;
     let mut changes = backend.watch();
     tokio::spawn(async move {
@@ -54,32 +54,32 @@ async fn a_narrow_parent() {
             }
         }
     });
-    let mut taken = Vec::new();
-    let mut starving: Option<JoinHandle<()>> = None;
+    let mut files = Vec::new();
+    let mut exhaustion: Option<JoinHandle<()>> = None;
     println!("open");
-    for word in std::io::stdin().lines() {
-        match word.unwrap().as_str() {
+    for command in std::io::stdin().lines() {
+        match command.unwrap().as_str() {
             "take" => {
-                taken.extend(std::iter::from_fn(|| File::open("/dev/null").ok()));
-                // What was under way gives back what it had; that is taken as well.
-                starving = Some(tokio::spawn(starve()));
+                files.extend(std::iter::from_fn(|| File::open("/dev/null").ok()));
+                // Operations in progress release descriptors; take those as well.
+                exhaustion = Some(tokio::spawn(keep_exhausted()));
                 println!("taken");
             }
             "free" => {
-                if let Some(starving) = starving.take() {
-                    starving.abort();
-                    let _ = starving.await;
+                if let Some(exhaustion) = exhaustion.take() {
+                    exhaustion.abort();
+                    let _ = exhaustion.await;
                 }
-                taken.clear();
+                files.clear();
             }
-            "ensure" => match backend.ensure(order.clone()).await {
+            "ensure" => match backend.ensure(start.clone()).await {
                 Ok(()) => println!("ensured"),
-                Err(BackendError::Lacking { .. }) => println!("ensure later"),
+                Err(BackendError::OutOfResources { .. }) => println!("ensure later"),
                 Err(error) => println!("refused {error}"),
             },
-            "remove" => match backend.remove(&order.id, 2, Span::from_secs(1)).await {
-                Ok(()) => println!("condemned"),
-                Err(BackendError::Lacking { .. }) => println!("remove later"),
+            "remove" => match backend.remove(&start.id, 2, Span::from_secs(1)).await {
+                Ok(()) => println!("removing"),
+                Err(BackendError::OutOfResources { .. }) => println!("remove later"),
                 Err(error) => println!("refused {error}"),
             },
             other => panic!("{other}"),
@@ -87,11 +87,11 @@ async fn a_narrow_parent() {
     }
 }
 
-/// Takes whatever anybody gives back.
-async fn starve() {
-    let mut taken = Vec::new();
+/// Takes every descriptor that is released.
+async fn keep_exhausted() {
+    let mut files = Vec::new();
     loop {
-        taken.extend(std::iter::from_fn(|| File::open("/dev/null").ok()));
+        files.extend(std::iter::from_fn(|| File::open("/dev/null").ok()));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
@@ -108,19 +108,19 @@ async fn open(data: &Path) -> Arc<ProcessBackend> {
     ProcessBackend::open(config).await.unwrap()
 }
 
-struct Parent {
+struct LimitedParent {
     child: Child,
     input: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
     instance: Option<u32>,
 }
 
-impl Parent {
-    fn start(data: &Path, order: &Order) -> Self {
+impl LimitedParent {
+    fn start(data: &Path, start: &StartSpec) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_narrow_parent", "--ignored", "--nocapture"])
+            .args(["--exact", "limited_parent", "--ignored", "--nocapture"])
             .env(DATA, data)
-            .env(ORDER, serde_json::to_string(order).unwrap())
+            .env(START, serde_json::to_string(start).unwrap())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -137,11 +137,11 @@ impl Parent {
         parent
     }
 
-    fn tell(&mut self, word: &str) {
-        writeln!(self.input, "{word}").unwrap();
+    fn send(&mut self, command: &str) {
+        writeln!(self.input, "{command}").unwrap();
     }
 
-    /// The rest of the next line that begins so. No line before it may tell of an end.
+    /// Returns the rest of the next line with this prefix. No line before it may report an exit.
     fn until(&mut self, beginning: &str) -> String {
         loop {
             let line = self.lines.next().unwrap().unwrap();
@@ -153,25 +153,25 @@ impl Parent {
         }
     }
 
-    fn ready(&mut self) -> u32 {
-        self.tell("ensure");
+    fn start_and_wait_ready(&mut self) -> u32 {
+        self.send("ensure");
         self.until("ensured");
         let pid = self.until("ready").parse().unwrap();
         self.instance = Some(pid);
         pid
     }
 
-    fn take_all(&mut self) {
-        self.tell("take");
+    fn exhaust_descriptors(&mut self) {
+        self.send("take");
         self.until("taken");
     }
 }
 
-impl Drop for Parent {
+impl Drop for LimitedParent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // A failed test must leave nothing behind.
+        // Even a failed test must not leave a process behind.
         if let Some(pid) = self.instance.filter(|pid| is_running(*pid)) {
             let pid = pid.to_string();
             let _ = Command::new("kill").args(["-9", &pid]).status();
@@ -180,7 +180,7 @@ impl Drop for Parent {
 }
 
 fn until_gone(pid: u32) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while is_running(pid) {
         assert!(Instant::now() < deadline, "process {pid} runs on");
         std::thread::sleep(Duration::from_millis(10));
@@ -188,63 +188,63 @@ fn until_gone(pid: u32) {
 }
 
 #[test]
-fn an_instance_is_not_given_up_for_probes_that_we_cannot_make() {
+fn probes_that_cannot_be_made_do_not_fail_the_instance() {
     let data = tempfile::tempdir().unwrap();
-    let mut parent = Parent::start(data.path(), &order("a", 1, &Behaviour::default()));
-    let pid = parent.ready();
-    parent.take_all();
-    // More often than its liveness probe may fail.
+    let mut parent = LimitedParent::start(data.path(), &start_spec("a", 1, &Behaviour::default()));
+    let pid = parent.start_and_wait_ready();
+    parent.exhaust_descriptors();
+    // More often than the liveness probe may fail.
     for _ in 0..8 {
         parent.until("lacks a probe");
     }
-    parent.tell("free");
-    parent.tell("remove");
-    parent.until("condemned");
+    parent.send("free");
+    parent.send("remove");
+    parent.until("removing");
     parent.until("phase Removed");
     until_gone(pid);
 }
 
 #[test]
-fn a_start_that_we_lack_the_means_for_is_made_later_and_fails_nobody() {
+fn a_start_without_free_descriptors_is_retried_and_fails_nothing() {
     let data = tempfile::tempdir().unwrap();
-    let mut parent = Parent::start(data.path(), &order("a", 1, &Behaviour::default()));
-    parent.take_all();
-    parent.tell("ensure");
+    let mut parent = LimitedParent::start(data.path(), &start_spec("a", 1, &Behaviour::default()));
+    parent.exhaust_descriptors();
+    parent.send("ensure");
     parent.until("ensure later");
-    parent.tell("free");
-    let pid = parent.ready();
-    parent.tell("remove");
+    parent.send("free");
+    let pid = parent.start_and_wait_ready();
+    parent.send("remove");
     parent.until("phase Removed");
     until_gone(pid);
 }
 
 #[test]
-fn an_instance_is_ended_without_a_descriptor_and_gone_when_that_can_be_seen() {
+fn an_instance_is_ended_without_free_descriptors_and_reported_once_visible() {
     let data = tempfile::tempdir().unwrap();
-    let stubborn = Behaviour::default().with("IGNORE_TERM", 1);
-    let mut parent = Parent::start(data.path(), &order("a", 1, &stubborn));
-    let pid = parent.ready();
-    parent.tell("remove");
-    parent.until("condemned");
-    parent.take_all();
+    let ignores_term = Behaviour::default().with("IGNORE_TERM", 1);
+    let mut parent = LimitedParent::start(data.path(), &start_spec("a", 1, &ignores_term));
+    let pid = parent.start_and_wait_ready();
+    parent.send("remove");
+    parent.until("removing");
+    parent.exhaust_descriptors();
     until_gone(pid);
     parent.until("lacks the end of an instance");
-    parent.tell("free");
+    parent.send("free");
     parent.until("phase Removed");
 }
 
 #[test]
-fn a_removal_that_cannot_be_recorded_is_told_and_made_when_it_can() {
+fn a_removal_that_cannot_be_recorded_is_rejected_and_can_be_retried() {
     let data = tempfile::tempdir().unwrap();
-    let mut parent = Parent::start(data.path(), &order("a", 1, &Behaviour::default()));
-    let pid = parent.ready();
-    parent.take_all();
-    parent.tell("remove");
+    let mut parent = LimitedParent::start(data.path(), &start_spec("a", 1, &Behaviour::default()));
+    let pid = parent.start_and_wait_ready();
+    parent.exhaust_descriptors();
+    parent.send("remove");
     parent.until("remove later");
     assert!(is_running(pid));
-    parent.tell("free");
-    parent.tell("remove");
-    parent.until("condemned");
+    parent.send("free");
+    parent.send("remove");
+    parent.until("removing");
     parent.until("phase Removed");
     until_gone(pid);
 }

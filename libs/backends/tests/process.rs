@@ -1,4 +1,4 @@
-//! What only the process backend promises: real processes, and what becomes of them when Penstock is
+//! What is specific to the process backend: real processes, and what happens to them when Penstock is
 //! killed.
 
 #![allow(clippy::unwrap_used)]
@@ -14,38 +14,38 @@ use std::time::Duration;
 
 use backends::logs::{LogLimits, logs};
 use backends::process::{Host, ProcessBackend, ProcessConfig, installation_id, node_id};
-use backends::{Backend, BackendError, Observed, ObservedPhase, Order};
+use backends::{Backend, BackendError, ObservedInstance, ObservedPhase, StartSpec};
 use contract::ids::InstanceId;
 use contract::resources::EnvValue;
 use contract::time::Span;
-use support::{Behaviour, call, is_running, order};
+use support::{Behaviour, call, is_running, start_spec};
 use tokio::sync::mpsc;
 
 #[test]
-#[ignore = "it is the server that the other tests start"]
+#[ignore = "the server that other tests start"]
 fn the_tiny_server() {
     support::serve();
 }
 
-/// Far more than anything takes; reached only when a test fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Far longer than anything takes; reached only if a test fails.
+const TIMEOUT: Duration = Duration::from_secs(60);
 const GRACE: Span = Span::from_secs(20);
 
-/// Orders for [`a_parent`], as JSON.
-const ORDERS: &str = "PARENT_ORDERS";
+/// Instances for [`penstock_parent`] to start, as JSON.
+const STARTS: &str = "PARENT_STARTS";
 const DATA: &str = "PARENT_DATA";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "it is the Penstock that the other tests kill"]
-async fn a_parent() {
-    let (Ok(data), Ok(orders)) = (std::env::var(DATA), std::env::var(ORDERS)) else {
+#[ignore = "the Penstock that other tests kill"]
+async fn penstock_parent() {
+    let (Ok(data), Ok(starts)) = (std::env::var(DATA), std::env::var(STARTS)) else {
         return;
     };
     let backend = open(Path::new(&data)).await;
     let mut changes = backend.watch();
-    let orders: Vec<Order> = serde_json::from_str(&orders).unwrap();
-    for order in orders {
-        backend.ensure(order).await.unwrap();
+    let starts: Vec<StartSpec> = serde_json::from_str(&starts).unwrap();
+    for start in starts {
+        backend.ensure(start).await.unwrap();
     }
     loop {
         let change = changes.recv().await.unwrap();
@@ -57,18 +57,18 @@ async fn a_parent() {
 struct Parent(Child);
 
 impl Parent {
-    fn start(data: &Path, orders: &[Order]) -> Self {
+    fn start(data: &Path, starts: &[StartSpec]) -> Self {
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "a_parent", "--ignored", "--nocapture"])
+            .args(["--exact", "penstock_parent", "--ignored", "--nocapture"])
             .env(DATA, data)
-            .env(ORDERS, serde_json::to_string(orders).unwrap())
+            .env(STARTS, serde_json::to_string(starts).unwrap())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         Self(child)
     }
 
-    /// Waits until so many instances are ready, and kills it with SIGKILL.
+    /// Waits until this many instances are ready, then kills it with SIGKILL.
     fn kill_when_ready(mut self, count: usize) {
         use std::io::{BufRead, BufReader};
         let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
@@ -92,28 +92,28 @@ async fn open(data: &Path) -> Arc<ProcessBackend> {
 }
 
 async fn until(
-    changes: &mut mpsc::Receiver<Observed>,
-    wanted: impl Fn(&ObservedPhase) -> bool,
-) -> Observed {
+    changes: &mut mpsc::Receiver<ObservedInstance>,
+    predicate: impl Fn(&ObservedPhase) -> bool,
+) -> ObservedInstance {
     let wait = async {
         loop {
             let change = changes.recv().await.unwrap();
-            if wanted(&change.phase) {
+            if predicate(&change.phase) {
                 return change;
             }
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap()
+    tokio::time::timeout(TIMEOUT, wait).await.unwrap()
 }
 
-/// For what nobody announces.
+/// Polls for what is not announced.
 async fn eventually(condition: impl Fn() -> bool) {
     let wait = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap();
+    tokio::time::timeout(TIMEOUT, wait).await.unwrap();
 }
 
 fn is_ready(phase: &ObservedPhase) -> bool {
@@ -124,7 +124,7 @@ fn is_removed(phase: &ObservedPhase) -> bool {
     matches!(phase, ObservedPhase::Removed { .. })
 }
 
-fn reason_of_exit(observed: &Observed) -> &str {
+fn reason_of_exit(observed: &ObservedInstance) -> &str {
     match &observed.phase {
         ObservedPhase::Exited { reason, .. } => reason,
         other => panic!("{other:?}"),
@@ -136,13 +136,13 @@ fn is_exited(phase: &ObservedPhase) -> bool {
 }
 
 /// Starts an instance and waits until it is ready.
-async fn started(backend: &ProcessBackend, order: Order) -> Observed {
+async fn started(backend: &ProcessBackend, start: StartSpec) -> ObservedInstance {
     let mut changes = backend.watch();
-    backend.ensure(order).await.unwrap();
+    backend.ensure(start).await.unwrap();
     until(&mut changes, is_ready).await
 }
 
-async fn removed(backend: &ProcessBackend, id: &InstanceId, grace: Span) -> Observed {
+async fn removed(backend: &ProcessBackend, id: &InstanceId, grace: Span) -> ObservedInstance {
     let mut changes = backend.watch();
     backend.remove(id, 9, grace).await.unwrap();
     until(&mut changes, is_removed).await
@@ -160,10 +160,10 @@ fn pid_of(data: &Path, id: &str) -> u32 {
     record(data, id)["process"]["pid"].as_u64().unwrap() as u32
 }
 
-/// Every process of an installation, by the instance in its environment.
+/// Returns all processes of an installation, with the instance from their environment.
 fn processes_of(data: &Path) -> BTreeMap<u32, String> {
     let ours = format!("PENSTOCK_INSTALLATION={}", installation_id(data).unwrap());
-    let mut found = BTreeMap::new();
+    let mut processes = BTreeMap::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry
             .file_name()
@@ -181,10 +181,10 @@ fn processes_of(data: &Path) -> BTreeMap<u32, String> {
             && text.split('\0').any(|value| value == ours)
             && is_running(pid)
         {
-            found.insert(pid, instance.to_owned());
+            processes.insert(pid, instance.to_owned());
         }
     }
-    found
+    processes
 }
 
 fn grandchild_of(data: &Path, id: &str) -> u32 {
@@ -199,8 +199,8 @@ fn grandchild_of(data: &Path, id: &str) -> u32 {
 #[tokio::test]
 async fn a_healthy_instance_is_adopted_after_penstock_was_killed() {
     let data = tempfile::tempdir().unwrap();
-    let orders = ["a-1", "a-2"].map(|id| order(id, 3, &Behaviour::default()));
-    Parent::start(data.path(), &orders).kill_when_ready(2);
+    let starts = ["a-1", "a-2"].map(|id| start_spec(id, 3, &Behaviour::default()));
+    Parent::start(data.path(), &starts).kill_when_ready(2);
     let before = ["a-1", "a-2"].map(|id| pid_of(data.path(), id));
 
     let backend = open(data.path()).await;
@@ -216,11 +216,11 @@ async fn a_healthy_instance_is_adopted_after_penstock_was_killed() {
     until(&mut changes, is_ready).await;
     until(&mut changes, is_ready).await;
 
-    // The same order again starts nothing.
-    backend.ensure(orders[0].clone()).await.unwrap();
+    // Starting the same generation again starts nothing.
+    backend.ensure(starts[0].clone()).await.unwrap();
     assert_eq!(processes_of(data.path()).len(), 2);
-    for order in orders {
-        let gone = removed(&backend, &order.id, GRACE).await;
+    for start in starts {
+        let gone = removed(&backend, &start.id, GRACE).await;
         assert_eq!(gone.phase, ObservedPhase::Removed { code: None });
     }
     assert!(processes_of(data.path()).is_empty());
@@ -229,7 +229,7 @@ async fn a_healthy_instance_is_adopted_after_penstock_was_killed() {
 #[tokio::test]
 async fn an_adopted_instance_that_ends_is_noticed_and_its_code_is_unknown() {
     let data = tempfile::tempdir().unwrap();
-    Parent::start(data.path(), &[order("a-1", 1, &Behaviour::default())]).kill_when_ready(1);
+    Parent::start(data.path(), &[start_spec("a-1", 1, &Behaviour::default())]).kill_when_ready(1);
     let backend = open(data.path()).await;
     let mut changes = backend.watch();
     until(&mut changes, is_ready).await;
@@ -246,7 +246,7 @@ async fn an_adopted_instance_that_ends_is_noticed_and_its_code_is_unknown() {
 #[tokio::test]
 async fn an_instance_that_died_with_penstock_is_reported_as_gone() {
     let data = tempfile::tempdir().unwrap();
-    Parent::start(data.path(), &[order("a-1", 1, &Behaviour::default())]).kill_when_ready(1);
+    Parent::start(data.path(), &[start_spec("a-1", 1, &Behaviour::default())]).kill_when_ready(1);
     let pid = pid_of(data.path(), "a-1");
     Command::new("kill")
         .args(["-9", &pid.to_string()])
@@ -262,14 +262,14 @@ async fn an_instance_that_died_with_penstock_is_reported_as_gone() {
 }
 
 #[tokio::test]
-async fn what_no_record_names_is_ended_at_the_start() {
+async fn processes_without_a_record_are_ended_at_startup() {
     let data = tempfile::tempdir().unwrap();
     let behaviour = Behaviour::default().with("GRANDCHILD", 1);
-    let orders = [
-        order("a-1", 1, &behaviour),
-        order("a-2", 1, &Behaviour::default()),
+    let starts = [
+        start_spec("a-1", 1, &behaviour),
+        start_spec("a-2", 1, &Behaviour::default()),
     ];
-    Parent::start(data.path(), &orders).kill_when_ready(2);
+    Parent::start(data.path(), &starts).kill_when_ready(2);
     let pid = pid_of(data.path(), "a-1");
     let grandchild = grandchild_of(data.path(), "a-1");
     fs::remove_dir_all(data.path().join("instances/a-1")).unwrap();
@@ -280,9 +280,9 @@ async fn what_no_record_names_is_ended_at_the_start() {
 }
 
 #[tokio::test]
-async fn an_instance_whose_start_was_not_recorded_to_the_end_is_adopted() {
+async fn an_instance_whose_start_was_only_partly_recorded_is_adopted() {
     let data = tempfile::tempdir().unwrap();
-    Parent::start(data.path(), &[order("a-1", 1, &Behaviour::default())]).kill_when_ready(1);
+    Parent::start(data.path(), &[start_spec("a-1", 1, &Behaviour::default())]).kill_when_ready(1);
     let pid = pid_of(data.path(), "a-1");
     let mut record = record(data.path(), "a-1");
     record["phase"] = serde_json::json!({"is": "starting"});
@@ -297,12 +297,12 @@ async fn an_instance_whose_start_was_not_recorded_to_the_end_is_adopted() {
 }
 
 #[tokio::test]
-async fn an_order_that_was_recorded_but_not_carried_out_can_be_given_again() {
+async fn a_start_that_was_recorded_but_not_carried_out_can_be_repeated() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;
-    let wanted = order("a-1", 1, &Behaviour::default());
-    started(&backend, wanted.clone()).await;
-    removed(&backend, &wanted.id, GRACE).await;
+    let start = start_spec("a-1", 1, &Behaviour::default());
+    started(&backend, start.clone()).await;
+    removed(&backend, &start.id, GRACE).await;
     backend.release().await;
     let mut record = record(data.path(), "a-1");
     record["phase"] = serde_json::json!({"is": "starting"});
@@ -311,14 +311,14 @@ async fn an_order_that_was_recorded_but_not_carried_out_can_be_given_again() {
     fs::write(record_path(data.path(), "a-1"), record.to_string()).unwrap();
     let backend = open(data.path()).await;
     assert!(backend.list().await.unwrap().is_empty());
-    started(&backend, wanted.clone()).await;
-    removed(&backend, &wanted.id, GRACE).await;
+    started(&backend, start.clone()).await;
+    removed(&backend, &start.id, GRACE).await;
 }
 
 #[tokio::test]
-async fn a_removal_that_was_interrupted_is_finished_at_the_start() {
+async fn an_interrupted_removal_is_finished_at_startup() {
     let data = tempfile::tempdir().unwrap();
-    Parent::start(data.path(), &[order("a-1", 1, &Behaviour::default())]).kill_when_ready(1);
+    Parent::start(data.path(), &[start_spec("a-1", 1, &Behaviour::default())]).kill_when_ready(1);
     let pid = pid_of(data.path(), "a-1");
     let mut record = record(data.path(), "a-1");
     record["phase"] = serde_json::json!({"is": "removing"});
@@ -327,7 +327,9 @@ async fn a_removal_that_was_interrupted_is_finished_at_the_start() {
     let backend = open(data.path()).await;
     assert!(!is_running(pid));
     assert!(backend.list().await.unwrap().is_empty());
-    let late = backend.ensure(order("a-1", 2, &Behaviour::default())).await;
+    let late = backend
+        .ensure(start_spec("a-1", 2, &Behaviour::default()))
+        .await;
     assert!(matches!(late, Err(BackendError::Stale { newest: 2, .. })));
 }
 
@@ -341,17 +343,19 @@ async fn tombstones_outlive_penstock() {
         .unwrap();
     backend.release().await;
     let backend = open(data.path()).await;
-    let late = backend.ensure(order("a-1", 5, &Behaviour::default())).await;
+    let late = backend
+        .ensure(start_spec("a-1", 5, &Behaviour::default()))
+        .await;
     assert!(matches!(late, Err(BackendError::Stale { newest: 5, .. })));
 }
 
 #[tokio::test]
-async fn an_adopted_instance_that_does_not_get_ready_in_time_is_ended() {
+async fn an_adopted_instance_that_is_not_ready_in_time_is_ended() {
     let data = tempfile::tempdir().unwrap();
-    let mut wanted = order("a-1", 1, &Behaviour::default());
-    wanted.spec.readiness_probe.failure_threshold = 3;
-    wanted.spec.liveness_probe.failure_threshold = 1_000_000;
-    Parent::start(data.path(), &[wanted]).kill_when_ready(1);
+    let mut start = start_spec("a-1", 1, &Behaviour::default());
+    start.spec.readiness_probe.failure_threshold = 3;
+    start.spec.liveness_probe.failure_threshold = 1_000_000;
+    Parent::start(data.path(), &[start]).kill_when_ready(1);
     let port = record(data.path(), "a-1")["port"].as_u64().unwrap();
     call(&format!("127.0.0.1:{port}"), "/sick");
     let pid = pid_of(data.path(), "a-1");
@@ -363,7 +367,7 @@ async fn an_adopted_instance_that_does_not_get_ready_in_time_is_ended() {
 }
 
 #[tokio::test]
-async fn a_second_penstock_cannot_have_the_same_data_folder() {
+async fn a_second_penstock_cannot_open_the_same_data_folder() {
     let data = tempfile::tempdir().unwrap();
     let first = open(data.path()).await;
     let refused = ProcessBackend::open(config(data.path())).await;
@@ -374,16 +378,16 @@ async fn a_second_penstock_cannot_have_the_same_data_folder() {
 }
 
 #[tokio::test]
-async fn killed_at_any_moment_of_many_starts_nothing_is_orphaned_or_started_twice() {
+async fn a_kill_during_many_starts_orphans_nothing_and_starts_nothing_twice() {
     const ROUNDS: u64 = 8;
     const INSTANCES: usize = 12;
     let data = tempfile::tempdir().unwrap();
-    let orders: Vec<_> = (0..INSTANCES)
-        .map(|n| order(&format!("a-{n}"), 1, &Behaviour::default()))
+    let starts: Vec<_> = (0..INSTANCES)
+        .map(|n| start_spec(&format!("a-{n}"), 1, &Behaviour::default()))
         .collect();
     for round in 0..ROUNDS {
-        let parent = Parent::start(data.path(), &orders);
-        // Spread over the time that it takes to start them all.
+        let parent = Parent::start(data.path(), &starts);
+        // Spread over the time that all starts take.
         tokio::time::sleep(Duration::from_millis(5 + 23 * round)).await;
         parent.kill();
     }
@@ -397,17 +401,17 @@ async fn killed_at_any_moment_of_many_starts_nothing_is_orphaned_or_started_twic
         .filter_map(|observed| Some((observed.pid?, observed.id.to_string())))
         .collect();
     assert_eq!(running, pids);
-    for order in &orders {
-        backend.ensure(order.clone()).await.unwrap();
+    for start in &starts {
+        backend.ensure(start.clone()).await.unwrap();
     }
     let after = processes_of(data.path());
     assert_eq!(after.len(), INSTANCES);
     assert!(running.iter().all(|(pid, id)| after.get(pid) == Some(id)));
     let mut changes = backend.watch();
-    for order in &orders {
-        backend.remove(&order.id, 2, GRACE).await.unwrap();
+    for start in &starts {
+        backend.remove(&start.id, 2, GRACE).await.unwrap();
     }
-    for _ in &orders {
+    for _ in &starts {
         until(&mut changes, is_removed).await;
     }
     assert!(processes_of(data.path()).is_empty());
@@ -418,7 +422,7 @@ async fn a_removed_instance_leaves_no_process_behind() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;
     let behaviour = Behaviour::default().with("GRANDCHILD", 1);
-    let ready = started(&backend, order("a-1", 1, &behaviour)).await;
+    let ready = started(&backend, start_spec("a-1", 1, &behaviour)).await;
     let grandchild = grandchild_of(data.path(), "a-1");
     assert!(is_running(grandchild));
     removed(&backend, &ready.id, GRACE).await;
@@ -426,7 +430,7 @@ async fn a_removed_instance_leaves_no_process_behind() {
 }
 
 #[tokio::test]
-async fn what_an_instance_leaves_behind_when_it_ends_is_ended_too() {
+async fn processes_left_behind_by_an_instance_are_ended_too() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;
     let behaviour = Behaviour::default()
@@ -434,31 +438,34 @@ async fn what_an_instance_leaves_behind_when_it_ends_is_ended_too() {
         .with("EXIT_AFTER_MS", 300)
         .with("EXIT_CODE", 5);
     let mut changes = backend.watch();
-    backend.ensure(order("a-1", 1, &behaviour)).await.unwrap();
+    backend
+        .ensure(start_spec("a-1", 1, &behaviour))
+        .await
+        .unwrap();
     let exited = until(&mut changes, is_exited).await;
     assert_eq!(reason_of_exit(&exited), "exited with code 5");
     assert!(!is_running(grandchild_of(data.path(), "a-1")));
 }
 
 #[tokio::test]
-async fn an_instance_that_ignores_the_polite_signal_is_killed_after_the_grace() {
+async fn an_instance_that_ignores_sigterm_is_killed_after_the_grace_period() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;
     let behaviour = Behaviour::default().with("IGNORE_TERM", 1);
-    let ready = started(&backend, order("a-1", 1, &behaviour)).await;
+    let ready = started(&backend, start_spec("a-1", 1, &behaviour)).await;
     let gone = removed(&backend, &ready.id, Span::from_millis(100)).await;
     assert_eq!(gone.phase, ObservedPhase::Removed { code: None });
     assert!(!is_running(ready.pid.unwrap()));
 }
 
 #[tokio::test]
-async fn an_instance_listens_where_its_node_is_reached_and_keeps_its_address_when_that_changes() {
+async fn an_instance_listens_on_the_advertised_host_and_keeps_its_address_when_that_changes() {
     let data = tempfile::tempdir().unwrap();
     let mut elsewhere = config(data.path());
     elsewhere.host = Host::advertised("127.0.0.2").unwrap();
     let backend = ProcessBackend::open(elsewhere).await.unwrap();
-    let order = order("a-1", 1, &Behaviour::default());
-    let ready = started(&backend, order.clone()).await;
+    let start = start_spec("a-1", 1, &Behaviour::default());
+    let ready = started(&backend, start.clone()).await;
     let address = ready.address.unwrap();
     assert!(address.starts_with("127.0.0.2:"), "{address}");
     call(&address, "/");
@@ -467,10 +474,10 @@ async fn an_instance_listens_where_its_node_is_reached_and_keeps_its_address_whe
 
     let backend = open(data.path()).await;
     let mut changes = backend.watch();
-    // It is asked where it listens, also by a node that is reached elsewhere now.
+    // It is probed where it listens, even though the node now advertises another host.
     let adopted = until(&mut changes, is_ready).await;
     assert_eq!(adopted.address, Some(address));
-    removed(&backend, &order.id, GRACE).await;
+    removed(&backend, &start.id, GRACE).await;
 }
 
 #[tokio::test]
@@ -479,10 +486,10 @@ async fn an_instance_that_listens_on_loopback_alone_is_not_ready_on_another_host
     let mut elsewhere = config(data.path());
     elsewhere.host = Host::advertised("127.0.0.2").unwrap();
     let backend = ProcessBackend::open(elsewhere).await.unwrap();
-    let mut order = order("a-1", 1, &Behaviour::default().with("HOST", "127.0.0.1"));
-    order.spec.readiness_probe.failure_threshold = 5;
+    let mut start = start_spec("a-1", 1, &Behaviour::default().with("HOST", "127.0.0.1"));
+    start.spec.readiness_probe.failure_threshold = 5;
     let mut changes = backend.watch();
-    backend.ensure(order).await.unwrap();
+    backend.ensure(start).await.unwrap();
     let ended = until(&mut changes, is_exited).await;
     let reason = reason_of_exit(&ended);
     assert!(reason.contains("must listen on {host}"), "{reason}");
@@ -492,7 +499,7 @@ async fn an_instance_that_listens_on_loopback_alone_is_not_ready_on_another_host
 async fn an_instance_whose_liveness_probe_fails_is_ended() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;
-    let ready = started(&backend, order("a-1", 1, &Behaviour::default())).await;
+    let ready = started(&backend, start_spec("a-1", 1, &Behaviour::default())).await;
     let mut changes = backend.watch();
     call(ready.address.as_ref().unwrap(), "/sick");
     let exited = until(&mut changes, is_exited).await;
@@ -501,13 +508,13 @@ async fn an_instance_whose_liveness_probe_fails_is_ended() {
 }
 
 #[tokio::test]
-async fn an_instance_whose_readiness_probe_fails_is_unready_and_lives() {
+async fn an_instance_whose_readiness_probe_fails_is_unready_and_keeps_running() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;
-    let mut wanted = order("a-1", 1, &Behaviour::default());
-    wanted.spec.readiness_probe.failure_threshold = 3;
-    wanted.spec.liveness_probe.path = "/".into();
-    let ready = started(&backend, wanted).await;
+    let mut start = start_spec("a-1", 1, &Behaviour::default());
+    start.spec.readiness_probe.failure_threshold = 3;
+    start.spec.liveness_probe.path = "/".into();
+    let ready = started(&backend, start).await;
     let mut changes = backend.watch();
     call(ready.address.as_ref().unwrap(), "/sick");
     until(&mut changes, |phase| {
@@ -519,13 +526,13 @@ async fn an_instance_whose_readiness_probe_fails_is_unready_and_lives() {
 }
 
 #[tokio::test]
-async fn an_instance_that_is_not_ready_in_time_is_given_up() {
+async fn an_instance_that_is_not_ready_in_time_is_ended() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;
-    let mut wanted = order("a-1", 1, &Behaviour::default().with("FAIL_READINESS", 1));
-    wanted.spec.readiness_probe.failure_threshold = 20;
+    let mut start = start_spec("a-1", 1, &Behaviour::default().with("FAIL_READINESS", 1));
+    start.spec.readiness_probe.failure_threshold = 20;
     let mut changes = backend.watch();
-    backend.ensure(wanted).await.unwrap();
+    backend.ensure(start).await.unwrap();
     let exited = until(&mut changes, is_exited).await;
     let reason = reason_of_exit(&exited);
     assert!(
@@ -536,13 +543,13 @@ async fn an_instance_that_is_not_ready_in_time_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_program_that_does_not_exist_cannot_be_started_and_that_is_said() {
+async fn a_missing_program_is_reported_and_cannot_be_started() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;
     let mut changes = backend.watch();
-    let mut wanted = order("a-1", 1, &Behaviour::default());
-    wanted.spec.command = vec!["./no-such-program".into()];
-    let refused = backend.ensure(wanted.clone()).await.unwrap_err();
+    let mut start = start_spec("a-1", 1, &Behaviour::default());
+    start.spec.command = vec!["./no-such-program".into()];
+    let refused = backend.ensure(start.clone()).await.unwrap_err();
     assert!(matches!(refused, BackendError::CannotStart { .. }));
     let message = refused.to_string();
     assert!(
@@ -550,7 +557,7 @@ async fn a_program_that_does_not_exist_cannot_be_started_and_that_is_said() {
         "{message}"
     );
     assert!(is_exited(&until(&mut changes, is_exited).await.phase));
-    removed(&backend, &wanted.id, GRACE).await;
+    removed(&backend, &start.id, GRACE).await;
 }
 
 #[tokio::test]
@@ -558,7 +565,9 @@ async fn ids_that_would_leave_the_data_folder_are_refused() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;
     for bad in ["../../etc", "", ".", "a/b", "-rf"] {
-        let refused = backend.ensure(order(bad, 1, &Behaviour::default())).await;
+        let refused = backend
+            .ensure(start_spec(bad, 1, &Behaviour::default()))
+            .await;
         assert!(
             matches!(refused, Err(BackendError::CannotStart { .. })),
             "{bad}"
@@ -585,7 +594,7 @@ async fn output_of_instances_is_kept_and_rotated() {
     };
     let backend = ProcessBackend::open(config).await.unwrap();
     let behaviour = Behaviour::default().with("CHATTER", 1);
-    let ready = started(&backend, order("a-1", 1, &behaviour)).await;
+    let ready = started(&backend, start_spec("a-1", 1, &behaviour)).await;
     let mut reader = logs(data.path(), &"iris/blue".parse().unwrap(), None, None);
     let rotated = data.path().join("logs/iris/blue/a-1.log.000002");
     eventually(|| rotated.exists()).await;
@@ -595,12 +604,12 @@ async fn output_of_instances_is_kept_and_rotated() {
     assert!(lines.iter().all(|line| line.instance == ready.id));
 }
 
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+fn files(folder: &Path, paths: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap().flatten() {
         if entry.path().is_dir() {
-            files(&entry.path(), found);
+            files(&entry.path(), paths);
         } else {
-            found.push(entry.path());
+            paths.push(entry.path());
         }
     }
 }
@@ -615,7 +624,7 @@ async fn a_secret_reaches_the_instance_and_no_file() {
     let backend = open(data.path()).await;
     let reference = format!("file:{}", path.display());
     let behaviour = Behaviour::default().with_secret("DB", &reference);
-    let ready = started(&backend, order("a-1", 1, &behaviour)).await;
+    let ready = started(&backend, start_spec("a-1", 1, &behaviour)).await;
     let environ = fs::read(format!("/proc/{}/environ", ready.pid.unwrap())).unwrap();
     let environ = String::from_utf8(environ).unwrap();
     assert!(environ.contains(&format!("DB={SECRET}\0")));
@@ -631,7 +640,7 @@ async fn a_secret_reaches_the_instance_and_no_file() {
 }
 
 #[tokio::test]
-async fn an_instance_that_refers_to_a_secret_of_ours_fails_with_a_sentence_and_never_runs() {
+async fn an_instance_that_refers_to_an_own_secret_of_penstock_fails_and_never_runs() {
     const SECRET: &str = "correct-horse-battery";
     let data = tempfile::tempdir().unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
@@ -647,35 +656,35 @@ async fn an_instance_that_refers_to_a_secret_of_ours_fails_with_a_sentence_and_n
         let behaviour = Behaviour::default().with_secret("DB", reference);
         let id = format!("a-{number}");
         let mut watch = backend.watch();
-        let ensured = backend.ensure(order(&id, 1, &behaviour)).await;
-        let said = match ensured {
+        let ensured = backend.ensure(start_spec(&id, 1, &behaviour)).await;
+        let message = match ensured {
             Err(error) => error.to_string(),
             Ok(()) => loop {
-                let seen = watch.recv().await.unwrap();
-                if let ObservedPhase::Exited { reason, .. } = seen.phase {
+                let observed = watch.recv().await.unwrap();
+                if let ObservedPhase::Exited { reason, .. } = observed.phase {
                     break reason;
                 }
             },
         };
-        assert!(said.contains(reference), "{said}");
-        assert!(said.contains("Penstock has for itself"), "{said}");
-        assert!(!said.contains(SECRET), "{said}");
+        assert!(message.contains(reference), "{message}");
+        assert!(message.contains("Penstock has for itself"), "{message}");
+        assert!(!message.contains(SECRET), "{message}");
     }
 }
 
 #[tokio::test]
-async fn an_instance_gets_its_own_variables_and_not_all_of_ours() {
+async fn an_instance_gets_its_own_variables_and_not_all_of_penstocks() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;
-    let mut wanted = order("a-1", 7, &Behaviour::default());
+    let mut start = start_spec("a-1", 7, &Behaviour::default());
     let level = EnvValue::Plain("2".into());
-    wanted.spec.env.insert("LEVEL".into(), level);
-    let ready = started(&backend, wanted).await;
+    start.spec.env.insert("LEVEL".into(), level);
+    let ready = started(&backend, start).await;
     let environ = fs::read(format!("/proc/{}/environ", ready.pid.unwrap())).unwrap();
     let text = String::from_utf8(environ).unwrap();
     let has = |value: &str| text.split('\0').any(|entry| entry == value);
     assert!(has("LEVEL=2") && has("PENSTOCK_INSTANCE=a-1") && has("PENSTOCK_GENERATION=7"));
-    // Cargo sets this for tests.
+    // Set by Cargo for tests.
     assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
     assert!(!text.contains("CARGO_MANIFEST_DIR"));
     removed(&backend, &ready.id, GRACE).await;
@@ -685,7 +694,7 @@ async fn an_instance_gets_its_own_variables_and_not_all_of_ours() {
 async fn cpu_and_memory_of_an_instance_are_measured() {
     let data = tempfile::tempdir().unwrap();
     let backend = open(data.path()).await;
-    let ready = started(&backend, order("a-1", 1, &Behaviour::default())).await;
+    let ready = started(&backend, start_spec("a-1", 1, &Behaviour::default())).await;
     let before = backend.resources().await;
     call(ready.address.as_ref().unwrap(), "/burn");
     let after = backend.resources().await;
@@ -697,7 +706,7 @@ async fn cpu_and_memory_of_an_instance_are_measured() {
 }
 
 #[test]
-fn the_ids_of_installation_and_node_are_made_once() {
+fn installation_and_node_ids_are_created_once() {
     let data = tempfile::tempdir().unwrap();
     let ids = || {
         (

@@ -1,8 +1,8 @@
-//! A node's logs over HTTP, for the processes that show them to people.
+//! Serves a node's logs over HTTP to the processes that show them to people.
 //!
-//! Invariant: nothing is told without the token that the processes of this installation share, on
-//! loopback neither: whoever may come near may not read what instances print. An answer ends with its
-//! client, and with the process.
+//! Invariant: every request needs the token shared by the processes of this installation, even on
+//! loopback: network access alone must not expose instance output. A response ends when its client
+//! disconnects or the process shuts down.
 
 use std::io;
 use std::sync::Arc;
@@ -23,22 +23,22 @@ use runtime::token::InternalToken;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-/// How many lines of the past an answer has; HEAD asks for no more than that.
+/// Header with the number of existing lines in a response; HEAD returns only that.
 pub const LINES_HEADER: &str = "penstock-lines";
 
-/// Which lines are asked for. The names of the control API, but `since` is always an instant.
+/// Which lines to return. Same names as in the control API, but `since` is always an absolute time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogsQuery {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
-    /// At most so many lines of the past.
+    /// Maximum number of existing lines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// Go on with what is written later.
+    /// Whether to continue with lines written later.
     #[serde(default)]
     pub follow: bool,
-    /// Before each line the time by which it had been written.
+    /// Whether each line starts with the time by which it had been written.
     #[serde(default)]
     pub timestamps: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,15 +47,15 @@ pub struct LogsQuery {
 
 /// Lines of text, oldest first.
 pub struct NodeLines {
-    /// How many of them are of the past.
+    /// How many of them existed at the time of the request.
     pub past: usize,
     pub stream: BoxStream<'static, io::Result<Bytes>>,
 }
 
-/// Why a node shows no logs.
+/// Why a node cannot return logs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogsError {
-    /// As many are read as can be at a time.
+    /// The limit of concurrent readers has been reached.
     #[error("{0}")]
     Busy(String),
     #[error("{0}")]
@@ -65,41 +65,41 @@ pub enum LogsError {
 /// Where a node keeps the output of its instances.
 #[async_trait]
 pub trait NodeLogs: Send + Sync + 'static {
-    /// Reading ends when the stream is dropped, and with `follow` only then.
+    /// Opens the logs of a deployment. Reading ends when the stream is dropped; with `follow`, only then.
     async fn logs(&self, of: &DeploymentRef, query: LogsQuery) -> Result<NodeLines, LogsError>;
 }
 
 #[derive(Clone)]
-struct Served {
+struct ServerState {
     source: Arc<dyn NodeLogs>,
     token: Option<InternalToken>,
     shutdown: CancellationToken,
 }
 
-/// `GET /v1/logs/{endpoint}/{deployment}`, to be put on the admin listener. Without a token nobody
-/// is answered; at `shutdown` answers end.
+/// Returns the router of `GET /v1/logs/{endpoint}/{deployment}`, for the admin listener. Without a token
+/// every request is refused. Responses end at `shutdown`.
 pub fn router(
     source: Arc<dyn NodeLogs>,
     token: Option<InternalToken>,
     shutdown: CancellationToken,
 ) -> Router {
     Router::new()
-        .route("/v1/logs/{endpoint}/{deployment}", get(answer))
-        .with_state(Served {
+        .route("/v1/logs/{endpoint}/{deployment}", get(get_logs))
+        .with_state(ServerState {
             source,
             token,
             shutdown,
         })
 }
 
-async fn answer(
-    State(served): State<Served>,
+async fn get_logs(
+    State(server): State<ServerState>,
     Path((endpoint, deployment)): Path<(String, String)>,
     query: Result<Query<LogsQuery>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
 ) -> Response {
-    // Before anything is said about the rest of the request.
-    if !served.token.is_some_and(|token| token.is_in(&headers)) {
+    // Checked first, so that nothing else about the request is revealed.
+    if !server.token.is_some_and(|token| token.is_in(&headers)) {
         let detail = "give the token of PENSTOCK_INTERNAL_TOKEN as `Authorization: Bearer TOKEN`";
         return (StatusCode::UNAUTHORIZED, detail).into_response();
     }
@@ -116,11 +116,11 @@ async fn answer(
         endpoint,
         deployment,
     };
-    match served.source.logs(&of, query).await {
-        Ok(lines) => shown(lines, served.shutdown),
+    match server.source.logs(&of, query).await {
+        Ok(lines) => log_response(lines, server.shutdown),
         Err(LogsError::Busy(detail)) => {
-            let soon = [(header::RETRY_AFTER, HeaderValue::from_static("1"))];
-            (StatusCode::SERVICE_UNAVAILABLE, soon, detail).into_response()
+            let retry_after = [(header::RETRY_AFTER, HeaderValue::from_static("1"))];
+            (StatusCode::SERVICE_UNAVAILABLE, retry_after, detail).into_response()
         }
         Err(LogsError::Failed(detail)) => {
             (StatusCode::INTERNAL_SERVER_ERROR, detail).into_response()
@@ -128,7 +128,7 @@ async fn answer(
     }
 }
 
-fn shown(lines: NodeLines, shutdown: CancellationToken) -> Response {
+fn log_response(lines: NodeLines, shutdown: CancellationToken) -> Response {
     let stream = lines.stream.take_until(shutdown.cancelled_owned());
     let mut response = Response::new(Body::from_stream(stream));
     let text = HeaderValue::from_static("text/plain; charset=utf-8");

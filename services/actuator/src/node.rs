@@ -1,16 +1,16 @@
-//! The node agent: carries out what names its node, and answers in the streams `node/…`.
+//! The node agent: carries out requests for its node, and records the results in the streams `node/…`.
 //!
-//! It folds the whole log, so it needs no assignment of buckets; its lease (`node/ID`) keeps a second
-//! agent with the same id from answering. Level-triggered: orders to backends and answers to the log
-//! follow from what the log says and what the backends say, compared anew after every change. An
-//! order may reach a backend more than once and is one in result, by its generation; an answer is
-//! written once, because the next comparison waits until the log has brought it back.
+//! It folds all buckets of the log, so it needs no bucket assignment; its lease (`node/ID`) keeps a
+//! second agent with the same id from writing. Level-triggered: requests to backends and events for the
+//! log follow from the difference between log and backends, compared again after every change. A request
+//! may reach a backend more than once and is made idempotent by its generation; an event is written once,
+//! because the next comparison waits until the log has delivered it.
 //!
-//! An event of an endpoint that it cannot digest parks the endpoint on every node (consumer `node`):
-//! its instances are left as they are, neither ordered nor ended nor spoken of, until a person says
-//! otherwise; the other endpoints go on.
+//! An event that cannot be applied parks its endpoint on every node (consumer `node`): its instances are
+//! left alone, neither started nor stopped nor reported, until an operator unparks it; other endpoints
+//! are not affected.
 //!
-//! It also measures CPU and memory of its instances, in a frame per bucket and second.
+//! It also reports CPU and memory of its instances, in a frame per bucket and second.
 
 mod fold;
 mod frames;
@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use backends::{Backend, BackendError, Observed, ObservedPhase};
+use backends::{Backend, BackendError, ObservedInstance, ObservedPhase};
 use bus::Bus;
 use contract::events::Event;
 use contract::frame::Hello;
@@ -41,39 +41,39 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use fold::{NodeFold, Placed};
+use fold::{NodeFold, PlacementChange};
 use frames::Frames;
-use state::{BackendOrder, NodeState};
+use state::{BackendRequest, NodeState};
 
-pub use state::GONE;
+pub use state::GONE_REASON;
 
-/// What all nodes are called where endpoints are parked.
+/// The consumer name under which nodes park endpoints.
 pub const CONSUMER: &str = "node";
 
-/// What could not be done is tried again after this time.
+/// Failed operations are retried after this time.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// The same at the end of everything, when others have just given back what is lacking.
-const LACK_PAUSE: Duration = Duration::from_millis(100);
+/// The same during shutdown, when other tasks have just freed resources.
+const SHORTAGE_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Past the grace, how long the end of everything waits for instances that do not go.
-const STOP_PATIENCE: Duration = Duration::from_secs(15);
+/// How long shutdown waits, beyond the grace period, for instances that do not exit.
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Tries to append the answers of the last moment.
-const STOP_TRIES: u32 = 3;
+/// Attempts to append the final events.
+const STOP_ATTEMPTS: u32 = 3;
 
-/// Observations that may wait for the agent.
+/// Observations that may be queued for the agent.
 const OBSERVATIONS_MAX: usize = 4096;
 
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     /// See `backends::process::node_id`.
     pub node: String,
-    /// Where the admin listener of this process answers, as a URL; others ask there for logs.
+    /// The URL of this process's admin listener, from which others request logs.
     pub address: Option<String>,
     /// Whether instances outlive this process.
     pub keep_instances: bool,
-    /// From the polite signal to the hard one when everything ends, and for what nobody ordered.
+    /// Time from SIGTERM to SIGKILL at shutdown, and for stray instances.
     pub grace: Span,
 }
 
@@ -82,7 +82,7 @@ pub struct NodeDeps {
     pub bus: Arc<dyn Bus>,
     pub clock: Arc<dyn Clock>,
     pub ids: Arc<dyn Ids>,
-    /// The backends that this node allows.
+    /// The backends that this node offers.
     pub backends: BTreeMap<BackendKind, Arc<dyn Backend>>,
     pub component: Component,
 }
@@ -97,18 +97,18 @@ pub enum NodeError {
     TakenOver { node: String },
 }
 
-/// Runs until `shutdown`; then ends all instances, or lets go of them, and says goodbye. The store
-/// must stay open until this returns.
+/// Runs until `shutdown`, then ends or releases all instances and sends a goodbye. The store must stay
+/// open until this returns.
 pub async fn run(
     config: NodeConfig,
     deps: NodeDeps,
     shutdown: CancellationToken,
 ) -> Result<(), NodeError> {
     deps.component
-        .waiting("takes the node's lease in the store");
+        .waiting("acquiring the node's lease in the store");
     let lease = format!("node/{}", config.node);
-    let taking = until_answered(&deps.component, || deps.store.take(&lease));
-    let Some(fence) = shutdown.run_until_cancelled(taking).await else {
+    let acquiring = until_answered(&deps.component, || deps.store.take(&lease));
+    let Some(fence) = shutdown.run_until_cancelled(acquiring).await else {
         return Ok(());
     };
     let fence = fence?;
@@ -125,7 +125,7 @@ pub async fn run(
     };
     let consumer = Consumer::open(
         consumer_config,
-        NodeFold::of(&config.node),
+        NodeFold::for_node(&config.node),
         consumer_deps,
         deps.component.clone(),
     );
@@ -148,9 +148,9 @@ pub async fn run(
         state: NodeState::new(&config.node, config.grace, consumer.folds().clone()),
         frames: Frames::new(&config.node, hello, deps.ids.uid()),
         consumer,
-        listed: 0,
-        caught_up: false,
-        carrying_out: Running::default(),
+        listed_backends: 0,
+        is_caught_up: false,
+        in_flight: Running::default(),
         fence,
         config,
         deps,
@@ -158,14 +158,14 @@ pub async fn run(
     agent.run(observations, shutdown).await
 }
 
-/// What is heard of a backend.
+/// A report from a backend.
 enum Observation {
-    /// Everything that the backend has; what it does not list, it does not have.
-    Listed(BackendKind, Vec<Observed>),
-    Seen(BackendKind, Observed),
+    /// All instances of the backend; it has no others.
+    Listed(BackendKind, Vec<ObservedInstance>),
+    Changed(BackendKind, ObservedInstance),
 }
 
-/// Tells first what there is and then what changes; begins anew where the watch was too slow.
+/// Sends the full list and then changes; starts over if the watch fell behind.
 async fn watch(
     kind: BackendKind,
     backend: Arc<dyn Backend>,
@@ -185,7 +185,7 @@ async fn watch(
                 }
             }
             Err(error) => {
-                tracing::warn!(%kind, %error, "instances cannot be listed");
+                tracing::warn!(%kind, %error, "failed to list instances");
                 sleep(RETRY_EVERY).await;
                 continue;
             }
@@ -199,7 +199,7 @@ async fn watch(
                 break;
             };
             if sender
-                .send(Observation::Seen(kind.clone(), observed))
+                .send(Observation::Changed(kind.clone(), observed))
                 .await
                 .is_err()
             {
@@ -210,8 +210,8 @@ async fn watch(
     }
 }
 
-/// What this process lacks the means for now is tried again: an instance left behind is an orphan.
-async fn remove_by(
+/// Retries removals during resource shortages: an instance left behind would be an orphan.
+async fn remove_with_retries(
     deadline: Instant,
     backend: &dyn Backend,
     id: &InstanceId,
@@ -220,8 +220,8 @@ async fn remove_by(
 ) -> Result<(), BackendError> {
     loop {
         match backend.remove(id, generation, grace).await {
-            Err(BackendError::Lacking { .. }) if Instant::now() < deadline => {
-                sleep(LACK_PAUSE).await;
+            Err(BackendError::OutOfResources { .. }) if Instant::now() < deadline => {
+                sleep(SHORTAGE_RETRY_PAUSE).await;
             }
             result => return result,
         }
@@ -234,10 +234,10 @@ struct Agent {
     fence: Fence,
     state: NodeState,
     frames: Frames,
-    /// Backends that have said what they have.
-    listed: usize,
-    caught_up: bool,
-    carrying_out: Running<BackendOrder, BackendError>,
+    /// The number of backends that have listed their instances.
+    listed_backends: usize,
+    is_caught_up: bool,
+    in_flight: Running<BackendRequest, BackendError>,
     consumer: Consumer<NodeFold>,
 }
 
@@ -260,13 +260,13 @@ impl Agent {
                 }
                 step = self.consumer.next() => self.handle(step?),
                 Some(observation) = observations.recv() => self.observe(observation),
-                (order, result) = self.carrying_out.next() => self.conclude(&order, result),
+                (request, result) = self.in_flight.next() => self.handle_result(&request, result),
                 _ = retries.tick() => self.state.retry(),
             }
             while let Ok(observation) = observations.try_recv() {
                 self.observe(observation);
             }
-            if self.caught_up && self.listed >= self.deps.backends.len() {
+            if self.is_caught_up && self.listed_backends >= self.deps.backends.len() {
                 self.reconcile().await?;
                 self.deps.component.ready();
             }
@@ -282,46 +282,46 @@ impl Agent {
         Ok(())
     }
 
-    fn handle(&mut self, step: Step<Placed>) {
+    fn handle(&mut self, step: Step<PlacementChange>) {
         match step {
             Step::Applied(applied) => {
                 for Applied { record, effect } in applied {
-                    if let (Some(key), Some(placed)) = (record.endpoint(), effect) {
-                        self.state.applied(key, placed);
+                    if let (Some(key), Some(change)) = (record.endpoint(), effect) {
+                        self.state.handle_applied(key, change);
                     }
                 }
             }
-            // Whoever reads everything is assigned everything at once.
+            // A sole consumer acquires all buckets at once.
             Step::Taken(_) => self.state.restore_all(),
             Step::CaughtUp(_) => {
-                self.caught_up = true;
-                self.state.touch_all();
+                self.is_caught_up = true;
+                self.state.mark_all_dirty();
             }
             Step::Parked(key) => self.state.park(&key),
             Step::Rebuilt { key, .. } => self.state.unpark(&key),
-            // Instances are on this node whoever owns their bucket.
+            // Bucket ownership does not matter: the instances are on this node.
             Step::Unreadable { .. } | Step::Passed(_) | Step::Released(_) => {}
         }
     }
 
     fn observe(&mut self, observation: Observation) {
         match observation {
-            Observation::Seen(kind, observed) => self.state.observe(kind, observed),
+            Observation::Changed(kind, observed) => self.state.observe(kind, observed),
             Observation::Listed(kind, observed) => {
-                if self.state.list(kind, observed) {
-                    self.listed += 1;
+                if self.state.handle_list(kind, observed) {
+                    self.listed_backends += 1;
                 }
             }
         }
     }
 
-    /// Brings backends and log in line with each other, for all endpoints where something changed.
+    /// Reconciles backends and log for all changed endpoints.
     async fn reconcile(&mut self) -> Result<(), NodeError> {
         let mut commits = Vec::new();
-        for order in self.state.stray_orders() {
-            self.give(order);
+        for request in self.state.stray_requests() {
+            self.dispatch(request);
         }
-        for endpoint in self.state.take_touched() {
+        for endpoint in self.state.take_dirty() {
             let state = &mut self.state;
             let plan = match catch_panic(|| state.plan(&endpoint)) {
                 Ok(plan) => plan,
@@ -331,37 +331,37 @@ impl Agent {
                     continue;
                 }
             };
-            for order in plan.orders {
-                self.give(order);
+            for request in plan.requests {
+                self.dispatch(request);
             }
             if !plan.events.is_empty() {
                 commits.push(self.commit(endpoint, plan.events));
             }
         }
         for (endpoint, result) in join_all(commits).await {
-            self.committed(&endpoint, result).await?;
+            self.handle_commit(&endpoint, result).await?;
         }
         Ok(())
     }
 
-    /// Hands an order to its backend without waiting for it.
-    fn give(&mut self, order: BackendOrder) {
-        let Some(backend) = self.deps.backends.get(order.kind()).cloned() else {
-            if matches!(order, BackendOrder::Remove { .. }) {
-                return self.state.nowhere(order.id());
+    /// Sends a request to its backend without waiting for the result.
+    fn dispatch(&mut self, request: BackendRequest) {
+        let Some(backend) = self.deps.backends.get(request.kind()).cloned() else {
+            if matches!(request, BackendRequest::Remove { .. }) {
+                return self.state.report_removed(request.id());
             }
             let detail = format!(
                 "node {} does not allow this backend; see the configuration of the actuator",
                 self.config.node
             );
-            return self.state.lost(order.id(), &detail);
+            return self.state.report_failed(request.id(), &detail);
         };
-        self.carrying_out.begin(order, |order| {
-            let order = order.clone();
+        self.in_flight.begin(request, |request| {
+            let request = request.clone();
             async move {
-                match order {
-                    BackendOrder::Ensure { order, .. } => backend.ensure(*order).await,
-                    BackendOrder::Remove {
+                match request {
+                    BackendRequest::Ensure { start, .. } => backend.ensure(*start).await,
+                    BackendRequest::Remove {
                         id,
                         generation,
                         grace,
@@ -372,23 +372,23 @@ impl Agent {
         });
     }
 
-    fn conclude(&mut self, order: &BackendOrder, result: Result<(), BackendError>) {
+    fn handle_result(&mut self, request: &BackendRequest, result: Result<(), BackendError>) {
         let Err(error) = result else {
             return;
         };
-        match (order, error) {
-            (BackendOrder::Ensure { .. }, BackendError::CannotStart { detail, .. }) => {
-                self.state.lost(order.id(), &detail);
+        match (request, error) {
+            (BackendRequest::Ensure { .. }, BackendError::CannotStart { detail, .. }) => {
+                self.state.report_failed(request.id(), &detail);
             }
-            (BackendOrder::Ensure { .. }, error @ BackendError::Stale { .. }) => {
-                // The log wants it and the backend has buried it: it can only be replaced.
-                self.state.lost(order.id(), &error.to_string());
+            (BackendRequest::Ensure { .. }, error @ BackendError::Stale { .. }) => {
+                // Wanted by the log but removed at the backend: it can only be replaced.
+                self.state.report_failed(request.id(), &error.to_string());
             }
-            // Told already, for all that had to wait at once.
-            (_, BackendError::Lacking { .. }) => self.state.failed(order),
+            // Already reported by the backend.
+            (_, BackendError::OutOfResources { .. }) => self.state.retry_later(request),
             (_, error) => {
-                tracing::warn!(instance = %order.id(), %error, "an order could not be carried out");
-                self.state.failed(order);
+                tracing::warn!(instance = %request.id(), %error, "backend request failed");
+                self.state.retry_later(request);
             }
         }
     }
@@ -418,7 +418,7 @@ impl Agent {
         }
     }
 
-    async fn committed(
+    async fn handle_commit(
         &mut self,
         endpoint: &EndpointKey,
         result: Result<Committed, CommitError>,
@@ -429,22 +429,22 @@ impl Agent {
                 Ok(())
             }
             Ok(Committed::Before { .. }) => Ok(()),
-            Err(CommitError::Conflict { .. }) => self.read_again(endpoint).await,
+            Err(CommitError::Conflict { .. }) => self.reread_stream(endpoint).await,
             Err(CommitError::Fenced { .. }) => Err(NodeError::TakenOver {
                 node: self.config.node.clone(),
             }),
             Err(CommitError::Store(StoreError::Closed)) => Err(StoreError::Closed.into()),
             Err(error) => {
-                tracing::warn!(%endpoint, %error, "what became of instances cannot be recorded");
-                self.state.touch_later(endpoint);
+                tracing::warn!(%endpoint, %error, "failed to record instance changes");
+                self.state.mark_dirty_later(endpoint);
                 Ok(())
             }
         }
     }
 
-    /// The stream is further than we know: a commit of ours whose answer was lost. What it says
-    /// comes with the feed; nothing more is written before.
-    async fn read_again(&mut self, endpoint: &EndpointKey) -> Result<(), NodeError> {
+    /// The stream is ahead of our state, because the response to one of our commits was lost. Its events
+    /// come with the feed; nothing more is written before then.
+    async fn reread_stream(&mut self, endpoint: &EndpointKey) -> Result<(), NodeError> {
         let stream = StreamName::of_node(endpoint, &self.config.node);
         loop {
             let version = self.state.version(endpoint);
@@ -452,13 +452,13 @@ impl Agent {
                 Ok(records) => records,
                 Err(StoreError::Closed) => return Err(StoreError::Closed.into()),
                 Err(error) => {
-                    tracing::warn!(%endpoint, %error, "what was said of its instances cannot be read, trying again");
-                    self.state.touch_later(endpoint);
+                    tracing::warn!(%endpoint, %error, "failed to read node stream, retrying");
+                    self.state.mark_dirty_later(endpoint);
                     return Ok(());
                 }
             };
             if records.is_empty() {
-                self.state.touch_later(endpoint);
+                self.state.mark_dirty_later(endpoint);
                 return Ok(());
             }
             let records: Vec<_> = records.into_iter().map(Arc::new).collect();
@@ -467,7 +467,7 @@ impl Agent {
     }
 
     async fn measure(&mut self, goodbye: bool) {
-        let asked = self
+        let samples = self
             .deps
             .backends
             .values()
@@ -475,7 +475,7 @@ impl Agent {
         let samples = if goodbye {
             Vec::new()
         } else {
-            join_all(asked).await.into_iter().flatten().collect()
+            join_all(samples).await.into_iter().flatten().collect()
         };
         let now = self.deps.clock.now();
         for frame in self
@@ -486,62 +486,65 @@ impl Agent {
         }
     }
 
-    /// Ends every instance of this node and writes down that it stopped, so that the next start
-    /// begins with none.
+    /// Ends every instance of this node and records that it stopped, so that the next run starts with none.
     async fn stop_all(
         &mut self,
         observations: &mut mpsc::Receiver<Observation>,
     ) -> Result<(), NodeError> {
-        // An instance that is just being started is ended like the others.
-        self.carrying_out.finish().await;
-        let deadline = Instant::now() + self.config.grace.to_std() + STOP_PATIENCE;
-        let mut going = BTreeSet::<InstanceId>::new();
+        // Wait for starts in progress, so that those instances are ended too.
+        self.in_flight.finish().await;
+        let deadline = Instant::now() + self.config.grace.to_std() + STOP_TIMEOUT;
+        let mut stopping = BTreeSet::<InstanceId>::new();
         for (kind, backend) in &self.deps.backends {
             let listed = match backend.list().await {
                 Ok(listed) => listed,
                 Err(error) => {
-                    tracing::warn!(%kind, %error, "instances cannot be listed, and stay");
+                    tracing::warn!(%kind, %error, "failed to list instances, leaving them running");
                     continue;
                 }
             };
             for observed in listed {
                 let generation = self.state.newest_generation(&observed);
                 let (id, grace) = (observed.id, self.config.grace);
-                match remove_by(deadline, backend.as_ref(), &id, generation, grace).await {
-                    Ok(()) => drop(going.insert(id)),
+                match remove_with_retries(deadline, backend.as_ref(), &id, generation, grace).await
+                {
+                    Ok(()) => drop(stopping.insert(id)),
                     Err(error) => {
-                        tracing::warn!(instance = %id, %error, "cannot be ended, and stays");
+                        tracing::warn!(instance = %id, %error, "failed to end instance, leaving it running");
                     }
                 }
             }
         }
-        let deadline = Instant::now() + self.config.grace.to_std() + STOP_PATIENCE;
-        let waiting = going.len();
-        let mut gone = BTreeMap::new();
-        while gone.len() < waiting {
+        let deadline = Instant::now() + self.config.grace.to_std() + STOP_TIMEOUT;
+        let waiting = stopping.len();
+        let mut stopped = BTreeMap::new();
+        while stopped.len() < waiting {
             let Ok(Some(observation)) = timeout_at(deadline, observations.recv()).await else {
-                tracing::warn!(left = waiting - gone.len(), "instances did not end in time");
+                tracing::warn!(
+                    left = waiting - stopped.len(),
+                    "instances did not stop in time"
+                );
                 break;
             };
-            if let Observation::Seen(_, observed) = observation
+            if let Observation::Changed(_, observed) = observation
                 && let ObservedPhase::Removed { code } = observed.phase
-                && going.contains(&observed.id)
+                && stopping.contains(&observed.id)
             {
-                gone.insert(observed.id, code);
+                stopped.insert(observed.id, code);
             }
         }
-        self.record_stops(gone).await
+        self.record_stops(stopped).await
     }
 
     async fn record_stops(
         &mut self,
-        gone: BTreeMap<InstanceId, Option<i32>>,
+        stopped: BTreeMap<InstanceId, Option<i32>>,
     ) -> Result<(), NodeError> {
-        for (endpoint, events) in self.state.stops(&gone) {
-            for _ in 0..STOP_TRIES {
+        for (endpoint, events) in self.state.stop_events(&stopped) {
+            for _ in 0..STOP_ATTEMPTS {
                 let (_, result) = self.commit(endpoint.clone(), events.clone()).await;
                 let conflict = matches!(result, Err(CommitError::Conflict { .. }));
-                self.committed(&endpoint, result).await?;
+                self.handle_commit(&endpoint, result).await?;
                 if !conflict {
                     break;
                 }

@@ -1,4 +1,4 @@
-//! Binds the planning engine (`domain::instances::plan`) to the log.
+//! Connects the planning engine (`domain::instances::plan`) to the log.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,9 +19,9 @@ use runtime::reconcile::{Deps, Outputs, Reconciler};
 use store::StoreError;
 use tokio_util::sync::CancellationToken;
 
-/// The planner's owner half of the actuator.
+/// The planner half of the actuator.
 pub struct Planner {
-    /// The node in our own process, for the time before it is a member.
+    /// The node in this process, used until any node is a member.
     own_node: Option<String>,
     ids: Arc<dyn Ids>,
     members: Members,
@@ -39,8 +39,8 @@ impl Planner {
     }
 }
 
-/// Runs the planner until `shutdown`. `own_node` gets instances before any node is a member; none
-/// where no node runs in this process.
+/// Runs the planner until `shutdown`. `own_node` is the node in this process, if any; it gets instances
+/// before any node is a member.
 pub async fn run(
     own_node: Option<String>,
     deps: Deps,
@@ -51,7 +51,7 @@ pub async fn run(
     runtime::reconcile::run(planner, deps, health.component("planner"), shutdown).await
 }
 
-/// What the planner keeps of an endpoint.
+/// The fold of the planner's state of an endpoint.
 pub struct PlannerFold;
 
 impl Fold for PlannerFold {
@@ -81,9 +81,9 @@ impl Reconciler for Planner {
 
     const SERVICE: &'static str = "actuator";
     const STREAM: StreamKind = StreamKind::Instances;
-    /// Back-offs and drain deadlines are whole seconds; a quarter is fine enough.
+    /// Backoffs and drain deadlines are whole seconds, so a quarter of a second is precise enough.
     const TICK: Duration = Duration::from_millis(250);
-    /// Who takes a bucket over must know of every gateway that may still use an instance.
+    /// A new owner of a bucket must know every gateway that may still use an instance.
     const HEARS_ALL_BUCKETS: bool = true;
 
     fn fold(&self) -> PlannerFold {

@@ -1,4 +1,4 @@
-//! A node's logs are for those who have the token of the installation.
+//! A node's logs require the token of the installation.
 
 #![allow(clippy::unwrap_used)]
 
@@ -18,13 +18,17 @@ use tokio_util::sync::CancellationToken;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
-/// Says what it was asked.
+/// Returns the query that it received.
 struct Echo;
 
 #[async_trait::async_trait]
 impl NodeLogs for Echo {
-    async fn logs(&self, of: &DeploymentRef, query: LogsQuery) -> Result<NodeLines, LogsError> {
-        let line = format!("{of} {}", serde_json::to_string(&query).unwrap());
+    async fn logs(
+        &self,
+        deployment: &DeploymentRef,
+        query: LogsQuery,
+    ) -> Result<NodeLines, LogsError> {
+        let line = format!("{deployment} {}", serde_json::to_string(&query).unwrap());
         let lines = stream::iter([Ok(Bytes::from(line))]);
         let stream = match query.follow {
             true => lines.chain(stream::pending()).boxed(),
@@ -34,7 +38,7 @@ impl NodeLogs for Echo {
     }
 }
 
-/// Has no room.
+/// Is always busy.
 struct Full;
 
 #[async_trait::async_trait]
@@ -78,8 +82,8 @@ async fn the_query_is_passed_on() {
     let url = format!("{node}/v1/logs/iris/blue?{query}");
     let (status, text) = ask(url, Some(TOKEN)).await;
     assert_eq!(status, 200);
-    let (of, asked) = text.split_once(' ').unwrap();
-    assert_eq!(of, "iris/blue");
+    let (deployment, received) = text.split_once(' ').unwrap();
+    assert_eq!(deployment, "iris/blue");
     let expected = LogsQuery {
         since: Some("2026-03-01T00:00:00Z".parse::<Timestamp>().unwrap()),
         limit: Some(7),
@@ -87,11 +91,14 @@ async fn the_query_is_passed_on() {
         timestamps: true,
         instance: Some("iris-blue-1".to_owned().into()),
     };
-    assert_eq!(serde_json::from_str::<LogsQuery>(asked).unwrap(), expected);
+    assert_eq!(
+        serde_json::from_str::<LogsQuery>(received).unwrap(),
+        expected
+    );
 }
 
 #[tokio::test]
-async fn nobody_is_answered_without_the_token_on_loopback_neither() {
+async fn requests_without_the_token_are_refused_even_on_loopback() {
     let url = format!("{}/v1/logs/iris/blue", start(Some(TOKEN)).await);
     for wrong in [
         None,
@@ -106,14 +113,14 @@ async fn nobody_is_answered_without_the_token_on_loopback_neither() {
 }
 
 #[tokio::test]
-async fn a_node_without_a_token_answers_nobody() {
+async fn a_node_without_a_token_refuses_everyone() {
     let url = format!("{}/v1/logs/iris/blue", start(None).await);
     assert_eq!(ask(url.clone(), None).await.0, 401);
     assert_eq!(ask(url, Some("")).await.0, 401);
 }
 
 #[tokio::test]
-async fn names_and_queries_that_cannot_be_are_refused() {
+async fn invalid_names_and_queries_are_refused() {
     let node = start(Some(TOKEN)).await;
     for (path, expected) in [
         ("/v1/logs/..%2f..%2fetc/passwd", 404),
@@ -127,7 +134,7 @@ async fn names_and_queries_that_cannot_be_are_refused() {
 }
 
 #[tokio::test]
-async fn how_many_lines_there_are_is_told_before_them_and_alone() {
+async fn head_returns_the_number_of_lines_without_the_lines() {
     let node = start(Some(TOKEN)).await;
     let url = format!("{node}/v1/logs/iris/blue");
     let request = reqwest::Client::new().head(url).bearer_auth(TOKEN);
@@ -137,7 +144,7 @@ async fn how_many_lines_there_are_is_told_before_them_and_alone() {
 }
 
 #[tokio::test]
-async fn an_answer_that_goes_on_ends_with_the_process() {
+async fn a_followed_response_ends_at_shutdown() {
     let shutdown = CancellationToken::new();
     let node = start_with(Arc::new(Echo), Some(TOKEN), shutdown.clone()).await;
     let url = format!("{node}/v1/logs/iris/blue?follow=true");
@@ -150,7 +157,7 @@ async fn an_answer_that_goes_on_ends_with_the_process() {
 }
 
 #[tokio::test]
-async fn a_node_without_room_says_so_and_that_it_may_be_asked_again() {
+async fn a_busy_node_answers_503_with_retry_after() {
     let node = start_with(Arc::new(Full), Some(TOKEN), CancellationToken::new()).await;
     let url = format!("{node}/v1/logs/iris/blue");
     let request = reqwest::Client::new().get(url).bearer_auth(TOKEN);

@@ -1,4 +1,4 @@
-//! The node agent between a log and a backend.
+//! The node agent with a log and a backend.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use actuator::node::{self, GONE, NodeConfig, NodeDeps, NodeError};
+use actuator::node::{self, GONE_REASON, NodeConfig, NodeDeps, NodeError};
 use backends::process::{ProcessBackend, ProcessConfig};
 use backends::simulated::SimulatedBackend;
-use backends::{Backend, Observed, ObservedPhase};
+use backends::{Backend, ObservedInstance, ObservedPhase};
 use bus::{Bus, LocalBus};
 use contract::events::{
     ConsumerUnparked, Empty, Event, InstanceEnded, InstanceRemovalRequested, InstanceRequested,
@@ -34,18 +34,18 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 #[test]
-#[ignore = "it is the server that the other tests start"]
+#[ignore = "the server that other tests start"]
 fn the_tiny_server() {
     support::serve();
 }
 
-/// Far more than anything takes; reached only when a test fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Far longer than anything takes; reached only if a test fails.
+const TIMEOUT: Duration = Duration::from_secs(60);
 const NODE: &str = "node-1";
 const ADDRESS: &str = "http://node-1.example:7072";
 
-async fn patiently<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, what).await.unwrap()
+async fn with_timeout<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, what).await.unwrap()
 }
 
 fn endpoint() -> EndpointKey {
@@ -84,8 +84,8 @@ fn removal(name: &str) -> Event {
     })
 }
 
-/// A log with a bus, and whoever writes to it besides the agent.
-struct House {
+/// A log with a bus, and the other writers besides the agent.
+struct Harness {
     store: Store,
     bus: Arc<LocalBus>,
     ids: Arc<SeededIds>,
@@ -95,25 +95,25 @@ struct House {
     data: tempfile::TempDir,
 }
 
-/// An agent at work.
-struct Agent {
+/// A running agent.
+struct RunningAgent {
     shutdown: CancellationToken,
-    running: JoinHandle<Result<(), NodeError>>,
+    task: JoinHandle<Result<(), NodeError>>,
     health: Health,
 }
 
-impl Agent {
+impl RunningAgent {
     async fn stop(self) -> Result<(), NodeError> {
         self.shutdown.cancel();
-        patiently(self.running).await.unwrap()
+        with_timeout(self.task).await.unwrap()
     }
 
     async fn ready(&self) {
-        patiently(self.health.until_ready()).await;
+        with_timeout(self.health.until_ready()).await;
     }
 }
 
-impl House {
+impl Harness {
     async fn new() -> Self {
         let data = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", data.path().join("log.db").display());
@@ -136,16 +136,16 @@ impl House {
         }
     }
 
-    fn agent(&self, kind: BackendKind, backend: Arc<dyn Backend>) -> Agent {
-        self.agent_that(kind, backend, false)
+    fn agent(&self, kind: BackendKind, backend: Arc<dyn Backend>) -> RunningAgent {
+        self.agent_with(kind, backend, false)
     }
 
-    fn agent_that(
+    fn agent_with(
         &self,
         kind: BackendKind,
         backend: Arc<dyn Backend>,
         keep_instances: bool,
-    ) -> Agent {
+    ) -> RunningAgent {
         let health = Health::default();
         let config = NodeConfig {
             node: NODE.into(),
@@ -162,8 +162,8 @@ impl House {
             component: health.component("actuator"),
         };
         let shutdown = CancellationToken::new();
-        Agent {
-            running: tokio::spawn(node::run(config, deps, shutdown.clone())),
+        RunningAgent {
+            task: tokio::spawn(node::run(config, deps, shutdown.clone())),
             shutdown,
             health,
         }
@@ -190,13 +190,13 @@ impl House {
         self.store.commit(commit).await.unwrap();
     }
 
-    async fn order(&mut self, event: Event) {
+    async fn request(&mut self, event: Event) {
         let stream = StreamName::of(StreamKind::Instances, &endpoint());
         self.write(stream, event).await;
     }
 
-    /// The next thing the node says.
-    async fn answer(&mut self) -> Event {
+    /// Returns the next event of the node.
+    async fn next_event(&mut self) -> Event {
         let ours = StreamName::of_node(&endpoint(), NODE);
         loop {
             while let Some(record) = self.inbox.pop_front() {
@@ -204,12 +204,12 @@ impl House {
                     return record.event.clone();
                 }
             }
-            let batch = patiently(self.commits.recv()).await.unwrap();
+            let batch = with_timeout(self.commits.recv()).await.unwrap();
             self.inbox.extend(batch);
         }
     }
 
-    async fn log(&self) -> Vec<&'static str> {
+    async fn event_types(&self) -> Vec<&'static str> {
         let ours = StreamName::of_node(&endpoint(), NODE);
         let records = self.store.read_stream(&ours, 0, 1000).await.unwrap();
         records
@@ -227,43 +227,45 @@ fn simulated() -> Arc<SimulatedBackend> {
 const STARTED: Timestamp = Timestamp::from_secs(1_100);
 
 #[tokio::test]
-async fn an_instance_in_the_log_is_started_and_what_becomes_of_it_is_written_down() {
-    let mut house = House::new().await;
+async fn a_requested_instance_is_started_and_its_changes_are_recorded() {
+    let mut harness = Harness::new().await;
     let backend = simulated();
-    let agent = house.agent(BackendKind::SIMULATED, backend.clone());
-    house.order(requested("a-1", NODE, spec("simulated"))).await;
-    let Event::InstanceStarted(started) = house.answer().await else {
+    let agent = harness.agent(BackendKind::SIMULATED, backend.clone());
+    harness
+        .request(requested("a-1", NODE, spec("simulated")))
+        .await;
+    let Event::InstanceStarted(started) = harness.next_event().await else {
         panic!("not started")
     };
     assert_eq!((started.id, started.generation), (id("a-1"), 1));
     assert!(!started.adopted);
     backend.advance(STARTED);
-    assert_eq!(house.answer().await.type_name(), "instance.ready");
-    house.order(removal("a-1")).await;
-    let Event::InstanceStopped(stopped) = house.answer().await else {
+    assert_eq!(harness.next_event().await.type_name(), "instance.ready");
+    harness.request(removal("a-1")).await;
+    let Event::InstanceStopped(stopped) = harness.next_event().await else {
         panic!("not stopped")
     };
     assert_eq!(stopped.exit_code, Some(0));
     assert!(backend.list().await.unwrap().is_empty());
     agent.stop().await.unwrap();
     assert_eq!(
-        house.log().await,
+        harness.event_types().await,
         ["instance.started", "instance.ready", "instance.stopped"]
     );
 }
 
 #[tokio::test]
-async fn a_backend_that_this_release_does_not_know_runs_instances_like_any_other() {
-    let mut house = House::new().await;
+async fn an_unknown_backend_kind_runs_instances_like_any_other() {
+    let mut harness = Harness::new().await;
     let toy: BackendKind = "toy".parse().unwrap();
     assert!(!BackendKind::KNOWN.contains(&toy));
-    let mut frames = house.bus.subscribe_frames();
+    let mut frames = harness.bus.subscribe_frames();
     let backend = simulated();
-    let agent = house.agent(toy.clone(), backend.clone());
-    house.order(requested("a-1", NODE, spec("toy"))).await;
-    assert_eq!(house.answer().await.type_name(), "instance.started");
+    let agent = harness.agent(toy.clone(), backend.clone());
+    harness.request(requested("a-1", NODE, spec("toy"))).await;
+    assert_eq!(harness.next_event().await.type_name(), "instance.started");
     backend.advance(STARTED);
-    assert_eq!(house.answer().await.type_name(), "instance.ready");
+    assert_eq!(harness.next_event().await.type_name(), "instance.ready");
     let offered = loop {
         let frame = frames.recv().await.unwrap();
         if let Some(hello) = &frame.hello {
@@ -271,21 +273,23 @@ async fn a_backend_that_this_release_does_not_know_runs_instances_like_any_other
         }
     };
     assert_eq!(offered, [toy]);
-    house.order(removal("a-1")).await;
-    assert_eq!(house.answer().await.type_name(), "instance.stopped");
+    harness.request(removal("a-1")).await;
+    assert_eq!(harness.next_event().await.type_name(), "instance.stopped");
     agent.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn what_names_another_node_is_left_alone() {
-    let mut house = House::new().await;
+async fn instances_of_other_nodes_are_ignored() {
+    let mut harness = Harness::new().await;
     let backend = simulated();
-    let _agent = house.agent(BackendKind::SIMULATED, backend.clone());
-    house
-        .order(requested("a-1", "node-2", spec("simulated")))
+    let _agent = harness.agent(BackendKind::SIMULATED, backend.clone());
+    harness
+        .request(requested("a-1", "node-2", spec("simulated")))
         .await;
-    house.order(requested("a-2", NODE, spec("simulated"))).await;
-    house.answer().await;
+    harness
+        .request(requested("a-2", NODE, spec("simulated")))
+        .await;
+    harness.next_event().await;
     let ids: Vec<_> = backend
         .list()
         .await
@@ -298,31 +302,33 @@ async fn what_names_another_node_is_left_alone() {
 
 #[tokio::test]
 async fn an_instance_that_crashes_has_failed_with_its_exit_code() {
-    let mut house = House::new().await;
+    let mut harness = Harness::new().await;
     let backend = simulated();
-    let _agent = house.agent(BackendKind::SIMULATED, backend.clone());
+    let _agent = harness.agent(BackendKind::SIMULATED, backend.clone());
     let mut fragile = spec("simulated");
     fragile.simulated = Some(SimulatedSpec {
         mean_time_to_failure: Span::from_secs(1),
         ..SimulatedSpec::default()
     });
-    house.order(requested("a-1", NODE, fragile)).await;
-    assert_eq!(house.answer().await.type_name(), "instance.started");
+    harness.request(requested("a-1", NODE, fragile)).await;
+    assert_eq!(harness.next_event().await.type_name(), "instance.started");
     backend.advance(STARTED);
-    let mut answer = house.answer().await;
-    while answer.type_name() == "instance.ready" {
-        answer = house.answer().await;
+    let mut event = harness.next_event().await;
+    while event.type_name() == "instance.ready" {
+        event = harness.next_event().await;
     }
-    let Event::InstanceFailed(failed) = answer else {
+    let Event::InstanceFailed(failed) = event else {
         panic!("not failed")
     };
     assert_eq!(failed.exit_code, Some(134));
 }
 
 #[tokio::test]
-async fn an_instance_that_was_lost_while_nobody_looked_has_failed() {
-    let mut house = House::new().await;
-    house.order(requested("a-1", NODE, spec("simulated"))).await;
+async fn an_instance_lost_while_the_agent_was_down_has_failed() {
+    let mut harness = Harness::new().await;
+    harness
+        .request(requested("a-1", NODE, spec("simulated")))
+        .await;
     let started = Event::InstanceStarted(InstanceStarted {
         id: id("a-1"),
         generation: 1,
@@ -330,22 +336,22 @@ async fn an_instance_that_was_lost_while_nobody_looked_has_failed() {
         pid: None,
         adopted: false,
     });
-    house
+    harness
         .write(StreamName::of_node(&endpoint(), NODE), started)
         .await;
-    assert_eq!(house.answer().await.type_name(), "instance.started");
-    let _agent = house.agent(BackendKind::SIMULATED, simulated());
+    assert_eq!(harness.next_event().await.type_name(), "instance.started");
+    let _agent = harness.agent(BackendKind::SIMULATED, simulated());
     let expected = InstanceEnded {
         id: id("a-1"),
-        reason: GONE.into(),
+        reason: GONE_REASON.into(),
         exit_code: None,
     };
-    assert_eq!(house.answer().await, Event::InstanceFailed(expected));
+    assert_eq!(harness.next_event().await, Event::InstanceFailed(expected));
 }
 
-async fn until_removed(changes: &mut mpsc::Receiver<Observed>) -> Observed {
+async fn until_removed(changes: &mut mpsc::Receiver<ObservedInstance>) -> ObservedInstance {
     loop {
-        let change = patiently(changes.recv()).await.unwrap();
+        let change = with_timeout(changes.recv()).await.unwrap();
         if matches!(change.phase, ObservedPhase::Removed { .. }) {
             return change;
         }
@@ -353,43 +359,49 @@ async fn until_removed(changes: &mut mpsc::Receiver<Observed>) -> Observed {
 }
 
 #[tokio::test]
-async fn what_runs_and_is_not_in_the_log_is_ended_without_a_word() {
-    let house = House::new().await;
+async fn an_instance_that_is_not_in_the_log_is_ended_without_an_event() {
+    let harness = Harness::new().await;
     let backend = simulated();
-    let stray = support::order("stray-1", 1, &Behaviour::default());
+    let stray = support::start_spec("stray-1", 1, &Behaviour::default());
     backend.ensure(stray).await.unwrap();
     let mut changes = backend.watch();
-    let _agent = house.agent(BackendKind::SIMULATED, backend.clone());
+    let _agent = harness.agent(BackendKind::SIMULATED, backend.clone());
     assert_eq!(until_removed(&mut changes).await.id, id("stray-1"));
-    assert!(house.log().await.is_empty());
+    assert!(harness.event_types().await.is_empty());
 }
 
 #[tokio::test]
 async fn instances_of_an_endpoint_that_is_deleted_are_ended() {
-    let mut house = House::new().await;
+    let mut harness = Harness::new().await;
     let backend = simulated();
     let mut changes = backend.watch();
-    let _agent = house.agent(BackendKind::SIMULATED, backend.clone());
-    house.order(requested("a-1", NODE, spec("simulated"))).await;
-    house.answer().await;
+    let _agent = harness.agent(BackendKind::SIMULATED, backend.clone());
+    harness
+        .request(requested("a-1", NODE, spec("simulated")))
+        .await;
+    harness.next_event().await;
     let stream = StreamName::of(StreamKind::Endpoint, &endpoint());
-    house.write(stream, Event::EndpointDeleted(Empty {})).await;
+    harness
+        .write(stream, Event::EndpointDeleted(Empty {}))
+        .await;
     assert_eq!(until_removed(&mut changes).await.id, id("a-1"));
 }
 
 #[tokio::test]
-async fn an_orderly_end_stops_all_instances_and_says_so() {
-    let mut house = House::new().await;
+async fn a_graceful_shutdown_stops_all_instances_and_records_it() {
+    let mut harness = Harness::new().await;
     let backend = simulated();
-    let agent = house.agent(BackendKind::SIMULATED, backend.clone());
+    let agent = harness.agent(BackendKind::SIMULATED, backend.clone());
     for name in ["a-1", "a-2"] {
-        house.order(requested(name, NODE, spec("simulated"))).await;
-        assert_eq!(house.answer().await.type_name(), "instance.started");
+        harness
+            .request(requested(name, NODE, spec("simulated")))
+            .await;
+        assert_eq!(harness.next_event().await.type_name(), "instance.started");
     }
     agent.stop().await.unwrap();
     assert!(backend.list().await.unwrap().is_empty());
     for _ in 0..2 {
-        let Event::InstanceStopped(stopped) = house.answer().await else {
+        let Event::InstanceStopped(stopped) = harness.next_event().await else {
             panic!("not stopped")
         };
         assert!(stopped.reason.contains("Penstock was stopped"));
@@ -398,23 +410,26 @@ async fn an_orderly_end_stops_all_instances_and_says_so() {
 
 #[tokio::test]
 async fn instances_that_are_kept_outlive_the_agent() {
-    let mut house = House::new().await;
+    let mut harness = Harness::new().await;
     let backend = simulated();
-    let agent = house.agent_that(BackendKind::SIMULATED, backend.clone(), true);
-    house.order(requested("a-1", NODE, spec("simulated"))).await;
-    house.answer().await;
+    let agent = harness.agent_with(BackendKind::SIMULATED, backend.clone(), true);
+    harness
+        .request(requested("a-1", NODE, spec("simulated")))
+        .await;
+    harness.next_event().await;
     agent.stop().await.unwrap();
     assert_eq!(backend.list().await.unwrap().len(), 1);
-    assert_eq!(house.log().await, ["instance.started"]);
+    assert_eq!(harness.event_types().await, ["instance.started"]);
 }
 
 #[tokio::test]
-async fn a_backend_that_the_node_does_not_allow_fails_the_instance_which_can_still_be_cleared_away()
-{
-    let mut house = House::new().await;
-    let _agent = house.agent(BackendKind::SIMULATED, simulated());
-    house.order(requested("a-1", NODE, spec("process"))).await;
-    let Event::InstanceFailed(failed) = house.answer().await else {
+async fn a_disallowed_backend_fails_the_instance_which_can_still_be_removed() {
+    let mut harness = Harness::new().await;
+    let _agent = harness.agent(BackendKind::SIMULATED, simulated());
+    harness
+        .request(requested("a-1", NODE, spec("process")))
+        .await;
+    let Event::InstanceFailed(failed) = harness.next_event().await else {
         panic!("not failed")
     };
     assert!(
@@ -422,30 +437,32 @@ async fn a_backend_that_the_node_does_not_allow_fails_the_instance_which_can_sti
         "{}",
         failed.reason
     );
-    house.order(removal("a-1")).await;
-    assert_eq!(house.answer().await.type_name(), "instance.stopped");
+    harness.request(removal("a-1")).await;
+    assert_eq!(harness.next_event().await.type_name(), "instance.stopped");
 }
 
 #[tokio::test]
-async fn an_agent_whose_node_was_taken_over_gives_up() {
-    let mut house = House::new().await;
-    let agent = house.agent(BackendKind::SIMULATED, simulated());
+async fn an_agent_whose_node_was_taken_over_stops() {
+    let mut harness = Harness::new().await;
+    let agent = harness.agent(BackendKind::SIMULATED, simulated());
     agent.ready().await;
-    house.store.take(&format!("node/{NODE}")).await.unwrap();
-    house.order(requested("a-1", NODE, spec("simulated"))).await;
-    let end = patiently(agent.running).await.unwrap();
+    harness.store.take(&format!("node/{NODE}")).await.unwrap();
+    harness
+        .request(requested("a-1", NODE, spec("simulated")))
+        .await;
+    let end = with_timeout(agent.task).await.unwrap();
     assert!(matches!(end, Err(NodeError::TakenOver { .. })));
-    assert!(house.log().await.is_empty());
+    assert!(harness.event_types().await.is_empty());
 }
 
 #[tokio::test]
-async fn every_bucket_gets_a_frame_each_second_and_a_goodbye_at_the_end() {
-    let house = House::new().await;
-    let mut frames = house.bus.subscribe_frames();
-    let agent = house.agent(BackendKind::SIMULATED, simulated());
+async fn every_bucket_gets_a_frame_each_second_and_a_final_goodbye() {
+    let harness = Harness::new().await;
+    let mut frames = harness.bus.subscribe_frames();
+    let agent = harness.agent(BackendKind::SIMULATED, simulated());
     let mut second = Vec::<Arc<Frame>>::new();
     while second.len() < 2 * usize::from(BUCKETS) {
-        second.push(patiently(frames.recv()).await.unwrap());
+        second.push(with_timeout(frames.recv()).await.unwrap());
     }
     let buckets: BTreeSet<_> = second
         .iter()
@@ -465,7 +482,7 @@ async fn every_bucket_gets_a_frame_each_second_and_a_goodbye_at_the_end() {
             address: Some(ADDRESS.into()),
             backends: vec![BackendKind::SIMULATED],
         });
-        assert_eq!(frame.hello, hello, "who it is stands in the first bucket");
+        assert_eq!(frame.hello, hello, "the hello is in the first bucket");
     }
     agent.stop().await.unwrap();
     let mut last = BTreeMap::new();
@@ -477,29 +494,29 @@ async fn every_bucket_gets_a_frame_each_second_and_a_goodbye_at_the_end() {
 }
 
 #[tokio::test]
-async fn a_process_is_adopted_by_the_next_agent_measured_and_in_the_end_stopped() {
-    let mut house = House::new().await;
-    let config = ProcessConfig::new(house.data.path().into(), NODE.into(), "/".into());
+async fn a_process_is_adopted_by_the_next_agent_then_measured_and_stopped() {
+    let mut harness = Harness::new().await;
+    let config = ProcessConfig::new(harness.data.path().into(), NODE.into(), "/".into());
     let backend = ProcessBackend::open(config.clone()).await.unwrap();
-    let agent = house.agent_that(BackendKind::PROCESS, backend, true);
-    let order = support::order("a-1", 1, &Behaviour::default());
-    house.order(requested("a-1", NODE, order.spec)).await;
-    let Event::InstanceStarted(first) = house.answer().await else {
+    let agent = harness.agent_with(BackendKind::PROCESS, backend, true);
+    let start = support::start_spec("a-1", 1, &Behaviour::default());
+    harness.request(requested("a-1", NODE, start.spec)).await;
+    let Event::InstanceStarted(first) = harness.next_event().await else {
         panic!("not started")
     };
-    assert_eq!(house.answer().await.type_name(), "instance.ready");
+    assert_eq!(harness.next_event().await.type_name(), "instance.ready");
     agent.stop().await.unwrap();
 
     let backend = ProcessBackend::open(config).await.unwrap();
-    let mut frames = house.bus.subscribe_frames();
-    let agent = house.agent(BackendKind::PROCESS, backend);
-    let Event::InstanceStarted(second) = house.answer().await else {
+    let mut frames = harness.bus.subscribe_frames();
+    let agent = harness.agent(BackendKind::PROCESS, backend);
+    let Event::InstanceStarted(second) = harness.next_event().await else {
         panic!("not started")
     };
     assert!(second.adopted);
     assert_eq!((second.pid, &second.address), (first.pid, &first.address));
-    assert_eq!(house.answer().await.type_name(), "instance.ready");
-    let measured = patiently(async {
+    assert_eq!(harness.next_event().await.type_name(), "instance.ready");
+    let measured = with_timeout(async {
         loop {
             let frame = frames.recv().await.unwrap();
             if let Some(deployment) = frame.deployments.first() {
@@ -510,12 +527,12 @@ async fn a_process_is_adopted_by_the_next_agent_measured_and_in_the_end_stopped(
     let measured = measured.await;
     assert!(measured.memory_bytes.unwrap() > 0);
     agent.stop().await.unwrap();
-    assert_eq!(house.answer().await.type_name(), "instance.stopped");
+    assert_eq!(harness.next_event().await.type_name(), "instance.stopped");
     assert!(!support::is_running(first.pid.unwrap()));
 }
 
-async fn execute(house: &House, sql: &'static str) {
-    let url = format!("sqlite:{}", house.data.path().join("log.db").display());
+async fn execute(harness: &Harness, sql: &'static str) {
+    let url = format!("sqlite:{}", harness.data.path().join("log.db").display());
     let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
     sqlx::query(sql).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
@@ -528,70 +545,74 @@ fn unparked() -> Event {
     })
 }
 
-/// Sees to it that the agent has taken in everything: it answers about another endpoint.
-async fn order_elsewhere(house: &mut House, name: &str) {
+/// Waits until the agent has handled everything so far, by a request for another endpoint.
+async fn request_elsewhere(harness: &mut Harness, name: &str) {
     let rose = EndpointKey::new(&"rose".parse().unwrap());
     let instances = StreamName::of(StreamKind::Instances, &rose);
-    house
+    harness
         .write(instances, requested(name, NODE, spec("simulated")))
         .await;
-    let answers = StreamName::of_node(&rose, NODE);
-    let answered = async {
+    let node_stream = StreamName::of_node(&rose, NODE);
+    let started_elsewhere = async {
         let started = |record: &Record| matches!(&record.event, Event::InstanceStarted(started) if started.id == id(name));
         loop {
-            let records = house.store.read_stream(&answers, 0, 1000).await.unwrap();
+            let records = harness
+                .store
+                .read_stream(&node_stream, 0, 1000)
+                .await
+                .unwrap();
             if records.iter().any(started) {
                 return;
             }
             tokio::task::yield_now().await;
         }
     };
-    patiently(answered).await;
+    with_timeout(started_elsewhere).await;
 }
 
 #[tokio::test]
-async fn instances_of_a_parked_endpoint_stay_as_they_are_until_it_is_unparked() {
-    let mut house = House::new().await;
+async fn instances_of_a_parked_endpoint_are_left_alone_until_it_is_unparked() {
+    let mut harness = Harness::new().await;
     let backend = simulated();
-    let agent = house.agent_that(BackendKind::SIMULATED, backend.clone(), true);
-    house
-        .order(requested("iris-blue-1", NODE, spec("simulated")))
+    let agent = harness.agent_with(BackendKind::SIMULATED, backend.clone(), true);
+    harness
+        .request(requested("iris-blue-1", NODE, spec("simulated")))
         .await;
-    assert_eq!(house.answer().await.type_name(), "instance.started");
+    assert_eq!(harness.next_event().await.type_name(), "instance.started");
     agent.stop().await.unwrap();
     execute(
-        &house,
+        &harness,
         "UPDATE events SET type = 'x-' || type WHERE type = 'instance.requested'",
     )
     .await;
-    // As for a release that folds otherwise: the next life begins with the log.
-    execute(&house, "DELETE FROM snapshots").await;
+    // As after a change of the fold: the next run starts from the log.
+    execute(&harness, "DELETE FROM snapshots").await;
 
-    // The next life does not know what is wanted of it, and does not end it as a stray.
-    let agent = house.agent_that(BackendKind::SIMULATED, backend.clone(), true);
+    // The next run does not know that the instance is wanted, and must not end it as a stray.
+    let agent = harness.agent_with(BackendKind::SIMULATED, backend.clone(), true);
     agent.ready().await;
-    house.order(removal("iris-blue-1")).await;
-    order_elsewhere(&mut house, "rose-blue-1").await;
+    harness.request(removal("iris-blue-1")).await;
+    request_elsewhere(&mut harness, "rose-blue-1").await;
     let remarks = agent.health.remarks();
     assert!(remarks[0].contains("iris"), "{remarks:?}");
     assert_eq!(backend.list().await.unwrap().len(), 2);
 
     let stream = StreamName::of(StreamKind::Parking, &endpoint());
-    house.write(stream.clone(), unparked()).await;
-    order_elsewhere(&mut house, "rose-blue-2").await;
+    harness.write(stream.clone(), unparked()).await;
+    request_elsewhere(&mut harness, "rose-blue-2").await;
     assert_eq!(
         backend.list().await.unwrap().len(),
         3,
         "the event is still there"
     );
     execute(
-        &house,
+        &harness,
         "UPDATE events SET type = substr(type, 3) WHERE type LIKE 'x-%'",
     )
     .await;
-    house.write(stream, unparked()).await;
-    // What was ordered meanwhile is done now.
-    assert_eq!(house.answer().await.type_name(), "instance.stopped");
+    harness.write(stream, unparked()).await;
+    // The removal requested meanwhile is carried out now.
+    assert_eq!(harness.next_event().await.type_name(), "instance.stopped");
     assert!(agent.health.remarks().is_empty());
     agent.stop().await.unwrap();
 }

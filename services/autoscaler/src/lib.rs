@@ -1,9 +1,9 @@
-//! The autoscaler: decides how many instances each deployment shall have.
+//! The autoscaler: decides how many instances each deployment should have.
 //!
-//! Inputs: the log (documents, pins, what instances do) and frames of measurements. Output:
-//! decisions in the streams `scaling/…`, one whenever something changes, each with all that led to
-//! it. Invariants: the engine (`domain::autoscale`) alone decides; what is not written down is not
-//! carried on; at most one decision a second for each deployment.
+//! Inputs: the log (documents, pins, instance events) and frames of measurements. Output: decisions in
+//! the streams `scaling/…`, one whenever something changes, each with all of its inputs. Invariants: only
+//! the engine (`domain::autoscale`) decides; the effects of an uncommitted decision are not carried over;
+//! at most one decision per second for each deployment.
 
 mod metrics;
 mod state;
@@ -30,24 +30,24 @@ use crate::metrics::DecisionMetrics;
 pub use crate::state::{AutoscalerFold, EndpointState};
 use crate::state::{Evaluations, Settings};
 
-/// Schedules, cool-downs and missing data need an evaluation also when no second closes.
+/// Schedules, cooldowns and missing data need evaluations even if no second closes.
 const EVALUATE_EVERY: Span = Span::from_secs(1);
 
-/// Binds the engine to the log.
+/// Connects the engine to the log.
 #[derive(Default)]
 pub struct Autoscaler {
     measures: BTreeMap<Bucket, Measures>,
     evaluations: BTreeMap<EndpointKey, Evaluations>,
-    /// Buckets of which a second has just been closed, and when the gateway closed it.
-    closing: BTreeMap<Bucket, Timestamp>,
-    /// Decisions on their way to the log, and when the second was closed that caused them.
-    caused: BTreeMap<EndpointKey, Timestamp>,
+    /// Buckets of which a second has just closed, and when the gateway closed it.
+    closed_seconds: BTreeMap<Bucket, Timestamp>,
+    /// Endpoints with decisions being committed, and when the second that caused them was closed.
+    pending_decisions: BTreeMap<EndpointKey, Timestamp>,
     evaluated_all_at: Timestamp,
     settings: Settings,
-    observer: Option<Observer>,
+    observer: Option<DecisionObserver>,
 }
 
-struct Observer {
+struct DecisionObserver {
     clock: Arc<dyn Clock>,
     metrics: DecisionMetrics,
 }
@@ -60,7 +60,7 @@ pub async fn run(
     health: &Health,
     shutdown: CancellationToken,
 ) -> Result<(), StoreError> {
-    let observer = Observer {
+    let observer = DecisionObserver {
         clock: deps.clock.clone(),
         metrics: DecisionMetrics::new(metrics),
     };
@@ -75,7 +75,7 @@ pub async fn run(
     runtime::reconcile::run(autoscaler, deps, health.component("autoscaler"), shutdown).await
 }
 
-/// Processes share the machine's memory, so that is what their use is a share of.
+/// The total memory of the machine: processes share it, so their usage is relative to it.
 fn machine_memory_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text
@@ -98,7 +98,7 @@ impl Reconciler for Autoscaler {
 
     const SERVICE: &'static str = "autoscaler";
     const STREAM: StreamKind = StreamKind::Scaling;
-    /// How late a second that lacks a member may be closed.
+    /// Bounds how late a second with a missing member is closed.
     const TICK: Duration = Duration::from_millis(20);
 
     fn fold(&self) -> AutoscalerFold {
@@ -118,13 +118,13 @@ impl Reconciler for Autoscaler {
             .any(|second| second.kind == SourceKind::GATEWAY);
         if closed {
             let closed_at = frame.start + Span::from_millis(frame.length_us / 1000);
-            self.closing.insert(frame.bucket, closed_at);
+            self.closed_seconds.insert(frame.bucket, closed_at);
         }
         closed
     }
 
     fn due(&mut self, now: Timestamp) -> BTreeSet<Bucket> {
-        self.closing.clear();
+        self.closed_seconds.clear();
         if now.since(self.evaluated_all_at) >= EVALUATE_EVERY || now < self.evaluated_all_at {
             self.evaluated_all_at = now;
             self.measures.values_mut().for_each(|measures| {
@@ -147,12 +147,12 @@ impl Reconciler for Autoscaler {
         let measures = measures.or_insert_with(|| Measures::new(now));
         let evaluations = self.evaluations.entry(key.clone()).or_default();
         let decisions = evaluations.evaluate(&key.endpoint(), state, measures, &self.settings, now);
-        match self.closing.get(&key.bucket()) {
+        match self.closed_seconds.get(&key.bucket()) {
             Some(closed_at) if !decisions.is_empty() => {
-                self.caused.insert(key.clone(), *closed_at);
+                self.pending_decisions.insert(key.clone(), *closed_at);
             }
             _ => {
-                self.caused.remove(key);
+                self.pending_decisions.remove(key);
             }
         }
         let decided = |decision| Event::ScalingDecided(Box::new(decision));
@@ -167,8 +167,9 @@ impl Reconciler for Autoscaler {
     fn forget(&mut self, bucket: Bucket) {
         self.measures.remove(&bucket);
         self.evaluations.retain(|key, _| key.bucket() != bucket);
-        self.closing.remove(&bucket);
-        self.caused.retain(|key, _| key.bucket() != bucket);
+        self.closed_seconds.remove(&bucket);
+        self.pending_decisions
+            .retain(|key, _| key.bucket() != bucket);
     }
 
     fn committed(&mut self, key: &EndpointKey, records: &[Arc<Record>], _now: Timestamp) {
@@ -180,7 +181,7 @@ impl Reconciler for Autoscaler {
                 observer.metrics.count(decision);
             }
         }
-        if let Some(closed_at) = self.caused.remove(key) {
+        if let Some(closed_at) = self.pending_decisions.remove(key) {
             let delay = observer.clock.now().since(closed_at);
             observer.metrics.committed_after(delay);
         }

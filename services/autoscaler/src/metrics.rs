@@ -1,4 +1,4 @@
-//! What the autoscaler exports about its decisions.
+//! Metrics of the autoscaler's decisions.
 
 use contract::decision::{Decision, Outcome};
 use contract::time::Span;
@@ -8,8 +8,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use runtime::metrics::Metrics;
 
-/// Upper bounds in seconds; close to the 20 ms that a decision may take, and the 100 ms through Kafka,
-/// so that it can be checked.
+/// Upper bounds in seconds; fine-grained around the targets for a decision of 20 ms, and 100 ms through
+/// Kafka, so that they can be checked.
 const COMMIT_SECONDS: [f64; 16] = [
     0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.25, 0.5,
     1.0,
@@ -69,7 +69,7 @@ impl DecisionMetrics {
     }
 }
 
-/// The word that the API uses.
+/// Returns the name that the API uses.
 fn outcome_name(outcome: Outcome) -> String {
     let json = serde_json::to_value(outcome).ok();
     json.as_ref()

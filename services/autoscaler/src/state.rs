@@ -1,5 +1,5 @@
-//! What the autoscaler keeps of one endpoint: the fold of its events, which goes into snapshots, and, for
-//! each deployment, what one evaluation hands to the next, which does not.
+//! The autoscaler's state of one endpoint: the fold of its events, which is part of snapshots, and for each
+//! deployment what one evaluation passes on to the next, which is not.
 
 use std::collections::BTreeMap;
 
@@ -23,28 +23,28 @@ use serde::{Deserialize, Serialize};
 /// Decisions on one deployment are at least this far apart.
 const WRITE_EVERY: Span = Span::from_secs(1);
 
-/// What all evaluations of this process go by.
+/// Settings shared by all evaluations of this process.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// What one instance may use; memory utilisation has no data without it.
+    /// Memory that one instance may use; without it, memory utilisation has no data.
     pub memory_bytes_per_instance: Option<u64>,
     pub zones: ZoneData,
 }
 
-/// What the log says about an endpoint, as far as evaluations go by it.
+/// The part of an endpoint's state in the log that evaluations depend on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointState {
     fold: EndpointFold,
-    /// The newest decision on each deployment, by its uid.
+    /// The newest decision on each deployment, by deployment uid.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     decisions: BTreeMap<Uid, Decision>,
-    /// Steps of the clock since the newest decision, by deployment.
+    /// Clock steps since the newest decision, by deployment uid.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     steps: BTreeMap<Uid, Vec<ClockStepped>>,
 }
 
-/// How [`EndpointState`] is folded.
+/// The fold of [`EndpointState`].
 pub struct AutoscalerFold;
 
 impl Fold for AutoscalerFold {
@@ -77,7 +77,7 @@ impl EndpointState {
                 self.steps.remove(&uid);
                 self.decisions.insert(uid, (**decision).clone());
             }
-            Event::ClockStepped(stepped) if is_of_ours(record) => {
+            Event::ClockStepped(stepped) if is_own_stream(record) => {
                 for uid in self.decisions.keys() {
                     self.steps.entry(*uid).or_default().push(stepped.clone());
                 }
@@ -92,44 +92,48 @@ impl EndpointState {
     }
 }
 
-/// Each owner writes the step that it has met; only the autoscaler's moves what it carries.
-fn is_of_ours(record: &Record) -> bool {
+/// Whether the record is in the autoscaler's stream. Each service records the clock steps that it meets;
+/// only those of the autoscaler shift carried state.
+fn is_own_stream(record: &Record) -> bool {
     record.stream.kind() == Some(StreamKind::Scaling)
 }
 
-/// The running evaluations of one endpoint's deployments: what one hands to the next.
+/// The evaluation state of one endpoint's deployments.
 #[derive(Default)]
 pub struct Evaluations {
-    deployments: BTreeMap<Uid, Watched>,
+    deployments: BTreeMap<Uid, DeploymentEvaluation>,
 }
 
-/// The running evaluation of one deployment.
-struct Watched {
-    compiled: Option<Compiled>,
+/// What one evaluation of a deployment passes on to the next.
+struct DeploymentEvaluation {
+    compiled: Option<CompiledPolicy>,
     carried: Carried,
     selection: Option<Selection>,
-    /// Handed to the log, and not come back yet: what to go on from if it does.
-    staged: Option<(Decision, Carried)>,
+    /// The decision being committed, and the state to continue from once it is.
+    uncommitted: Option<(Decision, Carried)>,
     written_at: Option<Timestamp>,
 }
 
-struct Compiled {
+struct CompiledPolicy {
     revision: u64,
-    /// None: this version refuses the stored document, and the count stays.
+    /// `None` if this version rejects the stored document; the count then stays.
     policy: Option<Policy>,
 }
 
 impl Evaluations {
-    /// Goes on from a record that was applied to the state.
+    /// Handles a record that was applied to the state.
     pub fn applied(&mut self, record: &Record) {
         match &record.event {
             Event::ScalingDecided(decision) => self.decided(decision),
-            Event::ClockStepped(stepped) if is_of_ours(record) => {
-                for watched in self.deployments.values_mut() {
-                    watched.carried =
-                        carried_after_clock_step(&watched.carried, stepped.recorded, stepped.clock);
-                    watched.selection = None;
-                    watched.written_at = None;
+            Event::ClockStepped(stepped) if is_own_stream(record) => {
+                for evaluation_state in self.deployments.values_mut() {
+                    evaluation_state.carried = carried_after_clock_step(
+                        &evaluation_state.carried,
+                        stepped.recorded,
+                        stepped.clock,
+                    );
+                    evaluation_state.selection = None;
+                    evaluation_state.written_at = None;
                 }
             }
             _ => {}
@@ -138,32 +142,32 @@ impl Evaluations {
 
     fn decided(&mut self, decision: &Decision) {
         let uid = decision.deployment_uid;
-        let Some(watched) = self.deployments.get_mut(&uid) else {
+        let Some(evaluation_state) = self.deployments.get_mut(&uid) else {
             return;
         };
-        match watched.staged.take() {
-            Some((staged, carried)) if staged == *decision => {
-                watched.carried = carried;
-                watched.written_at = Some(decision.at);
+        match evaluation_state.uncommitted.take() {
+            Some((uncommitted, carried)) if uncommitted == *decision => {
+                evaluation_state.carried = carried;
+                evaluation_state.written_at = Some(decision.at);
             }
-            // Somebody else decided: begin again from what is written.
+            // Decided by another process: start over from what is recorded.
             _ => {
                 self.deployments.remove(&uid);
             }
         }
     }
 
-    /// Deployments that are gone, which nothing is kept of any more.
-    fn forget_the_gone(&mut self, fold: &EndpointFold) -> Vec<Uid> {
-        let gone = |uid: &&Uid| !fold.has(**uid);
-        let gone: Vec<Uid> = self.deployments.keys().filter(gone).copied().collect();
-        for uid in &gone {
+    /// Removes deployments that no longer exist and returns them.
+    fn remove_deleted(&mut self, fold: &EndpointFold) -> Vec<Uid> {
+        let deleted = |uid: &&Uid| !fold.has(**uid);
+        let deleted: Vec<Uid> = self.deployments.keys().filter(deleted).copied().collect();
+        for uid in &deleted {
             self.deployments.remove(uid);
         }
-        gone
+        deleted
     }
 
-    /// The decisions to write now.
+    /// Evaluates all deployments and returns the decisions to commit.
     pub fn evaluate(
         &mut self,
         name: &Name,
@@ -172,7 +176,7 @@ impl Evaluations {
         settings: &Settings,
         now: Timestamp,
     ) -> Vec<Decision> {
-        for uid in self.forget_the_gone(&state.fold) {
+        for uid in self.remove_deleted(&state.fold) {
             measures.forget(uid);
         }
         let Some(endpoint) = &state.fold.endpoint else {
@@ -192,11 +196,11 @@ impl Evaluations {
             }
             let uid = deployment.uid;
             let last = state.decisions.get(&uid);
-            let watched = self.deployments.entry(uid).or_insert_with(|| {
+            let evaluation_state = self.deployments.entry(uid).or_insert_with(|| {
                 let steps = state.steps.get(&uid).map_or(&[][..], Vec::as_slice);
-                Watched::resume(last, steps, now)
+                DeploymentEvaluation::resume(last, steps, now)
             });
-            let given = Given {
+            let inputs = EvaluationInputs {
                 deployment,
                 last,
                 instances: counts(&state.fold, uid),
@@ -208,14 +212,14 @@ impl Evaluations {
                 endpoint: name.clone(),
                 deployment: deployment_name.clone(),
             };
-            decisions.extend(watched.evaluate(&given, measures, of));
+            decisions.extend(evaluation_state.evaluate(&inputs, measures, of));
         }
         decisions
     }
 }
 
-/// What one evaluation of a deployment goes by, beside what is measured and carried.
-struct Given<'a> {
+/// The inputs of one evaluation of a deployment, apart from measurements and carried state.
+struct EvaluationInputs<'a> {
     deployment: &'a Deployment,
     last: Option<&'a Decision>,
     instances: InstanceCounts,
@@ -224,8 +228,8 @@ struct Given<'a> {
     now: Timestamp,
 }
 
-impl Watched {
-    /// Goes on from the last decision, with the clock's steps since then.
+impl DeploymentEvaluation {
+    /// Resumes from the last decision, adjusted by the clock steps since then.
     fn resume(last: Option<&Decision>, steps: &[ClockStepped], now: Timestamp) -> Self {
         let carried = last.map_or_else(Carried::default, |last| {
             let fresh = carried_after_restart(last, now);
@@ -233,27 +237,27 @@ impl Watched {
             let shifted = steps.iter().fold(fresh, |carried, step| {
                 carried_after_clock_step(&carried, step.recorded, step.clock)
             });
-            // The wishes are of now already.
+            // The recommendations already have current timestamps.
             Carried { wishes, ..shifted }
         });
         Self {
             compiled: None,
             carried,
             selection: None,
-            staged: None,
+            uncommitted: None,
             written_at: None,
         }
     }
 
-    /// The decision to write now. Most evaluations end without one, and copy nothing.
+    /// Returns the decision to commit, if any. Most evaluations end without one, and copy nothing.
     fn evaluate(
         &mut self,
-        given: &Given<'_>,
+        inputs: &EvaluationInputs<'_>,
         measures: &mut Measures,
         of: impl FnOnce() -> DeploymentRef,
     ) -> Option<Decision> {
-        let (deployment, now) = (given.deployment, given.now);
-        self.compile(deployment, measures, given.zones, now);
+        let (deployment, now) = (inputs.deployment, inputs.now);
+        self.compile(deployment, measures, inputs.zones, now);
         if self
             .written_at
             .is_some_and(|at| now.since(at) < WRITE_EVERY)
@@ -266,27 +270,27 @@ impl Watched {
         }
         let policy = compiled.and_then(|compiled| compiled.policy.as_ref());
         let specs = policy.map_or(&[][..], Policy::signals);
-        let signals = measures.signals(deployment.uid, specs, given.options, now);
+        let signals = measures.signals(deployment.uid, specs, inputs.options, now);
         let tick = TickInputs {
             policy_revision: compiled.map_or(0, |compiled| compiled.revision),
             fixed_instances: deployment.spec.instances,
             pin: deployment.pin,
             pause: deployment.pause,
-            instances: given.instances,
+            instances: inputs.instances,
             signals: &signals,
             carried: &self.carried,
             selection: self.selection,
         };
         let evaluation = evaluate(policy, &tick, now);
         self.selection = evaluation.selection;
-        if !should_explain(given.last, policy, &evaluation) {
+        if !should_explain(inputs.last, policy, &evaluation) {
             carry(&mut self.carried, policy, &evaluation, now);
             return None;
         }
         let decision = explain(&of(), deployment.uid, policy, &tick, now);
         let mut carried = self.carried.clone();
         carry(&mut carried, policy, &evaluation, now);
-        self.staged = Some((decision.clone(), carried));
+        self.uncommitted = Some((decision.clone(), carried));
         Some(decision)
     }
 
@@ -305,17 +309,19 @@ impl Watched {
         if self
             .compiled
             .as_ref()
-            .is_some_and(|known| known.revision == autoscale.revision)
+            .is_some_and(|compiled| compiled.revision == autoscale.revision)
         {
             return;
         }
         let policy = Policy::compile(&autoscale.spec, zones)
-            .inspect_err(|findings| tracing::error!(?findings, "a stored Autoscale cannot be used"))
+            .inspect_err(|findings| {
+                tracing::error!(?findings, "stored autoscale policy cannot be compiled")
+            })
             .ok();
         if let Some(policy) = &policy {
             measures.watch(deployment.uid, policy.signals(), now);
         }
-        self.compiled = Some(Compiled {
+        self.compiled = Some(CompiledPolicy {
             revision: autoscale.revision,
             policy,
         });

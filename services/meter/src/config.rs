@@ -1,4 +1,4 @@
-//! What an operator can set.
+//! Configuration of the meter.
 
 use std::path::Path;
 
@@ -8,19 +8,19 @@ use crate::history::HistoryPlace;
 
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where history and open minutes are kept.
+    /// Where history and open minutes are stored.
     pub history: HistoryPlace,
     /// Panes older than this are deleted.
     pub retention: Span,
 }
 
 impl Config {
-    /// The defaults: `history.db` in the data folder, 14 days.
+    /// Returns the defaults: `history.db` in the data folder, kept for 14 days.
     pub fn new(data: &Path) -> Self {
         Self::keeping(HistoryPlace::File(data.join("history.db")))
     }
 
-    /// History elsewhere, kept as long.
+    /// Returns the defaults with the history at another location.
     pub fn keeping(history: HistoryPlace) -> Self {
         Self {
             history,

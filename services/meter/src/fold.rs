@@ -1,5 +1,4 @@
-//! What the meter keeps of an endpoint's events: what has been counted of its usage, and how many instances
-//! are ready.
+//! The meter's fold of an endpoint: the usage already counted, and how many instances are ready.
 
 use contract::ids::{EndpointKey, Name};
 use contract::log::{Record, StreamKind, StreamName};
@@ -19,7 +18,7 @@ pub(crate) struct MeterFold;
 
 impl Fold for MeterFold {
     type State = MeterState;
-    /// Deployments of which so many instances are ready from this record on.
+    /// Deployments whose number of ready instances changes with this record.
     type Effect = Vec<(Name, u32)>;
 
     const VERSION: u32 = USAGE_VERSION * 1000 + READY_VERSION;

@@ -1,4 +1,4 @@
-//! What the meter exports about itself.
+//! Metrics of the meter.
 
 use contract::events::Event;
 use domain::usage::Counted;
@@ -34,32 +34,32 @@ impl MeterMetrics {
         metrics.register(|registry| {
             registry.register(
                 "penstock_meter_frames",
-                "Frames taken in: in time, late, or counted before; and those that could not be read",
+                "Frames received: in time, late, or already counted; and those that could not be read",
                 exported.frames.clone(),
             );
             registry.register(
                 "penstock_usage_events",
-                "Events of usage written, by kind",
+                "Usage events written, by kind",
                 exported.events.clone(),
             );
             registry.register(
                 "penstock_usage_frames_missing",
-                "Frames that never came, as events of the log name them, once per endpoint",
+                "Missing frames, as recorded in usage gaps, once per endpoint",
                 exported.frames_missing.clone(),
             );
             registry.register(
                 "penstock_meter_open_minutes",
-                "Minutes that are not closed yet, over all buckets",
+                "Minutes that are not closed yet, in all buckets",
                 exported.open_minutes.clone(),
             );
             registry.register(
                 "penstock_meter_idle_deployments",
-                "Deployments that had no request for a while, whose usage is told when one comes or the hour is over",
+                "Idle deployments, whose usage is reported with the next request or at the end of the hour",
                 exported.idle_deployments.clone(),
             );
             registry.register(
                 "penstock_meter_saves_failed",
-                "Times that history and open minutes could not be saved",
+                "Failed saves of history and open minutes",
                 exported.saves_failed.clone(),
             );
         });

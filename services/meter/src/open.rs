@@ -1,8 +1,7 @@
-//! Open minutes as they are saved: with the generation of the ownership under which they were
-//! counted.
+//! Open minutes as saved, with the generation of the ownership under which they were counted.
 //!
-//! Invariant: what was saved is used only by the very next owner of the bucket. Had there been another
-//! one in between, it has counted the same frames, and the log says so.
+//! Invariant: saved usage is only used by the very next owner of the bucket. An owner in between would
+//! have counted the same frames, and recorded them in the log.
 
 use contract::time::Timestamp;
 use domain::usage::Usage;
@@ -10,23 +9,23 @@ use serde::{Deserialize, Serialize};
 use store::Fence;
 
 #[derive(Debug, Deserialize)]
-pub(crate) struct Open {
-    /// None: saved by a release that did not know it, when there was one meter only.
+pub(crate) struct OpenUsage {
+    /// `None` if saved by a release without generations, which supported only one meter.
     generation: Option<u64>,
-    /// When it was saved, where the release that did it said so.
+    /// When it was saved, if the release that saved it recorded that.
     #[serde(default)]
     at: Option<Timestamp>,
     usage: Usage,
 }
 
 #[derive(Serialize)]
-struct Written<'a> {
+struct SavedUsage<'a> {
     generation: u64,
     at: Timestamp,
     usage: &'a Usage,
 }
 
-impl Open {
+impl OpenUsage {
     pub(crate) fn decode(doc: &str) -> serde_json::Result<Self> {
         let value: serde_json::Value = serde_json::from_str(doc)?;
         if value.get("usage").is_some() {
@@ -44,14 +43,14 @@ impl Open {
         at: Timestamp,
         usage: &Usage,
     ) -> serde_json::Result<String> {
-        serde_json::to_string(&Written {
+        serde_json::to_string(&SavedUsage {
             generation: fence.generation,
             at,
             usage,
         })
     }
 
-    /// The minutes, and when they were saved, if nobody has owned the bucket since.
+    /// Returns the usage and when it was saved, if nobody has owned the bucket since.
     pub(crate) fn for_owner(self, fence: &Fence) -> Option<(Usage, Option<Timestamp>)> {
         let next = |generation: u64| generation + 1 == fence.generation;
         self.generation
@@ -72,18 +71,19 @@ mod tests {
     }
 
     #[test]
-    fn what_was_saved_is_for_the_very_next_owner_only() {
-        let saved = Open::encode(&fence(3), Timestamp::from_secs(7), &Usage::default()).unwrap();
-        let open = || Open::decode(&saved).unwrap();
+    fn saved_usage_is_for_the_very_next_owner_only() {
+        let saved =
+            OpenUsage::encode(&fence(3), Timestamp::from_secs(7), &Usage::default()).unwrap();
+        let open = || OpenUsage::decode(&saved).unwrap();
         let (_, at) = open().for_owner(&fence(4)).unwrap();
         assert_eq!(at, Some(Timestamp::from_secs(7)));
         assert!(open().for_owner(&fence(5)).is_none());
     }
 
     #[test]
-    fn what_an_older_release_saved_is_used() {
+    fn usage_saved_by_an_older_release_is_restored() {
         let saved = serde_json::to_string(&Usage::default()).unwrap();
-        let open = Open::decode(&saved).unwrap();
+        let open = OpenUsage::decode(&saved).unwrap();
         assert!(open.for_owner(&fence(9)).is_some());
     }
 }

@@ -1,4 +1,4 @@
-//! One-second panes that are not saved yet, and which seconds every gateway has told of.
+//! One-second panes that are not saved yet, and the seconds that every gateway has reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,13 +8,13 @@ use contract::ids::{Bucket, EndpointKey, Name};
 use contract::time::{Span, Timestamp};
 use serde::{Deserialize, Serialize};
 
-/// How long a second waits for slow gateways before it is said whether it is covered.
-const SETTLED_AFTER: Span = Span::from_secs(3);
+/// How long a second waits for slow gateways before its coverage is decided.
+const SETTLE_AFTER: Span = Span::from_secs(3);
 
-/// A gateway that is silent for this long is not expected any more.
-const SILENT_MAX_SECONDS: i64 = 60;
+/// A gateway that is silent for this long is no longer expected to report.
+const SILENT_SECONDS_MAX: i64 = 60;
 
-/// What one deployment did in one second.
+/// The measurements of one deployment in one second.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pane {
@@ -28,15 +28,15 @@ pub struct Pane {
 }
 
 impl Pane {
-    /// Another gateway's part of the same second.
-    pub fn add(&mut self, other: &Self) {
+    /// Adds another gateway's part of the same second.
+    pub fn add_concurrent(&mut self, other: &Self) {
         self.in_flight_max += other.in_flight_max;
         self.queued_max += other.queued_max;
         self.sum(other);
     }
 
-    /// A later second.
-    pub fn follow(&mut self, other: &Self) {
+    /// Adds a later second.
+    pub fn add_later(&mut self, other: &Self) {
         self.in_flight_max = self.in_flight_max.max(other.in_flight_max);
         self.queued_max = self.queued_max.max(other.queued_max);
         self.sum(other);
@@ -65,90 +65,90 @@ impl From<&DeploymentFrame> for Pane {
     }
 }
 
-/// Where a pane belongs.
+/// Identifies a pane.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
+pub(crate) struct PaneKey {
     pub endpoint: EndpointKey,
     pub deployment: Name,
     pub role: Role,
     pub second: i64,
 }
 
-/// Seconds from the first up to but without the second.
+/// Half-open ranges of seconds.
 pub(crate) type Spans = Vec<(i64, i64)>;
 
 #[derive(Default)]
 pub(crate) struct Panes {
-    panes: BTreeMap<Place, Pane>,
+    panes: BTreeMap<PaneKey, Pane>,
     buckets: BTreeMap<Bucket, Coverage>,
-    /// Seconds before these are in the history already, whoever counts them again.
-    begin: BTreeMap<Bucket, i64>,
+    /// The first second to collect: earlier ones are in the history already.
+    starts: BTreeMap<Bucket, i64>,
 }
 
 #[derive(Default)]
 struct Coverage {
-    /// First and last second that each gateway has told of.
+    /// The first and last second that each gateway has reported.
     gateways: BTreeMap<Source, (i64, i64)>,
-    heard: BTreeMap<i64, BTreeSet<Source>>,
+    reported_by: BTreeMap<i64, BTreeSet<Source>>,
 }
 
 impl Panes {
-    /// Takes in a frame that has not been taken in before.
+    /// Adds a frame, which must not have been added before.
     pub(crate) fn add(&mut self, frame: &Frame) {
         if frame.source.kind != SourceKind::GATEWAY {
             return;
         }
         let second = frame.start.secs();
-        let begin = self.begin.get(&frame.bucket);
-        if begin.is_some_and(|begin| second < *begin) {
+        let start = self.starts.get(&frame.bucket);
+        if start.is_some_and(|start| second < *start) {
             return;
         }
         self.buckets
             .entry(frame.bucket)
             .or_default()
-            .hear(frame, second);
+            .record(frame, second);
         for deployment in &frame.deployments {
             let pane = Pane::from(deployment);
             if pane == Pane::default() {
                 continue;
             }
-            let place = Place {
+            let key = PaneKey {
                 endpoint: deployment.endpoint.clone(),
                 deployment: deployment.deployment.clone(),
                 role: deployment.role.clone(),
                 second,
             };
-            self.panes.entry(place).or_default().add(&pane);
+            self.panes.entry(key).or_default().add_concurrent(&pane);
         }
     }
 
-    /// A bucket has been somebody else's, who has saved panes of all before this second and may have
-    /// counted the same frames: seconds before it are left as they are.
-    pub(crate) fn begin(&mut self, bucket: Bucket, second: i64) {
-        self.begin.insert(bucket, second);
-        let earlier = |place: &Place| place.endpoint.bucket() == bucket && place.second < second;
-        self.panes.retain(|place, _| !earlier(place));
+    /// Ignores seconds of a bucket before this one: another owner has saved their panes, possibly from the
+    /// same frames.
+    pub(crate) fn start_from(&mut self, bucket: Bucket, second: i64) {
+        self.starts.insert(bucket, second);
+        let earlier = |key: &PaneKey| key.endpoint.bucket() == bucket && key.second < second;
+        self.panes.retain(|key, _| !earlier(key));
         if let Some(coverage) = self.buckets.get_mut(&bucket) {
-            coverage.heard = coverage.heard.split_off(&second);
+            coverage.reported_by = coverage.reported_by.split_off(&second);
         }
     }
 
-    /// Lets go of a bucket that is not ours.
+    /// Drops a released bucket.
     pub(crate) fn forget(&mut self, bucket: Bucket) {
-        self.begin.remove(&bucket);
+        self.starts.remove(&bucket);
         self.buckets.remove(&bucket);
         self.panes.retain(|p, _| p.endpoint.bucket() != bucket);
     }
 
-    /// The panes of some buckets, and the seconds of which it is now known that they are covered. Who
-    /// is leaving will not know more.
+    /// Takes the panes of some buckets, and the seconds now known to be covered. For a bucket being
+    /// released, coverage is decided at once.
     pub(crate) fn take(
         &mut self,
         now: Timestamp,
         of: impl Fn(Bucket) -> bool,
         leaving: impl Fn(Bucket) -> bool,
-    ) -> (BTreeMap<Place, Pane>, BTreeMap<Bucket, Spans>) {
-        let settled = now.secs() - SETTLED_AFTER.secs() as i64;
+    ) -> (BTreeMap<PaneKey, Pane>, BTreeMap<Bucket, Spans>) {
+        let settled = now.secs() - SETTLE_AFTER.secs() as i64;
         let covered = |(bucket, coverage): (&Bucket, &mut Coverage)| {
             let spans = match leaving(*bucket) {
                 true => coverage.take(now.secs() + 1),
@@ -166,34 +166,34 @@ impl Panes {
 }
 
 impl Coverage {
-    fn hear(&mut self, frame: &Frame, second: i64) {
-        let heard = self.heard.entry(second).or_default();
-        heard.insert(frame.source.clone());
+    fn record(&mut self, frame: &Frame, second: i64) {
+        let reported_by = self.reported_by.entry(second).or_default();
+        reported_by.insert(frame.source.clone());
         if frame.goodbye {
             self.gateways.remove(&frame.source);
             return;
         }
-        let told = self
+        let reported = self
             .gateways
             .entry(frame.source.clone())
             .or_insert((second, second));
-        *told = (told.0.min(second), told.1.max(second));
+        *reported = (reported.0.min(second), reported.1.max(second));
     }
 
     fn take(&mut self, settled: i64) -> Spans {
-        let later = self.heard.split_off(&settled);
-        let ready = std::mem::replace(&mut self.heard, later);
+        let later = self.reported_by.split_off(&settled);
+        let ready = std::mem::replace(&mut self.reported_by, later);
         self.gateways
-            .retain(|_, (_, last)| settled - *last < SILENT_MAX_SECONDS);
+            .retain(|_, (_, last)| settled - *last < SILENT_SECONDS_MAX);
         let mut spans = Spans::new();
-        for (second, heard) in ready {
+        for (second, reported_by) in ready {
             let expected = self
                 .gateways
                 .iter()
                 .filter(|(_, (first, _))| *first <= second);
             if expected
                 .map(|(source, _)| source)
-                .any(|s| !heard.contains(s))
+                .any(|s| !reported_by.contains(s))
             {
                 continue;
             }
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_is_covered_once_every_gateway_that_was_there_has_told_of_it() {
+    fn a_second_is_covered_once_every_present_gateway_has_reported_it() {
         let mut panes = Panes::default();
         for second in 0..10 {
             panes.add(&frame("a", second));
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_that_may_still_be_told_of_is_kept() {
+    fn a_second_that_may_still_be_reported_is_kept() {
         let mut panes = Panes::default();
         panes.add(&frame("a", 0));
         panes.add(&frame("a", 1));
@@ -275,10 +275,10 @@ mod tests {
     }
 
     #[test]
-    fn seconds_that_a_former_owner_has_saved_are_not_told_again() {
+    fn seconds_saved_by_a_former_owner_are_not_reported_again() {
         let mut panes = Panes::default();
         panes.add(&frame("a", 4));
-        panes.begin(Bucket(7), 5);
+        panes.start_from(Bucket(7), 5);
         for second in 3..8 {
             panes.add(&frame("a", second));
         }
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_waits_for_nobody() {
+    fn a_released_bucket_does_not_wait_for_gateways() {
         let mut panes = Panes::default();
         panes.add(&frame("a", 8));
         panes.add(&frame("b", 8));
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_to_be_saved_is_taken() {
+    fn only_selected_buckets_are_taken() {
         let mut panes = Panes::default();
         panes.add(&frame("a", 0));
         let (_, covered) = panes.take(

@@ -1,11 +1,11 @@
-//! Changes of how many instances of each deployment are ready, until they are saved.
+//! Changes in the number of ready instances of each deployment, until they are saved.
 
 use std::collections::BTreeMap;
 
 use contract::ids::{Bucket, EndpointKey, Name, Position};
 use contract::log::Record;
 
-/// From this second on, so many were ready.
+/// The number of ready instances from this second on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ReadyChange {
     pub endpoint: EndpointKey,
@@ -15,28 +15,35 @@ pub(crate) struct ReadyChange {
 }
 
 #[derive(Default)]
-pub(crate) struct Ready {
-    /// Not saved yet.
+pub(crate) struct ReadyChanges {
+    /// Changes that are not saved yet.
     changes: Vec<ReadyChange>,
-    /// By bucket: changes up to here were saved before we had it.
-    saved: BTreeMap<Bucket, Position>,
-    reached: BTreeMap<Bucket, Position>,
+    /// By bucket: changes up to here had been saved when it was acquired.
+    saved_through: BTreeMap<Bucket, Position>,
+    applied_through: BTreeMap<Bucket, Position>,
 }
 
-impl Ready {
-    /// A bucket is ours; its changes up to a position were saved before.
-    pub(crate) fn begin(&mut self, bucket: Bucket, saved: Position) {
+impl ReadyChanges {
+    /// Starts an acquired bucket, whose changes up to a position have been saved.
+    pub(crate) fn start_from(&mut self, bucket: Bucket, saved_through: Position) {
         self.forget(bucket);
-        self.saved.insert(bucket, saved);
-        self.reached.insert(bucket, saved);
+        self.saved_through.insert(bucket, saved_through);
+        self.applied_through.insert(bucket, saved_through);
     }
 
-    /// A record was applied, which changes what is ready of these deployments.
-    pub(crate) fn changed(&mut self, record: &Record, changes: Vec<(Name, u32)>) {
-        let reached = self.reached.entry(record.bucket).or_default();
-        *reached = (*reached).max(record.position);
-        let saved = self.saved.get(&record.bucket).copied().unwrap_or_default();
-        let Some(endpoint) = record.endpoint().filter(|_| record.position > saved) else {
+    /// Adds the changes made by an applied record.
+    pub(crate) fn record_changes(&mut self, record: &Record, changes: Vec<(Name, u32)>) {
+        let applied_through = self.applied_through.entry(record.bucket).or_default();
+        *applied_through = (*applied_through).max(record.position);
+        let saved_through = self
+            .saved_through
+            .get(&record.bucket)
+            .copied()
+            .unwrap_or_default();
+        let Some(endpoint) = record
+            .endpoint()
+            .filter(|_| record.position > saved_through)
+        else {
             return;
         };
         let change = |(deployment, instances)| ReadyChange {
@@ -48,19 +55,22 @@ impl Ready {
         self.changes.extend(changes.into_iter().map(change));
     }
 
-    /// The bucket is somebody else's now.
+    /// Drops a released bucket.
     pub(crate) fn forget(&mut self, bucket: Bucket) {
         self.changes.retain(|c| c.endpoint.bucket() != bucket);
-        self.saved.remove(&bucket);
-        self.reached.remove(&bucket);
+        self.saved_through.remove(&bucket);
+        self.applied_through.remove(&bucket);
     }
 
-    /// The position that the changes of a bucket go up to.
-    pub(crate) fn reached(&self, bucket: Bucket) -> Position {
-        self.reached.get(&bucket).copied().unwrap_or_default()
+    /// Returns the position up to which changes of a bucket are included.
+    pub(crate) fn applied_through(&self, bucket: Bucket) -> Position {
+        self.applied_through
+            .get(&bucket)
+            .copied()
+            .unwrap_or_default()
     }
 
-    /// What is to be saved of some buckets.
+    /// Takes the changes of some buckets for saving.
     pub(crate) fn take(&mut self, of: impl Fn(Bucket) -> bool) -> Vec<ReadyChange> {
         let all = std::mem::take(&mut self.changes);
         let (taken, kept) = all.into_iter().partition(|c| of(c.endpoint.bucket()));

@@ -1,8 +1,8 @@
-//! The loop: frames and records in, events and panes out.
+//! The main loop: frames and records in, events and panes out.
 //!
-//! Buckets come and go at any time. Frames of a bucket count once its history has been folded, since
-//! that tells what has been counted; those that come before wait for it. Outages of the store end
-//! nothing: what could not be written is due again.
+//! Buckets are acquired and released at any time. Frames of a bucket are counted once its events have
+//! been folded, which determines what has been counted already; earlier ones are queued. Store outages
+//! are not fatal: what could not be written is due again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -29,36 +29,36 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::fold::MeterFold;
-use crate::history::{History, HistoryError, Owned, Save, Saved};
+use crate::history::{BucketSave, History, HistoryError, SaveBatch, SavedBucket};
 use crate::metrics::MeterMetrics;
-use crate::open::Open;
+use crate::open::OpenUsage;
 use crate::panes::Panes;
-use crate::ready::Ready;
+use crate::ready::ReadyChanges;
 
 const SERVICE: &str = "meter";
 
-/// How often it is looked whether minutes can be closed.
+/// How often to check for minutes that can be closed.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Frames of one bucket that wait until its history has been folded; the oldest go first.
-const WAITING_MAX: usize = 4096;
+/// Frames of one bucket queued until its events have been folded; the oldest are dropped first.
+const QUEUED_FRAMES_MAX: usize = 4096;
 
-/// Frames that could not be read, of buckets whose history has not been folded, that wait for it.
+/// Unreadable frames queued for buckets whose events have not been folded yet.
 const UNREADABLE_MAX: usize = 65_536;
 
-/// Endpoints whose minutes are written at once.
-const CLOSES_MAX: usize = 256;
+/// Endpoints whose minutes are written concurrently.
+const CONCURRENT_CLOSES_MAX: usize = 256;
 
-/// Frames are asked of the bus again from so long before the open minutes were saved: clocks differ,
-/// and some were late.
-const HEARD_AGAIN: Span = Span::from_secs(60);
+/// Frames are requested again from this long before the open minutes were saved: clocks differ, and some
+/// frames were late.
+const REDELIVERY_MARGIN: Span = Span::from_secs(60);
 
-/// So long after frames were asked for again, or the last of the past has come, nothing is closed: they
-/// must come first.
-const COMES_AGAIN: Span = Span::from_secs(10);
+/// Nothing is closed until this long after redelivery was requested, or its last frame arrived: redelivered
+/// frames must be counted first.
+const REDELIVERY_QUIET: Span = Span::from_secs(10);
 
-/// But no longer than this: what comes even later are corrections.
-const COMES_AGAIN_MAX: Span = Span::from_secs(300);
+/// The limit for that delay: what arrives even later becomes a correction.
+const REDELIVERY_MAX: Span = Span::from_secs(300);
 
 #[derive(Clone)]
 pub struct Deps {
@@ -78,7 +78,7 @@ pub enum MeterError {
     History(#[from] HistoryError),
 }
 
-/// The meter, opened and listening, not running yet.
+/// The meter: opened and subscribed, but not running yet.
 pub struct Meter {
     deps: Deps,
     history: History,
@@ -89,45 +89,45 @@ pub struct Meter {
     state: State,
 }
 
-/// What it knows; saved as far as the log does not have it.
+/// In-memory state; what is not in the log is saved to the history.
 struct State {
-    buckets: BTreeMap<Bucket, Held>,
+    buckets: BTreeMap<Bucket, OwnedBucket>,
     panes: Panes,
-    ready: Ready,
+    ready: ReadyChanges,
     saved_at: Timestamp,
-    /// Frames that could not be read, of buckets that have not been folded.
+    /// Unreadable frames of buckets that have not caught up.
     unreadable: Vec<FrameHead>,
-    /// What could not be saved, or had no answer.
-    unsaved: Option<Save>,
-    writes_fail: bool,
+    /// The batch whose save failed, or has an unknown outcome.
+    unsaved: Option<SaveBatch>,
+    is_write_failing: bool,
 }
 
-/// A bucket that is ours.
-struct Held {
+/// A bucket owned by this meter.
+struct OwnedBucket {
     fence: Fence,
     usage: Usage,
-    caught_up: bool,
-    /// Somebody else has counted before us.
-    taken_over: bool,
-    /// From when on frames are to be heard again.
-    again_from: Option<Timestamp>,
-    /// Set once they have been asked for.
-    again: Option<Again>,
-    /// Frames that came before the history had been folded.
-    waiting: VecDeque<Arc<Frame>>,
+    is_caught_up: bool,
+    /// Whether another owner counted before us and left no usable open minutes.
+    is_taken_over: bool,
+    /// From when on frames are to be redelivered.
+    redeliver_from: Option<Timestamp>,
+    /// Set once redelivery has been requested.
+    redelivery: Option<Redelivery>,
+    /// Frames that arrived before the bucket caught up.
+    queued: VecDeque<Arc<Frame>>,
 }
 
-/// Frames of the past are on their way.
-struct Again {
+/// A redelivery of past frames in progress.
+struct Redelivery {
     from: Timestamp,
-    /// Until when what has been heard is not complete.
+    /// Until when the received frames are considered incomplete.
     until: Timestamp,
-    /// Until when that may be put off.
+    /// The latest value of `until`.
     at_most_until: Timestamp,
 }
 
 impl Meter {
-    /// Opens the history, takes back what was saved, and listens from now on.
+    /// Opens the history and subscribes to frames and records.
     pub async fn open(config: Config, deps: Deps) -> Result<Self, MeterError> {
         let component = deps.health.component(SERVICE);
         let frames = deps.bus.subscribe_frames();
@@ -145,11 +145,11 @@ impl Meter {
         let state = State {
             buckets: BTreeMap::new(),
             panes: Panes::default(),
-            ready: Ready::default(),
+            ready: ReadyChanges::default(),
             saved_at: deps.clock.now(),
             unreadable: Vec::new(),
             unsaved: None,
-            writes_fail: false,
+            is_write_failing: false,
         };
         Ok(Self {
             metrics: MeterMetrics::new(&deps.metrics),
@@ -162,12 +162,12 @@ impl Meter {
         })
     }
 
-    /// A handle for those who read the past.
+    /// Returns a handle for reading the history.
     pub fn history(&self) -> History {
         self.history.clone()
     }
 
-    /// Runs until `shutdown`; then takes in what has come by then and saves it.
+    /// Runs until `shutdown`, then counts the frames received so far and saves.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), MeterError> {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -177,10 +177,10 @@ impl Meter {
                 () = shutdown.cancelled() => break,
                 _ = ticks.tick() => self.tick().await?,
                 step = self.consumer.next() => self.handle(step?).await?,
-                Some(frame) = self.frames.recv() => self.hear(frame),
+                Some(frame) = self.frames.recv() => self.receive_frame(frame),
             }
         }
-        self.hear_waiting();
+        self.drain_frames();
         let ours: Vec<Bucket> = self.state.buckets.keys().copied().collect();
         self.save(self.deps.clock.now(), &ours).await;
         self.consumer.save_all().await;
@@ -190,7 +190,7 @@ impl Meter {
     async fn handle(&mut self, step: Step<Vec<(Name, u32)>>) -> Result<(), StoreError> {
         match step {
             Step::Applied(applied) => applied.into_iter().for_each(|one| self.applied(one)),
-            // What its minutes hold is still there, and what was applied once changes nothing again.
+            // Open minutes are kept; applying a record again has no effect on them.
             Step::Rebuilt { applied, .. } => {
                 applied.into_iter().for_each(|one| self.applied(one));
             }
@@ -202,15 +202,15 @@ impl Meter {
                 for (bucket, fence) in fences {
                     let saved = saved.remove(&bucket);
                     match self.state.buckets.contains_key(&bucket) {
-                        true => self.hold_again(bucket, fence, saved),
-                        false => self.hold(bucket, fence, saved),
+                        true => self.reacquire(bucket, fence, saved),
+                        false => self.acquire(bucket, fence, saved),
                     }
                 }
                 self.consumer.slices_from(self.slices_from());
             }
             Step::Released(buckets) => self.release(&buckets).await,
             Step::CaughtUp(buckets) => self.caught_up(&buckets),
-            // What its minutes hold stays.
+            // Open minutes are kept.
             Step::Parked(_) | Step::Unreadable { .. } | Step::Passed(_) => {}
         }
         Ok(())
@@ -218,50 +218,50 @@ impl Meter {
 
     fn applied(&mut self, applied: Applied<Vec<(Name, u32)>>) {
         let Applied { record, effect } = applied;
-        let Some(held) = self.state.buckets.get_mut(&record.bucket) else {
+        let Some(owned) = self.state.buckets.get_mut(&record.bucket) else {
             return;
         };
         let applies = effect.is_some();
         self.state
             .ready
-            .changed(&record, effect.unwrap_or_default());
-        if applies && let Err(detail) = catch_panic(|| held.usage.apply(&record)) {
+            .record_changes(&record, effect.unwrap_or_default());
+        if applies && let Err(detail) = catch_panic(|| owned.usage.apply(&record)) {
             let key = record.endpoint();
-            tracing::error!(position = %record.position, detail, "an event cannot be taken from open minutes");
+            tracing::error!(position = %record.position, detail, "failed to apply event to open minutes");
             if let Some(key) = key {
                 self.consumer.park(&key, &detail);
             }
         }
     }
 
-    /// From here on no former owner saves anything of these buckets. History is not the log: where it
-    /// fails, the bucket begins with the log alone.
-    async fn claim(&self, fences: &[(Bucket, Fence)]) -> BTreeMap<Bucket, Saved> {
+    /// Fences out former owners of these buckets. If the history fails, the bucket starts from the log
+    /// alone.
+    async fn claim(&self, fences: &[(Bucket, Fence)]) -> BTreeMap<Bucket, SavedBucket> {
         let generation = |(bucket, fence): &(Bucket, Fence)| (*bucket, fence.generation);
         let generations = fences.iter().map(generation).collect();
         let claimed = self.history.claim(&generations).await;
         claimed.unwrap_or_else(|error| {
-            tracing::error!(%error, "open minutes could not be read");
+            tracing::error!(%error, "failed to read open minutes");
             BTreeMap::new()
         })
     }
 
-    /// A bucket is ours: its minutes begin with what was saved, or with the log alone.
-    fn hold(&mut self, bucket: Bucket, fence: Fence, saved: Option<Saved>) {
+    /// Acquires a bucket, starting from the saved open minutes, or else from the log alone.
+    fn acquire(&mut self, bucket: Bucket, fence: Fence, saved: Option<SavedBucket>) {
         let now = self.deps.clock.now();
-        let saved = saved.unwrap_or_else(|| Saved {
+        let saved = saved.unwrap_or_else(|| SavedBucket {
             panes_before: now.secs() + 1,
-            ..Saved::default()
+            ..SavedBucket::default()
         });
         let open = saved.open.and_then(|open| open.for_owner(&fence));
-        let taken_over = open.is_none() && fence.generation > 1;
+        let is_taken_over = open.is_none() && fence.generation > 1;
         self.state.panes.forget(bucket);
-        if taken_over {
-            self.state.panes.begin(bucket, saved.panes_before);
+        if is_taken_over {
+            self.state.panes.start_from(bucket, saved.panes_before);
         }
-        self.state.ready.begin(bucket, saved.ready_through);
+        self.state.ready.start_from(bucket, saved.ready_through);
         let (mut usage, saved_at) = open.unwrap_or_default();
-        // The history is older than the snapshot, or is gone: what it lacks is in the log only.
+        // The history is older than the snapshot, or lost: what it lacks is only in the log.
         if self.consumer.position(bucket) > saved.ready_through {
             self.consumer.discard_snapshot(bucket);
         }
@@ -270,45 +270,45 @@ impl Meter {
                 usage.know(key, &entry.state.usage);
             }
         }
-        let held = Held {
-            taken_over,
-            again_from: saved_at.map(|at| before(at, HEARD_AGAIN)),
-            again: None,
+        let owned = OwnedBucket {
+            is_taken_over,
+            redeliver_from: saved_at.map(|at| before(at, REDELIVERY_MARGIN)),
+            redelivery: None,
             usage,
             fence,
-            caught_up: false,
-            waiting: VecDeque::new(),
+            is_caught_up: false,
+            queued: VecDeque::new(),
         };
-        self.state.buckets.insert(bucket, held);
+        self.state.buckets.insert(bucket, owned);
     }
 
-    /// History is read before frames are counted, and takes from open minutes only what was saved of them:
-    /// slices from before that need not be decoded. Once frames are counted, all slices matter.
+    /// While history is read, no frame is counted, and only minutes that were restored open are reduced by what
+    /// the log has: usage before the first of them is read without its slices. Later all slices matter.
     fn slices_from(&self) -> Timestamp {
-        let from = |held: &Held| match held.caught_up {
+        let from = |owned: &OwnedBucket| match owned.is_caught_up {
             true => Timestamp::MIN,
-            false => held.usage.oldest_open().unwrap_or(Timestamp::MAX),
+            false => owned.usage.oldest_open().unwrap_or(Timestamp::MAX),
         };
-        let held = self.state.buckets.values();
-        held.map(from).min().unwrap_or(Timestamp::MIN)
+        let owned = self.state.buckets.values();
+        owned.map(from).min().unwrap_or(Timestamp::MIN)
     }
 
-    /// What was fenced while it was still ours has been taken once more. Its minutes stay: what somebody
-    /// else has told of them comes with the feed, and is taken away.
-    fn hold_again(&mut self, bucket: Bucket, fence: Fence, saved: Option<Saved>) {
+    /// Reacquires a bucket that was fenced while still owned. Its open minutes are kept: what another owner
+    /// has reported of them comes with the feed and is subtracted.
+    fn reacquire(&mut self, bucket: Bucket, fence: Fence, saved: Option<SavedBucket>) {
         let saved = saved.map(|saved| saved.panes_before);
         let begin = saved.unwrap_or_else(|| self.deps.clock.now().secs() + 1);
-        self.state.panes.begin(bucket, begin);
-        if let Some(held) = self.state.buckets.get_mut(&bucket) {
-            held.fence = fence;
+        self.state.panes.start_from(bucket, begin);
+        if let Some(owned) = self.state.buckets.get_mut(&bucket) {
+            owned.fence = fence;
         }
     }
 
-    /// Buckets are somebody else's from here on, who begins with what is saved now.
+    /// Releases buckets. Their next owner starts from what is saved now.
     async fn release(&mut self, buckets: &[Bucket]) {
-        self.hear_waiting();
-        let held = buckets.iter().filter_map(|b| self.state.buckets.get(b));
-        if held.filter(|held| held.caught_up).count() > 0 {
+        self.drain_frames();
+        let owned = buckets.iter().filter_map(|b| self.state.buckets.get(b));
+        if owned.filter(|owned| owned.is_caught_up).count() > 0 {
             self.save(self.deps.clock.now(), buckets).await;
         }
         for bucket in buckets {
@@ -323,87 +323,87 @@ impl Meter {
         let now = self.deps.clock.now();
         let mut since: Option<Timestamp> = None;
         for bucket in buckets {
-            let Some(held) = self.state.buckets.get_mut(bucket) else {
+            let Some(owned) = self.state.buckets.get_mut(bucket) else {
                 continue;
             };
-            // Minutes that were heard before go on.
-            if std::mem::replace(&mut held.caught_up, true) {
+            // Already caught up before: nothing to start.
+            if std::mem::replace(&mut owned.is_caught_up, true) {
                 continue;
             }
-            if held.taken_over {
-                let untold = held.usage.taken_over(now);
-                held.again_from = Some(before(untold, HEARD_AGAIN));
+            if owned.is_taken_over {
+                let uncounted_from = owned.usage.taken_over(now);
+                owned.redeliver_from = Some(before(uncounted_from, REDELIVERY_MARGIN));
             }
-            if let Some(from) = held.again_from.filter(|from| *from < now) {
-                held.again = Some(Again {
+            if let Some(from) = owned.redeliver_from.filter(|from| *from < now) {
+                owned.redelivery = Some(Redelivery {
                     from,
-                    until: now + COMES_AGAIN,
-                    at_most_until: now + COMES_AGAIN_MAX,
+                    until: now + REDELIVERY_QUIET,
+                    at_most_until: now + REDELIVERY_MAX,
                 });
                 since = Some(since.map_or(from, |since| since.min(from)));
             }
         }
         if let Some(since) = since {
-            self.listen_since(since);
+            self.resubscribe_since(since);
         }
         for bucket in buckets {
-            let held = self.state.buckets.get_mut(bucket);
-            let waiting = held.map(|held| std::mem::take(&mut held.waiting));
-            for frame in waiting.into_iter().flatten() {
+            let owned = self.state.buckets.get_mut(bucket);
+            let queued = owned.map(|owned| std::mem::take(&mut owned.queued));
+            for frame in queued.into_iter().flatten() {
                 self.count(&frame);
             }
         }
     }
 
-    /// The former owner's open minutes are counted again, where the bus still has their frames. What
-    /// comes twice is counted once.
-    fn listen_since(&mut self, since: Timestamp) {
+    /// Requests frames again to count the former owner's open minutes, as far as the bus still has them.
+    /// Duplicates are counted once.
+    fn resubscribe_since(&mut self, since: Timestamp) {
         let frames = self.deps.bus.subscribe_frames_since(since);
-        // What the old subscription still holds may be from before what the new one brings.
-        self.hear_waiting();
+        // Frames left in the old subscription may precede those of the new one.
+        self.drain_frames();
         self.frames = frames;
     }
 
-    fn hear(&mut self, frame: Arc<Frame>) {
+    fn receive_frame(&mut self, frame: Arc<Frame>) {
         match self.state.buckets.get_mut(&frame.bucket) {
-            Some(held) if held.caught_up => self.count(&frame),
-            Some(held) => {
-                if held.waiting.len() >= WAITING_MAX {
-                    held.waiting.pop_front();
+            Some(owned) if owned.is_caught_up => self.count(&frame),
+            Some(owned) => {
+                if owned.queued.len() >= QUEUED_FRAMES_MAX {
+                    owned.queued.pop_front();
                 }
-                held.waiting.push_back(frame);
+                owned.queued.push_back(frame);
             }
             None => {}
         }
     }
 
     fn count(&mut self, frame: &Frame) {
-        let Some(held) = self.state.buckets.get_mut(&frame.bucket) else {
+        let Some(owned) = self.state.buckets.get_mut(&frame.bucket) else {
             return;
         };
         let now = self.deps.clock.now();
-        held.hear_again(frame, now);
-        let counted = held.usage.count(frame, now);
+        owned.extend_redelivery(frame, now);
+        let counted = owned.usage.count(frame, now);
         self.metrics.frame(counted);
         if counted != Counted::Before {
             self.state.panes.add(frame);
         }
     }
 
-    fn hear_waiting(&mut self) {
+    fn drain_frames(&mut self) {
         while let Ok(frame) = self.frames.try_recv() {
-            self.hear(frame);
+            self.receive_frame(frame);
         }
     }
 
-    /// Frames that nobody here can read are missing; those of a bucket that is not folded yet wait.
-    fn miss_unreadable(&mut self) {
-        let waiting = std::mem::take(&mut self.state.unreadable);
-        let came = self.deps.bus.take_unreadable_frames();
-        for head in waiting.into_iter().chain(came) {
+    /// Counts unreadable frames as missing; those of buckets that have not caught up stay queued.
+    fn count_unreadable_frames(&mut self) {
+        let queued = std::mem::take(&mut self.state.unreadable);
+        let arrived = self.deps.bus.take_unreadable_frames();
+        for head in queued.into_iter().chain(arrived) {
             match self.state.buckets.get_mut(&head.bucket) {
-                Some(held) if held.caught_up => {
-                    held.usage.count_unreadable(&head);
+                Some(owned) if owned.is_caught_up => {
+                    owned.usage.count_unreadable(&head);
                     self.metrics.unreadable_frame();
                 }
                 Some(_) if self.state.unreadable.len() < UNREADABLE_MAX => {
@@ -415,9 +415,9 @@ impl Meter {
     }
 
     async fn tick(&mut self) -> Result<(), StoreError> {
-        // What has come must be in before a minute is closed without it.
-        self.hear_waiting();
-        self.miss_unreadable();
+        // Count all received frames before closing a minute.
+        self.drain_frames();
+        self.count_unreadable_frames();
         let now = self.deps.clock.now();
         self.close(now).await?;
         let clock_stepped_back = now < self.state.saved_at;
@@ -427,67 +427,67 @@ impl Meter {
         Ok(())
     }
 
-    /// Appends what is due, one commit per endpoint. What cannot be written is due again.
+    /// Appends due events, one commit per endpoint. What cannot be written is due again.
     async fn close(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let mut due = Vec::new();
-        for (bucket, held) in &mut self.state.buckets {
-            // Somebody else may have taken it meanwhile.
-            let is_ours = self.consumer.fence(*bucket) == Some(&held.fence);
-            if !is_ours || !held.caught_up || held.is_hearing(now) {
+        for (bucket, owned) in &mut self.state.buckets {
+            // Another meter may have acquired it meanwhile.
+            let is_ours = self.consumer.fence(*bucket) == Some(&owned.fence);
+            if !is_ours || !owned.is_caught_up || owned.is_redelivering(now) {
                 continue;
             }
             let parking = self.consumer.parking();
-            let of_bucket = held.usage.due(now).into_iter();
+            let of_bucket = owned.usage.due(now).into_iter();
             let wanted = of_bucket.filter(|due| !parking.is_parked(&due.endpoint));
-            due.extend(wanted.map(|due| (*bucket, held.fence.clone(), due)));
+            due.extend(wanted.map(|due| (*bucket, owned.fence.clone(), due)));
         }
         let commits = due.into_iter().map(|(bucket, fence, due)| {
             let commit = self.commit(&due, &fence, now);
             let store = &self.deps.store;
             async move { (bucket, due.endpoint, store.commit(commit).await) }
         });
-        // Not all at once: at the end of a minute they would keep decisions waiting for the writer.
+        // Bounded: at the end of a minute, they would otherwise delay decisions at the writer.
         let outcomes: Vec<_> = futures::stream::iter(commits)
-            .buffer_unordered(CLOSES_MAX)
+            .buffer_unordered(CONCURRENT_CLOSES_MAX)
             .collect()
             .await;
         for (bucket, endpoint, outcome) in outcomes {
             match outcome {
                 Ok(Committed::Now { records }) => {
-                    self.state.writes_fail = false;
-                    let Some(held) = self.state.buckets.get_mut(&bucket) else {
+                    self.state.is_write_failing = false;
+                    let Some(owned) = self.state.buckets.get_mut(&bucket) else {
                         continue;
                     };
                     for record in records {
                         self.metrics.written(&record.event);
-                        held.usage.apply(&record);
+                        owned.usage.apply(&record);
                     }
                 }
                 Ok(Committed::Before { .. }) => {}
-                // The feed brings what we have not seen yet.
+                // The feed will deliver what is missing here.
                 Err(CommitError::Conflict { .. }) => {
-                    tracing::debug!(%endpoint, "the usage stream has moved on");
+                    tracing::debug!(%endpoint, "usage stream advanced, waiting for the feed");
                 }
                 Err(CommitError::Fenced { .. }) => {
                     self.consumer.fenced(bucket);
                 }
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
-                // Once for an outage, not once for each endpoint and try.
+                // Log once per outage, not for each endpoint and attempt.
                 Err(error) => {
-                    if !std::mem::replace(&mut self.state.writes_fail, true) {
-                        tracing::error!(%endpoint, %error, "usage could not be written, trying again");
+                    if !std::mem::replace(&mut self.state.is_write_failing, true) {
+                        tracing::error!(%endpoint, %error, "failed to write usage, retrying");
                     }
                 }
             }
         }
         let (mut open, mut idle) = (0, 0);
-        let held = self.state.buckets.values_mut();
-        for held in held.filter(|held| held.caught_up) {
-            if !held.is_hearing(now) {
-                held.usage.settle(now);
+        let owned = self.state.buckets.values_mut();
+        for owned in owned.filter(|owned| owned.is_caught_up) {
+            if !owned.is_redelivering(now) {
+                owned.usage.settle(now);
             }
-            open += held.usage.open_minutes();
-            idle += held.usage.idle_deployments();
+            open += owned.usage.open_minutes();
+            idle += owned.usage.idle_deployments();
         }
         self.metrics.open_minutes.set(open as i64);
         self.metrics.idle_deployments.set(idle as i64);
@@ -512,93 +512,99 @@ impl Meter {
         }
     }
 
-    /// Saves panes and open minutes. History is not the log: a failure is told, and tried again.
-    async fn save(&mut self, now: Timestamp, leaving: &[Bucket]) {
+    /// Saves panes and open minutes. Failures are logged and retried, since the history is not the log.
+    async fn save(&mut self, now: Timestamp, releasing: &[Bucket]) {
         self.state.saved_at = now;
         if let Some(unsaved) = self.state.unsaved.take()
-            && !self.save_all(unsaved, true).await
+            && !self.write_batch(unsaved, true).await
         {
             return;
         }
-        let save = self.gather(now, leaving);
-        if self.save_all(save, false).await {
+        let batch = self.collect(now, releasing);
+        if self.write_batch(batch, false).await {
             let before = now.secs() - self.retention.secs() as i64;
             if let Err(error) = self.history.prune(before).await {
-                tracing::warn!(%error, "what is old in the history could not be deleted");
+                tracing::warn!(%error, "failed to delete old history");
             }
         }
     }
 
-    /// What is new of our buckets.
-    fn gather(&mut self, now: Timestamp, leaving: &[Bucket]) -> Save {
+    /// Collects unsaved data of the owned buckets.
+    fn collect(&mut self, now: Timestamp, releasing: &[Bucket]) -> SaveBatch {
         let State {
             buckets,
             panes,
             ready,
             ..
         } = &mut self.state;
-        let known = buckets.iter().filter(|(_, held)| held.caught_up);
-        let open: BTreeMap<Bucket, Owned> = known
-            .filter_map(|(bucket, held)| owned(*bucket, held, ready, now))
+        let caught_up_buckets = buckets.iter().filter(|(_, owned)| owned.is_caught_up);
+        let saves: BTreeMap<Bucket, BucketSave> = caught_up_buckets
+            .filter_map(|(bucket, owned)| bucket_save(*bucket, owned, ready, now))
             .collect();
-        let is_ours = |bucket| open.contains_key(&bucket);
-        let (panes, covered) = panes.take(now, is_ours, |bucket| leaving.contains(&bucket));
-        Save {
+        let is_ours = |bucket| saves.contains_key(&bucket);
+        let (panes, covered) = panes.take(now, is_ours, |bucket| releasing.contains(&bucket));
+        SaveBatch {
             panes,
             covered,
             ready: ready.take(is_ours),
-            open,
+            buckets: saves,
             now: now.secs(),
         }
     }
 
-    async fn save_all(&mut self, save: Save, again: bool) -> bool {
-        match self.history.save(&save, again).await {
+    async fn write_batch(&mut self, batch: SaveBatch, is_retry: bool) -> bool {
+        match self.history.save(&batch, is_retry).await {
             Ok(refused) => {
-                for (bucket, owned) in &save.open {
+                for (bucket, bucket_save) in &batch.buckets {
                     if !refused.contains(bucket) {
-                        self.consumer.confirm_written(*bucket, owned.ready_through);
+                        self.consumer
+                            .confirm_written(*bucket, bucket_save.ready_through);
                     }
                 }
                 // The newer owner counts the same frames.
                 let buckets = refused.len();
                 if buckets > 0 {
-                    tracing::info!(buckets, "not saved: others own these buckets by now");
+                    tracing::info!(buckets, "not saved, buckets have new owners");
                 }
                 true
             }
             Err(error) => {
-                tracing::error!(%error, "history and open minutes could not be saved");
+                tracing::error!(%error, "failed to save history and open minutes");
                 self.metrics.saves_failed.inc();
-                self.state.unsaved = Some(save);
+                self.state.unsaved = Some(batch);
                 false
             }
         }
     }
 }
 
-impl Held {
-    /// Whether frames that were asked for again may still come.
-    fn is_hearing(&self, now: Timestamp) -> bool {
-        self.again.as_ref().is_some_and(|again| now < again.until)
+impl OwnedBucket {
+    /// Whether redelivered frames may still arrive.
+    fn is_redelivering(&self, now: Timestamp) -> bool {
+        self.redelivery
+            .as_ref()
+            .is_some_and(|redelivery| now < redelivery.until)
     }
 
-    /// A frame has come; where it is one of the past, others follow.
-    fn hear_again(&mut self, frame: &Frame, now: Timestamp) {
-        let is_past = now.since(frame.start) > COMES_AGAIN;
-        if let Some(again) = self
-            .again
+    /// Extends the redelivery if the frame is from the past, since more may follow.
+    fn extend_redelivery(&mut self, frame: &Frame, now: Timestamp) {
+        let is_past = now.since(frame.start) > REDELIVERY_QUIET;
+        if let Some(redelivery) = self
+            .redelivery
             .as_mut()
-            .filter(|again| is_past && now < again.until)
+            .filter(|redelivery| is_past && now < redelivery.until)
         {
-            again.until = (now + COMES_AGAIN).min(again.at_most_until);
+            redelivery.until = (now + REDELIVERY_QUIET).min(redelivery.at_most_until);
         }
     }
 
-    /// Frames from before this have been heard.
-    fn heard_until(&self, now: Timestamp) -> Timestamp {
-        let again = self.again.as_ref().filter(|_| self.is_hearing(now));
-        again.map_or(now, |again| again.from)
+    /// Returns the time before which all frames have been received.
+    fn complete_until(&self, now: Timestamp) -> Timestamp {
+        let redelivery = self
+            .redelivery
+            .as_ref()
+            .filter(|_| self.is_redelivering(now));
+        redelivery.map_or(now, |redelivery| redelivery.from)
     }
 }
 
@@ -606,18 +612,23 @@ fn before(at: Timestamp, span: Span) -> Timestamp {
     Timestamp::from_millis(at.millis() - span.millis() as i64)
 }
 
-fn owned(bucket: Bucket, held: &Held, ready: &Ready, now: Timestamp) -> Option<(Bucket, Owned)> {
-    match Open::encode(&held.fence, held.heard_until(now), &held.usage) {
+fn bucket_save(
+    bucket: Bucket,
+    owned: &OwnedBucket,
+    ready: &ReadyChanges,
+    now: Timestamp,
+) -> Option<(Bucket, BucketSave)> {
+    match OpenUsage::encode(&owned.fence, owned.complete_until(now), &owned.usage) {
         Ok(doc) => {
-            let owned = Owned {
-                generation: held.fence.generation,
+            let bucket_save = BucketSave {
+                generation: owned.fence.generation,
                 doc,
-                ready_through: ready.reached(bucket),
+                ready_through: ready.applied_through(bucket),
             };
-            Some((bucket, owned))
+            Some((bucket, bucket_save))
         }
         Err(error) => {
-            tracing::error!(%bucket, %error, "an open minute cannot be written");
+            tracing::error!(%bucket, %error, "failed to encode open minutes");
             None
         }
     }

@@ -12,28 +12,28 @@ use contract::usage::UsageMinute;
 use meter::{GapSpan, History, Query};
 use runtime::ids::Ids;
 use store::{Append, Commit};
-use support::{House, START, arrivals, blue, cpu_us, endpoint, points, uid};
+use support::{Harness, START, arrivals, blue, cpu_us, endpoint, points, uid};
 use uuid::Uuid;
 
 on_both!(
     a_minute_is_written_to_the_log_once_it_is_over,
     an_open_minute_survives_a_restart,
-    frames_that_never_came_are_named,
-    a_meter_that_was_taken_over_takes_again,
+    missing_frames_are_recorded_as_gaps,
+    a_meter_that_was_taken_over_reacquires,
     a_usage_stream_that_moved_on_is_caught_up_with,
-    history_has_a_point_for_each_step_and_says_what_is_missing,
+    history_has_a_point_for_each_step_and_reports_gaps,
     panes_past_the_retention_are_deleted,
     a_query_for_too_many_points_is_refused,
     a_reader_sees_what_the_meter_has_saved,
     an_open_minute_survives_restarts_in_quick_succession,
-    minutes_without_a_request_are_told_once_there_is_one_also_after_a_restart,
+    idle_minutes_are_reported_with_the_next_request_even_after_a_restart,
 );
 
-async fn a_minute_is_written_to_the_log_once_it_is_over(mut house: House) {
-    let meter = house.run().await;
-    house.seconds(1, 0..60);
-    house.at(60);
-    let minute = house.closed().await;
+async fn a_minute_is_written_to_the_log_once_it_is_over(mut harness: Harness) {
+    let meter = harness.run().await;
+    harness.report(1, 0..60);
+    harness.set_second(60);
+    let minute = harness.next_closed().await;
     assert_eq!(minute.minute, Timestamp::from_secs(START));
     assert_eq!((minute.deployment_uid, arrivals(&minute)), (uid(), 60));
     let text = meter.metrics.encode();
@@ -44,28 +44,28 @@ async fn a_minute_is_written_to_the_log_once_it_is_over(mut house: House) {
     meter.stop().await;
 }
 
-async fn an_open_minute_survives_a_restart(mut house: House) {
-    let meter = house.run().await;
-    house.seconds(1, 0..30);
-    house.at(30);
+async fn an_open_minute_survives_a_restart(mut harness: Harness) {
+    let meter = harness.run().await;
+    harness.report(1, 0..30);
+    harness.set_second(30);
     meter.stop().await;
-    let meter = house.run().await;
-    // The gateway has gone on; what it sent meanwhile comes again, or not at all.
-    house.seconds(1, 25..60);
-    house.at(60);
-    let minute = house.closed().await;
+    let meter = harness.run().await;
+    // The gateway kept running; frames sent meanwhile are redelivered or lost.
+    harness.report(1, 25..60);
+    harness.set_second(60);
+    let minute = harness.next_closed().await;
     assert_eq!(arrivals(&minute), 60);
     meter.stop().await;
 }
 
-async fn frames_that_never_came_are_named(mut house: House) {
-    let meter = house.run().await;
-    house.seconds(1, 0..20);
-    house.seconds(1, 24..60);
-    house.at(60);
-    assert_eq!(arrivals(&house.closed().await), 56);
+async fn missing_frames_are_recorded_as_gaps(mut harness: Harness) {
+    let meter = harness.run().await;
+    harness.report(1, 0..20);
+    harness.report(1, 24..60);
+    harness.set_second(60);
+    assert_eq!(arrivals(&harness.next_closed().await), 56);
     let stream = StreamName::of(StreamKind::Usage, &endpoint());
-    let records = house.store.read_stream(&stream, 0, 10).await.unwrap();
+    let records = harness.store.read_stream(&stream, 0, 10).await.unwrap();
     let Event::UsageGap(gap) = &records[1].event else {
         panic!("{records:?}")
     };
@@ -73,21 +73,21 @@ async fn frames_that_never_came_are_named(mut house: House) {
     meter.stop().await;
 }
 
-async fn minutes_without_a_request_are_told_once_there_is_one_also_after_a_restart(
-    mut house: House,
+async fn idle_minutes_are_reported_with_the_next_request_even_after_a_restart(
+    mut harness: Harness,
 ) {
-    let meter = house.run().await;
-    house.rest(0..130);
-    house.at(130);
+    let meter = harness.run().await;
+    harness.report_idle(0..130);
+    harness.set_second(130);
     meter.stop().await;
-    let meter = house.run().await;
-    house.rest(130..240);
-    house.seconds(1, 180..240);
-    house.at(240);
-    let idle = house.closed().await;
+    let meter = harness.run().await;
+    harness.report_idle(130..240);
+    harness.report(1, 180..240);
+    harness.set_second(240);
+    let idle = harness.next_closed().await;
     assert_eq!(idle.minute, Timestamp::from_secs(START));
     assert_eq!((idle.minutes, cpu_us(&idle)), (3, 180 * 100));
-    let busy = house.closed().await;
+    let busy = harness.next_closed().await;
     assert_eq!(busy.minute, idle.end());
     assert_eq!((arrivals(&busy), cpu_us(&busy)), (60, 60 * 100));
     let text = meter.metrics.encode();
@@ -95,21 +95,25 @@ async fn minutes_without_a_request_are_told_once_there_is_one_also_after_a_resta
     meter.stop().await;
 }
 
-async fn a_meter_that_was_taken_over_takes_again(mut house: House) {
-    let meter = house.run().await;
+async fn a_meter_that_was_taken_over_reacquires(mut harness: Harness) {
+    let meter = harness.run().await;
     let bucket = endpoint().bucket();
-    let other = house.store.take(&format!("meter/{bucket}")).await.unwrap();
-    house.seconds(1, 0..60);
-    house.at(60);
-    assert_eq!(arrivals(&house.closed().await), 60);
-    let next = house.store.take(&other.name).await.unwrap();
+    let other = harness
+        .store
+        .take(&format!("meter/{bucket}"))
+        .await
+        .unwrap();
+    harness.report(1, 0..60);
+    harness.set_second(60);
+    assert_eq!(arrivals(&harness.next_closed().await), 60);
+    let next = harness.store.take(&other.name).await.unwrap();
     assert_eq!(next.generation, other.generation + 2);
     meter.stop().await;
 }
 
-async fn a_usage_stream_that_moved_on_is_caught_up_with(mut house: House) {
-    let meter = house.run().await;
-    house.seconds(1, 0..60);
+async fn a_usage_stream_that_moved_on_is_caught_up_with(mut harness: Harness) {
+    let meter = harness.run().await;
+    harness.report(1, 0..60);
     let foreign = UsageMinute {
         deployment: blue(),
         deployment_uid: uid(),
@@ -118,20 +122,20 @@ async fn a_usage_stream_that_moved_on_is_caught_up_with(mut house: House) {
         slices: Vec::new(),
         counted: Vec::new(),
     };
-    house
+    harness
         .append(StreamKind::Usage, vec![Event::UsageClosed(foreign)])
         .await;
-    let first = house.closed().await;
-    house.at(60);
-    let second = house.closed().await;
-    // Where the meter was quicker, its own minute comes first.
-    let mut told = [arrivals(&first), arrivals(&second)];
-    told.sort_unstable();
-    assert_eq!(told, [0, 60]);
+    let first = harness.next_closed().await;
+    harness.set_second(60);
+    let second = harness.next_closed().await;
+    // If the meter was faster, its own minute comes first.
+    let mut counts = [arrivals(&first), arrivals(&second)];
+    counts.sort_unstable();
+    assert_eq!(counts, [0, 60]);
     meter.stop().await;
 }
 
-async fn history_has_a_point_for_each_step_and_says_what_is_missing(house: House) {
+async fn history_has_a_point_for_each_step_and_reports_gaps(harness: Harness) {
     let deployment = DeploymentRef {
         endpoint: "iris".parse().unwrap(),
         deployment: blue(),
@@ -151,7 +155,7 @@ async fn history_has_a_point_for_each_step_and_says_what_is_missing(house: House
         reason: RequestReason::ScaleOut,
         spec: spec.unwrap(),
     };
-    house
+    harness
         .append(
             StreamKind::Instances,
             vec![Event::InstanceRequested(Box::new(requested))],
@@ -165,25 +169,25 @@ async fn history_has_a_point_for_each_step_and_says_what_is_missing(house: House
         adopted: false,
     };
     append_node(
-        &house,
+        &harness,
         vec![
             Event::InstanceStarted(started),
             Event::InstanceReady(OfInstance { id }),
         ],
     )
     .await;
-    let meter = house.run().await;
-    house.seconds(1, 0..20);
-    house.seconds(1, 30..40);
-    house.at(45);
+    let meter = harness.run().await;
+    harness.report(1, 0..20);
+    harness.report(1, 30..40);
+    harness.set_second(45);
     meter.stop().await;
-    let meter = house.run().await;
+    let meter = harness.run().await;
     let points = points(&meter.history, 10).await;
-    let told: Vec<_> = points
+    let counts: Vec<_> = points
         .iter()
         .map(|p| (p.time.secs() - START, p.covered_seconds, p.requests))
         .collect();
-    assert_eq!(told, [(0, 10, 10), (10, 10, 10), (30, 10, 10)]);
+    assert_eq!(counts, [(0, 10, 10), (10, 10, 10), (30, 10, 10)]);
     assert_eq!(points[0].requests_per_second, 1.0);
     assert_eq!(points[0].concurrency, 0.5);
     assert_eq!(points[0].instances, Some(1));
@@ -206,9 +210,9 @@ async fn history_has_a_point_for_each_step_and_says_what_is_missing(house: House
     meter.stop().await;
 }
 
-async fn append_node(house: &House, events: Vec<Event>) {
+async fn append_node(harness: &Harness, events: Vec<Event>) {
     let new = |event| NewEvent {
-        id: house.ids.event_id(Timestamp::from_secs(START)),
+        id: harness.ids.event_id(Timestamp::from_secs(START)),
         time: Timestamp::from_secs(START),
         actor: Actor::service("test"),
         event,
@@ -222,25 +226,25 @@ async fn append_node(house: &House, events: Vec<Event>) {
         appends: vec![append],
         ..Commit::default()
     };
-    house.store.commit(commit).await.unwrap();
+    harness.store.commit(commit).await.unwrap();
 }
 
-async fn panes_past_the_retention_are_deleted(house: House) {
-    let meter = house.run().await;
-    house.seconds(1, 0..60);
-    house.at(60);
+async fn panes_past_the_retention_are_deleted(harness: Harness) {
+    let meter = harness.run().await;
+    harness.report(1, 0..60);
+    harness.set_second(60);
     meter.stop().await;
-    let meter = house.run().await;
+    let meter = harness.run().await;
     assert_eq!(points(&meter.history, 60).await.len(), 1);
-    house.at(15 * 24 * 3600);
+    harness.set_second(15 * 24 * 3600);
     meter.stop().await;
-    let meter = house.run().await;
+    let meter = harness.run().await;
     assert_eq!(points(&meter.history, 60).await, []);
     meter.stop().await;
 }
 
-async fn a_query_for_too_many_points_is_refused(house: House) {
-    let meter = house.run().await;
+async fn a_query_for_too_many_points_is_refused(harness: Harness) {
+    let meter = harness.run().await;
     let query = Query {
         endpoint: None,
         deployment: None,
@@ -253,27 +257,30 @@ async fn a_query_for_too_many_points_is_refused(house: House) {
     meter.stop().await;
 }
 
-async fn a_reader_sees_what_the_meter_has_saved(house: House) {
-    // Also before there is a meter.
-    let reader = History::open_reader(&house.place).await.unwrap();
+async fn a_reader_sees_what_the_meter_has_saved(harness: Harness) {
+    // Works before there is a meter, too.
+    let reader = History::open_reader(&harness.location).await.unwrap();
     assert_eq!(points(&reader, 60).await, []);
-    let meter = house.run().await;
-    house.seconds(1, 0..60);
-    house.at(60);
+    let meter = harness.run().await;
+    harness.report(1, 0..60);
+    harness.set_second(60);
     meter.stop().await;
     assert_eq!(points(&reader, 60).await[0].requests, 60);
 }
 
-async fn an_open_minute_survives_restarts_in_quick_succession(mut house: House) {
+async fn an_open_minute_survives_restarts_in_quick_succession(mut harness: Harness) {
     for start in 0..3 {
-        let meter = house.run().await;
-        house.seconds(1, start * 10..(start + 1) * 10);
+        let meter = harness.run().await;
+        harness.report(1, start * 10..(start + 1) * 10);
         meter.stop().await;
     }
-    let meter = house.run().await;
-    house.seconds(1, 30..60);
-    house.at(60);
-    assert_eq!(arrivals(&house.closed().await), 60);
+    let meter = harness.run().await;
+    harness.report(1, 30..60);
+    harness.set_second(60);
+    assert_eq!(arrivals(&harness.next_closed().await), 60);
     meter.stop().await;
-    assert_eq!(points(&house.run().await.history, 60).await[0].requests, 60);
+    assert_eq!(
+        points(&harness.run().await.history, 60).await[0].requests,
+        60
+    );
 }

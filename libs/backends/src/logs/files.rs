@@ -1,6 +1,6 @@
-//! Which files there are of each instance: its log, and the rotated parts of it by number.
+//! The files of each instance: its log, and the numbered parts rotated out of it.
 //!
-//! Invariant: a place stays where it is when the log is rotated, and is never behind what was dropped.
+//! Invariant: a position stays valid across rotations, and never points into parts that were dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -8,97 +8,97 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// How far an instance's output has been read.
+/// A position in the output of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    /// The number of a part. The log itself has the one that it gets when it is rotated next.
+pub(super) struct OutputPosition {
+    /// The number of the part. The log itself has the number that it gets at its next rotation.
     pub part: u32,
     pub offset: u64,
-    /// The part had been rotated when it was looked at last.
+    /// Whether the part had been rotated when it was last checked.
     pub is_rotated: bool,
 }
 
-impl Place {
+impl OutputPosition {
     pub fn is_before(self, other: Self) -> bool {
         (self.part, self.offset) < (other.part, other.offset)
     }
 }
 
-/// The output of one instance, as it was when the folder was listed.
+/// The output of one instance as of when the folder was listed.
 #[derive(Clone, Debug)]
 pub(super) struct Output {
     pub log: PathBuf,
     pub modified: SystemTime,
-    /// Of the log itself.
+    /// The size of the log itself.
     pub length: u64,
-    /// Numbers of the rotated parts.
+    /// The numbers of the rotated parts.
     pub parts: BTreeSet<u32>,
 }
 
 impl Output {
-    /// The number that the log itself gets when it is rotated next.
+    /// Returns the number that the log itself gets at its next rotation.
     pub fn newest(&self) -> u32 {
         self.parts.last().map_or(1, |last| last + 1)
     }
 
-    /// Where the output ends.
-    pub fn end(&self) -> Place {
-        Place {
+    /// Returns the end of the output.
+    pub fn end(&self) -> OutputPosition {
+        OutputPosition {
             part: self.newest(),
             offset: self.length,
             is_rotated: false,
         }
     }
 
-    pub fn path(&self, place: Place) -> PathBuf {
-        match place.is_rotated {
-            true => part_path(&self.log, place.part),
+    pub fn path(&self, position: OutputPosition) -> PathBuf {
+        match position.is_rotated {
+            true => part_path(&self.log, position.part),
             false => self.log.clone(),
         }
     }
 
-    /// The same place among the parts that there are now. Where its part was dropped, the start of the
-    /// next: the number moves on too, or every reading would meet the same gap again.
-    pub fn locate(&self, place: Place) -> Place {
-        match self.parts.range(place.part..).next() {
-            Some(&part) if part == place.part => Place {
+    /// Maps a position to the parts that exist now. If its part was dropped, returns the start of the next
+    /// one; its number advances too, or every read would meet the same gap again.
+    pub fn relocate(&self, position: OutputPosition) -> OutputPosition {
+        match self.parts.range(position.part..).next() {
+            Some(&part) if part == position.part => OutputPosition {
                 is_rotated: true,
-                ..place
+                ..position
             },
-            Some(&part) => Place {
+            Some(&part) => OutputPosition {
                 part,
                 offset: 0,
                 is_rotated: true,
             },
-            None if place.is_rotated => Place {
-                part: place.part + 1,
+            None if position.is_rotated => OutputPosition {
+                part: position.part + 1,
                 offset: 0,
                 is_rotated: false,
             },
-            None => place,
+            None => position,
         }
     }
 
-    /// The file of a part: by now the log itself may have been rotated.
+    /// Opens the file of a part, which may still be the log itself.
     pub fn open(&self, part: u32) -> io::Result<Option<File>> {
-        match found(File::open(part_path(&self.log, part)))? {
-            None if part == self.newest() => found(File::open(&self.log)),
+        match if_exists(File::open(part_path(&self.log, part)))? {
+            None if part == self.newest() => if_exists(File::open(&self.log)),
             file => Ok(file),
         }
     }
 }
 
-/// By instance. A folder that is not there has none.
+/// Returns the output in a folder by instance; none if the folder does not exist.
 pub(super) fn outputs(folder: &Path) -> io::Result<BTreeMap<String, Output>> {
     let mut outputs = BTreeMap::new();
     let mut parts: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
-    for entry in found(fs::read_dir(folder))?.into_iter().flatten() {
+    for entry in if_exists(fs::read_dir(folder))?.into_iter().flatten() {
         let entry = entry?;
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         if let Some(instance) = name.strip_suffix(".log") {
-            // None if it was dropped since it was listed.
-            let Some(meta) = found(entry.metadata())? else {
+            // Dropped since it was listed.
+            let Some(meta) = if_exists(entry.metadata())? else {
                 continue;
             };
             let output = Output {
@@ -118,7 +118,7 @@ pub(super) fn outputs(folder: &Path) -> io::Result<BTreeMap<String, Output>> {
     Ok(outputs)
 }
 
-/// `INSTANCE.log.NNNNNN`
+/// Splits `INSTANCE.log.NNNNNN`.
 fn part_of(name: &str) -> Option<(&str, u32)> {
     let (log, number) = name.rsplit_once('.')?;
     Some((log.strip_suffix(".log")?, number.parse().ok()?))
@@ -128,8 +128,8 @@ pub(super) fn part_path(log: &Path, number: u32) -> PathBuf {
     log.with_extension(format!("log.{number:06}"))
 }
 
-/// The rotated parts of a log, oldest first.
-pub(super) fn rotated(log: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
+/// Returns the rotated parts of a log, oldest first.
+pub(super) fn rotated_parts(log: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
     let (Some(folder), Some(stem)) = (log.parent(), log.file_stem().and_then(|n| n.to_str()))
     else {
         return Ok(Vec::new());
@@ -147,10 +147,10 @@ pub(super) fn rotated(log: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
     Ok(parts)
 }
 
-/// None of what is not there, or no longer.
-pub(super) fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+/// Maps "not found" to `None`.
+pub(super) fn if_exists<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
-        Ok(found) => Ok(Some(found)),
+        Ok(value) => Ok(Some(value)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

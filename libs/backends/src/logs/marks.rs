@@ -1,4 +1,5 @@
-//! How far a file had grown when: a line `MILLISECONDS LENGTH` each, in a file beside it.
+//! Marks: how large an output file was at which time, in a file next to it with lines of
+//! `MILLISECONDS LENGTH`.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use contract::time::{Span, Timestamp};
 
-/// How often the growth of a file is noted.
+/// How often the size of a file is recorded.
 pub const MARK_EVERY: Span = Span::from_secs(10);
 
 pub(super) fn marks_path(log: &Path) -> PathBuf {
@@ -25,7 +26,7 @@ pub(super) fn mark(log: &Path, length: u64, now: Timestamp) -> io::Result<()> {
         return Ok(());
     }
     let mut file = OpenOptions::new().append(true).create(true).open(path)?;
-    // One write, so that a crash leaves a whole line or none.
+    // A single write, so that a crash leaves a complete line or none.
     file.write_all(format!("{} {length}\n", now.millis()).as_bytes())
 }
 
@@ -41,7 +42,7 @@ pub(super) fn read_marks(log: &Path) -> Vec<(Timestamp, u64)> {
     text.lines().filter_map(parse).collect()
 }
 
-/// The largest length noted before the instant; everything later lies behind it.
+/// Returns the largest size recorded by `since`; everything written later is beyond it.
 pub(super) fn offset_at(log: &Path, since: Timestamp) -> u64 {
     let before = |mark: &&(Timestamp, u64)| mark.0 <= since;
     read_marks(log)
@@ -52,8 +53,8 @@ pub(super) fn offset_at(log: &Path, since: Timestamp) -> u64 {
         .unwrap_or(0)
 }
 
-/// When what ends at an offset was noted first, or else when the file was written to last.
-pub(super) fn seen(marks: &[(Timestamp, u64)], end: u64, modified: Timestamp) -> Timestamp {
+/// Returns when the output up to `end` was first recorded, or else when the file was last modified.
+pub(super) fn first_seen(marks: &[(Timestamp, u64)], end: u64, modified: Timestamp) -> Timestamp {
     let after = marks.partition_point(|(_, length)| *length < end);
     let noted = marks.get(after).map(|(time, _)| *time);
     noted.map_or(modified, |noted| noted.min(modified))

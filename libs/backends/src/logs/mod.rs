@@ -1,19 +1,19 @@
-//! Output of instances, in files: `DATA/logs/ENDPOINT/DEPLOYMENT/INSTANCE.log`.
+//! Output of instances in files: `DATA/logs/ENDPOINT/DEPLOYMENT/INSTANCE.log`.
 //!
-//! An instance writes to its file itself (it must outlive us, so there is no pipe), opened for
-//! append. A file per instance keeps lines of several instances apart without anything in between.
-//! When a file has grown to its limit, its content is copied to `INSTANCE.log.NNNNNN` and the file is
-//! truncated in place: the writer goes on at the new end. **What is written between the last read of
-//! the copy and the truncation is lost** (microseconds, unless a writer outruns the copying); renaming instead would lose nothing, but the
-//! writer would go on in the renamed file for ever. All files of a deployment together keep to a
-//! limit, oldest first out; a file in use is never removed.
+//! An instance writes to its file directly, opened for append; a pipe would not outlive Penstock. One
+//! file per instance keeps the lines of several instances apart. When a file reaches its limit, its
+//! content is copied to `INSTANCE.log.NNNNNN` and the file is truncated in place, so that the writer
+//! continues at the new end. **Output written between the last read of the copy and the truncation is
+//! lost** (microseconds' worth, unless a writer outruns the copying); renaming would lose nothing, but
+//! the writer would keep writing to the renamed file. The files of a deployment share a size limit;
+//! the oldest are dropped first, and a file in use is never removed.
 //!
-//! Output carries no times of its own, so a file `….marks` beside notes how far it had grown when.
-//! `since` is answered by it, and so is when a line was first seen: both to within [`MARK_EVERY`], and
-//! alike, so that no line shows a time before the `since` that it was asked for.
+//! Output has no timestamps, so a file `….marks` next to it records how large it was at which time.
+//! Both `since` and the time at which a line was first seen are derived from it, to within
+//! [`MARK_EVERY`] and consistently, so that no line shows a time before the requested `since`.
 //!
-//! [`rotate`] writes, [`read`] gives lines from a place on, [`tail`] finds the place from which the last
-//! lines stand. Nothing here waits or loops for longer than a piece of bounded size takes: callers do.
+//! [`rotate`] writes, [`read`] returns lines from a position on, [`tail`] finds the position of the last
+//! lines. No call here takes longer than one bounded chunk: waiting and looping are up to the caller.
 
 mod files;
 mod marks;
@@ -33,15 +33,15 @@ pub use read::{LogReader, logs};
 pub(crate) use rotate::sweep;
 pub use tail::{Most, Tail};
 
-/// Longest line that a reader gives in one piece; the rest follows as a line of its own.
+/// Longest line that a reader returns in one piece; the rest follows as a separate line.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 
-/// How much is kept.
+/// How much output is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogLimits {
-    /// A file in use is rotated once it is larger.
+    /// A file in use is rotated once it is larger than this.
     pub file_bytes_max: u64,
-    /// All files of one deployment together. With many instances, each gets a smaller share.
+    /// Limit for all files of one deployment. With many instances, each gets a smaller share.
     pub deployment_bytes_max: u64,
 }
 
@@ -58,7 +58,7 @@ fn folder(data: &Path, deployment: &str) -> PathBuf {
     data.join("logs").join(deployment)
 }
 
-/// The file that an instance writes to.
+/// Returns the file that an instance writes to.
 pub(crate) fn output_path(data: &Path, deployment: &str, id: &InstanceId) -> PathBuf {
     folder(data, deployment).join(format!("{id}.log"))
 }
@@ -66,10 +66,10 @@ pub(crate) fn output_path(data: &Path, deployment: &str, id: &InstanceId) -> Pat
 /// A line of output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLine {
-    /// Who wrote it.
+    /// The instance that wrote it.
     pub instance: InstanceId,
-    /// The line had been written by then, and not long before.
+    /// When the line was first seen: it was written by then, and not long before.
     pub seen: Timestamp,
-    /// Without the newline; what is not UTF-8 is replaced.
+    /// The text without its newline; invalid UTF-8 is replaced.
     pub text: String,
 }

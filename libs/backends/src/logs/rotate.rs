@@ -1,4 +1,4 @@
-//! Rotates output, notes its growth, and drops what is too old.
+//! Rotates output, records its growth, and drops the oldest files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -9,14 +9,15 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use contract::ids::InstanceId;
 use contract::time::Timestamp;
 
-use super::files::{part_path, rotated};
+use super::files::{part_path, rotated_parts};
 use super::marks::{mark, marks_path};
 use super::{LogLimits, folder, output_path};
 
-/// The least that a file may grow to, however many instances share the limit.
+/// The size to which a file may always grow, however many instances share the limit.
 const SHARE_BYTES_MIN: u64 = 64 << 10;
 
-/// Rotates, notes growth and drops what is too old, for all deployments with instances in use.
+/// Rotates output, records its growth and drops the oldest files, for all deployments with instances in
+/// use.
 pub(crate) fn sweep(
     data: &Path,
     in_use: &BTreeMap<String, BTreeSet<InstanceId>>,
@@ -49,23 +50,25 @@ pub(crate) fn sweep(
     Ok(())
 }
 
-/// A pass copies what came during the one before it. A writer that is faster than we are would keep
-/// us copying for ever; it loses what it wrote during the last pass.
+/// Each pass copies what was written during the previous one. A writer faster than the copying would
+/// keep it going forever; such a writer loses what it wrote during the last pass.
 const COPY_PASSES_MAX: u32 = 5;
 
-/// What is read while a part takes the place of its log would be read twice, or not at all.
-static MOVING: RwLock<()> = RwLock::new(());
+/// Output read while a part replaces its log would be read twice, or not at all.
+static ROTATION: RwLock<()> = RwLock::new(());
 
-/// As long as it is held, no part takes the place of its log.
-pub(super) fn hold_still() -> RwLockReadGuard<'static, ()> {
-    MOVING.read().unwrap_or_else(PoisonError::into_inner)
+/// While the guard is held, no part replaces its log.
+pub(super) fn block_rotation() -> RwLockReadGuard<'static, ()> {
+    ROTATION.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn rotate(log: &Path) -> io::Result<()> {
-    let number = rotated(log)?.last().map_or(1, |(number, _)| number + 1);
+    let number = rotated_parts(log)?
+        .last()
+        .map_or(1, |(number, _)| number + 1);
     let target = part_path(log, number);
     let source = OpenOptions::new().read(true).write(true).open(log)?;
-    // Readers do not know it by this name: half of a part is none.
+    // Readers ignore this name, so that they never see a partial copy.
     let unfinished = log.with_extension("log.unfinished");
     let mut copy = File::create(&unfinished)?;
     let mut copied = 0;
@@ -76,7 +79,7 @@ fn rotate(log: &Path) -> io::Result<()> {
         }
         copied += io::copy(&mut (&source).take(length - copied), &mut copy)?;
     }
-    let _moving = MOVING.write().unwrap_or_else(PoisonError::into_inner);
+    let _guard = ROTATION.write().unwrap_or_else(PoisonError::into_inner);
     fs::rename(&unfinished, &target)?;
     source.set_len(0)?;
     match fs::rename(marks_path(log), marks_path(&target)) {
@@ -101,14 +104,14 @@ fn drop_oldest(folder: &Path, live: &BTreeSet<PathBuf>, bytes_max: u64) -> io::R
     files.sort();
     let mut newest = BTreeSet::new();
     for log in live {
-        newest.extend(rotated(log)?.pop().map(|(_, path)| path));
+        newest.extend(rotated_parts(log)?.pop().map(|(_, path)| path));
     }
     for (_, path, length) in files {
         if total <= bytes_max {
             break;
         }
         if newest.contains(&path) {
-            // Empty it stays, so that its number is not given again: readers count by it.
+            // Keep it, empty, so that its number is not reused: readers rely on the numbering.
             OpenOptions::new().write(true).open(path)?.set_len(0)?;
         } else {
             fs::remove_file(path)?;

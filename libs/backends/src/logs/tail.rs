@@ -1,6 +1,6 @@
-//! Finds the place from which the last lines stand, from the end backwards.
+//! Finds the position of the last lines, searching backwards from the end.
 //!
-//! Invariant: no more is read than the lines found, the line before them, and a block.
+//! Invariant: no more is read than the lines found, the line before them, and one block.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -8,48 +8,48 @@ use std::io::{self, Read, Seek, SeekFrom};
 use contract::time::Timestamp;
 
 use super::LINE_BYTES_MAX;
-use super::files::{Output, Place};
-use super::read::{first_place, line_start};
-use super::rotate::hold_still;
+use super::files::{Output, OutputPosition};
+use super::read::{first_position, line_start};
+use super::rotate::block_rotation;
 
-/// How much one step reads.
+/// How many bytes one step reads.
 const BLOCK_BYTES: u64 = 64 * 1024;
 const LINE: u64 = LINE_BYTES_MAX as u64;
 
-/// How much of the past is wanted.
+/// How much of the backlog is requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Most {
-    /// At most so many lines, of all instances together.
+    /// Maximum number of lines, over all instances.
     pub lines: usize,
-    /// And at most so many bytes.
+    /// Maximum number of bytes, over all instances.
     pub bytes: u64,
 }
 
-/// What is to be given of one instance.
+/// The range to be read of one instance.
 #[derive(Debug)]
-pub(super) struct Stretch {
+pub(super) struct TailRange {
     pub instance: String,
-    pub start: Place,
-    pub end: Place,
-    /// The end is known to be the end of a line.
+    pub start: OutputPosition,
+    pub end: OutputPosition,
+    /// Whether the end is known to be the end of a line.
     pub is_settled: bool,
 }
 
-/// A search for the last lines of some instances: those of the instance that wrote last are the last.
+/// A search for the last lines of some instances. Those of the instance that wrote last come last.
 #[derive(Debug)]
 pub struct Tail {
     since: Option<Timestamp>,
-    /// What may still be found.
+    /// What is still to be found.
     left: Most,
     lines: usize,
-    /// Lines before those found would have been too many bytes.
+    /// Whether earlier lines were left out because of their size.
     is_cut: bool,
-    /// There are lines before those found.
+    /// Whether there are lines before those found.
     leaves_out: bool,
-    /// Instances not looked at yet, those that wrote last at the end.
+    /// Instances not searched yet, in order of their last write.
     waiting: Vec<(String, Output)>,
-    scan: Option<Scan>,
-    found: VecDeque<Stretch>,
+    scan: Option<BackwardScan>,
+    found: VecDeque<TailRange>,
     bytes_read: u64,
 }
 
@@ -57,11 +57,11 @@ impl Tail {
     pub(super) fn new(
         waiting: Vec<(String, Output)>,
         since: Option<Timestamp>,
-        most: Most,
+        limits: Most,
     ) -> Self {
         Self {
             since,
-            left: most,
+            left: limits,
             lines: 0,
             is_cut: false,
             leaves_out: false,
@@ -72,14 +72,14 @@ impl Tail {
         }
     }
 
-    /// Reads a block more; false when the place is found.
+    /// Reads one more block. Returns false when the search is complete.
     ///
     /// # Errors
     ///
-    /// Where a file of output is there and cannot be read. One that was rotated away or removed
-    /// meanwhile is no error.
+    /// If an existing output file cannot be read. A file that was rotated or removed meanwhile is no
+    /// error.
     pub fn step(&mut self) -> io::Result<bool> {
-        let _still = hold_still();
+        let _guard = block_rotation();
         if self.is_full() {
             return Ok(false);
         }
@@ -93,11 +93,11 @@ impl Tail {
                 break;
             }
         }
-        // A line that is longer than all that may still be given: its start need not be known.
-        let most = (self.left.lines as u64).saturating_mul(LINE);
-        let most = most.min(self.left.bytes - self.left.bytes % LINE);
-        if !self.is_full() && scan.pending() >= most.saturating_add(LINE) {
-            let begin = scan.line_end - most;
+        // The line is longer than what is still allowed: its start need not be known.
+        let allowed = (self.left.lines as u64).saturating_mul(LINE);
+        let allowed = allowed.min(self.left.bytes - self.left.bytes % LINE);
+        if !self.is_full() && scan.pending() >= allowed.saturating_add(LINE) {
+            let begin = scan.line_end - allowed;
             self.take(&mut scan, begin);
             self.is_cut |= self.left.lines > 0;
         }
@@ -105,25 +105,25 @@ impl Tail {
             let mut others = self.waiting.iter().map(|(_, output)| output);
             let more = others.any(|output| output.length > 0 || !output.parts.is_empty());
             self.leaves_out = more || scan.first.is_before(scan.start);
-        } else if scan.is_in_part() || scan.go_to_older_part()? {
+        } else if scan.is_in_part() || scan.move_to_older_part()? {
             self.scan = Some(scan);
             return Ok(true);
         }
-        self.found.push_front(scan.stretch());
+        self.found.push_front(scan.into_range());
         Ok(true)
     }
 
-    /// Lines of the past that were found.
+    /// Returns the number of lines found.
     pub fn lines(&self) -> usize {
         self.lines
     }
 
-    /// There are lines before those found.
+    /// Whether there are lines before those found.
     pub fn leaves_out(&self) -> bool {
         self.leaves_out
     }
 
-    /// And they are left out for their size, not for their number.
+    /// Whether earlier lines were left out because of their size, not their number.
     pub fn is_cut(&self) -> bool {
         self.is_cut
     }
@@ -132,14 +132,17 @@ impl Tail {
         self.bytes_read
     }
 
-    pub(super) fn into_stretches(self) -> impl Iterator<Item = Stretch> {
-        let passed_over = self.waiting.into_iter().map(|(instance, output)| Stretch {
-            instance,
-            start: output.end(),
-            end: output.end(),
-            is_settled: false,
-        });
-        passed_over.chain(self.found)
+    pub(super) fn into_ranges(self) -> impl Iterator<Item = TailRange> {
+        let skipped = self
+            .waiting
+            .into_iter()
+            .map(|(instance, output)| TailRange {
+                instance,
+                start: output.end(),
+                end: output.end(),
+                is_settled: false,
+            });
+        skipped.chain(self.found)
     }
 
     fn is_full(&self) -> bool {
@@ -152,13 +155,13 @@ impl Tail {
         };
         let mut end = output.end();
         end.offset = line_start(&output.log, end.offset)?;
-        let first = first_place(&output, self.since)?;
-        self.scan = Some(Scan::new(instance, output, first, end));
+        let first = first_position(&output, self.since)?;
+        self.scan = Some(BackwardScan::new(instance, output, first, end));
         Ok(true)
     }
 
-    /// Takes as much of the end of a line as may still be given.
-    fn take(&mut self, scan: &mut Scan, begin: u64) {
+    /// Takes as much of the end of a line as is still allowed.
+    fn take(&mut self, scan: &mut BackwardScan, begin: u64) {
         let mut end = scan.line_end;
         while end > begin && self.left.lines > 0 {
             let length = match (end - begin) % LINE {
@@ -173,7 +176,7 @@ impl Tail {
             self.lines += 1;
             self.left.lines -= 1;
             self.left.bytes -= length;
-            scan.start = Place {
+            scan.start = OutputPosition {
                 offset: end,
                 ..scan.part
             };
@@ -182,25 +185,25 @@ impl Tail {
     }
 }
 
-/// The search in one instance, from its end backwards.
+/// The search in one instance, backwards from its end.
 #[derive(Debug)]
-struct Scan {
+struct BackwardScan {
     instance: String,
     output: Output,
-    /// Nothing before it is asked for.
-    first: Place,
-    start: Place,
-    end: Place,
-    /// The part that is being read, and up to where it has not been.
-    part: Place,
-    /// What was read last of it, from `part.offset` on.
+    /// The search does not go before this position.
+    first: OutputPosition,
+    start: OutputPosition,
+    end: OutputPosition,
+    /// The part being read, and the offset below which it has not been read.
+    part: OutputPosition,
+    /// The block read last, from `part.offset` on.
     block: Vec<u8>,
-    /// The end of the line whose start is looked for.
+    /// The end of the line whose start is searched for.
     line_end: u64,
 }
 
-impl Scan {
-    fn new(instance: String, output: Output, first: Place, end: Place) -> Self {
+impl BackwardScan {
+    fn new(instance: String, output: Output, first: OutputPosition, end: OutputPosition) -> Self {
         Self {
             instance,
             output,
@@ -213,7 +216,7 @@ impl Scan {
         }
     }
 
-    /// Reads what stands before; how much it is.
+    /// Reads the preceding block and returns its size.
     fn read_block(&mut self) -> io::Result<u64> {
         let from = self
             .part
@@ -227,7 +230,7 @@ impl Scan {
             file.take(length).read_to_end(&mut self.block)?;
         }
         if (self.block.len() as u64) < length {
-            // Dropped for its age meanwhile, and so is all before it.
+            // Dropped meanwhile, and so is everything before it.
             self.block.clear();
             self.first = self.part;
             self.line_end = self.part.offset;
@@ -237,7 +240,7 @@ impl Scan {
         Ok(length)
     }
 
-    /// Where the last line begins that has not been taken, if that is known by now.
+    /// Returns the start of the last line not taken yet, if it is known by now.
     fn line_before(&mut self) -> Option<u64> {
         let newline = self.block.iter().rposition(|byte| *byte == b'\n');
         if let Some(newline) = newline {
@@ -249,28 +252,28 @@ impl Scan {
         is_start.then_some(self.part.offset)
     }
 
-    /// How much is known of the line whose start is looked for.
+    /// Returns how many bytes of the current line have been read.
     fn pending(&self) -> u64 {
         self.line_end.saturating_sub(self.part.offset)
     }
 
-    /// There is more in this part.
+    /// Whether there is more to read in this part.
     fn is_in_part(&self) -> bool {
         self.part.offset > self.floor() || self.line_end > self.part.offset
     }
 
-    /// Goes on at the end of the part before; false when there is none.
-    fn go_to_older_part(&mut self) -> io::Result<bool> {
+    /// Continues at the end of the preceding part. Returns false if there is none.
+    fn move_to_older_part(&mut self) -> io::Result<bool> {
         let wanted = self.first.part..self.part.part;
         let Some(&part) = self.output.parts.range(wanted).next_back() else {
             return Ok(false);
         };
         let Some(file) = self.output.open(part)? else {
-            // Dropped for its age meanwhile, and so is all before it.
+            // Dropped meanwhile, and so is everything before it.
             return Ok(false);
         };
         self.line_end = file.metadata()?.len();
-        self.part = Place {
+        self.part = OutputPosition {
             part,
             offset: self.line_end,
             is_rotated: true,
@@ -285,8 +288,8 @@ impl Scan {
         }
     }
 
-    fn stretch(self) -> Stretch {
-        Stretch {
+    fn into_range(self) -> TailRange {
+        TailRange {
             instance: self.instance,
             start: self.start,
             end: self.end,

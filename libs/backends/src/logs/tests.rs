@@ -1,4 +1,4 @@
-//! What readers give while output is written, rotated and dropped.
+//! Readers while output is written, rotated and dropped.
 
 #![allow(
     clippy::disallowed_methods,
@@ -11,7 +11,7 @@ use std::io::Write;
 
 use contract::time::Span;
 
-use super::files::rotated;
+use super::files::rotated_parts;
 use super::marks::modified;
 use super::*;
 
@@ -69,7 +69,7 @@ fn now() -> Timestamp {
 }
 
 #[test]
-fn a_reader_gives_whole_lines_once_and_follows_over_a_rotation() {
+fn a_reader_returns_complete_lines_once_and_follows_across_a_rotation() {
     let logs = Logs::new();
     let mut reader = logs.reader(None);
     logs.append("a", "one\ntw");
@@ -88,7 +88,7 @@ fn a_reader_gives_whole_lines_once_and_follows_over_a_rotation() {
 }
 
 #[test]
-fn a_deployment_keeps_to_its_limit_and_loses_the_oldest_first() {
+fn a_deployment_keeps_to_its_limit_by_dropping_the_oldest_files() {
     let logs = Logs::new();
     logs.append("ended", &"old\n".repeat(80 << 10));
     let text = format!("{}\n", "y".repeat(150 << 10));
@@ -106,14 +106,14 @@ fn a_deployment_keeps_to_its_limit_and_loses_the_oldest_first() {
 }
 
 #[test]
-fn the_number_of_a_part_is_not_given_again_when_all_parts_were_dropped() {
+fn part_numbers_are_not_reused_after_all_parts_were_dropped() {
     let logs = Logs::new();
     let too_much = format!("{}\n", "y".repeat(500 << 10));
     for second in 0..3 {
         logs.append("a", &too_much);
         logs.sweep(Timestamp::from_secs(second));
     }
-    let parts = rotated(&logs.path("a")).unwrap();
+    let parts = rotated_parts(&logs.path("a")).unwrap();
     assert_eq!(parts.last().unwrap().0, 3);
     let mut reader = logs.reader(None);
     reader.read(1 << 20).unwrap();
@@ -122,7 +122,7 @@ fn the_number_of_a_part_is_not_given_again_when_all_parts_were_dropped() {
 }
 
 #[test]
-fn since_leaves_out_what_had_been_written_before() {
+fn since_leaves_out_lines_written_before_it() {
     let logs = Logs::new();
     let now = now();
     logs.append("a", "early\n");
@@ -162,9 +162,9 @@ fn a_line_shows_when_it_was_first_seen_and_none_shows_a_time_before_since() {
         start + Span::from_secs(15),
         start + Span::from_secs(30),
     ] {
-        let shown = times(Some(since));
+        let times_shown = times(Some(since));
         let later = expected.into_iter().filter(|time| *time > since);
-        assert_eq!(shown, later.collect::<Vec<_>>());
+        assert_eq!(times_shown, later.collect::<Vec<_>>());
     }
 }
 
@@ -180,18 +180,18 @@ fn lines_of_a_rotated_part_keep_their_times() {
     logs.sweep(start + Span::from_secs(60));
     let lines = logs.reader(None).read(1000).unwrap();
     let times: Vec<Timestamp> = lines.iter().map(|line| line.seen).collect();
-    let parts = rotated(&logs.path("a")).unwrap();
+    let parts = rotated_parts(&logs.path("a")).unwrap();
     let copied = modified(&parts[0].1).unwrap();
     assert_eq!(times, [start, copied, start + Span::from_secs(60)]);
 }
 
 #[test]
-fn a_line_without_end_is_given_in_pieces() {
+fn an_endless_line_is_returned_in_chunks() {
     let logs = Logs::new();
     logs.append("a", &"z".repeat(LINE_BYTES_MAX + 10));
     let mut reader = logs.reader(None);
-    let piece = "z".repeat(LINE_BYTES_MAX);
-    assert_eq!(texts(reader.read(10 << 20).unwrap()), [piece]);
+    let chunk = "z".repeat(LINE_BYTES_MAX);
+    assert_eq!(texts(reader.read(10 << 20).unwrap()), [chunk]);
     logs.append("a", "\n");
     assert_eq!(texts(reader.read(1000).unwrap()), ["z".repeat(10)]);
 }
@@ -205,21 +205,21 @@ fn lines(lines: usize) -> Most {
     Most { lines, ..ALL }
 }
 
-/// The last lines, and the reader at the end of them.
-fn tail(mut reader: LogReader, most: Most) -> (Vec<String>, LogReader) {
-    let mut tail = reader.tail(most).unwrap();
+/// Returns the last lines, and the reader positioned after them.
+fn tail(mut reader: LogReader, limits: Most) -> (Vec<String>, LogReader) {
+    let mut tail = reader.tail(limits).unwrap();
     while tail.step().unwrap() {}
-    let promised = tail.lines();
+    let announced = tail.lines();
     reader.start_at(tail);
-    let mut given = Vec::new();
+    let mut lines_read = Vec::new();
     while let Some(lines) = reader.read_past(1000).unwrap() {
-        given.extend(texts(lines));
+        lines_read.extend(texts(lines));
     }
-    assert_eq!(given.len(), promised);
-    (given, reader)
+    assert_eq!(lines_read.len(), announced);
+    (lines_read, reader)
 }
 
-/// Lines so long that a hundred of them are more than a piece.
+/// Lines so long that a hundred of them exceed a chunk.
 fn numbered(range: std::ops::Range<u32>) -> String {
     numbers(range).join("\n") + "\n"
 }
@@ -228,13 +228,13 @@ fn numbers(range: std::ops::Range<u32>) -> Vec<String> {
     range.map(|number| format!("line {number:0900}")).collect()
 }
 
-/// All that there is, read in pieces as a server does.
-fn rest(reader: &mut LogReader) -> Vec<String> {
-    let mut given = Vec::new();
+/// Reads everything in chunks, as a server does.
+fn read_all(reader: &mut LogReader) -> Vec<String> {
+    let mut lines_read = Vec::new();
     for _ in 0..1000 {
         match reader.read(1000).unwrap() {
-            lines if lines.is_empty() => return given,
-            lines => given.extend(texts(lines)),
+            lines if lines.is_empty() => return lines_read,
+            lines => lines_read.extend(texts(lines)),
         }
     }
     panic!("reading does not end");
@@ -258,21 +258,21 @@ impl Logs {
 }
 
 #[test]
-fn lines_behind_parts_that_were_dropped_are_given_once_in_order() {
+fn lines_after_dropped_parts_are_returned_once_and_in_order() {
     let logs = Logs::in_parts();
     fs::remove_file(logs.part(1)).unwrap();
     let mut reader = logs.reader(None);
-    assert_eq!(rest(&mut reader), numbers(100..310));
+    assert_eq!(read_all(&mut reader), numbers(100..310));
     assert_eq!(tail(logs.reader(None), ALL).0, numbers(100..310));
 }
 
 #[test]
-fn parts_dropped_between_two_reads_are_passed_over() {
+fn parts_dropped_between_two_reads_are_skipped() {
     let logs = Logs::in_parts();
     fs::write(logs.part(1), format!("{}\n", "x".repeat(LINE_BYTES_MAX))).unwrap();
     for dropped in [1..2, 1..3, 1..4] {
         let mut reader = logs.reader(None);
-        // Amid the first part.
+        // In the middle of the first part.
         assert_eq!(texts(reader.read(1).unwrap()), ["x".repeat(LINE_BYTES_MAX)]);
         let kept: Vec<_> = dropped
             .clone()
@@ -282,8 +282,8 @@ fn parts_dropped_between_two_reads_are_passed_over() {
             fs::remove_file(path).unwrap();
         }
         let first = (dropped.end - 1) * 100;
-        let given = rest(&mut reader);
-        assert_eq!(given, numbers(first..310), "{dropped:?}");
+        let lines_read = read_all(&mut reader);
+        assert_eq!(lines_read, numbers(first..310), "{dropped:?}");
         for (path, bytes) in kept {
             fs::write(path, bytes).unwrap();
         }
@@ -291,19 +291,19 @@ fn parts_dropped_between_two_reads_are_passed_over() {
 }
 
 #[test]
-fn a_newest_part_that_was_emptied_is_passed_over() {
+fn an_emptied_newest_part_is_skipped() {
     let logs = Logs::in_parts();
     for number in [1, 2] {
         fs::remove_file(logs.part(number)).unwrap();
     }
     fs::write(logs.part(3), "").unwrap();
     let mut reader = logs.reader(None);
-    assert_eq!(rest(&mut reader), numbers(300..310));
+    assert_eq!(read_all(&mut reader), numbers(300..310));
     assert_eq!(tail(logs.reader(None), lines(20)).0, numbers(300..310));
 }
 
 #[test]
-fn half_a_rotation_is_not_seen() {
+fn an_unfinished_rotation_is_not_visible() {
     let logs = Logs::new();
     logs.append("a", &numbered(0..3));
     fs::write(
@@ -319,9 +319,9 @@ fn half_a_rotation_is_not_seen() {
 }
 
 #[test]
-fn the_last_lines_are_exactly_as_many_as_were_asked_for() {
+fn the_tail_has_exactly_the_requested_number_of_lines() {
     let logs = Logs::in_parts();
-    // Of another that has written before.
+    // Output of an instance that wrote earlier.
     logs.append("b", &numbered(900..910));
     let earlier = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
     File::options()
@@ -334,39 +334,39 @@ fn the_last_lines_are_exactly_as_many_as_were_asked_for() {
         .into_iter()
         .chain(numbers(0..310))
         .collect();
-    for wanted in [0, 1, 9, 10, 11, 109, 110, 111, 309, 310, 311, 319, 320, 999] {
-        let (given, reader) = tail(logs.reader(None), lines(wanted));
-        assert_eq!(given, all[all.len() - wanted.min(all.len())..]);
-        // What comes then is what is written then, of those passed over too.
+    for requested in [0, 1, 9, 10, 11, 109, 110, 111, 309, 310, 311, 319, 320, 999] {
+        let (lines_read, reader) = tail(logs.reader(None), lines(requested));
+        assert_eq!(lines_read, all[all.len() - requested.min(all.len())..]);
+        // What follows is only what is written later, also for the instances that were skipped.
         let mut reader = reader;
         assert!(reader.read(1000).unwrap().is_empty());
     }
 }
 
 #[test]
-fn what_is_written_after_the_last_lines_follows_them_whole() {
+fn lines_completed_after_the_tail_follow_it() {
     let logs = Logs::new();
     logs.append("a", "one\ntw");
     logs.append("b", "alpha\nbe");
-    for wanted in [0, 1, 5] {
-        let (given, mut reader) = tail(logs.reader(None), lines(wanted));
-        assert_eq!(given.len(), wanted.min(2));
+    for requested in [0, 1, 5] {
+        let (lines_read, mut reader) = tail(logs.reader(None), lines(requested));
+        assert_eq!(lines_read.len(), requested.min(2));
         let (a, b) = (
             fs::read(logs.path("a")).unwrap(),
             fs::read(logs.path("b")).unwrap(),
         );
         logs.append("a", "o\n");
         logs.append("b", "ta\n");
-        let mut then = texts(reader.read(1000).unwrap());
-        then.sort();
-        assert_eq!(then, ["beta", "two"], "after {wanted}");
+        let mut later_lines = texts(reader.read(1000).unwrap());
+        later_lines.sort();
+        assert_eq!(later_lines, ["beta", "two"], "after {requested}");
         fs::write(logs.path("a"), a).unwrap();
         fs::write(logs.path("b"), b).unwrap();
     }
 }
 
 #[test]
-fn what_is_written_while_the_last_lines_are_read_is_not_among_them() {
+fn lines_written_while_the_tail_is_read_are_not_part_of_it() {
     let logs = Logs::in_parts();
     let mut reader = logs.reader(None);
     let mut tail = reader.tail(lines(20)).unwrap();
@@ -375,18 +375,18 @@ fn what_is_written_while_the_last_lines_are_read_is_not_among_them() {
     logs.append("a", &numbered(310..500));
     logs.sweep(Timestamp::from_secs(2));
     logs.append("a", "new\n");
-    let mut given = Vec::new();
+    let mut lines_read = Vec::new();
     while let Some(lines) = reader.read_past(1).unwrap() {
-        given.extend(texts(lines));
+        lines_read.extend(texts(lines));
     }
-    assert_eq!(given, numbers(290..310));
-    let then = texts(reader.read(1 << 20).unwrap());
-    assert_eq!(then[..190], numbers(310..500));
-    assert_eq!(then[190..], ["new"]);
+    assert_eq!(lines_read, numbers(290..310));
+    let later_lines = texts(reader.read(1 << 20).unwrap());
+    assert_eq!(later_lines[..190], numbers(310..500));
+    assert_eq!(later_lines[190..], ["new"]);
 }
 
 #[test]
-fn only_the_end_of_what_there_is_is_read_for_the_last_lines() {
+fn only_the_end_of_the_output_is_read_for_the_tail() {
     let logs = Logs::new();
     for second in 0..3 {
         logs.append("a", &numbered(0..500));
@@ -394,15 +394,15 @@ fn only_the_end_of_what_there_is_is_read_for_the_last_lines() {
     }
     logs.append("b", &numbered(0..500));
     logs.append("a", &numbered(0..10));
-    let (given, reader) = tail(logs.reader(None), lines(12));
-    assert_eq!(given.len(), 12);
+    let (lines_read, reader) = tail(logs.reader(None), lines(12));
+    assert_eq!(lines_read.len(), 12);
     // Blocks from the end, and then the lines themselves.
     let read = reader.bytes_read();
     assert!(read < 3 * LINE_BYTES_MAX as u64, "{read}");
 }
 
 #[test]
-fn the_last_lines_of_one_instance_are_not_those_of_others() {
+fn the_tail_of_one_instance_has_no_lines_of_others() {
     let logs = Logs::in_parts();
     logs.append("b", &numbered(900..910));
     let deployment = "iris/blue".parse().unwrap();
@@ -411,24 +411,24 @@ fn the_last_lines_of_one_instance_are_not_those_of_others() {
 }
 
 #[test]
-fn lines_longer_than_a_piece_count_as_many_as_they_are_given_as() {
+fn an_overlong_line_counts_once_for_each_chunk_it_is_returned_in() {
     let logs = Logs::new();
     let long = "z".repeat(3 * LINE_BYTES_MAX + 10);
     logs.append("a", &format!("one\n{long}\ntwo\n{long}"));
-    for wanted in 1..12 {
-        let given = tail(logs.reader(None), lines(wanted)).0;
-        assert_eq!(given.len(), wanted.min(10), "{wanted}");
+    for requested in 1..12 {
+        let lines_read = tail(logs.reader(None), lines(requested)).0;
+        assert_eq!(lines_read.len(), requested.min(10), "{requested}");
     }
 }
 
 #[test]
-fn lines_that_are_too_many_bytes_are_left_out() {
+fn lines_beyond_the_byte_limit_are_left_out() {
     let logs = Logs::in_parts();
-    let most = Most {
+    let limits = Most {
         bytes: 10_000,
         ..ALL
     };
-    let mut tail = logs.reader(None).tail(most).unwrap();
+    let mut tail = logs.reader(None).tail(limits).unwrap();
     while tail.step().unwrap() {}
     assert_eq!(
         (tail.lines(), tail.is_cut(), tail.leaves_out()),
@@ -436,12 +436,12 @@ fn lines_that_are_too_many_bytes_are_left_out() {
     );
     let long = "z".repeat(5 * LINE_BYTES_MAX);
     logs.append("a", &format!("{long}\n"));
-    let most = Most {
+    let limits = Most {
         bytes: 2 * LINE_BYTES_MAX as u64,
         ..ALL
     };
-    let (given, reader) = super::tests::tail(logs.reader(None), most);
-    assert_eq!(given.len(), 2);
+    let (lines_read, reader) = super::tests::tail(logs.reader(None), limits);
+    assert_eq!(lines_read.len(), 2);
     assert!(reader.bytes_read() < 6 * LINE_BYTES_MAX as u64);
     let mut all = logs.reader(None).tail(ALL).unwrap();
     while all.step().unwrap() {}

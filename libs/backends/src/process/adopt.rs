@@ -1,7 +1,7 @@
-//! What is found at the start: the records of the last Penstock, and what of it still runs.
+//! Startup: loads the records of the previous Penstock and adopts what still runs.
 //!
-//! A process is adopted if it is the very one that its record names and nothing speaks against it.
-//! Everything else of this installation is ended.
+//! A process is adopted if it is exactly the one named by its record and nothing contradicts that.
+//! All other processes of this installation are ended.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,15 +13,15 @@ use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::os::{self, CpuMeter, Found, Leader};
-use super::record::{Record, RecordPhase};
+use super::os::{self, CpuMeter, Leader, TaggedProcess};
+use super::record::{InstanceRecord, RecordPhase};
 use super::{Entry, REMOVALS_MAX, Shared, launch, released, supervise};
 use crate::logs::output_path;
 use crate::{BackendError, ObservedPhase};
 
-/// A child that was between fork and exec when Penstock was killed is marked within this time.
-const HALF_STARTED_MAX: Duration = Duration::from_secs(2);
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// A child that was between fork and exec when Penstock was killed gets its tags within this time.
+const HALF_STARTED_TIMEOUT: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 const GONE: &str = "was gone when Penstock came back";
 
@@ -30,7 +30,7 @@ pub(super) async fn adopt(shared: &Arc<Shared>) -> Result<(), BackendError> {
     let records = tokio::task::spawn_blocking(move || load(&worker))
         .await
         .map_err(BackendError::Crashed)??;
-    let found = find(shared, &records).await?;
+    let found = find_processes(shared, &records).await?;
     let mut leaders = BTreeMap::new();
     for (id, record) in &records {
         if let Some(adopted) = leader_of(shared, record, &found).await? {
@@ -40,14 +40,14 @@ pub(super) async fn adopt(shared: &Arc<Shared>) -> Result<(), BackendError> {
     end_strays(shared, &records, &leaders).await?;
     for (id, record) in records {
         match leaders.remove(&id) {
-            Some((leader, record)) => take_over(shared, leader, record),
+            Some((leader, record)) => supervise_adopted(shared, leader, record),
             None => settle(shared, record),
         }
     }
     Ok(())
 }
 
-fn load(shared: &Shared) -> Result<BTreeMap<InstanceId, Record>, BackendError> {
+fn load(shared: &Shared) -> Result<BTreeMap<InstanceId, InstanceRecord>, BackendError> {
     let disk = shared.disk();
     let folder = disk.as_ref().ok_or_else(released)?;
     let (mut records, unreadable) = folder.load().map_err(|source| {
@@ -55,9 +55,9 @@ fn load(shared: &Shared) -> Result<BTreeMap<InstanceId, Record>, BackendError> {
         BackendError::Unusable { what, source }
     })?;
     if let Some(path) = unreadable.first() {
-        // To go on would end a healthy instance, or start one that was removed.
+        // Ignoring it could end a healthy instance, or start a removed one.
         return Err(BackendError::Unavailable(format!(
-            "{}/record.json cannot be understood ({} such records); restore it, or remove its folder to have the instance ended",
+            "{}/record.json cannot be parsed ({} such records); restore it, or remove its folder to have the instance ended",
             path.display(),
             unreadable.len()
         )));
@@ -68,83 +68,88 @@ fn load(shared: &Shared) -> Result<BTreeMap<InstanceId, Record>, BackendError> {
     Ok(records)
 }
 
-/// All our processes. Waits for those that are just becoming ours.
-async fn find(
+/// Returns all processes of this installation. Waits for those still between fork and exec.
+async fn find_processes(
     shared: &Arc<Shared>,
-    records: &BTreeMap<InstanceId, Record>,
-) -> Result<Vec<Found>, BackendError> {
-    let deadline = Instant::now() + HALF_STARTED_MAX;
+    records: &BTreeMap<InstanceId, InstanceRecord>,
+) -> Result<Vec<TaggedProcess>, BackendError> {
+    let deadline = Instant::now() + HALF_STARTED_TIMEOUT;
     loop {
         let found = scan(shared).await?;
         let mut half_started = false;
         for record in records.values() {
             half_started |= record.phase == RecordPhase::Starting
-                && !found.iter().any(|f| f.marks.instance == record.id.as_str())
-                && is_output_held(shared, record).await?;
+                && !found.iter().any(|f| f.tags.instance == record.id.as_str())
+                && is_output_locked(shared, record).await?;
         }
         if !half_started || Instant::now() > deadline {
             return Ok(found);
         }
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-async fn is_output_held(shared: &Arc<Shared>, record: &Record) -> Result<bool, BackendError> {
-    let Some(order) = &record.order else {
+async fn is_output_locked(
+    shared: &Arc<Shared>,
+    record: &InstanceRecord,
+) -> Result<bool, BackendError> {
+    let Some(start) = &record.start else {
         return Ok(false);
     };
     let data = &shared.config.data_dir;
-    let output = output_path(data, &order.deployment, &order.id);
-    look(shared, move |_| launch::is_output_held(&output)).await
+    let output = output_path(data, &start.deployment, &start.id);
+    inspect(shared, move |_| launch::is_output_locked(&output)).await
 }
 
-async fn scan(shared: &Arc<Shared>) -> Result<Vec<Found>, BackendError> {
-    look(shared, |shared| {
-        os::scan(&shared.surroundings.installation, &shared.boot_id)
+async fn scan(shared: &Arc<Shared>) -> Result<Vec<TaggedProcess>, BackendError> {
+    inspect(shared, |shared| {
+        os::scan(&shared.launch_context.installation, &shared.boot_id)
     })
     .await
 }
 
-/// What cannot be seen for a lack of ours is looked at again: a healthy instance would be taken for
+/// Retries an inspection during a resource shortage: otherwise a healthy instance would be taken for
 /// gone.
-async fn look<T: Send + 'static>(
+async fn inspect<T: Send + 'static>(
     shared: &Arc<Shared>,
-    look: impl Fn(&Arc<Shared>) -> io::Result<T> + Clone + Send + 'static,
+    inspect: impl Fn(&Arc<Shared>) -> io::Result<T> + Clone + Send + 'static,
 ) -> Result<T, BackendError> {
-    let seen = shared.until_done("a look at what runs", look).await;
-    seen.ok_or_else(released)
+    let inspected = shared
+        .retry_on_shortage("the scan of processes", inspect)
+        .await;
+    inspected.ok_or_else(released)
 }
 
-/// The process to adopt, and the record completed with what it tells.
+/// Returns the process to adopt, and its record completed from the process's tags.
 async fn leader_of(
     shared: &Arc<Shared>,
-    record: &Record,
-    found: &[Found],
-) -> Result<Option<(Leader, Record)>, BackendError> {
+    record: &InstanceRecord,
+    found: &[TaggedProcess],
+) -> Result<Option<(Leader, InstanceRecord)>, BackendError> {
     let Some(record) = complete(record, found) else {
         return Ok(None);
     };
     let leader = {
         let record = record.clone();
-        look(shared, move |shared| adoptable(shared, &record)).await?
+        inspect(shared, move |shared| adoptable(shared, &record)).await?
     };
     Ok(leader.map(|leader| (leader, record)))
 }
 
-/// The record of an instance that may run, with what its process tells of itself.
-fn complete(record: &Record, found: &[Found]) -> Option<Record> {
+/// Completes the record of an instance that may be running from the tags of its process.
+fn complete(record: &InstanceRecord, found: &[TaggedProcess]) -> Option<InstanceRecord> {
     let mut record = record.clone();
     match record.phase {
         RecordPhase::Running => {}
-        // Killed between start and record: the process itself says what it is.
+        // Penstock was killed between start and record: the tags identify the process.
         RecordPhase::Starting => {
             let started = found.iter().find(|f| {
-                f.leads_its_group
-                    && f.marks.instance == record.id.as_str()
-                    && f.marks.generation == Some(record.started_generation())
+                f.is_group_leader
+                    && f.tags.instance == record.id.as_str()
+                    && f.tags.generation == Some(record.started_generation())
             })?;
             record.process = Some(started.identity.clone());
-            record.port = started.marks.port;
+            record.port = started.tags.port;
             record.phase = RecordPhase::Running;
         }
         _ => return None,
@@ -152,7 +157,7 @@ fn complete(record: &Record, found: &[Found]) -> Option<Record> {
     Some(record)
 }
 
-fn adoptable(shared: &Shared, record: &Record) -> io::Result<Option<Leader>> {
+fn adoptable(shared: &Shared, record: &InstanceRecord) -> io::Result<Option<Leader>> {
     let Some(identity) = &record.process else {
         return Ok(None);
     };
@@ -160,22 +165,22 @@ fn adoptable(shared: &Shared, record: &Record) -> io::Result<Option<Leader>> {
     let Some(leader) = Leader::adopt(identity, &shared.boot_id, means)? else {
         return Ok(None);
     };
-    // Some programs overwrite their environment; what still can be read must not contradict.
-    let contradicts = os::marks(identity.pid)?.is_some_and(|marks| {
-        marks.installation != shared.surroundings.installation
-            || marks.instance != record.id.as_str()
-            || marks.generation != Some(record.started_generation())
+    // Some programs overwrite their environment; what is still readable must not contradict the record.
+    let contradicts = os::process_tags(identity.pid)?.is_some_and(|tags| {
+        tags.installation != shared.launch_context.installation
+            || tags.instance != record.id.as_str()
+            || tags.generation != Some(record.started_generation())
     });
     Ok((!contradicts).then_some(leader))
 }
 
-/// Ends what runs in our name and was not adopted.
+/// Ends processes of this installation that were not adopted.
 async fn end_strays(
     shared: &Arc<Shared>,
-    records: &BTreeMap<InstanceId, Record>,
-    adopted: &BTreeMap<InstanceId, (Leader, Record)>,
+    records: &BTreeMap<InstanceId, InstanceRecord>,
+    adopted: &BTreeMap<InstanceId, (Leader, InstanceRecord)>,
 ) -> Result<(), BackendError> {
-    let mut hard_from = None;
+    let mut kill_at = None;
     loop {
         let strays: BTreeMap<InstanceId, Option<i32>> = strays(shared, records)
             .await?
@@ -185,13 +190,13 @@ async fn end_strays(
         if strays.is_empty() {
             return Ok(());
         }
-        let politely = hard_from.is_none();
+        let is_first_pass = kill_at.is_none();
         let deadline =
-            *hard_from.get_or_insert_with(|| Instant::now() + shared.config.grace.to_std());
-        let signal = if politely {
+            *kill_at.get_or_insert_with(|| Instant::now() + shared.config.grace.to_std());
+        let signal = if is_first_pass {
             tracing::info!(
                 instances = strays.len(),
-                "ending what no record vouches for"
+                "ending processes that no record covers"
             );
             Some(Signal::TERM)
         } else {
@@ -199,31 +204,31 @@ async fn end_strays(
         };
         if let Some(signal) = signal {
             for (id, group) in strays {
-                let membership = shared.membership(&id, group);
-                look(shared, move |_| membership.signal(signal)).await?;
+                let matcher = shared.matcher(&id, group);
+                inspect(shared, move |_| matcher.signal(signal)).await?;
             }
         }
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Whose processes run: known by their marks, or, where a program has overwritten its environment,
-/// by the record that names it. With the group, where its leader is proven to live.
+/// Returns the instances that have running processes: found by tags or, if a program has overwritten
+/// its environment, by its record. With the process group where its leader is known to be alive.
 async fn strays(
     shared: &Arc<Shared>,
-    records: &BTreeMap<InstanceId, Record>,
+    records: &BTreeMap<InstanceId, InstanceRecord>,
 ) -> Result<BTreeMap<InstanceId, Option<i32>>, BackendError> {
-    let marked = scan(shared).await?.into_iter();
-    let mut strays: BTreeMap<_, _> = marked
-        .map(|found| (InstanceId::from(found.marks.instance), None))
+    let tagged = scan(shared).await?.into_iter();
+    let mut strays: BTreeMap<_, _> = tagged
+        .map(|found| (InstanceId::from(found.tags.instance), None))
         .collect();
-    let recorded: Vec<_> = records
+    let leaders: Vec<_> = records
         .iter()
         .filter_map(|(id, record)| Some((id.clone(), record.process.clone()?)))
         .collect();
-    let running = look(shared, move |shared| {
+    let running = inspect(shared, move |shared| {
         let mut running = Vec::new();
-        for (id, leader) in &recorded {
+        for (id, leader) in &leaders {
             if os::is_running(leader, &shared.boot_id)? {
                 running.push((id.clone(), Some(leader.pid)));
             }
@@ -234,7 +239,7 @@ async fn strays(
     Ok(strays)
 }
 
-fn take_over(shared: &Arc<Shared>, leader: Leader, record: Record) {
+fn supervise_adopted(shared: &Arc<Shared>, leader: Leader, record: InstanceRecord) {
     let id = record.id.clone();
     let (sender, receiver) = mpsc::channel(REMOVALS_MAX);
     tracing::info!(instance = %id, pid = leader.pid, "adopted");
@@ -242,7 +247,7 @@ fn take_over(shared: &Arc<Shared>, leader: Leader, record: Record) {
         record,
         phase: ObservedPhase::Starting,
         adopted: true,
-        orders: Some(sender),
+        removals: Some(sender),
         cpu: CpuMeter::default(),
     };
     shared.state().entries.insert(id.clone(), entry);
@@ -250,15 +255,15 @@ fn take_over(shared: &Arc<Shared>, leader: Leader, record: Record) {
     supervise::spawn(shared, id, leader, receiver);
 }
 
-/// Nothing of the instance runs: brings its record to the end that this means.
-fn settle(shared: &Shared, mut record: Record) {
+/// Moves the record of an instance without processes to its final phase.
+fn settle(shared: &Shared, mut record: InstanceRecord) {
     let (phase, observed) = match record.phase {
-        // The order was about to be carried out, and was not: as if it had never come.
+        // The start was not carried out: forget it.
         RecordPhase::Starting => {
             if let Some(folder) = shared.disk().as_ref()
-                && let Err(error) = folder.forget(&record.id)
+                && let Err(error) = folder.delete(&record.id)
             {
-                tracing::warn!(instance = %record.id, %error, "a record cannot be removed");
+                tracing::warn!(instance = %record.id, %error, "failed to remove record");
             }
             return;
         }
@@ -292,7 +297,7 @@ fn settle(shared: &Shared, mut record: Record) {
         record,
         phase: observed,
         adopted: false,
-        orders: None,
+        removals: None,
         cpu: CpuMeter::default(),
     };
     shared.state().entries.insert(id.clone(), entry);
@@ -303,6 +308,6 @@ fn settle(shared: &Shared, mut record: Record) {
 
 fn persist(shared: &Shared, id: &InstanceId) {
     if let Err(error) = shared.persist(id) {
-        tracing::warn!(instance = %id, %error, "what was found is not recorded");
+        tracing::warn!(instance = %id, %error, "failed to write record after startup");
     }
 }

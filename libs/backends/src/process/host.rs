@@ -1,22 +1,22 @@
-//! Under which host the instances of this node are reached, and where they listen for that.
+//! The host under which instances of this node are reached, and the address that they listen on.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 
 use serde::{Deserialize, Serialize};
 
-/// A name or an address, as gateways use it.
+/// A host name or address, as used by gateways.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Host {
-    /// What stands in the routes.
+    /// The name in routes.
     name: String,
-    /// What instances are told to listen on.
+    /// The address that instances listen on.
     listen: IpAddr,
 }
 
 impl Default for Host {
-    /// Reachable from this machine only.
+    /// Loopback: reachable from this machine only.
     fn default() -> Self {
         Self {
             name: Ipv4Addr::LOCALHOST.to_string(),
@@ -25,7 +25,7 @@ impl Default for Host {
     }
 }
 
-/// A name without an address.
+/// A host name that cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 #[error("the host `{name}` cannot be found ({source})")]
 pub struct UnknownHost {
@@ -34,13 +34,12 @@ pub struct UnknownHost {
 }
 
 impl Host {
-    /// Instances listen on the address that the name has here, so that they are reached by it and by
-    /// no other. One that this machine does not have is translated on the way: then they listen on
-    /// all. Asks for the address, which may take its time.
+    /// Resolves the name, which may block. Instances listen on the resulting address only. If this machine
+    /// does not have that address, it is assumed to be translated (NAT), and they listen on all addresses.
     ///
     /// # Errors
     ///
-    /// [`UnknownHost`], for who wrote the name: it has no address.
+    /// [`UnknownHost`] if the name cannot be resolved.
     pub fn advertised(name: &str) -> Result<Self, UnknownHost> {
         let resolved = match name.parse::<IpAddr>() {
             Ok(ip) => Some(ip),
@@ -50,7 +49,7 @@ impl Host {
         if own.is_none() {
             tracing::warn!(
                 host = name,
-                "this machine has no such address: instances listen on all of its addresses"
+                "this machine does not have the advertised address, instances listen on all addresses"
             );
         }
         Ok(Self {
@@ -63,7 +62,7 @@ impl Host {
         self.listen
     }
 
-    /// For the routes.
+    /// The address in routes.
     pub(super) fn address(&self, port: u16) -> String {
         match self.name.parse::<IpAddr>() {
             Ok(ip) => SocketAddr::new(ip, port).to_string(),
@@ -71,8 +70,8 @@ impl Host {
         }
     }
 
-    /// Where this machine itself asks an instance.
-    pub(super) fn probed(&self, port: u16) -> SocketAddr {
+    /// The address at which this node probes an instance.
+    pub(super) fn probe_address(&self, port: u16) -> SocketAddr {
         let ip = match self.listen.is_unspecified() {
             true => Ipv4Addr::LOCALHOST.into(),
             false => self.listen,
@@ -81,15 +80,15 @@ impl Host {
     }
 }
 
-/// IPv4 first: many a model server knows nothing else.
+/// Prefers IPv4: many model servers support nothing else.
 fn resolve(name: &str) -> Result<Option<IpAddr>, UnknownHost> {
-    let found = (name, 0).to_socket_addrs().map_err(|source| UnknownHost {
+    let addresses = (name, 0).to_socket_addrs().map_err(|source| UnknownHost {
         name: name.to_owned(),
         source,
     })?;
-    let mut found: Vec<IpAddr> = found.map(|address| address.ip()).collect();
-    found.sort_by_key(IpAddr::is_ipv6);
-    Ok(found.first().copied())
+    let mut addresses: Vec<IpAddr> = addresses.map(|address| address.ip()).collect();
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    Ok(addresses.first().copied())
 }
 
 #[cfg(test)]
@@ -97,20 +96,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn instances_listen_on_the_address_that_is_advertised_where_this_machine_has_it() {
+    fn instances_listen_on_the_advertised_address_if_this_machine_has_it() {
         let host = Host::advertised("127.0.0.2").unwrap();
         assert_eq!(host.listen().to_string(), "127.0.0.2");
         assert_eq!(host.address(80), "127.0.0.2:80");
-        assert_eq!(host.probed(80).to_string(), "127.0.0.2:80");
+        assert_eq!(host.probe_address(80).to_string(), "127.0.0.2:80");
     }
 
     #[test]
-    fn behind_a_translated_address_they_listen_on_all_and_are_asked_on_loopback() {
-        // For documentation: no machine has it.
+    fn behind_a_translated_address_instances_listen_on_all_and_are_probed_on_loopback() {
+        // Reserved for documentation: no machine has it.
         let host = Host::advertised("192.0.2.1").unwrap();
         assert_eq!(host.listen().to_string(), "0.0.0.0");
         assert_eq!(host.address(80), "192.0.2.1:80");
-        assert_eq!(host.probed(80).to_string(), "127.0.0.1:80");
+        assert_eq!(host.probe_address(80).to_string(), "127.0.0.1:80");
     }
 
     #[test]
@@ -121,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_version_six_is_written_in_brackets() {
+    fn an_ipv6_address_is_written_in_brackets() {
         let host = Host {
             name: "::1".to_owned(),
             ..Host::default()
@@ -130,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_nobody_knows_is_refused() {
+    fn a_name_that_cannot_be_resolved_is_refused() {
         let refused = Host::advertised("no-such-host.invalid").unwrap_err();
         assert!(
             refused.to_string().contains("no-such-host.invalid"),

@@ -1,6 +1,6 @@
-//! Turns an order into a running process: command line, environment, secrets, port, output file.
+//! Starts the process of an instance: command line, environment, secrets, port, output file.
 //!
-//! Secrets go into the environment of the child and nowhere else; the server's own do not go there either.
+//! Secrets go into the environment of the child and nowhere else; the server's own secrets never do.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -15,22 +15,22 @@ use contract::own_secrets::OwnSecrets;
 use contract::resources::EnvValue;
 use rustix::fs::{FlockOperation, flock};
 
-use super::lack::{is_lack, is_lack_of_start, seen};
 use super::limit;
-use super::record::lock_soon;
+use super::record::lock_with_retries;
 use super::secret::resolve_secret;
-use crate::Order;
+use super::shortage::{is_shortage, is_start_shortage, ok_unless_shortage};
+use crate::StartSpec;
 
 pub(super) const INSTALLATION: &str = "PENSTOCK_INSTALLATION";
 pub(super) const INSTANCE: &str = "PENSTOCK_INSTANCE";
 pub(super) const GENERATION: &str = "PENSTOCK_GENERATION";
 
-/// Where the instance is to listen; beside `PORT`, which most servers know.
+/// The address to listen on; complements `PORT`, which most servers know.
 const HOST: &str = "PENSTOCK_HOST";
 
-/// What of our own environment an instance gets. Everything else stays here: a secret that one
-/// deployment refers to as `env:NAME` is not for all the others.
-const PASSED_ON: &[&str] = &[
+/// Variables that instances inherit. All others are withheld: a secret that one deployment refers to as
+/// `env:NAME` must not reach the rest.
+const INHERITED_VARIABLES: &[&str] = &[
     "PATH",
     "HOME",
     "USER",
@@ -48,35 +48,36 @@ const PASSED_ON: &[&str] = &[
     "SSL_CERT_DIR",
 ];
 
-/// Where and as whom instances are started.
+/// What all starts have in common.
 #[derive(Clone, Debug)]
-pub(super) struct Surroundings {
+pub(super) struct LaunchContext {
     pub installation: String,
-    /// Where `serve` was started: relative programs are looked up from here, and instances run here.
+    /// Where `serve` was started: the working directory of instances, from which relative programs are
+    /// resolved.
     pub working_directory: PathBuf,
     /// The address that instances listen on.
     pub listen: IpAddr,
-    /// What no instance is given.
-    pub own: OwnSecrets,
-    /// The limit of descriptors that instances get, where ours is another.
+    /// Secrets that no instance may get.
+    pub own_secrets: OwnSecrets,
+    /// The descriptor limit of instances, if different from that of this process.
     pub descriptors: Option<u64>,
 }
 
-/// Why there is no process.
+/// Why a process was not started.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
-    /// Of ours: the same order may be carried out later.
-    #[error("this process lacks the means: {0}")]
-    Lack(io::Error),
+    /// A shortage of this process: a retry may succeed.
+    #[error("this process is out of resources: {0}")]
+    Shortage(io::Error),
     #[error("{0}")]
     Refused(String),
 }
 
 impl StartError {
-    /// What stands in the way of a file, or of this process.
-    pub(super) fn of(error: io::Error, sentence: impl FnOnce(&io::Error) -> String) -> Self {
-        match is_lack(&error) {
-            true => Self::Lack(error),
+    /// Classifies an I/O error as a shortage or as a refusal with this sentence.
+    pub(super) fn from_io(error: io::Error, sentence: impl FnOnce(&io::Error) -> String) -> Self {
+        match is_shortage(&error) {
+            true => Self::Shortage(error),
             false => Self::Refused(sentence(&error)),
         }
     }
@@ -88,13 +89,13 @@ impl From<String> for StartError {
     }
 }
 
-/// A port that nobody listens on now, and that is not among `taken`: an instance that has not bound
-/// its port yet looks like nobody.
-pub(super) fn free_port(listen: IpAddr, taken: impl Fn(u16) -> bool) -> io::Result<u16> {
-    const TRIES: u32 = 64;
-    for _ in 0..TRIES {
+/// Returns a port on which nobody listens and that is not reserved for an instance that has yet to
+/// bind it.
+pub(super) fn find_free_port(listen: IpAddr, is_reserved: impl Fn(u16) -> bool) -> io::Result<u16> {
+    const ATTEMPTS: u32 = 64;
+    for _ in 0..ATTEMPTS {
         let port = TcpListener::bind((listen, 0))?.local_addr()?.port();
-        if !taken(port) {
+        if !is_reserved(port) {
             return Ok(port);
         }
     }
@@ -104,33 +105,33 @@ pub(super) fn free_port(listen: IpAddr, taken: impl Fn(u16) -> bool) -> io::Resu
     ))
 }
 
-/// Somebody listens on the port. Only a lack is an error.
-pub(super) fn is_taken(listen: IpAddr, port: u16) -> io::Result<bool> {
+/// Whether somebody listens on the port. Only a shortage is an error.
+pub(super) fn is_port_taken(listen: IpAddr, port: u16) -> io::Result<bool> {
     match TcpListener::bind((listen, port)) {
-        Err(error) if is_lack(&error) => Err(error),
+        Err(error) if is_shortage(&error) => Err(error),
         Err(error) => Ok(error.kind() == io::ErrorKind::AddrInUse),
         Ok(_) => Ok(false),
     }
 }
 
-/// Starts the process; on failure says in a sentence why not. `output` is opened for append and
-/// locked: the lock lives in the open file, which the process and its children share, so it is held
-/// for exactly as long as any of them can still write, whoever started them and whatever became of us.
+/// Starts the process. `output` is opened for append and locked: the lock belongs to the open file,
+/// which the process and its children share, so it is held for exactly as long as any of them can still
+/// write, even if Penstock is gone.
 pub(super) fn launch(
-    order: &Order,
-    surroundings: &Surroundings,
+    start: &StartSpec,
+    context: &LaunchContext,
     port: u16,
     output: &Path,
 ) -> Result<Child, StartError> {
-    let mut command = command(order, surroundings, port)?;
+    let mut command = command(start, context, port)?;
     let stdout = open_output(output)?;
     let stderr = stdout.try_clone();
-    let stderr =
-        stderr.map_err(|error| StartError::of(error, |e| format!("{}: {e}", output.display())))?;
+    let stderr = stderr
+        .map_err(|error| StartError::from_io(error, |e| format!("{}: {e}", output.display())))?;
     let program = command.get_program().to_owned();
-    if let Some(descriptors) = surroundings.descriptors {
+    if let Some(descriptors) = context.descriptors {
         command =
-            limit::behind(&command, descriptors).map_err(|error| cannot_run(&program, &error))?;
+            limit::wrap(&command, descriptors).map_err(|error| cannot_run(&program, &error))?;
     }
     command
         .stdin(Stdio::null())
@@ -138,8 +139,8 @@ pub(super) fn launch(
         .stderr(stderr)
         .process_group(0)
         .spawn()
-        .map_err(|error| match is_lack_of_start(&error) {
-            true => StartError::Lack(error),
+        .map_err(|error| match is_start_shortage(&error) {
+            true => StartError::Shortage(error),
             false => cannot_run(&program, &error),
         })
 }
@@ -151,28 +152,28 @@ fn cannot_run(program: &OsStr, error: &io::Error) -> StartError {
     ))
 }
 
-fn command(order: &Order, surroundings: &Surroundings, port: u16) -> Result<Command, StartError> {
-    let listen = surroundings.listen.to_string();
+fn command(start: &StartSpec, context: &LaunchContext, port: u16) -> Result<Command, StartError> {
+    let listen = context.listen.to_string();
     let fill = |text: &str| {
         text.replace("{port}", &port.to_string())
             .replace("{host}", &listen)
     };
-    let mut words = order.spec.command.iter().map(|word| fill(word));
-    let program = words
+    let mut arguments = start.spec.command.iter().map(|argument| fill(argument));
+    let program = arguments
         .next()
         .filter(|program| !program.is_empty())
         .ok_or_else(|| "spec.command is empty; name the program and its arguments".to_owned())?;
-    let mut command = Command::new(resolve(&program, &surroundings.working_directory));
+    let mut command = Command::new(resolve(&program, &context.working_directory));
     command
-        .args(words)
-        .current_dir(&surroundings.working_directory)
+        .args(arguments)
+        .current_dir(&context.working_directory)
         .env_clear()
-        .envs(passed_on(&surroundings.own));
-    for (name, value) in &order.spec.env {
+        .envs(inherited_variables(&context.own_secrets));
+    for (name, value) in &start.spec.env {
         let value = match value {
             EnvValue::Plain(text) => fill(text).into(),
             EnvValue::Secret(secret) => {
-                resolve_secret(&surroundings.own, name, &secret.secret_ref)?
+                resolve_secret(&context.own_secrets, name, &secret.secret_ref)?
             }
         };
         command.env(name, value);
@@ -180,13 +181,13 @@ fn command(order: &Order, surroundings: &Surroundings, port: u16) -> Result<Comm
     command
         .env("PORT", port.to_string())
         .env(HOST, &listen)
-        .env(INSTALLATION, &surroundings.installation)
-        .env(INSTANCE, order.id.as_str())
-        .env(GENERATION, order.generation.to_string());
+        .env(INSTALLATION, &context.installation)
+        .env(INSTANCE, start.id.as_str())
+        .env(GENERATION, start.generation.to_string());
     Ok(command)
 }
 
-/// A bare name is looked for in PATH; anything with a slash is a path from the working directory.
+/// A bare name is looked up in PATH; anything with a slash is relative to the working directory.
 fn resolve(program: &str, working_directory: &Path) -> PathBuf {
     if program.contains('/') {
         working_directory.join(program)
@@ -195,17 +196,21 @@ fn resolve(program: &str, working_directory: &Path) -> PathBuf {
     }
 }
 
-fn passed_on(own: &OwnSecrets) -> impl Iterator<Item = (OsString, OsString)> {
-    env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| is_passed_on(own, name)))
+fn inherited_variables(own_secrets: &OwnSecrets) -> impl Iterator<Item = (OsString, OsString)> {
+    env::vars_os().filter(|(name, _)| {
+        name.to_str()
+            .is_some_and(|name| is_inherited(own_secrets, name))
+    })
 }
 
-fn is_passed_on(own: &OwnSecrets, name: &str) -> bool {
-    (PASSED_ON.contains(&name) || name.starts_with("LC_")) && !own.has_variable(name)
+fn is_inherited(own_secrets: &OwnSecrets, name: &str) -> bool {
+    (INHERITED_VARIABLES.contains(&name) || name.starts_with("LC_"))
+        && !own_secrets.has_variable(name)
 }
 
 fn open_output(path: &Path) -> Result<File, StartError> {
     let failed = |error: io::Error| {
-        StartError::of(error, |e| {
+        StartError::from_io(error, |e| {
             format!("its log {} cannot be opened: {e}", path.display())
         })
     };
@@ -217,7 +222,7 @@ fn open_output(path: &Path) -> Result<File, StartError> {
         .create(true)
         .open(path)
         .map_err(failed)?;
-    lock_soon(&file).map_err(|_| {
+    lock_with_retries(&file).map_err(|_| {
         format!(
             "a process of this instance still runs: it holds {}",
             path.display()
@@ -226,9 +231,9 @@ fn open_output(path: &Path) -> Result<File, StartError> {
     Ok(file)
 }
 
-/// A process that was started with this output file still has it open.
-pub(super) fn is_output_held(path: &Path) -> io::Result<bool> {
-    let file = seen(OpenOptions::new().append(true).open(path))?;
+/// Whether a process started with this output file still has it open.
+pub(super) fn is_output_locked(path: &Path) -> io::Result<bool> {
+    let file = ok_unless_shortage(OpenOptions::new().append(true).open(path))?;
     Ok(file.is_some_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()))
 }
 
@@ -242,9 +247,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_ours_is_not_inherited() {
-        let mut own = OwnSecrets::default();
-        own.add_variable("LC_SECRET");
+    fn own_secrets_are_not_inherited() {
+        let mut own_secrets = OwnSecrets::default();
+        own_secrets.add_variable("LC_SECRET");
         for name in [
             "PENSTOCK_INTERNAL_TOKEN",
             "PENSTOCK_SEAL_KEY",
@@ -256,48 +261,48 @@ mod tests {
             "KAFKA_PASSWORD",
             "LC_SECRET",
         ] {
-            assert!(!is_passed_on(&own, name), "{name}");
+            assert!(!is_inherited(&own_secrets, name), "{name}");
         }
-        for name in PASSED_ON.iter().chain(&["LC_ALL"]) {
-            assert!(is_passed_on(&own, name), "{name}");
+        for name in INHERITED_VARIABLES.iter().chain(&["LC_ALL"]) {
+            assert!(is_inherited(&own_secrets, name), "{name}");
         }
     }
 
     #[test]
-    fn host_and_port_replace_their_placeholders_wherever_they_stand() {
+    fn host_and_port_placeholders_are_replaced_everywhere() {
         let spec = serde_json::json!({
             "backend": "process", "instanceType": "t",
             "command": ["./scorer", "--listen={host}:{port}", "{port}"],
             "env": {"URL": "http://{host}:{port}/"},
         });
-        let order = Order {
+        let start = StartSpec {
             id: InstanceId::from("a".to_owned()),
             generation: 1,
             deployment: "iris/blue".into(),
             spec: serde_json::from_value(spec).unwrap(),
         };
-        let surroundings = Surroundings {
+        let context = LaunchContext {
             installation: "i".into(),
             working_directory: "/srv".into(),
             listen: "127.0.0.2".parse().unwrap(),
-            own: OwnSecrets::default(),
+            own_secrets: OwnSecrets::default(),
             descriptors: None,
         };
-        let command = command(&order, &surroundings, 4711).unwrap();
+        let command = command(&start, &context, 4711).unwrap();
         assert_eq!(command.get_program(), "/srv/./scorer");
         let args: Vec<_> = command.get_args().collect();
         assert_eq!(args, ["--listen=127.0.0.2:4711", "4711"]);
-        let told: BTreeMap<_, _> = command.get_envs().collect();
-        let told = |name: &str| told[std::ffi::OsStr::new(name)].unwrap();
-        assert_eq!(told("URL"), "http://127.0.0.2:4711/");
-        assert_eq!(told("PENSTOCK_HOST"), "127.0.0.2");
-        assert_eq!(told("PORT"), "4711");
+        let env: BTreeMap<_, _> = command.get_envs().collect();
+        let env = |name: &str| env[std::ffi::OsStr::new(name)].unwrap();
+        assert_eq!(env("URL"), "http://127.0.0.2:4711/");
+        assert_eq!(env("PENSTOCK_HOST"), "127.0.0.2");
+        assert_eq!(env("PORT"), "4711");
     }
 
     #[test]
-    fn a_port_that_is_promised_to_an_instance_is_not_given_to_another() {
+    fn a_port_reserved_for_one_instance_is_not_given_to_another() {
         let refused = std::cell::Cell::new(0);
-        let port = free_port(Ipv4Addr::LOCALHOST.into(), |_| {
+        let port = find_free_port(Ipv4Addr::LOCALHOST.into(), |_| {
             refused.replace(refused.get() + 1) < 3
         })
         .unwrap();

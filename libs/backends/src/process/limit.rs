@@ -1,9 +1,9 @@
-//! Instances get the limit of descriptors that this process was started with, and not the one that
-//! it has raised for itself: a program that uses `select` breaks above 1,024, and one that goes
-//! through all possible descriptors is slow.
+//! Instances get the descriptor limit that this process was started with, not the one that it raised
+//! for itself: programs that use `select` break above 1,024, and programs that iterate over all possible
+//! descriptors become slow.
 //!
-//! A limit holds from a program's first instruction, so it is not set from outside once the program
-//! runs: the child is this program again, which sets its own limit and becomes the instance.
+//! The limit must apply from the first instruction, so it cannot be set from outside once the program
+//! runs: the child is this program again, which lowers its own limit and then execs the instance.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,22 +14,22 @@ use std::process::{Command, ExitCode};
 use rustix::fs::{Access, access};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The first argument of the child that is to become an instance.
-const BECOME: &str = "become-instance";
+/// The first argument of a child that becomes an instance.
+const BECOME_INSTANCE: &str = "become-instance";
 
-/// This program, also where its file has been replaced since it was started.
-const OURSELVES: &str = "/proc/self/exe";
+/// This program, even if its file has been replaced since it was started.
+const CURRENT_EXE: &str = "/proc/self/exe";
 
-/// What shells answer for a program that cannot be run.
+/// The exit code that shells use for a program that cannot be run.
 const CANNOT_RUN: u8 = 126;
 
-/// The command behind a start of this program that sets the limit first.
-pub(super) fn behind(command: &Command, descriptors: u64) -> io::Result<Command> {
-    find(command)?;
-    let mut outer = Command::new(OURSELVES);
+/// Wraps the command in a start of this program that sets the limit first.
+pub(super) fn wrap(command: &Command, descriptors: u64) -> io::Result<Command> {
+    check_executable(command)?;
+    let mut outer = Command::new(CURRENT_EXE);
     outer
         .arg0("penstock")
-        .args([BECOME, &descriptors.to_string()])
+        .args([BECOME_INSTANCE, &descriptors.to_string()])
         .arg(command.get_program())
         .args(command.get_args())
         .env_clear();
@@ -44,8 +44,8 @@ pub(super) fn behind(command: &Command, descriptors: u64) -> io::Result<Command>
     Ok(outer)
 }
 
-/// Looked for here, so that a program which is not there is an error of the start, as it is otherwise.
-fn find(command: &Command) -> io::Result<()> {
+/// Checked up front, so that a missing program is an error of the start, as it is without the wrapper.
+fn check_executable(command: &Command) -> io::Result<()> {
     let program = Path::new(command.get_program());
     if program.components().count() > 1 {
         return Ok(access(program, Access::EXEC_OK)?);
@@ -62,11 +62,14 @@ fn find(command: &Command) -> io::Result<()> {
     }
 }
 
-/// Where this process is such a child: becomes the instance, and returns only if that fails. To be
-/// called before anything else.
+/// If this process is such a child, becomes the instance and returns only on failure. Must be called
+/// before anything else.
 pub fn become_instance(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
-    let _ourselves = arguments.next();
-    if arguments.next().is_none_or(|first| first != BECOME) {
+    let _program = arguments.next();
+    if arguments
+        .next()
+        .is_none_or(|first| first != BECOME_INSTANCE)
+    {
         return None;
     }
     let limit = arguments.next()?.to_str()?.parse().ok()?;
@@ -83,7 +86,7 @@ pub fn become_instance(mut arguments: impl Iterator<Item = OsString>) -> Option<
         Ok(()) => Command::new(&program).args(arguments).exec(),
         Err(error) => error.into(),
     };
-    // To the output of the instance.
+    // Goes to the output of the instance.
     eprintln!("`{}` cannot be run: {error}", program.to_string_lossy());
     Some(ExitCode::from(CANNOT_RUN))
 }

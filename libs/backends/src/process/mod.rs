@@ -1,19 +1,19 @@
-//! Instances as processes of this machine.
+//! Instances as local processes.
 //!
 //! Owns `DATA/instances` (a record per instance), `DATA/installation` and `DATA/logs`. Invariants:
-//! an order is durable before it is carried out; at most one process group runs per instance; an
-//! instance outlives Penstock and is adopted by the next one, and nothing of ours runs that no
-//! record names; when an instance is reported as ended, all its processes are gone.
+//! a request is durable before it is carried out; at most one process group runs per instance; an
+//! instance outlives Penstock and is adopted by the next one, and no process of this installation
+//! runs without a record; when an instance is reported as ended, all its processes are gone.
 
 mod adopt;
 mod host;
-mod lack;
 mod launch;
 mod limit;
 mod os;
 mod probe;
 mod record;
 mod secret;
+mod shortage;
 mod supervise;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,44 +32,44 @@ use tokio_util::task::TaskTracker;
 
 use crate::logs::{LogLimits, output_path, sweep};
 use crate::watchers::Watchers;
-use crate::{Backend, BackendError, Observed, ObservedPhase, Order, ResourceSample};
-use lack::LACK_PAUSE;
-use launch::{StartError, Surroundings};
+use crate::{Backend, BackendError, ObservedInstance, ObservedPhase, ResourceSample, StartSpec};
+use launch::{LaunchContext, StartError};
 use os::{CpuMeter, Leader};
-use record::{Record, RecordPhase, StateFolder, is_usable_id};
+use record::{InstanceRecord, RecordFolder, RecordPhase, is_usable_id};
+use shortage::SHORTAGE_RETRY_PAUSE;
 
 pub use host::{Host, UnknownHost};
-pub use lack::{LackListener, Means};
 pub use limit::become_instance;
 pub use record::{installation_id, node_id};
+pub use shortage::{Means, ShortageListener};
 
-/// How often output files are looked at.
+/// How often output files are marked and rotated.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// What the backend of local processes is told at its start.
+/// Configuration of the process backend.
 #[derive(Clone, Debug)]
 pub struct ProcessConfig {
-    /// Holds records, secrets and output of instances; this process has it alone.
+    /// Holds records, secrets and output of instances; used by one process at a time.
     pub data_dir: PathBuf,
-    /// Goes into what is observed; see [`node_id`].
+    /// The id of this node, reported with every instance; see [`node_id`].
     pub node: String,
-    /// Relative programs are looked up here, and instances run here.
+    /// The working directory of instances, from which relative programs are resolved.
     pub working_directory: PathBuf,
-    /// Of the instances that are started from now on; others keep theirs.
+    /// The host of instances started from now on; running ones keep theirs.
     pub host: Host,
-    /// How much output is kept.
+    /// How much instance output is kept.
     pub log_limits: LogLimits,
-    /// What this node has its own secrets from, the data folder among them: no instance is given any.
+    /// Sources of this node's own secrets, including the data folder: instances never get any of them.
     pub own: OwnSecrets,
-    /// From the polite signal to the hard one, where no order says it: for what is found running
-    /// without a record, and for instances given up by their probes.
+    /// Time from SIGTERM to SIGKILL where no request specifies it: for processes without a record, and
+    /// for instances whose probes failed.
     pub grace: Span,
-    /// What of this process the instances may take.
+    /// How much of this process's resources the instances may use.
     pub means: Means,
 }
 
 impl ProcessConfig {
-    /// On loopback, with a grace of 10 seconds and the defaults for the rest.
+    /// Returns a configuration on loopback, with a grace period of 10 seconds and defaults for the rest.
     pub fn new(data_dir: PathBuf, node: String, working_directory: PathBuf) -> Self {
         let mut own = OwnSecrets::default();
         own.add_place(&data_dir);
@@ -86,7 +86,8 @@ impl ProcessConfig {
     }
 }
 
-/// See the module. Dropping it lets go of all instances, as [`release`](Backend::release) does.
+/// Runs instances as local processes. Dropping it releases all instances, like
+/// [`release`](Backend::release).
 #[derive(Debug)]
 pub struct ProcessBackend {
     shared: Arc<Shared>,
@@ -95,14 +96,14 @@ pub struct ProcessBackend {
 #[derive(Debug)]
 struct Shared {
     config: ProcessConfig,
-    surroundings: Surroundings,
+    launch_context: LaunchContext,
     boot_id: String,
     state: Mutex<State>,
-    /// Taken for each write of a record, before its content is read: the last write has the last word.
-    disk: Mutex<Option<StateFolder>>,
-    /// For work that opens files: more at a time would take descriptors that others were promised.
-    hands: Semaphore,
-    /// For connections of probes.
+    /// Locked for each write of a record, before its content is read, so that the last write wins.
+    disk: Mutex<Option<RecordFolder>>,
+    /// Limits concurrent work that opens files, to leave descriptors for others.
+    blocking_slots: Semaphore,
+    /// Limits concurrent probe connections.
     probes: Arc<Semaphore>,
     released: CancellationToken,
     tasks: TaskTracker,
@@ -116,26 +117,26 @@ struct State {
 
 #[derive(Debug)]
 struct Entry {
-    record: Record,
+    record: InstanceRecord,
     phase: ObservedPhase,
     adopted: bool,
-    /// To the task that looks after the instance; none once it is over.
-    orders: Option<mpsc::Sender<Removal>>,
+    /// Sends to the supervisor of the instance; `None` once the instance has ended.
+    removals: Option<mpsc::Sender<Removal>>,
     cpu: CpuMeter,
 }
 
-/// Removals that wait for a supervisor: it acts on the first, and a further one would say the same.
+/// Removals queued for a supervisor: it acts on the first, and any further one is redundant.
 const REMOVALS_MAX: usize = 1;
 
-/// To a supervisor: end the instance.
+/// Tells a supervisor to end the instance.
 #[derive(Clone, Copy, Debug)]
 struct Removal {
     grace: Span,
 }
 
 impl Entry {
-    fn observed(&self, node: &str) -> Observed {
-        Observed {
+    fn observed(&self, node: &str) -> ObservedInstance {
+        ObservedInstance {
             id: self.record.id.clone(),
             generation: self.record.generation,
             node: node.to_owned(),
@@ -148,12 +149,11 @@ impl Entry {
 }
 
 impl ProcessBackend {
-    /// Takes the data folder, adopts what runs well and ends the rest.
+    /// Locks the data folder, adopts healthy instances and ends all other processes of this installation.
     ///
     /// # Errors
     ///
-    /// [`BackendError::Unavailable`] where the data folder cannot be used, is another process's, or
-    /// holds records that cannot be read.
+    /// If the data folder cannot be used, is locked by another process, or contains unreadable records.
     pub async fn open(config: ProcessConfig) -> Result<Arc<Self>, BackendError> {
         let shared = tokio::task::spawn_blocking(move || Shared::open(config))
             .await
@@ -173,8 +173,8 @@ impl Drop for ProcessBackend {
 
 #[async_trait]
 impl Backend for ProcessBackend {
-    async fn ensure(&self, order: Order) -> Result<(), BackendError> {
-        self.carry_out(|shared| shared.ensure(order)).await
+    async fn ensure(&self, start: StartSpec) -> Result<(), BackendError> {
+        self.run_to_completion(|shared| shared.ensure(start)).await
     }
 
     async fn remove(
@@ -184,26 +184,26 @@ impl Backend for ProcessBackend {
         grace: Span,
     ) -> Result<(), BackendError> {
         let id = id.clone();
-        self.carry_out(move |shared| shared.remove(&id, generation, grace))
+        self.run_to_completion(move |shared| shared.remove(&id, generation, grace))
             .await
     }
 
-    async fn list(&self) -> Result<Vec<Observed>, BackendError> {
+    async fn list(&self) -> Result<Vec<ObservedInstance>, BackendError> {
         let state = self.shared.state();
-        let known = state.entries.values();
-        Ok(known
+        let entries = state.entries.values();
+        Ok(entries
             .filter(|entry| !matches!(entry.phase, ObservedPhase::Removed { .. }))
             .map(|entry| entry.observed(&self.shared.config.node))
             .collect())
     }
 
-    fn watch(&self) -> mpsc::Receiver<Observed> {
+    fn watch(&self) -> mpsc::Receiver<ObservedInstance> {
         self.shared.state().watchers.subscribe()
     }
 
     async fn resources(&self) -> Vec<ResourceSample> {
-        let measured = self.shared.work(|shared| shared.resources()).await;
-        measured.unwrap_or_default()
+        let samples = self.shared.run_blocking(|shared| shared.resources()).await;
+        samples.unwrap_or_default()
     }
 
     async fn release(&self) {
@@ -211,14 +211,14 @@ impl Backend for ProcessBackend {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
         self.shared.state().watchers.close();
-        // Free for the next one only now that nobody writes any more.
+        // Unlock the folder only now that nothing writes to it any more.
         self.shared.disk().take();
     }
 }
 
 impl ProcessBackend {
-    /// Runs to its end even if the caller goes away: a start that is half done has nobody else.
-    async fn carry_out(
+    /// Runs `work` to completion even if the caller is cancelled, so that no start is left half done.
+    async fn run_to_completion(
         &self,
         work: impl FnOnce(&Arc<Shared>) -> Result<(), BackendError> + Send + 'static,
     ) -> Result<(), BackendError> {
@@ -226,11 +226,14 @@ impl ProcessBackend {
             return Err(released());
         }
         let shared = self.shared.clone();
-        let carried_out = self.shared.tasks.spawn(async move {
+        let task = self.shared.tasks.spawn(async move {
             let failed = || BackendError::Unavailable("the process backend failed".into());
-            shared.work(work).await.unwrap_or_else(|| Err(failed()))
+            shared
+                .run_blocking(work)
+                .await
+                .unwrap_or_else(|| Err(failed()))
         });
-        carried_out.await.map_err(BackendError::Crashed)?
+        task.await.map_err(BackendError::Crashed)?
     }
 }
 
@@ -243,19 +246,19 @@ impl Shared {
             ),
             source,
         };
-        let folder = StateFolder::open(&config.data_dir)?;
-        let surroundings = Surroundings {
+        let folder = RecordFolder::open(&config.data_dir)?;
+        let launch_context = LaunchContext {
             installation: installation_id(&config.data_dir).map_err(failed)?,
             working_directory: config.working_directory.clone(),
             listen: config.host.listen(),
-            own: config.own.clone(),
+            own_secrets: config.own.clone(),
             descriptors: config.means.instance_descriptors,
         };
         Ok(Self {
-            surroundings,
+            launch_context,
             boot_id: os::boot_id().map_err(failed)?,
             state: Mutex::default(),
-            hands: Semaphore::new(config.means.hands_max.max(1)),
+            blocking_slots: Semaphore::new(config.means.hands_max.max(1)),
             probes: Arc::new(Semaphore::new(config.means.probes_max.max(1))),
             config,
             disk: Mutex::new(Some(folder)),
@@ -264,39 +267,39 @@ impl Shared {
         })
     }
 
-    /// Nothing that holds these locks can leave the state half changed.
+    /// A panic while holding the lock cannot leave the state half changed.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn disk(&self) -> MutexGuard<'_, Option<StateFolder>> {
+    fn disk(&self) -> MutexGuard<'_, Option<RecordFolder>> {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what blocks and opens files, as soon as a hand is free. None if it panics.
-    async fn work<T: Send + 'static>(
+    /// Runs work that blocks or opens files, once a slot is free. Returns `None` if it panics.
+    async fn run_blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Arc<Self>) -> T + Send + 'static,
     ) -> Option<T> {
-        // It is never closed.
-        let _hand = self.hands.acquire().await;
+        // The semaphore is never closed.
+        let _slot = self.blocking_slots.acquire().await;
         let shared = self.clone();
         tokio::task::spawn_blocking(move || work(&shared))
             .await
             .ok()
     }
 
-    /// The same for what may lack the means: again and again until it is done. None once the backend
-    /// has let go.
-    async fn until_done<T: Send + 'static>(
+    /// Like [`run_blocking`](Self::run_blocking), but retries while the process is short of resources.
+    /// Returns `None` once the backend has been released.
+    async fn retry_on_shortage<T: Send + 'static>(
         self: &Arc<Self>,
         what: &str,
         work: impl Fn(&Arc<Self>) -> io::Result<T> + Clone + Send + 'static,
     ) -> Option<T> {
         while !self.released.is_cancelled() {
-            match self.work(work.clone()).await? {
+            match self.run_blocking(work.clone()).await? {
                 Ok(done) => return Some(done),
-                Err(error) => self.config.means.lack(what, &error),
+                Err(error) => self.config.means.report_shortage(what, &error),
             }
             self.pause().await;
         }
@@ -304,11 +307,11 @@ impl Shared {
     }
 
     async fn pause(&self) {
-        let pause = tokio::time::sleep(LACK_PAUSE);
+        let pause = tokio::time::sleep(SHORTAGE_RETRY_PAUSE);
         self.released.run_until_cancelled(pause).await;
     }
 
-    /// Writes down what is known of an instance now. Blocks on the disk.
+    /// Writes the current record of an instance. Blocks on the disk.
     fn persist(&self, id: &InstanceId) -> Result<(), BackendError> {
         let disk = self.disk();
         let folder = disk.as_ref().ok_or_else(released)?;
@@ -316,8 +319,8 @@ impl Shared {
             return Ok(());
         };
         folder.write(&record).map_err(|error| {
-            if lack::is_lack(&error) {
-                return self.lacking(id, "the record of an instance", error);
+            if shortage::is_shortage(&error) {
+                return self.shortage_error(id, "the record of an instance", error);
             }
             BackendError::Unusable {
                 what: format!("the record of instance {id} cannot be written"),
@@ -326,13 +329,13 @@ impl Shared {
         })
     }
 
-    fn lacking(&self, id: &InstanceId, what: &str, source: io::Error) -> BackendError {
-        self.config.means.lack(what, &source);
+    fn shortage_error(&self, id: &InstanceId, what: &str, source: io::Error) -> BackendError {
+        self.config.means.report_shortage(what, &source);
         let id = id.clone();
-        BackendError::Lacking { id, source }
+        BackendError::OutOfResources { id, source }
     }
 
-    /// Changes what is known of an instance, and tells it on if `f` says so.
+    /// Updates the entry of an instance, and publishes it if `f` returns true.
     fn update(&self, id: &InstanceId, f: impl FnOnce(&mut Entry) -> bool) {
         let mut state = self.state();
         let State { entries, watchers } = &mut *state;
@@ -343,120 +346,123 @@ impl Shared {
         }
     }
 
-    fn ensure(self: &Arc<Self>, order: Order) -> Result<(), BackendError> {
-        let id = order.id.clone();
-        if !is_usable_id(&id) || !is_usable_deployment(&order.deployment) {
+    fn ensure(self: &Arc<Self>, start: StartSpec) -> Result<(), BackendError> {
+        let id = start.id.clone();
+        if !is_usable_id(&id) || !is_usable_deployment(&start.deployment) {
             let detail = "its id or its deployment's name cannot be the name of a file".into();
             return Err(BackendError::CannotStart { id, detail });
         }
-        let Some(orders) = self.admit(&order)? else {
+        let Some(removals) = self.admit(&start)? else {
             return self.persist(&id);
         };
         if let Err(error) = self.persist(&id) {
             self.state().entries.remove(&id);
             return Err(error);
         }
-        match self.start(&order) {
+        match self.start(&start) {
             Ok(leader) => {
-                supervise::spawn(self, id, leader, orders);
+                supervise::spawn(self, id, leader, removals);
                 Ok(())
             }
             Err(StartError::Refused(detail)) => {
-                self.over(&id, None, detail.clone());
+                self.record_exit(&id, None, detail.clone());
                 Err(BackendError::CannotStart { id, detail })
             }
-            Err(StartError::Lack(error)) => {
-                self.undo(&id);
-                Err(self.lacking(&id, "the start of an instance", error))
+            Err(StartError::Shortage(error)) => {
+                self.roll_back(&id);
+                Err(self.shortage_error(&id, "the start of an instance", error))
             }
         }
     }
 
-    /// As if the order had not come, unless the instance has been condemned meanwhile.
-    fn undo(&self, id: &InstanceId) {
-        let condemned = {
+    /// Undoes an admitted start, unless the removal of the instance was requested meanwhile.
+    fn roll_back(&self, id: &InstanceId) {
+        let is_removing = {
             let mut state = self.state();
-            let condemned = state
+            let is_removing = state
                 .entries
                 .get(id)
                 .is_some_and(|entry| entry.record.phase == RecordPhase::Removing);
-            if !condemned {
+            if !is_removing {
                 state.entries.remove(id);
             }
-            condemned
+            is_removing
         };
-        if condemned {
-            return self.over(id, None, "was never started".into());
+        if is_removing {
+            return self.record_exit(id, None, "was never started".into());
         }
-        // A record that stays says that nothing has been started, which is true.
+        // A leftover record says that nothing was started, which is true.
         if let Some(folder) = self.disk().as_ref() {
-            let _ = folder.forget(id);
+            let _ = folder.delete(id);
         }
     }
 
-    /// Decides whether the order leads to a start; if so the instance is ours to start from here on.
-    fn admit(&self, order: &Order) -> Result<Option<mpsc::Receiver<Removal>>, BackendError> {
+    /// Decides whether the instance is to be started. If so, the caller is the one that starts it.
+    fn admit(&self, start: &StartSpec) -> Result<Option<mpsc::Receiver<Removal>>, BackendError> {
         let mut state = self.state();
         let State { entries, watchers } = &mut *state;
-        if let Some(entry) = entries.get_mut(&order.id) {
+        if let Some(entry) = entries.get_mut(&start.id) {
             let newest = entry.record.generation;
-            let refused = order.generation < newest
-                || order.generation == newest && entry.record.has_tombstone()
+            let refused = start.generation < newest
+                || start.generation == newest && entry.record.has_tombstone()
                 || matches!(entry.record.phase, RecordPhase::Removing);
             if refused {
                 return Err(BackendError::Stale {
-                    id: order.id.clone(),
-                    ours: order.generation,
+                    id: start.id.clone(),
+                    requested: start.generation,
                     newest,
                 });
             }
-            if entry.orders.is_some() {
-                entry.record.generation = order.generation;
+            if entry.removals.is_some() {
+                entry.record.generation = start.generation;
                 return Ok(None);
             }
-            if order.generation == newest {
-                // It was carried out, and the instance is over. Say so again.
+            if start.generation == newest {
+                // Already carried out, and the instance has ended: report that again.
                 watchers.publish(&entry.observed(&self.config.node));
                 return Ok(None);
             }
         }
         let (sender, receiver) = mpsc::channel(REMOVALS_MAX);
         let entry = Entry {
-            record: Record {
-                id: order.id.clone(),
-                generation: order.generation,
+            record: InstanceRecord {
+                id: start.id.clone(),
+                generation: start.generation,
                 phase: RecordPhase::Starting,
-                order: Some(order.clone()),
+                start: Some(start.clone()),
                 process: None,
                 port: None,
                 host: self.config.host.clone(),
             },
             phase: ObservedPhase::Starting,
             adopted: false,
-            orders: Some(sender),
+            removals: Some(sender),
             cpu: CpuMeter::default(),
         };
-        entries.insert(order.id.clone(), entry);
+        entries.insert(start.id.clone(), entry);
         Ok(Some(receiver))
     }
 
-    /// Starts the process of an instance that is admitted and recorded.
-    fn start(&self, order: &Order) -> Result<Leader, StartError> {
-        self.config.means.room_for_one().map_err(StartError::Lack)?;
-        let id = &order.id;
-        let listen = self.surroundings.listen;
-        let port = launch::free_port(listen, |port| self.is_promised(port));
-        let port = port.map_err(|error| StartError::of(error, io::Error::to_string))?;
-        let output = output_path(&self.config.data_dir, &order.deployment, id);
-        let mut child = launch::launch(order, &self.surroundings, port, &output)?;
+    /// Starts the process of an admitted and recorded instance.
+    fn start(&self, start: &StartSpec) -> Result<Leader, StartError> {
+        self.config
+            .means
+            .check_capacity()
+            .map_err(StartError::Shortage)?;
+        let id = &start.id;
+        let listen = self.launch_context.listen;
+        let port = launch::find_free_port(listen, |port| self.is_port_assigned(port));
+        let port = port.map_err(|error| StartError::from_io(error, io::Error::to_string))?;
+        let output = output_path(&self.config.data_dir, &start.deployment, id);
+        let mut child = launch::launch(start, &self.launch_context, port, &output)?;
         let pid = child.id() as i32;
-        // From here on the process runs, so nothing may return without a word about it.
+        // The process runs from here on: every return must either keep track of it or kill it.
         let process = os::identity(pid, &self.boot_id).map_err(|error| {
-            os::end_unwatched(&mut child);
-            StartError::Lack(error)
+            os::kill_unwatched(&mut child);
+            StartError::Shortage(error)
         })?;
-        let leader = Leader::of_child(child, &self.config.means).map_err(|error| {
-            StartError::of(error, |e| format!("its process cannot be watched: {e}"))
+        let leader = Leader::from_child(child, &self.config.means).map_err(|error| {
+            StartError::from_io(error, |e| format!("its process cannot be watched: {e}"))
         })?;
         self.update(id, |entry| {
             entry.record.process = process;
@@ -468,18 +474,18 @@ impl Shared {
             true
         });
         if let Err(error) = self.persist(id) {
-            // Adoption finds the process by its environment as well.
-            tracing::warn!(instance = %id, %error, "a started instance is not recorded");
+            // Adoption can also find the process by its environment.
+            tracing::warn!(instance = %id, %error, "failed to record started instance");
         }
         Ok(leader)
     }
 
-    fn is_promised(&self, port: u16) -> bool {
+    fn is_port_assigned(&self, port: u16) -> bool {
         let state = self.state();
         let mut in_use = state
             .entries
             .values()
-            .filter(|entry| entry.orders.is_some());
+            .filter(|entry| entry.removals.is_some());
         in_use.any(|entry| entry.record.port == Some(port))
     }
 
@@ -489,11 +495,11 @@ impl Shared {
                 "`{id}` cannot be the id of an instance"
             )));
         }
-        let orders = self.condemn(id, generation)?;
+        let removals = self.mark_for_removal(id, generation)?;
         self.persist(id)?;
-        match orders {
-            // A supervisor that is just finishing sees the condemned record and acts on that.
-            Some(orders) => drop(orders.try_send(Removal { grace })),
+        match removals {
+            // A supervisor that is just finishing sees the record's phase and acts on it.
+            Some(removals) => drop(removals.try_send(Removal { grace })),
             None => self.update(id, |entry| {
                 matches!(entry.record.phase, RecordPhase::Removed { .. })
             }),
@@ -501,67 +507,67 @@ impl Shared {
         Ok(())
     }
 
-    /// Notes that the instance is not wanted any more.
-    fn condemn(
+    /// Marks the instance for removal.
+    fn mark_for_removal(
         &self,
         id: &InstanceId,
         generation: u64,
     ) -> Result<Option<mpsc::Sender<Removal>>, BackendError> {
         let mut state = self.state();
         let entry = state.entries.entry(id.clone()).or_insert_with(|| Entry {
-            record: Record {
+            record: InstanceRecord {
                 id: id.clone(),
                 generation,
                 phase: RecordPhase::Removed { code: None },
-                order: None,
+                start: None,
                 process: None,
                 port: None,
                 host: self.config.host.clone(),
             },
             phase: ObservedPhase::Removed { code: None },
             adopted: false,
-            orders: None,
+            removals: None,
             cpu: CpuMeter::default(),
         });
         if generation < entry.record.generation {
             return Err(BackendError::Stale {
                 id: id.clone(),
-                ours: generation,
+                requested: generation,
                 newest: entry.record.generation,
             });
         }
         entry.record.generation = generation;
-        if entry.orders.is_some() {
+        if entry.removals.is_some() {
             entry.record.phase = RecordPhase::Removing;
         } else if let RecordPhase::Exited { code, .. } = entry.record.phase {
             entry.record.phase = RecordPhase::Removed { code };
             entry.phase = ObservedPhase::Removed { code };
         }
-        Ok(entry.orders.clone())
+        Ok(entry.removals.clone())
     }
 
-    /// The instance has no process any more. Blocks on the disk.
-    fn over(&self, id: &InstanceId, code: Option<i32>, reason: String) {
-        let mut told = None;
+    /// Records and reports that the instance has no process any more. Blocks on the disk.
+    fn record_exit(&self, id: &InstanceId, code: Option<i32>, reason: String) {
+        let mut final_phase = None;
         self.update(id, |entry| {
-            entry.orders = None;
+            entry.removals = None;
             if entry.record.phase == RecordPhase::Removing {
                 entry.record.phase = RecordPhase::Removed { code };
-                told = Some(ObservedPhase::Removed { code });
+                final_phase = Some(ObservedPhase::Removed { code });
             } else {
                 entry.record.phase = RecordPhase::Exited {
                     code,
                     reason: reason.clone(),
                 };
-                told = Some(ObservedPhase::Exited { code, reason });
+                final_phase = Some(ObservedPhase::Exited { code, reason });
             }
             false
         });
         if let Err(error) = self.persist(id) {
-            // The next start finds no process and comes to the same end, less the code.
-            tracing::warn!(instance = %id, %error, "the end of an instance is not recorded");
+            // The next startup finds no process and records the same end, without the code.
+            tracing::warn!(instance = %id, %error, "failed to record end of instance");
         }
-        if let Some(phase) = told {
+        if let Some(phase) = final_phase {
             self.update(id, |entry| {
                 entry.phase = phase;
                 true
@@ -569,27 +575,27 @@ impl Shared {
         }
     }
 
-    fn membership(&self, id: &InstanceId, group: Option<i32>) -> os::Membership {
-        os::Membership {
-            installation: self.surroundings.installation.clone(),
+    fn matcher(&self, id: &InstanceId, group: Option<i32>) -> os::ProcessMatcher {
+        os::ProcessMatcher {
+            installation: self.launch_context.installation.clone(),
             instance: id.as_str().to_owned(),
             group,
         }
     }
 
-    /// Nothing where it cannot be seen: that is no evidence of an instance that does nothing.
+    /// Returns nothing if usage cannot be read: that must not be mistaken for an idle instance.
     fn resources(&self) -> Vec<ResourceSample> {
         let groups = match os::usage_by_group() {
             Ok(groups) => groups,
             Err(error) => {
                 self.config
                     .means
-                    .lack("the measurement of instances", &error);
+                    .report_shortage("the measurement of instances", &error);
                 return Vec::new();
             }
         };
         let mut state = self.state();
-        let running = state.entries.values_mut().filter(|e| e.orders.is_some());
+        let running = state.entries.values_mut().filter(|e| e.removals.is_some());
         running
             .filter_map(|entry| {
                 let leader = entry.record.process.as_ref()?.pid;
@@ -603,20 +609,20 @@ impl Shared {
             .collect()
     }
 
-    /// The instances that may still write output, by deployment.
+    /// Returns the instances that may still write output, by deployment.
     fn in_use(&self) -> BTreeMap<String, BTreeSet<InstanceId>> {
         let mut in_use = BTreeMap::<String, BTreeSet<InstanceId>>::new();
         for entry in self.state().entries.values() {
-            if let (Some(_), Some(order)) = (&entry.orders, &entry.record.order) {
-                let deployment = in_use.entry(order.deployment.clone()).or_default();
-                deployment.insert(order.id.clone());
+            if let (Some(_), Some(start)) = (&entry.removals, &entry.record.start) {
+                let deployment = in_use.entry(start.deployment.clone()).or_default();
+                deployment.insert(start.id.clone());
             }
         }
         in_use
     }
 }
 
-/// `ENDPOINT/DEPLOYMENT`, checked because it becomes a path.
+/// Whether the text is a valid `ENDPOINT/DEPLOYMENT`; it becomes part of a path.
 fn is_usable_deployment(text: &str) -> bool {
     text.parse::<contract::ids::DeploymentRef>().is_ok()
 }
@@ -629,24 +635,27 @@ async fn sweep_logs(shared: Arc<Shared>) {
             () = shared.released.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let swept = shared.work(|shared| {
+        let swept = shared.run_blocking(|shared| {
             let config = &shared.config;
             sweep(&config.data_dir, &shared.in_use(), config.log_limits, now())
         });
         match swept.await {
-            Some(Err(error)) if lack::is_lack(&error) => {
-                shared.config.means.lack("the rotation of output", &error);
+            Some(Err(error)) if shortage::is_shortage(&error) => {
+                shared
+                    .config
+                    .means
+                    .report_shortage("the rotation of output", &error);
             }
-            Some(Err(error)) => tracing::warn!(%error, "output of instances cannot be rotated"),
+            Some(Err(error)) => tracing::warn!(%error, "failed to rotate instance output"),
             Some(Ok(_)) | None => {}
         }
     }
 }
 
-/// Only for marks in logs; nothing is decided by it.
+/// Used only for marks of instance output; no decision depends on it.
 #[expect(
     clippy::disallowed_methods,
-    reason = "it marks output for people, and no result depends on it"
+    reason = "marks output for people; no result depends on it"
 )]
 fn now() -> Timestamp {
     let since_1970 = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
@@ -654,5 +663,5 @@ fn now() -> Timestamp {
 }
 
 fn released() -> BackendError {
-    BackendError::Unavailable("the process backend has let go of its instances".into())
+    BackendError::Unavailable("the process backend has been released".into())
 }

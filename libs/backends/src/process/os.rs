@@ -1,8 +1,8 @@
-//! Processes as /proc and pidfds show them: who belongs to an instance, what it uses, when it ends.
+//! Processes as seen through /proc and pidfds: which belong to an instance, what they use, when they end.
 //!
-//! Invariants: a signal goes only to a process that has been proven to belong to the instance, and
-//! the proof still holds when the signal is sent (a process number may have been given away). What
-//! cannot be looked at for a lack of descriptors is an error, and never nothing.
+//! Invariants: a signal is only sent to a process that has been proven to belong to the instance, and
+//! the proof still holds when the signal is sent (pids are reused). What cannot be inspected because of
+//! a resource shortage is an error, never an empty result.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,9 +13,9 @@ use procfs::process::{FDTarget, Process, Stat};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
-use super::lack::{Held, Means, seen, seen_in_proc};
 use super::launch::{GENERATION, INSTALLATION, INSTANCE};
 use super::record::ProcessIdentity;
+use super::shortage::{DescriptorGuard, Means, ok_unless_shortage, proc_unless_shortage};
 
 pub(super) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
@@ -23,29 +23,29 @@ pub(super) fn boot_id() -> io::Result<String> {
         .to_owned())
 }
 
-/// What Penstock has written into the environment of a process.
+/// What Penstock puts into the environment of a process to identify it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Marks {
+pub(super) struct ProcessTags {
     pub installation: String,
     pub instance: String,
     pub generation: Option<u64>,
     pub port: Option<u16>,
 }
 
-/// None: not one of ours, or not ours to read.
-pub(super) fn marks(pid: i32) -> io::Result<Option<Marks>> {
-    let environ = seen(fs::read(format!("/proc/{pid}/environ")))?;
-    Ok(environ.and_then(|environ| marks_in(&environ)))
+/// Returns `None` if the process is not one of ours, or its environment cannot be read.
+pub(super) fn process_tags(pid: i32) -> io::Result<Option<ProcessTags>> {
+    let environ = ok_unless_shortage(fs::read(format!("/proc/{pid}/environ")))?;
+    Ok(environ.and_then(|environ| parse_tags(&environ)))
 }
 
-fn marks_in(environ: &[u8]) -> Option<Marks> {
+fn parse_tags(environ: &[u8]) -> Option<ProcessTags> {
     let value = |name: &str| {
         environ.split(|byte| *byte == 0).find_map(|entry| {
             let text = std::str::from_utf8(entry).ok()?;
             text.strip_prefix(name)?.strip_prefix('=')
         })
     };
-    Some(Marks {
+    Some(ProcessTags {
         installation: value(INSTALLATION)?.to_owned(),
         instance: value(INSTANCE)?.to_owned(),
         generation: value(GENERATION).and_then(|text| text.parse().ok()),
@@ -53,21 +53,21 @@ fn marks_in(environ: &[u8]) -> Option<Marks> {
     })
 }
 
-/// All processes but ourselves and those that are dead already.
-fn living() -> io::Result<Vec<Stat>> {
+/// Returns all processes except this one and those that are already dead.
+fn live_processes() -> io::Result<Vec<Stat>> {
     let processes = procfs::process::all_processes();
-    let ourselves = std::process::id() as i32;
+    let own_pid = std::process::id() as i32;
     let mut living = Vec::new();
-    for process in seen_in_proc(processes)?.into_iter().flatten() {
-        let stat = seen_in_proc(process.and_then(|process| process.stat()))?;
-        living.extend(stat.filter(|stat| stat.pid != ourselves && is_alive(stat)));
+    for process in proc_unless_shortage(processes)?.into_iter().flatten() {
+        let stat = proc_unless_shortage(process.and_then(|process| process.stat()))?;
+        living.extend(stat.filter(|stat| stat.pid != own_pid && is_alive(stat)));
     }
     Ok(living)
 }
 
-/// What a process is now; none if there is none of this number.
+/// Returns the current status of a process; `None` if there is no such process.
 fn stat(pid: i32) -> io::Result<Option<Stat>> {
-    seen_in_proc(Process::new(pid).and_then(|process| process.stat()))
+    proc_unless_shortage(Process::new(pid).and_then(|process| process.stat()))
 }
 
 fn is_alive(stat: &Stat) -> bool {
@@ -76,34 +76,34 @@ fn is_alive(stat: &Stat) -> bool {
 
 /// A process of this installation.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
+pub(super) struct TaggedProcess {
     pub identity: ProcessIdentity,
-    pub leads_its_group: bool,
-    pub marks: Marks,
+    pub is_group_leader: bool,
+    pub tags: ProcessTags,
 }
 
-/// Everything of this installation that runs.
-pub(super) fn scan(installation: &str, boot_id: &str) -> io::Result<Vec<Found>> {
+/// Returns all running processes of this installation.
+pub(super) fn scan(installation: &str, boot_id: &str) -> io::Result<Vec<TaggedProcess>> {
     let mut found = Vec::new();
-    for stat in living()? {
-        let Some(marks) = marks(stat.pid)?.filter(|marks| marks.installation == installation)
+    for stat in live_processes()? {
+        let Some(tags) = process_tags(stat.pid)?.filter(|tags| tags.installation == installation)
         else {
             continue;
         };
-        found.push(Found {
-            leads_its_group: stat.pid == stat.pgrp,
+        found.push(TaggedProcess {
+            is_group_leader: stat.pid == stat.pgrp,
             identity: ProcessIdentity {
                 pid: stat.pid,
                 start_time: stat.starttime,
                 boot_id: boot_id.to_owned(),
             },
-            marks,
+            tags,
         });
     }
     Ok(found)
 }
 
-/// None if the process is gone, and reaped, already.
+/// Returns `None` if the process has already been reaped.
 pub(super) fn identity(pid: i32, boot_id: &str) -> io::Result<Option<ProcessIdentity>> {
     Ok(stat(pid)?.map(|stat| ProcessIdentity {
         pid,
@@ -112,7 +112,7 @@ pub(super) fn identity(pid: i32, boot_id: &str) -> io::Result<Option<ProcessIden
     }))
 }
 
-/// The very process that was recorded runs.
+/// Whether exactly the recorded process is running.
 pub(super) fn is_running(recorded: &ProcessIdentity, boot_id: &str) -> io::Result<bool> {
     if recorded.boot_id != boot_id {
         return Ok(false);
@@ -121,49 +121,49 @@ pub(super) fn is_running(recorded: &ProcessIdentity, boot_id: &str) -> io::Resul
     Ok(now.is_some_and(|now| is_alive(&now) && now.starttime == recorded.start_time))
 }
 
-/// Which processes belong to an instance.
+/// Finds the processes that belong to an instance.
 #[derive(Clone, Debug)]
-pub(super) struct Membership {
+pub(super) struct ProcessMatcher {
     pub installation: String,
     pub instance: String,
-    /// The process group, while its number is certainly still ours: the leader lives, or is a child
-    /// of ours that has not been reaped.
+    /// The process group, while its id is certain to be ours: the leader is alive, or is a child that has
+    /// not been reaped.
     pub group: Option<i32>,
 }
 
-impl Membership {
-    fn has(&self, stat: &Stat) -> io::Result<bool> {
-        Ok(self.group == Some(stat.pgrp) || self.is_marked(stat.pid)?)
+impl ProcessMatcher {
+    fn matches(&self, stat: &Stat) -> io::Result<bool> {
+        Ok(self.group == Some(stat.pgrp) || self.is_tagged(stat.pid)?)
     }
 
-    /// Also what has left the group carries the marks, unless it wiped its environment.
-    fn is_marked(&self, pid: i32) -> io::Result<bool> {
-        Ok(marks(pid)?.is_some_and(|marks| {
-            marks.installation == self.installation && marks.instance == self.instance
+    /// A process that left the group still has the tags, unless it cleared its environment.
+    fn is_tagged(&self, pid: i32) -> io::Result<bool> {
+        Ok(process_tags(pid)?.is_some_and(|tags| {
+            tags.installation == self.installation && tags.instance == self.instance
         }))
     }
 
-    fn members(&self) -> io::Result<Vec<Stat>> {
-        let mut members = Vec::new();
-        for stat in living()? {
-            if self.has(&stat)? {
-                members.push(stat);
+    fn matching(&self) -> io::Result<Vec<Stat>> {
+        let mut matching = Vec::new();
+        for stat in live_processes()? {
+            if self.matches(&stat)? {
+                matching.push(stat);
             }
         }
-        Ok(members)
+        Ok(matching)
     }
 
-    pub(super) fn living(&self) -> io::Result<Vec<i32>> {
-        Ok(self.members()?.iter().map(|stat| stat.pid).collect())
+    pub(super) fn pids(&self) -> io::Result<Vec<i32>> {
+        Ok(self.matching()?.iter().map(|stat| stat.pid).collect())
     }
 
-    /// Sends a signal to every member and returns how many there were.
+    /// Signals every matching process and returns how many there were.
     pub(super) fn signal(&self, signal: Signal) -> io::Result<usize> {
-        let members = self.members()?;
-        for stat in &members {
+        let matching = self.matching()?;
+        for stat in &matching {
             self.signal_one(stat, signal)?;
         }
-        Ok(members.len())
+        Ok(matching.len())
     }
 
     fn signal_one(&self, before: &Stat, signal: Signal) -> io::Result<()> {
@@ -171,27 +171,27 @@ impl Membership {
             return Ok(());
         };
         let opened = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from);
-        let Some(fd) = seen(opened)? else {
+        let Some(fd) = ok_unless_shortage(opened)? else {
             return Ok(());
         };
-        // The descriptor names one process for good; make sure that it is the one we looked at.
+        // The pidfd refers to one process for good; make sure that it is the one that matched.
         let Some(now) = stat(before.pid)? else {
             return Ok(());
         };
-        if now.starttime == before.starttime && self.has(&now)? {
-            // It may have ended by itself meanwhile, which is what was wanted.
+        if now.starttime == before.starttime && self.matches(&now)? {
+            // The process may have exited meanwhile, which is fine.
             let _ = pidfd_send_signal(&fd, signal);
         }
         Ok(())
     }
 
-    /// Whether one of the members is who listens on the port. Unknown counts as yes: descriptors of
-    /// a process that changed its user cannot be read.
+    /// Whether one of the processes listens on the port. Unknown counts as yes: descriptors of a process
+    /// that changed its user cannot be read.
     pub(super) fn listens_on(&self, port: u16) -> io::Result<bool> {
-        let Some(mut sockets) = seen_in_proc(procfs::net::tcp())? else {
+        let Some(mut sockets) = proc_unless_shortage(procfs::net::tcp())? else {
             return Ok(true);
         };
-        sockets.extend(seen_in_proc(procfs::net::tcp6())?.unwrap_or_default());
+        sockets.extend(proc_unless_shortage(procfs::net::tcp6())?.unwrap_or_default());
         let listening: Vec<u64> = sockets
             .into_iter()
             .filter(|socket| {
@@ -199,9 +199,9 @@ impl Membership {
             })
             .map(|socket| socket.inode)
             .collect();
-        for pid in self.living()? {
+        for pid in self.pids()? {
             let descriptors = Process::new(pid).and_then(|process| process.fd());
-            let Some(descriptors) = seen_in_proc(descriptors)? else {
+            let Some(descriptors) = proc_unless_shortage(descriptors)? else {
                 return Ok(true);
             };
             let found = descriptors.flatten().any(
@@ -215,54 +215,54 @@ impl Membership {
     }
 }
 
-/// The first process of an instance, watched through a descriptor that cannot come to mean another.
+/// The first process of an instance, held by a pidfd, which cannot end up referring to another process.
 #[derive(Debug)]
 pub(super) struct Leader {
     pub pid: i32,
     pidfd: AsyncFd<OwnedFd>,
-    _held: Held,
-    /// None for an adopted process, whose exit code goes to whoever its parent is now.
+    _descriptor: DescriptorGuard,
+    /// `None` for an adopted process, whose exit code goes to its current parent.
     child: Option<std::process::Child>,
 }
 
 impl Leader {
-    /// Must be called within a tokio runtime. On failure the process is ended: nobody could watch it.
-    pub(super) fn of_child(mut child: std::process::Child, means: &Means) -> io::Result<Self> {
+    /// Must be called within a tokio runtime. On failure the process is killed, as it cannot be watched.
+    pub(super) fn from_child(mut child: std::process::Child, means: &Means) -> io::Result<Self> {
         let pid = child.id() as i32;
-        match watch(pid) {
+        match open_pidfd(pid) {
             Ok(pidfd) => Ok(Self {
                 pid,
                 pidfd,
-                _held: Held::one_of(means),
+                _descriptor: DescriptorGuard::acquire(means),
                 child: Some(child),
             }),
             Err(error) => {
-                end_unwatched(&mut child);
+                kill_unwatched(&mut child);
                 Err(error)
             }
         }
     }
 
-    /// `None` if the recorded process is gone.
+    /// Returns `None` if the recorded process is gone.
     pub(super) fn adopt(
         recorded: &ProcessIdentity,
         boot_id: &str,
         means: &Means,
     ) -> io::Result<Option<Self>> {
-        let Some(pidfd) = seen(watch(recorded.pid))? else {
+        let Some(pidfd) = ok_unless_shortage(open_pidfd(recorded.pid))? else {
             return Ok(None);
         };
-        // Only now is it certain that the descriptor and the record mean the same process.
+        // Checked after opening: only now is it certain that pidfd and record refer to the same process.
         Ok(is_running(recorded, boot_id)?.then(|| Self {
             pid: recorded.pid,
             pidfd,
-            _held: Held::one_of(means),
+            _descriptor: DescriptorGuard::acquire(means),
             child: None,
         }))
     }
 
-    /// What can be signalled without any further descriptor: the process, and its group while the
-    /// number is certainly its own.
+    /// Signals what can be reached without further descriptors: the process, and its group while the group
+    /// id is certain to be its own.
     pub(super) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(self.pidfd.get_ref(), signal);
         if let (Some(_), Some(group)) = (&self.child, Pid::from_raw(self.pid)) {
@@ -270,10 +270,10 @@ impl Leader {
         }
     }
 
-    /// Resolves when the process has ended. A child stays unreaped, so that the number of its group
-    /// remains ours until [`reap`](Self::reap).
+    /// Resolves when the process has ended. A child stays unreaped, so that its group id remains ours until
+    /// [`reap`](Self::reap).
     pub(super) async fn ended(&self) {
-        // An error would mean that the descriptor is unusable; it is ours and open.
+        // An error would mean that the descriptor is unusable; it is owned and open.
         let _ = self.pidfd.readable().await;
     }
 
@@ -281,7 +281,8 @@ impl Leader {
         self.child.is_some()
     }
 
-    /// How it ended: exit code, and words. To be called after [`ended`](Self::ended).
+    /// Reaps the process and returns its exit code and a description. Call it after
+    /// [`ended`](Self::ended).
     pub(super) fn reap(&mut self) -> (Option<i32>, String) {
         use std::os::unix::process::ExitStatusExt;
         let Some(child) = &mut self.child else {
@@ -302,8 +303,8 @@ impl Leader {
     }
 }
 
-/// A child, and its group, that have only just begun. It is not reaped yet, so the number is its own.
-pub(super) fn end_unwatched(child: &mut std::process::Child) {
+/// Kills a child that was just started, and its group. It has not been reaped, so the id is its own.
+pub(super) fn kill_unwatched(child: &mut std::process::Child) {
     if let Some(group) = Pid::from_raw(child.id() as i32) {
         let _ = kill_process_group(group, Signal::KILL);
     }
@@ -312,26 +313,26 @@ pub(super) fn end_unwatched(child: &mut std::process::Child) {
 
 #[expect(
     deprecated,
-    reason = "its replacement is `unsafe`, for types whose descriptor may change; an OwnedFd's cannot"
+    reason = "the replacement is `unsafe`, for types whose descriptor may change; an OwnedFd's cannot"
 )]
-fn watch(pid: i32) -> io::Result<AsyncFd<OwnedFd>> {
+fn open_pidfd(pid: i32) -> io::Result<AsyncFd<OwnedFd>> {
     let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other("not a process number"))?;
     AsyncFd::new(pidfd_open(pid, PidfdFlags::NONBLOCK)?)
 }
 
-/// CPU and memory of one process group now.
+/// Current CPU and memory use of one process group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Usage {
+pub(super) struct GroupUsage {
     pub cpu_us: u64,
     pub memory_bytes: u64,
 }
 
-/// One look at all processes, summed by process group.
-pub(super) fn usage_by_group() -> io::Result<BTreeMap<i32, Usage>> {
+/// Scans all processes and sums their usage by process group.
+pub(super) fn usage_by_group() -> io::Result<BTreeMap<i32, GroupUsage>> {
     let tick_us = 1_000_000 / procfs::ticks_per_second().max(1);
     let page = procfs::page_size();
-    let mut groups = BTreeMap::<i32, Usage>::new();
-    for stat in living()? {
+    let mut groups = BTreeMap::<i32, GroupUsage>::new();
+    for stat in live_processes()? {
         let children = stat.cutime.max(0) as u64 + stat.cstime.max(0) as u64;
         let usage = groups.entry(stat.pgrp).or_default();
         usage.cpu_us += (stat.utime + stat.stime + children) * tick_us;
@@ -340,7 +341,7 @@ pub(super) fn usage_by_group() -> io::Result<BTreeMap<i32, Usage>> {
     Ok(groups)
 }
 
-/// Makes a total that never falls out of a sum that does, when a process takes its count with it.
+/// Turns a sum of CPU times, which falls when a process exits, into a monotonic total.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct CpuMeter {
     last_us: u64,
@@ -360,14 +361,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_total_of_cpu_never_falls_when_a_process_leaves_the_group() {
+    fn a_cpu_total_never_falls_when_a_process_leaves_the_group() {
         let mut meter = CpuMeter::default();
         let totals: Vec<u64> = [10, 50, 20, 30].map(|sum| meter.total(sum)).into();
         assert_eq!(totals, [10, 50, 50, 60]);
     }
 
     #[test]
-    fn the_same_number_at_another_time_or_boot_is_another_process() {
+    fn the_same_pid_at_another_start_time_or_boot_is_another_process() {
         let boot = boot_id().unwrap();
         let ours = identity(std::process::id() as i32, &boot).unwrap().unwrap();
         assert!(is_running(&ours, &boot).unwrap());

@@ -1,8 +1,8 @@
-//! Readiness and liveness of one instance over HTTP.
+//! Readiness and liveness probes of one instance over HTTP.
 //!
-//! Readiness governs the start: an instance that is not ready in time is given up. Liveness is asked
-//! from the first ready on, so that a model that loads slowly is not ended for being busy with it.
-//! A probe for which we lack the means has not been made: it is neither a success nor a failure.
+//! Readiness governs the start: an instance that is not ready in time is ended. Liveness is probed only
+//! once the instance has been ready, so that a model that loads slowly is not ended for being busy.
+//! A probe that cannot be made because of a resource shortage is neither a success nor a failure.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -19,29 +19,29 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::lack::{LACK_PAUSE, Means, is_lack};
+use super::shortage::{Means, SHORTAGE_RETRY_PAUSE, is_shortage};
 
 /// A shorter period would keep the instance busy with probes.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
 
-/// What the probes have to say about an instance.
+/// The result of probing an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum ProbeVerdict {
     Ready,
     Unready(String),
-    /// It is to be ended, for this reason.
-    Hopeless(String),
+    /// The instance is to be ended, for this reason.
+    Failed(String),
 }
 
-/// Counts answers in a row. Pure.
+/// Counts consecutive results of one kind. Pure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Row {
+struct Streak {
     successes: u32,
     failures: u32,
 }
 
-impl Row {
-    /// `Some` when this answer completes a row of its kind.
+impl Streak {
+    /// Returns `Some` when this result completes a streak of its kind.
     fn count(&mut self, success: bool, spec: &ProbeSpec) -> Option<bool> {
         let (this, other, threshold) = if success {
             (
@@ -62,30 +62,30 @@ impl Row {
     }
 }
 
-/// What is probed, and how.
+/// The probes of one instance.
 #[derive(Clone, Debug)]
 pub(super) struct Probes {
     pub address: SocketAddr,
     pub readiness: ProbeSpec,
     pub liveness: ProbeSpec,
-    /// Runs for longer than any initial delay already.
+    /// Whether the instance was adopted, and so is past its initial delay.
     pub adopted: bool,
     pub means: Means,
-    /// As many as there may be connections of probes.
-    pub room: Arc<Semaphore>,
+    /// Limits concurrent probe connections.
+    pub slots: Arc<Semaphore>,
 }
 
-/// What came of one probe.
-enum Asked {
-    Answered,
+/// The outcome of one probe.
+enum ProbeOutcome {
+    Success,
     Failed(String),
-    /// It could not be made.
-    Lacking(std::io::Error),
+    /// The probe could not be made.
+    Shortage(std::io::Error),
 }
 
 impl Probes {
-    /// Never returns unless nobody listens any more.
-    pub(super) async fn run(self, verdicts: mpsc::Sender<Verdict>) {
+    /// Runs until the receiver of verdicts is dropped.
+    pub(super) async fn run(self, verdicts: mpsc::Sender<ProbeVerdict>) {
         let (was_ready, first_ready) = watch::channel(false);
         let _ = tokio::join!(
             self.watch_readiness(&verdicts, was_ready),
@@ -95,47 +95,49 @@ impl Probes {
 
     async fn watch_readiness(
         &self,
-        verdicts: &mpsc::Sender<Verdict>,
+        verdicts: &mpsc::Sender<ProbeVerdict>,
         was_ready: watch::Sender<bool>,
-    ) -> Result<(), mpsc::error::SendError<Verdict>> {
+    ) -> Result<(), mpsc::error::SendError<ProbeVerdict>> {
         let spec = &self.readiness;
         if !self.adopted {
             sleep(spec.initial_delay.to_std()).await;
         }
-        let mut row = Row::default();
+        let mut streak = Streak::default();
         let mut ticks = ticks(spec);
         loop {
             ticks.tick().await;
             let answer = self.probe(spec).await;
-            let verdict = match (row.count(answer.is_ok(), spec), answer) {
+            let verdict = match (streak.count(answer.is_ok(), spec), answer) {
                 (Some(true), _) => {
                     was_ready.send_replace(true);
-                    Verdict::Ready
+                    ProbeVerdict::Ready
                 }
-                (Some(false), Err(detail)) if *was_ready.borrow() => Verdict::Unready(detail),
-                (Some(false), Err(detail)) => Verdict::Hopeless(self.not_ready(&detail)),
+                (Some(false), Err(detail)) if *was_ready.borrow() => ProbeVerdict::Unready(detail),
+                (Some(false), Err(detail)) => ProbeVerdict::Failed(self.not_ready_reason(&detail)),
                 _ => continue,
             };
             verdicts.send(verdict).await?;
         }
     }
 
-    /// Asks as soon as there are the means for it.
+    /// Probes once, retrying during resource shortages.
     async fn probe(&self, spec: &ProbeSpec) -> Result<(), String> {
         loop {
-            // It is never closed.
-            let room = self.room.acquire().await;
-            match ask(self.address, spec).await {
-                Asked::Answered => return Ok(()),
-                Asked::Failed(detail) => return Err(detail),
-                Asked::Lacking(error) => self.means.lack("a probe of an instance", &error),
+            // The semaphore is never closed.
+            let slot = self.slots.acquire().await;
+            match send_probe(self.address, spec).await {
+                ProbeOutcome::Success => return Ok(()),
+                ProbeOutcome::Failed(detail) => return Err(detail),
+                ProbeOutcome::Shortage(error) => {
+                    self.means.report_shortage("a probe of an instance", &error)
+                }
             }
-            drop(room);
-            sleep(LACK_PAUSE).await;
+            drop(slot);
+            sleep(SHORTAGE_RETRY_PAUSE).await;
         }
     }
 
-    fn not_ready(&self, detail: &str) -> String {
+    fn not_ready_reason(&self, detail: &str) -> String {
         let spec = &self.readiness;
         let delay = if self.adopted {
             0
@@ -153,26 +155,26 @@ impl Probes {
 
     async fn watch_liveness(
         &self,
-        verdicts: &mpsc::Sender<Verdict>,
+        verdicts: &mpsc::Sender<ProbeVerdict>,
         mut first_ready: watch::Receiver<bool>,
-    ) -> Result<(), mpsc::error::SendError<Verdict>> {
+    ) -> Result<(), mpsc::error::SendError<ProbeVerdict>> {
         let spec = &self.liveness;
         if first_ready.wait_for(|ready| *ready).await.is_err() {
             return Ok(());
         }
         sleep(spec.initial_delay.to_std()).await;
-        let mut row = Row::default();
+        let mut streak = Streak::default();
         let mut ticks = ticks(spec);
         loop {
             ticks.tick().await;
             let answer = self.probe(spec).await;
-            if let (Some(false), Err(detail)) = (row.count(answer.is_ok(), spec), answer) {
+            if let (Some(false), Err(detail)) = (streak.count(answer.is_ok(), spec), answer) {
                 let reason = format!(
                     "its liveness probe `{}` failed {} times in a row; the last: {detail}",
                     spec.path,
                     spec.failure_threshold.max(1)
                 );
-                verdicts.send(Verdict::Hopeless(reason)).await?;
+                verdicts.send(ProbeVerdict::Failed(reason)).await?;
             }
         }
     }
@@ -184,25 +186,25 @@ fn ticks(spec: &ProbeSpec) -> tokio::time::Interval {
     ticks
 }
 
-async fn ask(address: SocketAddr, spec: &ProbeSpec) -> Asked {
-    let asked = async {
+async fn send_probe(address: SocketAddr, spec: &ProbeSpec) -> ProbeOutcome {
+    let outcome = async {
         match TcpStream::connect(address).await {
             Ok(stream) => match get(stream, address, &spec.path).await {
-                Ok(()) => Asked::Answered,
-                Err(detail) => Asked::Failed(detail),
+                Ok(()) => ProbeOutcome::Success,
+                Err(detail) => ProbeOutcome::Failed(detail),
             },
-            Err(error) if is_lack(&error) => Asked::Lacking(error),
-            Err(error) => Asked::Failed(format!(
+            Err(error) if is_shortage(&error) => ProbeOutcome::Shortage(error),
+            Err(error) => ProbeOutcome::Failed(format!(
                 "cannot connect to {address}: {error}{}",
-                where_to_listen(address)
+                listen_hint(address)
             )),
         }
     };
-    let asked = timeout(spec.timeout.to_std(), asked).await;
-    asked.unwrap_or_else(|_| Asked::Failed(format!("no answer within {}", spec.timeout)))
+    let outcome = timeout(spec.timeout.to_std(), outcome).await;
+    outcome.unwrap_or_else(|_| ProbeOutcome::Failed(format!("no answer within {}", spec.timeout)))
 }
 
-/// A connection of its own for each probe: an instance that accepts no new ones is not healthy.
+/// Uses a new connection for each probe: an instance that accepts none is not healthy.
 async fn get(stream: TcpStream, address: SocketAddr, path: &str) -> Result<(), String> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
@@ -213,7 +215,7 @@ async fn get(stream: TcpStream, address: SocketAddr, path: &str) -> Result<(), S
         .header("connection", "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| format!("`{path}` is not a path: {error}"))?;
-    // Dropping the sender and the body ends the connection, which is driven here beside it.
+    // Dropping the sender and the body ends the connection, which is driven concurrently.
     let answer = async move {
         let response = sender.send_request(request).await;
         response.map(|response| response.status().as_u16())
@@ -226,8 +228,8 @@ async fn get(stream: TcpStream, address: SocketAddr, path: &str) -> Result<(), S
     }
 }
 
-/// Many a server listens on 127.0.0.1 unless it is told otherwise.
-fn where_to_listen(address: SocketAddr) -> &'static str {
+/// Many servers listen on 127.0.0.1 by default.
+fn listen_hint(address: SocketAddr) -> &'static str {
     match address.ip() == Ipv4Addr::LOCALHOST {
         true => "",
         false => "; this node's instances must listen on {host}, which is replaced in spec.command",
@@ -239,17 +241,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_complete_once_and_is_broken_by_the_other_kind() {
+    fn a_streak_completes_once_and_is_reset_by_the_opposite_result() {
         let spec = ProbeSpec {
             success_threshold: 2,
             failure_threshold: 3,
             ..ProbeSpec::readiness()
         };
-        let mut row = Row::default();
+        let mut streak = Streak::default();
         let answers = [
             true, false, true, true, true, false, false, true, false, false, false, false,
         ];
-        let complete: Vec<_> = answers.map(|answer| row.count(answer, &spec)).into();
+        let complete: Vec<_> = answers.map(|answer| streak.count(answer, &spec)).into();
         let expected = [
             None,
             None,

@@ -1,7 +1,7 @@
-//! What the process backend keeps on disk: who it is, and a record per instance.
+//! State of the process backend on disk: its ids, and a record per instance.
 //!
-//! Invariant: a record is written, and synced, before what it announces is done. So whatever a crash
-//! leaves running is named by a record, and a removed instance is never started again.
+//! Invariant: a record is written and synced before the action that it announces. So whatever a crash
+//! leaves running has a record, and a removed instance is never started again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,28 +15,29 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::host::Host;
-use crate::{BackendError, Order};
+use crate::{BackendError, StartSpec};
 
-/// Tombstones that are kept. An id is never used twice, so an old one protects against nothing but
-/// orders that were delayed for very long.
+/// Tombstones that are kept. Ids are never reused, so an old tombstone only guards against requests
+/// that were delayed for very long.
 const TOMBSTONES_MAX: usize = 10_000;
 
-/// Longest id of an instance; it becomes the name of a folder.
+/// Longest instance id; it becomes the name of a folder.
 const ID_LENGTH_MAX: usize = 128;
 
-/// Everything known of one instance.
+/// The durable state of one instance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Record {
+pub(super) struct InstanceRecord {
     pub id: InstanceId,
-    /// The newest order carried out, or about to be.
+    /// The newest generation carried out, or about to be.
     pub generation: u64,
     pub phase: RecordPhase,
-    /// None only for a removal of an instance that was never seen.
-    pub order: Option<Order>,
+    /// `None` only for the removal of an instance that was never started here.
+    #[serde(rename = "order")]
+    pub start: Option<StartSpec>,
     pub process: Option<ProcessIdentity>,
     pub port: Option<u16>,
-    /// Where it listens.
+    /// The host under which it was started.
     #[serde(default)]
     pub host: Host,
 }
@@ -44,22 +45,22 @@ pub(super) struct Record {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "is")]
 pub(super) enum RecordPhase {
-    /// About to be started; whether a process exists is not known yet.
+    /// About to be started; a process may or may not exist.
     Starting,
     Running,
     Exited {
         code: Option<i32>,
         reason: String,
     },
-    /// Told to go; its processes may still run.
+    /// Removal requested; its processes may still run.
     Removing,
-    /// The tombstone.
+    /// A tombstone.
     Removed {
         code: Option<i32>,
     },
 }
 
-/// A process number is used again some day; with start time and boot it is not.
+/// Identifies a process: pids are reused, but not together with start time and boot id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ProcessIdentity {
@@ -69,7 +70,7 @@ pub(super) struct ProcessIdentity {
     pub boot_id: String,
 }
 
-impl Record {
+impl InstanceRecord {
     pub(super) fn has_tombstone(&self) -> bool {
         matches!(
             self.phase,
@@ -77,9 +78,9 @@ impl Record {
         )
     }
 
-    /// The generation that stands in the environment of the process.
+    /// The generation in the environment of the process.
     pub(super) fn started_generation(&self) -> u64 {
-        self.order.as_ref().map_or(0, |order| order.generation)
+        self.start.as_ref().map_or(0, |start| start.generation)
     }
 
     pub(super) fn address(&self) -> Option<String> {
@@ -87,31 +88,31 @@ impl Record {
     }
 }
 
-/// `DATA/instances`, held by one process at a time.
+/// `DATA/instances`, locked by one process at a time.
 #[derive(Debug)]
-pub(super) struct StateFolder {
+pub(super) struct RecordFolder {
     root: PathBuf,
-    /// Held for as long as this lives; the kernel lets go when the process ends, however it does.
+    /// Held until dropped; the kernel releases the lock when the process ends, however it ends.
     _lock: File,
 }
 
-impl StateFolder {
+impl RecordFolder {
     pub(super) fn open(data: &Path) -> Result<Self, BackendError> {
         let root = data.join("instances");
         fs::create_dir_all(&root).map_err(|error| unusable(&root, error))?;
         let path = root.join("lock");
         let lock = File::create(&path).map_err(|error| unusable(&path, error))?;
-        lock_soon(&lock).map_err(|_| {
+        lock_with_retries(&lock).map_err(|_| {
             BackendError::Unavailable(format!(
-                "the instances in {} are in the hands of another running Penstock; stop that one, or use another data folder",
+                "the instances in {} are managed by another running Penstock; stop that one, or use another data folder",
                 root.display()
             ))
         })?;
         Ok(Self { root, _lock: lock })
     }
 
-    /// All records, and the names of those that cannot be read.
-    pub(super) fn load(&self) -> io::Result<(BTreeMap<InstanceId, Record>, Vec<PathBuf>)> {
+    /// Returns all records, and the folders of those that cannot be read.
+    pub(super) fn load(&self) -> io::Result<(BTreeMap<InstanceId, InstanceRecord>, Vec<PathBuf>)> {
         let mut records = BTreeMap::new();
         let mut unreadable = Vec::new();
         for entry in fs::read_dir(&self.root)? {
@@ -131,7 +132,7 @@ impl StateFolder {
         Ok((records, unreadable))
     }
 
-    pub(super) fn write(&self, record: &Record) -> io::Result<()> {
+    pub(super) fn write(&self, record: &InstanceRecord) -> io::Result<()> {
         let folder = self.root.join(record.id.as_str());
         let created = !folder.exists();
         fs::create_dir_all(&folder)?;
@@ -143,13 +144,14 @@ impl StateFolder {
         Ok(())
     }
 
-    pub(super) fn forget(&self, id: &InstanceId) -> io::Result<()> {
+    pub(super) fn delete(&self, id: &InstanceId) -> io::Result<()> {
         fs::remove_dir_all(self.root.join(id.as_str()))
     }
 
-    /// Forgets the oldest tombstones past the limit and returns whose they were.
-    pub(super) fn prune(&self, records: &BTreeMap<InstanceId, Record>) -> Vec<InstanceId> {
-        let removed = |record: &&Record| matches!(record.phase, RecordPhase::Removed { .. });
+    /// Deletes the oldest tombstones beyond the limit and returns their ids.
+    pub(super) fn prune(&self, records: &BTreeMap<InstanceId, InstanceRecord>) -> Vec<InstanceId> {
+        let removed =
+            |record: &&InstanceRecord| matches!(record.phase, RecordPhase::Removed { .. });
         let mut tombstones: Vec<_> = records
             .values()
             .filter(removed)
@@ -158,7 +160,7 @@ impl StateFolder {
         let excess = tombstones.len().saturating_sub(TOMBSTONES_MAX);
         tombstones.sort();
         let oldest = tombstones.into_iter().take(excess).map(|(_, id)| id);
-        oldest.filter(|id| self.forget(id).is_ok()).collect()
+        oldest.filter(|id| self.delete(id).is_ok()).collect()
     }
 
     fn modified(&self, id: &InstanceId) -> Option<std::time::SystemTime> {
@@ -167,11 +169,11 @@ impl StateFolder {
     }
 }
 
-/// Takes the lock of an open file. A child of somebody else that is between fork and exec has a copy
-/// of every open file for a moment, so a lock that is held now may be free at once.
-pub(super) fn lock_soon(file: &File) -> io::Result<()> {
-    const TRIES: u32 = 50;
-    for _ in 1..TRIES {
+/// Locks an open file. A child between fork and exec briefly holds a copy of every open file, so a lock
+/// that is held now may be free a moment later.
+pub(super) fn lock_with_retries(file: &File) -> io::Result<()> {
+    const ATTEMPTS: u32 = 50;
+    for _ in 1..ATTEMPTS {
         if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             return Ok(());
         }
@@ -180,7 +182,7 @@ pub(super) fn lock_soon(file: &File) -> io::Result<()> {
     Ok(flock(file, FlockOperation::NonBlockingLockExclusive)?)
 }
 
-fn read_record(folder: &Path) -> io::Result<Option<Record>> {
+fn read_record(folder: &Path) -> io::Result<Option<InstanceRecord>> {
     match fs::read(folder.join("record.json")) {
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -188,13 +190,13 @@ fn read_record(folder: &Path) -> io::Result<Option<Record>> {
     }
 }
 
-/// Old content or new, never a part: written beside, synced, renamed, and the folder synced.
+/// Replaces the file atomically: writes a temporary file, syncs and renames it, then syncs the folder.
 fn write_durably(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let beside = folder.join(format!("{name}.new"));
-    let mut file = File::create(&beside)?;
+    let temporary = folder.join(format!("{name}.new"));
+    let mut file = File::create(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&beside, folder.join(name))?;
+    fs::rename(&temporary, folder.join(name))?;
     File::open(folder)?.sync_all()
 }
 
@@ -203,31 +205,31 @@ fn unusable(path: &Path, source: io::Error) -> BackendError {
     BackendError::Unusable { what, source }
 }
 
-/// This installation's id, made once: it tells our processes from those of another Penstock.
+/// Returns the id of this installation, created once. It distinguishes its processes from those of
+/// other installations on the machine.
 ///
 /// # Errors
 ///
-/// Where the folder can be neither read nor written.
-#[expect(clippy::disallowed_methods, reason = "made once for a data folder")]
+/// If the folder cannot be read or written.
+#[expect(clippy::disallowed_methods, reason = "created once for a data folder")]
 pub fn installation_id(data: &Path) -> io::Result<String> {
-    made_once(data, "installation", || Uuid::new_v4().to_string())
+    read_or_create(data, "installation", || Uuid::new_v4().to_string())
 }
 
-/// This node's id, made once. What the log assigns to a node is carried out by whoever has its data
-/// folder.
+/// Returns the id of this node, created once. Whoever has the data folder acts as the node.
 ///
 /// # Errors
 ///
-/// Where the folder can be neither read nor written.
-#[expect(clippy::disallowed_methods, reason = "made once for a data folder")]
+/// If the folder cannot be read or written.
+#[expect(clippy::disallowed_methods, reason = "created once for a data folder")]
 pub fn node_id(data: &Path) -> io::Result<String> {
-    made_once(data, "node", || {
+    read_or_create(data, "node", || {
         let unique = Uuid::new_v4().simple().to_string();
         format!("node-{}", &unique[..12])
     })
 }
 
-fn made_once(data: &Path, name: &str, make: impl FnOnce() -> String) -> io::Result<String> {
+fn read_or_create(data: &Path, name: &str, make: impl FnOnce() -> String) -> io::Result<String> {
     let path = data.join(name);
     match fs::read_to_string(&path) {
         Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
@@ -241,7 +243,7 @@ fn made_once(data: &Path, name: &str, make: impl FnOnce() -> String) -> io::Resu
     Ok(id)
 }
 
-/// Ids come from the log, but they become names of folders: nothing may climb out of ours.
+/// Whether the id is safe as the name of a folder: ids come from the log and must not escape ours.
 pub(super) fn is_usable_id(id: &InstanceId) -> bool {
     let text = id.as_str();
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';

@@ -1,9 +1,8 @@
-//! Follows a `secretRef`: a variable of this node, or a file on it.
+//! Resolves a `secretRef`: an environment variable of this node, or a file on it.
 //!
-//! Invariant: what is the server's own is not handed to instances, by whichever path it is reached. That
-//! is asked of the file that was opened, so that no link can be changed between the question and the reading.
-//! A further name (hard link) of a file deep in the data folder is not recognised; one of the files right
-//! in it, or of a file that a setting names, is.
+//! Invariant: instances never get the server's own secrets, by whichever path they are reached. This is
+//! checked on the opened file, so that no link can change between check and read. Hard links are recognised
+//! only for files directly in the data folder and for files named by a setting, not for files in subfolders.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -17,20 +16,20 @@ use std::path::{Path, PathBuf};
 use contract::own_secrets::{OwnSecrets, PATH_REFUSED};
 use rustix::fs::{OFlags, PROC_SUPER_MAGIC};
 
-use super::lack::is_lack;
 use super::launch::StartError;
+use super::shortage::is_shortage;
 
-/// Largest file that a `file:PATH` secret may be.
+/// Largest file that `file:PATH` may refer to.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
-/// The value of a secret for a variable of an instance; on failure says in a sentence why not.
+/// Returns the value of a secret for a variable of an instance.
 pub(super) fn resolve_secret(
-    own: &OwnSecrets,
+    own_secrets: &OwnSecrets,
     name: &str,
     reference: &str,
 ) -> Result<OsString, StartError> {
     let refused = |why: &str| format!("the secret `{reference}` for spec.env.{name} {why}");
-    if let Some(why) = own.refusal(reference) {
+    if let Some(why) = own_secrets.refusal(reference) {
         return Err(refused(why).into());
     }
     match reference.split_once(':') {
@@ -38,69 +37,76 @@ pub(super) fn resolve_secret(
             refused("is not set in the environment of this node; set it and start Penstock again")
                 .into()
         }),
-        Some(("file", path)) => read(own, Path::new(path)).map_err(|error| match error {
-            StartError::Refused(why) => refused(&why).into(),
-            lack => lack,
-        }),
+        Some(("file", path)) => {
+            read_secret(own_secrets, Path::new(path)).map_err(|error| match error {
+                StartError::Refused(why) => refused(&why).into(),
+                shortage => shortage,
+            })
+        }
         _ => Err(refused("has an unknown form; write env:NAME or file:PATH").into()),
     }
 }
 
-fn read(own: &OwnSecrets, path: &Path) -> Result<OsString, StartError> {
-    let failed =
-        |error: io::Error| StartError::of(error, |e| format!("cannot be read on this node: {e}"));
-    // Without it the opening of a pipe waits for somebody to write.
-    let at_once = OFlags::NONBLOCK.bits() as i32;
+fn read_secret(own_secrets: &OwnSecrets, path: &Path) -> Result<OsString, StartError> {
+    let failed = |error: io::Error| {
+        StartError::from_io(error, |e| format!("cannot be read on this node: {e}"))
+    };
+    // Otherwise opening a pipe waits for a writer.
+    let nonblocking = OFlags::NONBLOCK.bits() as i32;
     let file = OpenOptions::new()
         .read(true)
-        .custom_flags(at_once)
+        .custom_flags(nonblocking)
         .open(path);
     let file = file.map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
     let real = real_path(&file).map_err(failed)?;
-    let of_processes = rustix::fs::fstatfs(&file).map_err(|errno| failed(errno.into()))?;
-    let shows_processes = of_processes.f_type == PROC_SUPER_MAGIC;
-    if shows_processes || own.has_path(&real) || is_among(own, &real, &meta).map_err(failed)? {
+    let filesystem = rustix::fs::fstatfs(&file).map_err(|errno| failed(errno.into()))?;
+    let is_procfs = filesystem.f_type == PROC_SUPER_MAGIC;
+    if is_procfs
+        || own_secrets.has_path(&real)
+        || is_own_file(own_secrets, &real, &meta).map_err(failed)?
+    {
         return Err(PATH_REFUSED.to_owned().into());
     }
     if !meta.is_file() {
         return Err("is not a regular file".to_owned().into());
     }
     let mut text = String::new();
-    let most = SECRET_BYTES_MAX + 1;
-    file.take(most).read_to_string(&mut text).map_err(failed)?;
-    if text.len() as u64 == most {
+    let limit = SECRET_BYTES_MAX + 1;
+    file.take(limit).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 == limit {
         return Err(format!("is larger than {SECRET_BYTES_MAX} bytes").into());
     }
     Ok(text.strip_suffix('\n').unwrap_or(&text).into())
 }
 
-/// Where an open file is, whatever links led to it.
+/// Returns the path of an open file with all links resolved.
 fn real_path(file: &File) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// It is ours under another path: another name of the same file, or in a folder of ours that is mounted
-/// elsewhere too. What cannot be looked at for want of a descriptor is an error, not a no.
-fn is_among(own: &OwnSecrets, real: &Path, meta: &Metadata) -> io::Result<bool> {
-    let mut ours = BTreeSet::new();
+/// Whether the file is one of the server's own under another path: a hard link, or a file in an own folder
+/// that is also mounted elsewhere. A resource shortage is an error, not a no.
+fn is_own_file(own_secrets: &OwnSecrets, real: &Path, meta: &Metadata) -> io::Result<bool> {
+    let mut own_files = BTreeSet::new();
     let identity = |meta: Metadata| (meta.dev(), meta.ino());
-    for place in own.places() {
-        ours.extend(fs::metadata(place).map(identity));
+    for place in own_secrets.places() {
+        own_files.extend(fs::metadata(place).map(identity));
         match fs::read_dir(place) {
             Ok(within) => {
                 let within = within.flatten().filter_map(|entry| entry.metadata().ok());
-                ours.extend(within.map(identity));
+                own_files.extend(within.map(identity));
             }
-            Err(error) if is_lack(&error) => return Err(error),
-            // It is a file, or is not there.
+            Err(error) if is_shortage(&error) => return Err(error),
+            // A file, or missing.
             Err(_) => {}
         }
     }
     let mut folders = real.ancestors().skip(1);
-    Ok(ours.contains(&(meta.dev(), meta.ino()))
-        || folders
-            .any(|folder| fs::metadata(folder).is_ok_and(|meta| ours.contains(&identity(meta)))))
+    Ok(own_files.contains(&(meta.dev(), meta.ino()))
+        || folders.any(|folder| {
+            fs::metadata(folder).is_ok_and(|meta| own_files.contains(&identity(meta)))
+        }))
 }
 
 #[cfg(test)]
@@ -109,12 +115,12 @@ mod tests {
 
     use super::*;
 
-    const OURS: &str = "correct-horse-battery";
+    const SECRET: &str = "correct-horse-battery";
 
-    /// A data folder with a key, and beside it a folder of somebody else.
+    /// A data folder with a key, next to a folder that belongs to somebody else.
     struct Folders {
         root: tempfile::TempDir,
-        own: OwnSecrets,
+        own_secrets: OwnSecrets,
     }
 
     impl Folders {
@@ -122,13 +128,13 @@ mod tests {
             let root = tempfile::tempdir().unwrap();
             fs::create_dir_all(root.path().join("data/deep")).unwrap();
             fs::create_dir(root.path().join("models")).unwrap();
-            let mut own = OwnSecrets::default();
-            own.add_place(&root.path().join("data"));
+            let mut own_secrets = OwnSecrets::default();
+            own_secrets.add_place(&root.path().join("data"));
             for name in ["data/seal.key", "data/deep/record", "token"] {
-                fs::write(root.path().join(name), OURS).unwrap();
+                fs::write(root.path().join(name), SECRET).unwrap();
             }
-            own.add_place(&root.path().join("token"));
-            Self { root, own }
+            own_secrets.add_place(&root.path().join("token"));
+            Self { root, own_secrets }
         }
 
         fn path(&self, name: &str) -> PathBuf {
@@ -136,7 +142,7 @@ mod tests {
         }
 
         fn resolve(&self, path: &Path) -> Result<OsString, String> {
-            resolve_secret(&self.own, "DB", &format!("file:{}", path.display()))
+            resolve_secret(&self.own_secrets, "DB", &format!("file:{}", path.display()))
                 .map_err(|error| error.to_string())
         }
 
@@ -145,12 +151,12 @@ mod tests {
             let refused = self.resolve(path).unwrap_err();
             assert!(refused.contains("Penstock has for itself"), "{refused}");
             assert!(refused.contains("spec.env.DB"), "{refused}");
-            assert!(!refused.contains(OURS), "{refused}");
+            assert!(!refused.contains(SECRET), "{refused}");
         }
     }
 
     #[test]
-    fn a_file_of_ours_is_refused_by_every_path_to_it() {
+    fn an_own_file_is_refused_by_every_path_to_it() {
         let folders = Folders::new();
         symlink(folders.path("data"), folders.path("models/folder")).unwrap();
         symlink(folders.path("data/seal.key"), folders.path("models/key")).unwrap();
@@ -175,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_shows_of_processes_is_refused() {
+    fn procfs_files_are_refused() {
         let folders = Folders::new();
         let open = File::open(folders.path("data/seal.key")).unwrap();
         let fd = open.as_raw_fd();
@@ -201,21 +207,21 @@ mod tests {
     }
 
     #[test]
-    fn a_data_folder_that_is_named_by_a_link_is_ours_by_its_own_name_too() {
+    fn a_data_folder_named_by_a_link_is_also_protected_by_its_real_name() {
         let mut folders = Folders::new();
         symlink(folders.path("data"), folders.path("link")).unwrap();
-        folders.own = OwnSecrets::default();
-        folders.own.add_place(&folders.path("link"));
+        folders.own_secrets = OwnSecrets::default();
+        folders.own_secrets.add_place(&folders.path("link"));
         folders.refuses(&folders.path("link/deep/record"));
         folders.refuses(&folders.path("data/deep/record"));
     }
 
     #[test]
-    fn variables_of_ours_are_refused_before_they_are_looked_up() {
-        let mut own = OwnSecrets::default();
-        own.add_variable("KAFKA_PASSWORD");
+    fn own_variables_are_refused_before_lookup() {
+        let mut own_secrets = OwnSecrets::default();
+        own_secrets.add_variable("KAFKA_PASSWORD");
         for variable in ["PENSTOCK_STORE", "PGPASSWORD", "KAFKA_PASSWORD"] {
-            let refused = resolve_secret(&own, "DB", &format!("env:{variable}"))
+            let refused = resolve_secret(&own_secrets, "DB", &format!("env:{variable}"))
                 .unwrap_err()
                 .to_string();
             assert!(refused.contains("Penstock has for itself"), "{refused}");
@@ -228,14 +234,14 @@ mod tests {
         let path = folders.path("models/secret");
         fs::write(&path, "two\nlines\n").unwrap();
         assert_eq!(folders.resolve(&path).unwrap(), "two\nlines");
-        // As secrets are mounted in containers.
+        // Containers mount secrets this way.
         symlink("secret", folders.path("models/link")).unwrap();
         let linked = folders.resolve(&folders.path("models/link"));
         assert_eq!(linked.unwrap(), "two\nlines");
     }
 
     #[test]
-    fn what_has_no_end_or_no_size_is_no_secret() {
+    fn unbounded_and_irregular_files_are_refused() {
         let folders = Folders::new();
         let large = folders.path("models/large");
         fs::write(&large, vec![b'x'; SECRET_BYTES_MAX as usize + 1]).unwrap();
@@ -248,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_is_missing_is_named_with_the_variable_that_wants_it() {
+    fn a_missing_secret_is_named_with_its_variable() {
         for reference in ["env:A_TEST_NOT_SET", "file:/nonexistent/x", "vault:x"] {
             let error = resolve_secret(&OwnSecrets::default(), "DB", reference)
                 .unwrap_err()

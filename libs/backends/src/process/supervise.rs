@@ -1,7 +1,7 @@
-//! Looks after one instance from its start, or adoption, to its end: probes, removal, exit.
+//! Supervises one instance from its start, or adoption, to its end: probes, removal, exit.
 //!
-//! Invariant: nothing that this process lacks ends the watch, or lets a removal rest: what cannot be
-//! seen or signalled now is tried again until it is done.
+//! Invariant: a resource shortage of this process neither ends supervision nor stalls a removal: what
+//! cannot be inspected or signalled now is retried until it succeeds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,47 +14,47 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::lack::LACK_PAUSE;
 use super::launch::{self, StartError};
-use super::os::{Leader, Membership};
-use super::probe::{Probes, Verdict};
+use super::os::{Leader, ProcessMatcher};
+use super::probe::{ProbeVerdict, Probes};
+use super::shortage::SHORTAGE_RETRY_PAUSE;
 use super::{Removal, Shared};
-use crate::{ObservedPhase, Order};
+use crate::{ObservedPhase, StartSpec};
 
-/// What an instance leaves behind when it ends by itself gets this long to end as well.
+/// Grace period for processes that an instance leaves behind when it exits by itself.
 const STRAY_GRACE: Span = Span::from_secs(2);
 
-/// From the closing of its sockets to the end of a process.
-const ENDING_MAX: Duration = Duration::from_secs(1);
+/// How long a process may take to exit after closing its sockets.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often a port is chosen anew because somebody took it before the instance bound it.
-const BIND_TRIES: u32 = 3;
+/// How often an instance is started, on a new port each time, if another process takes its port first.
+const BIND_ATTEMPTS: u32 = 3;
 
-/// Between two looks whether all processes are gone.
-const LOOKS: ExponentialBuilder = ExponentialBuilder::new()
+/// Between two checks whether all processes are gone.
+const POLL_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(5))
     .with_max_delay(Duration::from_millis(200))
     .without_max_times();
 
-/// Why the watch over an instance has come to its end.
-enum Outcome {
+/// Why watching an instance ended.
+enum WatchOutcome {
     Released,
     Ended,
     Remove(Removal),
-    Hopeless(String),
+    Failed(String),
 }
 
 pub(super) fn spawn(
     shared: &Arc<Shared>,
     id: InstanceId,
     leader: Leader,
-    orders: mpsc::Receiver<Removal>,
+    removals: mpsc::Receiver<Removal>,
 ) {
     let supervisor = Supervisor {
         shared: shared.clone(),
         id,
         leader,
-        orders,
+        removals,
         was_ready: false,
     };
     shared.tasks.spawn(supervisor.run());
@@ -64,14 +64,14 @@ struct Supervisor {
     shared: Arc<Shared>,
     id: InstanceId,
     leader: Leader,
-    orders: mpsc::Receiver<Removal>,
+    removals: mpsc::Receiver<Removal>,
     was_ready: bool,
 }
 
-/// Aborts a task when nobody waits for it any more.
-struct Abort(JoinHandle<()>);
+/// Aborts the task on drop.
+struct AbortOnDrop(JoinHandle<()>);
 
-impl Drop for Abort {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -81,50 +81,50 @@ impl Supervisor {
     async fn run(mut self) {
         for attempt in 1.. {
             match self.watch().await {
-                Outcome::Released => return,
-                Outcome::Remove(removal) => return self.end(removal.grace, None).await,
-                Outcome::Hopeless(reason) => {
+                WatchOutcome::Released => return,
+                WatchOutcome::Remove(removal) => return self.end(removal.grace, None).await,
+                WatchOutcome::Failed(reason) => {
                     let grace = self.shared.config.grace;
                     return self.end(grace, Some(reason)).await;
                 }
-                Outcome::Ended if attempt < BIND_TRIES && self.port_was_taken().await => {
-                    if !self.start_again().await {
+                WatchOutcome::Ended if attempt < BIND_ATTEMPTS && self.is_port_taken().await => {
+                    if !self.restart_on_new_port().await {
                         return;
                     }
                 }
-                Outcome::Ended => return self.end(STRAY_GRACE, None).await,
+                WatchOutcome::Ended => return self.end(STRAY_GRACE, None).await,
             }
         }
     }
 
     /// Probes the instance until something has to be done about it.
-    async fn watch(&mut self) -> Outcome {
+    async fn watch(&mut self) -> WatchOutcome {
         let (sender, mut verdicts) = mpsc::channel(4);
         let Some(probes) = self.probes() else {
-            return Outcome::Hopeless("its record names no port".into());
+            return WatchOutcome::Failed("its record names no port".into());
         };
         let port = probes.address.port();
-        let _probing = Abort(tokio::spawn(probes.run(sender)));
+        let _probing = AbortOnDrop(tokio::spawn(probes.run(sender)));
         loop {
             let verdict = tokio::select! {
                 biased;
-                () = self.shared.released.cancelled() => return Outcome::Released,
-                Some(removal) = self.orders.recv() => return Outcome::Remove(removal),
-                () = self.leader.ended() => return Outcome::Ended,
+                () = self.shared.released.cancelled() => return WatchOutcome::Released,
+                Some(removal) = self.removals.recv() => return WatchOutcome::Remove(removal),
+                () = self.leader.ended() => return WatchOutcome::Ended,
                 Some(verdict) = verdicts.recv() => verdict,
             };
             match verdict {
-                Verdict::Ready => {
+                ProbeVerdict::Ready => {
                     if !self.was_ready
-                        && let Err(outcome) = self.check_that_it_listens_on(port).await
+                        && let Err(outcome) = self.check_listens_on(port).await
                     {
                         return outcome;
                     }
                     self.was_ready = true;
-                    self.observe(ObservedPhase::Ready);
+                    self.set_phase(ObservedPhase::Ready);
                 }
-                Verdict::Unready(reason) => self.observe(ObservedPhase::Unready { reason }),
-                Verdict::Hopeless(reason) => return Outcome::Hopeless(reason),
+                ProbeVerdict::Unready(reason) => self.set_phase(ObservedPhase::Unready { reason }),
+                ProbeVerdict::Failed(reason) => return WatchOutcome::Failed(reason),
             }
         }
     }
@@ -132,123 +132,127 @@ impl Supervisor {
     fn probes(&self) -> Option<Probes> {
         let state = self.shared.state();
         let entry = state.entries.get(&self.id)?;
-        let spec = &entry.record.order.as_ref()?.spec;
+        let spec = &entry.record.start.as_ref()?.spec;
         Some(Probes {
-            address: entry.record.host.probed(entry.record.port?),
+            address: entry.record.host.probe_address(entry.record.port?),
             readiness: spec.readiness_probe.clone(),
             liveness: spec.liveness_probe.clone(),
             adopted: entry.adopted,
             means: self.shared.config.means.clone(),
-            room: self.shared.probes.clone(),
+            slots: self.shared.probes.clone(),
         })
     }
 
-    fn observe(&self, phase: ObservedPhase) {
+    fn set_phase(&self, phase: ObservedPhase) {
         self.shared.update(&self.id, |entry| {
             entry.phase = phase;
             true
         });
     }
 
-    /// The leader lives or has not been reaped, so its number is its group's.
-    fn membership(&self) -> Membership {
-        self.shared.membership(&self.id, Some(self.leader.pid))
+    /// The leader is alive or has not been reaped, so its pid is also the id of its group.
+    fn matcher(&self) -> ProcessMatcher {
+        self.shared.matcher(&self.id, Some(self.leader.pid))
     }
 
-    async fn check_that_it_listens_on(&mut self, port: u16) -> Result<(), Outcome> {
-        let membership = self.membership();
+    async fn check_listens_on(&mut self, port: u16) -> Result<(), WatchOutcome> {
+        let matcher = self.matcher();
         let shared = self.shared.clone();
-        let looking = shared.until_done("a look at who listens on a port", move |_| {
-            membership.listens_on(port)
+        let check = shared.retry_on_shortage("the check of a listening port", move |_| {
+            matcher.listens_on(port)
         });
         let listens = tokio::select! {
             biased;
-            Some(removal) = self.orders.recv() => return Err(Outcome::Remove(removal)),
-            listens = looking => listens,
+            Some(removal) = self.removals.recv() => return Err(WatchOutcome::Remove(removal)),
+            listens = check => listens,
         };
         if listens.unwrap_or(true) {
             return Ok(());
         }
-        // One that is just ending has closed its sockets before that can be seen.
-        if timeout(ENDING_MAX, self.leader.ended()).await.is_ok() {
-            return Err(Outcome::Ended);
+        // A process that is exiting closes its sockets before the exit is visible.
+        if timeout(EXIT_TIMEOUT, self.leader.ended()).await.is_ok() {
+            return Err(WatchOutcome::Ended);
         }
-        Err(Outcome::Hopeless(format!(
+        Err(WatchOutcome::Failed(format!(
             "another process answers on its port {port}; the instance does not listen there"
         )))
     }
 
-    /// It ended before it was ready, and somebody else has its port: most likely it could not bind.
-    async fn port_was_taken(&self) -> bool {
+    /// Whether it exited before it was ready and its port is in use: most likely it could not bind.
+    async fn is_port_taken(&self) -> bool {
         if self.was_ready || !self.leader.is_child() {
             return false;
         }
-        let place = {
+        let bound = {
             let state = self.shared.state();
             let record = state.entries.get(&self.id).map(|entry| &entry.record);
             record.and_then(|record| Some((record.host.listen(), record.port?)))
         };
-        let Some((listen, port)) = place else {
+        let Some((listen, port)) = bound else {
             return false;
         };
-        let looking = self
+        let check = self
             .shared
-            .until_done("a look at a port", move |_| launch::is_taken(listen, port));
-        looking.await.unwrap_or(false)
+            .retry_on_shortage("the check of a port", move |_| {
+                launch::is_port_taken(listen, port)
+            });
+        check.await.unwrap_or(false)
     }
 
-    /// Once more with another port. False: it is over, and that has been told.
-    async fn start_again(&mut self) -> bool {
-        self.clear_away(Span::ZERO).await;
+    /// Starts the instance again on another port. Returns false if it ended instead, which has been
+    /// reported.
+    async fn restart_on_new_port(&mut self) -> bool {
+        self.terminate(Span::ZERO).await;
         self.leader.reap();
         loop {
             let id = self.id.clone();
-            let started = self.shared.work(move |shared| {
-                let order = order(shared, &id).ok_or_else(|| "its record is gone".to_owned())?;
-                shared.start(&order)
+            let started = self.shared.run_blocking(move |shared| {
+                let start =
+                    start_spec(shared, &id).ok_or_else(|| "its record is gone".to_owned())?;
+                shared.start(&start)
             });
             let error = match started.await {
                 Some(Ok(leader)) => {
                     self.leader = leader;
                     return true;
                 }
-                Some(Err(StartError::Lack(error))) => error,
+                Some(Err(StartError::Shortage(error))) => error,
                 Some(Err(StartError::Refused(detail))) => {
-                    self.over(None, detail).await;
+                    self.record_exit(None, detail).await;
                     return false;
                 }
                 None => {
-                    self.over(None, "its start failed".into()).await;
+                    self.record_exit(None, "its start failed".into()).await;
                     return false;
                 }
             };
             let means = &self.shared.config.means;
-            means.lack("the start of an instance", &error);
+            means.report_shortage("the start of an instance", &error);
             tokio::select! {
                 () = self.shared.released.cancelled() => return false,
-                Some(_) = self.orders.recv() => {
-                    self.over(None, "was never started".into()).await;
+                Some(_) = self.removals.recv() => {
+                    self.record_exit(None, "was never started".into()).await;
                     return false;
                 }
-                () = sleep(LACK_PAUSE) => {}
+                () = sleep(SHORTAGE_RETRY_PAUSE) => {}
             }
         }
     }
 
-    /// Ends all processes of the instance and tells how it ended. `reason`: ours, if it was us.
+    /// Ends all processes of the instance and reports how it ended. `reason` is set if Penstock ended it.
     async fn end(mut self, grace: Span, reason: Option<String>) {
         let shared = self.shared.clone();
         tokio::select! {
             () = shared.released.cancelled() => return,
-            () = self.clear_away(grace) => {}
+            () = self.terminate(grace) => {}
         }
         let (code, how) = self.leader.reap();
         let code = if reason.is_some() { None } else { code };
-        self.over(code, reason.unwrap_or(how)).await;
+        self.record_exit(code, reason.unwrap_or(how)).await;
     }
 
-    /// Polite first, and returns when nothing of the instance runs any more.
-    async fn clear_away(&self, grace: Span) {
+    /// Sends SIGTERM, then SIGKILL; returns once no process of the instance runs any more.
+    async fn terminate(&self, grace: Span) {
         let deadline = Instant::now() + grace.to_std();
         self.signal(Signal::TERM).await;
         if timeout_at(deadline, self.leader.ended()).await.is_ok()
@@ -256,8 +260,8 @@ impl Supervisor {
         {
             return;
         }
-        // Again and again, for what forks between the look and the signal.
-        for pause in LOOKS.build() {
+        // Repeat, for processes forked between the scan and the signal.
+        for pause in POLL_BACKOFF.build() {
             if self.signal(Signal::KILL).await == Some(0) {
                 break;
             }
@@ -267,8 +271,8 @@ impl Supervisor {
     }
 
     async fn wait_until_gone(&self, deadline: Instant) -> bool {
-        for pause in LOOKS.build() {
-            if self.members_living().await == Some(0) {
+        for pause in POLL_BACKOFF.build() {
+            if self.count_live_processes().await == Some(0) {
                 return true;
             }
             if Instant::now() + pause > deadline {
@@ -279,48 +283,51 @@ impl Supervisor {
         false
     }
 
-    /// While the leader lives, or is a child of ours that is not reaped yet, its number names its
-    /// group; for an adopted one that has ended only the marks in the environment count.
-    async fn current_membership(&self) -> Membership {
+    /// While the leader is alive, or an unreaped child, its pid identifies its group. For an adopted
+    /// leader that has exited, only the tags in the environment count.
+    async fn current_matcher(&self) -> ProcessMatcher {
         let ended = timeout_at(Instant::now(), self.leader.ended())
             .await
             .is_ok();
-        let ours = self.leader.is_child() || !ended;
-        let group = ours.then_some(self.leader.pid);
-        self.shared.membership(&self.id, group)
+        let has_own_group = self.leader.is_child() || !ended;
+        let group = has_own_group.then_some(self.leader.pid);
+        self.shared.matcher(&self.id, group)
     }
 
-    /// To everything that belongs to the instance. None: not all of it could be seen, and what can
-    /// be reached without looking has got the signal.
+    /// Signals every process of the instance and returns how many there were. Returns `None` if they
+    /// could not all be found; the leader and its group are signalled even then.
     async fn signal(&self, signal: Signal) -> Option<usize> {
-        let membership = self.current_membership().await;
-        let sent = self.shared.work(move |_| membership.signal(signal)).await?;
+        let matcher = self.current_matcher().await;
+        let sent = self
+            .shared
+            .run_blocking(move |_| matcher.signal(signal))
+            .await?;
         sent.inspect_err(|error| {
             let means = &self.shared.config.means;
-            means.lack("the end of an instance", error);
+            means.report_shortage("the end of an instance", error);
             self.leader.signal(signal);
         })
         .ok()
     }
 
-    /// None: it cannot be seen now.
-    async fn members_living(&self) -> Option<usize> {
-        let membership = self.current_membership().await;
-        let counted = self.shared.work(move |_| membership.living()).await?;
+    /// Returns `None` if the processes cannot be listed now.
+    async fn count_live_processes(&self) -> Option<usize> {
+        let matcher = self.current_matcher().await;
+        let counted = self.shared.run_blocking(move |_| matcher.pids()).await?;
         Some(counted.ok()?.len())
     }
 
-    async fn over(&self, code: Option<i32>, reason: String) {
+    async fn record_exit(&self, code: Option<i32>, reason: String) {
         let id = self.id.clone();
-        let told = self
+        let recorded = self
             .shared
-            .work(move |shared| shared.over(&id, code, reason));
-        // It fails only if the runtime shuts down, and then there is nobody to tell.
-        let _ = told.await;
+            .run_blocking(move |shared| shared.record_exit(&id, code, reason));
+        // Fails only while the runtime shuts down, when nobody is left to report to.
+        let _ = recorded.await;
     }
 }
 
-fn order(shared: &Shared, id: &InstanceId) -> Option<Order> {
+fn start_spec(shared: &Shared, id: &InstanceId) -> Option<StartSpec> {
     let state = shared.state();
-    state.entries.get(id)?.record.order.clone()
+    state.entries.get(id)?.record.start.clone()
 }

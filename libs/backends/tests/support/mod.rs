@@ -1,5 +1,5 @@
-//! A tiny model server for tests. It is the test program itself, started again with the name of the
-//! one test that does nothing but serve; so there is no other program to build or to find.
+//! A tiny model server for tests: the test program itself, run with the name of a test that only serves,
+//! so that there is no other program to build or find.
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backends::Order;
+use backends::StartSpec;
 use contract::ids::InstanceId;
 use contract::resources::{EnvValue, SecretRef};
 
-/// The test in each test program that becomes the server.
+/// The test in each test program that acts as the server.
 pub const SERVER_TEST: &str = "the_tiny_server";
 
-/// How a server behaves; every field is a variable in its environment.
+/// How a server behaves, set through its environment.
 #[derive(Clone, Debug, Default)]
 pub struct Behaviour {
     env: BTreeMap<String, EnvValue>,
@@ -39,7 +39,7 @@ impl Behaviour {
     }
 }
 
-pub fn order(id: &str, generation: u64, behaviour: &Behaviour) -> Order {
+pub fn start_spec(id: &str, generation: u64, behaviour: &Behaviour) -> StartSpec {
     let program = env::current_exe().unwrap();
     let spec = serde_json::json!({
         "backend": "process", "instanceType": "t",
@@ -47,25 +47,25 @@ pub fn order(id: &str, generation: u64, behaviour: &Behaviour) -> Order {
         "readinessProbe": {"path": "/ready", "period": "20ms", "timeout": "2s", "failureThreshold": 1500},
         "livenessProbe": {"path": "/live", "period": "20ms", "timeout": "2s", "failureThreshold": 5},
     });
-    let mut order = Order {
+    let mut start = StartSpec {
         id: InstanceId::from(id.to_owned()),
         generation,
         deployment: "iris/blue".into(),
         spec: serde_json::from_value(spec).unwrap(),
     };
-    order.spec.env = behaviour.env.clone();
-    order
+    start.spec.env = behaviour.env.clone();
+    start
         .spec
         .env
         .insert("TINY_SERVER".into(), EnvValue::Plain("1".into()));
-    order
+    start
 }
 
 fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
     env::var(format!("TINY_{name}")).ok()?.parse().ok()
 }
 
-/// The server; to be called by the test named [`SERVER_TEST`]. Returns at once in any other run.
+/// Runs the server; call it in the test named [`SERVER_TEST`]. Returns at once unless run as the server.
 pub fn serve() {
     if env::var_os("TINY_SERVER").is_none() {
         return;
@@ -142,18 +142,18 @@ fn ignore_term() {
         .unwrap();
     let kind = tokio::signal::unix::SignalKind::terminate();
     let signals = runtime.block_on(async { tokio::signal::unix::signal(kind) });
-    // The handler stays as long as the program.
+    // The handler lasts as long as the program.
     std::mem::forget((runtime, signals));
 }
 
-/// A process of the same group that outlives its parent unless somebody ends it.
+/// Spawns a process in the same group that outlives its parent unless it is killed.
 fn spawn_grandchild() {
     let child = Command::new("sleep").arg("600").spawn().unwrap();
     println!("grandchild {}", child.id());
     std::mem::forget(child);
 }
 
-/// A request to a server, for its side effect.
+/// Sends a request to a server for its side effect.
 pub fn call(address: &str, path: &str) {
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();

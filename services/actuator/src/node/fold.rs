@@ -1,4 +1,4 @@
-//! What a node keeps of the log: its own instances of each endpoint.
+//! The fold of the node agent: the node's own instances of each endpoint.
 
 use contract::events::Event;
 use contract::ids::{EndpointKey, InstanceId};
@@ -7,31 +7,31 @@ use domain::fold::FOLD_VERSION;
 use domain::instances::Instances;
 use runtime::consumer::Fold;
 
-/// Folds the instances that are on one node.
+/// Folds the instances of one node.
 pub(super) struct NodeFold {
     node: String,
 }
 
 impl NodeFold {
-    pub(super) fn of(node: &str) -> Self {
+    pub(super) fn for_node(node: &str) -> Self {
         Self {
             node: node.to_owned(),
         }
     }
 }
 
-/// What a record says about the instances of this node.
+/// How a record changes the instances of this node.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Placed {
-    /// Named for the first time.
-    pub(super) new: Option<InstanceId>,
-    /// Nothing in the log wants these any more.
-    pub(super) gone: Vec<InstanceId>,
+pub(super) struct PlacementChange {
+    /// The instance requested for the first time.
+    pub(super) added: Option<InstanceId>,
+    /// Instances that are no longer wanted.
+    pub(super) removed: Vec<InstanceId>,
 }
 
 impl Fold for NodeFold {
     type State = Instances;
-    type Effect = Placed;
+    type Effect = PlacementChange;
 
     const VERSION: u32 = FOLD_VERSION;
     const READS: &'static [StreamKind] = &[
@@ -40,19 +40,19 @@ impl Fold for NodeFold {
         StreamKind::Node,
     ];
 
-    fn apply(&self, _key: &EndpointKey, state: &mut Instances, record: &Record) -> Placed {
-        let mut placed = Placed::default();
+    fn apply(&self, _key: &EndpointKey, state: &mut Instances, record: &Record) -> PlacementChange {
+        let mut change = PlacementChange::default();
         match &record.event {
             Event::EndpointDeleted(_) => {
-                placed.gone = std::mem::take(state).instances.into_keys().collect();
+                change.removed = std::mem::take(state).instances.into_keys().collect();
             }
             Event::DeploymentDeleted(of) => {
-                let of_it = state
+                let instances = state
                     .instances
                     .values()
                     .filter(|i| i.deployment == of.deployment);
-                placed.gone = of_it.map(|instance| instance.id.clone()).collect();
-                for id in &placed.gone {
+                change.removed = instances.map(|instance| instance.id.clone()).collect();
+                for id in &change.removed {
                     if let Some(instance) = state.instances.remove(id) {
                         state.starts.remove(&instance.deployment_uid);
                     }
@@ -61,15 +61,15 @@ impl Fold for NodeFold {
             Event::InstanceRequested(requested) if requested.node != self.node => {}
             Event::InstanceRequested(requested) => {
                 state.apply(record);
-                placed.new = Some(requested.id.clone());
+                change.added = Some(requested.id.clone());
             }
             Event::InstanceStopped(ended) => {
                 state.apply(record);
-                placed.gone = vec![ended.id.clone()];
+                change.removed = vec![ended.id.clone()];
             }
             _ => state.apply(record),
         }
-        placed
+        change
     }
 
     fn writes(&self, stream: &StreamName) -> bool {
@@ -123,8 +123,8 @@ mod tests {
     }
 
     #[test]
-    fn only_instances_of_this_node_are_kept_and_all_of_them_go_with_their_endpoint() {
-        let (fold, mut state) = (NodeFold::of("a"), Instances::default());
+    fn only_own_instances_are_kept_and_they_go_with_their_endpoint() {
+        let (fold, mut state) = (NodeFold::for_node("a"), Instances::default());
         let mut apply = |position, event| {
             let record = record(position, event);
             (
@@ -132,18 +132,18 @@ mod tests {
                 state.instances.len(),
             )
         };
-        let (ours, theirs) = (requested("rose-blue-1", "a"), requested("rose-blue-2", "b"));
-        let (placed, kept) = apply(1, ours);
-        assert_eq!((placed.new.is_some(), kept), (true, 1));
-        let (placed, kept) = apply(2, theirs);
-        assert_eq!((placed, kept), (Placed::default(), 1));
-        let (placed, kept) = apply(3, Event::EndpointDeleted(Empty {}));
-        assert_eq!((placed.gone.len(), kept), (1, 0));
+        let (own, foreign) = (requested("rose-blue-1", "a"), requested("rose-blue-2", "b"));
+        let (change, kept) = apply(1, own);
+        assert_eq!((change.added.is_some(), kept), (true, 1));
+        let (change, kept) = apply(2, foreign);
+        assert_eq!((change, kept), (PlacementChange::default(), 1));
+        let (change, kept) = apply(3, Event::EndpointDeleted(Empty {}));
+        assert_eq!((change.removed.len(), kept), (1, 0));
     }
 
     #[test]
     fn only_the_stream_of_this_node_is_its_own() {
-        let fold = NodeFold::of("a");
+        let fold = NodeFold::for_node("a");
         assert!(fold.writes(&StreamName::of_node(&key(), "a")));
         assert!(!fold.writes(&StreamName::of_node(&key(), "b")));
         assert!(!fold.writes(&StreamName::of(StreamKind::Endpoint, &key())));

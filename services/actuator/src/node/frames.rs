@@ -1,4 +1,4 @@
-//! CPU and memory of this node's instances, as a frame per bucket and second, also an empty one.
+//! CPU and memory of this node's instances: one frame per bucket and second, even if empty.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,20 +13,20 @@ use uuid::Uuid;
 use super::state::NodeState;
 
 const SECOND: Span = Span::from_secs(1);
-/// The bucket in whose frames a source says who it is.
-const HELLOS: Bucket = Bucket(0);
+/// The bucket whose frames carry the hello of a source.
+const HELLO_BUCKET: Bucket = Bucket(0);
 
 #[derive(Debug)]
 pub(super) struct Frames {
     source: Source,
     hello: Hello,
     boot: Uuid,
-    /// The same for all buckets, because each gets a frame each second.
+    /// Shared by all buckets, because each gets a frame every second.
     sequence: u64,
     /// The last second that was sent.
     last_start: Option<Timestamp>,
     closed_at: Instant,
-    /// CPU totals when the last second closed.
+    /// CPU totals as of when the last second closed.
     cpu_us: BTreeMap<InstanceId, u64>,
 }
 
@@ -46,14 +46,14 @@ impl Frames {
         }
     }
 
-    /// When the second that runs by the clock will be over.
+    /// Returns when the current second of the clock ends.
     pub(super) fn next_second(&self, now: Timestamp) -> Instant {
-        let over = now.millis().rem_euclid(SECOND.millis() as i64) as u64;
-        Instant::now() + Duration::from_millis(SECOND.millis() - over)
+        let elapsed = now.millis().rem_euclid(SECOND.millis() as i64) as u64;
+        Instant::now() + Duration::from_millis(SECOND.millis() - elapsed)
     }
 
-    /// The frames of the second that has just ended; with `goodbye`, of the part that has run. None
-    /// while the clock stands still or goes back: a second is sent once.
+    /// Returns the frames of the second that has just ended or, with `goodbye`, of the current partial one.
+    /// Returns none while the clock stands still or goes back: each second is sent once.
     pub(super) fn close_second(
         &mut self,
         now: Timestamp,
@@ -82,7 +82,7 @@ impl Frames {
                 length_us,
                 routes: BTreeMap::new(),
                 members: Position::START,
-                hello: (bucket == HELLOS).then(|| self.hello.clone()),
+                hello: (bucket == HELLO_BUCKET).then(|| self.hello.clone()),
                 goodbye,
                 deployments: deployments.remove(&bucket).unwrap_or_default(),
             })
@@ -104,9 +104,9 @@ impl Frames {
             let Some((endpoint, uid, deployment)) = state.deployment_of(&sample.id) else {
                 continue;
             };
-            // What an adopted instance used before we looked belongs to no second of ours.
-            let before = self.cpu_us.get(&sample.id).copied();
-            let before = before.unwrap_or(if state.is_adopted(&sample.id) {
+            // Usage of an adopted instance before the first sample belongs to no second of ours.
+            let previous = self.cpu_us.get(&sample.id).copied();
+            let previous = previous.unwrap_or(if state.is_adopted(&sample.id) {
                 sample.cpu_us_total
             } else {
                 0
@@ -116,7 +116,7 @@ impl Frames {
                 .entry((endpoint, uid))
                 .or_insert_with(|| (deployment, Vec::new()));
             of_deployment.1.push(InstanceFrame {
-                cpu_us: Some(sample.cpu_us_total.saturating_sub(before)),
+                cpu_us: Some(sample.cpu_us_total.saturating_sub(previous)),
                 memory_bytes: Some(sample.memory_bytes),
                 ..InstanceFrame::new(sample.id.clone())
             });

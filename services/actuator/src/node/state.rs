@@ -1,9 +1,9 @@
-//! What the log says and what the backends say, and what follows from the difference. Pure.
+//! Compares the state in the log with that of the backends and derives what to do. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use backends::{Observed, ObservedPhase, Order};
+use backends::{ObservedInstance, ObservedPhase, StartSpec};
 use contract::events::{Event, InstanceEnded, InstanceStarted, InstanceUnready, OfInstance};
 use contract::ids::{EndpointKey, InstanceId, Name, Uid};
 use contract::log::{Record, StreamName};
@@ -13,19 +13,19 @@ use domain::instances::{Instance, Instances, Phase};
 use runtime::consumer::Folds;
 use runtime::executor::{Answers, Dispatched, Request};
 
-use super::fold::Placed;
+use super::fold::PlacementChange;
 
-/// Why an instance failed that was running when Penstock was last seen, and is not any more.
-pub const GONE: &str = "was gone when Penstock came back";
+/// The failure reason of an instance that stopped running while Penstock was down.
+pub const GONE_REASON: &str = "was gone when Penstock came back";
 
 const STOPPED_WITH_PENSTOCK: &str = "Penstock was stopped";
 
-/// Something that a backend is to do.
+/// A request to a backend.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum BackendOrder {
+pub(super) enum BackendRequest {
     Ensure {
         kind: BackendKind,
-        order: Box<Order>,
+        start: Box<StartSpec>,
     },
     Remove {
         kind: BackendKind,
@@ -35,7 +35,7 @@ pub(super) enum BackendOrder {
     },
 }
 
-impl BackendOrder {
+impl BackendRequest {
     pub(super) fn kind(&self) -> &BackendKind {
         match self {
             Self::Ensure { kind, .. } | Self::Remove { kind, .. } => kind,
@@ -44,47 +44,47 @@ impl BackendOrder {
 
     pub(super) fn id(&self) -> &InstanceId {
         match self {
-            Self::Ensure { order, .. } => &order.id,
+            Self::Ensure { start, .. } => &start.id,
             Self::Remove { id, .. } => id,
         }
     }
 }
 
-/// What is to be done about one endpoint.
+/// The requests and events due for one endpoint.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Plan {
-    pub orders: Vec<BackendOrder>,
+pub(super) struct EndpointPlan {
+    pub requests: Vec<BackendRequest>,
     pub events: Vec<Event>,
 }
 
-/// What is known of an instance from its backend.
+/// An instance as its backend sees it.
 #[derive(Debug)]
-struct Local {
+struct LocalInstance {
     kind: BackendKind,
-    observed: Observed,
-    /// The log has been told in this run that it was adopted.
-    announced: bool,
+    observed: ObservedInstance,
+    /// Whether this process has recorded its adoption in the log.
+    is_adoption_reported: bool,
 }
 
-/// Tells orders about an instance apart.
+/// Distinguishes requests about one instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum OrderMark {
+pub(super) enum RequestMark {
     Ensure,
     Remove { generation: u64 },
 }
 
-impl Request for BackendOrder {
+impl Request for BackendRequest {
     type Target = InstanceId;
-    type Mark = OrderMark;
+    type Mark = RequestMark;
 
     fn target(&self) -> &InstanceId {
         self.id()
     }
 
-    fn mark(&self) -> OrderMark {
+    fn mark(&self) -> RequestMark {
         match self {
-            Self::Ensure { .. } => OrderMark::Ensure,
-            Self::Remove { generation, .. } => OrderMark::Remove {
+            Self::Ensure { .. } => RequestMark::Ensure,
+            Self::Remove { generation, .. } => RequestMark::Remove {
                 generation: *generation,
             },
         }
@@ -97,19 +97,19 @@ pub(super) struct NodeState {
     grace: Span,
     folds: Folds<Instances>,
     answers: Answers<EndpointKey>,
-    /// Where an instance of this node belongs.
-    homes: BTreeMap<InstanceId, EndpointKey>,
-    local: BTreeMap<InstanceId, Local>,
-    dispatched: Dispatched<BackendOrder>,
+    /// The endpoint of each instance of this node.
+    endpoints: BTreeMap<InstanceId, EndpointKey>,
+    local: BTreeMap<InstanceId, LocalInstance>,
+    dispatched: Dispatched<BackendRequest>,
     listed: BTreeSet<BackendKind>,
-    /// Endpoints where something changed.
-    touched: BTreeSet<EndpointKey>,
-    /// Instances that a backend may have and that nothing in the log wants.
+    /// Endpoints with changes since they were last planned.
+    dirty: BTreeSet<EndpointKey>,
+    /// Instances that a backend may have although the log does not want them.
     strays: BTreeSet<InstanceId>,
-    /// Endpoints of which nothing is known, because an event of theirs cannot be digested.
+    /// Endpoints without state, because one of their events cannot be applied.
     parked: BTreeSet<EndpointKey>,
-    /// To be looked at again after a while.
-    later: (BTreeSet<EndpointKey>, BTreeSet<InstanceId>),
+    /// Endpoints and stray instances to retry after a pause.
+    retry_later: (BTreeSet<EndpointKey>, BTreeSet<InstanceId>),
 }
 
 impl NodeState {
@@ -119,31 +119,31 @@ impl NodeState {
             grace,
             folds,
             answers: Answers::default(),
-            homes: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
             local: BTreeMap::new(),
             dispatched: Dispatched::default(),
             listed: BTreeSet::new(),
-            touched: BTreeSet::new(),
+            dirty: BTreeSet::new(),
             strays: BTreeSet::new(),
             parked: BTreeSet::new(),
-            later: Default::default(),
+            retry_later: Default::default(),
         }
     }
 
-    /// A record was applied to the fold of its endpoint.
-    pub(super) fn applied(&mut self, key: EndpointKey, placed: Placed) {
-        if let Some(id) = placed.new {
-            self.homes.insert(id, key.clone());
+    /// Handles a record that was applied to the fold of its endpoint.
+    pub(super) fn handle_applied(&mut self, key: EndpointKey, change: PlacementChange) {
+        if let Some(id) = change.added {
+            self.endpoints.insert(id, key.clone());
         }
-        for id in placed.gone {
-            self.homes.remove(&id);
+        for id in change.removed {
+            self.endpoints.remove(&id);
             self.dispatched.forget(&id);
             self.strays.insert(id);
         }
-        self.touched.insert(key);
+        self.dirty.insert(key);
     }
 
-    /// Goes on from what is folded of all endpoints.
+    /// Restores the state of all endpoints from their folds.
     pub(super) fn restore_all(&mut self) {
         let folds = self.folds.clone();
         for (key, entry) in folds.lock().iter() {
@@ -153,44 +153,44 @@ impl NodeState {
 
     fn restore(&mut self, key: &EndpointKey, instances: &Instances) {
         for id in instances.instances.keys() {
-            self.homes.insert(id.clone(), key.clone());
+            self.endpoints.insert(id.clone(), key.clone());
         }
-        self.touched.insert(key.clone());
+        self.dirty.insert(key.clone());
     }
 
-    /// What was folded of an endpoint is gone. Nothing is done about its instances any more.
+    /// Drops the state of an endpoint. Its instances are left alone from here on.
     pub(super) fn park(&mut self, key: &EndpointKey) {
         self.answers.forget(key);
-        self.touched.remove(key);
-        self.later.0.remove(key);
-        let theirs = |(_, home): &(&InstanceId, &EndpointKey)| *home == key;
-        let theirs: Vec<InstanceId> = self
-            .homes
+        self.dirty.remove(key);
+        self.retry_later.0.remove(key);
+        let affected = |(_, endpoint): &(&InstanceId, &EndpointKey)| *endpoint == key;
+        let affected: Vec<InstanceId> = self
+            .endpoints
             .iter()
-            .filter(theirs)
+            .filter(affected)
             .map(|(id, _)| id.clone())
             .collect();
-        for id in theirs {
-            self.homes.remove(&id);
+        for id in affected {
+            self.endpoints.remove(&id);
             self.dispatched.forget(&id);
         }
         self.parked.insert(key.clone());
     }
 
-    /// The endpoint has been folded from its start: what was left as it was is looked at again.
+    /// Resumes an endpoint that has been folded again from the start.
     pub(super) fn unpark(&mut self, key: &EndpointKey) {
         self.parked.remove(key);
         let folds = self.folds.clone();
         if let Some(entry) = folds.lock().get(key) {
             self.restore(key, &entry.state);
         }
-        let homeless = |id: &&InstanceId| !self.homes.contains_key(*id);
+        let is_unknown = |id: &&InstanceId| !self.endpoints.contains_key(*id);
         self.strays
-            .extend(self.local.keys().filter(homeless).cloned());
+            .extend(self.local.keys().filter(is_unknown).cloned());
     }
 
-    /// The order for an instance may be the very event that could not be read, so its name tells. A
-    /// name may fit two endpoints; then it is better spared than ended.
+    /// Whether the instance may belong to a parked endpoint. Its request may be the very event that cannot
+    /// be read, so this goes by the id. An id that may belong to two endpoints is spared.
     fn may_be_parked(&self, id: &InstanceId) -> bool {
         self.parked.iter().any(|key| {
             let rest = id.as_str().strip_prefix(key.endpoint().as_str());
@@ -198,40 +198,40 @@ impl NodeState {
         })
     }
 
-    /// Takes in a change at a backend.
-    pub(super) fn observe(&mut self, kind: BackendKind, observed: Observed) {
+    /// Handles a change reported by a backend.
+    pub(super) fn observe(&mut self, kind: BackendKind, observed: ObservedInstance) {
         let id = observed.id.clone();
         match self.local.get_mut(&id) {
             Some(local) => local.observed = observed,
             None => {
-                let local = Local {
+                let local = LocalInstance {
                     kind,
                     observed,
-                    announced: false,
+                    is_adoption_reported: false,
                 };
                 self.local.insert(id.clone(), local);
             }
         }
-        self.touch_instance(id);
+        self.mark_instance_dirty(id);
     }
 
-    /// Takes in all that a backend has; true the first time. What was missed in between is made up
-    /// for: orders that have no visible result are given again.
-    pub(super) fn list(&mut self, kind: BackendKind, listed: Vec<Observed>) -> bool {
-        let of_kind = |local: &Local| local.kind == kind;
-        let known: Vec<InstanceId> = self
+    /// Handles the full list of a backend's instances. Returns true the first time. Requests without a
+    /// visible result are sent again, since changes may have been missed.
+    pub(super) fn handle_list(&mut self, kind: BackendKind, listed: Vec<ObservedInstance>) -> bool {
+        let of_kind = |local: &LocalInstance| local.kind == kind;
+        let known_ids: Vec<InstanceId> = self
             .local
             .iter()
             .filter(|(_, local)| of_kind(local))
             .map(|(id, _)| id.clone())
             .collect();
         let listed_ids: BTreeSet<InstanceId> = listed.iter().map(|o| o.id.clone()).collect();
-        for id in known.into_iter().filter(|id| !listed_ids.contains(id)) {
+        for id in known_ids.into_iter().filter(|id| !listed_ids.contains(id)) {
             self.local.remove(&id);
-            self.touch_instance(id);
+            self.mark_instance_dirty(id);
         }
         for id in self.dispatched.forget_all() {
-            self.touch_instance(id);
+            self.mark_instance_dirty(id);
         }
         for observed in listed {
             self.observe(kind.clone(), observed);
@@ -239,21 +239,21 @@ impl NodeState {
         self.listed.insert(kind)
     }
 
-    /// The instance does not run, whatever its backend has to say.
-    pub(super) fn lost(&mut self, id: &InstanceId, detail: &str) {
-        let Some((_, instance)) = self.home_of(id) else {
+    /// Marks an instance as failed, since its backend cannot run it.
+    pub(super) fn report_failed(&mut self, id: &InstanceId, detail: &str) {
+        let Some((_, instance)) = self.find_instance(id) else {
             return;
         };
-        let over = self.local.get(id).is_some_and(|local| {
+        let has_ended = self.local.get(id).is_some_and(|local| {
             matches!(
                 local.observed.phase,
                 ObservedPhase::Exited { .. } | ObservedPhase::Removed { .. }
             )
         });
-        if over {
+        if has_ended {
             return;
         }
-        let observed = self.ended(
+        let observed = self.ended_instance(
             &instance,
             ObservedPhase::Exited {
                 code: None,
@@ -263,16 +263,16 @@ impl NodeState {
         self.observe(instance.spec.backend.clone(), observed);
     }
 
-    /// There is no backend that could have the instance, so it is as good as removed.
-    pub(super) fn nowhere(&mut self, id: &InstanceId) {
-        if let Some((_, instance)) = self.home_of(id) {
-            let observed = self.ended(&instance, ObservedPhase::Removed { code: None });
+    /// Marks an instance as removed, since there is no backend that could have it.
+    pub(super) fn report_removed(&mut self, id: &InstanceId) {
+        if let Some((_, instance)) = self.find_instance(id) {
+            let observed = self.ended_instance(&instance, ObservedPhase::Removed { code: None });
             self.observe(instance.spec.backend.clone(), observed);
         }
     }
 
-    fn ended(&self, instance: &Instance, phase: ObservedPhase) -> Observed {
-        Observed {
+    fn ended_instance(&self, instance: &Instance, phase: ObservedPhase) -> ObservedInstance {
+        ObservedInstance {
             id: instance.id.clone(),
             generation: instance.generation,
             node: self.node.clone(),
@@ -283,48 +283,48 @@ impl NodeState {
         }
     }
 
-    /// The backend could not take an order now; it is given again after a while.
-    pub(super) fn failed(&mut self, order: &BackendOrder) {
-        self.dispatched.forget(order.id());
-        match self.homes.get(order.id()) {
-            Some(endpoint) => self.later.0.insert(endpoint.clone()),
-            None => self.later.1.insert(order.id().clone()),
+    /// Schedules a request that the backend could not carry out for a retry.
+    pub(super) fn retry_later(&mut self, request: &BackendRequest) {
+        self.dispatched.forget(request.id());
+        match self.endpoints.get(request.id()) {
+            Some(endpoint) => self.retry_later.0.insert(endpoint.clone()),
+            None => self.retry_later.1.insert(request.id().clone()),
         };
     }
 
-    pub(super) fn touch_later(&mut self, endpoint: &EndpointKey) {
-        self.later.0.insert(endpoint.clone());
+    pub(super) fn mark_dirty_later(&mut self, endpoint: &EndpointKey) {
+        self.retry_later.0.insert(endpoint.clone());
     }
 
     pub(super) fn retry(&mut self) {
-        self.touched.append(&mut self.later.0);
-        self.strays.append(&mut self.later.1);
+        self.dirty.append(&mut self.retry_later.0);
+        self.strays.append(&mut self.retry_later.1);
     }
 
-    pub(super) fn touch_all(&mut self) {
+    pub(super) fn mark_all_dirty(&mut self) {
         let folds = self.folds.clone();
-        let known = folds.lock();
-        self.touched = known.iter().map(|(key, _)| key.clone()).collect();
+        let locked = folds.lock();
+        self.dirty = locked.iter().map(|(key, _)| key.clone()).collect();
     }
 
-    fn touch_instance(&mut self, id: InstanceId) {
-        match self.homes.get(&id) {
-            Some(endpoint) => self.touched.insert(endpoint.clone()),
+    fn mark_instance_dirty(&mut self, id: InstanceId) {
+        match self.endpoints.get(&id) {
+            Some(endpoint) => self.dirty.insert(endpoint.clone()),
             None => self.strays.insert(id),
         };
     }
 
-    pub(super) fn take_touched(&mut self) -> BTreeSet<EndpointKey> {
-        std::mem::take(&mut self.touched)
+    pub(super) fn take_dirty(&mut self) -> BTreeSet<EndpointKey> {
+        std::mem::take(&mut self.dirty)
     }
 
-    /// What is to be done about what backends have and nobody wants.
-    pub(super) fn stray_orders(&mut self) -> Vec<BackendOrder> {
-        let mut orders = Vec::new();
+    /// Returns the removals of instances that backends have but the log does not want.
+    pub(super) fn stray_requests(&mut self) -> Vec<BackendRequest> {
+        let mut requests = Vec::new();
         for id in std::mem::take(&mut self.strays) {
-            if let Some(endpoint) = self.homes.get(&id) {
-                // The backend spoke of it before the log did.
-                self.touched.insert(endpoint.clone());
+            if let Some(endpoint) = self.endpoints.get(&id) {
+                // The backend reported it before the log did.
+                self.dirty.insert(endpoint.clone());
                 continue;
             }
             if self.may_be_parked(&id) {
@@ -338,53 +338,53 @@ impl NodeState {
                 self.dispatched.forget(&id);
                 continue;
             }
-            let order = BackendOrder::Remove {
+            let request = BackendRequest::Remove {
                 kind: local.kind.clone(),
                 generation: local.observed.generation,
                 grace: self.grace,
                 id,
             };
-            orders.extend(self.dispatched.dispatch(order));
+            requests.extend(self.dispatched.dispatch(request));
         }
-        orders
+        requests
     }
 
-    /// What is to be done about one endpoint. Orders count as given from now on.
-    pub(super) fn plan(&mut self, key: &EndpointKey) -> Plan {
-        let mut plan = Plan::default();
+    /// Plans one endpoint. The returned requests count as dispatched from now on.
+    pub(super) fn plan(&mut self, key: &EndpointKey) -> EndpointPlan {
+        let mut plan = EndpointPlan::default();
         let folds = self.folds.clone();
-        let known = folds.lock();
-        let Some(entry) = known.get(key) else {
+        let locked = folds.lock();
+        let Some(entry) = locked.get(key) else {
             return plan;
         };
         let have_come_back = self.answers.have_come_back(key, entry.position);
-        let mut orders = Vec::new();
+        let mut requests = Vec::new();
         for instance in entry.state.instances.values() {
             let local = self.local.get(&instance.id);
-            orders.extend(order_about(key, instance, local));
+            requests.extend(request_for(key, instance, local));
             if have_come_back {
-                plan.events.extend(answers(instance, local));
+                plan.events.extend(missing_events(instance, local));
             }
         }
-        drop(known);
-        plan.orders = orders
+        drop(locked);
+        plan.requests = requests
             .into_iter()
-            .filter_map(|order| self.dispatched.dispatch(order))
+            .filter_map(|request| self.dispatched.dispatch(request))
             .collect();
         plan
     }
 
-    /// Version of the stream in which we answer.
+    /// Returns the version of this node's stream of an endpoint.
     pub(super) fn version(&self, endpoint: &EndpointKey) -> u64 {
         let stream = StreamName::of_node(endpoint, &self.node);
-        let known = self.folds.lock();
-        let folded = known
+        let folds = self.folds.lock();
+        let folded = folds
             .get(endpoint)
             .map_or(0, |entry| entry.version(&stream));
         self.answers.version(endpoint, folded)
     }
 
-    /// These stand in our stream now; the fold follows when the feed brings them.
+    /// Handles records committed to this node's stream; the fold follows when they come back.
     pub(super) fn committed(&mut self, key: &EndpointKey, records: &[Arc<Record>]) {
         self.answers.committed(key, records);
         for record in records {
@@ -392,23 +392,23 @@ impl NodeState {
                 && started.adopted
                 && let Some(local) = self.local.get_mut(&started.id)
             {
-                local.announced = true;
+                local.is_adoption_reported = true;
             }
         }
     }
 
-    pub(super) fn home_of(&self, id: &InstanceId) -> Option<(EndpointKey, Instance)> {
-        let key = self.homes.get(id)?;
-        let known = self.folds.lock();
-        let instance = known.get(key)?.state.instances.get(id)?;
+    pub(super) fn find_instance(&self, id: &InstanceId) -> Option<(EndpointKey, Instance)> {
+        let key = self.endpoints.get(id)?;
+        let folds = self.folds.lock();
+        let instance = folds.get(key)?.state.instances.get(id)?;
         Some((key.clone(), instance.clone()))
     }
 
-    /// The deployment that an instance belongs to.
+    /// Returns the deployment that an instance belongs to.
     pub(super) fn deployment_of(&self, id: &InstanceId) -> Option<(EndpointKey, Uid, Name)> {
-        let key = self.homes.get(id)?;
-        let known = self.folds.lock();
-        let instance = known.get(key)?.state.instances.get(id)?;
+        let key = self.endpoints.get(id)?;
+        let folds = self.folds.lock();
+        let instance = folds.get(key)?.state.instances.get(id)?;
         let (uid, deployment) = (instance.deployment_uid, instance.deployment.clone());
         Some((key.clone(), uid, deployment))
     }
@@ -419,21 +419,23 @@ impl NodeState {
             .is_some_and(|local| local.observed.adopted)
     }
 
-    /// The newest order that the log or the backend knows about an instance.
-    pub(super) fn newest_generation(&self, observed: &Observed) -> u64 {
-        let ordered = self.home_of(&observed.id).map_or(0, |(_, i)| i.generation);
+    /// Returns the newest generation of an instance in the log or at its backend.
+    pub(super) fn newest_generation(&self, observed: &ObservedInstance) -> u64 {
+        let ordered = self
+            .find_instance(&observed.id)
+            .map_or(0, |(_, i)| i.generation);
         observed.generation.max(ordered)
     }
 
-    /// The last word on instances that were ended because Penstock ends.
-    pub(super) fn stops(
+    /// Returns the events for instances that were stopped because Penstock stops.
+    pub(super) fn stop_events(
         &self,
-        gone: &BTreeMap<InstanceId, Option<i32>>,
+        stopped: &BTreeMap<InstanceId, Option<i32>>,
     ) -> BTreeMap<EndpointKey, Vec<Event>> {
         let mut stops = BTreeMap::<EndpointKey, Vec<Event>>::new();
-        for (id, code) in gone {
-            if let Some(key) = self.homes.get(id) {
-                let event = ended(id, STOPPED_WITH_PENSTOCK, *code);
+        for (id, code) in stopped {
+            if let Some(key) = self.endpoints.get(id) {
+                let event = ended_event(id, STOPPED_WITH_PENSTOCK, *code);
                 stops
                     .entry(key.clone())
                     .or_default()
@@ -444,26 +446,26 @@ impl NodeState {
     }
 }
 
-fn order_about(
+fn request_for(
     key: &EndpointKey,
     instance: &Instance,
-    local: Option<&Local>,
-) -> Option<BackendOrder> {
+    local: Option<&LocalInstance>,
+) -> Option<BackendRequest> {
     let kind = instance.spec.backend.clone();
     if let Some(removal) = &instance.removal {
-        let is_done = local.is_some_and(is_removed);
-        return (!is_done).then(|| BackendOrder::Remove {
+        let is_removed_already = local.is_some_and(is_removed);
+        return (!is_removed_already).then(|| BackendRequest::Remove {
             kind,
             id: instance.id.clone(),
             generation: removal.generation,
             grace: removal.grace,
         });
     }
-    // What was started before is not started again: it is adopted, or it is lost.
+    // An instance that was started before is not started again: it is either adopted or lost.
     let is_new = instance.started_at.is_none() && instance.phase != Phase::Failed;
-    (is_new && local.is_none()).then(|| BackendOrder::Ensure {
+    (is_new && local.is_none()).then(|| BackendRequest::Ensure {
         kind,
-        order: Box::new(Order {
+        start: Box::new(StartSpec {
             id: instance.id.clone(),
             generation: instance.generation,
             deployment: format!("{}/{}", key.endpoint(), instance.deployment),
@@ -472,43 +474,49 @@ fn order_about(
     })
 }
 
-fn is_removed(local: &Local) -> bool {
+fn is_removed(local: &LocalInstance) -> bool {
     matches!(local.observed.phase, ObservedPhase::Removed { .. })
 }
 
-/// What the log does not know yet of an instance.
-fn answers(instance: &Instance, local: Option<&Local>) -> Vec<Event> {
+/// Returns the events about an instance that are missing from the log.
+fn missing_events(instance: &Instance, local: Option<&LocalInstance>) -> Vec<Event> {
     let id = &instance.id;
     let fails = instance.phase != Phase::Failed && instance.removal.is_none();
     let Some(local) = local else {
         let was_running = instance.started_at.is_some();
-        let lost = was_running && fails;
-        return Vec::from_iter(lost.then(|| Event::InstanceFailed(ended(id, GONE, None))));
+        let is_lost = was_running && fails;
+        return Vec::from_iter(
+            is_lost.then(|| Event::InstanceFailed(ended_event(id, GONE_REASON, None))),
+        );
     };
     match &local.observed.phase {
         ObservedPhase::Removed { code } if instance.removal.is_some() => {
-            vec![Event::InstanceStopped(ended(id, "removed", *code))]
+            vec![Event::InstanceStopped(ended_event(id, "removed", *code))]
         }
         ObservedPhase::Exited { code, reason } if fails => {
-            vec![Event::InstanceFailed(ended(id, reason, *code))]
+            vec![Event::InstanceFailed(ended_event(id, reason, *code))]
         }
         ObservedPhase::Removed { .. } | ObservedPhase::Exited { .. } => Vec::new(),
         _ if !fails => Vec::new(),
-        phase => running(instance, local, phase),
+        phase => running_events(instance, local, phase),
     }
 }
 
-/// The answers of an instance that runs, up to its present phase.
-fn running(instance: &Instance, local: &Local, observed: &ObservedPhase) -> Vec<Event> {
+/// Returns the events of a running instance up to its current phase.
+fn running_events(
+    instance: &Instance,
+    local: &LocalInstance,
+    observed: &ObservedPhase,
+) -> Vec<Event> {
     let mut events = Vec::new();
     let mut phase = instance.phase;
-    let unannounced = local.observed.adopted && !local.announced;
+    let is_adoption_unreported = local.observed.adopted && !local.is_adoption_reported;
     if let Some(address) = &local.observed.address {
-        let is_news = instance.started_at.is_none()
+        let is_changed = instance.started_at.is_none()
             || instance.address.as_ref() != Some(address)
             || instance.pid != local.observed.pid
-            || unannounced;
-        if is_news {
+            || is_adoption_unreported;
+        if is_changed {
             events.push(Event::InstanceStarted(InstanceStarted {
                 id: instance.id.clone(),
                 generation: local.observed.generation,
@@ -517,8 +525,8 @@ fn running(instance: &Instance, local: &Local, observed: &ObservedPhase) -> Vec<
                 adopted: local.observed.adopted,
             }));
         }
-        if is_news && local.observed.adopted && phase == Phase::Ready {
-            // As the fold has it: an adopted instance proves itself again.
+        if is_changed && local.observed.adopted && phase == Phase::Ready {
+            // As in the fold: an adopted instance has to become ready again.
             phase = Phase::Unready;
         }
     }
@@ -538,7 +546,7 @@ fn running(instance: &Instance, local: &Local, observed: &ObservedPhase) -> Vec<
     events
 }
 
-fn ended(id: &InstanceId, reason: &str, exit_code: Option<i32>) -> InstanceEnded {
+fn ended_event(id: &InstanceId, reason: &str, exit_code: Option<i32>) -> InstanceEnded {
     InstanceEnded {
         id: id.clone(),
         reason: reason.to_owned(),

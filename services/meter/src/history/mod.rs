@@ -1,10 +1,10 @@
-//! The history of one-second panes, and the open minutes beside them.
+//! The history of one-second panes, together with the open minutes.
 //!
 //! Invariant: panes and open minutes are saved in one transaction, so that after a crash a frame is
-//! in both or in neither, and only by the newest owner of their bucket. What is not covered by every
-//! gateway is a gap, and is said to be one.
+//! in both or in neither, and only by the newest owner of their bucket. Seconds that not every gateway
+//! has reported are exposed as gaps.
 //!
-//! It is in a file of its own where the log is in one, and in tables beside the log in PostgreSQL,
+//! It is in a separate file if the log is in a SQLite file, and in tables next to the log in PostgreSQL,
 //! where several meters write it and every control reads it.
 
 mod postgres;
@@ -27,8 +27,8 @@ use store::sql::{Beside, Pool, Pooled, Tables};
 use tokio::sync::Mutex;
 
 pub use read::{GapSpan, POINTS_MAX, Point, Query};
-use read::{StepFrame, covered, read};
-pub(crate) use write::{Owned, Save, Saved};
+use read::{StepGrid, read, read_coverage};
+pub(crate) use write::{BucketSave, SaveBatch, SavedBucket};
 
 static TABLES: Tables = Tables {
     sqlite: &sqlite::MIGRATIONS,
@@ -36,16 +36,16 @@ static TABLES: Tables = Tables {
     listed_in: postgres::MIGRATIONS_LISTED_IN,
 };
 
-/// Where history is kept.
+/// Where the history is stored.
 #[derive(Clone, PartialEq, Eq)]
 pub enum HistoryPlace {
     File(PathBuf),
-    /// The URL of a database of PostgreSQL, most often the store's.
+    /// The URL of a PostgreSQL database, usually that of the store.
     Database(String),
 }
 
 impl HistoryPlace {
-    /// Beside the log where that is in PostgreSQL, else in a file of the data folder.
+    /// Next to the log if that is in PostgreSQL, otherwise a file in the data folder.
     pub fn of_store(url: &str, data: &Path) -> Self {
         match url.starts_with("postgres://") || url.starts_with("postgresql://") {
             true => Self::Database(url.to_owned()),
@@ -53,7 +53,7 @@ impl HistoryPlace {
         }
     }
 
-    fn beside(&self) -> Result<Beside, StoreError> {
+    fn auxiliary_tables(&self) -> Result<Beside, StoreError> {
         match self {
             Self::File(path) => Ok(Beside::file(path)),
             Self::Database(url) => Beside::database(url),
@@ -61,7 +61,7 @@ impl HistoryPlace {
     }
 }
 
-/// Without the URL, which may hold a password.
+/// Omits the URL, which may contain a password.
 impl std::fmt::Debug for HistoryPlace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -73,12 +73,12 @@ impl std::fmt::Debug for HistoryPlace {
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum HistoryError {
-    #[error("the history in {place} failed: {detail}")]
-    Database { place: String, detail: String },
+    #[error("the history in {location} failed: {detail}")]
+    Database { location: String, detail: String },
     #[error("the history cannot be opened: {0}")]
-    NotOpened(String),
+    CannotOpen(String),
     #[error("{0}")]
-    Refused(String),
+    InvalidQuery(String),
 }
 
 /// A cheap handle to the history.
@@ -88,63 +88,66 @@ pub struct History {
 }
 
 struct Inner {
-    /// For people.
-    place: String,
+    /// The location as shown in errors.
+    location: String,
     writer: Writer,
     pool: Pool,
 }
 
 enum Writer {
-    /// A file has one.
+    /// A file has a single writer.
     File(Mutex<store::sql::Owned>),
-    /// A database is written through the pool.
+    /// A database is written to through the pool.
     Pool,
-    Nobody,
+    ReadOnly,
 }
 
 impl History {
-    /// Opens the history, or makes it.
-    pub async fn open(place: &HistoryPlace) -> Result<Self, HistoryError> {
-        Self::open_when_there(place, true).await
+    /// Opens the history, creating it if necessary.
+    pub async fn open(location: &HistoryPlace) -> Result<Self, HistoryError> {
+        Self::open_with_retries(location, true).await
     }
 
-    /// Opens it for reading only, as processes without a meter do. Also this makes its tables, since
-    /// it is not known who comes first.
-    pub async fn open_reader(place: &HistoryPlace) -> Result<Self, HistoryError> {
-        Self::open_when_there(place, false).await
+    /// Opens the history read-only, for processes without a meter. Creates the tables too, since a reader
+    /// may come first.
+    pub async fn open_reader(location: &HistoryPlace) -> Result<Self, HistoryError> {
+        Self::open_with_retries(location, false).await
     }
 
-    /// A file is there or not; a server may be away just now.
-    async fn open_when_there(place: &HistoryPlace, writes: bool) -> Result<Self, HistoryError> {
-        let opened = match place {
-            HistoryPlace::File(_) => Self::open_for(place, writes).await,
-            _ => until_opened(|| Self::open_for(place, writes)).await,
+    /// Retries for a database, whose server may be temporarily unavailable.
+    async fn open_with_retries(
+        location: &HistoryPlace,
+        writes: bool,
+    ) -> Result<Self, HistoryError> {
+        let opened = match location {
+            HistoryPlace::File(_) => Self::open_for(location, writes).await,
+            _ => until_opened(|| Self::open_for(location, writes)).await,
         };
-        opened.map_err(not_opened)
+        opened.map_err(cannot_open)
     }
 
-    async fn open_for(place: &HistoryPlace, writes: bool) -> Result<Self, StoreError> {
-        let beside = place.beside()?;
-        beside.migrate(&TABLES).await?;
+    async fn open_for(location: &HistoryPlace, writes: bool) -> Result<Self, StoreError> {
+        let tables = location.auxiliary_tables()?;
+        tables.migrate(&TABLES).await?;
         let writer = match writes {
-            true => beside
+            true => tables
                 .writer()
                 .await?
                 .map_or(Writer::Pool, |writer| Writer::File(Mutex::new(writer))),
-            false => Writer::Nobody,
+            false => Writer::ReadOnly,
         };
         Ok(Self {
             inner: Arc::new(Inner {
-                place: beside.to_string(),
+                location: tables.to_string(),
                 writer,
-                pool: beside.pool().await?,
+                pool: tables.pool().await?,
             }),
         })
     }
 
     fn failed(&self, error: impl std::fmt::Display) -> HistoryError {
         HistoryError::Database {
-            place: self.inner.place.clone(),
+            location: self.inner.location.clone(),
             detail: error.to_string(),
         }
     }
@@ -158,63 +161,63 @@ impl History {
         self.failed("it was opened for reading only")
     }
 
-    /// Makes an owner of buckets the only one who may save them; gives what was saved of each.
+    /// Fences out earlier owners of the buckets, and returns what was saved of each.
     pub(crate) async fn claim(
         &self,
         generations: &BTreeMap<Bucket, u64>,
-    ) -> Result<BTreeMap<Bucket, Saved>, HistoryError> {
-        let claimed = match &self.inner.writer {
+    ) -> Result<BTreeMap<Bucket, SavedBucket>, HistoryError> {
+        let saved = match &self.inner.writer {
             Writer::File(writer) => write::claim(&mut writer.lock().await.get(), generations).await,
             Writer::Pool => write::claim(&mut self.pooled().await?.get(), generations).await,
-            Writer::Nobody => return Err(self.read_only()),
-        };
-        claimed.map_err(|error| self.failed(error))
-    }
-
-    /// Saves all of it or nothing, but for buckets that a newer owner has claimed. Gives those. What
-    /// is `again`, because it failed before, is not saved twice.
-    pub(crate) async fn save(
-        &self,
-        save: &Save,
-        again: bool,
-    ) -> Result<BTreeSet<Bucket>, HistoryError> {
-        let saved = match &self.inner.writer {
-            Writer::File(writer) => match writer.lock().await.begin().await {
-                Ok(transaction) => write_all(transaction, save, again).await,
-                Err(error) => Err(error),
-            },
-            Writer::Pool => match self.pooled().await?.begin().await {
-                Ok(transaction) => write_all(transaction, save, again).await,
-                Err(error) => Err(error),
-            },
-            Writer::Nobody => return Err(self.read_only()),
+            Writer::ReadOnly => return Err(self.read_only()),
         };
         saved.map_err(|error| self.failed(error))
     }
 
-    /// Deletes what is older than a second, a part of it at a time.
+    /// Saves a batch atomically, except for buckets claimed by a newer owner, which are returned. With
+    /// `is_retry`, after a failure, a batch that has been saved already is not saved twice.
+    pub(crate) async fn save(
+        &self,
+        batch: &SaveBatch,
+        is_retry: bool,
+    ) -> Result<BTreeSet<Bucket>, HistoryError> {
+        let saved = match &self.inner.writer {
+            Writer::File(writer) => match writer.lock().await.begin().await {
+                Ok(transaction) => write_all(transaction, batch, is_retry).await,
+                Err(error) => Err(error),
+            },
+            Writer::Pool => match self.pooled().await?.begin().await {
+                Ok(transaction) => write_all(transaction, batch, is_retry).await,
+                Err(error) => Err(error),
+            },
+            Writer::ReadOnly => return Err(self.read_only()),
+        };
+        saved.map_err(|error| self.failed(error))
+    }
+
+    /// Deletes rows from before a second, a limited number per call.
     pub(crate) async fn prune(&self, before: i64) -> Result<(), HistoryError> {
         let pruned = match &self.inner.writer {
             Writer::File(writer) => write::prune(&mut writer.lock().await.get(), before).await,
             Writer::Pool => write::prune(&mut self.pooled().await?.get(), before).await,
-            Writer::Nobody => return Err(self.read_only()),
+            Writer::ReadOnly => return Err(self.read_only()),
         };
         pruned.map_err(|error| self.failed(error))
     }
 
-    /// Points of the live role, oldest first, then by endpoint and deployment. Steps of which
-    /// nothing is known have none.
+    /// Returns points of the live role, oldest first, then by endpoint and deployment. Steps without data
+    /// have none.
     pub async fn points(&self, query: &Query) -> Result<Vec<Point>, HistoryError> {
-        let frame = StepFrame::new(query)?;
+        let grid = StepGrid::new(query)?;
         let mut pooled = self.pooled().await?;
         let snapshot = pooled.snapshot().await;
         let mut snapshot = snapshot.map_err(|error| self.failed(error))?;
-        let found = read(&mut snapshot.get(), query, frame).await;
-        let found = found.map_err(|error| self.failed(error))?;
-        Ok(found.into_points(frame))
+        let rows = read(&mut snapshot.get(), query, grid).await;
+        let rows = rows.map_err(|error| self.failed(error))?;
+        Ok(rows.into_points(grid))
     }
 
-    /// What is missing between two instants.
+    /// Returns the gaps between two times.
     pub async fn gaps(
         &self,
         endpoint: &EndpointKey,
@@ -222,25 +225,26 @@ impl History {
         to: Timestamp,
     ) -> Result<Vec<GapSpan>, HistoryError> {
         let mut reader = self.pooled().await?;
-        let spans = covered(&mut reader.get(), endpoint.bucket(), from.secs(), to.secs()).await;
+        let spans =
+            read_coverage(&mut reader.get(), endpoint.bucket(), from.secs(), to.secs()).await;
         let spans = spans.map_err(|error| self.failed(error))?;
-        Ok(read::between(&spans, from, to))
+        Ok(read::gaps_between(&spans, from, to))
     }
 }
 
 async fn write_all(
     mut transaction: store::sql::Transaction<'_>,
-    save: &Save,
-    again: bool,
+    batch: &SaveBatch,
+    is_retry: bool,
 ) -> sqlx::Result<BTreeSet<Bucket>> {
-    if again && write::is_written(&mut transaction.get(), save).await? {
+    if is_retry && write::is_written(&mut transaction.get(), batch).await? {
         return Ok(BTreeSet::new());
     }
-    let refused = write::write(&mut transaction.get(), save).await?;
+    let refused = write::write(&mut transaction.get(), batch).await?;
     transaction.commit().await?;
     Ok(refused)
 }
 
-fn not_opened(error: StoreError) -> HistoryError {
-    HistoryError::NotOpened(error.to_string())
+fn cannot_open(error: StoreError) -> HistoryError {
+    HistoryError::CannotOpen(error.to_string())
 }

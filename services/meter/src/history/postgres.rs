@@ -1,13 +1,13 @@
-//! What is particular to PostgreSQL, where the tables stand beside the log's and several meters
+//! What is specific to PostgreSQL, where the tables share a database with the log and several meters
 //! write them.
 
 use sqlx::migrate::Migrator;
 
 pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
-/// The store keeps its own list.
+/// The migrations table; the store has its own.
 pub(super) const MIGRATIONS_LISTED_IN: &str = "history_migrations";
 
-/// Deletes panes from before a second, at most so many. What another meter is deleting is left to it.
+/// Deletes panes from before a second, up to a limit. Skips rows that another meter is deleting.
 pub(super) const PRUNE_PANES: &str = "DELETE FROM history_panes WHERE ctid = ANY(ARRAY(\
      SELECT ctid FROM history_panes WHERE second < $1 LIMIT $2 FOR UPDATE SKIP LOCKED))";

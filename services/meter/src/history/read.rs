@@ -1,4 +1,4 @@
-//! What the past was: panes of the live role gathered into steps, with what is known of each.
+//! Queries: panes of the live role aggregated into steps, with the coverage of each.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,76 +11,76 @@ use super::HistoryError;
 use super::sql::Sql;
 use crate::panes::{Pane, Spans};
 
-/// Most points of one deployment that a query may ask for: a day of seconds.
+/// Most points of one deployment in a query: a day of seconds.
 pub const POINTS_MAX: u64 = 86_400;
 
-type Deployment = (String, String);
+type DeploymentKey = (String, String);
 
-/// Which part of the history.
+/// Selects a part of the history.
 #[derive(Clone, Debug)]
 pub struct Query {
     pub endpoint: Option<Name>,
     pub deployment: Option<Name>,
     pub from: Timestamp,
     pub to: Timestamp,
-    /// Whole seconds, one at least.
+    /// Whole seconds, at least one.
     pub step: Span,
 }
 
-/// One deployment in one step; rates are per second of what is covered.
+/// One deployment in one step; rates are per covered second.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Point {
-    /// When the step begins.
+    /// The start of the step.
     pub time: Timestamp,
     pub endpoint: Name,
     pub deployment: Name,
-    /// Seconds of the step of which every gateway has told; the others are gaps.
+    /// Seconds of the step that every gateway has reported; the others are gaps.
     pub covered_seconds: u64,
     pub requests: u64,
     pub requests_per_second: f64,
     pub errors_per_second: f64,
-    /// Requests being served, on average.
+    /// Average number of requests being served.
     pub concurrency: f64,
     pub concurrency_max: u32,
-    /// Requests waiting for an instance, on average.
+    /// Average number of requests waiting for an instance.
     pub queued: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_p50_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_p99_ms: Option<f64>,
-    /// Instances ready at the end of the step, where the log has said.
+    /// Instances ready at the end of the step, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instances: Option<u32>,
-    /// The counts themselves, for backtests.
+    /// The raw counts, for backtests.
     #[serde(skip)]
     pub pane: Pane,
 }
 
-/// A part of the past of which not every gateway has told.
+/// A time span that not every gateway has reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct GapSpan {
     pub from: Timestamp,
     pub to: Timestamp,
 }
 
-/// The steps of a query.
+/// The time steps of a query.
 #[derive(Clone, Copy)]
-pub(super) struct StepFrame {
+pub(super) struct StepGrid {
     from: i64,
     to: i64,
     step: i64,
 }
 
-impl StepFrame {
+impl StepGrid {
     pub(super) fn new(query: &Query) -> Result<Self, HistoryError> {
         let step = query.step.secs();
         if step == 0 {
             let sentence = "`step` must be one second at least";
-            return Err(HistoryError::Refused(sentence.to_owned()));
+            return Err(HistoryError::InvalidQuery(sentence.to_owned()));
         }
         if query.to.since(query.from).secs() / step > POINTS_MAX {
-            return Err(HistoryError::Refused(format!(
+            return Err(HistoryError::InvalidQuery(format!(
                 "that is more than {POINTS_MAX} steps: ask for a shorter time or a longer step"
             )));
         }
@@ -91,7 +91,7 @@ impl StepFrame {
         })
     }
 
-    fn of(&self, second: i64) -> i64 {
+    fn start_of(&self, second: i64) -> i64 {
         self.from + (second - self.from).div_euclid(self.step) * self.step
     }
 
@@ -101,38 +101,41 @@ impl StepFrame {
     }
 }
 
-/// What a query has found.
-pub(super) struct Read {
+/// The rows that a query selects.
+pub(super) struct HistoryRows {
     /// By deployment and step.
-    panes: BTreeMap<Deployment, BTreeMap<i64, Pane>>,
-    ready: BTreeMap<Deployment, Vec<(i64, u32)>>,
-    covered: BTreeMap<Bucket, Spans>,
+    panes: BTreeMap<DeploymentKey, BTreeMap<i64, Pane>>,
+    ready: BTreeMap<DeploymentKey, Vec<(i64, u32)>>,
+    coverage: BTreeMap<Bucket, Spans>,
 }
 
 pub(super) async fn read(
     reader: &mut Connection<'_>,
     query: &Query,
-    frame: StepFrame,
-) -> sqlx::Result<Read> {
-    let panes = read_panes(reader, query, frame).await?;
-    let ready = read_ready(reader, query, frame).await?;
+    grid: StepGrid,
+) -> sqlx::Result<HistoryRows> {
+    let panes = read_panes(reader, query, grid).await?;
+    let ready = read_ready(reader, query, grid).await?;
     let buckets: BTreeSet<Bucket> = panes.keys().chain(ready.keys()).map(bucket_of).collect();
     let mut spans = BTreeMap::new();
     for bucket in buckets {
-        spans.insert(bucket, covered(reader, bucket, frame.from, frame.to).await?);
+        spans.insert(
+            bucket,
+            read_coverage(reader, bucket, grid.from, grid.to).await?,
+        );
     }
-    Ok(Read {
+    Ok(HistoryRows {
         panes,
         ready,
-        covered: spans,
+        coverage: spans,
     })
 }
 
-fn bucket_of((endpoint, _): &Deployment) -> Bucket {
+fn bucket_of((endpoint, _): &DeploymentKey) -> Bucket {
     Bucket::of(endpoint)
 }
 
-/// Adds the filters of a query to a statement that has a condition already.
+/// Adds the filters of a query to a statement that already has a condition.
 fn filtered(mut sql: Sql, query: &Query) -> Sql {
     if let Some(endpoint) = &query.endpoint {
         let key = EndpointKey::new(endpoint);
@@ -147,25 +150,28 @@ fn filtered(mut sql: Sql, query: &Query) -> Sql {
 async fn read_panes(
     reader: &mut Connection<'_>,
     query: &Query,
-    frame: StepFrame,
-) -> sqlx::Result<BTreeMap<Deployment, BTreeMap<i64, Pane>>> {
+    grid: StepGrid,
+) -> sqlx::Result<BTreeMap<DeploymentKey, BTreeMap<i64, Pane>>> {
     let sql = Sql::new(
         "SELECT endpoint, deployment, second, doc FROM history_panes \
          WHERE role = 'live' AND second >= $1 AND second < $2",
     )
-    .with([frame.from.into(), frame.to.into()]);
+    .with([grid.from.into(), grid.to.into()]);
     let rows: Vec<(String, String, i64, String)> = filtered(sql, query).fetch(reader).await?;
-    let mut by_second: BTreeMap<(Deployment, i64), Pane> = BTreeMap::new();
+    let mut by_second: BTreeMap<(DeploymentKey, i64), Pane> = BTreeMap::new();
     for (endpoint, deployment, second, doc) in rows {
         let pane: Pane =
             serde_json::from_str(&doc).map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-        let place = ((endpoint, deployment), second);
-        by_second.entry(place).or_default().add(&pane);
+        let key = ((endpoint, deployment), second);
+        by_second.entry(key).or_default().add_concurrent(&pane);
     }
-    let mut panes: BTreeMap<Deployment, BTreeMap<i64, Pane>> = BTreeMap::new();
+    let mut panes: BTreeMap<DeploymentKey, BTreeMap<i64, Pane>> = BTreeMap::new();
     for ((deployment, second), pane) in by_second {
         let steps = panes.entry(deployment).or_default();
-        steps.entry(frame.of(second)).or_default().follow(&pane);
+        steps
+            .entry(grid.start_of(second))
+            .or_default()
+            .add_later(&pane);
     }
     Ok(panes)
 }
@@ -173,29 +179,29 @@ async fn read_panes(
 async fn read_ready(
     reader: &mut Connection<'_>,
     query: &Query,
-    frame: StepFrame,
-) -> sqlx::Result<BTreeMap<Deployment, Vec<(i64, u32)>>> {
+    grid: StepGrid,
+) -> sqlx::Result<BTreeMap<DeploymentKey, Vec<(i64, u32)>>> {
     let sql = Sql::new(
         "SELECT endpoint, deployment, second, instances FROM history_ready WHERE second < $1",
     )
-    .with([frame.to.into()]);
+    .with([grid.to.into()]);
     let sql = filtered(sql, query).push(" ORDER BY second");
     let rows: Vec<(String, String, i64, i64)> = sql.fetch(reader).await?;
-    let mut ready: BTreeMap<Deployment, Vec<(i64, u32)>> = BTreeMap::new();
+    let mut ready: BTreeMap<DeploymentKey, Vec<(i64, u32)>> = BTreeMap::new();
     for (endpoint, deployment, second, instances) in rows {
         let changes = ready.entry((endpoint, deployment)).or_default();
         changes.push((second, instances as u32));
     }
-    // A deployment that has had nothing ready since before the window is not part of it.
+    // A deployment with nothing ready since before the window is not part of it.
     ready.retain(|_, changes| {
         let last = changes.last().copied().unwrap_or_default();
-        last.1 > 0 || last.0 >= frame.from
+        last.1 > 0 || last.0 >= grid.from
     });
     Ok(ready)
 }
 
-/// Covered spans within a window, ascending and merged.
-pub(super) async fn covered(
+/// Returns the covered spans within a window, ascending and merged.
+pub(super) async fn read_coverage(
     reader: &mut Connection<'_>,
     bucket: Bucket,
     from: i64,
@@ -219,33 +225,36 @@ pub(super) async fn covered(
     Ok(spans)
 }
 
-impl Read {
-    pub(super) fn into_points(self, frame: StepFrame) -> Vec<Point> {
-        let deployments: BTreeSet<&Deployment> =
+impl HistoryRows {
+    pub(super) fn into_points(self, grid: StepGrid) -> Vec<Point> {
+        let deployments: BTreeSet<&DeploymentKey> =
             self.panes.keys().chain(self.ready.keys()).collect();
         let mut points = Vec::new();
-        for start in frame.starts() {
+        for start in grid.starts() {
             for deployment in &deployments {
-                points.extend(self.point(deployment, start, frame));
+                points.extend(self.point(deployment, start, grid));
             }
         }
         points
     }
 
-    fn point(&self, of: &Deployment, start: i64, frame: StepFrame) -> Option<Point> {
-        let end = (start + frame.step).min(frame.to);
-        let pane = self.panes.get(of).and_then(|steps| steps.get(&start));
+    fn point(&self, deployment_key: &DeploymentKey, start: i64, grid: StepGrid) -> Option<Point> {
+        let end = (start + grid.step).min(grid.to);
+        let pane = self
+            .panes
+            .get(deployment_key)
+            .and_then(|steps| steps.get(&start));
         let covered_seconds = self
-            .covered
-            .get(&bucket_of(of))
+            .coverage
+            .get(&bucket_of(deployment_key))
             .map_or(0, |spans| overlap(spans, start, end));
         if pane.is_none() && covered_seconds == 0 {
             return None;
         }
-        let endpoint: EndpointKey = of.0.parse().ok()?;
-        let deployment: Name = of.1.parse().ok()?;
+        let endpoint: EndpointKey = deployment_key.0.parse().ok()?;
+        let deployment: Name = deployment_key.1.parse().ok()?;
         let pane = pane.cloned().unwrap_or_default();
-        // Of a step that is not covered at all something has come in nevertheless.
+        // A step without coverage may still have data.
         let seconds = if covered_seconds == 0 {
             (end - start) as f64
         } else {
@@ -265,13 +274,13 @@ impl Read {
             queued: pane.queued_us as f64 / 1e6 / seconds,
             latency_p50_ms: pane.latency.quantile_micros(5000).map(millis),
             latency_p99_ms: pane.latency.quantile_micros(9900).map(millis),
-            instances: self.ready_at(of, end - 1),
+            instances: self.ready_at(deployment_key, end - 1),
             pane,
         })
     }
 
-    fn ready_at(&self, of: &Deployment, second: i64) -> Option<u32> {
-        let changes = self.ready.get(of)?;
+    fn ready_at(&self, deployment_key: &DeploymentKey, second: i64) -> Option<u32> {
+        let changes = self.ready.get(deployment_key)?;
         let after = changes.partition_point(|(changed, _)| *changed <= second);
         Some(changes.get(after.checked_sub(1)?)?.1)
     }
@@ -284,8 +293,8 @@ fn overlap(spans: &Spans, start: i64, end: i64) -> u64 {
         .sum()
 }
 
-/// What is not covered by any of the spans, which ascend.
-pub(super) fn between(spans: &Spans, from: Timestamp, to: Timestamp) -> Vec<GapSpan> {
+/// Returns what is not covered by the spans, which are ascending.
+pub(super) fn gaps_between(spans: &Spans, from: Timestamp, to: Timestamp) -> Vec<GapSpan> {
     let mut gaps = Vec::new();
     let mut next = from.secs();
     for (start, end) in spans {

@@ -1,4 +1,4 @@
-//! Texts put together from pieces of ours, with what they bind: the same for either database.
+//! SQL statements built from static pieces and bound values, the same for both databases.
 
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
@@ -27,7 +27,7 @@ impl From<i64> for Arg {
     }
 }
 
-/// The same on either database's own types.
+/// Binds arguments to a query of either database.
 macro_rules! bound {
     ($args:expr, $query:expr) => {{
         let mut query = $query;
@@ -54,20 +54,20 @@ impl Sql {
         self
     }
 
-    /// Binds a value in this place.
+    /// Appends a placeholder and binds a value to it.
     pub(super) fn bind(mut self, arg: impl Into<Arg>) -> Self {
         self.args.push(arg.into());
         self.text.push_str(&format!("${}", self.args.len()));
         self
     }
 
-    /// Binds the values of the numbered places of a text.
+    /// Binds values to the numbered placeholders of the text.
     pub(super) fn with<const N: usize>(mut self, args: [Arg; N]) -> Self {
         self.args.extend(args);
         self
     }
 
-    /// `VALUES (…), (…)`
+    /// Appends `VALUES (…), (…)`.
     pub(super) fn values<const N: usize>(mut self, rows: impl Iterator<Item = [Arg; N]>) -> Self {
         for (index, row) in rows.enumerate() {
             self = self.push(if index == 0 { " VALUES (" } else { ", (" });
@@ -99,7 +99,7 @@ impl Sql {
         }
     }
 
-    /// Gives how many rows it touched.
+    /// Executes the statement and returns the number of affected rows.
     pub(super) async fn execute(self, connection: &mut Connection<'_>) -> sqlx::Result<u64> {
         let text = AssertSqlSafe(self.text);
         match connection {

@@ -1,4 +1,4 @@
-//! What owners of a bucket do to each other's rows, and files that an older release has made.
+//! Competing owners of a bucket, and files created by an older release.
 
 use contract::frame::Role;
 use contract::ids::Position;
@@ -9,8 +9,8 @@ use sqlx::{ConnectOptions, Connection};
 use store::Fence;
 
 use super::*;
-use crate::open::Open;
-use crate::panes::{Pane, Place};
+use crate::open::OpenUsage;
+use crate::panes::{Pane, PaneKey};
 
 const SECOND: i64 = 1_700_000_040;
 
@@ -23,18 +23,18 @@ fn bucket() -> Bucket {
 }
 
 /// One second with one request.
-fn save(generation: u64, second: i64) -> Save {
+fn save(generation: u64, second: i64) -> SaveBatch {
     let fence = Fence {
         name: format!("meter/{}", bucket()),
         generation,
     };
     let at = Timestamp::from_secs(second);
-    let owned = Owned {
+    let bucket_save = BucketSave {
         generation,
-        doc: Open::encode(&fence, at, &Usage::default()).unwrap(),
+        doc: OpenUsage::encode(&fence, at, &Usage::default()).unwrap(),
         ready_through: Position(9),
     };
-    let place = Place {
+    let key = PaneKey {
         endpoint: endpoint(),
         deployment: "blue".parse().unwrap(),
         role: Role::LIVE,
@@ -44,22 +44,22 @@ fn save(generation: u64, second: i64) -> Save {
         arrivals: 1,
         ..Pane::default()
     };
-    Save {
-        open: BTreeMap::from([(bucket(), owned)]),
-        panes: BTreeMap::from([(place, pane)]),
+    SaveBatch {
+        buckets: BTreeMap::from([(bucket(), bucket_save)]),
+        panes: BTreeMap::from([(key, pane)]),
         covered: BTreeMap::from([(bucket(), vec![(second, second + 1)])]),
         ready: Vec::new(),
         now: second,
     }
 }
 
-async fn claim(history: &History, generation: u64) -> Option<Saved> {
+async fn claim(history: &History, generation: u64) -> Option<SavedBucket> {
     let wanted = BTreeMap::from([(bucket(), generation)]);
     history.claim(&wanted).await.unwrap().remove(&bucket())
 }
 
 /// Requests and covered seconds of a minute.
-async fn told(history: &History) -> (u64, u64) {
+async fn totals(history: &History) -> (u64, u64) {
     let query = Query {
         endpoint: None,
         deployment: None,
@@ -73,16 +73,16 @@ async fn told(history: &History) -> (u64, u64) {
 }
 
 async fn in_file(folder: &tempfile::TempDir) -> History {
-    let place = HistoryPlace::File(folder.path().join("history.db"));
-    History::open(&place).await.unwrap()
+    let location = HistoryPlace::File(folder.path().join("history.db"));
+    History::open(&location).await.unwrap()
 }
 
 async fn in_database() -> Option<History> {
-    let place = HistoryPlace::Database(servers::Postgres::shared()?.database());
-    Some(History::open(&place).await.unwrap())
+    let location = HistoryPlace::Database(servers::Postgres::shared()?.database());
+    Some(History::open(&location).await.unwrap())
 }
 
-async fn what_was_saved_is_for_who_claims_it(history: History) {
+async fn a_claim_returns_what_was_saved(history: History) {
     assert!(claim(&history, 1).await.unwrap().open.is_none());
     assert!(
         history
@@ -97,32 +97,32 @@ async fn what_was_saved_is_for_who_claims_it(history: History) {
     assert!(saved.open.is_some());
 }
 
-async fn nothing_of_a_bucket_that_was_claimed_is_saved_by_its_old_owner(history: History) {
+async fn a_former_owner_cannot_save_a_claimed_bucket(history: History) {
     claim(&history, 1).await.unwrap();
     history.save(&save(1, SECOND), false).await.unwrap();
     claim(&history, 2).await.unwrap();
     let refused = history.save(&save(1, SECOND + 1), false).await.unwrap();
     assert_eq!(refused, BTreeSet::from([bucket()]));
-    assert_eq!(told(&history).await, (1, 1));
+    assert_eq!(totals(&history).await, (1, 1));
     history.save(&save(2, SECOND + 1), false).await.unwrap();
-    assert_eq!(told(&history).await, (2, 2));
+    assert_eq!(totals(&history).await, (2, 2));
 }
 
-async fn a_save_whose_answer_was_lost_is_not_saved_twice(history: History) {
+async fn a_save_whose_response_was_lost_is_not_written_twice(history: History) {
     claim(&history, 1).await.unwrap();
     history.save(&save(1, SECOND), false).await.unwrap();
     history.save(&save(1, SECOND), true).await.unwrap();
-    assert_eq!(told(&history).await, (1, 1));
+    assert_eq!(totals(&history).await, (1, 1));
     history.save(&save(1, SECOND + 1), true).await.unwrap();
-    assert_eq!(told(&history).await, (2, 2));
+    assert_eq!(totals(&history).await, (2, 2));
 }
 
-async fn what_is_old_is_deleted(history: History) {
+async fn old_rows_are_deleted(history: History) {
     claim(&history, 1).await.unwrap();
     history.save(&save(1, SECOND), false).await.unwrap();
     history.save(&save(1, SECOND + 1), false).await.unwrap();
     history.prune(SECOND + 1).await.unwrap();
-    assert_eq!(told(&history).await.0, 1);
+    assert_eq!(totals(&history).await.0, 1);
 }
 
 macro_rules! on_both {
@@ -147,14 +147,14 @@ macro_rules! on_both {
 }
 
 on_both!(
-    what_was_saved_is_for_who_claims_it,
-    nothing_of_a_bucket_that_was_claimed_is_saved_by_its_old_owner,
-    a_save_whose_answer_was_lost_is_not_saved_twice,
-    what_is_old_is_deleted,
+    a_claim_returns_what_was_saved,
+    a_former_owner_cannot_save_a_claimed_bucket,
+    a_save_whose_response_was_lost_is_not_written_twice,
+    old_rows_are_deleted,
 );
 
 #[tokio::test]
-async fn who_claims_late_has_nothing() {
+async fn a_claim_with_an_older_generation_returns_nothing() {
     let Some(history) = in_database().await else {
         return;
     };
@@ -163,16 +163,16 @@ async fn who_claims_late_has_nothing() {
 }
 
 #[tokio::test]
-async fn a_reader_writes_nothing() {
+async fn a_reader_cannot_write() {
     let folder = tempfile::tempdir().unwrap();
-    let place = HistoryPlace::File(folder.path().join("history.db"));
-    let reader = History::open_reader(&place).await.unwrap();
+    let location = HistoryPlace::File(folder.path().join("history.db"));
+    let reader = History::open_reader(&location).await.unwrap();
     let refused = reader.save(&save(1, SECOND), false).await.unwrap_err();
     assert!(refused.to_string().contains("reading only"), "{refused}");
 }
 
 #[tokio::test]
-async fn a_file_of_an_older_release_is_taken_over() {
+async fn a_file_of_an_older_release_is_migrated() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("history.db");
     let options = SqliteConnectOptions::new().filename(&path);
@@ -190,7 +190,7 @@ async fn a_file_of_an_older_release_is_taken_over() {
         name: String::new(),
         generation: 3,
     };
-    let doc = Open::encode(&fence, Timestamp::from_secs(SECOND), &Usage::default()).unwrap();
+    let doc = OpenUsage::encode(&fence, Timestamp::from_secs(SECOND), &Usage::default()).unwrap();
     let pane = serde_json::to_string(&Pane::default()).unwrap();
     sqlx::query("INSERT INTO open (bucket, doc) VALUES ($1, $2)")
         .bind(i64::from(bucket().0))
@@ -236,7 +236,7 @@ fn both_databases_have_migrations_of_the_same_names() {
 }
 
 #[test]
-fn a_place_is_shown_without_its_password() {
-    let place = HistoryPlace::Database("postgres://me:secret@h/d".to_owned());
-    assert!(!format!("{place:?}").contains("secret"));
+fn a_location_is_printed_without_its_password() {
+    let location = HistoryPlace::Database("postgres://me:secret@h/d".to_owned());
+    assert!(!format!("{location:?}").contains("secret"));
 }

@@ -1,8 +1,8 @@
-//! Taking over what was saved, saving, and deleting what is old.
+//! Claiming buckets, saving, and deleting old rows.
 //!
-//! Invariant: the row of a bucket in `history_open` carries the newest ownership that has been seen.
-//! It is written first, and where an older owner cannot write it, nothing of that bucket is written:
-//! the newer owner counts the same frames.
+//! Invariant: the row of a bucket in `history_open` has the newest known owner generation. It is written
+//! first, and if an older owner cannot write it, nothing of that bucket is written: the newer owner
+//! counts the same frames.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,44 +11,44 @@ use store::sql::Connection;
 
 use super::sql::{Arg, Sql};
 use super::{postgres, sqlite};
-use crate::open::Open;
-use crate::panes::{Pane, Place, Spans};
+use crate::open::OpenUsage;
+use crate::panes::{Pane, PaneKey, Spans};
 use crate::ready::ReadyChange;
 
 /// Rows per insert.
-const CHUNK: usize = 100;
+const ROWS_PER_INSERT: usize = 100;
 
-/// Old panes that one call deletes at most, so that none takes long.
-const PRUNED_MAX: i64 = 20_000;
+/// Most panes deleted per call, so that no call takes long.
+const PRUNED_PANES_MAX: i64 = 20_000;
 
-/// What is saved together. Panes, coverage and changes of buckets that `open` does not name are not
-/// saved.
+/// What is saved in one transaction. Panes, coverage and changes of buckets that are not in `buckets` are
+/// not saved.
 #[derive(Default)]
-pub(crate) struct Save {
-    pub open: BTreeMap<Bucket, Owned>,
-    pub panes: BTreeMap<Place, Pane>,
+pub(crate) struct SaveBatch {
+    pub buckets: BTreeMap<Bucket, BucketSave>,
+    pub panes: BTreeMap<PaneKey, Pane>,
     pub covered: BTreeMap<Bucket, Spans>,
     pub ready: Vec<ReadyChange>,
-    /// The second in which it is saved.
+    /// The current second.
     pub now: i64,
 }
 
-/// What an owner saves of a bucket.
+/// The state of a bucket that its owner saves.
 #[derive(Clone, Debug)]
-pub(crate) struct Owned {
+pub(crate) struct BucketSave {
     pub generation: u64,
-    /// The open minute.
+    /// The encoded open minutes.
     pub doc: String,
-    /// Changes of what is ready are saved up to here.
+    /// Changes in ready instances are saved up to here.
     pub ready_through: Position,
 }
 
-/// What was saved of a bucket, for its new owner.
+/// The saved state of a bucket, for its new owner.
 #[derive(Debug, Default)]
-pub(crate) struct Saved {
-    pub open: Option<Open>,
+pub(crate) struct SavedBucket {
+    pub open: Option<OpenUsage>,
     pub ready_through: Position,
-    /// Later seconds have no pane yet.
+    /// Panes have been saved only of seconds before this one.
     pub panes_before: i64,
 }
 
@@ -56,18 +56,18 @@ const INSERT_OPEN: &str =
     "INSERT INTO history_open (bucket, generation, ready_through, panes_before, doc)";
 
 const CLAIM: &str = " ON CONFLICT (bucket) DO UPDATE SET generation = excluded.generation";
-/// A file has one meter. Its log may have been put back to where generations were lower.
+/// A file has one meter, and its log may have been restored to a state with lower generations.
 const CLAIM_IN_FILE: &str = "";
 const CLAIM_IN_DATABASE: &str = " WHERE history_open.generation < excluded.generation";
 const CLAIMED: &str = " RETURNING bucket, ready_through, panes_before, doc";
 
 type ClaimedRow = (i64, i64, i64, String);
 
-/// Keeps all owners of earlier generations from writing, and reads what they have saved.
+/// Fences out owners of earlier generations, and returns what they have saved.
 pub(super) async fn claim(
     connection: &mut Connection<'_>,
     generations: &BTreeMap<Bucket, u64>,
-) -> sqlx::Result<BTreeMap<Bucket, Saved>> {
+) -> sqlx::Result<BTreeMap<Bucket, SavedBucket>> {
     let row = |(bucket, generation): (&Bucket, &u64)| {
         [
             Arg::Number(i64::from(bucket.0)),
@@ -80,19 +80,19 @@ pub(super) async fn claim(
     if generations.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let who = match connection {
+    let condition = match connection {
         Connection::Sqlite(_) => CLAIM_IN_FILE,
         Connection::Postgres(..) => CLAIM_IN_DATABASE,
     };
     let rows: Vec<ClaimedRow> = Sql::new(INSERT_OPEN)
         .values(generations.iter().map(row))
         .push(CLAIM)
-        .push(who)
+        .push(condition)
         .push(CLAIMED)
         .fetch(connection)
         .await?;
     let saved = |(bucket, ready_through, panes_before, doc): ClaimedRow| {
-        let saved = Saved {
+        let saved = SavedBucket {
             open: decode(bucket, &doc),
             ready_through: Position(ready_through as u64),
             panes_before,
@@ -102,84 +102,88 @@ pub(super) async fn claim(
     Ok(rows.into_iter().map(saved).collect())
 }
 
-fn decode(bucket: i64, doc: &str) -> Option<Open> {
+fn decode(bucket: i64, doc: &str) -> Option<OpenUsage> {
     if doc.is_empty() {
         return None;
     }
-    match Open::decode(doc) {
+    match OpenUsage::decode(doc) {
         Ok(open) => Some(open),
-        // The log still says what was counted; only the open minute is lost.
+        // What was counted is still in the log; only the open minutes are lost.
         Err(error) => {
-            tracing::error!(bucket, %error, "a saved minute cannot be read");
+            tracing::error!(bucket, %error, "failed to decode saved open minutes");
             None
         }
     }
 }
 
-/// Whether this very save has been written: its answer may have been lost. It was whole, or not at all.
-pub(super) async fn is_written(connection: &mut Connection<'_>, save: &Save) -> sqlx::Result<bool> {
+/// Whether this batch has been written and only the response was lost. Writes are atomic, so one row
+/// tells.
+pub(super) async fn is_written(
+    connection: &mut Connection<'_>,
+    batch: &SaveBatch,
+) -> sqlx::Result<bool> {
     let rows: Vec<(i64, String)> = Sql::new("SELECT bucket, doc FROM history_open")
         .fetch(connection)
         .await?;
     let written = |(bucket, doc): &(i64, String)| {
-        let owned = save.open.get(&Bucket(*bucket as u16));
-        owned.is_some_and(|owned| owned.doc == *doc)
+        let save = batch.buckets.get(&Bucket(*bucket as u16));
+        save.is_some_and(|save| save.doc == *doc)
     };
     Ok(rows.iter().any(written))
 }
 
-/// Writes all that is still ours to write; gives the buckets that are not.
+/// Writes all buckets that are still ours, and returns those that are not.
 pub(super) async fn write(
     connection: &mut Connection<'_>,
-    save: &Save,
+    batch: &SaveBatch,
 ) -> sqlx::Result<BTreeSet<Bucket>> {
-    let ours = write_open(connection, save).await?;
+    let ours = write_open(connection, batch).await?;
     let is_ours = |bucket: &Bucket| ours.contains(bucket);
-    let panes = save.panes.iter();
+    let panes = batch.panes.iter();
     let panes: Vec<[Arg; 5]> = panes
-        .filter(|(place, _)| is_ours(&place.endpoint.bucket()))
-        .map(|(place, pane)| pane_row(place, pane))
+        .filter(|(key, _)| is_ours(&key.endpoint.bucket()))
+        .map(|(key, pane)| pane_row(key, pane))
         .collect::<sqlx::Result<_>>()?;
     let mut panes = panes.into_iter().peekable();
     while panes.peek().is_some() {
         Sql::new("INSERT INTO history_panes (endpoint, deployment, second, role, doc)")
-            .values(panes.by_ref().take(CHUNK))
+            .values(panes.by_ref().take(ROWS_PER_INSERT))
             .execute(connection)
             .await?;
     }
-    for (bucket, spans) in save.covered.iter().filter(|(bucket, _)| is_ours(bucket)) {
+    for (bucket, spans) in batch.covered.iter().filter(|(bucket, _)| is_ours(bucket)) {
         for (start, end) in spans {
-            cover(connection, *bucket, *start, *end).await?;
+            extend_coverage(connection, *bucket, *start, *end).await?;
         }
     }
-    let ready = save.ready.iter();
+    let ready = batch.ready.iter();
     for change in ready.filter(|change| is_ours(&change.endpoint.bucket())) {
         write_ready(connection, change).await?;
     }
-    let refused = save.open.keys().filter(|bucket| !is_ours(bucket));
+    let refused = batch.buckets.keys().filter(|bucket| !is_ours(bucket));
     Ok(refused.copied().collect())
 }
 
-/// Gives the buckets that no newer owner has claimed; nobody claims them until the transaction ends.
+/// Returns the buckets that no newer owner has claimed; none can be claimed until the transaction ends.
 async fn write_open(
     connection: &mut Connection<'_>,
-    save: &Save,
+    batch: &SaveBatch,
 ) -> sqlx::Result<BTreeSet<Bucket>> {
-    let before = panes_before(save);
-    let row = |(bucket, owned): (&Bucket, &Owned)| {
+    let before = panes_before(batch);
+    let row = |(bucket, save): (&Bucket, &BucketSave)| {
         [
             Arg::Number(i64::from(bucket.0)),
-            Arg::Number(owned.generation as i64),
-            Arg::Number(owned.ready_through.0 as i64),
+            Arg::Number(save.generation as i64),
+            Arg::Number(save.ready_through.0 as i64),
             Arg::Number(before.get(bucket).copied().unwrap_or(0)),
-            Arg::Text(owned.doc.clone()),
+            Arg::Text(save.doc.clone()),
         ]
     };
-    if save.open.is_empty() {
+    if batch.buckets.is_empty() {
         return Ok(BTreeSet::new());
     }
     let ours: Vec<(i64,)> = Sql::new(INSERT_OPEN)
-        .values(save.open.iter().map(row))
+        .values(batch.buckets.iter().map(row))
         .push(
             " ON CONFLICT (bucket) DO UPDATE SET generation = excluded.generation, \
                  ready_through = excluded.ready_through, doc = excluded.doc, \
@@ -192,45 +196,45 @@ async fn write_open(
     Ok(ours.into_iter().map(|(b,)| Bucket(b as u16)).collect())
 }
 
-/// The end of what this save holds of each bucket. A source whose clock is ahead does not count.
-fn panes_before(save: &Save) -> BTreeMap<Bucket, i64> {
+/// Returns the end of the panes in this batch by bucket, limited to now in case a source's clock is ahead.
+fn panes_before(batch: &SaveBatch) -> BTreeMap<Bucket, i64> {
     let mut before: BTreeMap<Bucket, i64> = BTreeMap::new();
-    let panes = save.panes.keys();
-    let panes = panes.map(|place| (place.endpoint.bucket(), place.second + 1));
-    let covered = save.covered.iter();
+    let panes = batch.panes.keys();
+    let panes = panes.map(|key| (key.endpoint.bucket(), key.second + 1));
+    let covered = batch.covered.iter();
     let covered = covered.flat_map(|(bucket, spans)| spans.iter().map(|span| (*bucket, span.1)));
     for (bucket, end) in panes.chain(covered) {
-        let known = before.entry(bucket).or_default();
-        *known = (*known).max(end.min(save.now + 1));
+        let latest = before.entry(bucket).or_default();
+        *latest = (*latest).max(end.min(batch.now + 1));
     }
     before
 }
 
-fn pane_row(place: &Place, pane: &Pane) -> sqlx::Result<[Arg; 5]> {
+fn pane_row(key: &PaneKey, pane: &Pane) -> sqlx::Result<[Arg; 5]> {
     let doc = serde_json::to_string(pane).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
     Ok([
-        Arg::from(place.endpoint.as_str()),
-        Arg::from(place.deployment.as_str()),
-        Arg::Number(place.second),
-        Arg::from(place.role.as_str()),
+        Arg::from(key.endpoint.as_str()),
+        Arg::from(key.deployment.as_str()),
+        Arg::Number(key.second),
+        Arg::from(key.role.as_str()),
         Arg::Text(doc),
     ])
 }
 
-/// Adds a span of covered seconds; most often it goes on where the last one ended.
-async fn cover(
+/// Adds a span of covered seconds, which usually continues where the last one ended.
+async fn extend_coverage(
     connection: &mut Connection<'_>,
     bucket: Bucket,
     start: i64,
     end: i64,
 ) -> sqlx::Result<()> {
     let bucket = i64::from(bucket.0);
-    let longer =
+    let extended =
         Sql::new("UPDATE history_coverage SET \"end\" = $3 WHERE bucket = $1 AND \"end\" = $2")
             .with([bucket.into(), start.into(), end.into()])
             .execute(connection)
             .await?;
-    if longer == 0 {
+    if extended == 0 {
         Sql::new(
             "INSERT INTO history_coverage (bucket, start, \"end\") VALUES ($1, $2, $3) \
              ON CONFLICT (bucket, start) DO UPDATE SET \"end\" = excluded.\"end\" \
@@ -260,21 +264,21 @@ async fn write_ready(connection: &mut Connection<'_>, change: &ReadyChange) -> s
     .map(|_| ())
 }
 
-/// Any meter may delete what is old, of all buckets.
+/// Deletes old rows of all buckets; any meter may do so.
 pub(super) async fn prune(connection: &mut Connection<'_>, before: i64) -> sqlx::Result<()> {
     let panes = match connection {
         Connection::Sqlite(_) => sqlite::PRUNE_PANES,
         Connection::Postgres(..) => postgres::PRUNE_PANES,
     };
     Sql::new(panes)
-        .with([before.into(), PRUNED_MAX.into()])
+        .with([before.into(), PRUNED_PANES_MAX.into()])
         .execute(connection)
         .await?;
     Sql::new("DELETE FROM history_coverage WHERE \"end\" < $1")
         .with([before.into()])
         .execute(connection)
         .await?;
-    // The last change before the limit still says how many are ready after it.
+    // Keep the last change before the limit, which determines the count after it.
     Sql::new(
         "DELETE FROM history_ready WHERE second < $1 AND second < \
          (SELECT MAX(newer.second) FROM history_ready AS newer \

@@ -1,4 +1,4 @@
-//! The meter with a real store on either database, a real bus and a clock that the test moves.
+//! The meter with a real store on either database, a real bus and a manual clock.
 
 #![allow(dead_code)]
 
@@ -28,11 +28,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-/// A whole minute.
+/// The start of a minute.
 pub const START: i64 = 1_700_000_040;
 
 #[derive(Clone, Copy)]
-pub enum On {
+pub enum Database {
     Sqlite,
     Postgres,
 }
@@ -44,36 +44,36 @@ macro_rules! on_both {
         mod sqlite {
             $(#[tokio::test]
             async fn $name() {
-                let house = $crate::support::House::new($crate::support::On::Sqlite).await;
-                super::$name(house.unwrap()).await;
+                let harness = $crate::support::Harness::new($crate::support::Database::Sqlite).await;
+                super::$name(harness.unwrap()).await;
             })*
         }
         mod postgres {
             $(#[tokio::test]
             async fn $name() {
-                let Some(house) = $crate::support::House::new($crate::support::On::Postgres).await else {
+                let Some(harness) = $crate::support::Harness::new($crate::support::Database::Postgres).await else {
                     return;
                 };
-                super::$name(house).await;
+                super::$name(harness).await;
             })*
         }
     };
 }
 
-pub struct House {
+pub struct Harness {
     _folder: TempDir,
-    pub place: HistoryPlace,
+    pub location: HistoryPlace,
     pub store: Store,
     pub bus: Arc<LocalBus>,
     pub clock: Arc<ManualClock>,
     pub ids: Arc<SeededIds>,
     committed: UnboundedReceiver<Vec<Arc<Record>>>,
-    /// Events of usage that were committed, and not asked for yet.
-    told: VecDeque<Event>,
+    /// Committed usage events that have not been returned yet.
+    usage_events: VecDeque<Event>,
     _relay: DropGuard,
 }
 
-pub struct Running {
+pub struct RunningMeter {
     pub history: History,
     pub metrics: Metrics,
     pub health: Health,
@@ -81,44 +81,44 @@ pub struct Running {
     task: JoinHandle<()>,
 }
 
-impl Running {
+impl RunningMeter {
     pub async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap();
     }
 
-    /// It ends without a last word.
-    pub async fn die(self) {
+    /// Aborts the meter without a final save.
+    pub async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
     }
 }
 
-impl House {
-    /// None where the tests do without the server.
-    pub async fn new(on: On) -> Option<Self> {
+impl Harness {
+    /// Returns `None` if tests run without the server.
+    pub async fn new(database: Database) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
-        let url = match on {
-            On::Sqlite => format!("sqlite:{}", folder.path().join("log.db").display()),
-            On::Postgres => servers::Postgres::shared()?.database(),
+        let url = match database {
+            Database::Sqlite => format!("sqlite:{}", folder.path().join("log.db").display()),
+            Database::Postgres => servers::Postgres::shared()?.database(),
         };
         let store = Store::open(&url).await.unwrap();
         let bus = LocalBus::new();
         let stop = CancellationToken::new();
         tokio::spawn(relay::run(store.clone(), bus.clone(), stop.clone()));
-        let house = Self {
-            place: HistoryPlace::of_store(&url, folder.path()),
+        let harness = Self {
+            location: HistoryPlace::of_store(&url, folder.path()),
             _folder: folder,
             committed: store.committed(),
-            told: VecDeque::new(),
+            usage_events: VecDeque::new(),
             store,
             bus,
             clock: Arc::new(ManualClock::new(Timestamp::from_secs(START))),
             ids: Arc::new(SeededIds::new(1)),
             _relay: stop.drop_guard(),
         };
-        house.append(StreamKind::Endpoint, vec![created()]).await;
-        Some(house)
+        harness.append(StreamKind::Endpoint, vec![created()]).await;
+        Some(harness)
     }
 
     pub async fn append(&self, kind: StreamKind, events: Vec<Event>) {
@@ -143,21 +143,21 @@ impl House {
             };
             match self.store.commit(commit).await {
                 Ok(_) => return,
-                // The meter under test was quicker.
+                // The meter under test was faster.
                 Err(CommitError::Conflict { .. }) => {}
                 Err(error) => panic!("{error}"),
             }
         }
     }
 
-    pub async fn run(&self) -> Running {
+    pub async fn run(&self) -> RunningMeter {
         let meter = self.run_on(self.bus.clone()).await;
         meter.health.until_ready().await;
         meter
     }
 
-    /// One that may have no bucket yet.
-    pub async fn run_on(&self, bus: Arc<dyn Bus>) -> Running {
+    /// Starts a meter that may not own any bucket yet.
+    pub async fn run_on(&self, bus: Arc<dyn Bus>) -> RunningMeter {
         let health = Health::default();
         let metrics = Metrics::default();
         let deps = Deps {
@@ -168,14 +168,14 @@ impl House {
             metrics: metrics.clone(),
             health: health.clone(),
         };
-        let meter = Meter::open(Config::keeping(self.place.clone()), deps)
+        let meter = Meter::open(Config::keeping(self.location.clone()), deps)
             .await
             .unwrap();
         let history = meter.history();
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let task = tokio::spawn(async move { meter.run(stopped).await.unwrap() });
-        Running {
+        RunningMeter {
             history,
             metrics,
             health,
@@ -184,41 +184,42 @@ impl House {
         }
     }
 
-    /// The gateway tells of these seconds of the minute, one request each.
-    pub fn seconds(&self, boot: u128, seconds: std::ops::Range<u64>) {
+    /// Publishes gateway frames for these seconds of the minute, one request each.
+    pub fn report(&self, boot: u128, seconds: std::ops::Range<u64>) {
         for second in seconds {
             self.bus.publish_frame(Arc::new(frame(boot, second)));
         }
     }
 
-    /// The node tells of these seconds, in which nothing is asked of its instance.
-    pub fn rest(&self, seconds: std::ops::Range<u64>) {
+    /// Publishes node frames for these seconds, in which the instance is idle.
+    pub fn report_idle(&self, seconds: std::ops::Range<u64>) {
         for second in seconds {
-            self.bus.publish_frame(Arc::new(resting(second)));
+            self.bus.publish_frame(Arc::new(idle_frame(second)));
         }
     }
 
-    pub fn at(&self, second: u64) {
+    pub fn set_second(&self, second: u64) {
         let start = Timestamp::from_secs(START);
         self.clock.set(start + Span::from_secs(second));
     }
 
-    /// The next event of usage.
-    pub async fn usage(&mut self) -> Event {
+    /// Returns the next usage event.
+    pub async fn next_usage_event(&mut self) -> Event {
         loop {
-            if let Some(event) = self.told.pop_front() {
+            if let Some(event) = self.usage_events.pop_front() {
                 return event;
             }
             let records = self.committed.recv().await.unwrap();
-            let told = records
+            let usage_events = records
                 .iter()
                 .filter(|r| r.stream.as_str().starts_with("usage/"));
-            self.told.extend(told.map(|record| record.event.clone()));
+            self.usage_events
+                .extend(usage_events.map(|record| record.event.clone()));
         }
     }
 
-    pub async fn closed(&mut self) -> UsageMinute {
-        match self.usage().await {
+    pub async fn next_closed(&mut self) -> UsageMinute {
+        match self.next_usage_event().await {
             Event::UsageClosed(minute) => minute,
             event => panic!("{event:?}"),
         }
@@ -287,8 +288,8 @@ pub fn frame(boot: u128, second: u64) -> Frame {
     }
 }
 
-/// A node tells of a second of an instance that has nothing to do.
-pub fn resting(second: u64) -> Frame {
+/// A node's frame of a second in which its instance is idle.
+pub fn idle_frame(second: u64) -> Frame {
     let instance = InstanceFrame {
         cpu_us: Some(100),
         memory_bytes: Some(1000 + second),
@@ -306,7 +307,7 @@ pub fn resting(second: u64) -> Frame {
     frame
 }
 
-/// CPU time of a minute, or of minutes.
+/// Total CPU time of a usage event.
 pub fn cpu_us(minute: &UsageMinute) -> u64 {
     let instances = minute.slices.iter().flat_map(|s| s.by_instance.values());
     instances.map(|usage| usage.cpu_us).sum()
@@ -318,8 +319,8 @@ pub fn arrivals(minute: &UsageMinute) -> u64 {
     live.map(|counts| counts.arrivals).sum()
 }
 
-/// Requests of a minute as the history has them, and the seconds that are covered.
-pub async fn told(history: &History, minute: i64) -> (u64, u64) {
+/// Returns requests and covered seconds of a minute from the history.
+pub async fn saved_totals(history: &History, minute: i64) -> (u64, u64) {
     let query = Query {
         endpoint: Some("iris".parse().unwrap()),
         deployment: None,

@@ -1,4 +1,4 @@
-//! A bus between several meters: frames come to all of them and are kept, and the test deals the
+//! A bus shared by several meters: every meter gets all frames, which are kept, and the test assigns the
 //! buckets.
 
 use std::sync::{Arc, Mutex};
@@ -12,18 +12,18 @@ use contract::time::Timestamp;
 use tokio::sync::mpsc;
 
 #[derive(Default)]
-pub struct Frames {
+pub struct SharedFrames {
     kept: Mutex<Vec<Arc<Frame>>>,
     subscribers: Mutex<Vec<mpsc::Sender<Arc<Frame>>>>,
 }
 
-impl Frames {
+impl SharedFrames {
     pub fn publish(&self, frame: Frame) {
         let frame = Arc::new(frame);
         let mut kept = self.kept.lock().unwrap();
         kept.push(frame.clone());
         for subscriber in self.subscribers.lock().unwrap().iter() {
-            // One that has ended hears nothing.
+            // The subscriber may have ended.
             let _ = subscriber.try_send(frame.clone());
         }
     }
@@ -41,15 +41,15 @@ impl Frames {
     }
 }
 
-/// The bus as one of the meters has it.
-pub struct Member {
-    frames: Arc<Frames>,
+/// The bus as seen by one of the meters.
+pub struct MemberBus {
+    frames: Arc<SharedFrames>,
     records: Mutex<Vec<mpsc::Sender<BusMessage>>>,
     pub unreadable: Mutex<Vec<FrameHead>>,
 }
 
-impl Member {
-    pub fn of(frames: &Arc<Frames>) -> Arc<Self> {
+impl MemberBus {
+    pub fn of(frames: &Arc<SharedFrames>) -> Arc<Self> {
         Arc::new(Self {
             frames: frames.clone(),
             records: Mutex::default(),
@@ -73,7 +73,7 @@ impl Member {
 }
 
 #[async_trait::async_trait]
-impl Bus for Member {
+impl Bus for MemberBus {
     async fn publish_records(&self, _records: &[Arc<Record>]) -> Result<(), BusError> {
         Ok(())
     }

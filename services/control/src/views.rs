@@ -338,7 +338,7 @@ impl ViewsConsumer {
             match written {
                 Ok(()) => {}
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
-                Err(error) => self.reacquire_after(bucket, &error),
+                Err(error) => self.reacquire_after_error(bucket, &error),
             }
         }
         self.progress

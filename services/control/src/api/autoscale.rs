@@ -58,7 +58,7 @@ pub struct Manual {
     pub pause: Pause,
 }
 
-/// A change to another profile.
+/// The profile in force from a given time on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Transition {

@@ -67,7 +67,7 @@ impl Filter {
         Self::for_model(model.name(), call)
     }
 
-    /// Like [`Filter::from_query`], for rows that are not of a read model of events.
+    /// Like [`Filter::from_query`], for rows outside of [`ReadModel`].
     fn for_model(model: &'static str, call: &Call) -> Result<Self, ApiError> {
         let endpoint = call.query.get("endpoint");
         Ok(Self {

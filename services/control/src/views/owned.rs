@@ -361,13 +361,13 @@ impl ViewsConsumer {
                     self.consumer.confirm_written(bucket, to);
                 }
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
-                Err(error) => self.reacquire_after(bucket, &error),
+                Err(error) => self.reacquire_after_error(bucket, &error),
             }
         }
         Ok(written)
     }
 
-    pub(super) fn reacquire_after(&mut self, bucket: Bucket, error: &CommitError) {
+    pub(super) fn reacquire_after_error(&mut self, bucket: Bucket, error: &CommitError) {
         tracing::warn!(%bucket, %error, "cannot write read models, reacquiring the bucket");
         self.reacquire(bucket, Instant::now() + REACQUIRE_DELAY);
     }

@@ -54,7 +54,7 @@ impl TokenRegistry {
     }
 }
 
-pub struct Access {
+pub struct AccessTokens {
     store: Store,
     clock: Arc<dyn Clock>,
     ids: Arc<dyn Ids>,
@@ -73,7 +73,7 @@ pub enum Denied {
     Expired,
 }
 
-impl Access {
+impl AccessTokens {
     pub async fn open(
         store: Store,
         clock: Arc<dyn Clock>,

@@ -7,7 +7,7 @@ use contract::time::Timestamp;
 use http::{HeaderMap, StatusCode, header};
 use runtime::token::InternalToken;
 
-use crate::access::{Access, Denied};
+use crate::access::{AccessTokens, Denied};
 use crate::call::Principal;
 use crate::error::ApiError;
 use crate::table::Gate;
@@ -18,7 +18,7 @@ use crate::table::Gate;
 /// 401 without a valid token, 403 if the role of the token is too low.
 pub fn authorize(
     gate: Gate,
-    access: &Access,
+    access: &AccessTokens,
     headers: &HeaderMap,
     is_trusted_peer: bool,
     now: Timestamp,

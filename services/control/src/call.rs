@@ -51,9 +51,9 @@ pub struct Call {
     pub now: Timestamp,
 }
 
-/// One page of a list.
+/// Which page of a list to return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Page {
+pub struct PageRequest {
     pub limit: usize,
     pub before: Option<Position>,
 }
@@ -174,7 +174,7 @@ impl Call {
         Ok(Some(span))
     }
 
-    pub fn page(&self) -> Result<Page, ApiError> {
+    pub fn page(&self) -> Result<PageRequest, ApiError> {
         let limit = self.limit()?;
         let before = match self.query.get("cursor") {
             None => None,
@@ -184,7 +184,7 @@ impl Call {
                 ))
             })?)),
         };
-        Ok(Page { limit, before })
+        Ok(PageRequest { limit, before })
     }
 
     pub fn limit(&self) -> Result<usize, ApiError> {

@@ -4,7 +4,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use crate::auth::role_name;
-use crate::table::{Content, Entry, Gate, routes};
+use crate::table::{Content, Gate, RouteEntry, routes};
 
 /// OpenAPI 3.1, whose schemas are JSON Schema 2020-12.
 pub fn document() -> Value {
@@ -47,7 +47,7 @@ pub fn text() -> String {
     text + "\n"
 }
 
-fn operation(entry: &Entry, generator: &mut schemars::SchemaGenerator) -> Value {
+fn operation(entry: &RouteEntry, generator: &mut schemars::SchemaGenerator) -> Value {
     let mut parameters: Vec<Value> = path_parameters(entry.path)
         .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
         .collect();

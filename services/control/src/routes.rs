@@ -30,7 +30,7 @@ pub const REPUBLISH_INTERVAL: Duration = Duration::from_secs(30);
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Builds routes from models, and tracks what the allocation of slots depends on.
-pub struct Routes {
+pub struct RoutePublisher {
     bus: Arc<dyn Bus>,
     clock: Arc<dyn Clock>,
     metrics: ControlMetrics,
@@ -45,7 +45,7 @@ struct SlotAllocation {
     published: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
 }
 
-impl Routes {
+impl RoutePublisher {
     pub fn new(bus: Arc<dyn Bus>, clock: Arc<dyn Clock>, metrics: ControlMetrics) -> Arc<Self> {
         Arc::new(Self {
             bus,
@@ -169,7 +169,7 @@ impl SlotAllocation {
 }
 
 /// Follows the progress that gateways report, until `shutdown`.
-pub async fn run(routes: Arc<Routes>, views: Views, shutdown: CancellationToken) {
+pub async fn run(routes: Arc<RoutePublisher>, views: Views, shutdown: CancellationToken) {
     let mut frames = routes.bus.subscribe_frames();
     let mut ticks = tokio::time::interval(CHECK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

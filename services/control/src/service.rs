@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::Access;
+use crate::access::AccessTokens;
 use crate::auth::{authorize, is_trusted_peer};
 use crate::call::Call;
 use crate::commands::{Commands, EndpointIndex};
@@ -30,9 +30,9 @@ use crate::deps::ControlDeps;
 use crate::error::ApiError;
 use crate::listener;
 use crate::metrics::{CallLabels, ControlMetrics};
-use crate::routes::Routes;
+use crate::routes::RoutePublisher;
 use crate::seal::{Seal, SealError, write_private};
-use crate::table::{self, Entry};
+use crate::table::{self, RouteEntry};
 use crate::views::{CONSUMER, Progress, Views, ViewsConsumer, lag};
 
 /// Largest request body.
@@ -49,11 +49,11 @@ pub struct App {
     pub config: ControlConfig,
     pub deps: ControlDeps,
     pub commands: Arc<Commands>,
-    pub access: Arc<Access>,
+    pub access: Arc<AccessTokens>,
     pub seal: Seal,
     pub views: Views,
     /// The routes and the members, as far as this replica has read.
-    pub routes: Arc<Routes>,
+    pub routes: Arc<RoutePublisher>,
     pub metrics: ControlMetrics,
     pub openapi: String,
     /// Permits for event and log streams.
@@ -88,7 +88,7 @@ pub struct Control {
     listener: TcpListener,
     app: Arc<App>,
     consumer: ViewsConsumer,
-    routes: Arc<Routes>,
+    routes: Arc<RoutePublisher>,
 }
 
 impl Control {
@@ -104,7 +104,7 @@ impl Control {
             None => Seal::open(&config.data.join(SEAL_FILE), deps.ids.as_ref())?,
         };
         let (store, clock, ids) = (&deps.store, &deps.clock, &deps.ids);
-        let access = Access::open(store.clone(), clock.clone(), ids.clone()).await?;
+        let access = AccessTokens::open(store.clone(), clock.clone(), ids.clone()).await?;
         let access = Arc::new(access);
         let commands = Commands::new(
             store.clone(),
@@ -114,7 +114,7 @@ impl Control {
         );
         let commands = Arc::new(commands);
         let metrics = ControlMetrics::new(&deps.metrics);
-        let routes = Routes::new(deps.bus.clone(), clock.clone(), metrics.clone());
+        let routes = RoutePublisher::new(deps.bus.clone(), clock.clone(), metrics.clone());
         let (consumer, views) = ViewsConsumer::open(
             deps.clone(),
             commands.clone(),
@@ -371,7 +371,7 @@ fn router(app: Arc<App>) -> Router {
 
 async fn serve(
     app: &Arc<App>,
-    entry: &Entry,
+    entry: &RouteEntry,
     peer: SocketAddr,
     params: &RawPathParams,
     request: Request,
@@ -433,7 +433,7 @@ async fn read_body(body: Body, within: Duration) -> Result<Bytes, ApiError> {
 
 /// Parses the query. Unknown parameters are rejected, so that a misspelt filter is not silently
 /// ignored.
-fn parse_query(entry: &Entry, text: &str) -> Result<BTreeMap<String, String>, ApiError> {
+fn parse_query(entry: &RouteEntry, text: &str) -> Result<BTreeMap<String, String>, ApiError> {
     let mut query = BTreeMap::new();
     for (name, value) in form_urlencoded::parse(text.as_bytes()) {
         if !entry.query.iter().any(|(allowed, _)| *allowed == name) {

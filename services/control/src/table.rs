@@ -39,7 +39,7 @@ pub enum Gate {
 pub type Parameter = (&'static str, &'static str);
 
 #[derive(Clone)]
-pub struct Entry {
+pub struct RouteEntry {
     pub method: Method,
     pub path: &'static str,
     /// The unique OpenAPI operation id.
@@ -99,7 +99,7 @@ macro_rules! handler {
 macro_rules! entry {
     ($method:ident $path:literal $id:literal $gate:expr, $summary:literal, $response:expr, $function:path
         $(, query $query:expr)? $(, body $body:expr)? $(, statuses $statuses:expr)?) => {{
-        let entry = Entry {
+        let entry = RouteEntry {
             method: Method::$method,
             path: $path,
             id: $id,
@@ -111,15 +111,15 @@ macro_rules! entry {
             statuses: &[200],
             handler: handler!($function),
         };
-        $(let entry = Entry { query: $query, ..entry };)?
-        $(let entry = Entry { request: Some($body), ..entry };)?
-        $(let entry = Entry { statuses: $statuses, ..entry };)?
+        $(let entry = RouteEntry { query: $query, ..entry };)?
+        $(let entry = RouteEntry { request: Some($body), ..entry };)?
+        $(let entry = RouteEntry { statuses: $statuses, ..entry };)?
         entry
     }};
 }
 
 /// Returns all routes.
-pub fn routes() -> Vec<Entry> {
+pub fn routes() -> Vec<RouteEntry> {
     use Content::{EventStream, Json, Text};
     const VIEWER: Gate = Gate::Role(AccessRole::Viewer);
     const OPERATOR: Gate = Gate::Role(AccessRole::Operator);

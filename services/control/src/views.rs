@@ -37,14 +37,14 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::Access;
+use crate::access::AccessTokens;
 use crate::commands::Commands;
 use crate::deps::ControlDeps;
 use crate::metrics::{ControlMetrics, InstanceLabels};
 use crate::reactor;
-use crate::routes::{REPUBLISH_INTERVAL, Routes};
+use crate::routes::{REPUBLISH_INTERVAL, RoutePublisher};
 use fold::{RowFilter, ViewsFold};
-use owned::{Batch, OwnedBucket};
+use owned::{OwnedBucket, RowBatch};
 pub use projector::ViewsProjector;
 
 pub const CONSUMER: &str = "views";
@@ -84,7 +84,7 @@ impl Views {
 pub struct ViewsConsumer {
     deps: ControlDeps,
     commands: Arc<Commands>,
-    access: Arc<Access>,
+    access: Arc<AccessTokens>,
     metrics: ControlMetrics,
     component: Component,
     consumer: Consumer<ViewsFold>,
@@ -96,7 +96,7 @@ pub struct ViewsConsumer {
     owned: BTreeMap<Bucket, OwnedBucket>,
     /// Assigned buckets that are not acquired yet, and when to try.
     to_acquire: BTreeMap<Bucket, Instant>,
-    routes: Arc<Routes>,
+    routes: Arc<RoutePublisher>,
     /// Endpoints whose routes and states may have changed.
     touched: BTreeSet<EndpointKey>,
     /// Endpoints for which the reactor failed to write.
@@ -107,9 +107,9 @@ impl ViewsConsumer {
     pub fn open(
         deps: ControlDeps,
         commands: Arc<Commands>,
-        access: Arc<Access>,
+        access: Arc<AccessTokens>,
         metrics: ControlMetrics,
-        routes: Arc<Routes>,
+        routes: Arc<RoutePublisher>,
         component: Component,
     ) -> (Self, Views) {
         let progress = watch::Sender::new(Progress::default());
@@ -228,18 +228,18 @@ impl ViewsConsumer {
         bucket: Bucket,
         to: Position,
         rows: Vec<RowChange>,
-    ) -> Option<(Bucket, Batch)> {
+    ) -> Option<(Bucket, RowBatch)> {
         let owned = self.owned.get(&bucket);
         let due = owned.is_some_and(|owned| to > owned.cursor);
         let due = due && self.progress.borrow().caught_up;
-        due.then_some((bucket, Batch { rows, to }))
+        due.then_some((bucket, RowBatch { rows, to }))
     }
 
     async fn handle_applied(
         &mut self,
         applied: Vec<Applied<Vec<RowChange>>>,
     ) -> Result<(), StoreError> {
-        let mut batches: BTreeMap<Bucket, Batch> = BTreeMap::new();
+        let mut batches: BTreeMap<Bucket, RowBatch> = BTreeMap::new();
         let mut reached = BTreeMap::new();
         let mut last = None;
         for Applied { record, effect } in applied {
@@ -301,7 +301,7 @@ impl ViewsConsumer {
     async fn advance(
         &mut self,
         reached: BTreeMap<Bucket, Position>,
-        batches: BTreeMap<Bucket, Batch>,
+        batches: BTreeMap<Bucket, RowBatch>,
     ) -> Result<(), StoreError> {
         let caught_up = self.progress.borrow().caught_up;
         // Routes first: gateways should not wait for rows.

@@ -166,7 +166,7 @@ pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
 }
 
 /// A reader that follows the log.
-struct Tail {
+struct EventTail {
     store: Store,
     progress: watch::Receiver<Progress>,
     shutdown: CancellationToken,
@@ -175,7 +175,7 @@ struct Tail {
     _permit: OwnedSemaphorePermit,
 }
 
-impl Tail {
+impl EventTail {
     /// Returns the next event, or none when the server shuts down.
     async fn next(&mut self) -> Option<EventItem> {
         loop {
@@ -219,7 +219,7 @@ pub async fn stream(app: Arc<App>, call: Call) -> ApiResult {
         None => app.deps.store.head().await?,
     };
     let permit = app.acquire_stream_permit()?;
-    let tail = Tail {
+    let tail = EventTail {
         store: app.deps.store.clone(),
         progress: app.views.progress(),
         shutdown: app.shutdown.clone(),

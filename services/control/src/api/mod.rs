@@ -27,7 +27,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use store::{Row, RowQuery};
 
-use crate::call::{Call, Page};
+use crate::call::{Call, PageRequest};
 use crate::commands::{CommandOutcome, CommandRequest};
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, raw_json, revision_of, with_etag, with_position};
@@ -79,7 +79,7 @@ impl Filter {
     }
 }
 
-async fn list_rows(app: &App, filter: Filter, page: Page) -> Result<List<Value>, ApiError> {
+async fn list_rows(app: &App, filter: Filter, page: PageRequest) -> Result<List<Value>, ApiError> {
     let query = RowQuery {
         model: filter.model.to_owned(),
         endpoint: filter.endpoint,

@@ -46,7 +46,7 @@ pub(super) struct OwnedBucket {
 
 /// Rows of one bucket to commit.
 #[derive(Default)]
-pub(super) struct Batch {
+pub(super) struct RowBatch {
     pub(super) rows: Vec<RowChange>,
     pub(super) to: Position,
 }
@@ -271,7 +271,7 @@ impl ViewsConsumer {
             let Some(last) = page.last().map(Entry::position) else {
                 return Ok(());
             };
-            let mut batch = Batch::default();
+            let mut batch = RowBatch::default();
             for entry in page.iter().filter(|entry| entry.position() <= to) {
                 after = entry.position();
                 let Entry::Record(record) = entry else {
@@ -342,7 +342,7 @@ impl ViewsConsumer {
     /// stored cursor.
     pub(super) async fn write_all(
         &mut self,
-        batches: BTreeMap<Bucket, Batch>,
+        batches: BTreeMap<Bucket, RowBatch>,
     ) -> Result<BTreeMap<Bucket, Position>, StoreError> {
         let this = &*self;
         let commits = batches.into_iter().filter_map(|(bucket, batch)| {
@@ -382,7 +382,7 @@ impl ViewsConsumer {
         &self,
         bucket: Bucket,
         owned: &OwnedBucket,
-        batch: Batch,
+        batch: RowBatch,
     ) -> Result<Position, CommitError> {
         let cursor = CursorMove {
             consumer: CONSUMER,

@@ -1,8 +1,8 @@
 //! Routes for the gateways: published on every change, and periodically all over again, since the bus may
 //! lose them. Also allocates slots to gateways, in two phases when the set of gateways changes.
 //!
-//! Invariant: what is published follows from the log, from what was published before and from how far
-//! the gateways report to have come. An allocation that a predecessor left unfinished is assumed to have
+//! Invariant: what is published follows from the log, from what was published before and from the
+//! progress that gateways report. An allocation that a predecessor left unfinished is assumed to have
 //! just begun.
 
 use std::collections::{BTreeMap, BTreeSet};

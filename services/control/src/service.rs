@@ -100,7 +100,7 @@ impl Control {
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
         let seal = match &config.seal_key {
-            Some(reference) => Seal::by_reference(reference)?,
+            Some(reference) => Seal::from_reference(reference)?,
             None => Seal::open(&config.data.join(SEAL_FILE), deps.ids.as_ref())?,
         };
         let (store, clock, ids) = (&deps.store, &deps.clock, &deps.ids);

@@ -32,7 +32,7 @@ impl RowFilter {
         after.remove(&bucket);
     }
 
-    /// Marks the history as read: from now on, usage events are read too.
+    /// Marks the history as read: from now on, rows are made and usage events are read.
     pub(super) fn end_history(&self) {
         self.history_is_over.store(true, Ordering::Relaxed);
     }

@@ -44,7 +44,7 @@ impl ControlMetrics {
         metrics.register(|registry| {
             registry.register(
                 "penstock_control_requests",
-                "Requests to the control API, by route and answer",
+                "Requests to the control API, by route and status",
                 this.calls.clone(),
             );
             registry.register(

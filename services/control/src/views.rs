@@ -216,7 +216,7 @@ impl ViewsConsumer {
                 Ok(())
             }
             Step::CaughtUp(_) => self.handle_caught_up().await,
-            // Rows of a parked endpoint stay as they are; every bucket is read from the start and never released.
+            // Rows of a parked endpoint stay as they are, and every bucket is read for good.
             Step::Parked(_) | Step::Released(_) => Ok(()),
         }
     }
@@ -409,7 +409,7 @@ impl ViewsConsumer {
         Ok(())
     }
 
-    /// Handles what happens without an event: pins expire, lost nodes are given up, failed writes are retried.
+    /// Handles changes that have no event: expired pins, nodes given up, and writes to retry.
     async fn react_to_tick(&mut self) -> Result<(), StoreError> {
         if !self.progress.borrow().caught_up {
             return Ok(());

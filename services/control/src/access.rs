@@ -1,7 +1,7 @@
 //! Tokens: a name, a role, an expiry. Only hashes are stored.
 //!
 //! Invariants: a token is 256 random bits and is shown once; a check compares hashes in constant
-//! time; a token that is revoked or expired opens nothing from that moment on.
+//! time; a token gives no access once it is revoked or expired.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -19,23 +19,23 @@ use crate::call::Principal;
 use crate::error::ApiError;
 use crate::seal::hash;
 
-/// More tokens than that are no longer looked after by anybody.
+/// Maximum number of tokens; nobody keeps track of more.
 pub const TOKENS_MAX: usize = 1000;
-/// The token that the first start makes, and that `client.json` holds.
+/// The name of the token that the first start creates and stores in `client.json`.
 pub const FIRST_TOKEN: &str = "admin";
 const PAGE: usize = 1000;
-/// Marks our tokens for scanners that look for leaked secrets.
+/// Lets secret scanners recognize leaked tokens.
 const PREFIX: &str = "penstock_";
 
 #[derive(Default)]
-struct Book {
+struct TokenRegistry {
     version: u64,
     position: Position,
     tokens: BTreeMap<String, AccessGranted>,
 }
 
-impl Book {
-    /// Takes in the next record of the stream; what it has had already changes nothing.
+impl TokenRegistry {
+    /// Applies a record of the stream, unless it was applied before.
     fn apply(&mut self, record: &Record) {
         if record.version <= self.version {
             return;
@@ -54,26 +54,26 @@ impl Book {
     }
 }
 
-pub struct Access {
+pub struct AccessTokens {
     store: Store,
     clock: Arc<dyn Clock>,
     ids: Arc<dyn Ids>,
-    book: RwLock<Book>,
-    /// Held while the stream is written.
-    writing: tokio::sync::Mutex<()>,
+    registry: RwLock<TokenRegistry>,
+    /// Held while writing to the stream.
+    write_lock: tokio::sync::Mutex<()>,
 }
 
-/// Makes the answer that is kept with a cause, from the token.
-pub type Keep<'a> = &'a (dyn Fn(&str) -> Result<String, ApiError> + Sync);
+/// Builds the sealed response that is stored with an idempotency key, given the new token.
+pub type SealResponse<'a> = &'a (dyn Fn(&str) -> Result<String, ApiError> + Sync);
 
-/// Why a bearer token opens nothing.
+/// Why a bearer token was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denied {
     Unknown,
     Expired,
 }
 
-impl Access {
+impl AccessTokens {
     pub async fn open(
         store: Store,
         clock: Arc<dyn Clock>,
@@ -83,48 +83,54 @@ impl Access {
             store,
             clock,
             ids,
-            book: RwLock::default(),
-            writing: tokio::sync::Mutex::default(),
+            registry: RwLock::default(),
+            write_lock: tokio::sync::Mutex::default(),
         };
-        access.read_on().await?;
+        access.catch_up().await?;
         Ok(access)
     }
 
-    /// Takes in what any replica has written, as the log brings it: what is revoked through one of
-    /// them opens nothing at the others either.
-    pub fn follow(&self, record: &Record) {
+    /// Applies a record of the log, whichever replica wrote it: a token that is revoked through one
+    /// replica is rejected by the others as well.
+    pub fn apply(&self, record: &Record) {
         if record.stream.kind() == Some(StreamKind::Access) {
-            let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
-            book.apply(record);
+            let mut registry = self
+                .registry
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            registry.apply(record);
         }
     }
 
-    async fn read_on(&self) -> Result<(), StoreError> {
+    async fn catch_up(&self) -> Result<(), StoreError> {
         loop {
             let after = self.read().version;
             let records = self
                 .store
                 .read_stream(&StreamName::access(), after, PAGE)
                 .await?;
-            let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
-            records.iter().for_each(|record| book.apply(record));
+            let mut registry = self
+                .registry
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            records.iter().for_each(|record| registry.apply(record));
             if records.len() < PAGE {
                 return Ok(());
             }
         }
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, Book> {
-        self.book.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, TokenRegistry> {
+        self.registry.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whose token this is. Every known hash is compared, so that the time taken tells nothing.
+    /// Returns the principal of a token. Compares every known hash, so that timing reveals nothing.
     pub fn check(&self, token: &str, now: Timestamp) -> Result<Principal, Denied> {
-        let given = hash(token);
-        let book = self.read();
+        let presented = hash(token);
+        let registry = self.read();
         let mut found = None;
-        for granted in book.tokens.values() {
-            if bool::from(granted.hash.as_bytes().ct_eq(given.as_bytes())) {
+        for granted in registry.tokens.values() {
+            if bool::from(granted.hash.as_bytes().ct_eq(presented.as_bytes())) {
                 found = Some(granted);
             }
         }
@@ -138,37 +144,37 @@ impl Access {
         })
     }
 
-    /// Makes a token and returns it: the only time that it is known.
+    /// Creates a token and returns it. Only its hash is stored.
     pub async fn grant(
         &self,
         name: &str,
         role: AccessRole,
         expires: Option<Timestamp>,
         actor: Actor,
-        cause: Option<(Cause, Keep<'_>)>,
+        idempotency_key: Option<(Cause, SealResponse<'_>)>,
     ) -> Result<(String, Position), ApiError> {
-        let _writing = self.writing.lock().await;
-        self.read_on().await?;
+        let _guard = self.write_lock.lock().await;
+        self.catch_up().await?;
         {
-            let book = self.read();
-            if let Some(granted) = book.tokens.get(name) {
-                let alive = granted
+            let registry = self.read();
+            if let Some(granted) = registry.tokens.get(name) {
+                let is_valid = granted
                     .expires
                     .is_none_or(|expires| expires > self.clock.now());
-                if alive {
+                if is_valid {
                     return Err(ApiError::conflict(
                         "exists",
                         format!(
-                            "there is a token `{name}` already; revoke it first, or choose another name"
+                            "there is already a token `{name}`; revoke it first, or choose another name"
                         ),
                     ));
                 }
             }
-            if book.tokens.len() >= TOKENS_MAX {
+            if registry.tokens.len() >= TOKENS_MAX {
                 return Err(ApiError::conflict(
                     "limit-reached",
                     format!(
-                        "there are {TOKENS_MAX} tokens, which is the most; revoke one that is no longer used"
+                        "the limit of {TOKENS_MAX} tokens is reached; revoke one that is no longer used"
                     ),
                 ));
             }
@@ -180,41 +186,41 @@ impl Access {
             hash: hash(&token),
             expires,
         });
-        let cause = match cause {
+        let idempotency_key = match idempotency_key {
             None => None,
-            Some((mut cause, result)) => {
-                cause.result = Some(result(&token)?);
-                Some(cause)
+            Some((mut idempotency_key, seal_response)) => {
+                idempotency_key.result = Some(seal_response(&token)?);
+                Some(idempotency_key)
             }
         };
-        let position = self.append(event, actor, cause).await?;
+        let position = self.append(event, actor, idempotency_key).await?;
         Ok((token, position))
     }
 
     pub async fn revoke(&self, name: &str, actor: Actor) -> Result<Position, ApiError> {
-        let _writing = self.writing.lock().await;
-        self.read_on().await?;
+        let _guard = self.write_lock.lock().await;
+        self.catch_up().await?;
         {
-            let book = self.read();
-            let Some(granted) = book.tokens.get(name) else {
+            let registry = self.read();
+            let Some(granted) = registry.tokens.get(name) else {
                 return Err(ApiError::not_found(format!(
                     "there is no token `{name}`; nothing was revoked"
                 )));
             };
             let now = self.clock.now();
-            let opens = |t: &&AccessGranted| {
+            let is_active_admin = |t: &&AccessGranted| {
                 t.role == AccessRole::Admin && t.expires.is_none_or(|e| e > now)
             };
-            let others = book
+            let others = registry
                 .tokens
                 .values()
                 .filter(|t| t.name != name)
-                .filter(opens)
+                .filter(is_active_admin)
                 .count();
-            if opens(&granted) && others == 0 {
+            if is_active_admin(&granted) && others == 0 {
                 return Err(ApiError::conflict(
                     "last-admin",
-                    "this is the last token of an admin; grant another one first",
+                    "this is the last token with the role admin; grant another one first",
                 ));
             }
         }
@@ -228,7 +234,7 @@ impl Access {
         &self,
         event: Event,
         actor: Actor,
-        cause: Option<Cause>,
+        idempotency_key: Option<Cause>,
     ) -> Result<Position, ApiError> {
         let now = self.clock.now();
         let append = Append {
@@ -243,34 +249,37 @@ impl Access {
         };
         let commit = Commit {
             appends: vec![append],
-            cause,
+            cause: idempotency_key,
             ..Commit::default()
         };
         match self.store.commit(commit).await {
             Ok(Committed::Now { records }) => {
-                let mut book = self.book.write().unwrap_or_else(PoisonError::into_inner);
-                records.iter().for_each(|record| book.apply(record));
+                let mut registry = self
+                    .registry
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner);
+                records.iter().for_each(|record| registry.apply(record));
                 let written = records.last().map(|record| record.position);
-                Ok(written.unwrap_or(book.position))
+                Ok(written.unwrap_or(registry.position))
             }
             Ok(Committed::Before { .. }) => Err(ApiError::conflict(
                 "changed-meanwhile",
-                "the same request is being carried out; repeat it to see the result",
+                "the same request is already in progress; repeat it to see the result",
             )),
             Err(error) => {
                 if matches!(error, CommitError::Conflict { .. }) {
-                    self.read_on().await?;
+                    self.catch_up().await?;
                 }
                 Err(error.into())
             }
         }
     }
 
-    /// The token in `client.json` if it still opens everything; else a new one. The old one of that
-    /// name is revoked: it was lost. Replicas with a file each have tokens of their own.
+    /// Returns the token of `client.json` if it is still a valid admin token, and a new one otherwise.
+    /// A lost token of the same name is revoked. Each named replica has its own file and token.
     pub async fn first_token(
         &self,
-        known: Option<String>,
+        stored: Option<String>,
         replica: Option<&str>,
     ) -> Result<String, ApiError> {
         let name = match replica {
@@ -278,16 +287,16 @@ impl Access {
             Some(replica) => format!("{FIRST_TOKEN}-{replica}"),
         };
         let now = self.clock.now();
-        if let Some(token) = known
+        if let Some(token) = stored
             && self
                 .check(&token, now)
                 .is_ok_and(|p| p.role == AccessRole::Admin)
         {
             return Ok(token);
         }
-        let taken = self.read().tokens.contains_key(&name);
-        if taken {
-            let _writing = self.writing.lock().await;
+        let exists = self.read().tokens.contains_key(&name);
+        if exists {
+            let _guard = self.write_lock.lock().await;
             let event = Event::AccessRevoked(AccessRevoked { name: name.clone() });
             self.append(event, Actor::service("control"), None).await?;
         }

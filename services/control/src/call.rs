@@ -1,4 +1,4 @@
-//! One request, taken apart: who asks, for what, with which body.
+//! A parsed request: the principal, the parameters and the body.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use store::Cause;
 
 use crate::error::ApiError;
 
-/// The header by which a write tells its position and a read asks for it.
+/// The header in which a write returns its position, and a read requires it.
 pub const POSITION: HeaderName = HeaderName::from_static("penstock-position");
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Longest Idempotency-Key: four UUIDs.
@@ -26,7 +26,7 @@ const IDEMPOTENCY_KEY_BYTES_MAX: usize = 144;
 pub const PAGE_DEFAULT: usize = 100;
 pub const PAGE_MAX: usize = 1000;
 
-/// Who asks.
+/// An authenticated caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Principal {
     /// The token's name.
@@ -34,6 +34,7 @@ pub struct Principal {
     pub role: AccessRole,
 }
 
+/// One API request.
 #[derive(Clone, Debug)]
 pub struct Call {
     pub method: Method,
@@ -44,14 +45,15 @@ pub struct Call {
     pub body: Bytes,
     /// None on routes that need no token.
     pub principal: Option<Principal>,
-    /// May know how the process is: it showed a token, or comes from this machine.
+    /// Whether the caller may see the details of health: it has a token, is on this machine, or is another
+    /// process of this installation.
     pub is_trusted: bool,
     pub now: Timestamp,
 }
 
-/// One page of a list.
+/// Which page of a list to return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Page {
+pub struct PageRequest {
     pub limit: usize,
     pub before: Option<Position>,
 }
@@ -65,7 +67,7 @@ impl Call {
         Actor::token(name)
     }
 
-    /// A name in the path.
+    /// A name from the path.
     pub fn name(&self, param: &str) -> Result<Name, ApiError> {
         let text = self
             .params
@@ -114,14 +116,14 @@ impl Call {
                 "the body is empty; send one document",
             )])),
             (Some(_), false) => {
-                let detail = "the body holds several documents; send one at a time";
+                let detail = "the body has several documents; send one at a time";
                 Err(ApiError::invalid(vec![Finding::new("", detail)]))
             }
         }
     }
 
     /// The body as a typed value; an empty body is an empty object.
-    pub fn typed<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+    pub fn parse_body<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         let value = if self.body.iter().all(u8::is_ascii_whitespace) {
             Value::Object(serde_json::Map::new())
         } else {
@@ -135,7 +137,7 @@ impl Call {
             None | Some("false") => Ok(false),
             Some("true") => Ok(true),
             Some(other) => Err(ApiError::bad_request(format!(
-                "`{name}={other}` is not understood; write true or false"
+                "`{name}={other}` is invalid; write true or false"
             ))),
         }
     }
@@ -145,14 +147,12 @@ impl Call {
             return Ok(None);
         };
         let number = text.parse().map_err(|_| {
-            ApiError::bad_request(format!(
-                "`{name}={text}` is not understood; write a whole number"
-            ))
+            ApiError::bad_request(format!("`{name}={text}` is invalid; write a whole number"))
         })?;
         Ok(Some(number))
     }
 
-    /// An instant, or a duration back from now.
+    /// A timestamp, or a duration before now.
     pub fn time(&self, name: &str) -> Result<Option<Timestamp>, ApiError> {
         let Some(text) = self.query.get(name) else {
             return Ok(None);
@@ -160,7 +160,7 @@ impl Call {
         if let Ok(span) = text.parse::<Span>() {
             return Ok(Some(self.now - span));
         }
-        let time = text.parse().map_err(|_| ApiError::bad_request(format!("`{name}={text}` is not understood; write an instant such as 2026-03-29T01:00:00Z, or a duration such as 10m")))?;
+        let time = text.parse().map_err(|_| ApiError::bad_request(format!("`{name}={text}` is invalid; write a timestamp such as 2026-03-29T01:00:00Z, or a duration such as 10m")))?;
         Ok(Some(time))
     }
 
@@ -174,17 +174,17 @@ impl Call {
         Ok(Some(span))
     }
 
-    pub fn page(&self) -> Result<Page, ApiError> {
+    pub fn page(&self) -> Result<PageRequest, ApiError> {
         let limit = self.limit()?;
         let before = match self.query.get("cursor") {
             None => None,
             Some(text) => Some(Position(text.parse().map_err(|_| {
                 ApiError::bad_request(format!(
-                    "`cursor={text}` is not a cursor; use the `nextCursor` of the page before"
+                    "`cursor={text}` is not a cursor; use the `nextCursor` of the previous page"
                 ))
             })?)),
         };
-        Ok(Page { limit, before })
+        Ok(PageRequest { limit, before })
     }
 
     pub fn limit(&self) -> Result<usize, ApiError> {
@@ -207,8 +207,8 @@ impl Call {
         Ok(Some(text))
     }
 
-    /// The position that the caller has seen, and wants to see again.
-    pub fn seen(&self) -> Result<Option<Position>, ApiError> {
+    /// The position that a read must reflect.
+    pub fn min_position(&self) -> Result<Option<Position>, ApiError> {
         let Some(text) = self.header(&POSITION)? else {
             return Ok(None);
         };
@@ -247,8 +247,8 @@ impl Call {
         }
     }
 
-    /// What makes a repeat of this request known as one, if the caller named it.
-    pub fn cause(&self) -> Result<Option<Cause>, ApiError> {
+    /// The idempotency key, if the caller sent one. A repeat of the request has an equal one.
+    pub fn idempotency_key(&self) -> Result<Option<Cause>, ApiError> {
         let Some(key) = self.header(&IDEMPOTENCY_KEY)? else {
             return Ok(None);
         };

@@ -1,5 +1,5 @@
-//! Carrying out commands: the aggregate is kept in memory, the store's expected version makes sure
-//! that it is the newest, and a command that lost a race is decided anew.
+//! Execution of commands. Aggregates are cached in memory; the store's expected version ensures that a
+//! decision was based on the newest state, and a command that lost a race is decided again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,16 +18,16 @@ use store::{Append, Cause, Commit, CommitError, Committed, Store, StoreError};
 use crate::error::ApiError;
 use crate::mirror;
 
-/// Times that a command is decided anew after somebody else wrote first. Only replicas of control
-/// write these streams, so even one is rare.
-const TRIES: usize = 5;
+/// How often a command is decided before it fails on conflicts. Only replicas of control write these
+/// streams, so even one conflict is rare.
+const ATTEMPTS_MAX: usize = 5;
 const PAGE: usize = 1000;
 
-/// This close to the limit on their number, endpoints are counted one by one and made one at a time.
-/// More than can be made at once.
-const COUNTED_FROM: usize = ENDPOINTS_MAX - 1000;
+/// From this count on, endpoints are counted exactly and created one at a time. The distance to the
+/// limit exceeds the number that can be created concurrently.
+const EXACT_COUNT_FROM: usize = ENDPOINTS_MAX - 1000;
 
-/// The endpoint as this process knows it, at a version of its stream.
+/// The cached state of an endpoint, at a version of its stream.
 #[derive(Clone, Debug, Default)]
 pub struct Aggregate {
     pub state: Option<Endpoint>,
@@ -43,41 +43,41 @@ impl Aggregate {
     }
 }
 
-type Slot = Arc<tokio::sync::Mutex<Aggregate>>;
+type SharedAggregate = Arc<tokio::sync::Mutex<Aggregate>>;
 
 pub struct Commands {
     store: Store,
     clock: Arc<dyn Clock>,
     ids: Arc<dyn Ids>,
     zones: ZoneData,
-    slots: Mutex<BTreeMap<Name, Slot>>,
-    /// Held while an endpoint is made, where that comes close to the limit on their number.
-    creation: tokio::sync::Mutex<()>,
+    aggregates: Mutex<BTreeMap<Name, SharedAggregate>>,
+    /// Held while an endpoint is created close to the limit.
+    creation_lock: tokio::sync::Mutex<()>,
 }
 
-/// The endpoints that the read models show.
-pub trait Known: Sync {
-    /// No fewer than there are, without counting.
-    fn at_most(&self) -> usize;
+/// The endpoints in the read models.
+pub trait EndpointIndex: Sync {
+    /// A cheap upper bound on their number.
+    fn upper_bound(&self) -> usize;
     fn names(&self) -> Vec<Name>;
 }
 
-/// A command and how it came.
-pub struct Order<'a> {
+/// A command with the context of its request.
+pub struct CommandRequest<'a> {
     pub endpoint: &'a Name,
     pub command: &'a Command,
     pub precondition: Precondition,
     pub actor: Actor,
     pub dry_run: bool,
-    pub cause: Option<Cause>,
+    pub idempotency_key: Option<Cause>,
 }
 
-/// What became of an order.
-pub struct Done {
+/// The outcome of a command.
+pub struct CommandOutcome {
     pub before: Option<Endpoint>,
-    /// As it is now, or would be after a dry run.
+    /// The new state; for a dry run, what it would be.
     pub after: Option<Endpoint>,
-    /// None: nothing had to change.
+    /// False: nothing had to change.
     pub changed: bool,
     pub position: Position,
 }
@@ -89,46 +89,52 @@ impl Commands {
             clock,
             ids,
             zones,
-            slots: Mutex::default(),
-            creation: tokio::sync::Mutex::default(),
+            aggregates: Mutex::default(),
+            creation_lock: tokio::sync::Mutex::default(),
         }
     }
 
-    fn slot(&self, endpoint: &Name) -> Slot {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.entry(endpoint.clone()).or_default().clone()
+    fn shared_aggregate(&self, endpoint: &Name) -> SharedAggregate {
+        let mut aggregates = self
+            .aggregates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        aggregates.entry(endpoint.clone()).or_default().clone()
     }
 
-    /// The newest state, whichever replica wrote it.
+    /// Returns the newest state, whichever replica wrote it.
     pub async fn endpoint(&self, endpoint: &Name) -> Result<Aggregate, StoreError> {
-        let slot = self.slot(endpoint);
-        let mut aggregate = slot.lock().await;
-        let read = self.read_on(endpoint, &mut aggregate).await;
-        self.forget_if_empty(endpoint, &aggregate);
+        let shared = self.shared_aggregate(endpoint);
+        let mut aggregate = shared.lock().await;
+        let read = self.catch_up(endpoint, &mut aggregate).await;
+        self.evict_if_empty(endpoint, &aggregate);
         read.map(|()| aggregate.clone())
     }
 
-    /// Whether there is such an endpoint, as far as this replica knows. Good enough for a limit.
-    async fn is_known(&self, endpoint: &Name) -> Result<bool, StoreError> {
-        let slot = self.slot(endpoint);
-        let mut aggregate = slot.lock().await;
+    /// Whether the endpoint exists as far as this replica knows, which is exact enough for the limit.
+    async fn exists(&self, endpoint: &Name) -> Result<bool, StoreError> {
+        let shared = self.shared_aggregate(endpoint);
+        let mut aggregate = shared.lock().await;
         if aggregate.version == 0 {
-            self.read_on(endpoint, &mut aggregate).await?;
-            self.forget_if_empty(endpoint, &aggregate);
+            self.catch_up(endpoint, &mut aggregate).await?;
+            self.evict_if_empty(endpoint, &aggregate);
         }
         Ok(aggregate.state.is_some())
     }
 
-    /// A name that was only asked about leaves nothing behind. Whoever holds the slot meanwhile is
+    /// Keeps lookups of unknown names from filling the cache. A concurrent holder of the entry is still
     /// guarded by the store's expected version.
-    fn forget_if_empty(&self, endpoint: &Name, aggregate: &Aggregate) {
+    fn evict_if_empty(&self, endpoint: &Name, aggregate: &Aggregate) {
         if aggregate.version == 0 {
-            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            slots.remove(endpoint);
+            let mut aggregates = self
+                .aggregates
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            aggregates.remove(endpoint);
         }
     }
 
-    async fn read_on(&self, endpoint: &Name, aggregate: &mut Aggregate) -> Result<(), StoreError> {
+    async fn catch_up(&self, endpoint: &Name, aggregate: &mut Aggregate) -> Result<(), StoreError> {
         let stream = stream_of(endpoint);
         loop {
             let records = self
@@ -142,23 +148,30 @@ impl Commands {
         }
     }
 
-    /// How many endpoints there are besides this one. Where that is far from the limit, no fewer: to
-    /// count would cost the more the more there are.
-    async fn others(&self, endpoint: &Name, known: &dyn Known) -> Result<usize, StoreError> {
-        if let Some(at_most) = self.far_from_limit(known) {
-            return Ok(at_most);
+    /// Counts the endpoints besides this one. Far from the limit, returns an upper bound instead, since
+    /// the cost of counting grows with the number of endpoints.
+    async fn count_others(
+        &self,
+        endpoint: &Name,
+        index: &dyn EndpointIndex,
+    ) -> Result<usize, StoreError> {
+        if let Some(upper_bound) = self.upper_bound_far_from_limit(index) {
+            return Ok(upper_bound);
         }
-        let mut names: BTreeSet<Name> = known.names().into_iter().collect();
+        let mut names: BTreeSet<Name> = index.names().into_iter().collect();
         {
-            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            names.extend(slots.keys().cloned());
+            let aggregates = self
+                .aggregates
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            names.extend(aggregates.keys().cloned());
         }
         names.remove(endpoint);
         let mut count = 0;
         for name in &names {
-            count += match self.is_known(name).await {
-                Ok(known) => usize::from(known),
-                // It is there, and must not keep others from being made.
+            count += match self.exists(name).await {
+                Ok(exists) => usize::from(exists),
+                // It exists, and must not prevent others from being created.
                 Err(StoreError::Unreadable { .. }) => 1,
                 Err(error) => return Err(error),
             };
@@ -166,65 +179,78 @@ impl Commands {
         Ok(count)
     }
 
-    /// A number that there are no more endpoints than, if it is far from the limit.
-    fn far_from_limit(&self, known: &dyn Known) -> Option<usize> {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let at_most = known.at_most() + slots.len();
-        (at_most < COUNTED_FROM).then_some(at_most)
+    /// An upper bound on the number of endpoints, if it is far from the limit.
+    fn upper_bound_far_from_limit(&self, index: &dyn EndpointIndex) -> Option<usize> {
+        let aggregates = self
+            .aggregates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let upper_bound = index.upper_bound() + aggregates.len();
+        (upper_bound < EXACT_COUNT_FROM).then_some(upper_bound)
     }
 
-    /// Decides and writes.
-    pub async fn carry_out(&self, order: Order<'_>, known: &dyn Known) -> Result<Done, ApiError> {
-        let puts = matches!(order.command, Command::PutEndpoint { .. });
-        let creates = puts && self.endpoint(order.endpoint).await?.state.is_none();
-        let _creation = match creates && self.far_from_limit(known).is_none() {
-            true => Some(self.creation.lock().await),
+    /// Decides a command and appends its events.
+    pub async fn execute(
+        &self,
+        request: CommandRequest<'_>,
+        index: &dyn EndpointIndex,
+    ) -> Result<CommandOutcome, ApiError> {
+        let is_put = matches!(request.command, Command::PutEndpoint { .. });
+        let is_create = is_put && self.endpoint(request.endpoint).await?.state.is_none();
+        let _creation_guard = match is_create && self.upper_bound_far_from_limit(index).is_none() {
+            true => Some(self.creation_lock.lock().await),
             false => None,
         };
-        let other_endpoints = match creates {
-            true => self.others(order.endpoint, known).await?,
+        let other_endpoints = match is_create {
+            true => self.count_others(request.endpoint, index).await?,
             false => 0,
         };
-        let slot = self.slot(order.endpoint);
-        let mut aggregate = slot.lock().await;
-        // Another replica may have written since: "unchanged" must be said of the newest state.
-        self.read_on(order.endpoint, &mut aggregate).await?;
-        for _ in 0..TRIES {
+        let shared = self.shared_aggregate(request.endpoint);
+        let mut aggregate = shared.lock().await;
+        // Another replica may have written since: "unchanged" must refer to the newest state.
+        self.catch_up(request.endpoint, &mut aggregate).await?;
+        for _ in 0..ATTEMPTS_MAX {
             let now = self.clock.now();
             let context = Context {
-                endpoint: order.endpoint.clone(),
+                endpoint: request.endpoint.clone(),
                 other_endpoints,
-                precondition: order.precondition,
+                precondition: request.precondition,
                 zones: self.zones.clone(),
                 now,
             };
             let state = aggregate.state.as_ref();
-            let decided = decide(state, order.command, &context)
-                .and_then(|events| mirror::refuse_new_shares(state, order.command, events));
-            if decided.is_err() || order.dry_run {
-                self.forget_if_empty(order.endpoint, &aggregate);
+            let decision = decide(state, request.command, &context)
+                .and_then(|events| mirror::refuse_new_shares(state, request.command, events));
+            if decision.is_err() || request.dry_run {
+                self.evict_if_empty(request.endpoint, &aggregate);
             }
-            let events = decided?;
+            let events = decision?;
             let before = aggregate.state.clone();
-            if events.is_empty() || order.dry_run {
+            if events.is_empty() || request.dry_run {
                 let changed = !events.is_empty();
-                let after = preview(&aggregate, order.endpoint, &events, &order.actor, now);
+                let after = preview(&aggregate, request.endpoint, &events, &request.actor, now);
                 let position = aggregate.position;
-                return Ok(Done {
+                return Ok(CommandOutcome {
                     before,
                     after,
                     changed,
                     position,
                 });
             }
-            let cause = order.cause.clone();
+            let idempotency_key = request.idempotency_key.clone();
             match self
-                .append(order.endpoint, &mut aggregate, events, &order.actor, cause)
+                .append(
+                    request.endpoint,
+                    &mut aggregate,
+                    events,
+                    &request.actor,
+                    idempotency_key,
+                )
                 .await
             {
                 Ok(position) => {
                     let after = aggregate.state.clone();
-                    return Ok(Done {
+                    return Ok(CommandOutcome {
                         before,
                         after,
                         changed: true,
@@ -232,18 +258,18 @@ impl Commands {
                     });
                 }
                 Err(CommitError::Conflict { .. }) => {
-                    self.read_on(order.endpoint, &mut aggregate).await?;
+                    self.catch_up(request.endpoint, &mut aggregate).await?;
                 }
                 Err(error) => return Err(error.into()),
             }
         }
         Err(ApiError::conflict(
             "changed-meanwhile",
-            "the endpoint was changed again and again by others; try again",
+            "the endpoint was repeatedly changed by other requests; try again",
         ))
     }
 
-    /// Appends what the reactor found, if it looked at the newest state.
+    /// Appends the events of the reactor, unless the endpoint has moved past `version`.
     pub async fn settle(
         &self,
         endpoint: &Name,
@@ -251,13 +277,13 @@ impl Commands {
         events: Vec<Event>,
         actor: &Actor,
     ) -> Result<(), StoreError> {
-        let slot = self.slot(endpoint);
-        let mut aggregate = slot.lock().await;
+        let shared = self.shared_aggregate(endpoint);
+        let mut aggregate = shared.lock().await;
         if aggregate.version == 0 {
-            self.read_on(endpoint, &mut aggregate).await?;
+            self.catch_up(endpoint, &mut aggregate).await?;
         }
         if aggregate.version != version {
-            // Somebody has written since; their records will bring the reactor back here.
+            // Another writer was first; its records trigger the reactor again.
             return Ok(());
         }
         match self
@@ -265,7 +291,7 @@ impl Commands {
             .await
         {
             Ok(_) => Ok(()),
-            Err(CommitError::Conflict { .. }) => self.read_on(endpoint, &mut aggregate).await,
+            Err(CommitError::Conflict { .. }) => self.catch_up(endpoint, &mut aggregate).await,
             Err(CommitError::Store(error)) => Err(error),
             Err(error) => Err(StoreError::Refused(error.to_string())),
         }
@@ -277,7 +303,7 @@ impl Commands {
         aggregate: &mut Aggregate,
         events: Vec<Event>,
         actor: &Actor,
-        cause: Option<Cause>,
+        idempotency_key: Option<Cause>,
     ) -> Result<Position, CommitError> {
         let now = self.clock.now();
         let event = |event| NewEvent {
@@ -293,13 +319,13 @@ impl Commands {
         };
         let commit = Commit {
             appends: vec![append],
-            cause,
+            cause: idempotency_key,
             ..Commit::default()
         };
         match self.store.commit(commit).await? {
             Committed::Now { records } => records.iter().for_each(|record| aggregate.apply(record)),
-            // The same request, in flight twice: what the other one wrote is read like anybody's.
-            Committed::Before { .. } => self.read_on(endpoint, aggregate).await?,
+            // The same request was in flight twice: read what the other one wrote.
+            Committed::Before { .. } => self.catch_up(endpoint, aggregate).await?,
         }
         Ok(aggregate.position)
     }
@@ -309,7 +335,7 @@ pub fn stream_of(endpoint: &Name) -> StreamName {
     StreamName::of(StreamKind::Endpoint, &EndpointKey::new(endpoint))
 }
 
-/// The state after events that are not written.
+/// Returns the state after applying events that are not written.
 fn preview(
     aggregate: &Aggregate,
     endpoint: &Name,

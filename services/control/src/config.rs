@@ -1,4 +1,4 @@
-//! What control is told at its start.
+//! The configuration of control.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,43 +9,43 @@ use runtime::descriptors::Descriptors;
 
 /// The file in the data directory that tells clients where the server is.
 pub const CLIENT_FILE: &str = "client.json";
-/// The file in the data directory with the key that opens sealed secrets.
+/// The file in the data directory that holds the key for sealed secrets.
 pub const SEAL_FILE: &str = "seal.key";
 
 #[derive(Clone, Debug)]
 pub struct ControlConfig {
     /// Where the API listens; port 0 picks a free one.
     pub listen: SocketAddr,
-    /// Where `client.json` and `seal.key` are kept.
+    /// The directory of `client.json` and `seal.key`.
     pub data: PathBuf,
-    /// Where the key is that opens sealed secrets: `env:NAME` or `file:PATH`. Replicas must share one.
-    /// None: `seal.key` in the data directory, made on the first start.
+    /// A reference to the key for sealed secrets: `env:NAME` or `file:PATH`. Replicas must share one key.
+    /// None: `seal.key` in the data directory, created on the first start.
     pub seal_key: Option<String>,
-    /// Which of several replicas this is; it stands in the name of the token in `client.json`. None:
-    /// there is only one.
+    /// The name of this replica, part of the name of the token in `client.json`. None: there is only
+    /// one replica.
     pub replica: Option<String>,
     /// The gateway's address as clients see it, such as `http://127.0.0.1:8080`.
     pub gateway: Option<String>,
     pub limits: Limits,
-    /// What this process has its own secrets from: documents that refer to it are refused.
+    /// The sources of this process's own secrets. Documents that refer to them are rejected.
     pub own: OwnSecrets,
-    /// Whom to tell when connections cannot be accepted.
+    /// Notified when connections cannot be accepted for want of file descriptors.
     pub descriptors: Descriptors,
 }
 
-/// What clients can take of the server.
+/// Limits on what clients may use of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Open connections; more wait until one of these is closed.
+    /// Maximum open connections; further ones wait until one closes.
     pub connections: usize,
-    /// Event streams and readers of logs at the same time; more are refused. Fewer than connections, so
-    /// that short requests always find one.
+    /// Maximum concurrent event and log streams; further ones are rejected. Must be below `connections`,
+    /// so that short requests always get one.
     pub streams: usize,
-    /// From the opening of a connection, or the end of the answer before, to the end of a request's head.
+    /// From when a connection opens, or the previous response ends, to the end of a request's head.
     pub head: Duration,
     /// From the end of a request's head to the end of its body.
     pub body: Duration,
-    /// How long a client may read nothing of an answer.
+    /// How long a client may stop reading a response.
     pub stall: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! What control is given: ports, and sources that other services own.
+//! The dependencies of control: ports, and sources that other services own.
 
 use std::sync::Arc;
 
@@ -24,21 +24,21 @@ pub struct ControlDeps {
     pub ids: Arc<dyn Ids>,
     pub metrics: Metrics,
     pub health: Health,
-    /// By which other processes of this installation are let in to health and metrics.
+    /// The token that gives other processes of this installation access to health and metrics.
     pub internal_token: Option<InternalToken>,
-    /// What schedules are checked, previewed and replayed with.
+    /// The time zone data for validating, previewing and replaying schedules.
     pub zones: ZoneData,
     pub logs: Arc<dyn LogSource>,
     pub history: Arc<dyn HistorySource>,
 }
 
-/// Why a source gives nothing.
+/// Why a source returns nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
     /// This process has no such source.
     #[error("{0}")]
     Unavailable(String),
-    /// As much is read of it as can be at a time.
+    /// The source has reached its limit of concurrent readers.
     #[error("{0}")]
     Busy(String),
     #[error("{0}")]
@@ -48,19 +48,19 @@ pub enum SourceError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogQuery {
     pub since: Option<Timestamp>,
-    /// At most so many lines of the past.
+    /// The maximum number of past lines.
     pub lines: Option<usize>,
-    /// Go on with what is written later.
+    /// Keep following new output.
     pub follow: bool,
     pub instance: Option<InstanceId>,
-    /// Begin each line with when it was first seen.
+    /// Prefix each line with the time it was first seen.
     pub timestamps: bool,
 }
 
-/// Where the output of instances is kept.
+/// Stores the output of instances.
 #[async_trait]
 pub trait LogSource: Send + Sync + 'static {
-    /// Lines of text, oldest first. Reading ends when the stream is dropped, and with `follow` only then.
+    /// Returns lines of text, oldest first. With `follow`, the stream ends only when it is dropped.
     async fn logs(
         &self,
         of: &DeploymentRef,
@@ -77,14 +77,14 @@ pub struct HistoryQuery {
     pub step: Span,
 }
 
-/// Where measurements of the past are kept.
+/// Stores past measurements.
 #[async_trait]
 pub trait HistorySource: Send + Sync + 'static {
-    /// Points, each an object with `time`, `endpoint` and `deployment`.
+    /// Returns points, each an object with `time`, `endpoint` and `deployment`.
     async fn history(&self, query: HistoryQuery) -> Result<Vec<serde_json::Value>, SourceError>;
 }
 
-/// For processes whose instances run elsewhere.
+/// A [`LogSource`] for processes whose instances run elsewhere.
 pub struct NoLogs;
 
 #[async_trait]
@@ -99,7 +99,7 @@ impl LogSource for NoLogs {
     }
 }
 
-/// For processes without a meter.
+/// A [`HistorySource`] for processes without a meter.
 pub struct NoHistory;
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! Refusals, and how they look on the wire: RFC 9457 problem documents with a stable code.
+//! API errors and their wire format: RFC 9457 problem documents with a stable code.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -9,11 +9,11 @@ use store::{CommitError, StoreError};
 
 use crate::deps::SourceError;
 
-/// Why a request is not carried out.
+/// Why a request was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiError {
     pub status: StatusCode,
-    /// Stable, for programs.
+    /// A stable code for programs.
     pub code: &'static str,
     pub detail: String,
     pub errors: Vec<Finding>,
@@ -31,8 +31,8 @@ impl ApiError {
 
     pub fn invalid(errors: Vec<Finding>) -> Self {
         let detail = match errors.len() {
-            1 => "the document has a fault; see `errors`".into(),
-            faults => format!("the document has {faults} faults; see `errors`"),
+            1 => "the document has an error; see `errors`".into(),
+            count => format!("the document has {count} errors; see `errors`"),
         };
         Self {
             errors,
@@ -57,8 +57,9 @@ impl ApiError {
     }
 
     pub fn internal(detail: impl std::fmt::Display) -> Self {
-        tracing::error!(%detail, "a request failed");
-        let detail = "the server failed; its log says why, and trying again may help";
+        tracing::error!(%detail, "request failed");
+        let detail =
+            "the server failed to handle the request; see its log for the cause, or try again";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
     }
 
@@ -119,7 +120,7 @@ impl From<CommitError> for ApiError {
         match error {
             CommitError::Conflict { .. } => Self::conflict(
                 "changed-meanwhile",
-                "the resource was changed again and again by others; try again",
+                "the resource was repeatedly changed by other requests; try again",
             ),
             CommitError::CauseReused => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
@@ -130,7 +131,7 @@ impl From<CommitError> for ApiError {
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "too-large",
                 format!(
-                    "the change is an event of {bytes} bytes, and at most {limit} are kept; make the document smaller"
+                    "the change needs an event of {bytes} bytes, and the limit is {limit}; make the document smaller"
                 ),
             ),
             error => Self::internal(error),

@@ -1,14 +1,12 @@
-//! The control service: commands become events, events become what people read and what gateways
-//! follow.
+//! The control service: turns commands into events, and events into read models and gateway routes.
 //!
 //! Owns the streams `endpoint/…`, `access/…` and `members/…`, the read models of [`domain::views`] and the routes.
-//! Inputs: HTTP requests, and the whole log. Outputs: events, rows, routes, and the answers of the
-//! API. Invariants: a write is answered once its events are durable; every event names its actor;
-//! what a request may do stands in one table ([`table`]), which also makes the OpenAPI document;
-//! no secret leaves in clear but to the one who may see it.
+//! Inputs: HTTP requests and the full log. Outputs: events, rows, routes and API responses.
+//! Invariants: a write is acknowledged only once its events are durable; every event names its actor;
+//! permissions are declared in one route table ([`table`]), which also generates the OpenAPI document;
+//! no secret is returned in plain text except to a caller authorized to see it.
 
 pub mod access;
-mod answer;
 pub mod api;
 mod auth;
 mod call;
@@ -22,6 +20,7 @@ mod metrics;
 mod mirror;
 pub mod openapi;
 mod reactor;
+mod response;
 mod routes;
 mod seal;
 mod service;

@@ -1,7 +1,7 @@
-//! Connections of the API, and of the admin listeners of other processes: how many there are, how long a client may take, and how they end.
+//! Connections of the API, and of the admin listeners of other processes: their number, their timeouts and their shutdown.
 //!
-//! Invariant: nothing that a client does or leaves undone holds a connection for ever, and no more of
-//! them are open than the limits say. Those beyond wait in the kernel's queue, unaccepted.
+//! Invariant: no client, however slow or silent, holds a connection forever, and no more connections are
+//! open than the limits allow. Further ones wait, unaccepted, in the kernel's backlog.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,17 +27,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Limits;
 
-/// Longest head of a request, and most headers in it; longer ones are answered 431.
+/// Maximum size of a request head and number of its headers; beyond that the response is 431.
 const HEAD_BYTES_MAX: usize = 32 * 1024;
 const HEADERS_MAX: usize = 100;
-/// Requests that are answered to the end after a shutdown has begun.
+/// How long requests in flight may take after a shutdown has begun.
 const GRACE: Duration = Duration::from_secs(5);
-/// After an accept that failed for want of something, such as file descriptors.
+/// How long to wait after a failed accept, for example for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-/// A client that is gone without a word is noticed by probes of its kernel.
-const PROBE_AFTER: Duration = Duration::from_secs(60);
+/// Idle time before TCP keep-alive probes, which detect clients that vanished.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
-/// Serves connections until `stop`, and what they are in the middle of for a while longer.
+/// Serves connections until `stop`; requests in flight get [`GRACE`] to finish.
 pub async fn accept(
     listener: TcpListener,
     router: Router,
@@ -45,16 +45,16 @@ pub async fn accept(
     descriptors: Descriptors,
     stop: CancellationToken,
 ) {
-    let room = Arc::new(Semaphore::new(limits.connections));
+    let permits = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     let service = TowerToHyperService::new(router);
-    // Connections that are left at the end are dropped with it.
+    // Dropping the set aborts the connections that remain.
     let mut connections = JoinSet::new();
     loop {
         let accepted = async {
-            // Room first: a connection that is not accepted costs no descriptor and no memory.
-            let permit = room.clone().acquire_owned().await.ok()?;
-            Some((permit, next(&listener, &descriptors).await))
+            // Permit first: a connection that is not accepted costs no descriptor and no memory.
+            let permit = permits.clone().acquire_owned().await.ok()?;
+            Some((permit, accept_next(&listener, &descriptors).await))
         };
         let (permit, (socket, peer)) = tokio::select! {
             () = stop.cancelled() => break,
@@ -77,7 +77,7 @@ pub async fn accept(
         let connection = graceful.watch(connection);
         connections.spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%peer, %error, "a connection ends early");
+                tracing::debug!(%peer, %error, "connection closed early");
             }
             drop(permit);
         });
@@ -87,35 +87,35 @@ pub async fn accept(
         .await
         .is_err()
     {
-        tracing::warn!("requests were still being answered, and are broken off");
+        tracing::warn!("aborting requests that are still in flight");
     }
 }
 
-/// The next connection. No failure to accept one ends the server.
-async fn next(listener: &TcpListener, descriptors: &Descriptors) -> (TcpStream, SocketAddr) {
+/// Accepts the next connection, and retries if that fails: no such failure ends the server.
+async fn accept_next(listener: &TcpListener, descriptors: &Descriptors) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((socket, peer)) => {
                 let _ = socket.set_nodelay(true);
-                let probes = TcpKeepalive::new().with_time(PROBE_AFTER);
-                let _ = SockRef::from(&socket).set_tcp_keepalive(&probes);
+                let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE);
+                let _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive);
                 return (socket, peer);
             }
-            // It was gone before it was taken.
-            Err(error) if is_of_one_connection(&error) => {}
+            // The client closed it before it was accepted.
+            Err(error) if is_connection_error(&error) => {}
             Err(error) if is_lack(&error) => {
                 descriptors.lack("a connection to control", &error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
             Err(error) => {
-                tracing::error!(%error, "connections cannot be accepted; trying again");
+                tracing::error!(%error, "cannot accept connections, retrying");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-fn is_of_one_connection(error: &io::Error) -> bool {
+fn is_connection_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     [ConnectionAborted, ConnectionRefused, ConnectionReset].contains(&error.kind())
 }

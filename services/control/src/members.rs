@@ -1,9 +1,9 @@
-//! The single owner of the stream of members: hears the frames of gateways and nodes, and writes down
-//! who has joined and who has left. One replica at a time does it, under a lease; the others wait
-//! for it.
+//! The single writer of the stream of members: observes the frames of gateways and nodes, and records
+//! who joins and who leaves. One replica at a time does this, under a lease; the others wait for the
+//! lease.
 //!
-//! Invariant: what is written follows from what was heard since the lease was acquired, and from what
-//! the stream says; a replica without the lease writes nothing. Outages of the store end nothing.
+//! Invariant: what is written follows from the frames observed since the lease was acquired, and from
+//! the stream; a replica without the lease writes nothing. It keeps running through store outages.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,27 +24,28 @@ use tokio_util::sync::CancellationToken;
 
 use crate::deps::ControlDeps;
 
-/// The lease, and the component of health.
+/// The name of the lease, and of the health component.
 const MEMBERS: &str = "members";
-/// A newcomer gets slots, and a node instances, this much after its first frame at the latest.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often due events are recorded: the longest that a new gateway waits for slots after its first
+/// frame, and a new node for instances.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Records per read of the log.
 const PAGE: usize = 1000;
 
-/// Works whenever it holds the lease, until `shutdown`, or until this process closes the store.
-/// Ready at once: another replica may be the one that does it.
+/// Records members whenever it holds the lease, until `shutdown`, or until this process closes the
+/// store. The component is ready at once, since another replica may hold the lease.
 pub async fn run(deps: ControlDeps, shutdown: CancellationToken) {
     let component = deps.health.component(MEMBERS);
     component.ready();
-    // Never the same for two, also not for two lives of one replica: what a former life still has
-    // in flight must not pass for ours.
+    // Unique per run, not only per replica: writes still in flight from a previous run must not be
+    // mistaken for ours.
     let (store, holder) = (deps.store.clone(), deps.ids.uid().to_string());
     lease::hold(&store, MEMBERS, &holder, &shutdown, |fence, lost| {
         let (deps, component) = (deps.clone(), component.clone());
         async move {
-            let owning = Box::pin(own(deps, component.clone(), fence));
-            if let Some(Err(error)) = lost.run_until_cancelled(owning).await {
-                tracing::debug!(%error, "who joins and leaves is not recorded any more");
+            let recording = Box::pin(record_members(deps, component.clone(), fence));
+            if let Some(Err(error)) = lost.run_until_cancelled(recording).await {
+                tracing::debug!(%error, "no longer recording members");
             }
             component.trouble(None);
         }
@@ -52,45 +53,49 @@ pub async fn run(deps: ControlDeps, shutdown: CancellationToken) {
     .await;
 }
 
-/// One tenure, until it is cancelled, or until somebody else holds the lease.
-async fn own(deps: ControlDeps, component: Component, fence: Fence) -> Result<(), StoreError> {
+/// Records members for one tenure: until cancelled, or until another process takes the lease.
+async fn record_members(
+    deps: ControlDeps,
+    component: Component,
+    fence: Fence,
+) -> Result<(), StoreError> {
     let mut frames = deps.bus.subscribe_frames();
-    let mut owner = Owner {
+    let mut recorder = MemberRecorder {
         deps,
         component,
         fence,
         watch: MemberWatch::default(),
         members: Members::default(),
-        read_to: Position::START,
-        fenced: false,
-        writes_fail: false,
+        read_position: Position::START,
+        is_fenced: false,
+        is_failing: false,
     };
-    owner.read_on().await?;
-    let mut looks = tokio::time::interval(LOOK_EVERY);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while !owner.fenced {
+    recorder.catch_up().await?;
+    let mut ticks = tokio::time::interval(CHECK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !recorder.is_fenced {
         tokio::select! {
             biased;
-            Some(frame) = frames.recv() => owner.observe(&frame, &mut frames),
-            _ = looks.tick() => owner.look().await?,
+            Some(frame) = frames.recv() => recorder.observe(&frame, &mut frames),
+            _ = ticks.tick() => recorder.record_due().await?,
         }
     }
     Ok(())
 }
 
-struct Owner {
+struct MemberRecorder {
     deps: ControlDeps,
     component: Component,
     fence: Fence,
     watch: MemberWatch,
     members: Members,
-    /// How far the log has been read for it.
-    read_to: Position,
-    fenced: bool,
-    writes_fail: bool,
+    /// How far `members` has been read from the log.
+    read_position: Position,
+    is_fenced: bool,
+    is_failing: bool,
 }
 
-impl Owner {
+impl MemberRecorder {
     fn observe(&mut self, first: &Frame, frames: &mut mpsc::Receiver<Arc<Frame>>) {
         let now = self.deps.clock.now();
         self.watch.observe(first, now);
@@ -99,8 +104,8 @@ impl Owner {
         }
     }
 
-    /// Writes what is due. What cannot be written now is due again the next time.
-    async fn look(&mut self) -> Result<(), StoreError> {
+    /// Writes the events that are due. Those that cannot be written now are due again next time.
+    async fn record_due(&mut self) -> Result<(), StoreError> {
         let now = self.deps.clock.now();
         let events = self.watch.due(&self.members, now);
         if events.is_empty() {
@@ -118,31 +123,31 @@ impl Owner {
         };
         match self.deps.store.commit(commit).await {
             Ok(Committed::Now { records }) => {
-                self.writes_fail = false;
+                self.is_failing = false;
                 records.iter().for_each(|record| self.members.apply(record));
             }
             Ok(Committed::Before { .. }) => {}
-            Err(CommitError::Conflict { .. }) => self.read_on().await?,
+            Err(CommitError::Conflict { .. }) => self.catch_up().await?,
             Err(CommitError::Fenced { .. }) => {
-                tracing::warn!("the stream of members was taken over by another process");
-                self.fenced = true;
+                tracing::warn!("stream of members taken over by another process");
+                self.is_fenced = true;
             }
             Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
-            // Once for an outage, not once for each look.
+            // Logged once per outage, not on every attempt.
             Err(error) => {
-                if !std::mem::replace(&mut self.writes_fail, true) {
-                    tracing::warn!(%error, "who joined or left cannot be recorded, trying again");
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    tracing::warn!(%error, "cannot record members, retrying");
                 }
             }
         }
         Ok(())
     }
 
-    /// An event that cannot be read is passed over, or nobody would be recorded any more.
-    async fn read_on(&mut self) -> Result<(), StoreError> {
+    /// Reads the rest of the stream. Unreadable events are skipped, or no member could be recorded again.
+    async fn catch_up(&mut self) -> Result<(), StoreError> {
         let stream = StreamName::members();
         loop {
-            let after = self.read_to;
+            let after = self.read_position;
             let read = || {
                 let store = &self.deps.store;
                 store.read_bucket_entries(Bucket::GLOBAL, after, PAGE)
@@ -151,13 +156,13 @@ impl Owner {
             let Some(last) = page.last().map(Entry::position) else {
                 return Ok(());
             };
-            self.read_to = last;
+            self.read_position = last;
             for entry in &page {
                 match entry {
                     Entry::Record(record) => self.members.apply(record),
                     Entry::Unreadable(unreadable) if unreadable.stream == stream.as_str() => {
                         let (position, detail) = (unreadable.position, &unreadable.detail);
-                        tracing::error!(%position, detail, "an event about a member cannot be read, and is passed over");
+                        tracing::error!(%position, detail, "skipping unreadable member event");
                         self.members.pass_over(position, unreadable.version);
                     }
                     Entry::Unreadable(_) => {}

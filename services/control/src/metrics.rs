@@ -1,4 +1,4 @@
-//! What control exports.
+//! The metrics of control.
 
 use std::sync::atomic::AtomicU64;
 
@@ -33,41 +33,41 @@ pub struct ControlMetrics {
     pub calls: Family<CallLabels, Counter>,
     pub instances: Family<InstanceLabels, Gauge>,
     pub slots_excess: Family<DeploymentLabels, Gauge>,
-    /// Seconds between an event's time and its rows.
+    /// Seconds from an event's time until its rows are written.
     pub event_lag: Gauge<f64, AtomicU64>,
     pub position: Gauge,
 }
 
 impl ControlMetrics {
     pub fn new(metrics: &Metrics) -> Self {
-        let own = Self::default();
+        let this = Self::default();
         metrics.register(|registry| {
             registry.register(
                 "penstock_control_requests",
-                "Requests to the control API, by route and answer",
-                own.calls.clone(),
+                "Requests to the control API, by route and status",
+                this.calls.clone(),
             );
             registry.register(
                 "penstock_instances",
                 "Instances by deployment and state",
-                own.instances.clone(),
+                this.instances.clone(),
             );
             registry.register(
                 "penstock_slots_excess",
                 "Requests that all gateways together may have on one instance beyond its limit, at worst",
-                own.slots_excess.clone(),
+                this.slots_excess.clone(),
             );
             registry.register(
                 "penstock_event_lag_seconds",
                 "From the time of the newest event to its read models",
-                own.event_lag.clone(),
+                this.event_lag.clone(),
             );
             registry.register(
                 "penstock_read_model_position",
                 "Position of the newest event that the read models show",
-                own.position.clone(),
+                this.position.clone(),
             );
         });
-        own
+        this
     }
 }

@@ -1,17 +1,17 @@
-//! What is refused because no gateway carries it out yet.
+//! Rejects traffic mirrors, which no gateway implements yet.
 //!
-//! The engine knows mirrors, and stored ones stay as they are; a new one would be accepted, shown and
-//! ignored. This goes when gateways copy requests.
+//! The engine supports mirrors, and stored ones are kept; a new one would be accepted, shown and
+//! ignored. Remove this once gateways mirror requests.
 
 use contract::events::Event;
 use contract::problem::Finding;
 use domain::endpoint::Endpoint;
 use domain::endpoint::commands::{Command, Refusal};
 
-const NOT_YET: &str =
+const UNSUPPORTED: &str =
     "requests are not copied to other deployments yet: leave `mirror` out, or set the share to 0";
 
-/// The events of a command, unless they would begin to mirror or mirror more.
+/// Returns the events of a command, or an error if they start a mirror or raise its share.
 pub fn refuse_new_shares(
     before: Option<&Endpoint>,
     command: &Command,
@@ -29,11 +29,11 @@ pub fn refuse_new_shares(
         Event::TrafficSet(set) => Some(&set.mirror),
         _ => None,
     });
-    let more = mirrors
+    let increased = mirrors
         .flatten()
         .filter(|(name, percent)| **percent > share(name).unwrap_or(0));
-    let findings: Vec<Finding> = more
-        .map(|(name, _)| Finding::new(format!("{base}/{name}"), NOT_YET))
+    let findings: Vec<Finding> = increased
+        .map(|(name, _)| Finding::new(format!("{base}/{name}"), UNSUPPORTED))
         .collect();
     match findings.is_empty() {
         true => Ok(events),

@@ -1,10 +1,10 @@
-//! The OpenAPI document, made from the route table.
+//! The OpenAPI document, generated from the route table.
 
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use crate::auth::word;
-use crate::table::{Content, Entry, Gate, routes};
+use crate::auth::role_name;
+use crate::table::{Content, Gate, RouteEntry, routes};
 
 /// OpenAPI 3.1, whose schemas are JSON Schema 2020-12.
 pub fn document() -> Value {
@@ -25,7 +25,7 @@ pub fn document() -> Value {
         "info": {
             "title": "Penstock control API",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Endpoints, deployments, autoscale rules and what became of them. Writes answer once their events are durable, with the header penstock-position; a GET with that header waits (2 s at most) until it shows them.",
+            "description": "Endpoints, deployments, autoscale rules and their results. A write responds once its events are durable, with the header penstock-position; a GET with that header waits (2 s at most) until it reflects them.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
@@ -40,29 +40,29 @@ pub fn document() -> Value {
     })
 }
 
-/// As it is written to `schemas/openapi.json`.
+/// The document as written to `schemas/openapi.json`.
 pub fn text() -> String {
-    // A tree of plain values; writing it cannot fail.
+    // Serializing a tree of plain values cannot fail.
     let text = serde_json::to_string_pretty(&document()).unwrap_or_default();
     text + "\n"
 }
 
-fn operation(entry: &Entry, generator: &mut schemars::SchemaGenerator) -> Value {
+fn operation(entry: &RouteEntry, generator: &mut schemars::SchemaGenerator) -> Value {
     let mut parameters: Vec<Value> = path_parameters(entry.path)
         .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
         .collect();
     parameters.extend(entry.query.iter().map(|(name, description)| {
         json!({"name": name, "in": "query", "description": description, "schema": {"type": "string"}})
     }));
-    let content = match entry.answer {
+    let content = match entry.response {
         Content::Json(schema) => json!({"application/json": {"schema": schema(generator)}}),
         Content::Text => json!({"text/plain": {"schema": {"type": "string"}}}),
         Content::EventStream => json!({"text/event-stream": {"schema": {"type": "string"}}}),
     };
     let mut responses = Map::new();
     for status in entry.statuses {
-        let answer = json!({"description": entry.summary, "content": content});
-        responses.insert(status.to_string(), answer);
+        let response = json!({"description": entry.summary, "content": content});
+        responses.insert(status.to_string(), response);
     }
     responses.insert(
         "default".into(),
@@ -83,12 +83,12 @@ fn operation(entry: &Entry, generator: &mut schemars::SchemaGenerator) -> Value 
         Gate::Health => {
             operation["security"] = json!([{}, {"token": []}]);
             operation["description"] =
-                json!("Without a token, and not on loopback, it says no more than the status.");
+                json!("Without a token, and not on loopback, only the status is returned.");
         }
         Gate::Role(role) => {
             operation["security"] = json!([{"token": []}]);
-            operation["description"] = json!(format!("Least role: {}.", word(role)));
-            operation["x-penstock-role"] = json!(word(role));
+            operation["description"] = json!(format!("Minimum role: {}.", role_name(role)));
+            operation["x-penstock-role"] = json!(role_name(role));
         }
     }
     if let Some(schema) = entry.request {
@@ -101,7 +101,7 @@ fn operation(entry: &Entry, generator: &mut schemars::SchemaGenerator) -> Value 
     operation
 }
 
-/// The names in braces.
+/// The names in braces in a path template.
 fn path_parameters(path: &str) -> impl Iterator<Item = &str> {
     path.split('/')
         .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))

@@ -1,5 +1,5 @@
-//! The reactor: appends what follows from the state of endpoints and instances by itself, such as
-//! Succeeded, Failed and the end of what is deleted.
+//! The reactor: appends the state changes of endpoints that follow from other events, such as Succeeded,
+//! Failed and the end of a deletion.
 
 use contract::ids::EndpointKey;
 use contract::log::Actor;
@@ -11,7 +11,7 @@ use store::StoreError;
 
 use crate::commands::Commands;
 
-/// Level-triggered: called again whenever a record about the endpoint arrives, and every second.
+/// Level-triggered: called after every record about the endpoint, and every second.
 pub async fn react(
     commands: &Commands,
     key: &EndpointKey,

@@ -1,8 +1,8 @@
-//! Routes for the gateways: published when something changes, and all again from time to time, since
-//! the bus may lose them. Slots are dealt here, in two steps when the gateways become others.
+//! Routes for the gateways: published on every change, and periodically all over again, since the bus may
+//! lose them. Also allocates slots to gateways, in two phases when the set of gateways changes.
 //!
-//! Invariant: what is published follows from the log, from what we published before and from what the
-//! gateways say they have reached. A predecessor that was not done with a deal is assumed to have
+//! Invariant: what is published follows from the log, from what was published before and from the
+//! progress that gateways report. An allocation that a predecessor left unfinished is assumed to have
 //! just begun.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,87 +25,94 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::{ControlMetrics, DeploymentLabels};
 use crate::views::Views;
 
-pub const REPUBLISH_EVERY: Duration = Duration::from_secs(30);
-/// How often it is looked whether gateways have given way.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+pub const REPUBLISH_INTERVAL: Duration = Duration::from_secs(30);
+/// How often to check whether gateways have yielded slots.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Makes routes of models, and keeps what slots depend on beside them.
-pub struct Routes {
+/// Builds routes from models, and tracks what the allocation of slots depends on.
+pub struct RoutePublisher {
     bus: Arc<dyn Bus>,
     clock: Arc<dyn Clock>,
     metrics: ControlMetrics,
-    dealt: Mutex<Dealt>,
+    allocation: Mutex<SlotAllocation>,
 }
 
 #[derive(Default)]
-struct Dealt {
+struct SlotAllocation {
     members: Members,
-    given_way: GivenWay,
-    /// The newest update of each endpoint.
-    given: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
+    yielded: GivenWay,
+    /// The newest published update of each endpoint.
+    published: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
 }
 
-impl Routes {
+impl RoutePublisher {
     pub fn new(bus: Arc<dyn Bus>, clock: Arc<dyn Clock>, metrics: ControlMetrics) -> Arc<Self> {
         Arc::new(Self {
             bus,
             clock,
             metrics,
-            dealt: Mutex::default(),
+            allocation: Mutex::default(),
         })
     }
 
-    /// Takes in a record that belongs to no endpoint; true if all routes are to be published again.
+    /// Applies a record that belongs to no endpoint. Returns whether all routes must be published again.
     pub fn apply(&self, record: &Record) -> bool {
-        let mut dealt = self.dealt();
-        let before = dealt.members.dealt_as_of();
-        dealt.members.apply(record);
-        dealt.members.dealt_as_of() != before
+        let mut allocation = self.allocation();
+        let before = allocation.members.dealt_as_of();
+        allocation.members.apply(record);
+        allocation.members.dealt_as_of() != before
     }
 
     pub fn members(&self) -> Members {
-        self.dealt().members.clone()
+        self.allocation().members.clone()
     }
 
     pub fn publish(&self, key: &EndpointKey, model: &EndpointModel) {
-        let mut dealt = self.dealt();
-        let update = dealt.update(key, model, self.clock.now());
-        self.give(&mut dealt, update);
+        let mut allocation = self.allocation();
+        let update = allocation.update(key, model, self.clock.now());
+        self.publish_update(&mut allocation, update);
     }
 
-    fn give(&self, dealt: &mut Dealt, update: RouteUpdate) {
+    fn publish_update(&self, allocation: &mut SlotAllocation, update: RouteUpdate) {
         let update = Arc::new(update);
-        let before = dealt.given.insert(update.endpoint.clone(), update.clone());
-        self.export(dealt, before.as_deref(), &update);
+        let before = allocation
+            .published
+            .insert(update.endpoint.clone(), update.clone());
+        self.export(allocation, before.as_deref(), &update);
         if update.route.is_none() {
-            dealt.given.remove(&update.endpoint);
+            allocation.published.remove(&update.endpoint);
         }
         self.bus.publish_route(update);
     }
 
-    /// Publishes again where everybody has given way, and slots grow by it.
-    fn deal_on(&self, views: &Views, now: Timestamp) {
-        // In this order everywhere: the models, then what is dealt.
+    /// Publishes routes whose slots can grow because all gateways have yielded.
+    fn publish_increases(&self, views: &Views, now: Timestamp) {
+        // Lock order everywhere: first the models, then the allocation.
         let models = views.models();
-        let mut dealt = self.dealt();
-        let Dealt {
-            given_way, members, ..
-        } = &mut *dealt;
-        let due = given_way.due(members, now);
+        let mut allocation = self.allocation();
+        let SlotAllocation {
+            yielded, members, ..
+        } = &mut *allocation;
+        let due = yielded.due(members, now);
         if due.is_empty() {
             return;
         }
         for (key, entry) in due.iter().flat_map(|bucket| models.of(*bucket)) {
-            let update = dealt.update(key, &entry.state, now);
-            let given = dealt.given.get(key);
-            if given.is_some_and(|given| update.route.is_some() && **given != update) {
-                self.give(&mut dealt, update);
+            let update = allocation.update(key, &entry.state, now);
+            let published = allocation.published.get(key);
+            if published.is_some_and(|old| update.route.is_some() && **old != update) {
+                self.publish_update(&mut allocation, update);
             }
         }
     }
 
-    fn export(&self, dealt: &Dealt, before: Option<&RouteUpdate>, update: &RouteUpdate) {
-        let of = |update: &RouteUpdate| -> BTreeSet<Name> {
+    fn export(
+        &self,
+        allocation: &SlotAllocation,
+        before: Option<&RouteUpdate>,
+        update: &RouteUpdate,
+    ) {
+        let deployments = |update: &RouteUpdate| -> BTreeSet<Name> {
             let route = update.route.iter();
             route.flat_map(|r| r.deployments.keys().cloned()).collect()
         };
@@ -113,8 +120,8 @@ impl Routes {
             endpoint: update.endpoint.endpoint().to_string(),
             deployment: deployment.to_string(),
         };
-        let gone = before.map(of).unwrap_or_default();
-        for deployment in gone.difference(&of(update)) {
+        let previous = before.map(deployments).unwrap_or_default();
+        for deployment in previous.difference(&deployments(update)) {
             self.metrics.slots_excess.remove(&labels(deployment));
         }
         let now = self.clock.now();
@@ -123,9 +130,13 @@ impl Routes {
                 .request_settings
                 .max_concurrent_requests_per_instance;
             let excess = deployment.instances.iter().map(|instance| {
-                dealt
-                    .given_way
-                    .excess(update.bucket(), &dealt.members, &instance.slots, limit, now)
+                allocation.yielded.excess(
+                    update.bucket(),
+                    &allocation.members,
+                    &instance.slots,
+                    limit,
+                    now,
+                )
             });
             let excess = i64::from(excess.max().unwrap_or(0));
             self.metrics
@@ -135,46 +146,48 @@ impl Routes {
         }
     }
 
-    fn dealt(&self) -> MutexGuard<'_, Dealt> {
-        // Each change is whole in itself, so a panic elsewhere leaves nothing half done.
-        self.dealt.lock().unwrap_or_else(PoisonError::into_inner)
+    fn allocation(&self) -> MutexGuard<'_, SlotAllocation> {
+        // Every change is complete under the lock, so a poisoned one holds consistent state.
+        self.allocation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Dealt {
+impl SlotAllocation {
     fn update(&self, key: &EndpointKey, model: &EndpointModel, now: Timestamp) -> RouteUpdate {
         let Some(endpoint) = &model.endpoint else {
             return gone(key, model.position, &self.members);
         };
         let dealing = Dealing {
             members: &self.members,
-            given: self.given.get(key).map(AsRef::as_ref),
-            given_way: self.given_way.is_done(key.bucket(), &self.members, now),
+            given: self.published.get(key).map(AsRef::as_ref),
+            given_way: self.yielded.is_done(key.bucket(), &self.members, now),
         };
         route(endpoint, &model.instances, model.position, &dealing)
     }
 }
 
-/// Follows what gateways say they have reached, until `shutdown`.
-pub async fn run(routes: Arc<Routes>, views: Views, shutdown: CancellationToken) {
+/// Follows the progress that gateways report, until `shutdown`.
+pub async fn run(routes: Arc<RoutePublisher>, views: Views, shutdown: CancellationToken) {
     let mut frames = routes.bus.subscribe_frames();
-    let mut looks = tokio::time::interval(LOOK_EVERY);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = tokio::time::interval(CHECK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
             Some(frame) = frames.recv() => {
                 let now = routes.clock.now();
-                let mut dealt = routes.dealt();
-                dealt.given_way.observe(&frame, now);
+                let mut allocation = routes.allocation();
+                allocation.yielded.observe(&frame, now);
                 while let Ok(frame) = frames.try_recv() {
-                    dealt.given_way.observe(&frame, now);
+                    allocation.yielded.observe(&frame, now);
                 }
             }
-            _ = looks.tick() => {
+            _ = ticks.tick() => {
                 if views.progress().borrow().caught_up {
-                    routes.deal_on(&views, routes.clock.now());
+                    routes.publish_increases(&views, routes.clock.now());
                 }
             }
         }

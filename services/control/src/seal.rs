@@ -1,5 +1,5 @@
-//! Sealing of secrets that must be shown again: ChaCha20-Poly1305 under a key that only control's
-//! data directory holds. The log and the read models never hold them in clear.
+//! Encryption of secrets that must be shown again: ChaCha20-Poly1305 with a key from control's data
+//! directory, or one that replicas share. The log and the read models never hold secrets in plain text.
 
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -21,17 +21,17 @@ pub struct Seal {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    #[error("the seal key {path} cannot be used: {detail}; put the right file back")]
+    #[error("the seal key {path} cannot be used: {detail}; restore the right file")]
     KeyFile { path: String, detail: String },
-    /// Without what was given, unless it is known to be a reference: it may be the key itself.
+    /// Never repeats the given text unless it is clearly a reference: it may be the key itself.
     #[error("the seal key that --seal-key names cannot be used: {detail}")]
     Reference { detail: String },
-    #[error("what was sealed cannot be opened: it was changed, or sealed with another key")]
+    #[error("a sealed secret cannot be opened: it was changed, or sealed with another key")]
     Unreadable,
 }
 
 impl Seal {
-    /// Reads the key, or makes one on the first start.
+    /// Reads the key, or creates one on the first start.
     pub fn open(path: &Path, ids: &dyn Ids) -> Result<Self, SealError> {
         let fail = |detail: String| SealError::KeyFile {
             path: path.display().to_string(),
@@ -40,8 +40,8 @@ impl Seal {
         let key: [u8; 32] = match std::fs::read(path) {
             Ok(bytes) => {
                 let count = bytes.len();
-                let wrong = |_| fail(format!("it has {count} bytes, and a key has 32"));
-                bytes.try_into().map_err(wrong)?
+                let bad_length = |_| fail(format!("it has {count} bytes, but a key has 32"));
+                bytes.try_into().map_err(bad_length)?
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let key = ids.secret();
@@ -50,15 +50,15 @@ impl Seal {
             }
             Err(error) => return Err(fail(error.to_string())),
         };
-        Ok(Self::with(&key))
+        Ok(Self::from_key(&key))
     }
 
-    /// The key that replicas share: `env:NAME` or `file:PATH`, with 64 hexadecimal digits, or in a
-    /// file 32 bytes.
-    pub fn by_reference(reference: &str) -> Result<Self, SealError> {
+    /// Reads a key that replicas share from `env:NAME` or `file:PATH`: 64 hexadecimal digits, or 32 raw
+    /// bytes.
+    pub fn from_reference(reference: &str) -> Result<Self, SealError> {
         let fail = |detail: String| SealError::Reference { detail };
         let bytes = match reference.split_once(':') {
-            // The name of a variable that is not there may be the key as well.
+            // The name of a missing variable is not repeated, since it may be the key itself.
             Some(("env", name)) => std::env::var_os(name)
                 .map(std::os::unix::ffi::OsStringExt::into_vec)
                 .ok_or_else(|| fail("env: names a variable that is not set".to_owned()))?,
@@ -70,7 +70,7 @@ impl Seal {
             })?,
             _ => {
                 return Err(fail(
-                    "it is given by reference; write env:NAME or file:PATH".to_owned(),
+                    "it must be a reference; write env:NAME or file:PATH".to_owned(),
                 ));
             }
         };
@@ -81,19 +81,22 @@ impl Seal {
                 .and_then(|key| key.try_into().ok()),
         };
         let key = key.ok_or_else(|| {
-            fail("a key has 64 hexadecimal digits, such as `openssl rand -hex 32` gives".to_owned())
+            fail(
+                "a key has 64 hexadecimal digits; create one with `openssl rand -hex 32`"
+                    .to_owned(),
+            )
         })?;
-        Ok(Self::with(&key))
+        Ok(Self::from_key(&key))
     }
 
-    fn with(key: &[u8; 32]) -> Self {
+    fn from_key(key: &[u8; 32]) -> Self {
         let cipher = ChaCha20Poly1305::new(Key::from_slice(key));
         Self { cipher }
     }
 
-    /// `context` is bound to the result: what was sealed for one purpose opens for no other.
+    /// Seals a secret. It is bound to `context`: what was sealed for one purpose opens for no other.
     pub fn seal(&self, text: &str, context: &str, ids: &dyn Ids) -> Result<String, SealError> {
-        // A fresh random secret per message; 96 bits of it cannot repeat in a log's lifetime.
+        // A random nonce per message; 96 bits do not repeat in the lifetime of a log.
         let random = ids.secret();
         let nonce = Nonce::from_slice(&random[..NONCE_BYTES]);
         let payload = Payload {
@@ -119,7 +122,7 @@ impl Seal {
         String::from_utf8(opened).map_err(|_| SealError::Unreadable)
     }
 
-    /// A new key: 256 random bits, with the hash that gateways check and the sealed copy.
+    /// Creates a key of 256 random bits: the hash that gateways check, and the sealed copy.
     pub fn new_key(&self, context: &str, ids: &dyn Ids) -> Result<SealedKey, SealError> {
         let text = hex::encode(ids.secret());
         Ok(SealedKey {
@@ -129,12 +132,12 @@ impl Seal {
     }
 }
 
-/// SHA-256, in hexadecimal.
+/// Returns the SHA-256 of a text, in hexadecimal.
 pub fn hash(text: &str) -> String {
     hex::encode(Sha256::digest(text.as_bytes()))
 }
 
-/// Writes a file that only its owner can read: whole, or not at all.
+/// Atomically writes a file that only its owner can read.
 pub fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
@@ -147,7 +150,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&draft)?;
-    // A draft left behind by a crash keeps the mode that it had.
+    // A draft that a crash left behind keeps its old mode.
     file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
     file.write_all(bytes)?;
     file.sync_all()?;
@@ -160,7 +163,7 @@ mod tests {
     use runtime::ids::SeededIds;
 
     #[test]
-    fn what_is_sealed_opens_with_the_same_key_and_context_only() {
+    fn a_sealed_secret_opens_only_with_the_same_key_and_context() {
         let dir = tempfile::tempdir().unwrap();
         let ids = SeededIds::new(1);
         let path = dir.path().join("seal.key");
@@ -168,9 +171,9 @@ mod tests {
             let seal = Seal::open(&path, &ids).unwrap();
             seal.seal("secret", "key/1", &ids).unwrap()
         };
-        let again = Seal::open(&path, &ids).unwrap();
-        assert_eq!(again.unseal(&sealed, "key/1").unwrap(), "secret");
-        assert!(again.unseal(&sealed, "key/2").is_err());
+        let reopened = Seal::open(&path, &ids).unwrap();
+        assert_eq!(reopened.unseal(&sealed, "key/1").unwrap(), "secret");
+        assert!(reopened.unseal(&sealed, "key/2").is_err());
         let other = Seal::open(&dir.path().join("other.key"), &ids).unwrap();
         assert!(other.unseal(&sealed, "key/1").is_err());
         assert_eq!(
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_key_is_found_by_its_reference_as_bytes_or_as_digits() {
+    fn a_shared_key_can_be_raw_bytes_or_hexadecimal_digits() {
         let dir = tempfile::tempdir().unwrap();
         let ids = SeededIds::new(1);
         let path = dir.path().join("seal.key");
@@ -192,34 +195,34 @@ mod tests {
         let digits = hex::encode(std::fs::read(&path).unwrap());
         std::fs::write(&shared, format!("{digits}\n")).unwrap();
         for path in [path, shared] {
-            let seal = Seal::by_reference(&format!("file:{}", path.display())).unwrap();
+            let seal = Seal::from_reference(&format!("file:{}", path.display())).unwrap();
             assert_eq!(seal.unseal(&sealed, "key/1").unwrap(), "secret");
         }
     }
 
     #[test]
-    fn a_reference_that_leads_to_no_key_is_refused() {
+    fn a_reference_without_a_key_is_refused() {
         for reference in [
             "seal.key",
             "env:NO_SUCH_VARIABLE_AT_ALL",
             "file:/no/such/file",
             "file:/dev/null",
         ] {
-            assert!(Seal::by_reference(reference).is_err(), "{reference}");
+            assert!(Seal::from_reference(reference).is_err(), "{reference}");
         }
     }
 
     #[test]
-    fn a_key_that_is_given_in_place_of_a_reference_is_not_repeated() {
+    fn a_key_given_instead_of_a_reference_is_not_repeated() {
         let key = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
         for given in [key.to_owned(), format!("env:{key}"), format!("file:{key}")] {
-            let refused = Seal::by_reference(&given).err().unwrap();
-            for text in [refused.to_string(), format!("{refused:?}")] {
+            let error = Seal::from_reference(&given).err().unwrap();
+            for text in [error.to_string(), format!("{error:?}")] {
                 assert!(!text.contains(key), "{text}");
             }
         }
-        let refused = Seal::by_reference("file:/no/such/key").err().unwrap();
-        assert!(refused.to_string().contains("/no/such/key"), "{refused}");
+        let error = Seal::from_reference("file:/no/such/key").err().unwrap();
+        assert!(error.to_string().contains("/no/such/key"), "{error}");
     }
 
     #[test]

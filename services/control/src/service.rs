@@ -1,4 +1,4 @@
-//! The server: binds, reads what it needs, answers requests by the table.
+//! The server: binds, loads its state and serves requests by the route table.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,44 +21,44 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::Access;
-use crate::auth::{authorize, is_ours};
+use crate::access::AccessTokens;
+use crate::auth::{authorize, is_trusted_peer};
 use crate::call::Call;
-use crate::commands::{Commands, Known};
+use crate::commands::{Commands, EndpointIndex};
 use crate::config::{CLIENT_FILE, ControlConfig, SEAL_FILE};
 use crate::deps::ControlDeps;
 use crate::error::ApiError;
 use crate::listener;
 use crate::metrics::{CallLabels, ControlMetrics};
-use crate::routes::Routes;
+use crate::routes::RoutePublisher;
 use crate::seal::{Seal, SealError, write_private};
-use crate::table::{self, Entry};
+use crate::table::{self, RouteEntry};
 use crate::views::{CONSUMER, Progress, Views, ViewsConsumer, lag};
 
 /// Largest request body.
 pub const BODY_BYTES_MAX: usize = documents::TEXT_BYTES_MAX;
-/// How long a GET waits for the read models to reach the position that it names.
+/// How long a GET waits for the read models to reach the position that it requires.
 pub const POSITION_WAIT: Duration = Duration::from_secs(2);
-/// Endpoints whose keys may be looked at, to find one that can be read.
-const SEALED_MAX: usize = 50;
-/// How often the cursor of rows that another replica writes is looked at meanwhile.
-const CURSOR_POLL: Duration = Duration::from_millis(20);
+/// Maximum endpoints to try when looking for a readable one to check the seal key against.
+const SEAL_CHECK_ENDPOINTS_MAX: usize = 50;
+/// How often a waiting GET polls the cursor of rows that another replica writes.
+const CURSOR_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What handlers share.
+/// State shared by the handlers.
 pub struct App {
     pub config: ControlConfig,
     pub deps: ControlDeps,
     pub commands: Arc<Commands>,
-    pub access: Arc<Access>,
+    pub access: Arc<AccessTokens>,
     pub seal: Seal,
     pub views: Views,
-    /// As far as this replica has read, who the members are.
-    pub routes: Arc<Routes>,
+    /// The routes and the members, as far as this replica has read.
+    pub routes: Arc<RoutePublisher>,
     pub metrics: ControlMetrics,
     pub openapi: String,
-    /// Room for streams that go on until somebody ends them, and for long answers.
+    /// Permits for event and log streams.
     pub streams: Arc<Semaphore>,
-    /// Streams end when it is cancelled.
+    /// Ends the streams when cancelled.
     pub shutdown: CancellationToken,
 }
 
@@ -78,21 +78,21 @@ pub enum ControlError {
     Seal(#[from] SealError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("the first token cannot be made: {0}")]
+    #[error("the first token cannot be created: {0}")]
     Token(String),
 }
 
-/// Bound, and ready to serve.
+/// A bound server, ready to serve.
 pub struct Control {
     pub addr: SocketAddr,
     listener: TcpListener,
     app: Arc<App>,
     consumer: ViewsConsumer,
-    routes: Arc<Routes>,
+    routes: Arc<RoutePublisher>,
 }
 
 impl Control {
-    /// Listens, makes the first token, and writes `client.json`.
+    /// Binds the listener, creates the first token and writes `client.json`.
     pub async fn bind(config: ControlConfig, deps: ControlDeps) -> Result<Self, ControlError> {
         let component = deps.health.component("control");
         let address = config.listen;
@@ -100,11 +100,11 @@ impl Control {
         let listener = TcpListener::bind(address).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
         let seal = match &config.seal_key {
-            Some(reference) => Seal::by_reference(reference)?,
+            Some(reference) => Seal::from_reference(reference)?,
             None => Seal::open(&config.data.join(SEAL_FILE), deps.ids.as_ref())?,
         };
         let (store, clock, ids) = (&deps.store, &deps.clock, &deps.ids);
-        let access = Access::open(store.clone(), clock.clone(), ids.clone()).await?;
+        let access = AccessTokens::open(store.clone(), clock.clone(), ids.clone()).await?;
         let access = Arc::new(access);
         let commands = Commands::new(
             store.clone(),
@@ -114,7 +114,7 @@ impl Control {
         );
         let commands = Arc::new(commands);
         let metrics = ControlMetrics::new(&deps.metrics);
-        let routes = Routes::new(deps.bus.clone(), clock.clone(), metrics.clone());
+        let routes = RoutePublisher::new(deps.bus.clone(), clock.clone(), metrics.clone());
         let (consumer, views) = ViewsConsumer::open(
             deps.clone(),
             commands.clone(),
@@ -148,13 +148,13 @@ impl Control {
         })
     }
 
-    /// Runs until `shutdown`, or until the store is closed.
+    /// Serves until `shutdown`, or until the store is closed.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), ControlError> {
         let stop = shutdown.child_token();
         let streams = self.app.shutdown.clone();
         let limits = self.app.config.limits;
         let descriptors = self.app.config.descriptors.clone();
-        let deals = crate::routes::run(self.routes, self.app.views.clone(), stop.clone());
+        let routing = crate::routes::run(self.routes, self.app.views.clone(), stop.clone());
         let members = Box::pin(crate::members::run(self.app.deps.clone(), stop.clone()));
         let lag = {
             let app = self.app.clone();
@@ -178,13 +178,13 @@ impl Control {
                 streams.cancel();
             });
         };
-        // Without read models the API would show a world that stands still.
+        // Without the consumer, the API would serve stale read models.
         let consumer = async {
             let ended = Box::pin(self.consumer.run(stop.clone())).await;
             stop.cancel();
             ended
         };
-        let served = async { tokio::join!(server, consumer, members, deals) };
+        let served = async { tokio::join!(server, consumer, members, routing) };
         tokio::select! {
             ((), consumed, (), ()) = served => Ok(consumed?),
             () = lag => Ok(()),
@@ -193,11 +193,11 @@ impl Control {
 }
 
 impl App {
-    /// Room for one more stream, held until the permit is dropped.
-    pub fn room_for_stream(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// Acquires a permit for one more stream, or fails if the limit is reached.
+    pub fn acquire_stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         self.streams.clone().try_acquire_owned().map_err(|_| {
             ApiError::too_many_streams(format!(
-                "{} event streams and logs are being read, and there is no room for more; close one, or try again later",
+                "all {} event and log streams are in use; close one, or try again later",
                 self.config.limits.streams
             ))
         })
@@ -205,11 +205,11 @@ impl App {
 
     async fn write_client_file(&self, addr: SocketAddr) -> Result<(), ControlError> {
         let path = self.config.data.join(CLIENT_FILE);
-        let known = std::fs::read_to_string(&path).ok();
-        let known = known.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
-        let known = known.and_then(|file| Some(file.get("token")?.as_str()?.to_owned()));
+        let stored = std::fs::read_to_string(&path).ok();
+        let stored = stored.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+        let stored = stored.and_then(|file| Some(file.get("token")?.as_str()?.to_owned()));
         let replica = self.config.replica.as_deref();
-        let token = self.access.first_token(known, replica).await;
+        let token = self.access.first_token(stored, replica).await;
         let token = token.map_err(|error| ControlError::Token(error.detail))?;
         let mut file = json!({"server": format!("http://{addr}"), "token": token});
         if let Some(gateway) = &self.config.gateway {
@@ -221,7 +221,7 @@ impl App {
         })
     }
 
-    /// Waits until the rows show the event at a position, for a while.
+    /// Waits until the rows reflect the event at a position, at most for [`POSITION_WAIT`].
     pub async fn wait_for(&self, position: Position) -> Result<(), ApiError> {
         let after = Position(position.0.saturating_sub(1));
         let event = self.deps.store.read_raw(after, 1).await?;
@@ -229,33 +229,37 @@ impl App {
             return Ok(());
         };
         let reached = async {
-            self.folded(bucket, position).await;
-            self.written(bucket, position).await
+            self.wait_until_folded(bucket, position).await;
+            self.wait_until_written(bucket, position).await
         };
-        // Too late is no failure: the answer shows what there is.
+        // A timeout is no error: the response shows what is there.
         match tokio::time::timeout(POSITION_WAIT, reached).await {
             Ok(Err(error)) => Err(error.into()),
             Ok(Ok(())) | Err(_) => Ok(()),
         }
     }
 
-    /// This replica has taken it in.
-    async fn folded(&self, bucket: Bucket, position: Position) {
+    /// Waits until this replica has folded the event.
+    async fn wait_until_folded(&self, bucket: Bucket, position: Position) {
         let mut progress = self.views.progress();
         let reached = |progress: &Progress| {
             let folded = progress.folded.get(&bucket);
             folded.is_some_and(|folded| *folded >= position)
         };
-        // The consumer ends with the server only.
+        // The consumer runs as long as the server.
         let _ = progress.wait_for(reached).await;
     }
 
-    /// The rows show it, whoever writes them.
-    async fn written(&self, bucket: Bucket, position: Position) -> Result<(), StoreError> {
+    /// Waits until the rows reflect the event, whichever replica writes them.
+    async fn wait_until_written(
+        &self,
+        bucket: Bucket,
+        position: Position,
+    ) -> Result<(), StoreError> {
         let mut progress = self.views.progress();
         loop {
-            let ours = progress.borrow_and_update().written.get(&bucket).copied();
-            match ours {
+            let own = progress.borrow_and_update().written.get(&bucket).copied();
+            match own {
                 Some(written) if written >= position => return Ok(()),
                 Some(_) => {
                     let _ = progress.changed().await;
@@ -264,21 +268,21 @@ impl App {
                     if self.deps.store.cursor(CONSUMER, bucket).await? >= position {
                         return Ok(());
                     }
-                    tokio::time::sleep(CURSOR_POLL).await;
+                    tokio::time::sleep(CURSOR_POLL_INTERVAL).await;
                 }
             }
         }
     }
 
-    /// Says so if this replica's key does not open what others have sealed.
+    /// Reports a problem if this replica's seal key cannot open what other replicas sealed.
     async fn check_seal(&self) -> Result<(), StoreError> {
-        let Some(endpoint) = self.newest_readable().await? else {
+        let Some(endpoint) = self.newest_readable_endpoint().await? else {
             return Ok(());
         };
-        let context = crate::api::endpoints::context(endpoint.uid);
+        let context = crate::api::endpoints::key_context(endpoint.uid);
         let sealed = &endpoint.keys.primary.sealed;
         if self.seal.unseal(sealed, &context).is_err() {
-            let problem = "the seal key does not open the keys that are stored: give every replica of control the same one, by PENSTOCK_SEAL_KEY (env:NAME or file:PATH) or as seal.key in its data directory";
+            let problem = "the seal key cannot open the stored keys; give every replica of control the same one, in PENSTOCK_SEAL_KEY (env:NAME or file:PATH) or as seal.key in its data directory";
             tracing::error!(endpoint = %endpoint.name, "{problem}");
             let component = self.deps.health.component("seal");
             component.remark(Some(problem.to_owned()));
@@ -287,11 +291,11 @@ impl App {
         Ok(())
     }
 
-    /// An endpoint with an event that cannot be read must not keep the others from being served.
-    async fn newest_readable(&self) -> Result<Option<Endpoint>, StoreError> {
+    /// Returns the newest endpoint whose events can be read; an unreadable one must not prevent the start.
+    async fn newest_readable_endpoint(&self) -> Result<Option<Endpoint>, StoreError> {
         let newest = RowQuery {
             model: ReadModel::Endpoints.name().to_owned(),
-            limit: SEALED_MAX,
+            limit: SEAL_CHECK_ENDPOINTS_MAX,
             ..RowQuery::default()
         };
         let rows = self.deps.store.rows(newest).await?;
@@ -303,7 +307,7 @@ impl App {
                 Ok(aggregate) if aggregate.state.is_some() => return Ok(aggregate.state),
                 Ok(_) => {}
                 Err(StoreError::Unreadable { position, detail }) => {
-                    tracing::warn!(endpoint = %key, %position, detail, "its keys cannot be held against the seal key, trying those of another endpoint");
+                    tracing::warn!(endpoint = %key, %position, detail, "cannot check the seal key against this endpoint, trying another");
                 }
                 Err(error) => return Err(error),
             }
@@ -312,16 +316,16 @@ impl App {
     }
 }
 
-impl Known for Views {
-    fn at_most(&self) -> usize {
+impl EndpointIndex for Views {
+    fn upper_bound(&self) -> usize {
         self.models().len()
     }
 
     fn names(&self) -> Vec<Name> {
         let models = self.models();
-        let living = models.iter();
-        let living = living.filter_map(|(_, entry)| entry.state.endpoint.as_ref());
-        living.map(|endpoint| endpoint.name.clone()).collect()
+        let endpoints = models.iter();
+        let endpoints = endpoints.filter_map(|(_, entry)| entry.state.endpoint.as_ref());
+        endpoints.map(|endpoint| endpoint.name.clone()).collect()
     }
 }
 
@@ -360,24 +364,30 @@ fn router(app: Arc<App>) -> Router {
     }
     let mut router = Router::new();
     for (path, routed) in by_path {
-        router = router.route(path, routed.fallback(wrong_method));
+        router = router.route(path, routed.fallback(method_not_allowed));
     }
     router.fallback(unknown_path).with_state(app)
 }
 
 async fn serve(
     app: &Arc<App>,
-    entry: &Entry,
+    entry: &RouteEntry,
     peer: SocketAddr,
     params: &RawPathParams,
     request: Request,
 ) -> Result<Response, ApiError> {
     let now = app.deps.clock.now();
     let (parts, body) = request.into_parts();
-    let is_ours = is_ours(app.deps.internal_token.as_ref(), &parts.headers, peer);
-    let principal = authorize(entry.gate, &app.access, &parts.headers, is_ours, now)?;
-    let query = query(entry, parts.uri.query().unwrap_or_default())?;
-    let body = read_whole(body, app.config.limits.body).await?;
+    let is_trusted_peer = is_trusted_peer(app.deps.internal_token.as_ref(), &parts.headers, peer);
+    let principal = authorize(
+        entry.gate,
+        &app.access,
+        &parts.headers,
+        is_trusted_peer,
+        now,
+    )?;
+    let query = parse_query(entry, parts.uri.query().unwrap_or_default())?;
+    let body = read_body(body, app.config.limits.body).await?;
     let params = params
         .iter()
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -388,11 +398,11 @@ async fn serve(
         query,
         headers: parts.headers,
         body,
-        is_trusted: is_ours || principal.is_some(),
+        is_trusted: is_trusted_peer || principal.is_some(),
         principal,
         now,
     };
-    if let Some(position) = call.seen()?
+    if let Some(position) = call.min_position()?
         && call.method == Method::GET
     {
         app.wait_for(position).await?;
@@ -400,11 +410,11 @@ async fn serve(
     (entry.handler)(app.clone(), call).await
 }
 
-async fn read_whole(body: Body, within: Duration) -> Result<Bytes, ApiError> {
+async fn read_body(body: Body, within: Duration) -> Result<Bytes, ApiError> {
     let reading = axum::body::to_bytes(body, BODY_BYTES_MAX);
     let Ok(read) = tokio::time::timeout(within, reading).await else {
         let detail = format!(
-            "the body did not come whole within {} seconds; send it at once",
+            "the body did not arrive in full within {} seconds; send it without pauses",
             within.as_secs_f64()
         );
         return Err(ApiError::new(
@@ -415,25 +425,25 @@ async fn read_whole(body: Body, within: Duration) -> Result<Bytes, ApiError> {
     };
     read.map_err(|_| {
         let detail = format!(
-            "the body is larger than {BODY_BYTES_MAX} bytes, or broke off; send a smaller one"
+            "the body is larger than {BODY_BYTES_MAX} bytes, or was cut off; send a smaller one"
         );
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail)
     })
 }
 
-/// The query as a map; what the route does not know is refused, so that a misspelt filter does not
-/// pass for none.
-fn query(entry: &Entry, text: &str) -> Result<BTreeMap<String, String>, ApiError> {
+/// Parses the query. Unknown parameters are rejected, so that a misspelt filter is not silently
+/// ignored.
+fn parse_query(entry: &RouteEntry, text: &str) -> Result<BTreeMap<String, String>, ApiError> {
     let mut query = BTreeMap::new();
     for (name, value) in form_urlencoded::parse(text.as_bytes()) {
-        if !entry.query.iter().any(|(known, _)| *known == name) {
-            let known: Vec<&str> = entry.query.iter().map(|(known, _)| *known).collect();
-            let remedy = match known.is_empty() {
-                true => "there are none here".to_owned(),
-                false => format!("use one of: {}", known.join(", ")),
+        if !entry.query.iter().any(|(allowed, _)| *allowed == name) {
+            let allowed: Vec<&str> = entry.query.iter().map(|(allowed, _)| *allowed).collect();
+            let remedy = match allowed.is_empty() {
+                true => "this path takes none".to_owned(),
+                false => format!("use one of: {}", allowed.join(", ")),
             };
             return Err(ApiError::bad_request(format!(
-                "the query parameter `{name}` is not known; {remedy}"
+                "the query parameter `{name}` is unknown; {remedy}"
             )));
         }
         if query
@@ -453,12 +463,13 @@ async fn unknown_path(request: Request) -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
         "unknown-path",
-        format!("there is nothing at {path}; see /openapi.json for what there is"),
+        format!("there is nothing at {path}; see /openapi.json for the paths that exist"),
     )
 }
 
-async fn wrong_method(request: Request) -> Response {
+async fn method_not_allowed(request: Request) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let detail = format!("{method} is not possible at {path}; see the header Allow for what is");
+    let detail =
+        format!("{method} is not allowed at {path}; the header Allow lists the methods that are");
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail).into_response()
 }

@@ -1,5 +1,5 @@
-//! Every route there is, once: method, path, least role, what goes in, what comes out, and who
-//! answers. The router, the authorisation and the OpenAPI document are all made from it.
+//! The route table: method, path, minimum role, request, response and handler of every route. The router,
+//! the authorization and the OpenAPI document are all generated from it.
 
 use std::sync::Arc;
 
@@ -13,44 +13,44 @@ use http::Method;
 use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 
-use crate::answer::{Answer, List};
 use crate::api::{
     access, autoscale, decisions, deployments, endpoints, events, history, instances, logs, ops,
     parking,
 };
 use crate::call::Call;
+use crate::response::{ApiResult, List};
 use crate::service::App;
 
-pub type Handler = fn(Arc<App>, Call) -> BoxFuture<'static, Answer>;
+pub type Handler = fn(Arc<App>, Call) -> BoxFuture<'static, ApiResult>;
 type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
-/// Who may come in.
+/// Who may call a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     Open,
-    /// Open on loopback; elsewhere for viewers, and for who has the internal token.
+    /// Open on loopback; elsewhere it takes a viewer or the internal token.
     Loopback,
-    /// Open, and tells the details to whom [`Gate::Loopback`] lets in.
+    /// Open, but details are only for callers that [`Gate::Loopback`] admits.
     Health,
     Role(AccessRole),
 }
 
-/// A query parameter: name, what it is for.
+/// A query parameter: its name and description.
 pub type Parameter = (&'static str, &'static str);
 
 #[derive(Clone)]
-pub struct Entry {
+pub struct RouteEntry {
     pub method: Method,
     pub path: &'static str,
-    /// Unique; the OpenAPI operation.
+    /// The unique OpenAPI operation id.
     pub id: &'static str,
     pub summary: &'static str,
     pub gate: Gate,
     pub query: &'static [Parameter],
     pub request: Option<SchemaOf>,
-    /// The answer's content type, and the schema of it where it is JSON.
-    pub answer: Content,
-    /// Statuses of success.
+    /// The content type of the response, and its schema if it is JSON.
+    pub response: Content,
+    /// The statuses of success.
     pub statuses: &'static [u16],
     pub handler: Handler,
 }
@@ -63,26 +63,29 @@ pub enum Content {
 }
 
 const PAGE: [Parameter; 2] = [
-    ("limit", "Items per page, 1 to 1000; 100 unless given"),
-    ("cursor", "`nextCursor` of the page before"),
+    ("limit", "Items per page, 1 to 1000; 100 by default"),
+    ("cursor", "`nextCursor` of the previous page"),
 ];
-const OF_ENDPOINT: Parameter = ("endpoint", "Only of this endpoint");
-const OF_DEPLOYMENT: Parameter = ("deployment", "Only of deployments with this name");
-const SINCE: Parameter = ("since", "An instant, or a duration back from now");
-const DRY_RUN: Parameter = ("dryRun", "true: say what would change, and change nothing");
-const FROM: Parameter = ("from", "An instant, or a duration back from now");
-const TO: Parameter = ("to", "An instant, or a duration back from now");
+const BY_ENDPOINT: Parameter = ("endpoint", "Only of this endpoint");
+const BY_DEPLOYMENT: Parameter = ("deployment", "Only of deployments with this name");
+const SINCE: Parameter = ("since", "A timestamp, or a duration before now");
+const DRY_RUN: Parameter = (
+    "dryRun",
+    "true: return what would change, and change nothing",
+);
+const FROM: Parameter = ("from", "A timestamp, or a duration before now");
+const TO: Parameter = ("to", "A timestamp, or a duration before now");
 
-const LISTED: &[Parameter] = &[PAGE[0], PAGE[1]];
-const OF_ONE: &[Parameter] = &[OF_ENDPOINT, OF_DEPLOYMENT, PAGE[0], PAGE[1]];
-const DECISIONS: &[Parameter] = &[OF_ENDPOINT, OF_DEPLOYMENT, SINCE, PAGE[0], PAGE[1]];
+const PAGED: &[Parameter] = &[PAGE[0], PAGE[1]];
+const FILTERED: &[Parameter] = &[BY_ENDPOINT, BY_DEPLOYMENT, PAGE[0], PAGE[1]];
+const DECISIONS: &[Parameter] = &[BY_ENDPOINT, BY_DEPLOYMENT, SINCE, PAGE[0], PAGE[1]];
 const WRITE: &[Parameter] = &[DRY_RUN];
 
-fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
-fn anything(_: &mut SchemaGenerator) -> Schema {
+fn any_object(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object"})
 }
 
@@ -92,11 +95,11 @@ macro_rules! handler {
     };
 }
 
-/// Declares one entry; what is left out is empty.
+/// Declares one entry; omitted parts are empty.
 macro_rules! entry {
-    ($method:ident $path:literal $id:literal $gate:expr, $summary:literal, $answer:expr, $function:path
+    ($method:ident $path:literal $id:literal $gate:expr, $summary:literal, $response:expr, $function:path
         $(, query $query:expr)? $(, body $body:expr)? $(, statuses $statuses:expr)?) => {{
-        let entry = Entry {
+        let entry = RouteEntry {
             method: Method::$method,
             path: $path,
             id: $id,
@@ -104,126 +107,126 @@ macro_rules! entry {
             gate: $gate,
             query: &[],
             request: None,
-            answer: $answer,
+            response: $response,
             statuses: &[200],
             handler: handler!($function),
         };
-        $(let entry = Entry { query: $query, ..entry };)?
-        $(let entry = Entry { request: Some($body), ..entry };)?
-        $(let entry = Entry { statuses: $statuses, ..entry };)?
+        $(let entry = RouteEntry { query: $query, ..entry };)?
+        $(let entry = RouteEntry { request: Some($body), ..entry };)?
+        $(let entry = RouteEntry { statuses: $statuses, ..entry };)?
         entry
     }};
 }
 
-/// The table.
-pub fn routes() -> Vec<Entry> {
+/// Returns all routes.
+pub fn routes() -> Vec<RouteEntry> {
     use Content::{EventStream, Json, Text};
     const VIEWER: Gate = Gate::Role(AccessRole::Viewer);
     const OPERATOR: Gate = Gate::Role(AccessRole::Operator);
     const ADMIN: Gate = Gate::Role(AccessRole::Admin);
     const PUT: &[u16] = &[200, 201];
-    const GOING: &[u16] = &[200, 202];
+    const DELETE: &[u16] = &[200, 202];
     vec![
         entry!(GET "/v1/endpoints" "listEndpoints" VIEWER, "Endpoints, newest first",
-            Json(of::<List<EndpointView>>), endpoints::list, query LISTED),
+            Json(schema::<List<EndpointView>>), endpoints::list, query PAGED),
         entry!(GET "/v1/endpoints/{endpoint}" "getEndpoint" VIEWER, "One endpoint",
-            Json(of::<EndpointView>), endpoints::get),
-        entry!(PUT "/v1/endpoints/{endpoint}" "putEndpoint" OPERATOR, "Make an endpoint, or change it to what the document says",
-            Json(of::<Applied<EndpointView>>), endpoints::put, query WRITE,
+            Json(schema::<EndpointView>), endpoints::get),
+        entry!(PUT "/v1/endpoints/{endpoint}" "putEndpoint" OPERATOR, "Create an endpoint, or update it to match the document",
+            Json(schema::<Applied<EndpointView>>), endpoints::put, query WRITE,
             body |g| document_schema("Endpoint", g), statuses PUT),
         entry!(DELETE "/v1/endpoints/{endpoint}" "deleteEndpoint" OPERATOR, "Delete an endpoint with its deployments",
-            Json(of::<endpoints::Deleted>), endpoints::delete, query WRITE, statuses GOING),
-        entry!(PUT "/v1/endpoints/{endpoint}/traffic" "putTraffic" OPERATOR, "Split and mirror traffic; what is left out stays",
-            Json(of::<Applied<EndpointView>>), endpoints::traffic, query WRITE, body of::<endpoints::Traffic>),
+            Json(schema::<endpoints::Deleted>), endpoints::delete, query WRITE, statuses DELETE),
+        entry!(PUT "/v1/endpoints/{endpoint}/traffic" "putTraffic" OPERATOR, "Split and mirror traffic; omitted parts stay as they are",
+            Json(schema::<Applied<EndpointView>>), endpoints::traffic, query WRITE, body schema::<endpoints::Traffic>),
         entry!(GET "/v1/endpoints/{endpoint}/keys" "getKeys" ADMIN, "The keys of an endpoint",
-            Json(of::<endpoints::Keys>), endpoints::keys),
+            Json(schema::<endpoints::Keys>), endpoints::keys),
         entry!(POST "/v1/endpoints/{endpoint}/keys/{slot}/regenerate" "regenerateKey" ADMIN, "Replace a key; the old one stops working",
-            Json(of::<endpoints::Keys>), endpoints::regenerate),
+            Json(schema::<endpoints::Keys>), endpoints::regenerate),
         entry!(GET "/v1/endpoints/{endpoint}/deployments" "listDeployments" VIEWER, "Deployments of an endpoint, newest first",
-            Json(of::<List<DeploymentView>>), deployments::list, query LISTED),
+            Json(schema::<List<DeploymentView>>), deployments::list, query PAGED),
         entry!(GET "/v1/endpoints/{endpoint}/deployments/{deployment}" "getDeployment" VIEWER, "One deployment",
-            Json(of::<DeploymentView>), deployments::get),
-        entry!(PUT "/v1/endpoints/{endpoint}/deployments/{deployment}" "putDeployment" OPERATOR, "Make a deployment, or change it to what the document says",
-            Json(of::<Applied<DeploymentView>>), deployments::put, query WRITE,
+            Json(schema::<DeploymentView>), deployments::get),
+        entry!(PUT "/v1/endpoints/{endpoint}/deployments/{deployment}" "putDeployment" OPERATOR, "Create a deployment, or update it to match the document",
+            Json(schema::<Applied<DeploymentView>>), deployments::put, query WRITE,
             body |g| document_schema("Deployment", g), statuses PUT),
         entry!(DELETE "/v1/endpoints/{endpoint}/deployments/{deployment}" "deleteDeployment" OPERATOR, "Delete a deployment that gets no traffic",
-            Json(of::<endpoints::Deleted>), deployments::delete, query WRITE, statuses GOING),
+            Json(schema::<endpoints::Deleted>), deployments::delete, query WRITE, statuses DELETE),
         entry!(GET "/v1/deployments" "listAllDeployments" VIEWER, "Deployments of all endpoints, newest first",
-            Json(of::<List<DeploymentView>>), deployments::list_all, query OF_ONE),
+            Json(schema::<List<DeploymentView>>), deployments::list_all, query FILTERED),
         entry!(GET "/v1/autoscale" "listAutoscale" VIEWER, "Autoscale settings, newest first",
-            Json(of::<List<AutoscaleView>>), autoscale::list, query OF_ONE),
+            Json(schema::<List<AutoscaleView>>), autoscale::list, query FILTERED),
         entry!(GET "/v1/autoscale/{endpoint}/{deployment}" "getAutoscale" VIEWER, "The Autoscale of a deployment",
-            Json(of::<AutoscaleView>), autoscale::get),
+            Json(schema::<AutoscaleView>), autoscale::get),
         entry!(PUT "/v1/autoscale/{endpoint}/{deployment}" "putAutoscale" OPERATOR, "Set the Autoscale of a deployment",
-            Json(of::<Applied<AutoscaleView>>), autoscale::put, query WRITE,
+            Json(schema::<Applied<AutoscaleView>>), autoscale::put, query WRITE,
             body |g| document_schema("Autoscale", g), statuses PUT),
-        entry!(DELETE "/v1/autoscale/{endpoint}/{deployment}" "deleteAutoscale" OPERATOR, "Go back to the deployment's own count",
-            Json(of::<endpoints::Deleted>), autoscale::delete, query WRITE),
-        entry!(PUT "/v1/autoscale/{endpoint}/{deployment}/pin" "pin" OPERATOR, "Hold a count, whatever the rules say",
-            Json(of::<autoscale::Manual>), autoscale::pin, body of::<autoscale::PinBody>),
-        entry!(DELETE "/v1/autoscale/{endpoint}/{deployment}/pin" "release" OPERATOR, "Let the rules decide again",
-            Json(of::<autoscale::Manual>), autoscale::release),
-        entry!(POST "/v1/autoscale/{endpoint}/{deployment}/pause" "pause" OPERATOR, "Stop scaling, in one direction or both",
-            Json(of::<autoscale::Manual>), autoscale::pause, body of::<autoscale::Directions>),
-        entry!(POST "/v1/autoscale/{endpoint}/{deployment}/resume" "resume" OPERATOR, "Scale again, in one direction or both",
-            Json(of::<autoscale::Manual>), autoscale::resume, body of::<autoscale::Directions>),
-        entry!(GET "/v1/autoscale/{endpoint}/{deployment}/preview" "previewAutoscale" VIEWER, "Which profile holds when, oldest first; the next seven days unless given",
-            Json(of::<autoscale::Preview>), autoscale::preview, query &[FROM, TO]),
+        entry!(DELETE "/v1/autoscale/{endpoint}/{deployment}" "deleteAutoscale" OPERATOR, "Remove the Autoscale; the deployment's own count applies again",
+            Json(schema::<endpoints::Deleted>), autoscale::delete, query WRITE),
+        entry!(PUT "/v1/autoscale/{endpoint}/{deployment}/pin" "pin" OPERATOR, "Pin the number of instances, whatever the rules say",
+            Json(schema::<autoscale::Manual>), autoscale::pin, body schema::<autoscale::PinBody>),
+        entry!(DELETE "/v1/autoscale/{endpoint}/{deployment}/pin" "release" OPERATOR, "Release the pin, so that the rules decide again",
+            Json(schema::<autoscale::Manual>), autoscale::release),
+        entry!(POST "/v1/autoscale/{endpoint}/{deployment}/pause" "pause" OPERATOR, "Pause scaling, in one direction or both",
+            Json(schema::<autoscale::Manual>), autoscale::pause, body schema::<autoscale::Directions>),
+        entry!(POST "/v1/autoscale/{endpoint}/{deployment}/resume" "resume" OPERATOR, "Resume scaling, in one direction or both",
+            Json(schema::<autoscale::Manual>), autoscale::resume, body schema::<autoscale::Directions>),
+        entry!(GET "/v1/autoscale/{endpoint}/{deployment}/preview" "previewAutoscale" VIEWER, "The profiles in force over time, oldest first; the next seven days by default",
+            Json(schema::<autoscale::Preview>), autoscale::preview, query &[FROM, TO]),
         entry!(GET "/v1/decisions" "listDecisions" VIEWER, "Decisions, newest first",
-            Json(of::<List<DecisionView>>), decisions::list, query DECISIONS),
-        entry!(GET "/v1/decisions/{id}" "getDecision" VIEWER, "One decision with everything that led to it",
-            Json(of::<DecisionView>), decisions::get),
-        entry!(GET "/v1/instances" "listInstances" VIEWER, "Instances, newest first, with the last ones that ended",
-            Json(of::<List<InstanceView>>), instances::list, query OF_ONE),
+            Json(schema::<List<DecisionView>>), decisions::list, query DECISIONS),
+        entry!(GET "/v1/decisions/{id}" "getDecision" VIEWER, "One decision with all its inputs",
+            Json(schema::<DecisionView>), decisions::get),
+        entry!(GET "/v1/instances" "listInstances" VIEWER, "Instances, newest first, including recently ended ones",
+            Json(schema::<List<InstanceView>>), instances::list, query FILTERED),
         entry!(GET "/v1/logs/{endpoint}/{deployment}" "getLogs" VIEWER, "Output of instances, oldest first",
         Text, logs::get, query &[
             SINCE,
-            ("limit", "At most so many lines of the past; 100000 unless given"),
-            ("follow", "true: go on with what is written later"),
+            ("limit", "Maximum number of past lines; 100000 by default"),
+            ("follow", "true: keep following new output"),
             ("instance", "Only of this instance"),
-            ("timestamps", "true: begin each line with `~` and when it was first seen, at most about ten seconds after it was written"),
+            ("timestamps", "true: prefix each line with `~` and the time it was first seen, at most about ten seconds after it was written"),
         ]),
-        entry!(GET "/v1/history" "getHistory" VIEWER, "Measurements of the past, oldest first",
-        Json(of::<history::History>), history::get, query &[
-            OF_ENDPOINT, OF_DEPLOYMENT, FROM, TO, SINCE,
-            ("step", "Length of a point; 1s unless given"),
+        entry!(GET "/v1/history" "getHistory" VIEWER, "Past measurements, oldest first",
+        Json(schema::<history::History>), history::get, query &[
+            BY_ENDPOINT, BY_DEPLOYMENT, FROM, TO, SINCE,
+            ("step", "Length of a point; 1s by default"),
         ]),
         entry!(GET "/v1/events" "listEvents" VIEWER, "Events after a position, oldest first",
         Json(events::page_schema), events::list, query &[
-            ("after", "Only events after this position; 0 unless given"), PAGE[0],
+            ("after", "Only events after this position; 0 by default"), PAGE[0],
         ]),
-        entry!(GET "/v1/events/stream" "streamEvents" VIEWER, "Events as they are written, from Last-Event-ID, `after`, or now on",
-            EventStream, events::stream, query &[("after", "Begin after this position")]),
-        entry!(GET "/v1/events/verify" "verifyEvents" OPERATOR, "Whether the log is sound and the read models are what it makes of them",
-            Json(of::<events::Verified>), events::verify),
-        entry!(POST "/v1/events/verify" "verifyEventsAgainst" OPERATOR, "The same, and whether the log still holds these ends of chains, kept elsewhere",
-            Json(of::<events::Verified>), events::verify_against, body of::<events::Kept>),
-        entry!(GET "/v1/events/heads" "listHeads" VIEWER, "The ends of the chains of events, a bucket each, to be kept elsewhere",
-            Json(of::<List<events::ChainHead>>), events::heads),
+        entry!(GET "/v1/events/stream" "streamEvents" VIEWER, "Events as they are written, starting from Last-Event-ID, `after`, or now",
+            EventStream, events::stream, query &[("after", "Start after this position")]),
+        entry!(GET "/v1/events/verify" "verifyEvents" OPERATOR, "Verify that the log is intact and that the read models match it",
+            Json(schema::<events::Verified>), events::verify),
+        entry!(POST "/v1/events/verify" "verifyEventsAgainst" OPERATOR, "Also verify that the log still contains these chain heads, which were stored elsewhere",
+            Json(schema::<events::Verified>), events::verify_against, body schema::<events::Kept>),
+        entry!(GET "/v1/events/heads" "listHeads" VIEWER, "The chain head of each bucket, to be stored elsewhere",
+            Json(schema::<List<events::ChainHead>>), events::heads),
         entry!(POST "/v1/events/replay" "replayEvents" OPERATOR, "Evaluate every recorded decision again",
-            Json(of::<events::Replayed>), events::replay, body of::<events::Replay>),
-        entry!(GET "/v1/events/parked" "listParked" VIEWER, "Endpoints that a consumer cannot digest an event of, and has parked",
-            Json(of::<List<parking::Parked>>), parking::list, query &[OF_ENDPOINT, PAGE[0], PAGE[1]]),
-        entry!(POST "/v1/events/{position}/skip" "skipEvent" OPERATOR, "Let a consumer pass over an event, from its next fold on",
-            Json(of::<parking::Decided>), parking::skip, body of::<parking::Skip>),
-        entry!(POST "/v1/endpoints/{endpoint}/unpark" "unparkEndpoint" OPERATOR, "Let a consumer rebuild its state of a parked endpoint",
-            Json(of::<parking::Decided>), parking::unpark, body of::<parking::Unpark>),
-        entry!(GET "/v1/access" "listAccess" ADMIN, "Tokens, without the tokens",
-            Json(of::<List<AccessView>>), access::list, query LISTED),
-        entry!(POST "/v1/access" "grantAccess" ADMIN, "Make a token; it is shown once",
-            Json(of::<access::Granted>), access::grant, body of::<access::Grant>, statuses &[201]),
-        entry!(DELETE "/v1/access/{name}" "revokeAccess" ADMIN, "Make a token worthless",
-            Json(of::<access::Revoked>), access::revoke),
+            Json(schema::<events::Replayed>), events::replay, body schema::<events::Replay>),
+        entry!(GET "/v1/events/parked" "listParked" VIEWER, "Endpoints that a consumer has parked because it cannot process one of their events",
+            Json(schema::<List<parking::Parked>>), parking::list, query &[BY_ENDPOINT, PAGE[0], PAGE[1]]),
+        entry!(POST "/v1/events/{position}/skip" "skipEvent" OPERATOR, "Make a consumer skip an event, from its next fold on",
+            Json(schema::<parking::Decided>), parking::skip, body schema::<parking::Skip>),
+        entry!(POST "/v1/endpoints/{endpoint}/unpark" "unparkEndpoint" OPERATOR, "Make a consumer rebuild its state of a parked endpoint",
+            Json(schema::<parking::Decided>), parking::unpark, body schema::<parking::Unpark>),
+        entry!(GET "/v1/access" "listAccess" ADMIN, "Tokens, without their secrets",
+            Json(schema::<List<AccessView>>), access::list, query PAGED),
+        entry!(POST "/v1/access" "grantAccess" ADMIN, "Create a token; it is shown once",
+            Json(schema::<access::Granted>), access::grant, body schema::<access::Grant>, statuses &[201]),
+        entry!(DELETE "/v1/access/{name}" "revokeAccess" ADMIN, "Revoke a token",
+            Json(schema::<access::Revoked>), access::revoke),
         entry!(GET "/openapi.json" "openapi" Gate::Open, "This document",
-            Json(anything), ops::openapi),
-        entry!(GET "/healthz" "healthz" Gate::Health, "Alive", Json(of::<ops::Health>), ops::healthz),
-        entry!(GET "/readyz" "readyz" Gate::Health, "Can serve; else says what is missing",
-            Json(of::<ops::Health>), ops::readyz),
+            Json(any_object), ops::openapi),
+        entry!(GET "/healthz" "healthz" Gate::Health, "Alive", Json(schema::<ops::Health>), ops::healthz),
+        entry!(GET "/readyz" "readyz" Gate::Health, "Ready to serve; otherwise lists what is missing",
+            Json(schema::<ops::Health>), ops::readyz),
         entry!(GET "/metrics" "metrics" Gate::Loopback, "Metrics in the OpenMetrics text format", Text, ops::metrics),
     ]
 }
 
-/// The schema of a record, whose data depends on its type.
+/// The schema of a record. Its data depends on its type.
 pub fn record_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",

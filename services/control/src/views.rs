@@ -1,14 +1,14 @@
-//! The consumer `views`: folds the log, writes the rows of read models, publishes routes and asks the
+//! The consumer `views`: folds the log, writes the rows of read models, publishes routes and runs the
 //! reactor.
 //!
-//! Every replica folds the whole log, for its own API. Rows, cursors, routes and the reactor are done
-//! only by the owner of a bucket, who carries the bucket's fence in every commit; the owner of bucket 0
-//! owns the global bucket, too.
+//! Every replica folds the full log for its own API. Only the owner of a bucket writes its rows and
+//! cursor, publishes its routes and runs the reactor for it, with the bucket's fence in every commit.
+//! The owner of bucket 0 also owns the global bucket.
 //!
-//! Invariants: a bucket's rows and its cursor move in one commit; whoever takes a bucket goes on from
-//! the stored cursor, so no row is written twice and none is left out; routes are published only from
-//! a state that has taken in the whole history, and by their revision none replaces a newer one; an
-//! endpoint whose events cannot be digested is parked, and the others go on.
+//! Invariants: a bucket's rows and its cursor are written in one commit; a new owner continues from the
+//! stored cursor, so no row is written twice or missed; routes are published only after the full history
+//! has been folded, and their revision keeps an older one from replacing a newer one; an endpoint whose
+//! events cannot be processed is parked, and the others continue.
 
 mod fold;
 pub mod lag;
@@ -37,25 +37,25 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::Access;
+use crate::access::AccessTokens;
 use crate::commands::Commands;
 use crate::deps::ControlDeps;
 use crate::metrics::{ControlMetrics, InstanceLabels};
 use crate::reactor;
-use crate::routes::{REPUBLISH_EVERY, Routes};
-use fold::{RowsWanted, ViewsFold};
-use owned::{Batch, Owned};
+use crate::routes::{REPUBLISH_INTERVAL, RoutePublisher};
+use fold::{RowFilter, ViewsFold};
+use owned::{OwnedBucket, RowBatch};
 pub use projector::ViewsProjector;
 
 pub const CONSUMER: &str = "views";
 
-/// Endpoints that the reactor writes about at once.
-const REACTIONS_MAX: usize = 64;
+/// Endpoints that the reactor handles concurrently.
+const REACTION_CONCURRENCY: usize = 64;
 
 /// Values of the label `state`.
 const STATES: [&str; 4] = ["starting", "ready", "draining", "failed"];
 
-/// How far this replica has folded each bucket, and how far the rows are of those that it owns.
+/// How far this replica has folded each bucket, and written the rows of those that it owns.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
     pub folded: BTreeMap<Bucket, Position>,
@@ -64,7 +64,7 @@ pub struct Progress {
     pub caught_up: bool,
 }
 
-/// What requests see of the consumer.
+/// The consumer as seen by requests.
 #[derive(Clone)]
 pub struct Views {
     models: Folds<EndpointModel>,
@@ -84,22 +84,22 @@ impl Views {
 pub struct ViewsConsumer {
     deps: ControlDeps,
     commands: Arc<Commands>,
-    access: Arc<Access>,
+    access: Arc<AccessTokens>,
     metrics: ControlMetrics,
     component: Component,
     consumer: Consumer<ViewsFold>,
     models: Folds<EndpointModel>,
-    /// Of what belongs to no endpoint.
+    /// The projection of events that belong to no endpoint.
     global: Projection,
     progress: watch::Sender<Progress>,
-    wanted: RowsWanted,
-    owned: BTreeMap<Bucket, Owned>,
-    /// Assigned, and to be taken at this time.
-    to_take: BTreeMap<Bucket, Instant>,
-    routes: Arc<Routes>,
-    /// Endpoints whose routes and states are to be looked at.
+    row_filter: RowFilter,
+    owned: BTreeMap<Bucket, OwnedBucket>,
+    /// Assigned buckets that are not acquired yet, and when to try.
+    to_acquire: BTreeMap<Bucket, Instant>,
+    routes: Arc<RoutePublisher>,
+    /// Endpoints whose routes and states may have changed.
     touched: BTreeSet<EndpointKey>,
-    /// Endpoints that the reactor could not write about.
+    /// Endpoints for which the reactor failed to write.
     unsettled: BTreeSet<EndpointKey>,
 }
 
@@ -107,9 +107,9 @@ impl ViewsConsumer {
     pub fn open(
         deps: ControlDeps,
         commands: Arc<Commands>,
-        access: Arc<Access>,
+        access: Arc<AccessTokens>,
         metrics: ControlMetrics,
-        routes: Arc<Routes>,
+        routes: Arc<RoutePublisher>,
         component: Component,
     ) -> (Self, Views) {
         let progress = watch::Sender::new(Progress::default());
@@ -124,10 +124,10 @@ impl ViewsConsumer {
             bus: deps.bus.clone(),
             clock: deps.clock.clone(),
         };
-        let wanted = RowsWanted::default();
+        let row_filter = RowFilter::default();
         let consumer = Consumer::open(
             config,
-            ViewsFold::new(wanted.clone()),
+            ViewsFold::new(row_filter.clone()),
             consumer_deps,
             component.clone(),
         );
@@ -146,9 +146,9 @@ impl ViewsConsumer {
             models,
             global: Projection::default(),
             progress,
-            wanted,
+            row_filter,
             owned: BTreeMap::new(),
-            to_take: BTreeMap::new(),
+            to_acquire: BTreeMap::new(),
             routes,
             touched: BTreeSet::new(),
             unsettled: BTreeSet::new(),
@@ -157,26 +157,26 @@ impl ViewsConsumer {
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
-        // Of this subscription only the assignment is of interest.
+        // Only the assignments of this subscription are used.
         let bus = self.deps.bus.clone();
         let mut ownership = bus.subscribe_records(Subscription::Group(CONSUMER));
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut republish =
-            tokio::time::interval_at(Instant::now() + REPUBLISH_EVERY, REPUBLISH_EVERY);
-        // What is ours from the start need not be folded twice.
-        self.hear(&mut ownership);
+            tokio::time::interval_at(Instant::now() + REPUBLISH_INTERVAL, REPUBLISH_INTERVAL);
+        // Buckets that are assigned at the start need not be folded twice.
+        self.drain_assignments(&mut ownership);
         loop {
-            self.take_due().await?;
+            self.acquire_due().await?;
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
                 Some(message) = ownership.recv() => {
-                    self.assigned(&message);
-                    self.hear(&mut ownership);
+                    self.handle_assignment(&message);
+                    self.drain_assignments(&mut ownership);
                 }
                 step = self.consumer.next() => self.handle(step?).await?,
-                _ = second.tick() => self.react_to_time().await?,
+                _ = second.tick() => self.react_to_tick().await?,
                 _ = republish.tick() => self.publish_all(),
             }
         }
@@ -186,23 +186,23 @@ impl ViewsConsumer {
 
     async fn handle(&mut self, step: Step<Vec<RowChange>>) -> Result<(), StoreError> {
         match step {
-            Step::Applied(applied) => self.applied(applied).await,
+            Step::Applied(applied) => self.handle_applied(applied).await,
             Step::Unreadable { bucket, position } => {
-                let batch = self.batch(bucket, position, Vec::new());
+                let batch = self.due_batch(bucket, position, Vec::new());
                 let reached = BTreeMap::from([(bucket, position)]);
                 self.advance(reached, batch.into_iter().collect()).await
             }
             Step::Passed(passed) => self.advance(passed, BTreeMap::new()).await,
             Step::Rebuilt { key, by, .. } => {
-                let rows = self.all_rows(&key, by.position).await;
-                let rows = until_read(rows)?.unwrap_or_default();
-                let batch = self.batch(by.bucket, by.position, rows);
+                let rows = self.rebuild_rows(&key, by.position).await;
+                let rows = log_unless_closed(rows)?.unwrap_or_default();
+                let batch = self.due_batch(by.bucket, by.position, rows);
                 self.touched.insert(key);
                 let reached = BTreeMap::from([(by.bucket, by.position)]);
                 self.advance(reached, batch.into_iter().collect()).await
             }
             Step::Taken(buckets) => {
-                // What was owned before its fold began has been begun without its fence.
+                // The folds of buckets owned before they began have no fence yet.
                 for (bucket, owned) in &self.owned {
                     self.consumer.own(*bucket, Some(owned.fence.clone()));
                 }
@@ -215,38 +215,46 @@ impl ViewsConsumer {
                 });
                 Ok(())
             }
-            Step::CaughtUp(_) => self.caught_up().await,
-            // Its rows stay as they are. Everything is read, at once and for good.
+            Step::CaughtUp(_) => self.handle_caught_up().await,
+            // Rows of a parked endpoint stay as they are, and every bucket is read for good.
             Step::Parked(_) | Step::Released(_) => Ok(()),
         }
     }
 
-    /// The rows of a bucket up to a position, if they are ours to write and not written yet. Those of the
-    /// history are written at its end.
-    fn batch(&self, bucket: Bucket, to: Position, rows: Vec<RowChange>) -> Option<(Bucket, Batch)> {
+    /// Returns the rows of a bucket up to a position, if this replica must write them and they are not
+    /// written yet. Rows of the history are written once it has been folded.
+    fn due_batch(
+        &self,
+        bucket: Bucket,
+        to: Position,
+        rows: Vec<RowChange>,
+    ) -> Option<(Bucket, RowBatch)> {
         let owned = self.owned.get(&bucket);
         let due = owned.is_some_and(|owned| to > owned.cursor);
         let due = due && self.progress.borrow().caught_up;
-        due.then_some((bucket, Batch { rows, to }))
+        due.then_some((bucket, RowBatch { rows, to }))
     }
 
-    async fn applied(&mut self, applied: Vec<Applied<Vec<RowChange>>>) -> Result<(), StoreError> {
-        let mut batches: BTreeMap<Bucket, Batch> = BTreeMap::new();
+    async fn handle_applied(
+        &mut self,
+        applied: Vec<Applied<Vec<RowChange>>>,
+    ) -> Result<(), StoreError> {
+        let mut batches: BTreeMap<Bucket, RowBatch> = BTreeMap::new();
         let mut reached = BTreeMap::new();
         let mut last = None;
         for Applied { record, effect } in applied {
             let rows = match record.endpoint() {
                 None => self.apply_global(&record),
                 Some(key) => {
-                    self.forget_metrics(&record);
+                    self.remove_metrics(&record);
                     self.touched.insert(key);
                     effect.unwrap_or_default()
                 }
             };
-            if let Some((bucket, batch)) = self.batch(record.bucket, record.position, rows) {
-                let known = batches.entry(bucket).or_default();
-                known.rows.extend(batch.rows);
-                known.to = batch.to;
+            if let Some((bucket, batch)) = self.due_batch(record.bucket, record.position, rows) {
+                let merged = batches.entry(bucket).or_default();
+                merged.rows.extend(batch.rows);
+                merged.to = batch.to;
             }
             reached.insert(record.bucket, record.position);
             last = Some(record.time);
@@ -262,8 +270,8 @@ impl ViewsConsumer {
         Ok(())
     }
 
-    /// How far a bucket has been folded, also where it was not handled here yet: no rows were made of that.
-    fn folded(&self, bucket: Bucket) -> Position {
+    /// How far a bucket has been folded, including steps not handled here yet, which made no rows.
+    fn folded_position(&self, bucket: Bucket) -> Position {
         match bucket {
             Bucket::GLOBAL => {
                 let progress = self.progress.borrow();
@@ -275,7 +283,7 @@ impl ViewsConsumer {
 
     /// Applies a record that belongs to no endpoint.
     fn apply_global(&mut self, record: &Record) -> Vec<RowChange> {
-        self.access.follow(record);
+        self.access.apply(record);
         if self.routes.apply(record) {
             let models = self.models.lock();
             self.touched
@@ -284,19 +292,19 @@ impl ViewsConsumer {
         let global = &mut self.global;
         catch_panic(|| global.apply(record)).unwrap_or_else(|detail| {
             let event_type = record.event.type_name();
-            tracing::error!(position = %record.position, event_type, detail, "an event cannot be applied, and is skipped");
+            tracing::error!(position = %record.position, event_type, detail, "skipping event that cannot be applied");
             Vec::new()
         })
     }
 
-    /// Publishes what has been folded, writes its rows, and lets the reactor look at it.
+    /// Publishes the routes of what has been folded, writes its rows and runs the reactor.
     async fn advance(
         &mut self,
         reached: BTreeMap<Bucket, Position>,
-        batches: BTreeMap<Bucket, Batch>,
+        batches: BTreeMap<Bucket, RowBatch>,
     ) -> Result<(), StoreError> {
         let caught_up = self.progress.borrow().caught_up;
-        // Gateways first: they wait for nobody's rows.
+        // Routes first: gateways should not wait for rows.
         if caught_up {
             self.publish_touched();
         }
@@ -313,24 +321,24 @@ impl ViewsConsumer {
         Ok(())
     }
 
-    async fn caught_up(&mut self) -> Result<(), StoreError> {
-        self.wanted.end_history();
-        let behind = |(bucket, owned): (&Bucket, &Owned)| {
-            (self.folded(*bucket) > owned.cursor).then_some(*bucket)
+    async fn handle_caught_up(&mut self) -> Result<(), StoreError> {
+        self.row_filter.end_history();
+        let behind = |(bucket, owned): (&Bucket, &OwnedBucket)| {
+            (self.folded_position(*bucket) > owned.cursor).then_some(*bucket)
         };
         let behind: Vec<Bucket> = self.owned.iter().filter_map(behind).collect();
         for bucket in behind {
-            self.retake(bucket, Instant::now());
+            self.reacquire(bucket, Instant::now());
         }
         let writes = self.owned.iter().map(|(bucket, owned)| {
-            let written = self.write_released(*bucket, owned);
+            let written = self.write_unparked(*bucket, owned);
             async move { (*bucket, written.await) }
         });
         for (bucket, written) in futures::future::join_all(writes).await {
             match written {
                 Ok(()) => {}
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
-                Err(error) => self.take_again(bucket, &error),
+                Err(error) => self.reacquire_after_error(bucket, &error),
             }
         }
         self.progress
@@ -375,7 +383,7 @@ impl ViewsConsumer {
         let reactions = touched.into_iter().filter_map(|key| {
             let model = this.models.lock().get(&key).map(|e| e.state.clone());
             let model = model.filter(|_| this.owns(&key))?;
-            this.count_instances(&key, &model);
+            this.export_instance_counts(&key, &model);
             let members = &members;
             Some(async move {
                 let now = this.deps.clock.now();
@@ -383,9 +391,9 @@ impl ViewsConsumer {
                 (key, outcome)
             })
         });
-        // Side by side: one after the other, each would wait for the disk by itself.
+        // Concurrently: in sequence, each write would wait for the disk on its own.
         let outcomes: Vec<(EndpointKey, Result<(), StoreError>)> = futures::stream::iter(reactions)
-            .buffer_unordered(REACTIONS_MAX)
+            .buffer_unordered(REACTION_CONCURRENCY)
             .collect()
             .await;
         for (key, outcome) in outcomes {
@@ -393,7 +401,7 @@ impl ViewsConsumer {
                 Ok(()) => {}
                 Err(StoreError::Closed) => return Err(StoreError::Closed),
                 Err(error) => {
-                    tracing::warn!(endpoint = %key, %error, "what follows from its state cannot be written yet");
+                    tracing::warn!(endpoint = %key, %error, "reactor cannot write, retrying");
                     self.unsettled.insert(key);
                 }
             }
@@ -401,8 +409,8 @@ impl ViewsConsumer {
         Ok(())
     }
 
-    /// Pins expire and nodes are given up without an event, and what could not be written is tried again.
-    async fn react_to_time(&mut self) -> Result<(), StoreError> {
+    /// Handles changes that have no event: expired pins, nodes given up, and writes to retry.
+    async fn react_to_tick(&mut self) -> Result<(), StoreError> {
         if !self.progress.borrow().caught_up {
             return Ok(());
         }
@@ -422,7 +430,7 @@ impl ViewsConsumer {
                         .chain([endpoint.state])
                         .any(|state| state == ProvisioningState::Deleting)
                 };
-                // What was lost with its node is waited for no longer after a while.
+                // A deletion stops waiting for lost nodes after a grace period.
                 if expired || model.endpoint.as_ref().is_some_and(deleting) {
                     self.touched.insert(key.clone());
                 }
@@ -431,15 +439,15 @@ impl ViewsConsumer {
         self.react_to_touched().await
     }
 
-    /// What is gone is no longer exported.
-    fn forget_metrics(&self, record: &Record) {
+    /// Stops exporting metrics of a deleted deployment.
+    fn remove_metrics(&self, record: &Record) {
         let (Event::DeploymentDeleted(of), Some(key)) = (&record.event, record.endpoint()) else {
             return;
         };
-        self.uncount(&key, &of.deployment);
+        self.remove_instance_counts(&key, &of.deployment);
     }
 
-    fn uncount(&self, key: &EndpointKey, deployment: &Name) {
+    fn remove_instance_counts(&self, key: &EndpointKey, deployment: &Name) {
         for state in STATES {
             self.metrics.instances.remove(&InstanceLabels {
                 endpoint: key.endpoint().to_string(),
@@ -449,7 +457,7 @@ impl ViewsConsumer {
         }
     }
 
-    fn count_instances(&self, key: &EndpointKey, model: &domain::views::EndpointModel) {
+    fn export_instance_counts(&self, key: &EndpointKey, model: &EndpointModel) {
         let Some(endpoint) = &model.endpoint else {
             return;
         };
@@ -477,12 +485,12 @@ impl ViewsConsumer {
     }
 }
 
-/// What cannot be read now is written by whoever takes the bucket the next time.
-fn until_read<T>(read: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
+/// Logs an error and returns none, unless the store is closed: the next owner of the bucket retries.
+fn log_unless_closed<T>(read: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
     match read {
         Err(StoreError::Closed) => Err(StoreError::Closed),
         Err(error) => {
-            tracing::error!(%error, "the rows of an endpoint that is parked no longer cannot be written");
+            tracing::error!(%error, "cannot write the rows of an unparked endpoint");
             Ok(None)
         }
         read => read,

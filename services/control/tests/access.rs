@@ -1,4 +1,4 @@
-//! Tokens, roles, keys, and requests that are repeated.
+//! Tokens, roles, keys and repeated requests.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -10,15 +10,15 @@ use contract::time::Span;
 use control::table::{Gate, routes};
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::{Setup, World, endpoint};
+use support::{Setup, TestWorld, endpoint};
 
-async fn token(world: &World, name: &str, role: &str) -> String {
+async fn token(world: &TestWorld, name: &str, role: &str) -> String {
     let body = json!({"name": name, "role": role});
     let granted = world.post("/v1/access", &body).await.expect(201).body();
     granted["token"].as_str().unwrap().to_owned()
 }
 
-/// A path of the table with names filled in.
+/// Fills in the parameters of a path template.
 fn concrete(path: &str) -> String {
     path.replace("{endpoint}", "none")
         .replace("{deployment}", "none")
@@ -28,17 +28,17 @@ fn concrete(path: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_route_lets_in_its_least_role_and_those_above_it() {
-    let world = World::start().await;
+async fn each_route_admits_its_minimum_role_and_higher_ones() {
+    let world = TestWorld::start().await;
     let mut tokens: Vec<(Option<AccessRole>, Option<String>)> = vec![(None, None)];
-    for (role, word) in [
+    for (role, role_name) in [
         (AccessRole::Viewer, "viewer"),
         (AccessRole::Operator, "operator"),
         (AccessRole::Admin, "admin"),
     ] {
         tokens.push((
             Some(role),
-            Some(token(&world, &format!("a-{word}"), word).await),
+            Some(token(&world, &format!("a-{role_name}"), role_name).await),
         ));
     }
     for entry in routes() {
@@ -48,20 +48,20 @@ async fn each_route_lets_in_its_least_role_and_those_above_it() {
             if let Some(token) = token {
                 request = request.bearer_auth(token);
             }
-            // Headers are enough: a stream has no end to wait for.
+            // Do not read the body: a stream has no end.
             let status = request.send().await.unwrap().status().as_u16();
-            let told = format!("{} {} as {role:?}: {status}", entry.method, entry.path);
-            let least = match entry.gate {
+            let context = format!("{} {} as {role:?}: {status}", entry.method, entry.path);
+            let minimum = match entry.gate {
                 Gate::Open | Gate::Health | Gate::Loopback => {
-                    assert!(![401, 403].contains(&status), "{told}");
+                    assert!(![401, 403].contains(&status), "{context}");
                     continue;
                 }
-                Gate::Role(least) => least,
+                Gate::Role(minimum) => minimum,
             };
             match role {
-                None => assert_eq!(status, 401, "{told}"),
-                Some(role) if *role < least => assert_eq!(status, 403, "{told}"),
-                Some(_) => assert!(![401, 403].contains(&status), "{told}"),
+                None => assert_eq!(status, 401, "{context}"),
+                Some(role) if *role < minimum => assert_eq!(status, 403, "{context}"),
+                Some(_) => assert!(![401, 403].contains(&status), "{context}"),
             }
         }
     }
@@ -69,13 +69,13 @@ async fn each_route_lets_in_its_least_role_and_those_above_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_expired_and_revoked_tokens_open_nothing() {
-    let world = World::start().await;
-    let ask = |token: String| {
+async fn unknown_expired_and_revoked_tokens_are_rejected() {
+    let world = TestWorld::start().await;
+    let list_endpoints = |token: String| {
         let url = format!("http://{}/v1/endpoints", world.addr);
         world.send(world.http.get(url).bearer_auth(token))
     };
-    let reply = ask("penstock_00".into()).await.expect(401);
+    let reply = list_endpoints("penstock_00".into()).await.expect(401);
     assert_eq!(
         (reply.code().as_str(), reply.header("www-authenticate")),
         ("unauthorized", Some("Bearer"))
@@ -86,13 +86,19 @@ async fn unknown_expired_and_revoked_tokens_open_nothing() {
         .as_str()
         .unwrap()
         .to_owned();
-    ask(ci.clone()).await.expect(200);
+    list_endpoints(ci.clone()).await.expect(200);
     world.clock.advance(Span::from_secs(60));
-    assert!(ask(ci).await.expect(401).text.contains("expired"));
+    assert!(
+        list_endpoints(ci)
+            .await
+            .expect(401)
+            .text
+            .contains("expired")
+    );
     let other = token(&world, "other", "viewer").await;
-    ask(other.clone()).await.expect(200);
+    list_endpoints(other.clone()).await.expect(200);
     world.delete("/v1/access/other").await.expect(200);
-    ask(other).await.expect(401);
+    list_endpoints(other).await.expect(401);
     world
         .post("/v1/access", &json!({"name": "admin", "role": "viewer"}))
         .await
@@ -102,7 +108,7 @@ async fn unknown_expired_and_revoked_tokens_open_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_are_listed_without_their_secrets_and_files_are_private() {
-    let world = World::start().await;
+    let world = TestWorld::start().await;
     let ci = token(&world, "ci", "operator").await;
     let head = world.head().await;
     let list = world.get_at("/v1/access", head).await.expect(200);
@@ -126,11 +132,11 @@ async fn tokens_are_listed_without_their_secrets_and_files_are_private() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_client_file_is_replaced_by_one_with_a_new_token() {
-    let world = World::start().await;
+    let world = TestWorld::start().await;
     let old = world.token.clone();
     let dir = world.stop().await;
     std::fs::remove_file(dir.path().join("client.json")).unwrap();
-    let world = World::start_with(Setup {
+    let world = TestWorld::start_with(Setup {
         dir,
         seed: 3,
         ..Setup::default()
@@ -148,12 +154,12 @@ async fn a_lost_client_file_is_replaced_by_one_with_a_new_token() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_event_names_who_caused_it() {
-    let world = World::start().await;
+    let world = TestWorld::start().await;
     let ci = token(&world, "ci", "operator").await;
     let url = format!("http://{}/v1/endpoints/iris", world.addr);
     let request = world.http.put(url).bearer_auth(ci).json(&endpoint("iris"));
     world.send(request).await.expect(201);
-    world.settled().await;
+    world.wait_until_settled().await;
     let events = world.get("/v1/events?limit=1000").await.expect(200).body();
     let actors: Vec<(String, String)> = events["items"]
         .as_array()
@@ -178,7 +184,7 @@ async fn every_event_names_who_caused_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_shown_to_admins_stored_sealed_and_replaced_one_at_a_time() {
-    let world = World::with_iris().await;
+    let world = TestWorld::with_iris().await;
     let before = world
         .get("/v1/endpoints/iris/keys")
         .await
@@ -192,7 +198,7 @@ async fn keys_are_shown_to_admins_stored_sealed_and_replaced_one_at_a_time() {
     assert_ne!(before["primary"], after["primary"]);
     assert_eq!(before["secondary"], after["secondary"]);
     assert_eq!(after["primary"].as_str().unwrap().len(), 64);
-    world.settled().await;
+    world.wait_until_settled().await;
     let log = world.get("/v1/events?limit=1000").await.expect(200).text;
     let view = world.get("/v1/endpoints/iris").await.expect(200).text;
     for key in [&before["primary"], &after["primary"], &after["secondary"]] {
@@ -203,9 +209,9 @@ async fn keys_are_shown_to_admins_stored_sealed_and_replaced_one_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeated_post_with_its_idempotency_key_gets_the_first_answer() {
-    let world = World::with_blue().await;
-    world.settled().await;
+async fn a_repeated_post_with_its_idempotency_key_returns_the_first_response() {
+    let world = TestWorld::with_blue().await;
+    world.wait_until_settled().await;
     let requests = [
         ("/v1/access", json!({"name": "ci", "role": "viewer"}), 201),
         ("/v1/endpoints/iris/keys/primary/regenerate", json!({}), 200),
@@ -226,7 +232,7 @@ async fn a_repeated_post_with_its_idempotency_key_gets_the_first_answer() {
         assert_eq!(first.body(), second.body(), "{path}");
         assert_eq!(first.position(), second.position(), "{path}");
         assert_eq!(world.head().await, head, "{path}");
-        // Another body under the same key is a mistake of the caller.
+        // Another body with the same key is an error of the caller.
         let other = match path {
             "/v1/access" => json!({"name": "other", "role": "viewer"}),
             _ => json!({"scaleIn": true, "scaleOut": true}),
@@ -237,7 +243,7 @@ async fn a_repeated_post_with_its_idempotency_key_gets_the_first_answer() {
             "{path}"
         );
     }
-    // The key belongs to the path: elsewhere it is another request.
+    // The key is scoped to the path: on another path it is a new request.
     let request = world.request(Method::POST, "/v1/endpoints/iris/keys/secondary/regenerate");
     world
         .send(request.header("idempotency-key", "0199-abc"))

@@ -7,18 +7,18 @@ use contract::ids::EndpointKey;
 use domain::views::MODEL_VERSION;
 use reqwest::Method;
 use serde_json::json;
-use support::{Setup, World, autoscale, deployment, endpoint};
+use support::{Setup, TestWorld, autoscale, deployment, endpoint};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_put_comes_back_with_uid_status_and_etag() {
-    let world = World::start().await;
+async fn a_get_returns_what_was_put_with_uid_status_and_etag() {
+    let world = TestWorld::start().await;
     let put = world
         .put("/v1/endpoints/iris", &endpoint("iris"))
         .await
         .expect(201);
     assert_eq!(put.body()["result"], "created");
     assert_eq!(put.header("etag"), Some("\"1\""));
-    world.settled().await;
+    world.wait_until_settled().await;
     let got = world
         .get_at("/v1/endpoints/iris", put.position())
         .await
@@ -41,8 +41,8 @@ async fn what_is_put_comes_back_with_uid_status_and_etag() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_put_says_what_changed_and_an_equal_one_writes_nothing() {
-    let world = World::with_iris().await;
+async fn a_put_reports_changes_and_an_equal_one_writes_nothing() {
+    let world = TestWorld::with_iris().await;
     let path = "/v1/endpoints/iris/deployments/blue";
     world
         .put(path, &deployment("iris", "blue"))
@@ -61,18 +61,18 @@ async fn a_put_says_what_changed_and_an_equal_one_writes_nothing() {
     assert_eq!(world.head().await, head);
     let mut changed = deployment("iris", "blue");
     changed["spec"]["instances"] = json!(3);
-    let answer = world.put(path, &changed).await.expect(200).body();
-    assert_eq!(answer["result"], "changed");
+    let reply = world.put(path, &changed).await.expect(200).body();
+    assert_eq!(reply["result"], "changed");
     assert_eq!(
-        answer["changes"],
+        reply["changes"],
         json!([{"pointer": "/spec/instances", "from": 1, "to": 3}])
     );
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_says_what_would_happen_and_changes_nothing() {
-    let world = World::start().await;
+async fn a_dry_run_reports_changes_without_making_them() {
+    let world = TestWorld::start().await;
     let head = world.head().await;
     let put = world
         .put("/v1/endpoints/iris?dryRun=true", &endpoint("iris"))
@@ -85,8 +85,8 @@ async fn a_dry_run_says_what_would_happen_and_changes_nothing() {
     );
     assert_eq!(world.head().await, head);
     world.get("/v1/endpoints/iris").await.expect(404);
-    world.with_endpoint("iris").await;
-    world.with_deployment("iris", "blue").await;
+    world.create_endpoint("iris").await;
+    world.create_deployment("iris", "blue").await;
     let head = world.settled_head().await;
     let deleted = world
         .delete("/v1/endpoints/iris?dryRun=true")
@@ -96,13 +96,13 @@ async fn a_dry_run_says_what_would_happen_and_changes_nothing() {
     assert_eq!(deleted["deployments"], json!(["blue"]));
     let mut changed = deployment("iris", "blue");
     changed["spec"]["instanceType"] = json!("gpu");
-    let answer = world
+    let reply = world
         .put("/v1/endpoints/iris/deployments/blue?dryRun=true", &changed)
         .await
         .expect(200)
         .body();
     assert_eq!(
-        answer["changes"],
+        reply["changes"],
         json!([{"pointer": "/spec/instanceType", "from": "cpu-small", "to": "gpu"}])
     );
     assert_eq!(world.head().await, head);
@@ -110,8 +110,8 @@ async fn a_dry_run_says_what_would_happen_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn if_match_guards_against_a_change_by_somebody_else() {
-    let world = World::with_iris().await;
+async fn if_match_guards_against_concurrent_changes() {
+    let world = TestWorld::with_iris().await;
     let mut changed = endpoint("iris");
     changed["spec"]["auth"] = json!("none");
     let put = |tag: &'static str| {
@@ -136,8 +136,8 @@ async fn if_match_guards_against_a_change_by_somebody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn traffic_is_split_over_existing_deployments_and_guards_them() {
-    let world = World::with_iris().await;
+async fn traffic_needs_existing_deployments_and_prevents_their_deletion() {
+    let world = TestWorld::with_iris().await;
     for name in ["blue", "green"] {
         let path = format!("/v1/endpoints/iris/deployments/{name}");
         world
@@ -154,18 +154,18 @@ async fn traffic_is_split_over_existing_deployments_and_guards_them() {
         put.body()["resource"]["spec"]["traffic"],
         json!({"blue": 90, "green": 10})
     );
-    let refused = world
+    let rejected = world
         .put(
             path,
             &json!({"traffic": {"blue": 100}, "mirror": {"blue": 5}}),
         )
         .await
         .expect(400);
-    assert_eq!(refused.body()["errors"][0]["pointer"], "/mirror/blue");
+    assert_eq!(rejected.body()["errors"][0]["pointer"], "/mirror/blue");
     let mirrored = json!({"traffic": {"blue": 100}, "mirror": {"green": 5}});
-    let refused = world.put(path, &mirrored).await.expect(400).body();
-    assert_eq!(refused["errors"][0]["pointer"], "/mirror/green");
-    let detail = refused["errors"][0]["detail"].as_str().unwrap();
+    let rejected = world.put(path, &mirrored).await.expect(400).body();
+    assert_eq!(rejected["errors"][0]["pointer"], "/mirror/green");
+    let detail = rejected["errors"][0]["detail"].as_str().unwrap();
     assert!(
         detail.contains("not copied to other deployments yet"),
         "{detail}"
@@ -176,18 +176,18 @@ async fn traffic_is_split_over_existing_deployments_and_guards_them() {
         .put(path, &json!({"traffic": {"red": 100}}))
         .await
         .expect(400);
-    let refused = world
+    let rejected = world
         .delete("/v1/endpoints/iris/deployments/green")
         .await
         .expect(409);
-    assert_eq!(refused.code(), "has-traffic");
+    assert_eq!(rejected.code(), "has-traffic");
     // An Endpoint document without traffic leaves the split as it is.
-    let answer = world
+    let reply = world
         .put("/v1/endpoints/iris", &endpoint("iris"))
         .await
         .expect(200)
         .body();
-    assert_eq!(answer["result"], "unchanged");
+    assert_eq!(reply["result"], "unchanged");
     world
         .put(path, &json!({"traffic": {"blue": 100}}))
         .await
@@ -196,7 +196,7 @@ async fn traffic_is_split_over_existing_deployments_and_guards_them() {
         .delete("/v1/endpoints/iris/deployments/green")
         .await
         .expect(202);
-    world.settled().await;
+    world.wait_until_settled().await;
     world
         .get("/v1/endpoints/iris/deployments/green")
         .await
@@ -206,13 +206,13 @@ async fn traffic_is_split_over_existing_deployments_and_guards_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deleting_an_endpoint_deletes_its_deployments_and_frees_the_name() {
-    let world = World::start().await;
+    let world = TestWorld::start().await;
     let first = world
         .put("/v1/endpoints/iris", &endpoint("iris"))
         .await
         .expect(201)
         .body();
-    world.with_deployment("iris", "blue").await;
+    world.create_deployment("iris", "blue").await;
     world
         .put(
             "/v1/endpoints/iris/traffic",
@@ -221,7 +221,7 @@ async fn deleting_an_endpoint_deletes_its_deployments_and_frees_the_name() {
         .await
         .expect(200);
     world.delete("/v1/endpoints/iris").await.expect(202);
-    world.settled().await;
+    world.wait_until_settled().await;
     world.get("/v1/endpoints/iris").await.expect(404);
     assert_eq!(
         world.get("/v1/deployments").await.body()["items"],
@@ -242,8 +242,8 @@ async fn deleting_an_endpoint_deletes_its_deployments_and_frees_the_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn autoscale_pins_and_pauses_live_on_the_deployment() {
-    let world = World::with_blue().await;
+async fn autoscale_pins_and_pauses_belong_to_the_deployment() {
+    let world = TestWorld::with_blue().await;
     let path = "/v1/autoscale/iris/blue";
     let put = world
         .put(path, &autoscale("iris", "blue"))
@@ -295,8 +295,8 @@ async fn autoscale_pins_and_pauses_live_on_the_deployment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pin_ends_when_its_time_has_passed() {
-    let world = World::with_blue().await;
+async fn a_pin_expires() {
+    let world = TestWorld::with_blue().await;
     let until = support::START + contract::time::Span::from_secs(60);
     let body = json!({"instances": 3, "until": until});
     world
@@ -305,7 +305,7 @@ async fn a_pin_ends_when_its_time_has_passed() {
         .expect(200);
     let head = world.settled_head().await;
     world.clock.set(until);
-    // The record of the release is waited for.
+    // Waits for the record of the release.
     let released = world.get_at("/v1/endpoints/iris/deployments/blue", head + 1);
     let mut body = released.await.expect(200).body();
     while !body["status"]["pin"].is_null() {
@@ -320,15 +320,15 @@ async fn a_pin_ends_when_its_time_has_passed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_is_still_there_after_a_restart_with_the_same_token() {
-    let world = World::with_iris().await;
-    world.settled().await;
+async fn state_and_token_survive_a_restart() {
+    let world = TestWorld::with_iris().await;
+    world.wait_until_settled().await;
     let (token, keys) = (
         world.token.clone(),
         world.get("/v1/endpoints/iris/keys").await.expect(200).text,
     );
     let dir = world.stop().await;
-    let world = World::start_with(Setup {
+    let world = TestWorld::start_with(Setup {
         dir,
         seed: 2,
         ..Setup::default()
@@ -349,8 +349,8 @@ async fn everything_is_still_there_after_a_restart_with_the_same_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn control_leaves_a_snapshot_of_what_it_has_folded() {
-    let world = World::with_iris().await;
+async fn control_stores_a_snapshot_on_shutdown() {
+    let world = TestWorld::with_iris().await;
     let head = world.settled_head().await;
     let dir = world.stop().await;
     let url = format!("sqlite:{}", dir.path().join("penstock.db").display());

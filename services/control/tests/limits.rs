@@ -1,4 +1,4 @@
-//! What one client can take of the server, and that others are served meanwhile.
+//! Limits on what one client can use of the server while others are served.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -14,45 +14,45 @@ use control::{Limits, LogQuery, LogSource, SourceError};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use reqwest::Method;
-use support::{Setup, World, deployment, endpoint};
+use support::{Setup, TestWorld, deployment, endpoint};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-/// Only so that a broken server fails a test instead of hanging it.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// A limit that a test waits for.
+/// Makes a test fail instead of hang.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// A timeout that a test waits for.
 const SHORT: Duration = Duration::from_millis(100);
 
-async fn limited(limits: Limits) -> World {
-    World::start_with(Setup {
+async fn start_with_limits(limits: Limits) -> TestWorld {
+    TestWorld::start_with(Setup {
         limits,
         ..Setup::default()
     })
     .await
 }
 
-/// A connection with something sent on it.
-async fn sent(addr: SocketAddr, text: &str) -> TcpStream {
+/// Connects and sends a text.
+async fn connect_and_send(addr: SocketAddr, text: &str) -> TcpStream {
     let mut client = TcpStream::connect(addr).await.unwrap();
     client.write_all(text.as_bytes()).await.unwrap();
     client
 }
 
-/// What comes until the server closes.
-async fn until_closed(client: &mut TcpStream) -> String {
+/// Reads until the server closes the connection.
+async fn read_until_closed(client: &mut TcpStream) -> String {
     let mut text = Vec::new();
-    let read = tokio::time::timeout(PATIENCE, client.read_to_end(&mut text)).await;
+    let read = tokio::time::timeout(TIMEOUT, client.read_to_end(&mut text)).await;
     read.expect("the server keeps the connection").unwrap();
     String::from_utf8(text).unwrap()
 }
 
-/// One answer on a connection that stays open.
-async fn answer(client: &mut TcpStream) -> String {
+/// Reads one response from a connection that stays open.
+async fn read_response(client: &mut TcpStream) -> String {
     let mut text = Vec::new();
     while !text.ends_with(b"}") {
-        let read = tokio::time::timeout(PATIENCE, client.read_buf(&mut text)).await;
-        let read = read.expect("the server does not answer").unwrap();
+        let read = tokio::time::timeout(TIMEOUT, client.read_buf(&mut text)).await;
+        let read = read.expect("the server does not respond").unwrap();
         assert_ne!(read, 0, "closed after {}", String::from_utf8_lossy(&text));
     }
     String::from_utf8(text).unwrap()
@@ -62,32 +62,32 @@ const HEALTH: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_sends_half_a_head_is_disconnected() {
-    let world = limited(Limits {
+    let world = start_with_limits(Limits {
         head: SHORT,
         ..Limits::default()
     })
     .await;
-    let mut client = sent(world.addr, "GET /healthz HTTP/1.1\r\nhos").await;
-    until_closed(&mut client).await;
+    let mut client = connect_and_send(world.addr, "GET /healthz HTTP/1.1\r\nhos").await;
+    read_until_closed(&mut client).await;
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_says_nothing_more_after_an_answer_is_disconnected() {
-    let world = limited(Limits {
+async fn a_client_that_stays_idle_after_a_response_is_disconnected() {
+    let world = start_with_limits(Limits {
         head: SHORT,
         ..Limits::default()
     })
     .await;
-    let mut client = sent(world.addr, HEALTH).await;
-    assert!(answer(&mut client).await.starts_with("HTTP/1.1 200"));
-    until_closed(&mut client).await;
+    let mut client = connect_and_send(world.addr, HEALTH).await;
+    assert!(read_response(&mut client).await.starts_with("HTTP/1.1 200"));
+    read_until_closed(&mut client).await;
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_sends_half_a_body_is_told_so_and_disconnected() {
-    let world = limited(Limits {
+async fn a_client_that_sends_half_a_body_gets_408_and_is_disconnected() {
+    let world = start_with_limits(Limits {
         body: SHORT,
         ..Limits::default()
     })
@@ -96,57 +96,57 @@ async fn a_client_that_sends_half_a_body_is_told_so_and_disconnected() {
         "PUT /v1/endpoints/a HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 100\r\n\r\n{{",
         world.token
     );
-    let mut client = sent(world.addr, &head).await;
-    let told = until_closed(&mut client).await;
-    assert!(told.starts_with("HTTP/1.1 408 "), "{told}");
-    assert!(told.contains(r#""code":"too-slow""#), "{told}");
+    let mut client = connect_and_send(world.addr, &head).await;
+    let response = read_until_closed(&mut client).await;
+    assert!(response.starts_with("HTTP/1.1 408 "), "{response}");
+    assert!(response.contains(r#""code":"too-slow""#), "{response}");
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_that_is_too_long_or_has_too_many_headers_is_answered_431() {
-    let world = World::start().await;
+async fn a_head_that_is_too_long_or_has_too_many_headers_gets_431() {
+    let world = TestWorld::start().await;
     let long = format!("x-long: {}\r\n", "a".repeat(40_000));
     let many: String = (0..200).map(|n| format!("x-{n}: 1\r\n")).collect();
     for headers in [long, many] {
         let head = format!("GET /healthz HTTP/1.1\r\nhost: x\r\n{headers}\r\n");
-        let mut client = sent(world.addr, &head).await;
-        let mut told = [0; 12];
-        let read = tokio::time::timeout(PATIENCE, client.read_exact(&mut told)).await;
+        let mut client = connect_and_send(world.addr, &head).await;
+        let mut start = [0; 12];
+        let read = tokio::time::timeout(TIMEOUT, client.read_exact(&mut start)).await;
         read.unwrap().unwrap();
-        assert_eq!(&told, b"HTTP/1.1 431");
+        assert_eq!(&start, b"HTTP/1.1 431");
     }
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_over_the_limit_waits_while_the_others_are_served() {
-    let world = limited(Limits {
+    let world = start_with_limits(Limits {
         connections: 2,
         ..Limits::default()
     })
     .await;
-    let mut first = sent(world.addr, HEALTH).await;
-    let mut second = sent(world.addr, HEALTH).await;
-    answer(&mut first).await;
-    answer(&mut second).await;
-    let mut third = sent(world.addr, HEALTH).await;
+    let mut first = connect_and_send(world.addr, HEALTH).await;
+    let mut second = connect_and_send(world.addr, HEALTH).await;
+    read_response(&mut first).await;
+    read_response(&mut second).await;
+    let mut third = connect_and_send(world.addr, HEALTH).await;
     for client in [&mut first, &mut second] {
         for _ in 0..20 {
             client.write_all(HEALTH.as_bytes()).await.unwrap();
-            answer(client).await;
+            read_response(client).await;
         }
     }
     let early = third.try_read(&mut [0; 1]).unwrap_err();
     assert_eq!(early.kind(), std::io::ErrorKind::WouldBlock);
     drop(first);
-    answer(&mut third).await;
+    read_response(&mut third).await;
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_over_the_limit_is_refused_until_another_ends() {
-    let world = with_room_for_one(Endless::default()).await;
+async fn a_stream_over_the_limit_is_rejected_until_another_ends() {
+    let world = with_one_stream(EndlessLog::default()).await;
     let open = || world.request(Method::GET, "/v1/events/stream").send();
     let first = open().await.unwrap();
     assert_eq!(first.status(), 200);
@@ -155,52 +155,52 @@ async fn a_stream_over_the_limit_is_refused_until_another_ends() {
         "/v1/logs/a/blue?follow=true",
         "/v1/logs/a/blue",
     ] {
-        let refused = world.request(Method::GET, path).send().await.unwrap();
-        // Before its body is read: one that is not refused has no end.
-        assert_eq!(refused.status(), 503, "{path}");
-        assert_eq!(refused.headers()["retry-after"], "1");
-        let problem: serde_json::Value = refused.json().await.unwrap();
+        let rejected = world.request(Method::GET, path).send().await.unwrap();
+        // Checked before the body is read: an accepted one has no end.
+        assert_eq!(rejected.status(), 503, "{path}");
+        assert_eq!(rejected.headers()["retry-after"], "1");
+        let problem: serde_json::Value = rejected.json().await.unwrap();
         assert_eq!(problem["code"], "too-many-streams");
     }
     world.get("/v1/endpoints").await.expect(200);
     drop(first);
-    let again = async { while open().await.unwrap().status() != 200 {} };
-    let again = tokio::time::timeout(PATIENCE, again).await;
-    again.expect("the closed stream still counts");
+    let reopened = async { while open().await.unwrap().status() != 200 {} };
+    let reopened = tokio::time::timeout(TIMEOUT, reopened).await;
+    reopened.expect("the closed stream still counts");
     world.stop().await;
 }
 
-/// A log without an end, that tells when nobody reads it any more.
+/// An endless log, which signals when its reader is dropped.
 #[derive(Default)]
-struct Endless {
-    left: Option<mpsc::UnboundedSender<()>>,
+struct EndlessLog {
+    closed: Option<mpsc::UnboundedSender<()>>,
 }
 
-struct Reader(Option<mpsc::UnboundedSender<()>>);
+struct LogReader(Option<mpsc::UnboundedSender<()>>);
 
-impl Drop for Reader {
+impl Drop for LogReader {
     fn drop(&mut self) {
-        self.0.iter().for_each(|left| left.send(()).unwrap());
+        self.0.iter().for_each(|closed| closed.send(()).unwrap());
     }
 }
 
 #[async_trait]
-impl LogSource for Endless {
+impl LogSource for EndlessLog {
     async fn logs(
         &self,
         _of: &DeploymentRef,
         _query: LogQuery,
     ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, SourceError> {
-        let lines = futures::stream::unfold(Reader(self.left.clone()), |reader| async move {
+        let lines = futures::stream::unfold(LogReader(self.closed.clone()), |reader| async move {
             Some((Ok(Bytes::from_static(&[b'\n'; 65_536])), reader))
         });
         Ok(lines.boxed())
     }
 }
 
-/// A server with one deployment, whose log this is, and with room for one stream.
-async fn with_room_for_one(logs: Endless) -> World {
-    let world = World::start_with(Setup {
+/// Starts a server with one deployment that has these logs, and a limit of one stream.
+async fn with_one_stream(logs: EndlessLog) -> TestWorld {
+    let world = TestWorld::start_with(Setup {
         logs: Arc::new(logs),
         limits: Limits {
             streams: 1,
@@ -209,54 +209,64 @@ async fn with_room_for_one(logs: Endless) -> World {
         ..Setup::default()
     })
     .await;
-    with_deployment(&world).await;
+    create_deployment(&world).await;
     world
 }
 
-async fn with_deployment(world: &World) {
+async fn create_deployment(world: &TestWorld) {
     let blue = "/v1/endpoints/a/deployments/blue";
-    world.with_endpoint("a").await;
+    world.create_endpoint("a").await;
     let put = world.put(blue, &deployment("a", "blue")).await.expect(201);
     world.get_at(blue, put.position()).await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_in_the_middle_of_a_log_is_told_its_end_by_the_servers() {
-    let world = with_room_for_one(Endless::default()).await;
+async fn a_log_response_ends_cleanly_when_the_server_shuts_down() {
+    let world = with_one_stream(EndlessLog::default()).await;
     let open = world.request(Method::GET, "/v1/logs/a/blue").send();
     let mut log = open.await.unwrap();
     assert_eq!(log.status(), 200);
-    let read_on = async move {
-        // An answer that is cut is an error; this one has an end.
-        while log.chunk().await.expect("the answer was cut").is_some() {}
+    let read_to_end = async move {
+        // A truncated response would be an error.
+        while log
+            .chunk()
+            .await
+            .expect("the response was truncated")
+            .is_some()
+        {}
     };
-    let read_on = tokio::time::timeout(PATIENCE, read_on);
-    let (read, _) = tokio::join!(read_on, world.stop());
+    let read_to_end = tokio::time::timeout(TIMEOUT, read_to_end);
+    let (read, _) = tokio::join!(read_to_end, world.stop());
     read.expect("the log is still read");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_of_logs_that_leaves_gives_its_room_back() {
-    let (left, mut gone) = mpsc::unbounded_channel();
-    let world = with_room_for_one(Endless { left: Some(left) }).await;
+async fn a_log_reader_that_disconnects_releases_its_permit() {
+    let (closed, mut closed_signals) = mpsc::unbounded_channel();
+    let world = with_one_stream(EndlessLog {
+        closed: Some(closed),
+    })
+    .await;
     let open = || world.request(Method::GET, "/v1/logs/a/blue").send();
     let first = open().await.unwrap();
     assert_eq!(first.status(), 200);
     assert_eq!(open().await.unwrap().status(), 503);
     drop(first);
-    let ended = tokio::time::timeout(PATIENCE, gone.recv()).await;
+    let ended = tokio::time::timeout(TIMEOUT, closed_signals.recv()).await;
     ended.expect("the log is still read").unwrap();
-    let again = async { while open().await.unwrap().status() != 200 {} };
-    let again = tokio::time::timeout(PATIENCE, again).await;
-    again.expect("the reader that left still counts");
+    let reopened = async { while open().await.unwrap().status() != 200 {} };
+    let reopened = tokio::time::timeout(TIMEOUT, reopened).await;
+    reopened.expect("the reader that disconnected still counts");
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_stops_reading_is_disconnected() {
-    let (left, mut gone) = mpsc::unbounded_channel();
-    let world = World::start_with(Setup {
-        logs: Arc::new(Endless { left: Some(left) }),
+    let (closed, mut closed_signals) = mpsc::unbounded_channel();
+    let world = TestWorld::start_with(Setup {
+        logs: Arc::new(EndlessLog {
+            closed: Some(closed),
+        }),
         limits: Limits {
             stall: SHORT,
             ..Limits::default()
@@ -264,38 +274,39 @@ async fn a_client_that_stops_reading_is_disconnected() {
         ..Setup::default()
     })
     .await;
-    with_deployment(&world).await;
+    create_deployment(&world).await;
     let request = format!(
         "GET /v1/logs/a/blue HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
         world.token
     );
-    let client = sent(world.addr, &request).await;
-    let ended = tokio::time::timeout(PATIENCE, gone.recv()).await;
+    let client = connect_and_send(world.addr, &request).await;
+    let ended = tokio::time::timeout(TIMEOUT, closed_signals.recv()).await;
     ended.expect("the server still writes").unwrap();
     drop(client);
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_connection_does_not_delay_a_shutdown_and_a_request_in_flight_is_answered() {
-    let world = World::start().await;
-    let mut idle = sent(world.addr, HEALTH).await;
-    answer(&mut idle).await;
+async fn an_idle_connection_does_not_delay_a_shutdown_and_a_request_in_flight_completes() {
+    let world = TestWorld::start().await;
+    let mut idle = connect_and_send(world.addr, HEALTH).await;
+    read_response(&mut idle).await;
     let head = format!(
         "PUT /v1/endpoints/a HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\nexpect: 100-continue\r\n\r\n",
         world.token,
         endpoint("a").to_string().len(),
     );
-    let mut busy = sent(world.addr, &head).await;
-    // The handler waits for the body now.
-    let mut going_on = [0; 25];
-    busy.read_exact(&mut going_on).await.unwrap();
+    let mut active = connect_and_send(world.addr, &head).await;
+    // The handler is now waiting for the body.
+    let mut interim = [0; 25];
+    active.read_exact(&mut interim).await.unwrap();
     let stopping = tokio::spawn(world.stop());
-    assert_eq!(until_closed(&mut idle).await, "");
-    busy.write_all(endpoint("a").to_string().as_bytes())
+    assert_eq!(read_until_closed(&mut idle).await, "");
+    active
+        .write_all(endpoint("a").to_string().as_bytes())
         .await
         .unwrap();
-    let told = until_closed(&mut busy).await;
-    assert!(told.starts_with("HTTP/1.1 201 "), "{told}");
+    let response = read_until_closed(&mut active).await;
+    assert!(response.starts_with("HTTP/1.1 201 "), "{response}");
     stopping.await.unwrap();
 }

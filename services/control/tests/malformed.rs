@@ -1,5 +1,4 @@
-//! Malformed documents and requests: each is refused with the field and the remedy, and changes
-//! nothing.
+//! Malformed documents: each is rejected with the field and a remedy, and changes nothing.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -7,7 +6,7 @@ mod support;
 use domain::zones::ZoneData;
 use reqwest::Method;
 use serde_json::json;
-use support::{ENDPOINT, World, deployment};
+use support::{ENDPOINT, TestWorld, deployment};
 
 const DEPLOYMENT: &str = "\
 apiVersion: penstock/v1
@@ -37,8 +36,8 @@ spec:
       scale: {direction: out, by: 1}
 ";
 
-/// A fault: the text that is replaced, what by, the field, and a part of the sentence that says what
-/// to do. `§` marks the place that must be named.
+/// A fault: the text to replace, its replacement, the expected field, and a part of the expected remedy.
+/// `§` marks the expected location.
 type Row = (&'static str, &'static str, &'static str, &'static str);
 
 const IN_ENDPOINT: &[Row] = &[
@@ -514,8 +513,8 @@ const IN_AUTOSCALE: &[Row] = &[
     ),
 ];
 
-/// Rows whose words are the engine's: only the field is compared.
-const BY_THE_ENGINE: &[Row] = &[
+/// Faults that the engine words: only the field is compared.
+const ENGINE_FAULTS: &[Row] = &[
     (
         "min: 1, max: 5",
         "min: 6, max: 5",
@@ -559,7 +558,7 @@ fn cases(base: &str, rows: &[Row]) -> Vec<Case> {
     let case = |(find, replace, pointer, remedy): &Row| {
         assert!(base.contains(find), "`{find}` is not in the document");
         let marked = base.replacen(find, replace, 1);
-        // Of two marks the last one counts: a second key is the one too many.
+        // The last of two marks counts: of a duplicate key, the second is the error.
         let place = marked.rfind('§').map(|at| {
             let before = marked[..at].replace('§', "");
             let line = before.matches('\n').count() + 1;
@@ -587,12 +586,12 @@ fn all_cases() -> Vec<(&'static str, Vec<Case>)> {
             cases(DEPLOYMENT, IN_DEPLOYMENT),
         ),
         ("/v1/autoscale/iris/blue", cases(AUTOSCALE, IN_AUTOSCALE)),
-        ("/v1/autoscale/iris/blue", cases(AUTOSCALE, BY_THE_ENGINE)),
+        ("/v1/autoscale/iris/blue", cases(AUTOSCALE, ENGINE_FAULTS)),
     ]
 }
 
 #[test]
-fn every_fault_is_found_offline_at_its_place_with_its_remedy() {
+fn every_fault_is_found_offline_at_its_location_with_a_remedy() {
     for (_, cases) in all_cases() {
         for case in cases {
             let (read, mut faults) = documents::read(&case.text);
@@ -603,12 +602,12 @@ fn every_fault_is_found_offline_at_its_place_with_its_remedy() {
             let shown: Vec<String> = faults.iter().map(ToString::to_string).collect();
             let fault = faults.iter().find(|fault| {
                 let pointer = &fault.finding.pointer;
-                let near = if case.remedy.is_empty() {
+                let is_match = if case.remedy.is_empty() {
                     pointer.starts_with(case.pointer)
                 } else {
                     pointer == case.pointer
                 };
-                near && fault.finding.detail.contains(case.remedy)
+                is_match && fault.finding.detail.contains(case.remedy)
             });
             let Some(fault) = fault
                 .filter(|_| !case.pointer.is_empty())
@@ -632,8 +631,8 @@ fn every_fault_is_found_offline_at_its_place_with_its_remedy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_malformed_document_is_refused_and_changes_nothing() {
-    let world = World::with_blue().await;
+async fn every_malformed_document_is_rejected_and_changes_nothing() {
+    let world = TestWorld::with_blue().await;
     let head = world.settled_head().await;
     let mut count = 0;
     for (path, cases) in all_cases() {
@@ -649,11 +648,11 @@ async fn every_malformed_document_is_refused_and_changes_nothing() {
             let problem = reply.body();
             assert_eq!(problem["code"], "invalid-document");
             let errors = problem["errors"].as_array().unwrap();
-            let named = errors.iter().any(|error| {
+            let is_reported = errors.iter().any(|error| {
                 error["pointer"].as_str().unwrap().starts_with(case.pointer)
                     && error["detail"].as_str().unwrap().contains(case.remedy)
             });
-            assert!(named, "{} in {problem:#}", case.pointer);
+            assert!(is_reported, "{} in {problem:#}", case.pointer);
         }
     }
     assert!(count >= 60, "{count} documents");
@@ -662,8 +661,8 @@ async fn every_malformed_document_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reference_to_what_penstock_has_for_itself_is_refused_at_apply() {
-    let world = World::with_iris().await;
+async fn a_reference_to_a_secret_of_penstock_is_rejected_at_apply() {
+    let world = TestWorld::with_iris().await;
     let head = world.settled_head().await;
     let path = "/v1/endpoints/iris/deployments/blue";
     let inside = world.dir.path().join("deep/../seal.key");
@@ -677,9 +676,9 @@ async fn a_reference_to_what_penstock_has_for_itself_is_refused_at_apply() {
         &inside,
     ] {
         document["spec"]["env"] = json!({"LEVEL": "2", "DB": {"secretRef": reference}});
-        let refused = world.put(path, &document).await.expect(400);
-        assert_eq!(refused.code(), "invalid-document");
-        let errors = refused.body()["errors"].clone();
+        let rejected = world.put(path, &document).await.expect(400);
+        assert_eq!(rejected.code(), "invalid-document");
+        let errors = rejected.body()["errors"].clone();
         assert_eq!(errors[0]["pointer"], "/spec/env/DB/secretRef", "{errors}");
         let detail = errors[0]["detail"].as_str().unwrap();
         assert!(detail.contains("Penstock has for itself"), "{detail}");
@@ -724,7 +723,7 @@ spec:
 }
 
 #[test]
-fn a_file_may_hold_many_documents_and_each_fault_keeps_its_line() {
+fn a_file_may_contain_many_documents_and_each_fault_keeps_its_line() {
     let text = format!(
         "{ENDPOINT}---\n{}---\n# nothing\n---\n{AUTOSCALE}",
         DEPLOYMENT.replace("instances: 1", "instances: x")

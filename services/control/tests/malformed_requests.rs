@@ -1,13 +1,13 @@
-//! Malformed requests: each is answered with a problem, and changes nothing.
+//! Malformed requests: each returns a problem, and changes nothing.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use reqwest::Method;
 use serde_json::json;
-use support::{ENDPOINT, World, autoscale};
+use support::{ENDPOINT, TestWorld, autoscale};
 
-/// Method, path, body, status, code, part of what is said.
+/// Method, path, body, status, code, and a part of the detail.
 type Request = (
     &'static str,
     &'static str,
@@ -349,37 +349,37 @@ const REQUESTS: &[Request] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_malformed_request_is_a_problem_and_changes_nothing() {
-    let world = World::with_blue().await;
+async fn every_malformed_request_returns_a_problem_and_changes_nothing() {
+    let world = TestWorld::with_blue().await;
     world
         .put("/v1/autoscale/iris/blue", &autoscale("iris", "blue"))
         .await
         .expect(201);
     let head = world.settled_head().await;
-    for (method, path, body, status, code, says) in REQUESTS {
+    for (method, path, body, status, code, detail) in REQUESTS {
         let method: Method = method.parse().unwrap();
         let reply = world
             .send(world.request(method.clone(), path).body(*body))
             .await;
-        let told = format!("{method} {path} {body}\n{}", reply.text);
-        assert_eq!(reply.status, *status, "{told}");
+        let context = format!("{method} {path} {body}\n{}", reply.text);
+        assert_eq!(reply.status, *status, "{context}");
         assert_eq!(
             reply.header("content-type"),
             Some("application/problem+json"),
-            "{told}"
+            "{context}"
         );
         let problem = reply.body();
-        assert_eq!(problem["code"], *code, "{told}");
-        assert_eq!(problem["status"], *status, "{told}");
-        assert!(reply.text.contains(says), "`{says}`: {told}");
+        assert_eq!(problem["code"], *code, "{context}");
+        assert_eq!(problem["status"], *status, "{context}");
+        assert!(reply.text.contains(detail), "`{detail}`: {context}");
     }
     assert_eq!(world.head().await, head);
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_method_that_is_not_possible_is_answered_with_those_that_are() {
-    let world = World::start().await;
+async fn an_unsupported_method_gets_the_allowed_ones() {
+    let world = TestWorld::start().await;
     let reply = world
         .post("/v1/endpoints/iris", &json!({}))
         .await
@@ -392,8 +392,8 @@ async fn a_method_that_is_not_possible_is_answered_with_those_that_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_and_documents_past_their_limits_are_refused() {
-    let world = World::start().await;
+async fn bodies_and_documents_over_their_limits_are_rejected() {
+    let world = TestWorld::start().await;
     let head = world.head().await;
     let put =
         |body: String| world.send(world.request(Method::PUT, "/v1/endpoints/iris").body(body));

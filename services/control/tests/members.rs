@@ -19,16 +19,16 @@ use contract::resources::BackendKind;
 use contract::time::Span;
 use runtime::clock::Clock;
 use serde_json::json;
-use support::{Setup, World, deployment, endpoint};
+use support::{Setup, TestWorld, deployment, endpoint};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-/// Far more than anything takes; reached only when a test fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Far longer than anything takes; only reached when a test fails.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
-    let waited = tokio::time::timeout(PATIENCE, event).await;
-    waited.unwrap_or_else(|_| panic!("did not come: {what}"))
+async fn with_timeout<T>(what: &str, event: impl Future<Output = T>) -> T {
+    let waited = tokio::time::timeout(TIMEOUT, event).await;
+    waited.unwrap_or_else(|_| panic!("timed out: {what}"))
 }
 
 fn iris() -> EndpointKey {
@@ -39,8 +39,14 @@ fn instance() -> InstanceId {
     InstanceId::from("iris-blue-1".to_owned())
 }
 
-/// A frame of a source as it has reached a deal.
-fn frame(world: &World, kind: SourceKind, id: &str, bucket: Bucket, members: Position) -> Frame {
+/// A frame of a source that has reached a slot allocation.
+fn frame(
+    world: &TestWorld,
+    kind: SourceKind,
+    id: &str,
+    bucket: Bucket,
+    members: Position,
+) -> Frame {
     let backends = match kind == SourceKind::NODE {
         true => vec![BackendKind::SIMULATED],
         false => Vec::new(),
@@ -66,22 +72,25 @@ fn frame(world: &World, kind: SourceKind, id: &str, bucket: Bucket, members: Pos
     }
 }
 
-/// What the log says about members, as words.
-async fn members(world: &World) -> Vec<String> {
+/// The events about members in the log, in short form.
+async fn members(world: &TestWorld) -> Vec<String> {
     let stream = StreamName::members();
     let records = world.store.read_stream(&stream, 0, 1000);
-    let word = |event: &Event| match event {
+    let summary = |event: &Event| match event {
         Event::MemberJoined(joined) => format!("+{}", joined.source.id),
         Event::MemberLeft(left) => format!("-{} {:?}", left.source.id, left.reason),
         other => panic!("{other:?}"),
     };
     let records = records.await.unwrap();
-    records.iter().map(|record| word(&record.event)).collect()
+    records
+        .iter()
+        .map(|record| summary(&record.event))
+        .collect()
 }
 
-/// Sends frames until the log says this.
-async fn hear_until(world: &World, frames: &[Frame], expected: &[&str]) {
-    soon("the members", async {
+/// Sends frames until the log has these member events.
+async fn send_until(world: &TestWorld, frames: &[Frame], expected: &[&str]) {
+    with_timeout("the members", async {
         while members(world).await != expected {
             for frame in frames {
                 world.bus.publish_frame(Arc::new(frame.clone()));
@@ -92,12 +101,12 @@ async fn hear_until(world: &World, frames: &[Frame], expected: &[&str]) {
     .await;
 }
 
-fn gateway(world: &World, id: &str) -> Frame {
+fn gateway(world: &TestWorld, id: &str) -> Frame {
     frame(world, SourceKind::GATEWAY, id, Bucket(0), Position::START)
 }
 
-/// A deployment with one instance that takes ten requests at once.
-async fn serving(world: &World) {
+/// Creates a deployment with one instance that takes ten concurrent requests.
+async fn create_serving_deployment(world: &TestWorld) {
     let deploy = async |path: &str, body| world.put(path, &body).await.expect(201);
     deploy("/v1/endpoints/iris", endpoint("iris")).await;
     let mut document = deployment("iris", "blue");
@@ -138,7 +147,7 @@ async fn serving(world: &World) {
 
 type Routes = mpsc::Receiver<RouteMessage>;
 
-/// Waits for a route with these slots; gives the deal that it names.
+/// Waits for a route with these slots, and returns the position of its allocation.
 async fn until_slots(routes: &mut Routes, expected: &[(&str, u32)]) -> Position {
     let expected: BTreeMap<String, u32> = expected
         .iter()
@@ -161,75 +170,75 @@ async fn until_slots(routes: &mut Routes, expected: &[(&str, u32)]) -> Position 
             seen.push(slots);
         }
     };
-    let found = tokio::time::timeout(PATIENCE, found).await;
+    let found = tokio::time::timeout(TIMEOUT, found).await;
     found.unwrap_or_else(|_| panic!("no {expected:?} among {seen:?}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slots_are_dealt_in_two_steps_when_a_second_gateway_comes() {
-    let world = World::start().await;
+async fn slots_are_allocated_in_two_phases_when_a_second_gateway_joins() {
+    let world = TestWorld::start().await;
     let mut routes = world.bus.subscribe_routes();
-    serving(&world).await;
+    create_serving_deployment(&world).await;
     until_slots(&mut routes, &[("*", 10)]).await;
-    hear_until(&world, &[gateway(&world, "a")], &["+a"]).await;
+    send_until(&world, &[gateway(&world, "a")], &["+a"]).await;
     let both = [gateway(&world, "a"), gateway(&world, "b")];
-    hear_until(&world, &both, &["+a", "+b"]).await;
-    let deal = until_slots(&mut routes, &[("*", 1), ("a", 5), ("b", 1)]).await;
-    let follows = |id: &str, members| {
+    send_until(&world, &both, &["+a", "+b"]).await;
+    let allocation = until_slots(&mut routes, &[("*", 1), ("a", 5), ("b", 1)]).await;
+    let report = |id: &str, members| {
         let bucket = iris().bucket();
         let frame = frame(&world, SourceKind::GATEWAY, id, bucket, members);
         world.bus.publish_frame(Arc::new(frame));
     };
-    follows("b", deal);
-    follows("a", Position(deal.0 - 1));
-    // Nothing says that a gateway waits, so a while goes by; what must not come would fail below.
+    report("b", allocation);
+    report("a", Position(allocation.0 - 1));
+    // Waiting is not observable, so allow some time for an update that would be wrong.
     tokio::time::sleep(Duration::from_millis(600)).await;
-    assert!(routes.try_recv().is_err(), "a has not given way");
-    follows("a", deal);
+    assert!(routes.try_recv().is_err(), "`a` has not yielded");
+    report("a", allocation);
     until_slots(&mut routes, &[("*", 1), ("a", 5), ("b", 5)]).await;
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_gateway_leaves_behind_is_dealt_to_the_other() {
-    let world = World::start().await;
+async fn slots_of_a_gateway_that_left_go_to_the_other() {
+    let world = TestWorld::start().await;
     let mut routes = world.bus.subscribe_routes();
-    serving(&world).await;
+    create_serving_deployment(&world).await;
     let both = [gateway(&world, "a"), gateway(&world, "b")];
-    hear_until(&world, &both, &["+a", "+b"]).await;
+    send_until(&world, &both, &["+a", "+b"]).await;
     let goodbye = Frame {
         goodbye: true,
         ..gateway(&world, "b")
     };
-    hear_until(&world, &[goodbye], &["+a", "+b", "-b Goodbye"]).await;
-    // Gateways that say nothing about it are waited for; the clock says for how long.
+    send_until(&world, &[goodbye], &["+a", "+b", "-b Goodbye"]).await;
+    // Silent gateways are waited for until the clock has advanced.
     world.clock.advance(Span::from_secs(10));
     until_slots(&mut routes, &[("*", 10)]).await;
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_of_control_says_nothing_twice() {
-    let world = World::start().await;
+async fn a_restart_of_control_records_no_member_twice() {
+    let world = TestWorld::start().await;
     let both = [gateway(&world, "a"), gateway(&world, "b")];
-    hear_until(&world, &both, &["+a", "+b"]).await;
-    let world = World::start_with(Setup {
+    send_until(&world, &both, &["+a", "+b"]).await;
+    let world = TestWorld::start_with(Setup {
         dir: world.stop().await,
         seed: 2,
         ..Setup::default()
     })
     .await;
     let three = [both[0].clone(), both[1].clone(), gateway(&world, "c")];
-    hear_until(&world, &three, &["+a", "+b", "+c"]).await;
+    send_until(&world, &three, &["+a", "+b", "+c"]).await;
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_is_deleted_although_a_node_that_said_goodbye_never_answers() {
-    let world = World::start().await;
+async fn an_endpoint_is_deleted_even_if_a_node_that_left_never_responds() {
+    let world = TestWorld::start().await;
     let far = frame(&world, SourceKind::NODE, "far", Bucket(0), Position::START);
-    hear_until(&world, std::slice::from_ref(&far), &["+far"]).await;
-    serving(&world).await;
+    send_until(&world, std::slice::from_ref(&far), &["+far"]).await;
+    create_serving_deployment(&world).await;
     world.delete("/v1/endpoints/iris").await.expect(202);
     let removal = Event::InstanceRemovalRequested(InstanceRemovalRequested {
         id: instance(),
@@ -249,12 +258,12 @@ async fn an_endpoint_is_deleted_although_a_node_that_said_goodbye_never_answers(
         ..far
     };
     let left = format!("-far {:?}", LeaveReason::Goodbye);
-    hear_until(&world, &[goodbye], &["+far", &left]).await;
+    send_until(&world, &[goodbye], &["+far", &left]).await;
     let head = world.head().await;
     let shown = world.get_at("/v1/endpoints/iris", head).await;
     shown.expect(200);
     world.clock.advance(domain::members::NODE_GRACE);
-    soon("the end of the endpoint", async {
+    with_timeout("the end of the endpoint", async {
         while world.states().await.contains_key("iris") {
             tokio::task::yield_now().await;
         }
@@ -264,8 +273,8 @@ async fn an_endpoint_is_deleted_although_a_node_that_said_goodbye_never_answers(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backend_that_only_a_node_knows_may_be_named_while_the_node_is_a_member() {
-    let world = World::start().await;
+async fn a_backend_that_only_a_node_offers_is_accepted_while_the_node_is_a_member() {
+    let world = TestWorld::start().await;
     world
         .put("/v1/endpoints/iris", &endpoint("iris"))
         .await
@@ -276,17 +285,17 @@ async fn a_backend_that_only_a_node_knows_may_be_named_while_the_node_is_a_membe
         document["spec"]["backend"] = json!(backend);
         document
     };
-    let refused = world.put(path, &of("toy")).await.expect(400).body();
+    let rejected = world.put(path, &of("toy")).await.expect(400).body();
     let detail = "`toy` is not known here; use one of: process, simulated";
-    assert_eq!(refused["errors"][0]["detail"], detail);
+    assert_eq!(rejected["errors"][0]["detail"], detail);
     let mut node = frame(&world, SourceKind::NODE, "far", Bucket(0), Position::START);
     let hello = node.hello.as_mut().unwrap();
     hello.backends = vec!["toy".parse().unwrap(), BackendKind::SIMULATED];
-    hear_until(&world, &[node], &["+far"]).await;
+    send_until(&world, &[node], &["+far"]).await;
     let head = world.head().await;
     world.get_at("/v1/endpoints", head).await.expect(200);
-    let refused = world.put(path, &of("cloud")).await.expect(400).body();
+    let rejected = world.put(path, &of("cloud")).await.expect(400).body();
     let detail = "no node here offers the backend `cloud`; use one that is offered: simulated, toy";
-    assert_eq!(refused["errors"][0]["detail"], detail);
+    assert_eq!(rejected["errors"][0]["detail"], detail);
     world.put(path, &of("toy")).await.expect(201);
 }

@@ -1,5 +1,5 @@
-//! A log with events of an older version of their type: what is made of it is what the release made that
-//! wrote them.
+//! Events of an older version of their type: they produce the same results as with the release that wrote
+//! them.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -14,10 +14,10 @@ use control::ViewsProjector;
 use domain::views::{MODELS, ReadModel};
 use serde_json::{Value, json};
 use store::{RawRecord, Row, RowQuery, Store};
-use support::{Setup, World};
+use support::{Setup, TestWorld};
 use uuid::Uuid;
 
-/// The data of both, as version 1 wrote it.
+/// The data of both event types, as version 1 wrote it.
 const CLOSED: &str =
     include_str!("../../../libs/contract/tests/golden/events/usage.closed.v1.json");
 const CORRECTED: &str =
@@ -27,7 +27,7 @@ fn iris() -> EndpointKey {
     EndpointKey::new(&"iris".parse().unwrap())
 }
 
-/// Events of version 1 that follow what the store has.
+/// Appends events of version 1 to the store.
 async fn append_version_1(store: &Store) {
     let log = store.read_raw(Position::START, 1000).await.unwrap();
     let of_bucket = log.iter().rfind(|event| event.bucket == iris().bucket());
@@ -66,7 +66,7 @@ async fn usage_rows(store: &Store) -> Vec<Row> {
     store.rows(query).await.unwrap()
 }
 
-/// As the release of version 1 wrote it.
+/// The row as the release of version 1 wrote it.
 fn row_of_version_1(id: &str, type_name: &str, data: &str) -> Value {
     json!({
         "id": id,
@@ -78,9 +78,9 @@ fn row_of_version_1(id: &str, type_name: &str, data: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn usage_of_version_1_gives_the_rows_and_the_sums_that_it_gave() {
-    let world = World::with_blue().await;
-    world.settled().await;
+async fn usage_of_version_1_yields_the_same_rows_and_sums() {
+    let world = TestWorld::with_blue().await;
+    world.wait_until_settled().await;
     let dir = world.stop().await;
     let url = format!("sqlite:{}", dir.path().join("penstock.db").display());
     let store = Store::open(&url).await.unwrap();
@@ -92,8 +92,8 @@ async fn usage_of_version_1_gives_the_rows_and_the_sums_that_it_gave() {
         seed: 2,
         ..Setup::default()
     };
-    let world = World::start_with(setup).await;
-    world.settled().await;
+    let world = TestWorld::start_with(setup).await;
+    world.wait_until_settled().await;
     let verified = world.get("/v1/events/verify").await.expect(200).body();
     assert_eq!(verified["problems"], json!([]));
     let dir = world.stop().await;
@@ -104,28 +104,28 @@ async fn usage_of_version_1_gives_the_rows_and_the_sums_that_it_gave() {
     for (type_name, data) in types {
         let row = rows.iter().find(|row| row.doc.contains(type_name)).unwrap();
         let expected = row_of_version_1(&row.key, type_name, data).to_string();
-        assert_eq!(row.doc, expected, "to the byte");
+        assert_eq!(row.doc, expected, "byte for byte");
     }
-    // And so does a rebuild, beside what is there and from nothing.
+    // So does a rebuild, both over existing rows and from scratch.
     let mut projector = ViewsProjector::for_rebuild();
     let changed = store::rebuild(&store, &mut projector, MODELS).await;
     assert_eq!(changed.unwrap(), 0);
     let url = format!("sqlite:{}", dir.path().join("again.db").display());
-    let again = Store::open(&url).await.unwrap();
-    store::copy(&store, &again, |_, _| {}).await.unwrap();
+    let copied = Store::open(&url).await.unwrap();
+    store::copy(&store, &copied, |_, _| {}).await.unwrap();
     let mut projector = ViewsProjector::for_rebuild();
-    store::rebuild(&again, &mut projector, MODELS)
+    store::rebuild(&copied, &mut projector, MODELS)
         .await
         .unwrap();
-    assert_eq!(usage_rows(&again).await, rows);
+    assert_eq!(usage_rows(&copied).await, rows);
 
     let stream = StreamName::of(StreamKind::Usage, &iris());
     let mut total = UsageSlice::default();
-    for record in again.read_stream(&stream, 0, 10).await.unwrap() {
-        let (Event::UsageClosed(told) | Event::UsageCorrected(told)) = &record.event else {
+    for record in copied.read_stream(&stream, 0, 10).await.unwrap() {
+        let (Event::UsageClosed(usage) | Event::UsageCorrected(usage)) = &record.event else {
             panic!("{record:?}")
         };
-        told.slices.iter().for_each(|slice| total.add(slice));
+        usage.slices.iter().for_each(|slice| total.add(slice));
     }
     let live = &total.by_role[&Role::LIVE];
     assert_eq!(
@@ -136,5 +136,5 @@ async fn usage_of_version_1_gives_the_rows_and_the_sums_that_it_gave() {
     assert_eq!((instance.requests, instance.cpu_us), (4, 3800));
     assert_eq!(instance.memory_bytes_max, 4_194_304);
     store.close().await;
-    again.close().await;
+    copied.close().await;
 }

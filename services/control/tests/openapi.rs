@@ -1,5 +1,5 @@
-//! The API is what its description says, and the checked-in schemas are what the code makes.
-//! `UPDATE_GOLDEN=1` writes them anew.
+//! The API conforms to its description, and the checked-in schemas match the code.
+//! `UPDATE_GOLDEN=1` regenerates them.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -24,12 +24,12 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
-use support::{Setup, World, autoscale, deployment, endpoint};
+use support::{Setup, TestWorld, autoscale, deployment, endpoint};
 
-struct Sources;
+struct FakeSources;
 
 #[async_trait]
-impl LogSource for Sources {
+impl LogSource for FakeSources {
     async fn logs(
         &self,
         of: &DeploymentRef,
@@ -41,7 +41,7 @@ impl LogSource for Sources {
 }
 
 #[async_trait]
-impl HistorySource for Sources {
+impl HistorySource for FakeSources {
     async fn history(&self, query: HistoryQuery) -> Result<Vec<Value>, SourceError> {
         Ok(vec![
             json!({"time": query.from, "endpoint": query.endpoint, "step": query.step}),
@@ -49,8 +49,8 @@ impl HistorySource for Sources {
     }
 }
 
-/// Writes a decision and an instance as the other services would.
-async fn run_a_little(world: &World) -> u64 {
+/// Appends a decision and an instance as the other services would.
+async fn append_decision_and_instance(world: &TestWorld) -> u64 {
     let view = world
         .get("/v1/endpoints/iris/deployments/blue")
         .await
@@ -116,24 +116,24 @@ async fn run_a_little(world: &World) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_route_of_the_table_answers_as_the_openapi_document_says() {
-    let world = World::start_with(Setup {
-        logs: Arc::new(Sources),
-        history: Arc::new(Sources),
+async fn every_route_conforms_to_the_openapi_document() {
+    let world = TestWorld::start_with(Setup {
+        logs: Arc::new(FakeSources),
+        history: Arc::new(FakeSources),
         ..Setup::default()
     })
     .await;
-    world.with_endpoint("iris").await;
-    world.with_deployment("iris", "blue").await;
-    world.with_deployment("iris", "green").await;
+    world.create_endpoint("iris").await;
+    world.create_deployment("iris", "blue").await;
+    world.create_deployment("iris", "green").await;
     world
         .put("/v1/autoscale/iris/blue", &autoscale("iris", "blue"))
         .await
         .expect(201);
-    world.settled().await;
-    let position = run_a_little(&world).await;
+    world.wait_until_settled().await;
+    let position = append_decision_and_instance(&world).await;
     world.get_at("/v1/instances", position).await.expect(200);
-    world.settled().await;
+    world.wait_until_settled().await;
     for path in [
         "/v1/endpoints",
         "/v1/endpoints/iris",
@@ -158,7 +158,7 @@ async fn every_route_of_the_table_answers_as_the_openapi_document_says() {
     ] {
         world.get(path).await.expect(200);
     }
-    world.until("iris/blue", "Succeeded").await;
+    world.wait_for_state("iris/blue", "Succeeded").await;
     let view = world
         .get("/v1/endpoints/iris/deployments/blue")
         .await
@@ -204,17 +204,17 @@ async fn every_route_of_the_table_answers_as_the_openapi_document_says() {
     let verified = world.get("/v1/events/verify").await.expect(200).body();
     assert_eq!(verified["ok"], true, "{verified}");
     let heads = world.get("/v1/events/heads").await.expect(200).body();
-    let mut kept = json!({"heads": heads["items"]});
+    let mut stored = json!({"heads": heads["items"]});
     let verified = world
-        .post("/v1/events/verify", &kept)
+        .post("/v1/events/verify", &stored)
         .await
         .expect(200)
         .body();
     assert_eq!(verified["ok"], true, "{verified}");
-    // One that was kept of another log.
-    kept["heads"][0]["hash"] = json!("00".repeat(32));
+    // A head of another log.
+    stored["heads"][0]["hash"] = json!("00".repeat(32));
     let verified = world
-        .post("/v1/events/verify", &kept)
+        .post("/v1/events/verify", &stored)
         .await
         .expect(200)
         .body();
@@ -255,32 +255,32 @@ async fn every_route_of_the_table_answers_as_the_openapi_document_says() {
         .await
         .expect(201);
     world.delete("/v1/access/ci").await.expect(200);
-    parking(&world).await;
+    check_parking_routes(&world).await;
     world
         .delete("/v1/endpoints/iris/deployments/green")
         .await
         .expect(202);
     world.delete("/v1/endpoints/iris").await.expect(202);
 
-    let good = |status: &u16| *status < 300;
-    let answered = world.answered.lock().unwrap().clone();
-    let answered: BTreeSet<String> = answered
+    let is_success = |status: &u16| *status < 300;
+    let responses = world.responses.lock().unwrap().clone();
+    let responses: BTreeSet<String> = responses
         .iter()
-        .filter(|(_, _, status)| good(status))
+        .filter(|(_, _, status)| is_success(status))
         .map(|(method, path, _)| format!("{method} {path}"))
         .collect();
     let table: BTreeSet<String> = routes()
         .iter()
-        // The stream has no end; `streams.rs` reads it.
+        // The stream has no end; `streams.rs` tests it.
         .filter(|entry| entry.id != "streamEvents")
         .map(|entry| format!("{} {}", entry.method, entry.path))
         .collect();
-    assert_eq!(answered, table);
+    assert_eq!(responses, table);
     world.stop().await;
 }
 
-/// Nothing is parked in truth: the row is written here as a consumer would.
-async fn parking(world: &World) {
+/// Nothing is really parked: the row is written here as a consumer would write it.
+async fn check_parking_routes(world: &TestWorld) {
     let doc = json!({
         "consumer": "autoscaler", "endpoint": "iris", "position": 1, "eventType": "endpoint.created",
         "detail": "poison", "since": "2026-10-10T12:00:00.000Z"
@@ -313,8 +313,8 @@ async fn parking(world: &World) {
     let body = json!({"consumer": "autoscaler", "reason": "a test"});
     let skipped = world.post(&skip, &body).await.expect(200).body();
     assert_eq!(skipped["endpoint"], "iris");
-    let nobody = json!({"consumer": "autoscaler"});
-    world.post(&skip, &nobody).await.expect(400);
+    let no_reason = json!({"consumer": "autoscaler"});
+    world.post(&skip, &no_reason).await.expect(400);
     world
         .post("/v1/events/999999/skip", &body)
         .await
@@ -339,12 +339,12 @@ async fn parking(world: &World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gateways_get_a_route_for_every_change() {
-    let world = World::start().await;
+    let world = TestWorld::start().await;
     let mut routes = support::bus_of(&world).subscribe_routes();
-    world.with_endpoint("iris").await;
-    world.with_deployment("iris", "blue").await;
-    world.settled().await;
-    let position = run_a_little(&world).await;
+    world.create_endpoint("iris").await;
+    world.create_deployment("iris", "blue").await;
+    world.wait_until_settled().await;
+    let position = append_decision_and_instance(&world).await;
     let mut updates = Vec::new();
     while updates
         .last()
@@ -390,7 +390,7 @@ fn pretty(value: &Value) -> String {
 }
 
 #[test]
-fn the_checked_in_openapi_document_is_the_servers() {
+fn the_checked_in_openapi_document_is_up_to_date() {
     golden("openapi.json", &control::openapi::text());
 }
 
@@ -410,7 +410,7 @@ fn every_kind_of_document_can_be_put() {
 }
 
 #[test]
-fn the_checked_in_schemas_of_documents_are_the_codes() {
+fn the_checked_in_document_schemas_are_up_to_date() {
     for kind in KINDS {
         let mut generator = SchemaSettings::draft2020_12().into_generator();
         let mut schema = document_schema(kind, &mut generator).to_value();
@@ -425,7 +425,7 @@ fn the_checked_in_schemas_of_documents_are_the_codes() {
 }
 
 #[test]
-fn the_checked_in_schemas_of_events_are_the_codes() {
+fn the_checked_in_event_schemas_are_up_to_date() {
     let mut all = serde_json::Map::new();
     for (name, version, schema) in contract::events::event_schemas() {
         jsonschema::validator_for(schema.as_value()).unwrap();
@@ -435,7 +435,7 @@ fn the_checked_in_schemas_of_events_are_the_codes() {
 }
 
 #[test]
-fn documents_that_the_server_takes_fit_their_schemas() {
+fn accepted_documents_match_their_schemas() {
     for (kind, document) in [
         ("Endpoint", endpoint("iris")),
         ("Deployment", deployment("iris", "blue")),

@@ -1,5 +1,5 @@
-//! Events that this version cannot read: one endpoint's poison keeps nothing else from working, and
-//! what becomes readable again is shown again.
+//! Events that this version cannot read: they do not affect other endpoints, and an endpoint recovers when
+//! its events become readable again.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -13,7 +13,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::Connection as _;
 use store::Store;
-use support::{Setup, World, endpoint};
+use support::{Setup, TestWorld, endpoint};
 use tempfile::TempDir;
 
 /// Changes a stored event behind the store's back, as another version or a damaged disk would.
@@ -24,22 +24,22 @@ async fn execute(dir: &TempDir, sql: &'static str) {
     connection.close().await.unwrap();
 }
 
-async fn restart(dir: Arc<TempDir>, seed: u64) -> World {
+async fn restart(dir: Arc<TempDir>, seed: u64) -> TestWorld {
     let setup = Setup {
         dir,
         seed,
         ..Setup::default()
     };
-    World::start_with(setup).await
+    TestWorld::start_with(setup).await
 }
 
-async fn keep_rows(dir: &TempDir) {
+async fn save_rows(dir: &TempDir) {
     execute(dir, "CREATE TABLE old_rows AS SELECT * FROM rows").await;
     execute(dir, "CREATE TABLE old_cursors AS SELECT * FROM cursors").await;
 }
 
-/// As if control had ended before it wrote what came after [`keep_rows`].
-async fn take_rows_back(dir: &TempDir) {
+/// As if control had stopped before it wrote anything after [`save_rows`].
+async fn restore_rows(dir: &TempDir) {
     execute(dir, "DELETE FROM rows").await;
     execute(dir, "INSERT INTO rows SELECT * FROM old_rows").await;
     execute(dir, "DELETE FROM cursors").await;
@@ -49,27 +49,27 @@ async fn take_rows_back(dir: &TempDir) {
 const POISON_ROSE: &str = "UPDATE events SET type = 'endpoint.not-invented-yet' \
      WHERE stream = 'endpoint/default/rose' AND version = 1";
 
-/// With `iris` and `rose`, whose first event cannot be read; says where that is.
-async fn with_poisoned_rose() -> (World, u64) {
-    let world = World::with_iris().await;
-    let position = world.with_endpoint("rose").await.position();
-    world.settled().await;
+/// Starts with `iris` and `rose`, whose first event cannot be read; returns its position.
+async fn with_poisoned_rose() -> (TestWorld, u64) {
+    let world = TestWorld::with_iris().await;
+    let position = world.create_endpoint("rose").await.position();
+    world.wait_until_settled().await;
     let dir = world.stop().await;
     execute(&dir, POISON_ROSE).await;
     (restart(dir, 2).await, position)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn control_starts_although_its_newest_endpoint_cannot_be_read() {
+async fn control_starts_even_if_its_newest_endpoint_cannot_be_read() {
     let (world, _) = with_poisoned_rose().await;
     world.get("/v1/endpoints/iris").await.expect(200);
-    let made = world.put("/v1/endpoints/lily", &endpoint("lily")).await;
-    made.expect(201);
+    let created = world.put("/v1/endpoints/lily", &endpoint("lily")).await;
+    created.expect(201);
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_seal_key_is_held_against_the_newest_endpoint_that_can_be_read() {
+async fn the_seal_key_is_checked_against_the_newest_readable_endpoint() {
     let (world, _) = with_poisoned_rose().await;
     assert!(!world.health.remarks().iter().any(|r| r.contains("seal")));
     let dir = world.stop().await;
@@ -81,7 +81,7 @@ async fn the_seal_key_is_held_against_the_newest_endpoint_that_can_be_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_cannot_be_read_stands_in_its_place_in_pages_and_streams() {
+async fn an_unreadable_event_appears_in_pages_and_streams() {
     let (world, poison) = with_poisoned_rose().await;
     let head = world.head().await;
     let page = world.get("/v1/events?limit=1000").await.expect(200).body();
@@ -98,7 +98,7 @@ async fn an_event_that_cannot_be_read_stands_in_its_place_in_pages_and_streams()
         .header("last-event-id", poison - 1);
     let mut chunks = request.send().await.unwrap().bytes_stream();
     let mut text = String::new();
-    world.with_endpoint("lily").await;
+    world.create_endpoint("lily").await;
     while !text.contains("event: endpoint.created") {
         text.push_str(std::str::from_utf8(&chunks.next().await.unwrap().unwrap()).unwrap());
     }
@@ -108,7 +108,7 @@ async fn an_event_that_cannot_be_read_stands_in_its_place_in_pages_and_streams()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replay_names_what_it_could_not_read() {
+async fn replay_reports_unreadable_events() {
     let (world, poison) = with_poisoned_rose().await;
     let body = json!({"checkDecisions": true});
     let replayed = world.post("/v1/events/replay", &body).await;
@@ -126,15 +126,15 @@ async fn replay_names_what_it_could_not_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_may_name_the_position_of_an_event_that_cannot_be_read() {
+async fn a_read_can_require_the_position_of_an_unreadable_event() {
     let (world, poison) = with_poisoned_rose().await;
     world.get_at("/v1/endpoints/iris", poison).await.expect(200);
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_parking_left_out_are_written_when_the_event_can_be_read_again() {
-    let (world, _) = with_rose_parked_on_her_way().await;
+async fn rows_missed_while_parked_are_written_once_the_event_is_readable_again() {
+    let (world, _) = with_parked_rose().await;
     let dir = world.stop().await;
     execute(
         &dir,
@@ -152,55 +152,55 @@ async fn rows_that_parking_left_out_are_written_when_the_event_can_be_read_again
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_are_behind_go_on_from_what_the_log_holds_before_them() {
-    let world = World::with_blue().await;
-    world.settled().await;
+async fn rows_that_are_behind_resume_from_the_state_before_them() {
+    let world = TestWorld::with_blue().await;
+    world.wait_until_settled().await;
     let dir = world.stop().await;
-    keep_rows(&dir).await;
+    save_rows(&dir).await;
     let world = restart(dir, 2).await;
     let traffic = json!({"traffic": {"blue": 100}});
     let put = world.put("/v1/endpoints/iris/traffic", &traffic).await;
     put.expect(200);
-    world.settled().await;
+    world.wait_until_settled().await;
     let dir = world.stop().await;
-    take_rows_back(&dir).await;
+    restore_rows(&dir).await;
     execute(&dir, "DELETE FROM snapshots").await;
 
     let world = restart(dir, 3).await;
-    // What is not written yet is not compared.
-    world.settled().await;
+    // Rows that are not written yet are not compared.
+    world.wait_until_settled().await;
     let verified = world.get("/v1/events/verify").await.expect(200).body();
     assert_eq!(verified["problems"], json!([]));
     world.stop().await;
 }
 
-/// With `rose`, whose label `red` cannot be read, and was never in her rows. Others come after it. Says
-/// where it is.
-async fn with_rose_parked_on_her_way() -> (World, u64) {
+/// Starts with `rose`, whose event with the label `red` cannot be read and never reached its rows. More
+/// events follow. Returns the position of that event.
+async fn with_parked_rose() -> (TestWorld, u64) {
     let labelled = |colour: &str| {
         let mut labelled = endpoint("rose");
         labelled["metadata"]["labels"] = json!({"colour": colour});
         labelled
     };
-    let world = World::start().await;
-    world.with_endpoint("rose").await;
-    world.settled().await;
+    let world = TestWorld::start().await;
+    world.create_endpoint("rose").await;
+    world.wait_until_settled().await;
     let dir = world.stop().await;
-    keep_rows(&dir).await;
+    save_rows(&dir).await;
     let world = restart(dir, 2).await;
     let put = world.put("/v1/endpoints/rose", &labelled("red")).await;
     let poison = put.expect(200).position();
     let put = world.put("/v1/endpoints/rose", &labelled("blue")).await;
     put.expect(200);
-    world.settled().await;
+    world.wait_until_settled().await;
     let dir = world.stop().await;
-    take_rows_back(&dir).await;
+    restore_rows(&dir).await;
     execute(
         &dir,
         "UPDATE events SET type = 'x-' || type WHERE stream = 'endpoint/default/rose' AND data LIKE '%red%'",
     )
     .await;
-    // As for a release that folds otherwise: the next life begins with the log.
+    // As for a release with another fold version: the next start reads the log.
     execute(&dir, "DELETE FROM snapshots").await;
     let world = restart(dir, 3).await;
     while parked(&world).await == json!([]) {
@@ -211,14 +211,14 @@ async fn with_rose_parked_on_her_way() -> (World, u64) {
     (world, poison)
 }
 
-async fn parked(world: &World) -> Value {
+async fn parked(world: &TestWorld) -> Value {
     let parked = world.get("/v1/events/parked").await.expect(200).body();
     parked["items"].clone()
 }
 
-/// A rebuild changes nothing of what the running consumer has left, and makes the same from nothing.
-/// Gives the endpoints that are parked.
-async fn a_rebuild_makes_the_same(dir: &TempDir, poison: u64) -> Vec<(String, u64)> {
+/// Asserts that a rebuild changes none of the rows of the running consumer, and makes the same rows from
+/// scratch. Returns the parked endpoints.
+async fn assert_rebuild_is_equal(dir: &TempDir, poison: u64) -> Vec<(String, u64)> {
     let url = format!("sqlite:{}", dir.path().join("penstock.db").display());
     let rebuilt = async || {
         let store = Store::open(&url).await.unwrap();
@@ -229,12 +229,12 @@ async fn a_rebuild_makes_the_same(dir: &TempDir, poison: u64) -> Vec<(String, u6
         let mut fresh = ViewsProjector::default();
         let report = store::verify(&store, &mut fresh, MODELS).await.unwrap();
         store.close().await;
-        // It was changed after it was written, which the next event tells too.
-        let [problem, broken] = &report.problems[..] else {
+        // The event was changed after it was written, which also breaks the chain to the next one.
+        let [problem, broken_chain] = &report.problems[..] else {
             panic!("{report:?}");
         };
         let sentence = format!("the event at {poison} was changed");
-        assert!(broken.contains(&sentence), "{broken}");
+        assert!(broken_chain.contains(&sentence), "{broken_chain}");
         assert!(
             problem.contains(&format!("(position {poison})")),
             "{problem}"
@@ -245,31 +245,31 @@ async fn a_rebuild_makes_the_same(dir: &TempDir, poison: u64) -> Vec<(String, u6
         (changed, parked.collect::<Vec<_>>())
     };
     let (changed, parked) = rebuilt().await;
-    assert_eq!(changed, 0, "of what the consumer has written");
+    assert_eq!(changed, 0, "rows of the consumer changed");
     execute(dir, "DELETE FROM rows WHERE model <> 'parked'").await;
-    let (changed, again) = rebuilt().await;
+    let (changed, parked_from_scratch) = rebuilt().await;
     assert!(changed > 0);
-    assert_eq!(parked, again);
+    assert_eq!(parked, parked_from_scratch);
     parked
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_leaves_a_parked_endpoint_as_it_was_before_the_event() {
-    let (world, poison) = with_rose_parked_on_her_way().await;
+    let (world, poison) = with_parked_rose().await;
     let dir = world.stop().await;
-    let parked = a_rebuild_makes_the_same(&dir, poison).await;
+    let parked = assert_rebuild_is_equal(&dir, poison).await;
     assert_eq!(parked, [("default/rose".to_owned(), poison)]);
 }
 
-async fn skip(world: &World, poison: u64) {
+async fn skip(world: &TestWorld, poison: u64) {
     let skip = format!("/v1/events/{poison}/skip");
-    let body = json!({"consumer": "views", "reason": "the test says so"});
+    let body = json!({"consumer": "views", "reason": "test"});
     world.post(&skip, &body).await.expect(200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rebuild_passes_over_what_was_skipped_once_the_endpoint_is_taken_back() {
-    let (world, poison) = with_rose_parked_on_her_way().await;
+async fn a_rebuild_skips_events_once_the_endpoint_is_unparked() {
+    let (world, poison) = with_parked_rose().await;
     skip(&world, poison).await;
     let body = json!({"consumer": "views"});
     let unpark = world.post("/v1/endpoints/rose/unpark", &body).await;
@@ -278,17 +278,17 @@ async fn a_rebuild_passes_over_what_was_skipped_once_the_endpoint_is_taken_back(
     let shown = world.get_at("/v1/endpoints/rose", head).await.expect(200);
     assert_eq!(shown.body()["metadata"]["labels"]["colour"], "blue");
     let dir = world.stop().await;
-    let parked = a_rebuild_makes_the_same(&dir, poison).await;
+    let parked = assert_rebuild_is_equal(&dir, poison).await;
     assert_eq!(parked, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_skipped_stays_parked_until_the_endpoint_is_taken_back() {
-    let (world, poison) = with_rose_parked_on_her_way().await;
+async fn an_endpoint_with_a_skipped_event_stays_parked_until_it_is_unparked() {
+    let (world, poison) = with_parked_rose().await;
     skip(&world, poison).await;
     let head = world.head().await;
     world.get_at("/v1/endpoints", head).await.expect(200);
     let dir = world.stop().await;
-    let parked = a_rebuild_makes_the_same(&dir, poison).await;
+    let parked = assert_rebuild_is_equal(&dir, poison).await;
     assert_eq!(parked, [("default/rose".to_owned(), poison)]);
 }

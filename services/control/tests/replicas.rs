@@ -23,21 +23,21 @@ use runtime::health::Health;
 use runtime::metrics::Metrics;
 use serde_json::json;
 use sqlx::Connection as _;
-use support::{Setup, World, endpoint};
+use support::{Setup, TestWorld, endpoint};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Far more than anything takes; reached only when a test fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Far longer than anything takes; only reached when a test fails.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A bus that deals no buckets to groups, as to a replica whose buckets are all with others.
-struct NoBuckets(Arc<LocalBus>);
+/// A bus that assigns no buckets to groups, as for a replica when others own all buckets.
+struct NoBucketsBus(Arc<LocalBus>);
 
 #[async_trait]
-impl Bus for NoBuckets {
+impl Bus for NoBucketsBus {
     async fn publish_records(&self, records: &[Arc<Record>]) -> Result<(), BusError> {
         self.0.publish_records(records).await
     }
@@ -54,7 +54,7 @@ impl Bus for NoBuckets {
         self.0.subscribe_frames()
     }
     fn publish_route(&self, update: Arc<RouteUpdate>) {
-        panic!("a replica that owns nothing publishes no route: {update:?}");
+        panic!("a replica without buckets must not publish routes: {update:?}");
     }
     fn subscribe_routes(&self) -> mpsc::Receiver<RouteMessage> {
         self.0.subscribe_routes()
@@ -68,7 +68,7 @@ impl Bus for NoBuckets {
     async fn close(&self) {}
 }
 
-/// A second control on the store of a world.
+/// A second control service on the store of a [`TestWorld`].
 struct Replica {
     url: String,
     health: Health,
@@ -78,12 +78,12 @@ struct Replica {
 }
 
 impl Replica {
-    async fn start(world: &World) -> Self {
+    async fn start(world: &TestWorld) -> Self {
         let data = tempfile::tempdir().unwrap();
         let health = Health::default();
         let deps = ControlDeps {
             store: world.store.clone(),
-            bus: Arc::new(NoBuckets(world.bus.clone())),
+            bus: Arc::new(NoBucketsBus(world.bus.clone())),
             clock: world.clock.clone(),
             ids: world.ids.clone(),
             metrics: Metrics::default(),
@@ -126,8 +126,8 @@ impl Replica {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_replica_writes_the_other_shows_and_what_it_revokes_the_other_refuses() {
-    let world = World::start().await;
+async fn replicas_see_each_others_writes_and_revocations() {
+    let world = TestWorld::start().await;
     let other = Replica::start(&world).await;
     let url = format!("{}/v1/endpoints/iris", other.url);
 
@@ -141,10 +141,10 @@ async fn what_one_replica_writes_the_other_shows_and_what_it_revokes_the_other_r
         let request = request.header("penstock-position", position);
         request.send().await.unwrap().status().as_u16()
     };
-    // The token reaches the other replica with the log.
+    // The token reaches the other replica through the log.
     while get().await == 401 {}
     assert_eq!(get().await, 200);
-    // The first replica's own token was not replaced by the second's start.
+    // The start of the second replica did not replace the token of the first.
     world.get("/v1/endpoints/iris").await.expect(200);
     world.delete("/v1/access/ci").await.expect(200);
     while get().await != 401 {}
@@ -152,37 +152,37 @@ async fn what_one_replica_writes_the_other_shows_and_what_it_revokes_the_other_r
     world.stop().await;
 }
 
-/// How often the right to write about members has changed hands.
-async fn tenures(world: &World) -> i64 {
+/// How often the lease for recording members was acquired.
+async fn lease_generation(world: &TestWorld) -> i64 {
     let mut database = database(world).await;
     let generation = sqlx::query_scalar("SELECT generation FROM fences WHERE name = 'members'");
     let generation = generation.fetch_optional(&mut database).await.unwrap();
     generation.unwrap_or(0)
 }
 
-async fn database(world: &World) -> sqlx::SqliteConnection {
+async fn database(world: &TestWorld) -> sqlx::SqliteConnection {
     let url = format!("sqlite:{}", world.dir.path().join("penstock.db").display());
     sqlx::SqliteConnection::connect(&url).await.unwrap()
 }
 
-async fn execute(world: &World, sql: &'static str) {
+async fn execute(world: &TestWorld, sql: &'static str) {
     let mut database = database(world).await;
     sqlx::query(sql).execute(&mut database).await.unwrap();
 }
 
-async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+async fn wait_until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let waiting = async {
-        while !holds().await {
+        while !condition().await {
             tokio::task::yield_now().await;
         }
     };
-    let waited = tokio::time::timeout(PATIENCE, waiting).await;
-    waited.unwrap_or_else(|_| panic!("never: {what}"));
+    let waited = tokio::time::timeout(TIMEOUT, waiting).await;
+    waited.unwrap_or_else(|_| panic!("timed out: {what}"));
 }
 
-/// Sends frames of a gateway until the log calls it a member.
-async fn until_joined(world: &World, id: &str) {
-    until("the gateway is a member", async || {
+/// Sends frames of a gateway until it is recorded as a member.
+async fn join_gateway(world: &TestWorld, id: &str) {
+    wait_until("the gateway is a member", async || {
         world.bus.publish_frame(Arc::new(gateway(world, id)));
         let stream = StreamName::members();
         let members = world.store.read_stream(&stream, 0, 1000).await.unwrap();
@@ -193,7 +193,7 @@ async fn until_joined(world: &World, id: &str) {
     .await;
 }
 
-fn gateway(world: &World, id: &str) -> Frame {
+fn gateway(world: &TestWorld, id: &str) -> Frame {
     Frame {
         source: Source {
             kind: SourceKind::GATEWAY,
@@ -216,66 +216,70 @@ fn gateway(world: &World, id: &str) -> Frame {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_replicas_one_records_members_and_the_other_takes_over_when_it_ends() {
-    let world = World::start().await;
-    until("the first holds the lease", async || {
-        tenures(&world).await == 1
+async fn one_replica_records_members_and_the_other_takes_over_when_it_stops() {
+    let world = TestWorld::start().await;
+    wait_until("the first holds the lease", async || {
+        lease_generation(&world).await == 1
     })
     .await;
     let other = Replica::start(&world).await;
-    until_joined(&world, "a").await;
-    // The second has asked for it meanwhile, more than once.
+    join_gateway(&world, "a").await;
+    // Meanwhile the second has tried to acquire it more than once.
     tokio::time::sleep(3 * runtime::lease::RENEW_EVERY).await;
-    until_joined(&world, "b").await;
-    assert_eq!(tenures(&world).await, 1, "it was taken from its holder");
+    join_gateway(&world, "b").await;
+    assert_eq!(
+        lease_generation(&world).await,
+        1,
+        "the lease was taken from its holder"
+    );
     assert!(!other.serving.is_finished());
-    world.interrupt();
-    until_joined(&world, "c").await;
-    assert_eq!(tenures(&world).await, 2);
+    world.stop_control();
+    join_gateway(&world, "c").await;
+    assert_eq!(lease_generation(&world).await, 2);
     other.stop().await;
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn members_are_recorded_again_when_an_outage_of_the_store_is_over() {
-    let world = World::start().await;
-    until_joined(&world, "a").await;
+async fn members_are_recorded_again_after_a_store_outage() {
+    let world = TestWorld::start().await;
+    join_gateway(&world, "a").await;
     execute(&world, "ALTER TABLE fences RENAME TO hidden").await;
     let other = Replica::start(&world).await;
     world.bus.publish_frame(Arc::new(gateway(&world, "b")));
-    // Long enough for the lease to run out, so that it has to be acquired anew.
+    // Long enough for the lease to expire, so that it must be acquired again.
     tokio::time::sleep(runtime::lease::TTL + runtime::lease::RENEW_EVERY).await;
-    assert!(!other.serving.is_finished(), "control has given up");
+    assert!(!other.serving.is_finished(), "control has stopped");
     assert_eq!(other.health.missing(), Vec::<String>::new());
     execute(&world, "ALTER TABLE hidden RENAME TO fences").await;
-    until_joined(&world, "b").await;
+    join_gateway(&world, "b").await;
     other.stop().await;
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_about_a_member_that_cannot_be_read_keeps_no_other_from_joining() {
-    let world = World::start().await;
-    until_joined(&world, "a").await;
+async fn an_unreadable_member_event_does_not_prevent_others_from_joining() {
+    let world = TestWorld::start().await;
+    join_gateway(&world, "a").await;
     let dir = world.stop().await;
     let url = format!("sqlite:{}", dir.path().join("penstock.db").display());
     let mut database = sqlx::SqliteConnection::connect(&url).await.unwrap();
     let poison = "UPDATE events SET type = 'x-' || type WHERE type = 'member.joined'";
-    let poisoned = sqlx::query(poison).execute(&mut database).await.unwrap();
-    assert_eq!(poisoned.rows_affected(), 1);
+    let updated = sqlx::query(poison).execute(&mut database).await.unwrap();
+    assert_eq!(updated.rows_affected(), 1);
     database.close().await.unwrap();
     let setup = Setup {
         dir,
         seed: 2,
         ..Setup::default()
     };
-    let world = World::start_with(setup).await;
+    let world = TestWorld::start_with(setup).await;
     let joined = async || {
         world.bus.publish_frame(Arc::new(gateway(&world, "b")));
         let stream = StreamName::members();
         let after_poison = world.store.read_stream(&stream, 1, 10).await.unwrap();
         !after_poison.is_empty()
     };
-    until("another one joins", joined).await;
+    wait_until("another one joins", joined).await;
     world.stop().await;
 }

@@ -1,4 +1,4 @@
-//! The log over HTTP, pages, waiting for a position, and the open routes.
+//! The log over HTTP, pages, waiting for a position, and routes without a token.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -10,11 +10,11 @@ use domain::zones::ZoneData;
 use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::{World, deployment, endpoint};
+use support::{TestWorld, deployment, endpoint};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_with_a_position_shows_the_write_that_gave_it() {
-    let world = World::start().await;
+async fn a_read_with_a_position_reflects_the_write_that_returned_it() {
+    let world = TestWorld::start().await;
     for round in 0..20 {
         let name = format!("e{round}");
         let path = format!("/v1/endpoints/{name}");
@@ -30,8 +30,8 @@ async fn a_read_with_a_position_shows_the_write_that_gave_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lists_come_newest_first_in_pages_and_unknown_filters_find_nothing() {
-    let world = World::start().await;
+async fn lists_are_paged_newest_first_and_unknown_filters_match_nothing() {
+    let world = TestWorld::start().await;
     let mut position = 0;
     for name in ["a", "b", "c", "d", "e"] {
         position = world
@@ -71,9 +71,9 @@ async fn lists_come_newest_first_in_pages_and_unknown_filters_find_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_event_stream_goes_on_where_the_last_event_id_says() {
-    let world = World::start().await;
-    world.with_endpoint("a").await;
+async fn the_event_stream_resumes_after_the_last_event_id() {
+    let world = TestWorld::start().await;
+    world.create_endpoint("a").await;
     let head = world.settled_head().await;
     let request = world
         .request(Method::GET, "/v1/events/stream")
@@ -82,7 +82,7 @@ async fn the_event_stream_goes_on_where_the_last_event_id_says() {
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     let mut chunks = response.bytes_stream();
     let mut text = String::new();
-    world.with_endpoint("b").await;
+    world.create_endpoint("b").await;
     while text.matches("event: endpoint.created").count() < 1 {
         text.push_str(std::str::from_utf8(&chunks.next().await.unwrap().unwrap()).unwrap());
     }
@@ -101,10 +101,10 @@ async fn the_event_stream_goes_on_where_the_last_event_id_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_are_paged_from_a_position_on() {
-    let world = World::start().await;
-    world.with_endpoint("a").await;
-    world.with_deployment("a", "blue").await;
+async fn events_are_paged_from_a_position() {
+    let world = TestWorld::start().await;
+    world.create_endpoint("a").await;
+    world.create_deployment("a", "blue").await;
     let head = world.settled_head().await;
     let first = world.get("/v1/events?limit=2").await.expect(200).body();
     assert_eq!(
@@ -127,11 +127,11 @@ async fn events_are_paged_from_a_position_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_decision_that_the_engine_would_not_make_is_named_by_replay() {
-    let world = World::start().await;
+async fn replay_reports_a_decision_that_the_engine_would_not_make() {
+    let world = TestWorld::start().await;
     let golden = include_str!("../../../libs/domain/tests/golden/decision.json");
     let mut sound: Decision = serde_json::from_str(golden).unwrap();
-    // It has a schedule, and only with the same time zones is it made again.
+    // It has a schedule, so it is only reproducible with the same time zones.
     sound.inputs.zone_data = Some(ZoneData::bundled().version().to_owned());
     let forged = Decision {
         granted: sound.granted - 1,
@@ -156,8 +156,8 @@ async fn a_decision_that_the_engine_would_not_make_is_named_by_replay() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn decisions_of_other_versions_are_counted_by_version_and_are_no_fault() {
-    let world = World::start().await;
+async fn decisions_of_other_versions_are_counted_by_version_and_are_not_faults() {
+    let world = TestWorld::start().await;
     let read = |text: &str| -> Decision { serde_json::from_str(text).unwrap() };
     let older = [
         include_str!("../../../libs/domain/tests/golden/older/other.json"),
@@ -180,15 +180,20 @@ async fn decisions_of_other_versions_are_counted_by_version_and_are_no_fault() {
         .post("/v1/events/replay", &json!({"checkDecisions": true}))
         .await;
     let replayed = replayed.expect(200).body();
-    let counts = |version: u32, [equal, words, other]: [u64; 3]| {
+    let counts = |version: u32, [equal, only_words, other]: [u64; 3]| {
         json!({"engine": "autoscale", "engineVersion": version,
-            "equal": equal, "onlyWords": words, "other": other})
+            "equal": equal, "onlyWords": only_words, "other": other})
     };
     let mut by_zones = counts(1, [1, 0, 0]);
     by_zones["zoneData"] = json!("1999z");
-    // One of this version does not say by which time zones its schedule went.
-    let unsaid = counts(1, [1, 0, 0]);
-    let expected = json!([counts(0, [2, 1, 1]), unsaid, by_zones, counts(2, [0, 0, 1])]);
+    // One decision of this version does not record its time zones.
+    let unrecorded = counts(1, [1, 0, 0]);
+    let expected = json!([
+        counts(0, [2, 1, 1]),
+        unrecorded,
+        by_zones,
+        counts(2, [0, 0, 1])
+    ]);
     assert_eq!(replayed["otherVersions"], expected);
     assert_eq!(replayed["ok"], true, "{replayed}");
     let count = |name: &str| replayed[name].as_u64().unwrap();
@@ -202,17 +207,17 @@ async fn decisions_of_other_versions_are_counted_by_version_and_are_no_fault() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_readiness_and_metrics_need_no_token_on_loopback() {
-    let world = World::start().await;
-    let ask = |path: &str| world.send(world.http.get(format!("http://{}{path}", world.addr)));
-    assert_eq!(ask("/healthz").await.expect(200).body()["status"], "ok");
-    ask("/readyz").await.expect(200);
+    let world = TestWorld::start().await;
+    let get = |path: &str| world.send(world.http.get(format!("http://{}{path}", world.addr)));
+    assert_eq!(get("/healthz").await.expect(200).body()["status"], "ok");
+    get("/readyz").await.expect(200);
     let other = world.health.component("gateway");
     other.waiting("no routes yet");
-    let missing = ask("/readyz").await.expect(503).body();
+    let missing = get("/readyz").await.expect(503).body();
     assert_eq!(missing["missing"], json!(["gateway: no routes yet"]));
     other.ready();
-    ask("/readyz").await.expect(200);
-    let metrics = ask("/metrics").await.expect(200).text;
+    get("/readyz").await.expect(200);
+    let metrics = get("/metrics").await.expect(200).text;
     assert!(
         metrics.contains("penstock_control_requests_total"),
         "{metrics}"
@@ -222,9 +227,9 @@ async fn health_readiness_and_metrics_need_no_token_on_loopback() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sources_that_this_process_lacks_say_so() {
-    let world = World::start().await;
-    world.with_endpoint("a").await;
+async fn missing_sources_are_reported_as_unavailable() {
+    let world = TestWorld::start().await;
+    world.create_endpoint("a").await;
     let put = world
         .put("/v1/endpoints/a/deployments/blue", &deployment("a", "blue"))
         .await

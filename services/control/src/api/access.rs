@@ -11,11 +11,11 @@ use http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Filter, first_answer, kept, rows};
-use crate::access::Keep;
-use crate::answer::{Answer, at, json};
+use super::{Filter, list_rows, seal_response, stored_response};
+use crate::access::SealResponse;
 use crate::call::Call;
 use crate::error::ApiError;
+use crate::response::{ApiResult, json, with_position};
 use crate::service::App;
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -23,7 +23,7 @@ use crate::service::App;
 pub struct Grant {
     pub name: Name,
     pub role: AccessRole,
-    /// Left out: never.
+    /// Omitted: the token never expires.
     #[serde(default)]
     pub expires: Option<Timestamp>,
 }
@@ -43,24 +43,27 @@ pub struct Revoked {
     pub name: Name,
 }
 
-pub async fn list(app: Arc<App>, call: Call) -> Answer {
-    let filter = Filter::of(ReadModel::Access, &call)?;
-    json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
+pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
+    let filter = Filter::from_query(ReadModel::Access, &call)?;
+    json(
+        StatusCode::OK,
+        &list_rows(&app, filter, call.page()?).await?,
+    )
 }
 
-pub async fn grant(app: Arc<App>, call: Call) -> Answer {
+pub async fn grant(app: Arc<App>, call: Call) -> ApiResult {
     let Grant {
         name,
         role,
         expires,
-    } = call.typed()?;
+    } = call.parse_body()?;
     if expires.is_some_and(|expires| expires <= call.now) {
         let detail =
-            "this moment has passed; name a later one, or none for a token that does not expire";
+            "this time has passed; name a later one, or none for a token that does not expire";
         return Err(ApiError::invalid(vec![Finding::new("/expires", detail)]));
     }
-    if let Some(answer) = first_answer(&app, &call).await? {
-        return Ok(answer);
+    if let Some(response) = stored_response(&app, &call).await? {
+        return Ok(response);
     }
     let granted = |token: &str| Granted {
         name: name.clone(),
@@ -68,22 +71,30 @@ pub async fn grant(app: Arc<App>, call: Call) -> Answer {
         expires,
         token: token.to_owned(),
     };
-    let cause = call.cause()?;
-    let key = cause
+    let idempotency_key = call.idempotency_key()?;
+    let key = idempotency_key
         .as_ref()
-        .map(|cause| cause.key.clone())
+        .map(|idempotency_key| idempotency_key.key.clone())
         .unwrap_or_default();
-    let result = |token: &str| kept(&app, &key, StatusCode::CREATED, &granted(token));
-    let cause = cause.map(|cause| (cause, &result as Keep<'_>));
+    let build_response =
+        |token: &str| seal_response(&app, &key, StatusCode::CREATED, &granted(token));
+    let idempotency_key = idempotency_key
+        .map(|idempotency_key| (idempotency_key, &build_response as SealResponse<'_>));
     let (token, position) = app
         .access
-        .grant(name.as_str(), role, expires, call.actor(), cause)
+        .grant(name.as_str(), role, expires, call.actor(), idempotency_key)
         .await?;
-    Ok(at(json(StatusCode::CREATED, &granted(&token))?, position))
+    Ok(with_position(
+        json(StatusCode::CREATED, &granted(&token))?,
+        position,
+    ))
 }
 
-pub async fn revoke(app: Arc<App>, call: Call) -> Answer {
+pub async fn revoke(app: Arc<App>, call: Call) -> ApiResult {
     let name = call.name("name")?;
     let position = app.access.revoke(name.as_str(), call.actor()).await?;
-    Ok(at(json(StatusCode::OK, &Revoked { name })?, position))
+    Ok(with_position(
+        json(StatusCode::OK, &Revoked { name })?,
+        position,
+    ))
 }

@@ -16,16 +16,16 @@ use serde::{Deserialize, Serialize};
 
 use super::endpoints::{DeleteResult, Deleted};
 use super::{
-    Filter, applied, carry_out, first_answer, gone_meanwhile, kept, key_of, one, resource, rows,
-    with_revision,
+    Filter, applied_response, deleted_concurrently, deployment_row_key, execute, get_row,
+    json_with_etag, list_rows, parse_resource, seal_response, stored_response,
 };
-use crate::answer::{Answer, at, json};
 use crate::call::Call;
-use crate::commands::{Done, Order};
+use crate::commands::{CommandOutcome, CommandRequest};
 use crate::error::ApiError;
+use crate::response::{ApiResult, json, with_position};
 use crate::service::App;
 
-/// Longest time that a preview covers, and how far it looks unless told.
+/// The maximum and the default time span of a preview.
 const PREVIEW_MAX: Span = Span::from_secs(400 * 86_400);
 const PREVIEW_DEFAULT: Span = Span::from_secs(7 * 86_400);
 
@@ -33,12 +33,12 @@ const PREVIEW_DEFAULT: Span = Span::from_secs(7 * 86_400);
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PinBody {
     pub instances: u32,
-    /// Left out: until released.
+    /// Omitted: until released.
     #[serde(default)]
     pub until: Option<Timestamp>,
 }
 
-/// Directions to pause or resume; both if none is named.
+/// Directions to pause or resume; both if none is given.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Directions {
@@ -48,7 +48,7 @@ pub struct Directions {
     pub scale_out: Option<bool>,
 }
 
-/// What stands above the rules.
+/// Manual overrides of the rules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Manual {
@@ -58,7 +58,7 @@ pub struct Manual {
     pub pause: Pause,
 }
 
-/// The profile that holds from a moment on.
+/// The profile in force from a given time on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Transition {
@@ -74,130 +74,144 @@ pub struct Preview {
     pub items: Vec<Transition>,
 }
 
-pub async fn list(app: Arc<App>, call: Call) -> Answer {
-    let filter = Filter::of(ReadModel::Autoscales, &call)?;
-    json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
+pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
+    let filter = Filter::from_query(ReadModel::Autoscales, &call)?;
+    json(
+        StatusCode::OK,
+        &list_rows(&app, filter, call.page()?).await?,
+    )
 }
 
-pub async fn get(app: Arc<App>, call: Call) -> Answer {
-    let of = call.deployment()?;
-    with_revision(
-        &one(
+pub async fn get(app: Arc<App>, call: Call) -> ApiResult {
+    let target = call.deployment()?;
+    json_with_etag(
+        &get_row(
             &app,
             ReadModel::Autoscales,
-            &key_of(&of),
-            &format!("Autoscale for `{of}`"),
+            &deployment_row_key(&target),
+            &format!("Autoscale for `{target}`"),
         )
         .await?,
     )
 }
 
-fn view(endpoint: &Endpoint, of: &DeploymentRef) -> Option<AutoscaleView> {
-    let deployment = endpoint.deployments.get(&of.deployment)?;
-    autoscale_view(endpoint, &of.deployment, deployment, None)
+fn view(endpoint: &Endpoint, target: &DeploymentRef) -> Option<AutoscaleView> {
+    let deployment = endpoint.deployments.get(&target.deployment)?;
+    autoscale_view(endpoint, &target.deployment, deployment, None)
 }
 
-pub async fn put(app: Arc<App>, call: Call) -> Answer {
-    let of = call.deployment()?;
-    let Resource::Autoscale(document) = resource(&app, &call, "Autoscale", &of.to_string())? else {
-        return Err(ApiError::internal("another kind passed for an Autoscale"));
+pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
+    let target = call.deployment()?;
+    let Resource::Autoscale(document) =
+        parse_resource(&app, &call, "Autoscale", &target.to_string())?
+    else {
+        return Err(ApiError::internal("parsed resource is not an Autoscale"));
     };
     let command = Command::PutAutoscale {
-        deployment: of.deployment.clone(),
+        deployment: target.deployment.clone(),
         labels: document.metadata.labels,
         spec: document.spec,
     };
-    let done = carry_out(&app, &call, &of.endpoint, &command).await?;
-    let before = done
+    let outcome = execute(&app, &call, &target.endpoint, &command).await?;
+    let before = outcome
         .before
         .as_ref()
-        .and_then(|endpoint| view(endpoint, &of));
-    let after = done.after.as_ref().and_then(|endpoint| view(endpoint, &of));
-    applied(
+        .and_then(|endpoint| view(endpoint, &target));
+    let after = outcome
+        .after
+        .as_ref()
+        .and_then(|endpoint| view(endpoint, &target));
+    applied_response(
         &call,
         before.as_ref(),
-        after.ok_or_else(gone_meanwhile)?,
-        &done,
+        after.ok_or_else(deleted_concurrently)?,
+        &outcome,
     )
 }
 
-pub async fn delete(app: Arc<App>, call: Call) -> Answer {
-    let of = call.deployment()?;
+pub async fn delete(app: Arc<App>, call: Call) -> ApiResult {
+    let target = call.deployment()?;
     let command = Command::DeleteAutoscale {
-        deployment: of.deployment,
+        deployment: target.deployment,
     };
-    let done = carry_out(&app, &call, &of.endpoint, &command).await?;
+    let outcome = execute(&app, &call, &target.endpoint, &command).await?;
     let body = Deleted {
         result: DeleteResult::Deleted,
         dry_run: call.flag("dryRun")?,
         deployments: Vec::new(),
     };
-    Ok(at(json(StatusCode::OK, &body)?, done.position))
+    Ok(with_position(
+        json(StatusCode::OK, &body)?,
+        outcome.position,
+    ))
 }
 
-fn manual(endpoint: Option<&Endpoint>, of: DeploymentRef) -> Result<Manual, ApiError> {
-    let deployment = endpoint.and_then(|endpoint| endpoint.deployments.get(&of.deployment));
-    let deployment = deployment.ok_or_else(gone_meanwhile)?;
+fn manual(endpoint: Option<&Endpoint>, target: DeploymentRef) -> Result<Manual, ApiError> {
+    let deployment = endpoint.and_then(|endpoint| endpoint.deployments.get(&target.deployment));
+    let deployment = deployment.ok_or_else(deleted_concurrently)?;
     Ok(Manual {
-        endpoint: of.endpoint,
-        deployment: of.deployment,
+        endpoint: target.endpoint,
+        deployment: target.deployment,
         pin: deployment.pin,
         pause: deployment.pause,
     })
 }
 
-fn answer(done: &Done, of: DeploymentRef) -> Answer {
-    let body = manual(done.after.as_ref(), of)?;
-    Ok(at(json(StatusCode::OK, &body)?, done.position))
+fn manual_response(outcome: &CommandOutcome, target: DeploymentRef) -> ApiResult {
+    let body = manual(outcome.after.as_ref(), target)?;
+    Ok(with_position(
+        json(StatusCode::OK, &body)?,
+        outcome.position,
+    ))
 }
 
-pub async fn pin(app: Arc<App>, call: Call) -> Answer {
-    let of = call.deployment()?;
-    let PinBody { instances, until } = call.typed()?;
+pub async fn pin(app: Arc<App>, call: Call) -> ApiResult {
+    let target = call.deployment()?;
+    let PinBody { instances, until } = call.parse_body()?;
     let command = Command::Pin {
-        deployment: of.deployment.clone(),
+        deployment: target.deployment.clone(),
         pin: Pin { instances, until },
     };
-    let done = carry_out(&app, &call, &of.endpoint, &command).await?;
-    answer(&done, of)
+    let outcome = execute(&app, &call, &target.endpoint, &command).await?;
+    manual_response(&outcome, target)
 }
 
-pub async fn release(app: Arc<App>, call: Call) -> Answer {
-    let of = call.deployment()?;
+pub async fn release(app: Arc<App>, call: Call) -> ApiResult {
+    let target = call.deployment()?;
     let command = Command::Release {
-        deployment: of.deployment.clone(),
+        deployment: target.deployment.clone(),
     };
-    let done = carry_out(&app, &call, &of.endpoint, &command).await?;
-    answer(&done, of)
+    let outcome = execute(&app, &call, &target.endpoint, &command).await?;
+    manual_response(&outcome, target)
 }
 
-pub async fn pause(app: Arc<App>, call: Call) -> Answer {
+pub async fn pause(app: Arc<App>, call: Call) -> ApiResult {
     set_pause(app, call, true).await
 }
 
-pub async fn resume(app: Arc<App>, call: Call) -> Answer {
+pub async fn resume(app: Arc<App>, call: Call) -> ApiResult {
     set_pause(app, call, false).await
 }
 
-async fn set_pause(app: Arc<App>, call: Call, to: bool) -> Answer {
-    let of = call.deployment()?;
+async fn set_pause(app: Arc<App>, call: Call, to: bool) -> ApiResult {
+    let target = call.deployment()?;
     let Directions {
         scale_in,
         scale_out,
-    } = call.typed()?;
+    } = call.parse_body()?;
     if scale_in == Some(false) && scale_out == Some(false) {
-        let detail = "both directions are false, so nothing is asked for; name one, or leave both out for both";
+        let detail = "both directions are false, so there is nothing to change; name one, or omit both to select both";
         return Err(ApiError::invalid(vec![Finding::new("", detail)]));
     }
     let both = scale_in.is_none() && scale_out.is_none();
-    if let Some(answer) = first_answer(&app, &call).await? {
-        return Ok(answer);
+    if let Some(response) = stored_response(&app, &call).await? {
+        return Ok(response);
     }
-    let aggregate = app.commands.endpoint(&of.endpoint).await?;
+    let aggregate = app.commands.endpoint(&target.endpoint).await?;
     let deployment = aggregate
         .state
         .as_ref()
-        .and_then(|endpoint| endpoint.deployments.get(&of.deployment));
+        .and_then(|endpoint| endpoint.deployments.get(&target.deployment));
     let mut pause = deployment
         .map(|deployment| deployment.pause)
         .unwrap_or_default();
@@ -207,34 +221,39 @@ async fn set_pause(app: Arc<App>, call: Call, to: bool) -> Answer {
     if both || scale_out == Some(true) {
         pause.scale_out = to;
     }
-    let mut cause = call.cause()?;
-    if let (Some(cause), Some(deployment)) = (&mut cause, deployment) {
+    let mut idempotency_key = call.idempotency_key()?;
+    if let (Some(idempotency_key), Some(deployment)) = (&mut idempotency_key, deployment) {
         let body = Manual {
-            endpoint: of.endpoint.clone(),
-            deployment: of.deployment.clone(),
+            endpoint: target.endpoint.clone(),
+            deployment: target.deployment.clone(),
             pin: deployment.pin,
             pause,
         };
-        cause.result = Some(kept(&app, &cause.key, StatusCode::OK, &body)?);
+        idempotency_key.result = Some(seal_response(
+            &app,
+            &idempotency_key.key,
+            StatusCode::OK,
+            &body,
+        )?);
     }
     let command = Command::SetPause {
-        deployment: of.deployment.clone(),
+        deployment: target.deployment.clone(),
         pause,
     };
-    let order = Order {
-        endpoint: &of.endpoint,
+    let request = CommandRequest {
+        endpoint: &target.endpoint,
         command: &command,
         precondition: call.precondition()?,
         actor: call.actor(),
         dry_run: false,
-        cause,
+        idempotency_key,
     };
-    let done = app.commands.carry_out(order, &app.views).await?;
-    answer(&done, of)
+    let outcome = app.commands.execute(request, &app.views).await?;
+    manual_response(&outcome, target)
 }
 
-pub async fn preview(app: Arc<App>, call: Call) -> Answer {
-    let of = call.deployment()?;
+pub async fn preview(app: Arc<App>, call: Call) -> ApiResult {
+    let target = call.deployment()?;
     let from = call.time("from")?.unwrap_or(call.now);
     let to = call.time("to")?.unwrap_or(from + PREVIEW_DEFAULT);
     if to <= from || to.since(from) > PREVIEW_MAX {
@@ -242,22 +261,22 @@ pub async fn preview(app: Arc<App>, call: Call) -> Answer {
             "`to` must lie after `from`, and at most {PREVIEW_MAX} after it"
         )));
     }
-    let aggregate = app.commands.endpoint(&of.endpoint).await?;
+    let aggregate = app.commands.endpoint(&target.endpoint).await?;
     let deployment = aggregate
         .state
         .as_ref()
-        .and_then(|endpoint| endpoint.deployments.get(&of.deployment));
+        .and_then(|endpoint| endpoint.deployments.get(&target.deployment));
     let autoscale = deployment.and_then(|deployment| deployment.autoscale.as_ref());
     let Some(autoscale) = autoscale else {
-        one(
+        get_row(
             &app,
             ReadModel::Deployments,
-            &key_of(&of),
-            &format!("deployment `{of}`"),
+            &deployment_row_key(&target),
+            &format!("deployment `{target}`"),
         )
         .await?;
         return Err(ApiError::not_found(format!(
-            "there is no Autoscale for `{of}`"
+            "there is no Autoscale for `{target}`"
         )));
     };
     let items = crate::api::decisions::transitions(&autoscale.spec, &app.deps.zones, from, to)?;

@@ -1,4 +1,4 @@
-//! Decisions, and what the engine says when it is asked again.
+//! Decisions, and previews of profiles.
 
 use std::sync::Arc;
 
@@ -11,18 +11,21 @@ use http::StatusCode;
 use uuid::Uuid;
 
 use super::autoscale::Transition;
-use super::{Filter, one, rows};
-use crate::answer::{Answer, json};
+use super::{Filter, get_row, list_rows};
 use crate::call::Call;
 use crate::error::ApiError;
+use crate::response::{ApiResult, json};
 use crate::service::App;
 
-pub async fn list(app: Arc<App>, call: Call) -> Answer {
-    let filter = Filter::of(ReadModel::Decisions, &call)?;
-    json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
+pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
+    let filter = Filter::from_query(ReadModel::Decisions, &call)?;
+    json(
+        StatusCode::OK,
+        &list_rows(&app, filter, call.page()?).await?,
+    )
 }
 
-pub async fn get(app: Arc<App>, call: Call) -> Answer {
+pub async fn get(app: Arc<App>, call: Call) -> ApiResult {
     let text = call
         .params
         .get("id")
@@ -30,10 +33,10 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
         .unwrap_or_default();
     let id: Uuid = text.parse().map_err(|_| {
         ApiError::bad_request(format!(
-            "`{text}` is not a decision's id; it is a UUID, as `penstock decisions` shows"
+            "`{text}` is not the id of a decision; use a UUID, as shown by `penstock decisions`"
         ))
     })?;
-    let view = one(
+    let view = get_row(
         &app,
         ReadModel::Decisions,
         &id.to_string(),
@@ -43,7 +46,7 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
     json(StatusCode::OK, &view)
 }
 
-/// The profile in force at the beginning, and every change of it after that.
+/// Returns the profile in force at `from`, and every change of it up to `to`.
 pub fn transitions(
     spec: &AutoscaleSpec,
     zones: &ZoneData,

@@ -11,17 +11,18 @@ use http::StatusCode;
 
 use super::endpoints::{DeleteResult, Deleted};
 use super::{
-    Filter, applied, carry_out, gone_meanwhile, key_of, one, resource, rows, with_revision,
+    Filter, applied_response, deleted_concurrently, deployment_row_key, execute, get_row,
+    json_with_etag, list_rows, parse_resource,
 };
-use crate::answer::{Answer, at, json};
 use crate::call::Call;
 use crate::error::ApiError;
+use crate::response::{ApiResult, json, with_position};
 use crate::service::App;
 
-pub async fn list(app: Arc<App>, call: Call) -> Answer {
+pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
     let name = call.endpoint()?;
     let key = EndpointKey::new(&name);
-    one(
+    get_row(
         &app,
         ReadModel::Endpoints,
         key.as_str(),
@@ -30,95 +31,102 @@ pub async fn list(app: Arc<App>, call: Call) -> Answer {
     .await?;
     let filter = Filter {
         endpoint: Some(key.to_string()),
-        ..Filter::of(ReadModel::Deployments, &call)?
+        ..Filter::from_query(ReadModel::Deployments, &call)?
     };
-    json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
+    json(
+        StatusCode::OK,
+        &list_rows(&app, filter, call.page()?).await?,
+    )
 }
 
-pub async fn list_all(app: Arc<App>, call: Call) -> Answer {
-    let filter = Filter::of(ReadModel::Deployments, &call)?;
-    json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
+pub async fn list_all(app: Arc<App>, call: Call) -> ApiResult {
+    let filter = Filter::from_query(ReadModel::Deployments, &call)?;
+    json(
+        StatusCode::OK,
+        &list_rows(&app, filter, call.page()?).await?,
+    )
 }
 
-pub async fn get(app: Arc<App>, call: Call) -> Answer {
-    let of = call.deployment()?;
-    with_revision(
-        &one(
+pub async fn get(app: Arc<App>, call: Call) -> ApiResult {
+    let target = call.deployment()?;
+    json_with_etag(
+        &get_row(
             &app,
             ReadModel::Deployments,
-            &key_of(&of),
-            &format!("deployment `{of}`"),
+            &deployment_row_key(&target),
+            &format!("deployment `{target}`"),
         )
         .await?,
     )
 }
 
-/// With the instances as far as the read models have counted them.
+/// The view of a deployment, with the instance counts of the read models.
 fn view(
     app: &App,
     endpoint: &Endpoint,
-    of: &contract::ids::DeploymentRef,
+    target: &contract::ids::DeploymentRef,
 ) -> Option<DeploymentView> {
-    let deployment = endpoint.deployments.get(&of.deployment)?;
+    let deployment = endpoint.deployments.get(&target.deployment)?;
     let models = app.views.models();
-    let model = models.get(&EndpointKey::new(&of.endpoint));
+    let model = models.get(&EndpointKey::new(&target.endpoint));
     let model = model.map(|entry| &entry.state);
     let empty = EndpointModel::default();
     Some(
         model
             .unwrap_or(&empty)
-            .deployment_view(endpoint, &of.deployment, deployment),
+            .deployment_view(endpoint, &target.deployment, deployment),
     )
 }
 
-pub async fn put(app: Arc<App>, call: Call) -> Answer {
-    let of = call.deployment()?;
-    let Resource::Deployment(document) = resource(&app, &call, "Deployment", &of.to_string())?
+pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
+    let target = call.deployment()?;
+    let Resource::Deployment(document) =
+        parse_resource(&app, &call, "Deployment", &target.to_string())?
     else {
-        return Err(ApiError::internal("another kind passed for a Deployment"));
+        return Err(ApiError::internal("parsed resource is not a Deployment"));
     };
     let findings = app.config.own.findings(&document.spec);
     if !findings.is_empty() {
         return Err(ApiError::invalid(findings));
     }
     let command = Command::PutDeployment {
-        deployment: of.deployment.clone(),
+        deployment: target.deployment.clone(),
         labels: document.metadata.labels,
         spec: document.spec,
         uid: Uid(app.deps.ids.uid()),
     };
-    let done = carry_out(&app, &call, &of.endpoint, &command).await?;
-    let before = done
+    let outcome = execute(&app, &call, &target.endpoint, &command).await?;
+    let before = outcome
         .before
         .as_ref()
-        .and_then(|endpoint| view(&app, endpoint, &of));
-    let after = done
+        .and_then(|endpoint| view(&app, endpoint, &target));
+    let after = outcome
         .after
         .as_ref()
-        .and_then(|endpoint| view(&app, endpoint, &of));
-    applied(
+        .and_then(|endpoint| view(&app, endpoint, &target));
+    applied_response(
         &call,
         before.as_ref(),
-        after.ok_or_else(gone_meanwhile)?,
-        &done,
+        after.ok_or_else(deleted_concurrently)?,
+        &outcome,
     )
 }
 
-pub async fn delete(app: Arc<App>, call: Call) -> Answer {
-    let of = call.deployment()?;
+pub async fn delete(app: Arc<App>, call: Call) -> ApiResult {
+    let target = call.deployment()?;
     let command = Command::DeleteDeployment {
-        deployment: of.deployment.clone(),
+        deployment: target.deployment.clone(),
     };
-    let done = carry_out(&app, &call, &of.endpoint, &command).await?;
+    let outcome = execute(&app, &call, &target.endpoint, &command).await?;
     let body = Deleted {
         result: DeleteResult::Deleting,
         dry_run: call.flag("dryRun")?,
-        deployments: vec![of.deployment],
+        deployments: vec![target.deployment],
     };
     let status = if body.dry_run {
         StatusCode::OK
     } else {
         StatusCode::ACCEPTED
     };
-    Ok(at(json(status, &body)?, done.position))
+    Ok(with_position(json(status, &body)?, outcome.position))
 }

@@ -14,16 +14,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Filter, applied, carry_out, first_answer, gone_meanwhile, kept, one, resource, rows,
-    with_revision,
+    Filter, applied_response, deleted_concurrently, execute, get_row, json_with_etag, list_rows,
+    parse_resource, seal_response, stored_response,
 };
-use crate::answer::{Answer, at, json};
 use crate::call::Call;
-use crate::commands::Order;
+use crate::commands::CommandRequest;
 use crate::error::ApiError;
+use crate::response::{ApiResult, json, with_position};
 use crate::service::App;
 
-/// `traffic` and `mirror`; what is left out stays as it is.
+/// `traffic` and `mirror`; omitted parts stay as they are.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Traffic {
@@ -39,20 +39,20 @@ pub struct Keys {
     pub secondary: String,
 }
 
-/// The answer to a DELETE: it is gone, or on its way.
+/// The response to a DELETE.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Deleted {
     pub result: DeleteResult,
     pub dry_run: bool,
-    /// Deployments that go with it.
+    /// Deployments that are deleted with it.
     pub deployments: Vec<Name>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeleteResult {
-    /// Its instances are being stopped; it is gone after that.
+    /// Its instances are being stopped; it is deleted after that.
     Deleting,
     Deleted,
 }
@@ -78,18 +78,23 @@ fn view(app: &App, endpoint: &Endpoint) -> EndpointView {
     view
 }
 
-pub async fn list(app: Arc<App>, call: Call) -> Answer {
-    let mut list = rows(&app, Filter::of(ReadModel::Endpoints, &call)?, call.page()?).await?;
+pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
+    let mut list = list_rows(
+        &app,
+        Filter::from_query(ReadModel::Endpoints, &call)?,
+        call.page()?,
+    )
+    .await?;
     list.items
         .iter_mut()
         .for_each(|item| add_scoring_uri(&app, item));
     json(StatusCode::OK, &list)
 }
 
-pub async fn get(app: Arc<App>, call: Call) -> Answer {
+pub async fn get(app: Arc<App>, call: Call) -> ApiResult {
     let name = call.endpoint()?;
     let key = EndpointKey::new(&name);
-    let mut view = one(
+    let mut view = get_row(
         &app,
         ReadModel::Endpoints,
         key.as_str(),
@@ -97,10 +102,10 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
     )
     .await?;
     add_scoring_uri(&app, &mut view);
-    with_revision(&view)
+    json_with_etag(&view)
 }
 
-/// Two fresh keys for an incarnation.
+/// Creates two keys for an incarnation.
 fn new_keys(app: &App, uid: Uid) -> Result<EndpointKeys, ApiError> {
     Ok(EndpointKeys {
         primary: new_key(app, uid)?,
@@ -110,19 +115,20 @@ fn new_keys(app: &App, uid: Uid) -> Result<EndpointKeys, ApiError> {
 
 fn new_key(app: &App, uid: Uid) -> Result<SealedKey, ApiError> {
     app.seal
-        .new_key(&context(uid), app.deps.ids.as_ref())
+        .new_key(&key_context(uid), app.deps.ids.as_ref())
         .map_err(ApiError::internal)
 }
 
-/// Keys open only for the incarnation that they were made for.
-pub(crate) fn context(uid: Uid) -> String {
+/// The seal context of endpoint keys: they open only for the incarnation that they were made for.
+pub(crate) fn key_context(uid: Uid) -> String {
     format!("endpoint-key/{uid}")
 }
 
-pub async fn put(app: Arc<App>, call: Call) -> Answer {
+pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
     let name = call.endpoint()?;
-    let Resource::Endpoint(document) = resource(&app, &call, "Endpoint", name.as_str())? else {
-        return Err(ApiError::internal("another kind passed for an Endpoint"));
+    let Resource::Endpoint(document) = parse_resource(&app, &call, "Endpoint", name.as_str())?
+    else {
+        return Err(ApiError::internal("parsed resource is not an Endpoint"));
     };
     let uid = Uid(app.deps.ids.uid());
     let command = Command::PutEndpoint {
@@ -131,36 +137,36 @@ pub async fn put(app: Arc<App>, call: Call) -> Answer {
         uid,
         keys: new_keys(&app, uid)?,
     };
-    let done = carry_out(&app, &call, &name, &command).await?;
-    let before = done.before.as_ref().map(|endpoint| view(&app, endpoint));
-    let after = done.after.as_ref().map(|endpoint| view(&app, endpoint));
-    applied(
+    let outcome = execute(&app, &call, &name, &command).await?;
+    let before = outcome.before.as_ref().map(|endpoint| view(&app, endpoint));
+    let after = outcome.after.as_ref().map(|endpoint| view(&app, endpoint));
+    applied_response(
         &call,
         before.as_ref(),
-        after.ok_or_else(gone_meanwhile)?,
-        &done,
+        after.ok_or_else(deleted_concurrently)?,
+        &outcome,
     )
 }
 
-pub async fn traffic(app: Arc<App>, call: Call) -> Answer {
+pub async fn traffic(app: Arc<App>, call: Call) -> ApiResult {
     let name = call.endpoint()?;
-    let Traffic { traffic, mirror } = call.typed()?;
+    let Traffic { traffic, mirror } = call.parse_body()?;
     let command = Command::SetTraffic { traffic, mirror };
-    let done = carry_out(&app, &call, &name, &command).await?;
-    let before = done.before.as_ref().map(|endpoint| view(&app, endpoint));
-    let after = done.after.as_ref().map(|endpoint| view(&app, endpoint));
-    applied(
+    let outcome = execute(&app, &call, &name, &command).await?;
+    let before = outcome.before.as_ref().map(|endpoint| view(&app, endpoint));
+    let after = outcome.after.as_ref().map(|endpoint| view(&app, endpoint));
+    applied_response(
         &call,
         before.as_ref(),
-        after.ok_or_else(gone_meanwhile)?,
-        &done,
+        after.ok_or_else(deleted_concurrently)?,
+        &outcome,
     )
 }
 
-pub async fn delete(app: Arc<App>, call: Call) -> Answer {
+pub async fn delete(app: Arc<App>, call: Call) -> ApiResult {
     let name = call.endpoint()?;
-    let done = carry_out(&app, &call, &name, &Command::DeleteEndpoint).await?;
-    let names = done
+    let outcome = execute(&app, &call, &name, &Command::DeleteEndpoint).await?;
+    let names = outcome
         .before
         .iter()
         .flat_map(|endpoint| endpoint.deployments.keys());
@@ -174,11 +180,11 @@ pub async fn delete(app: Arc<App>, call: Call) -> Answer {
     } else {
         StatusCode::ACCEPTED
     };
-    Ok(at(json(status, &body)?, done.position))
+    Ok(with_position(json(status, &body)?, outcome.position))
 }
 
 fn open_keys(app: &App, endpoint: &Endpoint) -> Result<Keys, ApiError> {
-    let context = context(endpoint.uid);
+    let context = key_context(endpoint.uid);
     let open = |key: &SealedKey| {
         app.seal
             .unseal(&key.sealed, &context)
@@ -190,20 +196,20 @@ fn open_keys(app: &App, endpoint: &Endpoint) -> Result<Keys, ApiError> {
     })
 }
 
-fn no_endpoint(name: &Name) -> String {
-    format!("there is no endpoint `{name}`; `penstock get endpoints` lists those that there are")
+fn endpoint_not_found(name: &Name) -> String {
+    format!("there is no endpoint `{name}`; `penstock get endpoints` lists those that exist")
 }
 
-pub async fn keys(app: Arc<App>, call: Call) -> Answer {
+pub async fn keys(app: Arc<App>, call: Call) -> ApiResult {
     let name = call.endpoint()?;
     let aggregate = app.commands.endpoint(&name).await?;
     let endpoint = aggregate
         .state
-        .ok_or_else(|| ApiError::not_found(no_endpoint(&name)))?;
+        .ok_or_else(|| ApiError::not_found(endpoint_not_found(&name)))?;
     json(StatusCode::OK, &open_keys(&app, &endpoint)?)
 }
 
-pub async fn regenerate(app: Arc<App>, call: Call) -> Answer {
+pub async fn regenerate(app: Arc<App>, call: Call) -> ApiResult {
     let name = call.endpoint()?;
     let slot = match call.params.get("slot").map(String::as_str) {
         Some("primary") => KeySlot::Primary,
@@ -214,36 +220,41 @@ pub async fn regenerate(app: Arc<App>, call: Call) -> Answer {
             ));
         }
     };
-    if let Some(answer) = first_answer(&app, &call).await? {
-        return Ok(answer);
+    if let Some(response) = stored_response(&app, &call).await? {
+        return Ok(response);
     }
     let aggregate = app.commands.endpoint(&name).await?;
     let mut endpoint = aggregate
         .state
-        .ok_or_else(|| ApiError::not_found(no_endpoint(&name)))?;
+        .ok_or_else(|| ApiError::not_found(endpoint_not_found(&name)))?;
     let key = new_key(&app, endpoint.uid)?;
     match slot {
         KeySlot::Primary => endpoint.keys.primary = key.clone(),
         KeySlot::Secondary => endpoint.keys.secondary = key.clone(),
     }
     let keys = open_keys(&app, &endpoint)?;
-    let mut cause = call.cause()?;
-    if let Some(cause) = &mut cause {
-        cause.result = Some(kept(&app, &cause.key, StatusCode::OK, &keys)?);
+    let mut idempotency_key = call.idempotency_key()?;
+    if let Some(idempotency_key) = &mut idempotency_key {
+        idempotency_key.result = Some(seal_response(
+            &app,
+            &idempotency_key.key,
+            StatusCode::OK,
+            &keys,
+        )?);
     }
-    let order = Order {
+    let request = CommandRequest {
         endpoint: &name,
         command: &Command::RegenerateKey { slot, key },
         precondition: call.precondition()?,
         actor: call.actor(),
         dry_run: false,
-        cause,
+        idempotency_key,
     };
-    let done = app.commands.carry_out(order, &app.views).await?;
-    // Another key may have changed at the same time: what is shown is what holds.
-    let endpoint = done.after.ok_or_else(gone_meanwhile)?;
-    Ok(at(
+    let outcome = app.commands.execute(request, &app.views).await?;
+    // The other key may have changed concurrently: return the keys that are in force.
+    let endpoint = outcome.after.ok_or_else(deleted_concurrently)?;
+    Ok(with_position(
         json(StatusCode::OK, &open_keys(&app, &endpoint)?)?,
-        done.position,
+        outcome.position,
     ))
 }

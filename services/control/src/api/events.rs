@@ -1,4 +1,4 @@
-//! The log itself: pages, a live stream, and its proofs.
+//! The log: pages, a live stream, verification and replay.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -25,19 +25,19 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::answer::{Answer, List, at, json};
 use crate::call::Call;
 use crate::error::ApiError;
+use crate::response::{ApiResult, List, json, with_position};
 use crate::service::App;
 use crate::table::record_schema;
 use crate::views::{Progress, ViewsProjector};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const STREAM_PAGE: usize = 500;
-/// The stream looks into the log this often even if nothing tells it to.
+/// How often a stream polls the log without a notification.
 const STREAM_RECHECK: Duration = Duration::from_secs(1);
 const REPLAY_PAGE: usize = 1000;
-/// Differing decisions that a report lists; the rest are counted.
+/// Maximum differing decisions that a report lists; further ones are only counted.
 const DIFFERENCES_MAX: usize = 100;
 
 #[derive(Serialize)]
@@ -48,7 +48,7 @@ struct EventPage {
     head: Position,
 }
 
-/// An event as it is shown: one that cannot be read keeps its place, so that readers get past it.
+/// An event in a response. An unreadable one is included, so that readers can move past it.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum EventItem {
@@ -67,7 +67,7 @@ struct UnreadableEvent {
     time: Timestamp,
     actor: String,
     r#type: String,
-    /// Why.
+    /// Why it cannot be read.
     unreadable: String,
 }
 
@@ -79,7 +79,7 @@ impl EventItem {
         }
     }
 
-    /// What a stream calls it. A name that nobody knows might hold what ends a line.
+    /// The SSE event name. Unknown type names are not used, since they might contain line breaks.
     fn name(&self) -> &'static str {
         match self {
             Self::Record(record) => record.event.type_name(),
@@ -144,7 +144,7 @@ pub fn page_schema(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-pub async fn list(app: Arc<App>, call: Call) -> Answer {
+pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
     let after = Position(call.number("after")?.unwrap_or(0));
     let entries = app
         .deps
@@ -162,21 +162,21 @@ pub async fn list(app: Arc<App>, call: Call) -> Answer {
         next_cursor,
         head,
     };
-    Ok(at(json(StatusCode::OK, &page)?, head))
+    Ok(with_position(json(StatusCode::OK, &page)?, head))
 }
 
-/// A reader's place in the log.
-struct Tail {
+/// A reader that follows the log.
+struct EventTail {
     store: Store,
     progress: watch::Receiver<Progress>,
     shutdown: CancellationToken,
     after: Position,
     ready: VecDeque<EventItem>,
-    _room: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Tail {
-    /// The next event; none when the server shuts down.
+impl EventTail {
+    /// Returns the next event, or none when the server shuts down.
     async fn next(&mut self) -> Option<EventItem> {
         loop {
             if let Some(item) = self.ready.pop_front() {
@@ -199,7 +199,7 @@ impl Tail {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "an event stream ends");
+                    tracing::warn!(%error, "event stream aborted");
                     return None;
                 }
             }
@@ -207,25 +207,25 @@ impl Tail {
     }
 }
 
-pub async fn stream(app: Arc<App>, call: Call) -> Answer {
-    let resumed = match call.header(&LAST_EVENT_ID)? {
+pub async fn stream(app: Arc<App>, call: Call) -> ApiResult {
+    let last_event_id = match call.header(&LAST_EVENT_ID)? {
         None => None,
         Some(text) => Some(text.parse().map_err(|_| {
             ApiError::bad_request(format!("Last-Event-ID must be a position, not `{text}`"))
         })?),
     };
-    let after = match resumed.or(call.number("after")?) {
+    let after = match last_event_id.or(call.number("after")?) {
         Some(after) => Position(after),
         None => app.deps.store.head().await?,
     };
-    let room = app.room_for_stream()?;
-    let tail = Tail {
+    let permit = app.acquire_stream_permit()?;
+    let tail = EventTail {
         store: app.deps.store.clone(),
         progress: app.views.progress(),
         shutdown: app.shutdown.clone(),
         after,
         ready: VecDeque::new(),
-        _room: room,
+        _permit: permit,
     };
     let events = futures::stream::unfold(tail, |mut tail| async move {
         let item = tail.next().await?;
@@ -239,7 +239,7 @@ pub async fn stream(app: Arc<App>, call: Call) -> Answer {
     Ok(Sse::new(events).keep_alive(keep_alive).into_response())
 }
 
-/// What a walk over the whole log found.
+/// The result of verifying the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Verified {
@@ -249,11 +249,11 @@ pub struct Verified {
     pub buckets: u64,
     pub rows: u64,
     pub head: Position,
-    /// Sentences; empty for a sound log.
+    /// Sentences; empty for an intact log.
     pub problems: Vec<String>,
 }
 
-/// The end of a bucket's chain of events.
+/// The head of a bucket's chain of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChainHead {
@@ -262,7 +262,7 @@ pub struct ChainHead {
     pub hash: ChainHash,
 }
 
-pub async fn heads(app: Arc<App>, _call: Call) -> Answer {
+pub async fn heads(app: Arc<App>, _call: Call) -> ApiResult {
     let heads = store::heads(&app.deps.store).await?;
     let items = heads.into_iter().map(|head| ChainHead {
         bucket: head.bucket,
@@ -276,30 +276,30 @@ pub async fn heads(app: Arc<App>, _call: Call) -> Answer {
     json(StatusCode::OK, &list)
 }
 
-/// Ends of chains that were kept elsewhere, as `GET /v1/events/heads` gave them.
+/// Chain heads that were stored elsewhere, as returned by `GET /v1/events/heads`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Kept {
     pub heads: Vec<ChainHead>,
 }
 
-pub async fn verify(app: Arc<App>, _call: Call) -> Answer {
-    verified(&app, &[]).await
+pub async fn verify(app: Arc<App>, _call: Call) -> ApiResult {
+    run_verify(&app, &[]).await
 }
 
-pub async fn verify_against(app: Arc<App>, call: Call) -> Answer {
-    let Kept { heads } = call.typed()?;
-    let kept = heads.into_iter().map(|head| store::ChainHead {
+pub async fn verify_against(app: Arc<App>, call: Call) -> ApiResult {
+    let Kept { heads } = call.parse_body()?;
+    let expected = heads.into_iter().map(|head| store::ChainHead {
         bucket: head.bucket,
         position: head.position,
         hash: head.hash,
     });
-    verified(&app, &kept.collect::<Vec<_>>()).await
+    run_verify(&app, &expected.collect::<Vec<_>>()).await
 }
 
-async fn verified(app: &App, kept: &[store::ChainHead]) -> Answer {
+async fn run_verify(app: &App, expected: &[store::ChainHead]) -> ApiResult {
     let mut projector = ViewsProjector::default();
-    let report = store::verify_against(&app.deps.store, &mut projector, MODELS, kept).await?;
+    let report = store::verify_against(&app.deps.store, &mut projector, MODELS, expected).await?;
     let verified = Verified {
         ok: report.is_sound(),
         events: report.events,
@@ -318,50 +318,50 @@ pub struct Replay {
     pub check_decisions: bool,
 }
 
-/// What came of evaluating recorded decisions again.
+/// The result of evaluating recorded decisions again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Replayed {
-    /// No decision of the present engine differs, and there is nothing that cannot be read.
+    /// True if no decision of the current engine version differs, and all events can be read.
     pub ok: bool,
     pub decisions: u64,
-    /// Of any version.
+    /// Decisions of any version that are equal.
     pub equal: u64,
-    /// Of the present engine version, and not equal: a fault.
+    /// Decisions of the current engine version that differ: a fault.
     pub different: u64,
-    /// Of other engine versions or time zones, and different under the present ones: no fault.
+    /// Decisions of other engine versions or time zones that differ under the current ones: no fault.
     pub different_older: u64,
-    /// Events that cannot be read, and might be decisions.
+    /// Events that cannot be read and might be decisions.
     pub unreadable: u64,
     pub problems: Vec<String>,
     pub differing: Vec<Uuid>,
-    /// Decisions that this engine need not make again, by what made them.
+    /// Counts of decisions that this engine need not reproduce, by the version that made them.
     pub other_versions: Vec<OfVersion>,
 }
 
-/// Decisions of another version of the engine, or by another release of the time zones, beside what the
-/// present ones make of their inputs.
+/// Counts of decisions by another engine version or time zone release, compared with what the current
+/// ones decide for the same inputs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OfVersion {
     pub engine: String,
     pub engine_version: u32,
-    /// The release of the time zones that schedules went by, where it is recorded.
+    /// The time zone release that schedules used, if recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone_data: Option<String>,
-    /// To the byte, but for the version.
+    /// Equal byte for byte, except for the version.
     pub equal: u64,
     /// Numbers, outcome, profile and verdicts are the same; explanations are not.
     pub only_words: u64,
     pub other: u64,
 }
 
-pub async fn replay(app: Arc<App>, call: Call) -> Answer {
-    let Replay { check_decisions } = call.typed()?;
+pub async fn replay(app: Arc<App>, call: Call) -> ApiResult {
+    let Replay { check_decisions } = call.parse_body()?;
     let mut report = Replayed::default();
     let mut after = Position::START;
     if !check_decisions {
-        let detail = "only decisions can be replayed; set it to true";
+        let detail = "only decisions can be replayed; set this to true";
         return Err(ApiError::invalid(vec![Finding::new(
             "/checkDecisions",
             detail,
@@ -373,21 +373,27 @@ pub async fn replay(app: Arc<App>, call: Call) -> Answer {
         after = last.position();
         for entry in &entries {
             match entry {
-                Entry::Record(record) => report.take_in(record, &app.deps.zones),
-                Entry::Unreadable(unreadable) => report.pass_over(unreadable),
+                Entry::Record(record) => report.evaluate(record, &app.deps.zones),
+                Entry::Unreadable(unreadable) => report.count_unreadable(unreadable),
             }
         }
-        // A long log must not keep other requests from their turn.
+        // A long log must not starve other requests.
         tokio::task::yield_now().await;
     }
-    let version = |of: &OfVersion| (of.engine.clone(), of.engine_version, of.zone_data.clone());
+    let version = |counts: &OfVersion| {
+        (
+            counts.engine.clone(),
+            counts.engine_version,
+            counts.zone_data.clone(),
+        )
+    };
     report.other_versions.sort_by_key(version);
     report.ok = report.different == 0 && report.unreadable == 0;
     json(StatusCode::OK, &report)
 }
 
 impl Replayed {
-    fn pass_over(&mut self, event: &Unreadable) {
+    fn count_unreadable(&mut self, event: &Unreadable) {
         self.unreadable += 1;
         if self.problems.len() < DIFFERENCES_MAX {
             self.problems.push(format!(
@@ -397,16 +403,16 @@ impl Replayed {
         }
     }
 
-    /// Where decisions of this one's version are counted.
-    fn of_version(&mut self, decision: &Decision) -> &mut OfVersion {
-        let of_this = |of: &OfVersion| {
-            of.engine == decision.engine
-                && of.engine_version == decision.engine_version
-                && of.zone_data == decision.inputs.zone_data
+    /// Returns the counts for the version of a decision.
+    fn version_counts(&mut self, decision: &Decision) -> &mut OfVersion {
+        let is_same_version = |counts: &OfVersion| {
+            counts.engine == decision.engine
+                && counts.engine_version == decision.engine_version
+                && counts.zone_data == decision.inputs.zone_data
         };
         let versions = &mut self.other_versions;
-        let known = versions.iter().position(of_this);
-        let at = known.unwrap_or_else(|| {
+        let found = versions.iter().position(is_same_version);
+        let index = found.unwrap_or_else(|| {
             versions.push(OfVersion {
                 engine: decision.engine.clone(),
                 engine_version: decision.engine_version,
@@ -415,25 +421,25 @@ impl Replayed {
             });
             versions.len() - 1
         });
-        &mut versions[at]
+        &mut versions[index]
     }
 
-    fn take_in(&mut self, record: &Record, zones: &ZoneData) {
+    fn evaluate(&mut self, record: &Record, zones: &ZoneData) {
         let contract::events::Event::ScalingDecided(decision) = &record.event else {
             return;
         };
         self.decisions += 1;
-        let again = reevaluate(decision, zones);
-        let comparison = compare(decision, &again);
+        let reevaluated = reevaluate(decision, zones);
+        let comparison = compare(decision, &reevaluated);
         let is_equal = comparison == Comparison::Equal;
         self.equal += u64::from(is_equal);
         if !is_reproducible(decision, zones) {
             self.different_older += u64::from(!is_equal);
-            let of_version = self.of_version(decision);
+            let version_counts = self.version_counts(decision);
             *match comparison {
-                Comparison::Equal => &mut of_version.equal,
-                Comparison::OnlyWords => &mut of_version.only_words,
-                Comparison::Other => &mut of_version.other,
+                Comparison::Equal => &mut version_counts.equal,
+                Comparison::OnlyWords => &mut version_counts.only_words,
+                Comparison::Other => &mut version_counts.other,
             } += 1;
             return;
         }
@@ -451,9 +457,9 @@ impl Replayed {
                 decision.from,
                 decision.granted,
                 decision.outcome,
-                again.from,
-                again.granted,
-                again.outcome,
+                reevaluated.from,
+                reevaluated.granted,
+                reevaluated.outcome,
             ));
         }
     }

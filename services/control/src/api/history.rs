@@ -1,4 +1,4 @@
-//! Measurements of the past.
+//! Past measurements.
 
 use std::sync::Arc;
 
@@ -9,13 +9,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::answer::{Answer, json};
 use crate::call::Call;
 use crate::deps::HistoryQuery;
 use crate::error::ApiError;
+use crate::response::{ApiResult, json};
 use crate::service::App;
 
-/// Points of one deployment that one request may ask for: a day of seconds.
+/// Maximum points per deployment and request: one day of seconds.
 const POINTS_MAX: u64 = 86_400;
 const WINDOW_DEFAULT: Span = Span::from_secs(600);
 
@@ -24,12 +24,12 @@ pub struct History {
     pub items: Vec<Value>,
 }
 
-pub async fn get(app: Arc<App>, call: Call) -> Answer {
+pub async fn get(app: Arc<App>, call: Call) -> ApiResult {
     let to = call.time("to")?.unwrap_or(call.now);
     let from = match (call.time("from")?, call.time("since")?) {
         (Some(_), Some(_)) => {
             return Err(ApiError::bad_request(
-                "`from` and `since` mean the same; give one of the two",
+                "`from` and `since` are the same; use only one of the two",
             ));
         }
         (from, since) => from.or(since).unwrap_or(to - WINDOW_DEFAULT),
@@ -45,7 +45,7 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
             "`to` must lie after `from`, with at most {POINTS_MAX} steps between; use a longer `step`"
         )));
     }
-    // A name that cannot exist is a filter that finds nothing.
+    // An invalid name matches nothing.
     let filter = |param: &str| call.query.get(param).map(|name| name.parse::<Name>());
     let (endpoint, deployment) = match (filter("endpoint"), filter("deployment")) {
         (Some(Err(_)), _) | (_, Some(Err(_))) => {

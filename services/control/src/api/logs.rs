@@ -1,6 +1,6 @@
-//! Output of instances, streamed as it is kept.
+//! Streams the output of instances.
 //!
-//! Invariant: whoever reads holds room among the streams until the answer, the client or the server ends.
+//! Invariant: a reader holds a stream permit until the response, the client or the server ends.
 
 use std::sync::Arc;
 
@@ -10,23 +10,23 @@ use domain::views::ReadModel;
 use futures::StreamExt;
 use http::{HeaderValue, header};
 
-use super::{key_of, one};
-use crate::answer::Answer;
+use super::{deployment_row_key, get_row};
 use crate::call::Call;
 use crate::deps::LogQuery;
 use crate::error::ApiError;
+use crate::response::ApiResult;
 use crate::service::App;
 
-/// Lines of the past that one request may ask for.
+/// Maximum past lines per request.
 const LINES_MAX: u64 = 100_000;
 
-pub async fn get(app: Arc<App>, call: Call) -> Answer {
-    let of = call.deployment()?;
-    one(
+pub async fn get(app: Arc<App>, call: Call) -> ApiResult {
+    let target = call.deployment()?;
+    get_row(
         &app,
         ReadModel::Deployments,
-        &key_of(&of),
-        &format!("deployment `{of}`"),
+        &deployment_row_key(&target),
+        &format!("deployment `{target}`"),
     )
     .await?;
     let lines = call.number("limit")?;
@@ -42,14 +42,14 @@ pub async fn get(app: Arc<App>, call: Call) -> Answer {
         timestamps: call.flag("timestamps")?,
         instance: call.query.get("instance").map(|id| id.clone().into()),
     };
-    // Not only to follow: the past of a chatty deployment is long too.
-    let room = app.room_for_stream()?;
-    let stream = app.deps.logs.logs(&of, query).await?;
+    // Also without `follow`: a chatty deployment has many past lines.
+    let permit = app.acquire_stream_permit()?;
+    let stream = app.deps.logs.logs(&target, query).await?;
     let shutdown = app.shutdown.clone();
     let stream = stream
         .take_until(async move { shutdown.cancelled().await })
         .inspect(move |_| {
-            let _held = &room;
+            let _permit = &permit;
         });
     let mut response = Response::new(Body::from_stream(stream));
     response.headers_mut().insert(

@@ -1,4 +1,4 @@
-//! The handlers, a module for each kind of resource.
+//! The request handlers, one module per kind of resource.
 
 pub mod access;
 pub mod autoscale;
@@ -27,33 +27,33 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use store::{Row, RowQuery};
 
-use crate::answer::{Answer, List, at, json, json_text, revision_of, tagged};
-use crate::call::{Call, Page};
-use crate::commands::{Done, Order};
+use crate::call::{Call, PageRequest};
+use crate::commands::{CommandOutcome, CommandRequest};
 use crate::error::ApiError;
+use crate::response::{ApiResult, List, json, raw_json, revision_of, with_etag, with_position};
 use crate::service::App;
 
-/// A row's document.
-fn doc(row: &Row) -> Result<Value, ApiError> {
+/// Parses the document of a row.
+fn parse_doc(row: &Row) -> Result<Value, ApiError> {
     serde_json::from_str(&row.doc).map_err(ApiError::internal)
 }
 
-/// One row, as it is stored.
-async fn one(app: &App, model: ReadModel, key: &str, what: &str) -> Result<Value, ApiError> {
+/// Returns the document of one row.
+async fn get_row(app: &App, model: ReadModel, key: &str, what: &str) -> Result<Value, ApiError> {
     let row = app.deps.store.row(model.name(), key).await?;
     let row = row.ok_or_else(|| ApiError::not_found(format!("there is no {what}")))?;
-    doc(&row)
+    parse_doc(&row)
 }
 
-fn with_revision(view: &Value) -> Answer {
+fn json_with_etag(view: &Value) -> ApiResult {
     let response = json(StatusCode::OK, view)?;
     Ok(match revision_of(view) {
-        Some(revision) => tagged(response, revision),
+        Some(revision) => with_etag(response, revision),
         None => response,
     })
 }
 
-/// Which rows a list shows.
+/// Selects the rows of a list.
 struct Filter {
     model: &'static str,
     endpoint: Option<String>,
@@ -62,13 +62,13 @@ struct Filter {
 }
 
 impl Filter {
-    /// By the query parameters `endpoint`, `deployment` and `since`.
-    fn of(model: ReadModel, call: &Call) -> Result<Self, ApiError> {
-        Self::of_rows(model.name(), call)
+    /// Reads the query parameters `endpoint`, `deployment` and `since`.
+    fn from_query(model: ReadModel, call: &Call) -> Result<Self, ApiError> {
+        Self::for_model(model.name(), call)
     }
 
-    /// The same of rows that are not of a read model of events.
-    fn of_rows(model: &'static str, call: &Call) -> Result<Self, ApiError> {
+    /// Like [`Filter::from_query`], for rows outside of [`ReadModel`].
+    fn for_model(model: &'static str, call: &Call) -> Result<Self, ApiError> {
         let endpoint = call.query.get("endpoint");
         Ok(Self {
             model,
@@ -79,7 +79,7 @@ impl Filter {
     }
 }
 
-async fn rows(app: &App, filter: Filter, page: Page) -> Result<List<Value>, ApiError> {
+async fn list_rows(app: &App, filter: Filter, page: PageRequest) -> Result<List<Value>, ApiError> {
     let query = RowQuery {
         model: filter.model.to_owned(),
         endpoint: filter.endpoint,
@@ -91,67 +91,80 @@ async fn rows(app: &App, filter: Filter, page: Page) -> Result<List<Value>, ApiE
     let rows = app.deps.store.rows(query).await?;
     let last = rows.last().filter(|_| rows.len() >= page.limit);
     let next_cursor = last.map(|row| row.position.to_string());
-    let items = rows.iter().map(doc).collect::<Result<_, _>>()?;
+    let items = rows.iter().map(parse_doc).collect::<Result<_, _>>()?;
     Ok(List { items, next_cursor })
 }
 
-/// A write to an endpoint's stream.
-async fn carry_out(
+/// Executes a command on an endpoint.
+async fn execute(
     app: &App,
     call: &Call,
     endpoint: &Name,
     command: &Command,
-) -> Result<Done, ApiError> {
-    let order = Order {
+) -> Result<CommandOutcome, ApiError> {
+    let request = CommandRequest {
         endpoint,
         command,
         precondition: call.precondition()?,
         actor: call.actor(),
         dry_run: call.flag("dryRun")?,
-        cause: None,
+        idempotency_key: None,
     };
-    app.commands.carry_out(order, &app.views).await
+    app.commands.execute(request, &app.views).await
 }
 
-/// The answer to a PUT of a document.
-fn applied<V: Serialize>(call: &Call, before: Option<&V>, after: V, done: &Done) -> Answer {
+/// Builds the response to a PUT of a document.
+fn applied_response<V: Serialize>(
+    call: &Call,
+    before: Option<&V>,
+    after: V,
+    outcome: &CommandOutcome,
+) -> ApiResult {
     let old = before
         .map(serde_json::to_value)
         .transpose()
         .map_err(ApiError::internal)?;
     let new = serde_json::to_value(&after).map_err(ApiError::internal)?;
-    let result = match (&old, done.changed) {
+    let result = match (&old, outcome.changed) {
         (None, _) => ApplyResult::Created,
         (Some(_), true) => ApplyResult::Changed,
         (Some(_), false) => ApplyResult::Unchanged,
     };
-    let changes = diff(old.as_ref().map(written).as_ref(), Some(&written(&new)));
+    let changes = diff(
+        old.as_ref().map(user_defined).as_ref(),
+        Some(&user_defined(&new)),
+    );
     let dry_run = call.flag("dryRun")?;
     let status = match (result, dry_run) {
         (ApplyResult::Created, false) => StatusCode::CREATED,
         _ => StatusCode::OK,
     };
     let revision = revision_of(&new);
-    let answer = Applied {
+    let body = Applied {
         result,
         dry_run,
         changes,
         resource: after,
     };
-    let response = at(json(status, &answer)?, done.position);
+    let response = with_position(json(status, &body)?, outcome.position);
     Ok(match revision {
-        Some(revision) if !dry_run => tagged(response, revision),
+        Some(revision) if !dry_run => with_etag(response, revision),
         _ => response,
     })
 }
 
-/// What a person writes of a view: labels and spec.
-fn written(view: &Value) -> Value {
+/// The user-defined parts of a view: labels and spec.
+fn user_defined(view: &Value) -> Value {
     json!({"metadata": {"labels": view.pointer("/metadata/labels")}, "spec": view.get("spec")})
 }
 
-/// The body as a resource that belongs at this path.
-fn resource(app: &App, call: &Call, kind: &str, full_name: &str) -> Result<Resource, ApiError> {
+/// Parses the body as a resource that belongs at this path.
+fn parse_resource(
+    app: &App,
+    call: &Call,
+    kind: &str,
+    full_name: &str,
+) -> Result<Resource, ApiError> {
     let document = call.document()?;
     let backends = Backends::offered(app.routes.members().backends());
     let checked = document.checked(&backends, |resource| {
@@ -165,7 +178,7 @@ fn resource(app: &App, call: &Call, kind: &str, full_name: &str) -> Result<Resou
 fn misplaced(resource: &Resource, kind: &str, full_name: &str) -> Option<Finding> {
     if resource.kind() != kind {
         let detail = format!(
-            "a {} cannot be put here, where a {kind} belongs; send it to its own path",
+            "this path takes a {kind}, not a {}; send it to its own path",
             resource.kind()
         );
         return Some(Finding::new("/kind", detail));
@@ -175,29 +188,29 @@ fn misplaced(resource: &Resource, kind: &str, full_name: &str) -> Option<Finding
     }
     let pointer = resource.named_by();
     let detail = format!(
-        "the document is about `{}`, and was sent for `{full_name}`; make them equal",
+        "the document is for `{}`, but was sent for `{full_name}`; make them equal",
         resource.full_name()
     );
     Some(Finding::new(pointer, detail))
 }
 
-fn gone_meanwhile() -> ApiError {
+fn deleted_concurrently() -> ApiError {
     ApiError::conflict(
         "changed-meanwhile",
-        "the resource was deleted meanwhile; read it again",
+        "the resource was deleted by another request; read it again",
     )
 }
 
-/// Carries out a POST once: a repeat with the same Idempotency-Key gets the first answer. The answer
-/// is kept sealed, since it may hold a secret.
-async fn first_answer(
+/// Returns the response of the first POST if this one repeats its Idempotency-Key. Responses are stored
+/// sealed, since they may contain a secret.
+async fn stored_response(
     app: &Arc<App>,
     call: &Call,
 ) -> Result<Option<axum::response::Response>, ApiError> {
-    let Some(cause) = call.cause()? else {
+    let Some(idempotency_key) = call.idempotency_key()? else {
         return Ok(None);
     };
-    let Some(before) = app.deps.store.repeated(&cause).await? else {
+    let Some(before) = app.deps.store.repeated(&idempotency_key).await? else {
         return Ok(None);
     };
     let store::Committed::Before { positions, result } = before else {
@@ -205,16 +218,19 @@ async fn first_answer(
     };
     let text = app
         .seal
-        .unseal(&result.unwrap_or_default(), &cause.key)
+        .unseal(&result.unwrap_or_default(), &idempotency_key.key)
         .map_err(ApiError::internal)?;
     let (status, body) = text.split_once(' ').unwrap_or(("200", &text));
     let status = status.parse().unwrap_or(StatusCode::OK);
     let position = positions.last().copied().unwrap_or(Position::START);
-    Ok(Some(at(json_text(status, body.to_owned()), position)))
+    Ok(Some(with_position(
+        raw_json(status, body.to_owned()),
+        position,
+    )))
 }
 
-/// The answer as it is kept with its cause.
-fn kept(
+/// Seals a response, to be stored with its idempotency key.
+fn seal_response(
     app: &App,
     key: &str,
     status: StatusCode,
@@ -228,6 +244,6 @@ fn kept(
 }
 
 /// `workspace/endpoint/deployment`.
-fn key_of(of: &contract::ids::DeploymentRef) -> String {
-    domain::views::row_key(&EndpointKey::new(&of.endpoint), &of.deployment)
+fn deployment_row_key(target: &contract::ids::DeploymentRef) -> String {
+    domain::views::row_key(&EndpointKey::new(&target.endpoint), &target.deployment)
 }

@@ -1,4 +1,4 @@
-//! For those who run the process: health, metrics, and the description of the API.
+//! Operations: health, metrics, and the OpenAPI document.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use http::{HeaderValue, StatusCode, header};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::answer::{Answer, json, json_text};
 use crate::call::Call;
+use crate::response::{ApiResult, json, raw_json};
 use crate::service::App;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -18,26 +18,29 @@ pub struct Health {
     pub status: String,
     /// What is missing, in sentences.
     pub missing: Vec<String>,
-    /// What people should know of, such as endpoints that are parked; takes nothing from readiness.
+    /// Problems that do not affect readiness, such as parked endpoints.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remarks: Vec<String>,
 }
 
-pub async fn healthz(app: Arc<App>, call: Call) -> Answer {
-    json(StatusCode::OK, &told("ok", Vec::new(), &app, &call))
+pub async fn healthz(app: Arc<App>, call: Call) -> ApiResult {
+    json(
+        StatusCode::OK,
+        &health_report("ok", Vec::new(), &app, &call),
+    )
 }
 
-pub async fn readyz(app: Arc<App>, call: Call) -> Answer {
+pub async fn readyz(app: Arc<App>, call: Call) -> ApiResult {
     let missing = app.deps.health.missing();
-    let (status, word) = match missing.is_empty() {
+    let (status, label) = match missing.is_empty() {
         true => (StatusCode::OK, "ok"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "waiting"),
     };
-    json(status, &told(word, missing, &app, &call))
+    json(status, &health_report(label, missing, &app, &call))
 }
 
-/// Names of endpoints and of servers are not for everybody.
-fn told(status: &str, missing: Vec<String>, app: &App, call: &Call) -> Health {
+/// Hides the details, which name endpoints and servers, from callers that are not trusted.
+fn health_report(status: &str, missing: Vec<String>, app: &App, call: &Call) -> Health {
     let (missing, remarks) = match call.is_trusted {
         true => (missing, app.deps.health.remarks()),
         false => (Vec::new(), Vec::new()),
@@ -49,7 +52,7 @@ fn told(status: &str, missing: Vec<String>, app: &App, call: &Call) -> Health {
     }
 }
 
-pub async fn metrics(app: Arc<App>, _call: Call) -> Answer {
+pub async fn metrics(app: Arc<App>, _call: Call) -> ApiResult {
     let mut response = Response::new(Body::from(app.deps.metrics.encode()));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -58,6 +61,6 @@ pub async fn metrics(app: Arc<App>, _call: Call) -> Answer {
     Ok(response)
 }
 
-pub async fn openapi(app: Arc<App>, _call: Call) -> Answer {
-    Ok(json_text(StatusCode::OK, app.openapi.clone()))
+pub async fn openapi(app: Arc<App>, _call: Call) -> ApiResult {
+    Ok(raw_json(StatusCode::OK, app.openapi.clone()))
 }

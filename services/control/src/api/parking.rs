@@ -1,4 +1,4 @@
-//! Endpoints that a consumer cannot digest an event of, and what people decide about them.
+//! Parked endpoints, and the decisions of operators about them.
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use store::{Append, Commit, CommitError, Committed, Entry};
 
-use super::{Filter, first_answer, kept, rows};
-use crate::answer::{Answer, at, json};
+use super::{Filter, list_rows, seal_response, stored_response};
 use crate::call::Call;
 use crate::error::ApiError;
+use crate::response::{ApiResult, json, with_position};
 use crate::service::App;
 
-/// Times that a decision is written anew after another one came first.
-const TRIES: usize = 5;
+/// How often a write is attempted before it fails on conflicts.
+const ATTEMPTS_MAX: usize = 5;
 const PAGE: usize = 1000;
 /// Longest name of a consumer, and longest reason, in bytes.
 const CONSUMER_BYTES_MAX: usize = 64;
@@ -32,7 +32,7 @@ const REASON_BYTES_MAX: usize = 1000;
 pub struct Parked {
     pub consumer: String,
     pub endpoint: Name,
-    /// Of the event that the consumer cannot digest.
+    /// The position of the event that the consumer cannot process.
     pub position: Position,
     pub event_type: String,
     pub detail: String,
@@ -54,24 +54,27 @@ pub struct Unpark {
     pub reason: String,
 }
 
-/// What was decided.
+/// The decision of an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Decided {
     pub endpoint: Name,
     pub consumer: String,
-    /// Of the event that is passed over from now on.
+    /// The position of the event that is skipped from now on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<Position>,
 }
 
-pub async fn list(app: Arc<App>, call: Call) -> Answer {
-    let filter = Filter::of_rows(PARKED, &call)?;
-    json(StatusCode::OK, &rows(&app, filter, call.page()?).await?)
+pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
+    let filter = Filter::for_model(PARKED, &call)?;
+    json(
+        StatusCode::OK,
+        &list_rows(&app, filter, call.page()?).await?,
+    )
 }
 
-pub async fn skip(app: Arc<App>, call: Call) -> Answer {
-    let Skip { consumer, reason } = call.typed()?;
+pub async fn skip(app: Arc<App>, call: Call) -> ApiResult {
+    let Skip { consumer, reason } = call.parse_body()?;
     check("/consumer", &consumer, 1, CONSUMER_BYTES_MAX)?;
     check("/reason", &reason, 1, REASON_BYTES_MAX)?;
     let position = position(&call)?;
@@ -81,26 +84,26 @@ pub async fn skip(app: Arc<App>, call: Call) -> Answer {
         position,
         reason,
     });
-    let decided = Decided {
+    let decision = Decided {
         endpoint: key.endpoint(),
         consumer,
         skipped: Some(position),
     };
-    write(&app, &call, &key, event, &decided).await
+    write(&app, &call, &key, event, &decision).await
 }
 
-pub async fn unpark(app: Arc<App>, call: Call) -> Answer {
-    let Unpark { consumer, reason } = call.typed()?;
+pub async fn unpark(app: Arc<App>, call: Call) -> ApiResult {
+    let Unpark { consumer, reason } = call.parse_body()?;
     check("/consumer", &consumer, 1, CONSUMER_BYTES_MAX)?;
     check("/reason", &reason, 0, REASON_BYTES_MAX)?;
     let key = EndpointKey::new(&call.endpoint()?);
-    if let Some(answer) = first_answer(&app, &call).await? {
-        return Ok(answer);
+    if let Some(response) = stored_response(&app, &call).await? {
+        return Ok(response);
     }
     let row_key = format!("{consumer}/{key}");
     if app.deps.store.row(PARKED, &row_key).await?.is_none() {
         return Err(ApiError::not_found(format!(
-            "`{}` is not parked in `{consumer}`; see `penstock events parked` for what is",
+            "`{}` is not parked in `{consumer}`; `penstock events parked` lists those that are",
             key.endpoint()
         )));
     }
@@ -108,19 +111,19 @@ pub async fn unpark(app: Arc<App>, call: Call) -> Answer {
         consumer: consumer.clone(),
         reason,
     });
-    let decided = Decided {
+    let decision = Decided {
         endpoint: key.endpoint(),
         consumer,
         skipped: None,
     };
-    write(&app, &call, &key, event, &decided).await
+    write(&app, &call, &key, event, &decision).await
 }
 
-fn check(pointer: &str, text: &str, least: usize, most: usize) -> Result<(), ApiError> {
-    if (least..=most).contains(&text.trim().len()) {
+fn check(pointer: &str, text: &str, min: usize, max: usize) -> Result<(), ApiError> {
+    if (min..=max).contains(&text.trim().len()) {
         return Ok(());
     }
-    let detail = format!("write {least} to {most} characters");
+    let detail = format!("write {min} to {max} characters");
     Err(ApiError::invalid(vec![Finding::new(pointer, detail)]))
 }
 
@@ -129,7 +132,7 @@ fn position(call: &Call) -> Result<Position, ApiError> {
     match text.parse() {
         Ok(position) if position > 0 => Ok(Position(position)),
         _ => Err(ApiError::bad_request(format!(
-            "`{text}` is not a position; positions are whole numbers from 1"
+            "`{text}` is not a position; use a whole number from 1 up"
         ))),
     }
 }
@@ -149,7 +152,7 @@ async fn endpoint_at(app: &App, position: Position) -> Result<EndpointKey, ApiEr
     };
     key.ok_or_else(|| {
         ApiError::bad_request(format!(
-            "the event at position {position} belongs to no endpoint, and parks none"
+            "the event at position {position} does not belong to an endpoint, so it parks none"
         ))
     })
 }
@@ -159,21 +162,26 @@ async fn write(
     call: &Call,
     key: &EndpointKey,
     event: Event,
-    decided: &Decided,
-) -> Answer {
-    if let Some(answer) = first_answer(app, call).await? {
-        return Ok(answer);
+    decision: &Decided,
+) -> ApiResult {
+    if let Some(response) = stored_response(app, call).await? {
+        return Ok(response);
     }
-    let cause = match call.cause()? {
+    let idempotency_key = match call.idempotency_key()? {
         None => None,
-        Some(mut cause) => {
-            cause.result = Some(kept(app, &cause.key, StatusCode::OK, decided)?);
-            Some(cause)
+        Some(mut idempotency_key) => {
+            idempotency_key.result = Some(seal_response(
+                app,
+                &idempotency_key.key,
+                StatusCode::OK,
+                decision,
+            )?);
+            Some(idempotency_key)
         }
     };
     let (store, now) = (&app.deps.store, app.deps.clock.now());
     let stream = stream(key);
-    for _ in 0..TRIES {
+    for _ in 0..ATTEMPTS_MAX {
         let mut version = 0;
         loop {
             let page = store.read_stream(&stream, version, PAGE).await?;
@@ -194,7 +202,7 @@ async fn write(
         };
         let commit = Commit {
             appends: vec![append],
-            cause: cause.clone(),
+            cause: idempotency_key.clone(),
             ..Commit::default()
         };
         let position = match store.commit(commit).await {
@@ -203,11 +211,11 @@ async fn write(
             Err(CommitError::Conflict { .. }) => continue,
             Err(error) => return Err(error.into()),
         };
-        let answer = json(StatusCode::OK, decided)?;
-        return Ok(at(answer, position.unwrap_or_default()));
+        let response = json(StatusCode::OK, decision)?;
+        return Ok(with_position(response, position.unwrap_or_default()));
     }
     Err(ApiError::conflict(
         "changed-meanwhile",
-        "others decided about this endpoint again and again; try again",
+        "other requests repeatedly decided about this endpoint; try again",
     ))
 }

@@ -1,4 +1,4 @@
-//! How the events of an endpoint become its model, and the rows that change with it.
+//! Folds the events of an endpoint into its model and its changed rows.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,30 +9,30 @@ use contract::log::{Record, RowChange, StreamKind, StreamName};
 use domain::views::{EndpointModel, MODEL_VERSION};
 use runtime::consumer::Fold;
 
-/// Of which buckets rows are to be made, and from which position on: making them is most of the work, and
-/// what is written already, or is for another replica to write, is not wanted.
+/// Which buckets need rows, and from which position on. Making rows is most of the work, so it is skipped
+/// for those that are already written or that another replica writes.
 ///
-/// Invariant: none are made while the history is read, and usage, which is nothing but rows, is left out of
-/// it. At its end whoever owns a bucket brings its rows to where the fold stands.
+/// Invariant: no rows are made while the history is read, and usage events, which only make rows, are not
+/// read at all. After that, the owner of a bucket brings its rows up to the position of the fold.
 #[derive(Clone, Default)]
-pub(super) struct RowsWanted {
+pub(super) struct RowFilter {
     after: Arc<Mutex<BTreeMap<Bucket, Position>>>,
     history_is_over: Arc<AtomicBool>,
 }
 
-impl RowsWanted {
-    /// Rows of this bucket are wanted of records after this position.
-    pub(super) fn begin(&self, bucket: Bucket, after: Position) {
-        let mut wanted = self.after.lock().unwrap_or_else(PoisonError::into_inner);
-        wanted.insert(bucket, after);
+impl RowFilter {
+    /// Enables rows of a bucket for records after a position.
+    pub(super) fn enable(&self, bucket: Bucket, position: Position) {
+        let mut after = self.after.lock().unwrap_or_else(PoisonError::into_inner);
+        after.insert(bucket, position);
     }
 
-    pub(super) fn end(&self, bucket: Bucket) {
-        let mut wanted = self.after.lock().unwrap_or_else(PoisonError::into_inner);
-        wanted.remove(&bucket);
+    pub(super) fn disable(&self, bucket: Bucket) {
+        let mut after = self.after.lock().unwrap_or_else(PoisonError::into_inner);
+        after.remove(&bucket);
     }
 
-    /// From here on nothing is left out.
+    /// Marks the history as read: from now on, rows are made and usage events are read.
     pub(super) fn end_history(&self) {
         self.history_is_over.store(true, Ordering::Relaxed);
     }
@@ -41,26 +41,26 @@ impl RowsWanted {
         self.history_is_over.load(Ordering::Relaxed)
     }
 
-    fn of(&self, bucket: Bucket, position: Position) -> bool {
-        let wanted = self.after.lock().unwrap_or_else(PoisonError::into_inner);
-        let after = wanted.get(&bucket);
+    fn includes(&self, bucket: Bucket, position: Position) -> bool {
+        let after = self.after.lock().unwrap_or_else(PoisonError::into_inner);
+        let after = after.get(&bucket);
         self.is_history_over() && after.is_some_and(|after| position > *after)
     }
 }
 
 pub(super) struct ViewsFold {
-    wanted: RowsWanted,
+    filter: RowFilter,
 }
 
 impl ViewsFold {
-    pub(super) fn new(wanted: RowsWanted) -> Self {
-        Self { wanted }
+    pub(super) fn new(filter: RowFilter) -> Self {
+        Self { filter }
     }
 }
 
 impl Fold for ViewsFold {
     type State = EndpointModel;
-    /// The rows that a record changes; none where nobody wants them.
+    /// The rows that a record changes; empty unless the filter includes it.
     type Effect = Vec<RowChange>;
 
     const VERSION: u32 = MODEL_VERSION;
@@ -72,26 +72,26 @@ impl Fold for ViewsFold {
         state: &mut EndpointModel,
         record: &Record,
     ) -> Vec<RowChange> {
-        if self.wanted.of(record.bucket, record.position) {
+        if self.filter.includes(record.bucket, record.position) {
             return state.apply(key, record);
         }
         state.apply_silently(key, record);
         Vec::new()
     }
 
-    /// Usage is rows, and nothing of the model.
+    /// Usage events only make rows, and do not change the model.
     fn has_effects_only(&self, kind: StreamKind) -> bool {
         kind == StreamKind::Usage
     }
 
     fn effects_from(&self) -> Position {
-        match self.wanted.is_history_over() {
+        match self.filter.is_history_over() {
             true => Position::START,
             false => Position(u64::MAX),
         }
     }
 
-    /// Rows are no stream.
+    /// The consumer writes rows, not streams.
     fn writes(&self, _stream: &StreamName) -> bool {
         false
     }

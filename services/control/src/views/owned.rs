@@ -1,8 +1,8 @@
-//! Buckets whose rows this replica writes: how they come and go, and how their rows are brought to
-//! where the fold stands.
+//! Ownership of buckets: acquiring and releasing them, and bringing their rows up to the position of the
+//! fold.
 //!
-//! Invariant: rows and their cursor are written in one commit under the bucket's fence; where that
-//! fails, the bucket is taken again, which begins at what the store has.
+//! Invariant: rows and their cursor are written in one commit under the bucket's fence; if that fails,
+//! the bucket is reacquired, which starts from the stored cursor.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,83 +24,83 @@ use tokio::time::Instant;
 
 use super::{CONSUMER, ViewsConsumer, ViewsProjector};
 
-/// Whose owner writes the rows that belong to no endpoint.
-const OWNS_GLOBAL: Bucket = Bucket(0);
+/// The bucket whose owner also writes the rows that belong to no endpoint.
+const GLOBAL_OWNER: Bucket = Bucket(0);
 
-/// Records per read, and per commit of rows that a former owner has not written.
+/// Records per read, and per commit of rows that a previous owner left unwritten.
 const PAGE: usize = 500;
 
-/// Rows about parked endpoints that are looked through; more are not parked by any accident.
+/// Maximum rows of parked endpoints to read; far more than are ever parked.
 const PARKED_MAX: usize = 500;
 
-/// Who was fenced waits for so long before it takes the bucket again: most often it has only not yet
-/// heard that the bucket is somebody else's.
-const TAKE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Delay before reacquiring a bucket after a failed write. Usually the bucket was reassigned, and the
+/// revocation has not arrived yet.
+const REACQUIRE_DELAY: Duration = Duration::from_secs(1);
 
-/// Buckets that are read at the same time; others read the log meanwhile, too.
-const TAKEN_AT_ONCE: usize = 4;
+/// Buckets to acquire concurrently; others read the log at the same time.
+const ACQUIRE_CONCURRENCY: usize = 4;
 
 /// A bucket whose rows this replica writes.
-pub(super) struct Owned {
+pub(super) struct OwnedBucket {
     pub(super) fence: Fence,
-    /// The rows are those of the log up to here.
+    /// The rows reflect the log up to this position.
     pub(super) cursor: Position,
 }
 
-/// Rows of one bucket that wait for their commit.
+/// Rows of one bucket to commit.
 #[derive(Default)]
-pub(super) struct Batch {
+pub(super) struct RowBatch {
     pub(super) rows: Vec<RowChange>,
     pub(super) to: Position,
 }
 
 impl ViewsConsumer {
-    pub(super) fn hear(&mut self, ownership: &mut mpsc::Receiver<BusMessage>) {
+    pub(super) fn drain_assignments(&mut self, ownership: &mut mpsc::Receiver<BusMessage>) {
         while let Ok(message) = ownership.try_recv() {
-            self.assigned(&message);
+            self.handle_assignment(&message);
         }
     }
 
-    pub(super) fn assigned(&mut self, message: &BusMessage) {
+    pub(super) fn handle_assignment(&mut self, message: &BusMessage) {
         match message {
             BusMessage::Record(_) => {}
             BusMessage::Assigned(buckets) => {
                 for bucket in with_global(buckets) {
                     if !self.owned.contains_key(&bucket) {
-                        self.to_take.insert(bucket, Instant::now());
+                        self.to_acquire.insert(bucket, Instant::now());
                     }
                 }
             }
             BusMessage::Revoked(buckets) => {
                 for bucket in with_global(buckets) {
-                    self.to_take.remove(&bucket);
-                    self.disown(bucket);
+                    self.to_acquire.remove(&bucket);
+                    self.release(bucket);
                 }
             }
         }
     }
 
-    fn disown(&mut self, bucket: Bucket) {
-        // Its next owner counts them.
+    fn release(&mut self, bucket: Bucket) {
+        // The next owner exports these counts.
         let models = self.models.lock();
         for (key, entry) in models.of(bucket) {
             let endpoint = entry.state.endpoint.iter();
             let names = endpoint.flat_map(|endpoint| endpoint.deployments.keys());
-            names.for_each(|name| self.uncount(key, name));
+            names.for_each(|name| self.remove_instance_counts(key, name));
         }
         drop(models);
         self.consumer.own(bucket, None);
-        self.wanted.end(bucket);
+        self.row_filter.disable(bucket);
         self.owned.remove(&bucket);
         self.progress.send_modify(|progress| {
             progress.written.remove(&bucket);
         });
     }
 
-    /// Tries to take what is assigned and not owned. What the store does not give now is tried again.
-    pub(super) async fn take_due(&mut self) -> Result<(), StoreError> {
+    /// Tries to acquire assigned buckets that are due. Failures are retried later.
+    pub(super) async fn acquire_due(&mut self) -> Result<(), StoreError> {
         let now = Instant::now();
-        let due = self.to_take.iter().filter(|(_, at)| **at <= now);
+        let due = self.to_acquire.iter().filter(|(_, at)| **at <= now);
         let due: Vec<Bucket> = due.map(|(bucket, _)| *bucket).collect();
         if due.is_empty() {
             return Ok(());
@@ -109,79 +109,79 @@ impl ViewsConsumer {
             Ok(fences) => fences,
             Err(StoreError::Closed) => return Err(StoreError::Closed),
             Err(error) => {
-                tracing::warn!(%error, "read models cannot be taken over yet, trying again");
-                let again = due
+                tracing::warn!(%error, "cannot take over read models, retrying");
+                let retries = due
                     .into_iter()
-                    .map(|bucket| (bucket, now + TAKE_AGAIN_AFTER));
-                self.to_take.extend(again);
+                    .map(|bucket| (bucket, now + REACQUIRE_DELAY));
+                self.to_acquire.extend(retries);
                 return Ok(());
             }
         };
-        let takes = fences.into_iter().map(|(bucket, fence)| {
-            let taking = self.take(bucket, fence);
-            async move { (bucket, taking.await) }
+        let attempts = fences.into_iter().map(|(bucket, fence)| {
+            let acquiring = self.acquire(bucket, fence);
+            async move { (bucket, acquiring.await) }
         });
-        let taken: Vec<_> = futures::stream::iter(takes)
-            .buffer_unordered(TAKEN_AT_ONCE)
+        let acquired: Vec<_> = futures::stream::iter(attempts)
+            .buffer_unordered(ACQUIRE_CONCURRENCY)
             .collect()
             .await;
-        for (bucket, taken) in taken {
-            match taken {
+        for (bucket, result) in acquired {
+            match result {
                 Ok(owned) => {
-                    self.to_take.remove(&bucket);
-                    self.own(bucket, owned);
+                    self.to_acquire.remove(&bucket);
+                    self.add_owned(bucket, owned);
                 }
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
                 Err(error) => {
-                    tracing::warn!(%bucket, %error, "read models cannot be taken over yet, trying again");
-                    self.to_take.insert(bucket, now + TAKE_AGAIN_AFTER);
+                    tracing::warn!(%bucket, %error, "cannot take over read models, retrying");
+                    self.to_acquire.insert(bucket, now + REACQUIRE_DELAY);
                 }
             }
         }
         if self.progress.borrow().caught_up {
-            // The former owner may have ended before it did this.
+            // The previous owner may have stopped before doing this.
             self.publish_touched();
             self.react_to_touched().await?;
         }
         Ok(())
     }
 
-    fn own(&mut self, bucket: Bucket, owned: Owned) {
+    fn add_owned(&mut self, bucket: Bucket, owned: OwnedBucket) {
         let cursor = owned.cursor;
         self.consumer.own(bucket, Some(owned.fence.clone()));
         self.consumer.confirm_written(bucket, cursor);
-        self.wanted.begin(bucket, cursor);
+        self.row_filter.enable(bucket, cursor);
         self.owned.insert(bucket, owned);
         self.progress.send_modify(|progress| {
             progress.written.insert(bucket, cursor);
         });
         let models = self.models.lock();
-        let theirs = models.of(bucket).map(|(key, _)| key.clone());
-        self.touched.extend(theirs);
+        let keys = models.of(bucket).map(|(key, _)| key.clone());
+        self.touched.extend(keys);
     }
 
-    /// Takes a bucket over that is fenced: brings its rows to where our fold stands.
-    async fn take(&self, bucket: Bucket, fence: Fence) -> Result<Owned, CommitError> {
+    /// Takes over a fenced bucket: brings its rows up to the position of this fold.
+    async fn acquire(&self, bucket: Bucket, fence: Fence) -> Result<OwnedBucket, CommitError> {
         let store = &self.deps.store;
         let cursor = store.cursor(CONSUMER, bucket).await?;
-        let folded = self.folded(bucket);
-        let mut owned = Owned { fence, cursor };
-        // While the history is read, its end is waited for.
+        let folded = self.folded_position(bucket);
+        let mut owned = OwnedBucket { fence, cursor };
+        // Until the history is read, the rows have to wait for its end.
         if self.progress.borrow().caught_up {
             if folded > cursor {
                 self.write_missing(bucket, &mut owned, folded).await?;
             }
-            self.write_released(bucket, &owned).await?;
+            self.write_unparked(bucket, &owned).await?;
         }
         Ok(owned)
     }
 
-    /// The cursor has passed rows of a parked endpoint that were not written. When another life of
-    /// this consumer can read it again, all its rows are written anew, and it is no longer listed.
-    pub(super) async fn write_released(
+    /// The cursor has moved past unwritten rows of parked endpoints. For those that this process can fold
+    /// again, rewrites all rows and removes the endpoint from the list of parked ones.
+    pub(super) async fn write_unparked(
         &self,
         bucket: Bucket,
-        owned: &Owned,
+        owned: &OwnedBucket,
     ) -> Result<(), CommitError> {
         let query = RowQuery {
             model: PARKED.to_owned(),
@@ -192,14 +192,14 @@ impl ViewsConsumer {
             let Ok(key) = row.endpoint.parse::<EndpointKey>() else {
                 continue;
             };
-            let ours = row.key == format!("{CONSUMER}/{key}") && key.bucket() == bucket;
-            if !ours || self.consumer.parking().is_parked(&key) {
+            let is_own = row.key == format!("{CONSUMER}/{key}") && key.bucket() == bucket;
+            if !is_own || self.consumer.parking().is_parked(&key) {
                 continue;
             }
-            let Some(mut rows) = self.all_rows(&key, owned.cursor).await? else {
+            let Some(mut rows) = self.rebuild_rows(&key, owned.cursor).await? else {
                 continue;
             };
-            tracing::info!(endpoint = %key, "can be digested again, its rows are written anew");
+            tracing::info!(endpoint = %key, "endpoint can be folded again, rewriting its rows");
             rows.push(RowChange {
                 model: PARKED,
                 key: row.key,
@@ -210,7 +210,7 @@ impl ViewsConsumer {
                 doc: None,
             });
             let commit = Commit {
-                rows: newest_only(rows),
+                rows: last_changes(rows),
                 fence: Some(owned.fence.clone()),
                 ..Commit::default()
             };
@@ -219,16 +219,16 @@ impl ViewsConsumer {
         Ok(())
     }
 
-    /// All rows of an endpoint, as its history up to a position makes them; none if that cannot be
-    /// digested.
-    pub(super) async fn all_rows(
+    /// Returns all rows of an endpoint from its history up to a position, or none if that cannot be
+    /// folded.
+    pub(super) async fn rebuild_rows(
         &self,
         key: &EndpointKey,
         to: Position,
     ) -> Result<Option<Vec<RowChange>>, StoreError> {
-        let past = history(self.deps.store.clone(), key.clone(), to).await?;
+        let entries = history(self.deps.store.clone(), key.clone(), to).await?;
         let (mut fresh, mut rows) = (Projection::default(), Vec::new());
-        for entry in past {
+        for entry in entries {
             if self.consumer.parking().is_skipped(entry.position()) {
                 continue;
             }
@@ -243,25 +243,25 @@ impl ViewsConsumer {
         Ok(Some(rows))
     }
 
-    /// Rows between the stored cursor and our fold: the bucket is folded once more by itself, from its
-    /// snapshot on.
+    /// Writes the rows between the stored cursor and the position of this fold. Folds the bucket once more
+    /// for that, starting from its snapshot.
     async fn write_missing(
         &self,
         bucket: Bucket,
-        owned: &mut Owned,
+        owned: &mut OwnedBucket,
         to: Position,
     ) -> Result<(), CommitError> {
         let skipped = self.consumer.parking().skipped();
         let initial =
             load::<EndpointModel>(&self.deps.store, CONSUMER, bucket, MODEL_VERSION).await?;
         let mut after = initial.position;
-        // None stands above the cursor; if one did, rows would be missing.
+        // No snapshot should be past the cursor; from one that is, rows would be missing.
         let models = initial.into_states().filter(|_| after <= owned.cursor);
         if models.is_none() {
             after = Position::START;
         }
         let models = models.unwrap_or_default();
-        let mut projector = ViewsProjector::beginning_with(models, skipped);
+        let mut projector = ViewsProjector::resuming_from(models, skipped);
         self.fold_written(bucket, &mut projector, (after, owned.cursor))
             .await?;
         after = owned.cursor;
@@ -274,13 +274,13 @@ impl ViewsConsumer {
             let Some(last) = page.last().map(Entry::position) else {
                 return Ok(());
             };
-            let mut batch = Batch::default();
+            let mut batch = RowBatch::default();
             for entry in page.iter().filter(|entry| entry.position() <= to) {
                 after = entry.position();
                 let Entry::Record(record) = entry else {
                     continue;
                 };
-                // Rows of a parked endpoint stay as they were before the event.
+                // Rows of a parked endpoint stay as they were before the event that parked it.
                 let parked = record
                     .endpoint()
                     .and_then(|k| self.consumer.parking().parked_at(&k));
@@ -302,7 +302,7 @@ impl ViewsConsumer {
         Ok(())
     }
 
-    /// Brings a projector to where the rows are. Usage is nothing but rows, and is not even read.
+    /// Brings a projector up to the cursor. Usage events only make rows, so they are not read.
     async fn fold_written(
         &self,
         bucket: Bucket,
@@ -333,7 +333,7 @@ impl ViewsConsumer {
         Ok(())
     }
 
-    /// What the former owner would have written for an endpoint that people wanted back.
+    /// Returns the rows that the previous owner would have written for an unparked endpoint.
     async fn rows_of_unparked(&self, record: &Record) -> Result<Vec<RowChange>, StoreError> {
         let (Event::ConsumerUnparked(unparked), Some(key)) = (&record.event, record.endpoint())
         else {
@@ -342,15 +342,15 @@ impl ViewsConsumer {
         if unparked.consumer != CONSUMER {
             return Ok(Vec::new());
         }
-        let rows = self.all_rows(&key, record.position).await?;
+        let rows = self.rebuild_rows(&key, record.position).await?;
         Ok(rows.unwrap_or_default())
     }
 
-    /// One commit for each bucket. Where one fails, the bucket is taken again, which begins at what
-    /// the store has.
+    /// Commits the batch of each bucket. If that fails, the bucket is reacquired, which starts from the
+    /// stored cursor.
     pub(super) async fn write_all(
         &mut self,
-        batches: BTreeMap<Bucket, Batch>,
+        batches: BTreeMap<Bucket, RowBatch>,
     ) -> Result<BTreeMap<Bucket, Position>, StoreError> {
         let this = &*self;
         let commits = batches.into_iter().filter_map(|(bucket, batch)| {
@@ -369,28 +369,28 @@ impl ViewsConsumer {
                     self.consumer.confirm_written(bucket, to);
                 }
                 Err(CommitError::Store(StoreError::Closed)) => return Err(StoreError::Closed),
-                Err(error) => self.take_again(bucket, &error),
+                Err(error) => self.reacquire_after_error(bucket, &error),
             }
         }
         Ok(written)
     }
 
-    pub(super) fn take_again(&mut self, bucket: Bucket, error: &CommitError) {
-        tracing::warn!(%bucket, %error, "read models cannot be written, taking the bucket again");
-        self.retake(bucket, Instant::now() + TAKE_AGAIN_AFTER);
+    pub(super) fn reacquire_after_error(&mut self, bucket: Bucket, error: &CommitError) {
+        tracing::warn!(%bucket, %error, "cannot write read models, reacquiring the bucket");
+        self.reacquire(bucket, Instant::now() + REACQUIRE_DELAY);
     }
 
-    /// Takes a bucket again at this time, which brings its rows to where the fold stands by then.
-    pub(super) fn retake(&mut self, bucket: Bucket, at: Instant) {
-        self.disown(bucket);
-        self.to_take.insert(bucket, at);
+    /// Reacquires a bucket at a given time, which then brings its rows up to the position of the fold.
+    pub(super) fn reacquire(&mut self, bucket: Bucket, at: Instant) {
+        self.release(bucket);
+        self.to_acquire.insert(bucket, at);
     }
 
     async fn write(
         &self,
         bucket: Bucket,
-        owned: &Owned,
-        batch: Batch,
+        owned: &OwnedBucket,
+        batch: RowBatch,
     ) -> Result<Position, CommitError> {
         let cursor = CursorMove {
             consumer: CONSUMER,
@@ -399,7 +399,7 @@ impl ViewsConsumer {
             to: batch.to,
         };
         let commit = Commit {
-            rows: newest_only(batch.rows),
+            rows: last_changes(batch.rows),
             cursor: Some(cursor),
             fence: Some(owned.fence.clone()),
             ..Commit::default()
@@ -409,17 +409,17 @@ impl ViewsConsumer {
     }
 }
 
-/// The owner of one of the buckets owns the global one with it.
+/// Adds the global bucket if its owner is assigned.
 fn with_global(buckets: &[Bucket]) -> Vec<Bucket> {
     let mut buckets = buckets.to_vec();
-    if buckets.contains(&OWNS_GLOBAL) {
+    if buckets.contains(&GLOBAL_OWNER) {
         buckets.push(Bucket::GLOBAL);
     }
     buckets
 }
 
-/// Of several changes of one row only the last one matters.
-fn newest_only(rows: Vec<RowChange>) -> Vec<RowChange> {
+/// Keeps only the last change of each row.
+fn last_changes(rows: Vec<RowChange>) -> Vec<RowChange> {
     let mut newest: BTreeMap<(&'static str, String), RowChange> = BTreeMap::new();
     for row in rows {
         newest.insert((row.model, row.key.clone()), row);

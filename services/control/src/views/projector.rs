@@ -1,10 +1,10 @@
-//! The rows of read models as the log makes them: what a rebuild writes, and what `verify` compares the
+//! Projects the log to the rows of read models: those that a rebuild writes, and that `verify` compares the
 //! stored ones with.
 //!
-//! Invariant: an endpoint with an event that cannot be digested has the rows that the running consumer
-//! leaves it. They stay as they were before that event until people take the endpoint back; then they are
-//! those of its history without the events that people have said are to be passed over. That decision
-//! stands in the log after what it is about, so with it all is folded once more from the start.
+//! Invariant: an endpoint with an event that cannot be processed has the same rows as with the running
+//! consumer. They stay as they were before that event until an operator unparks the endpoint; then they
+//! are those of its history without the skipped events. The decision to skip an event comes later in the
+//! log than the event, so the projection then restarts from the beginning.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,18 +21,18 @@ use super::CONSUMER;
 #[derive(Default)]
 pub struct ViewsProjector {
     projection: Projection,
-    /// Events that are passed over from the start.
+    /// Events to skip from the start.
     skipped: BTreeSet<Position>,
-    /// What people have said so far about events of an endpoint that are to be passed over.
-    decided: BTreeMap<EndpointKey, BTreeSet<Position>>,
+    /// Events that operators have decided to skip so far, by endpoint.
+    skip_decisions: BTreeMap<EndpointKey, BTreeSet<Position>>,
     parked: BTreeMap<EndpointKey, ParkedView>,
-    /// Endpoints that were taken back; the next fold has their rows.
-    taken_back: BTreeSet<EndpointKey>,
-    starts_over: bool,
+    /// Unparked endpoints, ignored until the restart, which makes their rows.
+    unparked_endpoints: BTreeSet<EndpointKey>,
+    must_restart: bool,
 }
 
 impl ViewsProjector {
-    /// Gives rows as they are at the end of the log, and makes no others.
+    /// Returns a projector that makes only the rows as of the end of the log.
     pub fn for_rebuild() -> Self {
         Self {
             projection: Projection::with_late_rows(),
@@ -40,8 +40,8 @@ impl ViewsProjector {
         }
     }
 
-    /// Goes on from these models, and skips these events.
-    pub fn beginning_with(
+    /// Resumes from these models, and skips these events.
+    pub fn resuming_from(
         models: BTreeMap<EndpointKey, EndpointModel>,
         skipped: BTreeSet<Position>,
     ) -> Self {
@@ -52,26 +52,26 @@ impl ViewsProjector {
         }
     }
 
-    /// Goes on by a record whose rows are written already.
+    /// Applies a record whose rows are already written.
     pub fn fold(&mut self, record: &Record) {
         self.apply_with(record, |projection| projection.apply_silently(record));
     }
 
-    /// None: the record is skipped, or cannot be digested.
+    /// Returns none if the record is skipped or cannot be applied.
     fn apply_with<T>(
         &mut self,
         record: &Record,
         apply: impl FnOnce(&mut Projection) -> T,
     ) -> Option<T> {
-        if self.hear(record) || self.is_left_alone(record) {
+        if self.apply_parking_event(record) || self.is_ignored(record) {
             return None;
         }
         let projection = &mut self.projection;
         match catch_panic(|| apply(projection)) {
             Ok(applied) => Some(applied),
             Err(detail) => {
-                // What an event has left half done is not what its endpoint's rows shall show.
-                self.starts_over |= self.projection.has_late_rows();
+                // The event may be partly applied, which the rows must not show.
+                self.must_restart |= self.projection.has_late_rows();
                 if let Some(key) = record.endpoint() {
                     self.park(key, record.position, record.event.type_name(), detail);
                 }
@@ -80,22 +80,22 @@ impl ViewsProjector {
         }
     }
 
-    /// Endpoints whose rows are those before an event that cannot be digested; since when is for others
-    /// to say.
+    /// Endpoints whose rows are those before an event that cannot be processed. Their `since` is not
+    /// set.
     pub fn parked(&self) -> &BTreeMap<EndpointKey, ParkedView> {
         &self.parked
     }
 
-    fn is_left_alone(&self, record: &Record) -> bool {
+    fn is_ignored(&self, record: &Record) -> bool {
         if self.skipped.contains(&record.position) {
             return true;
         }
-        if self.parked.is_empty() && self.taken_back.is_empty() {
+        if self.parked.is_empty() && self.unparked_endpoints.is_empty() {
             return false;
         }
-        record
-            .endpoint()
-            .is_some_and(|key| self.parked.contains_key(&key) || self.taken_back.contains(&key))
+        record.endpoint().is_some_and(|key| {
+            self.parked.contains_key(&key) || self.unparked_endpoints.contains(&key)
+        })
     }
 
     fn park(&mut self, key: EndpointKey, position: Position, event_type: &str, detail: String) {
@@ -107,24 +107,26 @@ impl ViewsProjector {
             detail,
             since: Timestamp::default(),
         };
-        self.taken_back.remove(&key);
+        self.unparked_endpoints.remove(&key);
         self.parked.entry(key).or_insert(view);
     }
 
-    /// An endpoint that is taken back without anything more to pass over comes to the same event again.
-    fn take_back(&mut self, key: EndpointKey) {
-        let decided = self.decided.get(&key);
-        if !self.parked.contains_key(&key) || decided.is_none_or(|d| d.is_subset(&self.skipped)) {
+    /// Without further events to skip, the endpoint would fail on the same event again and stays parked.
+    fn unpark(&mut self, key: EndpointKey) {
+        let skip_decisions = self.skip_decisions.get(&key);
+        if !self.parked.contains_key(&key)
+            || skip_decisions.is_none_or(|d| d.is_subset(&self.skipped))
+        {
             return;
         }
-        self.skipped.extend(decided.into_iter().flatten());
+        self.skipped.extend(skip_decisions.into_iter().flatten());
         self.parked.remove(&key);
-        self.taken_back.insert(key);
-        self.starts_over = true;
+        self.unparked_endpoints.insert(key);
+        self.must_restart = true;
     }
 
-    /// True: it is about parking, and no part of what is folded.
-    fn hear(&mut self, record: &Record) -> bool {
+    /// Returns whether the record is about parking, and not to be folded.
+    fn apply_parking_event(&mut self, record: &Record) -> bool {
         let (consumer, skipped) = match &record.event {
             Event::EventSkipped(skipped) => (&skipped.consumer, Some(skipped.position)),
             Event::ConsumerUnparked(unparked) => (&unparked.consumer, None),
@@ -135,9 +137,9 @@ impl ViewsProjector {
         {
             match skipped {
                 Some(position) => {
-                    self.decided.entry(key).or_default().insert(position);
+                    self.skip_decisions.entry(key).or_default().insert(position);
                 }
-                None => self.take_back(key),
+                None => self.unpark(key),
             }
         }
         true
@@ -165,9 +167,9 @@ impl Projector for ViewsProjector {
     }
 
     fn rest(&mut self) -> Option<Vec<RowChange>> {
-        if std::mem::take(&mut self.starts_over) {
+        if std::mem::take(&mut self.must_restart) {
             let skipped = std::mem::take(&mut self.skipped);
-            *self = Self::beginning_with(BTreeMap::new(), skipped);
+            *self = Self::resuming_from(BTreeMap::new(), skipped);
             return None;
         }
         Some(self.projection.late_rows())

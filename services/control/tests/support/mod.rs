@@ -1,4 +1,4 @@
-//! A whole control service on a free port, over a store of its own, and a client for it.
+//! A control service on a free port with its own store, and a client for it.
 #![allow(dead_code)]
 
 use std::collections::{BTreeMap, HashSet};
@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub struct World {
+pub struct TestWorld {
     pub dir: Arc<TempDir>,
     pub addr: SocketAddr,
     pub token: String,
@@ -37,17 +37,17 @@ pub struct World {
     pub ids: Arc<SeededIds>,
     pub health: Health,
     pub http: reqwest::Client,
-    /// What has been asked for, with which status it was answered.
-    pub answered: Mutex<HashSet<(Method, String, u16)>>,
+    /// Method, path template and status of every request so far.
+    pub responses: Mutex<HashSet<(Method, String, u16)>>,
     shutdown: CancellationToken,
-    /// Ends control alone.
-    interruption: CancellationToken,
+    /// Stops only control.
+    control_shutdown: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// What a world is made of.
+/// The configuration of a [`TestWorld`].
 pub struct Setup {
-    /// May have been used before.
+    /// May contain the data of an earlier run.
     pub dir: Arc<TempDir>,
     pub seed: u64,
     pub logs: Arc<dyn LogSource>,
@@ -67,7 +67,7 @@ impl Default for Setup {
     }
 }
 
-/// A sound document, to be spoilt.
+/// A valid document for tests to corrupt.
 pub const ENDPOINT: &str = "\
 apiVersion: penstock/v1
 kind: Endpoint
@@ -79,7 +79,7 @@ spec:
 
 pub const START: Timestamp = Timestamp::from_secs(1_790_000_000);
 
-/// An answer, read whole.
+/// A complete response.
 #[derive(Clone, Debug)]
 pub struct Reply {
     pub status: StatusCode,
@@ -111,7 +111,7 @@ impl Reply {
     }
 }
 
-impl World {
+impl TestWorld {
     pub async fn start() -> Self {
         Self::start_with(Setup::default()).await
     }
@@ -159,8 +159,8 @@ impl World {
         let relay = runtime::relay::run(store.clone(), bus.clone(), shutdown.clone());
         let control = Control::bind(config, deps).await.unwrap();
         let addr = control.addr;
-        let interruption = shutdown.child_token();
-        let stop = interruption.clone();
+        let control_shutdown = shutdown.child_token();
+        let stop = control_shutdown.clone();
         let tasks = vec![
             tokio::spawn(relay),
             tokio::spawn(async move { control.serve(stop).await.unwrap() }),
@@ -181,44 +181,44 @@ impl World {
             ids,
             health,
             http,
-            answered: Mutex::default(),
+            responses: Mutex::default(),
             shutdown,
-            interruption,
+            control_shutdown,
             tasks,
         }
     }
 
-    /// With the endpoint `iris`.
+    /// Starts with the endpoint `iris`.
     pub async fn with_iris() -> Self {
         let world = Self::start().await;
-        world.with_endpoint("iris").await;
+        world.create_endpoint("iris").await;
         world
     }
 
-    /// With the endpoint `iris` and its deployment `blue`.
+    /// Starts with the endpoint `iris` and its deployment `blue`.
     pub async fn with_blue() -> Self {
         let world = Self::with_iris().await;
-        world.with_deployment("iris", "blue").await;
+        world.create_deployment("iris", "blue").await;
         world
     }
 
-    pub async fn with_endpoint(&self, name: &str) -> Reply {
+    pub async fn create_endpoint(&self, name: &str) -> Reply {
         let path = format!("/v1/endpoints/{name}");
         self.put(&path, &endpoint(name)).await.expect(201)
     }
 
-    /// Of an endpoint that is there.
-    pub async fn with_deployment(&self, of: &str, name: &str) -> Reply {
+    /// Creates a deployment of an existing endpoint.
+    pub async fn create_deployment(&self, of: &str, name: &str) -> Reply {
         let path = format!("/v1/endpoints/{of}/deployments/{name}");
         self.put(&path, &deployment(of, name)).await.expect(201)
     }
 
-    /// Ends control; the store and the bus stay.
-    pub fn interrupt(&self) {
-        self.interruption.cancel();
+    /// Stops control; the store and the bus stay open.
+    pub fn stop_control(&self) {
+        self.control_shutdown.cancel();
     }
 
-    /// Ends the service and gives the directory back.
+    /// Stops the service and returns the directory.
     pub async fn stop(self) -> Arc<TempDir> {
         self.shutdown.cancel();
         for task in self.tasks {
@@ -233,7 +233,7 @@ impl World {
         self.http.request(method, url).bearer_auth(&self.token)
     }
 
-    /// Every answer is held against the OpenAPI document.
+    /// Sends a request, and checks the response against the OpenAPI document.
     pub async fn send(&self, request: RequestBuilder) -> Reply {
         let request = request.build().unwrap();
         let (method, path) = (request.method().clone(), request.url().path().to_owned());
@@ -247,9 +247,9 @@ impl World {
             headers,
             text,
         };
-        if let Some(template) = conforms(&method, &path, &reply) {
-            let answered = (method, template, reply.status.as_u16());
-            self.answered.lock().unwrap().insert(answered);
+        if let Some(template) = assert_conforms(&method, &path, &reply) {
+            let response = (method, template, reply.status.as_u16());
+            self.responses.lock().unwrap().insert(response);
         }
         reply
     }
@@ -258,7 +258,7 @@ impl World {
         self.send(self.request(Method::GET, path)).await
     }
 
-    /// Sees everything that a write has written.
+    /// Reads at the position that a write returned.
     pub async fn get_at(&self, path: &str, position: u64) -> Reply {
         let request = self.request(Method::GET, path);
         self.send(request.header("penstock-position", position))
@@ -281,32 +281,32 @@ impl World {
         self.store.head().await.unwrap().0
     }
 
-    /// Waits until the read models show everything, and no endpoint is on its way to another state.
-    /// Only for worlds without instances, where nothing else keeps a deletion waiting.
-    pub async fn settled(&self) {
+    /// Waits until the read models are up to date and no state transition is pending.
+    /// Only without instances, which could delay a deletion.
+    pub async fn wait_until_settled(&self) {
         loop {
             let head = self.head().await;
             self.get_at("/v1/endpoints", head).await.expect(200);
             let states = self.states().await;
-            let moving = states.iter().any(|(name, state)| {
+            let is_pending = states.iter().any(|(name, state)| {
                 let is_endpoint = !name.contains('/');
                 state == "Deleting" || is_endpoint && state != "Succeeded"
             });
-            if !moving && self.head().await == head {
+            if !is_pending && self.head().await == head {
                 return;
             }
             tokio::task::yield_now().await;
         }
     }
 
-    /// The newest position once nothing is on its way.
+    /// Waits until settled, and returns the newest position.
     pub async fn settled_head(&self) -> u64 {
-        self.settled().await;
+        self.wait_until_settled().await;
         self.head().await
     }
 
     /// Waits until a resource is in a state.
-    pub async fn until(&self, name: &str, state: &str) {
+    pub async fn wait_for_state(&self, name: &str, state: &str) {
         let waiting = async {
             while self.states().await.get(name).map(String::as_str) != Some(state) {
                 tokio::task::yield_now().await;
@@ -315,12 +315,12 @@ impl World {
         let waited = tokio::time::timeout(Duration::from_secs(20), waiting).await;
         assert!(
             waited.is_ok(),
-            "{name} does not become {state}: {:?}",
+            "{name} did not become {state}: {:?}",
             self.states().await
         );
     }
 
-    /// Writes events as another service would.
+    /// Appends events as another service would.
     pub async fn write(&self, stream: StreamName, events: Vec<Event>) -> u64 {
         let mut version = 0;
         loop {
@@ -350,7 +350,7 @@ impl World {
         };
         match self.store.commit(commit).await.unwrap() {
             Committed::Now { records } => records.last().unwrap().position.0,
-            Committed::Before { .. } => unreachable!("there is no cause"),
+            Committed::Before { .. } => unreachable!("there is no idempotency key"),
         }
     }
 
@@ -384,17 +384,17 @@ impl World {
 
 static OPENAPI: LazyLock<Value> = LazyLock::new(control::openapi::document);
 
-/// Asserts that an answer is as the OpenAPI document says, and names the path's template. Paths that
-/// are not in it must be refused.
-fn conforms(method: &Method, path: &str, reply: &Reply) -> Option<String> {
-    let told = format!("{method} {path}: {} {}", reply.status, reply.text);
+/// Asserts that a response conforms to the OpenAPI document, and returns the template of the path. Paths
+/// that are not in the document must be rejected.
+fn assert_conforms(method: &Method, path: &str, reply: &Reply) -> Option<String> {
+    let context = format!("{method} {path}: {} {}", reply.status, reply.text);
     let paths = OPENAPI["paths"].as_object().unwrap();
     let found = paths.iter().find(|(template, _)| matches(template, path));
     let operation = found.map(|(_, item)| &item[method.as_str().to_lowercase()]);
     let Some((template, operation)) = found.zip(operation.filter(|o| o.is_object())) else {
         assert!(
             [404, 405].contains(&reply.status.as_u16()),
-            "not described: {told}"
+            "not described: {context}"
         );
         return None;
     };
@@ -410,17 +410,17 @@ fn conforms(method: &Method, path: &str, reply: &Reply) -> Option<String> {
         schema["components"] = OPENAPI["components"].clone();
         let validator = jsonschema::validator_for(&schema).unwrap();
         let body = reply.body();
-        let faults: Vec<String> = validator
+        let errors: Vec<String> = validator
             .iter_errors(&body)
             .map(|e| format!("{} {e}", e.instance_path()))
             .collect();
-        assert!(faults.is_empty(), "{told}\n{faults:#?}");
+        assert!(errors.is_empty(), "{context}\n{errors:#?}");
     } else {
         let is_text = content.contains_key("text/plain")
             && (kind.starts_with("text/") || kind.starts_with("application/openmetrics-text"));
-        // /readyz says 503 in its own words.
+        // /readyz has its own body for 503.
         let is_health = path == "/readyz" && kind == "application/json";
-        assert!(is_text || is_health, "content type {kind}: {told}");
+        assert!(is_text || is_health, "content type {kind}: {context}");
     }
     Some(template.0.clone())
 }
@@ -467,6 +467,6 @@ pub fn autoscale(endpoint: &str, name: &str) -> Value {
     })
 }
 
-pub fn bus_of(world: &World) -> Arc<dyn Bus> {
+pub fn bus_of(world: &TestWorld) -> Arc<dyn Bus> {
     world.bus.clone()
 }

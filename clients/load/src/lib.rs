@@ -4,9 +4,8 @@
 //! number of open requests, as it would with real clients. Latency counts from when a request was
 //! due, so a stall shows in every request that it delayed (no coordinated omission).
 //!
-//! Owns nothing but the run: the caller says where to send and with which key. Reading
-//! order: `schedule` (when), `sender` (one request), `stats` (counts), `report` (for people and
-//! programs).
+//! Owns nothing but the run: the caller says where to send and with which key. Reading order:
+//! `schedule` (when), `sender` (one request), `stats` (counts), `report` (for people and programs).
 
 mod report;
 mod schedule;

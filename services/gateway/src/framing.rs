@@ -323,7 +323,7 @@ mod tests {
 
     fn check(head: &str) -> Result<BodyLength, HeadError> {
         let mut search = HeadScanner::default();
-        let end = search.find_end(head.as_bytes())?.expect("a whole head");
+        let end = search.find_end(head.as_bytes())?.expect("a complete head");
         check_head(&head.as_bytes()[..end])
     }
 

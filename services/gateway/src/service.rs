@@ -49,7 +49,7 @@ pub enum Error {
     Thread(io::Error),
     #[error("a thread of the gateway failed: {0}")]
     Serve(io::Error),
-    #[error("a thread of the gateway panicked; its log says where")]
+    #[error("a thread of the gateway panicked; see its log for details")]
     Panicked,
 }
 

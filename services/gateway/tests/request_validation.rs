@@ -257,12 +257,12 @@ async fn slow_heads_are_refused_and_silent_connections_closed() {
         "{slow}"
     );
     assert_eq!(send_raw(gateway.address, b"").await, "");
-    let idled = send_raw(
+    let served = send_raw(
         gateway.address,
         format!("{LINE}host: a\r\ncontent-length: 2\r\n\r\nok").as_bytes(),
     )
     .await;
-    assert!(idled.ends_with("ok"), "answered, then closed: {idled}");
+    assert!(served.ends_with("ok"), "answered, then closed: {served}");
 }
 
 #[tokio::test]

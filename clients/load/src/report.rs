@@ -1,13 +1,13 @@
-//! What a run came to, as JSON and as text.
+//! The results of a run, as JSON and as text.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::account::{Percentiles, Totals};
+use super::stats::{Percentiles, Totals};
 
-/// The share of requests that may leave late before the report warns.
+/// The share of requests that may be sent late before the report warns.
 const LATE_SHARE_MAX: f64 = 0.01;
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -17,9 +17,9 @@ pub struct LoadReport {
     /// Requests that were due; each of them was sent.
     pub due: u64,
     pub seconds: f64,
-    /// Answered requests per second.
+    /// Completed requests per second.
     pub rate: f64,
-    /// Ended by Ctrl-C.
+    /// Whether Ctrl-C ended the run.
     pub interrupted: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors_max: Option<u64>,
@@ -64,7 +64,7 @@ impl LoadReport {
             .collect()
     }
 
-    /// Ready instances over time, for a chart; empty where they were not sampled.
+    /// Ready instances over time, for a chart; empty if they were not sampled.
     pub fn instance_points(&self) -> Vec<(f64, u32)> {
         let sampled = self.totals.timeline.iter();
         sampled
@@ -73,7 +73,7 @@ impl LoadReport {
             .collect()
     }
 
-    /// For people; ends with a newline.
+    /// The report as text; ends with a newline.
     pub fn text(&self) -> String {
         let totals = &self.totals;
         let mut text = format!(
@@ -95,8 +95,8 @@ impl LoadReport {
         if !totals.deployments.is_empty() {
             text += &format!("split     {}\n", self.split());
         }
-        text += &format!("latency   {}\n", line(&totals.latency));
-        text += &format!("service   {}\n", line(&totals.service_time));
+        text += &format!("latency   {}\n", percentile_line(&totals.latency));
+        text += &format!("service   {}\n", percentile_line(&totals.service_time));
         if let Some(seconds) = totals.instance_seconds {
             text += &format!("instances {seconds} instance-seconds\n");
         }
@@ -130,35 +130,35 @@ fn warnings(totals: &Totals) -> Vec<String> {
     let mut warnings = Vec::new();
     if share(late.connections_taken) > LATE_SHARE_MAX {
         warnings.push(format!(
-            "{:.1} % of the requests waited for a connection, because all were taken: their wait counts as \
-             latency. Raise --connections if clients would not wait like this.",
+            "{:.1} % of the requests waited for a connection, because all were in use: the wait counts as \
+             latency. Raise --connections if real clients would not wait like this.",
             100.0 * share(late.connections_taken)
         ));
     }
     if share(late.generator_behind) > LATE_SHARE_MAX {
         warnings.push(format!(
-            "{:.1} % of the requests left more than 10 ms late, because this machine could not keep up with the \
-             schedule: part of the latency is the load generator's own.",
+            "{:.1} % of the requests were sent more than 10 ms late, because this machine could not keep up with \
+             the schedule: part of the latency is the load generator's own.",
             100.0 * share(late.generator_behind)
         ));
     }
     warnings
 }
 
-/// One line of progress.
-pub(super) struct Moment {
+/// One progress line.
+pub(super) struct ProgressLine {
     pub elapsed: Duration,
     pub length: Option<Duration>,
     pub rate: f64,
     pub sent: u64,
     pub ok: u64,
     pub errors: u64,
-    /// Of what ended since the line before.
+    /// Of the requests that ended since the previous line.
     pub latency: Option<Percentiles>,
     pub instances: Option<u32>,
 }
 
-impl fmt::Display for Moment {
+impl fmt::Display for ProgressLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:>4}", self.elapsed.as_secs())?;
         if let Some(length) = self.length {
@@ -180,7 +180,7 @@ impl fmt::Display for Moment {
     }
 }
 
-fn line(latency: &Percentiles) -> String {
+fn percentile_line(latency: &Percentiles) -> String {
     format!(
         "p50 {}  p90 {}  p99 {}  p99.9 {}  max {}",
         millis(latency.p50_us),
@@ -191,7 +191,7 @@ fn line(latency: &Percentiles) -> String {
     )
 }
 
-/// Three significant digits, or whole milliseconds where there are more.
+/// Three significant digits, or whole milliseconds from 100 ms.
 fn millis(micros: u64) -> String {
     let millis = micros as f64 / 1000.0;
     match micros {
@@ -205,7 +205,7 @@ fn millis(micros: u64) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::account::Late;
+    use super::super::stats::LateCounts;
     use super::*;
 
     fn totals() -> Totals {
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_says_counts_shares_and_percentiles() {
+    fn the_summary_has_counts_shares_and_percentiles() {
         let text = report(None, totals()).text();
         let expected = "\
 requests  1000 in 10.0 s (100.0/s), 997 ok, 3 failed
@@ -264,9 +264,9 @@ instances 77 instance-seconds
     }
 
     #[test]
-    fn a_schedule_that_could_not_be_kept_is_said_with_its_cause() {
+    fn a_missed_schedule_is_reported_with_its_cause() {
         let late = |connections_taken, generator_behind| Totals {
-            late: Late {
+            late: LateCounts {
                 connections_taken,
                 generator_behind,
             },
@@ -280,7 +280,7 @@ instances 77 instance-seconds
     }
 
     #[test]
-    fn a_report_in_json_has_one_level() {
+    fn a_report_in_json_is_flat() {
         let json = serde_json::to_value(report(Some(0), totals())).unwrap();
         assert_eq!(json["sent"], 1000);
         assert_eq!(json["errorsByKind"]["503 no-instance-ready"], 3);
@@ -289,8 +289,8 @@ instances 77 instance-seconds
     }
 
     #[test]
-    fn progress_says_what_is_known() {
-        let mut moment = Moment {
+    fn progress_omits_what_is_unknown() {
+        let mut progress = ProgressLine {
             elapsed: Duration::from_secs(7),
             length: Some(Duration::from_secs(60)),
             rate: 50.0,
@@ -301,12 +301,12 @@ instances 77 instance-seconds
             instances: Some(4),
         };
         assert_eq!(
-            moment.to_string(),
+            progress.to_string(),
             "   7/60 s    50.0/s  sent 350  ok 348  failed 1  p50 1.23 ms  p99 45.6 ms  instances 4"
         );
-        (moment.length, moment.latency, moment.instances) = (None, None, None);
+        (progress.length, progress.latency, progress.instances) = (None, None, None);
         assert_eq!(
-            moment.to_string(),
+            progress.to_string(),
             "   7 s    50.0/s  sent 350  ok 348  failed 1"
         );
     }

@@ -1,28 +1,28 @@
-//! When each request is due. Owns the arithmetic from rates to instants.
+//! When each request is due: the arithmetic from rates to times.
 //!
-//! A rate is a piecewise constant function of time; its integral is the number of requests due so far.
-//! Requests are due where that integral passes the marks of a process of unit rate: 0, 1, 2, … for even
-//! spacing, sums of exponential draws for Poisson arrivals. Invariant: the schedule depends on its
-//! arguments alone, never on how the answers come back.
+//! A rate is a piecewise constant function of time; its integral is the number of requests due so
+//! far. Requests are due where that integral reaches the points of a unit-rate process: 0, 1, 2, …
+//! for even spacing, cumulative sums of exponential draws for Poisson arrivals. Invariant: the
+//! schedule depends only on its arguments, never on the responses.
 
 use std::time::Duration;
 
-/// A request due this close to the end is past it: sums of fractions are not exact.
+/// A request due this close to the end is dropped: sums of fractions are not exact.
 const EPSILON_SECONDS: f64 = 1e-9;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Arrivals {
-    /// The same distance between any two requests at the same rate
+    /// Equal intervals between requests at the same rate
     #[default]
     Even,
-    /// Independent clients: as often in bursts as chance will have it
+    /// Independent clients: random intervals, with bursts
     Poisson,
 }
 
 /// Requests per second over time.
 #[derive(Clone, Debug)]
 pub enum Rates {
-    /// The same rate for good.
+    /// The same rate, without an end.
     Constant(f64),
     /// One rate per step; the schedule ends with the last.
     Steps {
@@ -32,9 +32,9 @@ pub enum Rates {
 }
 
 impl Rates {
-    /// A trace has one count per `step`. Played `compress` times faster, at the same rates (so that one in
-    /// `compress` of its requests is sent), all of them multiplied by `scale`.
-    pub fn of_trace(counts: &[f64], step: Duration, compress: f64, scale: f64) -> Self {
+    /// A trace has one count per `step`. It is played `compress` times faster at the same rates, so
+    /// that one in `compress` of its requests is sent; all rates are multiplied by `scale`.
+    pub fn from_trace(counts: &[f64], step: Duration, compress: f64, scale: f64) -> Self {
         let step_seconds = step.as_secs_f64();
         Self::Steps {
             per_second: counts
@@ -59,7 +59,7 @@ impl Rates {
         }
     }
 
-    /// None: no end.
+    /// `None` if there is no end.
     pub fn length(&self) -> Option<Duration> {
         match self {
             Self::Constant(_) => None,
@@ -88,38 +88,38 @@ impl Rates {
 }
 
 /// Iterates over the offsets from the start at which requests are due, in order.
-pub struct Schedule {
+pub struct RequestSchedule {
     rates: Rates,
     arrivals: Arrivals,
-    random: SplitMix64,
+    rng: SplitMix64,
     end_seconds: f64,
     /// The integral's value at which the next request is due.
-    mark: f64,
-    /// The step in which the last request lay, and the integral at its start.
+    next_due_count: f64,
+    /// The step of the last request, and the integral at its start.
     index: usize,
-    before_step: f64,
+    count_before_step: f64,
 }
 
-impl Schedule {
+impl RequestSchedule {
     pub fn new(rates: Rates, end: Option<Duration>, arrivals: Arrivals, seed: u64) -> Self {
         let ends = [end, rates.length()].into_iter().flatten();
         let mut schedule = Self {
             end_seconds: ends.min().map_or(f64::INFINITY, |end| end.as_secs_f64()),
             rates,
             arrivals,
-            random: SplitMix64(seed),
-            mark: 0.0,
+            rng: SplitMix64(seed),
+            next_due_count: 0.0,
             index: 0,
-            before_step: 0.0,
+            count_before_step: 0.0,
         };
         if arrivals == Arrivals::Poisson {
-            schedule.mark = schedule.random.exponential();
+            schedule.next_due_count = schedule.rng.exponential();
         }
         schedule
     }
 }
 
-impl Iterator for Schedule {
+impl Iterator for RequestSchedule {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
@@ -130,25 +130,25 @@ impl Iterator for Schedule {
             if started >= self.end_seconds {
                 return None;
             }
-            let after_step = self.before_step + rate * step_seconds;
-            if self.mark < after_step {
-                let due = started + (self.mark - self.before_step) / rate;
+            let count_after_step = self.count_before_step + rate * step_seconds;
+            if self.next_due_count < count_after_step {
+                let due = started + (self.next_due_count - self.count_before_step) / rate;
                 if due >= self.end_seconds - EPSILON_SECONDS {
                     return None;
                 }
-                self.mark += match self.arrivals {
+                self.next_due_count += match self.arrivals {
                     Arrivals::Even => 1.0,
-                    Arrivals::Poisson => self.random.exponential(),
+                    Arrivals::Poisson => self.rng.exponential(),
                 };
                 return Some(Duration::from_secs_f64(due.max(0.0)));
             }
-            self.before_step = after_step;
+            self.count_before_step = count_after_step;
             self.index += 1;
         }
     }
 }
 
-/// Steele, Lea and Flood's generator: the same seed gives the same schedule in every version.
+/// SplitMix64 of Steele, Lea and Flood: the same seed gives the same schedule in every version.
 struct SplitMix64(u64);
 
 impl SplitMix64 {
@@ -172,12 +172,12 @@ mod tests {
         Duration::from_secs(value)
     }
 
-    fn millis(schedule: Schedule) -> Vec<u128> {
+    fn millis(schedule: RequestSchedule) -> Vec<u128> {
         schedule.map(|due| due.as_millis()).collect()
     }
 
-    fn even(rates: Rates, end: Option<Duration>) -> Schedule {
-        Schedule::new(rates, end, Arrivals::Even, 0)
+    fn even(rates: Rates, end: Option<Duration>) -> RequestSchedule {
+        RequestSchedule::new(rates, end, Arrivals::Even, 0)
     }
 
     #[test]
@@ -194,13 +194,13 @@ mod tests {
 
     #[test]
     fn a_trace_follows_its_steps() {
-        let rates = Rates::of_trace(&[2.0, 0.0, 4.0], seconds(1), 1.0, 1.0);
+        let rates = Rates::from_trace(&[2.0, 0.0, 4.0], seconds(1), 1.0, 1.0);
         assert_eq!(millis(even(rates, None)), [0, 500, 2000, 2250, 2500, 2750]);
     }
 
     #[test]
     fn compression_keeps_the_rate_and_shortens_the_time() {
-        let rates = Rates::of_trace(&[100.0; 60], seconds(1), 60.0, 1.0);
+        let rates = Rates::from_trace(&[100.0; 60], seconds(1), 60.0, 1.0);
         assert_eq!(rates.length(), Some(seconds(1)));
         assert_eq!(even(rates.clone(), None).count(), 100);
         assert_eq!(rates.at(Duration::from_millis(500)), 100.0);
@@ -208,22 +208,22 @@ mod tests {
 
     #[test]
     fn counts_of_longer_steps_become_rates_per_second() {
-        let rates = Rates::of_trace(&[600.0], seconds(60), 1.0, 0.5);
+        let rates = Rates::from_trace(&[600.0], seconds(60), 1.0, 0.5);
         assert_eq!(rates.at(Duration::ZERO), 5.0);
         assert_eq!(even(rates, None).count(), 300);
     }
 
     #[test]
     fn the_rate_after_the_end_is_zero() {
-        let rates = Rates::of_trace(&[7.0], seconds(1), 1.0, 1.0);
+        let rates = Rates::from_trace(&[7.0], seconds(1), 1.0, 1.0);
         assert_eq!(rates.at(seconds(1)), 0.0);
     }
 
     #[test]
-    fn poisson_arrivals_are_the_same_for_the_same_seed_only() {
+    fn poisson_arrivals_depend_on_the_seed_only() {
         let arrivals = |seed| {
             let rates = Rates::Constant(50.0);
-            millis(Schedule::new(
+            millis(RequestSchedule::new(
                 rates,
                 Some(seconds(10)),
                 Arrivals::Poisson,
@@ -235,9 +235,9 @@ mod tests {
     }
 
     #[test]
-    fn poisson_arrivals_keep_the_rate_and_vary_as_chance_does() {
+    fn poisson_arrivals_have_the_rate_and_exponential_gaps() {
         let rates = Rates::Constant(100.0);
-        let due: Vec<f64> = Schedule::new(rates, Some(seconds(1000)), Arrivals::Poisson, 7)
+        let due: Vec<f64> = RequestSchedule::new(rates, Some(seconds(1000)), Arrivals::Poisson, 7)
             .map(|due| due.as_secs_f64())
             .collect();
         // 100,000 expected, with a standard deviation of 316.
@@ -245,7 +245,7 @@ mod tests {
         let gaps: Vec<f64> = due.windows(2).map(|pair| pair[1] - pair[0]).collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
-        // For exponential gaps the deviation equals the mean.
+        // For exponential gaps the standard deviation equals the mean.
         assert!((variance.sqrt() / mean - 1.0).abs() < 0.05);
     }
 
@@ -255,7 +255,7 @@ mod tests {
             counts in proptest::collection::vec(0.0_f64..50.0, 1..60),
             compress in 1.0_f64..100.0,
         ) {
-            let rates = Rates::of_trace(&counts, seconds(1), compress, 1.0);
+            let rates = Rates::from_trace(&counts, seconds(1), compress, 1.0);
             let length = rates.length().unwrap();
             let due: Vec<Duration> = even(rates, None).collect();
             prop_assert!(due.is_sorted());

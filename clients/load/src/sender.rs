@@ -1,6 +1,7 @@
-//! Sends one request and says what became of it. Owns the connections.
+//! Sends requests and reports their results. Owns the connections.
 //!
-//! Invariant: at most `connections_max` requests are on the wire; each ends in exactly one [`Ended`].
+//! Invariant: at most `connections_max` requests are open; each ends in exactly one
+//! [`CompletedRequest`].
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,44 +22,44 @@ use tokio::time::Instant;
 const DEPLOYMENT_HEADER: &str = "penstock-deployment";
 const ERROR_CODE_HEADER: &str = "penstock-error-code";
 
-/// What is sent, over and over.
+/// The request that is sent repeatedly.
 #[derive(Clone, Debug)]
-pub struct Template {
+pub struct RequestTemplate {
     pub url: String,
     pub key: Option<String>,
     pub deployment: Option<String>,
     pub body: Bytes,
 }
 
-/// What became of one request.
+/// A request that ended, and its result.
 #[derive(Clone, Debug)]
-pub struct Ended {
+pub struct CompletedRequest {
     /// When it was due, from the start.
     pub due: Duration,
-    /// From when it was due until it had a connection to go out on.
+    /// From when it was due until it could be sent.
     pub lag: Duration,
-    /// Whether all connections were taken when it was due.
+    /// Whether all connections were in use when it was due.
     pub queued: bool,
-    /// From when it was due until its end: what a client that came at that moment would have seen.
+    /// From when it was due until its end: what a client arriving at that moment would have seen.
     pub latency: Duration,
     /// From when it was sent until its end.
     pub service: Duration,
-    pub result: Result<Answer, Failure>,
+    pub result: Result<ResponseInfo, RequestFailure>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct ResponseInfo {
     pub status: u16,
     pub error_code: Option<String>,
     pub deployment: Option<String>,
 }
 
-/// Why there was no whole answer.
+/// Why there was no complete response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub enum RequestFailure {
     Connect(String),
     Timeout,
-    BrokenOff,
+    ClosedEarly,
 }
 
 pub struct Sender {
@@ -68,13 +69,13 @@ pub struct Sender {
     body: Bytes,
     timeout: Duration,
     slots: Semaphore,
-    /// The connection used last is used first, so that few stay open at a low rate.
+    /// A stack, so that few connections stay open at a low rate.
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
 }
 
 impl Sender {
     pub fn new(
-        template: &Template,
+        template: &RequestTemplate,
         connections_max: usize,
         timeout: Duration,
     ) -> Result<Arc<Self>> {
@@ -83,16 +84,16 @@ impl Sender {
             .parse()
             .with_context(|| format!("`{}` is not a URL", template.url))?;
         if uri.scheme_str() != Some("http") {
-            bail!("`{uri}`: only http:// URLs can be loaded");
+            bail!("`{uri}`: only http:// URLs are supported");
         }
         let Some(authority) = uri.authority() else {
-            bail!("`{uri}` names no host");
+            bail!("`{uri}` has no host");
         };
         let port = authority.port_u16().unwrap_or(80);
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         Ok(Arc::new(Self {
             authority: format!("{}:{port}", authority.host()),
-            path: path.parse().context("the URL's path cannot be sent")?,
+            path: path.parse().context("invalid path in the URL")?,
             headers: headers(template, authority.as_str())?,
             body: template.body.clone(),
             timeout,
@@ -102,46 +103,46 @@ impl Sender {
     }
 
     /// Sends the request that was due at `start + due`.
-    pub async fn send(&self, start: Instant, due: Duration) -> Ended {
+    pub async fn send(&self, start: Instant, due: Duration) -> CompletedRequest {
         let (slot, queued) = match self.slots.try_acquire() {
             Ok(slot) => (Some(slot), false),
-            // The semaphore is never closed, so waiting for it cannot fail.
+            // The semaphore is never closed, so acquiring cannot fail.
             Err(_) => (self.slots.acquire().await.ok(), true),
         };
-        let sent = Instant::now();
+        let sent_at = Instant::now();
         let result = match tokio::time::timeout(self.timeout, self.exchange()).await {
             Ok(result) => result,
-            Err(_) => Err(Failure::Timeout),
+            Err(_) => Err(RequestFailure::Timeout),
         };
-        let ended = Instant::now();
+        let ended_at = Instant::now();
         drop(slot);
-        let intended = start + due;
-        Ended {
+        let due_at = start + due;
+        CompletedRequest {
             due,
-            lag: sent.saturating_duration_since(intended),
+            lag: sent_at.saturating_duration_since(due_at),
             queued,
-            latency: ended.saturating_duration_since(intended),
-            service: ended.saturating_duration_since(sent),
+            latency: ended_at.saturating_duration_since(due_at),
+            service: ended_at.saturating_duration_since(sent_at),
             result,
         }
     }
 
-    async fn exchange(&self) -> Result<Answer, Failure> {
+    async fn exchange(&self) -> Result<ResponseInfo, RequestFailure> {
         let mut request = self.request();
         if let Some(mut connection) = self.take_idle().await {
             match connection.try_send_request(request).await {
                 Ok(response) => return self.finish(connection, response).await,
-                // The server closed the idle connection before anything was sent: not its fault.
+                // The server closed the idle connection before anything was sent: not an error.
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
-                    None => return Err(Failure::BrokenOff),
+                    None => return Err(RequestFailure::ClosedEarly),
                 },
             }
         }
         let mut connection = self.connect().await?;
         match connection.send_request(request).await {
             Ok(response) => self.finish(connection, response).await,
-            Err(_) => Err(Failure::BrokenOff),
+            Err(_) => Err(RequestFailure::ClosedEarly),
         }
     }
 
@@ -149,18 +150,18 @@ impl Sender {
         &self,
         connection: SendRequest<Full<Bytes>>,
         response: Response<Incoming>,
-    ) -> Result<Answer, Failure> {
-        let answer = Answer {
+    ) -> Result<ResponseInfo, RequestFailure> {
+        let response_info = ResponseInfo {
             status: response.status().as_u16(),
-            error_code: text(response.headers(), ERROR_CODE_HEADER),
-            deployment: text(response.headers(), DEPLOYMENT_HEADER),
+            error_code: header_text(response.headers(), ERROR_CODE_HEADER),
+            deployment: header_text(response.headers(), DEPLOYMENT_HEADER),
         };
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
-            frame.map_err(|_| Failure::BrokenOff)?;
+            frame.map_err(|_| RequestFailure::ClosedEarly)?;
         }
         self.lock_idle().push(connection);
-        Ok(answer)
+        Ok(response_info)
     }
 
     async fn take_idle(&self) -> Option<SendRequest<Full<Bytes>>> {
@@ -172,15 +173,15 @@ impl Sender {
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Failure> {
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, RequestFailure> {
         let stream = TcpStream::connect(&self.authority)
             .await
-            .map_err(|error| Failure::Connect(kind_of(&error)))?;
+            .map_err(|error| RequestFailure::Connect(error_kind(&error)))?;
         let _ = stream.set_nodelay(true);
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|_| Failure::BrokenOff)?;
-        // Its error, if any, reaches whoever waits for the answer.
+            .map_err(|_| RequestFailure::ClosedEarly)?;
+        // Whoever waits for the response gets its error.
         tokio::spawn(async move {
             let _ = connection.await;
         });
@@ -196,35 +197,35 @@ impl Sender {
     }
 
     fn lock_idle(&self) -> std::sync::MutexGuard<'_, Vec<SendRequest<Full<Bytes>>>> {
-        // Nothing that holds it can leave it half changed.
+        // A panic cannot leave it inconsistent.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn headers(template: &Template, host: &str) -> Result<HeaderMap> {
+fn headers(template: &RequestTemplate, host: &str) -> Result<HeaderMap> {
     let mut headers = HeaderMap::new();
     headers.insert(HOST, HeaderValue::from_str(host)?);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(key) = &template.key {
         let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
-            .context("the key has characters that a header cannot carry")?;
+            .context("the key has characters that are not allowed in a header")?;
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
     }
     if let Some(deployment) = &template.deployment {
         let value = HeaderValue::from_str(deployment)
-            .with_context(|| format!("`{deployment}` is not a deployment's name"))?;
+            .with_context(|| format!("`{deployment}` is not a valid deployment name"))?;
         headers.insert(DEPLOYMENT_HEADER, value);
     }
     Ok(headers)
 }
 
-fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+fn header_text(headers: &HeaderMap, name: &str) -> Option<String> {
     Some(headers.get(name)?.to_str().ok()?.to_owned())
 }
 
-/// Without addresses and numbers, so that equal causes are counted together.
-fn kind_of(error: &io::Error) -> String {
+/// The error kind without addresses and numbers, so that equal causes are counted together.
+fn error_kind(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::Other => error.to_string(),
         kind => kind.to_string(),

@@ -1,4 +1,4 @@
-//! The generator against real servers that behave badly.
+//! The generator against real servers that misbehave.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,8 +24,8 @@ fn args(line: &str) -> LoadArgs {
     Command::try_parse_from(words).unwrap().load
 }
 
-fn never() -> Stop {
-    Stop {
+fn no_signals() -> StopSignals {
+    StopSignals {
         stop: CancellationToken::new(),
         abandon: CancellationToken::new(),
     }
@@ -39,7 +39,7 @@ fn target(url: String) -> Target {
     }
 }
 
-/// Serves each request with `answer(number of the request, request)`, numbers from 0.
+/// Serves each request with `answer(number of the request, request)`, counting from 0.
 async fn server<A, F>(answer: A) -> String
 where
     A: Fn(u64, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
@@ -56,8 +56,8 @@ where
             let (stream, _) = listener.accept().await.unwrap();
             let (answer, numbers) = (answer.clone(), numbers.clone());
             let service = service_fn(move |request| {
-                let answered = answer(numbers.fetch_add(1, Ordering::Relaxed), request);
-                async move { Ok::<_, Infallible>(answered.await) }
+                let response = answer(numbers.fetch_add(1, Ordering::Relaxed), request);
+                async move { Ok::<_, Infallible>(response.await) }
             });
             tokio::spawn(
                 hyper::server::conn::http1::Builder::new()
@@ -91,7 +91,7 @@ async fn every_request_of_the_schedule_is_sent_and_counted() {
     })
     .await;
     let args = args("iris --rate 1000 --for 200ms --deployment green --max-errors 19");
-    let report = run_until(&args, target(url), never()).await.unwrap();
+    let report = run_until(&args, target(url), no_signals()).await.unwrap();
     assert_eq!(report.due, 200);
     assert_eq!((report.totals.sent, report.totals.ok), (200, 180));
     assert_eq!(report.totals.errors_by_kind["503 no-instance-ready"], 20);
@@ -109,12 +109,13 @@ async fn a_stall_shows_in_every_request_that_it_delayed() {
         plain(200)
     })
     .await;
-    // One connection: while the first request is stalled, those due after it cannot leave.
+    // One connection: while the first request is stalled, those due after it cannot be sent.
     let args = args("iris --rate 100 --for 600ms --connections 1");
-    let report = run_until(&args, target(url), never()).await.unwrap();
+    let report = run_until(&args, target(url), no_signals()).await.unwrap();
     let totals = &report.totals;
     assert_eq!((totals.sent, totals.ok), (60, 60));
-    // Due at 0, 10, … 300 ms and answered after 400 ms at the earliest: 31 of 60 waited at least 100 ms.
+    // Due at 0, 10, … 300 ms and answered after 400 ms at the earliest: 31 of 60 waited at least
+    // 100 ms.
     assert!(totals.latency.p50_us >= 99_000, "{:?}", totals.latency);
     assert!(totals.latency.mean_us > totals.service_time.mean_us);
     assert!(totals.late.connections_taken >= 31, "{:?}", totals.late);
@@ -134,31 +135,31 @@ async fn a_request_does_not_wait_for_the_one_before() {
     })
     .await;
     let args = args("iris --rate 200 --for 100ms --timeout 1m");
-    let report = run_until(&args, target(url), never()).await.unwrap();
+    let report = run_until(&args, target(url), no_signals()).await.unwrap();
     assert_eq!((report.totals.sent, report.totals.ok), (20, 20));
 }
 
 #[tokio::test]
-async fn no_answer_in_time_is_an_error_of_its_own() {
+async fn a_timeout_is_an_error_of_its_own() {
     let url = server(|_, _| std::future::pending()).await;
     let args = args("iris --rate 50 --for 100ms --timeout 50ms");
-    let report = run_until(&args, target(url), never()).await.unwrap();
+    let report = run_until(&args, target(url), no_signals()).await.unwrap();
     assert_eq!(report.totals.errors_by_kind["no answer in time"], 5);
 }
 
 #[tokio::test]
-async fn nobody_listening_is_an_error_of_its_own() {
+async fn a_refused_connection_is_an_error_of_its_own() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/score", listener.local_addr().unwrap());
     drop(listener);
     let args = args("iris --rate 50 --for 100ms");
-    let report = run_until(&args, target(url), never()).await.unwrap();
+    let report = run_until(&args, target(url), no_signals()).await.unwrap();
     let kinds: Vec<_> = report.totals.errors_by_kind.into_iter().collect();
     assert_eq!(kinds, [("no connection: connection refused".to_owned(), 5)]);
 }
 
 #[tokio::test]
-async fn a_server_that_closes_after_each_answer_loses_no_request() {
+async fn a_server_that_closes_after_each_response_loses_no_request() {
     let url = server(|_, _| async {
         let mut response = plain(200);
         let headers = response.headers_mut();
@@ -167,13 +168,13 @@ async fn a_server_that_closes_after_each_answer_loses_no_request() {
     })
     .await;
     let args = args("iris --rate 200 --for 250ms");
-    let report = run_until(&args, target(url), never()).await.unwrap();
+    let report = run_until(&args, target(url), no_signals()).await.unwrap();
     assert_eq!((report.totals.sent, report.totals.ok), (50, 50));
 }
 
 #[tokio::test]
-async fn an_interrupt_ends_the_run_with_what_there_is() {
-    let stop = never();
+async fn an_interrupt_ends_the_run_with_the_results_so_far() {
+    let stop = no_signals();
     let token = stop.stop.clone();
     let url = server(move |number, _| {
         if number == 5 {
@@ -205,20 +206,20 @@ async fn instances_are_sampled_while_the_load_runs() {
         ..target(url)
     };
     let args = args("iris --rate 20 --for 500ms");
-    let report = run_until(&args, target, never()).await.unwrap();
+    let report = run_until(&args, target, no_signals()).await.unwrap();
     assert_eq!(report.totals.timeline[0].instances["blue"], 2);
     assert!(report.totals.instance_seconds >= Some(3));
 }
 
 #[tokio::test]
-async fn what_cannot_be_sent_is_refused_before_anything_is() {
+async fn invalid_loads_are_refused_before_anything_is_sent() {
     for (line, url, expected) in [
         ("iris --rate 1", "https://x/score", "only http://"),
         ("iris --rate 1", "not a url", "is not a URL"),
         (
             "iris --rate 1 --data {",
             "http://x/",
-            "neither JSON nor a file",
+            "neither JSON nor a readable file",
         ),
         (
             "iris --trace /nowhere",
@@ -231,7 +232,7 @@ async fn what_cannot_be_sent_is_refused_before_anything_is() {
             "--step is 0",
         ),
     ] {
-        let error = run_until(&args(line), target(url.to_owned()), never())
+        let error = run_until(&args(line), target(url.to_owned()), no_signals())
             .await
             .unwrap_err();
         let message = format!("{error:#}");

@@ -1,4 +1,4 @@
-//! Reads a request trace: one count per line, plain or gzip, `#` starts a comment.
+//! Reads a request trace: one count per line, plain or gzip; `#` starts a comment.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -7,26 +7,26 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use flate2::read::MultiGzDecoder;
 
-/// A year of seconds is 31.5 million; a week, which is what traces span at this step, is 0.6 million.
+/// At a step of 1 s a year has 31.5 million lines; a week, a typical trace, has 0.6 million.
 const LINES_MAX: usize = 5_000_000;
-/// Keeps a file that is no trace from being read for long.
+/// Stops reading early if the file is not a trace.
 const LINE_BYTES_MAX: u64 = 256;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 pub fn read(path: &Path) -> Result<Vec<f64>> {
-    let shown = path.display();
-    let open = || File::open(path).with_context(|| format!("cannot open the trace {shown}"));
+    let display = path.display();
+    let open = || File::open(path).with_context(|| format!("cannot open the trace {display}"));
     let mut magic = Vec::new();
     open()?
         .take(2)
         .read_to_end(&mut magic)
-        .with_context(|| format!("cannot read the trace {shown}"))?;
+        .with_context(|| format!("cannot read the trace {display}"))?;
     let counts = if magic == GZIP_MAGIC {
         parse(BufReader::new(MultiGzDecoder::new(open()?)))
     } else {
         parse(BufReader::new(open()?))
     };
-    counts.with_context(|| format!("the trace {shown} cannot be used"))
+    counts.with_context(|| format!("the trace {display} cannot be used"))
 }
 
 fn parse(mut input: impl BufRead) -> Result<Vec<f64>> {
@@ -53,15 +53,15 @@ fn parse(mut input: impl BufRead) -> Result<Vec<f64>> {
         match text.parse::<f64>() {
             Ok(count) if count.is_finite() && count >= 0.0 => counts.push(count),
             _ => bail!(
-                "line {number}: `{text}` is not a count: write one number, 0 or more, per line"
+                "line {number}: `{text}` is not a count: write one number per line, 0 or more"
             ),
         }
         if counts.len() > LINES_MAX {
-            bail!("it has more than {LINES_MAX} lines: cut it, or use a longer step");
+            bail!("more than {LINES_MAX} lines: shorten it or use a longer step");
         }
     }
     if counts.is_empty() {
-        bail!("it is empty: write one count per line");
+        bail!("the file is empty: write one count per line");
     }
     Ok(counts)
 }
@@ -76,19 +76,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_are_read_and_comments_are_not() {
+    fn counts_are_read_and_comments_skipped() {
         let text = "# requests per second\n12\n\n 0 \n3.5 # a fraction\n";
         assert_eq!(parse(text.as_bytes()).unwrap(), [12.0, 0.0, 3.5]);
     }
 
     #[test]
-    fn what_is_not_a_count_is_refused_with_its_line() {
+    fn an_invalid_count_is_refused_with_its_line() {
         for (text, expected) in [
             ("1\nmany\n", "line 2: `many`"),
             ("-1\n", "line 1: `-1`"),
             ("inf\n", "line 1: `inf`"),
             ("1,2\n", "line 1: `1,2`"),
-            ("# nothing\n", "it is empty"),
+            ("# nothing\n", "is empty"),
         ] {
             let message = parse(text.as_bytes()).unwrap_err().to_string();
             assert!(message.contains(expected), "{text:?}: {message}");
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_is_known_by_its_content() {
+    fn gzip_is_detected_by_its_content() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
         gzip.write_all(b"1\n2\n").unwrap();

@@ -1,4 +1,4 @@
-//! The gateway alone, with one static route: what the benchmark beside nginx measures.
+//! The gateway alone, with one static route: what the benchmark against nginx measures.
 //!
 //! `gateway_bench --port 8080 --upstream 127.0.0.1:9000 [--threads 1] [--key KEY] [--split 90/10]`
 //! serves `/endpoints/bench/score`. With `--split` two deployments share the traffic.
@@ -135,7 +135,7 @@ async fn main() -> Result<(), AnyError> {
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     tokio::spawn(async move {
-        // Either way of ending is an end.
+        // Stop on the signal, and also if it cannot be received.
         let _ = tokio::signal::ctrl_c().await;
         stop.cancel();
     });

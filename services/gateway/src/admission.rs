@@ -1,6 +1,6 @@
-//! Admission and the queue of one deployment, over all threads. Invariants: never more pending
-//! requests than asked for, never more on an instance than its slots, and who waits longest is
-//! served first. The queue's lock is only touched while somebody waits.
+//! Admission and the queue of one deployment, across all threads. Invariants: never more pending
+//! requests than the limit, never more on an instance than its slots, and the queue is FIFO. The
+//! queue's lock is only taken while requests are waiting.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::future::Future as _;
@@ -16,86 +16,86 @@ use tokio::sync::oneshot;
 use crate::instance::Instance;
 use crate::timer::now_us;
 
-/// What one incarnation of a deployment keeps over all its routes.
+/// State of one incarnation of a deployment, kept across route updates.
 #[derive(Debug)]
 pub struct DeploymentState {
     pub endpoint: EndpointKey,
     pub name: Name,
     pub uid: Uid,
-    /// Index of its cells in the threads' shards.
+    /// Index of its counters in the threads' shards.
     pub meter_slot: usize,
-    /// Admitted and not yet ended: queued or served.
+    /// Requests that were admitted and have not ended: queued or being served.
     pending: AtomicU32,
-    pub serving: Level,
-    pub queued: Level,
+    pub serving: PeakGauge,
+    pub queued: PeakGauge,
     instances: ArcSwap<InstanceSet>,
-    /// Gone from the route with requests still on them.
-    leaving: Mutex<Vec<Arc<Instance>>>,
+    /// No longer in the route, with requests still on them.
+    removed: Mutex<Vec<Arc<Instance>>>,
     queue: Mutex<VecDeque<oneshot::Sender<Slot>>>,
-    gone: AtomicBool,
+    is_retired: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct InstanceSet {
-    /// As the route names them, those that drain too.
+    /// All instances in the route, including draining ones.
     all: Vec<Arc<Instance>>,
-    /// Those that take requests.
+    /// Instances that accept requests.
     active: Vec<Arc<Instance>>,
-    /// This gateway's slots on all of them, those that drain too.
+    /// This gateway's slots on all instances, including draining ones.
     slots: u32,
 }
 
-/// A number of requests and the highest it was since the meter asked.
+/// A number of requests and its peak since the meter last took it.
 #[derive(Debug, Default)]
-pub struct Level {
-    now: AtomicU32,
-    max: AtomicU32,
+pub struct PeakGauge {
+    current: AtomicU32,
+    peak: AtomicU32,
 }
 
-impl Level {
+impl PeakGauge {
     pub fn enter(&self) {
-        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
-        if now > self.max.load(Ordering::Relaxed) {
-            self.max.fetch_max(now, Ordering::Relaxed);
+        let current = self.current.fetch_add(1, Ordering::SeqCst) + 1;
+        if current > self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(current, Ordering::Relaxed);
         }
     }
 
     pub fn leave(&self) {
-        self.now.fetch_sub(1, Ordering::SeqCst);
+        self.current.fetch_sub(1, Ordering::SeqCst);
     }
 
-    pub fn now(&self) -> u32 {
-        self.now.load(Ordering::SeqCst)
+    pub fn current(&self) -> u32 {
+        self.current.load(Ordering::SeqCst)
     }
 
-    /// The highest since the last call; it starts again from what is there now.
+    /// Returns the peak since the last call and resets it to the current value.
     pub fn take_max(&self) -> u32 {
-        let now = self.now();
-        self.max.swap(now, Ordering::Relaxed).max(now)
+        let current = self.current();
+        self.peak.swap(current, Ordering::Relaxed).max(current)
     }
 }
 
-/// An instance that a route names, with its slots for this gateway.
+/// An instance in a route, with its slots for this gateway.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct RoutedInstance {
     pub id: InstanceId,
     pub address: String,
     pub draining: bool,
     pub slots: u32,
 }
 
-/// The right to have one request on an instance; given back when dropped.
+/// Permission for one request on an instance; released when dropped.
 #[derive(Debug)]
 pub struct Slot {
     pub instance: Arc<Instance>,
     deployment: Arc<DeploymentState>,
-    /// When the request on it ended, where that is known.
+    /// When its request ended, if known.
     ended_us: Option<u64>,
 }
 
 impl Slot {
-    /// Gives it back, where the clock has just been read.
-    pub fn end(mut self, at_us: u64) {
+    /// Releases the slot, where the clock has just been read.
+    pub fn release_at(mut self, at_us: u64) {
         self.ended_us = Some(at_us);
     }
 }
@@ -103,39 +103,39 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.instance.release(self.ended_us.unwrap_or_else(now_us));
-        // Sequentially consistent with `wait`: either we see the waiter or it sees our slot.
-        if self.deployment.queued.now() > 0 {
+        // Sequentially consistent with `enqueue`: either we see the waiter or it sees our slot.
+        if self.deployment.queued.current() > 0 {
             self.deployment.dispatch();
         }
     }
 }
 
-/// A request among the pending of its deployment, until this is dropped.
+/// Counts a request among its deployment's pending ones until dropped.
 #[derive(Debug)]
-pub struct Pending(Arc<DeploymentState>);
+pub struct PendingGuard(Arc<DeploymentState>);
 
-impl Drop for Pending {
+impl Drop for PendingGuard {
     fn drop(&mut self) {
         self.0.pending.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// A request's place in the queue. Dropped, it has left.
+/// A request's place in the queue. Dropping it leaves the queue.
 #[derive(Debug)]
-pub struct Waiting {
-    turn: oneshot::Receiver<Slot>,
+pub struct QueueTicket {
+    receiver: oneshot::Receiver<Slot>,
     deployment: Arc<DeploymentState>,
 }
 
-impl Waiting {
-    /// A slot, once it is this request's turn; none never comes, since only a deployment that nobody
-    /// knows closes its queue.
+impl QueueTicket {
+    /// Ready with a slot when it is this request's turn. Never ready with `None`: only a deployment
+    /// that nothing references drops its queue.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Slot>> {
-        Pin::new(&mut self.turn).poll(cx).map(Result::ok)
+        Pin::new(&mut self.receiver).poll(cx).map(Result::ok)
     }
 }
 
-impl Drop for Waiting {
+impl Drop for QueueTicket {
     fn drop(&mut self) {
         self.deployment.queued.leave();
     }
@@ -149,131 +149,141 @@ impl DeploymentState {
             uid,
             meter_slot,
             pending: AtomicU32::new(0),
-            serving: Level::default(),
-            queued: Level::default(),
+            serving: PeakGauge::default(),
+            queued: PeakGauge::default(),
             instances: ArcSwap::default(),
-            leaving: Mutex::default(),
+            removed: Mutex::default(),
             queue: Mutex::default(),
-            gone: AtomicBool::new(false),
+            is_retired: AtomicBool::new(false),
         }
     }
 
-    /// Counts a request in unless that would make more than twice what instances take at once. Of
-    /// dealt slots only our own count, so that the bound holds over all gateways.
-    pub fn admit(self: &Arc<Self>, limit: u32) -> Option<Pending> {
+    /// Admits a request unless that would exceed twice what the instances can serve at once. Only
+    /// this gateway's share of allocated slots counts, so the bound holds across all gateways.
+    pub fn admit(self: &Arc<Self>, limit: u32) -> Option<PendingGuard> {
         let instances = self.instances.load();
-        let at_once = match instances.all.is_empty() {
+        let capacity = match instances.all.is_empty() {
             true => limit,
             false => instances.slots,
         };
-        let max = at_once.saturating_mul(2);
+        let max = capacity.saturating_mul(2);
         self.pending
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |pending| {
                 (pending < max).then_some(pending + 1)
             })
             .is_ok()
-            .then(|| Pending(self.clone()))
+            .then(|| PendingGuard(self.clone()))
     }
 
     pub fn pending(&self) -> u32 {
         self.pending.load(Ordering::SeqCst)
     }
 
-    /// Whether any instance takes requests.
+    /// Whether any instance accepts requests.
     pub fn has_instances(&self) -> bool {
         !self.instances.load().active.is_empty()
     }
 
-    /// A slot, if one is free and nobody waits for it.
-    pub fn try_slot(self: &Arc<Self>, rotation: usize, now_us: u64) -> Option<Slot> {
-        if self.queued.now() > 0 {
+    /// Acquires a slot if one is free and no request is queued.
+    pub fn try_acquire_slot(self: &Arc<Self>, rotation: usize, now_us: u64) -> Option<Slot> {
+        if self.queued.current() > 0 {
             return None;
         }
-        self.take(rotation, now_us, None)
+        self.acquire(rotation, now_us, None)
     }
 
-    /// A slot on another instance than `not`, for a second try. It goes before those who wait: the
-    /// request has waited already.
-    pub fn other_slot(self: &Arc<Self>, not: &Instance, rotation: usize) -> Option<Slot> {
-        self.take(rotation, now_us(), Some(not.serial))
+    /// Acquires a slot on an instance other than `excluded`, for a second attempt. It takes
+    /// precedence over the queue: the request has already waited its turn.
+    pub fn acquire_other_slot(
+        self: &Arc<Self>,
+        excluded: &Instance,
+        rotation: usize,
+    ) -> Option<Slot> {
+        self.acquire(rotation, now_us(), Some(excluded.serial))
     }
 
-    /// Stands in the queue. Who waits is counted, here and by `count`, before it can get a slot.
-    pub fn wait(self: &Arc<Self>, count: impl FnOnce()) -> Waiting {
+    /// Joins the queue. The request is counted, here and by `count`, before it can get a slot.
+    pub fn enqueue(self: &Arc<Self>, count: impl FnOnce()) -> QueueTicket {
         self.queued.enter();
         count();
-        let (sender, turn) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         self.queue().push_back(sender);
         self.dispatch();
-        Waiting {
-            turn,
+        QueueTicket {
+            receiver,
             deployment: self.clone(),
         }
     }
 
-    /// Puts the instances of a route in place. Those that drain or are no longer named take
-    /// nothing from here on, on any thread.
-    pub fn set_instances(self: &Arc<Self>, wanted: &[Wanted], mut serial: impl FnMut() -> u64) {
+    /// Applies the instances of a route. Those that drain or are no longer listed accept nothing
+    /// from here on, on any thread.
+    pub fn set_instances(
+        self: &Arc<Self>,
+        routed: &[RoutedInstance],
+        mut serial: impl FnMut() -> u64,
+    ) {
         let old = self.instances.load_full();
         let mut measured: BTreeSet<usize> = old.all.iter().map(|instance| instance.index).collect();
-        measured.extend(lock(&self.leaving).iter().map(|instance| instance.index));
+        measured.extend(lock(&self.removed).iter().map(|instance| instance.index));
         let mut index = || {
             let free = (0..).find(|index| !measured.contains(index));
             let free = free.unwrap_or_default();
             measured.insert(free);
             free
         };
-        let all: Vec<Arc<Instance>> = wanted
+        let all: Vec<Arc<Instance>> = routed
             .iter()
-            .map(|want| {
-                let known = old
+            .map(|entry| {
+                let existing = old
                     .all
                     .iter()
-                    .find(|known| known.id == want.id && known.address == want.address);
-                let instance = known.cloned().unwrap_or_else(|| {
+                    .find(|existing| existing.id == entry.id && existing.address == entry.address);
+                let instance = existing.cloned().unwrap_or_else(|| {
                     Arc::new(Instance::new(
-                        want.id.clone(),
+                        entry.id.clone(),
                         serial(),
                         index(),
-                        want.address.clone(),
+                        entry.address.clone(),
                     ))
                 });
-                instance.set(want.slots, want.draining);
+                instance.update(entry.slots, entry.draining);
                 instance
             })
             .collect();
-        let stays = |instance: &Arc<Instance>| all.iter().any(|kept| Arc::ptr_eq(kept, instance));
-        let left: Vec<Arc<Instance>> = old.all.iter().filter(|i| !stays(i)).cloned().collect();
-        for instance in &left {
-            instance.set(0, true);
+        let is_kept = |instance: &Arc<Instance>| all.iter().any(|kept| Arc::ptr_eq(kept, instance));
+        let removed: Vec<Arc<Instance>> = old.all.iter().filter(|i| !is_kept(i)).cloned().collect();
+        for instance in &removed {
+            instance.update(0, true);
         }
-        lock(&self.leaving).extend(left);
+        lock(&self.removed).extend(removed);
         let active = all.iter().filter(|i| !i.is_draining()).cloned().collect();
-        let slots = wanted.iter().map(|want| want.slots);
+        let slots = routed.iter().map(|entry| entry.slots);
         let slots = slots.fold(0, u32::saturating_add);
         let set = InstanceSet { all, active, slots };
         self.instances.store(Arc::new(set));
         self.dispatch();
     }
 
-    /// The deployment is gone from its route.
+    /// Called when the deployment is removed from its route.
     pub fn retire(self: &Arc<Self>) {
         self.set_instances(&[], || 0);
-        self.gone.store(true, Ordering::SeqCst);
+        self.is_retired.store(true, Ordering::SeqCst);
     }
 
-    /// Gone, and nothing of it is left to be measured.
-    pub fn is_over(&self) -> bool {
-        self.gone.load(Ordering::SeqCst) && self.pending() == 0 && lock(&self.leaving).is_empty()
+    /// Whether the deployment is retired and has nothing left to report.
+    pub fn is_finished(&self) -> bool {
+        self.is_retired.load(Ordering::SeqCst)
+            && self.pending() == 0
+            && lock(&self.removed).is_empty()
     }
 
-    /// Every instance that may have something to report. One that left and has nothing in flight
-    /// any more is named a last time.
+    /// Every instance that may have something to report. A removed instance with nothing in flight
+    /// is returned one last time.
     pub fn reported_instances(&self) -> Vec<Arc<Instance>> {
         let mut instances = self.instances.load().all.clone();
-        let mut leaving = lock(&self.leaving);
-        instances.extend(leaving.iter().cloned());
-        leaving.retain(|instance| instance.in_flight() > 0);
+        let mut removed = lock(&self.removed);
+        instances.extend(removed.iter().cloned());
+        removed.retain(|instance| instance.in_flight() > 0);
         instances
     }
 
@@ -281,9 +291,9 @@ impl DeploymentState {
         lock(&self.queue)
     }
 
-    /// Hands free slots to those who wait, the longest first.
+    /// Hands free slots to queued requests in order.
     fn dispatch(self: &Arc<Self>) {
-        let mut spare: Option<Slot> = None;
+        let mut unclaimed: Option<Slot> = None;
         let mut queue = self.queue();
         let mut rotation = 0;
         while queue.front().is_some() {
@@ -292,21 +302,30 @@ impl DeploymentState {
                 continue;
             }
             rotation += 1;
-            let Some(slot) = spare.take().or_else(|| self.take(rotation, now_us(), None)) else {
+            let Some(slot) = unclaimed
+                .take()
+                .or_else(|| self.acquire(rotation, now_us(), None))
+            else {
                 break;
             };
             match queue.pop_front() {
-                Some(waiter) => spare = waiter.send(slot).err(),
-                None => spare = Some(slot),
+                Some(waiter) => unclaimed = waiter.send(slot).err(),
+                None => unclaimed = Some(slot),
             }
         }
-        // A slot that found no taker is given back without the lock, since that dispatches again.
+        // An unclaimed slot is dropped outside the lock, since that dispatches again.
         drop(queue);
-        drop(spare);
+        drop(unclaimed);
     }
 
-    /// The less loaded of two instances; failing that any with a free slot, suspects last.
-    fn take(self: &Arc<Self>, rotation: usize, now_us: u64, not: Option<u64>) -> Option<Slot> {
+    /// Acquires a slot on the less loaded of two instances, or else on any with a free slot;
+    /// suspects come last.
+    fn acquire(
+        self: &Arc<Self>,
+        rotation: usize,
+        now_us: u64,
+        excluded: Option<u64>,
+    ) -> Option<Slot> {
         let set = self.instances.load();
         let active = &set.active;
         let count = active.len();
@@ -321,18 +340,18 @@ impl DeploymentState {
         } else {
             first
         };
-        let usable = |instance: &Arc<Instance>| Some(instance.serial) != not;
+        let is_usable = |instance: &Arc<Instance>| Some(instance.serial) != excluded;
         let in_order = (0..count).map(|offset| &active[(better + offset) % count]);
         let trusted = in_order
             .clone()
-            .filter(|i| usable(i) && !i.is_suspect(now_us))
+            .filter(|i| is_usable(i) && !i.is_suspect(now_us))
             .find(|i| i.try_acquire(now_us));
-        let taken = trusted.or_else(|| {
+        let acquired = trusted.or_else(|| {
             in_order
-                .filter(|i| usable(i) && i.is_suspect(now_us))
+                .filter(|i| is_usable(i) && i.is_suspect(now_us))
                 .find(|i| i.try_acquire(now_us))
         });
-        taken.map(|instance| Slot {
+        acquired.map(|instance| Slot {
             instance: instance.clone(),
             deployment: self.clone(),
             ended_us: None,
@@ -340,7 +359,7 @@ impl DeploymentState {
     }
 }
 
-/// Nothing here can be left half changed by a panic, so a poisoned lock is as good as any.
+/// A panic cannot leave inconsistent state here, so poisoning is ignored.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

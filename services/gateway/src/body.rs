@@ -1,4 +1,4 @@
-//! Bodies on their way to an instance.
+//! Request bodies on their way to an instance.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -9,99 +9,100 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-/// What went wrong with a client's body while it was passed on.
+/// What went wrong with a client's body while it was streamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum UploadError {
     TooLarge,
-    /// It broke off or was malformed.
+    /// It ended early or was malformed.
     Broken,
 }
 
-/// What is known of a client's body; one per connection.
+/// Progress of a client's request body; one per connection.
 #[derive(Debug, Default)]
 pub struct Upload {
-    /// So many have come.
+    /// Bytes received.
     pub bytes: Cell<u64>,
-    /// It was waited for, so the clock has moved on since the request came.
-    pub waited: Cell<bool>,
-    passing: Cell<Passing>,
+    /// Whether the body had to be waited for, so that the clock has advanced since the request
+    /// arrived.
+    pub has_waited: Cell<bool>,
+    phase: Cell<UploadPhase>,
 }
 
-/// How a body is passed on.
+/// Progress of a streamed body.
 #[derive(Clone, Copy, Debug, Default)]
-enum Passing {
-    /// It is not, or no longer: it came whole, or nobody takes it any more.
+enum UploadPhase {
+    /// Not streaming: the body was received in full, or nothing reads it any more.
     #[default]
-    Over,
-    /// It has not come whole.
-    Running,
-    Failed(Fault),
+    Inactive,
+    /// Not yet received in full.
+    Streaming,
+    Failed(UploadError),
 }
 
 impl Upload {
-    /// A request begins.
+    /// Resets for a new request.
     pub fn begin(&self) {
         self.bytes.set(0);
-        self.waited.set(false);
-        self.passing.set(Passing::Over);
+        self.has_waited.set(false);
+        self.phase.set(UploadPhase::Inactive);
     }
 
-    /// More of it is to be passed on.
-    pub fn is_running(&self) -> bool {
-        matches!(self.passing.get(), Passing::Running)
+    /// Whether more of the body is to be streamed.
+    pub fn is_streaming(&self) -> bool {
+        matches!(self.phase.get(), UploadPhase::Streaming)
     }
 
-    /// Why it cannot be passed on, where it cannot.
-    pub fn fault(&self) -> Option<Fault> {
-        match self.passing.get() {
-            Passing::Failed(fault) => Some(fault),
-            Passing::Over | Passing::Running => None,
+    /// Why the body cannot be passed on, if it failed.
+    pub fn error(&self) -> Option<UploadError> {
+        match self.phase.get() {
+            UploadPhase::Failed(error) => Some(error),
+            UploadPhase::Inactive | UploadPhase::Streaming => None,
         }
     }
 
-    /// A fault remains known.
+    /// Keeps a recorded error.
     fn end(&self) {
-        if self.is_running() {
-            self.passing.set(Passing::Over);
+        if self.is_streaming() {
+            self.phase.set(UploadPhase::Inactive);
         }
     }
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the request's body cannot be passed on")]
+#[error("the request body cannot be forwarded")]
 pub struct BodyError;
 
 #[derive(Debug)]
 pub enum RequestBody {
-    /// Whole, so it can be sent again.
-    Whole(Option<Bytes>),
-    Stream(Streamed),
+    /// In full, so it can be sent again.
+    Full(Option<Bytes>),
+    Stream(StreamedBody),
 }
 
-/// A body that is passed on as it comes.
+/// A body that is streamed as it arrives.
 #[derive(Debug)]
-pub struct Streamed {
+pub struct StreamedBody {
     incoming: Incoming,
-    /// Bytes that may still come.
-    left: u64,
+    /// Bytes still allowed.
+    remaining: u64,
     upload: Rc<Upload>,
 }
 
 impl RequestBody {
-    pub const EMPTY: Self = Self::Whole(None);
+    pub const EMPTY: Self = Self::Full(None);
 
-    /// All of a body that is whole; nothing of one that is passed on.
-    pub fn take_whole(&mut self) -> Bytes {
+    /// Takes all of a full body; nothing of a streamed one.
+    pub fn take_full(&mut self) -> Bytes {
         match self {
-            Self::Whole(bytes) => bytes.take().unwrap_or_default(),
+            Self::Full(bytes) => bytes.take().unwrap_or_default(),
             Self::Stream(_) => Bytes::new(),
         }
     }
 
-    /// A copy to send again; none of a body that is gone once sent.
+    /// Copies the body to send it again; `None` if it is streamed.
     pub fn replay(&self) -> Option<Self> {
         match self {
-            Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
+            Self::Full(bytes) => Some(Self::Full(bytes.clone())),
             Self::Stream(_) => None,
         }
     }
@@ -113,24 +114,24 @@ impl Default for RequestBody {
     }
 }
 
-impl Streamed {
+impl StreamedBody {
     pub fn new(incoming: Incoming, bytes_max: u64, upload: Rc<Upload>) -> Self {
-        upload.passing.set(Passing::Running);
+        upload.phase.set(UploadPhase::Streaming);
         Self {
             incoming,
-            left: bytes_max,
+            remaining: bytes_max,
             upload,
         }
     }
 
-    fn fail(&self, fault: Fault) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.upload.passing.set(Passing::Failed(fault));
+    fn fail(&self, error: UploadError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.upload.phase.set(UploadPhase::Failed(error));
         Poll::Ready(Some(Err(BodyError)))
     }
 }
 
-impl Drop for Streamed {
-    /// No longer passed on, it does not tell when its sender leaves.
+impl Drop for StreamedBody {
+    /// A body that is no longer streamed does not notice when its sender disconnects.
     fn drop(&mut self) {
         self.upload.end();
     }
@@ -145,7 +146,7 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let stream = match &mut *self {
-            Self::Whole(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Self::Full(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             Self::Stream(stream) => stream,
         };
         let frame = match Pin::new(&mut stream.incoming).poll_frame(cx) {
@@ -154,16 +155,16 @@ impl Body for RequestBody {
                 stream.upload.end();
                 return Poll::Ready(None);
             }
-            Poll::Ready(Some(Err(_))) => return stream.fail(Fault::Broken),
+            Poll::Ready(Some(Err(_))) => return stream.fail(UploadError::Broken),
             Poll::Ready(Some(Ok(frame))) => frame,
         };
         let length = frame.data_ref().map_or(0, Bytes::len) as u64;
         let bytes = &stream.upload.bytes;
         bytes.set(bytes.get() + length);
-        let Some(left) = stream.left.checked_sub(length) else {
-            return stream.fail(Fault::TooLarge);
+        let Some(remaining) = stream.remaining.checked_sub(length) else {
+            return stream.fail(UploadError::TooLarge);
         };
-        stream.left = left;
+        stream.remaining = remaining;
         if stream.incoming.is_end_stream() {
             stream.upload.end();
         }
@@ -172,14 +173,14 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Whole(bytes) => bytes.is_none(),
+            Self::Full(bytes) => bytes.is_none(),
             Self::Stream(stream) => stream.incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Self::Stream(stream) => stream.incoming.size_hint(),
         }
     }

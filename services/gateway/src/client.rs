@@ -1,81 +1,82 @@
-//! One client's connection as its requests see it, and what ends a wait before its time.
+//! One client connection as its requests see it, and what interrupts a wait.
 
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use crate::body::Upload;
-use crate::guard::Shared;
+use crate::guard::ConnectionState;
 use crate::reply::Refusal;
-use crate::thread::Thread;
+use crate::worker::Worker;
 
-/// One client's connection. It carries one request at a time.
+/// One client connection. It carries one request at a time.
 #[derive(Debug)]
 pub struct Client {
-    pub thread: Rc<Thread>,
-    pub shared: Rc<Shared>,
+    pub worker: Rc<Worker>,
+    pub connection: Rc<ConnectionState>,
     pub upload: Rc<Upload>,
 }
 
-/// What ended a wait before its time.
-pub enum Stopped {
+/// What interrupted a wait.
+pub enum Interrupt {
     Deadline,
     ClientLeft,
 }
 
-/// Why there is no answer of the model.
-pub enum Failure {
+/// Why a request gets no response from the model.
+pub enum RequestError {
     Refusal(Refusal),
     ClientLeft,
 }
 
-impl From<Refusal> for Failure {
+impl From<Refusal> for RequestError {
     fn from(refusal: Refusal) -> Self {
         Self::Refusal(refusal)
     }
 }
 
-impl Stopped {
-    /// A wait whose deadline means this refusal.
-    pub fn or(self, refusal: Refusal) -> Failure {
+impl Interrupt {
+    /// Converts the interrupt to an error; a deadline becomes `refusal`.
+    pub fn into_error(self, refusal: Refusal) -> RequestError {
         match self {
-            Self::Deadline => Failure::Refusal(refusal),
-            Self::ClientLeft => Failure::ClientLeft,
+            Self::Deadline => RequestError::Refusal(refusal),
+            Self::ClientLeft => RequestError::ClientLeft,
         }
     }
 }
 
 impl Client {
-    pub fn new(thread: Rc<Thread>, shared: Rc<Shared>) -> Self {
+    pub fn new(worker: Rc<Worker>, connection: Rc<ConnectionState>) -> Self {
         Self {
-            thread,
-            shared,
+            worker,
+            connection,
             upload: Rc::default(),
         }
     }
 
-    /// What may end a wait: the deadline of the phase, or the client.
-    pub fn poll_stopped(&self, cx: &mut Context<'_>) -> Poll<Stopped> {
-        if self.shared.deadline.borrow_mut().poll(cx).is_ready() {
-            return Poll::Ready(Stopped::Deadline);
+    /// Polls for what may interrupt a wait: the phase's deadline, or the client disconnecting.
+    pub fn poll_interrupt(&self, cx: &mut Context<'_>) -> Poll<Interrupt> {
+        if self.connection.deadline.borrow_mut().poll(cx).is_ready() {
+            return Poll::Ready(Interrupt::Deadline);
         }
-        // A body that is read tells by itself when its sender leaves, one that has to wait does not.
-        let left = if self.upload.is_running() {
-            self.shared.poll_left_sending(cx)
+        // Reading a body notices when its sender disconnects; a body blocked on the instance does
+        // not.
+        let disconnected = if self.upload.is_streaming() {
+            self.connection.poll_disconnect_while_uploading(cx)
         } else {
-            self.shared.poll_left(cx)
+            self.connection.poll_disconnect(cx)
         };
-        left.map(|()| Stopped::ClientLeft)
+        disconnected.map(|()| Interrupt::ClientLeft)
     }
 
-    /// Waits for something as long as it makes sense.
+    /// Waits until `poll` is ready, the deadline passes or the client disconnects.
     pub async fn wait<T>(
         &self,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
-    ) -> Result<T, Stopped> {
+    ) -> Result<T, Interrupt> {
         poll_fn(|cx| match poll(cx) {
             Poll::Ready(value) => Poll::Ready(Ok(value)),
-            Poll::Pending => self.poll_stopped(cx).map(Err),
+            Poll::Pending => self.poll_interrupt(cx).map(Err),
         })
         .await
     }

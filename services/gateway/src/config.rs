@@ -1,4 +1,4 @@
-//! What a gateway is told at its start. Everything has a limit; the defaults are meant to be kept.
+//! Configuration of a gateway. Everything has a limit; the defaults suit most installations.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,49 +6,50 @@ use std::time::Duration;
 
 use runtime::descriptors::Descriptors;
 
-/// Longest request head, request line and headers together; more is answered 431.
+/// Maximum size of a request head (request line and headers); larger heads are answered with 431.
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
-/// Most headers of a request; more is answered 431.
+/// Maximum number of request headers; more are answered with 431.
 pub const HEADERS_MAX: usize = 100;
-/// Bodies up to this size with a known length are read whole before an instance is chosen: a slow
-/// sender then holds no instance, and the request can be sent again where that is safe.
+/// Bodies of known length up to this size are read in full before an instance is chosen: a slow
+/// sender then occupies no instance, and the request can be resent where that is safe.
 pub const REPLAY_BYTES_MAX: u64 = 64 * 1024;
 
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Stable over restarts; routes deal out slots by it and frames carry it.
+    /// Stable across restarts: routes allocate slots by it, and frames carry it.
     pub id: String,
-    /// Port 0 picks a free one.
+    /// Port 0 picks a free port.
     pub address: SocketAddr,
-    /// Where the admin listener of this process answers, as a URL; others are told in frames.
+    /// URL of this process's admin listener, announced in frames.
     pub admin: Option<String>,
-    /// Serving threads; each has its own runtime, listener and connections.
+    /// Worker threads; each has its own runtime, listener and connections.
     pub threads: usize,
-    /// Where `gateway-routes.json` is kept; none: nothing survives a restart.
+    /// Where `gateway-routes.json` is kept. `None`: the routes are not kept across restarts.
     pub data: Option<PathBuf>,
-    /// Endpoints are also found by host name, `{endpoint}.<domain>`.
+    /// Endpoints are also addressed by host name, `{endpoint}.<domain>`.
     pub domain: Option<String>,
-    /// Client connections at once, where there are descriptors for so many. Past it the one that has
-    /// rested longest makes room; if none rests, new ones are refused.
+    /// Maximum number of client connections, if there are enough descriptors. At the limit, the
+    /// connection that has been idle longest is closed for a new one; if none is idle, new ones are
+    /// refused.
     pub connections_max: usize,
-    /// What there is for connections.
+    /// Descriptors available for connections.
     pub descriptors: Descriptors,
-    /// From the first byte of a request's head to its last, and from accept to the first byte.
+    /// From the first byte of a request head to its last, and from accept to the first byte.
     pub head_timeout: Duration,
-    /// How long a client's connection may rest between requests.
+    /// How long a client connection may be idle between requests.
     pub idle_timeout: Duration,
-    /// How long a client may take none of the answer's bytes.
+    /// How long a client may go without reading any of the response.
     pub write_timeout: Duration,
     pub connect_timeout: Duration,
-    /// How long the deletion of an endpoint is remembered, so that an older update that comes late
-    /// does not bring it back.
-    pub deleted_kept: Duration,
-    /// How long requests in flight may go on after the order to stop.
+    /// How long the deletion of an endpoint is remembered, so that an older update that arrives
+    /// late does not bring it back.
+    pub deleted_retention: Duration,
+    /// How long requests in flight may continue after shutdown begins.
     pub grace: Duration,
 }
 
 impl Config {
-    /// A gateway with an id and an address, and the defaults for the rest.
+    /// Returns the default configuration with this id and address.
     pub fn new(id: impl Into<String>, address: SocketAddr) -> Self {
         Self {
             id: id.into(),
@@ -63,7 +64,7 @@ impl Config {
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(1),
-            deleted_kept: Duration::from_secs(15 * 60),
+            deleted_retention: Duration::from_secs(15 * 60),
             grace: Duration::from_secs(30),
         }
     }

@@ -1,7 +1,7 @@
-//! The body of an answer on its way to the client, and how a request ends.
+//! Streams the body of a response to the client, and ends the request.
 //!
-//! Invariant: a flight ends when the last byte of its answer is handed to the server, and its
-//! connection then goes back to the pool; dropped before that, the client has left, and the
+//! Invariant: a request ends when the last byte of its response is handed to the server, and its
+//! connection then returns to the pool. If it is dropped before that, the client has left, and the
 //! connection closes.
 
 use std::mem::replace;
@@ -12,176 +12,190 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::client::{Client, Stopped};
-use crate::flight::Flight;
-use crate::outcome::Outcome;
+use crate::client::{Client, Interrupt};
+use crate::in_flight::InFlightRequest;
+use crate::outcome::RequestOutcome;
 use crate::timer::now_us;
 use crate::upstream::Upstream;
 
-/// The body of an answer.
+/// The body of a response to a client.
 #[derive(Debug)]
-pub enum ReplyBody {
-    /// All of it is here: of Penstock itself, or of a model whose answer came in one piece.
-    Whole(Option<Bytes>),
-    /// Of a model, as it comes.
+pub enum ResponseBody {
+    /// Available in full: from Penstock itself, or from a model whose response arrived in one
+    /// piece.
+    Full(Option<Bytes>),
+    /// Streamed from a model.
     Model(Box<Exchange>),
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum ReplyError {
-    #[error("the instance broke off in the middle of its answer")]
-    BrokeOff,
-    #[error("the answer took longer than the request timeout")]
+pub enum ResponseError {
+    #[error("the instance closed the connection in the middle of its response")]
+    ClosedEarly,
+    #[error("the response took longer than the request timeout")]
     Timeout,
-    #[error("the client left in the middle of its answer")]
+    #[error("the client disconnected in the middle of its response")]
     ClientLeft,
 }
 
-/// A request whose answer is on its way. Dropped before its end, the client has left.
+/// A request whose response is being streamed. Dropping it early counts it as `client_left`.
 #[derive(Debug)]
 pub struct Exchange {
-    phase: Phase,
+    phase: ExchangePhase,
     client: Rc<Client>,
 }
 
 #[derive(Debug)]
-enum Phase {
-    /// More of the answer is to come. The connection closes before the flight ends.
-    PassingOn {
+enum ExchangePhase {
+    /// More of the response is to come. The connection closes before the request ends.
+    Streaming {
         upstream: Box<Upstream>,
-        flight: Flight,
+        in_flight: InFlightRequest,
     },
-    Over,
+    Done,
 }
 
-/// What ends an answer.
-enum End {
-    Whole,
-    Broken(Outcome),
+/// How a response ends.
+enum ResponseEnd {
+    Complete,
+    Broken(RequestOutcome),
     ClientLeft,
 }
 
 impl Exchange {
-    /// The body that follows a head; at its end already where all of it came with the head.
+    /// Returns the body that follows a head; already complete if all of it arrived with the head.
     pub fn begin(
         client: &Rc<Client>,
-        mut flight: Flight,
+        mut in_flight: InFlightRequest,
         mut upstream: Box<Upstream>,
-    ) -> ReplyBody {
-        let Some(whole) = upstream.take_at_hand() else {
-            return ReplyBody::Model(Box::new(Self {
-                phase: Phase::PassingOn { upstream, flight },
+    ) -> ResponseBody {
+        let Some(body) = upstream.take_buffered() else {
+            return ResponseBody::Model(Box::new(Self {
+                phase: ExchangePhase::Streaming {
+                    upstream,
+                    in_flight,
+                },
                 client: client.clone(),
             }));
         };
-        flight.pass_on(whole.as_ref().map_or(0, Bytes::len));
-        finish(client, flight, upstream);
-        client.shared.end_answer();
-        ReplyBody::Whole(whole)
+        in_flight.add_response_bytes(body.as_ref().map_or(0, Bytes::len));
+        complete(client, in_flight, upstream);
+        client.connection.end_response();
+        ResponseBody::Full(body)
     }
 
     fn upstream(&self) -> Option<&Upstream> {
         match &self.phase {
-            Phase::PassingOn { upstream, .. } => Some(upstream),
-            Phase::Over => None,
+            ExchangePhase::Streaming { upstream, .. } => Some(upstream),
+            ExchangePhase::Done => None,
         }
     }
 
-    fn end(&mut self, end: End) {
-        let Phase::PassingOn { upstream, flight } = replace(&mut self.phase, Phase::Over) else {
+    fn end(&mut self, end: ResponseEnd) {
+        let ExchangePhase::Streaming {
+            upstream,
+            in_flight,
+        } = replace(&mut self.phase, ExchangePhase::Done)
+        else {
             return;
         };
         match end {
-            End::Whole => finish(&self.client, flight, upstream),
-            End::Broken(outcome) => {
+            ResponseEnd::Complete => complete(&self.client, in_flight, upstream),
+            ResponseEnd::Broken(outcome) => {
                 drop(upstream);
-                flight.end_broken(outcome);
+                in_flight.fail(outcome);
             }
-            End::ClientLeft => {
+            ResponseEnd::ClientLeft => {
                 drop(upstream);
-                drop(flight);
+                drop(in_flight);
             }
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
-        let Phase::PassingOn { upstream, flight } = &mut self.phase else {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>> {
+        let ExchangePhase::Streaming {
+            upstream,
+            in_flight,
+        } = &mut self.phase
+        else {
             return Poll::Ready(None);
         };
         match upstream.poll_data(cx) {
             Poll::Ready(Some(Ok(data))) => {
-                flight.pass_on(data.len());
-                if upstream.is_whole() {
-                    self.end(End::Whole);
+                in_flight.add_response_bytes(data.len());
+                if upstream.is_complete() {
+                    self.end(ResponseEnd::Complete);
                 }
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             Poll::Ready(None) => {
-                self.end(End::Whole);
+                self.end(ResponseEnd::Complete);
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(_))) => {
-                self.end(End::Broken(Outcome::Unreachable));
-                Poll::Ready(Some(Err(ReplyError::BrokeOff)))
+                self.end(ResponseEnd::Broken(RequestOutcome::Unreachable));
+                Poll::Ready(Some(Err(ResponseError::ClosedEarly)))
             }
-            Poll::Pending => self.poll_stopped(cx).map(|error| Some(Err(error))),
+            Poll::Pending => self.poll_interrupt(cx).map(|error| Some(Err(error))),
         }
     }
 
-    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<ReplyError> {
-        match ready!(self.client.poll_stopped(cx)) {
-            Stopped::Deadline => {
-                self.end(End::Broken(Outcome::Timeout));
-                Poll::Ready(ReplyError::Timeout)
+    fn poll_interrupt(&mut self, cx: &mut Context<'_>) -> Poll<ResponseError> {
+        match ready!(self.client.poll_interrupt(cx)) {
+            Interrupt::Deadline => {
+                self.end(ResponseEnd::Broken(RequestOutcome::Timeout));
+                Poll::Ready(ResponseError::Timeout)
             }
-            Stopped::ClientLeft => {
-                self.end(End::ClientLeft);
-                Poll::Ready(ReplyError::ClientLeft)
+            Interrupt::ClientLeft => {
+                self.end(ResponseEnd::ClientLeft);
+                Poll::Ready(ResponseError::ClientLeft)
             }
         }
     }
 }
 
-/// The answer is whole: the connection goes back to the pool, then the slot.
-fn finish(client: &Client, flight: Flight, upstream: Box<Upstream>) {
+/// Completes the request: returns the connection to the pool, then releases the slot.
+fn complete(client: &Client, in_flight: InFlightRequest, upstream: Box<Upstream>) {
     let at_us = now_us();
-    if let (Ok(instance), Some(idle)) = (flight.instance(), upstream.rest()) {
-        let idle_max_us = flight.deployment().keep_alive_idle_us;
-        client.thread.keep(instance, idle, idle_max_us, at_us);
+    if let (Ok(instance), Some(idle)) = (in_flight.instance(), upstream.into_idle()) {
+        let idle_max_us = in_flight.deployment().keep_alive_idle_us;
+        client
+            .worker
+            .return_to_pool(instance, idle, idle_max_us, at_us);
     }
-    flight.end_whole(at_us);
+    in_flight.finish(at_us);
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.client.shared.end_answer();
+        self.client.connection.end_response();
     }
 }
 
-impl Body for ReplyBody {
+impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = ReplyError;
+    type Error = ResponseError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>> {
         match &mut *self {
-            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Self::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             Self::Model(exchange) => exchange.poll(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Whole(bytes) => bytes.is_none(),
+            Self::Full(bytes) => bytes.is_none(),
             Self::Model(exchange) => exchange.upstream().is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         let length = match self {
-            Self::Whole(bytes) => Some(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Full(bytes) => Some(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Self::Model(exchange) => exchange
                 .upstream()
                 .map_or(Some(0), |upstream| upstream.exact_length()),

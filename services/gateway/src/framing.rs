@@ -1,5 +1,5 @@
-//! The rules of HTTP/1 framing that a gateway must be strict about, as pure functions over bytes:
-//! where a head ends, which heads are refused and why, how long the body is, where chunks end.
+//! The strict rules of HTTP/1 framing for requests, as pure functions over bytes: where a head
+//! ends, which heads are refused and why, how long the body is, where chunks end.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -9,16 +9,16 @@ use crate::config::{HEAD_BYTES_MAX, HEADERS_MAX};
 /// Why a head is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadError {
-    /// Not HTTP/1, or not as strict as it must be.
+    /// Not HTTP/1, or not strict enough.
     Malformed,
-    /// Lengths that contradict each other, or are given twice.
+    /// Contradictory or repeated lengths.
     Framing,
-    /// None or several `host` headers.
+    /// No `host` header, or several.
     Host,
     Method,
     /// More than `HEAD_BYTES_MAX` or `HEADERS_MAX`.
     TooLarge,
-    /// It did not come whole in time.
+    /// Not received in time.
     Slow,
 }
 
@@ -32,7 +32,7 @@ impl HeadError {
         Self::Slow,
     ];
 
-    /// As it stands in the method that replaces the refused head.
+    /// The name used in the method that replaces the refused head.
     pub const fn token(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
@@ -44,28 +44,29 @@ impl HeadError {
         }
     }
 
-    pub fn of_token(token: &str) -> Option<Self> {
+    pub fn from_token(token: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|error| error.token() == token)
     }
 }
 
-/// How long the body after a head is.
+/// Length of the body after a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Length {
+pub enum BodyLength {
     Known(u64),
     Chunked,
 }
 
-/// The search for a head's end, which goes on where it stopped when more bytes have come.
+/// Incremental search for the end of a head.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Head {
+pub struct HeadScanner {
     searched: usize,
     line_start: usize,
     lines: usize,
 }
 
-impl Head {
-    /// The length of the head at the beginning of `bytes`, once it is whole. Lines end with CR LF.
+impl HeadScanner {
+    /// Returns the length of the head at the beginning of `bytes` once it is complete. Lines must
+    /// end with CR LF.
     pub fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, HeadError> {
         while let Some(offset) = memchr::memchr(b'\n', &bytes[self.searched..]) {
             let end = self.searched + offset;
@@ -76,23 +77,24 @@ impl Head {
             self.searched = end + 1;
             self.line_start = end + 1;
             if empty && self.lines > 0 {
-                let fits = self.searched <= HEAD_BYTES_MAX && self.lines <= HEADERS_MAX + 1;
-                return if fits {
+                let is_within_limits =
+                    self.searched <= HEAD_BYTES_MAX && self.lines <= HEADERS_MAX + 1;
+                return if is_within_limits {
                     Ok(Some(self.searched))
                 } else {
                     Err(HeadError::TooLarge)
                 };
             }
-            // An empty line before a request is allowed by HTTP for old clients; it only makes
-            // heads harder to agree on.
+            // HTTP permits an empty line before a request for old clients; here it would only make
+            // framing more ambiguous.
             if empty {
                 return Err(HeadError::Malformed);
             }
             self.lines += 1;
         }
         self.searched = bytes.len();
-        let fits = bytes.len() <= HEAD_BYTES_MAX && self.lines <= HEADERS_MAX + 1;
-        if fits {
+        let is_within_limits = bytes.len() <= HEAD_BYTES_MAX && self.lines <= HEADERS_MAX + 1;
+        if is_within_limits {
             Ok(None)
         } else {
             Err(HeadError::TooLarge)
@@ -100,8 +102,8 @@ impl Head {
     }
 }
 
-/// Checks a whole head and says how long the body is that follows.
-pub fn check_head(head: &[u8]) -> Result<Length, HeadError> {
+/// Validates a complete head and returns the length of the body that follows.
+pub fn check_head(head: &[u8]) -> Result<BodyLength, HeadError> {
     let mut headers = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(head, &mut headers) {
@@ -110,42 +112,42 @@ pub fn check_head(head: &[u8]) -> Result<Length, HeadError> {
         _ => return Err(HeadError::Malformed),
     }
     let method = request.method.unwrap_or_default();
-    // A tunnel is not what this gateway is for.
+    // The gateway does not support tunnels.
     if method.starts_with('!') || method == "CONNECT" {
         return Err(HeadError::Method);
     }
     let mut hosts = 0;
-    let mut length: Option<Length> = None;
+    let mut length: Option<BodyLength> = None;
     for header in request.headers.iter() {
         let name = header.name.as_bytes();
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => hosts += 1,
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 let bytes = content_length(header.value).ok_or(HeadError::Framing)?;
-                if length.replace(Length::Known(bytes)).is_some() {
+                if length.replace(BodyLength::Known(bytes)).is_some() {
                     return Err(HeadError::Framing);
                 }
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 let chunked = header.value.eq_ignore_ascii_case(b"chunked");
-                if !chunked || length.replace(Length::Chunked).is_some() {
+                if !chunked || length.replace(BodyLength::Chunked).is_some() {
                     return Err(HeadError::Framing);
                 }
             }
             _ => {}
         }
     }
-    let old = request.version == Some(0);
-    if old && length == Some(Length::Chunked) {
+    let is_http_1_0 = request.version == Some(0);
+    if is_http_1_0 && length == Some(BodyLength::Chunked) {
         return Err(HeadError::Framing);
     }
-    if hosts > 1 || (hosts == 0 && !old) {
+    if hosts > 1 || (hosts == 0 && !is_http_1_0) {
         return Err(HeadError::Host);
     }
-    Ok(length.unwrap_or(Length::Known(0)))
+    Ok(length.unwrap_or(BodyLength::Known(0)))
 }
 
-/// Digits only: no sign, no list, no space.
+/// Digits only: no sign, list or spaces.
 pub fn content_length(value: &[u8]) -> Option<u64> {
     // 18 digits fit in 63 bits, and nobody sends an exabyte.
     if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
@@ -158,14 +160,14 @@ pub fn content_length(value: &[u8]) -> Option<u64> {
     )
 }
 
-/// Where the data of a chunked body stands, and where it ends.
+/// Incremental parser of a chunked body.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Chunks {
-    /// Blanks may stand behind a size: some old servers fill up the line with them.
-    padded: bool,
+pub struct ChunkParser {
+    /// Whether blanks may follow a size: some old servers pad the line with them.
+    allows_padding: bool,
     state: ChunkState,
-    /// Bytes left of a chunk; while its size is read, the size so far.
-    left: u64,
+    /// Bytes left of the chunk; while its size is parsed, the size so far.
+    remaining: u64,
     /// Length of the size line, or of all trailers.
     line: usize,
 }
@@ -190,22 +192,22 @@ enum ChunkState {
 const CHUNK_LINE_MAX: usize = 256;
 const TRAILERS_MAX: usize = 8 * 1024;
 
-impl Chunks {
-    /// Of an instance's answer: what is no danger there is not refused.
-    pub fn of_answer() -> Self {
+impl ChunkParser {
+    /// For an instance's response: tolerates what is harmless there.
+    pub fn for_response() -> Self {
         Self {
-            padded: true,
+            allows_padding: true,
             ..Self::default()
         }
     }
 
-    /// How many of `bytes` belong to the body, and whether it ends with them.
-    pub fn take(&mut self, bytes: &[u8]) -> io::Result<(usize, bool)> {
+    /// Returns how many of `bytes` belong to the body, and whether the body ends with them.
+    pub fn consume(&mut self, bytes: &[u8]) -> io::Result<(usize, bool)> {
         let mut at = 0;
         loop {
-            let (skipped, done) = self.skip(&bytes[at..])?;
+            let (skipped, done) = self.skip_framing(&bytes[at..])?;
             at += skipped;
-            let passed = self.pass(bytes.len() - at);
+            let passed = self.take_data(bytes.len() - at);
             at += passed;
             if done || passed == 0 {
                 return Ok((at, done));
@@ -213,8 +215,8 @@ impl Chunks {
         }
     }
 
-    /// How many of `bytes` stand before the next data, and whether the body ends with them.
-    pub fn skip(&mut self, bytes: &[u8]) -> io::Result<(usize, bool)> {
+    /// Returns how many of `bytes` precede the next data, and whether the body ends with them.
+    pub fn skip_framing(&mut self, bytes: &[u8]) -> io::Result<(usize, bool)> {
         for (at, byte) in bytes.iter().enumerate() {
             if self.state == ChunkState::Data {
                 return Ok((at, false));
@@ -226,22 +228,22 @@ impl Chunks {
         Ok((bytes.len(), false))
     }
 
-    /// How many of the next `available` bytes are data.
-    pub fn pass(&mut self, available: usize) -> usize {
-        let passed = self.announced().min(available as u64);
+    /// Returns how many of the next `available` bytes are data.
+    pub fn take_data(&mut self, available: usize) -> usize {
+        let passed = self.data_remaining().min(available as u64);
         if passed > 0 {
-            self.left -= passed;
-            if self.left == 0 {
+            self.remaining -= passed;
+            if self.remaining == 0 {
                 self.state = ChunkState::DataCr;
             }
         }
         passed as usize
     }
 
-    /// The data still to come of the present chunk.
-    pub fn announced(&self) -> u64 {
+    /// Bytes of data left in the current chunk.
+    pub fn data_remaining(&self) -> u64 {
         if self.state == ChunkState::Data {
-            self.left
+            self.remaining
         } else {
             0
         }
@@ -256,7 +258,7 @@ impl Chunks {
         let (next, done) = match (self.state, byte) {
             (Size, b'\r') if self.line > 1 => (SizeEnd, false),
             (Size, b';') if self.line > 1 => (Extension, false),
-            (Size, b' ' | b'\t') if self.line > 1 && self.padded => (Padding, false),
+            (Size, b' ' | b'\t') if self.line > 1 && self.allows_padding => (Padding, false),
             (Padding, b' ' | b'\t') if self.line <= CHUNK_LINE_MAX => (Padding, false),
             (Padding, b'\r') => (SizeEnd, false),
             (Padding, b';') => (Extension, false),
@@ -265,7 +267,7 @@ impl Chunks {
                 if self.line > 15 {
                     return Err(malformed());
                 }
-                self.left = self.left * 16 + u64::from(digit);
+                self.remaining = self.remaining * 16 + u64::from(digit);
                 (Size, false)
             }
             (Extension, b'\r') => (SizeEnd, false),
@@ -273,7 +275,14 @@ impl Chunks {
             (Extension, _) if self.line <= CHUNK_LINE_MAX => (Extension, false),
             (SizeEnd, b'\n') => {
                 self.line = 0;
-                (if self.left == 0 { TrailerStart } else { Data }, false)
+                (
+                    if self.remaining == 0 {
+                        TrailerStart
+                    } else {
+                        Data
+                    },
+                    false,
+                )
             }
             (DataCr, b'\r') => (DataLf, false),
             (DataLf, b'\n') => {
@@ -299,7 +308,7 @@ impl Chunks {
     }
 }
 
-/// Of the name of a header.
+/// Whether the byte may occur in a header name.
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -312,14 +321,14 @@ fn malformed() -> io::Error {
 mod tests {
     use super::*;
 
-    fn check(head: &str) -> Result<Length, HeadError> {
-        let mut search = Head::default();
-        let end = search.find_end(head.as_bytes())?.expect("a whole head");
+    fn check(head: &str) -> Result<BodyLength, HeadError> {
+        let mut search = HeadScanner::default();
+        let end = search.find_end(head.as_bytes())?.expect("a complete head");
         check_head(&head.as_bytes()[..end])
     }
 
     #[test]
-    fn heads_that_could_be_read_in_two_ways_are_refused() {
+    fn ambiguous_heads_are_refused() {
         let cases = [
             (
                 "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
@@ -391,15 +400,21 @@ mod tests {
         for (head, expected) in cases {
             assert_eq!(check(head), Err(expected), "{head:?}");
         }
-        assert_eq!(check("GET / HTTP/1.0\r\n\r\n"), Ok(Length::Known(0)));
+        assert_eq!(check("GET / HTTP/1.0\r\n\r\n"), Ok(BodyLength::Known(0)));
     }
 
     #[test]
     fn the_length_of_the_body_is_known_from_the_head() {
         let with = |header: &str| check(&format!("POST / HTTP/1.1\r\nHost: a\r\n{header}\r\n"));
-        assert_eq!(with(""), Ok(Length::Known(0)));
-        assert_eq!(with("content-LENGTH: 1024\r\n"), Ok(Length::Known(1024)));
-        assert_eq!(with("Transfer-Encoding: Chunked\r\n"), Ok(Length::Chunked));
+        assert_eq!(with(""), Ok(BodyLength::Known(0)));
+        assert_eq!(
+            with("content-LENGTH: 1024\r\n"),
+            Ok(BodyLength::Known(1024))
+        );
+        assert_eq!(
+            with("Transfer-Encoding: Chunked\r\n"),
+            Ok(BodyLength::Chunked)
+        );
     }
 
     #[test]
@@ -415,15 +430,18 @@ mod tests {
         assert_eq!(headers(100, 10), Err(HeadError::TooLarge));
         assert!(headers(1, 32_000).is_ok());
         assert_eq!(headers(1, 33_000), Err(HeadError::TooLarge));
-        // Refused before it is whole.
+        // Refused before it is complete.
         let endless = vec![b'x'; 40_000];
-        assert_eq!(Head::default().find_end(&endless), Err(HeadError::TooLarge));
+        assert_eq!(
+            HeadScanner::default().find_end(&endless),
+            Err(HeadError::TooLarge)
+        );
     }
 
     #[test]
-    fn a_head_that_comes_byte_by_byte_ends_where_it_would_in_one_piece() {
+    fn a_head_received_byte_by_byte_ends_where_it_would_in_one_piece() {
         let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET";
-        let mut search = Head::default();
+        let mut search = HeadScanner::default();
         let ends: Vec<_> = (1..=head.len())
             .filter_map(|length| search.find_end(&head[..length]).unwrap())
             .take(1)
@@ -432,20 +450,20 @@ mod tests {
     }
 
     #[test]
-    fn chunked_bodies_end_where_they_end_however_they_are_cut() {
+    fn chunked_bodies_end_at_the_same_byte_however_they_are_split() {
         let body = b"4\r\nabcd\r\nA;x=y\r\n0123456789\r\n0\r\nT: 1\r\n\r\n";
         for step in 1..=body.len() {
-            let mut chunks = Chunks::default();
+            let mut chunks = ChunkParser::default();
             let mut at = 0;
             let mut done = false;
             for piece in body.chunks(step) {
-                let (taken, end) = chunks.take(piece).unwrap();
+                let (taken, end) = chunks.consume(piece).unwrap();
                 at += taken;
                 done = end;
             }
             assert!(done && at == body.len(), "{step}");
         }
-        let (taken, done) = Chunks::default().take(b"0\r\n\r\nGET /").unwrap();
+        let (taken, done) = ChunkParser::default().consume(b"0\r\n\r\nGET /").unwrap();
         assert!(done && taken == 5);
     }
 
@@ -464,7 +482,10 @@ mod tests {
             "0\r\n: 1\r\n\r\n",
             "0\r\nT: \0\r\n\r\n",
         ] {
-            assert!(Chunks::default().take(body.as_bytes()).is_err(), "{body:?}");
+            assert!(
+                ChunkParser::default().consume(body.as_bytes()).is_err(),
+                "{body:?}"
+            );
         }
     }
 }

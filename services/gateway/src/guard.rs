@@ -1,10 +1,10 @@
-//! What a client sends, checked before the HTTP server sees it. The guard follows the framing of a
-//! connection, hands on request heads only when they are whole and keep the strict rules, and
-//! bodies as they come. So no request can be read in two ways, here and by an instance; and heads
-//! that are too long, too slow or malformed are answered like every other refusal.
+//! Validates what a client sends before the HTTP server sees it. The guard tracks the framing of a
+//! connection. It passes on request heads only once they are complete and valid, and bodies as they
+//! arrive. So no request can be parsed differently here and by an instance, and heads that are too
+//! long, too slow or malformed get the same kind of response as any other refusal.
 //!
-//! A refused head is replaced by one that the service knows by its method, `!` and the reason; no
-//! client can send such a method, since the guard refuses it.
+//! A refused head is replaced by one whose method is `!` and the reason, which the service
+//! recognizes; no client can send such a method, since the guard refuses it.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -18,103 +18,103 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
-use crate::framing::{Chunks, Head, HeadError, Length, check_head};
-use crate::relay::Relay;
-use crate::socket::poll_write_pieces;
+use crate::framing::{BodyLength, ChunkParser, HeadError, HeadScanner, check_head};
+use crate::socket::poll_write_coalesced;
 use crate::timer::{Deadline, now_us};
+use crate::wake_coalescer::WakeCoalescer;
 
-/// Where a client's connection is.
+/// State of a client connection.
 ///
 /// ```text
-/// Resting -heard-> Asking -begin_answer-> Answering -end_answer-> Asking -rest-> Resting
+/// Idle -on_data-> Reading -begin_response-> Responding -end_response-> Reading -set_idle-> Idle
 /// ```
 #[derive(Clone, Copy, Debug)]
-enum Phase {
-    /// It is open and nothing is asked on it, since then.
-    Resting { since_us: u64 },
-    /// Between two of the others: a request is coming, or nobody has looked yet whether one is.
-    Asking,
-    /// A request is being answered: no idle or head timeout runs.
-    Answering,
+enum ConnectionPhase {
+    /// No request is in progress.
+    Idle { since_us: u64 },
+    /// A request may be arriving; the guard has not yet found that there is nothing to read.
+    Reading,
+    /// A request is being handled: no idle or head timeout runs.
+    Responding,
 }
 
-/// What the guard and the service of one connection share.
+/// State that the guard and the service of one connection share.
 #[derive(Debug)]
-pub struct Shared {
-    phase: Cell<Phase>,
-    /// The end of the phase that the request is in, while one is being answered.
+pub struct ConnectionState {
+    phase: Cell<ConnectionPhase>,
+    /// The deadline of the current request's phase.
     pub deadline: RefCell<Deadline>,
-    /// Of the client's connection, its service and its guard.
-    pub relay: Relay,
-    /// It is to make room for another.
-    pub closing: Cell<bool>,
+    /// Wake-ups among the client connection, its service and its guard.
+    pub wakes: WakeCoalescer,
+    /// Whether it is being closed to make way for another connection.
+    pub is_closing: Cell<bool>,
     stream: RefCell<TcpStream>,
-    /// The client has sent more than the request that is being answered: it is there.
-    ahead: Cell<bool>,
-    /// When a client whose body is on its way is looked after next.
-    look: RefCell<Deadline>,
+    /// Whether the client has already sent more than the current request, so it is still connected.
+    has_pipelined_data: Cell<bool>,
+    /// When to check next whether a client that is still uploading has disconnected.
+    next_check: RefCell<Deadline>,
 }
 
-/// Between two looks whether a client has left whose body waits for the instance to take it.
-const LOOK_US: u64 = 250_000;
+/// Interval between disconnect checks while a client's body is blocked on the instance.
+const DISCONNECT_CHECK_US: u64 = 250_000;
 
-impl Shared {
+impl ConnectionState {
     pub fn new(stream: TcpStream) -> Self {
         Self {
-            phase: Cell::new(Phase::Resting { since_us: now_us() }),
+            phase: Cell::new(ConnectionPhase::Idle { since_us: now_us() }),
             deadline: RefCell::default(),
-            relay: Relay::default(),
-            closing: Cell::default(),
+            wakes: WakeCoalescer::default(),
+            is_closing: Cell::default(),
             stream: RefCell::new(stream),
-            ahead: Cell::default(),
-            look: RefCell::default(),
+            has_pipelined_data: Cell::default(),
+            next_check: RefCell::default(),
         }
     }
 
-    /// A request has come, and is being answered.
-    pub fn begin_answer(&self) {
-        self.phase.set(Phase::Answering);
+    /// Called when handling of a request begins.
+    pub fn begin_response(&self) {
+        self.phase.set(ConnectionPhase::Responding);
     }
 
-    /// The answer has been handed on, or given up.
-    pub fn end_answer(&self) {
-        if self.is_answering() {
-            self.phase.set(Phase::Asking);
+    /// Called when the response has been handed over or abandoned.
+    pub fn end_response(&self) {
+        if self.is_responding() {
+            self.phase.set(ConnectionPhase::Reading);
         }
     }
 
-    fn is_answering(&self) -> bool {
-        matches!(self.phase.get(), Phase::Answering)
+    fn is_responding(&self) -> bool {
+        matches!(self.phase.get(), ConnectionPhase::Responding)
     }
 
-    /// Since when it rests, in microseconds of `now_us`; none where something is going on.
-    pub fn resting_since(&self) -> Option<u64> {
+    /// Since when the connection has been idle, in microseconds of `now_us`; `None` if it is not.
+    pub fn idle_since(&self) -> Option<u64> {
         match self.phase.get() {
-            Phase::Resting { since_us } => Some(since_us),
-            Phase::Asking | Phase::Answering => None,
+            ConnectionPhase::Idle { since_us } => Some(since_us),
+            ConnectionPhase::Reading | ConnectionPhase::Responding => None,
         }
     }
 
-    /// Something has come from the client.
-    fn heard(&self) {
-        if let Phase::Resting { .. } = self.phase.get() {
-            self.phase.set(Phase::Asking);
+    /// Called when data has arrived from the client.
+    fn on_data(&self) {
+        if let ConnectionPhase::Idle { .. } = self.phase.get() {
+            self.phase.set(ConnectionPhase::Reading);
         }
     }
 
-    /// Nothing is asked and nothing has come.
-    fn rest(&self) {
-        if !self.is_answering() {
+    /// Called when no request is in progress and there is nothing to read.
+    fn set_idle(&self) {
+        if !self.is_responding() {
             let since_us = now_us();
-            self.phase.set(Phase::Resting { since_us });
+            self.phase.set(ConnectionPhase::Idle { since_us });
         }
     }
 
-    /// Ready once the client has closed its connection while its request, which has come whole, is
-    /// being answered. The server could look for this too, but would make room for a whole read
-    /// each time it looks.
-    pub fn poll_left(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.ahead.get() {
+    /// Ready once the client has closed its connection while its fully received request is being
+    /// handled. The server could detect this too, but would allocate a full read buffer on each
+    /// check.
+    pub fn poll_disconnect(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.has_pipelined_data.get() {
             return Poll::Pending;
         }
         let mut byte = [std::mem::MaybeUninit::uninit(); 1];
@@ -122,35 +122,36 @@ impl Shared {
         match ready!(self.stream.borrow().poll_peek(cx, &mut byte)) {
             Ok(0) | Err(_) => Poll::Ready(()),
             Ok(_) => {
-                self.ahead.set(true);
+                self.has_pipelined_data.set(true);
                 Poll::Pending
             }
         }
     }
 
-    /// The same while the request's body is passed on. An instance that takes none of it stops us
-    /// from reading, and a close stands behind what is not read; so it is the system that is asked,
-    /// now and then, since unread bytes would make it ready at once.
-    pub fn poll_left_sending(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut look = self.look.borrow_mut();
-        if !look.is_set() {
-            look.set(now_us() + LOOK_US);
+    /// Like `poll_disconnect`, while the request's body is being streamed. An instance that does
+    /// not read stops us from reading too, and a close is queued behind the unread bytes. Those
+    /// would also make a peek ready immediately, so this checks the socket's state periodically
+    /// instead.
+    pub fn poll_disconnect_while_uploading(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut next_check = self.next_check.borrow_mut();
+        if !next_check.is_set() {
+            next_check.set(now_us() + DISCONNECT_CHECK_US);
         }
-        while look.poll(cx).is_ready() {
+        while next_check.poll(cx).is_ready() {
             if self.is_closed() {
                 return Poll::Ready(());
             }
-            look.set(now_us() + LOOK_US);
+            next_check.set(now_us() + DISCONNECT_CHECK_US);
         }
         Poll::Pending
     }
 
-    /// Whether the system has heard the client close or reset its connection. Costs no system call.
+    /// Whether the client has closed or reset its connection. Makes no system call.
     fn is_closed(&self) -> bool {
         let stream = self.stream.borrow();
         let ready = pin!(stream.ready(Interest::READABLE));
-        let heard = ready.poll(&mut Context::from_waker(Waker::noop()));
-        matches!(heard, Poll::Ready(Ok(ready)) if ready.is_read_closed())
+        let readiness = ready.poll(&mut Context::from_waker(Waker::noop()));
+        matches!(readiness, Poll::Ready(Ok(ready)) if ready.is_read_closed())
     }
 }
 
@@ -161,128 +162,131 @@ pub struct Timeouts {
     pub write: Duration,
 }
 
-/// How long what a refused client still sends is taken, so that it reads our answer before the
+/// How long a refused client's remaining data is drained, so that it reads our response before the
 /// connection is reset (nginx's `lingering_timeout`).
 const LINGER_US: u64 = 5_000_000;
-/// So much of it at once, before others get their turn.
-const LINGER_TURN_BYTES: usize = 256 * 1024;
+/// Bytes to drain before yielding.
+const LINGER_BYTES_PER_POLL: usize = 256 * 1024;
 
 #[derive(Debug)]
-enum Framing {
-    /// In a head, or before one.
-    Head(Head),
-    /// So many bytes of body left.
+enum RequestFraming {
+    /// Inside or before a head.
+    Head(HeadScanner),
+    /// Bytes of body remaining.
     Body(u64),
-    Chunks(Chunks),
-    /// What follows the checked bytes is refused for this reason, once those have been handed on.
+    Chunks(ChunkParser),
+    /// Everything after the validated bytes is refused for this reason, once those have been passed
+    /// on.
     Refusing(HeadError),
-    /// The refusal is handed on; nothing more is read from this client.
+    /// The refusal has been passed on; nothing more is read from this client.
     Refused,
 }
 
 #[derive(Debug)]
 pub struct Guard {
-    shared: Rc<Shared>,
+    connection: Rc<ConnectionState>,
     timeouts: Timeouts,
-    framing: Framing,
-    /// Read and not handed on: `released` checked bytes, then the beginning of a head.
-    held: BytesMut,
-    released: usize,
-    /// Whether the wait is for the rest of a head, or of a connection's first.
-    head_begun: bool,
-    wait: Deadline,
-    stalled: Deadline,
-    lingering: Deadline,
+    framing: RequestFraming,
+    /// Data that was read and not passed on: `ready_len` validated bytes, then the beginning of a
+    /// head.
+    buffer: BytesMut,
+    ready_len: usize,
+    /// Whether `read_deadline` covers the rest of a head or a connection's first head.
+    is_head_begun: bool,
+    read_deadline: Deadline,
+    write_deadline: Deadline,
+    linger_deadline: Deadline,
 }
 
 impl Guard {
-    pub fn new(shared: Rc<Shared>, timeouts: Timeouts) -> Self {
-        let mut wait = Deadline::default();
-        wait.set(now_us() + timeouts.head.as_micros() as u64);
+    pub fn new(connection: Rc<ConnectionState>, timeouts: Timeouts) -> Self {
+        let mut read_deadline = Deadline::default();
+        read_deadline.set(now_us() + timeouts.head.as_micros() as u64);
         Self {
-            shared,
+            connection,
             timeouts,
-            framing: Framing::Head(Head::default()),
-            held: BytesMut::new(),
-            released: 0,
-            head_begun: true,
-            wait,
-            stalled: Deadline::default(),
-            lingering: Deadline::default(),
+            framing: RequestFraming::Head(HeadScanner::default()),
+            buffer: BytesMut::new(),
+            ready_len: 0,
+            is_head_begun: true,
+            read_deadline,
+            write_deadline: Deadline::default(),
+            linger_deadline: Deadline::default(),
         }
     }
 
-    /// Nothing has come and nothing runs: pending, unless the client took too long.
-    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.shared.is_answering() || !matches!(self.framing, Framing::Head(_)) {
-            self.wait.clear();
+    /// Called when there is nothing to read: pending until the client takes too long.
+    fn poll_read_timeout(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.connection.is_responding() || !matches!(self.framing, RequestFraming::Head(_)) {
+            self.read_deadline.clear();
             return Poll::Pending;
         }
-        let begun = !self.held.is_empty();
-        if !self.wait.is_set() || (begun && !self.head_begun) {
-            let limit = if begun {
+        let is_begun = !self.buffer.is_empty();
+        if !self.read_deadline.is_set() || (is_begun && !self.is_head_begun) {
+            let limit = if is_begun {
                 self.timeouts.head
             } else {
                 self.timeouts.idle
             };
-            self.head_begun = begun;
-            if !begun {
-                self.shared.rest();
+            self.is_head_begun = is_begun;
+            if !is_begun {
+                self.connection.set_idle();
             }
-            self.wait.set(now_us() + limit.as_micros() as u64);
+            self.read_deadline.set(now_us() + limit.as_micros() as u64);
         }
-        self.wait.poll(cx)
+        self.read_deadline.poll(cx)
     }
 
     fn refuse(&mut self, reason: HeadError) {
-        self.framing = Framing::Refused;
-        self.held.clear();
-        self.held.extend_from_slice(b"!");
-        self.held.extend_from_slice(reason.token().as_bytes());
-        self.held
+        self.framing = RequestFraming::Refused;
+        self.buffer.clear();
+        self.buffer.extend_from_slice(b"!");
+        self.buffer.extend_from_slice(reason.token().as_bytes());
+        self.buffer
             .extend_from_slice(b" / HTTP/1.1\r\nhost: -\r\nconnection: close\r\n\r\n");
-        self.released = self.held.len();
+        self.ready_len = self.buffer.len();
     }
 
-    /// Fails a write that has made no progress for too long, or whose request has run out of time.
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if !self.stalled.is_set() {
-            self.stalled
+    /// Fails a write that has made no progress for too long, or whose request has timed out.
+    fn poll_write_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if !self.write_deadline.is_set() {
+            self.write_deadline
                 .set(now_us() + self.timeouts.write.as_micros() as u64);
         }
-        let late =
-            self.shared.is_answering() && self.shared.deadline.borrow_mut().poll(cx).is_ready();
-        if late || self.stalled.poll(cx).is_ready() {
+        let is_late = self.connection.is_responding()
+            && self.connection.deadline.borrow_mut().poll(cx).is_ready();
+        if is_late || self.write_deadline.poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Poll::Pending
     }
 
-    fn progressed(
+    fn track_write(
         &mut self,
         written: Poll<io::Result<usize>>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         if written.is_pending() {
-            return self.poll_stalled(cx);
+            return self.poll_write_timeout(cx);
         }
-        self.stalled.clear();
+        self.write_deadline.clear();
         written
     }
 
-    /// Takes and forgets what a client sends after we have stopped reading it.
+    /// Discards what a client sends after we have stopped reading requests.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.lingering.is_set() {
-            self.lingering.set(now_us() + LINGER_US);
+        if !self.linger_deadline.is_set() {
+            self.linger_deadline.set(now_us() + LINGER_US);
         }
-        if self.lingering.poll(cx).is_ready() {
+        if self.linger_deadline.poll(cx).is_ready() {
             return Poll::Ready(());
         }
         let mut scratch = [std::mem::MaybeUninit::uninit(); 8192];
         let mut taken = 0;
-        while taken < LINGER_TURN_BYTES {
+        while taken < LINGER_BYTES_PER_POLL {
             let mut buffer = ReadBuf::uninit(&mut scratch);
-            let read = Pin::new(&mut *self.shared.stream.borrow_mut()).poll_read(cx, &mut buffer);
+            let read =
+                Pin::new(&mut *self.connection.stream.borrow_mut()).poll_read(cx, &mut buffer);
             match ready!(read) {
                 Ok(()) if !buffer.filled().is_empty() => taken += buffer.filled().len(),
                 _ => return Poll::Ready(()),
@@ -293,25 +297,25 @@ impl Guard {
     }
 }
 
-impl Framing {
-    /// How many of `bytes` may be handed on: all but the beginning of a head that is not whole.
+impl RequestFraming {
+    /// Returns how many of `bytes` may be passed on: all but the beginning of an incomplete head.
     fn check(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut at = 0;
         while at < bytes.len() {
             match self {
-                Self::Body(left) => {
-                    let taken = (*left).min((bytes.len() - at) as u64);
+                Self::Body(remaining) => {
+                    let taken = (*remaining).min((bytes.len() - at) as u64);
                     at += taken as usize;
-                    *left -= taken;
-                    if *left == 0 {
-                        *self = Self::Head(Head::default());
+                    *remaining -= taken;
+                    if *remaining == 0 {
+                        *self = Self::Head(HeadScanner::default());
                     }
                 }
                 Self::Chunks(chunks) => {
-                    let (taken, done) = chunks.take(&bytes[at..])?;
+                    let (taken, done) = chunks.consume(&bytes[at..])?;
                     at += taken;
                     if done {
-                        *self = Self::Head(Head::default());
+                        *self = Self::Head(HeadScanner::default());
                     }
                 }
                 Self::Head(head) => {
@@ -339,12 +343,12 @@ impl Framing {
     }
 }
 
-impl From<Length> for Framing {
-    fn from(length: Length) -> Self {
+impl From<BodyLength> for RequestFraming {
+    fn from(length: BodyLength) -> Self {
         match length {
-            Length::Known(0) => Self::Head(Head::default()),
-            Length::Known(bytes) => Self::Body(bytes),
-            Length::Chunked => Self::Chunks(Chunks::default()),
+            BodyLength::Known(0) => Self::Head(HeadScanner::default()),
+            BodyLength::Known(bytes) => Self::Body(bytes),
+            BodyLength::Chunked => Self::Chunks(ChunkParser::default()),
         }
     }
 }
@@ -357,31 +361,32 @@ impl AsyncRead for Guard {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         loop {
-            if this.released > 0 {
-                let count = this.released.min(buf.remaining());
-                buf.put_slice(&this.held[..count]);
-                this.held.advance(count);
-                this.released -= count;
+            if this.ready_len > 0 {
+                let count = this.ready_len.min(buf.remaining());
+                buf.put_slice(&this.buffer[..count]);
+                this.buffer.advance(count);
+                this.ready_len -= count;
                 return Poll::Ready(Ok(()));
             }
             match this.framing {
-                // What came before the refused head has been handed on.
-                Framing::Refusing(reason) => {
+                // Everything before the refused head has been passed on.
+                RequestFraming::Refusing(reason) => {
                     this.refuse(reason);
                     continue;
                 }
-                Framing::Refused => return Poll::Pending,
-                Framing::Head(_) | Framing::Body(_) | Framing::Chunks(_) => {}
+                RequestFraming::Refused => return Poll::Pending,
+                RequestFraming::Head(_) | RequestFraming::Body(_) | RequestFraming::Chunks(_) => {}
             }
-            let checked = if this.held.is_empty() {
+            let checked = if this.buffer.is_empty() {
                 let before = buf.filled().len();
-                let polled = Pin::new(&mut *this.shared.stream.borrow_mut()).poll_read(cx, buf)?;
+                let polled =
+                    Pin::new(&mut *this.connection.stream.borrow_mut()).poll_read(cx, buf)?;
                 match polled {
                     Poll::Ready(()) => {}
                     Poll::Pending => {
-                        ready!(this.poll_wait(cx));
-                        // A connection that rests too long is closed without a word; one whose
-                        // first head never came as well.
+                        ready!(this.poll_read_timeout(cx));
+                        // Idle timeouts, and first heads that never arrive, close the connection
+                        // without a response.
                         return Poll::Ready(Ok(()));
                     }
                 }
@@ -389,36 +394,36 @@ impl AsyncRead for Guard {
                 if read == 0 {
                     return Poll::Ready(Ok(()));
                 }
-                this.shared.heard();
+                this.connection.on_data();
                 let checked = this.framing.check(&buf.filled()[before..])?;
                 if checked < read {
-                    this.held
+                    this.buffer
                         .extend_from_slice(&buf.filled()[before + checked..]);
                     buf.set_filled(before + checked);
                 }
                 checked
             } else {
-                this.held.reserve(4096);
+                this.buffer.reserve(4096);
                 let polled = poll_read_buf(
-                    Pin::new(&mut *this.shared.stream.borrow_mut()),
+                    Pin::new(&mut *this.connection.stream.borrow_mut()),
                     cx,
-                    &mut this.held,
+                    &mut this.buffer,
                 )?;
                 match polled {
                     Poll::Ready(0) => return Poll::Ready(Ok(())),
                     Poll::Ready(_) => {}
                     Poll::Pending => {
-                        ready!(this.poll_wait(cx));
+                        ready!(this.poll_read_timeout(cx));
                         this.refuse(HeadError::Slow);
                         continue;
                     }
                 }
-                this.released = this.framing.check(&this.held)?;
+                this.ready_len = this.framing.check(&this.buffer)?;
                 0
             };
-            if this.released > 0 || checked > 0 {
-                this.shared.ahead.set(false);
-                this.wait.clear();
+            if this.ready_len > 0 || checked > 0 {
+                this.connection.has_pipelined_data.set(false);
+                this.read_deadline.clear();
             }
             if checked > 0 {
                 return Poll::Ready(Ok(()));
@@ -433,8 +438,8 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut *self.shared.stream.borrow_mut()).poll_write(cx, buf);
-        self.progressed(written, cx)
+        let written = Pin::new(&mut *self.connection.stream.borrow_mut()).poll_write(cx, buf);
+        self.track_write(written, cx)
     }
 
     fn poll_write_vectored(
@@ -442,8 +447,8 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = poll_write_pieces(&mut self.shared.stream.borrow_mut(), cx, bufs);
-        self.progressed(written, cx)
+        let written = poll_write_coalesced(&mut self.connection.stream.borrow_mut(), cx, bufs);
+        self.track_write(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -451,13 +456,14 @@ impl AsyncWrite for Guard {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.shared.stream.borrow_mut()).poll_flush(cx)
+        Pin::new(&mut *self.connection.stream.borrow_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut *self.shared.stream.borrow_mut()).poll_shutdown(cx))?;
-        let whole = matches!(self.framing, Framing::Head(_)) && self.held.is_empty();
-        if !whole {
+        ready!(Pin::new(&mut *self.connection.stream.borrow_mut()).poll_shutdown(cx))?;
+        let is_between_requests =
+            matches!(self.framing, RequestFraming::Head(_)) && self.buffer.is_empty();
+        if !is_between_requests {
             ready!(self.poll_linger(cx));
         }
         Poll::Ready(Ok(()))
@@ -471,24 +477,24 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_connection_rests_only_while_nothing_is_asked_on_it_and_nothing_is_answered() {
+    async fn a_connection_is_idle_only_without_a_request_or_response_in_progress() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await;
-        let shared = Shared::new(stream.unwrap());
-        assert!(shared.resting_since().is_some());
-        shared.heard();
-        assert!(shared.resting_since().is_none());
-        shared.begin_answer();
-        // A next request may come meanwhile, and the guard may find nothing to read.
-        shared.heard();
-        shared.rest();
-        assert!(shared.is_answering());
-        assert!(shared.resting_since().is_none());
-        shared.end_answer();
-        assert!(!shared.is_answering());
-        shared.rest();
-        assert!(shared.resting_since().is_some());
-        shared.end_answer();
-        assert!(shared.resting_since().is_some());
+        let connection = ConnectionState::new(stream.unwrap());
+        assert!(connection.idle_since().is_some());
+        connection.on_data();
+        assert!(connection.idle_since().is_none());
+        connection.begin_response();
+        // Another request may arrive meanwhile, and the guard may find nothing to read.
+        connection.on_data();
+        connection.set_idle();
+        assert!(connection.is_responding());
+        assert!(connection.idle_since().is_none());
+        connection.end_response();
+        assert!(!connection.is_responding());
+        connection.set_idle();
+        assert!(connection.idle_since().is_some());
+        connection.end_response();
+        assert!(connection.idle_since().is_some());
     }
 }

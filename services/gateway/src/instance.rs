@@ -1,6 +1,6 @@
-//! One instance as all threads of the gateway see it. One word holds what is in flight and whether
-//! it drains, so a slot is taken and the drain is seen in one step: once the drain is set no thread
-//! can take a slot, whatever snapshot it still holds.
+//! One instance, shared by all threads of the gateway. One word holds the number in flight and the
+//! draining flag, so acquiring a slot and checking the flag are one atomic step: once the flag is
+//! set, no thread can acquire a slot, whatever snapshot it still holds.
 
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
@@ -8,14 +8,14 @@ use contract::InstanceId;
 use http::HeaderValue;
 
 const DRAINING: u64 = 1 << 63;
-const COUNT: u64 = u32::MAX as u64;
+const COUNT_MASK: u64 = u32::MAX as u64;
 
 #[derive(Debug)]
 pub struct Instance {
     pub id: InstanceId,
-    /// Never used twice in this process; the key of the connection pools.
+    /// Unique within this process; the key of the connection pools.
     pub serial: u64,
-    /// Its own among the instances of its deployment that are measured; small, and used again.
+    /// Unique among the measured instances of its deployment; small, and reused.
     pub index: usize,
     pub address: String,
     /// The `host` header of requests to it.
@@ -23,28 +23,28 @@ pub struct Instance {
     /// Requests in flight, and `DRAINING`.
     state: AtomicU64,
     limit: AtomicU32,
-    /// Idle: total busy time. Busy: that minus the moment it became so, which is below zero since
-    /// the clock starts at more than any busy time. So one word tells both.
+    /// While idle: total busy time. While busy: total busy time minus the time it became busy,
+    /// which is negative because the clock starts above any busy time. So the sign tells which.
     busy: AtomicI64,
     requests: AtomicU64,
-    /// Busy time up to the meter's last reading.
+    /// Busy time as of the meter's last reading.
     reported_busy_us: AtomicU64,
-    /// A connection was refused; others are tried first until then.
+    /// Set after a refused connection; until then other instances are preferred.
     suspect_until_us: AtomicU64,
 }
 
-/// What the meter reads of an instance, since it last did.
+/// What the meter reads of an instance, since the previous reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstanceReading {
     pub in_flight: u32,
-    /// Those that ended.
+    /// Requests that ended.
     pub requests: u64,
     pub busy_us: u64,
 }
 
 impl Instance {
     pub fn new(id: InstanceId, serial: u64, index: usize, address: String) -> Self {
-        // An address that is no header value is one that cannot be connected to either.
+        // An address that is not a valid header value cannot be connected to either.
         let host =
             HeaderValue::from_str(&address).unwrap_or_else(|_| HeaderValue::from_static("invalid"));
         Self {
@@ -62,7 +62,7 @@ impl Instance {
         }
     }
 
-    pub fn set(&self, limit: u32, draining: bool) {
+    pub fn update(&self, limit: u32, draining: bool) {
         self.limit.store(limit, Ordering::SeqCst);
         if draining {
             self.state.fetch_or(DRAINING, Ordering::SeqCst);
@@ -76,10 +76,10 @@ impl Instance {
     }
 
     pub fn in_flight(&self) -> u32 {
-        (self.state.load(Ordering::SeqCst) & COUNT) as u32
+        (self.state.load(Ordering::SeqCst) & COUNT_MASK) as u32
     }
 
-    pub fn suspect(&self, until_us: u64) {
+    pub fn mark_suspect(&self, until_us: u64) {
         self.suspect_until_us.store(until_us, Ordering::Relaxed);
     }
 
@@ -87,12 +87,12 @@ impl Instance {
         self.suspect_until_us.load(Ordering::Relaxed) > now_us
     }
 
-    /// Takes a slot if one is free and the instance does not drain.
+    /// Acquires a slot if one is free and the instance is not draining.
     pub fn try_acquire(&self, now_us: u64) -> bool {
         let limit = u64::from(self.limit.load(Ordering::SeqCst));
         let mut state = self.state.load(Ordering::SeqCst);
         loop {
-            if state & DRAINING != 0 || state & COUNT >= limit {
+            if state & DRAINING != 0 || state & COUNT_MASK >= limit {
                 return false;
             }
             let taken = self.state.compare_exchange_weak(
@@ -103,30 +103,30 @@ impl Instance {
             );
             match taken {
                 Ok(_) => break,
-                Err(seen) => state = seen,
+                Err(current) => state = current,
             }
         }
-        if state & COUNT == 0 {
+        if state & COUNT_MASK == 0 {
             self.busy.fetch_sub(now_us as i64, Ordering::SeqCst);
         }
         true
     }
 
-    /// Gives a slot back that `try_acquire` gave.
+    /// Releases a slot acquired with `try_acquire`.
     pub fn release(&self, now_us: u64) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let before = self.state.fetch_sub(1, Ordering::SeqCst);
-        if before & COUNT == 1 {
+        if before & COUNT_MASK == 1 {
             self.busy.fetch_add(now_us as i64, Ordering::SeqCst);
         }
     }
 
-    /// What happened since the last reading. Only the meter takes readings.
+    /// Returns what happened since the last reading. Only the meter takes readings.
     pub fn take_reading(&self, now_us: u64) -> InstanceReading {
         let busy = self.busy.load(Ordering::SeqCst);
         let busy_us = if busy < 0 { busy + now_us as i64 } else { busy };
         let before = self.reported_busy_us.load(Ordering::Relaxed);
-        // A slot taken a moment after the clock was read would make it run backwards.
+        // A slot acquired just after the clock was read would make busy time go backwards.
         let busy_us = (busy_us.max(0) as u64).max(before);
         self.reported_busy_us.store(busy_us, Ordering::Relaxed);
         InstanceReading {
@@ -143,12 +143,12 @@ mod tests {
 
     fn instance(limit: u32) -> Instance {
         let instance = Instance::new("i".to_owned().into(), 0, 0, "127.0.0.1:1".into());
-        instance.set(limit, false);
+        instance.update(limit, false);
         instance
     }
 
     #[test]
-    fn slots_are_never_exceeded_whatever_threads_do() {
+    fn slots_are_never_exceeded_across_threads() {
         let instance = instance(3);
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -166,10 +166,10 @@ mod tests {
     }
 
     #[test]
-    fn a_draining_instance_gives_no_slot_and_keeps_count_of_what_is_on_it() {
+    fn a_draining_instance_grants_no_slot_and_still_counts_its_requests() {
         let instance = instance(2);
         assert!(instance.try_acquire(1));
-        instance.set(2, true);
+        instance.update(2, true);
         assert!(!instance.try_acquire(1));
         assert_eq!(instance.in_flight(), 1);
         instance.release(2);
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn busy_time_is_that_with_at_least_one_request_on_it() {
+    fn busy_time_is_the_time_with_at_least_one_request() {
         let instance = instance(2);
         assert!(instance.try_acquire(100));
         assert!(instance.try_acquire(110));

@@ -1,5 +1,4 @@
-//! One serving thread: its own runtime and listener, and the connections of its clients from their
-//! beginning to their end.
+//! One worker thread: its runtime and listener, and the lifetime of its client connections.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -21,40 +20,40 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
-use crate::guard::{Guard, Shared, Timeouts};
+use crate::guard::{ConnectionState, Guard, Timeouts};
 use crate::proxy;
 use crate::refuse::refuse;
 use crate::reply::Refusal;
 use crate::shard::{SharedShard, count_refusal};
-use crate::thread::{Core, Thread};
 use crate::timer::now_us;
+use crate::worker::{SharedState, Worker};
 
-/// An open connection of a client.
+/// An open client connection.
 #[derive(Debug)]
-struct Task {
-    /// To be told of the end.
+struct ConnectionTask {
+    /// Wakes the connection's task when it must close.
     waker: Waker,
-    client: Rc<Shared>,
+    client: Rc<ConnectionState>,
 }
 
 /// The clients of one thread.
 #[derive(Debug)]
 struct Server {
-    thread: Rc<Thread>,
-    stopping: Cell<bool>,
-    tasks: RefCell<HashMap<u64, Task>>,
+    worker: Rc<Worker>,
+    is_stopping: Cell<bool>,
+    tasks: RefCell<HashMap<u64, ConnectionTask>>,
     next_task: Cell<u64>,
 }
 
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// Between tries to accept when there are no file descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// A client that has rested for less is about to ask again, as likely as not.
-const RESTED_MIN_US: u64 = 1_000_000;
+/// Delay between attempts to accept when there are no file descriptors left.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
+/// A client that has been idle for less than this is likely to send another request soon.
+const IDLE_MIN_US: u64 = 1_000_000;
 
-/// Serves until `shutdown`, then lets requests in flight end within the grace.
+/// Serves until `shutdown`, then lets requests in flight finish within the grace period.
 pub fn run(
-    core: Arc<Core>,
+    shared: Arc<SharedState>,
     shard: SharedShard,
     listener: std::net::TcpListener,
     seed: u64,
@@ -64,20 +63,20 @@ pub fn run(
         .enable_io()
         .enable_time()
         .build_local(LocalOptions::default())?;
-    let thread = Rc::new(Thread::new(core, shard, seed));
-    let server = Rc::new(Server::new(thread.clone()));
+    let worker = Rc::new(Worker::new(shared, shard, seed));
+    let server = Rc::new(Server::new(worker.clone()));
     runtime.block_on(server.serve(listener, shutdown))?;
-    // What still runs is cut with the runtime.
-    thread.meter.cutting.set(true);
+    // Dropping the runtime aborts whatever is still running.
+    worker.meter.is_aborting.set(true);
     drop(runtime);
     Ok(())
 }
 
 impl Server {
-    fn new(thread: Rc<Thread>) -> Self {
+    fn new(worker: Rc<Worker>) -> Self {
         Self {
-            thread,
-            stopping: Cell::new(false),
+            worker,
+            is_stopping: Cell::new(false),
             tasks: RefCell::default(),
             next_task: Cell::new(0),
         }
@@ -89,13 +88,13 @@ impl Server {
         shutdown: &CancellationToken,
     ) -> io::Result<()> {
         let listener = TcpListener::from_std(listener)?;
-        let housekeeping = tokio::task::spawn_local(self.clone().housekeep());
+        let housekeeping = tokio::task::spawn_local(self.clone().run_housekeeping());
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = self.accept(&listener) => {}
         }
-        self.stopping.set(true);
-        // Connections that the system has accepted already get an answer.
+        self.is_stopping.set(true);
+        // Connections already in the accept queue still get a response.
         while let Poll::Ready(Ok((stream, _))) =
             poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))).await
         {
@@ -105,7 +104,7 @@ impl Server {
         for task in self.tasks.borrow().values() {
             task.waker.wake_by_ref();
         }
-        let end = tokio::time::Instant::now() + self.thread.core.config.grace;
+        let end = tokio::time::Instant::now() + self.worker.shared.config.grace;
         while !self.tasks.borrow().is_empty() && tokio::time::Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -123,149 +122,164 @@ impl Server {
                 Err(error) => error,
             };
             if is_lack(&error) {
-                self.thread.give_way("a client's connection", &error);
-                self.close_longest_resting();
+                self.worker
+                    .handle_descriptor_shortage("a client connection", &error);
+                self.close_longest_idle();
             } else {
-                tracing::warn!(%error, "a connection cannot be accepted; trying again shortly");
+                tracing::warn!(%error, "cannot accept a connection; retrying");
             }
-            tokio::time::sleep(ACCEPT_PAUSE).await;
+            tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
         }
     }
 
-    /// Serves a new client if there is room, or one at rest can make some; refuses it otherwise, at
-    /// once: who waits without a word cannot go elsewhere.
+    /// Serves a new client if there is capacity, or if an idle client can be closed for it.
+    /// Otherwise refuses it immediately, so that it can go elsewhere.
     fn admit(self: &Rc<Self>, stream: TcpStream) {
-        let has_room =
-            self.thread.core.connections.load(Ordering::Relaxed) < self.thread.core.clients_max();
-        if has_room || self.close_longest_resting() {
-            return self.open(stream);
+        let has_capacity = self
+            .worker
+            .shared
+            .client_connections
+            .load(Ordering::Relaxed)
+            < self.worker.shared.clients_max();
+        if has_capacity || self.close_longest_idle() {
+            return self.spawn_connection(stream);
         }
-        self.thread.core.config.descriptors.full();
+        self.worker.shared.config.descriptors.full();
         count_refusal(
-            &self.thread.meter.shard,
+            &self.worker.meter.shard,
             "",
             Refusal::TooManyConnections.status().as_u16(),
         );
-        refuse(&self.thread, stream);
+        refuse(&self.worker, stream);
     }
 
-    /// False: no client of this thread has rested for long enough.
-    fn close_longest_resting(&self) -> bool {
-        let rested_since = now_us().saturating_sub(RESTED_MIN_US);
+    /// Returns false if no client of this thread has been idle for long enough.
+    fn close_longest_idle(&self) -> bool {
+        let idle_before = now_us().saturating_sub(IDLE_MIN_US);
         let tasks = self.tasks.borrow();
-        let resting = tasks.values().filter(|task| !task.client.closing.get());
-        let longest = resting.min_by_key(|task| task.client.resting_since().unwrap_or(u64::MAX));
+        let candidates = tasks.values().filter(|task| !task.client.is_closing.get());
+        let longest = candidates.min_by_key(|task| task.client.idle_since().unwrap_or(u64::MAX));
         let Some(task) = longest.filter(|task| {
-            let since = task.client.resting_since();
-            since.is_some_and(|since| since <= rested_since)
+            let since = task.client.idle_since();
+            since.is_some_and(|since| since <= idle_before)
         }) else {
             return false;
         };
-        task.client.closing.set(true);
+        task.client.is_closing.set(true);
         task.waker.wake_by_ref();
         true
     }
 
-    fn open(self: &Rc<Self>, stream: TcpStream) {
-        // Without it answers in two pieces would wait for an acknowledgement.
+    fn spawn_connection(self: &Rc<Self>, stream: TcpStream) {
+        // Without it, a response in two segments would wait for an acknowledgement.
         if stream.set_nodelay(true).is_err() {
             return;
         }
-        self.thread.core.connections.fetch_add(1, Ordering::Relaxed);
+        self.worker
+            .shared
+            .client_connections
+            .fetch_add(1, Ordering::Relaxed);
         let task = self.next_task.get();
         self.next_task.set(task + 1);
-        let client = Rc::new(Shared::new(stream));
-        let known = Task {
+        let client = Rc::new(ConnectionState::new(stream));
+        let entry = ConnectionTask {
             waker: Waker::noop().clone(),
             client: client.clone(),
         };
-        self.tasks.borrow_mut().insert(task, known);
-        let open = Open {
+        self.tasks.borrow_mut().insert(task, entry);
+        let open_connection = OpenConnection {
             server: self.clone(),
             task,
         };
-        tokio::task::spawn_local(open.run(client));
+        tokio::task::spawn_local(open_connection.run(client));
     }
 
-    async fn housekeep(self: Rc<Self>) {
+    async fn run_housekeeping(self: Rc<Self>) {
         loop {
             tokio::time::sleep(HOUSEKEEPING).await;
-            self.thread.pool.borrow_mut().sweep(now_us());
-            self.shrink();
+            self.worker.pool.borrow_mut().sweep(now_us());
+            self.shed_idle_clients();
         }
     }
 
-    /// Closes clients at rest where instances have taken what there was for them, or others have.
-    fn shrink(&self) {
-        let open = self.thread.core.connections.load(Ordering::Relaxed);
-        let excess = open.saturating_sub(self.thread.core.clients_max());
-        for _ in 0..excess.div_ceil(self.thread.core.config.threads.max(1)) {
-            if !self.close_longest_resting() {
+    /// Closes idle clients when connections to instances or other descriptors have used up their
+    /// share.
+    fn shed_idle_clients(&self) {
+        let open = self
+            .worker
+            .shared
+            .client_connections
+            .load(Ordering::Relaxed);
+        let excess = open.saturating_sub(self.worker.shared.clients_max());
+        for _ in 0..excess.div_ceil(self.worker.shared.config.threads.max(1)) {
+            if !self.close_longest_idle() {
                 break;
             }
         }
-        if self.thread.core.config.descriptors.is_tight() {
-            self.thread.pool.borrow_mut().close_all();
+        if self.worker.shared.config.descriptors.is_tight() {
+            self.worker.pool.borrow_mut().close_all();
         }
     }
 }
 
 /// An open connection, counted until it is dropped.
-struct Open {
+struct OpenConnection {
     server: Rc<Server>,
     task: u64,
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.server.tasks.borrow_mut().remove(&self.task);
         self.server
-            .thread
-            .core
-            .connections
+            .worker
+            .shared
+            .client_connections
             .fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Open {
-    async fn run(self, shared: Rc<Shared>) {
-        let config = &self.server.thread.core.config;
+impl OpenConnection {
+    async fn run(self, connection: Rc<ConnectionState>) {
+        let config = &self.server.worker.shared.config;
         let timeouts = Timeouts {
             head: config.head_timeout,
             idle: config.idle_timeout,
             write: config.write_timeout,
         };
-        let guard = Guard::new(shared.clone(), timeouts);
-        let client = Rc::new(Client::new(self.server.thread.clone(), shared.clone()));
+        let guard = Guard::new(connection.clone(), timeouts);
+        let client = Rc::new(Client::new(self.server.worker.clone(), connection.clone()));
         let service = service_fn(move |request| proxy::handle(client.clone(), request));
-        // The guard holds heads back until they are whole and times them, so the server's own timer
-        // has nothing to wait for; it is there so that no timeout is without effect.
-        let connection = http1::Builder::new()
+        // The guard buffers heads until they are complete and times them, so hyper's own timer has
+        // nothing to wait for; setting it keeps every timeout in effect.
+        let http_connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(None)
-            // Whether the client left is looked for while its request is answered.
+            // The proxy watches for client disconnects itself while it handles a request.
             .half_close(true)
             .serve_connection(TokioIo::new(guard), service);
-        let mut connection = pin!(connection);
-        let mut registered = false;
-        let mut told = false;
-        let ended = poll_fn(|cx| {
-            if !registered {
-                registered = true;
-                shared.relay.attach(cx.waker());
+        let mut http_connection = pin!(http_connection);
+        let mut is_registered = false;
+        let mut is_shutting_down = false;
+        let result = poll_fn(|cx| {
+            if !is_registered {
+                is_registered = true;
+                connection.wakes.attach(cx.waker());
                 if let Some(task) = self.server.tasks.borrow_mut().get_mut(&self.task) {
                     task.waker.clone_from(cx.waker());
                 }
             }
-            if (self.server.stopping.get() || shared.closing.get()) && !told {
-                told = true;
-                connection.as_mut().graceful_shutdown();
+            if (self.server.is_stopping.get() || connection.is_closing.get()) && !is_shutting_down {
+                is_shutting_down = true;
+                http_connection.as_mut().graceful_shutdown();
             }
-            shared.relay.poll(|cx| connection.as_mut().poll(cx))
+            connection
+                .wakes
+                .poll(|cx| http_connection.as_mut().poll(cx))
         })
         .await;
-        if let Err(error) = ended {
-            tracing::debug!(%error, "a client's connection ended early");
+        if let Err(error) = result {
+            tracing::debug!(%error, "client connection ended early");
         }
     }
 }

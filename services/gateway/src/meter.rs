@@ -1,7 +1,8 @@
-//! Frames of what the threads counted.
+//! Builds frames from the threads' counters.
 //!
 //! Invariants: every request is counted in exactly one frame for its arrival and exactly one for
-//! its end; sequences have no holes; the windows of a bucket's frames touch without overlapping.
+//! its end; sequences have no gaps; the windows of a bucket's frames are adjacent and do not
+//! overlap.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,13 +16,13 @@ use uuid::Uuid;
 
 use crate::admission::DeploymentState;
 use crate::router::{Router, Snapshot};
-use crate::shard::{Refusals, SharedShard, lock};
+use crate::shard::{RefusalCounts, SharedShard, lock};
 use crate::timer::now_us;
 
-/// The bucket in whose frames a source says who it is.
-const HELLOS: Bucket = Bucket(0);
+/// The bucket whose frames carry the hello.
+const HELLO_BUCKET: Bucket = Bucket(0);
 
-/// Makes frames of what the threads counted.
+/// Builds frames from the threads' counters.
 #[derive(Debug)]
 pub struct Meter {
     source: Source,
@@ -35,7 +36,7 @@ pub struct Meter {
 #[derive(Clone, Copy, Debug)]
 struct Window {
     sequence: u64,
-    /// The whole second that the window lies in, on the wall clock.
+    /// Start of the wall-clock second that contains the window.
     start: Timestamp,
     from_us: u64,
 }
@@ -67,15 +68,16 @@ impl Meter {
         }
     }
 
-    /// The second is over: a frame for every bucket. The windows that begin now lie in `next`.
+    /// Ends the second with a frame for every bucket. The windows that begin now are in second
+    /// `next`.
     pub fn close_second(&mut self, next: Timestamp) -> Vec<Frame> {
         let all: Vec<Bucket> = Bucket::of_endpoints().collect();
         self.frames(&all, Some(next), false)
     }
 
-    /// A part of the second for these buckets. The next frame carries the same start; lengths add
-    /// up to the second.
-    pub fn early(&mut self, buckets: &[Bucket]) -> Vec<Frame> {
+    /// Returns frames of these buckets for part of the second. The next frame has the same start;
+    /// lengths add up to the second.
+    pub fn early_frames(&mut self, buckets: &[Bucket]) -> Vec<Frame> {
         self.frames(buckets, None, false)
     }
 
@@ -84,8 +86,8 @@ impl Meter {
         self.frames(&all, None, true)
     }
 
-    pub fn take_refusals(&self) -> Refusals {
-        let mut all = Refusals::new();
+    pub fn take_refusals(&self) -> RefusalCounts {
+        let mut all = RefusalCounts::new();
         for shard in &self.shards {
             for (key, count) in std::mem::take(&mut lock(shard).refusals) {
                 *all.entry(key).or_default() += count;
@@ -95,8 +97,8 @@ impl Meter {
     }
 
     fn frames(&mut self, buckets: &[Bucket], next: Option<Timestamp>, goodbye: bool) -> Vec<Frame> {
-        // The revision is read first: what it drained was marked before it could be seen, so every
-        // slot that was taken until then is in the readings below.
+        // The routes are read first: what they drained was marked before they became visible, so
+        // every slot acquired until then is in the readings below.
         let routes = self.router.current().load_full();
         let at_us = now_us();
         let frame = |bucket: &Bucket| self.frame(*bucket, &routes, at_us, goodbye);
@@ -113,12 +115,12 @@ impl Meter {
 
     fn frame(&self, bucket: Bucket, routes: &Snapshot, at_us: u64, goodbye: bool) -> Option<Frame> {
         let window = self.buckets.get(usize::from(bucket.0))?;
-        let reached = routes.reached(bucket)?;
+        let applied = routes.applied(bucket)?;
         let mut deployments = Vec::new();
         for state in self.router.deployments(bucket) {
             match self.deployment(&state, at_us) {
                 Some(part) => deployments.push(part),
-                None if state.is_over() => self.forget(&state),
+                None if state.is_finished() => self.forget(&state),
                 None => {}
             }
         }
@@ -129,25 +131,25 @@ impl Meter {
             bucket,
             start: window.start,
             length_us: at_us.saturating_sub(window.from_us),
-            routes: reached.revisions(),
-            members: reached.members().unwrap_or_default(),
-            hello: (bucket == HELLOS).then(|| self.hello.clone()),
+            routes: applied.revisions(),
+            members: applied.members().unwrap_or_default(),
+            hello: (bucket == HELLO_BUCKET).then(|| self.hello.clone()),
             goodbye,
             deployments,
         })
     }
 
-    /// The deployment is gone, and its last word has been reported.
+    /// Drops a retired deployment after its final report.
     fn forget(&self, state: &DeploymentState) {
         self.router.forget(state);
         for shard in &self.shards {
-            if let Some(cell) = lock(shard).cells.get_mut(state.meter_slot) {
-                *cell = None;
+            if let Some(counters) = lock(shard).deployments.get_mut(state.meter_slot) {
+                *counters = None;
             }
         }
     }
 
-    /// One deployment's part; `None` where everything is zero.
+    /// Returns one deployment's part, or `None` if everything is zero.
     fn deployment(&self, state: &DeploymentState, at_us: u64) -> Option<DeploymentFrame> {
         let (endpoint, name) = (state.endpoint.clone(), state.name.clone());
         let mut frame = DeploymentFrame {
@@ -155,25 +157,29 @@ impl Meter {
             queued_max: state.queued.take_max(),
             ..DeploymentFrame::new(endpoint, name, state.uid, Role::LIVE)
         };
-        // Instances are read before the cells: of one that is read a last time all requests have ended.
+        // Instances are read before the counters: all requests of an instance read for the last
+        // time have ended.
         let mut instances = instances(state, at_us);
         let mut latency_at_or_below = BTreeMap::new();
         for shard in &self.shards {
             let mut shard = lock(shard);
-            let Some(Some(cell)) = shard.cells.get_mut(state.meter_slot) else {
+            let Some(Some(counters)) = shard.deployments.get_mut(state.meter_slot) else {
                 continue;
             };
-            frame.in_flight_us += cell.serving.take(at_us);
-            frame.queued_us += cell.queued.take(at_us);
-            for (index, gauge) in cell.on_instances.iter_mut().enumerate() {
+            frame.in_flight_us += counters.serving.take(at_us);
+            frame.queued_us += counters.queued.take(at_us);
+            for (index, gauge) in counters.serving_by_instance.iter_mut().enumerate() {
                 let taken = gauge.take(at_us);
                 let of_instance = (taken > 0).then(|| instances.get_mut(&index));
                 if let Some(instance) = of_instance.flatten() {
                     *instance.in_flight_us.entry(Role::LIVE).or_default() += taken;
                 }
             }
-            let age = cell.open.oldest().map(|at| at_us.saturating_sub(at));
-            let taken = cell.take();
+            let age = counters
+                .arrival_times
+                .oldest()
+                .map(|at| at_us.saturating_sub(at));
+            let taken = counters.take();
             drop(shard);
             frame.oldest_in_flight_us = frame.oldest_in_flight_us.max(age.unwrap_or(0));
             frame.outcomes.add(&taken.outcomes);
@@ -192,27 +198,27 @@ impl Meter {
             let of_latency = (Measure::LATENCY, latency_at_or_below);
             frame.at_or_below.extend([of_latency]);
         }
-        let reported = |instance: &InstanceFrame| {
+        let is_active = |instance: &InstanceFrame| {
             instance.busy_us > 0
                 || instance.in_flight > 0
                 || instance.requests > 0
                 || !instance.in_flight_us.is_empty()
         };
-        frame.instances = instances.into_values().filter(reported).collect();
-        let something = frame.arrivals > 0
+        frame.instances = instances.into_values().filter(is_active).collect();
+        let has_activity = frame.arrivals > 0
             || frame.outcomes.total() > 0
             || frame.in_flight_max > 0
             || frame.in_flight_us > 0
             || frame.queued_max > 0
             || frame.oldest_in_flight_us > 0
             || !frame.instances.is_empty();
-        something.then_some(frame)
+        has_activity.then_some(frame)
     }
 }
 
-/// What is read of each instance, by its index.
+/// Reads every instance, by index.
 fn instances(state: &DeploymentState, at_us: u64) -> BTreeMap<usize, InstanceFrame> {
-    let reported = state.reported_instances().into_iter().map(|instance| {
+    let readings = state.reported_instances().into_iter().map(|instance| {
         let reading = instance.take_reading(at_us);
         let frame = InstanceFrame {
             busy_us: reading.busy_us,
@@ -222,7 +228,7 @@ fn instances(state: &DeploymentState, at_us: u64) -> BTreeMap<usize, InstanceFra
         };
         (instance.index, frame)
     });
-    reported.collect()
+    readings.collect()
 }
 
 fn status_classes(by_digit: [u64; 6]) -> StatusClasses {

@@ -1,5 +1,5 @@
-//! Prometheus metrics, fed once a second from the frames: what a dashboard shows is what the
-//! autoscaler saw.
+//! Prometheus metrics, updated once a second from the frames: dashboards show what the autoscaler
+//! saw.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
@@ -15,7 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use runtime::metrics::Metrics;
 
-use crate::shard::Refusals;
+use crate::shard::RefusalCounts;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -32,14 +32,14 @@ struct DeploymentLabels {
     role: String,
 }
 
-/// Doublings from 0.256 ms to 67 s: bounds at which the frames' histograms are exact.
+/// Powers of two from 0.256 ms to 67 s: bounds at which the frames' histograms are exact.
 const BOUNDS_LOG2_US: std::ops::RangeInclusive<u32> = 8..=26;
 
-/// A histogram that takes whole histograms.
+/// A histogram that merges whole histograms.
 #[derive(Clone, Debug, Default)]
-struct Durations(Arc<Mutex<Histogram>>);
+struct DurationHistogram(Arc<Mutex<Histogram>>);
 
-impl Durations {
+impl DurationHistogram {
     fn merge(&self, other: &Histogram) {
         self.0
             .lock()
@@ -48,11 +48,11 @@ impl Durations {
     }
 }
 
-impl TypedMetric for Durations {
+impl TypedMetric for DurationHistogram {
     const TYPE: MetricType = MetricType::Histogram;
 }
 
-impl EncodeMetric for Durations {
+impl EncodeMetric for DurationHistogram {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
         let histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut counts: Vec<(f64, u64)> = BOUNDS_LOG2_US
@@ -77,10 +77,10 @@ impl EncodeMetric for Durations {
 #[derive(Debug, Default)]
 pub struct GatewayMetrics {
     requests: Family<RequestLabels, Counter<u64, AtomicU64>>,
-    durations: Family<DeploymentLabels, Durations>,
+    durations: Family<DeploymentLabels, DurationHistogram>,
     in_flight: Family<DeploymentLabels, Gauge>,
-    /// What the last frame of each bucket told of.
-    in_use: Mutex<BTreeMap<Bucket, BTreeSet<DeploymentLabels>>>,
+    /// Deployments in the last frame of each bucket.
+    last_deployments: Mutex<BTreeMap<Bucket, BTreeSet<DeploymentLabels>>>,
 }
 
 impl GatewayMetrics {
@@ -90,17 +90,17 @@ impl GatewayMetrics {
             // The encoder adds `_total` to a counter's name.
             registry.register(
                 "penstock_requests",
-                "Requests that ended, by class of the code they were answered with",
+                "Completed requests, by class of the status code",
                 own.requests.clone(),
             );
             registry.register(
                 "penstock_request_duration_seconds",
-                "From arrival to the last byte of the answer, of requests that count in objectives",
+                "From arrival to the last byte of the response, for requests that count towards objectives",
                 own.durations.clone(),
             );
             registry.register(
                 "penstock_inflight_requests",
-                "The most requests served at once in the last second",
+                "Peak number of concurrent requests in the last second",
                 own.in_flight.clone(),
             );
         });
@@ -114,7 +114,7 @@ impl GatewayMetrics {
     }
 
     fn observe_frame(&self, frame: &Frame) {
-        let mut seen = BTreeSet::new();
+        let mut current = BTreeSet::new();
         for part in &frame.deployments {
             let labels = DeploymentLabels {
                 endpoint: part.endpoint.endpoint().to_string(),
@@ -128,20 +128,23 @@ impl GatewayMetrics {
             self.in_flight
                 .get_or_create(&labels)
                 .set(i64::from(part.in_flight_max));
-            seen.insert(labels);
+            current.insert(labels);
         }
-        // A frame says nothing about deployments where nothing happened: nothing is in flight there.
-        let mut in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = in_use
-            .insert(frame.bucket, seen.clone())
+        // A frame omits deployments without activity: nothing is in flight there.
+        let mut last_deployments = self
+            .last_deployments
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let previous = last_deployments
+            .insert(frame.bucket, current.clone())
             .unwrap_or_default();
-        for labels in before.difference(&seen) {
+        for labels in previous.difference(&current) {
             self.in_flight.get_or_create(labels).set(0);
         }
     }
 
-    /// Those that were refused before a deployment was chosen.
-    pub fn observe_refusals(&self, refusals: &Refusals) {
+    /// Counts requests that were refused before a deployment was chosen.
+    pub fn observe_refusals(&self, refusals: &RefusalCounts) {
         for ((endpoint, status), count) in refusals {
             let code_class = if *status < 500 { "4xx" } else { "5xx" };
             let labels = DeploymentLabels {
@@ -153,23 +156,23 @@ impl GatewayMetrics {
         }
     }
 
-    fn count(&self, of: DeploymentLabels, code_class: &'static str, count: u64) {
+    fn count(&self, deployment: DeploymentLabels, code_class: &'static str, count: u64) {
         if count == 0 {
             return;
         }
         let labels = RequestLabels {
-            endpoint: of.endpoint,
-            deployment: of.deployment,
-            role: of.role,
+            endpoint: deployment.endpoint,
+            deployment: deployment.deployment,
+            role: deployment.role,
             code_class,
         };
         self.requests.get_or_create(&labels).inc_by(count);
     }
 }
 
-/// The classes of the contract's status table, by what became of a request: an answer that broke off
-/// counts as an error, whatever its head said. Redirects of a model count with its successes; a client
-/// that left got no code.
+/// The status classes of the contract's table, by outcome: a response that ended early counts as an
+/// error, whatever its head said. A model's redirects count as successes; a client that left
+/// received no status.
 fn by_class(outcomes: &Outcomes) -> [(&'static str, u64); 4] {
     let o = outcomes;
     let refused = o.too_many_pending + o.hold_full + o.refused;

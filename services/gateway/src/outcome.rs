@@ -1,10 +1,10 @@
-//! What becomes of requests, and how each is counted in frames.
+//! Outcomes of requests, and how each is counted in frames.
 
 use contract::frame::Outcomes;
 
-/// What became of a request.
+/// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum RequestOutcome {
     Success,
     ModelClientError,
     ModelServerError,
@@ -17,9 +17,9 @@ pub enum Outcome {
     ClientLeft,
 }
 
-impl Outcome {
-    /// Counts one request that ended so.
-    pub fn count(self, outcomes: &mut Outcomes) {
+impl RequestOutcome {
+    /// Counts one request with this outcome.
+    pub fn record(self, outcomes: &mut Outcomes) {
         let counter = match self {
             Self::Success => &mut outcomes.success,
             Self::ModelClientError => &mut outcomes.model_client_error,
@@ -35,8 +35,8 @@ impl Outcome {
         *counter += 1;
     }
 
-    /// Of an answer that a model gave.
-    pub fn of(status: http::StatusCode) -> Self {
+    /// Returns the outcome for a model's status.
+    pub fn from_model_status(status: http::StatusCode) -> Self {
         if status.is_client_error() {
             Self::ModelClientError
         } else if status.as_u16() >= 500 {
@@ -46,7 +46,7 @@ impl Outcome {
         }
     }
 
-    /// Whether its latency is measured: a refusal in no time is no fast answer.
+    /// Whether its latency is measured: an immediate refusal is not a fast response.
     pub const fn has_latency(self) -> bool {
         !matches!(self, Self::Refused | Self::ClientLeft)
     }

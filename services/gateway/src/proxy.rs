@@ -1,7 +1,7 @@
-//! One request from its head to the last byte of its answer.
+//! Handles one request, from its head to the last byte of its response.
 //!
-//! Invariants: nothing is sent to an instance without a slot on it; when this future or the answer's
-//! body is dropped, the connection to the instance closes and the slot is free.
+//! Invariants: nothing is sent to an instance without a slot on it; when this future or the
+//! response body is dropped, the connection to the instance closes and the slot is released.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,49 +11,49 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
-use crate::ask::{Answer, Asked, ask};
-use crate::client::{Client, Failure};
-use crate::exchange::{Exchange, ReplyBody};
-use crate::flight::Flight;
+use crate::client::{Client, RequestError};
+use crate::exchange::{Exchange, ResponseBody};
 use crate::framing::HeadError;
-use crate::outcome::Outcome;
-use crate::receive::receive;
+use crate::in_flight::InFlightRequest;
+use crate::outcome::RequestOutcome;
+use crate::receive::receive_body;
 use crate::reply::{AZURE_DEPLOYMENT, DEPLOYMENT, MODEL_STATUS, REQUEST_ID, Refusal};
 use crate::router::Endpoint;
+use crate::send::{ClientRequest, UpstreamResponse, send};
 use crate::shard::count_refusal;
-use crate::target::{Target, authorize};
+use crate::target::{ScoringTarget, authorize};
 use crate::timer::now_us;
 
-/// The client has closed its connection; there is nobody to answer.
+/// The client has closed its connection, so there is no one to respond to.
 #[derive(Debug, thiserror::Error)]
-#[error("the client left before its request was answered")]
+#[error("the client disconnected before the response")]
 pub struct ClientLeft;
 
-/// A request may end in no answer at all.
-enum End {
-    Refused(Refused),
+/// Why a request is not proxied; it may end without any response.
+enum ProxyError {
+    Refused(RefusedRequest),
     ClientLeft,
 }
 
-impl From<Refusal> for End {
+impl From<Refusal> for ProxyError {
     fn from(refusal: Refusal) -> Self {
-        Self::Refused(Refused {
+        Self::Refused(RefusedRequest {
             refusal,
             deployment: None,
         })
     }
 }
 
-/// Where a request goes.
-struct Way {
+/// Where a request is routed.
+struct RouteMatch {
     endpoint: Arc<Endpoint>,
     deployment: usize,
-    /// Where in the request's path that begins which the instance is asked for.
-    path_at: usize,
+    /// Offset in the request's path at which the instance's path begins.
+    path_offset: usize,
 }
 
 /// A refusal, and the deployment that the request was for.
-struct Refused {
+struct RefusedRequest {
     refusal: Refusal,
     deployment: Option<HeaderValue>,
 }
@@ -61,24 +61,24 @@ struct Refused {
 pub async fn handle(
     client: Rc<Client>,
     request: Request<Incoming>,
-) -> Result<Response<ReplyBody>, ClientLeft> {
-    client.shared.begin_answer();
-    let id = client.thread.request_id();
+) -> Result<Response<ResponseBody>, ClientLeft> {
+    client.connection.begin_response();
+    let id = client.worker.request_id();
     let (mut parts, incoming) = request.into_parts();
-    let served = serve(&client, &parts, incoming, &id).await;
+    let result = serve(&client, &parts, incoming, &id).await;
     parts.headers.clear();
-    client.thread.spare.replace(parts.headers);
-    let refused = match served {
+    client.worker.spare_headers.replace(parts.headers);
+    let refused = match result {
         Ok(response) => return Ok(response),
-        Err(End::ClientLeft) => return Err(ClientLeft),
-        Err(End::Refused(refused)) => refused,
+        Err(ProxyError::ClientLeft) => return Err(ClientLeft),
+        Err(ProxyError::Refused(refused)) => refused,
     };
-    client.shared.end_answer();
+    client.connection.end_response();
     let mut response = refused.refusal.response(id);
     if let Some(deployment) = refused.deployment {
         response.headers_mut().insert(DEPLOYMENT, deployment);
     }
-    Ok(response.map(|body| ReplyBody::Whole(Some(body.into()))))
+    Ok(response.map(|body| ResponseBody::Full(Some(body.into()))))
 }
 
 async fn serve(
@@ -86,31 +86,31 @@ async fn serve(
     parts: &Parts,
     incoming: Incoming,
     id: &HeaderValue,
-) -> Result<Response<ReplyBody>, End> {
+) -> Result<Response<ResponseBody>, ProxyError> {
     let arrived_us = now_us();
-    let way = route(client, parts)?;
+    let matched = match_route(client, parts)?;
     client.upload.begin();
-    let mut flight = Flight::new(
-        client.thread.meter.clone(),
-        way.endpoint,
-        way.deployment,
+    let mut in_flight = InFlightRequest::new(
+        client.worker.meter.clone(),
+        matched.endpoint,
+        matched.deployment,
         arrived_us,
         client.upload.clone(),
     );
-    let asked = Asked {
+    let request = ClientRequest {
         method: &parts.method,
-        path: &Target::path(parts)[way.path_at..],
+        path: &ScoringTarget::path_and_query(parts)[matched.path_offset..],
         headers: &parts.headers,
         id,
     };
-    match fly(client, &mut flight, &asked, incoming).await {
-        Ok(found) => Ok(answer(client, flight, found, id)),
-        // Dropped without a word, the flight counts the client as gone.
-        Err(Failure::ClientLeft) => Err(End::ClientLeft),
-        Err(Failure::Refusal(refusal)) => {
-            let deployment = Some(flight.deployment().header.clone());
-            flight.end_refused(refusal);
-            Err(End::Refused(Refused {
+    match forward(client, &mut in_flight, &request, incoming).await {
+        Ok(response) => Ok(build_response(client, in_flight, response, id)),
+        // Dropping the request without an outcome counts it as `client_left`.
+        Err(RequestError::ClientLeft) => Err(ProxyError::ClientLeft),
+        Err(RequestError::Refusal(refusal)) => {
+            let deployment = Some(in_flight.deployment().name_header.clone());
+            in_flight.refuse(refusal);
+            Err(ProxyError::Refused(RefusedRequest {
                 refusal,
                 deployment,
             }))
@@ -118,111 +118,126 @@ async fn serve(
     }
 }
 
-/// From the choice of the deployment to the head of the answer.
-async fn fly(
+/// From the choice of the deployment to the head of the response.
+async fn forward(
     client: &Client,
-    flight: &mut Flight,
-    asked: &Asked<'_>,
+    in_flight: &mut InFlightRequest,
+    request: &ClientRequest<'_>,
     incoming: Incoming,
-) -> Result<Answer, Failure> {
-    let body = receive(client, incoming, flight).await?;
-    flight.admit()?;
-    let at_us = served(client, flight).await?;
-    let deadline_us = at_us + flight.deployment().timeout_us;
-    client.shared.deadline.borrow_mut().set(deadline_us);
-    let (head, upstream) = ask(client, flight, asked, body, at_us).await?;
-    let (status, outcome) = passed_on(head.status);
-    flight.answer(status, outcome)?;
+) -> Result<UpstreamResponse, RequestError> {
+    let body = receive_body(client, incoming, in_flight).await?;
+    in_flight.admit()?;
+    let at_us = acquire_instance(client, in_flight).await?;
+    let deadline_us = at_us + in_flight.deployment().timeout_us;
+    client.connection.deadline.borrow_mut().set(deadline_us);
+    let (head, upstream) = send(client, in_flight, request, body, at_us).await?;
+    let (status, outcome) = client_status(head.status);
+    in_flight.begin_response(status, outcome)?;
     Ok((head, upstream))
 }
 
-/// What the client gets for a model's status, and what becomes of the request.
-fn passed_on(of_model: StatusCode) -> (StatusCode, Outcome) {
-    match Outcome::of(of_model) {
-        Outcome::Success => (of_model, Outcome::Success),
+/// Returns the client's status for a model's status, and the request's outcome.
+fn client_status(model_status: StatusCode) -> (StatusCode, RequestOutcome) {
+    match RequestOutcome::from_model_status(model_status) {
+        RequestOutcome::Success => (model_status, RequestOutcome::Success),
         outcome => (StatusCode::FAILED_DEPENDENCY, outcome),
     }
 }
 
-/// The endpoint and the deployment of a request that may pass; counts those that may not.
-fn route(client: &Client, parts: &Parts) -> Result<Way, Refusal> {
-    let mut known = "";
-    let mut find = || {
+/// Finds the endpoint and deployment of a request that is allowed; counts those that are not.
+fn match_route(client: &Client, parts: &Parts) -> Result<RouteMatch, Refusal> {
+    let mut endpoint_name = "";
+    let mut resolve = || {
         if let Some(token) = parts.method.as_str().strip_prefix('!') {
-            let reason = HeadError::of_token(token).unwrap_or(HeadError::Malformed);
+            let reason = HeadError::from_token(token).unwrap_or(HeadError::Malformed);
             return Err(Refusal::Head(reason));
         }
-        let target = Target::of(parts, client.thread.domain())?;
+        let target = ScoringTarget::parse(parts, client.worker.domain())?;
         let endpoint = client
-            .thread
+            .worker
             .endpoint(target.endpoint)
             .ok_or(Refusal::UnknownEndpoint)?;
-        known = target.endpoint;
+        endpoint_name = target.endpoint;
         if endpoint.auth == contract::resources::AuthMode::Key {
             authorize(&endpoint, &parts.headers)?;
         }
-        let deployment = choose(&endpoint, &parts.headers)?;
-        Ok(Way {
+        let deployment = choose_deployment(&endpoint, &parts.headers)?;
+        Ok(RouteMatch {
             endpoint,
             deployment,
-            path_at: Target::path(parts).len() - target.rest.len(),
+            path_offset: ScoringTarget::path_and_query(parts).len() - target.upstream_path.len(),
         })
     };
-    let found = find();
-    if let Err(refusal) = &found {
-        count_refusal(&client.thread.meter.shard, known, refusal.status().as_u16());
+    let result = resolve();
+    if let Err(refusal) = &result {
+        count_refusal(
+            &client.worker.meter.shard,
+            endpoint_name,
+            refusal.status().as_u16(),
+        );
     }
-    found
+    result
 }
 
-/// Since when the request is on an instance: at once, or after a turn in the queue.
-async fn served(client: &Client, flight: &mut Flight) -> Result<u64, Failure> {
-    let now = if client.upload.waited.get() {
+/// Gets the request onto an instance, immediately or through the queue; returns since when.
+async fn acquire_instance(
+    client: &Client,
+    in_flight: &mut InFlightRequest,
+) -> Result<u64, RequestError> {
+    let now = if client.upload.has_waited.get() {
         now_us()
     } else {
-        flight.arrived_us()
+        in_flight.arrived_us()
     };
-    if flight.try_serve(client.thread.rotation(), now)? {
+    if in_flight.try_serve(client.worker.rotation(), now)? {
         return Ok(now);
     }
-    let patience_us = flight.deployment().queue_wait_us;
-    client.shared.deadline.borrow_mut().set(now + patience_us);
-    flight.queue()?;
-    let state = flight.deployment().state.clone();
+    let queue_wait_us = in_flight.deployment().queue_wait_us;
+    client
+        .connection
+        .deadline
+        .borrow_mut()
+        .set(now + queue_wait_us);
+    in_flight.queue()?;
+    let state = in_flight.deployment().state.clone();
     if !state.has_instances() {
-        client.thread.core.early.ask(state.endpoint.bucket());
+        client
+            .worker
+            .shared
+            .early_frames
+            .request(state.endpoint.bucket());
     }
-    let stopped = match client.wait(|cx| flight.poll_served(cx)).await {
-        Ok(served) => return Ok(served?),
-        Err(stopped) => stopped,
+    let interrupt = match client.wait(|cx| in_flight.poll_served(cx)).await {
+        Ok(result) => return Ok(result?),
+        Err(interrupt) => interrupt,
     };
-    Err(stopped.or(if state.has_instances() {
+    Err(interrupt.into_error(if state.has_instances() {
         Refusal::QueuedTooLong {
-            retry_after_secs: flight.deployment().retry_after_secs(),
+            retry_after_secs: in_flight.deployment().retry_after_secs(),
         }
     } else {
         Refusal::NoInstance
     }))
 }
 
-/// The head of the answer for the client; the body follows as the instance sends it.
-fn answer(
+/// Builds the response head for the client; the body follows as the instance sends it.
+fn build_response(
     client: &Rc<Client>,
-    flight: Flight,
-    (head, upstream): Answer,
+    in_flight: InFlightRequest,
+    (head, upstream): UpstreamResponse,
     id: &HeaderValue,
-) -> Response<ReplyBody> {
-    let (status, outcome) = passed_on(head.status);
-    let deployment = flight.deployment().header.clone();
-    let body = Exchange::begin(client, flight, upstream);
+) -> Response<ResponseBody> {
+    let (status, outcome) = client_status(head.status);
+    let deployment = in_flight.deployment().name_header.clone();
+    let body = Exchange::begin(client, in_flight, upstream);
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = head.headers;
-    // None of these is there: what an instance says of them is not passed on.
+    // None of these is present yet: an instance's own values are dropped.
     let headers = response.headers_mut();
     headers.append(DEPLOYMENT, deployment);
     headers.append(REQUEST_ID, id.clone());
-    if outcome != Outcome::Success {
+    if outcome != RequestOutcome::Success {
         headers.append(MODEL_STATUS, HeaderValue::from(head.status.as_u16()));
     }
     if let Some(reason) = head.reason {
@@ -231,10 +246,10 @@ fn answer(
     response
 }
 
-/// The deployment that the request names, or the one whose turn it is.
-fn choose(endpoint: &Endpoint, headers: &HeaderMap) -> Result<usize, Refusal> {
-    // Few requests name one, and fewer names are looked at than it takes to hash two.
-    let find = |wanted: HeaderName| headers.iter().find(|(name, _)| **name == wanted);
+/// Returns the deployment that the request names, or else the traffic split's next.
+fn choose_deployment(endpoint: &Endpoint, headers: &HeaderMap) -> Result<usize, Refusal> {
+    // Few requests name one, so scanning the few headers beats hashing two names.
+    let find = |header: HeaderName| headers.iter().find(|(name, _)| **name == header);
     let named = find(DEPLOYMENT).or_else(|| find(AZURE_DEPLOYMENT));
     if let Some((_, name)) = named {
         return endpoint
@@ -242,5 +257,5 @@ fn choose(endpoint: &Endpoint, headers: &HeaderMap) -> Result<usize, Refusal> {
             .ok_or(Refusal::UnknownDeployment);
     }
     let split = endpoint.split.as_ref().ok_or(Refusal::NoTraffic)?;
-    Ok(split.pick(endpoint.count.fetch_add(1, Ordering::Relaxed)))
+    Ok(split.pick(endpoint.split_count.fetch_add(1, Ordering::Relaxed)))
 }

@@ -1,5 +1,4 @@
-//! A request's body before an instance is chosen: a small one is read whole, so that a slow sender
-//! holds no instance; a large one, or one of unknown length, is passed on as it comes.
+//! Reads a request's body before an instance is chosen.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -9,65 +8,66 @@ use bytes::{Bytes, BytesMut};
 use http_body::Body;
 use hyper::body::Incoming;
 
-use crate::body::{RequestBody, Streamed};
+use crate::body::{RequestBody, StreamedBody};
 use crate::client::Client;
 use crate::config::REPLAY_BYTES_MAX;
-use crate::flight::Flight;
+use crate::in_flight::InFlightRequest;
 use crate::reply::Refusal;
 
-/// Reads a small body whole; a large one, or one of unknown length, is passed on as it comes.
-pub async fn receive(
+/// Reads a small body in full, so that a slow sender occupies no instance; streams a large one, or
+/// one of unknown length.
+pub async fn receive_body(
     client: &Client,
     mut incoming: Incoming,
-    flight: &Flight,
+    in_flight: &InFlightRequest,
 ) -> Result<RequestBody, Refusal> {
     if incoming.is_end_stream() {
         return Ok(RequestBody::EMPTY);
     }
-    let bytes_max = flight.endpoint().request_bytes_max;
+    let bytes_max = in_flight.endpoint().request_bytes_max;
     let length = incoming.size_hint().exact();
     if length.is_some_and(|length| length > bytes_max) {
         return Err(Refusal::BodyTooLarge);
     }
     let Some(length) = length.filter(|length| *length <= REPLAY_BYTES_MAX) else {
         let upload = client.upload.clone();
-        return Ok(RequestBody::Stream(Streamed::new(
+        return Ok(RequestBody::Stream(StreamedBody::new(
             incoming, bytes_max, upload,
         )));
     };
     client
-        .shared
+        .connection
         .deadline
         .borrow_mut()
-        .set(flight.body_deadline_us());
-    let first = piece(client, &mut incoming).await?;
+        .set(in_flight.body_deadline_us());
+    let first = next_piece(client, &mut incoming).await?;
     if first.len() as u64 == length {
         client.upload.bytes.set(length);
-        return Ok(RequestBody::Whole(Some(first)));
+        return Ok(RequestBody::Full(Some(first)));
     }
     client.upload.bytes.set(first.len() as u64);
-    let mut all = BytesMut::with_capacity(length as usize);
-    all.extend_from_slice(&first);
-    while (all.len() as u64) < length {
-        all.extend_from_slice(&piece(client, &mut incoming).await?);
-        client.upload.bytes.set(all.len() as u64);
+    let mut body = BytesMut::with_capacity(length as usize);
+    body.extend_from_slice(&first);
+    while (body.len() as u64) < length {
+        body.extend_from_slice(&next_piece(client, &mut incoming).await?);
+        client.upload.bytes.set(body.len() as u64);
     }
-    Ok(RequestBody::Whole(Some(all.freeze())))
+    Ok(RequestBody::Full(Some(body.freeze())))
 }
 
-/// The next piece of a body that is not whole yet.
-async fn piece(client: &Client, incoming: &mut Incoming) -> Result<Bytes, Refusal> {
+/// The next piece of an incomplete body.
+async fn next_piece(client: &Client, incoming: &mut Incoming) -> Result<Bytes, Refusal> {
     let frame = poll_fn(|cx| {
-        let woken = client.shared.relay.is_woken();
+        let woken = client.connection.wakes.is_woken();
         let frame = Pin::new(&mut *incoming).poll_frame(cx);
         if incoming.is_end_stream() {
-            // Taking the last piece tells the sender, which is gone, that there is room again.
-            client.shared.relay.restore(woken);
+            // Taking the last piece signals capacity to a sender that is already gone.
+            client.connection.wakes.restore_woken(woken);
         }
         if frame.is_pending() {
-            client.upload.waited.set(true);
+            client.upload.has_waited.set(true);
         }
-        if frame.is_pending() && client.shared.deadline.borrow_mut().poll(cx).is_ready() {
+        if frame.is_pending() && client.connection.deadline.borrow_mut().poll(cx).is_ready() {
             return Poll::Ready(None);
         }
         frame

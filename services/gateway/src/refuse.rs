@@ -1,5 +1,5 @@
-//! Clients for whom there is no room: a few at a time are told so in words, once they have asked; the
-//! others lose their connection at once.
+//! Refuses clients when the gateway is full: a few at a time get a 503 once they have sent a
+//! request; the others are disconnected immediately.
 
 use std::io::Write;
 use std::rc::Rc;
@@ -10,50 +10,50 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::reply::Refusal;
-use crate::thread::Thread;
+use crate::worker::Worker;
 
-/// How long a client may take to ask, and to read why not.
-const WITHIN: Duration = Duration::from_secs(1);
+/// How long a client may take to send a request and read the refusal.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// One of those that are being refused.
-struct Refused(Rc<Thread>);
+/// Counts a client that is being refused until dropped.
+struct RefusalGuard(Rc<Worker>);
 
-impl Drop for Refused {
+impl Drop for RefusalGuard {
     fn drop(&mut self) {
         self.0.refusing.set(self.0.refusing.get() - 1);
     }
 }
 
-pub fn refuse(thread: &Rc<Thread>, stream: TcpStream) {
-    let refusing = thread.refusing.get();
+pub fn refuse(worker: &Rc<Worker>, stream: TcpStream) {
+    let refusing = worker.refusing.get();
     if refusing >= REFUSING_MAX {
         return;
     }
-    thread.refusing.set(refusing + 1);
-    let refused = Refused(thread.clone());
+    worker.refusing.set(refusing + 1);
+    let guard = RefusalGuard(worker.clone());
     tokio::task::spawn_local(async move {
-        let text = text(&refused.0);
-        let _ = tokio::time::timeout(WITHIN, answer(stream, &text)).await;
+        let text = text(&guard.0);
+        let _ = tokio::time::timeout(REFUSAL_TIMEOUT, respond(stream, &text)).await;
     });
 }
 
-/// An answer to what has not been asked yet would be an error to many a client.
-async fn answer(mut stream: TcpStream, text: &[u8]) -> std::io::Result<()> {
+/// Many clients treat a response before their request as an error, so a request is awaited first.
+async fn respond(mut stream: TcpStream, text: &[u8]) -> std::io::Result<()> {
     let mut scratch = [0; 1024];
     if stream.read(&mut scratch).await? == 0 {
         return Ok(());
     }
     stream.write_all(text).await?;
     stream.shutdown().await?;
-    // With something unread the close would be a reset, which overtakes the answer.
+    // Closing with unread data would send a reset, which may overtake the response.
     while stream.read(&mut scratch).await? > 0 {}
     Ok(())
 }
 
-fn text(thread: &Thread) -> Vec<u8> {
-    let response = Refusal::TooManyConnections.response(thread.request_id());
+fn text(worker: &Worker) -> Vec<u8> {
+    let response = Refusal::TooManyConnections.response(worker.request_id());
     let mut text = Vec::new();
-    // Writing to memory does not fail.
+    // Writing to memory cannot fail.
     let _ = write!(text, "HTTP/1.1 {}\r\n", response.status());
     for (name, value) in response.headers() {
         let _ = write!(text, "{name}: ");

@@ -1,5 +1,5 @@
-//! What Penstock itself answers: a problem document, a stable code in `penstock-error-code`, and
-//! the status of the contract's table.
+//! Responses of Penstock itself: a problem document, a stable code in `penstock-error-code`, and
+//! the status from the contract's table.
 
 use contract::problem::Problem;
 use http::header::{
@@ -9,7 +9,7 @@ use http::header::{
 use http::{HeaderValue, Response, StatusCode};
 
 use crate::framing::HeadError;
-use crate::outcome::Outcome;
+use crate::outcome::RequestOutcome;
 
 pub const DEPLOYMENT: HeaderName = HeaderName::from_static("penstock-deployment");
 pub const AZURE_DEPLOYMENT: HeaderName = HeaderName::from_static("azureml-model-deployment");
@@ -17,21 +17,21 @@ pub const ERROR_CODE: HeaderName = HeaderName::from_static("penstock-error-code"
 pub const MODEL_STATUS: HeaderName = HeaderName::from_static("penstock-model-status");
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Why a request gets no answer of a model.
+/// Why a request gets no response from the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     Head(HeadError),
     /// No such endpoint, or not its scoring path.
     UnknownEndpoint,
     UnknownDeployment,
-    /// The split gives nobody anything.
+    /// No deployment has a share of the traffic.
     NoTraffic,
-    /// The path climbs out of `/score`.
+    /// The path escapes from `/score`.
     Path,
     NoKey,
     WrongKey,
     BodyTooLarge,
-    /// The body broke its framing, or did not come whole in time.
+    /// The body was malformed, or not received in time.
     Body,
     TooManyPending {
         retry_after_secs: u64,
@@ -42,66 +42,68 @@ pub enum Refusal {
     NoInstance,
     Timeout,
     Unreachable,
-    BadAnswer,
-    /// There are as many clients as there can be.
+    BadResponse,
+    /// The gateway is at its limit of client connections.
     TooManyConnections,
-    /// There is no descriptor for a connection to an instance.
-    Lacking,
+    /// There is no file descriptor left for a connection to an instance.
+    OutOfDescriptors,
     Internal,
 }
 
 impl Refusal {
-    /// Status, code, sentence, and how it is counted.
-    fn parts(self) -> (StatusCode, &'static str, &'static str, Outcome) {
-        use Outcome::{Internal, Refused, Timeout, TooManyPending, Unavailable, Unreachable};
+    /// Status, code, detail and outcome.
+    fn parts(self) -> (StatusCode, &'static str, &'static str, RequestOutcome) {
+        use RequestOutcome::{
+            Internal, Refused, Timeout, TooManyPending, Unavailable, Unreachable,
+        };
         const BAD: StatusCode = StatusCode::BAD_REQUEST;
         match self {
             Self::Head(HeadError::Malformed) => (
                 BAD,
                 "malformed-request",
-                "The request is not valid HTTP/1.1; lines end with CR LF and headers have no folds.",
+                "The request is not valid HTTP/1.1; lines must end with CR LF, and headers must not be folded.",
                 Refused,
             ),
             Self::Head(HeadError::Framing) => (
                 BAD,
                 "ambiguous-length",
-                "The length of the body is not clear: send one content-length of digits, or transfer-encoding: chunked alone.",
+                "The length of the body is ambiguous: send either a single numeric content-length or transfer-encoding: chunked.",
                 Refused,
             ),
             Self::Head(HeadError::Host) => (
                 BAD,
                 "bad-host",
-                "The request needs exactly one host header.",
+                "The request must have exactly one host header.",
                 Refused,
             ),
             Self::Head(HeadError::Method) => (
                 BAD,
                 "bad-method",
-                "This method cannot be passed to a model; use POST.",
+                "This method cannot be forwarded to a model; use POST.",
                 Refused,
             ),
             Self::Head(HeadError::TooLarge) => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "headers-too-large",
-                "The headers are too large: at most 32 KiB in all and 100 of them.",
+                "The headers are too large: the limit is 32 KiB in total and 100 headers.",
                 Refused,
             ),
             Self::Head(HeadError::Slow) => (
                 StatusCode::REQUEST_TIMEOUT,
                 "headers-too-slow",
-                "The headers did not come whole within 10 seconds.",
+                "The headers were not received within 10 seconds.",
                 Refused,
             ),
             Self::UnknownEndpoint => (
                 StatusCode::NOT_FOUND,
                 "unknown-endpoint",
-                "There is no such endpoint here; scoring URIs are /endpoints/NAME/score.",
+                "There is no such endpoint; scoring URIs are /endpoints/NAME/score.",
                 Refused,
             ),
             Self::UnknownDeployment => (
                 StatusCode::NOT_FOUND,
                 "unknown-deployment",
-                "The endpoint has no deployment of the name in the penstock-deployment header.",
+                "The endpoint has no deployment with the name in the penstock-deployment header.",
                 Refused,
             ),
             Self::NoTraffic => (
@@ -113,7 +115,7 @@ impl Refusal {
             Self::Path => (
                 BAD,
                 "bad-path",
-                "The path must not hold the segments . or .. after /score.",
+                "The path must not contain the segments . or .. after /score.",
                 Refused,
             ),
             Self::NoKey => (
@@ -131,19 +133,19 @@ impl Refusal {
             Self::BodyTooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "body-too-large",
-                "The body is larger than the endpoint takes.",
+                "The body exceeds the endpoint's size limit.",
                 Refused,
             ),
             Self::Body => (
                 BAD,
                 "bad-body",
-                "The body broke off, was malformed, or did not come whole within the request timeout.",
+                "The body was incomplete, malformed, or not received within the request timeout.",
                 Refused,
             ),
             Self::TooManyPending { .. } => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "too-many-pending",
-                "More requests are pending than the deployment's instances can take; try again later.",
+                "Too many requests are pending for the deployment's instances; try again later.",
                 TooManyPending,
             ),
             Self::QueuedTooLong { .. } => (
@@ -167,37 +169,37 @@ impl Refusal {
             Self::Unreachable => (
                 StatusCode::BAD_GATEWAY,
                 "instance-unreachable",
-                "The instance could not be reached, or broke off before it answered.",
+                "The instance could not be reached, or closed the connection before it responded.",
                 Unreachable,
             ),
-            Self::BadAnswer => (
+            Self::BadResponse => (
                 StatusCode::BAD_GATEWAY,
                 "bad-answer",
-                "The instance's answer is not valid HTTP/1.1.",
+                "The instance's response is not valid HTTP/1.1.",
                 Unreachable,
             ),
             Self::TooManyConnections => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too-many-connections",
-                "The gateway has as many connections as it can take; try again later.",
+                "The gateway has reached its limit of connections; try again later.",
                 Refused,
             ),
-            Self::Lacking => (
+            Self::OutOfDescriptors => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "out-of-descriptors",
-                "The gateway has no file descriptor left for a connection to an instance; its log says how to raise the limit.",
+                "The gateway has no file descriptor left for a connection to an instance; see its log for how to raise the limit.",
                 Internal,
             ),
             Self::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
-                "The gateway failed; its log says why.",
+                "The gateway failed; see its log for the cause.",
                 Internal,
             ),
         }
     }
 
-    pub fn outcome(self) -> Outcome {
+    pub fn outcome(self) -> RequestOutcome {
         self.parts().3
     }
 
@@ -205,7 +207,7 @@ impl Refusal {
         self.parts().0
     }
 
-    /// The answer, with its body as one piece.
+    /// Builds the response, with the body in one piece.
     pub fn response(self, request_id: HeaderValue) -> Response<Vec<u8>> {
         let (status, code, detail, _) = self.parts();
         let problem = Problem {
@@ -216,7 +218,7 @@ impl Refusal {
             code: code.into(),
             errors: Vec::new(),
         };
-        // A struct of strings and numbers always has a JSON form.
+        // A struct of strings and numbers can always be serialized.
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = Response::new(body);
         *response.status_mut() = status;
@@ -242,10 +244,10 @@ impl Refusal {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Self::Lacking => {
+            Self::OutOfDescriptors => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
-            // What the client still sends cannot be told from a next request.
+            // What the client still sends cannot be distinguished from another request.
             Self::Head(_) | Self::Body | Self::BodyTooLarge => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }

@@ -1,4 +1,4 @@
-//! The service: binds, serves on its threads, follows the routes and sends frames.
+//! The service: binds, runs the worker threads, follows the routes and sends frames.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -20,16 +20,16 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::early::Early;
+use crate::early_frames::EarlyFrames;
 use crate::listen;
 use crate::meter::Meter;
 use crate::metrics::GatewayMetrics;
 use crate::router::Router;
-use crate::saved;
+use crate::saved_routes;
 use crate::shard::SharedShard;
-use crate::thread::Core;
+use crate::worker::SharedState;
 
-/// What a gateway needs of its process.
+/// What a gateway needs from its process.
 #[derive(Clone)]
 pub struct Deps {
     pub bus: Arc<dyn Bus>,
@@ -49,15 +49,15 @@ pub enum Error {
     Thread(io::Error),
     #[error("a thread of the gateway failed: {0}")]
     Serve(io::Error),
-    #[error("a thread of the gateway panicked; its log says where")]
+    #[error("a thread of the gateway panicked; see its log for details")]
     Panicked,
 }
 
-/// A gateway that listens and does not serve yet.
+/// A gateway that listens but does not serve yet.
 pub struct Gateway {
-    /// Where it listens, with the port that was picked.
+    /// The address it listens on, with the port that was picked.
     pub address: SocketAddr,
-    core: Arc<Core>,
+    shared: Arc<SharedState>,
     deps: Deps,
     component: Component,
     listeners: Vec<TcpListener>,
@@ -72,18 +72,18 @@ pub async fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> Res
 
 const BACKLOG: i32 = 4096;
 
-/// How long a gateway with routes of an earlier life waits for those on the bus: instances in its own
-/// may be gone. Much shorter where the bus is away.
-const CATCH_UP_WITHIN: Duration = Duration::from_secs(30);
-const AWAY_AFTER: Duration = Duration::from_secs(3);
-/// How often the bus is asked meanwhile.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a gateway with saved routes waits for the routes on the bus: instances in the saved
+/// ones may be gone. Much shorter if the bus is unreachable.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(30);
+const BUS_UNREACHABLE_AFTER: Duration = Duration::from_secs(3);
+/// Interval at which the bus is checked meanwhile.
+const BUS_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Between two answers to requests for early frames.
-const EARLY_PAUSE: Duration = Duration::from_millis(50);
+/// Minimum interval between early frames.
+const EARLY_FRAME_INTERVAL: Duration = Duration::from_millis(50);
 
 impl Gateway {
-    /// Binds, and loads the routes that were saved.
+    /// Binds, and loads the saved routes.
     pub fn bind(config: Config, deps: Deps) -> Result<Self, Error> {
         let component = deps.health.component("gateway");
         let threads = config.threads.max(1);
@@ -98,16 +98,16 @@ impl Gateway {
         };
         let router = Arc::new(Router::new(config.id.clone()));
         if let Some(data) = &config.data {
-            router.apply(saved::load(data));
-            router.take_changed();
+            router.apply(saved_routes::load(data));
+            router.take_unsaved();
         }
         Ok(Self {
             address,
-            core: Arc::new(Core {
+            shared: Arc::new(SharedState {
                 config,
                 router,
-                early: Early::default(),
-                connections: AtomicUsize::new(0),
+                early_frames: EarlyFrames::default(),
+                client_connections: AtomicUsize::new(0),
                 upstreams: Arc::default(),
             }),
             deps,
@@ -118,117 +118,117 @@ impl Gateway {
         })
     }
 
-    /// Serves until `shutdown`, then lets requests in flight end and says goodbye. A thread that
-    /// fails ends the gateway.
+    /// Serves until `shutdown`, then lets requests in flight finish and sends goodbyes. A worker
+    /// thread that fails stops the gateway.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
         let mut routes = self.deps.bus.subscribe_routes();
-        self.component.waits_on("reads the routes from the bus");
-        let caught_up = catch_up(&self.core.router, &*self.deps.bus, &mut routes);
+        self.component.waits_on("reading the routes from the bus");
+        let caught_up = catch_up(&self.shared.router, &*self.deps.bus, &mut routes);
         if shutdown.run_until_cancelled(caught_up).await.is_none() {
             return Ok(());
         }
-        // A thread that ends takes the others with it.
+        // A worker thread that ends stops the others.
         let stop = shutdown.child_token();
-        let served = CancellationToken::new();
+        let workers_done = CancellationToken::new();
         let mut threads = Vec::new();
         for (index, listener) in self.listeners.into_iter().enumerate() {
-            let core = self.core.clone();
+            let shared = self.shared.clone();
             let shard = self.shards[index].clone();
             let stop = stop.clone();
             threads.push(spawn(&format!("gateway-{index}"), move || {
                 let _stops_all = stop.clone().drop_guard();
-                listen::run(core, shard, listener, random_seed(), &stop)
+                listen::run(shared, shard, listener, random_seed(), &stop)
             })?);
         }
-        let side = Side {
+        let background = Background {
             meter: Meter::new(
-                &self.core.config.id,
+                &self.shared.config.id,
                 Hello {
-                    address: self.core.config.admin.clone(),
+                    address: self.shared.config.admin.clone(),
                     backends: Vec::new(),
                 },
                 self.boot,
-                self.core.router.clone(),
+                self.shared.router.clone(),
                 self.shards,
                 self.deps.clock.now(),
             ),
             metrics: GatewayMetrics::register(&self.deps.metrics),
             routes,
             deps: self.deps,
-            core: self.core,
+            shared: self.shared,
         };
-        let ended = served.clone();
-        // Routes and frames have a thread of their own, so that neither can delay a request, and
-        // nothing else in the process can delay them.
-        let side = spawn("gateway-meter", move || {
+        let stopped = workers_done.clone();
+        // Routes and frames have their own thread, so that they cannot delay a request, and nothing
+        // else in the process can delay them.
+        let background = spawn("gateway-meter", move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_time()
                 .build()?;
-            runtime.block_on(side.run(ended));
+            runtime.block_on(background.run(stopped));
             Ok(())
         })?;
         self.component.ready();
         let mut result = Ok(());
         for thread in threads {
-            result = result.and(joined(thread).await);
+            result = result.and(join(thread).await);
         }
-        served.cancel();
-        self.component.waiting("has stopped");
-        result.and(joined(side).await)
+        workers_done.cancel();
+        self.component.waiting("stopped");
+        result.and(join(background).await)
     }
 }
 
-/// Takes in the routes that are on the bus. A gateway without any waits for them, since to it every
-/// endpoint is unknown.
+/// Applies the routes on the bus. A gateway without any routes waits for them, since it would
+/// answer 404 for every endpoint.
 async fn catch_up(router: &Router, bus: &dyn Bus, routes: &mut mpsc::Receiver<RouteMessage>) {
     let mut updates = Vec::new();
-    let all = async {
+    let all_routes = async {
         while let Some(RouteMessage::Update(update)) = routes.recv().await {
             updates.push(update);
         }
     };
     tokio::select! {
         biased;
-        () = all => {}
-        () = patience(bus), if !router.is_empty() => {
-            tracing::warn!("the bus does not tell the routes; serving by those of the last run");
+        () = all_routes => {}
+        () = catch_up_timeout(bus), if !router.is_empty() => {
+            tracing::warn!("cannot read the routes from the bus; serving the saved ones");
         }
     }
     router.apply(updates);
 }
 
-async fn patience(bus: &dyn Bus) {
-    let began = Instant::now();
-    let is_over = || {
-        let waited = began.elapsed();
-        waited >= CATCH_UP_WITHIN || (waited >= AWAY_AFTER && bus.trouble().is_some())
+async fn catch_up_timeout(bus: &dyn Bus) {
+    let started = Instant::now();
+    let has_timed_out = || {
+        let waited = started.elapsed();
+        waited >= CATCH_UP_TIMEOUT || (waited >= BUS_UNREACHABLE_AFTER && bus.trouble().is_some())
     };
-    while !is_over() {
-        tokio::time::sleep(LOOK_EVERY).await;
+    while !has_timed_out() {
+        tokio::time::sleep(BUS_CHECK_INTERVAL).await;
     }
 }
 
-type Thread = JoinHandle<io::Result<()>>;
+type ThreadHandle = JoinHandle<io::Result<()>>;
 
 fn spawn(
     name: &str,
     run: impl FnOnce() -> io::Result<()> + Send + 'static,
-) -> Result<Thread, Error> {
+) -> Result<ThreadHandle, Error> {
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(run)
         .map_err(Error::Thread)
 }
 
-async fn joined(thread: Thread) -> Result<(), Error> {
-    let joined = tokio::task::spawn_blocking(move || thread.join()).await;
-    match joined {
+async fn join(thread: ThreadHandle) -> Result<(), Error> {
+    let result = tokio::task::spawn_blocking(move || thread.join()).await;
+    match result {
         Ok(Ok(result)) => result.map_err(Error::Serve),
         Ok(Err(_)) | Err(_) => Err(Error::Panicked),
     }
 }
 
-/// Frames of this life of the gateway carry it.
+/// Identifies this run of the gateway in its frames.
 #[expect(clippy::disallowed_methods, reason = "no result depends on it")]
 fn boot_id() -> Uuid {
     Uuid::new_v4()
@@ -236,55 +236,55 @@ fn boot_id() -> Uuid {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the seed of what the gateway draws"
+    reason = "seeds the gateway's random number generators"
 )]
 fn random_seed() -> u64 {
     let mut seed = [0; 8];
-    // Ids of requests need to be unique, not secret; the clock will do where nothing else is.
+    // Request ids must be unique, not secret, so the clock is good enough as a fallback.
     match getrandom::fill(&mut seed) {
         Ok(()) => u64::from_ne_bytes(seed),
         Err(_) => crate::timer::now_us(),
     }
 }
 
-/// One listener per thread on one port; the system spreads connections over them.
+/// One listener per thread on one port; the kernel distributes connections over them.
 fn listeners(address: SocketAddr, threads: usize) -> io::Result<Vec<TcpListener>> {
-    // A port that is shared could silently be shared with another process. So it is first taken
-    // alone, which fails where anybody else listens.
-    let alone = listener(address, false)?;
+    // With `SO_REUSEPORT` another process could silently share the port. So it is first bound
+    // exclusively, which fails if anything else listens on it.
+    let exclusive = listener(address, false)?;
     if threads == 1 {
-        return Ok(vec![alone]);
+        return Ok(vec![exclusive]);
     }
-    let address = alone.local_addr()?;
-    drop(alone);
+    let address = exclusive.local_addr()?;
+    drop(exclusive);
     (0..threads).map(|_| listener(address, true)).collect()
 }
 
-fn listener(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+fn listener(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
+    socket.set_reuse_port(reuse_port)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
-/// What goes on beside the requests: routes come in, frames go out.
-struct Side {
+/// Background work: receives routes and sends frames.
+struct Background {
     meter: Meter,
     metrics: GatewayMetrics,
     routes: mpsc::Receiver<RouteMessage>,
     deps: Deps,
-    core: Arc<Core>,
+    shared: Arc<SharedState>,
 }
 
-impl Side {
-    async fn run(mut self, ended: CancellationToken) {
+impl Background {
+    async fn run(mut self, stopped: CancellationToken) {
         let mut boundary = self.next_second(None);
         let mut tick = self.instant_of(boundary);
         let mut early_from = Instant::now();
@@ -292,7 +292,7 @@ impl Side {
         loop {
             tokio::select! {
                 biased;
-                () = ended.cancelled() => break,
+                () = stopped.cancelled() => break,
                 message = self.routes.recv(), if bus_open => match message {
                     Some(message) => self.apply(message),
                     None => bus_open = false,
@@ -301,18 +301,18 @@ impl Side {
                     let frames = self.meter.close_second(boundary);
                     self.publish(frames);
                     self.metrics.observe_refusals(&self.meter.take_refusals());
-                    self.core.router.expire(self.core.config.deleted_kept);
+                    self.shared.router.expire_deleted(self.shared.config.deleted_retention);
                     self.save().await;
                     boundary = self.next_second(Some(boundary));
                     tick = self.instant_of(boundary);
                 }
                 buckets = async {
                     tokio::time::sleep_until(early_from).await;
-                    self.core.early.asked().await
+                    self.shared.early_frames.requested().await
                 } => {
-                    let frames = self.meter.early(&buckets);
+                    let frames = self.meter.early_frames(&buckets);
                     self.publish(frames);
-                    early_from = Instant::now() + EARLY_PAUSE;
+                    early_from = Instant::now() + EARLY_FRAME_INTERVAL;
                 }
             }
         }
@@ -331,7 +331,7 @@ impl Side {
                 RouteMessage::Update(update) => Some(update),
                 RouteMessage::CaughtUp => None,
             });
-        self.core.router.apply(updates);
+        self.shared.router.apply(updates);
     }
 
     fn publish(&self, frames: Vec<Frame>) {
@@ -342,29 +342,29 @@ impl Side {
     }
 
     async fn save(&self) {
-        let Some(data) = self.core.config.data.clone() else {
+        let Some(data) = self.shared.config.data.clone() else {
             return;
         };
-        let Some(routes) = self.core.router.take_changed() else {
+        let Some(routes) = self.shared.router.take_unsaved() else {
             return;
         };
-        let saving = tokio::task::spawn_blocking(move || saved::save(&data, &routes));
+        let saving = tokio::task::spawn_blocking(move || saved_routes::save(&data, &routes));
         match saving.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the routes cannot be saved; after a restart the gateway waits for control");
+                tracing::warn!(%error, "cannot save the routes; after a restart the gateway will wait for control");
             }
-            Err(error) => tracing::error!(%error, "saving the routes failed"),
+            Err(error) => tracing::error!(%error, "task that saves the routes failed"),
         }
     }
 
-    /// The whole second after `last`, or the next on the clock if that lies elsewhere by now.
+    /// The second after `last`, or the clock's next one if the clock has moved elsewhere.
     fn next_second(&self, last: Option<Timestamp>) -> Timestamp {
         let now = self.deps.clock.now();
         let second = Span::from_secs(1);
         let next = Timestamp::from_secs(now.secs()) + second;
         match last {
-            // A timer that fired a little early must not make a window of nothing.
+            // A timer that fired slightly early must not create an empty window.
             Some(last) if next <= last && last.since(now) < second => last + second,
             _ => next,
         }

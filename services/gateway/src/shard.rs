@@ -1,10 +1,10 @@
-//! What one thread counts, until the meter takes it.
+//! Counters of one worker thread, until the meter collects them.
 //!
-//! Each serving thread has a shard of its own, behind a lock that only the meter shares with it and
-//! only for the time of copying one deployment. In-flight time is kept as the sum of moments: a
-//! request that begins subtracts its moment, one that ends adds it, and the number in flight times
-//! the moment of reading makes up for those that run. So the integral is exact at any moment, and
-//! no request touches more than a few integers.
+//! Each worker thread has its own shard, behind a lock that only the meter shares with it, and only
+//! while it copies one deployment. In-flight time is kept as a sum of timestamps: a request
+//! subtracts its start time and later adds its end time; the number in flight times the current
+//! time accounts for those still running. So the integral is exact at any moment, and a request
+//! touches only a few integers.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,65 +14,66 @@ use contract::histogram::Histogram;
 use http::StatusCode;
 
 use crate::admission::Slot;
-use crate::arrivals::Arrivals;
+use crate::arrival_times::ArrivalTimes;
 
-/// A number of requests and the integral of it over time, both exact at any moment.
+/// A number of requests and its integral over time, both exact at any moment.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Gauge {
-    now: u32,
+pub struct TimeIntegral {
+    current: u32,
     sum_us: i64,
 }
 
-impl Gauge {
+impl TimeIntegral {
     pub fn enter(&mut self, at_us: u64) {
-        self.now += 1;
+        self.current += 1;
         self.sum_us -= at_us as i64;
     }
 
     pub fn leave(&mut self, at_us: u64) {
-        self.now -= 1;
+        self.current -= 1;
         self.sum_us += at_us as i64;
     }
 
-    /// The integral since the last call, up to `at_us`. A request that began a moment after the
-    /// reading of the clock would make it negative; that is made up for next time.
+    /// Returns the integral since the last call, up to `at_us`. A request that began just after the
+    /// clock was read would make it negative; the difference is carried over to the next call.
     pub fn take(&mut self, at_us: u64) -> u64 {
-        let running = i64::from(self.now) * at_us as i64;
-        let taken = (self.sum_us + running).max(0);
+        let elapsed = i64::from(self.current) * at_us as i64;
+        let taken = (self.sum_us + elapsed).max(0);
         self.sum_us -= taken;
         taken as u64
     }
 }
 
-/// One deployment on one thread, since the meter last came by.
+/// Counters of one deployment on one thread, since the meter last collected them.
 #[derive(Debug, Default)]
-pub struct Cell {
+pub struct DeploymentCounters {
     pub outcomes: Outcomes,
     pub arrivals: u64,
-    /// By the first digit of the status that the client got; 0: it got none.
+    /// By the first digit of the status that the client received; 0 if it received none.
     pub status_classes: [u64; 6],
     pub request_bytes: u64,
     pub response_bytes: u64,
-    /// Latencies.
+    /// Requests with a latency at or below each threshold in microseconds.
     pub at_or_below: BTreeMap<u64, u64>,
     pub latency: Histogram,
-    pub open: Arrivals,
-    pub serving: Gauge,
-    pub queued: Gauge,
-    /// Of `serving`, what is on each instance, by its index.
-    pub on_instances: Vec<Gauge>,
+    pub arrival_times: ArrivalTimes,
+    pub serving: TimeIntegral,
+    pub queued: TimeIntegral,
+    /// The part of `serving` on each instance, by instance index.
+    pub serving_by_instance: Vec<TimeIntegral>,
 }
 
-impl Cell {
-    pub fn on_instance(&mut self, slot: &Slot) -> &mut Gauge {
+impl DeploymentCounters {
+    pub fn serving_on(&mut self, slot: &Slot) -> &mut TimeIntegral {
         let index = slot.instance.index;
-        if self.on_instances.len() <= index {
-            self.on_instances.resize_with(index + 1, Gauge::default);
+        if self.serving_by_instance.len() <= index {
+            self.serving_by_instance
+                .resize_with(index + 1, TimeIntegral::default);
         }
-        &mut self.on_instances[index]
+        &mut self.serving_by_instance[index]
     }
 
-    /// The status that a client got, if it got any.
+    /// Counts the status that the client received, if any.
     pub fn count_status(&mut self, status: Option<StatusCode>) {
         let class = status.map_or(0, |status| status.as_u16() / 100);
         if let Some(count) = self.status_classes.get_mut(usize::from(class)) {
@@ -80,42 +81,42 @@ impl Cell {
         }
     }
 
-    /// What was counted; what still runs goes on.
+    /// Takes what was counted so far. Requests that are still running stay.
     pub fn take(&mut self) -> Self {
-        let running = Self {
-            open: std::mem::take(&mut self.open),
+        let carried_over = Self {
+            arrival_times: std::mem::take(&mut self.arrival_times),
             serving: self.serving,
             queued: self.queued,
-            on_instances: std::mem::take(&mut self.on_instances),
+            serving_by_instance: std::mem::take(&mut self.serving_by_instance),
             ..Self::default()
         };
-        std::mem::replace(self, running)
+        std::mem::replace(self, carried_over)
     }
 }
 
-/// Refused before a deployment was chosen: by endpoint (empty where none is known) and status.
-pub type Refusals = BTreeMap<(String, u16), u64>;
+/// Requests refused before a deployment was chosen, by endpoint (empty if unknown) and status.
+pub type RefusalCounts = BTreeMap<(String, u16), u64>;
 
 #[derive(Debug, Default)]
 pub struct Shard {
     /// By the deployment's meter slot.
-    pub cells: Vec<Option<Box<Cell>>>,
-    pub refusals: Refusals,
+    pub deployments: Vec<Option<Box<DeploymentCounters>>>,
+    pub refusals: RefusalCounts,
 }
 
 pub type SharedShard = Arc<Mutex<Shard>>;
 
-/// A panic cannot leave a shard worse than one count short.
+/// Recovers from poisoning: a panic leaves a shard at most one count short.
 pub fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shard {
-    pub fn cell(&mut self, slot: usize) -> &mut Cell {
-        if self.cells.len() <= slot {
-            self.cells.resize_with(slot + 1, || None);
+    pub fn counters(&mut self, slot: usize) -> &mut DeploymentCounters {
+        if self.deployments.len() <= slot {
+            self.deployments.resize_with(slot + 1, || None);
         }
-        self.cells[slot].get_or_insert_default()
+        self.deployments[slot].get_or_insert_default()
     }
 }
 

@@ -1,5 +1,5 @@
-//! Writing small answers in one piece. An answer of a head and a short body would otherwise be
-//! handed to the system as a list, which costs more than the copy saves.
+//! Writes small responses in one piece. A response of a head and a short body would otherwise be a
+//! vectored write, which costs more than the copy saves.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -9,27 +9,27 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
-/// Up to this size pieces are joined.
-pub const JOINED_MAX: usize = 4096;
+/// Writes up to this size are coalesced.
+pub const COALESCE_BYTES_MAX: usize = 4096;
 
 thread_local! {
-    static JOINED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static COALESCED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-pub fn poll_write_pieces(
+pub fn poll_write_coalesced(
     io: &mut TcpStream,
     cx: &mut Context<'_>,
     pieces: &[IoSlice<'_>],
 ) -> Poll<io::Result<usize>> {
     let total: usize = pieces.iter().map(|piece| piece.len()).sum();
-    if total > JOINED_MAX {
+    if total > COALESCE_BYTES_MAX {
         return Pin::new(io).poll_write_vectored(cx, pieces);
     }
-    JOINED.with_borrow_mut(|joined| {
-        joined.clear();
+    COALESCED.with_borrow_mut(|buffer| {
+        buffer.clear();
         for piece in pieces {
-            joined.extend_from_slice(piece);
+            buffer.extend_from_slice(piece);
         }
-        Pin::new(io).poll_write(cx, joined)
+        Pin::new(io).poll_write(cx, buffer)
     })
 }

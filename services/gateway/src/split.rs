@@ -1,19 +1,19 @@
-//! The weighted split. Every run of 100 consecutive requests (the sum of the percentages) holds
-//! exactly the asked number for each deployment, and the shares are spread evenly inside it: the
-//! picks walk through the slots of a table by a step near the golden ratio of its size. Threads
-//! share one counter per endpoint, so the shares are exact over all of them.
+//! The weighted split. Every run of 100 consecutive requests (the sum of the percentages) contains
+//! exactly the configured number for each deployment, spread evenly: picks step through a slot
+//! table by about its size divided by the golden ratio. Threads share one counter per endpoint, so
+//! the shares are exact across all of them.
 
-/// Maps the count of a request to an index into the deployments.
+/// Maps a request's number to the index of a deployment.
 #[derive(Debug)]
 pub struct Split {
     /// One entry per percent, holding the deployment's index.
     slots: Vec<u16>,
-    /// Coprime with the number of slots, so that every slot is reached once per round.
+    /// Coprime with the number of slots, so that every slot is visited once per round.
     step: u64,
 }
 
 impl Split {
-    /// `None` when nothing has a share.
+    /// Returns `None` if no deployment has a share.
     pub fn new(percentages: impl IntoIterator<Item = u8>) -> Option<Self> {
         let slots: Vec<u16> = percentages
             .into_iter()
@@ -29,13 +29,13 @@ impl Split {
 
     pub fn pick(&self, count: u64) -> usize {
         let size = self.slots.len() as u64;
-        // Reduced before it is multiplied, so that nothing overflows or wraps out of step.
+        // Reduced before multiplying, so that it cannot overflow.
         let slot = (count % size) * self.step % size;
         usize::from(self.slots[slot as usize])
     }
 }
 
-/// The number next to `size` divided by the golden ratio that has no divisor in common with it.
+/// The number closest to `size` divided by the golden ratio that is coprime with `size`.
 fn golden_step(size: u64) -> u64 {
     let ideal = (size * 618).div_ceil(1000).max(1);
     (0..size)
@@ -75,7 +75,7 @@ mod tests {
         }
 
         #[test]
-        fn shares_stay_close_at_every_moment(first in 1u8..100) {
+        fn shares_stay_close_at_any_time(first in 1u8..100) {
             let split = Split::new([first, 100 - first]).unwrap();
             let mut got = 0.0;
             for count in 0..1000u32 {
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_within_a_twentieth_of_a_point_over_100_000_requests_of_several_threads() {
+    fn shares_are_within_a_twentieth_of_a_point_over_100_000_requests_on_several_threads() {
         let split = Split::new([90, 9, 1]).unwrap();
         let counter = AtomicU64::new(12_345);
         let totals = std::thread::scope(|scope| {
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_picked_where_nothing_has_a_share() {
+    fn a_split_without_shares_is_rejected() {
         assert!(Split::new([0, 0]).is_none());
         assert!(Split::new([]).is_none());
     }

@@ -1,4 +1,4 @@
-//! From a request to its endpoint: by path or by host name, and what its key says.
+//! Resolves a request to its endpoint, by path or host name, and checks its key.
 
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HOST};
@@ -12,32 +12,35 @@ use crate::router::Endpoint;
 const PREFIX: &str = "/endpoints/";
 const SCORE: &str = "/score";
 
-/// The endpoint's name and what the instance is asked for: what follows the name, from `/score` on,
-/// with the query.
+/// The endpoint's name, and the path and query for the instance: what follows the name, from
+/// `/score` on.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Target<'a> {
+pub struct ScoringTarget<'a> {
     pub endpoint: &'a str,
-    pub rest: &'a str,
+    pub upstream_path: &'a str,
 }
 
-impl<'a> Target<'a> {
-    /// Path and query of a request, of which the target is a part.
-    pub fn path(parts: &Parts) -> &str {
+impl<'a> ScoringTarget<'a> {
+    /// The request's path and query.
+    pub fn path_and_query(parts: &Parts) -> &str {
         parts.uri.path_and_query().map_or("/", |path| path.as_str())
     }
 
     /// Finds the target in the path, or in the host name under `domain`.
-    pub fn of(parts: &'a Parts, domain: Option<&str>) -> Result<Self, Refusal> {
-        let path = Self::path(parts);
+    pub fn parse(parts: &'a Parts, domain: Option<&str>) -> Result<Self, Refusal> {
+        let path = Self::path_and_query(parts);
         let target = match path.strip_prefix(PREFIX) {
             Some(tail) => {
                 let end = tail.find(['/', '?']).ok_or(Refusal::UnknownEndpoint)?;
-                let (endpoint, rest) = tail.split_at(end);
-                Self { endpoint, rest }
+                let (endpoint, upstream_path) = tail.split_at(end);
+                Self {
+                    endpoint,
+                    upstream_path,
+                }
             }
             None => Self {
                 endpoint: host_endpoint(parts, domain).ok_or(Refusal::UnknownEndpoint)?,
-                rest: path,
+                upstream_path: path,
             },
         };
         target.check()?;
@@ -45,50 +48,50 @@ impl<'a> Target<'a> {
     }
 
     fn check(&self) -> Result<(), Refusal> {
-        if self.rest == SCORE {
+        if self.upstream_path == SCORE {
             return Ok(());
         }
-        let below = self
-            .rest
+        let suffix = self
+            .upstream_path
             .strip_prefix(SCORE)
-            .filter(|below| below.starts_with(['/', '?']))
+            .filter(|suffix| suffix.starts_with(['/', '?']))
             .ok_or(Refusal::UnknownEndpoint)?;
-        let path = below.split_once('?').map_or(below, |(path, _)| path);
-        if climbs(path) {
+        let path = suffix.split_once('?').map_or(suffix, |(path, _)| path);
+        if is_traversal(path) {
             return Err(Refusal::Path);
         }
         Ok(())
     }
 }
 
-/// Rounds of percent signs that are looked through: an instance behind a proxy of its own may have
-/// them resolved twice.
-const DECODED_MAX: usize = 2;
+/// Rounds of percent-decoding to check: an instance behind its own proxy may see the path decoded
+/// twice.
+const DECODE_ROUNDS_MAX: usize = 2;
 
-/// Whether an instance may find `.` or `..` in the path, however they or the slashes beside them
-/// are written: with percent signs, as backslashes, with parameters behind a semicolon.
-fn climbs(path: &str) -> bool {
-    // Without any of these there is no such segment, and most paths have none.
+/// Whether an instance may see a `.` or `..` segment in the path, however it or the adjacent
+/// slashes are written: percent-encoded, as backslashes, or with parameters after a semicolon.
+fn is_traversal(path: &str) -> bool {
+    // Without either byte there is no such segment; most paths contain neither.
     if !path.bytes().any(|byte| matches!(byte, b'.' | b'%')) {
         return false;
     }
     let mut path = path.as_bytes().to_vec();
-    for _ in 0..DECODED_MAX {
-        if has_dots(&path) || !decode(&mut path) {
+    for _ in 0..DECODE_ROUNDS_MAX {
+        if has_dot_segment(&path) || !percent_decode(&mut path) {
             break;
         }
     }
-    has_dots(&path)
+    has_dot_segment(&path)
 }
 
-fn has_dots(path: &[u8]) -> bool {
+fn has_dot_segment(path: &[u8]) -> bool {
     path.split(|byte| matches!(byte, b'/' | b'\\'))
         .filter_map(|segment| segment.split(|byte| *byte == b';').next())
         .any(|segment| matches!(segment, b"." | b".."))
 }
 
-/// Resolves percent signs in place; false where there are none.
-fn decode(path: &mut Vec<u8>) -> bool {
+/// Decodes percent-encoded bytes in place; returns false if there are none.
+fn percent_decode(path: &mut Vec<u8>) -> bool {
     let (mut from, mut to) = (0, 0);
     while from < path.len() {
         let mut byte = [path[from]];
@@ -110,12 +113,14 @@ fn host_endpoint<'a>(parts: &'a Parts, domain: Option<&str>) -> Option<&'a str> 
         None => parts.headers.get(HOST)?.to_str().ok()?,
     };
     let host = host.split_once(':').map_or(host, |(host, _)| host);
-    let (endpoint, rest) = host.split_once('.')?;
-    rest.eq_ignore_ascii_case(domain).then_some(endpoint)
+    let (endpoint, parent_domain) = host.split_once('.')?;
+    parent_domain
+        .eq_ignore_ascii_case(domain)
+        .then_some(endpoint)
 }
 
-/// Whether the request carries one of the endpoint's keys. Every key is compared whole, so the time
-/// it takes tells nothing.
+/// Checks that the request carries one of the endpoint's keys. Every key is compared in full, in
+/// constant time.
 pub fn authorize(endpoint: &Endpoint, headers: &HeaderMap) -> Result<(), Refusal> {
     let header = headers.get(AUTHORIZATION).ok_or(Refusal::NoKey)?.as_bytes();
     let (scheme, key) = header.split_at_checked(7).ok_or(Refusal::NoKey)?;
@@ -123,11 +128,13 @@ pub fn authorize(endpoint: &Endpoint, headers: &HeaderMap) -> Result<(), Refusal
         return Err(Refusal::NoKey);
     }
     let digest: [u8; 32] = Sha256::digest(key).into();
-    let known = endpoint
+    let is_match = endpoint
         .keys
         .iter()
-        .fold(Choice::from(0), |known, valid| known | valid.ct_eq(&digest));
-    if bool::from(known) {
+        .fold(Choice::from(0), |is_match, valid| {
+            is_match | valid.ct_eq(&digest)
+        });
+    if bool::from(is_match) {
         Ok(())
     } else {
         Err(Refusal::WrongKey)
@@ -160,15 +167,22 @@ mod tests {
             ("/score", "iris.ml.example", "iris", "/score"),
             ("/score/a", "iris.ML.example:8080", "iris", "/score/a"),
         ];
-        for (uri, host, endpoint, rest) in cases {
+        for (uri, host, endpoint, upstream_path) in cases {
             let parts = parts(uri, host);
-            let target = Target::of(&parts, Some("ml.example"));
-            assert_eq!(target, Ok(Target { endpoint, rest }), "{uri} {host}");
+            let target = ScoringTarget::parse(&parts, Some("ml.example"));
+            assert_eq!(
+                target,
+                Ok(ScoringTarget {
+                    endpoint,
+                    upstream_path
+                }),
+                "{uri} {host}"
+            );
         }
     }
 
     #[test]
-    fn other_paths_and_hosts_lead_nowhere() {
+    fn other_paths_and_hosts_match_no_endpoint() {
         for (uri, host) in [
             ("/", "x"),
             ("/endpoints/iris", "x"),
@@ -180,16 +194,16 @@ mod tests {
             ("/other", "iris.ml.example"),
         ] {
             let parts = parts(uri, host);
-            let target = Target::of(&parts, Some("ml.example"));
+            let target = ScoringTarget::parse(&parts, Some("ml.example"));
             assert_eq!(target, Err(Refusal::UnknownEndpoint), "{uri} {host}");
         }
         let by_host = parts("/score", "iris.ml.example");
-        assert!(Target::of(&by_host, None).is_err());
+        assert!(ScoringTarget::parse(&by_host, None).is_err());
     }
 
     #[test]
-    fn a_path_cannot_climb_out_of_the_scoring_path() {
-        for rest in [
+    fn a_path_cannot_escape_from_the_scoring_path() {
+        for suffix in [
             "/..",
             "/a/../../b",
             "/./a",
@@ -205,10 +219,14 @@ mod tests {
             "/%252e%252e/admin",
             "/..%252fadmin",
         ] {
-            let parts = parts(&format!("/endpoints/iris/score{rest}"), "x");
-            assert_eq!(Target::of(&parts, None), Err(Refusal::Path), "{rest}");
+            let parts = parts(&format!("/endpoints/iris/score{suffix}"), "x");
+            assert_eq!(
+                ScoringTarget::parse(&parts, None),
+                Err(Refusal::Path),
+                "{suffix}"
+            );
         }
-        for rest in [
+        for suffix in [
             "/...",
             "/a..b/.c/d.",
             "/a%2fb",
@@ -217,8 +235,8 @@ mod tests {
             "/a;b=..",
             "/a?b=/../c",
         ] {
-            let parts = parts(&format!("/endpoints/iris/score{rest}"), "x");
-            assert!(Target::of(&parts, None).is_ok(), "{rest}");
+            let parts = parts(&format!("/endpoints/iris/score{suffix}"), "x");
+            assert!(ScoringTarget::parse(&parts, None).is_ok(), "{suffix}");
         }
     }
 }

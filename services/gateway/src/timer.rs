@@ -1,7 +1,6 @@
-//! Time inside the gateway: a monotonic clock in whole microseconds, and deadlines that cost
-//! nothing to move. A deadline that is put off leaves its timer where it is; the timer re-arms when
-//! it fires early. So a connection with a timeout of 5 s touches the timer wheel once in 5 s, not
-//! twice per request.
+//! Time inside the gateway: a monotonic clock in whole microseconds, and deadlines that are free to
+//! move. Postponing a deadline leaves its timer in place; the timer re-arms when it fires early. So
+//! a connection with a timeout of 5 s touches the timer wheel once in 5 s, not twice per request.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-/// The origin lies a second before the first reading, so that no reading is 0.
+/// The origin is a second before the first reading, so that no reading is 0.
 static ORIGIN: LazyLock<std::time::Instant> = LazyLock::new(|| {
     let now = std::time::Instant::now();
     now.checked_sub(Duration::from_secs(1)).unwrap_or(now)
@@ -26,14 +25,14 @@ fn instant_of(us: u64) -> Instant {
     Instant::from_std(*ORIGIN + Duration::from_micros(us))
 }
 
-/// A moment after which waiting ends. Polled by one task.
+/// The time at which a wait ends. Polled by a single task.
 #[derive(Debug, Default)]
 pub struct Deadline {
     at_us: Option<u64>,
     sleep: Option<Pin<Box<Sleep>>>,
-    /// Where the timer stands now.
+    /// When the timer fires now.
     armed_us: u64,
-    /// The timer knows the task, so it need not be told again.
+    /// Whether the timer has the task's waker.
     registered: bool,
 }
 
@@ -50,7 +49,7 @@ impl Deadline {
         self.at_us.is_some()
     }
 
-    /// Ready once the moment has come; pending where none is set.
+    /// Ready once the deadline has passed; pending if none is set.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(at_us) = self.at_us else {
             return Poll::Pending;
@@ -92,7 +91,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_deadline_moved_forward_fires_at_its_new_time_and_one_moved_back_too() {
+    async fn a_deadline_that_is_moved_in_either_direction_fires_at_its_new_time() {
         let mut deadline = Deadline::default();
         let start = now_us();
         deadline.set(start + 10_000_000);

@@ -13,46 +13,46 @@ use http::{Response, StatusCode};
 use support::*;
 use tokio::sync::{Notify, Semaphore};
 
-/// An instance that holds every request until it gets a permit, and knows how many it has.
-struct Held {
-    instance: Instance,
+/// An instance that blocks every request until it gets a permit, and counts concurrent requests.
+struct BlockingInstance {
+    instance: TestInstance,
     gate: Arc<Semaphore>,
-    now: Arc<AtomicUsize>,
-    most: Arc<AtomicUsize>,
-    came: Arc<Notify>,
+    current: Arc<AtomicUsize>,
+    peak: Arc<AtomicUsize>,
+    arrived: Arc<Notify>,
 }
 
-impl Held {
+impl BlockingInstance {
     async fn start() -> Self {
         let gate = Arc::new(Semaphore::new(0));
-        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let came = Arc::new(Notify::new());
-        let (g, n, m, c) = (gate.clone(), now.clone(), most.clone(), came.clone());
-        let instance = Instance::start(move |_| {
-            let (gate, now, most, came) = (g.clone(), n.clone(), m.clone(), c.clone());
+        let (current, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let arrived = Arc::new(Notify::new());
+        let (g, n, m, c) = (gate.clone(), current.clone(), peak.clone(), arrived.clone());
+        let instance = TestInstance::start(move |_| {
+            let (gate, current, peak, arrived) = (g.clone(), n.clone(), m.clone(), c.clone());
             async move {
-                let count = now.fetch_add(1, Ordering::SeqCst) + 1;
-                most.fetch_max(count, Ordering::SeqCst);
-                came.notify_one();
+                let count = current.fetch_add(1, Ordering::SeqCst) + 1;
+                peak.fetch_max(count, Ordering::SeqCst);
+                arrived.notify_one();
                 gate.acquire().await.unwrap().forget();
-                now.fetch_sub(1, Ordering::SeqCst);
-                Response::new(whole("done"))
+                current.fetch_sub(1, Ordering::SeqCst);
+                Response::new(full_body("done"))
             }
         })
         .await;
         Self {
             instance,
             gate,
-            now,
-            most,
-            came,
+            current,
+            peak,
+            arrived,
         }
     }
 
-    async fn until(&self, count: usize) {
-        soon("requests on the instance", async {
-            while self.now.load(Ordering::SeqCst) != count {
-                self.came.notified().await;
+    async fn wait_for_requests(&self, count: usize) {
+        within_timeout("requests on the instance", async {
+            while self.current.load(Ordering::SeqCst) != count {
+                self.arrived.notified().await;
             }
         })
         .await;
@@ -65,12 +65,14 @@ fn limit(limit: u32) -> Settings {
     settings
 }
 
-fn ask(gateway: &Running) -> tokio::task::JoinHandle<Answer> {
+fn spawn_request(gateway: &TestGateway) -> tokio::task::JoinHandle<TestResponse> {
     let address = gateway.address;
     tokio::spawn(async move {
         send(
             address,
-            request("/endpoints/iris/score").body(whole("x")).unwrap(),
+            request("/endpoints/iris/score")
+                .body(full_body("x"))
+                .unwrap(),
         )
         .await
     })
@@ -78,81 +80,81 @@ fn ask(gateway: &Running) -> tokio::task::JoinHandle<Answer> {
 
 #[tokio::test]
 async fn slots_are_never_exceeded_and_the_queue_is_served() {
-    let held = Held::start().await;
-    let gateway = start(&[blue(1, &limit(3), &[held.instance.place()])]).await;
-    let asked: Vec<_> = (0..6).map(|_| ask(&gateway)).collect();
-    held.until(3).await;
-    held.gate.add_permits(6);
-    for answer in asked {
-        assert_eq!(answer.await.unwrap().status, 200);
+    let blocking = BlockingInstance::start().await;
+    let gateway = start(&[blue_route(1, &limit(3), &[blocking.instance.entry()])]).await;
+    let requests: Vec<_> = (0..6).map(|_| spawn_request(&gateway)).collect();
+    blocking.wait_for_requests(3).await;
+    blocking.gate.add_permits(6);
+    for response in requests {
+        assert_eq!(response.await.unwrap().status, 200);
     }
-    assert_eq!(held.most.load(Ordering::SeqCst), 3);
+    assert_eq!(blocking.peak.load(Ordering::SeqCst), 3);
 }
 
 #[tokio::test]
-async fn slots_of_this_gateway_go_before_those_of_any() {
-    let held = Held::start().await;
-    let place = held.instance.place().slots("*", 5).slots("gw-1", 2);
-    let mut gateway = start(&[blue(1, &limit(3), &[place])]).await;
-    let asked: Vec<_> = (0..4).map(|_| ask(&gateway)).collect();
-    held.until(2).await;
+async fn slots_of_this_gateway_take_precedence_over_the_wildcard() {
+    let blocking = BlockingInstance::start().await;
+    let entry = blocking.instance.entry().slots("*", 5).slots("gw-1", 2);
+    let mut gateway = start(&[blue_route(1, &limit(3), &[entry])]).await;
+    let requests: Vec<_> = (0..4).map(|_| spawn_request(&gateway)).collect();
+    blocking.wait_for_requests(2).await;
     gateway
         .frame(|frame| frame.deployments.iter().any(|d| d.queued_max == 2))
         .await;
-    held.gate.add_permits(4);
-    for answer in asked {
-        assert_eq!(answer.await.unwrap().status, 200);
+    blocking.gate.add_permits(4);
+    for response in requests {
+        assert_eq!(response.await.unwrap().status, 200);
     }
-    assert_eq!(held.most.load(Ordering::SeqCst), 2);
+    assert_eq!(blocking.peak.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
-async fn slots_that_grow_serve_those_who_wait() {
-    let held = Held::start().await;
-    let place = |slots| held.instance.place().slots("*", 1).slots("gw-1", slots);
-    let mut gateway = start(&[dealt(1, blue(1, &limit(8), &[place(2)]))]).await;
-    let asked: Vec<_> = (0..4).map(|_| ask(&gateway)).collect();
-    held.until(2).await;
+async fn added_slots_serve_queued_requests() {
+    let blocking = BlockingInstance::start().await;
+    let entry = |slots| blocking.instance.entry().slots("*", 1).slots("gw-1", slots);
+    let mut gateway = start(&[with_allocation(1, blue_route(1, &limit(8), &[entry(2)]))]).await;
+    let requests: Vec<_> = (0..4).map(|_| spawn_request(&gateway)).collect();
+    blocking.wait_for_requests(2).await;
     gateway
         .frame(|frame| frame.deployments.iter().any(|d| d.queued_max == 2))
         .await;
-    let grown = dealt(2, blue(1, &limit(8), &[place(4)]));
+    let grown = with_allocation(2, blue_route(1, &limit(8), &[entry(4)]));
     gateway.bus.publish_route(Arc::new(grown));
-    held.until(4).await;
-    held.gate.add_permits(4);
-    for answer in asked {
-        assert_eq!(answer.await.unwrap().status, 200);
+    blocking.wait_for_requests(4).await;
+    blocking.gate.add_permits(4);
+    for response in requests {
+        assert_eq!(response.await.unwrap().status, 200);
     }
 }
 
 #[tokio::test]
-async fn slots_that_shrink_cut_no_request_and_are_given_back_one_by_one() {
-    let held = Held::start().await;
-    let place = |slots| held.instance.place().slots("*", 1).slots("gw-1", slots);
-    let mut gateway = start(&[dealt(1, blue(1, &limit(8), &[place(3)]))]).await;
-    let first: Vec<_> = (0..3).map(|_| ask(&gateway)).collect();
-    held.until(3).await;
-    let iris = blue(1, &limit(8), &[]).endpoint;
-    let shrunk = dealt(2, blue(1, &limit(8), &[place(2)]));
+async fn removed_slots_abort_no_request_and_are_released_one_by_one() {
+    let blocking = BlockingInstance::start().await;
+    let entry = |slots| blocking.instance.entry().slots("*", 1).slots("gw-1", slots);
+    let mut gateway = start(&[with_allocation(1, blue_route(1, &limit(8), &[entry(3)]))]).await;
+    let first: Vec<_> = (0..3).map(|_| spawn_request(&gateway)).collect();
+    blocking.wait_for_requests(3).await;
+    let iris = blue_route(1, &limit(8), &[]).endpoint;
+    let shrunk = with_allocation(2, blue_route(1, &limit(8), &[entry(2)]));
     gateway.bus.publish_route(Arc::new(shrunk));
     gateway
         .frame(|frame| frame.bucket == iris.bucket() && frame.members.0 == 2)
         .await;
-    let waiting = ask(&gateway);
+    let waiting = spawn_request(&gateway);
     gateway
         .frame(|frame| frame.deployments.iter().any(|d| d.queued_max == 1))
         .await;
-    held.gate.add_permits(1);
+    blocking.gate.add_permits(1);
     gateway
         .frame(|frame| frame.deployments.iter().any(|d| d.outcomes.success == 1))
         .await;
     assert!(!waiting.is_finished(), "two are still on it");
-    held.gate.add_permits(3);
-    for answer in first.into_iter().chain([waiting]) {
-        assert_eq!(answer.await.unwrap().status, 200);
+    blocking.gate.add_permits(3);
+    for response in first.into_iter().chain([waiting]) {
+        assert_eq!(response.await.unwrap().status, 200);
     }
     assert_eq!(
-        held.most.load(Ordering::SeqCst),
+        blocking.peak.load(Ordering::SeqCst),
         3,
         "never more than at first"
     );
@@ -160,24 +162,24 @@ async fn slots_that_shrink_cut_no_request_and_are_given_back_one_by_one() {
 
 #[tokio::test]
 async fn more_than_twice_the_limit_is_429_with_retry_after() {
-    let held = Held::start().await;
-    let mut gateway = start(&[blue(1, &limit(2), &[held.instance.place()])]).await;
-    let asked: Vec<_> = (0..4).map(|_| ask(&gateway)).collect();
-    held.until(2).await;
+    let blocking = BlockingInstance::start().await;
+    let mut gateway = start(&[blue_route(1, &limit(2), &[blocking.instance.entry()])]).await;
+    let requests: Vec<_> = (0..4).map(|_| spawn_request(&gateway)).collect();
+    blocking.wait_for_requests(2).await;
     gateway
         .frame(|frame| frame.deployments.iter().any(|d| d.queued_max == 2))
         .await;
-    let answer = gateway.post("x").await;
+    let response = gateway.post("x").await;
     assert_eq!(
-        (answer.status, answer.code()),
+        (response.status, response.code()),
         (StatusCode::TOO_MANY_REQUESTS, "too-many-pending")
     );
-    assert_eq!(answer.header("retry-after"), "5");
-    held.gate.add_permits(4);
-    for answer in asked {
-        assert_eq!(answer.await.unwrap().status, 200);
+    assert_eq!(response.header("retry-after"), "5");
+    blocking.gate.add_permits(4);
+    for response in requests {
+        assert_eq!(response.await.unwrap().status, 200);
     }
-    let mut total = gateway.total(5).await;
+    let mut total = gateway.totals(5).await;
     total.add(&*gateway.frame(|_| true).await);
     assert_eq!(
         (
@@ -190,93 +192,97 @@ async fn more_than_twice_the_limit_is_429_with_retry_after() {
 }
 
 #[tokio::test]
-async fn who_is_queued_longer_than_the_wait_is_429_and_leaves_the_queue() {
-    let held = Held::start().await;
+async fn a_request_queued_for_too_long_is_429_and_leaves_the_queue() {
+    let blocking = BlockingInstance::start().await;
     let mut settings = limit(1);
     settings.request.max_queue_wait = Span::from_millis(200);
-    let mut gateway = start(&[blue(1, &settings, &[held.instance.place()])]).await;
-    let first = ask(&gateway);
-    held.until(1).await;
+    let mut gateway = start(&[blue_route(1, &settings, &[blocking.instance.entry()])]).await;
+    let first = spawn_request(&gateway);
+    blocking.wait_for_requests(1).await;
     let second = gateway.post("x").await;
     assert_eq!(
         (second.status, second.code()),
         (StatusCode::TOO_MANY_REQUESTS, "too-many-pending")
     );
     assert_eq!(second.header("retry-after"), "1");
-    held.gate.add_permits(2);
+    blocking.gate.add_permits(2);
     assert_eq!(first.await.unwrap().status, 200);
-    assert_eq!(
-        gateway.post("x").await.status,
-        200,
-        "nobody is left in the queue"
-    );
-    let total = gateway.total(3).await;
+    assert_eq!(gateway.post("x").await.status, 200, "the queue is empty");
+    let total = gateway.totals(3).await;
     assert!(total.queued_us >= 200_000, "{total:?}");
 }
 
 #[tokio::test]
-async fn an_instance_that_comes_serves_those_who_wait() {
-    let instance = Instance::echo().await;
-    let mut gateway = start(&[blue(1, &limit(1), &[])]).await;
-    let asked: Vec<_> = (0..2).map(|_| ask(&gateway)).collect();
+async fn an_added_instance_serves_queued_requests() {
+    let instance = TestInstance::echo().await;
+    let mut gateway = start(&[blue_route(1, &limit(1), &[])]).await;
+    let requests: Vec<_> = (0..2).map(|_| spawn_request(&gateway)).collect();
     gateway
         .frame(|frame| frame.deployments.iter().any(|d| d.queued_max == 2))
         .await;
-    gateway.apply(blue(2, &limit(1), &[instance.place()])).await;
-    for answer in asked {
-        assert_eq!(answer.await.unwrap().status, 200);
+    gateway
+        .apply(blue_route(2, &limit(1), &[instance.entry()]))
+        .await;
+    for response in requests {
+        assert_eq!(response.await.unwrap().status, 200);
     }
 }
 
 #[tokio::test]
 async fn the_less_loaded_instance_is_chosen() {
-    let (one, two) = (Held::start().await, Held::start().await);
-    let gateway = start(&[blue(
+    let (one, two) = (
+        BlockingInstance::start().await,
+        BlockingInstance::start().await,
+    );
+    let gateway = start(&[blue_route(
         1,
         &limit(10),
-        &[one.instance.place(), two.instance.place()],
+        &[one.instance.entry(), two.instance.entry()],
     )])
     .await;
-    // One at a time: two that are chosen at the same moment see the same loads.
-    let mut asked = Vec::new();
+    // One at a time: two concurrent choices would see the same loads.
+    let mut requests = Vec::new();
     for count in 1..=10 {
-        asked.push(ask(&gateway));
-        let on = || {
+        requests.push(spawn_request(&gateway));
+        let loads = || {
             (
-                one.now.load(Ordering::SeqCst),
-                two.now.load(Ordering::SeqCst),
+                one.current.load(Ordering::SeqCst),
+                two.current.load(Ordering::SeqCst),
             )
         };
-        soon("the next request on an instance", async {
-            while on().0 + on().1 != count {
+        within_timeout("the next request on an instance", async {
+            while loads().0 + loads().1 != count {
                 tokio::select! {
-                    () = one.came.notified() => {}
-                    () = two.came.notified() => {}
+                    () = one.arrived.notified() => {}
+                    () = two.arrived.notified() => {}
                 }
             }
         })
         .await;
-        assert!(on().0.abs_diff(on().1) <= 1, "{:?}", on());
+        assert!(loads().0.abs_diff(loads().1) <= 1, "{:?}", loads());
     }
     one.gate.add_permits(10);
     two.gate.add_permits(10);
-    for answer in asked {
-        assert_eq!(answer.await.unwrap().status, 200);
+    for response in requests {
+        assert_eq!(response.await.unwrap().status, 200);
     }
 }
 
 #[tokio::test]
-async fn after_a_frame_reports_the_drain_the_instance_gets_nothing_and_what_it_has_is_reported() {
-    let (old, new) = (Held::start().await, Instance::saying("new").await);
+async fn after_a_frame_reports_the_drain_the_instance_gets_no_requests_and_its_own_are_reported() {
+    let (old, new) = (
+        BlockingInstance::start().await,
+        TestInstance::responding_with("new").await,
+    );
     let settings = limit(100);
-    let mut gateway = start(&[blue(1, &settings, &[old.instance.place()])]).await;
-    let asked = ask(&gateway);
-    old.until(1).await;
-    let places = [old.instance.place().draining(), new.place()];
-    let frame = gateway.apply(blue(2, &settings, &places)).await;
+    let mut gateway = start(&[blue_route(1, &settings, &[old.instance.entry()])]).await;
+    let pending = spawn_request(&gateway);
+    old.wait_for_requests(1).await;
+    let entries = [old.instance.entry().draining(), new.entry()];
+    let frame = gateway.apply(blue_route(2, &settings, &entries)).await;
     let on_old = |frame: &contract::frame::Frame| {
         let instances = frame.deployments.iter().flat_map(|d| d.instances.clone());
-        let id = old.instance.place().id;
+        let id = old.instance.entry().id;
         instances
             .filter(|i| i.id.as_str() == id)
             .map(|i| i.in_flight)
@@ -288,27 +294,29 @@ async fn after_a_frame_reports_the_drain_the_instance_gets_nothing_and_what_it_h
     }
     old.gate.add_permits(1);
     assert_eq!(
-        asked.await.unwrap().text(),
+        pending.await.unwrap().text(),
         "done",
-        "the drain cuts nothing"
+        "draining aborts nothing"
     );
     let bucket = frame.bucket;
     gateway
         .frame(|frame| frame.bucket == bucket && on_old(frame) == 0)
         .await;
-    // Nothing changes when the instance goes from the route altogether.
-    gateway.apply(blue(3, &settings, &[new.place()])).await;
+    // Removing the instance from the route changes nothing.
+    gateway
+        .apply(blue_route(3, &settings, &[new.entry()]))
+        .await;
     assert_eq!(gateway.post("x").await.text(), "new");
-    assert_eq!(old.most.load(Ordering::SeqCst), 1);
+    assert_eq!(old.peak.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
-async fn an_instance_that_leaves_the_route_is_reported_until_it_is_empty() {
-    let old = Held::start().await;
-    let mut gateway = start(&[blue(1, &limit(1), &[old.instance.place()])]).await;
-    let asked = ask(&gateway);
-    old.until(1).await;
-    let frame = gateway.apply(blue(2, &limit(1), &[])).await;
+async fn an_instance_removed_from_the_route_is_reported_until_it_is_empty() {
+    let old = BlockingInstance::start().await;
+    let mut gateway = start(&[blue_route(1, &limit(1), &[old.instance.entry()])]).await;
+    let pending = spawn_request(&gateway);
+    old.wait_for_requests(1).await;
+    let frame = gateway.apply(blue_route(2, &limit(1), &[])).await;
     let in_flight = |frame: &contract::frame::Frame| -> u32 {
         frame
             .deployments
@@ -319,7 +327,7 @@ async fn an_instance_that_leaves_the_route_is_reported_until_it_is_empty() {
     };
     assert_eq!(in_flight(&frame), 1);
     old.gate.add_permits(1);
-    assert_eq!(asked.await.unwrap().status, 200);
+    assert_eq!(pending.await.unwrap().status, 200);
     let bucket = frame.bucket;
     gateway
         .frame(|frame| frame.bucket == bucket && in_flight(frame) == 0)
@@ -327,24 +335,24 @@ async fn an_instance_that_leaves_the_route_is_reported_until_it_is_empty() {
 }
 
 #[tokio::test]
-async fn scaling_in_under_load_cuts_no_request() {
+async fn scaling_in_under_load_aborts_no_request() {
     let instances = [
-        Instance::echo().await,
-        Instance::echo().await,
-        Instance::echo().await,
+        TestInstance::echo().await,
+        TestInstance::echo().await,
+        TestInstance::echo().await,
     ];
     let settings = limit(50);
-    let all: Vec<Place> = instances.iter().map(Instance::place).collect();
-    let gateway = start(&[blue(1, &settings, &all)]).await;
+    let all: Vec<InstanceEntry> = instances.iter().map(TestInstance::entry).collect();
+    let gateway = start(&[blue_route(1, &settings, &all)]).await;
     let stop = tokio_util::sync::CancellationToken::new();
     let clients: Vec<_> = (0..8)
         .map(|_| {
             let (address, stop) = (gateway.address, stop.clone());
             tokio::spawn(async move {
-                let mut client = Client::connect(address).await;
+                let mut client = TestClient::connect(address).await;
                 let mut good = 0;
                 while !stop.is_cancelled() {
-                    let request = request("/endpoints/iris/score").body(whole("x"));
+                    let request = request("/endpoints/iris/score").body(full_body("x"));
                     assert_eq!(client.send(request.unwrap()).await.status, 200);
                     good += 1;
                 }
@@ -353,16 +361,20 @@ async fn scaling_in_under_load_cuts_no_request() {
         })
         .collect();
     for round in 0..100 {
-        let mut places = all.clone();
-        places[round % 3].draining = true;
-        gateway
-            .bus
-            .publish_route(Arc::new(blue(2 + 2 * round as u64, &settings, &places)));
+        let mut entries = all.clone();
+        entries[round % 3].draining = true;
+        gateway.bus.publish_route(Arc::new(blue_route(
+            2 + 2 * round as u64,
+            &settings,
+            &entries,
+        )));
         tokio::task::yield_now().await;
-        places.remove(round % 3);
-        gateway
-            .bus
-            .publish_route(Arc::new(blue(3 + 2 * round as u64, &settings, &places)));
+        entries.remove(round % 3);
+        gateway.bus.publish_route(Arc::new(blue_route(
+            3 + 2 * round as u64,
+            &settings,
+            &entries,
+        )));
         tokio::time::sleep(std::time::Duration::from_millis(3)).await;
     }
     stop.cancel();

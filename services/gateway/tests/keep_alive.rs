@@ -1,4 +1,4 @@
-//! Real servers that close connections at rest, and clients that come at that very moment.
+//! Real servers that close idle connections, and clients that send a request at that very moment.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests count as such")]
 
@@ -12,10 +12,10 @@ use servers::{PythonServer, python};
 use support::*;
 
 const PACKAGES: [&str; 1] = ["uvicorn==0.54.0"];
-/// Clients at once; each keeps one connection to an instance busy.
+/// Concurrent clients; each keeps one connection to an instance busy.
 const CLIENTS: usize = 560;
-/// Servers, their keep-alive, the gateway's `keepAliveIdle`, and how often each client comes:
-/// together 10,080 requests.
+/// Servers, their keep-alive in seconds, the gateway's `keepAliveIdle`, and the requests per
+/// client: 10,080 requests in total.
 const CASES: [(&str, u64, Span, usize); 6] = [
     ("http.server", 1, Span::from_millis(500), 3),
     ("http.server", 2, Span::from_secs(1), 3),
@@ -25,8 +25,8 @@ const CASES: [(&str, u64, Span, usize); 6] = [
     ("uvicorn", 5, Span::from_secs(2), 3),
 ];
 
-/// How many requests failed, and what the server counted.
-async fn ask_at_the_gap(
+/// Returns how many requests failed, and what the server counted.
+async fn send_at_keep_alive_expiry(
     server: &PythonServer,
     keep_alive: u64,
     idle: Span,
@@ -35,29 +35,32 @@ async fn ask_at_the_gap(
     let mut settings = Settings::default();
     settings.request.keep_alive_idle = idle;
     settings.request.max_concurrent_requests_per_instance = 1000;
-    let gateway = start(&[blue(1, &settings, &[at(server.address)])]).await;
+    let gateway = start(&[blue_route(1, &settings, &[entry_at(server.address)])]).await;
     let client = async |client: usize| {
-        let mut connection = Client::connect(gateway.address).await;
+        let mut connection = TestClient::connect(gateway.address).await;
         let mut failed = 0;
         for round in 0..rounds {
             if round > 0 {
                 tokio::time::sleep(Duration::from_secs(keep_alive)).await;
             }
             let number = format!("{client}-{round}");
-            let asked = request("/endpoints/iris/score").header("x-request-number", number);
-            let answer = connection.send(asked.body(whole("x")).unwrap()).await;
-            failed += usize::from(answer.status != 200);
+            let request_builder =
+                request("/endpoints/iris/score").header("x-request-number", number);
+            let response = connection
+                .send(request_builder.body(full_body("x")).unwrap())
+                .await;
+            failed += usize::from(response.status != 200);
         }
         failed
     };
     let failed = join_all((0..CLIENTS).map(client)).await.into_iter().sum();
     let counts = request("/endpoints/iris/score").method("GET");
-    let counts = send(gateway.address, counts.body(whole("")).unwrap()).await;
+    let counts = send(gateway.address, counts.body(full_body("")).unwrap()).await;
     (failed, serde_json::from_slice(&counts.body).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_request_fails_or_is_doubled_at_the_moment_when_servers_close_resting_connections() {
+async fn no_request_fails_or_is_duplicated_while_servers_close_idle_connections() {
     let Some(interpreter) = python(&PACKAGES) else {
         return;
     };
@@ -70,7 +73,7 @@ async fn no_request_fails_or_is_doubled_at_the_moment_when_servers_close_resting
         .collect();
     let cases = CASES.iter().zip(&servers);
     let results = join_all(cases.map(|((_, keep_alive, idle, rounds), server)| {
-        ask_at_the_gap(server, *keep_alive, *idle, *rounds)
+        send_at_keep_alive_expiry(server, *keep_alive, *idle, *rounds)
     }))
     .await;
     for ((kind, keep_alive, _, rounds), (failed, counts)) in CASES.iter().zip(results) {

@@ -1,4 +1,4 @@
-//! Snapshots: swapped whole, never backwards, kept over restarts.
+//! Snapshots: swapped atomically, never backwards, kept across restarts.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests count as such")]
 
@@ -15,7 +15,7 @@ use contract::route::RouteUpdate;
 use support::*;
 
 async fn until_saved(data: &std::path::Path, text: &str) {
-    soon("the saved routes", async {
+    within_timeout("the saved routes", async {
         while !saved_routes(data).is_some_and(|saved| saved.contains(text)) {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
@@ -25,8 +25,8 @@ async fn until_saved(data: &std::path::Path, text: &str) {
 
 #[tokio::test]
 async fn the_last_routes_survive_a_restart_and_only_the_owner_may_read_them() {
-    let data = scratch();
-    let instance = Instance::echo().await;
+    let data = temp_dir();
+    let instance = TestInstance::echo().await;
     let settings = Settings {
         keys: vec!["secret"],
         ..Settings::default()
@@ -35,7 +35,7 @@ async fn the_last_routes_survive_a_restart_and_only_the_owner_may_read_them() {
         data: Some(data.path().to_owned()),
         ..config()
     };
-    let gateway = start_with(config(), &[blue(7, &settings, &[instance.place()])]).await;
+    let gateway = start_with(config(), &[blue_route(7, &settings, &[instance.entry()])]).await;
     gateway.stop().await;
     let mode = std::fs::metadata(data.path().join("gateway-routes.json"))
         .unwrap()
@@ -43,12 +43,12 @@ async fn the_last_routes_survive_a_restart_and_only_the_owner_may_read_them() {
         .mode();
     assert_eq!(mode & 0o777, 0o600);
     assert!(!saved_routes(data.path()).unwrap().contains("secret"));
-    // No control, no bus that knows anything.
+    // No control, and a bus without routes.
     let mut again = start_with(config(), &[]).await;
-    let ask = request("/endpoints/iris/score")
+    let request = request("/endpoints/iris/score")
         .header("authorization", "Bearer secret")
-        .body(whole("x"));
-    assert_eq!(send(again.address, ask.unwrap()).await.text(), "x");
+        .body(full_body("x"));
+    assert_eq!(send(again.address, request.unwrap()).await.text(), "x");
     let bucket = EndpointKey::new(&"iris".parse().unwrap()).bucket();
     let frame = again.frame(|frame| frame.bucket == bucket).await;
     assert_eq!(
@@ -59,42 +59,42 @@ async fn the_last_routes_survive_a_restart_and_only_the_owner_may_read_them() {
 
 #[tokio::test]
 async fn changed_routes_are_saved_while_serving() {
-    let data = scratch();
-    let instance = Instance::echo().await;
+    let data = temp_dir();
+    let instance = TestInstance::echo().await;
     let config = gateway::Config {
         data: Some(data.path().to_owned()),
         ..config()
     };
     let gateway = start_with(
         config,
-        &[blue(1, &Settings::default(), &[instance.place()])],
+        &[blue_route(1, &Settings::default(), &[instance.entry()])],
     )
     .await;
     until_saved(data.path(), "\"revision\":1").await;
     gateway
         .bus
-        .publish_route(Arc::new(blue(2, &Settings::default(), &[])));
+        .publish_route(Arc::new(blue_route(2, &Settings::default(), &[])));
     until_saved(data.path(), "\"revision\":2").await;
 }
 
 #[tokio::test]
-async fn damaged_saved_routes_do_not_keep_it_from_starting() {
+async fn corrupt_saved_routes_do_not_prevent_the_start() {
     for text in [
         "",
         "{",
         "{\"format\":99,\"routes\":[]}",
         "{\"format\":1,\"routes\":[{}]}",
     ] {
-        let data = scratch();
+        let data = temp_dir();
         std::fs::write(data.path().join("gateway-routes.json"), text).unwrap();
-        let instance = Instance::echo().await;
+        let instance = TestInstance::echo().await;
         let config = gateway::Config {
             data: Some(data.path().to_owned()),
             ..config()
         };
         let gateway = start_with(
             config,
-            &[blue(1, &Settings::default(), &[instance.place()])],
+            &[blue_route(1, &Settings::default(), &[instance.entry()])],
         )
         .await;
         assert_eq!(gateway.post("x").await.status, 200, "{text:?}");
@@ -103,17 +103,23 @@ async fn damaged_saved_routes_do_not_keep_it_from_starting() {
 
 #[tokio::test]
 async fn a_lower_revision_changes_nothing() {
-    let data = scratch();
-    let (new, old) = (Instance::saying("new").await, Instance::saying("old").await);
+    let data = temp_dir();
+    let (new, old) = (
+        TestInstance::responding_with("new").await,
+        TestInstance::responding_with("old").await,
+    );
     let config = || gateway::Config {
         data: Some(data.path().to_owned()),
         ..config()
     };
-    start_with(config(), &[blue(9, &Settings::default(), &[new.place()])])
-        .await
-        .stop()
-        .await;
-    // This bus knows of nothing newer than revision 5, and of another endpoint at 6.
+    start_with(
+        config(),
+        &[blue_route(9, &Settings::default(), &[new.entry()])],
+    )
+    .await
+    .stop()
+    .await;
+    // This bus has nothing newer than revision 5, and another endpoint at 6.
     let other = Settings {
         endpoint: "other",
         ..Settings::default()
@@ -121,8 +127,8 @@ async fn a_lower_revision_changes_nothing() {
     let gateway = start_with(
         config(),
         &[
-            blue(5, &Settings::default(), &[old.place()]),
-            blue(6, &other, &[old.place()]),
+            blue_route(5, &Settings::default(), &[old.entry()]),
+            blue_route(6, &other, &[old.entry()]),
         ],
     )
     .await;
@@ -130,37 +136,40 @@ async fn a_lower_revision_changes_nothing() {
 }
 
 #[tokio::test]
-async fn of_one_revision_an_older_deal_changes_nothing_and_the_later_of_one_deal_counts() {
-    let said = [
-        Instance::saying("old").await,
-        Instance::saying("first").await,
-        Instance::saying("second").await,
+async fn within_a_revision_an_older_slot_allocation_is_ignored_and_the_last_of_equal_ones_wins() {
+    let instances = [
+        TestInstance::responding_with("old").await,
+        TestInstance::responding_with("first").await,
+        TestInstance::responding_with("second").await,
     ];
     let update = |revision, members, which: usize| {
-        let places = [said[which].place()];
-        dealt(members, blue(revision, &Settings::default(), &places))
+        let entries = [instances[which].entry()];
+        with_allocation(
+            members,
+            blue_route(revision, &Settings::default(), &entries),
+        )
     };
     let mut gateway = start(&[update(5, 7, 1)]).await;
     assert_eq!(gateway.post("x").await.text(), "first");
     gateway.bus.publish_route(Arc::new(update(5, 7, 2)));
-    soon("the second step of the deal", async {
+    within_timeout("the second step of the allocation", async {
         while gateway.post("x").await.text() != "second" {}
     })
     .await;
     gateway.bus.publish_route(Arc::new(update(5, 6, 0)));
-    // Told after it, and in order: once it is known, the other was passed over.
+    // Published afterwards, in order: once it is applied, the other has been skipped.
     let other = Settings {
         endpoint: "other",
         ..Settings::default()
     };
-    gateway.apply(blue(1, &other, &[])).await;
+    gateway.apply(blue_route(1, &other, &[])).await;
     assert_eq!(gateway.post("x").await.text(), "second");
 }
 
 #[tokio::test]
-async fn a_deleted_endpoint_is_gone_and_does_not_come_back_by_an_old_update() {
-    let instance = Instance::echo().await;
-    let update = blue(1, &Settings::default(), &[instance.place()]);
+async fn a_deleted_endpoint_is_not_restored_by_an_old_update() {
+    let instance = TestInstance::echo().await;
+    let update = blue_route(1, &Settings::default(), &[instance.entry()]);
     let mut gateway = start(std::slice::from_ref(&update)).await;
     assert_eq!(gateway.post("x").await.status, 200);
     let gone = RouteUpdate {
@@ -176,48 +185,50 @@ async fn a_deleted_endpoint_is_gone_and_does_not_come_back_by_an_old_update() {
 }
 
 #[tokio::test]
-async fn a_deleted_endpoint_is_forgotten_in_time_in_the_saved_routes_and_in_frames() {
-    let data = scratch();
+async fn a_deleted_endpoint_eventually_leaves_the_saved_routes_and_frames() {
+    let data = temp_dir();
     let config = gateway::Config {
         data: Some(data.path().to_owned()),
-        deleted_kept: std::time::Duration::ZERO,
+        deleted_retention: std::time::Duration::ZERO,
         ..config()
     };
-    let lives = Settings {
+    let kept = Settings {
         endpoint: "lives",
         ..Settings::default()
     };
-    let dies = blue(1, &Settings::default(), &[]);
-    let mut gateway = start_with(config, &[blue(1, &lives, &[]), dies.clone()]).await;
+    let deleted = blue_route(1, &Settings::default(), &[]);
+    let mut gateway = start_with(config, &[blue_route(1, &kept, &[]), deleted.clone()]).await;
     until_saved(data.path(), "iris").await;
-    let bucket = dies.endpoint.bucket();
+    let bucket = deleted.endpoint.bucket();
     let of_iris = |frame: &Frame| frame.bucket == bucket;
-    let tells = |frame: &Frame| of_iris(frame) && frame.routes.contains_key(&dies.endpoint);
-    gateway.frame(tells).await;
+    let has_route = |frame: &Frame| of_iris(frame) && frame.routes.contains_key(&deleted.endpoint);
+    gateway.frame(has_route).await;
     gateway.bus.publish_route(Arc::new(RouteUpdate {
         revision: Position(2),
         route: None,
-        ..dies.clone()
+        ..deleted.clone()
     }));
-    gateway.frame(|frame| of_iris(frame) && !tells(frame)).await;
-    soon("the routes without it", async {
+    gateway
+        .frame(|frame| of_iris(frame) && !has_route(frame))
+        .await;
+    within_timeout("the saved routes without it", async {
         while saved_routes(data.path()).is_none_or(|saved| saved.contains("iris")) {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     })
     .await;
     assert!(saved_routes(data.path()).unwrap().contains("lives"));
-    // Its name is free for a new one.
-    let mut again = blue(3, &Settings::default(), &[]);
+    // Its name can be used again.
+    let mut again = blue_route(3, &Settings::default(), &[]);
     again.members = Position(1);
     gateway.apply(again).await;
 }
 
 #[tokio::test]
-async fn a_thousand_updates_under_load_fail_no_request_and_each_sees_one_whole_snapshot() {
-    let (blue, green) = (
-        Instance::saying("blue").await,
-        Instance::saying("green").await,
+async fn a_thousand_updates_under_load_fail_no_request_and_each_sees_a_consistent_snapshot() {
+    let (blue_instance, green_instance) = (
+        TestInstance::responding_with("blue").await,
+        TestInstance::responding_with("green").await,
     );
     let settings = Settings::default();
     let update = |revision: u64| {
@@ -226,8 +237,8 @@ async fn a_thousand_updates_under_load_fail_no_request_and_each_sees_one_whole_s
             revision,
             &settings,
             &[
-                ("blue", share, &[blue.place()]),
-                ("green", 100 - share, &[green.place()]),
+                ("blue", share, &[blue_instance.entry()]),
+                ("green", 100 - share, &[green_instance.entry()]),
             ],
         )
     };
@@ -237,14 +248,18 @@ async fn a_thousand_updates_under_load_fail_no_request_and_each_sees_one_whole_s
         .map(|_| {
             let (address, stop) = (gateway.address, stop.clone());
             tokio::spawn(async move {
-                let mut client = Client::connect(address).await;
+                let mut client = TestClient::connect(address).await;
                 let mut count = 0u64;
                 while !stop.is_cancelled() {
-                    let answer = client
-                        .send(request("/endpoints/iris/score").body(whole("x")).unwrap())
+                    let response = client
+                        .send(
+                            request("/endpoints/iris/score")
+                                .body(full_body("x"))
+                                .unwrap(),
+                        )
                         .await;
-                    assert_eq!(answer.status, 200);
-                    assert_eq!(answer.text(), answer.header("penstock-deployment"));
+                    assert_eq!(response.status, 200);
+                    assert_eq!(response.text(), response.header("penstock-deployment"));
                     count += 1;
                 }
                 count
@@ -263,23 +278,23 @@ async fn a_thousand_updates_under_load_fail_no_request_and_each_sees_one_whole_s
 }
 
 #[tokio::test]
-async fn new_keys_count_from_the_next_request_on() {
-    let instance = Instance::echo().await;
+async fn new_keys_apply_from_the_next_request() {
+    let instance = TestInstance::echo().await;
     let with = |key| Settings {
         keys: vec![key],
         ..Settings::default()
     };
-    let mut gateway = start(&[blue(1, &with("old"), &[instance.place()])]).await;
-    let ask = |key: &str| {
+    let mut gateway = start(&[blue_route(1, &with("old"), &[instance.entry()])]).await;
+    let request_with = |key: &str| {
         request("/endpoints/iris/score")
             .header("authorization", format!("Bearer {key}"))
-            .body(whole("x"))
+            .body(full_body("x"))
             .unwrap()
     };
-    assert_eq!(send(gateway.address, ask("old")).await.status, 200);
+    assert_eq!(send(gateway.address, request_with("old")).await.status, 200);
     gateway
-        .apply(blue(2, &with("new"), &[instance.place()]))
+        .apply(blue_route(2, &with("new"), &[instance.entry()]))
         .await;
-    assert_eq!(send(gateway.address, ask("old")).await.status, 401);
-    assert_eq!(send(gateway.address, ask("new")).await.status, 200);
+    assert_eq!(send(gateway.address, request_with("old")).await.status, 401);
+    assert_eq!(send(gateway.address, request_with("new")).await.status, 200);
 }

@@ -1,59 +1,61 @@
-//! Reads an answer from the bytes of a connection, whichever pieces they come in. It knows no
-//! socket, so what it makes of some bytes can be tried on any of them.
+//! Reads a response from the bytes of a connection, however they are split. It is independent of
+//! sockets, so it can be tested on any bytes.
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Method};
 
-use super::head::{HEAD_BYTES_MAX, Head, Length, Malformed, Parsed, parse};
-use crate::framing::Chunks;
+use super::head::{
+    MalformedResponse, ParsedHead, RESPONSE_HEAD_BYTES_MAX, ResponseHead, ResponseLength, parse,
+};
+use crate::framing::ChunkParser;
 
 #[derive(Debug)]
-enum State {
+enum ReaderState {
     Head,
     Known(u64),
-    Chunks(Chunks),
+    Chunks(ChunkParser),
     UntilClose,
-    Whole,
-    /// What follows the last data cannot be read.
+    Complete,
+    /// What follows the last data is malformed.
     Malformed,
 }
 
 #[derive(Debug)]
-pub struct Reader {
-    /// Of the request that is answered.
+pub struct ResponseReader {
+    /// Method of the request.
     method: Method,
-    state: State,
-    /// Read and not yet used.
+    state: ReaderState,
+    /// Received and not yet consumed.
     input: Bytes,
     /// How much of the input has been searched for a head.
     searched: usize,
-    /// Bytes of interim answers.
+    /// Bytes of interim responses.
     interim: usize,
-    keeps_alive: bool,
+    is_keep_alive: bool,
 }
 
-impl Reader {
+impl ResponseReader {
     pub fn new() -> Self {
         Self {
             method: Method::GET,
-            state: State::Head,
+            state: ReaderState::Head,
             input: Bytes::new(),
             searched: 0,
             interim: 0,
-            keeps_alive: false,
+            is_keep_alive: false,
         }
     }
 
-    /// The answer to a new request follows.
+    /// Resets for the response to a new request.
     pub fn begin(&mut self, method: &Method) {
         self.method.clone_from(method);
-        self.state = State::Head;
+        self.state = ReaderState::Head;
         self.searched = 0;
         self.interim = 0;
-        self.keeps_alive = false;
+        self.is_keep_alive = false;
     }
 
-    /// What the connection has brought.
+    /// Adds bytes received on the connection.
     pub fn push(&mut self, bytes: Bytes) {
         if self.input.is_empty() {
             self.input = bytes;
@@ -64,32 +66,35 @@ impl Reader {
         self.input = input.freeze();
     }
 
-    /// The head of the answer, once it is whole. Interim answers before it are skipped.
-    pub fn head(&mut self, spare: &mut HeaderMap) -> Result<Option<Box<Head>>, Malformed> {
+    /// Returns the response head once it is complete. Interim responses before it are skipped.
+    pub fn head(
+        &mut self,
+        spare: &mut HeaderMap,
+    ) -> Result<Option<Box<ResponseHead>>, MalformedResponse> {
         loop {
-            // A head that comes in small pieces is not read again for each of them.
+            // A head that arrives in small pieces is not reparsed for each of them.
             let new = &self.input[self.searched..];
             if new.is_empty() || (self.searched > 0 && !new.contains(&b'\n')) {
                 return self.partial();
             }
             match parse(&self.input, &self.method, spare)? {
-                Parsed::Partial => return self.partial(),
-                Parsed::Interim(length) => {
+                ParsedHead::Partial => return self.partial(),
+                ParsedHead::Interim(length) => {
                     self.input.advance(length);
                     self.interim += length;
                     self.searched = 0;
                 }
-                Parsed::Head(head, length) => {
+                ParsedHead::Final(head, length) => {
                     self.input.advance(length);
-                    if self.interim + length > HEAD_BYTES_MAX {
-                        return Err(Malformed);
+                    if self.interim + length > RESPONSE_HEAD_BYTES_MAX {
+                        return Err(MalformedResponse);
                     }
-                    self.keeps_alive = head.keeps_alive;
+                    self.is_keep_alive = head.is_keep_alive;
                     self.state = match head.length {
-                        Length::Known(0) => State::Whole,
-                        Length::Known(length) => State::Known(length),
-                        Length::Chunked => State::Chunks(Chunks::of_answer()),
-                        Length::UntilClose => State::UntilClose,
+                        ResponseLength::Known(0) => ReaderState::Complete,
+                        ResponseLength::Known(length) => ReaderState::Known(length),
+                        ResponseLength::Chunked => ReaderState::Chunks(ChunkParser::for_response()),
+                        ResponseLength::UntilClose => ReaderState::UntilClose,
                     };
                     return Ok(Some(head));
                 }
@@ -97,33 +102,33 @@ impl Reader {
         }
     }
 
-    fn partial(&mut self) -> Result<Option<Box<Head>>, Malformed> {
+    fn partial(&mut self) -> Result<Option<Box<ResponseHead>>, MalformedResponse> {
         self.searched = self.input.len();
-        if self.interim + self.searched > HEAD_BYTES_MAX {
-            return Err(Malformed);
+        if self.interim + self.searched > RESPONSE_HEAD_BYTES_MAX {
+            return Err(MalformedResponse);
         }
         Ok(None)
     }
 
-    /// The next piece of the body, as far as it has come.
-    pub fn data(&mut self) -> Result<Option<Bytes>, Malformed> {
+    /// Returns the next piece of the body that has arrived.
+    pub fn data(&mut self) -> Result<Option<Bytes>, MalformedResponse> {
         match &mut self.state {
-            State::Head | State::Whole => Ok(None),
-            State::Malformed => Err(Malformed),
+            ReaderState::Head | ReaderState::Complete => Ok(None),
+            ReaderState::Malformed => Err(MalformedResponse),
             _ if self.input.is_empty() => Ok(None),
-            State::UntilClose => Ok(Some(std::mem::take(&mut self.input))),
-            State::Known(left) => {
+            ReaderState::UntilClose => Ok(Some(std::mem::take(&mut self.input))),
+            ReaderState::Known(remaining) => {
                 let taken = self
                     .input
                     .len()
-                    .min(usize::try_from(*left).unwrap_or(usize::MAX));
-                *left -= taken as u64;
-                if *left == 0 {
-                    self.state = State::Whole;
+                    .min(usize::try_from(*remaining).unwrap_or(usize::MAX));
+                *remaining -= taken as u64;
+                if *remaining == 0 {
+                    self.state = ReaderState::Complete;
                 }
                 Ok(Some(self.take(taken)))
             }
-            State::Chunks(_) => self.chunk(),
+            ReaderState::Chunks(_) => self.chunk(),
         }
     }
 
@@ -134,91 +139,91 @@ impl Reader {
         self.input.split_to(count)
     }
 
-    fn chunk(&mut self) -> Result<Option<Bytes>, Malformed> {
-        self.skip();
-        let State::Chunks(chunks) = &mut self.state else {
+    fn chunk(&mut self) -> Result<Option<Bytes>, MalformedResponse> {
+        self.skip_chunk_framing();
+        let ReaderState::Chunks(chunks) = &mut self.state else {
             return match self.state {
-                State::Malformed => Err(Malformed),
+                ReaderState::Malformed => Err(MalformedResponse),
                 _ => Ok(None),
             };
         };
-        let taken = chunks.pass(self.input.len());
+        let taken = chunks.take_data(self.input.len());
         if taken == 0 {
             return Ok(None);
         }
         let data = self.take(taken);
-        // So that the end is known together with the last piece where both came together.
-        self.skip();
+        // So that the end is known together with the last piece if both arrived together.
+        self.skip_chunk_framing();
         Ok(Some(data))
     }
 
-    /// Takes what stands between the data of chunks.
-    fn skip(&mut self) {
-        let State::Chunks(chunks) = &mut self.state else {
+    /// Consumes the framing between the data of chunks.
+    fn skip_chunk_framing(&mut self) {
+        let ReaderState::Chunks(chunks) = &mut self.state else {
             return;
         };
-        match chunks.skip(&self.input) {
+        match chunks.skip_framing(&self.input) {
             Ok((taken, done)) => {
                 self.input.advance(taken);
                 if done {
-                    self.state = State::Whole;
+                    self.state = ReaderState::Complete;
                 }
             }
-            Err(_) => self.state = State::Malformed,
+            Err(_) => self.state = ReaderState::Malformed,
         }
     }
 
-    /// The instance has closed: true where that is how the answer ends.
-    pub fn end(&mut self) -> Result<bool, Malformed> {
+    /// Called when the instance has closed; returns true if that is how the response ends.
+    pub fn on_close(&mut self) -> Result<bool, MalformedResponse> {
         match self.state {
-            State::UntilClose => self.state = State::Whole,
-            // The last piece of a head that stays a part may not have been looked at.
-            State::Head if !self.input.is_empty() => {
+            ReaderState::UntilClose => self.state = ReaderState::Complete,
+            // The last piece of an incomplete head may not have been parsed.
+            ReaderState::Head if !self.input.is_empty() => {
                 parse(&self.input, &self.method, &mut HeaderMap::new())?;
             }
             _ => {}
         }
-        Ok(self.is_whole())
+        Ok(self.is_complete())
     }
 
-    pub fn is_whole(&self) -> bool {
-        matches!(self.state, State::Whole)
+    pub fn is_complete(&self) -> bool {
+        matches!(self.state, ReaderState::Complete)
     }
 
-    /// Something of an answer has come, be it a part of a head.
+    /// Whether any part of a response has arrived, even part of a head.
     pub fn has_begun(&self) -> bool {
-        !matches!(self.state, State::Head) || self.interim > 0 || !self.input.is_empty()
+        !matches!(self.state, ReaderState::Head) || self.interim > 0 || !self.input.is_empty()
     }
 
-    /// The rest of the body has come, and is one piece.
-    pub fn is_at_hand(&self) -> bool {
+    /// Whether the rest of the body has arrived, in one piece.
+    pub fn is_buffered(&self) -> bool {
         match self.state {
-            State::Known(left) => self.input.len() as u64 >= left,
-            State::Whole => true,
+            ReaderState::Known(remaining) => self.input.len() as u64 >= remaining,
+            ReaderState::Complete => true,
             _ => false,
         }
     }
 
-    /// A next request may follow: the answer is whole and nothing came behind it.
-    pub fn may_go_on(&self) -> bool {
-        self.is_whole() && self.keeps_alive && self.input.is_empty()
+    /// Whether the connection can be reused: the response is complete and nothing followed it.
+    pub fn is_reusable(&self) -> bool {
+        self.is_complete() && self.is_keep_alive && self.input.is_empty()
     }
 
-    /// How many bytes of data are still to come, where the instance has said so: of the body, or of
-    /// its present chunk.
-    pub fn announced(&self) -> u64 {
+    /// Bytes of data left, as far as the instance has announced: of the body, or of the current
+    /// chunk.
+    pub fn known_remaining(&self) -> u64 {
         match &self.state {
-            State::Known(left) => *left,
-            State::Chunks(chunks) => chunks.announced(),
+            ReaderState::Known(remaining) => *remaining,
+            ReaderState::Chunks(chunks) => chunks.data_remaining(),
             _ => 0,
         }
     }
 
-    /// The exact length of what is left of the body, where it is known.
+    /// The exact remaining length of the body, if known.
     pub fn exact_length(&self) -> Option<u64> {
         match &self.state {
-            State::Known(left) => Some(*left),
-            State::Whole => Some(0),
+            ReaderState::Known(remaining) => Some(*remaining),
+            ReaderState::Complete => Some(0),
             _ => None,
         }
     }

@@ -1,5 +1,5 @@
-//! A connection in use: a request goes out, its answer comes in, both at once where the instance
-//! answers early.
+//! A connection in use: the request is sent while the response is received, in case the instance
+//! responds early.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -14,160 +14,162 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
-use super::body::Reader;
-use super::counted::Counted;
-use super::head::{Ask, Head, Malformed};
-use super::idle::Idle;
+use super::body::ResponseReader;
+use super::count_guard::CountGuard;
+use super::head::{MalformedResponse, ResponseHead, UpstreamRequest};
+use super::idle::IdleConnection;
 use crate::body::{BodyError, RequestBody};
-use crate::socket::{JOINED_MAX, poll_write_pieces};
+use crate::socket::{COALESCE_BYTES_MAX, poll_write_coalesced};
 
-/// Up to this size what is read is copied to where it just fits.
+/// Reads up to this size are copied to a buffer of their exact size.
 const READ_SMALL: usize = 8 * 1024;
-/// Room for one read where more is to come.
+/// Buffer size of a read if more is expected.
 const READ_LARGE: usize = 128 * 1024;
-/// A head's buffer that has grown beyond this is not kept.
+/// A head buffer that has grown beyond this is not kept.
 const TEXT_MAX: usize = 16 * 1024;
 
 thread_local! {
-    /// What heads are written into: one buffer per thread, as long as they go out in one piece.
+    /// Buffer for heads: one per thread, as long as heads are sent in one piece.
     static TEXT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Why there is no answer, or no whole one.
+/// Why there is no response, or only part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
-    #[error("the answer is not valid HTTP/1.1")]
+pub enum UpstreamError {
+    #[error("the response is not valid HTTP/1.1")]
     Malformed,
-    #[error("the instance broke off")]
-    Off,
-    #[error("the request's body cannot be passed on")]
-    Request,
+    #[error("the instance closed the connection early")]
+    ClosedEarly,
+    #[error("the request body cannot be forwarded")]
+    RequestBody,
 }
 
-impl From<Malformed> for Broken {
-    fn from(_: Malformed) -> Self {
+impl From<MalformedResponse> for UpstreamError {
+    fn from(_: MalformedResponse) -> Self {
         Self::Malformed
     }
 }
 
-impl From<BodyError> for Broken {
+impl From<BodyError> for UpstreamError {
     fn from(_: BodyError) -> Self {
-        Self::Request
+        Self::RequestBody
     }
 }
 
-/// A request to an instance and its answer, and the connection that they have to themselves. It is
-/// sent and answered at once: how far it is sent is told by `Outgoing`, how far it is answered by
-/// `Reader`.
+/// A request to an instance and its response, and the connection that they occupy. `Outgoing`
+/// tracks how much of the request is sent, `ResponseReader` how much of the response is received.
 #[derive(Debug)]
 pub struct Upstream {
     pub(super) stream: TcpStream,
     outgoing: Outgoing,
-    reader: Reader,
-    /// The last read used all the room there was.
-    filled: bool,
-    /// Among the descriptors of this gateway, as long as it is open.
-    _counted: Counted,
+    reader: ResponseReader,
+    /// Whether the last read filled its buffer.
+    last_read_full: bool,
+    /// Counts the connection while it is open.
+    _count: CountGuard,
 }
 
 impl Upstream {
-    pub(super) fn new(stream: TcpStream, counted: Counted) -> Self {
+    pub(super) fn new(stream: TcpStream, count: CountGuard) -> Self {
         Self {
             stream,
             outgoing: Outgoing::default(),
-            reader: Reader::new(),
-            filled: false,
-            _counted: counted,
+            reader: ResponseReader::new(),
+            last_read_full: false,
+            _count: count,
         }
     }
 
-    /// Begins a request. It goes out while its answer is waited for.
-    pub(super) fn begin(&mut self, ask: &Ask<'_>, body: RequestBody) {
-        self.reader.begin(ask.method);
-        self.outgoing.begin(ask, body);
+    /// Starts a request. It is sent while waiting for the response.
+    pub(super) fn begin(&mut self, request: &UpstreamRequest<'_>, body: RequestBody) {
+        self.reader.begin(request.method);
+        self.outgoing.begin(request, body);
     }
 
-    /// Waits for the head of the answer, while the request is still being sent.
+    /// Waits for the response head, while still sending the request.
     pub fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
         spare: &mut HeaderMap,
-    ) -> Poll<Result<Box<Head>, Broken>> {
-        self.send_on(cx)?;
+    ) -> Poll<Result<Box<ResponseHead>, UpstreamError>> {
+        self.poll_send(cx)?;
         loop {
             if let Some(head) = self.reader.head(spare)? {
                 return Poll::Ready(Ok(head));
             }
             if ready!(self.poll_read(cx)).unwrap_or_default() == 0 {
-                self.reader.end()?;
-                return Poll::Ready(Err(Broken::Off));
+                self.reader.on_close()?;
+                return Poll::Ready(Err(UpstreamError::ClosedEarly));
             }
         }
     }
 
-    /// The next piece of the answer's body; none once it is whole.
-    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
-        if let Err(broken) = self.send_on(cx) {
+    /// Returns the next piece of the response body; `None` once it is complete.
+    pub fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, UpstreamError>>> {
+        if let Err(broken) = self.poll_send(cx) {
             return Poll::Ready(Some(Err(broken)));
         }
         loop {
             match self.reader.data() {
                 Ok(Some(data)) => return Poll::Ready(Some(Ok(data))),
-                Ok(None) if self.reader.is_whole() => return Poll::Ready(None),
+                Ok(None) if self.reader.is_complete() => return Poll::Ready(None),
                 Ok(None) => {}
                 Err(malformed) => return Poll::Ready(Some(Err(malformed.into()))),
             }
-            let goes_on = match ready!(self.poll_read(cx)) {
-                Ok(0) => self.reader.end().unwrap_or_default(),
+            let can_continue = match ready!(self.poll_read(cx)) {
+                Ok(0) => self.reader.on_close().unwrap_or_default(),
                 read => read.is_ok(),
             };
-            if !goes_on {
-                return Poll::Ready(Some(Err(Broken::Off)));
+            if !can_continue {
+                return Poll::Ready(Some(Err(UpstreamError::ClosedEarly)));
             }
         }
     }
 
-    /// The whole body where it came with the head, in at most one piece.
-    pub fn take_at_hand(&mut self) -> Option<Option<Bytes>> {
-        if !self.reader.is_at_hand() {
+    /// Takes the whole body, in at most one piece, if it arrived with the head.
+    pub fn take_buffered(&mut self) -> Option<Option<Bytes>> {
+        if !self.reader.is_buffered() {
             return None;
         }
         self.reader.data().ok()
     }
 
-    /// Whether the instance has sent anything for an answer.
-    pub fn is_answered(&self) -> bool {
+    /// Whether the instance has sent any part of a response.
+    pub fn has_response(&self) -> bool {
         self.reader.has_begun()
     }
 
-    /// Whether the socket took not one byte of the request, so that no instance can have read any.
-    /// Nothing else proves that: the reset that follows a close looks the same whether the request
-    /// came after it or was read in part before it.
-    pub fn none_sent(&self) -> bool {
-        !self.outgoing.any_sent
+    /// Whether the socket accepted no byte of the request, so that no instance can have read any.
+    /// Nothing else proves that: the reset after a close looks the same whether the request arrived
+    /// after the close or was partly read before it.
+    pub fn is_unsent(&self) -> bool {
+        !self.outgoing.has_sent
     }
 
-    /// The answer is whole.
-    pub fn is_whole(&self) -> bool {
-        self.reader.is_whole()
+    /// Whether the response is complete.
+    pub fn is_complete(&self) -> bool {
+        self.reader.is_complete()
     }
 
-    /// The exact length of what is left of the answer, where it is known.
+    /// The exact remaining length of the response body, if known.
     pub fn exact_length(&self) -> Option<u64> {
         self.reader.exact_length()
     }
 
-    /// The connection for a next request, after a whole answer to a request that was sent to its
-    /// end; closed otherwise.
-    pub fn rest(self: Box<Self>) -> Option<Idle> {
-        let is_over = self.reader.may_go_on() && self.outgoing.is_sent();
-        is_over.then(|| Idle::after(self))
+    /// Returns the connection for another request, if the response is complete and the request was
+    /// fully sent; closes it otherwise.
+    pub fn into_idle(self: Box<Self>) -> Option<IdleConnection> {
+        let is_reusable = self.reader.is_reusable() && self.outgoing.is_sent();
+        is_reusable.then(|| IdleConnection::after_response(self))
     }
 
-    /// Sends what is left of the request. An instance that takes no more of it may still have
-    /// answered, so only a body that fails is an error.
-    fn send_on(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
-        if self.outgoing.stage == Stage::Sent {
+    /// Sends what is left of the request. An instance that stops reading it may still have
+    /// responded, so only a failing body is an error.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<(), UpstreamError> {
+        if self.outgoing.stage == SendStage::Sent {
             return Ok(());
         }
         match self.outgoing.poll(&mut self.stream, cx) {
@@ -176,17 +178,17 @@ impl Upstream {
         }
     }
 
-    /// Reads once, for the reader. Nothing read is the end.
+    /// Reads once into the reader. 0 bytes means end of stream.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let large = self.filled || self.reader.announced() > READ_SMALL as u64;
+        let large = self.last_read_full || self.reader.known_remaining() > READ_SMALL as u64;
         let bytes = if large {
             ready!(self.poll_read_large(cx))?
         } else {
-            let mut room = [MaybeUninit::uninit(); READ_SMALL];
-            let mut room = ReadBuf::uninit(&mut room);
-            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut room))?;
-            self.filled = room.remaining() == 0;
-            Bytes::copy_from_slice(room.filled())
+            let mut buffer = [MaybeUninit::uninit(); READ_SMALL];
+            let mut buffer = ReadBuf::uninit(&mut buffer);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer))?;
+            self.last_read_full = buffer.remaining() == 0;
+            Bytes::copy_from_slice(buffer.filled())
         };
         let read = bytes.len();
         self.reader.push(bytes);
@@ -194,20 +196,20 @@ impl Upstream {
     }
 
     fn poll_read_large(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        // No room is made before there is something to read.
+        // Do not allocate before there is something to read.
         ready!(self.stream.poll_read_ready(cx))?;
-        let announced = usize::try_from(self.reader.announced()).unwrap_or(READ_LARGE);
-        // With some room to spare a read that brings all leaves none to be looked for.
-        let room = if announced > READ_SMALL {
-            announced.saturating_add(128).min(READ_LARGE)
+        let known_remaining = usize::try_from(self.reader.known_remaining()).unwrap_or(READ_LARGE);
+        // With some spare capacity, a read that returns everything shows that nothing is left.
+        let capacity = if known_remaining > READ_SMALL {
+            known_remaining.saturating_add(128).min(READ_LARGE)
         } else {
             READ_LARGE
         };
-        let mut buffer = BytesMut::with_capacity(room);
+        let mut buffer = BytesMut::with_capacity(capacity);
         let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut buffer))?;
-        self.filled = read == room;
-        Poll::Ready(Ok(if read <= room / 4 {
-            // A large room is not kept for little.
+        self.last_read_full = read == capacity;
+        Poll::Ready(Ok(if read <= capacity / 4 {
+            // Do not keep a large buffer for little data.
             Bytes::copy_from_slice(&buffer)
         } else {
             buffer.freeze()
@@ -216,67 +218,67 @@ impl Upstream {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Stage {
+enum SendStage {
     /// More of the body is to come.
     Body,
-    /// The rest is here.
+    /// The rest is buffered.
     Rest,
     #[default]
     Sent,
-    /// The instance takes no more.
+    /// The instance stopped reading.
     Refused,
-    /// The client's body cannot be had.
+    /// The client's body failed.
     Failed,
 }
 
-/// A request on its way out. At most one piece of its body is held.
+/// A request being sent. Holds at most one piece of its body.
 #[derive(Debug, Default)]
 struct Outgoing {
-    stage: Stage,
+    stage: SendStage,
     chunked: bool,
     body: RequestBody,
-    /// The head, and what stands before a chunk.
+    /// The head, or a chunk's size line.
     text: Vec<u8>,
     /// How much of it is sent.
     text_sent: usize,
     data: Bytes,
-    /// What stands behind a chunk.
+    /// What follows a chunk's data.
     tail: &'static [u8],
-    /// The socket took some of it.
-    any_sent: bool,
+    /// Whether the socket accepted any byte.
+    has_sent: bool,
 }
 
 impl Outgoing {
-    fn begin(&mut self, ask: &Ask<'_>, mut body: RequestBody) {
+    fn begin(&mut self, request: &UpstreamRequest<'_>, mut body: RequestBody) {
         self.text = TEXT.take();
         self.text.clear();
         self.text_sent = 0;
-        self.any_sent = false;
+        self.has_sent = false;
         self.tail = b"";
         self.chunked = body.size_hint().exact().is_none();
-        ask.write(&mut self.text, self.chunked);
-        self.data = body.take_whole();
-        if !self.data.is_empty() && self.text.len() + self.data.len() <= JOINED_MAX {
+        request.write(&mut self.text, self.chunked);
+        self.data = body.take_full();
+        if !self.data.is_empty() && self.text.len() + self.data.len() <= COALESCE_BYTES_MAX {
             self.text.extend_from_slice(&self.data);
             self.data = Bytes::new();
         }
         self.stage = if body.is_end_stream() && !self.chunked {
-            Stage::Rest
+            SendStage::Rest
         } else {
-            Stage::Body
+            SendStage::Body
         };
         self.body = body;
     }
 
     fn is_sent(&self) -> bool {
-        self.stage == Stage::Sent
+        self.stage == SendStage::Sent
     }
 
     fn unsent(&self) -> usize {
         self.text.len() - self.text_sent + self.data.len() + self.tail.len()
     }
 
-    /// Sends what there is; ready once all is sent, or the instance takes no more.
+    /// Sends what is available; ready once everything is sent or the instance stops reading.
     fn poll(
         &mut self,
         stream: &mut TcpStream,
@@ -284,49 +286,49 @@ impl Outgoing {
     ) -> Poll<Result<(), BodyError>> {
         loop {
             match self.stage {
-                Stage::Sent | Stage::Refused => return Poll::Ready(Ok(())),
-                Stage::Failed => return Poll::Ready(Err(BodyError)),
-                Stage::Body if self.data.is_empty() && self.tail.is_empty() => {
+                SendStage::Sent | SendStage::Refused => return Poll::Ready(Ok(())),
+                SendStage::Failed => return Poll::Ready(Err(BodyError)),
+                SendStage::Body if self.data.is_empty() && self.tail.is_empty() => {
                     if self.poll_piece(cx)?.is_pending() && self.unsent() == 0 {
                         return Poll::Pending;
                     }
                 }
-                Stage::Body | Stage::Rest => {}
+                SendStage::Body | SendStage::Rest => {}
             }
             while self.unsent() > 0 {
                 match ready!(self.poll_write(stream, cx)) {
                     Ok(written) if written > 0 => self.advance(written),
                     _ => {
-                        self.stop(Stage::Refused);
+                        self.stop(SendStage::Refused);
                         return Poll::Ready(Ok(()));
                     }
                 }
             }
-            if self.stage == Stage::Rest {
-                self.stop(Stage::Sent);
+            if self.stage == SendStage::Rest {
+                self.stop(SendStage::Sent);
             }
         }
     }
 
-    /// Takes the next piece of the body.
+    /// Gets the next piece of the body.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
-                self.stop(Stage::Failed);
+                self.stop(SendStage::Failed);
                 return Poll::Ready(Err(error));
             }
             None => {
-                self.stage = Stage::Rest;
+                self.stage = SendStage::Rest;
                 self.tail = if self.chunked { b"0\r\n\r\n" } else { b"" };
                 return Poll::Ready(Ok(()));
             }
         };
-        // Trailers belong to the hop, as the header that announces them.
+        // Trailers are hop-by-hop, like the header that announces them.
         self.data = frame.into_data().unwrap_or_default();
         let ended = self.body.is_end_stream();
         if ended {
-            self.stage = Stage::Rest;
+            self.stage = SendStage::Rest;
         }
         if self.chunked {
             self.tail = match (self.data.is_empty(), ended) {
@@ -353,11 +355,11 @@ impl Outgoing {
             return Pin::new(stream).poll_write(cx, text);
         }
         let pieces = [text, &self.data, self.tail].map(IoSlice::new);
-        poll_write_pieces(stream, cx, &pieces)
+        poll_write_coalesced(stream, cx, &pieces)
     }
 
     fn advance(&mut self, mut written: usize) {
-        self.any_sent = true;
+        self.has_sent = true;
         let text = written.min(self.text.len() - self.text_sent);
         self.text_sent += text;
         written -= text;
@@ -370,8 +372,8 @@ impl Outgoing {
         self.tail = &self.tail[written - data..];
     }
 
-    /// Nothing more goes out; the buffer is free for the next request of the thread.
-    fn stop(&mut self, stage: Stage) {
+    /// Stops sending and returns the buffer for the thread's next request.
+    fn stop(&mut self, stage: SendStage) {
         self.stage = stage;
         self.body = RequestBody::EMPTY;
         self.data = Bytes::new();

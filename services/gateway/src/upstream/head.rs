@@ -1,4 +1,4 @@
-//! Heads: a request's is written here, an answer's is read.
+//! Writes request heads and parses response heads.
 
 use std::mem::MaybeUninit;
 
@@ -8,33 +8,34 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use hyper::ext::ReasonPhrase;
 
 use crate::framing::content_length;
-use crate::hop::{Named, tokens};
+use crate::hop_by_hop::{ConnectionOptions, tokens};
 use crate::reply::REQUEST_ID;
 
-/// Longest head of an answer, together with the interim answers before it.
-pub const HEAD_BYTES_MAX: usize = 256 * 1024;
-/// Most headers of an answer.
-pub const HEADERS_MAX: usize = 100;
+/// Maximum size of a response head, including interim responses before it.
+pub const RESPONSE_HEAD_BYTES_MAX: usize = 256 * 1024;
+/// Maximum number of response headers.
+pub const RESPONSE_HEADERS_MAX: usize = 100;
 
-/// The answer is not valid HTTP/1.1, or can be read in two ways.
+/// The response is not valid HTTP/1.1, or is ambiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the answer is not valid HTTP/1.1")]
-pub struct Malformed;
+#[error("the response is not valid HTTP/1.1")]
+pub struct MalformedResponse;
 
-/// What an instance is asked.
+/// A request to an instance.
 #[derive(Clone, Copy, Debug)]
-pub struct Ask<'a> {
+pub struct UpstreamRequest<'a> {
     pub method: &'a Method,
     /// Path and query.
     pub path: &'a str,
-    /// The client's; what belongs to its hop is left out.
+    /// The client's headers; hop-by-hop ones are not forwarded.
     pub headers: &'a HeaderMap,
     pub host: &'a HeaderValue,
     pub id: &'a HeaderValue,
 }
 
-impl Ask<'_> {
-    /// Writes the head. A length in the client's headers has been checked, and is the body's.
+impl UpstreamRequest<'_> {
+    /// Writes the head. A length in the client's headers has been validated and is that of the
+    /// body.
     pub fn write(&self, out: &mut Vec<u8>, chunked: bool) {
         for piece in [
             self.method.as_str().as_bytes(),
@@ -48,12 +49,12 @@ impl Ask<'_> {
         ] {
             out.extend_from_slice(piece);
         }
-        let mut named = Named::default();
+        let mut connection_options = ConnectionOptions::default();
         for connection in self.headers.get_all(CONNECTION) {
-            named.add(connection.as_bytes());
+            connection_options.add(connection.as_bytes());
         }
         for (name, value) in self.headers {
-            if name == HOST || name == REQUEST_ID || named.stays_here(name) {
+            if name == HOST || name == REQUEST_ID || connection_options.is_hop_by_hop(name) {
                 continue;
             }
             out.extend_from_slice(name.as_str().as_bytes());
@@ -68,49 +69,49 @@ impl Ask<'_> {
     }
 }
 
-/// How the end of an answer's body is found.
+/// How the end of a response body is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Length {
+pub enum ResponseLength {
     Known(u64),
     Chunked,
     /// It ends with the connection.
     UntilClose,
 }
 
-/// The head of an answer, without what belongs to the hop.
+/// The head of a response, without hop-by-hop headers.
 #[derive(Debug)]
-pub struct Head {
+pub struct ResponseHead {
     pub status: StatusCode,
-    /// Where it is not the usual one.
+    /// Set if it is not the canonical reason.
     pub reason: Option<ReasonPhrase>,
     pub headers: HeaderMap,
-    pub length: Length,
-    /// The instance will take another request on this connection, as far as it says.
-    pub keeps_alive: bool,
+    pub length: ResponseLength,
+    /// Whether the instance allows another request on this connection.
+    pub is_keep_alive: bool,
 }
 
-/// What stands at the beginning of some bytes.
+/// What some bytes begin with.
 #[derive(Debug)]
-pub enum Parsed {
+pub enum ParsedHead {
     Partial,
-    /// An interim answer of so many bytes.
+    /// An interim response of this many bytes.
     Interim(usize),
-    /// A head of so many bytes.
-    Head(Box<Head>, usize),
+    /// A head of this many bytes.
+    Final(Box<ResponseHead>, usize),
 }
 
-/// What an answer's headers say of its framing.
+/// What a response's headers say about its framing.
 #[derive(Default)]
-struct Framing {
+struct ResponseFraming {
     chunked: bool,
     length: Option<u64>,
     close: bool,
     keep_alive: bool,
-    named: Named,
+    connection_options: ConnectionOptions,
 }
 
-impl Framing {
-    fn read(headers: &[httparse::Header<'_>]) -> Result<Self, Malformed> {
+impl ResponseFraming {
+    fn read(headers: &[httparse::Header<'_>]) -> Result<Self, MalformedResponse> {
         let mut framing = Self::default();
         for header in headers {
             let name = header.name;
@@ -120,9 +121,9 @@ impl Framing {
                     framing.length(header.value)?
                 }
                 17 if name.eq_ignore_ascii_case("transfer-encoding") => {
-                    // The coding is not passed on, so no other can be.
+                    // The coding is not forwarded, so no other can be supported.
                     if framing.chunked || !header.value.eq_ignore_ascii_case(b"chunked") {
-                        return Err(Malformed);
+                        return Err(MalformedResponse);
                     }
                     framing.chunked = true;
                 }
@@ -130,7 +131,7 @@ impl Framing {
             }
         }
         if framing.chunked && framing.length.is_some() {
-            return Err(Malformed);
+            return Err(MalformedResponse);
         }
         Ok(framing)
     }
@@ -144,95 +145,105 @@ impl Framing {
             self.close |= token.eq_ignore_ascii_case(b"close");
             self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
         }
-        self.named.add(value);
+        self.connection_options.add(value);
     }
 
-    /// The same length may be given more than once.
-    fn length(&mut self, value: &[u8]) -> Result<(), Malformed> {
+    /// The same length may be repeated.
+    fn length(&mut self, value: &[u8]) -> Result<(), MalformedResponse> {
         for length in value.split(|byte| *byte == b',') {
-            let length = content_length(length.trim_ascii()).ok_or(Malformed)?;
-            if self.length.replace(length).is_some_and(|old| old != length) {
-                return Err(Malformed);
+            let length = content_length(length.trim_ascii()).ok_or(MalformedResponse)?;
+            if self
+                .length
+                .replace(length)
+                .is_some_and(|previous| previous != length)
+            {
+                return Err(MalformedResponse);
             }
         }
         Ok(())
     }
 }
 
-/// Reads the head of an answer. `spare` is a map whose room is used again.
-pub fn parse(bytes: &Bytes, method: &Method, spare: &mut HeaderMap) -> Result<Parsed, Malformed> {
-    let mut fields = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; HEADERS_MAX];
-    let mut answer = httparse::Response::new(&mut []);
+/// Parses the head of a response. `spare` is a map whose allocation is reused.
+pub fn parse(
+    bytes: &Bytes,
+    method: &Method,
+    spare: &mut HeaderMap,
+) -> Result<ParsedHead, MalformedResponse> {
+    let mut fields =
+        [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; RESPONSE_HEADERS_MAX];
+    let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
-        &mut answer,
+        &mut response,
         bytes,
         &mut fields,
     );
     let length = match parsed {
         Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
-        Err(_) => return Err(Malformed),
+        Ok(httparse::Status::Partial) => return Ok(ParsedHead::Partial),
+        Err(_) => return Err(MalformedResponse),
     };
-    let status = StatusCode::from_u16(answer.code.unwrap_or_default()).map_err(|_| Malformed)?;
-    // Nobody asked for another protocol.
+    let status =
+        StatusCode::from_u16(response.code.unwrap_or_default()).map_err(|_| MalformedResponse)?;
+    // No upgrade was requested.
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Malformed);
+        return Err(MalformedResponse);
     }
     if status.is_informational() {
-        return Ok(Parsed::Interim(length));
+        return Ok(ParsedHead::Interim(length));
     }
-    let framing = Framing::read(answer.headers)?;
-    let old = answer.version == Some(0);
-    if old && framing.chunked {
-        return Err(Malformed);
+    let framing = ResponseFraming::read(response.headers)?;
+    let is_http_1_0 = response.version == Some(0);
+    if is_http_1_0 && framing.chunked {
+        return Err(MalformedResponse);
     }
-    let keeps_alive = !framing.close && (!old || framing.keep_alive);
-    let bodiless = method == Method::HEAD
+    let is_keep_alive = !framing.close && (!is_http_1_0 || framing.keep_alive);
+    let has_no_body = method == Method::HEAD
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED;
     let body = match framing.length {
-        _ if bodiless => Length::Known(0),
-        _ if framing.chunked => Length::Chunked,
-        Some(length) => Length::Known(length),
-        None => Length::UntilClose,
+        _ if has_no_body => ResponseLength::Known(0),
+        _ if framing.chunked => ResponseLength::Chunked,
+        Some(length) => ResponseLength::Known(length),
+        None => ResponseLength::UntilClose,
     };
-    let reason = answer
+    let reason = response
         .reason
         .filter(|reason| Some(*reason) != status.canonical_reason());
-    let head = Head {
+    let head = ResponseHead {
         status,
         reason: reason.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok()),
-        headers: passed_on(bytes, answer.headers, &framing, spare)?,
+        headers: forwarded_headers(bytes, response.headers, &framing, spare)?,
         length: body,
-        keeps_alive,
+        is_keep_alive,
     };
-    Ok(Parsed::Head(Box::new(head), length))
+    Ok(ParsedHead::Final(Box::new(head), length))
 }
 
-/// The headers that the client gets. Their values share the bytes they were read from.
-fn passed_on(
+/// Collects the headers for the client. Their values share the bytes they were parsed from.
+fn forwarded_headers(
     bytes: &Bytes,
     fields: &[httparse::Header<'_>],
-    framing: &Framing,
+    framing: &ResponseFraming,
     spare: &mut HeaderMap,
-) -> Result<HeaderMap, Malformed> {
+) -> Result<HeaderMap, MalformedResponse> {
     let mut headers = std::mem::take(spare);
-    let mut length_said = false;
+    let mut has_length = false;
     for field in fields {
-        // The only ones of the hop that are common.
+        // The only common hop-by-hop headers.
         if field.name.eq_ignore_ascii_case("connection")
             || field.name.eq_ignore_ascii_case("transfer-encoding")
         {
             continue;
         }
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed)?;
-        // The request's id is ours to say.
-        if name == REQUEST_ID || framing.named.stays_here(&name) {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| MalformedResponse)?;
+        // The request id is set by the gateway.
+        if name == REQUEST_ID || framing.connection_options.is_hop_by_hop(&name) {
             continue;
         }
         if name == CONTENT_LENGTH {
-            // Said once, however often the instance did.
-            if std::mem::replace(&mut length_said, true) {
+            // Forwarded once, even if the instance repeats it.
+            if std::mem::replace(&mut has_length, true) {
                 continue;
             }
             // A list of equal lengths is one length.
@@ -242,7 +253,7 @@ fn passed_on(
             }
         }
         let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value));
-        headers.append(name, value.map_err(|_| Malformed)?);
+        headers.append(name, value.map_err(|_| MalformedResponse)?);
     }
     Ok(headers)
 }

@@ -1,5 +1,5 @@
-//! A connection on which nothing is asked: new, or at rest after an answer. Only on one of these a
-//! request can begin, and the request has it to itself until the connection rests again or closes.
+//! A connection without a request: new, or idle after a response. Requests can only begin on one of
+//! these, and a request owns the connection until it is idle again or closes.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -11,69 +11,69 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::connection::Upstream;
-use super::counted::Counted;
-use super::head::Ask;
+use super::count_guard::CountGuard;
+use super::head::UpstreamRequest;
 use crate::body::RequestBody;
 use crate::instance::Instance;
 
-/// An open connection to an instance that waits for a request.
+/// An open connection to an instance, ready for a request.
 #[derive(Debug)]
-pub struct Idle {
+pub struct IdleConnection {
     upstream: Box<Upstream>,
     reused: bool,
 }
 
-impl Idle {
-    /// A new connection, one among `all`.
+impl IdleConnection {
+    /// Opens a new connection, counted in `count`.
     pub async fn connect(
         instance: &Instance,
         timeout: Duration,
-        all: &Arc<AtomicUsize>,
+        count: &Arc<AtomicUsize>,
     ) -> io::Result<Self> {
         let connecting = TcpStream::connect(instance.address.as_str());
         let stream = tokio::time::timeout(timeout, connecting)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         stream.set_nodelay(true)?;
-        Ok(Self::new(stream, Counted::among(all)))
+        Ok(Self::new(stream, CountGuard::new(count)))
     }
 
-    pub fn new(stream: TcpStream, counted: Counted) -> Self {
+    pub fn new(stream: TcpStream, count: CountGuard) -> Self {
         Self {
-            upstream: Box::new(Upstream::new(stream, counted)),
+            upstream: Box::new(Upstream::new(stream, count)),
             reused: false,
         }
     }
 
-    /// At rest, after an answer that is whole.
-    pub(super) fn after(upstream: Box<Upstream>) -> Self {
+    /// Wraps a connection after a complete response.
+    pub(super) fn after_response(upstream: Box<Upstream>) -> Self {
         Self {
             upstream,
             reused: true,
         }
     }
 
-    /// It has served a request before.
+    /// Whether it has served a request before.
     pub fn is_reused(&self) -> bool {
         self.reused
     }
 
-    /// Whether it is open and silent, as far as this thread has been told. Costs no system call
-    /// unless something has happened to it.
+    /// Whether it is open and silent, as far as tokio knows. Makes no system call unless there was
+    /// an event on the socket.
     pub fn is_alive(&self) -> bool {
         is_silent(self.upstream.stream.try_read(&mut [0]))
     }
 
-    /// The same, asked of the system itself: it may know of a close that this thread has not been
-    /// told of yet.
+    /// Like `is_alive`, but asks the kernel: it may know of a close that this thread has not
+    /// processed yet.
     pub fn is_alive_now(&self) -> bool {
         is_silent(SockRef::from(&self.upstream.stream).peek(&mut [MaybeUninit::uninit()]))
     }
 
     /// Begins a request on it.
-    pub fn begin(self, ask: &Ask<'_>, body: RequestBody) -> Box<Upstream> {
+    pub fn begin(self, request: &UpstreamRequest<'_>, body: RequestBody) -> Box<Upstream> {
         let mut upstream = self.upstream;
-        upstream.begin(ask, body);
+        upstream.begin(request, body);
         upstream
     }
 
@@ -83,7 +83,7 @@ impl Idle {
     }
 }
 
-/// What a read of a connection at rest must give: nothing, and no end either.
+/// What a read of an idle connection must return: no data and no end of stream.
 fn is_silent(read: io::Result<usize>) -> bool {
     read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }

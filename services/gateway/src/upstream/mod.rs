@@ -1,30 +1,30 @@
-//! HTTP/1.1 towards instances: requests are written and answers read straight on the socket.
+//! HTTP/1.1 towards instances: requests are written and responses read directly on the socket.
 //!
-//! - `head`: the bytes of a request's head, and an answer's head from its bytes.
-//! - `body`: where an answer's body ends, as a machine without a socket.
-//! - `idle`: a connection on which nothing is asked.
-//! - `connection`: the same in use, the socket between the other two.
-//! - `counted`: how many of them are open.
+//! - `head`: writes request heads and parses response heads.
+//! - `body`: finds where a response's body ends, independently of sockets.
+//! - `idle`: a connection without a request.
+//! - `connection`: a connection in use; joins the socket with `head` and `body`.
+//! - `count_guard`: counts open connections.
 //!
-//! A connection is idle, in use, idle again and so on until it closes; each is a type of its own:
+//! A connection alternates between idle and in use until it closes; each state has its own type:
 //!
 //! ```text
-//! connect -> Idle -begin-> Upstream -rest-> Idle      (dropped, either closes)
-//!     a request:  Body -> Rest -> Sent, or Refused by the instance, or Failed at the client
-//!     an answer:  Head -> Known | Chunks | UntilClose -> Whole, or Malformed
+//! connect -> IdleConnection -begin-> Upstream -into_idle-> IdleConnection  (dropping any closes it)
+//!     request:   Body -> Rest -> Sent; or Refused by the instance; or Failed at the client
+//!     response:  Head -> Known | Chunks | UntilClose -> Complete; or Malformed
 //! ```
 //!
-//! Invariants: an answer whose length can be read in two ways is refused; a connection serves a
-//! next request only after an answer that was read to its end, with nothing behind it, to a request
-//! that was sent to its end. Trailers are read and dropped, like every header of one hop.
+//! Invariants: a response whose length is ambiguous is refused; a connection is reused only after a
+//! complete response with nothing after it, to a request that was fully sent. Trailers are read and
+//! dropped, like every hop-by-hop header.
 //!
-//! It is no task: whoever waits for an answer polls the connection, in the task of the client's
-//! connection. So there is no hand-over between tasks, and a request that is given up closes its
-//! connection by dropping it.
+//! There is no separate task: whoever waits for a response polls the connection, in the task of the
+//! client's connection. So nothing is handed over between tasks, and dropping a request closes its
+//! connection.
 
 mod body;
 mod connection;
-mod counted;
+mod count_guard;
 mod head;
 mod idle;
 #[cfg(test)]
@@ -32,8 +32,8 @@ mod socket_tests;
 #[cfg(test)]
 mod tests;
 
-pub use connection::{Broken, Upstream};
+pub use connection::{Upstream, UpstreamError};
 #[cfg(test)]
-pub use counted::Counted;
-pub use head::{Ask, Head};
-pub use idle::Idle;
+pub use count_guard::CountGuard;
+pub use head::{ResponseHead, UpstreamRequest};
+pub use idle::IdleConnection;

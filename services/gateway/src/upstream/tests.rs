@@ -1,4 +1,4 @@
-//! What is made of answers, good ones and others: by tables, cut at random, and beside hyper.
+//! Parsing of valid and invalid responses: from tables, split at random, and compared with hyper.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request};
@@ -7,27 +7,27 @@ use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::body::Reader;
-use super::head::{Ask, HEAD_BYTES_MAX, Length};
+use super::body::ResponseReader;
+use super::head::{RESPONSE_HEAD_BYTES_MAX, ResponseLength, UpstreamRequest};
 
-/// How an answer ends for the client.
+/// How a response ends for the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// Whole, and a next request may follow.
+enum ResponseEnd {
+    /// Complete, and the connection can be reused.
     Reusable,
-    Whole,
-    /// The instance broke off.
-    BrokenOff,
+    Complete,
+    /// The instance closed the connection early.
+    ClosedEarly,
     Malformed,
 }
 
-/// An answer as far as it could be read.
+/// A response as far as it could be read.
 #[derive(Debug, PartialEq, Eq)]
-struct Answer {
+struct ReadResponse {
     status: u16,
     headers: Vec<(String, Vec<u8>)>,
     body: Vec<u8>,
-    end: End,
+    end: ResponseEnd,
 }
 
 fn headers_of(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
@@ -37,179 +37,189 @@ fn headers_of(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-/// Reads the pieces that a connection brings before it closes.
-fn read<'a>(method: &Method, pieces: impl Iterator<Item = &'a [u8]>) -> Answer {
-    let mut reader = Reader::new();
+/// Reads the pieces that a connection delivers before it closes.
+fn read<'a>(method: &Method, pieces: impl Iterator<Item = &'a [u8]>) -> ReadResponse {
+    let mut reader = ResponseReader::new();
     reader.begin(method);
-    let mut answer = Answer {
+    let mut response = ReadResponse {
         status: 0,
         headers: Vec::new(),
         body: Vec::new(),
-        end: End::BrokenOff,
+        end: ResponseEnd::ClosedEarly,
     };
-    let mut known = false;
-    let mut step = |reader: &mut Reader, answer: &mut Answer| {
-        if !known {
+    let mut has_head = false;
+    let mut step = |reader: &mut ResponseReader, response: &mut ReadResponse| {
+        if !has_head {
             let Some(head) = reader.head(&mut HeaderMap::new())? else {
                 return Ok(());
             };
-            known = true;
-            answer.status = head.status.as_u16();
-            answer.headers = headers_of(&head.headers);
+            has_head = true;
+            response.status = head.status.as_u16();
+            response.headers = headers_of(&head.headers);
         }
         while let Some(data) = reader.data()? {
             assert!(!data.is_empty());
-            answer.body.extend_from_slice(&data);
+            response.body.extend_from_slice(&data);
         }
-        Ok::<_, super::head::Malformed>(())
+        Ok::<_, super::head::MalformedResponse>(())
     };
     for piece in pieces {
         reader.push(Bytes::copy_from_slice(piece));
-        if step(&mut reader, &mut answer).is_err() {
-            answer.end = End::Malformed;
-            return answer;
+        if step(&mut reader, &mut response).is_err() {
+            response.end = ResponseEnd::Malformed;
+            return response;
         }
     }
-    let reusable = reader.may_go_on();
-    answer.end = match (reusable, reader.end()) {
-        (true, _) => End::Reusable,
-        (false, Ok(true)) => End::Whole,
-        (false, Ok(false)) => End::BrokenOff,
-        (false, Err(_)) => End::Malformed,
+    let reusable = reader.is_reusable();
+    response.end = match (reusable, reader.on_close()) {
+        (true, _) => ResponseEnd::Reusable,
+        (false, Ok(true)) => ResponseEnd::Complete,
+        (false, Ok(false)) => ResponseEnd::ClosedEarly,
+        (false, Err(_)) => ResponseEnd::Malformed,
     };
-    answer
+    response
 }
 
-fn read_whole(method: &Method, text: &str) -> Answer {
+fn read_all(method: &Method, text: &str) -> ReadResponse {
     read(method, std::iter::once(text.as_bytes()))
 }
 
-fn post(text: &str) -> (u16, String, End) {
-    let answer = read_whole(&Method::POST, text);
-    let body = String::from_utf8(answer.body).unwrap();
-    (answer.status, body, answer.end)
+fn read_post(text: &str) -> (u16, String, ResponseEnd) {
+    let response = read_all(&Method::POST, text);
+    let body = String::from_utf8(response.body).unwrap();
+    (response.status, body, response.end)
 }
 
 #[test]
-fn good_answers_end_where_they_say() {
+fn valid_responses_end_where_they_say() {
     let cases = [
         (
             "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
             200,
             "ok",
-            End::Reusable,
+            ResponseEnd::Reusable,
         ),
         (
             "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
             200,
             "",
-            End::Reusable,
+            ResponseEnd::Reusable,
         ),
         (
             "HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nok",
             200,
             "ok",
-            End::Reusable,
+            ResponseEnd::Reusable,
         ),
         (
             "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nok",
             200,
             "ok",
-            End::Reusable,
+            ResponseEnd::Reusable,
         ),
         (
             "HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\n\r\nok",
             200,
             "ok",
-            End::Reusable,
+            ResponseEnd::Reusable,
         ),
         (
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
             200,
             "ok",
-            End::Reusable,
+            ResponseEnd::Reusable,
         ),
         (
             "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1;a=b\r\no\r\n001  \r\nk\r\n0\r\nt: 1\r\nu: 2\r\n\r\n",
             200,
             "ok",
-            End::Reusable,
+            ResponseEnd::Reusable,
         ),
         (
             "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok",
             200,
             "ok",
-            End::Whole,
+            ResponseEnd::Complete,
         ),
         (
             "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: x, Close\r\n\r\nok",
             200,
             "ok",
-            End::Whole,
+            ResponseEnd::Complete,
         ),
         (
             "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok",
             200,
             "ok",
-            End::Whole,
+            ResponseEnd::Complete,
         ),
         (
             "HTTP/1.0 200 OK\r\ncontent-length: 2\r\nconnection: keep-alive\r\n\r\nok",
             200,
             "ok",
-            End::Reusable,
+            ResponseEnd::Reusable,
         ),
-        // Ended by the connection.
+        // Ended by the close.
         (
             "HTTP/1.1 200 OK\r\n\r\nall of it",
             200,
             "all of it",
-            End::Whole,
+            ResponseEnd::Complete,
         ),
-        ("HTTP/1.0 200 OK\r\n\r\n", 200, "", End::Whole),
-        // Without a body whatever they say.
-        ("HTTP/1.1 204 No Content\r\n\r\n", 204, "", End::Reusable),
+        ("HTTP/1.0 200 OK\r\n\r\n", 200, "", ResponseEnd::Complete),
+        // Without a body, whatever the headers say.
+        (
+            "HTTP/1.1 204 No Content\r\n\r\n",
+            204,
+            "",
+            ResponseEnd::Reusable,
+        ),
         (
             "HTTP/1.1 304 Not Modified\r\ncontent-length: 7\r\n\r\n",
             304,
             "",
-            End::Reusable,
+            ResponseEnd::Reusable,
         ),
-        // Interim answers are skipped.
+        // Interim responses are skipped.
         (
             "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
             200,
             "ok",
-            End::Reusable,
+            ResponseEnd::Reusable,
         ),
-        // What nobody asked for is not passed on, and ends the connection.
+        // Unrequested data is not forwarded, and ends the connection.
         (
             "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\n",
             200,
             "ok",
-            End::Whole,
+            ResponseEnd::Complete,
         ),
-        ("HTTP/1.1 204 No Content\r\n\r\nx", 204, "", End::Whole),
+        (
+            "HTTP/1.1 204 No Content\r\n\r\nx",
+            204,
+            "",
+            ResponseEnd::Complete,
+        ),
         (
             "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\nx",
             200,
             "ok",
-            End::Whole,
+            ResponseEnd::Complete,
         ),
     ];
     for (text, status, body, end) in cases {
-        assert_eq!(post(text), (status, body.to_owned(), end), "{text:?}");
+        assert_eq!(read_post(text), (status, body.to_owned(), end), "{text:?}");
     }
-    let head = read_whole(
+    let head = read_all(
         &Method::HEAD,
         "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n",
     );
-    assert_eq!((head.body.len(), head.end), (0, End::Reusable));
+    assert_eq!((head.body.len(), head.end), (0, ResponseEnd::Reusable));
     assert_eq!(head.headers, [("content-length".to_owned(), b"7".to_vec())]);
 }
 
 #[test]
-fn answers_that_can_be_read_in_two_ways_or_not_at_all_are_refused() {
+fn ambiguous_or_invalid_responses_are_refused() {
     let headers = [
         "content-length: 2\r\ntransfer-encoding: chunked\r\n",
         "transfer-encoding: chunked\r\ncontent-length: 2\r\n",
@@ -236,7 +246,7 @@ fn answers_that_can_be_read_in_two_ways_or_not_at_all_are_refused() {
     ];
     for header in headers {
         let text = format!("HTTP/1.1 200 OK\r\n{header}\r\nok");
-        assert_eq!(post(&text).2, End::Malformed, "{header:?}");
+        assert_eq!(read_post(&text).2, ResponseEnd::Malformed, "{header:?}");
     }
     for text in [
         "nonsense\r\n\r\n",
@@ -248,12 +258,12 @@ fn answers_that_can_be_read_in_two_ways_or_not_at_all_are_refused() {
         "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         "HTTP/1.1 200 O\0K\r\n\r\n",
     ] {
-        assert_eq!(post(text).2, End::Malformed, "{text:?}");
+        assert_eq!(read_post(text).2, ResponseEnd::Malformed, "{text:?}");
     }
 }
 
 #[test]
-fn malformed_chunks_end_the_answer_after_what_was_good() {
+fn malformed_chunks_end_the_response_after_the_valid_data() {
     for (chunks, body) in [
         ("0x1\r\na\r\n", ""),
         ("\r\n", ""),
@@ -269,15 +279,15 @@ fn malformed_chunks_end_the_answer_after_what_was_good() {
     ] {
         let text = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
         assert_eq!(
-            post(&text),
-            (200, body.to_owned(), End::Malformed),
+            read_post(&text),
+            (200, body.to_owned(), ResponseEnd::Malformed),
             "{chunks:?}"
         );
     }
 }
 
 #[test]
-fn answers_that_break_off_are_not_whole() {
+fn truncated_responses_are_incomplete() {
     for (text, body) in [
         ("", ""),
         ("HTTP/1.1 200 OK\r\ncontent-le", ""),
@@ -296,39 +306,49 @@ fn answers_that_break_off_are_not_whole() {
             "",
         ),
     ] {
-        let (_, got, end) = post(text);
-        assert_eq!((got.as_str(), end), (body, End::BrokenOff), "{text:?}");
+        let (_, got, end) = read_post(text);
+        assert_eq!(
+            (got.as_str(), end),
+            (body, ResponseEnd::ClosedEarly),
+            "{text:?}"
+        );
     }
 }
 
 #[test]
-fn heads_have_limits_in_size_and_number_also_when_they_never_end() {
+fn heads_are_limited_in_size_and_number_even_if_they_never_end() {
     let with = |lines: usize, size: usize| {
         let line = format!("x: {}\r\n", "y".repeat(size));
         let lines = line.repeat(lines);
-        post(&format!(
+        read_post(&format!(
             "HTTP/1.1 200 OK\r\n{lines}content-length: 0\r\n\r\n"
         ))
         .2
     };
-    assert_eq!(with(99, 10), End::Reusable);
-    assert_eq!(with(100, 10), End::Malformed);
-    assert_eq!(with(1, HEAD_BYTES_MAX - 100), End::Reusable);
-    assert_eq!(with(1, HEAD_BYTES_MAX), End::Malformed);
-    let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(HEAD_BYTES_MAX));
-    assert_eq!(post(&endless).2, End::Malformed);
-    let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(HEAD_BYTES_MAX / 20);
-    assert_eq!(post(&interim).2, End::Malformed);
+    assert_eq!(with(99, 10), ResponseEnd::Reusable);
+    assert_eq!(with(100, 10), ResponseEnd::Malformed);
+    assert_eq!(
+        with(1, RESPONSE_HEAD_BYTES_MAX - 100),
+        ResponseEnd::Reusable
+    );
+    assert_eq!(with(1, RESPONSE_HEAD_BYTES_MAX), ResponseEnd::Malformed);
+    let endless = format!(
+        "HTTP/1.1 200 OK\r\nx: {}",
+        "y".repeat(RESPONSE_HEAD_BYTES_MAX)
+    );
+    assert_eq!(read_post(&endless).2, ResponseEnd::Malformed);
+    let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(RESPONSE_HEAD_BYTES_MAX / 20);
+    assert_eq!(read_post(&interim).2, ResponseEnd::Malformed);
 }
 
 #[test]
-fn what_belongs_to_the_hop_is_left_out_and_the_length_said_once() {
+fn hop_by_hop_headers_are_dropped_and_the_length_is_not_repeated() {
     let text = "HTTP/1.1 200 OK\r\nConnection: x-hop, content-length\r\nX-Hop: 1\r\n\
         penstock-deployment: theirs\r\nX-Request-Id: theirs\r\npenstock-model-status: 1\r\n\
         Keep-Alive: timeout=5\r\nTrailer: t\r\nUpgrade: h2c\r\npenstock-error-code: mine\r\n\
         Set-Cookie: a\r\nset-cookie: b\r\nx-empty:\r\nContent-Length: 2, 2\r\n\r\nok";
-    let answer = read_whole(&Method::POST, text);
-    let got: Vec<_> = answer
+    let response = read_all(&Method::POST, text);
+    let got: Vec<_> = response
         .headers
         .iter()
         .map(|(name, value)| (name.as_str(), std::str::from_utf8(value).unwrap()))
@@ -343,14 +363,14 @@ fn what_belongs_to_the_hop_is_left_out_and_the_length_said_once() {
 }
 
 #[test]
-fn an_unusual_reason_is_kept_and_a_usual_one_is_not_worth_it() {
+fn only_a_non_canonical_reason_is_kept() {
     let reason = |line: &str| {
-        let mut reader = Reader::new();
+        let mut reader = ResponseReader::new();
         reader.push(Bytes::from(format!(
             "HTTP/1.1 {line}\r\ncontent-length: 0\r\n\r\n"
         )));
         let head = reader.head(&mut HeaderMap::new()).unwrap().unwrap();
-        assert_eq!(head.length, Length::Known(0));
+        assert_eq!(head.length, ResponseLength::Known(0));
         head.reason.map(|reason| reason.as_bytes().to_vec())
     };
     assert_eq!(reason("200 OK"), None);
@@ -358,7 +378,7 @@ fn an_unusual_reason_is_kept_and_a_usual_one_is_not_worth_it() {
 }
 
 #[test]
-fn a_request_is_written_without_what_belongs_to_the_clients_hop() {
+fn a_request_is_written_without_hop_by_hop_headers() {
     let mut headers = HeaderMap::new();
     for (name, value) in [
         ("host", "public.example"),
@@ -373,7 +393,7 @@ fn a_request_is_written_without_what_belongs_to_the_clients_hop() {
     ] {
         headers.append(name, HeaderValue::from_static(value));
     }
-    let ask = Ask {
+    let request = UpstreamRequest {
         method: &Method::POST,
         path: "/score?x=1",
         headers: &headers,
@@ -382,7 +402,7 @@ fn a_request_is_written_without_what_belongs_to_the_clients_hop() {
     };
     let written = |chunked| {
         let mut out = Vec::new();
-        ask.write(&mut out, chunked);
+        request.write(&mut out, chunked);
         String::from_utf8(out).unwrap()
     };
     let head = "POST /score?x=1 HTTP/1.1\r\nhost: 10.0.0.1:80\r\nx-request-id: ours\r\n\
@@ -394,15 +414,15 @@ fn a_request_is_written_without_what_belongs_to_the_clients_hop() {
     );
 }
 
-/// Beside the headers that hyper passes on as they are.
-const HOP: [&str; 2] = ["connection", "transfer-encoding"];
+/// Headers that only hyper passes on.
+const HOP_BY_HOP: [&str; 2] = ["connection", "transfer-encoding"];
 
-/// The answer as hyper's client reads it, from a connection that closes behind it.
-async fn read_by_hyper(text: &[u8]) -> Result<Answer, hyper::Error> {
+/// The response as hyper's client reads it, from a connection that closes after it.
+async fn read_by_hyper(text: &[u8]) -> Result<ReadResponse, hyper::Error> {
     let (ours, mut theirs) = tokio::io::duplex(1 << 20);
     let text = text.to_vec();
     tokio::spawn(async move {
-        // What comes before it is asked for would be refused.
+        // hyper would refuse a response that arrives before the request.
         let mut request = [0; 1024];
         let _ = theirs.read(&mut request).await;
         let _ = theirs.write_all(&text).await;
@@ -412,38 +432,38 @@ async fn read_by_hyper(text: &[u8]) -> Result<Answer, hyper::Error> {
     tokio::spawn(connection);
     let response = sender.send_request(Request::new(Empty::new())).await;
     let (parts, mut body) = response?.into_parts();
-    let mut answer = Answer {
+    let mut response = ReadResponse {
         status: parts.status.as_u16(),
         headers: headers_of(&parts.headers),
         body: Vec::new(),
-        end: End::Whole,
+        end: ResponseEnd::Complete,
     };
-    answer
+    response
         .headers
-        .retain(|(name, _)| !HOP.contains(&name.as_str()));
-    // Ours says a length once.
-    answer
+        .retain(|(name, _)| !HOP_BY_HOP.contains(&name.as_str()));
+    // Ours includes a length once.
+    response
         .headers
         .dedup_by(|a, b| a == b && a.0 == "content-length");
     while let Some(frame) = body.frame().await {
         match frame.map(|frame| frame.into_data()) {
-            Ok(Ok(data)) => answer.body.extend_from_slice(&data),
+            Ok(Ok(data)) => response.body.extend_from_slice(&data),
             Ok(Err(_)) => {}
-            Err(_) => answer.end = End::BrokenOff,
+            Err(_) => response.end = ResponseEnd::ClosedEarly,
         }
     }
-    Ok(answer)
+    Ok(response)
 }
 
 fn header() -> impl Strategy<Value = String> {
-    let known = prop_oneof![
+    let has_head = prop_oneof![
         Just("connection: close".to_owned()),
         Just("connection: keep-alive".to_owned()),
         Just("content-length: 4".to_owned()),
     ];
     prop_oneof![
         4 => "[xX]-[a-zA-Z0-9_]{1,8}:[ \t]{0,2}[ -~]{0,20}",
-        1 => known,
+        1 => has_head,
     ]
 }
 
@@ -463,8 +483,8 @@ fn chunks(pieces: &[Vec<u8>], trailer: bool) -> Vec<u8> {
     out
 }
 
-/// Well-formed answers in all three framings, some broken off.
-fn answer() -> impl Strategy<Value = Vec<u8>> {
+/// Well-formed responses in all three framings, some truncated.
+fn response() -> impl Strategy<Value = Vec<u8>> {
     let pieces = proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..5);
     let parts = (
         prop_oneof![Just(200), Just(204), Just(304), 200..600u16],
@@ -483,7 +503,7 @@ fn answer() -> impl Strategy<Value = Vec<u8>> {
             }
             out.extend_from_slice(format!("HTTP/1.1 {status} Why\r\n").as_bytes());
             for header in headers {
-                // One length per answer: it is generated below, or is one of four bytes here.
+                // One length per response: it is generated below, or is one of four bytes here.
                 if framing == 2 || !header.starts_with("content-length") {
                     out.extend_from_slice(header.as_bytes());
                     out.extend_from_slice(b"\r\n");
@@ -517,10 +537,10 @@ fn answer() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
-/// Good answers in which some bytes are replaced.
-fn spoiled() -> impl Strategy<Value = Vec<u8>> {
+/// Valid responses in which some bytes are replaced.
+fn corrupted() -> impl Strategy<Value = Vec<u8>> {
     let spots = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
-    (answer(), spots).prop_map(|(mut bytes, spots)| {
+    (response(), spots).prop_map(|(mut bytes, spots)| {
         for (at, byte) in spots {
             if !bytes.is_empty() {
                 let at = at.index(bytes.len());
@@ -533,11 +553,11 @@ fn spoiled() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn an_answer_in_pieces_is_the_same_as_whole(
-        bytes in spoiled(),
+    fn a_response_in_pieces_is_read_like_one_in_one_piece(
+        bytes in corrupted(),
         cuts in proptest::collection::vec(1..30usize, 1..40),
     ) {
-        let whole = read(&Method::POST, std::iter::once(&bytes[..]));
+        let in_one_piece = read(&Method::POST, std::iter::once(&bytes[..]));
         let mut rest = &bytes[..];
         let mut pieces = Vec::new();
         for cut in cuts.iter().cycle() {
@@ -549,11 +569,11 @@ proptest! {
             rest = tail;
         }
         let cut = read(&Method::POST, pieces.into_iter());
-        prop_assert_eq!(cut, whole);
+        prop_assert_eq!(cut, in_one_piece);
     }
 
     #[test]
-    fn hyper_reads_the_same_answers(bytes in answer()) {
+    fn hyper_reads_the_same_responses(bytes in response()) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let theirs = runtime.block_on(read_by_hyper(&bytes));
         let ours = read(&Method::GET, std::iter::once(&bytes[..]));
@@ -562,31 +582,31 @@ proptest! {
                 prop_assert_eq!(&ours.headers, &theirs.headers);
                 prop_assert_eq!(&ours.body, &theirs.body);
                 prop_assert_eq!(ours.status, theirs.status);
-                let whole = matches!(ours.end, End::Whole | End::Reusable);
-                prop_assert_eq!(whole, theirs.end == End::Whole, "{:?}", ours.end);
+                let is_complete = matches!(ours.end, ResponseEnd::Complete | ResponseEnd::Reusable);
+                prop_assert_eq!(is_complete, theirs.end == ResponseEnd::Complete, "{:?}", ours.end);
             }
             Err(error) => prop_assert!(
-                ours.status == 0 && matches!(ours.end, End::BrokenOff | End::Malformed),
+                ours.status == 0 && matches!(ours.end, ResponseEnd::ClosedEarly | ResponseEnd::Malformed),
                 "{error:?}, {ours:?}"
             ),
         }
     }
 
     #[test]
-    fn what_hyper_refuses_is_refused(bytes in spoiled()) {
+    fn what_hyper_refuses_is_refused(bytes in corrupted()) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let theirs = runtime.block_on(read_by_hyper(&bytes));
         let ours = read(&Method::GET, std::iter::once(&bytes[..]));
-        let whole = |answer: &Answer| matches!(answer.end, End::Whole | End::Reusable);
+        let is_complete = |response: &ReadResponse| matches!(response.end, ResponseEnd::Complete | ResponseEnd::Reusable);
         match theirs {
-            Ok(theirs) if whole(&ours) => {
+            Ok(theirs) if is_complete(&ours) => {
                 prop_assert_eq!(ours.status, theirs.status);
                 prop_assert_eq!(&ours.body, &theirs.body);
-                prop_assert!(whole(&theirs));
+                prop_assert!(is_complete(&theirs));
             }
-            // Stricter than hyper is allowed.
+            // It is allowed to be stricter than hyper.
             Ok(_) => {}
-            Err(error) => prop_assert!(!whole(&ours), "{error:?}, {ours:?}"),
+            Err(error) => prop_assert!(!is_complete(&ours), "{error:?}, {ours:?}"),
         }
     }
 }

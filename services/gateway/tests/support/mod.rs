@@ -43,15 +43,15 @@ use uuid::Uuid;
 pub use raw::*;
 
 pub type AnyBody = BoxBody<Bytes, Infallible>;
-/// Long enough for anything that will happen; a test that waits for it has failed.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than anything takes; a test that reaches it has failed.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub fn whole(body: impl Into<Bytes>) -> AnyBody {
+pub fn full_body(body: impl Into<Bytes>) -> AnyBody {
     Full::new(body.into()).boxed()
 }
 
 /// A body that is sent piece by piece.
-pub fn channel() -> (
+pub fn channel_body() -> (
     futures::channel::mpsc::UnboundedSender<&'static str>,
     AnyBody,
 ) {
@@ -60,10 +60,10 @@ pub fn channel() -> (
     (sender, BodyExt::boxed(StreamBody::new(frames)))
 }
 
-pub async fn soon<F: Future>(what: &str, future: F) -> F::Output {
-    match tokio::time::timeout(PATIENCE, future).await {
+pub async fn within_timeout<F: Future>(what: &str, future: F) -> F::Output {
+    match tokio::time::timeout(TEST_TIMEOUT, future).await {
         Ok(output) => output,
-        Err(_) => panic!("nothing came: {what}"),
+        Err(_) => panic!("timed out waiting for {what}"),
     }
 }
 
@@ -80,7 +80,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// An instance takes one request, and the next one waits.
+    /// An instance takes one request; others are queued.
     pub fn one_at_a_time() -> Self {
         let mut settings = Self::default();
         settings.request.max_concurrent_requests_per_instance = 1;
@@ -107,16 +107,16 @@ impl Default for Settings {
 }
 
 #[derive(Clone)]
-pub struct Place {
+pub struct InstanceEntry {
     pub id: String,
     pub address: String,
     pub draining: bool,
     pub slots: BTreeMap<String, u32>,
 }
 
-pub fn at(address: impl ToString) -> Place {
+pub fn entry_at(address: impl ToString) -> InstanceEntry {
     let address = address.to_string();
-    Place {
+    InstanceEntry {
         id: format!("at-{address}"),
         address,
         draining: false,
@@ -124,7 +124,7 @@ pub fn at(address: impl ToString) -> Place {
     }
 }
 
-impl Place {
+impl InstanceEntry {
     pub fn draining(mut self) -> Self {
         self.draining = true;
         self
@@ -144,9 +144,9 @@ pub fn key_hash(key: &str) -> String {
 pub fn route(
     revision: u64,
     settings: &Settings,
-    deployments: &[(&str, u8, &[Place])],
+    deployments: &[(&str, u8, &[InstanceEntry])],
 ) -> RouteUpdate {
-    let deployment = |percent: u8, name: &str, places: &[Place]| DeploymentRoute {
+    let deployment = |percent: u8, name: &str, entries: &[InstanceEntry]| DeploymentRoute {
         uid: Uid(Uuid::from_u128(
             name.bytes()
                 .fold(1, |uid, byte| uid * 256 + u128::from(byte)),
@@ -154,13 +154,13 @@ pub fn route(
         percent,
         request_settings: settings.request.clone(),
         latency_thresholds_us: settings.thresholds_us.clone(),
-        instances: places
+        instances: entries
             .iter()
-            .map(|place| InstanceRoute {
-                id: place.id.clone().into(),
-                address: place.address.clone(),
-                draining: place.draining,
-                slots: place.slots.clone(),
+            .map(|entry| InstanceRoute {
+                id: entry.id.clone().into(),
+                address: entry.address.clone(),
+                draining: entry.draining,
+                slots: entry.slots.clone(),
             })
             .collect(),
     };
@@ -180,16 +180,16 @@ pub fn route(
             request_bytes_max: settings.body_max,
             deployments: deployments
                 .iter()
-                .map(|(name, percent, places)| {
-                    (name.parse().unwrap(), deployment(*percent, name, places))
+                .map(|(name, percent, entries)| {
+                    (name.parse().unwrap(), deployment(*percent, name, entries))
                 })
                 .collect(),
         }),
     }
 }
 
-/// The same route with slots that were dealt as of a position of the members.
-pub fn dealt(members: u64, update: RouteUpdate) -> RouteUpdate {
+/// The same route with slots allocated at a position of the members.
+pub fn with_allocation(members: u64, update: RouteUpdate) -> RouteUpdate {
     RouteUpdate {
         members: Position(members),
         ..update
@@ -197,20 +197,20 @@ pub fn dealt(members: u64, update: RouteUpdate) -> RouteUpdate {
 }
 
 /// One deployment, `blue`, with all the traffic.
-pub fn blue(revision: u64, settings: &Settings, places: &[Place]) -> RouteUpdate {
-    route(revision, settings, &[("blue", 100, places)])
+pub fn blue_route(revision: u64, settings: &Settings, entries: &[InstanceEntry]) -> RouteUpdate {
+    route(revision, settings, &[("blue", 100, entries)])
 }
 
 // --- the gateway ---
 
-pub struct Running {
+pub struct TestGateway {
     pub address: SocketAddr,
     pub bus: Arc<LocalBus>,
     pub frames: mpsc::Receiver<Arc<Frame>>,
     pub metrics: Metrics,
     pub health: Health,
     shutdown: CancellationToken,
-    served: Option<JoinHandle<Result<(), gateway::Error>>>,
+    task: Option<JoinHandle<Result<(), gateway::Error>>>,
 }
 
 pub fn config() -> Config {
@@ -221,25 +221,25 @@ pub fn config() -> Config {
     }
 }
 
-pub async fn start(updates: &[RouteUpdate]) -> Running {
+pub async fn start(updates: &[RouteUpdate]) -> TestGateway {
     start_with(config(), updates).await
 }
 
-/// A gateway with the usual deployment on these instances.
-pub async fn serving(places: &[Place]) -> Running {
-    start(&[blue(1, &Settings::default(), places)]).await
+/// Starts a gateway with the default deployment on these instances.
+pub async fn start_serving(entries: &[InstanceEntry]) -> TestGateway {
+    start(&[blue_route(1, &Settings::default(), entries)]).await
 }
 
-/// The same, where all requests share one pool of connections.
-pub async fn serving_on_one_thread(places: &[Place]) -> Running {
+/// The same with one thread, so that all requests share one connection pool.
+pub async fn start_single_threaded(entries: &[InstanceEntry]) -> TestGateway {
     let config = Config {
         threads: 1,
         ..config()
     };
-    start_with(config, &[blue(1, &Settings::default(), places)]).await
+    start_with(config, &[blue_route(1, &Settings::default(), entries)]).await
 }
 
-pub async fn start_with(config: Config, updates: &[RouteUpdate]) -> Running {
+pub async fn start_with(config: Config, updates: &[RouteUpdate]) -> TestGateway {
     let bus = LocalBus::new();
     let frames = bus.subscribe_frames();
     let (metrics, health) = (Metrics::default(), Health::default());
@@ -255,31 +255,31 @@ pub async fn start_with(config: Config, updates: &[RouteUpdate]) -> Running {
     let gateway = Gateway::bind(config, deps).unwrap();
     let address = gateway.address;
     let shutdown = CancellationToken::new();
-    let served = tokio::spawn(gateway.serve(shutdown.clone()));
-    let running = Running {
+    let task = tokio::spawn(gateway.serve(shutdown.clone()));
+    let running = TestGateway {
         address,
         bus,
         frames,
         metrics,
         health,
         shutdown,
-        served: Some(served),
+        task: Some(task),
     };
     for update in updates {
-        running.until_known(&update.endpoint).await;
+        running.wait_until_served(&update.endpoint).await;
     }
     running
 }
 
-impl Running {
-    /// Waits until the endpoint is served. The requests that ask are refused before they count.
-    pub async fn until_known(&self, endpoint: &EndpointKey) {
+impl TestGateway {
+    /// Waits until the endpoint is served. The probing requests are refused before they count.
+    pub async fn wait_until_served(&self, endpoint: &EndpointKey) {
         let uri = format!("/endpoints/{}/score", endpoint.endpoint());
-        soon("the endpoint", async {
+        within_timeout("the endpoint", async {
             loop {
                 let probe = request(&uri).header("penstock-deployment", "none");
-                let answer = send(self.address, probe.body(whole("")).unwrap()).await;
-                if answer.code() != "unknown-endpoint" {
+                let response = send(self.address, probe.body(full_body("")).unwrap()).await;
+                if response.code() != "unknown-endpoint" {
                     return;
                 }
                 tokio::task::yield_now().await;
@@ -301,11 +301,11 @@ impl Running {
         .await
     }
 
-    pub async fn frame(&mut self, wanted: impl Fn(&Frame) -> bool) -> Arc<Frame> {
-        soon("a frame", async {
+    pub async fn frame(&mut self, predicate: impl Fn(&Frame) -> bool) -> Arc<Frame> {
+        within_timeout("a frame", async {
             loop {
                 let frame = self.frames.recv().await.expect("the bus is open");
-                if wanted(&frame) {
+                if predicate(&frame) {
                     return frame;
                 }
             }
@@ -313,9 +313,9 @@ impl Running {
         .await
     }
 
-    /// Adds up the frames until as many requests have ended.
-    pub async fn total(&mut self, ended: u64) -> Total {
-        let mut total = Total::default();
+    /// Sums the frames until this many requests have ended.
+    pub async fn totals(&mut self, ended: u64) -> FrameTotals {
+        let mut total = FrameTotals::default();
         while total.outcomes.total() < ended {
             let frame = self.frame(|frame| !frame.deployments.is_empty()).await;
             total.add(&frame);
@@ -323,33 +323,33 @@ impl Running {
         total
     }
 
-    pub async fn post(&self, body: impl Into<Bytes>) -> Answer {
-        let request = request("/endpoints/iris/score").body(whole(body));
+    pub async fn post(&self, body: impl Into<Bytes>) -> TestResponse {
+        let request = request("/endpoints/iris/score").body(full_body(body));
         send(self.address, request.unwrap()).await
     }
 
-    /// Stops it and gives all frames that nobody took.
+    /// Stops the gateway and returns all frames not yet received.
     pub async fn stop(mut self) -> Vec<Arc<Frame>> {
         self.shutdown.cancel();
-        let served = self.served.take().unwrap();
-        soon("the end", served).await.unwrap().unwrap();
+        let task = self.task.take().unwrap();
+        within_timeout("the end", task).await.unwrap().unwrap();
         std::iter::from_fn(|| self.frames.try_recv().ok()).collect()
     }
 
-    pub fn begin_stop(&self) {
+    pub fn start_shutdown(&self) {
         self.shutdown.cancel();
     }
 }
 
-impl Drop for Running {
+impl Drop for TestGateway {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
 }
 
-/// Frames of one deployment (or of all) added up.
+/// Sums over the frames of one deployment (or of all).
 #[derive(Debug, Default)]
-pub struct Total {
+pub struct FrameTotals {
     pub outcomes: Outcomes,
     pub arrivals: u64,
     pub in_flight_us: u64,
@@ -368,7 +368,7 @@ pub struct Total {
     pub instance_in_flight_us: BTreeMap<String, u64>,
 }
 
-impl Total {
+impl FrameTotals {
     pub fn add(&mut self, frame: &Frame) {
         frame
             .deployments
@@ -388,9 +388,9 @@ impl Total {
         self.status_classes.add(&part.status_classes);
         self.oldest_in_flight_us = self.oldest_in_flight_us.max(part.oldest_in_flight_us);
         for (measure, counts) in &part.at_or_below {
-            let ours = self.at_or_below.entry(measure.clone()).or_default();
+            let sum = self.at_or_below.entry(measure.clone()).or_default();
             for (threshold, count) in counts {
-                *ours.entry(*threshold).or_default() += count;
+                *sum.entry(*threshold).or_default() += count;
             }
         }
         self.latency_count += part.latency.count();
@@ -425,20 +425,20 @@ pub fn request(uri: &str) -> http::request::Builder {
 }
 
 #[derive(Debug)]
-pub struct Answer {
+pub struct TestResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
 }
 
-impl Answer {
+impl TestResponse {
     pub fn header(&self, name: &str) -> &str {
         self.headers
             .get(name)
             .map_or("", |value| value.to_str().unwrap())
     }
 
-    /// Our error code, from header and body alike.
+    /// Our error code, checked to be the same in header and body.
     pub fn code(&self) -> &str {
         let code = self.header("penstock-error-code");
         if !code.is_empty() {
@@ -454,19 +454,19 @@ impl Answer {
     }
 }
 
-/// A client's connection; it closes when this is dropped.
-pub struct Client {
+/// A client connection; dropping it closes it.
+pub struct TestClient {
     pub sender: hyper::client::conn::http1::SendRequest<AnyBody>,
     task: JoinHandle<()>,
 }
 
-impl Drop for Client {
+impl Drop for TestClient {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Client {
+impl TestClient {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         let io = TokioIo::new(stream);
@@ -477,12 +477,12 @@ impl Client {
         Self { sender, task }
     }
 
-    pub async fn send(&mut self, request: Request<AnyBody>) -> Answer {
-        soon("an answer", async {
+    pub async fn send(&mut self, request: Request<AnyBody>) -> TestResponse {
+        within_timeout("a response", async {
             self.sender.ready().await.unwrap();
             let response = self.sender.send_request(request).await.unwrap();
             let (parts, body) = response.into_parts();
-            Answer {
+            TestResponse {
                 status: parts.status,
                 headers: parts.headers,
                 body: body.collect().await.unwrap().to_bytes(),
@@ -492,36 +492,36 @@ impl Client {
     }
 }
 
-pub async fn send(address: SocketAddr, request: Request<AnyBody>) -> Answer {
-    Client::connect(address).await.send(request).await
+pub async fn send(address: SocketAddr, request: Request<AnyBody>) -> TestResponse {
+    TestClient::connect(address).await.send(request).await
 }
 
 // --- instances ---
 
-type Answering = Pin<Box<dyn Future<Output = Response<AnyBody>> + Send>>;
+type ResponseFuture = Pin<Box<dyn Future<Output = Response<AnyBody>> + Send>>;
 
 /// An instance that serves HTTP.
-pub struct Instance {
+pub struct TestInstance {
     pub address: SocketAddr,
     pub connections: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
-impl Drop for Instance {
+impl Drop for TestInstance {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Instance {
-    pub async fn start<F, A>(answer: F) -> Self
+impl TestInstance {
+    pub async fn start<F, A>(handler: F) -> Self
     where
         F: Fn(Request<Incoming>) -> A + Send + Sync + 'static,
         A: Future<Output = Response<AnyBody>> + Send + 'static,
     {
-        let answer = Arc::new(answer);
-        let answer: Arc<dyn Fn(Request<Incoming>) -> Answering + Send + Sync> =
-            Arc::new(move |request| Box::pin(answer(request)));
+        let handler = Arc::new(handler);
+        let handler: Arc<dyn Fn(Request<Incoming>) -> ResponseFuture + Send + Sync> =
+            Arc::new(move |request| Box::pin(handler(request)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
@@ -532,10 +532,10 @@ impl Instance {
                 let (stream, _) = listener.accept().await.unwrap();
                 stream.set_nodelay(true).unwrap();
                 count.fetch_add(1, Ordering::SeqCst);
-                let answer = answer.clone();
+                let handler = handler.clone();
                 let service = service_fn(move |request| {
-                    let answering = answer(request);
-                    async move { Ok::<_, Infallible>(answering.await) }
+                    let response = handler(request);
+                    async move { Ok::<_, Infallible>(response.await) }
                 });
                 open.spawn(async move {
                     let server = hyper::server::conn::http1::Builder::new();
@@ -550,30 +550,30 @@ impl Instance {
         }
     }
 
-    /// Answers every request with its own body.
+    /// Echoes the body of every request.
     pub async fn echo() -> Self {
         Self::start(|request| async {
             let body = request.into_body().collect().await;
-            Response::new(whole(body.map(|b| b.to_bytes()).unwrap_or_default()))
+            Response::new(full_body(body.map(|b| b.to_bytes()).unwrap_or_default()))
         })
         .await
     }
 
-    /// Answers every request with this text.
-    pub async fn saying(text: &'static str) -> Self {
+    /// Responds to every request with this text.
+    pub async fn responding_with(text: &'static str) -> Self {
         Self::start(move |request| async move {
             let _ = request.into_body().collect().await;
-            Response::new(whole(text))
+            Response::new(full_body(text))
         })
         .await
     }
 
-    pub fn place(&self) -> Place {
-        at(self.address)
+    pub fn entry(&self) -> InstanceEntry {
+        entry_at(self.address)
     }
 }
 
-pub fn scratch() -> tempfile::TempDir {
+pub fn temp_dir() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 

@@ -1,31 +1,31 @@
-//! Clients and instances that speak bytes, for what a library would not say.
+//! Clients and instances that exchange raw bytes, for what a library would not send.
 
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{Place, at, soon};
+use super::{InstanceEntry, entry_at, within_timeout};
 
 pub const EMPTY_OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 
-pub async fn say(stream: &mut TcpStream, text: &str) {
+pub async fn write_text(stream: &mut TcpStream, text: &str) {
     stream.write_all(text.as_bytes()).await.unwrap();
 }
 
-/// A client that has sent a request, and waits for the answer.
-pub async fn posted(gateway: SocketAddr, body: &str) -> TcpStream {
+/// Connects a client that has sent a request and waits for the response.
+pub async fn send_post(gateway: SocketAddr, body: &str) -> TcpStream {
     let mut client = TcpStream::connect(gateway).await.unwrap();
     let length = body.len();
     let head =
         format!("POST /endpoints/iris/score HTTP/1.1\r\nhost: a\r\ncontent-length: {length}");
-    say(&mut client, &format!("{head}\r\n\r\n{body}")).await;
+    write_text(&mut client, &format!("{head}\r\n\r\n{body}")).await;
     client
 }
 
-/// Sends bytes as they are and reads until the gateway closes.
-pub async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
-    soon("the end of the connection", async {
+/// Sends raw bytes and reads until the gateway closes.
+pub async fn send_raw(address: SocketAddr, bytes: &[u8]) -> String {
+    within_timeout("the connection to close", async {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         let mut text = Vec::new();
@@ -35,7 +35,7 @@ pub async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     .await
 }
 
-/// An instance that hands over its connections, to be spoken to byte by byte.
+/// An instance that hands out its connections, to be driven byte by byte.
 pub struct RawInstance {
     pub address: SocketAddr,
     listener: TcpListener,
@@ -50,19 +50,19 @@ impl RawInstance {
         }
     }
 
-    pub fn place(&self) -> Place {
-        at(self.address)
+    pub fn entry(&self) -> InstanceEntry {
+        entry_at(self.address)
     }
 
     pub async fn accept(&self) -> TcpStream {
-        soon("a connection", self.listener.accept())
+        within_timeout("a connection", self.listener.accept())
             .await
             .unwrap()
             .0
     }
 
-    /// A connection with the request that came on it read.
-    pub async fn asked(&self) -> TcpStream {
+    /// Accepts a connection and reads the request on it.
+    pub async fn accept_request(&self) -> TcpStream {
         let mut stream = self.accept().await;
         read_request(&mut stream).await;
         stream
@@ -71,7 +71,7 @@ impl RawInstance {
 
 /// Reads a request's head, and nothing of its body.
 pub async fn read_head(stream: &mut TcpStream) -> String {
-    soon("a request", async {
+    within_timeout("a request", async {
         let mut text = Vec::new();
         loop {
             let mut byte = [0];
@@ -95,7 +95,7 @@ pub async fn read_head(stream: &mut TcpStream) -> String {
 /// Reads a request's head, and as much body as its content-length says.
 pub async fn read_request(stream: &mut TcpStream) -> String {
     let head = read_head(stream).await;
-    soon("a request's body", async {
+    within_timeout("a request's body", async {
         let length = head
             .lines()
             .find_map(|line| {
@@ -111,9 +111,9 @@ pub async fn read_request(stream: &mut TcpStream) -> String {
     .await
 }
 
-/// Waits until the other side closes; gives what it still sent.
-pub async fn until_closed(stream: &mut TcpStream) -> Vec<u8> {
-    soon("the close", async {
+/// Waits until the other side closes; returns what it still sent.
+pub async fn read_until_closed(stream: &mut TcpStream) -> Vec<u8> {
+    within_timeout("the connection to close", async {
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest).await;
         rest

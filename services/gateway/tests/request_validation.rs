@@ -15,8 +15,8 @@ const LINE: &str = "POST /endpoints/iris/score HTTP/1.1\r\n";
 
 #[tokio::test]
 async fn ambiguous_requests_are_refused_and_their_connections_closed() {
-    let instance = Instance::echo().await;
-    let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+    let instance = TestInstance::echo().await;
+    let gateway = start(&[blue_route(1, &Settings::default(), &[instance.entry()])]).await;
     let host = "host: a\r\n";
     let cases = [
         (
@@ -118,17 +118,21 @@ async fn ambiguous_requests_are_refused_and_their_connections_closed() {
     ];
     for (text, status, code) in cases {
         let both = format!("{text}{LINE}{host}content-length: 1\r\n\r\nx");
-        let answer = raw(gateway.address, both.as_bytes()).await;
+        let response = send_raw(gateway.address, both.as_bytes()).await;
         assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status} ")),
-            "{text:?}: {answer}"
+            response.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{text:?}: {response}"
         );
         assert!(
-            answer.contains(&format!("penstock-error-code: {code}\r\n")),
-            "{text:?}: {answer}"
+            response.contains(&format!("penstock-error-code: {code}\r\n")),
+            "{text:?}: {response}"
         );
-        assert!(answer.contains("x-request-id: "), "{answer}");
-        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{text:?}: {answer}");
+        assert!(response.contains("x-request-id: "), "{response}");
+        assert_eq!(
+            response.matches("HTTP/1.1 ").count(),
+            1,
+            "{text:?}: {response}"
+        );
     }
     assert_eq!(
         instance.connections.load(Ordering::SeqCst),
@@ -138,9 +142,9 @@ async fn ambiguous_requests_are_refused_and_their_connections_closed() {
 }
 
 #[tokio::test]
-async fn no_spelling_of_a_path_climbs_out_of_what_is_scored() {
-    let instance = Instance::echo().await;
-    let gateway = serving(&[instance.place()]).await;
+async fn no_encoding_of_a_path_escapes_from_the_scoring_path() {
+    let instance = TestInstance::echo().await;
+    let gateway = start_serving(&[instance.entry()]).await;
     for below in [
         "..%2f..%2fadmin",
         "..;/admin",
@@ -150,16 +154,16 @@ async fn no_spelling_of_a_path_climbs_out_of_what_is_scored() {
         let text = format!(
             "POST /endpoints/iris/score/{below} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
         );
-        let answer = raw(gateway.address, text.as_bytes()).await;
-        assert!(answer.starts_with("HTTP/1.1 400 "), "{below}: {answer}");
+        let response = send_raw(gateway.address, text.as_bytes()).await;
+        assert!(response.starts_with("HTTP/1.1 400 "), "{below}: {response}");
     }
     assert_eq!(instance.connections.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
-async fn broken_chunks_are_refused_and_their_connections_closed() {
-    let instance = Instance::echo().await;
-    let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+async fn malformed_chunks_are_refused_and_their_connections_closed() {
+    let instance = TestInstance::echo().await;
+    let gateway = start(&[blue_route(1, &Settings::default(), &[instance.entry()])]).await;
     for chunks in [
         "0x1\r\na\r\n0\r\n\r\n",
         "1\na\n0\n\n",
@@ -169,53 +173,53 @@ async fn broken_chunks_are_refused_and_their_connections_closed() {
         let text = format!(
             "{LINE}host: a\r\ntransfer-encoding: chunked\r\n\r\n{chunks}{LINE}host: a\r\n\r\n"
         );
-        let answer = raw(gateway.address, text.as_bytes()).await;
+        let response = send_raw(gateway.address, text.as_bytes()).await;
         assert!(
-            answer.matches("HTTP/1.1 ").count() <= 1,
-            "{chunks:?}: {answer}"
+            response.matches("HTTP/1.1 ").count() <= 1,
+            "{chunks:?}: {response}"
         );
         assert!(
-            answer.is_empty() || answer.starts_with("HTTP/1.1 400 "),
-            "{chunks:?}: {answer}"
+            response.is_empty() || response.starts_with("HTTP/1.1 400 "),
+            "{chunks:?}: {response}"
         );
     }
 }
 
 #[tokio::test]
-async fn what_came_before_a_refused_head_is_answered_first() {
-    let instance = Instance::echo().await;
-    let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+async fn requests_before_a_refused_head_are_answered_first() {
+    let instance = TestInstance::echo().await;
+    let gateway = start(&[blue_route(1, &Settings::default(), &[instance.entry()])]).await;
     let good = format!("{LINE}host: a\r\ncontent-length: 2\r\n\r\nok");
-    let answer = raw(
+    let response = send_raw(
         gateway.address,
         format!("{good}{good}{LINE}\r\n").as_bytes(),
     )
     .await;
-    assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
-    assert_eq!(answer.matches("HTTP/1.1 400").count(), 1, "{answer}");
+    assert_eq!(response.matches("HTTP/1.1 200").count(), 2, "{response}");
+    assert_eq!(response.matches("HTTP/1.1 400").count(), 1, "{response}");
 }
 
 #[tokio::test]
-async fn each_pipelined_request_shows_its_own_key() {
-    let instance = Instance::echo().await;
+async fn each_pipelined_request_needs_its_own_key() {
+    let instance = TestInstance::echo().await;
     let settings = Settings {
         keys: vec!["secret"],
         ..Settings::default()
     };
-    let gateway = start(&[blue(1, &settings, &[instance.place()])]).await;
+    let gateway = start(&[blue_route(1, &settings, &[instance.entry()])]).await;
     let with = format!(
         "{LINE}host: a\r\nauthorization: Bearer secret\r\nupgrade: foo\r\nconnection: upgrade\r\ncontent-length: 2\r\n\r\nok"
     );
     let without = format!("{LINE}host: a\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno");
-    let answer = raw(gateway.address, format!("{with}{without}").as_bytes()).await;
-    assert_eq!(answer.matches("HTTP/1.1 200").count(), 1, "{answer}");
-    assert_eq!(answer.matches("HTTP/1.1 401").count(), 1, "{answer}");
+    let response = send_raw(gateway.address, format!("{with}{without}").as_bytes()).await;
+    assert_eq!(response.matches("HTTP/1.1 200").count(), 1, "{response}");
+    assert_eq!(response.matches("HTTP/1.1 401").count(), 1, "{response}");
 }
 
 #[tokio::test]
-async fn a_request_may_come_byte_by_byte() {
-    let instance = Instance::echo().await;
-    let gateway = start(&[blue(1, &Settings::default(), &[instance.place()])]).await;
+async fn a_request_may_arrive_byte_by_byte() {
+    let instance = TestInstance::echo().await;
+    let gateway = start(&[blue_route(1, &Settings::default(), &[instance.entry()])]).await;
     let text = format!(
         "{LINE}host: a\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n4;x=y\r\nabcd\r\n1\r\ne\r\n0\r\nT: 1\r\n\r\n"
     );
@@ -227,16 +231,16 @@ async fn a_request_may_come_byte_by_byte() {
         stream.write_all(&[byte]).await.unwrap();
         tokio::task::yield_now().await;
     }
-    let answer = String::from_utf8(until_closed(&mut stream).await).unwrap();
+    let response = String::from_utf8(read_until_closed(&mut stream).await).unwrap();
     assert!(
-        answer.starts_with("HTTP/1.1 200") && answer.ends_with("abcde"),
-        "{answer}"
+        response.starts_with("HTTP/1.1 200") && response.ends_with("abcde"),
+        "{response}"
     );
 }
 
 #[tokio::test]
-async fn heads_that_come_too_slowly_are_refused_and_silent_connections_closed() {
-    let instance = Instance::echo().await;
+async fn slow_heads_are_refused_and_silent_connections_closed() {
+    let instance = TestInstance::echo().await;
     let config = gateway::Config {
         head_timeout: Duration::from_millis(200),
         idle_timeout: Duration::from_millis(300),
@@ -244,25 +248,25 @@ async fn heads_that_come_too_slowly_are_refused_and_silent_connections_closed() 
     };
     let gateway = start_with(
         config,
-        &[blue(1, &Settings::default(), &[instance.place()])],
+        &[blue_route(1, &Settings::default(), &[instance.entry()])],
     )
     .await;
-    let slow = raw(gateway.address, LINE.as_bytes()).await;
+    let slow = send_raw(gateway.address, LINE.as_bytes()).await;
     assert!(
         slow.starts_with("HTTP/1.1 408 ") && slow.contains("headers-too-slow"),
         "{slow}"
     );
-    assert_eq!(raw(gateway.address, b"").await, "");
-    let rested = raw(
+    assert_eq!(send_raw(gateway.address, b"").await, "");
+    let served = send_raw(
         gateway.address,
         format!("{LINE}host: a\r\ncontent-length: 2\r\n\r\nok").as_bytes(),
     )
     .await;
-    assert!(rested.ends_with("ok"), "answered, then closed: {rested}");
+    assert!(served.ends_with("ok"), "answered, then closed: {served}");
 }
 
 #[tokio::test]
-async fn one_byte_at_a_time_does_not_put_off_the_end_of_a_slow_head() {
+async fn one_byte_at_a_time_does_not_extend_the_head_timeout() {
     let config = gateway::Config {
         head_timeout: Duration::from_millis(300),
         ..config()
@@ -272,13 +276,13 @@ async fn one_byte_at_a_time_does_not_put_off_the_end_of_a_slow_head() {
         .await
         .unwrap();
     let (mut read, mut write) = stream.into_split();
-    let dripping = tokio::spawn(async move {
+    let writer = tokio::spawn(async move {
         while write.write_all(b"x").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    let mut answer = String::new();
-    let _ = soon("408", read.read_to_string(&mut answer)).await;
-    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-    dripping.abort();
+    let mut response = String::new();
+    let _ = within_timeout("408", read.read_to_string(&mut response)).await;
+    assert!(response.starts_with("HTTP/1.1 408 "), "{response}");
+    writer.abort();
 }

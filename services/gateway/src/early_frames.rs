@@ -1,4 +1,4 @@
-//! Frames that cannot wait for the end of the second: a request waits, and its deployment has no
+//! Requests for frames before the end of the second: a request is queued, and its deployment has no
 //! instance.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,21 +6,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use contract::Bucket;
 use tokio::sync::Notify;
 
-/// Says which buckets want a frame before the second is over.
+/// Buckets that need a frame before the second is over.
 #[derive(Debug, Default)]
-pub struct Early {
+pub struct EarlyFrames {
     buckets: AtomicU64,
     notify: Notify,
 }
 
-impl Early {
-    pub fn ask(&self, bucket: Bucket) {
+impl EarlyFrames {
+    pub fn request(&self, bucket: Bucket) {
         self.buckets.fetch_or(1 << bucket.0, Ordering::SeqCst);
         self.notify.notify_one();
     }
 
-    /// Waits until a bucket is asked for.
-    pub async fn asked(&self) -> Vec<Bucket> {
+    /// Waits until at least one bucket is requested.
+    pub async fn requested(&self) -> Vec<Bucket> {
         loop {
             let buckets = self.buckets.swap(0, Ordering::SeqCst);
             if buckets != 0 {

@@ -1,5 +1,5 @@
-//! Instances that answer in unusual ways, byte by byte: what the client gets, and that one
-//! request's bytes never become another's answer.
+//! Unusual responses from instances, byte by byte: what the client gets, and that one request's
+//! bytes never become another's response.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests count as such")]
 
@@ -10,7 +10,7 @@ use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-async fn one_thread(instance: &RawInstance) -> Running {
+async fn start_with_large_bodies(instance: &RawInstance) -> TestGateway {
     let config = gateway::Config {
         threads: 1,
         ..config()
@@ -19,11 +19,11 @@ async fn one_thread(instance: &RawInstance) -> Running {
         body_max: 64 << 20,
         ..Settings::default()
     };
-    start_with(config, &[blue(1, &settings, &[instance.place()])]).await
+    start_with(config, &[blue_route(1, &settings, &[instance.entry()])]).await
 }
 
-/// Answers the next request of a new connection.
-async fn say(instance: &RawInstance, text: &[u8]) -> TcpStream {
+/// Responds to the next request on a new connection.
+async fn respond(instance: &RawInstance, text: &[u8]) -> TcpStream {
     let mut stream = instance.accept().await;
     read_request(&mut stream).await;
     stream.write_all(text).await.unwrap();
@@ -31,9 +31,9 @@ async fn say(instance: &RawInstance, text: &[u8]) -> TcpStream {
 }
 
 #[tokio::test]
-async fn an_answer_that_can_be_read_in_two_ways_is_502_and_its_connection_closes() {
+async fn an_ambiguous_response_is_502_and_its_connection_closes() {
     let instance = RawInstance::start().await;
-    let gateway = one_thread(&instance).await;
+    let gateway = start_with_large_bodies(&instance).await;
     for header in [
         "content-length: 2\r\ntransfer-encoding: chunked\r\n",
         "content-length: 2\r\ncontent-length: 3\r\n",
@@ -42,55 +42,59 @@ async fn an_answer_that_can_be_read_in_two_ways_is_502_and_its_connection_closes
         "content-length: 2\r\nx: a\0\r\n",
     ] {
         let text = format!("HTTP/1.1 200 OK\r\n{header}\r\nok");
-        let (answer, mut stream) = tokio::join!(gateway.post("x"), say(&instance, text.as_bytes()));
+        let (response, mut stream) =
+            tokio::join!(gateway.post("x"), respond(&instance, text.as_bytes()));
         assert_eq!(
-            (answer.status.as_u16(), answer.code()),
+            (response.status.as_u16(), response.code()),
             (502, "bad-answer"),
             "{header:?}"
         );
-        until_closed(&mut stream).await;
+        read_until_closed(&mut stream).await;
     }
 }
 
 #[tokio::test]
-async fn what_stands_behind_an_answer_is_nobodys() {
+async fn data_after_a_response_is_discarded() {
     let instance = RawInstance::start().await;
-    let gateway = one_thread(&instance).await;
+    let gateway = start_with_large_bodies(&instance).await;
     let two = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\noneHTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwrong";
-    let (first, mut stream) = tokio::join!(gateway.post("x"), say(&instance, two));
+    let (first, mut stream) = tokio::join!(gateway.post("x"), respond(&instance, two));
     assert_eq!(first.text(), "one");
-    until_closed(&mut stream).await;
+    read_until_closed(&mut stream).await;
     let next = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nright";
-    let (second, _stream) = tokio::join!(gateway.post("y"), say(&instance, next));
+    let (second, _stream) = tokio::join!(gateway.post("y"), respond(&instance, next));
     assert_eq!(second.text(), "right");
 }
 
 #[tokio::test]
-async fn what_comes_on_a_connection_at_rest_is_nobodys() {
+async fn data_on_an_idle_connection_is_discarded() {
     let instance = RawInstance::start().await;
-    let gateway = one_thread(&instance).await;
+    let gateway = start_with_large_bodies(&instance).await;
     let one = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\none";
-    let (first, mut stream) = tokio::join!(gateway.post("x"), say(&instance, one));
+    let (first, mut stream) = tokio::join!(gateway.post("x"), respond(&instance, one));
     assert_eq!(first.text(), "one");
     let wrong = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nwrong";
     stream.write_all(wrong).await.unwrap();
-    // The sweep of idle connections finds it, if no request does before.
-    until_closed(&mut stream).await;
+    // The sweep of idle connections finds it, if no request does first.
+    read_until_closed(&mut stream).await;
     let right = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nright";
-    let (second, _stream) = tokio::join!(gateway.post("y"), say(&instance, right));
+    let (second, _stream) = tokio::join!(gateway.post("y"), respond(&instance, right));
     assert_eq!(second.text(), "right");
 }
 
 #[tokio::test]
-async fn interim_answers_and_trailers_are_not_passed_on() {
+async fn interim_responses_and_trailers_are_not_forwarded() {
     let instance = RawInstance::start().await;
-    let gateway = one_thread(&instance).await;
+    let gateway = start_with_large_bodies(&instance).await;
     let text = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\
         trailer: x-sum\r\n\r\n3;a=b\r\none\r\n3\r\ntwo\r\n0\r\nx-sum: 1\r\n\r\n";
-    let (answer, mut stream) = tokio::join!(gateway.post("x"), say(&instance, text));
-    assert_eq!((answer.status.as_u16(), answer.text()), (200, "onetwo"));
-    assert_eq!((answer.header("trailer"), answer.header("x-sum")), ("", ""));
-    // The connection is good for a next request.
+    let (response, mut stream) = tokio::join!(gateway.post("x"), respond(&instance, text));
+    assert_eq!((response.status.as_u16(), response.text()), (200, "onetwo"));
+    assert_eq!(
+        (response.header("trailer"), response.header("x-sum")),
+        ("", "")
+    );
+    // The connection can be reused.
     let (next, ()) = tokio::join!(gateway.post("y"), async {
         read_request(&mut stream).await;
         stream
@@ -102,38 +106,41 @@ async fn interim_answers_and_trailers_are_not_passed_on() {
 }
 
 #[tokio::test]
-async fn an_answer_before_the_request_is_whole_is_passed_on() {
+async fn a_response_before_the_request_is_complete_is_forwarded() {
     let instance = RawInstance::start().await;
-    let gateway = one_thread(&instance).await;
-    let (answer, ()) = tokio::join!(gateway.post(vec![b'x'; 20 << 20]), async {
+    let gateway = start_with_large_bodies(&instance).await;
+    let (response, ()) = tokio::join!(gateway.post(vec![b'x'; 20 << 20]), async {
         let mut stream = instance.accept().await;
         let mut some = [0; 1000];
         stream.read_exact(&mut some).await.unwrap();
         let text = b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\nconnection: close\r\n\r\nwhy";
         stream.write_all(text).await.unwrap();
-        // Takes the rest, as whoever wants the answer to be read does.
-        until_closed(&mut stream).await;
+        // Reads the rest, so that the response is not lost to a reset.
+        read_until_closed(&mut stream).await;
     });
-    assert_eq!(answer.status, 424);
+    assert_eq!(response.status, 424);
     assert_eq!(
-        (answer.header("penstock-model-status"), answer.text()),
+        (response.header("penstock-model-status"), response.text()),
         ("413", "why")
     );
 }
 
 #[tokio::test]
-async fn the_answer_to_a_head_request_has_a_length_and_no_body() {
+async fn the_response_to_a_head_request_has_a_length_and_no_body() {
     let instance = RawInstance::start().await;
-    let gateway = one_thread(&instance).await;
-    let ask = |method: Method| {
+    let gateway = start_with_large_bodies(&instance).await;
+    let send_method = |method: Method| {
         let request = request("/endpoints/iris/score").method(method);
-        send(gateway.address, request.body(whole("")).unwrap())
+        send(gateway.address, request.body(full_body("")).unwrap())
     };
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
-    let (answer, mut stream) = tokio::join!(ask(Method::HEAD), say(&instance, head));
-    assert_eq!((answer.header("content-length"), answer.text()), ("5", ""));
-    // Nothing of it is waited for: the connection serves the next request.
-    let (next, ()) = tokio::join!(ask(Method::GET), async {
+    let (response, mut stream) = tokio::join!(send_method(Method::HEAD), respond(&instance, head));
+    assert_eq!(
+        (response.header("content-length"), response.text()),
+        ("5", "")
+    );
+    // No body is waited for: the connection serves the next request.
+    let (next, ()) = tokio::join!(send_method(Method::GET), async {
         assert!(read_request(&mut stream).await.starts_with("GET "));
         stream
             .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nbody")
@@ -144,10 +151,10 @@ async fn the_answer_to_a_head_request_has_a_length_and_no_body() {
 }
 
 #[tokio::test]
-async fn an_answer_that_comes_byte_by_byte_is_whole() {
+async fn a_response_that_arrives_byte_by_byte_is_complete() {
     let instance = RawInstance::start().await;
-    let gateway = one_thread(&instance).await;
-    let (answer, ()) = tokio::join!(gateway.post("x"), async {
+    let gateway = start_with_large_bodies(&instance).await;
+    let (response, ()) = tokio::join!(gateway.post("x"), async {
         let mut stream = instance.accept().await;
         stream.set_nodelay(true).unwrap();
         read_request(&mut stream).await;
@@ -157,5 +164,5 @@ async fn an_answer_that_comes_byte_by_byte_is_whole() {
             tokio::task::yield_now().await;
         }
     });
-    assert_eq!(answer.text(), "abcde");
+    assert_eq!(response.text(), "abcde");
 }

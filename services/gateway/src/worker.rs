@@ -1,6 +1,6 @@
-//! What the requests on one serving thread share: the connections to instances, the routes as this
-//! thread sees them, and its part of the counts. Threads meet only in the counters of deployments
-//! and instances.
+//! State that the requests on one worker thread share: connections to instances, the routes as this
+//! thread sees them, and its share of the counters. Threads interact only through the counters of
+//! deployments and instances.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -12,57 +12,57 @@ use arc_swap::Cache;
 use http::{HeaderMap, HeaderValue};
 
 use crate::config::Config;
-use crate::early::Early;
-use crate::flight::ThreadMeter;
+use crate::early_frames::EarlyFrames;
+use crate::in_flight::WorkerMeter;
 use crate::instance::Instance;
 use crate::pool::Pool;
 use crate::router::{Endpoint, Router, Snapshot};
 use crate::shard::SharedShard;
-use crate::upstream::Idle;
+use crate::upstream::IdleConnection;
 
-/// What all threads share.
+/// State shared by all worker threads.
 #[derive(Debug)]
-pub struct Core {
+pub struct SharedState {
     pub config: Config,
     pub router: Arc<Router>,
-    pub early: Early,
-    /// Of clients.
-    pub connections: AtomicUsize,
-    /// To instances, in use or at rest.
+    pub early_frames: EarlyFrames,
+    /// Open client connections.
+    pub client_connections: AtomicUsize,
+    /// Open connections to instances, in use or idle.
     pub upstreams: Arc<AtomicUsize>,
 }
 
-impl Core {
-    /// Clients that there may be now.
+impl SharedState {
+    /// The number of client connections allowed right now.
     pub fn clients_max(&self) -> usize {
         let config = &self.config;
         config.connections_max.min(config.descriptors.clients_max())
     }
 
-    /// All descriptors for connections are taken.
+    /// Whether all descriptors for connections are taken.
     fn is_full(&self) -> bool {
-        let open =
-            self.connections.load(Ordering::Relaxed) + self.upstreams.load(Ordering::Relaxed);
+        let open = self.client_connections.load(Ordering::Relaxed)
+            + self.upstreams.load(Ordering::Relaxed);
         open >= self.config.descriptors.connections_max()
     }
 }
 
 #[derive(Debug)]
-pub struct Thread {
-    pub core: Arc<Core>,
+pub struct Worker {
+    pub shared: Arc<SharedState>,
     /// Borrowed for one call at a time.
     pub pool: RefCell<Pool>,
-    pub meter: Rc<ThreadMeter>,
-    /// The room of a header map that is done with, for the next answer's.
-    pub spare: RefCell<HeaderMap>,
+    pub meter: Rc<WorkerMeter>,
+    /// A finished header map whose allocation the next response reuses.
+    pub spare_headers: RefCell<HeaderMap>,
     routes: RefCell<Cache<SnapshotRef, Arc<Snapshot>>>,
     random: RefCell<fastrand::Rng>,
     rotation: Cell<usize>,
-    /// Clients that are being told that there is no room for them.
+    /// Clients that are currently being refused because the gateway is full.
     pub refusing: Cell<usize>,
 }
 
-/// The router, as something that holds the current snapshot.
+/// Dereferences the router to its current snapshot.
 #[derive(Clone, Debug)]
 struct SnapshotRef(Arc<Router>);
 
@@ -73,17 +73,17 @@ impl std::ops::Deref for SnapshotRef {
     }
 }
 
-impl Thread {
-    pub fn new(core: Arc<Core>, shard: SharedShard, seed: u64) -> Self {
-        let router = core.router.clone();
+impl Worker {
+    pub fn new(shared: Arc<SharedState>, shard: SharedShard, seed: u64) -> Self {
+        let router = shared.router.clone();
         Self {
-            core,
+            shared,
             pool: RefCell::default(),
-            meter: Rc::new(ThreadMeter {
+            meter: Rc::new(WorkerMeter {
                 shard,
-                cutting: Rc::default(),
+                is_aborting: Rc::default(),
             }),
-            spare: RefCell::default(),
+            spare_headers: RefCell::default(),
             routes: RefCell::new(Cache::new(SnapshotRef(router))),
             random: RefCell::new(fastrand::Rng::with_seed(seed)),
             rotation: Cell::new(seed as usize & 0xffff),
@@ -91,13 +91,13 @@ impl Thread {
         }
     }
 
-    /// The endpoint in the newest snapshot.
+    /// Looks up the endpoint in the newest snapshot.
     pub fn endpoint(&self, name: &str) -> Option<Arc<Endpoint>> {
         self.routes.borrow_mut().load().endpoint(name).cloned()
     }
 
     pub fn domain(&self) -> Option<&str> {
-        self.core.config.domain.as_deref()
+        self.shared.config.domain.as_deref()
     }
 
     pub fn rotation(&self) -> usize {
@@ -106,7 +106,7 @@ impl Thread {
         rotation
     }
 
-    /// A random UUID, as a header value. It must be unique, not secret.
+    /// A random UUID as a header value. It must be unique, not secret.
     pub fn request_id(&self) -> HeaderValue {
         let id = uuid::Builder::from_random_bytes(self.random.borrow_mut().u128(..).to_ne_bytes());
         let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
@@ -114,22 +114,28 @@ impl Thread {
         HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
     }
 
-    /// Descriptors have run out: what is not needed now is closed.
-    pub fn give_way(&self, what: &str, error: &io::Error) {
-        self.core.config.descriptors.lack(what, error);
+    /// Frees descriptors after running out of them: closes all idle connections to instances.
+    pub fn handle_descriptor_shortage(&self, what: &str, error: &io::Error) {
+        self.shared.config.descriptors.lack(what, error);
         self.pool.borrow_mut().close_all();
     }
 
-    /// So that no more are open than there are descriptors for.
-    pub fn make_room_for_an_upstream(&self) {
-        if self.core.is_full() {
+    /// Closes an idle connection if all descriptors are taken, to keep within the limit.
+    pub fn make_room_for_upstream(&self) {
+        if self.shared.is_full() {
             self.pool.borrow_mut().close_oldest();
         }
     }
 
     /// Keeps a connection to an instance for the next request.
-    pub fn keep(&self, instance: &Arc<Instance>, idle: Idle, idle_max_us: u64, now_us: u64) {
-        if !self.core.is_full() {
+    pub fn return_to_pool(
+        &self,
+        instance: &Arc<Instance>,
+        idle: IdleConnection,
+        idle_max_us: u64,
+        now_us: u64,
+    ) {
+        if !self.shared.is_full() {
             let mut pool = self.pool.borrow_mut();
             pool.put(instance, idle, idle_max_us, now_us);
         }

@@ -1,5 +1,5 @@
-//! A gateway that starts reads the routes on the bus before it serves: its own may name instances
-//! that are gone.
+//! A gateway that starts reads the routes on the bus before it serves: its saved ones may name
+//! instances that are gone.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests count as such")]
 
@@ -22,10 +22,10 @@ use support::*;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// A bus on which routes come when the test says so.
+/// A bus on which routes arrive when the test sends them.
 struct SlowRoutes {
     routes: Mutex<Option<mpsc::Receiver<RouteMessage>>>,
-    is_away: bool,
+    is_unreachable: bool,
 }
 
 #[async_trait]
@@ -48,25 +48,25 @@ impl Bus for SlowRoutes {
         0
     }
     fn trouble(&self) -> Option<String> {
-        self.is_away.then(|| "no broker answers".to_owned())
+        self.is_unreachable.then(|| "no broker answers".to_owned())
     }
     async fn close(&self) {}
 }
 
-struct Starting {
+struct StartingGateway {
     address: SocketAddr,
     health: Health,
     routes: mpsc::Sender<RouteMessage>,
     _stops: DropGuard,
 }
 
-fn start_on_slow_routes(data: &Path, is_away: bool) -> Starting {
+fn start_on_slow_routes(data: &Path, is_unreachable: bool) -> StartingGateway {
     let (routes, received) = mpsc::channel(8);
     let health = Health::default();
     let deps = Deps {
         bus: Arc::new(SlowRoutes {
             routes: Mutex::new(Some(received)),
-            is_away,
+            is_unreachable,
         }),
         clock: Arc::new(SystemClock),
         metrics: Metrics::default(),
@@ -80,7 +80,7 @@ fn start_on_slow_routes(data: &Path, is_away: bool) -> Starting {
     let address = gateway.address;
     let shutdown = CancellationToken::new();
     tokio::spawn(gateway.serve(shutdown.clone()));
-    Starting {
+    StartingGateway {
         address,
         health,
         routes,
@@ -88,9 +88,9 @@ fn start_on_slow_routes(data: &Path, is_away: bool) -> Starting {
     }
 }
 
-impl Starting {
-    async fn until_missing(&self, missing: &[&str]) {
-        soon("the word of health", async {
+impl StartingGateway {
+    async fn wait_until_missing(&self, missing: &[&str]) {
+        within_timeout("the health status", async {
             while self.health.missing() != missing {
                 tokio::task::yield_now().await;
             }
@@ -98,27 +98,30 @@ impl Starting {
         .await;
     }
 
-    async fn tell(&self, message: RouteMessage) {
+    async fn send_message(&self, message: RouteMessage) {
         self.routes.send(message).await.unwrap();
     }
 
-    /// The next route leads to this instance alone.
-    async fn tell_of(&self, instance: &Instance) {
-        let update = blue(8, &Settings::default(), &[instance.place()]);
-        self.tell(RouteMessage::Update(Arc::new(update))).await;
+    /// Publishes a route to this instance alone.
+    async fn send_route_to(&self, instance: &TestInstance) {
+        let update = blue_route(8, &Settings::default(), &[instance.entry()]);
+        self.send_message(RouteMessage::Update(Arc::new(update)))
+            .await;
     }
 
-    async fn ask(&self) -> Answer {
-        let ask = request("/endpoints/iris/score").body(whole("x")).unwrap();
-        send(self.address, ask).await
+    async fn post(&self) -> TestResponse {
+        let request = request("/endpoints/iris/score")
+            .body(full_body("x"))
+            .unwrap();
+        send(self.address, request).await
     }
 }
 
-const READS_ROUTES: &[&str] = &["gateway: reads the routes from the bus"];
+const READS_ROUTES: &[&str] = &["gateway: reading the routes from the bus"];
 
-/// What a gateway leaves behind that has served by a route to this instance.
-async fn left_behind(data: &Path, instance: &Instance) {
-    let update = blue(7, &Settings::default(), &[instance.place()]);
+/// Leaves saved routes of a gateway that has served from this instance.
+async fn save_routes_to(data: &Path, instance: &TestInstance) {
+    let update = blue_route(7, &Settings::default(), &[instance.entry()]);
     let config = gateway::Config {
         data: Some(data.to_owned()),
         ..config()
@@ -127,42 +130,42 @@ async fn left_behind(data: &Path, instance: &Instance) {
 }
 
 #[tokio::test]
-async fn instances_that_went_while_it_was_away_are_not_asked() {
-    let data = scratch();
-    let instance = Instance::saying("gone").await;
-    left_behind(data.path(), &instance).await;
+async fn instances_removed_while_it_was_down_get_no_requests() {
+    let data = temp_dir();
+    let instance = TestInstance::responding_with("gone").await;
+    save_routes_to(data.path(), &instance).await;
     drop(instance);
 
     let gateway = start_on_slow_routes(data.path(), false);
-    gateway.until_missing(READS_ROUTES).await;
-    let new = Instance::saying("new").await;
-    gateway.tell_of(&new).await;
-    gateway.tell(RouteMessage::CaughtUp).await;
-    assert_eq!(gateway.ask().await.text(), "new");
-    gateway.until_missing(&[]).await;
+    gateway.wait_until_missing(READS_ROUTES).await;
+    let new = TestInstance::responding_with("new").await;
+    gateway.send_route_to(&new).await;
+    gateway.send_message(RouteMessage::CaughtUp).await;
+    assert_eq!(gateway.post().await.text(), "new");
+    gateway.wait_until_missing(&[]).await;
 }
 
 #[tokio::test]
-async fn where_the_bus_is_away_it_serves_by_the_routes_that_it_has() {
-    let data = scratch();
-    let instance = Instance::saying("still here").await;
-    left_behind(data.path(), &instance).await;
+async fn without_the_bus_it_serves_the_saved_routes() {
+    let data = temp_dir();
+    let instance = TestInstance::responding_with("still here").await;
+    save_routes_to(data.path(), &instance).await;
 
     let gateway = start_on_slow_routes(data.path(), true);
-    gateway.until_missing(READS_ROUTES).await;
-    assert_eq!(gateway.ask().await.text(), "still here");
-    gateway.until_missing(&[]).await;
+    gateway.wait_until_missing(READS_ROUTES).await;
+    assert_eq!(gateway.post().await.text(), "still here");
+    gateway.wait_until_missing(&[]).await;
 }
 
 #[tokio::test]
-async fn what_came_of_an_interrupted_reading_counts() {
-    let data = scratch();
-    let instance = Instance::saying("gone").await;
-    left_behind(data.path(), &instance).await;
+async fn routes_received_before_an_interruption_are_applied() {
+    let data = temp_dir();
+    let instance = TestInstance::responding_with("gone").await;
+    save_routes_to(data.path(), &instance).await;
     drop(instance);
 
     let gateway = start_on_slow_routes(data.path(), true);
-    let new = Instance::saying("new").await;
-    gateway.tell_of(&new).await;
-    assert_eq!(gateway.ask().await.text(), "new");
+    let new = TestInstance::responding_with("new").await;
+    gateway.send_route_to(&new).await;
+    assert_eq!(gateway.post().await.text(), "new");
 }

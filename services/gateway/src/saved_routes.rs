@@ -1,6 +1,6 @@
-//! `gateway-routes.json`: the last routes, kept so that a gateway serves before control is there.
-//! It holds hashes of keys, so only its owner may read it; it is written beside and renamed, so a
-//! crash leaves the old one whole.
+//! `gateway-routes.json`: the last routes, saved so that a gateway can serve before control is
+//! available. The file contains key hashes, so only its owner may read it. It is written to a
+//! temporary file and renamed, so a crash leaves the old one intact.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -15,13 +15,13 @@ const FILE: &str = "gateway-routes.json";
 const FORMAT: u32 = 1;
 
 #[derive(Deserialize)]
-struct Saved {
+struct SavedRoutes {
     format: u32,
     routes: Vec<RouteUpdate>,
 }
 
 #[derive(Serialize)]
-struct Saving<'a> {
+struct SavedRoutesRef<'a> {
     format: u32,
     routes: Vec<&'a RouteUpdate>,
 }
@@ -30,46 +30,47 @@ pub fn path(data: &Path) -> PathBuf {
     data.join(FILE)
 }
 
-/// Whether an earlier life has left routes to serve by.
+/// Whether an earlier run left routes to serve from.
 pub fn has_saved_routes(data: &Path) -> bool {
     path(data).exists()
 }
 
-/// The saved routes. A file that cannot be read is as none: control sends the routes again.
+/// Loads the saved routes. A file that cannot be read counts as empty: control sends the routes
+/// again.
 pub fn load(data: &Path) -> Vec<Arc<RouteUpdate>> {
     let path = path(data);
     let text = match fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "the saved routes cannot be read; serving starts when control sends them");
+            tracing::warn!(path = %path.display(), %error, "cannot read the saved routes; waiting for control to send them");
             return Vec::new();
         }
     };
-    match serde_json::from_slice::<Saved>(&text) {
+    match serde_json::from_slice::<SavedRoutes>(&text) {
         Ok(saved) if saved.format == FORMAT => saved.routes.into_iter().map(Arc::new).collect(),
         Ok(saved) => {
-            tracing::warn!(path = %path.display(), format = saved.format, "the saved routes are of another version; serving starts when control sends them");
+            tracing::warn!(path = %path.display(), format = saved.format, "saved routes have an unsupported format; waiting for control to send them");
             Vec::new()
         }
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "the saved routes are damaged; serving starts when control sends them");
+            tracing::warn!(path = %path.display(), %error, "saved routes are corrupt; waiting for control to send them");
             Vec::new()
         }
     }
 }
 
 pub fn save(data: &Path, routes: &[Arc<RouteUpdate>]) -> io::Result<()> {
-    let saving = Saving {
+    let saved = SavedRoutesRef {
         format: FORMAT,
         routes: routes.iter().map(AsRef::as_ref).collect(),
     };
-    let text = serde_json::to_vec(&saving)?;
+    let text = serde_json::to_vec(&saved)?;
     let path = path(data);
-    let beside = path.with_extension("json.new");
+    let temporary = path.with_extension("json.new");
     fs::create_dir_all(data)?;
-    // Not opened for an existing file, which might be readable by others.
-    match fs::remove_file(&beside) {
+    // Created fresh: an existing file might be readable by others.
+    match fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
@@ -77,9 +78,9 @@ pub fn save(data: &Path, routes: &[Arc<RouteUpdate>]) -> io::Result<()> {
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&beside)?;
+        .open(&temporary)?;
     file.write_all(&text)?;
     file.sync_all()?;
-    fs::rename(&beside, &path)?;
+    fs::rename(&temporary, &path)?;
     File::open(data)?.sync_all()
 }

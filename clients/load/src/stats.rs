@@ -1,6 +1,6 @@
-//! Counts what became of the requests. Invariant: every request that was sent is counted once, as good or
-//! as one kind of error, in its own second; latency is counted for all of them, errors too, because a
-//! client waits for those as well.
+//! Counts the results of requests. Invariant: every request that was sent is counted once, as good
+//! or as one kind of error, in its own second. Latency is recorded for all of them, including
+//! errors, because a client waits for those as well.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,52 +8,52 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::sender::{Ended, Failure};
+use super::sender::{CompletedRequest, RequestFailure};
 
-/// Percentiles are exact to three digits up to an hour.
+/// Percentiles are accurate to three digits, up to an hour.
 const MICROS_MAX: u64 = 3_600_000_000;
-/// A request that leaves this late was not sent on schedule.
-const LATE: Duration = Duration::from_millis(10);
-/// Seconds after which the timeline takes no more, a week: memory has to end somewhere.
+/// A request sent later than this was not on schedule.
+const LATE_THRESHOLD: Duration = Duration::from_millis(10);
+/// Maximum length of the timeline in seconds (a week), to bound memory.
 const TIMELINE_SECONDS_MAX: usize = 7 * 24 * 3600;
 
-pub struct Account {
+pub struct LoadStats {
     pub sent: u64,
     pub ok: u64,
     errors: BTreeMap<String, u64>,
     deployments: BTreeMap<String, u64>,
     latency: Histogram<u64>,
     service: Histogram<u64>,
-    late: Late,
-    timeline: Vec<Second>,
-    recent: Recent,
+    late: LateCounts,
+    timeline: Vec<TimelineSecond>,
+    recent: RecentStats,
 }
 
-/// What happened since the last line of progress.
-pub struct Recent {
-    pub ended: u64,
+/// Results since the last progress line.
+pub struct RecentStats {
+    pub completed: u64,
     pub latency: Histogram<u64>,
 }
 
-/// Requests that left later than they were due.
+/// Requests sent later than they were due.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Late {
-    /// Because every connection was taken.
+pub struct LateCounts {
+    /// Because all connections were in use.
     pub connections_taken: u64,
-    /// Because the generator itself was behind.
+    /// Because the generator itself fell behind.
     pub generator_behind: u64,
 }
 
 /// One second of the run, by when requests were due.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Second {
+pub struct TimelineSecond {
     pub second: u64,
     pub sent: u64,
     pub ok: u64,
     pub latency_max_us: u64,
-    /// Ready instances by deployment, where they were sampled.
+    /// Ready instances by deployment, if they were sampled.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub instances: BTreeMap<String, u32>,
 }
@@ -70,29 +70,29 @@ pub struct Percentiles {
     pub max_us: u64,
 }
 
-/// The whole count, for people and programs.
+/// All results, for people and programs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Totals {
     pub sent: u64,
     pub ok: u64,
     pub errors: u64,
-    /// By status and `penstock-error-code`, or by what went wrong without an answer.
+    /// By status and `penstock-error-code`, or by what went wrong if there was no response.
     pub errors_by_kind: BTreeMap<String, u64>,
-    /// Requests by the deployment that answered.
+    /// Requests by the deployment that responded.
     pub deployments: BTreeMap<String, u64>,
     /// From when each request was due.
     pub latency: Percentiles,
     /// From when each request was sent.
     pub service_time: Percentiles,
-    pub late: Late,
-    /// Sum over the seconds of the instances sampled; none if they were not.
+    pub late: LateCounts,
+    /// Sum of the sampled instances over the seconds; `None` if there were no samples.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instance_seconds: Option<u64>,
-    pub timeline: Vec<Second>,
+    pub timeline: Vec<TimelineSecond>,
 }
 
-impl Account {
+impl LoadStats {
     pub fn new() -> Self {
         Self {
             sent: 0,
@@ -101,38 +101,38 @@ impl Account {
             deployments: BTreeMap::new(),
             latency: histogram(),
             service: histogram(),
-            late: Late::default(),
+            late: LateCounts::default(),
             timeline: Vec::new(),
-            recent: Recent {
-                ended: 0,
+            recent: RecentStats {
+                completed: 0,
                 latency: histogram(),
             },
         }
     }
 
-    pub fn record(&mut self, ended: &Ended) {
-        let latency_us = micros(ended.latency);
+    pub fn record(&mut self, completed: &CompletedRequest) {
+        let latency_us = micros(completed.latency);
         self.sent += 1;
         // Values above the maximum saturate: they are still the worst ones.
         self.latency.saturating_record(latency_us);
-        self.service.saturating_record(micros(ended.service));
-        self.recent.ended += 1;
+        self.service.saturating_record(micros(completed.service));
+        self.recent.completed += 1;
         self.recent.latency.saturating_record(latency_us);
-        if ended.lag > LATE {
-            let late = match ended.queued {
+        if completed.lag > LATE_THRESHOLD {
+            let late = match completed.queued {
                 true => &mut self.late.connections_taken,
                 false => &mut self.late.generator_behind,
             };
             *late += 1;
         }
-        if let Ok(answer) = &ended.result
-            && let Some(deployment) = &answer.deployment
+        if let Ok(response) = &completed.result
+            && let Some(deployment) = &response.deployment
         {
             *self.deployments.entry(deployment.clone()).or_default() += 1;
         }
 
-        let error = error_kind(ended);
-        if let Some(second) = self.second(ended.due.as_secs()) {
+        let error = error_kind(completed);
+        if let Some(second) = self.second(completed.due.as_secs()) {
             second.sent += 1;
             second.ok += u64::from(error.is_none());
             second.latency_max_us = second.latency_max_us.max(latency_us);
@@ -143,7 +143,7 @@ impl Account {
         }
     }
 
-    /// Instances that were ready in a second, by deployment.
+    /// Records the instances ready in a second, by deployment.
     pub fn sample(&mut self, second: u64, instances: BTreeMap<String, u32>) {
         if let Some(entry) = self.second(second) {
             entry.instances = instances;
@@ -163,13 +163,13 @@ impl Account {
             .next()
     }
 
-    /// What happened since the last call.
-    pub fn take_recent(&mut self) -> Recent {
-        let fresh = Recent {
-            ended: 0,
+    /// Takes the results since the last call.
+    pub fn take_recent(&mut self) -> RecentStats {
+        let empty = RecentStats {
+            completed: 0,
             latency: histogram(),
         };
-        std::mem::replace(&mut self.recent, fresh)
+        std::mem::replace(&mut self.recent, empty)
     }
 
     pub fn totals(self) -> Totals {
@@ -193,37 +193,37 @@ impl Account {
         }
     }
 
-    fn second(&mut self, second: u64) -> Option<&mut Second> {
+    fn second(&mut self, second: u64) -> Option<&mut TimelineSecond> {
         let index = usize::try_from(second).ok()?;
         if index >= TIMELINE_SECONDS_MAX {
             return None;
         }
         while self.timeline.len() <= index {
-            self.timeline.push(Second {
+            self.timeline.push(TimelineSecond {
                 second: self.timeline.len() as u64,
-                ..Second::default()
+                ..TimelineSecond::default()
             });
         }
         self.timeline.get_mut(index)
     }
 }
 
-/// None: the model's answer, 2xx or 3xx.
-fn error_kind(ended: &Ended) -> Option<String> {
-    match &ended.result {
-        Ok(answer) if (200..400).contains(&answer.status) => None,
-        Ok(answer) => Some(match &answer.error_code {
-            Some(code) => format!("{} {code}", answer.status),
-            None => answer.status.to_string(),
+/// Returns `None` for a model's 2xx or 3xx response.
+fn error_kind(completed: &CompletedRequest) -> Option<String> {
+    match &completed.result {
+        Ok(response) if (200..400).contains(&response.status) => None,
+        Ok(response) => Some(match &response.error_code {
+            Some(code) => format!("{} {code}", response.status),
+            None => response.status.to_string(),
         }),
-        Err(Failure::Connect(reason)) => Some(format!("no connection: {reason}")),
-        Err(Failure::Timeout) => Some("no answer in time".to_owned()),
-        Err(Failure::BrokenOff) => Some("broken off".to_owned()),
+        Err(RequestFailure::Connect(reason)) => Some(format!("no connection: {reason}")),
+        Err(RequestFailure::Timeout) => Some("no answer in time".to_owned()),
+        Err(RequestFailure::ClosedEarly) => Some("broken off".to_owned()),
     }
 }
 
 fn histogram() -> Histogram<u64> {
-    // The bounds and the digits are constants that the library accepts; a test makes one.
+    // The library accepts these constant bounds and digits; the tests construct one.
     #[expect(clippy::unwrap_used)]
     Histogram::new_with_bounds(1, MICROS_MAX, 3).unwrap()
 }
@@ -232,7 +232,7 @@ pub fn percentiles(histogram: &Histogram<u64>) -> Percentiles {
     if histogram.is_empty() {
         return Percentiles::default();
     }
-    // A bucket's upper bound can lie above the greatest value; the value itself is kept exactly.
+    // A bucket's upper bound can exceed the maximum; the maximum itself is kept exactly.
     let max_us = histogram.max();
     let at = |quantile| histogram.value_at_quantile(quantile).min(max_us);
     Percentiles {
@@ -251,11 +251,15 @@ fn micros(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sender::Answer;
+    use super::super::sender::ResponseInfo;
     use super::*;
 
-    fn ended(due_ms: u64, latency_ms: u64, result: Result<Answer, Failure>) -> Ended {
-        Ended {
+    fn completed(
+        due_ms: u64,
+        latency_ms: u64,
+        result: Result<ResponseInfo, RequestFailure>,
+    ) -> CompletedRequest {
+        CompletedRequest {
             due: Duration::from_millis(due_ms),
             lag: Duration::ZERO,
             queued: false,
@@ -265,12 +269,12 @@ mod tests {
         }
     }
 
-    fn answer(
+    fn response(
         status: u16,
         code: Option<&str>,
         deployment: Option<&str>,
-    ) -> Result<Answer, Failure> {
-        Ok(Answer {
+    ) -> Result<ResponseInfo, RequestFailure> {
+        Ok(ResponseInfo {
             status,
             error_code: code.map(str::to_owned),
             deployment: deployment.map(str::to_owned),
@@ -278,22 +282,22 @@ mod tests {
     }
 
     #[test]
-    fn every_request_is_counted_once_by_what_became_of_it() {
-        let mut account = Account::new();
+    fn every_request_is_counted_once_by_its_result() {
+        let mut stats = LoadStats::new();
         for result in [
-            answer(200, None, Some("blue")),
-            answer(304, None, Some("green")),
-            answer(424, None, Some("blue")),
-            answer(503, Some("no-instance-ready"), None),
-            answer(503, Some("no-instance-ready"), None),
-            answer(503, Some("draining"), None),
-            Err(Failure::Timeout),
-            Err(Failure::BrokenOff),
-            Err(Failure::Connect("connection refused".to_owned())),
+            response(200, None, Some("blue")),
+            response(304, None, Some("green")),
+            response(424, None, Some("blue")),
+            response(503, Some("no-instance-ready"), None),
+            response(503, Some("no-instance-ready"), None),
+            response(503, Some("draining"), None),
+            Err(RequestFailure::Timeout),
+            Err(RequestFailure::ClosedEarly),
+            Err(RequestFailure::Connect("connection refused".to_owned())),
         ] {
-            account.record(&ended(0, 1, result));
+            stats.record(&completed(0, 1, result));
         }
-        let totals = account.totals();
+        let totals = stats.totals();
         assert_eq!((totals.sent, totals.ok, totals.errors), (9, 2, 7));
         let kinds: Vec<(&str, u64)> = totals
             .errors_by_kind
@@ -317,11 +321,11 @@ mod tests {
 
     #[test]
     fn percentiles_are_those_of_all_requests() {
-        let mut account = Account::new();
+        let mut stats = LoadStats::new();
         for latency in 1..=1000 {
-            account.record(&ended(0, latency, answer(200, None, None)));
+            stats.record(&completed(0, latency, response(200, None, None)));
         }
-        let latency = account.totals().latency;
+        let latency = stats.totals().latency;
         let near = |value: u64, millis: u64| value.abs_diff(millis * 1000) <= millis;
         assert!(near(latency.p50_us, 500), "{latency:?}");
         assert!(near(latency.p90_us, 900), "{latency:?}");
@@ -331,11 +335,11 @@ mod tests {
     }
 
     #[test]
-    fn a_second_holds_what_was_due_in_it() {
-        let mut account = Account::new();
-        account.record(&ended(2100, 5, answer(200, None, None)));
-        account.record(&ended(300, 4000, Err(Failure::Timeout)));
-        let timeline = account.totals().timeline;
+    fn a_second_contains_what_was_due_in_it() {
+        let mut stats = LoadStats::new();
+        stats.record(&completed(2100, 5, response(200, None, None)));
+        stats.record(&completed(300, 4000, Err(RequestFailure::Timeout)));
+        let timeline = stats.totals().timeline;
         let counts: Vec<(u64, u64, u64)> = timeline
             .iter()
             .map(|second| (second.second, second.sent, second.ok))
@@ -345,39 +349,39 @@ mod tests {
     }
 
     #[test]
-    fn late_requests_are_told_apart_by_cause() {
-        let mut account = Account::new();
+    fn late_requests_are_counted_by_cause() {
+        let mut stats = LoadStats::new();
         for (lag_ms, queued) in [(9, true), (11, true), (11, false), (500, false)] {
-            account.record(&Ended {
+            stats.record(&CompletedRequest {
                 lag: Duration::from_millis(lag_ms),
                 queued,
-                ..ended(0, 1000, answer(200, None, None))
+                ..completed(0, 1000, response(200, None, None))
             });
         }
-        let late = account.totals().late;
+        let late = stats.totals().late;
         assert_eq!((late.connections_taken, late.generator_behind), (1, 2));
     }
 
     #[test]
     fn instance_seconds_are_summed_over_seconds_and_deployments() {
-        let mut account = Account::new();
+        let mut stats = LoadStats::new();
         let counts = |blue, green| BTreeMap::from([("blue".into(), blue), ("green".into(), green)]);
-        account.sample(0, counts(2, 1));
-        account.sample(1, counts(4, 1));
-        assert_eq!(account.instances_now(), Some(5));
-        assert_eq!(account.totals().instance_seconds, Some(8));
-        assert_eq!(Account::new().totals().instance_seconds, None);
+        stats.sample(0, counts(2, 1));
+        stats.sample(1, counts(4, 1));
+        assert_eq!(stats.instances_now(), Some(5));
+        assert_eq!(stats.totals().instance_seconds, Some(8));
+        assert_eq!(LoadStats::new().totals().instance_seconds, None);
     }
 
     #[test]
     fn an_empty_run_has_no_latency() {
-        assert_eq!(Account::new().totals().latency, Percentiles::default());
+        assert_eq!(LoadStats::new().totals().latency, Percentiles::default());
     }
 
     #[test]
-    fn what_took_longer_than_an_hour_counts_as_an_hour() {
-        let mut account = Account::new();
-        account.record(&ended(0, 10_000_000, Err(Failure::Timeout)));
-        assert!(account.totals().latency.max_us >= MICROS_MAX);
+    fn latencies_over_an_hour_saturate() {
+        let mut stats = LoadStats::new();
+        stats.record(&completed(0, 10_000_000, Err(RequestFailure::Timeout)));
+        assert!(stats.totals().latency.max_us >= MICROS_MAX);
     }
 }

@@ -1,21 +1,21 @@
-//! Which headers belong to one hop and not to the message, in both directions.
+//! Hop-by-hop headers, in both directions.
 
 use http::HeaderName;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 
-/// Headers that a message's `connection` names. Nearly always there are none.
+/// The headers that a message's `connection` header names. Almost always empty.
 #[derive(Debug, Default)]
-pub struct Named(Vec<HeaderName>);
+pub struct ConnectionOptions(Vec<HeaderName>);
 
-impl Named {
-    /// Adds what one `connection` header names.
+impl ConnectionOptions {
+    /// Adds the names in one `connection` header.
     pub fn add(&mut self, connection: &[u8]) {
         for token in tokens(connection) {
-            // These two say how long the connection lasts.
+            // These two concern how long the connection lasts.
             if token.eq_ignore_ascii_case(b"keep-alive") || token.eq_ignore_ascii_case(b"close") {
                 continue;
             }
-            // Framing stays under our control, whatever a message says of it.
+            // Framing stays under our control, whatever the message says.
             let protected = [CONTENT_LENGTH, TRANSFER_ENCODING, HOST];
             if let Ok(name) = HeaderName::from_bytes(token)
                 && !protected.contains(&name)
@@ -25,13 +25,13 @@ impl Named {
         }
     }
 
-    /// Whether a header is not passed on.
-    pub fn stays_here(&self, name: &HeaderName) -> bool {
-        name == CONNECTION || stays_here(name.as_str()) || self.0.contains(name)
+    /// Whether a header must not be forwarded.
+    pub fn is_hop_by_hop(&self, name: &HeaderName) -> bool {
+        name == CONNECTION || is_hop_by_hop(name.as_str()) || self.0.contains(name)
     }
 }
 
-/// The elements of a header that is a list.
+/// Splits a comma-separated header value.
 pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value
         .split(|byte| *byte == b',')
@@ -39,9 +39,9 @@ pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|token| !token.is_empty())
 }
 
-/// What concerns this hop, is ours to say, or is none of the other side's business.
-fn stays_here(name: &str) -> bool {
-    // Nearly all names pass here, on their first letter.
+/// Whether a header is hop-by-hop, set by the gateway itself, or must not reach the other side.
+fn is_hop_by_hop(name: &str) -> bool {
+    // The first letter already rules out almost all names.
     if !matches!(
         name.as_bytes().first(),
         Some(b't' | b'u' | b'e' | b'k' | b'p' | b'a')
@@ -71,16 +71,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_connection_names_stays_here_but_framing_goes_on() {
-        let mut named = Named::default();
-        named.add(b"Keep-Alive, X-One ,, content-length");
-        named.add(b"x-two, bad name");
-        let stays = |name: &str| named.stays_here(&name.parse().unwrap());
+    fn headers_named_by_connection_are_hop_by_hop_but_framing_is_not() {
+        let mut options = ConnectionOptions::default();
+        options.add(b"Keep-Alive, X-One ,, content-length");
+        options.add(b"x-two, bad name");
+        let is_dropped = |name: &str| options.is_hop_by_hop(&name.parse().unwrap());
         for name in ["x-one", "x-two", "connection", "te", "authorization"] {
-            assert!(stays(name), "{name}");
+            assert!(is_dropped(name), "{name}");
         }
         for name in ["content-length", "x-three", "accept", "host"] {
-            assert!(!stays(name), "{name}");
+            assert!(!is_dropped(name), "{name}");
         }
     }
 }

@@ -1,0 +1,198 @@
+//! Sends one request to an instance and waits for the head of its response.
+//!
+//! Invariant: nothing is sent twice unless no byte of it was sent the first time, or its method or
+//! an `Idempotency-Key` makes it idempotent.
+
+use std::future::Future;
+use std::pin::pin;
+
+use http::{HeaderMap, HeaderValue};
+use runtime::descriptors::is_lack;
+
+use crate::body::{RequestBody, UploadError};
+use crate::client::{Client, RequestError};
+use crate::in_flight::InFlightRequest;
+use crate::instance::Instance;
+use crate::reply::Refusal;
+use crate::timer::now_us;
+use crate::upstream::{IdleConnection, ResponseHead, Upstream, UpstreamError, UpstreamRequest};
+
+/// How long an instance that refused a connection is tried last.
+const SUSPECT_US: u64 = 1_000_000;
+
+/// Out of descriptors: retry once, after closing idle connections.
+const CONNECT_ATTEMPTS: u32 = 2;
+const INSTANCE_CONNECTION: &str = "a connection to an instance";
+
+/// A response's head, and the connection that its body arrives on.
+pub type UpstreamResponse = (Box<ResponseHead>, Box<Upstream>);
+
+/// A client's request, independent of the instance that will serve it.
+pub struct ClientRequest<'a> {
+    pub method: &'a http::Method,
+    pub path: &'a str,
+    pub headers: &'a HeaderMap,
+    pub id: &'a HeaderValue,
+}
+
+impl<'a> ClientRequest<'a> {
+    /// Whether the request can safely be executed twice.
+    fn is_idempotent(&self) -> bool {
+        self.method.is_idempotent() || self.headers.contains_key("idempotency-key")
+    }
+
+    fn for_instance(&self, instance: &'a Instance) -> UpstreamRequest<'a> {
+        UpstreamRequest {
+            method: self.method,
+            path: self.path,
+            headers: self.headers,
+            host: &instance.host,
+            id: self.id,
+        }
+    }
+}
+
+/// Which attempt this is; there are at most two.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    First,
+    Second,
+}
+
+impl Attempt {
+    /// Advances to the second attempt, or fails after it.
+    fn advance(&mut self) -> Result<(), Refusal> {
+        match *self {
+            Self::First => *self = Self::Second,
+            Self::Second => return Err(Refusal::Unreachable),
+        }
+        Ok(())
+    }
+}
+
+/// How an attempt ended.
+enum AttemptOutcome {
+    Head(Box<ResponseHead>),
+    /// The instance closed the connection before the response head was complete.
+    ClosedEarly,
+}
+
+/// Sends the request and waits for the response head. It is retried at most once, and only if no
+/// byte was sent; an idempotent request also if a reused connection closed without a response and
+/// the body can be sent again.
+pub async fn send(
+    client: &Client,
+    in_flight: &mut InFlightRequest,
+    request: &ClientRequest<'_>,
+    mut body: RequestBody,
+    at_us: u64,
+) -> Result<UpstreamResponse, RequestError> {
+    let mut attempt = Attempt::First;
+    loop {
+        let instance = in_flight.instance()?.clone();
+        let pooled = match attempt {
+            Attempt::First => client.worker.pool.borrow_mut().take(&instance, at_us),
+            Attempt::Second => None,
+        };
+        let idle = match pooled {
+            Some(idle) => idle,
+            None => {
+                match Box::pin(new_connection(client, in_flight, &instance, &mut attempt)).await? {
+                    Some(idle) => idle,
+                    None => continue,
+                }
+            }
+        };
+        let body_copy = if idle.is_reused() && attempt == Attempt::First {
+            body.replay()
+        } else {
+            None
+        };
+        let can_resend = body_copy.is_some();
+        let to_send = std::mem::replace(&mut body, body_copy.unwrap_or_default());
+        let mut upstream = idle.begin(&request.for_instance(&instance), to_send);
+        match await_head(client, &mut upstream).await? {
+            AttemptOutcome::Head(head) => return Ok((head, upstream)),
+            AttemptOutcome::ClosedEarly => {}
+        }
+        let is_resendable = upstream.is_unsent() || request.is_idempotent();
+        if !can_resend || upstream.has_response() || !is_resendable {
+            return Err(RequestError::Refusal(Refusal::Unreachable));
+        }
+        attempt.advance()?;
+    }
+}
+
+/// Opens a new connection to the instance. Returns `None` if the attempt failed before anything was
+/// sent and another is to be made, on another instance if this one refused.
+async fn new_connection(
+    client: &Client,
+    in_flight: &mut InFlightRequest,
+    instance: &Instance,
+    attempt: &mut Attempt,
+) -> Result<Option<IdleConnection>, RequestError> {
+    let error = match connect(client, instance).await? {
+        Ok(idle) if idle.is_alive() => return Ok(Some(idle)),
+        // Closed before anything was sent.
+        Ok(_) => {
+            attempt.advance()?;
+            return Ok(None);
+        }
+        Err(error) => error,
+    };
+    tracing::debug!(instance = %instance.id, %error, "instance refused a connection");
+    instance.mark_suspect(now_us() + SUSPECT_US);
+    attempt.advance()?;
+    if !in_flight.move_to_other_instance(client.worker.rotation())? {
+        return Err(RequestError::Refusal(Refusal::Unreachable));
+    }
+    Ok(None)
+}
+
+async fn connect(
+    client: &Client,
+    instance: &Instance,
+) -> Result<std::io::Result<IdleConnection>, RequestError> {
+    let worker = &client.worker;
+    let timeout = worker.shared.config.connect_timeout;
+    worker.make_room_for_upstream();
+    for _ in 0..CONNECT_ATTEMPTS {
+        let mut connecting = pin!(IdleConnection::connect(
+            instance,
+            timeout,
+            &worker.shared.upstreams
+        ));
+        let connected = client.wait(|cx| connecting.as_mut().poll(cx)).await;
+        match connected.map_err(|interrupt| interrupt.into_error(Refusal::Timeout))? {
+            Ok(idle) => return Ok(Ok(idle)),
+            Err(error) if is_lack(&error) => {
+                worker.handle_descriptor_shortage(INSTANCE_CONNECTION, &error)
+            }
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    // This says nothing about the instance.
+    Err(Refusal::OutOfDescriptors.into())
+}
+
+async fn await_head(
+    client: &Client,
+    upstream: &mut Upstream,
+) -> Result<AttemptOutcome, RequestError> {
+    let mut spare_headers = client.worker.spare_headers.take();
+    let result = client
+        .wait(|cx| upstream.poll_head(cx, &mut spare_headers))
+        .await;
+    match client.upload.error() {
+        Some(UploadError::TooLarge) => return Err(RequestError::Refusal(Refusal::BodyTooLarge)),
+        Some(UploadError::Broken) => return Err(RequestError::Refusal(Refusal::Body)),
+        None => {}
+    }
+    match result.map_err(|interrupt| interrupt.into_error(Refusal::Timeout))? {
+        Ok(head) => Ok(AttemptOutcome::Head(head)),
+        Err(UpstreamError::Malformed) => Err(RequestError::Refusal(Refusal::BadResponse)),
+        Err(UpstreamError::ClosedEarly | UpstreamError::RequestBody) => {
+            Ok(AttemptOutcome::ClosedEarly)
+        }
+    }
+}

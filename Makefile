@@ -1,25 +1,25 @@
-# The only entry point: everything a person or CI does here has a target. `make help` lists them.
+# The entry point for people and CI: every task has a target. `make help` lists them.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo run test check check-licenses check-unused advisories bench bench-decisions bench-endpoints bench-gateway bench-log bench-start sim fuzz faults away schemas stack-up stack-down clean
 
-# A toolchain that was just installed is not on the path of this shell yet.
+# A newly installed toolchain may not be on PATH yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
-demo: ## Build, start, replay an hour of real load in a minute, show what happened, stop
+demo: ## Build, start, replay an hour of real load in a minute, show the results, stop
 	@scripts/setup.sh
 	@scripts/demo.sh
 
-run: ## Build and start the same, and stay up until Ctrl-C
+run: ## Build and start the same, and keep running until Ctrl-C
 	@scripts/setup.sh
 	@scripts/demo.sh --stay
 
-test: ## Run every test suite (sets up what it needs, servers too); PENSTOCK_SKIP=kafka,postgres,python leaves those out
+test: ## Run every test suite (installs prerequisites, including servers); PENSTOCK_SKIP=kafka,postgres,python skips those
 	@scripts/setup.sh stack
 	# End-to-end tests run the real binaries.
 	cargo build --locked --workspace --bins
@@ -35,7 +35,7 @@ check-licenses: ## Licences, bans and sources of all dependencies (deny.toml)
 	@scripts/setup.sh
 	@scripts/deny.sh licenses bans sources
 
-check-unused: ## Dependencies that no source of their package mentions
+check-unused: ## Unused dependencies
 	@scripts/setup.sh
 	@scripts/unused.sh
 
@@ -48,7 +48,7 @@ bench: ## Rule evaluations per second of the pure evaluator
 	cargo bench --locked -p penstock-domain --bench evaluate
 	@echo "Also: make bench-decisions (seconds from load to decision), make bench-endpoints (cost of one more), make bench-gateway (CPU per request beside nginx)"
 
-bench-decisions: ## How quickly load becomes a decision, embedded and through Kafka; SECONDS= for the length of the second parts
+bench-decisions: ## Latency from load to decision, embedded and through Kafka; SECONDS= for the length of the second part
 	@scripts/setup.sh stack
 	cargo bench --locked -p penstock --bench decisions
 
@@ -57,12 +57,12 @@ bench-endpoints: ## Memory and CPU of one more endpoint at 100, 1,000 and 10,000
 	@command -v python3 >/dev/null || { echo "bench-endpoints: python3 is missing; install it with your package manager" >&2; exit 1; }
 	benches/endpoints/run.py $(ARGS)
 
-bench-gateway: ## CPU and instructions per request beside nginx, on an idle machine (installs nginx, wrk, valgrind); ARGS=--beside PATH, --only instructions
+bench-gateway: ## CPU and instructions per request compared with nginx, on an idle machine (installs nginx, wrk, valgrind); ARGS=--beside PATH, --only instructions
 	@scripts/setup.sh
 	@command -v python3 >/dev/null || { echo "bench-gateway: python3 is missing; install it with your package manager" >&2; exit 1; }
 	benches/gateway/run.py $(ARGS)
 
-bench-log: ## The log beside the limits of SQLite, PostgreSQL and Kafka, and its replay; ARGS=PARTS ROUNDS= EVENTS= BACKLOG= REPLAY=
+bench-log: ## The log compared with the limits of SQLite, PostgreSQL and Kafka, and its replay; ARGS=PARTS ROUNDS= EVENTS= BACKLOG= REPLAY=
 	@scripts/setup.sh stack
 	cargo bench --locked -p penstock --bench log -- $(ARGS)
 
@@ -71,18 +71,18 @@ bench-start: ## Starts on a log of 5 million events, and takeovers, on an idle m
 	@command -v python3 >/dev/null || { echo "bench-start: python3 is missing; install it with your package manager" >&2; exit 1; }
 	benches/start/run.py $(ARGS)
 
-sim: ## Simulation at length: COUNT= runs from SEED= on (defaults 200 from a random seed)
+sim: ## Long simulation: COUNT= runs starting at SEED= (200 from a random seed)
 	@scripts/setup.sh
 	@export SEED=$${SEED:-$$RANDOM} COUNT=$${COUNT:-200}; echo "SEED=$$SEED COUNT=$$COUNT"; \
 	cargo test --locked -p penstock-tests --test simulation
 
-fuzz: ## Documents, events and answers of models changed at random: COUNT= of each from SEED= on (200000, random)
+fuzz: ## Fuzz documents, events and model responses: COUNT= of each starting at SEED= (200000, random)
 	@scripts/setup.sh
 	@export SEED=$${SEED:-$$RANDOM} COUNT=$${COUNT:-200000}; echo "SEED=$$SEED COUNT=$$COUNT"; \
 	cargo test --locked -p penstock-tests --test fuzz && \
 	PROPTEST_CASES=$$COUNT cargo test --locked -p penstock-gateway --lib upstream
 
-faults: ## Faults at length on a real PostgreSQL and a real Kafka: COUNT= of them from SEED= on, BROKERS=, OVERLAP= at a time, ONLY= kinds (300, random, 3, 4, all)
+faults: ## Long fault run on a real PostgreSQL and a real Kafka: COUNT= faults from SEED=, BROKERS=, OVERLAP= at a time, ONLY= kinds (300, random, 3, 4, all)
 	@scripts/setup.sh stack
 	@export SEED=$${SEED:-$$RANDOM} COUNT=$${COUNT:-300} BROKERS=$${BROKERS:-3} CONVERGENCE_SECONDS=$${CONVERGENCE_SECONDS:-30}; \
 	cargo build --locked --workspace --bins && \
@@ -94,7 +94,7 @@ away: ## Gateways serve while PostgreSQL and Kafka are both down: AWAY_SECONDS= 
 	cargo build --locked --workspace --bins && \
 	cargo test --locked -p penstock --test stack -- apart::gateways_serve --nocapture
 
-schemas: ## Write schemas/ anew from the code; read the diff before committing it
+schemas: ## Regenerate schemas/ from the code; review the diff before committing
 	@scripts/setup.sh
 	UPDATE_GOLDEN=1 cargo test --locked -p penstock-control --test openapi
 
@@ -105,5 +105,5 @@ stack-up: ## Start a real PostgreSQL and a real Kafka in .stack/ (BROKERS=3 for 
 stack-down: ## Stop them and remove .stack/
 	@scripts/stack/stack.sh down
 
-clean: ## Remove everything that was built
+clean: ## Remove all build output
 	cargo clean

@@ -1,13 +1,13 @@
-//! How quickly Penstock decides, with the real binary: on the embedded default, and through a real
-//! Kafka and PostgreSQL, where frames, records and commits go over the network.
+//! Decision latency of the real binary: with the embedded default, and with a real Kafka and PostgreSQL,
+//! where frames, records and commits go over the network.
 //!
 //! * from a step in load to the first decision (bar: two window lengths of the rule plus 1 s);
 //! * from the gateway closing a second to the commit of the decision that it causes
 //!   (bar: 20 ms at p99 embedded, 100 ms through Kafka), as the server's own histogram has it.
 //!
 //! `cargo bench -p penstock --bench decisions`; `SECONDS` sets the length of the second part,
-//! `PENSTOCK_SKIP=kafka,postgres` leaves the servers out. What was measured is kept in `OUT`, by default
-//! `benches/decisions.json`; it fails if a bar is missed.
+//! `PENSTOCK_SKIP=kafka,postgres` leaves the servers out. Results are written to `OUT`, by default
+//! `benches/decisions.json`; fails if a bar is missed.
 
 #![allow(
     clippy::disallowed_methods,
@@ -30,8 +30,8 @@ use tokio::time::MissedTickBehavior;
 
 const STEP_WINDOW_SECONDS: u64 = 5;
 const STEP_RUNS: usize = 5;
-/// Endpoints whose rules change their mind all the time.
-const RESTLESS: usize = 16;
+/// Endpoints whose rules constantly change the count.
+const RESCALING_ENDPOINTS: usize = 16;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -54,30 +54,30 @@ fn main() {
     let kept = serde_json::to_string_pretty(&figures).unwrap() + "\n";
     std::fs::write(&out, kept).unwrap();
     println!("kept in {out}");
-    if !figures.iter().all(Figure::holds) {
+    if !figures.iter().all(Measurement::is_met) {
         std::process::exit(1);
     }
 }
 
-/// What is held against a bar.
+/// A measurement with its bar.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Figure {
+struct Measurement {
     how: String,
     what: &'static str,
     milliseconds: f64,
     at_most: f64,
-    /// Everything that it was taken from: delays in milliseconds, or counts by upper bound in seconds.
+    /// The raw data: delays in milliseconds, or counts by upper bound in seconds.
     raw: Value,
 }
 
-impl Figure {
-    fn holds(&self) -> bool {
+impl Measurement {
+    fn is_met(&self) -> bool {
         self.milliseconds <= self.at_most
     }
 
     fn verdict(&self) -> &'static str {
-        match self.holds() {
+        match self.is_met() {
             true => "holds",
             false => "DOES NOT HOLD",
         }
@@ -88,7 +88,7 @@ fn servers() -> Option<(Kafka, Postgres)> {
     Some((Kafka::start(1)?, Postgres::start()?))
 }
 
-async fn measure(how: &str, arguments: &[&str], commit_bar_ms: u32) -> Vec<Figure> {
+async fn measure(how: &str, arguments: &[&str], commit_bar_ms: u32) -> Vec<Measurement> {
     println!("{how}:");
     let folder = DataFolder::new();
     let penstock = Penstock::start_with(&folder, arguments).await;
@@ -105,7 +105,7 @@ fn now() -> Timestamp {
     Timestamp::from_millis(since_epoch.as_millis() as i64)
 }
 
-async fn step_to_decision(penstock: &Penstock, how: &str) -> Figure {
+async fn step_to_decision(penstock: &Penstock, how: &str) -> Measurement {
     let mut delays = Vec::new();
     for run in 0..STEP_RUNS {
         let name = format!("step-{run}");
@@ -115,7 +115,7 @@ async fn step_to_decision(penstock: &Penstock, how: &str) -> Figure {
             "metric": {"name": "requests_per_second", "window": format!("{STEP_WINDOW_SECONDS}s")}
         });
         set_autoscale(penstock, &name, json!([rule]), 4).await;
-        // The window must have passed once, so that it is covered.
+        // Wait for a full window, so that it is covered.
         tokio::time::sleep(Duration::from_secs(STEP_WINDOW_SECONDS + 2)).await;
         let began = now();
         let load = send(penstock, &name, 50, Duration::from_secs(1), Duration::ZERO).await;
@@ -132,7 +132,7 @@ async fn step_to_decision(penstock: &Penstock, how: &str) -> Figure {
         delays.push(decided.since(began).millis());
     }
     delays.sort_unstable();
-    let figure = Figure {
+    let figure = Measurement {
         how: how.to_owned(),
         what: "step in load to first decision, median",
         milliseconds: delays[STEP_RUNS / 2] as f64,
@@ -150,14 +150,14 @@ async fn step_to_decision(penstock: &Penstock, how: &str) -> Figure {
     figure
 }
 
-async fn close_to_commit(penstock: &Penstock, how: &str, bar_ms: u32) -> Figure {
+async fn close_to_commit(penstock: &Penstock, how: &str, bar_ms: u32) -> Measurement {
     let seconds = std::env::var("SECONDS")
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(60);
     let before = commit_latencies(penstock).await;
     let mut loads = Vec::new();
-    for index in 0..RESTLESS {
+    for index in 0..RESCALING_ENDPOINTS {
         let name = format!("restless-{index}");
         deploy_simulated(penstock, &name).await;
         let metric = json!({"name": "requests_per_second", "window": "1s", "aggregation": "last"});
@@ -194,7 +194,7 @@ async fn close_to_commit(penstock: &Penstock, how: &str, bar_ms: u32) -> Figure 
             .find(|(_, count)| *count >= rank)
             .map_or(f64::INFINITY, |(bound, _)| *bound)
     };
-    let figure = Figure {
+    let figure = Measurement {
         how: how.to_owned(),
         what: "gateway closes a second to commit of the decision, p99",
         milliseconds: quantile(0.99) * 1000.0,
@@ -270,8 +270,8 @@ async fn set_autoscale(penstock: &Penstock, name: &str, rules: Value, max: u32) 
         .await;
 }
 
-/// Requests at a steady rate, in turns of load and rest. What they are answered does not matter:
-/// nothing listens behind simulated instances, and arrivals are counted all the same.
+/// Sends requests at a steady rate, alternating load and idle phases. The responses do not matter:
+/// nothing listens behind simulated instances, but arrivals are counted.
 async fn send(
     penstock: &Penstock,
     name: &str,

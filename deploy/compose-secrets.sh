@@ -1,6 +1,6 @@
 #!/bin/bash
-# Makes the secrets of compose.yaml, once: random, in deploy/secrets, which only its owner can enter. Never
-# overwrites: a new seal key could not open what the old one sealed, and PostgreSQL keeps its first password.
+# Generates the secrets of compose.yaml, once, in deploy/secrets, which is accessible only to its owner. Never
+# overwrites: a new seal key could not unseal existing secrets, and PostgreSQL keeps its first password.
 set -euo pipefail
 
 cd "$(dirname "$0")"
@@ -9,7 +9,7 @@ if [[ -e secrets ]]; then
     exit 1
 fi
 umask 077
-# Beside its place until it is whole: a run that breaks off leaves nothing that looks finished.
+# In a temporary folder until complete, so that an interrupted run leaves nothing that looks finished.
 made=$(mktemp -d ./secrets.XXXXXX)
 trap 'rm -rf "$made"' EXIT
 
@@ -23,14 +23,14 @@ printf 'postgres:5432:penstock:penstock:%s\n' "$(cat "$made/postgres-password")"
 mkdir "$made/prometheus"
 cp "$made/internal-token" "$made/prometheus/internal-token"
 
-# Penstock's image gets the user that these files belong to. As root, that is a user of its own.
+# Penstock's image runs as the owner of these files. If that is root, as a separate user.
 user=$(id -u) group=$(id -g)
 if [[ $user == 0 ]]; then
     user=10001 group=10001
     chown "$user:$group" "$made"/{internal-token,seal-key,pgpass}
 fi
-# The images of Prometheus and Grafana have users of their own, who must read these; on this machine the folder
-# around them keeps others out.
+# The images of Prometheus and Grafana have their own users, who must read these; on this machine the parent
+# folder denies access to others.
 chmod 0755 "$made/prometheus"
 chmod 0444 "$made/grafana-password" "$made/prometheus/internal-token"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Has Docker Compose read deploy/compose.yaml, where its client is at hand; needs no engine. Other tests hold the file to
-# the program's own flags and names.
+# Validates deploy/compose.yaml with Docker Compose if its client is installed; needs no engine. Other tests check the
+# file against the program's flags and names.
 set -euo pipefail
 cd "$(dirname "$0")/../deploy"
 

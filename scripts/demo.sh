@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Builds Penstock, starts it with the example endpoint, replays an hour of real load in a minute, shows how instances
-# followed it and why, and stops everything again. Ends with 0 only if every step did and no request failed.
+# followed it and why, and stops everything again. Exits 0 only if every step succeeded and no request failed.
 #
-#   scripts/demo.sh           in a folder of its own, on free ports, and leaves nothing behind
-#   scripts/demo.sh --stay    in the default data folder (or DATA=DIR), up until Ctrl-C
+#   scripts/demo.sh           in a temporary folder, on free ports; leaves nothing behind
+#   scripts/demo.sh --stay    in the default data folder (or DATA=DIR), running until Ctrl-C
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stay=no
 [ "${1:-}" = --stay ] && stay=yes
 trace=deploy/examples/traces/diurnal-1h.txt.gz
-# 90 to 394 requests per second are more than two cores can score while they also run all the rest.
+# 90 to 394 requests per second are more than two cores can score while running everything else.
 scale_rate=0.4
 
 heading() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
@@ -21,7 +21,7 @@ fail() {
 }
 
 heading "Build (profile demo)"
-# The quickstart's documents name the scorer in target/demo, so the folder is not a matter of the environment.
+# The quickstart documents name the scorer in target/demo, so the environment must not change the folder.
 cargo build --locked --profile demo --target-dir target --no-default-features -p penstock -p penstock-scorer --bins
 penstock=target/demo/penstock
 began=$SECONDS
@@ -30,12 +30,12 @@ server=
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/penstock-demo.XXXXXX")
 instances=()
 
-# Runs on every way out: end of the script, an error, Ctrl-C, SIGTERM.
+# Runs on every exit: end of the script, an error, Ctrl-C, SIGTERM.
 finish() {
   status=$?
   trap - EXIT INT TERM
   stop_server || status=1
-  # 130 and 143: somebody ended it.
+  # 130 and 143: interrupted by the user.
   if [ "$status" -ne 0 ] && [ "$status" -ne 130 ] && [ "$status" -ne 143 ] && [ -s "$scratch/serve.log" ]; then
     echo "demo: the last lines of the server's log:" >&2
     tail -n 20 "$scratch/serve.log" >&2
@@ -47,10 +47,10 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# Whether a process runs; one that has ended and waits for its parent to notice does not.
+# Whether a process is running; a zombie is not.
 runs() { grep -q '^State:[[:space:]]*[^XZ]' "/proc/$1/status" 2>/dev/null; }
 
-# Asks the server to end, which ends its instances too; insists after 20 seconds.
+# Stops the server, and with it the instances; kills it after 20 seconds.
 stop_server() {
   [ -n "$server" ] || return 0
   local pid=$server status=0
@@ -61,7 +61,7 @@ stop_server() {
     sleep 0.1
   done
   if kill -0 "$pid" 2>/dev/null; then
-    echo "demo: the server did not end within 20 s" >&2
+    echo "demo: the server did not stop within 20 s" >&2
     kill -KILL "$pid" 2>/dev/null || true
     status=1
   fi
@@ -74,10 +74,10 @@ stop_server() {
   return "$status"
 }
 
-# The address, or the same with a free port where somebody already listens on it.
+# The address, or a free port if it is in use.
 address() {
   if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then
-    echo "demo: port $1 is taken, so a free one is used" >&2
+    echo "demo: port $1 is in use, using a free one" >&2
     echo 127.0.0.1:0
   else
     echo "127.0.0.1:$1"
@@ -94,7 +94,7 @@ else
   control=127.0.0.1:0
   gateway=127.0.0.1:0
 fi
-# The client's own settings would lead elsewhere.
+# The user's client settings may point elsewhere.
 unset PENSTOCK_SERVER PENSTOCK_TOKEN PENSTOCK_STORE PENSTOCK_BUS
 export PENSTOCK_CONFIG=$data/client.json
 ready=$scratch/ready.json
@@ -103,7 +103,7 @@ ready=$scratch/ready.json
 server=$!
 for _ in $(seq 300); do
   [ -s "$ready" ] && break
-  kill -0 "$server" 2>/dev/null || fail "the server ended while it started"
+  kill -0 "$server" 2>/dev/null || fail "the server exited during startup"
   sleep 0.1
 done
 [ -s "$ready" ] || fail "the server was not ready within 30 s"
@@ -112,7 +112,7 @@ echo "control API  $(url control)"
 echo "gateway      $(url gateway)"
 echo "data         $data"
 adopted=$(grep -c '"adopted"' "$scratch/serve.log" || true)
-[ "$adopted" -eq 0 ] || echo "adopted      $adopted instances that a former server left running"
+[ "$adopted" -eq 0 ] || echo "adopted      $adopted instances left running by an earlier server"
 
 heading "Apply deploy/examples/quickstart"
 "$penstock" apply -f deploy/examples/quickstart --wait --timeout 1m
@@ -134,9 +134,9 @@ In another terminal, from this folder:
   $penstock keys iris                    the keys that clients send as a bearer token
 
 HINTS
-  # From here on, being stopped is how it ends.
+  # From here on, an interrupt is the normal exit.
   trap 'exit 0' INT TERM
-  wait "$server" || fail "the server ended"
+  wait "$server" || fail "the server exited"
   server=
   exit 0
 fi
@@ -150,7 +150,7 @@ width=1000
 [ -t 1 ] && width=$(tput cols 2>/dev/null || echo 100)
 head -n 12 "$scratch/decisions.txt" | awk -v w="$width" '{ if (length($0) > w) $0 = substr($0, 1, w - 3) "..."; print }'
 count=$(($(wc -l <"$scratch/decisions.txt") - 1))
-# The step out to the most instances is the one to look at: columns are id, time, deployment, from, ->, to, outcome.
+# Explain the scale-out to the most instances: columns are id, time, deployment, from, ->, to, outcome.
 decision=$(awk '$5 == "->" && $6 > $4 && $7 == "applied" && $6 > most { most = $6; id = $1 } END { print id }' \
   "$scratch/decisions.txt")
 [ -n "$decision" ] || fail "no decision to scale out was applied: instances did not follow the load"
@@ -162,5 +162,5 @@ heading "Stop"
 for pid in $("$penstock" get instances -o json | grep -o '"pid" *: *[0-9]*' | grep -o '[0-9]*$'); do
   if runs "$pid"; then instances+=("$pid"); fi
 done
-stop_server || fail "not everything ended as it should"
-echo "server and ${#instances[@]} instances ended; $count decisions for iris/blue; $((SECONDS - began)) s since the build"
+stop_server || fail "the server did not stop cleanly"
+echo "server and ${#instances[@]} instances stopped; $count decisions for iris/blue; $((SECONDS - began)) s since the build"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs cargo-deny with the arguments given, by the rules in deny.toml. Uses the one on the path, or builds its own under
+# Runs cargo-deny with the given arguments and the rules in deny.toml. Uses the one on PATH, or builds one under
 # target/tools (some minutes, once).
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes sure that what a build of Penstock needs is there, and says what it does about what is not.
-# Changes nothing and prints nothing when nothing is missing; safe to run again and again.
+# Installs missing prerequisites for building Penstock, and reports what it does.
+# Changes and prints nothing if nothing is missing; idempotent.
 #
 #   scripts/setup.sh           a Rust toolchain and a C compiler
-#   scripts/setup.sh check     the same, and rustfmt and clippy
-#   scripts/setup.sh kafka     the same, and headers for building the Kafka client
-#   scripts/setup.sh stack     the same, and the servers that tests of the whole stack start
+#   scripts/setup.sh check     also rustfmt and clippy
+#   scripts/setup.sh kafka     also headers for building the Kafka client
+#   scripts/setup.sh stack     also the servers for tests of the full stack
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +16,7 @@ steps=" $* "
 wants() { [[ "$steps" == *" $1 "* ]]; }
 skips() { [[ ",${PENSTOCK_SKIP:-}," == *",$1,"* ]]; }
 
-# Runs a command as root: directly, or through sudo where there is one.
+# Runs a command as root: directly, or with sudo.
 as_root() {
   if [ "$(id -u)" -eq 0 ]; then
     "$@"
@@ -29,7 +29,7 @@ as_root() {
 
 apt_install() {
   say "installing $* (apt-get)"
-  # A stale package list is the usual reason for a failure: refresh it once, then try again.
+  # Failures are usually due to a stale package list: refresh it and retry once.
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1 ||
     {
       as_root apt-get update -qq >&2
@@ -37,7 +37,7 @@ apt_install() {
     }
 }
 
-# SQLite is compiled from source (C) and linked in: that takes a C compiler with the C library's headers.
+# SQLite is compiled from source and linked in: that needs a C compiler and the C library's headers.
 packages=()
 have cc || packages+=(gcc libc6-dev)
 have make || packages+=(make)
@@ -47,7 +47,7 @@ if wants kafka || wants stack; then
   pkg-config --exists libssl 2>/dev/null || packages+=(libssl-dev)
   pkg-config --exists zlib 2>/dev/null || packages+=(zlib1g-dev)
 fi
-# Servers for tests; who does without names them in PENSTOCK_SKIP.
+# Servers for tests, except those named in PENSTOCK_SKIP.
 if wants stack && ! skips kafka; then
   have java || packages+=(openjdk-17-jre-headless)
   have mvn || packages+=(maven)
@@ -64,15 +64,15 @@ if [ "${#packages[@]}" -gt 0 ]; then
   fi
 fi
 
-# The version that the workspace asks for (`rust-version` in Cargo.toml).
+# The minimum version of the workspace (`rust-version` in Cargo.toml).
 wanted=$(sed -n 's/^rust-version = "\([0-9.]*\)"$/\1/p' Cargo.toml)
 how_to="Install Rust $wanted or newer with rustup (https://rustup.rs), then run this again:
     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c clippy -c rustfmt"
 
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
-# A package that is only mentioned by others is known to apt-cache, and cannot be installed.
+# apt-cache also knows packages that are only referenced by others and cannot be installed.
 in_distribution() { have apt-get && LC_ALL=C apt-cache policy "$1" 2>/dev/null | grep -q '^ *Candidate: [0-9]'; }
-# Rustup's own installer, held to its published checksum: https://rust-lang.github.io/rustup/installation/other.html
+# Rustup's installer, verified against its published checksum: https://rust-lang.github.io/rustup/installation/other.html
 install_rustup() {
   local libc=gnu scratch url status=0
   ls /lib/ld-musl-* >/dev/null 2>&1 && libc=musl
@@ -94,7 +94,7 @@ if ! have cargo && ! have rustup; then
   if in_distribution rustup; then
     apt_install rustup
   else
-    # Both rustup and cargo fetch over https.
+    # Both rustup and cargo download over https.
     have curl || ! have apt-get || apt_install curl ca-certificates
     have curl || fail "there is neither cargo nor curl. $how_to"
     install_rustup || fail "rustup could not be installed. $how_to"
@@ -126,13 +126,13 @@ fi
 
 if wants stack; then
   missing=()
-  # Also where the user names a server: tests that kill or fill one start their own.
+  # Also if the user provides a server: tests that kill one or fill its disk start their own.
   if ! skips postgres; then
     compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || have postgres || missing+=(postgresql-15)
   fi
   if [ "${#missing[@]}" -gt 0 ]; then
-    have apt-get || fail "missing: ${missing[*]}. Install PostgreSQL 15 or newer with your package manager, or do without its tests with PENSTOCK_SKIP=postgres."
-    # The package would make a cluster and start it: the tests start servers of their own.
+    have apt-get || fail "missing: ${missing[*]}. Install PostgreSQL 15 or newer with your package manager, or skip its tests with PENSTOCK_SKIP=postgres."
+    # Keep the package from creating and starting a cluster: the tests start their own servers.
     as_root mkdir -p /etc/postgresql-common/createcluster.d
     echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.d/penstock.conf >/dev/null
     apt_install "${missing[@]}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Names dependencies that no source of their package mentions, by cargo-machete. Uses the one on the path, or builds its own
+# Lists unused dependencies with cargo-machete. Uses the one on PATH, or builds one
 # under target/tools (a minute or two, once).
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,5 +1,5 @@
-//! Holds `dashboards/` and `deploy/prometheus/` to the code: a metric that is renamed or removed must
-//! not leave an empty panel or a rule without data behind.
+//! Checks `dashboards/` and `deploy/prometheus/` against the code: a renamed or removed metric must not
+//! leave an empty panel or a rule without data.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// What Prometheus sees after the name that a metric was registered by.
+/// Suffixes that the exporter appends to registered names.
 const SUFFIXES: [&str; 4] = ["_bucket", "_sum", "_count", "_total"];
 
 fn root() -> PathBuf {
@@ -41,18 +41,18 @@ fn names(text: &str) -> BTreeSet<&str> {
         .collect()
 }
 
-/// Where metrics are registered, beside the `metrics.rs` of the services.
-const OTHERS: [&str; 3] = [
+/// Files that register metrics, besides the services' `metrics.rs`.
+const OTHER_SOURCES: [&str; 3] = [
     "libs/runtime/src/metrics.rs",
     "libs/runtime/src/relay.rs",
     "services/penstock/src/serve/start.rs",
 ];
 
-/// The names in string literals where metrics are registered.
+/// The metric names in string literals of those files.
 fn registered() -> BTreeSet<String> {
     let services = fs::read_dir(root().join("services")).unwrap();
     let services = services.map(|entry| entry.unwrap().path().join("src/metrics.rs"));
-    let sources = services.chain(OTHERS.map(|path| root().join(path)));
+    let sources = services.chain(OTHER_SOURCES.map(|path| root().join(path)));
     let mut found = BTreeSet::new();
     for source in sources.filter_map(|path| fs::read_to_string(path).ok()) {
         let literals = source.split('"').filter(|word| names(word).contains(word));
@@ -81,13 +81,13 @@ fn every_metric_that_a_dashboard_names_is_registered() {
     }
     assert!(
         unknown.is_empty(),
-        "these are registered nowhere:\n  {}",
+        "these metrics are not registered:\n  {}",
         unknown.join("\n  ")
     );
 }
 
 #[test]
-fn every_panel_of_a_dashboard_asks_for_a_metric() {
+fn every_panel_of_a_dashboard_queries_a_metric() {
     let mut panels = 0;
     for (file, text) in dashboards() {
         if !file.ends_with(".json") {
@@ -97,10 +97,11 @@ fn every_panel_of_a_dashboard_asks_for_a_metric() {
         for panel in dashboard["panels"].as_array().unwrap() {
             panels += 1;
             let targets = panel["targets"].as_array().unwrap();
-            let asks = |target: &Value| !names(target["expr"].as_str().unwrap()).is_empty();
+            let queries_metric =
+                |target: &Value| !names(target["expr"].as_str().unwrap()).is_empty();
             assert!(
-                !targets.is_empty() && targets.iter().all(asks),
-                "{file}: the panel {} asks for nothing",
+                !targets.is_empty() && targets.iter().all(queries_metric),
+                "{file}: the panel {} queries no metric",
                 panel["title"]
             );
         }

@@ -1,10 +1,10 @@
-//! CONTRIBUTING says which places something new of a kind has; each is there, and holds what is said of it.
+//! Checks CONTRIBUTING's lists of places to extend: each file exists and contains the quoted text.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Most files that something new may have to touch, tests and generated files apart.
+/// Maximum number of files that an addition may have to touch, without tests and generated files.
 const FILES_MAX: [(&str, usize); 8] = [
     ("A metric", 3),
     ("A source of measurements", 2),
@@ -16,7 +16,7 @@ const FILES_MAX: [(&str, usize); 8] = [
     ("A service", 6),
 ];
 
-/// By what is new: the places, each a file and what stands in it.
+/// The places for each kind of addition: a file, and text that it contains.
 type Places<'a> = BTreeMap<&'a str, Vec<(&'a str, &'a str)>>;
 
 fn read(path: &str) -> Option<String> {
@@ -24,7 +24,7 @@ fn read(path: &str) -> Option<String> {
     std::fs::read_to_string(root.join(path)).ok()
 }
 
-/// The section is prose: a kind is set in bold, a place is `FILE` (`TEXT`), perhaps over the end of a line.
+/// Parses the section: kinds are in bold, a place is `FILE` (`TEXT`), which may wrap.
 fn places(text: &str) -> Places<'_> {
     let section = text
         .split("## Something new of a kind that there is")
@@ -46,7 +46,7 @@ fn places(text: &str) -> Places<'_> {
 }
 
 #[test]
-fn every_place_for_something_new_is_there_and_holds_what_is_said_of_it() {
+fn every_extension_place_exists_and_contains_the_quoted_text() {
     let text = read("CONTRIBUTING.md").unwrap();
     for (kind, places) in places(&text) {
         for (file, holds) in places {
@@ -60,7 +60,7 @@ fn every_place_for_something_new_is_there_and_holds_what_is_said_of_it() {
 }
 
 #[test]
-fn something_new_touches_few_places() {
+fn additions_touch_few_places() {
     let text = read("CONTRIBUTING.md").unwrap();
     let places = places(&text);
     let kinds: Vec<&str> = places.keys().copied().collect();

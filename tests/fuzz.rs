@@ -1,7 +1,6 @@
-//! What comes from outside, changed at random: documents that people write and events as they lie in a
-//! log. Nothing may panic, and what is accepted must be the same once written and read again. A seed
-//! stands for one run of both; `SEED` and `COUNT` choose others, at length by `make fuzz`. The third
-//! reader of foreign bytes, the gateway's of answers, is held against hyper's in its own crate.
+//! Fuzzing of external input: documents and stored events, mutated at random. Nothing may panic, and
+//! accepted input must survive a round trip. A seed is one run of both; `SEED` and `COUNT` select others,
+//! longer with `make fuzz`. The gateway's response parser is compared with hyper's in its own crate.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +12,7 @@ use documents::{read, to_yaml};
 
 const BYTES_MAX: usize = 64 * 1024;
 
-/// Pieces that mean something to one of the readers.
+/// Tokens with a meaning to one of the parsers.
 const WORDS: &[&str] = &[
     "---\n",
     "\n",
@@ -55,7 +54,7 @@ const WORDS: &[&str] = &[
     "profiles",
 ];
 
-/// SplitMix64: small, and the same everywhere.
+/// SplitMix64: small and portable.
 struct Random(u64);
 
 impl Random {
@@ -76,8 +75,8 @@ impl Random {
     }
 }
 
-/// A few changes to one text, with parts of another.
-fn changed(text: &str, other: &str, random: &mut Random) -> String {
+/// Mutates a text a few times, also with parts of another.
+fn mutate(text: &str, other: &str, random: &mut Random) -> String {
     let mut bytes = text.as_bytes().to_vec();
     for _ in 0..=random.below(4) {
         let (from, to) = (random.below(bytes.len() + 1), random.below(bytes.len() + 1));
@@ -85,14 +84,14 @@ fn changed(text: &str, other: &str, random: &mut Random) -> String {
         match random.below(5) {
             0 => drop(bytes.drain(from..to)),
             1 => {
-                let piece = bytes[from..to].to_vec();
-                bytes.splice(from..from, piece);
+                let slice = bytes[from..to].to_vec();
+                bytes.splice(from..from, slice);
             }
             2 => drop(bytes.splice(from..from, random.of(WORDS).bytes())),
             3 => {
                 let (start, end) = (random.below(other.len()), random.below(other.len()));
-                let piece = &other.as_bytes()[start.min(end)..start.max(end)];
-                bytes.splice(from..to, piece.iter().copied());
+                let slice = &other.as_bytes()[start.min(end)..start.max(end)];
+                bytes.splice(from..to, slice.iter().copied());
             }
             _ => {
                 if let Some(byte) = bytes.get_mut(from) {
@@ -118,7 +117,7 @@ fn files(folder: &str, extension: &str) -> BTreeMap<String, String> {
         (name, std::fs::read_to_string(path).unwrap())
     });
     let named: BTreeMap<_, _> = named.collect();
-    assert!(named.len() > 2, "nothing to begin with");
+    assert!(named.len() > 2, "no seed files");
     named
 }
 
@@ -126,7 +125,7 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// Runs `check` on a changed text per seed; says how many were accepted. A panic names the seed.
+/// Runs `check` on one mutated text per seed. A panic names the seed.
 fn fuzz(texts: &BTreeMap<String, String>, check: impl Fn(&str, &str) -> bool) {
     let (first, count) = (setting("SEED", 1), setting("COUNT", 2_000));
     println!("SEED={first} COUNT={count}");
@@ -135,23 +134,23 @@ fn fuzz(texts: &BTreeMap<String, String>, check: impl Fn(&str, &str) -> bool) {
     for seed in first..first + count {
         let random = &mut Random(seed);
         let (name, other) = (*random.of(&names), *random.of(&names));
-        let text = changed(&texts[name], &texts[other], random);
+        let text = mutate(&texts[name], &texts[other], random);
         let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(name, &text)));
         match checked {
             Ok(yes) => accepted += u64::from(yes),
             Err(_) => panic!("SEED={seed} COUNT=1 ({name}) breaks on:\n{text}"),
         }
     }
-    // Else nothing was tried but the first look at the text.
+    // Otherwise only the first checks of the parser were exercised.
     assert!(
         accepted > count / 100,
         "{accepted} of {count} were accepted"
     );
-    assert!(accepted < count, "nothing was changed");
+    assert!(accepted < count, "nothing was mutated");
 }
 
 #[test]
-fn no_text_breaks_the_reader_of_documents_and_what_it_accepts_it_reads_again_as_the_same() {
+fn no_text_panics_the_document_parser_and_accepted_documents_round_trip() {
     let texts = files("deploy/examples/quickstart", "yaml");
     fuzz(&texts, |_, text| {
         let (resources, faults) = read(text);
@@ -160,17 +159,17 @@ fn no_text_breaks_the_reader_of_documents_and_what_it_accepts_it_reads_again_as_
         }
         for found in &resources {
             let yaml = to_yaml(&found.resource.to_value());
-            let (again, faults) = read(&yaml);
+            let (reread, faults) = read(&yaml);
             assert!(faults.is_empty(), "{faults:?} in\n{yaml}");
-            let again: Vec<_> = again.iter().map(|read| &read.resource).collect();
-            assert_eq!(again, [&found.resource], "{yaml}");
+            let reread: Vec<_> = reread.iter().map(|read| &read.resource).collect();
+            assert_eq!(reread, [&found.resource], "{yaml}");
         }
         !resources.is_empty()
     });
 }
 
 #[test]
-fn no_stored_bytes_break_the_reader_of_events_and_what_it_accepts_it_reads_again_as_the_same() {
+fn no_stored_bytes_panic_the_event_decoder_and_accepted_events_round_trip() {
     let texts = files("libs/contract/tests/golden/events", "json");
     fuzz(&texts, |file, text| {
         let (name, version) = file.rsplit_once(".v").unwrap();
@@ -179,8 +178,8 @@ fn no_stored_bytes_break_the_reader_of_events_and_what_it_accepts_it_reads_again
             return false;
         };
         let data = event.data_json().unwrap();
-        let again = Event::decode(event.type_name(), event.version(), &data).unwrap();
-        assert_eq!(again, event);
+        let reread = Event::decode(event.type_name(), event.version(), &data).unwrap();
+        assert_eq!(reread, event);
         true
     });
 }

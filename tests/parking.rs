@@ -1,5 +1,5 @@
-//! Every consumer of the log, on a log with an event that none of them can read: each parks that
-//! endpoint alone, says so, goes on, and takes it back when people say so.
+//! Every consumer of the log, on a log with an event that none of them can read: each parks only that
+//! endpoint, reports it, continues with the others, and unparks it on request.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,13 +34,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Far more than anything takes; reached only when a test fails.
+/// Generous; reached only if a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 const START: Timestamp = Timestamp::from_secs(1_790_000_000);
-/// All that keep a fold of the log, by the names that people park and unpark by.
+/// All consumers, by the names used to skip events and unpark.
 const CONSUMERS: [&str; 5] = ["views", "autoscaler", "actuator", "node", "meter"];
 
-struct House {
+struct Harness {
     folder: TempDir,
     store: Store,
     bus: Arc<LocalBus>,
@@ -49,14 +49,14 @@ struct House {
     stop: CancellationToken,
 }
 
-/// A consumer at work.
-struct Running {
+/// A running consumer.
+struct RunningConsumer {
     health: Health,
     metrics: Metrics,
     task: JoinHandle<()>,
 }
 
-impl House {
+impl Harness {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&url(&folder)).await.unwrap();
@@ -95,10 +95,10 @@ impl House {
         self.store.head().await.unwrap()
     }
 
-    async fn run(&self, consumer: &str) -> Running {
+    async fn run(&self, consumer: &str) -> RunningConsumer {
         let (health, metrics) = (Health::default(), Metrics::default());
         let task = self.spawn(consumer, &health, &metrics).await;
-        Running {
+        RunningConsumer {
             health,
             metrics,
             task,
@@ -190,7 +190,7 @@ impl House {
     }
 
     /// Waits until exactly these are listed, as `CONSUMER/WORKSPACE/ENDPOINT`.
-    async fn until_parked(&self, expected: &BTreeSet<String>, running: &[Running]) {
+    async fn until_parked(&self, expected: &BTreeSet<String>, running: &[RunningConsumer]) {
         let listed = async || {
             let query = RowQuery {
                 model: PARKED.into(),
@@ -205,7 +205,7 @@ impl House {
                 for (consumer, running) in CONSUMERS.iter().zip(running) {
                     assert!(!running.task.is_finished(), "{consumer} has ended");
                 }
-                // Rows tell nobody that they are written.
+                // There is no notification for written rows.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -256,24 +256,24 @@ async fn execute(folder: &TempDir, sql: &'static str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_consumer_parks_what_it_cannot_read_and_goes_on() {
-    let house = House::new().await;
-    let poison = house
+async fn every_consumer_parks_an_endpoint_it_cannot_read_and_continues() {
+    let harness = Harness::new().await;
+    let poison = harness
         .append(StreamKind::Endpoint, "rose", created("rose"))
         .await;
-    house
+    harness
         .append(StreamKind::Endpoint, "iris", created("iris"))
         .await;
-    let spoil = "UPDATE events SET type = 'endpoint.not-invented-yet' WHERE position = 1";
+    let corrupt = "UPDATE events SET type = 'endpoint.not-invented-yet' WHERE position = 1";
     assert_eq!(poison, Position(1));
-    execute(&house.folder, spoil).await;
+    execute(&harness.folder, corrupt).await;
 
     let mut running = Vec::new();
     for consumer in CONSUMERS {
-        running.push(house.run(consumer).await);
+        running.push(harness.run(consumer).await);
     }
     let all = CONSUMERS.map(|consumer| format!("{consumer}/{}", key("rose")));
-    house.until_parked(&all.into(), &running).await;
+    harness.until_parked(&all.into(), &running).await;
     for (consumer, running) in CONSUMERS.iter().zip(&running) {
         let ready = tokio::time::timeout(PATIENCE, running.health.until_ready()).await;
         assert!(ready.is_ok(), "{consumer}: {:?}", running.health.missing());
@@ -286,26 +286,26 @@ async fn every_consumer_parks_what_it_cannot_read_and_goes_on() {
         assert!(running.metrics.encode().contains(&alarm), "{consumer}");
     }
 
-    // Each goes on to read, and what people decide about one says nothing to the others.
+    // Each consumer keeps reading, and unparking one does not affect the others.
     for (decided, consumer) in CONSUMERS.into_iter().enumerate() {
         let skipped = Event::EventSkipped(EventSkipped {
             consumer: consumer.into(),
             position: poison,
             reason: "test".into(),
         });
-        house.append(StreamKind::Parking, "rose", skipped).await;
+        harness.append(StreamKind::Parking, "rose", skipped).await;
         let unparked = Event::ConsumerUnparked(ConsumerUnparked {
             consumer: consumer.into(),
             reason: "test".into(),
         });
-        house.append(StreamKind::Parking, "rose", unparked).await;
+        harness.append(StreamKind::Parking, "rose", unparked).await;
         let left = CONSUMERS.into_iter().skip(decided + 1);
         let left = left.map(|consumer| format!("{consumer}/{}", key("rose")));
-        house.until_parked(&left.collect(), &running).await;
+        harness.until_parked(&left.collect(), &running).await;
         let remarks = running[decided].health.remarks();
         assert!(remarks.is_empty(), "{consumer}: {remarks:?}");
     }
-    house.stop.cancel();
+    harness.stop.cancel();
     for (consumer, running) in CONSUMERS.iter().zip(running) {
         let ended = tokio::time::timeout(PATIENCE, running.task).await;
         ended

@@ -1,12 +1,12 @@
-//! Holds the house rules that no compiler holds: who may import whom, what pure crates must not touch,
-//! how manifests and files look. Each failure lists every offender, and what to do.
+//! Enforces repository rules that the compiler cannot: the direction of imports, purity of crates, the
+//! form of manifests and files. Each failure lists every offender and the remedy.
 
 #![expect(
     clippy::unwrap_used,
     reason = "helpers of tests may panic as tests do; the lint knows only the tests themselves"
 )]
 
-mod circles;
+mod cycles;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,11 +16,11 @@ use std::sync::OnceLock;
 
 use cargo_metadata::{Metadata, MetadataCommand, Package};
 
-/// Which crates of the house each crate may depend on, tests included. Services meet in events, never in
-/// code; the gateway has no access to the store, so that it serves on when the store is away.
+/// The workspace crates that each crate may depend on, including for tests. Services communicate through
+/// events only; the gateway has no access to the store, so that it keeps serving when the store is down.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("penstock-contract", &[]),
-    // Only those who take text from people link a parser of YAML.
+    // Only crates that read user input link a YAML parser.
     ("penstock-documents", &["penstock-contract"]),
     ("penstock-domain", &["penstock-contract"]),
     ("penstock-store", &["penstock-contract"]),
@@ -55,8 +55,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "penstock-bus",
         ],
     ),
-    ("penstock-autoscaler", SERVICE),
-    ("penstock-meter", SERVICE),
+    ("penstock-autoscaler", SERVICE_IMPORTS),
+    ("penstock-meter", SERVICE_IMPORTS),
     (
         "penstock-actuator",
         &[
@@ -69,7 +69,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("penstock-load", &["penstock-contract"]),
-    // A client knows servers by their API; it checks documents with the engines.
+    // A client talks to servers through the API only; it checks documents with the engines.
     (
         "penstock-cli",
         &[
@@ -84,10 +84,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("penstock-test-servers", &[]),
 ];
 
-/// Real servers for tests: every crate's tests may start them, and nothing else may.
-const FOR_TESTS: &str = "penstock-test-servers";
+/// Real servers for tests: a dev-dependency of any crate, and nothing else.
+const TEST_SERVERS: &str = "penstock-test-servers";
 
-const SERVICE: &[&str] = &[
+const SERVICE_IMPORTS: &[&str] = &[
     "penstock-contract",
     "penstock-domain",
     "penstock-runtime",
@@ -95,11 +95,11 @@ const SERVICE: &[&str] = &[
     "penstock-bus",
 ];
 
-/// The binary wires everything, and the tests look at everything.
+/// The binary and the tests use everything.
 const MAY_IMPORT_ALL: &[&str] = &["penstock", "penstock-tests"];
 
-/// What must not be linked, however far down: the gateway serves on when the store is away, and takes
-/// nothing in but requests and routes; a client is built without what only a server needs.
+/// Crates that must not be linked, even transitively: the gateway keeps serving when the store is down, and
+/// accepts only requests and routes; the client is built without server-only dependencies.
 const MUST_NOT_REACH: &[(&str, &[&str])] = &[
     (
         "penstock-gateway",
@@ -118,10 +118,10 @@ const MUST_NOT_REACH: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Crates whose modules import each other one way. More are welcome here; none may be taken away.
-const WITHOUT_CIRCLES: &[&str] = &["libs/bus", "libs/documents", "libs/store"];
+/// Crates without import cycles between modules. Add more; never remove one.
+const ACYCLIC: &[&str] = &["libs/bus", "libs/documents", "libs/store"];
 
-/// Crates whose results depend on their arguments alone.
+/// Crates whose results depend only on their arguments.
 const PURE: &[&str] = &["contract", "documents", "domain"];
 
 /// Libraries that do I/O, run concurrently or draw random numbers.
@@ -145,7 +145,7 @@ const IMPURE_LIBRARIES: &[&str] = &[
     "tracing",
 ];
 
-/// Hidden time, randomness, I/O and order that changes from run to run.
+/// Implicit time, randomness, I/O and unstable order.
 const IMPURE_WORDS: &[&str] = &[
     "HashMap",
     "HashSet",
@@ -190,7 +190,7 @@ fn package(name: &str) -> &'static Package {
     packages.find(|package| package.name == name).unwrap()
 }
 
-/// Every file of the repository below `folder`, by its path from the root, without what is built or hidden.
+/// Every file of the repository below `folder`, by its path from the root, except built and hidden ones.
 fn files(folder: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
@@ -217,12 +217,12 @@ fn sources(folder: &str) -> Vec<PathBuf> {
     files(folder).into_iter().filter(is_rust).collect()
 }
 
-/// None: not text.
+/// The text of a file; `None` if it is binary.
 fn text(path: &Path) -> Option<String> {
     String::from_utf8(fs::read(root().join(path)).unwrap()).ok()
 }
 
-fn none(offenders: Vec<String>, remedy: &str) {
+fn assert_none(offenders: Vec<String>, remedy: &str) {
     assert!(
         offenders.is_empty(),
         "{remedy}:\n  {}",
@@ -231,9 +231,9 @@ fn none(offenders: Vec<String>, remedy: &str) {
 }
 
 #[test]
-fn every_crate_imports_only_what_its_place_allows() {
+fn every_crate_imports_only_what_its_layer_allows() {
     let allowed: BTreeMap<_, _> = MAY_IMPORT.iter().copied().collect();
-    let house: BTreeSet<&str> = metadata()
+    let workspace: BTreeSet<&str> = metadata()
         .packages
         .iter()
         .map(|package| package.name.as_str())
@@ -251,20 +251,20 @@ fn every_crate_imports_only_what_its_place_allows() {
         for dependency in &package.dependencies {
             let import = dependency.name.as_str();
             let in_tests = dependency.kind == cargo_metadata::DependencyKind::Development;
-            if import == FOR_TESTS && in_tests {
+            if import == TEST_SERVERS && in_tests {
                 continue;
             }
-            if house.contains(import) && !allowed.contains(&import) {
+            if workspace.contains(import) && !allowed.contains(&import) {
                 offenders.push(format!("{name} imports {import}"));
             }
         }
     }
-    none(offenders, "the direction of imports is in ARCHITECTURE.md");
+    assert_none(offenders, "the direction of imports is in ARCHITECTURE.md");
 }
 
-/// What `cargo tree --prefix depth` prints for a package, the features of others left out: its normal
-/// dependencies with those of theirs. The graph of cargo's metadata does not tell this: in it each crate
-/// has the features that anybody in the workspace asks for.
+/// The output of `cargo tree --prefix depth` for a package alone: its normal dependencies, transitively.
+/// Cargo's metadata cannot be used for this: there each crate has the features that any crate of the
+/// workspace enables.
 fn tree(package: &str) -> String {
     let output = Command::new(env!("CARGO"))
         .current_dir(root())
@@ -279,13 +279,13 @@ fn tree(package: &str) -> String {
         .args(["--package", package])
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{said}");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{errors}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The ways from the root of a tree to what it must not reach, each as `root > … > reached`.
-fn ways(tree: &str, forbidden: &[&str]) -> Vec<String> {
+/// The paths from the root of a tree to forbidden crates, each as `root > … > forbidden`.
+fn paths_to(tree: &str, forbidden: &[&str]) -> Vec<String> {
     let mut above: Vec<&str> = Vec::new();
     let mut found = Vec::new();
     for line in tree.lines() {
@@ -293,7 +293,7 @@ fn ways(tree: &str, forbidden: &[&str]) -> Vec<String> {
         let depth: usize = line[..line.len() - name.len()].parse().unwrap();
         let name = name.split(' ').next().unwrap();
         above.truncate(depth);
-        assert_eq!(above.len(), depth, "`{line}` hangs on nothing");
+        assert_eq!(above.len(), depth, "`{line}` has no parent");
         above.push(name);
         if depth > 0 && forbidden.contains(&name) {
             found.push(above.join(" > "));
@@ -303,7 +303,7 @@ fn ways(tree: &str, forbidden: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn no_crate_reaches_what_it_must_do_without() {
+fn no_crate_links_what_it_must_not() {
     let mut offenders = Vec::new();
     for (package, forbidden) in MUST_NOT_REACH {
         let tree = tree(package);
@@ -311,42 +311,42 @@ fn no_crate_reaches_what_it_must_do_without() {
             tree.starts_with(&format!("0{package} ")) && tree.contains("penstock-contract"),
             "this is not the tree of {package}:\n{tree}"
         );
-        offenders.extend(ways(&tree, forbidden));
+        offenders.extend(paths_to(&tree, forbidden));
     }
-    none(
+    assert_none(
         offenders,
-        "cut one of the links, or put what needs it behind a feature that is not asked for here",
+        "remove one of the links, or put it behind a feature that is not enabled here",
     );
 }
 
 #[test]
-fn a_way_to_what_is_forbidden_is_found_at_any_depth_and_whatever_stands_before_it() {
+fn a_path_to_a_forbidden_crate_is_found_at_any_depth() {
     let tree = "\
-0gateway v0.1.0 (/house/gateway)
-1contract v0.1.0 (/house/contract)
+0gateway v0.1.0 (/src/gateway)
+1contract v0.1.0 (/src/contract)
 2serde v1.0.0
-1runtime v0.1.0 (/house/runtime)
-2contract v0.1.0 (/house/contract) (*)
-2store v0.1.0 (/house/store)
+1runtime v0.1.0 (/src/runtime)
+2contract v0.1.0 (/src/contract) (*)
+2store v0.1.0 (/src/store)
 3sqlx v0.9.0
 1sqlx-like v1.0.0
 ";
     assert_eq!(
-        ways(tree, &["sqlx", "saphyr"]),
+        paths_to(tree, &["sqlx", "saphyr"]),
         ["gateway > runtime > store > sqlx"]
     );
-    assert_eq!(ways(tree, &["store"]), ["gateway > runtime > store"]);
-    assert!(ways(tree, &["gateway", "sql", "saphyr"]).is_empty());
+    assert_eq!(paths_to(tree, &["store"]), ["gateway > runtime > store"]);
+    assert!(paths_to(tree, &["gateway", "sql", "saphyr"]).is_empty());
 }
 
 #[test]
-fn what_the_gateway_does_without_is_found_where_it_is_linked() {
+fn crates_forbidden_in_the_gateway_are_found_where_they_are_linked() {
     let (_, forbidden) = MUST_NOT_REACH[0];
     let tree = tree("penstock-control");
     for name in forbidden {
         assert!(
-            !ways(&tree, &[name]).is_empty(),
-            "no crate has this name any more: {name}"
+            !paths_to(&tree, &[name]).is_empty(),
+            "no crate has this name: {name}"
         );
     }
 }
@@ -354,19 +354,19 @@ fn what_the_gateway_does_without_is_found_where_it_is_linked() {
 #[test]
 fn modules_of_a_crate_import_each_other_one_way() {
     let mut offenders = Vec::new();
-    for folder in WITHOUT_CIRCLES {
+    for folder in ACYCLIC {
         let folder = format!("{folder}/src");
-        let mut house = circles::Crate::default();
+        let mut graph = cycles::Crate::default();
         for path in sources(&folder) {
             let source = text(&path).unwrap();
             let lines = shipped_lines(&path, &source).map(|(_, line)| line);
             let code = lines.collect::<Vec<&str>>().join("\n");
-            house.add(path.strip_prefix(&folder).unwrap(), &code);
+            graph.add(path.strip_prefix(&folder).unwrap(), &code);
         }
-        let circles = house.circles().into_iter();
-        offenders.extend(circles.map(|circle| format!("{folder}: {circle}")));
+        let cycles = graph.cycles().into_iter();
+        offenders.extend(cycles.map(|cycle| format!("{folder}: {cycle}")));
     }
-    none(
+    assert_none(
         offenders,
         "move what both sides need into a module below them",
     );
@@ -384,7 +384,7 @@ fn pure_crates_depend_on_nothing_impure() {
             }
         }
     }
-    none(offenders, "time, ids and I/O come in as arguments");
+    assert_none(offenders, "time, ids and I/O come in as arguments");
 }
 
 #[test]
@@ -401,11 +401,11 @@ fn pure_crates_read_no_clock_and_iterate_in_order() {
             }
         }
     }
-    none(offenders, "pass it in, or use BTreeMap");
+    assert_none(offenders, "pass it in, or use BTreeMap");
 }
 
-/// Lines of code outside tests and comments, with their numbers. Tests stand at the end of a file, or in a
-/// file of their own.
+/// Lines of code outside tests and comments, with line numbers. Tests are at the end of a file, or in a
+/// separate file.
 fn shipped_lines<'a>(path: &Path, source: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
     let is_test_file = path.components().any(|part| part.as_os_str() == "tests")
         || path.file_stem().is_some_and(|stem| stem == "tests");
@@ -442,11 +442,11 @@ fn every_manifest_takes_lints_and_dependencies_from_the_workspace() {
             }
         }
     }
-    none(offenders, "write versions in the root Cargo.toml only");
+    assert_none(offenders, "write versions in the root Cargo.toml only");
 }
 
 #[test]
-fn every_library_has_its_reason_in_the_architecture() {
+fn every_library_is_explained_in_the_architecture() {
     let architecture = text(Path::new("ARCHITECTURE.md")).unwrap();
     let libraries = architecture.split("\n## Libraries\n").nth(1).unwrap();
     let libraries = libraries.split("\n## ").next().unwrap();
@@ -462,14 +462,14 @@ fn every_library_has_its_reason_in_the_architecture() {
             offenders.push(name.to_owned());
         }
     }
-    none(
+    assert_none(
         offenders,
         "add a line to the table under `## Libraries` in ARCHITECTURE.md",
     );
 }
 
 #[test]
-fn every_source_file_says_first_what_it_owns() {
+fn every_source_file_begins_with_its_purpose() {
     let mut offenders = Vec::new();
     for folder in ["libs", "clients", "services", "tests", "deploy"] {
         for path in sources(folder) {
@@ -480,11 +480,11 @@ fn every_source_file_says_first_what_it_owns() {
             }
         }
     }
-    none(offenders, "begin the file with `//! ` and what it owns");
+    assert_none(offenders, "begin the file with `//! ` and what it owns");
 }
 
 #[test]
-fn no_source_file_is_too_long_to_hold_in_mind() {
+fn no_source_file_is_too_long() {
     let mut offenders = Vec::new();
     for path in sources("") {
         let lines = text(&path).unwrap().lines().count();
@@ -492,12 +492,12 @@ fn no_source_file_is_too_long_to_hold_in_mind() {
             offenders.push(format!("{}: {lines} lines", path.display()));
         }
     }
-    none(offenders, "split what has more than one subject");
+    assert_none(offenders, "split what has more than one subject");
 }
 
 #[test]
-fn no_file_names_a_place_on_somebodys_machine() {
-    // In two pieces each, so that this file does not name them.
+fn no_file_contains_a_machine_specific_path() {
+    // Each split in two, so that this file does not contain them.
     let places = [
         ["/ro", "ot/"],
         ["/wo", "rk/"],
@@ -524,7 +524,7 @@ fn no_file_names_a_place_on_somebodys_machine() {
             }
         }
     }
-    none(
+    assert_none(
         offenders,
         "use a path from the repository's root, or an argument",
     );
@@ -566,5 +566,5 @@ fn scripts_can_be_run_and_stop_at_the_first_error() {
             offenders.push(path.display().to_string());
         }
     }
-    none(offenders, "chmod +x it, and `set -euo pipefail` at its top");
+    assert_none(offenders, "chmod +x it, and `set -euo pipefail` at its top");
 }

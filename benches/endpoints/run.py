@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""What one more endpoint costs: memory, CPU in steady state and CPU to apply it, at 100, 1,000 and
+"""The marginal cost of an endpoint: memory, CPU in steady state and CPU to apply it, at 100, 1,000 and
 10,000 endpoints.
 
 A run starts the real `penstock serve` (embedded, all services) in an empty folder and adds endpoints
 through the API, in steps. Each has a deployment with one simulated instance and all the traffic, and
-an autoscale rule, so that every service carries it. At each step it waits until all have succeeded and
-the gateway has every route, lets things settle, and measures for some seconds: CPU time of all threads (by
+an autoscale rule, so that every service handles it. At each step it waits until all have succeeded and
+the gateway has every route, waits for a steady state, and measures for some seconds: CPU time of all threads (by
 the scheduler's own clock, in ns) and memory (PSS, and its anonymous part). Half of the runs are idle; in
-the others a constant load is spread evenly over all endpoints, at a rate for each endpoint.
+the others a constant load is spread evenly over all endpoints, at a rate per endpoint.
 
-What is printed is marginal: the difference between two steps, divided by the endpoints added between
-them, as the median over runs with the least and the greatest. So what the process costs without
-any endpoint is subtracted. The first step is shown and not judged: its difference is small beside
-the noise of the process itself, and contains what the 64 buckets cost once they have an endpoint at all. The
-bar compares the last step with the one before it; another holds the memory of an idle endpoint in the last.
+Results are marginal: the difference between two steps, divided by the endpoints added between them, as the
+median over runs with minimum and maximum. So the cost of the process without endpoints is subtracted. The
+first step is shown but not checked: its difference is small compared with the noise of the process itself,
+and includes the cost of the 64 buckets once they have any endpoint. The bar compares the last step with the
+one before it; another limits the memory of an idle endpoint in the last.
 
     benches/endpoints/run.py                            the real run (some 50 minutes)
     benches/endpoints/run.py --runs 1 --seconds 10      while working on the code
@@ -39,7 +39,7 @@ from urllib.parse import urlparse
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BAR = 1.20
-# KiB of memory (PSS) that an idle endpoint may cost in the last step.
+# Maximum memory (PSS) of an idle endpoint in the last step, in KiB.
 IDLE_MEMORY_MAX = 72.0
 WORKERS = 16
 MEASURES = [  # column, heading, unit, factor
@@ -89,7 +89,7 @@ class Server:
         return json.loads(answer) if answer[:1] in b"{[" else answer.decode()
 
     def cpu(self):
-        """Seconds of CPU of all threads that are there; none of them ends while it is measured."""
+        """CPU seconds of all current threads; none of them exits during a measurement."""
         total = 0
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
             try:
@@ -99,7 +99,7 @@ class Server:
         return total / 1e9
 
     def cpu_ticks(self):
-        """The same by the process's account, ended threads included."""
+        """CPU seconds of the process, including exited threads."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -150,7 +150,7 @@ def apply(server, indexes):
                     server.call("PUT", path, body)
         except queue.Empty:
             pass
-        except Exception as error:  # told by the caller
+        except Exception as error:  # reported by the caller
             failed.append(error)
 
     workers = [threading.Thread(target=work) for _ in range(WORKERS)]
@@ -161,17 +161,17 @@ def apply(server, indexes):
 
 
 def caught_up(server, count):
-    """All instances are ready, and the gateway's saved routes have them."""
+    """Waits until all instances are ready and in the gateway's saved routes."""
     deadline = time.monotonic() + 600
     routes = Path(server.folder) / "gateway-routes.json"
     while time.monotonic() < deadline:
-        # The server closes connections that rest; this one may have.
+        # The server may have closed this idle connection.
         server.local.connection = None
         metrics = server.call("GET", "/metrics")
         ready = sum(line.endswith(" 1") for line in metrics.splitlines()
                     if line.startswith("penstock_instances{") and 'state="ready"' in line)
         if ready >= count:
-            # The gateway saves them a moment after the first.
+            # The gateway saves routes with a delay.
             saved = json.loads(routes.read_text())["routes"] if routes.exists() else []
             served = sum(bool(d["instances"]) for route in saved if route.get("route") for d in route["route"]["deployments"].values())
             if served >= count:
@@ -181,8 +181,8 @@ def caught_up(server, count):
 
 
 class Load(threading.Thread):
-    """Requests at a steady rate to all endpoints in turn. What they are answered does not matter: nothing
-    listens behind simulated instances, and they are routed, counted and measured all the same."""
+    """Requests at a steady rate to all endpoints in turn. The responses do not matter: nothing listens behind
+    simulated instances, but requests are routed, counted and measured."""
 
     def __init__(self, server, count, rate):
         super().__init__(daemon=True)
@@ -245,12 +245,12 @@ def one_run(binary, options, run, loaded):
 
 
 def marginal(rows, column):
-    """By step: the cost of each endpoint that was added in it."""
+    """For each step: the cost per added endpoint."""
     costs = []
     for before, after in zip(rows, rows[1:]):
         more = after[column] - before[column]
         if column == "apply_cpu":
-            # What is there costs CPU all the while; endpoints came evenly, so half of what they cost by now.
+            # Existing endpoints cost CPU meanwhile; they were added evenly, so subtract half of the current cost.
             more = after[column] - (before["cpu"] + after["cpu"]) / 2 * after["caught_up_seconds"]
         costs.append(more / after["added"])
     return costs
@@ -264,7 +264,7 @@ def report(runs, options):
         of_kind = [rows for rows in runs if rows[0]["load"] == loaded]
         if not of_kind:
             continue
-        print(f"\nper added endpoint, {f'{options.rate} requests/s each' if loaded else 'idle'}, median of {len(of_kind)} runs (least to greatest):")
+        print(f"\nper added endpoint, {f'{options.rate} requests/s each' if loaded else 'idle'}, median of {len(of_kind)} runs (minimum to maximum):")
         print(f"  {'':18}" + "".join(f"{step:>30}" for step in names) + "   last/before")
         for column, heading, unit, factor in MEASURES:
             costs = list(zip(*(marginal(rows, column) for rows in of_kind)))
@@ -285,8 +285,8 @@ def report(runs, options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3, help="of each kind")
-    parser.add_argument("--seconds", type=float, default=60, help="of each measurement; whole minutes, for usage is written at their ends")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--seconds", type=float, default=60, help="seconds per measurement; full minutes, since usage is written at the end of each")
     parser.add_argument("--settle", type=float, default=30, help="seconds between applying and measuring")
     parser.add_argument("--rate", type=float, default=0.02, help="requests per second to each endpoint")
     parser.add_argument("--steps", type=lambda text: [int(part) for part in text.split(",")], default=[100, 1000, 10000])

@@ -40,7 +40,7 @@ def read_answer(stream):
 
 
 def drive(port, requests, key):
-    """As many requests, one at a time on each of some connections."""
+    """Sends this many requests, one at a time on each connection."""
     streams = [socket.create_connection(("127.0.0.1", port), PATIENCE) for _ in range(CONNECTIONS)]
     text = request(key)
     for _ in range(requests // CONNECTIONS):
@@ -53,7 +53,7 @@ def drive(port, requests, key):
 
 
 def collected(command, port, requests, key, ready):
-    """Instructions of a whole run, from start to end."""
+    """Instructions of a complete run."""
     process = subprocess.Popen(["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", *command],
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
@@ -78,7 +78,7 @@ def per_request(command, port, key, ready):
 
 
 def compare(systems, runs, ready):
-    """`systems`: name -> (command, port, key). Gives name -> counts, taken in turn."""
+    """`systems`: name -> (command, port, key). Returns name -> counts, measured in turn."""
     counts = {name: [] for name in systems}
     for number in range(1, runs + 1):
         for name, (command, port, key) in systems.items():
@@ -89,7 +89,7 @@ def compare(systems, runs, ready):
 
 
 def table(counts, bar):
-    """Lines for people, what goes to the results, and whether the bar holds."""
+    """Lines to print, data for the results, and whether the bar is met."""
     lines, summary, holds = ["", f"{'system':<12} {'instructions/request':>21}   medians of {len(next(iter(counts.values())))} counts"], {}, True
     for name, values in counts.items():
         summary[name] = {"median": statistics.median(values), "counts": values}

@@ -1,21 +1,20 @@
 #!/usr/bin/env python3
-"""The gateway beside nginx: CPU microseconds per request, measured in one run.
+"""The gateway compared with nginx: CPU microseconds per request, measured in one run.
 
 W1: plain proxying of 1 KiB both ways. W2: the same with key authentication and a 90/10 split.
-The system under test has CPU 0 alone, with one worker or thread; the instance and the load have
-CPU 1. A round measures every system once, in turn (A B A B ...); what is compared are the ratios
-inside a round, and what is reported is their median with a bootstrap interval. Each round starts
-all processes anew.
+The system under test runs alone on CPU 0, with one worker or thread; the instance and the load run on
+CPU 1. A round measures every system once, in turn (A B A B ...); ratios are computed within a round,
+and their median is reported with a bootstrap interval. Each round restarts all processes.
 
-A round is refused and done again when another process took more than 5 % of the CPU time while a
-system was measured, or when any answer was not 2xx. All processes are ended by the id that was
-recorded when they were started.
+A round is rejected and repeated if another process took more than 5 % of the CPU time during a
+measurement, or if any response was not 2xx. Processes are stopped by the id recorded when they were
+started.
 
 With --beside PATH another build of the gateway (an example `gateway_bench` of another commit) is
 measured in the same rounds; it is the denominator of the last ratios.
 
-Instructions per request are counted too, by callgrind (instructions.py): no clock and no second core
-is needed for those, and a machine that is not idle does no harm.
+Instructions per request are counted too, by callgrind (instructions.py): this needs neither a clock
+nor a second core, and works on a busy machine.
 
     benches/gateway/run.py                       the real run: 7 rounds of 10 s
     benches/gateway/run.py --only instructions --beside OTHER/gateway_bench
@@ -48,7 +47,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 KEY = "bench-key-0123456789abcdefghijklmnopqrstuvwxyz"
 UPSTREAM_PORT, PORTS = 19300, {"nginx-w1": 19310, "ours-w1": 19311, "nginx-w2": 19312, "ours-w2": 19313}
 BESIDE_PORTS = {"beside-w1": 19314, "beside-w2": 19315}
-# What a change may add to the instructions of a request.
+# Maximum increase of the instructions per request.
 INSTRUCTIONS_RATIO_MAX = 1.01
 
 UPSTREAM_CONF = """
@@ -100,7 +99,7 @@ def install_tools():
     sudo = [] if os.geteuid() == 0 else ["sudo"]
     subprocess.run([*sudo, "apt-get", "update", "-qq"], check=False)
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    # The package would start a server of its own; this one is started by hand.
+    # The package would start its own server; this benchmark starts nginx itself.
     subprocess.run([*sudo, "apt-get", "install", "-y", "-qq", *missing], check=True, env=env)
 
 
@@ -114,7 +113,7 @@ def build():
 
 
 class Running:
-    """Processes by the id they were started with."""
+    """Started processes, by id."""
 
     def __init__(self):
         self.processes = []
@@ -162,7 +161,7 @@ def ticks_of_all():
 
 
 def cpu_seconds(pid):
-    """Time of the whole tree, in nanoseconds where the system tells them."""
+    """CPU time of the process tree, in nanoseconds if available."""
     total = 0
     for member in children(pid):
         for task in Path(f"/proc/{member}/task").iterdir():
@@ -193,7 +192,7 @@ def wait_for(port):
 
 
 def check_answer(url):
-    """The route may take a moment after the port is open."""
+    """Retries: the route may become available after the port is open."""
     for _ in range(200):
         request = urllib.request.Request(url, data=b"x" * 1024, headers={"authorization": f"Bearer {KEY}"})
         try:
@@ -241,7 +240,7 @@ end
 
 
 def is_softirq(pid):
-    """The kernel's own half of the loopback traffic; it belongs to the load."""
+    """Whether it is the kernel's share of the loopback traffic, which belongs to the load."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().startswith("ksoftirqd")
     except OSError:
@@ -260,7 +259,7 @@ def measure(pid, url, options, script, own):
     ours = set(own())
     loudest = (0.0, 0)
     for other, now in others_after.items():
-        # wrk has ended and is not in the list; kernel threads and everything else are.
+        # wrk has exited and is not in the list; kernel threads and everything else are.
         if other not in ours and not is_softirq(other):
             share = (now - others_before.get(other, 0)) / TICK / wall
             loudest = max(loudest, (share, other))
@@ -342,8 +341,8 @@ def one_round(systems, options, script, own):
 
 
 def fresh_round(options, directory, script, binaries):
-    """All processes are new in each round: where a process happens to lie in memory makes some
-    percent, and would otherwise be taken for a difference between the systems."""
+    """Restarts all processes in each round: memory layout varies by a few percent between processes, and
+    would otherwise look like a difference between the systems."""
     running = Running()
     try:
         systems = start_all(running, options, directory, binaries)
@@ -435,11 +434,11 @@ def main():
     parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=3, help="seconds before each measurement")
     parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--retries", type=int, default=14, help="refused rounds that are done again, in all")
-    parser.add_argument("--no-refusal", action="store_true", help="accept rounds beside other processes")
+    parser.add_argument("--retries", type=int, default=14, help="maximum number of rejected rounds to repeat")
+    parser.add_argument("--no-refusal", action="store_true", help="accept rounds despite other processes")
     parser.add_argument("--beside", metavar="PATH", help="another build of the example gateway_bench, measured in the same rounds")
-    parser.add_argument("--only", choices=["time", "instructions"], help="half of it")
-    parser.add_argument("--counts", type=int, default=3, help="how often instructions are counted")
+    parser.add_argument("--only", choices=["time", "instructions"], help="run only this half")
+    parser.add_argument("--counts", type=int, default=3, help="number of instruction counts")
     parser.add_argument("--out", default=str(HERE / "results"))
     options = parser.parse_args()
     if os.cpu_count() < 2:

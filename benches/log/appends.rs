@@ -1,4 +1,4 @@
-//! Appends through the store beside plain inserts, in one table layout and at one durability.
+//! Appends through the store compared with plain inserts, with the same table layout and durability.
 
 #![allow(
     clippy::disallowed_methods,
@@ -18,40 +18,45 @@ use store::{Append, Commit, RawRecord, Store};
 use uuid::Uuid;
 
 use crate::Options;
-use crate::table::{Against, Line};
+use crate::table::{Bar, Measurement};
 
-/// Callers that append at the same time, each to streams of its own.
+/// Number of concurrent committers, each with its own streams.
 const COMMITTERS: usize = 1_024;
 
-/// Rows per transaction of the plain inserts: as many as the store puts into one.
+/// Rows per transaction of the plain inserts, as in the store.
 const BATCH: usize = 512;
 
-/// Of the limit of the database.
+/// Required ratio to the plain inserts.
 const BAR: f64 = 0.5;
 
-pub async fn on_sqlite(options: &Options) -> Line {
+pub async fn on_sqlite(options: &Options) -> Measurement {
     let url = |name| format!("sqlite:{}", options.path(name).display());
     let store = Store::open(&url("appends.db")).await.unwrap();
-    // Makes the tables.
+    // Creates the tables.
     Store::open(&url("plain.db")).await.unwrap().close().await;
     let connection = SqliteConnectOptions::new()
         .filename(options.path("plain.db"))
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .disable_statement_logging();
-    let plain = Plain::Sqlite(connection.connect().await.unwrap());
-    beside("appends, SQLite, synchronous=FULL", options, &store, plain).await
+    let plain = PlainConnection::Sqlite(connection.connect().await.unwrap());
+    compare_with_plain_inserts("appends, SQLite, synchronous=FULL", options, &store, plain).await
 }
 
 /// Two empty databases of one server.
-pub async fn on_postgres(options: &Options, ours: &str, plain: &str) -> Line {
+pub async fn on_postgres(options: &Options, ours: &str, plain: &str) -> Measurement {
     let store = Store::open(ours).await.unwrap();
     Store::open(plain).await.unwrap().close().await;
-    let plain = Plain::Postgres(PgConnection::connect(plain).await.unwrap());
-    beside("appends, PostgreSQL, fsync=on", options, &store, plain).await
+    let plain = PlainConnection::Postgres(PgConnection::connect(plain).await.unwrap());
+    compare_with_plain_inserts("appends, PostgreSQL, fsync=on", options, &store, plain).await
 }
 
-async fn beside(what: &str, options: &Options, store: &Store, mut connection: Plain) -> Line {
+async fn compare_with_plain_inserts(
+    what: &str,
+    options: &Options,
+    store: &Store,
+    mut connection: PlainConnection,
+) -> Measurement {
     let (mut ours, mut plain) = (Vec::new(), Vec::new());
     for round in 0..options.rounds {
         ours.push(through_store(store, round, options.events).await);
@@ -63,14 +68,14 @@ async fn beside(what: &str, options: &Options, store: &Store, mut connection: Pl
         plain.push(rows.len() as f64 / started.elapsed().as_secs_f64());
     }
     store.close().await;
-    Line {
+    Measurement {
         what: what.to_owned(),
         ours,
-        against: Against::Plain { plain, bar: BAR },
+        against: Bar::Relative { plain, bar: BAR },
     }
 }
 
-/// One event per commit, by many at once. Returns events per second.
+/// Concurrent commits of one event each. Returns events per second.
 async fn through_store(store: &Store, round: usize, events: usize) -> f64 {
     let each = events / COMMITTERS + 1;
     let started = Instant::now();
@@ -137,14 +142,14 @@ fn rows(round: usize, events: usize) -> Vec<RawRecord> {
     (0..each * COMMITTERS).map(row).collect()
 }
 
-/// A connection that does nothing but insert.
-enum Plain {
+/// A connection for plain inserts.
+enum PlainConnection {
     Sqlite(SqliteConnection),
     Postgres(PgConnection),
 }
 
-impl Plain {
-    /// In one transaction.
+impl PlainConnection {
+    /// Inserts a batch in one transaction.
     async fn insert(&mut self, batch: &[RawRecord]) {
         match self {
             Self::Sqlite(connection) => insert_into_sqlite(connection, batch).await,

@@ -16,10 +16,10 @@ use uuid::Uuid;
 
 const ENDPOINTS: usize = 200;
 
-/// Events that are written at a time.
+/// Events per batch.
 const BATCH: usize = 20_000;
 
-/// Writes at least so many events into an empty store, and says how many.
+/// Writes at least this many events into an empty store; returns how many.
 pub async fn write(store: &Store, events: usize) -> u64 {
     let mut writer = Writer::new();
     writer.write(store, events).await;
@@ -29,7 +29,7 @@ pub async fn write(store: &Store, events: usize) -> u64 {
     count
 }
 
-/// What one endpoint goes through, over and over: (type, kind of its stream).
+/// The repeated sequence of an endpoint's events: (type, kind of stream).
 const CYCLE: [(&str, StreamKind); 20] = {
     use StreamKind::{Instances, Node, Scaling, Usage};
     [
@@ -56,7 +56,7 @@ const CYCLE: [(&str, StreamKind); 20] = {
     ]
 };
 
-/// The version that is written now.
+/// The current version of an event type.
 fn version_of(name: &str) -> u32 {
     let known = EVENT_TYPES.iter().find(|(known, _)| *known == name);
     known.unwrap().1
@@ -85,7 +85,7 @@ impl Writer {
                 let text = std::fs::read_to_string(file).unwrap();
                 let event = Event::decode(name, version, &text).unwrap();
                 let data = event.data_json().unwrap();
-                // All of one incarnation.
+                // All of the same incarnation.
                 (
                     name,
                     data.replace(

@@ -1,16 +1,16 @@
-//! The log beside the limit of its engines, at the same durability, and how quickly it is replayed:
+//! The log compared with the limits of its engines at the same durability, and its replay:
 //!
-//! * `appends`: one event each from many committers at once, beside plain inserts in batches into the
-//!   same indexed table (bar: at least half as many), on SQLite and on PostgreSQL;
-//! * `relay`: the durable relay draining a backlog from the embedded store to Kafka, cursor and all,
-//!   beside a plain producer loop with the same messages (bar: a quarter);
+//! * `appends`: one event each from many concurrent committers, compared with plain batched inserts into
+//!   the same indexed table (bar: at least half as fast), on SQLite and on PostgreSQL;
+//! * `relay`: the durable relay draining a backlog from the embedded store to Kafka, including its cursor,
+//!   compared with a plain producer loop with the same messages (bar: a quarter as fast);
 //! * `replay`: a long log from the embedded store into memory (bar: 150,000 events/s) and into all
 //!   persisted read models (bar: 50,000 events/s), as `penstock store rebuild` does it.
 //!
 //! `make bench-log`, or `cargo bench -p penstock --bench log -- [PART]…` for some parts. `ROUNDS`,
-//! `EVENTS` per round of appends, `BACKLOG` of the relay and `REPLAY` are numbers; `FOLDER` is where
-//! files are made (a disk, not memory, for numbers that mean something); `PENSTOCK_TEST_POSTGRES`,
-//! `PENSTOCK_TEST_KAFKA` and `PENSTOCK_SKIP` as in the tests. What was measured is also written to
+//! `EVENTS` per round of appends, `BACKLOG` of the relay and `REPLAY` are numbers; `FOLDER` is for
+//! files (on a disk, not in memory, for meaningful numbers); `PENSTOCK_TEST_POSTGRES`,
+//! `PENSTOCK_TEST_KAFKA` and `PENSTOCK_SKIP` as in the tests. Results are also written to
 //! `OUT`, by default `benches/log/results`.
 
 #![allow(clippy::unwrap_used)]
@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use servers::{Kafka, Postgres};
-use table::Line;
+use table::Measurement;
 use tempfile::TempDir;
 
 /// As in the binary.
@@ -34,16 +34,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const PARTS: [&str; 3] = ["appends", "relay", "replay"];
 
-/// What the user may set.
+/// The settings of a run.
 pub struct Options {
     rounds: usize,
-    /// Per round of appends.
+    /// Events per round of appends.
     events: usize,
-    /// Events that the relay finds waiting.
+    /// Events in the relay's backlog.
     backlog: usize,
     /// Events of the log that is replayed.
     replay: usize,
-    /// Where databases are made.
+    /// The folder for databases.
     folder: TempDir,
 }
 
@@ -59,7 +59,7 @@ impl Options {
         }
     }
 
-    /// Of a database in a file of its own.
+    /// The path of a database file.
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -76,7 +76,7 @@ fn set<T: FromStr>(name: &str) -> Option<T> {
 }
 
 fn main() {
-    // Cargo adds words of its own.
+    // Cargo adds arguments.
     let named: Vec<String> = std::env::args()
         .skip(1)
         .filter(|word| !word.starts_with('-'))
@@ -89,7 +89,7 @@ fn main() {
     }
     let wanted = |part: &str| named.is_empty() || named.iter().any(|name| name == part);
     let options = Options::read();
-    // They block, and end with the program. Not the shared PostgreSQL, which does not sync its disk.
+    // Started here because that blocks. Not the shared PostgreSQL, which runs without fsync.
     let postgres = wanted("appends").then(Postgres::start).flatten();
     let kafka = wanted("relay").then(Kafka::shared).flatten();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -97,7 +97,7 @@ fn main() {
         .build()
         .unwrap();
     let lines = runtime.block_on(async {
-        let mut lines: Vec<Line> = Vec::new();
+        let mut lines: Vec<Measurement> = Vec::new();
         if wanted("appends") {
             lines.push(appends::on_sqlite(&options).await);
         }
@@ -114,9 +114,9 @@ fn main() {
         }
         lines
     });
-    let out = set("OUT").unwrap_or_else(|| table::beside_this_file("results"));
+    let out = set("OUT").unwrap_or_else(|| table::results_file("results"));
     table::show(&lines, &options, &out);
-    if lines.iter().any(|line| !line.holds()) {
+    if lines.iter().any(|line| !line.is_met()) {
         std::process::exit(1);
     }
 }

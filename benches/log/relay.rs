@@ -1,8 +1,8 @@
-//! The durable relay draining a backlog, beside a plain producer loop.
+//! The durable relay draining a backlog, compared with a plain producer loop.
 //!
-//! Both send the same messages to the same broker, the loop to topics of its own: what it sends is
-//! what the relay has left on the relay's topics, byte for byte, with keys, headers and partitions, in
-//! the order of the log, all of it in memory beforehand. Both are idempotent and wait for all copies.
+//! Both send the same messages to the same broker, the loop to its own topics: it sends what the relay has
+//! put on its topics, byte for byte, with keys, headers and partitions, in log order, preloaded into memory.
+//! Both producers are idempotent and wait for all replicas.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,23 +22,23 @@ use servers::Kafka;
 use store::{Commit, CursorMove, Store};
 use tokio_util::sync::CancellationToken;
 
-use crate::table::{Against, Line};
+use crate::table::{Bar, Measurement};
 use crate::{Options, history};
 
-/// Of the plain loop.
+/// Required ratio to the plain loop.
 const BAR: f64 = 0.25;
 
-/// How often the cursor is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// How often the cursor is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-pub async fn drain(options: &Options, kafka: &Kafka) -> Line {
+pub async fn drain(options: &Options, kafka: &Kafka) -> Measurement {
     let url = format!("sqlite:{}", options.path("relay.db").display());
     let store = Store::open(&url).await.unwrap();
     let events = history::write(&store, options.backlog).await;
     let (ours, theirs) = (open(kafka).await, open(kafka).await);
-    // The first time is for connections, leaders and caches, and makes the messages for the loop.
+    // The first run warms up connections, leaders and caches, and produces the messages for the loop.
     drain_once(&store, &ours).await;
     let messages = messages_on(kafka, ours.topics(), events as usize);
     let plain_loop = || send_all(kafka, theirs.topics(), ours.topics(), &messages);
@@ -52,14 +52,14 @@ pub async fn drain(options: &Options, kafka: &Kafka) -> Line {
     ours.close().await;
     theirs.close().await;
     store.close().await;
-    Line {
+    Measurement {
         what: format!("relay of {events} events from SQLite to Kafka, acks=all"),
         ours: drained,
-        against: Against::Plain { plain, bar: BAR },
+        against: Bar::Relative { plain, bar: BAR },
     }
 }
 
-/// With topics that nobody else has.
+/// Opens a bus with unique topics.
 async fn open(kafka: &Kafka) -> Arc<KafkaBus> {
     let config = KafkaConfig::parse(&kafka.url(&kafka.prefix())).unwrap();
     let bus = KafkaBus::open(config).await.unwrap();
@@ -67,7 +67,7 @@ async fn open(kafka: &Kafka) -> Arc<KafkaBus> {
     bus
 }
 
-/// From the start of the relay until its cursor has reached the end of the log.
+/// Time from the start of the relay until its cursor has reached the end of the log.
 async fn drain_once(store: &Store, bus: &Arc<KafkaBus>) -> Duration {
     let head = store.head().await.unwrap();
     let reached = store.cursor(RELAY, Bucket::GLOBAL).await.unwrap();
@@ -94,7 +94,7 @@ async fn drain_once(store: &Store, bus: &Arc<KafkaBus>) -> Duration {
     let relay = tokio::spawn(run_durable(deps, stop.clone()));
     while store.cursor(RELAY, Bucket::GLOBAL).await.unwrap() < head {
         assert!(started.elapsed() < PATIENCE, "the relay does not end");
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     let elapsed = started.elapsed();
     stop.cancel();
@@ -102,7 +102,7 @@ async fn drain_once(store: &Store, bus: &Arc<KafkaBus>) -> Duration {
     elapsed
 }
 
-/// What lies on the relay's topics, in the order of the log.
+/// The messages on the relay's topics, in log order.
 fn messages_on(kafka: &Kafka, topics: &Topics, count: usize) -> Vec<OwnedMessage> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", kafka.addresses())
@@ -136,7 +136,7 @@ fn position(message: &OwnedMessage) -> u64 {
     text.unwrap().parse().unwrap()
 }
 
-/// As quickly as a producer takes and confirms them.
+/// Sends all messages as fast as the producer accepts and confirms them.
 fn send_all(kafka: &Kafka, to: &Topics, from: &Topics, messages: &[OwnedMessage]) -> Duration {
     let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
         .set("bootstrap.servers", kafka.addresses())
@@ -151,7 +151,7 @@ fn send_all(kafka: &Kafka, to: &Topics, from: &Topics, messages: &[OwnedMessage]
             true => &to.global,
             false => &to.events,
         };
-        while !is_taken(&producer, topic, message) {
+        while !try_send(&producer, topic, message) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -159,8 +159,8 @@ fn send_all(kafka: &Kafka, to: &Topics, from: &Topics, messages: &[OwnedMessage]
     started.elapsed()
 }
 
-/// False: the queue is full.
-fn is_taken(
+/// Enqueues a message; returns false if the queue is full.
+fn try_send(
     producer: &ThreadedProducer<DefaultProducerContext>,
     topic: &str,
     message: &OwnedMessage,
@@ -177,7 +177,7 @@ fn is_taken(
     }
 }
 
-/// Headers are handed over for good, so each message needs its own.
+/// A copy of the headers: the producer takes ownership.
 fn copied(headers: &impl Headers) -> OwnedHeaders {
     let empty = OwnedHeaders::new_with_capacity(headers.count());
     headers.iter().fold(empty, |all, header| all.insert(header))

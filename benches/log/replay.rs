@@ -10,13 +10,13 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use store::{Store, rebuild, verify};
 
-use crate::table::{Against, Line};
+use crate::table::{Bar, Measurement};
 use crate::{Options, history};
 
-/// Rebuilds take long.
+/// Rebuilds take long, so there are fewer rounds.
 const REBUILDS_MAX: usize = 3;
 
-pub async fn both(options: &Options) -> [Line; 2] {
+pub async fn both(options: &Options) -> [Measurement; 2] {
     let path = options.path("replay.db");
     let url = format!("sqlite:{}", path.display());
     let store = Store::open(&url).await.unwrap();
@@ -48,11 +48,11 @@ pub async fn both(options: &Options) -> [Line; 2] {
     ]
 }
 
-fn line(what: String, ours: Vec<f64>, bar: f64) -> Line {
-    Line {
+fn line(what: String, ours: Vec<f64>, bar: f64) -> Measurement {
+    Measurement {
         what,
         ours,
-        against: Against::Bar(bar),
+        against: Bar::Absolute(bar),
     }
 }
 
@@ -67,7 +67,7 @@ async fn into_memory(store: &Store, events: u64) -> f64 {
     events as f64 / started.elapsed().as_secs_f64()
 }
 
-/// Every rebuild begins with no rows, and a consumer that has read nothing.
+/// Drops all rows and cursors before a rebuild.
 async fn drop_rows(path: &Path) {
     let options = SqliteConnectOptions::new().filename(path);
     let mut connection = options.connect().await.unwrap();
@@ -81,7 +81,7 @@ async fn drop_rows(path: &Path) {
     connection.close().await.unwrap();
 }
 
-/// What was made that quickly is right.
+/// Asserts that the rebuilt rows are correct.
 async fn check(url: &str) {
     let store = Store::open(url).await.unwrap();
     let mut projector = ViewsProjector::default();

@@ -1,4 +1,4 @@
-//! What was measured, as a table and in files.
+//! Results as a table and in files.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,49 +7,49 @@ use serde_json::{Value, json};
 
 use crate::Options;
 
-/// One line of what is printed: events per second of each round, and what they are held against.
-pub struct Line {
+/// A row of the results: events per second of each round, and the bar.
+pub struct Measurement {
     pub what: String,
     pub ours: Vec<f64>,
-    pub against: Against,
+    pub against: Bar,
 }
 
-pub enum Against {
-    /// The limit of the engine in the same rounds, and how much of it must be reached.
-    Plain { plain: Vec<f64>, bar: f64 },
+pub enum Bar {
+    /// The engine's limit in the same rounds, and the required ratio.
+    Relative { plain: Vec<f64>, bar: f64 },
     /// Events per second.
-    Bar(f64),
+    Absolute(f64),
 }
 
-impl Line {
+impl Measurement {
     fn ratios(&self) -> Vec<f64> {
         match &self.against {
-            Against::Plain { plain, .. } => {
+            Bar::Relative { plain, .. } => {
                 let rounds = self.ours.iter().zip(plain);
                 rounds.map(|(ours, plain)| ours / plain).collect()
             }
-            Against::Bar(bar) => self.ours.iter().map(|ours| ours / bar).collect(),
+            Bar::Absolute(bar) => self.ours.iter().map(|ours| ours / bar).collect(),
         }
     }
 
-    pub fn holds(&self) -> bool {
+    pub fn is_met(&self) -> bool {
         let bar = match self.against {
-            Against::Plain { bar, .. } => bar,
-            Against::Bar(_) => 1.0,
+            Bar::Relative { bar, .. } => bar,
+            Bar::Absolute(_) => 1.0,
         };
         median(&self.ratios()) >= bar
     }
 
     fn text(&self) -> String {
         let (plain, ratio, bar) = match &self.against {
-            Against::Plain { plain, bar } => (
+            Bar::Relative { plain, bar } => (
                 format!("{:.0}", median(plain)),
                 format!("{:.2}", median(&self.ratios())),
                 format!("{bar:.2}"),
             ),
-            Against::Bar(bar) => ("-".to_owned(), "-".to_owned(), format!("{bar:.0}")),
+            Bar::Absolute(bar) => ("-".to_owned(), "-".to_owned(), format!("{bar:.0}")),
         };
-        let verdict = if self.holds() { "holds" } else { "MISSED" };
+        let verdict = if self.is_met() { "holds" } else { "MISSED" };
         let ours = median(&self.ours);
         format!(
             "{:<58} {ours:>10.0} {plain:>10} {ratio:>8} {bar:>8}  {verdict}",
@@ -60,14 +60,14 @@ impl Line {
     fn json(&self) -> Value {
         let mut line = json!({"what": self.what, "ours": self.ours, "median": median(&self.ours)});
         match &self.against {
-            Against::Plain { plain, bar } => {
+            Bar::Relative { plain, bar } => {
                 line["plain"] = json!(plain);
                 line["ratio"] = json!(median(&self.ratios()));
                 line["bar"] = json!(bar);
             }
-            Against::Bar(bar) => line["bar"] = json!(bar),
+            Bar::Absolute(bar) => line["bar"] = json!(bar),
         }
-        line["holds"] = json!(self.holds());
+        line["holds"] = json!(self.is_met());
         line
     }
 }
@@ -78,25 +78,25 @@ fn median(of: &[f64]) -> f64 {
     of[of.len() / 2]
 }
 
-/// Prints it, and writes it down.
-pub fn show(lines: &[Line], options: &Options, out: &Path) {
+/// Prints the results and writes them to files.
+pub fn show(lines: &[Measurement], options: &Options, out: &Path) {
     let head = format!(
         "{:<58} {:>10} {:>10} {:>8} {:>8}",
         "events/s, medians", "store", "plain", "ratio", "bar"
     );
-    let texts = lines.iter().map(Line::text);
+    let texts = lines.iter().map(Measurement::text);
     let table: Vec<String> = std::iter::once(head).chain(texts).collect();
     let table = table.join("\n") + "\n";
     println!("\n{table}");
-    let lines: Vec<Value> = lines.iter().map(Line::json).collect();
-    let document = json!({"about": about(options), "lines": lines});
+    let lines: Vec<Value> = lines.iter().map(Measurement::json).collect();
+    let document = json!({"about": environment(options), "lines": lines});
     let document = serde_json::to_string_pretty(&document).unwrap() + "\n";
     std::fs::create_dir_all(out).unwrap();
     std::fs::write(out.join("table.txt"), table).unwrap();
     std::fs::write(out.join("results.json"), document).unwrap();
 }
 
-fn about(options: &Options) -> Value {
+fn environment(options: &Options) -> Value {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = info
         .lines()
@@ -105,20 +105,20 @@ fn about(options: &Options) -> Value {
     json!({
         "cpu": cpu,
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
-        "kernel": said_by("uname", &["-r"]),
-        "commit": said_by("git", &["rev-parse", "HEAD"]),
+        "kernel": output_of("uname", &["-r"]),
+        "commit": output_of("git", &["rev-parse", "HEAD"]),
         "events": options.events,
         "backlog": options.backlog,
         "replay": options.replay,
     })
 }
 
-fn said_by(program: &str, arguments: &[&str]) -> Option<String> {
+fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-pub fn beside_this_file(name: &str) -> PathBuf {
+pub fn results_file(name: &str) -> PathBuf {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../benches/log");
     Path::new(root).join(name)
 }

@@ -1,4 +1,4 @@
-"""What both halves of the benchmark need."""
+"""Helpers for both halves of the benchmark."""
 
 import http.client
 import socket
@@ -13,7 +13,7 @@ def free_port():
 
 
 def ask(port, method, path, timeout=5):
-    """Status, error code and body of an answer; None where nobody answers."""
+    """Status, error code and body of a response; None if there is none."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
         connection.request(method, path, b"{}" if method == "POST" else None)
@@ -26,12 +26,12 @@ def ask(port, method, path, timeout=5):
 
 
 def fail(log, why):
-    """Ends the run; the folder with the log goes with it."""
+    """Aborts the run with the end of the log, whose folder is removed."""
     lines = Path(log).read_text(errors="replace").splitlines()
     sys.exit("\n".join([*lines[-20:], f"{why}; the last lines of its log are above"]))
 
 
 def bar(name, figure, limit, unit, at_least=False):
-    """A figure (None: there is none) and what it must not exceed, or fall short of."""
+    """A value (or None) with its upper or lower limit."""
     holds = figure is not None and (figure >= limit if at_least else figure <= limit)
     return {"name": name, "figure": figure, "bar": limit, "atLeast": at_least, "unit": unit, "holds": holds}

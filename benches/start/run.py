@@ -1,24 +1,24 @@
 #!/usr/bin/env python3
-"""How long `penstock serve` takes to start on a long log, this build beside another in one run.
+"""Startup time of `penstock serve` on a long log, optionally compared with another build in one run.
 
-A log of EVENTS events over ENDPOINTS endpoints is generated (generate/main.rs says what is in it), and
+A log of EVENTS events over ENDPOINTS endpoints is generated (see generate/main.rs for its contents), and
 served once and stopped by the other build (or this one), as an earlier release would have left it: read
 models, history, the gateway's saved routes, a token; no snapshots. Each build gets a copy of that folder and
-starts on it again and again, alone on the machine:
+starts on it repeatedly, alone on the machine:
 
   first    the first start of a new release: everything is folded from the log
   second   after SIGTERM
   killed   after SIGKILL some seconds after it was ready, and once more before it was ready again
-  resumed  after SIGKILL at a random moment of a first start (this build only)
+  resumed  after SIGKILL at a random time of a first start (this build only)
 
-Measured from the start of the process: until /readyz answers 200; the most memory until then (VmHWM), and
-what it has some seconds later (VmRSS); when the gateway first answers for an endpoint of the saved routes,
-and whether it went on; what /readyz says meanwhile. The files are in the page cache as far as they fit.
+Measured from the start of the process: until /readyz answers 200; peak memory until then (VmHWM), and
+memory some seconds later (VmRSS); when the gateway first answers for an endpoint of the saved routes, and
+the longest gap after that; the output of /readyz meanwhile. The files are in the page cache as far as they fit.
 
-With --beside PATH (a `penstock` binary of before) ratios are judged too. Then two autoscalers share a store
+With --beside PATH (an earlier `penstock` binary) ratios are checked too. Then two autoscalers share a store
 on PostgreSQL and Kafka, and one is killed: takeover.py.
 
-It fails if a bar is missed, and names each with its figure.
+Fails if a bar is missed; prints each with its value.
 
     benches/start/run.py --beside OTHER/penstock         the real run (an hour, 45 GB of disk)
     benches/start/run.py --events 200000 --runs 2 --only start --keep FOLDER     while working on the code
@@ -46,13 +46,13 @@ from common import ask, bar, fail, free_port
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-# An endpoint that lets anybody in; see generate/endpoint.rs.
+# An endpoint without a key; see generate/endpoint.rs.
 PROBED = "e-00000"
 POLL = 0.005
-SAY_AGAIN = 0.25
-# Bytes on disk of one event with its rows, with room for what is written while it is served.
+REPORT_INTERVAL = 0.25
+# Bytes on disk per event including rows, with reserve for what is written while serving.
 EVENT_BYTES = 4500
-# A fold that is over sooner need not show how far it is.
+# Faster starts need not report progress.
 PROGRESS_FROM = 2.0
 
 READY_MAX = 3.0
@@ -73,7 +73,7 @@ def build():
 
 
 class Server:
-    """One life of `penstock serve`."""
+    """One run of `penstock serve`."""
 
     started = []
 
@@ -90,25 +90,25 @@ class Server:
     def since(self):
         return time.monotonic() - self.began
 
-    def must_live(self):
+    def check_running(self):
         if self.process.poll() is not None:
             fail(self.log.name, f"penstock ended with {self.process.returncode}")
 
     def until_ready(self, timeout):
-        """Seconds until it was ready, and what it waited for meanwhile: [[second, sentences], ...]."""
-        told = []
+        """Seconds until it was ready, and what it waited for: [[second, reasons], ...]."""
+        waits = []
         while True:
-            self.must_live()
+            self.check_running()
             answer = ask(self.control, "GET", "/readyz")
             at = self.since()
             if answer and answer[0] == 200:
-                return at, told
+                return at, waits
             if answer and answer[0] == 503:
                 missing = json.loads(answer[2])["missing"]
-                if not told or is_news(told[-1], at, missing):
-                    told.append([round(at, 3), missing])
+                if not waits or is_new_report(waits[-1], at, missing):
+                    waits.append([round(at, 3), missing])
             if at > timeout:
-                fail(self.log.name, f"not ready after {timeout} s; it waits for {told[-1:]}")
+                fail(self.log.name, f"not ready after {timeout} s; it waits for {waits[-1:]}")
             time.sleep(POLL)
 
     def memory(self, field):
@@ -124,15 +124,15 @@ class Server:
         return time.monotonic() - began
 
 
-def is_news(last, at, missing):
-    """Something else is missing, or it is a while since it was last said how far what is missing has come."""
+def is_new_report(last, at, missing):
+    """Whether something else is missing, or a new progress report is due."""
     who = lambda sentences: [sentence.split(":")[0] for sentence in sentences]
-    return who(last[1]) != who(missing) or last[1] != missing and at - last[0] >= SAY_AGAIN
+    return who(last[1]) != who(missing) or last[1] != missing and at - last[0] >= REPORT_INTERVAL
 
 
 class Probe(threading.Thread):
-    """Asks the gateway for an endpoint again and again. Nothing listens behind simulated instances, so an
-    answer that names an instance or its absence shows that the route is known; 404 that it is not."""
+    """Polls the gateway for an endpoint. Nothing listens behind simulated instances, so an error about an
+    instance shows that the route is known; 404 that it is not."""
 
     def __init__(self, server):
         super().__init__(daemon=True)
@@ -164,48 +164,48 @@ class Bench:
     def __init__(self, options, folder):
         self.options, self.folder = options, folder
         self.rng = random.Random(options.seed)
-        self.lives = []
+        self.runs_done = []
 
-    def live(self, build, binary, folder, kind, steady):
-        """Starts it and waits until it is ready; with `steady`, some seconds more. The server goes on."""
+    def start(self, build, binary, folder, kind, steady):
+        """Starts a server and waits until it is ready; with `steady`, some seconds more. The server keeps running."""
         server = Server(binary, folder, self.folder / f"{build}.log")
         probe = Probe(server)
         probe.start()
-        seconds, told = server.until_ready(self.options.timeout)
-        life = {"build": build, "kind": kind, "seconds": seconds, "peak": server.memory("VmHWM"),
-                "gateway": probe.end(), "missing": told}
+        seconds, waits = server.until_ready(self.options.timeout)
+        run = {"build": build, "kind": kind, "seconds": seconds, "peak": server.memory("VmHWM"),
+                "gateway": probe.end(), "missing": waits}
         if steady:
             time.sleep(self.options.settle)
-            server.must_live()
-            life["steady"] = server.memory("VmRSS")
-        self.lives.append(life)
-        memory = f", {life['peak']:.0f} MiB at most" + (f", {life['steady']:.0f} MiB then" if steady else "")
+            server.check_running()
+            run["steady"] = server.memory("VmRSS")
+        self.runs_done.append(run)
+        memory = f", {run['peak']:.0f} MiB at most" + (f", {run['steady']:.0f} MiB then" if steady else "")
         print(f"  {build:7} {kind:8} {seconds:8.2f} s{memory}", flush=True)
         return server, seconds
 
     def starts(self, build, binary, template, runs):
         folder = self.folder / build
         copy(template, folder)
-        server, first = self.live(build, binary, folder, "first", True)
+        server, first = self.start(build, binary, folder, "first", True)
         for kind in ["second"] * runs + ["killed"] * runs:
             if kind == "second":
                 server.end(signal.SIGTERM)
             else:
                 self.kill(server, binary, folder)
-            server, _ = self.live(build, binary, folder, kind, kind == "second")
+            server, _ = self.start(build, binary, folder, kind, kind == "second")
         server.end(signal.SIGTERM)
         if build == "this":
             self.interrupted(binary, folder, first, runs)
         shutil.rmtree(folder)
 
     def kill(self, server, binary, folder):
-        """Some time after it was ready; and the next life before it is ready, if that does not take too long."""
+        """Kills the server some time after it was ready; and the next run before it is ready, if that is quick enough."""
         time.sleep(self.rng.uniform(0, self.options.settle))
         server.end(signal.SIGKILL)
-        if self.lives[-1]["seconds"] < self.options.settle:
+        if self.runs_done[-1]["seconds"] < self.options.settle:
             server = Server(binary, folder, server.log.name)
-            time.sleep(self.rng.uniform(0, self.lives[-1]["seconds"]))
-            server.must_live()
+            time.sleep(self.rng.uniform(0, self.runs_done[-1]["seconds"]))
+            server.check_running()
             server.end(signal.SIGKILL)
 
     def interrupted(self, binary, folder, first, runs):
@@ -213,9 +213,9 @@ class Bench:
             forget_snapshots(folder)
             server = Server(binary, folder, self.folder / "this.log")
             time.sleep(self.rng.uniform(0.05, 0.95) * first)
-            server.must_live()
+            server.check_running()
             server.end(signal.SIGKILL)
-            server, _ = self.live("this", binary, folder, "resumed", False)
+            server, _ = self.start("this", binary, folder, "resumed", False)
             server.end(signal.SIGTERM)
 
 
@@ -225,7 +225,7 @@ def copy(template, folder):
 
 
 def forget_snapshots(folder):
-    """What is left is as before the first start with snapshots: they hold nothing that the log does not."""
+    """Deletes all snapshots, as before the first start with them: they contain nothing that the log does not."""
     with sqlite3.connect(folder / "penstock.db") as db:
         for (table,) in db.execute("SELECT name FROM sqlite_master WHERE name IN ('snapshots', 'snapshot_parts')").fetchall():
             db.execute(f"DELETE FROM {table}")
@@ -234,14 +234,14 @@ def forget_snapshots(folder):
 
 
 def generate(generator, folder, options):
-    """The log, or that of an earlier run."""
+    """Generates the log, or reuses that of an earlier run."""
     wanted = {name: getattr(options, name) for name in ("events", "endpoints", "seed")}
     known = folder / "generated.json"
     if known.exists():
-        told = json.loads(known.read_text())
-        if told["wanted"] == wanted:
-            return told
-        sys.exit(f"{folder} holds a log of {told['wanted']}; name another folder with --keep")
+        log_info = json.loads(known.read_text())
+        if log_info["wanted"] == wanted:
+            return log_info
+        sys.exit(f"{folder} contains a log of {log_info['wanted']}; use another folder with --keep")
     command = [generator, "--data", str(folder / "data")]
     for name, value in wanted.items():
         command += [f"--{name}", str(value)]
@@ -249,68 +249,68 @@ def generate(generator, folder, options):
     return {"wanted": wanted, **json.loads(done.stdout)}
 
 
-def leave_behind(bench, build, binary, template):
-    """A life of an earlier release, from the generated log to a clean stop with the routes saved."""
+def run_earlier_release(bench, build, binary, template):
+    """A run of an earlier release on the generated log, until a clean stop with saved routes."""
     print("an earlier run:", flush=True)
-    server, _ = bench.live(build, binary, template, "earlier", False)
+    server, _ = bench.start(build, binary, template, "earlier", False)
     routes = template / "gateway-routes.json"
     deadline = time.monotonic() + 120
     while not (routes.exists() and PROBED in routes.read_text()):
-        server.must_live()
+        server.check_running()
         if time.monotonic() > deadline:
             fail(server.log.name, "the gateway has saved no routes")
         time.sleep(0.2)
-    # Instances begin anew with every start; let them.
+    # Simulated instances restart with every start; let them.
     time.sleep(bench.options.settle)
     server.end(signal.SIGTERM)
     forget_snapshots(template)
 
 
-def of(lives, build, kind, measure):
-    values = [measure(life) for life in lives if (life["build"], life["kind"]) == (build, kind)]
+def of(runs_done, build, kind, measure):
+    values = [measure(run) for run in runs_done if (run["build"], run["kind"]) == (build, kind)]
     return statistics.median(values) if values else None
 
 
-def progress_shown(life):
-    """How often a number changed in what /readyz said."""
-    numbers = [re.findall(r"\d+", " ".join(missing)) for _, missing in life["missing"]]
+def progress_shown(run):
+    """How often a number changed in the output of /readyz."""
+    numbers = [re.findall(r"\d+", " ".join(missing)) for _, missing in run["missing"]]
     return sum(1 for before, after in zip(numbers, numbers[1:]) if after and before != after)
 
 
-def judge(lives, beside):
-    seconds = lambda life: life["seconds"]
+def check_bars(runs_done, beside):
+    seconds = lambda run: run["seconds"]
     kinds = ["first", "second", "killed", "resumed"]
-    ours = {kind: of(lives, "this", kind, seconds) for kind in kinds}
+    ours = {kind: of(runs_done, "this", kind, seconds) for kind in kinds}
     bars = [bar(f"ready, {kind} start", ours[kind], READY_MAX, "s") for kind in ("second", "killed")]
     if beside:
-        theirs = {kind: of(lives, "beside", kind, seconds) for kind in kinds}
+        theirs = {kind: of(runs_done, "beside", kind, seconds) for kind in kinds}
         ratio = lambda kind, other: ours[kind] / theirs[other]
-        bars += [bar(f"{kind} start, of that beside", ratio(kind, other), most, "")
+        bars += [bar(f"{kind} start, ratio to the other build", ratio(kind, other), most, "")
                  for kind, other, most in [("second", "second", SECOND_RATIO_MAX), ("killed", "killed", SECOND_RATIO_MAX),
                                            ("first", "first", FIRST_RATIO_MAX), ("resumed", "first", FIRST_RATIO_MAX)]]
-    steady = statistics.median(life["steady"] for life in lives if life["build"] == "this" and "steady" in life)
+    steady = statistics.median(run["steady"] for run in runs_done if run["build"] == "this" and "steady" in run)
     for kind in kinds:
-        peak = of(lives, "this", kind, lambda life: life["peak"])
-        bars.append(bar(f"peak memory, {kind} start, of steady", peak / steady, MEMORY_RATIO_MAX, ""))
-    first = next(life for life in lives if (life["build"], life["kind"]) == ("this", "first"))
+        peak = of(runs_done, "this", kind, lambda run: run["peak"])
+        bars.append(bar(f"peak memory, {kind} start, ratio to steady", peak / steady, MEMORY_RATIO_MAX, ""))
+    first = next(run for run in runs_done if (run["build"], run["kind"]) == ("this", "first"))
     gateway = first["gateway"]
     bars.append(bar("gateway serves, first start", gateway["firstAnswer"], min(READY_MAX, first["seconds"]), "s"))
-    bars.append(bar("gateway silent meanwhile, at most", gateway["longestGap"], READY_MAX, "s"))
+    bars.append(bar("gateway, longest gap meanwhile", gateway["longestGap"], READY_MAX, "s"))
     if first["seconds"] >= PROGRESS_FROM:
-        bars.append(bar("progress of the first start, told so often", progress_shown(first), 2, "", at_least=True))
+        bars.append(bar("progress reports of the first start", progress_shown(first), 2, "", at_least=True))
     return bars
 
 
-def show(lives, bars, told):
+def show(runs_done, bars, log_info):
     lines = []
-    if lives:
-        lines += [f"{told['events']:,} events, {told['endpoints']:,} endpoints, seed {told['seed']}", "",
+    if runs_done:
+        lines += [f"{log_info['events']:,} events, {log_info['endpoints']:,} endpoints, seed {log_info['seed']}", "",
                   f"{'build':8} {'start':8} {'runs':>4} {'ready, s':>9} {'least':>8} {'most':>8} {'peak, MiB':>10} {'steady, MiB':>12}"]
-    for build, kind in dict.fromkeys((life["build"], life["kind"]) for life in lives):
-        chosen = [life for life in lives if (life["build"], life["kind"]) == (build, kind)]
-        seconds = [life["seconds"] for life in chosen]
-        peak = statistics.median(life["peak"] for life in chosen)
-        steady = [life["steady"] for life in chosen if "steady" in life]
+    for build, kind in dict.fromkeys((run["build"], run["kind"]) for run in runs_done):
+        chosen = [run for run in runs_done if (run["build"], run["kind"]) == (build, kind)]
+        seconds = [run["seconds"] for run in chosen]
+        peak = statistics.median(run["peak"] for run in chosen)
+        steady = [run["steady"] for run in chosen if "steady" in run]
         lines.append(f"{build:8} {kind:8} {len(chosen):>4} {statistics.median(seconds):>9.2f} {min(seconds):>8.2f} {max(seconds):>8.2f} "
                      f"{peak:>10.0f}" + (f" {statistics.median(steady):>12.0f}" if steady else ""))
     lines.append("")
@@ -322,21 +322,21 @@ def show(lives, bars, told):
     return "\n".join(lines)
 
 
-def save(lives, bars, told, table, takeovers, options):
+def save(runs_done, bars, log_info, table, takeovers, options):
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()).group(1)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     about = {"cpu": cpu, "cpus": os.cpu_count(), "kernel": os.uname().release, "commit": commit,
              "options": {name: value for name, value in vars(options).items() if name not in ("out", "beside", "keep", "folder")}}
-    document = {"about": about, "log": told, "bars": bars, "lives": lives, "takeovers": takeovers}
+    document = {"about": about, "log": log_info, "bars": bars, "lives": runs_done, "takeovers": takeovers}
     (out / "results.json").write_text(json.dumps(document, indent=1) + "\n")
     (out / "table.txt").write_text(table + "\n")
 
 
 @contextlib.contextmanager
-def ending_all():
-    """Whatever happens, no server stays behind."""
+def killing_all():
+    """Leaves no server behind, even on errors."""
     try:
         yield
     finally:
@@ -346,11 +346,11 @@ def ending_all():
                 process.wait()
 
 
-def room_for(folder, options):
+def check_space(folder, options):
     wanted = 2 * options.events * EVENT_BYTES
     free = shutil.disk_usage(folder).free
     if free < wanted:
-        sys.exit(f"{folder} has {free / 1e9:.0f} GB free, and {wanted / 1e9:.0f} GB are needed: name another folder with --folder, or fewer --events")
+        sys.exit(f"{folder} has {free / 1e9:.0f} GB free, and {wanted / 1e9:.0f} GB are needed: use another folder with --folder, or fewer --events")
 
 
 def main():
@@ -360,43 +360,43 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5, help="starts of each kind")
     parser.add_argument("--beside", metavar="PATH", help="another build of penstock")
-    parser.add_argument("--beside-runs", type=int, default=2, help="the same of the other build, which may take minutes each")
+    parser.add_argument("--beside-runs", type=int, default=2, help="starts of each kind of the other build, which may take minutes each")
     parser.add_argument("--settle", type=float, default=10, help="seconds from ready to steady")
-    parser.add_argument("--timeout", type=float, default=1800, help="seconds that a start may take")
+    parser.add_argument("--timeout", type=float, default=1800, help="maximum seconds per start")
     parser.add_argument("--takeover-events", type=int, default=200_000, help="in the store that two autoscalers share")
-    parser.add_argument("--only", choices=["start", "takeover"], help="half of it")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the generated log here, and take it from here the next time")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where everything else is made")
+    parser.add_argument("--only", choices=["start", "takeover"], help="run only this half")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the generated log here, and reuse it the next time")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="folder for everything else")
     parser.add_argument("--out", default=str(HERE / "results"))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     binary, generator = build()
     beside = str(Path(options.beside).resolve(strict=True)) if options.beside else None
-    lives, bars, takeovers, told = [], [], [], None
-    with tempfile.TemporaryDirectory(prefix="penstock-start-", dir=options.folder) as folder, ending_all():
+    runs_done, bars, takeovers, log_info = [], [], [], None
+    with tempfile.TemporaryDirectory(prefix="penstock-start-", dir=options.folder) as folder, killing_all():
         bench = Bench(options, Path(folder))
         if options.only != "takeover":
-            room_for(options.folder, options)
+            check_space(options.folder, options)
             kept = options.keep or bench.folder / "kept"
             kept.mkdir(parents=True, exist_ok=True)
-            told = generate(generator, kept, options)
+            log_info = generate(generator, kept, options)
             template = kept / "data"
             if not (kept / "generated.json").exists():
-                name, of_before = ("beside", beside) if beside else ("this", binary)
-                leave_behind(bench, name, of_before, template)
-                (kept / "generated.json").write_text(json.dumps(told) + "\n")
+                name, earlier_binary = ("beside", beside) if beside else ("this", binary)
+                run_earlier_release(bench, name, earlier_binary, template)
+                (kept / "generated.json").write_text(json.dumps(log_info) + "\n")
             print("starts:", flush=True)
             if beside:
                 bench.starts("beside", beside, template, options.beside_runs)
             bench.starts("this", binary, template, options.runs)
-            lives = bench.lives
-            bars += judge(lives, beside)
+            runs_done = bench.runs_done
+            bars += check_bars(runs_done, beside)
         if options.only != "start":
             takeovers = takeover.measure(binary, generator, bench.folder, options)
-            bars += takeover.judge(takeovers)
-        table = show(lives, bars, told)
+            bars += takeover.check_bars(takeovers)
+        table = show(runs_done, bars, log_info)
         print("\n" + table)
-        save(lives, bars, told, table, takeovers, options)
+        save(runs_done, bars, log_info, table, takeovers, options)
     sys.exit(0 if all(one["holds"] for one in bars) else 1)
 
 

@@ -1,10 +1,10 @@
-"""Two autoscalers share a generated log on PostgreSQL and Kafka; one is killed (SIGKILL). Measured is how long
-it takes until the other evaluates the buckets that were the killed one's: from the kill, and from when Kafka
-assigns them to it.
+"""Two autoscalers share a generated log on PostgreSQL and Kafka; one is killed (SIGKILL). Measures how long
+it takes until the other evaluates the buckets of the killed one: from the kill, and from their assignment by
+Kafka.
 
-To see evaluations, a deployment in (nearly) every bucket is pinned to another count after the kill: whoever
-has a bucket decides at once, and the decision carries the time of its evaluation. What was assigned and when
-stands in the log of the process that survives (PENSTOCK_LOG=runtime::consumer=debug)."""
+To observe evaluations, a deployment in (nearly) every bucket is pinned to another count after the kill: the
+owner of a bucket decides at once, and the decision contains the time of its evaluation. Assignments are taken
+from the log of the surviving process (PENSTOCK_LOG=runtime::consumer=debug)."""
 
 import http.client
 import json
@@ -22,9 +22,9 @@ from common import ask, bar, fail, free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUCKETS = 64
-# So many endpoints are pinned: as many again as there are buckets, so that few buckets have none.
+# Number of pinned endpoints: several per bucket, so that few buckets have none.
 PINNED = 4 * BUCKETS
-# The first one's autoscaler is the first that is killed.
+# The first autoscaler is killed first.
 NAMES = ("a", "b")
 TIMEOUT = 120
 
@@ -33,7 +33,7 @@ ASSIGNED_MAX = 2.0
 
 
 def bucket(endpoint):
-    """As Kafka's default partitioner: murmur2 of the key."""
+    """The bucket by Kafka's default partitioner: murmur2 of the key."""
     data, mask = f"default/{endpoint}".encode(), 0xFFFFFFFF
     m, value = 0x5BD1E995, 0x9747B28C ^ len(data)
     whole = len(data) & ~3
@@ -49,12 +49,12 @@ def bucket(endpoint):
 
 
 def seconds(text):
-    """Of an RFC 3339 time in UTC, since 1970."""
+    """Unix time of an RFC 3339 time in UTC."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 class Stack:
-    """A database and topics of our own; on servers that are up already, or on servers of our own."""
+    """A new database and new topics, on running servers or on private ones."""
 
     def __init__(self):
         env = ROOT / ".stack" / "env"
@@ -76,15 +76,15 @@ class Stack:
 
 
 class Service:
-    """One service in a process of its own."""
+    """One service in a separate process."""
 
     def __init__(self, binary, stack, folder, name, service):
         self.folder, self.name = folder / name, name
         self.port = free_port()
         listens = "--control-addr" if service == "control" else "--admin-addr"
         self.log = folder / f"{name}.log"
-        # What an earlier process of this name has said is its own.
-        self.said_before = self.log.stat().st_size if self.log.exists() else 0
+        # Skip the output of an earlier process of this name.
+        self.log_offset = self.log.stat().st_size if self.log.exists() else 0
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [binary, "serve", "--services", service, "--store", stack.store, "--bus", stack.bus,
@@ -95,24 +95,24 @@ class Service:
     def until_ready(self):
         wait(lambda: (ask(self.port, "GET", "/readyz") or [0])[0] == 200, f"{self.name} is not ready", self)
 
-    def must_live(self):
+    def check_running(self):
         if self.process.poll() is not None:
             fail(self.log, f"{self.name} ended with {self.process.returncode}")
 
-    def told(self, message):
-        """What the log of this process says of buckets, with when: [(time, {bucket, ...}), ...]."""
+    def log_entries(self, message):
+        """Log entries about buckets with this message: [(time, {bucket, ...}), ...]."""
         with open(self.log, "rb") as log:
-            log.seek(self.said_before)
+            log.seek(self.log_offset)
             lines = log.read().decode(errors="replace").splitlines()
-        told = [json.loads(line) for line in lines if message in line]
+        entries = [json.loads(line) for line in lines if message in line]
         return [(seconds(one["timestamp"]), {int(number) for number in re.findall(r"\d+", one["fields"]["buckets"])})
-                for one in told if one["fields"]["message"] == message]
+                for one in entries if one["fields"]["message"] == message]
 
     def buckets(self):
-        """What it has, by its own word."""
-        had, told = set(), [(at, True, of) for at, of in self.told("buckets are assigned")]
-        told += [(at, False, of) for at, of in self.told("buckets are revoked")]
-        for _, given, of in sorted(told, key=lambda one: one[0]):
+        """The buckets it owns, according to its log."""
+        had, changes = set(), [(at, True, of) for at, of in self.log_entries("buckets are assigned")]
+        changes += [(at, False, of) for at, of in self.log_entries("buckets are revoked")]
+        for _, given, of in sorted(changes, key=lambda one: one[0]):
             had = had | of if given else had - of
         return had
 
@@ -126,7 +126,7 @@ def wait(until, why, *services):
     deadline = time.monotonic() + TIMEOUT
     while not until():
         for service in services:
-            service.must_live()
+            service.check_running()
         if time.monotonic() > deadline:
             sys.exit(f"{why} after {TIMEOUT} s")
         time.sleep(0.05)
@@ -147,14 +147,14 @@ class Api:
         return response.status, text
 
     def pin(self, endpoint, instances):
-        """Whether there is such an endpoint to pin: some are gone at the end of the log."""
+        """Pins an endpoint; returns whether it exists: some are deleted at the end of the log."""
         status, text = self.call("PUT", f"/v1/autoscale/{endpoint}/blue/pin", {"instances": instances})
         if status not in (200, 404):
             sys.exit(f"{endpoint} could not be pinned: {status} {text[:300]!r}")
         return status == 200
 
     def decided(self, endpoint, count):
-        """When the pinned count was decided; None: not yet."""
+        """When the pinned count was decided; None if it was not yet."""
         _, text = self.call("GET", f"/v1/decisions?endpoint={endpoint}&deployment=blue&limit=1")
         for decision in json.loads(text)["items"]:
             if decision["outcome"] == "pinned" and decision["granted"] == count:
@@ -163,18 +163,18 @@ class Api:
 
 
 def kill_one(killed, other, api, count):
-    """One takeover, with the pins to a count that was not decided before."""
+    """One takeover; `count` must be one that was not decided before."""
     had = killed.buckets()
     killed_at = time.time()
     killed.end(signal.SIGKILL)
     endpoints = [name for name in (f"e-{index:05}" for index in range(PINNED)) if bucket(name) in had]
-    # Long before Kafka misses it.
+    # Well before Kafka notices the kill.
     pinned = [name for name in endpoints if api.pin(name, count)]
-    pins_took = time.time() - killed_at
+    pin_seconds = time.time() - killed_at
     assigned, decided = {}, {}
 
     def is_over():
-        for at, of in other.told("buckets are assigned"):
+        for at, of in other.log_entries("buckets are assigned"):
             if at > killed_at:
                 assigned.update({number: at for number in of & had if number not in assigned})
         for name in pinned:
@@ -190,8 +190,8 @@ def kill_one(killed, other, api, count):
         evaluated[bucket(name)] = min(at, evaluated.get(bucket(name), at))
     after = [at - killed_at for at in evaluated.values()]
     waited = [at - assigned[number] for number, at in evaluated.items()]
-    caught_up = [at for at, of in other.told("buckets are caught up with") if of & had and at > killed_at]
-    takeover = {"moved": len(had), "seen": len(evaluated), "pins": pins_took,
+    caught_up = [at for at, of in other.log_entries("buckets are caught up with") if of & had and at > killed_at]
+    takeover = {"moved": len(had), "seen": len(evaluated), "pins": pin_seconds,
                 "assigned": max(assigned.values()) - killed_at,
                 "caughtUp": max(caught_up) - killed_at if caught_up else None,
                 "fromKill": max(after), "fromAssignment": max(waited)}
@@ -228,7 +228,7 @@ def measure(binary, generator, folder, options):
         stack.end()
 
 
-def judge(takeovers):
+def check_bars(takeovers):
     most = lambda field: max(takeover[field] for takeover in takeovers)
     return [bar("takeover, from assignment to evaluation", most("fromAssignment"), ASSIGNED_MAX, "s"),
             bar("takeover, from kill to evaluation", most("fromKill"), KILL_MAX, "s")]

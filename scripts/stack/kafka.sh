@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
 # Apache Kafka (KRaft) from its published Maven artifacts, without an installation.
 #
-#   kafka.sh jars                                prints the folder with the jars; the first time, Maven fetches them
+#   kafka.sh jars                                prints the folder with the jars; downloads them with Maven the first time
 #   kafka.sh run FOLDER ID PORT CONTROLLER VOTERS
-#                                                formats FOLDER if it is new and becomes a broker there, in the foreground
+#                                                formats FOLDER if it is new and runs a broker there, in the foreground
 #   kafka.sh answers FOLDER PORT                 succeeds if the broker in FOLDER has started and answers a request
 #
-# VOTERS is `1@127.0.0.1:PORT[,2@…]`: ids and controller ports of all brokers. Everything listens on loopback alone.
-# KAFKA_FRONTS=LISTEN:KNOWN[,…] adds listeners that clients are told to reach on another port: a proxy's. The nth of
-# one broker belongs with the nth of the others.
-# KAFKA_SECURED=PORT,PORT,FOLDER adds two with TLS: the first lets in who shows a password (PLAIN or SCRAM-SHA-512), the
-# second who shows a certificate. FOLDER has server.pem (key and certificate), ca.pem, and user (`NAME PASSWORD`).
+# VOTERS is `1@127.0.0.1:PORT[,2@…]`: ids and controller ports of all brokers. Everything listens on loopback only.
+# KAFKA_FRONTS=LISTEN:ADVERTISED[,…] adds listeners that are advertised with another port, that of a proxy. The nth
+# listeners of all brokers belong together.
+# KAFKA_SECURED=PORT,PORT,FOLDER adds two with TLS: the first requires a password (PLAIN or SCRAM-SHA-512), the second a
+# client certificate. FOLDER has server.pem (key and certificate), ca.pem, and user (`NAME PASSWORD`).
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 version=4.1.0
 jars=${XDG_CACHE_HOME:-$HOME/.cache}/penstock/kafka-$version
-# Of the form that Kafka asks for; data folders are ours alone, so one will do.
+# A cluster id in Kafka's format; data folders are private, so a constant is sufficient.
 cluster=cGVuc3RvY2stc3RhY2stMQ
 
 fail() {
@@ -30,7 +30,7 @@ need() {
       "To do without, name kafka in PENSTOCK_SKIP"
 }
 
-# Several test programs may want them at once: one fetches, the others wait.
+# Several test programs may need them concurrently: one downloads, the others wait.
 fetch_jars() {
   [ -d "$jars/lib" ] && return
   need mvn maven
@@ -38,22 +38,22 @@ fetch_jars() {
   exec 9>"$jars/lock"
   flock 9
   if [ ! -d "$jars/lib" ]; then
-    echo "kafka: fetching Apache Kafka $version into $jars (43 MB, once)" >&2
+    echo "kafka: downloading Apache Kafka $version into $jars (43 MB, once)" >&2
     rm -rf "$jars/partial"
     mvn -B -q -f "$here/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$jars/partial" >&2 ||
-      fail "Maven could not fetch Apache Kafka $version; its messages are above. To do without, name kafka in PENSTOCK_SKIP"
+      fail "Maven could not download Apache Kafka $version, see above. To skip these tests, set PENSTOCK_SKIP=kafka"
     mv "$jars/partial" "$jars/lib"
   fi
   exec 9>&-
 }
 
-# Small and quick to start: what the broker holds is a test's.
+# Small and quick to start: the broker holds only test data.
 java_options=(-Xmx384m -Xss512k -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:-UsePerfData -XX:CICompilerCount=1
   -Dlog4j2.disable.jmx=true)
 
 properties() {
   local id=$1 port=$2 controller=$3 voters=$4 brokers factor=1 in_sync=1 listeners="" known="" protocols="" front nth=0
-  # Clients hear of the brokers that have a listener of the same name.
+  # Clients see the brokers that have a listener of the same name.
   for front in $(tr ',' ' ' <<<"${KAFKA_FRONTS:-}"); do
     nth=$((nth + 1))
     listeners+=",FRONT$nth://127.0.0.1:${front%:*}"
@@ -93,7 +93,7 @@ transaction.state.log.replication.factor=$factor
 transaction.state.log.min.isr=$in_sync
 transaction.state.log.num.partitions=4
 group.initial.rebalance.delay.ms=0
-# A broker that was killed is noticed in five seconds, not in nine; less, and a busy machine loses living ones.
+# A killed broker is detected in five seconds instead of nine; with less, a busy machine would lose live ones.
 broker.session.timeout.ms=5000
 broker.heartbeat.interval.ms=500
 num.network.threads=1

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A PostgreSQL server of our own, beside whatever the system runs.
+# A private PostgreSQL server, separate from the system's.
 #
-#   postgres.sh run FOLDER PORT [SIGNAL]    makes a cluster in FOLDER if it is new and becomes its server, in the
+#   postgres.sh run FOLDER PORT [SIGNAL]    creates a cluster in FOLDER if it is new and runs its server, in the
 #                                           foreground; gets SIGNAL when its parent ends
-#   postgres.sh answers PORT                succeeds if the server takes connections
-#   postgres.sh createdb URL NAME [OWNER]   makes a database on the server of URL
-#   postgres.sh role URL NAME PASSWORD      makes a role that may log in
+#   postgres.sh answers PORT                succeeds if the server accepts connections
+#   postgres.sh createdb URL NAME [OWNER]   creates a database on the server of URL
+#   postgres.sh role URL NAME PASSWORD      creates a role that may log in
 #
-# It trusts everybody on loopback (user postgres). PostgreSQL refuses root, so root runs it as user postgres.
-# POSTGRES_SECURED=FOLDER, with server.crt and server.key, trusts user postgres on its socket in FOLDER of `run` alone:
-# whoever comes over the network needs TLS and a password. POSTGRES_OPTIONS has more options of the server.
+# It trusts all connections on loopback (user postgres). PostgreSQL refuses root, so root runs it as user postgres.
+# POSTGRES_SECURED=FOLDER, with server.crt and server.key, trusts user postgres only on its socket in FOLDER of `run`:
+# network connections need TLS and a password. POSTGRES_OPTIONS has more server options.
 set -euo pipefail
 
 fail() {
@@ -19,7 +19,7 @@ fail() {
 
 programs() {
   local newest
-  # Debian keeps them off the path, by version.
+  # Debian installs them outside PATH, by version.
   newest=$(find /usr/lib/postgresql -mindepth 3 -maxdepth 3 -path '*/bin/initdb' 2>/dev/null | sort -V | tail -1)
   [ -n "$newest" ] || newest=$(realpath "$(command -v initdb)" 2>/dev/null || true)
   [ -n "$newest" ] ||
@@ -52,7 +52,7 @@ run() {
     tls=(-c ssl=on -c "ssl_cert_file=$folder/tls/server.crt" -c "ssl_key_file=$folder/tls/server.key"
       -c "hba_file=$folder/tls/hba")
   fi
-  # A change of user clears the signal, so it is asked for last.
+  # Changing the user clears the parent-death signal, so it is set last.
   [ "${#as[@]}" -gt 0 ] || as=(setpriv)
   exec "${as[@]}" --pdeathsig "$signal" "$bin/postgres" -D data -p "$port" -k "$folder" \
     -c listen_addresses=127.0.0.1 -c max_connections=300 -c shared_buffers=32MB \

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # A real PostgreSQL and a real Apache Kafka on free loopback ports, in .stack/, without containers.
 #
-#   stack.sh up        starts what is not up yet, waits until it answers, writes .stack/env
+#   stack.sh up        starts what is not running, waits until it answers, writes .stack/env
 #   stack.sh down      stops what `up` started and removes .stack/
-#   stack.sh status    says what is up; fails if something is missing
+#   stack.sh status    shows what is running; fails if something is missing
 #
-# BROKERS=3 starts three brokers (three copies of everything, two must confirm). A server named by PENSTOCK_STORE
-# (postgres://…) or PENSTOCK_BUS (kafka://…) is taken instead of one of our own.
+# BROKERS=3 starts three brokers (three replicas, two of which must confirm). A server named by PENSTOCK_STORE
+# (postgres://…) or PENSTOCK_BUS (kafka://…) is used instead.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -20,7 +20,7 @@ fail() {
   exit 1
 }
 
-# What `run` left in FOLDER/pid, if that process is still the one we started.
+# The process id in FOLDER/pid, if that is still the process we started.
 pid_of() {
   local pid
   pid=$(cat "$1/pid" 2>/dev/null) || return 1
@@ -28,7 +28,7 @@ pid_of() {
   echo "$pid"
 }
 
-# N ports that nobody listens on now.
+# N free ports.
 free_ports() {
   local found=() port
   while [ "${#found[@]}" -lt "$1" ]; do
@@ -47,7 +47,7 @@ start() {
   echo $! >"$folder/pid"
 }
 
-# FOLDER, name, then the question to ask until it is answered.
+# Waits for a server: FOLDER, name, then the command to retry.
 wait_for() {
   local folder=$1 name=$2
   shift 2
@@ -62,24 +62,24 @@ wait_for() {
 
 postgres_up() {
   if [ -n "${PENSTOCK_STORE:-}" ]; then
-    say "PostgreSQL: takes the one that PENSTOCK_STORE names"
+    say "PostgreSQL: using the one in PENSTOCK_STORE"
     store=$PENSTOCK_STORE
     return
   fi
   local folder=$stack/postgres port
   if pid_of "$folder" 'postgres -D data' >/dev/null; then
     port=$(cat "$folder/port")
-    say "PostgreSQL: is up already, on port $port"
+    say "PostgreSQL: already running on port $port"
   else
     mkdir -p "$folder"
-    # Run by root, the server is user postgres, who may not be let into this folder.
+    # If run as root, the server runs as user postgres, who may not have access to this folder.
     if [ "$(id -u)" -eq 0 ] && ! setpriv --reuid=postgres --clear-groups test -x "$stack"; then
       rm -rf "$folder"
       ln -sfn "$(mktemp -d "${TMPDIR:-/tmp}/penstock-stack.XXXXXX")" "$folder"
       chmod 755 "$folder/"
     fi
     port=$(free_ports 1)
-    say "PostgreSQL: starts on 127.0.0.1:$port, in $folder"
+    say "PostgreSQL: starting on 127.0.0.1:$port, in $folder"
     start "$folder" "$tools/postgres.sh" run "$(realpath "$folder")" "$port"
     wait_for "$folder" PostgreSQL "$tools/postgres.sh" answers "$port"
     echo "$port" >"$folder/port"
@@ -93,12 +93,12 @@ postgres_up() {
 
 kafka_up() {
   if [ -n "${PENSTOCK_BUS:-}" ]; then
-    say "Kafka: takes the one that PENSTOCK_BUS names"
+    say "Kafka: using the one in PENSTOCK_BUS"
     bus=$PENSTOCK_BUS
     return
   fi
   local brokers=${BROKERS:-1} ports id folder port voters='' addresses='' had
-  [[ "$brokers" =~ ^[13]$ ]] || fail "BROKERS is 1 or 3, not $brokers"
+  [[ "$brokers" =~ ^[13]$ ]] || fail "BROKERS must be 1 or 3, not $brokers"
   "$tools/kafka.sh" jars >/dev/null
   had=$(find "$stack" -maxdepth 1 -name 'kafka-*' | wc -l)
   [ "$had" -eq 0 ] || [ "$had" -eq "$brokers" ] ||
@@ -119,10 +119,10 @@ kafka_up() {
     folder=$stack/kafka-$id
     read -ra ports <"$folder/ports"
     if pid_of "$folder" >/dev/null; then
-      say "Kafka: broker $id is up already, on port ${ports[0]}"
+      say "Kafka: broker $id is already running on port ${ports[0]}"
       continue
     fi
-    say "Kafka: broker $id starts on 127.0.0.1:${ports[0]}, in $folder"
+    say "Kafka: broker $id is starting on 127.0.0.1:${ports[0]}, in $folder"
     start "$folder" "$tools/kafka.sh" run "$folder" "$id" "${ports[@]}" "${voters#,}"
   done
   for id in $(seq "$brokers"); do
@@ -142,7 +142,7 @@ up() {
   say ".stack/env names both. To use them:  set -a; . .stack/env; set +a; penstock serve"
 }
 
-# Asks all of them to end, then insists.
+# Stops all servers, then kills the remaining ones.
 down() {
   local folder pid pids=()
   if [ ! -d "$stack" ]; then
@@ -152,8 +152,8 @@ down() {
   for folder in "$stack"/kafka-* "$stack/postgres"; do
     [ -d "$folder" ] || continue
     pid=$(pid_of "$folder" 'postgres -D data') || continue
-    say "stops $(basename "$folder")"
-    # PostgreSQL: INT ends connections and writes everything down; TERM would wait for clients.
+    say "stopping $(basename "$folder")"
+    # PostgreSQL: INT closes connections and flushes; TERM would wait for clients.
     case $folder in */postgres) kill -INT "$pid" ;; *) kill -TERM "$pid" ;; esac
     pids+=("$pid")
   done
@@ -165,7 +165,7 @@ down() {
   done
   for pid in "${pids[@]+"${pids[@]}"}"; do
     kill -0 "$pid" 2>/dev/null || continue
-    say "process $pid did not end within 20 s: kills it"
+    say "process $pid did not stop within 20 s, killing it"
     kill -KILL "$pid"
   done
   if [ -L "$stack/postgres" ]; then rm -rf "$(realpath "$stack/postgres")"; fi

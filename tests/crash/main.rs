@@ -1,9 +1,9 @@
-//! SIGKILL at random moments under load. After each: nothing acknowledged is lost, no decision was
-//! carried out twice, the log verifies, and instances converge.
+//! SIGKILL at random times under load. After each: nothing acknowledged is lost, no decision was carried
+//! out twice, the log verifies, and instances converge.
 //!
-//! `SEED` and `COUNT` choose the moments and how many; both are printed.
+//! `SEED` selects the times and `COUNT` the number of crashes; both are printed.
 
-#![allow(clippy::unwrap_used)] // a test says what it waits for by failing
+#![allow(clippy::unwrap_used)] // tests fail by panicking
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -17,12 +17,12 @@ use serde_json::{Value, json};
 use support::{DataFolder, Penstock, eventually};
 use tokio::task::JoinHandle;
 
-/// What the server has acknowledged, to be found again after every crash.
+/// Acknowledged writes, which must exist after every crash.
 #[derive(Default)]
 struct Acknowledged {
     /// Position to the label written there.
     writes: BTreeMap<u64, u64>,
-    /// Label of the newest write that was tried, acknowledged or not.
+    /// Label of the newest attempted write, acknowledged or not.
     tried: u64,
 }
 
@@ -51,7 +51,7 @@ fn setting(name: &str, default: u64) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_or_done_twice_when_penstock_is_killed_at_any_moment() {
+async fn nothing_is_lost_or_done_twice_when_penstock_is_killed_at_any_time() {
     let (seed, count) = (setting("SEED", 1), setting("COUNT", 50));
     println!("SEED={seed} COUNT={count}");
     let mut rng = Rng(seed);
@@ -70,7 +70,7 @@ async fn nothing_is_lost_or_done_twice_when_penstock_is_killed_at_any_moment() {
             keep_writing(&penstock, acknowledged.clone()),
         ];
 
-        // The moment of the crash is the experiment, not a wait for something.
+        // The time of the crash is the experiment, not a wait for an event.
         tokio::time::sleep(Duration::from_millis(rng.in_range(10, 1500))).await;
         penstock.kill().await;
         for client in clients {
@@ -93,7 +93,7 @@ async fn nothing_is_lost_or_done_twice_when_penstock_is_killed_at_any_moment() {
     assert_eq!(
         folder.instance_processes(),
         Vec::<u32>::new(),
-        "an orderly stop ends every instance"
+        "a graceful stop ends every instance"
     );
 }
 
@@ -109,7 +109,7 @@ fn keep_scoring(penstock: &Penstock, key: String) -> JoinHandle<()> {
     })
 }
 
-/// Changes a label again and again, and remembers what was acknowledged.
+/// Changes a label repeatedly, and records the acknowledged writes.
 fn keep_writing(penstock: &Penstock, acknowledged: Arc<Mutex<Acknowledged>>) -> JoinHandle<()> {
     let request = penstock.api(Method::PUT, "/v1/endpoints/iris");
     tokio::spawn(async move {
@@ -182,8 +182,8 @@ async fn instances_converge(penstock: &Penstock, folder: &DataFolder, count: usi
     .await;
 }
 
-/// An instance is started once, and a decision for so many more instances leads to no more
-/// scale-outs than that.
+/// Asserts that each instance is started once, and that a decision leads to no more scale-outs than it
+/// granted.
 async fn no_decision_was_carried_out_twice(penstock: &Penstock) {
     let events = all_events(penstock).await;
     let mut started = BTreeSet::new();

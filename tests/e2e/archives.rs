@@ -1,4 +1,4 @@
-//! A server whose log begins in archives.
+//! A server whose oldest events are in archives.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::{DataFolder, Penstock};
 
-/// Everything that is in the store, and that nobody would read on from.
+/// Archives everything that no service would resume from.
 fn archive(folder: &DataFolder) -> Output {
     Command::new(env!("CARGO_BIN_EXE_penstock"))
         .args(["store", "archive", "--before", "1000000", "-o", "json"])
@@ -21,7 +21,7 @@ fn archive(folder: &DataFolder) -> Output {
 }
 
 #[tokio::test]
-async fn a_server_goes_on_after_its_log_was_archived_and_proves_it() {
+async fn a_server_continues_and_verifies_after_its_log_was_archived() {
     let folder = DataFolder::new();
     let penstock = Penstock::start(&folder).await;
     penstock.deploy("iris", "blue", 1).await;
@@ -47,7 +47,7 @@ async fn a_server_goes_on_after_its_log_was_archived_and_proves_it() {
     let replayed = penstock.post("/v1/events/replay", &replay).await;
     assert_eq!(replayed["ok"], true, "{replayed}");
     penstock.stop().await;
-    // A file that is not there is named by whatever needs it.
+    // A missing file is named in the error.
     fs::rename(folder.path().join("archive"), folder.path().join("away")).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_penstock"))
         .args(["store", "hash", "--data"])

@@ -1,4 +1,4 @@
-//! What is refused changes nothing.
+//! Refused requests change nothing.
 
 use reqwest::{Method, StatusCode};
 use serde_json::Value;

@@ -9,7 +9,7 @@ use contract::time::Timestamp;
 
 use crate::support::{DataFolder, Penstock, eventually};
 
-/// What the client prints; it must succeed.
+/// The output of a client command, which must succeed.
 async fn printed(penstock: &Penstock, arguments: &[&str]) -> String {
     let output = penstock.cli(arguments).await;
     let err = String::from_utf8_lossy(&output.stderr);
@@ -47,8 +47,8 @@ async fn logs_show_when_a_line_was_first_seen_and_since_agrees() {
     assert_eq!(printed(&penstock, &since_later).await, "");
 }
 
-/// The exit code, and what it says to people, of a command that fails.
-async fn refused(penstock: &Penstock, arguments: &[&str]) -> (i32, String) {
+/// The exit code and the error message of a failing command.
+async fn failure(penstock: &Penstock, arguments: &[&str]) -> (i32, String) {
     let output = penstock.cli(arguments).await;
     assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{arguments:?}");
     let err = String::from_utf8(output.stderr).unwrap();
@@ -56,11 +56,11 @@ async fn refused(penstock: &Penstock, arguments: &[&str]) -> (i32, String) {
 }
 
 #[tokio::test]
-async fn a_list_of_an_endpoint_that_does_not_exist_is_refused_like_the_endpoint() {
+async fn a_list_for_a_missing_endpoint_fails_like_the_endpoint_itself() {
     let folder = DataFolder::new();
     let penstock = Penstock::start(&folder).await;
     penstock.deploy("iris", "blue", 1).await;
-    let expected = refused(&penstock, &["get", "endpoint", "nosuch"]).await;
+    let expected = failure(&penstock, &["get", "endpoint", "nosuch"]).await;
     assert!(expected.1.contains("no endpoint `nosuch`"), "{expected:?}");
     for words in [
         &["decisions", "nosuch"][..],
@@ -72,15 +72,15 @@ async fn a_list_of_an_endpoint_that_does_not_exist_is_refused_like_the_endpoint(
         &["get", "deployments", "nosuch"],
         &["top", "nosuch", "--once"],
     ] {
-        assert_eq!(refused(&penstock, words).await, expected, "{words:?}");
+        assert_eq!(failure(&penstock, words).await, expected, "{words:?}");
     }
-    let (code, said) = refused(&penstock, &["decisions", "iris/nosuch"]).await;
-    assert_eq!(code, 1, "{said}");
-    assert!(said.contains("no deployment `iris/nosuch`"), "{said}");
+    let (code, message) = failure(&penstock, &["decisions", "iris/nosuch"]).await;
+    assert_eq!(code, 1, "{message}");
+    assert!(message.contains("no deployment `iris/nosuch`"), "{message}");
 }
 
 #[tokio::test]
-async fn a_gateway_in_the_place_of_the_control_api_is_recognised() {
+async fn a_gateway_in_place_of_the_control_api_is_detected() {
     let folder = DataFolder::new();
     let penstock = Penstock::start(&folder).await;
     for words in [
@@ -90,16 +90,16 @@ async fn a_gateway_in_the_place_of_the_control_api_is_recognised() {
         &["logs", "iris/blue", "--follow"],
     ] {
         let words = [words, &["--server", &penstock.gateway]].concat();
-        let (code, said) = refused(&penstock, &words).await;
-        assert_eq!(code, 3, "{words:?}: {said}");
+        let (code, message) = failure(&penstock, &words).await;
+        assert_eq!(code, 3, "{words:?}: {message}");
         for word in [&penstock.gateway, "gateway", "client.json", "--server"] {
-            assert!(said.contains(word), "{words:?}: no {word} in {said}");
+            assert!(message.contains(word), "{words:?}: no {word} in {message}");
         }
     }
 }
 
 #[tokio::test]
-async fn an_instance_that_was_replaced_is_no_longer_listed_but_with_all() {
+async fn a_replaced_instance_is_listed_only_with_all() {
     let folder = DataFolder::new();
     let penstock = Penstock::start(&folder).await;
     penstock.deploy("iris", "blue", 1).await;

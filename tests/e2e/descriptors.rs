@@ -1,5 +1,4 @@
-//! Few file descriptors, and more clients than there are descriptors for: clients are refused, and
-//! nothing else goes without.
+//! Few file descriptors and many clients: excess clients are refused, and nothing else is affected.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -18,60 +17,64 @@ use crate::support::{
 };
 
 const CLIENTS: usize = 300;
-/// From the moment when a crowd has left.
+/// Time to recover after the crowd has stopped.
 const RECOVERY_MAX: Duration = Duration::from_secs(10);
 
-/// Clients that keep their connections, ask now and then, and come back when they are refused.
-struct Crowd {
+/// Clients that keep their connections, send requests at intervals, and reconnect when refused.
+struct ClientCrowd {
     clients: JoinSet<()>,
-    seen: Arc<Seen>,
+    counts: Arc<RequestCounts>,
 }
 
 #[derive(Default)]
-struct Seen {
+struct RequestCounts {
     answered: AtomicUsize,
     refused: AtomicUsize,
 }
 
-impl Crowd {
-    fn gather(penstock: &Penstock, key: &str) -> Self {
+impl ClientCrowd {
+    fn start(penstock: &Penstock, key: &str) -> Self {
         let address = penstock.gateway.strip_prefix("http://").unwrap().to_owned();
         let body = r#"{"data":[[5.1,3.5,1.4,0.2]]}"#;
         let request = format!(
             "POST /endpoints/iris/score HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
-        let seen = Arc::new(Seen::default());
+        let counts = Arc::new(RequestCounts::default());
         let mut clients = JoinSet::new();
         for _ in 0..CLIENTS {
-            let (address, request, seen) = (address.clone(), request.clone(), seen.clone());
+            let (address, request, counts) = (address.clone(), request.clone(), counts.clone());
             clients.spawn(async move {
                 loop {
-                    let _ = keep_asking(&address, request.as_bytes(), &seen).await;
-                    seen.refused.fetch_add(1, Ordering::Relaxed);
+                    let _ = send_requests(&address, request.as_bytes(), &counts).await;
+                    counts.refused.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
             });
         }
-        Self { clients, seen }
+        Self { clients, counts }
     }
 
-    /// Until as many attempts have ended, one way or the other, as every client makes in some seconds.
-    async fn press(&self) {
-        eventually("clients to press in", || async {
-            let answered = self.seen.answered.load(Ordering::Relaxed);
-            let refused = self.seen.refused.load(Ordering::Relaxed);
+    /// Waits for as many attempts, successful or not, as the clients make in a few seconds.
+    async fn until_saturated(&self) {
+        eventually("attempts by all clients", || async {
+            let answered = self.counts.answered.load(Ordering::Relaxed);
+            let refused = self.counts.refused.load(Ordering::Relaxed);
             (answered + refused > 16 * CLIENTS).then_some(())
         })
         .await;
     }
 
-    async fn leave(mut self) {
+    async fn stop(mut self) {
         self.clients.shutdown().await;
     }
 }
 
-async fn keep_asking(address: &str, request: &[u8], seen: &Seen) -> std::io::Result<()> {
+async fn send_requests(
+    address: &str,
+    request: &[u8],
+    counts: &RequestCounts,
+) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(address).await?;
     let mut answer = [0; 4096];
     loop {
@@ -80,12 +83,12 @@ async fn keep_asking(address: &str, request: &[u8], seen: &Seen) -> std::io::Res
         if !answer[..length].starts_with(b"HTTP/1.1 200") {
             return Ok(());
         }
-        seen.answered.fetch_add(1, Ordering::Relaxed);
+        counts.answered.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
 }
 
-/// Probed often, and given up soon.
+/// Deploys with frequent probes and a low failure threshold.
 async fn deploy(penstock: &Penstock, instances: u32) {
     let mut document = deployment_document("iris", "blue", instances);
     document["spec"]["livenessProbe"] =
@@ -103,26 +106,30 @@ async fn deploy(penstock: &Penstock, instances: u32) {
         .await;
 }
 
-/// What a crowd of clients may not do to a Penstock with so many descriptors.
-async fn withstands_a_crowd(limit: u64, instances: u32) {
+/// Asserts that a crowd of clients does not harm a Penstock with this descriptor limit.
+async fn assert_survives_crowd(limit: u64, instances: u32) {
     let folder = DataFolder::new();
     let penstock = Penstock::start_limited(&folder, &format!("-n {limit}")).await;
     deploy(&penstock, instances).await;
     let key = penstock.key("iris").await;
     let processes: BTreeSet<u32> = folder.instance_processes().into_iter().collect();
-    let crowd = Crowd::gather(&penstock, &key);
-    crowd.press().await;
-    // Control answers, and nobody was given up.
+    let crowd = ClientCrowd::start(&penstock, &key);
+    crowd.until_saturated().await;
+    // Control answers, and no instance failed.
     let ready = penstock.instances("iris", "blue", "ready").await;
     assert_eq!(ready.len(), instances as usize, "{}", penstock.log());
     let now: BTreeSet<u32> = folder.instance_processes().into_iter().collect();
     assert_eq!(now, processes, "{}", penstock.log());
-    assert!(crowd.seen.answered.load(Ordering::Relaxed) > 0);
-    crowd.leave().await;
+    assert!(crowd.counts.answered.load(Ordering::Relaxed) > 0);
+    crowd.stop().await;
     let answered = tokio::time::timeout(RECOVERY_MAX, until_answered(&penstock, &key)).await;
     answered.unwrap_or_else(|_| panic!("it has not recovered:\n{}", penstock.log()));
-    let told = penstock.log().matches("LimitNOFILE").count();
-    assert!(told <= 2, "told {told} times:\n{}", penstock.log());
+    let warnings = penstock.log().matches("LimitNOFILE").count();
+    assert!(
+        warnings <= 2,
+        "warned {warnings} times:\n{}",
+        penstock.log()
+    );
     penstock.delete("/v1/endpoints/iris").await;
     eventually("the instances to be gone", || async {
         folder.instance_processes().is_empty().then_some(())
@@ -131,7 +138,7 @@ async fn withstands_a_crowd(limit: u64, instances: u32) {
     assert!(penstock.stop().await.success());
 }
 
-/// Until ten requests in a row are answered by the model.
+/// Waits until ten requests in a row are answered by the model.
 async fn until_answered(penstock: &Penstock, key: &str) {
     eventually("every request to be answered", || async {
         for _ in 0..10 {
@@ -146,7 +153,7 @@ async fn until_answered(penstock: &Penstock, key: &str) {
 }
 
 #[tokio::test]
-async fn instances_beyond_the_descriptors_wait_and_take_nothing_from_the_others() {
+async fn instances_beyond_the_limit_wait_without_affecting_others() {
     let folder = DataFolder::new();
     let penstock = Penstock::start_limited(&folder, "-n 128").await;
     deploy(&penstock, 5).await;
@@ -176,17 +183,17 @@ async fn instances_beyond_the_descriptors_wait_and_take_nothing_from_the_others(
 
 #[tokio::test]
 async fn a_crowd_on_128_descriptors_costs_no_instance() {
-    withstands_a_crowd(128, 30).await;
+    assert_survives_crowd(128, 30).await;
 }
 
 #[tokio::test]
 async fn a_crowd_on_256_descriptors_costs_no_instance() {
-    withstands_a_crowd(256, 30).await;
+    assert_survives_crowd(256, 30).await;
 }
 
 #[tokio::test]
 async fn a_crowd_on_1024_descriptors_costs_no_instance() {
-    withstands_a_crowd(1024, 30).await;
+    assert_survives_crowd(1024, 30).await;
 }
 
 #[tokio::test]
@@ -195,15 +202,15 @@ async fn a_scale_and_a_removal_in_the_middle_of_a_crowd_are_carried_out() {
     let penstock = Penstock::start_limited(&folder, "-n 128").await;
     deploy(&penstock, 5).await;
     let key = penstock.key("iris").await;
-    let crowd = Crowd::gather(&penstock, &key);
-    crowd.press().await;
+    let crowd = ClientCrowd::start(&penstock, &key);
+    crowd.until_saturated().await;
     deploy(&penstock, 15).await;
     penstock.delete("/v1/endpoints/iris").await;
     eventually("the instances to be gone", || async {
         folder.instance_processes().is_empty().then_some(())
     })
     .await;
-    crowd.leave().await;
+    crowd.stop().await;
 }
 
 #[tokio::test]
@@ -212,14 +219,14 @@ async fn sigterm_in_the_middle_of_a_crowd_leaves_no_process_behind() {
     let penstock = Penstock::start_limited(&folder, "-n 128").await;
     deploy(&penstock, 10).await;
     let key = penstock.key("iris").await;
-    let crowd = Crowd::gather(&penstock, &key);
-    crowd.press().await;
+    let crowd = ClientCrowd::start(&penstock, &key);
+    crowd.until_saturated().await;
     assert!(penstock.stop().await.success());
     assert_eq!(folder.instance_processes(), Vec::<u32>::new());
-    crowd.leave().await;
+    crowd.stop().await;
 }
 
-/// Soft and hard, as the kernel shows them.
+/// The soft and the hard limit of a process.
 fn descriptors_of(process: u32) -> (String, String) {
     let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
     let line = limits
@@ -231,7 +238,7 @@ fn descriptors_of(process: u32) -> (String, String) {
 }
 
 #[tokio::test]
-async fn instances_get_the_limit_that_penstock_was_started_with_and_it_takes_all() {
+async fn instances_get_the_original_limit_and_penstock_raises_its_own() {
     let folder = DataFolder::new();
     let penstock = Penstock::start_limited(&folder, "-Sn 300").await;
     let (soft, hard) = descriptors_of(penstock.process_id());
@@ -245,7 +252,7 @@ async fn instances_get_the_limit_that_penstock_was_started_with_and_it_takes_all
 }
 
 #[tokio::test]
-async fn too_few_descriptors_end_the_start_with_a_sentence() {
+async fn too_few_descriptors_fail_the_start_with_a_message() {
     let folder = DataFolder::new();
     let ended = limited("-n 48")
         .args(["serve", "--data"])

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use crate::support::{DataFolder, Penstock};
 
-/// What a client at a host name is answered.
-async fn asked(penstock: &Penstock, host: &str, key: &str) -> (StatusCode, String) {
+/// Scores with this Host header; returns the status and the body.
+async fn score_by_host(penstock: &Penstock, host: &str, key: &str) -> (StatusCode, String) {
     let response = penstock
         .http
         .post(format!("{}/score", penstock.gateway))
@@ -27,13 +27,13 @@ async fn an_endpoint_answers_at_its_name_under_the_domain_of_the_flag() {
     penstock.deploy("iris", "blue", 1).await;
     let key = penstock.key("iris").await;
     for host in ["iris.models.example.com", "iris.Models.Example.com:8080"] {
-        let (status, body) = asked(&penstock, host, &key).await;
+        let (status, body) = score_by_host(&penstock, host, &key).await;
         assert_eq!(status, StatusCode::OK, "{host}: {body}");
         let body: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(body["scores"].as_array().unwrap().len(), 1, "{body}");
     }
     for host in ["other.models.example.com", "iris.example.com", "iris"] {
-        let (status, body) = asked(&penstock, host, &key).await;
+        let (status, body) = score_by_host(&penstock, host, &key).await;
         assert_eq!(status, StatusCode::NOT_FOUND, "{host}: {body}");
     }
     let score = penstock.score("iris", &key).send().await.unwrap();
@@ -41,7 +41,7 @@ async fn an_endpoint_answers_at_its_name_under_the_domain_of_the_flag() {
 }
 
 #[tokio::test]
-async fn the_domain_can_stand_in_the_configuration_file() {
+async fn the_domain_can_be_set_in_the_configuration_file() {
     let folder = DataFolder::new();
     let file = folder.path().join("penstock.conf");
     std::fs::write(&file, "gateway-domain: models.example.com\n").unwrap();
@@ -49,6 +49,6 @@ async fn the_domain_can_stand_in_the_configuration_file() {
     let penstock = Penstock::start_with(&folder, &["--config", &file]).await;
     penstock.deploy("iris", "blue", 1).await;
     let key = penstock.key("iris").await;
-    let (status, body) = asked(&penstock, "iris.models.example.com", &key).await;
+    let (status, body) = score_by_host(&penstock, "iris.models.example.com", &key).await;
     assert_eq!(status, StatusCode::OK, "{body}");
 }

@@ -1,4 +1,4 @@
-//! Endpoints and deployments from the first apply to the last instance gone.
+//! Endpoints and deployments, from the first apply to the removal of the last instance.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -54,7 +54,7 @@ async fn a_wrong_key_is_refused_and_a_regenerated_one_works() {
 }
 
 #[tokio::test]
-async fn deleting_an_endpoint_ends_its_instances_and_its_name_inherits_nothing() {
+async fn deleting_an_endpoint_stops_its_instances_and_its_name_inherits_nothing() {
     let folder = DataFolder::new();
     let penstock = Penstock::start(&folder).await;
     penstock.deploy("iris", "blue", 2).await;
@@ -127,7 +127,7 @@ async fn a_changed_deployment_is_replaced_rolling_and_no_request_is_cut() {
         (now.len() == 2 && replaced && settled).then_some(())
     })
     .await;
-    load.ends_without_a_failure().await;
+    load.stop_without_failures().await;
     penstock.verify().await;
 }
 
@@ -188,7 +188,7 @@ async fn sigterm_ends_every_instance_and_keep_instances_leaves_them_to_be_adopte
     let before = folder.instance_processes();
     assert_eq!(before.len(), 2);
     assert!(penstock.stop().await.success());
-    assert_eq!(folder.instance_processes(), before, "they live on");
+    assert_eq!(folder.instance_processes(), before, "they keep running");
 
     let penstock = Penstock::start(&folder).await;
     penstock.until_ready_instances("iris", "blue", 2).await;
@@ -197,7 +197,7 @@ async fn sigterm_ends_every_instance_and_keep_instances_leaves_them_to_be_adopte
     assert_eq!(folder.instance_processes(), Vec::<u32>::new());
 }
 
-/// Requests from several clients at once, until told to stop; every answer must be good.
+/// Concurrent requests until stopped; all must succeed.
 pub struct Load {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
@@ -244,8 +244,8 @@ impl Load {
         }
     }
 
-    /// Stops; the number of requests sent.
-    pub async fn ends_without_a_failure(self) -> u64 {
+    /// Stops the clients; returns the number of requests sent.
+    pub async fn stop_without_failures(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients {
             assert_eq!(client.await.unwrap(), Vec::<String>::new());

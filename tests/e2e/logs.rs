@@ -1,4 +1,4 @@
-//! Reading the output of instances, through the real API.
+//! Reading instance logs through the real API.
 
 use serde_json::json;
 
@@ -20,7 +20,7 @@ async fn sigterm_in_the_middle_of_a_long_read_of_logs_ends_the_server() {
     penstock.put(path, &deployment).await;
     let logs = folder.path().join("logs/iris/blue");
     std::fs::create_dir_all(&logs).unwrap();
-    // Of an instance that wrote so much that its first parts were dropped.
+    // The log of an instance whose first parts were rotated away.
     let line = format!("{}\n", "x".repeat(1000));
     std::fs::write(logs.join("chatty.log.000006"), line.repeat(20_000)).unwrap();
     std::fs::write(logs.join("chatty.log"), &line).unwrap();
@@ -33,7 +33,7 @@ async fn sigterm_in_the_middle_of_a_long_read_of_logs_ends_the_server() {
     };
     let response = tokio::time::timeout(PATIENCE, reading).await;
     let response = response.expect("no line comes");
-    // Most of it has not been read.
+    // Most of the response is still unread.
     assert!(penstock.stop().await.success());
     drop(response);
 }

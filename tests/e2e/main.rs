@@ -1,6 +1,6 @@
 //! The real binary, real model servers, real HTTP.
 
-#![allow(clippy::unwrap_used)] // a test says what it waits for by failing
+#![allow(clippy::unwrap_used)] // tests fail by panicking
 
 mod archives;
 mod bad_input;

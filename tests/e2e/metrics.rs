@@ -1,4 +1,4 @@
-//! What `dashboards/` asks for is what a running server exports.
+//! Checks that a running server exports what `dashboards/` queries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{DataFolder, Penstock, eventually};
 
-/// Metrics by name, each with the labels of its samples.
+/// Metrics by name, with the labels of their samples.
 type Exported = BTreeMap<String, BTreeSet<String>>;
 
 fn exported(text: &str) -> Exported {
@@ -20,7 +20,7 @@ fn exported(text: &str) -> Exported {
     exported
 }
 
-/// The names in braces right at the beginning: of a sample, or of a selector.
+/// The label names in leading braces, of a sample or a selector.
 fn labels_of(text: &str) -> Vec<String> {
     let inside = text
         .strip_prefix('{')
@@ -33,7 +33,7 @@ fn labels_of(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Every expression of the dashboards and rules, with where it stands.
+/// Every expression of the dashboards and rules, with its file.
 fn expressions() -> Vec<(String, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dashboards");
     let mut found = Vec::new();
@@ -43,7 +43,7 @@ fn expressions() -> Vec<(String, String)> {
         let text = std::fs::read_to_string(&path).unwrap();
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("json") => collect(&serde_json::from_str(&text).unwrap(), &file, &mut found),
-            // Names that rules record begin with their labels, and are none of ours.
+            // Recorded names contain a colon, and are not exported by us.
             Some("yml") => found.push((file, text)),
             _ => {}
         }
@@ -51,7 +51,7 @@ fn expressions() -> Vec<(String, String)> {
     found
 }
 
-/// Queries of panels and of variables.
+/// Collects the queries of panels and variables.
 fn collect(value: &Value, file: &str, found: &mut Vec<(String, String)>) {
     match value {
         Value::Object(fields) => {
@@ -69,10 +69,10 @@ fn collect(value: &Value, file: &str, found: &mut Vec<(String, String)>) {
     }
 }
 
-/// Metrics that an expression names, with the labels that it selects by.
-fn asked(expression: &str) -> Vec<(String, Vec<String>)> {
+/// The metrics in an expression, with the labels it selects by.
+fn queried(expression: &str) -> Vec<(String, Vec<String>)> {
     let in_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
-    let mut asked = Vec::new();
+    let mut queried = Vec::new();
     let mut rest = expression;
     while let Some(start) = rest.find("penstock_") {
         let before = rest[..start].chars().next_back();
@@ -81,15 +81,15 @@ fn asked(expression: &str) -> Vec<(String, Vec<String>)> {
             .map_or(rest.len(), |end| start + end);
         let recorded = before == Some(':');
         if !recorded {
-            asked.push((rest[start..end].to_owned(), labels_of(&rest[end..])));
+            queried.push((rest[start..end].to_owned(), labels_of(&rest[end..])));
         }
         rest = &rest[end..];
     }
-    asked
+    queried
 }
 
 #[tokio::test]
-async fn every_metric_and_label_that_a_dashboard_or_rule_asks_for_is_exported() {
+async fn every_metric_and_label_that_a_dashboard_or_rule_queries_is_exported() {
     let folder = DataFolder::new();
     let penstock = Penstock::start(&folder).await;
     penstock.deploy("iris", "blue", 1).await;
@@ -101,16 +101,16 @@ async fn every_metric_and_label_that_a_dashboard_or_rule_asks_for_is_exported() 
     penstock.until_ready_instances("iris", "blue", 2).await;
     let key = penstock.key("iris").await;
     penstock.score("iris", &key).send().await.unwrap();
-    let asked: Vec<_> = expressions()
+    let queried: Vec<_> = expressions()
         .into_iter()
         .flat_map(|(file, expression)| {
-            let asked = asked(&expression).into_iter();
-            asked.map(move |(metric, labels)| (file.clone(), metric, labels))
+            let queried = queried(&expression).into_iter();
+            queried.map(move |(metric, labels)| (file.clone(), metric, labels))
         })
         .collect();
-    assert!(asked.len() > 10, "{asked:?}");
+    assert!(queried.len() > 10, "{queried:?}");
     let missing = |exported: &Exported| -> Vec<String> {
-        let missing = asked.iter().filter(|(_, metric, labels)| {
+        let missing = queried.iter().filter(|(_, metric, labels)| {
             let known = exported.get(metric);
             known.is_none_or(|known| !labels.iter().all(|label| known.contains(label)))
         });
@@ -127,7 +127,7 @@ async fn every_metric_and_label_that_a_dashboard_or_rule_asks_for_is_exported() 
         })
         .await;
     };
-    // Frames and minutes come by the second, so some metrics come a little later than the request.
+    // Frames are sent once a second, so some metrics appear a little after the request.
     let patience = std::time::Duration::from_secs(20);
     let found = tokio::time::timeout(patience, all).await;
     assert!(found.is_ok(), "not exported: {:#?}", last.borrow());
@@ -136,7 +136,7 @@ async fn every_metric_and_label_that_a_dashboard_or_rule_asks_for_is_exported() 
 #[test]
 fn selectors_are_read_with_their_labels() {
     assert_eq!(
-        asked(
+        queried(
             "sum by (le) (rate(penstock_a_bucket{x=\"1\", y=~\"2\"}[5m])) / job:penstock_b:rate5m + penstock_c"
         ),
         [

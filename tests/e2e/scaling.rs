@@ -44,7 +44,7 @@ async fn instances_follow_the_load_out_and_in_and_every_decision_replays_to_the_
     penstock.until_ready_instances("iris", "blue", 3).await;
     let decision = newest_decision(&penstock).await;
     assert_eq!(decision["rules"][0]["name"], "follow", "{decision:#}");
-    load.ends_without_a_failure().await;
+    load.stop_without_failures().await;
     penstock.until_ready_instances("iris", "blue", 1).await;
 
     let id = newest_decision(&penstock).await["id"]
@@ -69,7 +69,7 @@ async fn instances_follow_the_load_out_and_in_and_every_decision_replays_to_the_
 }
 
 #[tokio::test]
-async fn a_dated_profile_takes_over_when_its_time_comes_and_hands_back_after_it() {
+async fn a_dated_profile_is_active_only_during_its_period() {
     let folder = DataFolder::new();
     let penstock = Penstock::start(&folder).await;
     penstock.deploy("iris", "blue", 1).await;
@@ -113,8 +113,8 @@ async fn a_pin_decides_until_it_expires() {
     assert_eq!(newest_decision(&penstock).await["outcome"], "fixed");
 }
 
-/// Five endpoints scale in twenty times each, at the same time, each with more clients than one
-/// instance has slots.
+/// Five endpoints scale in twenty times each, concurrently, each with more clients than one instance has
+/// slots.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_scale_ins_under_full_load_cut_no_request() {
     const ENDPOINTS: usize = 5;
@@ -144,7 +144,7 @@ async fn a_hundred_scale_ins_under_full_load_cut_no_request() {
     }
     let mut sent = 0;
     for load in loads {
-        sent += load.ends_without_a_failure().await;
+        sent += load.stop_without_failures().await;
     }
     let mut scale_ins = 0;
     for name in &names {

@@ -1,4 +1,4 @@
-//! What the server knows and its instances must not.
+//! Secrets of the server that its instances must not get.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,11 +8,11 @@ use crate::support::{DataFolder, Penstock, deployment_document, endpoint_documen
 const TOKEN: &str = "a token of this test and of no other installation";
 
 #[tokio::test]
-async fn an_instance_inherits_nothing_that_the_server_has_its_secrets_from() {
+async fn an_instance_inherits_no_secrets_of_the_server() {
     let folder = DataFolder::new();
     let environment = [
         ("PENSTOCK_INTERNAL_TOKEN", "env:LC_OUR_TOKEN"),
-        // Of a kind that is passed on otherwise.
+        // A prefix that is otherwise inherited.
         ("LC_OUR_TOKEN", TOKEN),
         ("LC_ALL", "C.UTF-8"),
         ("PENSTOCK_TOKEN", TOKEN),
@@ -34,7 +34,7 @@ async fn an_instance_inherits_nothing_that_the_server_has_its_secrets_from() {
 }
 
 #[tokio::test]
-async fn a_secret_of_the_server_is_refused_at_apply_and_behind_a_link_by_the_node() {
+async fn a_server_secret_is_refused_on_apply_and_through_a_link_by_the_node() {
     let folder = DataFolder::new();
     let outside = tempfile::tempdir().unwrap();
     let token = outside.path().join("token");

@@ -1,4 +1,4 @@
-//! Starts that fail: the process says why and ends, whatever has been started by then.
+//! Failing starts: the process reports why and exits, whatever has been started by then.
 
 use std::net::TcpListener;
 use std::process::{Output, Stdio};
@@ -24,7 +24,7 @@ fn serve(folder: &DataFolder, control: &str) -> Command {
     command
 }
 
-async fn ended(mut command: Command) -> Output {
+async fn run_to_end(mut command: Command) -> Output {
     let output = command.spawn().unwrap().wait_with_output();
     tokio::time::timeout(PATIENCE, output)
         .await
@@ -33,11 +33,11 @@ async fn ended(mut command: Command) -> Output {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_ends_the_start_with_a_sentence() {
+async fn a_port_in_use_fails_the_start_with_a_message() {
     let folder = DataFolder::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let output = ended(serve(&folder, &address)).await;
+    let output = run_to_end(serve(&folder, &address)).await;
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(
@@ -49,10 +49,10 @@ async fn a_port_that_is_taken_ends_the_start_with_a_sentence() {
 }
 
 #[tokio::test]
-async fn control_apart_from_the_others_says_at_its_start_which_secrets_it_lacks() {
+async fn a_separate_control_warns_about_missing_secrets_at_startup() {
     let folder = DataFolder::new();
     let mut process = serve(&folder, "127.0.0.1:0")
-        // Nobody answers there, so nothing else comes of it.
+        // Nothing listens there, so the start gets no further.
         .args(["--services", "control"])
         .args(["--bus", "kafka://127.0.0.1:1/penstock"])
         .args(["--store", "postgres://penstock@127.0.0.1:1/penstock"])
@@ -78,7 +78,7 @@ async fn control_apart_from_the_others_says_at_its_start_which_secrets_it_lacks(
 async fn sigterm_in_the_middle_of_a_start_ends_it() {
     let folder = DataFolder::new();
     let mut process = serve(&folder, "127.0.0.1:0").spawn().unwrap();
-    // The lock is among the first things that a start takes.
+    // The lock is taken early during startup.
     while !folder.path().join("lock").exists() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

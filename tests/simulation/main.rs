@@ -1,7 +1,7 @@
-//! Weeks of life in seconds: the real services under a virtual clock (see `world`), with faults by
-//! seed and invariants checked after every step. `SEED` and `COUNT` choose other runs.
+//! Simulated weeks in seconds: the real services under a virtual clock (see `world`), with seeded faults
+//! and invariants checked after every step. `SEED` and `COUNT` select other runs.
 
-#![allow(clippy::unwrap_used)] // a test says what it waits for by failing
+#![allow(clippy::unwrap_used)] // tests fail by panicking
 
 mod schedules;
 mod world;
@@ -39,8 +39,8 @@ fn policy(endpoint: &str, min: u32, max: u32) -> AutoscaleSpec {
     .unwrap()
 }
 
-/// What must hold after every single step.
-fn invariants(world: &World, context: &str) {
+/// Asserts what must hold after every step.
+fn check_invariants(world: &World, context: &str) {
     for (id, starts) in &world.starts {
         assert_eq!(*starts, 1, "{id} was started {starts} times ({context})");
     }
@@ -58,34 +58,34 @@ fn invariants(world: &World, context: &str) {
     }
 }
 
-/// The whole log: versions without holes, no instance removed that was not drained or over, and
-/// every decision re-evaluates to itself.
-fn the_log_is_sound(world: &World, context: &str) {
+/// Asserts for the whole log: versions without gaps, no instance removed before it was drained or failed,
+/// and every decision re-evaluates to itself.
+fn check_log(world: &World, context: &str) {
     let mut versions = BTreeMap::new();
-    let mut may_go = BTreeSet::new();
+    let mut removable = BTreeSet::new();
     for record in &world.log.records {
         let version: &mut u64 = versions.entry(record.stream.clone()).or_default();
         *version += 1;
         assert_eq!(record.version, *version, "{} ({context})", record.stream);
         match &record.event {
             Event::InstanceDraining(draining) => {
-                may_go.insert(draining.id.clone());
+                removable.insert(draining.id.clone());
             }
             Event::InstanceFailed(ended) => {
-                may_go.insert(ended.id.clone());
+                removable.insert(ended.id.clone());
             }
             Event::InstanceRemovalRequested(removal) => {
                 assert!(
-                    may_go.contains(&removal.id),
+                    removable.contains(&removal.id),
                     "{} was not drained ({context})",
                     removal.id
                 );
             }
             Event::ScalingDecided(decision) => {
-                let again = domain::autoscale::reevaluate(decision, &ZoneData::bundled());
+                let reevaluated = domain::autoscale::reevaluate(decision, &ZoneData::bundled());
                 let bytes = |decision| serde_json::to_string(decision).unwrap();
                 assert_eq!(
-                    bytes(&again),
+                    bytes(&reevaluated),
                     bytes(decision),
                     "at {} ({context})",
                     record.position
@@ -96,8 +96,8 @@ fn the_log_is_sound(world: &World, context: &str) {
     }
 }
 
-/// One run: random load, pins and rollouts under faults, then quiet, in which everything must settle. How
-/// often a service began with snapshots.
+/// One run: random load, pins and rollouts under faults, then a quiet phase in which everything must
+/// settle. Returns how often a service started from snapshots.
 fn run(seed: u64) -> u32 {
     let context = format!("SEED={seed}");
     let mut world = World::new(seed, start());
@@ -128,7 +128,7 @@ fn run(seed: u64) -> u32 {
             _ => {}
         }
         world.step(Span::from_secs(1));
-        invariants(&world, &context);
+        check_invariants(&world, &context);
     }
 
     world.faults = Faults::default();
@@ -137,7 +137,7 @@ fn run(seed: u64) -> u32 {
     }
     for _ in 0..300 {
         world.step(Span::from_secs(1));
-        invariants(&world, &context);
+        check_invariants(&world, &context);
     }
     assert_eq!(world.ready("iris"), 2, "fixed ({context})");
     for endpoint in &ENDPOINTS[1..] {
@@ -154,13 +154,13 @@ fn run(seed: u64) -> u32 {
     );
     let by_node = world.by_node();
     assert_eq!(by_node.len(), world::NODES.len(), "{by_node:?} ({context})");
-    the_log_is_sound(&world, &context);
+    check_log(&world, &context);
     world
         .autoscaler
-        .snapshots_are_what_the_log_gives(&world.log, &context);
+        .assert_snapshots_match_log(&world.log, &context);
     world
         .planner
-        .snapshots_are_what_the_log_gives(&world.log, &context);
+        .assert_snapshots_match_log(&world.log, &context);
     world.autoscaler.resumed + world.planner.resumed
 }
 
@@ -169,7 +169,7 @@ fn random_faults_never_break_an_invariant_and_everything_settles_afterwards() {
     let (first, count) = (setting("SEED", 1), setting("COUNT", 20));
     println!("SEED={first} COUNT={count}");
     let resumed: u32 = (first..first + count).map(run).sum();
-    assert!(resumed > 0, "no service has begun with a snapshot");
+    assert!(resumed > 0, "no service started from a snapshot");
 }
 
 #[test]

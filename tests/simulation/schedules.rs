@@ -1,5 +1,5 @@
-//! A month of schedules through the whole system, with both changes of the clock in Paris, New York
-//! and Lord Howe (which shifts by half an hour).
+//! A month of schedules through the whole system, with both clock changes in Paris, New York and Lord
+//! Howe (which shifts by half an hour).
 
 use chrono::{DateTime, Datelike, NaiveTime, Timelike, Utc, Weekday};
 use chrono_tz::Tz;
@@ -23,7 +23,7 @@ fn office_hours(endpoint: &str, zone: Tz) -> AutoscaleSpec {
     .unwrap()
 }
 
-/// What the wall clock in the zone says there should be: the oracle knows nothing of the engine.
+/// The expected count by the zone's wall clock, computed independently of the engine.
 fn expected(at: DateTime<Utc>, zone: Tz) -> usize {
     let local = at.with_timezone(&zone);
     let weekend = |day| matches!(day, Weekday::Sat | Weekday::Sun);
@@ -40,7 +40,7 @@ fn expected(at: DateTime<Utc>, zone: Tz) -> usize {
     }
 }
 
-/// Steps of five minutes; right after a boundary the instances may still be on their way.
+/// Checks a month in steps of five minutes.
 fn a_month(from: &str, zone: Tz) {
     let start: Timestamp = from.parse().unwrap();
     let mut world = World::new(1, start);

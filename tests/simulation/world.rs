@@ -1,10 +1,10 @@
-//! A whole Penstock under a virtual clock: one log, services that read it bucket by bucket in random
-//! order and with random lag, gateways and nodes that behave as badly as the seed says.
+//! A complete Penstock under a virtual clock: one log, services that read it bucket by bucket in random
+//! order and with random lag, gateways and nodes with seeded faults.
 //!
 //! The services are the real ones, and so is the loop that drives them (`runtime::consumer::Core`,
 //! `runtime::reconcile::Evaluator`); only the store and the bus around it are replaced. The log
-//! promises no more than the real one: order within a bucket, expected versions. Who starts again begins
-//! with snapshots from random moments, or with none.
+//! guarantees no more than the real one: order within a bucket, expected versions. A restarted service
+//! starts from snapshots taken at random times, or from none.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -51,7 +51,7 @@ impl Rng {
         self.next() % bound
     }
 
-    /// True in so many of a hundred cases.
+    /// True with this probability in percent.
     pub fn percent(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
@@ -72,7 +72,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Appends, or refuses when the stream has moved on.
+    /// Appends; returns false if the stream is not at the expected version.
     fn append(
         &mut self,
         stream: StreamName,
@@ -107,18 +107,17 @@ impl Log {
     }
 }
 
-/// What a snapshot is stored under; nothing here stores any.
+/// The consumer name of snapshots; they are not stored here.
 const SNAPSHOTS: &str = "simulation";
 
-/// A service in the virtual shell: the loop's own parts, how far it has read each bucket, and what it has
-/// kept of itself.
+/// A simulated service: the parts of its loop, its read position in each bucket, and its snapshots.
 pub struct Service<R: Reconciler> {
     evaluator: Evaluator<R>,
     core: Core<R::Fold>,
     make: Box<dyn Fn() -> R>,
     read: BTreeMap<Bucket, usize>,
     snapshots: BTreeMap<Bucket, Snapshot>,
-    /// Starts that began with a snapshot.
+    /// Number of starts from a snapshot.
     pub resumed: u32,
 }
 
@@ -128,8 +127,8 @@ fn new_core<R: Reconciler>(reconciler: &R) -> Core<R::Fold> {
     Core::new(Arc::new(reconciler.fold()), parking)
 }
 
-/// Begins every bucket, each with its snapshot if there is one, and says how far that goes.
-fn begin<F: Fold>(
+/// Loads every bucket, from its snapshot if there is one; returns the read positions.
+fn load_buckets<F: Fold>(
     core: &mut Core<F>,
     log: &Log,
     snapshots: &BTreeMap<Bucket, Snapshot>,
@@ -158,7 +157,7 @@ impl<R: Reconciler> Service<R> {
     fn new(make: impl Fn() -> R + 'static) -> Self {
         let reconciler = make();
         let mut core = new_core(&reconciler);
-        let read = begin(&mut core, &Log::default(), &BTreeMap::new());
+        let read = load_buckets(&mut core, &Log::default(), &BTreeMap::new());
         Self {
             core,
             evaluator: Evaluator::new(reconciler),
@@ -169,8 +168,8 @@ impl<R: Reconciler> Service<R> {
         }
     }
 
-    /// Forgets everything, as after a crash; the next turn reads the log from where the snapshots stand, or
-    /// from its start.
+    /// Loses all state, as in a crash; the next turn reads the log from the snapshots' positions, or from the
+    /// start.
     fn restart(&mut self, log: &Log, rng: &mut Rng) {
         let reconciler = (self.make)();
         self.core = new_core(&reconciler);
@@ -179,13 +178,13 @@ impl<R: Reconciler> Service<R> {
             self.snapshots.clear();
         }
         self.resumed += u32::from(!self.snapshots.is_empty());
-        self.read = begin(&mut self.core, log, &self.snapshots);
+        self.read = load_buckets(&mut self.core, log, &self.snapshots);
     }
 
-    /// Keeps what a bucket is folded to by now.
-    fn keep_a_snapshot(&mut self, rng: &mut Rng) {
+    /// Takes a snapshot of a random bucket.
+    fn take_snapshot(&mut self, rng: &mut Rng) {
         let bucket = Bucket(rng.below(64) as u16);
-        // There is no store that has the rest of it.
+        // There is no store with earlier parts, so the snapshot must be complete.
         self.core.stored(bucket, None);
         if let Some(draft) = self.core.draft(bucket) {
             let version = <R::Fold as Fold>::VERSION;
@@ -194,13 +193,13 @@ impl<R: Reconciler> Service<R> {
         }
     }
 
-    /// Reads up to `most` records of each bucket, buckets in random order.
-    fn read(&mut self, log: &Log, rng: &mut Rng, most: usize) {
+    /// Reads up to `limit` records of each bucket, buckets in random order.
+    fn read(&mut self, log: &Log, rng: &mut Rng, limit: usize) {
         let mut buckets: Vec<_> = log.by_bucket.keys().copied().collect();
         rng.shuffle(&mut buckets);
         for bucket in buckets {
             let read = self.read.entry(bucket).or_default();
-            for record in log.by_bucket[&bucket][*read..].iter().take(most) {
+            for record in log.by_bucket[&bucket][*read..].iter().take(limit) {
                 *read += 1;
                 let applied = apply(&mut self.core, record);
                 self.evaluator.applied(&self.core, vec![applied]);
@@ -217,7 +216,7 @@ impl<R: Reconciler> Service<R> {
             for append in write.appends {
                 let events = append.events.into_iter();
                 let events = events.map(|event| (event.id, event.time, event.event));
-                // Refused when this service lags behind its own stream: it reads on and tries again.
+                // Refused if this service lags behind its own stream: it reads on and retries.
                 if log.append(
                     append.stream,
                     Some(append.expected_version),
@@ -230,11 +229,11 @@ impl<R: Reconciler> Service<R> {
         }
     }
 
-    /// What is folded of the whole log is the same from its start and from the snapshots.
-    pub fn snapshots_are_what_the_log_gives(&self, log: &Log, context: &str) {
+    /// Asserts that folding the log from its start and from the snapshots gives the same state.
+    pub fn assert_snapshots_match_log(&self, log: &Log, context: &str) {
         let folded = |snapshots: &BTreeMap<Bucket, Snapshot>| {
             let mut core = new_core(&self.evaluator.reconciler);
-            let read = begin(&mut core, log, snapshots);
+            let read = load_buckets(&mut core, log, snapshots);
             for (bucket, records) in &log.by_bucket {
                 let read = read.get(bucket).copied().unwrap_or_default();
                 for record in &records[read..] {
@@ -266,7 +265,7 @@ fn apply<F: Fold>(core: &mut Core<F>, record: &Arc<Record>) -> Applied<F::Effect
     }
 }
 
-/// What can go wrong, in percent per second.
+/// Probabilities of faults, in percent per second.
 #[derive(Clone, Copy, Default)]
 pub struct Faults {
     pub service_restarts: u64,
@@ -277,14 +276,14 @@ pub struct Faults {
     pub duplicate_node_turns: u64,
 }
 
-/// The members of the house, from its first moment on.
+/// The members, which are there from the start.
 pub const GATEWAYS: [&str; 2] = ["gateway-1", "gateway-2"];
 pub const NODES: [&str; 2] = ["node-1", "node-2"];
 
-/// What a gateway knows, and what is on the instances by its own count.
+/// A gateway: its routes, and its count of requests in flight on each instance.
 #[derive(Default)]
 struct Gateway {
-    /// Position and the instances that may get requests; the first is what it goes by.
+    /// Routes with their positions: the instances that may get requests. The first entry is in use.
     routes: VecDeque<(Position, BTreeSet<InstanceId>)>,
     in_flight: BTreeMap<InstanceId, u32>,
     sequence: u64,
@@ -303,15 +302,15 @@ pub struct World {
     pub faults: Faults,
     /// Requests per second that clients send, by deployment.
     pub load: BTreeMap<(EndpointKey, Name), u64>,
-    /// The state that a reader of the whole log has.
+    /// The state of a reader of the whole log.
     pub truth: BTreeMap<EndpointKey, EndpointFold>,
-    /// The newest decision on each deployment that there is.
+    /// The newest decision on each deployment.
     pub decided: BTreeMap<(EndpointKey, Uid), Decision>,
     ids: SeededIds,
     pub autoscaler: Service<Autoscaler>,
     pub planner: Service<Planner>,
     processes: BTreeMap<InstanceId, Process>,
-    /// Highest generation carried out, by instance; what a backend's tombstones keep.
+    /// Highest generation carried out, by instance, as in a backend's tombstones.
     carried_out: BTreeMap<InstanceId, u64>,
     pub starts: BTreeMap<InstanceId, u32>,
     gateways: BTreeMap<&'static str, Gateway>,
@@ -319,7 +318,7 @@ pub struct World {
 }
 
 impl Gateway {
-    /// Requests come to what it takes for routed, and end one a turn elsewhere.
+    /// Sends requests to routed instances; on others one request ends per turn.
     fn serve(&mut self, rng: &mut Rng) {
         let routed = &self.routes[0].1;
         for id in routed {
@@ -343,7 +342,7 @@ pub fn key(endpoint: &str) -> EndpointKey {
 
 impl World {
     pub fn new(seed: u64, start: Timestamp) -> Self {
-        // Shared by every life of the planner: a new one must not give out the same ids again.
+        // Shared across restarts of the planner, which must not reuse ids.
         let instance_ids = Arc::new(SeededIds::new(!seed));
         let mut world = Self {
             rng: Rng::new(seed),
@@ -387,13 +386,13 @@ impl World {
         assert!(self.log.append(StreamName::members(), None, vec![event]));
     }
 
-    /// Control's part: what an operator asks for goes straight into the log.
+    /// Appends an operator's change to the log, as control would.
     pub fn control(&mut self, endpoint: &str, event: Event) {
-        let stamped = (self.ids.event_id(self.clock), self.clock, event);
+        let record = (self.ids.event_id(self.clock), self.clock, event);
         assert!(self.log.append(
             StreamName::of(StreamKind::Endpoint, &key(endpoint)),
             None,
-            vec![stamped]
+            vec![record]
         ));
     }
 
@@ -467,7 +466,7 @@ impl World {
         );
     }
 
-    /// One turn of everything, then `step` passes.
+    /// Runs one turn of each part, then advances the clock by `step`.
     pub fn step(&mut self, step: Span) {
         if self.rng.percent(self.faults.service_restarts) {
             self.autoscaler.restart(&self.log, &mut self.rng);
@@ -490,25 +489,25 @@ impl World {
     }
 
     fn service_turn(&mut self, autoscaler: bool) {
-        let most = if self.rng.percent(self.faults.lagging_reads) {
+        let limit = if self.rng.percent(self.faults.lagging_reads) {
             1
         } else {
             usize::MAX
         };
         if autoscaler {
-            self.autoscaler.read(&self.log, &mut self.rng, most);
-            self.autoscaler.keep_a_snapshot(&mut self.rng);
+            self.autoscaler.read(&self.log, &mut self.rng, limit);
+            self.autoscaler.take_snapshot(&mut self.rng);
             self.autoscaler.evaluator.reconciler.due(self.clock);
             self.autoscaler
                 .evaluate(&mut self.log, self.clock, &self.ids);
         } else {
-            self.planner.read(&self.log, &mut self.rng, most);
-            self.planner.keep_a_snapshot(&mut self.rng);
+            self.planner.read(&self.log, &mut self.rng, limit);
+            self.planner.take_snapshot(&mut self.rng);
             self.planner.evaluate(&mut self.log, self.clock, &self.ids);
         }
     }
 
-    /// A gateway learns the routes one turn late, and tells what it has seen in frames.
+    /// A gateway receives routes one turn late, and reports in frames.
     fn gateway_turn(&mut self, id: &'static str) {
         self.read_truth();
         let ready = |instance: &&Instance| instance.is_ready();
@@ -558,7 +557,7 @@ impl World {
                     .get(&(endpoint.clone(), deployment.clone()))
                     .copied()
                     .unwrap_or(0);
-                // Clients are spread over the gateways.
+                // Load is split between the gateways.
                 let load = load / 2 + u64::from(id == GATEWAYS[0]) * (load % 2);
                 let instances = fold.instances.of(spec.uid).map(|instance| InstanceFrame {
                     in_flight: gateway.in_flight.get(&instance.id).copied().unwrap_or(0),
@@ -570,7 +569,7 @@ impl World {
                         ..Outcomes::default()
                     },
                     arrivals: load,
-                    // A tenth of a second each.
+                    // A tenth of a second per request.
                     in_flight_us: load * 100_000,
                     in_flight_max: 1,
                     instances: instances.collect(),
@@ -612,7 +611,7 @@ impl World {
         }
     }
 
-    /// Carries out every order, also those carried out before: generations make that harmless.
+    /// Carries out every order, including earlier ones: generations make that harmless.
     fn node_turn(&mut self) {
         self.read_truth();
         let instances: Vec<(EndpointKey, Instance)> = self
@@ -630,8 +629,8 @@ impl World {
                 self.carried_out
                     .insert(instance.id.clone(), removal.generation);
                 let was_running = self.processes.remove(&instance.id).is_some();
-                let on_it = |gateway: &mut Gateway| gateway.in_flight.remove(&instance.id);
-                let in_flight: u32 = self.gateways.values_mut().filter_map(on_it).sum();
+                let remaining = |gateway: &mut Gateway| gateway.in_flight.remove(&instance.id);
+                let in_flight: u32 = self.gateways.values_mut().filter_map(remaining).sum();
                 // Frames come every turn or two, so no drain reaches its deadline.
                 assert!(
                     !was_running || in_flight == 0,
@@ -715,10 +714,10 @@ impl World {
     }
 
     fn report(&mut self, endpoint: &EndpointKey, node: &str, event: Event) {
-        let stamped = (self.ids.event_id(self.clock), self.clock, event);
+        let record = (self.ids.event_id(self.clock), self.clock, event);
         assert!(
             self.log
-                .append(StreamName::of_node(endpoint, node), None, vec![stamped])
+                .append(StreamName::of_node(endpoint, node), None, vec![record])
         );
     }
 

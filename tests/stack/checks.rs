@@ -16,100 +16,99 @@ use crate::cluster::{Cluster, Process, Role};
 use crate::support::{PATIENCE, endpoint_document};
 use crate::workload::Workload;
 
-/// How long it may take until everything is as it should be again: the bar of `make faults`, and
-/// PATIENCE where no time is measured.
+/// Maximum time to converge: the limit set by `make faults`, else `PATIENCE`.
 fn convergence_max() -> Duration {
     let seconds = std::env::var("CONVERGENCE_SECONDS").ok();
     seconds.map_or(PATIENCE, |text| Duration::from_secs(text.parse().unwrap()))
 }
 
-/// Whoever waited longer than this is told for what.
-const WORTH_A_WORD: Duration = Duration::from_secs(5);
+/// If convergence takes longer than this, the last problems are printed.
+const SLOW: Duration = Duration::from_secs(5);
 
-/// Waits until the cluster is whole again: every process is ready, as many instances run as were asked
-/// for, each in the one process that the API names, no consumer has parked an endpoint, and what is
-/// written through each control is shown by all of them. Returns how long it took.
-pub async fn converged(cluster: &Cluster, since: Instant, instances: usize) -> Duration {
+/// Waits until the cluster has converged: every process is ready, the requested number of instances run,
+/// each in the one process that the API names, no consumer has parked an endpoint, and writes through each
+/// control are visible in all of them. Returns how long it took.
+pub async fn wait_until_converged(cluster: &Cluster, since: Instant, instances: usize) -> Duration {
     let max = convergence_max();
     let mut last = Vec::new();
     loop {
-        let missing = missing(cluster, instances).await;
-        let took = since.elapsed();
+        let problems = problems(cluster, instances).await;
+        let elapsed = since.elapsed();
         assert!(
-            took < max,
-            "not whole {max:?} after the last fault: {missing:?}, before that {last:?}\n{}",
+            elapsed < max,
+            "not converged {max:?} after the last fault: {problems:?}, before that {last:?}\n{}",
             cluster.logs()
         );
-        if missing.is_empty() {
-            if took > WORTH_A_WORD {
-                println!("  missing to the last: {}", last.join("; "));
+        if problems.is_empty() {
+            if elapsed > SLOW {
+                println!("  last problems: {}", last.join("; "));
             }
-            return took;
+            return elapsed;
         }
-        last = missing;
+        last = problems;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// What the cluster lacks, of the first kind of thing that it lacks.
-async fn missing(cluster: &Cluster, instances: usize) -> Vec<String> {
+/// The current problems, of the first category that has any.
+async fn problems(cluster: &Cluster, instances: usize) -> Vec<String> {
     let not_ready = not_ready(cluster).await;
     if !not_ready.is_empty() {
         return not_ready;
     }
-    let mut missing = Vec::new();
+    let mut problems = Vec::new();
     for control in cluster.controls() {
-        missing.extend(instances_are(cluster, control, instances).await.err());
-        missing.extend(none_parked(cluster, control).await.err());
+        problems.extend(check_instances(cluster, control, instances).await.err());
+        problems.extend(check_none_parked(cluster, control).await.err());
     }
-    if !missing.is_empty() {
-        return missing;
+    if !problems.is_empty() {
+        return problems;
     }
     for writer in cluster.controls() {
-        missing.extend(a_write_is_shown(cluster, writer).await.err());
+        problems.extend(check_write_is_visible(cluster, writer).await.err());
     }
-    missing
+    problems
 }
 
 async fn not_ready(cluster: &Cluster) -> Vec<String> {
-    let mut missing = Vec::new();
+    let mut problems = Vec::new();
     for process in &cluster.processes {
         let admin = process.addresses().admin.unwrap();
         let ready = cluster.http.get(format!("{admin}/readyz")).send().await;
         match ready {
             Ok(response) if response.status().is_success() => {}
-            Ok(response) => missing.push(format!(
+            Ok(response) => problems.push(format!(
                 "{}: {}",
                 process.name,
                 response.text().await.unwrap_or_default()
             )),
-            Err(error) => missing.push(format!("{}: {error}", process.name)),
+            Err(error) => problems.push(format!("{}: {error}", process.name)),
         }
     }
-    missing
+    problems
 }
 
-/// As one control answers; what is no answer is told.
-async fn answer(control: &Process, request: RequestBuilder) -> Result<(Value, u64), String> {
-    let told = |error: reqwest::Error| format!("{}: {error}", control.name);
-    let response = request.send().await.map_err(told)?;
+/// Sends a request; returns the body and the position, or a description of the error.
+async fn send(control: &Process, request: RequestBuilder) -> Result<(Value, u64), String> {
+    let describe = |error: reqwest::Error| format!("{}: {error}", control.name);
+    let response = request.send().await.map_err(describe)?;
     let position = response.headers().get("penstock-position");
     let position = position.and_then(|value| value.to_str().ok()?.parse().ok());
     let (status, url) = (response.status(), response.url().clone());
-    let text = response.text().await.map_err(told)?;
+    let text = response.text().await.map_err(describe)?;
     match serde_json::from_str(&text) {
         Ok(value) if status.is_success() => Ok((value, position.unwrap_or_default())),
         _ => Err(format!("{}: {url} answered {status}: {text}", control.name)),
     }
 }
 
-async fn instances_are(
+async fn check_instances(
     cluster: &Cluster,
     control: &Process,
     instances: usize,
 ) -> Result<(), String> {
     let path = "/v1/instances?endpoint=iris&limit=500";
-    let (list, _) = answer(control, cluster.api(control, Method::GET, path)).await?;
+    let (list, _) = send(control, cluster.api(control, Method::GET, path)).await?;
     let items = list["items"].as_array().cloned().unwrap_or_default();
     let of = |state: &str| items.iter().filter(|item| item["state"] == state).count();
     let shown = (of("ready"), of("starting"), of("draining"));
@@ -134,30 +133,27 @@ async fn instances_are(
     Ok(())
 }
 
-async fn none_parked(cluster: &Cluster, control: &Process) -> Result<(), String> {
+async fn check_none_parked(cluster: &Cluster, control: &Process) -> Result<(), String> {
     let request = cluster.api(control, Method::GET, "/v1/events/parked");
-    let (parked, _) = answer(control, request).await?;
+    let (parked, _) = send(control, request).await?;
     if parked["items"] != json!([]) {
-        return Err(format!(
-            "{} says that there is parked: {parked}",
-            control.name
-        ));
+        return Err(format!("{} lists parked endpoints: {parked}", control.name));
     }
     Ok(())
 }
 
-/// Through one control, and then read at its position from each, also the one that wrote.
-async fn a_write_is_shown(cluster: &Cluster, writer: &Process) -> Result<(), String> {
+/// Writes through one control, and reads at that position from each, including the writer.
+async fn check_write_is_visible(cluster: &Cluster, writer: &Process) -> Result<(), String> {
     const PATH: &str = "/v1/endpoints/iris";
     let mut document = endpoint_document("iris");
     let mark = uuid::Uuid::new_v4().to_string();
     document["metadata"]["labels"] = json!({"mark": mark});
     let request = cluster.api(writer, Method::PUT, PATH).json(&document);
-    let (_, position) = answer(writer, request).await?;
+    let (_, position) = send(writer, request).await?;
     for reader in cluster.controls() {
         let request = cluster.api(reader, Method::GET, PATH);
         let request = request.header("penstock-position", position);
-        let (shown, _) = answer(reader, request).await?;
+        let (shown, _) = send(reader, request).await?;
         let shown = &shown["metadata"]["labels"]["mark"];
         if *shown != mark {
             return Err(format!(
@@ -169,17 +165,17 @@ async fn a_write_is_shown(cluster: &Cluster, writer: &Process) -> Result<(), Str
     Ok(())
 }
 
-/// A pin is decided about and carried out: the autoscaler that owns the endpoint goes on, and so do
-/// the planner and the nodes. The count must not be the one that is.
-pub async fn goes_on(cluster: &Cluster, instances: usize) {
+/// Asserts that a pin is decided and carried out: the autoscaler that owns the endpoint works, and so do
+/// the planner and the nodes. `instances` must differ from the current count.
+pub async fn assert_scaling_works(cluster: &Cluster, instances: usize) {
     let newest = || async {
         let path = "/v1/decisions?endpoint=iris&deployment=blue&limit=1";
         cluster.read(path).await["items"][0].clone()
     };
     let before = newest().await;
-    assert_ne!(before["granted"], instances, "nothing is to be decided");
+    assert_ne!(before["granted"], instances, "there is nothing to decide");
     pin(cluster, instances).await;
-    converged(cluster, Instant::now(), instances).await;
+    wait_until_converged(cluster, Instant::now(), instances).await;
     let after = newest().await;
     assert_eq!(after["granted"], instances, "{after:#}");
     assert_ne!(after["id"], before["id"]);
@@ -190,41 +186,46 @@ pub async fn pin(cluster: &Cluster, instances: usize) {
     cluster.put("/v1/autoscale/iris/blue/pin", &body).await;
 }
 
-/// All that was promised, and nothing twice.
-pub async fn nothing_lost_or_doubled(cluster: &Cluster, workload: &Workload) {
-    // What was promised before the log is read is in it; what happened by then was asked for by now.
-    let promised = workload.promised();
+/// Asserts that every acknowledged write exists, and no effect happened twice.
+pub async fn assert_nothing_lost_or_duplicated(cluster: &Cluster, workload: &Workload) {
+    // Taken before the log is read, so all of it must be there; `sent` is taken after, so it is an upper bound.
+    let summary = workload.summary();
     let events = cluster.events().await;
     let sent = workload.record.lock().unwrap().sent;
     let keyed_since = workload.record.lock().unwrap().keyed.clone();
-    every_acknowledged_write_is_there(&events, &promised.acknowledged);
-    no_effect_happened_twice(&events);
-    nothing_was_metered_twice(&events, sent);
-    let rotated = rotated(&events);
-    assert!(promised.keyed.is_subset(&rotated), "a write is lost");
-    // Each writer waits for the answer to one at most.
-    let waiting = rotated.difference(&keyed_since).count();
+    assert_acknowledged_writes_exist(&events, &summary.acknowledged);
+    assert_no_duplicate_effects(&events);
+    assert_usage_counted_once(&events, sent);
+    let key_rotations = key_rotations(&events);
+    assert!(summary.keyed.is_subset(&key_rotations), "a write is lost");
+    // Each writer has at most one request in flight.
+    let waiting = key_rotations.difference(&keyed_since).count();
     assert!(
-        waiting <= cluster.of(Role::Brain).count(),
-        "{waiting} writes happened that nobody was told of"
+        waiting <= cluster.of(Role::ControlPlane).count(),
+        "{waiting} writes happened without being acknowledged"
     );
-    for brain in cluster.of(Role::Brain) {
-        let request = cluster.api(brain, Method::GET, "/v1/events/verify");
-        // It reads the whole log.
-        let answer = request.timeout(Duration::from_secs(120)).send().await;
-        let answer = answer.unwrap_or_else(|error| panic!("{error:?}\n{}", cluster.logs()));
-        let report: Value = answer.json().await.unwrap();
-        assert_eq!(report["problems"], json!([]), "{}: {report:#}", brain.name);
+    for control_plane in cluster.of(Role::ControlPlane) {
+        let request = cluster.api(control_plane, Method::GET, "/v1/events/verify");
+        // Reads the whole log.
+        let response = request.timeout(Duration::from_secs(120)).send().await;
+        let response = response.unwrap_or_else(|error| panic!("{error:?}\n{}", cluster.logs()));
+        let report: Value = response.json().await.unwrap();
+        assert_eq!(
+            report["problems"],
+            json!([]),
+            "{}: {report:#}",
+            control_plane.name
+        );
     }
-    let brain = cluster.get("brain-1");
-    let request = cluster.api(brain, Method::POST, "/v1/events/replay");
+    let control_plane = cluster.get("control-1");
+    let request = cluster.api(control_plane, Method::POST, "/v1/events/replay");
     let request = request.json(&json!({"checkDecisions": true}));
-    let answer = request.timeout(Duration::from_secs(120)).send().await;
-    let replay: Value = answer.unwrap().json().await.unwrap();
+    let response = request.timeout(Duration::from_secs(120)).send().await;
+    let replay: Value = response.unwrap().json().await.unwrap();
     assert_eq!(replay["differing"], json!([]), "{replay:#}");
 }
 
-fn every_acknowledged_write_is_there(events: &[Value], acknowledged: &BTreeMap<u64, u64>) {
+fn assert_acknowledged_writes_exist(events: &[Value], acknowledged: &BTreeMap<u64, u64>) {
     let written: BTreeMap<u64, u64> = events
         .iter()
         .filter(|event| event["type"] == "endpoint.updated" || event["type"] == "endpoint.created")
@@ -242,30 +243,29 @@ fn every_acknowledged_write_is_there(events: &[Value], acknowledged: &BTreeMap<u
     }
 }
 
-/// When every write with an `Idempotency-Key` has been acknowledged: the log has each once.
-pub async fn every_keyed_write_happened_once(cluster: &Cluster, keyed: &BTreeSet<u64>) {
+/// Asserts, once every write with an `Idempotency-Key` is acknowledged, that the log has each once.
+pub async fn assert_keyed_writes_happened_once(cluster: &Cluster, keyed: &BTreeSet<u64>) {
     assert!(!keyed.is_empty());
-    assert_eq!(rotated(&cluster.events().await), *keyed);
+    assert_eq!(key_rotations(&cluster.events().await), *keyed);
 }
 
-/// Where the writes with an `Idempotency-Key` stand in the log.
-fn rotated(events: &[Value]) -> BTreeSet<u64> {
-    let rotated = events.iter().filter(|event| {
+/// The positions of the writes with an `Idempotency-Key` in the log.
+fn key_rotations(events: &[Value]) -> BTreeSet<u64> {
+    let key_rotations = events.iter().filter(|event| {
         event["type"] == "endpoint.key-regenerated" && event["stream"] == "endpoint/default/notes"
     });
-    rotated
+    key_rotations
         .map(|event| event["position"].as_u64().unwrap())
         .collect()
 }
 
-/// A minute of a deployment is closed once, a frame is counted once for a deployment, and no more
-/// requests are told than were sent. (Fewer may be: a gateway that is killed takes its last frame with
-/// it, and the newest minutes are open.)
-/// Returns how many are told.
-fn nothing_was_metered_twice(events: &[Value], sent: u64) -> u64 {
+/// Asserts that each minute of a deployment is closed once, each frame is counted once per deployment, and
+/// no more requests are reported than were sent. (Fewer may be: a killed gateway loses its last frame, and
+/// the newest minutes are open.) Returns the number of reported requests.
+fn assert_usage_counted_once(events: &[Value], sent: u64) -> u64 {
     let mut closed = BTreeSet::new();
     let mut counted: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
-    let mut told = 0;
+    let mut reported = 0;
     for event in events {
         let (kind, data) = (event["type"].as_str().unwrap(), &event["data"]);
         if !matches!(kind, "usage.closed" | "usage.corrected") {
@@ -293,25 +293,24 @@ fn nothing_was_metered_twice(events: &[Value], sent: u64) -> u64 {
         }
         for slice in data["slices"].as_array().unwrap() {
             let arrivals = slice.pointer("/byRole/live/arrivals");
-            told += arrivals.map_or(0, |arrivals| arrivals.as_u64().unwrap());
+            reported += arrivals.map_or(0, |arrivals| arrivals.as_u64().unwrap());
         }
     }
     assert!(
-        told <= sent,
-        "{told} requests are told, and {sent} were sent"
+        reported <= sent,
+        "{reported} requests are reported, but {sent} were sent"
     );
-    told
+    reported
 }
 
-/// Requests are told in closed minutes: the checks of usage have something to look at. Waits for the
-/// first minute to close.
-pub async fn something_was_metered(cluster: &Cluster, workload: &Workload) {
+/// Waits until the first minute with requests is closed, so that usage checks are meaningful.
+pub async fn wait_for_usage(cluster: &Cluster, workload: &Workload) {
     let deadline = Instant::now() + 2 * PATIENCE;
     loop {
-        // What is told was sent before.
+        // Read the log first: `sent` must include every reported request.
         let events = cluster.events().await;
         let sent = workload.record.lock().unwrap().sent;
-        if nothing_was_metered_twice(&events, sent) > 0 {
+        if assert_usage_counted_once(&events, sent) > 0 {
             return;
         }
         assert!(Instant::now() < deadline, "no usage:\n{}", cluster.logs());
@@ -319,9 +318,9 @@ pub async fn something_was_metered(cluster: &Cluster, workload: &Workload) {
     }
 }
 
-/// An instance is started once, an order is given once, and a decision for so many more instances
-/// leads to no more scale-outs than that.
-fn no_effect_happened_twice(events: &[Value]) {
+/// Asserts that each instance is requested, started and removed at most once, and that a decision leads
+/// to no more scale-outs than it granted.
+fn assert_no_duplicate_effects(events: &[Value]) {
     let mut started = BTreeSet::new();
     let mut requested = BTreeSet::new();
     let mut removed = BTreeSet::new();

@@ -1,6 +1,6 @@
-//! Penstock as separate processes on a real PostgreSQL and a real Kafka: two brains (control,
-//! autoscaler, meter), two gateways, two nodes; or each service alone, as it is shipped. Each process
-//! has a data folder of its own and keeps its addresses over restarts.
+//! Penstock as separate processes on a real PostgreSQL and a real Kafka: two control planes (control,
+//! autoscaler, meter), two gateways, two nodes; or one process per service, as in compose. Each process
+//! has its own data folder and keeps its addresses across restarts.
 
 #![allow(
     clippy::disallowed_methods,
@@ -22,50 +22,50 @@ use crate::support::{DataFolder, PATIENCE};
 /// What one process of the cluster runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    Brain,
+    ControlPlane,
     Gateway,
     Node,
     Control,
     Autoscaler,
     Meter,
-    /// What a small installation has twice.
-    Host,
+    /// The processes of a small installation.
+    Combined,
 }
 
 impl Role {
     const fn services(self) -> &'static str {
         match self {
-            Self::Brain => "control,autoscaler,meter",
+            Self::ControlPlane => "control,autoscaler,meter",
             Self::Gateway => "gateway",
             Self::Node => "actuator",
             Self::Control => "control",
             Self::Autoscaler => "autoscaler",
             Self::Meter => "meter",
-            Self::Host => "control,autoscaler,actuator",
+            Self::Combined => "control,autoscaler,actuator",
         }
     }
 
     const fn has_control(self) -> bool {
-        matches!(self, Self::Brain | Self::Control | Self::Host)
+        matches!(self, Self::ControlPlane | Self::Control | Self::Combined)
     }
 
     const fn has_actuator(self) -> bool {
-        matches!(self, Self::Node | Self::Host)
+        matches!(self, Self::Node | Self::Combined)
     }
 }
 
 /// Two of everything.
-pub const PAIRS: [(&str, Role); 6] = [
-    ("brain-1", Role::Brain),
-    ("brain-2", Role::Brain),
+pub const TWO_OF_EACH: [(&str, Role); 6] = [
+    ("control-1", Role::ControlPlane),
+    ("control-2", Role::ControlPlane),
     ("gate-1", Role::Gateway),
     ("gate-2", Role::Gateway),
     ("node-1", Role::Node),
     ("node-2", Role::Node),
 ];
 
-/// Each service in a process of its own, under the names of `deploy/compose.yaml`.
-pub const SHIPPED: [(&str, Role); 6] = [
+/// One process per service, with the names of `deploy/compose.yaml`.
+pub const ONE_PER_SERVICE: [(&str, Role); 6] = [
     ("control", Role::Control),
     ("autoscaler", Role::Autoscaler),
     ("meter", Role::Meter),
@@ -74,9 +74,9 @@ pub const SHIPPED: [(&str, Role); 6] = [
     ("gateway-2", Role::Gateway),
 ];
 
-/// Where a process finds the log; processes may be given different ways to the same servers.
+/// The URLs of the servers; processes may reach the same servers by different URLs.
 #[derive(Clone, Debug)]
-pub struct Servers {
+pub struct ServerUrls {
     pub store: String,
     pub bus: String,
 }
@@ -87,13 +87,13 @@ pub struct Process {
     pub folder: DataFolder,
     arguments: Vec<String>,
     environment: BTreeMap<&'static str, String>,
-    running: Mutex<Running>,
+    state: Mutex<ProcessState>,
 }
 
 #[derive(Default)]
-struct Running {
+struct ProcessState {
     child: Option<Child>,
-    /// Of the last start; flags of the next one.
+    /// The addresses of the last start, reused for the next one.
     addresses: Addresses,
 }
 
@@ -105,7 +105,7 @@ pub struct Addresses {
 }
 
 impl Process {
-    pub fn new(name: &'static str, role: Role, servers: &Servers, secrets: &Path) -> Self {
+    pub fn new(name: &'static str, role: Role, servers: &ServerUrls, secrets: &Path) -> Self {
         let folder = DataFolder::new();
         let offset = folder.path().join("clock-offset");
         let file = |name: &str| format!("file:{}", secrets.join(name).display());
@@ -122,14 +122,14 @@ impl Process {
             ("PENSTOCK_BUS", servers.bus.clone()),
             ("PENSTOCK_LOG", "info".to_owned()),
         ]);
-        // As shipped: nobody is given what it does not need.
+        // As in compose: processes get only the settings they need.
         if role.has_control() {
             arguments.extend(["--seal-key".to_owned(), file("seal")]);
         }
         if role != Role::Gateway {
             environment.insert("PENSTOCK_STORE", servers.store.clone());
         }
-        // Another host, as far as one machine can have one.
+        // Simulates another host.
         if name == "node-2" {
             arguments.push("--advertise-host=127.0.0.2".to_owned());
         }
@@ -139,25 +139,25 @@ impl Process {
             arguments,
             environment,
             folder,
-            running: Mutex::default(),
+            state: Mutex::default(),
         }
     }
 
-    /// Starts it and returns at once; [`until_ready`](Self::until_ready) waits.
+    /// Starts the process and returns at once; [`until_ready`](Self::until_ready) waits.
     pub fn launch(&self) {
-        let mut running = self.running.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
         let _ = std::fs::remove_file(self.ready_file());
         let address = |url: &Option<String>| match url {
             Some(url) => url.trim_start_matches("http://").to_owned(),
             None => "127.0.0.1:0".to_owned(),
         };
-        let addresses = &running.addresses;
+        let addresses = &state.addresses;
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.folder.path().join("serve.log"))
             .unwrap();
-        // It must not outlive the test, however that ends.
+        // The process must not outlive the test, even if that is killed.
         let mut command = Command::new("setpriv");
         command
             .args([
@@ -178,14 +178,14 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        running.child = Some(servers::spawn(command));
+        state.child = Some(servers::spawn(command));
     }
 
     fn ready_file(&self) -> PathBuf {
         self.folder.path().join("ready.json")
     }
 
-    /// Waits until it has said that it is ready.
+    /// Waits for the ready file.
     pub async fn until_ready(&self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -193,7 +193,7 @@ impl Process {
                 && let Ok(ready) = serde_json::from_str::<Value>(&text)
             {
                 let url = |name: &str| ready[name].as_str().map(str::to_owned);
-                self.running.lock().unwrap().addresses = Addresses {
+                self.state.lock().unwrap().addresses = Addresses {
                     control: url("control"),
                     gateway: url("gateway"),
                     admin: url("admin"),
@@ -201,8 +201,8 @@ impl Process {
                 return;
             }
             let ended = {
-                let mut running = self.running.lock().unwrap();
-                let child = running.child.as_mut();
+                let mut state = self.state.lock().unwrap();
+                let child = state.child.as_mut();
                 child.and_then(|child| child.try_wait().unwrap())
             };
             assert!(
@@ -222,21 +222,21 @@ impl Process {
     }
 
     pub fn addresses(&self) -> Addresses {
-        self.running.lock().unwrap().addresses.clone()
+        self.state.lock().unwrap().addresses.clone()
     }
 
-    /// SIGKILL; returns when it is gone.
+    /// SIGKILL; returns when the process has ended.
     pub fn kill(&self) {
-        if let Some(mut child) = self.running.lock().unwrap().child.take() {
+        if let Some(mut child) = self.state.lock().unwrap().child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
         }
     }
 
-    /// SIGTERM, and waits for the end.
+    /// SIGTERM; waits for the process to end.
     pub async fn stop(&self) -> std::process::ExitStatus {
         self.signal(Signal::TERM);
-        let child = self.running.lock().unwrap().child.take();
+        let child = self.state.lock().unwrap().child.take();
         let mut child = child.unwrap();
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -254,29 +254,29 @@ impl Process {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let running = self.running.lock().unwrap();
-        if let Some(child) = &running.child
+        let state = self.state.lock().unwrap();
+        if let Some(child) = &state.child
             && let Some(pid) = Pid::from_raw(child.id() as i32)
         {
             rustix::process::kill_process(pid, signal).unwrap();
         }
     }
 
-    /// Its clock is off by so many milliseconds from now on.
+    /// Sets the offset of the process's clock.
     pub fn step_clock(&self, offset_ms: i64) {
         let file = self.folder.path().join("clock-offset");
         std::fs::write(file, offset_ms.to_string()).unwrap();
     }
 
-    /// All that it has logged, over all its starts.
-    pub fn whole_log(&self) -> String {
+    /// The full log, of all starts.
+    pub fn full_log(&self) -> String {
         let log = std::fs::read_to_string(self.folder.path().join("serve.log"));
         log.unwrap_or_default()
     }
 
-    /// Its end, for people.
+    /// The end of the log, for failure messages.
     pub fn log(&self) -> String {
-        let log = self.whole_log();
+        let log = self.full_log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
@@ -300,21 +300,21 @@ pub struct Cluster {
     pub processes: Vec<Process>,
     pub http: Client,
     token: String,
-    // Read by every start.
+    // Read on every start.
     _secrets: tempfile::TempDir,
 }
 
 impl Cluster {
-    /// Starts two of everything; `servers_of` says which way each process takes to the servers.
-    pub async fn start(servers_of: impl Fn(&str) -> Servers) -> Self {
-        Self::start_of(&PAIRS, 0, servers_of).await
+    /// Starts two of each; `urls_of` returns the server URLs for each process.
+    pub async fn start(urls_of: impl Fn(&str) -> ServerUrls) -> Self {
+        Self::start_of(&TWO_OF_EACH, 0, urls_of).await
     }
 
-    /// The first of the members has control. All clocks are off by the same.
+    /// Starts these members, of which the first must have control, with a common clock offset.
     pub async fn start_of(
         members: &[(&'static str, Role)],
         clock_offset_ms: i64,
-        servers_of: impl Fn(&str) -> Servers,
+        urls_of: impl Fn(&str) -> ServerUrls,
     ) -> Self {
         let secrets = tempfile::tempdir().unwrap();
         for name in ["seal", "internal"] {
@@ -328,12 +328,12 @@ impl Cluster {
         }
         let processes: Vec<Process> = members
             .iter()
-            .map(|(name, role)| Process::new(name, *role, &servers_of(name), secrets.path()))
+            .map(|(name, role)| Process::new(name, *role, &urls_of(name), secrets.path()))
             .collect();
         for process in &processes {
             process.step_clock(clock_offset_ms);
         }
-        // The first control makes the first token and the tables.
+        // The first control creates the first token and the tables.
         processes[0].launch();
         processes[0].until_ready().await;
         for process in &processes[1..] {
@@ -366,7 +366,7 @@ impl Cluster {
             .filter(move |process| process.role == role)
     }
 
-    /// All that have a control API.
+    /// The processes with a control API.
     pub fn controls(&self) -> impl Iterator<Item = &Process> {
         let has_control = |process: &&Process| process.role.has_control();
         self.processes.iter().filter(has_control)
@@ -380,7 +380,7 @@ impl Cluster {
             .bearer_auth(&self.token)
     }
 
-    /// Asks one control after the other until one accepts. The answer, and the position that it names.
+    /// Sends a request to one control after the other until one accepts. Returns the body and the position.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> (Value, u64) {
         let deadline = Instant::now() + PATIENCE;
         let mut last = String::new();
@@ -443,7 +443,7 @@ impl Cluster {
         }
     }
 
-    /// Processes that instances run in now, by node.
+    /// Ids of running instance processes, by node.
     pub fn instance_processes(&self) -> BTreeMap<&'static str, Vec<u32>> {
         let of = |node: &Process| (node.name, node.folder.instance_processes());
         let nodes = self.processes.iter();

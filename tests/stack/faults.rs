@@ -1,4 +1,4 @@
-//! The faults: chosen by a seed, each injected, held for a while, and healed.
+//! The faults: drawn from a seed, injected, held for a while, and healed.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use crate::cluster::{Cluster, Process, Role};
 use crate::stack::Stack;
-use crate::workload::Record;
+use crate::workload::WorkloadRecord;
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 pub struct Rng(pub u64);
@@ -36,24 +36,24 @@ impl Rng {
     }
 }
 
-/// What happens to one part of the system, and for how long.
+/// A fault in one part of the system.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    pub kind: Kind,
-    /// After the fault before it.
+    pub kind: FaultKind,
+    /// Delay after the previous fault.
     pub after: Duration,
-    pub held: Duration,
+    pub duration: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// SIGKILL, and a new start.
+pub enum FaultKind {
+    /// SIGKILL, then a restart.
     Kill(&'static str),
-    /// SIGSTOP for longer than any session and lease: it wakes up after it was replaced.
+    /// SIGSTOP for longer than any session or lease: it resumes after it was replaced.
     Pause(&'static str),
-    /// Stopped and continued again and again.
+    /// SIGSTOP and SIGCONT in quick alternation.
     Slow(&'static str),
-    /// Its clock is off by so many milliseconds, and then right again.
+    /// The clock is off by this many milliseconds, then correct again.
     StepClock(&'static str, i64),
     KillBroker(usize),
     /// The broker that leads the partition of the endpoint that the workload writes to.
@@ -65,16 +65,16 @@ pub enum Kind {
     CutStore(&'static str),
     /// One process cannot reach the bus.
     CutBus(&'static str),
-    /// No byte more fits where the store is.
+    /// The store's disk is full.
     FullDisk,
-    /// No byte more fits where a broker keeps its log.
+    /// A broker's disk is full.
     FullBrokerDisk(usize),
-    /// Old records come again on the topic, out of order; one at least.
+    /// Old records are republished on the topic, out of order; at least one.
     Duplicates(u64),
 }
 
-impl Kind {
-    /// Without what it strikes.
+impl FaultKind {
+    /// The name, without the target.
     pub fn name(&self) -> String {
         let whole = format!("{self:?}");
         whole.split('(').next().unwrap_or_default().to_owned()
@@ -83,59 +83,72 @@ impl Kind {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} for {:?}", self.kind, self.held)
+        write!(f, "{:?} for {:?}", self.kind, self.duration)
     }
 }
 
-const BRAINS: [&str; 2] = ["brain-1", "brain-2"];
-const PROCESSES: [&str; 6] = ["brain-1", "brain-2", "gate-1", "gate-2", "node-1", "node-2"];
-/// What has the store.
-const KEEPERS: [&str; 4] = ["brain-1", "brain-2", "node-1", "node-2"];
+const CONTROL_PLANES: [&str; 2] = ["control-1", "control-2"];
+const PROCESSES: [&str; 6] = [
+    "control-1",
+    "control-2",
+    "gate-1",
+    "gate-2",
+    "node-1",
+    "node-2",
+];
+/// Processes that use the store.
+const STORE_CLIENTS: [&str; 4] = ["control-1", "control-2", "node-1", "node-2"];
 
-/// The faults of one round: so many, or fewer if there are not as many things to lay a hand on.
-/// `only` names kinds; if it is empty, all are drawn.
-pub fn draw(rng: &mut Rng, stack: &Stack, count: usize, only: &str) -> Vec<Fault> {
+/// Draws the faults of one round: `count`, or fewer if there are not enough distinct targets. `only`
+/// restricts the kinds, unless it is empty.
+pub fn draw_faults(rng: &mut Rng, stack: &Stack, count: usize, only: &str) -> Vec<Fault> {
     const ATTEMPTS: usize = 1_000;
     let mut faults: Vec<Fault> = Vec::new();
     for _ in 0..ATTEMPTS {
         if faults.len() == count {
             break;
         }
-        let kind = draw_kind(rng, stack.kafka.count());
+        let kind = draw_fault_kind(rng, stack.kafka.count());
         if !only.is_empty() && !only.split(',').any(|name| name == kind.name()) {
             continue;
         }
-        if matches!(kind, Kind::FullDisk | Kind::FullBrokerDisk(_)) && !stack.can_be_full() {
-            continue;
-        }
-        // Two hands on one thing would undo each other.
-        if faults
-            .iter()
-            .any(|other| touches(&other.kind) == touches(&kind))
+        if matches!(kind, FaultKind::FullDisk | FaultKind::FullBrokerDisk(_))
+            && !stack.can_fill_disks()
         {
             continue;
         }
-        let held = match kind {
-            // Past the session of a group (6 s) and any lease (5 s).
-            Kind::Pause(_) => rng.millis(7_000, 9_000),
-            Kind::PauseBroker(_) | Kind::PausePostgres => rng.millis(1_000, 8_000),
-            // Past what a statement of the store may take (10 s).
-            Kind::CutStore(_) | Kind::CutBus(_) => rng.millis(1_000, 15_000),
-            Kind::FullDisk | Kind::FullBrokerDisk(_) => rng.millis(1_000, 5_000),
+        // Two faults on one target would undo each other.
+        if faults
+            .iter()
+            .any(|other| target_of(&other.kind) == target_of(&kind))
+        {
+            continue;
+        }
+        let duration = match kind {
+            // Longer than a group session (6 s) and any lease (5 s).
+            FaultKind::Pause(_) => rng.millis(7_000, 9_000),
+            FaultKind::PauseBroker(_) | FaultKind::PausePostgres => rng.millis(1_000, 8_000),
+            // Up to longer than the store's statement timeout (10 s).
+            FaultKind::CutStore(_) | FaultKind::CutBus(_) => rng.millis(1_000, 15_000),
+            FaultKind::FullDisk | FaultKind::FullBrokerDisk(_) => rng.millis(1_000, 5_000),
             _ => rng.millis(100, 3_000),
         };
         let after = rng.millis(0, 1_500);
-        faults.push(Fault { kind, after, held });
+        faults.push(Fault {
+            kind,
+            after,
+            duration,
+        });
     }
     faults
 }
 
-fn draw_kind(rng: &mut Rng, brokers: usize) -> Kind {
+fn draw_fault_kind(rng: &mut Rng, brokers: usize) -> FaultKind {
     match rng.in_range(0, 16) {
-        0..=2 => Kind::Kill(rng.one_of(&PROCESSES)),
-        3 => Kind::Kill(rng.one_of(&BRAINS)),
-        4 => Kind::Pause(rng.one_of(&PROCESSES)),
-        5 => Kind::Slow(rng.one_of(&KEEPERS)),
+        0..=2 => FaultKind::Kill(rng.one_of(&PROCESSES)),
+        3 => FaultKind::Kill(rng.one_of(&CONTROL_PLANES)),
+        4 => FaultKind::Pause(rng.one_of(&PROCESSES)),
+        5 => FaultKind::Slow(rng.one_of(&STORE_CLIENTS)),
         6 => {
             let far = rng.in_range(1_000, 3_600_000) as i64;
             let offset = if rng.next().is_multiple_of(2) {
@@ -143,46 +156,49 @@ fn draw_kind(rng: &mut Rng, brokers: usize) -> Kind {
             } else {
                 -far
             };
-            Kind::StepClock(rng.one_of(&PROCESSES), offset)
+            FaultKind::StepClock(rng.one_of(&PROCESSES), offset)
         }
-        7 => Kind::KillBroker(rng.in_range(0, brokers as u64) as usize),
-        8 => Kind::KillLeader,
-        9 => Kind::PauseBroker(rng.in_range(0, brokers as u64) as usize),
-        10 => Kind::KillPostgres,
-        11 => Kind::PausePostgres,
-        12 => Kind::CutStore(rng.one_of(&KEEPERS)),
-        13 => Kind::CutBus(rng.one_of(&PROCESSES)),
-        14 if rng.next().is_multiple_of(2) => Kind::FullDisk,
-        14 => Kind::FullBrokerDisk(rng.in_range(0, brokers as u64) as usize),
-        _ => Kind::Duplicates(rng.next()),
+        7 => FaultKind::KillBroker(rng.in_range(0, brokers as u64) as usize),
+        8 => FaultKind::KillLeader,
+        9 => FaultKind::PauseBroker(rng.in_range(0, brokers as u64) as usize),
+        10 => FaultKind::KillPostgres,
+        11 => FaultKind::PausePostgres,
+        12 => FaultKind::CutStore(rng.one_of(&STORE_CLIENTS)),
+        13 => FaultKind::CutBus(rng.one_of(&PROCESSES)),
+        14 if rng.next().is_multiple_of(2) => FaultKind::FullDisk,
+        14 => FaultKind::FullBrokerDisk(rng.in_range(0, brokers as u64) as usize),
+        _ => FaultKind::Duplicates(rng.next()),
     }
 }
 
-/// The part that a fault lays its hand on.
-fn touches(kind: &Kind) -> String {
+/// The part that a fault affects.
+fn target_of(kind: &FaultKind) -> String {
     match kind {
-        Kind::Kill(name)
-        | Kind::Pause(name)
-        | Kind::Slow(name)
-        | Kind::StepClock(name, _)
-        | Kind::CutStore(name)
-        | Kind::CutBus(name) => (*name).to_owned(),
+        FaultKind::Kill(name)
+        | FaultKind::Pause(name)
+        | FaultKind::Slow(name)
+        | FaultKind::StepClock(name, _)
+        | FaultKind::CutStore(name)
+        | FaultKind::CutBus(name) => (*name).to_owned(),
         // One broker at a time: of three, two must agree.
-        Kind::KillBroker(_) | Kind::KillLeader | Kind::PauseBroker(_) | Kind::FullBrokerDisk(_) => {
-            "kafka".to_owned()
+        FaultKind::KillBroker(_)
+        | FaultKind::KillLeader
+        | FaultKind::PauseBroker(_)
+        | FaultKind::FullBrokerDisk(_) => "kafka".to_owned(),
+        FaultKind::KillPostgres | FaultKind::PausePostgres | FaultKind::FullDisk => {
+            "postgres".to_owned()
         }
-        Kind::KillPostgres | Kind::PausePostgres | Kind::FullDisk => "postgres".to_owned(),
-        Kind::Duplicates(_) => "topic".to_owned(),
+        FaultKind::Duplicates(_) => "topic".to_owned(),
     }
 }
 
-/// Injects the faults of a round, overlapping as drawn. Returns the moment at which the last one was
-/// healed: what was killed is started then, and need not be ready.
+/// Injects the faults of a round, overlapping as drawn. Returns when the last one was healed: killed
+/// processes have been started by then, but need not be ready.
 pub async fn inject(
     faults: &[Fault],
     cluster: &Arc<Cluster>,
     stack: &Arc<Stack>,
-    record: &Arc<Mutex<Record>>,
+    record: &Arc<Mutex<WorkloadRecord>>,
 ) -> Instant {
     let mut running = Vec::new();
     for fault in faults {
@@ -195,7 +211,7 @@ pub async fn inject(
             record.clone(),
         );
         running.push(tokio::spawn(async move {
-            one(&fault, &cluster, &stack, &record).await
+            inject_one(&fault, &cluster, &stack, &record).await
         }));
     }
     let mut last = Instant::now();
@@ -206,93 +222,98 @@ pub async fn inject(
     last
 }
 
-async fn one(fault: &Fault, cluster: &Cluster, stack: &Stack, record: &Mutex<Record>) -> Instant {
+async fn inject_one(
+    fault: &Fault,
+    cluster: &Cluster,
+    stack: &Stack,
+    record: &Mutex<WorkloadRecord>,
+) -> Instant {
     let began = Instant::now();
-    let held = fault.held;
+    let duration = fault.duration;
     match &fault.kind {
-        Kind::Kill(name) => {
+        FaultKind::Kill(name) => {
             let process = cluster.get(name);
             process.kill();
-            sleep(held).await;
+            sleep(duration).await;
             let healed = Instant::now();
             process.launch();
             process.until_ready().await;
-            explain(process, began, record);
+            record_outage(process, began, record);
             return healed;
         }
-        Kind::Pause(name) => {
+        FaultKind::Pause(name) => {
             let process = cluster.get(name);
             process.signal(Signal::STOP);
-            sleep(held).await;
+            sleep(duration).await;
             process.signal(Signal::CONT);
-            explain(process, began, record);
+            record_outage(process, began, record);
         }
-        Kind::Slow(name) => slow(cluster.get(name), held).await,
-        Kind::StepClock(name, offset) => {
+        FaultKind::Slow(name) => slow(cluster.get(name), duration).await,
+        FaultKind::StepClock(name, offset) => {
             let process = cluster.get(name);
             process.step_clock(*offset);
-            sleep(held).await;
+            sleep(duration).await;
             process.step_clock(0);
         }
-        Kind::KillBroker(broker) => return stack.with_broker_down(*broker, held).await,
-        Kind::KillLeader => {
+        FaultKind::KillBroker(broker) => return stack.with_broker_down(*broker, duration).await,
+        FaultKind::KillLeader => {
             let leader = stack.leader_of("notes").await;
-            return stack.with_broker_down(leader, held).await;
+            return stack.with_broker_down(leader, duration).await;
         }
-        Kind::PauseBroker(broker) => {
+        FaultKind::PauseBroker(broker) => {
             stack.kafka.pause(*broker);
-            sleep(held).await;
+            sleep(duration).await;
             stack.kafka.resume(*broker);
         }
-        Kind::KillPostgres => {
+        FaultKind::KillPostgres => {
             stack.postgres.kill();
-            sleep(held).await;
+            sleep(duration).await;
             return stack.restart_postgres().await;
         }
-        Kind::PausePostgres => {
+        FaultKind::PausePostgres => {
             stack.postgres.pause();
-            sleep(held).await;
+            sleep(duration).await;
             stack.postgres.resume();
         }
-        Kind::CutStore(name) => {
-            let ways = stack.ways_of(name);
-            ways.store.cut();
-            sleep(held).await;
-            ways.store.heal();
+        FaultKind::CutStore(name) => {
+            let proxies = stack.proxies_of(name);
+            proxies.store.cut();
+            sleep(duration).await;
+            proxies.store.heal();
         }
-        Kind::CutBus(name) => {
-            let ways = stack.ways_of(name);
-            ways.bus.iter().for_each(|proxy| proxy.cut());
-            sleep(held).await;
-            ways.bus.iter().for_each(|proxy| proxy.heal());
+        FaultKind::CutBus(name) => {
+            let proxies = stack.proxies_of(name);
+            proxies.bus.iter().for_each(|proxy| proxy.cut());
+            sleep(duration).await;
+            proxies.bus.iter().for_each(|proxy| proxy.heal());
         }
-        Kind::FullDisk => return stack.with_full_disk(held).await,
-        Kind::FullBrokerDisk(broker) => {
-            return stack.with_full_broker_disk(*broker, held).await;
+        FaultKind::FullDisk => return stack.with_full_disk(duration).await,
+        FaultKind::FullBrokerDisk(broker) => {
+            return stack.with_full_broker_disk(*broker, duration).await;
         }
-        Kind::Duplicates(seed) => {
-            let again = stack.publish_again(*seed).await;
+        FaultKind::Duplicates(seed) => {
+            let again = stack.republish_old_records(*seed).await;
             println!("  {again} records were published again");
         }
     }
     Instant::now()
 }
 
-/// Requests to a gateway that was killed or paused cannot be answered by it.
-fn explain(process: &Process, began: Instant, record: &Mutex<Record>) {
+/// Records the outage of a gateway that was killed or paused, which explains failed requests to it.
+fn record_outage(process: &Process, began: Instant, record: &Mutex<WorkloadRecord>) {
     if process.role == Role::Gateway {
         let outage = (process.name, began, Instant::now());
         record.lock().unwrap().outages.push(outage);
     }
 }
 
-async fn slow(process: &Process, held: Duration) {
-    const PULSE: Duration = Duration::from_millis(100);
-    let until = Instant::now() + held;
+async fn slow(process: &Process, duration: Duration) {
+    const PAUSE: Duration = Duration::from_millis(100);
+    let until = Instant::now() + duration;
     while Instant::now() < until {
         process.signal(Signal::STOP);
-        sleep(PULSE).await;
+        sleep(PAUSE).await;
         process.signal(Signal::CONT);
-        sleep(PULSE / 4).await;
+        sleep(PAUSE / 4).await;
     }
 }

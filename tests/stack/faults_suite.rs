@@ -1,6 +1,6 @@
-//! Faults at random moments, round by round: some at a time, or each alone. After each round: the cluster is whole and goes on,
-//! nothing acknowledged is lost, no effect happened twice, read models equal a fresh replay, and every
-//! request was answered well, but for those to a gateway that was itself killed or paused.
+//! Random faults in rounds, overlapping or one at a time. After each round: the cluster has converged and
+//! keeps working, nothing acknowledged is lost, no effect happened twice, read models equal a rebuild, and
+//! every request succeeded except those to a gateway that was itself killed or paused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::checks::{
-    converged, every_keyed_write_happened_once, goes_on, nothing_lost_or_doubled, pin,
-    something_was_metered,
+    assert_keyed_writes_happened_once, assert_nothing_lost_or_duplicated, assert_scaling_works,
+    pin, wait_for_usage, wait_until_converged,
 };
-use crate::cluster::{Cluster, PAIRS};
-use crate::faults::{Rng, draw, inject};
+use crate::cluster::{Cluster, TWO_OF_EACH};
+use crate::faults::{Rng, draw_faults, inject};
 use crate::stack::Stack;
 use crate::support::{deployment_document, endpoint_document};
 use crate::workload::Workload;
@@ -26,18 +26,18 @@ fn setting(name: &str, default: u64) -> u64 {
 async fn nothing_is_lost_or_done_twice_whatever_fails() {
     let (seed, count) = (setting("SEED", 1), setting("COUNT", 8) as usize);
     let brokers = setting("BROKERS", 1) as usize;
-    // How many overlap in one round.
+    // Number of faults per round.
     let overlap = setting("OVERLAP", 4).max(1) as usize;
     let only = std::env::var("ONLY").unwrap_or_default();
     println!("SEED={seed} COUNT={count} BROKERS={brokers} OVERLAP={overlap} ONLY={only}");
-    let Some(stack) = Stack::start(brokers, &PAIRS).await else {
+    let Some(stack) = Stack::start(brokers, &TWO_OF_EACH).await else {
         return;
     };
     let stack = Arc::new(stack);
-    let cluster = Arc::new(Cluster::start(|name| stack.servers_of(name)).await);
+    let cluster = Arc::new(Cluster::start(|name| stack.urls_of(name)).await);
     let mut instances = 2;
     let key = deploy(&cluster, instances).await;
-    converged(&cluster, std::time::Instant::now(), instances).await;
+    wait_until_converged(&cluster, std::time::Instant::now(), instances).await;
 
     let workload = Workload::start(&cluster, &key);
     let mut rng = Rng(seed);
@@ -45,7 +45,7 @@ async fn nothing_is_lost_or_done_twice_whatever_fails() {
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     let mut convergences = Vec::new();
     while injected < count {
-        let faults = draw(&mut rng, &stack, overlap.min(count - injected), &only);
+        let faults = draw_faults(&mut rng, &stack, overlap.min(count - injected), &only);
         assert!(
             !faults.is_empty(),
             "ONLY={only} names no kind of fault that can be injected here"
@@ -55,47 +55,47 @@ async fn nothing_is_lost_or_done_twice_whatever_fails() {
             injected + 1,
             injected + faults.len()
         );
-        // Something is under way while the faults strike.
-        instances = another(instances, &mut rng);
+        // A change is in progress while the faults are injected.
+        instances = different_count(instances, &mut rng);
         pin(&cluster, instances).await;
         let last = inject(&faults, &cluster, &stack, &workload.record).await;
-        let took = converged(&cluster, last, instances).await;
-        println!("  whole again after {took:?}");
-        instances = another(instances, &mut Rng(seed + injected as u64));
-        goes_on(&cluster, instances).await;
-        workload.until_further().await;
-        convergences.push(took);
+        let elapsed = wait_until_converged(&cluster, last, instances).await;
+        println!("  converged after {elapsed:?}");
+        instances = different_count(instances, &mut Rng(seed + injected as u64));
+        assert_scaling_works(&cluster, instances).await;
+        workload.until_progress().await;
+        convergences.push(elapsed);
         for fault in &faults {
             *kinds.entry(fault.kind.name()).or_default() += 1;
         }
         injected += faults.len();
-        let promised = workload.promised();
+        let summary = workload.summary();
         assert_eq!(
-            promised.unexplained,
+            summary.unexplained,
             Vec::<String>::new(),
             "{}",
             cluster.logs()
         );
-        nothing_lost_or_doubled(&cluster, &workload).await;
+        assert_nothing_lost_or_duplicated(&cluster, &workload).await;
     }
-    let promised = workload.promised();
+    let summary = workload.summary();
     let record = workload.record.clone();
-    // Each round waited for more of each kind.
+    // Each round waited for progress of each kind.
     let rounds = convergences.len();
-    assert!(promised.acknowledged.len() >= rounds && promised.keyed.len() >= rounds);
-    something_was_metered(&cluster, &workload).await;
-    workload.end().await;
+    assert!(summary.acknowledged.len() >= rounds && summary.keyed.len() >= rounds);
+    wait_for_usage(&cluster, &workload).await;
+    workload.stop().await;
     let keyed = record.lock().unwrap().keyed.clone();
-    every_keyed_write_happened_once(&cluster, &keyed).await;
+    assert_keyed_writes_happened_once(&cluster, &keyed).await;
     for process in cluster.processes.iter().rev() {
         assert!(process.stop().await.success(), "{}", process.log());
     }
-    stack.both_sides_are_equal().await;
+    stack.assert_kafka_equals_store().await;
     convergences.sort();
     println!(
-        "SEED={seed}: {injected} faults, {} requests, {} acknowledged writes and {} with a key of their own; nothing lost, nothing doubled; convergence after the last fault of a round: median {:?}, slowest {:?}",
-        promised.requests,
-        promised.acknowledged.len(),
+        "SEED={seed}: {injected} faults, {} requests, {} acknowledged writes and {} with an idempotency key; nothing lost, nothing duplicated; convergence after the last fault of a round: median {:?}, slowest {:?}",
+        summary.requests,
+        summary.acknowledged.len(),
         keyed.len(),
         convergences[convergences.len() / 2],
         convergences[convergences.len() - 1],
@@ -105,12 +105,12 @@ async fn nothing_is_lost_or_done_twice_whatever_fails() {
     }
 }
 
-/// From 1 to 4, and not the count that is.
-fn another(instances: usize, rng: &mut Rng) -> usize {
+/// A count from 1 to 4 other than the current one.
+fn different_count(instances: usize, rng: &mut Rng) -> usize {
     (instances - 1 + rng.in_range(1, 4) as usize) % 4 + 1
 }
 
-/// An endpoint that serves, and one that is only written about. Returns the key of the first.
+/// Creates an endpoint that serves, and one that only gets writes. Returns the key of the first.
 async fn deploy(cluster: &Cluster, instances: usize) -> String {
     for name in ["iris", "notes"] {
         let path = format!("/v1/endpoints/{name}");

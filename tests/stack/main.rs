@@ -1,19 +1,18 @@
-//! Penstock as separate services on a real PostgreSQL and a real Kafka: what a user sees, and what
-//! holds when parts of it fail.
+//! Penstock as separate services on a real PostgreSQL and a real Kafka: user-visible behaviour, and
+//! invariants under faults.
 //!
-//! `SEED` and `COUNT` choose the faults and how many; `BROKERS` how many brokers there are. All are
-//! printed.
+//! `SEED` selects the faults, `COUNT` their number, `BROKERS` the number of brokers. All are printed.
 
-#![allow(clippy::unwrap_used)] // a test says what it waits for by failing
+#![allow(clippy::unwrap_used)] // tests fail by panicking
 
 #[path = "../support/mod.rs"]
 mod support;
 
-mod apart;
 mod checks;
 mod cluster;
 mod faults;
 mod faults_suite;
 mod proxy;
+mod separate_processes;
 mod stack;
 mod workload;

@@ -1,5 +1,5 @@
-//! A TCP proxy that can be cut: while it is, connections stay open and no byte passes, as when a
-//! network splits.
+//! A TCP proxy that can be cut: connections then stay open but no byte passes, as in a network
+//! partition.
 
 use std::sync::{Arc, Mutex};
 
@@ -31,8 +31,8 @@ impl Proxy {
         }
     }
 
-    /// Where connections lead from now on: a port of this machine.
-    pub fn lead_to(&self, port: u16) {
+    /// Sets the local port that new connections are forwarded to.
+    pub fn set_target(&self, port: u16) {
         *self.target.lock().unwrap() = Some(port);
     }
 

@@ -1,4 +1,4 @@
-//! The real servers under the cluster, and what faults do to them.
+//! The real servers below the cluster, and the faults that affect them.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -14,29 +14,29 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::{Offset, TopicPartitionList};
-use servers::{Ground, Kafka, Postgres};
+use servers::{BrokerPlacement, Kafka, Postgres};
 use sqlx::Connection as _;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::sleep;
 
-use crate::cluster::{Role, Servers};
+use crate::cluster::{Role, ServerUrls};
 use crate::faults::Rng;
 use crate::proxy::Proxy;
 use crate::support::PATIENCE;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Records that come again in one fault.
-const AGAIN: usize = 20;
-/// The disk of each server is this large, so that it can be filled.
+/// Maximum number of records republished by one fault.
+const REPUBLISHED_MAX: usize = 20;
+/// Size of each server's disk: small, so that it can be filled.
 const DISK_MIB: u64 = 1024;
 
 /// Counts the records that the brokers confirmed.
 #[derive(Default)]
-struct Confirmed(AtomicUsize);
+struct ConfirmedCount(AtomicUsize);
 
-impl ClientContext for Confirmed {}
+impl ClientContext for ConfirmedCount {}
 
-impl ProducerContext for Confirmed {
+impl ProducerContext for ConfirmedCount {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
@@ -45,14 +45,14 @@ impl ProducerContext for Confirmed {
     }
 }
 
-/// How one process reaches the servers.
-pub struct Ways {
+/// The proxies between one process and the servers.
+pub struct ProcessProxies {
     pub store: Proxy,
-    /// One for each broker.
+    /// One per broker.
     pub bus: Vec<Proxy>,
 }
 
-/// Two clusters at once would starve each other on a small machine.
+/// Clusters run one at a time: two would starve each other on a small machine.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 pub struct Stack {
@@ -60,39 +60,39 @@ pub struct Stack {
     pub postgres: Postgres,
     prefix: String,
     database: String,
-    ways: BTreeMap<&'static str, Ways>,
-    disk: Disk,
-    broker_disks: Vec<Disk>,
-    _turn: MutexGuard<'static, ()>,
+    proxies: BTreeMap<&'static str, ProcessProxies>,
+    disk: SmallDisk,
+    broker_disks: Vec<SmallDisk>,
+    _guard: MutexGuard<'static, ()>,
 }
 
 impl Stack {
-    /// `None` only if a server is to be done without (`PENSTOCK_SKIP`).
+    /// Starts the servers and proxies. `None` only if `PENSTOCK_SKIP` names a server.
     pub async fn start(brokers: usize, members: &[(&'static str, Role)]) -> Option<Self> {
-        let turn = ONE_AT_A_TIME.lock().await;
-        let mut ways = BTreeMap::new();
+        let guard = ONE_AT_A_TIME.lock().await;
+        let mut proxies = BTreeMap::new();
         for (name, _) in members {
             let mut bus = Vec::new();
             for _ in 0..brokers {
                 bus.push(Proxy::bind().await);
             }
             let store = Proxy::bind().await;
-            ways.insert(*name, Ways { store, bus });
+            proxies.insert(*name, ProcessProxies { store, bus });
         }
-        let disk = Disk::new();
-        let broker_disks: Vec<Disk> = (0..brokers).map(|_| Disk::new()).collect();
-        let (folder, grounds) = (disk.path.clone(), grounds(&ways, &broker_disks));
+        let disk = SmallDisk::new();
+        let broker_disks: Vec<SmallDisk> = (0..brokers).map(|_| SmallDisk::new()).collect();
+        let (folder, placements) = (disk.path.clone(), placements(&proxies, &broker_disks));
         let started = tokio::task::spawn_blocking(move || {
             let postgres = Postgres::start_in(&folder)?;
             let database = postgres.database();
-            let kafka = Kafka::start_on(&grounds)?;
+            let kafka = Kafka::start_on(&placements)?;
             Some((kafka, postgres, database))
         });
         let (kafka, postgres, database) = started.await.unwrap()?;
-        for (index, ways) in ways.values().enumerate() {
-            ways.store.lead_to(postgres.port());
-            for (broker, proxy) in ways.bus.iter().enumerate() {
-                proxy.lead_to(kafka.port_behind(broker, index));
+        for (index, proxies) in proxies.values().enumerate() {
+            proxies.store.set_target(postgres.port());
+            for (broker, proxy) in proxies.bus.iter().enumerate() {
+                proxy.set_target(kafka.port_behind(broker, index));
             }
         }
         Some(Self {
@@ -100,23 +100,23 @@ impl Stack {
             kafka,
             postgres,
             database,
-            ways,
+            proxies,
             disk,
             broker_disks,
-            _turn: turn,
+            _guard: guard,
         })
     }
 
-    /// The way that one process takes: through its own proxies.
-    pub fn servers_of(&self, name: &str) -> Servers {
-        let ways = &self.ways[name];
+    /// The URLs for one process, through its own proxies.
+    pub fn urls_of(&self, name: &str) -> ServerUrls {
+        let proxies = &self.proxies[name];
         let direct = format!(":{}/", self.postgres.port());
         let store = self
             .database
-            .replace(&direct, &format!(":{}/", ways.store.port));
-        let brokers = ways.bus.iter();
+            .replace(&direct, &format!(":{}/", proxies.store.port));
+        let brokers = proxies.bus.iter();
         let brokers = brokers.map(|proxy| format!("127.0.0.1:{}", proxy.port));
-        Servers {
+        ServerUrls {
             store,
             bus: format!(
                 "kafka://{}/{}",
@@ -126,22 +126,22 @@ impl Stack {
         }
     }
 
-    /// The servers themselves, past all proxies.
-    pub fn direct(&self) -> Servers {
-        Servers {
+    /// The URLs of the servers, without proxies.
+    pub fn direct(&self) -> ServerUrls {
+        ServerUrls {
             store: self.database.clone(),
             bus: self.kafka.url(&self.prefix),
         }
     }
 
-    pub fn ways_of(&self, name: &str) -> &Ways {
-        &self.ways[name]
+    pub fn proxies_of(&self, name: &str) -> &ProcessProxies {
+        &self.proxies[name]
     }
 
-    /// Returns when it is up again, and the moment at which it was started.
-    pub async fn with_broker_down(&self, broker: usize, held: Duration) -> Instant {
+    /// Kills a broker for this long. Returns when it is up again: the instant at which it was restarted.
+    pub async fn with_broker_down(&self, broker: usize, duration: Duration) -> Instant {
         self.kafka.kill(broker);
-        sleep(held).await;
+        sleep(duration).await;
         let healed = Instant::now();
         tokio::task::block_in_place(|| self.kafka.restart(broker));
         healed
@@ -163,7 +163,7 @@ impl Stack {
             let metadata = consumer.fetch_metadata(Some(&topic), TIMEOUT).unwrap();
             let partitions = metadata.topics()[0].partitions();
             let partition = partitions.iter().find(|p| p.id() == i32::from(bucket.0));
-            // Brokers have the ids 1, 2, 3. One that is being elected is not known.
+            // Brokers have the ids 1, 2, 3. During an election the leader is unknown.
             let leader = partition.map_or(1, |partition| partition.leader()).max(1);
             usize::try_from(leader - 1).unwrap() % self.kafka.count()
         })
@@ -179,36 +179,36 @@ impl Stack {
         config
     }
 
-    /// Publishes some old records again, in another order, byte for byte; as soon as the brokers let
-    /// it, for they may be away. Returns how many were: one at least.
-    pub async fn publish_again(&self, seed: u64) -> usize {
+    /// Republishes some old records byte for byte, in another order; retries while brokers are down. Returns
+    /// the number of records, at least one.
+    pub async fn republish_old_records(&self, seed: u64) -> usize {
         let began = Instant::now();
         loop {
-            let confirmed = tokio::task::block_in_place(|| self.try_to_publish_again(seed));
+            let confirmed = tokio::task::block_in_place(|| self.try_to_republish(seed));
             if confirmed > 0 {
                 return confirmed;
             }
-            // A broker that was killed takes its time on a busy machine.
+            // A killed broker may take a while to recover on a busy machine.
             assert!(
                 began.elapsed() < PATIENCE * 3,
-                "no record can be published again"
+                "no record could be republished"
             );
             sleep(Duration::from_millis(100)).await;
         }
     }
 
-    fn try_to_publish_again(&self, seed: u64) -> usize {
+    fn try_to_republish(&self, seed: u64) -> usize {
         let topic = format!("{}.events", self.prefix);
         let mut rng = Rng(seed);
         let consumer: BaseConsumer = self.client().create().unwrap();
-        let producer: BaseProducer<Confirmed> = self
+        let producer: BaseProducer<ConfirmedCount> = self
             .client()
-            .create_with_context(Confirmed::default())
+            .create_with_context(ConfirmedCount::default())
             .unwrap();
         let mut assigned = TopicPartitionList::new();
         for partition in 0..i32::from(BUCKETS) {
             let Ok((low, high)) = consumer.fetch_watermarks(&topic, partition, TIMEOUT) else {
-                // Not once for each partition: each would take as long.
+                // Give up early: every partition would take the full timeout.
                 return 0;
             };
             if high > low {
@@ -220,7 +220,7 @@ impl Stack {
             return 0;
         }
         let mut old = Vec::new();
-        while old.len() < AGAIN {
+        while old.len() < REPUBLISHED_MAX {
             let Some(Ok(message)) = consumer.poll(Duration::from_secs(2)) else {
                 break;
             };
@@ -242,8 +242,8 @@ impl Stack {
         producer.context().0.load(Ordering::Relaxed)
     }
 
-    /// How many processes are members of a service's group. One that said goodbye is none any more,
-    /// one that fell silent is until its session has timed out.
+    /// Number of members in a service's consumer group. A member that left is gone at once, one that fell
+    /// silent after its session timeout.
     pub fn members_of(&self, service: &str) -> usize {
         let group = format!("{}.{service}", self.prefix);
         tokio::task::block_in_place(|| {
@@ -254,7 +254,7 @@ impl Stack {
         })
     }
 
-    /// The generation of a lease in the store, and who holds it: nobody, if it was given back.
+    /// The generation and the holder of a lease in the store; no holder if it was released.
     pub async fn lease(&self, name: &str) -> (i64, Option<String>) {
         let mut connection = sqlx::PgConnection::connect(&self.database).await.unwrap();
         sqlx::query_as("SELECT generation, holder FROM fences WHERE name = $1")
@@ -264,8 +264,8 @@ impl Stack {
             .unwrap()
     }
 
-    /// The log as Kafka has it and as the store has it are the same, event for event.
-    pub async fn both_sides_are_equal(&self) {
+    /// Asserts that Kafka and the store have the same log, event for event.
+    pub async fn assert_kafka_equals_store(&self) {
         let direct = self.direct();
         let compared = tokio::process::Command::new(env!("CARGO_BIN_EXE_penstock"))
             .args(["store", "compare", &direct.store, &direct.bus])
@@ -280,73 +280,79 @@ impl Stack {
         );
     }
 
-    /// Whether the disks of servers can be filled.
-    pub fn can_be_full(&self) -> bool {
-        self.disk.small
+    /// Whether the servers' disks can be filled.
+    pub fn can_fill_disks(&self) -> bool {
+        self.disk.is_mounted
     }
 
     /// As [`with_broker_down`](Self::with_broker_down).
-    pub async fn with_full_disk(&self, held: Duration) -> Instant {
+    pub async fn with_full_disk(&self, duration: Duration) -> Instant {
         self.disk.fill();
-        sleep(held).await;
+        sleep(duration).await;
         self.disk.free();
-        // Where nothing can be written PostgreSQL gives up.
+        // PostgreSQL shuts down when it cannot write.
         self.restart_postgres().await
     }
 
     /// As [`with_broker_down`](Self::with_broker_down).
-    pub async fn with_full_broker_disk(&self, broker: usize, held: Duration) -> Instant {
+    pub async fn with_full_broker_disk(&self, broker: usize, duration: Duration) -> Instant {
         self.broker_disks[broker].fill();
-        sleep(held).await;
+        sleep(duration).await;
         self.broker_disks[broker].free();
-        // A broker whose only disk has failed it ends, as soon as it has noticed.
+        // A broker exits once it notices that its only disk has failed.
         let healed = Instant::now();
         tokio::task::block_in_place(|| self.kafka.restart(broker));
         healed
     }
 }
 
-/// By broker, its disk, and the ports under which it is known to each process.
-fn grounds(ways: &BTreeMap<&'static str, Ways>, disks: &[Disk]) -> Vec<Ground> {
-    let of = |(broker, disk): (usize, &Disk)| Ground {
+/// The placement of each broker: its disk, and the ports of its proxies.
+fn placements(
+    proxies: &BTreeMap<&'static str, ProcessProxies>,
+    disks: &[SmallDisk],
+) -> Vec<BrokerPlacement> {
+    let of = |(broker, disk): (usize, &SmallDisk)| BrokerPlacement {
         folder: disk.path.clone(),
-        proxies: ways.values().map(|ways| ways.bus[broker].port).collect(),
+        proxies: proxies
+            .values()
+            .map(|proxies| proxies.bus[broker].port)
+            .collect(),
     };
     disks.iter().enumerate().map(of).collect()
 }
 
-/// A small file system of its own, which can be full; a plain folder where that is to be done without.
-struct Disk {
+/// A small file system that can be filled; a plain folder if `PENSTOCK_SKIP` names `disk`.
+struct SmallDisk {
     path: PathBuf,
-    small: bool,
+    is_mounted: bool,
     _folder: tempfile::TempDir,
 }
 
-impl Disk {
+impl SmallDisk {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
         std::fs::create_dir(&path).unwrap();
-        // The server may run as a user of its own.
+        // The server may run as another user.
         for reachable in [folder.path(), &path] {
             let all = std::fs::Permissions::from_mode(0o777);
             std::fs::set_permissions(reachable, all).unwrap();
         }
-        let small = !servers::skipped("disk");
-        if small {
+        let is_mounted = !servers::skipped("disk");
+        if is_mounted {
             let size = format!("size={DISK_MIB}m,mode=0777");
-            let mounted = as_root("mount")
+            let mounted = root_command("mount")
                 .args(["-t", "tmpfs", "-o", &size, "penstock-faults"])
                 .arg(&path)
                 .status();
             assert!(
                 mounted.is_ok_and(|status| status.success()),
-                "a small disk for a server cannot be mounted: that needs root, or sudo without a password; PENSTOCK_SKIP=disk leaves full disks out"
+                "a small disk for a server cannot be mounted: that needs root, or sudo without a password; PENSTOCK_SKIP=disk skips full disks"
             );
         }
         Self {
             path,
-            small,
+            is_mounted,
             _folder: folder,
         }
     }
@@ -355,7 +361,7 @@ impl Disk {
         self.path.join("filler")
     }
 
-    /// Until not one more byte fits.
+    /// Fills the disk completely.
     fn fill(&self) {
         use std::io::Write;
         let mut filler = std::fs::File::create(self.filler()).unwrap();
@@ -369,16 +375,16 @@ impl Disk {
     }
 }
 
-impl Drop for Disk {
+impl Drop for SmallDisk {
     fn drop(&mut self) {
-        if self.small {
-            // Lazily: a server that is on its way out may still hold files.
-            let _ = as_root("umount").arg("-l").arg(&self.path).status();
+        if self.is_mounted {
+            // Lazy: a server that is shutting down may still hold files.
+            let _ = root_command("umount").arg("-l").arg(&self.path).status();
         }
     }
 }
 
-fn as_root(program: &str) -> Command {
+fn root_command(program: &str) -> Command {
     if rustix::process::geteuid().is_root() {
         return Command::new(program);
     }

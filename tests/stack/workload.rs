@@ -1,5 +1,5 @@
-//! What clients do while faults happen, and what they were promised: writes that were acknowledged,
-//! and requests that have to be answered by the gateways throughout.
+//! Client load during faults: writes, with a record of the acknowledged ones, and requests that gateways
+//! must answer throughout.
 
 #![allow(
     clippy::disallowed_methods,
@@ -18,58 +18,58 @@ use tokio::task::JoinHandle;
 use crate::cluster::{Cluster, Role};
 use crate::support;
 
-/// Between two requests to one gateway.
-const PACE: Duration = Duration::from_millis(25);
+/// Between two requests of a client.
+const REQUEST_INTERVAL: Duration = Duration::from_millis(25);
 /// Between two writes through one control.
-const WRITE_PACE: Duration = Duration::from_millis(200);
+const WRITE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// One client request that was not answered 200.
 #[derive(Clone, Debug)]
-pub struct Failure {
+pub struct RequestFailure {
     pub gateway: &'static str,
     pub began: Instant,
     pub ended: Instant,
-    pub what: String,
+    pub reason: String,
 }
 
 #[derive(Default)]
-pub struct Record {
+pub struct WorkloadRecord {
     /// Position to the label written there.
     pub acknowledged: BTreeMap<u64, u64>,
     tried: u64,
-    /// Positions at which writes with an `Idempotency-Key` were acknowledged; each was tried until then.
+    /// Positions of acknowledged writes with an `Idempotency-Key`; each was retried until acknowledged.
     pub keyed: BTreeSet<u64>,
     /// Requests that may have reached a gateway.
     pub sent: u64,
     pub requests: u64,
-    /// Requests with a good answer, by gateway.
+    /// Successful requests, by gateway.
     pub answered: BTreeMap<&'static str, u64>,
-    pub failures: Vec<Failure>,
-    /// Times in which a gateway was down by our own hand.
+    pub failures: Vec<RequestFailure>,
+    /// Intervals in which a gateway was down because of a fault.
     pub outages: Vec<(&'static str, Instant, Instant)>,
 }
 
 pub struct Workload {
-    pub record: Arc<Mutex<Record>>,
+    pub record: Arc<Mutex<WorkloadRecord>>,
     stop: Arc<AtomicBool>,
     clients: Vec<JoinHandle<()>>,
 }
 
 impl Workload {
-    /// One writer per brain, one client per gateway; until [`end`](Self::end).
+    /// Starts one writer per control plane and one client per gateway; until [`stop`](Self::stop).
     pub fn start(cluster: &Arc<Cluster>, key: &str) -> Self {
         let mut workload = Self::requests(cluster, key, 1);
-        for brain in cluster.of(Role::Brain) {
+        for control_plane in cluster.of(Role::ControlPlane) {
             let (record, stop) = (workload.record.clone(), workload.stop.clone());
-            let client = write(cluster.clone(), brain.name, record, stop);
+            let client = write(cluster.clone(), control_plane.name, record, stop);
             workload.clients.push(tokio::spawn(client));
         }
         workload
     }
 
-    /// So many clients at once per gateway, and no writers; until [`end`](Self::end).
+    /// Starts this many clients per gateway, and no writers; until [`stop`](Self::stop).
     pub fn requests(cluster: &Arc<Cluster>, key: &str, clients_per_gateway: usize) -> Self {
-        let record = Arc::new(Mutex::new(Record::default()));
+        let record = Arc::new(Mutex::new(WorkloadRecord::default()));
         let stop = Arc::new(AtomicBool::new(false));
         let mut clients = Vec::new();
         for gateway in cluster.of(Role::Gateway) {
@@ -87,9 +87,8 @@ impl Workload {
         }
     }
 
-    /// Waits until clients of every kind got further: a write of either kind is acknowledged, and each
-    /// gateway answers a request.
-    pub async fn until_further(&self) {
+    /// Waits until a write of either kind is acknowledged and each gateway answers a request.
+    pub async fn until_progress(&self) {
         let counts = || {
             let record = self.record.lock().unwrap();
             let mut counts = vec![record.acknowledged.len() as u64, record.keyed.len() as u64];
@@ -108,7 +107,7 @@ impl Workload {
         .await;
     }
 
-    /// Waits until each of these gateways answers one more request, asked for from now on or under way.
+    /// Waits until each of these gateways answers one more request.
     pub async fn until_answered_by(&self, gateways: &[&str]) {
         let counts = || {
             let record = self.record.lock().unwrap();
@@ -126,7 +125,7 @@ impl Workload {
         .await;
     }
 
-    pub async fn end(self) {
+    pub async fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients {
             client.await.unwrap();
@@ -134,11 +133,11 @@ impl Workload {
     }
 }
 
-/// Changes a label again and again, and remembers what was acknowledged.
+/// Changes a label repeatedly, and records the acknowledged writes.
 async fn write(
     cluster: Arc<Cluster>,
-    brain: &'static str,
-    record: Arc<Mutex<Record>>,
+    control_plane: &'static str,
+    record: Arc<Mutex<WorkloadRecord>>,
     stop: Arc<AtomicBool>,
 ) {
     while !stop.load(Ordering::Relaxed) {
@@ -149,7 +148,11 @@ async fn write(
         };
         let mut document = support::endpoint_document("notes");
         document["metadata"]["labels"] = json!({"write": label.to_string()});
-        let request = cluster.api(cluster.get(brain), Method::PUT, "/v1/endpoints/notes");
+        let request = cluster.api(
+            cluster.get(control_plane),
+            Method::PUT,
+            "/v1/endpoints/notes",
+        );
         if let Ok(response) = request.json(&document).send().await
             && response.status().is_success()
             && let Some(position) = response.headers().get("penstock-position")
@@ -157,23 +160,23 @@ async fn write(
             let position = position.to_str().unwrap().parse().unwrap();
             record.lock().unwrap().acknowledged.insert(position, label);
         }
-        write_once(&cluster, brain, &record).await;
-        tokio::time::sleep(WRITE_PACE).await;
+        write_with_key(&cluster, control_plane, &record).await;
+        tokio::time::sleep(WRITE_INTERVAL).await;
     }
 }
 
-/// A write with an `Idempotency-Key`, sent through one brain after the other until it is acknowledged.
-/// What has no answer may have happened; whatever is tried again must not happen again.
-async fn write_once(cluster: &Cluster, first: &str, record: &Mutex<Record>) {
+/// Sends a write with an `Idempotency-Key` through one control plane after the other until it is
+/// acknowledged. A write without a response may have happened; a retry must not repeat it.
+async fn write_with_key(cluster: &Cluster, first: &str, record: &Mutex<WorkloadRecord>) {
     let key = uuid::Uuid::new_v4().to_string();
     let began = Instant::now();
-    let (mut brains, mut others): (Vec<_>, Vec<_>) = cluster
-        .of(Role::Brain)
-        .partition(|brain| brain.name == first);
-    brains.append(&mut others);
-    for brain in brains.iter().cycle() {
+    let (mut control_planes, mut others): (Vec<_>, Vec<_>) = cluster
+        .of(Role::ControlPlane)
+        .partition(|control_plane| control_plane.name == first);
+    control_planes.append(&mut others);
+    for control_plane in control_planes.iter().cycle() {
         let path = "/v1/endpoints/notes/keys/secondary/regenerate";
-        let request = cluster.api(brain, Method::POST, path);
+        let request = cluster.api(control_plane, Method::POST, path);
         let answer = request.header("idempotency-key", &key).send().await;
         let why = match answer {
             Ok(response) if response.status().is_success() => {
@@ -190,16 +193,16 @@ async fn write_once(cluster: &Cluster, first: &str, record: &Mutex<Record>) {
             "a write was not accepted: {why}\n{}",
             cluster.logs()
         );
-        tokio::time::sleep(PACE).await;
+        tokio::time::sleep(REQUEST_INTERVAL).await;
     }
 }
 
-/// Asks for a score again and again. Whether a failure was to be expected is judged later.
+/// Sends scoring requests repeatedly. Whether a failure was expected is decided later.
 async fn score(
     cluster: Arc<Cluster>,
     gateway: &'static str,
     key: String,
-    record: Arc<Mutex<Record>>,
+    record: Arc<Mutex<WorkloadRecord>>,
     stop: Arc<AtomicBool>,
 ) {
     let body = json!({"data": [[5.1, 3.5, 1.4, 0.2]]});
@@ -212,7 +215,7 @@ async fn score(
             .post(format!("{url}/endpoints/iris/score"))
             .bearer_auth(&key)
             .json(&body);
-        let what = match request.send().await {
+        let reason = match request.send().await {
             Ok(response) if response.status().is_success() => None,
             Ok(response) => {
                 let code = response.headers().get("penstock-error-code").cloned();
@@ -223,25 +226,25 @@ async fn score(
         {
             let mut record = record.lock().unwrap();
             record.requests += 1;
-            match what {
+            match reason {
                 None => *record.answered.entry(gateway).or_default() += 1,
-                Some(what) => {
+                Some(reason) => {
                     let ended = Instant::now();
-                    record.failures.push(Failure {
+                    record.failures.push(RequestFailure {
                         gateway,
                         began,
                         ended,
-                        what,
+                        reason,
                     });
                 }
             }
         }
-        tokio::time::sleep(PACE).await;
+        tokio::time::sleep(REQUEST_INTERVAL).await;
     }
 }
 
-/// What clients were promised, and how it was kept so far.
-pub struct Promised {
+/// The results so far: acknowledged writes, and requests.
+pub struct WorkloadSummary {
     /// Position to the label written there.
     pub acknowledged: BTreeMap<u64, u64>,
     pub keyed: BTreeSet<u64>,
@@ -251,20 +254,20 @@ pub struct Promised {
 }
 
 impl Workload {
-    pub fn promised(&self) -> Promised {
+    pub fn summary(&self) -> WorkloadSummary {
         let record = self.record.lock().unwrap();
-        let explained = |failure: &&Failure| {
+        let explained = |failure: &&RequestFailure| {
             !record.outages.iter().any(|(gateway, from, to)| {
                 *gateway == failure.gateway && failure.began <= *to && failure.ended >= *from
             })
         };
         let unexplained = record.failures.iter().filter(explained);
-        Promised {
+        WorkloadSummary {
             acknowledged: record.acknowledged.clone(),
             keyed: record.keyed.clone(),
             requests: record.requests,
             unexplained: unexplained
-                .map(|failure| format!("{}: {}", failure.gateway, failure.what))
+                .map(|failure| format!("{}: {}", failure.gateway, failure.reason))
                 .collect(),
         }
     }

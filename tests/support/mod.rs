@@ -1,5 +1,5 @@
-//! A real Penstock for a test: the real binary in a process of its own, with a private data folder
-//! and free ports, and the API calls that tests need.
+//! A real Penstock for tests: the real binary in a separate process, with a private data folder and free
+//! ports, and the API calls that tests need.
 
 #![allow(dead_code)] // each test binary uses its own part
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-/// How long a test waits for something that should happen soon, on a slow and busy machine.
+/// How long a test waits for something that should happen soon, even on a slow and busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Penstock {
@@ -23,12 +23,12 @@ pub struct Penstock {
     pub gateway: String,
     token: String,
     data: PathBuf,
-    /// Of the last write; reads wait until they show it.
+    /// The position of the last write; reads wait for it.
     position: AtomicU64,
     pub http: Client,
 }
 
-/// A data folder that lives as long as the test; its processes end with it.
+/// A temporary data folder; its instance processes are killed on drop.
 pub struct DataFolder {
     folder: TempDir,
 }
@@ -44,7 +44,7 @@ impl DataFolder {
         self.folder.path()
     }
 
-    /// Ids of the processes that instances of this installation run in now.
+    /// Ids of this installation's running instance processes.
     pub fn instance_processes(&self) -> Vec<u32> {
         let Ok(installation) = std::fs::read_to_string(self.path().join("installation")) else {
             return Vec::new();
@@ -73,7 +73,7 @@ impl Drop for DataFolder {
     }
 }
 
-/// The example model server, built beside the binary under test.
+/// The example model server, built next to the binary under test.
 pub fn scorer() -> String {
     let scorer = Path::new(env!("CARGO_BIN_EXE_penstock")).with_file_name("penstock-scorer");
     assert!(
@@ -102,7 +102,7 @@ impl Penstock {
         Self::start_in(folder, arguments, &[]).await
     }
 
-    /// With variables beside those of the test.
+    /// Starts with additional environment variables.
     pub async fn start_in(
         folder: &DataFolder,
         arguments: &[&str],
@@ -113,7 +113,7 @@ impl Penstock {
         Self::start_by(command, folder, arguments).await
     }
 
-    /// Behind `ulimit` with these arguments.
+    /// Starts behind `ulimit` with these arguments.
     pub async fn start_limited(folder: &DataFolder, ulimit: &str) -> Self {
         Self::start_by(limited(ulimit), folder, &[]).await
     }
@@ -178,12 +178,12 @@ impl Penstock {
         self.process.id().unwrap()
     }
 
-    /// SIGKILL, as the kernel or a power cut would do it.
+    /// SIGKILL, as in a crash.
     pub async fn kill(mut self) {
         self.process.kill().await.unwrap();
     }
 
-    /// SIGTERM, and waits for the end.
+    /// SIGTERM; waits for the process to end.
     pub async fn stop(mut self) -> std::process::ExitStatus {
         let id = self.process_id().to_string();
         std::process::Command::new("kill")
@@ -282,7 +282,7 @@ impl Penstock {
         .await
     }
 
-    /// The log holds together and every read model equals a rebuild.
+    /// Asserts that the log is consistent and every read model equals a rebuild.
     pub async fn verify(&self) {
         let report = self.get("/v1/events/verify").await;
         assert_eq!(report["problems"], serde_json::json!([]), "{report:#}");
@@ -297,25 +297,25 @@ fn serve_log(data: &Path) -> String {
     std::fs::read_to_string(data.join("serve.log")).unwrap_or_default()
 }
 
-/// Asks again until there is an answer; panics with `what` when patience ends.
+/// Polls until there is a result; panics with `what` after [`PATIENCE`].
 pub async fn eventually<T, F: Future<Output = Option<T>>>(
     what: &str,
-    mut ask: impl FnMut() -> F,
+    mut poll: impl FnMut() -> F,
 ) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(answer) = ask().await {
+        if let Some(answer) = poll().await {
             return answer;
         }
         assert!(
             Instant::now() < deadline,
-            "waited {PATIENCE:?} in vain for {what}"
+            "timed out after {PATIENCE:?} waiting for {what}"
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// Documents of an endpoint and a deployment that the example scorer serves.
+/// Documents of an endpoint and a deployment served by the example scorer.
 pub fn endpoint_document(name: &str) -> Value {
     serde_json::json!({"apiVersion": "penstock/v1", "kind": "Endpoint", "metadata": {"name": name}, "spec": {"auth": "key"}})
 }
@@ -333,7 +333,7 @@ pub fn deployment_document(endpoint: &str, name: &str, instances: u32) -> Value 
 }
 
 impl Penstock {
-    /// An endpoint with one deployment that takes all traffic, ready to serve.
+    /// Creates an endpoint with one deployment that takes all traffic; waits until it is ready.
     pub async fn deploy(&self, endpoint: &str, deployment: &str, instances: u32) {
         self.put(
             &format!("/v1/endpoints/{endpoint}"),

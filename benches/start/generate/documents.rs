@@ -1,16 +1,16 @@
-//! The documents that people apply.
+//! The documents that users apply.
 
 use contract::ids::{DeploymentRef, Name};
 use contract::resources::{AutoscaleSpec, DeploymentSpec, EndpointSpec};
 use serde_json::{Value, json};
 
-/// What people want of one endpoint; drawn once, and the same in every incarnation.
+/// The configuration of an endpoint; drawn once, and the same in every incarnation.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
+pub struct EndpointShape {
     pub has_key: bool,
-    /// A second deployment beside `blue`.
+    /// A second deployment next to `blue`.
     pub green: Green,
-    /// Which of the policies `blue` has; none: a fixed count.
+    /// The policy of `blue`; `None` for a fixed count.
     pub policy: Option<usize>,
 }
 
@@ -23,10 +23,10 @@ pub enum Green {
     Mirrored,
 }
 
-/// The shapes of policies that there are.
+/// Number of policy variants.
 pub const POLICIES: usize = 5;
 
-impl Shape {
+impl EndpointShape {
     pub fn draw(rng: &mut fastrand::Rng) -> Self {
         Self {
             has_key: rng.u32(0..4) > 0,
@@ -40,12 +40,12 @@ impl Shape {
     }
 }
 
-pub fn endpoint(shape: Shape) -> serde_json::Result<EndpointSpec> {
+pub fn endpoint(shape: EndpointShape) -> serde_json::Result<EndpointSpec> {
     let auth = if shape.has_key { "key" } else { "none" };
     serde_json::from_value(json!({ "auth": auth }))
 }
 
-/// `release` stands in the environment: another one replaces the instances.
+/// `release` is in the environment, so a new one replaces the instances.
 pub fn deployment(release: u64, instances: u32) -> serde_json::Result<DeploymentSpec> {
     serde_json::from_value(json!({
         "backend": "simulated",
@@ -58,7 +58,7 @@ pub fn deployment(release: u64, instances: u32) -> serde_json::Result<Deployment
     }))
 }
 
-/// A policy; `revision` moves a threshold, as people do.
+/// A policy; `revision` shifts a threshold, as users do.
 pub fn policy(
     endpoint: &Name,
     deployment: &Name,

@@ -1,4 +1,4 @@
-//! One endpoint's life: what people, load and instances do, and what the engines make of it.
+//! The simulation of an endpoint: the actions of people, load and instances, and the engines' reactions.
 
 mod instances;
 mod load;
@@ -21,44 +21,44 @@ use runtime::ids::Ids;
 
 use self::load::Session;
 use self::people::Change;
-use crate::documents::{Green, Shape};
-use crate::house::Ground;
+use crate::documents::{EndpointShape, Green};
+use crate::installation::SharedState;
 
-/// What happens next to an endpoint.
+/// A scheduled action on an endpoint.
 #[derive(Clone, Debug)]
 pub enum Task {
-    /// People apply its documents.
+    /// A user applies the documents.
     Create,
-    /// Load comes.
-    Begin,
+    /// A load session starts.
+    BeginLoad,
     Evaluate,
-    /// A minute of usage is over.
+    /// A minute of usage ends.
     CloseMinute,
-    /// People change something.
+    /// A user changes something.
     Change(Change),
-    /// Time has passed that planner or reactor wait for.
-    Look,
+    /// A timer of the planner or the endpoint lifecycle expires.
+    Wake,
     Started(InstanceId),
     Ready(InstanceId),
     Failed(InstanceId),
     Unready(InstanceId),
-    /// Gateways have let go of it.
+    /// Gateways have drained the instance.
     Drained(InstanceId),
     Stopped(InstanceId),
 }
 
 impl Task {
-    /// Whether it ends something that has begun.
-    pub fn is_under_way(&self) -> bool {
+    /// Whether the task completes something that has begun.
+    pub fn is_completion(&self) -> bool {
         match self {
-            Self::Look
+            Self::Wake
             | Self::Started(_)
             | Self::Ready(_)
             | Self::Failed(_)
             | Self::Drained(_)
             | Self::Stopped(_) => true,
             Self::Create
-            | Self::Begin
+            | Self::BeginLoad
             | Self::Evaluate
             | Self::CloseMinute
             | Self::Change(_)
@@ -67,32 +67,32 @@ impl Task {
     }
 }
 
-/// What follows, and when.
-pub type Followed = Vec<(Timestamp, Task)>;
+/// Follow-up tasks with their times.
+pub type FollowUps = Vec<(Timestamp, Task)>;
 
 pub struct Endpoint {
     name: Name,
     key: EndpointKey,
     rng: fastrand::Rng,
-    shape: Shape,
-    /// Counts what people have changed.
+    shape: EndpointShape,
+    /// Number of changes by users.
     revision: u64,
     fold: EndpointFold,
-    watched: BTreeMap<Uid, Watched>,
+    evaluations: BTreeMap<Uid, EvaluationState>,
     session: Option<Session>,
-    /// Instances that gateways have let go of.
+    /// Instances that gateways have drained.
     drained: BTreeSet<InstanceId>,
-    /// When it is evaluated next.
+    /// Time of the next evaluation.
     evaluated_at: Option<Timestamp>,
-    /// When load comes next.
+    /// Time of the next load session.
     begins_at: Timestamp,
-    /// No usage has been checked yet.
+    /// Whether no usage has been checked yet.
     is_first_minute: bool,
 }
 
 /// The running evaluation of one deployment, as the autoscaler keeps it.
 #[derive(Default)]
-struct Watched {
+struct EvaluationState {
     compiled: Option<(u64, Policy)>,
     carried: Carried,
     selection: Option<Selection>,
@@ -102,14 +102,14 @@ struct Watched {
 impl Endpoint {
     pub fn new(index: usize, seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
-        // The first one lets anybody in and stands on its own, for probes.
+        // The first endpoint has no key and is otherwise simple, for probes.
         let shape = match index {
-            0 => Shape {
+            0 => EndpointShape {
                 has_key: false,
                 green: Green::None,
                 policy: Some(0),
             },
-            _ => Shape::draw(&mut rng),
+            _ => EndpointShape::draw(&mut rng),
         };
         let name = name(&format!("e-{index:05}"));
         Self {
@@ -119,7 +119,7 @@ impl Endpoint {
             shape,
             revision: 0,
             fold: EndpointFold::default(),
-            watched: BTreeMap::new(),
+            evaluations: BTreeMap::new(),
             session: None,
             drained: BTreeSet::new(),
             evaluated_at: None,
@@ -132,13 +132,13 @@ impl Endpoint {
         &self.name
     }
 
-    /// Instances that are there.
+    /// Number of existing instances.
     pub fn instances(&self) -> usize {
         self.fold.instances.instances.len()
     }
 
-    /// Whether what is granted is there, and nobody has anything to say.
-    pub fn is_at_rest(&self, now: Timestamp, ground: &Ground) -> bool {
+    /// Whether the granted instances are ready, and no engine has anything to write.
+    pub fn is_settled(&self, now: Timestamp, shared: &SharedState) -> bool {
         let deployments = self.fold.endpoint.iter().flat_map(|e| &e.deployments);
         let mut counts = deployments.map(|(_, deployment)| {
             let granted = self.fold.granted.get(&deployment.uid);
@@ -149,38 +149,38 @@ impl Endpoint {
         });
         let are_there =
             counts.all(|(granted, counts)| (granted, 0) == (counts.ready, counts.pending));
-        are_there && self.planned(now, ground).is_empty() && self.settled(now, ground).is_empty()
+        are_there && self.planned(now, shared).is_empty() && self.settled(now, shared).is_empty()
     }
 
     pub fn perform(
         &mut self,
         task: Task,
         now: Timestamp,
-        ground: &mut Ground,
-    ) -> anyhow::Result<Followed> {
-        let mut followed = Followed::new();
+        shared: &mut SharedState,
+    ) -> anyhow::Result<FollowUps> {
+        let mut follow_ups = FollowUps::new();
         let may_back_off = matches!(task, Task::Failed(_) | Task::Stopped(_));
         match task {
-            Task::Create => self.create(now, ground, &mut followed)?,
-            Task::Begin => self.begin(now, &mut followed),
-            Task::Evaluate => self.evaluate(now, ground, &mut followed)?,
-            Task::CloseMinute => self.close_minute(now, ground, &mut followed)?,
-            Task::Change(change) => self.change(change, now, ground)?,
-            Task::Look => {}
+            Task::Create => self.create(now, shared, &mut follow_ups)?,
+            Task::BeginLoad => self.begin(now, &mut follow_ups),
+            Task::Evaluate => self.evaluate(now, shared, &mut follow_ups)?,
+            Task::CloseMinute => self.close_minute(now, shared, &mut follow_ups)?,
+            Task::Change(change) => self.change(change, now, shared)?,
+            Task::Wake => {}
             Task::Drained(id) => {
                 self.drained.insert(id);
             }
-            Task::Started(id) => self.started(id, now, ground)?,
-            Task::Ready(id) => self.ready(id, now, ground)?,
-            Task::Failed(id) => self.failed(id, now, ground)?,
-            Task::Unready(id) => self.unready(id, now, ground, &mut followed)?,
-            Task::Stopped(id) => self.stopped(id, now, ground)?,
+            Task::Started(id) => self.started(id, now, shared)?,
+            Task::Ready(id) => self.ready(id, now, shared)?,
+            Task::Failed(id) => self.failed(id, now, shared)?,
+            Task::Unready(id) => self.unready(id, now, shared, &mut follow_ups)?,
+            Task::Stopped(id) => self.stopped(id, now, shared)?,
         }
-        self.react(now, ground, &mut followed)?;
+        self.run_engines(now, shared, &mut follow_ups)?;
         if may_back_off {
-            self.back_off(now, &mut followed);
+            self.back_off(now, &mut follow_ups);
         }
-        Ok(followed)
+        Ok(follow_ups)
     }
 
     fn append(
@@ -189,29 +189,29 @@ impl Endpoint {
         actor: &Actor,
         now: Timestamp,
         event: Event,
-        ground: &mut Ground,
+        shared: &mut SharedState,
     ) -> anyhow::Result<Record> {
         let stream = match kind {
-            StreamKind::Node => StreamName::of_node(&self.key, &ground.node),
+            StreamKind::Node => StreamName::of_node(&self.key, &shared.node),
             kind => StreamName::of(kind, &self.key),
         };
-        let record = ground.log.append(&stream, now, actor, event)?;
+        let record = shared.log.append(&stream, now, actor, event)?;
         self.fold.apply(&record);
         Ok(record)
     }
 
-    /// What control, autoscaler and planner make of it until nobody has anything to say.
-    fn react(
+    /// Runs the planner and the endpoint lifecycle until neither has anything to write.
+    fn run_engines(
         &mut self,
         now: Timestamp,
-        ground: &mut Ground,
-        followed: &mut Followed,
+        shared: &mut SharedState,
+        follow_ups: &mut FollowUps,
     ) -> anyhow::Result<()> {
         loop {
-            let mut events = self.planned(now, ground);
+            let mut events = self.planned(now, shared);
             let mut written_by = (StreamKind::Instances, Actor::service("actuator"));
             if events.is_empty() {
-                events = self.settled(now, ground);
+                events = self.settled(now, shared);
                 written_by = (StreamKind::Endpoint, Actor::service("control"));
             }
             if events.is_empty() {
@@ -219,25 +219,25 @@ impl Endpoint {
             }
             let (kind, actor) = written_by;
             for event in events {
-                self.answers(&event, now, followed);
+                self.schedule_node_reports(&event, now, follow_ups);
                 let gone = matches!(event, Event::EndpointDeleted(_));
-                self.append(kind, &actor, now, event, ground)?;
+                self.append(kind, &actor, now, event, shared)?;
                 if gone {
-                    self.forget();
+                    self.reset();
                     let hours = self.rng.u64(1..12);
                     let again = now + Span::from_secs(hours * 3600);
-                    followed.push((again, Task::Create));
+                    follow_ups.push((again, Task::Create));
                 }
             }
         }
     }
 
-    fn planned(&self, now: Timestamp, ground: &Ground) -> Vec<Event> {
+    fn planned(&self, now: Timestamp, shared: &SharedState) -> Vec<Event> {
         let context = PlanContext {
             granted: &self.fold.granted,
             drained: &|instance| self.drained.contains(&instance.id),
-            members: &ground.members,
-            own_node: Some(ground.node.as_str()),
+            members: &shared.members,
+            own_node: Some(shared.node.as_str()),
             now,
         };
         plan(
@@ -245,11 +245,11 @@ impl Endpoint {
             self.fold.endpoint.as_ref(),
             &self.fold.instances,
             &context,
-            &mut || ground.log.ids.uid(),
+            &mut || shared.log.ids.uid(),
         )
     }
 
-    fn settled(&self, now: Timestamp, ground: &Ground) -> Vec<Event> {
+    fn settled(&self, now: Timestamp, shared: &SharedState) -> Vec<Event> {
         let Some(endpoint) = &self.fold.endpoint else {
             return Vec::new();
         };
@@ -265,24 +265,24 @@ impl Endpoint {
             endpoint,
             &self.fold.instances,
             &granted,
-            &ground.members,
+            &shared.members,
             now,
         )
     }
 
-    fn forget(&mut self) {
-        self.watched.clear();
+    fn reset(&mut self) {
+        self.evaluations.clear();
         self.drained.clear();
         self.session = None;
         self.evaluated_at = None;
     }
 
-    /// Evaluates all deployments, and says when to do it again.
+    /// Evaluates all deployments, and schedules the next evaluation.
     fn evaluate(
         &mut self,
         now: Timestamp,
-        ground: &mut Ground,
-        followed: &mut Followed,
+        shared: &mut SharedState,
+        follow_ups: &mut FollowUps,
     ) -> anyhow::Result<()> {
         let Some(endpoint) = &self.fold.endpoint else {
             return Ok(());
@@ -292,64 +292,61 @@ impl Endpoint {
         }
         let deployments = endpoint.deployments.clone();
         self.evaluated_at = self.evaluated_at.filter(|at| *at > now);
-        let mut is_calm = true;
+        let mut is_stable = true;
         for (deployment_name, deployment) in &deployments {
-            let decision = self.decide(deployment_name, deployment, now, ground)?;
-            is_calm &= decision.is_none();
+            let decision = self.decide(deployment_name, deployment, now, shared)?;
+            is_stable &= decision.is_none();
             if let Some(decision) = decision {
                 let event = Event::ScalingDecided(Box::new(decision));
                 let actor = Actor::service("autoscaler");
-                self.append(StreamKind::Scaling, &actor, now, event, ground)?;
+                self.append(StreamKind::Scaling, &actor, now, event, shared)?;
             }
         }
-        self.evaluate_again(is_calm, now, followed);
+        self.schedule_evaluation(is_stable, now, follow_ups);
         Ok(())
     }
 
-    /// The decision to write, if there is one.
+    /// The decision to record, if any.
     fn decide(
         &mut self,
         deployment_name: &Name,
         deployment: &Deployment,
         now: Timestamp,
-        ground: &Ground,
+        shared: &SharedState,
     ) -> anyhow::Result<Option<Decision>> {
         let uid = deployment.uid;
         let instances = self.counts(uid);
         let load = self.load(deployment_name, now);
         let rng = &mut self.rng;
-        let watched = self.watched.entry(uid).or_default();
-        watched.compile(deployment, ground)?;
-        let policy = watched.compiled.as_ref().map(|(_, policy)| policy);
+        let state = self.evaluations.entry(uid).or_default();
+        state.compile(deployment, shared)?;
+        let policy = state.compiled.as_ref().map(|(_, policy)| policy);
         let specs = policy.map_or(&[][..], Policy::signals);
         let signals = specs.iter();
         let signals: Vec<_> = signals
             .map(|spec| Some(load::signal(spec, load, instances.ready, rng)))
             .collect();
         let tick = TickInputs {
-            policy_revision: watched
-                .compiled
-                .as_ref()
-                .map_or(0, |(revision, _)| *revision),
+            policy_revision: state.compiled.as_ref().map_or(0, |(revision, _)| *revision),
             fixed_instances: deployment.spec.instances,
             pin: deployment.pin,
             pause: deployment.pause,
             instances,
             signals: &signals,
-            carried: &watched.carried,
-            selection: watched.selection,
+            carried: &state.carried,
+            selection: state.selection,
         };
         let evaluation = evaluate(policy, &tick, now);
-        let is_news = should_explain(watched.last.as_ref(), policy, &evaluation);
+        let should_record = should_explain(state.last.as_ref(), policy, &evaluation);
         let of = DeploymentRef {
             endpoint: self.name.clone(),
             deployment: deployment_name.clone(),
         };
-        let decision = is_news.then(|| explain(&of, uid, policy, &tick, now));
-        carry(&mut watched.carried, policy, &evaluation, now);
-        watched.selection = evaluation.selection;
+        let decision = should_record.then(|| explain(&of, uid, policy, &tick, now));
+        carry(&mut state.carried, policy, &evaluation, now);
+        state.selection = evaluation.selection;
         if decision.is_some() {
-            watched.last.clone_from(&decision);
+            state.last.clone_from(&decision);
         }
         Ok(decision)
     }
@@ -366,8 +363,8 @@ impl Endpoint {
     }
 }
 
-impl Watched {
-    fn compile(&mut self, deployment: &Deployment, ground: &Ground) -> anyhow::Result<()> {
+impl EvaluationState {
+    fn compile(&mut self, deployment: &Deployment, shared: &SharedState) -> anyhow::Result<()> {
         let Some(autoscale) = &deployment.autoscale else {
             self.compiled = None;
             return Ok(());
@@ -379,7 +376,7 @@ impl Watched {
         {
             return Ok(());
         }
-        let policy = Policy::compile(&autoscale.spec, &ground.zones);
+        let policy = Policy::compile(&autoscale.spec, &shared.zones);
         let policy = policy.map_err(|findings| anyhow::anyhow!("a policy: {findings:?}"))?;
         self.compiled = Some((autoscale.revision, policy));
         self.selection = None;
@@ -387,7 +384,7 @@ impl Watched {
     }
 }
 
-#[expect(clippy::unwrap_used, reason = "names that stand in this program")]
+#[expect(clippy::unwrap_used, reason = "literal names")]
 fn name(text: &str) -> Name {
     text.parse().unwrap()
 }

@@ -1,4 +1,4 @@
-//! The log as it grows: positions, streams and buckets as the store has them.
+//! The generated log: assigns positions, versions and buckets as the store does.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use contract::log::{Actor, RawRecord, Record, StreamName};
 use contract::time::Timestamp;
 use runtime::ids::{Ids, SeededIds};
 
-/// What has been written, and what waits to be handed to the store.
+/// The log, with events that are not yet written to the store.
 pub struct Log {
     pub ids: SeededIds,
     position: u64,
-    /// The newest position of each bucket.
+    /// The last position of each bucket.
     newest: BTreeMap<Bucket, Position>,
     versions: BTreeMap<StreamName, u64>,
-    pub waiting: Vec<RawRecord>,
+    pub unwritten: Vec<RawRecord>,
     pub counts: BTreeMap<&'static str, u64>,
     pub bytes: u64,
 }
@@ -27,7 +27,7 @@ impl Log {
             position: 0,
             newest: BTreeMap::new(),
             versions: BTreeMap::new(),
-            waiting: Vec::new(),
+            unwritten: Vec::new(),
             counts: BTreeMap::new(),
             bytes: 0,
         }
@@ -37,7 +37,7 @@ impl Log {
         self.position
     }
 
-    /// Appends an event as this build writes it.
+    /// Appends an event in the current version.
     pub fn append(
         &mut self,
         stream: &StreamName,
@@ -58,11 +58,11 @@ impl Log {
             event,
         };
         let raw = RawRecord::of(&record)?;
-        self.hold(record.event.type_name(), raw);
+        self.push(record.event.type_name(), raw);
         Ok(record)
     }
 
-    /// Appends the data of an event that nothing here goes by, in a version that this build may only read.
+    /// Appends the raw data of an event in an old version, which is not applied to any state here.
     pub fn append_data(
         &mut self,
         stream: &StreamName,
@@ -86,22 +86,22 @@ impl Log {
             actor: actor.0.clone(),
             data,
         };
-        self.hold(type_name, raw);
+        self.push(type_name, raw);
     }
 
-    fn hold(&mut self, type_name: &'static str, raw: RawRecord) {
+    fn push(&mut self, type_name: &'static str, raw: RawRecord) {
         *self.counts.entry(type_name).or_default() += 1;
         self.bytes += raw.data.len() as u64;
-        self.waiting.push(raw);
+        self.unwritten.push(raw);
     }
 
-    fn place(&mut self, stream: &StreamName) -> Place {
+    fn place(&mut self, stream: &StreamName) -> NextPosition {
         self.position += 1;
         let position = Position(self.position);
         let bucket = stream.bucket_key().bucket();
         let version = self.versions.entry(stream.clone()).or_default();
         *version += 1;
-        Place {
+        NextPosition {
             position,
             prev: self.newest.insert(bucket, position).unwrap_or_default(),
             bucket,
@@ -110,8 +110,8 @@ impl Log {
     }
 }
 
-/// Where the next event of a stream stands.
-struct Place {
+/// The position and version of the next event of a stream.
+struct NextPosition {
     position: Position,
     prev: Position,
     bucket: Bucket,

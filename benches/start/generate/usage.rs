@@ -1,5 +1,5 @@
-//! Minutes of usage in version 1 of their event. Written out here, since the types of `contract` are those
-//! of the newest version.
+//! Minutes of usage in version 1 of the event. Defined here because the types of `contract` are those of
+//! the newest version.
 
 use std::collections::BTreeMap;
 
@@ -78,14 +78,14 @@ pub struct Range {
     pub last: u64,
 }
 
-/// What a deployment has to do, on average over ten seconds.
+/// The load of a deployment, averaged over ten seconds.
 #[derive(Clone, Copy)]
 pub struct Load {
     /// Requests in flight.
     pub concurrency: f64,
-    /// Seconds that one takes.
+    /// Latency in seconds.
     pub latency: f64,
-    /// Copies for comparison, not answers for anybody.
+    /// Whether the requests are mirrored copies.
     pub is_mirrored: bool,
 }
 
@@ -97,7 +97,7 @@ impl Load {
 }
 
 impl Minute {
-    /// What the instances that are ready did under these loads, one for each slice.
+    /// The usage of the ready instances under these loads, one per slice.
     pub fn new(
         (deployment, deployment_uid): (Name, Uid),
         minute: Timestamp,
@@ -118,7 +118,7 @@ impl Minute {
     /// The data of the event.
     ///
     /// # Errors
-    /// If this build does not read what was written: then this file is wrong.
+    /// If this build cannot read the data, which means that this file is wrong.
     pub fn data(&self, is_first: bool) -> anyhow::Result<String> {
         let data = serde_json::to_string(self)?;
         if is_first {
@@ -132,7 +132,7 @@ impl Minute {
 impl Slice {
     fn new(load: Load, ready: &[InstanceId], rng: &mut fastrand::Rng) -> Self {
         let requests = arrivals(load.rate() * SLICE_SECONDS, rng);
-        // In which nothing happened, nothing stands.
+        // Empty slices have no counts.
         if requests == 0 {
             return Self {
                 by_role: BTreeMap::new(),
@@ -176,7 +176,7 @@ impl Slice {
     }
 }
 
-/// Requests that come where so many are expected; chance matters while they are few.
+/// A random number of requests around the expected one; the variation matters for small numbers.
 fn arrivals(expected: f64, rng: &mut fastrand::Rng) -> u64 {
     const CHANCES: u32 = 64;
     let chances = f64::from(CHANCES);

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::error::CliError;
 use super::get;
 use super::kinds::{Kind, name};
-use super::output::{Format, Screen, items, print, remark, text, yaml};
+use super::output::{Format, Screen, items, print, print_notice, text, yaml};
 use crate::client::Client;
 
 /// Grant, revoke and list tokens
@@ -28,41 +28,41 @@ enum AccessCommand {
     List(ListArgs),
 }
 
-/// Make a token; it is shown once, now
+/// Create a token; it is shown only once
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock access grant ci --role operator --expires 90d
   penstock access grant grafana --role viewer
   penstock access grant ci --role operator -o json | jq -r .token
 
-An operator's documents run programs on the nodes, as the user that the server runs as, and those can
-read what that user can. Grant operator to those only whom you would give a shell there.")]
+An operator's documents run programs on the nodes, with the user and the permissions of the server.
+Grant operator only to people whom you would give a shell there.")]
 struct GrantArgs {
-    /// What the token is called
+    /// The token's name
     #[arg(value_parser = name)]
     name: Name,
-    /// What it lets its bearer do
+    /// What the token permits
     #[arg(long, value_enum)]
     role: Role,
-    /// A duration (90d) or an instant (RFC 3339); never unless given
+    /// A duration (90d) or an instant (RFC 3339); never by default
     #[arg(long, value_name = "TIME", value_parser = super::decisions::since)]
     expires: Option<String>,
-    /// How the answer is written
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Role {
-    /// Reads
+    /// Read access
     Viewer,
-    /// Reads, and changes endpoints, deployments and rules: runs programs as the server's user
+    /// Read access, and changes to endpoints, deployments and rules: runs programs as the server's user
     Operator,
     /// Everything, tokens and keys included
     Admin,
 }
 
-/// Make a token worthless
+/// Revoke a token
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock access revoke ci")]
@@ -78,7 +78,7 @@ struct RevokeArgs {
   penstock access list
   penstock access list -o json")]
 struct ListArgs {
-    /// How the answer is written
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
@@ -109,8 +109,8 @@ async fn grant(client: &Client, args: &GrantArgs, now: Timestamp) -> Result<(), 
         Format::Json => print(&answer.text),
         Format::Yaml => print(&yaml(&answer.json()?)),
         Format::Table => {
-            remark(&format!(
-                "token {} granted as {role}; keep it now, it cannot be shown again",
+            print_notice(&format!(
+                "token {} granted as {role}; save it now, it cannot be shown again",
                 args.name
             ));
             print(&text(&answer.json()?, "/token"))
@@ -118,7 +118,7 @@ async fn grant(client: &Client, args: &GrantArgs, now: Timestamp) -> Result<(), 
     }
 }
 
-/// An instant as it stands, a duration from now.
+/// An instant as given, or a duration from now.
 fn instant(text: &str, now: Timestamp) -> String {
     match text.parse::<Span>() {
         Ok(span) => (now + span).to_string(),
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_expiry_is_counted_from_now_or_taken_as_it_stands() {
+    fn an_expiry_is_a_duration_from_now_or_an_instant() {
         let now: Timestamp = "2026-10-10T12:00:00.000Z".parse().unwrap();
         assert_eq!(instant("2d", now), "2026-10-12T12:00:00.000Z");
         assert_eq!(instant("2027-01-01T00:00:00Z", now), "2027-01-01T00:00:00Z");

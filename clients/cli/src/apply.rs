@@ -1,8 +1,8 @@
-//! `apply`: documents become resources.
+//! `apply`: creates or updates resources from documents.
 //!
 //! Order: endpoints, deployments, autoscales; a split that names deployments which do not exist yet
-//! is set after them. The whole set is read and checked before anything is sent; the first refusal
-//! stops the rest, and what was applied before it is said.
+//! is set after them. All documents are read and checked before anything is sent; the first refusal
+//! aborts the rest, and what was applied before is reported.
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 
 use super::documents::{self, Document};
 use super::error::CliError;
-use super::get::ready_of_wanted;
-use super::output::{items, print, remark, text};
-use crate::client::{Answer, Client};
+use super::get::ready_ratio;
+use super::output::{items, print, print_notice, text};
+use crate::client::{ApiResponse, Client};
 
 /// Create or update resources from files
 #[derive(Debug, clap::Args)]
@@ -29,12 +29,12 @@ use crate::client::{Answer, Client};
   penstock apply -f - < iris.yaml
 
 One line per resource says created, changed or unchanged; with --dry-run, what it would be. The
-documents may stand in any order.")]
+documents may be in any order.")]
 pub struct ApplyArgs {
     /// Files or directories of documents, or - for standard input
     #[arg(short, long = "file", value_name = "FILE|DIR|-", required = true)]
     file: Vec<PathBuf>,
-    /// Let the server check everything, and change nothing
+    /// Let the server check everything without changing anything
     #[arg(long)]
     dry_run: bool,
     /// Wait until every endpoint and deployment has succeeded or failed
@@ -48,34 +48,34 @@ pub struct ApplyArgs {
     set: Vec<(String, String)>,
 }
 
-/// Resources that are named again when an apply stops; of more their number says more. The lines above
-/// name them all.
-const NAMED_MAX: usize = 20;
+/// Maximum number of resources listed when an apply aborts; beyond that only their number is shown, since
+/// they are all printed above.
+const LISTED_MAX: usize = 20;
 
-/// How often a state is asked for while waiting.
-const POLL: Duration = Duration::from_millis(250);
+/// How often states are polled while waiting.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 pub async fn apply(client: &Client, args: &ApplyArgs) -> Result<(), CliError> {
-    let documents = in_order(documents::load(
+    let documents = sort_for_apply(documents::load(
         &args.file,
         &args.set,
         &Backends::left_to_a_server(),
     )?);
     let mut sender = Sender::new(client, args.dry_run);
-    let mut journal = Journal {
+    let mut reporter = ApplyReporter {
         dry_run: args.dry_run,
         done: Vec::new(),
     };
     for document in &documents {
         match sender.put(document).await {
-            Ok(put) => journal.say(&document.title(), &put)?,
-            Err(error) => return Err(journal.stopped(&document.title(), &error)),
+            Ok(put) => reporter.print_result(&document.title(), &put)?,
+            Err(error) => return Err(reporter.abort(&document.title(), &error)),
         }
     }
-    for split in std::mem::take(&mut sender.later) {
+    for split in std::mem::take(&mut sender.postponed) {
         match sender.put_split(&split).await {
-            Ok(put) => journal.say(&split.title(), &put)?,
-            Err(error) => return Err(journal.stopped(&split.title(), &error)),
+            Ok(put) => reporter.print_result(&split.title(), &put)?,
+            Err(error) => return Err(reporter.abort(&split.title(), &error)),
         }
     }
     if args.wait {
@@ -84,36 +84,36 @@ pub async fn apply(client: &Client, args: &ApplyArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Endpoints, then deployments, then autoscales; each kind in the order it was written.
-pub fn in_order(mut documents: Vec<Document>) -> Vec<Document> {
+/// Sorts documents into endpoints, deployments, autoscales; each kind stays in the order given.
+pub fn sort_for_apply(mut documents: Vec<Document>) -> Vec<Document> {
     documents.sort_by_key(|document| document.resource.rank());
     documents
 }
 
-/// A split that waits for its deployments.
-pub struct Split {
+/// A traffic split to be set after its deployments have been created.
+pub struct PostponedSplit {
     pub endpoint: String,
     body: Value,
-    /// Deployments that it names and that do not exist.
+    /// Deployments in the split that do not exist yet.
     absent: BTreeSet<String>,
 }
 
-impl Split {
+impl PostponedSplit {
     pub fn title(&self) -> String {
         format!("traffic of {}", self.endpoint)
     }
 }
 
-/// What a PUT did, or would do.
-pub struct Put {
+/// The effect of a PUT, or the expected effect in a dry run.
+pub struct PutResult {
     /// `created`, `changed` or `unchanged`.
     pub result: String,
     /// Each `{pointer, from, to}`.
     pub changes: Vec<Value>,
 }
 
-impl Put {
-    fn of(answer: &Answer) -> Result<Self, CliError> {
+impl PutResult {
+    fn of(answer: &ApiResponse) -> Result<Self, CliError> {
         let body = answer.json()?;
         let changes = body.get("changes").and_then(Value::as_array);
         Ok(Self {
@@ -134,9 +134,9 @@ impl Put {
 pub struct Sender<'a> {
     client: &'a Client,
     dry_run: bool,
-    /// Splits that wait for deployments of the same set.
-    pub later: Vec<Split>,
-    /// Resources that would be made, in a dry run.
+    /// Splits to be set after the deployments.
+    pub postponed: Vec<PostponedSplit>,
+    /// Resources that would be created, in a dry run.
     planned: BTreeSet<String>,
 }
 
@@ -145,7 +145,7 @@ impl<'a> Sender<'a> {
         Self {
             client,
             dry_run,
-            later: Vec::new(),
+            postponed: Vec::new(),
             planned: BTreeSet::new(),
         }
     }
@@ -154,10 +154,10 @@ impl<'a> Sender<'a> {
         [("dryRun", self.dry_run.then(|| "true".to_owned()))]
     }
 
-    pub async fn put(&mut self, document: &Document) -> Result<Put, CliError> {
+    pub async fn put(&mut self, document: &Document) -> Result<PutResult, CliError> {
         if self.parent_is_only_planned(document) {
             self.planned.insert(document.title());
-            return Ok(Put::planned("created"));
+            return Ok(PutResult::planned("created"));
         }
         let mut body = document.written.clone();
         if matches!(document.resource, Resource::Endpoint(_)) {
@@ -165,14 +165,14 @@ impl<'a> Sender<'a> {
         }
         let path = document.path();
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
-        let put = Put::of(&self.client.put(&path, &self.query(), &body).await?)?;
+        let put = PutResult::of(&self.client.put(&path, &self.query(), &body).await?)?;
         if self.dry_run && put.result == "created" {
             self.planned.insert(document.title());
         }
         Ok(put)
     }
 
-    /// In a dry run nothing is made, so what belongs to a planned resource cannot be asked about.
+    /// Whether the parent would be created by this dry run, so that the server cannot check the document.
     fn parent_is_only_planned(&self, document: &Document) -> bool {
         let parent = match (&document.resource, document.resource.deployment()) {
             (Resource::Autoscale(_), Some(of)) => format!("deployment {of}"),
@@ -182,7 +182,7 @@ impl<'a> Sender<'a> {
         self.dry_run && self.planned.contains(&parent)
     }
 
-    /// Takes the split out of the body where it names a deployment that does not exist yet.
+    /// Moves the split out of the body if it names a deployment that does not exist yet.
     async fn postpone_split(
         &mut self,
         document: &Document,
@@ -204,7 +204,7 @@ impl<'a> Sender<'a> {
                 }
             }
         }
-        self.later.push(Split {
+        self.postponed.push(PostponedSplit {
             endpoint: document.endpoint().to_string(),
             body: Value::Object(split),
             absent: named.difference(&existing).cloned().collect(),
@@ -212,8 +212,8 @@ impl<'a> Sender<'a> {
         Ok(())
     }
 
-    /// In a dry run: whether the set makes what the split waits for.
-    fn check_split(&self, split: &Split) -> Result<(), CliError> {
+    /// In a dry run: checks that the documents create the missing deployments of the split.
+    fn check_split(&self, split: &PostponedSplit) -> Result<(), CliError> {
         let endpoint = &split.endpoint;
         let planned = |name: &&String| {
             let title = format!("deployment {endpoint}/{name}");
@@ -227,19 +227,21 @@ impl<'a> Sender<'a> {
         }
     }
 
-    pub async fn put_split(&mut self, split: &Split) -> Result<Put, CliError> {
+    pub async fn put_split(&mut self, split: &PostponedSplit) -> Result<PutResult, CliError> {
         if self.dry_run {
-            // Its deployments do not exist yet, so the server could only refuse it.
-            return self.check_split(split).map(|()| Put::planned("changed"));
+            // The deployments do not exist yet, so the server would refuse it.
+            return self
+                .check_split(split)
+                .map(|()| PutResult::planned("changed"));
         }
         let path = ["v1", "endpoints", split.endpoint.as_str(), "traffic"];
-        Put::of(&self.client.put(&path, &[], &split.body).await?)
+        PutResult::of(&self.client.put(&path, &[], &split.body).await?)
     }
 }
 
-impl Put {
-    /// What a dry run or a comparison says: `would be created`, `would change`, `would stay unchanged`.
-    pub fn would_be(&self) -> &'static str {
+impl PutResult {
+    /// `would be created`, `would be changed` or `would stay unchanged`.
+    pub fn describe_planned(&self) -> &'static str {
         match self.result.as_str() {
             "created" => "would be created",
             "unchanged" => "would stay unchanged",
@@ -248,16 +250,16 @@ impl Put {
     }
 }
 
-/// One line per resource, and on a refusal what stands already.
-struct Journal {
+/// Prints one line per resource, and on a refusal what was applied before.
+struct ApplyReporter {
     dry_run: bool,
     done: Vec<String>,
 }
 
-impl Journal {
-    fn say(&mut self, title: &str, put: &Put) -> Result<(), CliError> {
+impl ApplyReporter {
+    fn print_result(&mut self, title: &str, put: &PutResult) -> Result<(), CliError> {
         if self.dry_run {
-            return print(&format!("{title} {}", put.would_be()));
+            return print(&format!("{title} {}", put.describe_planned()));
         }
         let line = format!("{title} {}", put.result);
         print(&line)?;
@@ -265,26 +267,26 @@ impl Journal {
         Ok(())
     }
 
-    fn stopped(&self, title: &str, error: &CliError) -> CliError {
-        remark(&format!("penstock: {title}: {error}"));
+    fn abort(&self, title: &str, error: &CliError) -> CliError {
+        print_notice(&format!("penstock: {title}: {error}"));
         if self.dry_run {
-            remark("An apply would stop there. Nothing was changed.");
+            print_notice("An apply would stop there. Nothing was changed.");
         } else {
-            remark(&format!(
+            print_notice(&format!(
                 "Applied before that: {}. What follows was not sent.",
-                self.before()
+                self.applied_so_far()
             ));
         }
         CliError::Quiet(error.exit_code())
     }
 }
 
-impl Journal {
-    fn before(&self) -> String {
+impl ApplyReporter {
+    fn applied_so_far(&self) -> String {
         let count = self.done.len();
         match self.done.last() {
             None => "nothing".into(),
-            Some(_) if count <= NAMED_MAX => self.done.join(", "),
+            Some(_) if count <= LISTED_MAX => self.done.join(", "),
             Some(last) => format!("{count} resources, the last of them {last}"),
         }
     }
@@ -302,7 +304,7 @@ fn names_in_split(body: &Value) -> BTreeSet<String> {
     names
 }
 
-/// None at all where the endpoint does not exist.
+/// The deployments of an endpoint; none if it does not exist.
 async fn deployments_of(client: &Client, endpoint: &str) -> Result<BTreeSet<String>, CliError> {
     let path = ["v1", "endpoints", endpoint, "deployments"];
     let Some(answer) = client.find(&path).await? else {
@@ -333,7 +335,7 @@ async fn wait(client: &Client, documents: &[Document], timeout: Span) -> Result<
     Ok(())
 }
 
-/// Whether it succeeded.
+/// Polls one resource; returns whether it succeeded.
 async fn wait_for(
     client: &Client,
     document: &Document,
@@ -367,20 +369,19 @@ async fn wait_for(
                 document.title()
             )));
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 /// `, instances ready 1/2`.
 fn ready(body: &Value) -> String {
-    match ready_of_wanted(body).as_str() {
+    match ready_ratio(body).as_str() {
         "" => String::new(),
         ready => format!(", instances ready {ready}"),
     }
 }
 
-/// One line on standard error that is written over on a terminal, and repeated only when it
-/// changes elsewhere.
+/// A progress line on standard error: overwritten on a terminal, otherwise printed only when it changes.
 struct Progress {
     tty: bool,
     last: String,
@@ -399,10 +400,10 @@ impl Progress {
             return;
         }
         if self.tty {
-            // Clear the line, write, stay on it.
+            // Clear and rewrite the current line.
             let _ = write!(std::io::stderr(), "\r\x1b[2K{line}");
         } else {
-            remark(line);
+            print_notice(line);
         }
         line.clone_into(&mut self.last);
     }
@@ -414,13 +415,13 @@ impl Progress {
 
     fn end(&mut self) {
         if self.tty && !self.last.is_empty() {
-            remark("");
+            print_notice("");
         }
         self.last.clear();
     }
 }
 
-/// The body of `PUT …/traffic` from shares as they were typed.
+/// The body of `PUT …/traffic`.
 pub fn split_body(traffic: Option<Value>, mirror: Option<Value>) -> Value {
     let mut body = json!({});
     if let Some(traffic) = traffic {

@@ -1,4 +1,4 @@
-//! `autoscale preview`: when a schedule changes profiles and capacities, without waiting for it.
+//! `autoscale preview`: when schedules will change profiles and capacities.
 
 use std::path::PathBuf;
 
@@ -31,14 +31,14 @@ enum AutoscaleCommand {
     Preview(PreviewArgs),
 }
 
-/// Show when the profile in force changes, and to which capacity
+/// Show when the active profile changes, and to which capacity
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock autoscale preview iris/blue
   penstock autoscale preview iris/blue --from 2026-10-24T00:00:00Z --to 2026-10-27T00:00:00Z
   penstock autoscale preview -f rules.yaml --to 30d -o json
 
-With -f no server is asked. The first row is the state at the beginning.")]
+With -f no server is needed. The first row is the state at the start.")]
 #[command(group(clap::ArgGroup::new("source").required(true).args(["deployment", "file"])))]
 struct PreviewArgs {
     /// ENDPOINT/DEPLOYMENT
@@ -47,16 +47,16 @@ struct PreviewArgs {
     /// Files or directories of documents, or - for standard input
     #[arg(short, long = "file", value_name = "FILE|DIR|-")]
     file: Vec<PathBuf>,
-    /// An instant (RFC 3339); now unless given
+    /// An instant (RFC 3339); now by default
     #[arg(long, value_name = "TIME")]
     from: Option<Timestamp>,
-    /// An instant, or a duration after the beginning
+    /// An instant, or a duration after --from
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = super::decisions::since)]
     to: String,
     /// Values for placeholders ({{name}}) in the documents
     #[arg(long, value_name = "KEY=VALUE", value_parser = documents::setting, requires = "file")]
     set: Vec<(String, String)>,
-    /// How the answer is written
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
@@ -129,7 +129,7 @@ fn preview_file_needed() -> Result<(), CliError> {
     ))
 }
 
-/// The transitions of a document, evaluated here.
+/// The transitions of a document, evaluated locally.
 fn evaluated(
     spec: &AutoscaleSpec,
     args: &PreviewArgs,
@@ -148,7 +148,7 @@ fn evaluated(
     })
 }
 
-/// A schedule that changes every minute has ten thousand transitions a week.
+/// Maximum number of rows; a schedule that changes every minute has ten thousand transitions a week.
 const TABLE_ROWS_MAX: usize = 100;
 
 fn show(transitions: &[Transition], format: Format, screen: Screen) -> Result<(), CliError> {

@@ -3,7 +3,7 @@
 //! Pure: the same points and size always give the same text, every line at most `width` wide.
 
 const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-/// Columns and rows below which nothing can be read.
+/// Minimum readable size.
 const WIDTH_MIN: usize = 24;
 const HEIGHT_MIN: usize = 7;
 
@@ -49,7 +49,7 @@ pub fn sparkline(values: &[f64], width: usize) -> String {
     let values = &values[values.len().saturating_sub(width)..];
     let top = values.iter().copied().fold(0.0, f64::max);
     let bar = |value: &f64| match top > 0.0 && *value > 0.0 {
-        // Anything above zero is shown as more than nothing.
+        // Anything above zero must be visible.
         true => EIGHTHS[((value / top * 8.0).round() as usize).clamp(1, 8)],
         false => '▁',
     };
@@ -219,7 +219,7 @@ fn time_labels(time: &Axis, gutter: usize, columns: usize) -> String {
     )
 }
 
-/// As short as it can be read.
+/// A short readable form.
 fn number(value: f64) -> String {
     if value >= 1000.0 {
         format!("{:.1}k", value / 1000.0)

@@ -6,8 +6,8 @@ use serde_json::Value;
 use super::engine;
 use super::error::CliError;
 use super::kinds::Scope;
-use super::output::{Format, Screen, Table, items, print, remark, text, yaml};
-use crate::client::{Answer, Client};
+use super::output::{Format, Screen, Table, items, print, print_notice, text, yaml};
+use crate::client::{ApiResponse, Client};
 
 /// Show scaling decisions, newest first
 #[derive(Debug, clap::Args)]
@@ -21,18 +21,18 @@ pub struct DecisionsArgs {
     /// How far back: a duration (1h) or an instant (RFC 3339)
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<String>,
-    /// At most so many
+    /// Maximum number of decisions
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: u32,
-    /// Where the page before ended (nextCursor)
+    /// The end of the previous page (nextCursor)
     #[arg(long)]
     cursor: Option<String>,
-    /// How the answer is written
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
 
-/// Explain one decision: measurements, rules, profile, cool-downs and what came of it
+/// Explain one decision: measurements, rules, profile, cooldowns and the outcome
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock explain 0199d1c2-7a40-7c11-9d5e-0f6f6c1f3a01
@@ -40,7 +40,7 @@ pub struct DecisionsArgs {
 pub struct ExplainArgs {
     /// The decision's id, as `penstock decisions` shows it
     id: String,
-    /// How the answer is written
+    /// Output format
     #[arg(short, long, value_enum, default_value = "text")]
     output: ExplainFormat,
 }
@@ -53,7 +53,7 @@ enum ExplainFormat {
     Json,
 }
 
-/// For clap: a duration back from now, or an instant. Sent as it was typed.
+/// For clap: a duration back from now, or an instant; passed to the server unchanged.
 pub fn since(text: &str) -> Result<String, String> {
     let span = text.parse::<contract::Span>();
     let instant = text.parse::<contract::Timestamp>();
@@ -88,19 +88,19 @@ pub async fn decisions(
         Format::Json => print(&answer.text),
         Format::Yaml => print(&yaml(&answer.json()?)),
         Format::Table if rows.is_empty() => {
-            remark(&none(args));
+            print_notice(&empty_message(args));
             Ok(())
         }
         Format::Table => print(&table(&rows).render(screen.tty)),
     }
 }
 
-fn none(args: &DecisionsArgs) -> String {
+fn empty_message(args: &DecisionsArgs) -> String {
     let of = args.scope.as_ref();
     let of = of.map_or(String::new(), |scope| format!(" for {scope}"));
     match (&args.since, &args.cursor) {
         (_, Some(_)) => format!("no older decisions{of}"),
-        // A duration reaches back, an instant is where to begin.
+        // A duration reaches back from now, an instant is a start.
         (Some(since), None) if since.parse::<contract::Span>().is_ok() => {
             format!("no decisions{of} in the last {since}")
         }
@@ -109,7 +109,7 @@ fn none(args: &DecisionsArgs) -> String {
     }
 }
 
-/// Decisions as rows.
+/// The table of decisions.
 pub fn table(rows: &[Value]) -> Table {
     let mut table = Table::new(&[
         "ID",
@@ -134,7 +134,7 @@ pub fn table(rows: &[Value]) -> Table {
     table
 }
 
-/// `2 -> 4`, with the wish where it was not granted whole: `2 -> 4 (wanted 6)`.
+/// `2 -> 4`, with the recommendation if it was not granted in full: `2 -> 4 (wanted 6)`.
 pub fn count(row: &Value) -> String {
     let (from, wanted, granted) = (
         text(row, "/from"),
@@ -153,7 +153,7 @@ pub fn count(row: &Value) -> String {
     }
 }
 
-/// The words of the rule that decided, else of the first one that fired.
+/// The reason of the deciding rule, else of the first rule that triggered.
 pub fn because(row: &Value) -> String {
     let rules = row.get("rules").and_then(Value::as_array);
     let rules = rules.map(Vec::as_slice).unwrap_or_default();
@@ -181,7 +181,7 @@ pub fn because(row: &Value) -> String {
     }
 }
 
-/// What the last stage that changed the count says, else the last one.
+/// The detail of the last stage that changed the count, else of the last stage.
 fn last_stage(row: &Value) -> String {
     let stages = row.get("stages").and_then(Value::as_array);
     let stages = stages.map(Vec::as_slice).unwrap_or_default();
@@ -194,12 +194,12 @@ pub async fn explain(client: &Client, args: &ExplainArgs) -> Result<(), CliError
     let answer = client.get(&["v1", "decisions", &args.id], &[]).await?;
     match args.output {
         ExplainFormat::Json => print(&answer.text),
-        ExplainFormat::Text => print(&words(&answer)?),
+        ExplainFormat::Text => print(&render_explanation(&answer)?),
     }
 }
 
-/// The explanation in words, as the engine of this binary tells it.
-fn words(body: &Answer) -> Result<String, CliError> {
+/// The explanation as text, from the engine of this binary.
+fn render_explanation(body: &ApiResponse) -> Result<String, CliError> {
     let view: DecisionView = serde_json::from_str(&body.text).map_err(|error| {
         CliError::Failed(format!(
             "the decision cannot be explained by this client ({error}); use one of the server's release, or -o json"
@@ -215,7 +215,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn decisions_are_a_table_with_the_words_of_the_deciding_rule() {
+    fn decisions_are_a_table_with_the_reason_of_the_deciding_rule() {
         let rows = [
             json!({"id": "d2", "time": "2026-10-10T12:00:01.000Z", "endpoint": "iris", "deployment": "blue",
                 "from": 2, "wanted": 6, "granted": 4, "outcome": "clamped", "profile": "default", "decidedBy": "busy",

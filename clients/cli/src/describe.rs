@@ -1,4 +1,4 @@
-//! `describe`: one resource with what belongs to it, for a person.
+//! `describe`: one resource with its related resources, for people.
 
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ pub struct DescribeArgs {
     name: String,
 }
 
-/// Latest decisions that are shown.
+/// Number of latest decisions shown.
 const DECISIONS: u32 = 5;
 
 pub async fn describe(
@@ -40,14 +40,14 @@ pub async fn describe(
     let path = path_of(args.kind, Some(&args.name))?;
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let body = client.get(&path, &[]).await?.json()?;
-    let mut sections = head(args.kind, &args.name, &body);
+    let mut sections = document_sections(args.kind, &args.name, &body);
     if let Ok(scope) = args.name.parse::<Scope>() {
-        sections.push_str(&belongings(client, args.kind, &scope, screen).await?);
+        sections.push_str(&related_sections(client, args.kind, &scope, screen).await?);
     }
     print(&sections)
 }
 
-fn head(kind: Kind, name: &str, body: &Value) -> String {
+fn document_sections(kind: Kind, name: &str, body: &Value) -> String {
     let mut out = format!("{} {name}\n", kind.singular());
     for part in ["metadata", "status", "spec"] {
         if let Some(value) = body.get(part).filter(|value| !value.is_null()) {
@@ -66,7 +66,7 @@ fn indented(text: &str) -> String {
 }
 
 /// Deployments, instances and decisions under a title each.
-async fn belongings(
+async fn related_sections(
     client: &Client,
     kind: Kind,
     scope: &Scope,

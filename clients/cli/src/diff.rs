@@ -3,7 +3,7 @@
 use ::documents::Backends;
 use std::path::PathBuf;
 
-use super::apply::{Put, Sender, in_order};
+use super::apply::{PutResult, Sender, sort_for_apply};
 use super::documents;
 use super::error::CliError;
 use super::output::{print, text};
@@ -28,7 +28,7 @@ pub struct DiffArgs {
 }
 
 pub async fn diff(client: &Client, args: &DiffArgs) -> Result<(), CliError> {
-    let documents = in_order(documents::load(
+    let documents = sort_for_apply(documents::load(
         &args.file,
         &args.set,
         &Backends::left_to_a_server(),
@@ -40,7 +40,7 @@ pub async fn diff(client: &Client, args: &DiffArgs) -> Result<(), CliError> {
         differs |= put.result != "unchanged";
         print(&section(&document.title(), &put))?;
     }
-    for split in std::mem::take(&mut sender.later) {
+    for split in std::mem::take(&mut sender.postponed) {
         let put = sender.put_split(&split).await?;
         differs = true;
         print(&section(&split.title(), &put))?;
@@ -52,8 +52,8 @@ pub async fn diff(client: &Client, args: &DiffArgs) -> Result<(), CliError> {
 }
 
 /// `+ field: value`, `- field: value` and `~ field: old -> new` under what would happen.
-fn section(title: &str, put: &Put) -> String {
-    let mut out = format!("{title} {}\n", put.would_be());
+fn section(title: &str, put: &PutResult) -> String {
+    let mut out = format!("{title} {}\n", put.describe_planned());
     if put.result == "created" {
         return out;
     }
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_difference_is_shown_field_by_field() {
-        let put = Put {
+        let put = PutResult {
             result: "changed".into(),
             changes: vec![
                 json!({"pointer": "/spec/instances", "from": 1, "to": 2}),

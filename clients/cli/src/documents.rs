@@ -1,7 +1,7 @@
 //! Documents from files, directories and standard input, and `validate`.
 //!
-//! Invariant: `load` gives either every document of the set, each whole, or none: one bad document
-//! anywhere stops everything before anything is sent.
+//! Invariant: `load` returns all documents or an error: one invalid document anywhere aborts before
+//! anything is sent.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::engine;
 use super::error::CliError;
-use super::output::{print, remark};
+use super::output::{print, print_notice};
 
 /// Check documents without a server
 #[derive(Debug, clap::Args)]
@@ -34,14 +34,14 @@ pub struct ValidateArgs {
     pub set: Vec<(String, String)>,
 }
 
-/// Faults that are shown; the rest are counted.
-const FAULTS_SHOWN: usize = 100;
+/// Maximum number of faults shown; the rest are counted.
+const FAULTS_SHOWN_MAX: usize = 100;
 
-/// One resource of the set, with the text's own tree as what is sent.
+/// A resource, with the document's own tree, which is what is sent.
 #[derive(Clone, Debug)]
 pub struct Document {
     pub resource: Resource,
-    /// As it was written.
+    /// The document as written.
     pub written: Value,
 }
 
@@ -56,7 +56,7 @@ impl Document {
         self.resource.endpoint()
     }
 
-    /// Where it lives in the API.
+    /// Its path in the API.
     pub fn path(&self) -> Vec<String> {
         self.resource.path()
     }
@@ -81,35 +81,35 @@ pub fn validate(args: &ValidateArgs) -> Result<(), CliError> {
     print(&text)
 }
 
-/// Reads the whole set, or shows everything that is wrong with it where these backends are.
+/// Reads all documents, or prints every fault in them given these backends.
 pub fn load(
     files: &[PathBuf],
     set: &[(String, String)],
     backends: &Backends,
 ) -> Result<Vec<Document>, CliError> {
     let values: BTreeMap<String, String> = set.iter().cloned().collect();
-    let mut found = Found::default();
+    let mut loaded = LoadedDocuments::default();
     for source in sources(files)? {
-        found.add(&source, &values, backends);
+        loaded.add(&source, &values, backends);
     }
-    if !found.faults.is_empty() {
-        for fault in found.faults.iter().take(FAULTS_SHOWN) {
-            remark(fault);
+    if !loaded.faults.is_empty() {
+        for fault in loaded.faults.iter().take(FAULTS_SHOWN_MAX) {
+            print_notice(fault);
         }
-        let many = if found.faults.len() == 1 {
+        let many = if loaded.faults.len() == 1 {
             "fault"
         } else {
             "faults"
         };
-        let count = found.faults.len();
-        let shown = match count > FAULTS_SHOWN {
-            true => format!("; the first {FAULTS_SHOWN} are shown"),
+        let count = loaded.faults.len();
+        let shown = match count > FAULTS_SHOWN_MAX {
+            true => format!("; the first {FAULTS_SHOWN_MAX} are shown"),
             false => String::new(),
         };
-        remark(&format!("penstock: {count} {many} in the documents{shown}"));
+        print_notice(&format!("penstock: {count} {many} in the documents{shown}"));
         return Err(CliError::Quiet(1));
     }
-    if found.documents.is_empty() {
+    if loaded.documents.is_empty() {
         let names: Vec<String> = files
             .iter()
             .map(|file| file.display().to_string())
@@ -119,25 +119,25 @@ pub fn load(
             names.join(", ")
         )));
     }
-    Ok(found.documents)
+    Ok(loaded.documents)
 }
 
-/// A text with the name that faults call it by.
+/// A text, with the name used in fault messages.
 struct Source {
     name: String,
     text: String,
 }
 
 #[derive(Default)]
-struct Found {
+struct LoadedDocuments {
     documents: Vec<Document>,
     /// `file:line:column: field: what to do`.
     faults: Vec<String>,
-    /// Where each resource was seen first.
-    seen: BTreeMap<String, String>,
+    /// Where each resource appears first.
+    first_locations: BTreeMap<String, String>,
 }
 
-impl Found {
+impl LoadedDocuments {
     fn add(&mut self, source: &Source, values: &BTreeMap<String, String>, backends: &Backends) {
         let text = match substitute(&source.text, values) {
             Ok(text) => text,
@@ -166,16 +166,16 @@ impl Found {
 
     fn duplicate(&mut self, source: &Source, read: &Read) -> Option<Located> {
         let title = format!("{} {}", read.resource.kind(), read.resource.full_name());
-        let place = read.document.tree.place("");
-        let here = format!("{}:{place}", source.name);
-        match self.seen.get(&title) {
+        let location = read.document.tree.place("");
+        let here = format!("{}:{location}", source.name);
+        match self.first_locations.get(&title) {
             None => {
-                self.seen.insert(title, here);
+                self.first_locations.insert(title, here);
                 None
             }
             Some(first) => Some(read.document.locate(Finding::new(
                 "",
-                format!("{title} stands at {first} already; keep one of the two"),
+                format!("{title} is already defined at {first}; keep one of the two"),
             ))),
         }
     }
@@ -217,7 +217,7 @@ fn read_file(path: &Path) -> Result<Source, CliError> {
     Ok(Source { name, text })
 }
 
-/// The documents' files in a directory, not below it, in order of name.
+/// The document files directly in a directory, in order of name.
 fn files_of(directory: &Path) -> Result<Vec<PathBuf>, CliError> {
     let shown = directory.display();
     let fail = |error| CliError::Failed(format!("{shown} cannot be read: {error}"));

@@ -1,4 +1,4 @@
-//! What the command line asks of the pure engines, without a server.
+//! What the command line evaluates with the domain engines, without a server.
 
 use contract::decision::Decision;
 use contract::ids::DeploymentRef;
@@ -8,7 +8,7 @@ use contract::time::Timestamp;
 use domain::autoscale::{Policy, Transition, explain};
 use domain::zones::ZoneData;
 
-/// Faults that only the engines see: conditions, schedules, metrics. Pointers begin at the root.
+/// Faults that only the engines detect: in conditions, schedules, metrics. Pointers start at the root.
 pub fn findings(resource: &Resource) -> Vec<Finding> {
     if let Resource::Autoscale(autoscale) = resource
         && let Err(findings) = Policy::compile(&autoscale.spec, &ZoneData::bundled())
@@ -18,7 +18,7 @@ pub fn findings(resource: &Resource) -> Vec<Finding> {
     domain::documents::validate(resource, &ZoneData::bundled())
 }
 
-/// The profile in force at `from`, then every change of it up to `to`.
+/// The active profile at `from`, then every change up to `to`.
 pub fn transitions(
     spec: &AutoscaleSpec,
     from: Timestamp,

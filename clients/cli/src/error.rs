@@ -1,21 +1,20 @@
-//! How a command fails, and the exit code that says so: 1 refused or failed, 2 usage, 3 server
-//! unreachable.
+//! Errors of commands and their exit codes: 1 refused or failed, 2 usage, 3 server unreachable.
 
 use crate::client::ClientError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// What was typed cannot be carried out.
+    /// The command line is invalid.
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]
     Failed(String),
-    /// There is nobody to ask.
+    /// There is no server, or it cannot be reached.
     #[error("{0}")]
     NoServer(String),
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// Everything has been said already; only the exit code is left.
+    /// The error has been reported already; only the exit code remains.
     #[error("")]
     Quiet(u8),
 }
@@ -39,7 +38,7 @@ impl From<anyhow::Error> for CliError {
     }
 }
 
-/// The error with its causes, each said once: many a sentence has its cause in it already.
+/// The error with its causes, without repetition: many messages already include their cause.
 fn sentence(error: &anyhow::Error) -> String {
     let mut said = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -65,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_that_is_in_the_sentence_is_not_said_again() {
+    fn a_cause_that_is_already_in_the_message_is_not_repeated() {
         let source = std::io::Error::other("in use");
         let error = anyhow::Error::new(Listen { source }).context("the start failed");
         let text = CliError::from(error).to_string();

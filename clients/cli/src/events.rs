@@ -1,5 +1,5 @@
-//! `events`: the log itself. Follow it, take it out, verify it, replay decisions from it, and deal with
-//! what a consumer cannot digest.
+//! `events`: follows, exports, verifies and replays the log, and handles endpoints that a consumer has
+//! parked.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use sse_stream::SseByteStream;
 use super::error::CliError;
 use super::heads::{self, HeadArgs};
 use super::kinds::name;
-use super::output::{Format, Table, items, print, remark, text, yaml};
+use super::output::{Format, Table, items, print, print_notice, text, yaml};
 use crate::client::{Client, ClientError};
 
 /// Follow, export, verify and replay the event log, and unpark what it has parked
@@ -44,21 +44,21 @@ enum EventsCommand {
     Unpark(UnparkArgs),
 }
 
-/// Endpoints that a consumer cannot digest an event of, and has parked
+/// List endpoints that a consumer has parked because of an event it cannot apply
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock events parked
   penstock events parked -o json")]
 struct ParkedArgs {
-    /// How the answer is written
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
 
-/// Let a consumer pass over an event; unpark its endpoint afterwards
+/// Let a consumer skip an event; unpark its endpoint afterwards
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  penstock events skip 4711 --consumer autoscaler --reason 'written by a release that was taken back'")]
+  penstock events skip 4711 --consumer autoscaler --reason 'written by a release that was rolled back'")]
 struct SkipArgs {
     /// The event, as `penstock events parked` shows it
     #[arg(value_name = "POSITION")]
@@ -66,7 +66,7 @@ struct SkipArgs {
     /// As `penstock events parked` shows it
     #[arg(long, value_name = "NAME")]
     consumer: String,
-    /// Why; it stands in the log
+    /// Why; recorded in the log
     #[arg(long, value_name = "TEXT")]
     reason: String,
 }
@@ -83,7 +83,7 @@ struct UnparkArgs {
     /// As `penstock events parked` shows it
     #[arg(long, value_name = "NAME")]
     consumer: String,
-    /// Why; it stands in the log
+    /// Why; recorded in the log
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
 }
@@ -99,19 +99,19 @@ struct TailArgs {
     /// Only of this endpoint
     #[arg(long, value_parser = name)]
     endpoint: Option<Name>,
-    /// Only of this type, or of all that begin so: scaling.decided, instance.
+    /// Only of this type, or with this prefix: scaling.decided, instance.
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
-    /// Begin after this position
+    /// Start after this position
     #[arg(long, value_name = "POSITION", conflicts_with = "lines")]
     after: Option<u64>,
-    /// Begin this many events before the end
+    /// Start this many events before the end
     #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
     lines: u64,
     /// Stop at the end
     #[arg(long)]
     no_follow: bool,
-    /// How the answer is written
+    /// Output format
     #[arg(short, long, value_enum, default_value = "text")]
     output: EventFormat,
 }
@@ -131,52 +131,52 @@ enum EventFormat {
   penstock events export --out events.ndjson
   penstock events export --after 120000 --out rest.ndjson")]
 struct ExportArgs {
-    /// A file; standard output unless given
+    /// A file; standard output by default
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Begin after this position
+    /// Start after this position
     #[arg(long, value_name = "POSITION", default_value_t = 0)]
     after: u64,
 }
 
-/// Check the log: order, versions, schemas, chains of hashes, and that read models equal a rebuild
+/// Check the log: order, versions, schemas, hash chains, and that read models equal a rebuild
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock events verify
   penstock events verify --heads heads.json
   penstock events verify -o json
 
-Each event carries the hash of the one before it in its bucket, so an event that was changed, taken
-out or put in is found by what follows it. What was changed at the very end, or cut off there, is
-found by heads that were kept elsewhere: `penstock events head -o json` prints them.
+Each event carries the hash of the one before it in its bucket, so an event that was changed, removed
+or inserted is detected by the events after it. A change or truncation at the very end is detected with
+heads that were saved elsewhere: `penstock events head -o json` prints them.
 
-Exit 1 where anything is wrong.")]
+Exit 1 if anything is wrong.")]
 struct VerifyArgs {
-    /// Ends of chains that were kept: the log must still hold them
+    /// Saved heads, which the log must still contain
     #[arg(long, value_name = "FILE")]
     heads: Option<PathBuf>,
-    /// How the answer is written
+    /// Output format
     #[arg(short, long, value_enum, default_value = "text")]
     output: EventFormat,
 }
 
-/// Evaluate what was recorded once more, with the same inputs
+/// Re-evaluate recorded decisions with the same inputs
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock events replay --check-decisions
 
-A decision of this engine's version must come out to the byte: exit 1 where one does not. Those of other versions,
-or made by another release of the time zones, are counted by version: equal, only the words differ, other.")]
+Decisions of this engine version must match byte for byte: exit 1 if one does not. Those of other versions, or
+made with another release of the time zones, are counted by version: equal, only the wording differs, other.")]
 struct ReplayArgs {
-    /// Every decision again, compared byte for byte
+    /// Re-evaluate every decision and compare byte for byte
     #[arg(long, default_value_t = true)]
     check_decisions: bool,
-    /// How the answer is written
+    /// Output format
     #[arg(short, long, value_enum, default_value = "text")]
     output: EventFormat,
 }
 
-/// Events that are asked for at once.
+/// Number of events per request.
 const PAGE: u64 = 1000;
 
 pub async fn events(client: &Client, args: &EventsArgs) -> Result<(), CliError> {
@@ -187,15 +187,15 @@ pub async fn events(client: &Client, args: &EventsArgs) -> Result<(), CliError> 
             let path = ["v1", "events", "verify"];
             let answer = match &args.heads {
                 None => client.get(&path, &[]).await?,
-                Some(file) => client.post(&path, &heads::kept(file)?).await?,
+                Some(file) => client.post(&path, &heads::read_heads(file)?).await?,
             };
-            report(&answer.text, &answer.json()?, args.output)
+            print_report(&answer.text, &answer.json()?, args.output)
         }
         EventsCommand::Head(args) => heads::heads(client, args).await,
         EventsCommand::Replay(args) => {
             let body = json!({"checkDecisions": args.check_decisions});
             let answer = client.post(&["v1", "events", "replay"], &body).await?;
-            replayed(&answer.text, answer.json()?, args.output)
+            print_replay_report(&answer.text, answer.json()?, args.output)
         }
         EventsCommand::Parked(args) => parked(client, args).await,
         EventsCommand::Skip(args) => {
@@ -205,7 +205,7 @@ pub async fn events(client: &Client, args: &EventsArgs) -> Result<(), CliError> 
             let answer = client.post(&path, &body).await?.json()?;
             let endpoint = text(&answer, "/endpoint");
             print(&format!(
-                "{} passes over position {position} of {endpoint} from its next fold on; go on with `penstock events unpark {endpoint} --consumer {}`",
+                "{} will skip position {position} of {endpoint} at its next rebuild; continue with `penstock events unpark {endpoint} --consumer {}`",
                 args.consumer, args.consumer
             ))
         }
@@ -213,7 +213,10 @@ pub async fn events(client: &Client, args: &EventsArgs) -> Result<(), CliError> 
             let body = json!({"consumer": args.consumer, "reason": args.reason});
             let path = ["v1", "endpoints", args.endpoint.as_str(), "unpark"];
             client.post(&path, &body).await?;
-            print(&format!("{} folds {} anew", args.consumer, args.endpoint))
+            print(&format!(
+                "{} is rebuilding {}",
+                args.consumer, args.endpoint
+            ))
         }
     }
 }
@@ -226,7 +229,7 @@ async fn parked(client: &Client, args: &ParkedArgs) -> Result<(), CliError> {
         Format::Table => {
             let rows = items(&answer.json()?);
             if rows.is_empty() {
-                remark("no endpoint is parked");
+                print_notice("no endpoint is parked");
                 return Ok(());
             }
             print(&parked_table(&rows).render(std::io::stdout().is_terminal()))
@@ -289,7 +292,7 @@ async fn export(client: &Client, args: &ExportArgs) -> Result<(), CliError> {
         after = last;
     }
     out.flush().map_err(|error| not_written(args, &error))?;
-    remark(&format!("{count} events written, up to position {after}"));
+    print_notice(&format!("{count} events written, up to position {after}"));
     Ok(())
 }
 
@@ -304,7 +307,7 @@ fn not_written(args: &ExportArgs, error: &std::io::Error) -> CliError {
     CliError::Failed(format!("{name} cannot be written: {error}"))
 }
 
-/// What is shown of the events that pass by.
+/// Which events are shown, and how.
 struct Filter<'a> {
     endpoint: Option<&'a Name>,
     kind: Option<&'a str>,
@@ -312,7 +315,7 @@ struct Filter<'a> {
 }
 
 impl Filter<'_> {
-    fn passes(&self, event: &Value) -> bool {
+    fn matches(&self, event: &Value) -> bool {
         let kind = text(event, "/type");
         let stream = text(event, "/stream");
         let endpoint = stream.split('/').nth(2).unwrap_or_default();
@@ -322,7 +325,7 @@ impl Filter<'_> {
     }
 
     fn show(&self, event: &Value) -> Result<(), CliError> {
-        if !self.passes(event) {
+        if !self.matches(event) {
             return Ok(());
         }
         match self.format {
@@ -332,8 +335,8 @@ impl Filter<'_> {
     }
 }
 
-/// `POSITION TIME TYPE STREAM by ACTOR DATA`, the data cut to what fits a line. Of an event that
-/// the server cannot read, it says why.
+/// `POSITION TIME TYPE STREAM by ACTOR DATA`, with the data truncated. For an event that the server
+/// cannot decode, the reason.
 fn line(event: &Value) -> String {
     const DATA: usize = 100;
     let data = match event.get("unreadable") {
@@ -366,8 +369,8 @@ async fn tail(client: &Client, args: &TailArgs) -> Result<(), CliError> {
     if let Some(endpoint) = &args.endpoint {
         let path = ["v1", "endpoints", endpoint.as_str()];
         if client.find(&path).await?.is_none() {
-            remark(&format!(
-                "there is no endpoint `{endpoint}` now: what comes is of one that was, or that will be"
+            print_notice(&format!(
+                "there is no endpoint `{endpoint}` now: events shown are of a deleted or a future one"
             ));
         }
     }
@@ -391,14 +394,14 @@ async fn tail(client: &Client, args: &TailArgs) -> Result<(), CliError> {
     follow(client, after, &filter).await
 }
 
-/// The last position of the log, which every page names.
+/// The last position of the log, which is on every page.
 async fn head(client: &Client) -> Result<u64, CliError> {
     let query = [("limit", Some("1".to_owned()))];
     let body = client.get(&["v1", "events"], &query).await?.json()?;
     Ok(body.get("head").and_then(Value::as_u64).unwrap_or(0))
 }
 
-/// Follows the stream, and takes it up again where it broke off.
+/// Follows the stream, and resumes it after a disconnect.
 async fn follow(client: &Client, after: u64, filter: &Filter<'_>) -> Result<(), CliError> {
     const TRIES: u32 = 5;
     let mut after = after;
@@ -432,20 +435,20 @@ async fn follow_once(
     let response = client
         .stream(&["v1", "events", "stream"], &query, &headers)
         .await?;
-    let mut bodies = pin!(bodies(response.bytes_stream()));
+    let mut bodies = pin!(json_payloads(response.bytes_stream()));
     while let Some(body) = bodies.next().await {
         let body = body.map_err(|error| match error {
-            sse_stream::Error::Body(error) => super::logs::broken_off(client, &error),
-            other => super::logs::broken_off(client, &other),
+            sse_stream::Error::Body(error) => super::logs::disconnected(client, &error),
+            other => super::logs::disconnected(client, &other),
         })?;
         show_new(&body, after, filter)?;
     }
     Ok(())
 }
 
-/// What the events of a stream of server-sent events hold, as far as it is JSON. The stream may be cut
+/// The JSON payloads of a stream of server-sent events; other payloads are ignored. Chunks may be split
 /// anywhere.
-fn bodies<B, E>(
+fn json_payloads<B, E>(
     chunks: impl Stream<Item = Result<B, E>>,
 ) -> impl Stream<Item = Result<Value, sse_stream::Error>>
 where
@@ -458,7 +461,7 @@ where
     })
 }
 
-/// Shows an event, unless it was shown before the stream was taken up again.
+/// Shows an event, unless it was shown before the stream was resumed.
 fn show_new(body: &Value, after: &mut u64, filter: &Filter<'_>) -> Result<(), CliError> {
     let reached = position(body);
     if reached <= *after {
@@ -468,8 +471,8 @@ fn show_new(body: &Value, after: &mut u64, filter: &Filter<'_>) -> Result<(), Cl
     filter.show(body)
 }
 
-/// A report's facts, one a line; exit 1 where it is not `ok`.
-fn report(body: &str, report: &Value, format: EventFormat) -> Result<(), CliError> {
+/// Prints a report, one fact per line; exit 1 if it is not `ok`.
+fn print_report(body: &str, report: &Value, format: EventFormat) -> Result<(), CliError> {
     match format {
         EventFormat::Json => print(body)?,
         EventFormat::Text => print(&report_lines(report))?,
@@ -480,15 +483,17 @@ fn report(body: &str, report: &Value, format: EventFormat) -> Result<(), CliErro
     }
 }
 
-/// As [`report`], with a table of the decisions that may come out otherwise.
-fn replayed(body: &str, mut found: Value, format: EventFormat) -> Result<(), CliError> {
+/// As [`print_report`], with a table of decisions of other versions, which may differ.
+fn print_replay_report(body: &str, mut found: Value, format: EventFormat) -> Result<(), CliError> {
     let versions = found
         .as_object_mut()
         .and_then(|found| found.remove("otherVersions"));
-    let outcome = report(body, &found, format);
+    let outcome = print_report(body, &found, format);
     match versions {
         Some(Value::Array(versions)) if format == EventFormat::Text && !versions.is_empty() => {
-            print("Decisions of other versions, beside what this one makes of them (no fault):")?;
+            print(
+                "Decisions of other versions, compared with this version's results (differences are no fault):",
+            )?;
             print(&versions_table(&versions).render(std::io::stdout().is_terminal()))?;
         }
         _ => {}
@@ -541,11 +546,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn events_are_whole_however_the_stream_is_cut() {
+    async fn events_are_complete_however_the_stream_is_chunked() {
         let text = "id: 7\nevent: scaling.decided\ndata: {\"a\":\ndata: 1}\n\n: keep-alive\n\ndata: no\n\ndata: \"ü\"\r\n\r\ndata: 2\n".as_bytes();
         for size in 1..=text.len() {
             let chunks = text.chunks(size).map(Ok::<_, std::io::Error>);
-            let found: Vec<Value> = bodies(futures::stream::iter(chunks))
+            let found: Vec<Value> = json_payloads(futures::stream::iter(chunks))
                 .map(Result::unwrap)
                 .collect()
                 .await;
@@ -559,29 +564,31 @@ mod tests {
             json!({"position": 7, "stream": "scaling/default/iris", "type": "scaling.decided"});
         let iris: Name = "iris".parse().unwrap();
         let other: Name = "other".parse().unwrap();
-        let passes = |endpoint, kind| {
+        let matches = |endpoint, kind| {
             let format = EventFormat::Text;
             Filter {
                 endpoint,
                 kind,
                 format,
             }
-            .passes(&event)
+            .matches(&event)
         };
-        assert!(passes(None, None));
-        assert!(passes(Some(&iris), Some("scaling.")));
-        assert!(!passes(Some(&other), None));
-        assert!(!passes(None, Some("instance.")));
+        assert!(matches(None, None));
+        assert!(matches(Some(&iris), Some("scaling.")));
+        assert!(!matches(Some(&other), None));
+        assert!(!matches(None, Some("instance.")));
     }
 
     #[test]
     fn a_report_that_is_not_ok_fails_the_command() {
         let good = json!({"ok": true, "events": 5, "faults": []});
         assert_eq!(report_lines(&good), "events: 5\nfaults: none\nok: true\n");
-        assert!(report("", &good, EventFormat::Json).is_ok());
+        assert!(print_report("", &good, EventFormat::Json).is_ok());
         let bad = json!({"ok": false, "faults": ["position 3 stands twice"]});
         assert_eq!(
-            report("", &bad, EventFormat::Json).unwrap_err().exit_code(),
+            print_report("", &bad, EventFormat::Json)
+                .unwrap_err()
+                .exit_code(),
             1
         );
     }

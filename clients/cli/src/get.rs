@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::decisions;
 use super::error::CliError;
 use super::kinds::{Kind, KindParser, Scope, full_name};
-use super::output::{Format, Screen, Table, age, items, print, remark, shares, text, yaml};
-use crate::client::{Answer, Client, ClientError};
+use super::output::{Format, Screen, Table, age, items, print, print_notice, shares, text, yaml};
+use crate::client::{ApiResponse, Client, ClientError};
 
 /// Show resources: a list, or one by its name
 #[derive(Debug, clap::Args)]
@@ -25,21 +25,21 @@ use crate::client::{Answer, Client, ClientError};
   penstock get access
 
 Kinds: endpoints (endpoint, ep), deployments, autoscales, instances, decisions, access (tokens).
-The table of instances shows those that live, and failed ones until another is started in their place;
---all shows those that are over too, as -o json and -o yaml always do.")]
+The table of instances shows live ones, and failed ones until a replacement is started; --all shows
+terminated ones too, as -o json and -o yaml always do.")]
 pub struct GetArgs {
     /// What to show: endpoints, deployments, autoscales, instances, decisions or access
     #[arg(value_name = "KIND", hide_possible_values = true, value_parser = KindParser { command: "get" })]
     kind: Kind,
     /// ENDPOINT, ENDPOINT/DEPLOYMENT, or the id of an instance or decision
     name: Option<String>,
-    /// How the answer is written
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
-    /// Instances that are over, too
+    /// Include terminated instances
     #[arg(long)]
     all: bool,
-    /// At most so many rows
+    /// Maximum number of rows
     #[arg(long, value_name = "N")]
     limit: Option<u32>,
 }
@@ -62,14 +62,14 @@ pub struct DeleteArgs {
 
 pub async fn get(client: &Client, args: &GetArgs, screen: Screen) -> Result<(), CliError> {
     if args.all && args.kind != Kind::Instances {
-        let usage = "--all is about instances only: lists of other kinds are whole";
+        let usage = "--all applies to instances only: lists of other kinds are complete";
         return Err(CliError::Usage(usage.into()));
     }
     let filtered = args.kind == Kind::Instances && !args.all;
     let fetched = match (args.output, args.limit) {
-        // What is filtered here must be fetched whole to be counted right.
+        // What is filtered here must be fetched completely to apply the limit.
         (Format::Table, limit) if limit.is_none() && args.kind != Kind::Decisions || filtered => {
-            whole(client, args).await?
+            fetch_all_pages(client, args).await?
         }
         _ => fetch(client, args, args.limit, None).await?,
     };
@@ -80,16 +80,16 @@ pub async fn get(client: &Client, args: &GetArgs, screen: Screen) -> Result<(), 
             let mut rows = items(&fetched.body);
             let found = rows.len();
             if filtered {
-                rows = living(rows, args);
+                rows = retain_live(rows, args);
             }
             if rows.is_empty() {
-                remark(&none(args, found));
+                print_notice(&empty_message(args, found));
                 return Ok(());
             }
             if args.kind == Kind::Instances
                 && let Some(failure) = newest_failure(&rows)
             {
-                remark(&failure);
+                print_notice(&failure);
             }
             table(args.kind, &rows, screen.now).render(screen.tty)
         }
@@ -97,10 +97,10 @@ pub async fn get(client: &Client, args: &GetArgs, screen: Screen) -> Result<(), 
     print(&shown)
 }
 
-/// An empty table would leave open whether there is nothing, or nothing by that name.
-fn none(args: &GetArgs, hidden: usize) -> String {
+/// The message instead of an empty table: there is nothing, or nothing by that name.
+fn empty_message(args: &GetArgs, hidden: usize) -> String {
     if hidden > 0 {
-        return format!("no instance lives; --all shows {hidden} that did");
+        return format!("no live instances; --all shows {hidden} terminated");
     }
     let kind = match args.kind {
         Kind::Access => "tokens",
@@ -116,7 +116,7 @@ fn none(args: &GetArgs, hidden: usize) -> String {
     }
 }
 
-/// Why an instance could not serve, of those that say so.
+/// The newest failure that has a reason.
 pub fn newest_failure(instances: &[Value]) -> Option<String> {
     let mut failed = instances
         .iter()
@@ -126,9 +126,9 @@ pub fn newest_failure(instances: &[Value]) -> Option<String> {
     Some(format!("{id} failed: {detail}"))
 }
 
-/// Instances without those that are over: stopped ones, and failed ones that another was requested
-/// after, one for one.
-fn living(rows: Vec<Value>, args: &GetArgs) -> Vec<Value> {
+/// Removes terminated instances: stopped ones, and failed ones with a replacement requested later, one for
+/// one.
+fn retain_live(rows: Vec<Value>, args: &GetArgs) -> Vec<Value> {
     if args
         .name
         .as_deref()
@@ -137,11 +137,13 @@ fn living(rows: Vec<Value>, args: &GetArgs) -> Vec<Value> {
         return rows;
     }
     let mut kept = Vec::new();
-    // Newest first: what was requested later has been seen already.
-    let mut later: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    // Newest first: later requests have been seen already.
+    let mut requested_later: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for row in rows {
-        let requested = later.entry(text(&row, "/deploymentUid")).or_default();
-        let lives = match text(&row, "/state").as_str() {
+        let requested = requested_later
+            .entry(text(&row, "/deploymentUid"))
+            .or_default();
+        let is_live = match text(&row, "/state").as_str() {
             "stopped" => false,
             "failed" => {
                 let ended = text(&row, "/endedAt");
@@ -151,7 +153,7 @@ fn living(rows: Vec<Value>, args: &GetArgs) -> Vec<Value> {
             _ => true,
         };
         requested.push(text(&row, "/requestedAt"));
-        if lives {
+        if is_live {
             kept.push(row);
         }
     }
@@ -159,21 +161,21 @@ fn living(rows: Vec<Value>, args: &GetArgs) -> Vec<Value> {
     kept
 }
 
-/// A body with the very text that the API sent.
+/// A body, with the exact text that the API sent.
 struct Fetched {
     text: String,
     body: Value,
 }
 
 impl Fetched {
-    fn of(answer: &Answer) -> Result<Self, ClientError> {
+    fn of(answer: &ApiResponse) -> Result<Self, ClientError> {
         Ok(Self {
             text: answer.text.clone(),
             body: answer.json()?,
         })
     }
 
-    fn made(body: Value) -> Self {
+    fn from_body(body: Value) -> Self {
         Self {
             text: body.to_string(),
             body,
@@ -181,14 +183,14 @@ impl Fetched {
     }
 }
 
-/// All pages of a list, for a person who asked for everything. Programs get one page and its cursor.
-async fn whole(client: &Client, args: &GetArgs) -> Result<Fetched, CliError> {
+/// All pages of a list, for table output. Programs get one page and its cursor.
+async fn fetch_all_pages(client: &Client, args: &GetArgs) -> Result<Fetched, CliError> {
     let mut fetched = fetch(client, args, None, None).await?;
     let mut rows = items(&fetched.body);
     loop {
         let cursor = text(&fetched.body, "/nextCursor");
         if cursor.is_empty() {
-            return Ok(Fetched::made(json!({"items": rows})));
+            return Ok(Fetched::from_body(json!({"items": rows})));
         }
         fetched = fetch(client, args, None, Some(cursor)).await?;
         rows.extend(items(&fetched.body));
@@ -272,16 +274,16 @@ async fn by_id(
             &client.get(&["v1", collection, id], &[]).await?,
         )?);
     }
-    // Instances and tokens have no path of their own.
+    // Instances and tokens cannot be fetched by path.
     let most = [("limit", Some("1000".to_owned()))];
     let body = client.get(&["v1", collection], &most).await?.json()?;
     let field = if kind == Kind::Access { "/name" } else { "/id" };
     let found = items(&body).into_iter().find(|one| text(one, field) == id);
     let nothing = || CliError::Failed(format!("there is no {} `{id}`", kind.singular()));
-    found.map(Fetched::made).ok_or_else(nothing)
+    found.map(Fetched::from_body).ok_or_else(nothing)
 }
 
-/// Where a resource lives in the API.
+/// The path of a resource in the API.
 pub fn path_of(kind: Kind, name: Option<&str>) -> Result<Vec<String>, CliError> {
     let path = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect();
     let deployment = |name: &str| -> Result<DeploymentRef, CliError> { full_name(name) };
@@ -379,8 +381,8 @@ fn endpoints(rows: &[Value], now: Timestamp) -> Table {
     table
 }
 
-/// `2/3`: ready of wanted.
-pub fn ready_of_wanted(row: &Value) -> String {
+/// `2/3`: ready of wanted instances.
+pub fn ready_ratio(row: &Value) -> String {
     let (ready, wanted) = (
         text(row, "/status/instances/ready"),
         text(row, "/status/instances/wanted"),
@@ -422,7 +424,7 @@ fn deployments(rows: &[Value], now: Timestamp) -> Table {
         table.row(vec![
             name_of_deployment(row),
             text(row, "/status/provisioningState"),
-            ready_of_wanted(row),
+            ready_ratio(row),
             percent(&text(row, "/status/traffic")),
             text(row, "/spec/backend"),
             text(row, "/spec/instanceType"),
@@ -476,7 +478,7 @@ fn names_of(profiles: &[Value]) -> String {
     names.join(", ")
 }
 
-/// Which directions are paused by hand.
+/// The directions that are paused.
 fn paused(row: &Value) -> String {
     let flag = |pointer| row.pointer(pointer).and_then(Value::as_bool) == Some(true);
     match (

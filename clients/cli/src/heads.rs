@@ -1,4 +1,4 @@
-//! `events head`: the ends of the log's chains of hashes, to be kept elsewhere, and reading them again.
+//! `events head`: prints the heads of the log's hash chains, for safekeeping elsewhere, and reads them back.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -9,17 +9,17 @@ use super::error::CliError;
 use super::output::{Format, Table, items, print, text, yaml};
 use crate::client::Client;
 
-/// Print the ends of the log's chains of hashes, to be kept elsewhere
+/// Print the heads of the log's hash chains, for safekeeping elsewhere
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock events head
   penstock events head -o json > heads.json
   penstock events verify --heads heads.json
 
-Whoever keeps them can prove later that nothing up to there was changed, taken out or put in, nor
-the end cut off.")]
+With them you can prove later that nothing up to there was changed, removed or inserted, and that
+the end was not truncated.")]
 pub struct HeadArgs {
-    /// How the answer is written
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
@@ -45,8 +45,8 @@ pub async fn heads(client: &Client, args: &HeadArgs) -> Result<(), CliError> {
     }
 }
 
-/// What `events head -o json` has printed, as the server takes it.
-pub fn kept(file: &Path) -> Result<Value, CliError> {
+/// Reads the output of `events head -o json` into a request body for the server.
+pub fn read_heads(file: &Path) -> Result<Value, CliError> {
     let name = file.display();
     let text = std::fs::read_to_string(file)
         .map_err(|error| CliError::Failed(format!("{name} cannot be read: {error}")))?;

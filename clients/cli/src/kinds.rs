@@ -1,4 +1,4 @@
-//! Kinds of things that can be got, with the names people type for them, and `ENDPOINT/DEPLOYMENT`.
+//! Kinds of resources and their command line names, and `ENDPOINT/DEPLOYMENT` references.
 
 use clap::ValueEnum;
 use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
@@ -25,7 +25,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The word for one of them.
+    /// The singular.
     pub const fn singular(self) -> &'static str {
         match self {
             Self::Endpoints => "endpoint",
@@ -38,7 +38,7 @@ impl Kind {
     }
 }
 
-/// For clap: a kind; who types a name in its place is told where the kind goes.
+/// For clap: a kind, with a hint if a name was typed in its place.
 #[derive(Clone, Debug)]
 pub struct KindParser {
     /// `get`, `describe` or `delete`.
@@ -71,14 +71,14 @@ impl TypedValueParser for KindParser {
 impl KindParser {
     fn hint(&self, command: &clap::Command, typed: &str, kind: &str) -> clap::Error {
         let message = format!(
-            "`{typed}` is a name, and the kind stands before it: write `penstock {} {kind} {typed}`\n",
+            "`{typed}` is a name, and a kind comes before it: write `penstock {} {kind} {typed}`\n",
             self.command
         );
         clap::Error::raw(ErrorKind::InvalidValue, message).with_cmd(command)
     }
 }
 
-/// `ENDPOINT` or `ENDPOINT/DEPLOYMENT`, as filters and names are typed.
+/// `ENDPOINT` or `ENDPOINT/DEPLOYMENT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
     pub endpoint: Name,
@@ -114,8 +114,8 @@ impl std::fmt::Display for Scope {
 }
 
 impl Scope {
-    /// The refusal of `get` where there is no such endpoint or deployment: a list of what belongs to it is
-    /// empty either way.
+    /// Fails as `get` does if there is no such endpoint or deployment, since a list of its resources would
+    /// merely be empty.
     pub async fn must_exist(&self, client: &Client) -> Result<(), CliError> {
         let endpoint = ["v1", "endpoints", self.endpoint.as_str()];
         client.get(&endpoint, &[]).await?;
@@ -142,7 +142,7 @@ pub fn name(text: &str) -> Result<Name, String> {
     text.parse().map_err(|error| format!("{error}"))
 }
 
-/// The full name where a command needs one deployment.
+/// The full name of a deployment, for commands that need one.
 pub fn full_name(name: &str) -> Result<DeploymentRef, CliError> {
     deployment_ref(name).map_err(CliError::Usage)
 }
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_document_can_be_got() {
+    fn get_supports_every_kind_of_document() {
         for kind in contract::resources::KINDS {
             let word = kind.to_lowercase();
             let is_known = Kind::value_variants()

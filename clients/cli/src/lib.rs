@@ -1,10 +1,10 @@
-//! The command line client: what people type against a server, and which function carries it out. It needs
-//! no store, no bus and no service, so it is built in a fraction of the program's time.
+//! The command line client: the commands that talk to a server, and their implementations. It depends on
+//! no store, bus or service, so it builds in a fraction of the time of the full program.
 //!
-//! [`ClientCommand`] is all of it. The program `penstock` adds `serve` and `store` to it; the program
-//! `penstock-client` of this package has nothing else.
+//! [`ClientCommand`] lists the commands. The program `penstock` adds `serve` and `store`; the program
+//! `penstock-client` of this package has only these.
 //!
-//! Invariants: answers go to standard output, everything else to standard error; exit codes are
+//! Invariants: results go to standard output, everything else to standard error; exit codes are
 //! 0 done, 1 refused or failed, 2 usage, 3 server unreachable; every command's help has examples.
 
 mod access;
@@ -37,13 +37,13 @@ use client::config::{self, ConnectArgs};
 use error::CliError;
 use output::{Screen, print};
 
-/// Where the server and the credentials come from, and exit codes: the end of a program's help.
+/// The end of a program's help: how the server and the credentials are found, and exit codes.
 pub const CONNECT_HELP: &str =
     "Server and credentials: --server, PENSTOCK_SERVER and PENSTOCK_TOKEN; else the file named by
 PENSTOCK_CONFIG; else client.json in the default data directory, which `penstock serve` writes.
 Exit codes: 0 done, 1 refused or failed, 2 usage, 3 server unreachable.";
 
-/// What needs no more than a server, or not even that.
+/// Commands that need a server, or not even that.
 #[derive(Debug, Subcommand)]
 pub enum ClientCommand {
     Apply(apply::ApplyArgs),
@@ -80,7 +80,7 @@ pub struct CompletionsArgs {
 }
 
 impl CompletionsArgs {
-    /// Prints the script of a program with these commands.
+    /// Prints the completion script of a program with these commands.
     ///
     /// # Errors
     ///
@@ -104,7 +104,7 @@ pub fn completion_script(shell: clap_complete::Shell, command: &mut clap::Comman
 pub struct VersionArgs {}
 
 impl VersionArgs {
-    /// Prints both.
+    /// Prints both versions.
     ///
     /// # Errors
     ///
@@ -119,33 +119,33 @@ impl VersionArgs {
     }
 }
 
-/// Parses the command line, lets `run` carry it out, and turns what happened into an exit code.
+/// Parses the command line, passes it to `run`, and maps the result to an exit code.
 pub fn main<C: clap::Parser>(run: impl FnOnce(C) -> Result<(), CliError>) -> ExitCode {
-    let typed = match C::try_parse() {
-        Ok(typed) => typed,
+    let parsed = match C::try_parse() {
+        Ok(parsed) => parsed,
         Err(error) => {
-            // Nothing can be done if the terminal has gone.
+            // If standard error is closed there is nobody to report to.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    match run(typed) {
+    match run(parsed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let sentence = error.to_string();
             if !sentence.is_empty() {
-                output::remark(&format!("penstock: {sentence}"));
+                output::print_notice(&format!("penstock: {sentence}"));
             }
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-/// Carries a command out.
+/// Runs a command.
 ///
 /// # Errors
 ///
-/// A sentence for the person who typed it, with the exit code that goes with it.
+/// An error message for the user, with its exit code.
 pub fn run(connect: &ConnectArgs, command: ClientCommand) -> Result<(), CliError> {
     match command {
         ClientCommand::Load(args) => run_load::run(connect, &args),
@@ -153,12 +153,12 @@ pub fn run(connect: &ConnectArgs, command: ClientCommand) -> Result<(), CliError
         ClientCommand::Autoscale(args) if args.is_offline() => {
             autoscale::preview_file(&args, Screen::of_process())
         }
-        command => online(connect, command),
+        command => run_online(connect, command),
     }
 }
 
-/// Commands that talk to the server.
-fn online(connect: &ConnectArgs, command: ClientCommand) -> Result<(), CliError> {
+/// Runs a command that needs the server.
+fn run_online(connect: &ConnectArgs, command: ClientCommand) -> Result<(), CliError> {
     let connection = config::resolve(connect, &config::Environment::read())?;
     let client = Client::new(connection)?;
     let screen = Screen::of_process();
@@ -167,17 +167,13 @@ fn online(connect: &ConnectArgs, command: ClientCommand) -> Result<(), CliError>
         .build()
         .map_err(|error| CliError::Failed(format!("the client cannot start: {error}")))?;
     runtime.block_on(async {
-        let done = carry_out(&client, command, screen).await;
+        let done = dispatch(&client, command, screen).await;
         client.settle().await;
         done
     })
 }
 
-async fn carry_out(
-    client: &Client,
-    command: ClientCommand,
-    screen: Screen,
-) -> Result<(), CliError> {
+async fn dispatch(client: &Client, command: ClientCommand, screen: Screen) -> Result<(), CliError> {
     match command {
         ClientCommand::Apply(args) => apply::apply(client, &args).await,
         ClientCommand::Diff(args) => diff::diff(client, &args).await,
@@ -197,7 +193,7 @@ async fn carry_out(
         ClientCommand::Autoscale(args) => autoscale::preview_live(client, &args, screen).await,
         ClientCommand::Access(args) => access::access(client, &args, screen).await,
         ClientCommand::Events(args) => events::events(client, &args).await,
-        // Handled by `run`; listed so that a new command cannot be forgotten.
+        // Handled by `run`; listed so that the match stays exhaustive.
         ClientCommand::Load(_) | ClientCommand::Validate(_) => Ok(()),
     }
 }

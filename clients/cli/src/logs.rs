@@ -18,17 +18,17 @@ use crate::client::{Client, ClientError};
   penstock logs iris/blue --follow --timestamps
   penstock logs iris/blue --instance iris-blue-0a1b2c3d4e5f --limit 100
 
-Instances write to files by themselves, and what they write carries no time. --timestamps shows when
+Instances write to files directly, and their lines carry no time. --timestamps shows when
 Penstock first saw a line, with a `~`: at most about ten seconds after it was written, and later only
 if Penstock was not running. --since goes by the same times.
 
-The last lines are shown, of a node at most 32 MiB; where older ones are left out unasked, a line of
-penstock's own says so.")]
+The last lines are shown, at most 32 MiB per node; if older lines are cut without --limit, a line from
+penstock says so.")]
 pub struct LogsArgs {
     /// ENDPOINT/DEPLOYMENT
     #[arg(value_parser = deployment_ref)]
     deployment: DeploymentRef,
-    /// Stay, and show what comes
+    /// Keep running and show new lines
     #[arg(short, long)]
     follow: bool,
     /// How far back: a duration (10m) or an instant (RFC 3339)
@@ -37,7 +37,7 @@ pub struct LogsArgs {
     /// Begin each line with when it was first seen
     #[arg(long)]
     timestamps: bool,
-    /// At most so many lines of the past; 100000 unless given
+    /// Maximum number of existing lines; 100000 by default
     #[arg(long, value_name = "N")]
     limit: Option<u32>,
     /// Only of this instance
@@ -58,12 +58,12 @@ pub async fn logs(client: &Client, args: &LogsArgs) -> Result<(), CliError> {
     let response = client.stream(&path, &query, &[]).await?;
     let mut chunks = response.bytes_stream();
     while let Some(chunk) = chunks.next().await {
-        print_raw(&chunk.map_err(|error| broken_off(client, &error))?)?;
+        print_raw(&chunk.map_err(|error| disconnected(client, &error))?)?;
     }
     Ok(())
 }
 
-/// Output of instances may hold any bytes.
+/// Writes raw bytes: instance output need not be UTF-8.
 fn print_raw(chunk: &[u8]) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
     out.write_all(chunk)
@@ -71,10 +71,10 @@ fn print_raw(chunk: &[u8]) -> Result<(), CliError> {
         .map_err(|_| CliError::Quiet(0))
 }
 
-/// A stream that was open and ended without being closed.
-pub fn broken_off(client: &Client, error: &dyn std::fmt::Display) -> CliError {
+/// The error for a stream that ended without being closed.
+pub fn disconnected(client: &Client, error: &dyn std::fmt::Display) -> CliError {
     CliError::Client(ClientError::Unreachable {
         server: client.server().to_owned(),
-        reason: format!("it broke off the stream ({error})"),
+        reason: format!("it closed the stream ({error})"),
     })
 }

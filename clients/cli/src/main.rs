@@ -1,4 +1,4 @@
-//! `penstock-client`: the command line client without the server, for machines that only talk to one.
+//! `penstock-client`: the command line client without the server, for client machines.
 
 use std::process::ExitCode;
 
@@ -26,7 +26,7 @@ struct Program {
 fn help() -> String {
     format!(
         "Examples:
-  penstock apply -f deploy/examples/quickstart   make endpoints, deployments and their rules
+  penstock apply -f deploy/examples/quickstart   create endpoints, deployments and their rules
   penstock top                                   watch load, instances and decisions
 
 {}",
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_the_log_is_not_offered() {
+    fn commands_that_need_the_log_are_not_offered() {
         for command in ["serve", "store"] {
             let error = Program::try_parse_from(["penstock", command]).unwrap_err();
             assert_eq!(

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::apply::split_body;
 use super::error::CliError;
 use super::kinds::{deployment_ref, name, share};
-use super::output::{Format, Screen, Table, print, remark, shares, text, yaml};
-use crate::client::{Client, causes};
+use super::output::{Format, Screen, Table, print, print_notice, shares, text, yaml};
+use crate::client::{Client, root_cause};
 
 /// Show or set which share of the requests each deployment gets
 #[derive(Debug, clap::Args)]
@@ -28,10 +28,10 @@ pub struct TrafficArgs {
     /// DEPLOYMENT=PERCENT …
     #[arg(value_name = "DEPLOYMENT=PERCENT", value_parser = share)]
     shares: Vec<(Name, u8)>,
-    /// DEPLOYMENT=PERCENT of live requests that are copied to it; not built yet, and refused
+    /// DEPLOYMENT=PERCENT of live requests that are copied to it; not implemented yet, and refused
     #[arg(long, value_name = "DEPLOYMENT=PERCENT", value_parser = share)]
     mirror: Vec<(Name, u8)>,
-    /// Copy no requests any more
+    /// Stop copying requests
     #[arg(long, conflicts_with = "mirror")]
     no_mirror: bool,
 }
@@ -47,10 +47,10 @@ pub struct ScaleArgs {
     /// ENDPOINT/DEPLOYMENT
     #[arg(value_parser = deployment_ref)]
     deployment: DeploymentRef,
-    /// Hold this many, whatever the rules say
+    /// The number of instances, whatever the rules say
     #[arg(long, value_name = "N")]
     instances: Option<u32>,
-    /// How long; until released unless given
+    /// How long; until released by default
     #[arg(long = "for", value_name = "DURATION", requires = "instances")]
     duration: Option<Span>,
     /// End the pin
@@ -105,7 +105,7 @@ pub struct InvokeArgs {
     /// The endpoint to send it to
     #[arg(value_parser = name)]
     endpoint: Name,
-    /// A file, or JSON as it stands
+    /// A file, or literal JSON
     #[arg(long, value_name = "FILE|JSON")]
     data: String,
     /// Pick this deployment instead of the traffic split
@@ -119,7 +119,7 @@ pub struct InvokeArgs {
     key: Option<String>,
 }
 
-/// Show an endpoint's keys, or make a new one
+/// Show an endpoint's keys, or generate a new one
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock keys iris
@@ -132,7 +132,7 @@ pub struct KeysArgs {
     /// Replace this key; the old one stops working
     #[arg(long, value_enum, value_name = "KEY")]
     regenerate: Option<Slot>,
-    /// How the answer is written
+    /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
 }
@@ -172,7 +172,7 @@ async fn show_traffic(client: &Client, endpoint: &str) -> Result<(), CliError> {
     print(&format!("traffic of {endpoint}: {live}; mirror: {mirror}"))
 }
 
-/// `None` where nothing was typed: that part stays as it is.
+/// `None` if nothing was typed: that part is left unchanged.
 fn percentages(what: &str, typed: &[(Name, u8)]) -> Result<Option<Value>, CliError> {
     if typed.is_empty() {
         return Ok(None);
@@ -225,11 +225,11 @@ pub async fn scale(client: &Client, args: &ScaleArgs, screen: Screen) -> Result<
     ))
 }
 
-/// A pin goes before the rules' limits; who passes them may not have meant to.
+/// Warns about a pin beyond the rules' limits, which a pin overrides.
 async fn warn_beyond_max(client: &Client, of: &DeploymentRef, instances: u32) {
     let (endpoint, deployment) = (of.endpoint.to_string(), of.deployment.to_string());
     let path = ["v1", "autoscale", &endpoint, &deployment];
-    // Without an Autoscale there is no limit to pass.
+    // Without an Autoscale there is no limit.
     let Ok(answer) = client.get(&path, &[]).await else {
         return;
     };
@@ -240,14 +240,14 @@ async fn warn_beyond_max(client: &Client, of: &DeploymentRef, instances: u32) {
     let limits = profiles.into_iter().flatten();
     let max = limits.filter_map(|profile| profile.pointer("/capacity/max")?.as_u64());
     if let Some(max) = max.max().filter(|max| u64::from(instances) > *max) {
-        remark(&format!(
+        print_notice(&format!(
             "{instances} instances are more than the {max} that the Autoscale of {of} allows at most; \
              they run until the pin is released"
         ));
     }
 }
 
-/// Both directions where none was named.
+/// Both directions if none was named.
 fn directions(scale_in: bool, scale_out: bool) -> (Value, &'static str) {
     match (scale_in, scale_out) {
         (true, false) => (json!({"scaleIn": true, "scaleOut": false}), "scaling in"),
@@ -302,14 +302,14 @@ pub async fn invoke(client: &Client, args: &InvokeArgs) -> Result<(), CliError> 
     let response = request
         .send()
         .await
-        .map_err(|error| gateway_silent(&url, &origin, &error))?;
+        .map_err(|error| gateway_error(&url, &origin, &error))?;
     let status = response.status();
     let headers = response.headers().clone();
     let answer = response
         .bytes()
         .await
-        .map_err(|error| gateway_silent(&url, &origin, &error))?;
-    let took = started.elapsed();
+        .map_err(|error| gateway_error(&url, &origin, &error))?;
+    let elapsed = started.elapsed();
 
     let header = |name: &str| {
         let value = headers.get(name).and_then(|value| value.to_str().ok());
@@ -319,7 +319,7 @@ pub async fn invoke(client: &Client, args: &InvokeArgs) -> Result<(), CliError> 
     for (label, name) in [
         ("from ", "penstock-deployment"),
         ("", "penstock-error-code"),
-        ("model said ", "penstock-model-status"),
+        ("model status ", "penstock-model-status"),
         ("request ", "x-request-id"),
     ] {
         let value = header(name);
@@ -327,9 +327,9 @@ pub async fn invoke(client: &Client, args: &InvokeArgs) -> Result<(), CliError> 
             facts.push(format!("{label}{value}"));
         }
     }
-    facts.push(format!("{:.1} ms", took.as_secs_f64() * 1000.0));
+    facts.push(format!("{:.1} ms", elapsed.as_secs_f64() * 1000.0));
     print(&String::from_utf8_lossy(&answer))?;
-    remark(&facts.join(", "));
+    print_notice(&facts.join(", "));
     if status.is_success() || status.is_redirection() {
         Ok(())
     } else {
@@ -337,17 +337,19 @@ pub async fn invoke(client: &Client, args: &InvokeArgs) -> Result<(), CliError> 
     }
 }
 
-fn gateway_silent(url: &str, origin: &str, error: &reqwest::Error) -> CliError {
-    let reason = causes(error);
+fn gateway_error(url: &str, origin: &str, error: &reqwest::Error) -> CliError {
+    let reason = root_cause(error);
     if !error.is_connect() {
-        return CliError::NoServer(format!("the gateway broke off, asked at {url}: {reason}"));
+        return CliError::NoServer(format!(
+            "the gateway at {url} closed the connection: {reason}"
+        ));
     }
     CliError::NoServer(format!(
         "the gateway cannot be reached at {url}: {reason}. The address is {origin}. See that a gateway runs there (`penstock serve`, or `penstock serve --services gateway`); if clients reach it elsewhere, start control with --gateway-url http://HOST:PORT"
     ))
 }
 
-/// JSON as it was typed, or the bytes of a file.
+/// JSON as typed, or the bytes of a file.
 fn request_body(data: &str) -> Result<Vec<u8>, CliError> {
     if serde_json::from_str::<Value>(data).is_ok() {
         return Ok(data.as_bytes().to_vec());
@@ -355,7 +357,7 @@ fn request_body(data: &str) -> Result<Vec<u8>, CliError> {
     std::fs::read(Path::new(data)).map_err(|error| {
         let message =
             format!("--data `{data}` is neither JSON nor a file that can be read ({error})");
-        // What was meant as JSON is mistyped; a file that is not there is a failure, as elsewhere.
+        // Malformed JSON is a usage error; a missing file is a failure, as elsewhere.
         match data.trim_start().starts_with(['{', '[', '"']) {
             true => CliError::Usage(message),
             false => CliError::Failed(message),
@@ -363,18 +365,18 @@ fn request_body(data: &str) -> Result<Vec<u8>, CliError> {
     })
 }
 
-/// The endpoint's own word for where it answers, else the gateway that the configuration names; and
-/// in words who said so.
+/// The endpoint's scoring URI, else a URL at the gateway of the configuration; and a description of where
+/// it comes from.
 pub fn scoring_url(
     client: &Client,
     endpoint: &str,
     resource: &Value,
     path: Option<&str>,
 ) -> Result<(String, String), CliError> {
-    let stated = text(resource, "/status/scoringUri");
-    let (base, origin) = match (stated.starts_with("http"), client.gateway()) {
+    let scoring_uri = text(resource, "/status/scoringUri");
+    let (base, origin) = match (scoring_uri.starts_with("http"), client.gateway()) {
         (true, _) => (
-            stated,
+            scoring_uri,
             format!(
                 "the endpoint's scoringUri, as the control API at {} has it",
                 client.server()

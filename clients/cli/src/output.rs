@@ -1,5 +1,5 @@
-//! What a person sees: tables, YAML, ages, shares. Plain text without borders or colours wherever
-//! standard output is not a terminal.
+//! Output for people: tables, YAML, ages, shares. Plain text without borders or colours if standard
+//! output is not a terminal.
 
 use std::io::{IsTerminal, Write};
 
@@ -21,7 +21,7 @@ pub enum Format {
     Yaml,
 }
 
-/// Standard output, as far as a command has to know it.
+/// The properties of standard output that commands depend on.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
     pub tty: bool,
@@ -41,7 +41,7 @@ impl Screen {
     }
 }
 
-/// Writes to standard output. A reader that has gone (`| head`) ends the command without noise.
+/// Writes to standard output. A closed pipe (`| head`) ends the command without an error message.
 pub fn print(text: &str) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
     let newline = if text.is_empty() || text.ends_with('\n') {
@@ -62,10 +62,10 @@ pub fn print(text: &str) -> Result<(), CliError> {
     }
 }
 
-/// Writes a remark to standard error, where it does not mix with the answer.
-pub fn remark(text: &str) {
+/// Writes a notice to standard error, where it does not mix with the result.
+pub fn print_notice(text: &str) {
     let mut err = std::io::stderr().lock();
-    // Nobody is left to tell if standard error is closed.
+    // If standard error is closed there is nobody to report to.
     let _ = writeln!(err, "{text}");
 }
 
@@ -125,7 +125,7 @@ impl Table {
     }
 }
 
-/// The text at a JSON Pointer; empty where there is none.
+/// The text at a JSON Pointer; empty if there is none.
 pub fn text(value: &Value, pointer: &str) -> String {
     match value.pointer(pointer) {
         None | Some(Value::Null) => String::new(),
@@ -134,7 +134,7 @@ pub fn text(value: &Value, pointer: &str) -> String {
     }
 }
 
-/// The members of a list's body, or the body itself as the only one.
+/// The items of a list body, or the body itself as the only item.
 pub fn items(body: &Value) -> Vec<Value> {
     match body.get("items") {
         Some(Value::Array(items)) => items.clone(),
@@ -153,7 +153,7 @@ pub fn shares(value: Option<&Value>) -> String {
     each.collect::<Vec<_>>().join(", ")
 }
 
-/// Time since an RFC 3339 instant in the largest unit that says enough: `45s`, `12m`, `3h`, `8d`.
+/// Time since an RFC 3339 instant, in the largest useful unit: `45s`, `12m`, `3h`, `8d`.
 pub fn age(instant: &str, now: Timestamp) -> String {
     let Ok(instant) = instant.parse::<Timestamp>() else {
         return String::new();
@@ -167,7 +167,7 @@ pub fn age(instant: &str, now: Timestamp) -> String {
     }
 }
 
-/// JSON as a YAML document, members in the order they have.
+/// JSON as a YAML document, with the order of members kept.
 pub fn yaml(value: &Value) -> String {
     to_yaml(value)
 }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_are_in_the_largest_unit_that_says_enough() {
+    fn ages_are_in_the_largest_useful_unit() {
         let now: Timestamp = "2026-10-10T12:00:00.000Z".parse().unwrap();
         for (instant, expected) in [
             ("2026-10-10T11:59:15.000Z", "45s"),

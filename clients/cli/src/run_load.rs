@@ -1,5 +1,5 @@
-//! `load`: where the load goes and as whom, and what is shown at the end. The generator itself is
-//! the crate `load`.
+//! `load`: resolves the target and the key, and prints the report. The generator itself is the crate
+//! `load`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::client::Client;
 use crate::client::config::{self, ConnectArgs};
 use load::{self, InstanceSampler, LoadArgs, LoadReport, Output, Target};
 
-/// Size of the chart where the terminal's width is not known.
+/// Size of the chart if the terminal's width is unknown.
 const CHART_WIDTH: usize = 100;
 const CHART_HEIGHT: usize = 18;
 
@@ -36,7 +36,7 @@ pub fn run(connect: &ConnectArgs, args: &LoadArgs) -> Result<(), CliError> {
     }
 }
 
-/// A URL is loaded as it stands, without any server; an endpoint is asked where it answers.
+/// The target: a URL as given, without a server; or an endpoint, whose URL comes from the server.
 async fn target(connect: &ConnectArgs, args: &LoadArgs) -> Result<Target, CliError> {
     let endpoint = match (&args.url, &args.endpoint) {
         (Some(url), _) => {
@@ -109,7 +109,7 @@ fn show(args: &LoadArgs, report: &LoadReport) -> Result<(), CliError> {
     }
 }
 
-/// The terminal's, within what can be read.
+/// The width of the terminal, within readable bounds.
 fn chart_width() -> usize {
     let (columns, _) = ratatui::crossterm::terminal::size().unwrap_or((0, 0));
     match usize::from(columns) {

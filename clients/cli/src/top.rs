@@ -1,6 +1,6 @@
 //! `top`: a live view of endpoints, deployments, their load, instances and the latest decisions.
 //!
-//! `gather` asks the server, `Model` is what it said, `View` draws a model into a buffer. The live
+//! `fetch_model` queries the server, `Model` is the result, `View` draws a model into a buffer. The live
 //! view and `--once` draw the same.
 
 use std::collections::BTreeMap;
@@ -31,21 +31,21 @@ use crate::client::{Client, ClientError};
 pub struct TopArgs {
     /// Only this ENDPOINT or ENDPOINT/DEPLOYMENT
     scope: Option<Scope>,
-    /// Print one frame as plain text and end
+    /// Print one frame as plain text and exit
     #[arg(long)]
     once: bool,
-    /// How often to look
+    /// Refresh interval
     #[arg(long, value_name = "DURATION", default_value = "1s")]
     interval: contract::Span,
 }
 
-/// Seconds of load that are shown.
+/// Length of the load history, in seconds.
 const HISTORY_SECONDS: u64 = 120;
 const DECISIONS: u32 = 12;
 /// Size of the frame that `--once` prints.
 const ONCE_WIDTH: u16 = 120;
 
-/// What the server said.
+/// The data of one frame.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
     now: Timestamp,
@@ -54,14 +54,14 @@ pub struct Model {
     deployments: Vec<Value>,
     decisions: Vec<Value>,
     /// By `ENDPOINT/DEPLOYMENT`, oldest first.
-    loads: BTreeMap<String, Vec<Load>>,
-    /// Why nothing newer is known.
-    trouble: Option<String>,
+    loads: BTreeMap<String, Vec<LoadPoint>>,
+    /// Why the data is stale, if it is.
+    error: Option<String>,
 }
 
-/// One second of a deployment.
+/// The load of a deployment in one second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Load {
+pub struct LoadPoint {
     requests_per_second: f64,
     concurrency: f64,
     p99_ms: Option<f64>,
@@ -73,11 +73,11 @@ pub async fn top(client: &Client, args: &TopArgs, screen: Screen) -> Result<(), 
         scope.must_exist(client).await?;
     }
     if args.once {
-        let model = gather(client, args.scope.as_ref(), screen.now).await?;
-        return print(&plain(&model));
+        let model = fetch_model(client, args.scope.as_ref(), screen.now).await?;
+        return print(&render_text(&model));
     }
-    // A first look before the terminal is taken: an error stays readable.
-    let model = gather(client, args.scope.as_ref(), screen.now).await?;
+    // Fetch before switching the terminal, so that an error stays readable.
+    let model = fetch_model(client, args.scope.as_ref(), screen.now).await?;
     let mut terminal = ratatui::try_init().map_err(|error| {
         CliError::Failed(format!(
             "a live view needs a terminal ({error}); use `penstock top --once` in scripts"
@@ -117,9 +117,9 @@ async fn live(
             },
             _ = ticks.tick() => {
                 let now = Screen::of_process().now;
-                match gather(client, args.scope.as_ref(), now).await {
+                match fetch_model(client, args.scope.as_ref(), now).await {
                     Ok(fresh) => model = fresh,
-                    Err(error) => model.trouble = Some(error.to_string()),
+                    Err(error) => model.error = Some(error.to_string()),
                 }
             }
         }
@@ -131,7 +131,7 @@ enum Key {
     Redraw,
 }
 
-/// Keys that wait for the screen; the terminal keeps further ones.
+/// Capacity of the key queue; the terminal buffers further keys.
 const KEYS_MAX: usize = 16;
 
 /// Reads the keyboard on a thread of its own, since reading it blocks.
@@ -140,7 +140,7 @@ fn keys() -> tokio::sync::mpsc::Receiver<Key> {
     std::thread::spawn(move || {
         while let Ok(event) = event::read() {
             let key = match event {
-                Event::Key(key) if key.kind == KeyEventKind::Press && quits(key) => Key::Quit,
+                Event::Key(key) if key.kind == KeyEventKind::Press && is_quit(key) => Key::Quit,
                 Event::Resize(..) => Key::Redraw,
                 _ => continue,
             };
@@ -152,13 +152,17 @@ fn keys() -> tokio::sync::mpsc::Receiver<Key> {
     receiver
 }
 
-fn quits(key: event::KeyEvent) -> bool {
+fn is_quit(key: event::KeyEvent) -> bool {
     let interrupt = key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c');
     interrupt || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc)
 }
 
-/// Everything a frame shows, asked at once.
-async fn gather(client: &Client, scope: Option<&Scope>, now: Timestamp) -> Result<Model, CliError> {
+/// Fetches everything a frame shows, concurrently.
+async fn fetch_model(
+    client: &Client,
+    scope: Option<&Scope>,
+    now: Timestamp,
+) -> Result<Model, CliError> {
     let endpoint = ("endpoint", scope.map(|scope| scope.endpoint.to_string()));
     let deployment = scope.and_then(|scope| scope.deployment.as_ref());
     let deployment = ("deployment", deployment.map(ToString::to_string));
@@ -185,7 +189,7 @@ async fn gather(client: &Client, scope: Option<&Scope>, now: Timestamp) -> Resul
         deployments,
         decisions,
         loads,
-        trouble: None,
+        error: None,
     };
     model.sort(scope);
     Ok(model)
@@ -200,25 +204,28 @@ async fn list(
     Ok(items(&body))
 }
 
-type Loads = BTreeMap<String, Vec<Load>>;
+type LoadHistory = BTreeMap<String, Vec<LoadPoint>>;
 
-/// The latest seconds of each deployment; none where the server keeps no history.
-async fn history(client: &Client, query: &[(&str, Option<String>)]) -> Result<Loads, CliError> {
+/// The latest load of each deployment; empty if the server keeps no history.
+async fn history(
+    client: &Client,
+    query: &[(&str, Option<String>)],
+) -> Result<LoadHistory, CliError> {
     match client.get(&["v1", "history"], query).await {
         Ok(answer) => Ok(loads(&answer.json()?)),
         Err(ClientError::Refused(refusal)) if matches!(refusal.status, 404 | 501 | 503) => {
-            Ok(Loads::new())
+            Ok(LoadHistory::new())
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// The points of a history's body by deployment, oldest first.
-fn loads(body: &Value) -> Loads {
+/// The points of a history body by deployment, oldest first.
+fn loads(body: &Value) -> LoadHistory {
     let mut points = items(body);
     points.retain(|point| point.get("time").is_some());
     points.sort_by_key(|point| text(point, "/time"));
-    let mut loads = Loads::new();
+    let mut loads = LoadHistory::new();
     for point in &points {
         let number = |pointer| point.pointer(pointer).and_then(Value::as_f64);
         let of = format!(
@@ -226,7 +233,7 @@ fn loads(body: &Value) -> Loads {
             text(point, "/endpoint"),
             text(point, "/deployment")
         );
-        loads.entry(of).or_default().push(Load {
+        loads.entry(of).or_default().push(LoadPoint {
             requests_per_second: number("/requestsPerSecond").unwrap_or(0.0),
             concurrency: number("/concurrency").unwrap_or(0.0),
             p99_ms: number("/latencyP99Ms"),
@@ -236,7 +243,7 @@ fn loads(body: &Value) -> Loads {
     loads
 }
 
-/// Instances of a deployment in a state.
+/// Number of instances of a deployment in a state.
 fn tally(deployment: &Value, state: &str) -> u64 {
     let count = deployment.pointer(&format!("/status/instances/{state}"));
     count.and_then(Value::as_u64).unwrap_or(0)
@@ -259,7 +266,7 @@ fn by_state(deployment: &Value) -> String {
 }
 
 impl Model {
-    /// By name, and only what was asked for: rows must not jump about.
+    /// Filters by scope and sorts by name, so that rows keep their place.
     fn sort(&mut self, scope: Option<&Scope>) {
         if let Some(scope) = scope {
             let endpoint = scope.endpoint.as_str();
@@ -280,7 +287,7 @@ impl Model {
 }
 
 /// One frame as text.
-fn plain(model: &Model) -> String {
+fn render_text(model: &Model) -> String {
     let area = Rect::new(0, 0, ONCE_WIDTH, model.height());
     let mut buffer = Buffer::empty(area);
     View {
@@ -302,7 +309,7 @@ fn plain(model: &Model) -> String {
 
 struct View<'a> {
     model: &'a Model,
-    /// Whether keys are heard.
+    /// Whether the view reacts to keys.
     is_live: bool,
 }
 
@@ -349,9 +356,9 @@ impl View<'_> {
             Span::styled("penstock top", Style::new().add_modifier(Modifier::BOLD)),
             Span::raw(facts),
         ];
-        if let Some(trouble) = &self.model.trouble {
+        if let Some(error) = &self.model.error {
             let red = Style::new().fg(Color::Red);
-            spans.push(Span::styled(format!("  {trouble}"), red));
+            spans.push(Span::styled(format!("  {error}"), red));
         }
         Paragraph::new(Line::from(spans))
     }
@@ -389,7 +396,7 @@ impl View<'_> {
                 .get(&name)
                 .map(Vec::as_slice)
                 .unwrap_or_default();
-            let latest = recent(loads);
+            let latest = recent_mean(loads);
             let series: Vec<f64> = loads.iter().map(|load| load.requests_per_second).collect();
             let number = |value: Option<f64>| value.map_or("-".into(), short);
             Row::new([
@@ -457,13 +464,13 @@ impl View<'_> {
 }
 
 /// The mean of the last five seconds: single seconds jump too much to be read.
-fn recent(loads: &[Load]) -> Option<Load> {
+fn recent_mean(loads: &[LoadPoint]) -> Option<LoadPoint> {
     let last = &loads[loads.len().saturating_sub(5)..];
     if last.is_empty() {
         return None;
     }
-    let mean = |of: fn(&Load) -> f64| last.iter().map(of).sum::<f64>() / last.len() as f64;
-    Some(Load {
+    let mean = |of: fn(&LoadPoint) -> f64| last.iter().map(of).sum::<f64>() / last.len() as f64;
+    Some(LoadPoint {
         requests_per_second: mean(|load| load.requests_per_second),
         concurrency: mean(|load| load.concurrency),
         p99_ms: last.iter().filter_map(|load| load.p99_ms).reduce(f64::max),
@@ -526,7 +533,7 @@ mod tests {
             loads: BTreeMap::from([(
                 "iris/blue".to_owned(),
                 (0..8)
-                    .map(|step| Load {
+                    .map(|step| LoadPoint {
                         requests_per_second: f64::from(step) * 10.0,
                         concurrency: 2.0,
                         p99_ms: Some(12.5),
@@ -534,13 +541,13 @@ mod tests {
                     })
                     .collect(),
             )]),
-            trouble: None,
+            error: None,
         }
     }
 
     #[test]
     fn one_frame_shows_endpoints_deployments_with_load_and_decisions() {
-        let shown = plain(&model());
+        let shown = render_text(&model());
         for expected in [
             "penstock top  http://127.0.0.1:7070  2026-10-10T12:00:10.000Z  2 instances ready",
             "blue 100%",
@@ -554,7 +561,10 @@ mod tests {
         ] {
             assert!(shown.contains(expected), "no `{expected}` in:\n{shown}");
         }
-        assert!(!shown.contains("quit"), "a key that nobody hears:\n{shown}");
+        assert!(
+            !shown.contains("quit"),
+            "a key hint in plain text:\n{shown}"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The command line: the client's commands, and those that need the whole program.
+//! The command line: the client's commands, plus `serve` and `store`.
 
 use std::process::ExitCode;
 
@@ -30,7 +30,7 @@ fn help() -> String {
     format!(
         "Examples:
   penstock serve                                 start everything on this machine
-  penstock apply -f deploy/examples/quickstart   make endpoints, deployments and their rules
+  penstock apply -f deploy/examples/quickstart   create endpoints, deployments and their rules
   penstock top                                   watch load, instances and decisions
 
 {}",
@@ -48,7 +48,7 @@ enum Command {
     Version(VersionArgs),
 }
 
-/// Parses the command line, carries it out and turns what happened into an exit code.
+/// Parses and runs the command line; maps the result to an exit code.
 pub fn main() -> ExitCode {
     cli::main(run)
 }
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn every_argument_says_what_it_is() {
+    fn every_command_and_argument_has_help() {
         fn check(path: &str, command: &clap::Command, blank: &mut Vec<String>) {
             let help = |arg: &clap::Arg| arg.get_help().map(ToString::to_string);
             let shown = command.get_arguments().filter(|arg| !arg.is_hide_set());

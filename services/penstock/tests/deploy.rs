@@ -1,6 +1,5 @@
-//! Holds `deploy/` to the binary and to the repository: a setting that `serve` does not know, a mounted
-//! file that is not there, a secret in clear or a port open to everybody is found here and not by an
-//! operator.
+//! Checks `deploy/` against the binary and the repository: unknown settings of `serve`, missing mounted
+//! files, plain-text secrets and publicly bound ports.
 #![allow(clippy::unwrap_used, reason = "all of it is test code")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,8 +12,8 @@ use std::sync::OnceLock;
 use saphyr::{LoadableYamlNode, Scalar, Yaml};
 use serde_json::{Map, Value};
 
-/// Variables that are not flags of `serve`, and the file that reads them.
-const OTHERS: [(&str, &str); 7] = [
+/// Variables that are not flags of `serve`, with the file that reads them.
+const OTHER_VARIABLES: [(&str, &str); 7] = [
     ("PENSTOCK_LOG", "libs/runtime/src/telemetry.rs"),
     ("PENSTOCK_CONFIG", "clients/cli/src/client/config.rs"),
     ("PENSTOCK_SERVER", "clients/cli/src/client/config.rs"),
@@ -24,7 +23,7 @@ const OTHERS: [(&str, &str); 7] = [
     ("PENSTOCK_HOST", "libs/backends/src/process/launch.rs"),
 ];
 
-/// The port of the image's admin listener, unless a container says otherwise.
+/// The default admin port of the image.
 const ADMIN_PORT: &str = "7071";
 const CONTROL_PORT: &str = "7070";
 
@@ -36,10 +35,10 @@ fn text(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// What `serve` says of itself.
+/// The parsed help of `serve`.
 struct Help {
     text: String,
-    /// With the variable, where there is one.
+    /// Flags, with their variables if they have one.
     flags: BTreeMap<String, Option<String>>,
 }
 
@@ -55,7 +54,7 @@ fn help() -> &'static Help {
         let (_, options) = text.split_once("\nOptions:\n").unwrap();
         let (options, _) = options.split_once("\nConnection:\n").unwrap();
         let of_flags = options.split("\n      --").map(|option| {
-            // Lines are wrapped, also within `[env: NAME=]`.
+            // Lines wrap, even inside `[env: NAME=]`.
             let words: Vec<&str> = option.split_whitespace().collect();
             let flag = format!("--{}", words[0].trim_start_matches("--"));
             let variable = words.iter().skip_while(|word| **word != "[env:").nth(1);
@@ -71,14 +70,14 @@ fn help() -> &'static Help {
     })
 }
 
-/// The services that the binary has.
+/// The services of the binary.
 fn services() -> BTreeSet<&'static str> {
     let (_, named) = help().text.split_once("or some of ").unwrap();
     let (named, _) = named.split_once(" [").unwrap();
     named.split(' ').collect()
 }
 
-/// Every file that an operator gets, without the examples.
+/// All files for operators, without the examples.
 fn deploy_files() -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root().join("deploy")];
@@ -86,7 +85,7 @@ fn deploy_files() -> BTreeMap<String, String> {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let shown = path.strip_prefix(root()).unwrap().display().to_string();
-            // Secrets of the machine that the test runs on are none of its business.
+            // Skip secrets of this machine.
             if shown.starts_with("deploy/examples") || shown.starts_with("deploy/secrets") {
                 continue;
             }
@@ -106,7 +105,7 @@ fn variables(text: &str) -> BTreeSet<&str> {
         .collect()
 }
 
-/// YAML as a tree, `<<` carried out.
+/// YAML as a tree, with `<<` merged.
 fn tree(yaml: &Yaml) -> Value {
     match yaml {
         Yaml::Sequence(items) => items.iter().map(tree).collect(),
@@ -147,7 +146,7 @@ fn strings(list: &Value) -> Vec<&str> {
     items.map(|item| item.as_str().unwrap()).collect()
 }
 
-/// The containers that run a part of Penstock, and which part.
+/// The containers that run Penstock, with their services.
 fn processes() -> BTreeMap<&'static str, (&'static str, &'static Value)> {
     let with_services = containers().filter_map(|(name, container)| {
         let services = container["environment"]["PENSTOCK_SERVICES"].as_str()?;
@@ -168,12 +167,12 @@ fn every_variable_in_use_is_one_that_something_reads() {
         known.len() > 10,
         "serve --help was not understood: {known:?}"
     );
-    for (name, reader) in OTHERS {
+    for (name, reader) in OTHER_VARIABLES {
         assert!(text(reader).contains(name), "{reader} does not read {name}");
     }
     let mut unknown = Vec::new();
     for (file, text) in deploy_files() {
-        let others = OTHERS.map(|(name, _)| name);
+        let others = OTHER_VARIABLES.map(|(name, _)| name);
         let of_file = variables(&text).into_iter();
         let of_file = of_file.filter(|name| !known.contains(name) && !others.contains(name));
         unknown.extend(of_file.map(|name| format!("{file}: {name}")));
@@ -182,7 +181,7 @@ fn every_variable_in_use_is_one_that_something_reads() {
 }
 
 #[test]
-fn every_flag_of_serve_stands_in_the_operators_table_with_its_variable() {
+fn every_flag_of_serve_is_in_the_operators_table_with_its_variable() {
     let readme = text("deploy/README.md");
     let rows: Vec<&str> = readme
         .lines()
@@ -266,7 +265,7 @@ fn every_file_that_is_mounted_or_copied_exists() {
         for volume in strings(&container["volumes"]) {
             let source = volume.split(':').next().unwrap();
             let exists = match source.starts_with('.') {
-                // Made by the script, which has a test of its own.
+                // Created by the script, which has its own test.
                 true if source.starts_with("./secrets/") => true,
                 true => root().join("deploy").join(source).exists(),
                 false => compose()["volumes"]
@@ -329,7 +328,7 @@ fn containers_of_penstock_have_the_version_of_the_binary() {
 }
 
 #[test]
-fn no_secret_stands_in_clear() {
+fn no_secret_is_in_plain_text() {
     let secret = |name: &str| {
         ["PASSWORD", "TOKEN", "SECRET", "SEAL_KEY"]
             .iter()
@@ -359,7 +358,7 @@ fn no_secret_stands_in_clear() {
                 .unwrap_or_default();
             let is_variable = variables(variable).contains(variable);
             let in_clear = is_variable && secret(variable) && !value.starts_with("file:");
-            // What a person copies from the manual is `$TOKEN` at most.
+            // In the manual, only placeholders such as `$TOKEN` are allowed.
             assert!(!in_clear || value.starts_with('$'), "{file}: {line}");
         }
     }
@@ -383,7 +382,7 @@ fn containers_of_penstock_run_unprivileged_on_a_read_only_file_system() {
     for (name, (_, container)) in processes() {
         assert_eq!(container["read_only"], true, "{name}");
         assert_eq!(strings(&container["cap_drop"]), ["ALL"], "{name}");
-        // Somebody must wait for the orphans of model servers.
+        // An init must reap orphaned children of model servers.
         assert_eq!(container["init"], true, "{name}");
         assert!(
             container["user"].is_null() && container["privileged"].is_null(),
@@ -394,7 +393,7 @@ fn containers_of_penstock_run_unprivileged_on_a_read_only_file_system() {
 }
 
 #[test]
-fn units_name_only_folders_that_systemd_makes_for_them() {
+fn units_use_only_folders_that_systemd_creates() {
     for unit in ["penstock.service", "penstock@.service"] {
         let text = text(&format!("deploy/systemd/{unit}"));
         let value = |name: &str| {
@@ -413,7 +412,7 @@ fn units_name_only_folders_that_systemd_makes_for_them() {
             value("Environment").ends_with(&format!("TMPDIR={cache}")),
             "{unit}"
         );
-        // Instances outlive the actuator.
+        // Instances must outlive the actuator.
         assert_eq!(value("KillMode"), "process", "{unit}");
         assert_eq!(
             value("ExecStart"),
@@ -424,7 +423,7 @@ fn units_name_only_folders_that_systemd_makes_for_them() {
 }
 
 #[test]
-fn secrets_are_made_once_for_their_owner_only() {
+fn secrets_are_created_once_and_only_for_their_owner() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("compose-secrets.sh");
     fs::copy(root().join("deploy/compose-secrets.sh"), &script).unwrap();

@@ -1,5 +1,4 @@
-//! Kafka from the store, the store from Kafka alone, and the proof that they are equal: the real binary
-//! on a real Kafka and a real PostgreSQL.
+//! `store republish`, `rebuild` and `compare` with the real binary on a real Kafka and a real PostgreSQL.
 #![allow(
     clippy::disallowed_methods,
     reason = "tests use the real clock and fresh ids"
@@ -28,7 +27,7 @@ use store::{Append, Commit, CursorMove, POSITIONS_SKIPPED, RowQuery, Store};
 
 const ENDPOINTS: u64 = 60;
 
-/// Each endpoint is made, and gets a deployment; then somebody loses access.
+/// Each endpoint is created and gets a deployment; then one access token is revoked.
 const EVENTS: u64 = ENDPOINTS * 2 + 1;
 
 fn golden(name: &str, endpoint: &str) -> Event {
@@ -84,22 +83,22 @@ async fn write_log(store: &Store) {
     store.commit(commit).await.unwrap();
 }
 
-/// For what is sure to come, on a busy machine.
+/// Timeout for publishing on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A log in a file, and some of its records in another shape on a Kafka.
-struct World {
+/// A log in a store file, and its counterpart on Kafka.
+struct TestLogs {
     folder: tempfile::TempDir,
     kafka: String,
     records: Vec<Arc<Record>>,
 }
 
-impl World {
+impl TestLogs {
     async fn new(kafka: &Kafka) -> Self {
-        Self::on(kafka.url(&kafka.prefix())).await
+        Self::with_kafka(kafka.url(&kafka.prefix())).await
     }
 
-    async fn on(kafka: String) -> Self {
+    async fn with_kafka(kafka: String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.db");
         let store = Store::open(&format!("sqlite:{}", path.display()))
@@ -124,7 +123,7 @@ impl World {
         let config = KafkaConfig::parse(&self.kafka).unwrap();
         let bus = KafkaBus::open(config).await.unwrap();
         for page in records.chunks(10) {
-            // New topics may take longer to be led than one try takes. What came twice is read once.
+            // New topics may need longer than one attempt to get a leader. Duplicates are read once.
             let deadline = Instant::now() + PATIENCE;
             while let Err(error) = bus.publish_records(page).await {
                 assert!(Instant::now() < deadline, "{error}");
@@ -133,7 +132,7 @@ impl World {
         bus.close().await;
     }
 
-    async fn run(&self, words: &[&str]) -> Ran {
+    async fn run(&self, words: &[&str]) -> CommandResult {
         let mut command = Command::new(env!("CARGO_BIN_EXE_penstock"));
         for name in ["PENSTOCK_STORE", "PENSTOCK_BUS", "PENSTOCK_DATA"] {
             command.env_remove(name);
@@ -146,41 +145,41 @@ impl World {
             .env("XDG_DATA_HOME", self.folder.path());
         let run = tokio::task::spawn_blocking(move || command.output().unwrap());
         let output = run.await.unwrap();
-        Ran {
+        CommandResult {
             code: output.status.code().unwrap(),
             json: serde_json::from_slice(&output.stdout).unwrap_or_default(),
             err: String::from_utf8(output.stderr).unwrap(),
         }
     }
 
-    async fn compare(&self, more: &[&str]) -> Ran {
+    async fn compare(&self, more: &[&str]) -> CommandResult {
         let store = self.store("store.db");
         let words = [&["compare", &*store, &*self.kafka], more].concat();
         self.run(&words).await
     }
 
-    async fn rebuild(&self, store: &str) -> Ran {
+    async fn rebuild(&self, store: &str) -> CommandResult {
         let words = ["rebuild", "--from", &self.kafka, "--store", store];
         self.run(&words).await
     }
 }
 
 #[derive(Debug)]
-struct Ran {
+struct CommandResult {
     code: i32,
     json: Value,
     err: String,
 }
 
-impl Ran {
+impl CommandResult {
     #[track_caller]
-    fn ended_with(self, code: i32) -> Value {
+    fn json_with_code(self, code: i32) -> Value {
         assert_eq!(self.code, code, "{self:?}");
         self.json
     }
 }
 
-async fn read_models_are_those_of_the_log(url: &str) {
+async fn assert_read_models_match_log(url: &str) {
     let store = Store::open(url).await.unwrap();
     let mut projector = control::ViewsProjector::default();
     let report = store::verify(&store, &mut projector, MODELS).await.unwrap();
@@ -191,33 +190,33 @@ async fn read_models_are_those_of_the_log(url: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_fills_kafka_and_kafka_alone_makes_either_database_again() {
+async fn a_store_is_republished_to_kafka_and_rebuilt_from_it_in_either_database() {
     let (Some(kafka), Some(postgres)) = (Kafka::shared(), Postgres::shared()) else {
         return;
     };
-    let world = World::new(kafka).await;
-    let store = world.store("store.db");
-    let words = ["republish", "--to", &world.kafka, "--store", &store];
-    let published = world.run(&words).await.ended_with(0);
+    let logs = TestLogs::new(kafka).await;
+    let store = logs.store("store.db");
+    let words = ["republish", "--to", &logs.kafka, "--store", &store];
+    let published = logs.run(&words).await.json_with_code(0);
     assert_eq!(published["published"], EVENTS);
 
-    let compared = world.compare(&["--exact"]).await.ended_with(0);
+    let compared = logs.compare(&["--exact"]).await.json_with_code(0);
     assert_eq!(compared["equal"], true);
     assert_eq!(compared["a"]["events"], EVENTS);
     assert_eq!(compared["a"]["sha256"], compared["b"]["sha256"]);
 
-    for url in [world.store("again.db"), postgres.database()] {
-        let rebuilt = world.rebuild(&url).await.ended_with(0);
+    for url in [logs.store("again.db"), postgres.database()] {
+        let rebuilt = logs.rebuild(&url).await.json_with_code(0);
         assert_eq!(rebuilt["copied"]["sha256"], compared["a"]["sha256"]);
         assert_eq!(rebuilt["kafka"]["whole"], EVENTS);
-        let equal = world.run(&["compare", &store, &url]).await.ended_with(0);
+        let equal = logs.run(&["compare", &store, &url]).await.json_with_code(0);
         assert_eq!(equal["b"]["events"], EVENTS);
-        read_models_are_those_of_the_log(&url).await;
-        new_events_go_on_above_and_the_relay_from_there(&url).await;
+        assert_read_models_match_log(&url).await;
+        assert_new_events_and_relay_continue_above(&url).await;
     }
 }
 
-async fn new_events_go_on_above_and_the_relay_from_there(url: &str) {
+async fn assert_new_events_and_relay_continue_above(url: &str) {
     let store = Store::open(url).await.unwrap();
     let carried = store.cursor(RELAY, Bucket::GLOBAL).await.unwrap();
     assert_eq!(carried, Position(EVENTS));
@@ -230,16 +229,16 @@ async fn new_events_go_on_above_and_the_relay_from_there(url: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hole_is_named_and_the_copy_ends_below_it() {
+async fn a_gap_is_reported_and_the_import_ends_below_it() {
     let Some(kafka) = Kafka::shared() else { return };
-    let world = World::new(kafka).await;
-    // The first event of an endpoint, which its second one follows.
+    let logs = TestLogs::new(kafka).await;
+    // The first event of an endpoint that has a second one.
     let missing = 31;
-    let (before, after) = (&world.records[..missing - 1], &world.records[missing..]);
-    world.publish(&[before, after].concat()).await;
+    let (before, after) = (&logs.records[..missing - 1], &logs.records[missing..]);
+    logs.publish(&[before, after].concat()).await;
 
-    let url = world.store("again.db");
-    let rebuilt = world.rebuild(&url).await.ended_with(1);
+    let url = logs.store("again.db");
+    let rebuilt = logs.rebuild(&url).await.json_with_code(1);
     assert_eq!(rebuilt["kafka"]["whole"], missing - 1);
     assert_eq!(rebuilt["kafka"]["holes"][0]["missing"], missing);
     assert_eq!(rebuilt["copied"]["head"], missing - 1);
@@ -247,41 +246,45 @@ async fn a_hole_is_named_and_the_copy_ends_below_it() {
     let store = Store::open(&url).await.unwrap();
     assert_eq!(store.head().await.unwrap(), Position(missing as u64 - 1));
     let carried = store.cursor(RELAY, Bucket::GLOBAL).await.unwrap();
-    assert_eq!(carried, Position::START, "others stand above it there");
+    assert_eq!(
+        carried,
+        Position::START,
+        "the relay must not continue beyond a gap"
+    );
     store.close().await;
 
-    let compared = world.compare(&[]).await.ended_with(1);
+    let compared = logs.compare(&[]).await.json_with_code(1);
     assert_eq!(compared["differsAt"], missing);
     let below = (missing - 1).to_string();
-    world.compare(&["--up-to", &below]).await.ended_with(0);
+    logs.compare(&["--up-to", &below]).await.json_with_code(0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_last_event_of_a_bucket_that_one_kafka_lacks_is_a_difference() {
+async fn a_missing_last_event_of_a_bucket_is_a_difference() {
     let Some(kafka) = Kafka::shared() else { return };
-    let world = World::new(kafka).await;
-    world.publish(&world.records).await;
-    // Nothing follows it in its bucket, so nothing there tells of it.
+    let logs = TestLogs::new(kafka).await;
+    logs.publish(&logs.records).await;
+    // Nothing follows it in its bucket, so Kafka alone does not show the gap.
     let missing = EVENTS as usize - 1;
-    let whole = world.kafka.clone();
-    let other = World {
+    let whole = logs.kafka.clone();
+    let other = TestLogs {
         kafka: format!("{whole}x"),
-        ..world
+        ..logs
     };
     let (before, after) = (&other.records[..missing - 1], &other.records[missing..]);
     other.publish(&[before, after].concat()).await;
     let compared = other.run(&["compare", &whole, &other.kafka]).await;
-    assert_eq!(compared.ended_with(1)["differsAt"], missing);
+    assert_eq!(compared.json_with_code(1)["differsAt"], missing);
 }
 
-/// None follows it, so it is missed by none.
+/// Nothing follows it, so there is no gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_last_message_that_cannot_be_read_is_told_and_is_no_success() {
+async fn an_unreadable_last_message_is_reported_as_a_failure() {
     let Some(kafka) = Kafka::shared() else { return };
-    let world = World::new(kafka).await;
+    let logs = TestLogs::new(kafka).await;
     let below = EVENTS - 1;
-    world.publish(&world.records[..below as usize]).await;
-    let (brokers, prefix) = world.kafka["kafka://".len()..].rsplit_once('/').unwrap();
+    logs.publish(&logs.records[..below as usize]).await;
+    let (brokers, prefix) = logs.kafka["kafka://".len()..].rsplit_once('/').unwrap();
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers);
     let producer: FutureProducer = config.create().unwrap();
@@ -289,35 +292,35 @@ async fn a_last_message_that_cannot_be_read_is_told_and_is_no_success() {
     let last = FutureRecord::<str, str>::to(&topic).payload("?");
     producer.send(last, PATIENCE).await.unwrap();
 
-    let url = world.store("again.db");
-    let rebuilt = world.rebuild(&url).await.ended_with(1);
+    let url = logs.store("again.db");
+    let rebuilt = logs.rebuild(&url).await.json_with_code(1);
     assert_eq!(rebuilt["copied"]["head"], below);
     assert_eq!(rebuilt["leftOut"], 0);
     assert_eq!(rebuilt["kafka"]["unreadable"].as_array().unwrap().len(), 1);
-    assert_eq!(relayed(&url).await, Position::START);
+    assert_eq!(relay_cursor(&url).await, Position::START);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_changed_record_is_found_with_its_position() {
+async fn a_changed_record_is_reported_with_its_position() {
     let Some(kafka) = Kafka::shared() else { return };
-    let world = World::new(kafka).await;
-    let mut records = world.records.clone();
+    let logs = TestLogs::new(kafka).await;
+    let mut records = logs.records.clone();
     records[76] = changed(&records[76]);
-    world.publish(&records).await;
-    let compared = world.compare(&[]).await.ended_with(1);
+    logs.publish(&records).await;
+    let compared = logs.compare(&[]).await.json_with_code(1);
     assert_eq!(compared["equal"], false);
     assert_eq!(compared["differsAt"], 77);
     assert_ne!(compared["a"]["sha256"], compared["b"]["sha256"]);
 }
 
-async fn relayed(url: &str) -> Position {
+async fn relay_cursor(url: &str) -> Position {
     let store = Store::open(url).await.unwrap();
     let carried = store.cursor(RELAY, Bucket::GLOBAL).await.unwrap();
     store.close().await;
     carried
 }
 
-async fn relay_has_published(url: &str, to: u64) {
+async fn set_relay_cursor(url: &str, to: u64) {
     let store = Store::open(url).await.unwrap();
     let commit = Commit {
         cursor: Some(CursorMove {
@@ -340,87 +343,87 @@ fn changed(record: &Record) -> Arc<Record> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_records_of_one_position_that_differ_are_an_error() {
+async fn different_records_at_one_position_are_an_error() {
     let Some(kafka) = Kafka::shared() else { return };
-    let world = World::new(kafka).await;
-    world.publish(&world.records).await;
-    world.publish(&[changed(&world.records[40])]).await;
-    let compared = world.compare(&[]).await;
+    let logs = TestLogs::new(kafka).await;
+    logs.publish(&logs.records).await;
+    logs.publish(&[changed(&logs.records[40])]).await;
+    let compared = logs.compare(&[]).await;
     assert_eq!(compared.code, 1);
     assert!(compared.err.contains("position 41"), "{}", compared.err);
-    let rebuilt = world.rebuild(&world.store("again.db")).await;
+    let rebuilt = logs.rebuild(&logs.store("again.db")).await;
     assert_eq!(rebuilt.code, 1);
     assert!(rebuilt.err.contains("position 41"), "{}", rebuilt.err);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn duplicates_and_reordering_do_no_harm() {
+async fn duplicates_and_reordering_are_harmless() {
     let Some(kafka) = Kafka::shared() else { return };
-    let world = World::new(kafka).await;
-    let mut records = world.records.clone();
+    let logs = TestLogs::new(kafka).await;
+    let mut records = logs.records.clone();
     records.reverse();
     records.extend_from_within(10..50);
-    world.publish(&records).await;
-    let compared = world.compare(&["--exact"]).await.ended_with(0);
+    logs.publish(&records).await;
+    let compared = logs.compare(&["--exact"]).await.json_with_code(0);
     assert_eq!(compared["b"]["kafka"]["repeated"], 40);
-    let url = world.store("again.db");
-    world.rebuild(&url).await.ended_with(0);
-    read_models_are_those_of_the_log(&url).await;
+    let url = logs.store("again.db");
+    logs.rebuild(&url).await.json_with_code(0);
+    assert_read_models_match_log(&url).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_relay_has_not_carried_yet_is_counted_and_what_it_has_must_be_there() {
+async fn unrelayed_events_are_counted_and_relayed_ones_must_exist() {
     let Some(kafka) = Kafka::shared() else { return };
-    let world = World::new(kafka).await;
-    // Of topics without an event there is nothing to say, good or bad; that is no equality.
-    world.publish(&[]).await;
-    let compared = world.compare(&[]).await.ended_with(1);
+    let logs = TestLogs::new(kafka).await;
+    // Empty topics prove nothing, so they do not count as equal.
+    logs.publish(&[]).await;
+    let compared = logs.compare(&[]).await.json_with_code(1);
     assert_eq!(compared["sameUpTo"], 0);
     assert_eq!(compared["differsAt"], 1);
-    world.publish(&world.records[..100]).await;
-    let compared = world.compare(&[]).await.ended_with(0);
+    logs.publish(&logs.records[..100]).await;
+    let compared = logs.compare(&[]).await.json_with_code(0);
     assert_eq!(compared["b"]["head"], 100);
     assert_eq!(compared["sameUpTo"], 100);
     assert_eq!(compared["a"]["more"], EVENTS - 100);
     assert_eq!(compared["a"]["only"]["events"], EVENTS - 100);
     assert_eq!(compared["a"]["only"]["last"], EVENTS);
     assert_eq!(compared["b"]["only"], Value::Null);
-    let exact = world.compare(&["--exact"]).await.ended_with(1);
+    let exact = logs.compare(&["--exact"]).await.json_with_code(1);
     assert_eq!(exact["differsAt"], 101);
     assert_eq!(exact["sameUpTo"], 100);
 
-    // A part of it can be published by itself.
-    let store = world.store("store.db");
-    let to = ["republish", "--to", &world.kafka, "--store", &store];
+    // A part of the log can be published.
+    let store = logs.store("store.db");
+    let to = ["republish", "--to", &logs.kafka, "--store", &store];
     let words = [&to[..], &["--after", "100"]].concat();
-    let refused = world.run(&words).await;
+    let refused = logs.run(&words).await;
     assert_eq!(refused.code, 2, "{refused:?}");
     let sentence = "published up to position 0";
     assert!(refused.err.contains(sentence), "{}", refused.err);
-    assert_eq!(relayed(&store).await, Position::START);
-    relay_has_published(&store, 100).await;
-    let published = world.run(&words).await.ended_with(0);
+    assert_eq!(relay_cursor(&store).await, Position::START);
+    set_relay_cursor(&store, 100).await;
+    let published = logs.run(&words).await.json_with_code(0);
     assert_eq!(published["published"], EVENTS - 100);
-    assert_eq!(relayed(&store).await, Position(EVENTS));
-    world.compare(&["--exact"]).await.ended_with(0);
+    assert_eq!(relay_cursor(&store).await, Position(EVENTS));
+    logs.compare(&["--exact"]).await.json_with_code(0);
 
-    // To other topics, of which the cursor says nothing true.
-    let other = format!("{}x", world.kafka);
-    let other = World {
+    // Other topics, which the cursor does not describe.
+    let other = format!("{}x", logs.kafka);
+    let other = TestLogs {
         kafka: other,
-        ..world
+        ..logs
     };
     other.publish(&other.records[..100]).await;
-    let compared = other.compare(&[]).await.ended_with(1);
+    let compared = other.compare(&[]).await.json_with_code(1);
     assert_eq!(compared["differsAt"], 101);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_publishes_beside_the_relay_that_holds_the_lease() {
+async fn republish_is_refused_while_a_relay_holds_the_lease() {
     let (Some(kafka), Some(postgres)) = (Kafka::shared(), Postgres::shared()) else {
         return;
     };
-    let world = World::new(kafka).await;
+    let logs = TestLogs::new(kafka).await;
     let url = postgres.database();
     let store = Store::open(&url).await.unwrap();
     write_log(&store).await;
@@ -430,15 +433,15 @@ async fn nobody_publishes_beside_the_relay_that_holds_the_lease() {
         .await
         .unwrap()
         .unwrap();
-    let words = ["republish", "--to", &world.kafka, "--store", &url];
-    let refused = world.run(&words).await;
+    let words = ["republish", "--to", &logs.kafka, "--store", &url];
+    let refused = logs.run(&words).await;
     assert_eq!(refused.code, 1);
     assert!(refused.err.contains("lease `relay`"), "{}", refused.err);
 
-    // One that has died meanwhile is waited for.
+    // The lease of a crashed holder is waited for.
     let short = Duration::from_secs(2);
     assert!(store.renew_lease(&fence, "a", short).await.unwrap());
-    world.run(&words).await.ended_with(0);
+    logs.run(&words).await.json_with_code(0);
     let carried = store.cursor(RELAY, Bucket::GLOBAL).await.unwrap();
     assert_eq!(carried, Position(EVENTS));
     let late = Commit {
@@ -455,8 +458,8 @@ async fn nobody_publishes_beside_the_relay_that_holds_the_lease() {
     store.close().await;
 }
 
-/// As another release would have written the event at a position, and chained what follows it.
-async fn rewrite(url: &str, position: u64, columns: &str) {
+/// Rewrites the event at a position as another release would have written it, and rechains what follows.
+async fn rewrite_event(url: &str, position: u64, columns: &str) {
     let mut connection = sqlx::SqliteConnection::connect(url).await.unwrap();
     let text = format!("UPDATE events SET {columns} WHERE position = {position}");
     let query = sqlx::query(sqlx::AssertSqlSafe(text));
@@ -479,39 +482,39 @@ async fn stored(url: &str) -> Vec<RawRecord> {
     events
 }
 
-/// From the store to Kafka, and from there into both kinds of store.
+/// From the store to Kafka, and from there into both databases.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_another_release_wrote_survives_byte_for_byte() {
+async fn events_of_another_release_are_copied_byte_for_byte() {
     let (Some(kafka), Some(postgres)) = (Kafka::shared(), Postgres::shared()) else {
         return;
     };
-    let world = World::new(kafka).await;
-    let store = world.store("store.db");
-    // The second events of e3, e5 and e7: one with a field more and in another order of writing, one of
-    // another type, one in a stream of another kind. And the one on access.
+    let logs = TestLogs::new(kafka).await;
+    let store = logs.store("store.db");
+    // The second events of e3, e5 and e7: one with an extra field and other formatting, one of an unknown
+    // type, one in an unknown kind of stream. And the access event.
     let second = |endpoint: u64| ENDPOINTS + endpoint + 1;
     let field = "data = '{ \"notInventedYet\": [1.0, 1e3, \"\\u00fc\"],' || substr(data, 2), \
                  actor = 'robot:\"ü\"'";
-    rewrite(&store, second(3), field).await;
+    rewrite_event(&store, second(3), field).await;
     let of_type =
         "type = 'deployment.forecast', type_version = 7, data = '{\"far\" : 1}', id = 'no UUID'";
-    rewrite(&store, second(5), of_type).await;
+    rewrite_event(&store, second(5), of_type).await;
     let of_stream =
         "stream = 'forecast/default/e7', version = 1, type = 'forecast.made', data = ' 1'";
-    rewrite(&store, second(7), of_stream).await;
-    rewrite(&store, EVENTS, "type_version = 2").await;
+    rewrite_event(&store, second(7), of_stream).await;
+    rewrite_event(&store, EVENTS, "type_version = 2").await;
     let expected = stored(&store).await;
     let of_e3 = &expected[second(3) as usize - 1].data;
     assert!(of_e3.contains("1e3"), "{of_e3}");
 
-    let words = ["republish", "--to", &world.kafka, "--store", &store];
-    world.run(&words).await.ended_with(0);
-    let compared = world.compare(&["--exact"]).await.ended_with(0);
+    let words = ["republish", "--to", &logs.kafka, "--store", &store];
+    logs.run(&words).await.json_with_code(0);
+    let compared = logs.compare(&["--exact"]).await.json_with_code(0);
     assert_eq!(compared["a"]["events"], EVENTS);
     assert_eq!(compared["a"]["sha256"], compared["b"]["sha256"]);
 
-    for url in [world.store("again.db"), postgres.database()] {
-        let rebuilt = world.rebuild(&url).await.ended_with(0);
+    for url in [logs.store("again.db"), postgres.database()] {
+        let rebuilt = logs.rebuild(&url).await.json_with_code(0);
         assert_eq!(rebuilt["copied"]["sha256"], compared["a"]["sha256"]);
         assert_eq!(rebuilt["notKnown"]["events"], 3, "{rebuilt}");
         assert_eq!(rebuilt["notKnown"]["first"], second(5));
@@ -519,40 +522,40 @@ async fn what_another_release_wrote_survives_byte_for_byte() {
         let parked: Vec<&Value> = parked.iter().map(|parked| &parked["endpoint"]).collect();
         assert_eq!(parked, ["e5", "e7"]);
         assert_eq!(stored(&url).await, expected);
-        let words = ["compare", &url, &world.kafka, "--exact"];
-        world.run(&words).await.ended_with(0);
-        assert_eq!(relayed(&url).await, Position(EVENTS));
+        let words = ["compare", &url, &logs.kafka, "--exact"];
+        logs.run(&words).await.json_with_code(0);
+        assert_eq!(relay_cursor(&url).await, Position(EVENTS));
     }
 }
 
-/// It is a difference that decoding would not show.
+/// A difference that decoding would hide.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_field_that_only_one_of_both_has_is_found_with_its_position() {
+async fn an_extra_field_is_reported_with_its_position() {
     let Some(kafka) = Kafka::shared() else { return };
-    let world = World::new(kafka).await;
-    world.publish(&world.records).await;
+    let logs = TestLogs::new(kafka).await;
+    logs.publish(&logs.records).await;
     let more = "data = '{\"notInventedYet\":1,' || substr(data, 2)";
-    rewrite(&world.store("store.db"), 70, more).await;
-    let compared = world.compare(&[]).await.ended_with(1);
+    rewrite_event(&logs.store("store.db"), 70, more).await;
+    let compared = logs.compare(&[]).await.json_with_code(1);
     assert_eq!(compared["differsAt"], 70);
     assert_eq!(compared["difference"]["fields"], json!(["data"]));
     assert_ne!(compared["a"]["sha256"], compared["b"]["sha256"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_is_away_is_named_while_it_is_waited_for_and_in_the_end() {
-    // A port at which nobody listens.
+async fn an_unreachable_broker_is_named_while_waiting_and_in_the_error() {
+    // A port without a listener.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = port.local_addr().unwrap().to_string();
     drop(port);
-    let world = World::on(format!("kafka://{address}/away")).await;
-    let other = world.folder.path().join("other.db");
-    std::fs::copy(world.folder.path().join("store.db"), &other).unwrap();
-    let other = world.store("other.db");
-    let again = world.store("again.db");
-    let words = ["republish", "--to", &world.kafka, "--store", &other];
+    let logs = TestLogs::with_kafka(format!("kafka://{address}/away")).await;
+    let other = logs.folder.path().join("other.db");
+    std::fs::copy(logs.folder.path().join("store.db"), &other).unwrap();
+    let other = logs.store("other.db");
+    let again = logs.store("again.db");
+    let words = ["republish", "--to", &logs.kafka, "--store", &other];
     let (compared, rebuilt, republished) =
-        tokio::join!(world.compare(&[]), world.rebuild(&again), world.run(&words));
+        tokio::join!(logs.compare(&[]), logs.rebuild(&again), logs.run(&words));
     let waiting = format!("waiting for kafka://{address}/away, which has not answered yet");
     let away = format!("penstock: Kafka at {address}: no broker answers");
     for ran in [compared, rebuilt, republished] {
@@ -564,19 +567,19 @@ async fn a_broker_that_is_away_is_named_while_it_is_waited_for_and_in_the_end() 
             ran.err
         );
     }
-    assert!(!world.folder.path().join("again.db").exists());
+    assert!(!logs.folder.path().join("again.db").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rebuild_names_and_lists_what_it_parks() {
+async fn a_rebuild_reports_and_lists_parked_endpoints() {
     let Some(kafka) = Kafka::shared() else { return };
-    let world = World::new(kafka).await;
-    let url = world.store("store.db");
+    let logs = TestLogs::new(kafka).await;
+    let url = logs.store("store.db");
     let poison = ENDPOINTS + 1;
-    rewrite(&url, poison, "type = 'not-invented-yet'").await;
+    rewrite_event(&url, poison, "type = 'not-invented-yet'").await;
 
     let words = ["rebuild", "--store", &url];
-    let rebuilt = world.run(&words).await.ended_with(0);
+    let rebuilt = logs.run(&words).await.json_with_code(0);
     let named = rebuilt["parked"].as_array().unwrap();
     assert_eq!(named.len(), 1, "{rebuilt}");
     assert_eq!(named[0]["endpoint"], "e0");

@@ -1,4 +1,4 @@
-"""A model server that counts what it is sent, for tests of connections that rest.
+"""A model server that counts requests and connections, for tests of idle connections.
 
     python counting.py http.server PORT KEEP_ALIVE_SECONDS
     python counting.py uvicorn PORT KEEP_ALIVE_SECONDS
@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     request_queue_size = 4096
-    # Looking its own name up takes seconds on some machines.
+    # Looking up the host name takes seconds on some machines.
     server_bind = socketserver.TCPServer.server_bind
 
 

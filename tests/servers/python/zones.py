@@ -1,4 +1,4 @@
-"""Changes of the offset from UTC in the zones named, as Python's zoneinfo tells them from the package tzdata.
+"""Changes of the UTC offset in the given zones, from Python's zoneinfo with the package tzdata.
 
     python zones.py FROM_YEAR TO_YEAR ZONE [...]
 
@@ -9,10 +9,10 @@ import sys
 import zoneinfo
 from datetime import datetime, timedelta, timezone
 
-# The package's data, whatever the system has.
+# Use the package's data instead of the system's.
 zoneinfo.reset_tzpath(to=())
 
-# No zone changes twice within.
+# No zone changes twice within this step.
 STEP = 6 * 3600
 
 

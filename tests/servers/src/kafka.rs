@@ -1,4 +1,4 @@
-//! Apache Kafka: one broker, or three that keep three copies and want two confirmations.
+//! Apache Kafka: one broker, or three with three replicas and two required confirmations.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -6,7 +6,9 @@ use std::sync::OnceLock;
 
 use rustix::process::Signal;
 
-use crate::process::{Folder, Server, free_port, must_run, script, start_on_free_ports, succeeds};
+use crate::process::{
+    Server, TempFolder, free_port, must_run, script, start_on_free_ports, succeeds,
+};
 use crate::secrets::Secrets;
 
 pub struct Kafka {
@@ -15,19 +17,19 @@ pub struct Kafka {
     addresses: String,
     secured: Option<Secured>,
     // Dropped after the brokers.
-    _folders: Vec<Folder>,
+    _folders: Vec<TempFolder>,
 }
 
-/// What a broker stands on.
+/// Where a broker runs.
 #[derive(Clone, Debug)]
-pub struct Ground {
-    /// Where its folder is made.
+pub struct BrokerPlacement {
+    /// The parent of its folder.
     pub folder: PathBuf,
-    /// Ports of the proxies before it, which lead to [`port_behind`](Kafka::port_behind).
+    /// Ports of the proxies in front of it, which forward to [`port_behind`](Kafka::port_behind).
     pub proxies: Vec<u16>,
 }
 
-impl Default for Ground {
+impl Default for BrokerPlacement {
     fn default() -> Self {
         Self {
             folder: std::env::temp_dir(),
@@ -36,40 +38,40 @@ impl Default for Ground {
     }
 }
 
-/// Listeners of a broker that let in only who may come.
+/// The listeners of a broker that require authentication.
 pub struct Secured {
     /// `HOST:PORT`: TLS, then a password by PLAIN or SCRAM-SHA-512.
     pub by_password: String,
-    /// `HOST:PORT`: TLS on both sides.
+    /// `HOST:PORT`: mutual TLS.
     pub by_certificate: String,
     pub secrets: Secrets,
 }
 
 struct Broker {
     server: Server,
-    /// What `kafka.sh run` is told.
+    /// The arguments of `kafka.sh run`.
     arguments: [String; 5],
     port: u16,
-    /// Ports behind proxies, each with the port that clients are told.
-    fronts: Vec<(u16, u16)>,
-    /// What `KAFKA_SECURED` says.
+    /// Listener ports behind proxies, each with the advertised port.
+    proxied_listeners: Vec<(u16, u16)>,
+    /// The value of `KAFKA_SECURED`.
     secured: String,
 }
 
 impl Kafka {
-    /// Brokers of this test's own, which it may kill. `None` only if `PENSTOCK_SKIP` names `kafka`.
+    /// Private brokers, which the test may kill. `None` only if `PENSTOCK_SKIP` names `kafka`.
     pub fn start(brokers: usize) -> Option<Self> {
-        Self::start_on(&vec![Ground::default(); brokers])
+        Self::start_on(&vec![BrokerPlacement::default(); brokers])
     }
 
-    /// The same, each broker on ground of its own.
-    pub fn start_on(grounds: &[Ground]) -> Option<Self> {
+    /// As [`start`](Self::start), each broker with its own placement.
+    pub fn start_on(placements: &[BrokerPlacement]) -> Option<Self> {
         if crate::skipped("kafka") {
             return None;
         }
         fetch_jars();
         Some(start_on_free_ports("Kafka", || {
-            Self::try_start(grounds, false)
+            Self::try_start(placements, false)
         }))
     }
 
@@ -80,18 +82,20 @@ impl Kafka {
         }
         fetch_jars();
         Some(start_on_free_ports("Kafka", || {
-            Self::try_start(&[Ground::default()], true)
+            Self::try_start(&[BrokerPlacement::default()], true)
         }))
     }
 
-    /// Of a broker that was started with them.
+    /// The secured listeners.
+    ///
+    /// # Panics
+    /// If the broker was started without them.
     pub fn secured(&self) -> &Secured {
         self.secured.as_ref().unwrap()
     }
 
-    /// One broker that all tests of this program share: nobody kills it, and everybody takes a
-    /// [`prefix`](Self::prefix) of their own. `PENSTOCK_TEST_KAFKA=HOST:PORT` names one to be used
-    /// instead.
+    /// One broker shared by all tests of this program, which must not kill it, and which use a
+    /// [`prefix`](Self::prefix) each. `PENSTOCK_TEST_KAFKA=HOST:PORT` names an external one.
     pub fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Kafka>> = OnceLock::new();
         let shared = SHARED.get_or_init(|| match std::env::var("PENSTOCK_TEST_KAFKA") {
@@ -106,10 +110,11 @@ impl Kafka {
         shared.as_ref()
     }
 
-    fn try_start(grounds: &[Ground], is_secured: bool) -> Result<Self, String> {
-        let count = grounds.len();
-        let folder = |ground: &Ground| Folder::below(&ground.folder, "kafka");
-        let folders: Vec<Folder> = grounds.iter().map(folder).collect();
+    fn try_start(placements: &[BrokerPlacement], is_secured: bool) -> Result<Self, String> {
+        let count = placements.len();
+        let folder =
+            |placement: &BrokerPlacement| TempFolder::create_in(&placement.folder, "kafka");
+        let folders: Vec<TempFolder> = placements.iter().map(folder).collect();
         let secured = is_secured.then(|| Secured {
             by_password: format!("127.0.0.1:{}", free_port()),
             by_certificate: format!("127.0.0.1:{}", free_port()),
@@ -131,10 +136,10 @@ impl Kafka {
                 voters.join(","),
             ],
             port: *port,
-            fronts: grounds[index]
+            proxied_listeners: placements[index]
                 .proxies
                 .iter()
-                .map(|known| (free_port(), *known))
+                .map(|advertised| (free_port(), *advertised))
                 .collect(),
             secured: secured.as_ref().map_or(String::new(), Secured::to_script),
         };
@@ -160,12 +165,12 @@ impl Kafka {
         &self.addresses
     }
 
-    /// What `--bus` takes.
+    /// The value for `--bus`.
     pub fn url(&self, prefix: &str) -> String {
         format!("kafka://{}/{prefix}", self.addresses)
     }
 
-    /// A prefix for topics that no other test has.
+    /// A unique topic prefix.
     pub fn prefix(&self) -> String {
         crate::unique("t")
     }
@@ -174,12 +179,12 @@ impl Kafka {
         self.brokers.len()
     }
 
-    /// The port of a broker that one of its proxies leads to.
+    /// The listener port behind one of a broker's proxies.
     pub fn port_behind(&self, broker: usize, proxy: usize) -> u16 {
-        self.brokers[broker].fronts[proxy].0
+        self.brokers[broker].proxied_listeners[proxy].0
     }
 
-    /// The broker whose port this is: how a test finds the leader of a partition.
+    /// The index of the broker with this port, to find the leader of a partition.
     pub fn index_of(&self, port: u16) -> Option<usize> {
         self.brokers.iter().position(|broker| broker.port == port)
     }
@@ -189,13 +194,13 @@ impl Kafka {
         self.brokers[broker].server.kill();
     }
 
-    /// Starts a broker that was killed, in its folder and on its ports; returns when it answers.
+    /// Restarts a killed broker in its folder and on its ports; returns when it answers.
     pub fn restart(&self, broker: usize) {
         let broker = &self.brokers[broker];
         broker.server.kill();
         broker.launch();
         if let Err(why) = broker.wait() {
-            panic!("a Kafka broker did not start again: {why}");
+            panic!("a Kafka broker did not restart: {why}");
         }
     }
 
@@ -225,15 +230,19 @@ impl Broker {
     fn launch(&self) {
         let folder = std::path::Path::new(&self.arguments[0]);
         std::fs::create_dir_all(folder).unwrap();
-        // An old log would say that it has started.
+        // The readiness check reads the log, so an old one must go.
         let _ = std::fs::remove_file(folder.join("broker.log"));
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]);
         command.arg(script("kafka.sh")).arg("run");
         command.args(&self.arguments);
-        let fronts = self.fronts.iter();
-        let fronts = fronts.map(|(port, known)| format!("{port}:{known}"));
-        command.env("KAFKA_FRONTS", fronts.collect::<Vec<_>>().join(","));
+        let proxied_listeners = self.proxied_listeners.iter();
+        let proxied_listeners =
+            proxied_listeners.map(|(port, advertised)| format!("{port}:{advertised}"));
+        command.env(
+            "KAFKA_FRONTS",
+            proxied_listeners.collect::<Vec<_>>().join(","),
+        );
         command.env("KAFKA_SECURED", &self.secured);
         self.server.start(command, &folder.join("out.log"));
     }
@@ -252,7 +261,7 @@ impl Broker {
     }
 }
 
-/// Before any broker starts, so that a machine without them hears of it in a sentence.
+/// Fetches the jars before any broker starts, so that a failure gives a clear message.
 fn fetch_jars() {
     must_run("kafka.sh", &["jars"]);
 }

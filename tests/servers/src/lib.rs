@@ -1,10 +1,10 @@
-//! Real servers for tests: Apache Kafka, PostgreSQL and model servers in Python, started by hand on free
-//! loopback ports through `scripts/stack`, each in a scratch folder of its own. All calls block.
+//! Real servers for tests: Apache Kafka, PostgreSQL and Python model servers, started through
+//! `scripts/stack` on free loopback ports, each in its own temporary folder. All calls block.
 //!
-//! Invariant: a server ends with the test program, however that ends, and its folder goes with it.
+//! Invariant: a server ends with the test program, however that ends, and its folder is removed.
 //!
-//! A server that cannot be had fails the test with a sentence, unless `PENSTOCK_SKIP` names it
-//! (`PENSTOCK_SKIP=kafka,postgres,python`): then there is none, and the test returns early.
+//! A server that cannot be started fails the test with a message, unless `PENSTOCK_SKIP` names it
+//! (`PENSTOCK_SKIP=kafka,postgres,python`): then `None` is returned, and the test returns early.
 
 #![allow(
     clippy::disallowed_methods,
@@ -21,24 +21,24 @@ mod process;
 mod python;
 mod secrets;
 
-pub use kafka::{Ground, Kafka, Secured};
+pub use kafka::{BrokerPlacement, Kafka, Secured};
 pub use postgres::Postgres;
 pub use process::spawn;
 pub use python::{PythonServer, python};
 pub use secrets::{Secrets, USER};
 
-/// Whether whoever runs the tests does without this part.
+/// Whether `PENSTOCK_SKIP` names this part.
 pub fn skipped(part: &str) -> bool {
-    let skipped = std::env::var("PENSTOCK_SKIP").unwrap_or_default();
-    let skipped = skipped.split(',').any(|name| name.trim() == part);
-    if skipped {
+    let names = std::env::var("PENSTOCK_SKIP").unwrap_or_default();
+    let is_named = names.split(',').any(|name| name.trim() == part);
+    if is_named {
         eprintln!("skipped: PENSTOCK_SKIP names {part}");
     }
-    skipped
+    is_named
 }
 
-/// A name that no other test has.
-fn unique(what: &str) -> String {
+/// A unique name.
+fn unique(prefix: &str) -> String {
     let id = uuid::Uuid::new_v4().simple().to_string();
-    format!("{what}{}", &id[..12])
+    format!("{prefix}{}", &id[..12])
 }

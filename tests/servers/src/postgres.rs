@@ -1,4 +1,4 @@
-//! PostgreSQL: one server, and a fresh database on it for whoever asks.
+//! PostgreSQL: a server, and new databases on it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,9 @@ use std::sync::OnceLock;
 
 use rustix::process::Signal;
 
-use crate::process::{Folder, Server, free_port, must_run, script, start_on_free_ports, succeeds};
+use crate::process::{
+    Server, TempFolder, free_port, must_run, script, start_on_free_ports, succeeds,
+};
 use crate::secrets::{Secrets, USER};
 
 pub struct Postgres {
@@ -17,61 +19,64 @@ pub struct Postgres {
     secrets: Option<Secrets>,
     is_synced: bool,
     // Dropped after the server.
-    folder: Option<Folder>,
+    folder: Option<TempFolder>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ServerKind {
     Plain,
     Secured,
-    /// Loses what it has acknowledged if it is killed.
+    /// May lose acknowledged writes if it is killed.
     Unsynced,
 }
 
 impl Postgres {
-    /// A server of this test's own, which it may kill. `None` only if `PENSTOCK_SKIP` names `postgres`.
+    /// A private server, which the test may kill. `None` only if `PENSTOCK_SKIP` names `postgres`.
     pub fn start() -> Option<Self> {
         Self::start_in(&std::env::temp_dir())
     }
 
-    /// One that nobody kills needs no disk to hold what it says, and answers sooner.
+    /// A server without fsync, which is faster; sufficient if it is never killed.
     fn start_unsynced() -> Option<Self> {
         if crate::skipped("postgres") {
             return None;
         }
         Some(start_on_free_ports("PostgreSQL", || {
-            Self::try_start(&std::env::temp_dir(), Kind::Unsynced)
+            Self::try_start(&std::env::temp_dir(), ServerKind::Unsynced)
         }))
     }
 
-    /// The same, with its data below a folder that every user can reach.
+    /// As [`start`](Self::start), with its data inside a folder that every user can access.
     pub fn start_in(parent: &Path) -> Option<Self> {
         if crate::skipped("postgres") {
             return None;
         }
         Some(start_on_free_ports("PostgreSQL", || {
-            Self::try_start(parent, Kind::Plain)
+            Self::try_start(parent, ServerKind::Plain)
         }))
     }
 
-    /// A server that lets in over the network only who comes with TLS and shows a password.
+    /// A server that requires TLS and a password over the network.
     pub fn start_secured() -> Option<Self> {
         if crate::skipped("postgres") {
             return None;
         }
         Some(start_on_free_ports("PostgreSQL", || {
-            Self::try_start(&std::env::temp_dir(), Kind::Secured)
+            Self::try_start(&std::env::temp_dir(), ServerKind::Secured)
         }))
     }
 
-    /// Of a server that was started with them.
+    /// The secrets of a secured server.
+    ///
+    /// # Panics
+    /// If the server was started without them.
     pub fn secrets(&self) -> &Secrets {
         self.secrets.as_ref().unwrap()
     }
 
-    /// One server that all tests of this program share: nobody kills it, and everybody takes a
-    /// [`database`](Self::database) of their own. `PENSTOCK_TEST_POSTGRES=postgres://USER@HOST:PORT`
-    /// names one to be used instead, by a user who may create databases.
+    /// One server shared by all tests of this program, which must not kill it, and which use a
+    /// [`database`](Self::database) each. `PENSTOCK_TEST_POSTGRES=postgres://USER@HOST:PORT` names an
+    /// external one; the user must be allowed to create databases.
     pub fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
         let shared = SHARED.get_or_init(|| match std::env::var("PENSTOCK_TEST_POSTGRES") {
@@ -88,25 +93,25 @@ impl Postgres {
         shared.as_ref()
     }
 
-    fn try_start(parent: &Path, kind: Kind) -> Result<Self, String> {
+    fn try_start(parent: &Path, kind: ServerKind) -> Result<Self, String> {
         let port = free_port();
-        let folder = Folder::below(parent, "postgres");
+        let folder = TempFolder::create_in(parent, "postgres");
         let secrets =
-            (kind == Kind::Secured).then(|| Secrets::write(&folder.path().join("secrets")));
+            (kind == ServerKind::Secured).then(|| Secrets::write(&folder.path().join("secrets")));
         let postgres = Self {
             server: Server::default(),
             url: format!("postgres://postgres@127.0.0.1:{port}"),
             port,
             secrets,
-            is_synced: kind != Kind::Unsynced,
+            is_synced: kind != ServerKind::Unsynced,
             folder: Some(folder),
         };
         postgres.launch()?;
         if let Some(secrets) = &postgres.secrets {
-            let maintenance = postgres.maintenance("postgres");
+            let admin_url = postgres.admin_url("postgres");
             must_run(
                 "postgres.sh",
-                &["role", &maintenance, USER, &secrets.password],
+                &["role", &admin_url, USER, &secrets.password],
             );
         }
         Ok(postgres)
@@ -121,11 +126,11 @@ impl Postgres {
         self.port
     }
 
-    /// The URL of a new, empty database. Of a secured server it is without a password.
+    /// The URL of a new, empty database; for a secured server, without the password.
     pub fn database(&self) -> String {
         let name = crate::unique("t");
-        let maintenance = self.maintenance("postgres");
-        let mut arguments = vec!["createdb", &maintenance, &name];
+        let admin_url = self.admin_url("postgres");
+        let mut arguments = vec!["createdb", &admin_url, &name];
         if self.secrets.is_some() {
             arguments.push(USER);
         }
@@ -136,8 +141,8 @@ impl Postgres {
         }
     }
 
-    /// How its owner gets in.
-    fn maintenance(&self, database: &str) -> String {
+    /// The URL for the superuser.
+    fn admin_url(&self, database: &str) -> String {
         match (&self.secrets, self.folder()) {
             (Some(_), Some(folder)) => format!(
                 "postgresql:///{database}?user=postgres&host={}&port={}",
@@ -148,22 +153,22 @@ impl Postgres {
         }
     }
 
-    /// SIGKILL to the server and to all its processes.
+    /// SIGKILL to the server and all its processes.
     pub fn kill(&self) {
         self.server.kill();
     }
 
-    /// Ends connections and writes everything down first.
+    /// A fast shutdown: closes connections and flushes everything.
     pub fn stop(&self) {
         self.server.stop(Signal::INT);
     }
 
-    /// Starts a server that was killed or stopped, in its folder and on its port; returns when it
-    /// answers, which is after it has recovered.
+    /// Restarts a killed or stopped server in its folder and on its port; returns when it has recovered and
+    /// answers.
     pub fn restart(&self) {
         self.server.kill();
         if let Err(why) = self.launch() {
-            panic!("PostgreSQL did not start again: {why}");
+            panic!("PostgreSQL did not restart: {why}");
         }
     }
 
@@ -178,14 +183,14 @@ impl Postgres {
 
     fn launch(&self) -> Result<(), String> {
         let Some(folder) = self.folder() else {
-            return Err("it is not ours to start".to_owned());
+            return Err("an external server cannot be started".to_owned());
         };
-        // A server that was killed leaves this, and its id may be somebody else's by now.
+        // Left by a killed server; another process may have its id by now.
         let _ = std::fs::remove_file(folder.join("data/postmaster.pid"));
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]);
         command.arg(script("postgres.sh")).arg("run").arg(&folder);
-        // QUIT: its own processes end with it.
+        // QUIT: its child processes end with it.
         command.args([&self.port.to_string(), "QUIT"]);
         if let Some(secrets) = &self.secrets {
             command.env("POSTGRES_SECURED", &secrets.folder);

@@ -1,4 +1,4 @@
-//! One server process: started so that it ends with this one, killed, paused, and its folder removed.
+//! Server processes that end with this one, and temporary folders for them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long a server may take to start or to end, on a slow and busy machine.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a server may take to start or to stop, on a slow and busy machine.
+const TIMEOUT: Duration = Duration::from_secs(90);
 
-const ASK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Ports are chosen before they are used, so somebody else may be quicker.
+/// Attempts to start: a chosen port may be taken before it is used.
 const ATTEMPTS: usize = 3;
 
-/// Starts a server on ports that are chosen anew each time.
+/// Starts a server; each attempt chooses new ports.
 pub fn start_on_free_ports<T>(name: &str, mut start: impl FnMut() -> Result<T, String>) -> T {
     let mut why = String::new();
     for _ in 0..ATTEMPTS {
@@ -29,14 +29,14 @@ pub fn start_on_free_ports<T>(name: &str, mut start: impl FnMut() -> Result<T, S
     panic!("{name} did not start: {why}");
 }
 
-/// The scripts that know how servers are run, shared with `make stack-up`.
+/// A script that runs servers, shared with `make stack-up`.
 pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../scripts/stack")
         .join(name)
 }
 
-/// Runs a script to its end, which must be a good one.
+/// Runs a script, which must succeed.
 pub fn must_run(name: &str, arguments: &[&str]) {
     let output = Command::new(script(name)).args(arguments).output().unwrap();
     assert!(
@@ -46,7 +46,7 @@ pub fn must_run(name: &str, arguments: &[&str]) {
     );
 }
 
-/// Runs a script to its end.
+/// Runs a script; returns whether it succeeded.
 pub fn succeeds(name: &str, arguments: &[&str]) -> bool {
     let mut command = Command::new(script(name));
     command.args(arguments).stdin(Stdio::null());
@@ -54,49 +54,49 @@ pub fn succeeds(name: &str, arguments: &[&str]) -> bool {
     command.status().unwrap().success()
 }
 
-/// A port that nobody listens on now. Somebody else may take it before it is used.
+/// A free port. Another process may take it before it is used.
 pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
-type Job = (Command, mpsc::Sender<io::Result<Child>>);
+type SpawnRequest = (Command, mpsc::Sender<io::Result<Child>>);
 
-/// Starts a process from a thread that lives as long as this program: "my parent has ended" means
-/// the thread that started it, and a test's thread ends with the test.
+/// Spawns a process from a thread that lives as long as this program. The parent-death signal refers to
+/// the spawning thread, and a test's thread ends with the test.
 pub fn spawn(command: Command) -> Child {
-    static KEEPER: OnceLock<Mutex<mpsc::Sender<Job>>> = OnceLock::new();
-    let keeper = KEEPER.get_or_init(|| {
-        let (sender, jobs) = mpsc::channel::<Job>();
+    static SPAWNER: OnceLock<Mutex<mpsc::Sender<SpawnRequest>>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, requests) = mpsc::channel::<SpawnRequest>();
         thread::spawn(move || {
-            for (mut command, answer) in jobs {
+            for (mut command, answer) in requests {
                 let _ = answer.send(command.spawn());
             }
         });
         Mutex::new(sender)
     });
     let (answer, child) = mpsc::channel();
-    let keeper = keeper.lock().unwrap_or_else(PoisonError::into_inner);
-    keeper.send((command, answer)).unwrap();
+    let spawner = spawner.lock().unwrap_or_else(PoisonError::into_inner);
+    spawner.send((command, answer)).unwrap();
     child.recv().unwrap().unwrap()
 }
 
-/// A folder that is removed when this value is dropped, or soon after this program has ended.
-pub struct Folder {
+/// A folder that is removed on drop, or soon after this program has ended.
+pub struct TempFolder {
     path: PathBuf,
-    /// Waits for the end of its input, which only we hold open.
-    sweeper: Child,
+    /// Removes the folder when its standard input, which only we hold open, is closed.
+    cleaner: Child,
 }
 
-impl Folder {
-    pub fn below(parent: &Path, what: &str) -> Self {
-        // Not below the repository: PostgreSQL may run as a user who is not let in there.
+impl TempFolder {
+    pub fn create_in(parent: &Path, name: &str) -> Self {
+        // Not inside the repository: PostgreSQL may run as a user without access to it.
         let folder = tempfile::Builder::new()
-            .prefix(&format!("penstock-{what}-"))
+            .prefix(&format!("penstock-{name}-"))
             .tempdir_in(parent)
             .unwrap();
         let path = folder.keep();
-        // Readable by the user whom PostgreSQL runs as.
+        // Readable by the user that PostgreSQL runs as.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&path, mode).unwrap();
         let mut command = Command::new("bash");
@@ -108,7 +108,7 @@ impl Folder {
         command.stdout(Stdio::null()).stderr(Stdio::null());
         Self {
             path,
-            sweeper: command.spawn().unwrap(),
+            cleaner: command.spawn().unwrap(),
         }
     }
 
@@ -117,14 +117,14 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for TempFolder {
     fn drop(&mut self) {
-        drop(self.sweeper.stdin.take());
-        let _ = self.sweeper.wait();
+        drop(self.cleaner.stdin.take());
+        let _ = self.cleaner.wait();
     }
 }
 
-/// A server that may be down now.
+/// A server process, which may be stopped.
 #[derive(Default)]
 pub struct Server {
     child: Mutex<Option<Child>>,
@@ -146,9 +146,9 @@ impl Server {
         self.lock().as_ref().map(Child::id)
     }
 
-    /// Asks until the answer is yes; false if the process has ended before that.
+    /// Polls until `answers` returns true; returns false if the process ends or the timeout expires first.
     pub fn wait_until(&self, mut answers: impl FnMut() -> bool) -> bool {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !answers() {
             let mut child = self.lock();
             let ended = child
@@ -158,7 +158,7 @@ impl Server {
                 return false;
             }
             drop(child);
-            thread::sleep(ASK_EVERY);
+            thread::sleep(POLL_INTERVAL);
         }
         true
     }
@@ -177,26 +177,26 @@ impl Server {
         wait_for_end(&children);
     }
 
-    pub fn stop(&self, how: Signal) {
+    pub fn stop(&self, kind: Signal) {
         let Some(mut child) = self.lock().take() else {
             return;
         };
-        signal(child.id(), how);
-        let deadline = Instant::now() + PATIENCE;
+        signal(child.id(), kind);
+        let deadline = Instant::now() + TIMEOUT;
         while child.try_wait().unwrap().is_none() {
             if Instant::now() > deadline {
                 let _ = child.kill();
             }
-            thread::sleep(ASK_EVERY);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// To the process and to its children.
-    pub fn signal(&self, what: Signal) {
+    /// Sends a signal to the process and its children.
+    pub fn signal(&self, kind: Signal) {
         let Some(id) = self.id() else { return };
-        signal(id, what);
+        signal(id, kind);
         for id in children(id) {
-            signal(id, what);
+            signal(id, kind);
         }
     }
 }
@@ -207,9 +207,9 @@ impl Drop for Server {
     }
 }
 
-fn signal(id: u32, what: Signal) {
+fn signal(id: u32, kind: Signal) {
     if let Some(pid) = Pid::from_raw(id as i32) {
-        let _ = kill_process(pid, what);
+        let _ = kill_process(pid, kind);
     }
 }
 
@@ -228,8 +228,8 @@ fn wait_for_end(ids: &[u32]) {
             .and_then(|process| process.stat())
             .is_ok_and(|stat| stat.state != 'Z')
     };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while ids.iter().any(runs) && Instant::now() < deadline {
-        thread::sleep(ASK_EVERY);
+        thread::sleep(POLL_INTERVAL);
     }
 }

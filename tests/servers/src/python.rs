@@ -1,12 +1,12 @@
-//! Servers written in Python, and the packages that they need.
+//! Python servers and the packages they need.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::process::{Folder, Server, free_port, script, start_on_free_ports};
+use crate::process::{Server, TempFolder, free_port, script, start_on_free_ports};
 
-/// An interpreter with these packages (`NAME==VERSION`), which are fetched once. `None` only if
+/// An interpreter with these packages (`NAME==VERSION`), which are downloaded once. `None` only if
 /// `PENSTOCK_SKIP` names `python`.
 pub fn python(packages: &[&str]) -> Option<PathBuf> {
     if crate::skipped("python") {
@@ -20,21 +20,21 @@ pub fn python(packages: &[&str]) -> Option<PathBuf> {
     Some(PathBuf::from(path.trim_end()))
 }
 
-/// A server that listens on one port of its own.
+/// A server that listens on one port.
 pub struct PythonServer {
     _server: Server,
     pub address: SocketAddr,
     // Dropped after the server.
-    _folder: Folder,
+    _folder: TempFolder,
 }
 
 impl PythonServer {
-    /// Runs `tests/servers/python/PROGRAM` with these arguments, `{port}` being the port that it is to
-    /// listen on; returns once it does.
+    /// Runs `tests/servers/python/PROGRAM` with these arguments, in which `{port}` is replaced by the port to
+    /// listen on; returns once it listens.
     pub fn start(interpreter: &Path, program: &str, arguments: &[&str]) -> Self {
         start_on_free_ports(program, || {
             let port = free_port();
-            let folder = Folder::below(&std::env::temp_dir(), "python");
+            let folder = TempFolder::create_in(&std::env::temp_dir(), "python");
             let output = folder.path().join("output.log");
             let mut command = Command::new(interpreter);
             command.arg(

@@ -1,28 +1,28 @@
-//! What a secured server and its clients need: certificates of an authority made for it, and a password.
+//! Secrets for a secured server and its clients: certificates from a test authority, and a password.
 
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
-/// Whom secured servers know.
+/// The user of secured servers.
 pub const USER: &str = "penstock";
 
 pub struct Secrets {
-    /// Where the files lie.
+    /// The folder of the files.
     pub folder: PathBuf,
-    /// Of [`USER`].
+    /// The password of [`USER`].
     pub password: String,
     /// The authority that signed the server's certificate.
     pub ca: PathBuf,
-    /// An authority that signed nothing here.
+    /// An unrelated authority.
     pub other_ca: PathBuf,
-    /// A client's, signed by [`Self::ca`].
+    /// A client certificate, signed by [`Self::ca`].
     pub certificate: PathBuf,
     pub key: PathBuf,
 }
 
 impl Secrets {
-    /// Makes them, for a server on 127.0.0.1.
+    /// Generates and writes the files, for a server on 127.0.0.1.
     pub(crate) fn write(folder: &Path) -> Self {
         std::fs::create_dir_all(folder).unwrap();
         let write = |name: &str, text: &str| {
@@ -53,7 +53,7 @@ impl Secrets {
     }
 }
 
-struct Pair {
+struct CertificateAndKey {
     certificate: String,
     key: String,
 }
@@ -70,7 +70,7 @@ fn authority(name: &str) -> (Issuer<'static, KeyPair>, String) {
     (Issuer::new(params, key), certificate)
 }
 
-fn certificate(authority: &Issuer<'_, KeyPair>, names: &[&str]) -> Pair {
+fn certificate(authority: &Issuer<'_, KeyPair>, names: &[&str]) -> CertificateAndKey {
     let key = KeyPair::generate().unwrap();
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names).unwrap();
@@ -78,7 +78,7 @@ fn certificate(authority: &Issuer<'_, KeyPair>, names: &[&str]) -> Pair {
         .distinguished_name
         .push(rcgen::DnType::CommonName, USER);
     let certificate = params.signed_by(&key, authority).unwrap().pem();
-    Pair {
+    CertificateAndKey {
         certificate,
         key: key.serialize_pem(),
     }

@@ -1,4 +1,4 @@
-//! The servers themselves: they start, end with their owner, and can be killed and started again.
+//! Tests of the servers: they start, end with their owner, and can be killed and restarted.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use servers::{Kafka, Postgres};
 
-/// Whether a broker answers a request for the versions that it speaks.
+/// Whether a broker answers an ApiVersions request.
 fn answers(address: &str) -> bool {
     let Ok(mut stream) = TcpStream::connect(address) else {
         return false;
@@ -21,7 +21,7 @@ fn answers(address: &str) -> bool {
 }
 
 #[test]
-fn a_broker_that_was_killed_comes_back_where_it_was() {
+fn a_killed_broker_restarts_at_the_same_address() {
     let Some(kafka) = Kafka::start(1) else { return };
     let address = kafka.addresses().to_owned();
     assert!(answers(&address));

@@ -1,4 +1,4 @@
-//! How instances fare, and what the node says of them.
+//! The behaviour of instances, and the node's reports.
 
 use contract::events::{Event, InstanceEnded, InstanceStarted, InstanceUnready, OfInstance};
 use contract::ids::InstanceId;
@@ -7,15 +7,20 @@ use contract::time::{Span, Timestamp};
 use domain::instances::Phase;
 use domain::instances::plan::backoff_until;
 
-use super::{Endpoint, Followed, Task};
-use crate::house::Ground;
+use super::{Endpoint, FollowUps, Task};
+use crate::installation::SharedState;
 
 impl Endpoint {
-    /// What the node will answer to an order.
-    pub(super) fn answers(&mut self, event: &Event, now: Timestamp, followed: &mut Followed) {
+    /// Schedules the node's reports after an order.
+    pub(super) fn schedule_node_reports(
+        &mut self,
+        event: &Event,
+        now: Timestamp,
+        follow_ups: &mut FollowUps,
+    ) {
         let mut after = |millis: std::ops::Range<u64>, task| {
             let millis = self.rng.u64(millis);
-            followed.push((now + Span::from_millis(millis), task));
+            follow_ups.push((now + Span::from_millis(millis), task));
         };
         match event {
             Event::InstanceRequested(requested) => {
@@ -26,7 +31,7 @@ impl Endpoint {
                     false => Task::Ready(requested.id.clone()),
                 };
                 let millis = self.rng.u64(1_500..9_000);
-                followed.push((now + Span::from_millis(millis), begun));
+                follow_ups.push((now + Span::from_millis(millis), begun));
             }
             Event::InstanceDraining(draining) => {
                 after(1_000..6_000, Task::Drained(draining.id.clone()));
@@ -42,7 +47,7 @@ impl Endpoint {
         &mut self,
         id: InstanceId,
         now: Timestamp,
-        ground: &mut Ground,
+        shared: &mut SharedState,
     ) -> anyhow::Result<()> {
         let [a, b, c] = [(); 3].map(|()| self.rng.u8(1..255));
         let generation = match self.fold.instances.instances.get(&id) {
@@ -56,18 +61,18 @@ impl Endpoint {
             pid: None,
             adopted: false,
         };
-        self.say(Event::InstanceStarted(started), now, ground)
+        self.report(Event::InstanceStarted(started), now, shared)
     }
 
     pub(super) fn ready(
         &mut self,
         id: InstanceId,
         now: Timestamp,
-        ground: &mut Ground,
+        shared: &mut SharedState,
     ) -> anyhow::Result<()> {
         let lives = self.is_in(&id, &[Phase::Starting, Phase::Unready]);
         match lives {
-            true => self.say(Event::InstanceReady(OfInstance { id }), now, ground),
+            true => self.report(Event::InstanceReady(OfInstance { id }), now, shared),
             false => Ok(()),
         }
     }
@@ -76,7 +81,7 @@ impl Endpoint {
         &mut self,
         id: InstanceId,
         now: Timestamp,
-        ground: &mut Ground,
+        shared: &mut SharedState,
     ) -> anyhow::Result<()> {
         let reason = match self.is_in(&id, &[Phase::Starting]) {
             true => "a simulated start that failed",
@@ -86,15 +91,15 @@ impl Endpoint {
             return Ok(());
         }
         let failed = ended(id, reason, Some(1));
-        self.say(Event::InstanceFailed(failed), now, ground)
+        self.report(Event::InstanceFailed(failed), now, shared)
     }
 
     pub(super) fn unready(
         &mut self,
         id: InstanceId,
         now: Timestamp,
-        ground: &mut Ground,
-        followed: &mut Followed,
+        shared: &mut SharedState,
+        follow_ups: &mut FollowUps,
     ) -> anyhow::Result<()> {
         if !self.is_in(&id, &[Phase::Ready]) {
             return Ok(());
@@ -103,33 +108,33 @@ impl Endpoint {
             id: id.clone(),
             reason: "GET /health/ready was answered with 503".to_owned(),
         };
-        followed.push((now + Span::from_secs(4), Task::Ready(id)));
-        self.say(Event::InstanceUnready(unready), now, ground)
+        follow_ups.push((now + Span::from_secs(4), Task::Ready(id)));
+        self.report(Event::InstanceUnready(unready), now, shared)
     }
 
     pub(super) fn stopped(
         &mut self,
         id: InstanceId,
         now: Timestamp,
-        ground: &mut Ground,
+        shared: &mut SharedState,
     ) -> anyhow::Result<()> {
         self.drained.remove(&id);
         let stopped = ended(id, "removed", Some(0));
-        self.say(Event::InstanceStopped(stopped), now, ground)
+        self.report(Event::InstanceStopped(stopped), now, shared)
     }
 
-    /// An instance that serves, if there is one.
+    /// A ready instance, if there is one.
     pub(super) fn any_ready(&self) -> Option<InstanceId> {
         let mut instances = self.fold.instances.instances.values();
         let ready = instances.find(|instance| instance.is_ready())?;
         Some(ready.id.clone())
     }
 
-    /// When the planner tries again what has failed.
-    pub(super) fn back_off(&self, now: Timestamp, followed: &mut Followed) {
+    /// Schedules the planner's retry after a failure.
+    pub(super) fn back_off(&self, now: Timestamp, follow_ups: &mut FollowUps) {
         for history in self.fold.instances.starts.values() {
             if let Some(until) = backoff_until(history).filter(|until| *until > now) {
-                followed.push((until, Task::Look));
+                follow_ups.push((until, Task::Wake));
             }
         }
     }
@@ -140,9 +145,14 @@ impl Endpoint {
             .is_some_and(|instance| instance.removal.is_none() && phases.contains(&instance.phase))
     }
 
-    fn say(&mut self, event: Event, now: Timestamp, ground: &mut Ground) -> anyhow::Result<()> {
+    fn report(
+        &mut self,
+        event: Event,
+        now: Timestamp,
+        shared: &mut SharedState,
+    ) -> anyhow::Result<()> {
         let actor = Actor::service("actuator");
-        self.append(StreamKind::Node, &actor, now, event, ground)?;
+        self.append(StreamKind::Node, &actor, now, event, shared)?;
         Ok(())
     }
 }

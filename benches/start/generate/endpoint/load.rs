@@ -1,4 +1,4 @@
-//! Load, and what is measured of it.
+//! Load sessions and their measurements.
 
 use contract::decision::Signal;
 use contract::ids::{InstanceId, Name};
@@ -8,32 +8,32 @@ use contract::time::{Span, Timestamp};
 use domain::measure::{SignalSpec, Unit};
 
 use super::people::Change;
-use super::{Endpoint, Followed, Task};
+use super::{Endpoint, FollowUps, Task};
 use crate::documents::Green;
-use crate::house::Ground;
+use crate::installation::SharedState;
 use crate::usage::{self, Load, Minute};
 
-const EVALUATE_EVERY: Span = Span::from_secs(20);
-/// What scaled out is let go of within this time after the load.
-const CALMS_DOWN: Span = Span::from_secs(40 * 60);
+const EVALUATION_INTERVAL: Span = Span::from_secs(20);
+/// Time within which everything has scaled in after a session.
+const SETTLE_TIME: Span = Span::from_secs(40 * 60);
 const MINUTE: Span = Span::from_secs(60);
-/// The last frames of a minute come this late.
+/// Delay of the last frames of a minute.
 const CLOSES_AFTER: Span = Span::from_millis(1_200);
-/// Load comes and goes.
+/// Period of the load.
 const WAVE: Span = Span::from_secs(9 * 60);
-/// Seconds that a request takes of an instance with nothing else to do.
+/// Latency of a request on an idle instance, in seconds.
 const LATENCY: f64 = 0.09;
 
-/// Some time with load.
+/// A period of load.
 pub(super) struct Session {
     from: Timestamp,
     until: Timestamp,
-    /// Most requests in flight, but for noise.
+    /// Peak of requests in flight, without noise.
     peak: f64,
 }
 
 impl Session {
-    /// Requests in flight, without noise: they become more, and then fewer, in waves.
+    /// Requests in flight, without noise: waves under a rising and falling envelope.
     fn concurrency(&self, now: Timestamp) -> f64 {
         if now >= self.until || now < self.from {
             return 0.0;
@@ -47,34 +47,34 @@ impl Session {
 }
 
 impl Endpoint {
-    pub(super) fn begin_later(&mut self, now: Timestamp, followed: &mut Followed) {
+    pub(super) fn begin_later(&mut self, now: Timestamp, follow_ups: &mut FollowUps) {
         let hours = 6.0 + 60.0 * self.rng.f64();
         self.begins_at = now + Span::from_secs((hours * 3600.0) as u64);
-        followed.push((self.begins_at, Task::Begin));
+        follow_ups.push((self.begins_at, Task::BeginLoad));
     }
 
-    pub(super) fn begin(&mut self, now: Timestamp, followed: &mut Followed) {
+    pub(super) fn begin(&mut self, now: Timestamp, follow_ups: &mut FollowUps) {
         let endpoint = self.fold.endpoint.as_ref();
         let lives = endpoint.is_some_and(|e| e.state != ProvisioningState::Deleting);
-        // Another incarnation has plans of its own.
+        // Ignore sessions of an earlier incarnation.
         if !lives || now < self.begins_at {
             return;
         }
         let rng = &mut self.rng;
         let until = now + Span::from_secs(rng.u64(15 * 60..70 * 60));
-        // Mostly somebody tries something; sometimes everybody comes.
+        // Mostly light load, sometimes a peak.
         let peak = match rng.u32(0..100) {
             0..88 => 0.003 + 0.02 * rng.f64() * rng.f64(),
             _ => 1.0 + 30.0 * rng.f64() * rng.f64(),
         };
         let middle = now + Span::from_secs(rng.u64(300..900));
-        if let Some(change) = drawn_change(rng) {
-            followed.push((middle, Task::Change(change)));
+        if let Some(change) = random_change(rng) {
+            follow_ups.push((middle, Task::Change(change)));
         }
         if let Some(id) = self.any_ready() {
             match self.rng.u32(0..400) {
-                0 => followed.push((middle, Task::Failed(id))),
-                1..9 => followed.push((middle, Task::Unready(id))),
+                0 => follow_ups.push((middle, Task::Failed(id))),
+                1..9 => follow_ups.push((middle, Task::Unready(id))),
                 _ => {}
             }
         }
@@ -83,49 +83,49 @@ impl Endpoint {
             until,
             peak,
         });
-        followed.push((next_minute(now) + CLOSES_AFTER, Task::CloseMinute));
-        self.evaluate_at(now, followed);
-        self.begin_later(until, followed);
+        follow_ups.push((next_minute(now) + CLOSES_AFTER, Task::CloseMinute));
+        self.evaluate_at(now, follow_ups);
+        self.begin_later(until, follow_ups);
     }
 
-    /// An evaluation has been done: while there is load, or something to calm down, another follows; else
-    /// at the end of a pin, or when the profile changes.
-    pub(super) fn evaluate_again(
+    /// Schedules the next evaluation: soon while there is load or scaling in is pending, else at the end of a
+    /// pin or when the profile changes.
+    pub(super) fn schedule_evaluation(
         &mut self,
-        is_calm: bool,
+        is_stable: bool,
         now: Timestamp,
-        followed: &mut Followed,
+        follow_ups: &mut FollowUps,
     ) {
-        let goes_on = match &self.session {
-            Some(session) => now < session.until + CALMS_DOWN,
-            None => !is_calm,
+        let has_more = match &self.session {
+            Some(session) => now < session.until + SETTLE_TIME,
+            None => !is_stable,
         };
-        if goes_on {
-            return self.evaluate_at(now + EVALUATE_EVERY, followed);
+        if has_more {
+            return self.evaluate_at(now + EVALUATION_INTERVAL, follow_ups);
         }
         self.session = None;
         let selections = self
-            .watched
+            .evaluations
             .values()
-            .filter_map(|watched| watched.selection);
+            .filter_map(|state| state.selection);
         let transitions = selections.filter_map(|selection| selection.until());
         let endpoint = self.fold.endpoint.iter();
         let deployments = endpoint.flat_map(|endpoint| endpoint.deployments.values());
         let pins = deployments.filter_map(|deployment| deployment.pin?.until);
         if let Some(at) = transitions.chain(pins).filter(|at| *at > now).min() {
-            self.evaluate_at(at, followed);
+            self.evaluate_at(at, follow_ups);
         }
     }
 
-    /// Unless it is evaluated before anyway.
-    pub(super) fn evaluate_at(&mut self, at: Timestamp, followed: &mut Followed) {
+    /// Schedules an evaluation, unless an earlier one is scheduled.
+    pub(super) fn evaluate_at(&mut self, at: Timestamp, follow_ups: &mut FollowUps) {
         if self.evaluated_at.is_none_or(|known| at < known) {
             self.evaluated_at = Some(at);
-            followed.push((at, Task::Evaluate));
+            follow_ups.push((at, Task::Evaluate));
         }
     }
 
-    /// What one deployment has of the load.
+    /// The share of one deployment in the load.
     pub(super) fn load(&mut self, deployment: &Name, now: Timestamp) -> Load {
         let whole = self
             .session
@@ -149,8 +149,8 @@ impl Endpoint {
     pub(super) fn close_minute(
         &mut self,
         now: Timestamp,
-        ground: &mut Ground,
-        followed: &mut Followed,
+        shared: &mut SharedState,
+        follow_ups: &mut FollowUps,
     ) -> anyhow::Result<()> {
         let minute = next_minute(now) - MINUTE - MINUTE;
         let (Some(session), Some(endpoint)) = (&self.session, &self.fold.endpoint) else {
@@ -170,15 +170,15 @@ impl Endpoint {
             let instances = self.fold.instances.of(uid).filter(|i| i.is_ready());
             let ready: Vec<InstanceId> = instances.map(|i| i.id.clone()).collect();
             let rng = &mut self.rng;
-            let mut told = Minute::new((name, uid), minute, loads, &ready, rng);
-            told.counted = ground.frames(minute);
-            let data = told.data(std::mem::take(&mut self.is_first_minute))?;
+            let mut summary = Minute::new((name, uid), minute, loads, &ready, rng);
+            summary.counted = shared.frames(minute);
+            let data = summary.data(std::mem::take(&mut self.is_first_minute))?;
             let actor = Actor::service("meter");
-            ground
+            shared
                 .log
                 .append_data(&stream, now, &actor, usage::TYPE, data);
         }
-        followed.push((now + MINUTE, Task::CloseMinute));
+        follow_ups.push((now + MINUTE, Task::CloseMinute));
         Ok(())
     }
 }
@@ -187,8 +187,8 @@ fn next_minute(now: Timestamp) -> Timestamp {
     Timestamp::from_secs((now.secs() / 60 + 1) * 60)
 }
 
-/// What people change while an endpoint is in use.
-fn drawn_change(rng: &mut fastrand::Rng) -> Option<Change> {
+/// A random change by a user during a session.
+fn random_change(rng: &mut fastrand::Rng) -> Option<Change> {
     Some(match rng.u32(0..1000) {
         0..30 => Change::Release,
         30..50 => Change::Policy,
@@ -201,10 +201,10 @@ fn drawn_change(rng: &mut fastrand::Rng) -> Option<Change> {
     })
 }
 
-/// What the autoscaler would have measured.
+/// The signal that the autoscaler would have measured.
 pub(super) fn signal(spec: &SignalSpec, load: Load, ready: u32, rng: &mut fastrand::Rng) -> Signal {
     let of_each = load.concurrency / f64::from(ready.max(1));
-    // Beyond some requests at a time, an instance only makes them wait.
+    // Beyond its concurrency limit an instance queues requests.
     let latency = load.latency * (1.0 + (of_each - 3.0).max(0.0) * 0.5);
     let value = match (spec.metric.name(), spec.metric.unit()) {
         ("concurrency", _) => load.concurrency,

@@ -1,4 +1,4 @@
-//! What people do: documents, and changes of them.
+//! Actions of users: applying and changing documents.
 
 use contract::decision::{Pause, Pin};
 use contract::events::{EndpointKeys, KeySlot, SealedKey};
@@ -9,13 +9,13 @@ use contract::time::{Span, Timestamp};
 use domain::endpoint::commands::{Command, Context, Precondition, decide};
 use runtime::ids::Ids;
 
-use super::{Endpoint, Followed, name};
+use super::{Endpoint, FollowUps, name};
 use crate::documents::{self, Green};
-use crate::house::{Ground, hex};
+use crate::installation::{SharedState, hex};
 
 #[derive(Clone, Copy, Debug)]
 pub enum Change {
-    /// Another release of the model, which replaces the instances.
+    /// A new model release, which replaces the instances.
     Release,
     Policy,
     Traffic,
@@ -30,13 +30,13 @@ impl Endpoint {
         &mut self,
         command: &Command,
         now: Timestamp,
-        ground: &mut Ground,
+        shared: &mut SharedState,
     ) -> anyhow::Result<()> {
         let context = Context {
             endpoint: self.name.clone(),
             other_endpoints: 0,
             precondition: Precondition::None,
-            zones: ground.zones.clone(),
+            zones: shared.zones.clone(),
             now,
         };
         let events = decide(self.fold.endpoint.as_ref(), command, &context);
@@ -47,7 +47,7 @@ impl Endpoint {
                 &Actor::token("ci"),
                 now,
                 event,
-                ground,
+                shared,
             )?;
         }
         Ok(())
@@ -56,44 +56,48 @@ impl Endpoint {
     pub(super) fn create(
         &mut self,
         now: Timestamp,
-        ground: &mut Ground,
-        followed: &mut Followed,
+        shared: &mut SharedState,
+        follow_ups: &mut FollowUps,
     ) -> anyhow::Result<()> {
         self.revision += 1;
         let keys = EndpointKeys {
-            primary: sealed_key(ground),
-            secondary: sealed_key(ground),
+            primary: sealed_key(shared),
+            secondary: sealed_key(shared),
         };
         let put = Command::PutEndpoint {
             labels: labels("team", &format!("team-{}", self.rng.u32(0..20))),
             spec: documents::endpoint(self.shape)?,
-            uid: Uid(ground.log.ids.uid()),
+            uid: Uid(shared.log.ids.uid()),
             keys,
         };
-        self.command(&put, now, ground)?;
+        self.command(&put, now, shared)?;
         let has_green = self.shape.green != Green::None;
         for deployment in ["blue", "green"].iter().take(1 + usize::from(has_green)) {
-            let put = self.put_deployment(deployment, ground)?;
-            self.command(&put, now, ground)?;
+            let put = self.put_deployment(deployment, shared)?;
+            self.command(&put, now, shared)?;
         }
-        self.set_traffic(90, now, ground)?;
-        self.put_policy(now, ground)?;
-        self.evaluate_at(now + Span::from_millis(20), followed);
-        self.begin_later(now, followed);
+        self.set_traffic(90, now, shared)?;
+        self.put_policy(now, shared)?;
+        self.evaluate_at(now + Span::from_millis(20), follow_ups);
+        self.begin_later(now, follow_ups);
         Ok(())
     }
 
-    fn put_deployment(&mut self, deployment: &str, ground: &Ground) -> serde_json::Result<Command> {
+    fn put_deployment(
+        &mut self,
+        deployment: &str,
+        shared: &SharedState,
+    ) -> serde_json::Result<Command> {
         let instances = if deployment == "blue" { 2 } else { 1 };
         Ok(Command::PutDeployment {
             deployment: name(deployment),
             labels: labels("release", &self.revision.to_string()),
             spec: documents::deployment(self.revision, instances)?,
-            uid: Uid(ground.log.ids.uid()),
+            uid: Uid(shared.log.ids.uid()),
         })
     }
 
-    fn put_policy(&mut self, now: Timestamp, ground: &mut Ground) -> anyhow::Result<()> {
+    fn put_policy(&mut self, now: Timestamp, shared: &mut SharedState) -> anyhow::Result<()> {
         let Some(shape) = self.shape.policy else {
             return Ok(());
         };
@@ -103,10 +107,15 @@ impl Endpoint {
             labels: Labels::new(),
             deployment,
         };
-        self.command(&put, now, ground)
+        self.command(&put, now, shared)
     }
 
-    fn set_traffic(&mut self, blue: u8, now: Timestamp, ground: &mut Ground) -> anyhow::Result<()> {
+    fn set_traffic(
+        &mut self,
+        blue: u8,
+        now: Timestamp,
+        shared: &mut SharedState,
+    ) -> anyhow::Result<()> {
         let (blue_name, green_name) = (name("blue"), name("green"));
         let (traffic, mirror) = match self.shape.green {
             Green::None => (vec![(blue_name, 100)], Vec::new()),
@@ -120,14 +129,14 @@ impl Endpoint {
             traffic: Some(traffic.into_iter().collect()),
             mirror: Some(mirror.into_iter().collect()),
         };
-        self.command(&set, now, ground)
+        self.command(&set, now, shared)
     }
 
     pub(super) fn change(
         &mut self,
         change: Change,
         now: Timestamp,
-        ground: &mut Ground,
+        shared: &mut SharedState,
     ) -> anyhow::Result<()> {
         let deployment = name("blue");
         match self.fold.endpoint.as_ref() {
@@ -137,43 +146,43 @@ impl Endpoint {
         self.revision += 1;
         match change {
             Change::Release => {
-                let put = self.put_deployment("blue", ground)?;
-                self.command(&put, now, ground)
+                let put = self.put_deployment("blue", shared)?;
+                self.command(&put, now, shared)
             }
-            Change::Policy => self.put_policy(now, ground),
+            Change::Policy => self.put_policy(now, shared),
             Change::Traffic => {
                 let blue = self.rng.u8(50..100);
-                self.set_traffic(blue, now, ground)
+                self.set_traffic(blue, now, shared)
             }
             Change::Pin => {
                 let pin = Pin {
                     instances: self.rng.u32(1..5),
                     until: Some(now + Span::from_secs(self.rng.u64(300..3600))),
                 };
-                self.command(&Command::Pin { deployment, pin }, now, ground)
+                self.command(&Command::Pin { deployment, pin }, now, shared)
             }
             Change::Pause => {
                 let pause = Pause {
                     scale_in: self.rng.bool(),
                     scale_out: false,
                 };
-                self.command(&Command::SetPause { deployment, pause }, now, ground)
+                self.command(&Command::SetPause { deployment, pause }, now, shared)
             }
             Change::Key => {
-                let (slot, key) = (KeySlot::Secondary, sealed_key(ground));
-                self.command(&Command::RegenerateKey { slot, key }, now, ground)
+                let (slot, key) = (KeySlot::Secondary, sealed_key(shared));
+                self.command(&Command::RegenerateKey { slot, key }, now, shared)
             }
             Change::Delete => {
                 self.session = None;
-                self.command(&Command::DeleteEndpoint, now, ground)
+                self.command(&Command::DeleteEndpoint, now, shared)
             }
         }
     }
 }
 
-/// As control writes it; nobody has the key that could open it.
-fn sealed_key(ground: &Ground) -> SealedKey {
-    let ids = &ground.log.ids;
+/// A sealed key as control writes it; it cannot be opened.
+fn sealed_key(shared: &SharedState) -> SealedKey {
+    let ids = &shared.log.ids;
     SealedKey {
         hash: hex(&ids.secret()),
         sealed: hex(&ids.secret()),

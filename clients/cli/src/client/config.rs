@@ -1,8 +1,8 @@
-//! Where the server is and who we are to it.
+//! The server's address and the client's credentials.
 //!
 //! Order: `--server`, then `PENSTOCK_SERVER`; `PENSTOCK_TOKEN`; else the file named by
 //! `PENSTOCK_CONFIG`; else `client.json` in the default data directory. Invariant: the token of a
-//! file goes to no other server than the one that the file names.
+//! file is sent only to the server that the file names.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ pub struct ClientFile {
     pub token: Option<String>,
 }
 
-/// Flags and environment, as every command takes them.
+/// Connection flags, common to all commands.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ConnectArgs {
     /// The control API's address, such as http://127.0.0.1:7070
@@ -37,7 +37,7 @@ pub struct ConnectArgs {
     pub server: Option<String>,
 }
 
-/// What the environment says besides flags.
+/// Connection settings from the environment.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     pub token: Option<String>,
@@ -77,7 +77,7 @@ pub struct Connection {
     pub token: Option<String>,
 }
 
-/// Resolves the connection by the documented order.
+/// Resolves the connection in the documented order.
 pub fn resolve(args: &ConnectArgs, environment: &Environment) -> Result<Connection, CliError> {
     let named = args.server.as_deref().filter(|server| !server.is_empty());
     let file = match (&environment.config, named) {
@@ -85,12 +85,12 @@ pub fn resolve(args: &ConnectArgs, environment: &Environment) -> Result<Connecti
         (None, _) => read_default(&environment.data_dir.join(CLIENT_FILE), named.is_some())?,
     };
     let server = match (named, &file) {
-        (Some(server), _) => normal(server)?,
-        (None, Some(file)) => normal(&file.server)?,
+        (Some(server), _) => normalize(server)?,
+        (None, Some(file)) => normalize(&file.server)?,
         (None, None) => return Err(unknown_server(&environment.data_dir)),
     };
-    // A file speaks for its own server only; its token must not leak to another one.
-    let file = file.filter(|file| normal(&file.server).is_ok_and(|own| own == server));
+    // A file applies to its own server only; its token must not leak to another one.
+    let file = file.filter(|file| normalize(&file.server).is_ok_and(|own| own == server));
     let (gateway, file_token) = file.map_or((None, None), |file| (file.gateway, file.token));
     Ok(Connection {
         server,
@@ -121,7 +121,7 @@ fn read_file(path: &Path) -> Result<ClientFile, CliError> {
     })
 }
 
-/// The default file may be absent, and is not needed where a server is named.
+/// Reads the default file, which may be missing; if a server is named it may also be invalid.
 fn read_default(path: &Path, server_named: bool) -> Result<Option<ClientFile>, CliError> {
     if !path.exists() {
         return Ok(None);
@@ -133,8 +133,8 @@ fn read_default(path: &Path, server_named: bool) -> Result<Option<ClientFile>, C
     }
 }
 
-/// One spelling for one server, without a slash at the end.
-fn normal(server: &str) -> Result<String, CliError> {
+/// Normalizes a server URL: one spelling, without a trailing slash.
+fn normalize(server: &str) -> Result<String, CliError> {
     let url = reqwest::Url::parse(server).map_err(|error| {
         CliError::Usage(format!(
             "`{server}` is not a server's address ({error}): write it as http://HOST:PORT"
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_a_file_goes_to_no_other_server() {
+    fn a_token_from_a_file_is_sent_to_no_other_server() {
         let dir = tempfile::tempdir().unwrap();
         file_in(dir.path(), CLIENT_FILE, "http://a:1", "secret");
         let environment = Environment {

@@ -1,7 +1,7 @@
 //! The HTTP client of the control API: paths, tokens, problem documents, read-your-writes.
 //!
-//! Invariant: after a write, each read carries the position of that write, so that a command sees
-//! what it has just done.
+//! Invariant: after a write, each read carries the position of that write, so that a command sees its
+//! own writes.
 
 pub mod config;
 
@@ -15,9 +15,9 @@ use serde_json::Value;
 
 use config::Connection;
 
-/// The header by which a write tells its position and a read asks for it.
+/// The header with the position of a write; a read that carries it waits for that position.
 pub const POSITION_HEADER: &str = "penstock-position";
-/// The header in which the gateway says why it refuses; control never sends it.
+/// The header with the gateway's error code; control never sends it.
 const GATEWAY_HEADER: &str = "penstock-error-code";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,14 +41,14 @@ pub enum ClientError {
     BadRequest(String, String),
 }
 
-/// An answer other than 2xx.
+/// A response other than 2xx.
 #[derive(Debug)]
 pub struct Refusal {
     pub status: u16,
     pub problem: Problem,
 }
 
-/// A problem document for a person: the sentence, then one line per fault with its field.
+/// Formats a problem document for people: the detail, then one line per fault with its field.
 pub fn refusal(refusal: &Refusal) -> String {
     let problem = &refusal.problem;
     let mut text = if problem.detail.is_empty() {
@@ -70,16 +70,16 @@ pub fn refusal(refusal: &Refusal) -> String {
     text
 }
 
-/// A 2xx answer, read whole.
+/// A 2xx response with its complete body.
 #[derive(Debug)]
-pub struct Answer {
+pub struct ApiResponse {
     pub status: u16,
     pub headers: HeaderMap,
     pub text: String,
     url: String,
 }
 
-impl Answer {
+impl ApiResponse {
     pub fn json(&self) -> Result<Value, ClientError> {
         serde_json::from_str(&self.text).map_err(|error| ClientError::Unreadable {
             url: self.url.clone(),
@@ -97,7 +97,7 @@ pub struct Client {
     http: reqwest::Client,
     connection: Connection,
     position: AtomicU64,
-    wrote: AtomicBool,
+    has_written: AtomicBool,
 }
 
 /// Names and values of a query; absent values are left out.
@@ -120,7 +120,7 @@ impl Client {
             http,
             connection,
             position: AtomicU64::new(0),
-            wrote: AtomicBool::new(false),
+            has_written: AtomicBool::new(false),
         })
     }
 
@@ -137,12 +137,12 @@ impl Client {
         &self.http
     }
 
-    pub async fn get(&self, path: &[&str], query: Query<'_>) -> Result<Answer, ClientError> {
+    pub async fn get(&self, path: &[&str], query: Query<'_>) -> Result<ApiResponse, ClientError> {
         self.send(self.request(Method::GET, path, query)?).await
     }
 
-    /// `None` where there is nothing by that name.
-    pub async fn find(&self, path: &[&str]) -> Result<Option<Answer>, ClientError> {
+    /// As [`get`](Self::get); `None` on 404.
+    pub async fn find(&self, path: &[&str]) -> Result<Option<ApiResponse>, ClientError> {
         match self.get(path, &[]).await {
             Ok(answer) => Ok(Some(answer)),
             Err(ClientError::Refused(refusal)) if refusal.status == 404 => Ok(None),
@@ -155,16 +155,13 @@ impl Client {
         path: &[&str],
         query: Query<'_>,
         body: &Value,
-    ) -> Result<Answer, ClientError> {
+    ) -> Result<ApiResponse, ClientError> {
         let request = self.request(Method::PUT, path, query)?.json(body);
         self.send(request).await
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a key of its own for each request"
-    )]
-    pub async fn post(&self, path: &[&str], body: &Value) -> Result<Answer, ClientError> {
+    #[expect(clippy::disallowed_methods, reason = "a unique key for each request")]
+    pub async fn post(&self, path: &[&str], body: &Value) -> Result<ApiResponse, ClientError> {
         let key = uuid::Uuid::new_v4().to_string();
         let request = self
             .request(Method::POST, path, &[])?
@@ -173,11 +170,11 @@ impl Client {
         self.send(request).await
     }
 
-    pub async fn delete(&self, path: &[&str]) -> Result<Answer, ClientError> {
+    pub async fn delete(&self, path: &[&str]) -> Result<ApiResponse, ClientError> {
         self.send(self.request(Method::DELETE, path, &[])?).await
     }
 
-    /// An answer that goes on: server-sent events, or a log that is followed.
+    /// A streaming response: server-sent events, or a followed log.
     pub async fn stream(
         &self,
         path: &[&str],
@@ -199,10 +196,10 @@ impl Client {
         Err(self.refused(is_gateway, status, &text))
     }
 
-    /// After writes: returns once the read models show them, so that the next command sees them too.
-    /// The writes are durable either way, so nothing that happens here is a failure.
+    /// Waits until the read models reflect this client's writes, so that the next command sees them.
+    /// Errors are ignored: the writes are durable either way.
     pub async fn settle(&self) {
-        if self.position.load(Ordering::Relaxed) > 0 && self.wrote.load(Ordering::Relaxed) {
+        if self.position.load(Ordering::Relaxed) > 0 && self.has_written.load(Ordering::Relaxed) {
             let _ = self
                 .get(&["v1", "endpoints"], &[("limit", Some("1".into()))])
                 .await;
@@ -216,15 +213,15 @@ impl Client {
         query: Query<'_>,
     ) -> Result<RequestBuilder, ClientError> {
         let reads = method == Method::GET;
-        self.wrote.fetch_or(!reads, Ordering::Relaxed);
+        self.has_written.fetch_or(!reads, Ordering::Relaxed);
         let mut request = self.http.request(method, self.url(path, query)?);
-        // Verifying or replaying a long log takes the time it takes.
+        // Verifying or replaying a long log may take arbitrarily long.
         if path.get(1) != Some(&"events") {
             request = request.timeout(REQUEST_TIMEOUT);
         }
-        let seen = self.position.load(Ordering::Relaxed);
-        let request = if reads && seen > 0 {
-            request.header(POSITION_HEADER, seen.to_string())
+        let last_position = self.position.load(Ordering::Relaxed);
+        let request = if reads && last_position > 0 {
+            request.header(POSITION_HEADER, last_position.to_string())
         } else {
             request
         };
@@ -242,12 +239,12 @@ impl Client {
         let server = &self.connection.server;
         let mut url = Url::parse(server)
             .map_err(|error| ClientError::BadRequest(server.clone(), error.to_string()))?;
-        if let Some(bad) = path
+        if let Some(invalid) = path
             .iter()
             .find(|part| part.is_empty() || **part == "." || **part == "..")
         {
             return Err(ClientError::BadRequest(
-                (*bad).to_owned(),
+                (*invalid).to_owned(),
                 "a name has at least one character, and is not made of dots".into(),
             ));
         }
@@ -262,7 +259,7 @@ impl Client {
         Ok(url)
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Answer, ClientError> {
+    async fn send(&self, request: RequestBuilder) -> Result<ApiResponse, ClientError> {
         let response = request.send().await.map_err(|e| self.unreachable(&e))?;
         let (url, status) = (response.url().to_string(), response.status());
         let headers = response.headers().clone();
@@ -271,23 +268,23 @@ impl Client {
             .await
             .map_err(|error| ClientError::Unreadable {
                 url: url.clone(),
-                reason: causes(&error),
+                reason: root_cause(&error),
             })?;
         if !status.is_success() {
             let is_gateway = headers.contains_key(GATEWAY_HEADER);
             return Err(self.refused(is_gateway, status.as_u16(), &text));
         }
-        let answer = Answer {
+        let answer = ApiResponse {
             status: status.as_u16(),
             headers,
             text,
             url,
         };
-        self.remember(&answer);
+        self.record_position(&answer);
         Ok(answer)
     }
 
-    fn remember(&self, answer: &Answer) {
+    fn record_position(&self, answer: &ApiResponse) {
         let position = answer
             .header(POSITION_HEADER)
             .and_then(|text| text.parse().ok());
@@ -309,7 +306,7 @@ impl Client {
         let reason = if error.is_timeout() {
             "it did not answer in time".to_owned()
         } else {
-            causes(error)
+            root_cause(error)
         };
         ClientError::Unreachable {
             server: self.connection.server.clone(),
@@ -318,8 +315,8 @@ impl Client {
     }
 }
 
-/// The innermost cause says what happened; the outer ones only that it did.
-pub fn causes(error: &reqwest::Error) -> String {
+/// The innermost cause, which is the most specific one.
+pub fn root_cause(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {
         cause = inner;
@@ -327,11 +324,11 @@ pub fn causes(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
-/// A problem document, or whatever stands in its place when something else answered.
+/// The error of a problem document, or of any other body if something else answered.
 fn refused(status: u16, text: &str) -> ClientError {
     let problem = serde_json::from_str::<Problem>(text).unwrap_or_else(|_| {
-        // Control says in a problem document what it does not have.
-        let doubt = match status {
+        // Control answers 404 with a problem document.
+        let hint = match status {
             404 => "; it may not be a control API: see --server",
             _ => "",
         };
@@ -339,7 +336,7 @@ fn refused(status: u16, text: &str) -> ClientError {
             kind: "about:blank".into(),
             title: "the request was refused".into(),
             status,
-            detail: format!("the server answered {status}: {}{doubt}", brief(text)),
+            detail: format!("the server answered {status}: {}{hint}", excerpt(text)),
             code: String::new(),
             errors: Vec::new(),
         }
@@ -347,7 +344,7 @@ fn refused(status: u16, text: &str) -> ClientError {
     ClientError::Refused(Box::new(Refusal { status, problem }))
 }
 
-fn brief(text: &str) -> String {
+fn excerpt(text: &str) -> String {
     let line: String = text.trim().chars().take(200).collect();
     if line.is_empty() {
         "without a reason".into()
@@ -381,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_dots_cannot_climb_out_of_its_path() {
+    fn a_name_of_dots_cannot_escape_its_path() {
         assert!(
             client("http://h:1")
                 .url(&["v1", "endpoints", ".."], &[])
@@ -400,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_no_problem_document_is_still_a_sentence() {
+    fn a_response_without_a_problem_document_is_still_readable() {
         assert_eq!(
             refused(502, "<html>\nbad gateway").to_string(),
             "the server answered 502: <html> bad gateway"

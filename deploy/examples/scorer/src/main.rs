@@ -1,7 +1,7 @@
-//! A small model server, as Penstock would find one in the wild: it knows nothing of Penstock, listens
-//! on the port it is given, answers `GET /` when it can serve, and scores `POST /score`.
+//! A small example model server without any dependency on Penstock: listens on a given port, answers
+//! `GET /` when it is ready, and scores `POST /score`.
 //!
-//! Invariant: SIGTERM ends it without cutting a request that it has accepted.
+//! Invariant: SIGTERM stops it without dropping an accepted request.
 
 mod model;
 mod server;
@@ -35,13 +35,13 @@ struct Args {
     /// Networks in the ensemble; each flower costs all of them
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     work: u32,
-    /// Wait before listening, as if a large model were read: 500ms, 2s
+    /// Wait before listening, to simulate loading a large model: 500ms, 2s
     #[arg(long, default_value = "0s", value_parser = duration)]
     startup_delay: Duration,
     /// Wait in each request, without using the processor: 500ms, 2s
     #[arg(long, default_value = "0s", value_parser = duration)]
     delay: Duration,
-    /// What is logged: 0 nothing, 1 start and stop, 2 also each request
+    /// Log level: 0 nothing, 1 start and stop, 2 also each request
     #[arg(long, env = "LEVEL", default_value_t = 1)]
     level: u8,
 }
@@ -69,7 +69,7 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(args: Args) -> io::Result<()> {
-    // Before anything else, so that a signal during the start is not the default (sudden) end.
+    // Before anything else, so that a signal during startup does not kill the process.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let log = Log::new(args.level);

@@ -1,4 +1,4 @@
-//! The model: an ensemble of small networks that tells three kinds of iris apart.
+//! The model: an ensemble of small networks that classifies three kinds of iris.
 //!
 //! Each member is a network of two hidden layers with fixed random weights (`SEED`, and the member's
 //! number). Its last layer compares a flower's features with those of each kind's average flower: the
@@ -108,7 +108,7 @@ impl Member {
     }
 
     /// Mean squared distance of the flower's features from those of each kind, times a temperature
-    /// that makes a clear case come out near 1.
+    /// that makes scores of clear cases close to 1.
     fn distances(&self, flower: &[f32; INPUTS]) -> [f32; 3] {
         let features = self.features(flower);
         let mut distances = [0.0; 3];
@@ -133,7 +133,7 @@ struct Layer {
 
 impl Layer {
     fn new(inputs: usize, outputs: usize, random: &mut SplitMix64) -> Self {
-        // Keeps the sums in the range where tanh still tells values apart.
+        // Keeps the sums in the range where tanh is not saturated.
         let scale = 1.5 / (inputs as f32).sqrt();
         Self {
             weights: (0..inputs * outputs)
@@ -167,7 +167,7 @@ fn softmax_of_negative(distances: [f32; 3]) -> [f32; 3] {
     weights.map(|weight| weight / sum)
 }
 
-/// Steele, Lea and Flood's generator: eight lines that give the same weights on every machine for good.
+/// Steele, Lea and Flood's generator: small, and gives the same weights on every machine.
 struct SplitMix64(u64);
 
 impl SplitMix64 {
@@ -197,7 +197,7 @@ mod tests {
     ];
 
     #[test]
-    fn both_sizes_of_network_tell_the_three_kinds_apart() {
+    fn both_network_sizes_classify_the_three_kinds() {
         for hidden in [16, 32] {
             let model = Model::new(hidden, 20);
             for (flower, kind) in FLOWERS {
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn every_member_has_a_say() {
+    fn every_member_affects_the_result() {
         let flower = FLOWERS[3].0;
         let one = Model::new(16, 1).score(&flower).unwrap();
         let two = Model::new(16, 2).score(&flower).unwrap();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_refused_with_its_column() {
+    fn values_that_are_not_finite_are_refused_with_their_column() {
         let model = Model::new(16, 1);
         assert_eq!(
             model.score(&[5.1, 3.5, f32::NAN, 0.2]),

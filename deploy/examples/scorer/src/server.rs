@@ -1,4 +1,4 @@
-//! HTTP around the model. Owns the shape of requests and answers, and their limits.
+//! The HTTP server around the model. Owns the format of requests and responses, and their limits.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use tokio::task::JoinSet;
 
 use crate::model::{INPUTS, Model};
 
-/// A flower takes some 25 bytes of JSON, so this is room for more rows than `ROWS_MAX`.
+/// A flower takes about 25 bytes of JSON, so this is enough for `ROWS_MAX` rows.
 const BODY_BYTES_MAX: usize = 256 * 1024;
-/// Keeps one request from holding the processor for long.
+/// Limits the CPU time of a request.
 const ROWS_MAX: usize = 1000;
 
 #[derive(Clone, Copy)]
@@ -68,7 +68,7 @@ impl Server {
         Self { model, delay, log }
     }
 
-    /// Serves until `stopped`, then ends once the requests in flight have been answered.
+    /// Serves until `stopped`; returns once the requests in flight have been answered.
     pub async fn run(self, listener: TcpListener, stopped: impl Future<Output = ()>) {
         let (drain, draining) = watch::channel(false);
         let mut connections = JoinSet::new();
@@ -80,14 +80,14 @@ impl Server {
                     Ok((stream, _)) => {
                         connections.spawn(self.clone().connection(stream, draining.clone()));
                     }
-                    // Out of file handles, as a rule: some connection has to end first.
+                    // Usually out of file descriptors: wait for a connection to close.
                     Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 },
                 Some(_) = connections.join_next() => {}
             }
         }
         drop(listener);
-        // Without receivers there is nobody left to tell.
+        // Without receivers there are no connections to notify.
         let _ = drain.send(true);
         while connections.join_next().await.is_some() {}
     }
@@ -102,7 +102,7 @@ impl Server {
             .timer(TokioTimer::new())
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
-        // A broken connection is the client's affair; there is nothing to do about it here.
+        // Connection errors are the client's problem.
         tokio::select! {
             _ = connection.as_mut() => return,
             _ = draining.changed() => connection.as_mut().graceful_shutdown(),
@@ -144,7 +144,7 @@ impl Server {
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
-        // On a thread of its own kind: health checks are answered while a request computes.
+        // On a blocking thread, so that health checks are answered while a request computes.
         let model = self.model.clone();
         match tokio::task::spawn_blocking(move || score(&model, &flowers)).await {
             Ok(Ok(body)) => json(StatusCode::OK, body),
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bad_input_is_refused_with_its_place() {
+    async fn bad_input_is_refused_with_its_location() {
         let server = running(Duration::ZERO).await;
         for (method, path, body, expected) in [
             ("POST", "/score", "", "400"),
@@ -319,7 +319,7 @@ mod tests {
             r#"{"data":[[5.1,3.5,1.4,0.2]]}"#,
         )
         .await;
-        // Connections are taken up in order: once a later one is answered, the first is at work.
+        // Connections are accepted in order: once a later one is answered, the first is being processed.
         ask(server.address, "POST", "/score", "").await;
         server.stop.send(()).unwrap();
         server.done.await.unwrap();

@@ -1,8 +1,8 @@
-//! The admin listener of a process without control: health, readiness and metrics, for those who run
-//! it, on an address of its own.
+//! The admin listener of a process without control: health, readiness and metrics for its operators, on
+//! an address of its own.
 //!
-//! From this machine they need no token. From elsewhere metrics need the internal token, and
-//! readiness says no more than yes or no without it.
+//! Loopback clients need no token. For others, metrics require the internal token, and without it
+//! readiness answers only yes or no.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,10 +22,10 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::means::Means;
+use super::descriptor_budget::DescriptorBudget;
 
-/// What those who ask can take of a process that has other work: a few watchers, and logs that
-/// control follows for people.
+/// Limits of the admin listener, in a process that has other work: enough for a few monitors and for
+/// the logs that control follows.
 const LIMITS: Limits = Limits {
     connections: 256,
     streams: 128,
@@ -35,14 +35,14 @@ const LIMITS: Limits = Limits {
 };
 
 #[derive(Clone)]
-struct Shown {
+struct AdminState {
     health: Health,
     metrics: Metrics,
     token: Option<InternalToken>,
 }
 
-impl Shown {
-    fn trusts(&self, peer: SocketAddr, headers: &HeaderMap) -> bool {
+impl AdminState {
+    fn is_trusted(&self, peer: SocketAddr, headers: &HeaderMap) -> bool {
         peer.ip().is_loopback()
             || self
                 .token
@@ -51,22 +51,22 @@ impl Shown {
     }
 }
 
-impl Shown {
-    /// The same as control says: names of endpoints and of servers are not for everybody.
-    fn words(&self, status: &str, missing: Vec<String>, trusted: bool) -> Value {
+impl AdminState {
+    /// The response body, as control's: names of endpoints and servers are for trusted clients only.
+    fn body(&self, status: &str, missing: Vec<String>, trusted: bool) -> Value {
         let (missing, remarks) = match trusted {
             true => (missing, self.health.remarks()),
             false => (Vec::new(), Vec::new()),
         };
-        let mut words = json!({"status": status, "missing": missing});
+        let mut body = json!({"status": status, "missing": missing});
         if !remarks.is_empty() {
-            words["remarks"] = json!(remarks);
+            body["remarks"] = json!(remarks);
         }
-        words
+        body
     }
 }
 
-/// Bound, and ready to serve.
+/// The admin listener, bound and ready to serve.
 pub struct Admin {
     pub address: SocketAddr,
     listener: TcpListener,
@@ -76,7 +76,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// `more` is served beside what every process shows.
+    /// Binds the listener; the routes of `more` are served next to the common ones.
     pub async fn bind(
         address: SocketAddr,
         health: Health,
@@ -93,7 +93,7 @@ impl Admin {
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics_text))
-            .with_state(Shown {
+            .with_state(AdminState {
                 health,
                 metrics,
                 token,
@@ -108,10 +108,10 @@ impl Admin {
         })
     }
 
-    pub fn within(self, means: &Means) -> Self {
+    pub fn with_budget(self, budget: &DescriptorBudget) -> Self {
         Self {
-            limits: means.limits(self.limits),
-            descriptors: means.descriptors.clone(),
+            limits: budget.limits(self.limits),
+            descriptors: budget.descriptors.clone(),
             ..self
         }
     }
@@ -123,34 +123,34 @@ impl Admin {
 }
 
 async fn healthz(
-    State(shown): State<Shown>,
+    State(state): State<AdminState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
 ) -> Response {
-    let trusted = shown.trusts(peer, &headers);
-    Json(shown.words("ok", Vec::new(), trusted)).into_response()
+    let trusted = state.is_trusted(peer, &headers);
+    Json(state.body("ok", Vec::new(), trusted)).into_response()
 }
 
 async fn readyz(
-    State(shown): State<Shown>,
+    State(state): State<AdminState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
 ) -> Response {
-    let missing = shown.health.missing();
-    let (status, word) = match missing.is_empty() {
+    let missing = state.health.missing();
+    let (status, status_text) = match missing.is_empty() {
         true => (StatusCode::OK, "ok"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "waiting"),
     };
-    let trusted = shown.trusts(peer, &headers);
-    (status, Json(shown.words(word, missing, trusted))).into_response()
+    let trusted = state.is_trusted(peer, &headers);
+    (status, Json(state.body(status_text, missing, trusted))).into_response()
 }
 
 async fn metrics_text(
-    State(shown): State<Shown>,
+    State(state): State<AdminState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
 ) -> Response {
-    if !shown.trusts(peer, &headers) {
+    if !state.is_trusted(peer, &headers) {
         let problem = json!({
             "type": "about:blank", "status": 401, "code": "unauthorized",
             "title": "Unauthorized",
@@ -160,7 +160,7 @@ async fn metrics_text(
         return (StatusCode::UNAUTHORIZED, kind, problem.to_string()).into_response();
     }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], shown.metrics.encode()).into_response()
+    ([(header::CONTENT_TYPE, kind)], state.metrics.encode()).into_response()
 }
 
 #[cfg(test)]
@@ -172,7 +172,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// With so many connections, and this long for the head of a request.
+    /// An admin listener with this connection limit and this timeout for request heads.
     async fn admin(connections: usize, head: Duration) -> (SocketAddr, Health, CancellationToken) {
         let health = Health::default();
         let address = "127.0.0.1:0".parse().unwrap();
@@ -189,7 +189,7 @@ mod tests {
         (address, health, stop)
     }
 
-    async fn answer(stream: &mut TcpStream) -> String {
+    async fn read_response(stream: &mut TcpStream) -> String {
         let mut text = String::new();
         let reading = stream.read_to_string(&mut text);
         tokio::time::timeout(PATIENCE, reading)
@@ -199,11 +199,11 @@ mod tests {
         text
     }
 
-    async fn ask(address: SocketAddr, path: &str) -> String {
+    async fn get(address: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
-        answer(&mut stream).await
+        read_response(&mut stream).await
     }
 
     #[tokio::test]
@@ -213,10 +213,10 @@ mod tests {
         slow.write_all(b"GET /readyz HTTP/1.1\r\nhost:")
             .await
             .unwrap();
-        // The only connection is taken, until the slow one's time is over.
-        let answered = ask(address, "/readyz").await;
-        assert!(answered.starts_with("HTTP/1.1 200"), "{answered}");
-        let closed = answer(&mut slow).await;
+        // The slow client holds the only connection until its timeout.
+        let response = get(address, "/readyz").await;
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+        let closed = read_response(&mut slow).await;
         assert!(!closed.contains(" 200 "), "{closed}");
         stop.cancel();
     }
@@ -227,12 +227,12 @@ mod tests {
         let gateway = health.component("gateway");
         gateway.waiting("no routes yet");
         gateway.remark(Some("1 endpoint is parked".to_owned()));
-        let answered = ask(address, "/readyz").await;
-        assert!(answered.starts_with("HTTP/1.1 503"), "{answered}");
-        assert!(answered.contains("gateway: no routes yet"), "{answered}");
+        let response = get(address, "/readyz").await;
+        assert!(response.starts_with("HTTP/1.1 503"), "{response}");
+        assert!(response.contains("gateway: no routes yet"), "{response}");
         assert!(
-            answered.contains("gateway: 1 endpoint is parked"),
-            "{answered}"
+            response.contains("gateway: 1 endpoint is parked"),
+            "{response}"
         );
         stop.cancel();
     }

@@ -1,7 +1,7 @@
-//! Moves what is old of the log from the store into archives, once a day.
+//! Moves old events of the log from the store into archives, once a day.
 //!
-//! Invariant: one process at a time does it, under a lease that goes with every commit. That it fails
-//! hinders nobody: it is said, and tried again.
+//! Invariant: one process at a time does it, under a lease that fences every commit. A failure affects
+//! nothing else: it is reported and retried.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,23 +13,23 @@ use runtime::lease;
 use store::{ARCHIVE_LEASE, Fence, SealLimits, SealedFile, Store, StoreError, seal};
 use tokio_util::sync::CancellationToken;
 
-/// How often it is looked for what has become old.
-const EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How often to look for events that have become old enough.
+const INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
-/// How long after something went wrong it is tried again.
-const AGAIN: Duration = Duration::from_secs(600);
+/// How long to wait after a failure.
+const RETRY_AFTER: Duration = Duration::from_secs(600);
 
-/// Fewer events wait for more, so that a quiet installation does not get a file a day.
+/// Minimum number of events per file, so that a quiet installation does not get a file a day.
 pub const EVENTS_MIN: u64 = 10_000;
 
 pub struct Archiver {
     pub store: Store,
     pub clock: Arc<dyn Clock>,
-    /// Names this process among those that may hold the lease; never the same for two.
+    /// The name of this process as a lease holder; unique.
     pub holder: String,
-    /// What is older is moved.
+    /// Events older than this are moved.
     pub age: Span,
-    /// No file is made of fewer events.
+    /// Minimum number of events per file.
     pub events_min: u64,
     pub component: Component,
 }
@@ -39,15 +39,15 @@ impl Archiver {
         self.component.ready();
         let (store, holder) = (self.store.clone(), self.holder.clone());
         lease::hold(&store, ARCHIVE_LEASE, &holder, &stop, |fence, lost| {
-            Box::pin(self.hold(fence, lost))
+            Box::pin(self.archive_while_held(fence, lost))
         })
         .await;
     }
 
-    /// One tenure.
-    async fn hold(&self, fence: Fence, lost: CancellationToken) {
+    /// Archives for as long as the lease is held.
+    async fn archive_while_held(&self, fence: Fence, lost: CancellationToken) {
         loop {
-            let Some(pause) = lost.run_until_cancelled(self.round(&fence)).await else {
+            let Some(pause) = lost.run_until_cancelled(self.run_once(&fence)).await else {
                 return;
             };
             let pausing = lost.run_until_cancelled(tokio::time::sleep(pause));
@@ -57,17 +57,17 @@ impl Archiver {
         }
     }
 
-    /// Seals what there is, and says how long to wait before the next time.
-    async fn round(&self, fence: &Fence) -> Duration {
+    /// Seals what is due; returns how long to wait until the next round.
+    async fn run_once(&self, fence: &Fence) -> Duration {
         let sealed = self.seal(fence).await;
         let remark = sealed.as_ref().err().map(|error| {
-            tracing::warn!(%error, "nothing more is archived for now");
+            tracing::warn!(%error, "archiving failed");
             format!("old events stay in the store: {error}")
         });
         self.component.remark(remark);
         match sealed {
-            Ok(()) => EVERY,
-            Err(_) => AGAIN,
+            Ok(()) => INTERVAL,
+            Err(_) => RETRY_AFTER,
         }
     }
 
@@ -78,7 +78,7 @@ impl Archiver {
             events_min: self.events_min,
             ..SealLimits::default()
         };
-        let say = |file: &SealedFile| {
+        let log_file = |file: &SealedFile| {
             tracing::info!(
                 file = file.archive.file,
                 events = file.archive.events,
@@ -86,7 +86,7 @@ impl Archiver {
                 "archived"
             );
         };
-        seal(&self.store, fence, &limits, now, say)
+        seal(&self.store, fence, &limits, now, log_file)
             .await
             .map(|_| ())
     }
@@ -105,15 +105,15 @@ mod tests {
     const AGE: Span = Span::from_secs(60);
 
     #[derive(Debug)]
-    struct At(Timestamp);
+    struct FixedClock(Timestamp);
 
-    impl Clock for At {
+    impl Clock for FixedClock {
         fn now(&self) -> Timestamp {
             self.0
         }
     }
 
-    /// One of a store with events at these seconds, at a time of 1,000 seconds.
+    /// An archiver at second 1,000, of a store with events at these seconds.
     async fn archiver(folder: &tempfile::TempDir, seconds: &[i64]) -> (Archiver, Fence, Health) {
         let url = format!("sqlite:{}", folder.path().join("log.db").display());
         let store = Store::open(&url).await.unwrap();
@@ -133,11 +133,11 @@ mod tests {
             ..Commit::default()
         };
         store.commit(commit).await.unwrap();
-        let fence = store.acquire_lease(ARCHIVE_LEASE, "test", EVERY).await;
+        let fence = store.acquire_lease(ARCHIVE_LEASE, "test", INTERVAL).await;
         let health = Health::default();
         let archiver = Archiver {
             store,
-            clock: Arc::new(At(Timestamp::from_secs(1_000))),
+            clock: Arc::new(FixedClock(Timestamp::from_secs(1_000))),
             holder: "test".to_owned(),
             age: AGE,
             events_min: 2,
@@ -148,30 +148,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_older_is_sealed_once_there_is_enough_of_it() {
+    async fn old_events_are_sealed_once_there_are_enough_of_them() {
         let folder = tempfile::tempdir().unwrap();
         let (mut archiver, fence, _) = archiver(&folder, &[900, 939, 940, 990]).await;
         archiver.events_min = 3;
-        assert_eq!(archiver.round(&fence).await, EVERY);
+        assert_eq!(archiver.run_once(&fence).await, INTERVAL);
         assert_eq!(archiver.store.archives().await.unwrap(), []);
         archiver.events_min = 2;
-        archiver.round(&fence).await;
+        archiver.run_once(&fence).await;
         let archives = archiver.store.archives().await.unwrap();
         assert_eq!(archives[0].last.0, 2);
     }
 
     #[tokio::test]
-    async fn what_cannot_be_sealed_is_a_remark_and_no_trouble_and_is_tried_again() {
+    async fn a_failure_to_seal_is_a_remark_not_an_outage_and_is_retried() {
         let folder = tempfile::tempdir().unwrap();
         let (archiver, fence, health) = archiver(&folder, &[1, 2, 3]).await;
-        let in_the_way = folder.path().join("archive");
-        std::fs::write(&in_the_way, "").unwrap();
-        assert_eq!(archiver.round(&fence).await, AGAIN);
+        let blocking_file = folder.path().join("archive");
+        std::fs::write(&blocking_file, "").unwrap();
+        assert_eq!(archiver.run_once(&fence).await, RETRY_AFTER);
         let remarks = health.remarks();
         assert!(remarks[0].contains("old events stay"), "{remarks:?}");
         assert_eq!(health.missing(), Vec::<String>::new());
-        std::fs::remove_file(&in_the_way).unwrap();
-        assert_eq!(archiver.round(&fence).await, EVERY);
+        std::fs::remove_file(&blocking_file).unwrap();
+        assert_eq!(archiver.run_once(&fence).await, INTERVAL);
         assert_eq!(health.remarks(), Vec::<String>::new());
     }
 }

@@ -22,20 +22,20 @@ use super::services::SERVICES;
 
 With TLS and passwords:
   --bus 'kafka://kafka-1:9093/penstock?tls=on&sasl=scram-sha-512&user=env:KAFKA_USER&password=file:/etc/penstock/secrets/kafka'
-      ca=FILE names other certificate authorities than the system's, cert=FILE and key=FILE a certificate of ours
+      ca=FILE replaces the system's certificate authorities; cert=FILE and key=FILE set a client certificate
   --store 'postgres://penstock@db/penstock?sslmode=verify-full&sslrootcert=FILE'
       the password comes from the file that PGPASSFILE names
 
 The server's address and an admin's token are written to DATA/client.json, where the other commands
-find them (PENSTOCK_CONFIG names another file).")]
+find them (PENSTOCK_CONFIG overrides the path).")]
 pub struct ServeArgs {
     /// A configuration file
     #[arg(long, value_name = "FILE", env = "PENSTOCK_SERVE_CONFIG")]
     pub config: Option<PathBuf>,
-    /// Where everything is kept
+    /// The data directory
     #[arg(long, value_name = "DIR", env = "PENSTOCK_DATA", default_value_os_t = default_data_dir())]
     pub data: PathBuf,
-    /// sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE; in the data directory unless given
+    /// sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE; in the data directory by default
     #[arg(
         long,
         value_name = "URL",
@@ -43,15 +43,15 @@ pub struct ServeArgs {
         hide_env_values = true
     )]
     pub store: Option<String>,
-    /// Where archives of the log are, and are made: a folder that every process with the store reaches. With
-    /// a store in a file, `archive` beside it unless given
+    /// The folder for archives of the log, which every process with the store must be able to reach. With a
+    /// store in a file, `archive` next to it by default
     #[arg(long, value_name = "DIR", env = "PENSTOCK_ARCHIVE")]
     pub archive: Option<PathBuf>,
-    /// Once a day, move what is older than this from the store into archives; never unless given. One process
-    /// at a time does it
+    /// Once a day, move events older than this from the store into archives; off by default. One process at a
+    /// time does it
     #[arg(long, value_name = "AGE", env = "PENSTOCK_ARCHIVE_AFTER")]
     pub archive_after: Option<Span>,
-    /// How services hear of each other: local (one process), or kafka://HOST:PORT[,…]/PREFIX
+    /// The bus between services: local (one process), or kafka://HOST:PORT[,…]/PREFIX
     #[arg(
         long,
         value_name = "URL",
@@ -62,7 +62,7 @@ pub struct ServeArgs {
     pub bus: String,
     #[arg(
         long,
-        help = format!("Which services to run: all, or some of {}", names()),
+        help = format!("Which services to run: all, or some of {}", service_names()),
         value_name = "LIST",
         env = "PENSTOCK_SERVICES",
         value_delimiter = ',',
@@ -91,7 +91,7 @@ pub struct ServeArgs {
     /// Find endpoints by host name too: `{endpoint}.DOMAIN/score` is `/endpoints/{endpoint}/score`
     #[arg(long, value_name = "DOMAIN", env = "PENSTOCK_GATEWAY_DOMAIN", value_parser = domain)]
     pub gateway_domain: Option<String>,
-    /// Where a process without control serves health and metrics, and an actuator the output of its instances
+    /// Where a process without control serves health and metrics, and an actuator its instances' logs
     #[arg(
         long,
         value_name = "ADDR",
@@ -99,8 +99,8 @@ pub struct ServeArgs {
         default_value = "127.0.0.1:0"
     )]
     pub admin_addr: SocketAddr,
-    /// The host under which gateways reach the instances that this process starts: a name or an address. They
-    /// are told to listen on it, by {host} in their command and by PENSTOCK_HOST in their environment
+    /// The host name or address at which gateways reach the instances that this process starts. Instances must
+    /// listen on it; they get it as {host} in their command and as PENSTOCK_HOST in their environment
     #[arg(
         long,
         value_name = "HOST",
@@ -109,14 +109,14 @@ pub struct ServeArgs {
         value_parser = host
     )]
     pub advertise_host: String,
-    /// The gateway's address as clients see it; what it listens on unless given
+    /// The gateway's address as clients see it; the listen address by default
     #[arg(long, value_name = "URL", env = "PENSTOCK_GATEWAY_URL")]
     pub gateway_url: Option<String>,
-    /// The admin address as other processes see it; what it listens on unless given
+    /// The admin address as other processes see it; the listen address by default
     #[arg(long, value_name = "URL", env = "PENSTOCK_ADMIN_URL")]
     pub admin_url: Option<String>,
-    /// Where the key is that seals stored secrets: env:NAME or file:PATH with 32 bytes in hexadecimal, the
-    /// same for every replica of control; in the data directory unless given
+    /// The key that seals stored secrets: env:NAME or file:PATH with 32 bytes in hexadecimal, the same for
+    /// every replica of control; a key in the data directory by default
     #[arg(
         long,
         value_name = "REF",
@@ -124,7 +124,7 @@ pub struct ServeArgs {
         hide_env_values = true
     )]
     pub seal_key: Option<String>,
-    /// Where the token is by which the processes of one installation trust each other: env:NAME or file:PATH
+    /// The token by which the processes of one installation authenticate each other: env:NAME or file:PATH
     #[arg(
         long,
         value_name = "REF",
@@ -132,8 +132,8 @@ pub struct ServeArgs {
         hide_env_values = true
     )]
     pub internal_token: Option<String>,
-    /// A folder with the time zones that schedules go by (/usr/share/zoneinfo); those that came with this
-    /// program unless given. Give every replica of control and autoscaler the same
+    /// A folder with the time zones for schedules, such as /usr/share/zoneinfo; the bundled ones by default.
+    /// Use the same for every replica of control and autoscaler
     #[arg(long, value_name = "DIR", env = "PENSTOCK_ZONEINFO")]
     pub zoneinfo: Option<PathBuf>,
     /// A file with milliseconds by which this process's clock is off; for fault tests
@@ -144,14 +144,14 @@ pub struct ServeArgs {
     pub ready_file: Option<PathBuf>,
 }
 
-/// Where others reach this machine: something that a connection can be made to.
+/// Parses the host under which others reach this machine.
 fn host(text: &str) -> Result<String, String> {
-    let found = match text.parse::<IpAddr>() {
+    let is_valid = match text.parse::<IpAddr>() {
         Ok(ip) => !ip.is_unspecified() && !ip.is_multicast(),
-        // Digits and dots that are no address would be asked of the name service.
+        // Digits and dots that are not an address would be looked up in DNS.
         Err(_) => domain(text).is_ok() && text.bytes().any(|b| b.is_ascii_alphabetic()),
     };
-    if found {
+    if is_valid {
         return Ok(text.to_owned());
     }
     Err(format!(
@@ -159,7 +159,7 @@ fn host(text: &str) -> Result<String, String> {
     ))
 }
 
-/// A domain as it stands in a Host header after the endpoint's name and a dot.
+/// Parses a domain: what follows the endpoint's name and a dot in a Host header.
 fn domain(text: &str) -> Result<String, String> {
     let label = |label: &str| {
         let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
@@ -176,10 +176,10 @@ fn domain(text: &str) -> Result<String, String> {
     ))
 }
 
-/// Of all services, in the order in which they are started.
-fn names() -> String {
-    let names: Vec<&str> = SERVICES.iter().map(|entry| entry.name.0).collect();
-    names.join(" ")
+/// Names of all services, in start order.
+fn service_names() -> String {
+    let service_names: Vec<&str> = SERVICES.iter().map(|entry| entry.name.0).collect();
+    service_names.join(" ")
 }
 
 #[cfg(test)]
@@ -188,16 +188,16 @@ mod tests {
 
     #[test]
     fn a_host_is_something_that_others_can_connect_to() {
-        for sound in [
+        for valid in [
             "127.0.0.1",
             "10.0.0.7",
             "::1",
             "actuator",
             "node-1.example.com",
         ] {
-            assert_eq!(host(sound), Ok(sound.to_owned()));
+            assert_eq!(host(valid), Ok(valid.to_owned()));
         }
-        for wrong in [
+        for invalid in [
             "",
             "0.0.0.0",
             "::",
@@ -207,18 +207,18 @@ mod tests {
             "300.1.1.1",
             "a b",
         ] {
-            let refused = host(wrong).unwrap_err();
+            let refused = host(invalid).unwrap_err();
             assert!(refused.contains("such as 10.0.0.7"), "{refused}");
         }
     }
 
     #[test]
     fn a_domain_is_taken_as_it_stands_in_a_host_header() {
-        for sound in ["localhost", "models.example.com", "a-1.b"] {
-            assert_eq!(domain(sound), Ok(sound.to_owned()));
+        for valid in ["localhost", "models.example.com", "a-1.b"] {
+            assert_eq!(domain(valid), Ok(valid.to_owned()));
         }
         let long = "a".repeat(64);
-        for wrong in [
+        for invalid in [
             "",
             ".example.com",
             "example.com.",
@@ -228,7 +228,7 @@ mod tests {
             "-a.b",
             &long,
         ] {
-            let refused = domain(wrong).unwrap_err();
+            let refused = domain(invalid).unwrap_err();
             assert!(refused.contains("such as models.example.com"), "{refused}");
         }
     }

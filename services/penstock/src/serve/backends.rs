@@ -1,7 +1,7 @@
-//! The backends that nodes of this release offer, a row each, and how each is opened.
+//! The table of backends that nodes of this release offer, and how each is opened.
 //!
-//! Invariant: what a node says that it offers is what was opened here. What a document must hold for a
-//! backend is a row of the same name in `documents::BACKENDS`; a test names the one that lacks the other.
+//! Invariant: a node advertises exactly the backends that were opened here. What documents must specify for
+//! a backend is an entry of the same name in `documents::BACKENDS`; a test names the missing one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,47 +15,48 @@ use contract::resources::BackendKind;
 use futures::future::BoxFuture;
 
 use super::args::ServeArgs;
-use super::house::Ground;
-use super::stages::Stage;
+use super::server::ServerContext;
+use super::task_groups::TaskGroup;
 
-/// How often simulated instances live on.
+/// How often simulated instances are advanced.
 const SIMULATED_STEP: Duration = Duration::from_millis(50);
 
 /// Opens a backend on this node.
-pub type Open = for<'a> fn(&'a mut Site<'_>) -> BoxFuture<'a, anyhow::Result<Arc<dyn Backend>>>;
+pub type OpenBackend =
+    for<'a> fn(&'a mut BackendSetup<'_>) -> BoxFuture<'a, anyhow::Result<Arc<dyn Backend>>>;
 
 pub struct BackendEntry {
     pub kind: BackendKind,
-    pub open: Open,
+    pub open: OpenBackend,
 }
 
 /// All backends of this release.
 pub static BACKENDS: &[BackendEntry] = &[
     BackendEntry {
         kind: BackendKind::PROCESS,
-        open: |site| Box::pin(process(site)),
+        open: |setup| Box::pin(process(setup)),
     },
     BackendEntry {
         kind: BackendKind::SIMULATED,
-        open: |site| Box::pin(simulated(site)),
+        open: |setup| Box::pin(simulated(setup)),
     },
 ];
 
-/// What a backend is opened with.
-pub struct Site<'a> {
+/// The arguments for opening a backend.
+pub struct BackendSetup<'a> {
     pub args: &'a ServeArgs,
-    pub ground: &'a Ground,
+    pub ctx: &'a ServerContext,
     /// The id of this node.
     pub node: &'a str,
-    /// Where tasks of backends belong; it outlives the node agent.
-    pub stage: &'a mut Stage,
+    /// The group for tasks of backends; it outlives the node agent.
+    pub group: &'a mut TaskGroup,
 }
 
-impl Site<'_> {
-    /// Opens all of them.
+impl BackendSetup<'_> {
+    /// Opens all backends.
     ///
     /// # Errors
-    /// Of the first that cannot be opened, with its name.
+    /// If a backend cannot be opened: the first error, with the backend's name.
     pub async fn open(
         &mut self,
         entries: &[BackendEntry],
@@ -70,15 +71,15 @@ impl Site<'_> {
     }
 }
 
-/// Adopts what a former life left.
-async fn process(site: &mut Site<'_>) -> anyhow::Result<Arc<dyn Backend>> {
-    let directory = std::env::current_dir().context("cannot tell the working directory")?;
-    let ground = site.ground;
+/// Opens the process backend, which adopts instances left by an earlier run.
+async fn process(setup: &mut BackendSetup<'_>) -> anyhow::Result<Arc<dyn Backend>> {
+    let directory = std::env::current_dir().context("cannot determine the working directory")?;
+    let ctx = setup.ctx;
     let config = ProcessConfig {
-        host: advertised_host(site.args).await?,
-        own: ground.own.clone(),
-        means: ground.means.of_instances(),
-        ..ProcessConfig::new(ground.data.clone(), site.node.to_owned(), directory)
+        host: advertised_host(setup.args).await?,
+        own: ctx.own.clone(),
+        means: ctx.budget.for_instances(),
+        ..ProcessConfig::new(ctx.data.clone(), setup.node.to_owned(), directory)
     };
     Ok(ProcessBackend::open(config).await?)
 }
@@ -89,14 +90,14 @@ async fn advertised_host(args: &ServeArgs) -> anyhow::Result<Host> {
     found.map_err(|why| anyhow::anyhow!("--advertise-host: {why}"))
 }
 
-async fn simulated(site: &mut Site<'_>) -> anyhow::Result<Arc<dyn Backend>> {
-    let clock = site.ground.clock.clone();
-    let simulated = SimulatedBackend::new(site.node, clock.now());
-    let (living, stop) = (simulated.clone(), site.stage.stop.clone());
-    site.stage.spawn(async move {
+async fn simulated(setup: &mut BackendSetup<'_>) -> anyhow::Result<Arc<dyn Backend>> {
+    let clock = setup.ctx.clock.clone();
+    let simulated = SimulatedBackend::new(setup.node, clock.now());
+    let (stepped, stop) = (simulated.clone(), setup.group.stop.clone());
+    setup.group.spawn(async move {
         let mut steps = tokio::time::interval(SIMULATED_STEP);
         while stop.run_until_cancelled(steps.tick()).await.is_some() {
-            living.advance(clock.now());
+            stepped.advance(clock.now());
         }
     });
     Ok(simulated)

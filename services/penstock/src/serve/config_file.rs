@@ -1,5 +1,5 @@
-//! `--config FILE`: the flags of `serve` in a file, `name: value` a line each, names as on the command
-//! line without the dashes. What stands on the command line wins, then what the environment says.
+//! `--config FILE`: the flags of `serve` in a file, one `name: value` per line, names as on the command
+//! line without the dashes. The command line takes precedence, then the environment, then the file.
 
 use std::path::Path;
 
@@ -15,20 +15,20 @@ struct Command {
     args: ServeArgs,
 }
 
-/// The arguments with those of the file they name, if any, read before them.
+/// The arguments merged with those of the file they name, if any.
 pub fn with_file(args: ServeArgs) -> anyhow::Result<ServeArgs> {
     let Some(path) = args.config.clone() else {
         return Ok(args);
     };
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-    let given = std::env::args()
+    let command_line = std::env::args()
         .skip_while(|argument| argument != "serve")
         .skip(1);
     let arguments = ["serve".to_owned()]
         .into_iter()
         .chain(flags(&text, &path)?)
-        .chain(given);
+        .chain(command_line);
     Ok(Command::try_parse_from(arguments)
         .with_context(|| format!("in {} or on the command line", path.display()))?
         .args)
@@ -50,12 +50,12 @@ fn flags(text: &str, path: &Path) -> anyhow::Result<Vec<String>> {
         };
         match (name.trim(), value.trim()) {
             ("config", _) => bail!(
-                "{}:{}: `config` cannot stand in a configuration file",
+                "{}:{}: `config` is not allowed in a configuration file",
                 path.display(),
                 index + 1
             ),
             (_, "false") => {}
-            (name, _) if is_in_environment(name) => {}
+            (name, _) if is_set_in_environment(name) => {}
             (name, "true") => flags.push(format!("--{name}")),
             (name, value) => flags.push(format!("--{name}={value}")),
         }
@@ -63,7 +63,7 @@ fn flags(text: &str, path: &Path) -> anyhow::Result<Vec<String>> {
     Ok(flags)
 }
 
-fn is_in_environment(flag: &str) -> bool {
+fn is_set_in_environment(flag: &str) -> bool {
     let command = Command::command();
     let argument = command
         .get_arguments()
@@ -92,10 +92,10 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_no_setting_is_refused_with_its_place() {
-        let refused = flags("data /x", Path::new("p.yaml"))
+    fn a_line_that_is_not_a_setting_is_refused_with_its_line_number() {
+        let error = flags("data /x", Path::new("p.yaml"))
             .unwrap_err()
             .to_string();
-        assert!(refused.starts_with("p.yaml:1:"), "{refused}");
+        assert!(error.starts_with("p.yaml:1:"), "{error}");
     }
 }

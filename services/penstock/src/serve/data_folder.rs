@@ -1,4 +1,5 @@
-//! The data folder: made on first use, for its owner only, and held by one process at a time.
+//! The data folder: created on first use, accessible to its owner only, and locked by one process at a
+//! time.
 
 use std::fs::{File, Permissions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-/// Holds the folder until dropped, and after a crash until the kernel has cleared up.
+/// A locked data folder. The lock is released on drop; after a crash, by the kernel.
 pub struct DataFolder {
     path: PathBuf,
     _lock: File,
@@ -18,9 +19,9 @@ impl DataFolder {
             .recursive(true)
             .mode(0o700)
             .create(path)
-            .with_context(|| format!("cannot make the data folder {}", path.display()))?;
+            .with_context(|| format!("cannot create the data folder {}", path.display()))?;
         std::fs::set_permissions(path, Permissions::from_mode(0o700))
-            .with_context(|| format!("cannot close {} to others", path.display()))?;
+            .with_context(|| format!("cannot restrict access to {}", path.display()))?;
         let path = path
             .canonicalize()
             .with_context(|| format!("cannot open {}", path.display()))?;

@@ -1,7 +1,7 @@
-//! Logs as the process backend keeps them in the data folder: the past first, then what comes.
+//! Logs as the process backend keeps them in the data folder: existing lines first, then new ones.
 //!
-//! Invariant: files are read in pieces of bounded size, beside the async threads; between two of them a
-//! reader can be dropped, and then it ends. All readers share one limit, whichever door they came by.
+//! Invariant: files are read in chunks of bounded size on blocking threads; a reader can be dropped
+//! between two chunks. All readers share one limit, whichever listener they came through.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,104 +16,104 @@ use futures::StreamExt;
 use futures::stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Readers of logs at the same time; more are refused. Each takes a few pieces of memory, and time of a
-/// disk that instances write to.
+/// Maximum number of concurrent log readers; more are refused. Each holds a few chunks in memory and
+/// competes with instances for the disk.
 pub const READERS_MAX: usize = 128;
-/// How often a followed log is looked at again.
-const FOLLOW_EVERY: Duration = Duration::from_millis(250);
-/// Pieces that are read at the same time, for all readers together.
-const PIECES_MAX: usize = 8;
-/// How much is read at a time.
-const PIECE_BYTES_MAX: usize = 64 * 1024;
-/// Most lines of the past that are shown where no number was asked for.
+/// How often a followed log is polled.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(250);
+/// Maximum number of concurrent chunk reads, of all readers together.
+const CONCURRENT_READS_MAX: usize = 8;
+/// Maximum size of a chunk.
+const CHUNK_BYTES_MAX: usize = 64 * 1024;
+/// Maximum number of existing lines returned, and the default.
 const LINES_MAX: usize = 100_000;
-/// Most bytes of the past in one answer, however few lines they are.
-const PAST_BYTES_MAX: u64 = 32 << 20;
+/// Maximum size of existing lines in one response.
+const BACKLOG_BYTES_MAX: u64 = 32 << 20;
 
 pub struct FolderLogs {
     data: PathBuf,
-    room: Arc<Semaphore>,
-    past_bytes_max: u64,
+    permits: Arc<Semaphore>,
+    backlog_bytes_max: u64,
 }
 
 impl FolderLogs {
-    /// Logs in a data folder; `room` is that of all readers of this process.
-    pub fn new(data: &Path, room: Arc<Semaphore>) -> Self {
+    /// Logs in a data folder; `permits` is shared by all readers of this process.
+    pub fn new(data: &Path, permits: Arc<Semaphore>) -> Self {
         Self {
             data: data.to_owned(),
-            room,
-            past_bytes_max: PAST_BYTES_MAX,
+            permits,
+            backlog_bytes_max: BACKLOG_BYTES_MAX,
         }
     }
 
-    /// What is said before the past where not all of it is shown and nobody asked for that.
-    fn note(&self, tail: &Tail, query: &LogsQuery) -> Option<String> {
+    /// A notice for the top of the response if existing lines are cut without the client having asked.
+    fn cut_notice(&self, tail: &Tail, query: &LogsQuery) -> Option<String> {
         let most = match (tail.is_cut(), query.limit) {
-            (true, _) => format!("{} bytes of them", self.past_bytes_max),
+            (true, _) => format!("{} bytes of them", self.backlog_bytes_max),
             (false, None) => format!("{LINES_MAX} of them"),
             (false, Some(_)) => return None,
         };
-        let note = format!("penstock: older lines are left out: an answer has at most {most}\n");
-        tail.leaves_out().then_some(note)
+        let cut_notice =
+            format!("penstock: older lines are omitted: a response has at most {most}\n");
+        tail.leaves_out().then_some(cut_notice)
     }
 }
 
 #[async_trait::async_trait]
 impl NodeLogs for FolderLogs {
     async fn logs(&self, of: &DeploymentRef, query: LogsQuery) -> Result<NodeLines, LogsError> {
-        let room = self.room.clone().try_acquire_owned().map_err(|_| {
+        let permit = self.permits.clone().try_acquire_owned().map_err(|_| {
             LogsError::Busy(
-                "this node has no room for more readers of logs; close one, or try again later"
-                    .to_owned(),
+                "this node has too many log readers; close one, or try again later".to_owned(),
             )
         })?;
         let most = Most {
             lines: query.limit.unwrap_or(LINES_MAX).min(LINES_MAX),
-            bytes: self.past_bytes_max,
+            bytes: self.backlog_bytes_max,
         };
         let reader = backends::logs::logs(&self.data, of, query.since, query.instance.clone());
         let failed = |error: io::Error| LogsError::Failed(error.to_string());
         let (mut reader, tail) = find_tail(reader, most).await.map_err(failed)?;
-        let (past, note) = (tail.lines(), self.note(&tail, &query));
+        let (past, cut_notice) = (tail.lines(), self.cut_notice(&tail, &query));
         reader.start_at(tail);
-        let reading = Reading {
+        let state = LogStream {
             reader,
             query,
-            note,
-            is_past: true,
-            _room: room,
+            cut_notice,
+            is_in_backlog: true,
+            _permit: permit,
         };
         Ok(NodeLines {
             past,
-            stream: stream::unfold(reading, Reading::next).boxed(),
+            stream: stream::unfold(state, LogStream::next).boxed(),
         })
     }
 }
 
-/// Work with files for as long as a piece takes: it has no place among the tasks. A few pieces at a time
-/// keep a disk busy; more would only take threads, and memory for what waits to be sent.
-async fn aside<T: Send + 'static>(
+/// Runs file I/O on a blocking thread. A few concurrent chunks keep a disk busy; more would only cost
+/// threads, and memory for data waiting to be sent.
+async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    static PIECES: Semaphore = Semaphore::const_new(PIECES_MAX);
-    let _piece = PIECES.acquire().await.map_err(io::Error::other)?;
-    let worked = tokio::task::spawn_blocking(work).await;
-    worked.map_err(io::Error::other)?
+    static READS: Semaphore = Semaphore::const_new(CONCURRENT_READS_MAX);
+    let _permit = READS.acquire().await.map_err(io::Error::other)?;
+    let result = tokio::task::spawn_blocking(work).await;
+    result.map_err(io::Error::other)?
 }
 
-/// Block by block, so that a reader who leaves meanwhile is not searched for any further.
+/// Finds the tail block by block, so that the search ends when the client disconnects.
 async fn find_tail(reader: LogReader, most: Most) -> io::Result<(LogReader, Tail)> {
-    let begin = move || {
+    let open_tail = move || {
         let tail = reader.tail(most)?;
         Ok((reader, tail))
     };
-    let (reader, mut tail) = aside(begin).await?;
+    let (reader, mut tail) = run_blocking(open_tail).await?;
     loop {
         let step = move || {
             let more = tail.step()?;
             Ok((tail, more))
         };
-        let (stepped, more) = aside(step).await?;
+        let (stepped, more) = run_blocking(step).await?;
         if !more {
             return Ok((reader, stepped));
         }
@@ -121,43 +121,43 @@ async fn find_tail(reader: LogReader, most: Most) -> io::Result<(LogReader, Tail
     }
 }
 
-/// A log being read.
-struct Reading {
+/// The state of a log stream.
+struct LogStream {
     reader: LogReader,
     query: LogsQuery,
-    note: Option<String>,
-    is_past: bool,
-    _room: OwnedSemaphorePermit,
+    cut_notice: Option<String>,
+    is_in_backlog: bool,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Reading {
-    /// The next piece; an error is the last.
+impl LogStream {
+    /// The next chunk; an error ends the stream.
     async fn next(mut self) -> Option<(io::Result<Bytes>, Self)> {
-        if let Some(note) = self.note.take() {
-            return Some((Ok(note.into()), self));
+        if let Some(cut_notice) = self.cut_notice.take() {
+            return Some((Ok(cut_notice.into()), self));
         }
-        while self.is_past || self.query.follow {
-            let (lines, mut reading) = aside(move || Ok((self.read(), self))).await.ok()?;
+        while self.is_in_backlog || self.query.follow {
+            let (lines, mut state) = run_blocking(move || Ok((self.read(), self))).await.ok()?;
             match lines {
-                Ok(Some(lines)) => return Some((Ok(reading.text(lines)), reading)),
-                Ok(None) if reading.is_past => reading.is_past = false,
-                Ok(None) => tokio::time::sleep(FOLLOW_EVERY).await,
+                Ok(Some(lines)) => return Some((Ok(state.text(lines)), state)),
+                Ok(None) if state.is_in_backlog => state.is_in_backlog = false,
+                Ok(None) => tokio::time::sleep(FOLLOW_INTERVAL).await,
                 Err(error) => {
-                    (reading.is_past, reading.query.follow) = (false, false);
-                    return Some((Err(error), reading));
+                    (state.is_in_backlog, state.query.follow) = (false, false);
+                    return Some((Err(error), state));
                 }
             }
-            self = reading;
+            self = state;
         }
         None
     }
 
-    /// The next lines; none when there are no more for now.
+    /// The next lines; `None` if there are none for now.
     fn read(&mut self) -> io::Result<Option<Vec<LogLine>>> {
-        if self.is_past {
-            return self.reader.read_past(PIECE_BYTES_MAX);
+        if self.is_in_backlog {
+            return self.reader.read_past(CHUNK_BYTES_MAX);
         }
-        let lines = self.reader.read(PIECE_BYTES_MAX)?;
+        let lines = self.reader.read(CHUNK_BYTES_MAX)?;
         Ok((!lines.is_empty()).then_some(lines))
     }
 
@@ -189,7 +189,7 @@ mod tests {
     }
 
     impl Folder {
-        /// With so many lines of an instance, in a part behind those that were dropped, and its log.
+        /// A folder with this many lines of one instance, split between a rotated part and the current log.
         fn new(lines: usize, readers: usize) -> Self {
             let data = tempfile::tempdir().unwrap();
             let folder = data.path().join("logs/iris/blue");
@@ -207,13 +207,13 @@ mod tests {
         }
     }
 
-    /// Lines of the answer, and the bytes of its largest piece.
+    /// The lines of the response, and the size of its largest chunk.
     async fn read(mut lines: NodeLines) -> (Vec<String>, usize) {
         let (mut text, mut largest) = (Vec::new(), 0);
-        while let Some(piece) = lines.stream.next().await {
-            let piece = piece.unwrap();
-            largest = largest.max(piece.len());
-            text.extend_from_slice(&piece);
+        while let Some(chunk) = lines.stream.next().await {
+            let chunk = chunk.unwrap();
+            largest = largest.max(chunk.len());
+            text.extend_from_slice(&chunk);
         }
         let text = String::from_utf8(text).unwrap();
         (text.lines().map(str::to_owned).collect(), largest)
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_past_comes_in_small_pieces_and_is_as_long_as_was_said() {
+    async fn existing_lines_come_in_small_chunks_and_match_the_announced_count() {
         let folder = Folder::new(40_000, 1);
         for (query, expected) in [(LogsQuery::default(), 40_000), (limit(25_000), 25_000)] {
             let opened = folder.open(query).await.unwrap();
@@ -236,22 +236,23 @@ mod tests {
             assert_eq!(lines.len(), expected);
             assert_eq!(lines[0], format!("a line {:06}", 40_000 - expected));
             assert_eq!(lines[expected - 1], "a line 039999");
-            assert!(largest <= 2 * PIECE_BYTES_MAX, "{largest}");
+            assert!(largest <= 2 * CHUNK_BYTES_MAX, "{largest}");
         }
     }
 
     #[tokio::test]
-    async fn lines_that_are_left_out_unasked_are_told() {
+    async fn lines_omitted_without_a_limit_are_reported() {
         let mut folder = Folder::new(LINES_MAX + 2, 1);
         let (lines, _) = read(folder.open(LogsQuery::default()).await.unwrap()).await;
-        let note = "penstock: older lines are left out: an answer has at most 100000 of them";
-        assert_eq!(lines[0], note);
+        let cut_notice = "penstock: older lines are omitted: a response has at most 100000 of them";
+        assert_eq!(lines[0], cut_notice);
         assert_eq!(lines[1], "a line 000002");
         assert_eq!(lines.len(), LINES_MAX + 1);
-        folder.logs.past_bytes_max = 121;
+        folder.logs.backlog_bytes_max = 121;
         let (lines, _) = read(folder.open(limit(50)).await.unwrap()).await;
-        let note = "penstock: older lines are left out: an answer has at most 121 bytes of them";
-        assert_eq!(lines[0], note);
+        let cut_notice =
+            "penstock: older lines are omitted: a response has at most 121 bytes of them";
+        assert_eq!(lines[0], cut_notice);
         assert_eq!(lines.len(), 11);
     }
 
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_followed_log_goes_on_behind_the_last_lines() {
+    async fn a_followed_log_continues_after_the_last_lines() {
         let folder = Folder::new(40, 1);
         let query = LogsQuery {
             follow: true,

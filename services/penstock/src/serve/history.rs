@@ -1,9 +1,9 @@
-//! What control shows and the meter owns: measurements of the past.
+//! Historical measurements: owned by the meter, shown by control.
 
 use control::{HistoryQuery, HistorySource, SourceError};
 use meter::{History, Query};
 
-/// Measurements as the meter keeps them.
+/// The meter's history, as control's [`HistorySource`].
 pub struct MeterHistory {
     history: History,
 }

@@ -1,9 +1,9 @@
-//! The output of instances on all nodes: our own node's is read from its files, other nodes are
-//! asked where their hello says they answer.
+//! Instance logs of all nodes: the local node's are read from its files, other nodes' are fetched from
+//! the address in their hello.
 //!
-//! Invariant: what is missing is said. A node that does not answer costs a line that names it, never
-//! the others' output. Nothing is collected here: nodes say how many lines they have before any is
-//! asked for, and are read one after the other.
+//! Invariant: gaps are reported. A node that does not answer costs a line that names it, never the
+//! others' output. Nothing is buffered here: nodes first report how many lines they have, and are then
+//! read one after the other.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,20 +21,20 @@ use reqwest::{Method, StatusCode};
 use runtime::token::InternalToken;
 use store::{Store, StoreError};
 
-use super::log_lines::{Lines, bounded, whole_lines};
+use super::log_lines::{LineStream, limit_bytes, split_at_lines};
 
-/// How long a node may take to begin its answer, and between two pieces of it.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Most bytes of the past in one answer, of all nodes together.
-const ANSWER_BYTES_MAX: usize = 128 << 20;
-/// Records per read of the stream of members.
+/// Timeout for the first chunk of a node's response, and between two chunks.
+const NODE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum size of existing lines in one response, of all nodes together.
+const RESPONSE_BYTES_MAX: usize = 128 << 20;
+/// Records per read of the members stream.
 const PAGE: usize = 1000;
 
 pub struct MemberLogs {
     /// The node in this process.
     own: Option<(String, Arc<dyn NodeLogs>)>,
     store: Store,
-    asker: Asker,
+    client: NodeClient,
 }
 
 impl MemberLogs {
@@ -46,8 +46,8 @@ impl MemberLogs {
         // A proxy would read the token.
         let http = reqwest::Client::builder().no_proxy().build();
         let http = http.unwrap_or_default();
-        let asker = Asker { token, http };
-        Self { own, store, asker }
+        let client = NodeClient { token, http };
+        Self { own, store, client }
     }
 
     async fn members(&self) -> Result<Members, StoreError> {
@@ -65,12 +65,12 @@ impl MemberLogs {
         }
     }
 
-    /// Where the other nodes answer.
-    async fn others(&self) -> Result<Vec<Node>, StoreError> {
+    /// The other nodes and their addresses.
+    async fn others(&self) -> Result<Vec<RemoteNode>, StoreError> {
         let own = self.own.as_ref().map(|(id, _)| id);
         let nodes = self.members().await?.nodes.into_iter();
         let others = nodes.filter(|(id, _)| Some(id) != own);
-        let others = others.map(|(id, node)| Node {
+        let others = others.map(|(id, node)| RemoteNode {
             id,
             address: node.address,
         });
@@ -78,94 +78,98 @@ impl MemberLogs {
     }
 }
 
-/// Another node.
-struct Node {
+/// Another node, and where its admin listener answers.
+struct RemoteNode {
     id: String,
     address: Option<String>,
 }
 
-/// Asks other nodes.
+/// Fetches logs from other nodes.
 #[derive(Clone)]
-struct Asker {
+struct NodeClient {
     token: Option<InternalToken>,
     http: reqwest::Client,
 }
 
-impl Asker {
-    /// How many lines a node would show; or why it cannot be asked.
+impl NodeClient {
+    /// How many lines a node would return, or why it cannot be queried.
     async fn count(
         &self,
-        node: &Node,
+        node: &RemoteNode,
         of: &DeploymentRef,
         query: &LogsQuery,
     ) -> Result<usize, String> {
         let query = LogsQuery {
             follow: false,
-            // Without a limit nothing is dealt, so nothing needs to be counted.
+            // Without a limit there is nothing to divide, so nothing to count.
             limit: Some(query.limit.unwrap_or(0)),
             ..query.clone()
         };
         let response = self.request(Method::HEAD, node, of, &query).await?;
         let count = response.headers().get(LINES_HEADER);
         let count = count.and_then(|count| count.to_str().ok()?.parse().ok());
-        // A node of a release that does not count shows as many as it is asked for.
+        // A node of an older release does not count; assume it fills the limit.
         Ok(count.or(query.limit).unwrap_or_default())
     }
 
-    /// One node's lines, or a line that says why there are none.
-    async fn ask(self, node: Node, of: DeploymentRef, query: LogsQuery) -> Lines {
+    /// A node's lines, or a notice that says why there are none.
+    async fn fetch(self, node: RemoteNode, of: DeploymentRef, query: LogsQuery) -> LineStream {
         match self.request(Method::GET, &node, &of, &query).await {
             Ok(response) => {
-                let patience = (!query.follow).then_some(PATIENCE);
-                whole_lines(&node.id, response.bytes_stream(), patience)
+                let idle_timeout = (!query.follow).then_some(NODE_TIMEOUT);
+                split_at_lines(&node.id, response.bytes_stream(), idle_timeout)
             }
-            Err(why) => note(&node.id, &why),
+            Err(why) => unavailable(&node.id, &why),
         }
     }
 
     async fn request(
         &self,
         method: Method,
-        node: &Node,
+        node: &RemoteNode,
         of: &DeploymentRef,
         query: &LogsQuery,
     ) -> Result<reqwest::Response, String> {
         let address = node.address.as_deref();
-        let address = address.ok_or("it has not said where its admin listener answers")?;
+        let address = address.ok_or("it has not advertised an admin address")?;
         let token = self.token.as_ref();
         let token = token.ok_or_else(|| {
-            "this process has no token to ask it with; give all processes the same --internal-token".to_owned()
+            "this process has no internal token; give all processes the same --internal-token"
+                .to_owned()
         })?;
         let base = address.trim_end_matches('/');
         let (endpoint, deployment) = (&of.endpoint, &of.deployment);
-        let url = format!("{base}/v1/logs/{endpoint}/{deployment}?{}", form(query));
+        let url = format!(
+            "{base}/v1/logs/{endpoint}/{deployment}?{}",
+            query_string(query)
+        );
         let request = self.http.request(method, url).bearer_auth(token.as_str());
-        let response = tokio::time::timeout(PATIENCE, request.send()).await;
+        let response = tokio::time::timeout(NODE_TIMEOUT, request.send()).await;
         let response = response
-            .map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))?
+            .map_err(|_| format!("no answer within {} s", NODE_TIMEOUT.as_secs()))?
             .map_err(|error| error.to_string())?;
         match response.status() {
             StatusCode::UNAUTHORIZED => Err(format!(
-                "{base} does not take our token; give all processes the same --internal-token"
+                "{base} rejected our token; give all processes the same --internal-token"
             )),
-            StatusCode::SERVICE_UNAVAILABLE => Err(
-                "it has no room for more readers of logs; close one, or try again later".to_owned(),
-            ),
+            StatusCode::SERVICE_UNAVAILABLE => {
+                Err("it has too many log readers; close one, or try again later".to_owned())
+            }
             status if !status.is_success() => Err(format!("{status} from {base}")),
             _ => Ok(response),
         }
     }
 }
 
-/// The query, written as one.
-fn form(query: &LogsQuery) -> String {
+/// Encodes the query string.
+fn query_string(query: &LogsQuery) -> String {
     let mut parts = vec![
         format!("follow={}", query.follow),
         format!("timestamps={}", query.timestamps),
     ];
     parts.extend(query.since.map(|since| format!("since={since}")));
     parts.extend(query.limit.map(|limit| format!("limit={limit}")));
-    // An id is made of names and digits, but this one was typed by somebody.
+    // Ids are alphanumeric with dashes, but this one is user input.
     parts.extend(query.instance.as_ref().map(|id| {
         let plain = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
         let id: String = id.as_str().chars().filter(plain).collect();
@@ -174,72 +178,74 @@ fn form(query: &LogsQuery) -> String {
     parts.join("&")
 }
 
-fn note(node: &str, why: &str) -> Lines {
-    let line = format!("penstock: node {node} cannot be asked for its logs: {why}\n");
+fn unavailable(node: &str, why: &str) -> LineStream {
+    let line = format!("penstock: the logs of node {node} are unavailable: {why}\n");
     stream::iter([Ok(Bytes::from(line))]).boxed()
 }
 
 #[async_trait::async_trait]
 impl LogSource for MemberLogs {
-    async fn logs(&self, of: &DeploymentRef, query: LogQuery) -> Result<Lines, SourceError> {
+    async fn logs(&self, of: &DeploymentRef, query: LogQuery) -> Result<LineStream, SourceError> {
         let others = self.others().await;
         let others = others.map_err(|error| SourceError::Failed(error.to_string()))?;
         if self.own.is_none() && others.is_empty() {
             return Err(SourceError::Unavailable(
-                "no node has joined, so there is nobody to ask for logs".into(),
+                "no node has joined, so there are no logs".into(),
             ));
         }
-        let asked = LogsQuery {
+        let node_query = LogsQuery {
             since: query.since,
             limit: query.lines,
             follow: query.follow,
             timestamps: query.timestamps,
             instance: query.instance,
         };
-        let counting = others.iter().map(|node| self.asker.count(node, of, &asked));
+        let counting = others
+            .iter()
+            .map(|node| self.client.count(node, of, &node_query));
         let counted = join_all(counting).await;
         let mut own = match &self.own {
-            Some((id, node)) => Some((id, node, own_lines(node, of, asked.clone()).await?)),
+            Some((id, node)) => Some((id, node, own_lines(node, of, node_query.clone()).await?)),
             None => None,
         };
         let counts = own.iter().map(|(.., lines)| lines.past);
         let counts = counts.chain(counted.iter().map(|count| *count.as_ref().unwrap_or(&0)));
-        let mut shares = shares(&counts.collect::<Vec<_>>(), asked.limit).into_iter();
+        let mut shares = shares(&counts.collect::<Vec<_>>(), node_query.limit).into_iter();
         let mut share = || LogsQuery {
             limit: shares.next().flatten(),
-            ..asked.clone()
+            ..node_query.clone()
         };
         if let Some((id, node, mut lines)) = own.take() {
             let share = share();
             if share.limit.is_some_and(|limit| limit < lines.past) {
-                // Two readers at once would be one too many where there is room for one.
+                // Drop the first reader: there may be a permit for only one.
                 drop(lines);
                 lines = own_lines(node, of, share).await?;
             }
             own = Some((id, node, lines));
         }
-        let own = own.map(|(id, _, lines)| whole_lines(id, lines.stream, None));
+        let own = own.map(|(id, _, lines)| split_at_lines(id, lines.stream, None));
         let others = others.into_iter().zip(counted);
         let others = others.map(|(node, count)| (node, count, share()));
         let others: Vec<_> = others.collect();
-        let (asker, of) = (self.asker.clone(), of.clone());
+        let (client, of) = (self.client.clone(), of.clone());
         let others = others.into_iter().map(move |(node, count, share)| {
-            let (asker, of) = (asker.clone(), of.clone());
+            let (client, of) = (client.clone(), of.clone());
             async move {
                 match count {
-                    Ok(_) => asker.ask(node, of, share).await,
-                    Err(why) => note(&node.id, &why),
+                    Ok(_) => client.fetch(node, of, share).await,
+                    Err(why) => unavailable(&node.id, &why),
                 }
             }
         });
-        if asked.follow {
+        if node_query.follow {
             let others = join_all(others).await;
             return Ok(stream::select_all(own.into_iter().chain(others)).boxed());
         }
-        // One after the other, each asked when it is its turn: a node would give up one that waits.
-        let others = stream::iter(others).then(|asked| asked).flatten();
+        // Fetched one after the other, each on its turn: a node would drop a stalled connection.
+        let others = stream::iter(others).then(|lines| lines).flatten();
         let all = stream::iter(own).flatten().chain(others).boxed();
-        Ok(bounded(all, ANSWER_BYTES_MAX))
+        Ok(limit_bytes(all, RESPONSE_BYTES_MAX))
     }
 }
 
@@ -255,8 +261,8 @@ async fn own_lines(
     })
 }
 
-/// As many lines as asked for, dealt over the nodes: lines carry no times to order them by. A node that
-/// has fewer than its share leaves the rest to the others.
+/// Divides the limit evenly over the nodes, since lines carry no times to order them by. A node with
+/// fewer lines than its share leaves the rest to the others.
 fn shares(counts: &[usize], limit: Option<usize>) -> Vec<Option<usize>> {
     let mut shares = vec![limit; counts.len()];
     let mut order: Vec<usize> = (0..counts.len()).collect();
@@ -285,28 +291,28 @@ mod tests {
 
     use super::*;
 
-    /// A node that says its lines, the last of them if there is a limit.
-    struct Says(&'static str);
+    /// A node with these lines; returns the last ones if there is a limit.
+    struct FixedLines(&'static str);
 
     #[async_trait::async_trait]
-    impl NodeLogs for Says {
+    impl NodeLogs for FixedLines {
         async fn logs(&self, _: &DeploymentRef, query: LogsQuery) -> Result<NodeLines, LogsError> {
             let lines: Vec<&str> = self.0.split_inclusive('\n').collect();
             let past = query.limit.unwrap_or(usize::MAX).min(lines.len());
             let text = lines[lines.len() - past..].concat();
-            // In pieces that do not keep to lines.
+            // In chunks that do not end with lines.
             let (first, second) = text.split_at(text.len() / 2);
-            let pieces = [first, second].map(|text| Bytes::from(text.to_owned()));
-            let stream = stream::iter(pieces.map(io::Result::Ok)).boxed();
+            let chunks = [first, second].map(|text| Bytes::from(text.to_owned()));
+            let stream = stream::iter(chunks.map(io::Result::Ok)).boxed();
             Ok(NodeLines { past, stream })
         }
     }
 
-    /// A node without room.
-    struct Full;
+    /// A node without permits for readers.
+    struct BusyNode;
 
     #[async_trait::async_trait]
-    impl NodeLogs for Full {
+    impl NodeLogs for BusyNode {
         async fn logs(&self, _: &DeploymentRef, _: LogsQuery) -> Result<NodeLines, LogsError> {
             Err(LogsError::Busy("full".to_owned()))
         }
@@ -316,8 +322,8 @@ mod tests {
         InternalToken::new("a token of this test and no other").unwrap()
     }
 
-    async fn node(says: &'static str, token: InternalToken) -> String {
-        serve(Arc::new(Says(says)), token).await
+    async fn node(text: &'static str, token: InternalToken) -> String {
+        serve(Arc::new(FixedLines(text)), token).await
     }
 
     async fn serve(node: Arc<dyn NodeLogs>, token: InternalToken) -> String {
@@ -365,31 +371,31 @@ mod tests {
         let of = "iris/blue".parse().unwrap();
         let mut lines = logs.logs(&of, query).await.unwrap();
         let mut text = Vec::new();
-        while let Some(piece) = lines.next().await {
-            text.extend_from_slice(&piece.unwrap());
+        while let Some(chunk) = lines.next().await {
+            text.extend_from_slice(&chunk.unwrap());
         }
         String::from_utf8(text).unwrap()
     }
 
     #[tokio::test]
-    async fn the_lines_of_all_nodes_are_shown_and_who_cannot_be_asked_is_named() {
-        let there = node("b-1 one\nb-1 two\n", token()).await;
+    async fn lines_of_all_nodes_are_shown_and_unreachable_nodes_are_named() {
+        let other_node = node("b-1 one\nb-1 two\n", token()).await;
         let stranger = node(
             "c-1 secret\n",
             InternalToken::new("another token, and just as long as").unwrap(),
         );
         let nodes = [
             ("a", None),
-            ("b", Some(there)),
+            ("b", Some(other_node)),
             ("c", Some(stranger.await)),
-            // Nobody listens there any more.
+            // Nothing listens there any more.
             ("d", Some("http://127.0.0.1:1".into())),
             ("e", None),
         ];
         let (_folder, store) = store(&nodes).await;
         let own = (
             "a".to_owned(),
-            Arc::new(Says("a-1 one\n")) as Arc<dyn NodeLogs>,
+            Arc::new(FixedLines("a-1 one\n")) as Arc<dyn NodeLogs>,
         );
         let logs = MemberLogs::new(Some(own), store, Some(token()));
         for follow in [false, true] {
@@ -404,19 +410,19 @@ mod tests {
             assert!(!text.contains("secret"), "{text}");
             assert!(text.contains("the same --internal-token"), "{text}");
             for node in ["c", "d", "e"] {
-                let note = format!("penstock: node {node} cannot be asked for its logs: ");
-                assert!(text.contains(&note), "{text}");
+                let unavailable = format!("penstock: the logs of node {node} are unavailable: ");
+                assert!(text.contains(&unavailable), "{text}");
             }
         }
     }
 
     #[tokio::test]
-    async fn no_more_lines_are_shown_than_were_asked_for() {
-        let there = node("b-1 one\nb-1 two\nb-1 three\nb-1 four\n", token()).await;
-        let (_folder, store) = store(&[("b", Some(there))]).await;
+    async fn the_line_limit_is_respected() {
+        let other_node = node("b-1 one\nb-1 two\nb-1 three\nb-1 four\n", token()).await;
+        let (_folder, store) = store(&[("b", Some(other_node))]).await;
         let own = (
             "a".to_owned(),
-            Arc::new(Says("a-1 one\n")) as Arc<dyn NodeLogs>,
+            Arc::new(FixedLines("a-1 one\n")) as Arc<dyn NodeLogs>,
         );
         let logs = MemberLogs::new(Some(own), store, Some(token()));
         let query = LogQuery {
@@ -427,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_dealt_evenly_and_what_one_lacks_others_have() {
+    fn lines_are_divided_evenly_and_unused_shares_go_to_other_nodes() {
         for (counts, limit, expected) in [
             (vec![1, 4], 3, vec![1, 2]),
             (vec![4, 1], 3, vec![2, 1]),
@@ -435,21 +441,24 @@ mod tests {
             (vec![0, 9, 1], 100, vec![0, 9, 1]),
             (vec![5, 5], 0, vec![0, 0]),
         ] {
-            let dealt: Vec<usize> = shares(&counts, Some(limit)).into_iter().flatten().collect();
-            assert_eq!(dealt, expected, "{counts:?}");
+            let divided: Vec<usize> = shares(&counts, Some(limit)).into_iter().flatten().collect();
+            assert_eq!(divided, expected, "{counts:?}");
         }
         assert_eq!(shares(&[1, 2], None), [None, None]);
     }
 
     #[tokio::test]
-    async fn nodes_without_room_are_named_and_our_own_refuses() {
-        let there = serve(Arc::new(Full), token()).await;
-        let (_folder, store) = store(&[("b", Some(there))]).await;
+    async fn busy_remote_nodes_are_named_and_a_busy_local_node_refuses() {
+        let other_node = serve(Arc::new(BusyNode), token()).await;
+        let (_folder, store) = store(&[("b", Some(other_node))]).await;
         let logs = MemberLogs::new(None, store.clone(), Some(token()));
-        let said = text(&logs, LogQuery::default()).await;
-        assert!(said.contains("node b cannot be asked"), "{said}");
-        assert!(said.contains("no room for more readers"), "{said}");
-        let own = ("a".to_owned(), Arc::new(Full) as Arc<dyn NodeLogs>);
+        let output = text(&logs, LogQuery::default()).await;
+        assert!(
+            output.contains("the logs of node b are unavailable"),
+            "{output}"
+        );
+        assert!(output.contains("too many log readers"), "{output}");
+        let own = ("a".to_owned(), Arc::new(BusyNode) as Arc<dyn NodeLogs>);
         let logs = MemberLogs::new(Some(own), store, Some(token()));
         let of = "iris/blue".parse().unwrap();
         let refused = logs.logs(&of, LogQuery::default()).await.err();
@@ -457,20 +466,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn more_than_an_answer_holds_is_left_out_and_that_is_said() {
-        let pieces = ["one\n", "two\n", "three\n"].map(|line| Ok(Bytes::from(line)));
-        let given: Vec<_> = bounded(stream::iter(pieces).boxed(), 8).collect().await;
-        assert_eq!(given.len(), 3);
-        let note = given[2].as_ref().unwrap();
-        assert!(note.starts_with(b"penstock: what follows is left out"));
+    async fn output_beyond_the_size_limit_is_cut_with_a_notice() {
+        let chunks = ["one\n", "two\n", "three\n"].map(|line| Ok(Bytes::from(line)));
+        let chunks_out: Vec<_> = limit_bytes(stream::iter(chunks).boxed(), 8).collect().await;
+        assert_eq!(chunks_out.len(), 3);
+        let unavailable = chunks_out[2].as_ref().unwrap();
+        assert!(unavailable.starts_with(b"penstock: the rest is omitted"));
     }
 
     #[tokio::test]
-    async fn without_any_node_it_is_said_that_there_is_none() {
+    async fn without_any_node_the_request_fails_with_a_reason() {
         let (_folder, store) = store(&[]).await;
         let logs = MemberLogs::new(None, store, None);
         let of = "iris/blue".parse().unwrap();
-        let asked = logs.logs(&of, LogQuery::default()).await;
-        assert!(matches!(asked, Err(SourceError::Unavailable(_))));
+        let node_query = logs.logs(&of, LogQuery::default()).await;
+        assert!(matches!(node_query, Err(SourceError::Unavailable(_))));
     }
 }

@@ -1,9 +1,9 @@
 //! `penstock serve`: wires all services, or those named, into one process, starts them in order and
-//! stops them in reverse.
+//! stops them by task group.
 //!
-//! Invariant: the ready file appears only when everything can serve; on the way out nobody loses
-//! what it still needs: first the doors close, then the engines, then instances, meter, and last
-//! the log.
+//! Invariant: the ready file appears only when every service can serve; on shutdown nothing stops
+//! before what depends on it: listeners first, then the controllers, the node agent and its instances,
+//! the meter, and the log last.
 
 mod admin;
 mod archiver;
@@ -11,39 +11,39 @@ mod args;
 mod backends;
 mod config_file;
 mod data_folder;
+mod descriptor_budget;
 mod folder_logs;
 mod history;
-mod house;
 mod log_lines;
-mod means;
 mod member_logs;
 mod own_secrets;
 mod plan;
 mod secret;
+mod server;
 mod services;
-mod stages;
 mod start;
 mod supervisor;
+mod task_groups;
 mod zone_files;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub use args::ServeArgs;
-use house::House;
-use means::Means;
+use descriptor_budget::DescriptorBudget;
 use plan::Plan;
-use stages::Stages;
+use server::Server;
+use task_groups::TaskGroups;
 
 /// Runs until SIGTERM or Ctrl-C.
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
     runtime::telemetry::start();
     let args = config_file::with_file(args)?;
     let plan = Plan::of(&args)?;
-    for caution in plan.cautions(&args) {
-        tracing::warn!("{caution}");
+    for warning in plan.warnings(&args) {
+        tracing::warn!("{warning}");
     }
-    let means = Means::of(&args)?;
+    let budget = DescriptorBudget::of(&args)?;
     let threads = std::thread::available_parallelism()
         .map_or(2, usize::from)
         .max(2);
@@ -52,20 +52,20 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("could not start the runtime")?;
-    runtime.block_on(serve(args, plan, means))
+    runtime.block_on(serve(args, plan, budget))
 }
 
-async fn serve(args: ServeArgs, plan: Plan, means: Means) -> anyhow::Result<()> {
-    // Handlers first: a signal during the start must not kill us with half-started instances.
+async fn serve(args: ServeArgs, plan: Plan, budget: DescriptorBudget) -> anyhow::Result<()> {
+    // Before anything starts: a signal during startup must not kill us with half-started instances.
     let mut signals = Signals::listen()?;
-    let mut stages = Stages::default();
+    let mut groups = TaskGroups::default();
     let started = tokio::select! {
-        started = House::start(&args, plan, means, &mut stages) => started.map(Some),
+        started = Server::start(&args, plan, budget, &mut groups) => started.map(Some),
         () = signals.stop() => Ok(None),
     };
     let served = match &started {
-        Ok(Some(house)) => tokio::select! {
-            announced = house.announce(args.ready_file.as_deref()) => match announced {
+        Ok(Some(server)) => tokio::select! {
+            announced = server.announce_ready(args.ready_file.as_deref()) => match announced {
                 Ok(()) => { signals.stop().await; Ok(()) }
                 Err(error) => Err(error),
             },
@@ -76,15 +76,15 @@ async fn serve(args: ServeArgs, plan: Plan, means: Means) -> anyhow::Result<()> 
     if started.is_ok() {
         tracing::info!("stopping");
     }
-    // Also what a start that failed has left behind: threads would keep the process.
-    stages.end().await;
-    if let Some(house) = started? {
-        house.close().await;
+    // Also after a failed start: threads left behind would keep the process alive.
+    groups.shutdown().await;
+    if let Some(server) = started? {
+        server.close().await;
     }
     served
 }
 
-/// The two ways of being asked to stop.
+/// The signals that request a shutdown.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,

@@ -1,5 +1,5 @@
-//! Where this process has its own secrets from: settings, what they refer to, and what the client of
-//! PostgreSQL reads.
+//! The sources of this process's own secrets: settings, what they reference, and what the PostgreSQL
+//! client reads.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -8,19 +8,19 @@ use contract::own_secrets::OwnSecrets;
 
 use super::args::ServeArgs;
 
-/// Options of the store's and the bus's URL whose values are files. Others may be references.
+/// Options of the store and bus URLs whose values are files. Other values may be references.
 const FILE_OPTIONS: &[&str] = &["ca", "cert", "key", "sslrootcert", "sslcert", "sslkey"];
-/// Variables whose values are files.
+/// Environment variables whose values are files.
 const FILE_VARIABLES: &[&str] = &["PGPASSFILE", "PGSSLKEY", "PENSTOCK_CONFIG"];
-/// Beside the file of an SQLite database.
+/// Suffixes of the files of an SQLite database.
 const SQLITE_SUFFIXES: &[&str] = &["", "-wal", "-shm", "-journal"];
 
-/// What the settings and the environment say is ours.
+/// Collects the secrets of the settings and the environment.
 pub fn own_secrets(args: &ServeArgs, variable: impl Fn(&str) -> Option<OsString>) -> OwnSecrets {
     let mut own = OwnSecrets::default();
-    add_place(&mut own, &args.data);
+    add_path(&mut own, &args.data);
     for file in args.config.iter() {
-        add_place(&mut own, file);
+        add_path(&mut own, file);
     }
     for reference in args.seal_key.iter().chain(&args.internal_token) {
         add_reference(&mut own, reference);
@@ -30,26 +30,26 @@ pub fn own_secrets(args: &ServeArgs, variable: impl Fn(&str) -> Option<OsString>
     }
     for name in FILE_VARIABLES {
         if let Some(file) = variable(name) {
-            add_place(&mut own, Path::new(&file));
+            add_path(&mut own, Path::new(&file));
         }
     }
     if let Some(home) = variable("HOME") {
-        add_place(&mut own, &Path::new(&home).join(".pgpass"));
+        add_path(&mut own, &Path::new(&home).join(".pgpass"));
     }
     own
 }
 
 fn add_url(own: &mut OwnSecrets, url: &str) {
-    let (place, options) = url.split_once('?').unwrap_or((url, ""));
-    if let Some(path) = place.strip_prefix("sqlite:") {
+    let (location, options) = url.split_once('?').unwrap_or((url, ""));
+    if let Some(path) = location.strip_prefix("sqlite:") {
         let path = path.strip_prefix("//").unwrap_or(path);
         for suffix in SQLITE_SUFFIXES {
-            add_place(own, Path::new(&format!("{path}{suffix}")));
+            add_path(own, Path::new(&format!("{path}{suffix}")));
         }
     }
     for (option, value) in form_urlencoded::parse(options.as_bytes()) {
         match FILE_OPTIONS.contains(&&*option) {
-            true => add_place(own, Path::new(&*value)),
+            true => add_path(own, Path::new(&*value)),
             false => add_reference(own, &value),
         }
     }
@@ -57,13 +57,14 @@ fn add_url(own: &mut OwnSecrets, url: &str) {
 
 fn add_reference(own: &mut OwnSecrets, reference: &str) {
     match reference.strip_prefix("file:") {
-        Some(path) => add_place(own, Path::new(path)),
+        Some(path) => add_path(own, Path::new(path)),
         None => own.add_reference(reference),
     }
 }
 
-/// By the name that it was given, and by that which it has. An empty one is none, not the working directory.
-fn add_place(own: &mut OwnSecrets, path: &Path) {
+/// Adds a path both as given and canonicalized. An empty path is ignored: it does not mean the working
+/// directory.
+fn add_path(own: &mut OwnSecrets, path: &Path) {
     if path.as_os_str().is_empty() {
         return;
     }
@@ -89,13 +90,13 @@ mod tests {
         let arguments = ["serve"].iter().chain(arguments);
         let args = Command::parse_from(arguments).args;
         own_secrets(&args, |name| {
-            let found = environment.iter().find(|(known, _)| *known == name);
+            let found = environment.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| OsString::from(value))
         })
     }
 
     #[test]
-    fn every_setting_that_leads_to_a_secret_makes_it_ours() {
+    fn every_setting_that_references_a_secret_makes_it_our_own() {
         let here = std::env::current_dir().unwrap();
         let relative = format!("file:{}/secrets/token", here.display());
         let bus = "--bus=kafka://a:1,b:2/p?ca=/k/ca&cert=/k/cert&key=/k/key&sasl=plain&user=env:KAFKA_USER&password=file:%2Fk%2Fpassword";
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_variables_name_are_ours() {
+    fn files_named_by_environment_variables_are_our_own() {
         let environment = [
             ("PGPASSFILE", "/s/pgpass"),
             ("PGSSLKEY", "/s/key"),

@@ -1,10 +1,10 @@
-//! Secrets that processes of one installation share, given by reference so that they stand neither in
-//! a command line nor in a log.
+//! Secrets that the processes of one installation share, given by reference so that they appear in
+//! neither a command line nor a log.
 
 use anyhow::{Context, bail};
 use runtime::token::InternalToken;
 
-/// Reads what `env:NAME` or `file:PATH` refers to.
+/// Resolves a reference `env:NAME` or `file:PATH`.
 pub fn resolve(reference: &str) -> anyhow::Result<String> {
     let text = if let Some(name) = reference.strip_prefix("env:") {
         std::env::var(name).with_context(|| format!("the variable {name} cannot be read"))?
@@ -35,8 +35,8 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_in_clear_is_refused_and_not_repeated() {
-        let refused = resolve("s3cret").unwrap_err().to_string();
-        assert!(!refused.contains("s3cret"), "{refused}");
+    fn a_plain_text_secret_is_refused_and_not_echoed() {
+        let error = resolve("s3cret").unwrap_err().to_string();
+        assert!(!error.contains("s3cret"), "{error}");
     }
 }

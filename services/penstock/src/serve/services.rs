@@ -1,8 +1,8 @@
-//! The services that a process can run, a row each.
+//! The table of services that a process can run.
 //!
-//! Invariant: a row says all that the rest of the program asks about a service: what it is called, what it
-//! needs, when it is started and stopped, and how. Services start in the order of [`SERVICES`], and stop
-//! in that of their stages.
+//! Invariant: an entry holds everything the rest of the program needs to know about a service: its name,
+//! its requirements, when it starts and stops, and how. Services start in the order of [`SERVICES`] and stop
+//! in the order of their task groups.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use control::HistorySource;
 use futures::future::BoxFuture;
 
 use super::args::ServeArgs;
-use super::house::{Addresses, Ground};
 use super::plan::Plan;
-use super::stages::{Stage, StageName, Stages};
+use super::server::{Addresses, ServerContext};
 use super::start;
+use super::task_groups::{TaskGroup, TaskGroupName, TaskGroups};
 
 /// The name of a service, as `--services` takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,13 +37,13 @@ impl fmt::Display for Service {
 #[derive(Clone, Copy)]
 pub struct ServiceEntry {
     pub name: Service,
-    /// It reads or writes the log. One that does not can run where no store is reached.
+    /// Whether it reads or writes the log. One that does not can run without access to a store.
     pub needs_store: bool,
-    /// It looks at schedules, so that old data of time zones are worth a warning.
+    /// Whether it evaluates schedules, so that outdated time zone data is worth a warning.
     pub has_schedules: bool,
-    /// Where its tasks belong, unless it says otherwise for one of them.
-    pub stage: StageName,
-    pub start: for<'a> fn(&'a mut Starting<'_>) -> BoxFuture<'a, anyhow::Result<()>>,
+    /// The default group of its tasks.
+    pub group: TaskGroupName,
+    pub start: for<'a> fn(&'a mut Startup<'_>) -> BoxFuture<'a, anyhow::Result<()>>,
 }
 
 impl fmt::Debug for ServiceEntry {
@@ -52,88 +52,87 @@ impl fmt::Debug for ServiceEntry {
     }
 }
 
-/// All services of this release, in the order in which they are started: control shows what the gateway
-/// and the meter have opened.
+/// All services of this release, in start order: control needs what the gateway and the meter have opened.
 pub static SERVICES: &[ServiceEntry] = &[
     ServiceEntry {
         name: Service::GATEWAY,
-        // It lives by routes and frames alone.
+        // It needs only routes and frames.
         needs_store: false,
         has_schedules: false,
-        stage: StageName::Doors,
-        start: |starting| Box::pin(start::gateway(starting)),
+        group: TaskGroupName::Listeners,
+        start: |startup| Box::pin(start::gateway(startup)),
     },
     ServiceEntry {
         name: Service::METER,
         needs_store: true,
         has_schedules: false,
-        stage: StageName::Log,
-        start: |starting| Box::pin(start::meter(starting)),
+        group: TaskGroupName::Log,
+        start: |startup| Box::pin(start::meter(startup)),
     },
     ServiceEntry {
         name: Service::CONTROL,
         needs_store: true,
         has_schedules: true,
-        stage: StageName::Doors,
-        start: |starting| Box::pin(start::control(starting)),
+        group: TaskGroupName::Listeners,
+        start: |startup| Box::pin(start::control(startup)),
     },
     ServiceEntry {
         name: Service::AUTOSCALER,
         needs_store: true,
         has_schedules: true,
-        stage: StageName::Engines,
-        start: |starting| Box::pin(async { start::autoscaler(starting) }),
+        group: TaskGroupName::Controllers,
+        start: |startup| Box::pin(async { start::autoscaler(startup) }),
     },
     ServiceEntry {
         name: Service::ACTUATOR,
         needs_store: true,
         has_schedules: false,
-        stage: StageName::Hands,
-        start: |starting| Box::pin(start::actuator(starting)),
+        group: TaskGroupName::NodeAgent,
+        start: |startup| Box::pin(start::actuator(startup)),
     },
 ];
 
-/// A process on its way up: what a service is started with, and what those before it have opened.
-pub struct Starting<'a> {
+/// A process that is starting: the arguments of a service's start, and what earlier services have opened.
+pub struct Startup<'a> {
     pub args: &'a ServeArgs,
     pub plan: &'a Plan,
-    pub ground: &'a Ground,
-    pub stages: &'a mut Stages,
+    pub ctx: &'a ServerContext,
+    pub groups: &'a mut TaskGroups,
     pub addresses: Addresses,
-    /// Set by a meter in this process.
+    /// Set by the meter, if it runs in this process.
     pub history: Option<Arc<dyn HistorySource>>,
-    /// The admin listener, once it has been opened.
+    /// The URL of the admin listener, once it is open.
     pub admin: Option<String>,
-    /// The stage of the service that is being started.
-    stage: StageName,
+    /// The task group of the service that is being started.
+    group: TaskGroupName,
 }
 
-impl<'a> Starting<'a> {
+impl<'a> Startup<'a> {
     pub fn new(
         args: &'a ServeArgs,
         plan: &'a Plan,
-        ground: &'a Ground,
-        stages: &'a mut Stages,
+        ctx: &'a ServerContext,
+        groups: &'a mut TaskGroups,
     ) -> Self {
         Self {
             args,
             plan,
-            ground,
-            stages,
+            ctx,
+            groups,
             addresses: Addresses::default(),
             history: None,
             admin: None,
-            stage: StageName::Log,
+            group: TaskGroupName::Log,
         }
     }
 
-    /// Starts the services of the plan; gives where they are reached.
+    /// Starts the services of the plan; returns their URLs.
     ///
     /// # Errors
-    /// Of the first service that cannot be started.
-    pub async fn services(mut self) -> anyhow::Result<Addresses> {
+    /// If a service cannot be started.
+    pub async fn start_services(mut self) -> anyhow::Result<Addresses> {
         for entry in &self.plan.services {
-            self.stage = entry.stage;
+            self.group = entry.group;
             (entry.start)(&mut self).await?;
         }
         let admin = start::admin(&mut self).await?;
@@ -141,9 +140,9 @@ impl<'a> Starting<'a> {
         Ok(self.addresses)
     }
 
-    /// The stage of the service that is being started.
-    pub fn stage(&mut self) -> &mut Stage {
-        self.stages.of(self.stage)
+    /// The task group of the service that is being started.
+    pub fn group(&mut self) -> &mut TaskGroup {
+        self.groups.of(self.group)
     }
 }
 
@@ -154,8 +153,8 @@ mod tests {
     use clap::Parser;
     use tokio::sync::watch;
 
-    use super::super::house::House;
-    use super::super::means::Means;
+    use super::super::descriptor_budget::DescriptorBudget;
+    use super::super::server::Server;
     use super::*;
 
     #[derive(Parser)]
@@ -164,21 +163,21 @@ mod tests {
         args: ServeArgs,
     }
 
-    /// What the toy is doing.
+    /// The state of the test service.
     static TOY: LazyLock<watch::Sender<&str>> = LazyLock::new(|| watch::Sender::new("absent"));
 
-    /// A service that this release does not know.
+    /// A table with a service that this release does not have.
     const TOYS: &[ServiceEntry] = &[ServiceEntry {
         name: Service("toy"),
         needs_store: false,
         has_schedules: false,
-        stage: StageName::Engines,
-        start: |starting| {
+        group: TaskGroupName::Controllers,
+        start: |startup| {
             Box::pin(async {
-                starting.addresses.gateway = Some("http://toy".to_owned());
-                let stage = starting.stage();
-                let stop = stage.stop.clone();
-                stage.spawn(async move {
+                startup.addresses.gateway = Some("http://toy".to_owned());
+                let group = startup.group();
+                let stop = group.stop.clone();
+                group.spawn(async move {
                     TOY.send_replace("running");
                     stop.cancelled().await;
                     TOY.send_replace("stopped");
@@ -189,35 +188,37 @@ mod tests {
     }];
 
     #[tokio::test]
-    async fn a_service_of_another_table_is_planned_started_reached_and_stopped() {
+    async fn a_service_of_another_table_is_planned_started_and_stopped() {
         let folder = tempfile::tempdir().unwrap();
         let data = format!("--data={}", folder.path().display());
         let args = Command::parse_from(["serve", "--bus=local", "--services=toy", &data]).args;
-        let plan = Plan::among(TOYS, &args).unwrap();
-        assert!(plan.is_whole() && plan.runs(Service("toy")) && !plan.needs_store());
-        let mut stages = Stages::default();
-        let means = Means::of(&args).unwrap();
-        let house = House::start(&args, plan, means, &mut stages).await.unwrap();
-        assert_eq!(house.addresses().gateway.as_deref(), Some("http://toy"));
+        let plan = Plan::from_entries(TOYS, &args).unwrap();
+        assert!(plan.is_all_in_one() && plan.runs(Service("toy")) && !plan.needs_store());
+        let mut groups = TaskGroups::default();
+        let budget = DescriptorBudget::of(&args).unwrap();
+        let server = Server::start(&args, plan, budget, &mut groups)
+            .await
+            .unwrap();
+        assert_eq!(server.addresses().gateway.as_deref(), Some("http://toy"));
         let mut toy = TOY.subscribe();
         toy.wait_for(|state| *state == "running").await.unwrap();
-        stages.end().await;
+        groups.shutdown().await;
         assert_eq!(*TOY.borrow(), "stopped");
-        house.close().await;
+        server.close().await;
     }
 
     #[test]
     fn a_service_without_an_entry_is_refused_with_those_that_have_one() {
         let args = Command::parse_from(["serve", "--services=toy"]).args;
-        let refused = Plan::of(&args).unwrap_err().to_string();
+        let error = Plan::of(&args).unwrap_err().to_string();
         assert!(
-            refused.contains("`toy`") && refused.contains("autoscaler"),
-            "{refused}"
+            error.contains("`toy`") && error.contains("autoscaler"),
+            "{error}"
         );
     }
 
     #[test]
-    fn who_writes_a_kind_of_stream_is_a_service() {
+    fn every_stream_writer_is_a_service() {
         for kind in contract::log::StreamKind::ALL {
             let is_known = SERVICES.iter().any(|entry| entry.name.0 == kind.writer());
             assert!(
@@ -230,34 +231,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn stages_end_one_after_the_other() {
-        let (ended, mut order) = tokio::sync::mpsc::unbounded_channel();
-        let mut stages = Stages::default();
+    async fn task_groups_shut_down_one_after_the_other() {
+        let (stopped, mut stop_order) = tokio::sync::mpsc::unbounded_channel();
+        let mut groups = TaskGroups::default();
         let names = [
-            StageName::Log,
-            StageName::Hands,
-            StageName::Doors,
-            StageName::Engines,
+            TaskGroupName::Log,
+            TaskGroupName::NodeAgent,
+            TaskGroupName::Listeners,
+            TaskGroupName::Controllers,
         ];
         for name in names {
-            let (stage, ended) = (stages.of(name), ended.clone());
-            let stop = stage.stop.clone();
-            stage.spawn(async move {
+            let (group, stopped) = (groups.of(name), stopped.clone());
+            let stop = group.stop.clone();
+            group.spawn(async move {
                 stop.cancelled().await;
-                let _ = ended.send(name);
+                let _ = stopped.send(name);
             });
         }
-        stages.end().await;
-        let mut seen = Vec::new();
-        while let Ok(name) = order.try_recv() {
-            seen.push(name);
+        groups.shutdown().await;
+        let mut stopped_groups = Vec::new();
+        while let Ok(name) = stop_order.try_recv() {
+            stopped_groups.push(name);
         }
         let expected = [
-            StageName::Doors,
-            StageName::Engines,
-            StageName::Hands,
-            StageName::Log,
+            TaskGroupName::Listeners,
+            TaskGroupName::Controllers,
+            TaskGroupName::NodeAgent,
+            TaskGroupName::Log,
         ];
-        assert_eq!(seen, expected);
+        assert_eq!(stopped_groups, expected);
     }
 }

@@ -1,5 +1,5 @@
-//! How each service is started and kept running. What listens is bound before the first request may
-//! come, and bound again on the same address after a failure.
+//! How each service is started and kept running. Listeners are bound before the first request can
+//! arrive, and rebound on the same address after a failure.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,47 +24,47 @@ use store::ARCHIVE_LEASE;
 use super::admin::Admin;
 use super::archiver::{Archiver, EVENTS_MIN};
 use super::args::ServeArgs;
-use super::backends::{BACKENDS, Site};
+use super::backends::{BACKENDS, BackendSetup};
 use super::folder_logs::FolderLogs;
 use super::history::MeterHistory;
-use super::house::Ground;
 use super::member_logs::MemberLogs;
 use super::plan::Plan;
-use super::services::{Service, Starting};
-use super::stages::{Stage, StageName};
+use super::server::ServerContext;
+use super::services::{Service, Startup};
 use super::supervisor::supervise;
+use super::task_groups::{TaskGroup, TaskGroupName};
 
-/// How often the bus is asked how it is.
-const BUS_EVERY: Duration = Duration::from_secs(1);
-/// The only gateway of the embedded default.
+/// How often the health of the bus is polled.
+const BUS_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// The id of the only gateway in an all-in-one process.
 const GATEWAY_ID: &str = "gateway";
 
-fn deps(ground: &Ground) -> anyhow::Result<Deps> {
+fn deps(ctx: &ServerContext) -> anyhow::Result<Deps> {
     Ok(Deps {
-        store: ground.store()?,
-        bus: ground.bus.clone(),
-        clock: ground.clock.clone(),
-        ids: ground.ids.clone(),
+        store: ctx.store()?,
+        bus: ctx.bus.clone(),
+        clock: ctx.clock.clone(),
+        ids: ctx.ids.clone(),
     })
 }
 
-/// What carries the log from the store to the bus. On a bus between processes every one with the
-/// store stands ready, and one at a time does it.
-pub fn relay(ground: &Ground, is_shared: bool, stage: &mut Stage) {
-    let Some(store) = ground.store.clone() else {
+/// Starts the relay, which publishes the log on the bus. On a shared bus every process with the store is
+/// a candidate, and one at a time relays.
+pub fn relay(ctx: &ServerContext, is_shared: bool, group: &mut TaskGroup) {
+    let Some(store) = ctx.store.clone() else {
         return;
     };
-    let (bus, stop) = (ground.bus.clone(), stage.stop.clone());
+    let (bus, stop) = (ctx.bus.clone(), group.stop.clone());
     if !is_shared {
-        stage.spawn(runtime::relay::run(store, bus, stop));
+        group.spawn(runtime::relay::run(store, bus, stop));
         return;
     }
     let deps = RelayDeps {
         store,
         bus,
-        holder: ground.ids.uid().to_string(),
-        component: ground.health.component(RELAY),
-        metrics: ground.metrics.clone(),
+        holder: ctx.ids.uid().to_string(),
+        component: ctx.health.component(RELAY),
+        metrics: ctx.metrics.clone(),
     };
     let run = move || {
         let (deps, stop) = (deps.clone(), stop.clone());
@@ -73,137 +73,147 @@ pub fn relay(ground: &Ground, is_shared: bool, stage: &mut Stage) {
             Ok::<(), std::convert::Infallible>(())
         }
     };
-    stage.spawn(supervise(RELAY, stage.stop.clone(), run));
+    group.spawn(supervise(RELAY, group.stop.clone(), run));
 }
 
-/// What moves old events into archives, where that is asked for: one process at a time.
-pub fn archiver(args: &ServeArgs, ground: &Ground, stage: &mut Stage) {
-    let (Some(store), Some(age)) = (ground.store.clone(), args.archive_after) else {
+/// Starts the archiver if it is configured; one process at a time archives.
+pub fn archiver(args: &ServeArgs, ctx: &ServerContext, group: &mut TaskGroup) {
+    let (Some(store), Some(age)) = (ctx.store.clone(), args.archive_after) else {
         return;
     };
     let archiver = Archiver {
         store,
-        clock: ground.clock.clone(),
-        holder: ground.ids.uid().to_string(),
+        clock: ctx.clock.clone(),
+        holder: ctx.ids.uid().to_string(),
         age,
         events_min: EVENTS_MIN,
-        component: ground.health.component(ARCHIVE_LEASE),
+        component: ctx.health.component(ARCHIVE_LEASE),
     };
-    stage.spawn(archiver.run(stage.stop.clone()));
+    group.spawn(archiver.run(group.stop.clone()));
 }
 
-/// Lets readiness say when the bus cannot be reached. A gateway serves on without it once it has had
-/// routes, in this life or an earlier one: for a process of gateways it is then a remark, or a load
-/// balancer would take all of them out at once.
-pub fn watch_bus(plan: &Plan, ground: &Ground, stage: &mut Stage) {
-    let (bus, stop) = (ground.bus.clone(), stage.stop.clone());
-    let component = ground.health.component("bus");
+/// Reports an unreachable bus in readiness. A gateway that has had routes, in this run or an earlier one,
+/// keeps serving without the bus: for a process with only gateways the problem is then a remark, since a
+/// load balancer would otherwise take all of them out at once.
+pub fn watch_bus(plan: &Plan, ctx: &ServerContext, group: &mut TaskGroup) {
+    let (bus, stop) = (ctx.bus.clone(), group.stop.clone());
+    let component = ctx.health.component("bus");
     let dropped = Counter::<u64>::default();
-    ground.metrics.register(|registry| {
+    ctx.metrics.register(|registry| {
         registry.register(
             "penstock_bus_dropped",
             "Messages that did not reach the bus, or a subscriber of this process that was slow",
             dropped.clone(),
         );
     });
-    let mut told = BusWord {
+    let mut bus_health = BusHealth {
         is_needed: plan.needs_store(),
-        has_answered: gateway::has_saved_routes(&ground.data),
+        has_answered: gateway::has_saved_routes(&ctx.data),
     };
-    told.take(bus.as_ref(), &component);
+    bus_health.poll(bus.as_ref(), &component);
     component.ready();
-    stage.spawn(async move {
-        let mut ticks = tokio::time::interval(BUS_EVERY);
+    group.spawn(async move {
+        let mut ticks = tokio::time::interval(BUS_POLL_INTERVAL);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            told.take(bus.as_ref(), &component);
+            bus_health.poll(bus.as_ref(), &component);
             dropped.inc_by(bus.dropped().saturating_sub(dropped.get()));
         }
     });
 }
 
-struct BusWord {
+struct BusHealth {
     is_needed: bool,
     has_answered: bool,
 }
 
-impl BusWord {
-    fn take(&mut self, bus: &dyn Bus, component: &Component) {
-        self.hear(bus.trouble(), bus.remark(), component);
+impl BusHealth {
+    fn poll(&mut self, bus: &dyn Bus, component: &Component) {
+        self.update(bus.trouble(), bus.remark(), component);
     }
 
-    fn hear(&mut self, trouble: Option<String>, remark: Option<String>, component: &Component) {
-        self.has_answered |= trouble.is_none();
-        let (hinders, remark) = match self.is_needed || !self.has_answered {
-            true => (trouble, remark),
-            false => (None, trouble.or(remark)),
+    fn update(
+        &mut self,
+        bus_problem: Option<String>,
+        remark: Option<String>,
+        component: &Component,
+    ) {
+        self.has_answered |= bus_problem.is_none();
+        let (problem, remark) = match self.is_needed || !self.has_answered {
+            true => (bus_problem, remark),
+            false => (None, bus_problem.or(remark)),
         };
-        component.trouble(hinders);
+        component.trouble(problem);
         component.remark(remark);
     }
 }
 
-pub async fn gateway(starting: &mut Starting<'_>) -> anyhow::Result<()> {
-    let (args, plan, ground) = (starting.args, starting.plan, starting.ground);
-    let stage = starting.stage();
-    let id = match plan.is_whole() {
+pub async fn gateway(startup: &mut Startup<'_>) -> anyhow::Result<()> {
+    let (args, plan, ctx) = (startup.args, startup.plan, startup.ctx);
+    let group = startup.group();
+    let id = match plan.is_all_in_one() {
         true => GATEWAY_ID.to_owned(),
-        false => gateway_id(&ground.data)?,
+        false => gateway_id(&ctx.data)?,
     };
     let config = gateway::Config {
-        data: Some(ground.data.clone()),
+        data: Some(ctx.data.clone()),
         domain: args.gateway_domain.clone(),
-        threads: ground.means.shares.threads,
-        descriptors: ground.means.descriptors.clone(),
+        threads: ctx.budget.shares.threads,
+        descriptors: ctx.budget.descriptors.clone(),
         ..gateway::Config::new(id, args.gateway_addr)
     };
     let deps = gateway::Deps {
-        bus: ground.bus.clone(),
-        clock: ground.clock.clone(),
-        metrics: ground.metrics.clone(),
-        health: ground.health.clone(),
+        bus: ctx.bus.clone(),
+        clock: ctx.clock.clone(),
+        metrics: ctx.metrics.clone(),
+        health: ctx.health.clone(),
     };
     let gateway = Gateway::bind(config.clone(), deps.clone())?;
     let url = format!("http://{}", gateway.address);
-    let again = gateway::Config {
+    let rebind_config = gateway::Config {
         address: gateway.address,
         ..config
     };
-    let (stop, mut bound) = (stage.stop.clone(), Some(gateway));
+    let (stop, mut bound) = (group.stop.clone(), Some(gateway));
     let run = move || {
-        let (bound, config, deps, stop) = (bound.take(), again.clone(), deps.clone(), stop.clone());
+        let (bound, config, deps, stop) = (
+            bound.take(),
+            rebind_config.clone(),
+            deps.clone(),
+            stop.clone(),
+        );
         async move {
             let gateway = bound.map_or_else(|| Gateway::bind(config, deps), Ok)?;
             gateway.serve(stop).await
         }
     };
-    stage.spawn(supervise("gateway", stage.stop.clone(), run));
-    starting.addresses.gateway = Some(url);
+    group.spawn(supervise("gateway", group.stop.clone(), run));
+    startup.addresses.gateway = Some(url);
     Ok(())
 }
 
-/// Stable over restarts, like the node's id, since slots are dealt by it.
+/// Stable across restarts, like the node's id, since slots are assigned by it.
 fn gateway_id(data: &Path) -> anyhow::Result<String> {
-    let node = node_id(data).context("cannot read or make the id of this data folder")?;
+    let node = node_id(data).context("cannot read or create the id of this data folder")?;
     Ok(node.replacen("node-", "gateway-", 1))
 }
 
-/// The meter, and where control finds the past.
-pub async fn meter(starting: &mut Starting<'_>) -> anyhow::Result<()> {
-    let ground = starting.ground;
-    let place = history_place(starting.args, ground);
+/// Starts the meter, and provides its history to control.
+pub async fn meter(startup: &mut Startup<'_>) -> anyhow::Result<()> {
+    let ctx = startup.ctx;
+    let location = history_location(startup.args, ctx);
     let deps = meter::Deps {
-        store: ground.store()?,
-        bus: ground.bus.clone(),
-        clock: ground.clock.clone(),
-        ids: ground.ids.clone(),
-        metrics: ground.metrics.clone(),
-        health: ground.health.clone(),
+        store: ctx.store()?,
+        bus: ctx.bus.clone(),
+        clock: ctx.clock.clone(),
+        ids: ctx.ids.clone(),
+        metrics: ctx.metrics.clone(),
+        health: ctx.health.clone(),
     };
-    let config = meter::Config::keeping(place);
+    let config = meter::Config::keeping(location);
     let meter = Meter::open(config.clone(), deps.clone()).await?;
     let history = Arc::new(MeterHistory::new(meter.history()));
-    let stage = starting.stage();
-    let (stop, mut opened) = (stage.stop.clone(), Some(meter));
+    let group = startup.group();
+    let (stop, mut opened) = (group.stop.clone(), Some(meter));
     let run = move || {
         let (opened, config, deps, stop) =
             (opened.take(), config.clone(), deps.clone(), stop.clone());
@@ -215,66 +225,72 @@ pub async fn meter(starting: &mut Starting<'_>) -> anyhow::Result<()> {
             Box::pin(meter.run(stop)).await
         }
     };
-    stage.spawn(supervise("meter", stage.stop.clone(), run));
-    starting.history = Some(history);
+    group.spawn(supervise("meter", group.stop.clone(), run));
+    startup.history = Some(history);
     Ok(())
 }
 
-fn history_place(args: &ServeArgs, ground: &Ground) -> HistoryPlace {
-    HistoryPlace::of_store(args.store.as_deref().unwrap_or_default(), &ground.data)
+fn history_location(args: &ServeArgs, ctx: &ServerContext) -> HistoryPlace {
+    HistoryPlace::of_store(args.store.as_deref().unwrap_or_default(), &ctx.data)
 }
 
-/// What meters in other processes keep can be read where it is beside the log.
-async fn elsewhere(place: &HistoryPlace) -> anyhow::Result<Arc<dyn HistorySource>> {
-    if matches!(place, HistoryPlace::File(_)) {
+/// The history that meters in other processes keep; it can be read only if it is stored next to the log in
+/// a shared database.
+async fn shared_history(location: &HistoryPlace) -> anyhow::Result<Arc<dyn HistorySource>> {
+    if matches!(location, HistoryPlace::File(_)) {
         return Ok(Arc::new(NoHistory));
     }
-    let history = History::open_reader(place).await?;
+    let history = History::open_reader(location).await?;
     Ok(Arc::new(MeterHistory::new(history)))
 }
 
-pub async fn control(starting: &mut Starting<'_>) -> anyhow::Result<()> {
-    let (args, plan, ground) = (starting.args, starting.plan, starting.ground);
-    let history = match starting.history.clone() {
+pub async fn control(startup: &mut Startup<'_>) -> anyhow::Result<()> {
+    let (args, plan, ctx) = (startup.args, startup.plan, startup.ctx);
+    let history = match startup.history.clone() {
         Some(history) => history,
-        None => elsewhere(&history_place(args, ground)).await?,
+        None => shared_history(&history_location(args, ctx)).await?,
     };
     let config = ControlConfig {
         listen: args.control_addr,
-        data: ground.data.clone(),
+        data: ctx.data.clone(),
         seal_key: args.seal_key.clone(),
-        replica: replica(plan, &ground.data)?,
-        gateway: (args.gateway_url.clone()).or(starting.addresses.gateway.clone()),
-        limits: ground.means.limits(Limits::default()),
-        own: ground.own.clone(),
-        descriptors: ground.means.descriptors.clone(),
+        replica: replica(plan, &ctx.data)?,
+        gateway: (args.gateway_url.clone()).or(startup.addresses.gateway.clone()),
+        limits: ctx.budget.limits(Limits::default()),
+        own: ctx.own.clone(),
+        descriptors: ctx.budget.descriptors.clone(),
     };
     let deps = ControlDeps {
-        store: ground.store()?,
-        bus: ground.bus.clone(),
-        clock: ground.clock.clone(),
-        ids: ground.ids.clone(),
-        metrics: ground.metrics.clone(),
-        health: ground.health.clone(),
-        internal_token: ground.internal_token.clone(),
-        zones: ground.zones.clone(),
+        store: ctx.store()?,
+        bus: ctx.bus.clone(),
+        clock: ctx.clock.clone(),
+        ids: ctx.ids.clone(),
+        metrics: ctx.metrics.clone(),
+        health: ctx.health.clone(),
+        internal_token: ctx.internal_token.clone(),
+        zones: ctx.zones.clone(),
         logs: Arc::new(MemberLogs::new(
-            own_logs(plan, ground)?,
-            ground.store()?,
-            ground.internal_token.clone(),
+            own_logs(plan, ctx)?,
+            ctx.store()?,
+            ctx.internal_token.clone(),
         )),
         history,
     };
     let control = Control::bind(config.clone(), deps.clone()).await?;
     let url = format!("http://{}", control.addr);
-    let again = ControlConfig {
+    let rebind_config = ControlConfig {
         listen: control.addr,
         ..config
     };
-    let stage = starting.stage();
-    let (stop, mut bound) = (stage.stop.clone(), Some(control));
+    let group = startup.group();
+    let (stop, mut bound) = (group.stop.clone(), Some(control));
     let run = move || {
-        let (bound, config, deps, stop) = (bound.take(), again.clone(), deps.clone(), stop.clone());
+        let (bound, config, deps, stop) = (
+            bound.take(),
+            rebind_config.clone(),
+            deps.clone(),
+            stop.clone(),
+        );
         async move {
             let control = match bound {
                 Some(control) => control,
@@ -283,99 +299,102 @@ pub async fn control(starting: &mut Starting<'_>) -> anyhow::Result<()> {
             Box::pin(control.serve(stop)).await
         }
     };
-    stage.spawn(supervise("control", stage.stop.clone(), run));
-    starting.addresses.admin = Some(url.clone());
-    starting.addresses.control = Some(url);
+    group.spawn(supervise("control", group.stop.clone(), run));
+    startup.addresses.admin = Some(url.clone());
+    startup.addresses.control = Some(url);
     Ok(())
 }
 
 /// The logs of the node in this process, if it is one.
-fn own_logs(plan: &Plan, ground: &Ground) -> anyhow::Result<Option<(String, Arc<dyn NodeLogs>)>> {
+fn own_logs(
+    plan: &Plan,
+    ctx: &ServerContext,
+) -> anyhow::Result<Option<(String, Arc<dyn NodeLogs>)>> {
     if !plan.runs(Service::ACTUATOR) {
         return Ok(None);
     }
-    let node = node_id(&ground.data).context("cannot read or make the node's id")?;
-    let logs = FolderLogs::new(&ground.data, ground.log_readers.clone());
+    let node = node_id(&ctx.data).context("cannot read or create the node's id")?;
+    let logs = FolderLogs::new(&ctx.data, ctx.log_readers.clone());
     Ok(Some((node, Arc::new(logs))))
 }
 
-/// What tells this control from others on the same store; one that runs everything is alone.
+/// The id that distinguishes this control from others on the same store; `None` in an all-in-one process.
 fn replica(plan: &Plan, data: &Path) -> anyhow::Result<Option<String>> {
-    if plan.is_whole() {
+    if plan.is_all_in_one() {
         return Ok(None);
     }
-    let node = node_id(data).context("cannot read or make the id of this data folder")?;
+    let node = node_id(data).context("cannot read or create the id of this data folder")?;
     Ok(Some(node.replacen("node-", "", 1)))
 }
 
-/// Health and metrics of a process without control, and the output of its instances for others. Gives
-/// where they are; opens it the first time. None: the process needs none.
-pub async fn admin(starting: &mut Starting<'_>) -> anyhow::Result<Option<String>> {
-    let (args, plan, ground) = (starting.args, starting.plan, starting.ground);
-    if !plan.has_admin_listener() || starting.admin.is_some() {
-        return Ok(starting.admin.clone());
+/// Opens the admin listener on the first call: health and metrics of a process without control, and
+/// instance logs for other processes. Returns its URL, or `None` if the process needs none.
+pub async fn admin(startup: &mut Startup<'_>) -> anyhow::Result<Option<String>> {
+    let (args, plan, ctx) = (startup.args, startup.plan, startup.ctx);
+    if !plan.has_admin_listener() || startup.admin.is_some() {
+        return Ok(startup.admin.clone());
     }
-    let stage = starting.stages.of(StageName::Log);
-    let logs = match own_logs(plan, ground)? {
-        Some((_, logs)) => router(logs, ground.internal_token.clone(), stage.stop.clone()),
+    let group = startup.groups.of(TaskGroupName::Log);
+    let logs = match own_logs(plan, ctx)? {
+        Some((_, logs)) => router(logs, ctx.internal_token.clone(), group.stop.clone()),
         None => Router::new(),
     };
     let admin = Admin::bind(
         args.admin_addr,
-        ground.health.clone(),
-        ground.metrics.clone(),
-        ground.internal_token.clone(),
+        ctx.health.clone(),
+        ctx.metrics.clone(),
+        ctx.internal_token.clone(),
         logs,
     )
     .await?
-    .within(&ground.means);
+    .with_budget(&ctx.budget);
     let url = format!("http://{}", admin.address);
-    let stop = stage.stop.clone();
-    stage.spawn(admin.serve(stop));
-    starting.admin = Some(url.clone());
+    let stop = group.stop.clone();
+    group.spawn(admin.serve(stop));
+    startup.admin = Some(url.clone());
     Ok(Some(url))
 }
 
-pub fn autoscaler(starting: &mut Starting<'_>) -> anyhow::Result<()> {
-    let ground = starting.ground;
-    let stage = starting.stage();
-    let (deps, stop) = (deps(ground)?, stage.stop.clone());
-    let (metrics, health) = (ground.metrics.clone(), ground.health.clone());
-    let zones = ground.zones.clone();
+pub fn autoscaler(startup: &mut Startup<'_>) -> anyhow::Result<()> {
+    let ctx = startup.ctx;
+    let group = startup.group();
+    let (deps, stop) = (deps(ctx)?, group.stop.clone());
+    let (metrics, health) = (ctx.metrics.clone(), ctx.health.clone());
+    let zones = ctx.zones.clone();
     let run = move || {
         let (deps, zones, stop) = (deps.clone(), zones.clone(), stop.clone());
         let (metrics, health) = (metrics.clone(), health.clone());
         async move { autoscaler::run(deps, zones, &metrics, &health, stop).await }
     };
-    stage.spawn(supervise("autoscaler", stage.stop.clone(), run));
+    group.spawn(supervise("autoscaler", group.stop.clone(), run));
     Ok(())
 }
 
-/// The planner, and this machine's node agent with the backends it allows.
-pub async fn actuator(starting: &mut Starting<'_>) -> anyhow::Result<()> {
-    let (args, plan, ground) = (starting.args, starting.plan, starting.ground);
-    let admin = admin(starting).await?;
-    let node = node_id(&ground.data).context("cannot read or make the node's id")?;
-    // Alone, it need not wait to hear of itself as a member.
-    let own = plan.is_whole().then(|| node.clone());
-    planner(own, ground, starting.stages.of(StageName::Engines))?;
-    let mut site = Site {
+/// Starts the planner, and the node agent with its backends.
+pub async fn actuator(startup: &mut Startup<'_>) -> anyhow::Result<()> {
+    let (args, plan, ctx) = (startup.args, startup.plan, startup.ctx);
+    let admin = admin(startup).await?;
+    let node = node_id(&ctx.data).context("cannot read or create the node's id")?;
+    // In an all-in-one process the planner need not wait for the node to join as a member.
+    let own = plan.is_all_in_one().then(|| node.clone());
+    planner(own, ctx, startup.groups.of(TaskGroupName::Controllers))?;
+    let mut setup = BackendSetup {
         args,
-        ground,
+        ctx,
         node: &node,
-        stage: starting.stages.of(StageName::Log),
+        group: startup.groups.of(TaskGroupName::Log),
     };
-    let backends = site.open(BACKENDS).await?;
+    let backends = setup.open(BACKENDS).await?;
     let config = NodeConfig {
         node,
         address: args.admin_url.clone().or(admin),
-        // An actuator of its own may be replaced while its instances serve on.
-        keep_instances: args.keep_instances || !plan.is_whole(),
+        // A separate actuator may be replaced while its instances keep serving.
+        keep_instances: args.keep_instances || !plan.is_all_in_one(),
         grace: REMOVAL_GRACE,
     };
-    let (deps, component) = (deps(ground)?, ground.health.component("node"));
-    let stage = starting.stage();
-    let stop = stage.stop.clone();
+    let (deps, component) = (deps(ctx)?, ctx.health.component("node"));
+    let group = startup.group();
+    let stop = group.stop.clone();
     let run = move || {
         let node_deps = NodeDeps {
             store: deps.store.clone(),
@@ -387,17 +406,17 @@ pub async fn actuator(starting: &mut Starting<'_>) -> anyhow::Result<()> {
         };
         actuator::node::run(config.clone(), node_deps, stop.clone())
     };
-    stage.spawn(supervise("node", stage.stop.clone(), run));
+    group.spawn(supervise("node", group.stop.clone(), run));
     Ok(())
 }
 
-fn planner(node: Option<String>, ground: &Ground, stage: &mut Stage) -> anyhow::Result<()> {
-    let (deps, health, stop) = (deps(ground)?, ground.health.clone(), stage.stop.clone());
+fn planner(node: Option<String>, ctx: &ServerContext, group: &mut TaskGroup) -> anyhow::Result<()> {
+    let (deps, health, stop) = (deps(ctx)?, ctx.health.clone(), group.stop.clone());
     let run = move || {
         let (node, deps, health, stop) = (node.clone(), deps.clone(), health.clone(), stop.clone());
         async move { actuator::planner::run(node, deps, &health, stop).await }
     };
-    stage.spawn(supervise("actuator", stage.stop.clone(), run));
+    group.spawn(supervise("actuator", group.stop.clone(), run));
     Ok(())
 }
 
@@ -407,33 +426,33 @@ mod tests {
 
     use super::*;
 
-    fn word(is_needed: bool, has_answered: bool) -> (Health, Component, BusWord) {
+    fn fixture(is_needed: bool, has_answered: bool) -> (Health, Component, BusHealth) {
         let health = Health::default();
         let component = health.component("bus");
         component.ready();
-        let word = BusWord {
+        let bus_health = BusHealth {
             is_needed,
             has_answered,
         };
-        (health, component, word)
+        (health, component, bus_health)
     }
 
     #[test]
-    fn a_gateway_that_has_had_routes_stays_ready_while_the_bus_is_away() {
-        let (health, component, mut word) = word(false, false);
-        word.hear(Some("nobody answers".to_owned()), None, &component);
-        assert_eq!(health.missing(), ["bus: nobody answers"]);
-        word.hear(None, None, &component);
+    fn a_gateway_that_has_had_routes_stays_ready_while_the_bus_is_down() {
+        let (health, component, mut bus_health) = fixture(false, false);
+        bus_health.update(Some("no broker answers".to_owned()), None, &component);
+        assert_eq!(health.missing(), ["bus: no broker answers"]);
+        bus_health.update(None, None, &component);
         assert!(health.missing().is_empty());
-        word.hear(Some("nobody answers".to_owned()), None, &component);
+        bus_health.update(Some("no broker answers".to_owned()), None, &component);
         assert!(health.missing().is_empty());
-        assert_eq!(health.remarks(), ["bus: nobody answers"]);
+        assert_eq!(health.remarks(), ["bus: no broker answers"]);
     }
 
     #[test]
-    fn who_works_on_the_log_is_not_ready_while_the_bus_is_away() {
-        let (health, component, mut word) = word(true, true);
-        word.hear(Some("nobody answers".to_owned()), None, &component);
-        assert_eq!(health.missing(), ["bus: nobody answers"]);
+    fn a_process_that_needs_the_log_is_not_ready_while_the_bus_is_down() {
+        let (health, component, mut bus_health) = fixture(true, true);
+        bus_health.update(Some("no broker answers".to_owned()), None, &component);
+        assert_eq!(health.missing(), ["bus: no broker answers"]);
     }
 }

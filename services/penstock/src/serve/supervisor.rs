@@ -1,5 +1,5 @@
-//! Keeps a service running: an error or a panic in it ends neither the process nor the others; it
-//! is started again, with a pause that grows while it keeps failing.
+//! Keeps a service running: an error or a panic in it affects neither the process nor other services;
+//! it is restarted, with exponential backoff while it keeps failing.
 
 use std::future::Future;
 use std::time::Duration;
@@ -7,13 +7,13 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio_util::sync::CancellationToken;
 
-/// Before each run after the first.
-const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+/// Delays before restarts.
+const RESTART_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_secs(1))
     .with_max_delay(Duration::from_secs(30))
     .without_max_times();
 
-/// Runs `start` again and again until `shutdown`. Returns when the last run has ended.
+/// Runs `start` repeatedly until `shutdown`. Returns when the last run has finished.
 pub async fn supervise<F, E>(
     name: &'static str,
     shutdown: CancellationToken,
@@ -22,7 +22,7 @@ pub async fn supervise<F, E>(
     F: Future<Output = Result<(), E>> + Send + 'static,
     E: std::fmt::Display + Send + 'static,
 {
-    for pause in PAUSES.build() {
+    for delay in RESTART_BACKOFF.build() {
         let run = tokio::spawn(start());
         let ended = run.await;
         if shutdown.is_cancelled() {
@@ -30,17 +30,17 @@ pub async fn supervise<F, E>(
         }
         match ended {
             Ok(Ok(())) => {
-                tracing::warn!(service = name, "service ended by itself, starting it again")
+                tracing::warn!(service = name, "service exited, restarting")
             }
             Ok(Err(error)) => {
-                tracing::error!(service = name, %error, "service failed, starting it again")
+                tracing::error!(service = name, %error, "service failed, restarting")
             }
             Err(panic) => {
-                tracing::error!(service = name, %panic, "service panicked, starting it again")
+                tracing::error!(service = name, %panic, "service panicked, restarting")
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(delay) => {}
             () = shutdown.cancelled() => return,
         }
     }
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_service_that_panics_or_fails_is_started_again() {
+    async fn a_service_that_panics_or_fails_is_restarted() {
         let (runs, shutdown) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
         let (counted, stop) = (runs.clone(), shutdown.clone());
         supervise("test", shutdown, move || {

@@ -1,8 +1,8 @@
-//! `--zoneinfo DIR`: the time zones of a folder of TZif files, as systems keep them in
-//! `/usr/share/zoneinfo`, instead of those that the program carries.
+//! `--zoneinfo DIR`: time zones from a folder of TZif files, such as `/usr/share/zoneinfo`, instead of
+//! the bundled ones.
 //!
-//! Invariant: all of it is read once, at the start, so that no update of the folder changes what a
-//! running process answers.
+//! Invariant: everything is read once, at startup, so that an update of the folder does not change the
+//! results of a running process.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -12,29 +12,29 @@ use anyhow::{Context, bail, ensure};
 use contract::time::{Span, Timestamp};
 use domain::zones::ZoneData;
 
-/// Some systems keep every zone a second and third time, without and with leap seconds.
-const LEFT_OUT: [&str; 2] = ["posix", "right"];
+/// Duplicates of all zones on some systems, without and with leap seconds.
+const SKIPPED_FOLDERS: [&str; 2] = ["posix", "right"];
 /// The database has about 600 names.
 const FILES_MAX: usize = 10_000;
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const DEPTH_MAX: usize = 4;
 /// Governments change their rules several times a year.
-const OLD_AFTER: Span = Span::from_secs(366 * 86_400);
+const OUTDATED_AFTER: Span = Span::from_secs(366 * 86_400);
 
-/// The data to serve with: of the folder, or the program's own.
+/// Loads the zones of the folder, or the bundled ones.
 pub fn zones(folder: Option<&Path>) -> anyhow::Result<ZoneData> {
     let Some(folder) = folder else {
         return Ok(ZoneData::bundled());
     };
     fs::read_dir(folder).with_context(|| {
         format!(
-            "--zoneinfo {}: this folder cannot be read; name one such as /usr/share/zoneinfo, or leave --zoneinfo out",
+            "--zoneinfo {}: this folder cannot be read; use one such as /usr/share/zoneinfo, or omit --zoneinfo",
             folder.display()
         )
     })?;
     let version = version(folder).with_context(|| {
         format!(
-            "--zoneinfo {}: no file says which release of the time zone database this is, neither `+VERSION` nor the first line of `tzdata.zi`; name a folder that has one, or leave --zoneinfo out",
+            "--zoneinfo {}: no file says which release of the time zone database this is, neither `+VERSION` nor the first line of `tzdata.zi`; use a folder that has one, or omit --zoneinfo",
             folder.display()
         )
     })?;
@@ -43,19 +43,21 @@ pub fn zones(folder: Option<&Path>) -> anyhow::Result<ZoneData> {
         .with_context(|| format!("--zoneinfo {}", folder.display()))?;
     ensure!(
         !files.is_empty(),
-        "--zoneinfo {}: there is no time zone in it",
+        "--zoneinfo {}: the folder contains no time zones",
         folder.display()
     );
     ZoneData::given(&version, files)
         .map_err(|why| anyhow::anyhow!("--zoneinfo {}: {why}", folder.display()))
 }
 
-/// Says what to do about data that is older than a year.
+/// A warning with advice if the data is older than a year.
 pub fn age_warning(zones: &ZoneData, now: Timestamp) -> Option<String> {
-    let old = zones.released().is_none_or(|at| now.since(at) > OLD_AFTER);
+    let old = zones
+        .released()
+        .is_none_or(|at| now.since(at) > OUTDATED_AFTER);
     old.then(|| {
         format!(
-            "the time zone data is of release {} and more than a year old: schedules may be an hour off where rules have changed since; this program carries {}: update it, or give --zoneinfo a newer folder, or none",
+            "the time zone data is release {} and more than a year old: schedules may be an hour off where rules have changed since; this program bundles {}: update it, or point --zoneinfo at a newer folder, or omit it",
             zones.version(),
             ZoneData::bundled().version()
         )
@@ -95,13 +97,13 @@ fn read_folder(
             continue;
         };
         let zone = format!("{prefix}{name}");
-        // Names are often links to each other; one that leads nowhere is nothing.
-        let Ok(about) = fs::metadata(&path) else {
+        // Names are often links to each other; dangling ones are ignored.
+        let Ok(metadata) = fs::metadata(&path) else {
             continue;
         };
-        if about.is_dir() && !LEFT_OUT.contains(&zone.as_str()) {
+        if metadata.is_dir() && !SKIPPED_FOLDERS.contains(&zone.as_str()) {
             read_folder(&path, &format!("{zone}/"), depth - 1, files)?;
-        } else if about.is_file() && about.len() <= FILE_BYTES_MAX {
+        } else if metadata.is_file() && metadata.len() <= FILE_BYTES_MAX {
             let bytes =
                 fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             if bytes.starts_with(b"TZif") {
@@ -109,7 +111,7 @@ fn read_folder(
             }
         }
         if files.len() > FILES_MAX {
-            bail!("more than {FILES_MAX} time zones; name a folder such as /usr/share/zoneinfo");
+            bail!("more than {FILES_MAX} time zones; use a folder such as /usr/share/zoneinfo");
         }
     }
     Ok(())
@@ -119,7 +121,7 @@ fn read_folder(
 mod tests {
     use super::*;
 
-    /// A folder with one zone, two hours ahead of UTC without summer time.
+    /// A folder with one zone, two hours ahead of UTC without daylight saving time.
     fn folder(version_file: &str, text: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("Test")).unwrap();
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folders_zones_and_release_are_taken_and_no_others() {
+    fn only_the_zones_of_the_folder_are_used_with_its_release() {
         for (file, text) in [
             ("+VERSION", "2031a\n"),
             ("tzdata.zi", "# version 2031a\nR A\n"),
@@ -157,11 +159,11 @@ mod tests {
         let empty = tempfile::tempdir().unwrap();
         fs::write(empty.path().join("+VERSION"), "2031a").unwrap();
         let why = zones(Some(empty.path())).unwrap_err().to_string();
-        assert!(why.contains("there is no time zone in it"), "{why}");
+        assert!(why.contains("contains no time zones"), "{why}");
     }
 
     #[test]
-    fn data_older_than_a_year_is_warned_of() {
+    fn data_older_than_a_year_gives_a_warning() {
         let folder = folder("+VERSION", "2031a");
         let zones = zones(Some(folder.path())).unwrap();
         let at = |text: &str| age_warning(&zones, text.parse().unwrap());

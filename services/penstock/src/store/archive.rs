@@ -1,24 +1,24 @@
-//! Sealing the beginning of the log into files, and listing them.
+//! Seals the beginning of the log into archives, and lists them.
 
 use contract::ids::Position;
 use contract::time::{Span, Timestamp};
 use serde::Serialize;
 use store::{ARCHIVE_LEASE, Archive, SealLimits, Sealable, SealedFile, Store, seal, sealable};
 
-use super::lease::{Lease, holding};
+use super::lease::{LeaseRequest, run_under_lease};
 use super::{ArchiveArgs, ArchivesArgs, failed};
 use cli::error::CliError;
-use cli::output::{Screen, Table, remark};
+use cli::output::{Screen, Table, print_notice};
 
-/// What stays in the table unless something else is asked for.
-const KEPT: Span = Span::from_secs(30 * 24 * 3600);
+/// The default minimum age of archived events.
+const DEFAULT_AGE: Span = Span::from_secs(30 * 24 * 3600);
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Answer {
-    /// Files that were sealed now.
+struct ArchiveReport {
+    /// Files sealed by this run.
     sealed: Vec<SealedFile>,
-    /// What could have been, when this began.
+    /// What could be sealed when this run started.
     #[serde(flatten)]
     sealable: Sealable,
     is_dry_run: bool,
@@ -26,21 +26,21 @@ struct Answer {
 
 pub async fn archive(args: &ArchiveArgs) -> Result<(), CliError> {
     let now = Screen::of_process().now;
-    let store = args.which.open().await?;
-    let answered = run(&store, args, now).await;
+    let store = args.selector.open().await?;
+    let outcome = run(&store, args, now).await;
     store.close().await;
-    let answer = answered?;
-    args.output.show(&text_of(&answer), &answer)
+    let report = outcome?;
+    args.output.print(&render(&report), &report)
 }
 
-async fn run(store: &Store, args: &ArchiveArgs, now: Timestamp) -> Result<Answer, CliError> {
+async fn run(store: &Store, args: &ArchiveArgs, now: Timestamp) -> Result<ArchiveReport, CliError> {
     let limits = limits(args, now);
     let sealable = sealable(store, &limits).await.map_err(failed)?;
     let sealed = match args.dry_run {
         true => Vec::new(),
         false => sealed(store, &limits, now).await?,
     };
-    Ok(Answer {
+    Ok(ArchiveReport {
         sealed,
         sealable,
         is_dry_run: args.dry_run,
@@ -50,7 +50,7 @@ async fn run(store: &Store, args: &ArchiveArgs, now: Timestamp) -> Result<Answer
 fn limits(args: &ArchiveArgs, now: Timestamp) -> SealLimits {
     let age = match args.before {
         Some(_) => args.older_than,
-        None => Some(args.older_than.unwrap_or(KEPT)),
+        None => Some(args.older_than.unwrap_or(DEFAULT_AGE)),
     };
     SealLimits {
         before: args.before.map(Position),
@@ -64,38 +64,38 @@ async fn sealed(
     limits: &SealLimits,
     now: Timestamp,
 ) -> Result<Vec<SealedFile>, CliError> {
-    let lease = Lease {
+    let lease = LeaseRequest {
         name: ARCHIVE_LEASE,
-        taken: format!(
+        busy_message: format!(
             "another process archives this store's log (it holds the lease `{ARCHIVE_LEASE}`, as a server \
-             with --archive-after does): leave it to that one, or start it without"
+             with --archive-after does): leave it to that process, or start the server without"
         ),
-        lost: format!(
-            "another process has taken the lease `{ARCHIVE_LEASE}` and archives: start this again when no \
-             other does"
+        lost_message: format!(
+            "another process has taken the lease `{ARCHIVE_LEASE}` and archives: run this again when it \
+             has finished"
         ),
     };
-    let say = |file: &SealedFile| {
-        remark(&format!(
+    let on_sealed = |file: &SealedFile| {
+        print_notice(&format!(
             "archived up to position {}: {}",
             file.archive.last, file.archive.file
         ));
     };
-    holding(store, &lease, async |fence| {
-        let sealed = seal(store, &fence, limits, now, say).await;
+    run_under_lease(store, &lease, async |fence| {
+        let sealed = seal(store, &fence, limits, now, on_sealed).await;
         sealed.map_err(failed)
     })
     .await
 }
 
-fn text_of(answer: &Answer) -> String {
-    let Answer {
+fn render(report: &ArchiveReport) -> String {
+    let ArchiveReport {
         sealed, sealable, ..
-    } = answer;
-    let mut text = match (answer.is_dry_run, sealable.events) {
+    } = report;
+    let mut text = match (report.is_dry_run, sealable.events) {
         (_, 0) if sealable.after == Position::START => "nothing to archive\n".to_owned(),
         (_, 0) => format!(
-            "nothing more to archive: all up to position {} is\n",
+            "nothing more to archive: everything up to position {} is archived\n",
             sealable.after
         ),
         (true, events) => format!(
@@ -124,13 +124,13 @@ fn text_of(answer: &Answer) -> String {
         }
     };
     if let Some(held_back) = &sealable.held_back {
-        text.push_str(&format!("no more for now: {held_back}\n"));
+        text.push_str(&format!("cannot archive more now: {held_back}\n"));
     }
     text
 }
 
 pub async fn archives(args: &ArchivesArgs) -> Result<(), CliError> {
-    let store = args.which.open().await?;
+    let store = args.selector.open().await?;
     let listed = store.archives().await;
     store.close().await;
     let listed = listed.map_err(failed)?;
@@ -146,7 +146,7 @@ pub async fn archives(args: &ArchivesArgs) -> Result<(), CliError> {
         ]);
     }
     args.output
-        .show(&table.render(false), &serde_json::json!({"items": listed}))
+        .print(&table.render(false), &serde_json::json!({"items": listed}))
 }
 
 #[cfg(test)]
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct TestCommand {
         #[command(flatten)]
         args: ArchiveArgs,
     }
@@ -167,7 +167,7 @@ mod tests {
     fn args(folder: &tempfile::TempDir, more: &[&str]) -> ArchiveArgs {
         let url = format!("sqlite:{}", folder.path().join("log.db").display());
         let line = ["archive", "--store", &url].into_iter();
-        Line::parse_from(line.chain(more.iter().copied())).args
+        TestCommand::parse_from(line.chain(more.iter().copied())).args
     }
 
     /// Events at these seconds.
@@ -179,7 +179,9 @@ mod tests {
             actor: Actor::service("test"),
             event: Event::EndpointDeletionRequested(Empty {}),
         };
-        let store = Store::open(&args(folder, &[]).which.url()).await.unwrap();
+        let store = Store::open(&args(folder, &[]).selector.url())
+            .await
+            .unwrap();
         let append = Append {
             stream,
             expected_version: 0,
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dry_run_says_what_would_be_sealed_and_what_is_in_the_way() {
+    async fn a_dry_run_reports_what_would_be_sealed_and_what_blocks_more() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(&folder, &[1, 2, 3, 4]).await;
         let relay = CursorMove {
@@ -208,12 +210,14 @@ mod tests {
             ..Commit::default()
         };
         store.commit(commit).await.unwrap();
-        let asked = args(&folder, &["--before", "4", "--dry-run"]);
-        let answer = run(&store, &asked, Timestamp::from_secs(9)).await.unwrap();
+        let dry_run_args = args(&folder, &["--before", "4", "--dry-run"]);
+        let report = run(&store, &dry_run_args, Timestamp::from_secs(9))
+            .await
+            .unwrap();
         assert_eq!(
-            text_of(&answer),
+            render(&report),
             "2 events would be archived, up to position 2\n\
-             no more for now: `relay` stands at position 2\n"
+             cannot archive more now: `relay` stands at position 2\n"
         );
         assert_eq!(store.archives().await.unwrap(), []);
     }
@@ -221,17 +225,17 @@ mod tests {
     #[tokio::test]
     async fn without_limits_only_what_is_older_than_a_month_is_sealed() {
         let folder = tempfile::tempdir().unwrap();
-        let now = Timestamp::from_secs(1_000) + KEPT;
+        let now = Timestamp::from_secs(1_000) + DEFAULT_AGE;
         let store = store(&folder, &[998, 999, 1_000, 1_001]).await;
-        let answer = run(&store, &args(&folder, &[]), now).await.unwrap();
-        assert_eq!(answer.sealed.len(), 1);
-        let text = text_of(&answer);
+        let report = run(&store, &args(&folder, &[]), now).await.unwrap();
+        assert_eq!(report.sealed.len(), 1);
+        let text = render(&report);
         assert!(text.starts_with("FIRST  LAST  EVENTS  TEXT"), "{text}");
         assert!(text.contains("1-2.penstock-events.gz"), "{text}");
-        let again = run(&store, &args(&folder, &[]), now).await.unwrap();
+        let second_run = run(&store, &args(&folder, &[]), now).await.unwrap();
         assert_eq!(
-            text_of(&again),
-            "nothing more to archive: all up to position 2 is\n"
+            render(&second_run),
+            "nothing more to archive: everything up to position 2 is archived\n"
         );
     }
 
@@ -252,7 +256,7 @@ mod tests {
         let to = tempfile::tempdir().unwrap();
         let backed_up = super::super::BackupArgs {
             to: to.path().join("monday.db"),
-            which: args(&folder, &[]).which,
+            selector: args(&folder, &[]).selector,
             output: super::super::Format::Text,
         };
         super::super::backup(&backed_up).await.unwrap();

@@ -1,7 +1,7 @@
-//! Whether two logs are the same, wherever they stand.
+//! Compares two logs, each in a store or on Kafka.
 //!
 //! Invariant: both are read once, side by side, in order of position, and every event is compared byte
-//! for byte as it is stored or was published, whether or not this release can read it.
+//! for byte as stored or published, whether or not this release can decode it.
 
 use std::collections::VecDeque;
 
@@ -10,17 +10,19 @@ use runtime::relay::RELAY;
 use serde::Serialize;
 use store::{LogHash, LogHasher, RawRecord, Store};
 
+use super::comparison::{ComparedLog, Comparison, Difference, UnmatchedEvents};
 use super::kafka::KafkaLog;
-use super::verdict::{Compared, Comparison, Only, What};
-use super::{CompareArgs, Extent, HashArgs, Progress, failed, is_kafka, line, open, url_of};
+use super::{
+    CompareArgs, Extent, HashArgs, Progress, describe_hash, failed, is_kafka_url, open, store_url,
+};
 use cli::error::CliError;
 
 const PAGE: usize = 2_000;
 
 const NO_LIMIT: Position = Position(u64::MAX);
 
-/// A log that is read once.
-enum Log {
+/// One of the two logs.
+enum ComparableLog {
     Store(StoreLog),
     Kafka(Box<KafkaLog>),
 }
@@ -28,38 +30,38 @@ enum Log {
 struct StoreLog {
     store: Store,
     head: Position,
-    /// The relay has had everything up to here confirmed.
-    carried: Position,
+    /// The relay's cursor: everything up to here is confirmed by Kafka.
+    relayed: Position,
 }
 
-impl Log {
-    async fn of_store(store: Store) -> Result<Self, CliError> {
-        let carried = store.cursor(RELAY, Bucket::GLOBAL).await.map_err(failed)?;
+impl ComparableLog {
+    async fn from_store(store: Store) -> Result<Self, CliError> {
+        let relayed = store.cursor(RELAY, Bucket::GLOBAL).await.map_err(failed)?;
         let head = store.head().await.map_err(failed)?;
         Ok(Self::Store(StoreLog {
             store,
             head,
-            carried,
+            relayed,
         }))
     }
 
-    async fn open(place: &str) -> Result<Self, CliError> {
-        match is_kafka(place) {
-            true => Ok(Self::Kafka(Box::new(KafkaLog::read(place).await?))),
-            false => Self::of_store(open(&url_of(place)).await?).await,
+    async fn open(location: &str) -> Result<Self, CliError> {
+        match is_kafka_url(location) {
+            true => Ok(Self::Kafka(Box::new(KafkaLog::read(location).await?))),
+            false => Self::from_store(open(&store_url(location)).await?).await,
         }
     }
 
-    /// Takes a store's newest events in as well: what Kafka has been read to have, its store has had.
-    async fn look_again(&mut self) -> Result<(), CliError> {
+    /// Includes a store's newest events: everything that was read from Kafka was in the store before.
+    async fn refresh_head(&mut self) -> Result<(), CliError> {
         if let Self::Store(log) = self {
             log.head = log.store.head().await.map_err(failed)?;
         }
         Ok(())
     }
 
-    /// Where it ends without a hole.
-    fn whole(&self) -> Position {
+    /// The position up to which there is no gap.
+    fn contiguous_end(&self) -> Position {
         match self {
             Self::Store(log) => log.head,
             Self::Kafka(log) => log.extent.whole,
@@ -80,10 +82,10 @@ impl Log {
         }
     }
 
-    /// None where there is no relay to speak of.
-    fn carried(&self) -> Option<Position> {
+    /// The position of the relay; `None` for Kafka.
+    fn relayed(&self) -> Option<Position> {
         match self {
-            Self::Store(log) => Some(log.carried.min(log.head)),
+            Self::Store(log) => Some(log.relayed.min(log.head)),
             Self::Kafka(_) => None,
         }
     }
@@ -102,18 +104,18 @@ impl Log {
     }
 }
 
-/// One of the logs on its way.
-struct Side {
-    log: Log,
+/// A log being read.
+struct LogScan {
+    log: ComparableLog,
     page: VecDeque<RawRecord>,
     after: Position,
     hasher: LogHasher,
     more: Option<u64>,
-    only: Option<Only>,
+    only: Option<UnmatchedEvents>,
 }
 
-impl Side {
-    fn new(log: Log) -> Self {
+impl LogScan {
+    fn new(log: ComparableLog) -> Self {
         Self {
             log,
             page: VecDeque::new(),
@@ -125,7 +127,7 @@ impl Side {
     }
 
     /// The position of the next event.
-    async fn at(&mut self) -> Result<Option<Position>, CliError> {
+    async fn peek_position(&mut self) -> Result<Option<Position>, CliError> {
         if self.page.is_empty() {
             let page = self.log.page(self.after).await?;
             self.after = page.last().map_or(self.after, |event| event.position);
@@ -134,19 +136,19 @@ impl Side {
         Ok(self.page.front().map(|event| event.position))
     }
 
-    /// The next event, if this is its position.
-    fn take(&mut self, at: Position) -> Option<RawRecord> {
+    /// The next event, if it has this position.
+    fn next_if_at(&mut self, at: Position) -> Option<RawRecord> {
         let is_next = self.page.front().is_some_and(|event| event.position == at);
         is_next.then(|| self.page.pop_front()).flatten()
     }
 
-    async fn finish(self) -> Compared {
-        let compared = Compared {
+    async fn finish(self) -> ComparedLog {
+        let compared = ComparedLog {
             hash: self.hasher.finish(),
             more: self.more,
             only: self.only,
             last: self.log.last(),
-            carried: self.log.carried(),
+            carried: self.log.relayed(),
             kafka: self.log.extent().cloned(),
         };
         self.log.close().await;
@@ -155,235 +157,249 @@ impl Side {
 }
 
 pub async fn hash(args: &HashArgs) -> Result<(), CliError> {
-    let place = args.which.url();
-    let log = match is_kafka(&place) {
-        true => Log::open(&place).await?,
-        false => Log::of_store(args.which.open().await?).await?,
+    let location = args.selector.url();
+    let log = match is_kafka_url(&location) {
+        true => ComparableLog::open(&location).await?,
+        false => ComparableLog::from_store(args.selector.open().await?).await?,
     };
-    let up_to = args.up_to.map_or_else(|| log.whole(), Position);
+    let up_to = args.up_to.map_or_else(|| log.contiguous_end(), Position);
     let done = hash_of(log, up_to).await?;
     let text = match &done.kafka {
-        None => line(&done.hash),
-        Some(extent) => format!("{}\n{}", line(&done.hash), extent.lines(&place).join("\n")),
+        None => describe_hash(&done.hash),
+        Some(extent) => format!(
+            "{}\n{}",
+            describe_hash(&done.hash),
+            extent.lines(&location).join("\n")
+        ),
     };
-    args.output.show(&text, &done)
+    args.output.print(&text, &done)
 }
 
 #[derive(Serialize)]
-struct Hashed {
+struct HashReport {
     #[serde(flatten)]
     hash: LogHash,
     #[serde(skip_serializing_if = "Option::is_none")]
     kafka: Option<Extent>,
 }
 
-async fn hash_of(log: Log, up_to: Position) -> Result<Hashed, CliError> {
-    let mut side = Side::new(log);
-    let of = side.log.last().min(up_to);
+async fn hash_of(log: ComparableLog, up_to: Position) -> Result<HashReport, CliError> {
+    let mut scan = LogScan::new(log);
+    let of = scan.log.last().min(up_to);
     let mut progress = Progress::new("log read up to position");
-    while let Some(at) = side.at().await?.filter(|at| *at <= up_to) {
-        if let Some(event) = side.take(at) {
-            side.hasher.take_in(&event);
+    while let Some(at) = scan.peek_position().await?.filter(|at| *at <= up_to) {
+        if let Some(event) = scan.next_if_at(at) {
+            scan.hasher.take_in(&event);
         }
-        progress.say(at.0, of.0);
+        progress.report(at.0, of.0);
     }
-    let Compared { hash, kafka, .. } = side.finish().await;
-    Ok(Hashed { hash, kafka })
+    let ComparedLog { hash, kafka, .. } = scan.finish().await;
+    Ok(HashReport { hash, kafka })
 }
 
-/// How far two logs shall be the same.
+/// How far two logs must be equal.
 #[derive(Clone, Copy)]
-enum Extend {
-    /// As far as both can be expected to.
+enum CompareRange {
+    /// As far as both should be complete.
     Common,
     UpTo(Position),
     Exact,
 }
 
 pub async fn compare(args: &CompareArgs) -> Result<(), CliError> {
-    let extend = match (args.up_to, args.exact) {
-        (Some(up_to), _) => Extend::UpTo(Position(up_to)),
-        (None, true) => Extend::Exact,
-        (None, false) => Extend::Common,
+    let range = match (args.up_to, args.exact) {
+        (Some(up_to), _) => CompareRange::UpTo(Position(up_to)),
+        (None, true) => CompareRange::Exact,
+        (None, false) => CompareRange::Common,
     };
-    // A store first: what its relay has carried by then must be on Kafka when that is read.
-    let (mut a, mut b) = match is_kafka(&args.a) {
+    // The store first: what its relay has published by then must be on Kafka when that is read.
+    let (mut a, mut b) = match is_kafka_url(&args.a) {
         false => {
-            let a = Log::open(&args.a).await?;
-            (a, Log::open(&args.b).await?)
+            let a = ComparableLog::open(&args.a).await?;
+            (a, ComparableLog::open(&args.b).await?)
         }
         true => {
-            let b = Log::open(&args.b).await?;
-            (Log::open(&args.a).await?, b)
+            let b = ComparableLog::open(&args.b).await?;
+            (ComparableLog::open(&args.a).await?, b)
         }
     };
-    a.look_again().await?;
-    b.look_again().await?;
-    let compared = compare_logs(a, b, extend).await?;
+    a.refresh_head().await?;
+    b.refresh_head().await?;
+    let compared = compare_logs(a, b, range).await?;
     let text = compared.text([&args.a, &args.b]);
-    args.output.show(&text, &compared)?;
+    args.output.print(&text, &compared)?;
     match compared.equal {
         true => Ok(()),
         false => Err(CliError::Quiet(1)),
     }
 }
 
-async fn compare_logs(a: Log, b: Log, extend: Extend) -> Result<Comparison, CliError> {
+async fn compare_logs(
+    a: ComparableLog,
+    b: ComparableLog,
+    range: CompareRange,
+) -> Result<Comparison, CliError> {
     let with_kafka = a.extent().is_some() || b.extent().is_some();
-    let up_to = match extend {
-        Extend::UpTo(up_to) => up_to,
-        Extend::Common if with_kafka => common(&a, &b),
-        Extend::Common | Extend::Exact => NO_LIMIT,
+    let up_to = match range {
+        CompareRange::UpTo(up_to) => up_to,
+        CompareRange::Common if with_kafka => common_end(&a, &b),
+        CompareRange::Common | CompareRange::Exact => NO_LIMIT,
     };
-    // Also a hole above what is whole is a difference, unless it was not asked for.
-    let limit = match extend {
-        Extend::UpTo(up_to) => up_to,
-        Extend::Common | Extend::Exact => a.last().min(b.last()),
+    // A gap beyond the contiguous part is a difference too, if it is in the requested range.
+    let limit = match range {
+        CompareRange::UpTo(up_to) => up_to,
+        CompareRange::Common | CompareRange::Exact => a.last().min(b.last()),
     };
-    let hole = [&a, &b]
+    let gap = [&a, &b]
         .into_iter()
-        .filter_map(Log::extent)
+        .filter_map(ComparableLog::extent)
         .flat_map(|extent| &extent.holes)
-        .map(|hole| hole.missing)
+        .map(|gap| gap.missing)
         .filter(|missing| *missing <= limit)
         .min();
-    let mut walk = Walk::of(a, b);
-    walk.compare(up_to).await?;
-    if !matches!(extend, Extend::UpTo(_)) {
-        walk.compare_rest().await?;
+    let mut comparer = LogComparer::of(a, b);
+    comparer.compare(up_to).await?;
+    if !matches!(range, CompareRange::UpTo(_)) {
+        comparer.compare_rest().await?;
     }
-    Ok(walk.finish(hole).await)
+    Ok(comparer.finish(gap).await)
 }
 
-/// Where both are whole; but what a relay has carried must be there.
-fn common(a: &Log, b: &Log) -> Position {
-    let carried = [a, b].into_iter().filter_map(Log::carried);
-    let whole = a.whole().min(b.whole());
-    carried.fold(whole, Position::max)
+/// The end of the part that both have without gaps, and at least the relay's position.
+fn common_end(a: &ComparableLog, b: &ComparableLog) -> Position {
+    let relayed = [a, b].into_iter().filter_map(ComparableLog::relayed);
+    let contiguous_end = a.contiguous_end().min(b.contiguous_end());
+    relayed.fold(contiguous_end, Position::max)
 }
 
-/// Both logs, read side by side.
-struct Walk {
-    sides: [Side; 2],
+/// Reads both logs side by side.
+struct LogComparer {
+    scans: [LogScan; 2],
     /// The last position before any difference.
     same_up_to: Position,
-    /// Where the first difference is, and what it is.
-    parting: Option<(Position, What)>,
+    /// The position and kind of the first difference.
+    first_difference: Option<(Position, Difference)>,
 }
 
-impl Walk {
-    fn of(a: Log, b: Log) -> Self {
+impl LogComparer {
+    fn of(a: ComparableLog, b: ComparableLog) -> Self {
         Self {
-            sides: [Side::new(a), Side::new(b)],
+            scans: [LogScan::new(a), LogScan::new(b)],
             same_up_to: Position::START,
-            parting: None,
+            first_difference: None,
         }
     }
 
-    /// The next position at which one of them has an event, with what each has there.
-    async fn next(&mut self, up_to: Position) -> Result<Option<Place>, CliError> {
-        let [a, b] = &mut self.sides;
-        let next = [a.at().await?, b.at().await?].into_iter().flatten().min();
-        let place = next.filter(|at| *at <= up_to).map(|at| Place {
+    /// The next position at which either log has an event, with the events there.
+    async fn next(&mut self, up_to: Position) -> Result<Option<EventPair>, CliError> {
+        let [a, b] = &mut self.scans;
+        let next = [a.peek_position().await?, b.peek_position().await?]
+            .into_iter()
+            .flatten()
+            .min();
+        let pair = next.filter(|at| *at <= up_to).map(|at| EventPair {
             at,
-            events: [a.take(at), b.take(at)],
+            events: [a.next_if_at(at), b.next_if_at(at)],
         });
-        Ok(place)
+        Ok(pair)
     }
 
-    /// Takes what both have up to a position into their hashes.
+    /// Compares and hashes both logs up to a position.
     async fn compare(&mut self, up_to: Position) -> Result<(), CliError> {
-        let [a, b] = &self.sides;
+        let [a, b] = &self.scans;
         let of = up_to.min(a.log.last().max(b.log.last()));
         let mut progress = Progress::new("compared up to position");
-        while let Some(place) = self.next(up_to).await? {
-            for (side, event) in self.sides.iter_mut().zip(&place.events) {
-                event.iter().for_each(|event| side.hasher.take_in(event));
+        while let Some(pair) = self.next(up_to).await? {
+            for (scan, event) in self.scans.iter_mut().zip(&pair.events) {
+                event.iter().for_each(|event| scan.hasher.take_in(event));
             }
-            self.count_only(&place);
-            match (place.difference(), &self.parting) {
-                (Some(what), None) => self.parting = Some((place.at, what)),
-                (None, None) => self.same_up_to = place.at,
+            self.count_unmatched(&pair);
+            match (pair.difference(), &self.first_difference) {
+                (Some(difference), None) => self.first_difference = Some((pair.at, difference)),
+                (None, None) => self.same_up_to = pair.at,
                 (_, Some(_)) => {}
             }
-            progress.say(place.at.0, of.0);
+            progress.report(pair.at.0, of.0);
         }
         Ok(())
     }
 
-    /// Above that, one of them may have what the other has not yet; but not something else.
+    /// Compares the rest, where one log may have events that the other does not have yet.
     async fn compare_rest(&mut self) -> Result<(), CliError> {
         let mut more = [0, 0];
-        while let Some(place) = self.next(NO_LIMIT).await? {
-            for (more, event) in more.iter_mut().zip(&place.events) {
+        while let Some(pair) = self.next(NO_LIMIT).await? {
+            for (more, event) in more.iter_mut().zip(&pair.events) {
                 *more += u64::from(event.is_some());
             }
-            self.count_only(&place);
-            let difference = place.difference();
-            if let Some(what) = difference.filter(|what| self.is_for_good(place.at, what)) {
-                self.parting.get_or_insert((place.at, what));
+            self.count_unmatched(&pair);
+            let difference = pair.difference();
+            if let Some(difference) =
+                difference.filter(|difference| self.is_definite(pair.at, difference))
+            {
+                self.first_difference.get_or_insert((pair.at, difference));
             }
         }
-        for (side, more) in self.sides.iter_mut().zip(more) {
-            side.more = Some(more);
+        for (scan, more) in self.scans.iter_mut().zip(more) {
+            scan.more = Some(more);
         }
         Ok(())
     }
 
-    /// Not what lies above the other's end, nor what a relay has still to carry there, in any order.
-    fn is_for_good(&self, at: Position, what: &What) -> bool {
-        let [a, b] = &self.sides;
-        let (of, other) = match what {
-            What::OnlyIn("a") => (&a.log, &b.log),
-            What::OnlyIn(_) => (&b.log, &a.log),
+    /// Whether a difference is final: not if the event lies beyond the other's end, or if a relay may still
+    /// publish it there, in any order.
+    fn is_definite(&self, at: Position, difference: &Difference) -> bool {
+        let [a, b] = &self.scans;
+        let (of, other) = match difference {
+            Difference::OnlyIn("a") => (&a.log, &b.log),
+            Difference::OnlyIn(_) => (&b.log, &a.log),
             _ => return true,
         };
-        let may_come = of.carried().is_some() && other.extent().is_some();
+        let may_come = of.relayed().is_some() && other.extent().is_some();
         !may_come && at < other.last()
     }
 
-    fn count_only(&mut self, place: &Place) {
-        let [a, b] = &mut self.sides;
-        let side = match &place.events {
+    fn count_unmatched(&mut self, pair: &EventPair) {
+        let [a, b] = &mut self.scans;
+        let scan = match &pair.events {
             [Some(_), None] => a,
             [None, Some(_)] => b,
             _ => return,
         };
-        side.only.get_or_insert_default().count(place.at);
+        scan.only.get_or_insert_default().count(pair.at);
     }
 
-    async fn finish(self, hole: Option<Position>) -> Comparison {
-        let hole = hole.map(|at| (at, What::Hole));
-        let parting = self.parting.or(hole);
-        let [a, b] = self.sides;
-        // That one has nothing yet proves nothing of the other.
-        let only = |name, side: &Side| Some((side.only?.first, What::OnlyIn(name)));
-        let nothing = (self.same_up_to == Position::START)
+    async fn finish(self, gap: Option<Position>) -> Comparison {
+        let gap = gap.map(|at| (at, Difference::Hole));
+        let first_difference = self.first_difference.or(gap);
+        let [a, b] = self.scans;
+        // An empty log proves nothing about the other.
+        let only = |name, scan: &LogScan| Some((scan.only?.first, Difference::OnlyIn(name)));
+        let one_is_empty = (self.same_up_to == Position::START)
             .then(|| only("a", &a).or_else(|| only("b", &b)))
             .flatten();
-        let parting = parting.or(nothing);
+        let first_difference = first_difference.or(one_is_empty);
         Comparison {
-            equal: parting.is_none(),
+            equal: first_difference.is_none(),
             same_up_to: self.same_up_to,
             a: a.finish().await,
             b: b.finish().await,
-            differs_at: parting.as_ref().map(|(at, _)| *at),
-            difference: parting.map(|(_, what)| what),
+            differs_at: first_difference.as_ref().map(|(at, _)| *at),
+            difference: first_difference.map(|(_, difference)| difference),
         }
     }
 }
 
-struct Place {
+struct EventPair {
     at: Position,
     events: [Option<RawRecord>; 2],
 }
 
-impl Place {
-    fn difference(&self) -> Option<What> {
+impl EventPair {
+    fn difference(&self) -> Option<Difference> {
         match &self.events {
-            [Some(a), Some(b)] => What::of(a, b),
-            [Some(_), None] => Some(What::OnlyIn("a")),
-            [None, Some(_)] => Some(What::OnlyIn("b")),
+            [Some(a), Some(b)] => Difference::of(a, b),
+            [Some(_), None] => Some(Difference::OnlyIn("a")),
+            [None, Some(_)] => Some(Difference::OnlyIn("b")),
             [None, None] => None,
         }
     }
@@ -424,41 +440,45 @@ mod tests {
         store
     }
 
-    async fn compared(folder: &tempfile::TempDir, names: [&str; 2], extend: Extend) -> Comparison {
+    async fn compared(
+        folder: &tempfile::TempDir,
+        names: [&str; 2],
+        range: CompareRange,
+    ) -> Comparison {
         let open = async |name: &str| {
             let url = folder.path().join(name).display().to_string();
-            Log::open(&url).await.unwrap()
+            ComparableLog::open(&url).await.unwrap()
         };
         let (a, b) = (open(names[0]).await, open(names[1]).await);
-        compare_logs(a, b, extend).await.unwrap()
+        compare_logs(a, b, range).await.unwrap()
     }
 
     #[tokio::test]
-    async fn a_comparison_says_where_two_logs_part() {
+    async fn a_comparison_finds_where_two_logs_diverge() {
         let folder = tempfile::tempdir().unwrap();
         for (name, events) in [("a.db", 5), ("b.db", 5), ("c.db", 3)] {
             store_of(&folder, name, events).await.close().await;
         }
-        let same = compared(&folder, ["a.db", "b.db"], Extend::Common).await;
+        let same = compared(&folder, ["a.db", "b.db"], CompareRange::Common).await;
         assert!(same.equal && same.differs_at.is_none());
         assert_eq!(same.a.hash, same.b.hash);
         assert_eq!(same.a.hash.events, 5);
-        let shorter = compared(&folder, ["a.db", "c.db"], Extend::Common).await;
+        let shorter = compared(&folder, ["a.db", "c.db"], CompareRange::Common).await;
         assert!(!shorter.equal);
         assert_eq!(shorter.differs_at, Some(Position(4)));
         assert_eq!(shorter.same_up_to, Position(3));
         let only = shorter.a.only.map(|only| (only.events, only.last));
         assert_eq!(only, Some((2, Position(5))));
-        let up_to = Extend::UpTo(Position(3));
+        let up_to = CompareRange::UpTo(Position(3));
         assert!(compared(&folder, ["a.db", "c.db"], up_to).await.equal);
     }
 
     #[tokio::test]
-    async fn a_hash_is_the_one_that_the_store_itself_has() {
+    async fn the_hash_equals_the_one_of_the_store() {
         let folder = tempfile::tempdir().unwrap();
         let store = store_of(&folder, "a.db", 5).await;
         let expected = store::log_hash(&store, Position(4)).await.unwrap();
-        let log = Log::of_store(store).await.unwrap();
+        let log = ComparableLog::from_store(store).await.unwrap();
         assert_eq!(hash_of(log, Position(4)).await.unwrap().hash, expected);
     }
 }

@@ -1,46 +1,46 @@
-//! The log as Kafka has it, in order of position.
+//! The log as read from Kafka, in order of position.
 //!
-//! Invariant: an event is as it was published, which is as it was stored, whether or not this release
-//! can read it; memory is bounded, whatever the log's length.
+//! Invariant: events are returned exactly as published, which is as stored, whether or not this release
+//! can decode them; memory use does not depend on the length of the log.
 
 use bus::BusError;
 use bus::kafka::{KafkaConfig, LogItem, LogReader, read_log};
 use store::RawRecord;
 
-use super::spool::{Sorted, Spool};
-use super::waiting::told;
-use super::{Extent, Hole, Progress, failed, shown};
+use super::external_sort::{ExternalSorter, SortedEvents};
+use super::slow_notice::notice_if_slow;
+use super::{Extent, Gap, Progress, failed, without_options};
 use cli::error::CliError;
 
 pub struct KafkaLog {
     pub extent: Extent,
-    sorted: Sorted,
+    sorted: SortedEvents,
     url: String,
 }
 
 impl KafkaLog {
-    /// Reads all that is there.
+    /// Reads the topics to their end.
     pub async fn read(url: &str) -> Result<Self, CliError> {
         let config = KafkaConfig::parse(url).map_err(|error| {
-            // The same option names it in a server's words.
+            // The message names the server's option.
             CliError::Usage(error.to_string().replacen("--bus ", "", 1))
         })?;
         let mut reader = read_log(&config);
-        let mut spool = Spool::default();
+        let mut sorter = ExternalSorter::default();
         let mut progress = Progress::new("events read from Kafka");
         let mut read = 0;
-        while let Some(item) = told(reader.next(), || waiting(url, read)).await {
-            match item.map_err(unread)? {
+        while let Some(item) = notice_if_slow(reader.next(), || waiting_notice(url, read)).await {
+            match item.map_err(read_error)? {
                 LogItem::Event(event) | LogItem::Repeated(event) => {
-                    spool.push(event).map_err(failed)?;
+                    sorter.push(event).map_err(failed)?;
                     read += 1;
                     progress.count(read);
                 }
                 LogItem::End(extent) => {
                     return Ok(Self {
-                        extent: extent_of(extent),
-                        sorted: spool.sorted().map_err(failed)?,
-                        url: shown(url).to_owned(),
+                        extent: convert_extent(extent),
+                        sorted: sorter.sorted().map_err(failed)?,
+                        url: without_options(url).to_owned(),
                     });
                 }
             }
@@ -48,7 +48,7 @@ impl KafkaLog {
         Err(failed("the log on Kafka cannot be read to its end"))
     }
 
-    /// The next events in order of position; none at the end.
+    /// The next events in order of position; empty at the end.
     pub fn page(&mut self, limit: usize) -> Result<Vec<RawRecord>, CliError> {
         let mut page = Vec::with_capacity(limit);
         while page.len() < limit {
@@ -61,11 +61,11 @@ impl KafkaLog {
     }
 }
 
-fn waiting(url: &str, read: u64) -> String {
-    let (url, patience) = (shown(url), LogReader::PATIENCE.as_secs());
+fn waiting_notice(url: &str, read: u64) -> String {
+    let (url, patience) = (without_options(url), LogReader::PATIENCE.as_secs());
     match read {
         0 => format!(
-            "waiting for {url}, which has not answered yet: gives up after {patience} s without a word"
+            "waiting for {url}, which has not answered yet: gives up after {patience} s without a response"
         ),
         read => format!(
             "waiting for more from {url}, after {read} events: gives up after {patience} s without any"
@@ -73,19 +73,19 @@ fn waiting(url: &str, read: u64) -> String {
     }
 }
 
-fn unread(error: BusError) -> CliError {
+fn read_error(error: BusError) -> CliError {
     match error {
         BusError::Unreachable(why) => CliError::NoServer(why),
-        // A server's option has the same settings.
+        // The message names the server's option.
         error => failed(error.to_string().replace("--bus", "the URL")),
     }
 }
 
-fn extent_of(extent: bus::kafka::Extent) -> Extent {
-    let holes = extent.holes.iter().map(|hole| Hole {
-        missing: hole.missing,
-        bucket: hole.bucket,
-        needed_by: hole.needed_by,
+fn convert_extent(extent: bus::kafka::Extent) -> Extent {
+    let holes = extent.holes.iter().map(|gap| Gap {
+        missing: gap.missing,
+        bucket: gap.bucket,
+        needed_by: gap.needed_by,
     });
     Extent {
         whole: extent.whole,

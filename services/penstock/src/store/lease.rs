@@ -1,4 +1,4 @@
-//! Work on a store that one process at a time does, held by a lease for as long as it takes.
+//! Runs work on a store under a lease, so that one process at a time does it.
 
 use std::time::Duration;
 
@@ -7,73 +7,81 @@ use store::{Fence, Store};
 use tokio::time::{Instant, sleep};
 
 use super::failed;
-use super::waiting::told;
+use super::slow_notice::notice_if_slow;
 use cli::error::CliError;
 
-/// A holder that has died keeps its lease for [`TTL`].
-const LEASE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for the lease; a crashed holder keeps it for [`TTL`].
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A lease, and what is said where it is somebody else's.
-pub struct Lease {
+/// A lease to acquire, and the error messages for when another process holds it.
+pub struct LeaseRequest {
     pub name: &'static str,
-    /// Before the work.
-    pub taken: String,
-    /// During it.
-    pub lost: String,
+    /// If it cannot be acquired.
+    pub busy_message: String,
+    /// If it is lost during the work.
+    pub lost_message: String,
 }
 
-/// Does the work under the lease. Refused where another process holds it.
+/// Runs `work` under the lease.
+///
+/// # Errors
+/// If another process holds the lease or takes it over, or if `work` fails.
 #[expect(
     clippy::disallowed_methods,
-    reason = "the holder of a lease has a name of its own"
+    reason = "the holder of a lease has a unique name"
 )]
-pub async fn holding<T, F>(
+pub async fn run_under_lease<T, F>(
     store: &Store,
-    lease: &Lease,
+    lease: &LeaseRequest,
     work: impl FnOnce(Fence) -> F,
 ) -> Result<T, CliError>
 where
     F: Future<Output = Result<T, CliError>>,
 {
     let holder = format!("store {} {}", lease.name, uuid::Uuid::new_v4());
-    let waiting = || {
+    let notice = || {
         format!(
             "waiting for the lease `{}`, which another process holds or has held: gives up after {} s",
             lease.name,
-            LEASE_PATIENCE.as_secs()
+            ACQUIRE_TIMEOUT.as_secs()
         )
     };
-    let fence = told(acquire(store, lease, &holder), waiting).await?;
-    let done = tokio::select! {
-        done = work(fence.clone()) => done,
-        lost = keep(store, lease, &fence, &holder) => Err(lost),
+    let fence = notice_if_slow(acquire(store, lease, &holder), notice).await?;
+    let outcome = tokio::select! {
+        outcome = work(fence.clone()) => outcome,
+        lost = renew_until_lost(store, lease, &fence, &holder) => Err(lost),
     };
     let released = store.release_lease(&fence).await.map_err(failed);
-    let done = done?;
-    released.map(|()| done)
+    let outcome = outcome?;
+    released.map(|()| outcome)
 }
 
-async fn acquire(store: &Store, lease: &Lease, holder: &str) -> Result<Fence, CliError> {
-    let until = Instant::now() + LEASE_PATIENCE;
+async fn acquire(store: &Store, lease: &LeaseRequest, holder: &str) -> Result<Fence, CliError> {
+    let deadline = Instant::now() + ACQUIRE_TIMEOUT;
     loop {
         let acquired = store.acquire_lease(lease.name, holder, TTL).await;
         if let Some(fence) = acquired.map_err(failed)? {
             return Ok(fence);
         }
-        if Instant::now() >= until {
-            return Err(failed(&lease.taken));
+        if Instant::now() >= deadline {
+            return Err(failed(&lease.busy_message));
         }
         sleep(RENEW_EVERY).await;
     }
 }
 
-/// Holds the lease until it is lost.
-async fn keep(store: &Store, lease: &Lease, fence: &Fence, holder: &str) -> CliError {
+/// Renews the lease; returns when it is lost.
+async fn renew_until_lost(
+    store: &Store,
+    lease: &LeaseRequest,
+    fence: &Fence,
+    holder: &str,
+) -> CliError {
     loop {
         sleep(RENEW_EVERY).await;
         match store.renew_lease(fence, holder, TTL).await {
             Ok(true) => {}
-            Ok(false) => return failed(&lease.lost),
+            Ok(false) => return failed(&lease.lost_message),
             Err(error) => return failed(error),
         }
     }

@@ -1,11 +1,11 @@
-//! Stands for the log on Kafka in a binary that was built without it: there never is one.
+//! A stub of the log on Kafka for binaries built without it; it is never constructed.
 
 use store::RawRecord;
 
 use super::Extent;
 use cli::error::CliError;
 
-#[allow(dead_code, reason = "there never is one")]
+#[allow(dead_code, reason = "never constructed")]
 pub struct KafkaLog {
     pub extent: Extent,
     never: std::convert::Infallible,
@@ -14,8 +14,8 @@ pub struct KafkaLog {
 impl KafkaLog {
     pub async fn read(url: &str) -> Result<Self, CliError> {
         Err(CliError::Failed(format!(
-            "{}: this binary was built without Kafka; `cargo build --release --bin penstock` makes one with it",
-            super::shown(url)
+            "{}: this binary was built without Kafka; `cargo build --release --bin penstock` builds one with it",
+            super::without_options(url)
         )))
     }
 

@@ -1,4 +1,4 @@
-//! Makes read models anew, and before that the log itself from a backup or from Kafka alone.
+//! Rebuilds read models from the log, and optionally the log itself from a backup or from Kafka.
 
 use contract::ids::{Bucket, Position};
 use domain::views::MODELS;
@@ -9,45 +9,45 @@ use serde::Serialize;
 use store::{Commit, CursorMove, LogHash, LogHasher, RawRecord, Store, StoreError};
 
 use super::kafka::KafkaLog;
-use super::{Extent, Progress, RebuildArgs, failed, is_kafka, line, open, url_of};
+use super::{Extent, Progress, RebuildArgs, describe_hash, failed, is_kafka_url, open, store_url};
 use cli::error::CliError;
 
 const PAGE: usize = 2_000;
 
-/// What a store was made from.
+/// What was imported into the store.
 #[derive(Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Taken {
-    /// What was copied first.
+struct ImportSummary {
+    /// The events that were copied.
     #[serde(skip_serializing_if = "Option::is_none")]
     copied: Option<LogHash>,
-    /// What Kafka had.
+    /// The extent of the log on Kafka.
     #[serde(skip_serializing_if = "Option::is_none")]
     kafka: Option<Extent>,
-    /// Events above the first hole.
+    /// Events beyond the first gap, which were not imported.
     #[serde(skip_serializing_if = "Option::is_none")]
     left_out: Option<u64>,
-    /// Events that were taken as they are.
+    /// Events that were imported without being decoded.
     #[serde(skip_serializing_if = "Option::is_none")]
-    not_known: Option<NotKnown>,
+    not_known: Option<UndecodableEvents>,
 }
 
-/// Events that this release cannot read: another one has written them.
+/// Events that this release cannot decode, because a newer one wrote them.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct NotKnown {
+struct UndecodableEvents {
     events: u64,
-    /// The first of them, and why.
+    /// The position of the first one; `detail` says why it cannot be decoded.
     first: Position,
     detail: String,
 }
 
-impl NotKnown {
-    fn count(counted: &mut Option<Self>, event: &RawRecord) {
+impl UndecodableEvents {
+    fn count(undecodable: &mut Option<Self>, event: &RawRecord) {
         let Err(error) = store::decode(event) else {
             return;
         };
-        let counted = counted.get_or_insert_with(|| Self {
+        let undecodable = undecodable.get_or_insert_with(|| Self {
             events: 0,
             first: event.position,
             detail: match error {
@@ -55,21 +55,21 @@ impl NotKnown {
                 error => error.to_string(),
             },
         });
-        counted.events += 1;
+        undecodable.events += 1;
     }
 }
 
-impl Taken {
-    /// Whether nothing is known that was there once and was not taken.
-    fn is_all(&self) -> bool {
+impl ImportSummary {
+    /// Whether nothing is known to be missing.
+    fn is_complete(&self) -> bool {
         let kafka = self.kafka.as_ref();
-        kafka.is_none_or(|extent| is_all(extent, self.left_out.unwrap_or(0)))
+        kafka.is_none_or(|extent| is_complete(extent, self.left_out.unwrap_or(0)))
     }
 }
 
-/// The last event of a bucket is missed by none that follows it: where it cannot be read, there is
-/// neither a hole nor anything above.
-fn is_all(extent: &Extent, left_out: u64) -> bool {
+/// Unreadable messages count too: if the last event of a bucket cannot be read, nothing refers to it, so
+/// there is neither a gap nor anything beyond it.
+fn is_complete(extent: &Extent, left_out: u64) -> bool {
     left_out == 0 && extent.holes.is_empty() && extent.unreadable.is_empty()
 }
 
@@ -77,83 +77,83 @@ fn is_all(extent: &Extent, left_out: u64) -> bool {
 #[serde(rename_all = "camelCase")]
 struct Rebuilt {
     #[serde(flatten)]
-    taken: Taken,
+    import: ImportSummary,
     rows_changed: usize,
-    /// Endpoints with an event that this release cannot digest.
+    /// Endpoints that are parked because of an event that cannot be applied.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     parked: Vec<ParkedView>,
 }
 
 pub async fn rebuild(args: &RebuildArgs) -> Result<(), CliError> {
-    let url = args.which.url();
-    let (store, taken) = match &args.from {
-        None => (args.which.open().await?, Taken::default()),
-        Some(from) if is_kafka(from) => {
-            // Before Kafka is read, which takes a while.
+    let url = args.selector.url();
+    let (store, import) = match &args.from {
+        None => (args.selector.open().await?, ImportSummary::default()),
+        Some(from) if is_kafka_url(from) => {
+            // Check the store first: reading Kafka takes a while.
             store::inspect(&url).await.map_err(failed)?;
-            // Before the store is made: Kafka may not be there.
+            // Read Kafka before the store is created: it may be unreachable.
             let log = KafkaLog::read(from).await?;
-            let archives = args.which.archive.as_deref();
+            let archives = args.selector.archive.as_deref();
             let store = Store::open_with(&url, archives).await.map_err(failed)?;
-            let taken = from_kafka(log, &store).await;
-            (store, taken?)
+            let import = import_from_kafka(log, &store).await;
+            (store, import?)
         }
         Some(from) => {
-            let from = open(&url_of(from)).await?;
-            let archives = args.which.archive.as_deref();
+            let from = open(&store_url(from)).await?;
+            let archives = args.selector.archive.as_deref();
             let store = Store::open_with(&url, archives).await.map_err(failed)?;
-            let taken = from_store(&from, &store).await;
+            let import = import_from_store(&from, &store).await;
             from.close().await;
-            (store, taken?)
+            (store, import?)
         }
     };
     let models = rebuild_models(&store).await;
     store.close().await;
     let (rows_changed, parked) = models?;
     let rebuilt = Rebuilt {
-        taken,
+        import,
         rows_changed,
         parked,
     };
-    args.output.show(&text_of(args, &rebuilt), &rebuilt)?;
-    match rebuilt.taken.is_all() {
+    args.output.print(&render(args, &rebuilt), &rebuilt)?;
+    match rebuilt.import.is_complete() {
         true => Ok(()),
         false => Err(CliError::Quiet(1)),
     }
 }
 
-fn text_of(args: &RebuildArgs, rebuilt: &Rebuilt) -> String {
-    let taken = &rebuilt.taken;
+fn render(args: &RebuildArgs, rebuilt: &Rebuilt) -> String {
+    let import = &rebuilt.import;
     let mut lines = Vec::new();
-    if let (Some(from), Some(extent)) = (&args.from, &taken.kafka) {
+    if let (Some(from), Some(extent)) = (&args.from, &import.kafka) {
         lines.extend(extent.lines(from));
     }
-    lines.extend(taken.copied.as_ref().map(line));
-    if let (Some(left_out @ 1..), Some(extent)) = (taken.left_out, &taken.kafka) {
+    lines.extend(import.copied.as_ref().map(describe_hash));
+    if let (Some(left_out @ 1..), Some(extent)) = (import.left_out, &import.kafka) {
         lines.push(format!(
-            "left out: {left_out} events above position {}. Topics that hold them are no longer this \
-             log's: publish it to others with `penstock store republish`",
+            "left out: {left_out} events above position {}. These topics no longer match the restored \
+             log: publish it to new ones with `penstock store republish`",
             extent.whole
         ));
     }
-    let unreadable = taken
+    let unreadable = import
         .kafka
         .as_ref()
         .map_or(0, |kafka| kafka.unreadable.len());
     if unreadable > 0 {
         lines.push(format!(
-            "left out: {unreadable} messages that are no events as this release publishes them; the store \
-             lacks what they were. A release that knows them takes them in, into an empty store"
+            "left out: {unreadable} messages that this release cannot read as events; they are missing in the \
+             store. A release that knows the format can import them into an empty store"
         ));
     }
-    if let Some(NotKnown {
+    if let Some(UndecodableEvents {
         events,
         first,
         detail,
-    }) = &taken.not_known
+    }) = &import.not_known
     {
         lines.push(format!(
-            "taken as they are: {events} events that this release cannot read, the first at position \
+            "imported without decoding: {events} events that this release cannot read, the first at position \
              {first} ({detail})"
         ));
     }
@@ -163,7 +163,7 @@ fn text_of(args: &RebuildArgs, rebuilt: &Rebuilt) -> String {
     ));
     lines.extend(rebuilt.parked.iter().map(|parked| {
         format!(
-            "parked: {}, whose event at position {} cannot be digested ({}); its rows are those before \
+            "parked: {}, whose event at position {} cannot be applied ({}); its rows are those before \
              it. See `penstock events parked`",
             parked.endpoint, parked.position, parked.detail
         )
@@ -171,20 +171,21 @@ fn text_of(args: &RebuildArgs, rebuilt: &Rebuilt) -> String {
     lines.join("\n")
 }
 
-async fn from_store(from: &Store, to: &Store) -> Result<Taken, CliError> {
+async fn import_from_store(from: &Store, to: &Store) -> Result<ImportSummary, CliError> {
     let mut progress = Progress::new("events copied");
-    let copied = store::copy(from, to, |done, of| progress.say(done, of)).await;
-    Ok(Taken {
+    let copied = store::copy(from, to, |done, of| progress.report(done, of)).await;
+    Ok(ImportSummary {
         copied: Some(copied.map_err(failed)?),
-        ..Taken::default()
+        ..ImportSummary::default()
     })
 }
 
-/// Takes in Kafka's log up to where it is whole, byte for byte. New events go on above all that was ever there.
-async fn from_kafka(mut log: KafkaLog, store: &Store) -> Result<Taken, CliError> {
-    let whole = log.extent.whole;
+/// Imports Kafka's log byte for byte, up to the first gap. New events get positions above all that were
+/// found.
+async fn import_from_kafka(mut log: KafkaLog, store: &Store) -> Result<ImportSummary, CliError> {
+    let contiguous_end = log.extent.whole;
     let mut hasher = LogHasher::default();
-    let (mut taken, mut left_out) = (0, 0);
+    let (mut imported, mut left_out) = (0, 0);
     let mut not_known = None;
     let mut progress = Progress::new("events copied");
     loop {
@@ -192,23 +193,23 @@ async fn from_kafka(mut log: KafkaLog, store: &Store) -> Result<Taken, CliError>
         if page.is_empty() {
             break;
         }
-        let above = page.split_off(page.partition_point(|event| event.position <= whole));
+        let above = page.split_off(page.partition_point(|event| event.position <= contiguous_end));
         left_out += above.len() as u64;
-        taken += page.len() as u64;
+        imported += page.len() as u64;
         for event in &page {
             hasher.take_in(event);
-            NotKnown::count(&mut not_known, event);
+            UndecodableEvents::count(&mut not_known, event);
         }
         store::append_raw(store, page).await.map_err(failed)?;
-        progress.say(taken, log.extent.records);
+        progress.report(imported, log.extent.records);
     }
     let last = log.extent.last;
     store::go_on_above(store, last).await.map_err(failed)?;
-    // Orphans above a hole, or what cannot be read, are nothing that a relay may go on from.
-    if is_all(&log.extent, left_out) {
-        relay_stands_at(store, whole).await?;
+    // The relay must not continue after a gap or an unreadable message.
+    if is_complete(&log.extent, left_out) {
+        advance_relay(store, contiguous_end).await?;
     }
-    Ok(Taken {
+    Ok(ImportSummary {
         copied: Some(hasher.finish()),
         left_out: Some(left_out),
         not_known,
@@ -216,8 +217,8 @@ async fn from_kafka(mut log: KafkaLog, store: &Store) -> Result<Taken, CliError>
     })
 }
 
-/// What came from Kafka need not be published there again.
-async fn relay_stands_at(store: &Store, to: Position) -> Result<(), CliError> {
+/// Moves the relay's cursor: what came from Kafka need not be published there again.
+async fn advance_relay(store: &Store, to: Position) -> Result<(), CliError> {
     let from = store.cursor(RELAY, Bucket::GLOBAL).await.map_err(failed)?;
     if from >= to {
         return Ok(());
@@ -234,13 +235,13 @@ async fn relay_stands_at(store: &Store, to: Position) -> Result<(), CliError> {
     store.commit(commit).await.map(|_| ()).map_err(failed)
 }
 
-/// Also lists what is parked, as the running consumer does: without that, a release which can read it
-/// would take its rows for whole.
+/// Rebuilds the read models, and lists parked endpoints as a running consumer does: otherwise a release
+/// that can apply the event would take their rows for complete.
 async fn rebuild_models(store: &Store) -> Result<(usize, Vec<ParkedView>), CliError> {
     let head = store.head().await.map_err(failed)?;
     let mut progress = Progress::new("log read up to position");
     let mut projector = control::ViewsProjector::for_rebuild();
-    let say = |at: Position| progress.say(at.0, head.0);
+    let say = |at: Position| progress.report(at.0, head.0);
     let changed = store::rebuild_with(store, &mut projector, MODELS, say).await;
     let changed = changed.map_err(failed)?;
     let mut parked = Vec::new();

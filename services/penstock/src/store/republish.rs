@@ -1,8 +1,8 @@
-//! Fills Kafka from the store, with events as they are stored.
+//! Publishes the stored log to Kafka, byte for byte.
 //!
-//! Invariant: nobody else publishes meanwhile (the lease of the relay is held), and the relay's cursor
-//! passes only what Kafka has confirmed, page by page, and only while the lease is ours. So it never
-//! passes an event that nobody has published, and what was cut off can be gone on with.
+//! Invariant: nobody else publishes meanwhile (the relay's lease is held), and the relay's cursor advances
+//! only past what Kafka has confirmed, page by page, and only while the lease is ours. So it never passes
+//! an unpublished event, and an interrupted run can be continued.
 
 use std::time::Duration;
 
@@ -14,136 +14,137 @@ use serde::Serialize;
 use store::{Commit, CursorMove, Fence, Store};
 use tokio::time::{Instant, sleep};
 
-use super::lease::{Lease, holding};
-use super::waiting::told;
-use super::{Progress, RepublishArgs, failed, is_kafka, shown};
+use super::lease::{LeaseRequest, run_under_lease};
+use super::slow_notice::notice_if_slow;
+use super::{Progress, RepublishArgs, failed, is_kafka_url, without_options};
 use cli::error::CliError;
-use cli::output::remark;
+use cli::output::print_notice;
 
-/// Events that wait for Kafka's word at once.
+/// Number of events published per batch.
 const PAGE: usize = 2_000;
 
-/// Tries of a page, each of which waits for the brokers itself for so long.
-const TRIES: u32 = 3;
-const TRY: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_secs(1);
+/// Attempts per page, and how long each waits for the brokers.
+const ATTEMPTS: u32 = 3;
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// How long is waited for a broker before anything is published.
-const BROKER_PATIENCE: Duration = Duration::from_secs(30);
-const ASK_EVERY: Duration = Duration::from_millis(200);
+/// How long to wait for a broker before publishing.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// By then it is known why none answers.
-const REASON_AFTER: Duration = Duration::from_secs(10);
+/// How long to wait before reporting why no broker answers.
+const REASON_NOTICE_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Republished {
     published: u64,
-    /// The relay goes on from here.
+    /// The relay continues from here.
     up_to: Position,
 }
 
 pub async fn republish(args: &RepublishArgs) -> Result<(), CliError> {
-    if !is_kafka(&args.to) {
+    if !is_kafka_url(&args.to) {
         return Err(CliError::Usage(
-            "--to names no Kafka: write kafka://HOST:PORT/PREFIX".to_owned(),
+            "--to is not a Kafka URL: write kafka://HOST:PORT/PREFIX".to_owned(),
         ));
     }
-    let store = args.which.open().await?;
+    let store = args.selector.open().await?;
     let done = with_bus(&store, args).await;
     store.close().await;
     let done = done?;
     let text = format!(
-        "{} events published to {}, up to position {}; the relay goes on from there",
+        "{} events published to {}, up to position {}; the relay continues from there",
         done.published,
-        shown(&args.to),
+        without_options(&args.to),
         done.up_to
     );
-    args.output.show(&text, &done)
+    args.output.print(&text, &done)
 }
 
 async fn with_bus(store: &Store, args: &RepublishArgs) -> Result<Republished, CliError> {
-    let until = Instant::now() + BROKER_PATIENCE;
-    let waiting = || {
+    let deadline = Instant::now() + BROKER_TIMEOUT;
+    let notice = || {
         format!(
             "waiting for {}, which has not answered yet: gives up after {} s",
-            shown(&args.to),
-            BROKER_PATIENCE.as_secs()
+            without_options(&args.to),
+            BROKER_TIMEOUT.as_secs()
         )
     };
-    let opened = told(bus::open(&args.to), waiting).await;
+    let opened = notice_if_slow(bus::open(&args.to), notice).await;
     let bus = opened.map_err(|error| match error {
         BusError::Url { url, reason } => CliError::Usage(format!("--to {url}: {reason}")),
         error => failed(error),
     })?;
-    let done = match answers(&*bus, until).await {
-        Ok(()) => with_lease(store, &*bus, Position(args.after)).await,
-        Err(away) => Err(away),
+    let done = match wait_until_reachable(&*bus, deadline).await {
+        Ok(()) => publish_under_lease(store, &*bus, Position(args.after)).await,
+        Err(unreachable) => Err(unreachable),
     };
     bus.close().await;
     done
 }
 
-/// Waits until the bus works. What the matter is, is said before the end: it may be for people to mend.
-async fn answers(bus: &dyn Bus, until: Instant) -> Result<(), CliError> {
-    let mut said = false;
-    while let Some(trouble) = bus.trouble() {
-        // A server's option has the same settings.
-        let trouble = trouble.replace("--bus", "--to");
-        if Instant::now() >= until {
+/// Waits until the bus is reachable. The problem is reported before the timeout, since an operator may be
+/// able to fix it.
+async fn wait_until_reachable(bus: &dyn Bus, deadline: Instant) -> Result<(), CliError> {
+    let mut is_reported = false;
+    while let Some(problem) = bus.trouble() {
+        // The message names the server's option.
+        let problem = problem.replace("--bus", "--to");
+        if Instant::now() >= deadline {
             return Err(CliError::NoServer(format!(
-                "{trouble}. Nothing is published: see to it, and start this again"
+                "{problem}. Nothing was published: fix the problem, and run this again"
             )));
         }
-        if !said && Instant::now() + BROKER_PATIENCE >= until + REASON_AFTER {
-            remark(&format!("still waiting: {trouble}"));
-            said = true;
+        if !is_reported && Instant::now() + BROKER_TIMEOUT >= deadline + REASON_NOTICE_AFTER {
+            print_notice(&format!("still waiting: {problem}"));
+            is_reported = true;
         }
-        sleep(ASK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }
 
-async fn with_lease(
+async fn publish_under_lease(
     store: &Store,
     bus: &dyn Bus,
     after: Position,
 ) -> Result<Republished, CliError> {
-    let lease = Lease {
+    let lease = LeaseRequest {
         name: RELAY,
-        taken: format!(
+        busy_message: format!(
             "another process publishes this store's log (it holds the lease `{RELAY}`): stop the \
              services that share the store first"
         ),
-        lost: format!(
-            "another process has taken the lease `{RELAY}` and publishes: start this again when no \
-             other does"
+        lost_message: format!(
+            "another process has taken the lease `{RELAY}` and publishes: run this again when no \
+             other process does"
         ),
     };
-    holding(store, &lease, async |fence| {
-        let carried = relayed(store).await?;
-        check_after(after, carried)?;
+    run_under_lease(store, &lease, async |fence| {
+        let relayed = relay_cursor(store).await?;
+        check_after(after, relayed)?;
         publish(store, bus, &fence, after).await
     })
     .await
 }
 
-/// What stands between the cursor and a position above it, nobody would ever publish.
-fn check_after(after: Position, carried: Position) -> Result<(), CliError> {
-    if after <= carried {
+/// Refuses to start beyond the relay's cursor: the events between would never be published.
+fn check_after(after: Position, relayed: Position) -> Result<(), CliError> {
+    if after <= relayed {
         return Ok(());
     }
     Err(CliError::Usage(format!(
-        "--after {after}: the relay of this store has published up to position {carried}, and the \
-         events between would never be; use --after {carried}, or a lower one"
+        "--after {after}: the relay of this store has published up to position {relayed}, and the \
+         events between would never be published; use --after {relayed}, or a lower one"
     )))
 }
 
-async fn relayed(store: &Store) -> Result<Position, CliError> {
+async fn relay_cursor(store: &Store) -> Result<Position, CliError> {
     store.cursor(RELAY, Bucket::GLOBAL).await.map_err(failed)
 }
 
-/// Publishes what is in the log now, above a position.
+/// Publishes the current log after a position.
 async fn publish(
     store: &Store,
     bus: &dyn Bus,
@@ -163,37 +164,37 @@ async fn publish(
         let Some(last) = page.last().map(|event| event.position) else {
             break;
         };
-        hand_over(bus, &page, done.up_to).await?;
+        publish_page(bus, &page, done.up_to).await?;
         done.published += page.len() as u64;
         done.up_to = last;
         move_cursor(store, fence, last).await?;
-        progress.say(last.0, head.0);
+        progress.report(last.0, head.0);
     }
     Ok(done)
 }
 
-/// The same again after an error: what is there twice does no harm.
-async fn hand_over(bus: &dyn Bus, page: &[RawRecord], after: Position) -> Result<(), CliError> {
-    let mut tries = 1;
+/// Publishes a page, with retries: duplicates are harmless.
+async fn publish_page(bus: &dyn Bus, page: &[RawRecord], after: Position) -> Result<(), CliError> {
+    let mut attempt = 1;
     loop {
-        let waiting = || {
+        let notice = || {
             format!(
-                "waiting for Kafka's word on events above position {after}: gives up after about {} s",
-                u64::from(TRIES - tries + 1) * TRY.as_secs()
+                "waiting for Kafka to confirm events above position {after}: gives up after about {} s",
+                u64::from(ATTEMPTS - attempt + 1) * ATTEMPT_TIMEOUT.as_secs()
             )
         };
-        match told(bus.publish_stored(page), waiting).await {
+        match notice_if_slow(bus.publish_stored(page), notice).await {
             Ok(()) => return Ok(()),
-            Err(error @ BusError::NotPublished { .. }) if tries < TRIES => {
-                remark(&format!(
-                    "{error}. Tries again ({tries} of {TRIES} times failed)"
+            Err(error @ BusError::NotPublished { .. }) if attempt < ATTEMPTS => {
+                print_notice(&format!(
+                    "{error}. Retrying (attempt {attempt} of {ATTEMPTS} failed)"
                 ));
-                tries += 1;
-                sleep(PAUSE).await;
+                attempt += 1;
+                sleep(RETRY_DELAY).await;
             }
             Err(error) => {
                 return Err(failed(format!(
-                    "{error}. Everything up to position {after} is published: go on with --after {after}"
+                    "{error}. Everything up to position {after} is published: continue with --after {after}"
                 )));
             }
         }
@@ -201,7 +202,7 @@ async fn hand_over(bus: &dyn Bus, page: &[RawRecord], after: Position) -> Result
 }
 
 async fn move_cursor(store: &Store, fence: &Fence, to: Position) -> Result<(), CliError> {
-    let from = relayed(store).await?;
+    let from = relay_cursor(store).await?;
     if from >= to {
         return Ok(());
     }

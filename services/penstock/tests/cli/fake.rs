@@ -1,5 +1,4 @@
-//! A stand-in for the control API and the gateway: it stores what is put, and remembers what was
-//! asked.
+//! A fake of the control API and the gateway: stores what is put, and records requests.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,7 +21,7 @@ pub struct Request {
 }
 
 #[derive(Default)]
-struct Inner {
+struct FakeState {
     url: String,
     requests: Vec<Request>,
     stored: BTreeMap<String, Value>,
@@ -31,21 +30,21 @@ struct Inner {
 }
 
 #[derive(Clone)]
-struct Shared(Arc<Mutex<Inner>>);
+struct SharedState(Arc<Mutex<FakeState>>);
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+impl SharedState {
+    fn lock(&self) -> MutexGuard<'_, FakeState> {
         self.0.lock().unwrap()
     }
 }
 
-pub struct Fake {
+pub struct FakeServer {
     pub url: String,
-    shared: Shared,
+    shared: SharedState,
     _runtime: tokio::runtime::Runtime,
 }
 
-impl Fake {
+impl FakeServer {
     pub fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -56,7 +55,7 @@ impl Fake {
             .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
             .unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let shared = Shared(Arc::default());
+        let shared = SharedState(Arc::default());
         shared.lock().url.clone_from(&url);
         let router = Router::new().fallback(answer).with_state(shared.clone());
         runtime.spawn(async move { axum::serve(listener, router).await });
@@ -95,7 +94,7 @@ impl Fake {
         self.shared.lock().stored[path].to_string()
     }
 
-    /// Something that the server has already.
+    /// Stores a resource, as if it existed before.
     pub fn store(&self, path: &str, body: Value) {
         self.shared.lock().stored.insert(path.into(), body);
     }
@@ -107,7 +106,7 @@ impl Fake {
             .insert(path.into(), (status, problem));
     }
 
-    /// States that a resource goes through, one per read; the last one stays.
+    /// Sets the states of a resource, one per read; the last one stays.
     pub fn states(&self, path: &str, states: &[&str]) {
         let states = states.iter().map(|state| (*state).to_owned()).collect();
         self.shared.lock().states.insert(path.into(), states);
@@ -115,7 +114,7 @@ impl Fake {
 }
 
 async fn answer(
-    State(shared): State<Shared>,
+    State(shared): State<SharedState>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -177,7 +176,7 @@ fn scored(body: &[u8], deployment: Option<String>) -> Response<Body> {
     response
 }
 
-impl Inner {
+impl FakeState {
     fn get(&mut self, path: &str, query: &str) -> Response<Body> {
         if path == "/v1/events" {
             return events(query);
@@ -254,7 +253,7 @@ impl Inner {
         resource["status"] = json!({"provisioningState": "Succeeded", "traffic": 100,
             "instances": {"ready": 1, "wanted": 1},
             "scoringUri": format!("{}/endpoints/iris/score", self.url)});
-        // What is left out of a split stays as it is.
+        // Omitted parts of a split stay unchanged.
         if path.ends_with("/traffic") {
             let endpoint = path.trim_end_matches("/traffic").to_owned();
             self.stored.get_mut(&endpoint).unwrap()["spec"]["traffic"] = body["traffic"].clone();

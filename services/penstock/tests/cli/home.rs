@@ -1,11 +1,11 @@
-//! A private home for the binary under test, and what came of running it.
+//! A private home directory for the binary under test, and results of running it.
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use super::fake::Fake;
+use super::fake::FakeServer;
 
-/// An empty home, so that nothing of the machine leaks into a test.
+/// An empty home directory, so that no settings of the machine leak into a test.
 pub struct Home {
     pub dir: tempfile::TempDir,
 }
@@ -42,25 +42,25 @@ impl Home {
         command
     }
 
-    pub fn run(&self, words: &[&str]) -> Ran {
-        Ran::of(self.command(words).output().unwrap())
+    pub fn run(&self, words: &[&str]) -> CommandResult {
+        CommandResult::of(self.command(words).output().unwrap())
     }
 
-    pub fn run_with(&self, server: &Fake, words: &[&str]) -> Ran {
+    pub fn run_with(&self, server: &FakeServer, words: &[&str]) -> CommandResult {
         let mut command = self.command(words);
         command.env("PENSTOCK_SERVER", &server.url);
-        Ran::of(command.output().unwrap())
+        CommandResult::of(command.output().unwrap())
     }
 }
 
 #[derive(Debug)]
-pub struct Ran {
+pub struct CommandResult {
     pub code: i32,
     pub out: String,
     pub err: String,
 }
 
-impl Ran {
+impl CommandResult {
     pub fn of(output: Output) -> Self {
         Self {
             code: output.status.code().unwrap(),
@@ -97,6 +97,6 @@ metadata: {name: iris}
 spec: {traffic: {blue: 100}}
 ";
 
-pub fn set_of_documents() -> String {
+pub fn all_documents() -> String {
     [AUTOSCALE, DEPLOYMENT, ENDPOINT].join("---")
 }

@@ -1,5 +1,4 @@
-//! The real binary against a small stand-in for the control API: order of requests, exit codes,
-//! credentials, what is printed where.
+//! The real binary against a fake control API: order of requests, exit codes, credentials, and output.
 #![allow(clippy::unwrap_used, reason = "all of it is test code")]
 
 mod apply;
@@ -10,13 +9,13 @@ mod validate;
 use std::io::BufRead;
 use std::process::Stdio;
 
-use fake::Fake;
-use home::{AUTOSCALE, ENDPOINT, Home, set_of_documents};
+use fake::FakeServer;
+use home::{AUTOSCALE, ENDPOINT, Home, all_documents};
 use serde_json::{Value, json};
 
 #[test]
-fn exit_codes_tell_refusals_usage_and_an_unreachable_server_apart() {
-    let (home, server) = (Home::new(), Fake::start());
+fn exit_codes_distinguish_refusals_usage_errors_and_an_unreachable_server() {
+    let (home, server) = (Home::new(), FakeServer::start());
     assert_eq!(home.run_with(&server, &["get", "endpoints"]).code, 0);
     assert_eq!(home.run_with(&server, &["get", "endpoint", "none"]).code, 1);
     assert_eq!(home.run_with(&server, &["get", "nonsense"]).code, 2);
@@ -35,15 +34,15 @@ fn exit_codes_tell_refusals_usage_and_an_unreachable_server_apart() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = closed.local_addr().unwrap();
     drop(closed);
-    let ran = home.run(&["get", "endpoints", "--server", &format!("http://{address}")]);
-    assert_eq!(ran.code, 3, "{ran:?}");
-    assert!(ran.err.contains("cannot be reached"), "{}", ran.err);
-    assert_eq!(ran.out, "");
+    let result = home.run(&["get", "endpoints", "--server", &format!("http://{address}")]);
+    assert_eq!(result.code, 3, "{result:?}");
+    assert!(result.err.contains("cannot be reached"), "{}", result.err);
+    assert_eq!(result.out, "");
 }
 
 #[test]
 fn the_token_comes_from_the_environment_or_from_the_servers_own_file() {
-    let (home, server) = (Home::new(), Fake::start());
+    let (home, server) = (Home::new(), FakeServer::start());
     let config = json!({"server": server.url, "token": "from-file"}).to_string();
     home.file("penstock/client.json", &config);
     let file = home.file(
@@ -69,7 +68,7 @@ fn the_token_comes_from_the_environment_or_from_the_servers_own_file() {
     command.output().unwrap();
     assert_eq!(server.last_token().as_deref(), Some("Bearer mine"));
 
-    let other = Fake::start();
+    let other = FakeServer::start();
     home.run_with(&other, &["get", "endpoints"]);
     assert_eq!(
         other.last_token(),
@@ -88,8 +87,8 @@ fn the_token_comes_from_the_environment_or_from_the_servers_own_file() {
 
 #[test]
 fn tables_are_plain_and_json_is_the_body_unchanged() {
-    let (home, server) = (Home::new(), Fake::start());
-    let file = home.file("all.yaml", &set_of_documents());
+    let (home, server) = (Home::new(), FakeServer::start());
+    let file = home.file("all.yaml", &all_documents());
     home.run_with(&server, &["apply", "-f", file.to_str().unwrap()]);
     let table = home.run_with(&server, &["get", "deployments", "iris"]).out;
     let lines: Vec<Vec<&str>> = table
@@ -131,8 +130,8 @@ fn instance(id: &str, state: &str, requested: u32, ended: Option<u32>) -> Value 
 }
 
 #[test]
-fn instances_that_are_over_are_listed_only_with_all() {
-    let (home, server) = (Home::new(), Fake::start());
+fn terminated_instances_are_listed_only_with_all() {
+    let (home, server) = (Home::new(), FakeServer::start());
     // The fake lists by path; the API lists newest first.
     server.store(
         "/v1/instances/1",
@@ -155,12 +154,12 @@ fn instances_that_are_over_are_listed_only_with_all() {
         instance("iris-blue-gone", "stopped", 5, Some(15)),
     );
     let listed = |words: &[&str]| -> Vec<String> {
-        let ran = home.run_with(&server, words);
-        assert_eq!(ran.code, 0, "{ran:?}");
-        let ids = ran.out.lines().skip(1).map(first_word);
+        let result = home.run_with(&server, words);
+        assert_eq!(result.code, 0, "{result:?}");
+        let ids = result.out.lines().skip(1).map(first_word);
         ids.collect()
     };
-    // One was requested after two had failed: it stands for one of them.
+    // One was requested after two had failed: it replaces one of them.
     assert_eq!(
         listed(&["get", "instances"]),
         ["iris-blue-new", "iris-blue-broken", "iris-blue-ready"]
@@ -191,7 +190,7 @@ fn first_word(line: &str) -> String {
 
 #[test]
 fn a_read_after_a_write_asks_for_the_position_of_that_write() {
-    let (home, server) = (Home::new(), Fake::start());
+    let (home, server) = (Home::new(), FakeServer::start());
     let file = home.file("e.yaml", &ENDPOINT.replace("{traffic: {blue: 100}}", "{}"));
     home.run_with(&server, &["apply", "-f", file.to_str().unwrap(), "--wait"]);
     let read = server
@@ -203,12 +202,12 @@ fn a_read_after_a_write_asks_for_the_position_of_that_write() {
 
 #[test]
 fn pins_and_pauses_are_sent_as_the_api_takes_them() {
-    let (home, server) = (Home::new(), Fake::start());
-    let ran = home.run_with(
+    let (home, server) = (Home::new(), FakeServer::start());
+    let result = home.run_with(
         &server,
         &["scale", "iris/blue", "--instances", "5", "--for", "1h"],
     );
-    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(result.code, 0, "{result:?}");
     let pin = server.body_of("PUT /v1/autoscale/iris/blue/pin");
     assert_eq!(pin["instances"], 5);
     assert!(pin["until"].is_string());
@@ -240,10 +239,10 @@ fn pins_and_pauses_are_sent_as_the_api_takes_them() {
 
 #[test]
 fn invoke_takes_the_key_from_the_api_and_shows_who_answered() {
-    let (home, server) = (Home::new(), Fake::start());
+    let (home, server) = (Home::new(), FakeServer::start());
     let file = home.file("e.yaml", &ENDPOINT.replace("{traffic: {blue: 100}}", "{}"));
     home.run_with(&server, &["apply", "-f", file.to_str().unwrap()]);
-    let ran = home.run_with(
+    let result = home.run_with(
         &server,
         &[
             "invoke",
@@ -254,27 +253,27 @@ fn invoke_takes_the_key_from_the_api_and_shows_who_answered() {
             "green",
         ],
     );
-    assert_eq!(ran.code, 0, "{ran:?}");
-    assert_eq!(ran.out, "{\"echo\":[1, 2]}\n");
+    assert_eq!(result.code, 0, "{result:?}");
+    assert_eq!(result.out, "{\"echo\":[1, 2]}\n");
     assert!(
-        ran.err.contains("200 OK, from green, request r-1, "),
+        result.err.contains("200 OK, from green, request r-1, "),
         "{}",
-        ran.err
+        result.err
     );
     assert_eq!(server.last_token().as_deref(), Some("Bearer primary-key"));
 
-    let ran = home.run_with(&server, &["invoke", "iris", "--data", "\"fail\""]);
-    assert_eq!(ran.code, 1, "{ran:?}");
+    let result = home.run_with(&server, &["invoke", "iris", "--data", "\"fail\""]);
+    assert_eq!(result.code, 1, "{result:?}");
     assert!(
-        ran.err.contains("424") && ran.err.contains("model said 500"),
+        result.err.contains("424") && result.err.contains("model status 500"),
         "{}",
-        ran.err
+        result.err
     );
 }
 
 #[test]
-fn a_gateway_that_is_down_is_named_with_whose_word_its_address_is() {
-    let (home, server) = (Home::new(), Fake::start());
+fn an_unreachable_gateway_is_named_with_the_source_of_its_address() {
+    let (home, server) = (Home::new(), FakeServer::start());
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let gateway = format!("http://{}", closed.local_addr().unwrap());
     drop(closed);
@@ -283,30 +282,30 @@ fn a_gateway_that_is_down_is_named_with_whose_word_its_address_is() {
     let invoke = ["invoke", "iris", "--data", "[1]"];
 
     server.store("/v1/endpoints/iris", endpoint(json!({"scoringUri": uri})));
-    let ran = home.run_with(&server, &invoke);
-    assert_eq!((ran.code, ran.out.as_str()), (3, ""), "{ran:?}");
+    let result = home.run_with(&server, &invoke);
+    assert_eq!((result.code, result.out.as_str()), (3, ""), "{result:?}");
     let origin = format!("scoringUri, as the control API at {}", server.url);
     for word in [&uri, &origin, "Connection refused", "--gateway-url"] {
-        assert!(ran.err.contains(word), "no {word} in {}", ran.err);
+        assert!(result.err.contains(word), "no {word} in {}", result.err);
     }
 
-    // Control does not know it: the client's own file does, or nobody.
+    // Control does not know the address: it is in the client's file, or unknown.
     server.store("/v1/endpoints/iris", endpoint(json!({})));
-    let ran = home.run_with(&server, &invoke);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.err.contains("--gateway-url"), "{}", ran.err);
+    let result = home.run_with(&server, &invoke);
+    assert_eq!(result.code, 1, "{result:?}");
+    assert!(result.err.contains("--gateway-url"), "{}", result.err);
     let config = json!({"server": server.url, "gateway": gateway}).to_string();
     home.file("penstock/client.json", &config);
-    let ran = home.run_with(&server, &invoke);
-    assert_eq!(ran.code, 3, "{ran:?}");
+    let result = home.run_with(&server, &invoke);
+    assert_eq!(result.code, 3, "{result:?}");
     for word in [&uri, "`gateway` in client.json"] {
-        assert!(ran.err.contains(word), "no {word} in {}", ran.err);
+        assert!(result.err.contains(word), "no {word} in {}", result.err);
     }
 }
 
 #[test]
 fn a_list_without_rows_says_so_and_prints_no_table() {
-    let (home, server) = (Home::new(), Fake::start());
+    let (home, server) = (Home::new(), FakeServer::start());
     server.store("/v1/endpoints/iris", json!({"metadata": {"name": "iris"}}));
     for (words, said) in [
         (&["decisions", "iris"][..], "no decisions for iris yet\n"),
@@ -320,30 +319,34 @@ fn a_list_without_rows_says_so_and_prints_no_table() {
         (&["get", "access"], "no tokens yet\n"),
         (&["events", "parked"], "no endpoint is parked\n"),
     ] {
-        let ran = home.run_with(&server, words);
-        assert_eq!((ran.code, ran.out.as_str()), (0, ""), "{words:?}: {ran:?}");
-        assert_eq!(ran.err, said, "{words:?}");
+        let result = home.run_with(&server, words);
+        assert_eq!(
+            (result.code, result.out.as_str()),
+            (0, ""),
+            "{words:?}: {result:?}"
+        );
+        assert_eq!(result.err, said, "{words:?}");
     }
     server.store(
         "/v1/instances/1",
         instance("iris-blue-gone", "stopped", 5, Some(15)),
     );
-    let ran = home.run_with(&server, &["get", "instances"]);
-    assert_eq!((ran.code, ran.out.as_str()), (0, ""), "{ran:?}");
-    assert!(ran.err.contains("--all shows 1"), "{}", ran.err);
-    // A program is told in its own language.
-    let ran = home.run_with(&server, &["decisions", "iris", "-o", "json"]);
-    let body: Value = serde_json::from_str(&ran.out).unwrap();
-    assert_eq!((ran.code, &body["items"]), (0, &json!([])), "{ran:?}");
+    let result = home.run_with(&server, &["get", "instances"]);
+    assert_eq!((result.code, result.out.as_str()), (0, ""), "{result:?}");
+    assert!(result.err.contains("--all shows 1"), "{}", result.err);
+    // Programs get JSON.
+    let result = home.run_with(&server, &["decisions", "iris", "-o", "json"]);
+    let body: Value = serde_json::from_str(&result.out).unwrap();
+    assert_eq!((result.code, &body["items"]), (0, &json!([])), "{result:?}");
 }
 
 #[test]
-fn heads_are_kept_in_a_file_and_the_log_is_verified_against_them() {
-    let (home, server) = (Home::new(), Fake::start());
-    let ran = home.run_with(&server, &["events", "head"]);
-    assert_eq!(ran.code, 0, "{ran:?}");
+fn heads_are_saved_to_a_file_and_the_log_is_verified_against_them() {
+    let (home, server) = (Home::new(), FakeServer::start());
+    let result = home.run_with(&server, &["events", "head"]);
+    assert_eq!(result.code, 0, "{result:?}");
     for part in ["BUCKET", "2500", &"ab".repeat(32)] {
-        assert!(ran.out.contains(part), "{part}: {}", ran.out);
+        assert!(result.out.contains(part), "{part}: {}", result.out);
     }
     let kept = home
         .run_with(&server, &["events", "head", "-o", "json"])
@@ -351,27 +354,30 @@ fn heads_are_kept_in_a_file_and_the_log_is_verified_against_them() {
     let file = home.dir.path().join("heads.json");
     std::fs::write(&file, &kept).unwrap();
     let words = ["events", "verify", "--heads", "heads.json"];
-    let ran = home.run_with(&server, &words);
-    assert_eq!(ran.code, 0, "{ran:?}");
+    let result = home.run_with(&server, &words);
+    assert_eq!(result.code, 0, "{result:?}");
     let kept: Value = serde_json::from_str(&kept).unwrap();
     let asked = server.body_of("POST /v1/events/verify");
     assert_eq!(asked, json!({"heads": kept["items"]}));
     for text in ["", "{}", r#"{"items":[]}"#, "BUCKET POSITION HASH"] {
         std::fs::write(&file, text).unwrap();
-        let ran = home.run_with(&server, &words);
-        assert_eq!(ran.code, 1, "{text}: {ran:?}");
-        assert!(ran.err.contains("penstock events head -o json"), "{ran:?}");
+        let result = home.run_with(&server, &words);
+        assert_eq!(result.code, 1, "{text}: {result:?}");
+        assert!(
+            result.err.contains("penstock events head -o json"),
+            "{result:?}"
+        );
     }
 }
 
 #[test]
 fn replay_shows_decisions_of_other_versions_in_a_table_and_does_not_fail_for_them() {
-    let (home, server) = (Home::new(), Fake::start());
+    let (home, server) = (Home::new(), FakeServer::start());
     let words = ["events", "replay", "--check-decisions"];
-    let ran = home.run_with(&server, &words);
-    assert_eq!(ran.code, 0, "{ran:?}");
-    assert!(ran.out.contains("decisions: 9\n"), "{}", ran.out);
-    let rows: Vec<Vec<&str>> = ran
+    let result = home.run_with(&server, &words);
+    assert_eq!(result.code, 0, "{result:?}");
+    assert!(result.out.contains("decisions: 9\n"), "{}", result.out);
+    let rows: Vec<Vec<&str>> = result
         .out
         .lines()
         .map(|l| l.split_whitespace().collect())
@@ -380,7 +386,7 @@ fn replay_shows_decisions_of_other_versions_in_a_table_and_does_not_fail_for_the
         ["autoscale", "1", "-", "2", "3", "1"],
         ["autoscale", "2", "2025b", "1", "0", "0"],
     ] {
-        assert!(rows.iter().any(|cells| cells[..] == row), "{}", ran.out);
+        assert!(rows.iter().any(|cells| cells[..] == row), "{}", result.out);
     }
     let json = home.run_with(&server, &[&words[..], &["-o", "json"]].concat());
     let body: Value = serde_json::from_str(&json.out).unwrap();
@@ -388,10 +394,10 @@ fn replay_shows_decisions_of_other_versions_in_a_table_and_does_not_fail_for_the
 }
 
 #[test]
-fn the_log_is_exported_whole_over_pages() {
-    let (home, server) = (Home::new(), Fake::start());
-    let ran = home.run_with(&server, &["events", "export", "--out", "events.ndjson"]);
-    assert_eq!(ran.code, 0, "{ran:?}");
+fn the_complete_log_is_exported_over_several_pages() {
+    let (home, server) = (Home::new(), FakeServer::start());
+    let result = home.run_with(&server, &["events", "export", "--out", "events.ndjson"]);
+    assert_eq!(result.code, 0, "{result:?}");
     let text = std::fs::read_to_string(home.dir.path().join("events.ndjson")).unwrap();
     let positions: Vec<u64> = text
         .lines()
@@ -406,17 +412,17 @@ fn the_log_is_exported_whole_over_pages() {
 
 #[test]
 fn tail_shows_the_last_events_and_what_comes_after_them() {
-    let (home, server) = (Home::new(), Fake::start());
+    let (home, server) = (Home::new(), FakeServer::start());
     let words = ["events", "tail", "-n", "2", "--no-follow"];
-    let ran = home.run_with(&server, &words);
-    assert_eq!(ran.code, 0, "{ran:?}");
+    let result = home.run_with(&server, &words);
+    assert_eq!(result.code, 0, "{result:?}");
     let first_words = |text: &str| -> Vec<String> {
         let lines = text.lines();
         lines
             .map(|line| line.split_whitespace().next().unwrap().to_owned())
             .collect()
     };
-    assert_eq!(first_words(&ran.out), ["2499", "2500"]);
+    assert_eq!(first_words(&result.out), ["2499", "2500"]);
 
     let mut child = home
         .command(&["events", "tail", "--after", "2500", "--type", "scaling."])
@@ -437,10 +443,14 @@ fn tail_shows_the_last_events_and_what_comes_after_them() {
 }
 
 #[test]
-fn logs_are_passed_on_byte_by_byte() {
-    let (home, server) = (Home::new(), Fake::start());
-    let ran = home.run_with(&server, &["logs", "iris/blue", "--since", "10m"]);
-    assert_eq!((ran.code, ran.out.as_str()), (0, "{\"a\": 1}\n"), "{ran:?}");
+fn logs_are_printed_byte_for_byte() {
+    let (home, server) = (Home::new(), FakeServer::start());
+    let result = home.run_with(&server, &["logs", "iris/blue", "--since", "10m"]);
+    assert_eq!(
+        (result.code, result.out.as_str()),
+        (0, "{\"a\": 1}\n"),
+        "{result:?}"
+    );
     let asked = server.requests().pop().unwrap().line;
     assert_eq!(asked, "GET /v1/logs/iris/blue?since=10m");
     home.run_with(&server, &["logs", "iris/blue", "--timestamps"]);
@@ -467,9 +477,9 @@ fn a_preview_of_a_file_needs_no_server_and_shows_the_hours_of_the_zone() {
         "-o",
         "json",
     ];
-    let ran = home.run(&words);
-    assert_eq!(ran.code, 0, "{ran:?}");
-    let body: Value = serde_json::from_str(&ran.out).unwrap();
+    let result = home.run(&words);
+    assert_eq!(result.code, 0, "{result:?}");
+    let body: Value = serde_json::from_str(&result.out).unwrap();
     let shown: Vec<(String, String)> = body["items"]
         .as_array()
         .unwrap()
@@ -497,39 +507,39 @@ fn a_preview_of_a_file_needs_no_server_and_shows_the_hours_of_the_zone() {
 
 #[test]
 fn one_frame_of_top_is_plain_text() {
-    let (home, server) = (Home::new(), Fake::start());
-    let file = home.file("all.yaml", &set_of_documents());
+    let (home, server) = (Home::new(), FakeServer::start());
+    let file = home.file("all.yaml", &all_documents());
     home.run_with(&server, &["apply", "-f", file.to_str().unwrap()]);
-    let ran = home.run_with(&server, &["top", "--once"]);
-    assert_eq!(ran.code, 0, "{ran:?}");
-    assert!(ran.out.contains("iris/blue"), "{}", ran.out);
-    assert!(!ran.out.contains('\x1b'), "{}", ran.out);
+    let result = home.run_with(&server, &["top", "--once"]);
+    assert_eq!(result.code, 0, "{result:?}");
+    assert!(result.out.contains("iris/blue"), "{}", result.out);
+    assert!(!result.out.contains('\x1b'), "{}", result.out);
 }
 
 #[test]
-fn a_name_where_a_kind_belongs_is_answered_with_the_right_command() {
+fn a_name_in_place_of_a_kind_gives_a_hint() {
     let home = Home::new();
     for command in ["describe", "get", "delete"] {
-        let ran = home.run(&[command, "iris/blue"]);
-        assert_eq!(ran.code, 2, "{ran:?}");
+        let result = home.run(&[command, "iris/blue"]);
+        assert_eq!(result.code, 2, "{result:?}");
         let hint = format!("`penstock {command} deployment iris/blue`");
-        assert!(ran.err.contains(&hint), "{}", ran.err);
+        assert!(result.err.contains(&hint), "{}", result.err);
     }
-    // A kind that is mistyped is still answered with the kinds that there are.
-    let ran = home.run(&["get", "endpoint s"]);
-    assert_eq!(ran.code, 2, "{ran:?}");
-    assert!(ran.err.contains("deployments"), "{}", ran.err);
+    // A mistyped kind still gives the list of kinds.
+    let result = home.run(&["get", "endpoint s"]);
+    assert_eq!(result.code, 2, "{result:?}");
+    assert!(result.err.contains("deployments"), "{}", result.err);
 }
 
 #[test]
-fn a_pin_beyond_what_the_rules_allow_is_set_and_remarked() {
-    let (home, server) = (Home::new(), Fake::start());
-    let file = home.file("all.yaml", &home::set_of_documents());
+fn a_pin_beyond_the_limits_is_set_with_a_warning() {
+    let (home, server) = (Home::new(), FakeServer::start());
+    let file = home.file("all.yaml", &home::all_documents());
     home.run_with(&server, &["apply", "-f", file.to_str().unwrap()]);
     let pin = |instances: &str| {
-        let ran = home.run_with(&server, &["scale", "iris/blue", "--instances", instances]);
-        assert_eq!(ran.code, 0, "{ran:?}");
-        ran.err
+        let result = home.run_with(&server, &["scale", "iris/blue", "--instances", instances]);
+        assert_eq!(result.code, 0, "{result:?}");
+        result.err
     };
     // The larger of the two profiles' limits.
     assert_eq!(pin("8"), "");
@@ -542,8 +552,8 @@ fn a_pin_beyond_what_the_rules_allow_is_set_and_remarked() {
 }
 
 #[test]
-fn a_file_that_is_not_there_is_a_failure_in_every_command() {
-    let (home, server) = (Home::new(), Fake::start());
+fn a_missing_file_is_a_failure_in_every_command() {
+    let (home, server) = (Home::new(), FakeServer::start());
     for words in [
         &["apply", "-f", "none.yaml"][..],
         &["diff", "-f", "none.yaml"],
@@ -553,8 +563,8 @@ fn a_file_that_is_not_there_is_a_failure_in_every_command() {
         &["serve", "--config", "none.conf"],
         &["store", "rebuild", "--store", "sqlite:none.db"],
     ] {
-        let ran = home.run_with(&server, words);
-        assert_eq!(ran.code, 1, "{words:?}: {ran:?}");
-        assert!(ran.err.contains("none."), "{words:?}: {}", ran.err);
+        let result = home.run_with(&server, words);
+        assert_eq!(result.code, 1, "{words:?}: {result:?}");
+        assert!(result.err.contains("none."), "{words:?}: {}", result.err);
     }
 }

@@ -1,9 +1,9 @@
-//! `validate`: every fault at its place, without a server.
+//! `validate`: every fault with its location, without a server.
 
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::home::{AUTOSCALE, DEPLOYMENT, ENDPOINT, Home, Ran, set_of_documents};
+use crate::home::{AUTOSCALE, CommandResult, DEPLOYMENT, ENDPOINT, Home, all_documents};
 
 #[test]
 fn validate_names_file_line_column_field_and_remedy_without_a_server() {
@@ -16,31 +16,31 @@ fn validate_names_file_line_column_field_and_remedy_without_a_server() {
             DEPLOYMENT.replace("simulated", "simulatd")
         ),
     );
-    let ran = home.run(&["validate", "-f", file.to_str().unwrap()]);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert_eq!(ran.out, "");
-    let lines: Vec<&str> = ran.err.lines().collect();
-    assert_eq!(lines.len(), 3, "{}", ran.err);
+    let result = home.run(&["validate", "-f", file.to_str().unwrap()]);
+    assert_eq!(result.code, 1, "{result:?}");
+    assert_eq!(result.out, "");
+    let lines: Vec<&str> = result.err.lines().collect();
+    assert_eq!(lines.len(), 3, "{}", result.err);
     assert!(
         lines[0].starts_with(&format!("{}:5:", file.display())),
         "{}",
-        ran.err
+        result.err
     );
-    assert!(lines[0].contains("/spec/traffic"), "{}", ran.err);
-    assert!(lines[1].contains("/spec/backend"), "{}", ran.err);
+    assert!(lines[0].contains("/spec/traffic"), "{}", result.err);
+    assert!(lines[1].contains("/spec/backend"), "{}", result.err);
 
-    let good = home.file("good.yaml", &set_of_documents());
-    let ran = home.run(&["validate", "-f", good.to_str().unwrap()]);
-    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    let good = home.file("good.yaml", &all_documents());
+    let result = home.run(&["validate", "-f", good.to_str().unwrap()]);
+    assert_eq!((result.code, result.err.as_str()), (0, ""), "{result:?}");
     assert!(
-        ran.out.contains("autoscale iris/blue is valid"),
+        result.out.contains("autoscale iris/blue is valid"),
         "{}",
-        ran.out
+        result.out
     );
 }
 
 #[test]
-fn validate_shows_every_fault_of_every_file_however_deep() {
+fn validate_shows_every_fault_of_every_file_at_any_depth() {
     let home = Home::new();
     home.file(
         "a.yaml",
@@ -65,9 +65,9 @@ spec:
     home.file("b.yaml", "kind: [Endpoint\n");
     home.file("c.yaml", &ENDPOINT.replace("100", "90"));
     let words = ["validate", "-f", "a.yaml", "-f", "b.yaml", "-f", "c.yaml"];
-    let ran = home.run(&words);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    let places: Vec<&str> = ran
+    let result = home.run(&words);
+    assert_eq!(result.code, 1, "{result:?}");
+    let places: Vec<&str> = result
         .err
         .lines()
         .map(|line| line.split(": ").next().unwrap())
@@ -84,19 +84,19 @@ spec:
             "penstock"
         ],
         "{}",
-        ran.err
+        result.err
     );
 }
 
 #[test]
-fn validate_cuts_off_a_flood_of_faults_and_counts_them() {
+fn validate_truncates_many_faults_and_counts_them() {
     let home = Home::new();
     let wrong = DEPLOYMENT.replace("cpu-small", "'cpu small'");
     home.file("many.yaml", &vec![wrong; 150].join("---"));
-    let ran = home.run(&["validate", "-f", "many.yaml"]);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert_eq!(ran.err.lines().count(), 101);
-    let last = ran.err.lines().last().unwrap();
+    let result = home.run(&["validate", "-f", "many.yaml"]);
+    assert_eq!(result.code, 1, "{result:?}");
+    assert_eq!(result.err.lines().count(), 101);
+    let last = result.err.lines().last().unwrap();
     assert_eq!(
         last,
         "penstock: 150 faults in the documents; the first 100 are shown"
@@ -104,29 +104,30 @@ fn validate_cuts_off_a_flood_of_faults_and_counts_them() {
 }
 
 #[test]
-fn validate_sees_what_only_the_engine_knows_and_what_stands_twice() {
+fn validate_detects_engine_faults_and_duplicates() {
     let home = Home::new();
     home.file(
         "a.yaml",
         &AUTOSCALE.replace("Europe/Paris", "Europe/Pariss"),
     );
-    let ran = home.run(&["validate", "-f", "a.yaml"]);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.err.contains("a.yaml:10:"), "{}", ran.err);
+    let result = home.run(&["validate", "-f", "a.yaml"]);
+    assert_eq!(result.code, 1, "{result:?}");
+    assert!(result.err.contains("a.yaml:10:"), "{}", result.err);
     assert!(
-        ran.err.contains("/spec/profiles/1/schedule/timeZone"),
+        result.err.contains("/spec/profiles/1/schedule/timeZone"),
         "{}",
-        ran.err
+        result.err
     );
 
     home.file("twice.yaml", &format!("{ENDPOINT}---{ENDPOINT}"));
-    let ran = home.run(&["validate", "-f", "twice.yaml"]);
-    assert_eq!(ran.code, 1, "{ran:?}");
+    let result = home.run(&["validate", "-f", "twice.yaml"]);
+    assert_eq!(result.code, 1, "{result:?}");
     assert!(
-        ran.err
-            .contains("Endpoint iris stands at twice.yaml:2:1 already"),
+        result
+            .err
+            .contains("Endpoint iris is already defined at twice.yaml:2:1"),
         "{}",
-        ran.err
+        result.err
     );
 }
 
@@ -134,11 +135,11 @@ fn validate_sees_what_only_the_engine_knows_and_what_stands_twice() {
 fn placeholders_take_their_values_from_set() {
     let home = Home::new();
     home.file("t.yaml", &DEPLOYMENT.replace("cpu-small", "\"{{type}}\""));
-    let ran = home.run(&["validate", "-f", "t.yaml"]);
+    let result = home.run(&["validate", "-f", "t.yaml"]);
     assert!(
-        ran.err.contains("t.yaml:5:") && ran.err.contains("--set type="),
+        result.err.contains("t.yaml:5:") && result.err.contains("--set type="),
         "{}",
-        ran.err
+        result.err
     );
     assert_eq!(
         home.run(&["validate", "-f", "t.yaml", "--set", "type=cpu-small"])
@@ -164,15 +165,15 @@ fn documents_come_from_standard_input_too() {
         .unwrap()
         .write_all(b"kind: Endpoint\n")
         .unwrap();
-    let ran = Ran::of(child.wait_with_output().unwrap());
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(ran.err.starts_with("<stdin>:1:1:"), "{}", ran.err);
+    let result = CommandResult::of(child.wait_with_output().unwrap());
+    assert_eq!(result.code, 1, "{result:?}");
+    assert!(result.err.starts_with("<stdin>:1:1:"), "{}", result.err);
 }
 
 #[test]
 fn the_examples_that_ship_are_valid() {
     let home = Home::new();
     let quickstart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/examples/quickstart");
-    let ran = home.run(&["validate", "-f", quickstart.to_str().unwrap()]);
-    assert_eq!(ran.code, 0, "{ran:?}");
+    let result = home.run(&["validate", "-f", quickstart.to_str().unwrap()]);
+    assert_eq!(result.code, 0, "{result:?}");
 }

@@ -1,4 +1,4 @@
-//! One process of Penstock: the store and the bus, and on them every service of its plan.
+//! A Penstock process: the store, the bus, and the services of its plan on top of them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,19 +19,19 @@ use tokio::sync::Semaphore;
 
 use super::args::ServeArgs;
 use super::data_folder::DataFolder;
+use super::descriptor_budget::DescriptorBudget;
 use super::folder_logs::READERS_MAX;
-use super::means::Means;
 use super::own_secrets::own_secrets;
 use super::plan::Plan;
 use super::secret::internal_token;
-use super::services::Starting;
-use super::stages::{StageName, Stages};
+use super::services::Startup;
+use super::task_groups::{TaskGroupName, TaskGroups};
 use super::{start, zone_files};
 
 /// What the services of a process share.
-pub struct Ground {
+pub struct ServerContext {
     pub data: PathBuf,
-    /// None in a process of gateways only.
+    /// `None` in a process that runs only gateways.
     pub store: Option<Store>,
     pub bus: Arc<dyn Bus>,
     pub clock: Arc<dyn Clock>,
@@ -40,14 +40,14 @@ pub struct Ground {
     pub health: Health,
     pub internal_token: Option<InternalToken>,
     pub zones: ZoneData,
-    /// What documents may not refer to.
+    /// This process's own secrets, which documents must not reference.
     pub own: OwnSecrets,
-    /// Room for readers of the output of instances here.
+    /// Permits for readers of local instance logs.
     pub log_readers: Arc<Semaphore>,
-    pub means: Means,
+    pub budget: DescriptorBudget,
 }
 
-impl Ground {
+impl ServerContext {
     pub fn store(&self) -> anyhow::Result<Store> {
         self.store
             .clone()
@@ -55,56 +55,57 @@ impl Ground {
     }
 }
 
-/// Where this process is reached; only what it serves.
+/// The URLs of this process; only of what it serves.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses {
     pub control: Option<String>,
     pub gateway: Option<String>,
-    /// Control serves health and metrics too, so with it there is no listener beside.
+    /// Control serves health and metrics too, so this is control's URL if control runs here.
     pub admin: Option<String>,
 }
 
 impl Addresses {
     fn to_json(&self) -> Value {
-        let served = [
+        let urls_served = [
             ("control", &self.control),
             ("gateway", &self.gateway),
             ("admin", &self.admin),
         ];
-        let served = served
+        let urls_served = urls_served
             .into_iter()
             .filter_map(|(name, url)| Some((name.to_owned(), Value::String(url.clone()?))));
-        Value::Object(served.collect::<Map<_, _>>())
+        Value::Object(urls_served.collect::<Map<_, _>>())
     }
 }
 
-pub struct House {
+/// A running process.
+pub struct Server {
     folder: DataFolder,
-    ground: Ground,
+    ctx: ServerContext,
     addresses: Addresses,
 }
 
-impl House {
-    /// What has been started by the time of an error, or when this is dropped, is in `stages`; the
-    /// caller ends them.
+impl Server {
+    /// Starts the services of the plan. Tasks that were started before an error or a cancellation are in
+    /// `groups`; the caller must shut them down.
     pub async fn start(
         args: &ServeArgs,
         plan: Plan,
-        means: Means,
-        stages: &mut Stages,
+        budget: DescriptorBudget,
+        groups: &mut TaskGroups,
     ) -> anyhow::Result<Self> {
         let folder = DataFolder::open(&args.data)?;
-        let ground = ground(args, &plan, folder.path(), means).await?;
-        let log = stages.of(StageName::Log);
-        start::relay(&ground, args.bus != "local", log);
-        start::archiver(args, &ground, log);
-        start::watch_bus(&plan, &ground, log);
-        let addresses = Starting::new(args, &plan, &ground, stages)
-            .services()
+        let ctx = open_context(args, &plan, folder.path(), budget).await?;
+        let log = groups.of(TaskGroupName::Log);
+        start::relay(&ctx, args.bus != "local", log);
+        start::archiver(args, &ctx, log);
+        start::watch_bus(&plan, &ctx, log);
+        let addresses = Startup::new(args, &plan, &ctx, groups)
+            .start_services()
             .await?;
         Ok(Self {
             folder,
-            ground,
+            ctx,
             addresses,
         })
     }
@@ -114,15 +115,15 @@ impl House {
         &self.addresses
     }
 
-    /// Waits until everything can serve, then says so.
-    pub async fn announce(&self, ready_file: Option<&Path>) -> anyhow::Result<()> {
-        self.ground.health.until_ready().await;
+    /// Waits until every service is ready, then writes the ready file and logs the addresses.
+    pub async fn announce_ready(&self, ready_file: Option<&Path>) -> anyhow::Result<()> {
+        self.ctx.health.until_ready().await;
         let urls = self.addresses.to_json();
         if let Some(path) = ready_file {
-            // A reader must never see half of it.
-            let unfinished = path.with_extension("unfinished");
-            std::fs::write(&unfinished, format!("{urls}\n"))
-                .and_then(|()| std::fs::rename(&unfinished, path))
+            // Readers must never see a partial file.
+            let temp_path = path.with_extension("unfinished");
+            std::fs::write(&temp_path, format!("{urls}\n"))
+                .and_then(|()| std::fs::rename(&temp_path, path))
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
         let Addresses {
@@ -135,10 +136,10 @@ impl House {
         Ok(())
     }
 
-    /// After the stages have ended.
+    /// Closes the bus and the store; call it after the task groups have shut down.
     pub async fn close(self) {
-        self.ground.bus.close().await;
-        if let Some(store) = &self.ground.store {
+        self.ctx.bus.close().await;
+        if let Some(store) = &self.ctx.store {
             store.close().await;
         }
     }
@@ -150,7 +151,7 @@ async fn open_store(args: &ServeArgs, data: &Path) -> anyhow::Result<Store> {
         .clone()
         .unwrap_or_else(|| format!("sqlite:{}", data.join("penstock.db").display()));
     let archives = args.archive.as_deref();
-    // A file is there or not; a server may be started after us.
+    // A file exists or does not; a database server may start after us.
     let opened = match url.starts_with("sqlite:") {
         true => Store::open_with(&url, archives).await,
         false => until_opened(|| Store::open_with(&url, archives)).await,
@@ -158,12 +159,12 @@ async fn open_store(args: &ServeArgs, data: &Path) -> anyhow::Result<Store> {
     opened.context("cannot open the event store")
 }
 
-async fn ground(
+async fn open_context(
     args: &ServeArgs,
     plan: &Plan,
     data: &Path,
-    means: Means,
-) -> anyhow::Result<Ground> {
+    budget: DescriptorBudget,
+) -> anyhow::Result<ServerContext> {
     let internal_token = args.internal_token.as_deref().map(internal_token);
     let store = match plan.needs_store() {
         true => Some(open_store(args, data).await?),
@@ -176,7 +177,7 @@ async fn ground(
     {
         tracing::warn!("{warning}");
     }
-    Ok(Ground {
+    Ok(ServerContext {
         data: data.to_owned(),
         store,
         bus: bus::open(&args.bus).await?,
@@ -188,7 +189,7 @@ async fn ground(
         internal_token: internal_token.transpose()?,
         own: own_secrets(args, |name| std::env::var_os(name)),
         log_readers: Arc::new(Semaphore::new(READERS_MAX)),
-        means,
+        budget,
     })
 }
 

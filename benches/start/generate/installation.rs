@@ -1,5 +1,5 @@
-//! The installation: its endpoints, its gateway and its node, its tokens; and time, which goes from one
-//! thing that is due to the next.
+//! The simulated installation: endpoints, a gateway, a node and tokens; time advances from one scheduled
+//! event to the next.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -21,47 +21,47 @@ use crate::log::Log;
 use crate::usage::Range;
 
 /// When the first endpoint is created: 1 September 2025.
-pub const BEGINNING: Timestamp = Timestamp::from_secs(1_756_684_800);
+pub const START: Timestamp = Timestamp::from_secs(1_756_684_800);
 
-/// As `penstock serve` calls its only gateway.
+/// The id of the only gateway, as in `penstock serve`.
 const GATEWAY: &str = "gateway";
 const DAY: Span = Span::from_secs(24 * 3600);
-/// Everything is restarted once a week, for a new release, and is back before anybody misses it.
-const RESTART_EVERY: Span = Span::from_secs(7 * 24 * 3600);
-const AWAY: Span = Span::from_secs(4);
+/// Everything restarts once a week, quickly enough not to be missed.
+const RESTART_INTERVAL: Span = Span::from_secs(7 * 24 * 3600);
+const DOWNTIME: Span = Span::from_secs(4);
 const TOKENS: [&str; 6] = ["ci", "alice", "bob", "dashboard", "nightly", "oncall"];
 
-/// What is due, and for whom.
+/// An event, and its subject.
 #[derive(Debug)]
-enum Due {
+enum ScheduledEvent {
     Endpoint(usize, Task),
     Restart,
     Token(usize),
 }
 
-/// Things that are due; those of one moment come in the order in which they were added.
+/// Scheduled events in order of time; simultaneous ones in insertion order.
 #[derive(Default)]
-struct Agenda {
+struct Schedule {
     order: BinaryHeap<Reverse<(Timestamp, u64)>>,
-    due: BTreeMap<u64, Due>,
+    events: BTreeMap<u64, ScheduledEvent>,
     added: u64,
 }
 
-impl Agenda {
-    fn add(&mut self, at: Timestamp, due: Due) {
+impl Schedule {
+    fn add(&mut self, at: Timestamp, event: ScheduledEvent) {
         self.added += 1;
         self.order.push(Reverse((at, self.added)));
-        self.due.insert(self.added, due);
+        self.events.insert(self.added, event);
     }
 
-    fn next(&mut self) -> Option<(Timestamp, Due)> {
+    fn next(&mut self) -> Option<(Timestamp, ScheduledEvent)> {
         let Reverse((at, number)) = self.order.pop()?;
-        Some((at, self.due.remove(&number)?))
+        Some((at, self.events.remove(&number)?))
     }
 }
 
-/// What endpoints share.
-pub struct Ground {
+/// State shared by all endpoints.
+pub struct SharedState {
     pub log: Log,
     pub members: Members,
     pub zones: ZoneData,
@@ -70,8 +70,8 @@ pub struct Ground {
     booted: Timestamp,
 }
 
-impl Ground {
-    /// The frames that gateway and node sent of the minute that begins here.
+impl SharedState {
+    /// The frames that the gateway and the node sent in a minute.
     pub fn frames(&self, minute: Timestamp) -> Vec<Range> {
         let second = |at: Timestamp| at.since(self.booted).secs();
         let end = minute + Span::from_secs(60);
@@ -84,7 +84,7 @@ impl Ground {
         self.sources.iter().map(of).collect()
     }
 
-    fn boot(&mut self, now: Timestamp) -> anyhow::Result<()> {
+    fn restart_members(&mut self, now: Timestamp) -> anyhow::Result<()> {
         self.booted = now;
         for (_, boot) in &mut self.sources {
             *boot = self.log.ids.uid();
@@ -99,12 +99,12 @@ impl Ground {
                 address: None,
                 backends,
             };
-            self.tell_members(now, Event::MemberJoined(joined))?;
+            self.append_member_event(now, Event::MemberJoined(joined))?;
         }
         Ok(())
     }
 
-    fn tell_members(&mut self, now: Timestamp, event: Event) -> anyhow::Result<()> {
+    fn append_member_event(&mut self, now: Timestamp, event: Event) -> anyhow::Result<()> {
         let (stream, actor) = (StreamName::members(), Actor::service("control"));
         let record = self.log.append(&stream, now, &actor, event)?;
         self.members.apply(&record);
@@ -112,14 +112,14 @@ impl Ground {
     }
 }
 
-pub struct House {
-    ground: Ground,
+pub struct Installation {
+    shared: SharedState,
     endpoints: Vec<Endpoint>,
-    agenda: Agenda,
+    schedule: Schedule,
     now: Timestamp,
 }
 
-impl House {
+impl Installation {
     pub fn new(endpoints: usize, seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let log = Log::new(seed);
@@ -128,17 +128,17 @@ impl House {
             let id = id.to_owned();
             (Source { kind, id }, Uuid::nil())
         };
-        let mut agenda = Agenda::default();
-        agenda.add(BEGINNING, Due::Restart);
+        let mut schedule = Schedule::default();
+        schedule.add(START, ScheduledEvent::Restart);
         for token in 0..TOKENS.len() {
-            agenda.add(BEGINNING + Span::from_secs(60), Due::Token(token));
+            schedule.add(START + Span::from_secs(60), ScheduledEvent::Token(token));
         }
         for index in 0..endpoints {
             let at = 120 + rng.u64(0..DAY.secs());
-            let at = BEGINNING + Span::from_secs(at);
-            agenda.add(at, Due::Endpoint(index, Task::Create));
+            let at = START + Span::from_secs(at);
+            schedule.add(at, ScheduledEvent::Endpoint(index, Task::Create));
         }
-        let ground = Ground {
+        let shared = SharedState {
             log,
             members: Members::default(),
             zones: ZoneData::default(),
@@ -147,47 +147,47 @@ impl House {
                 source(SourceKind::NODE, &node),
             ],
             node,
-            booted: BEGINNING,
+            booted: START,
         };
         let endpoints = 0..endpoints;
         let endpoints = endpoints.map(|index| Endpoint::new(index, rng.u64(..)));
         Self {
-            ground,
+            shared,
             endpoints: endpoints.collect(),
-            agenda,
-            now: BEGINNING,
+            schedule,
+            now: START,
         }
     }
 
-    /// Lets the next thing happen.
-    pub fn go_on(&mut self) -> anyhow::Result<bool> {
+    /// Processes the next event.
+    pub fn advance(&mut self) -> anyhow::Result<bool> {
         self.step(|_| true)
     }
 
-    /// The same, of what has begun already; false when all of it is over.
-    pub fn come_to_rest(&mut self) -> anyhow::Result<bool> {
-        self.step(Task::is_under_way)
+    /// As [`advance`](Self::advance), but only completes what has begun; returns false when all is done.
+    pub fn drain(&mut self) -> anyhow::Result<bool> {
+        self.step(Task::is_completion)
     }
 
     fn step(&mut self, wanted: impl Fn(&Task) -> bool) -> anyhow::Result<bool> {
-        let Some((at, due)) = self.agenda.next() else {
+        let Some((at, event)) = self.schedule.next() else {
             return Ok(false);
         };
-        // Some things follow at once from what has just been written.
+        // Follow-ups may be scheduled for the current time.
         let now = self.now.max(at);
-        match due {
-            Due::Endpoint(index, task) if wanted(&task) => {
+        match event {
+            ScheduledEvent::Endpoint(index, task) if wanted(&task) => {
                 self.now = now;
-                let followed = self.endpoints[index].perform(task, now, &mut self.ground)?;
-                for (at, task) in followed {
-                    self.agenda.add(at, Due::Endpoint(index, task));
+                let follow_ups = self.endpoints[index].perform(task, now, &mut self.shared)?;
+                for (at, task) in follow_ups {
+                    self.schedule.add(at, ScheduledEvent::Endpoint(index, task));
                 }
             }
-            Due::Restart if wanted(&Task::Begin) => {
+            ScheduledEvent::Restart if wanted(&Task::BeginLoad) => {
                 self.now = now;
                 self.restart()?;
             }
-            Due::Token(token) if wanted(&Task::Begin) => {
+            ScheduledEvent::Token(token) if wanted(&Task::BeginLoad) => {
                 self.now = now;
                 self.renew(token)?;
             }
@@ -198,25 +198,26 @@ impl House {
 
     fn restart(&mut self) -> anyhow::Result<()> {
         let now = self.now;
-        let ground = &mut self.ground;
-        for (source, _) in ground.sources.clone() {
-            if ground.members.get(&source).is_some() {
+        let shared = &mut self.shared;
+        for (source, _) in shared.sources.clone() {
+            if shared.members.get(&source).is_some() {
                 let reason = LeaveReason::Goodbye;
                 let left = MemberLeft { source, reason };
-                ground.tell_members(now, Event::MemberLeft(left))?;
+                shared.append_member_event(now, Event::MemberLeft(left))?;
             }
         }
-        ground.boot(now + AWAY)?;
-        self.agenda.add(now + RESTART_EVERY, Due::Restart);
+        shared.restart_members(now + DOWNTIME)?;
+        self.schedule
+            .add(now + RESTART_INTERVAL, ScheduledEvent::Restart);
         Ok(())
     }
 
-    /// Tokens are replaced before they expire.
+    /// Replaces a token before it expires.
     fn renew(&mut self, token: usize) -> anyhow::Result<()> {
-        let (now, log) = (self.now, &mut self.ground.log);
+        let (now, log) = (self.now, &mut self.shared.log);
         let (stream, actor) = (StreamName::access(), Actor::token("admin"));
         let name = TOKENS[token].to_owned();
-        if now.since(BEGINNING) > DAY {
+        if now.since(START) > DAY {
             let revoked = AccessRevoked { name: name.clone() };
             log.append(&stream, now, &actor, Event::AccessRevoked(revoked))?;
         }
@@ -233,28 +234,28 @@ impl House {
         };
         log.append(&stream, now, &actor, Event::AccessGranted(granted))?;
         let again = now + Span::from_secs((9 + 3 * token as u64) * DAY.secs());
-        self.agenda.add(again, Due::Token(token));
+        self.schedule.add(again, ScheduledEvent::Token(token));
         Ok(())
     }
 
-    /// Positions given out so far.
+    /// Number of positions assigned.
     pub fn written(&self) -> u64 {
-        self.ground.log.written()
+        self.shared.log.written()
     }
 
-    /// Events that have not been taken yet.
-    pub fn waiting(&self) -> usize {
-        self.ground.log.waiting.len()
+    /// Number of events that have not been taken yet.
+    pub fn unwritten(&self) -> usize {
+        self.shared.log.unwritten.len()
     }
 
     pub fn take(&mut self) -> Vec<RawRecord> {
-        std::mem::take(&mut self.ground.log.waiting)
+        std::mem::take(&mut self.shared.log.unwritten)
     }
 
-    /// The first endpoint that has not come to rest.
-    pub fn restless(&self) -> Option<&Endpoint> {
+    /// The first endpoint that has not settled.
+    pub fn unsettled_endpoint(&self) -> Option<&Endpoint> {
         let mut endpoints = self.endpoints.iter();
-        endpoints.find(|endpoint| !endpoint.is_at_rest(self.now, &self.ground))
+        endpoints.find(|endpoint| !endpoint.is_settled(self.now, &self.shared))
     }
 
     pub fn now(&self) -> Timestamp {
@@ -262,18 +263,18 @@ impl House {
     }
 
     pub fn node(&self) -> &str {
-        &self.ground.node
+        &self.shared.node
     }
 
     pub fn counts(&self) -> &BTreeMap<&'static str, u64> {
-        &self.ground.log.counts
+        &self.shared.log.counts
     }
 
     pub fn bytes(&self) -> u64 {
-        self.ground.log.bytes
+        self.shared.log.bytes
     }
 
-    /// Instances that are there.
+    /// Number of existing instances.
     pub fn instances(&self) -> usize {
         self.endpoints.iter().map(Endpoint::instances).sum()
     }

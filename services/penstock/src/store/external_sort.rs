@@ -1,7 +1,7 @@
-//! Puts events in order of position that come in another, in bounded memory: what is too much is
-//! sorted in pieces into temporary files, which are then read side by side.
+//! An external merge sort: orders events by position in bounded memory. Sorted runs are written to
+//! temporary files and then merged.
 //!
-//! Invariant: every position comes out once. An event that went in twice must have been the same.
+//! Invariant: every position comes out once. Duplicates must be identical.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,57 +13,57 @@ use contract::ids::{Bucket, Position};
 use contract::time::Timestamp;
 use store::RawRecord;
 
-/// Text that is held before it is written out. Each of the pieces is an open file later: a hundred of
-/// them are a log of 3 GB.
-const HELD_BYTES_MAX: usize = 32 << 20;
+/// Size of the buffer before it is written out as a run. Each run is an open file later: a hundred runs
+/// are a log of 3 GB.
+const BUFFER_BYTES_MAX: usize = 32 << 20;
 
 #[derive(Debug, thiserror::Error)]
-pub enum SpoolError {
+pub enum SortError {
     #[error("a temporary file cannot be written or read (TMPDIR names another folder): {0}")]
     File(#[from] io::Error),
     #[error(
-        "position {0} is there more than once, and not the same each time, so these topics hold events of \
-         more than one log: fill others with `penstock store republish --to kafka://HOST:PORT/NEWPREFIX`"
+        "position {0} has different events, so these topics hold events of more than one log: publish \
+         to new ones with `penstock store republish --to kafka://HOST:PORT/NEWPREFIX`"
     )]
-    Differs(Position),
+    Conflict(Position),
 }
 
-pub struct Spool {
-    held: Vec<RawRecord>,
-    held_bytes: usize,
+pub struct ExternalSorter {
+    buffer: Vec<RawRecord>,
+    buffer_bytes: usize,
     bytes_max: usize,
     runs: Vec<Run>,
 }
 
-impl Default for Spool {
+impl Default for ExternalSorter {
     fn default() -> Self {
-        Self::holding(HELD_BYTES_MAX)
+        Self::with_buffer(BUFFER_BYTES_MAX)
     }
 }
 
-impl Spool {
-    fn holding(bytes_max: usize) -> Self {
+impl ExternalSorter {
+    fn with_buffer(bytes_max: usize) -> Self {
         Self {
-            held: Vec::new(),
-            held_bytes: 0,
+            buffer: Vec::new(),
+            buffer_bytes: 0,
             bytes_max,
             runs: Vec::new(),
         }
     }
 
-    pub fn push(&mut self, event: RawRecord) -> Result<(), SpoolError> {
-        self.held_bytes += size_of::<RawRecord>() + event.stream.len() + event.data.len();
-        self.held.push(event);
-        if self.held_bytes >= self.bytes_max {
+    pub fn push(&mut self, event: RawRecord) -> Result<(), SortError> {
+        self.buffer_bytes += size_of::<RawRecord>() + event.stream.len() + event.data.len();
+        self.buffer.push(event);
+        if self.buffer_bytes >= self.bytes_max {
             self.write_run()?;
         }
         Ok(())
     }
 
     fn write_run(&mut self) -> io::Result<()> {
-        self.held.sort_by_key(|event| event.position);
+        self.buffer.sort_by_key(|event| event.position);
         let mut writer = BufWriter::new(tempfile::tempfile()?);
-        for event in self.held.drain(..) {
+        for event in self.buffer.drain(..) {
             serde_json::to_writer(&mut writer, &columns(event))?;
             writer.write_all(b"\n")?;
         }
@@ -72,14 +72,14 @@ impl Spool {
             .map_err(io::IntoInnerError::into_error)?;
         file.rewind()?;
         self.runs.push(Run::File(BufReader::new(file)));
-        self.held_bytes = 0;
+        self.buffer_bytes = 0;
         Ok(())
     }
 
-    pub fn sorted(mut self) -> Result<Sorted, SpoolError> {
-        self.held.sort_by_key(|event| event.position);
-        self.runs.push(Run::Held(self.held.into_iter()));
-        let mut sorted = Sorted {
+    pub fn sorted(mut self) -> Result<SortedEvents, SortError> {
+        self.buffer.sort_by_key(|event| event.position);
+        self.runs.push(Run::Memory(self.buffer.into_iter()));
+        let mut sorted = SortedEvents {
             heads: self.runs.iter().map(|_| None).collect(),
             runs: self.runs,
             order: BinaryHeap::new(),
@@ -91,16 +91,16 @@ impl Spool {
     }
 }
 
-/// Events in order of position.
+/// A sorted run.
 enum Run {
     File(BufReader<File>),
-    Held(std::vec::IntoIter<RawRecord>),
+    Memory(std::vec::IntoIter<RawRecord>),
 }
 
 impl Run {
     fn next(&mut self) -> io::Result<Option<RawRecord>> {
         match self {
-            Self::Held(events) => Ok(events.next()),
+            Self::Memory(events) => Ok(events.next()),
             Self::File(file) => {
                 let mut line = Vec::new();
                 if file.read_until(b'\n', &mut line)? == 0 {
@@ -112,33 +112,35 @@ impl Run {
     }
 }
 
-/// What went in, in order.
-pub struct Sorted {
+/// The merged events, in order of position.
+pub struct SortedEvents {
     runs: Vec<Run>,
     /// The next event of each run.
     heads: Vec<Option<RawRecord>>,
     order: BinaryHeap<Reverse<(Position, usize)>>,
 }
 
-impl Sorted {
-    pub fn next(&mut self) -> Result<Option<RawRecord>, SpoolError> {
+impl SortedEvents {
+    pub fn next(&mut self) -> Result<Option<RawRecord>, SortError> {
         let Some(mut first) = self.pop()? else {
             return Ok(None);
         };
         while let Some(Reverse((position, _))) = self.order.peek()
             && *position == first.position
         {
-            let Some(again) = self.pop()? else { continue };
-            if !again.is_same_as(&first) {
-                return Err(SpoolError::Differs(first.position));
+            let Some(duplicate) = self.pop()? else {
+                continue;
+            };
+            if !duplicate.is_same_as(&first) {
+                return Err(SortError::Conflict(first.position));
             }
-            // A release from before the chain may have published it first.
-            first.prev_hash = first.prev_hash.or(again.prev_hash);
+            // A release without hash chains may have published it first.
+            first.prev_hash = first.prev_hash.or(duplicate.prev_hash);
         }
         Ok(Some(first))
     }
 
-    fn pop(&mut self) -> Result<Option<RawRecord>, SpoolError> {
+    fn pop(&mut self) -> Result<Option<RawRecord>, SortError> {
         let Some(Reverse((_, run))) = self.order.pop() else {
             return Ok(None);
         };
@@ -147,7 +149,7 @@ impl Sorted {
         Ok(event)
     }
 
-    fn advance(&mut self, run: usize) -> Result<(), SpoolError> {
+    fn advance(&mut self, run: usize) -> Result<(), SortError> {
         let next = self.runs[run].next()?;
         if let Some(event) = &next {
             self.order.push(Reverse((event.position, run)));
@@ -225,7 +227,7 @@ mod tests {
         }
     }
 
-    fn all(mut sorted: Sorted) -> Result<Vec<RawRecord>, SpoolError> {
+    fn collect(mut sorted: SortedEvents) -> Result<Vec<RawRecord>, SortError> {
         let mut events = Vec::new();
         while let Some(event) = sorted.next()? {
             events.push(event);
@@ -235,24 +237,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_goes_in_comes_out_once_in_order_whatever_memory_there_is(
+        fn events_come_out_once_and_in_order_with_any_buffer_size(
             positions in prop::collection::vec(1u64..50, 0..120),
             bytes_max in prop::sample::select(vec![1, 1_000, 1 << 20]),
         ) {
-            let mut spool = Spool::holding(bytes_max);
+            let mut sorter = ExternalSorter::with_buffer(bytes_max);
             for position in &positions {
-                spool.push(event_at(*position)).unwrap();
+                sorter.push(event_at(*position)).unwrap();
             }
             let mut expected = positions;
             expected.sort_unstable();
             expected.dedup();
             let expected: Vec<RawRecord> = expected.into_iter().map(event_at).collect();
-            prop_assert_eq!(all(spool.sorted().unwrap()).unwrap(), expected);
+            prop_assert_eq!(collect(sorter.sorted().unwrap()).unwrap(), expected);
         }
     }
 
     #[test]
-    fn an_event_that_was_published_with_its_hash_and_without_comes_out_with_it() {
+    fn of_duplicates_with_and_without_a_hash_the_hash_is_kept() {
         let event = RawRecord {
             prev_hash: Some(ChainHash([1; 32])),
             ..event_at(1)
@@ -262,34 +264,31 @@ mod tests {
             ..event.clone()
         };
         for twice in [[&event, &without], [&without, &event]] {
-            let mut spool = Spool::default();
+            let mut sorter = ExternalSorter::default();
             for event in twice {
-                spool.push(event.clone()).unwrap();
+                sorter.push(event.clone()).unwrap();
             }
             assert_eq!(
-                all(spool.sorted().unwrap()).unwrap(),
+                collect(sorter.sorted().unwrap()).unwrap(),
                 std::slice::from_ref(&event)
             );
         }
     }
 
     #[test]
-    fn an_event_that_differs_from_one_of_the_same_position_is_refused_by_its_position() {
+    fn different_events_at_the_same_position_are_a_conflict() {
         for bytes_max in [1, 1 << 20] {
-            let mut spool = Spool::holding(bytes_max);
+            let mut sorter = ExternalSorter::with_buffer(bytes_max);
             for position in [3, 1, 2] {
-                spool.push(event_at(position)).unwrap();
+                sorter.push(event_at(position)).unwrap();
             }
             let changed = RawRecord {
                 data: "{}".to_owned(),
                 ..event_at(2)
             };
-            spool.push(changed).unwrap();
-            let refused = all(spool.sorted().unwrap()).unwrap_err();
-            assert!(
-                matches!(refused, SpoolError::Differs(Position(2))),
-                "{refused}"
-            );
+            sorter.push(changed).unwrap();
+            let error = collect(sorter.sorted().unwrap()).unwrap_err();
+            assert!(matches!(error, SortError::Conflict(Position(2))), "{error}");
         }
     }
 }

@@ -1,12 +1,12 @@
-//! What came of a comparison, in words and as JSON.
+//! The result of a comparison, as text and as JSON.
 //!
-//! Invariant: that one log ends before the other is never worded as if their events differed.
+//! Invariant: a log that merely ends before the other is never reported as a difference between events.
 
 use contract::ids::Position;
 use serde::Serialize;
 use store::{LogHash, RawRecord};
 
-use super::{Extent, is_kafka, line, shown};
+use super::{Extent, describe_hash, is_kafka_url, without_options};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -14,28 +14,28 @@ pub struct Comparison {
     pub equal: bool,
     /// The last position before the first difference.
     pub same_up_to: Position,
-    pub a: Compared,
-    pub b: Compared,
+    pub a: ComparedLog,
+    pub b: ComparedLog,
     /// The first position that is not the same in both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub differs_at: Option<Position>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub difference: Option<What>,
+    pub difference: Option<Difference>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Compared {
+pub struct ComparedLog {
     #[serde(flatten)]
     pub hash: LogHash,
-    /// Events above those that were compared by the hash.
+    /// Number of events beyond the hashed range.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub more: Option<u64>,
-    /// Events that the other has not, as far as was asked.
+    /// Events that the other log does not have, within the compared range.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub only: Option<Only>,
+    pub only: Option<UnmatchedEvents>,
     pub last: Position,
-    /// Of a store: its relay has had everything up to here confirmed.
+    /// For a store: everything up to here is confirmed by Kafka.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub carried: Option<Position>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,13 +43,13 @@ pub struct Compared {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Only {
+pub struct UnmatchedEvents {
     pub events: u64,
     pub first: Position,
     pub last: Position,
 }
 
-impl Only {
+impl UnmatchedEvents {
     pub fn count(&mut self, at: Position) {
         if self.events == 0 {
             self.first = at;
@@ -58,7 +58,7 @@ impl Only {
         self.last = at;
     }
 
-    fn told(self, adjective: &str) -> String {
+    fn describe(self, adjective: &str) -> String {
         match self.events {
             1 => format!("1 {adjective} event, at position {}, is", self.last),
             events => format!(
@@ -72,16 +72,16 @@ impl Only {
 /// How two logs differ at a position.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub enum What {
-    /// The other has nothing there.
+pub enum Difference {
+    /// The other log has no event there.
     OnlyIn(&'static str),
-    /// Kafka has nothing there, and what follows it.
+    /// Kafka lacks this event, but has what follows it.
     Hole,
-    /// These of the event are not the same.
+    /// These fields differ.
     Fields(Vec<&'static str>),
 }
 
-impl What {
+impl Difference {
     pub fn of(a: &RawRecord, b: &RawRecord) -> Option<Self> {
         if a.is_same_as(b) {
             return None;
@@ -107,24 +107,24 @@ impl What {
     }
 }
 
-/// One of the two, as text names it.
+/// One of the two logs, with its name and location for text output.
 #[derive(Clone, Copy)]
-struct Named<'a> {
+struct NamedLog<'a> {
     name: &'static str,
-    place: &'a str,
-    compared: &'a Compared,
+    location: &'a str,
+    compared: &'a ComparedLog,
 }
 
 impl Comparison {
     pub fn text(&self, [a, b]: [&str; 2]) -> String {
-        let a = Named {
+        let a = NamedLog {
             name: "a",
-            place: a,
+            location: a,
             compared: &self.a,
         };
-        let b = Named {
+        let b = NamedLog {
             name: "b",
-            place: b,
+            location: b,
             compared: &self.b,
         };
         let mut lines = match self.differs_at {
@@ -132,7 +132,7 @@ impl Comparison {
                 "equal up to position {}: {} events, sha256 {}",
                 self.same_up_to, self.a.hash.events, self.a.hash.sha256
             )],
-            Some(at) => self.parted(at, a, b),
+            Some(at) => self.describe_difference(at, a, b),
         };
         if self.equal {
             lines.extend(
@@ -146,60 +146,62 @@ impl Comparison {
             lines.extend(
                 extent
                     .into_iter()
-                    .flat_map(|extent| extent.lines(side.place)),
+                    .flat_map(|extent| extent.lines(side.location)),
             );
         }
         lines.join("\n")
     }
 
-    fn parted(&self, at: Position, a: Named<'_>, b: Named<'_>) -> Vec<String> {
-        let ends_before = |side: &Named<'_>| side.compared.last < at;
-        let ended = [(a, b), (b, a)]
+    fn describe_difference(&self, at: Position, a: NamedLog<'_>, b: NamedLog<'_>) -> Vec<String> {
+        let ends_before = |side: &NamedLog<'_>| side.compared.last < at;
+        let shorter = [(a, b), (b, a)]
             .into_iter()
             .find(|(side, _)| ends_before(side));
-        if let Some((ended, longer)) = ended {
-            return self.ended(ended, longer);
+        if let Some((shorter, longer)) = shorter {
+            return self.describe_shorter(shorter, longer);
         }
         let what = match &self.difference {
-            Some(What::Fields(fields)) => format!(": {} not the same", list(fields)),
-            Some(What::OnlyIn(side)) => format!(", where only {side} has an event"),
-            Some(What::Hole) => ", which is missing on Kafka".to_owned(),
+            Some(Difference::Fields(fields)) => format!(": {} not the same", enumerate(fields)),
+            Some(Difference::OnlyIn(side)) => format!(", where only {side} has an event"),
+            Some(Difference::Hole) => ", which is missing on Kafka".to_owned(),
             None => String::new(),
         };
-        let mut lines = vec![format!("not the same: they part at position {at}{what}")];
-        lines.extend([a, b].map(|side| format!("{}: {}", side.name, line(&side.compared.hash))));
+        let mut lines = vec![format!("not the same: they diverge at position {at}{what}")];
+        lines.extend(
+            [a, b].map(|side| format!("{}: {}", side.name, describe_hash(&side.compared.hash))),
+        );
         lines
     }
 
-    /// Nothing differs but their length.
-    fn ended(&self, ended: Named<'_>, longer: Named<'_>) -> Vec<String> {
+    /// One log is a prefix of the other.
+    fn describe_shorter(&self, shorter: NamedLog<'_>, longer: NamedLog<'_>) -> Vec<String> {
         let mut lines = vec![format!(
             "not the same: they are equal up to position {}, and there {} ends",
-            self.same_up_to, ended.name
+            self.same_up_to, shorter.name
         )];
         let only = longer.compared.only.unwrap_or_default();
         let carried = longer.compared.carried.unwrap_or_default();
-        if is_kafka(ended.place) && only.first <= carried {
+        if is_kafka_url(shorter.location) && only.first <= carried {
             lines.push(format!(
-                "{} in {} only, although its relay has had Kafka's word on everything up to position \
-                 {carried}: the topics have lost them, or are not the ones that it publishes to. `penstock \
+                "{} in {} only, although Kafka has confirmed everything up to position {carried} to its \
+                 relay: the topics have lost them, or are not the ones that it publishes to. `penstock \
                  store republish --to {} --store STORE` fills them",
-                only.told("more"),
+                only.describe("more"),
                 longer.name,
-                shown(ended.place)
+                without_options(shorter.location)
             ));
             return lines;
         }
-        lines.extend(newer(longer, ended));
+        lines.extend(newer(longer, shorter));
         lines
     }
 }
 
-/// Events of one that the other has not got yet.
-fn newer(of: Named<'_>, other: Named<'_>) -> Option<String> {
+/// Describes the events of one log that the other does not have yet.
+fn newer(of: NamedLog<'_>, other: NamedLog<'_>) -> Option<String> {
     let only = of.compared.only?;
-    let what = format!("{} in {} only", only.told("newer"), of.name);
-    let store_and_kafka = (is_kafka(of.place), is_kafka(other.place));
+    let what = format!("{} in {} only", only.describe("newer"), of.name);
+    let store_and_kafka = (is_kafka_url(of.location), is_kafka_url(other.location));
     let why = match store_and_kafka {
         (false, true) => {
             let after = match of.compared.carried {
@@ -207,15 +209,15 @@ fn newer(of: Named<'_>, other: Named<'_>) -> Option<String> {
                 _ => String::new(),
             };
             format!(
-                ", the store: its relay has not carried them to Kafka yet. While services run, it does so \
-                 within moments; where none runs, `penstock store republish --to {}{after} --store STORE` does",
-                shown(other.place)
+                ", the store: its relay has not published them to Kafka yet. While services run, it does so \
+                 within moments; otherwise, `penstock store republish --to {}{after} --store STORE` does",
+                without_options(other.location)
             )
         }
         (true, false) => format!(
-            ", on Kafka: the store is an earlier state of it, such as a backup. Where no service uses \
-             it, `penstock store rebuild --from {} --store STORE` takes them in",
-            shown(of.place)
+            ", on Kafka: the store is an earlier state of it, such as a backup. If no service uses \
+             it, `penstock store rebuild --from {} --store STORE` imports them",
+            without_options(of.location)
         ),
         _ => String::new(),
     };
@@ -223,7 +225,7 @@ fn newer(of: Named<'_>, other: Named<'_>) -> Option<String> {
 }
 
 /// `the a is`, `the a and the b are`.
-fn list(names: &[&str]) -> String {
+fn enumerate(names: &[&str]) -> String {
     match names {
         [] => "something is".to_owned(),
         [one] => format!("the {one} is"),
@@ -237,8 +239,8 @@ mod tests {
 
     const KAFKA: &str = "kafka://k:9092/p";
 
-    fn side(last: u64, only: Option<Only>, carried: Option<u64>) -> Compared {
-        Compared {
+    fn side(last: u64, only: Option<UnmatchedEvents>, carried: Option<u64>) -> ComparedLog {
+        ComparedLog {
             hash: LogHash {
                 events: 100,
                 head: Position(100),
@@ -252,8 +254,8 @@ mod tests {
         }
     }
 
-    fn store(carried: u64) -> Compared {
-        let only = Only {
+    fn store(carried: u64) -> ComparedLog {
+        let only = UnmatchedEvents {
             events: 21,
             first: Position(101),
             last: Position(121),
@@ -261,48 +263,48 @@ mod tests {
         side(121, Some(only), Some(carried))
     }
 
-    fn ends_at_100(store: Compared, differs_at: Option<u64>) -> String {
+    fn ends_at_100(store: ComparedLog, differs_at: Option<u64>) -> String {
         let comparison = Comparison {
             equal: differs_at.is_none(),
             same_up_to: Position(100),
             a: store,
             b: side(100, None, None),
             differs_at: differs_at.map(Position),
-            difference: differs_at.map(|_| What::OnlyIn("a")),
+            difference: differs_at.map(|_| Difference::OnlyIn("a")),
         };
         comparison.text(["s.db", KAFKA])
     }
 
     #[test]
-    fn what_is_not_relayed_yet_is_told_beside_what_is_equal() {
-        let said = ends_at_100(store(90), None);
+    fn events_not_yet_relayed_are_reported_with_an_equal_result() {
+        let text = ends_at_100(store(90), None);
         assert!(
-            said.starts_with("equal up to position 100: 100 events,"),
-            "{said}"
+            text.starts_with("equal up to position 100: 100 events,"),
+            "{text}"
         );
         let newer = "21 newer events, up to position 121, are in a only, the store";
-        assert!(said.contains(newer), "{said}");
-        assert!(said.contains("--to kafka://k:9092/p --after 90"), "{said}");
+        assert!(text.contains(newer), "{text}");
+        assert!(text.contains("--to kafka://k:9092/p --after 90"), "{text}");
     }
 
     #[test]
-    fn a_log_that_ends_early_is_told_from_one_that_differs() {
-        let said = ends_at_100(store(100), Some(101));
+    fn a_shorter_log_is_distinguished_from_a_different_one() {
+        let text = ends_at_100(store(100), Some(101));
         let expected = "not the same: they are equal up to position 100, and there b ends";
-        assert!(said.starts_with(expected), "{said}");
-        assert!(said.contains("not carried them to Kafka yet"), "{said}");
-        let lost = ends_at_100(store(121), Some(101));
+        assert!(text.starts_with(expected), "{text}");
+        assert!(text.contains("not published them to Kafka yet"), "{text}");
+        let text = ends_at_100(store(121), Some(101));
         assert!(
-            lost.contains("word on everything up to position 121"),
-            "{lost}"
+            text.contains("confirmed everything up to position 121"),
+            "{text}"
         );
-        let differs = ends_at_100(store(100), Some(77));
-        let expected = "not the same: they part at position 77, where only a has an event";
-        assert!(differs.starts_with(expected), "{differs}");
+        let text = ends_at_100(store(100), Some(77));
+        let expected = "not the same: they diverge at position 77, where only a has an event";
+        assert!(text.starts_with(expected), "{text}");
     }
 
     #[test]
-    fn what_is_not_the_same_of_an_event_is_named() {
+    fn the_fields_that_differ_are_named() {
         let event = RawRecord {
             position: Position(1),
             prev: Position(0),
@@ -322,8 +324,11 @@ mod tests {
             data: "{ }".to_owned(),
             ..event.clone()
         };
-        assert_eq!(What::of(&event, &event), None);
+        assert_eq!(Difference::of(&event, &event), None);
         let fields = vec!["actor", "data"];
-        assert_eq!(What::of(&event, &other), Some(What::Fields(fields)));
+        assert_eq!(
+            Difference::of(&event, &other),
+            Some(Difference::Fields(fields))
+        );
     }
 }

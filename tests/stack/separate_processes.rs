@@ -1,4 +1,4 @@
-//! Services in processes of their own, several of each, as a user runs them.
+//! Services in separate processes, several of each, as in production.
 
 #![allow(
     clippy::disallowed_methods,
@@ -12,26 +12,26 @@ use std::time::{Duration, Instant, SystemTime};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::checks::{converged, something_was_metered};
-use crate::cluster::{Cluster, PAIRS, Process, Role, SHIPPED};
+use crate::checks::{wait_for_usage, wait_until_converged};
+use crate::cluster::{Cluster, ONE_PER_SERVICE, Process, Role, TWO_OF_EACH};
 use crate::stack::Stack;
 use crate::support::{deployment_document, endpoint_document, eventually};
 use crate::workload::Workload;
 
-struct House {
+struct Scenario {
     cluster: Arc<Cluster>,
     stack: Arc<Stack>,
     key: String,
 }
 
-/// `iris/blue` with so many instances, on two of everything.
-async fn house(instances: usize) -> Option<House> {
-    let stack = Arc::new(Stack::start(1, &PAIRS).await?);
-    let cluster = Cluster::start(|name| stack.servers_of(name)).await;
-    Some(furnished(stack, cluster, instances).await)
+/// Starts two of each process, and `iris/blue` with this many instances.
+async fn scenario(instances: usize) -> Option<Scenario> {
+    let stack = Arc::new(Stack::start(1, &TWO_OF_EACH).await?);
+    let cluster = Cluster::start(|name| stack.urls_of(name)).await;
+    Some(deploy_iris(stack, cluster, instances).await)
 }
 
-async fn furnished(stack: Arc<Stack>, cluster: Cluster, instances: usize) -> House {
+async fn deploy_iris(stack: Arc<Stack>, cluster: Cluster, instances: usize) -> Scenario {
     let cluster = Arc::new(cluster);
     cluster
         .put("/v1/endpoints/iris", &endpoint_document("iris"))
@@ -46,17 +46,17 @@ async fn furnished(stack: Arc<Stack>, cluster: Cluster, instances: usize) -> Hou
             &json!({"traffic": {"blue": 100}}),
         )
         .await;
-    converged(&cluster, Instant::now(), instances).await;
+    wait_until_converged(&cluster, Instant::now(), instances).await;
     let keys = cluster.read("/v1/endpoints/iris/keys").await;
     let key = keys["primary"].as_str().unwrap().to_owned();
-    House {
+    Scenario {
         cluster,
         stack,
         key,
     }
 }
 
-impl House {
+impl Scenario {
     async fn score(&self, gateway: &str) -> reqwest::Result<reqwest::Response> {
         let url = self.cluster.get(gateway).addresses().gateway.unwrap();
         self.cluster
@@ -68,8 +68,8 @@ impl House {
             .await
     }
 
-    /// Routes are saved at the end of each second.
-    async fn until_saved_by(&self, gateway: &str, instances: usize) {
+    /// Waits until the gateway has saved its routes, which it does once a second.
+    async fn until_routes_saved_by(&self, gateway: &str, instances: usize) {
         let routes = self.cluster.get(gateway).folder.path();
         let routes = routes.join("gateway-routes.json");
         eventually(&format!("{gateway} has saved its routes"), || async {
@@ -90,18 +90,20 @@ impl House {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_of_everything_serve_one_endpoint() {
-    let Some(house) = house(4).await else { return };
+    let Some(scenario) = scenario(4).await else {
+        return;
+    };
     for gateway in ["gate-1", "gate-2"] {
-        house.until_served_by(gateway).await;
+        scenario.until_served_by(gateway).await;
     }
 
-    let on_nodes = house.cluster.instance_processes();
+    let on_nodes = scenario.cluster.instance_processes();
     let counts: Vec<usize> = on_nodes.values().map(Vec::len).collect();
     assert_eq!(counts, [2, 2], "instances are spread over the nodes");
 
-    // The second node is reached under another address, and so are its instances.
+    // The second node advertises another address, and so do its instances.
     let path = "/v1/instances?endpoint=iris&limit=100";
-    let listed = house.cluster.read(path).await;
+    let listed = scenario.cluster.read(path).await;
     let hosts: BTreeSet<&str> = listed["items"]
         .as_array()
         .unwrap()
@@ -112,19 +114,19 @@ async fn two_of_everything_serve_one_endpoint() {
         .collect();
     assert_eq!(hosts, BTreeSet::from(["127.0.0.1", "127.0.0.2"]));
 
-    // Each brain shows what the other one was told.
-    for (writer, reader) in [("brain-1", "brain-2"), ("brain-2", "brain-1")] {
+    // Each control plane shows writes through the other one.
+    for (writer, reader) in [("control-1", "control-2"), ("control-2", "control-1")] {
         let mut document = endpoint_document("iris");
         document["metadata"]["labels"] = json!({"by": writer});
-        let (writer, reader) = (house.cluster.get(writer), house.cluster.get(reader));
-        let written = house
+        let (writer, reader) = (scenario.cluster.get(writer), scenario.cluster.get(reader));
+        let written = scenario
             .cluster
             .api(writer, Method::PUT, "/v1/endpoints/iris")
             .json(&document);
         let written = written.send().await.unwrap();
         assert!(written.status().is_success());
         let position = written.headers()["penstock-position"].clone();
-        let shown = house
+        let shown = scenario
             .cluster
             .api(reader, Method::GET, "/v1/endpoints/iris")
             .header("penstock-position", position);
@@ -132,17 +134,19 @@ async fn two_of_everything_serve_one_endpoint() {
         assert_eq!(shown["metadata"]["labels"], document["metadata"]["labels"]);
     }
 
-    house.stack.both_sides_are_equal().await;
+    scenario.stack.assert_kafka_equals_store().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn slots_are_dealt_over_the_gateways_that_there_are() {
-    let Some(house) = house(1).await else { return };
-    // The documents of these tests allow 4 requests at once on an instance.
-    let dealt = |gateway: &'static str| {
-        let house = &house;
+async fn slots_are_divided_among_the_live_gateways() {
+    let Some(scenario) = scenario(1).await else {
+        return;
+    };
+    // The test documents allow 4 concurrent requests per instance.
+    let saved_routes = |gateway: &'static str| {
+        let scenario = &scenario;
         async move {
-            let saved = house.cluster.get(gateway).folder.path();
+            let saved = scenario.cluster.get(gateway).folder.path();
             let saved = std::fs::read_to_string(saved.join("gateway-routes.json")).ok()?;
             let all = saved.match_indices("\"slots\"").count();
             (all > 0).then_some(saved)
@@ -160,67 +164,69 @@ async fn slots_are_dealt_over_the_gateways_that_there_are() {
             .collect()
     };
     eventually("two slots for each of two gateways", || async {
-        let saved = dealt("gate-1").await?;
+        let saved = saved_routes("gate-1").await?;
         (slots(&saved) == BTreeSet::from([2])).then_some(())
     })
     .await;
 
-    assert!(house.cluster.get("gate-2").stop().await.success());
-    eventually("all four slots for the gateway that is left", || async {
-        let saved = dealt("gate-1").await?;
+    assert!(scenario.cluster.get("gate-2").stop().await.success());
+    eventually("all four slots for the remaining gateway", || async {
+        let saved = saved_routes("gate-1").await?;
         let whole = saved.contains("\"*\":4") || slots(&saved) == BTreeSet::from([4]);
         whole.then_some(())
     })
     .await;
 }
 
-/// Of one gateway at once, while store and bus go, are away, and come back.
+/// Clients per gateway during the outage.
 const CLIENTS: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn gateways_serve_while_store_and_bus_are_both_away() {
-    let Some(house) = house(2).await else { return };
+async fn gateways_serve_while_store_and_bus_are_both_down() {
+    let Some(scenario) = scenario(2).await else {
+        return;
+    };
     for gateway in ["gate-1", "gate-2"] {
-        house.until_served_by(gateway).await;
+        scenario.until_served_by(gateway).await;
     }
     let away =
         Duration::from_secs(std::env::var("AWAY_SECONDS").map_or(5, |text| text.parse().unwrap()));
-    house.until_saved_by("gate-2", 2).await;
-    let workload = Workload::requests(&house.cluster, &house.key, CLIENTS);
+    scenario.until_routes_saved_by("gate-2", 2).await;
+    let workload = Workload::requests(&scenario.cluster, &scenario.key, CLIENTS);
     workload.until_answered_by(&["gate-1", "gate-2"]).await;
-    house.stack.kafka.kill(0);
-    house.stack.postgres.kill();
-    // One of the gateways is started anew meanwhile: its routes are on its disk. One of the brains
-    // too: it waits for the store.
+    scenario.stack.kafka.kill(0);
+    scenario.stack.postgres.kill();
+    // Meanwhile one gateway is restarted, which has its routes on disk, and one control plane, which waits
+    // for the store.
     let began = Instant::now();
-    for name in ["gate-2", "brain-2"] {
-        house.cluster.get(name).kill();
-        house.cluster.get(name).launch();
+    for name in ["gate-2", "control-2"] {
+        scenario.cluster.get(name).kill();
+        scenario.cluster.get(name).launch();
     }
-    house.until_served_by("gate-2").await;
+    scenario.until_served_by("gate-2").await;
     let outage = ("gate-2", began, Instant::now());
     workload.record.lock().unwrap().outages.push(outage);
     workload.until_answered_by(&["gate-1", "gate-2"]).await;
-    // How long it is to last, not something to wait for.
+    // The duration of the outage, not a wait for an event.
     tokio::time::sleep(away).await;
     workload.until_answered_by(&["gate-1", "gate-2"]).await;
 
-    house.stack.restart_postgres().await;
-    tokio::task::block_in_place(|| house.stack.kafka.restart(0));
-    converged(&house.cluster, Instant::now(), 2).await;
+    scenario.stack.restart_postgres().await;
+    tokio::task::block_in_place(|| scenario.stack.kafka.restart(0));
+    wait_until_converged(&scenario.cluster, Instant::now(), 2).await;
     workload.until_answered_by(&["gate-1", "gate-2"]).await;
-    let promised = workload.promised();
-    workload.end().await;
-    assert_eq!(promised.unexplained, Vec::<String>::new());
+    let summary = workload.summary();
+    workload.stop().await;
+    assert_eq!(summary.unexplained, Vec::<String>::new());
     println!(
         "{} requests before, during and after {away:?} without store and bus, 0 failed but of a gateway that was down itself",
-        promised.requests
+        summary.requests
     );
 }
 
-/// The leases of a process at work, each with its holder: those whose newest generation it logged.
-async fn leases_of(brain: &Process, stack: &Stack) -> Vec<(&'static str, String)> {
-    let log = brain.whole_log();
+/// The leases held by a process, with their holders: those whose newest generation it logged.
+async fn leases_of(control_plane: &Process, stack: &Stack) -> Vec<(&'static str, String)> {
+    let log = control_plane.full_log();
     let mut leases = Vec::new();
     for lease in ["relay", "members"] {
         let (generation, holder) = stack.lease(lease).await;
@@ -236,28 +242,30 @@ async fn leases_of(brain: &Process, stack: &Stack) -> Vec<(&'static str, String)
     leases
 }
 
-/// Groups, in which buckets are dealt out, of what runs in a brain.
+/// The consumer groups of a control plane.
 const GROUPS: [&str; 3] = ["views", "autoscaler", "meter"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn an_orderly_stop_hands_over_and_leaves_instances_of_a_separate_actuator() {
-    let Some(house) = house(2).await else { return };
-    let (cluster, stack) = (&house.cluster, &house.stack);
-    house.until_served_by("gate-1").await;
-    let left = |stopped: &str| match stopped {
-        "brain-1" => "brain-2",
-        _ => "brain-1",
+async fn a_graceful_stop_hands_over_and_keeps_the_instances_of_a_separate_actuator() {
+    let Some(scenario) = scenario(2).await else {
+        return;
     };
-    let mut leases = leases_of(cluster.get("brain-1"), stack).await;
+    let (cluster, stack) = (&scenario.cluster, &scenario.stack);
+    scenario.until_served_by("gate-1").await;
+    let left = |stopped: &str| match stopped {
+        "control-1" => "control-2",
+        _ => "control-1",
+    };
+    let mut leases = leases_of(cluster.get("control-1"), stack).await;
     let stopped = if leases.is_empty() {
-        "brain-2"
+        "control-2"
     } else {
-        "brain-1"
+        "control-1"
     };
     if leases.is_empty() {
         leases = leases_of(cluster.get(stopped), stack).await;
     }
-    assert!(!leases.is_empty(), "no brain holds a lease");
+    assert!(!leases.is_empty(), "no control plane holds a lease");
     for group in GROUPS {
         assert_eq!(stack.members_of(group), 2, "{group}");
     }
@@ -265,12 +273,12 @@ async fn an_orderly_stop_hands_over_and_leaves_instances_of_a_separate_actuator(
     let before = cluster.instance_processes();
     assert_eq!(before["node-1"].len(), 1);
 
-    // What falls silent keeps its leases for 5 s and its buckets for 6 s. What has said goodbye has
-    // neither when it has ended.
+    // A process that falls silent keeps its leases for 5 s and its buckets for 6 s. One that stops
+    // gracefully has released both when it exits.
     assert!(cluster.get(stopped).stop().await.success());
     for (lease, holder) in &leases {
         let (_, now) = stack.lease(lease).await;
-        assert_ne!(now.as_ref(), Some(holder), "{lease} was not given back");
+        assert_ne!(now.as_ref(), Some(holder), "{lease} was not released");
     }
     for group in GROUPS {
         assert_eq!(stack.members_of(group), 1, "{group} was not left");
@@ -278,17 +286,21 @@ async fn an_orderly_stop_hands_over_and_leaves_instances_of_a_separate_actuator(
     assert!(cluster.get("node-1").stop().await.success());
     assert_eq!(stack.members_of("actuator"), 1);
     assert_eq!(cluster.instance_processes(), before);
-    house.until_served_by("gate-1").await;
+    scenario.until_served_by("gate-1").await;
 
-    // The brain that is left plans, and the node that is left starts.
-    let brain = cluster.get(left(stopped));
+    // The remaining control plane plans, and the remaining node starts instances.
+    let control_plane = cluster.get(left(stopped));
     let pin = cluster
-        .api(brain, Method::PUT, "/v1/autoscale/iris/blue/pin")
+        .api(control_plane, Method::PUT, "/v1/autoscale/iris/blue/pin")
         .json(&json!({"instances": 3}));
     assert!(pin.send().await.unwrap().status().is_success());
     eventually("three ready instances", || async {
         let path = "/v1/instances?endpoint=iris&limit=500";
-        let list = cluster.api(brain, Method::GET, path).send().await.ok()?;
+        let list = cluster
+            .api(control_plane, Method::GET, path)
+            .send()
+            .await
+            .ok()?;
         let list: Value = list.json().await.ok()?;
         let ready = list["items"].as_array()?.iter();
         (ready.filter(|item| item["state"] == "ready").count() == 3).then_some(())
@@ -298,12 +310,12 @@ async fn an_orderly_stop_hands_over_and_leaves_instances_of_a_separate_actuator(
     assert_eq!(now["node-1"], before["node-1"]);
     assert_eq!(now["node-2"].len(), 2);
 
-    // Its next start finds its instance as it was, and has it in hand: it can end it.
+    // After a restart the node finds its instance unchanged, and can stop it.
     for name in [stopped, "node-1"] {
         cluster.get(name).launch();
         cluster.get(name).until_ready().await;
     }
-    converged(cluster, Instant::now(), 3).await;
+    wait_until_converged(cluster, Instant::now(), 3).await;
     assert_eq!(cluster.instance_processes(), now);
     cluster
         .call(Method::DELETE, "/v1/endpoints/iris", None)
@@ -316,14 +328,14 @@ async fn an_orderly_stop_hands_over_and_leaves_instances_of_a_separate_actuator(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn each_control_shows_the_output_of_instances_beside_the_other() {
-    const HOSTS: [(&str, Role); 2] = [("host-1", Role::Host), ("host-2", Role::Host)];
+async fn each_control_shows_the_logs_of_instances_on_both_nodes() {
+    const HOSTS: [(&str, Role); 2] = [("host-1", Role::Combined), ("host-2", Role::Combined)];
     let Some(stack) = Stack::start(1, &HOSTS).await else {
         return;
     };
-    let cluster = Cluster::start_of(&HOSTS, 0, |name| stack.servers_of(name)).await;
-    let house = furnished(Arc::new(stack), cluster, 2).await;
-    let cluster = &house.cluster;
+    let cluster = Cluster::start_of(&HOSTS, 0, |name| stack.urls_of(name)).await;
+    let scenario = deploy_iris(Arc::new(stack), cluster, 2).await;
+    let cluster = &scenario.cluster;
     let list = cluster.read("/v1/instances?endpoint=iris").await;
     let items = list["items"].as_array().unwrap();
     let nodes: BTreeSet<_> = items.iter().map(|item| item["node"].to_string()).collect();
@@ -332,7 +344,7 @@ async fn each_control_shows_the_output_of_instances_beside_the_other() {
         let path = "/v1/logs/iris/blue";
         let logs = cluster.api(control, Method::GET, path).send().await;
         let logs = logs.unwrap().text().await.unwrap();
-        assert!(!logs.contains("cannot be asked"), "{logs}");
+        assert!(!logs.contains("are unavailable"), "{logs}");
         for item in items {
             let id = item["id"].as_str().unwrap();
             assert!(logs.contains(id), "nothing of {id}:\n{logs}");
@@ -341,19 +353,19 @@ async fn each_control_shows_the_output_of_instances_beside_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn each_service_alone_in_its_process_serves_scales_and_meters() {
-    let Some(stack) = Stack::start(1, &SHIPPED).await else {
+async fn one_process_per_service_serves_scales_and_meters() {
+    let Some(stack) = Stack::start(1, &ONE_PER_SERVICE).await else {
         return;
     };
     let stack = Arc::new(stack);
-    // A minute of usage ends soon.
+    // Start in the middle of a minute, so that it closes soon.
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let into_minute = now.unwrap().as_millis() as i64 % 60_000;
     let offset = 30_000 - into_minute;
-    let cluster = Cluster::start_of(&SHIPPED, offset, |name| stack.servers_of(name)).await;
-    let house = furnished(stack, cluster, 1).await;
-    let cluster = &house.cluster;
-    let workload = Workload::requests(cluster, &house.key, 1);
+    let cluster = Cluster::start_of(&ONE_PER_SERVICE, offset, |name| stack.urls_of(name)).await;
+    let scenario = deploy_iris(stack, cluster, 1).await;
+    let cluster = &scenario.cluster;
+    let workload = Workload::requests(cluster, &scenario.key, 1);
     workload
         .until_answered_by(&["gateway-1", "gateway-2"])
         .await;
@@ -373,7 +385,7 @@ async fn each_service_alone_in_its_process_serves_scales_and_meters() {
         }
     });
     cluster.put("/v1/autoscale/iris/blue", &policy).await;
-    converged(cluster, Instant::now(), 2).await;
+    wait_until_converged(cluster, Instant::now(), 2).await;
     let events = cluster.events().await;
     let by_load = |event: &&Value| {
         event["type"] == "scaling.decided"
@@ -382,9 +394,9 @@ async fn each_service_alone_in_its_process_serves_scales_and_meters() {
     };
     assert!(events.iter().any(|event| by_load(&event)), "not by load");
 
-    something_was_metered(cluster, &workload).await;
-    let promised = workload.promised();
-    workload.end().await;
-    assert_eq!(promised.unexplained, Vec::<String>::new());
-    house.stack.both_sides_are_equal().await;
+    wait_for_usage(cluster, &workload).await;
+    let summary = workload.summary();
+    workload.stop().await;
+    assert_eq!(summary.unexplained, Vec::<String>::new());
+    scenario.stack.assert_kafka_equals_store().await;
 }

@@ -1,4 +1,4 @@
-//! The file descriptors of this process, and what each service may take of them.
+//! The file descriptors of this process, and the share of each service.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,19 +7,23 @@ use runtime::descriptors::{Descriptors, Limit, Needs, Shares, raise};
 
 use super::args::ServeArgs;
 
-/// Connections of control that are so few that those at rest are in the way.
-const NARROW: usize = 64;
-const NARROW_HEAD: Duration = Duration::from_secs(5);
+/// With fewer connections than this for control, idle ones must be closed early.
+const FEW_CONNECTIONS: usize = 64;
+const FEW_CONNECTIONS_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
-pub struct Means {
+/// The descriptor limit, divided among the services.
+pub struct DescriptorBudget {
     limit: Limit,
     pub shares: Shares,
     pub descriptors: Descriptors,
 }
 
-impl Means {
-    /// Raises the limit, and refuses one with which nothing could be served.
+impl DescriptorBudget {
+    /// Raises the descriptor limit and divides it among the services.
+    ///
+    /// # Errors
+    /// If the limit is too low to serve anything.
     pub fn of(args: &ServeArgs) -> anyhow::Result<Self> {
         let limit = raise();
         let store = args.store.as_deref().unwrap_or_default();
@@ -36,13 +40,13 @@ impl Means {
         })
     }
 
-    /// With fewer connections where there are not descriptors for all; then none may rest for long,
-    /// since others wait for it.
+    /// Reduces the limits to what the descriptors allow. With few connections the head timeout is shorter,
+    /// since others wait for the idle ones.
     pub fn limits(&self, limits: control::Limits) -> control::Limits {
-        let is_narrow = self.shares.control < NARROW;
+        let is_scarce = self.shares.control < FEW_CONNECTIONS;
         control::Limits {
-            head: match is_narrow {
-                true => limits.head.min(NARROW_HEAD),
+            head: match is_scarce {
+                true => limits.head.min(FEW_CONNECTIONS_HEAD_TIMEOUT),
                 false => limits.head,
             },
             connections: limits.connections.min(self.shares.control),
@@ -51,8 +55,8 @@ impl Means {
         }
     }
 
-    /// Instances get the limit that this process was started with.
-    pub fn of_instances(&self) -> backends::process::Means {
+    /// The budget of the process backend; instances get the limit that this process was started with.
+    pub fn for_instances(&self) -> backends::process::Means {
         let Limit { now, original } = self.limit;
         let descriptors = self.descriptors.clone();
         backends::process::Means {

@@ -1,8 +1,8 @@
-//! Finds modules of one crate that import each other in a circle, by reading the source.
+//! Finds import cycles between modules of a crate, by parsing the source.
 //!
-//! A module may use its children, and they it. Between the children of one module imports go one way; what
-//! stands anywhere below a child counts as the child's. A name that is imported from where it is only
-//! passed on (`pub use`) counts as imported from where it is defined.
+//! A module and its children may import each other. Between siblings imports must be acyclic; everything
+//! below a child counts as the child's. A name that is imported through a re-export (`pub use`) counts as
+//! imported from where it is defined.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,23 +10,23 @@ use std::path::Path;
 /// `["sql", "postgres"]`; the crate itself is empty.
 type Module = Vec<String>;
 
-/// A use of something elsewhere in the crate: from the crate's root, each segment.
+/// An import from elsewhere in the crate, as a path from the crate root.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Import {
     path: Vec<String>,
-    /// What others call it here, where it is passed on; `*` stands for all names of a module.
-    passed_on_as: Option<String>,
+    /// The name under which it is re-exported, if it is; `*` stands for all names of a module.
+    reexported_as: Option<String>,
 }
 
 #[derive(Default)]
 pub struct Crate {
     imports: BTreeMap<Module, Vec<Import>>,
-    /// Names of what each module defines itself.
+    /// Names that each module defines itself.
     defined: BTreeMap<Module, BTreeSet<String>>,
 }
 
 impl Crate {
-    /// Takes in one file, by its path below `src`. Only lines of code, without tests.
+    /// Adds a file by its path below `src`. `code` is without comments and tests.
     pub fn add(&mut self, path: &Path, code: &str) {
         let module = module_of(path);
         let imports = imports(&module, code);
@@ -35,29 +35,31 @@ impl Crate {
         self.imports.entry(module).or_default().extend(imports);
     }
 
-    /// Each as `a -> b -> a`, with the imports that make it.
-    pub fn circles(&self) -> Vec<String> {
+    /// The cycles, each as `a -> b -> a` with the imports that cause it.
+    pub fn cycles(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (parent, edges) in self.edges_between_children() {
-            for circle in circles_of(&edges) {
-                found.push(told(&parent, &circle, &edges));
+            for cycle in cycles_of(&edges) {
+                found.push(describe(&parent, &cycle, &edges));
             }
         }
         found
     }
 
-    /// For each module, which of its children imports which other, and an example: file and name.
+    /// For each module, which child imports which other, with an example: file and name.
     fn edges_between_children(&self) -> BTreeMap<Module, Edges> {
         let mut all: BTreeMap<Module, Edges> = BTreeMap::new();
         for (module, imports) in &self.imports {
             for import in imports {
                 let to = self.owner(&import.path, &mut BTreeSet::new());
-                let shared = shared(module, &to);
-                // One of them is above the other.
-                let (Some(from), Some(into)) = (module.get(shared), to.get(shared)) else {
+                let common_prefix_len = common_prefix_len(module, &to);
+                // One is an ancestor of the other.
+                let (Some(from), Some(into)) =
+                    (module.get(common_prefix_len), to.get(common_prefix_len))
+                else {
                     continue;
                 };
-                let edges = all.entry(module[..shared].to_vec()).or_default();
+                let edges = all.entry(module[..common_prefix_len].to_vec()).or_default();
                 let example = (module.join("::"), import.path.join("::"));
                 let edge = edges.entry(from.clone()).or_default();
                 edge.entry(into.clone()).or_insert(example);
@@ -66,7 +68,7 @@ impl Crate {
         all
     }
 
-    /// The module that defines what a path names.
+    /// The module that defines the item of a path.
     fn owner(&self, path: &[String], seen: &mut BTreeSet<Vec<String>>) -> Module {
         let depth = (0..=path.len()).rev();
         let module = depth.map(|end| &path[..end]);
@@ -79,8 +81,8 @@ impl Crate {
             return module.to_vec();
         }
         for import in self.imports.get(module).into_iter().flatten() {
-            match import.passed_on_as.as_deref() {
-                Some(passed_on) if passed_on == name => {
+            match import.reexported_as.as_deref() {
+                Some(reexported) if reexported == name => {
                     return self.owner(&import.path, seen);
                 }
                 Some("*") => {
@@ -104,20 +106,20 @@ impl Crate {
             .get(module)
             .is_some_and(|names| names.contains(name));
         let imports = self.imports.get(module).into_iter().flatten();
-        let mut passed_on =
-            imports.filter_map(|import| Some((import, import.passed_on_as.as_deref()?)));
+        let mut reexported =
+            imports.filter_map(|import| Some((import, import.reexported_as.as_deref()?)));
         defines
-            || passed_on.any(|(import, called)| match called {
+            || reexported.any(|(import, alias)| match alias {
                 "*" => {
                     import.path != module
                         && self.has(&[&import.path[..], std::slice::from_ref(name)].concat())
                 }
-                called => called == name,
+                alias => alias == name,
             })
     }
 }
 
-/// Names that stand after what begins a definition.
+/// Names of definitions in the code.
 fn defined_in(code: &str) -> impl Iterator<Item = String> {
     const BEGIN: &[&str] = &[
         "struct",
@@ -139,7 +141,7 @@ fn defined_in(code: &str) -> impl Iterator<Item = String> {
         })
 }
 
-/// What each child imports of which other.
+/// For each child, the other children it imports, with an example.
 type Edges = BTreeMap<String, BTreeMap<String, (String, String)>>;
 
 fn module_of(path: &Path) -> Module {
@@ -154,11 +156,11 @@ fn module_of(path: &Path) -> Module {
     module
 }
 
-fn shared(one: &[String], other: &[String]) -> usize {
+fn common_prefix_len(one: &[String], other: &[String]) -> usize {
     one.iter().zip(other).take_while(|(a, b)| a == b).count()
 }
 
-/// Paths that begin with `crate` or `super`, wherever they stand, and what is passed on of children.
+/// All paths that begin with `crate` or `super`, and re-exports of children.
 fn imports(module: &Module, code: &str) -> Vec<Import> {
     let mut found = Vec::new();
     for (at, _) in code
@@ -170,7 +172,7 @@ fn imports(module: &Module, code: &str) -> Vec<Import> {
             for (path, _) in leaves(&code[at..]) {
                 found.extend(from_root(module, &path).map(|path| Import {
                     path,
-                    passed_on_as: None,
+                    reexported_as: None,
                 }));
             }
         }
@@ -190,7 +192,7 @@ fn imports(module: &Module, code: &str) -> Vec<Import> {
             };
             found.extend(absolute.map(|path| Import {
                 path,
-                passed_on_as: Some(name),
+                reexported_as: Some(name),
             }));
         }
     }
@@ -219,16 +221,16 @@ fn from_root(module: &Module, path: &[String]) -> Option<Vec<String>> {
     Some(base)
 }
 
-/// The paths of a tree of imports (`a::{b, c::{self, d as e}, f::*}`), each with what it is called. A `*`
-/// is the module before it.
+/// The paths of an import tree (`a::{b, c::{self, d as e}, f::*}`), each with its local name. For `*` the
+/// path is the module.
 fn leaves(text: &str) -> Vec<(Vec<String>, String)> {
     let mut found = Vec::new();
-    take_tree(text.trim_start(), &[], &mut found);
+    parse_tree(text.trim_start(), &[], &mut found);
     found
 }
 
-/// Gives what stands after the tree.
-fn take_tree<'t>(
+/// Parses a tree; returns the rest of the text.
+fn parse_tree<'t>(
     text: &'t str,
     before: &[String],
     found: &mut Vec<(Vec<String>, String)>,
@@ -246,7 +248,7 @@ fn take_tree<'t>(
                 if let Some(after) = rest.strip_prefix('}') {
                     return after;
                 }
-                rest = take_tree(rest, &path, found).trim_start();
+                rest = parse_tree(rest, &path, found).trim_start();
                 rest = rest.strip_prefix(',').unwrap_or(rest);
             }
         }
@@ -256,7 +258,7 @@ fn take_tree<'t>(
         }
         let end = rest.find(|c| !is_in_name(c)).unwrap_or(rest.len());
         if end == 0 {
-            // What is no import after all: it must not be read for ever.
+            // Not an import: skip a character to make progress.
             return rest.get(1..).unwrap_or_default();
         }
         let (name, after) = rest.split_at(end);
@@ -266,16 +268,16 @@ fn take_tree<'t>(
         match after.strip_prefix("::") {
             Some(after) if !after.starts_with('<') => rest = after,
             _ => {
-                let (called, after) = take_name(after, &path);
-                found.push((path, called));
+                let (alias, after) = parse_name(after, &path);
+                found.push((path, alias));
                 return after;
             }
         }
     }
 }
 
-/// What stands after ` as `, or the last segment.
-fn take_name<'t>(rest: &'t str, path: &[String]) -> (String, &'t str) {
+/// The name after ` as `, or the last segment.
+fn parse_name<'t>(rest: &'t str, path: &[String]) -> (String, &'t str) {
     if let Some(name) = rest.trim_start().strip_prefix("as ") {
         let end = name.find(|c| !is_in_name(c)).unwrap_or(name.len());
         return (name[..end].to_owned(), &name[end..]);
@@ -283,69 +285,69 @@ fn take_name<'t>(rest: &'t str, path: &[String]) -> (String, &'t str) {
     (path.last().cloned().unwrap_or_default(), rest)
 }
 
-/// The shortest circle through each module that is in one, each circle once.
-fn circles_of(edges: &Edges) -> Vec<Vec<String>> {
+/// The shortest cycle through each module that is in one, without duplicates.
+fn cycles_of(edges: &Edges) -> Vec<Vec<String>> {
     let mut found: Vec<Vec<String>> = Vec::new();
     for start in edges.keys() {
-        let is_told = found.iter().any(|circle| circle.contains(start));
-        if !is_told && let Some(circle) = circle_through(edges, start) {
-            found.push(circle);
+        let is_known = found.iter().any(|cycle| cycle.contains(start));
+        if !is_known && let Some(cycle) = cycle_through(edges, start) {
+            found.push(cycle);
         }
     }
     found
 }
 
-fn circle_through(edges: &Edges, start: &str) -> Option<Vec<String>> {
-    let mut ways = vec![vec![start.to_owned()]];
+fn cycle_through(edges: &Edges, start: &str) -> Option<Vec<String>> {
+    let mut paths = vec![vec![start.to_owned()]];
     let mut seen = BTreeSet::new();
-    while !ways.is_empty() {
+    while !paths.is_empty() {
         let mut longer = Vec::new();
-        for way in &ways {
-            for next in edges.get(way.last()?).into_iter().flat_map(BTreeMap::keys) {
-                let further = [&way[..], std::slice::from_ref(next)].concat();
+        for path in &paths {
+            for next in edges.get(path.last()?).into_iter().flat_map(BTreeMap::keys) {
+                let extended = [&path[..], std::slice::from_ref(next)].concat();
                 if next == start {
-                    return Some(further);
+                    return Some(extended);
                 }
                 if seen.insert(next.clone()) {
-                    longer.push(further);
+                    longer.push(extended);
                 }
             }
         }
-        ways = longer;
+        paths = longer;
     }
     None
 }
 
-fn told(parent: &Module, circle: &[String], edges: &Edges) -> String {
+fn describe(parent: &Module, cycle: &[String], edges: &Edges) -> String {
     let full = |child: &String| {
         [&parent[..], std::slice::from_ref(child)]
             .concat()
             .join("::")
     };
-    let way: Vec<String> = circle.iter().map(full).collect();
-    let imports = circle.windows(2).filter_map(|pair| {
+    let path: Vec<String> = cycle.iter().map(full).collect();
+    let imports = cycle.windows(2).filter_map(|pair| {
         let (file, path) = edges.get(&pair[0])?.get(&pair[1])?;
         Some(format!("{file} uses {path}"))
     });
     let imports: Vec<String> = imports.collect();
-    format!("{} ({})", way.join(" -> "), imports.join("; "))
+    format!("{} ({})", path.join(" -> "), imports.join("; "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn circles(files: &[(&str, &str)]) -> Vec<String> {
-        let mut house = Crate::default();
+    fn cycles(files: &[(&str, &str)]) -> Vec<String> {
+        let mut graph = Crate::default();
         for (path, code) in files {
-            house.add(Path::new(path), code);
+            graph.add(Path::new(path), code);
         }
-        house.circles()
+        graph.cycles()
     }
 
     #[test]
     fn two_modules_that_use_each_other_are_named_with_the_imports() {
-        let found = circles(&[
+        let found = cycles(&[
             ("lib.rs", "mod a;\nmod b;\nmod c;\n"),
             ("a.rs", "use crate::b::{self, Two};\n"),
             ("b.rs", "fn f() -> super::c::Three {}\n"),
@@ -359,7 +361,7 @@ mod tests {
 
     #[test]
     fn parents_and_children_may_use_each_other() {
-        let found = circles(&[
+        let found = cycles(&[
             ("lib.rs", "mod a;\nfn f() { crate::a::g() }\n"),
             ("a/mod.rs", "mod b;\npub use b::Two;\nuse crate::Root;\n"),
             ("a/b.rs", "use super::One;\nuse crate::a::One;\n"),
@@ -368,8 +370,8 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_in_a_circle_where_different_files_of_theirs_make_it() {
-        let found = circles(&[
+    fn cycles_between_folders_may_go_through_different_files() {
+        let found = cycles(&[
             ("lib.rs", ""),
             ("a/mod.rs", ""),
             ("a/one.rs", "use crate::b::one::X;\n"),
@@ -385,27 +387,27 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_passed_on_counts_as_imported_from_where_it_is_defined() {
-        for passed_on in [
+    fn a_reexported_name_counts_as_imported_from_where_it_is_defined() {
+        for reexported in [
             "pub use b::Two;",
             "pub use b::*;",
             "pub use b::Second as Two;",
         ] {
-            let found = circles(&[
-                ("lib.rs", passed_on),
+            let found = cycles(&[
+                ("lib.rs", reexported),
                 ("a.rs", "use crate::Two;\n"),
                 (
                     "b.rs",
                     "use crate::a::One;\npub struct Two;\npub struct Second;\n",
                 ),
             ]);
-            assert_eq!(found.len(), 1, "{passed_on}: {found:?}");
+            assert_eq!(found.len(), 1, "{reexported}: {found:?}");
         }
     }
 
     #[test]
-    fn a_name_of_a_module_itself_is_not_taken_for_one_that_it_passes_on() {
-        let found = circles(&[
+    fn a_name_that_a_module_defines_is_not_taken_for_a_reexport() {
+        let found = cycles(&[
             ("lib.rs", "pub use b::*;\npub struct Three;\n"),
             ("a.rs", "use crate::Three;\n"),
             ("b.rs", "use crate::a::One;\n"),

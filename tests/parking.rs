@@ -20,7 +20,7 @@ use contract::resources::BackendKind;
 use contract::time::{Span, Timestamp};
 use control::{Control, ControlConfig, ControlDeps, NoHistory, NoLogs};
 use domain::zones::ZoneData;
-use meter::{Config, HistoryPlace, Meter};
+use meter::{Config, HistoryLocation, Meter};
 use runtime::clock::ManualClock;
 use runtime::health::Health;
 use runtime::ids::{Ids, SeededIds};
@@ -146,7 +146,7 @@ impl Harness {
             replica: None,
             gateway: None,
             limits: control::Limits::default(),
-            own: OwnSecrets::default(),
+            own_secrets: OwnSecrets::default(),
             descriptors: Default::default(),
         };
         let deps = ControlDeps {
@@ -177,7 +177,7 @@ impl Harness {
     }
 
     async fn meter(&self, health: Health, metrics: Metrics) -> Meter {
-        let place = HistoryPlace::of_store(&url(&self.folder), self.folder.path());
+        let place = HistoryLocation::for_store(&url(&self.folder), self.folder.path());
         let deps = meter::Deps {
             store: self.store.clone(),
             bus: self.bus.clone(),
@@ -186,7 +186,9 @@ impl Harness {
             metrics,
             health,
         };
-        Meter::open(Config::keeping(place), deps).await.unwrap()
+        Meter::open(Config::with_history(place), deps)
+            .await
+            .unwrap()
     }
 
     /// Waits until exactly these are listed, as `CONSUMER/WORKSPACE/ENDPOINT`.
@@ -277,7 +279,7 @@ async fn every_consumer_parks_an_endpoint_it_cannot_read_and_continues() {
     for (consumer, running) in CONSUMERS.iter().zip(&running) {
         let ready = tokio::time::timeout(PATIENCE, running.health.until_ready()).await;
         assert!(ready.is_ok(), "{consumer}: {:?}", running.health.missing());
-        let remarks = running.health.remarks().join("; ");
+        let remarks = running.health.warnings().join("; ");
         assert!(
             remarks.contains("rose (position 1)"),
             "{consumer}: {remarks}"
@@ -302,7 +304,7 @@ async fn every_consumer_parks_an_endpoint_it_cannot_read_and_continues() {
         let left = CONSUMERS.into_iter().skip(decided + 1);
         let left = left.map(|consumer| format!("{consumer}/{}", key("rose")));
         harness.until_parked(&left.collect(), &running).await;
-        let remarks = running[decided].health.remarks();
+        let remarks = running[decided].health.warnings();
         assert!(remarks.is_empty(), "{consumer}: {remarks:?}");
     }
     harness.stop.cancel();

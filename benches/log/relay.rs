@@ -63,7 +63,7 @@ pub async fn drain(options: &Options, kafka: &Kafka) -> Measurement {
 async fn open(kafka: &Kafka) -> Arc<KafkaBus> {
     let config = KafkaConfig::parse(&kafka.url(&kafka.prefix())).unwrap();
     let bus = KafkaBus::open(config).await.unwrap();
-    assert_eq!(bus.trouble(), None);
+    assert_eq!(bus.problem(), None);
     bus
 }
 

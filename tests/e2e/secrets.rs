@@ -64,7 +64,7 @@ async fn a_server_secret_is_refused_on_apply_and_through_a_link_by_the_node() {
     })
     .await;
     let status = failed["status"].to_string();
-    assert!(status.contains("Penstock has for itself"), "{status}");
+    assert!(status.contains("reserved for Penstock"), "{status}");
     assert!(!penstock.log().contains(TOKEN));
     assert!(!status.contains(TOKEN));
 }

@@ -49,7 +49,7 @@ fn check_invariants(world: &World, context: &str) {
             continue;
         };
         let capacity = policy.profiles[0].capacity;
-        let pinned = decision.outcome == contract::decision::Outcome::Pinned;
+        let pinned = decision.outcome == contract::decision::DecisionOutcome::Pinned;
         assert!(
             pinned || (capacity.min..=capacity.max).contains(&decision.granted),
             "{endpoint}: {} is outside of {capacity:?} ({context})",

@@ -14,7 +14,7 @@ use autoscaler::Autoscaler;
 use contract::decision::Decision;
 use contract::events::{
     AutoscalePinned, AutoscaleSet, DeploymentCreated, DeploymentUpdated, EndpointCreated,
-    EndpointKeys, Event, InstanceEnded, InstanceStarted, MemberJoined, OfInstance, SealedKey,
+    EndpointKeys, Event, InstanceEnded, InstanceEvent, InstanceStarted, MemberJoined, SealedKey,
 };
 use contract::frame::{DeploymentFrame, Frame, InstanceFrame, Outcomes, Role, Source, SourceKind};
 use contract::ids::{Bucket, EndpointKey, InstanceId, Name, Position, Uid};
@@ -23,7 +23,7 @@ use contract::resources::{AutoscaleSpec, BackendKind, DeploymentSpec};
 use contract::time::{Span, Timestamp};
 use domain::fold::EndpointFold;
 use domain::instances::Instance;
-use runtime::consumer::{Applied, Core, Fold, Handled, Initial};
+use runtime::consumer::{Applied, ApplyOutcome, Core, Fold, Initial};
 use runtime::health::Health;
 use runtime::ids::{Ids, SeededIds};
 use runtime::parking::Parking;
@@ -147,7 +147,7 @@ fn load_buckets<F: Fold>(
         let records = log.by_bucket.get(&bucket).map_or(&[][..], Vec::as_slice);
         let behind = records.partition_point(|record| record.position <= initial.position);
         read.insert(bucket, behind);
-        core.take(bucket, Some(fence), initial, Timestamp::default());
+        core.acquire(bucket, Some(fence), initial, Timestamp::default());
         core.caught_up(&[bucket]);
     }
     read
@@ -255,9 +255,9 @@ impl<R: Reconciler> Service<R> {
 
 fn apply<F: Fold>(core: &mut Core<F>, record: &Arc<Record>) -> Applied<F::Effect> {
     let effect = match core.apply(record, Timestamp::default()) {
-        Handled::Applied(effect) => Some(effect),
-        Handled::Skipped => None,
-        Handled::Parked(key) | Handled::Rebuild(key) => panic!("{key} is parked"),
+        ApplyOutcome::Applied(effect) => Some(effect),
+        ApplyOutcome::Skipped => None,
+        ApplyOutcome::Parked(key) | ApplyOutcome::Rebuild(key) => panic!("{key} is parked"),
     };
     Applied {
         record: record.clone(),
@@ -708,7 +708,7 @@ impl World {
             self.report(
                 endpoint,
                 &instance.node,
-                Event::InstanceReady(OfInstance { id }),
+                Event::InstanceReady(InstanceEvent { id }),
             );
         }
     }

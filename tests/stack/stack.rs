@@ -338,7 +338,7 @@ impl SmallDisk {
             let all = std::fs::Permissions::from_mode(0o777);
             std::fs::set_permissions(reachable, all).unwrap();
         }
-        let is_mounted = !servers::skipped("disk");
+        let is_mounted = !servers::is_skipped("disk");
         if is_mounted {
             let size = format!("size={DISK_MIB}m,mode=0777");
             let mounted = root_command("mount")

@@ -6,7 +6,7 @@ mod people;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use contract::decision::{Carried, Decision, InstanceCounts};
+use contract::decision::{CarriedState, Decision, InstanceCounts};
 use contract::events::Event;
 use contract::ids::{DeploymentRef, EndpointKey, InstanceId, Name, Uid};
 use contract::log::{Actor, Record, StreamKind, StreamName};
@@ -16,7 +16,7 @@ use domain::autoscale::{Policy, Selection, TickInputs, carry, evaluate, explain,
 use domain::endpoint::Deployment;
 use domain::endpoint::settle::settle;
 use domain::fold::EndpointFold;
-use domain::instances::plan::{Context as PlanContext, plan};
+use domain::instances::plan::{PlanContext, plan};
 use runtime::ids::Ids;
 
 use self::load::Session;
@@ -94,7 +94,7 @@ pub struct Endpoint {
 #[derive(Default)]
 struct EvaluationState {
     compiled: Option<(u64, Policy)>,
-    carried: Carried,
+    carried: CarriedState,
     selection: Option<Selection>,
     last: Option<Decision>,
 }

@@ -59,7 +59,7 @@ pub async fn apply(client: &Client, args: &ApplyArgs) -> Result<(), CliError> {
     let documents = sort_for_apply(documents::load(
         &args.file,
         &args.set,
-        &Backends::left_to_a_server(),
+        &Backends::deferred_to_server(),
     )?);
     let mut sender = Sender::new(client, args.dry_run);
     let mut reporter = ApplyReporter {

@@ -31,7 +31,7 @@ pub async fn diff(client: &Client, args: &DiffArgs) -> Result<(), CliError> {
     let documents = sort_for_apply(documents::load(
         &args.file,
         &args.set,
-        &Backends::left_to_a_server(),
+        &Backends::deferred_to_server(),
     )?);
     let mut sender = Sender::new(client, true);
     let mut differs = false;

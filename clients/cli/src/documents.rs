@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use contract::ids::Name;
 use contract::problem::Finding;
 use contract::resources::Resource;
-use documents::{Backends, Located, Read, read_checking, substitute};
+use documents::{Backends, LocatedFinding, ParsedResource, read_with_checks, substitute};
 use serde_json::Value;
 
 use super::engine;
@@ -149,7 +149,7 @@ impl LoadedDocuments {
                 return;
             }
         };
-        let (read, mut faults) = read_checking(&text, backends, engine::findings);
+        let (read, mut faults) = read_with_checks(&text, backends, engine::findings);
         for one in read {
             faults.extend(self.duplicate(source, &one));
             self.documents.push(Document {
@@ -157,16 +157,16 @@ impl LoadedDocuments {
                 written: one.document.tree.value,
             });
         }
-        faults.sort_by_key(|fault| fault.place);
+        faults.sort_by_key(|fault| fault.location);
         let lines = faults
             .iter()
             .map(|fault| format!("{}:{fault}", source.name));
         self.faults.extend(lines);
     }
 
-    fn duplicate(&mut self, source: &Source, read: &Read) -> Option<Located> {
+    fn duplicate(&mut self, source: &Source, read: &ParsedResource) -> Option<LocatedFinding> {
         let title = format!("{} {}", read.resource.kind(), read.resource.full_name());
-        let location = read.document.tree.place("");
+        let location = read.document.tree.location("");
         let here = format!("{}:{location}", source.name);
         match self.first_locations.get(&title) {
             None => {

@@ -13,7 +13,7 @@ use super::operate::{primary_key, scoring_url};
 use super::output::{items, print, text};
 use crate::client::Client;
 use crate::client::config::{self, ConnectArgs};
-use load::{self, InstanceSampler, LoadArgs, LoadReport, Output, Target};
+use load::{self, InstanceSampler, LoadArgs, LoadReport, LoadTarget, Output};
 
 /// Size of the chart if the terminal's width is unknown.
 const CHART_WIDTH: usize = 100;
@@ -37,10 +37,10 @@ pub fn run(connect: &ConnectArgs, args: &LoadArgs) -> Result<(), CliError> {
 }
 
 /// The target: a URL as given, without a server; or an endpoint, whose URL comes from the server.
-async fn target(connect: &ConnectArgs, args: &LoadArgs) -> Result<Target, CliError> {
+async fn target(connect: &ConnectArgs, args: &LoadArgs) -> Result<LoadTarget, CliError> {
     let endpoint = match (&args.url, &args.endpoint) {
         (Some(url), _) => {
-            return Ok(Target {
+            return Ok(LoadTarget {
                 url: url.clone(),
                 key: args.key.clone(),
                 instances: None,
@@ -59,7 +59,7 @@ async fn target(connect: &ConnectArgs, args: &LoadArgs) -> Result<Target, CliErr
         (None, "none") => None,
         (None, _) => Some(primary_key(&client, &endpoint).await?),
     };
-    Ok(Target {
+    Ok(LoadTarget {
         url,
         key,
         instances: Some(sampler(Arc::new(client), endpoint)),

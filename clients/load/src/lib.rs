@@ -134,7 +134,7 @@ pub type InstanceSampler =
 
 /// Where the load goes, and how to sample instances.
 #[derive(Clone)]
-pub struct Target {
+pub struct LoadTarget {
     /// The full scoring URL; `http` only.
     pub url: String,
     pub key: Option<String>,
@@ -145,7 +145,7 @@ pub struct Target {
 /// Sends the load and returns the report. Shows progress on standard error. Ctrl-C ends the run
 /// with the results so far, a second Ctrl-C immediately. Writes `--report-file`; the caller prints
 /// the report.
-pub async fn run(args: &LoadArgs, target: Target) -> Result<LoadReport> {
+pub async fn run(args: &LoadArgs, target: LoadTarget) -> Result<LoadReport> {
     let stop = CancellationToken::new();
     let abandon = CancellationToken::new();
     let signals = tokio::spawn(watch_interrupts(stop.clone(), abandon.clone()));
@@ -185,7 +185,7 @@ enum RecorderEvent {
     Instances(u64, BTreeMap<String, u32>),
 }
 
-async fn run_until(args: &LoadArgs, target: Target, stop: StopSignals) -> Result<LoadReport> {
+async fn run_until(args: &LoadArgs, target: LoadTarget, stop: StopSignals) -> Result<LoadReport> {
     let rates = rates(args)?;
     let template = RequestTemplate {
         url: target.url.clone(),

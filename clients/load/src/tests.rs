@@ -31,8 +31,8 @@ fn no_signals() -> StopSignals {
     }
 }
 
-fn target(url: String) -> Target {
-    Target {
+fn target(url: String) -> LoadTarget {
+    LoadTarget {
         url,
         key: Some("secret".to_owned()),
         instances: None,
@@ -201,7 +201,7 @@ async fn instances_are_sampled_while_the_load_runs() {
             ]))
         })
     });
-    let target = Target {
+    let target = LoadTarget {
         instances: Some(sampler),
         ..target(url)
     };

@@ -12,7 +12,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backends::process::{Means, ProcessBackend, ProcessConfig};
+use backends::process::{ProcessBackend, ProcessConfig, ResourceLimits};
 use backends::{Backend, BackendError, ObservedPhase, StartSpec};
 use contract::time::Span;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -97,12 +97,12 @@ async fn keep_exhausted() {
 }
 
 async fn open(data: &Path) -> Arc<ProcessBackend> {
-    let means = Means {
+    let resource_limits = ResourceLimits {
         listener: Arc::new(|what, error| println!("lacks {what}: {error}")),
-        ..Means::default()
+        ..ResourceLimits::default()
     };
     let config = ProcessConfig {
-        means,
+        resource_limits,
         ..ProcessConfig::new(data.into(), "node-1".into(), "/".into())
     };
     ProcessBackend::open(config).await.unwrap()

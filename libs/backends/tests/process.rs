@@ -667,7 +667,7 @@ async fn an_instance_that_refers_to_an_own_secret_of_penstock_fails_and_never_ru
             },
         };
         assert!(message.contains(reference), "{message}");
-        assert!(message.contains("Penstock has for itself"), "{message}");
+        assert!(message.contains("reserved for Penstock"), "{message}");
         assert!(!message.contains(SECRET), "{message}");
     }
 }

@@ -13,7 +13,7 @@ mod local;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use contract::frame::{Frame, FrameHead};
+use contract::frame::{Frame, FrameHeader};
 use contract::ids::{Bucket, Position};
 use contract::log::{RawRecord, Record};
 use contract::route::RouteUpdate;
@@ -31,7 +31,7 @@ pub enum Subscription {
     /// The buckets are distributed among all processes that subscribe under this name.
     Group(&'static str),
     /// Every bucket.
-    Whole,
+    All,
 }
 
 /// The bus, independent of what transports it.
@@ -74,7 +74,7 @@ pub trait Bus: Send + Sync + 'static {
     /// Returns the heads of frames of any bucket that arrived since the last call and could not be
     /// read, such as those of a newer release. No subscriber receives them, but a consumer that
     /// counts frames must know that they are missing.
-    fn take_unreadable_frames(&self) -> Vec<FrameHead> {
+    fn take_unreadable_frames(&self) -> Vec<FrameHeader> {
         Vec::new()
     }
 
@@ -88,10 +88,10 @@ pub trait Bus: Send + Sync + 'static {
     /// slow.
     fn dropped(&self) -> u64;
     /// What is wrong, as a sentence for readiness; `None` while the bus works.
-    fn trouble(&self) -> Option<String>;
+    fn problem(&self) -> Option<String>;
     /// A condition that operators should know of although the bus works, such as events without a
     /// second replica.
-    fn remark(&self) -> Option<String> {
+    fn warning(&self) -> Option<String> {
         None
     }
     /// Flushes queued messages, ends all subscriptions and leaves their consumer groups.

@@ -114,7 +114,7 @@ impl Bus for LocalBus {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    fn trouble(&self) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         None
     }
 

@@ -16,7 +16,7 @@ use support::{
 };
 
 async fn buckets_are_assigned_before_any_record(bus: Arc<dyn Bus>) {
-    for subscription in [Subscription::Whole, Subscription::Group("test")] {
+    for subscription in [Subscription::All, Subscription::Group("test")] {
         let mut subscriber = bus.subscribe_records(subscription);
         let mut assigned = BTreeSet::new();
         while assigned.len() < Bucket::of_endpoints().count() {
@@ -38,7 +38,7 @@ async fn every_group_gets_every_record_in_order_within_its_bucket(bus: Arc<dyn B
     let subscriptions = [
         Subscription::Group("a"),
         Subscription::Group("b"),
-        Subscription::Whole,
+        Subscription::All,
     ];
     let mut readers = Vec::new();
     for subscription in subscriptions {
@@ -63,7 +63,7 @@ async fn every_group_gets_every_record_in_order_within_its_bucket(bus: Arc<dyn B
 
 async fn global_records_reach_every_subscriber(bus: Arc<dyn Bus>) {
     let mut member = Reader::join(&*bus, Subscription::Group("a")).await;
-    let mut all = Reader::join(&*bus, Subscription::Whole).await;
+    let mut all = Reader::join(&*bus, Subscription::All).await;
     let global = support::global_record(7);
     assert_eq!(global.stream, StreamName::access());
     // The global bucket is never announced, so there is no point after which its records must

@@ -392,7 +392,7 @@ async fn stored_events_are_read_back_unchanged() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
-    let mut reader = Reader::join(&*bus, Subscription::Whole).await;
+    let mut reader = Reader::join(&*bus, Subscription::All).await;
     let (known, next) = (record("iris", 1), record("iris", 4));
     let first = RawRecord {
         prev_hash: Some(ChainHash::START),
@@ -437,7 +437,7 @@ async fn stored_events_are_read_back_unchanged() {
     let (events, extent) = read_full_log(kafka, &prefix).await;
     assert_eq!(events, all);
     assert_eq!(extent.unreadable, Vec::<String>::new());
-    assert_eq!(extent.whole, Position(4));
+    assert_eq!(extent.contiguous, Position(4));
     // A subscriber receives the records it can decode; the rest it finds in the store.
     reader.wait_for_records(2).await;
     bus.close().await;
@@ -448,7 +448,7 @@ async fn foreign_messages_on_a_topic_are_skipped() {
     let Some(kafka) = Kafka::shared() else { return };
     let prefix = kafka.prefix();
     let bus = open(kafka, &prefix).await;
-    let mut all = Reader::join(&*bus, Subscription::Whole).await;
+    let mut all = Reader::join(&*bus, Subscription::All).await;
     let mut member = Reader::join(&*bus, Subscription::Group("g")).await;
     let mut routes = bus.subscribe_routes();
     let producer: FutureProducer = client(kafka).create().unwrap();
@@ -519,7 +519,7 @@ async fn the_full_log_is_read_back_and_gaps_are_named() {
     let (copy, extent) = read_full_log(kafka, &prefix).await;
     assert_eq!(copy, stored(&records[..1000]));
     let expected = Extent {
-        whole: Position(1000),
+        contiguous: Position(1000),
         last: Position(1000),
         records: 1000,
         repeated: 100,
@@ -542,7 +542,7 @@ async fn the_full_log_is_read_back_and_gaps_are_named() {
     let (copy, extent) = read_full_log(kafka, &prefix).await;
     assert_eq!(copy.len(), 1999);
     assert_eq!(
-        (extent.whole, extent.last),
+        (extent.contiguous, extent.last),
         (Position(1499), Position(2000))
     );
     let gap = Gap {
@@ -550,7 +550,7 @@ async fn the_full_log_is_read_back_and_gaps_are_named() {
         bucket: lost.bucket,
         needed_by: needs_it.position,
     };
-    assert_eq!(extent.holes, [gap]);
+    assert_eq!(extent.gaps, [gap]);
     bus.close().await;
 }
 
@@ -571,18 +571,21 @@ async fn a_killed_broker_loses_nothing_that_was_confirmed() {
         !published.is_finished(),
         "the broker was killed too late for the test to be meaningful"
     );
-    wait_for("the problem is reported", || bus.trouble().is_some()).await;
-    let problem = bus.trouble().unwrap();
+    wait_for("the problem is reported", || bus.problem().is_some()).await;
+    let problem = bus.problem().unwrap();
     assert!(problem.contains(kafka.addresses()), "{problem}");
     // Frames are not waited for while no broker accepts them.
     (0..10_000).for_each(|sequence| bus.publish_frame(support::frame(sequence)));
     wait_for("lost frames are counted", || bus.dropped() > 0).await;
     kafka.restart(0);
     published.await.unwrap();
-    wait_for("the problem is cleared", || bus.trouble().is_none()).await;
+    wait_for("the problem is cleared", || bus.problem().is_none()).await;
     let (copy, extent) = read_full_log(&kafka, &prefix).await;
     assert_eq!(copy, stored(&records));
-    assert_eq!((extent.whole, extent.holes), (Position(10_000), Vec::new()));
+    assert_eq!(
+        (extent.contiguous, extent.gaps),
+        (Position(10_000), Vec::new())
+    );
     // The member continues too; what it missed it would find in the store.
     let again = Arc::new(Record {
         position: Position(10_001),
@@ -607,7 +610,7 @@ async fn a_bus_opens_without_a_broker_and_works_once_one_is_up() {
     let Some(kafka) = Kafka::start(1) else { return };
     kafka.kill(0);
     let bus = open(&kafka, "late").await;
-    assert!(bus.trouble().is_some());
+    assert!(bus.problem().is_some());
     let mut reader = Reader::subscribe(&*bus, Subscription::Group("g"));
     let refused = bus.publish_records(&[record("iris", 1)]).await.unwrap_err();
     assert!(
@@ -618,7 +621,7 @@ async fn a_bus_opens_without_a_broker_and_works_once_one_is_up() {
     reader.wait_for_buckets(64).await;
     bus.publish_records(&[record("iris", 1)]).await.unwrap();
     reader.wait_for_records(1).await;
-    assert_eq!(bus.trouble(), None);
+    assert_eq!(bus.problem(), None);
     bus.close().await;
 }
 
@@ -628,15 +631,15 @@ async fn single_replicas_are_warned_about(kafka: &Kafka) {
     let settings = [("retention.ms", "-1"), ("min.insync.replicas", "1")];
     create_topic(kafka, &format!("{prefix}.events"), 64, &settings).await;
     let bus = open(kafka, &prefix).await;
-    wait_for("a warning about the replicas", || bus.remark().is_some()).await;
-    let warning = bus.remark().unwrap();
+    wait_for("a warning about the replicas", || bus.warning().is_some()).await;
+    let warning = bus.warning().unwrap();
     assert!(warning.contains("have 1 of the 3 replicas"), "{warning}");
     assert!(
         warning.contains("kafka-reassign-partitions.sh"),
         "{warning}"
     );
     // It does not affect readiness.
-    wait_for("no problem is reported", || bus.trouble().is_none()).await;
+    wait_for("no problem is reported", || bus.problem().is_none()).await;
     bus.close().await;
 }
 
@@ -645,10 +648,10 @@ async fn killing_a_leader_of_three_brokers_loses_nothing() {
     let Some(kafka) = Kafka::start(3) else { return };
     let prefix = kafka.prefix();
     let bus = open(&kafka, &prefix).await;
-    assert_eq!(bus.remark(), None);
+    assert_eq!(bus.warning(), None);
     single_replicas_are_warned_about(&kafka).await;
     let events = bus.topics().events.clone();
-    let mut reader = Reader::join(&*bus, Subscription::Whole).await;
+    let mut reader = Reader::join(&*bus, Subscription::All).await;
     let records = record_log(10_000);
     let published = tokio::spawn({
         let (bus, records) = (bus.clone(), records.clone());
@@ -666,7 +669,7 @@ async fn killing_a_leader_of_three_brokers_loses_nothing() {
     published.await.unwrap();
     let (copy, extent) = read_full_log(&kafka, &prefix).await;
     assert_eq!(copy, stored(&records));
-    assert_eq!(extent.whole, Position(10_000));
+    assert_eq!(extent.contiguous, Position(10_000));
     reader.wait_for_records(10_000).await;
     kafka.restart(leader);
     bus.close().await;

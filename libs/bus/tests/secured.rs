@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use bus::kafka::{KafkaBus, KafkaConfig, read_log};
 use bus::{Bus, BusError, Subscription};
-use servers::{Kafka, Secured, USER};
+use servers::{Kafka, SecuredListeners, USER};
 use support::{Reader, TIMEOUT, record_log};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// One broker for all tests of this file.
-fn secured() -> Option<(&'static Kafka, &'static Secured)> {
+fn secured() -> Option<(&'static Kafka, &'static SecuredListeners)> {
     static SHARED: OnceLock<Option<Kafka>> = OnceLock::new();
     let kafka = SHARED.get_or_init(Kafka::start_secured).as_ref()?;
     Some((kafka, kafka.secured()))
@@ -60,7 +60,7 @@ async fn assert_roundtrip(url: &str) {
     let bus = KafkaBus::open(KafkaConfig::parse(url).unwrap())
         .await
         .unwrap();
-    let mut reader = Reader::join(&*bus, Subscription::Whole).await;
+    let mut reader = Reader::join(&*bus, Subscription::All).await;
     let records = record_log(20);
     let published = async {
         while let Err(error) = bus.publish_records(&records).await {
@@ -69,7 +69,7 @@ async fn assert_roundtrip(url: &str) {
     };
     tokio::time::timeout(TIMEOUT, published).await.unwrap();
     reader.wait_for_records(20).await;
-    assert_eq!(bus.trouble(), None);
+    assert_eq!(bus.problem(), None);
     bus.close().await;
 }
 
@@ -80,14 +80,14 @@ async fn connection_problem(url: &str) -> String {
         .unwrap();
     let problem = async {
         loop {
-            match bus.trouble() {
+            match bus.problem() {
                 Some(why) if why.contains("--bus") => return why,
                 _ => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
     };
     let problem = tokio::time::timeout(TIMEOUT, problem).await;
-    let problem = problem.unwrap_or_else(|_| panic!("no advice is given: {:?}", bus.trouble()));
+    let problem = problem.unwrap_or_else(|_| panic!("no advice is given: {:?}", bus.problem()));
     bus.close().await;
     problem
 }

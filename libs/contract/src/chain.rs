@@ -96,14 +96,14 @@ impl<'de> Deserialize<'de> for ChainHash {
 
 /// The fields of an event, in hashing order.
 #[derive(Clone, Copy, Debug)]
-pub struct Fields<'a> {
+pub struct HashedFields<'a> {
     /// Position, previous position, bucket, version, version of the type, milliseconds since 1970.
     pub numbers: [u64; 6],
     /// Stream, id, type, actor, data.
     pub texts: [&'a str; 5],
 }
 
-impl<'a> Fields<'a> {
+impl<'a> HashedFields<'a> {
     /// Returns the fields of an event.
     pub fn of(event: &'a RawRecord) -> Self {
         Self {
@@ -126,7 +126,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Adds every field to `hash`, text with its length, so that no two events have the same encoding.
-    pub fn feed(&self, hash: &mut Sha256) {
+    pub fn hash_into(&self, hash: &mut Sha256) {
         for number in self.numbers {
             hash.update(number.to_be_bytes());
         }
@@ -138,10 +138,10 @@ impl<'a> Fields<'a> {
 
     /// Returns the hash of the event, which the next one in the bucket carries. `prev` is the hash of the
     /// event before it.
-    pub fn chained(&self, prev: ChainHash) -> ChainHash {
+    pub fn hash_after(&self, prev: ChainHash) -> ChainHash {
         let mut hash = Sha256::new_with_prefix(DOMAIN);
         hash.update(prev.0);
-        self.feed(&mut hash);
+        self.hash_into(&mut hash);
         ChainHash(hash.finalize().into())
     }
 }
@@ -170,7 +170,7 @@ mod tests {
     }
 
     fn hash(event: &RawRecord) -> ChainHash {
-        Fields::of(event).chained(ChainHash::START)
+        HashedFields::of(event).hash_after(ChainHash::START)
     }
 
     /// Stores and topics hold such hashes. The expected one was computed independently, in another
@@ -200,7 +200,7 @@ mod tests {
         ];
         let mut hashes = vec![
             hash(&event()),
-            Fields::of(&event()).chained(ChainHash([1; 32])),
+            HashedFields::of(&event()).hash_after(ChainHash([1; 32])),
         ];
         for change in changes {
             let mut changed = event();

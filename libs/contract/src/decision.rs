@@ -25,7 +25,7 @@ use crate::time::Timestamp;
 )]
 #[serde(rename_all = "kebab-case")]
 #[schemars(rename = "Outcome")]
-pub enum Outcome {
+pub enum DecisionOutcome {
     /// The count changes.
     Applied,
     /// No change is recommended.
@@ -72,7 +72,7 @@ pub struct Decision {
     /// The count that is granted.
     pub granted: u32,
     /// The outcome of the evaluation.
-    pub outcome: Outcome,
+    pub outcome: DecisionOutcome,
     /// The profile in force, if an Autoscale applies.
     pub profile: Option<String>,
     /// The rule that decided, if one did.
@@ -80,7 +80,7 @@ pub struct Decision {
     /// The result of each rule of the profile, in document order.
     pub rules: Vec<RuleResult>,
     /// The counts before and after each stage of the evaluation, in order.
-    pub stages: Vec<Stage>,
+    pub stages: Vec<EvaluationStage>,
     /// All inputs of the engine.
     pub inputs: DecisionInputs,
 }
@@ -123,7 +123,7 @@ pub struct RuleResult {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "Stage")]
-pub struct Stage {
+pub struct EvaluationStage {
     /// The name of the stage, such as `clamp`.
     pub name: String,
     /// The count before the stage.
@@ -153,7 +153,7 @@ pub struct DecisionInputs {
     /// Aggregates by signal key (see `domain::measure`). An absent signal has no data.
     pub signals: BTreeMap<String, Signal>,
     /// State carried over from the previous evaluation.
-    pub carried: Carried,
+    pub carried: CarriedState,
     /// The release of the IANA time zone database used for schedules, such as `2026f`; `None` without a
     /// schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -216,7 +216,7 @@ pub struct Signal {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "Carried")]
-pub struct Carried {
+pub struct CarriedState {
     /// The count granted last; `None` before the first decision.
     pub granted: Option<u32>,
     /// The last scale-out, with the rule that decided, if one did.
@@ -226,7 +226,7 @@ pub struct Carried {
     /// Recommendations within the longest stabilization window that can still hold back a change, oldest
     /// first.
     #[serde(rename = "wishes")]
-    pub wishes: Vec<Wish>,
+    pub recommendations: Vec<Recommendation>,
 }
 
 /// The last change of a count in one direction.
@@ -243,7 +243,7 @@ pub struct LastChange {
 /// takes the largest or the smallest recommendation in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[schemars(rename = "Wish")]
-pub struct Wish {
+pub struct Recommendation {
     /// When it was last recommended.
     pub last: Timestamp,
     /// The count.

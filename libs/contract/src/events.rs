@@ -114,17 +114,17 @@ events! {
     /// The provisioning state of a deployment changed.
     "deployment.state-changed" v 1 in [Endpoint] => DeploymentStateChanged(DeploymentStateChanged),
     /// Deletion of a deployment was requested.
-    "deployment.deletion-requested" v 1 in [Endpoint] => DeploymentDeletionRequested(OfDeployment),
+    "deployment.deletion-requested" v 1 in [Endpoint] => DeploymentDeletionRequested(DeploymentEvent),
     /// A deployment was deleted; its name is free.
-    "deployment.deleted" v 1 in [Endpoint] => DeploymentDeleted(OfDeployment),
+    "deployment.deleted" v 1 in [Endpoint] => DeploymentDeleted(DeploymentEvent),
     /// An autoscale policy was set for a deployment.
     "autoscale.set" v 1 in [Endpoint] => AutoscaleSet(AutoscaleSet),
     /// The autoscale policy was removed; the deployment's own count applies.
-    "autoscale.removed" v 1 in [Endpoint] => AutoscaleRemoved(OfDeployment),
+    "autoscale.removed" v 1 in [Endpoint] => AutoscaleRemoved(DeploymentEvent),
     /// The count of a deployment was pinned.
     "autoscale.pinned" v 1 in [Endpoint] => AutoscalePinned(AutoscalePinned),
     /// The pin was released; the rules decide again.
-    "autoscale.released" v 1 in [Endpoint] => AutoscaleReleased(OfDeployment),
+    "autoscale.released" v 1 in [Endpoint] => AutoscaleReleased(DeploymentEvent),
     /// Scaling was paused or resumed.
     "autoscale.pause-set" v 1 in [Endpoint] => AutoscalePauseSet(AutoscalePauseSet),
     /// A scaling decision was made.
@@ -140,7 +140,7 @@ events! {
     /// An instance was started.
     "instance.started" v 1 in [Node] => InstanceStarted(InstanceStarted),
     /// An instance passes its readiness probe.
-    "instance.ready" v 1 in [Node] => InstanceReady(OfInstance),
+    "instance.ready" v 1 in [Node] => InstanceReady(InstanceEvent),
     /// An instance no longer passes its readiness probe.
     "instance.unready" v 1 in [Node] => InstanceUnready(InstanceUnready),
     /// An instance exited on its own, or never started.
@@ -362,7 +362,7 @@ pub struct EndpointStateChanged {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "OfDeployment")]
-pub struct OfDeployment {
+pub struct DeploymentEvent {
     /// The name of the deployment.
     pub deployment: Name,
 }
@@ -544,7 +544,7 @@ pub struct InstanceRemovalRequested {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "OfInstance")]
-pub struct OfInstance {
+pub struct InstanceEvent {
     /// The id of the instance.
     pub id: InstanceId,
 }

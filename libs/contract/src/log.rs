@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::chain::{ChainHash, Fields};
+use crate::chain::{ChainHash, HashedFields};
 use crate::events::Event;
 use crate::ids::{Bucket, BucketKey, EndpointKey, InvalidName, Position};
 use crate::time::Timestamp;
@@ -304,7 +304,7 @@ impl RawRecord {
 
     /// Whether all fields are the same, apart from the previous hash.
     pub fn has_same_fields(&self, other: &Self) -> bool {
-        let (ours, theirs) = (Fields::of(self), Fields::of(other));
+        let (ours, theirs) = (HashedFields::of(self), HashedFields::of(other));
         ours.numbers == theirs.numbers && ours.texts == theirs.texts
     }
 }

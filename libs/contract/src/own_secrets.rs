@@ -22,7 +22,7 @@ const PROCESS_PATHS: &[&str] = &["/proc", "/dev/fd"];
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnSecrets {
     variables: BTreeSet<String>,
-    places: BTreeSet<PathBuf>,
+    paths: BTreeSet<PathBuf>,
 }
 
 impl OwnSecrets {
@@ -32,22 +32,22 @@ impl OwnSecrets {
     }
 
     /// Adds a file, or a folder with everything in it.
-    pub fn add_place(&mut self, path: &Path) {
-        self.places.insert(normalize(path));
+    pub fn add_path(&mut self, path: &Path) {
+        self.paths.insert(normalize(path));
     }
 
     /// Adds the target of `env:NAME` or `file:PATH`.
     pub fn add_reference(&mut self, reference: &str) {
         match reference.split_once(':') {
             Some(("env", name)) => self.add_variable(name),
-            Some(("file", path)) => self.add_place(Path::new(path)),
+            Some(("file", path)) => self.add_path(Path::new(path)),
             _ => {}
         }
     }
 
     /// The files and folders that were added, without the built-in ones.
-    pub fn places(&self) -> impl Iterator<Item = &Path> {
-        self.places.iter().map(PathBuf::as_path)
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.paths.iter().map(PathBuf::as_path)
     }
 
     /// Whether the variable is reserved for the server.
@@ -62,7 +62,7 @@ impl OwnSecrets {
     pub fn has_path(&self, path: &Path) -> bool {
         let path = normalize(path);
         let process_paths = PROCESS_PATHS.iter().map(Path::new);
-        self.places()
+        self.paths()
             .chain(process_paths)
             .any(|place| path.starts_with(place))
     }
@@ -116,7 +116,7 @@ mod tests {
 
     fn secrets() -> OwnSecrets {
         let mut secrets = OwnSecrets::default();
-        secrets.add_place(Path::new("/var/lib/penstock"));
+        secrets.add_path(Path::new("/var/lib/penstock"));
         secrets.add_reference("file:/etc/penstock/./token");
         secrets.add_reference("env:KAFKA_PASSWORD");
         secrets

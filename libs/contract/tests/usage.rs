@@ -114,6 +114,9 @@ fn refusals_for_lack_of_capacity_are_separate_from_those_because_of_the_client()
         ..Outcomes::default()
     };
     // `refused_ratio` is the first divided by the second.
-    assert_eq!((outcomes.lacking_capacity(), outcomes.counted()), (14, 25));
+    assert_eq!(
+        (outcomes.refused_for_capacity(), outcomes.counted()),
+        (14, 25)
+    );
     assert_eq!((outcomes.bad(), outcomes.total()), (15, 1125));
 }

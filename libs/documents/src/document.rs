@@ -41,27 +41,27 @@ pub struct Document {
 
 /// A finding with its location in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Located {
+pub struct LocatedFinding {
     /// The location of the field, or of the object that lacks it.
-    pub place: Location,
+    pub location: Location,
     /// What is wrong.
     pub finding: Finding,
 }
 
-impl fmt::Display for Located {
+impl fmt::Display for LocatedFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Finding { pointer, detail } = &self.finding;
         match pointer.as_str() {
-            "" => write!(f, "{}: {detail}", self.place),
-            pointer => write!(f, "{}: {pointer}: {detail}", self.place),
+            "" => write!(f, "{}: {detail}", self.location),
+            pointer => write!(f, "{}: {pointer}: {detail}", self.location),
         }
     }
 }
 
-impl From<SyntaxError> for Located {
+impl From<SyntaxError> for LocatedFinding {
     fn from(error: SyntaxError) -> Self {
         Self {
-            place: error.place,
+            location: error.location,
             finding: Finding::new(error.pointer, error.detail),
         }
     }
@@ -69,7 +69,7 @@ impl From<SyntaxError> for Located {
 
 /// A resource with the document it was read from, so that later findings can be located too.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Read {
+pub struct ParsedResource {
     /// The document it was read from.
     pub document: Document,
     /// The resource.
@@ -77,32 +77,32 @@ pub struct Read {
 }
 
 /// Reads every document of a text. Returns the resources and all findings, ordered by location.
-pub fn read(text: &str) -> (Vec<Read>, Vec<Located>) {
-    read_checking(text, &Backends::known(), |_| Vec::new())
+pub fn read(text: &str) -> (Vec<ParsedResource>, Vec<LocatedFinding>) {
+    read_with_checks(text, &Backends::known(), |_| Vec::new())
 }
 
 /// Like [`read`], with the given backends and an additional check of each resource.
-pub fn read_checking(
+pub fn read_with_checks(
     text: &str,
     backends: &Backends,
     extra: impl Fn(&Resource) -> Vec<Finding>,
-) -> (Vec<Read>, Vec<Located>) {
+) -> (Vec<ParsedResource>, Vec<LocatedFinding>) {
     let (trees, faults) = syntax::read(text);
-    let mut faults: Vec<Located> = faults.into_iter().map(Located::from).collect();
-    let reported: BTreeSet<Location> = faults.iter().map(|fault| fault.place).collect();
+    let mut faults: Vec<LocatedFinding> = faults.into_iter().map(LocatedFinding::from).collect();
+    let reported: BTreeSet<Location> = faults.iter().map(|fault| fault.location).collect();
     let mut resources = Vec::new();
     for tree in trees {
         let document = Document { tree };
         match document.checked(backends, &extra) {
-            Ok(resource) => resources.push(Read { document, resource }),
+            Ok(resource) => resources.push(ParsedResource { document, resource }),
             Err(findings) => {
                 let found = document.locate_all(findings).into_iter();
                 // A syntax error here has already been reported.
-                faults.extend(found.filter(|fault| !reported.contains(&fault.place)));
+                faults.extend(found.filter(|fault| !reported.contains(&fault.location)));
             }
         }
     }
-    faults.sort_by_key(|fault| fault.place);
+    faults.sort_by_key(|fault| fault.location);
     (resources, faults)
 }
 
@@ -116,15 +116,15 @@ impl Document {
     }
 
     /// Returns the finding with its location.
-    pub fn locate(&self, finding: Finding) -> Located {
-        Located {
-            place: self.tree.place(&finding.pointer),
+    pub fn locate(&self, finding: Finding) -> LocatedFinding {
+        LocatedFinding {
+            location: self.tree.location(&finding.pointer),
             finding,
         }
     }
 
     /// Returns each finding with its location.
-    pub fn locate_all(&self, findings: Vec<Finding>) -> Vec<Located> {
+    pub fn locate_all(&self, findings: Vec<Finding>) -> Vec<LocatedFinding> {
         findings.into_iter().map(|f| self.locate(f)).collect()
     }
 

@@ -19,7 +19,7 @@ mod typed;
 mod yaml;
 
 pub use check::backends::{BACKENDS, BackendField, BackendRules, Backends};
-pub use document::{Document, Located, Read, read, read_checking};
+pub use document::{Document, LocatedFinding, ParsedResource, read, read_with_checks};
 pub use repair::{FINDINGS_MAX, read_typed};
 pub use syntax::{
     DEPTH_MAX, DOCUMENTS_MAX, Location, NODES_MAX, SyntaxError, TEXT_BYTES_MAX, Tree,

@@ -55,11 +55,11 @@ pub struct Tree {
 
 impl Tree {
     /// Returns the location of a value, or of its nearest ancestor that has one.
-    pub fn place(&self, pointer: &str) -> Location {
+    pub fn location(&self, pointer: &str) -> Location {
         let mut pointer = pointer;
         loop {
-            if let Some(place) = self.locations.get(pointer) {
-                return *place;
+            if let Some(location) = self.locations.get(pointer) {
+                return *location;
             }
             match pointer.rfind('/') {
                 Some(end) => pointer = &pointer[..end],
@@ -71,10 +71,10 @@ impl Tree {
 
 /// The text is not YAML or JSON, or exceeds a limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {detail}", .place)]
+#[error("{}: {detail}", .location)]
 pub struct SyntaxError {
     /// The location of the fault.
-    pub place: Location,
+    pub location: Location,
     /// JSON Pointer of the enclosing value; empty if unknown.
     pub pointer: String,
     /// A sentence: what is wrong and what to do.
@@ -82,9 +82,9 @@ pub struct SyntaxError {
 }
 
 impl SyntaxError {
-    fn new(place: Location, pointer: &str, detail: impl Into<String>) -> Self {
+    fn new(location: Location, pointer: &str, detail: impl Into<String>) -> Self {
         Self {
-            place,
+            location,
             pointer: pointer.to_owned(),
             detail: detail.into(),
         }
@@ -146,11 +146,11 @@ fn json_tree(text: &str) -> Result<Option<Tree>, SyntaxError> {
         }
         Err(error) => match rejection.take() {
             Some(detail) => {
-                let place = Location {
+                let location = Location {
                     line: error.line().max(1),
                     column: error.column().max(1),
                 };
-                Err(SyntaxError::new(place, "", detail))
+                Err(SyntaxError::new(location, "", detail))
             }
             // It may be flow-style YAML, such as `{a: 1}`.
             None => Ok(None),
@@ -334,15 +334,15 @@ impl<'a> YamlReader<'a> {
                     "this is not valid YAML: {}; check the indentation and the quotes here",
                     error.info()
                 );
-                SyntaxError::new(self.place(*error.marker()), &self.pointer, detail)
+                SyntaxError::new(self.location(*error.marker()), &self.pointer, detail)
             })?;
-            let place = self.place(span.start);
-            self.handle_event(event, place)?;
+            let location = self.location(span.start);
+            self.handle_event(event, location)?;
         }
         Ok(())
     }
 
-    fn place(&self, marker: Marker) -> Location {
+    fn location(&self, marker: Marker) -> Location {
         Location {
             line: marker.line().max(1) + self.lines_before,
             column: marker.col() + 1,
@@ -354,21 +354,23 @@ impl<'a> YamlReader<'a> {
         self.output.faults.push(fault);
     }
 
-    fn handle_event(&mut self, event: Event<'a>, place: Location) -> Result<(), SyntaxError> {
+    fn handle_event(&mut self, event: Event<'a>, location: Location) -> Result<(), SyntaxError> {
         match event {
             Event::Nothing | Event::StreamStart | Event::StreamEnd => Ok(()),
             Event::DocumentStart(_) => {
-                self.document_line = place.line;
+                self.document_line = location.line;
                 self.anchors.clear();
-                self.locations.insert(String::new(), place);
+                self.locations.insert(String::new(), location);
                 Ok(())
             }
-            Event::DocumentEnd => self.close_document(place),
-            Event::Scalar(text, style, anchor, tag) => self.scalar(text, style, anchor, tag, place),
-            Event::Alias(anchor) => self.alias(anchor, place),
+            Event::DocumentEnd => self.close_document(location),
+            Event::Scalar(text, style, anchor, tag) => {
+                self.scalar(text, style, anchor, tag, location)
+            }
+            Event::Alias(anchor) => self.alias(anchor, location),
             Event::SequenceStart(anchor, tag) => {
                 let list = Container::List { items: Vec::new() };
-                self.open_container(list, anchor, tag.as_deref(), place)
+                self.open_container(list, anchor, tag.as_deref(), location)
             }
             Event::MappingStart(anchor, tag) => {
                 let fields = Map::new();
@@ -376,18 +378,18 @@ impl<'a> YamlReader<'a> {
                     Container::Map { fields, key: None },
                     anchor,
                     tag.as_deref(),
-                    place,
+                    location,
                 )
             }
-            Event::SequenceEnd | Event::MappingEnd => self.close_container(place),
+            Event::SequenceEnd | Event::MappingEnd => self.close_container(location),
         }
     }
 
-    fn error_at(&self, place: Location, detail: impl Into<String>) -> SyntaxError {
-        SyntaxError::new(place, &self.pointer, detail)
+    fn error_at(&self, location: Location, detail: impl Into<String>) -> SyntaxError {
+        SyntaxError::new(location, &self.pointer, detail)
     }
 
-    fn close_document(&mut self, place: Location) -> Result<(), SyntaxError> {
+    fn close_document(&mut self, location: Location) -> Result<(), SyntaxError> {
         let locations = std::mem::take(&mut self.locations);
         self.pointer.clear();
         let value = self.root.take().unwrap_or(Value::Null);
@@ -397,15 +399,15 @@ impl<'a> YamlReader<'a> {
         if self.output.trees.len() == DOCUMENTS_MAX {
             self.limit_reached = true;
             let detail = format!("the text holds more than {DOCUMENTS_MAX} documents; split it");
-            return Err(self.error_at(place, detail));
+            return Err(self.error_at(location, detail));
         }
         self.output.trees.push(Tree { value, locations });
         Ok(())
     }
 
-    fn check_tag(&mut self, tag: Option<&Tag>, place: Location) {
+    fn check_tag(&mut self, tag: Option<&Tag>, location: Location) {
         if let Some(tag) = tag.filter(|tag| !tag.is_yaml_core_schema()) {
-            self.report(self.error_at(place, unknown_tag(tag)));
+            self.report(self.error_at(location, unknown_tag(tag)));
         }
     }
 
@@ -415,13 +417,13 @@ impl<'a> YamlReader<'a> {
         style: ScalarStyle,
         anchor: usize,
         tag: Option<Cow<'a, Tag>>,
-        place: Location,
+        location: Location,
     ) -> Result<(), SyntaxError> {
         if self.expects_key() {
-            return self.key(text.into_owned(), place);
+            return self.key(text.into_owned(), location);
         }
-        self.enter_value(place)?;
-        self.check_tag(tag.as_deref(), place);
+        self.enter_value(location)?;
+        self.check_tag(tag.as_deref(), location);
         let value = match Scalar::parse_from_cow_and_metadata(text.clone(), style, tag.as_ref()) {
             Some(Scalar::Null) => Value::Null,
             Some(Scalar::Boolean(value)) => Value::Bool(value),
@@ -430,21 +432,23 @@ impl<'a> YamlReader<'a> {
                 Ok(whole) => Value::Number(whole.into()),
                 Err(_) => match Number::from_f64(value.into_inner()) {
                     Some(number) => Value::Number(number),
-                    None => self.report_unusable(place, format!("`{text}` is not a usable number")),
+                    None => {
+                        self.report_unusable(location, format!("`{text}` is not a usable number"))
+                    }
                 },
             },
             Some(Scalar::String(value)) => Value::String(value.into_owned()),
             None => {
                 let detail = format!("`{text}` does not fit its tag; remove the tag");
-                self.report_unusable(place, detail)
+                self.report_unusable(location, detail)
             }
         };
         self.finish_value(value, anchor);
         Ok(())
     }
 
-    fn report_unusable(&mut self, place: Location, detail: String) -> Value {
-        self.report(self.error_at(place, detail));
+    fn report_unusable(&mut self, location: Location, detail: String) -> Value {
+        self.report(self.error_at(location, detail));
         Value::Null
     }
 
@@ -455,7 +459,7 @@ impl<'a> YamlReader<'a> {
         )
     }
 
-    fn key(&mut self, name: String, place: Location) -> Result<(), SyntaxError> {
+    fn key(&mut self, name: String, location: Location) -> Result<(), SyntaxError> {
         let pointer = format!("{}/{}", self.pointer, escape(&name));
         let Some(OpenContainer {
             container: Container::Map { fields, key },
@@ -466,9 +470,9 @@ impl<'a> YamlReader<'a> {
         };
         let fault = fields
             .contains_key(&name)
-            .then(|| SyntaxError::new(place, &pointer, duplicate(&name)));
+            .then(|| SyntaxError::new(location, &pointer, duplicate(&name)));
         *key = Some(name);
-        self.locations.insert(pointer, place);
+        self.locations.insert(pointer, location);
         if let Some(fault) = fault {
             self.report(fault);
         }
@@ -476,30 +480,32 @@ impl<'a> YamlReader<'a> {
     }
 
     /// Counts a value and extends the pointer to it.
-    fn enter_value(&mut self, place: Location) -> Result<(), SyntaxError> {
-        self.count_values(1, place)?;
+    fn enter_value(&mut self, location: Location) -> Result<(), SyntaxError> {
+        self.count_values(1, location)?;
         let step = match self.stack.last().map(|frame| &frame.container) {
             None => return Ok(()),
             Some(Container::List { items }) => items.len().to_string(),
             Some(Container::Map { key: Some(key), .. }) => escape(key),
             Some(Container::Map { key: None, .. }) => {
-                return Err(self.error_at(place, "a key must be plain text here"));
+                return Err(self.error_at(location, "a key must be plain text here"));
             }
         };
         self.pointer.push('/');
         self.pointer.push_str(&step);
-        self.locations.entry(self.pointer.clone()).or_insert(place);
+        self.locations
+            .entry(self.pointer.clone())
+            .or_insert(location);
         Ok(())
     }
 
-    fn count_values(&mut self, nodes: usize, place: Location) -> Result<(), SyntaxError> {
+    fn count_values(&mut self, nodes: usize, location: Location) -> Result<(), SyntaxError> {
         self.output.nodes += nodes;
         if self.output.nodes > NODES_MAX {
             self.limit_reached = true;
             let detail = format!(
                 "the text holds more than {NODES_MAX} values (after expanding aliases); split it, or use fewer aliases"
             );
-            return Err(self.error_at(place, detail));
+            return Err(self.error_at(location, detail));
         }
         Ok(())
     }
@@ -534,23 +540,29 @@ impl<'a> YamlReader<'a> {
         container: Container,
         anchor: usize,
         tag: Option<&Tag>,
-        place: Location,
+        location: Location,
     ) -> Result<(), SyntaxError> {
         if self.expects_key() {
-            return Err(self.error_at(place, "a list or mapping cannot be a key; use plain text"));
+            return Err(self.error_at(
+                location,
+                "a list or mapping cannot be a key; use plain text",
+            ));
         }
-        self.enter_value(place)?;
-        self.check_tag(tag, place);
+        self.enter_value(location)?;
+        self.check_tag(tag, location);
         if self.stack.len() >= DEPTH_MAX {
-            return Err(self.error_at(place, too_deep()));
+            return Err(self.error_at(location, too_deep()));
         }
         self.stack.push(OpenContainer { container, anchor });
         Ok(())
     }
 
-    fn close_container(&mut self, place: Location) -> Result<(), SyntaxError> {
+    fn close_container(&mut self, location: Location) -> Result<(), SyntaxError> {
         let Some(frame) = self.stack.pop() else {
-            return Err(self.error_at(place, "this closes a list or mapping that was never opened"));
+            return Err(self.error_at(
+                location,
+                "this closes a list or mapping that was never opened",
+            ));
         };
         let value = match frame.container {
             Container::List { items } => Value::Array(items),
@@ -560,19 +572,19 @@ impl<'a> YamlReader<'a> {
         Ok(())
     }
 
-    fn alias(&mut self, anchor: usize, place: Location) -> Result<(), SyntaxError> {
+    fn alias(&mut self, anchor: usize, location: Location) -> Result<(), SyntaxError> {
         if self.expects_key() {
-            return Err(self.error_at(place, "an alias cannot be a key; write the key out"));
+            return Err(self.error_at(location, "an alias cannot be a key; write the key out"));
         }
         // An anchor is registered when its value is complete, so an alias inside its own anchor is unknown.
         let Some(value) = self.anchors.get(&anchor).cloned() else {
             let detail = "this alias is inside the value that it refers to; write the value out";
-            return Err(self.error_at(place, detail));
+            return Err(self.error_at(location, detail));
         };
-        self.enter_value(place)?;
-        self.count_values(count_nodes(&value), place)?;
+        self.enter_value(location)?;
+        self.count_values(count_nodes(&value), location)?;
         if self.stack.len() + depth(&value) > DEPTH_MAX {
-            return Err(self.error_at(place, too_deep()));
+            return Err(self.error_at(location, too_deep()));
         }
         self.finish_value(value, 0);
         Ok(())

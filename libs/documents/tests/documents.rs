@@ -4,8 +4,8 @@
 use contract::problem::Finding;
 use contract::resources::DeploymentSpec;
 use documents::{
-    BackendRules, Backends, Document, FINDINGS_MAX, Located, read, read_checking, read_trees,
-    to_yaml,
+    BackendRules, Backends, Document, FINDINGS_MAX, LocatedFinding, read, read_trees,
+    read_with_checks, to_yaml,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -113,8 +113,8 @@ fn aliases_expand_to_their_anchors() {
 /// Returns the location and pointer of each fault in a text.
 fn faults(text: &str) -> Vec<String> {
     let (_, faults) = read(text);
-    let place = |fault: &Located| format!("{} {}", fault.place, fault.finding.pointer);
-    faults.iter().map(place).collect()
+    let location = |fault: &LocatedFinding| format!("{} {}", fault.location, fault.finding.pointer);
+    faults.iter().map(location).collect()
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn a_document_with_invalid_yaml_hides_no_other() {
     let (read, found) = read(&text);
     assert_eq!(read.len(), 1);
     assert_eq!(read[0].resource.full_name(), "good");
-    let lines: Vec<usize> = found.iter().map(|fault| fault.place.line).collect();
+    let lines: Vec<usize> = found.iter().map(|fault| fault.location.line).collect();
     assert_eq!(lines.len(), 4, "{found:#?}");
     assert_eq!((lines[0], lines[3]), (3, 18), "{found:#?}");
 }
@@ -305,8 +305,11 @@ fn a_backend_of_a_custom_table_has_its_own_rules() {
         let text = format!(
             "apiVersion: penstock/v1\nkind: Deployment\nmetadata: {{name: blue, endpoint: iris}}\nspec:\n  instanceType: t\n  backend: toy\n  region: {region}\n"
         );
-        let (_, faults) = read_checking(&text, &backends, |_| Vec::new());
-        faults.iter().map(Located::to_string).collect::<Vec<_>>()
+        let (_, faults) = read_with_checks(&text, &backends, |_| Vec::new());
+        faults
+            .iter()
+            .map(LocatedFinding::to_string)
+            .collect::<Vec<_>>()
     };
     assert_eq!(read("nursery"), Vec::<String>::new());
     assert_eq!(

@@ -4,7 +4,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use contract::decision::{Carried, Decision, InstanceCounts, Pause, Signal};
+use contract::decision::{CarriedState, Decision, InstanceCounts, Pause, Signal};
 use contract::ids::{DeploymentRef, Uid};
 use contract::resources::{
     AutoscaleMode, AutoscaleSpec, Capacity, Cooldown, Direction, MetricSpec, MissingMetric,
@@ -95,7 +95,7 @@ fn policy(rules: usize) -> AutoscaleSpec {
 
 struct Deployment {
     policy: Policy,
-    carried: Carried,
+    carried: CarriedState,
     last: Option<Decision>,
     selection: Option<Selection>,
     samples: Vec<[f64; SAMPLES]>,
@@ -109,9 +109,9 @@ impl Deployment {
         let count = policy.signals().len();
         Self {
             policy,
-            carried: Carried {
+            carried: CarriedState {
                 granted: Some(10),
-                ..Carried::default()
+                ..CarriedState::default()
             },
             last: None,
             selection: None,

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use contract::ids::{DeploymentRef, Name};
 use contract::problem::{Finding, escape};
 use contract::resources::{
-    AutoscaleResource, AutoscaleSpec, Change, DeploymentResource, EndpointResource, EndpointSpec,
-    Percentages, Resource,
+    AutoscaleResource, AutoscaleSpec, DeploymentResource, EndpointResource, EndpointSpec,
+    FieldChange, Percentages, Resource,
 };
 use serde_json::Value;
 
@@ -109,7 +109,7 @@ pub fn full_spec(spec: &EndpointSpec, traffic: &Percentages, mirror: &Percentage
 }
 
 /// Returns every field in which two documents differ, ordered by pointer.
-pub fn diff(from: Option<&Value>, to: Option<&Value>) -> Vec<Change> {
+pub fn diff(from: Option<&Value>, to: Option<&Value>) -> Vec<FieldChange> {
     let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
     if let Some(value) = from {
         collect_leaves("", value, &mut old);
@@ -120,7 +120,7 @@ pub fn diff(from: Option<&Value>, to: Option<&Value>) -> Vec<Change> {
     let pointers: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let changed = pointers.into_iter().filter(|p| old.get(*p) != new.get(*p));
     changed
-        .map(|pointer| Change {
+        .map(|pointer| FieldChange {
             pointer: pointer.clone(),
             from: old.get(pointer).map(|value| (*value).clone()),
             to: new.get(pointer).map(|value| (*value).clone()),

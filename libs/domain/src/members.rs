@@ -107,7 +107,7 @@ impl Members {
     }
 
     /// Skips an event of the stream that cannot be read, keeping its position and version.
-    pub fn pass_over(&mut self, position: Position, version: u64) {
+    pub fn skip(&mut self, position: Position, version: u64) {
         self.position = position;
         self.version = version;
     }
@@ -184,7 +184,7 @@ impl Members {
     }
 
     /// The position at which the set of gateways last changed: slots are allocated as of it.
-    pub fn dealt_as_of(&self) -> Position {
+    pub fn gateway_set_position(&self) -> Position {
         self.sets.back().map_or(Position::START, |set| set.from)
     }
 

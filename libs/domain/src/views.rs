@@ -88,7 +88,7 @@ impl Projection {
     /// Creates a projection for folding a history of which only the final rows are needed:
     /// [`apply`](Self::apply) defers the rows of deployments, which nearly every event changes,
     /// until the end.
-    pub fn with_late_rows() -> Self {
+    pub fn with_deferred_rows() -> Self {
         Self {
             deferred: Some(DeferredRows::new()),
             ..Self::default()
@@ -96,12 +96,12 @@ impl Projection {
     }
 
     /// Whether the rows of deployments are deferred.
-    pub fn has_late_rows(&self) -> bool {
+    pub fn has_deferred_rows(&self) -> bool {
         self.deferred.is_some()
     }
 
     /// Returns the deferred rows and stops deferring.
-    pub fn late_rows(&mut self) -> Vec<RowChange> {
+    pub fn take_deferred_rows(&mut self) -> Vec<RowChange> {
         let mut changes = Vec::new();
         for (key, names) in self.deferred.take().unwrap_or_default() {
             let Some(model) = self.endpoints.get(&key) else {
@@ -124,7 +124,7 @@ impl Projection {
     }
 
     /// Applies one record without producing rows.
-    pub fn apply_silently(&mut self, record: &Record) {
+    pub fn apply_without_rows(&mut self, record: &Record) {
         let mut rows = Rows::discarding();
         change(&mut self.endpoints, &mut self.access, record, &mut rows);
     }
@@ -317,7 +317,7 @@ impl EndpointModel {
     }
 
     /// Applies one record without producing rows.
-    pub fn apply_silently(&mut self, key: &EndpointKey, record: &Record) {
+    pub fn apply_without_rows(&mut self, key: &EndpointKey, record: &Record) {
         self.change(key, record, &mut Rows::discarding());
     }
 

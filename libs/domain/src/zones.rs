@@ -71,7 +71,7 @@ impl ZoneData {
     /// Builds zones from the bytes of TZif files (RFC 9636), by name.
     ///
     /// # Errors [`UnreadableZone`] for the first file that is not valid.
-    pub fn given(
+    pub fn from_tzif(
         version: &str,
         files: impl IntoIterator<Item = (String, Vec<u8>)>,
     ) -> Result<Self, UnreadableZone> {

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use contract::decision::{Pause, Pin};
 use contract::events::{
-    EndpointKeys, Event, InstanceDraining, InstanceEnded, InstanceRequested, InstanceStarted,
-    OfInstance, RemovalReason, RequestReason, SealedKey,
+    EndpointKeys, Event, InstanceDraining, InstanceEnded, InstanceEvent, InstanceRequested,
+    InstanceStarted, RemovalReason, RequestReason, SealedKey,
 };
 use contract::ids::{DeploymentRef, EndpointKey, InstanceId, Name, Position, Uid};
 use contract::log::{Actor, Record, RowChange, StreamKind, StreamName};
@@ -22,7 +22,7 @@ use domain::endpoint::commands::{Command, Context, ENDPOINTS_MAX, Precondition, 
 use domain::endpoint::settle::settle;
 use domain::instances::Instances;
 use domain::members::Members;
-use domain::routes::{Dealing, route};
+use domain::routes::{AllocationInputs, route};
 use domain::views::{ENDED_INSTANCES_MAX, Projection, ReadModel};
 use domain::zones::ZoneData;
 use proptest::prelude::*;
@@ -195,7 +195,7 @@ impl World {
             adopted: false,
         };
         self.record(StreamKind::Node, Event::InstanceStarted(started));
-        self.record(StreamKind::Node, Event::InstanceReady(OfInstance { id }));
+        self.record(StreamKind::Node, Event::InstanceReady(InstanceEvent { id }));
     }
 
     fn ended(id: &str, reason: &str) -> InstanceEnded {
@@ -561,10 +561,10 @@ fn a_route_holds_ready_instances_and_those_that_may_still_be_serving() {
             world.endpoint.as_ref().unwrap(),
             &world.instances,
             Position(7),
-            &Dealing {
+            &AllocationInputs {
                 members: &Members::default(),
-                given: None,
-                given_way: true,
+                published: None,
+                yielded: true,
             },
         );
         let blue = update.route.unwrap().deployments[&name("blue")].clone();
@@ -881,11 +881,11 @@ proptest! {
         for (serial, operation) in operations.iter().enumerate() {
             world.apply(operation, serial);
         }
-        let (mut live, mut late) = (Projection::default(), Projection::with_late_rows());
+        let (mut live, mut late) = (Projection::default(), Projection::with_deferred_rows());
         let every_step = rows_after(world.log.iter().flat_map(|record| live.apply(record)));
         let mut changes: Vec<RowChange> = world.log.iter().flat_map(|record| late.apply(record)).collect();
         prop_assert!(changes.iter().all(|change| change.model != ReadModel::Deployments.name() || change.doc.is_none()));
-        changes.extend(late.late_rows());
+        changes.extend(late.take_deferred_rows());
         prop_assert_eq!(rows_after(changes), every_step);
     }
 

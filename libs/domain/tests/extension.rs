@@ -2,7 +2,7 @@
 //! only frames.
 #![allow(clippy::unwrap_used)]
 
-use contract::decision::{Carried, InstanceCounts, Pause, Signal};
+use contract::decision::{CarriedState, InstanceCounts, Pause, Signal};
 use contract::frame::{DeploymentFrame, Frame, Role, Source};
 use contract::ids::{Bucket, EndpointKey, Uid};
 use contract::resources::AutoscaleSpec;
@@ -131,9 +131,9 @@ fn a_metric_with_a_source_of_its_own_is_measured_and_scales() {
             pending: 0,
         },
         signals: &signals,
-        carried: &Carried {
+        carried: &CarriedState {
             granted: Some(2),
-            ..Carried::default()
+            ..CarriedState::default()
         },
         selection: None,
     };

@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use contract::events::{
-    DeploymentCreated, DeploymentUpdated, Empty, EndpointCreated, EndpointKeys, Event,
-    InstanceEnded, LeaveReason, MemberJoined, MemberLeft, OfDeployment, OfInstance, RemovalReason,
+    DeploymentCreated, DeploymentEvent, DeploymentUpdated, Empty, EndpointCreated, EndpointKeys,
+    Event, InstanceEnded, InstanceEvent, LeaveReason, MemberJoined, MemberLeft, RemovalReason,
     RequestReason, SealedKey,
 };
 use contract::frame::{Source, SourceKind};
@@ -17,7 +17,7 @@ use contract::time::{Span, Timestamp};
 use contract::{DeploymentRef, EndpointKey};
 use domain::endpoint::Endpoint;
 use domain::endpoint::settle::settle;
-use domain::instances::plan::{Context, Granted, plan};
+use domain::instances::plan::{Granted, PlanContext, plan};
 use domain::instances::{Instance, InstanceState, Instances};
 use domain::members::{Members, NODE_GRACE};
 use proptest::prelude::*;
@@ -137,7 +137,7 @@ impl World {
     fn plan(&mut self) -> Vec<Event> {
         let busy = self.busy.clone();
         let mut ids = self.ids;
-        let context = Context {
+        let context = PlanContext {
             granted: &self.granted,
             drained: &|instance: &Instance| {
                 instance.draining.is_some() && !busy.contains(&instance.id)
@@ -175,7 +175,7 @@ impl World {
 
     fn make_ready(&mut self) {
         for id in self.ids_in(InstanceState::Starting) {
-            self.append(Event::InstanceReady(OfInstance { id }));
+            self.append(Event::InstanceReady(InstanceEvent { id }));
         }
     }
 
@@ -650,7 +650,7 @@ fn a_lost_node_does_not_hold_up_the_end_of_an_endpoint() {
     world.settle();
     world.append(Event::EndpointDeletionRequested(Empty {}));
     let deployment = name("blue");
-    world.append(Event::DeploymentDeletionRequested(OfDeployment {
+    world.append(Event::DeploymentDeletionRequested(DeploymentEvent {
         deployment,
     }));
     world.leave("south", LeaveReason::Silent);

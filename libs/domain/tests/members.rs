@@ -233,11 +233,11 @@ fn a_silent_node_is_lost_at_once_and_one_that_said_goodbye_after_its_grace() {
 fn the_allocation_position_moves_only_when_the_set_of_gateways_changes() {
     let mut world = World::default();
     world.run(0..1, &[gateway("a")]);
-    let first = world.members.dealt_as_of();
+    let first = world.members.gateway_set_position();
     world.run(1..3, &[gateway("a"), node("n", &[])]);
-    assert_eq!(world.members.dealt_as_of(), first);
+    assert_eq!(world.members.gateway_set_position(), first);
     world.run(3..4, &[gateway("a"), gateway("b"), node("n", &[])]);
-    let second = world.members.dealt_as_of();
+    let second = world.members.gateway_set_position();
     assert!(second > first);
     let then = world.members.gateways_at(first).unwrap();
     assert_eq!(then.into_iter().collect::<Vec<_>>(), ["a"]);

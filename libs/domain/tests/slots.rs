@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use contract::events::{
-    DeploymentCreated, EndpointCreated, EndpointKeys, Event, InstanceRequested, InstanceStarted,
-    LeaveReason, MemberJoined, MemberLeft, OfInstance, RequestReason, SealedKey,
+    DeploymentCreated, EndpointCreated, EndpointKeys, Event, InstanceEvent, InstanceRequested,
+    InstanceStarted, LeaveReason, MemberJoined, MemberLeft, RequestReason, SealedKey,
 };
 use contract::frame::{Frame, Source, SourceKind};
 use contract::ids::{EndpointKey, InstanceId, Position, Uid};
@@ -16,8 +16,8 @@ use contract::route::{ANY_GATEWAY, RouteUpdate};
 use contract::time::{Span, Timestamp};
 use domain::fold::EndpointFold;
 use domain::members::Members;
-use domain::routes::slots::{GivenWay, Slots, YIELD_TIMEOUT, allocate, granted};
-use domain::routes::{Dealing, route};
+use domain::routes::slots::{Slots, YIELD_TIMEOUT, YieldTracker, allocate, granted};
+use domain::routes::{AllocationInputs, route};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -83,8 +83,8 @@ fn iris() -> EndpointKey {
 struct World {
     fold: EndpointFold,
     members: Members,
-    given_way: GivenWay,
-    given: Option<RouteUpdate>,
+    yielded: YieldTracker,
+    published: Option<RouteUpdate>,
     position: u64,
     /// Position of the last event of the endpoint.
     revision: Position,
@@ -99,8 +99,8 @@ impl World {
         let mut world = Self {
             fold: EndpointFold::default(),
             members: Members::default(),
-            given_way: GivenWay::default(),
-            given: None,
+            yielded: YieldTracker::default(),
+            published: None,
             position: 0,
             revision: Position::START,
             millis: 0,
@@ -151,7 +151,7 @@ impl World {
             pid: None,
             adopted: false,
         }));
-        world.append(Event::InstanceReady(OfInstance { id }));
+        world.append(Event::InstanceReady(InstanceEvent { id }));
         world
     }
 
@@ -203,22 +203,20 @@ impl World {
 
     fn publish(&mut self) {
         let bucket = iris().bucket();
-        let dealing = Dealing {
+        let dealing = AllocationInputs {
             members: &self.members,
-            given: self.given.as_ref(),
-            given_way: self
-                .given_way
-                .is_done(bucket, &self.members, at(self.millis)),
+            published: self.published.as_ref(),
+            yielded: self.yielded.is_done(bucket, &self.members, at(self.millis)),
         };
         let endpoint = self.fold.endpoint.as_ref().unwrap();
         let revision = self.revision;
         let update = route(endpoint, &self.fold.instances, revision, &dealing);
-        self.given = Some(update);
+        self.published = Some(update);
     }
 
     /// The gateway applies the latest published route.
     fn follow(&mut self, gateway: &str) {
-        let update = self.given.clone().unwrap();
+        let update = self.published.clone().unwrap();
         self.reached.insert(gateway.to_owned(), update);
     }
 
@@ -238,12 +236,12 @@ impl World {
             goodbye: false,
             deployments: Vec::new(),
         };
-        self.given_way.observe(&frame, at(self.millis));
+        self.yielded.observe(&frame, at(self.millis));
         self.poll();
     }
 
     fn poll(&mut self) {
-        let due = self.given_way.due(&self.members, at(self.millis));
+        let due = self.yielded.due(&self.members, at(self.millis));
         if due.contains(&iris().bucket()) {
             self.publish();
         }
@@ -333,11 +331,10 @@ fn a_gateway_that_does_not_follow_delays_the_others_by_at_most_ten_seconds() {
     world.poll();
     world.follow("b");
     assert_eq!(world.held("b"), 5);
-    let slots = slots_of(world.given.as_ref().unwrap()).unwrap();
-    let excess =
-        world
-            .given_way
-            .excess(iris().bucket(), &world.members, slots, 10, at(world.millis));
+    let slots = slots_of(world.published.as_ref().unwrap()).unwrap();
+    let excess = world
+        .yielded
+        .excess(iris().bucket(), &world.members, slots, 10, at(world.millis));
     assert_eq!(excess, 5, "a may still have all ten");
 }
 
@@ -347,8 +344,8 @@ fn a_publisher_that_takes_over_midway_grants_no_slots_that_others_may_hold() {
     world.join("a");
     world.settle();
     world.join("b");
-    world.given = None;
-    world.given_way = GivenWay::default();
+    world.published = None;
+    world.yielded = YieldTracker::default();
     world.publish();
     world.follow("b");
     assert_eq!(world.held("b"), 1);
@@ -363,8 +360,8 @@ fn a_publisher_that_takes_over_long_after_takes_nothing_away() {
     world.join("a");
     world.join("b");
     world.millis += YIELD_TIMEOUT.millis();
-    world.given = None;
-    world.given_way = GivenWay::default();
+    world.published = None;
+    world.yielded = YieldTracker::default();
     world.publish();
     world.follow("a");
     world.follow("b");
@@ -375,9 +372,9 @@ fn a_publisher_that_takes_over_long_after_takes_nothing_away() {
 fn a_route_does_not_change_when_its_only_gateway_joins() {
     let mut world = World::new(10);
     world.publish();
-    let before = world.given.clone().unwrap();
+    let before = world.published.clone().unwrap();
     world.join("a");
-    let after = world.given.clone().unwrap();
+    let after = world.published.clone().unwrap();
     assert_eq!(after.route, before.route);
     assert_eq!(
         after.revision, before.revision,
@@ -392,17 +389,17 @@ fn a_new_instance_is_fully_allocated_while_others_yield() {
     world.join("a");
     world.settle();
     world.join("b");
-    let before = world.given.take().map(|mut given| {
-        for deployment in given
+    let before = world.published.take().map(|mut published| {
+        for deployment in published
             .route
             .iter_mut()
             .flat_map(|r| r.deployments.values_mut())
         {
             deployment.instances.clear();
         }
-        given
+        published
     });
-    world.given = before;
+    world.published = before;
     world.publish();
     world.follow("b");
     assert_eq!(world.held("b"), 5);
@@ -448,7 +445,7 @@ fn an_instance_of_a_dead_incarnation_is_in_no_route_of_the_new_one_of_its_name()
     world.join("a");
     world.publish();
     let routed = |world: &World| {
-        let route = world.given.as_ref().unwrap().route.as_ref().unwrap();
+        let route = world.published.as_ref().unwrap().route.as_ref().unwrap();
         let deployments = route.deployments.values();
         deployments.map(|d| d.instances.len()).sum::<usize>()
     };

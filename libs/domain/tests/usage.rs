@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use contract::events::{EndpointCreated, EndpointKeys, Event, SealedKey};
 use contract::frame::{
-    DeploymentFrame, Frame, FrameHead, InstanceFrame, Measure, Outcomes, Role, Source, SourceKind,
+    DeploymentFrame, Frame, FrameHeader, InstanceFrame, Measure, Outcomes, Role, Source, SourceKind,
 };
 use contract::ids::{Bucket, EndpointKey, InstanceId, Position, Uid};
 use contract::log::{Actor, EVENT_BYTES_MAX, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use contract::usage::{UsageGap, UsageMinute};
-use domain::usage::{Counted, GRACE, LATE_FLUSH_DELAY, Usage};
+use domain::usage::{FrameOutcome, GRACE, LATE_FLUSH_DELAY, Usage};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -138,7 +138,7 @@ impl Meter {
         self.log.push(record);
     }
 
-    fn count(&mut self, frame: &Frame) -> Counted {
+    fn count(&mut self, frame: &Frame) -> FrameOutcome {
         self.usage.count(frame, frame.start + Span::from_secs(1))
     }
 
@@ -167,7 +167,7 @@ impl Meter {
                 written.push(event);
             }
         }
-        self.usage.settle(now);
+        self.usage.prune(now);
         written
     }
 
@@ -352,10 +352,10 @@ fn time_on_an_instance_is_kept_by_role() {
 fn a_frame_that_comes_again_is_not_counted_again() {
     let mut meter = Meter::new();
     let once = frame("g1", 0, vec![deployment("iris", 7)]);
-    assert_eq!(meter.count(&once), Counted::InTime);
-    assert_eq!(meter.count(&once), Counted::Before);
+    assert_eq!(meter.count(&once), FrameOutcome::InTime);
+    assert_eq!(meter.count(&once), FrameOutcome::Duplicate);
     assert_eq!(arrivals(closed(&meter.tick(at(65)))[0]), [7, 0, 0, 0, 0, 0]);
-    assert_eq!(meter.count(&once), Counted::Before);
+    assert_eq!(meter.count(&once), FrameOutcome::Duplicate);
     assert_eq!(meter.tick(at(500)), []);
 }
 
@@ -367,7 +367,7 @@ fn late_frames_are_gathered_into_one_correction_that_adds_to_the_minute() {
     meter.tick(at(65));
     for second in 50..60 {
         let late = frame("slow", second, vec![deployment("iris", 1)]);
-        assert_eq!(meter.usage.count(&late, at(70)), Counted::Late);
+        assert_eq!(meter.usage.count(&late, at(70)), FrameOutcome::Late);
     }
     assert_eq!(meter.tick(at(71)), []);
     let events = meter.tick(at(70) + LATE_FLUSH_DELAY);
@@ -538,7 +538,7 @@ fn very_many_instances_are_reported_in_several_events_that_fit() {
 fn an_unreadable_frame_is_reported_missing() {
     let mut meter = Meter::new();
     meter.seconds("g1", 0..20, 1);
-    let unreadable = |second| FrameHead::from(&frame("g1", second, Vec::new()));
+    let unreadable = |second| FrameHeader::from(&frame("g1", second, Vec::new()));
     for second in [20, 22, 20] {
         meter.usage.count_unreadable(&unreadable(second));
     }
@@ -546,7 +546,7 @@ fn an_unreadable_frame_is_reported_missing() {
     meter.usage.count_unreadable(&unreadable(21));
     meter.seconds("g1", 23..60, 1);
     // A source whose frames cannot be read at all.
-    let head = FrameHead {
+    let head = FrameHeader {
         boot: boot(9),
         ..unreadable(0)
     };

@@ -44,7 +44,7 @@ pub struct Limit {
 }
 
 /// Raises the limit as far as permitted.
-pub fn raise() -> Limit {
+pub fn raise_limit() -> Limit {
     let found = getrlimit(Resource::Nofile);
     let original = found.current.unwrap_or(u64::MAX);
     let hard = found.maximum.unwrap_or(u64::MAX);
@@ -80,7 +80,7 @@ pub struct Shares {
     /// Concurrent probes.
     pub probes: usize,
     /// Concurrent tasks that open files.
-    pub hands: usize,
+    pub file_tasks: usize,
     /// What is left for clients, for connections to instances, and for one descriptor per instance.
     pub rest: usize,
 }
@@ -123,7 +123,7 @@ impl Shares {
             control,
             streams: control / 4,
             probes: share_of(16, 8, 256),
-            hands: share_of(64, 2, 32),
+            file_tasks: share_of(64, 2, 32),
             rest: 0,
         };
         let fixed = BASELINE
@@ -136,7 +136,7 @@ impl Shares {
             + shares.control
             + shares.streams
             + shares.probes
-            + shares.hands * PER_FILE_TASK;
+            + shares.file_tasks * PER_FILE_TASK;
         let required = fixed + 2 * CLIENTS_MIN;
         if limit < required as u64 {
             return Err(TooFewDescriptors { limit, required });
@@ -220,7 +220,7 @@ impl Descriptors {
 
     /// Records that `what` failed for want of descriptors and will be retried. Logged once a
     /// minute, whatever it was.
-    pub fn lack(&self, what: &str, error: &io::Error) {
+    pub fn record_shortage(&self, what: &str, error: &io::Error) {
         self.0.shortage_ms.store(self.now_ms(), Ordering::Relaxed);
         if self.should_warn(Instant::now()) {
             let advice = self.advice(error);
@@ -229,7 +229,7 @@ impl Descriptors {
     }
 
     /// Records that clients are refused because their share is used up.
-    pub fn full(&self) {
+    pub fn record_exhausted(&self) {
         if self.should_warn(Instant::now()) {
             let clients = self.clients_max();
             let advice = self.advice(&Errno::MFILE.into());
@@ -271,7 +271,7 @@ impl Descriptors {
 
 /// Whether the error is a shortage of descriptors or memory in this process or machine, and says
 /// nothing about the peer.
-pub fn is_lack(error: &io::Error) -> bool {
+pub fn is_shortage(error: &io::Error) -> bool {
     let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
     let code = error.raw_os_error().map(Errno::from_raw_os_error);
     code.is_some_and(|code| shortages.contains(&code))
@@ -295,7 +295,7 @@ mod tests {
                 + shares.control
                 + shares.streams
                 + shares.probes
-                + shares.hands * PER_FILE_TASK
+                + shares.file_tasks * PER_FILE_TASK
                 + shares.rest;
             assert_eq!(spent as u64, limit, "{shares:?}");
         }
@@ -347,7 +347,7 @@ mod tests {
     fn fewer_clients_are_admitted_after_a_shortage() {
         let descriptors = Descriptors::new(1024, 400);
         assert_eq!(descriptors.clients_max(), 200);
-        descriptors.lack("a probe", &Errno::MFILE.into());
+        descriptors.record_shortage("a probe", &Errno::MFILE.into());
         assert_eq!(descriptors.clients_max(), 100);
     }
 

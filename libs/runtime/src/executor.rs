@@ -62,11 +62,11 @@ impl<R: Request> Dispatched<R> {
 }
 
 /// Requests in progress, each in a task of its own.
-pub struct Running<R, E> {
+pub struct RunningRequests<R, E> {
     tasks: JoinSet<(R, Result<(), E>)>,
 }
 
-impl<R: Send + 'static, E: Send + 'static> Default for Running<R, E> {
+impl<R: Send + 'static, E: Send + 'static> Default for RunningRequests<R, E> {
     fn default() -> Self {
         Self {
             tasks: JoinSet::new(),
@@ -74,7 +74,7 @@ impl<R: Send + 'static, E: Send + 'static> Default for Running<R, E> {
     }
 }
 
-impl<R: Send + 'static, E: Send + 'static> Running<R, E> {
+impl<R: Send + 'static, E: Send + 'static> RunningRequests<R, E> {
     /// Starts a request without waiting for it.
     pub fn begin<F>(&mut self, request: R, execute: impl FnOnce(&R) -> F)
     where
@@ -105,7 +105,7 @@ impl<R: Send + 'static, E: Send + 'static> Running<R, E> {
 
 /// The events written to one stream per subject that have not been read back from the log yet.
 #[derive(Debug)]
-pub struct Answers<S> {
+pub struct UnconfirmedWrites<S> {
     unconfirmed: BTreeMap<S, Unconfirmed>,
 }
 
@@ -115,7 +115,7 @@ struct Unconfirmed {
     position: Position,
 }
 
-impl<S> Default for Answers<S> {
+impl<S> Default for UnconfirmedWrites<S> {
     fn default() -> Self {
         Self {
             unconfirmed: BTreeMap::new(),
@@ -123,10 +123,10 @@ impl<S> Default for Answers<S> {
     }
 }
 
-impl<S: Clone + Ord> Answers<S> {
+impl<S: Clone + Ord> UnconfirmedWrites<S> {
     /// Whether everything written has been read back, given that the subject has been applied up to
     /// `position`. Until then nothing more may be written.
-    pub fn have_come_back(&mut self, subject: &S, position: Position) -> bool {
+    pub fn are_confirmed(&mut self, subject: &S, position: Position) -> bool {
         let unconfirmed = self.unconfirmed.get(subject);
         let is_confirmed = unconfirmed.is_none_or(|unconfirmed| position >= unconfirmed.position);
         if is_confirmed {
@@ -158,7 +158,7 @@ impl<S: Clone + Ord> Answers<S> {
 }
 
 /// Builds a commit of outcomes under the writer's fence.
-pub fn answer(
+pub fn outcome_commit(
     stream: StreamName,
     expected_version: u64,
     events: Vec<NewEvent>,
@@ -217,14 +217,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_finished_request_is_returned_with_its_result() {
-        let mut running = Running::<TestRequest, &str>::default();
+        let mut running = RunningRequests::<TestRequest, &str>::default();
         running.begin(request("a", 1), |_| async { Err("failed") });
         assert_eq!(running.next().await, (request("a", 1), Err("failed")));
     }
 
     #[tokio::test]
     async fn a_panicking_request_does_not_affect_others() {
-        let mut running = Running::<TestRequest, &str>::default();
+        let mut running = RunningRequests::<TestRequest, &str>::default();
         running.begin(request("a", 1), |_| async { panic!("test") });
         running.begin(request("b", 1), |_| async {
             tokio::task::yield_now().await;

@@ -62,7 +62,7 @@ impl Health {
     }
 
     /// Returns `name: warning` for each warning, such as endpoints that are parked.
-    pub fn remarks(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<String> {
         self.sentences(|status| status.warning.iter().collect())
     }
 
@@ -111,7 +111,7 @@ impl Component {
     }
 
     /// Changes the reason if the component is waiting; a ready component stays ready.
-    pub fn waits_on(&self, reason: &str) {
+    pub fn set_waiting_reason(&self, reason: &str) {
         self.health.update(&self.name, |status| {
             if status.waiting.is_some() {
                 status.waiting = Some(reason.to_owned());
@@ -120,13 +120,13 @@ impl Component {
     }
 
     /// Sets or clears what cannot be reached at the moment, independently of the rest.
-    pub fn trouble(&self, problem: Option<String>) {
+    pub fn set_problem(&self, problem: Option<String>) {
         self.health
             .update(&self.name, |status| status.problem = problem);
     }
 
     /// Sets or clears a warning for operators; it does not affect readiness.
-    pub fn remark(&self, warning: Option<String>) {
+    pub fn set_warning(&self, warning: Option<String>) {
         self.health
             .update(&self.name, |status| status.warning = warning);
     }
@@ -151,10 +151,10 @@ mod tests {
     fn a_ready_component_does_not_start_to_wait_again() {
         let health = Health::default();
         let meter = health.component("meter");
-        meter.waits_on("reads the log");
+        meter.set_waiting_reason("reads the log");
         assert_eq!(health.missing(), ["meter: reads the log"]);
         meter.ready();
-        meter.waits_on("reads the log");
+        meter.set_waiting_reason("reads the log");
         assert!(health.missing().is_empty());
     }
 
@@ -163,14 +163,14 @@ mod tests {
         let health = Health::default();
         let meter = health.component("meter");
         meter.ready();
-        meter.trouble(Some("the store cannot be reached: gone".into()));
-        meter.remark(Some("1 endpoint is parked".into()));
+        meter.set_problem(Some("the store cannot be reached: gone".into()));
+        meter.set_warning(Some("1 endpoint is parked".into()));
         assert_eq!(
             health.missing(),
             ["meter: the store cannot be reached: gone"]
         );
-        meter.trouble(None);
+        meter.set_problem(None);
         assert!(health.missing().is_empty());
-        assert_eq!(health.remarks(), ["meter: 1 endpoint is parked"]);
+        assert_eq!(health.warnings(), ["meter: 1 endpoint is parked"]);
     }
 }

@@ -346,7 +346,7 @@ impl Parking {
             more => format!(" and {more} more"),
         };
         let warning = format!("endpoints are parked: {}{more}", named.join(", "));
-        self.component.remark((count > 0).then_some(warning));
+        self.component.set_warning((count > 0).then_some(warning));
     }
 }
 
@@ -366,7 +366,7 @@ async fn write_rows(
     while let Some(update) = updates.recv().await {
         loop {
             let written = match &update {
-                RowUpdate::Parked(key, view) => list(&store, key, view.clone()).await,
+                RowUpdate::Parked(key, view) => record_parked(&store, key, view.clone()).await,
                 RowUpdate::Released(key) => delete(&store, &[row_key(consumer, key)]).await,
                 RowUpdate::CaughtUp(buckets, parked) => {
                     sweep(&store, consumer, buckets, parked).await
@@ -394,7 +394,7 @@ fn row_key(consumer: &str, key: &EndpointKey) -> String {
 /// # Errors
 ///
 /// If the store cannot be read or written; retry.
-pub async fn list(
+pub async fn record_parked(
     store: &Store,
     key: &EndpointKey,
     mut view: ParkedView,

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::health::Component;
 use crate::lease;
 use crate::metrics::Metrics;
-use crate::retry::until_answered;
+use crate::retry::retry_while_unavailable;
 
 /// The name of the lease, of the cursor's consumer, and of the health component.
 pub const RELAY: &str = "relay";
@@ -51,7 +51,7 @@ pub fn run(
     shutdown: CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
     // Subscribe here and not when the future first runs, so that no commit is missed in between.
-    let mut committed = store.committed();
+    let mut committed = store.subscribe();
     // Keeping a handle would keep the store open.
     drop(store);
     async move {
@@ -112,7 +112,7 @@ pub async fn run_durable(deps: RelayDeps, shutdown: CancellationToken) {
         Box::pin(relay.run())
     })
     .await;
-    deps.component.trouble(None);
+    deps.component.set_problem(None);
     lag.set(0);
 }
 
@@ -148,7 +148,7 @@ impl Relay {
         // Finish the move, so that the next holder does not publish confirmed events again.
         let moved = self.finish_cursor_move().await;
         self.lag.set(0);
-        self.deps.component.trouble(None);
+        self.deps.component.set_problem(None);
         if let Err(error) = result.and(moved) {
             tracing::warn!(%error, "relay stopped, releasing the lease");
         }
@@ -157,9 +157,10 @@ impl Relay {
     async fn publish_all(&mut self) -> Result<(), CursorMoveError> {
         let mut head = self.deps.store.head_watch();
         let (store, component) = (self.deps.store.clone(), self.deps.component.clone());
-        let mut cursor = until_answered(&component, || store.cursor(RELAY, Bucket::GLOBAL))
-            .await
-            .map_err(CursorMoveError::Store)?;
+        let mut cursor =
+            retry_while_unavailable(&component, || store.cursor(RELAY, Bucket::GLOBAL))
+                .await
+                .map_err(CursorMoveError::Store)?;
         self.published = cursor;
         let mut prefetched = None;
         loop {
@@ -226,12 +227,12 @@ impl Relay {
             }
             is_failing = true;
             let problem = format!("the bus cannot be reached: {error}");
-            self.deps.component.trouble(Some(problem));
+            self.deps.component.set_problem(Some(problem));
             self.update_lag(&head, self.published);
             sleep(pause).await;
         }
         if is_failing {
-            self.deps.component.trouble(None);
+            self.deps.component.set_problem(None);
         }
     }
 
@@ -255,7 +256,7 @@ async fn read_page(
     component: &Component,
     after: Position,
 ) -> Result<Vec<RawRecord>, CursorMoveError> {
-    until_answered(component, || store.read_raw(after, PAGE))
+    retry_while_unavailable(component, || store.read_raw(after, PAGE))
         .await
         .map_err(CursorMoveError::Store)
 }
@@ -286,7 +287,7 @@ async fn move_cursor(
         }
     };
     let mut has_tried = false;
-    let answered = until_answered(&deps.component, || {
+    let answered = retry_while_unavailable(&deps.component, || {
         let is_retry = std::mem::replace(&mut has_tried, true);
         let moving = moving();
         let current = deps.store.cursor(RELAY, Bucket::GLOBAL);

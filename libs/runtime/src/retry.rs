@@ -20,7 +20,7 @@ pub fn unreachable_message(error: &StoreError) -> String {
 /// # Errors
 ///
 /// Every error but [`StoreError::Database`].
-pub async fn until_opened<T, F>(mut open: impl FnMut() -> F) -> Result<T, StoreError>
+pub async fn open_when_available<T, F>(mut open: impl FnMut() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
@@ -49,7 +49,7 @@ where
 /// # Errors
 ///
 /// [`StoreError::Closed`] only.
-pub async fn until_answered<T, F>(
+pub async fn retry_while_unavailable<T, F>(
     component: &Component,
     mut ask: impl FnMut() -> F,
 ) -> Result<T, StoreError>
@@ -61,7 +61,7 @@ where
         match ask().await {
             Ok(answer) => {
                 if is_failing {
-                    component.trouble(None);
+                    component.set_problem(None);
                 }
                 return Ok(answer);
             }
@@ -71,7 +71,7 @@ where
                     tracing::warn!(%error, "store unavailable, retrying");
                 }
                 is_failing = true;
-                component.trouble(Some(unreachable_message(&error)));
+                component.set_problem(Some(unreachable_message(&error)));
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
         }

@@ -94,7 +94,7 @@ impl Writer {
             ..Commit::default()
         };
         match store.commit(commit).await.unwrap() {
-            Committed::Now { records } => records[0].clone(),
+            Committed::Written { records } => records[0].clone(),
             before => panic!("{before:?}"),
         }
     }
@@ -146,7 +146,7 @@ impl Bus for ScriptedBus {
     fn dropped(&self) -> u64 {
         0
     }
-    fn trouble(&self) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         None
     }
     async fn close(&self) {}

@@ -74,7 +74,7 @@ async fn work_is_cancelled_when_its_lease_is_taken_and_restarts_when_reacquired(
     let store = open(&folder).await;
     let mut worker = worker(&store, "a");
     let before = worker.begun.recv().await.unwrap();
-    store.take("relay").await.unwrap();
+    store.acquire_fence("relay").await.unwrap();
     worker.ended.recv().await.unwrap();
     let after = worker.begun.recv().await.unwrap();
     assert!(after.generation > before.generation);

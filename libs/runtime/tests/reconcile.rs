@@ -266,7 +266,10 @@ async fn a_fenced_owner_that_is_still_assigned_reacquires_the_bucket() {
     replica.assign(&["iris"]).await;
     wait_for_answers(&store, "iris", 1).await;
     let bucket = key("iris").bucket();
-    store.take(&format!("echo/{bucket}")).await.unwrap();
+    store
+        .acquire_fence(&format!("echo/{bucket}"))
+        .await
+        .unwrap();
     let requested = request(&store, "iris").await;
     replica.bus.send(BusMessage::Record(requested));
     wait_for_answers(&store, "iris", 2).await;
@@ -289,7 +292,7 @@ async fn poison_parks_only_its_endpoint_until_it_is_skipped_and_unparked() {
     assert_eq!(parked[0]["position"], poison.position.0);
     assert_eq!(parked[0]["detail"], "poison");
     replica.health.until_ready().await;
-    assert_eq!(replica.health.remarks().len(), 1);
+    assert_eq!(replica.health.warnings().len(), 1);
     assert_eq!(answers(&store, "rose").await, 0);
 
     let parking = StreamKind::Parking;
@@ -313,7 +316,7 @@ async fn poison_parks_only_its_endpoint_until_it_is_skipped_and_unparked() {
     replica.bus.send(BusMessage::Record(unparked));
     wait_for_answers(&store, "rose", 1).await;
     wait_for_parked(&store, 0).await;
-    assert!(replica.health.remarks().is_empty());
+    assert!(replica.health.warnings().is_empty());
 }
 
 #[tokio::test]

@@ -28,11 +28,13 @@ pub use maintenance::seal::{
     ARCHIVE_EVENTS_MAX, ARCHIVE_LEASE, BlockingConsumer, SealLimits, Sealable, SealedFile, seal,
     sealable,
 };
-pub use maintenance::transfer::{LogHash, LogHasher, append_raw, copy, go_on_above, log_hash};
+pub use maintenance::transfer::{
+    LogHash, LogHasher, append_raw, copy, log_hash, skip_positions_above,
+};
 pub use maintenance::verify::{PROBLEMS_MAX, VerifyReport, verify, verify_against};
 pub use model::archive::Archive;
 pub use model::chain::ChainHead;
-pub use model::commit::{Append, Cause, Commit, Committed, CursorMove, Fence};
+pub use model::commit::{Append, Commit, Committed, CursorMove, Fence, IdempotencyKey};
 pub use model::error::{CommitError, StoreError};
 pub use model::kinds::belongs;
 pub use model::raw::{Entry, Unreadable, decode};

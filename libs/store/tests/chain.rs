@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use contract::chain::{ChainHash, Fields};
+use contract::chain::{ChainHash, HashedFields};
 use contract::ids::{Bucket, Position};
 use sqlx::migrate::Migrator;
 use store::{ChainHead, FORMAT, RawRecord, Store, heads, verify_against};
@@ -62,7 +62,7 @@ fn chained(events: &[RawRecord]) -> Vec<ChainHead> {
         let head = ChainHead {
             bucket: event.bucket,
             position: event.position,
-            hash: Fields::of(event).chained(before),
+            hash: HashedFields::of(event).hash_after(before),
         };
         heads.insert(event.bucket, head);
     }

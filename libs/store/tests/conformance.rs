@@ -16,8 +16,8 @@ use contract::ids::{Bucket, Position};
 use contract::log::{EVENT_BYTES_MAX, NewEvent, Record, RowChange, StreamKind, StreamName};
 use contract::time::Timestamp;
 use store::{
-    Append, Cause, Commit, CommitError, Committed, CursorMove, Fence, Projector, RowQuery, Store,
-    StoreError, rebuild, verify,
+    Append, Commit, CommitError, Committed, CursorMove, Fence, IdempotencyKey, Projector, RowQuery,
+    Store, StoreError, rebuild, verify,
 };
 use support::database::*;
 use uuid::Uuid;
@@ -237,7 +237,7 @@ async fn positions_become_visible_in_order(db: TestDatabase) {
 
 async fn subscribers_receive_every_commit_in_order_before_its_reply(db: TestDatabase) {
     let store = db.open().await;
-    let mut committed = store.committed();
+    let mut committed = store.subscribe();
     let writers: Vec<_> = (0..4)
         .map(|n| {
             let store = store.clone();
@@ -257,7 +257,7 @@ async fn subscribers_receive_every_commit_in_order_before_its_reply(db: TestData
 async fn a_repeated_idempotency_key_returns_the_first_result(db: TestDatabase) {
     let store = db.open().await;
     let commit = |expected_version: u64, body: &str| Commit {
-        cause: Some(Cause {
+        idempotency_key: Some(IdempotencyKey {
             key: "http:ci:PUT:/v1/endpoints/iris:key-1".to_owned(),
             body_hash: body.to_owned(),
             result: Some("201".to_owned()),
@@ -268,7 +268,7 @@ async fn a_repeated_idempotency_key_returns_the_first_result(db: TestDatabase) {
     // The stream has a newer version by now; the repeat is still recognized.
     for _ in 0..2 {
         match store.commit(commit(0, "a")).await.unwrap() {
-            Committed::Before { positions, result } => {
+            Committed::Duplicate { positions, result } => {
                 assert_eq!(positions, [Position(1), Position(2)]);
                 assert_eq!(result.as_deref(), Some("201"));
             }
@@ -276,12 +276,15 @@ async fn a_repeated_idempotency_key_returns_the_first_result(db: TestDatabase) {
         }
     }
     let reused = store.commit(commit(2, "b")).await.unwrap_err();
-    assert!(matches!(reused, CommitError::CauseReused), "{reused}");
+    assert!(
+        matches!(reused, CommitError::IdempotencyKeyReused),
+        "{reused}"
+    );
     assert_eq!(store.head().await.unwrap(), Position(2));
     store.close().await;
     let store = db.open().await;
     let again = store.commit(commit(0, "a")).await.unwrap();
-    assert!(matches!(again, Committed::Before { .. }));
+    assert!(matches!(again, Committed::Duplicate { .. }));
 }
 
 async fn one_of_concurrent_commits_with_the_same_idempotency_key_is_written(db: TestDatabase) {
@@ -291,7 +294,7 @@ async fn one_of_concurrent_commits_with_the_same_idempotency_key_is_written(db: 
             let store = store.clone();
             tokio::spawn(async move {
                 let commit = Commit {
-                    cause: Some(Cause {
+                    idempotency_key: Some(IdempotencyKey {
                         key: "views:1".to_owned(),
                         body_hash: String::new(),
                         result: None,
@@ -304,7 +307,7 @@ async fn one_of_concurrent_commits_with_the_same_idempotency_key_is_written(db: 
         .collect();
     let mut now = 0;
     for attempt in attempts {
-        now += usize::from(matches!(attempt.await.unwrap(), Committed::Now { .. }));
+        now += usize::from(matches!(attempt.await.unwrap(), Committed::Written { .. }));
     }
     assert_eq!(now, 1);
     assert_eq!(store.head().await.unwrap(), Position(1));
@@ -318,7 +321,7 @@ async fn request_keys_expire_after_a_day_and_consumer_keys_never(db: TestDatabas
             expected_version: version,
             events: vec![event_at(seconds)],
         }],
-        cause: Some(Cause {
+        idempotency_key: Some(IdempotencyKey {
             key: key.to_owned(),
             body_hash: String::new(),
             result: None,
@@ -332,24 +335,24 @@ async fn request_keys_expire_after_a_day_and_consumer_keys_never(db: TestDatabas
     records(&store, commit(2, day - 10, "http:b")).await;
     for known in ["http:a", "views:a"] {
         let repeat = store.commit(commit(9, day - 5, known)).await.unwrap();
-        assert!(matches!(repeat, Committed::Before { .. }), "{known}");
+        assert!(matches!(repeat, Committed::Duplicate { .. }), "{known}");
     }
     // The first commit after that prunes the old key.
     records(&store, commit(3, 2 * day, "http:c")).await;
     records(&store, commit(4, 2 * day, "http:a")).await;
     let repeat = store.commit(commit(9, 2 * day, "views:a")).await.unwrap();
-    assert!(matches!(repeat, Committed::Before { .. }));
+    assert!(matches!(repeat, Committed::Duplicate { .. }));
 }
 
 async fn a_fenced_owner_can_no_longer_write(db: TestDatabase) {
     let store = db.open().await;
-    let old = store.take("autoscaler/17").await.unwrap();
+    let old = store.acquire_fence("autoscaler/17").await.unwrap();
     let with = |fence: &Fence, version: u64| Commit {
         fence: Some(fence.clone()),
         ..commit_to(stream("iris"), version, 1)
     };
     records(&store, with(&old, 0)).await;
-    let new = store.take("autoscaler/17").await.unwrap();
+    let new = store.acquire_fence("autoscaler/17").await.unwrap();
     assert!(new.generation > old.generation);
     let refused = store.commit(with(&old, 1)).await.unwrap_err();
     assert!(
@@ -358,7 +361,7 @@ async fn a_fenced_owner_can_no_longer_write(db: TestDatabase) {
     );
     records(&store, with(&new, 1)).await;
     // Other names are independent.
-    let other = store.take("autoscaler/18").await.unwrap();
+    let other = store.acquire_fence("autoscaler/18").await.unwrap();
     assert_eq!(other.generation, 1);
     store.close().await;
     let store = db.open().await;

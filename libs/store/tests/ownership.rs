@@ -123,7 +123,7 @@ async fn taking_a_fence_ends_its_lease(db: TestDatabase) {
         .await
         .unwrap()
         .unwrap();
-    let taken = store.take("relay").await.unwrap();
+    let taken = store.acquire_fence("relay").await.unwrap();
     assert_eq!(taken.generation, lease.generation + 1);
     assert!(!store.renew_lease(&lease, "a", LONG).await.unwrap());
     assert!(

@@ -16,7 +16,8 @@ use contract::time::Timestamp;
 use servers::Postgres;
 use sqlx::Connection;
 use store::{
-    Append, Cause, Commit, CommitError, Committed, Projector, RowQuery, Store, StoreError, verify,
+    Append, Commit, CommitError, Committed, IdempotencyKey, Projector, RowQuery, Store, StoreError,
+    verify,
 };
 use support::database::*;
 use support::postgres::{PostgresDatabase, skipped};
@@ -145,7 +146,7 @@ async fn an_idempotency_key_is_committed_by_one_of_many_processes() {
         let store = Store::open(&database.url()).await.unwrap();
         attempts.push(tokio::spawn(async move {
             let commit = Commit {
-                cause: Some(idempotency_key("views:1")),
+                idempotency_key: Some(idempotency_key("views:1")),
                 ..commit_to(stream("iris"), 0, 1)
             };
             store.commit(commit).await.unwrap()
@@ -153,7 +154,7 @@ async fn an_idempotency_key_is_committed_by_one_of_many_processes() {
     }
     let mut now = 0;
     for attempt in attempts {
-        now += usize::from(matches!(attempt.await.unwrap(), Committed::Now { .. }));
+        now += usize::from(matches!(attempt.await.unwrap(), Committed::Written { .. }));
     }
     assert_eq!(now, 1);
 }
@@ -166,7 +167,7 @@ async fn nothing_of_the_old_owner_is_written_after_a_takeover() {
     let database = PostgresDatabase::new().await;
     let old = Store::open(&database.url()).await.unwrap();
     let new = Store::open(&database.url()).await.unwrap();
-    let fence = old.take("autoscaler/7").await.unwrap();
+    let fence = old.acquire_fence("autoscaler/7").await.unwrap();
     let writing: Vec<_> = (0..40)
         .map(|n| {
             let (store, fence) = (old.clone(), fence.clone());
@@ -189,7 +190,7 @@ async fn nothing_of_the_old_owner_is_written_after_a_takeover() {
         .collect();
     let mut head = new.head_watch();
     head.wait_for(|head| head.0 > 50).await.unwrap();
-    let taken = new.take("autoscaler/7").await.unwrap();
+    let taken = new.acquire_fence("autoscaler/7").await.unwrap();
     let at = new.head().await.unwrap();
     let mine = Commit {
         fence: Some(taken.clone()),
@@ -460,7 +461,7 @@ async fn nothing_waits_forever_for_an_unreachable_server() {
     proxy.silent.send_replace(true);
     let attempts = async {
         let commit = Commit {
-            cause: Some(idempotency_key("views:1")),
+            idempotency_key: Some(idempotency_key("views:1")),
             ..commit_to(stream("iris"), 1, 1)
         };
         let failed = store.commit(commit).await.unwrap_err();
@@ -472,7 +473,7 @@ async fn nothing_waits_forever_for_an_unreachable_server() {
             store.head().await.unwrap_err(),
             StoreError::Database(_)
         ));
-        assert!(store.take("relay").await.is_err());
+        assert!(store.acquire_fence("relay").await.is_err());
         assert!(Store::open(&proxy.url(&database)).await.is_err());
     };
     tokio::time::timeout(HANGS, attempts)
@@ -482,7 +483,7 @@ async fn nothing_waits_forever_for_an_unreachable_server() {
     let again = async {
         loop {
             let commit = Commit {
-                cause: Some(idempotency_key("views:1")),
+                idempotency_key: Some(idempotency_key("views:1")),
                 ..commit_to(stream("iris"), 1, 1)
             };
             match store.commit(commit).await {
@@ -509,7 +510,7 @@ async fn a_process_that_is_isolated_within_a_transaction_does_not_block_the_othe
     let other = Store::open(&database.url()).await.unwrap();
     let proxy = Proxy::start(address(&url), Some(b"INSERT INTO events")).await;
     let isolated = Store::open(&proxy.url(&database)).await.unwrap();
-    let fence = isolated.take("relay").await.unwrap();
+    let fence = isolated.acquire_fence("relay").await.unwrap();
     let commit = Commit {
         fence: Some(fence),
         ..commit_to(stream("iris"), 0, 1)
@@ -518,7 +519,7 @@ async fn a_process_that_is_isolated_within_a_transaction_does_not_block_the_othe
     let failed = isolated.commit(commit).await.unwrap_err();
     assert!(matches!(failed, CommitError::Store(_)), "{failed}");
     let going_on = async {
-        other.take("relay").await.unwrap();
+        other.acquire_fence("relay").await.unwrap();
         fill(&other, "rose", 1).await;
     };
     tokio::time::timeout(HANGS, going_on)
@@ -531,8 +532,8 @@ async fn a_process_that_is_isolated_within_a_transaction_does_not_block_the_othe
     );
 }
 
-fn idempotency_key(key: &str) -> Cause {
-    Cause {
+fn idempotency_key(key: &str) -> IdempotencyKey {
+    IdempotencyKey {
         key: key.to_owned(),
         body_hash: String::new(),
         result: None,
@@ -550,7 +551,7 @@ async fn append_until(store: Store, name: String, stop: Arc<AtomicBool>) -> u64 
                 expected_version: version,
                 events: vec![event()],
             }],
-            cause: Some(idempotency_key(&format!("test:{name}:{version}"))),
+            idempotency_key: Some(idempotency_key(&format!("test:{name}:{version}"))),
             ..Commit::default()
         };
         loop {

@@ -60,7 +60,7 @@ impl Projector for CountsAndEvents {
         ]
     }
 
-    fn pass_over(&mut self, unreadable: &Unreadable) {
+    fn skip_unreadable(&mut self, unreadable: &Unreadable) {
         self.unreadable.push(unreadable.position);
     }
 
@@ -248,7 +248,7 @@ async fn a_running_owner_that_takes_its_bucket_back_keeps_its_rows(db: TestDatab
         TestDatabase::Postgres(_) => db.open().await,
     };
     let name = format!("views/{}", first[0].bucket);
-    let before = server.take(&name).await.unwrap();
+    let before = server.acquire_fence(&name).await.unwrap();
     server.commit(reached(&first[0])).await.unwrap();
     let moved = CursorMove {
         consumer: "views",
@@ -267,7 +267,7 @@ async fn a_running_owner_that_takes_its_bucket_back_keeps_its_rows(db: TestDatab
             fence: Some(fence),
             ..Commit::default()
         };
-        let (fenced, taking_back) = (write(fence.clone()), other.take(&name));
+        let (fenced, taking_back) = (write(fence.clone()), other.acquire_fence(&name));
         tokio::task::block_in_place(|| {
             Handle::current().block_on(async {
                 // The owner's commit is fenced; it takes its bucket back and writes.

@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex};
 use contract::ids::{Bucket, Position};
 use contract::log::{Record, RowChange};
 use store::{
-    Cause, Commit, CommitError, Committed, Fence, PartHash, Projector, Snapshot, SnapshotChange,
-    SnapshotMeta, Store, backup, copy, heads, log_hash, part_hash, rebuild, snapshot_hash, verify,
+    Commit, CommitError, Committed, Fence, IdempotencyKey, PartHash, Projector, Snapshot,
+    SnapshotChange, SnapshotMeta, Store, backup, copy, heads, log_hash, part_hash, rebuild,
+    snapshot_hash, verify,
 };
 use support::database::*;
 use tracing_subscriber::fmt::MakeWriter;
@@ -420,8 +421,8 @@ async fn changes_of_one_snapshot_in_one_batch_see_each_other(db: TestDatabase) {
 async fn a_fenced_owner_writes_no_snapshot(db: TestDatabase) {
     let (store, mut fold) = store_with_snapshot(&db).await;
     let before = fold.at.clone();
-    let old = store.take("autoscaler/17").await.unwrap();
-    let new = store.take("autoscaler/17").await.unwrap();
+    let old = store.acquire_fence("autoscaler/17").await.unwrap();
+    let new = store.acquire_fence("autoscaler/17").await.unwrap();
     let with = |fence: &Fence, commit: Commit| Commit {
         fence: Some(fence.clone()),
         ..commit
@@ -443,7 +444,7 @@ async fn the_snapshot_of_a_refused_or_repeated_commit_is_not_written(db: TestDat
     };
     assert!(store.commit(refused).await.is_err());
     let with_idempotency_key = |commit: Commit| Commit {
-        cause: Some(Cause {
+        idempotency_key: Some(IdempotencyKey {
             key: "autoscaler:1".to_owned(),
             body_hash: String::new(),
             result: None,
@@ -454,7 +455,7 @@ async fn the_snapshot_of_a_refused_or_repeated_commit_is_not_written(db: TestDat
     store.commit(change).await.unwrap();
     let repeat = with_idempotency_key(before.clone().change(&[("a/x", Some("repeat"))]));
     let repeat = store.commit(repeat).await.unwrap();
-    assert!(matches!(repeat, Committed::Before { .. }), "{repeat:?}");
+    assert!(matches!(repeat, Committed::Duplicate { .. }), "{repeat:?}");
     assert_eq!(stored(&store).await, Some(fold.at));
 }
 

@@ -71,7 +71,7 @@ async fn store_with_three_events(folder: &TempDir) -> Store {
 async fn a_store_that_is_dropped_without_closing_can_be_opened_again() {
     let folder = tempfile::tempdir().unwrap();
     let store = store_with_three_events(&folder).await;
-    let writer_gone = store.committed();
+    let writer_gone = store.subscribe();
     drop(store);
     // The writer ends when all handles are dropped; its subscribers see that.
     let mut writer_gone = writer_gone;

@@ -7,8 +7,8 @@ mod support;
 use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use store::{
-    Cause, Commit, CursorMove, Entry, POSITIONS_SKIPPED, RawRecord, Store, StoreError, append_raw,
-    backup, copy, go_on_above, log_hash, rebuild, verify,
+    Commit, CursorMove, Entry, IdempotencyKey, POSITIONS_SKIPPED, RawRecord, Store, StoreError,
+    append_raw, backup, copy, log_hash, rebuild, skip_positions_above, verify,
 };
 use support::database::*;
 
@@ -50,7 +50,7 @@ async fn sample_log(db: &TestDatabase) -> Store {
             records(&store, commit_to(stream(name), version, 1)).await;
         }
     }
-    let fence = store.take("relay").await.unwrap();
+    let fence = store.acquire_fence("relay").await.unwrap();
     let commit = Commit {
         cursor: Some(CursorMove {
             consumer: "relay",
@@ -58,7 +58,7 @@ async fn sample_log(db: &TestDatabase) -> Store {
             from: Position::START,
             to: Position(7),
         }),
-        cause: Some(idempotency_key()),
+        idempotency_key: Some(idempotency_key()),
         fence: Some(fence),
         ..commit_to(stream("iris"), 4, 1)
     };
@@ -66,8 +66,8 @@ async fn sample_log(db: &TestDatabase) -> Store {
     store
 }
 
-fn idempotency_key() -> Cause {
-    Cause {
+fn idempotency_key() -> IdempotencyKey {
+    IdempotencyKey {
         key: "views:1".to_owned(),
         body_hash: "b".to_owned(),
         result: Some("r".to_owned()),
@@ -204,8 +204,10 @@ async fn new_positions_start_well_above_restored_events(db: TestDatabase) {
     assert_eq!(after[0].position, Position(first + 2));
     assert_sound(&store).await;
     // A higher position raises the floor; a lower one does not reduce it.
-    go_on_above(&store, Position(9_000_000)).await.unwrap();
-    go_on_above(&store, Position(1)).await.unwrap();
+    skip_positions_above(&store, Position(9_000_000))
+        .await
+        .unwrap();
+    skip_positions_above(&store, Position(1)).await.unwrap();
     let high = records(&store, commit_to(stream("iris"), 6, 1)).await;
     assert_eq!(high[0].position, Position(9_000_000 + POSITIONS_SKIPPED));
 }
@@ -223,8 +225,13 @@ async fn a_copy_has_the_log_cursors_fences_and_idempotency_keys(db: TestDatabase
     let relayed = |store: Store| async move { store.cursors("relay").await.unwrap() };
     assert_eq!(relayed(to.clone()).await, relayed(from.clone()).await);
     assert_eq!(relayed(to.clone()).await[&Bucket::GLOBAL], Position(7));
-    assert!(to.repeated(&idempotency_key()).await.unwrap().is_some());
-    assert_eq!(to.take("relay").await.unwrap().generation, 2);
+    assert!(
+        to.find_committed(&idempotency_key())
+            .await
+            .unwrap()
+            .is_some()
+    );
+    assert_eq!(to.acquire_fence("relay").await.unwrap().generation, 2);
     // Copying again does no harm.
     assert_eq!(copy(&from, &to, |_, _| {}).await.unwrap(), copied);
     assert_sound(&to).await;

@@ -48,7 +48,7 @@ pub struct LogsQuery {
 /// Lines of text, oldest first.
 pub struct NodeLines {
     /// How many of them existed at the time of the request.
-    pub past: usize,
+    pub existing_lines: usize,
     pub stream: BoxStream<'static, io::Result<Bytes>>,
 }
 
@@ -134,6 +134,6 @@ fn log_response(lines: NodeLines, shutdown: CancellationToken) -> Response {
     let text = HeaderValue::from_static("text/plain; charset=utf-8");
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, text);
-    headers.insert(LINES_HEADER, HeaderValue::from(lines.past));
+    headers.insert(LINES_HEADER, HeaderValue::from(lines.existing_lines));
     response
 }

@@ -31,11 +31,11 @@ use contract::time::Span;
 use futures::future::join_all;
 use runtime::clock::Clock;
 use runtime::consumer::{Applied, Consumer, ConsumerConfig, ConsumerDeps, Ownership, Step};
-use runtime::executor::{Running, answer};
+use runtime::executor::{RunningRequests, outcome_commit};
 use runtime::health::Component;
 use runtime::ids::Ids;
 use runtime::parking::catch_panic;
-use runtime::retry::until_answered;
+use runtime::retry::retry_while_unavailable;
 use store::{CommitError, Committed, Fence, Store, StoreError};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
@@ -107,7 +107,7 @@ pub async fn run(
     deps.component
         .waiting("acquiring the node's lease in the store");
     let lease = format!("node/{}", config.node);
-    let acquiring = until_answered(&deps.component, || deps.store.take(&lease));
+    let acquiring = retry_while_unavailable(&deps.component, || deps.store.acquire_fence(&lease));
     let Some(fence) = shutdown.run_until_cancelled(acquiring).await else {
         return Ok(());
     };
@@ -115,7 +115,7 @@ pub async fn run(
     let consumer_config = ConsumerConfig {
         consumer: CONSUMER,
         snapshots: lease,
-        ownership: Ownership::Sole(fence.clone()),
+        ownership: Ownership::Exclusive(fence.clone()),
         waits_for_writes: false,
     };
     let consumer_deps = ConsumerDeps {
@@ -150,7 +150,7 @@ pub async fn run(
         consumer,
         listed_backends: 0,
         is_caught_up: false,
-        in_flight: Running::default(),
+        in_flight: RunningRequests::default(),
         fence,
         config,
         deps,
@@ -237,7 +237,7 @@ struct Agent {
     /// The number of backends that have listed their instances.
     listed_backends: usize,
     is_caught_up: bool,
-    in_flight: Running<BackendRequest, BackendError>,
+    in_flight: RunningRequests<BackendRequest, BackendError>,
     consumer: Consumer<NodeFold>,
 }
 
@@ -292,7 +292,7 @@ impl Agent {
                 }
             }
             // A sole consumer acquires all buckets at once.
-            Step::Taken(_) => self.state.restore_all(),
+            Step::Acquired(_) => self.state.restore_all(),
             Step::CaughtUp(_) => {
                 self.is_caught_up = true;
                 self.state.mark_all_dirty();
@@ -300,7 +300,7 @@ impl Agent {
             Step::Parked(key) => self.state.park(&key),
             Step::Rebuilt { key, .. } => self.state.unpark(&key),
             // Bucket ownership does not matter: the instances are on this node.
-            Step::Unreadable { .. } | Step::Passed(_) | Step::Released(_) => {}
+            Step::Unreadable { .. } | Step::Advanced(_) | Step::Released(_) => {}
         }
     }
 
@@ -405,7 +405,7 @@ impl Agent {
             actor: Actor::service("actuator"),
             event,
         };
-        let commit = answer(
+        let commit = outcome_commit(
             StreamName::of_node(&endpoint, &self.config.node),
             self.state.version(&endpoint),
             events.into_iter().map(new_event).collect(),
@@ -424,11 +424,11 @@ impl Agent {
         result: Result<Committed, CommitError>,
     ) -> Result<(), NodeError> {
         match result {
-            Ok(Committed::Now { records }) => {
+            Ok(Committed::Written { records }) => {
                 self.state.committed(endpoint, &records);
                 Ok(())
             }
-            Ok(Committed::Before { .. }) => Ok(()),
+            Ok(Committed::Duplicate { .. }) => Ok(()),
             Err(CommitError::Conflict { .. }) => self.reread_stream(endpoint).await,
             Err(CommitError::Fenced { .. }) => Err(NodeError::TakenOver {
                 node: self.config.node.clone(),

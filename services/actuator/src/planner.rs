@@ -10,7 +10,7 @@ use contract::log::{Record, StreamKind, StreamName};
 use contract::time::Timestamp;
 use domain::fold::{EndpointFold, FOLD_VERSION};
 use domain::instances::drain::DrainWatch;
-use domain::instances::plan::{Context, plan};
+use domain::instances::plan::{PlanContext, plan};
 use domain::members::Members;
 use runtime::consumer::Fold;
 use runtime::health::Health;
@@ -84,7 +84,7 @@ impl Reconciler for Planner {
     /// Backoffs and drain deadlines are whole seconds, so a quarter of a second is precise enough.
     const TICK: Duration = Duration::from_millis(250);
     /// A new owner of a bucket must know every gateway that may still use an instance.
-    const HEARS_ALL_BUCKETS: bool = true;
+    const OBSERVES_ALL_BUCKETS: bool = true;
 
     fn fold(&self) -> PlannerFold {
         PlannerFold
@@ -95,7 +95,7 @@ impl Reconciler for Planner {
     }
 
     fn evaluate(&mut self, key: &EndpointKey, state: &EndpointFold, now: Timestamp) -> Outputs {
-        let context = Context {
+        let context = PlanContext {
             granted: &state.granted,
             drained: &|instance| {
                 self.drain_watch

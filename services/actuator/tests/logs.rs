@@ -34,7 +34,10 @@ impl NodeLogs for Echo {
             true => lines.chain(stream::pending()).boxed(),
             false => lines.boxed(),
         };
-        Ok(NodeLines { past: 1, stream })
+        Ok(NodeLines {
+            existing_lines: 1,
+            stream,
+        })
     }
 }
 

@@ -119,7 +119,7 @@ impl Harness {
         let url = format!("sqlite:{}", data.path().join("log.db").display());
         let store = Store::open(&url).await.unwrap();
         let bus = LocalBus::new();
-        let commits = store.committed();
+        let commits = store.subscribe();
         tokio::spawn(runtime::relay::run(
             store.clone(),
             bus.clone(),
@@ -446,7 +446,11 @@ async fn an_agent_whose_node_was_taken_over_stops() {
     let mut harness = Harness::new().await;
     let agent = harness.agent(BackendKind::SIMULATED, simulated());
     agent.ready().await;
-    harness.store.take(&format!("node/{NODE}")).await.unwrap();
+    harness
+        .store
+        .acquire_fence(&format!("node/{NODE}"))
+        .await
+        .unwrap();
     harness
         .request(requested("a-1", NODE, spec("simulated")))
         .await;
@@ -593,7 +597,7 @@ async fn instances_of_a_parked_endpoint_are_left_alone_until_it_is_unparked() {
     agent.ready().await;
     harness.request(removal("iris-blue-1")).await;
     request_elsewhere(&mut harness, "rose-blue-1").await;
-    let remarks = agent.health.remarks();
+    let remarks = agent.health.warnings();
     assert!(remarks[0].contains("iris"), "{remarks:?}");
     assert_eq!(backend.list().await.unwrap().len(), 2);
 
@@ -613,6 +617,6 @@ async fn instances_of_a_parked_endpoint_are_left_alone_until_it_is_unparked() {
     harness.write(stream, unparked()).await;
     // The removal requested meanwhile is carried out now.
     assert_eq!(harness.next_event().await.type_name(), "instance.stopped");
-    assert!(agent.health.remarks().is_empty());
+    assert!(agent.health.warnings().is_empty());
     agent.stop().await.unwrap();
 }

@@ -1,6 +1,6 @@
 //! Metrics of the autoscaler's decisions.
 
-use contract::decision::{Decision, Outcome};
+use contract::decision::{Decision, DecisionOutcome};
 use contract::time::Span;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -70,7 +70,7 @@ impl DecisionMetrics {
 }
 
 /// Returns the name that the API uses.
-fn outcome_name(outcome: Outcome) -> String {
+fn outcome_name(outcome: DecisionOutcome) -> String {
     let json = serde_json::to_value(outcome).ok();
     json.as_ref()
         .and_then(|json| json.as_str())

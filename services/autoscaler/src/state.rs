@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use contract::decision::{Carried, Decision, InstanceCounts};
+use contract::decision::{CarriedState, Decision, InstanceCounts};
 use contract::events::{ClockStepped, Event};
 use contract::ids::{DeploymentRef, EndpointKey, Name, Uid};
 use contract::log::{Record, StreamKind, StreamName};
@@ -107,10 +107,10 @@ pub struct Evaluations {
 /// What one evaluation of a deployment passes on to the next.
 struct DeploymentEvaluation {
     compiled: Option<CompiledPolicy>,
-    carried: Carried,
+    carried: CarriedState,
     selection: Option<Selection>,
     /// The decision being committed, and the state to continue from once it is.
-    uncommitted: Option<(Decision, Carried)>,
+    uncommitted: Option<(Decision, CarriedState)>,
     written_at: Option<Timestamp>,
 }
 
@@ -231,14 +231,17 @@ struct EvaluationInputs<'a> {
 impl DeploymentEvaluation {
     /// Resumes from the last decision, adjusted by the clock steps since then.
     fn resume(last: Option<&Decision>, steps: &[ClockStepped], now: Timestamp) -> Self {
-        let carried = last.map_or_else(Carried::default, |last| {
+        let carried = last.map_or_else(CarriedState::default, |last| {
             let fresh = carried_after_restart(last, now);
-            let wishes = fresh.wishes.clone();
+            let recommendations = fresh.recommendations.clone();
             let shifted = steps.iter().fold(fresh, |carried, step| {
                 carried_after_clock_step(&carried, step.recorded, step.clock)
             });
             // The recommendations already have current timestamps.
-            Carried { wishes, ..shifted }
+            CarriedState {
+                recommendations,
+                ..shifted
+            }
         });
         Self {
             compiled: None,

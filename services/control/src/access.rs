@@ -12,7 +12,7 @@ use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::Timestamp;
 use runtime::clock::Clock;
 use runtime::ids::Ids;
-use store::{Append, Cause, Commit, CommitError, Committed, Store, StoreError};
+use store::{Append, Commit, CommitError, Committed, IdempotencyKey, Store, StoreError};
 use subtle::ConstantTimeEq;
 
 use crate::call::Principal;
@@ -151,7 +151,7 @@ impl AccessTokens {
         role: AccessRole,
         expires: Option<Timestamp>,
         actor: Actor,
-        idempotency_key: Option<(Cause, SealResponse<'_>)>,
+        idempotency_key: Option<(IdempotencyKey, SealResponse<'_>)>,
     ) -> Result<(String, Position), ApiError> {
         let _guard = self.write_lock.lock().await;
         self.catch_up().await?;
@@ -234,7 +234,7 @@ impl AccessTokens {
         &self,
         event: Event,
         actor: Actor,
-        idempotency_key: Option<Cause>,
+        idempotency_key: Option<IdempotencyKey>,
     ) -> Result<Position, ApiError> {
         let now = self.clock.now();
         let append = Append {
@@ -249,11 +249,11 @@ impl AccessTokens {
         };
         let commit = Commit {
             appends: vec![append],
-            cause: idempotency_key,
+            idempotency_key,
             ..Commit::default()
         };
         match self.store.commit(commit).await {
-            Ok(Committed::Now { records }) => {
+            Ok(Committed::Written { records }) => {
                 let mut registry = self
                     .registry
                     .write()
@@ -262,7 +262,7 @@ impl AccessTokens {
                 let written = records.last().map(|record| record.position);
                 Ok(written.unwrap_or(registry.position))
             }
-            Ok(Committed::Before { .. }) => Err(ApiError::conflict(
+            Ok(Committed::Duplicate { .. }) => Err(ApiError::conflict(
                 "changed-meanwhile",
                 "the same request is already in progress; repeat it to see the result",
             )),

@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use store::Cause;
+use store::IdempotencyKey;
 
 use crate::error::ApiError;
 
@@ -103,7 +103,7 @@ impl Call {
             let finding = |fault: SyntaxError| {
                 let detail = format!(
                     "line {}, column {}: {}",
-                    fault.place.line, fault.place.column, fault.detail
+                    fault.location.line, fault.location.column, fault.detail
                 );
                 Finding::new(fault.pointer, detail)
             };
@@ -248,7 +248,7 @@ impl Call {
     }
 
     /// The idempotency key, if the caller sent one. A repeat of the request has an equal one.
-    pub fn idempotency_key(&self) -> Result<Option<Cause>, ApiError> {
+    pub fn idempotency_key(&self) -> Result<Option<IdempotencyKey>, ApiError> {
         let Some(key) = self.header(&IDEMPOTENCY_KEY)? else {
             return Ok(None);
         };
@@ -262,7 +262,7 @@ impl Call {
             .principal
             .as_ref()
             .map_or("", |principal| &principal.name);
-        Ok(Some(Cause {
+        Ok(Some(IdempotencyKey {
             key: format!("http:{token}:{}:{}:{key}", self.method, self.path),
             body_hash: hex::encode(Sha256::digest(&self.body)),
             result: None,

@@ -13,7 +13,7 @@ use domain::endpoint::commands::{Command, Context, ENDPOINTS_MAX, Precondition, 
 use domain::zones::ZoneData;
 use runtime::clock::Clock;
 use runtime::ids::Ids;
-use store::{Append, Cause, Commit, CommitError, Committed, Store, StoreError};
+use store::{Append, Commit, CommitError, Committed, IdempotencyKey, Store, StoreError};
 
 use crate::error::ApiError;
 use crate::mirror;
@@ -69,7 +69,7 @@ pub struct CommandRequest<'a> {
     pub precondition: Precondition,
     pub actor: Actor,
     pub dry_run: bool,
-    pub idempotency_key: Option<Cause>,
+    pub idempotency_key: Option<IdempotencyKey>,
 }
 
 /// The outcome of a command.
@@ -303,7 +303,7 @@ impl Commands {
         aggregate: &mut Aggregate,
         events: Vec<Event>,
         actor: &Actor,
-        idempotency_key: Option<Cause>,
+        idempotency_key: Option<IdempotencyKey>,
     ) -> Result<Position, CommitError> {
         let now = self.clock.now();
         let event = |event| NewEvent {
@@ -319,13 +319,15 @@ impl Commands {
         };
         let commit = Commit {
             appends: vec![append],
-            cause: idempotency_key,
+            idempotency_key,
             ..Commit::default()
         };
         match self.store.commit(commit).await? {
-            Committed::Now { records } => records.iter().for_each(|record| aggregate.apply(record)),
+            Committed::Written { records } => {
+                records.iter().for_each(|record| aggregate.apply(record))
+            }
             // The same request was in flight twice: read what the other one wrote.
-            Committed::Before { .. } => self.catch_up(endpoint, aggregate).await?,
+            Committed::Duplicate { .. } => self.catch_up(endpoint, aggregate).await?,
         }
         Ok(aggregate.position)
     }

@@ -28,7 +28,7 @@ pub struct ControlConfig {
     pub gateway: Option<String>,
     pub limits: Limits,
     /// The sources of this process's own secrets. Documents that refer to them are rejected.
-    pub own: OwnSecrets,
+    pub own_secrets: OwnSecrets,
     /// Notified when connections cannot be accepted for want of file descriptors.
     pub descriptors: Descriptors,
 }
@@ -46,7 +46,7 @@ pub struct Limits {
     /// From the end of a request's head to the end of its body.
     pub body: Duration,
     /// How long a client may stop reading a response.
-    pub stall: Duration,
+    pub write_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -56,7 +56,7 @@ impl Default for Limits {
             streams: 128,
             head: Duration::from_secs(30),
             body: Duration::from_secs(30),
-            stall: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
         }
     }
 }

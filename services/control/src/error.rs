@@ -122,7 +122,7 @@ impl From<CommitError> for ApiError {
                 "changed-meanwhile",
                 "the resource was repeatedly changed by other requests; try again",
             ),
-            CommitError::CauseReused => Self::new(
+            CommitError::IdempotencyKeyReused => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "idempotency-key-reused",
                 "this Idempotency-Key was used for another request; use a new one",

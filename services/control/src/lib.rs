@@ -31,6 +31,6 @@ pub use config::{ControlConfig, Limits, SEAL_FILE};
 pub use deps::{
     ControlDeps, HistoryQuery, HistorySource, LogQuery, LogSource, NoHistory, NoLogs, SourceError,
 };
-pub use listener::accept;
+pub use listener::serve_connections;
 pub use service::{Control, ControlError};
 pub use views::ViewsProjector;

@@ -17,7 +17,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use runtime::descriptors::{Descriptors, is_lack};
+use runtime::descriptors::{Descriptors, is_shortage};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -38,7 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
 /// Serves connections until `stop`; requests in flight get [`GRACE`] to finish.
-pub async fn accept(
+pub async fn serve_connections(
     listener: TcpListener,
     router: Router,
     limits: Limits,
@@ -67,7 +67,7 @@ pub async fn accept(
             service.call(request)
         });
         let mut socket = TimeoutStream::new(socket);
-        socket.set_write_timeout(Some(limits.stall));
+        socket.set_write_timeout(Some(limits.write_timeout));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head)
@@ -103,8 +103,8 @@ async fn accept_next(listener: &TcpListener, descriptors: &Descriptors) -> (TcpS
             }
             // The client closed it before it was accepted.
             Err(error) if is_connection_error(&error) => {}
-            Err(error) if is_lack(&error) => {
-                descriptors.lack("a connection to control", &error);
+            Err(error) if is_shortage(&error) => {
+                descriptors.record_shortage("a connection to control", &error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
             Err(error) => {

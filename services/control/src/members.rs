@@ -16,7 +16,7 @@ use contract::time::Timestamp;
 use domain::members::{MemberWatch, Members};
 use runtime::health::Component;
 use runtime::lease;
-use runtime::retry::until_answered;
+use runtime::retry::retry_while_unavailable;
 use store::{Append, Commit, CommitError, Committed, Entry, Fence, StoreError};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -47,7 +47,7 @@ pub async fn run(deps: ControlDeps, shutdown: CancellationToken) {
             if let Some(Err(error)) = lost.run_until_cancelled(recording).await {
                 tracing::debug!(%error, "no longer recording members");
             }
-            component.trouble(None);
+            component.set_problem(None);
         }
     })
     .await;
@@ -122,11 +122,11 @@ impl MemberRecorder {
             ..Commit::default()
         };
         match self.deps.store.commit(commit).await {
-            Ok(Committed::Now { records }) => {
+            Ok(Committed::Written { records }) => {
                 self.is_failing = false;
                 records.iter().for_each(|record| self.members.apply(record));
             }
-            Ok(Committed::Before { .. }) => {}
+            Ok(Committed::Duplicate { .. }) => {}
             Err(CommitError::Conflict { .. }) => self.catch_up().await?,
             Err(CommitError::Fenced { .. }) => {
                 tracing::warn!("stream of members taken over by another process");
@@ -152,7 +152,7 @@ impl MemberRecorder {
                 let store = &self.deps.store;
                 store.read_bucket_entries(Bucket::GLOBAL, after, PAGE)
             };
-            let page = until_answered(&self.component, read).await?;
+            let page = retry_while_unavailable(&self.component, read).await?;
             let Some(last) = page.last().map(Entry::position) else {
                 return Ok(());
             };
@@ -163,7 +163,7 @@ impl MemberRecorder {
                     Entry::Unreadable(unreadable) if unreadable.stream == stream.as_str() => {
                         let (position, detail) = (unreadable.position, &unreadable.detail);
                         tracing::error!(%position, detail, "skipping unreadable member event");
-                        self.members.pass_over(position, unreadable.version);
+                        self.members.skip(position, unreadable.version);
                     }
                     Entry::Unreadable(_) => {}
                 }

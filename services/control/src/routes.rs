@@ -15,8 +15,8 @@ use contract::log::Record;
 use contract::route::RouteUpdate;
 use contract::time::Timestamp;
 use domain::members::Members;
-use domain::routes::slots::GivenWay;
-use domain::routes::{Dealing, gone, route};
+use domain::routes::slots::YieldTracker;
+use domain::routes::{AllocationInputs, route, tombstone};
 use domain::views::EndpointModel;
 use runtime::clock::Clock;
 use tokio::time::MissedTickBehavior;
@@ -40,7 +40,7 @@ pub struct RoutePublisher {
 #[derive(Default)]
 struct SlotAllocation {
     members: Members,
-    yielded: GivenWay,
+    yielded: YieldTracker,
     /// The newest published update of each endpoint.
     published: BTreeMap<EndpointKey, Arc<RouteUpdate>>,
 }
@@ -58,9 +58,9 @@ impl RoutePublisher {
     /// Applies a record that belongs to no endpoint. Returns whether all routes must be published again.
     pub fn apply(&self, record: &Record) -> bool {
         let mut allocation = self.allocation();
-        let before = allocation.members.dealt_as_of();
+        let before = allocation.members.gateway_set_position();
         allocation.members.apply(record);
-        allocation.members.dealt_as_of() != before
+        allocation.members.gateway_set_position() != before
     }
 
     pub fn members(&self) -> Members {
@@ -157,12 +157,12 @@ impl RoutePublisher {
 impl SlotAllocation {
     fn update(&self, key: &EndpointKey, model: &EndpointModel, now: Timestamp) -> RouteUpdate {
         let Some(endpoint) = &model.endpoint else {
-            return gone(key, model.position, &self.members);
+            return tombstone(key, model.position, &self.members);
         };
-        let dealing = Dealing {
+        let dealing = AllocationInputs {
             members: &self.members,
-            given: self.published.get(key).map(AsRef::as_ref),
-            given_way: self.yielded.is_done(key.bucket(), &self.members, now),
+            published: self.published.get(key).map(AsRef::as_ref),
+            yielded: self.yielded.is_done(key.bucket(), &self.members, now),
         };
         route(endpoint, &model.instances, model.position, &dealing)
     }

@@ -171,8 +171,13 @@ impl Control {
         let closing = stop.clone();
         let server = async move {
             let stop = closing.clone();
-            let connections =
-                listener::accept(self.listener, router(self.app), limits, descriptors, stop);
+            let connections = listener::serve_connections(
+                self.listener,
+                router(self.app),
+                limits,
+                descriptors,
+                stop,
+            );
             tokio::join!(connections, async {
                 closing.cancelled().await;
                 streams.cancel();
@@ -285,7 +290,7 @@ impl App {
             let problem = "the seal key cannot open the stored keys; give every replica of control the same one, in PENSTOCK_SEAL_KEY (env:NAME or file:PATH) or as seal.key in its data directory";
             tracing::error!(endpoint = %endpoint.name, "{problem}");
             let component = self.deps.health.component("seal");
-            component.remark(Some(problem.to_owned()));
+            component.set_warning(Some(problem.to_owned()));
             component.ready();
         }
         Ok(())

@@ -28,7 +28,7 @@ use domain::endpoint::Endpoint;
 use domain::views::{EndpointModel, Projection};
 use futures::StreamExt;
 use runtime::consumer::{
-    Applied, Consumer, ConsumerConfig, ConsumerDeps, Entries, Folds, Ownership, Step,
+    Applied, Consumer, ConsumerConfig, ConsumerDeps, Entries, Ownership, SharedEntries, Step,
 };
 use runtime::health::Component;
 use runtime::parking::catch_panic;
@@ -67,7 +67,7 @@ pub struct Progress {
 /// The consumer as seen by requests.
 #[derive(Clone)]
 pub struct Views {
-    models: Folds<EndpointModel>,
+    models: SharedEntries<EndpointModel>,
     progress: watch::Receiver<Progress>,
 }
 
@@ -88,7 +88,7 @@ pub struct ViewsConsumer {
     metrics: ControlMetrics,
     component: Component,
     consumer: Consumer<ViewsFold>,
-    models: Folds<EndpointModel>,
+    models: SharedEntries<EndpointModel>,
     /// The projection of events that belong to no endpoint.
     global: Projection,
     progress: watch::Sender<Progress>,
@@ -116,7 +116,7 @@ impl ViewsConsumer {
         let config = ConsumerConfig {
             consumer: CONSUMER,
             snapshots: CONSUMER.to_owned(),
-            ownership: Ownership::Elsewhere,
+            ownership: Ownership::External,
             waits_for_writes: true,
         };
         let consumer_deps = ConsumerDeps {
@@ -192,7 +192,7 @@ impl ViewsConsumer {
                 let reached = BTreeMap::from([(bucket, position)]);
                 self.advance(reached, batch.into_iter().collect()).await
             }
-            Step::Passed(passed) => self.advance(passed, BTreeMap::new()).await,
+            Step::Advanced(passed) => self.advance(passed, BTreeMap::new()).await,
             Step::Rebuilt { key, by, .. } => {
                 let rows = self.rebuild_rows(&key, by.position).await;
                 let rows = log_unless_closed(rows)?.unwrap_or_default();
@@ -201,10 +201,10 @@ impl ViewsConsumer {
                 let reached = BTreeMap::from([(by.bucket, by.position)]);
                 self.advance(reached, batch.into_iter().collect()).await
             }
-            Step::Taken(buckets) => {
+            Step::Acquired(buckets) => {
                 // The folds of buckets owned before they began have no fence yet.
                 for (bucket, owned) in &self.owned {
-                    self.consumer.own(*bucket, Some(owned.fence.clone()));
+                    self.consumer.set_fence(*bucket, Some(owned.fence.clone()));
                 }
                 self.progress.send_modify(|progress| {
                     for bucket in buckets {

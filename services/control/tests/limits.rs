@@ -268,7 +268,7 @@ async fn a_client_that_stops_reading_is_disconnected() {
             closed: Some(closed),
         }),
         limits: Limits {
-            stall: SHORT,
+            write_timeout: SHORT,
             ..Limits::default()
         },
         ..Setup::default()

@@ -124,7 +124,7 @@ const IN_ENDPOINT: &[Row] = &[
         "  name: iris",
         "  name: iris\n  §labels: [a]",
         "/metadata/labels",
-        "a mapping is wanted",
+        "a mapping is expected",
     ),
     (
         "  name: iris",
@@ -214,7 +214,7 @@ const IN_ENDPOINT: &[Row] = &[
         "  auth: key",
         "  §limits: 5",
         "/spec/limits",
-        "a mapping of fields is wanted",
+        "a mapping of fields is expected",
     ),
     ("  auth: key", "  §auth: \"key", "", "not valid YAML"),
     (
@@ -549,7 +549,7 @@ const ENGINE_FAULTS: &[Row] = &[
 
 struct Case {
     text: String,
-    place: Option<(usize, usize)>,
+    location: Option<(usize, usize)>,
     pointer: &'static str,
     remedy: &'static str,
 }
@@ -559,7 +559,7 @@ fn cases(base: &str, rows: &[Row]) -> Vec<Case> {
         assert!(base.contains(find), "`{find}` is not in the document");
         let marked = base.replacen(find, replace, 1);
         // The last of two marks counts: of a duplicate key, the second is the error.
-        let place = marked.rfind('§').map(|at| {
+        let location = marked.rfind('§').map(|at| {
             let before = marked[..at].replace('§', "");
             let line = before.matches('\n').count() + 1;
             (
@@ -570,7 +570,7 @@ fn cases(base: &str, rows: &[Row]) -> Vec<Case> {
         let text = marked.replace('§', "");
         Case {
             text,
-            place,
+            location,
             pointer,
             remedy,
         }
@@ -618,10 +618,10 @@ fn every_fault_is_found_offline_at_its_location_with_a_remedy() {
                     case.pointer, case.remedy, case.text
                 );
             };
-            if let (Some(place), false) = (case.place, case.pointer.is_empty()) {
+            if let (Some(location), false) = (case.location, case.pointer.is_empty()) {
                 assert_eq!(
-                    (fault.place.line, fault.place.column),
-                    place,
+                    (fault.location.line, fault.location.column),
+                    location,
                     "{shown:#?} in\n{}",
                     case.text
                 );
@@ -681,7 +681,7 @@ async fn a_reference_to_a_secret_of_penstock_is_rejected_at_apply() {
         let errors = rejected.body()["errors"].clone();
         assert_eq!(errors[0]["pointer"], "/spec/env/DB/secretRef", "{errors}");
         let detail = errors[0]["detail"].as_str().unwrap();
-        assert!(detail.contains("Penstock has for itself"), "{detail}");
+        assert!(detail.contains("reserved for Penstock"), "{detail}");
     }
     assert_eq!(world.head().await, head);
     document["spec"]["env"] = json!({"DB": {"secretRef": "env:MODEL_PASSWORD"}});
@@ -705,7 +705,7 @@ spec:
     let (_, faults) = documents::read(text);
     let shown: Vec<String> = faults
         .iter()
-        .map(|f| format!("{} {}", f.place, f.finding.pointer))
+        .map(|f| format!("{} {}", f.location, f.finding.pointer))
         .collect();
     assert_eq!(
         shown,

@@ -427,7 +427,7 @@ async fn bodies_and_documents_over_their_limits_are_rejected() {
             .await
             .expect(400)
             .text
-            .contains("inside what it refers to")
+            .contains("inside the value that it refers to")
     );
     let labels: Vec<String> = (0..33).map(|n| format!("l{n}: x")).collect();
     let many = ENDPOINT.replace(

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bus::{Bus, RouteMessage};
 use contract::events::{
-    Event, InstanceRemovalRequested, InstanceRequested, InstanceStarted, LeaveReason, OfInstance,
-    RemovalReason, RequestReason,
+    Event, InstanceEvent, InstanceRemovalRequested, InstanceRequested, InstanceStarted,
+    LeaveReason, RemovalReason, RequestReason,
 };
 use contract::frame::{Frame, Hello, Source, SourceKind};
 use contract::ids::{Bucket, EndpointKey, InstanceId, Position, Uid};
@@ -138,7 +138,7 @@ async fn create_serving_deployment(world: &TestWorld) {
         pid: None,
         adopted: false,
     };
-    let ready = Event::InstanceReady(OfInstance { id: instance() });
+    let ready = Event::InstanceReady(InstanceEvent { id: instance() });
     let events = vec![Event::InstanceStarted(started), ready];
     world
         .write(StreamName::of_node(&iris(), "far"), events)
@@ -286,7 +286,7 @@ async fn a_backend_that_only_a_node_offers_is_accepted_while_the_node_is_a_membe
         document
     };
     let rejected = world.put(path, &of("toy")).await.expect(400).body();
-    let detail = "`toy` is not known here; use one of: process, simulated";
+    let detail = "`toy` is not a known backend; use one of: process, simulated";
     assert_eq!(rejected["errors"][0]["detail"], detail);
     let mut node = frame(&world, SourceKind::NODE, "far", Bucket(0), Position::START);
     let hello = node.hello.as_mut().unwrap();

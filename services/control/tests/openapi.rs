@@ -11,8 +11,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bus::RouteMessage;
 use bytes::Bytes;
-use contract::decision::{Carried, DecisionInputs, InstanceCounts, Pause};
-use contract::events::{Event, InstanceRequested, InstanceStarted, OfInstance, RequestReason};
+use contract::decision::{CarriedState, DecisionInputs, InstanceCounts, Pause};
+use contract::events::{Event, InstanceEvent, InstanceRequested, InstanceStarted, RequestReason};
 use contract::ids::{DeploymentRef, InstanceId, Uid};
 use contract::log::StreamKind;
 use contract::resources::{AutoscaleSpec, KINDS, document_schema};
@@ -68,7 +68,7 @@ async fn append_decision_and_instance(world: &TestWorld) -> u64 {
         pause: Pause::default(),
         instances: InstanceCounts::default(),
         signals: BTreeMap::new(),
-        carried: Carried::default(),
+        carried: CarriedState::default(),
         zone_data: None,
     };
     let decision =
@@ -109,7 +109,7 @@ async fn append_decision_and_instance(world: &TestWorld) -> u64 {
             node,
             vec![
                 Event::InstanceStarted(started),
-                Event::InstanceReady(OfInstance { id }),
+                Event::InstanceReady(InstanceEvent { id }),
             ],
         )
         .await

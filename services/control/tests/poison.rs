@@ -71,11 +71,11 @@ async fn control_starts_even_if_its_newest_endpoint_cannot_be_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_seal_key_is_checked_against_the_newest_readable_endpoint() {
     let (world, _) = with_poisoned_rose().await;
-    assert!(!world.health.remarks().iter().any(|r| r.contains("seal")));
+    assert!(!world.health.warnings().iter().any(|r| r.contains("seal")));
     let dir = world.stop().await;
     std::fs::remove_file(dir.path().join("seal.key")).unwrap();
     let world = restart(dir, 3).await;
-    let remarks = world.health.remarks();
+    let remarks = world.health.warnings();
     assert!(remarks.iter().any(|r| r.contains("seal")), "{remarks:?}");
     world.stop().await;
 }

@@ -43,7 +43,7 @@ impl Bus for NoBucketsBus {
     }
     fn subscribe_records(&self, subscription: Subscription) -> mpsc::Receiver<BusMessage> {
         match subscription {
-            Subscription::Whole => self.0.subscribe_records(subscription),
+            Subscription::All => self.0.subscribe_records(subscription),
             Subscription::Group(_) => mpsc::channel(1).1,
         }
     }
@@ -62,7 +62,7 @@ impl Bus for NoBucketsBus {
     fn dropped(&self) -> u64 {
         0
     }
-    fn trouble(&self) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         None
     }
     async fn close(&self) {}
@@ -101,7 +101,7 @@ impl Replica {
             replica: Some("b".into()),
             gateway: None,
             limits: control::Limits::default(),
-            own: OwnSecrets::default(),
+            own_secrets: OwnSecrets::default(),
             descriptors: Default::default(),
         };
         let control = Control::bind(config, deps).await.unwrap();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use runtime::descriptors::is_lack;
+use runtime::descriptors::is_shortage;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio_util::sync::CancellationToken;
@@ -121,7 +121,7 @@ impl Server {
                 }
                 Err(error) => error,
             };
-            if is_lack(&error) {
+            if is_shortage(&error) {
                 self.worker
                     .handle_descriptor_shortage("a client connection", &error);
                 self.close_longest_idle();
@@ -144,7 +144,7 @@ impl Server {
         if has_capacity || self.close_longest_idle() {
             return self.spawn_connection(stream);
         }
-        self.worker.shared.config.descriptors.full();
+        self.worker.shared.config.descriptors.record_exhausted();
         count_refusal(
             &self.worker.meter.shard,
             "",

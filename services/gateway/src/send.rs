@@ -7,7 +7,7 @@ use std::future::Future;
 use std::pin::pin;
 
 use http::{HeaderMap, HeaderValue};
-use runtime::descriptors::is_lack;
+use runtime::descriptors::is_shortage;
 
 use crate::body::{RequestBody, UploadError};
 use crate::client::{Client, RequestError};
@@ -165,7 +165,7 @@ async fn connect(
         let connected = client.wait(|cx| connecting.as_mut().poll(cx)).await;
         match connected.map_err(|interrupt| interrupt.into_error(Refusal::Timeout))? {
             Ok(idle) => return Ok(Ok(idle)),
-            Err(error) if is_lack(&error) => {
+            Err(error) if is_shortage(&error) => {
                 worker.handle_descriptor_shortage(INSTANCE_CONNECTION, &error)
             }
             Err(error) => return Ok(Err(error)),

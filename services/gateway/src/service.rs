@@ -122,7 +122,8 @@ impl Gateway {
     /// thread that fails stops the gateway.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), Error> {
         let mut routes = self.deps.bus.subscribe_routes();
-        self.component.waits_on("reading the routes from the bus");
+        self.component
+            .set_waiting_reason("reading the routes from the bus");
         let caught_up = catch_up(&self.shared.router, &*self.deps.bus, &mut routes);
         if shutdown.run_until_cancelled(caught_up).await.is_none() {
             return Ok(());
@@ -201,7 +202,7 @@ async fn catch_up_timeout(bus: &dyn Bus) {
     let started = Instant::now();
     let has_timed_out = || {
         let waited = started.elapsed();
-        waited >= CATCH_UP_TIMEOUT || (waited >= BUS_UNREACHABLE_AFTER && bus.trouble().is_some())
+        waited >= CATCH_UP_TIMEOUT || (waited >= BUS_UNREACHABLE_AFTER && bus.problem().is_some())
     };
     while !has_timed_out() {
         tokio::time::sleep(BUS_CHECK_INTERVAL).await;

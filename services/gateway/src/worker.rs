@@ -116,7 +116,7 @@ impl Worker {
 
     /// Frees descriptors after running out of them: closes all idle connections to instances.
     pub fn handle_descriptor_shortage(&self, what: &str, error: &io::Error) {
-        self.shared.config.descriptors.lack(what, error);
+        self.shared.config.descriptors.record_shortage(what, error);
         self.pool.borrow_mut().close_all();
     }
 

@@ -356,7 +356,7 @@ async fn status_classes_count_refusals_but_not_clients_that_left() {
     assert_eq!(
         (
             total.outcomes.client_left,
-            total.outcomes.lacking_capacity()
+            total.outcomes.refused_for_capacity()
         ),
         (1, 1)
     );

@@ -47,7 +47,7 @@ impl Bus for SlowRoutes {
     fn dropped(&self) -> u64 {
         0
     }
-    fn trouble(&self) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         self.is_unreachable.then(|| "no broker answers".to_owned())
     }
     async fn close(&self) {}

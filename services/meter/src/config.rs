@@ -4,12 +4,12 @@ use std::path::Path;
 
 use contract::time::Span;
 
-use crate::history::HistoryPlace;
+use crate::history::HistoryLocation;
 
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where history and open minutes are stored.
-    pub history: HistoryPlace,
+    pub history: HistoryLocation,
     /// Panes older than this are deleted.
     pub retention: Span,
 }
@@ -17,11 +17,11 @@ pub struct Config {
 impl Config {
     /// Returns the defaults: `history.db` in the data folder, kept for 14 days.
     pub fn new(data: &Path) -> Self {
-        Self::keeping(HistoryPlace::File(data.join("history.db")))
+        Self::with_history(HistoryLocation::File(data.join("history.db")))
     }
 
     /// Returns the defaults with the history at another location.
-    pub fn keeping(history: HistoryPlace) -> Self {
+    pub fn with_history(history: HistoryLocation) -> Self {
         Self {
             history,
             retention: Span::from_secs(14 * 24 * 3600),

@@ -1,7 +1,7 @@
 //! Metrics of the meter.
 
 use contract::events::Event;
-use domain::usage::Counted;
+use domain::usage::FrameOutcome;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -66,11 +66,11 @@ impl MeterMetrics {
         exported
     }
 
-    pub(crate) fn frame(&self, counted: Counted) {
+    pub(crate) fn frame(&self, counted: FrameOutcome) {
         let counted = match counted {
-            Counted::InTime => "in-time",
-            Counted::Late => "late",
-            Counted::Before => "before",
+            FrameOutcome::InTime => "in-time",
+            FrameOutcome::Late => "late",
+            FrameOutcome::Duplicate => "before",
         };
         self.frames.get_or_create(&FrameLabels { counted }).inc();
     }

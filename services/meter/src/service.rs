@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use bus::Bus;
 use contract::events::Event;
-use contract::frame::{Frame, FrameHead};
+use contract::frame::{Frame, FrameHeader};
 use contract::ids::{Bucket, Name};
 use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
-use domain::usage::{Counted, Due, SAVED_EVERY, Usage};
+use domain::usage::{FrameOutcome, PendingUsage, SAVE_INTERVAL, Usage};
 use futures::StreamExt;
 use runtime::clock::Clock;
 use runtime::consumer::{Applied, Consumer, ConsumerConfig, ConsumerDeps, Step};
@@ -96,7 +96,7 @@ struct State {
     ready: ReadyChanges,
     saved_at: Timestamp,
     /// Unreadable frames of buckets that have not caught up.
-    unreadable: Vec<FrameHead>,
+    unreadable: Vec<FrameHeader>,
     /// The batch whose save failed, or has an unknown outcome.
     unsaved: Option<SaveBatch>,
     is_write_failing: bool,
@@ -194,7 +194,7 @@ impl Meter {
             Step::Rebuilt { applied, .. } => {
                 applied.into_iter().for_each(|one| self.applied(one));
             }
-            Step::Taken(buckets) => {
+            Step::Acquired(buckets) => {
                 let fence =
                     |bucket: &Bucket| Some((*bucket, self.consumer.fence(*bucket)?.clone()));
                 let fences: Vec<(Bucket, Fence)> = buckets.iter().filter_map(fence).collect();
@@ -211,7 +211,7 @@ impl Meter {
             Step::Released(buckets) => self.release(&buckets).await,
             Step::CaughtUp(buckets) => self.caught_up(&buckets),
             // Open minutes are kept.
-            Step::Parked(_) | Step::Unreadable { .. } | Step::Passed(_) => {}
+            Step::Parked(_) | Step::Unreadable { .. } | Step::Advanced(_) => {}
         }
         Ok(())
     }
@@ -267,7 +267,7 @@ impl Meter {
         }
         for (key, entry) in self.consumer.folds().lock().of(bucket) {
             if entry.state.usage.version() >= usage.version(key) {
-                usage.know(key, &entry.state.usage);
+                usage.restore_endpoint(key, &entry.state.usage);
             }
         }
         let owned = OwnedBucket {
@@ -385,7 +385,7 @@ impl Meter {
         owned.extend_redelivery(frame, now);
         let counted = owned.usage.count(frame, now);
         self.metrics.frame(counted);
-        if counted != Counted::Before {
+        if counted != FrameOutcome::Duplicate {
             self.state.panes.add(frame);
         }
     }
@@ -421,7 +421,7 @@ impl Meter {
         let now = self.deps.clock.now();
         self.close(now).await?;
         let clock_stepped_back = now < self.state.saved_at;
-        if clock_stepped_back || now.since(self.state.saved_at) >= SAVED_EVERY {
+        if clock_stepped_back || now.since(self.state.saved_at) >= SAVE_INTERVAL {
             self.save(now, &[]).await;
         }
         Ok(())
@@ -453,7 +453,7 @@ impl Meter {
             .await;
         for (bucket, endpoint, outcome) in outcomes {
             match outcome {
-                Ok(Committed::Now { records }) => {
+                Ok(Committed::Written { records }) => {
                     self.state.is_write_failing = false;
                     let Some(owned) = self.state.buckets.get_mut(&bucket) else {
                         continue;
@@ -463,7 +463,7 @@ impl Meter {
                         owned.usage.apply(&record);
                     }
                 }
-                Ok(Committed::Before { .. }) => {}
+                Ok(Committed::Duplicate { .. }) => {}
                 // The feed will deliver what is missing here.
                 Err(CommitError::Conflict { .. }) => {
                     tracing::debug!(%endpoint, "usage stream advanced, waiting for the feed");
@@ -484,7 +484,7 @@ impl Meter {
         let owned = self.state.buckets.values_mut();
         for owned in owned.filter(|owned| owned.is_caught_up) {
             if !owned.is_redelivering(now) {
-                owned.usage.settle(now);
+                owned.usage.prune(now);
             }
             open += owned.usage.open_minutes();
             idle += owned.usage.idle_deployments();
@@ -494,7 +494,7 @@ impl Meter {
         Ok(())
     }
 
-    fn commit(&self, due: &Due, fence: &Fence, now: Timestamp) -> Commit {
+    fn commit(&self, due: &PendingUsage, fence: &Fence, now: Timestamp) -> Commit {
         let new_event = |event: &Event| NewEvent {
             id: self.deps.ids.event_id(now),
             time: now,

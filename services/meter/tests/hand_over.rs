@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use contract::events::Event;
-use contract::frame::FrameHead;
+use contract::frame::FrameHeader;
 use contract::log::{StreamKind, StreamName};
 use meter::History;
 use support::shared::{MemberBus, SharedFrames};
@@ -112,7 +112,7 @@ async fn a_released_bucket_hands_over_its_open_minute() {
     assert_eq!(arrivals(&cluster.harness.next_closed().await), 60);
     first.running.stop().await;
     second.running.stop().await;
-    let reader = History::open_reader(&cluster.harness.location)
+    let reader = History::open_read_only(&cluster.harness.location)
         .await
         .unwrap();
     assert_eq!(saved_totals(&reader, 0).await, (60, 60));
@@ -142,7 +142,7 @@ async fn a_former_owner_that_resumes_overwrites_nothing() {
     cluster.report_and_advance(40..60);
     assert_eq!(arrivals(&cluster.harness.next_closed().await), 60);
     last.running.stop().await;
-    let reader = History::open_reader(&cluster.harness.location)
+    let reader = History::open_read_only(&cluster.harness.location)
         .await
         .unwrap();
     assert_eq!(saved_totals(&reader, 0).await.0, 60);
@@ -165,7 +165,7 @@ async fn frames_that_a_killed_meter_had_not_saved_are_redelivered() {
     cluster.report_and_advance(35..60);
     assert_eq!(arrivals(&cluster.harness.next_closed().await), 60);
     second.running.stop().await;
-    let reader = History::open_reader(&cluster.harness.location)
+    let reader = History::open_read_only(&cluster.harness.location)
         .await
         .unwrap();
     assert_eq!(saved_totals(&reader, 0).await.0, 60);
@@ -184,7 +184,7 @@ async fn idle_minutes_are_counted_again_from_the_log_alone() {
     first.running.kill().await;
     // Another owner had the bucket and saved nothing.
     let fence = format!("meter/{}", endpoint().bucket());
-    cluster.harness.store.take(&fence).await.unwrap();
+    cluster.harness.store.acquire_fence(&fence).await.unwrap();
     let second = OwningMeter::start(&cluster).await;
     cluster.report_idle(130..240);
     cluster.report(180..240);
@@ -203,7 +203,7 @@ async fn unreadable_frames_are_recorded_as_gaps() {
         return;
     };
     let meter = OwningMeter::start(&cluster).await;
-    let unreadable = |second| FrameHead::from(&frame(1, second));
+    let unreadable = |second| FrameHeader::from(&frame(1, second));
     let heads = [unreadable(30), unreadable(32)];
     meter.bus.unreadable.lock().unwrap().extend(heads);
     cluster.report(0..30);
@@ -238,12 +238,12 @@ async fn seconds_in_the_history_are_not_written_again_when_counting_from_the_log
     first.running.kill().await;
     // Another owner had the bucket and saved nothing, so the saved open minute is void.
     let fence = format!("meter/{}", endpoint().bucket());
-    cluster.harness.store.take(&fence).await.unwrap();
+    cluster.harness.store.acquire_fence(&fence).await.unwrap();
     let second = OwningMeter::start(&cluster).await;
     cluster.report_and_advance(80..120);
     assert_eq!(arrivals(&cluster.harness.next_closed().await), 60);
     second.running.stop().await;
-    let reader = History::open_reader(&cluster.harness.location)
+    let reader = History::open_read_only(&cluster.harness.location)
         .await
         .unwrap();
     assert_eq!(saved_totals(&reader, 0).await.0, 60);

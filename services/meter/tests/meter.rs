@@ -4,7 +4,7 @@
 
 mod support;
 
-use contract::events::{Event, InstanceRequested, InstanceStarted, OfInstance, RequestReason};
+use contract::events::{Event, InstanceEvent, InstanceRequested, InstanceStarted, RequestReason};
 use contract::ids::{DeploymentRef, InstanceId};
 use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
@@ -100,13 +100,13 @@ async fn a_meter_that_was_taken_over_reacquires(mut harness: Harness) {
     let bucket = endpoint().bucket();
     let other = harness
         .store
-        .take(&format!("meter/{bucket}"))
+        .acquire_fence(&format!("meter/{bucket}"))
         .await
         .unwrap();
     harness.report(1, 0..60);
     harness.set_second(60);
     assert_eq!(arrivals(&harness.next_closed().await), 60);
-    let next = harness.store.take(&other.name).await.unwrap();
+    let next = harness.store.acquire_fence(&other.name).await.unwrap();
     assert_eq!(next.generation, other.generation + 2);
     meter.stop().await;
 }
@@ -172,7 +172,7 @@ async fn history_has_a_point_for_each_step_and_reports_gaps(harness: Harness) {
         &harness,
         vec![
             Event::InstanceStarted(started),
-            Event::InstanceReady(OfInstance { id }),
+            Event::InstanceReady(InstanceEvent { id }),
         ],
     )
     .await;
@@ -259,7 +259,7 @@ async fn a_query_for_too_many_points_is_refused(harness: Harness) {
 
 async fn a_reader_sees_what_the_meter_has_saved(harness: Harness) {
     // Works before there is a meter, too.
-    let reader = History::open_reader(&harness.location).await.unwrap();
+    let reader = History::open_read_only(&harness.location).await.unwrap();
     assert_eq!(points(&reader, 60).await, []);
     let meter = harness.run().await;
     harness.report(1, 0..60);

@@ -15,7 +15,7 @@ pub struct Kafka {
     brokers: Vec<Broker>,
     /// `HOST:PORT[,…]`.
     addresses: String,
-    secured: Option<Secured>,
+    secured: Option<SecuredListeners>,
     // Dropped after the brokers.
     _folders: Vec<TempFolder>,
 }
@@ -39,7 +39,7 @@ impl Default for BrokerPlacement {
 }
 
 /// The listeners of a broker that require authentication.
-pub struct Secured {
+pub struct SecuredListeners {
     /// `HOST:PORT`: TLS, then a password by PLAIN or SCRAM-SHA-512.
     pub by_password: String,
     /// `HOST:PORT`: mutual TLS.
@@ -66,7 +66,7 @@ impl Kafka {
 
     /// As [`start`](Self::start), each broker with its own placement.
     pub fn start_on(placements: &[BrokerPlacement]) -> Option<Self> {
-        if crate::skipped("kafka") {
+        if crate::is_skipped("kafka") {
             return None;
         }
         fetch_jars();
@@ -75,9 +75,9 @@ impl Kafka {
         }))
     }
 
-    /// One broker that has [`Secured`] listeners too.
+    /// One broker that has [`SecuredListeners`] listeners too.
     pub fn start_secured() -> Option<Self> {
-        if crate::skipped("kafka") {
+        if crate::is_skipped("kafka") {
             return None;
         }
         fetch_jars();
@@ -90,7 +90,7 @@ impl Kafka {
     ///
     /// # Panics
     /// If the broker was started without them.
-    pub fn secured(&self) -> &Secured {
+    pub fn secured(&self) -> &SecuredListeners {
         self.secured.as_ref().unwrap()
     }
 
@@ -115,7 +115,7 @@ impl Kafka {
         let folder =
             |placement: &BrokerPlacement| TempFolder::create_in(&placement.folder, "kafka");
         let folders: Vec<TempFolder> = placements.iter().map(folder).collect();
-        let secured = is_secured.then(|| Secured {
+        let secured = is_secured.then(|| SecuredListeners {
             by_password: format!("127.0.0.1:{}", free_port()),
             by_certificate: format!("127.0.0.1:{}", free_port()),
             secrets: Secrets::write(&folders[0].path().join("secrets")),
@@ -141,7 +141,9 @@ impl Kafka {
                 .iter()
                 .map(|advertised| (free_port(), *advertised))
                 .collect(),
-            secured: secured.as_ref().map_or(String::new(), Secured::to_script),
+            secured: secured
+                .as_ref()
+                .map_or(String::new(), SecuredListeners::to_script),
         };
         let kafka = Self {
             brokers: ports.iter().enumerate().map(broker).collect(),
@@ -214,7 +216,7 @@ impl Kafka {
     }
 }
 
-impl Secured {
+impl SecuredListeners {
     fn to_script(&self) -> String {
         let port = |address: &str| address.rsplit(':').next().unwrap().to_owned();
         format!(

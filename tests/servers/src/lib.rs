@@ -21,14 +21,14 @@ mod process;
 mod python;
 mod secrets;
 
-pub use kafka::{BrokerPlacement, Kafka, Secured};
+pub use kafka::{BrokerPlacement, Kafka, SecuredListeners};
 pub use postgres::Postgres;
 pub use process::spawn;
 pub use python::{PythonServer, python};
 pub use secrets::{Secrets, USER};
 
 /// Whether `PENSTOCK_SKIP` names this part.
-pub fn skipped(part: &str) -> bool {
+pub fn is_skipped(part: &str) -> bool {
     let names = std::env::var("PENSTOCK_SKIP").unwrap_or_default();
     let is_named = names.split(',').any(|name| name.trim() == part);
     if is_named {

@@ -38,7 +38,7 @@ impl Postgres {
 
     /// A server without fsync, which is faster; sufficient if it is never killed.
     fn start_unsynced() -> Option<Self> {
-        if crate::skipped("postgres") {
+        if crate::is_skipped("postgres") {
             return None;
         }
         Some(start_on_free_ports("PostgreSQL", || {
@@ -48,7 +48,7 @@ impl Postgres {
 
     /// As [`start`](Self::start), with its data inside a folder that every user can access.
     pub fn start_in(parent: &Path) -> Option<Self> {
-        if crate::skipped("postgres") {
+        if crate::is_skipped("postgres") {
             return None;
         }
         Some(start_on_free_ports("PostgreSQL", || {
@@ -58,7 +58,7 @@ impl Postgres {
 
     /// A server that requires TLS and a password over the network.
     pub fn start_secured() -> Option<Self> {
-        if crate::skipped("postgres") {
+        if crate::is_skipped("postgres") {
             return None;
         }
         Some(start_on_free_ports("PostgreSQL", || {

@@ -9,7 +9,7 @@ use crate::process::{Server, TempFolder, free_port, script, start_on_free_ports}
 /// An interpreter with these packages (`NAME==VERSION`), which are downloaded once. `None` only if
 /// `PENSTOCK_SKIP` names `python`.
 pub fn python(packages: &[&str]) -> Option<PathBuf> {
-    if crate::skipped("python") {
+    if crate::is_skipped("python") {
         return None;
     }
     let mut command = Command::new(script("python.sh"));

@@ -1,6 +1,6 @@
 //! The behaviour of instances, and the node's reports.
 
-use contract::events::{Event, InstanceEnded, InstanceStarted, InstanceUnready, OfInstance};
+use contract::events::{Event, InstanceEnded, InstanceEvent, InstanceStarted, InstanceUnready};
 use contract::ids::InstanceId;
 use contract::log::{Actor, StreamKind};
 use contract::time::{Span, Timestamp};
@@ -72,7 +72,7 @@ impl Endpoint {
     ) -> anyhow::Result<()> {
         let lives = self.is_in(&id, &[Phase::Starting, Phase::Unready]);
         match lives {
-            true => self.report(Event::InstanceReady(OfInstance { id }), now, shared),
+            true => self.report(Event::InstanceReady(InstanceEvent { id }), now, shared),
             false => Ok(()),
         }
     }

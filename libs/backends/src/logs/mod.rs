@@ -31,7 +31,7 @@ use contract::time::Timestamp;
 pub use marks::MARK_EVERY;
 pub use read::{LogReader, logs};
 pub(crate) use rotate::sweep;
-pub use tail::{Most, Tail};
+pub use tail::{TailLimits, TailSearch};
 
 /// Longest line that a reader returns in one piece; the rest follows as a separate line.
 const LINE_BYTES_MAX: usize = 64 * 1024;

@@ -11,7 +11,7 @@ use contract::time::Timestamp;
 use super::files::{Output, OutputPosition, if_exists, outputs};
 use super::marks::{first_seen, modified, offset_at, read_marks};
 use super::rotate::block_rotation;
-use super::tail::{Most, Tail};
+use super::tail::{TailLimits, TailSearch};
 use super::{LINE_BYTES_MAX, LogLine, folder};
 
 /// Most lines in one chunk. The shortest lines would otherwise take a hundred times the memory of the
@@ -60,14 +60,14 @@ impl LogReader {
     ///
     /// If an existing output file cannot be read. A file that was rotated or removed meanwhile is no
     /// error.
-    pub fn tail(&self, limits: Most) -> io::Result<Tail> {
+    pub fn tail(&self, limits: TailLimits) -> io::Result<TailSearch> {
         let waiting = self.outputs()?;
-        Ok(Tail::new(waiting, self.since, limits))
+        Ok(TailSearch::new(waiting, self.since, limits))
     }
 
     /// Moves to the position that was found. The lines from there to the end as of the start of the search
     /// are the backlog; [`read`](Self::read) returns what was written since.
-    pub fn start_at(&mut self, tail: Tail) {
+    pub fn start_at(&mut self, tail: TailSearch) {
         self.bytes_read += tail.bytes_read();
         for range in tail.into_ranges() {
             if range.start.is_before(range.end) {
@@ -85,7 +85,7 @@ impl LogReader {
     ///
     /// If an existing output file cannot be read. A file that was rotated or removed meanwhile is no
     /// error.
-    pub fn read_past(&mut self, bytes_max: usize) -> io::Result<Option<Vec<LogLine>>> {
+    pub fn read_backlog(&mut self, bytes_max: usize) -> io::Result<Option<Vec<LogLine>>> {
         let _guard = block_rotation();
         let outputs = outputs(&self.folder)?;
         let mut lines = Vec::new();

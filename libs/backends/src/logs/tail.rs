@@ -18,7 +18,7 @@ const LINE: u64 = LINE_BYTES_MAX as u64;
 
 /// How much of the backlog is requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Most {
+pub struct TailLimits {
     /// Maximum number of lines, over all instances.
     pub lines: usize,
     /// Maximum number of bytes, over all instances.
@@ -37,15 +37,15 @@ pub(super) struct TailRange {
 
 /// A search for the last lines of some instances. Those of the instance that wrote last come last.
 #[derive(Debug)]
-pub struct Tail {
+pub struct TailSearch {
     since: Option<Timestamp>,
     /// What is still to be found.
-    left: Most,
+    left: TailLimits,
     lines: usize,
     /// Whether earlier lines were left out because of their size.
-    is_cut: bool,
+    is_cut_by_size: bool,
     /// Whether there are lines before those found.
-    leaves_out: bool,
+    has_earlier_lines: bool,
     /// Instances not searched yet, in order of their last write.
     waiting: Vec<(String, Output)>,
     scan: Option<BackwardScan>,
@@ -53,18 +53,18 @@ pub struct Tail {
     bytes_read: u64,
 }
 
-impl Tail {
+impl TailSearch {
     pub(super) fn new(
         waiting: Vec<(String, Output)>,
         since: Option<Timestamp>,
-        limits: Most,
+        limits: TailLimits,
     ) -> Self {
         Self {
             since,
             left: limits,
             lines: 0,
-            is_cut: false,
-            leaves_out: false,
+            is_cut_by_size: false,
+            has_earlier_lines: false,
             waiting,
             scan: None,
             found: VecDeque::new(),
@@ -99,12 +99,12 @@ impl Tail {
         if !self.is_full() && scan.pending() >= allowed.saturating_add(LINE) {
             let begin = scan.line_end - allowed;
             self.take(&mut scan, begin);
-            self.is_cut |= self.left.lines > 0;
+            self.is_cut_by_size |= self.left.lines > 0;
         }
         if self.is_full() {
             let mut others = self.waiting.iter().map(|(_, output)| output);
             let more = others.any(|output| output.length > 0 || !output.parts.is_empty());
-            self.leaves_out = more || scan.first.is_before(scan.start);
+            self.has_earlier_lines = more || scan.first.is_before(scan.start);
         } else if scan.is_in_part() || scan.move_to_older_part()? {
             self.scan = Some(scan);
             return Ok(true);
@@ -119,13 +119,13 @@ impl Tail {
     }
 
     /// Whether there are lines before those found.
-    pub fn leaves_out(&self) -> bool {
-        self.leaves_out
+    pub fn has_earlier_lines(&self) -> bool {
+        self.has_earlier_lines
     }
 
     /// Whether earlier lines were left out because of their size, not their number.
-    pub fn is_cut(&self) -> bool {
-        self.is_cut
+    pub fn is_cut_by_size(&self) -> bool {
+        self.is_cut_by_size
     }
 
     pub(super) fn bytes_read(&self) -> u64 {
@@ -146,7 +146,7 @@ impl Tail {
     }
 
     fn is_full(&self) -> bool {
-        self.left.lines == 0 || self.is_cut
+        self.left.lines == 0 || self.is_cut_by_size
     }
 
     fn next_instance(&mut self) -> io::Result<bool> {
@@ -169,7 +169,7 @@ impl Tail {
                 rest => rest,
             };
             if length > self.left.bytes {
-                self.is_cut = true;
+                self.is_cut_by_size = true;
                 break;
             }
             end -= length;

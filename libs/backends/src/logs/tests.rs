@@ -196,23 +196,23 @@ fn an_endless_line_is_returned_in_chunks() {
     assert_eq!(texts(reader.read(1000).unwrap()), ["z".repeat(10)]);
 }
 
-const ALL: Most = Most {
+const ALL: TailLimits = TailLimits {
     lines: usize::MAX,
     bytes: u64::MAX,
 };
 
-fn lines(lines: usize) -> Most {
-    Most { lines, ..ALL }
+fn lines(lines: usize) -> TailLimits {
+    TailLimits { lines, ..ALL }
 }
 
 /// Returns the last lines, and the reader positioned after them.
-fn tail(mut reader: LogReader, limits: Most) -> (Vec<String>, LogReader) {
+fn tail(mut reader: LogReader, limits: TailLimits) -> (Vec<String>, LogReader) {
     let mut tail = reader.tail(limits).unwrap();
     while tail.step().unwrap() {}
     let announced = tail.lines();
     reader.start_at(tail);
     let mut lines_read = Vec::new();
-    while let Some(lines) = reader.read_past(1000).unwrap() {
+    while let Some(lines) = reader.read_backlog(1000).unwrap() {
         lines_read.extend(texts(lines));
     }
     assert_eq!(lines_read.len(), announced);
@@ -376,7 +376,7 @@ fn lines_written_while_the_tail_is_read_are_not_part_of_it() {
     logs.sweep(Timestamp::from_secs(2));
     logs.append("a", "new\n");
     let mut lines_read = Vec::new();
-    while let Some(lines) = reader.read_past(1).unwrap() {
+    while let Some(lines) = reader.read_backlog(1).unwrap() {
         lines_read.extend(texts(lines));
     }
     assert_eq!(lines_read, numbers(290..310));
@@ -424,19 +424,23 @@ fn an_overlong_line_counts_once_for_each_chunk_it_is_returned_in() {
 #[test]
 fn lines_beyond_the_byte_limit_are_left_out() {
     let logs = Logs::in_parts();
-    let limits = Most {
+    let limits = TailLimits {
         bytes: 10_000,
         ..ALL
     };
     let mut tail = logs.reader(None).tail(limits).unwrap();
     while tail.step().unwrap() {}
     assert_eq!(
-        (tail.lines(), tail.is_cut(), tail.leaves_out()),
+        (
+            tail.lines(),
+            tail.is_cut_by_size(),
+            tail.has_earlier_lines()
+        ),
         (11, true, true)
     );
     let long = "z".repeat(5 * LINE_BYTES_MAX);
     logs.append("a", &format!("{long}\n"));
-    let limits = Most {
+    let limits = TailLimits {
         bytes: 2 * LINE_BYTES_MAX as u64,
         ..ALL
     };
@@ -445,5 +449,5 @@ fn lines_beyond_the_byte_limit_are_left_out() {
     assert!(reader.bytes_read() < 6 * LINE_BYTES_MAX as u64);
     let mut all = logs.reader(None).tail(ALL).unwrap();
     while all.step().unwrap() {}
-    assert!(!all.is_cut() && !all.leaves_out());
+    assert!(!all.is_cut_by_size() && !all.has_earlier_lines());
 }

@@ -161,8 +161,8 @@ fn adoptable(shared: &Shared, record: &InstanceRecord) -> io::Result<Option<Lead
     let Some(identity) = &record.process else {
         return Ok(None);
     };
-    let means = &shared.config.means;
-    let Some(leader) = Leader::adopt(identity, &shared.boot_id, means)? else {
+    let resource_limits = &shared.config.resource_limits;
+    let Some(leader) = Leader::adopt(identity, &shared.boot_id, resource_limits)? else {
         return Ok(None);
     };
     // Some programs overwrite their environment; what is still readable must not contradict the record.

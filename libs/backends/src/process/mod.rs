@@ -41,7 +41,7 @@ use shortage::SHORTAGE_RETRY_PAUSE;
 pub use host::{Host, UnknownHost};
 pub use limit::become_instance;
 pub use record::{installation_id, node_id};
-pub use shortage::{Means, ShortageListener};
+pub use shortage::{ResourceLimits, ShortageListener};
 
 /// How often output files are marked and rotated.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -60,28 +60,28 @@ pub struct ProcessConfig {
     /// How much instance output is kept.
     pub log_limits: LogLimits,
     /// Sources of this node's own secrets, including the data folder: instances never get any of them.
-    pub own: OwnSecrets,
+    pub own_secrets: OwnSecrets,
     /// Time from SIGTERM to SIGKILL where no request specifies it: for processes without a record, and
     /// for instances whose probes failed.
     pub grace: Span,
     /// How much of this process's resources the instances may use.
-    pub means: Means,
+    pub resource_limits: ResourceLimits,
 }
 
 impl ProcessConfig {
     /// Returns a configuration on loopback, with a grace period of 10 seconds and defaults for the rest.
     pub fn new(data_dir: PathBuf, node: String, working_directory: PathBuf) -> Self {
-        let mut own = OwnSecrets::default();
-        own.add_place(&data_dir);
+        let mut own_secrets = OwnSecrets::default();
+        own_secrets.add_path(&data_dir);
         Self {
-            own,
+            own_secrets,
             data_dir,
             node,
             working_directory,
             host: Host::default(),
             log_limits: LogLimits::default(),
             grace: Span::from_secs(10),
-            means: Means::default(),
+            resource_limits: ResourceLimits::default(),
         }
     }
 }
@@ -251,15 +251,15 @@ impl Shared {
             installation: installation_id(&config.data_dir).map_err(failed)?,
             working_directory: config.working_directory.clone(),
             listen: config.host.listen(),
-            own_secrets: config.own.clone(),
-            descriptors: config.means.instance_descriptors,
+            own_secrets: config.own_secrets.clone(),
+            descriptors: config.resource_limits.instance_descriptors,
         };
         Ok(Self {
             launch_context,
             boot_id: os::boot_id().map_err(failed)?,
             state: Mutex::default(),
-            blocking_slots: Semaphore::new(config.means.hands_max.max(1)),
-            probes: Arc::new(Semaphore::new(config.means.probes_max.max(1))),
+            blocking_slots: Semaphore::new(config.resource_limits.blocking_max.max(1)),
+            probes: Arc::new(Semaphore::new(config.resource_limits.probes_max.max(1))),
             config,
             disk: Mutex::new(Some(folder)),
             released: CancellationToken::new(),
@@ -299,7 +299,7 @@ impl Shared {
         while !self.released.is_cancelled() {
             match self.run_blocking(work.clone()).await? {
                 Ok(done) => return Some(done),
-                Err(error) => self.config.means.report_shortage(what, &error),
+                Err(error) => self.config.resource_limits.report_shortage(what, &error),
             }
             self.pause().await;
         }
@@ -330,7 +330,7 @@ impl Shared {
     }
 
     fn shortage_error(&self, id: &InstanceId, what: &str, source: io::Error) -> BackendError {
-        self.config.means.report_shortage(what, &source);
+        self.config.resource_limits.report_shortage(what, &source);
         let id = id.clone();
         BackendError::OutOfResources { id, source }
     }
@@ -446,7 +446,7 @@ impl Shared {
     /// Starts the process of an admitted and recorded instance.
     fn start(&self, start: &StartSpec) -> Result<Leader, StartError> {
         self.config
-            .means
+            .resource_limits
             .check_capacity()
             .map_err(StartError::Shortage)?;
         let id = &start.id;
@@ -461,7 +461,7 @@ impl Shared {
             os::kill_unwatched(&mut child);
             StartError::Shortage(error)
         })?;
-        let leader = Leader::from_child(child, &self.config.means).map_err(|error| {
+        let leader = Leader::from_child(child, &self.config.resource_limits).map_err(|error| {
             StartError::from_io(error, |e| format!("its process cannot be watched: {e}"))
         })?;
         self.update(id, |entry| {
@@ -589,7 +589,7 @@ impl Shared {
             Ok(groups) => groups,
             Err(error) => {
                 self.config
-                    .means
+                    .resource_limits
                     .report_shortage("the measurement of instances", &error);
                 return Vec::new();
             }
@@ -643,7 +643,7 @@ async fn sweep_logs(shared: Arc<Shared>) {
             Some(Err(error)) if shortage::is_shortage(&error) => {
                 shared
                     .config
-                    .means
+                    .resource_limits
                     .report_shortage("the rotation of output", &error);
             }
             Some(Err(error)) => tracing::warn!(%error, "failed to rotate instance output"),

@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::launch::{GENERATION, INSTALLATION, INSTANCE};
 use super::record::ProcessIdentity;
-use super::shortage::{DescriptorGuard, Means, ok_unless_shortage, proc_unless_shortage};
+use super::shortage::{DescriptorGuard, ResourceLimits, ok_unless_shortage, proc_unless_shortage};
 
 pub(super) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
@@ -227,13 +227,16 @@ pub(super) struct Leader {
 
 impl Leader {
     /// Must be called within a tokio runtime. On failure the process is killed, as it cannot be watched.
-    pub(super) fn from_child(mut child: std::process::Child, means: &Means) -> io::Result<Self> {
+    pub(super) fn from_child(
+        mut child: std::process::Child,
+        resource_limits: &ResourceLimits,
+    ) -> io::Result<Self> {
         let pid = child.id() as i32;
         match open_pidfd(pid) {
             Ok(pidfd) => Ok(Self {
                 pid,
                 pidfd,
-                _descriptor: DescriptorGuard::acquire(means),
+                _descriptor: DescriptorGuard::acquire(resource_limits),
                 child: Some(child),
             }),
             Err(error) => {
@@ -247,7 +250,7 @@ impl Leader {
     pub(super) fn adopt(
         recorded: &ProcessIdentity,
         boot_id: &str,
-        means: &Means,
+        resource_limits: &ResourceLimits,
     ) -> io::Result<Option<Self>> {
         let Some(pidfd) = ok_unless_shortage(open_pidfd(recorded.pid))? else {
             return Ok(None);
@@ -256,7 +259,7 @@ impl Leader {
         Ok(is_running(recorded, boot_id)?.then(|| Self {
             pid: recorded.pid,
             pidfd,
-            _descriptor: DescriptorGuard::acquire(means),
+            _descriptor: DescriptorGuard::acquire(resource_limits),
             child: None,
         }))
     }

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::shortage::{Means, SHORTAGE_RETRY_PAUSE, is_shortage};
+use super::shortage::{ResourceLimits, SHORTAGE_RETRY_PAUSE, is_shortage};
 
 /// A shorter period would keep the instance busy with probes.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
@@ -70,7 +70,7 @@ pub(super) struct Probes {
     pub liveness: ProbeSpec,
     /// Whether the instance was adopted, and so is past its initial delay.
     pub adopted: bool,
-    pub means: Means,
+    pub resource_limits: ResourceLimits,
     /// Limits concurrent probe connections.
     pub slots: Arc<Semaphore>,
 }
@@ -128,9 +128,9 @@ impl Probes {
             match send_probe(self.address, spec).await {
                 ProbeOutcome::Success => return Ok(()),
                 ProbeOutcome::Failed(detail) => return Err(detail),
-                ProbeOutcome::Shortage(error) => {
-                    self.means.report_shortage("a probe of an instance", &error)
-                }
+                ProbeOutcome::Shortage(error) => self
+                    .resource_limits
+                    .report_shortage("a probe of an instance", &error),
             }
             drop(slot);
             sleep(SHORTAGE_RETRY_PAUSE).await;

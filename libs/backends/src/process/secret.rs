@@ -90,7 +90,7 @@ fn real_path(file: &File) -> io::Result<PathBuf> {
 fn is_own_file(own_secrets: &OwnSecrets, real: &Path, meta: &Metadata) -> io::Result<bool> {
     let mut own_files = BTreeSet::new();
     let identity = |meta: Metadata| (meta.dev(), meta.ino());
-    for place in own_secrets.places() {
+    for place in own_secrets.paths() {
         own_files.extend(fs::metadata(place).map(identity));
         match fs::read_dir(place) {
             Ok(within) => {
@@ -129,11 +129,11 @@ mod tests {
             fs::create_dir_all(root.path().join("data/deep")).unwrap();
             fs::create_dir(root.path().join("models")).unwrap();
             let mut own_secrets = OwnSecrets::default();
-            own_secrets.add_place(&root.path().join("data"));
+            own_secrets.add_path(&root.path().join("data"));
             for name in ["data/seal.key", "data/deep/record", "token"] {
                 fs::write(root.path().join(name), SECRET).unwrap();
             }
-            own_secrets.add_place(&root.path().join("token"));
+            own_secrets.add_path(&root.path().join("token"));
             Self { root, own_secrets }
         }
 
@@ -149,7 +149,7 @@ mod tests {
         #[track_caller]
         fn refuses(&self, path: &Path) {
             let refused = self.resolve(path).unwrap_err();
-            assert!(refused.contains("Penstock has for itself"), "{refused}");
+            assert!(refused.contains("reserved for Penstock"), "{refused}");
             assert!(refused.contains("spec.env.DB"), "{refused}");
             assert!(!refused.contains(SECRET), "{refused}");
         }
@@ -211,7 +211,7 @@ mod tests {
         let mut folders = Folders::new();
         symlink(folders.path("data"), folders.path("link")).unwrap();
         folders.own_secrets = OwnSecrets::default();
-        folders.own_secrets.add_place(&folders.path("link"));
+        folders.own_secrets.add_path(&folders.path("link"));
         folders.refuses(&folders.path("link/deep/record"));
         folders.refuses(&folders.path("data/deep/record"));
     }
@@ -224,7 +224,7 @@ mod tests {
             let refused = resolve_secret(&own_secrets, "DB", &format!("env:{variable}"))
                 .unwrap_err()
                 .to_string();
-            assert!(refused.contains("Penstock has for itself"), "{refused}");
+            assert!(refused.contains("reserved for Penstock"), "{refused}");
         }
     }
 

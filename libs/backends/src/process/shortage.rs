@@ -20,50 +20,50 @@ pub type ShortageListener = dyn Fn(&str, &io::Error) + Send + Sync;
 
 /// How much of this process's resources the instances may use.
 #[derive(Clone)]
-pub struct Means {
+pub struct ResourceLimits {
     /// The descriptor limit of instances, if different from that of this process.
     pub instance_descriptors: Option<u64>,
     /// Maximum concurrent probes; each is a connection.
     pub probes_max: usize,
     /// Maximum concurrent operations that open files: starts, removals, scans of `/proc`.
-    pub hands_max: usize,
+    pub blocking_max: usize,
     /// Counts the descriptors held for running instances.
-    pub held: Arc<AtomicUsize>,
+    pub held_descriptors: Arc<AtomicUsize>,
     /// Starts wait while this many descriptors are held, to leave some for the log and for clients.
-    pub held_max: usize,
+    pub held_descriptors_max: usize,
     /// Called on each shortage, so that resources can be freed.
     pub listener: Arc<ShortageListener>,
 }
 
 /// Limits for a process with ample resources.
-impl Default for Means {
+impl Default for ResourceLimits {
     fn default() -> Self {
         Self {
             instance_descriptors: None,
             probes_max: 256,
-            hands_max: 32,
-            held: Arc::default(),
-            held_max: usize::MAX,
+            blocking_max: 32,
+            held_descriptors: Arc::default(),
+            held_descriptors_max: usize::MAX,
             listener: Arc::new(|what, error| tracing::warn!(%error, "{what} is delayed, retrying")),
         }
     }
 }
 
-impl fmt::Debug for Means {
+impl fmt::Debug for ResourceLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResourceLimits")
             .field("instance_descriptors", &self.instance_descriptors)
             .field("probes_max", &self.probes_max)
-            .field("blocking_max", &self.hands_max)
-            .field("held_descriptors_max", &self.held_max)
+            .field("blocking_max", &self.blocking_max)
+            .field("held_descriptors_max", &self.held_descriptors_max)
             .finish_non_exhaustive()
     }
 }
 
-impl Means {
+impl ResourceLimits {
     /// Checks that there is a descriptor for one more instance.
     pub(super) fn check_capacity(&self) -> io::Result<()> {
-        match self.held.load(Ordering::Relaxed) < self.held_max {
+        match self.held_descriptors.load(Ordering::Relaxed) < self.held_descriptors_max {
             true => Ok(()),
             false => Err(Errno::MFILE.into()),
         }
@@ -79,9 +79,11 @@ impl Means {
 pub(super) struct DescriptorGuard(Arc<AtomicUsize>);
 
 impl DescriptorGuard {
-    pub(super) fn acquire(means: &Means) -> Self {
-        means.held.fetch_add(1, Ordering::Relaxed);
-        Self(means.held.clone())
+    pub(super) fn acquire(resource_limits: &ResourceLimits) -> Self {
+        resource_limits
+            .held_descriptors
+            .fetch_add(1, Ordering::Relaxed);
+        Self(resource_limits.held_descriptors.clone())
     }
 }
 

@@ -138,7 +138,7 @@ impl Supervisor {
             readiness: spec.readiness_probe.clone(),
             liveness: spec.liveness_probe.clone(),
             adopted: entry.adopted,
-            means: self.shared.config.means.clone(),
+            resource_limits: self.shared.config.resource_limits.clone(),
             slots: self.shared.probes.clone(),
         })
     }
@@ -226,8 +226,8 @@ impl Supervisor {
                     return false;
                 }
             };
-            let means = &self.shared.config.means;
-            means.report_shortage("the start of an instance", &error);
+            let resource_limits = &self.shared.config.resource_limits;
+            resource_limits.report_shortage("the start of an instance", &error);
             tokio::select! {
                 () = self.shared.released.cancelled() => return false,
                 Some(_) = self.removals.recv() => {
@@ -303,8 +303,8 @@ impl Supervisor {
             .run_blocking(move |_| matcher.signal(signal))
             .await?;
         sent.inspect_err(|error| {
-            let means = &self.shared.config.means;
-            means.report_shortage("the end of an instance", error);
+            let resource_limits = &self.shared.config.resource_limits;
+            resource_limits.report_shortage("the end of an instance", error);
             self.leader.signal(signal);
         })
         .ok()

@@ -39,7 +39,7 @@ pub(super) fn watch(
                     if let Some(warning) = &warning {
                         tracing::warn!("{warning}");
                     }
-                    *lock(&shared.remark) = warning;
+                    *lock(&shared.warning) = warning;
                     break;
                 }
                 Err(TopicsError::Fatal(why)) => {
@@ -110,14 +110,14 @@ impl ProblemReporter<'_> {
             tracing::warn!("{why}");
             now()
         });
-        *lock(&self.shared.trouble) = Some(format!("{why}, since {since}"));
+        *lock(&self.shared.problem) = Some(format!("{why}, since {since}"));
     }
 
     fn clear(&mut self) {
         if self.since.take().is_some() {
             tracing::info!("Kafka at {} is reachable", self.shared.config.brokers);
         }
-        *lock(&self.shared.trouble) = None;
+        *lock(&self.shared.problem) = None;
     }
 }
 

@@ -58,7 +58,7 @@ pub enum LogItem {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extent {
     /// Every position up to here was found.
-    pub whole: Position,
+    pub contiguous: Position,
     /// The highest position found.
     pub last: Position,
     /// The number of distinct records.
@@ -66,7 +66,7 @@ pub struct Extent {
     /// The number of repeated records.
     pub repeated: u64,
     /// Known gaps.
-    pub holes: Vec<Gap>,
+    pub gaps: Vec<Gap>,
     /// The locations of messages that are not events, and why.
     pub unreadable: Vec<String>,
 }
@@ -315,17 +315,17 @@ impl Tally {
 
     fn extent(mut self) -> Extent {
         let missing = self.missing.iter();
-        self.extent.holes = missing
+        self.extent.gaps = missing
             .map(|(missing, (bucket, needed_by))| Gap {
                 missing: *missing,
                 bucket: *bucket,
                 needed_by: *needed_by,
             })
             .collect();
-        self.extent.whole = Position(self.seen.contiguous_end(REBUILD_JUMP));
-        let first_gap = self.extent.holes.first();
+        self.extent.contiguous = Position(self.seen.contiguous_end(REBUILD_JUMP));
+        let first_gap = self.extent.gaps.first();
         if let Some(gap) = first_gap {
-            self.extent.whole = self.extent.whole.min(Position(gap.missing.0 - 1));
+            self.extent.contiguous = self.extent.contiguous.min(Position(gap.missing.0 - 1));
         }
         self.extent
     }

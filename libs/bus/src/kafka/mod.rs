@@ -33,7 +33,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use contract::frame::{Frame, FrameHead};
+use contract::frame::{Frame, FrameHeader};
 use contract::ids::Position;
 use contract::log::{RawRecord, Record};
 use contract::route::RouteUpdate;
@@ -72,11 +72,11 @@ struct Shared {
     config: KafkaConfig,
     topics: Topics,
     gate: watch::Receiver<Gate>,
-    trouble: Mutex<Option<String>>,
-    remark: Mutex<Option<String>>,
+    problem: Mutex<Option<String>>,
+    warning: Mutex<Option<String>>,
     dropped: Arc<AtomicU64>,
     /// The newest unreadable frames, until they are taken.
-    unreadable_frames: Mutex<VecDeque<FrameHead>>,
+    unreadable_frames: Mutex<VecDeque<FrameHeader>>,
     is_stopping: AtomicBool,
 }
 
@@ -104,8 +104,8 @@ impl KafkaBus {
         let shared = Arc::new(Shared {
             topics: Topics::new(&config.prefix),
             gate: gate.clone(),
-            trouble: Mutex::new(None),
-            remark: Mutex::new(None),
+            problem: Mutex::new(None),
+            warning: Mutex::new(None),
             dropped: dropped.clone(),
             unreadable_frames: Mutex::default(),
             is_stopping: AtomicBool::new(false),
@@ -131,7 +131,7 @@ impl KafkaBus {
             }
             Ok(Err(_)) | Err(_) => {
                 // The first request to a broker may take longer than this timeout.
-                let problem = lock(&bus.shared.trouble)
+                let problem = lock(&bus.shared.problem)
                     .get_or_insert_with(|| {
                         format!(
                             "Kafka at {}: no broker has answered yet",
@@ -176,7 +176,7 @@ impl KafkaBus {
             Ok(Err(_)) => Err(BusError::Closed),
             Err(_) => Err(BusError::NotPublished {
                 position,
-                detail: self.trouble().unwrap_or_default(),
+                detail: self.problem().unwrap_or_default(),
             }),
         }
     }
@@ -222,7 +222,7 @@ impl Bus for KafkaBus {
         let (sender, receiver) = mpsc::channel(SUBSCRIBER_QUEUE_MAX);
         let shared = self.shared.clone();
         match subscription {
-            Subscription::Whole => {
+            Subscription::All => {
                 self.spawn("kafka-records", move || reader::read_all(&shared, sender));
             }
             Subscription::Group(name) => {
@@ -268,7 +268,7 @@ impl Bus for KafkaBus {
         receiver
     }
 
-    fn take_unreadable_frames(&self) -> Vec<FrameHead> {
+    fn take_unreadable_frames(&self) -> Vec<FrameHeader> {
         lock(&self.shared.unreadable_frames).drain(..).collect()
     }
 
@@ -287,12 +287,12 @@ impl Bus for KafkaBus {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 
-    fn trouble(&self) -> Option<String> {
-        lock(&self.shared.trouble).clone()
+    fn problem(&self) -> Option<String> {
+        lock(&self.shared.problem).clone()
     }
 
-    fn remark(&self) -> Option<String> {
-        lock(&self.shared.remark).clone()
+    fn warning(&self) -> Option<String> {
+        lock(&self.shared.warning).clone()
     }
 
     async fn close(&self) {
@@ -331,7 +331,7 @@ impl Shared {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn record_unreadable(&self, head: FrameHead) {
+    fn record_unreadable(&self, head: FrameHeader) {
         let mut heads = lock(&self.unreadable_frames);
         if heads.len() >= SUBSCRIBER_QUEUE_MAX {
             heads.pop_front();

@@ -65,7 +65,7 @@ impl Outcomes {
 
     /// The requests refused for lack of capacity; divided by [`counted`](Self::counted), the
     /// `refused_ratio`. Refusals because of the client are in `refused` only, and not counted.
-    pub fn lacking_capacity(&self) -> u64 {
+    pub fn refused_for_capacity(&self) -> u64 {
         self.too_many_pending + self.unavailable + self.hold_full + self.hold_expired
     }
 }

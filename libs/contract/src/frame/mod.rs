@@ -23,7 +23,7 @@ pub use counts::{AtOrBelow, Outcomes, StatusClasses, Tokens};
 pub(crate) use counts::{
     add_each, add_thresholds, cancel, cancel_each, cancel_thresholds, is_zero,
 };
-pub use wire::{FRAME_VERSION, FrameError, FrameHead, FrameReadError};
+pub use wire::{FRAME_VERSION, FrameError, FrameHeader, FrameReadError};
 
 /// Who sends frames.
 #[derive(

@@ -17,7 +17,7 @@ const CURRENT_VERSION_PREFIX: &[u8] = br#"{"version":2,"#;
 /// The header of a frame of any version.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct FrameHead {
+pub struct FrameHeader {
     /// The version of the frame; the first release wrote none.
     #[serde(default = "first_version")]
     pub version: u32,
@@ -50,7 +50,7 @@ pub enum FrameError {
     )]
     Unreadable {
         /// The header of the frame.
-        head: Box<FrameHead>,
+        head: Box<FrameHeader>,
         /// Why the frame cannot be read.
         source: FrameReadError,
     },
@@ -67,7 +67,7 @@ pub enum FrameReadError {
     Malformed(serde_json::Error),
 }
 
-impl From<&Frame> for FrameHead {
+impl From<&Frame> for FrameHeader {
     fn from(frame: &Frame) -> Self {
         Self {
             version: FRAME_VERSION,
@@ -113,7 +113,7 @@ impl Frame {
         {
             return Ok(frame);
         }
-        let head: FrameHead = serde_json::from_slice(text).map_err(FrameError::NotAFrame)?;
+        let head: FrameHeader = serde_json::from_slice(text).map_err(FrameError::NotAFrame)?;
         let read = match head.version {
             FRAME_VERSION => serde_json::from_slice(text).map_err(FrameReadError::Malformed),
             1 => serde_json::from_slice(text)

@@ -191,7 +191,7 @@ impl Resource {
     }
 
     /// The pointer to the field that identifies it.
-    pub fn named_by(&self) -> &'static str {
+    pub fn identifying_pointer(&self) -> &'static str {
         match self {
             Self::Endpoint(_) | Self::Deployment(_) => "/metadata/name",
             Self::Autoscale(_) => "/spec/target",

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{AutoscaleSpec, DeploymentSpec, EndpointSpec, Labels, ProvisioningState};
-use crate::decision::{Decision, DecisionInputs, Outcome, Pause, Pin, RuleResult, Stage};
+use crate::decision::{
+    Decision, DecisionInputs, DecisionOutcome, EvaluationStage, Pause, Pin, RuleResult,
+};
 use crate::events::AccessRole;
 use crate::ids::{InstanceId, Name, Uid};
 use crate::time::Timestamp;
@@ -168,7 +170,7 @@ pub struct DecisionSummary {
     /// The count that is granted.
     pub granted: u32,
     /// The outcome of the evaluation.
-    pub outcome: Outcome,
+    pub outcome: DecisionOutcome,
     /// The profile in force, if an Autoscale applies.
     pub profile: Option<String>,
 }
@@ -200,7 +202,7 @@ pub struct DecisionView {
     /// The count that is granted.
     pub granted: u32,
     /// The outcome of the evaluation.
-    pub outcome: Outcome,
+    pub outcome: DecisionOutcome,
     /// The profile in force, if an Autoscale applies.
     pub profile: Option<String>,
     /// The rule that decided, if one did.
@@ -208,7 +210,7 @@ pub struct DecisionView {
     /// The result of each rule.
     pub rules: Vec<RuleResult>,
     /// The counts before and after each stage of the evaluation, in order.
-    pub stages: Vec<Stage>,
+    pub stages: Vec<EvaluationStage>,
     /// All inputs of the engine.
     pub inputs: DecisionInputs,
 }
@@ -337,7 +339,7 @@ pub enum ApplyResult {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(rename = "Change")]
-pub struct Change {
+pub struct FieldChange {
     /// JSON Pointer of the field.
     pub pointer: String,
     /// The previous value; absent if there was none.
@@ -357,7 +359,7 @@ pub struct Applied<R> {
     /// Whether this was a dry run: nothing was written.
     pub dry_run: bool,
     /// The fields that changed.
-    pub changes: Vec<Change>,
+    pub changes: Vec<FieldChange>,
     /// The resource as it is now, or would be.
     pub resource: R,
 }

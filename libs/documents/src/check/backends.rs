@@ -92,7 +92,7 @@ impl Backends {
     }
 
     /// The backends of this release; any other is left to the server to check.
-    pub fn left_to_a_server() -> Self {
+    pub fn deferred_to_server() -> Self {
         Self {
             unlisted: UnlistedBackends::Accepted,
             ..Self::known()

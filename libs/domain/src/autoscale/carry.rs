@@ -1,7 +1,7 @@
 //! The state that one evaluation hands to the next: the count, the last change in each direction,
 //! and the recommendations that may still hold something back.
 
-use contract::decision::{Carried, Decision, LastChange, Wish};
+use contract::decision::{CarriedState, Decision, LastChange, Recommendation};
 use contract::time::{Span, Timestamp};
 
 use super::evaluate::Evaluation;
@@ -10,7 +10,7 @@ use crate::zones::ZoneData;
 
 /// Updates the carried state with an evaluation.
 pub fn carry(
-    carried: &mut Carried,
+    carried: &mut CarriedState,
     policy: Option<&Policy>,
     evaluation: &Evaluation,
     now: Timestamp,
@@ -20,15 +20,15 @@ pub fn carry(
     let (out, scale_in) = policy.map_or((Span::ZERO, Span::ZERO), |policy| {
         (policy.stabilize_out, policy.stabilize_in)
     });
-    let recommendation = Wish {
+    let recommendation = Recommendation {
         last: now,
         instances: evaluation.recommendation,
     };
-    push_recommendation(&mut carried.wishes, recommendation, out, scale_in);
+    push_recommendation(&mut carried.recommendations, recommendation, out, scale_in);
 }
 
 fn grant<'a>(
-    carried: &mut Carried,
+    carried: &mut CarriedState,
     granted: u32,
     decided_by: impl FnOnce() -> Option<&'a str>,
     at: Timestamp,
@@ -47,18 +47,23 @@ fn grant<'a>(
 /// Adds a recommendation, and drops those that can no longer count: older than the longest window,
 /// or followed by one that restrains at least as much in every direction with a window. At most one
 /// recommendation per count remains.
-fn push_recommendation(wishes: &mut Vec<Wish>, recommendation: Wish, out: Span, scale_in: Span) {
+fn push_recommendation(
+    recommendations: &mut Vec<Recommendation>,
+    recommendation: Recommendation,
+    out: Span,
+    scale_in: Span,
+) {
     let longest = out.max(scale_in);
-    wishes.retain(|earlier| {
+    recommendations.retain(|earlier| {
         let counts_in = scale_in > Span::ZERO && earlier.instances > recommendation.instances;
         let counts_out = out > Span::ZERO && earlier.instances < recommendation.instances;
         (counts_in || counts_out) && recommendation.last.since(earlier.last) < longest
     });
-    wishes.push(recommendation);
+    recommendations.push(recommendation);
 }
 
 /// Returns the state after a decision of this engine.
-pub fn carried_next(decision: &Decision, zones: &ZoneData) -> Carried {
+pub fn carried_next(decision: &Decision, zones: &ZoneData) -> CarriedState {
     let policy = decision
         .inputs
         .policy
@@ -74,7 +79,7 @@ pub fn carried_next(decision: &Decision, zones: &ZoneData) -> Carried {
 /// Its granted count is taken as recorded, whatever this engine would make of its inputs: another
 /// version, or other time zones, may have produced it. Cool-downs keep running; recommendations
 /// made since are unknown, so the stabilisation windows are filled with the current count.
-pub fn carried_after_restart(last: &Decision, now: Timestamp) -> Carried {
+pub fn carried_after_restart(last: &Decision, now: Timestamp) -> CarriedState {
     let mut carried = last.inputs.carried.clone();
     grant(
         &mut carried,
@@ -82,7 +87,7 @@ pub fn carried_after_restart(last: &Decision, now: Timestamp) -> Carried {
         || last.decided_by.as_deref(),
         last.at,
     );
-    carried.wishes = vec![Wish {
+    carried.recommendations = vec![Recommendation {
         last: now.max(last.at),
         instances: last.granted,
     }];
@@ -92,10 +97,10 @@ pub fn carried_after_restart(last: &Decision, now: Timestamp) -> Carried {
 /// Returns the state after the clock was set back from `recorded` to `clock`: the elapsed part of
 /// each cool-down and window stays elapsed.
 pub fn carried_after_clock_step(
-    carried: &Carried,
+    carried: &CarriedState,
     recorded: Timestamp,
     clock: Timestamp,
-) -> Carried {
+) -> CarriedState {
     let shifted =
         |at: Timestamp| Timestamp::from_millis(at.millis() + clock.millis() - recorded.millis());
     let mut carried = carried.clone();
@@ -103,7 +108,7 @@ pub fn carried_after_clock_step(
     for change in changes.into_iter().flatten() {
         change.at = shifted(change.at);
     }
-    for recommendation in &mut carried.wishes {
+    for recommendation in &mut carried.recommendations {
         recommendation.last = shifted(recommendation.last);
     }
     carried

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use contract::decision::{Decision, DecisionInputs, Outcome, Signal};
+use contract::decision::{Decision, DecisionInputs, DecisionOutcome, Signal};
 use contract::ids::{DeploymentRef, Uid};
 use contract::problem::Finding;
 use contract::resources::AutoscaleSpec;
@@ -62,7 +62,7 @@ pub enum Comparison {
     /// Equal byte for byte.
     Equal,
     /// Numbers, outcome, profile and verdicts are equal; explanations differ.
-    OnlyWords,
+    WordingOnly,
     /// The decision itself differs.
     Other,
 }
@@ -80,7 +80,7 @@ pub fn compare(recorded: &Decision, again: &Decision) -> Comparison {
         return Comparison::Equal;
     }
     match without_wording(&again) == without_wording(recorded) {
-        true => Comparison::OnlyWords,
+        true => Comparison::WordingOnly,
         false => Comparison::Other,
     }
 }
@@ -280,7 +280,7 @@ fn uncompilable(
         from,
         wanted: count,
         granted: count,
-        outcome: Outcome::Unknown,
+        outcome: DecisionOutcome::Unknown,
         profile: None,
         decided_by: None,
         rules: Vec::new(),

@@ -10,7 +10,7 @@
 mod damping;
 
 use contract::decision::{
-    Carried, InstanceCounts, Outcome, Pause, Pin, RuleResult, Signal, Verdict,
+    CarriedState, DecisionOutcome, InstanceCounts, Pause, Pin, RuleResult, Signal, Verdict,
 };
 use contract::resources::{AutoscaleMode, Capacity, Direction, MissingMetric};
 use contract::time::Timestamp;
@@ -36,7 +36,7 @@ pub struct TickInputs<'a> {
     /// In the order of `Policy::signals`.
     pub signals: &'a [Option<Signal>],
     /// State carried over from the previous evaluation.
-    pub carried: &'a Carried,
+    pub carried: &'a CarriedState,
     /// The selection that the last evaluation of the same policy returned. While it holds, it saves
     /// evaluating the schedules; it does not change the result.
     pub selection: Option<Selection>,
@@ -52,7 +52,7 @@ pub struct Evaluation {
     /// The count granted.
     pub granted: u32,
     /// The outcome of the recommendation.
-    pub outcome: Outcome,
+    pub outcome: DecisionOutcome,
     /// The rules' recommendation within the bounds, before anything held it back.
     pub recommendation: u32,
     /// `None` without a policy.
@@ -110,13 +110,13 @@ fn without_policy<R: Recorder>(
     let (granted, outcome) = match active_pin(tick, now) {
         Some(pin) => {
             record.stage(|| stage("pin", from, pin.instances, describe::pin(&pin)));
-            (pin.instances, Outcome::Pinned)
+            (pin.instances, DecisionOutcome::Pinned)
         }
         None => {
             let fixed = tick.fixed_instances;
             let detail = "no Autoscale applies: the deployment's own count";
             record.stage(|| stage("fixed", from, fixed, detail));
-            (fixed, Outcome::Fixed)
+            (fixed, DecisionOutcome::Fixed)
         }
     };
     Evaluation {
@@ -185,7 +185,7 @@ impl<'a, R: Recorder> Run<'a, R> {
             self.record
                 .stage(|| stage("pin", from, pin.instances, describe::pin(&pin)));
             self.suppress_rules("a manual pin decides");
-            return self.conclude(pin.instances, pin.instances, Outcome::Pinned, None);
+            return self.conclude(pin.instances, pin.instances, DecisionOutcome::Pinned, None);
         }
         if self.tick.carried.granted.is_none() {
             return self.first_decision();
@@ -194,7 +194,7 @@ impl<'a, R: Recorder> Run<'a, R> {
             self.record
                 .stage(|| stage("mode", from, from, "the policy is paused: the count stays"));
             self.suppress_rules("the policy is paused");
-            return self.conclude(from, from, Outcome::HeldByPause, None);
+            return self.conclude(from, from, DecisionOutcome::HeldByPause, None);
         }
         let base = self.enforce_bounds();
         if self.profile.rules.is_empty() {
@@ -258,9 +258,9 @@ impl<'a, R: Recorder> Run<'a, R> {
         // If the bounds leave nothing of a recommendation, nothing else holds it back.
         let is_at_bound = recommendation.count != base && bounded == base;
         let held = if combined.unknown {
-            Some(Outcome::Unknown)
+            Some(DecisionOutcome::Unknown)
         } else if is_at_bound {
-            Some(Outcome::Clamped)
+            Some(DecisionOutcome::Clamped)
         } else {
             held
         };
@@ -270,14 +270,14 @@ impl<'a, R: Recorder> Run<'a, R> {
             self.stabilise(base, recommendation.count)
         };
         let held = held.or((recommendation.count != base && stabilised == base)
-            .then_some(Outcome::HeldByStabilization));
+            .then_some(DecisionOutcome::HeldByStabilization));
         let cooled = if is_at_bound {
             recommendation.count
         } else {
             self.cool_down(inputs, base, stabilised)
         };
-        let held =
-            held.or((stabilised != base && cooled == base).then_some(Outcome::HeldByCooldown));
+        let held = held
+            .or((stabilised != base && cooled == base).then_some(DecisionOutcome::HeldByCooldown));
         let granted = cooled.clamp(min, max);
         self.record.stage(|| {
             let detail = if granted == cooled {
@@ -378,7 +378,7 @@ impl<'a, R: Recorder> Run<'a, R> {
         &mut self,
         count: u32,
         recommendation: u32,
-        held: Option<Outcome>,
+        held: Option<DecisionOutcome>,
         decided_by: Option<usize>,
         cut: bool,
     ) -> Evaluation {
@@ -406,20 +406,20 @@ impl<'a, R: Recorder> Run<'a, R> {
                 let detail = "the policy is in shadow mode: the deployment's own count stands";
                 stage("mode", wanted, granted, detail)
             });
-            let evaluation = self.conclude(wanted, granted, Outcome::Shadow, decided_by);
+            let evaluation = self.conclude(wanted, granted, DecisionOutcome::Shadow, decided_by);
             return Evaluation {
                 recommendation,
                 ..evaluation
             };
         }
         let outcome = if paused {
-            Outcome::HeldByPause
+            DecisionOutcome::HeldByPause
         } else if cut {
-            Outcome::Clamped
+            DecisionOutcome::Clamped
         } else if wanted != from || first {
-            Outcome::Applied
+            DecisionOutcome::Applied
         } else {
-            held.unwrap_or(Outcome::Steady)
+            held.unwrap_or(DecisionOutcome::Steady)
         };
         let evaluation = self.conclude(wanted, wanted, outcome, decided_by);
         Evaluation {
@@ -432,7 +432,7 @@ impl<'a, R: Recorder> Run<'a, R> {
         &self,
         wanted: u32,
         granted: u32,
-        outcome: Outcome,
+        outcome: DecisionOutcome,
         decided_by: Option<usize>,
     ) -> Evaluation {
         Evaluation {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use contract::decision::{Decision, LastChange, Outcome, Verdict};
+use contract::decision::{Decision, DecisionOutcome, LastChange, Verdict};
 use contract::resources::Direction;
 
 /// Returns the full explanation, ending in a newline.
@@ -65,28 +65,28 @@ fn reason(decision: &Decision) -> String {
         stage.map_or(String::new(), |stage| format!(": {}", stage.detail))
     };
     match decision.outcome {
-        Outcome::Applied => match &rule {
+        DecisionOutcome::Applied => match &rule {
             Some(rule) => format!("{rule} decided{}.", because(decision)),
             None => format!("No rule decided{}.", applied_without_rule(decision)),
         },
-        Outcome::Steady => "Nothing asks for another count.".into(),
-        Outcome::HeldByCooldown => {
+        DecisionOutcome::Steady => "Nothing asks for another count.".into(),
+        DecisionOutcome::HeldByCooldown => {
             format!(
                 "{}{}.",
                 by("would change it, but a cool-down holds"),
                 last_stage("cooldown")
             )
         }
-        Outcome::HeldByStabilization => format!(
+        DecisionOutcome::HeldByStabilization => format!(
             "{}{}.",
             by("would change it, but not for long enough yet"),
             last_stage("stabilization")
         ),
-        Outcome::HeldByProjection => {
+        DecisionOutcome::HeldByProjection => {
             format!("{}{}.", by("would scale in"), last_stage("projection"))
         }
-        Outcome::HeldByPause => format!("Scaling is paused{}.", last_stage("pause")),
-        Outcome::Clamped => {
+        DecisionOutcome::HeldByPause => format!("Scaling is paused{}.", last_stage("pause")),
+        DecisionOutcome::Clamped => {
             format!(
                 "{}{}.",
                 by(
@@ -99,13 +99,13 @@ fn reason(decision: &Decision) -> String {
                 because(decision)
             )
         }
-        Outcome::Unknown => format!(
+        DecisionOutcome::Unknown => format!(
             "Some data is incomplete, so nothing scales in{}.",
             unknown(decision)
         ),
-        Outcome::Pinned => format!("A person decided{}.", last_stage("pin")),
-        Outcome::Fixed => "No Autoscale applies: the deployment's own count stands.".into(),
-        Outcome::Shadow => format!(
+        DecisionOutcome::Pinned => format!("A person decided{}.", last_stage("pin")),
+        DecisionOutcome::Fixed => "No Autoscale applies: the deployment's own count stands.".into(),
+        DecisionOutcome::Shadow => format!(
             "A policy in shadow mode would have {}; the deployment's own count stands.",
             instances(decision.wanted)
         ),

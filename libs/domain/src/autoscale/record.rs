@@ -1,28 +1,28 @@
 //! Recorders of an evaluation's steps. The no-op recorder compiles to nothing, so the fast path and
 //! the full explanation share one piece of code and cannot diverge.
 
-use contract::decision::{RuleResult, Stage};
+use contract::decision::{EvaluationStage, RuleResult};
 
 pub(super) trait Recorder {
-    fn stage(&mut self, make: impl FnOnce() -> Stage);
+    fn stage(&mut self, make: impl FnOnce() -> EvaluationStage);
     fn rule(&mut self, make: impl FnOnce() -> RuleResult);
 }
 
 pub(super) struct NoopRecorder;
 
 impl Recorder for NoopRecorder {
-    fn stage(&mut self, _: impl FnOnce() -> Stage) {}
+    fn stage(&mut self, _: impl FnOnce() -> EvaluationStage) {}
     fn rule(&mut self, _: impl FnOnce() -> RuleResult) {}
 }
 
 #[derive(Default)]
 pub(super) struct FullRecorder {
-    pub stages: Vec<Stage>,
+    pub stages: Vec<EvaluationStage>,
     pub rules: Vec<RuleResult>,
 }
 
 impl Recorder for FullRecorder {
-    fn stage(&mut self, make: impl FnOnce() -> Stage) {
+    fn stage(&mut self, make: impl FnOnce() -> EvaluationStage) {
         self.stages.push(make());
     }
 
@@ -31,8 +31,13 @@ impl Recorder for FullRecorder {
     }
 }
 
-pub(super) fn stage(name: &str, before: u32, after: u32, detail: impl Into<String>) -> Stage {
-    Stage {
+pub(super) fn stage(
+    name: &str,
+    before: u32,
+    after: u32,
+    detail: impl Into<String>,
+) -> EvaluationStage {
+    EvaluationStage {
         name: name.into(),
         before,
         after,

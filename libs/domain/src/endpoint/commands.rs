@@ -7,9 +7,9 @@
 
 use contract::decision::{Pause, Pin};
 use contract::events::{
-    AutoscalePauseSet, AutoscalePinned, AutoscaleSet, DeploymentCreated, DeploymentUpdated, Empty,
-    EndpointCreated, EndpointKeys, EndpointUpdated, Event, KeyRegenerated, KeySlot, OfDeployment,
-    SealedKey, TrafficSet,
+    AutoscalePauseSet, AutoscalePinned, AutoscaleSet, DeploymentCreated, DeploymentEvent,
+    DeploymentUpdated, Empty, EndpointCreated, EndpointKeys, EndpointUpdated, Event,
+    KeyRegenerated, KeySlot, SealedKey, TrafficSet,
 };
 use contract::ids::{DeploymentRef, Name, Uid};
 use contract::problem::Finding;
@@ -319,7 +319,7 @@ fn deployment_not_found(endpoint: &Endpoint, deployment: &Name) -> Refusal {
 fn live_deployment<'a>(
     endpoint: &'a Endpoint,
     name: &Name,
-) -> Result<(&'a Deployment, OfDeployment), Refusal> {
+) -> Result<(&'a Deployment, DeploymentEvent), Refusal> {
     let deployment = endpoint
         .deployments
         .get(name)
@@ -333,7 +333,7 @@ fn live_deployment<'a>(
             ),
         });
     }
-    let of = OfDeployment {
+    let of = DeploymentEvent {
         deployment: name.clone(),
     };
     Ok((deployment, of))
@@ -494,7 +494,7 @@ fn delete_endpoint(endpoint: &Endpoint) -> Vec<Event> {
         .filter(|(_, deployment)| deployment.state != ProvisioningState::Deleting);
     let mut events = vec![Event::EndpointDeletionRequested(Empty {})];
     events.extend(remaining.map(|(name, _)| {
-        Event::DeploymentDeletionRequested(OfDeployment {
+        Event::DeploymentDeletionRequested(DeploymentEvent {
             deployment: name.clone(),
         })
     }));
@@ -569,7 +569,7 @@ fn delete_deployment(endpoint: &Endpoint, name: &Name) -> CommandResult {
             });
         }
     }
-    Ok(vec![Event::DeploymentDeletionRequested(OfDeployment {
+    Ok(vec![Event::DeploymentDeletionRequested(DeploymentEvent {
         deployment: name.clone(),
     })])
 }

@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use contract::events::{DeploymentStateChanged, Empty, EndpointStateChanged, Event, OfDeployment};
+use contract::events::{
+    DeploymentEvent, DeploymentStateChanged, Empty, EndpointStateChanged, Event,
+};
 use contract::ids::Name;
 use contract::resources::ProvisioningState;
 use contract::time::Timestamp;
@@ -68,8 +70,8 @@ pub fn settle(
     events
 }
 
-fn of(name: &Name) -> OfDeployment {
-    OfDeployment {
+fn of(name: &Name) -> DeploymentEvent {
+    DeploymentEvent {
         deployment: name.clone(),
     }
 }

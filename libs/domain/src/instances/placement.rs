@@ -5,19 +5,19 @@ use std::collections::BTreeMap;
 
 use contract::ids::Uid;
 
-use super::plan::Context;
+use super::plan::PlanContext;
 use super::{Instances, Phase};
 use crate::endpoint::Deployment;
 
 /// The load of each node, including instances placed by this plan.
 pub(super) struct Placement<'a> {
-    context: &'a Context<'a>,
+    context: &'a PlanContext<'a>,
     of_deployment: BTreeMap<(Uid, String), u32>,
     of_endpoint: BTreeMap<String, u32>,
 }
 
 impl<'a> Placement<'a> {
-    pub(super) fn new(instances: &Instances, context: &'a Context<'a>) -> Self {
+    pub(super) fn new(instances: &Instances, context: &'a PlanContext<'a>) -> Self {
         let mut placement = Self {
             context,
             of_deployment: BTreeMap::new(),

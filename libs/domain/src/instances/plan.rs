@@ -45,7 +45,7 @@ pub struct Granted {
 }
 
 /// The inputs of a plan besides the folded states.
-pub struct Context<'a> {
+pub struct PlanContext<'a> {
     /// By deployment uid; a deployment without a decision keeps its instances.
     pub granted: &'a BTreeMap<Uid, Granted>,
     /// Whether the gateways have released a draining instance.
@@ -58,7 +58,7 @@ pub struct Context<'a> {
     pub now: Timestamp,
 }
 
-impl Context<'_> {
+impl PlanContext<'_> {
     fn is_lost(&self, instance: &Instance) -> bool {
         self.members.is_lost(&instance.node, self.now)
     }
@@ -69,7 +69,7 @@ pub fn plan(
     name: &Name,
     endpoint: Option<&Endpoint>,
     instances: &Instances,
-    context: &Context<'_>,
+    context: &PlanContext<'_>,
     new_id: &mut dyn FnMut() -> Uuid,
 ) -> Vec<Event> {
     let mut orders = Vec::new();
@@ -142,7 +142,7 @@ fn belongs_to_live_deployment(endpoint: Option<&Endpoint>, instance: &Instance) 
 }
 
 /// Why an instance must be removed now, if so.
-fn removal_due(instance: &Instance, context: &Context<'_>) -> Option<RemovalReason> {
+fn removal_due(instance: &Instance, context: &PlanContext<'_>) -> Option<RemovalReason> {
     if instance.removal.is_some() {
         return None;
     }
@@ -204,7 +204,7 @@ struct Fleet<'a> {
 }
 
 impl<'a> Fleet<'a> {
-    fn new(deployment: &Deployment, instances: &'a Instances, context: &Context<'_>) -> Self {
+    fn new(deployment: &Deployment, instances: &'a Instances, context: &PlanContext<'_>) -> Self {
         let (current, old) = instances
             .of(deployment.uid)
             .filter(|instance| instance.is_kept() && !context.is_lost(instance))

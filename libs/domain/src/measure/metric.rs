@@ -149,14 +149,18 @@ impl fmt::Display for Available {
 impl Metric {
     /// Returns the metric of this release with this name.
     ///
-    /// # Errors The name is unknown or reserved; the error lists the available names.
+    /// # Errors
+    ///
+    /// The name is unknown or reserved; the error lists the available names.
     pub fn parse(name: &str) -> Result<Self, UnknownMetric> {
         Self::parse_among(METRICS, name)
     }
 
     /// Returns the metric with this name among `rows`.
     ///
-    /// # Errors The name is unknown or reserved; the error lists the available names.
+    /// # Errors
+    ///
+    /// The name is unknown or reserved; the error lists the available names.
     pub fn parse_among(rows: &'static [MetricRow], name: &str) -> Result<Self, UnknownMetric> {
         if let Some(row) = rows.iter().find(|row| row.is_named(name)) {
             return Ok(Self(row));

@@ -20,23 +20,23 @@ use slots::Slots;
 
 /// The inputs of slot allocation.
 #[derive(Clone, Copy, Debug)]
-pub struct Dealing<'a> {
+pub struct AllocationInputs<'a> {
     /// The current and past gateways.
     pub members: &'a Members,
     /// The endpoint's latest published route, whoever published it.
-    pub given: Option<&'a RouteUpdate>,
+    pub published: Option<&'a RouteUpdate>,
     /// Whether all gateways have yielded slots since the set of gateways last changed.
-    pub given_way: bool,
+    pub yielded: bool,
 }
 
-impl Dealing<'_> {
+impl AllocationInputs<'_> {
     fn position(&self) -> Position {
-        self.members.dealt_as_of()
+        self.members.gateway_set_position()
     }
 
     /// The gateways that slots are currently allocated to; empty if unknown.
     fn allocated_gateways(&self) -> BTreeSet<String> {
-        match self.given {
+        match self.published {
             Some(update) => {
                 let then = self.members.gateways_at(update.members);
                 then.unwrap_or_default()
@@ -50,7 +50,7 @@ impl Dealing<'_> {
 /// An allocation, computed as far as it is the same for all instances of an endpoint.
 struct SlotAllocator<'a> {
     gateways: BTreeSet<String>,
-    given_way: bool,
+    yielded: bool,
     /// The published slots by instance; `None` if somebody else published them.
     published: Option<BTreeMap<&'a InstanceId, &'a Slots>>,
     previous: BTreeSet<String>,
@@ -58,7 +58,7 @@ struct SlotAllocator<'a> {
 }
 
 impl<'a> SlotAllocator<'a> {
-    fn new(inputs: &Dealing<'a>) -> Self {
+    fn new(inputs: &AllocationInputs<'a>) -> Self {
         let gateways = inputs.members.gateway_ids();
         let previous = inputs.allocated_gateways();
         // If no gateways were known, each had the whole limit: then none of them is new.
@@ -66,14 +66,14 @@ impl<'a> SlotAllocator<'a> {
             true => BTreeSet::new(),
             false => gateways.difference(&previous).cloned().collect(),
         };
-        let published = inputs.given.map(|update| {
+        let published = inputs.published.map(|update| {
             let deployments = update.route.iter().flat_map(|r| r.deployments.values());
             let instances = deployments.flat_map(|deployment| &deployment.instances);
             instances.map(|i| (&i.id, &i.slots)).collect()
         });
         Self {
             gateways,
-            given_way: inputs.given_way,
+            yielded: inputs.yielded,
             published,
             previous,
             newcomers,
@@ -82,7 +82,7 @@ impl<'a> SlotAllocator<'a> {
 
     fn slots(&self, limit: u32, instance: &InstanceId) -> Slots {
         let next = slots::allocate(limit, instance, &self.gateways);
-        if self.given_way {
+        if self.yielded {
             return next;
         }
         let yield_slots = |current: &Slots| {
@@ -106,7 +106,7 @@ pub fn route(
     endpoint: &Endpoint,
     instances: &Instances,
     revision: Position,
-    inputs: &Dealing<'_>,
+    inputs: &AllocationInputs<'_>,
 ) -> RouteUpdate {
     let allocator = SlotAllocator::new(inputs);
     let keys = [&endpoint.keys.primary, &endpoint.keys.secondary];
@@ -136,11 +136,11 @@ pub fn route(
 }
 
 /// Returns the update for an endpoint that has been deleted.
-pub fn gone(endpoint: &EndpointKey, revision: Position, members: &Members) -> RouteUpdate {
+pub fn tombstone(endpoint: &EndpointKey, revision: Position, members: &Members) -> RouteUpdate {
     RouteUpdate {
         endpoint: endpoint.clone(),
         revision,
-        members: members.dealt_as_of(),
+        members: members.gateway_set_position(),
         route: None,
     }
 }

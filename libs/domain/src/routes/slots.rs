@@ -88,7 +88,7 @@ pub fn yield_slots(
 /// Tracks from frames whether the gateways have yielded slots since the set of gateways last
 /// changed.
 #[derive(Clone, Debug, Default)]
-pub struct GivenWay {
+pub struct YieldTracker {
     /// The allocation that each gateway has reached, by its last frame of the bucket.
     reached: BTreeMap<(Bucket, String), Position>,
     last_seen: BTreeMap<String, Timestamp>,
@@ -97,7 +97,7 @@ pub struct GivenWay {
     done: BTreeSet<Bucket>,
 }
 
-impl GivenWay {
+impl YieldTracker {
     /// Observes a frame that arrived at `now`.
     pub fn observe(&mut self, frame: &Frame, now: Timestamp) {
         if frame.source.kind != SourceKind::GATEWAY {
@@ -117,24 +117,25 @@ impl GivenWay {
     /// Returns the buckets where all gateways have yielded since the last call. Publish their
     /// routes again, with the final allocation.
     pub fn due(&mut self, members: &Members, now: Timestamp) -> BTreeSet<Bucket> {
-        let allocation = members.dealt_as_of();
+        let allocation = members.gateway_set_position();
         if self.allocation != allocation {
             self.allocation = allocation;
             self.done.clear();
         }
         let open = Bucket::of_endpoints().filter(|bucket| !self.done.contains(bucket));
-        let given_way = |bucket: &Bucket| {
+        let yielded = |bucket: &Bucket| {
             let reached = |gateway: &String| self.has_reached(*bucket, gateway, allocation);
             is_late(members, now) || members.gateways.keys().all(reached)
         };
-        let due: BTreeSet<Bucket> = open.filter(given_way).collect();
+        let due: BTreeSet<Bucket> = open.filter(yielded).collect();
         self.done.extend(&due);
         due
     }
 
     /// Whether the current allocation may be granted in full.
     pub fn is_done(&self, bucket: Bucket, members: &Members, now: Timestamp) -> bool {
-        let reached = self.allocation == members.dealt_as_of() && self.done.contains(&bucket);
+        let reached =
+            self.allocation == members.gateway_set_position() && self.done.contains(&bucket);
         reached || is_late(members, now)
     }
 
@@ -156,7 +157,7 @@ impl GivenWay {
         let held = gateways.into_iter().map(|gateway| {
             let cut_off = members.gateways.contains_key(gateway)
                 && is_late(members, now)
-                && !self.has_reached(bucket, gateway, members.dealt_as_of());
+                && !self.has_reached(bucket, gateway, members.gateway_set_position());
             let most = if cut_off {
                 limit
             } else {

@@ -2,19 +2,19 @@
 
 use std::collections::BTreeSet;
 
-use contract::frame::{Frame, FrameHead};
+use contract::frame::{Frame, FrameHeader};
 use contract::time::{Span, Timestamp};
 
 use super::frames::Boot;
 use super::gaps::Gap;
 use super::minute::{OpenMinute, minute_of};
 use super::ranges::Ranges;
-use super::{AHEAD_MAX, Counted, MemberState, SAVED_EVERY, SECOND, SOURCES, Usage};
+use super::{AHEAD_MAX, FrameOutcome, MemberState, SAVE_INTERVAL, SECOND, SOURCES, Usage};
 
 impl Usage {
     /// Returns the sequence that was expected next, or `None` if this frame is a repeat. Records
     /// the frames between as missing.
-    pub(super) fn expected(&mut self, boot: &Boot, head: &FrameHead) -> Option<u64> {
+    pub(super) fn expected(&mut self, boot: &Boot, head: &FrameHeader) -> Option<u64> {
         let seen = self.boots.get(boot).map(|progress| &progress.seen);
         if seen.is_some_and(|seen| seen.contains(head.sequence)) {
             return None;
@@ -32,7 +32,7 @@ impl Usage {
 
     /// The first sequence expected of a boot that has sent none yet, and how far a predecessor
     /// received its frames.
-    fn first_expected(&self, boot: &Boot, head: &FrameHead) -> (u64, Option<u64>) {
+    fn first_expected(&self, boot: &Boot, head: &FrameHeader) -> (u64, Option<u64>) {
         let Some(since) = self.since else {
             return (0, None);
         };
@@ -69,14 +69,14 @@ impl Usage {
     }
 
     /// Marks a frame as received.
-    pub(super) fn mark_received(&mut self, boot: &Boot, head: &FrameHead, goodbye: bool) {
+    pub(super) fn mark_received(&mut self, boot: &Boot, head: &FrameHeader, goodbye: bool) {
         let progress = self.boots.entry(boot.clone()).or_default();
         progress.seen.insert(head.sequence, head.sequence);
         progress.through = progress.through.max(head.start + SECOND);
         self.update_source(head, goodbye);
     }
 
-    fn update_source(&mut self, head: &FrameHead, goodbye: bool) {
+    fn update_source(&mut self, head: &FrameHeader, goodbye: bool) {
         let through = head.start + SECOND;
         let Some(member) = self.members.get_mut(&head.source) else {
             if !goodbye {
@@ -119,7 +119,7 @@ impl Usage {
 
     /// Handles a source that restarted without a goodbye while we were away. The frames that it
     /// sent after our state was saved are lost: at most as many as fit between two saves.
-    fn record_lost_tail(&mut self, head: &FrameHead, before: &MemberState) {
+    fn record_lost_tail(&mut self, head: &FrameHeader, before: &MemberState) {
         let boot = Boot {
             source: head.source.clone(),
             boot: before.boot,
@@ -135,14 +135,14 @@ impl Usage {
             .start
             .since(before.through)
             .secs()
-            .min(SAVED_EVERY.secs());
+            .min(SAVE_INTERVAL.secs());
         if lost > 0 {
             let end = before.through + Span::from_secs(lost);
             self.record_missing(&boot, last + 1, last + lost, end, None);
         }
     }
 
-    pub(super) fn add(&mut self, boot: Boot, frame: &Frame, now: Timestamp) -> Counted {
+    pub(super) fn add(&mut self, boot: Boot, frame: &Frame, now: Timestamp) -> FrameOutcome {
         let ahead = frame.start.since(now) > AHEAD_MAX;
         let start = if ahead { now } else { frame.start };
         let minute = minute_of(start);
@@ -164,6 +164,10 @@ impl Usage {
             }
         }
         open.counted.insert(boot, frame.sequence);
-        if late { Counted::Late } else { Counted::InTime }
+        if late {
+            FrameOutcome::Late
+        } else {
+            FrameOutcome::InTime
+        }
     }
 }

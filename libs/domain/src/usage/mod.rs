@@ -25,7 +25,7 @@ mod report;
 use std::collections::BTreeMap;
 
 use contract::events::Event;
-use contract::frame::{Frame, FrameHead, Source, SourceKind};
+use contract::frame::{Frame, FrameHeader, Source, SourceKind};
 use contract::ids::{EndpointKey, Uid};
 use contract::log::Record;
 use contract::time::{Span, Timestamp};
@@ -49,7 +49,7 @@ pub const GRACE: Span = Span::from_secs(5);
 pub const LATE_FLUSH_DELAY: Span = Span::from_secs(10);
 
 /// State is saved at least this often; a crash can lose this many seconds of frames.
-pub const SAVED_EVERY: Span = Span::from_secs(10);
+pub const SAVE_INTERVAL: Span = Span::from_secs(10);
 
 /// A frame from further ahead is counted in the current minute of the owner's clock: otherwise a
 /// source whose clock is wrong would keep minutes open for as long as it is off.
@@ -73,18 +73,18 @@ const SECOND: Span = Span::from_secs(1);
 
 /// How a frame was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counted {
+pub enum FrameOutcome {
     /// In an open minute.
     InTime,
     /// In a minute that is already closed: a correction follows.
     Late,
     /// Not at all: it has been counted before.
-    Before,
+    Duplicate,
 }
 
 /// Events to append to the usage stream of one endpoint, in one commit.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Due {
+pub struct PendingUsage {
     /// The endpoint.
     pub endpoint: EndpointKey,
     /// The version that the stream must have; any other means that another writer has appended to
@@ -145,11 +145,11 @@ struct BootProgress {
 
 impl Usage {
     /// Counts a frame of this bucket.
-    pub fn count(&mut self, frame: &Frame, now: Timestamp) -> Counted {
-        let head = FrameHead::from(frame);
+    pub fn count(&mut self, frame: &Frame, now: Timestamp) -> FrameOutcome {
+        let head = FrameHeader::from(frame);
         let boot = boot_of(&head);
         let Some(expected) = self.expected(&boot, &head) else {
-            return Counted::Before;
+            return FrameOutcome::Duplicate;
         };
         if head.sequence < expected {
             self.fill_gap(&boot, head.sequence);
@@ -159,7 +159,7 @@ impl Usage {
     }
 
     /// Counts a frame of this bucket whose content cannot be read as missing.
-    pub fn count_unreadable(&mut self, head: &FrameHead) {
+    pub fn count_unreadable(&mut self, head: &FrameHeader) {
         let boot = boot_of(head);
         let expected = self.expected(&boot, head);
         // An earlier one is already missing.
@@ -172,7 +172,7 @@ impl Usage {
     }
 
     /// Returns what to append, by endpoint, and closes minutes that have ended.
-    pub fn due(&mut self, now: Timestamp) -> Vec<Due> {
+    pub fn due(&mut self, now: Timestamp) -> Vec<PendingUsage> {
         self.close(now);
         let busy = self.collect_idle();
         let mut due = DueEvents::new();
@@ -186,7 +186,7 @@ impl Usage {
                     .extend(gap.due_events(key, endpoint));
             }
         }
-        let of_endpoint = |(endpoint, events): (&EndpointKey, Vec<Event>)| Due {
+        let of_endpoint = |(endpoint, events): (&EndpointKey, Vec<Event>)| PendingUsage {
             endpoint: endpoint.clone(),
             expected_version: self.endpoints.get(endpoint).map_or(0, |e| e.version),
             events,
@@ -208,7 +208,7 @@ impl Usage {
 
     /// Restores an endpoint from events that were applied elsewhere. Whatever open minutes contain
     /// of these events must have been applied.
-    pub fn know(&mut self, key: &EndpointKey, endpoint: &EndpointUsage) {
+    pub fn restore_endpoint(&mut self, key: &EndpointKey, endpoint: &EndpointUsage) {
         self.endpoints.insert(key.clone(), endpoint.clone());
     }
 
@@ -219,7 +219,7 @@ impl Usage {
 
     /// Drops minutes and gaps that have been fully recorded, and whatever is too old to matter.
     /// Call it after what was due has been appended.
-    pub fn settle(&mut self, now: Timestamp) {
+    pub fn prune(&mut self, now: Timestamp) {
         self.open
             .retain(|minute, open| *minute >= self.closed_through || !open.deployments.is_empty());
         self.late
@@ -355,7 +355,7 @@ fn cancel_in(
     }
 }
 
-fn boot_of(head: &FrameHead) -> Boot {
+fn boot_of(head: &FrameHeader) -> Boot {
     Boot {
         source: head.source.clone(),
         boot: head.boot,

@@ -1,7 +1,7 @@
 //! A decision as recorded in the log and as explained to a person. `UPDATE_GOLDEN=1` rewrites the
 //! files; a change to them is a change of the engine's version.
 
-use contract::decision::{Decision, LastChange, Outcome, Verdict, Wish};
+use contract::decision::{Decision, DecisionOutcome, LastChange, Recommendation, Verdict};
 use contract::time::Span;
 use domain::autoscale::{Comparison, ENGINE_VERSION, compare, explain, is_reproducible};
 use serde_json::json;
@@ -38,7 +38,7 @@ fn decision() -> Decision {
         at: START - Span::from_secs(47),
         rule: Some("busy".into()),
     });
-    harness.inputs.carried.wishes = vec![Wish {
+    harness.inputs.carried.recommendations = vec![Recommendation {
         last: START - Span::from_secs(1),
         instances: 5,
     }];
@@ -80,7 +80,7 @@ const OLDER: [(&str, Comparison); 3] = [
     ),
     (
         include_str!("../golden/older/only-words.json"),
-        Comparison::OnlyWords,
+        Comparison::WordingOnly,
     ),
     (
         include_str!("../golden/older/other.json"),
@@ -110,7 +110,7 @@ fn decisions_differ_by_any_number_or_name_and_never_by_an_explanation() {
         |d| d.from += 1,
         |d| d.wanted += 1,
         |d| d.granted += 1,
-        |d| d.outcome = Outcome::Shadow,
+        |d| d.outcome = DecisionOutcome::Shadow,
         |d| d.profile = None,
         |d| d.decided_by = None,
         |d| d.rules[0].verdict = Verdict::Suppressed,
@@ -127,7 +127,7 @@ fn decisions_differ_by_any_number_or_name_and_never_by_an_explanation() {
         |d| d.stages[0].detail.push('!'),
     ];
     for change in words {
-        assert_eq!(other(change), Comparison::OnlyWords);
+        assert_eq!(other(change), Comparison::WordingOnly);
     }
     assert_eq!(other(|d| d.engine_version += 1), Comparison::Equal);
 }

@@ -1,6 +1,8 @@
 //! A deployment with one policy, written in JSON as people write it and stepped by the second.
 
-use contract::decision::{Carried, Decision, DecisionInputs, InstanceCounts, Pause, Pin, Signal};
+use contract::decision::{
+    CarriedState, Decision, DecisionInputs, InstanceCounts, Pause, Pin, Signal,
+};
 use contract::ids::{DeploymentRef, Uid};
 use contract::problem::Finding;
 use contract::resources::AutoscaleSpec;
@@ -20,7 +22,7 @@ pub fn compile(spec: &AutoscaleSpec) -> Result<Policy, Vec<Finding>> {
     Policy::compile(spec, &zones())
 }
 
-pub fn carried_after(decision: &Decision) -> Carried {
+pub fn carried_after(decision: &Decision) -> CarriedState {
     carried_next(decision, &zones())
 }
 
@@ -140,9 +142,9 @@ impl Harness {
                 pending: 0,
             },
             signals: Default::default(),
-            carried: Carried {
+            carried: CarriedState {
                 granted: Some(count),
-                ..Carried::default()
+                ..CarriedState::default()
             },
             zone_data: None,
         };

@@ -1,8 +1,8 @@
 //! Properties of every decision, over random policies and inputs.
 
 use contract::decision::{
-    Carried, Decision, DecisionInputs, InstanceCounts, LastChange, Outcome, Pause, Pin, Signal,
-    Verdict, Wish,
+    CarriedState, Decision, DecisionInputs, DecisionOutcome, InstanceCounts, LastChange, Pause,
+    Pin, Recommendation, Signal, Verdict,
 };
 use contract::resources::{AutoscaleMode, AutoscaleSpec, Direction};
 use contract::time::{Span, Timestamp};
@@ -166,30 +166,33 @@ fn change() -> impl Strategy<Value = Option<LastChange>> {
     }))
 }
 
-fn carried() -> impl Strategy<Value = Carried> {
-    let wishes = prop::collection::vec((0u64..100, 0u32..25), 0..4).prop_map(|wishes| {
-        let mut wishes: Vec<Wish> = wishes
-            .into_iter()
-            .map(|(ago, instances)| Wish {
-                last: START - Span::from_secs(ago),
-                instances,
-            })
-            .collect();
-        wishes.sort_by_key(|wish| wish.last);
-        wishes
-    });
+fn carried() -> impl Strategy<Value = CarriedState> {
+    let recommendations =
+        prop::collection::vec((0u64..100, 0u32..25), 0..4).prop_map(|recommendations| {
+            let mut recommendations: Vec<Recommendation> = recommendations
+                .into_iter()
+                .map(|(ago, instances)| Recommendation {
+                    last: START - Span::from_secs(ago),
+                    instances,
+                })
+                .collect();
+            recommendations.sort_by_key(|wish| wish.last);
+            recommendations
+        });
     (
         prop::option::weighted(0.95, 0u32..25),
         change(),
         change(),
-        wishes,
+        recommendations,
     )
-        .prop_map(|(granted, last_out, last_in, wishes)| Carried {
-            granted,
-            last_out,
-            last_in,
-            wishes,
-        })
+        .prop_map(
+            |(granted, last_out, last_in, recommendations)| CarriedState {
+                granted,
+                last_out,
+                last_in,
+                recommendations,
+            },
+        )
 }
 
 /// Signals for all keys that a policy may read here, so that any policy finds its signals.
@@ -314,9 +317,9 @@ proptest! {
         let profile = decision.profile.as_deref().unwrap();
         let capacity = spec.profiles.iter().find(|p| p.name == profile).unwrap().capacity;
         let paused = inputs.pause.scale_in || inputs.pause.scale_out || spec.mode == AutoscaleMode::Paused;
-        let person = paused || decision.outcome == Outcome::Pinned;
+        let person = paused || decision.outcome == DecisionOutcome::Pinned;
         prop_assert!(person || (capacity.min..=capacity.max).contains(&decision.wanted));
-        prop_assert!(decision.outcome == Outcome::Shadow || decision.wanted == decision.granted);
+        prop_assert!(decision.outcome == DecisionOutcome::Shadow || decision.wanted == decision.granted);
     }
 
     #[test]
@@ -374,7 +377,7 @@ proptest! {
         values in prop::collection::vec(0.0f64..200.0, 1..60),
     ) {
         let policy = compile(&spec).unwrap();
-        let mut carried = Carried::default();
+        let mut carried = CarriedState::default();
         for (second, value) in values.iter().enumerate() {
             let now = START + Span::from_secs(second as u64);
             let signal = Signal { value: Some(*value), seconds_covered: 30, seconds_wanted: 30, partial: false, warming: false };
@@ -392,10 +395,10 @@ proptest! {
             let evaluation = evaluate(Some(&policy), &inputs, now);
             carry(&mut carried, Some(&policy), &evaluation, now);
         }
-        prop_assert!(carried.wishes.windows(2).all(|pair| pair[0].last < pair[1].last));
-        let mut counts: Vec<u32> = carried.wishes.iter().map(|wish| wish.instances).collect();
+        prop_assert!(carried.recommendations.windows(2).all(|pair| pair[0].last < pair[1].last));
+        let mut counts: Vec<u32> = carried.recommendations.iter().map(|wish| wish.instances).collect();
         counts.sort_unstable();
         counts.dedup();
-        prop_assert_eq!(counts.len(), carried.wishes.len());
+        prop_assert_eq!(counts.len(), carried.recommendations.len());
     }
 }

@@ -1,6 +1,6 @@
 //! What rules decide in one tick.
 
-use contract::decision::{Outcome, Verdict};
+use contract::decision::{DecisionOutcome, Verdict};
 use serde_json::json;
 
 use crate::harness::*;
@@ -181,13 +181,13 @@ fn scale_in_stops_where_a_rule_would_scale_out_again() {
     // v' = v * current / new, from the recommendation up to the current count.
     for (cpu, count, to, granted, outcome) in [
         // The documented trap: 65 % on 30 must stop at 28 (69.6 %), since 27 would read 72.2 %.
-        (65.0, 30, 20, 28, Outcome::Applied),
-        (35.0, 30, 15, 15, Outcome::Applied),
-        (36.0, 30, 15, 16, Outcome::Applied),
-        (69.0, 30, 20, 30, Outcome::HeldByProjection),
-        (70.0, 30, 20, 30, Outcome::HeldByProjection),
-        (20.0, 2, 1, 1, Outcome::Applied),
-        (40.0, 2, 1, 2, Outcome::HeldByProjection),
+        (65.0, 30, 20, 28, DecisionOutcome::Applied),
+        (35.0, 30, 15, 15, DecisionOutcome::Applied),
+        (36.0, 30, 15, 16, DecisionOutcome::Applied),
+        (69.0, 30, 20, 30, DecisionOutcome::HeldByProjection),
+        (70.0, 30, 20, 30, DecisionOutcome::HeldByProjection),
+        (20.0, 2, 1, 1, DecisionOutcome::Applied),
+        (40.0, 2, 1, 2, DecisionOutcome::HeldByProjection),
     ] {
         let rules = json!([
             on_cpu("out", "> 70", json!({"direction": "out", "by": 1})),
@@ -242,8 +242,8 @@ fn scaling_in_to_zero_needs_no_load_at_all() {
         "name": "default", "capacity": {"min": 0, "max": 5, "default": 0}, "rules": rules,
     }]);
     for (concurrency, granted, outcome) in [
-        (0.0, 0, Outcome::Applied),
-        (0.5, 1, Outcome::HeldByProjection),
+        (0.0, 0, DecisionOutcome::Applied),
+        (0.5, 1, DecisionOutcome::HeldByProjection),
     ] {
         let document = document(json!([]), json!({"profiles": profiles}));
         let decision = Harness::new(document, 1)
@@ -273,7 +273,7 @@ fn a_count_outside_of_the_bounds_is_corrected_at_once() {
         let decision = harness.decide();
         assert_eq!(
             (decision.granted, decision.outcome),
-            (granted, Outcome::Applied)
+            (granted, DecisionOutcome::Applied)
         );
         assert_eq!(decision.decided_by, None);
     }
@@ -291,7 +291,7 @@ fn a_recommendation_beyond_the_bounds_is_clamped() {
             .decide();
         assert_eq!(
             (decision.granted, decision.outcome),
-            (granted, Outcome::Clamped),
+            (granted, DecisionOutcome::Clamped),
             "{count}"
         );
     }
@@ -307,9 +307,9 @@ fn a_pin_decides_whatever_the_bounds_until_it_expires() {
     let harness = Harness::new(document(rules, json!({})), 4).value(CONCURRENCY, 100.0);
     let later = Some(START + contract::Span::from_millis(1));
     for (until, granted, outcome) in [
-        (None, 30, Outcome::Pinned),
-        (later, 30, Outcome::Pinned),
-        (Some(START), 5, Outcome::Applied),
+        (None, 30, DecisionOutcome::Pinned),
+        (later, 30, DecisionOutcome::Pinned),
+        (Some(START), 5, DecisionOutcome::Applied),
     ] {
         let decision = harness.clone().pinned(30, until).decide();
         assert_eq!((decision.granted, decision.outcome), (granted, outcome));
@@ -323,10 +323,13 @@ fn a_pin_needs_no_policy() {
     let fixed = harness.decide();
     assert_eq!(
         (fixed.granted, fixed.outcome, fixed.profile),
-        (3, Outcome::Fixed, None)
+        (3, DecisionOutcome::Fixed, None)
     );
     let pinned = harness.pinned(0, None).decide();
-    assert_eq!((pinned.granted, pinned.outcome), (0, Outcome::Pinned));
+    assert_eq!(
+        (pinned.granted, pinned.outcome),
+        (0, DecisionOutcome::Pinned)
+    );
 }
 
 #[test]
@@ -336,11 +339,11 @@ fn a_paused_direction_is_held_and_the_other_goes_on() {
         on_concurrency("in", "< 1", json!({"direction": "in", "by": 1})),
     ]);
     for (scale_in, scale_out, total, granted, outcome) in [
-        (true, false, 0.0, 4, Outcome::HeldByPause),
-        (true, false, 40.0, 5, Outcome::Applied),
-        (false, true, 40.0, 4, Outcome::HeldByPause),
-        (false, true, 0.0, 3, Outcome::Applied),
-        (true, true, 8.0, 4, Outcome::Steady),
+        (true, false, 0.0, 4, DecisionOutcome::HeldByPause),
+        (true, false, 40.0, 5, DecisionOutcome::Applied),
+        (false, true, 40.0, 4, DecisionOutcome::HeldByPause),
+        (false, true, 0.0, 3, DecisionOutcome::Applied),
+        (true, true, 8.0, 4, DecisionOutcome::Steady),
     ] {
         let mut harness =
             Harness::new(document(rules.clone(), json!({})), 4).value(CONCURRENCY, total);
@@ -365,7 +368,7 @@ fn a_paused_policy_evaluates_no_rule_and_keeps_the_count() {
         .decide();
     assert_eq!(
         (decision.granted, decision.outcome),
-        (4, Outcome::HeldByPause)
+        (4, DecisionOutcome::HeldByPause)
     );
     assert_eq!(verdict(&decision, "out"), Verdict::Suppressed);
 }
@@ -381,7 +384,7 @@ fn a_policy_in_shadow_mode_says_what_it_wants_and_leaves_the_deployments_count()
         .value(CONCURRENCY, 100.0)
         .decide();
     assert_eq!((decision.wanted, decision.granted), (5, 3));
-    assert_eq!(decision.outcome, Outcome::Shadow);
+    assert_eq!(decision.outcome, DecisionOutcome::Shadow);
 }
 
 #[test]
@@ -391,17 +394,22 @@ fn a_metric_without_data_never_scales_in() {
         on_cpu("in", "< 30", json!({"direction": "in", "by": 1})),
     ]);
     for (concurrency, cpu, granted, outcome) in [
-        (whole(8.0), whole(10.0), 3, Outcome::Applied),
-        (missing(), whole(10.0), 4, Outcome::Unknown),
-        (whole(8.0), missing(), 4, Outcome::Unknown),
-        (partial(8.0), whole(10.0), 4, Outcome::Unknown),
-        (whole(8.0), partial(10.0), 4, Outcome::Unknown),
-        (warming(Some(8.0)), whole(10.0), 4, Outcome::Unknown),
+        (whole(8.0), whole(10.0), 3, DecisionOutcome::Applied),
+        (missing(), whole(10.0), 4, DecisionOutcome::Unknown),
+        (whole(8.0), missing(), 4, DecisionOutcome::Unknown),
+        (partial(8.0), whole(10.0), 4, DecisionOutcome::Unknown),
+        (whole(8.0), partial(10.0), 4, DecisionOutcome::Unknown),
+        (warming(Some(8.0)), whole(10.0), 4, DecisionOutcome::Unknown),
         // Known signals may still scale out.
-        (whole(40.0), missing(), 5, Outcome::Applied),
-        (partial(40.0), missing(), 5, Outcome::Applied),
+        (whole(40.0), missing(), 5, DecisionOutcome::Applied),
+        (partial(40.0), missing(), 5, DecisionOutcome::Applied),
         // A window that is not covered yet has no say.
-        (warming(Some(40.0)), whole(10.0), 4, Outcome::Unknown),
+        (
+            warming(Some(40.0)),
+            whole(10.0),
+            4,
+            DecisionOutcome::Unknown,
+        ),
     ] {
         let decision = Harness::new(document(rules.clone(), json!({})), 4)
             .signal(CONCURRENCY, concurrency)
@@ -428,7 +436,10 @@ fn a_gap_in_the_window_counts_as_partial() {
     )]);
     let harness = Harness::new(document(rules, json!({})), 4).signal(CONCURRENCY, holed);
     let decision = harness.decide();
-    assert_eq!((decision.granted, decision.outcome), (4, Outcome::Unknown));
+    assert_eq!(
+        (decision.granted, decision.outcome),
+        (4, DecisionOutcome::Unknown)
+    );
     assert_eq!(verdict(&decision, "in"), Verdict::Unknown);
 }
 
@@ -469,13 +480,16 @@ fn the_first_decision_is_the_profiles_default() {
     harness.inputs.carried.granted = None;
     let decision = harness.decide();
     assert_eq!((decision.from, decision.granted), (0, 2));
-    assert_eq!(decision.outcome, Outcome::Applied);
+    assert_eq!(decision.outcome, DecisionOutcome::Applied);
 }
 
 #[test]
 fn a_profile_without_rules_takes_its_default() {
     let decision = Harness::new(document(json!([]), json!({})), 7).decide();
-    assert_eq!((decision.granted, decision.outcome), (2, Outcome::Applied));
+    assert_eq!(
+        (decision.granted, decision.outcome),
+        (2, DecisionOutcome::Applied)
+    );
 }
 
 #[test]
@@ -540,6 +554,9 @@ fn a_stored_document_that_no_longer_compiles_keeps_the_count_and_says_why() {
     let mut harness = Harness::new(document(json!([]), json!({})), 4);
     harness.inputs.policy.as_mut().unwrap().profiles.clear();
     let decision = harness.decide();
-    assert_eq!((decision.granted, decision.outcome), (4, Outcome::Unknown));
+    assert_eq!(
+        (decision.granted, decision.outcome),
+        (4, DecisionOutcome::Unknown)
+    );
     assert!(decision.stages[0].detail.contains("no default profile"));
 }

@@ -3,7 +3,7 @@
 
 use chrono::{Datelike, Duration, NaiveDateTime, NaiveTime, Timelike};
 use chrono_tz::Tz;
-use contract::decision::{Carried, Decision, InstanceCounts, Pause};
+use contract::decision::{CarriedState, Decision, InstanceCounts, Pause};
 use contract::time::{Span, Timestamp};
 use domain::autoscale::{Policy, Selection, TickInputs, explain, is_reproducible};
 use serde_json::{Value, json};
@@ -387,7 +387,7 @@ fn decided(document: &Value) -> Decision {
         pause: Pause::default(),
         instances: InstanceCounts::default(),
         signals: &[],
-        carried: &Carried::default(),
+        carried: &CarriedState::default(),
         selection: None,
     };
     explain(&deployment(), uid(), Some(&policy), &tick, START)

@@ -1,6 +1,6 @@
 //! How decisions depend on earlier ones: cool-downs, stabilisation, restarts, the clock.
 
-use contract::decision::{Carried, Decision, LastChange, Outcome, Wish};
+use contract::decision::{CarriedState, Decision, DecisionOutcome, LastChange, Recommendation};
 use contract::time::{Span, Timestamp};
 use domain::autoscale::{
     ENGINE_VERSION, carried_after_clock_step, carried_after_restart, should_write,
@@ -28,14 +28,14 @@ fn changed(seconds_ago: u64) -> Option<LastChange> {
 fn cooldowns_hold_by_direction_and_a_scale_in_never_keeps_a_scale_out_waiting() {
     let more = json!({"cooldown": {"out": "30s", "in": "5m"}});
     for (last_out, last_in, total, granted, outcome) in [
-        (changed(29), None, 40.0, 4, Outcome::HeldByCooldown),
-        (changed(30), None, 40.0, 5, Outcome::Applied),
-        (None, changed(1), 40.0, 5, Outcome::Applied),
-        (None, changed(299), 0.0, 4, Outcome::HeldByCooldown),
-        (None, changed(300), 0.0, 3, Outcome::Applied),
+        (changed(29), None, 40.0, 4, DecisionOutcome::HeldByCooldown),
+        (changed(30), None, 40.0, 5, DecisionOutcome::Applied),
+        (None, changed(1), 40.0, 5, DecisionOutcome::Applied),
+        (None, changed(299), 0.0, 4, DecisionOutcome::HeldByCooldown),
+        (None, changed(300), 0.0, 3, DecisionOutcome::Applied),
         // An instance that was just added is not removed right away.
-        (changed(299), None, 0.0, 4, Outcome::HeldByCooldown),
-        (changed(300), changed(400), 0.0, 3, Outcome::Applied),
+        (changed(299), None, 0.0, 4, DecisionOutcome::HeldByCooldown),
+        (changed(300), changed(400), 0.0, 3, DecisionOutcome::Applied),
     ] {
         let mut harness = Harness::new(out_and_in(more.clone()), 4).value(CONCURRENCY, total);
         harness.inputs.carried.last_out = last_out.clone();
@@ -117,7 +117,7 @@ fn scale_in_takes_the_largest_recommendation_of_its_window() {
     assert_eq!(counts[98], 8);
     assert_eq!(counts[99], 2);
     assert!(counts.iter().all(|count| [10, 8, 2].contains(count)));
-    assert!(harness.inputs.carried.wishes.len() <= 3);
+    assert!(harness.inputs.carried.recommendations.len() <= 3);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_short_peak_does_not_scale_in_afterwards_before_its_time() {
     }
     assert_eq!(last_count, 7);
     let held = harness.decide();
-    assert_eq!((held.granted, held.outcome), (6, Outcome::Applied));
+    assert_eq!((held.granted, held.outcome), (6, DecisionOutcome::Applied));
 }
 
 #[test]
@@ -174,10 +174,10 @@ fn after_a_restart_the_windows_are_filled_with_the_current_count() {
         harness.now = START + Span::from_secs(seconds);
         harness.decide().outcome
     };
-    assert_eq!(outcome(40), Outcome::HeldByStabilization);
-    assert_eq!(outcome(99), Outcome::HeldByStabilization);
+    assert_eq!(outcome(40), DecisionOutcome::HeldByStabilization);
+    assert_eq!(outcome(99), DecisionOutcome::HeldByStabilization);
     // The cool-down kept running through the restart.
-    assert_eq!(outcome(100), Outcome::Applied);
+    assert_eq!(outcome(100), DecisionOutcome::Applied);
 }
 
 #[test]
@@ -203,8 +203,8 @@ fn after_a_change_of_the_engine_the_count_is_the_one_that_was_granted() {
     assert_eq!((more.granted, more.last_out), (Some(9), change("older")));
     assert_eq!(more.last_in, None);
     assert_eq!(
-        more.wishes,
-        [Wish {
+        more.recommendations,
+        [Recommendation {
             last: now,
             instances: 9
         }]
@@ -225,12 +225,12 @@ fn restarting_from_a_decision_of_this_engine_equals_carrying_its_state() {
     let decision = harness.step(1);
     let carried = carried_after_restart(&decision, decision.at);
     assert_eq!(
-        Carried {
-            wishes: Vec::new(),
+        CarriedState {
+            recommendations: Vec::new(),
             ..carried
         },
-        Carried {
-            wishes: Vec::new(),
+        CarriedState {
+            recommendations: Vec::new(),
             ..carried_after(&decision)
         }
     );
@@ -247,9 +247,9 @@ fn a_clock_set_back_keeps_what_has_elapsed() {
     harness.inputs.carried = carried_after_clock_step(&harness.inputs.carried, START, clock);
     harness = harness.value(CONCURRENCY, 40.0);
     harness.now = clock + Span::from_secs(9);
-    assert_eq!(harness.decide().outcome, Outcome::HeldByCooldown);
+    assert_eq!(harness.decide().outcome, DecisionOutcome::HeldByCooldown);
     harness.now = clock + Span::from_secs(10);
-    assert_eq!(harness.decide().outcome, Outcome::Applied);
+    assert_eq!(harness.decide().outcome, DecisionOutcome::Applied);
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn a_decision_is_written_only_when_it_says_something_new() {
     let applied = harness.step(1);
     assert!(should_write(Some(&reevaluated), &applied));
     let held = harness.value(CONCURRENCY, 60.0).decide();
-    assert_eq!(held.outcome, Outcome::HeldByCooldown);
+    assert_eq!(held.outcome, DecisionOutcome::HeldByCooldown);
     assert!(should_write(Some(&applied), &held));
 }
 
@@ -287,7 +287,7 @@ fn pins_and_releases_start_cooldowns_and_are_recorded_as_recommendations() {
     let released = harness.decide();
     assert_eq!(
         (released.granted, released.outcome),
-        (9, Outcome::HeldByStabilization)
+        (9, DecisionOutcome::HeldByStabilization)
     );
     harness.now = Timestamp::from_secs(START.secs() + 61);
     assert_eq!(harness.decide().granted, 8);

@@ -196,7 +196,7 @@ fn late_frames_of_a_span_are_a_correction_and_count_once() {
     meter.tick(at(185));
     for second in 120..140 {
         let late = frame("n1", second, vec![resting("iris", 100, 1000)]);
-        assert_eq!(meter.usage.count(&late, at(186)), Counted::Late);
+        assert_eq!(meter.usage.count(&late, at(186)), FrameOutcome::Late);
     }
     let corrections = meter.tick(at(186) + LATE_FLUSH_DELAY);
     assert_eq!(bounds(corrected(&corrections)[0]), (2, 1, vec![(120, 139)]));

@@ -11,7 +11,7 @@ use contract::log::Record;
 use contract::time::Timestamp;
 use store::{Fence, Unreadable};
 
-use super::fold::{Fold, Folds};
+use super::fold::{Fold, SharedEntries};
 use super::snapshot::{Draft, Initial, StoredSnapshot};
 use crate::parking::{Handling, Parking, catch_panic};
 
@@ -26,7 +26,7 @@ pub struct Applied<E> {
 }
 
 /// The outcome of applying a record.
-pub enum Handled<E> {
+pub enum ApplyOutcome<E> {
     /// It was folded, with this effect.
     Applied(E),
     /// It was skipped, or belongs to no endpoint.
@@ -40,7 +40,7 @@ pub enum Handled<E> {
 /// The folded states of the buckets that a consumer owns.
 pub struct Core<F: Fold> {
     fold: Arc<F>,
-    folds: Folds<F::State>,
+    folds: SharedEntries<F::State>,
     parking: Parking,
     owned: BTreeMap<Bucket, OwnedBucket>,
 }
@@ -73,14 +73,14 @@ impl<F: Fold> Core<F> {
     pub fn new(fold: Arc<F>, parking: Parking) -> Self {
         Self {
             fold,
-            folds: Folds::default(),
+            folds: SharedEntries::default(),
             parking,
             owned: BTreeMap::new(),
         }
     }
 
     /// The states, locked on access.
-    pub fn folds(&self) -> &Folds<F::State> {
+    pub fn folds(&self) -> &SharedEntries<F::State> {
         &self.folds
     }
 
@@ -95,7 +95,7 @@ impl<F: Fold> Core<F> {
     }
 
     /// Starts a bucket, from a snapshot or empty. Returns the endpoints that are parked.
-    pub fn take(
+    pub fn acquire(
         &mut self,
         bucket: Bucket,
         fence: Option<Fence>,
@@ -193,23 +193,25 @@ impl<F: Fold> Core<F> {
     }
 
     /// Applies the next record of its bucket.
-    pub fn apply(&mut self, record: &Arc<Record>, now: Timestamp) -> Handled<F::Effect> {
+    pub fn apply(&mut self, record: &Arc<Record>, now: Timestamp) -> ApplyOutcome<F::Effect> {
         if let Some(owned) = self.owned.get_mut(&record.bucket) {
             owned.position = record.position;
             owned.backlog.applied += 1;
         }
         match self.parking.classify(record) {
             Handling::Apply => {}
-            Handling::Skip => return Handled::Skipped,
+            Handling::Skip => return ApplyOutcome::Skipped,
             Handling::Rebuild => {
-                return record.endpoint().map_or(Handled::Skipped, Handled::Rebuild);
+                return record
+                    .endpoint()
+                    .map_or(ApplyOutcome::Skipped, ApplyOutcome::Rebuild);
             }
         }
         let Some(key) = record.endpoint().filter(|_| self.has(record.bucket)) else {
-            return Handled::Skipped;
+            return ApplyOutcome::Skipped;
         };
         match self.apply_to(&key, record) {
-            Ok(effect) => Handled::Applied(effect),
+            Ok(effect) => ApplyOutcome::Applied(effect),
             Err(detail) => {
                 self.park(
                     &key,
@@ -218,7 +220,7 @@ impl<F: Fold> Core<F> {
                     &detail,
                     now,
                 );
-                Handled::Parked(key)
+                ApplyOutcome::Parked(key)
             }
         }
     }

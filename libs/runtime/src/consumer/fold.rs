@@ -136,11 +136,11 @@ impl<S> Entries<S> {
 
 /// The entries of a consumer, which it modifies and others read.
 #[derive(Debug)]
-pub struct Folds<S> {
+pub struct SharedEntries<S> {
     entries: Arc<Mutex<Entries<S>>>,
 }
 
-impl<S> Clone for Folds<S> {
+impl<S> Clone for SharedEntries<S> {
     fn clone(&self) -> Self {
         Self {
             entries: self.entries.clone(),
@@ -148,7 +148,7 @@ impl<S> Clone for Folds<S> {
     }
 }
 
-impl<S> Default for Folds<S> {
+impl<S> Default for SharedEntries<S> {
     fn default() -> Self {
         Self {
             entries: Arc::default(),
@@ -156,7 +156,7 @@ impl<S> Default for Folds<S> {
     }
 }
 
-impl<S> Folds<S> {
+impl<S> SharedEntries<S> {
     /// Locks the entries. A poisoned lock is usable: the endpoint whose fold panicked is removed.
     pub fn lock(&self) -> MutexGuard<'_, Entries<S>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)

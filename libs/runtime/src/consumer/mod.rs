@@ -32,10 +32,10 @@ use crate::clock::Clock;
 use crate::feed::{Feed, FeedItem};
 use crate::health::{Component, READING_LOG, WAITING_FOR_BUCKETS};
 use crate::parking::{self, Parking};
-use crate::retry::until_answered;
+use crate::retry::retry_while_unavailable;
 
-pub use self::core::{Applied, Backlog, Core, Handled};
-pub use self::fold::{Entries, Entry, Fold, Folds};
+pub use self::core::{Applied, ApplyOutcome, Backlog, Core};
+pub use self::fold::{Entries, Entry, Fold, SharedEntries};
 pub use self::snapshot::{Draft, Initial, load};
 
 /// How long a fenced consumer waits before it reacquires the bucket: usually it just has not been
@@ -90,9 +90,9 @@ pub enum Ownership {
     /// Replicas share the buckets; the owner of one holds its fence, `CONSUMER/BUCKET`.
     Shared,
     /// This process owns all buckets, under this fence.
-    Sole(Fence),
+    Exclusive(Fence),
     /// Every replica folds everything; the service decides who owns which bucket.
-    Elsewhere,
+    External,
 }
 
 /// A step of a consumer.
@@ -100,11 +100,11 @@ pub enum Ownership {
 pub enum Step<E> {
     /// Buckets are ours, under new fences. If they are newly assigned, their snapshots have been
     /// loaded, and their history follows.
-    Taken(Vec<Bucket>),
+    Acquired(Vec<Bucket>),
     /// Records in order within each bucket, with their effects.
     Applied(Vec<Applied<E>>),
     /// There was nothing more to apply up to these positions of their buckets.
-    Passed(BTreeMap<Bucket, Position>),
+    Advanced(BTreeMap<Bucket, Position>),
     /// An event that cannot be decoded.
     Unreadable {
         /// Its bucket.
@@ -184,11 +184,11 @@ impl<F: Fold> Consumer<F> {
     pub fn open(config: ConsumerConfig, fold: F, deps: ConsumerDeps, component: Component) -> Self {
         let subscription = match &config.ownership {
             Ownership::Shared => Subscription::Group(config.consumer),
-            Ownership::Sole(_) | Ownership::Elsewhere => Subscription::Whole,
+            Ownership::Exclusive(_) | Ownership::External => Subscription::All,
         };
         component.waiting(match &config.ownership {
             Ownership::Shared => WAITING_FOR_BUCKETS,
-            Ownership::Sole(_) | Ownership::Elsewhere => READING_LOG,
+            Ownership::Exclusive(_) | Ownership::External => READING_LOG,
         });
         let feed = Feed::open(deps.store.clone(), deps.bus.clone(), subscription);
         let parking = Parking::open(config.consumer, deps.store.clone(), component.clone());
@@ -218,7 +218,7 @@ impl<F: Fold> Consumer<F> {
     }
 
     /// The states of all endpoints in our buckets.
-    pub fn folds(&self) -> &Folds<F::State> {
+    pub fn folds(&self) -> &SharedEntries<F::State> {
         self.core.folds()
     }
 
@@ -283,7 +283,7 @@ impl<F: Fold> Consumer<F> {
     }
 
     /// Sets the fence of a bucket whose ownership is external, or clears it.
-    pub fn own(&mut self, bucket: Bucket, fence: Option<Fence>) {
+    pub fn set_fence(&mut self, bucket: Bucket, fence: Option<Fence>) {
         if fence.is_none() {
             self.written.remove(&bucket);
         }
@@ -305,7 +305,7 @@ impl<F: Fold> Consumer<F> {
     pub fn discard_snapshot(&mut self, bucket: Bucket) {
         let fence = self.core.fence(bucket).cloned();
         let now = self.deps.clock.now();
-        self.core.take(bucket, fence, Initial::default(), now);
+        self.core.acquire(bucket, fence, Initial::default(), now);
         self.feed.read_from_start(bucket);
     }
 
@@ -367,11 +367,11 @@ impl<F: Fold> Consumer<F> {
                 for (bucket, position) in &positions {
                     self.core.advance(*bucket, *position);
                 }
-                self.outbox.push_back(Step::Passed(positions));
+                self.outbox.push_back(Step::Advanced(positions));
             }
             FeedItem::Assigned(buckets) => {
                 tracing::debug!(consumer, ?buckets, "buckets are assigned");
-                self.component.waits_on(READING_LOG);
+                self.component.set_waiting_reason(READING_LOG);
                 self.acquire(buckets);
             }
             FeedItem::Revoked(buckets) => {
@@ -388,7 +388,7 @@ impl<F: Fold> Consumer<F> {
                 self.core.caught_up(&buckets);
                 // With external ownership, the service has rows to write before parking is reported
                 // as caught up.
-                if !matches!(self.config.ownership, Ownership::Elsewhere) {
+                if !matches!(self.config.ownership, Ownership::External) {
                     self.core.parking().caught_up(&buckets);
                 }
                 if self.core.all_caught_up() && matches!(self.config.ownership, Ownership::Shared) {
@@ -405,10 +405,10 @@ impl<F: Fold> Consumer<F> {
         let mut records = records.into_iter();
         while let Some(record) = records.next() {
             let (effect, then) = match self.core.apply(&record, now) {
-                Handled::Applied(effect) => (Some(effect), None),
-                Handled::Skipped => (None, None),
-                Handled::Parked(key) => (None, Some(Step::Parked(key))),
-                Handled::Rebuild(key) => {
+                ApplyOutcome::Applied(effect) => (Some(effect), None),
+                ApplyOutcome::Skipped => (None, None),
+                ApplyOutcome::Parked(key) => (None, Some(Step::Parked(key))),
+                ApplyOutcome::Rebuild(key) => {
                     // Later records wait until its history has been read.
                     self.inbox.push_front(FeedItem::Records(records.collect()));
                     self.outbox.push_back(Step::Applied(applied));
@@ -442,12 +442,12 @@ impl<F: Fold> Consumer<F> {
         self.spawn_request(async move {
             let acquire = || async {
                 let mut fences = match &config.ownership {
-                    Ownership::Shared => take_fences(&store, config.consumer, &buckets).await?,
-                    Ownership::Sole(fence) => {
+                    Ownership::Shared => acquire_fences(&store, config.consumer, &buckets).await?,
+                    Ownership::Exclusive(fence) => {
                         let fences = buckets.iter().map(|bucket| (*bucket, fence.clone()));
                         fences.collect()
                     }
-                    Ownership::Elsewhere => BTreeMap::new(),
+                    Ownership::External => BTreeMap::new(),
                 };
                 let initials = buckets.iter().map(|bucket| {
                     let fence = fences.remove(bucket);
@@ -456,7 +456,7 @@ impl<F: Fold> Consumer<F> {
                 });
                 try_join_all(initials).await
             };
-            until_answered(&component, acquire)
+            retry_while_unavailable(&component, acquire)
                 .await
                 .map(StoreReply::Acquired)
         });
@@ -471,8 +471,8 @@ impl<F: Fold> Consumer<F> {
         let (store, component) = (self.deps.store.clone(), self.component.clone());
         let consumer = self.config.consumer;
         self.spawn_request(async move {
-            let acquire = || take_fences(&store, consumer, &due);
-            until_answered(&component, acquire)
+            let acquire = || acquire_fences(&store, consumer, &due);
+            retry_while_unavailable(&component, acquire)
                 .await
                 .map(StoreReply::Refenced)
         });
@@ -482,7 +482,7 @@ impl<F: Fold> Consumer<F> {
         let (store, component) = (self.deps.store.clone(), self.component.clone());
         self.spawn_request(async move {
             let read = || parking::history(store.clone(), key.clone(), by.position);
-            let entries = until_answered(&component, read).await?;
+            let entries = retry_while_unavailable(&component, read).await?;
             Ok(StoreReply::History { by, key, entries })
         });
     }
@@ -494,10 +494,10 @@ impl<F: Fold> Consumer<F> {
                 let (mut buckets, mut parked) = (Vec::new(), Vec::new());
                 for (bucket, fence, initial) in acquired {
                     self.feed.start_from(bucket, initial.position);
-                    parked.extend(self.core.take(bucket, fence, initial, now));
+                    parked.extend(self.core.acquire(bucket, fence, initial, now));
                     buckets.push(bucket);
                 }
-                self.outbox.push_back(Step::Taken(buckets));
+                self.outbox.push_back(Step::Acquired(buckets));
                 self.outbox.extend(parked.into_iter().map(Step::Parked));
             }
             StoreReply::Refenced(fences) => {
@@ -508,7 +508,7 @@ impl<F: Fold> Consumer<F> {
                     buckets.push(bucket);
                 }
                 self.feed.catch_up_again(&buckets);
-                self.outbox.push_back(Step::Taken(buckets));
+                self.outbox.push_back(Step::Acquired(buckets));
             }
             StoreReply::History { by, key, entries } => {
                 let step = match self.core.rebuild(&key, entries, now) {
@@ -660,13 +660,15 @@ fn event_filter<F: Fold>(fold: &F, after: Position) -> (Vec<StreamKind>, Positio
 /// # Errors
 ///
 /// If the store is unavailable; then no fence is acquired.
-pub async fn take_fences(
+pub async fn acquire_fences(
     store: &Store,
     consumer: &str,
     buckets: &[Bucket],
 ) -> Result<BTreeMap<Bucket, Fence>, StoreError> {
     let name = |bucket: &Bucket| format!("{consumer}/{bucket}");
-    let taken = store.take_all(buckets.iter().map(name).collect()).await?;
+    let taken = store
+        .acquire_fences(buckets.iter().map(name).collect())
+        .await?;
     let mut taken: BTreeMap<String, Fence> = taken
         .into_iter()
         .map(|fence| (fence.name.clone(), fence))

@@ -352,7 +352,7 @@ impl Feed {
 
     fn report(&self, problem: Option<String>) {
         if let Some(component) = &self.component {
-            component.trouble(problem);
+            component.set_problem(problem);
         }
     }
 
@@ -624,7 +624,7 @@ impl Feed {
         }
         scan.position = through;
         if let (Some(component), false) = (&self.component, scan.buckets.is_empty()) {
-            component.waits_on(&format!(
+            component.set_waiting_reason(&format!(
                 "{READING_LOG}: at {} of {}",
                 scan.position, scan.end
             ));

@@ -88,7 +88,7 @@ pub trait Reconciler: Send + 'static {
 
     /// Whether frames of other owners' buckets are handled, too: what they say about gateways is
     /// then known when a bucket is taken over.
-    const HEARS_ALL_BUCKETS: bool = false;
+    const OBSERVES_ALL_BUCKETS: bool = false;
 
     /// Handles a frame; returns true if the endpoints of its bucket are to be evaluated.
     fn observe(&mut self, _frame: &Frame, _now: Timestamp) -> bool {
@@ -226,13 +226,13 @@ impl<R: Reconciler> Loop<R> {
     async fn handle(&mut self, step: Step<<R::Fold as Fold>::Effect>) -> Result<(), StoreError> {
         match step {
             Step::Applied(applied) => self.evaluator.applied(self.consumer.core(), applied),
-            Step::Unreadable { .. } | Step::Passed(_) => {}
+            Step::Unreadable { .. } | Step::Advanced(_) => {}
             Step::Parked(key) => self.evaluator.forget_endpoint(&key),
             Step::Rebuilt { key, .. } => {
                 self.evaluator.forget_endpoint(&key);
                 self.evaluator.mark_one_due(key);
             }
-            Step::Taken(buckets) => {
+            Step::Acquired(buckets) => {
                 for bucket in &buckets {
                     self.evaluator.forget_pending(*bucket);
                 }
@@ -257,7 +257,7 @@ impl<R: Reconciler> Loop<R> {
     async fn acquire_global(&mut self) -> Result<(), StoreError> {
         let name = format!("{}/{}", R::SERVICE, Bucket::GLOBAL);
         self.evaluator.forget_pending(Bucket::GLOBAL);
-        match self.deps.store.take(&name).await {
+        match self.deps.store.acquire_fence(&name).await {
             Ok(fence) => self.global_fence = Some(fence),
             Err(StoreError::Closed) => return Err(StoreError::Closed),
             Err(error) => {
@@ -270,7 +270,7 @@ impl<R: Reconciler> Loop<R> {
     }
 
     fn observe(&mut self, frame: &Frame) {
-        if !R::HEARS_ALL_BUCKETS && !self.consumer.has(frame.bucket) {
+        if !R::OBSERVES_ALL_BUCKETS && !self.consumer.has(frame.bucket) {
             return;
         }
         let now = self.deps.clock.now();
@@ -355,7 +355,7 @@ impl<R: Reconciler> Loop<R> {
             return Ok(());
         }
         let result = match outcome {
-            Ok(Committed::Now { records }) => {
+            Ok(Committed::Written { records }) => {
                 self.is_store_failing = false;
                 if let Subject::Endpoint(key) = &subject {
                     self.evaluator.reconciler.committed(key, &records, now);
@@ -363,7 +363,7 @@ impl<R: Reconciler> Loop<R> {
                 let last = records.last().map(|record| record.position);
                 CommitResult::Written(last.unwrap_or_default())
             }
-            Ok(Committed::Before { .. }) => CommitResult::Refused,
+            Ok(Committed::Duplicate { .. }) => CommitResult::Refused,
             // Events that we had not seen yet arrive through the feed and make the endpoint due
             // again.
             Err(CommitError::Conflict { .. }) => {

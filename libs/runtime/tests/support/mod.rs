@@ -53,7 +53,7 @@ pub async fn append(store: &Store, stream: StreamName, event: Event) -> Arc<Reco
         ..Commit::default()
     };
     match store.commit(commit).await.unwrap() {
-        Committed::Now { records } => records[0].clone(),
+        Committed::Written { records } => records[0].clone(),
         before => panic!("{before:?}"),
     }
 }
@@ -175,7 +175,7 @@ impl Bus for ScriptedBus {
     fn dropped(&self) -> u64 {
         0
     }
-    fn trouble(&self) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         None
     }
     async fn close(&self) {}

@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 
 use crate::model::error::StoreError;
-use crate::sql::connection::{Connection, limited};
+use crate::sql::connection::{Connection, with_timeout};
 use crate::sql::postgres::inserts::CHANNEL;
 use crate::sql::statements;
 use crate::writing::head::LogHead;
@@ -38,7 +38,7 @@ pub(crate) async fn follow(pool: PgPool, limit: Duration, head: LogHead) {
 }
 
 async fn listen(pool: &PgPool, limit: Duration) -> Option<PgListener> {
-    let listening = limited(limit, async {
+    let listening = with_timeout(limit, async {
         let mut listener = PgListener::connect_with(pool).await?;
         listener.listen(CHANNEL).await?;
         Ok(listener)

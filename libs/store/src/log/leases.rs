@@ -10,7 +10,7 @@ use crate::writing::lease::FenceChange;
 
 impl Store {
     /// Takes the fence of this name: every fence taken before is refused from now on.
-    pub async fn take(&self, name: &str) -> Result<Fence, StoreError> {
+    pub async fn acquire_fence(&self, name: &str) -> Result<Fence, StoreError> {
         let change = FenceChange::Take {
             name: name.to_owned(),
         };
@@ -24,7 +24,7 @@ impl Store {
     }
 
     /// Takes many fences in one commit. Returns them in order of their names.
-    pub async fn take_all(&self, names: Vec<String>) -> Result<Vec<Fence>, StoreError> {
+    pub async fn acquire_fences(&self, names: Vec<String>) -> Result<Vec<Fence>, StoreError> {
         Ok(self
             .run_exclusive(ExclusiveTask::TakeFences(names))
             .await?

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use contract::ids::{Bucket, Position};
-use contract::log::{RawRecord, Record, StreamKind, StreamName};
+use contract::log::{RawRecord, Record, StreamName};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -15,12 +15,12 @@ use crate::archive::archive_set::{self, ArchiveSet};
 use crate::archive::combined;
 use crate::log::follow;
 use crate::model::archive::Archive;
-use crate::model::commit::{Cause, Commit, Committed};
+use crate::model::commit::{Commit, Committed, IdempotencyKey};
 use crate::model::error::{CommitError, StoreError};
 use crate::model::raw::{Entry, decode};
 use crate::model::rows::{Row, RowQuery};
 use crate::schema::{chain, migrate};
-use crate::sql::connection::{Pool, Pooled};
+use crate::sql::connection::{Pool, PooledConnection};
 use crate::sql::location::Location;
 use crate::sql::page::PageQuery;
 use crate::sql::{damage, statements};
@@ -134,13 +134,19 @@ impl Store {
 
     /// Returns the result of an earlier commit with this idempotency key, if there is one: for callers that
     /// would refuse the repeat before it reaches [`commit`](Self::commit).
-    pub async fn repeated(&self, cause: &Cause) -> Result<Option<Committed>, CommitError> {
+    pub async fn find_committed(
+        &self,
+        idempotency_key: &IdempotencyKey,
+    ) -> Result<Option<Committed>, CommitError> {
         let stored =
-            statements::idempotency_key(&mut self.reader().await?.get(), &cause.key).await?;
+            statements::idempotency_key(&mut self.reader().await?.get(), &idempotency_key.key)
+                .await?;
         match stored {
             None => Ok(None),
-            Some(before) if before.body_hash != cause.body_hash => Err(CommitError::CauseReused),
-            Some(before) => Ok(Some(Committed::Before {
+            Some(before) if before.body_hash != idempotency_key.body_hash => {
+                Err(CommitError::IdempotencyKeyReused)
+            }
+            Some(before) => Ok(Some(Committed::Duplicate {
                 positions: before.positions()?,
                 result: before.result,
             })),
@@ -171,7 +177,7 @@ impl Store {
     }
 
     /// Subscribes to the commits of this process from now on, in order of position, one list per commit.
-    pub fn committed(&self) -> mpsc::UnboundedReceiver<Vec<Arc<Record>>> {
+    pub fn subscribe(&self) -> mpsc::UnboundedReceiver<Vec<Arc<Record>>> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.inner
             .subscribers
@@ -346,7 +352,7 @@ impl Store {
         Ok(self.archive_set().archives().to_vec())
     }
 
-    pub(crate) async fn reader(&self) -> Result<Pooled, StoreError> {
+    pub(crate) async fn reader(&self) -> Result<PooledConnection, StoreError> {
         self.inner.readers.acquire().await
     }
 

@@ -15,10 +15,10 @@ use sqlx::SqliteConnection;
 use crate::archive::archive_set::{self, ArchiveSet, FOLDER};
 use crate::archive::copying::copy_all;
 use crate::log::store::Store;
-use crate::maintenance::transfer::{LogHash, copy, go_on_above, log_hash};
+use crate::maintenance::transfer::{LogHash, copy, log_hash, skip_positions_above};
 use crate::model::error::StoreError;
-use crate::sql::auxiliary::Beside;
-use crate::sql::connection::Pooled;
+use crate::sql::auxiliary::AuxiliaryDatabase;
+use crate::sql::connection::PooledConnection;
 use crate::sql::location::Location;
 use crate::sql::statements;
 
@@ -58,10 +58,10 @@ pub async fn backup_file(from: &Path, to: &Path) -> Result<(), StoreError> {
     }
     let partial = with_suffix(to, ".partial");
     remove_partial(&partial)?;
-    let readers = Beside::file(from).pool().await?;
+    let readers = AuxiliaryDatabase::file(from).pool().await?;
     let copied = match readers.acquire().await? {
-        Pooled::Sqlite(mut connection) => copy_pages(&mut connection, &partial).await,
-        Pooled::Postgres(..) => Ok(()),
+        PooledConnection::Sqlite(mut connection) => copy_pages(&mut connection, &partial).await,
+        PooledConnection::Postgres(..) => Ok(()),
     };
     readers.close().await;
     let done = copied.and_then(|()| finish(&partial, to));
@@ -87,11 +87,11 @@ async fn write(
     let url = format!("sqlite:{}", partial.display());
     let mut reader = store.reader().await?;
     let copied_pages = match &mut reader {
-        Pooled::Sqlite(connection) => {
+        PooledConnection::Sqlite(connection) => {
             copy_pages(connection, partial).await?;
             true
         }
-        Pooled::Postgres(..) => false,
+        PooledConnection::Postgres(..) => false,
     };
     drop(reader);
     if copied_pages {
@@ -106,7 +106,7 @@ async fn write(
         false => copy(store, &target, progress).await,
     };
     let done = match &hash {
-        Ok(hash) => go_on_above(&target, hash.head).await,
+        Ok(hash) => skip_positions_above(&target, hash.head).await,
         Err(_) => Ok(()),
     };
     target.close().await;

@@ -75,7 +75,7 @@ pub async fn rebuild_with(
                 }
                 match &entry {
                     Ok(record) => rows.apply(projector.project(record)).await?,
-                    Err(unreadable) => projector.pass_over(unreadable),
+                    Err(unreadable) => projector.skip_unreadable(unreadable),
                 }
                 // Skips invalid buckets, which have no owner.
                 if bucket <= Bucket::GLOBAL {
@@ -84,7 +84,7 @@ pub async fn rebuild_with(
             }
             last.map(&mut progress);
         }
-        let deferred = projector.rest();
+        let deferred = projector.finish();
         is_complete = deferred.is_some();
         changed += rows.finish(deferred).await?;
     }

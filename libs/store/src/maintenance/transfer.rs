@@ -4,7 +4,7 @@
 //! well above the highest position seen, so that no position is ever assigned to two events; a cursor is
 //! never copied without the data that it covers.
 
-use contract::chain::Fields;
+use contract::chain::HashedFields;
 use contract::ids::Position;
 use contract::log::RawRecord;
 use serde::Serialize;
@@ -43,8 +43,8 @@ pub struct LogHasher {
 
 impl LogHasher {
     /// Adds an event. Its chain hash is not included: it follows from the earlier events.
-    pub fn take_in(&mut self, event: &RawRecord) {
-        Fields::of(event).feed(&mut self.hash);
+    pub fn update(&mut self, event: &RawRecord) {
+        HashedFields::of(event).hash_into(&mut self.hash);
         self.events += 1;
         self.head = event.position;
     }
@@ -68,7 +68,7 @@ pub async fn log_hash(store: &Store, up_to: Position) -> Result<LogHash, StoreEr
         let Some(last) = page.last() else { break };
         after = last.position;
         for event in page.iter().filter(|event| event.position <= up_to) {
-            hasher.take_in(event);
+            hasher.update(event);
         }
     }
     Ok(hasher.finish())
@@ -94,7 +94,7 @@ pub async fn append_raw(store: &Store, events: Vec<RawRecord>) -> Result<u64, St
 }
 
 /// Makes new positions start [`POSITIONS_SKIPPED`] above a position that was seen elsewhere.
-pub async fn go_on_above(store: &Store, seen: Position) -> Result<(), StoreError> {
+pub async fn skip_positions_above(store: &Store, seen: Position) -> Result<(), StoreError> {
     let next = Position(seen.0 + POSITIONS_SKIPPED);
     store
         .run_exclusive(ExclusiveTask::RaiseFloor(next))
@@ -125,7 +125,7 @@ pub async fn copy(
         let Some(last) = events.last() else { break };
         after = last.position;
         for event in &events {
-            hasher.take_in(event);
+            hasher.update(event);
         }
         let restore = RestoreBatch {
             events,

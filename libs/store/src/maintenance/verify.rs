@@ -76,7 +76,7 @@ async fn read(
     let (mut verifier, folded) = loop {
         let mut folded = FoldedRows::new(models);
         let verifier = verify_log(store, &view, projector, &mut folded, recorded).await?;
-        if let Some(deferred) = projector.rest() {
+        if let Some(deferred) = projector.finish() {
             folded.apply(deferred);
             break (verifier, folded);
         }
@@ -110,7 +110,7 @@ async fn verify_log(
             let covered = covers(&view.cursors, raw.bucket, raw.position);
             match verifier.check_event(&raw) {
                 Ok(record) if covered => folded.apply(projector.project(&record)),
-                Err(unreadable) if covered => projector.pass_over(&unreadable),
+                Err(unreadable) if covered => projector.skip_unreadable(&unreadable),
                 Ok(_) | Err(_) => {}
             }
         }

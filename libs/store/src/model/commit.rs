@@ -15,7 +15,7 @@ pub struct Commit {
     pub cursor: Option<CursorMove>,
     pub snapshot: Option<SnapshotChange>,
     pub fence: Option<Fence>,
-    pub cause: Option<Cause>,
+    pub idempotency_key: Option<IdempotencyKey>,
 }
 
 /// Events for one stream.
@@ -46,7 +46,7 @@ pub struct Fence {
 
 /// Makes a commit idempotent: a repeat with the same key and body returns the first result.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cause {
+pub struct IdempotencyKey {
     /// `CONSUMER:EVENT_ID`, or `http:TOKEN:METHOD:PATH:IDEMPOTENCY_KEY`.
     pub key: String,
     /// Hash of the request; a repeat with a different hash is refused.
@@ -58,9 +58,9 @@ pub struct Cause {
 #[derive(Clone, Debug)]
 pub enum Committed {
     /// Written by this call, with the records as stored in the log.
-    Now { records: Vec<Arc<Record>> },
+    Written { records: Vec<Arc<Record>> },
     /// A commit with the same idempotency key was written before.
-    Before {
+    Duplicate {
         positions: Vec<Position>,
         result: Option<String>,
     },

@@ -48,7 +48,7 @@ pub enum CommitError {
         ours: Position,
     },
     #[error("the idempotency key was already used for a different request")]
-    CauseReused,
+    IdempotencyKeyReused,
     #[error("an event of {bytes} bytes is larger than the limit of {limit}")]
     TooLarge { bytes: usize, limit: usize },
     #[error(transparent)]

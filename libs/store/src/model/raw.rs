@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use contract::chain::{ChainHash, Fields};
+use contract::chain::{ChainHash, HashedFields};
 use contract::events::Event;
 use contract::ids::{Bucket, Position};
 use contract::log::{Actor, RawRecord, Record, StreamName};
@@ -123,7 +123,7 @@ impl<'a> EventRow<'a> {
                 &generated
             }
         };
-        let fields = Fields {
+        let fields = HashedFields {
             numbers: [
                 self.position.0,
                 self.prev.0,
@@ -134,7 +134,7 @@ impl<'a> EventRow<'a> {
             ],
             texts: [self.stream, id, self.type_name, self.actor, self.data],
         };
-        fields.chained(self.prev_hash.unwrap_or_default())
+        fields.hash_after(self.prev_hash.unwrap_or_default())
     }
 
     /// Decodes the event, or returns everything else that is known about it.

@@ -46,12 +46,12 @@ pub trait Projector: Send {
     fn project(&mut self, record: &Record) -> Vec<RowChange>;
 
     /// Handles an event of the log that cannot be decoded.
-    fn pass_over(&mut self, _unreadable: &Unreadable) {}
+    fn skip_unreadable(&mut self, _unreadable: &Unreadable) {}
 
     /// Returns the changes that a projector for a rebuild deferred until the end of the log. None if they
     /// can no longer be determined: then the entire log has to be projected again, and nothing is
     /// deferred this time.
-    fn rest(&mut self) -> Option<Vec<RowChange>> {
+    fn finish(&mut self) -> Option<Vec<RowChange>> {
         Some(Vec::new())
     }
 

@@ -14,7 +14,7 @@ use contract::log::RawRecord;
 use crate::model::error::StoreError;
 use crate::model::raw::EventRow;
 use crate::schema::format::{self, known_format};
-use crate::sql::connection::{Connection, Owned};
+use crate::sql::connection::{Connection, OwnedConnection};
 use crate::sql::location::Location;
 use crate::sql::{postgres, statements};
 
@@ -45,7 +45,7 @@ pub(crate) fn log_progress(location: &Location) -> impl FnMut(Position, Position
 /// Chains all events that are not chained yet, and raises the store to this format.
 pub(crate) async fn upgrade(
     location: &Location,
-    connection: &mut Owned,
+    connection: &mut OwnedConnection,
     progress: &mut ChainProgress<'_>,
 ) -> Result<(), StoreError> {
     let head = statements::head(&mut connection.get()).await?;

@@ -10,7 +10,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use crate::model::error::StoreError;
 use crate::schema::chain::{self, ChainProgress};
 use crate::schema::format::{FORMAT, known_format};
-use crate::sql::connection::{Connection, Owned, run};
+use crate::sql::connection::{Connection, OwnedConnection, run};
 use crate::sql::db_error::as_damaged;
 use crate::sql::location::Location;
 use crate::sql::{damage, statements};
@@ -81,7 +81,7 @@ pub async fn migrate_with(
 
 async fn upgrade(
     location: &Location,
-    connection: &mut Owned,
+    connection: &mut OwnedConnection,
     progress: &mut ChainProgress<'_>,
 ) -> Result<Migrated, StoreError> {
     let before = read_format(location, connection).await?;
@@ -96,7 +96,7 @@ async fn upgrade(
 
 async fn read_format(
     location: &Location,
-    connection: &mut Owned,
+    connection: &mut OwnedConnection,
 ) -> Result<StoreFormat, StoreError> {
     let mut connection = connection.get();
     let format = statements::format(&mut connection).await?;
@@ -122,7 +122,7 @@ async fn read_format(
 /// Migrates the tables, and refuses a store that only a newer binary can read.
 pub(crate) async fn apply(
     location: &Location,
-    connection: &mut Owned,
+    connection: &mut OwnedConnection,
     progress: &mut ChainProgress<'_>,
 ) -> Result<(), StoreError> {
     if let Some(format) = statements::format(&mut connection.get()).await? {
@@ -134,8 +134,10 @@ pub(crate) async fn apply(
     };
     migrator.set_ignore_missing(true);
     let run = match connection {
-        Owned::Sqlite(connection) => migrator.run_direct(None, connection, false).await,
-        Owned::Postgres(connection, _) => migrator.run_direct(None, connection, false).await,
+        OwnedConnection::Sqlite(connection) => migrator.run_direct(None, connection, false).await,
+        OwnedConnection::Postgres(connection, _) => {
+            migrator.run_direct(None, connection, false).await
+        }
     };
     run.map_err(|error| failed(location, &error))?;
     let format = statements::meta(&mut connection.get(), "format").await?;

@@ -8,25 +8,25 @@ use std::path::Path;
 use sqlx::migrate::Migrator;
 
 use crate::model::error::StoreError;
-use crate::sql::connection::{Owned, Pool};
+use crate::sql::connection::{OwnedConnection, Pool};
 use crate::sql::location::Location;
 use crate::sql::{postgres, sqlite};
 
 /// The migrations of a service's auxiliary tables, for either database.
-pub struct Tables {
+pub struct AuxiliaryTables {
     pub sqlite: &'static Migrator,
     pub postgres: &'static Migrator,
     /// The table of applied migrations in PostgreSQL; an SQLite file has the default one.
-    pub listed_in: &'static str,
+    pub migrations_table: &'static str,
 }
 
 /// The location of auxiliary tables.
 #[derive(Clone, Debug)]
-pub struct Beside {
+pub struct AuxiliaryDatabase {
     location: Location,
 }
 
-impl Beside {
+impl AuxiliaryDatabase {
     pub fn file(path: &Path) -> Self {
         Self {
             location: Location::Sqlite(sqlite::SqliteFile::at(path)),
@@ -42,7 +42,7 @@ impl Beside {
     }
 
     /// Creates or migrates the tables. Tables that a newer release has extended are left as they are.
-    pub async fn migrate(&self, tables: &Tables) -> Result<(), StoreError> {
+    pub async fn migrate(&self, tables: &AuxiliaryTables) -> Result<(), StoreError> {
         let of = match &self.location {
             Location::Sqlite(_) => tables.sqlite,
             Location::Postgres(_) => tables.postgres,
@@ -54,9 +54,11 @@ impl Beside {
         migrator.set_ignore_missing(true);
         let mut connection = self.location.open_migrator().await?;
         let run = match &mut connection {
-            Owned::Sqlite(connection) => migrator.run_direct(None, connection, false).await,
-            Owned::Postgres(connection, _) => {
-                migrator.dangerous_set_table_name(tables.listed_in);
+            OwnedConnection::Sqlite(connection) => {
+                migrator.run_direct(None, connection, false).await
+            }
+            OwnedConnection::Postgres(connection, _) => {
+                migrator.dangerous_set_table_name(tables.migrations_table);
                 migrator.run_direct(None, connection, false).await
             }
         };
@@ -65,7 +67,7 @@ impl Beside {
     }
 
     /// Opens the connection for writing to a file. None for a database, which is written through its pool.
-    pub async fn writer(&self) -> Result<Option<Owned>, StoreError> {
+    pub async fn writer(&self) -> Result<Option<OwnedConnection>, StoreError> {
         match &self.location {
             Location::Sqlite(file) => file.open_writer().await.map(Some),
             Location::Postgres(_) => Ok(None),
@@ -79,7 +81,7 @@ impl Beside {
 }
 
 /// For display; without credentials.
-impl std::fmt::Display for Beside {
+impl std::fmt::Display for AuxiliaryDatabase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.location.fmt(f)
     }

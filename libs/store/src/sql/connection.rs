@@ -32,7 +32,7 @@ macro_rules! run {
                 let query = sqlx::$kind::<sqlx::Postgres, $row>($sql)
                     $(.bind($bind))*
                     .$fetch(&mut **connection);
-                $crate::sql::connection::limited(*limit, query).await
+                $crate::sql::connection::with_timeout(*limit, query).await
             }
         }
     };
@@ -52,7 +52,7 @@ macro_rules! execute {
                 let query = sqlx::query::<sqlx::Postgres>($sql)
                     $(.bind($bind))*
                     .execute(&mut **connection);
-                let query = $crate::sql::connection::limited(*limit, query);
+                let query = $crate::sql::connection::with_timeout(*limit, query);
                 query.await.map(|done| done.rows_affected())
             }
         }
@@ -62,7 +62,7 @@ macro_rules! execute {
 pub(crate) use {execute, run};
 
 /// Fails with a timeout if the server does not answer within the limit.
-pub async fn limited<T>(
+pub async fn with_timeout<T>(
     limit: Duration,
     query: impl Future<Output = sqlx::Result<T>>,
 ) -> sqlx::Result<T> {
@@ -76,12 +76,12 @@ pub async fn limited<T>(
 }
 
 /// An owned connection, such as the writer's.
-pub enum Owned {
+pub enum OwnedConnection {
     Sqlite(SqliteConnection),
     Postgres(PgConnection, Duration),
 }
 
-impl Owned {
+impl OwnedConnection {
     pub fn get(&mut self) -> Connection<'_> {
         match self {
             Self::Sqlite(connection) => Connection::Sqlite(connection),
@@ -93,7 +93,7 @@ impl Owned {
         match self {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
             Self::Postgres(connection, limit) => {
-                let transaction = limited(*limit, connection.begin()).await?;
+                let transaction = with_timeout(*limit, connection.begin()).await?;
                 Ok(Transaction::Postgres(transaction, *limit))
             }
         }
@@ -103,7 +103,7 @@ impl Owned {
     pub(crate) async fn close(self) {
         let closed = match self {
             Self::Sqlite(connection) => connection.close().await,
-            Self::Postgres(connection, limit) => limited(limit, connection.close()).await,
+            Self::Postgres(connection, limit) => with_timeout(limit, connection.close()).await,
         };
         if let Err(error) = closed {
             tracing::warn!(%error, "failed to close a store connection cleanly");
@@ -136,14 +136,14 @@ impl Transaction<'_> {
     pub async fn commit(self) -> sqlx::Result<()> {
         match self {
             Self::Sqlite(transaction) => transaction.commit().await,
-            Self::Postgres(transaction, limit) => limited(limit, transaction.commit()).await,
+            Self::Postgres(transaction, limit) => with_timeout(limit, transaction.commit()).await,
         }
     }
 
     pub(crate) async fn rollback(self) -> sqlx::Result<()> {
         match self {
             Self::Sqlite(transaction) => transaction.rollback().await,
-            Self::Postgres(transaction, limit) => limited(limit, transaction.rollback()).await,
+            Self::Postgres(transaction, limit) => with_timeout(limit, transaction.rollback()).await,
         }
     }
 }
@@ -156,10 +156,12 @@ pub enum Pool {
 }
 
 impl Pool {
-    pub async fn acquire(&self) -> Result<Pooled, StoreError> {
+    pub async fn acquire(&self) -> Result<PooledConnection, StoreError> {
         Ok(match self {
-            Self::Sqlite(pool) => Pooled::Sqlite(pool.acquire().await?),
-            Self::Postgres(pool, limit) => Pooled::Postgres(pool.acquire().await?, *limit),
+            Self::Sqlite(pool) => PooledConnection::Sqlite(pool.acquire().await?),
+            Self::Postgres(pool, limit) => {
+                PooledConnection::Postgres(pool.acquire().await?, *limit)
+            }
         })
     }
 
@@ -175,12 +177,12 @@ impl Pool {
 }
 
 /// A pooled connection; returned to its pool when dropped.
-pub enum Pooled {
+pub enum PooledConnection {
     Sqlite(PoolConnection<sqlx::Sqlite>),
     Postgres(PoolConnection<sqlx::Postgres>, Duration),
 }
 
-impl Pooled {
+impl PooledConnection {
     pub fn get(&mut self) -> Connection<'_> {
         match self {
             Self::Sqlite(connection) => Connection::Sqlite(connection),
@@ -192,7 +194,7 @@ impl Pooled {
         match self {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
             Self::Postgres(connection, limit) => {
-                let transaction = limited(*limit, connection.begin()).await?;
+                let transaction = with_timeout(*limit, connection.begin()).await?;
                 Ok(Transaction::Postgres(transaction, *limit))
             }
         }
@@ -204,7 +206,7 @@ impl Pooled {
             Self::Sqlite(connection) => Ok(Transaction::Sqlite(connection.begin().await?)),
             Self::Postgres(connection, limit) => {
                 let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                let transaction = limited(*limit, connection.begin_with(begin)).await?;
+                let transaction = with_timeout(*limit, connection.begin_with(begin)).await?;
                 Ok(Transaction::Postgres(transaction, *limit))
             }
         }

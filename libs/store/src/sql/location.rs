@@ -7,7 +7,7 @@ use std::path::Path;
 use sqlx::migrate::Migrator;
 
 use crate::model::error::StoreError;
-use crate::sql::connection::{Owned, Pool};
+use crate::sql::connection::{OwnedConnection, Pool};
 use crate::sql::{postgres, sqlite};
 
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ impl Location {
         }
     }
 
-    pub(crate) async fn open_writer(&self) -> Result<Owned, StoreError> {
+    pub(crate) async fn open_writer(&self) -> Result<OwnedConnection, StoreError> {
         match self {
             Self::Sqlite(file) => file.open_writer().await,
             Self::Postgres(database) => database.open_writer().await,
@@ -45,7 +45,7 @@ impl Location {
     }
 
     /// Opens a connection for migrations, which may take long.
-    pub(crate) async fn open_migrator(&self) -> Result<Owned, StoreError> {
+    pub(crate) async fn open_migrator(&self) -> Result<OwnedConnection, StoreError> {
         match self {
             Self::Sqlite(file) => file.open_writer().await,
             Self::Postgres(database) => database.open_migrator().await,

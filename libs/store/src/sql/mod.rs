@@ -14,5 +14,7 @@ pub(crate) mod postgres;
 pub(crate) mod sqlite;
 pub(crate) mod statements;
 
-pub use auxiliary::{Beside, Tables};
-pub use connection::{Connection, Owned, Pool, Pooled, Transaction, limited};
+pub use auxiliary::{AuxiliaryDatabase, AuxiliaryTables};
+pub use connection::{
+    Connection, OwnedConnection, Pool, PooledConnection, Transaction, with_timeout,
+};

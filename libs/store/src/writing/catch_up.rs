@@ -19,7 +19,7 @@ use crate::model::raw::EventRow;
 use crate::sql::columns::{
     self, IdempotencyKeyColumns, RawColumns, SnapshotPosition, StoredIdempotencyKey, from_columns,
 };
-use crate::sql::connection::limited;
+use crate::sql::connection::with_timeout;
 use crate::sql::postgres::locks::lock_fences;
 use crate::writing::cache::{BucketHead, WriterCache};
 
@@ -126,7 +126,7 @@ async fn refresh_log_state(
     .bind(consumers.collect::<Vec<&str>>())
     .bind(numbers(reads.cursors.iter().map(|(_, bucket)| bucket)))
     .fetch_all(connection);
-    let rows = limited(limit, query).await?;
+    let rows = with_timeout(limit, query).await?;
     let head = rows.iter().find(|row| row.0 == HEAD);
     let head = head.and_then(|row| row.3).unwrap_or(0);
     if !(0..=appended_max).contains(&(head - cache.head.0 as i64)) {
@@ -251,7 +251,7 @@ async fn read_snapshots(
     .bind(consumers.collect::<Vec<&str>>())
     .bind(numbers(reads.snapshots.iter().map(|(_, bucket)| bucket)))
     .fetch_all(connection);
-    let rows = limited(limit, query).await?;
+    let rows = with_timeout(limit, query).await?;
     let requested = reads.snapshots.iter();
     let mut snapshots: HashMap<_, _> = requested
         .map(|(consumer, bucket)| (((*consumer).to_owned(), *bucket), None))
@@ -277,7 +277,7 @@ async fn read_idempotency_keys(
     )
     .bind(&keys)
     .fetch_all(connection);
-    let rows = limited(limit, query).await?;
+    let rows = with_timeout(limit, query).await?;
     let entry = |(key, body_hash, result, positions, time)| {
         let stored = StoredIdempotencyKey {
             body_hash,

@@ -9,7 +9,7 @@ use contract::log::RowChange;
 use crate::archive::archive_set::ArchiveSet;
 use crate::model::commit::Fence;
 use crate::model::error::StoreError;
-use crate::sql::connection::{Connection, Owned};
+use crate::sql::connection::{Connection, OwnedConnection};
 use crate::sql::{postgres, statements};
 use crate::writing::cache::WriterCache;
 use crate::writing::lease::{self, FenceChange};
@@ -74,7 +74,7 @@ pub(crate) struct TaskOutput {
 impl ExclusiveTask {
     pub(crate) async fn write(
         self,
-        connection: &mut Owned,
+        connection: &mut OwnedConnection,
         cache: &mut WriterCache,
         archive_set: &ArchiveSet,
     ) -> Result<TaskOutput, StoreError> {
@@ -90,7 +90,7 @@ impl ExclusiveTask {
                 }
             }
             Self::TakeFences(names) => TaskOutput {
-                fences: lease::take_fences(&mut tx, cache, names).await?,
+                fences: lease::acquire_fences(&mut tx, cache, names).await?,
                 ..TaskOutput::default()
             },
             Self::Restore(restore) => {

@@ -43,7 +43,7 @@ impl FenceChange {
     ) -> Result<Option<u64>, StoreError> {
         match self {
             Self::Take { name } => {
-                let generation = take_fence(connection, name).await?;
+                let generation = acquire_fence(connection, name).await?;
                 cache.fences.insert(name.clone(), generation);
                 Ok(Some(generation))
             }
@@ -67,14 +67,14 @@ impl FenceChange {
 }
 
 /// Takes fences in the order in which batches lock them, which prevents deadlocks.
-pub(crate) async fn take_fences(
+pub(crate) async fn acquire_fences(
     connection: &mut Connection<'_>,
     cache: &mut WriterCache,
     names: &[String],
 ) -> Result<Vec<Fence>, StoreError> {
     let mut fences = Vec::with_capacity(names.len());
     for name in names.iter().collect::<BTreeSet<_>>() {
-        let generation = take_fence(connection, name).await?;
+        let generation = acquire_fence(connection, name).await?;
         cache.fences.insert(name.clone(), generation);
         fences.push(Fence {
             name: name.clone(),
@@ -84,7 +84,7 @@ pub(crate) async fn take_fences(
     Ok(fences)
 }
 
-async fn take_fence(connection: &mut Connection<'_>, name: &str) -> Result<u64, StoreError> {
+async fn acquire_fence(connection: &mut Connection<'_>, name: &str) -> Result<u64, StoreError> {
     let generation = run!(
         connection,
         query_scalar<i64>.fetch_one,

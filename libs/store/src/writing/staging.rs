@@ -9,7 +9,7 @@ use contract::chain::ChainHash;
 use contract::ids::{Bucket, Position};
 use contract::log::{EVENT_BYTES_MAX, Record, RowChange, StreamName};
 
-use crate::model::commit::{Cause, Commit, CursorMove, Fence};
+use crate::model::commit::{Commit, CursorMove, Fence, IdempotencyKey};
 use crate::model::error::{CommitError, StoreError};
 use crate::model::kinds::belongs;
 use crate::model::raw::EventRow;
@@ -26,7 +26,7 @@ pub(crate) struct PreparedCommit {
     pub cursor: Option<CursorMove>,
     pub snapshot: Option<SnapshotChange>,
     pub fence: Option<Fence>,
-    pub cause: Option<Cause>,
+    pub idempotency_key: Option<IdempotencyKey>,
     pub bytes: usize,
 }
 
@@ -117,7 +117,7 @@ impl PreparedCommit {
             cursor: commit.cursor,
             snapshot: commit.snapshot,
             fence: commit.fence,
-            cause: commit.cause,
+            idempotency_key: commit.idempotency_key,
             bytes,
         })
     }
@@ -127,9 +127,11 @@ impl PreparedCommit {
         reads
             .fences
             .extend(self.fence.iter().map(|fence| fence.name.as_str()));
-        reads
-            .idempotency_keys
-            .extend(self.cause.iter().map(|cause| cause.key.as_str()));
+        reads.idempotency_keys.extend(
+            self.idempotency_key
+                .iter()
+                .map(|idempotency_key| idempotency_key.key.as_str()),
+        );
         let cursors = self.cursor.iter();
         reads
             .cursors
@@ -170,8 +172,9 @@ pub(crate) async fn stage(
     if let Some(fence) = &commit.fence {
         check_fence(cache, connection, fence).await?;
     }
-    if let Some(cause) = &commit.cause
-        && let Some(before) = find_idempotency_key(cache, staged, connection, cause).await?
+    if let Some(idempotency_key) = &commit.idempotency_key
+        && let Some(before) =
+            find_idempotency_key(cache, staged, connection, idempotency_key).await?
     {
         return Ok(StageOutcome::Duplicate(before));
     }
@@ -200,15 +203,17 @@ pub(crate) async fn stage(
     if let Some(change) = &commit.snapshot {
         stage_snapshot(cache, staged, change);
     }
-    if let Some(cause) = &commit.cause {
+    if let Some(idempotency_key) = &commit.idempotency_key {
         let stored = StoredIdempotencyKey {
-            body_hash: cause.body_hash.clone(),
-            result: cause.result.clone(),
+            body_hash: idempotency_key.body_hash.clone(),
+            result: idempotency_key.result.clone(),
             positions: serde_json::to_string(&positions)
                 .map_err(|error| StoreError::Database(error.to_string()))?,
             time: cache.last_time.unwrap_or_default().millis(),
         };
-        staged.idempotency_keys.insert(cause.key.clone(), stored);
+        staged
+            .idempotency_keys
+            .insert(idempotency_key.key.clone(), stored);
     }
     Ok(StageOutcome::Accepted)
 }
@@ -233,14 +238,20 @@ async fn find_idempotency_key(
     cache: &WriterCache,
     staged: &StagedBatch,
     connection: &mut Connection<'_>,
-    cause: &Cause,
+    idempotency_key: &IdempotencyKey,
 ) -> Result<Option<StoredIdempotencyKey>, CommitError> {
-    let before = match staged.idempotency_keys.get(&cause.key) {
+    let before = match staged.idempotency_keys.get(&idempotency_key.key) {
         Some(before) => Some(before.clone()),
-        None => cache.idempotency_key(connection, &cause.key).await?,
+        None => {
+            cache
+                .idempotency_key(connection, &idempotency_key.key)
+                .await?
+        }
     };
     match before {
-        Some(before) if before.body_hash != cause.body_hash => Err(CommitError::CauseReused),
+        Some(before) if before.body_hash != idempotency_key.body_hash => {
+            Err(CommitError::IdempotencyKeyReused)
+        }
         before => Ok(before),
     }
 }

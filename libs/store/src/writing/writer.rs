@@ -22,7 +22,7 @@ use crate::model::error::{CommitError, StoreError};
 use crate::model::raw::EventRow;
 use crate::model::snapshot::SnapshotChange;
 use crate::sql::columns::{CursorRow, StoredIdempotencyKey};
-use crate::sql::connection::{Connection, Owned};
+use crate::sql::connection::{Connection, OwnedConnection};
 use crate::sql::location::Location;
 use crate::sql::statements;
 use crate::writing::cache::WriterCache;
@@ -81,7 +81,7 @@ type BatchOutcomes = Vec<Result<StageOutcome, CommitError>>;
 pub(crate) struct Writer {
     location: Location,
     /// None after a failure, until the writer reconnects.
-    connection: Option<Owned>,
+    connection: Option<OwnedConnection>,
     backoff: Backoff,
     cache: WriterCache,
     last_pruned: Option<Timestamp>,
@@ -123,7 +123,7 @@ impl Backoff {
 impl Writer {
     pub(crate) fn new(
         location: Location,
-        connection: Owned,
+        connection: OwnedConnection,
         cache: WriterCache,
         subscribers: Subscribers,
         head: LogHead,
@@ -223,7 +223,7 @@ impl Writer {
         written
     }
 
-    async fn connect(&mut self) -> Result<Owned, StoreError> {
+    async fn connect(&mut self) -> Result<OwnedConnection, StoreError> {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
@@ -243,7 +243,7 @@ impl Writer {
 
     async fn write_in_transaction(
         &mut self,
-        connection: &mut Owned,
+        connection: &mut OwnedConnection,
         batch: &mut [CommitJob],
     ) -> Result<BatchOutcomes, BatchFailure> {
         let fenced = batch.iter().any(|job| job.prepared.fence.is_some());
@@ -302,7 +302,7 @@ impl Writer {
         outcome: Result<StageOutcome, CommitError>,
     ) -> Result<Committed, CommitError> {
         if let StageOutcome::Duplicate(stored) = outcome? {
-            return Ok(Committed::Before {
+            return Ok(Committed::Duplicate {
                 positions: stored.positions()?,
                 result: stored.result,
             });
@@ -310,7 +310,7 @@ impl Writer {
         let events = prepared.appends.into_iter().flat_map(|a| a.events);
         let records: Vec<Arc<Record>> = events.map(|event| Arc::new(event.record)).collect();
         self.notify_subscribers(&records);
-        Ok(Committed::Now { records })
+        Ok(Committed::Written { records })
     }
 
     fn notify_subscribers(&self, records: &[Arc<Record>]) {

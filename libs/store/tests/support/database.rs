@@ -142,7 +142,7 @@ pub fn commit_to(stream: StreamName, expected_version: u64, count: usize) -> Com
 
 pub async fn records(store: &Store, commit: Commit) -> Vec<Arc<Record>> {
     match store.commit(commit).await.unwrap() {
-        Committed::Now { records } => records,
+        Committed::Written { records } => records,
         before => panic!("committed before: {before:?}"),
     }
 }

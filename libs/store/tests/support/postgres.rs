@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
 /// Whether tests that need PostgreSQL are skipped.
 pub fn skipped() -> bool {
-    servers::skipped("postgres")
+    servers::is_skipped("postgres")
 }
 
 /// Returns the maintenance URL of the server that all tests of this process share.

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use backends::{ObservedInstance, ObservedPhase, StartSpec};
-use contract::events::{Event, InstanceEnded, InstanceStarted, InstanceUnready, OfInstance};
+use contract::events::{Event, InstanceEnded, InstanceEvent, InstanceStarted, InstanceUnready};
 use contract::ids::{EndpointKey, InstanceId, Name, Uid};
 use contract::log::{Record, StreamName};
 use contract::resources::BackendKind;
 use contract::time::Span;
 use domain::instances::{Instance, Instances, Phase};
-use runtime::consumer::Folds;
-use runtime::executor::{Answers, Dispatched, Request};
+use runtime::consumer::SharedEntries;
+use runtime::executor::{Dispatched, Request, UnconfirmedWrites};
 
 use super::fold::PlacementChange;
 
@@ -95,8 +95,8 @@ impl Request for BackendRequest {
 pub(super) struct NodeState {
     node: String,
     grace: Span,
-    folds: Folds<Instances>,
-    answers: Answers<EndpointKey>,
+    folds: SharedEntries<Instances>,
+    answers: UnconfirmedWrites<EndpointKey>,
     /// The endpoint of each instance of this node.
     endpoints: BTreeMap<InstanceId, EndpointKey>,
     local: BTreeMap<InstanceId, LocalInstance>,
@@ -113,12 +113,12 @@ pub(super) struct NodeState {
 }
 
 impl NodeState {
-    pub(super) fn new(node: &str, grace: Span, folds: Folds<Instances>) -> Self {
+    pub(super) fn new(node: &str, grace: Span, folds: SharedEntries<Instances>) -> Self {
         Self {
             node: node.to_owned(),
             grace,
             folds,
-            answers: Answers::default(),
+            answers: UnconfirmedWrites::default(),
             endpoints: BTreeMap::new(),
             local: BTreeMap::new(),
             dispatched: Dispatched::default(),
@@ -357,12 +357,12 @@ impl NodeState {
         let Some(entry) = locked.get(key) else {
             return plan;
         };
-        let have_come_back = self.answers.have_come_back(key, entry.position);
+        let are_confirmed = self.answers.are_confirmed(key, entry.position);
         let mut requests = Vec::new();
         for instance in entry.state.instances.values() {
             let local = self.local.get(&instance.id);
             requests.extend(request_for(key, instance, local));
-            if have_come_back {
+            if are_confirmed {
                 plan.events.extend(missing_events(instance, local));
             }
         }
@@ -533,7 +533,7 @@ fn running_events(
     match observed {
         ObservedPhase::Ready if phase != Phase::Ready => {
             let id = instance.id.clone();
-            events.push(Event::InstanceReady(OfInstance { id }));
+            events.push(Event::InstanceReady(InstanceEvent { id }));
         }
         ObservedPhase::Unready { reason } if phase == Phase::Ready => {
             events.push(Event::InstanceUnready(InstanceUnready {

@@ -85,7 +85,7 @@ pub async fn put(app: Arc<App>, call: Call) -> ApiResult {
     else {
         return Err(ApiError::internal("parsed resource is not a Deployment"));
     };
-    let findings = app.config.own.findings(&document.spec);
+    let findings = app.config.own_secrets.findings(&document.spec);
     if !findings.is_empty() {
         return Err(ApiError::invalid(findings));
     }

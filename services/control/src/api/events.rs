@@ -438,7 +438,7 @@ impl Replayed {
             let version_counts = self.version_counts(decision);
             *match comparison {
                 Comparison::Equal => &mut version_counts.equal,
-                Comparison::OnlyWords => &mut version_counts.only_words,
+                Comparison::WordingOnly => &mut version_counts.only_words,
                 Comparison::Other => &mut version_counts.other,
             } += 1;
             return;

@@ -186,7 +186,7 @@ fn misplaced(resource: &Resource, kind: &str, full_name: &str) -> Option<Finding
     if resource.full_name() == full_name {
         return None;
     }
-    let pointer = resource.named_by();
+    let pointer = resource.identifying_pointer();
     let detail = format!(
         "the document is for `{}`, but was sent for `{full_name}`; make them equal",
         resource.full_name()
@@ -210,10 +210,10 @@ async fn stored_response(
     let Some(idempotency_key) = call.idempotency_key()? else {
         return Ok(None);
     };
-    let Some(before) = app.deps.store.repeated(&idempotency_key).await? else {
+    let Some(before) = app.deps.store.find_committed(&idempotency_key).await? else {
         return Ok(None);
     };
-    let store::Committed::Before { positions, result } = before else {
+    let store::Committed::Duplicate { positions, result } = before else {
         return Ok(None);
     };
     let text = app

@@ -42,7 +42,7 @@ pub async fn readyz(app: Arc<App>, call: Call) -> ApiResult {
 /// Hides the details, which name endpoints and servers, from callers that are not trusted.
 fn health_report(status: &str, missing: Vec<String>, app: &App, call: &Call) -> Health {
     let (missing, remarks) = match call.is_trusted {
-        true => (missing, app.deps.health.remarks()),
+        true => (missing, app.deps.health.warnings()),
         false => (Vec::new(), Vec::new()),
     };
     Health {

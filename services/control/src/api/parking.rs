@@ -202,12 +202,12 @@ async fn write(
         };
         let commit = Commit {
             appends: vec![append],
-            cause: idempotency_key.clone(),
+            idempotency_key: idempotency_key.clone(),
             ..Commit::default()
         };
         let position = match store.commit(commit).await {
-            Ok(Committed::Now { records }) => records.last().map(|record| record.position),
-            Ok(Committed::Before { positions, .. }) => positions.last().copied(),
+            Ok(Committed::Written { records }) => records.last().map(|record| record.position),
+            Ok(Committed::Duplicate { positions, .. }) => positions.last().copied(),
             Err(CommitError::Conflict { .. }) => continue,
             Err(error) => return Err(error.into()),
         };

@@ -75,7 +75,7 @@ impl Fold for ViewsFold {
         if self.filter.includes(record.bucket, record.position) {
             return state.apply(key, record);
         }
-        state.apply_silently(key, record);
+        state.apply_without_rows(key, record);
         Vec::new()
     }
 

@@ -14,7 +14,7 @@ use contract::log::{Record, RowChange, StreamKind};
 use contract::time::Timestamp;
 use domain::views::{EndpointModel, MODEL_VERSION, Projection};
 use futures::StreamExt;
-use runtime::consumer::{load, take_fences};
+use runtime::consumer::{acquire_fences, load};
 use runtime::parking::{PARKED, catch_panic, history};
 use store::{
     Commit, CommitError, CursorMove, Entry, Fence, PageQuery, Projector, RowQuery, StoreError,
@@ -89,7 +89,7 @@ impl ViewsConsumer {
             names.for_each(|name| self.remove_instance_counts(key, name));
         }
         drop(models);
-        self.consumer.own(bucket, None);
+        self.consumer.set_fence(bucket, None);
         self.row_filter.disable(bucket);
         self.owned.remove(&bucket);
         self.progress.send_modify(|progress| {
@@ -105,7 +105,7 @@ impl ViewsConsumer {
         if due.is_empty() {
             return Ok(());
         }
-        let fences = match take_fences(&self.deps.store, CONSUMER, &due).await {
+        let fences = match acquire_fences(&self.deps.store, CONSUMER, &due).await {
             Ok(fences) => fences,
             Err(StoreError::Closed) => return Err(StoreError::Closed),
             Err(error) => {
@@ -148,7 +148,7 @@ impl ViewsConsumer {
 
     fn add_owned(&mut self, bucket: Bucket, owned: OwnedBucket) {
         let cursor = owned.cursor;
-        self.consumer.own(bucket, Some(owned.fence.clone()));
+        self.consumer.set_fence(bucket, Some(owned.fence.clone()));
         self.consumer.confirm_written(bucket, cursor);
         self.row_filter.enable(bucket, cursor);
         self.owned.insert(bucket, owned);

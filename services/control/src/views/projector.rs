@@ -35,7 +35,7 @@ impl ViewsProjector {
     /// Returns a projector that makes only the rows as of the end of the log.
     pub fn for_rebuild() -> Self {
         Self {
-            projection: Projection::with_late_rows(),
+            projection: Projection::with_deferred_rows(),
             ..Self::default()
         }
     }
@@ -54,7 +54,7 @@ impl ViewsProjector {
 
     /// Applies a record whose rows are already written.
     pub fn fold(&mut self, record: &Record) {
-        self.apply_with(record, |projection| projection.apply_silently(record));
+        self.apply_with(record, |projection| projection.apply_without_rows(record));
     }
 
     /// Returns none if the record is skipped or cannot be applied.
@@ -71,7 +71,7 @@ impl ViewsProjector {
             Ok(applied) => Some(applied),
             Err(detail) => {
                 // The event may be partly applied, which the rows must not show.
-                self.must_restart |= self.projection.has_late_rows();
+                self.must_restart |= self.projection.has_deferred_rows();
                 if let Some(key) = record.endpoint() {
                     self.park(key, record.position, record.event.type_name(), detail);
                 }
@@ -152,7 +152,7 @@ impl Projector for ViewsProjector {
         rows.unwrap_or_default()
     }
 
-    fn pass_over(&mut self, unreadable: &Unreadable) {
+    fn skip_unreadable(&mut self, unreadable: &Unreadable) {
         let Unreadable {
             position,
             type_name,
@@ -166,13 +166,13 @@ impl Projector for ViewsProjector {
         }
     }
 
-    fn rest(&mut self) -> Option<Vec<RowChange>> {
+    fn finish(&mut self) -> Option<Vec<RowChange>> {
         if std::mem::take(&mut self.must_restart) {
             let skipped = std::mem::take(&mut self.skipped);
             *self = Self::resuming_from(BTreeMap::new(), skipped);
             return None;
         }
-        Some(self.projection.late_rows())
+        Some(self.projection.take_deferred_rows())
     }
 
     fn is_written_once(&self, model: &str) -> bool {

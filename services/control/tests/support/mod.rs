@@ -143,9 +143,9 @@ impl TestWorld {
             logs,
             history,
         };
-        let mut own = OwnSecrets::default();
-        own.add_place(dir.path());
-        own.add_variable("BUS_PASSWORD");
+        let mut own_secrets = OwnSecrets::default();
+        own_secrets.add_path(dir.path());
+        own_secrets.add_variable("BUS_PASSWORD");
         let config = ControlConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
             data: dir.path().to_owned(),
@@ -153,7 +153,7 @@ impl TestWorld {
             replica: None,
             gateway: Some("http://127.0.0.1:8080".into()),
             limits,
-            own,
+            own_secrets,
             descriptors: Default::default(),
         };
         let relay = runtime::relay::run(store.clone(), bus.clone(), shutdown.clone());
@@ -349,8 +349,8 @@ impl TestWorld {
             ..Commit::default()
         };
         match self.store.commit(commit).await.unwrap() {
-            Committed::Now { records } => records.last().unwrap().position.0,
-            Committed::Before { .. } => unreachable!("there is no idempotency key"),
+            Committed::Written { records } => records.last().unwrap().position.0,
+            Committed::Duplicate { .. } => unreachable!("there is no idempotency key"),
         }
     }
 

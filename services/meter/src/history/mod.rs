@@ -21,48 +21,48 @@ use std::sync::Arc;
 
 use contract::ids::{Bucket, EndpointKey};
 use contract::time::Timestamp;
-use runtime::retry::until_opened;
+use runtime::retry::open_when_available;
 use store::StoreError;
-use store::sql::{Beside, Pool, Pooled, Tables};
+use store::sql::{AuxiliaryDatabase, AuxiliaryTables, Pool, PooledConnection};
 use tokio::sync::Mutex;
 
 pub use read::{GapSpan, POINTS_MAX, Point, Query};
 use read::{StepGrid, read, read_coverage};
 pub(crate) use write::{BucketSave, SaveBatch, SavedBucket};
 
-static TABLES: Tables = Tables {
+static TABLES: AuxiliaryTables = AuxiliaryTables {
     sqlite: &sqlite::MIGRATIONS,
     postgres: &postgres::MIGRATIONS,
-    listed_in: postgres::MIGRATIONS_LISTED_IN,
+    migrations_table: postgres::MIGRATIONS_LISTED_IN,
 };
 
 /// Where the history is stored.
 #[derive(Clone, PartialEq, Eq)]
-pub enum HistoryPlace {
+pub enum HistoryLocation {
     File(PathBuf),
     /// The URL of a PostgreSQL database, usually that of the store.
     Database(String),
 }
 
-impl HistoryPlace {
+impl HistoryLocation {
     /// Next to the log if that is in PostgreSQL, otherwise a file in the data folder.
-    pub fn of_store(url: &str, data: &Path) -> Self {
+    pub fn for_store(url: &str, data: &Path) -> Self {
         match url.starts_with("postgres://") || url.starts_with("postgresql://") {
             true => Self::Database(url.to_owned()),
             false => Self::File(data.join("history.db")),
         }
     }
 
-    fn auxiliary_tables(&self) -> Result<Beside, StoreError> {
+    fn auxiliary_tables(&self) -> Result<AuxiliaryDatabase, StoreError> {
         match self {
-            Self::File(path) => Ok(Beside::file(path)),
-            Self::Database(url) => Beside::database(url),
+            Self::File(path) => Ok(AuxiliaryDatabase::file(path)),
+            Self::Database(url) => AuxiliaryDatabase::database(url),
         }
     }
 }
 
 /// Omits the URL, which may contain a password.
-impl std::fmt::Debug for HistoryPlace {
+impl std::fmt::Debug for HistoryLocation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(path) => f.debug_tuple("File").field(path).finish(),
@@ -96,7 +96,7 @@ struct Inner {
 
 enum Writer {
     /// A file has a single writer.
-    File(Mutex<store::sql::Owned>),
+    File(Mutex<store::sql::OwnedConnection>),
     /// A database is written to through the pool.
     Pool,
     ReadOnly,
@@ -104,29 +104,29 @@ enum Writer {
 
 impl History {
     /// Opens the history, creating it if necessary.
-    pub async fn open(location: &HistoryPlace) -> Result<Self, HistoryError> {
+    pub async fn open(location: &HistoryLocation) -> Result<Self, HistoryError> {
         Self::open_with_retries(location, true).await
     }
 
     /// Opens the history read-only, for processes without a meter. Creates the tables too, since a reader
     /// may come first.
-    pub async fn open_reader(location: &HistoryPlace) -> Result<Self, HistoryError> {
+    pub async fn open_read_only(location: &HistoryLocation) -> Result<Self, HistoryError> {
         Self::open_with_retries(location, false).await
     }
 
     /// Retries for a database, whose server may be temporarily unavailable.
     async fn open_with_retries(
-        location: &HistoryPlace,
+        location: &HistoryLocation,
         writes: bool,
     ) -> Result<Self, HistoryError> {
         let opened = match location {
-            HistoryPlace::File(_) => Self::open_for(location, writes).await,
-            _ => until_opened(|| Self::open_for(location, writes)).await,
+            HistoryLocation::File(_) => Self::open_for(location, writes).await,
+            _ => open_when_available(|| Self::open_for(location, writes)).await,
         };
         opened.map_err(cannot_open)
     }
 
-    async fn open_for(location: &HistoryPlace, writes: bool) -> Result<Self, StoreError> {
+    async fn open_for(location: &HistoryLocation, writes: bool) -> Result<Self, StoreError> {
         let tables = location.auxiliary_tables()?;
         tables.migrate(&TABLES).await?;
         let writer = match writes {
@@ -152,7 +152,7 @@ impl History {
         }
     }
 
-    async fn pooled(&self) -> Result<Pooled, HistoryError> {
+    async fn pooled(&self) -> Result<PooledConnection, HistoryError> {
         let pooled = self.inner.pool.acquire().await;
         pooled.map_err(|error| self.failed(error))
     }

@@ -3,7 +3,7 @@
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, FromRow};
-use store::sql::{Connection, limited};
+use store::sql::{Connection, with_timeout};
 
 pub(super) struct Sql {
     text: String,
@@ -94,7 +94,7 @@ impl Sql {
             }
             Connection::Postgres(connection, limit) => {
                 let query = bound!(self.args, sqlx::query_as(text));
-                limited(*limit, query.fetch_all(&mut **connection)).await
+                with_timeout(*limit, query.fetch_all(&mut **connection)).await
             }
         }
     }
@@ -110,7 +110,7 @@ impl Sql {
             }
             Connection::Postgres(connection, limit) => {
                 let query = bound!(self.args, sqlx::query(text));
-                let done = limited(*limit, query.execute(&mut **connection)).await?;
+                let done = with_timeout(*limit, query.execute(&mut **connection)).await?;
                 Ok(done.rows_affected())
             }
         }

@@ -73,12 +73,12 @@ async fn totals(history: &History) -> (u64, u64) {
 }
 
 async fn in_file(folder: &tempfile::TempDir) -> History {
-    let location = HistoryPlace::File(folder.path().join("history.db"));
+    let location = HistoryLocation::File(folder.path().join("history.db"));
     History::open(&location).await.unwrap()
 }
 
 async fn in_database() -> Option<History> {
-    let location = HistoryPlace::Database(servers::Postgres::shared()?.database());
+    let location = HistoryLocation::Database(servers::Postgres::shared()?.database());
     Some(History::open(&location).await.unwrap())
 }
 
@@ -165,8 +165,8 @@ async fn a_claim_with_an_older_generation_returns_nothing() {
 #[tokio::test]
 async fn a_reader_cannot_write() {
     let folder = tempfile::tempdir().unwrap();
-    let location = HistoryPlace::File(folder.path().join("history.db"));
-    let reader = History::open_reader(&location).await.unwrap();
+    let location = HistoryLocation::File(folder.path().join("history.db"));
+    let reader = History::open_read_only(&location).await.unwrap();
     let refused = reader.save(&save(1, SECOND), false).await.unwrap_err();
     assert!(refused.to_string().contains("reading only"), "{refused}");
 }
@@ -237,6 +237,6 @@ fn both_databases_have_migrations_of_the_same_names() {
 
 #[test]
 fn a_location_is_printed_without_its_password() {
-    let location = HistoryPlace::Database("postgres://me:secret@h/d".to_owned());
+    let location = HistoryLocation::Database("postgres://me:secret@h/d".to_owned());
     assert!(!format!("{location:?}").contains("secret"));
 }

@@ -15,7 +15,7 @@ use contract::ids::{EndpointKey, Name, Uid};
 use contract::log::{Actor, NewEvent, Record, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
 use contract::usage::UsageMinute;
-use meter::{Config, Deps, History, HistoryPlace, Meter, Point, Query};
+use meter::{Config, Deps, History, HistoryLocation, Meter, Point, Query};
 use runtime::clock::ManualClock;
 use runtime::health::Health;
 use runtime::ids::{Ids, SeededIds};
@@ -62,7 +62,7 @@ macro_rules! on_both {
 
 pub struct Harness {
     _folder: TempDir,
-    pub location: HistoryPlace,
+    pub location: HistoryLocation,
     pub store: Store,
     pub bus: Arc<LocalBus>,
     pub clock: Arc<ManualClock>,
@@ -107,9 +107,9 @@ impl Harness {
         let stop = CancellationToken::new();
         tokio::spawn(relay::run(store.clone(), bus.clone(), stop.clone()));
         let harness = Self {
-            location: HistoryPlace::of_store(&url, folder.path()),
+            location: HistoryLocation::for_store(&url, folder.path()),
             _folder: folder,
-            committed: store.committed(),
+            committed: store.subscribe(),
             usage_events: VecDeque::new(),
             store,
             bus,
@@ -168,7 +168,7 @@ impl Harness {
             metrics: metrics.clone(),
             health: health.clone(),
         };
-        let meter = Meter::open(Config::keeping(self.location.clone()), deps)
+        let meter = Meter::open(Config::with_history(self.location.clone()), deps)
             .await
             .unwrap();
         let history = meter.history();

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use bus::{Bus, BusError, BusMessage, RouteMessage, Subscription};
-use contract::frame::{Frame, FrameHead};
+use contract::frame::{Frame, FrameHeader};
 use contract::ids::Bucket;
 use contract::log::Record;
 use contract::route::RouteUpdate;
@@ -45,7 +45,7 @@ impl SharedFrames {
 pub struct MemberBus {
     frames: Arc<SharedFrames>,
     records: Mutex<Vec<mpsc::Sender<BusMessage>>>,
-    pub unreadable: Mutex<Vec<FrameHead>>,
+    pub unreadable: Mutex<Vec<FrameHeader>>,
 }
 
 impl MemberBus {
@@ -91,7 +91,7 @@ impl Bus for MemberBus {
     fn subscribe_frames_since(&self, since: Timestamp) -> mpsc::Receiver<Arc<Frame>> {
         self.frames.subscribe(Some(since))
     }
-    fn take_unreadable_frames(&self) -> Vec<FrameHead> {
+    fn take_unreadable_frames(&self) -> Vec<FrameHeader> {
         std::mem::take(&mut self.unreadable.lock().unwrap())
     }
     fn publish_route(&self, _update: Arc<RouteUpdate>) {}
@@ -101,7 +101,7 @@ impl Bus for MemberBus {
     fn dropped(&self) -> u64 {
         0
     }
-    fn trouble(&self) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         None
     }
     async fn close(&self) {}

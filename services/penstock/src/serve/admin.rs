@@ -31,7 +31,7 @@ const LIMITS: Limits = Limits {
     streams: 128,
     head: Duration::from_secs(10),
     body: Duration::from_secs(10),
-    stall: Duration::from_secs(30),
+    write_timeout: Duration::from_secs(30),
 };
 
 #[derive(Clone)]
@@ -55,7 +55,7 @@ impl AdminState {
     /// The response body, as control's: names of endpoints and servers are for trusted clients only.
     fn body(&self, status: &str, missing: Vec<String>, trusted: bool) -> Value {
         let (missing, remarks) = match trusted {
-            true => (missing, self.health.remarks()),
+            true => (missing, self.health.warnings()),
             false => (Vec::new(), Vec::new()),
         };
         let mut body = json!({"status": status, "missing": missing});
@@ -118,7 +118,7 @@ impl Admin {
 
     pub async fn serve(self, shutdown: CancellationToken) {
         let (limits, descriptors) = (self.limits, self.descriptors);
-        control::accept(self.listener, self.router, limits, descriptors, shutdown).await;
+        control::serve_connections(self.listener, self.router, limits, descriptors, shutdown).await;
     }
 }
 
@@ -226,7 +226,7 @@ mod tests {
         let (address, health, stop) = admin(8, PATIENCE).await;
         let gateway = health.component("gateway");
         gateway.waiting("no routes yet");
-        gateway.remark(Some("1 endpoint is parked".to_owned()));
+        gateway.set_warning(Some("1 endpoint is parked".to_owned()));
         let response = get(address, "/readyz").await;
         assert!(response.starts_with("HTTP/1.1 503"), "{response}");
         assert!(response.contains("gateway: no routes yet"), "{response}");

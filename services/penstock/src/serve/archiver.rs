@@ -64,7 +64,7 @@ impl Archiver {
             tracing::warn!(%error, "archiving failed");
             format!("old events stay in the store: {error}")
         });
-        self.component.remark(remark);
+        self.component.set_warning(remark);
         match sealed {
             Ok(()) => INTERVAL,
             Err(_) => RETRY_AFTER,
@@ -167,11 +167,11 @@ mod tests {
         let blocking_file = folder.path().join("archive");
         std::fs::write(&blocking_file, "").unwrap();
         assert_eq!(archiver.run_once(&fence).await, RETRY_AFTER);
-        let remarks = health.remarks();
+        let remarks = health.warnings();
         assert!(remarks[0].contains("old events stay"), "{remarks:?}");
         assert_eq!(health.missing(), Vec::<String>::new());
         std::fs::remove_file(&blocking_file).unwrap();
         assert_eq!(archiver.run_once(&fence).await, INTERVAL);
-        assert_eq!(health.remarks(), Vec::<String>::new());
+        assert_eq!(health.warnings(), Vec::<String>::new());
     }
 }

@@ -77,8 +77,8 @@ async fn process(setup: &mut BackendSetup<'_>) -> anyhow::Result<Arc<dyn Backend
     let ctx = setup.ctx;
     let config = ProcessConfig {
         host: advertised_host(setup.args).await?,
-        own: ctx.own.clone(),
-        means: ctx.budget.for_instances(),
+        own_secrets: ctx.own.clone(),
+        resource_limits: ctx.budget.for_instances(),
         ..ProcessConfig::new(ctx.data.clone(), setup.node.to_owned(), directory)
     };
     Ok(ProcessBackend::open(config).await?)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::descriptors::{Descriptors, Limit, Needs, Shares, raise};
+use runtime::descriptors::{Descriptors, Limit, Needs, Shares, raise_limit};
 
 use super::args::ServeArgs;
 
@@ -25,7 +25,7 @@ impl DescriptorBudget {
     /// # Errors
     /// If the limit is too low to serve anything.
     pub fn of(args: &ServeArgs) -> anyhow::Result<Self> {
-        let limit = raise();
+        let limit = raise_limit();
         let store = args.store.as_deref().unwrap_or_default();
         let needs = Needs {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -56,16 +56,16 @@ impl DescriptorBudget {
     }
 
     /// The budget of the process backend; instances get the limit that this process was started with.
-    pub fn for_instances(&self) -> backends::process::Means {
+    pub fn for_instances(&self) -> backends::process::ResourceLimits {
         let Limit { now, original } = self.limit;
         let descriptors = self.descriptors.clone();
-        backends::process::Means {
+        backends::process::ResourceLimits {
             instance_descriptors: (now != original).then_some(original),
             probes_max: self.shares.probes,
-            hands_max: self.shares.hands,
-            held: self.descriptors.held(),
-            held_max: self.shares.instances_max(),
-            listener: Arc::new(move |what, error| descriptors.lack(what, error)),
+            blocking_max: self.shares.file_tasks,
+            held_descriptors: self.descriptors.held(),
+            held_descriptors_max: self.shares.instances_max(),
+            listener: Arc::new(move |what, error| descriptors.record_shortage(what, error)),
         }
     }
 }

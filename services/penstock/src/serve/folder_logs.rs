@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actuator::logs::{LogsError, LogsQuery, NodeLines, NodeLogs};
-use backends::logs::{LogLine, LogReader, Most, Tail};
+use backends::logs::{LogLine, LogReader, TailLimits, TailSearch};
 use bytes::Bytes;
 use contract::ids::DeploymentRef;
 use futures::StreamExt;
@@ -47,15 +47,15 @@ impl FolderLogs {
     }
 
     /// A notice for the top of the response if existing lines are cut without the client having asked.
-    fn cut_notice(&self, tail: &Tail, query: &LogsQuery) -> Option<String> {
-        let most = match (tail.is_cut(), query.limit) {
+    fn cut_notice(&self, tail: &TailSearch, query: &LogsQuery) -> Option<String> {
+        let most = match (tail.is_cut_by_size(), query.limit) {
             (true, _) => format!("{} bytes of them", self.backlog_bytes_max),
             (false, None) => format!("{LINES_MAX} of them"),
             (false, Some(_)) => return None,
         };
         let cut_notice =
             format!("penstock: older lines are omitted: a response has at most {most}\n");
-        tail.leaves_out().then_some(cut_notice)
+        tail.has_earlier_lines().then_some(cut_notice)
     }
 }
 
@@ -67,14 +67,14 @@ impl NodeLogs for FolderLogs {
                 "this node has too many log readers; close one, or try again later".to_owned(),
             )
         })?;
-        let most = Most {
+        let most = TailLimits {
             lines: query.limit.unwrap_or(LINES_MAX).min(LINES_MAX),
             bytes: self.backlog_bytes_max,
         };
         let reader = backends::logs::logs(&self.data, of, query.since, query.instance.clone());
         let failed = |error: io::Error| LogsError::Failed(error.to_string());
         let (mut reader, tail) = find_tail(reader, most).await.map_err(failed)?;
-        let (past, cut_notice) = (tail.lines(), self.cut_notice(&tail, &query));
+        let (existing_lines, cut_notice) = (tail.lines(), self.cut_notice(&tail, &query));
         reader.start_at(tail);
         let state = LogStream {
             reader,
@@ -84,7 +84,7 @@ impl NodeLogs for FolderLogs {
             _permit: permit,
         };
         Ok(NodeLines {
-            past,
+            existing_lines,
             stream: stream::unfold(state, LogStream::next).boxed(),
         })
     }
@@ -102,7 +102,7 @@ async fn run_blocking<T: Send + 'static>(
 }
 
 /// Finds the tail block by block, so that the search ends when the client disconnects.
-async fn find_tail(reader: LogReader, most: Most) -> io::Result<(LogReader, Tail)> {
+async fn find_tail(reader: LogReader, most: TailLimits) -> io::Result<(LogReader, TailSearch)> {
     let open_tail = move || {
         let tail = reader.tail(most)?;
         Ok((reader, tail))
@@ -155,7 +155,7 @@ impl LogStream {
     /// The next lines; `None` if there are none for now.
     fn read(&mut self) -> io::Result<Option<Vec<LogLine>>> {
         if self.is_in_backlog {
-            return self.reader.read_past(CHUNK_BYTES_MAX);
+            return self.reader.read_backlog(CHUNK_BYTES_MAX);
         }
         let lines = self.reader.read(CHUNK_BYTES_MAX)?;
         Ok((!lines.is_empty()).then_some(lines))
@@ -231,7 +231,7 @@ mod tests {
         let folder = Folder::new(40_000, 1);
         for (query, expected) in [(LogsQuery::default(), 40_000), (limit(25_000), 25_000)] {
             let opened = folder.open(query).await.unwrap();
-            assert_eq!(opened.past, expected);
+            assert_eq!(opened.existing_lines, expected);
             let (lines, largest) = read(opened).await;
             assert_eq!(lines.len(), expected);
             assert_eq!(lines[0], format!("a line {:06}", 40_000 - expected));
@@ -264,7 +264,7 @@ mod tests {
         let refused = folder.open(limit(1)).await.err().unwrap();
         assert!(matches!(refused, LogsError::Busy(_)), "{refused}");
         drop(first);
-        assert_eq!(folder.open(limit(1)).await.unwrap().past, 1);
+        assert_eq!(folder.open(limit(1)).await.unwrap().existing_lines, 1);
     }
 
     #[tokio::test]
@@ -275,8 +275,8 @@ mod tests {
             ..limit(2)
         };
         let mut opened = folder.open(query).await.unwrap();
-        let past = opened.stream.next().await.unwrap().unwrap();
-        assert_eq!(past, "a line 000038\na line 000039\n");
+        let existing_lines = opened.stream.next().await.unwrap().unwrap();
+        assert_eq!(existing_lines, "a line 000038\na line 000039\n");
         let log = folder.data.path().join("logs/iris/blue/a.log");
         let mut text = fs::read(&log).unwrap();
         text.extend_from_slice(b"more\n");

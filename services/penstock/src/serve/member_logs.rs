@@ -208,7 +208,7 @@ impl LogSource for MemberLogs {
             Some((id, node)) => Some((id, node, own_lines(node, of, node_query.clone()).await?)),
             None => None,
         };
-        let counts = own.iter().map(|(.., lines)| lines.past);
+        let counts = own.iter().map(|(.., lines)| lines.existing_lines);
         let counts = counts.chain(counted.iter().map(|count| *count.as_ref().unwrap_or(&0)));
         let mut shares = shares(&counts.collect::<Vec<_>>(), node_query.limit).into_iter();
         let mut share = || LogsQuery {
@@ -217,7 +217,10 @@ impl LogSource for MemberLogs {
         };
         if let Some((id, node, mut lines)) = own.take() {
             let share = share();
-            if share.limit.is_some_and(|limit| limit < lines.past) {
+            if share
+                .limit
+                .is_some_and(|limit| limit < lines.existing_lines)
+            {
                 // Drop the first reader: there may be a permit for only one.
                 drop(lines);
                 lines = own_lines(node, of, share).await?;
@@ -298,13 +301,16 @@ mod tests {
     impl NodeLogs for FixedLines {
         async fn logs(&self, _: &DeploymentRef, query: LogsQuery) -> Result<NodeLines, LogsError> {
             let lines: Vec<&str> = self.0.split_inclusive('\n').collect();
-            let past = query.limit.unwrap_or(usize::MAX).min(lines.len());
-            let text = lines[lines.len() - past..].concat();
+            let existing_lines = query.limit.unwrap_or(usize::MAX).min(lines.len());
+            let text = lines[lines.len() - existing_lines..].concat();
             // In chunks that do not end with lines.
             let (first, second) = text.split_at(text.len() / 2);
             let chunks = [first, second].map(|text| Bytes::from(text.to_owned()));
             let stream = stream::iter(chunks.map(io::Result::Ok)).boxed();
-            Ok(NodeLines { past, stream })
+            Ok(NodeLines {
+                existing_lines,
+                stream,
+            })
         }
     }
 

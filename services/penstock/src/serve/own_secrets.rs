@@ -70,7 +70,7 @@ fn add_path(own: &mut OwnSecrets, path: &Path) {
     }
     let names = [std::path::absolute(path), path.canonicalize()];
     for name in names.into_iter().flatten() {
-        own.add_place(&name);
+        own.add_path(&name);
     }
 }
 

@@ -11,7 +11,7 @@ use runtime::clock::{Clock, SteppedClock, SystemClock};
 use runtime::health::Health;
 use runtime::ids::{Ids, SystemIds};
 use runtime::metrics::Metrics;
-use runtime::retry::until_opened;
+use runtime::retry::open_when_available;
 use runtime::token::InternalToken;
 use serde_json::{Map, Value};
 use store::Store;
@@ -154,7 +154,7 @@ async fn open_store(args: &ServeArgs, data: &Path) -> anyhow::Result<Store> {
     // A file exists or does not; a database server may start after us.
     let opened = match url.starts_with("sqlite:") {
         true => Store::open_with(&url, archives).await,
-        false => until_opened(|| Store::open_with(&url, archives)).await,
+        false => open_when_available(|| Store::open_with(&url, archives)).await,
     };
     opened.context("cannot open the event store")
 }

@@ -14,7 +14,7 @@ use bus::Bus;
 use control::{Control, ControlConfig, ControlDeps, HistorySource, Limits, NoHistory};
 use domain::instances::plan::REMOVAL_GRACE;
 use gateway::Gateway;
-use meter::{History, HistoryPlace, Meter};
+use meter::{History, HistoryLocation, Meter};
 use prometheus_client::metrics::counter::Counter;
 use runtime::health::Component;
 use runtime::reconcile::Deps;
@@ -128,7 +128,7 @@ struct BusHealth {
 
 impl BusHealth {
     fn poll(&mut self, bus: &dyn Bus, component: &Component) {
-        self.update(bus.trouble(), bus.remark(), component);
+        self.update(bus.problem(), bus.warning(), component);
     }
 
     fn update(
@@ -142,8 +142,8 @@ impl BusHealth {
             true => (bus_problem, remark),
             false => (None, bus_problem.or(remark)),
         };
-        component.trouble(problem);
-        component.remark(remark);
+        component.set_problem(problem);
+        component.set_warning(remark);
     }
 }
 
@@ -209,7 +209,7 @@ pub async fn meter(startup: &mut Startup<'_>) -> anyhow::Result<()> {
         metrics: ctx.metrics.clone(),
         health: ctx.health.clone(),
     };
-    let config = meter::Config::keeping(location);
+    let config = meter::Config::with_history(location);
     let meter = Meter::open(config.clone(), deps.clone()).await?;
     let history = Arc::new(MeterHistory::new(meter.history()));
     let group = startup.group();
@@ -230,17 +230,17 @@ pub async fn meter(startup: &mut Startup<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn history_location(args: &ServeArgs, ctx: &ServerContext) -> HistoryPlace {
-    HistoryPlace::of_store(args.store.as_deref().unwrap_or_default(), &ctx.data)
+fn history_location(args: &ServeArgs, ctx: &ServerContext) -> HistoryLocation {
+    HistoryLocation::for_store(args.store.as_deref().unwrap_or_default(), &ctx.data)
 }
 
 /// The history that meters in other processes keep; it can be read only if it is stored next to the log in
 /// a shared database.
-async fn shared_history(location: &HistoryPlace) -> anyhow::Result<Arc<dyn HistorySource>> {
-    if matches!(location, HistoryPlace::File(_)) {
+async fn shared_history(location: &HistoryLocation) -> anyhow::Result<Arc<dyn HistorySource>> {
+    if matches!(location, HistoryLocation::File(_)) {
         return Ok(Arc::new(NoHistory));
     }
-    let history = History::open_reader(location).await?;
+    let history = History::open_read_only(location).await?;
     Ok(Arc::new(MeterHistory::new(history)))
 }
 
@@ -257,7 +257,7 @@ pub async fn control(startup: &mut Startup<'_>) -> anyhow::Result<()> {
         replica: replica(plan, &ctx.data)?,
         gateway: (args.gateway_url.clone()).or(startup.addresses.gateway.clone()),
         limits: ctx.budget.limits(Limits::default()),
-        own: ctx.own.clone(),
+        own_secrets: ctx.own.clone(),
         descriptors: ctx.budget.descriptors.clone(),
     };
     let deps = ControlDeps {
@@ -446,7 +446,7 @@ mod tests {
         assert!(health.missing().is_empty());
         bus_health.update(Some("no broker answers".to_owned()), None, &component);
         assert!(health.missing().is_empty());
-        assert_eq!(health.remarks(), ["bus: no broker answers"]);
+        assert_eq!(health.warnings(), ["bus: no broker answers"]);
     }
 
     #[test]

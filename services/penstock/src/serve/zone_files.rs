@@ -46,7 +46,7 @@ pub fn zones(folder: Option<&Path>) -> anyhow::Result<ZoneData> {
         "--zoneinfo {}: the folder contains no time zones",
         folder.display()
     );
-    ZoneData::given(&version, files)
+    ZoneData::from_tzif(&version, files)
         .map_err(|why| anyhow::anyhow!("--zoneinfo {}: {why}", folder.display()))
 }
 

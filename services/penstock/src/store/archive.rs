@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(
             render(&report),
             "2 events would be archived, up to position 2\n\
-             cannot archive more now: `relay` stands at position 2\n"
+             cannot archive more now: `relay` is at position 2\n"
         );
         assert_eq!(store.archives().await.unwrap(), []);
     }

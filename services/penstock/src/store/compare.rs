@@ -189,7 +189,7 @@ async fn hash_of(log: ComparableLog, up_to: Position) -> Result<HashReport, CliE
     let mut progress = Progress::new("log read up to position");
     while let Some(at) = scan.peek_position().await?.filter(|at| *at <= up_to) {
         if let Some(event) = scan.next_if_at(at) {
-            scan.hasher.take_in(&event);
+            scan.hasher.update(&event);
         }
         progress.report(at.0, of.0);
     }
@@ -311,7 +311,7 @@ impl LogComparer {
         let mut progress = Progress::new("compared up to position");
         while let Some(pair) = self.next(up_to).await? {
             for (scan, event) in self.scans.iter_mut().zip(&pair.events) {
-                event.iter().for_each(|event| scan.hasher.take_in(event));
+                event.iter().for_each(|event| scan.hasher.update(event));
             }
             self.count_unmatched(&pair);
             match (pair.difference(), &self.first_difference) {

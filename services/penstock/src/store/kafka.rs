@@ -82,13 +82,13 @@ fn read_error(error: BusError) -> CliError {
 }
 
 fn convert_extent(extent: bus::kafka::Extent) -> Extent {
-    let holes = extent.holes.iter().map(|gap| Gap {
+    let holes = extent.gaps.iter().map(|gap| Gap {
         missing: gap.missing,
         bucket: gap.bucket,
         needed_by: gap.needed_by,
     });
     Extent {
-        whole: extent.whole,
+        whole: extent.contiguous,
         last: extent.last,
         records: extent.records,
         repeated: extent.repeated,

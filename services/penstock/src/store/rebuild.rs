@@ -197,14 +197,16 @@ async fn import_from_kafka(mut log: KafkaLog, store: &Store) -> Result<ImportSum
         left_out += above.len() as u64;
         imported += page.len() as u64;
         for event in &page {
-            hasher.take_in(event);
+            hasher.update(event);
             UndecodableEvents::count(&mut not_known, event);
         }
         store::append_raw(store, page).await.map_err(failed)?;
         progress.report(imported, log.extent.records);
     }
     let last = log.extent.last;
-    store::go_on_above(store, last).await.map_err(failed)?;
+    store::skip_positions_above(store, last)
+        .await
+        .map_err(failed)?;
     // The relay must not continue after a gap or an unreadable message.
     if is_complete(&log.extent, left_out) {
         advance_relay(store, contiguous_end).await?;
@@ -250,7 +252,7 @@ async fn rebuild_models(store: &Store) -> Result<(usize, Vec<ParkedView>), CliEr
             since: SystemClock.now(),
             ..view.clone()
         };
-        let listed = parking::list(store, key, view.clone()).await;
+        let listed = parking::record_parked(store, key, view.clone()).await;
         listed.map_err(failed)?;
         parked.push(view);
     }

@@ -88,7 +88,7 @@ async fn with_bus(store: &Store, args: &RepublishArgs) -> Result<Republished, Cl
 /// able to fix it.
 async fn wait_until_reachable(bus: &dyn Bus, deadline: Instant) -> Result<(), CliError> {
     let mut is_reported = false;
-    while let Some(problem) = bus.trouble() {
+    while let Some(problem) = bus.problem() {
         // The message names the server's option.
         let problem = problem.replace("--bus", "--to");
         if Instant::now() >= deadline {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: damping moves a recommendation towards the current count, and never across it.
 
-use contract::decision::{LastChange, Outcome};
+use contract::decision::{DecisionOutcome, LastChange};
 use contract::resources::Direction;
 use contract::time::{Span, Timestamp};
 
@@ -18,7 +18,7 @@ impl<R: Recorder> Run<'_, R> {
         inputs: &[RuleInput],
         base: u32,
         recommendation: Candidate,
-    ) -> (Candidate, Option<Outcome>) {
+    ) -> (Candidate, Option<DecisionOutcome>) {
         if recommendation.count >= base {
             return (recommendation, None);
         }
@@ -50,7 +50,7 @@ impl<R: Recorder> Run<'_, R> {
             let detail = describe::projection(profile, inputs, blocking, after, base);
             stage("projection", recommendation.count, after, detail)
         });
-        let held = (after == base).then_some(Outcome::HeldByProjection);
+        let held = (after == base).then_some(DecisionOutcome::HeldByProjection);
         let recommendation = Candidate {
             count: after,
             rule: recommendation.rule,
@@ -73,7 +73,7 @@ impl<R: Recorder> Run<'_, R> {
         let inside = self
             .tick
             .carried
-            .wishes
+            .recommendations
             .iter()
             .filter(|earlier| window > Span::ZERO && self.now.since(earlier.last) < window)
             .map(|earlier| earlier.instances);

@@ -13,7 +13,7 @@ use crate::sql::columns::{
     self, CursorRow, SnapshotParts, StoredIdempotencyKey, UPDATE_CHANGED_ROWS, UPDATE_PART,
     UPDATE_SNAPSHOT,
 };
-use crate::sql::connection::limited;
+use crate::sql::connection::with_timeout;
 
 /// The notification channel for new positions.
 pub(crate) const CHANNEL: &str = "penstock_head";
@@ -58,7 +58,7 @@ pub(crate) async fn insert_events(
     .bind(CHANNEL)
     .bind(last.to_string())
     .execute(connection);
-    limited(limit, query).await?;
+    with_timeout(limit, query).await?;
     Ok(())
 }
 
@@ -75,7 +75,7 @@ pub(crate) async fn chain_events(
     .bind(chained.iter().map(|c| c.0.0 as i64).collect::<Vec<_>>())
     .bind(chained.iter().map(|c| &c.1.0[..]).collect::<Vec<&[u8]>>())
     .execute(connection);
-    limited(limit, query).await?;
+    with_timeout(limit, query).await?;
     Ok(())
 }
 
@@ -115,7 +115,7 @@ pub(crate) async fn write_rows(
                 row.doc.as_deref().unwrap_or_default()
             }))
             .execute(&mut *connection);
-        changed += limited(limit, query).await?.rows_affected();
+        changed += with_timeout(limit, query).await?.rows_affected();
     }
     if !deletions.is_empty() {
         let query = sqlx::query(
@@ -125,7 +125,7 @@ pub(crate) async fn write_rows(
         .bind(texts(&deletions, |row| row.model))
         .bind(texts(&deletions, |row| &row.key))
         .execute(&mut *connection);
-        changed += limited(limit, query).await?.rows_affected();
+        changed += with_timeout(limit, query).await?.rows_affected();
     }
     Ok(changed)
 }
@@ -154,7 +154,7 @@ pub(crate) async fn write_cursors(
             .collect::<Vec<_>>(),
     )
     .execute(connection);
-    limited(limit, query).await?;
+    with_timeout(limit, query).await?;
     Ok(())
 }
 
@@ -173,7 +173,7 @@ pub(crate) async fn write_snapshots(
         .bind(consumers(replaced.iter().copied()))
         .bind(buckets(replaced.iter().copied()))
         .execute(&mut *connection);
-        limited(limit, query).await?;
+        with_timeout(limit, query).await?;
     }
     let upsert = format!(
         "INSERT INTO snapshots (consumer, bucket, version, position, event_hash, hash) \
@@ -193,7 +193,7 @@ pub(crate) async fn write_snapshots(
         )
         .bind(changes.iter().map(|c| c.hash.as_str()).collect::<Vec<_>>())
         .execute(&mut *connection);
-    limited(limit, query).await?;
+    with_timeout(limit, query).await?;
     let parts = SnapshotParts::of(changes);
     for chunk in parts.upserts.chunks(PARTS_MAX) {
         let upsert = format!(
@@ -206,7 +206,7 @@ pub(crate) async fn write_snapshots(
             .bind(chunk.iter().map(|(_, key, _)| *key).collect::<Vec<_>>())
             .bind(chunk.iter().map(|(.., doc)| *doc).collect::<Vec<_>>())
             .execute(&mut *connection);
-        limited(limit, query).await?;
+        with_timeout(limit, query).await?;
     }
     for chunk in parts.deletions.chunks(PARTS_MAX) {
         let query = sqlx::query(
@@ -219,7 +219,7 @@ pub(crate) async fn write_snapshots(
         .bind(buckets(chunk.iter().map(|(meta, _)| *meta)))
         .bind(chunk.iter().map(|(_, key)| *key).collect::<Vec<_>>())
         .execute(&mut *connection);
-        limited(limit, query).await?;
+        with_timeout(limit, query).await?;
     }
     Ok(())
 }
@@ -272,6 +272,6 @@ pub(crate) async fn write_idempotency_keys(
             .collect::<Vec<i64>>(),
     )
     .execute(connection);
-    limited(limit, query).await?;
+    with_timeout(limit, query).await?;
     Ok(())
 }

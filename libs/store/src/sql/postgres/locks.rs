@@ -9,12 +9,12 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres};
 
 use crate::model::error::StoreError;
-use crate::sql::connection::{Owned, Transaction, limited};
+use crate::sql::connection::{OwnedConnection, Transaction, with_timeout};
 
 /// The commit lock (`penstock` in ASCII): its holder may assign positions.
 const COMMIT_LOCK: i64 = 0x7065_6e73_746f_636b;
 
-impl Owned {
+impl OwnedConnection {
     /// Begins the transaction of a batch of commits. If fences have to be locked first, the commit lock is
     /// taken together with them instead.
     pub(crate) async fn begin_batch(&mut self, fenced: bool) -> sqlx::Result<Transaction<'_>> {
@@ -38,7 +38,7 @@ async fn begin_locked(
     limit: Duration,
 ) -> sqlx::Result<sqlx::Transaction<'_, Postgres>> {
     let text = format!("BEGIN; SELECT pg_advisory_xact_lock({COMMIT_LOCK})");
-    limited(limit, connection.begin_with(AssertSqlSafe(text))).await
+    with_timeout(limit, connection.begin_with(AssertSqlSafe(text))).await
 }
 
 /// Takes the commit lock: until the end of the transaction no other process writes events, cursors,
@@ -50,7 +50,7 @@ pub(crate) async fn lock_commits(
     let locking = sqlx::query("SELECT pg_advisory_xact_lock($1)")
         .bind(COMMIT_LOCK)
         .execute(connection);
-    limited(limit, locking).await.map(|_| ())
+    with_timeout(limit, locking).await.map(|_| ())
 }
 
 /// Locks these fences until the end of the transaction so that nobody can take them, then takes the commit
@@ -73,7 +73,7 @@ pub(crate) async fn lock_fences(
     .bind(&names)
     .bind(COMMIT_LOCK)
     .fetch_all(connection);
-    let stored = limited(limit, locking).await?;
+    let stored = with_timeout(limit, locking).await?;
     let mut fences: HashMap<String, u64> =
         names.into_iter().map(|name| (name.to_owned(), 0)).collect();
     let stored = stored.into_iter();

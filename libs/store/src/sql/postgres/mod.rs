@@ -11,7 +11,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgConnection};
 
 use crate::model::error::StoreError;
-use crate::sql::connection::{Owned, Pool, limited};
+use crate::sql::connection::{OwnedConnection, Pool, with_timeout};
 
 pub(crate) mod inserts;
 pub(crate) mod locks;
@@ -123,7 +123,7 @@ impl PostgresDatabase {
     }
 
     async fn connect(&self, options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
-        let connecting = limited(self.limit, options.connect());
+        let connecting = with_timeout(self.limit, options.connect());
         let mut connection = connecting.await.map_err(|error| self.failed(&error))?;
         self.prepare(&mut connection).await?;
         Ok(connection)
@@ -136,7 +136,7 @@ impl PostgresDatabase {
              WHEN 'off' THEN set_config('synchronous_commit', 'on', false) ELSE '' END",
         )
         .fetch_one(connection);
-        let (encoding, _) = limited(self.limit, query)
+        let (encoding, _) = with_timeout(self.limit, query)
             .await
             .map_err(|error| self.failed(&error))?;
         if encoding == "UTF8" {
@@ -148,16 +148,16 @@ impl PostgresDatabase {
         )))
     }
 
-    pub(crate) async fn open_writer(&self) -> Result<Owned, StoreError> {
+    pub(crate) async fn open_writer(&self) -> Result<OwnedConnection, StoreError> {
         let options = self.options.clone().options(self.settings());
         let connection = self.connect(&options).await?;
-        Ok(Owned::Postgres(connection, self.limit + GRACE))
+        Ok(OwnedConnection::Postgres(connection, self.limit + GRACE))
     }
 
     /// Opens a connection without server-side timeouts: migrating large tables may take long.
-    pub(crate) async fn open_migrator(&self) -> Result<Owned, StoreError> {
+    pub(crate) async fn open_migrator(&self) -> Result<OwnedConnection, StoreError> {
         let connection = self.connect(&self.options).await?;
-        Ok(Owned::Postgres(connection, self.limit + GRACE))
+        Ok(OwnedConnection::Postgres(connection, self.limit + GRACE))
     }
 
     pub(crate) async fn open_readers(&self) -> Result<Pool, StoreError> {

@@ -12,7 +12,7 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
 use crate::model::error::StoreError;
-use crate::sql::connection::{Owned, Pool};
+use crate::sql::connection::{OwnedConnection, Pool};
 use crate::sql::db_error::as_damaged;
 
 pub(crate) mod inserts;
@@ -64,7 +64,7 @@ impl SqliteFile {
     }
 
     /// Opens the connection for writing.
-    pub(crate) async fn open_writer(&self) -> Result<Owned, StoreError> {
+    pub(crate) async fn open_writer(&self) -> Result<OwnedConnection, StoreError> {
         self.options()
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -75,7 +75,7 @@ impl SqliteFile {
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES.to_string())
             .connect()
             .await
-            .map(Owned::Sqlite)
+            .map(OwnedConnection::Sqlite)
             .map_err(|error| self.failed(&error))
     }
 

@@ -132,7 +132,8 @@ impl Select {
             }
             Connection::Postgres(connection, limit) => {
                 let query = bound!(self.args, sqlx::query_as(text));
-                crate::sql::connection::limited(*limit, query.fetch_all(&mut **connection)).await?
+                crate::sql::connection::with_timeout(*limit, query.fetch_all(&mut **connection))
+                    .await?
             }
         };
         Ok(found.into_iter().map(row_of).collect())

@@ -220,7 +220,7 @@ async fn every_route_conforms_to_the_openapi_document() {
         .body();
     assert_eq!(verified["ok"], false, "{verified}");
     let problem = verified["problems"][0].as_str().unwrap();
-    assert!(problem.contains("not the one that was kept"), "{problem}");
+    assert!(problem.contains("does not match the recorded head"), "{problem}");
 
     world
         .put(

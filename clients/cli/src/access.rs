@@ -5,8 +5,8 @@ use contract::time::{Span, Timestamp};
 use serde_json::json;
 
 use super::error::CliError;
-use super::get;
-use super::kinds::{Kind, name};
+use super::kinds::{Kind, table};
+use super::names::name;
 use super::output::{Format, Screen, items, print, print_notice, text, yaml};
 use crate::client::Client;
 
@@ -133,7 +133,7 @@ async fn list(client: &Client, args: &ListArgs, screen: Screen) -> Result<(), Cl
         Format::Yaml => print(&yaml(&answer.json()?)),
         Format::Table => {
             let body = answer.json()?;
-            print(&get::table(Kind::Access, &items(&body), screen.now).render(screen.tty))
+            print(&table(Kind::Access, &items(&body), screen.now).render(screen.tty))
         }
     }
 }

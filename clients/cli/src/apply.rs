@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::documents::{self, Document};
 use super::error::CliError;
-use super::get::ready_ratio;
+use super::kinds::ready_ratio;
 use super::output::{items, print, print_notice, text};
 use crate::client::{ApiResponse, Client};
 
@@ -176,7 +176,9 @@ impl<'a> Sender<'a> {
     fn parent_is_only_planned(&self, document: &Document) -> bool {
         let parent = match (&document.resource, document.resource.deployment()) {
             (Resource::Autoscale(_), Some(of)) => format!("deployment {of}"),
-            (Resource::Deployment(_), _) => format!("endpoint {}", document.endpoint()),
+            (Resource::Deployment(deployment), _) => {
+                format!("endpoint {}", deployment.metadata.endpoint)
+            }
             _ => return false,
         };
         self.dry_run && self.planned.contains(&parent)
@@ -192,7 +194,8 @@ impl<'a> Sender<'a> {
         if named.is_empty() {
             return Ok(());
         }
-        let existing = deployments_of(self.client, document.endpoint().as_str()).await?;
+        let endpoint = document.resource.full_name();
+        let existing = deployments_of(self.client, &endpoint).await?;
         if named.is_subset(&existing) {
             return Ok(());
         }
@@ -205,7 +208,7 @@ impl<'a> Sender<'a> {
             }
         }
         self.postponed.push(PostponedSplit {
-            endpoint: document.endpoint().to_string(),
+            endpoint,
             body: Value::Object(split),
             absent: named.difference(&existing).cloned().collect(),
         });

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::documents;
 use super::engine;
 use super::error::CliError;
-use super::kinds::deployment_ref;
+use super::names::deployment_ref;
 use super::output::{Format, Screen, Table, items, print, yaml};
 use crate::client::Client;
 

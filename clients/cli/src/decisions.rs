@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::engine;
 use super::error::CliError;
-use super::kinds::Scope;
+use super::names::Scope;
 use super::output::{Format, Screen, Table, items, print, print_notice, text, yaml};
 use crate::client::{ApiResponse, Client};
 

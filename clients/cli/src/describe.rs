@@ -4,8 +4,10 @@ use serde_json::Value;
 
 use super::decisions;
 use super::error::CliError;
-use super::get::{newest_failure, path_of, table};
-use super::kinds::{Kind, KindParser, Scope};
+use super::get::newest_failure;
+use super::kinds::{Kind, KindParser};
+use super::kinds::{path_of, table};
+use super::names::Scope;
 use super::output::{Screen, items, print, text, yaml};
 use crate::client::Client;
 

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use contract::ids::Name;
 use contract::problem::Finding;
 use contract::resources::Resource;
 use documents::{Backends, LocatedFinding, ParsedResource, read_with_checks, substitute};
@@ -50,10 +49,6 @@ impl Document {
     pub fn title(&self) -> String {
         let kind = self.resource.kind().to_lowercase();
         format!("{kind} {}", self.resource.full_name())
-    }
-
-    pub fn endpoint(&self) -> &Name {
-        self.resource.endpoint()
     }
 
     /// Its path in the API.

@@ -14,7 +14,7 @@ use sse_stream::SseByteStream;
 
 use super::error::CliError;
 use super::heads::{self, HeadArgs};
-use super::kinds::name;
+use super::names::name;
 use super::output::{Format, Table, items, print, print_notice, text, yaml};
 use crate::client::{Client, ClientError};
 

@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use contract::ids::DeploymentRef;
-use contract::time::Timestamp;
 use serde_json::{Value, json};
 
-use super::decisions;
 use super::error::CliError;
-use super::kinds::{Kind, KindParser, Scope, full_name};
-use super::output::{Format, Screen, Table, age, items, print, print_notice, shares, text, yaml};
+use super::kinds::{Kind, KindParser, path_of, table};
+use super::names::Scope;
+use super::output::{Format, Screen, items, print, print_notice, text, yaml};
 use crate::client::{ApiResponse, Client, ClientError};
 
 /// Show resources: a list, or one by its name
@@ -102,14 +100,7 @@ fn empty_message(args: &GetArgs, hidden: usize) -> String {
     if hidden > 0 {
         return format!("no live instances; --all shows {hidden} terminated");
     }
-    let kind = match args.kind {
-        Kind::Access => "tokens",
-        Kind::Endpoints => "endpoints",
-        Kind::Deployments => "deployments",
-        Kind::Autoscales => "autoscales",
-        Kind::Instances => "instances",
-        Kind::Decisions => "decisions",
-    };
+    let kind = args.kind.plural();
     match &args.name {
         Some(name) => format!("no {kind} of {name} yet"),
         None => format!("no {kind} yet"),
@@ -283,43 +274,6 @@ async fn by_id(
     found.map(Fetched::from_body).ok_or_else(nothing)
 }
 
-/// The path of a resource in the API.
-pub fn path_of(kind: Kind, name: Option<&str>) -> Result<Vec<String>, CliError> {
-    let path = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect();
-    let deployment = |name: &str| -> Result<DeploymentRef, CliError> { full_name(name) };
-    Ok(match (kind, name) {
-        (Kind::Endpoints, None) => path(&["v1", "endpoints"]),
-        (Kind::Endpoints, Some(name)) => path(&["v1", "endpoints", name]),
-        (Kind::Deployments, Some(name)) => {
-            let of = deployment(name)?;
-            let (endpoint, name) = (of.endpoint.as_str(), of.deployment.as_str());
-            path(&["v1", "endpoints", endpoint, "deployments", name])
-        }
-        (Kind::Deployments, None) => path(&["v1", "deployments"]),
-        (Kind::Autoscales, None) => path(&["v1", "autoscale"]),
-        (Kind::Autoscales, Some(name)) => {
-            let of = deployment(name)?;
-            path(&[
-                "v1",
-                "autoscale",
-                of.endpoint.as_str(),
-                of.deployment.as_str(),
-            ])
-        }
-        (Kind::Access, None) => path(&["v1", "access"]),
-        (Kind::Access, Some(name)) => path(&["v1", "access", name]),
-        (Kind::Instances, None) => path(&["v1", "instances"]),
-        (Kind::Decisions, None) => path(&["v1", "decisions"]),
-        (Kind::Decisions, Some(id)) => path(&["v1", "decisions", id]),
-        (kind, _) => {
-            return Err(CliError::Usage(format!(
-                "an {} cannot be named here",
-                kind.singular()
-            )));
-        }
-    })
-}
-
 pub async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), CliError> {
     match args.kind {
         Kind::Instances => {
@@ -343,181 +297,4 @@ pub async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), CliError> 
         "deleted"
     };
     print(&format!("{} {} {verb}", args.kind.singular(), args.name))
-}
-
-/// The table of a kind.
-pub fn table(kind: Kind, rows: &[Value], now: Timestamp) -> Table {
-    match kind {
-        Kind::Endpoints => endpoints(rows, now),
-        Kind::Deployments => deployments(rows, now),
-        Kind::Autoscales => autoscales(rows),
-        Kind::Instances => instances(rows, now),
-        Kind::Decisions => decisions::table(rows),
-        Kind::Access => access(rows, now),
-    }
-}
-
-fn endpoints(rows: &[Value], now: Timestamp) -> Table {
-    let mut table = Table::new(&[
-        "NAME",
-        "STATE",
-        "AUTH",
-        "TRAFFIC",
-        "MIRROR",
-        "SCORING URI",
-        "AGE",
-    ]);
-    for row in rows {
-        table.row(vec![
-            text(row, "/metadata/name"),
-            text(row, "/status/provisioningState"),
-            text(row, "/spec/auth"),
-            shares(row.pointer("/spec/traffic")),
-            shares(row.pointer("/spec/mirror")),
-            text(row, "/status/scoringUri"),
-            age(&text(row, "/metadata/createdAt"), now),
-        ]);
-    }
-    table
-}
-
-/// `2/3`: ready of wanted instances.
-pub fn ready_ratio(row: &Value) -> String {
-    let (ready, wanted) = (
-        text(row, "/status/instances/ready"),
-        text(row, "/status/instances/wanted"),
-    );
-    match (ready.is_empty(), wanted.is_empty()) {
-        (true, _) => String::new(),
-        (false, true) => ready,
-        (false, false) => format!("{ready}/{wanted}"),
-    }
-}
-
-fn percent(share: &str) -> String {
-    match share {
-        "" => String::new(),
-        share => format!("{share}%"),
-    }
-}
-
-/// `ENDPOINT/DEPLOYMENT` of a deployment's document.
-pub fn name_of_deployment(row: &Value) -> String {
-    format!(
-        "{}/{}",
-        text(row, "/metadata/endpoint"),
-        text(row, "/metadata/name")
-    )
-}
-
-fn deployments(rows: &[Value], now: Timestamp) -> Table {
-    let mut table = Table::new(&[
-        "NAME",
-        "STATE",
-        "READY",
-        "TRAFFIC",
-        "BACKEND",
-        "INSTANCE TYPE",
-        "AGE",
-    ]);
-    for row in rows {
-        table.row(vec![
-            name_of_deployment(row),
-            text(row, "/status/provisioningState"),
-            ready_ratio(row),
-            percent(&text(row, "/status/traffic")),
-            text(row, "/spec/backend"),
-            text(row, "/spec/instanceType"),
-            age(&text(row, "/metadata/createdAt"), now),
-        ]);
-    }
-    table
-}
-
-fn autoscales(rows: &[Value]) -> Table {
-    let mut table = Table::new(&[
-        "NAME", "MODE", "PROFILES", "MIN", "MAX", "RULES", "PIN", "PAUSED",
-    ]);
-    for row in rows {
-        let profiles = row.pointer("/spec/profiles").and_then(Value::as_array);
-        let profiles = profiles.map(Vec::as_slice).unwrap_or_default();
-        let capacity = |pointer: &'static str| {
-            profiles
-                .iter()
-                .filter_map(move |profile| profile.pointer(pointer).and_then(Value::as_u64))
-        };
-        let show = |count: Option<u64>| count.map(|count| count.to_string()).unwrap_or_default();
-        let rules: usize = profiles
-            .iter()
-            .filter_map(|profile| profile.get("rules").and_then(Value::as_array))
-            .map(Vec::len)
-            .sum();
-        table.row(vec![
-            format!(
-                "{}/{}",
-                text(row, "/spec/target/endpoint"),
-                text(row, "/spec/target/deployment")
-            ),
-            text(row, "/spec/mode"),
-            names_of(profiles),
-            show(capacity("/capacity/min").min()),
-            show(capacity("/capacity/max").max()),
-            rules.to_string(),
-            text(row, "/status/pin/instances"),
-            paused(row),
-        ]);
-    }
-    table
-}
-
-fn names_of(profiles: &[Value]) -> String {
-    let names: Vec<String> = profiles
-        .iter()
-        .map(|profile| text(profile, "/name"))
-        .collect();
-    names.join(", ")
-}
-
-/// The directions that are paused.
-fn paused(row: &Value) -> String {
-    let flag = |pointer| row.pointer(pointer).and_then(Value::as_bool) == Some(true);
-    match (
-        flag("/status/pause/scaleIn"),
-        flag("/status/pause/scaleOut"),
-    ) {
-        (true, true) => "in, out".into(),
-        (true, false) => "in".into(),
-        (false, true) => "out".into(),
-        (false, false) => String::new(),
-    }
-}
-
-fn instances(rows: &[Value], now: Timestamp) -> Table {
-    let mut table = Table::new(&["ID", "DEPLOYMENT", "STATE", "NODE", "ADDRESS", "PID", "AGE"]);
-    for row in rows {
-        table.row(vec![
-            text(row, "/id"),
-            format!("{}/{}", text(row, "/endpoint"), text(row, "/deployment")),
-            text(row, "/state"),
-            text(row, "/node"),
-            text(row, "/address"),
-            text(row, "/pid"),
-            age(&text(row, "/requestedAt"), now),
-        ]);
-    }
-    table
-}
-
-fn access(rows: &[Value], now: Timestamp) -> Table {
-    let mut table = Table::new(&["NAME", "ROLE", "EXPIRES", "GRANTED BY", "AGE"]);
-    for row in rows {
-        table.row(vec![
-            text(row, "/name"),
-            text(row, "/role"),
-            text(row, "/expires"),
-            text(row, "/grantedBy"),
-            age(&text(row, "/grantedAt"), now),
-        ]);
-    }
-    table
 }

@@ -1,12 +1,16 @@
-//! Kinds of resources and their command line names, and `ENDPOINT/DEPLOYMENT` references.
+//! Kinds of resources: their command line names, their paths in the API and their tables.
 
 use clap::ValueEnum;
 use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
-use contract::ids::{DeploymentRef, Name};
+use contract::ids::DeploymentRef;
+use contract::time::Timestamp;
+use serde_json::Value;
 
+use super::decisions;
 use super::error::CliError;
-use crate::client::Client;
+use super::names::{Scope, full_name};
+use super::output::{Table, age, shares, text};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
@@ -25,6 +29,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The word for several of them, as in `no tokens yet`.
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Self::Endpoints => "endpoints",
+            Self::Deployments => "deployments",
+            Self::Autoscales => "autoscales",
+            Self::Instances => "instances",
+            Self::Decisions => "decisions",
+            Self::Access => "tokens",
+        }
+    }
+
     /// The singular.
     pub const fn singular(self) -> &'static str {
         match self {
@@ -78,85 +94,218 @@ impl KindParser {
     }
 }
 
-/// `ENDPOINT` or `ENDPOINT/DEPLOYMENT`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Scope {
-    pub endpoint: Name,
-    pub deployment: Option<Name>,
-}
-
-impl std::str::FromStr for Scope {
-    type Err = contract::ids::InvalidName;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.split_once('/') {
-            None => Ok(Self {
-                endpoint: text.parse()?,
-                deployment: None,
-            }),
-            Some(_) => {
-                let of: DeploymentRef = text.parse()?;
-                Ok(Self {
-                    endpoint: of.endpoint,
-                    deployment: Some(of.deployment),
-                })
-            }
+/// The path of a resource in the API.
+pub fn path_of(kind: Kind, name: Option<&str>) -> Result<Vec<String>, CliError> {
+    let path = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect();
+    let deployment = |name: &str| -> Result<DeploymentRef, CliError> { full_name(name) };
+    Ok(match (kind, name) {
+        (Kind::Endpoints, None) => path(&["v1", "endpoints"]),
+        (Kind::Endpoints, Some(name)) => path(&["v1", "endpoints", name]),
+        (Kind::Deployments, Some(name)) => {
+            let of = deployment(name)?;
+            let (endpoint, name) = (of.endpoint.as_str(), of.deployment.as_str());
+            path(&["v1", "endpoints", endpoint, "deployments", name])
         }
-    }
-}
-
-impl std::fmt::Display for Scope {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.deployment {
-            Some(deployment) => write!(f, "{}/{deployment}", self.endpoint),
-            None => write!(f, "{}", self.endpoint),
+        (Kind::Deployments, None) => path(&["v1", "deployments"]),
+        (Kind::Autoscales, None) => path(&["v1", "autoscale"]),
+        (Kind::Autoscales, Some(name)) => {
+            let of = deployment(name)?;
+            path(&[
+                "v1",
+                "autoscale",
+                of.endpoint.as_str(),
+                of.deployment.as_str(),
+            ])
         }
-    }
-}
-
-impl Scope {
-    /// Fails as `get` does if there is no such endpoint or deployment, since a list of its resources would
-    /// merely be empty.
-    pub async fn must_exist(&self, client: &Client) -> Result<(), CliError> {
-        let endpoint = ["v1", "endpoints", self.endpoint.as_str()];
-        client.get(&endpoint, &[]).await?;
-        if let Some(deployment) = &self.deployment {
-            let path = [&endpoint[..], &["deployments", deployment.as_str()]].concat();
-            client.get(&path, &[]).await?;
+        (Kind::Access, None) => path(&["v1", "access"]),
+        (Kind::Access, Some(name)) => path(&["v1", "access", name]),
+        (Kind::Instances, None) => path(&["v1", "instances"]),
+        (Kind::Decisions, None) => path(&["v1", "decisions"]),
+        (Kind::Decisions, Some(id)) => path(&["v1", "decisions", id]),
+        (kind, _) => {
+            return Err(CliError::Usage(format!(
+                "an {} cannot be named here",
+                kind.singular()
+            )));
         }
-        Ok(())
+    })
+}
+
+/// The table of a kind.
+pub fn table(kind: Kind, rows: &[Value], now: Timestamp) -> Table {
+    match kind {
+        Kind::Endpoints => endpoints(rows, now),
+        Kind::Deployments => deployments(rows, now),
+        Kind::Autoscales => autoscales(rows),
+        Kind::Instances => instances(rows, now),
+        Kind::Decisions => decisions::table(rows),
+        Kind::Access => access(rows, now),
     }
 }
 
-/// For clap: `ENDPOINT/DEPLOYMENT`, with an error that says so.
-pub fn deployment_ref(text: &str) -> Result<DeploymentRef, String> {
-    if !text.contains('/') {
-        return Err(format!(
-            "write the deployment's full name, ENDPOINT/DEPLOYMENT, such as {text}/blue"
-        ));
+fn endpoints(rows: &[Value], now: Timestamp) -> Table {
+    let mut table = Table::new(&[
+        "NAME",
+        "STATE",
+        "AUTH",
+        "TRAFFIC",
+        "MIRROR",
+        "SCORING URI",
+        "AGE",
+    ]);
+    for row in rows {
+        table.row(vec![
+            text(row, "/metadata/name"),
+            text(row, "/status/provisioningState"),
+            text(row, "/spec/auth"),
+            shares(row.pointer("/spec/traffic")),
+            shares(row.pointer("/spec/mirror")),
+            text(row, "/status/scoringUri"),
+            age(&text(row, "/metadata/createdAt"), now),
+        ]);
     }
-    text.parse().map_err(|error| format!("{error}"))
+    table
 }
 
-/// For clap: an endpoint's name.
-pub fn name(text: &str) -> Result<Name, String> {
-    text.parse().map_err(|error| format!("{error}"))
-}
-
-/// The full name of a deployment, for commands that need one.
-pub fn full_name(name: &str) -> Result<DeploymentRef, CliError> {
-    deployment_ref(name).map_err(CliError::Usage)
-}
-
-/// For clap: `blue=90`.
-pub fn share(text: &str) -> Result<(Name, u8), String> {
-    let wrong = || format!("`{text}` is not a share: write DEPLOYMENT=PERCENT, such as blue=90");
-    let (name, percent) = text.split_once('=').ok_or_else(wrong)?;
-    let name: Name = name.parse().map_err(|error| format!("{error}"))?;
-    let percent: u8 = percent.trim_end_matches('%').parse().map_err(|_| wrong())?;
-    if percent > 100 {
-        return Err(wrong());
+/// `2/3`: ready of wanted instances.
+pub fn ready_ratio(row: &Value) -> String {
+    let (ready, wanted) = (
+        text(row, "/status/instances/ready"),
+        text(row, "/status/instances/wanted"),
+    );
+    match (ready.is_empty(), wanted.is_empty()) {
+        (true, _) => String::new(),
+        (false, true) => ready,
+        (false, false) => format!("{ready}/{wanted}"),
     }
-    Ok((name, percent))
+}
+
+fn percent(share: &str) -> String {
+    match share {
+        "" => String::new(),
+        share => format!("{share}%"),
+    }
+}
+
+/// `ENDPOINT/DEPLOYMENT` of a deployment's document.
+pub fn name_of_deployment(row: &Value) -> String {
+    format!(
+        "{}/{}",
+        text(row, "/metadata/endpoint"),
+        text(row, "/metadata/name")
+    )
+}
+
+fn deployments(rows: &[Value], now: Timestamp) -> Table {
+    let mut table = Table::new(&[
+        "NAME",
+        "STATE",
+        "READY",
+        "TRAFFIC",
+        "BACKEND",
+        "INSTANCE TYPE",
+        "AGE",
+    ]);
+    for row in rows {
+        table.row(vec![
+            name_of_deployment(row),
+            text(row, "/status/provisioningState"),
+            ready_ratio(row),
+            percent(&text(row, "/status/traffic")),
+            text(row, "/spec/backend"),
+            text(row, "/spec/instanceType"),
+            age(&text(row, "/metadata/createdAt"), now),
+        ]);
+    }
+    table
+}
+
+fn autoscales(rows: &[Value]) -> Table {
+    let mut table = Table::new(&[
+        "NAME", "MODE", "PROFILES", "MIN", "MAX", "RULES", "PIN", "PAUSED",
+    ]);
+    for row in rows {
+        let profiles = row.pointer("/spec/profiles").and_then(Value::as_array);
+        let profiles = profiles.map(Vec::as_slice).unwrap_or_default();
+        let capacity = |pointer: &'static str| {
+            profiles
+                .iter()
+                .filter_map(move |profile| profile.pointer(pointer).and_then(Value::as_u64))
+        };
+        let show = |count: Option<u64>| count.map(|count| count.to_string()).unwrap_or_default();
+        let rules: usize = profiles
+            .iter()
+            .filter_map(|profile| profile.get("rules").and_then(Value::as_array))
+            .map(Vec::len)
+            .sum();
+        table.row(vec![
+            format!(
+                "{}/{}",
+                text(row, "/spec/target/endpoint"),
+                text(row, "/spec/target/deployment")
+            ),
+            text(row, "/spec/mode"),
+            names_of(profiles),
+            show(capacity("/capacity/min").min()),
+            show(capacity("/capacity/max").max()),
+            rules.to_string(),
+            text(row, "/status/pin/instances"),
+            paused(row),
+        ]);
+    }
+    table
+}
+
+fn names_of(profiles: &[Value]) -> String {
+    let names: Vec<String> = profiles
+        .iter()
+        .map(|profile| text(profile, "/name"))
+        .collect();
+    names.join(", ")
+}
+
+/// The directions that are paused.
+fn paused(row: &Value) -> String {
+    let flag = |pointer| row.pointer(pointer).and_then(Value::as_bool) == Some(true);
+    match (
+        flag("/status/pause/scaleIn"),
+        flag("/status/pause/scaleOut"),
+    ) {
+        (true, true) => "in, out".into(),
+        (true, false) => "in".into(),
+        (false, true) => "out".into(),
+        (false, false) => String::new(),
+    }
+}
+
+fn instances(rows: &[Value], now: Timestamp) -> Table {
+    let mut table = Table::new(&["ID", "DEPLOYMENT", "STATE", "NODE", "ADDRESS", "PID", "AGE"]);
+    for row in rows {
+        table.row(vec![
+            text(row, "/id"),
+            format!("{}/{}", text(row, "/endpoint"), text(row, "/deployment")),
+            text(row, "/state"),
+            text(row, "/node"),
+            text(row, "/address"),
+            text(row, "/pid"),
+            age(&text(row, "/requestedAt"), now),
+        ]);
+    }
+    table
+}
+
+fn access(rows: &[Value], now: Timestamp) -> Table {
+    let mut table = Table::new(&["NAME", "ROLE", "EXPIRES", "GRANTED BY", "AGE"]);
+    for row in rows {
+        table.row(vec![
+            text(row, "/name"),
+            text(row, "/role"),
+            text(row, "/expires"),
+            text(row, "/grantedBy"),
+            age(&text(row, "/grantedAt"), now),
+        ]);
+    }
+    table
 }
 
 #[cfg(test)]
@@ -175,23 +324,5 @@ mod tests {
                 "`penstock get` does not know `{word}`: add it to `Kind`"
             );
         }
-    }
-
-    #[test]
-    fn a_share_is_a_name_and_a_percentage() {
-        assert_eq!(share("blue=90").unwrap(), ("blue".parse().unwrap(), 90));
-        assert_eq!(share("blue=90%").unwrap().1, 90);
-        for bad in ["blue", "blue=", "blue=101", "=5", "Blue=5", "blue=-1"] {
-            assert!(share(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_deployment_needs_its_endpoint() {
-        assert!(deployment_ref("iris").unwrap_err().contains("iris/blue"));
-        assert_eq!(
-            deployment_ref("iris/blue").unwrap().to_string(),
-            "iris/blue"
-        );
     }
 }

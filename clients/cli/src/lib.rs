@@ -23,6 +23,7 @@ mod get;
 mod heads;
 mod kinds;
 mod logs;
+mod names;
 mod operate;
 pub mod output;
 mod run_load;

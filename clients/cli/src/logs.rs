@@ -7,7 +7,7 @@ use futures::StreamExt;
 
 use super::decisions::since;
 use super::error::CliError;
-use super::kinds::deployment_ref;
+use super::names::deployment_ref;
 use crate::client::{Client, ClientError};
 
 /// Show the logs of a deployment's instances

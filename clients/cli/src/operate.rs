@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::apply::split_body;
 use super::error::CliError;
-use super::kinds::{deployment_ref, name, share};
+use super::names::{deployment_ref, name, share};
 use super::output::{Format, Screen, Table, print, print_notice, shares, text, yaml};
 use crate::client::{Client, root_cause};
 

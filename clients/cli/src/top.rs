@@ -17,9 +17,9 @@ use serde_json::Value;
 
 use super::chart::sparkline;
 use super::error::CliError;
-use super::get::name_of_deployment;
+use super::kinds::name_of_deployment;
 use super::output::{Screen, age, items, print, shares, text};
-use super::{decisions, kinds::Scope};
+use super::{decisions, names::Scope};
 use crate::client::{Client, ClientError};
 
 /// Watch endpoints, load, instances and decisions; q quits

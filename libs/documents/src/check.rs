@@ -12,6 +12,7 @@ use contract::resources::{
     DeploymentSpec, EndpointSpec, EnvValue, Labels, ProbeSpec, RequestSettings, Resource,
 };
 use contract::time::Span;
+use serde_json::Value;
 
 pub mod backends;
 
@@ -22,18 +23,16 @@ use backends::Backends;
 pub fn resource(resource: &Resource, backends: Option<&Backends>) -> Vec<Finding> {
     let mut checker = Checker::default();
     checker.labels(resource.labels());
+    checker.size(&resource.to_value()["spec"]);
     match resource {
-        Resource::Endpoint(endpoint) => {
-            checker.endpoint(&endpoint.spec);
-            checker.size(&endpoint.spec);
-        }
+        Resource::Endpoint(endpoint) => checker.endpoint(&endpoint.spec),
         Resource::Deployment(deployment) => {
             checker.deployment(&deployment.spec);
             let findings = backends.map(|backends| backends.check(&deployment.spec));
             checker.findings.extend(findings.into_iter().flatten());
-            checker.size(&deployment.spec);
         }
-        Resource::Autoscale(autoscale) => checker.size(&autoscale.spec),
+        // No rules of its own.
+        _ => {}
     }
     checker.findings
 }
@@ -54,8 +53,8 @@ impl Checker {
         }
     }
 
-    fn size(&mut self, spec: &impl serde::Serialize) {
-        let bytes = serde_json::to_string(spec).map_or(0, |text| text.len());
+    fn size(&mut self, spec: &Value) {
+        let bytes = spec.to_string().len();
         self.require(bytes <= SPEC_BYTES_MAX, "/spec", || {
             format!("the spec has {bytes} bytes, and at most {SPEC_BYTES_MAX} are allowed; move long texts into files that the command reads")
         });

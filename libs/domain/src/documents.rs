@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use contract::ids::{DeploymentRef, Name};
+use contract::ids::Name;
 use contract::problem::{Finding, escape};
 use contract::resources::{
     AutoscaleResource, AutoscaleSpec, DeploymentResource, EndpointResource, EndpointSpec,
@@ -79,20 +79,12 @@ pub fn plan(resources: Vec<Resource>) -> Vec<Step> {
 
 /// Returns faults between the documents of one apply: the same resource given twice.
 pub fn duplicates(resources: &[Resource]) -> Vec<(usize, Finding)> {
-    let mut seen: BTreeSet<(&str, Name, Option<DeploymentRef>)> = BTreeSet::new();
+    let mut seen: BTreeSet<(&str, String)> = BTreeSet::new();
     let mut faults = Vec::new();
     for (index, resource) in resources.iter().enumerate() {
-        let key = (
-            resource.kind(),
-            resource.endpoint().clone(),
-            resource.deployment(),
-        );
-        if !seen.insert(key) {
-            let detail = format!(
-                "{} `{}` is given twice; keep one of the two",
-                resource.kind(),
-                resource.full_name()
-            );
+        let (kind, name) = (resource.kind(), resource.full_name());
+        if !seen.insert((kind, name.clone())) {
+            let detail = format!("{kind} `{name}` is given twice; keep one of the two");
             faults.push((index, Finding::new("/metadata/name", detail)));
         }
     }

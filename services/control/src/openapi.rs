@@ -3,8 +3,9 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
+use crate::api::routes;
 use crate::auth::role_name;
-use crate::table::{Content, Gate, RouteEntry, routes};
+use crate::table::{Content, Gate, RouteEntry};
 
 /// OpenAPI 3.1, whose schemas are JSON Schema 2020-12.
 pub fn document() -> Value {

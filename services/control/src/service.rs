@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::AccessTokens;
+use crate::api;
 use crate::auth::{authorize, is_trusted_peer};
 use crate::call::Call;
 use crate::commands::{Commands, EndpointIndex};
@@ -32,7 +33,7 @@ use crate::listener;
 use crate::metrics::{CallLabels, ControlMetrics};
 use crate::routes::RoutePublisher;
 use crate::seal::{Seal, SealError, write_private};
-use crate::table::{self, RouteEntry};
+use crate::table::RouteEntry;
 use crate::views::{CONSUMER, Progress, Views, ViewsConsumer, lag};
 
 /// Largest request body.
@@ -336,7 +337,7 @@ impl EndpointIndex for Views {
 
 fn router(app: Arc<App>) -> Router {
     let mut by_path: BTreeMap<&'static str, MethodRouter<Arc<App>>> = BTreeMap::new();
-    for entry in table::routes() {
+    for entry in api::routes() {
         let Ok(filter) = MethodFilter::try_from(entry.method.clone()) else {
             continue;
         };

@@ -7,7 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use contract::events::AccessRole;
 use contract::time::Span;
-use control::table::{Gate, routes};
+use control::api::routes;
+use control::table::Gate;
 use reqwest::Method;
 use serde_json::{Value, json};
 use support::{Setup, TestWorld, endpoint};

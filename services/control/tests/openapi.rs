@@ -17,7 +17,7 @@ use contract::ids::{DeploymentRef, InstanceId, Uid};
 use contract::log::StreamKind;
 use contract::resources::{AutoscaleSpec, KINDS, document_schema};
 use contract::route::RouteUpdate;
-use control::table::routes;
+use control::api::routes;
 use control::{HistoryQuery, HistorySource, LogQuery, LogSource, SourceError};
 use domain::zones::ZoneData;
 use futures::StreamExt;
@@ -220,7 +220,10 @@ async fn every_route_conforms_to_the_openapi_document() {
         .body();
     assert_eq!(verified["ok"], false, "{verified}");
     let problem = verified["problems"][0].as_str().unwrap();
-    assert!(problem.contains("does not match the recorded head"), "{problem}");
+    assert!(
+        problem.contains("does not match the recorded head"),
+        "{problem}"
+    );
 
     world
         .put(

@@ -1,14 +1,11 @@
 //! A resource of any kind, as its document describes it.
 
-use schemars::generate::SchemaGenerator;
-use schemars::{JsonSchema, Schema, json_schema};
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-use super::schema::document;
-use super::{API_VERSION, AutoscaleSpec, DeploymentSpec, EndpointSpec, Labels};
-use crate::ids::{DeploymentRef, Name};
+use super::{AutoscaleSpec, DeploymentSpec, EndpointSpec, Labels};
+use crate::ids::Name;
 
 /// The `metadata` fields that the server sets; ignored in input.
 pub const READ_ONLY_METADATA: [&str; 3] = ["uid", "revision", "createdAt"];
@@ -64,15 +61,7 @@ macro_rules! documents {
         }
     };
 }
-
-documents! {
-    /// `kind: Endpoint`.
-    Endpoint is EndpointResource of EndpointMetadata, EndpointSpec;
-    /// `kind: Deployment`.
-    Deployment is DeploymentResource of DeploymentMetadata, DeploymentSpec;
-    /// `kind: Autoscale`.
-    Autoscale is AutoscaleResource of AutoscaleMetadata, AutoscaleSpec;
-}
+pub(super) use documents;
 
 /// An endpoint as written.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,72 +124,4 @@ pub struct AutoscaleMetadata {
     /// For users and their tools; Penstock does not interpret them.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
-}
-
-impl Resource {
-    /// The endpoint that it is or belongs to.
-    pub fn endpoint(&self) -> &Name {
-        match self {
-            Self::Endpoint(resource) => &resource.metadata.name,
-            Self::Deployment(resource) => &resource.metadata.endpoint,
-            Self::Autoscale(resource) => &resource.spec.target.endpoint,
-        }
-    }
-
-    /// The deployment that it is or refers to.
-    pub fn deployment(&self) -> Option<DeploymentRef> {
-        let deployment = match self {
-            Self::Endpoint(_) => return None,
-            Self::Deployment(resource) => resource.metadata.name.clone(),
-            Self::Autoscale(resource) => return Some(resource.spec.target.clone()),
-        };
-        let endpoint = self.endpoint().clone();
-        Some(DeploymentRef {
-            endpoint,
-            deployment,
-        })
-    }
-
-    /// The full name, such as `iris` or `iris/blue`.
-    pub fn full_name(&self) -> String {
-        self.deployment()
-            .map_or_else(|| self.endpoint().to_string(), |name| name.to_string())
-    }
-
-    /// The segments of its path in the API.
-    pub fn path(&self) -> Vec<String> {
-        let (endpoint, deployment) = (self.endpoint(), self.deployment());
-        let deployment = deployment.map(|name| name.deployment.to_string());
-        let collection = match self {
-            Self::Endpoint(_) | Self::Deployment(_) => "endpoints",
-            Self::Autoscale(_) => "autoscale",
-        };
-        let mut path = vec!["v1".to_owned(), collection.to_owned(), endpoint.to_string()];
-        path.extend(matches!(self, Self::Deployment(_)).then(|| "deployments".to_owned()));
-        path.extend(deployment);
-        path
-    }
-
-    /// The order in which kinds are applied, so that each resource finds the one it belongs to.
-    pub fn rank(&self) -> u8 {
-        match self {
-            Self::Endpoint(_) => 0,
-            Self::Deployment(_) => 1,
-            Self::Autoscale(_) => 2,
-        }
-    }
-
-    /// The pointer to the field that identifies it.
-    pub fn identifying_pointer(&self) -> &'static str {
-        match self {
-            Self::Endpoint(_) | Self::Deployment(_) => "/metadata/name",
-            Self::Autoscale(_) => "/spec/target",
-        }
-    }
-
-    /// Returns the document with defaults filled in.
-    pub fn to_value(&self) -> Value {
-        let (metadata, spec) = self.parts();
-        json!({"apiVersion": API_VERSION, "kind": self.kind(), "metadata": metadata, "spec": spec})
-    }
 }

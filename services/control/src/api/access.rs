@@ -15,8 +15,22 @@ use super::{Filter, list_rows, seal_response, stored_response};
 use crate::access::SealResponse;
 use crate::call::Call;
 use crate::error::ApiError;
-use crate::response::{ApiResult, json, with_position};
+use crate::response::{ApiResult, List, json, with_position};
 use crate::service::App;
+use crate::table::{ADMIN, Content, PAGED, RouteEntry, route, schema};
+use contract::resources::AccessView;
+
+/// The routes of this module.
+pub(super) fn routes() -> Vec<RouteEntry> {
+    vec![
+        route!(GET "/v1/access" "listAccess" ADMIN, "Tokens, without their secrets",
+            Content::Json(schema::<List<AccessView>>), list, query PAGED),
+        route!(POST "/v1/access" "grantAccess" ADMIN, "Create a token; it is shown once",
+            Content::Json(schema::<Granted>), grant, body schema::<Grant>, statuses &[201]),
+        route!(DELETE "/v1/access/{name}" "revokeAccess" ADMIN, "Revoke a token",
+            Content::Json(schema::<Revoked>), revoke),
+    ]
+}
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use contract::decision::{Pause, Pin};
 use contract::ids::{DeploymentRef, Name};
 use contract::problem::Finding;
-use contract::resources::{AutoscaleView, Resource};
+use contract::resources::{Applied, AutoscaleView, Resource, document_schema};
 use contract::time::{Span, Timestamp};
 use domain::endpoint::Endpoint;
 use domain::endpoint::commands::Command;
@@ -22,8 +22,36 @@ use super::{
 use crate::call::Call;
 use crate::commands::{CommandOutcome, CommandRequest};
 use crate::error::ApiError;
-use crate::response::{ApiResult, json, with_position};
+use crate::response::{ApiResult, List, json, with_position};
 use crate::service::App;
+use crate::table::{
+    Content, FILTERED, FROM, OPERATOR, PUT, RouteEntry, TO, VIEWER, WRITE, route, schema,
+};
+
+/// The routes of this module.
+pub(super) fn routes() -> Vec<RouteEntry> {
+    vec![
+        route!(GET "/v1/autoscale" "listAutoscale" VIEWER, "Autoscale settings, newest first",
+            Content::Json(schema::<List<AutoscaleView>>), list, query FILTERED),
+        route!(GET "/v1/autoscale/{endpoint}/{deployment}" "getAutoscale" VIEWER, "The Autoscale of a deployment",
+            Content::Json(schema::<AutoscaleView>), get),
+        route!(PUT "/v1/autoscale/{endpoint}/{deployment}" "putAutoscale" OPERATOR, "Set the Autoscale of a deployment",
+            Content::Json(schema::<Applied<AutoscaleView>>), put, query WRITE,
+            body |g| document_schema("Autoscale", g), statuses PUT),
+        route!(DELETE "/v1/autoscale/{endpoint}/{deployment}" "deleteAutoscale" OPERATOR, "Remove the Autoscale; the deployment's own count applies again",
+            Content::Json(schema::<Deleted>), delete, query WRITE),
+        route!(PUT "/v1/autoscale/{endpoint}/{deployment}/pin" "pin" OPERATOR, "Pin the number of instances, whatever the rules say",
+            Content::Json(schema::<Manual>), pin, body schema::<PinBody>),
+        route!(DELETE "/v1/autoscale/{endpoint}/{deployment}/pin" "release" OPERATOR, "Release the pin, so that the rules decide again",
+            Content::Json(schema::<Manual>), release),
+        route!(POST "/v1/autoscale/{endpoint}/{deployment}/pause" "pause" OPERATOR, "Pause scaling, in one direction or both",
+            Content::Json(schema::<Manual>), pause, body schema::<Directions>),
+        route!(POST "/v1/autoscale/{endpoint}/{deployment}/resume" "resume" OPERATOR, "Resume scaling, in one direction or both",
+            Content::Json(schema::<Manual>), resume, body schema::<Directions>),
+        route!(GET "/v1/autoscale/{endpoint}/{deployment}/preview" "previewAutoscale" VIEWER, "The profiles in force over time, oldest first; the next seven days by default",
+            Content::Json(schema::<Preview>), preview, query &[FROM, TO]),
+    ]
+}
 
 /// The maximum and the default time span of a preview.
 const PREVIEW_MAX: Span = Span::from_secs(400 * 86_400);

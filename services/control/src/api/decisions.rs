@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use contract::resources::AutoscaleSpec;
+use contract::resources::{AutoscaleSpec, DecisionView};
 use contract::time::Timestamp;
 use domain::autoscale::Policy;
 use domain::views::ReadModel;
@@ -14,8 +14,23 @@ use super::autoscale::Transition;
 use super::{Filter, get_row, list_rows};
 use crate::call::Call;
 use crate::error::ApiError;
-use crate::response::{ApiResult, json};
+use crate::response::{ApiResult, List, json};
 use crate::service::App;
+use crate::table::{
+    BY_DEPLOYMENT, BY_ENDPOINT, Content, PAGE, Parameter, RouteEntry, SINCE, VIEWER, route, schema,
+};
+
+const LIST: &[Parameter] = &[BY_ENDPOINT, BY_DEPLOYMENT, SINCE, PAGE[0], PAGE[1]];
+
+/// The routes of this module.
+pub(super) fn routes() -> Vec<RouteEntry> {
+    vec![
+        route!(GET "/v1/decisions" "listDecisions" VIEWER, "Decisions, newest first",
+            Content::Json(schema::<List<DecisionView>>), list, query LIST),
+        route!(GET "/v1/decisions/{id}" "getDecision" VIEWER, "One decision with all its inputs",
+            Content::Json(schema::<DecisionView>), get),
+    ]
+}
 
 pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
     let filter = Filter::from_query(ReadModel::Decisions, &call)?;

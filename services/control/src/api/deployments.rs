@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use contract::ids::{EndpointKey, Uid};
-use contract::resources::{DeploymentView, Resource};
+use contract::resources::{Applied, DeploymentView, Resource, document_schema};
 use domain::endpoint::Endpoint;
 use domain::endpoint::commands::Command;
 use domain::views::{EndpointModel, ReadModel};
@@ -16,8 +16,28 @@ use super::{
 };
 use crate::call::Call;
 use crate::error::ApiError;
-use crate::response::{ApiResult, json, with_position};
+use crate::response::{ApiResult, List, json, with_position};
 use crate::service::App;
+use crate::table::{
+    Content, DELETE, FILTERED, OPERATOR, PAGED, PUT, RouteEntry, VIEWER, WRITE, route, schema,
+};
+
+/// The routes of this module.
+pub(super) fn routes() -> Vec<RouteEntry> {
+    vec![
+        route!(GET "/v1/endpoints/{endpoint}/deployments" "listDeployments" VIEWER, "Deployments of an endpoint, newest first",
+            Content::Json(schema::<List<DeploymentView>>), list, query PAGED),
+        route!(GET "/v1/endpoints/{endpoint}/deployments/{deployment}" "getDeployment" VIEWER, "One deployment",
+            Content::Json(schema::<DeploymentView>), get),
+        route!(PUT "/v1/endpoints/{endpoint}/deployments/{deployment}" "putDeployment" OPERATOR, "Create a deployment, or update it to match the document",
+            Content::Json(schema::<Applied<DeploymentView>>), put, query WRITE,
+            body |g| document_schema("Deployment", g), statuses PUT),
+        route!(DELETE "/v1/endpoints/{endpoint}/deployments/{deployment}" "deleteDeployment" OPERATOR, "Delete a deployment that gets no traffic",
+            Content::Json(schema::<Deleted>), delete, query WRITE, statuses DELETE),
+        route!(GET "/v1/deployments" "listAllDeployments" VIEWER, "Deployments of all endpoints, newest first",
+            Content::Json(schema::<List<DeploymentView>>), list_all, query FILTERED),
+    ]
+}
 
 pub async fn list(app: Arc<App>, call: Call) -> ApiResult {
     let name = call.endpoint()?;

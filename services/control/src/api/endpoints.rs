@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use contract::events::{EndpointKeys, KeySlot, SealedKey};
 use contract::ids::{EndpointKey, Name, Uid};
-use contract::resources::{EndpointView, Percentages, Resource};
+use contract::resources::{Applied, EndpointView, Percentages, Resource, document_schema};
 use domain::endpoint::Endpoint;
 use domain::endpoint::commands::Command;
 use domain::views::{ReadModel, endpoint_view};
@@ -20,8 +20,32 @@ use super::{
 use crate::call::Call;
 use crate::commands::CommandRequest;
 use crate::error::ApiError;
-use crate::response::{ApiResult, json, with_position};
+use crate::response::{ApiResult, List, json, with_position};
 use crate::service::App;
+use crate::table::{
+    ADMIN, Content, DELETE, OPERATOR, PAGED, PUT, RouteEntry, VIEWER, WRITE, route, schema,
+};
+
+/// The routes of this module.
+pub(super) fn routes() -> Vec<RouteEntry> {
+    vec![
+        route!(GET "/v1/endpoints" "listEndpoints" VIEWER, "Endpoints, newest first",
+            Content::Json(schema::<List<EndpointView>>), list, query PAGED),
+        route!(GET "/v1/endpoints/{endpoint}" "getEndpoint" VIEWER, "One endpoint",
+            Content::Json(schema::<EndpointView>), get),
+        route!(PUT "/v1/endpoints/{endpoint}" "putEndpoint" OPERATOR, "Create an endpoint, or update it to match the document",
+            Content::Json(schema::<Applied<EndpointView>>), put, query WRITE,
+            body |g| document_schema("Endpoint", g), statuses PUT),
+        route!(DELETE "/v1/endpoints/{endpoint}" "deleteEndpoint" OPERATOR, "Delete an endpoint with its deployments",
+            Content::Json(schema::<Deleted>), delete, query WRITE, statuses DELETE),
+        route!(PUT "/v1/endpoints/{endpoint}/traffic" "putTraffic" OPERATOR, "Split and mirror traffic; omitted parts stay as they are",
+            Content::Json(schema::<Applied<EndpointView>>), traffic, query WRITE, body schema::<Traffic>),
+        route!(GET "/v1/endpoints/{endpoint}/keys" "getKeys" ADMIN, "The keys of an endpoint",
+            Content::Json(schema::<Keys>), keys),
+        route!(POST "/v1/endpoints/{endpoint}/keys/{slot}/regenerate" "regenerateKey" ADMIN, "Replace a key; the old one stops working",
+            Content::Json(schema::<Keys>), regenerate),
+    ]
+}
 
 /// `traffic` and `mirror`; omitted parts stay as they are.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

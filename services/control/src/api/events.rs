@@ -29,8 +29,28 @@ use crate::call::Call;
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, with_position};
 use crate::service::App;
-use crate::table::record_schema;
+use crate::table::{Content, OPERATOR, PAGE, RouteEntry, VIEWER, record_schema, route, schema};
 use crate::views::{Progress, ViewsProjector};
+
+/// The routes of this module.
+pub(super) fn routes() -> Vec<RouteEntry> {
+    vec![
+        route!(GET "/v1/events" "listEvents" VIEWER, "Events after a position, oldest first",
+        Content::Json(page_schema), list, query &[
+            ("after", "Only events after this position; 0 by default"), PAGE[0],
+        ]),
+        route!(GET "/v1/events/stream" "streamEvents" VIEWER, "Events as they are written, starting from Last-Event-ID, `after`, or now",
+            Content::EventStream, stream, query &[("after", "Start after this position")]),
+        route!(GET "/v1/events/verify" "verifyEvents" OPERATOR, "Verify that the log is intact and that the read models match it",
+            Content::Json(schema::<Verified>), verify),
+        route!(POST "/v1/events/verify" "verifyEventsAgainst" OPERATOR, "Also verify that the log still contains these chain heads, which were stored elsewhere",
+            Content::Json(schema::<Verified>), verify_against, body schema::<Kept>),
+        route!(GET "/v1/events/heads" "listHeads" VIEWER, "The chain head of each bucket, to be stored elsewhere",
+            Content::Json(schema::<List<ChainHead>>), heads),
+        route!(POST "/v1/events/replay" "replayEvents" OPERATOR, "Evaluate every recorded decision again",
+            Content::Json(schema::<Replayed>), replay, body schema::<Replay>),
+    ]
+}
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const STREAM_PAGE: usize = 500;

@@ -14,6 +14,20 @@ use crate::deps::HistoryQuery;
 use crate::error::ApiError;
 use crate::response::{ApiResult, json};
 use crate::service::App;
+use crate::table::{
+    BY_DEPLOYMENT, BY_ENDPOINT, Content, FROM, RouteEntry, SINCE, TO, VIEWER, route, schema,
+};
+
+/// The routes of this module.
+pub(super) fn routes() -> Vec<RouteEntry> {
+    vec![
+        route!(GET "/v1/history" "getHistory" VIEWER, "Past measurements, oldest first",
+        Content::Json(schema::<History>), get, query &[
+            BY_ENDPOINT, BY_DEPLOYMENT, FROM, TO, SINCE,
+            ("step", "Length of a point; 1s by default"),
+        ]),
+    ]
+}
 
 /// Maximum points per deployment and request: one day of seconds.
 const POINTS_MAX: u64 = 86_400;

@@ -16,6 +16,21 @@ use crate::deps::LogQuery;
 use crate::error::ApiError;
 use crate::response::ApiResult;
 use crate::service::App;
+use crate::table::{Content, RouteEntry, SINCE, VIEWER, route};
+
+/// The routes of this module.
+pub(super) fn routes() -> Vec<RouteEntry> {
+    vec![
+        route!(GET "/v1/logs/{endpoint}/{deployment}" "getLogs" VIEWER, "Output of instances, oldest first",
+        Content::Text, get, query &[
+            SINCE,
+            ("limit", "Maximum number of past lines; 100000 by default"),
+            ("follow", "true: keep following new output"),
+            ("instance", "Only of this instance"),
+            ("timestamps", "true: prefix each line with `~` and the time it was first seen, at most about ten seconds after it was written"),
+        ]),
+    ]
+}
 
 /// Maximum past lines per request.
 const LINES_MAX: u64 = 100_000;

@@ -1,4 +1,4 @@
-//! The request handlers, one module per kind of resource.
+//! The routes and their handlers, one module per kind of resource.
 
 pub mod access;
 pub mod autoscale;
@@ -32,6 +32,25 @@ use crate::commands::{CommandOutcome, CommandRequest};
 use crate::error::ApiError;
 use crate::response::{ApiResult, List, json, raw_json, revision_of, with_etag, with_position};
 use crate::service::App;
+use crate::table::RouteEntry;
+
+/// All routes.
+pub fn routes() -> Vec<RouteEntry> {
+    [
+        endpoints::routes(),
+        deployments::routes(),
+        autoscale::routes(),
+        decisions::routes(),
+        instances::routes(),
+        logs::routes(),
+        history::routes(),
+        events::routes(),
+        parking::routes(),
+        access::routes(),
+        ops::routes(),
+    ]
+    .concat()
+}
 
 /// Parses the document of a row.
 fn parse_doc(row: &Row) -> Result<Value, ApiError> {

@@ -5,12 +5,30 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
-use schemars::JsonSchema;
+use schemars::generate::SchemaGenerator;
+use schemars::{JsonSchema, Schema, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::call::Call;
 use crate::response::{ApiResult, json, raw_json};
 use crate::service::App;
+use crate::table::{Content, Gate, RouteEntry, route, schema};
+
+/// The routes of this module.
+pub(super) fn routes() -> Vec<RouteEntry> {
+    vec![
+        route!(GET "/openapi.json" "openapi" Gate::Open, "This document",
+            Content::Json(any_object), openapi),
+        route!(GET "/healthz" "healthz" Gate::Health, "Alive", Content::Json(schema::<Health>), healthz),
+        route!(GET "/readyz" "readyz" Gate::Health, "Ready to serve; otherwise lists what is missing",
+            Content::Json(schema::<Health>), readyz),
+        route!(GET "/metrics" "metrics" Gate::Loopback, "Metrics in the OpenMetrics text format", Content::Text, metrics),
+    ]
+}
+
+fn any_object(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "object"})
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Health {

@@ -16,12 +16,25 @@ use store::{Append, Commit, CommitError, Committed, Entry};
 use super::{Filter, list_rows, seal_response, stored_response};
 use crate::call::Call;
 use crate::error::ApiError;
-use crate::response::{ApiResult, json, with_position};
+use crate::response::{ApiResult, List, json, with_position};
 use crate::service::App;
+use crate::table::{BY_ENDPOINT, Content, OPERATOR, PAGE, RouteEntry, VIEWER, route, schema};
+
+/// The routes of this module.
+pub(super) fn routes() -> Vec<RouteEntry> {
+    vec![
+        route!(GET "/v1/events/parked" "listParked" VIEWER, "Endpoints that a consumer has parked because it cannot process one of their events",
+            Content::Json(schema::<List<Parked>>), list, query &[BY_ENDPOINT, PAGE[0], PAGE[1]]),
+        route!(POST "/v1/events/{position}/skip" "skipEvent" OPERATOR, "Make a consumer skip an event, from its next fold on",
+            Content::Json(schema::<Decided>), skip, body schema::<Skip>),
+        route!(POST "/v1/endpoints/{endpoint}/unpark" "unparkEndpoint" OPERATOR, "Make a consumer rebuild its state of a parked endpoint",
+            Content::Json(schema::<Decided>), unpark, body schema::<Unpark>),
+    ]
+}
 
 /// How often a write is attempted before it fails on conflicts.
 const ATTEMPTS_MAX: usize = 5;
-const PAGE: usize = 1000;
+const READ_PAGE: usize = 1000;
 /// Longest name of a consumer, and longest reason, in bytes.
 const CONSUMER_BYTES_MAX: usize = 64;
 const REASON_BYTES_MAX: usize = 1000;
@@ -184,9 +197,9 @@ async fn write(
     for _ in 0..ATTEMPTS_MAX {
         let mut version = 0;
         loop {
-            let page = store.read_stream(&stream, version, PAGE).await?;
+            let page = store.read_stream(&stream, version, READ_PAGE).await?;
             version = page.last().map_or(version, |record| record.version);
-            if page.len() < PAGE {
+            if page.len() < READ_PAGE {
                 break;
             }
         }

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Hypercorn 0.18.0: an application that answers without reading a large request body has its connection closed,
-# and the answer does not say so (no `connection: close`). uvicorn 0.54.0 takes the rest of the body in and goes on.
+# Hypercorn 0.18.0: if an application responds without reading a large request body, the connection is closed
+# without notice (no `connection: close` in the response). uvicorn 0.54.0 drains the body and keeps the connection open.
 #
-# Why it matters: a proxy that keeps the connection for its next request meets the close; a POST that crosses it can
-# neither be answered nor sent again. RFC 9112, 9.6, wants the option sent by a server that is going to close.
-# Seen on 2026-11-29: 10 of 10 for a body of 1 MB; with 30 KB the connection stays open.
+# Why it matters: a proxy that reuses the connection for its next request races the close; a POST that loses the race
+# gets no response and cannot be retried. RFC 9112, section 9.6, says that a server should send the option before it closes.
+# Observed on 2026-11-29: 10 of 10 for a body of 1 MB; with 30 KB the connection stays open.
 set -euo pipefail
 
 folder=$(mktemp -d)

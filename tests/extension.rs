@@ -26,9 +26,7 @@ fn read(path: &str) -> Option<String> {
 
 /// Parses the section: kinds are in bold, a place is `FILE` (`TEXT`), which may wrap.
 fn places(text: &str) -> Places<'_> {
-    let section = text
-        .split("## Something new of a kind that there is")
-        .nth(1);
+    let section = text.split("\n## Extension points\n").nth(1);
     let section = section.unwrap().split("\n## ").next().unwrap();
     let mut places = Places::new();
     let kinds = section.split("**").skip(1);

@@ -92,7 +92,7 @@ away: ## Gateways serve while PostgreSQL and Kafka are both down: AWAY_SECONDS= 
 	@scripts/setup.sh stack
 	@export AWAY_SECONDS=$${AWAY_SECONDS:-60}; \
 	cargo build --locked --workspace --bins && \
-	cargo test --locked -p penstock --test stack -- apart::gateways_serve --nocapture
+	cargo test --locked -p penstock --test stack -- separate_processes::gateways_serve --nocapture
 
 schemas: ## Regenerate schemas/ from the code; review the diff before committing
 	@scripts/setup.sh

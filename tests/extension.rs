@@ -9,7 +9,7 @@ const FILES_MAX: [(&str, usize); 8] = [
     ("A metric", 3),
     ("A source of measurements", 2),
     ("A backend", 5),
-    ("A kind of document", 8),
+    ("A kind of document", 5),
     ("An event", 1),
     ("A kind of stream", 2),
     ("A read model", 2),

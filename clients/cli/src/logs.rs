@@ -22,8 +22,8 @@ Instances write to files directly, and their lines carry no time. --timestamps s
 Penstock first saw a line, with a `~`: at most about ten seconds after it was written, and later only
 if Penstock was not running. --since goes by the same times.
 
-The last lines are shown, at most 32 MiB per node; if older lines are cut without --limit, a line from
-penstock says so.")]
+The last lines are shown, at most 32 MiB per node; if older lines are cut without --limit, a line says
+so.")]
 pub struct LogsArgs {
     /// ENDPOINT/DEPLOYMENT
     #[arg(value_parser = deployment_ref)]

@@ -408,7 +408,7 @@ fn every_kind_of_document_can_be_put() {
         .collect();
     for kind in KINDS {
         let is_put = titles.contains(&json!(kind));
-        assert!(is_put, "no route of `control::table` takes a {kind}");
+        assert!(is_put, "no route of `control::api` takes a {kind}");
     }
 }
 

@@ -136,3 +136,63 @@ impl Resource {
         json!({"apiVersion": API_VERSION, "kind": self.kind(), "metadata": metadata, "spec": spec})
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// A release with one more kind.
+    mod toy {
+        use super::super::*;
+
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct BudgetResource {
+            pub metadata: AutoscaleMetadata,
+            pub spec: BudgetSpec,
+        }
+
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+        pub struct BudgetSpec {
+            pub limit: u64,
+        }
+
+        documents! {
+            /// `kind: Endpoint`.
+            Endpoint is EndpointResource of EndpointMetadata, EndpointSpec;
+            /// `kind: Budget`.
+            Budget is BudgetResource of AutoscaleMetadata, BudgetSpec;
+        }
+
+        impl Resource {
+            pub fn spec(&self) -> Value {
+                self.parts().1
+            }
+        }
+    }
+
+    use super::PartsReader;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, from_value, json};
+
+    struct Parts(Value);
+
+    impl PartsReader for Parts {
+        fn read<M: DeserializeOwned, S: DeserializeOwned>(&mut self) -> Option<(M, S)> {
+            let parts = from_value((self.0)["metadata"].take()).ok();
+            Some((parts?, from_value((self.0)["spec"].take()).ok()?))
+        }
+    }
+
+    #[test]
+    fn a_row_makes_a_kind_readable_named_and_described() {
+        let document = json!({"metadata": {"labels": {"team": "a"}}, "spec": {"limit": 3}});
+        let read = toy::Resource::read("Budget", &mut Parts(document)).unwrap();
+        assert_eq!(
+            (read.kind(), &read.labels()["team"]),
+            ("Budget", &"a".to_owned())
+        );
+        assert_eq!(read.spec(), json!({"limit": 3}));
+        assert_eq!(toy::KINDS, ["Endpoint", "Budget"]);
+        let mut generator = schemars::SchemaGenerator::default();
+        let schema = toy::document_schema("Budget", &mut generator);
+        assert_eq!(schema.to_value()["title"], "Budget");
+    }
+}

@@ -492,7 +492,7 @@ fn print_replay_report(body: &str, mut found: Value, format: EventFormat) -> Res
     match versions {
         Some(Value::Array(versions)) if format == EventFormat::Text && !versions.is_empty() => {
             print(
-                "Decisions of other versions, compared with this version's results (differences are no fault):",
+                "Decisions of other versions, compared with this version's results (differences are not errors):",
             )?;
             print(&versions_table(&versions).render(std::io::stdout().is_terminal()))?;
         }
@@ -502,7 +502,14 @@ fn print_replay_report(body: &str, mut found: Value, format: EventFormat) -> Res
 }
 
 fn versions_table(versions: &[Value]) -> Table {
-    let mut table = Table::new(&["ENGINE", "VERSION", "ZONES", "EQUAL", "ONLY WORDS", "OTHER"]);
+    let mut table = Table::new(&[
+        "ENGINE",
+        "VERSION",
+        "ZONES",
+        "EQUAL",
+        "WORDING ONLY",
+        "OTHER",
+    ]);
     for of in versions {
         let cells = [
             "/engine",

@@ -41,7 +41,7 @@ use output::{Screen, print};
 /// The end of a program's help: how the server and the credentials are found, and exit codes.
 pub const CONNECT_HELP: &str =
     "Server and credentials: --server, PENSTOCK_SERVER and PENSTOCK_TOKEN; else the file named by
-PENSTOCK_CONFIG; else client.json in the default data directory, which `penstock serve` writes.
+PENSTOCK_CONFIG; else client.json in the default data folder, which `penstock serve` writes.
 Exit codes: 0 done, 1 refused or failed, 2 usage, 3 server unreachable.";
 
 /// Commands that need a server, or not even that.
@@ -98,7 +98,7 @@ pub fn completion_script(shell: clap_complete::Shell, command: &mut clap::Comman
     String::from_utf8_lossy(&script).into_owned()
 }
 
-/// Print the version, and that of the time zone data that schedules go by
+/// Print the version, and that of the time zone data used for schedules
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   penstock version")]

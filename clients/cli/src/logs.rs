@@ -20,7 +20,7 @@ use crate::client::{Client, ClientError};
 
 Instances write to files directly, and their lines carry no time. --timestamps shows when
 Penstock first saw a line, with a `~`: at most about ten seconds after it was written, and later only
-if Penstock was not running. --since goes by the same times.
+if Penstock was not running. --since uses the same times.
 
 The last lines are shown, at most 32 MiB per node; if older lines are cut without --limit, a line says
 so.")]

@@ -1,5 +1,5 @@
 //! All events, with their stable names and versions. Stored events stay readable forever: a changed
-//! shape raises the version and adds an upcaster. `tests/golden/events` holds a file for each
+//! shape raises the version and adds an upcaster. `libs/contract/tests/golden/events` holds a file for each
 //! (type, version).
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -7,9 +7,9 @@ use std::time::Duration;
 use contract::own_secrets::OwnSecrets;
 use runtime::descriptors::Descriptors;
 
-/// The file in the data directory that tells clients where the server is.
+/// The file in the data folder that tells clients where the server is.
 pub const CLIENT_FILE: &str = "client.json";
-/// The file in the data directory that holds the key for sealed secrets.
+/// The file in the data folder that holds the key for sealed secrets.
 pub const SEAL_FILE: &str = "seal.key";
 
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub struct ControlConfig {
     /// The directory of `client.json` and `seal.key`.
     pub data: PathBuf,
     /// A reference to the key for sealed secrets: `env:NAME` or `file:PATH`. Replicas must share one key.
-    /// None: `seal.key` in the data directory, created on the first start.
+    /// None: `seal.key` in the data folder, created on the first start.
     pub seal_key: Option<String>,
     /// The name of this replica, part of the name of the token in `client.json`. None: there is only
     /// one replica.

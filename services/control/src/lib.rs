@@ -1,6 +1,6 @@
 //! The control service: turns commands into events, and events into read models and gateway routes.
 //!
-//! Owns the streams `endpoint/…`, `access/…` and `members/…`, the read models of [`domain::views`] and the routes.
+//! Owns the streams `endpoint/…`, `access/…`, `members/…` and `parking/…`, the read models of [`domain::views`] and the routes.
 //! Inputs: HTTP requests and the full log. Outputs: events, rows, routes and API responses.
 //! Invariants: a write is acknowledged only once its events are durable; every event names its actor;
 //! permissions are declared in one route table ([`table`]), which also generates the OpenAPI document;

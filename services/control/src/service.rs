@@ -288,7 +288,7 @@ impl App {
         let context = crate::api::endpoints::key_context(endpoint.uid);
         let sealed = &endpoint.keys.primary.sealed;
         if self.seal.unseal(sealed, &context).is_err() {
-            let problem = "the seal key cannot open the stored keys; give every replica of control the same one, in PENSTOCK_SEAL_KEY (env:NAME or file:PATH) or as seal.key in its data directory";
+            let problem = "the seal key cannot open the stored keys; give every replica of control the same one, in PENSTOCK_SEAL_KEY (env:NAME or file:PATH) or as seal.key in its data folder";
             tracing::error!(endpoint = %endpoint.name, "{problem}");
             let component = self.deps.health.component("seal");
             component.set_warning(Some(problem.to_owned()));

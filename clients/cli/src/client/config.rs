@@ -1,7 +1,7 @@
 //! The server's address and the client's credentials.
 //!
 //! Order: `--server`, then `PENSTOCK_SERVER`; `PENSTOCK_TOKEN`; else the file named by
-//! `PENSTOCK_CONFIG`; else `client.json` in the default data directory. Invariant: the token of a
+//! `PENSTOCK_CONFIG`; else `client.json` in the default data folder. Invariant: the token of a
 //! file is sent only to the server that the file names.
 
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::CliError;
 
-/// The name of the file that `serve` writes into its data directory, mode 0600.
+/// The name of the file that `serve` writes into its data folder, mode 0600.
 pub const CLIENT_FILE: &str = "client.json";
 
 /// The contents of `client.json`.

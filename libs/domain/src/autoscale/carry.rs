@@ -77,8 +77,8 @@ pub fn carried_next(decision: &Decision, zones: &ZoneData) -> CarriedState {
 
 /// Returns the state to continue with after a start or a takeover, from the last recorded decision.
 /// Its granted count is taken as recorded, whatever this engine would make of its inputs: another
-/// version, or other time zones, may have produced it. Cool-downs keep running; recommendations
-/// made since are unknown, so the stabilisation windows are filled with the current count.
+/// version, or other time zones, may have produced it. Cooldowns keep running; recommendations
+/// made since are unknown, so the stabilization windows are filled with the current count.
 pub fn carried_after_restart(last: &Decision, now: Timestamp) -> CarriedState {
     let mut carried = last.inputs.carried.clone();
     grant(
@@ -95,7 +95,7 @@ pub fn carried_after_restart(last: &Decision, now: Timestamp) -> CarriedState {
 }
 
 /// Returns the state after the clock was set back from `recorded` to `clock`: the elapsed part of
-/// each cool-down and window stays elapsed.
+/// each cooldown and window stays elapsed.
 pub fn carried_after_clock_step(
     carried: &CarriedState,
     recorded: Timestamp,

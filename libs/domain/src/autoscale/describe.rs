@@ -89,7 +89,7 @@ pub(super) fn projection(
     }
 }
 
-pub(super) fn stabilisation(window: Span, recommendation: u32, after: u32) -> String {
+pub(super) fn stabilization(window: Span, recommendation: u32, after: u32) -> String {
     if window == Span::ZERO {
         "no window".into()
     } else if recommendation == after {

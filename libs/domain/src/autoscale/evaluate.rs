@@ -1,7 +1,7 @@
 //! One evaluation: computes a count and its outcome from a policy, a tick's inputs and the time.
 //!
 //! The order is fixed: profile, manual pin, mode, default (first decision), immediate bounds,
-//! rules, missing metrics, projection, stabilisation, cool-down, bounds, pause, shadow mode.
+//! rules, missing metrics, projection, stabilization, cooldown, bounds, pause, shadow mode.
 //!
 //! Invariants: the result is a function of its arguments; the recorder never influences it; a count
 //! leaves `[min, max]` only by a pin or a pause; nothing scales in while any rule's data is
@@ -47,7 +47,7 @@ pub struct TickInputs<'a> {
 pub struct Evaluation {
     /// The count that the previous evaluation granted.
     pub from: u32,
-    /// The count asked for, before cool-downs and bounds.
+    /// The count asked for, before cooldowns and bounds.
     pub wanted: u32,
     /// The count granted.
     pub granted: u32,
@@ -214,7 +214,7 @@ impl<'a, R: Recorder> Run<'a, R> {
         self.finish(default, default, None, None, false)
     }
 
-    /// Corrects a count outside the profile's bounds immediately: no cool-down, no stabilisation.
+    /// Corrects a count outside the profile's bounds immediately: no cooldown, no stabilization.
     fn enforce_bounds(&mut self) -> u32 {
         let Capacity { min, max, .. } = self.profile.capacity;
         let from = self.from;
@@ -264,20 +264,20 @@ impl<'a, R: Recorder> Run<'a, R> {
         } else {
             held
         };
-        let stabilised = if is_at_bound {
+        let stabilized = if is_at_bound {
             recommendation.count
         } else {
-            self.stabilise(base, recommendation.count)
+            self.stabilize(base, recommendation.count)
         };
-        let held = held.or((recommendation.count != base && stabilised == base)
+        let held = held.or((recommendation.count != base && stabilized == base)
             .then_some(DecisionOutcome::HeldByStabilization));
         let cooled = if is_at_bound {
             recommendation.count
         } else {
-            self.cool_down(inputs, base, stabilised)
+            self.cool_down(inputs, base, stabilized)
         };
         let held = held
-            .or((stabilised != base && cooled == base).then_some(DecisionOutcome::HeldByCooldown));
+            .or((stabilized != base && cooled == base).then_some(DecisionOutcome::HeldByCooldown));
         let granted = cooled.clamp(min, max);
         self.record.stage(|| {
             let detail = if granted == cooled {

@@ -73,7 +73,7 @@ fn reason(decision: &Decision) -> String {
         DecisionOutcome::HeldByCooldown => {
             format!(
                 "{}{}.",
-                by("would change it, but a cool-down holds"),
+                by("would change it, but a cooldown holds"),
                 last_stage("cooldown")
             )
         }

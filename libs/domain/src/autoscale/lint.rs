@@ -103,7 +103,7 @@ fn lint_rule(
         && policy.stabilize_in < window
     {
         let detail = format!(
-            "after a scale-in the window of {window} still holds measurements from before it when the rule may act again: make the cool-down or the stabilisation at least {window}"
+            "after a scale-in the window of {window} still holds measurements from before it when the rule may act again: make the cooldown or the stabilization at least {window}"
         );
         warn(findings, format!("{pointer}/metric/window"), detail);
     }

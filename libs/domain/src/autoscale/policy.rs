@@ -25,9 +25,9 @@ pub const RULES_MAX: usize = 20;
 pub const STEPS_MAX: usize = 10;
 /// Longest name of a profile or rule, in bytes.
 pub const LABEL_LENGTH_MAX: usize = 64;
-/// Longest cool-down.
+/// Longest cooldown.
 pub const COOLDOWN_MAX: Span = Span::from_secs(7 * 86_400);
-/// Longest stabilisation window.
+/// Longest stabilization window.
 pub const STABILIZATION_MAX: Span = Span::from_secs(86_400);
 
 /// An Autoscale document, checked and ready to be evaluated.

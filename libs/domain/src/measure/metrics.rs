@@ -19,7 +19,7 @@ pub const METRICS: &[MetricRow] = &[
     MetricRow {
         name: "requests_per_second",
         aliases: &[],
-        description: "Arrivals a second, whatever became of them: refused and failed requests are demand too.",
+        description: "Requests that arrive per second, whatever their outcome: refused and failed requests are demand, too.",
         situations: ARRIVALS,
         computation: Computation::Counts(|coverage, load, _| {
             ratio(load.arrivals, coverage.length_us).map(|rate| rate * 1e6)
@@ -29,7 +29,7 @@ pub const METRICS: &[MetricRow] = &[
     MetricRow {
         name: "requests_per_minute",
         aliases: &["RequestsPerMinute"],
-        description: "Arrivals a minute, at the rate of the window.",
+        description: "Requests that arrive per minute, extrapolated from the window.",
         situations: ARRIVALS,
         computation: Computation::Counts(|coverage, load, _| {
             ratio(load.arrivals, coverage.length_us).map(|rate| rate * 60e6)
@@ -55,35 +55,35 @@ pub const METRICS: &[MetricRow] = &[
     MetricRow {
         name: "latency_p50",
         aliases: &["RequestLatency_P50"],
-        description: "The latency that half of the answers did not exceed.",
+        description: "Median latency of the responses.",
         computation: Computation::Latencies(|latency| quantile_ms(latency, 5000)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_p90",
         aliases: &["RequestLatency_P90"],
-        description: "The latency that 90 % of the answers did not exceed.",
+        description: "90th percentile of the latency of the responses.",
         computation: Computation::Latencies(|latency| quantile_ms(latency, 9000)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_p95",
         aliases: &["RequestLatency_P95"],
-        description: "The latency that 95 % of the answers did not exceed.",
+        description: "95th percentile of the latency of the responses.",
         computation: Computation::Latencies(|latency| quantile_ms(latency, 9500)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_p99",
         aliases: &["RequestLatency_P99"],
-        description: "The latency that 99 % of the answers did not exceed.",
+        description: "99th percentile of the latency of the responses.",
         computation: Computation::Latencies(|latency| quantile_ms(latency, 9900)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_average",
         aliases: &["RequestLatency"],
-        description: "The average latency of the answers.",
+        description: "Mean latency of the responses.",
         ..LATENCY
     },
     MetricRow {
@@ -93,7 +93,7 @@ pub const METRICS: &[MetricRow] = &[
         source: SourceKind::GATEWAY,
         is_total: false,
         is_per_instance: false,
-        description: "Bad answers among those that count.",
+        description: "Bad outcomes among those that count.",
         situations: Situations {
             no_traffic: Always(0.0),
             all_in_flight: Always(0.0),
@@ -106,7 +106,7 @@ pub const METRICS: &[MetricRow] = &[
     MetricRow {
         name: "cpu_utilization",
         aliases: &["CpuUtilizationPercentage"],
-        description: "CPU used, of one core per instance, averaged over instances.",
+        description: "CPU used in percent of one core per instance, averaged over instances.",
         // Without instances, nothing is used.
         computation: Computation::Counts(|_, load, _| {
             Some(ratio(load.cpu_us, load.cpu_length_us).map_or(0.0, |share| share * 100.0))
@@ -116,7 +116,7 @@ pub const METRICS: &[MetricRow] = &[
     MetricRow {
         name: "memory_utilization",
         aliases: &["CpuMemoryUtilizationPercentage"],
-        description: "Memory used, of what an instance may use, averaged over instances; unknown where that is not known.",
+        description: "Memory used in percent of the limit of an instance, averaged over instances; unknown without a limit.",
         computation: Computation::Counts(memory_utilization),
         ..RESOURCE
     },

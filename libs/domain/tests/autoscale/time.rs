@@ -1,4 +1,4 @@
-//! How decisions depend on earlier ones: cool-downs, stabilisation, restarts, the clock.
+//! How decisions depend on earlier ones: cooldowns, stabilization, restarts, the clock.
 
 use contract::decision::{CarriedState, Decision, DecisionOutcome, LastChange, Recommendation};
 use contract::time::{Span, Timestamp};
@@ -176,7 +176,7 @@ fn after_a_restart_the_windows_are_filled_with_the_current_count() {
     };
     assert_eq!(outcome(40), DecisionOutcome::HeldByStabilization);
     assert_eq!(outcome(99), DecisionOutcome::HeldByStabilization);
-    // The cool-down kept running through the restart.
+    // The cooldown kept running through the restart.
     assert_eq!(outcome(100), DecisionOutcome::Applied);
 }
 

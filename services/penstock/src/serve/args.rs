@@ -32,10 +32,10 @@ pub struct ServeArgs {
     /// A configuration file
     #[arg(long, value_name = "FILE", env = "PENSTOCK_SERVE_CONFIG")]
     pub config: Option<PathBuf>,
-    /// The data directory
+    /// The data folder
     #[arg(long, value_name = "DIR", env = "PENSTOCK_DATA", default_value_os_t = default_data_dir())]
     pub data: PathBuf,
-    /// sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE; in the data directory by default
+    /// sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE; in the data folder by default
     #[arg(
         long,
         value_name = "URL",
@@ -116,7 +116,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "URL", env = "PENSTOCK_ADMIN_URL")]
     pub admin_url: Option<String>,
     /// The key that seals stored secrets: env:NAME or file:PATH with 32 bytes in hexadecimal, the same for
-    /// every replica of control; a key in the data directory by default
+    /// every replica of control; a key in the data folder by default
     #[arg(
         long,
         value_name = "REF",

@@ -63,7 +63,7 @@ enum StoreCommand {
 /// Selects the store.
 #[derive(Debug, clap::Args)]
 struct StoreSelector {
-    /// sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE; in the data directory by default
+    /// sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE; in the data folder by default
     #[arg(
         long,
         value_name = "URL",
@@ -71,7 +71,7 @@ struct StoreSelector {
         hide_env_values = true
     )]
     store: Option<String>,
-    /// The data directory
+    /// The data folder
     #[arg(long, value_name = "DIR", env = "PENSTOCK_DATA", default_value_os_t = default_data_dir())]
     data: PathBuf,
     /// The folder of the store's archives; by default where they were sealed, or `archive` next to a store in a file

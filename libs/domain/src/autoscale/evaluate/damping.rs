@@ -1,4 +1,4 @@
-//! Damping of recommendations: projection, stabilisation and cool-downs.
+//! Damping of recommendations: projection, stabilization and cooldowns.
 //!
 //! Invariant: damping moves a recommendation towards the current count, and never across it.
 
@@ -60,7 +60,7 @@ impl<R: Recorder> Run<'_, R> {
 
     /// Takes the most conservative recommendation within the window: the largest when scaling in,
     /// the smallest when scaling out, and never across the current count.
-    pub(super) fn stabilise(&mut self, base: u32, recommendation: u32) -> u32 {
+    pub(super) fn stabilize(&mut self, base: u32, recommendation: u32) -> u32 {
         if recommendation == base {
             return recommendation;
         }
@@ -77,33 +77,33 @@ impl<R: Recorder> Run<'_, R> {
             .iter()
             .filter(|earlier| window > Span::ZERO && self.now.since(earlier.last) < window)
             .map(|earlier| earlier.instances);
-        let stabilised = if scales_in {
+        let stabilized = if scales_in {
             inside.fold(recommendation, u32::max).min(base)
         } else {
             inside.fold(recommendation, u32::min).max(base)
         };
         self.record.stage(|| {
-            let detail = describe::stabilisation(window, recommendation, stabilised);
-            stage("stabilization", recommendation, stabilised, detail)
+            let detail = describe::stabilization(window, recommendation, stabilized);
+            stage("stabilization", recommendation, stabilized, detail)
         });
-        stabilised
+        stabilized
     }
 
-    /// Applies cool-downs. A rule that scales out acts again only once its cool-down since the last
-    /// scale-out is over; scaling in waits for the cool-downs of all rules that agreed, since the
+    /// Applies cooldowns. A rule that scales out acts again only once its cooldown since the last
+    /// scale-out is over; scaling in waits for the cooldowns of all rules that agreed, since the
     /// last change in either direction. A scale-in never delays a scale-out.
-    pub(super) fn cool_down(&mut self, inputs: &[RuleInput], base: u32, stabilised: u32) -> u32 {
-        if stabilised == base {
+    pub(super) fn cool_down(&mut self, inputs: &[RuleInput], base: u32, stabilized: u32) -> u32 {
+        if stabilized == base {
             return base;
         }
-        let (cooled, until) = if stabilised > base {
-            self.cool_down_out(inputs, base, stabilised)
+        let (cooled, until) = if stabilized > base {
+            self.cool_down_out(inputs, base, stabilized)
         } else {
-            self.cool_down_in(base, stabilised)
+            self.cool_down_in(base, stabilized)
         };
         self.record.stage(|| {
-            let detail = describe::cooldown(stabilised, cooled, until);
-            stage("cooldown", stabilised, cooled, detail)
+            let detail = describe::cooldown(stabilized, cooled, until);
+            stage("cooldown", stabilized, cooled, detail)
         });
         cooled
     }
@@ -112,7 +112,7 @@ impl<R: Recorder> Run<'_, R> {
         &self,
         inputs: &[RuleInput],
         base: u32,
-        stabilised: u32,
+        stabilized: u32,
     ) -> (u32, Option<Timestamp>) {
         let last = self.tick.carried.last_out.as_ref().map(|change| change.at);
         let mut free = base;
@@ -133,10 +133,10 @@ impl<R: Recorder> Run<'_, R> {
         if let Some(floor) = missing.then(|| self.missing_floor()).flatten() {
             free = free.max(floor);
         }
-        (stabilised.min(free), until)
+        (stabilized.min(free), until)
     }
 
-    fn cool_down_in(&self, base: u32, stabilised: u32) -> (u32, Option<Timestamp>) {
+    fn cool_down_in(&self, base: u32, stabilized: u32) -> (u32, Option<Timestamp>) {
         let at = |change: &Option<LastChange>| change.as_ref().map(|change| change.at);
         let carried = self.tick.carried;
         let last = at(&carried.last_out).max(at(&carried.last_in));
@@ -149,12 +149,12 @@ impl<R: Recorder> Run<'_, R> {
             .max();
         match until {
             Some(_) => (base, until),
-            None => (stabilised, None),
+            None => (stabilized, None),
         }
     }
 }
 
-/// The end of a cool-down that is still running.
+/// The end of a cooldown that is still running.
 fn cooling(last: Option<Timestamp>, cooldown: Span, now: Timestamp) -> Option<Timestamp> {
     last.map(|last| last + cooldown).filter(|end| now < *end)
 }

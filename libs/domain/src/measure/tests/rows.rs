@@ -176,10 +176,10 @@ fn only_totals_are_divided_by_instances() {
 fn page() -> String {
     let mut page = String::from(
         "# Metrics\n\n\
-         What `metric.name` of an autoscale rule may be. A total adds up over instances, and `perInstance: true` makes it a share of each;\n\
-         others are of one instance or answer already. What a metric is worth where there is nothing to compute it from stands beside it: a\n\
-         number, *measured* (what was counted), or *unknown*, by which a rule never takes an instance away.\n\n\
-         | name | in rules | total | reported by | no traffic | all in flight | all refused | no instance | no report | what it is |\n\
+         The metrics that `metric.name` of an autoscale rule accepts. A total is summed over instances, and `perInstance: true` divides it by\n\
+         their number; other metrics are averages, quantiles or ratios. The five columns before the description say what a metric is when there\n\
+         is nothing to compute it from: a number, *measured* (what was counted), or *unknown*, on which a rule never scales in.\n\n\
+         | name | example | total | reported by | no traffic | all in flight | all refused | no instance | no report | description |\n\
          |---|---|---|---|---|---|---|---|---|---|\n",
     );
     for row in METRICS {
@@ -205,8 +205,8 @@ fn page() -> String {
     let later: Vec<&str> = RESERVED_NAMES.iter().map(|of| of.name).collect();
     let _ = write!(
         page,
-        "\nNot available yet, and refused by name: `{}`.\n\n\
-         This page is written from `libs/domain/src/measure/metrics.rs` by `UPDATE_GOLDEN=1 cargo test -p penstock-domain --lib rows`.\n",
+        "\nNot available yet, and rejected by name: `{}`.\n\n\
+         This page is generated from `libs/domain/src/measure/metrics.rs` by `UPDATE_GOLDEN=1 cargo test -p penstock-domain --lib rows`.\n",
         later.join("`, `")
     );
     page

@@ -117,7 +117,7 @@ impl SqliteFile {
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => Err(StoreError::Refused(format!(
-                "{} is in use by another process: stop it first, or use another data directory",
+                "{} is in use by another process: stop it first, or use another data folder",
                 self.path.display()
             ))),
             Err(TryLockError::Error(error)) => Err(StoreError::Refused(format!(

@@ -18,6 +18,15 @@ use crate::members::{Members, SILENT_AFTER};
 /// Frames arrive every second; a longer pause than this stops the deadlines.
 const SILENCE_MAX: Span = Span::from_secs(3);
 
+/// How much longer than the longest request draining may take.
+const MARGIN: Span = Span::from_secs(10);
+
+/// Returns how long an instance may drain.
+pub fn timeout(instance: &Instance) -> Span {
+    let longest_request = instance.spec.request_settings.timeout.millis();
+    Span::from_millis(longest_request + MARGIN.millis())
+}
+
 /// The latest report of each gateway, by bucket.
 #[derive(Clone, Debug, Default)]
 pub struct DrainWatch {

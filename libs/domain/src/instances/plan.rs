@@ -24,8 +24,6 @@ use crate::members::Members;
 /// Time from the termination signal to the kill signal. Requests have drained by then, so this only
 /// covers the model server's own cleanup.
 pub const REMOVAL_GRACE: Span = Span::from_secs(10);
-/// How much longer than the longest request draining may take.
-const DRAIN_MARGIN: Span = Span::from_secs(10);
 /// Delay after the first failure; doubles with each consecutive one.
 const BACKOFF_FIRST: Span = Span::from_secs(1);
 /// Longest delay after a failure.
@@ -164,12 +162,11 @@ fn remove(instance: &Instance, reason: RemovalReason) -> Event {
 }
 
 fn drain(instance: &Instance, reason: RemovalReason, decision: Option<Uuid>) -> Event {
-    let longest_request = instance.spec.request_settings.timeout.millis();
     Event::InstanceDraining(InstanceDraining {
         id: instance.id.clone(),
         reason,
         decision,
-        timeout: Span::from_millis(longest_request + DRAIN_MARGIN.millis()),
+        timeout: super::drain::timeout(instance),
     })
 }
 

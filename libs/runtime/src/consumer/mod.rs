@@ -44,16 +44,8 @@ const REACQUIRE_AFTER: Duration = Duration::from_secs(1);
 
 /// How often to check whether snapshots are due.
 const SNAPSHOT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// A snapshot is written after this many events that would have to be applied again, this many that
-/// would have to be read again, or this long after the first of them.
-const APPLIED_MAX: usize = 512;
-const SKIPPED_MAX: usize = 8192;
-const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(300);
 /// The most drafts waiting to be stored; more are made once these are.
 const DRAFTS_MAX: usize = 16;
-/// The same as `APPLIED_MAX` while catching up, so that an interrupted consumer does not start from
-/// scratch.
-const CATCH_UP_APPLIED_MAX: usize = 20_000;
 /// How long shutdown waits for the last snapshots.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -539,22 +531,15 @@ impl<F: Fold> Consumer<F> {
     }
 
     fn is_due(&mut self, bucket: Bucket) -> bool {
-        let Backlog { applied, skipped } = self.core.backlog(bucket);
-        if applied + skipped == 0 {
+        let backlog = self.core.backlog(bucket);
+        if backlog.applied + backlog.skipped == 0 {
             self.behind_since.remove(&bucket);
             return false;
         }
         let now = Instant::now();
         let since = *self.behind_since.entry(bucket).or_insert(now);
-        let is_due = match self.core.is_caught_up(bucket) {
-            true => {
-                applied >= APPLIED_MAX
-                    || skipped >= SKIPPED_MAX
-                    || now.duration_since(since) >= SNAPSHOT_AGE_MAX
-            }
-            false => applied >= CATCH_UP_APPLIED_MAX,
-        };
-        is_due && self.may_save(bucket)
+        let age = now.duration_since(since);
+        snapshot::is_due(backlog, age, self.core.is_caught_up(bucket)) && self.may_save(bucket)
     }
 
     /// Whether a snapshot of the bucket may be drafted: not while another is in progress, since

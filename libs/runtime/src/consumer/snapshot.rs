@@ -4,6 +4,7 @@
 //! measurements, no clock. So starting from it gives the same as folding the whole log.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use contract::ids::{Bucket, EndpointKey, Position};
 use serde::de::DeserializeOwned;
@@ -13,11 +14,30 @@ use store::{
     StoreError, part_hash, snapshot_hash,
 };
 
+use super::core::Backlog;
 use super::fold::Entry;
 use crate::parking;
 
 /// The key of the part that concerns the whole bucket; other parts have the endpoint's key.
 const BUCKET_PART: &str = "";
+
+/// A snapshot is written after this many events that would have to be applied again, this many that
+/// would have to be read again, or this long after the first of them.
+const APPLIED_MAX: usize = 512;
+const SKIPPED_MAX: usize = 8192;
+const AGE_MAX: Duration = Duration::from_secs(300);
+/// The same as `APPLIED_MAX` while catching up, so that an interrupted consumer does not start from
+/// scratch.
+const CATCH_UP_APPLIED_MAX: usize = 20_000;
+
+/// Whether a snapshot is due of a bucket with this backlog, the first event of which is so old.
+pub(super) fn is_due(backlog: Backlog, age: Duration, is_caught_up: bool) -> bool {
+    let Backlog { applied, skipped } = backlog;
+    match is_caught_up {
+        true => applied >= APPLIED_MAX || skipped >= SKIPPED_MAX || age >= AGE_MAX,
+        false => applied >= CATCH_UP_APPLIED_MAX,
+    }
+}
 
 /// Parking state of the bucket.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -160,7 +160,7 @@ const REQUESTS: &[Request] = &[
         "{\"instances\": 2, \"until\": \"2001-01-01T00:00:00Z\"}",
         400,
         "invalid-document",
-        "name a later one",
+        "give a later one",
     ),
     (
         "PUT",
@@ -208,7 +208,7 @@ const REQUESTS: &[Request] = &[
         "{\"name\": \"ci\", \"role\": \"viewer\", \"expires\": \"2001-01-01T00:00:00Z\"}",
         400,
         "invalid-document",
-        "name a later one",
+        "give a later one",
     ),
     (
         "DELETE",
@@ -420,7 +420,7 @@ async fn bodies_and_documents_over_their_limits_are_rejected() {
         let before = format!("*a{}, ", level - 1).repeat(10);
         bomb.push_str(&format!("a{level}: &a{level} [{before}]\n"));
     }
-    assert!(put(bomb).await.expect(400).text.contains("aliases counted"));
+    assert!(put(bomb).await.expect(400).text.contains("after expanding aliases"));
     let cycle = format!("{ENDPOINT}  x: &x {{y: *x}}");
     assert!(
         put(cycle)

@@ -279,10 +279,10 @@ async fn every_consumer_parks_an_endpoint_it_cannot_read_and_continues() {
     for (consumer, running) in CONSUMERS.iter().zip(&running) {
         let ready = tokio::time::timeout(PATIENCE, running.health.until_ready()).await;
         assert!(ready.is_ok(), "{consumer}: {:?}", running.health.missing());
-        let remarks = running.health.warnings().join("; ");
+        let warnings = running.health.warnings().join("; ");
         assert!(
-            remarks.contains("rose (position 1)"),
-            "{consumer}: {remarks}"
+            warnings.contains("rose (position 1)"),
+            "{consumer}: {warnings}"
         );
         let alarm = format!("penstock_parked_endpoints{{consumer=\"{consumer}\"}} 1");
         assert!(running.metrics.encode().contains(&alarm), "{consumer}");
@@ -304,8 +304,8 @@ async fn every_consumer_parks_an_endpoint_it_cannot_read_and_continues() {
         let left = CONSUMERS.into_iter().skip(decided + 1);
         let left = left.map(|consumer| format!("{consumer}/{}", key("rose")));
         harness.until_parked(&left.collect(), &running).await;
-        let remarks = running[decided].health.warnings();
-        assert!(remarks.is_empty(), "{consumer}: {remarks:?}");
+        let warnings = running[decided].health.warnings();
+        assert!(warnings.is_empty(), "{consumer}: {warnings:?}");
     }
     harness.stop.cancel();
     for (consumer, running) in CONSUMERS.iter().zip(running) {

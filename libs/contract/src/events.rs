@@ -458,7 +458,7 @@ pub struct ClockStepped {
 pub struct InstanceRequested {
     /// The id of the new instance; never reused.
     pub id: InstanceId,
-    /// Increases with each order for this instance; a backend rejects an older one.
+    /// Increases with each request for this instance; a backend rejects an older one.
     pub generation: u64,
     /// The deployment.
     pub deployment: DeploymentRef,
@@ -510,7 +510,7 @@ pub enum RemovalReason {
     NodeLost,
 }
 
-/// An order to drain an instance.
+/// A request to drain an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceDraining {
@@ -524,13 +524,13 @@ pub struct InstanceDraining {
     pub timeout: Span,
 }
 
-/// An order to remove an instance.
+/// A request to remove an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceRemovalRequested {
     /// The id of the instance.
     pub id: InstanceId,
-    /// The generation of this order; higher than that of any earlier order for this instance.
+    /// The generation of this request; higher than that of any earlier request for this instance.
     pub generation: u64,
     /// The id of the node that removes it.
     pub node: String,
@@ -555,7 +555,7 @@ pub struct InstanceEvent {
 pub struct InstanceStarted {
     /// The id of the instance.
     pub id: InstanceId,
-    /// The generation of the order that was carried out.
+    /// The generation of the request that was carried out.
     pub generation: u64,
     /// The `HOST:PORT` that it listens on; empty for simulated instances.
     pub address: String,
@@ -668,7 +668,7 @@ pub enum LeaveReason {
     Silent,
 }
 
-/// An operator's order that a consumer skip an event that it cannot process.
+/// An operator has a consumer skip an event that it cannot process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EventSkipped {
@@ -680,7 +680,7 @@ pub struct EventSkipped {
     pub reason: String,
 }
 
-/// An operator's order that a consumer retry an endpoint's streams from the start.
+/// An operator has a consumer retry an endpoint's streams from the start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ConsumerUnparked {
@@ -688,4 +688,38 @@ pub struct ConsumerUnparked {
     pub consumer: String,
     /// The reason given by the operator.
     pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    /// A release with one more event.
+    mod toy {
+        use super::super::{DecodeError, Deserialize, Empty, Serialize, StreamKind, Value};
+        use super::super::{has_current_shape, upcast};
+
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+        pub struct ToyWound {
+            pub turns: u32,
+        }
+
+        events! {
+            /// An endpoint is gone; its name is free.
+            "endpoint.deleted" v 1 in [Endpoint] => EndpointDeleted(Empty),
+            /// A toy was wound up.
+            "toy.wound" v 1 in [Endpoint, Members] => ToyWound(ToyWound),
+        }
+    }
+
+    #[test]
+    fn a_line_makes_an_event_that_is_written_read_and_described() {
+        let event = toy::Event::ToyWound(toy::ToyWound { turns: 3 });
+        assert_eq!((event.type_name(), event.version()), ("toy.wound", 1));
+        assert_eq!(event.streams().len(), 2);
+        assert_eq!(event.data().unwrap()["turns"], 3);
+        let data = event.data_json().unwrap();
+        assert_eq!(toy::Event::decode("toy.wound", 1, &data).unwrap(), event);
+        assert!(toy::Event::decode("toy.wound", 2, &data).is_err());
+        assert!(toy::EVENT_TYPES.contains(&("toy.wound", 1)));
+        assert_eq!(toy::event_schemas().len(), 2);
+    }
 }

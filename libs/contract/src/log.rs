@@ -333,6 +333,24 @@ pub struct RowChange {
 mod tests {
     use super::*;
 
+    /// A release with one more kind of stream.
+    mod toy {
+        use super::super::StreamScope;
+
+        streams! {
+            /// Toys of an endpoint.
+            Toys = "toys" of Endpoint by "toy",
+        }
+    }
+
+    #[test]
+    fn a_line_makes_a_kind_of_stream() {
+        let kind = toy::StreamKind::Toys;
+        assert_eq!(toy::StreamKind::ALL, [kind]);
+        assert_eq!((kind.as_str(), kind.writer()), ("toys", "toy"));
+        assert_eq!(kind.scope(), StreamScope::Endpoint);
+    }
+
     #[test]
     fn a_stream_is_in_the_bucket_of_its_endpoint() {
         let endpoint = EndpointKey::new(&"iris".parse().unwrap());

@@ -597,8 +597,8 @@ async fn instances_of_a_parked_endpoint_are_left_alone_until_it_is_unparked() {
     agent.ready().await;
     harness.request(removal("iris-blue-1")).await;
     request_elsewhere(&mut harness, "rose-blue-1").await;
-    let remarks = agent.health.warnings();
-    assert!(remarks[0].contains("iris"), "{remarks:?}");
+    let warnings = agent.health.warnings();
+    assert!(warnings[0].contains("iris"), "{warnings:?}");
     assert_eq!(backend.list().await.unwrap().len(), 2);
 
     let stream = StreamName::of(StreamKind::Parking, &endpoint());

@@ -270,7 +270,7 @@ pub struct InstanceView {
     pub deployment: Name,
     /// The incarnation of the deployment.
     pub deployment_uid: Uid,
-    /// The generation of the latest order for it.
+    /// The generation of the latest request for it.
     pub generation: u64,
     /// The instance revision of the deployment that it is made from.
     pub revision: u64,

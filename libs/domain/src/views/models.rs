@@ -1,7 +1,9 @@
 //! The list of read models.
 //!
 //! Invariant: code that writes, reads, rebuilds or compares rows takes the model from here; names
-//! are plain text only in the store, whose rows may be of any model.
+//! are plain text only in the store, whose rows may be of any model. The one exception is
+//! `runtime::parking::PARKED`: each consumer writes its own rows of what it has parked, which no fold of
+//! the log gives, so a rebuild or comparison leaves them alone.
 
 /// Declares the read models with their properties, so that none can lack one.
 macro_rules! read_models {
@@ -51,5 +53,24 @@ impl ReadModel {
     /// Returns the model with this name, or `None` if this release does not know it.
     pub fn of_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|model| model.name() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// A release with another read model.
+    mod toy {
+        read_models! {
+            /// Toys, by name.
+            Toys = "toys" written once: false,
+        }
+    }
+
+    #[test]
+    fn a_line_makes_a_read_model() {
+        let model = toy::ReadModel::Toys;
+        assert_eq!(toy::ReadModel::ALL, [model]);
+        assert_eq!((model.name(), model.is_written_once()), ("toys", false));
+        assert_eq!(toy::MODELS, ["toys"]);
     }
 }

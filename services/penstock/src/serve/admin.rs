@@ -54,13 +54,13 @@ impl AdminState {
 impl AdminState {
     /// The response body, as control's: names of endpoints and servers are for trusted clients only.
     fn body(&self, status: &str, missing: Vec<String>, trusted: bool) -> Value {
-        let (missing, remarks) = match trusted {
+        let (missing, warnings) = match trusted {
             true => (missing, self.health.warnings()),
             false => (Vec::new(), Vec::new()),
         };
         let mut body = json!({"status": status, "missing": missing});
-        if !remarks.is_empty() {
-            body["remarks"] = json!(remarks);
+        if !warnings.is_empty() {
+            body["remarks"] = json!(warnings);
         }
         body
     }
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readiness_says_what_is_missing_and_what_is_remarked() {
+    async fn readiness_says_what_is_missing_and_warns_of_the_rest() {
         let (address, health, stop) = admin(8, PATIENCE).await;
         let gateway = health.component("gateway");
         gateway.waiting("no routes yet");

@@ -60,11 +60,11 @@ impl Archiver {
     /// Seals what is due; returns how long to wait until the next round.
     async fn run_once(&self, fence: &Fence) -> Duration {
         let sealed = self.seal(fence).await;
-        let remark = sealed.as_ref().err().map(|error| {
+        let warning = sealed.as_ref().err().map(|error| {
             tracing::warn!(%error, "archiving failed");
             format!("old events stay in the store: {error}")
         });
-        self.component.set_warning(remark);
+        self.component.set_warning(warning);
         match sealed {
             Ok(()) => INTERVAL,
             Err(_) => RETRY_AFTER,
@@ -161,14 +161,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_to_seal_is_a_remark_not_an_outage_and_is_retried() {
+    async fn a_failure_to_seal_is_a_warning_not_an_outage_and_is_retried() {
         let folder = tempfile::tempdir().unwrap();
         let (archiver, fence, health) = archiver(&folder, &[1, 2, 3]).await;
         let blocking_file = folder.path().join("archive");
         std::fs::write(&blocking_file, "").unwrap();
         assert_eq!(archiver.run_once(&fence).await, RETRY_AFTER);
-        let remarks = health.warnings();
-        assert!(remarks[0].contains("old events stay"), "{remarks:?}");
+        let warnings = health.warnings();
+        assert!(warnings[0].contains("old events stay"), "{warnings:?}");
         assert_eq!(health.missing(), Vec::<String>::new());
         std::fs::remove_file(&blocking_file).unwrap();
         assert_eq!(archiver.run_once(&fence).await, INTERVAL);

@@ -93,7 +93,7 @@ pub fn archiver(args: &ServeArgs, ctx: &ServerContext, group: &mut TaskGroup) {
 }
 
 /// Reports an unreachable bus in readiness. A gateway that has had routes, in this run or an earlier one,
-/// keeps serving without the bus: for a process with only gateways the problem is then a remark, since a
+/// keeps serving without the bus: for a process with only gateways the problem is then a warning, since a
 /// load balancer would otherwise take all of them out at once.
 pub fn watch_bus(plan: &Plan, ctx: &ServerContext, group: &mut TaskGroup) {
     let (bus, stop) = (ctx.bus.clone(), group.stop.clone());
@@ -134,16 +134,16 @@ impl BusHealth {
     fn update(
         &mut self,
         bus_problem: Option<String>,
-        remark: Option<String>,
+        warning: Option<String>,
         component: &Component,
     ) {
         self.has_answered |= bus_problem.is_none();
-        let (problem, remark) = match self.is_needed || !self.has_answered {
-            true => (bus_problem, remark),
-            false => (None, bus_problem.or(remark)),
+        let (problem, warning) = match self.is_needed || !self.has_answered {
+            true => (bus_problem, warning),
+            false => (None, bus_problem.or(warning)),
         };
         component.set_problem(problem);
-        component.set_warning(remark);
+        component.set_warning(warning);
     }
 }
 

@@ -64,7 +64,7 @@ impl ComparableLog {
     fn contiguous_end(&self) -> Position {
         match self {
             Self::Store(log) => log.head,
-            Self::Kafka(log) => log.extent.whole,
+            Self::Kafka(log) => log.extent.contiguous,
         }
     }
 
@@ -253,7 +253,7 @@ async fn compare_logs(
     let gap = [&a, &b]
         .into_iter()
         .filter_map(ComparableLog::extent)
-        .flat_map(|extent| &extent.holes)
+        .flat_map(|extent| &extent.gaps)
         .map(|gap| gap.missing)
         .filter(|missing| *missing <= limit)
         .min();

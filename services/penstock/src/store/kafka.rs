@@ -82,17 +82,17 @@ fn read_error(error: BusError) -> CliError {
 }
 
 fn convert_extent(extent: bus::kafka::Extent) -> Extent {
-    let holes = extent.gaps.iter().map(|gap| Gap {
+    let gaps = extent.gaps.iter().map(|gap| Gap {
         missing: gap.missing,
         bucket: gap.bucket,
         needed_by: gap.needed_by,
     });
     Extent {
-        whole: extent.contiguous,
+        contiguous: extent.contiguous,
         last: extent.last,
         records: extent.records,
         repeated: extent.repeated,
-        holes: holes.collect(),
+        gaps: gaps.collect(),
         unreadable: extent.unreadable,
     }
 }

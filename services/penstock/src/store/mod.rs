@@ -353,13 +353,15 @@ fn without_options(url: &str) -> &str {
 )]
 struct Extent {
     /// There is no gap up to this position.
-    whole: Position,
+    #[serde(rename = "whole")]
+    contiguous: Position,
     /// The highest position that was found.
     last: Position,
     records: u64,
     /// Identical duplicates.
     repeated: u64,
-    holes: Vec<Gap>,
+    #[serde(rename = "holes")]
+    gaps: Vec<Gap>,
     /// Locations of messages that could not be read, and why.
     unreadable: Vec<String>,
 }
@@ -385,10 +387,10 @@ impl Extent {
             "{}: {} events, contiguous up to position {}, the last at {}",
             without_options(of),
             self.records,
-            self.whole,
+            self.contiguous,
             self.last
         )];
-        let missing = self.holes.iter().take(Self::NAMED_MAX).map(|gap| {
+        let missing = self.gaps.iter().take(Self::NAMED_MAX).map(|gap| {
             format!(
                 "missing: position {} of bucket {}, before position {}",
                 gap.missing, gap.bucket, gap.needed_by
@@ -397,7 +399,7 @@ impl Extent {
         lines.extend(missing);
         let unreadable = self.unreadable.iter().take(Self::NAMED_MAX);
         lines.extend(unreadable.map(|message| format!("unreadable: {message}")));
-        let all = self.holes.len().max(self.unreadable.len());
+        let all = self.gaps.len().max(self.unreadable.len());
         if all > Self::NAMED_MAX {
             lines.push("and more: see -o json".to_owned());
         }

@@ -70,7 +70,7 @@ impl ImportSummary {
 /// Unreadable messages count too: if the last event of a bucket cannot be read, nothing refers to it, so
 /// there is neither a gap nor anything beyond it.
 fn is_complete(extent: &Extent, left_out: u64) -> bool {
-    left_out == 0 && extent.holes.is_empty() && extent.unreadable.is_empty()
+    left_out == 0 && extent.gaps.is_empty() && extent.unreadable.is_empty()
 }
 
 #[derive(Serialize)]
@@ -133,7 +133,7 @@ fn render(args: &RebuildArgs, rebuilt: &Rebuilt) -> String {
         lines.push(format!(
             "left out: {left_out} events above position {}. These topics no longer match the restored \
              log: publish it to new ones with `penstock store republish`",
-            extent.whole
+            extent.contiguous
         ));
     }
     let unreadable = import
@@ -183,7 +183,7 @@ async fn import_from_store(from: &Store, to: &Store) -> Result<ImportSummary, Cl
 /// Imports Kafka's log byte for byte, up to the first gap. New events get positions above all that were
 /// found.
 async fn import_from_kafka(mut log: KafkaLog, store: &Store) -> Result<ImportSummary, CliError> {
-    let contiguous_end = log.extent.whole;
+    let contiguous_end = log.extent.contiguous;
     let mut hasher = LogHasher::default();
     let (mut imported, mut left_out) = (0, 0);
     let mut not_known = None;

@@ -543,8 +543,8 @@ fn a_pin_beyond_the_limits_is_set_with_a_warning() {
     };
     // The larger of the two profiles' limits.
     assert_eq!(pin("8"), "");
-    let remark = pin("9");
-    assert!(remark.contains("more than the 8"), "{remark}");
+    let warning = pin("9");
+    assert!(warning.contains("more than the 8"), "{warning}");
     assert_eq!(
         server.writes().last().unwrap(),
         "PUT /v1/autoscale/iris/blue/pin"

@@ -148,10 +148,11 @@ impl StreamName {
 
     /// The endpoint that the stream belongs to; `None` for global streams.
     pub fn endpoint(&self) -> Option<EndpointKey> {
-        let mut parts = self.0.split('/').skip(1);
-        let workspace = parts.next()?;
-        let endpoint = parts.next()?;
-        format!("{workspace}/{endpoint}").parse().ok()
+        let (_, key) = self.0.split_once('/')?;
+        let (workspace, rest) = key.split_once('/')?;
+        let endpoint = rest.find('/').unwrap_or(rest.len());
+        let end = workspace.len() + 1 + endpoint;
+        key.get(..end)?.parse().ok()
     }
 }
 

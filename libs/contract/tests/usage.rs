@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+use contract::events::{DecodeError, Event};
 use contract::frame::Outcomes;
-use contract::usage::UsageSlice;
+use contract::time::Timestamp;
+use contract::usage::{UsageMinute, UsageSlice};
 use serde_json::{Map, Value, json};
 
 /// Builds a value that matches a schema, with every number set and one entry in each map.
@@ -119,4 +121,72 @@ fn refusals_for_lack_of_capacity_are_separate_from_those_because_of_the_client()
         (14, 25)
     );
     assert_eq!((outcomes.bad(), outcomes.total()), (15, 1125));
+}
+
+fn golden(type_name: &str, version: u32) -> String {
+    let folder = env!("CARGO_MANIFEST_DIR");
+    let path = format!("{folder}/tests/golden/events/{type_name}.v{version}.json");
+    std::fs::read_to_string(path).unwrap()
+}
+
+fn usage_of(event: Event) -> UsageMinute {
+    match event {
+        Event::UsageClosed(usage) | Event::UsageCorrected(usage) => usage,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn only_usage_that_ended_by_then_is_decoded_without_its_slices() {
+    for (name, version) in [
+        ("usage.closed", 1),
+        ("usage.closed", 2),
+        ("usage.corrected", 1),
+        ("usage.corrected", 2),
+    ] {
+        let data = golden(name, version);
+        let complete = Event::decode(name, version, &data).unwrap();
+        let end = usage_of(complete.clone()).end();
+        let since = |from| Event::decode_since(name, version, &data, from).unwrap();
+        let just_before = Timestamp::from_millis(end.millis() - 1);
+        for from in [Timestamp::MIN, just_before] {
+            assert_eq!(since(from), complete, "{name} {version} {from}");
+        }
+        for from in [end, Timestamp::MAX] {
+            let outline = since(from);
+            assert_eq!(outline.type_name(), name);
+            let outline = usage_of(outline);
+            assert!(outline.slices.is_empty());
+            let rest = UsageMinute {
+                slices: usage_of(complete.clone()).slices,
+                ..outline
+            };
+            assert_eq!(rest, usage_of(complete.clone()), "{name} {version} {from}");
+        }
+    }
+}
+
+#[test]
+fn other_events_are_complete_whatever_the_time() {
+    let data = golden("usage.gap", 1);
+    let gap = Event::decode("usage.gap", 1, &data).unwrap();
+    let since = Event::decode_since("usage.gap", 1, &data, Timestamp::MAX);
+    assert_eq!(since.unwrap(), gap);
+}
+
+#[test]
+fn usage_that_cannot_be_read_is_refused_without_its_slices_too() {
+    let data = golden("usage.closed", 2);
+    let newer = Event::decode_since("usage.closed", 3, &data, Timestamp::MAX);
+    assert!(matches!(
+        newer,
+        Err(DecodeError::Unknown { version: 3, .. })
+    ));
+    for damaged in [data.replace("counted", "counts"), data.replace('[', "")] {
+        let refused = Event::decode_since("usage.closed", 2, &damaged, Timestamp::MAX);
+        assert!(
+            matches!(refused, Err(DecodeError::Data { .. })),
+            "{damaged}"
+        );
+    }
 }

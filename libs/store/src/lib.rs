@@ -19,6 +19,7 @@ pub mod sql;
 mod writing;
 
 pub use contract::log::RawRecord;
+pub use log::page_reader::{PageReader, UndecodedPage};
 pub use log::replay::Replay;
 pub use log::store::{READ_LIMIT_MAX, Store};
 pub use maintenance::backup::{backup, backup_file};

@@ -202,6 +202,10 @@ impl ViewsConsumer {
                 self.advance(reached, batch.into_iter().collect()).await
             }
             Step::Acquired(buckets) => {
+                // A snapshot may be past the cursor.
+                self.row_filter.forget_written(|bucket, cursor| {
+                    buckets.contains(&bucket) && self.consumer.position(bucket) > cursor
+                });
                 // The folds of buckets owned before they began have no fence yet.
                 for (bucket, owned) in &self.owned {
                     self.consumer.set_fence(*bucket, Some(owned.fence.clone()));
@@ -216,8 +220,14 @@ impl ViewsConsumer {
                 Ok(())
             }
             Step::CaughtUp(_) => self.handle_caught_up().await,
-            // Rows of a parked endpoint stay as they are, and every bucket is read for good.
-            Step::Parked(_) | Step::Released(_) => Ok(()),
+            // Rows of a parked endpoint stay as they are.
+            Step::Parked(key) => {
+                self.row_filter
+                    .forget_written(|bucket, _| bucket == key.bucket());
+                Ok(())
+            }
+            // Every bucket is read for good.
+            Step::Released(_) => Ok(()),
         }
     }
 
@@ -327,6 +337,8 @@ impl ViewsConsumer {
             (self.folded_position(*bucket) > owned.cursor).then_some(*bucket)
         };
         let behind: Vec<Bucket> = self.owned.iter().filter_map(behind).collect();
+        self.row_filter
+            .forget_written(|bucket, _| !behind.contains(&bucket));
         for bucket in behind {
             self.reacquire(bucket, Instant::now());
         }

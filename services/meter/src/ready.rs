@@ -35,6 +35,9 @@ impl ReadyChanges {
     pub(crate) fn record_changes(&mut self, record: &Record, changes: Vec<(Name, u32)>) {
         let applied_through = self.applied_through.entry(record.bucket).or_default();
         *applied_through = (*applied_through).max(record.position);
+        if changes.is_empty() {
+            return;
+        }
         let saved_through = self
             .saved_through
             .get(&record.bucket)

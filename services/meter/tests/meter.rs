@@ -5,14 +5,15 @@
 mod support;
 
 use contract::events::{Event, InstanceEvent, InstanceRequested, InstanceStarted, RequestReason};
+use contract::frame::Frame;
 use contract::ids::{DeploymentRef, InstanceId};
 use contract::log::{Actor, NewEvent, StreamKind, StreamName};
 use contract::time::{Span, Timestamp};
-use contract::usage::UsageMinute;
+use contract::usage::{FrameRange, SLICES_PER_MINUTE, UsageCounts, UsageMinute, UsageSlice};
 use meter::{GapSpan, History, Query};
 use runtime::ids::Ids;
 use store::{Append, Commit};
-use support::{Harness, START, arrivals, blue, cpu_us, endpoint, points, uid};
+use support::{Harness, START, arrivals, blue, cpu_us, endpoint, frame, points, uid};
 use uuid::Uuid;
 
 on_both!(
@@ -27,6 +28,7 @@ on_both!(
     a_reader_sees_what_the_meter_has_saved,
     an_open_minute_survives_restarts_in_quick_succession,
     idle_minutes_are_reported_with_the_next_request_even_after_a_restart,
+    open_minutes_lose_what_the_log_has_of_them_already,
 );
 
 async fn a_minute_is_written_to_the_log_once_it_is_over(mut harness: Harness) {
@@ -93,6 +95,60 @@ async fn idle_minutes_are_reported_with_the_next_request_even_after_a_restart(
     let text = meter.metrics.encode();
     assert!(text.contains("penstock_meter_idle_deployments 0"), "{text}");
     meter.stop().await;
+}
+
+/// A meter may end between the commit of a minute and the save of what is still open.
+async fn open_minutes_lose_what_the_log_has_of_them_already(mut harness: Harness) {
+    let meter = harness.run().await;
+    harness.report(1, 0..30);
+    harness.set_second(30);
+    meter.stop().await;
+    let committed = UsageMinute {
+        deployment: blue(),
+        deployment_uid: uid(),
+        minute: Timestamp::from_secs(START),
+        minutes: 1,
+        slices: slices(&(0..30).map(|second| frame(1, second)).collect::<Vec<_>>()),
+        counted: vec![FrameRange {
+            source: frame(1, 0).source,
+            boot: frame(1, 0).boot,
+            first: 0,
+            last: 29,
+        }],
+    };
+    harness
+        .append(StreamKind::Usage, vec![Event::UsageClosed(committed)])
+        .await;
+    assert_eq!(arrivals(&harness.next_closed().await), 30);
+    let meter = harness.run().await;
+    harness.report(1, 30..60);
+    harness.set_second(60);
+    let rest = match harness.next_usage_event().await {
+        Event::UsageClosed(rest) | Event::UsageCorrected(rest) => rest,
+        event => panic!("{event:?}"),
+    };
+    assert_eq!(arrivals(&rest), 30);
+    meter.stop().await;
+}
+
+/// What a minute has counted after these frames.
+fn slices(frames: &[Frame]) -> Vec<UsageSlice> {
+    let mut slices = vec![UsageSlice::default(); SLICES_PER_MINUTE];
+    for frame in frames {
+        for deployment in &frame.deployments {
+            let slice = &mut slices[frame.sequence as usize / 10];
+            let counts = slice.by_role.entry(deployment.role.clone()).or_default();
+            counts.add(&UsageCounts {
+                outcomes: deployment.outcomes,
+                arrivals: deployment.arrivals,
+                in_flight_us: deployment.in_flight_us,
+                request_bytes: deployment.request_bytes,
+                response_bytes: deployment.response_bytes,
+                ..UsageCounts::default()
+            });
+        }
+    }
+    slices
 }
 
 async fn a_meter_that_was_taken_over_reacquires(mut harness: Harness) {

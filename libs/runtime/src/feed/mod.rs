@@ -424,7 +424,7 @@ impl Feed {
                 self.outbox.push_back(FeedItem::Records(vec![record]));
             }
             (ReadOutcome::Unreadable(unreadable), _) => {
-                self.outbox.push_back(FeedItem::Unreadable(unreadable));
+                self.outbox.push_back(FeedItem::Unreadable(*unreadable));
             }
             (ReadOutcome::Filtered, Some(FeedItem::Advanced(positions))) => {
                 positions.insert(bucket, position);

@@ -1,6 +1,9 @@
 //! Queries to the store that outlive the future waiting for them. A consumer that has something to
 //! do every second drops the feed's future that often; if the query were restarted each time, a
 //! slower store would never answer.
+//!
+//! Pages are read ahead: while the consumer handles one, the next is decoded, and the one after that
+//! is read.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,10 +11,15 @@ use std::sync::Arc;
 use contract::ids::{Bucket, Position};
 use contract::log::{Record, StreamKind};
 use contract::time::Timestamp;
-use store::{Entry, Store, StoreError, Unreadable};
+use store::{Entry, Store, StoreError, UndecodedPage, Unreadable};
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::PAGE;
+
+/// One page that is decoded, and one that is read.
+const PAGES_AHEAD: usize = 2;
 
 /// Selects events after a position: returns the kinds of streams to exclude, and up to which
 /// position that holds.
@@ -22,16 +30,9 @@ pub(super) fn unfiltered() -> EventFilter {
     Arc::new(|_| (Vec::new(), Position(u64::MAX)))
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Query {
-    /// The head of the log, and the newest position of each of these buckets.
-    Heads(Vec<Bucket>),
-    Page(PageQuery),
-}
-
 /// The page after a position, of one bucket or of the whole log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PageQuery {
+struct PageQuery {
     bucket: Option<Bucket>,
     after: Position,
     /// Kinds of streams to exclude, and up to which position that holds.
@@ -41,15 +42,7 @@ pub(super) struct PageQuery {
     slices_from: Timestamp,
 }
 
-#[derive(Default)]
-struct QueryResult {
-    head: Position,
-    heads: BTreeMap<Bucket, Position>,
-    page: Page,
-}
-
 /// A page of the log.
-#[derive(Default)]
 pub(super) struct Page {
     pub events: Vec<ReadEvent>,
     /// Complete up to here.
@@ -68,7 +61,7 @@ pub(super) struct ReadEvent {
 
 pub(super) enum ReadOutcome {
     Record(Arc<Record>),
-    Unreadable(Unreadable),
+    Unreadable(Box<Unreadable>),
     /// Excluded by the filter.
     Filtered,
 }
@@ -77,11 +70,32 @@ pub(super) struct StoreReader {
     store: Store,
     pub filter: EventFilter,
     pub slices_from: Timestamp,
-    /// The query in progress; aborted on drop. While a page is handled, the next one is read.
-    pending: Option<PendingQuery>,
+    heads: Option<HeadsQuery>,
+    scan: Option<Scan>,
 }
 
-type PendingQuery = (Query, AbortOnDropHandle<Result<QueryResult, StoreError>>);
+/// The head of the log, and the newest position of some buckets.
+type Heads = (Position, BTreeMap<Bucket, Position>);
+
+/// A query in progress; aborted on drop.
+struct HeadsQuery {
+    of: Vec<Bucket>,
+    heads: AbortOnDropHandle<Result<Heads, StoreError>>,
+}
+
+/// Pages that are read one after the other, up to the first that is not full; aborted on drop.
+struct Scan {
+    pages: mpsc::Receiver<PendingPage>,
+    /// The first page, while it is being decoded.
+    first: Option<PendingPage>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// A page that is being decoded, or why it could not be read.
+struct PendingPage {
+    query: PageQuery,
+    page: JoinHandle<Result<Page, StoreError>>,
+}
 
 impl StoreReader {
     pub fn new(store: Store) -> Self {
@@ -89,16 +103,24 @@ impl StoreReader {
             store,
             filter: unfiltered(),
             slices_from: Timestamp::MIN,
-            pending: None,
+            heads: None,
+            scan: None,
         }
     }
 
-    pub async fn heads(
-        &mut self,
-        of: Vec<Bucket>,
-    ) -> Result<(Position, BTreeMap<Bucket, Position>), StoreError> {
-        let result = self.result(Query::Heads(of)).await?;
-        Ok((result.head, result.heads))
+    pub async fn heads(&mut self, of: Vec<Bucket>) -> Result<Heads, StoreError> {
+        self.scan = None;
+        let query = match self.heads.take_if(|query| query.of == of) {
+            Some(query) => self.heads.insert(query),
+            None => {
+                let heads = tokio::spawn(read_heads(self.store.clone(), of.clone()));
+                let heads = AbortOnDropHandle::new(heads);
+                self.heads.insert(HeadsQuery { of, heads })
+            }
+        };
+        let heads = (&mut query.heads).await;
+        self.heads = None;
+        heads.unwrap_or_else(|error| Err(task_failed(&error)))
     }
 
     pub async fn page(
@@ -106,24 +128,28 @@ impl StoreReader {
         bucket: Option<Bucket>,
         after: Position,
     ) -> Result<Page, StoreError> {
-        let query = self.page_query(bucket, after);
-        let page = self.result(Query::Page(query)).await?.page;
-        if page.is_full {
-            let next = self.page_query(bucket, page.through);
-            self.start(Query::Page(next));
+        self.heads = None;
+        let query = page_query(&self.filter, self.slices_from, bucket, after);
+        if let Some(scan) = &mut self.scan {
+            let is_wanted = scan.first().await.is_some_and(|first| first.query == query);
+            if !is_wanted {
+                self.scan = None;
+            }
         }
-        Ok(page)
-    }
-
-    fn page_query(&self, bucket: Option<Bucket>, after: Position) -> PageQuery {
-        let (excluded, valid_until) = (self.filter)(after);
-        PageQuery {
-            bucket,
-            after,
-            excluded,
-            valid_until,
-            slices_from: self.slices_from,
+        let scan = self.scan.get_or_insert_with(|| {
+            let (store, filter) = (self.store.clone(), self.filter.clone());
+            Scan::start(store, filter, query)
+        });
+        let page = match scan.first().await {
+            Some(first) => (&mut first.page).await,
+            None => Ok(Err(StoreError::Database("a page was not read".to_owned()))),
+        };
+        scan.first = None;
+        let page = page.unwrap_or_else(|error| Err(task_failed(&error)));
+        if page.as_ref().map_or(true, |page| !page.is_full) {
+            self.scan = None;
         }
+        page
     }
 
     /// Applies the filter to a record from the bus.
@@ -145,56 +171,109 @@ impl StoreReader {
         }
     }
 
-    /// Cancels the query in progress, so that later queries see the store as it is by then.
+    /// Cancels the queries in progress, so that later ones see the store as it is by then.
     pub fn cancel(&mut self) {
-        self.pending = None;
-    }
-
-    async fn result(&mut self, query: Query) -> Result<QueryResult, StoreError> {
-        let (_, result) = match self.pending.take_if(|(pending, _)| *pending == query) {
-            Some(pending) => self.pending.insert(pending),
-            None => self.start(query),
-        };
-        let result = result.await;
-        self.pending = None;
-        result.unwrap_or_else(|error| Err(StoreError::Database(error.to_string())))
-    }
-
-    fn start(&mut self, query: Query) -> &mut PendingQuery {
-        let task = run_query(self.store.clone(), query.clone());
-        let task = AbortOnDropHandle::new(tokio::spawn(task));
-        self.pending.insert((query, task))
+        self.heads = None;
+        self.scan = None;
     }
 }
 
-async fn run_query(store: Store, query: Query) -> Result<QueryResult, StoreError> {
-    let mut result = QueryResult::default();
-    match query {
-        Query::Heads(buckets) => {
-            result.head = store.head().await?;
-            result.heads = store.bucket_heads(&buckets).await?;
-        }
-        Query::Page(page) => {
-            // Events committed after this may be only partly included in the read.
-            let valid_until = page.valid_until.min(store.head().await?);
-            let query = store::PageQuery {
-                bucket: page.bucket,
-                after: page.after,
-                through: valid_until,
-                excluded_kinds: &page.excluded,
-                slices_from: page.slices_from,
-                limit: PAGE,
-            };
-            let entries = store.read_page(&query).await?;
-            result.page.is_full = entries.len() == PAGE;
-            result.page.through = match entries.last() {
-                Some(last) if result.page.is_full => last.position(),
-                _ => valid_until,
-            };
-            result.page.events = entries.into_iter().map(ReadEvent::from).collect();
+impl Scan {
+    /// Starts with this page.
+    fn start(store: Store, filter: EventFilter, query: PageQuery) -> Self {
+        let (sender, pages) = mpsc::channel(PAGES_AHEAD);
+        Self {
+            pages,
+            first: None,
+            _task: AbortOnDropHandle::new(tokio::spawn(scan(store, filter, query, sender))),
         }
     }
-    Ok(result)
+
+    /// Waits until the first page has been read; `None` after the last.
+    async fn first(&mut self) -> Option<&mut PendingPage> {
+        if self.first.is_none() {
+            self.first = self.pages.recv().await;
+        }
+        self.first.as_mut()
+    }
+}
+
+async fn read_heads(store: Store, of: Vec<Bucket>) -> Result<Heads, StoreError> {
+    Ok((store.head().await?, store.bucket_heads(&of).await?))
+}
+
+async fn scan(
+    store: Store,
+    filter: EventFilter,
+    mut query: PageQuery,
+    pages: mpsc::Sender<PendingPage>,
+) {
+    let mut reader = store.page_reader();
+    // Events committed after this may be only partly included in a read.
+    let head = store.head().await;
+    while let Ok(place) = pages.reserve().await {
+        let head = head.clone();
+        let read = async {
+            let through = query.valid_until.min(head?);
+            let query = store::PageQuery {
+                bucket: query.bucket,
+                after: query.after,
+                through,
+                excluded_kinds: &query.excluded,
+                slices_from: query.slices_from,
+                limit: PAGE,
+            };
+            let page = reader.read(&query).await?;
+            Ok((page, through))
+        };
+        let (page, through) = match read.await {
+            Ok(read) => read,
+            Err(error) => {
+                let page = tokio::spawn(std::future::ready(Err(error)));
+                place.send(PendingPage { query, page });
+                return;
+            }
+        };
+        let is_full = page.is_full();
+        let through = page.last().filter(|_| is_full).unwrap_or(through);
+        let next = page_query(&filter, query.slices_from, query.bucket, through);
+        let page = tokio::spawn(decode(page, through));
+        place.send(PendingPage { query, page });
+        if !is_full {
+            return;
+        }
+        query = next;
+    }
+}
+
+async fn decode(page: UndecodedPage, through: Position) -> Result<Page, StoreError> {
+    let events = page.decode().await?.into_iter();
+    let events = events.map(ReadEvent::from).collect();
+    Ok(Page {
+        events,
+        through,
+        is_full: page.is_full(),
+    })
+}
+
+fn page_query(
+    filter: &EventFilter,
+    slices_from: Timestamp,
+    bucket: Option<Bucket>,
+    after: Position,
+) -> PageQuery {
+    let (excluded, valid_until) = filter(after);
+    PageQuery {
+        bucket,
+        after,
+        excluded,
+        valid_until,
+        slices_from,
+    }
+}
+
+fn task_failed(error: &JoinError) -> StoreError {
+    StoreError::Database(error.to_string())
 }
 
 impl From<Entry> for ReadEvent {
@@ -211,7 +290,7 @@ impl From<Entry> for ReadEvent {
             position,
             outcome: match entry {
                 Entry::Record(record) => ReadOutcome::Record(record),
-                Entry::Unreadable(unreadable) => ReadOutcome::Unreadable(unreadable),
+                Entry::Unreadable(unreadable) => ReadOutcome::Unreadable(Box::new(unreadable)),
             },
         }
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod follow;
 pub(crate) mod leases;
+pub(crate) mod page_reader;
 pub(crate) mod replay;
 pub(crate) mod snapshots;
 pub(crate) mod store;

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::archive::archive_set::{self, ArchiveSet};
 use crate::archive::combined;
 use crate::log::follow;
+use crate::log::page_reader::SharedPages;
 use crate::model::archive::Archive;
 use crate::model::commit::{Commit, Committed, IdempotencyKey};
 use crate::model::error::{CommitError, StoreError};
@@ -45,6 +46,7 @@ struct Inner {
     subscribers: Subscribers,
     head: LogHead,
     archive_set: ArchiveSet,
+    shared_pages: SharedPages,
     follower: OnceLock<AbortHandle>,
     runtime: Handle,
     /// The store's location, without credentials.
@@ -113,6 +115,7 @@ impl Store {
                 subscribers,
                 head,
                 archive_set,
+                shared_pages: SharedPages::default(),
                 follower: OnceLock::new(),
                 runtime: Handle::current(),
                 display_location,
@@ -342,6 +345,10 @@ impl Store {
 
     pub(crate) fn archive_set(&self) -> &ArchiveSet {
         &self.inner.archive_set
+    }
+
+    pub(crate) fn shared_pages(&self) -> &SharedPages {
+        &self.inner.shared_pages
     }
 
     /// Returns the archives, which hold the beginning of the log, in order.

@@ -2,7 +2,8 @@
 //! event.
 //!
 //! Each event starts with its numbers, each followed by a space: the integer columns, then the length of
-//! each text in bytes; the texts follow without separators.
+//! each text in bytes; the texts follow without separators. The text is read as bytes: SQLite would copy a
+//! large text once more to terminate it.
 //!
 //! Invariant: events come in order of position, or reading the page fails.
 
@@ -12,7 +13,7 @@ use contract::time::Timestamp;
 use sqlx::AssertSqlSafe;
 
 use crate::model::error::StoreError;
-use crate::model::raw::{EventId, EventRow, Unreadable};
+use crate::model::raw::{Entry, EventId, EventRow, Unreadable};
 use crate::sql::connection::{Connection, run};
 use crate::sql::{postgres, sqlite};
 
@@ -39,6 +40,8 @@ pub(crate) struct Page {
     after: Position,
     slices_from: Timestamp,
     pub last: Position,
+    /// The number of events.
+    pub count: usize,
 }
 
 /// The events in the form in which they were read.
@@ -56,9 +59,9 @@ pub(crate) async fn read_page(
     let bucket = query.bucket.map_or(-1, |bucket| i64::from(bucket.0));
     let excluded_kinds = kind_list(query.excluded_kinds);
     let text = page_sql(query, connection);
-    let (text, last) = run!(
+    let (bytes, last, count) = run!(
         connection,
-        query_as<(Option<String>, Option<i64>)>.fetch_one,
+        query_as<(Option<Vec<u8>>, Option<i64>, i64)>.fetch_one,
         AssertSqlSafe(text.clone()),
         query.after.0 as i64,
         through,
@@ -66,13 +69,18 @@ pub(crate) async fn read_page(
         bucket,
         excluded_kinds.as_str()
     )?;
-    let page = |(text, last)| Page {
+    let Some((bytes, last)) = bytes.zip(last) else {
+        return Ok(None);
+    };
+    let text = String::from_utf8(bytes)
+        .map_err(|error| StoreError::Database(format!("a page of events is not text: {error}")))?;
+    Ok(Some(Page {
         events: PageEvents::Text(text),
         after: query.after,
         slices_from: query.slices_from,
         last: Position(last as u64),
-    };
-    Ok(text.zip(last).map(page))
+        count: count as usize,
+    }))
 }
 
 /// Returns the SQL, which consists of constants only: every value is bound. Unused filters become trivial
@@ -87,11 +95,16 @@ fn page_sql(query: &PageQuery<'_>, connection: &Connection<'_>) -> String {
         (false, Connection::Sqlite(_)) => sqlite::KIND_IS_INCLUDED,
         (false, Connection::Postgres(..)) => postgres::KIND_IS_INCLUDED,
     };
+    let as_bytes = match connection {
+        Connection::Sqlite(_) => sqlite::AS_BYTES,
+        Connection::Postgres(..) => postgres::AS_BYTES,
+    };
+    let (before, after) = as_bytes;
     format!(
-        "SELECT string_agg(position || ' ' || prev || ' ' || bucket || ' ' || version || ' ' \
+        "SELECT {before}string_agg(position || ' ' || prev || ' ' || bucket || ' ' || version || ' ' \
          || type_version || ' ' || time || ' ' || octet_length(stream) || ' ' || octet_length(id) \
          || ' ' || octet_length(type) || ' ' || octet_length(actor) || ' ' || octet_length(data) \
-         || ' ' || stream || id || type || actor || data, ''), MAX(position) \
+         || ' ' || stream || id || type || actor || data, ''){after}, MAX(position), COUNT(*) \
          FROM (SELECT * FROM events WHERE {bucket} AND position > $1 AND position <= $2 \
          AND {excluded_kinds} ORDER BY position LIMIT $3) AS page"
     )
@@ -108,6 +121,7 @@ impl Page {
     pub(crate) fn from_events(events: Vec<RawRecord>, query: &PageQuery<'_>) -> Option<Self> {
         let last = events.last()?.position;
         Some(Self {
+            count: events.len(),
             events: PageEvents::Raw(events),
             after: query.after,
             slices_from: query.slices_from,
@@ -117,16 +131,53 @@ impl Page {
 
     /// Decodes the events, each with a result of its own. Fails if the text is not a valid page.
     pub(crate) fn decode(&self) -> Result<Vec<Result<Record, Box<Unreadable>>>, StoreError> {
+        let mut records = Vec::with_capacity(self.count);
+        self.decode_each(|record| records.push(record))?;
+        Ok(records)
+    }
+
+    /// The same, one by one.
+    pub(crate) fn decode_each(
+        &self,
+        mut handle: impl FnMut(Result<Record, Box<Unreadable>>),
+    ) -> Result<(), StoreError> {
+        self.for_each(|event| handle(event.decode_entry_since(self.slices_from)))
+    }
+
+    /// Decodes the events that are not of these kinds, unless another reader of the page has done so before.
+    /// `decoded` is what has been decoded so far, in the order of the page.
+    pub(crate) fn decode_more(
+        &self,
+        excluded_kinds: &[StreamKind],
+        decoded: &mut Vec<Option<Entry>>,
+        entries: &mut Vec<Entry>,
+    ) -> Result<(), StoreError> {
+        decoded.reserve(self.count.saturating_sub(decoded.len()));
+        let mut index = 0;
+        self.for_each(|event| {
+            if decoded.len() == index {
+                decoded.push(None);
+            }
+            let kind = StreamKind::from_stream_name(event.stream);
+            if kind.is_none_or(|kind| !excluded_kinds.contains(&kind))
+                && let Some(entry) = decoded.get_mut(index)
+            {
+                let decode = || Entry::from(event.decode_entry_since(self.slices_from));
+                entries.push(entry.get_or_insert_with(decode).clone());
+            }
+            index += 1;
+        })
+    }
+
+    /// Calls `handle` with each event. Fails if the text is not a valid page.
+    fn for_each<'a>(&'a self, mut handle: impl FnMut(EventRow<'a>)) -> Result<(), StoreError> {
         let text = match &self.events {
             PageEvents::Text(text) => text,
             PageEvents::Raw(events) => {
-                let events = events.iter();
-                return Ok(events
-                    .map(|event| EventRow::from_raw(event).decode_entry_since(self.slices_from))
-                    .collect());
+                events.iter().map(EventRow::from_raw).for_each(handle);
+                return Ok(());
             }
         };
-        let mut records = Vec::new();
         let mut rest = text.as_str();
         let mut before = self.after;
         while !rest.is_empty() {
@@ -136,9 +187,9 @@ impl Page {
                 detail: "the database did not return a valid page of events after it".to_owned(),
             })?;
             before = event.position;
-            records.push(event.decode_entry_since(self.slices_from));
+            handle(event);
         }
-        Ok(records)
+        Ok(())
     }
 }
 
@@ -194,6 +245,7 @@ mod tests {
             after: Position(4),
             slices_from: Timestamp::MIN,
             last: Position(9),
+            count: 2,
         }
     }
 

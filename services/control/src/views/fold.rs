@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use contract::ids::{Bucket, EndpointKey, Position};
 use contract::log::{Record, RowChange, StreamKind, StreamName};
@@ -18,6 +18,15 @@ use runtime::consumer::Fold;
 pub(super) struct RowFilter {
     after: Arc<Mutex<BTreeMap<Bucket, Position>>>,
     history_is_over: Arc<AtomicBool>,
+    written: Arc<Mutex<BTreeMap<Bucket, WrittenModels>>>,
+}
+
+/// The models of a bucket as its rows show them: rows that the history lacks are made from there on, and
+/// without a snapshot the bucket would have to be folded once more for that.
+struct WrittenModels {
+    cursor: Position,
+    /// Endpoints that have changed since, as they were at the cursor.
+    changed: BTreeMap<EndpointKey, EndpointModel>,
 }
 
 impl RowFilter {
@@ -35,6 +44,43 @@ impl RowFilter {
     /// Marks the history as read: from now on, rows are made and usage events are read.
     pub(super) fn end_history(&self) {
         self.history_is_over.store(true, Ordering::Relaxed);
+    }
+
+    /// Keeps the models of a bucket as of a cursor that its fold has not passed.
+    pub(super) fn keep_written(&self, bucket: Bucket, cursor: Position) {
+        let changed = BTreeMap::new();
+        let models = WrittenModels { cursor, changed };
+        self.lock_written().insert(bucket, models);
+    }
+
+    /// Stops keeping models of a bucket. Returns those that have changed since this cursor, if they were kept.
+    pub(super) fn take_written(
+        &self,
+        bucket: Bucket,
+        cursor: Position,
+    ) -> Option<BTreeMap<EndpointKey, EndpointModel>> {
+        let models = self.lock_written().remove(&bucket)?;
+        (models.cursor == cursor).then_some(models.changed)
+    }
+
+    /// Stops keeping models of these buckets.
+    pub(super) fn forget_written(&self, is_forgotten: impl Fn(Bucket, Position) -> bool) {
+        self.lock_written()
+            .retain(|bucket, models| !is_forgotten(*bucket, models.cursor));
+    }
+
+    /// Keeps a model before its first change past the cursor.
+    fn keep(&self, key: &EndpointKey, model: &EndpointModel, record: &Record) {
+        if let Some(models) = self.lock_written().get_mut(&record.bucket)
+            && record.position > models.cursor
+            && !models.changed.contains_key(key)
+        {
+            models.changed.insert(key.clone(), model.clone());
+        }
+    }
+
+    fn lock_written(&self) -> MutexGuard<'_, BTreeMap<Bucket, WrittenModels>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_history_over(&self) -> bool {
@@ -75,6 +121,7 @@ impl Fold for ViewsFold {
         if self.filter.includes(record.bucket, record.position) {
             return state.apply(key, record);
         }
+        self.filter.keep(key, state, record);
         state.apply_without_rows(key, record);
         Vec::new()
     }

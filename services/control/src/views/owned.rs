@@ -4,7 +4,7 @@
 //! Invariant: rows and their cursor are written in one commit under the bucket's fence; if that fails,
 //! the bucket is reacquired, which starts from the stored cursor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bus::BusMessage;
@@ -151,6 +151,12 @@ impl ViewsConsumer {
         self.consumer.set_fence(bucket, Some(owned.fence.clone()));
         self.consumer.confirm_written(bucket, cursor);
         self.row_filter.enable(bucket, cursor);
+        let is_history_ahead = !self.progress.borrow().caught_up
+            && bucket != Bucket::GLOBAL
+            && self.folded_position(bucket) <= cursor;
+        if is_history_ahead {
+            self.row_filter.keep_written(bucket, cursor);
+        }
         self.owned.insert(bucket, owned);
         self.progress.send_modify(|progress| {
             progress.written.insert(bucket, cursor);
@@ -243,28 +249,18 @@ impl ViewsConsumer {
         Ok(Some(rows))
     }
 
-    /// Writes the rows between the stored cursor and the position of this fold. Folds the bucket once more
-    /// for that, starting from its snapshot.
+    /// Writes the rows between the stored cursor and the position of this fold.
     async fn write_missing(
         &self,
         bucket: Bucket,
         owned: &mut OwnedBucket,
         to: Position,
     ) -> Result<(), CommitError> {
-        let skipped = self.consumer.parking().skipped();
-        let initial =
-            load::<EndpointModel>(&self.deps.store, CONSUMER, bucket, MODEL_VERSION).await?;
-        let mut after = initial.position;
-        // No snapshot should be past the cursor; from one that is, rows would be missing.
-        let models = initial.into_states().filter(|_| after <= owned.cursor);
-        if models.is_none() {
-            after = Position::START;
-        }
-        let models = models.unwrap_or_default();
-        let mut projector = ViewsProjector::resuming_from(models, skipped);
-        self.fold_written(bucket, &mut projector, (after, owned.cursor))
-            .await?;
-        after = owned.cursor;
+        let mut projector = match self.written_models(bucket, owned.cursor) {
+            Some(models) => ViewsProjector::resuming_from(models, BTreeSet::new()),
+            None => self.projector_at(bucket, owned.cursor).await?,
+        };
+        let mut after = owned.cursor;
         while after < to {
             let page = self
                 .deps
@@ -300,6 +296,50 @@ impl ViewsConsumer {
             }
         }
         Ok(())
+    }
+
+    /// Returns the models of a bucket as of its cursor, if they were kept while the history was read.
+    fn written_models(
+        &self,
+        bucket: Bucket,
+        cursor: Position,
+    ) -> Option<BTreeMap<EndpointKey, EndpointModel>> {
+        let changed = self.row_filter.take_written(bucket, cursor)?;
+        let parking = self.consumer.parking();
+        // What is parked or skipped depends on where folding begins.
+        if !parking.parked_in(bucket).is_empty() || !parking.skipped_in(bucket).is_empty() {
+            return None;
+        }
+        let entries = self.models.lock();
+        let current = entries.of(bucket).map(|(key, entry)| (key, &entry.state));
+        let mut models: BTreeMap<EndpointKey, EndpointModel> = current
+            .filter(|(key, _)| !changed.contains_key(*key))
+            .map(|(key, model)| (key.clone(), model.clone()))
+            .collect();
+        models.extend(changed);
+        Some(models)
+    }
+
+    /// Folds the bucket once more up to the cursor, starting from its snapshot.
+    async fn projector_at(
+        &self,
+        bucket: Bucket,
+        cursor: Position,
+    ) -> Result<ViewsProjector, StoreError> {
+        let skipped = self.consumer.parking().skipped();
+        let initial =
+            load::<EndpointModel>(&self.deps.store, CONSUMER, bucket, MODEL_VERSION).await?;
+        let mut after = initial.position;
+        // No snapshot should be past the cursor; from one that is, rows would be missing.
+        let models = initial.into_states().filter(|_| after <= cursor);
+        if models.is_none() {
+            after = Position::START;
+        }
+        let models = models.unwrap_or_default();
+        let mut projector = ViewsProjector::resuming_from(models, skipped);
+        self.fold_written(bucket, &mut projector, (after, cursor))
+            .await?;
+        Ok(projector)
     }
 
     /// Brings a projector up to the cursor. Usage events only make rows, so they are not read.

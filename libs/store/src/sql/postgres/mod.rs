@@ -32,6 +32,9 @@ const GRACE: Duration = Duration::from_secs(1);
 const INVALID_PASSWORD: &str = "28P01";
 const INVALID_AUTHORIZATION: &str = "28000";
 
+/// What makes bytes of a text, before and after it.
+pub(crate) const AS_BYTES: (&str, &str) = ("convert_to(", ", 'UTF8')");
+
 /// Whether the kind of an event's stream is not in a list such as `,usage/,access/,`.
 pub(crate) const KIND_IS_INCLUDED: &str =
     "strpos($5, ',' || split_part(stream, '/', 1) || '/,') = 0";

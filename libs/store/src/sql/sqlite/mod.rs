@@ -143,6 +143,9 @@ fn lock_path(database: &Path) -> PathBuf {
 /// Milliseconds since 1970, by this machine's clock.
 pub(crate) const NOW: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
 
+/// What makes bytes of a text, before and after it.
+pub(crate) const AS_BYTES: (&str, &str) = ("CAST(", " AS BLOB)");
+
 /// Whether the kind of an event's stream is not in a list such as `,usage/,access/,`.
 pub(crate) const KIND_IS_INCLUDED: &str =
     "instr($5, ',' || substr(stream, 1, instr(stream, '/')) || ',') = 0";

@@ -140,8 +140,7 @@ impl Deployment {
                 value: Some(average),
                 seconds_covered: SAMPLES as u32,
                 seconds_wanted: SAMPLES as u32,
-                partial: false,
-                warming: false,
+                ..Signal::default()
             });
         }
     }

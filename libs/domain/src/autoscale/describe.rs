@@ -69,6 +69,17 @@ pub(super) fn combined(
     }
 }
 
+pub(super) fn refusals(refused: u64) -> String {
+    let requests = if refused == 1 {
+        "1 request was".into()
+    } else {
+        format!("{refused} requests were")
+    };
+    format!(
+        "{requests} refused for lack of capacity in the rules' windows: no rule scales in until none are"
+    )
+}
+
 pub(super) fn projection(
     profile: &Profile,
     inputs: &[RuleInput],
@@ -161,6 +172,9 @@ pub(super) fn rule(
     }
     match verdict {
         Verdict::Suppressed => text.push_str("; not looked at, since a rule scales out"),
+        Verdict::Unknown if input.outdated => {
+            text.push_str("; part of it was measured by other definitions")
+        }
         Verdict::Unknown => text.push_str("; a source of measurements was missing"),
         Verdict::Triggered | Verdict::NotTriggered => {}
     }

@@ -48,4 +48,4 @@ pub const ENGINE: &str = "autoscale";
 /// Raised whenever any output changes for recorded inputs. Replay then compares this version's
 /// results with older decisions for information only; carried state continues from what they
 /// record.
-pub const ENGINE_VERSION: u32 = 1;
+pub const ENGINE_VERSION: u32 = 2;

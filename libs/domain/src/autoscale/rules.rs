@@ -27,6 +27,10 @@ pub(super) struct RuleInput {
     pub value: f64,
     /// The same for all instances together, which a projection divides again.
     pub total: f64,
+    /// Requests that were refused for lack of capacity in the window.
+    pub refused: u64,
+    /// Whether part of the window was measured by other definitions.
+    pub outdated: bool,
 }
 
 impl RuleInput {
@@ -59,6 +63,8 @@ impl Rule {
     pub fn read(&self, signals: &[Option<Signal>], instances: InstanceCounts) -> RuleInput {
         let signal = signals.get(self.signal).copied().flatten();
         let serving = f64::from(instances.ready.max(1));
+        let refused = signal.map_or(0, |signal| signal.refused);
+        let outdated = signal.is_some_and(|signal| signal.outdated);
         let measured = signal
             .and_then(|signal| signal.value)
             .filter(|value| value.is_finite());
@@ -72,11 +78,17 @@ impl Rule {
                 },
                 value: 0.0,
                 total: 0.0,
+                refused,
+                outdated,
             };
         };
         let quality = match signal {
             Some(signal) if signal.warming => Quality::Warming,
-            Some(signal) if signal.partial || signal.seconds_covered < signal.seconds_wanted => {
+            Some(signal)
+                if signal.partial
+                    || signal.outdated
+                    || signal.seconds_covered < signal.seconds_wanted =>
+            {
                 Quality::Partial
             }
             _ => Quality::Complete,
@@ -92,6 +104,8 @@ impl Rule {
             quality,
             value,
             total,
+            refused,
+            outdated,
         }
     }
 

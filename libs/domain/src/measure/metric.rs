@@ -35,6 +35,9 @@ pub struct MetricRow {
     pub description: &'static str,
     /// Its values in unusual situations.
     pub situations: Situations,
+    /// The definitions of frames by which its values have their present meaning; a window with frames
+    /// of older ones does not scale in.
+    pub definitions: u32,
     /// How it is computed.
     pub computation: Computation,
 }

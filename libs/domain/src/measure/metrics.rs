@@ -55,53 +55,51 @@ pub const METRICS: &[MetricRow] = &[
     MetricRow {
         name: "latency_p50",
         aliases: &["RequestLatency_P50"],
-        description: "Median latency of the responses.",
+        description: "Median latency of the answers of the model, and of requests that timed out.",
         computation: Computation::Latencies(|latency| quantile_ms(latency, 5000)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_p90",
         aliases: &["RequestLatency_P90"],
-        description: "90th percentile of the latency of the responses.",
+        description: "90th percentile of the latency of the answers of the model, and of requests that timed out.",
         computation: Computation::Latencies(|latency| quantile_ms(latency, 9000)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_p95",
         aliases: &["RequestLatency_P95"],
-        description: "95th percentile of the latency of the responses.",
+        description: "95th percentile of the latency of the answers of the model, and of requests that timed out.",
         computation: Computation::Latencies(|latency| quantile_ms(latency, 9500)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_p99",
         aliases: &["RequestLatency_P99"],
-        description: "99th percentile of the latency of the responses.",
+        description: "99th percentile of the latency of the answers of the model, and of requests that timed out.",
         computation: Computation::Latencies(|latency| quantile_ms(latency, 9900)),
         ..LATENCY
     },
     MetricRow {
         name: "latency_average",
         aliases: &["RequestLatency"],
-        description: "Mean latency of the responses.",
+        description: "Mean latency of the answers of the model, and of requests that timed out.",
         ..LATENCY
     },
     MetricRow {
         name: "error_ratio",
-        aliases: &[],
-        unit: Unit::Ratio,
-        source: SourceKind::GATEWAY,
-        is_total: false,
-        is_per_instance: false,
-        description: "Bad outcomes among those that count.",
-        situations: Situations {
-            no_traffic: Always(0.0),
-            all_in_flight: Always(0.0),
-            all_refused: Always(1.0),
-            no_instance: Always(0.0),
-            no_report: Unknown,
-        },
+        description: "Bad outcomes among those that count, including requests refused for lack of capacity.",
         computation: Computation::Counts(error_ratio),
+        ..ANSWERS
+    },
+    MetricRow {
+        name: "refused_ratio",
+        description: "Requests refused for lack of capacity (too many pending, or no instance available) among those that count; part of `error_ratio`.",
+        computation: Computation::Counts(|_, load, _| {
+            let outcomes = &load.outcomes;
+            Some(ratio(outcomes.refused_for_capacity(), outcomes.counted()).unwrap_or(0.0))
+        }),
+        ..ANSWERS
     },
     MetricRow {
         name: "cpu_utilization",
@@ -132,7 +130,6 @@ pub const RESERVED_NAMES: &[ReservedName] = &[
     reserved("tokens_per_second", &[]),
     reserved("time_to_first_token", &[]),
     reserved("time_per_output_token", &[]),
-    reserved("refused_ratio", &[]),
     reserved("burn_rate", &[]),
     reserved("prometheus", &[]),
     reserved("http", &[]),
@@ -161,6 +158,7 @@ const LOAD: MetricRow = MetricRow {
         no_instance: Measured,
         no_report: Unknown,
     },
+    definitions: 0,
     computation: Computation::Counts(|_, _, _| None),
 };
 
@@ -168,6 +166,26 @@ const LOAD: MetricRow = MetricRow {
 const ARRIVALS: Situations = Situations {
     all_refused: Measured,
     ..LOAD.situations
+};
+
+/// Defaults of shares of the requests that ended.
+const ANSWERS: MetricRow = MetricRow {
+    name: "",
+    aliases: &[],
+    unit: Unit::Ratio,
+    source: SourceKind::GATEWAY,
+    is_total: false,
+    is_per_instance: false,
+    description: "",
+    situations: Situations {
+        no_traffic: Always(0.0),
+        all_in_flight: Always(0.0),
+        all_refused: Always(1.0),
+        no_instance: Always(0.0),
+        no_report: Unknown,
+    },
+    definitions: 0,
+    computation: Computation::Counts(|_, _, _| None),
 };
 
 /// Defaults of latencies; without an answer they are 0.
@@ -186,6 +204,7 @@ const LATENCY: MetricRow = MetricRow {
         no_instance: Always(0.0),
         no_report: Unknown,
     },
+    definitions: 1,
     computation: Computation::Latencies(|latency| {
         ratio(latency.sum_micros(), latency.count()).map(|micros| micros / 1000.0)
     }),
@@ -207,6 +226,7 @@ const RESOURCE: MetricRow = MetricRow {
         no_instance: Always(0.0),
         no_report: Unknown,
     },
+    definitions: 0,
     computation: Computation::Counts(|_, _, _| None),
 };
 

@@ -153,12 +153,20 @@ impl Measures {
         now: Timestamp,
     ) -> Vec<Option<Signal>> {
         let mut latencies = BTreeMap::new();
+        let gateways = self.groups.get(&SourceKind::GATEWAY);
+        let mut refused = BTreeMap::new();
         specs
             .iter()
             .map(|spec| {
                 let group = self.groups.get(&spec.metric.row().source)?;
                 let signal = signal::compute(group, deployment, spec, options, now, &mut latencies);
-                Some(signal)
+                let refused = refused.entry(spec.window_seconds()).or_insert_with(|| {
+                    gateways.map_or(0, |of| signal::refused(of, deployment, spec, now))
+                });
+                Some(Signal {
+                    refused: *refused,
+                    ..signal
+                })
             })
             .collect()
     }

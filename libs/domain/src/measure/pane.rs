@@ -24,7 +24,7 @@ pub struct Load {
     pub in_flight_us: u64,
     /// Sum over requests of the time each waited for an instance, in microseconds.
     pub queued_us: u64,
-    /// Latencies of requests that ended and count.
+    /// Latencies of requests that the model answered or that timed out.
     pub latency: Histogram,
     /// CPU time of instances, in microseconds.
     pub cpu_us: u64,
@@ -34,12 +34,15 @@ pub struct Load {
     pub memory_bytes: u64,
     /// Number of memory readings: instance-seconds.
     pub memory_samples: u64,
+    /// The oldest definitions that any of it was measured by; `None` if nothing was measured.
+    pub definitions: Option<u32>,
 }
 
 impl Load {
     /// Adds one source's part of a second. Roles are not distinguished: mirrored requests are load
     /// too.
     pub fn add(&mut self, frame: &DeploymentFrame, length_us: u64) {
+        self.measured_by(Some(frame.definitions));
         self.outcomes.add(&frame.outcomes);
         self.arrivals += frame.arrivals;
         self.in_flight_us += frame.in_flight_us;
@@ -60,11 +63,23 @@ impl Load {
 
 impl Merge for Load {
     fn merge(&mut self, other: &Self) {
+        self.latency.merge(&other.latency);
+        self.merge_numbers(other);
+    }
+}
+
+impl Load {
+    fn measured_by(&mut self, definitions: Option<u32>) {
+        self.definitions = [self.definitions, definitions].into_iter().flatten().min();
+    }
+
+    /// Adds everything except the latencies, which most metrics do not need.
+    pub(super) fn merge_numbers(&mut self, other: &Self) {
+        self.measured_by(other.definitions);
         self.outcomes.add(&other.outcomes);
         self.arrivals += other.arrivals;
         self.in_flight_us += other.in_flight_us;
         self.queued_us += other.queued_us;
-        self.latency.merge(&other.latency);
         self.cpu_us += other.cpu_us;
         self.cpu_length_us += other.cpu_length_us;
         self.memory_bytes = self.memory_bytes.saturating_add(other.memory_bytes);

@@ -19,6 +19,9 @@ use super::{AHEAD_MAX, SignalOptions};
 /// the window moves on and empties.
 const STALE_AFTER_SECONDS: i64 = 3;
 
+/// Refusals are counted over at most this window: older ones say nothing about the capacity now.
+const REFUSALS_WINDOW_MAX_SECONDS: i64 = 120;
+
 /// Latencies of complete windows, shared by the quantiles that one policy reads.
 pub(super) type LatencyCache = BTreeMap<(SourceKind, i64, i64), Histogram>;
 
@@ -71,7 +74,26 @@ pub(super) fn compute(
             .iter()
             .any(|(_, coverage, _)| coverage.partial_seconds > 0),
         warming: from < since,
+        refused: 0,
+        outdated: panes
+            .iter()
+            .filter_map(|(_, _, load)| load.definitions)
+            .any(|definitions| definitions < spec.metric.row().definitions),
     }
+}
+
+/// The requests to the deployment that gateways refused for lack of capacity, over the window of a
+/// signal.
+pub(super) fn refused(gateways: &Group, deployment: Uid, spec: &SignalSpec, now: Timestamp) -> u64 {
+    let Some(rings) = gateways.load(deployment) else {
+        return 0;
+    };
+    let window = i64::from(spec.window_seconds()).min(REFUSALS_WINDOW_MAX_SECONDS);
+    let end = window_end(gateways, now);
+    rings
+        .between(window, end - window, end)
+        .map(|(_, load)| load.outcomes.refused_for_capacity())
+        .sum()
 }
 
 /// The second after the window.
@@ -95,7 +117,7 @@ fn aggregate(
         for (_, part, of) in panes {
             coverage.seconds += part.seconds;
             coverage.length_us += part.length_us;
-            add_numbers(&mut load, of);
+            load.merge_numbers(of);
         }
         return value_of(spec.metric.row().computation, options, &coverage, &load);
     }
@@ -121,18 +143,6 @@ fn aggregate(
         }),
         Aggregation::Quantile(per_10000) => quantile(values, per_10000),
     }
-}
-
-/// Adds everything except the histogram, which averages do not need.
-fn add_numbers(sum: &mut Load, part: &Load) {
-    sum.outcomes.add(&part.outcomes);
-    sum.arrivals += part.arrivals;
-    sum.in_flight_us += part.in_flight_us;
-    sum.queued_us += part.queued_us;
-    sum.cpu_us += part.cpu_us;
-    sum.cpu_length_us += part.cpu_length_us;
-    sum.memory_bytes = sum.memory_bytes.saturating_add(part.memory_bytes);
-    sum.memory_samples += part.memory_samples;
 }
 
 /// The smallest value such that at least the given share of seconds is at or below it.

@@ -362,6 +362,64 @@ fn error_ratios_count_as_the_contract_says() {
 }
 
 #[test]
+fn refusals_for_lack_of_capacity_are_a_ratio_of_their_own() {
+    let outcomes = Outcomes {
+        success: 5,
+        too_many_pending: 2,
+        unavailable: 1,
+        hold_full: 1,
+        hold_expired: 1,
+        refused: 50,
+        ..Outcomes::default()
+    };
+    let (measures, now) = one_gateway([DeploymentFrame {
+        outcomes,
+        ..deployment()
+    }]);
+    let of = |metric| signal(&measures, spec(metric, 1, "average"), now);
+    assert_eq!(of("refused_ratio").value, Some(0.5));
+    assert_eq!(of("error_ratio").value, Some(0.5));
+    assert_eq!(of("concurrency").refused, 5);
+    assert_eq!(of("cpu_utilization").refused, 5);
+}
+
+#[test]
+fn refusals_are_counted_over_the_window_of_the_signal() {
+    let refused = |second: u64| DeploymentFrame {
+        outcomes: Outcomes {
+            too_many_pending: u64::from(second == 0),
+            ..Outcomes::default()
+        },
+        ..deployment()
+    };
+    let (measures, now) = one_gateway((0..130).map(refused));
+    let (recent, _) = one_gateway((0..30).map(refused));
+    let counted = |measures: &Measures, seconds, now| {
+        signal(measures, spec("concurrency", seconds, "average"), now).refused
+    };
+    assert_eq!(counted(&recent, 10, after(START + 29, 5)), 0);
+    assert_eq!(counted(&recent, 60, after(START + 29, 5)), 1);
+    // An hour of refusals long past says nothing about the capacity now.
+    assert_eq!(counted(&measures, 3600, now), 0);
+}
+
+#[test]
+fn a_window_with_a_frame_of_older_definitions_says_so_where_the_meaning_has_changed() {
+    let of = |second: u64| DeploymentFrame {
+        definitions: u32::from(second > 0),
+        ..deployment()
+    };
+    let (measures, now) = one_gateway((0..10).map(of));
+    let outdated = |metric, seconds| {
+        let spec = spec(metric, seconds, "average");
+        signal(&measures, spec, now).outdated
+    };
+    assert!(outdated("latency_p90", 10));
+    assert!(!outdated("latency_p90", 9));
+    assert!(!outdated("requests_per_second", 10));
+}
+
+#[test]
 fn utilisation_is_averaged_over_instances_and_comes_from_nodes() {
     let mut measures = measures();
     let instance = |name: &str, cpu_us, memory_bytes| InstanceFrame {

@@ -91,8 +91,7 @@ pub fn whole(value: f64) -> Signal {
         value: Some(value),
         seconds_covered: 10,
         seconds_wanted: 10,
-        partial: false,
-        warming: false,
+        ..Signal::default()
     }
 }
 

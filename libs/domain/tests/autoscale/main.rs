@@ -6,6 +6,7 @@
 mod compile;
 mod golden;
 mod harness;
+mod overload;
 mod properties;
 mod rules;
 mod schedules;

@@ -1,0 +1,249 @@
+//! Deployments that are overloaded or hang, from the frames of a gateway to the counts.
+
+use contract::decision::{CarriedState, Decision, DecisionOutcome, InstanceCounts, Pause};
+use contract::frame::{DeploymentFrame, Frame, Outcomes, Role, Source, SourceKind};
+use contract::ids::{Bucket, EndpointKey};
+use contract::time::{Span, Timestamp};
+use domain::autoscale::{Policy, TickInputs, carry, evaluate, explain};
+use domain::measure::{Measures, SignalOptions};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::harness::{START, compile, deployment, document, spec, uid};
+
+const STEP_MS: u64 = 5;
+/// Time from a scale-out to a ready instance.
+const START_MS: u64 = 3000;
+
+/// A deployment with one slot per instance, behind a gateway.
+struct Service {
+    work_ms: u64,
+    queue_wait_ms: u64,
+    /// When each instance is ready, oldest first.
+    ready_ms: Vec<u64>,
+    /// When each request that is being served arrived, and when it ends.
+    serving: Vec<(u64, u64)>,
+    queue: Vec<u64>,
+    now_ms: u64,
+    /// Requests due but not sent yet, in thousandths.
+    due: u64,
+}
+
+impl Service {
+    fn new(work_ms: u64, instances: u32) -> Self {
+        Self {
+            work_ms,
+            queue_wait_ms: 100,
+            ready_ms: vec![0; instances as usize],
+            serving: Vec::new(),
+            queue: Vec::new(),
+            now_ms: 0,
+            due: 0,
+        }
+    }
+
+    fn ready(&self) -> usize {
+        let is_ready = |at: &&u64| **at <= self.now_ms;
+        self.ready_ms.iter().filter(is_ready).count()
+    }
+
+    fn scale(&mut self, instances: u32) {
+        self.ready_ms
+            .resize(instances as usize, self.now_ms + START_MS);
+    }
+
+    /// What the gateway measures in the next second at this rate.
+    fn second(&mut self, requests_per_second: u64) -> DeploymentFrame {
+        let key = EndpointKey::new(&"iris".parse().unwrap());
+        let mut frame = DeploymentFrame::new(key, "blue".parse().unwrap(), uid(), Role::LIVE);
+        for _ in 0..1000 / STEP_MS {
+            self.step(requests_per_second, &mut frame);
+        }
+        let arrived = self.serving.iter().map(|(arrived, _)| arrived);
+        let oldest = arrived.chain(&self.queue).min();
+        frame.oldest_in_flight_us = oldest.map_or(0, |oldest| (self.now_ms - oldest) * 1000);
+        frame
+    }
+
+    fn step(&mut self, requests_per_second: u64, frame: &mut DeploymentFrame) {
+        let now = self.now_ms;
+        self.due += requests_per_second * STEP_MS;
+        while self.due >= 1000 {
+            self.due -= 1000;
+            frame.arrivals += 1;
+            self.queue.push(now);
+        }
+        self.serving.retain(|(arrived, end)| {
+            if *end <= now {
+                frame.outcomes.success += 1;
+                frame.latency.record((now - arrived) * 1000);
+            }
+            *end > now
+        });
+        while self.serving.len() < self.ready() && !self.queue.is_empty() {
+            self.serving
+                .push((self.queue.remove(0), now + self.work_ms));
+        }
+        let wait = self.queue_wait_ms;
+        let before = self.queue.len();
+        self.queue.retain(|arrived| now - arrived < wait);
+        frame.outcomes.too_many_pending += (before - self.queue.len()) as u64;
+        frame.in_flight_us += self.serving.len() as u64 * STEP_MS * 1000;
+        frame.queued_us += self.queue.len() as u64 * STEP_MS * 1000;
+        self.now_ms += STEP_MS;
+    }
+}
+
+/// Evaluates a policy every second on what gateways send.
+pub struct Scaler {
+    policy: Policy,
+    measures: Measures,
+    carried: CarriedState,
+    second: i64,
+}
+
+impl Scaler {
+    pub fn new(rules: Value, instances: u32) -> Self {
+        let policy = compile(&spec(&document(rules, json!({})))).unwrap();
+        let mut measures = Measures::new(START);
+        measures.watch(uid(), policy.signals(), START);
+        Self {
+            policy,
+            measures,
+            carried: CarriedState {
+                granted: Some(instances),
+                ..CarriedState::default()
+            },
+            second: START.secs(),
+        }
+    }
+
+    pub fn receive(&mut self, kind: SourceKind, sent: Vec<DeploymentFrame>) {
+        let frame = Frame {
+            source: Source {
+                kind,
+                id: "one".into(),
+            },
+            boot: Uuid::nil(),
+            sequence: (self.second - START.secs()) as u64,
+            bucket: Bucket(3),
+            start: Timestamp::from_secs(self.second),
+            length_us: 1_000_000,
+            routes: Default::default(),
+            members: Default::default(),
+            hello: None,
+            goodbye: false,
+            deployments: sent,
+        };
+        self.measures.frame(self.end(), &frame);
+    }
+
+    fn end(&self) -> Timestamp {
+        Timestamp::from_secs(self.second + 1) + Span::from_millis(5)
+    }
+
+    /// Decides at the end of a second, and moves to the next.
+    pub fn decide(&mut self, ready: u32) -> Decision {
+        let now = self.end();
+        self.second += 1;
+        let options = SignalOptions::default();
+        let specs = self.policy.signals();
+        let signals = self.measures.signals(uid(), specs, options, now);
+        let count = self.carried.granted.unwrap_or(0);
+        let tick = TickInputs {
+            policy_revision: 1,
+            fixed_instances: 1,
+            pin: None,
+            pause: Pause::default(),
+            instances: InstanceCounts {
+                ready,
+                pending: count.saturating_sub(ready),
+            },
+            signals: &signals,
+            carried: &self.carried.clone(),
+            selection: None,
+        };
+        let evaluation = evaluate(Some(&self.policy), &tick, now);
+        let decision = explain(&deployment(), uid(), Some(&self.policy), &tick, now);
+        carry(&mut self.carried, Some(&self.policy), &evaluation, now);
+        decision
+    }
+}
+
+/// The decisions of so many seconds under 40 requests a second.
+fn run(service: &mut Service, scaler: &mut Scaler, seconds: u64) -> Vec<Decision> {
+    let tick = |_| {
+        let frame = service.second(40);
+        scaler.receive(SourceKind::GATEWAY, vec![frame]);
+        let decision = scaler.decide(service.ready() as u32);
+        service.scale(decision.granted);
+        decision
+    };
+    (0..seconds).map(tick).collect()
+}
+
+fn latency_rule(name: &str, when: &str, direction: &str) -> Value {
+    json!({
+        "name": name, "metric": {"name": "latency_p90", "window": "10s"}, "when": when,
+        "scale": {"direction": direction, "by": 1},
+    })
+}
+
+#[test]
+fn an_overloaded_deployment_that_refuses_most_requests_scales_out_on_its_latency() {
+    let mut service = Service::new(1000, 1);
+    let mut scaler = Scaler::new(json!([latency_rule("slow", "> 500ms", "out")]), 1);
+    let decisions = run(&mut service, &mut scaler, 21);
+    assert!(decisions.iter().any(|decision| decision.granted > 1));
+}
+
+#[test]
+fn an_overloaded_deployment_is_never_below_the_count_it_started_with() {
+    let mut service = Service::new(1000, 3);
+    let rules = json!([
+        latency_rule("fast", "< 200ms", "in"),
+        latency_rule("slow", "> 500ms", "out"),
+    ]);
+    let mut scaler = Scaler::new(rules, 3);
+    let decisions = run(&mut service, &mut scaler, 60);
+    assert!(decisions.iter().all(|decision| decision.granted >= 3));
+    assert!(decisions[59].granted > 3);
+}
+
+#[test]
+fn rules_that_measure_little_load_wait_until_nothing_is_refused_any_more() {
+    // One slot each: a concurrency of 3 looks like all that is asked for.
+    let follow = json!([{
+        "name": "idle", "metric": {"name": "concurrency", "window": "10s"}, "when": "< 10",
+        "scale": {"direction": "in", "by": 1},
+    }]);
+    let mut service = Service::new(1000, 3);
+    let mut scaler = Scaler::new(follow, 3);
+    let decisions = run(&mut service, &mut scaler, 30);
+    assert_eq!(decisions[29].outcome, DecisionOutcome::HeldByRefusals);
+    assert_eq!(decisions[29].granted, 3);
+    // Without load, the last refusal leaves the window after ten seconds.
+    let mut idle = Vec::new();
+    for _ in 0..12 {
+        scaler.receive(SourceKind::GATEWAY, vec![service.second(0)]);
+        idle.push(scaler.decide(3).granted);
+    }
+    assert_eq!((idle[8], idle[11] < 3), (3, true), "{idle:?}");
+}
+
+#[test]
+fn the_refused_ratio_scales_out() {
+    let rules = json!([{
+        "name": "refusing", "metric": {"name": "refused_ratio", "window": "10s"}, "when": "> 5%",
+        "scale": {"direction": "out", "by": 2},
+    }]);
+    let mut service = Service::new(1000, 1);
+    let mut scaler = Scaler::new(rules, 1);
+    let decisions = run(&mut service, &mut scaler, 15);
+    assert!(decisions[14].granted >= 3);
+    let refused = Outcomes {
+        too_many_pending: 1,
+        ..Outcomes::default()
+    };
+    assert_eq!(refused.bad(), 1, "refusals are part of the error ratio");
+}

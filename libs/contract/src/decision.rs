@@ -221,6 +221,20 @@ pub struct Signal {
     /// good enough to scale out, not to scale in.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub outdated: bool,
+    /// Why there is no value, or only a lower bound of it, although sources reported: no reason to scale
+    /// in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmeasured: Option<Unmeasured>,
+}
+
+/// Why a metric could not be measured although its sources reported.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unmeasured {
+    /// There were requests, and none was answered. A latency is then the age of the oldest one in flight.
+    Unanswered,
 }
 
 /// State that is carried over from one evaluation to the next.

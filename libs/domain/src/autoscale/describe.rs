@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use contract::decision::{Pause, Pin, Verdict};
+use contract::decision::{Pause, Pin, Unmeasured, Verdict};
 use contract::resources::Direction;
 use contract::time::{Span, Timestamp};
 
@@ -137,6 +137,7 @@ pub(super) fn rule(
     match input.quality {
         Quality::Missing => return format!("no data ({of})"),
         Quality::Warming => return format!("measured for less than the window so far ({of})"),
+        Quality::Unmeasured => return format!("{} ({of})", unmeasured(input)),
         Quality::Partial | Quality::Complete => {}
     }
     let value = DisplayValue(rule.metric, input.value);
@@ -172,6 +173,9 @@ pub(super) fn rule(
     }
     match verdict {
         Verdict::Suppressed => text.push_str("; not looked at, since a rule scales out"),
+        Verdict::Unknown if input.unmeasured.is_some() => {
+            let _ = write!(text, "; at least, since {}", unmeasured(input));
+        }
         Verdict::Unknown if input.outdated => {
             text.push_str("; part of it was measured by other definitions")
         }
@@ -179,6 +183,15 @@ pub(super) fn rule(
         Verdict::Triggered | Verdict::NotTriggered => {}
     }
     text
+}
+
+fn unmeasured(input: &RuleInput) -> &'static str {
+    match input.unmeasured {
+        Some(Unmeasured::Unanswered) => {
+            "requests are in flight or were refused, and none was answered"
+        }
+        None => "no data",
+    }
 }
 
 fn describe_action(rule: &Rule, action: &Action, direction: Direction) -> String {

@@ -247,6 +247,7 @@ impl<'a, R: Recorder> Run<'a, R> {
             total: 0.0,
             refused: 0,
             outdated: false,
+            unmeasured: None,
         }; RULES_MAX];
         let profile = self.profile;
         for (input, rule) in inputs.iter_mut().zip(profile.rules.iter()) {

@@ -1,7 +1,7 @@
 //! Evaluates one rule in one tick: what it reads, whether it holds, how many instances it asks for,
 //! and what it would read at another count.
 
-use contract::decision::{InstanceCounts, Signal};
+use contract::decision::{InstanceCounts, Signal, Unmeasured};
 use contract::resources::Direction;
 
 use super::policy::{Action, Rule, RuleKind};
@@ -17,6 +17,9 @@ pub(super) enum Quality {
     Partial,
     /// Measuring has not lasted for a full window yet.
     Warming,
+    /// Sources report, and there was nothing to measure. Unlike missing data, no reason for a default
+    /// count.
+    Unmeasured,
     Missing,
 }
 
@@ -31,6 +34,8 @@ pub(super) struct RuleInput {
     pub refused: u64,
     /// Whether part of the window was measured by other definitions.
     pub outdated: bool,
+    /// Why there is no value, or only a lower bound of it.
+    pub unmeasured: Option<Unmeasured>,
 }
 
 impl RuleInput {
@@ -43,7 +48,7 @@ impl RuleInput {
     }
 
     pub fn measured_value(&self) -> Option<f64> {
-        (self.quality != Quality::Missing).then_some(self.value)
+        (!matches!(self.quality, Quality::Missing | Quality::Unmeasured)).then_some(self.value)
     }
 }
 
@@ -65,21 +70,23 @@ impl Rule {
         let serving = f64::from(instances.ready.max(1));
         let refused = signal.map_or(0, |signal| signal.refused);
         let outdated = signal.is_some_and(|signal| signal.outdated);
+        let unmeasured = signal.and_then(|signal| signal.unmeasured);
         let measured = signal
             .and_then(|signal| signal.value)
             .filter(|value| value.is_finite());
         let Some(measured) = measured else {
             let warming = signal.is_some_and(|signal| signal.warming);
             return RuleInput {
-                quality: if warming {
-                    Quality::Warming
-                } else {
-                    Quality::Missing
+                quality: match unmeasured {
+                    _ if warming => Quality::Warming,
+                    Some(_) => Quality::Unmeasured,
+                    None => Quality::Missing,
                 },
                 value: 0.0,
                 total: 0.0,
                 refused,
                 outdated,
+                unmeasured,
             };
         };
         let quality = match signal {
@@ -87,6 +94,7 @@ impl Rule {
             Some(signal)
                 if signal.partial
                     || signal.outdated
+                    || signal.unmeasured.is_some()
                     || signal.seconds_covered < signal.seconds_wanted =>
             {
                 Quality::Partial
@@ -106,6 +114,7 @@ impl Rule {
             total,
             refused,
             outdated,
+            unmeasured,
         }
     }
 

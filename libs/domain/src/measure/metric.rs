@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use contract::frame::SourceKind;
+use contract::frame::{Outcomes, SourceKind};
 use contract::histogram::Histogram;
 
 use super::SignalOptions;
@@ -77,6 +77,8 @@ pub enum SituationValue {
     Always(f64),
     /// The measured value.
     Measured,
+    /// The age of the oldest request in flight. A rule that reads it never scales in.
+    OldestAge,
     /// No value. A rule that reads it never scales in.
     Unknown,
 }
@@ -86,6 +88,7 @@ impl fmt::Display for SituationValue {
         match self {
             Self::Always(value) => write!(f, "{value}"),
             Self::Measured => f.write_str("measured"),
+            Self::OldestAge => f.write_str("age of the oldest request"),
             Self::Unknown => f.write_str("unknown"),
         }
     }
@@ -96,8 +99,12 @@ impl fmt::Display for SituationValue {
 pub enum Computation {
     /// From counts; `None` if they give it no value.
     Counts(fn(&Coverage, &Load, SignalOptions) -> Option<f64>),
-    /// From the latencies of answers; `None` if there was no answer. The average over a window is
-    /// that of all its answers, not of its seconds.
+    /// The share of some of the requests that ended among those that count. It has no value while there
+    /// are requests and none has ended, and is 0 without requests.
+    Share(fn(&Outcomes, SignalOptions) -> u64),
+    /// From the latencies of answers. The average over a window is that of all its answers, not of its
+    /// seconds. While there are requests and none was answered, it is the age of the oldest, and 0
+    /// without requests.
     Latencies(fn(&Histogram) -> Option<f64>),
 }
 

@@ -4,7 +4,7 @@
 //! `every_metric_has_the_values_its_row_documents` creates each situation for each row.
 //! `METRICS.md` is generated from here.
 
-use contract::frame::SourceKind;
+use contract::frame::{Outcomes, SourceKind};
 use contract::histogram::Histogram;
 use contract::resources::ModelClientErrors;
 
@@ -12,7 +12,7 @@ use super::SignalOptions;
 use super::metric::{Computation, MetricRow, ReservedName, SituationValue, Situations, Unit};
 use super::pane::{Coverage, Load};
 
-use SituationValue::{Always, Measured, Unknown};
+use SituationValue::{Always, Measured, OldestAge, Unknown};
 
 /// Every metric that rules may name.
 pub const METRICS: &[MetricRow] = &[
@@ -89,16 +89,13 @@ pub const METRICS: &[MetricRow] = &[
     MetricRow {
         name: "error_ratio",
         description: "Bad outcomes among those that count, including requests refused for lack of capacity.",
-        computation: Computation::Counts(error_ratio),
+        computation: Computation::Share(bad),
         ..ANSWERS
     },
     MetricRow {
         name: "refused_ratio",
         description: "Requests refused for lack of capacity (too many pending, or no instance available) among those that count; part of `error_ratio`.",
-        computation: Computation::Counts(|_, load, _| {
-            let outcomes = &load.outcomes;
-            Some(ratio(outcomes.refused_for_capacity(), outcomes.counted()).unwrap_or(0.0))
-        }),
+        computation: Computation::Share(|outcomes, _| outcomes.refused_for_capacity()),
         ..ANSWERS
     },
     MetricRow {
@@ -179,16 +176,16 @@ const ANSWERS: MetricRow = MetricRow {
     description: "",
     situations: Situations {
         no_traffic: Always(0.0),
-        all_in_flight: Always(0.0),
+        all_in_flight: Unknown,
         all_refused: Always(1.0),
-        no_instance: Always(0.0),
+        no_instance: Unknown,
         no_report: Unknown,
     },
     definitions: 0,
-    computation: Computation::Counts(|_, _, _| None),
+    computation: Computation::Share(|_, _| 0),
 };
 
-/// Defaults of latencies; without an answer they are 0.
+/// Defaults of latencies; without an answer they are the age of the oldest request in flight.
 const LATENCY: MetricRow = MetricRow {
     name: "",
     aliases: &[],
@@ -199,9 +196,9 @@ const LATENCY: MetricRow = MetricRow {
     description: "",
     situations: Situations {
         no_traffic: Always(0.0),
-        all_in_flight: Always(0.0),
-        all_refused: Always(0.0),
-        no_instance: Always(0.0),
+        all_in_flight: OldestAge,
+        all_refused: Unknown,
+        no_instance: OldestAge,
         no_report: Unknown,
     },
     definitions: 1,
@@ -236,13 +233,12 @@ fn quantile_ms(latency: &Histogram, per_10000: u32) -> Option<f64> {
         .map(|micros| micros as f64 / 1000.0)
 }
 
-fn error_ratio(_: &Coverage, load: &Load, options: SignalOptions) -> Option<f64> {
-    let outcomes = &load.outcomes;
+fn bad(outcomes: &Outcomes, options: SignalOptions) -> u64 {
     let client_errors = match options.model_client_errors {
         ModelClientErrors::Good => 0,
         ModelClientErrors::Bad => outcomes.model_client_error,
     };
-    Some(ratio(outcomes.bad() + client_errors, outcomes.counted()).unwrap_or(0.0))
+    outcomes.bad() + client_errors
 }
 
 fn memory_utilization(_: &Coverage, load: &Load, options: SignalOptions) -> Option<f64> {

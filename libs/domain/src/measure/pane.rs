@@ -24,6 +24,8 @@ pub struct Load {
     pub in_flight_us: u64,
     /// Sum over requests of the time each waited for an instance, in microseconds.
     pub queued_us: u64,
+    /// Age of the oldest request that had not ended, in microseconds.
+    pub oldest_in_flight_us: u64,
     /// Latencies of requests that the model answered or that timed out.
     pub latency: Histogram,
     /// CPU time of instances, in microseconds.
@@ -47,6 +49,7 @@ impl Load {
         self.arrivals += frame.arrivals;
         self.in_flight_us += frame.in_flight_us;
         self.queued_us += frame.queued_us;
+        self.oldest_in_flight_us = self.oldest_in_flight_us.max(frame.oldest_in_flight_us);
         self.latency.merge(&frame.latency);
         for instance in &frame.instances {
             if let Some(cpu_us) = instance.cpu_us {
@@ -69,6 +72,13 @@ impl Merge for Load {
 }
 
 impl Load {
+    /// Whether there were requests for the model, finished or not. Those refused because of the client are
+    /// none, but one whose client left may have waited in vain.
+    pub(super) fn has_traffic(&self) -> bool {
+        self.in_flight_us + self.queued_us + self.oldest_in_flight_us > 0
+            || self.outcomes.counted() + self.outcomes.client_left > 0
+    }
+
     fn measured_by(&mut self, definitions: Option<u32>) {
         self.definitions = [self.definitions, definitions].into_iter().flatten().min();
     }
@@ -80,6 +90,7 @@ impl Load {
         self.arrivals += other.arrivals;
         self.in_flight_us += other.in_flight_us;
         self.queued_us += other.queued_us;
+        self.oldest_in_flight_us = self.oldest_in_flight_us.max(other.oldest_in_flight_us);
         self.cpu_us += other.cpu_us;
         self.cpu_length_us += other.cpu_length_us;
         self.memory_bytes = self.memory_bytes.saturating_add(other.memory_bytes);

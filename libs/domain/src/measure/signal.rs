@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use contract::decision::Signal;
+use contract::decision::{Signal, Unmeasured};
 use contract::frame::SourceKind;
 use contract::histogram::Histogram;
 use contract::ids::Uid;
@@ -50,11 +50,18 @@ pub(super) fn compute(
     let seconds: u32 = panes.iter().map(|(_, coverage, _)| coverage.seconds).sum();
     let wanted = spec.window_seconds();
     let since = rings.map_or(group.started(), |rings| rings.since(window));
-    let value = match (spec.metric.row().computation, spec.aggregation) {
+    let row = spec.metric.row();
+    let unmeasured = match seconds {
+        0 => None,
+        _ => unmeasured(row.computation, &panes),
+    };
+    let value = match (row.computation, spec.aggregation) {
         _ if seconds == 0 => None,
+        (Computation::Latencies(_), _) if unmeasured.is_some() => oldest_in_flight_ms(&panes),
+        _ if unmeasured.is_some() => None,
         (Computation::Latencies(of), Aggregation::Average) => {
             let latency = latencies
-                .entry((spec.metric.row().source.clone(), from, end))
+                .entry((row.source.clone(), from, end))
                 .or_insert_with(|| {
                     let mut whole = Histogram::default();
                     panes
@@ -78,7 +85,8 @@ pub(super) fn compute(
         outdated: panes
             .iter()
             .filter_map(|(_, _, load)| load.definitions)
-            .any(|definitions| definitions < spec.metric.row().definitions),
+            .any(|definitions| definitions < row.definitions),
+        unmeasured,
     }
 }
 
@@ -94,6 +102,29 @@ pub(super) fn refused(gateways: &Group, deployment: Uid, spec: &SignalSpec, now:
         .between(window, end - window, end)
         .map(|(_, load)| load.outcomes.refused_for_capacity())
         .sum()
+}
+
+/// Why the panes give the metric no value although there is a report.
+fn unmeasured(computation: Computation, panes: &[(i64, &Coverage, &Load)]) -> Option<Unmeasured> {
+    let has_traffic = || panes.iter().any(|(_, _, load)| load.has_traffic());
+    let is_answered = |load: &Load| match computation {
+        Computation::Counts(_) => true,
+        Computation::Share(_) => load.outcomes.counted() > 0,
+        Computation::Latencies(_) => !load.latency.is_empty(),
+    };
+    let is_unanswered = match computation {
+        Computation::Counts(_) => false,
+        _ => !panes.iter().any(|(_, _, load)| is_answered(load)) && has_traffic(),
+    };
+    is_unanswered.then_some(Unmeasured::Unanswered)
+}
+
+/// The highest age that a request reached without an answer, in milliseconds: its latency is going to be
+/// higher.
+fn oldest_in_flight_ms(panes: &[(i64, &Coverage, &Load)]) -> Option<f64> {
+    let ages = panes.iter().map(|(_, _, load)| load.oldest_in_flight_us);
+    let oldest_us = ages.max().filter(|oldest_us| *oldest_us > 0)?;
+    Some(oldest_us as f64 / 1000.0)
 }
 
 /// The second after the window.
@@ -169,6 +200,12 @@ fn value_of(
 ) -> Option<f64> {
     match computation {
         Computation::Counts(of) => of(coverage, load, options),
-        Computation::Latencies(of) => Some(of(&load.latency).unwrap_or(0.0)),
+        Computation::Share(of) => match load.outcomes.counted() {
+            0 => (!load.has_traffic()).then_some(0.0),
+            counted => Some(of(&load.outcomes, options) as f64 / counted as f64),
+        },
+        Computation::Latencies(of) => {
+            of(&load.latency).or_else(|| (!load.has_traffic()).then_some(0.0))
+        }
     }
 }

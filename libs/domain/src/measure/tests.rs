@@ -2,6 +2,7 @@
 
 mod rows;
 
+use contract::decision::Unmeasured;
 use contract::frame::{DeploymentFrame, InstanceFrame, Outcomes, Role};
 use contract::histogram::Histogram;
 use contract::ids::{Bucket, EndpointKey, InstanceId};
@@ -359,6 +360,103 @@ fn error_ratios_count_as_the_contract_says() {
     };
     let strict = measures.signals(uid(), &[wanted], strict, now)[0].unwrap();
     assert_eq!(strict.value, Some(0.2));
+}
+
+/// The signals over three seconds of requests that hang, behind two gateways.
+fn hanging() -> impl Fn(&str, &str) -> Signal {
+    let mut measures = measures();
+    let frame = |source, second: i64, oldest_ms: u64| Frame {
+        deployments: vec![DeploymentFrame {
+            oldest_in_flight_us: oldest_ms * 1000,
+            in_flight_us: 1_000_000,
+            ..deployment()
+        }],
+        ..empty(source, second)
+    };
+    for second in 0..3 {
+        let at = START + second;
+        let age = 1000 * (second as u64 + 1);
+        measures.frame(after(at, 5), &frame(gateway("a"), at, age));
+        measures.frame(after(at, 6), &frame(gateway("bb"), at, age + 250));
+    }
+    move |metric, aggregation| {
+        let now = after(START + 2, 6);
+        signal(&measures, spec(metric, 2, aggregation), now)
+    }
+}
+
+#[test]
+fn while_no_request_is_answered_the_latency_is_the_age_of_the_oldest() {
+    let hanging = hanging();
+    for metric in ["latency_p50", "latency_p99", "latency_average"] {
+        for aggregation in ["average", "min", "max", "last", "p90"] {
+            let latency = hanging(metric, aggregation);
+            assert_eq!(latency.value, Some(3250.0), "{metric} {aggregation}");
+            assert_eq!(latency.unmeasured, Some(Unmeasured::Unanswered));
+        }
+    }
+}
+
+#[test]
+fn while_no_request_ends_the_shares_of_requests_have_no_value() {
+    let hanging = hanging();
+    for metric in ["error_ratio", "refused_ratio"] {
+        for aggregation in ["average", "min", "max", "last", "p90"] {
+            let share = hanging(metric, aggregation);
+            assert_eq!(share.value, None, "{metric} {aggregation}");
+            assert_eq!(share.unmeasured, Some(Unmeasured::Unanswered));
+        }
+    }
+    assert_eq!(hanging("concurrency", "average").unmeasured, None);
+}
+
+#[test]
+fn one_answer_in_the_window_is_the_latency_and_seconds_without_one_do_not_count() {
+    let hangs = || DeploymentFrame {
+        in_flight_us: 1_000_000,
+        oldest_in_flight_us: 900_000,
+        ..deployment()
+    };
+    let mut answers = hangs();
+    answers.latency.record(40_000);
+    answers.outcomes.success = 1;
+    let (measures, now) = one_gateway([hangs(), answers, hangs()]);
+    for aggregation in ["average", "min", "max", "last"] {
+        let latency = signal(&measures, spec("latency_average", 3, aggregation), now);
+        assert_eq!((latency.value, latency.unmeasured), (Some(40.0), None));
+        let errors = signal(&measures, spec("error_ratio", 3, aggregation), now);
+        assert_eq!((errors.value, errors.unmeasured), (Some(0.0), None));
+    }
+}
+
+#[test]
+fn requests_without_an_answer_are_not_a_latency_of_zero() {
+    let ended = |outcomes| {
+        let (measures, now) = one_gateway([DeploymentFrame {
+            outcomes,
+            ..deployment()
+        }]);
+        signal(&measures, spec("latency_p90", 1, "average"), now).value
+    };
+    let none = Outcomes::default();
+    for outcomes in [
+        Outcomes {
+            too_many_pending: 3,
+            ..none
+        },
+        Outcomes {
+            unreachable: 3,
+            ..none
+        },
+        Outcomes {
+            client_left: 3,
+            ..none
+        },
+    ] {
+        assert_eq!(ended(outcomes), None, "{outcomes:?}");
+    }
+    // A request that is refused because of the client is none for the model.
+    assert_eq!(ended(Outcomes { refused: 3, ..none }), Some(0.0));
 }
 
 #[test]

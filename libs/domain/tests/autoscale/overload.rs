@@ -231,6 +231,45 @@ fn rules_that_measure_little_load_wait_until_nothing_is_refused_any_more() {
     assert_eq!((idle[8], idle[11] < 3), (3, true), "{idle:?}");
 }
 
+/// A deployment whose requests never end, and which refuses none.
+fn hanging(instances: u32) -> Service {
+    Service {
+        queue_wait_ms: u64::MAX,
+        ..Service::new(3_600_000, instances)
+    }
+}
+
+#[test]
+fn a_deployment_on_which_every_request_hangs_is_not_scaled_in() {
+    for rule in [
+        latency_rule("fast", "< 200ms", "in"),
+        json!({
+            "name": "fine", "metric": {"name": "error_ratio", "window": "10s"}, "when": "< 1%",
+            "scale": {"direction": "in", "by": 1},
+        }),
+    ] {
+        let mut scaler = Scaler::new(json!([rule]), 3);
+        let decisions = run(&mut hanging(3), &mut scaler, 60);
+        assert!(
+            decisions.iter().all(|decision| decision.granted == 3),
+            "{rule}"
+        );
+        assert_eq!(decisions[59].outcome, DecisionOutcome::Unknown);
+    }
+}
+
+#[test]
+fn a_deployment_on_which_every_request_hangs_scales_out_on_the_age_of_the_oldest() {
+    let rules = json!([
+        latency_rule("fast", "< 200ms", "in"),
+        latency_rule("slow", "> 500ms", "out"),
+    ]);
+    let mut scaler = Scaler::new(rules, 3);
+    let decisions = run(&mut hanging(3), &mut scaler, 15);
+    assert!(decisions[14].granted > 3);
+    assert!(decisions.iter().all(|decision| decision.granted >= 3));
+}
+
 #[test]
 fn the_refused_ratio_scales_out() {
     let rules = json!([{

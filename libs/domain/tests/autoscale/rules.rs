@@ -257,6 +257,44 @@ fn bounds_schedules_and_pins_scale_in_while_requests_are_refused() {
     assert_eq!(pinned.decide().granted, 1);
 }
 
+fn unanswered(value: Option<f64>) -> contract::decision::Signal {
+    contract::decision::Signal {
+        value,
+        unmeasured: Some(contract::decision::Unmeasured::Unanswered),
+        ..whole(0.0)
+    }
+}
+
+#[test]
+fn the_age_of_an_unanswered_request_scales_out_and_never_in() {
+    let rules = json!([
+        on_cpu("out", "> 70", json!({"direction": "out", "by": 1})),
+        on_cpu("in", "< 40", json!({"direction": "in", "by": 1})),
+    ]);
+    let harness = Harness::new(document(rules, json!({})), 4);
+    let decide = |age| harness.clone().signal(CPU, unanswered(age)).decide();
+    assert_eq!(decide(Some(80.0)).granted, 5);
+    let held = decide(Some(10.0));
+    assert_eq!((held.granted, held.outcome), (4, DecisionOutcome::Unknown));
+    assert!(
+        held.rules[1].because.contains("none was answered"),
+        "{held:?}"
+    );
+}
+
+#[test]
+fn what_could_not_be_measured_is_not_missing_data() {
+    let rules = json!([on_cpu("in", "< 40", json!({"direction": "in", "by": 1}))]);
+    let more = json!({"missing": "default", "profiles": [
+        {"name": "default", "capacity": {"min": 1, "max": 9, "default": 7}, "rules": rules},
+    ]});
+    let harness = Harness::new(document(json!([]), more), 4);
+    assert_eq!(harness.clone().signal(CPU, missing()).decide().granted, 7);
+    let held = harness.signal(CPU, unanswered(None)).decide();
+    assert_eq!((held.granted, held.outcome), (4, DecisionOutcome::Unknown));
+    assert_eq!(held.rules[0].value, None);
+}
+
 #[test]
 fn a_window_measured_by_other_definitions_scales_out_and_never_in() {
     let outdated = |value| contract::decision::Signal {

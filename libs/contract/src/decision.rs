@@ -225,6 +225,9 @@ pub struct Signal {
     /// in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unmeasured: Option<Unmeasured>,
+    /// The number of instances that an average over instances is of, averaged over the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instances: Option<f64>,
 }
 
 /// Why a metric could not be measured although its sources reported.
@@ -235,6 +238,9 @@ pub struct Signal {
 pub enum Unmeasured {
     /// There were requests, and none was answered. A latency is then the age of the oldest one in flight.
     Unanswered,
+    /// No instance was measured: none was ready for a whole second, after its initialization period, or the
+    /// backend does not report the metric.
+    NoInstance,
 }
 
 /// State that is carried over from one evaluation to the next.

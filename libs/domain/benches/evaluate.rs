@@ -78,6 +78,7 @@ fn policy(rules: usize) -> AutoscaleSpec {
         mode: AutoscaleMode::Live,
         cooldown: Cooldown::default(),
         stabilization: Stabilization::default(),
+        initialization_period: Span::ZERO,
         missing: MissingMetric::Hold,
         profiles: vec![ProfileSpec {
             name: "default".into(),

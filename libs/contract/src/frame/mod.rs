@@ -187,9 +187,16 @@ pub struct InstanceFrame {
     /// CPU time used in this second, in microseconds; nodes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_us: Option<u64>,
+    /// Time since it became ready, without interruption, at the end of the second, in microseconds; `None`
+    /// if it is not ready, or on its way out; nodes only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_for_us: Option<u64>,
     /// Resident memory at the end of the second, in bytes; nodes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// Memory that it may use, in bytes: its own limit, or else the memory of its node; nodes only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_bytes: Option<u64>,
     /// Time for which its GPUs were busy in this second, summed over GPUs, in microseconds; nodes only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_us: Option<u64>,
@@ -208,7 +215,9 @@ impl InstanceFrame {
             in_flight: 0,
             requests: 0,
             cpu_us: None,
+            ready_for_us: None,
             memory_bytes: None,
+            memory_limit_bytes: None,
             gpu_us: None,
             gpu_memory_bytes: None,
         }

@@ -8,7 +8,7 @@ use contract::time::{Span, Timestamp};
 
 use super::condition::{Amount, DisplayValue};
 use super::policy::{Action, Policy, Profile, Rule, RuleKind};
-use super::rules::{Quality, RuleInput};
+use super::rules::{Proposal, Quality, RuleInput};
 use crate::measure::Aggregation;
 
 pub(super) fn profile(profile: &Profile) -> String {
@@ -159,7 +159,10 @@ pub(super) fn rule(
             let (target_value, target) = (*target, DisplayValue(rule.metric, *target));
             let percent = format!("{:.3}", tolerance * 100.0);
             let percent = percent.trim_end_matches('0').trim_end_matches('.');
-            let needed = input.total / target_value;
+            let needed = match rule.propose(input, base) {
+                Proposal::Out(_) => input.total,
+                Proposal::In(_) | Proposal::NoChange => input.total_for_scale_in,
+            } / target_value;
             format!(
                 "{value} for a target of {target}: {needed:.2} of {base} instances, tolerance {percent}% ({of})"
             )
@@ -174,7 +177,7 @@ pub(super) fn rule(
     match verdict {
         Verdict::Suppressed => text.push_str("; not looked at, since a rule scales out"),
         Verdict::Unknown if input.unmeasured.is_some() => {
-            let _ = write!(text, "; at least, since {}", unmeasured(input));
+            let _ = write!(text, "; no reason to scale in: {}", unmeasured(input));
         }
         Verdict::Unknown if input.outdated => {
             text.push_str("; part of it was measured by other definitions")
@@ -187,9 +190,8 @@ pub(super) fn rule(
 
 fn unmeasured(input: &RuleInput) -> &'static str {
     match input.unmeasured {
-        Some(Unmeasured::Unanswered) => {
-            "requests are in flight or were refused, and none was answered"
-        }
+        Some(Unmeasured::Unanswered) => "there were requests, and none was answered",
+        Some(Unmeasured::NoInstance) => "no instance was measured while ready",
         None => "no data",
     }
 }

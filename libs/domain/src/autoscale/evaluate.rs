@@ -245,6 +245,7 @@ impl<'a, R: Recorder> Run<'a, R> {
             quality: Quality::Missing,
             value: 0.0,
             total: 0.0,
+            total_for_scale_in: 0.0,
             refused: 0,
             outdated: false,
             unmeasured: None,

@@ -28,8 +28,12 @@ pub(super) struct RuleInput {
     pub quality: Quality,
     /// The value that the rule compares, in the metric's unit.
     pub value: f64,
-    /// The same for all instances together, which a projection divides again.
+    /// The same for all instances together: of an average over instances, what was measured, so that one
+    /// that warms up counts as idle.
     pub total: f64,
+    /// The same for scaling in and for projections: ready instances that were not measured count like the
+    /// others.
+    pub total_for_scale_in: f64,
     /// Requests that were refused for lack of capacity in the window.
     pub refused: u64,
     /// Whether part of the window was measured by other definitions.
@@ -84,6 +88,7 @@ impl Rule {
                 },
                 value: 0.0,
                 total: 0.0,
+                total_for_scale_in: 0.0,
                 refused,
                 outdated,
                 unmeasured,
@@ -101,17 +106,24 @@ impl Rule {
             }
             _ => Quality::Complete,
         };
-        let (value, total) = if self.per_instance {
-            (measured / serving, measured)
+        let (value, total, total_for_scale_in) = if self.per_instance {
+            (measured / serving, measured, measured)
         } else if self.metric.is_total() {
-            (measured, measured)
+            (measured, measured, measured)
         } else {
-            (measured, measured * serving)
+            let instances = signal.and_then(|signal| signal.instances);
+            let instances = instances.unwrap_or(serving);
+            (
+                measured,
+                measured * instances,
+                measured * instances.max(serving),
+            )
         };
         RuleInput {
             quality,
             value,
             total,
+            total_for_scale_in,
             refused,
             outdated,
             unmeasured,
@@ -146,16 +158,16 @@ impl Rule {
                 }
             }
             RuleKind::Track { target, tolerance } => {
-                let needed = input.total / target;
-                let desired = ceiling(needed);
                 let capacity = f64::from(current);
-                if desired > current && needed > capacity * (1.0 + tolerance) {
-                    Proposal::Out(desired)
-                } else if desired < current && needed < capacity * (1.0 - tolerance) {
-                    Proposal::In(desired)
-                } else {
-                    Proposal::NoChange
+                let needed = input.total / target;
+                if ceiling(needed) > current && needed > capacity * (1.0 + tolerance) {
+                    return Proposal::Out(ceiling(needed));
                 }
+                let needed = input.total_for_scale_in / target;
+                if ceiling(needed) < current && needed < capacity * (1.0 - tolerance) {
+                    return Proposal::In(ceiling(needed));
+                }
+                Proposal::NoChange
             }
         }
     }
@@ -166,9 +178,9 @@ impl Rule {
             return input.value;
         }
         match count {
-            0 if input.total == 0.0 => 0.0,
+            0 if input.total_for_scale_in == 0.0 => 0.0,
             0 => f64::INFINITY,
-            _ => input.total / f64::from(count),
+            _ => input.total_for_scale_in / f64::from(count),
         }
     }
 
@@ -187,7 +199,7 @@ impl Rule {
             RuleKind::Threshold { .. } => false,
             RuleKind::Track { target, tolerance } => {
                 value > target * (1.0 + tolerance)
-                    && (count == 0 || ceiling(input.total / target) > count)
+                    && (count == 0 || ceiling(input.total_for_scale_in / target) > count)
             }
         }
     }

@@ -102,6 +102,13 @@ pub enum Computation {
     /// The share of some of the requests that ended among those that count. It has no value while there
     /// are requests and none has ended, and is 0 without requests.
     Share(fn(&Outcomes, SignalOptions) -> u64),
+    /// Averages over the instances that were measured. Without any it has no value.
+    Instances {
+        /// The average; `None` if no instance was measured.
+        average: fn(&Load) -> Option<f64>,
+        /// The number of instances that it is of, averaged over time.
+        measured: fn(&Coverage, &Load) -> Option<f64>,
+    },
     /// From the latencies of answers. The average over a window is that of all its answers, not of its
     /// seconds. While there are requests and none was answered, it is the age of the oldest, and 0
     /// without requests.

@@ -10,7 +10,6 @@ use contract::resources::ModelClientErrors;
 
 use super::SignalOptions;
 use super::metric::{Computation, MetricRow, ReservedName, SituationValue, Situations, Unit};
-use super::pane::{Coverage, Load};
 
 use SituationValue::{Always, Measured, OldestAge, Unknown};
 
@@ -101,18 +100,23 @@ pub const METRICS: &[MetricRow] = &[
     MetricRow {
         name: "cpu_utilization",
         aliases: &["CpuUtilizationPercentage"],
-        description: "CPU used in percent of one core per instance, averaged over instances.",
-        // Without instances, nothing is used.
-        computation: Computation::Counts(|_, load, _| {
-            Some(ratio(load.cpu_us, load.cpu_length_us).map_or(0.0, |share| share * 100.0))
-        }),
+        description: "CPU used in percent of one core, averaged over the instances that were ready for the whole second, after the policy's `initializationPeriod`.",
+        computation: Computation::Instances {
+            average: |load| ratio(load.cpu_us, load.cpu_length_us).map(|share| share * 100.0),
+            measured: |coverage, load| ratio(load.cpu_length_us, coverage.length_us),
+        },
         ..RESOURCE
     },
     MetricRow {
         name: "memory_utilization",
         aliases: &["CpuMemoryUtilizationPercentage"],
-        description: "Memory used in percent of the limit of an instance, averaged over instances; unknown without a limit.",
-        computation: Computation::Counts(memory_utilization),
+        description: "Memory used in percent of the instance's limit, or else of its node's memory, averaged over the same instances as `cpu_utilization`.",
+        computation: Computation::Instances {
+            average: |load| {
+                ratio(load.memory_share_ppm, load.memory_samples).map(|share| share / 10_000.0)
+            },
+            measured: |coverage, load| ratio(load.memory_samples, u64::from(coverage.seconds)),
+        },
         ..RESOURCE
     },
 ];
@@ -220,10 +224,10 @@ const RESOURCE: MetricRow = MetricRow {
         no_traffic: Measured,
         all_in_flight: Measured,
         all_refused: Measured,
-        no_instance: Always(0.0),
+        no_instance: Unknown,
         no_report: Unknown,
     },
-    definitions: 0,
+    definitions: 1,
     computation: Computation::Counts(|_, _, _| None),
 };
 
@@ -239,12 +243,6 @@ fn bad(outcomes: &Outcomes, options: SignalOptions) -> u64 {
         ModelClientErrors::Bad => outcomes.model_client_error,
     };
     outcomes.bad() + client_errors
-}
-
-fn memory_utilization(_: &Coverage, load: &Load, options: SignalOptions) -> Option<f64> {
-    let capacity = options.memory_bytes_per_instance?;
-    let used = ratio(load.memory_bytes, load.memory_samples).unwrap_or(0.0);
-    (capacity > 0).then(|| used / capacity as f64 * 100.0)
 }
 
 fn ratio(part: u64, whole: u64) -> Option<f64> {

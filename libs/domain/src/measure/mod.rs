@@ -88,8 +88,6 @@ impl Counters {
 pub struct SignalOptions {
     /// How the endpoint counts a model's 4xx.
     pub model_client_errors: ModelClientErrors,
-    /// Memory limit of one instance; if `None`, `memory_utilization` has no data.
-    pub memory_bytes_per_instance: Option<u64>,
 }
 
 /// The measurements of one bucket.
@@ -134,6 +132,14 @@ impl Measures {
             if let Some(group) = self.group_mut(&spec.metric.row().source, now) {
                 group.watch(deployment, i64::from(spec.window_seconds()), now.secs());
             }
+        }
+    }
+
+    /// Leaves instances out of averages over instances for this long after they have become ready, from
+    /// now on. Windows that begin before a change are outdated.
+    pub fn set_initialization_period(&mut self, deployment: Uid, period: Span, now: Timestamp) {
+        for group in self.groups.values_mut() {
+            group.set_initialization_period(deployment, period, now.secs());
         }
     }
 

@@ -58,7 +58,7 @@ pub(super) fn compute(
     let value = match (row.computation, spec.aggregation) {
         _ if seconds == 0 => None,
         (Computation::Latencies(_), _) if unmeasured.is_some() => oldest_in_flight_ms(&panes),
-        _ if unmeasured.is_some() => None,
+        (Computation::Share(_), _) if unmeasured.is_some() && !has_ended(&panes) => None,
         (Computation::Latencies(of), Aggregation::Average) => {
             let latency = latencies
                 .entry((row.source.clone(), from, end))
@@ -73,6 +73,13 @@ pub(super) fn compute(
         }
         _ => aggregate(spec, options, &panes),
     };
+    let instances = match row.computation {
+        Computation::Instances { measured, .. } if value.is_some() => {
+            let (coverage, load) = sum(&panes);
+            measured(&coverage, &load)
+        }
+        _ => None,
+    };
     Signal {
         value,
         seconds_covered: seconds.min(wanted),
@@ -85,8 +92,10 @@ pub(super) fn compute(
         outdated: panes
             .iter()
             .filter_map(|(_, _, load)| load.definitions)
-            .any(|definitions| definitions < row.definitions),
+            .any(|definitions| definitions < row.definitions)
+            || (instances.is_some() && from < group.initialization_from(deployment)),
         unmeasured,
+        instances,
     }
 }
 
@@ -108,15 +117,24 @@ pub(super) fn refused(gateways: &Group, deployment: Uid, spec: &SignalSpec, now:
 fn unmeasured(computation: Computation, panes: &[(i64, &Coverage, &Load)]) -> Option<Unmeasured> {
     let has_traffic = || panes.iter().any(|(_, _, load)| load.has_traffic());
     let is_answered = |load: &Load| match computation {
-        Computation::Counts(_) => true,
-        Computation::Share(_) => load.outcomes.counted() > 0,
+        Computation::Counts(_) | Computation::Instances { .. } => true,
+        Computation::Share(_) => load.outcomes.answered() > 0,
         Computation::Latencies(_) => !load.latency.is_empty(),
     };
+    if let Computation::Instances { average, .. } = computation {
+        let is_measured = panes.iter().any(|(_, _, load)| average(load).is_some());
+        return (!is_measured && !panes.is_empty()).then_some(Unmeasured::NoInstance);
+    }
     let is_unanswered = match computation {
         Computation::Counts(_) => false,
         _ => !panes.iter().any(|(_, _, load)| is_answered(load)) && has_traffic(),
     };
     is_unanswered.then_some(Unmeasured::Unanswered)
+}
+
+/// Whether any request ended that counts.
+fn has_ended(panes: &[(i64, &Coverage, &Load)]) -> bool {
+    panes.iter().any(|(_, _, load)| load.outcomes.counted() > 0)
 }
 
 /// The highest age that a request reached without an answer, in milliseconds: its latency is going to be
@@ -137,19 +155,25 @@ fn window_end(group: &Group, now: Timestamp) -> i64 {
     }
 }
 
+/// The window as one period, without its latencies.
+fn sum(panes: &[(i64, &Coverage, &Load)]) -> (Coverage, Load) {
+    let mut coverage = Coverage::default();
+    let mut load = Load::default();
+    for (_, part, of) in panes {
+        coverage.seconds += part.seconds;
+        coverage.length_us += part.length_us;
+        load.merge_numbers(of);
+    }
+    (coverage, load)
+}
+
 fn aggregate(
     spec: &SignalSpec,
     options: SignalOptions,
     panes: &[(i64, &Coverage, &Load)],
 ) -> Option<f64> {
     if spec.aggregation == Aggregation::Average {
-        let mut coverage = Coverage::default();
-        let mut load = Load::default();
-        for (_, part, of) in panes {
-            coverage.seconds += part.seconds;
-            coverage.length_us += part.length_us;
-            load.merge_numbers(of);
-        }
+        let (coverage, load) = sum(panes);
         return value_of(spec.metric.row().computation, options, &coverage, &load);
     }
     let values: Vec<(u32, f64)> = panes
@@ -200,6 +224,7 @@ fn value_of(
 ) -> Option<f64> {
     match computation {
         Computation::Counts(of) => of(coverage, load, options),
+        Computation::Instances { average, .. } => average(load),
         Computation::Share(of) => match load.outcomes.counted() {
             0 => (!load.has_traffic()).then_some(0.0),
             counted => Some(of(&load.outcomes, options) as f64 / counted as f64),

@@ -517,38 +517,178 @@ fn a_window_with_a_frame_of_older_definitions_says_so_where_the_meaning_has_chan
     assert!(!outdated("requests_per_second", 10));
 }
 
-#[test]
-fn utilisation_is_averaged_over_instances_and_comes_from_nodes() {
-    let mut measures = measures();
-    let instance = |name: &str, cpu_us, memory_bytes| InstanceFrame {
-        cpu_us: Some(cpu_us),
+/// A ready instance that used so much of a core, in percent, and of its 1,000 bytes of memory.
+fn instance(name: &str, cpu_percent: u64, memory_bytes: u64) -> InstanceFrame {
+    InstanceFrame {
+        cpu_us: Some(cpu_percent * 10_000),
+        ready_for_us: Some(60_000_000),
         memory_bytes: Some(memory_bytes),
+        memory_limit_bytes: Some(1000),
         ..InstanceFrame::new(InstanceId::from(name.to_owned()))
-    };
+    }
+}
+
+/// A node that sends these instances, one list a second.
+fn one_node(
+    measures: &mut Measures,
+    seconds: impl IntoIterator<Item = Vec<InstanceFrame>>,
+) -> Timestamp {
     let node = Source {
         kind: SourceKind::NODE,
         id: "node".into(),
     };
-    let frame = Frame {
+    let mut now = after(START, 5);
+    for (index, instances) in seconds.into_iter().enumerate() {
+        let second = START + index as i64;
+        now = after(second, 5);
+        let frame = Frame {
+            deployments: vec![DeploymentFrame {
+                instances,
+                ..deployment()
+            }],
+            ..empty(node.clone(), second)
+        };
+        measures.frame(now, &frame);
+    }
+    now
+}
+
+/// The CPU utilisation over so many seconds.
+fn cpu(seconds: Vec<Vec<InstanceFrame>>) -> Signal {
+    let mut measures = measures();
+    let window = seconds.len() as u64;
+    let now = one_node(&mut measures, seconds);
+    signal(&measures, spec("cpu_utilization", window, "average"), now)
+}
+
+#[test]
+fn utilisation_is_averaged_over_instances_and_comes_from_nodes() {
+    let mut measures = measures();
+    let seconds = [vec![instance("a", 90, 300), instance("b", 50, 500)]];
+    let now = one_node(&mut measures, seconds);
+    let value = |metric| signal(&measures, spec(metric, 1, "average"), now).value;
+    assert_eq!(value("cpu_utilization"), Some(70.0));
+    assert_eq!(value("memory_utilization"), Some(40.0));
+}
+
+#[test]
+fn instances_that_were_not_ready_for_the_whole_second_are_not_measured() {
+    let starting = InstanceFrame {
+        ready_for_us: None,
+        ..instance("b", 100, 900)
+    };
+    let just_ready = InstanceFrame {
+        ready_for_us: Some(999_999),
+        ..instance("c", 0, 0)
+    };
+    let measured = cpu(vec![vec![instance("a", 60, 300), starting, just_ready]]);
+    assert_eq!(
+        (measured.value, measured.instances),
+        (Some(60.0), Some(1.0))
+    );
+}
+
+#[test]
+fn the_number_of_measured_instances_is_averaged_over_time() {
+    let one = || vec![instance("a", 60, 300)];
+    let two = vec![instance("a", 40, 300), instance("b", 20, 300)];
+    let measured = cpu(vec![one(), one(), one(), two]);
+    assert_eq!(
+        (measured.value, measured.instances),
+        (Some(48.0), Some(1.25))
+    );
+}
+
+#[test]
+fn without_a_ready_instance_or_a_report_of_it_utilisation_has_no_value() {
+    let starting = InstanceFrame {
+        ready_for_us: None,
+        ..instance("a", 100, 900)
+    };
+    let silent = InstanceFrame {
+        cpu_us: None,
+        ..instance("a", 100, 900)
+    };
+    for instances in [vec![], vec![starting], vec![silent]] {
+        let none = cpu(vec![instances.clone()]);
+        assert_eq!((none.value, none.instances), (None, None), "{instances:?}");
+        assert_eq!(none.unmeasured, Some(Unmeasured::NoInstance));
+    }
+}
+
+#[test]
+fn memory_is_a_share_of_what_each_instance_may_use() {
+    let limited = |name, bytes, limit| InstanceFrame {
+        memory_limit_bytes: limit,
+        ..instance(name, 0, bytes)
+    };
+    let mut measures = measures();
+    let instances = vec![
+        limited("a", 900, Some(1000)),
+        limited("b", 900, Some(3000)),
+        limited("c", 900, None),
+    ];
+    let now = one_node(&mut measures, [instances]);
+    let memory = signal(&measures, spec("memory_utilization", 1, "average"), now);
+    assert_eq!((memory.value, memory.instances), (Some(60.0), Some(2.0)));
+}
+
+#[test]
+fn instances_are_not_measured_before_their_initialization_period_is_over() {
+    let ready_for = |name, seconds: u64, percent| InstanceFrame {
+        ready_for_us: Some(seconds * 1_000_000),
+        ..instance(name, percent, 300)
+    };
+    let mut measures = measures();
+    let period = Span::from_secs(30);
+    measures.set_initialization_period(uid(), period, Timestamp::from_secs(START));
+    let seconds = [30, 31].map(|age| vec![ready_for("a", 90, 40), ready_for("b", age, 100)]);
+    let now = one_node(&mut measures, seconds);
+    let of = |window| signal(&measures, spec("cpu_utilization", window, "average"), now);
+    assert_eq!((of(1).value, of(1).instances), (Some(70.0), Some(2.0)));
+    assert_eq!((of(2).value, of(2).instances), (Some(60.0), Some(1.5)));
+    assert!(!of(2).outdated);
+}
+
+#[test]
+fn a_window_from_before_the_initialization_period_changed_is_outdated() {
+    let mut measures = measures();
+    let second = || vec![instance("a", 40, 300)];
+    one_node(&mut measures, [second(), second()]);
+    let changed = Timestamp::from_secs(START + 2);
+    measures.set_initialization_period(uid(), Span::from_secs(5), changed);
+    let now = one_node(&mut measures, (0..5).map(|_| second()));
+    let outdated = |window| {
+        let spec = spec("cpu_utilization", window, "average");
+        signal(&measures, spec, now).outdated
+    };
+    assert!(outdated(4) && !outdated(3));
+}
+
+#[test]
+fn a_node_of_an_older_release_scales_out_and_never_in() {
+    let mut measures = measures();
+    let older = Frame {
         deployments: vec![DeploymentFrame {
-            instances: vec![instance("a", 900_000, 300), instance("b", 500_000, 500)],
+            definitions: 0,
+            instances: vec![InstanceFrame {
+                ready_for_us: None,
+                ..instance("a", 90, 300)
+            }],
             ..deployment()
         }],
-        ..empty(node, START)
+        ..empty(
+            Source {
+                kind: SourceKind::NODE,
+                id: "node".into(),
+            },
+            START,
+        )
     };
-    let closed = measures.frame(after(START, 5), &frame);
-    assert_eq!(closed[0].kind, SourceKind::NODE);
-    let options = SignalOptions {
-        memory_bytes_per_instance: Some(1000),
-        ..SignalOptions::default()
-    };
-    let specs = ["cpu_utilization", "memory_utilization"].map(|name| spec(name, 1, "average"));
-    let signals = measures.signals(uid(), &specs, options, after(START, 5));
-    let values: Vec<_> = signals.iter().map(|signal| signal.unwrap().value).collect();
-    assert_eq!(values, [Some(70.0), Some(40.0)]);
-    // Without the memory limit there is no utilisation.
-    let unknown = signal(&measures, specs[1], after(START, 5));
-    assert_eq!(unknown.value, None);
+    measures.frame(after(START, 5), &older);
+    let spec = spec("cpu_utilization", 1, "average");
+    let cpu = signal(&measures, spec, after(START, 5));
+    assert_eq!((cpu.value, cpu.outdated), (Some(90.0), true));
 }
 
 #[test]

@@ -1,15 +1,10 @@
 //! Deployments that are overloaded or hang, from the frames of a gateway to the counts.
 
-use contract::decision::{CarriedState, Decision, DecisionOutcome, InstanceCounts, Pause};
-use contract::frame::{DeploymentFrame, Frame, Outcomes, Role, Source, SourceKind};
-use contract::ids::{Bucket, EndpointKey};
-use contract::time::{Span, Timestamp};
-use domain::autoscale::{Policy, TickInputs, carry, evaluate, explain};
-use domain::measure::{Measures, SignalOptions};
+use contract::decision::{Decision, DecisionOutcome};
+use contract::frame::{DeploymentFrame, Outcomes, SourceKind};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
-use crate::harness::{START, compile, deployment, document, spec, uid};
+use crate::harness::{Scaler, deployment_frame, document};
 
 const STEP_MS: u64 = 5;
 /// Time from a scale-out to a ready instance.
@@ -54,8 +49,7 @@ impl Service {
 
     /// What the gateway measures in the next second at this rate.
     fn second(&mut self, requests_per_second: u64) -> DeploymentFrame {
-        let key = EndpointKey::new(&"iris".parse().unwrap());
-        let mut frame = DeploymentFrame::new(key, "blue".parse().unwrap(), uid(), Role::LIVE);
+        let mut frame = deployment_frame();
         for _ in 0..1000 / STEP_MS {
             self.step(requests_per_second, &mut frame);
         }
@@ -94,80 +88,8 @@ impl Service {
     }
 }
 
-/// Evaluates a policy every second on what gateways send.
-pub struct Scaler {
-    policy: Policy,
-    measures: Measures,
-    carried: CarriedState,
-    second: i64,
-}
-
-impl Scaler {
-    pub fn new(rules: Value, instances: u32) -> Self {
-        let policy = compile(&spec(&document(rules, json!({})))).unwrap();
-        let mut measures = Measures::new(START);
-        measures.watch(uid(), policy.signals(), START);
-        Self {
-            policy,
-            measures,
-            carried: CarriedState {
-                granted: Some(instances),
-                ..CarriedState::default()
-            },
-            second: START.secs(),
-        }
-    }
-
-    pub fn receive(&mut self, kind: SourceKind, sent: Vec<DeploymentFrame>) {
-        let frame = Frame {
-            source: Source {
-                kind,
-                id: "one".into(),
-            },
-            boot: Uuid::nil(),
-            sequence: (self.second - START.secs()) as u64,
-            bucket: Bucket(3),
-            start: Timestamp::from_secs(self.second),
-            length_us: 1_000_000,
-            routes: Default::default(),
-            members: Default::default(),
-            hello: None,
-            goodbye: false,
-            deployments: sent,
-        };
-        self.measures.frame(self.end(), &frame);
-    }
-
-    fn end(&self) -> Timestamp {
-        Timestamp::from_secs(self.second + 1) + Span::from_millis(5)
-    }
-
-    /// Decides at the end of a second, and moves to the next.
-    pub fn decide(&mut self, ready: u32) -> Decision {
-        let now = self.end();
-        self.second += 1;
-        let options = SignalOptions::default();
-        let specs = self.policy.signals();
-        let signals = self.measures.signals(uid(), specs, options, now);
-        let count = self.carried.granted.unwrap_or(0);
-        let tick = TickInputs {
-            policy_revision: 1,
-            fixed_instances: 1,
-            pin: None,
-            pause: Pause::default(),
-            instances: InstanceCounts {
-                ready,
-                pending: count.saturating_sub(ready),
-            },
-            signals: &signals,
-            carried: &self.carried.clone(),
-            selection: None,
-        };
-        let evaluation = evaluate(Some(&self.policy), &tick, now);
-        let decision = explain(&deployment(), uid(), Some(&self.policy), &tick, now);
-        carry(&mut self.carried, Some(&self.policy), &evaluation, now);
-        decision
-    }
+fn scaler(rules: Value, instances: u32) -> Scaler {
+    Scaler::new(&document(rules, json!({})), instances)
 }
 
 /// The decisions of so many seconds under 40 requests a second.
@@ -192,7 +114,7 @@ fn latency_rule(name: &str, when: &str, direction: &str) -> Value {
 #[test]
 fn an_overloaded_deployment_that_refuses_most_requests_scales_out_on_its_latency() {
     let mut service = Service::new(1000, 1);
-    let mut scaler = Scaler::new(json!([latency_rule("slow", "> 500ms", "out")]), 1);
+    let mut scaler = scaler(json!([latency_rule("slow", "> 500ms", "out")]), 1);
     let decisions = run(&mut service, &mut scaler, 21);
     assert!(decisions.iter().any(|decision| decision.granted > 1));
 }
@@ -204,7 +126,7 @@ fn an_overloaded_deployment_is_never_below_the_count_it_started_with() {
         latency_rule("fast", "< 200ms", "in"),
         latency_rule("slow", "> 500ms", "out"),
     ]);
-    let mut scaler = Scaler::new(rules, 3);
+    let mut scaler = scaler(rules, 3);
     let decisions = run(&mut service, &mut scaler, 60);
     assert!(decisions.iter().all(|decision| decision.granted >= 3));
     assert!(decisions[59].granted > 3);
@@ -218,7 +140,7 @@ fn rules_that_measure_little_load_wait_until_nothing_is_refused_any_more() {
         "scale": {"direction": "in", "by": 1},
     }]);
     let mut service = Service::new(1000, 3);
-    let mut scaler = Scaler::new(follow, 3);
+    let mut scaler = scaler(follow, 3);
     let decisions = run(&mut service, &mut scaler, 30);
     assert_eq!(decisions[29].outcome, DecisionOutcome::HeldByRefusals);
     assert_eq!(decisions[29].granted, 3);
@@ -248,7 +170,7 @@ fn a_deployment_on_which_every_request_hangs_is_not_scaled_in() {
             "scale": {"direction": "in", "by": 1},
         }),
     ] {
-        let mut scaler = Scaler::new(json!([rule]), 3);
+        let mut scaler = scaler(json!([rule]), 3);
         let decisions = run(&mut hanging(3), &mut scaler, 60);
         assert!(
             decisions.iter().all(|decision| decision.granted == 3),
@@ -264,7 +186,7 @@ fn a_deployment_on_which_every_request_hangs_scales_out_on_the_age_of_the_oldest
         latency_rule("fast", "< 200ms", "in"),
         latency_rule("slow", "> 500ms", "out"),
     ]);
-    let mut scaler = Scaler::new(rules, 3);
+    let mut scaler = scaler(rules, 3);
     let decisions = run(&mut hanging(3), &mut scaler, 15);
     assert!(decisions[14].granted > 3);
     assert!(decisions.iter().all(|decision| decision.granted >= 3));
@@ -277,7 +199,7 @@ fn the_refused_ratio_scales_out() {
         "scale": {"direction": "out", "by": 2},
     }]);
     let mut service = Service::new(1000, 1);
-    let mut scaler = Scaler::new(rules, 1);
+    let mut scaler = scaler(rules, 1);
     let decisions = run(&mut service, &mut scaler, 15);
     assert!(decisions[14].granted >= 3);
     let refused = Outcomes {

@@ -71,7 +71,9 @@ fn no_report(_: u64) -> SituationFrames {
 fn with_instances(load: u64) -> DeploymentFrame {
     let instance = |name: &str| InstanceFrame {
         cpu_us: Some(load * 100_000),
+        ready_for_us: Some(2_000_000),
         memory_bytes: Some(load * 100),
+        memory_limit_bytes: Some(1000),
         ..InstanceFrame::new(InstanceId::from(name.to_owned()))
     };
     DeploymentFrame {
@@ -100,10 +102,7 @@ fn measured(metric: &str, aggregation: &str, frames: &SituationFrames) -> Option
             measures.frame(after(second, 5), &frame);
         }
     }
-    let options = SignalOptions {
-        memory_bytes_per_instance: Some(1000),
-        ..SignalOptions::default()
-    };
+    let options = SignalOptions::default();
     let spec = spec(metric, 5, aggregation);
     measures.signals(uid(), &[spec], options, after(START + 9, 5))[0]
         .unwrap()
